@@ -1,0 +1,308 @@
+"""The command line: parse, call one verb, print, exit. Results to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from .errors import DrainkitError, InterruptedRunError, RefusedError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from .drain import Summary
+    from .server import Server
+    from .settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def main() -> NoReturn:
+    """Run the program and exit with a code of the contract."""
+    debug = "--debug" in sys.argv
+    try:
+        code = program(prog_name="drainkit", standalone_mode=False) or 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        code = _fail(UsageError(one_line(error.format_message()) + "; see drainkit --help"), debug)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail(InterruptedRunError("interrupted"), debug)
+    except DrainkitError as error:
+        code = _fail(error, debug)
+    except BrokenPipeError:
+        # the reader of stdout went away (| head); nothing is wrong with what was done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if debug:
+            raise
+        name = type(error).__name__
+        code = _fail(DrainkitError(f"unexpected {name}: {error}; --debug shows where"), debug)
+    sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: DrainkitError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"drainkit: {one_line(str(error), 600)}", err=True)
+    return error.exit_code
+
+
+def _option(*names: str, **kwargs: Any) -> Callable[[F], F]:
+    return click.option(*names, default=kwargs.pop("default", None), **kwargs)
+
+
+def _stack(options: list[Callable[[F], F]]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+WHERE: list[Any] = [
+    _option(
+        "--redis-url", metavar="URL", help="[$DRAINKIT_REDIS_URL, else redis://localhost:6379/0]"
+    ),
+    _option("--stream", metavar="KEY", help="[quantum:stream:trade.intent]"),
+    _option("--env", "env_name", metavar="NAME", help="Table [env.NAME] of drainkit.toml."),
+    _debug,
+]
+GROUP: list[Any] = [
+    _option("--consumer-group", metavar="NAME", help="[quantum:group:execution:trade.intent]"),
+]
+SCOPE: list[Any] = [
+    _option("--scope", metavar="undelivered|pending|history", help="Which entries. [undelivered]"),
+    _option("--min-idle-min", metavar="MIN", help="Scope pending: idle at least, minutes. [60]"),
+    _option("--from-consumer", multiple=True, metavar="NAME", help="Scope pending: only this one."),
+    _option("--history-group", metavar="NAME", help="[<consumer-group>.drain_history]"),
+]
+POLICY: list[Any] = [
+    _option("--allowlist", metavar="A,B|@FILE|redis:KEY", help="Symbols that pass. [any]"),
+    _option("--min-conf", metavar="0..1", help="Minimum confidence. [0.60]"),
+    _option("--max-age-min", metavar="MIN", help="Maximum age, minutes. [30]"),
+    _option("--as-of", metavar="TIME", help="Measure ages against this ISO 8601 time. [now]"),
+]
+DRAIN: list[Any] = [
+    _option("--mode", metavar="dry-run|live", help="dry-run changes nothing. [dry-run]"),
+    *POLICY,
+    _option("--throttle", metavar="RATE", help="Events per second, or none. [5]"),
+    _option("--max-events", metavar="N", help="Events of this run, or all. [500]"),
+    *GROUP,
+    _option("--consumer-name", metavar="NAME", help="The drain's consumer. [backlog_drain_1]"),
+    _option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
+    *SCOPE,
+    _option("--plan", metavar="PATH", help="Dry run: write this plan. Live: apply exactly it."),
+    click.option("--yes", is_flag=True, help="Live: do not ask."),
+    click.option("--allow-active-consumers", is_flag=True, default=None,
+                 help="Drain although another consumer of the group is active."),
+]  # fmt: skip
+
+
+class _Program(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the contract, not of the alphabet
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="drainkit")
+@_debug
+def program() -> None:
+    """Drain a stale Redis stream backlog safely: read, filter, acknowledge, audit.
+
+    It never trades: drained means acknowledged and audited, nothing else.
+
+    \b
+    Examples:
+      drainkit demo                                 see it work, on a server of its own
+      drainkit status                               what is there, counted
+      drainkit drain --allowlist BTCUSDT,ETHUSDT    dry run: what would happen
+      drainkit drain --mode live --yes --throttle 5 --max-events 500
+    """
+
+
+def settings_of(flags: dict[str, Any], env_name: str | None = None) -> Settings:
+    """Checked settings from the options that were really given."""
+    from .settings import load
+
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    return load(given, env_name=env_name)
+
+
+@contextmanager
+def connected(settings: Settings) -> Iterator[Server]:
+    """A connection to the settings' server, closed at the end."""
+    from .server import Server
+
+    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+        yield server
+
+
+def emit(as_json: bool, data: Any, text: str) -> None:
+    """Print the result: one JSON object, or text."""
+    click.echo(json.dumps(data, ensure_ascii=True) if as_json else text)
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the commit in flight can be finished."""
+    stopping = threading.Event()
+    before = {
+        s: signal.signal(s, lambda *_: stopping.set()) for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress_bar(what: str, total: int | None) -> Iterator[Callable[[Summary], None]]:
+    """A bar on a terminal; nothing elsewhere."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit=" events", file=sys.stderr,
+              disable=not sys.stderr.isatty(), leave=False) as bar:  # fmt: skip
+
+        def tick(summary: Summary) -> None:
+            bar.update(summary.total_read - bar.n)
+
+        yield tick
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask on a terminal; without one, --yes is needed."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise RefusedError("this changes the server: say --yes when there is no terminal to ask on")
+    if not click.confirm(question, err=True):
+        raise RefusedError("not confirmed; nothing was done")
+
+
+def report_text(summary: Summary) -> str:
+    """The original report's lines."""
+    rows = [
+        ("Mode", summary.mode.upper()),
+        ("Total Read", summary.total_read),
+        ("Dropped (old)", summary.dropped_old),
+        ("Dropped (not allowlisted)", summary.dropped_not_allowlisted),
+        ("Dropped (low confidence)", summary.dropped_low_conf),
+        ("Dropped (invalid)", summary.dropped_invalid),
+        ("Dropped (missing)", summary.dropped_missing),
+        ("Drained OK", summary.drained_ok),
+        ("Errors", summary.errors),
+        ("Elapsed", f"{summary.elapsed_sec:.2f}s"),
+        ("Throughput", f"{summary.events_per_sec:.2f} events/sec"),
+        ("Remaining", "unknown" if summary.remaining is None else summary.remaining),
+        ("Run", summary.run_id),
+    ]
+    if summary.plan_path:
+        rows += [("Plan", summary.plan_path), ("Plan digest", summary.plan_digest)]
+    return "\n".join(f"{name}: {value}" for name, value in rows)
+
+
+def finish(summary: Summary) -> int:
+    """The exit code of a run, with its error on stderr."""
+    if summary.error:
+        click.echo(f"drainkit: {one_line(summary.error, 600)}", err=True)
+    return summary.exit_code or 0
+
+
+@program.command()
+@_stack([*WHERE, _json])
+def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Stream, groups, consumers, pending and the counted backlog."""
+    from .status import as_text, baseline
+
+    settings = settings_of(flags, env_name)
+    with connected(settings) as server:
+        found = baseline(server, settings.stream)
+    emit(as_json, found, as_text(found))
+
+
+@program.command()
+@_stack([*DRAIN, *WHERE, _json])
+def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
+    """Dry run or live drain of the backlog, without notebooks.
+
+    \b
+    Examples:
+      drainkit drain --mode dry-run --allowlist "BTCUSDT,ETHUSDT" --max-events 20
+      drainkit drain --mode live --yes --min-conf 0.60 --max-age-min 30 --throttle 5
+      drainkit drain --mode dry-run --plan plan.json && \\
+      drainkit drain --mode live --yes --plan plan.json
+    """
+    settings = settings_of(flags, env_name)
+    if settings.mode == "live" and not yes and not sys.stdin.isatty():
+        confirm("", yes)
+    with connected(settings) as server:
+        summary = (_drain_live if settings.mode == "live" else _drain_dry)(server, settings, yes)
+    emit(as_json, summary.as_dict(), report_text(summary))
+    return finish(summary)
+
+
+def _drain_dry(server: Server, settings: Settings, _yes: bool) -> Summary:
+    from .drain import dry_run, prepare
+    from .evidence import new_run_id
+
+    job = prepare(server, settings, new_run_id("dry-run", server.now_us()))
+    with progress_bar("dry run", settings.max_events) as tick:
+        return dry_run(server, job, on_progress=tick)
+
+
+def _drain_live(server: Server, settings: Settings, yes: bool) -> Summary:
+    from . import drain as verbs
+    from .evidence import new_run_id
+    from .stream import remaining
+
+    job = verbs.prepare(server, settings, new_run_id("live", server.now_us()))
+    if not yes:
+        left = remaining(server, job.keys, job.scope)
+        most = left if settings.max_events is None else min(left, settings.max_events)
+        confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
+    with stop_signals() as stopping, progress_bar("drain", settings.max_events) as tick:
+        return verbs.drain(server, job, stopping=stopping, on_progress=tick)
+
+
+@program.command()
+@_option("--reason", required=True, metavar="TEXT", help="Why; kept with the switch.")
+@_stack([*WHERE, _json])
+def stop(reason: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Set the kill switch: from now on no drain of the stream acknowledges anything."""
+    from . import commit
+
+    settings = settings_of(flags, env_name)
+    with connected(settings) as server:
+        keys = server.keys()
+        commit.stop(server, keys, reason=reason, now_us=server.now_us())
+    data = {"stream": settings.stream, "stopped": True, "reason": reason}
+    emit(as_json, data, f"Stopped: no drain of {one_line(settings.stream)} goes on. "
+         "drainkit resume lifts it.")  # fmt: skip
+
+
+@program.command()
+@_stack([*WHERE, _json])
+def resume(env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Lift the kill switch."""
+    from . import commit
+
+    settings = settings_of(flags, env_name)
+    with connected(settings) as server:
+        was_set = commit.resume(server, server.keys())
+    data = {"stream": settings.stream, "stopped": False, "was_stopped": was_set}
+    emit(as_json, data, "Resumed." if was_set else "It was not stopped.")

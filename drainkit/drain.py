@@ -1,0 +1,562 @@
+"""The two verbs: `dry_run` decides without a trace, `drain` claims, decides, paces and commits."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from . import commit, stream
+from .audit import parse, records
+from .errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, one_line
+from .events import Decoder, Events, FieldMap, RawEntry
+from .policy import ACTIONS, Decisions, Policy, decide
+from .server import Clock, ConnectionLostError, Keys, Server, ServerBusyError, check_primary
+from .settings import Settings
+from .stream import Scope
+
+UNTHROTTLED_BATCH = 400
+ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
+RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
+MAX_CLOCK_WAIT_SEC = 60.0
+
+Progress = Callable[["Summary"], None]
+
+
+@dataclass
+class Summary:
+    """The books of one run, in the contract's words; times are ISO 8601 UTC, by the server."""
+
+    run_id: str
+    mode: str
+    scope: str
+    stream: str
+    consumer_group: str
+    boundary_id: str
+    total_read: int = 0
+    dropped_old: int = 0
+    dropped_not_allowlisted: int = 0
+    dropped_low_conf: int = 0
+    dropped_invalid: int = 0
+    dropped_missing: int = 0
+    drained_ok: int = 0
+    errors: int = 0
+    remaining: int | None = None
+    started_at: str = ""
+    finished_at: str = ""
+    elapsed_sec: float = 0.0
+    events_per_sec: float = 0.0
+    outcome: str = "running"
+    exit_code: int | None = None
+    error: str | None = None
+    pending_own: int | None = None
+    audit_records: int | None = None  # of this run, recounted where an outcome was unknown
+    plan_path: str | None = None
+    plan_digest: str | None = None
+
+    def count(self, decisions: Decisions, rows: np.ndarray | slice = slice(None)) -> None:
+        """Add the actions of the chosen rows."""
+        found = np.bincount(decisions.action[rows], minlength=len(ACTIONS))
+        for action, n in zip(ACTIONS, found.tolist(), strict=True):
+            setattr(self, action, getattr(self, action) + n)
+            self.total_read += n
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready; keys that do not apply are left out."""
+        optional = ("plan_path", "plan_digest", "error", "audit_records")
+        return {k: v for k, v in asdict(self).items() if v is not None or k not in optional}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run needs, resolved once: settings, keys, scope, policy."""
+
+    settings: Settings
+    keys: Keys
+    scope: Scope
+    policy: Policy
+    run_id: str
+    plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
+    plan_digest: str | None = None
+
+
+def prepare(server: Server, settings: Settings, run_id: str) -> Job:
+    """Read what decides the outcome: keys, scope with its boundary, allowlist."""
+    keys = server.keys(settings.audit_stream)
+    policy = Policy(
+        max_age_min=settings.max_age_min,
+        allowlist=stream.allowlist(server, settings),
+        min_conf=settings.min_conf,
+    )
+    return Job(settings, keys, stream.open_scope(server, settings, keys), policy, run_id)
+
+
+def decoder_of(settings: Settings) -> Decoder:
+    """A decoder with the field names of the settings."""
+    return Decoder(FieldMap(**settings.fields.model_dump()))
+
+
+def turn_times_us(first: int, n: int, *, start_us: int, settings: Settings) -> np.ndarray:
+    """When the throttled live run would decide events `first` to `first + n` (int64, us)."""
+    if settings.as_of_us is not None:
+        return np.full(n, settings.as_of_us, dtype=np.int64)
+    if settings.throttle is None:
+        return np.full(n, start_us, dtype=np.int64)
+    turns = np.arange(first, first + n, dtype=np.float64) * (1e6 / settings.throttle)
+    return start_us + turns.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class DecidedPage:
+    """One page of a dry run: raw entries, their events, decisions and decision times."""
+
+    entries: list[RawEntry]
+    events: Events
+    decisions: Decisions
+
+
+def dry_run(
+    server: Server,
+    job: Job,
+    *,
+    on_page: Callable[[DecidedPage], None] | None = None,
+    on_progress: Progress | None = None,
+) -> Summary:
+    """Decide every entry of the scope as the live run would; writes nothing, claims nothing."""
+    summary, started = _open_books(server, job)
+    decoder = decoder_of(job.settings)
+    left = job.settings.max_events
+    start_us = server.now_us()
+    for page in stream.scope_entries(server, job.keys, job.scope):
+        entries = page if left is None else page[:left]
+        events = decoder.decode(entries)
+        times = turn_times_us(
+            summary.total_read, len(events), start_us=start_us, settings=job.settings
+        )
+        decisions = decide(events, job.policy, times)
+        summary.count(decisions)
+        if on_page:
+            on_page(DecidedPage(entries, events, decisions))
+        if on_progress:
+            on_progress(summary)
+        if left is not None:
+            left -= len(entries)
+            if left <= 0:
+                break
+    _close_books(server, job, summary, started, None)
+    return summary
+
+
+def drain(
+    server: Server,
+    job: Job,
+    *,
+    stopping: threading.Event | None = None,
+    on_progress: Progress | None = None,
+) -> Summary:
+    """Drain the scope for real; the summary also tells of a run that ended early (`error`).
+
+    Raises only before anything was written. After that, whatever ends the run ends in its books.
+    """
+    preflight(server, job)
+    summary, started = _open_books(server, job)
+    _write_ledger(server, job, "start", summary)
+    worker = _Worker(server, job, summary, stopping or threading.Event(), on_progress)
+    failure: DrainkitError | None = None
+    try:
+        if job.scope.name == "history":
+            commit.open_history(server, job.keys, job.scope.group)
+        worker.run()
+    except DrainkitError as error:
+        failure = error
+    except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
+        server.close()
+        worker.uncertain = True
+        failure = InterruptedRunError("interrupted; run the same command again to go on")
+    try:
+        _settle(server, job, worker, failure)
+        _close_books(server, job, summary, started, failure)
+        _write_ledger(server, job, "end", summary)
+    except DrainkitError as error:
+        _finish(summary, started, failure or error)
+    return summary
+
+
+def preflight(server: Server, job: Job) -> None:
+    """Everything that must hold before the first write; refuses with what to do."""
+    check_primary(server.info)
+    keys, scope = job.keys, job.scope
+    if server.call("EXISTS", keys.stop):
+        raise commit.StoppedError(
+            "the kill switch is set (drainkit stop); drainkit resume lifts it"
+        )
+    for key in (keys.audit, keys.runs):
+        kind = server.call("TYPE", key)
+        if kind not in (b"stream", b"none"):
+            raise RefusedError(
+                f"{one_line(stream.text(key))} is a {stream.text(kind)}, not a stream; "
+                "rename it or choose another --audit-stream"
+            )
+    commit.probe(server, keys, job.settings.consumer_group)
+    if scope.name == "undelivered" and not job.settings.allow_active_consumers:
+        others = stream.consumers(server, keys.stream, scope.group)
+        active = [c for c in others if c.name != scope.consumer and c.idle_ms < ACTIVE_MS]
+        if active:
+            raise RefusedError(
+                f"consumer {one_line(active[0].name)} of this group was active "
+                f"{active[0].idle_ms / 1000:.0f} s ago; stop it, or --allow-active-consumers"
+            )
+
+
+@dataclass
+class _Worker:
+    """The loop of a live drain: at most two batches claimed, one commit in flight."""
+
+    server: Server
+    job: Job
+    summary: Summary
+    stopping: threading.Event
+    on_progress: Progress | None
+    uncertain: bool = False  # a commit's outcome was unknown: recount from the audit at the end
+    _sent: deque[tuple[Events, Decisions] | None] = field(default_factory=deque)  # None: a claim
+    _owners: dict[bytes, str] = field(default_factory=dict)
+    _next_turn: float = 0.0  # time.monotonic()
+
+    def __post_init__(self) -> None:
+        settings = self.job.settings
+        self._decoder = decoder_of(settings)
+        self._clock = Clock(self.server.now_us())
+        self._rate = settings.throttle
+        # 2 % of the rate: one turn each 20 ms keeps the pace even and the server free
+        self._batch = UNTHROTTLED_BATCH if self._rate is None else max(1, int(self._rate * 0.02))
+        self._batch = min(self._batch, UNTHROTTLED_BATCH)
+        self._lowest = self.job.scope.position
+        self._start_over()
+
+    def run(self) -> None:
+        """Drain until the scope, the budget or the patience with a broken server is exhausted."""
+        attempts = iter(RECOVERY_WAITS_SEC)
+        while True:
+            before = self.summary.total_read
+            try:
+                self._drain()
+                if self._exhausted():
+                    return
+                # a second drain of the same name claimed meanwhile: its entries are ours as well
+                self._start_over()
+            except (ConnectionLostError, ServerBusyError) as error:
+                if self.summary.total_read > before:
+                    attempts = iter(RECOVERY_WAITS_SEC)
+                self._recover(error, attempts)
+
+    def _exhausted(self) -> bool:
+        budget = self.job.settings.max_events
+        if budget is not None and self.summary.total_read >= budget:
+            return True
+        return not any(stream.own_ids(self.server, self.job.keys, self._scope_now()))
+
+    def _scope_now(self) -> Scope:
+        return stream.current(self.server, self.job.keys, self.job.scope)
+
+    def finish_replies(self) -> None:
+        """Take what is still under way into the books: a commit in flight is a commit."""
+        while self._sent:
+            try:
+                if self._sent[0] is None:
+                    self.server.receive()
+                    self._sent.popleft()
+                else:
+                    self._settle_one()
+            except ConnectionLostError:
+                self.uncertain = True
+                return
+            except DrainkitError:  # refused by the server: nothing of it ran
+                self._sent.popleft()
+
+    def _drain(self) -> None:
+        self._ask()
+        while batch := self._take():
+            # scope pending lists candidates in between, so replies must not be under way
+            ahead = self._rate is None and self.job.scope.name != "pending"
+            if ahead:
+                self._ask()
+            self._settle_commits()
+            self._commit(batch)
+            if not ahead:
+                self._settle_commits()
+                self._ask()
+        self._settle_commits()
+        if self.stopping.is_set():
+            raise InterruptedRunError("interrupted; run the same command again to go on")
+
+    def _ask(self) -> None:
+        """Send the claim of the next batch, if the budget leaves room and nobody interrupts."""
+        in_flight = sum(len(sent[0]) for sent in self._sent if sent) + self._unsent
+        budget = self.job.settings.max_events
+        room = self._batch
+        if budget is not None:
+            room = min(room, budget - self.summary.total_read - in_flight)
+        if room < 1 or self.stopping.is_set():
+            return
+        proposed = None
+        if self.job.scope.name == "pending":
+            proposed = self._proposal(room)
+            self._owners.update(proposed)
+        commit.send_claim(
+            self.server, self.job.keys, self.job.scope,
+            count=room, cursor=self._cursor, lowest=self._lowest, proposed=proposed,
+        )  # fmt: skip
+        self._sent.append(None)
+
+    def _proposal(self, room: int) -> list[tuple[bytes, str]]:
+        """The next ids of other consumers that are idle long enough, as far as listed."""
+        while len(self._listed) < room:
+            rows = next(self._listing, None)
+            if rows is None:
+                break
+            self._listed.extend(row for row in rows if self._wanted(row[0]))
+        return list(islice(self._listed, room))
+
+    def _wanted(self, entry_id: bytes) -> bool:
+        return self.job.plan_ids is None or entry_id in self.job.plan_ids
+
+    def _take(self) -> list[RawEntry]:
+        """The batch claimed longest ago; empty when there is none."""
+        while None in self._sent:
+            if self._sent[0] is not None:
+                self._settle_one()
+                continue
+            claimed = commit.receive_claim(self.server)
+            self._sent.popleft()
+            self._clock.sync(claimed.now_us)
+            own_done = claimed.tried > 0 or claimed.position != self._lowest
+            self._lowest = claimed.position
+            for _ in range(claimed.tried):
+                self._listed.popleft()
+            entries = claimed.entries
+            if entries:
+                # past the own pending ones, later claims must not bring what is in flight again
+                last = self.job.scope.boundary if own_done else stream.text(entries[-1][0])
+                self._cursor = last
+                self._check_plan(entries)
+                self._unsent = len(entries)
+                return sorted(entries, key=lambda entry: stream.id_key(entry[0]))
+            if claimed.tried:  # all of them came back to life: look at the next ones
+                self._ask()
+        return []
+
+    def _check_plan(self, entries: list[RawEntry]) -> None:
+        odd = [entry[0] for entry in entries if not self._wanted(entry[0])]
+        if odd:
+            raise RefusedError(f"entry {stream.text(odd[0])} is not in the plan; make a new one")
+
+    def _commit(self, entries: list[RawEntry]) -> None:
+        """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
+        events = self._decoder.decode(entries)
+        self._unsent = 0
+        while True:
+            if self._rate is not None and not self._sleep(self._next_turn - time.monotonic()):
+                return  # interrupted: the batch stays pending for the same command run again
+            now_us = self._clock.now_us()
+            as_of_us = self.job.settings.as_of_us
+            decisions = decide(events, self.job.policy, now_us if as_of_us is None else as_of_us)
+            commit.send_commit(
+                self.server, self.job.keys, self.job.scope,
+                rate=self._rate, run_id=self.job.run_id, owners=self._owners_of(events),
+                records=records(
+                    events, decisions, self.job.policy, drained_at_us=now_us,
+                    consumer_group=self.job.scope.group, run_id=self.job.run_id,
+                ),
+            )  # fmt: skip
+            self._sent.append((events, decisions))
+            if self._rate is None or self._settle_one():
+                return
+
+    def _owners_of(self, events: Events) -> dict[bytes, str]:
+        if not self._owners or not events.missing.any():
+            return {}
+        gone = [events.ids[i] for i in np.flatnonzero(events.missing)]
+        return {entry: self._owners[entry] for entry in gone if entry in self._owners}
+
+    def _settle_commits(self) -> None:
+        while self._sent and self._sent[0] is not None:
+            self._settle_one()
+
+    def _settle_one(self) -> bool:
+        """Take the reply of the oldest commit into the books; False if it has to wait."""
+        sent = self._sent[0]
+        reply = commit.receive_commit(self.server)
+        self._sent.popleft()
+        self._clock.sync(reply.now_us)
+        self._next_turn = time.monotonic() + reply.wait_us / 1e6
+        if not reply.done:
+            if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (self._rate or 1)) * 1e6:
+                raise DrainkitError(
+                    "the audit stream's last id lies in the future: the server's clock went back, "
+                    "or its ids are used up; set the clock, or choose another --audit-stream"
+                )
+            if self._rate is None:
+                self._start_over()
+                raise ServerBusyError("the server's clock went back; waiting for it")
+            return False
+        events, decisions = sent  # type: ignore[misc]
+        rows: np.ndarray | slice = slice(None)
+        if reply.rejected:
+            rows = np.array([entry not in reply.rejected for entry in events.ids])
+        self.summary.count(decisions, rows)
+        if self.on_progress:
+            self.on_progress(self.summary)
+        return True
+
+    def _sleep(self, seconds: float) -> bool:
+        """Wait for the turn; False if interrupted meanwhile."""
+        return not (self.stopping.wait(seconds) if seconds > 0 else self.stopping.is_set())
+
+    def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
+        """After a fault: claim again from the start. What is still ours was not committed."""
+        if any(self._sent):
+            self.uncertain = True
+        run_id = self.server.info.run_id
+        for wait in attempts:
+            if self.stopping.wait(wait):
+                break
+            try:
+                if self.server.reconnect().run_id != run_id:
+                    raise UnreachableError(
+                        "the server restarted or another took over, and may have lost the last "
+                        "moments; run the same command again to go on"
+                    )
+                check_primary(self.server.info)
+            except (ConnectionLostError, ServerBusyError):
+                continue
+            self._start_over()
+            return
+        raise error
+
+    def _start_over(self) -> None:
+        """Forget what is in flight: the next claim brings own pending entries first."""
+        self._sent.clear()
+        self._owners.clear()
+        self._unsent = 0
+        self._cursor = stream.FIRST_ID
+        self._listed: deque[tuple[bytes, str]] = deque()
+        self._listing = stream.scope_ids(self.server, self.job.keys, self.job.scope)
+
+
+def _settle(server: Server, job: Job, worker: _Worker, failure: DrainkitError | None) -> None:
+    """After the loop: replies still under way into the books, and the history group closed."""
+    if server.connected:
+        worker.finish_replies()
+    if not server.connected:
+        server.reconnect()
+    if worker.uncertain:
+        recount(server, job, worker.summary)
+    if failure is None and job.scope.name == "history":
+        commit.close_history(server, job.keys, job.scope.group, job.scope.boundary)
+
+
+def recount(server: Server, job: Job, summary: Summary) -> None:
+    """Take the counts from the audit itself, where a reply with them was lost."""
+    counts = Counter(action for _, action in run_records(server, job.keys, job.run_id))
+    for action in ACTIONS:
+        setattr(summary, action, counts[action])
+    summary.total_read = summary.audit_records = sum(counts.values())
+
+
+def run_records(server: Server, keys: Keys, run_id: str) -> Iterator[tuple[str, str]]:
+    """(original_id, action) of each audit record of a run, found by its time of start."""
+    start = dt.datetime.strptime(run_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
+    first = f"{max(0, int(start.timestamp() * 1000) - 1000)}-0"
+    for page in stream.pages(server, keys.audit, first, stream.LAST_ID):
+        for entry in page:
+            record = parse(entry)
+            if record.run_id == run_id:
+                yield record.original_id, record.action
+
+
+def _open_books(server: Server, job: Job) -> tuple[Summary, int]:
+    started = server.now_us()
+    scope = job.scope
+    summary = Summary(
+        run_id=job.run_id,
+        mode=job.settings.mode,
+        scope=scope.name,
+        stream=job.settings.stream,
+        consumer_group=job.settings.consumer_group,
+        boundary_id=scope.boundary,
+        started_at=iso(started),
+        plan_digest=job.plan_digest,
+    )
+    return summary, time.monotonic_ns()
+
+
+def _close_books(
+    server: Server, job: Job, summary: Summary, started: int, failure: DrainkitError | None
+) -> None:
+    scope = stream.current(server, job.keys, job.scope)
+    summary.remaining = stream.remaining(server, job.keys, scope)
+    summary.pending_own = sum(len(ids) for ids in stream.own_ids(server, job.keys, scope))
+    budget = job.settings.max_events
+    exhausted = budget is None or summary.total_read < budget
+    if failure is None and job.settings.mode == "live" and exhausted and summary.pending_own:
+        failure = DrainkitError(
+            f"the books do not balance: {summary.pending_own} entries are still pending for "
+            f"{one_line(scope.consumer)}; run the same command again"
+        )
+    _finish(summary, started, failure)
+    summary.finished_at = iso(server.now_us())
+
+
+def _finish(summary: Summary, started: int, failure: DrainkitError | None) -> None:
+    summary.elapsed_sec = round((time.monotonic_ns() - started) / 1e9, 3)
+    if summary.elapsed_sec > 0:
+        summary.events_per_sec = round(summary.total_read / summary.elapsed_sec, 2)
+    if not summary.finished_at:
+        begun = dt.datetime.fromisoformat(summary.started_at)
+        summary.finished_at = (begun + dt.timedelta(seconds=summary.elapsed_sec)).isoformat()
+    summary.outcome = "done" if failure is None else "failed"
+    summary.exit_code = 0 if failure is None else failure.exit_code
+    if failure is not None:
+        summary.error = str(failure)
+        summary.errors += not isinstance(failure, InterruptedRunError | RefusedError)
+        summary.outcome = {130: "interrupted", 4: "refused"}.get(failure.exit_code, "failed")
+
+
+def _write_ledger(server: Server, job: Job, event: str, summary: Summary) -> None:
+    settings = job.settings
+    fields: dict[str, object] = {
+        "event": event,
+        "run_id": job.run_id,
+        "scope": job.scope.name,
+        "consumer_group": job.scope.group,
+        "consumer": job.scope.consumer,
+        "boundary_id": job.scope.boundary,
+    }
+    if event == "start":
+        fields |= {
+            "throttle": "none" if settings.throttle is None else settings.throttle,
+            "max_events": "all" if settings.max_events is None else settings.max_events,
+            "plan_digest": job.plan_digest or "",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+    else:
+        fields |= {"outcome": summary.outcome, "total_read": summary.total_read}
+        fields |= {action: getattr(summary, action) for action in ACTIONS}
+        fields["remaining"] = summary.remaining
+    fields["at"] = iso(server.now_us())
+    commit.add_to_ledger(server, job.keys, fields)
+
+
+def iso(time_us: int) -> str:
+    """Microseconds since the epoch as ISO 8601 UTC with microseconds and offset."""
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return (epoch + dt.timedelta(microseconds=time_us)).isoformat(timespec="microseconds")

@@ -1,0 +1,51 @@
+"""What can go wrong, one class for each exit code of the contract.
+
+Every message is one line that says what to do next. Messages may reach terminals, notebooks
+and reports, so nobody puts a URL with a password or a raw event value into one.
+"""
+
+from __future__ import annotations
+
+import re
+
+_URL_SECRET = re.compile(r"(?<=://)[^@/\s]*@")
+
+
+class DrainkitError(Exception):
+    """Something failed, or the books do not balance (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(DrainkitError):
+    """A flag, parameter, variable or configuration file is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class UnreachableError(DrainkitError):
+    """Redis cannot be reached, refuses the login, or was lost on the way (exit code 3)."""
+
+    exit_code = 3
+
+
+class RefusedError(DrainkitError):
+    """Going on would not be safe, so nothing more was done (exit code 4)."""
+
+    exit_code = 4
+
+
+class InterruptedRunError(DrainkitError):
+    """SIGINT or SIGTERM: the commit in flight was finished, then the run ended (exit code 130)."""
+
+    exit_code = 130
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """`text` fit for one line of a terminal or a log: no control, bidi or unprintable characters.
+
+    Escapes are Python's (`\\x1b`), so that what was there can still be read; longer than `limit`
+    characters is cut.
+    """
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return safe if len(safe) <= limit else safe[: limit - 3] + "..."

@@ -1,0 +1,403 @@
+"""The one connection to Redis: single server, Sentinel, Cluster, TLS, unix socket.
+
+A run talks to the primary that holds the stream, over one connection that never retries by
+itself: redis-py's own retries would send a commit twice. Replies stay bytes as they came, because
+decoding one invalid byte would raise for a whole batch that the pending list already holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import urllib.parse
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.retry import Retry
+
+from .errors import DrainkitError, RefusedError, UnreachableError, UsageError, one_line
+
+CONNECT_TIMEOUT_SEC = 5.0
+REPLY_TIMEOUT_SEC = 10.0
+URL_FORMS = (
+    "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,.../SERVICE or redis+cluster://"
+)
+
+_SCHEMES = re.compile(r"(rediss?|unix|rediss?\+sentinel|rediss?\+cluster)://")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The stream and its side keys; all in one slot, so that one script may touch them."""
+
+    stream: bytes
+    audit: bytes
+    runs: bytes  # the run ledger
+    stop: bytes  # the kill switch
+    state: bytes  # pace of all drains together, and how far scope history came
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """Who answered, as INFO says."""
+
+    kind: str  # "redis", "valkey", ...
+    version: str
+    run_id: str  # changes when the server restarts or another one takes over
+    role: str  # "master" or "slave"
+    cluster: bool
+
+    @property
+    def version_tuple(self) -> tuple[int, ...]:
+        """The version for comparison, such as (6, 2, 14)."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
+
+
+class Server:
+    """A connection to the primary of `stream`'s slot; errors come out as drainkit's own."""
+
+    def __init__(self, url: str, stream: str) -> None:
+        self._url = url
+        self._stream = stream.encode()
+        self._link: Connection | None = None
+        self.shown_url = one_line(url)
+        self.info = self._open()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection; what the server still works on goes on there."""
+        if self._link is not None:
+            self._link.disconnect()
+            self._link = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up, as far as this side knows."""
+        return self._link is not None
+
+    def reconnect(self) -> ServerInfo:
+        """Connect anew, resolving Sentinel and Cluster again; the caller compares `run_id`."""
+        self.close()
+        self.info = self._open()
+        return self.info
+
+    def call(self, *args: bytes | str | int) -> Any:
+        """Send one command and return its reply, bytes undecoded."""
+        self.send(*args)
+        return self.receive()
+
+    def send(self, *args: bytes | str | int) -> None:
+        """Send one command without waiting; replies come in the order of sending."""
+        with self._translated():
+            link = self._connected()
+            link.send_packed_command(link.pack_command(*args), check_health=False)
+
+    def receive(self) -> Any:
+        """The oldest reply not yet received."""
+        with self._translated():
+            return self._connected().read_response(disable_decoding=True)
+
+    def pipeline(self, commands: list[tuple[bytes | str | int, ...]]) -> list[Any]:
+        """Replies to `commands`, sent at once; the first error among them is raised at the end."""
+        with self._translated():
+            link = self._connected()
+            link.send_packed_command(link.pack_commands(commands), check_health=False)
+            replies: list[Any] = []
+            errors: list[redis.ResponseError] = []
+            for _ in commands:
+                try:
+                    replies.append(link.read_response(disable_decoding=True))
+                except redis.ResponseError as error:
+                    errors.append(error)
+            if errors:
+                raise errors[0]
+            return replies
+
+    def now_us(self) -> int:
+        """The server's clock (TIME), microseconds since the epoch."""
+        seconds, micros = self.call("TIME")
+        return int(seconds) * 1_000_000 + int(micros)
+
+    def keys(self, audit_stream: str | None = None) -> Keys:
+        """The stream's side keys; an audit stream in another slot is refused."""
+        base = self._stream
+        if self.info.cluster and not _hash_tag(base):
+            base = b"{" + base + b"}"
+        audit = audit_stream.encode() if audit_stream else base + b".drain_audit"
+        side = [base + suffix for suffix in (b".drain_runs", b".drain_stop", b".drain_state")]
+        if audit in (self._stream, *side):
+            raise UsageError("--audit-stream: this key has another use; name a key of its own")
+        if self.info.cluster:
+            self._check_slots(audit, side)
+        return Keys(self._stream, audit, *side)
+
+    def primaries(self) -> list[Server]:
+        """A connection to each primary of a Cluster, or to this server alone; close them."""
+        if not self.info.cluster:
+            return [Server(self._url, self._stream.decode())]
+        opened = []
+        for _, _, (host, port, *_), *_ in self.call("CLUSTER", "SLOTS"):
+            node = object.__new__(Server)
+            node._url, node._stream = self._url, self._stream
+            node.shown_url = self.shown_url
+            node._link = self._node(host.decode(), int(port))
+            with node._translated():
+                node.info = _read_info(node._link)
+            opened.append(node)
+        return opened
+
+    def _check_slots(self, audit: bytes, side: list[bytes]) -> None:
+        slots = {key: self.call("CLUSTER", "KEYSLOT", key) for key in (self._stream, audit, *side)}
+        if len(set(slots.values())) > 1:
+            odd = next(key for key in slots if slots[key] != slots[self._stream])
+            shown = one_line(odd.decode("utf-8", "backslashreplace"))
+            raise RefusedError(
+                f"{shown} is in another Cluster slot than the stream, so acknowledging and "
+                "auditing could not be one step; give it the stream's hash tag"
+            )
+
+    def _connected(self) -> Connection:
+        if self._link is None:
+            raise redis.ConnectionError("not connected")
+        return self._link
+
+    def _open(self) -> ServerInfo:
+        with self._translated():
+            if not _SCHEMES.match(self._url):
+                raise UsageError(f"--redis-url must start with one of {URL_FORMS}")
+            self._link = self._find()
+            info = _read_info(self._link)
+            if info.cluster:
+                host, port = _slot_owner(self._link, self._stream)
+                self._link.disconnect()
+                self._link = self._node(host, port)
+                info = _read_info(self._link)
+            return info
+
+    def _find(self) -> Connection:
+        """The first connection that opens: the server, a Cluster's node, or Sentinel's primary."""
+        scheme, _, rest = self._url.partition("://")
+        if "+" not in scheme:
+            return _connect(self._url)
+        base, _, topology = scheme.partition("+")
+        credentials, _, hosts = rest.rpartition("@")
+        hosts, _, path = hosts.partition("/")
+        login = f"{credentials}@" if credentials else ""
+        seeds = hosts.split(",")
+        if topology == "cluster":
+            return _first_of([f"{base}://{login}{seed}/{path}" for seed in seeds])
+        path, _, query = path.partition("?")
+        service, _, db = path.partition("/")
+        if not service:
+            raise UsageError("--redis-url: name the service, redis+sentinel://HOST:PORT/SERVICE")
+        tail = f"/{db or 0}" + (f"?{query}" if query else "")
+        sentinel = _first_of(
+            [f"{base}://{seed}{tail.replace(f'/{db or 0}', '/0')}" for seed in seeds]
+        )
+        try:
+            sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+            address = sentinel.read_response(disable_decoding=True)
+        finally:
+            sentinel.disconnect()
+        if address is None:
+            raise UnreachableError(f"Sentinel knows no service {one_line(service)}; check the URL")
+        host, port = address[0].decode(), int(address[1])
+        return _connect(f"{base}://{login}{_netloc(host, port)}{tail}")
+
+    def _node(self, host: str, port: int) -> Connection:
+        """A connection to one Cluster node with the URL's own login and TLS options."""
+        scheme, _, rest = self._url.partition("://")
+        credentials, _, tail = rest.rpartition("@")
+        login = f"{credentials}@" if credentials else ""
+        seed, slash, path = tail.partition("/")
+        first = urllib.parse.urlsplit(f"//{seed.split(',')[0]}").hostname or "localhost"
+        return _connect(
+            f"{scheme.partition('+')[0]}://{login}{_netloc(host or first, port)}{slash}{path}"
+        )
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn redis-py's exceptions into drainkit's, each one line that says what to do."""
+        try:
+            yield
+        except redis.ResponseError as error:
+            raise translate(error) from error
+        except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
+            raise UnreachableError(
+                f"Redis at {self.shown_url} refuses the login ({one_line(str(error))}); "
+                "check user and password in DRAINKIT_REDIS_URL"
+            ) from error
+        except redis.BusyLoadingError as error:
+            raise ServerBusyError("Redis is loading its data; try again in a while") from error
+        except redis.exceptions.InvalidResponse as error:
+            self.close()
+            raise UnreachableError(
+                f"what answers at {self.shown_url} does not speak Redis's protocol; "
+                "check host, port and TLS in --redis-url"
+            ) from error
+        except (redis.RedisError, OSError) as error:
+            self.close()
+            raise ConnectionLostError(
+                f"cannot reach Redis at {self.shown_url}: {_reason(error)}; "
+                "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+            ) from error
+
+
+class ConnectionLostError(UnreachableError):
+    """The connection broke or timed out: whether the last command ran is unknown."""
+
+
+class ServerBusyError(UnreachableError):
+    """The server answers, but did not run the command and will later (LOADING, BUSY)."""
+
+
+class SlotMovedError(UnreachableError):
+    """The command did not run: the Cluster serves the stream elsewhere now."""
+
+
+# code in the reply -> the error it becomes and what it says; the first that fits counts
+_CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
+    ("NOPERM", RefusedError, "Redis denies a command; grant what `drainkit acl` prints"),
+    ("READONLY", RefusedError, "this Redis is a read-only replica; point --redis-url at a primary"),
+    ("NOGROUP", RefusedError, "the stream or the group is gone; check --stream, --consumer-group"),
+    ("WRONGTYPE", RefusedError, "a key is not of the type it must have; check --audit-stream"),
+    (
+        "MOVED|ASK|TRYAGAIN|CLUSTERDOWN|MASTERDOWN",
+        SlotMovedError,
+        "the Cluster does not serve the stream's slot here now; run the same command again",
+    ),
+    ("LOADING|BUSY", ServerBusyError, "Redis is busy (it loads, or a script runs); try again"),
+    ("OOM", DrainkitError, "Redis is out of memory (maxmemory) and refuses writes; free some"),
+    ("MISCONF", DrainkitError, "Redis cannot save to disk and refuses writes; see its log"),
+    ("NOREPLICAS", DrainkitError, "Redis has too few replicas and refuses writes; see its log"),
+)
+
+
+def translate(error: redis.ResponseError) -> DrainkitError:
+    """The drainkit error for an error reply; what was asked did not run."""
+    # redis-py strips the code from some messages and not from others, and 6.2 wraps the errors of
+    # a script in text of its own ("Error running script ... -OOM"), so the text is searched
+    by_class = {
+        redis.exceptions.NoPermissionError: "NOPERM",
+        redis.exceptions.ReadOnlyError: "READONLY",
+        redis.exceptions.OutOfMemoryError: "OOM",
+        redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+        redis.exceptions.AskError: "MOVED",  # MovedError is its child
+    }
+    code = next((text for kind, text in by_class.items() if isinstance(error, kind)), "")
+    text = f"{code} {getattr(error, 'status_code', None) or ''} {error}"
+    for codes, kind, message in _CODES:
+        if re.search(rf"\b({codes})\b", text):
+            detail = "" if kind is SlotMovedError else f" ({one_line(str(error))})"
+            return kind(message + detail)
+    return DrainkitError(f"Redis says: {one_line(str(error))}")
+
+
+def check_primary(info: ServerInfo) -> None:
+    """Refuse to write to a replica."""
+    if info.role != "master":
+        raise RefusedError("this Redis is a replica; point --redis-url at the primary")
+
+
+class Clock:
+    """The server's time without asking each time: its last TIME plus this host's monotonic clock.
+
+    The host's wall clock plays no part, so a host that is a day off drains correctly.
+    """
+
+    def __init__(self, now_us: int) -> None:
+        self.sync(now_us)
+
+    def sync(self, now_us: int) -> None:
+        """Take `now_us`, which a reply just brought, as the present (never going back)."""
+        self._offset_us = now_us - time.monotonic_ns() // 1000
+
+    def now_us(self) -> int:
+        """Microseconds since the epoch, by the server's clock."""
+        return self._offset_us + time.monotonic_ns() // 1000
+
+
+def _connect(url: str) -> Connection:
+    try:
+        pool = ConnectionPool.from_url(
+            url,
+            protocol=2,
+            decode_responses=False,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            socket_connect_timeout=CONNECT_TIMEOUT_SEC,
+            socket_read_size=1 << 20,
+            **({} if "socket_timeout=" in url else {"socket_timeout": REPLY_TIMEOUT_SEC}),
+        )
+        link = pool.make_connection()
+    except (ValueError, TypeError, AttributeError):
+        # the message may quote a part of the URL, and so of the password
+        raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
+    if not isinstance(link, Connection | SSLConnection | UnixDomainSocketConnection):
+        raise UsageError(f"--redis-url is not valid; write {URL_FORMS}")
+    link.connect()
+    return link  # type: ignore[return-value]
+
+
+def _first_of(urls: list[str]) -> Connection:
+    """A connection to the first of `urls` that answers."""
+    failures: deque[Exception] = deque(maxlen=1)
+    for url in urls:
+        try:
+            return _connect(url)
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def _read_info(link: Connection) -> ServerInfo:
+    values: dict[str, str] = {}
+    for section in ("server", "replication", "cluster"):
+        link.send_command("INFO", section)
+        text = link.read_response(disable_decoding=True).decode("utf-8", "replace")
+        values |= dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    kind = values.get("server_name", "redis")
+    version = values.get(f"{kind}_version") or values.get("redis_version", "0")
+    return ServerInfo(
+        kind=kind,
+        version=version,
+        run_id=values.get("run_id", ""),
+        role=values.get("role", ""),
+        cluster=values.get("cluster_enabled") == "1",
+    )
+
+
+def _slot_owner(link: Connection, key: bytes) -> tuple[str, int]:
+    link.send_command("CLUSTER", "KEYSLOT", key)
+    slot = link.read_response()
+    link.send_command("CLUSTER", "SLOTS")
+    for first, last, (host, port, *_), *_ in link.read_response(disable_decoding=True):
+        if first <= slot <= last:
+            return (host or b"").decode(), int(port)
+    raise UnreachableError("no node of the Cluster serves the stream's slot; check the Cluster")
+
+
+def _hash_tag(key: bytes) -> bytes:
+    """The tag that decides a key's slot (redis.io, Cluster specification), or b""."""
+    _, opened, rest = key.partition(b"{")
+    tag, closed, _ = rest.partition(b"}")
+    return tag if opened and closed else b""
+
+
+def _netloc(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _reason(error: BaseException) -> str:
+    return one_line(str(error).rstrip(".")) or type(error).__name__

@@ -1,0 +1,347 @@
+"""All reading of the stream: snapshot, paging, the entries of a scope, the backlog as DataFrame.
+
+Nothing here writes, not even by side effect: no XREADGROUP, XCLAIM or XAUTOCLAIM, which on 7.2
+and later make a consumer even when they return nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import RefusedError, one_line
+from .events import Decoder, FrameBuilder, RawEntry
+from .server import Keys, Server
+from .settings import Settings, allowlist_symbols, check_symbols
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAGE_ENTRIES = 5000
+FIRST_ID = "0-0"
+LAST_ID = "18446744073709551615-18446744073709551615"
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One consumer as XINFO CONSUMERS says: its name, pending entries, idle milliseconds."""
+
+    name: str
+    pending: int
+    idle_ms: int
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Entries per scope, counted one by one up to the boundary."""
+
+    undelivered: int
+    pending: int
+    history: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """One consumer group as XINFO GROUPS says; its backlog only where it was counted."""
+
+    name: str
+    position: str
+    consumers: int
+    pending: int
+    entries_read: int | None  # None: the server does not know, or is older than 7.0
+    lag_reported: int | None
+    backlog: Backlog | None = None
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """The stream as XINFO STREAM says; ids are None in an empty stream."""
+
+    name: str
+    length: int
+    first_id: str | None
+    last_id: str | None
+    boundary_id: str
+    entries_added: int | None
+
+
+def id_key(entry_id: str | bytes) -> tuple[int, int]:
+    """An id as a pair of integers; as texts `5-10` would come before `5-9`."""
+    ms, _, seq = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
+    return int(ms), int(seq or 0)
+
+
+def next_id(entry_id: str) -> str:
+    """The smallest id after `entry_id`: inclusive ranges work on every version and client."""
+    ms, seq = id_key(entry_id)
+    return f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0"
+
+
+def text(raw: bytes) -> str:
+    """A name from the server as text; what is no UTF-8 is shown as escapes."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def stream_info(server: Server, key: bytes) -> StreamInfo:
+    """The stream's ends and length; a missing stream or another type is refused."""
+    kind = server.call("TYPE", key)
+    if kind != b"stream":
+        found = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a stream"
+        raise RefusedError(f"{one_line(text(key))} {found}; check --stream and the database number")
+    info = _pairs(server.call("XINFO", "STREAM", key))
+    ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
+    return StreamInfo(
+        name=text(key),
+        length=info["length"],
+        first_id=ends[0],
+        last_id=ends[1],
+        boundary_id=text(info["last-generated-id"]),
+        entries_added=info.get("entries-added"),
+    )
+
+
+def positions(server: Server, key: bytes) -> dict[str, Group]:
+    """Every group of the stream by name."""
+    found = {}
+    for reply in server.call("XINFO", "GROUPS", key):
+        info = _pairs(reply)
+        name = text(info["name"])
+        found[name] = Group(
+            name=name,
+            position=text(info["last-delivered-id"]),
+            consumers=info["consumers"],
+            pending=info["pending"],
+            entries_read=info.get("entries-read"),
+            lag_reported=info.get("lag"),
+        )
+    return found
+
+
+def position_of(server: Server, key: bytes, group: str) -> Group:
+    """The group's position; a missing group is refused, with the groups there are."""
+    groups = positions(server, key)
+    if group not in groups:
+        known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
+        raise RefusedError(
+            f"{one_line(text(key))} has no group {one_line(group)}; it has: {known}"
+            + (" and more" if len(groups) > 5 else "")
+        )
+    return groups[group]
+
+
+def consumers(server: Server, key: bytes, group: str) -> list[Consumer]:
+    """The group's consumers, in the server's order."""
+    replies = [_pairs(reply) for reply in server.call("XINFO", "CONSUMERS", key, group)]
+    return [Consumer(text(r["name"]), r["pending"], r["idle"]) for r in replies]
+
+
+def pages(
+    server: Server, key: bytes, first: str, last: str, *, page: int = PAGE_ENTRIES
+) -> Iterator[list[RawEntry]]:
+    """Entries from `first` to `last`, both included, in pages."""
+    while id_key(first) <= id_key(last):
+        entries = server.call("XRANGE", key, first, last, "COUNT", page)
+        if entries:
+            yield entries
+        if len(entries) < page:
+            return
+        first = next_id(text(entries[-1][0]))
+
+
+def count_between(server: Server, key: bytes, first: str, last: str) -> int:
+    """How many entries lie from `first` to `last`, counted: Redis's own lag can be wrong."""
+    return sum(len(entries) for entries in pages(server, key, first, last))
+
+
+def backlog(server: Server, info: StreamInfo, group: Group) -> Backlog:
+    """The group's entries per scope, up to the boundary that `info` holds."""
+    key = info.name.encode()
+    undelivered = count_between(server, key, next_id(group.position), info.boundary_id)
+    # length and boundary come from one reply, so the rest of the stream is history
+    return Backlog(undelivered, group.pending, max(0, info.length - undelivered))
+
+
+def groups(server: Server, info: StreamInfo) -> list[Group]:
+    """Every group with its counted backlog."""
+    found = positions(server, info.name.encode()).values()
+    return [dataclasses.replace(g, backlog=backlog(server, info, g)) for g in found]
+
+
+def bodies(server: Server, key: bytes, ids: Sequence[bytes]) -> list[RawEntry]:
+    """Each id with its fields, or with None where the body is gone."""
+    replies = server.pipeline([("XRANGE", key, entry, entry) for entry in ids]) if ids else []
+    return [reply[0] if reply else [entry, None] for entry, reply in zip(ids, replies, strict=True)]
+
+
+def pending_ids(
+    server: Server,
+    key: bytes,
+    group: str,
+    boundary: str,
+    *,
+    consumer: str | None = None,
+    min_idle_ms: int = 0,
+    page: int = 1000,
+) -> Iterator[list[tuple[bytes, str, int]]]:
+    """Pages of (id, owner, idle_ms) up to `boundary`, idle at least `min_idle_ms`."""
+    start = FIRST_ID
+    idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
+    owner = (consumer,) if consumer is not None else ()
+    while id_key(start) <= id_key(boundary):
+        found = server.call("XPENDING", key, group, *idle, start, boundary, page, *owner)
+        if found:
+            yield [(row[0], text(row[1]), row[2]) for row in found]
+        if len(found) < page:
+            return
+        start = next_id(text(found[-1][0]))
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a run reads: group, start and boundary, fixed when the run starts."""
+
+    name: str
+    group: str
+    consumer: str
+    position: str  # of `group`; scope history: where its own group stands or would start
+    group_position: str  # of the consumer group itself
+    boundary: str
+    group_exists: bool
+    min_idle_ms: int
+    from_consumers: tuple[str, ...]
+
+
+def open_scope(server: Server, settings: Settings, keys: Keys) -> Scope:
+    """Fix the scope of a run; a missing stream, group or consumer is refused."""
+    info = stream_info(server, keys.stream)
+    main = position_of(server, keys.stream, settings.consumer_group)
+    position, boundary, exists = main.position, info.boundary_id, True
+    if settings.scope == "history":
+        own = positions(server, keys.stream).get(settings.drain_group)
+        exists = own is not None
+        position = own.position if own else history_done(server, keys, settings.drain_group)
+        boundary = min(main.position, boundary, key=id_key)
+    if settings.scope == "pending" and settings.from_consumer:
+        known = {c.name for c in consumers(server, keys.stream, settings.consumer_group)}
+        for name in settings.from_consumer:
+            if name not in known:
+                raise RefusedError(f"--from-consumer: the group has no {one_line(name)}")
+    return Scope(
+        name=settings.scope,
+        group=settings.drain_group,
+        consumer=settings.consumer_name,
+        position=position,
+        group_position=main.position,
+        boundary=boundary,
+        group_exists=exists,
+        min_idle_ms=round(settings.min_idle_min * 60_000),
+        from_consumers=settings.from_consumer,
+    )
+
+
+def history_done(server: Server, keys: Keys, group: str) -> str:
+    """Where an earlier, exhausted history drain ended: its group is gone, its records are not."""
+    done = server.call("HGET", keys.state, f"history:{group}")
+    return text(done) if done else FIRST_ID
+
+
+def scope_ids(server: Server, keys: Keys, scope: Scope) -> Iterator[list[tuple[bytes, str]]]:
+    """Scope pending: pages of (id, owner) that a drain may take, its own come first elsewhere."""
+    owners = scope.from_consumers or (None,)
+    for owner in owners:
+        for page in pending_ids(
+            server,
+            keys.stream,
+            scope.group,
+            scope.boundary,
+            consumer=owner,
+            min_idle_ms=scope.min_idle_ms,
+        ):
+            rows = [(row_id, name) for row_id, name, _ in page if name != scope.consumer]
+            if rows:
+                yield rows
+
+
+def own_ids(server: Server, keys: Keys, scope: Scope) -> Iterator[list[bytes]]:
+    """Pages of ids that an earlier run of this consumer left unfinished."""
+    if scope.group_exists:
+        for page in pending_ids(
+            server, keys.stream, scope.group, scope.boundary, consumer=scope.consumer
+        ):
+            yield [row[0] for row in page]
+
+
+def scope_entries(server: Server, keys: Keys, scope: Scope) -> Iterator[list[RawEntry]]:
+    """Pages of the entries that a live run would drain, in its order, read without a trace."""
+    for ids in own_ids(server, keys, scope):
+        yield bodies(server, keys.stream, ids)
+    if scope.name == "pending":
+        for rows in scope_ids(server, keys, scope):
+            yield bodies(server, keys.stream, [row[0] for row in rows])
+    else:
+        yield from pages(server, keys.stream, next_id(scope.position), scope.boundary)
+
+
+def remaining(server: Server, keys: Keys, scope: Scope) -> int:
+    """Entries of the scope, up to the boundary, not yet drained; counted."""
+    own = sum(len(ids) for ids in own_ids(server, keys, scope))
+    if scope.name == "pending":
+        return own + sum(len(rows) for rows in scope_ids(server, keys, scope))
+    return own + count_between(server, keys.stream, next_id(scope.position), scope.boundary)
+
+
+def current(server: Server, keys: Keys, scope: Scope) -> Scope:
+    """`scope` with the group's position of now (and whether a history group still exists)."""
+    found = positions(server, keys.stream).get(scope.group)
+    if found is None:
+        done = history_done(server, keys, scope.group) if scope.name == "history" else FIRST_ID
+        return dataclasses.replace(scope, position=done, group_exists=False)
+    return dataclasses.replace(scope, position=found.position, group_exists=True)
+
+
+def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
+    """The symbols of this run, read now from the flag, the file or the Redis set."""
+    if settings.allowlist is None:
+        return None
+    found = allowlist_symbols(settings.allowlist)
+    if isinstance(found, frozenset):
+        return found
+    kind = server.call("TYPE", found)
+    if kind != b"set":
+        what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"
+        raise RefusedError(f"--allowlist {one_line(settings.allowlist)}: the key {what}")
+    members = [text(member) for member in server.call("SMEMBERS", found)]
+    return check_symbols(members, settings.allowlist)
+
+
+def load_frame(
+    entries: Iterable[Sequence[RawEntry]], decoder: Decoder, *, limit: int | None = None
+) -> pd.DataFrame:
+    """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind.
+
+    The garbage collector pauses meanwhile: millions of new, acyclic objects would make it walk
+    the heap again and again.
+    """
+    builder = FrameBuilder(decoder)
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        left = limit
+        for page in entries:
+            builder.append(page if left is None else page[:left])
+            if left is not None:
+                left -= len(page)
+                if left <= 0:
+                    break
+    finally:
+        if paused:
+            gc.enable()
+    return builder.frame()
+
+
+def _pairs(reply: list[Any]) -> dict[str, Any]:
+    """A flat [name, value, ...] reply as a dict."""
+    return {text(reply[i]): reply[i + 1] for i in range(0, len(reply), 2)}

@@ -1,0 +1,341 @@
+"""What every test can ask for: private real servers, a stream of its own, the command line.
+
+A server (or Chromium) that the machine lacks skips a test on a laptop and fails it where the
+environment says CI. See servers.py for the kinds and proxy.py for faults on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import redis
+import servers
+from proxy import Proxy
+from servers import Cluster, Server
+
+Fields = Mapping[Any, Any] | Sequence[Any]
+
+# Everything that a test starts makes its temporary files in the guard's folder: so a server
+# left behind is known as ours, and nothing stays on the disk. pytest itself keeps its own place.
+tempfile.gettempdir()
+os.environ["TMPDIR"] = str(servers.guard().folder)
+
+
+def pytest_report_header() -> list[str]:
+    found = [f"{kind}: {servers.version(kind) or 'missing'}" for kind in servers.KINDS]
+    return ["servers: " + ", ".join(found), f"chromium: {servers.chromium() or 'missing'}"]
+
+
+def lacking(what: str) -> NoReturn:
+    """Skips on a laptop, fails in CI: a green CI means that everything really ran."""
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        pytest.skip(f"this machine has no {what}")
+    pytest.fail(f"this machine has no {what}, and in CI nothing may be left out")
+
+
+def need(kind: str) -> str:
+    """The kind, if this machine has that server; else skips or fails."""
+    if servers.version(kind) is None:
+        lacking(f"{kind} server")
+    return kind
+
+
+@pytest.fixture
+def chromium() -> Path:
+    """A Chromium (or Chrome) program."""
+    return servers.chromium() or lacking("Chromium")
+
+
+# ---------------------------------------------------------------- servers
+
+
+@dataclass
+class Shared:
+    """The servers that a session's tests share, each started when the first test needs it."""
+
+    servers: dict[str, Server] = field(default_factory=dict)
+    clusters: dict[str, Cluster] = field(default_factory=dict)
+
+    def server(self, kind: str) -> Server:
+        if kind not in self.servers:
+            self.servers[kind] = servers.start(need(kind), port=True)
+        return self.servers[kind]
+
+    def cluster(self, kind: str) -> Cluster:
+        if kind not in self.clusters:
+            self.clusters[kind] = servers.start_cluster(need(kind))
+        return self.clusters[kind]
+
+    def pids(self) -> set[int]:
+        nodes = [node for cluster in self.clusters.values() for node in cluster.nodes]
+        return {server.pid for server in (*self.servers.values(), *nodes) if server.running}
+
+    def stop(self) -> None:
+        for server in self.servers.values():
+            server.stop()
+        for cluster in self.clusters.values():
+            cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def _shared() -> Iterator[Shared]:
+    shared = Shared()
+    yield shared
+    shared.stop()
+    left = _left_behind(set())
+    servers.close_guard()
+    assert not left, f"servers outlived the session: {left}"
+
+
+def _left_behind(expected: set[int]) -> set[int]:
+    """Our servers beyond `expected`; those that are just ending get 3 s to do so."""
+    deadline = time.monotonic() + 3
+    while (left := servers.running_pids() - expected) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+@pytest.fixture(autouse=True)
+def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
+    before = servers.running_pids()
+    yield
+    left = _left_behind(before | _shared.pids())
+    for pid in left:
+        os.kill(pid, 9)
+    assert not left, f"this test left server processes behind: {left}"
+
+
+@pytest.fixture
+def clean(_shared: Shared, _no_server_left_behind: None) -> Iterator[Callable[[str], Server]]:
+    """The shared server of a kind, made as new when this test first asks for it."""
+    used: dict[str, Server] = {}
+
+    def get(kind: str) -> Server:
+        if kind not in used:
+            used[kind] = _shared.server(kind)
+            used[kind].reset()
+        return used[kind]
+
+    yield get
+    for server in used.values():
+        server.close_clients()
+
+
+@pytest.fixture(params=servers.KINDS)
+def server(request: pytest.FixtureRequest, clean: Callable[[str], Server]) -> Server:
+    """A clean server, once of each kind. Also on a loopback port (`tcp_url`)."""
+    return clean(request.param)
+
+
+@pytest.fixture
+def valkey(clean: Callable[[str], Server]) -> Server:
+    """A clean server of the bundled kind."""
+    return clean("valkey")
+
+
+@pytest.fixture
+def start_server(_no_server_left_behind: None) -> Iterator[Callable[..., Server]]:
+    """servers.start() for a server of the test's own (to kill, to fill up), stopped at the end.
+
+    `start_server("valkey", port=True, config={"appendonly": "yes", "appendfsync": "always"})`
+    """
+    with ExitStack() as started:
+
+        def start(kind: str, **options: Any) -> Server:
+            return started.enter_context(servers.start(need(kind), **options))
+
+        yield start
+
+
+@pytest.fixture
+def cluster(_shared: Shared, _no_server_left_behind: None) -> Iterator[Cluster]:
+    """An empty cluster of the bundled kind: three primaries, each with a replica."""
+    cluster = _shared.cluster("valkey")
+    cluster.reset()
+    yield cluster
+    cluster.close_clients()
+
+
+@pytest.fixture
+def sentinel(_no_server_left_behind: None) -> Iterator[servers.SentinelSetup]:
+    """A primary and its replica under one sentinel, of the bundled kind and the test's own."""
+    with servers.start_sentinel(need("valkey")) as setup:
+        yield setup
+
+
+@pytest.fixture
+def start_proxy() -> Iterator[Callable[..., Proxy]]:
+    """A proxy in front of a server: `start_proxy(server)`, with `tcp=True` on a loopback port."""
+    with ExitStack() as started:
+
+        def start(server: Server, *, tcp: bool = False) -> Proxy:
+            listen = None if tcp else server.folder / f"p{uuid.uuid4().hex[:6]}"
+            return started.enter_context(Proxy(server.socket, listen=listen))
+
+        yield start
+
+
+# ---------------------------------------------------------------- streams
+
+
+@pytest.fixture
+def stream() -> str:
+    """A stream name that no other test has."""
+    return f"quantum:stream:{uuid.uuid4().hex[:12]}"
+
+
+def intent(
+    symbol: str = "BTCUSDT", confidence: float | str = 0.8, **fields: Any
+) -> dict[str, object]:
+    """The flat fields of an ordinary event; `fields` adds to them or replaces them."""
+    usual = {"symbol": symbol, "side": "BUY", "confidence": confidence, "source": "ai-engine"}
+    return {**usual, **fields}
+
+
+Fill = Callable[..., list[bytes]]
+
+
+@pytest.fixture
+def fill() -> Fill:
+    """Puts entries with explicit ids into a stream and answers the ids.
+
+    `fill(server_or_client, stream, [(id, fields), ...], group=None, position="0-0")`:
+    an id is bytes, text ("1700000000000-0") or milliseconds as int; fields are a mapping or the
+    flat list field, value, field, value (so that a field can occur twice). `group` is created
+    at `position` (on an empty stream too).
+    """
+    return fill_stream
+
+
+def fill_stream(
+    where: Server | redis.Redis | redis.RedisCluster,
+    stream: str | bytes,
+    entries: Iterable[tuple[bytes | str | int, Fields]],
+    *,
+    group: str | None = None,
+    position: str = "0-0",
+) -> list[bytes]:
+    client: Any = where.client() if isinstance(where, Server) else where
+    ids: list[bytes] = []
+    batch: list[tuple[Any, ...]] = []
+
+    def flush() -> None:
+        # not in a transaction, and no retry: an id that is sent twice is refused the second time
+        with client.pipeline(transaction=False) as pipe:
+            for command in batch:
+                pipe.execute_command(*command)
+            ids.extend(pipe.execute())
+        batch.clear()
+
+    for entry_id, fields in entries:
+        pairs = fields.items() if isinstance(fields, Mapping) else None
+        flat = [part for pair in pairs for part in pair] if pairs is not None else list(fields)
+        explicit = f"{entry_id}-0" if isinstance(entry_id, int) else entry_id
+        batch.append(("XADD", stream, explicit, *flat))
+        if len(batch) == 2000:
+            flush()
+    flush()
+    if group is not None:
+        client.execute_command("XGROUP", "CREATE", stream, group, position, "MKSTREAM")
+    return ids
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@dataclass(frozen=True)
+class CliResult:
+    """What a run of `drainkit` said."""
+
+    args: tuple[str, ...]
+    rc: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """stdout as the one JSON object it has to be."""
+        try:
+            return json.loads(self.out)
+        except ValueError as error:
+            raise AssertionError(f"no JSON on stdout of {self}") from error
+
+
+@dataclass
+class Cli:
+    """Runs `python -m drainkit` as a user does: a process of its own, in a folder of its own."""
+
+    cwd: Path
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
+    _secrets: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        *args: object,
+        env: Mapping[str, str] | None = None,
+        secret: str | Sequence[str] = (),
+        stdin: str = "",
+        timeout_sec: float = 120,
+    ) -> CliResult:
+        """Runs to the end. `secret`: words that must not be in what it says, nor in `args`' echo.
+
+        The environment is the test's, without DRAINKIT_* and CI's own, plus `env`.
+        """
+        return self.finish(self.start(*args, env=env, secret=secret), stdin, timeout_sec)
+
+    def start(
+        self,
+        *args: object,
+        env: Mapping[str, str] | None = None,
+        secret: str | Sequence[str] = (),
+    ) -> subprocess.Popen[str]:
+        """Starts it and returns at once (to send it a signal); `finish` waits for the result."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "drainkit", *map(str, args)],
+            cwd=self.cwd,
+            env={**inherited, "PYTHONUTF8": "1", **(env or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        self._started.append(process)
+        self._secrets[process.pid] = (secret,) if isinstance(secret, str) else tuple(secret)
+        return process
+
+    def finish(
+        self, process: subprocess.Popen[str], stdin: str = "", timeout_sec: float = 120
+    ) -> CliResult:
+        out, err = process.communicate(stdin, timeout=timeout_sec)
+        for word in self._secrets[process.pid]:
+            assert word not in out, f"the secret {word!r} is on stdout"
+            assert word not in err, f"the secret {word!r} is on stderr"
+        assert isinstance(process.args, list)
+        return CliResult(tuple(map(str, process.args[3:])), process.returncode, out, err)
+
+    def close(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def cli(tmp_path: Path, _no_server_left_behind: None) -> Iterator[Cli]:
+    """The command line, run in `tmp_path`: `cli("status", "--json", env={...}).json()`."""
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()

