@@ -16,7 +16,7 @@ import psutil
 import pytest
 import redis
 import servers
-from conftest import Cli, Fill, _left_behind, intent
+from conftest import Cli, Fill, _left_behind, intent, need
 from hypothesis import given
 from hypothesis import strategies as st
 from proxy import Proxy, frame_end, frames
@@ -133,13 +133,17 @@ def test_servers_die_with_their_parent(how: signal.Signals) -> None:
         assert len(pids) == len(kinds) > 0
         assert all(psutil.pid_exists(int(pid)) for pid in pids)
         parent.send_signal(how)
-    servers.wait_until("the servers are gone", lambda: not any(map(_alive, map(int, pids))))
-    servers.wait_until("their folder is gone", lambda: not Path(folder).exists())
+    try:
+        servers.wait_until("the servers are gone", lambda: not any(map(_alive, map(int, pids))))
+        servers.wait_until("their folder is gone", lambda: not Path(folder).exists())
+    finally:
+        for pid in filter(_alive, map(int, pids)):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -187,9 +191,7 @@ def test_the_cluster_is_a_real_one(cluster: Cluster) -> None:
 @pytest.mark.parametrize("kind", ["redis", "redis62"])
 def test_the_other_kinds_form_clusters_too(kind: str) -> None:
     """A cluster of each kind takes a key in any slot."""
-    if servers.version(kind) is None:
-        pytest.skip(f"no {kind}")  # the tests of `server` fail for it in CI
-    with servers.start_cluster(kind, replicas=0) as cluster:
+    with servers.start_cluster(need(kind), replicas=0) as cluster:
         client = cluster.client()
         for number in range(50):
             assert client.set(f"key:{number}", "x")
@@ -214,11 +216,10 @@ def _takes_writes(server: Server) -> bool:
 
 @pytest.mark.parametrize("client_certs", [False, True])
 def test_tls_needs_the_authority_and_where_asked_a_certificate(
-    client_certs: bool, clean: Callable[[str], Server]
+    client_certs: bool,
 ) -> None:
     """The TLS server is trusted through its authority only, and can demand a client's proof."""
-    clean("redis")  # skips or fails where the system has no Redis
-    with servers.start_tls(client_certs=client_certs) as tls:
+    with servers.start_tls(need("redis"), client_certs=client_certs) as tls:
         with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
             _ping(tls.url)
         if client_certs:
@@ -451,8 +452,6 @@ def test_ci_fails_where_a_laptop_skips(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """A missing server skips a test, but fails it where CI is set."""
-    from conftest import need
-
     monkeypatch.setattr(servers, "version", lambda kind: None)
     for value, outcome in (("", pytest.skip.Exception), ("true", pytest.fail.Exception)):
         monkeypatch.setenv("CI", value)

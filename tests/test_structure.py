@@ -170,8 +170,9 @@ def redis_writes(module: str, source: str, writes: set[str]) -> list[str]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             found += [(node.lineno, what) for what in _sent(module, node, node.func.attr, writes)]
         elif isinstance(node, ast.Import | ast.ImportFrom) and module not in REDIS_PY:
-            whole = isinstance(node, ast.ImportFrom) and not node.level
-            names = [node.module or ""] if whole else [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):
+                names = [] if node.level else [node.module or ""]
             found += [(node.lineno, name) for name in names if re.match(r"(redis|hiredis)\b", name)]
     return [f"{module}:{line} {what}" for line, what in found]
 

@@ -1,0 +1,118 @@
+"""What the drain tests share: a seeded backlog, and what a server's data looks like."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+import redis
+from servers import Server
+
+GROUP = "quantum:group:execution:trade.intent"
+ME = "backlog_drain_1"
+ALLOW = "BTCUSDT,ETHUSDT"
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "DOGEUSDT")
+
+
+def ask(server: Server, *command: str | bytes | int) -> Any:
+    """One command's reply as it came on the wire, not as redis-py's classes."""
+    pool = redis.ConnectionPool.from_url(server.url, protocol=2, **server.client_options)
+    link = pool.make_connection()
+    try:
+        link.send_command(*command)
+        return link.read_response(disable_decoding=True)
+    finally:
+        link.disconnect()
+
+
+def backlog(now_ms: int, n: int, *, gap_ms: int = 100) -> list[tuple[str, dict[str, object]]]:
+    """n entries that end at `now_ms`, some of them malformed, so that every filter drops some."""
+    entries: list[tuple[str, dict[str, object]]] = []
+    for i in range(n):
+        ms = now_ms - (n - i) * gap_ms
+        event: dict[str, object] = {
+            "symbol": SYMBOLS[i % 3],
+            "side": "BUY",
+            "confidence": round((i * 37 % 100) / 100, 2),
+            "timestamp": ms,
+            "source": "ai-engine",
+        }
+        fields: dict[str, object] = {"payload": json.dumps(event)} if i % 2 else event
+        if i % 17 == 5:
+            fields = {"payload": "{broken"}
+        entries.append((f"{ms}-{i % 3}", fields))
+    return entries
+
+
+def seed(
+    server: Server, stream: str, fill: Any, n: int = 300, *, delivered: int = 100
+) -> list[str]:
+    """A stream of n recent entries whose group has had the first `delivered`; answers the ids."""
+    client = server.client()
+    seconds, micros = client.time()
+    entries = backlog(seconds * 1000 + micros // 1000, n)
+    position = entries[delivered - 1][0] if delivered else "0-0"
+    fill(client, stream, entries, group=GROUP, position=position)
+    return [entry_id for entry_id, _ in entries]
+
+
+def audit(server: Server, stream: str, key: str | None = None) -> list[dict[str, str]]:
+    """Every audit record as texts, with its own id as `audit_id`."""
+    entries = ask(server, "XRANGE", key or f"{stream}.drain_audit", "-", "+")
+    records = []
+    for audit_id, fields in entries:
+        texts = [part.decode() for part in fields]
+        pairs = dict(zip(texts[::2], texts[1::2], strict=True))
+        records.append({"audit_id": audit_id.decode(), **pairs})
+    return records
+
+
+def pending(server: Server, stream: str, group: str = GROUP) -> int:
+    """How many entries of the group wait for their ACK."""
+    return int(ask(server, "XPENDING", stream, group)[0])
+
+
+def everything(server: Server) -> dict[str, Any]:
+    """All that a dry run must leave: each key's DUMP, streams in full, the change count."""
+    found: dict[str, Any] = {}
+    for key in sorted(ask(server, "KEYS", "*")):
+        found[key.decode()] = ask(server, "DUMP", key)
+        if ask(server, "TYPE", key) == b"stream":
+            full = ask(server, "XINFO", "STREAM", key, "FULL", "COUNT", 0)
+            found[f"{key.decode()} in full"] = full
+    info = ask(server, "INFO", "persistence")
+    lines = info.decode().splitlines()
+    found["changes"] = [line for line in lines if "rdb_changes_since_last_save" in line]
+    return found
+
+
+def assert_books_balance(server: Server, stream: str, summary: dict[str, Any]) -> None:
+    """read = audited = acknowledged, per action, and nothing pending for the drain's consumer."""
+    records = [r for r in audit(server, stream) if r["run_id"] == summary["run_id"]]
+    counts = Counter(r["action"] for r in records)
+    names = ("dropped_missing", "dropped_old", "dropped_invalid", "dropped_not_allowlisted",
+             "dropped_low_conf", "drained_ok")  # fmt: skip
+    assert {name: counts[name] for name in names} == {name: summary[name] for name in names}
+    assert summary["total_read"] == len(records) == sum(counts.values())
+    own = ask(server, "XPENDING", stream, GROUP, "-", "+", 10, ME)
+    assert own == []
+
+
+def worst_window(records: list[dict[str, str]], width_ms: int) -> int:
+    """The most audit records whose ids fall into any half-open window of `width_ms`."""
+    times = [int(record["audit_id"].partition("-")[0]) for record in records]
+    worst = start = 0
+    for end in range(len(times)):
+        while times[end] - times[start] >= width_ms:
+            start += 1
+        worst = max(worst, end - start + 1)
+    return worst
+
+
+def reached(records: list[dict[str, str]], rate: float) -> float:
+    """The share of `rate` between the first and the last record; one turn is one batch."""
+    times = [int(record["audit_id"].partition("-")[0]) for record in records]
+    batch = max(1, math.floor(rate * 0.02))
+    return (len(times) - batch) / (times[-1] - times[0]) * 1000 / rate

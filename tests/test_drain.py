@@ -1,0 +1,384 @@
+"""The drain on real servers: what issue "The drain works, end to end" must show."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from books import (
+    ALLOW,
+    GROUP,
+    ME,
+    ask,
+    assert_books_balance,
+    audit,
+    everything,
+    pending,
+    reached,
+    seed,
+    worst_window,
+)
+from conftest import Cli, Fill, intent
+from servers import Server
+
+LIVE = ("drain", "--mode", "live", "--yes", "--json")
+FAST = ("--throttle", "none", "--max-events", "all")
+
+
+def where(server: Server, stream: str) -> tuple[str, ...]:
+    return ("--redis-url", server.url, "--stream", stream)
+
+
+def leave_pending(server: Server, stream: str, consumer: str, n: int) -> list[bytes]:
+    """Delivers the next n entries to a consumer that never acknowledges them."""
+    reply = ask(server, "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", n, "STREAMS", stream, ">")
+    return [entry[0] for entry in reply[0][1]]
+
+
+@pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
+def test_dry_run_leaves_no_trace(
+    server: Server, stream: str, fill: Fill, cli: Cli, scope: str
+) -> None:
+    """A dry run of each scope leaves keys, groups, consumers and the change count as they were."""
+    seed(server, stream, fill)
+    leave_pending(server, stream, "dead", 30)
+    before = everything(server)
+    run = cli(
+        "drain", *where(server, stream), "--scope", scope, "--allowlist", ALLOW,
+        "--max-events", "all", "--min-idle-min", "0", "--json",
+    )  # fmt: skip
+    assert run.rc == 0, run.err
+    assert run.json()["total_read"] == {"undelivered": 170, "pending": 30, "history": 130}[scope]
+    assert everything(server) == before
+
+
+def test_live_run_of_undelivered_balances(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """A live drain audits and acknowledges each entry after the position once, and no other."""
+    ids = seed(server, stream, fill)
+    run = cli(*LIVE, *where(server, stream), *FAST, "--allowlist", ALLOW)
+    assert run.rc == 0, run.err
+    summary = run.json()
+    assert summary["total_read"] == 200
+    assert summary["remaining"] == 0
+    assert [r["original_id"] for r in audit(server, stream)] == ids[100:]
+    assert_books_balance(server, stream, summary)
+    assert pending(server, stream) == 0
+    assert ask(server, "XLEN", stream) == 300
+
+
+def test_dry_run_and_live_run_agree(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """With a fixed time, the dry run counts exactly what the live run then does."""
+    seed(server, stream, fill)
+    options = (
+        *where(server, stream), *FAST, "--allowlist", ALLOW, "--max-age-min", "0.2",
+        "--as-of", time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
+    )  # fmt: skip
+    dry = cli("drain", "--json", *options).json()
+    live = cli(*LIVE, *options).json()
+    for name, value in dry.items():
+        if name.startswith("dropped") or name in ("drained_ok", "total_read"):
+            assert live[name] == value, name
+    assert dry["dropped_old"] > 0
+    assert dry["drained_ok"] > 0
+
+
+def test_live_run_of_pending_takes_idle_entries_only(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Scope pending drains what idles long enough, bodies gone included, and leaves the rest."""
+    seed(server, stream, fill)
+    dead = leave_pending(server, stream, "dead", 20)
+    ask(server, "XDEL", stream, dead[3], dead[7])
+    time.sleep(1.2)
+    alive = leave_pending(server, stream, "alive", 10)
+    run = cli(*LIVE, *where(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "0.015")
+    assert run.rc == 0, run.err
+    summary = run.json()
+    assert [r["original_id"].encode() for r in audit(server, stream)] == dead
+    assert summary["dropped_missing"] == 2
+    assert_books_balance(server, stream, summary)
+    left = ask(server, "XPENDING", stream, GROUP, "-", "+", 100)
+    assert [row[0] for row in left] == alive
+
+
+def test_from_consumer_takes_from_nobody_else(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """--from-consumer leaves the pending entries of every other consumer alone."""
+    seed(valkey, stream, fill)
+    first = leave_pending(valkey, stream, "dead-1", 5)
+    leave_pending(valkey, stream, "dead-2", 5)
+    third = leave_pending(valkey, stream, "dead-3", 5)
+    run = cli(
+        *LIVE, *where(valkey, stream), *FAST, "--scope", "pending", "--min-idle-min", "0",
+        "--from-consumer", "dead-3", "--from-consumer", "dead-1",
+    )  # fmt: skip
+    assert run.rc == 0, run.err
+    assert sorted(r["original_id"].encode() for r in audit(valkey, stream)) == sorted(first + third)
+    assert pending(valkey, stream) == 5
+
+
+def test_history_is_drained_in_batches_once(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Scope history keeps its group between batches, ends it when exhausted, repeats nothing."""
+    ids = seed(server, stream, fill)
+    history = (*LIVE, *where(server, stream), "--throttle", "none", "--scope", "history")
+    group = f"{GROUP}.drain_history".encode()
+    first = cli(*history, "--max-events", "60").json()
+    assert first["remaining"] == 40
+    assert group in [_name(g) for g in ask(server, "XINFO", "GROUPS", stream)]
+    second = cli(*history, "--max-events", "all").json()
+    assert second["remaining"] == 0
+    assert [_name(g) for g in ask(server, "XINFO", "GROUPS", stream)] == [GROUP.encode()]
+    third = cli(*history, "--max-events", "all").json()
+    assert third["total_read"] == 0
+    assert [r["original_id"] for r in audit(server, stream)] == ids[:100]
+
+
+def _name(group: list[bytes]) -> bytes:
+    return group[group.index(b"name") + 1]
+
+
+def test_the_story_of_the_original_report(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """2 of the 3 entries were too old; the third had passed, and the original tool lost it."""
+    history = [(1766594572014 - 10009 + i, intent("CFXUSDT")) for i in range(1, 10010)]
+    news = [
+        ("1766602826755-0", intent("TESTUSDT", 0.75)),
+        ("1766602892766-0", intent("TESTUSDT", 0.99)),
+        ("1766604066005-0", intent("RENDERUSDT", 0.72)),
+    ]
+    fill(server, stream, [*history, *news], group=GROUP, position="1766594572014-0")
+    run = cli(
+        *LIVE, *where(server, stream), "--as-of", "2025-12-24T19:49:58+00:00",
+        "--allowlist", "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",
+    )  # fmt: skip
+    assert run.rc == 0, run.err
+    assert ask(server, "XLEN", stream) == 10_012
+    got = [(r["symbol"], r["action"], r["age_sec"]) for r in audit(server, stream)]
+    assert got == [
+        ("TESTUSDT", "dropped_old", "2971.24"),
+        ("TESTUSDT", "dropped_old", "2905.23"),
+        ("RENDERUSDT", "drained_ok", "1731.99"),
+    ]
+
+
+def test_records_are_exact(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """A record has the contract's fields in order, and its times fit its age within 0.05 s."""
+    seed(valkey, stream, fill)
+    cli(*LIVE, *where(valkey, stream), "--throttle", "200", "--max-events", "100")
+    records = audit(valkey, stream)
+    assert len(records) == 100
+    for record in records:
+        assert list(record) == [
+            "audit_id", "original_id", "symbol", "age_sec", "confidence", "action",
+            "drained_at_ts", "reason", "consumer_group", "run_id",
+        ]  # fmt: skip
+        event_sec = int(record["original_id"].partition("-")[0]) / 1000
+        drained_at = datetime.fromisoformat(record["drained_at_ts"])
+        assert drained_at.utcoffset() == timedelta(0)
+        assert abs(drained_at.timestamp() - event_sec - float(record["age_sec"])) <= 0.05
+        audit_sec = int(record["audit_id"].partition("-")[0]) / 1000
+        assert abs(audit_sec - drained_at.timestamp()) < 0.5
+
+
+def test_sigkill_50_times_loses_and_doubles_nothing(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Killed at 50 random moments and run again each time, every entry is audited exactly once."""
+    ids = seed(valkey, stream, fill, 30_000, delivered=1000)
+    boundary = ids[-1]
+    kills = 0
+    drain = (*LIVE, *where(valkey, stream), "--throttle", "4000", "--max-events", "all")
+    while kills < 50:
+        before = ask(valkey, "XLEN", f"{stream}.drain_audit")
+        process = cli.start(*drain)
+        if kills % 2:  # half of them surely in the middle of the work
+            wait_for_more(valkey, stream, before)
+        time.sleep(random.uniform(0, 0.1 if kills % 2 else 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    fill(valkey, stream, [(int(boundary.partition("-")[0]) + 10**6, intent())])
+    ask(valkey, "XDEL", stream, f"{int(boundary.partition('-')[0]) + 10**6}-0")
+    last = cli(*LIVE, *where(valkey, stream), *FAST)
+    assert last.rc == 0, last.err
+    assert [r["original_id"] for r in audit(valkey, stream)] == ids[1000:]
+    assert pending(valkey, stream) == 0
+
+
+def wait_for_more(server: Server, stream: str, before: int) -> None:
+    deadline = time.monotonic() + 5
+    while ask(server, "XLEN", f"{stream}.drain_audit") <= before and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def test_a_busy_producer_cannot_keep_the_drain_going(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """While a producer adds entries, the drain ends and touches nothing after its boundary."""
+    seed(server, stream, fill, 4000)
+    done = threading.Event()
+    produced: list[bytes] = []
+
+    def produce() -> None:
+        client = server.client()
+        while not done.is_set():
+            produced.append(client.xadd(stream, intent()))  # type: ignore[arg-type]
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    try:
+        run = cli(*LIVE, *where(server, stream), "--throttle", "none", "--max-events", "all")
+    finally:
+        done.set()
+        producer.join()
+    assert run.rc == 0, run.err
+    boundary = _key(run.json()["boundary_id"])
+    assert all(_key(r["original_id"]) <= boundary for r in audit(server, stream))
+    group = ask(server, "XINFO", "GROUPS", stream)[0]
+    assert _key(group[group.index(b"last-delivered-id") + 1].decode()) <= boundary
+    assert any(_key(entry.decode()) > boundary for entry in produced)
+    assert pending(server, stream) == 0
+
+
+def _key(entry_id: str) -> tuple[int, ...]:
+    return tuple(map(int, entry_id.split("-")))
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(5, 4), (50, 4), (500, 4), (2.5, 4), (9.5, 3)])
+def test_the_throttle_holds_and_is_reached(
+    server: Server, stream: str, fill: Fill, cli: Cli, rate: float, seconds: int
+) -> None:
+    """No second holds more than the rate, no tenth more than a fifth of it; 98 % are reached."""
+    n = int(rate * seconds) + 1
+    seed(server, stream, fill, n + 150)
+    run = cli(*LIVE, *where(server, stream), "--throttle", rate, "--max-events", n)
+    assert run.rc == 0, run.err
+    records = audit(server, stream)
+    assert len(records) == n
+    assert worst_window(records, 1000) <= -(-rate // 1)
+    assert worst_window(records, 100) <= max(1, rate / 5)
+    assert reached(records, rate) >= 0.98
+
+
+def test_two_drains_share_the_rate(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Two drains at once stay under the one rate together, and still reach it."""
+    seed(valkey, stream, fill, 2000)
+    drain = (
+        *LIVE, *where(valkey, stream), "--throttle", "200", "--max-events", "400",
+        "--allow-active-consumers", "--consumer-name",
+    )  # fmt: skip
+    both = [cli.start(*drain, name) for name in ("one", "two")]
+    results = [cli.finish(process) for process in both]
+    assert [r.rc for r in results] == [0, 0]
+    records = audit(valkey, stream)
+    assert len({r["original_id"] for r in records}) == len(records) == 800
+    assert worst_window(records, 1000) <= 200
+    assert worst_window(records, 100) <= 40
+    assert reached(records, 200) >= 0.98
+
+
+def test_below_one_per_second_no_two_come_closer(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """At 0.8/s, two records are never closer than 1.25 s."""
+    seed(valkey, stream, fill)
+    cli(*LIVE, *where(valkey, stream), "--throttle", "0.8", "--max-events", "3")
+    times = [int(r["audit_id"].partition("-")[0]) for r in audit(valkey, stream)]
+    assert len(times) == 3
+    assert min(b - a for a, b in pairwise(times)) >= 1250
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_with_balanced_books(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, which: signal.Signals
+) -> None:
+    """SIGINT and SIGTERM finish the commit in flight, write the summary and exit 130."""
+    seed(valkey, stream, fill, 2000)
+    process = cli.start(*LIVE, *where(valkey, stream), "--throttle", "100", "--max-events", "all")
+    wait_for_more(valkey, stream, 20)
+    process.send_signal(which)
+    run = cli.finish(process)
+    assert run.rc == 130
+    summary = run.json()
+    assert 0 < summary["total_read"] < 1900
+    assert summary["total_read"] == len(audit(valkey, stream))
+    again = cli(*LIVE, *where(valkey, stream), *FAST)
+    assert again.rc == 0, again.err
+    assert len({r["original_id"] for r in audit(valkey, stream)}) == 1900
+
+
+def test_the_kill_switch_stops_a_running_drain(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """After `stop` returns nothing more is acknowledged; the drain exits 4; resume lifts it."""
+    seed(valkey, stream, fill, 2000)
+    drain = (*LIVE, *where(valkey, stream), "--throttle", "300", "--max-events", "all")
+    process = cli.start(*drain)
+    wait_for_more(valkey, stream, 20)
+    assert cli("stop", "--reason", "test", *where(valkey, stream)).rc == 0
+    at_stop = len(audit(valkey, stream))
+    run = cli.finish(process)
+    assert run.rc == 4
+    assert len(audit(valkey, stream)) == at_stop == run.json()["total_read"]
+    assert cli(*drain).rc == 4
+    assert cli("resume", *where(valkey, stream)).rc == 0
+    assert cli(*LIVE, *where(valkey, stream), *FAST).rc == 0
+    assert len(audit(valkey, stream)) == 1900
+
+
+def test_own_unfinished_entries_come_first(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """What an earlier run left pending for this consumer is drained before anything new."""
+    seed(server, stream, fill)
+    mine = leave_pending(server, stream, ME, 7)
+    ask(server, "XDEL", stream, mine[2])
+    run = cli(*LIVE, *where(server, stream), "--throttle", "none", "--max-events", "10")
+    assert run.rc == 0, run.err
+    records = audit(server, stream)
+    assert [r["original_id"].encode() for r in records[:7]] == mine
+    assert records[2]["action"] == "dropped_missing"
+    assert len(records) == 10
+    assert pending(server, stream) == 0
+
+
+def test_an_active_consumer_is_not_robbed(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Scope undelivered refuses while another consumer was active, and changes nothing."""
+    seed(server, stream, fill)
+    leave_pending(server, stream, "alive", 1)
+    before = everything(server)
+    run = cli(*LIVE, *where(server, stream))
+    assert run.rc == 4
+    assert "alive" in run.err
+    after = everything(server)
+    before.pop("changes"), after.pop("changes")
+    assert after == before
+    assert cli(*LIVE, *where(server, stream), *FAST, "--allow-active-consumers").rc == 0
+
+
+@pytest.mark.parametrize("mode", ["dry-run", "live"])
+def test_events_without_symbol_or_confidence_never_pass(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, mode: str
+) -> None:
+    """The original tool let them through; here they are dropped_invalid."""
+    now = int(time.time() * 1000)
+    fields = [{"symbol": "BTCUSDT"}, {"confidence": "0.9"}, {"note": "x"}, intent()]
+    entries = [(now + i, f) for i, f in enumerate(fields)]
+    fill(valkey, stream, entries, group=GROUP)
+    run = cli("drain", "--mode", mode, "--yes", "--json", *where(valkey, stream), *FAST)
+    assert run.rc == 0, run.err
+    assert run.json()["dropped_invalid"] == 3
+    assert run.json()["drained_ok"] == 1
