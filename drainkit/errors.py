@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import re
 
-_URL_SECRET = re.compile(r"(?<=://)[^@/\s]*@")
+# user and password before the last @ of a URL's host part, and those among its options
+_SECRETS = (
+    (re.compile(r"(?<=://)\S*@"), "***@"),
+    (re.compile(r"(?<=[?&])((?:ssl_)?password|username)=[^&\s]*"), r"\1=***"),
+)
 
 
 class DrainkitError(Exception):
@@ -41,11 +45,18 @@ class InterruptedRunError(DrainkitError):
     exit_code = 130
 
 
+def redact(text: str) -> str:
+    """`text` without the users and passwords of the URLs in it."""
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return text
+
+
 def one_line(text: str, limit: int = 200) -> str:
     """`text` fit for one line of a terminal or a log: no control, bidi or unprintable characters.
 
     Escapes are Python's (`\\x1b`), so that what was there can still be read; longer than `limit`
-    characters is cut.
+    characters is cut. Secrets in URLs are redacted, since every message goes through here.
     """
-    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redact(text))
     return safe if len(safe) <= limit else safe[: limit - 3] + "..."

@@ -191,6 +191,8 @@ class Settings(BaseModel):
             value = ",".join(value)
         if value is not None and (not isinstance(value, str) or not value.strip(" ,")):
             raise ValueError("is given but empty; leave it out to let any symbol pass")
+        if value is not None:
+            allowlist_symbols(value)  # what is wrong with it shows before anything is connected to
         return value
 
     @check("as_of", mode="before")
