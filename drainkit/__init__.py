@@ -1,0 +1,64 @@
+"""drainkit: drain a stale Redis stream backlog safely, and keep the evidence.
+
+    from drainkit import Server, load_settings, prepare, dry_run, new_run_id
+
+    settings = load_settings({"allowlist": "BTCUSDT,ETHUSDT"})
+    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+        job = prepare(server, settings, new_run_id("dry-run", server.now_us()))
+        print(dry_run(server, job))
+
+Names are imported when they are first used, so that `drainkit --help` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .drain import Summary, dry_run, prepare
+    from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
+    from .events import Decoder, Events
+    from .evidence import new_run_id
+    from .policy import ACTIONS, Policy, decide
+    from .server import Server
+    from .settings import Settings
+    from .settings import load as load_settings
+
+__all__ = [
+    "ACTIONS",
+    "Decoder",
+    "DrainkitError",
+    "Events",
+    "Policy",
+    "RefusedError",
+    "Server",
+    "Settings",
+    "Summary",
+    "UnreachableError",
+    "UsageError",
+    "decide",
+    "dry_run",
+    "load_settings",
+    "new_run_id",
+    "prepare",
+]
+
+_HOMES = {
+    "drain": ("Summary", "dry_run", "prepare"),
+    "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
+    "events": ("Decoder", "Events"),
+    "evidence": ("new_run_id",),
+    "policy": ("ACTIONS", "Policy", "decide"),
+    "server": ("Server",),
+    "settings": ("Settings",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_settings":
+        return import_module(".settings", __name__).load
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,10 @@ import click
 from .errors import DrainkitError, InterruptedRunError, RefusedError, UsageError, one_line
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from .drain import Summary
+    from .plan import Plan
     from .server import Server
     from .settings import Settings
 
@@ -213,6 +216,8 @@ def report_text(summary: Summary) -> str:
     ]
     if summary.plan_path:
         rows += [("Plan", summary.plan_path), ("Plan digest", summary.plan_digest)]
+    for change in summary.drift or []:
+        rows.append(("Drift", f"{change['id']} {change['planned']} -> {change['happened']}"))
     return "\n".join(f"{name}: {value}" for name, value in rows)
 
 
@@ -248,35 +253,60 @@ def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
       drainkit drain --mode live --yes --plan plan.json
     """
     settings = settings_of(flags, env_name)
-    if settings.mode == "live" and not yes and not sys.stdin.isatty():
-        confirm("", yes)
+    planned = None
+    if settings.mode == "live":
+        if not yes and not sys.stdin.isatty():
+            confirm("", yes)
+        if settings.plan is not None:
+            from .apply import adopt
+            from .evidence import load_plan
+
+            planned = load_plan(settings.plan)
+            settings = adopt(settings, planned[0])
     with connected(settings) as server:
-        summary = (_drain_live if settings.mode == "live" else _drain_dry)(server, settings, yes)
+        if settings.mode == "live":
+            summary = _drain_live(server, settings, planned, yes)
+        else:
+            summary = _drain_dry(server, settings)
     emit(as_json, summary.as_dict(), report_text(summary))
     return finish(summary)
 
 
-def _drain_dry(server: Server, settings: Settings, _yes: bool) -> Summary:
+def _drain_dry(server: Server, settings: Settings) -> Summary:
     from .drain import dry_run, prepare
     from .evidence import new_run_id
 
     job = prepare(server, settings, new_run_id("dry-run", server.now_us()))
     with progress_bar("dry run", settings.max_events) as tick:
-        return dry_run(server, job, on_progress=tick)
+        if settings.plan is None:
+            return dry_run(server, job, on_progress=tick)
+        from .apply import plan_run
+
+        return plan_run(server, job, settings.plan, on_progress=tick)[0]
 
 
-def _drain_live(server: Server, settings: Settings, yes: bool) -> Summary:
+def _drain_live(
+    server: Server, settings: Settings, planned: tuple[Plan, pa.Table] | None, yes: bool
+) -> Summary:
     from . import drain as verbs
+    from .apply import job_from_plan, list_drift
     from .evidence import new_run_id
     from .stream import remaining
 
-    job = verbs.prepare(server, settings, new_run_id("live", server.now_us()))
+    run_id = new_run_id("live", server.now_us())
+    if planned is None:
+        job = verbs.prepare(server, settings, run_id)
+    else:
+        job = job_from_plan(server, settings, run_id, *planned)
     if not yes:
         left = remaining(server, job.keys, job.scope)
-        most = left if settings.max_events is None else min(left, settings.max_events)
+        most = left if job.max_events is None else min(left, job.max_events)
         confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
-    with stop_signals() as stopping, progress_bar("drain", settings.max_events) as tick:
-        return verbs.drain(server, job, stopping=stopping, on_progress=tick)
+    with stop_signals() as stopping, progress_bar("drain", job.max_events) as tick:
+        summary = verbs.drain(server, job, stopping=stopping, on_progress=tick)
+    if planned is not None and server.connected:
+        summary.drift = list_drift(server, job, planned[1])
+    return summary
 
 
 @program.command()

@@ -9,13 +9,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 
 from . import commit, stream
-from .audit import parse, records
+from .audit import AuditRecord, parse, records
 from .errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, one_line
 from .events import Decoder, Events, FieldMap, RawEntry
 from .policy import ACTIONS, Decisions, Policy, decide
@@ -61,6 +61,7 @@ class Summary:
     audit_records: int | None = None  # of this run, recounted where an outcome was unknown
     plan_path: str | None = None
     plan_digest: str | None = None
+    drift: list[dict[str, str]] | None = None  # live with a plan: what came out differently
 
     def count(self, decisions: Decisions, rows: np.ndarray | slice = slice(None)) -> None:
         """Add the actions of the chosen rows."""
@@ -71,7 +72,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; keys that do not apply are left out."""
-        optional = ("plan_path", "plan_digest", "error", "audit_records")
+        optional = ("plan_path", "plan_digest", "error", "audit_records", "drift")
         return {k: v for k, v in asdict(self).items() if v is not None or k not in optional}
 
 
@@ -86,6 +87,19 @@ class Job:
     run_id: str
     plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
     plan_digest: str | None = None
+
+    @property
+    def max_events(self) -> int | None:
+        """How many events this run may take; with a plan, just the plan's."""
+        return self.settings.max_events if self.plan_ids is None else len(self.plan_ids)
+
+    @property
+    def claim_scope(self) -> Scope:
+        """The scope as far as claims may go: with a plan, to its last entry."""
+        if not self.plan_ids:
+            return self.scope
+        last = max(self.plan_ids, key=stream.id_key)
+        return replace(self.scope, boundary=stream.text(last))
 
 
 def prepare(server: Server, settings: Settings, run_id: str) -> Job:
@@ -133,7 +147,7 @@ def dry_run(
     """Decide every entry of the scope as the live run would; writes nothing, claims nothing."""
     summary, started = _open_books(server, job)
     decoder = decoder_of(job.settings)
-    left = job.settings.max_events
+    left = job.max_events
     start_us = server.now_us()
     for page in stream.scope_entries(server, job.keys, job.scope):
         entries = page if left is None else page[:left]
@@ -238,7 +252,8 @@ class _Worker:
         # 2 % of the rate: one turn each 20 ms keeps the pace even and the server free
         self._batch = UNTHROTTLED_BATCH if self._rate is None else max(1, int(self._rate * 0.02))
         self._batch = min(self._batch, UNTHROTTLED_BATCH)
-        self._lowest = self.job.scope.position
+        self._claim_scope = self.job.claim_scope
+        self._lowest = self._claim_scope.position
         self._start_over()
 
     def run(self) -> None:
@@ -258,7 +273,7 @@ class _Worker:
                 self._recover(error, attempts)
 
     def _exhausted(self) -> bool:
-        budget = self.job.settings.max_events
+        budget = self.job.max_events
         if budget is not None and self.summary.total_read >= budget:
             return True
         return not any(stream.own_ids(self.server, self.job.keys, self._scope_now()))
@@ -300,7 +315,7 @@ class _Worker:
     def _ask(self) -> None:
         """Send the claim of the next batch, if the budget leaves room and nobody interrupts."""
         in_flight = sum(len(sent[0]) for sent in self._sent if sent) + self._unsent
-        budget = self.job.settings.max_events
+        budget = self.job.max_events
         room = self._batch
         if budget is not None:
             room = min(room, budget - self.summary.total_read - in_flight)
@@ -311,7 +326,7 @@ class _Worker:
             proposed = self._proposal(room)
             self._owners.update(proposed)
         commit.send_claim(
-            self.server, self.job.keys, self.job.scope,
+            self.server, self.job.keys, self._claim_scope,
             count=room, cursor=self._cursor, lowest=self._lowest, proposed=proposed,
         )  # fmt: skip
         self._sent.append(None)
@@ -344,7 +359,7 @@ class _Worker:
             entries = claimed.entries
             if entries:
                 # past the own pending ones, later claims must not bring what is in flight again
-                last = self.job.scope.boundary if own_done else stream.text(entries[-1][0])
+                last = self._claim_scope.boundary if own_done else stream.text(entries[-1][0])
                 self._cursor = last
                 self._check_plan(entries)
                 self._unsent = len(entries)
@@ -465,21 +480,24 @@ def _settle(server: Server, job: Job, worker: _Worker, failure: DrainkitError | 
 
 def recount(server: Server, job: Job, summary: Summary) -> None:
     """Take the counts from the audit itself, where a reply with them was lost."""
-    counts = Counter(action for _, action in run_records(server, job.keys, job.run_id))
+    counts = Counter(record.action for record in run_records(server, job.keys, {job.run_id}))
     for action in ACTIONS:
         setattr(summary, action, counts[action])
     summary.total_read = summary.audit_records = sum(counts.values())
 
 
-def run_records(server: Server, keys: Keys, run_id: str) -> Iterator[tuple[str, str]]:
-    """(original_id, action) of each audit record of a run, found by its time of start."""
-    start = dt.datetime.strptime(run_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
+def run_records(server: Server, keys: Keys, run_ids: set[str]) -> Iterator[AuditRecord]:
+    """The audit records of some runs, from the time that the earliest of their ids tells on."""
+    if not run_ids:
+        return
+    start = dt.datetime.strptime(min(run_ids)[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
+    # a second earlier: the clock of audit ids and TIME can differ a little
     first = f"{max(0, int(start.timestamp() * 1000) - 1000)}-0"
     for page in stream.pages(server, keys.audit, first, stream.LAST_ID):
         for entry in page:
             record = parse(entry)
-            if record.run_id == run_id:
-                yield record.original_id, record.action
+            if record.run_id in run_ids:
+                yield record
 
 
 def _open_books(server: Server, job: Job) -> tuple[Summary, int]:
@@ -504,7 +522,7 @@ def _close_books(
     scope = stream.current(server, job.keys, job.scope)
     summary.remaining = stream.remaining(server, job.keys, scope)
     summary.pending_own = sum(len(ids) for ids in stream.own_ids(server, job.keys, scope))
-    budget = job.settings.max_events
+    budget = job.max_events
     exhausted = budget is None or summary.total_read < budget
     if failure is None and job.settings.mode == "live" and exhausted and summary.pending_own:
         failure = DrainkitError(

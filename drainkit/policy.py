@@ -136,11 +136,13 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int) -> pd.DataFra
     age_sec = decisions.age_us / 1e6
     age_sec[decisions.age_us == NO_TIME] = np.nan
     names = failed_names(np.arange(64, dtype=np.uint8))
+    actions = pd.CategoricalDtype(list(ACTIONS))
+    combinations = pd.CategoricalDtype(names)
     return pd.DataFrame(
         {
             "age_sec": age_sec,
-            "action": pd.Categorical.from_codes(decisions.action, categories=list(ACTIONS)),
-            "failed": pd.Categorical.from_codes(decisions.failed, categories=names),
+            "action": pd.Categorical.from_codes(decisions.action, dtype=actions),
+            "failed": pd.Categorical.from_codes(decisions.failed, dtype=combinations),
         },
         index=frame.index,
     )

@@ -346,7 +346,7 @@ def _connect(url: str) -> Connection:
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
     if not isinstance(link, Connection | SSLConnection | UnixDomainSocketConnection):
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}")
-    link.connect()
+    link.connect()  # type: ignore[no-untyped-call]
     return link  # type: ignore[return-value]
 
 

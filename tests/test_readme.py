@@ -1,0 +1,44 @@
+"""The README says what is so: its copy of the help, and its commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from books import audit, seed
+from conftest import Cli, Fill
+from servers import Server
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return [re.sub(r"(?m)^ +", "", block).strip() for block in found]
+
+
+def test_the_help_in_the_readme_is_the_programs(cli: Cli) -> None:
+    """The reference is the output of `drainkit --help`, letter for letter."""
+    shown = re.search(r"<!-- help -->\n+```text\n(.*?)```", README, re.DOTALL)
+    assert shown, "README.md has no copy of the help after <!-- help -->"
+    assert shown.group(1).strip() == cli("--help", env={"COLUMNS": "80"}).out.strip()
+
+
+def test_every_command_of_the_readme_works(valkey: Server, fill: Fill, cli: Cli) -> None:
+    """The commands of the step-by-step part run as they stand there, and drain the backlog."""
+    seed(valkey, "quantum:stream:trade.intent", fill)
+    commands = [block for block in blocks("bash") if block.startswith("drainkit ")]
+    assert len(commands) == 2
+    for command in commands:
+        run = cli(*shlex.split(command)[1:], env={"DRAINKIT_REDIS_URL": valkey.url})
+        assert run.rc == 0, run.err
+    assert len(audit(valkey, "quantum:stream:trade.intent")) == 200
+
+
+def test_the_toml_example_is_understood(cli: Cli) -> None:
+    """The example of drainkit.toml has no key that drainkit refuses."""
+    (cli.cwd / "drainkit.toml").write_text(blocks("toml")[0])
+    run = cli("drain", "--env", "production", "--redis-url", "redis://127.0.0.1:1/0")
+    assert run.rc == 3, run.err
