@@ -169,3 +169,27 @@ def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
 @cache
 def _script(name: str) -> str:
     return resources.files("drainkit").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+
+def seed_group(
+    server: Server, key: bytes, group: str, *, position: str, deliver: Mapping[str, int]
+) -> dict[str, list[bytes]]:
+    """For the demo: make a group at `position`, its consumers, and deliver them so many entries.
+
+    Returns the ids that each consumer got and, being dead, never acknowledges.
+    """
+    server.call("XGROUP", "CREATE", key, group, position)
+    delivered: dict[str, list[bytes]] = {}
+    for consumer, count in deliver.items():
+        server.call("XGROUP", "CREATECONSUMER", key, group, consumer)
+        if count:
+            reply = server.call(
+                "XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", key, ">"
+            )
+            delivered[consumer] = [entry[0] for entry in reply[0][1]]
+    return delivered
+
+
+def lose_bodies(server: Server, key: bytes, ids: Sequence[bytes]) -> None:
+    """For the demo: delete entries that are pending, as a trim by somebody else would."""
+    server.call("XDEL", key, *ids)
