@@ -229,6 +229,43 @@ def finish(summary: Summary) -> int:
 
 
 @program.command()
+@_option("--server", "binary", metavar="PROGRAM", help="A redis-server. [the bundled Valkey]")
+@_option("--reports-dir", metavar="DIR", default="reports", help="[reports]")
+@_stack([_debug, _json])
+def demo(binary: str | None, reports_dir: str, as_json: bool) -> int:
+    """See it work: a sample backlog on a server of its own, through the whole pipeline."""
+    from pathlib import Path
+
+    from . import demo as demos
+    from . import drain as verbs
+    from .embedded import EmbeddedServer
+    from .evidence import new_run_id
+    from .server import Server
+    from .status import as_text, baseline
+
+    def say(text: str) -> None:
+        click.echo(text, err=as_json)
+
+    with EmbeddedServer(binary) as embedded:
+        settings = demos.settings_of(embedded.url, Path(reports_dir))
+        with Server(embedded.url, settings.stream) as server:
+            demos.fill(server, stream=settings.stream, group=settings.consumer_group,
+                       consumer=settings.consumer_name)  # fmt: skip
+            say(as_text(baseline(server, settings.stream)))
+            dry = settings.model_copy(update={"mode": "dry-run"})
+            job = verbs.prepare(server, dry, new_run_id("dry-run", server.now_us()))
+            say("\n" + report_text(verbs.dry_run(server, job)))
+            job = verbs.prepare(server, settings, new_run_id("live", server.now_us()))
+            with stop_signals() as stopping, progress_bar("drain", None) as tick:
+                summary = verbs.drain(server, job, stopping=stopping, on_progress=tick)
+            findings = demos.check_books(server, job, summary)
+    emit(as_json, summary.as_dict(), "\n" + report_text(summary))
+    for finding in findings:
+        click.echo(f"drainkit: the books do not balance: {finding}", err=True)
+    return 1 if findings else finish(summary)
+
+
+@program.command()
 @_stack([*WHERE, _json])
 def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
     """Stream, groups, consumers, pending and the counted backlog."""

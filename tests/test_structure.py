@@ -23,9 +23,9 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 #: A module imports only from those before it. `__init__` names the public parts of all.
 LAYERS = [
-    "errors", "settings", "events", "policy", "audit", "plan", "server", "stream", "commit",
-    "evidence", "drain", "maintenance", "monitor", "figures", "report", "pipeline", "demo", "cli",
-    "__main__", "__init__",
+    "errors", "embedded", "settings", "events", "policy", "audit", "plan", "server", "stream",
+    "commit", "acl", "evidence", "drain", "apply", "workers", "status", "maintenance", "monitor",
+    "figures", "report", "pipeline", "demo", "cli", "__main__", "__init__",
 ]  # fmt: skip
 
 NOTEBOOKS = [
@@ -307,7 +307,7 @@ WRITING_FUNCTIONS = {
 #: Writers beside evidence.py, each with its reason.
 FILE_WRITERS = {
     # the embedded server lives in a private folder that is gone with it
-    "server": {"mkdtemp", "rmtree", "TemporaryDirectory"},
+    "embedded": {"mkdtemp"},
     # papermill itself writes the executed notebook, cell by cell, into evidence's folder
     "pipeline": {"execute_notebook"},
 }
