@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+Column = list[Any]
 RawEntry = Sequence[Any]  # [id: bytes, [field, value, ...] | None]; None: the body is gone
 
 NO_TIME = np.iinfo(np.int64).min
@@ -48,6 +47,11 @@ INVALID_REASONS = (
     "mapped field is no JSON object",
 )
 _REASON = {text: code for code, text in enumerate(INVALID_REASONS)}
+_NO_SYMBOL, _BAD_SYMBOL = _REASON["symbol missing"], _REASON["symbol not valid"]
+_NO_CONFIDENCE, _NO_NUMBER = _REASON["confidence missing"], _REASON["confidence not a number"]
+_OUTSIDE = _REASON["confidence outside 0..1"]
+_AHEAD = _REASON["timestamp more than 60 s after the entry id"]
+_TIMELESS = _REASON["no usable time"]
 
 MAX_CONTAINER_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -55,6 +59,9 @@ MAX_AHEAD_US = 60_000_000
 EARLIEST_ID_MS = 1_262_304_000_000  # 2010-01-01: smaller ids are plainly no times
 LATEST_ID_MS = 253_402_300_799_999  # the end of year 9999: datetime knows no later time
 MAX_VOCABULARY = 2_000
+MAX_VOCABULARY_CHARACTERS = 4_000_000
+MAX_LAYOUTS, MAX_LAYOUT_NAMES, MAX_LAYOUT_BYTES = 1_000, 64, 4_096
+MAX_NUMBER_CHARACTERS = 400
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - _EPOCH) // dt.timedelta(microseconds=1)
@@ -62,8 +69,15 @@ _LATEST_US = LATEST_ID_MS * 1000 + 999
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
 _EPOCH_TEXT = re.compile(r"([+-]?)(\d{1,20})(?:\.(\d{0,30}))?", re.ASCII)
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|([{\[])|([}\]])', re.DOTALL)
+# possessive, and to the end if need be: a text that never ends must not be tried at each quote
+_TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CONTAINERS = ("payload", "data")
+# 0 stands for a digit; the part from the sign on is literal
+_ISO_SHAPES = tuple(
+    b"0000-00-00T00:00:00" + fraction + offset
+    for fraction in (b"", b".000", b".000000")
+    for offset in (b"Z", b"+00:00")
+)
 _VALUES = ("symbol", "side", "confidence", "timestamp", "source")
 
 
@@ -149,77 +163,89 @@ class Decoder:
 
     def __init__(self, fields: FieldMap | None = None) -> None:
         self._fields = fields or FieldMap()
+        self._containers = _containers_of(self._fields)
         self._layouts: dict[tuple[bytes, ...], _Layout] = {}
-        self._containers = _container_decoder(self._fields)
         self._forget()
 
     def decode(self, entries: Sequence[RawEntry]) -> Events:
-        """The entries as Events, one row each, in their order; never raises for their content."""
-        if max(len(self._symbols), len(self._sides), len(self._sources)) > MAX_VOCABULARY:
+        """The entries as Events, one row each, in their order; never raises for their content.
+
+        Of several things wrong with one event, `invalid` names the first of: its JSON, symbol,
+        confidence, time.
+        """
+        if any(words.is_large() for words in (self._symbols, self._sides, self._sources)):
             self._forget()
-        rows = [self._row(entry[0], entry[1]) for entry in entries]
-        columns = list(zip(*rows, strict=True)) if rows else [()] * 7
+        ids = [entry[0] for entry in entries]
+        missing = np.array([entry[1] is None for entry in entries], dtype=bool)
+        (symbols, sides, confidences, timestamps, sources), refused = self._values(entries)
+        symbol_code = self._symbols.codes(symbols)
+        numbers = [_confidence(value) for value in confidences]
+        time_us, time_source, is_ahead = _event_times(_id_times_us(ids), _times_us(timestamps))
+        invalid = np.array(refused, dtype=np.uint8)
+        for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
+            invalid[row] = _NO_SYMBOL if symbols[row] is _ABSENT else _BAD_SYMBOL
+        wrong = np.array([reason for _, reason in numbers], dtype=np.uint8)
+        invalid = np.where(invalid == 0, wrong, invalid)
+        invalid[(invalid == 0) & is_ahead] = _AHEAD
+        invalid[(invalid == 0) & (time_us == NO_TIME)] = _TIMELESS
+        invalid[missing] = 0
         return Events(
-            ids=[entry[0] for entry in entries],
-            event_time_us=np.array(columns[0], dtype=np.int64),
-            time_source=np.array(columns[1], dtype=np.uint8),
-            symbol_code=np.array(columns[2], dtype=np.int32),
-            side_code=np.array(columns[3], dtype=np.int32),
-            source_code=np.array(columns[4], dtype=np.int32),
-            confidence=np.array(columns[5], dtype=np.float64),
-            invalid=np.array(columns[6], dtype=np.uint8),
-            missing=np.array([entry[1] is None for entry in entries], dtype=bool),
+            ids=ids,
+            event_time_us=time_us,
+            time_source=time_source,
+            symbol_code=symbol_code,
+            side_code=self._sides.codes(sides),
+            source_code=self._sources.codes(sources),
+            confidence=np.array([number for number, _ in numbers], dtype=np.float64),
+            invalid=invalid,
+            missing=missing,
             symbols=self._symbols.values,
             sides=self._sides.values,
             sources=self._sources.values,
         )
 
+    def _values(self, entries: Sequence[RawEntry]) -> tuple[list[Column], list[int]]:
+        """The raw values as columns in the order of _VALUES, and each row's JSON problem or 0."""
+        groups: list[tuple[_Layout, list[int], list[list[bytes]]]] = []
+        at: dict[_Layout, int] = {}
+        names: list[bytes] | None = None
+        for row, entry in enumerate(entries):
+            fields = entry[1]
+            if fields is None:
+                continue
+            if fields[::2] != names:  # most streams have one producer, so one layout
+                names = fields[::2]
+                layout = self._layout(tuple(names))
+                group = at.setdefault(layout, len(groups))
+                if group == len(groups):
+                    groups.append((layout, [], []))
+                _, rows, bodies = groups[group]
+            rows.append(row)
+            bodies.append(fields)
+        if len(groups) == 1 and len(groups[0][1]) == len(entries):
+            return groups[0][0].columns(groups[0][2])
+        values: list[Column] = [[_ABSENT] * len(entries) for _ in _VALUES]
+        refused = [0] * len(entries)
+        for layout, rows, bodies in groups:
+            columns, reasons = layout.columns(bodies)
+            for whole, part in zip((*values, refused), (*columns, reasons), strict=True):
+                for row, value in zip(rows, part, strict=True):
+                    whole[row] = value
+        return values, refused
+
     def _forget(self) -> None:
         self._symbols = _Vocabulary(_valid_symbol)
         self._sides = _Vocabulary(_any_text)
         self._sources = _Vocabulary(_any_text)
-        self._layouts.clear()
 
-    def _row(self, entry_id: bytes, fields: list[bytes] | None) -> tuple[Any, ...]:
-        """(time, time source, symbol, side, source codes, confidence, invalid) of one entry."""
-        id_us = _id_time_us(entry_id)
-        if fields is None:
-            known = id_us != NO_TIME
-            return id_us, 1 if known else 2, -1, -1, -1, np.nan, 0
-        names = tuple(fields[::2])
+    def _layout(self, names: tuple[bytes, ...]) -> _Layout:
         layout = self._layouts.get(names)
         if layout is None:
-            layout = self._learn(names)
-        values, reason = layout.values(fields)
-        symbol, side, confidence, timestamp, source = values
-        symbol_code = self._symbols.code(symbol)
-        number, confidence_reason = _confidence(confidence)
-        stamp_us = _time_us(timestamp)
-        if stamp_us is None:
-            time_us, time_source = id_us, 1 if id_us != NO_TIME else 2
-        elif id_us == NO_TIME:
-            time_us, time_source = stamp_us, 0
-        else:
-            # the earlier of the two: a wrong clock makes an event older, never younger
-            time_us, time_source = (stamp_us, 0) if stamp_us <= id_us else (id_us, 1)
-        if not reason:
-            if symbol_code < 0:
-                reason = _REASON["symbol missing" if symbol is _ABSENT else "symbol not valid"]
-            elif confidence_reason:
-                reason = confidence_reason
-            elif stamp_us is not None and id_us != NO_TIME and stamp_us - id_us > MAX_AHEAD_US:
-                reason = _REASON["timestamp more than 60 s after the entry id"]
-            elif time_us == NO_TIME:
-                reason = _REASON["no usable time"]
-        return (
-            time_us, time_source, symbol_code, self._sides.code(side), self._sources.code(source),
-            number, reason,
-        )  # fmt: skip
-
-    def _learn(self, names: tuple[bytes, ...]) -> _Layout:
-        layout = _Layout(names, self._fields, self._containers)
-        if len(self._layouts) < 1000:  # hostile producers can invent field names without end
-            self._layouts[names] = layout
+            layout = _Layout(names, self._fields, self._containers)
+            if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
+                self._layouts.clear()
+            if len(names) <= MAX_LAYOUT_NAMES and sum(map(len, names)) <= MAX_LAYOUT_BYTES:
+                self._layouts[names] = layout
         return layout
 
 
@@ -277,31 +303,45 @@ class FrameBuilder:
 
 
 class _Vocabulary:
-    """Codes for the valid values seen; what is not valid is -1 and remembered as such."""
+    """Codes for the valid texts seen; -1 for everything else, which is not remembered."""
 
     def __init__(self, read: Callable[[Any], str | None]) -> None:
         self.values: list[str] = []
         self._read = read
-        self._codes: dict[Any, int] = {}
+        self._codes: dict[Any, int] = {_ABSENT: -1}  # by str and by bytes
+        self._characters = 0
 
-    def __len__(self) -> int:
-        return len(self._codes)
+    def is_large(self) -> bool:
+        """Whether it is time to begin a new one, so that memory stays bounded."""
+        return len(self._codes) > MAX_VOCABULARY or self._characters > MAX_VOCABULARY_CHARACTERS
 
-    def code(self, value: Any) -> int:
+    def codes(self, values: Column) -> np.ndarray:
+        """The codes of many values (int32)."""
+        try:
+            codes = [*map(self._codes.get, values)]
+        except TypeError:  # JSON objects and arrays have no hash
+            codes = [None] * len(values)
+        if None in codes:
+            pairs = zip(codes, values, strict=True)
+            codes = [self._code(value) if code is None else code for code, value in pairs]
+        return np.array(codes, dtype=np.int32)
+
+    def _code(self, value: Any) -> int:
         kind = type(value)
-        if kind is not str and kind is not bytes:  # 1, True and 1.0 would be one key
+        if kind is not str and kind is not bytes:
             return -1
         code = self._codes.get(value)
+        if code is not None:
+            return code
+        text = self._read(value)
+        if text is None:
+            return -1
+        code = self._codes.get(text)
         if code is None:
-            text = self._read(value)
-            if text is None:
-                code = -1
-            elif kind is bytes:
-                code = self.code(text)
-            else:
-                code = len(self.values)
-                self.values.append(text)
-            self._codes[value] = code
+            code = self._codes[text] = len(self.values)
+            self.values.append(text)
+        self._codes[value] = code
+        self._characters += len(text)
         return code
 
 
@@ -309,34 +349,55 @@ class _Layout:
     """How to find the five values in entries with the same field names."""
 
     def __init__(
-        self, names: tuple[bytes, ...], fields: FieldMap, decoders: dict[str, _Container]
+        self, names: tuple[bytes, ...], fields: FieldMap, containers: dict[str, _Container]
     ) -> None:
-        # of a field given twice the first counts; `index` finds that one
-        self._at = {name: 2 * names.index(name) + 1 for name in names}
-        self._flat = [self._first(getattr(fields, value)) for value in _VALUES]
-        wanted = [at is None for at in self._flat]
+        # backwards, so that of a field given twice the first counts
+        at = {names[i]: 2 * i + 1 for i in range(len(names) - 1, -1, -1)}
+        found = [
+            [at[name.encode()] for name in getattr(fields, value) if name.encode() in at]
+            for value in _VALUES
+        ]
+        self._flat = [places[0] if places else None for places in found]
         self._readers = [
-            (self._at[name.encode()], decoder)
-            for name, decoder in decoders.items()
-            if name.encode() in self._at
-            and any(w and m for w, m in zip(wanted, decoder.may, strict=True))
+            (at[name.encode()], container)
+            for name, container in containers.items()
+            if name.encode() in at
         ]
 
-    def _first(self, names: tuple[str, ...]) -> int | None:
-        found = (self._at.get(name.encode()) for name in names)
-        return next((at for at in found if at is not None), None)
-
-    def values(self, fields: list[bytes]) -> tuple[list[Any], int]:
-        """The values in the order of _VALUES (bytes where flat), and an invalid reason or 0."""
-        values = [_ABSENT if at is None else fields[at] for at in self._flat]
-        for at, decoder in self._readers:
-            if not any(v is _ABSENT and m for v, m in zip(values, decoder.may, strict=True)):
+    def columns(self, bodies: list[list[bytes]]) -> tuple[list[Column], list[int]]:
+        """The raw values (bytes where flat) in the order of _VALUES, and JSON problems or 0."""
+        n = len(bodies)
+        values: list[Column] = [
+            [_ABSENT] * n if at is None else [body[at] for body in bodies] for at in self._flat
+        ]
+        refused = [0] * n
+        empty = [at is None for at in self._flat]  # columns without any value so far
+        for at, container in self._readers:
+            rows: Sequence[int] = range(n)
+            if not any(empty[k] for k in container.may) or any(refused):
+                rows = [
+                    row
+                    for row in rows
+                    if not refused[row] and any(values[k][row] is _ABSENT for k in container.may)
+                ]
+            if not rows:
                 continue
-            found, reason = decoder.read(fields[at])
-            if reason:
-                return values, reason
-            values = [f if v is _ABSENT else v for v, f in zip(values, found, strict=True)]
-        return values, 0
+            found, reasons = container.read([bodies[row][at] for row in rows])
+            for k in container.may:
+                if empty[k] and len(rows) == n:
+                    values[k] = list(found[k])
+                else:
+                    _fill_gaps(values[k], rows, found[k])
+                empty[k] = False
+            for row, reason in zip(rows, reasons, strict=True):
+                refused[row] = reason
+        return values, refused
+
+
+def _fill_gaps(column: Column, rows: Sequence[int], found: Column) -> None:
+    for row, value in zip(rows, found, strict=True):
+        if column[row] is _ABSENT:
+            column[row] = value
 
 
 class _Container:
@@ -344,50 +405,66 @@ class _Container:
 
     def __init__(self, name: str, paths: list[list[tuple[str, ...]]]) -> None:
         self._name = name if name in _CONTAINERS else "mapped field"
-        self.may = [bool(alternatives) for alternatives in paths]
-        self._tops = tops = sorted({path[0] for alternatives in paths for path in alternatives})
+        self.may = [k for k, alternatives in enumerate(paths) if alternatives]
+        self._tops = sorted({path[0] for alternatives in paths for path in alternatives})
         kind = msgspec.defstruct(
             "Container",
             [
                 (f"f{i}", Any, msgspec.field(default=_ABSENT, name=top))
-                for i, top in enumerate(tops)
+                for i, top in enumerate(self._tops)
             ],
             gc=False,
         )
         self._decode = msgspec.json.Decoder(kind).decode
-        at = {top: i for i, top in enumerate(tops)}
-        self._plan = [[(f"f{at[p[0]]}", p[1:]) for p in alternatives] for alternatives in paths]
+        self._plan = [
+            [(self._tops.index(path[0]), path[1:]) for path in alternatives]
+            for alternatives in paths
+        ]
 
-    def read(self, raw: bytes) -> tuple[list[Any], int]:
-        """The five values, absent where not there, and an invalid reason or 0."""
+    def read(self, raws: list[bytes]) -> tuple[list[Column], list[int]]:
+        """Columns in the order of _VALUES, absent where not there, and each row's problem or 0."""
+        rows: list[tuple[Any, ...]] = []
+        reasons = [0] * len(raws)
+        decode, astuple = self._decode, msgspec.structs.astuple
+        for at, raw in enumerate(raws):
+            plain = raw.isascii() and len(raw) <= MAX_CONTAINER_BYTES
+            # fewer brackets than that cannot nest deeper
+            if plain and raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
+                try:
+                    rows.append(astuple(decode(raw)))
+                    continue
+                except msgspec.DecodeError:
+                    pass
+            row, problem = self._read_with_care(raw)
+            rows.append(row)
+            if problem:
+                reasons[at] = _REASON[f"{self._name} {problem}"]
+        tops: list[Column] = [list(column) for column in zip(*rows, strict=True)]
+        return [_first_of(tops, alternatives) for alternatives in self._plan], reasons
+
+    def _read_with_care(self, raw: bytes) -> tuple[tuple[Any, ...], str]:
+        """The top values and "", or blanks and what is wrong."""
+        blank = (_ABSENT,) * len(self._tops)
         if len(raw) > MAX_CONTAINER_BYTES:
-            return [], _REASON[f"{self._name} over 1 MiB"]
-        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
-            return [], _REASON[f"{self._name} nested deeper than 64"]
+            return blank, "over 1 MiB"
+        if _is_too_deep(raw):
+            return blank, "nested deeper than 64"
         try:
             # the decoder does not look into the texts of values that nobody asked for
-            if not raw.isascii():
-                raw.decode()
-            found = self._decode(raw)
-        except msgspec.ValidationError:
-            return self._read_slowly(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return [], _REASON[f"{self._name} is not JSON in UTF-8"]
-        return [_first_of(found, plan) for plan in self._plan], 0
-
-    def _read_slowly(self, raw: bytes) -> tuple[list[Any], int]:
-        """For what the typed decoder refuses as a whole: no object, or a number out of range."""
-        try:
-            found = json.loads(raw, parse_constant=_refuse, parse_int=_integer)
-        except (ValueError, RecursionError):
-            return [], _REASON[f"{self._name} is not JSON in UTF-8"]
+            text = raw.decode()
+            try:
+                return msgspec.structs.astuple(self._decode(raw)), ""
+            except msgspec.ValidationError:
+                # no object, or a number beyond float64: the rest has not been looked at
+                found = _read_json(text)
+        except (msgspec.DecodeError, ValueError):
+            return blank, "is not JSON in UTF-8"
         if not isinstance(found, dict):
-            return [], _REASON[f"{self._name} is no JSON object"]
-        tops = {f"f{i}": found.get(top, _ABSENT) for i, top in enumerate(self._tops)}
-        return [_first_of(SimpleNamespace(**tops), plan) for plan in self._plan], 0
+            return blank, "is no JSON object"
+        return tuple(found.get(top, _ABSENT) for top in self._tops), ""
 
 
-def _container_decoder(fields: FieldMap) -> dict[str, _Container]:
+def _containers_of(fields: FieldMap) -> dict[str, _Container]:
     """A reader for each JSON field that may hold values, in the order in which they count."""
     roots: dict[str, list[list[tuple[str, ...]]]] = {
         name: [[] for _ in _VALUES] for name in _CONTAINERS
@@ -403,15 +480,17 @@ def _container_decoder(fields: FieldMap) -> dict[str, _Container]:
     return {name: _Container(name, paths) for name, paths in roots.items() if any(paths)}
 
 
-def _first_of(found: Any, plan: list[tuple[str, tuple[str, ...]]]) -> Any:
-    """The first of the alternative places that has a value."""
-    for attribute, path in plan:
-        value = getattr(found, attribute)
-        if path:
-            value = _walk(value, path)
-        if value is not _ABSENT:
-            return value
-    return _ABSENT
+def _first_of(tops: list[Column], alternatives: list[tuple[int, tuple[str, ...]]]) -> Column:
+    """For each row the first of the alternative places that has a value."""
+    column: Column = [_ABSENT] * len(tops[0])
+    for i, (top, path) in enumerate(alternatives):
+        found = [_walk(value, path) for value in tops[top]] if path else tops[top]
+        if i == 0:
+            column = found
+        elif any(value is _ABSENT for value in column):
+            pairs = zip(column, found, strict=True)
+            column = [other if value is _ABSENT else value for value, other in pairs]
+    return column
 
 
 def _walk(value: Any, path: Sequence[str]) -> Any:
@@ -420,6 +499,14 @@ def _walk(value: Any, path: Sequence[str]) -> Any:
             return _ABSENT
         value = value[name]
     return value
+
+
+def _read_json(text: str) -> Any:
+    """As strict as the fast decoder, but numbers beyond float64 become infinite."""
+    found = json.loads(text, parse_constant=_refuse, parse_int=_integer)
+    # raises for lone surrogates
+    json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def _refuse(text: str) -> Any:
@@ -431,16 +518,13 @@ def _integer(text: str) -> int | float:
     return int(text) if len(text) <= 40 else float("inf")
 
 
-def _depth(raw: bytes) -> int:
-    """The deepest nesting of brackets outside of texts."""
-    depth = deepest = 0
-    for match in _BRACKETS.finditer(raw):
-        if match.group(1):
-            depth += 1
-            deepest = max(deepest, depth)
-        elif match.group(2):
-            depth -= 1
-    return deepest
+def _is_too_deep(raw: bytes) -> bool:
+    """Whether brackets outside of texts nest deeper than MAX_DEPTH; linear in the length."""
+    brackets = np.frombuffer(_TEXTS.sub(b"", raw), dtype=np.uint8)
+    opening = (brackets == ord("{")) | (brackets == ord("["))
+    closing = (brackets == ord("}")) | (brackets == ord("]"))
+    depth = np.cumsum(opening.astype(np.int32) - closing, dtype=np.int32)
+    return bool((depth > MAX_DEPTH).any())
 
 
 def _as_text(value: Any) -> str | None:
@@ -468,21 +552,83 @@ def _confidence(value: Any) -> tuple[float, int]:
     if kind is float or kind is int:
         number = value
     elif value is _ABSENT:
-        return np.nan, _REASON["confidence missing"]
+        return np.nan, _NO_CONFIDENCE
     else:
         text = _as_text(value)
-        if text is None or len(text) > 400 or not _DECIMAL.fullmatch(text):
-            return np.nan, _REASON["confidence not a number"]
+        if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
+            return np.nan, _NO_NUMBER
         number = float(text)
     if 0 <= number <= 1:
-        return float(number), 0
-    return np.nan, _REASON["confidence outside 0..1"]
+        return abs(float(number)), 0  # -0.0 is 0
+    return np.nan, _OUTSIDE
 
 
-def _id_time_us(entry_id: bytes) -> int:
-    """The id's milliseconds as microseconds, or NO_TIME for an id that is plainly no time."""
-    ms = int(entry_id.partition(b"-")[0])
-    return ms * 1000 if EARLIEST_ID_MS <= ms <= LATEST_ID_MS else NO_TIME
+def _event_times(
+    id_us: np.ndarray, stamp_us: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Event time, code into TIME_SOURCES, and whether the timestamp is too far ahead of the id.
+
+    The earlier of the two counts: a wrong clock makes an event older, never younger.
+    """
+    has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
+    both = has_id & has_stamp
+    by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
+    time_us = np.where(by_stamp, stamp_us, id_us)
+    time_source = np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8)
+    is_ahead = both & (np.where(both, stamp_us, 0) - np.where(both, id_us, 0) > MAX_AHEAD_US)
+    return time_us, time_source, is_ahead
+
+
+def _id_times_us(ids: list[bytes]) -> np.ndarray:
+    """The ids' milliseconds as microseconds (int64), NO_TIME for ids that are plainly no times."""
+    ms = [int(entry_id.partition(b"-")[0]) for entry_id in ids]
+    times = [x * 1000 if EARLIEST_ID_MS <= x <= LATEST_ID_MS else NO_TIME for x in ms]
+    return np.array(times, dtype=np.int64)
+
+
+def _times_us(values: Column) -> np.ndarray:
+    """Microseconds since the epoch (int64), NO_TIME where there is no readable timestamp.
+
+    The usual forms of ISO 8601 are read as whole columns, everything else one by one.
+    """
+    times = np.full(len(values), NO_TIME, dtype=np.int64)
+    texts = [value.encode() if type(value) is str else value for value in values]
+    sizes = np.array([len(text) if type(text) is bytes else 0 for text in texts])
+    for shape in _ISO_SHAPES:
+        rows = np.flatnonzero(sizes == len(shape))
+        if len(rows):
+            times[rows] = _iso_times_us([texts[row] for row in rows.tolist()], shape)
+    for row in np.flatnonzero(times == NO_TIME).tolist():
+        time = _time_us(values[row])
+        if time is not None:
+            times[row] = time
+    return times
+
+
+def _iso_times_us(texts: list[bytes], shape: bytes) -> np.ndarray:
+    """Texts as long as `shape` (0 stands for a digit) as times; NO_TIME where not of that shape."""
+    chars = np.frombuffer(b"".join(texts), dtype=np.uint8).reshape(-1, len(shape))
+    form = np.frombuffer(shape, dtype=np.uint8)
+    offset = shape.rindex(b"0+") + 1 if b"+" in shape else len(shape) - 1
+    is_digit = (form == ord("0")) & (np.arange(len(shape)) < offset)
+    marks, digits = chars[:, ~is_digit], chars[:, is_digit] - np.uint8(ord("0"))
+    fits = (marks == form[~is_digit]).all(axis=1) & (digits <= 9).all(axis=1)
+    whole = digits.astype(np.int64)
+
+    def number(first: int, last: int) -> np.ndarray:
+        powers = 10 ** np.arange(last - first - 1, -1, -1, dtype=np.int64)
+        return whole[:, first:last] @ powers
+
+    year, month, day = number(0, 4), number(4, 6), number(6, 8)
+    hour, minute, second = number(8, 10), number(10, 12), number(12, 14)
+    fraction = number(14, whole.shape[1]) * 10 ** (20 - whole.shape[1])
+    months = (year - 1970) * 12 + month - 1
+    day_of = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    next_of = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    fits &= (year >= 1) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= next_of - day_of)
+    fits &= (hour <= 23) & (minute <= 59) & (second <= 59)
+    seconds = ((day_of + day - 1) * 24 + hour) * 3600 + minute * 60 + second
+    return np.where(fits, seconds * 1_000_000 + fraction, NO_TIME)
 
 
 def _time_us(value: Any) -> int | None:
@@ -491,16 +637,19 @@ def _time_us(value: Any) -> int | None:
     if kind is int:
         return _epoch_us(value, 0, 1)
     if kind is float:
-        if not -1e20 < value < 1e20:
-            return None
-        part, floor = math.modf(abs(value))
-        return _epoch_us(int(floor), round(part * 10**9), 10**9, negative=value < 0)
+        # the shortest text that gives this number, so that 1735069798.664912 loses nothing
+        value = repr(value) if 1e-4 <= abs(value) < 1e16 else f"{value:.0f}"
     text = _as_text(value)
     if text is None or len(text) > 64 or not text.isascii():
         return None
     if (match := _EPOCH_TEXT.fullmatch(text)) is not None:
         sign, whole, digits = match.group(1), int(match.group(2)), match.group(3) or "0"
-        return _epoch_us(whole, int(digits), 10 ** len(digits), negative=sign == "-")
+        base = 10 ** len(digits)
+        return (
+            _epoch_us(-whole, -int(digits), base)
+            if sign == "-"
+            else _epoch_us(whole, int(digits), base)
+        )
     return _iso_us(text)
 
 
@@ -510,18 +659,20 @@ def _iso_us(text: str) -> int | None:
         delta = (time if time.tzinfo else time.replace(tzinfo=dt.UTC)) - _EPOCH
     except (ValueError, OverflowError):
         return None
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+    micros = (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+    return micros if _EARLIEST_US <= micros <= _LATEST_US else None
 
 
-def _epoch_us(whole: int, fraction: int, base: int, *, negative: bool = False) -> int | None:
-    """s, ms, us or ns by magnitude: the units lie a factor of 1,000 apart, today's s at 1.8e9."""
-    if whole < 0:
-        whole, negative = -whole, True
-    scale = next((n for limit, n in _MAGNITUDES if whole < limit), None)
+def _epoch_us(whole: int, fraction: int, base: int) -> int | None:
+    """whole + fraction/base as s, ms, us or ns by magnitude; both have the number's sign.
+
+    The units lie a factor of 1,000 apart and today's seconds are 1.8e9, so they cannot be
+    mistaken for one another.
+    """
+    scale = next((n for limit, n in _MAGNITUDES if abs(whole) < limit), None)
     if scale is None:
         return None
     micros = (whole * base + fraction) * scale // (base * 1000)
-    micros = -micros if negative else micros
     return micros if _EARLIEST_US <= micros <= _LATEST_US else None
 
 

@@ -124,7 +124,9 @@ REDIS_PY = {"server"}
 SENDERS = {"call", "send", "send_command", "execute_command", "pipeline"}
 #: Write commands whose names are ordinary words of Python and pandas too: as the name of a
 #: method they mean nothing, as a command (first argument of a sender, or in capitals) they do.
-ORDINARY = {"append", "copy", "del", "move", "persist", "rename", "restore", "set", "sort"}
+ORDINARY = {
+    "append", "copy", "del", "move", "persist", "rename", "restore", "set", "sort", "unlink",
+}  # fmt: skip
 
 
 #: Commands that change a server and that no server files under writes or scripts.
