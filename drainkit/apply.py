@@ -6,7 +6,6 @@ that died in the middle of this very plan may be finished by the same command.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,26 +31,26 @@ ADOPTED = (
 )  # fmt: skip
 
 
-def plan_run(
-    server: Server,
-    job: Job,
-    path: Path,
-    *,
-    on_progress: Progress | None = None,
-    on_page: Callable[[DecidedPage], None] | None = None,
-) -> tuple[Summary, Plan]:
-    """A dry run whose decisions and plan are saved at `path`."""
+def decide_all(
+    server: Server, job: Job, *, on_progress: Progress | None = None
+) -> tuple[Summary, pa.Table]:
+    """A dry run with its decisions as one table (plan.COLUMNS)."""
     import pyarrow as pa
 
     tables: list[pa.Table] = [plans.empty_table()]
 
     def keep(page: DecidedPage) -> None:
         tables.append(plans.decisions_table(page.entries, page.events, page.decisions, job.policy))
-        if on_page:
-            on_page(page)
 
     summary = dry_run(server, job, on_page=keep, on_progress=on_progress)
-    table = pa.concat_tables(tables).combine_chunks()
+    return summary, pa.concat_tables(tables).combine_chunks()
+
+
+def plan_run(
+    server: Server, job: Job, path: Path, *, on_progress: Progress | None = None
+) -> tuple[Summary, Plan]:
+    """A dry run whose plan and decisions are saved at `path`."""
+    summary, table = decide_all(server, job, on_progress=on_progress)
     plan = make_plan(job, summary, table)
     save_plan(path, plan, table)
     summary.plan_path, summary.plan_digest = str(path), plan.digest

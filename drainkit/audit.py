@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from .errors import one_line
 from .events import NO_TIME, Events, RawEntry
 from .policy import ACTIONS, Decisions, Policy, reasons
 
@@ -84,14 +83,20 @@ def records(
 
 def parse(entry: RawEntry) -> AuditRecord:
     """An entry of the audit stream as a record; what is missing or odd becomes empty or None."""
-    fields = entry[1] or []
-    found = {
-        fields[i].decode("utf-8", "replace"): fields[i + 1].decode("utf-8", "replace")
-        for i in range(0, len(fields), 2)
-    }
-    texts = {name: found.get(name, "") for name in RECORD_FIELDS}
-    numbers = {name: _number(texts.pop(name)) for name in ("age_sec", "confidence")}
-    return AuditRecord(audit_id=entry[0].decode(), **numbers, **texts)  # type: ignore[arg-type]
+    texts = [part.decode("utf-8", "replace") for part in entry[1] or []]
+    found = dict.fromkeys(RECORD_FIELDS, "") | dict(zip(texts[::2], texts[1::2], strict=True))
+    return AuditRecord(
+        audit_id=entry[0].decode(),
+        original_id=found["original_id"],
+        symbol=found["symbol"],
+        age_sec=_number(found["age_sec"]),
+        confidence=_number(found["confidence"]),
+        action=found["action"],
+        drained_at_ts=found["drained_at_ts"],
+        reason=found["reason"],
+        consumer_group=found["consumer_group"],
+        run_id=found["run_id"],
+    )
 
 
 def reconcile(
@@ -110,20 +115,21 @@ def reconcile(
     seen = Counter(record.original_id for record in records)
     twice = [entry for entry, n in seen.items() if n > 1]
     if twice:
-        findings.append(f"{len(twice)} entries are recorded more than once, first {twice[0]}")
+        findings.append(_first("entries are recorded more than once", twice))
     audited = Counter(record.action for record in records)
     for action in sorted({*ACTIONS, *audited, *counts}):
         if audited[action] != counts.get(action, 0):
             findings.append(
-                f"{action}: the run counted {counts.get(action, 0)}, the audit {audited[action]}"
+                f"{one_line(action)}: the run counted {counts.get(action, 0)}, "
+                f"the audit {audited[action]}"
             )
     if expected is not None:
         lacking = [entry for entry in expected if entry not in seen]
         beyond = [entry for entry in seen if entry not in expected]
         if lacking:
-            findings.append(f"{len(lacking)} planned entries have no record, first {lacking[0]}")
+            findings.append(_first("planned entries have no record", lacking))
         if beyond:
-            findings.append(f"{len(beyond)} recorded entries were not planned, first {beyond[0]}")
+            findings.append(_first("recorded entries were not planned", beyond))
     if pending_own:
         findings.append(f"{pending_own} entries are still pending for the drain's consumer")
     return findings
@@ -138,9 +144,14 @@ def drift(planned: Mapping[str, str], records: Sequence[AuditRecord]) -> list[tu
     ]
 
 
+def _first(finding: str, ids: Sequence[str]) -> str:
+    # whoever may write to the audit stream could have put anything there
+    return f"{len(ids)} {finding}, first {one_line(ids[0])}"
+
+
 def _number(text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:
         return None
-    return number if np.isfinite(number) else None
+    return number if math.isfinite(number) else None

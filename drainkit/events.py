@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -179,12 +180,11 @@ class Decoder:
         missing = np.array([entry[1] is None for entry in entries], dtype=bool)
         (symbols, sides, confidences, timestamps, sources), refused = self._values(entries)
         symbol_code = self._symbols.codes(symbols)
-        numbers = [_confidence(value) for value in confidences]
+        confidence, wrong = _confidences(confidences)
         time_us, time_source, is_ahead = _event_times(_id_times_us(ids), _times_us(timestamps))
         invalid = np.array(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = _NO_SYMBOL if symbols[row] is _ABSENT else _BAD_SYMBOL
-        wrong = np.array([reason for _, reason in numbers], dtype=np.uint8)
         invalid = np.where(invalid == 0, wrong, invalid)
         invalid[(invalid == 0) & is_ahead] = _AHEAD
         invalid[(invalid == 0) & (time_us == NO_TIME)] = _TIMELESS
@@ -196,7 +196,7 @@ class Decoder:
             symbol_code=symbol_code,
             side_code=self._sides.codes(sides),
             source_code=self._sources.codes(sources),
-            confidence=np.array([number for number, _ in numbers], dtype=np.float64),
+            confidence=confidence,
             invalid=invalid,
             missing=missing,
             symbols=self._symbols.values,
@@ -264,7 +264,7 @@ class FrameBuilder:
         time = pa.array(events.event_time_us, mask=events.event_time_us == NO_TIME)
 
         def texts(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
-            indices = pa.array(codes.astype(np.int32), mask=codes < 0)
+            indices = pa.array(codes, mask=codes < 0)
             return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
 
         self._pages.append(
@@ -272,12 +272,12 @@ class FrameBuilder:
                 {
                     "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
                     "event_time": time.cast(pa.timestamp("us", tz="UTC")),
-                    "time_source": texts(events.time_source.astype(np.int32), TIME_SOURCES),
+                    "time_source": texts(events.time_source.astype(np.int8), TIME_SOURCES),
                     "symbol": texts(events.symbol_code, events.symbols),
                     "side": texts(events.side_code, events.sides),
                     "source": texts(events.source_code, events.sources),
                     "confidence": pa.array(events.confidence),
-                    "invalid": texts(events.invalid.astype(np.int32), INVALID_REASONS),
+                    "invalid": texts(events.invalid.astype(np.int8), INVALID_REASONS),
                     "missing": pa.array(events.missing),
                 }
             )
@@ -292,10 +292,11 @@ class FrameBuilder:
 
         if not self._pages:
             self.append([])
+        text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
         table = pa.Table.from_batches(self._pages).unify_dictionaries()
         self._pages = []
         frame: pd.DataFrame = table.to_pandas(
-            types_mapper=lambda kind: pd.StringDtype("pyarrow") if kind == pa.string() else None,
+            types_mapper=lambda kind: text if kind == pa.string() else None,
             self_destruct=True,
             split_blocks=True,
         )
@@ -407,7 +408,7 @@ class _Container:
         self._name = name if name in _CONTAINERS else "mapped field"
         self.may = [k for k, alternatives in enumerate(paths) if alternatives]
         self._tops = sorted({path[0] for alternatives in paths for path in alternatives})
-        kind = msgspec.defstruct(
+        self._kind = msgspec.defstruct(
             "Container",
             [
                 (f"f{i}", Any, msgspec.field(default=_ABSENT, name=top))
@@ -415,45 +416,44 @@ class _Container:
             ],
             gc=False,
         )
-        self._decode = msgspec.json.Decoder(kind).decode
+        self._decode = msgspec.json.Decoder(self._kind).decode
         self._plan = [
-            [(self._tops.index(path[0]), path[1:]) for path in alternatives]
+            [(f"f{self._tops.index(path[0])}", path[1:]) for path in alternatives]
             for alternatives in paths
         ]
 
     def read(self, raws: list[bytes]) -> tuple[list[Column], list[int]]:
         """Columns in the order of _VALUES, absent where not there, and each row's problem or 0."""
-        rows: list[tuple[Any, ...]] = []
+        objects: list[Any] = []
         reasons = [0] * len(raws)
-        decode, astuple = self._decode, msgspec.structs.astuple
-        for at, raw in enumerate(raws):
-            plain = raw.isascii() and len(raw) <= MAX_CONTAINER_BYTES
-            # fewer brackets than that cannot nest deeper
-            if plain and raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
+        decode = self._decode
+        for row, raw in enumerate(raws):
+            # the decoder does not look into the texts of values that nobody asked for, and
+            # fewer brackets than the limit cannot nest deeper
+            brackets = raw.count(b"{") + (raw.count(b"[") if b"[" in raw else 0)
+            if brackets <= MAX_DEPTH and raw.isascii() and len(raw) <= MAX_CONTAINER_BYTES:
                 try:
-                    rows.append(astuple(decode(raw)))
+                    objects.append(decode(raw))
                     continue
                 except msgspec.DecodeError:
                     pass
-            row, problem = self._read_with_care(raw)
-            rows.append(row)
+            found, problem = self._read_with_care(raw)
+            objects.append(found)
             if problem:
-                reasons[at] = _REASON[f"{self._name} {problem}"]
-        tops: list[Column] = [list(column) for column in zip(*rows, strict=True)]
-        return [_first_of(tops, alternatives) for alternatives in self._plan], reasons
+                reasons[row] = _REASON[f"{self._name} {problem}"]
+        return [_first_of(objects, alternatives) for alternatives in self._plan], reasons
 
-    def _read_with_care(self, raw: bytes) -> tuple[tuple[Any, ...], str]:
-        """The top values and "", or blanks and what is wrong."""
-        blank = (_ABSENT,) * len(self._tops)
+    def _read_with_care(self, raw: bytes) -> tuple[Any, str]:
+        """The object's values and "", or blanks and what is wrong."""
+        blank = self._kind()
         if len(raw) > MAX_CONTAINER_BYTES:
             return blank, "over 1 MiB"
         if _is_too_deep(raw):
             return blank, "nested deeper than 64"
         try:
-            # the decoder does not look into the texts of values that nobody asked for
             text = raw.decode()
             try:
-                return msgspec.structs.astuple(self._decode(raw)), ""
+                return self._decode(raw), ""
             except msgspec.ValidationError:
                 # no object, or a number beyond float64: the rest has not been looked at
                 found = _read_json(text)
@@ -461,7 +461,7 @@ class _Container:
             return blank, "is not JSON in UTF-8"
         if not isinstance(found, dict):
             return blank, "is no JSON object"
-        return tuple(found.get(top, _ABSENT) for top in self._tops), ""
+        return self._kind(*(found.get(top, _ABSENT) for top in self._tops)), ""
 
 
 def _containers_of(fields: FieldMap) -> dict[str, _Container]:
@@ -480,11 +480,13 @@ def _containers_of(fields: FieldMap) -> dict[str, _Container]:
     return {name: _Container(name, paths) for name, paths in roots.items() if any(paths)}
 
 
-def _first_of(tops: list[Column], alternatives: list[tuple[int, tuple[str, ...]]]) -> Column:
-    """For each row the first of the alternative places that has a value."""
-    column: Column = [_ABSENT] * len(tops[0])
+def _first_of(objects: list[Any], alternatives: list[tuple[str, tuple[str, ...]]]) -> Column:
+    """For each object the value at the first of the alternative places that has one."""
+    column: Column = [_ABSENT] * len(objects)
     for i, (top, path) in enumerate(alternatives):
-        found = [_walk(value, path) for value in tops[top]] if path else tops[top]
+        found = [*map(attrgetter(top), objects)]
+        if path:
+            found = [_walk(value, path) for value in found]
         if i == 0:
             column = found
         elif any(value is _ABSENT for value in column):
@@ -546,6 +548,15 @@ def _valid_symbol(value: Any) -> str | None:
     return text if text is not None and _SYMBOL.fullmatch(text) else None
 
 
+def _confidences(values: Column) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers (float64, nan where not valid) and the reasons (uint8, 0 valid)."""
+    numbers = np.array([value if type(value) is float else np.nan for value in values], float)
+    reasons = np.zeros(len(values), dtype=np.uint8)
+    for row in np.flatnonzero(~((numbers >= 0) & (numbers <= 1))).tolist():
+        numbers[row], reasons[row] = _confidence(values[row])
+    return np.abs(numbers), reasons  # -0.0 is 0
+
+
 def _confidence(value: Any) -> tuple[float, int]:
     """The number and 0, or nan and the reason."""
     kind = type(value)
@@ -559,7 +570,7 @@ def _confidence(value: Any) -> tuple[float, int]:
             return np.nan, _NO_NUMBER
         number = float(text)
     if 0 <= number <= 1:
-        return abs(float(number)), 0  # -0.0 is 0
+        return float(number), 0
     return np.nan, _OUTSIDE
 
 
@@ -581,9 +592,23 @@ def _event_times(
 
 def _id_times_us(ids: list[bytes]) -> np.ndarray:
     """The ids' milliseconds as microseconds (int64), NO_TIME for ids that are plainly no times."""
-    ms = [int(entry_id.partition(b"-")[0]) for entry_id in ids]
-    times = [x * 1000 if EARLIEST_ID_MS <= x <= LATEST_ID_MS else NO_TIME for x in ms]
-    return np.array(times, dtype=np.int64)
+    # milliseconds have 13 digits from 2001 to 2286; other ids are read one by one
+    chars = np.array(ids, dtype="S14").view(np.uint8).reshape(-1, 14)
+    digits = chars[:, :13] - np.uint8(ord("0"))
+    fits = (digits <= 9).all(axis=1) & (chars[:, 13] == ord("-"))
+    times = _number(digits.astype(np.int64)) * 1000
+    for row in np.flatnonzero(~fits).tolist():
+        ms = int(ids[row].partition(b"-")[0])
+        times[row] = ms * 1000 if ms <= LATEST_ID_MS else NO_TIME
+    times[times < EARLIEST_ID_MS * 1000] = NO_TIME
+    return times
+
+
+def _number(digits: np.ndarray) -> np.ndarray:
+    """The number that each row of digits writes (int64); 0 for no digits."""
+    powers = 10 ** np.arange(digits.shape[1] - 1, -1, -1, dtype=np.int64)
+    number: np.ndarray = digits @ powers
+    return number
 
 
 def _times_us(values: Column) -> np.ndarray:
@@ -614,14 +639,9 @@ def _iso_times_us(texts: list[bytes], shape: bytes) -> np.ndarray:
     marks, digits = chars[:, ~is_digit], chars[:, is_digit] - np.uint8(ord("0"))
     fits = (marks == form[~is_digit]).all(axis=1) & (digits <= 9).all(axis=1)
     whole = digits.astype(np.int64)
-
-    def number(first: int, last: int) -> np.ndarray:
-        powers = 10 ** np.arange(last - first - 1, -1, -1, dtype=np.int64)
-        return whole[:, first:last] @ powers
-
-    year, month, day = number(0, 4), number(4, 6), number(6, 8)
-    hour, minute, second = number(8, 10), number(10, 12), number(12, 14)
-    fraction = number(14, whole.shape[1]) * 10 ** (20 - whole.shape[1])
+    ends = (4, 6, 8, 10, 12, 14)
+    year, month, day, hour, minute, second, fraction = map(_number, np.split(whole, ends, axis=1))
+    fraction = fraction * 10 ** (20 - whole.shape[1])
     months = (year - 1970) * 12 + month - 1
     day_of = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
     next_of = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)

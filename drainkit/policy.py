@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .events import INVALID_REASONS, NO_TIME, Events
 
@@ -53,9 +54,9 @@ class Policy:
 class Decisions:
     """n decisions as columns."""
 
-    action: np.ndarray  # uint8, codes into ACTIONS
-    failed: np.ndarray  # uint8, bit k set: filter ACTIONS[k] failed, also those after the first
-    age_us: np.ndarray  # int64, microseconds at the decision; NO_TIME unknown
+    action: NDArray[np.uint8]  # codes into ACTIONS
+    failed: NDArray[np.uint8]  # bit k set: filter ACTIONS[k] failed, also those after the first
+    age_us: NDArray[np.int64]  # microseconds at the decision; NO_TIME unknown
 
 
 def decide(events: Events, policy: Policy, now_us: int | np.ndarray) -> Decisions:
@@ -80,7 +81,7 @@ def decide(events: Events, policy: Policy, now_us: int | np.ndarray) -> Decision
 
 
 # the lowest bit that is set names the action; none: it passed
-_FIRST_FAILED = np.array(
+_FIRST_FAILED: NDArray[np.uint8] = np.array(
     [_OK] + [(bits & -bits).bit_length() - 1 for bits in range(1, 32)], dtype=np.uint8
 )
 
@@ -128,8 +129,12 @@ def other_failed(decisions: Decisions) -> list[str]:
     return failed_names(decisions.failed & ~first)
 
 
-def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int) -> pd.DataFrame:
-    """The frame's rows decided: age_sec (float64, nan unknown), action (category), failed."""
+def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) -> pd.DataFrame:
+    """The frame's rows decided, with its index.
+
+    Columns age_sec (float64, nan unknown), action (category), failed (category: the names of all
+    failed filters, comma-separated in the order of ACTIONS).
+    """
     import pandas as pd
 
     decisions = decide(Events.from_frame(frame), policy, now_us)

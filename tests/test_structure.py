@@ -25,7 +25,7 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 LAYERS = [
     "errors", "embedded", "settings", "events", "policy", "audit", "plan", "server", "stream",
     "commit", "acl", "evidence", "drain", "apply", "workers", "status", "maintenance", "monitor",
-    "figures", "report", "pipeline", "demo", "cli", "__main__", "__init__",
+    "figures", "notebook", "report", "pipeline", "demo", "cli", "__main__", "__init__",
 ]  # fmt: skip
 
 NOTEBOOKS = [
