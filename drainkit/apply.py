@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import ledger, stream
 from . import plan as plans
-from . import stream
 from .audit import drift
 from .drain import DecidedPage, Job, Progress, Summary, dry_run, iso, prepare, run_records
 from .errors import RefusedError, one_line
@@ -133,13 +133,11 @@ def job_from_plan(
 
 def _done_before(server: Server, job: Job, plan: Plan) -> set[str]:
     """What earlier runs of this very plan have drained, by the ledger and the audit."""
-    runs = set()
-    for page in stream.pages(server, job.keys.runs, stream.FIRST_ID, stream.LAST_ID):
-        for _, fields in page:
-            texts = [stream.text(part) for part in fields]
-            entry = dict(zip(texts[::2], texts[1::2], strict=True))
-            if entry.get("event") == "start" and entry.get("plan_digest") == plan.digest:
-                runs.add(entry["run_id"])
+    runs = {
+        entry["run_id"]
+        for entry in ledger.entries(server, job.keys)
+        if entry.get("event") == "start" and entry.get("plan_digest") == plan.digest
+    }
     return {record.original_id for record in run_records(server, job.keys, runs)}
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -197,28 +197,36 @@ def confirm(question: str, yes: bool) -> None:
         raise RefusedError("not confirmed; nothing was done")
 
 
-def report_text(summary: Summary) -> str:
+REPORT_LINES = [
+    ("Mode", "mode"),
+    ("Total Read", "total_read"),
+    ("Dropped (old)", "dropped_old"),
+    ("Dropped (not allowlisted)", "dropped_not_allowlisted"),
+    ("Dropped (low confidence)", "dropped_low_conf"),
+    ("Dropped (invalid)", "dropped_invalid"),
+    ("Dropped (missing)", "dropped_missing"),
+    ("Drained OK", "drained_ok"),
+    ("Errors", "errors"),
+    ("Elapsed", "elapsed_sec"),
+    ("Throughput", "events_per_sec"),
+    ("Remaining", "remaining"),
+    ("Run", "run_id"),
+]
+PLAN_LINES = [("Plan", "plan_path"), ("Plan digest", "plan_digest"), ("Evidence", "evidence")]
+
+
+def report_text(result: Mapping[str, Any]) -> str:
     """The original report's lines."""
-    rows = [
-        ("Mode", summary.mode.upper()),
-        ("Total Read", summary.total_read),
-        ("Dropped (old)", summary.dropped_old),
-        ("Dropped (not allowlisted)", summary.dropped_not_allowlisted),
-        ("Dropped (low confidence)", summary.dropped_low_conf),
-        ("Dropped (invalid)", summary.dropped_invalid),
-        ("Dropped (missing)", summary.dropped_missing),
-        ("Drained OK", summary.drained_ok),
-        ("Errors", summary.errors),
-        ("Elapsed", f"{summary.elapsed_sec:.2f}s"),
-        ("Throughput", f"{summary.events_per_sec:.2f} events/sec"),
-        ("Remaining", "unknown" if summary.remaining is None else summary.remaining),
-        ("Run", summary.run_id),
-    ]
-    if summary.plan_path:
-        rows += [("Plan", summary.plan_path), ("Plan digest", summary.plan_digest)]
-    for change in summary.drift or []:
-        rows.append(("Drift", f"{change['id']} {change['planned']} -> {change['happened']}"))
-    return "\n".join(f"{name}: {value}" for name, value in rows)
+    shown = {
+        "mode": str(result.get("mode", "")).upper(),
+        "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s",
+        "events_per_sec": f"{result.get('events_per_sec', 0):.2f} events/sec",
+    }
+    lines = [f"{name}: {shown.get(key, result.get(key))}" for name, key in REPORT_LINES]
+    lines += [f"{name}: {result[key]}" for name, key in PLAN_LINES if result.get(key)]
+    for change in result.get("drift") or []:
+        lines.append(f"Drift: {change['id']} {change['planned']} -> {change['happened']}")
+    return "\n".join(lines)
 
 
 def finish(summary: Summary) -> int:
@@ -237,32 +245,18 @@ def demo(binary: str | None, reports_dir: str, as_json: bool) -> int:
     from pathlib import Path
 
     from . import demo as demos
-    from . import drain as verbs
     from .embedded import EmbeddedServer
-    from .evidence import new_run_id
     from .server import Server
     from .status import as_text, baseline
-
-    def say(text: str) -> None:
-        click.echo(text, err=as_json)
 
     with EmbeddedServer(binary) as embedded:
         settings = demos.settings_of(embedded.url, Path(reports_dir))
         with Server(embedded.url, settings.stream) as server:
             demos.fill(server, stream=settings.stream, group=settings.consumer_group,
                        consumer=settings.consumer_name)  # fmt: skip
-            say(as_text(baseline(server, settings.stream)))
-            dry = settings.model_copy(update={"mode": "dry-run"})
-            job = verbs.prepare(server, dry, new_run_id("dry-run", server.now_us()))
-            say("\n" + report_text(verbs.dry_run(server, job)))
-            job = verbs.prepare(server, settings, new_run_id("live", server.now_us()))
-            with stop_signals() as stopping, progress_bar("drain", None) as tick:
-                summary = verbs.drain(server, job, stopping=stopping, on_progress=tick)
-            findings = demos.check_books(server, job, summary)
-    emit(as_json, summary.as_dict(), "\n" + report_text(summary))
-    for finding in findings:
-        click.echo(f"drainkit: the books do not balance: {finding}", err=True)
-    return 1 if findings else finish(summary)
+            click.echo(as_text(baseline(server, settings.stream)), err=as_json)
+        click.echo("", err=as_json)
+        return _run(settings, as_json, yes=True)
 
 
 @program.command()
@@ -305,7 +299,7 @@ def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
             summary = _drain_live(server, settings, planned, yes)
         else:
             summary = _drain_dry(server, settings)
-    emit(as_json, summary.as_dict(), report_text(summary))
+    emit(as_json, summary.as_dict(), report_text(summary.as_dict()))
     return finish(summary)
 
 
@@ -344,6 +338,82 @@ def _drain_live(
     if planned is not None and server.connected:
         summary.drift = list_drift(server, job, planned[1])
     return summary
+
+
+@program.command()
+@_stack([*DRAIN, _option("--reports-dir", metavar="DIR", help="[reports]"), *WHERE, _json])
+def run(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
+    """Dry run or live drain through the notebooks, with sealed evidence.
+
+    \b
+    Examples:
+      drainkit run --allowlist "BTCUSDT,ETHUSDT"
+      drainkit run --mode live --throttle 5 --max-events 500
+      drainkit run --mode live --yes --plan reports/20260101T000000Z-dry-run-abc123
+    """
+    settings = settings_of(flags, env_name)
+    if settings.mode == "live" and not yes and not sys.stdin.isatty():
+        confirm("", yes)
+    return _run(settings, as_json, yes=yes)
+
+
+def _run(settings: Settings, as_json: bool, *, yes: bool) -> int:
+    from . import pipeline
+
+    def approve(plan: Plan) -> None:
+        counts = ", ".join(f"{n:,} {action}" for action, n in plan.counts.items() if n)
+        click.echo(
+            f"Plan {plan.digest}\n  {plan.total_read:,} entries: {counts or 'none'}", err=True
+        )
+        confirm(f"Acknowledge and audit these {plan.total_read:,} entries?", yes)
+
+    def announce(name: str) -> None:
+        click.echo(f"running {name} ...", err=True)
+
+    with stop_signals() as stopping:
+        result, folder = pipeline.run(
+            settings, confirm=approve, announce=announce, stopping=stopping
+        )
+    emit(as_json, result, f"{report_text(result)}\nReport: {folder / 'report.html'}")
+    if result.get("error"):
+        click.echo(f"drainkit: {one_line(str(result['error']), 600)}", err=True)
+    return int(result.get("exit_code") or 0)
+
+
+@program.command()
+@click.argument("path")
+@_option("--redis-url", metavar="URL", help="Also ask this server's run ledger.")
+@_option(
+    "--allowed-signers", metavar="FILE", help="Check the signature against these (ssh-keygen)."
+)
+@_option("--identity", metavar="NAME", help="Who must have signed.")
+@_stack([_debug, _json])
+def verify(path: str, redis_url: str | None, allowed_signers: str | None, identity: str | None,
+           as_json: bool) -> int:  # fmt: skip
+    """Check evidence: RUN_DIR, or REPORTS_DIR with the chain over all its runs."""
+    from pathlib import Path
+
+    from . import evidence
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"{one_line(path)} is no folder; name an evidence or a reports folder")
+    if evidence.is_run(folder):
+        found = {folder.name: evidence.verify_run(folder)}
+    else:
+        found = evidence.verify_reports(folder)
+    if redis_url is not None:
+        from .ledger import verify_ledger
+
+        for name, findings in verify_ledger(redis_url, folder, found).items():
+            found.setdefault(name, []).extend(findings)
+    if allowed_signers is not None:
+        evidence.verify_signature(folder, Path(allowed_signers), identity or "")
+    bad = [f"{name}: {finding}" for name, findings in found.items() for finding in findings]
+    runs = len([name for name in found if name != "chain"])
+    emit(as_json, {"ok": not bad, "findings": found},
+         "\n".join(bad) or f"All well: {runs} run(s), every file as it was sealed.")  # fmt: skip
+    return 1 if bad else 0
 
 
 @program.command()

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import commit
-from .audit import reconcile
-from .drain import Job, Summary, run_records
 from .events import RawEntry
-from .policy import ACTIONS
 from .server import Server
 from .settings import Settings, build
 
@@ -142,14 +139,4 @@ def settings_of(url: str, reports_dir: Path) -> Settings:
             "allow_active_consumers": True,
             "reports_dir": reports_dir,
         }
-    )
-
-
-def check_books(server: Server, job: Job, summary: Summary) -> list[str]:
-    """What does not balance between the run's counts, the audit and the group; empty: all does."""
-    return reconcile(
-        expected=None,
-        records=list(run_records(server, job.keys, {job.run_id})),
-        pending_own=summary.pending_own or 0,
-        counts={action: getattr(summary, action) for action in ACTIONS},
     )

@@ -69,7 +69,7 @@ _EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - _EPOCH) // dt.timedelta(mi
 _LATEST_US = LATEST_ID_MS * 1000 + 999
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
-_EPOCH_TEXT = re.compile(r"([+-]?)(\d{1,20})(?:\.(\d{0,30}))?", re.ASCII)
+_EPOCH_TEXT = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?", re.ASCII)
 # possessive, and to the end if need be: a text that never ends must not be tried at each quote
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CONTAINERS = ("payload", "data")
@@ -284,9 +284,12 @@ class FrameBuilder:
         )
 
     def frame(self) -> pd.DataFrame:
-        """Columns id (str), event_time (datetime64[us, UTC]), time_source, symbol, side, source
-        (category, missing where not valid), confidence (float64), invalid (category; "" valid),
-        missing (bool)."""
+        """All rows in the order of appending.
+
+        Columns id (str), event_time (datetime64[us, UTC], NaT unknown), time_source (category),
+        symbol, side, source (category, sorted; missing where not valid), confidence (float64, nan
+        where not valid), invalid (category, "" valid), missing (bool: the body is gone).
+        """
         import pandas as pd
         import pyarrow as pa
 
@@ -300,6 +303,9 @@ class FrameBuilder:
             self_destruct=True,
             split_blocks=True,
         )
+        for column in ("symbol", "side", "source"):
+            categories = frame[column].cat.categories
+            frame[column] = frame[column].cat.reorder_categories(categories.sort_values())
         return frame
 
 

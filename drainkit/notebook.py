@@ -224,6 +224,8 @@ class DryRun(Session):
         self.plan = apply.make_plan(self.job, self.summary, self.table)
         if run_dir is not None:
             evidence.save_plan(run_dir / "plan.json", self.plan, self.table)
+            self.summary.plan_path, self.summary.plan_digest = "plan.json", self.plan.digest
+            evidence.write_json(run_dir / "run.json", self.summary.as_dict())
 
     def bottom_line(self) -> Markdown:
         """What the live run would do, and how long it would take."""

@@ -8,6 +8,7 @@ which values somebody set, because a plan may fill in only what nobody did.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import math
 import os
 import re
@@ -176,10 +177,18 @@ class Settings(BaseModel):
     def _key(cls, value: str | None) -> str | None:
         return None if value is None else _to_name(value)
 
+    @check("fields", mode="before")
+    @classmethod
+    def _fields(cls, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError("must be a table (in the environment: JSON)") from None
+
     @check("from_consumer", mode="before")
     @classmethod
     def _consumers(cls, value: Any) -> Any:
-        names = (value,) if isinstance(value, str) else tuple(value or ())
+        names = value.split("\n") if isinstance(value, str) and value else tuple(value or ())
         return tuple(_to_name(name) for name in names)
 
     @check("allowlist", mode="before")
@@ -233,7 +242,7 @@ def load(
     values = read_config((folder or Path()) / CONFIG_FILE, env_name)
     for name in Settings.model_fields:
         variable = f"{ENV_PREFIX}{name.upper()}"
-        if variable in environ and name not in ("fields", "limits"):
+        if variable in environ and name != "limits":
             values[name] = environ[variable]
     values.update(flags)
     return build(values)

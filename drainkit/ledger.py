@@ -1,0 +1,55 @@
+"""The run ledger in Redis: which runs there were, and the digests of their evidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from . import evidence, stream
+from .errors import DrainkitError
+from .server import Keys, Server
+
+
+def entries(server: Server, keys: Keys) -> Iterator[dict[str, str]]:
+    """The ledger's entries as texts, oldest first; `id` is their own."""
+    for page in stream.pages(server, keys.runs, stream.FIRST_ID, stream.LAST_ID):
+        for entry_id, fields in page:
+            texts = [stream.text(part) for part in fields]
+            yield {"id": stream.text(entry_id), **dict(zip(texts[::2], texts[1::2], strict=True))}
+
+
+def verify_ledger(url: str, folder: Path, runs: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Where live evidence differs from the server's ledger: a folder rewritten as a whole.
+
+    `folder` is the run's, or the one that holds the runs.
+    """
+    found: dict[str, list[str]] = {}
+    for name in runs:
+        run_dir = folder if folder.name == name else folder / name
+        try:
+            run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+            name_of_stream, live = str(run["stream"]), run["mode"] == "live"
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # verify_run names what is missing
+        if live:
+            found[name] = _verify_run(url, name_of_stream, run_dir)
+    return found
+
+
+def _verify_run(url: str, stream_name: str, run_dir: Path) -> list[str]:
+    try:
+        digest = evidence.statement_digest(run_dir)
+    except DrainkitError as error:
+        return [str(error)]
+    with Server(url, stream_name) as server:
+        known = [
+            entry.get("statement_sha256")
+            for entry in entries(server, server.keys())
+            if entry.get("event") == "evidence" and entry.get("run_id") == run_dir.name
+        ]
+    if not known:
+        return ["the server's run ledger has no digest of this run's evidence"]
+    if digest not in known:
+        return ["changed: the server's run ledger has another digest of this run's statement"]
+    return []

@@ -1,0 +1,372 @@
+"""The whole run through the notebooks: 01 to 04 by papermill, evidence, report, seal.
+
+papermill's output can claim success where there was none (after a killed kernel every cell says
+"completed"), so what counts is: each code cell has an execution count and no error output, and the
+books of the run itself balance. Evidence is written in any case, of a failed run too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import apply, drain, evidence, report, status
+from .commit import add_to_ledger
+from .drain import Job, Summary, iso
+from .errors import DrainkitError, InterruptedRunError, one_line
+from .plan import Plan
+from .server import Server
+from .settings import Settings
+
+NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
+_EXIT_CODES = {
+    "UsageError": 2,
+    "UnreachableError": 3,
+    "ConnectionLostError": 3,
+    "ServerBusyError": 3,
+    "SlotMovedError": 3,
+    "RefusedError": 4,
+    "StoppedError": 4,
+    "KeyboardInterrupt": 130,
+}
+
+Confirm = Callable[[Plan], None]  # raises RefusedError if the plan is not approved
+Announce = Callable[[str], None]
+
+
+def notebooks_dir() -> Path:
+    """Where the notebooks are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "notebooks", package.parent / "notebooks"):
+        if (folder / f"{NOTEBOOKS[0]}.ipynb").exists():
+            return folder
+    raise DrainkitError("the notebooks are not installed with drainkit; install it again")
+
+
+def parameters_of(settings: Settings, job: Job) -> dict[str, Any]:
+    """The notebooks' parameters: typed values, the allowlist as read now, never a URL."""
+    allowed = job.policy.allowlist
+    return {
+        "stream": settings.stream,
+        "consumer_group": settings.consumer_group,
+        "consumer_name": settings.consumer_name,
+        "audit_stream": settings.audit_stream,
+        "scope": settings.scope,
+        "allowlist": None if allowed is None else sorted(allowed),
+        "min_conf": settings.min_conf,
+        "max_age_min": settings.max_age_min,
+        "throttle": "none" if settings.throttle is None else settings.throttle,
+        "max_events": "all" if settings.max_events is None else settings.max_events,
+        "as_of": None if settings.as_of_us is None else iso(settings.as_of_us),
+    }
+
+
+def kernel_env(settings: Settings) -> dict[str, str]:
+    """The kernels' environment: the URL, and the settings that are no notebook parameters."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
+    env["DRAINKIT_REDIS_URL"] = settings.redis_url.get_secret_value()
+    env["DRAINKIT_MIN_IDLE_MIN"] = repr(settings.min_idle_min)
+    env["DRAINKIT_FROM_CONSUMER"] = "\n".join(settings.from_consumer)
+    env["DRAINKIT_ALLOW_ACTIVE_CONSUMERS"] = "1" if settings.allow_active_consumers else "0"
+    env["DRAINKIT_FIELDS"] = settings.fields.model_dump_json()
+    if settings.history_group:
+        env["DRAINKIT_HISTORY_GROUP"] = settings.history_group
+    return env
+
+
+@dataclass
+class Run:
+    """One run on its way: what is known, written and running."""
+
+    settings: Settings
+    server: Server
+    job: Job
+    folder: Path
+    given_plan: bool
+    failure: DrainkitError | None = None
+    done: list[str] = field(default_factory=list)
+
+
+def run(
+    settings: Settings,
+    *,
+    confirm: Confirm,
+    announce: Announce = lambda _: None,
+    stopping: threading.Event | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Run all notebooks and seal the evidence; returns run.json's content and the folder.
+
+    Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
+    stands in the evidence, with its exit code.
+    """
+    stopping = stopping or threading.Event()
+    planned = None
+    if settings.plan is not None and settings.mode == "live":
+        planned = evidence.load_plan(settings.plan)
+        settings = apply.adopt(settings, planned[0])
+    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+        run_id = evidence.new_run_id(settings.mode, server.now_us())
+        if planned:
+            job = apply.job_from_plan(server, settings, run_id, *planned)
+        else:
+            job = drain.prepare(server, settings, run_id)
+        if settings.mode == "live":
+            drain.preflight(server, job)
+        folder = evidence.open_run(settings.reports_dir, run_id)
+        evidence.write_json(folder / "baseline.json", status.baseline(server, settings.stream))
+        if planned:
+            evidence.save_plan(folder / "plan.json", *planned)
+        this = Run(settings, server, job, folder, planned is not None)
+        started_us = server.now_us()
+        try:
+            _run_notebooks(this, confirm, announce, stopping)
+        except DrainkitError as error:
+            this.failure = error
+        return _finish(this, started_us), folder
+
+
+def _run_notebooks(
+    this: Run, confirm: Confirm, announce: Announce, stopping: threading.Event
+) -> None:
+    with _Kernels(kernel_env(this.settings)) as kernels:
+        for name in NOTEBOOKS:
+            parameters = _parameters_for(this, name)
+            if name == "03_live_drain" and this.settings.mode == "live":
+                plan, _ = evidence.load_plan(this.folder)
+                confirm(plan)
+                parameters["approve"] = plan.digest
+            announce(name)
+            _execute(this, name, parameters, kernels, stopping)
+            this.done.append(name)
+
+
+def _parameters_for(this: Run, name: str) -> dict[str, Any]:
+    parameters = {**parameters_of(this.settings, this.job), "run_dir": str(this.folder)}
+    if name == "02_dry_run" and this.given_plan:
+        parameters["run_dir"] = ""  # it shows the present; the plan to apply is there already
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def _execute(
+    this: Run, name: str, parameters: dict[str, Any], kernels: _Kernels, stopping: threading.Event
+) -> None:
+    """Execute one notebook in a worker thread, so that signals reach this one."""
+    import papermill
+
+    if stopping.is_set():
+        raise InterruptedRunError("interrupted; run the same command again to go on")
+    out = this.folder / f"{name}.ipynb"
+    raised: list[BaseException] = []
+    manager = kernels.take()
+
+    def work() -> None:
+        try:
+            papermill.execute_notebook(
+                str(notebooks_dir() / out.name),
+                str(out),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                km=manager,
+            )
+        except BaseException as error:
+            raised.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    interrupted = False
+    while worker.is_alive():
+        worker.join(0.1)
+        if stopping.is_set() and not interrupted:
+            interrupted = True
+            kernels.interrupt(manager)
+    kernels.end(manager)
+    problem = what_failed(out)
+    if problem or raised:
+        text = problem or one_line(str(raised[0]) or type(raised[0]).__name__)
+        _raise(name, text, interrupted)
+
+
+def _raise(name: str, text: str, interrupted: bool) -> None:
+    kind, _, message = text.partition(": ")
+    code = 130 if interrupted else _EXIT_CODES.get(kind, 1)
+    if code == 130:
+        raise InterruptedRunError("interrupted; run the same command again to go on")
+    error = DrainkitError(f"{name} failed: {message or text}")
+    error.exit_code = code
+    raise error
+
+
+def what_failed(path: Path) -> str:
+    """Why an executed notebook is no success, in one line; empty if it is one."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        return "the executed notebook was not written"
+    for cell in cells:
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                return one_line(f"{output['ename']}: {output['evalue']}", 400)
+        if cell["execution_count"] is None:
+            return "the kernel died in the middle (a cell was never finished)"
+    return ""
+
+
+def _finish(this: Run, started_us: int) -> dict[str, Any]:
+    """Complete the evidence, whatever happened, and seal it."""
+    folder, settings = this.folder, this.settings
+    result = _result(this)
+    answered = this.server.info
+    try:
+        if not this.server.connected:
+            this.server.reconnect()
+        _complete(this)
+        result.setdefault("finished_at", iso(this.server.now_us()))
+    except DrainkitError as error:
+        this.failure = this.failure or error
+    result["started_at"] = iso(started_us)
+    if this.failure is not None:
+        code = this.failure.exit_code
+        result["exit_code"], result["error"] = code, str(this.failure)
+        result["outcome"] = {130: "interrupted", 4: "refused"}.get(code, "failed")
+    result["evidence"] = str(folder)
+    evidence.write_json(folder / "run.json", result)
+    evidence.write_text(folder / "report.html", report.build(folder))
+    digest = evidence.seal(
+        folder,
+        run=result,
+        parameters={**parameters_of(settings, this.job), "mode": settings.mode},
+        server={"kind": answered.kind, "version": answered.version},
+        secret_words=secret_words(settings.redis_url.get_secret_value()),
+    )
+    if settings.mode == "live" and this.server.connected:
+        entry = {"event": "evidence", "run_id": folder.name, "statement_sha256": digest}
+        try:
+            add_to_ledger(this.server, this.job.keys, entry)
+        except DrainkitError as error:
+            result["exit_code"], result["error"] = (
+                result["exit_code"] or error.exit_code,
+                str(error),
+            )
+    return result
+
+
+def _result(this: Run) -> dict[str, Any]:
+    """The summary that the notebooks left, or what the audit knows of a run that died."""
+    found = _read_json(this.folder / "run.json")
+    if found.get("mode") == this.settings.mode:
+        return found
+    scope = this.job.scope
+    summary = Summary(
+        run_id=this.job.run_id,
+        mode=this.settings.mode,
+        scope=scope.name,
+        stream=this.settings.stream,
+        consumer_group=this.settings.consumer_group,
+        boundary_id=scope.boundary,
+        outcome="failed",
+        exit_code=1,
+    )
+    if this.settings.mode == "live":
+        try:
+            this.server.reconnect()
+            drain.recount(this.server, this.job, summary)
+        except DrainkitError as error:
+            this.failure = this.failure or error
+    return summary.as_dict()
+
+
+def _complete(this: Run) -> None:
+    """The files that 04 writes, where it did not come to that."""
+    if not (this.folder / "after.json").exists():
+        after = status.baseline(this.server, this.settings.stream)
+        evidence.write_json(this.folder / "after.json", after)
+    if not (this.folder / "audit.parquet").exists():
+        live = this.settings.mode == "live"
+        runs = {this.job.run_id} if live else set()
+        records = list(drain.run_records(this.server, this.job.keys, runs))
+        from .notebook import audit_table
+
+        evidence.write_table(this.folder / "audit.parquet", audit_table(records))
+
+
+def secret_words(url: str) -> list[str]:
+    """The passwords of a URL, as written and as decoded."""
+    found = set()
+    netloc = url.partition("://")[2].rpartition("@")[0]
+    if netloc:
+        found.add(netloc.partition(":")[2] or netloc)
+    query = urllib.parse.parse_qs(url.partition("?")[2])
+    for name in ("password", "ssl_password"):
+        found.update(query.get(name, []))
+    return sorted({word for w in found if w for word in (w, urllib.parse.unquote(w))})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _Kernels:
+    """Kernels, one for each notebook; the next one starts and imports while one works."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._env = env
+        self._ready: list[Any] = []
+        self._left = len(NOTEBOOKS)
+
+    def __enter__(self) -> _Kernels:
+        self._start()
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for manager in self._ready:
+            self.end(manager)
+
+    def take(self) -> Any:
+        """A kernel for the next notebook; another one starts meanwhile."""
+        manager = self._ready.pop(0)
+        self._start()
+        return manager
+
+    def interrupt(self, manager: Any) -> None:
+        """SIGINT to the kernel; a live drain then finishes the commit in flight."""
+        from jupyter_core.utils import run_sync
+
+        run_sync(manager.interrupt_kernel)()
+
+    def end(self, manager: Any) -> None:
+        """Shut a kernel down at once: its notebook is saved, its files are written."""
+        from jupyter_core.utils import run_sync
+
+        run_sync(manager.shutdown_kernel)(now=True)
+
+    def _start(self) -> None:
+        import subprocess
+
+        from jupyter_client.manager import AsyncKernelManager
+        from jupyter_core.utils import run_sync
+
+        if self._left == 0:
+            return
+        self._left -= 1
+        manager = AsyncKernelManager(kernel_name="python3")
+        run_sync(manager.start_kernel)(
+            env=self._env,
+            extra_arguments=["--IPKernelApp.exec_lines=import drainkit.notebook"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._ready.append(manager)

@@ -1,0 +1,174 @@
+"""The audit record as it goes to Redis and comes back, and the reconciliation of the books."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drainkit.audit import RECORD_FIELDS, AuditRecord, drift, parse, reconcile, records
+from drainkit.events import NO_TIME, Decoder
+from drainkit.policy import ACTIONS, Policy, decide, reasons
+
+NOW_US = 1_766_605_798_664_912
+MS = NOW_US // 1000
+POLICY = Policy(max_age_min=30, allowlist=frozenset({"BTCUSDT"}), min_conf=0.6)
+
+
+def made(entries: list[Any], now_us: int = NOW_US) -> list[list[bytes]]:
+    events = Decoder().decode(entries)
+    return records(
+        events,
+        decide(events, POLICY, now_us),
+        POLICY,
+        drained_at_us=now_us,
+        consumer_group="group",
+        run_id="run",
+    )
+
+
+def flat(record: list[bytes]) -> list[bytes]:
+    names = [name.encode() for name in RECORD_FIELDS]
+    return [part for pair in zip(names, record, strict=True) for part in pair]
+
+
+def test_a_record_is_exactly_the_contracts() -> None:
+    """Values, their order and their formats, for a good, an unreadable and a missing entry."""
+    good = [b"%d-1" % (MS - 1500), [b"symbol", b"BTCUSDT", b"confidence", b"0.750"]]
+    bad = [b"0-7", [b"symbol", b"<b>", b"payload", b"x"]]
+    gone = [b"%d-2" % MS, None]
+    at = b"2025-12-24T19:49:58.664912+00:00"
+    assert made([good, bad, gone]) == [
+        [good[0], b"BTCUSDT", b"1.50", b"0.75", b"drained_ok", at, b"passed every filter",
+         b"group", b"run"],
+        [b"0-7", b"<b>", b"null", b"null", b"dropped_invalid", at, b"payload is not JSON in UTF-8",
+         b"group", b"run"],
+        [gone[0], b"UNKNOWN", b"0.00", b"null", b"dropped_missing", at,
+         b"the entry's body is gone (trimmed or deleted)", b"group", b"run"],
+    ]  # fmt: skip
+    assert made([]) == []
+
+
+def test_a_whole_second_keeps_its_microseconds() -> None:
+    """drained_at_ts always has six decimals and the offset."""
+    assert made([[b"1-1", None]], now_us=NOW_US // 10**6 * 10**6)[0][5] == (
+        b"2025-12-24T19:49:58.000000+00:00"
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 10**11),
+            st.floats(0, 1) | st.none(),
+            st.sampled_from([b"BTCUSDT", b"ETHUSDT", b"\xff", b""]),
+        ),
+        max_size=8,
+    )
+)
+def test_records_come_back_as_they_were(rows: list[tuple[int, float | None, bytes]]) -> None:
+    """parse() gives back what records() wrote, and the ages fit the times within 0.05 s."""
+    entries = [
+        [b"%d-%d" % (MS - age_ms, i), [b"symbol", symbol, b"payload", b'{"confidence":%s}'
+         % (b"null" if confidence is None else repr(confidence).encode())]]
+        for i, (age_ms, confidence, symbol) in enumerate(rows)
+    ]  # fmt: skip
+    events = Decoder().decode(entries)
+    decisions = decide(events, POLICY, NOW_US)
+    parsed = [parse([b"5-0", flat(record)]) for record in made(entries)]
+    texts = reasons(events, decisions, POLICY)
+    for row, record in enumerate(parsed):
+        assert record.original_id.encode() == entries[row][0]
+        assert record.symbol == (events.symbol(row) or "UNKNOWN")
+        assert record.confidence == rows[row][1]
+        assert record.action == ACTIONS[decisions.action[row]]
+        assert record.reason == texts[row]
+        assert (record.audit_id, record.consumer_group, record.run_id) == ("5-0", "group", "run")
+        if events.event_time_us[row] == NO_TIME:
+            assert record.age_sec is None
+        else:
+            drained = dt.datetime.fromisoformat(record.drained_at_ts).timestamp()
+            assert record.age_sec is not None
+            assert abs(drained - events.event_time_us[row] / 1e6 - record.age_sec) < 0.05
+
+
+def test_a_foreign_entry_of_the_audit_stream_is_parsed_too() -> None:
+    """What is missing or odd in it becomes empty or None, and nothing raises."""
+    odd = parse(
+        [b"1-0", [b"action", b"\xff", b"age_sec", b"nan", b"confidence", b"inf", b"x", b"y"]]
+    )
+    assert (odd.action, odd.age_sec, odd.confidence, odd.run_id) == ("\ufffd", None, None, "")
+    assert parse([b"1-0", None]).original_id == ""
+
+
+# ---------------------------------------------------------------- reconciliation
+
+BLANK = AuditRecord("", "", "UNKNOWN", None, None, "", "", "", "", "")
+books = st.dictionaries(
+    st.integers(1, 99).map(lambda n: f"{n}-0"), st.sampled_from(ACTIONS), min_size=1, max_size=9
+)
+
+
+def recorded(actions: dict[str, str]) -> list[AuditRecord]:
+    return [replace(BLANK, original_id=key, action=action) for key, action in actions.items()]
+
+
+@given(books, st.booleans())
+def test_balanced_books_have_no_findings(actions: dict[str, str], planned: bool) -> None:
+    """Every planned entry recorded once, the counts equal, nothing pending: no finding."""
+    found = reconcile(
+        expected=actions if planned else None,
+        records=recorded(actions),
+        pending_own=0,
+        counts=Counter(actions.values()),
+    )
+    assert found == []
+
+
+@given(books, st.data())
+def test_every_single_fault_is_found(actions: dict[str, str], data: st.DataObject) -> None:
+    """One lost, doubled, foreign, relabelled or pending entry gives a finding that names it."""
+    rows, counts, pending = recorded(actions), Counter(actions.values()), 0
+    fault = data.draw(st.sampled_from(["lost", "doubled", "foreign", "relabelled", "pending"]))
+    at = data.draw(st.integers(0, len(rows) - 1))
+    expected = {
+        "lost": "1 planned entries have no record, first " + rows[at].original_id,
+        "doubled": "1 entries are recorded more than once, first " + rows[at].original_id,
+        "foreign": "1 recorded entries were not planned, first 100-0",
+        "relabelled": "relabelled: the run counted 0, the audit 1",
+        "pending": "3 entries are still pending for the drain's consumer",
+    }[fault]
+    if fault == "lost":
+        del rows[at]
+    elif fault == "doubled":
+        rows.append(rows[at])
+    elif fault == "foreign":
+        rows.append(replace(rows[at], original_id="100-0"))
+    elif fault == "relabelled":
+        rows[at] = replace(rows[at], action="relabelled")
+    else:
+        pending = 3
+    found = reconcile(expected=actions, records=rows, pending_own=pending, counts=counts)
+    assert expected in found
+    if fault not in ("relabelled", "pending"):
+        assert any("the run counted" in line for line in found)
+
+
+def test_findings_are_one_safe_line_each() -> None:
+    """Whatever stands in the audit stream, a finding cannot move a terminal's cursor."""
+    evil = replace(BLANK, original_id="\x1b[2J\n1", action="\u202edone\n")
+    found = reconcile(expected={}, records=[evil, evil], pending_own=0, counts={})
+    assert len(found) == 3
+    assert all(line.isprintable() for line in found)
+
+
+@given(books, books)
+def test_drift_lists_every_change(planned: dict[str, str], happened: dict[str, str]) -> None:
+    """(id, planned, happened) for exactly the entries of both whose action changed."""
+    both = planned.keys() & happened.keys()
+    changed = {(key, planned[key], happened[key]) for key in both if planned[key] != happened[key]}
+    assert set(drift(planned, recorded(happened))) == changed

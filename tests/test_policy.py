@@ -1,0 +1,202 @@
+"""The one decision: limits, order, every failed filter, and the same from a DataFrame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drainkit.events import INVALID_REASONS, NO_TIME, Decoder, Events, FrameBuilder
+from drainkit.policy import (
+    ACTIONS,
+    Policy,
+    decide,
+    decide_frame,
+    failed_names,
+    other_failed,
+    reasons,
+)
+
+NOW_US = 1_766_605_798_664_912
+SYMBOLS = ["BTCUSDT", "ETHUSDT", "btcusdt"]
+ALL = Policy(max_age_min=30, allowlist=frozenset({"BTCUSDT"}), min_conf=0.6)
+
+
+def events_of(rows: list[tuple[int | None, int, float, int, bool]]) -> Events:
+    """Events of (age in us or None, symbol code, confidence, invalid code, missing)."""
+    n = len(rows)
+    ages, symbols, confidences, invalid, missing = zip(*rows, strict=True) if n else [()] * 5
+    times = [NO_TIME if age is None else NOW_US - age for age in ages]
+    none = np.full(n, -1, dtype=np.int32)
+    return Events(
+        ids=[b"%d-0" % i for i in range(n)],
+        event_time_us=np.array(times, dtype=np.int64),
+        time_source=np.array([2 if age is None else 0 for age in ages], dtype=np.uint8),
+        symbol_code=np.array(symbols, dtype=np.int32),
+        side_code=none,
+        source_code=none,
+        confidence=np.array(confidences, dtype=np.float64),
+        invalid=np.array(invalid, dtype=np.uint8),
+        missing=np.array(missing, dtype=bool),
+        symbols=SYMBOLS,
+        sides=[],
+        sources=[],
+    )
+
+
+def by_hand(row: tuple[int | None, int, float, int, bool], policy: Policy) -> list[str]:
+    """Every filter that the row fails, in the contract's order, in plain words."""
+    age, symbol, confidence, invalid, missing = row
+    failed = []
+    if missing:
+        failed.append("dropped_missing")
+    if age is not None and age / 60_000_000 > policy.max_age_min:
+        failed.append("dropped_old")
+    if not missing and (invalid or age is None):
+        failed.append("dropped_invalid")
+    known = not missing and symbol >= 0
+    if known and policy.allowlist is not None and SYMBOLS[symbol] not in policy.allowlist:
+        failed.append("dropped_not_allowlisted")
+    if not missing and confidence < policy.min_conf:  # nan: not valid, compares false
+        failed.append("dropped_low_conf")
+    return failed
+
+
+MINUTE = 60_000_000
+ages = st.one_of(
+    st.none(),
+    st.integers(-MINUTE, 120 * MINUTE),
+    st.sampled_from([30 * MINUTE - 1, 30 * MINUTE, 30 * MINUTE + 1, 0, -1, 2**55]),
+)
+confidences = st.one_of(
+    st.floats(0, 1),
+    st.just(float("nan")),
+    st.sampled_from([0.6, np.nextafter(0.6, 0), np.nextafter(0.6, 1), 0.0, 1.0]),
+)
+rows = st.tuples(
+    ages, st.integers(-1, 2), confidences, st.integers(0, len(INVALID_REASONS) - 1), st.booleans()
+)
+policies = st.builds(
+    Policy,
+    max_age_min=st.sampled_from([30, 0.5, 1, 1e-9, 1e18]),
+    allowlist=st.none() | st.frozensets(st.sampled_from([*SYMBOLS, "OTHER"]), min_size=1),
+    min_conf=st.sampled_from([0.0, 0.6, 1.0]) | st.floats(0, 1),
+)
+
+
+@given(st.lists(rows, max_size=20), policies)
+def test_decisions_agree_with_the_rules_by_hand(batch: list[Any], policy: Policy) -> None:
+    """The action is the first failed filter in the contract's order, `failed` names them all."""
+    events = events_of(batch)
+    decisions = decide(events, policy, NOW_US)
+    expected = [by_hand(row, policy) for row in batch]
+    assert failed_names(decisions.failed) == [",".join(names) for names in expected]
+    actions = [ACTIONS[code] for code in decisions.action]
+    assert actions == [names[0] if names else "drained_ok" for names in expected]
+    assert other_failed(decisions) == [",".join(names[1:]) for names in expected]
+    assert decisions.age_us.tolist() == [NO_TIME if row[0] is None else row[0] for row in batch]
+    texts = reasons(events, decisions, policy)
+    assert len(texts) == len(batch)
+    assert all(text and text.isprintable() for text in texts)
+
+
+@given(st.lists(rows, min_size=1, max_size=10), policies, st.integers(0, 10**10))
+def test_each_event_has_its_own_moment(batch: list[Any], policy: Policy, step_us: int) -> None:
+    """An array of moments decides each event as its own moment alone would."""
+    events = events_of(batch)
+    moments = NOW_US + np.arange(len(batch), dtype=np.int64) * step_us
+    together = decide(events, policy, moments)
+    for row, moment in enumerate(moments.tolist()):
+        alone = decide(events, policy, moment)
+        assert together.action[row] == alone.action[row]
+        assert together.failed[row] == alone.failed[row]
+        assert together.age_us[row] == alone.age_us[row]
+
+
+@pytest.mark.parametrize(
+    ("row", "action"),
+    [
+        ((30 * MINUTE, 0, 0.6, 0, False), "drained_ok"),
+        ((30 * MINUTE + 1, 0, 0.6, 0, False), "dropped_old"),
+        ((30 * MINUTE, 0, np.nextafter(0.6, 0), 0, False), "dropped_low_conf"),
+        ((0, 1, 0.9, 0, False), "dropped_not_allowlisted"),
+        ((0, 2, 0.9, 0, False), "dropped_not_allowlisted"),
+        ((0, 0, 0.9, 1, False), "dropped_invalid"),
+        ((None, 0, 0.9, 0, False), "dropped_invalid"),
+        ((2**55, -1, float("nan"), 9, False), "dropped_old"),
+        ((2**55, -1, float("nan"), 0, True), "dropped_missing"),
+        ((-5 * MINUTE, 0, 0.9, 0, False), "drained_ok"),
+    ],
+)
+def test_limits_and_order(row: Any, action: str) -> None:
+    """Exactly at a limit passes, case counts, and the contract's order decides."""
+    assert ACTIONS[decide(events_of([row]), ALL, NOW_US).action[0]] == action
+
+
+def test_a_fraction_of_a_minute_is_exact() -> None:
+    """0.1 minutes are 6 s to the microsecond, and a huge age limit does not overflow."""
+    policy = Policy(0.1, None, 0.0)
+    events = events_of([(6_000_000, 0, 1.0, 0, False), (6_000_001, 0, 1.0, 0, False)])
+    assert [ACTIONS[a] for a in decide(events, policy, NOW_US).action] == [
+        "drained_ok",
+        "dropped_old",
+    ]
+    assert set(decide(events, Policy(1e30, None, 0.0), NOW_US).action) == {5}
+
+
+def test_reasons_say_what_was_compared() -> None:
+    """One line for each event, with the numbers that were compared."""
+    batch = [
+        (31 * MINUTE, 0, 0.9, 0, False),
+        (0, 0, 0.25, 0, False),
+        (0, 1, 0.9, 0, False),
+        (0, -1, 0.9, INVALID_REASONS.index("symbol not valid"), False),
+        (None, 0, 0.9, 0, False),
+        (None, -1, float("nan"), 0, True),
+        (0, 0, 0.9, 0, False),
+    ]
+    events = events_of(batch)
+    assert reasons(events, decide(events, ALL, NOW_US), ALL) == [
+        "age 1860.00 s > 1800.00 s",
+        "confidence 0.25 < 0.6",
+        "symbol not in the allowlist",
+        "symbol not valid",
+        "no usable time",
+        "the entry's body is gone (trimmed or deleted)",
+        "passed every filter",
+    ]
+
+
+@given(st.permutations(range(6)), policies)
+def test_a_frame_is_decided_as_its_events(order: list[int], policy: Policy) -> None:
+    """decide_frame says row for row what decide says, also for a reordered frame."""
+    ms = NOW_US // 1000
+    flat = [
+        [b"symbol", b"BTCUSDT", b"confidence", b"0.7"],
+        [b"symbol", b"ETHUSDT", b"confidence", b"0.1"],
+        [b"symbol", b"", b"confidence", b"0.7"],
+        None,
+        [b"payload", b"{"],
+        [b"symbol", b"btcusdt", b"confidence", b"0.9", b"timestamp", b"0"],
+    ]
+    entries = [[b"%d-%d" % (ms - 40_000 * i, i) if i else b"0-1", flat[i]] for i in range(6)]
+    builder = FrameBuilder(Decoder())
+    builder.append(entries)
+    frame = builder.frame().iloc[order]
+    found = decide_frame(frame, policy, NOW_US)
+    direct = decide(Decoder().decode([entries[i] for i in order]), policy, NOW_US)
+    assert found.index.equals(frame.index)
+    assert found["action"].tolist() == [ACTIONS[code] for code in direct.action]
+    assert found["failed"].tolist() == failed_names(direct.failed)
+    ages = [None if age == NO_TIME else age / 1e6 for age in direct.age_us.tolist()]
+    assert [None if age != age else age for age in found["age_sec"]] == ages
+
+
+def test_policy_as_dict_is_ready_for_json() -> None:
+    """The allowlist is sorted, so that equal policies give equal plans; None stays None."""
+    policy = Policy(30.5, frozenset({"B", "A"}), 0.6)
+    assert policy.as_dict() == {"max_age_min": 30.5, "allowlist": ["A", "B"], "min_conf": 0.6}
+    assert Policy(1, None, 0).as_dict()["allowlist"] is None
