@@ -264,13 +264,13 @@ def _figure(title: str, x_title: str, y_title: str, *, height: int = 340) -> go.
 
     figure = go.Figure()
     figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 17}},
+        title={"text": title, "x": 0, "xanchor": "left", "y": 0.97, "font": {"size": 17}},
         height=height,
-        margin={"l": 60, "r": 20, "t": 56, "b": 50},
+        margin={"l": 60, "r": 20, "t": 84, "b": 50},
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         showlegend=False,
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
     )
     figure.update_xaxes(title_text=x_title, automargin=True)
     figure.update_yaxes(title_text=y_title, automargin=True)
@@ -308,7 +308,10 @@ def _histogram(
 
 
 def _limit(figure: go.Figure, at: float, text: str) -> go.Figure:
-    figure.add_vline(x=at, line_dash="dash", line_color=LIMIT, annotation_text=text)
+    figure.add_vline(
+        x=at, line_dash="dash", line_color=LIMIT, annotation_text=f" {text}",
+        annotation_bgcolor="rgba(255,255,255,0.8)",
+    )  # fmt: skip
     return figure
 
 

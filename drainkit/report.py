@@ -88,16 +88,29 @@ def text(value: object, limit: int = 300) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table; numbers stand to the right."""
-
-    def cell(value: object) -> str:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        shown = f"{value:,}" if number else text("" if value is None else value)
-        return f"<td class='n'>{shown}</td>" if number else f"<td>{shown}</td>"
-
-    top = "".join(f"<th>{text(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(cell(value) for value in row) + "</tr>" for row in rows)
+    """A table; columns of numbers stand to the right."""
+    grid = [list(row) for row in rows]
+    names = list(head)
+    right = [bool(grid) and all(_is_number(row[k]) for row in grid) for k in range(len(names))]
+    kind = [" class='n'" if is_right else "" for is_right in right]
+    top = "".join(f"<th{k}>{text(name)}</th>" for name, k in zip(names, kind, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{k}>{_cell(v)}</td>" for v, k in zip(row, kind, strict=True))
+        + "</tr>"
+        for row in grid
+    )
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: object) -> str:
+    if _is_number(value):
+        return f"{value:,}"
+    return text("" if value is None else value)
 
 
 def _summary(run: Mapping[str, Any]) -> str:
@@ -176,7 +189,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
 def _live(run: Mapping[str, Any]) -> str:
     drift = run.get("drift") or []
     told = (
-        f"<p>{len(drift):,} events met another fate than planned.</p>"
+        f"<p>Events that met another fate than planned: {len(drift):,}.</p>"
         + table(("entry", "planned", "happened"), [list(d.values()) for d in drift[:20]])
         if drift
         else "<p>Each event met the fate that the plan foresaw.</p>"
@@ -200,7 +213,7 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         old = known.get(group["name"])
         rows.append(
             (group["name"], old["position"] if old else "(none)", group["position"],
-             old["pending"] if old else "", group["pending"])
+             old["pending"] if old else 0, group["pending"])
         )  # fmt: skip
     head = ("group", "position before", "after", "pending before", "after")
     return table(head, rows) + (
@@ -241,7 +254,7 @@ class _Figures:
             include_plotlyjs=self._first,
             include_mathjax=False,
             validate=False,
-            config={"displaylogo": False, "responsive": True},
+            config={"displayModeBar": False, "responsive": True},
         )
         self._first = False
         return f"<figure>{drawn}</figure>"

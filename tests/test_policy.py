@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ def test_a_frame_is_decided_as_its_events(order: list[int], policy: Policy) -> N
     assert found["action"].tolist() == [ACTIONS[code] for code in direct.action]
     assert found["failed"].tolist() == failed_names(direct.failed)
     ages = [None if age == NO_TIME else age / 1e6 for age in direct.age_us.tolist()]
-    assert [None if age != age else age for age in found["age_sec"]] == ages
+    assert [None if math.isnan(age) else age for age in found["age_sec"]] == ages
 
 
 def test_policy_as_dict_is_ready_for_json() -> None:

@@ -1,0 +1,272 @@
+"""The run through the notebooks: evidence that holds up, also of runs that failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from books import GROUP, ask, assert_books_balance, audit, everything, pending, seed
+from conftest import Cli, Fill
+from servers import Server
+
+SECRET = "s3cr3t-pa55"
+NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
+FILES = {
+    *(f"{name}.ipynb" for name in NOTEBOOKS), "report.html", "plan.json", "decisions.parquet",
+    "audit.parquet", "baseline.json", "after.json", "run.json", "statement.json", "SHA256SUMS",
+}  # fmt: skip
+
+
+def where(server: Server, stream: str) -> tuple[str, ...]:
+    return ("--redis-url", server.url, "--stream", stream)
+
+
+def only_run(cli: Cli) -> Path:
+    runs = [path for path in (cli.cwd / "reports").iterdir() if path.is_dir()]
+    assert len(runs) == 1
+    return runs[0]
+
+
+def test_a_live_run_leaves_sealed_evidence(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """All files of the contract are there; drainkit, sha256sum and the server confirm them."""
+    seed(valkey, stream, fill)
+    run = cli(
+        "run", "--mode", "live", "--yes", "--json", "--throttle", "500", "--max-events", "all",
+        "--allowlist", "BTCUSDT,ETHUSDT", *where(valkey, stream),
+    )  # fmt: skip
+    assert run.rc == 0, run.err
+    result, folder = run.json(), only_run(cli)
+    assert result["evidence"].endswith(folder.name)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert_books_balance(valkey, stream, result)
+    assert result["total_read"] == 200
+    assert cli("verify", "reports").rc == 0
+    assert cli("verify", folder, "--redis-url", valkey.url).rc == 0
+    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, check=False)
+    assert sums.returncode == 0
+    statement = json.loads((folder / "statement.json").read_text())
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    subjects = {subject["name"] for subject in statement["subject"]}
+    assert subjects == FILES - {"statement.json", "SHA256SUMS"}
+
+
+def test_a_dry_run_through_the_notebooks_leaves_no_trace(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """`run` is a dry run by default: the server is as it was, and the evidence is there."""
+    seed(valkey, stream, fill)
+    before = everything(valkey)
+    run = cli("run", *where(valkey, stream))
+    assert run.rc == 0, run.err
+    assert everything(valkey) == before
+    assert {path.name for path in only_run(cli).iterdir()} == FILES
+    plan = cli("drain", "--mode", "live", "--yes", "--plan", only_run(cli), *where(valkey, stream))
+    assert plan.rc == 0, plan.err
+    assert len(audit(valkey, stream)) == 200
+
+
+def test_an_earlier_plan_is_applied(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """`run --mode live --plan FOLDER` drains exactly the entries of that plan."""
+    seed(valkey, stream, fill)
+    cli("run", "--max-events", "50", "--throttle", "none", *where(valkey, stream))
+    folder = only_run(cli)
+    run = cli("run", "--mode", "live", "--yes", "--json", "--plan", folder, *where(valkey, stream))
+    assert run.rc == 0, run.err
+    assert run.json()["total_read"] == 50
+    assert cli("verify", "reports").rc == 0
+
+
+def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """SIGKILL in the live notebook: exit code 1, outcome failed; the same command ends it."""
+    seed(valkey, stream, fill, 1500)
+    live = ("run", "--mode", "live", "--yes", "--throttle", "100", "--max-events", "all")
+    process = cli.start(*live, *where(valkey, stream))
+    deadline = time.monotonic() + 60
+    while len(audit(valkey, stream)) < 20 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if _connected_to(child, valkey):
+            child.send_signal(signal.SIGKILL)
+    run = cli.finish(process)
+    assert run.rc == 1, run
+    folder = only_run(cli)
+    result = json.loads((folder / "run.json").read_text())
+    assert result["outcome"] == "failed"
+    assert result["total_read"] == len(audit(valkey, stream)) > 0
+    assert cli("verify", folder).rc == 0
+    again = cli(*live[:4], "--throttle", "none", "--max-events", "all", *where(valkey, stream))
+    assert again.rc == 0, again.err
+    records = audit(valkey, stream)
+    assert len({r["original_id"] for r in records}) == len(records) == 1400
+    assert pending(valkey, stream) == 0
+
+
+def _connected_to(process: psutil.Process, server: Server) -> bool:
+    """Whether a process works in the live notebook: the only kernel that has an audit to write."""
+    clients = ask(server, "CLIENT", "LIST").decode()
+    names = [line for line in clients.splitlines() if "cmd=eval" in line]
+    return bool(names) and "ipykernel" in " ".join(process.cmdline())
+
+
+def test_sigterm_ends_the_run_with_evidence(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """SIGTERM in the live notebook: the commit is finished, evidence is sealed, exit code 130."""
+    seed(valkey, stream, fill, 1500)
+    live = ("run", "--mode", "live", "--yes", "--throttle", "100", "--max-events", "all")
+    process = cli.start(*live, *where(valkey, stream))
+    deadline = time.monotonic() + 60
+    while len(audit(valkey, stream)) < 20 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    run = cli.finish(process)
+    assert run.rc == 130, run
+    folder = only_run(cli)
+    result = json.loads((folder / "run.json").read_text())
+    assert result["outcome"] == "interrupted"
+    assert result["total_read"] == len(audit(valkey, stream))
+    assert cli("verify", folder).rc == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_password_is_nowhere(
+    clean: object, stream: str, fill: Fill, cli: Cli, fails: bool
+) -> None:
+    """No file, output or log holds the password of the URL, also when a notebook fails."""
+    server: Server = clean("redis")  # type: ignore[operator]
+    seed(server, stream, fill)
+    ask(server, "ACL", "SETUSER", "drainer", "on", f">{SECRET}", "~*", "+@all")
+    if fails:  # an audit that cannot be written, once the run is under way
+        ask(server, "ACL", "SETUSER", "drainer", "-xreadgroup")
+    url = server.tcp_url.replace("redis://", f"redis://drainer:{SECRET}@")
+    run = cli(
+        "run", "--mode", "live", "--yes", "--throttle", "none", "--stream", stream,
+        env={"DRAINKIT_REDIS_URL": url}, secret=SECRET,
+    )  # fmt: skip
+    assert (run.rc != 0) == fails, run.err
+    for path in only_run(cli).iterdir():
+        assert SECRET.encode() not in path.read_bytes(), path.name
+    ask(server, "ACL", "DELUSER", "drainer")
+
+
+def test_every_change_to_evidence_is_named(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """One flipped byte in any file, a file removed, one added, a run removed: each is named."""
+    seed(valkey, stream, fill)
+    for _ in range(3):
+        assert cli("run", "--max-events", "20", *where(valkey, stream)).rc == 0
+    runs = sorted(path for path in (cli.cwd / "reports").iterdir() if path.is_dir())
+    assert cli("verify", "reports").rc == 0
+    for path in sorted(runs[1].iterdir()):
+        kept = path.read_bytes()
+        path.write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
+        changed = cli("verify", runs[1])
+        assert changed.rc == 1
+        assert path.name in changed.out
+        path.unlink()
+        removed = cli("verify", runs[1])
+        assert removed.rc == 1
+        assert path.name in removed.out
+        path.write_bytes(kept)
+    (runs[1] / "note.txt").write_text("added")
+    added = cli("verify", runs[1])
+    assert added.rc == 1
+    assert "note.txt" in added.out
+    (runs[1] / "note.txt").unlink()
+    assert cli("verify", "reports").rc == 0
+    for run in runs:
+        moved = cli.cwd / "elsewhere"
+        shutil.move(run, moved)
+        gone = cli("verify", "reports")
+        assert gone.rc == 1, run.name
+        assert run.name in gone.out
+        shutil.move(moved, run)
+
+
+def test_a_folder_rewritten_as_a_whole_is_noticed_by_the_server(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Whoever seals a changed folder anew cannot change the digest in the run ledger."""
+    from drainkit import evidence
+
+    seed(valkey, stream, fill)
+    run = cli("run", "--mode", "live", "--yes", "--throttle", "none", *where(valkey, stream))
+    assert run.rc == 0, run.err
+    folder = only_run(cli)
+    result = json.loads((folder / "run.json").read_text())
+    result["drained_ok"] += 1
+    (folder / "run.json").write_text(json.dumps(result))
+    (cli.cwd / "reports" / "chain.json").unlink()
+    evidence.seal(folder, run=result, parameters={}, server={})
+    assert cli("verify", folder).rc == 0
+    told = cli("verify", folder, "--redis-url", valkey.url)
+    assert told.rc == 1
+    assert "ledger" in told.out
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_each_notebook_runs_alone_under_papermill(
+    valkey: Server, fill: Fill, tmp_path: Path, name: str
+) -> None:
+    """Plain papermill with only DRAINKIT_REDIS_URL set; the server is as it was."""
+    seed(valkey, "quantum:stream:trade.intent", fill)
+    before = everything(valkey)
+    done = papermill(name, valkey, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert everything(valkey) == before
+
+
+def papermill(
+    name: str, server: Server, folder: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
+    source = Path(__file__).parent.parent / "notebooks" / f"{name}.ipynb"
+    env = {**os.environ, "DRAINKIT_REDIS_URL": server.url}
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", str(source), str(folder / "out.ipynb"), *options],
+        env=env, cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("throtle", "5", "throtle"),
+        ("throttle", "-1", "--throttle"),
+        ("max_events", "false", "--max-events"),
+        ("redis_url_env", "redis://x:y@z", "never a URL"),
+        ("approve", "sha256:00", "run_dir"),
+    ],
+)
+def test_wrong_parameters_are_refused(
+    valkey: Server, fill: Fill, tmp_path: Path, option: str, value: str, said: str
+) -> None:
+    """Misspelt names and wrong values end the notebook with one clear error; nothing changes."""
+    seed(valkey, "quantum:stream:trade.intent", fill)
+    before = everything(valkey)
+    done = papermill("03_live_drain", valkey, tmp_path, "-p", option, value)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert everything(valkey) == before
+
+
+def test_a_live_run_that_nobody_approves_changes_nothing(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Without --yes and without a terminal: exit code 4, no folder, no change."""
+    seed(valkey, stream, fill)
+    before = everything(valkey)
+    assert cli("run", "--mode", "live", *where(valkey, stream)).rc == 4
+    assert everything(valkey) == before
+    assert not (cli.cwd / "reports").exists()
+    assert GROUP in str(ask(valkey, "XINFO", "GROUPS", stream))
