@@ -443,3 +443,34 @@ def resume(env_name: str | None, as_json: bool, **flags: Any) -> None:
         was_set = commit.resume(server, server.keys())
     data = {"stream": settings.stream, "stopped": False, "was_stopped": was_set}
     emit(as_json, data, "Resumed." if was_set else "It was not stopped.")
+
+
+@program.command()
+@_stack([_option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
+         _option("--allowlist", metavar="redis:KEY", help="Also let both read this set."),
+         *WHERE, _json])  # fmt: skip
+def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Least-privilege ACL rules: an analyst who only reads, and a drainer."""
+    from .acl import rules
+    from .settings import allowlist_symbols
+
+    settings = settings_of(flags, env_name)
+    allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
+    with connected(settings) as server:
+        found = rules(
+            server.keys(settings.audit_stream),
+            server.info,
+            allowlist_key=allowed if isinstance(allowed, bytes) else None,
+        )
+    lines = [
+        f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, found[role]))}" for role in found
+    ]
+    emit(as_json, found, "\n".join(lines))
+
+
+def _quoted(rule: str) -> str:
+    return (
+        rule
+        if rule.isascii() and rule.isprintable() and not set(rule) & set(" '\"\\")
+        else (json.dumps(rule, ensure_ascii=True))
+    )

@@ -130,13 +130,17 @@ def probe(server: Server, keys: Keys, group: str) -> None:
 
 
 def stop(server: Server, keys: Keys, *, reason: str, now_us: int) -> None:
-    """Set the kill switch; from this reply on no commit of the stream does anything."""
-    server.call("SET", keys.stop, json.dumps({"reason": reason, "at_us": now_us}))
+    """Set the kill switch; from this reply on no commit of the stream does anything.
+
+    SETNX and GETDEL, not SET and DEL: on 6.2 an ACL cannot tell keys apart by command, and a
+    drainer must not be able to overwrite or delete the stream.
+    """
+    server.call("SETNX", keys.stop, json.dumps({"reason": reason, "at_us": now_us}))
 
 
 def resume(server: Server, keys: Keys) -> bool:
     """Lift the kill switch; False if it was not set."""
-    return bool(server.call("DEL", keys.stop))
+    return server.call("GETDEL", keys.stop) is not None
 
 
 def open_history(server: Server, keys: Keys, group: str) -> None:

@@ -268,7 +268,11 @@ class SlotMovedError(UnreachableError):
 
 # code in the reply -> the error it becomes and what it says; the first that fits counts
 _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
-    ("NOPERM", RefusedError, "Redis denies a command; grant what `drainkit acl` prints"),
+    (
+        "NOPERM|ACL failure|can't run this command",
+        RefusedError,
+        "Redis denies a command; grant what `drainkit acl` prints",
+    ),
     ("READONLY", RefusedError, "this Redis is a read-only replica; point --redis-url at a primary"),
     ("NOGROUP", RefusedError, "the stream or the group is gone; check --stream, --consumer-group"),
     ("WRONGTYPE", RefusedError, "a key is not of the type it must have; check --audit-stream"),

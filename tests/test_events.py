@@ -261,6 +261,12 @@ def test_names_can_be_mapped() -> None:
     assert why(payload(signal, body='{"score":1}'), names) == "confidence missing"
 
 
+def test_minus_zero_is_zero() -> None:
+    """-0.0 is a number in 0..1, and is not written with a sign, which a spreadsheet may act on."""
+    confidence = one(payload({**GOOD, "confidence": -0.0})).confidence
+    assert repr(confidence) == "0.0"
+
+
 # ---------------------------------------------------------------- times
 
 
@@ -275,6 +281,7 @@ def test_names_can_be_mapped() -> None:
         (ID_MS * 10**6 + 7999, ID_MS * 1000 + 7),
         (float(ID_MS * 10**6), ID_MS * 1000),
         ("-1.0000005", -1_000_001),
+        (-1e-113, -1),
         (-1, -1_000_000),
         (99_999_999_999, 99_999_999_999_000_000),
         (0, 0),
@@ -349,6 +356,9 @@ def test_bounds_of_a_payload_are_exact() -> None:
     body = json.dumps(GOOD)
     assert one(entry({"payload": body.ljust(1024 * 1024)})).valid
     assert why(entry({"payload": body.ljust(1024 * 1024 + 1)})) == "payload over 1 MiB"
+    accented = body.replace('"ai"', '"\u00e9"').encode()
+    assert one(entry({"payload": accented.ljust(1024 * 1024)})).valid
+    assert why(entry({"payload": accented.ljust(1024 * 1024 + 1)})) == "payload over 1 MiB"
     for levels, reason in ((63, ""), (64, "payload nested deeper than 64")):
         nested = body[:-1] + ', "x": ' + "[" * levels + "]" * levels + "}"
         assert why(entry({"payload": nested})) == reason

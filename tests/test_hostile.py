@@ -140,6 +140,8 @@ CASES: dict[str, tuple[list[bytes] | None, str]] = {
     "lone surrogate in the symbol": (nested(symbol="\ud800"), INVALID),
     "lone surrogate in the source": (nested(source="x\udfff"), INVALID),
     "lone surrogate beside 1e999": (spliced('"source":"\\ud800","confidence":1e999'), INVALID),
+    "lone surrogate after 1e999": (spliced('"timestamp":1e999,"source":"\\ud800"'), INVALID),
+    "NaN after 1e999": (spliced('"timestamp":1e999,"price":NaN'), INVALID),
     "raw newline in a text": (raw(BODY.replace(b"ai", b"a\ni")), INVALID),
     "compressed": (raw(bytes.fromhex("1f8b0800000000000003")), INVALID),
     # timestamps

@@ -24,8 +24,8 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 #: A module imports only from those before it. `__init__` names the public parts of all.
 LAYERS = [
     "errors", "embedded", "settings", "events", "policy", "audit", "plan", "server", "stream",
-    "commit", "acl", "evidence", "ledger", "drain", "apply", "workers", "status", "maintenance", "monitor",
-    "figures", "notebook", "report", "pipeline", "demo", "cli", "__main__", "__init__",
+    "commit", "acl", "evidence", "ledger", "drain", "apply", "workers", "status", "maintenance",
+    "monitor", "figures", "notebook", "report", "pipeline", "demo", "cli", "__main__", "__init__",
 ]  # fmt: skip
 
 NOTEBOOKS = [

@@ -1,0 +1,139 @@
+"""Least privilege: what `drainkit acl` prints is enough, and not more, on every server."""
+
+from __future__ import annotations
+
+import pytest
+from books import GROUP, ask, audit, everything, seed
+from conftest import Cli, Fill
+from servers import Server
+
+PASSWORD = "an4lyst-pw"
+READING = [
+    ("status",),
+    ("drain", "--scope", "undelivered"),
+    ("drain", "--scope", "pending", "--min-idle-min", "0"),
+    ("drain", "--scope", "history"),
+]
+# every one of them must be denied to the analyst; {s} is the stream
+WRITING = """
+XADD {s} * a b|XDEL {s} 1-1|XTRIM {s} MAXLEN 0|XACK {s} {g} 1-1|XCLAIM {s} {g} c 0 1-1
+XAUTOCLAIM {s} {g} c 0 0|XREADGROUP GROUP {g} c STREAMS {s} >|XGROUP CREATE {s} x 0
+XGROUP DESTROY {s} {g}|XGROUP SETID {s} {g} 0|XGROUP CREATECONSUMER {s} {g} c
+XGROUP DELCONSUMER {s} {g} c|XSETID {s} 9-9|DEL {s}|UNLINK {s}|RENAME {s} y|RENAMENX {s} y
+COPY {s} y|EXPIRE {s} 1|PEXPIRE {s} 1|PERSIST {s}|MOVE {s} 1|SET {s} x|SETNX z x|GETDEL {s}
+GETSET z x|APPEND z x|INCR z|DECR z|LPUSH z x|RPUSH z x|SADD z x|ZADD z 1 x|HSET z a b|HDEL z a
+PFADD z x|SETRANGE z 0 x|BITFIELD z SET u8 0 1|GEOADD z 1 1 x|FLUSHDB|FLUSHALL|SWAPDB 0 1
+EVAL return(1) 0|SCRIPT FLUSH|CONFIG SET maxmemory 1|SHUTDOWN|SAVE|BGSAVE|BGREWRITEAOF
+REPLICAOF NO ONE|DEBUG SLEEP 0|ACL SETUSER x|CLIENT KILL ID 1|RESTORE z 0 x|PUBLISH c x
+SORT {s} STORE z|GETEX z|LMOVE z y LEFT LEFT
+"""
+# and these to the drainer
+BEYOND_A_DRAIN = """
+XDEL {s} 1-1|XTRIM {s} MAXLEN 0|DEL {s}|UNLINK {s}|SET {s} x|RENAME {s} y|EXPIRE {s} 1
+XGROUP DELCONSUMER {s} {g} c|XGROUP SETID {s} {g} 0|GET another|SETNX another x
+XADD another * a b|EVAL return(redis.call('XDEL',KEYS[1],'1-1')) 1 {s}|FLUSHALL|CONFIG GET *
+"""
+
+
+def commands_of(table: str, stream: str) -> list[list[str]]:
+    commands = [c for line in table.split("\n") for c in line.split("|") if c]
+    return [[word.format(s=stream, g=GROUP) for word in c.split()] for c in commands]
+
+
+def make_user(cli: Cli, server: Server, stream: str, role: str) -> str:
+    """The role's user on the server; answers the URL that logs it in."""
+    shown = cli("acl", "--json", "--redis-url", server.url, "--stream", stream)
+    assert shown.rc == 0, shown.err
+    ask(server, "ACL", "SETUSER", role, "on", f">{PASSWORD}", *shown.json()[role])
+    return server.tcp_url.replace("redis://", f"redis://{role}:{PASSWORD}@")
+
+
+def denied(url: str, *command: str) -> bool:
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        try:
+            client.execute_command(*command)
+        except redis.exceptions.NoPermissionError:
+            return True
+        except redis.ResponseError as error:
+            # what a script may not do is said in other words, and in others again by 6.2
+            said = ("NOPERM", "ACL failure in script", "can't run this command")
+            return any(words in str(error) for words in said)
+        return False
+
+
+def test_the_analyst_reads_all_and_writes_nothing(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Status and dry runs of every scope work for the analyst; 60 writing commands are denied."""
+    seed(server, stream, fill)
+    ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 5, "STREAMS", stream, ">")
+    url = make_user(cli, server, stream, "analyst")
+    before = everything(server)
+    for command in READING:
+        run = cli(*command, "--redis-url", url, "--stream", stream, secret=PASSWORD)
+        assert run.rc == 0, run
+    commands = commands_of(WRITING, stream)
+    assert len(commands) >= 40
+    for command in commands:
+        assert denied(url, *command), command
+    assert everything(server) == before
+
+
+def test_the_drainer_drains_and_can_do_no_more(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """All scopes, stop and resume work for the drainer; the stream and other keys are safe."""
+    seed(server, stream, fill)
+    ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 5, "STREAMS", stream, ">")
+    ask(server, "SET", "another", "x")
+    url = make_user(cli, server, stream, "drainer")
+    where = ("--redis-url", url, "--stream", stream)
+    drain = (
+        "drain",
+        "--mode",
+        "live",
+        "--yes",
+        "--throttle",
+        "none",
+        "--max-events",
+        "all",
+        *where,
+    )
+    assert cli("stop", "--reason", "x", *where).rc == 0
+    assert cli(*drain).rc == 4
+    assert cli("resume", *where).rc == 0
+    for scope in ("pending", "undelivered", "history"):
+        run = cli(*drain, "--scope", scope, "--min-idle-min", "0", "--allow-active-consumers",
+                  secret=PASSWORD)  # fmt: skip
+        assert run.rc == 0, run
+    assert len(audit(server, stream)) == 5 + 195 + 300
+    for command in commands_of(BEYOND_A_DRAIN, stream):
+        assert denied(url, *command), command
+    if server.kind != "redis62":  # 6.2 cannot grant a command for some keys only
+        assert denied(url, "XADD", stream, "*", "a", "b")
+    assert ask(server, "XLEN", stream) == 300
+
+
+def test_a_missing_permission_is_exit_code_4(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """The analyst who tries a live drain is refused with what to do, and nothing changes."""
+    seed(valkey, stream, fill)
+    url = make_user(cli, valkey, stream, "analyst")
+    before = everything(valkey)
+    run = cli("drain", "--mode", "live", "--yes", "--redis-url", url, "--stream", stream)
+    assert run.rc == 4
+    assert "drainkit acl" in run.err
+    assert everything(valkey) == before
+
+
+@pytest.mark.parametrize("name", ["a*b", "with space", "br[a]cket", "back\\slash", "q'uo\"te"])
+def test_rules_fit_odd_stream_names(valkey: Server, fill: Fill, cli: Cli, name: str) -> None:
+    """Glob characters in a stream's name are no pattern, and open no other stream."""
+    seed(valkey, name, fill)
+    seed(valkey, "axxb", fill)
+    url = make_user(cli, valkey, name, "analyst")
+    assert cli("status", "--redis-url", url, "--stream", name).rc == 0
+    assert cli("status", "--redis-url", url, "--stream", "axxb").rc == 4
