@@ -1,30 +1,721 @@
-"""From stream entries to events: columns of validated values, and why a row is not valid.
+"""From entries to events: decode raw fields into typed columns, row by row, failing closed.
 
-Pure: no Redis, no clock, no files. One entry never affects another: every bulk shortcut below
-hands the rows it does not understand, one by one, to the plain functions that define the rules
-(`_read_row`, `_Vocabulary.code`, `_confidence`, `_time_us`).
+Pure: no Redis, no clock, no files. What cannot be read makes its own event invalid and leaves
+every other row as it was. The rules are those of the contract, section 3.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET
-from numpy.typing import NDArray
-
-from drainkit.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
-type RawEntry = Sequence[Any]
+Column = list[Any]
+RawEntry = Sequence[Any]  # [id: bytes, [field, value, ...] | None]; None: the body is gone
+
+NO_TIME = np.iinfo(np.int64).min
+TIME_SOURCES = ("timestamp", "entry_id", "unknown")
+INVALID_REASONS = (
+    "",
+    "payload over 1 MiB",
+    "payload nested deeper than 64",
+    "payload is not JSON in UTF-8",
+    "payload is no JSON object",
+    "data over 1 MiB",
+    "data nested deeper than 64",
+    "data is not JSON in UTF-8",
+    "data is no JSON object",
+    "symbol missing",
+    "symbol not valid",
+    "confidence missing",
+    "confidence not a number",
+    "confidence outside 0..1",
+    "timestamp more than 60 s after the entry id",
+    "no usable time",
+    "mapped field over 1 MiB",
+    "mapped field nested deeper than 64",
+    "mapped field is not JSON in UTF-8",
+    "mapped field is no JSON object",
+)
+_REASON = {text: code for code, text in enumerate(INVALID_REASONS)}
+_NO_SYMBOL, _BAD_SYMBOL = _REASON["symbol missing"], _REASON["symbol not valid"]
+_NO_CONFIDENCE, _NO_NUMBER = _REASON["confidence missing"], _REASON["confidence not a number"]
+_OUTSIDE = _REASON["confidence outside 0..1"]
+_AHEAD = _REASON["timestamp more than 60 s after the entry id"]
+_TIMELESS = _REASON["no usable time"]
+
+MAX_CONTAINER_BYTES = 1 << 20
+MAX_DEPTH = 64
+MAX_AHEAD_US = 60_000_000
+EARLIEST_ID_MS = 1_262_304_000_000  # 2010-01-01: smaller ids are plainly no times
+LATEST_ID_MS = 253_402_300_799_999  # the end of year 9999: datetime knows no later time
+MAX_VOCABULARY = 2_000
+MAX_VOCABULARY_CHARACTERS = 4_000_000
+MAX_LAYOUTS, MAX_LAYOUT_NAMES, MAX_LAYOUT_BYTES = 1_000, 64, 4_096
+MAX_NUMBER_CHARACTERS = 400
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - _EPOCH) // dt.timedelta(microseconds=1)
+_LATEST_US = LATEST_ID_MS * 1000 + 999
+_SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
+_DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+_EPOCH_TEXT = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?", re.ASCII)
+# possessive, and to the end if need be: a text that never ends must not be tried at each quote
+_TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_CONTAINERS = ("payload", "data")
+# 0 stands for a digit; the part from the sign on is literal
+_ISO_SHAPES = tuple(
+    b"0000-00-00T00:00:00" + fraction + offset
+    for fraction in (b"", b".000", b".000000")
+    for offset in (b"Z", b"+00:00")
+)
+_VALUES = ("symbol", "side", "confidence", "timestamp", "source")
+
+
+class _Absent:
+    """Told apart from None, which JSON's null becomes."""
+
+
+_ABSENT: Any = _Absent()
+
+
+@dataclass(frozen=True)
+class FieldMap:
+    """Where the values are found: names in order of preference; dotted ones reach into JSON."""
+
+    symbol: tuple[str, ...] = ("symbol",)
+    side: tuple[str, ...] = ("side", "action", "direction")
+    confidence: tuple[str, ...] = ("confidence",)
+    timestamp: tuple[str, ...] = ("timestamp",)
+    source: tuple[str, ...] = ("source",)
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """n events as columns; texts are codes into vocabularies, -1 where absent or not valid."""
+
+    ids: list[bytes]
+    event_time_us: np.ndarray  # int64, microseconds since the epoch; NO_TIME unknown
+    time_source: np.ndarray  # uint8, codes into TIME_SOURCES
+    symbol_code: np.ndarray  # int32
+    side_code: np.ndarray  # int32
+    source_code: np.ndarray  # int32
+    confidence: np.ndarray  # float64, nan where not valid
+    invalid: np.ndarray  # uint8, codes into INVALID_REASONS; 0 valid
+    missing: np.ndarray  # bool: the body is gone
+    symbols: list[str]
+    sides: list[str]
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def symbol(self, row: int) -> str | None:
+        """The symbol of one row, None where not valid."""
+        code = int(self.symbol_code[row])
+        return self.symbols[code] if code >= 0 else None
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> Events:
+        """The columns of a FrameBuilder's frame as events; only ids and times are copied."""
+        import pandas as pd
+
+        times = frame["event_time"].dt.as_unit("us")
+        time_us = times.astype("int64").to_numpy().copy()
+        time_us[times.isna().to_numpy()] = NO_TIME
+
+        def codes(column: str, known: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
+            text = pd.Categorical(frame[column])
+            if known is not None:
+                text = text.set_categories(list(known))
+            return text.codes, [str(value) for value in text.categories]
+
+        symbol, symbols = codes("symbol")
+        side, sides = codes("side")
+        source, sources = codes("source")
+        return cls(
+            ids=frame["id"].str.encode("ascii").tolist(),
+            event_time_us=time_us,
+            time_source=codes("time_source", TIME_SOURCES)[0].astype(np.uint8),
+            symbol_code=symbol,
+            side_code=side,
+            source_code=source,
+            confidence=frame["confidence"].to_numpy(),
+            invalid=codes("invalid", INVALID_REASONS)[0].astype(np.uint8),
+            missing=frame["missing"].to_numpy(),
+            symbols=symbols,
+            sides=sides,
+            sources=sources,
+        )
+
+
+class Decoder:
+    """Decodes batches; vocabularies grow with what it sees and are dropped when too large."""
+
+    def __init__(self, fields: FieldMap | None = None) -> None:
+        self._fields = fields or FieldMap()
+        self._containers = _containers_of(self._fields)
+        self._layouts: dict[tuple[bytes, ...], _Layout] = {}
+        self._forget()
+
+    def decode(self, entries: Sequence[RawEntry]) -> Events:
+        """The entries as Events, one row each, in their order; never raises for their content.
+
+        Of several things wrong with one event, `invalid` names the first of: its JSON, symbol,
+        confidence, time.
+        """
+        if any(words.is_large() for words in (self._symbols, self._sides, self._sources)):
+            self._forget()
+        ids = [entry[0] for entry in entries]
+        missing = np.array([entry[1] is None for entry in entries], dtype=bool)
+        (symbols, sides, confidences, timestamps, sources), refused = self._values(entries)
+        symbol_code = self._symbols.codes(symbols)
+        confidence, wrong = _confidences(confidences)
+        time_us, time_source, is_ahead = _event_times(_id_times_us(ids), _times_us(timestamps))
+        invalid = np.array(refused, dtype=np.uint8)
+        for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
+            invalid[row] = _NO_SYMBOL if symbols[row] is _ABSENT else _BAD_SYMBOL
+        invalid = np.where(invalid == 0, wrong, invalid)
+        invalid[(invalid == 0) & is_ahead] = _AHEAD
+        invalid[(invalid == 0) & (time_us == NO_TIME)] = _TIMELESS
+        invalid[missing] = 0
+        return Events(
+            ids=ids,
+            event_time_us=time_us,
+            time_source=time_source,
+            symbol_code=symbol_code,
+            side_code=self._sides.codes(sides),
+            source_code=self._sources.codes(sources),
+            confidence=confidence,
+            invalid=invalid,
+            missing=missing,
+            symbols=self._symbols.values,
+            sides=self._sides.values,
+            sources=self._sources.values,
+        )
+
+    def _values(self, entries: Sequence[RawEntry]) -> tuple[list[Column], list[int]]:
+        """The raw values as columns in the order of _VALUES, and each row's JSON problem or 0."""
+        groups: list[tuple[_Layout, list[int], list[list[bytes]]]] = []
+        at: dict[_Layout, int] = {}
+        names: list[bytes] | None = None
+        for row, entry in enumerate(entries):
+            fields = entry[1]
+            if fields is None:
+                continue
+            if fields[::2] != names:  # most streams have one producer, so one layout
+                names = fields[::2]
+                layout = self._layout(tuple(names))
+                group = at.setdefault(layout, len(groups))
+                if group == len(groups):
+                    groups.append((layout, [], []))
+                _, rows, bodies = groups[group]
+            rows.append(row)
+            bodies.append(fields)
+        if len(groups) == 1 and len(groups[0][1]) == len(entries):
+            return groups[0][0].columns(groups[0][2])
+        values: list[Column] = [[_ABSENT] * len(entries) for _ in _VALUES]
+        refused = [0] * len(entries)
+        for layout, rows, bodies in groups:
+            columns, reasons = layout.columns(bodies)
+            for whole, part in zip((*values, refused), (*columns, reasons), strict=True):
+                for row, value in zip(rows, part, strict=True):
+                    whole[row] = value
+        return values, refused
+
+    def _forget(self) -> None:
+        self._symbols = _Vocabulary(_valid_symbol)
+        self._sides = _Vocabulary(_any_text)
+        self._sources = _Vocabulary(_any_text)
+
+    def _layout(self, names: tuple[bytes, ...]) -> _Layout:
+        layout = self._layouts.get(names)
+        if layout is None:
+            layout = _Layout(names, self._fields, self._containers)
+            if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
+                self._layouts.clear()
+            if len(names) <= MAX_LAYOUT_NAMES and sum(map(len, names)) <= MAX_LAYOUT_BYTES:
+                self._layouts[names] = layout
+        return layout
+
+
+class FrameBuilder:
+    """Gathers decoded pages and makes one DataFrame of them; payloads are not kept."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._pages: list[Any] = []
+
+    def append(self, entries: Sequence[RawEntry]) -> None:
+        """Decode one page."""
+        import pyarrow as pa
+
+        events = self._decoder.decode(entries)
+        time = pa.array(events.event_time_us, mask=events.event_time_us == NO_TIME)
+
+        def texts(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
+            indices = pa.array(codes, mask=codes < 0)
+            return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
+
+        self._pages.append(
+            pa.record_batch(
+                {
+                    "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
+                    "event_time": time.cast(pa.timestamp("us", tz="UTC")),
+                    "time_source": texts(events.time_source.astype(np.int8), TIME_SOURCES),
+                    "symbol": texts(events.symbol_code, events.symbols),
+                    "side": texts(events.side_code, events.sides),
+                    "source": texts(events.source_code, events.sources),
+                    "confidence": pa.array(events.confidence),
+                    "invalid": texts(events.invalid.astype(np.int8), INVALID_REASONS),
+                    "missing": pa.array(events.missing),
+                }
+            )
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """All rows in the order of appending.
+
+        Columns id (str), event_time (datetime64[us, UTC], NaT unknown), time_source (category),
+        symbol, side, source (category, sorted; missing where not valid), confidence (float64, nan
+        where not valid), invalid (category, "" valid), missing (bool: the body is gone).
+        """
+        import pandas as pd
+        import pyarrow as pa
+
+        if not self._pages:
+            self.append([])
+        text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
+        table = pa.Table.from_batches(self._pages).unify_dictionaries()
+        self._pages = []
+        for at, name in enumerate(table.column_names):
+            if name in ("symbol", "side", "source"):
+                table = table.set_column(at, name, _with_sorted_dictionary(table.column(at)))
+        frame: pd.DataFrame = table.to_pandas(
+            types_mapper=lambda kind: text if kind == pa.string() else None,
+            self_destruct=True,
+            split_blocks=True,
+        )
+        return frame
+
+
+def _with_sorted_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The same values; in pandas it costs memory for three more columns."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    dictionary = column.chunk(0).dictionary
+    order = pc.array_sort_indices(dictionary)
+    rank = pa.array(np.argsort(order.to_numpy()).astype(np.int32))
+    words = dictionary.take(order)
+    return pa.chunked_array(
+        [pa.DictionaryArray.from_arrays(rank.take(c.indices), words) for c in column.chunks]
+    )
+
+
+class _Vocabulary:
+    """Codes for the valid texts seen; -1 for everything else, which is not remembered."""
+
+    def __init__(self, read: Callable[[Any], str | None]) -> None:
+        self.values: list[str] = []
+        self._read = read
+        self._codes: dict[Any, int] = {_ABSENT: -1}  # by str and by bytes
+        self._characters = 0
+
+    def is_large(self) -> bool:
+        """Whether it is time to begin a new one, so that memory stays bounded."""
+        return len(self._codes) > MAX_VOCABULARY or self._characters > MAX_VOCABULARY_CHARACTERS
+
+    def codes(self, values: Column) -> np.ndarray:
+        """The codes of many values (int32)."""
+        try:
+            codes = [*map(self._codes.get, values)]
+        except TypeError:  # JSON objects and arrays have no hash
+            codes = [None] * len(values)
+        if None in codes:
+            pairs = zip(codes, values, strict=True)
+            codes = [self._code(value) if code is None else code for code, value in pairs]
+        return np.array(codes, dtype=np.int32)
+
+    def _code(self, value: Any) -> int:
+        kind = type(value)
+        if kind is not str and kind is not bytes:
+            return -1
+        code = self._codes.get(value)
+        if code is not None:
+            return code
+        text = self._read(value)
+        if text is None:
+            return -1
+        code = self._codes.get(text)
+        if code is None:
+            code = self._codes[text] = len(self.values)
+            self.values.append(text)
+        self._codes[value] = code
+        self._characters += len(text)
+        return code
+
+
+class _Layout:
+    """How to find the five values in entries with the same field names."""
+
+    def __init__(
+        self, names: tuple[bytes, ...], fields: FieldMap, containers: dict[str, _Container]
+    ) -> None:
+        # backwards, so that of a field given twice the first counts
+        at = {names[i]: 2 * i + 1 for i in range(len(names) - 1, -1, -1)}
+        found = [
+            [at[name.encode()] for name in getattr(fields, value) if name.encode() in at]
+            for value in _VALUES
+        ]
+        self._flat = [places[0] if places else None for places in found]
+        self._readers = [
+            (at[name.encode()], container)
+            for name, container in containers.items()
+            if name.encode() in at
+        ]
+
+    def columns(self, bodies: list[list[bytes]]) -> tuple[list[Column], list[int]]:
+        """The raw values (bytes where flat) in the order of _VALUES, and JSON problems or 0."""
+        n = len(bodies)
+        values: list[Column] = [
+            [_ABSENT] * n if at is None else [body[at] for body in bodies] for at in self._flat
+        ]
+        refused = [0] * n
+        empty = [at is None for at in self._flat]  # columns without any value so far
+        for at, container in self._readers:
+            rows: Sequence[int] = range(n)
+            if not any(empty[k] for k in container.may) or any(refused):
+                rows = [
+                    row
+                    for row in rows
+                    if not refused[row] and any(values[k][row] is _ABSENT for k in container.may)
+                ]
+            if not rows:
+                continue
+            found, reasons = container.read([bodies[row][at] for row in rows])
+            for k in container.may:
+                if empty[k] and len(rows) == n:
+                    values[k] = found[k]
+                else:
+                    _fill_gaps(values[k], rows, found[k])
+                empty[k] = False
+            for row, reason in zip(rows, reasons, strict=True):
+                refused[row] = reason
+        return values, refused
+
+
+def _fill_gaps(column: Column, rows: Sequence[int], found: Column) -> None:
+    for row, value in zip(rows, found, strict=True):
+        if column[row] is _ABSENT:
+            column[row] = value
+
+
+class _Container:
+    """Reads the values out of one JSON field, `payload`, `data` or one named by a mapping."""
+
+    def __init__(self, name: str, paths: list[list[tuple[str, ...]]]) -> None:
+        self._name = name if name in _CONTAINERS else "mapped field"
+        self.may = [k for k, alternatives in enumerate(paths) if alternatives]
+        self._tops = sorted({path[0] for alternatives in paths for path in alternatives})
+        self._kind = msgspec.defstruct(
+            "Container",
+            [
+                (f"f{i}", Any, msgspec.field(default=_ABSENT, name=top))
+                for i, top in enumerate(self._tops)
+            ],
+            gc=False,
+        )
+        self._decode = msgspec.json.Decoder(self._kind).decode
+        self._plan = [
+            [(f"f{self._tops.index(path[0])}", path[1:]) for path in alternatives]
+            for alternatives in paths
+        ]
+
+    def read(self, raws: list[bytes]) -> tuple[list[Column], list[int]]:
+        """Columns in the order of _VALUES, absent where not there, and each row's problem or 0."""
+        objects: list[Any] = []
+        reasons = [0] * len(raws)
+        decode = self._decode
+        for row, raw in enumerate(raws):
+            # the decoder does not look into the texts of values that nobody asked for, and
+            # fewer brackets than the limit cannot nest deeper
+            brackets = raw.count(b"{") + (raw.count(b"[") if b"[" in raw else 0)
+            if brackets <= MAX_DEPTH and raw.isascii() and len(raw) <= MAX_CONTAINER_BYTES:
+                try:
+                    objects.append(decode(raw))
+                    continue
+                except msgspec.DecodeError:
+                    pass
+            found, problem = self._read_with_care(raw)
+            objects.append(found)
+            if problem:
+                reasons[row] = _REASON[f"{self._name} {problem}"]
+        return [_first_of(objects, alternatives) for alternatives in self._plan], reasons
+
+    def _read_with_care(self, raw: bytes) -> tuple[Any, str]:
+        """The object's values and "", or blanks and what is wrong."""
+        blank = self._kind()
+        if len(raw) > MAX_CONTAINER_BYTES:
+            return blank, "over 1 MiB"
+        if _is_too_deep(raw):
+            return blank, "nested deeper than 64"
+        try:
+            text = raw.decode()
+            try:
+                return self._decode(raw), ""
+            except msgspec.ValidationError:
+                # no object, or a number beyond float64: the rest has not been looked at
+                found = _read_json(text)
+        except (msgspec.DecodeError, ValueError):
+            return blank, "is not JSON in UTF-8"
+        if not isinstance(found, dict):
+            return blank, "is no JSON object"
+        return self._kind(*(found.get(top, _ABSENT) for top in self._tops)), ""
+
+
+def _containers_of(fields: FieldMap) -> dict[str, _Container]:
+    """A reader for each JSON field that may hold values, in the order in which they count."""
+    roots: dict[str, list[list[tuple[str, ...]]]] = {
+        name: [[] for _ in _VALUES] for name in _CONTAINERS
+    }
+    for index, value in enumerate(_VALUES):
+        for name in getattr(fields, value):
+            first, *rest = name.split(".")
+            if rest:
+                roots.setdefault(first, [[] for _ in _VALUES])[index].append(tuple(rest))
+            else:
+                for container in _CONTAINERS:
+                    roots[container][index].append((name,))
+    return {name: _Container(name, paths) for name, paths in roots.items() if any(paths)}
+
+
+def _first_of(objects: list[Any], alternatives: list[tuple[str, tuple[str, ...]]]) -> Column:
+    """For each object the value at the first of the alternative places that has one."""
+    column: Column = [_ABSENT] * len(objects)
+    for i, (top, path) in enumerate(alternatives):
+        found = [*map(attrgetter(top), objects)]
+        if path:
+            found = [_walk(value, path) for value in found]
+        if i == 0:
+            column = found
+        elif any(value is _ABSENT for value in column):
+            pairs = zip(column, found, strict=True)
+            column = [other if value is _ABSENT else value for value, other in pairs]
+    return column
+
+
+def _walk(value: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return _ABSENT
+        value = value[name]
+    return value
+
+
+def _read_json(text: str) -> Any:
+    """As strict as the fast decoder, but numbers beyond float64 become infinite."""
+    found = json.loads(text, parse_constant=_refuse, parse_int=_integer)
+    # raises for lone surrogates
+    json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)
+
+
+def _integer(text: str) -> int | float:
+    # beyond any timestamp; int() of thousands of digits raises, and would take long
+    return int(text) if len(text) <= 40 else float("inf")
+
+
+def _is_too_deep(raw: bytes) -> bool:
+    """Whether brackets outside of texts nest deeper than MAX_DEPTH; linear in the length."""
+    brackets = np.frombuffer(_TEXTS.sub(b"", raw), dtype=np.uint8)
+    opening = (brackets == ord("{")) | (brackets == ord("["))
+    closing = (brackets == ord("}")) | (brackets == ord("]"))
+    depth = np.cumsum(opening.astype(np.int32) - closing, dtype=np.int32)
+    return bool((depth > MAX_DEPTH).any())
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    return value if isinstance(value, str) else None
+
+
+def _any_text(value: Any) -> str | None:
+    text = _as_text(value)
+    return text or None
+
+
+def _valid_symbol(value: Any) -> str | None:
+    text = _as_text(value)
+    return text if text is not None and _SYMBOL.fullmatch(text) else None
+
+
+def _confidences(values: Column) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers (float64, nan where not valid) and the reasons (uint8, 0 valid)."""
+    numbers = np.array([value if type(value) is float else np.nan for value in values], float)
+    reasons = np.zeros(len(values), dtype=np.uint8)
+    for row in np.flatnonzero(~((numbers >= 0) & (numbers <= 1))).tolist():
+        numbers[row], reasons[row] = _confidence(values[row])
+    return np.abs(numbers), reasons  # -0.0 is 0
+
+
+def _confidence(value: Any) -> tuple[float, int]:
+    """The number and 0, or nan and the reason."""
+    kind = type(value)
+    if kind is float or kind is int:
+        number = value
+    elif value is _ABSENT:
+        return np.nan, _NO_CONFIDENCE
+    else:
+        text = _as_text(value)
+        if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
+            return np.nan, _NO_NUMBER
+        number = float(text)
+    if 0 <= number <= 1:
+        return float(number), 0
+    return np.nan, _OUTSIDE
+
+
+def _event_times(
+    id_us: np.ndarray, stamp_us: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Event time, code into TIME_SOURCES, and whether the timestamp is too far ahead of the id.
+
+    The earlier of the two counts: a wrong clock makes an event older, never younger.
+    """
+    has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
+    both = has_id & has_stamp
+    by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
+    time_us = np.where(by_stamp, stamp_us, id_us)
+    time_source = np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8)
+    is_ahead = both & (np.where(both, stamp_us, 0) - np.where(both, id_us, 0) > MAX_AHEAD_US)
+    return time_us, time_source, is_ahead
+
+
+def _id_times_us(ids: list[bytes]) -> np.ndarray:
+    """The ids' milliseconds as microseconds (int64), NO_TIME for ids that are plainly no times."""
+    # milliseconds have 13 digits from 2001 to 2286; other ids are read one by one
+    chars = np.array(ids, dtype="S14").view(np.uint8).reshape(-1, 14)
+    digits = chars[:, :13] - np.uint8(ord("0"))
+    fits = (digits <= 9).all(axis=1) & (chars[:, 13] == ord("-"))
+    times = _number(digits.astype(np.int64)) * 1000
+    for row in np.flatnonzero(~fits).tolist():
+        ms = int(ids[row].partition(b"-")[0])
+        times[row] = ms * 1000 if ms <= LATEST_ID_MS else NO_TIME
+    times[times < EARLIEST_ID_MS * 1000] = NO_TIME
+    return times
+
+
+def _number(digits: np.ndarray) -> np.ndarray:
+    """The number that each row of digits writes (int64); 0 for no digits."""
+    powers = 10 ** np.arange(digits.shape[1] - 1, -1, -1, dtype=np.int64)
+    number: np.ndarray = digits @ powers
+    return number
+
+
+def _times_us(values: Column) -> np.ndarray:
+    """Microseconds since the epoch (int64), NO_TIME where there is no readable timestamp.
+
+    The usual forms of ISO 8601 are read as whole columns, everything else one by one.
+    """
+    times = np.full(len(values), NO_TIME, dtype=np.int64)
+    texts = [value.encode() if type(value) is str else value for value in values]
+    sizes = np.array([len(text) if type(text) is bytes else 0 for text in texts])
+    for shape in _ISO_SHAPES:
+        rows = np.flatnonzero(sizes == len(shape))
+        if len(rows):
+            times[rows] = _iso_times_us([texts[row] for row in rows.tolist()], shape)
+    for row in np.flatnonzero(times == NO_TIME).tolist():
+        time = _time_us(values[row])
+        if time is not None:
+            times[row] = time
+    return times
+
+
+def _iso_times_us(texts: list[bytes], shape: bytes) -> np.ndarray:
+    """Texts as long as `shape` (0 stands for a digit) as times; NO_TIME where not of that shape."""
+    chars = np.frombuffer(b"".join(texts), dtype=np.uint8).reshape(-1, len(shape))
+    form = np.frombuffer(shape, dtype=np.uint8)
+    offset = shape.rindex(b"0+") + 1 if b"+" in shape else len(shape) - 1
+    is_digit = (form == ord("0")) & (np.arange(len(shape)) < offset)
+    marks, digits = chars[:, ~is_digit], chars[:, is_digit] - np.uint8(ord("0"))
+    fits = (marks == form[~is_digit]).all(axis=1) & (digits <= 9).all(axis=1)
+    whole = digits.astype(np.int64)
+    ends = (4, 6, 8, 10, 12, 14)
+    year, month, day, hour, minute, second, fraction = map(_number, np.split(whole, ends, axis=1))
+    fraction = fraction * 10 ** (20 - whole.shape[1])
+    months = (year - 1970) * 12 + month - 1
+    day_of = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    next_of = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    fits &= (year >= 1) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= next_of - day_of)
+    fits &= (hour <= 23) & (minute <= 59) & (second <= 59)
+    seconds = ((day_of + day - 1) * 24 + hour) * 3600 + minute * 60 + second
+    return np.where(fits, seconds * 1_000_000 + fraction, NO_TIME)
+
+
+def _time_us(value: Any) -> int | None:
+    """Microseconds since the epoch; None where there is no readable timestamp."""
+    kind = type(value)
+    if kind is int:
+        return _epoch_us(value, 0, 1)
+    if kind is float:
+        # the shortest text that gives this number, so that 1735069798.664912 loses nothing
+        value = repr(value) if 1e-4 <= abs(value) < 1e16 else f"{value:.0f}"
+    text = _as_text(value)
+    if text is None or len(text) > 64 or not text.isascii():
+        return None
+    if (match := _EPOCH_TEXT.fullmatch(text)) is not None:
+        sign, whole, digits = match.group(1), int(match.group(2)), match.group(3) or "0"
+        base = 10 ** len(digits)
+        return (
+            _epoch_us(-whole, -int(digits), base)
+            if sign == "-"
+            else _epoch_us(whole, int(digits), base)
+        )
+    return _iso_us(text)
+
+
+def _iso_us(text: str) -> int | None:
+    try:
+        time = dt.datetime.fromisoformat(text)
+        delta = (time if time.tzinfo else time.replace(tzinfo=dt.UTC)) - _EPOCH
+    except (ValueError, OverflowError):
+        return None
+    micros = (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+    return micros if _EARLIEST_US <= micros <= _LATEST_US else None
+
+
+def _epoch_us(whole: int, fraction: int, base: int) -> int | None:
+    """whole + fraction/base as s, ms, us or ns by magnitude; both have the number's sign.
+
+    The units lie a factor of 1,000 apart and today's seconds are 1.8e9, so they cannot be
+    mistaken for one another.
+    """
+    scale = next((n for limit, n in _MAGNITUDES if abs(whole) < limit), None)
+    if scale is None:
+        return None
+    micros = (whole * base + fraction) * scale // (base * 1000)
+    return micros if _EARLIEST_US <= micros <= _LATEST_US else None
+
+
+# (magnitude below which it is that unit, thousandths of a microsecond in the unit)
+_MAGNITUDES = ((10**11, 10**9), (10**14, 10**6), (10**17, 10**3), (10**20, 1))

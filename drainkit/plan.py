@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from .errors import RefusedError, UsageError, one_line
 from .events import NO_TIME, Events, RawEntry
@@ -84,29 +85,66 @@ def digest_of(plan: Plan) -> str:
 
 
 def from_json(text: str, where: str) -> Plan:
-    """A plan from a file's text; refuses one that does not fit its digest, naming the point."""
+    """A plan from a file's text.
+
+    Raises UsageError if it is no plan, RefusedError naming the point if a key is missing, unknown,
+    doubled or of another type, or if the content does not fit the digest.
+    """
     try:
-        data = json.loads(text)
-    except ValueError:
+        data = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
         raise UsageError(
             f"{one_line(where)} is no JSON; name a plan or an evidence folder"
         ) from None
     if not isinstance(data, dict) or "digest" not in data:
         raise UsageError(f"{one_line(where)} is no plan; name a plan or an evidence folder")
-    names = [field.name for field in fields(Plan)]
-    odd = sorted(set(data) ^ set(names))
+    if type(data.get("version")) is int and data["version"] != VERSION:
+        raise RefusedError(
+            f"the plan is of version {data['version']}, not {VERSION}; make a new one"
+        )
+    odd = sorted(set(data) ^ {field.name for field in fields(Plan)})
     if odd:
         raise RefusedError(
             f"the plan's key {one_line(odd[0])} is missing or unknown: it was edited"
         )
+    _check_types(text, data)
     plan = Plan(**data)
-    if plan.version != VERSION:
-        raise RefusedError(
-            f"the plan is of version {plan.version!r}, not {VERSION}; make a new one"
-        )
     if plan.digest != digest_of(plan):
         raise RefusedError("the plan does not fit its digest: it was edited; make a new one")
     return plan
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # a reader sees the first of two equal keys, the parser takes the last: the digest would fit
+    # a plan that says something else to who approves it
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise RefusedError(f"the plan has the key {one_line(double)} twice: it was edited")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check_types(text: str, data: dict[str, Any]) -> None:
+    try:
+        TypeAdapter(Plan).validate_json(text, strict=True)
+        policy = data["policy"]
+        if set(policy) != {field.name for field in fields(Policy)}:
+            raise RefusedError("the plan's policy has a missing or unknown key: it was edited")
+        TypeAdapter(Policy).validate_json(json.dumps(policy), strict=True)
+    except ValidationError as error:
+        at = error.errors()[0]["loc"]
+        point = f"key {one_line(str(at[0]), 80)}" if at else "JSON"
+        raise RefusedError(
+            f"the plan's {point} is not of the type it must be: it was edited"
+        ) from None
+    symbols = policy["allowlist"]
+    if symbols is not None and symbols != sorted(set(symbols)):
+        raise RefusedError("the plan's policy allowlist is not sorted: it was edited")
 
 
 def differences(
@@ -134,7 +172,12 @@ def _list_change(planned: Any, asked: Any) -> str:
     if planned is None or asked is None:
         return f"the plan has {_size(planned)}, asked for {_size(asked)}"
     more, less = sorted(set(asked) - set(planned)), sorted(set(planned) - set(asked))
-    return one_line(f"added {', '.join(more) or 'none'}; removed {', '.join(less) or 'none'}", 120)
+    return f"added {_some(more)}; removed {_some(less)}"
+
+
+def _some(symbols: list[str]) -> str:
+    shown = one_line(", ".join(symbols[:5]), 100) or "none"
+    return shown if len(symbols) <= 5 else f"{shown} and {len(symbols) - 5} more"
 
 
 def _size(symbols: Any) -> str:
@@ -198,18 +241,23 @@ def empty_table() -> pa.Table:
 def table_sha256(table: pa.Table) -> str:
     """SHA-256 (hex) over the content of a decisions table.
 
-    Columns are framed canonically, so neither chunks nor the Parquet writer's version matter.
+    Each column is framed by its name and kind, then fixed-width values or lengths and bytes, so
+    neither chunks, dictionary encoding nor the Parquet writer's version matter. Null and NaN count
+    as the same: pandas keeps no difference.
     """
     import pyarrow as pa
 
     digest = hashlib.sha256(b"%d rows" % table.num_rows)
     for field in table.schema:
         column = table.column(field.name)
-        digest.update(b"\0" + field.name.encode() + b"\0")
-        if pa.types.is_floating(field.type):
+        numeric, timed = pa.types.is_floating(field.type), pa.types.is_timestamp(field.type)
+        # without the kind, a column of 0.0 and one of empty texts would be the same bytes
+        kind = b"float" if numeric else b"time" if timed else b"text"
+        digest.update(b"\0" + field.name.encode() + b"\0" + kind + b"\0")
+        if numeric:
             values = column.to_numpy(zero_copy_only=False).astype("<f8")
             digest.update(np.where(np.isnan(values), np.nan, values).tobytes())
-        elif pa.types.is_timestamp(field.type):
+        elif timed:
             whole = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).fill_null(NO_TIME)
             digest.update(whole.to_numpy().astype("<i8").tobytes())
         else:
