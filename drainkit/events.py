@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from math import isfinite
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +72,7 @@ _EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - _EPOCH) // dt.timedelta(mi
 _LATEST_US = LATEST_ID_MS * 1000 + 999
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
-_EPOCH_TEXT = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?", re.ASCII)
+_EPOCH_TEXT = re.compile(r"([+-]?\d+)(?:\.(\d*))?", re.ASCII)
 # possessive, and to the end if need be: a text that never ends must not be tried at each quote
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CONTAINERS = ("payload", "data")
@@ -676,21 +678,16 @@ def _time_us(value: Any) -> int | None:
     """Microseconds since the epoch; None where there is no readable timestamp."""
     kind = type(value)
     if kind is int:
-        return _epoch_us(value, 0, 1)
+        return _epoch_us(value, 1)
     if kind is float:
         # the shortest text that gives this number, so that 1735069798.664912 loses nothing
-        value = repr(value) if 1e-4 <= abs(value) < 1e16 else f"{value:.0f}"
+        return _epoch_us(*Decimal(repr(value)).as_integer_ratio()) if isfinite(value) else None
     text = _as_text(value)
     if text is None or len(text) > 64 or not text.isascii():
         return None
     if (match := _EPOCH_TEXT.fullmatch(text)) is not None:
-        sign, whole, digits = match.group(1), int(match.group(2)), match.group(3) or "0"
-        base = 10 ** len(digits)
-        return (
-            _epoch_us(-whole, -int(digits), base)
-            if sign == "-"
-            else _epoch_us(whole, int(digits), base)
-        )
+        whole, fraction = match.group(1), match.group(2) or ""
+        return _epoch_us(int(whole + fraction), 10 ** len(fraction))
     return _iso_us(text)
 
 
@@ -704,16 +701,17 @@ def _iso_us(text: str) -> int | None:
     return micros if _EARLIEST_US <= micros <= _LATEST_US else None
 
 
-def _epoch_us(whole: int, fraction: int, base: int) -> int | None:
-    """whole + fraction/base as s, ms, us or ns by magnitude; both have the number's sign.
+def _epoch_us(numerator: int, denominator: int) -> int | None:
+    """The quotient as s, ms, us or ns by its magnitude, in microseconds rounded down.
 
     The units lie a factor of 1,000 apart and today's seconds are 1.8e9, so they cannot be
     mistaken for one another.
     """
-    scale = next((n for limit, n in _MAGNITUDES if abs(whole) < limit), None)
+    scales = (n for limit, n in _MAGNITUDES if abs(numerator) < limit * denominator)
+    scale = next(scales, None)
     if scale is None:
         return None
-    micros = (whole * base + fraction) * scale // (base * 1000)
+    micros = numerator * scale // (denominator * 1000)
     return micros if _EARLIEST_US <= micros <= _LATEST_US else None
 
 

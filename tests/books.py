@@ -116,3 +116,18 @@ def reached(records: list[dict[str, str]], rate: float) -> float:
     times = [int(record["audit_id"].partition("-")[0]) for record in records]
     batch = max(1, math.floor(rate * 0.02))
     return (len(times) - batch) / (times[-1] - times[0]) * 1000 / rate
+
+
+def original_backlog() -> list[tuple[str, dict[str, object]]]:
+    """The stream of the original report: 10,009 entries of history and the three after them."""
+    old = {"symbol": "CFXUSDT", "side": "BUY", "confidence": 0.68, "source": "trading-bot"}
+    history = [(f"{1766594572014 - 10_009 + i}-0", old) for i in range(1, 10_010)]
+    news: list[tuple[str, dict[str, object]]] = [
+        (f"{ms}-0", {"symbol": symbol, "side": "BUY", "confidence": conf, "source": source})
+        for ms, symbol, conf, source in (
+            (1766602826755, "TESTUSDT", 0.75, "manual_test"),
+            (1766602892766, "TESTUSDT", 0.99, "manual_test_phase_e"),
+            (1766604066005, "RENDERUSDT", 0.72, "v35_probe"),
+        )
+    ]
+    return [*history, *news]

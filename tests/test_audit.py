@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drainkit.audit import RECORD_FIELDS, AuditRecord, drift, parse, reconcile, records
@@ -60,6 +60,7 @@ def test_a_whole_second_keeps_its_microseconds() -> None:
     )
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(
     st.lists(
         st.tuples(
@@ -117,6 +118,7 @@ def recorded(actions: dict[str, str]) -> list[AuditRecord]:
     return [replace(BLANK, original_id=key, action=action) for key, action in actions.items()]
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(books, st.booleans())
 def test_balanced_books_have_no_findings(actions: dict[str, str], planned: bool) -> None:
     """Every planned entry recorded once, the counts equal, nothing pending: no finding."""
@@ -129,6 +131,7 @@ def test_balanced_books_have_no_findings(actions: dict[str, str], planned: bool)
     assert found == []
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(books, st.data())
 def test_every_single_fault_is_found(actions: dict[str, str], data: st.DataObject) -> None:
     """One lost, doubled, foreign, relabelled or pending entry gives a finding that names it."""
@@ -166,6 +169,7 @@ def test_findings_are_one_safe_line_each() -> None:
     assert all(line.isprintable() for line in found)
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(books, books)
 def test_drift_lists_every_change(planned: dict[str, str], happened: dict[str, str]) -> None:
     """(id, planned, happened) for exactly the entries of both whose action changed."""

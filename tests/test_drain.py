@@ -18,6 +18,7 @@ from books import (
     assert_books_balance,
     audit,
     everything,
+    original_backlog,
     pending,
     reached,
     seed,
@@ -151,13 +152,7 @@ def test_the_story_of_the_original_report(
     server: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
     """2 of the 3 entries were too old; the third had passed, and the original tool lost it."""
-    history = [(1766594572014 - 10009 + i, intent("CFXUSDT")) for i in range(1, 10010)]
-    news = [
-        ("1766602826755-0", intent("TESTUSDT", 0.75)),
-        ("1766602892766-0", intent("TESTUSDT", 0.99)),
-        ("1766604066005-0", intent("RENDERUSDT", 0.72)),
-    ]
-    fill(server, stream, [*history, *news], group=GROUP, position="1766594572014-0")
+    fill(server, stream, original_backlog(), group=GROUP, position="1766594572014-0")
     run = cli(
         *LIVE, *where(server, stream), "--as-of", "2025-12-24T19:49:58+00:00",
         "--allowlist", "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import reference
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from drainkit import events
@@ -142,6 +142,7 @@ ids = st.one_of(
 entries = st.tuples(ids, st.one_of(bodies, bodies, bodies, st.none())).map(list)
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.lists(entries, max_size=12))
 def test_decoding_agrees_with_the_reference(batch: list[Any]) -> None:
     """Whatever a batch holds, each row is what the plain reference makes of its entry alone."""
@@ -151,6 +152,7 @@ def test_decoding_agrees_with_the_reference(batch: list[Any]) -> None:
         assert as_reference(decoded, row) == reference.event(raw), raw
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.lists(entries, min_size=1, max_size=8), st.integers(1, 4))
 def test_a_row_does_not_depend_on_its_batch(batch: list[Any], size: int) -> None:
     """One decoder over pages of any size says the same as a fresh decoder for each entry."""
@@ -160,6 +162,7 @@ def test_a_row_does_not_depend_on_its_batch(batch: list[Any], size: int) -> None
     assert paged == [one(raw) for raw in batch]
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(
     st.one_of(
         st.datetimes(timezones=st.just(dt.UTC)).map(dt.datetime.isoformat),
@@ -425,6 +428,7 @@ def test_memory_of_a_decoder_is_bounded() -> None:
 # ---------------------------------------------------------------- frames
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.lists(entries, max_size=10), st.integers(1, 4))
 def test_a_frame_holds_what_was_decoded(batch: list[Any], size: int) -> None:
     """Pages through FrameBuilder and back through from_frame are the rows that were decoded."""

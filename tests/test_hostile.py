@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import reference
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drainkit.audit import records
@@ -249,6 +249,7 @@ changed = st.tuples(bodies, st.sampled_from([flat(), nested()])).map(lambda two:
 entry_ids = st.just(ID) | st.integers(0, 2**64 - 1).map(lambda ms: b"%d-3" % ms)
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.lists(st.tuples(entry_ids, bodies | changed | st.none()).map(list), max_size=8))
 def test_nothing_passes_that_is_not_truly_valid(batch: list[Any]) -> None:
     """Arbitrary fields never raise, and drained_ok needs symbol, confidence and time by an
@@ -269,6 +270,7 @@ def test_nothing_passes_that_is_not_truly_valid(batch: list[Any]) -> None:
             assert NOW_US - checked.time_us <= POLICY.max_age_us
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.lists(st.tuples(entry_ids, bodies | changed).map(list), max_size=4))
 def test_no_raw_value_reaches_a_reason(batch: list[Any]) -> None:
     """A reason is made of fixed texts and checked numbers, whatever the entry holds."""

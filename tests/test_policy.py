@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drainkit.events import INVALID_REASONS, NO_TIME, Decoder, Events, FrameBuilder
@@ -88,6 +88,7 @@ policies = st.builds(
 )
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.lists(rows, max_size=20), policies)
 def test_decisions_agree_with_the_rules_by_hand(batch: list[Any], policy: Policy) -> None:
     """The action is the first failed filter in the contract's order, `failed` names them all."""
@@ -104,6 +105,7 @@ def test_decisions_agree_with_the_rules_by_hand(batch: list[Any], policy: Policy
     assert all(text and text.isprintable() for text in texts)
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.lists(rows, min_size=1, max_size=10), policies, st.integers(0, 10**10))
 def test_each_event_has_its_own_moment(batch: list[Any], policy: Policy, step_us: int) -> None:
     """An array of moments decides each event as its own moment alone would."""
@@ -171,6 +173,7 @@ def test_reasons_say_what_was_compared() -> None:
     ]
 
 
+@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.permutations(range(6)), policies)
 def test_a_frame_is_decided_as_its_events(order: list[int], policy: Policy) -> None:
     """decide_frame says row for row what decide says, also for a reordered frame."""

@@ -1,0 +1,165 @@
+"""What a person sees, in a real browser with the outside blocked: figures drawn, events inert."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from books import GROUP, seed
+from conftest import Cli, Fill
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+from servers import Server
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = (
+    "<script>window.pwned=1</script>",
+    "<img/src=x/onerror=window.pwned=1>",
+    "<a/href='javascript:window.pwned=1'>x</a>",
+    '"><svg/onload=window.pwned=1>',
+    "=HYPERLINK('http://203.0.113.9')",
+    "</script><script>window.pwned=1</script>",
+)
+
+
+@pytest.fixture
+def browser(chromium: Path) -> Iterator[Browser]:
+    """The system's Chromium, headless."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(chromium),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page that reaches only `inside`, and remembers what went wrong."""
+
+    def __init__(self, browser: Browser, inside: str) -> None:
+        self.page: Page = browser.new_page(viewport={"width": 1200, "height": 1600})
+        self.outside: list[str] = []
+        self.failed: list[str] = []
+        self.errors: list[str] = []
+        self._inside = inside
+        self.page.route("**/*", self._decide)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("requestfailed", self._note)
+
+    def _decide(self, route: object, request: Request) -> None:
+        if request.url.startswith((self._inside, "data:", "blob:")):
+            route.continue_()  # type: ignore[attr-defined]
+        else:
+            self.outside.append(request.url)
+            route.abort()  # type: ignore[attr-defined]
+
+    def _note(self, request: Request) -> None:
+        self.failed.append(request.url)
+
+
+def hostile_backlog(server: Server, stream: str, fill: Fill) -> None:
+    """A recent backlog in which symbols, sides and sources try to get out of their place."""
+    seed(server, stream, fill, 400)
+    now = int(time.time() * 1000)
+    entries = []
+    for i, text in enumerate(HOSTILE * 10):
+        event = {"symbol": text.replace(" ", ""), "side": text, "source": text + "\u202e\x1b[31m"}
+        fields = {"payload": json.dumps({**event, "confidence": 0.9})}
+        entries.append((now + i, fields))
+    entries.append((now + 1000, {"payload": "<script>window.pwned=1</script>"}))
+    fill(server, stream, entries)
+
+
+def a_run(server: Server, stream: str, cli: Cli) -> Path:
+    run = cli(
+        "run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
+        "--redis-url", server.url, "--stream", stream, "--consumer-group", GROUP,
+    )  # fmt: skip
+    assert run.rc == 0, run.err
+    return cli.cwd / "reports" / run.json()["run_id"]
+
+
+def test_the_report_opens_offline_and_is_inert(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, browser: Browser
+) -> None:
+    """Every figure is drawn, nothing is fetched, and no script of an event runs."""
+    hostile_backlog(valkey, stream, fill)
+    folder = a_run(valkey, stream, cli)
+    watched = Watched(browser, f"file://{folder}/report.html")
+    page = watched.page
+    page.goto(f"file://{folder}/report.html")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
+    page.wait_for_timeout(1500)
+    figures = page.locator("figure").count()
+    assert figures >= 10
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('figure')].filter("
+        "f => f.querySelector('.main-svg') && f.querySelector('.gtitle')).length"
+    )
+    assert drawn == figures
+    assert page.evaluate("window.pwned") is None
+    assert watched.outside == watched.failed == watched.errors == []
+    text = page.inner_text("body")
+    for heading in ("Executive summary", "Baseline", "Dry run", "Live drain", "Verification",
+                    "Metrics"):  # fmt: skip
+        assert heading in text
+    assert "\u202e" not in page.content()
+    page.emulate_media(media="print")
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+@pytest.fixture
+def jupyterlab(tmp_path: Path) -> Iterator[str]:
+    """A JupyterLab over the test's folder; answers its address."""
+    port = servers.free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
+         "--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={tmp_path}",
+         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    servers.wait_until("JupyterLab answers", lambda: _answers(address), timeout_sec=60)
+    yield address
+    process.terminate()
+    process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/api") as reply:  # noqa: S310 - our own server
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def test_an_executed_notebook_opens_in_jupyterlab(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, browser: Browser, jupyterlab: str
+) -> None:
+    """The analysis opens in JupyterLab offline with its figures drawn, and events are inert."""
+    hostile_backlog(valkey, stream, fill)
+    folder = a_run(valkey, stream, cli)
+    watched = Watched(browser, jupyterlab)
+    page = watched.page
+    page.goto(f"{jupyterlab}/lab/tree/reports/{folder.name}/01_analyse_backlog.ipynb")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    drawn: set[str] = set()
+    for _ in range(60):
+        titles = page.locator(".js-plotly-plot .gtitle").all_text_contents()
+        drawn.update(titles)
+        if len(drawn) >= 8:
+            break
+        page.mouse.move(700, 600)
+        page.mouse.wheel(0, 700)
+        page.wait_for_timeout(250)
+    assert len(drawn) >= 8, drawn
+    assert page.evaluate("window.pwned") is None
+    assert watched.outside == []

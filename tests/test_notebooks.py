@@ -1,0 +1,76 @@
+"""The notebooks as committed, checked by nbval: lax, and strictly where they are golden."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from books import GROUP, everything, original_backlog, seed
+from conftest import Fill
+from servers import Server
+
+ROOT = Path(__file__).parent.parent
+STREAM = "quantum:stream:trade.intent"
+GOLDEN = ROOT / "tests" / "golden" / "original_report.ipynb"
+
+
+def nbval(server: Server, how: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """pytest with nbval on one notebook or folder, in a process and folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider",
+         "-W", "ignore", "-c", os.devnull, "--rootdir", str(path if path.is_dir() else path.parent),
+         how, "--nbval-current-env", str(path)],
+        env={**os.environ, "DRAINKIT_REDIS_URL": server.url},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def test_committed_notebooks_pass_lax(valkey: Server, fill: Fill) -> None:
+    """Every committed notebook runs with its defaults, its asserts hold, nothing changes."""
+    seed(valkey, STREAM, fill)
+    before = everything(valkey)
+    run = nbval(valkey, "--nbval-lax", ROOT / "notebooks")
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert everything(valkey) == before
+
+
+def test_the_golden_notebook_passes_strictly(valkey: Server, fill: Fill) -> None:
+    """Each output of the replayed original report is what it was when it was approved."""
+    fill(valkey, STREAM, original_backlog(), group=GROUP, position="1766594572014-0")
+    run = nbval(valkey, "--nbval", GOLDEN)
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_the_golden_comparison_can_fail(valkey: Server, fill: Fill, tmp_path: Path) -> None:
+    """A golden notebook with one changed number is noticed: the comparison is not switched off."""
+    fill(valkey, STREAM, original_backlog(), group=GROUP, position="1766594572014-0")
+    book = json.loads(GOLDEN.read_text())
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in code)
+    changed = GOLDEN.read_text().replace("2971.245", "2971.246")
+    assert changed != GOLDEN.read_text()
+    (tmp_path / "changed.ipynb").write_text(changed)
+    run = nbval(valkey, "--nbval", tmp_path / "changed.ipynb")
+    assert run.returncode == 1, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize("name", ["01_analyse_backlog", "02_dry_run"])
+def test_parameters_explain_themselves(name: str, tmp_path: Path) -> None:
+    """papermill --help-notebook lists every parameter with its comment."""
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    help_text = subprocess.run(
+        [sys.executable, "-m", "papermill", "--help-notebook", str(path)],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    ).stdout  # fmt: skip
+    for parameter in ("redis_url_env", "stream", "consumer_group", "consumer_name", "audit_stream",
+                      "scope", "allowlist", "min_conf", "max_age_min", "throttle", "max_events",
+                      "as_of", "run_dir"):  # fmt: skip
+        line = next(
+            (row for row in help_text.splitlines() if row.strip().startswith(parameter)), ""
+        )
+        assert line, parameter
+    assert "maximum age, minutes" in help_text

@@ -1,0 +1,413 @@
+"""The plan: no edit survives its digest, and its decisions say the same however they are stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from drainkit import plan as plans
+from drainkit.errors import RefusedError, UsageError
+from drainkit.events import Decoder
+from drainkit.plan import Plan
+from drainkit.policy import ACTIONS, Policy, decide
+
+NOW_US = 1_766_605_798_664_912
+POLICY = Policy(max_age_min=30.0, allowlist=frozenset({"BTCUSDT", "ETHUSDT"}), min_conf=0.6)
+ENTRIES: list[Any] = [
+    [b"1766605000000-0", [b"symbol", b"BTCUSDT", b"confidence", b"0.75", b"side", b"BUY"]],
+    [b"1766602826755-0", [b"symbol", b"TESTUSDT", b"confidence", b"0.2", b"source", "ü".encode()]],
+    [b"1766605000002-0", [b"symbol", b"=1+1 ", b"confidence", b"75%"]],
+    [b"1766605000003-0", None],
+    [b"5-0", [b"symbol", b"ETHUSDT", b"confidence", b"0.9"]],
+]
+
+
+def table_of(entries: list[Any] = ENTRIES) -> pa.Table:
+    events = Decoder().decode(entries)
+    return plans.decisions_table(entries, events, decide(events, POLICY, NOW_US), POLICY)
+
+
+def plan_of(table: pa.Table | None = None, **other: Any) -> Plan:
+    table = table_of() if table is None else table
+    values: dict[str, Any] = {
+        "version": plans.VERSION,
+        "run_id": "20251224T194958Z-dry-run-0a1b2c",
+        "created_at": "2025-12-24T19:49:58.664912+00:00",
+        "stream": "quantum:stream:trade.intent",
+        "consumer_group": "group",
+        "consumer_name": "backlog_drain_1",
+        "scope": "undelivered",
+        "position": "1766594572014-0",
+        "history_position": None,
+        "boundary_id": "1766605000003-0",
+        "policy": POLICY.as_dict(),
+        "throttle": 5.0,
+        "max_events": 500,
+        "as_of": None,
+        "min_idle_min": 60.0,
+        "from_consumers": ["dead_1"],
+        "history_group": None,
+        "fields": {"symbol": ["symbol"], "side": ["side", "action"]},
+        "counts": dict.fromkeys(ACTIONS, 1),
+        "total_read": 5,
+        "first_id": "5-0",
+        "last_id": "1766605000003-0",
+        "decisions_sha256": plans.table_sha256(table),
+    }
+    return plans.seal(Plan(**{**values, **other}))
+
+
+def text_of(plan: Plan, **other: Any) -> str:
+    return json.dumps({**plan.to_json(), **other})
+
+
+# ---------------------------------------------------------------- the plan's digest
+
+
+def test_a_plan_comes_back_from_its_json() -> None:
+    """What was written is read again, digest and all."""
+    plan = plan_of()
+    assert plans.from_json(text_of(plan), "plan.json") == plan
+    assert plan.digest.startswith("sha256:")
+    assert len(plan.digest) == len("sha256:") + 64
+
+
+def test_the_digest_is_over_canonical_json() -> None:
+    """Anyone can compute it: SHA-256 of the JSON without `digest`, keys sorted, no spaces."""
+    plan = plan_of(stream="größe")
+    content = {k: v for k, v in plan.to_json().items() if k != "digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert plan.digest == "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def test_layout_does_not_matter() -> None:
+    """Order of keys, spaces and escapes are not the plan."""
+    plan = plan_of(stream="größe")
+    data = dict(reversed(plan.to_json().items()))
+    for text in (json.dumps(data, indent=4), json.dumps(data, ensure_ascii=False)):
+        assert plans.from_json(text, "plan.json") == plan
+
+
+def changed(value: Any, other: Any) -> Any:
+    """Another value of the same type, made from `value` and a drawn integer."""
+    if isinstance(value, str) or value is None:
+        return f"{value or ''}{other}"
+    if isinstance(value, int | float):
+        return value + 1 + other
+    if isinstance(value, list):
+        return [*value, f"{other}"]
+    key = sorted(value)[other % len(value)]
+    return {**value, key: changed(value[key], other)}
+
+
+@given(
+    name=st.sampled_from([f.name for f in dataclasses.fields(Plan) if f.name != "digest"]),
+    other=st.integers(0, 9),
+)
+def test_any_edit_of_a_field_is_refused(name: str, other: int) -> None:
+    """A changed field, none left out, no longer fits the digest."""
+    plan = plan_of()
+    edit = changed(plan.to_json()[name], other)
+    assert plans.digest_of(dataclasses.replace(plan, **{name: edit})) != plan.digest
+    with pytest.raises(RefusedError):
+        plans.from_json(text_of(plan, **{name: edit}), "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stream", 7), ("throttle", "5"), ("throttle", True), ("max_events", 500.5),
+        ("max_events", "all"), ("position", None), ("from_consumers", "dead_1"),
+        ("counts", ["drained_ok"]), ("counts", {"drained_ok": "1"}), ("policy", None),
+        ("fields", {"symbol": "symbol"}), ("total_read", 5.5), ("version", "1"),
+        ("version", True), ("digest", None), ("scope", {}),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_is_refused_by_name(name: str, value: Any) -> None:
+    """Also a plan whose digest was made anew is refused, by the key, where a type is wrong."""
+    plan = plan_of()
+    edited = dataclasses.replace(plan, **{name: value})
+    if name != "digest":
+        edited = plans.seal(edited)
+    with pytest.raises(RefusedError, match=name):
+        plans.from_json(text_of(edited), "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("policy", "point"),
+    [
+        ({"max_age_min": "30", "allowlist": None, "min_conf": 0.6}, "max_age_min"),
+        ({"max_age_min": 30.0, "allowlist": None}, "policy"),
+        ({"max_age_min": 30.0, "allowlist": None, "min_conf": 0.6, "x": 1}, "policy"),
+        ({"max_age_min": 30.0, "allowlist": ["B", "A"], "min_conf": 0.6}, "allowlist"),
+        ({"max_age_min": 30.0, "allowlist": ["A", "A"], "min_conf": 0.6}, "allowlist"),
+        ({"max_age_min": 30.0, "allowlist": "A", "min_conf": 0.6}, "allowlist"),
+        ({"max_age_min": 30.0, "allowlist": [1], "min_conf": 0.6}, "allowlist"),
+    ],
+)
+def test_a_policy_of_another_form_is_refused(policy: dict[str, Any], point: str) -> None:
+    """The policy has its three values, of their types, and a sorted allowlist."""
+    with pytest.raises(RefusedError, match=point):
+        plans.from_json(text_of(plan_of(policy=policy)), "plan.json")
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Plan) if f.name != "digest"])
+def test_a_missing_key_is_refused_by_name(name: str) -> None:
+    """A plan without one of its keys names it."""
+    data = plan_of().to_json()
+    del data[name]
+    with pytest.raises(RefusedError, match=name):
+        plans.from_json(json.dumps(data), "plan.json")
+
+
+def test_an_unknown_key_is_refused_by_name() -> None:
+    """A key that no plan has is named."""
+    with pytest.raises(RefusedError, match="force"):
+        plans.from_json(text_of(plan_of(), force=True), "plan.json")
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    """A person reads the first of two equal keys and a parser the last, so neither counts."""
+    plan = plan_of()
+    for double in ('"scope": "history", ', '"policy": {"min_conf": 0.9, "min_conf": 0.6}, '):
+        with pytest.raises(RefusedError, match="twice"):
+            plans.from_json("{" + double + text_of(plan)[1:], "plan.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "7", "null", '"plan"', "{}", '{"run_id": "x"}', "[" * 100_000, "\ufeff{}"],
+)
+def test_what_is_no_plan_is_bad_usage(text: str) -> None:
+    """Another file than a plan is a mistake of the call (2), not an edited plan (4)."""
+    with pytest.raises(UsageError, match=r"plan\.json"):
+        plans.from_json(text, "plan.json")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_json_has_not_is_no_plan(number: str) -> None:
+    """Python's own NaN and Infinity are no JSON."""
+    text = text_of(plan_of()).replace('"throttle": 5.0', f'"throttle": {number}')
+    with pytest.raises(UsageError):
+        plans.from_json(text, "plan.json")
+
+
+def test_half_a_surrogate_is_refused() -> None:
+    """Text that no UTF-8 can hold is refused in one line, not with a traceback."""
+    text = text_of(plan_of()).replace('"group"', '"\\ud800"')
+    with pytest.raises(RefusedError):
+        plans.from_json(text, "plan.json")
+
+
+def test_another_version_is_named() -> None:
+    """A plan of a later drainkit says so, whatever keys it has."""
+    text = json.dumps({"version": 2, "something_new": 1, "digest": "sha256:0"})
+    with pytest.raises(RefusedError, match="version 2"):
+        plans.from_json(text, "plan.json")
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def test_the_same_purpose_has_no_differences() -> None:
+    """Stream, group, scope and policy as planned: nothing to say."""
+    assert differences(plan_of()) == []
+
+
+def differences(plan: Plan, **other: Any) -> list[str]:
+    asked: dict[str, Any] = {
+        "stream": "quantum:stream:trade.intent",
+        "consumer_group": "group",
+        "scope": "undelivered",
+        "policy": POLICY,
+    }
+    return plans.differences(plan, **{**asked, **other})
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"stream": "s2"}, ["stream", "trade.intent", "s2"]),
+        ({"consumer_group": "g2"}, ["consumer group", "'group'", "g2"]),
+        ({"scope": "history"}, ["scope", "undelivered", "history"]),
+        ({"policy": Policy(31.0, POLICY.allowlist, 0.6)}, ["max_age_min", "30.0", "31.0"]),
+        ({"policy": Policy(30.0, POLICY.allowlist, 0.7)}, ["min_conf", "0.6", "0.7"]),
+        ({"policy": Policy(30.0, None, 0.6)}, ["allowlist", "2 symbols", "any symbol"]),
+        (
+            {"policy": Policy(30.0, frozenset({"BTCUSDT", "SOLUSDT"}), 0.6)},
+            ["allowlist", "added SOLUSDT", "removed ETHUSDT"],
+        ),
+    ],
+)
+def test_each_difference_is_one_line_with_both_values(
+    other: dict[str, Any], words: list[str]
+) -> None:
+    """Just the point that differs is named, with what is planned and what is asked for."""
+    (line,) = differences(plan_of(), **other)
+    for word in words:
+        assert word in line
+
+
+def test_every_difference_is_named_at_once() -> None:
+    """Nobody has to run it five times to see five points."""
+    found = differences(
+        plan_of(), stream="s", consumer_group="g", scope="pending", policy=Policy(1.0, None, 0.1)
+    )
+    assert len(found) == 6
+
+
+def test_a_long_change_of_the_allowlist_stays_short() -> None:
+    """A thousand symbols more: their number, and still what was removed."""
+    many = frozenset(f"S{i:04}" for i in range(1000))
+    (line,) = differences(plan_of(), policy=Policy(30.0, many, 0.6))
+    assert "995 more" in line
+    assert "removed BTCUSDT, ETHUSDT" in line
+    assert len(line) < 300
+
+
+def test_a_difference_is_printable() -> None:
+    """Escapes in a name do not reach the terminal."""
+    (line,) = differences(plan_of(), stream="\x1b[2J\u202e")
+    assert line.isprintable()
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def test_the_decisions_say_what_was_decided_and_why() -> None:
+    """One row for each event, unknown values null, and the filters failed besides the first."""
+    rows = table_of().to_pylist()
+    assert tuple(rows[0]) == plans.COLUMNS
+    assert [row["action"] for row in rows] == [
+        "drained_ok", "dropped_old", "dropped_invalid", "dropped_missing", "dropped_invalid",
+    ]  # fmt: skip
+    assert rows[0]["event_time"] == dt.datetime.fromtimestamp(1766605000, tz=dt.UTC)
+    assert rows[0]["age_sec"] == pytest.approx(798.664912)
+    assert (rows[0]["symbol"], rows[0]["side"], rows[0]["source"]) == ("BTCUSDT", "BUY", None)
+    assert rows[1]["failed"] == "dropped_not_allowlisted,dropped_low_conf"
+    assert rows[1]["source"] == "ü"
+    assert (rows[2]["symbol"], rows[2]["confidence"]) == (None, None)
+    assert (rows[3]["symbol"], rows[3]["payload_sha256"]) == (None, "")
+    assert (rows[4]["event_time"], rows[4]["age_sec"]) == (None, None)
+
+
+def test_an_empty_table_has_the_same_columns() -> None:
+    """No events: the same schema, so that pages can be joined to it."""
+    assert plans.empty_table().schema == table_of().schema
+    assert plans.table_sha256(plans.empty_table()) != plans.table_sha256(table_of())
+
+
+def through_parquet(table: pa.Table, **options: Any) -> pa.Table:
+    sink = io.BytesIO()
+    parquet.write_table(table, sink, **options)
+    return parquet.ParquetFile(sink).read()
+
+
+def as_dictionaries(table: pa.Table) -> pa.Table:
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            table = table.set_column(i, field.name, table.column(i).dictionary_encode())
+    return table
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        lambda t: pa.concat_tables([t.slice(0, 2), t.slice(2, 0), t.slice(2)]),
+        lambda t: pa.concat_tables([t, t]).slice(len(t)),
+        lambda t: pa.concat_tables([t, t]).combine_chunks().slice(len(t)),
+        lambda t: pa.Table.from_pandas(t.to_pandas(), preserve_index=False),
+        lambda t: through_parquet(t),
+        lambda t: through_parquet(t, compression="none", version="1.0", row_group_size=2),
+        as_dictionaries,
+        lambda t: t.cast(
+            pa.schema(
+                f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f
+                for f in t.schema
+            )
+        ),
+    ],
+    ids=["chunks", "slice", "offset", "pandas", "parquet", "old", "categories", "large"],
+)
+def test_storage_does_not_change_the_digest(store: Any) -> None:
+    """Chunks, slices, pandas, Parquet and encodings of the same rows: the same digest."""
+    table = table_of()
+    assert plans.table_sha256(store(table)) == plans.table_sha256(table)
+
+
+VALUES = {
+    "event_time": st.none()
+    | st.datetimes(dt.datetime(2010, 1, 1), dt.datetime(2100, 1, 1)).map(
+        lambda t: t.replace(tzinfo=dt.UTC)
+    ),
+    "age_sec": st.none() | st.floats(allow_nan=False),
+    "confidence": st.none() | st.floats(0, 1),
+}
+
+
+@given(data=st.data(), row=st.integers(0, len(ENTRIES) - 1), name=st.sampled_from(plans.COLUMNS))
+def test_any_edit_of_a_cell_changes_the_digest(data: st.DataObject, row: int, name: str) -> None:
+    """No cell can be changed, not even null to empty, without the digest showing it."""
+    table = table_of()
+    values = table[name].to_pylist()
+    edit = data.draw(VALUES.get(name, st.none() | st.text()))
+    assume(edit != values[row])
+    values[row] = edit
+    column = pa.array(values, table.schema.field(name).type)
+    edited = table.set_column(plans.COLUMNS.index(name), name, column)
+    assert plans.table_sha256(edited) != plans.table_sha256(table)
+
+
+@given(st.lists(st.none() | st.text(max_size=3), min_size=2, max_size=6))
+def test_text_cannot_move_between_cells(texts: list[str | None]) -> None:
+    """Lengths stand before the bytes: the same letters cut elsewhere are another content."""
+    joined = "".join(text or "" for text in texts)
+    other = [joined, *[""] * (len(texts) - 1)]
+    assume(other != texts)
+    one, two = pa.table({"a": pa.array(texts, pa.string())}), pa.table({"a": other})
+    assert plans.table_sha256(one) != plans.table_sha256(two)
+
+
+def test_rows_and_columns_are_part_of_the_content() -> None:
+    """Another order, a row less, another name, another type: another digest."""
+    table = table_of()
+    others = [
+        table.take([1, 0, 2, 3, 4]),
+        table.slice(0, 4),
+        table.rename_columns(["no", *plans.COLUMNS[1:]]),
+        table.select(plans.COLUMNS[::-1]),
+    ]
+    zeros, empty = pa.table({"a": [0.0, 0.0]}), pa.table({"a": ["", ""]})
+    digests = [plans.table_sha256(t) for t in (table, *others, zeros, empty)]
+    assert len(set(digests)) == len(digests)
+
+
+# ---------------------------------------------------------------- payload
+
+
+@given(
+    st.lists(st.binary(max_size=4), max_size=6),
+    st.none() | st.lists(st.binary(max_size=4), max_size=6),
+)
+def test_a_payload_digest_stands_for_one_payload(
+    one: list[bytes], other: list[bytes] | None
+) -> None:
+    """Fields that differ in any byte or boundary have other digests; a body that is gone, none."""
+    assume(one != other)
+    assert plans.payload_sha256(one) != plans.payload_sha256(other)
+
+
+def test_the_payload_digest_can_be_computed_by_anyone() -> None:
+    """It is the SHA-256 of each part behind its length and a colon."""
+    assert plans.payload_sha256([b"a", b"12"]) == hashlib.sha256(b"1:a2:12").hexdigest()
+    assert plans.payload_sha256(None) == ""
