@@ -6,6 +6,7 @@ FLUSH, failover, a Cluster's other node), each of them in the middle of a drain.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from importlib import resources
 from .errors import DrainkitError, RefusedError, one_line
 from .events import RawEntry
 from .server import Keys, Server
-from .stream import Scope, text
+from .stream import Scope, next_id, text
 
 # one batch holds at most about this much, so that neither side gathers gigabytes in one reply
 BATCH_BYTES = 4 << 20
@@ -25,6 +26,13 @@ _CLAIM_REFUSALS = {
     "no_group": "the consumer group is gone; nothing more was done",
     "recreated": "the stream was made anew: its last id is below the run's boundary",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
+}
+TRIM_REFUSALS = {
+    "gone": "the stream is gone or no longer a stream; nothing more was removed",
+    "no_groups": "no group reads this stream, so nothing says what is still needed; "
+    "to trim it all the same say --without-groups",
+    "changed": "the stream's oldest entries changed meanwhile; nothing more was removed: "
+    "run trim again",
 }
 
 
@@ -197,3 +205,44 @@ def seed_group(
 def lose_bodies(server: Server, key: bytes, ids: Sequence[bytes]) -> None:
     """For the demo: delete entries that are pending, as a trim by somebody else would."""
     server.call("XDEL", key, *ids)
+
+
+def remove_consumers(
+    server: Server, keys: Keys, group: str, names: Sequence[str], *, min_idle_ms: int
+) -> list[tuple[str, int]]:
+    """Remove those of `names` that, in this step, have nothing pending and idle long enough.
+
+    For each: ("removed", 0), ("pending", entries), ("active", idle ms) or ("gone", 0).
+    """
+    reply = server.call(
+        "EVAL", _script("remove_consumers"), 1, keys.stream, group, min_idle_ms, *names
+    )
+    return [(text(status), int(number)) for status, number in reply]
+
+
+def trim(server: Server, keys: Keys, ids: Sequence[bytes], *, without_groups: bool = False) -> int:
+    """Remove the stream's oldest entries, which must be just `ids`; returns how many.
+
+    Refuses, in the same step, what a group has not delivered or acknowledged by now.
+    """
+    last = text(ids[-1])
+    status, *detail = server.call(
+        "EVAL", _script("trim"), 1, keys.stream, last, next_id(last), len(ids),
+        hashlib.sha1(b"".join(i + b"\n" for i in ids), usedforsecurity=False).hexdigest(),
+        "1" if without_groups else "0",
+    )  # fmt: skip
+    if status == b"ok":
+        return int(detail[0])
+    if status == b"held":
+        group, entry = (one_line(text(part)) for part in detail)
+        raise RefusedError(f"group {group} holds the trim back at {entry}; run trim again")
+    raise RefusedError(TRIM_REFUSALS[status.decode()])
+
+
+def hold_lease(server: Server, keys: Keys, group: str, token: str, ttl_ms: int) -> int:
+    """Take or renew the lease of the group's scheduled runs; `ttl_ms` 0 gives it back.
+
+    Returns 0 if it is `token`'s now, else for how many ms another one still holds it.
+    """
+    reply = server.call("EVAL", _script("lease"), 1, keys.state, f"lease:{group}", token, ttl_ms)
+    return int(reply)

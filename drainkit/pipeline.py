@@ -168,7 +168,7 @@ def _execute(
     def work() -> None:
         try:
             papermill.execute_notebook(
-                str(notebooks_dir() / out.name),
+                os.path.relpath(notebooks_dir() / out.name),  # papermill keeps it in the metadata
                 str(out),
                 parameters=parameters,
                 kernel_name="python3",

@@ -327,7 +327,7 @@ def as_dictionaries(table: pa.Table) -> pa.Table:
         lambda t: pa.concat_tables([t, t]).slice(len(t)),
         lambda t: pa.concat_tables([t, t]).combine_chunks().slice(len(t)),
         lambda t: pa.Table.from_pandas(t.to_pandas(), preserve_index=False),
-        lambda t: through_parquet(t),
+        through_parquet,
         lambda t: through_parquet(t, compression="none", version="1.0", row_group_size=2),
         as_dictionaries,
         lambda t: t.cast(

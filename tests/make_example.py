@@ -1,0 +1,88 @@
+"""Makes reports/example and its pictures: the original report's drain, replayed.
+
+Run it in a checkout with the development environment:  .venv/bin/python tests/make_example.py
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import servers
+from books import GROUP, original_backlog
+from playwright.sync_api import sync_playwright
+
+from drainkit import commit, pipeline
+from drainkit.embedded import EmbeddedServer
+from drainkit.server import Server
+from drainkit.settings import build
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "reports" / "example"
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    # the example says nothing of the machine that made it
+    socket.gethostname = lambda: "example-host"
+    getpass.getuser = lambda: "operator"
+    folder = replay()
+    shutil.rmtree(EXAMPLE, ignore_errors=True)
+    folder.rename(EXAMPLE)
+    (ROOT / "reports" / "chain.json").unlink()
+    take_pictures()
+
+
+def replay() -> Path:
+    """The drain of the original report on a server of its own; answers the evidence folder."""
+    with EmbeddedServer() as embedded:
+        # a path that is the same wherever the example is made
+        settings = build(
+            {
+                "mode": "live",
+                "redis_url": embedded.url,
+                "allowlist": "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",
+                "as_of": "2025-12-24T19:49:58+00:00",
+                "reports_dir": "reports",
+            }
+        )
+        with Server(embedded.url, settings.stream) as server:
+            key = settings.stream.encode()
+            entries = [
+                [entry_id.encode(), [str(part).encode() for pair in f.items() for part in pair]]
+                for entry_id, f in original_backlog()
+            ]
+            commit.add_entries(server, key, entries)
+            commit.seed_group(server, key, GROUP, position="1766594572014-0", deliver={})
+        result, folder = pipeline.run(settings, confirm=lambda _: None, announce=print)
+    if result["exit_code"] != 0:
+        sys.exit(str(result.get("error")))
+    return folder
+
+
+def take_pictures() -> None:
+    """The report's first page, and figures of the demo's report if there is one."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(servers.chromium()), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1000, "height": 640})
+        page.goto(f"file://{EXAMPLE}/report.html")
+        page.wait_for_timeout(2000)
+        page.screenshot(path=ROOT / "reports" / "example-report.png")
+        demo = sorted((ROOT / "reports").glob("*-live-*/report.html"))
+        if demo:
+            page.goto(f"file://{demo[-1]}")
+            page.wait_for_timeout(2500)
+            figures = page.locator("figure")
+            figures.nth(0).screenshot(path=ROOT / "reports" / "example-age.png")
+            figures.nth(7).screenshot(path=ROOT / "reports" / "example-what-if.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
