@@ -88,7 +88,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         reason = one_line(error.strerror or "cannot be written")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise DrainkitError(f"{one_line(str(path))}: {reason}; nothing was written") from None
         raise UsageError(f"{one_line(str(path))}: {reason}; choose another place") from None
 

@@ -7,6 +7,7 @@ Each title says the finding. Colours are Okabe and Ito's, which colour-blind peo
 from __future__ import annotations
 
 import html
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,10 +35,16 @@ NAMES = {
     "dropped_low_conf": "low confidence",
     "drained_ok": "passes",
 }
-INK, LIMIT = "#222222", "#000000"
+INK, LIMIT, READ = "#222222", "#000000", "#0072B2"
 TOP = 12
-MAX_BINS = 60
+MAX_BINS = 80
 MAX_COMBINATIONS = 12
+# of a signal's confidence; the first of which the limit is a multiple, so that no bin is cut
+CONFIDENCE_STEPS = (0.02, 0.05, 0.03, 0.01)
+TIME_STEPS_SEC = (
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200,
+    86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400,
+)  # fmt: skip
 
 
 def label(text: object) -> str:
@@ -54,55 +61,115 @@ def share(part: int, whole: int) -> str:
 
 
 def age(ages_sec: np.ndarray, policy: Policy) -> go.Figure:
-    """How old the events are (minutes), against the maximum age."""
-    minutes = ages_sec[np.isfinite(ages_sec)] / 60
-    old = int((minutes > policy.max_age_min).sum())
-    title = f"{share(old, len(minutes))} of the events are older than {policy.max_age_min:g} min"
-    figure = _figure(title, "age (minutes)", "events")
-    _histogram(figure, minutes, policy.max_age_min, ("young enough", "too old"), over=True)
-    return _limit(figure, policy.max_age_min, f"max age {policy.max_age_min:g} min")
+    """How old the events are, against the maximum age."""
+    minutes, limit = ages_sec[np.isfinite(ages_sec)] / 60, policy.max_age_min
+    old = int((minutes > limit).sum())
+    high = without_outliers(minutes, limit)
+    size, unit = next(
+        (pair for pair in ((1440, "days"), (60, "hours")) if high >= 4 * pair[0]), (1, "minutes")
+    )
+    x_title = f"age ({unit})"
+    if beyond := int((minutes > high).sum()):
+        x_title += f"; the last bar also holds {beyond:,} up to {_duration(minutes.max() * 60)}"
+    title = f"{share(old, len(minutes))} of the events are older than {limit:g} min"
+    figure = _figure(title, x_title, "events", legend=True)
+    step = age_step_min(limit, high)
+    shown = np.clip(minutes, min(step, limit) / 2, high)  # none is below the first bar
+    first, counts = histogram(shown, limit, step, over=True)
+    edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0) / size
+    _two_colours(figure, edges, counts, first, ("young enough", "too old"), over=True)
+    return _limit(figure, limit / size, f"max age {limit:g} min")
+
+
+def without_outliers(values: np.ndarray, limit: float) -> float:
+    """How far an axis reaches, so that a few wrong clocks do not squeeze all others into a bar."""
+    if not len(values):
+        return limit
+    most, usual = float(values.max()), float(np.quantile(values, 0.99))
+    return most if most <= 3 * usual else max(1.5 * usual, 2 * limit)
+
+
+def age_step_min(limit: float, high: float) -> float:
+    """The width of a bin (minutes): a whole part or a multiple of the limit, at most 80 bins."""
+    least = high / MAX_BINS
+    for parts in (60, 50, 40, 30, 20, 15, 12, 10, 6, 5, 4, 3, 2, 1):
+        if limit / parts >= least:
+            return limit / parts
+    decade = 10.0 ** math.floor(math.log10(least / limit))
+    return limit * next(n * decade for n in (1, 2, 5, 10) if limit * n * decade >= least)
+
+
+def histogram(
+    values: np.ndarray, limit: float, step: float, *, over: bool
+) -> tuple[int, np.ndarray]:
+    """Number of the first bin, and the counts: bin k reaches from limit + k step to the next.
+
+    The limit is an edge. Exactly at it passes: it is counted below with a maximum (`over`), above
+    with a minimum.
+    """
+    if not len(values):
+        return 0, np.zeros(0, dtype=np.int64)
+    places = (values - limit) / step
+    whole = np.rint(places)
+    # 0.58 is an edge, though its last binary digits may say a hair less
+    places = np.where(np.abs(places - whole) < 1e-9, whole, places)
+    bins = (np.ceil(places) - 1 if over else np.floor(places)).astype(np.int64)
+    # no rounding carries an event over the limit
+    above = values > limit if over else values >= limit
+    bins = np.where(above, np.maximum(bins, 0), np.minimum(bins, -1))
+    first = int(bins.min())
+    return first, np.bincount(bins - first)
 
 
 def confidence(values: np.ndarray, policy: Policy) -> go.Figure:
     """How confident the signals are, against the minimum."""
-    valid = values[np.isfinite(values)]
-    low = int((valid < policy.min_conf).sum())
-    title = f"{share(low, len(valid))} of the events are below confidence {policy.min_conf:g}"
-    figure = _figure(title, "confidence (0 to 1)", "events")
-    _histogram(
-        figure, valid, policy.min_conf, ("high enough", "too low"), over=False, limits=(0, 1)
-    )
-    return _limit(figure, policy.min_conf, f"min confidence {policy.min_conf:g}")
+    valid, limit = values[np.isfinite(values)], policy.min_conf
+    low = int((valid < limit).sum())
+    title = f"{share(low, len(valid))} of the events are below confidence {limit:g}"
+    figure = _figure(title, "confidence (0 to 1)", "events", legend=True)
+    step = next((s for s in CONFIDENCE_STEPS if abs(limit / s - round(limit / s)) < 1e-9), 0.02)
+    # 1.0 belongs into the last bar below 1, unless it is the limit itself
+    shown = np.minimum(valid, max(limit, 1 - step / 2))
+    first, counts = histogram(shown, limit, step, over=False)
+    edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0)
+    _two_colours(figure, edges, counts, first, ("too low", "high enough"), over=False)
+    figure.update_xaxes(range=[0, max(1.0, float(edges[-1]))])
+    return _limit(figure, limit, f"min confidence {limit:g}")
 
 
 def by_category(frame: pd.DataFrame, column: str) -> go.Figure:
     """Events by symbol, source or side, split by what becomes of them."""
     import plotly.graph_objects as go
 
-    names = frame[column].astype(object).where(frame[column].notna(), "(none)")
-    counts = names.value_counts()
-    top = [str(name) for name in counts.index[:TOP]]
-    shown = names.where(names.isin(top), "(other)")
-    table = pd.crosstab(shown, frame["action"])
-    order = [*top, *(["(other)"] if len(counts) > TOP else [])]
-    table = table.reindex(order).fillna(0)
-    passing = table.get("drained_ok", pd.Series(0, index=table.index))
-    best = str(passing.idxmax()) if len(table) and passing.max() > 0 else None
-    title = f"By {column}: " + (f"{label(best)} has the most that pass" if best else "none passes")
-    figure = _figure(title, "events", column, height=120 + 26 * max(4, len(order)))
+    values = frame[column].astype("category").cat
+    names, codes = values.categories, values.codes.to_numpy()
+    order = np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")
+    order = order[:TOP]
+    # rows by number, not by name: an event may call itself "(other)"
+    row_of = np.full(len(names) + 1, len(order))
+    row_of[order] = np.arange(len(order))
+    row_of[-1] = len(order) + 1  # where code -1, no value, points to
+    rows = row_of[codes]
+    shown = [*map(label, names[order]), f"({len(names) - len(order)} others)", "(none)"]
+    totals = np.bincount(rows, minlength=len(shown))
+    kept = [k for k in range(len(shown)) if totals[k]]
+    ok = np.bincount(rows[(frame["action"] == "drained_ok").to_numpy()], minlength=len(shown))
+    best = int(ok.argmax())
+    title = f"By {column}: no event passes"
+    if ok[best]:
+        title = (
+            f"By {column}: {shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
+        )
+    figure = _figure(title, "events", "", height=150 + 26 * max(2, len(kept)), legend=True)
     for action in ACTIONS:
-        if action in table and table[action].sum():
+        counts = np.bincount(rows[(frame["action"] == action).to_numpy()], minlength=len(shown))
+        if counts.any():
             figure.add_trace(
-                go.Bar(
-                    y=[label(name) for name in table.index],
-                    x=table[action].astype(int).tolist(),
-                    orientation="h",
-                    name=NAMES[action],
-                    marker_color=COLOURS[action],
-                )
-            )
-    figure.update_layout(barmode="stack", showlegend=True)
-    figure.update_yaxes(autorange="reversed", type="category")
+                go.Bar(y=list(range(len(kept))), x=[int(counts[k]) for k in kept],
+                       orientation="h", name=NAMES[action], marker_color=COLOURS[action])
+            )  # fmt: skip
+    figure.update_layout(barmode="stack")
+    _rows(figure, [shown[k] for k in kept])
     return figure
 
 
@@ -111,24 +178,35 @@ def arrivals(frame: pd.DataFrame) -> go.Figure:
     import plotly.graph_objects as go
 
     known = frame[frame["event_time"].notna()]
-    figure = _figure("No event has a usable time", "event time (UTC)", "events")
     if not len(known):
-        return figure
+        return _figure("No event has a usable time", "event time (UTC)", "events")
     times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
-    edges = np.linspace(times.min(), max(times.max(), times.min() + 60), MAX_BINS + 1)
-    counts, _ = np.histogram(times, edges)
-    peak = pd.Timestamp(edges[int(counts.argmax())], unit="s", tz="UTC")
-    step_sec = edges[1] - edges[0]
-    title = f"Most events arrived around {peak:%d %b %H:%M} UTC"
-    figure = _figure(title, "event time (UTC)", f"events per {_duration(step_sec)}")
-    middles = [pd.Timestamp(t, unit="s").isoformat() for t in (edges[:-1] + edges[1:]) / 2]
+    ages = times.max() - times
+    span = without_outliers(ages, 0)
+    step = next((s for s in TIME_STEPS_SEC if span / s <= MAX_BINS), TIME_STEPS_SEC[-1])
+    start = math.floor((times.max() - span) / step) * step
+    bins = np.maximum((times - start) // step, 0).astype(np.int64)
+    counts = np.bincount(bins)
+    peak = pd.Timestamp(start + int(counts.argmax()) * step, unit="s")
+    title = (
+        f"The busiest {_duration(step)} began {peak:%d %b %H:%M:%S}, with {counts.max():,} events"
+    )
+    x_title = "event time (UTC)"
+    if before := int((times < start).sum()):
+        first = pd.Timestamp(times.min(), unit="s")
+        x_title += f"; the first bar also holds {before:,} back to {first:%Y-%m-%d}"
+    figure = _figure(title, x_title, f"events per {_duration(step)}", legend=True)
+    middles = [
+        pd.Timestamp(start + (k + 0.5) * step, unit="s").isoformat() for k in range(len(counts))
+    ]
     for action in ACTIONS:
-        part, _ = np.histogram(times[(known["action"] == action).to_numpy()], edges)
+        part = np.bincount(bins[(known["action"] == action).to_numpy()], minlength=len(counts))
         if part.any():
             figure.add_trace(
-                go.Bar(x=middles, y=part.tolist(), name=NAMES[action], marker_color=COLOURS[action])
-            )
-    figure.update_layout(barmode="stack", bargap=0, showlegend=True)
+                go.Bar(x=middles, y=part.tolist(), name=NAMES[action],
+                       marker_color=COLOURS[action], width=step * 1000)
+            )  # fmt: skip
+    figure.update_layout(barmode="stack", bargap=0)
     return figure
 
 
@@ -137,10 +215,11 @@ def overlap(frame: pd.DataFrame) -> go.Figure:
     import plotly.graph_objects as go
 
     counts = frame["failed"].astype(str).value_counts()
-    counts = counts[counts > 0][:MAX_COMBINATIONS]
+    counts = counts[counts > 0]
     several = int(sum(n for names, n in counts.items() if "," in str(names)))
+    counts = counts[:MAX_COMBINATIONS]
     title = f"{share(several, len(frame))} of the events fail more than one filter"
-    figure = _figure(title, "events", "filters failed", height=140 + 28 * max(3, len(counts)))
+    figure = _figure(title, "events", "", height=110 + 26 * max(2, len(counts)))
     names = [
         " + ".join(NAMES[part] for part in str(key).split(",")) if key else "passes all"
         for key in counts.index
@@ -149,10 +228,11 @@ def overlap(frame: pd.DataFrame) -> go.Figure:
         COLOURS[str(key).split(",")[0]] if key else COLOURS["drained_ok"] for key in counts.index
     ]
     figure.add_trace(
-        go.Bar(y=names, x=[int(n) for n in counts], orientation="h", marker_color=colours,
-               text=[f"{n:,}" for n in counts], textposition="auto")
+        go.Bar(y=list(range(len(names))), x=[int(n) for n in counts], orientation="h",
+               marker_color=colours, text=[f"{n:,}" for n in counts], textposition="outside",
+               cliponaxis=False)
     )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", type="category")
+    _rows(figure, names)
     return figure
 
 
@@ -160,36 +240,52 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> go.Figure:
     """How many events would pass at other limits; only those that no other filter drops."""
     import plotly.graph_objects as go
 
-    others = frame["failed"].astype(str)
-    open_ = ~(others.str.contains("missing") | others.str.contains("invalid")
-              | others.str.contains("allowlisted"))  # fmt: skip
-    part = frame[open_.to_numpy() & frame["confidence"].notna().to_numpy()]
     ages, confidences = what_if_limits(policy)
-    limits_min, minimums = np.array(ages), np.array(confidences)
-    age_bin = np.searchsorted(limits_min, part["age_sec"].to_numpy() / 60, side="left")
-    conf_bin = np.searchsorted(minimums, part["confidence"].to_numpy(), side="right") - 1
-    grid = np.zeros((len(ages) + 1, len(confidences)), dtype=np.int64)
-    fits = conf_bin >= 0
-    np.add.at(grid, (age_bin[fits], conf_bin[fits]), 1)
-    passing = grid[:-1].cumsum(axis=0)[:, ::-1].cumsum(axis=1)[:, ::-1]
-    here = int(passing[ages.index(policy.max_age_min), confidences.index(policy.min_conf)])
-    most = int(passing.max()) if passing.size else 0
-    title = f"{here:,} would pass as set; at most {most:,} within these limits"
-    figure = _figure(title, "minimum confidence", "maximum age", height=420)
+    passing = passing_at(frame, ages, confidences)
+    row, column = ages.index(policy.max_age_min), confidences.index(policy.min_conf)
+    title = (
+        f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these limits"
+    )
+    figure = _figure(title, "minimum confidence", "maximum age", height=400)
     figure.add_trace(
         go.Heatmap(
-            x=[f"{value:g}" for value in confidences],
-            y=[_duration(value * 60) for value in ages],
             z=passing.tolist(),
-            text=[[f"{n:,}" for n in row] for row in passing.tolist()],
+            text=[[f"{n:,}" for n in line] for line in passing.tolist()],
             texttemplate="%{text}",
+            hoverinfo="skip",
             colorscale="Cividis",
-            colorbar={"title": {"text": "events"}},
+            showscale=False,
+            xgap=1,
+            ygap=1,
         )
     )
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(type="category")
+    figure.add_shape(
+        type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5,
+        line={"color": COLOURS["dropped_invalid"], "width": 3},
+    )  # fmt: skip
+    figure.update_xaxes(
+        tickvals=list(range(len(confidences))), ticktext=[f"{c:g}" for c in confidences]
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(ages))), ticktext=[_duration(minutes * 60) for minutes in ages]
+    )
     return figure
+
+
+def passing_at(frame: pd.DataFrame, ages: list[float], confidences: list[float]) -> np.ndarray:
+    """Events that would pass, by maximum age (rows, minutes) and minimum confidence (columns)."""
+    failed = frame["failed"].astype(str)
+    others = failed.str.contains("missing|invalid|allowlisted").to_numpy()
+    part = frame[~others & frame["confidence"].notna().to_numpy()]
+    rows = np.searchsorted(np.array(ages), part["age_sec"].to_numpy() / 60, side="left")
+    columns = (
+        np.searchsorted(np.array(confidences), part["confidence"].to_numpy(), side="right") - 1
+    )
+    grid = np.zeros((len(ages) + 1, len(confidences)), dtype=np.int64)
+    fits = columns >= 0
+    np.add.at(grid, (rows[fits], columns[fits]), 1)
+    passing: np.ndarray = grid[:-1].cumsum(axis=0)[:, ::-1].cumsum(axis=1)[:, ::-1]
+    return passing
 
 
 def what_if_limits(policy: Policy) -> tuple[list[float], list[float]]:
@@ -206,49 +302,70 @@ def waterfall(counts: dict[str, int]) -> go.Figure:
     """From all that was read to what passed, one step for each filter."""
     import plotly.graph_objects as go
 
-    read = sum(counts.values())
-    ok = counts["drained_ok"]
+    read, ok = sum(counts.values()), counts["drained_ok"]
     title = f"{ok:,} of {read:,} events pass ({share(ok, read)})"
     figure = _figure(title, "", "events", height=380)
-    drops = [action for action in ACTIONS if action != "drained_ok"]
+    heights = [read, *[counts[action] for action in ACTIONS]]
+    left = read - np.cumsum([counts[action] for action in ACTIONS])
+    bases = [0, *left[:-1].tolist(), 0]
     figure.add_trace(
-        go.Waterfall(
-            x=["read", *[NAMES[action] for action in drops], "passes"],
-            measure=["absolute", *["relative"] * len(drops), "total"],
-            y=[read, *[-counts[action] for action in drops], ok],
-            text=[f"{n:,}" for n in (read, *[counts[action] for action in drops], ok)],
+        go.Bar(
+            x=["read", *[NAMES[action] for action in ACTIONS]],
+            y=heights,
+            base=bases,
+            marker_color=[READ, *[COLOURS[action] for action in ACTIONS]],
+            text=[
+                f"{'-' if 0 < k < len(ACTIONS) and n else ''}{n:,}" for k, n in enumerate(heights)
+            ],
             textposition="outside",
-            decreasing={"marker": {"color": COLOURS["dropped_old"]}},
-            totals={"marker": {"color": COLOURS["drained_ok"]}},
-            increasing={"marker": {"color": "#0072B2"}},
-            connector={"line": {"color": "#bbbbbb"}},
+            cliponaxis=False,
         )
     )
+    for k, level in enumerate([read, *left[:-1].tolist()]):
+        figure.add_shape(
+            type="line", x0=k + 0.4, x1=k + 0.6, y0=level, y1=level, line={"color": "#888888"}
+        )
     figure.update_yaxes(range=[0, read * 1.12 or 1])
     return figure
 
 
 def pace(audit_ms: np.ndarray, rate: float | None) -> go.Figure:
-    """Events that reached the audit over time, against the throttle."""
+    """Events that reached the audit over time (sorted, ms), against the throttle (events/s)."""
     import plotly.graph_objects as go
 
-    worst = busiest_second(audit_ms)
-    allowed = "no limit" if rate is None else f"{rate:g} allowed"
-    title = f"The busiest second holds {worst:,} events ({allowed})"
-    figure = _figure(title, "seconds since the first", "events per second")
+    figure = _figure(pace_title(audit_ms, rate), "seconds since the first", "events per second")
     if len(audit_ms):
-        seconds = (audit_ms - audit_ms.min()) / 1000
-        width = max(1.0, float(seconds.max()) / MAX_BINS)
-        edges = np.arange(0, float(seconds.max()) + width, width)
-        counts, edges = np.histogram(seconds, edges if len(edges) > 1 else [0.0, width])
+        ms = audit_ms - audit_ms.min()
+        # whole seconds: a bar of 1.7 s could show more than the throttle where none was broken
+        width = max(1, math.ceil(int(ms.max()) / 1000 / MAX_BINS), *_slow(rate))
+        counts = np.bincount(ms // (width * 1000))
         figure.add_trace(
-            go.Bar(x=((edges[:-1] + edges[1:]) / 2).tolist(), y=(counts / width).tolist(),
-                   marker_color=COLOURS["drained_ok"], width=width * 0.95)
+            go.Bar(x=[(k + 0.5) * width for k in range(len(counts))], y=(counts / width).tolist(),
+                   width=width * 0.95, marker_color=COLOURS["drained_ok"])
         )  # fmt: skip
     if rate is not None:
-        figure.add_hline(y=rate, line_dash="dash", line_color=LIMIT,
-                         annotation_text=f"throttle {rate:g}/s")  # fmt: skip
+        # a window of one second may hold the rate rounded up
+        figure.add_hline(y=rate if rate < 1 else math.ceil(rate), line_dash="dash",
+                         line_color=LIMIT, annotation_text=f"throttle {rate:g}/s")  # fmt: skip
     return figure
+
+
+def pace_title(audit_ms: np.ndarray, rate: float | None) -> str:
+    """Whether the throttle was kept, in words: per second, or by the gap where it is below 1/s."""
+    if not len(audit_ms):
+        return "Nothing was drained, so there is no pace to measure"
+    worst = busiest_second(audit_ms)
+    if rate is None:
+        return f"The busiest second holds {worst:,} events (no throttle)"
+    if rate >= 1 or len(audit_ms) < 2:
+        return f"The busiest second holds {worst:,} events ({math.ceil(rate):,} allowed)"
+    gap = float(np.diff(audit_ms).min()) / 1000
+    return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"
+
+
+def _slow(rate: float | None) -> list[int]:
+    # below 1/s a bar must be long enough for ten events, or the grid of seconds would show
+    return [math.ceil(10 / rate)] if rate is not None and rate < 1 else []
 
 
 def busiest_second(audit_ms: np.ndarray) -> int:
@@ -259,52 +376,60 @@ def busiest_second(audit_ms: np.ndarray) -> int:
     return int((np.arange(len(audit_ms)) - first).max()) + 1
 
 
-def _figure(title: str, x_title: str, y_title: str, *, height: int = 340) -> go.Figure:
+def _figure(
+    title: str, x_title: str, y_title: str, *, height: int = 340, legend: bool = False
+) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
     figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "y": 0.97, "font": {"size": 17}},
+        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
+               "pad": {"t": 14}, "font": {"size": 17}},
         height=height,
-        margin={"l": 60, "r": 20, "t": 84, "b": 50},
+        margin={"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        showlegend=False,
+        showlegend=legend,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-    )
+    )  # fmt: skip
     figure.update_xaxes(title_text=x_title, automargin=True)
     figure.update_yaxes(title_text=y_title, automargin=True)
     return figure
 
 
-def _histogram(
-    figure: go.Figure, values: np.ndarray, limit: float, names: tuple[str, str], *, over: bool,
-    limits: tuple[float, float] | None = None,
+def _rows(figure: go.Figure, names: list[str]) -> None:
+    """Horizontal bars from top to bottom, a name beside each; counts along the axis."""
+    figure.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=[f"{name} " for name in names],
+        range=[max(len(names), 2) - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_xaxes(tickformat=",d", rangemode="tozero")
+    figure.update_layout(bargap=0.25)
+
+
+def _two_colours(
+    figure: go.Figure, edges: np.ndarray, counts: np.ndarray, first: int,
+    names: tuple[str, str], *, over: bool,
 ) -> None:  # fmt: skip
-    """Bars in two colours, within the limit and beyond it; the limit is an edge of a bin."""
+    """Bars below and from bin 0 on, which begins at the limit, in the colours of their fate."""
     import plotly.graph_objects as go
 
-    low, high = limits or (0.0, float(values.max()) if len(values) else limit)
-    high = max(high, limit) or 1.0
-    step = (
-        limit / max(1, round(limit / ((high - low) / MAX_BINS)))
-        if limit
-        else (high - low) / MAX_BINS
-    )
-    edges = np.arange(low, high + step, step)
-    counts, edges = np.histogram(values, edges)
-    middles = (edges[:-1] + edges[1:]) / 2
-    beyond = middles > limit if over else middles < limit
-    for chosen, name, colour in (
-        (~beyond, names[0], COLOURS["drained_ok"]),
-        (beyond, names[1], COLOURS["dropped_old"]),
+    middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    colours = [COLOURS["drained_ok"], COLOURS["dropped_old" if over else "dropped_low_conf"]]
+    beyond = np.arange(len(counts)) + first >= 0
+    for chosen, name, colour in zip(
+        (~beyond, beyond), names, colours if over else reversed(colours), strict=True
     ):
         if counts[chosen].any():
             figure.add_trace(
                 go.Bar(x=middles[chosen].round(6).tolist(), y=counts[chosen].tolist(), name=name,
-                       marker_color=colour, width=step)
+                       marker_color=colour, width=widths[chosen].round(6).tolist())
             )  # fmt: skip
-    figure.update_layout(bargap=0, showlegend=True, barmode="overlay")
+    figure.update_layout(bargap=0, barmode="overlay")
+    figure.update_yaxes(tickformat=",d")
 
 
 def _limit(figure: go.Figure, at: float, text: str) -> go.Figure:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import commit, stream
+from . import commit, evidence, stream
 from .drain import decoder_of
 from .errors import DrainkitError, RefusedError, UsageError, one_line
-from .evidence import write_table
 from .events import RawEntry
 from .server import Keys, Server, check_primary
 from .settings import Settings
@@ -46,9 +45,9 @@ def dead_consumers(
     """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
     stream.position_of(server, keys.stream, group)
     return [
-        DeadConsumer(
-            c.name, c.pending, c.idle_ms, _why_kept("pending" * bool(c.pending), c.pending)
-        )
+        DeadConsumer(c.name, c.pending, c.idle_ms, _why_kept("pending", c.pending))
+        if c.pending
+        else DeadConsumer(c.name, 0, c.idle_ms, "")
         for c in stream.consumers(server, keys.stream, group)
         if c.idle_ms >= min_idle_ms
     ]
@@ -77,7 +76,7 @@ def _why_kept(status: str, number: int) -> str:
         return f"{number:,} pending entries would be lost; drain --scope pending takes them first"
     if status == "active":
         return f"it came back: active {number / 1000:.0f} s ago"
-    return "it is gone already" if status else ""
+    return "it is gone already"
 
 
 # ---------------------------------------------------------------- trim
@@ -107,9 +106,10 @@ def trim_plan(server: Server, keys: Keys, *, without_groups: bool = False) -> Tr
     # a group set beyond the stream's end must not give away entries that are yet to come
     end = stream.next_id(info.boundary_id)
     floor = min([end, *(needed for needed, _ in floors.values())], key=stream.id_key)
+    held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
     return TrimPlan(
         floor=floor,
-        held_by={name: why for name, (needed, why) in floors.items() if needed == floor},
+        held_by=held_by,
         entries=sum(len(page) for page in entries_before(server, keys, floor)),
         length=info.length,
         groups=len(groups),
@@ -184,7 +184,7 @@ def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
         pa.record_batch([[stream.text(entry[0]) for entry in page], [e[1] for e in page]], schema)
         for page in pages
     ]
-    write_table(path, pa.Table.from_batches(batches, schema))
+    evidence.write_table(path, pa.Table.from_batches(batches, schema))
 
 
 def _archive_schema() -> pa.Schema:
@@ -226,7 +226,11 @@ def restore(server: Server, key: str, path: Path) -> int:
         for batch in table.to_batches(max_chunksize=TRIM_ENTRIES)
         for row in batch.to_pylist()
     )
-    return commit.add_entries(server, key.encode(), rows)
+    try:
+        return commit.add_entries(server, key.encode(), rows)
+    except DrainkitError as error:
+        error.args = (f"{error} ({one_line(key)} holds a part: delete it and restore again)",)
+        raise
 
 
 # ---------------------------------------------------------------- export
@@ -257,7 +261,7 @@ def export(server: Server, settings: Settings, path: Path) -> int:
         # plain texts: a category would pass by the guard against formulas in CSV
         if pa.types.is_dictionary(field.type) or pa.types.is_large_string(field.type):
             table = table.set_column(index, field.name, table.column(index).cast(pa.string()))
-    write_table(path, table.append_column("fields", pa.array(raw, pa.string())))
+    evidence.write_table(path, table.append_column("fields", pa.array(raw, pa.string())))
     return int(table.num_rows)
 
 

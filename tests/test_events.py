@@ -174,6 +174,8 @@ def test_a_row_does_not_depend_on_its_batch(batch: list[Any], size: int) -> None
         ),
     )
 )
+@example("2025-12-24T24:00:00Z")
+@example("2025-12-24T23:60:00Z")
 @example("2024-02-29T00:00:00Z")
 @example("2025-02-29T00:00:00Z")
 @example("2100-02-29T00:00:00.000Z")

@@ -25,7 +25,8 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 LAYERS = [
     "errors", "embedded", "settings", "events", "policy", "audit", "plan", "server", "stream",
     "commit", "acl", "evidence", "ledger", "drain", "apply", "workers", "status", "maintenance",
-    "monitor", "figures", "notebook", "report", "pipeline", "demo", "cli", "__main__", "__init__",
+    "monitor", "metrics", "figures", "notebook", "report", "pipeline", "demo", "cli",
+    "__main__", "__init__",
 ]  # fmt: skip
 
 NOTEBOOKS = [
@@ -181,7 +182,9 @@ def redis_writes(module: str, source: str, writes: set[str]) -> list[str]:
 
 def _sent(module: str, call: ast.Call, method: str, writes: set[str]) -> Iterator[str]:
     words = method.split("_", 1)
-    if words[0] not in ORDINARY and is_write(words, writes):
+    # evidence.save_plan and its kin write files; another test is about those
+    files = ast.unparse(call.func).startswith("evidence.") or method == "save_plan"
+    if words[0] not in ORDINARY and not files and is_write(words, writes):
         yield f".{method}("
     if method not in SENDERS or module in REDIS_PY:
         return
@@ -230,7 +233,9 @@ def test_only_commit_writes_to_redis(valkey: Server) -> None:
         finding
         for path in MODULES
         if path.stem != "commit"
+        # cli.py prints the commands that an administrator gives, as text
         for finding in redis_writes(path.stem, path.read_text(), writes)
+        if not (path.stem == "cli" and finding.endswith(" ACL SETUSER "))
     ]
     assert found == []
 
@@ -312,18 +317,33 @@ FILE_WRITERS = {
     "embedded": {"mkdtemp"},
     # papermill itself writes the executed notebook, cell by cell, into evidence's folder
     "pipeline": {"execute_notebook"},
+    # `super().open(globals())` opens a notebook's session, not a file
+    "notebook": {"open for writing"},
 }
 
 
 def file_writes(module: str, source: str) -> list[str]:
     """Places where a source writes, makes or removes a file or folder, or could."""
+    tree = ast.parse(source)
+    evidence = set(_evidence_names(tree))
     return [
         f"{module}:{node.lineno} {what}"
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call)
+        and ast.unparse(node.func) not in evidence
         and (what := _file_write(node))
         and what not in FILE_WRITERS.get(module, ())
     ]
+
+
+def _evidence_names(tree: ast.AST) -> Iterator[str]:
+    """Calls that go through evidence.py, as this source writes them."""
+    from drainkit import evidence
+
+    yield from (f"evidence.{name}" for name in vars(evidence) if not name.startswith("_"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("evidence", "drainkit.evidence"):
+            yield from (alias.asname or alias.name for alias in node.names)
 
 
 def _file_write(call: ast.Call) -> str | None:
