@@ -72,13 +72,15 @@ def age(ages_sec: np.ndarray, policy: Policy) -> go.Figure:
     if beyond := int((minutes > high).sum()):
         x_title += f"; the last bar also holds {beyond:,} up to {_duration(minutes.max() * 60)}"
     title = f"{share(old, len(minutes))} of the events are older than {limit:g} min"
+    if not old:
+        title = f"No event is older than {limit:g} min"
     figure = _figure(title, x_title, "events", legend=True)
     step = age_step_min(limit, high)
     shown = np.clip(minutes, min(step, limit) / 2, high)  # none is below the first bar
     first, counts = histogram(shown, limit, step, over=True)
     edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0) / size
     _two_colours(figure, edges, counts, first, ("young enough", "too old"), over=True)
-    return _limit(figure, limit / size, f"max age {limit:g} min")
+    return _limit(figure, limit / size, f"max age {limit:g} min", left=limit > 0.7 * high)
 
 
 def without_outliers(values: np.ndarray, limit: float) -> float:
@@ -126,6 +128,8 @@ def confidence(values: np.ndarray, policy: Policy) -> go.Figure:
     valid, limit = values[np.isfinite(values)], policy.min_conf
     low = int((valid < limit).sum())
     title = f"{share(low, len(valid))} of the events are below confidence {limit:g}"
+    if not low:
+        title = f"No event is below confidence {limit:g}"
     figure = _figure(title, "confidence (0 to 1)", "events", legend=True)
     step = next((s for s in CONFIDENCE_STEPS if abs(limit / s - round(limit / s)) < 1e-9), 0.02)
     # 1.0 belongs into the last bar below 1, unless it is the limit itself
@@ -134,7 +138,7 @@ def confidence(values: np.ndarray, policy: Policy) -> go.Figure:
     edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0)
     _two_colours(figure, edges, counts, first, ("too low", "high enough"), over=False)
     figure.update_xaxes(range=[0, max(1.0, float(edges[-1]))])
-    return _limit(figure, limit, f"min confidence {limit:g}")
+    return _limit(figure, limit, f"min confidence {limit:g}", left=limit > 0.7)
 
 
 def by_category(frame: pd.DataFrame, column: str) -> go.Figure:
@@ -150,7 +154,7 @@ def by_category(frame: pd.DataFrame, column: str) -> go.Figure:
     row_of[order] = np.arange(len(order))
     row_of[-1] = len(order) + 1  # where code -1, no value, points to
     rows = row_of[codes]
-    shown = [*map(label, names[order]), f"({len(names) - len(order)} others)", "(none)"]
+    shown = [*map(label, names[order]), f"({len(names) - len(order):,} others)", "(none)"]
     totals = np.bincount(rows, minlength=len(shown))
     kept = [k for k in range(len(shown)) if totals[k]]
     ok = np.bincount(rows[(frame["action"] == "drained_ok").to_numpy()], minlength=len(shown))
@@ -170,7 +174,7 @@ def by_category(frame: pd.DataFrame, column: str) -> go.Figure:
             )  # fmt: skip
     figure.update_layout(barmode="stack")
     _rows(figure, [shown[k] for k in kept])
-    return figure
+    return _counted(figure, "x", int(totals.max()))
 
 
 def arrivals(frame: pd.DataFrame) -> go.Figure:
@@ -179,7 +183,7 @@ def arrivals(frame: pd.DataFrame) -> go.Figure:
 
     known = frame[frame["event_time"].notna()]
     if not len(known):
-        return _figure("No event has a usable time", "event time (UTC)", "events")
+        return _counted(_figure("No event has a usable time", "event time (UTC)", "events"), "y", 0)
     times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
     ages = times.max() - times
     span = without_outliers(ages, 0)
@@ -188,9 +192,7 @@ def arrivals(frame: pd.DataFrame) -> go.Figure:
     bins = np.maximum((times - start) // step, 0).astype(np.int64)
     counts = np.bincount(bins)
     peak = pd.Timestamp(start + int(counts.argmax()) * step, unit="s")
-    title = (
-        f"The busiest {_duration(step)} began {peak:%d %b %H:%M:%S}, with {counts.max():,} events"
-    )
+    title = f"The busiest {_duration(step)} began {peak:%d %b %H:%M:%S}: {_events(counts.max())}"
     x_title = "event time (UTC)"
     if before := int((times < start).sum()):
         first = pd.Timestamp(times.min(), unit="s")
@@ -207,7 +209,7 @@ def arrivals(frame: pd.DataFrame) -> go.Figure:
                        marker_color=COLOURS[action], width=step * 1000)
             )  # fmt: skip
     figure.update_layout(barmode="stack", bargap=0)
-    return figure
+    return _counted(figure, "y", int(counts.max()))
 
 
 def overlap(frame: pd.DataFrame) -> go.Figure:
@@ -219,6 +221,8 @@ def overlap(frame: pd.DataFrame) -> go.Figure:
     several = int(sum(n for names, n in counts.items() if "," in str(names)))
     counts = counts[:MAX_COMBINATIONS]
     title = f"{share(several, len(frame))} of the events fail more than one filter"
+    if not several:
+        title = "No event fails more than one filter"
     figure = _figure(title, "events", "", height=110 + 26 * max(2, len(counts)))
     names = [
         " + ".join(NAMES[part] for part in str(key).split(",")) if key else "passes all"
@@ -233,7 +237,7 @@ def overlap(frame: pd.DataFrame) -> go.Figure:
                cliponaxis=False)
     )  # fmt: skip
     _rows(figure, names)
-    return figure
+    return _counted(figure, "x", int(counts.max()) if len(counts) else 0)
 
 
 def what_if(frame: pd.DataFrame, policy: Policy) -> go.Figure:
@@ -254,6 +258,8 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> go.Figure:
             texttemplate="%{text}",
             hoverinfo="skip",
             colorscale="Cividis",
+            zmin=0,
+            zmax=max(1, int(passing.max())),
             showscale=False,
             xgap=1,
             ygap=1,
@@ -326,7 +332,7 @@ def waterfall(counts: dict[str, int]) -> go.Figure:
             type="line", x0=k + 0.4, x1=k + 0.6, y0=level, y1=level, line={"color": "#888888"}
         )
     figure.update_yaxes(range=[0, read * 1.12 or 1])
-    return figure
+    return _counted(figure, "y", read)
 
 
 def pace(audit_ms: np.ndarray, rate: float | None) -> go.Figure:
@@ -347,7 +353,7 @@ def pace(audit_ms: np.ndarray, rate: float | None) -> go.Figure:
         # a window of one second may hold the rate rounded up
         figure.add_hline(y=rate if rate < 1 else math.ceil(rate), line_dash="dash",
                          line_color=LIMIT, annotation_text=f"throttle {rate:g}/s")  # fmt: skip
-    return figure
+    return _counted(figure, "y", len(audit_ms))
 
 
 def pace_title(audit_ms: np.ndarray, rate: float | None) -> str:
@@ -356,9 +362,9 @@ def pace_title(audit_ms: np.ndarray, rate: float | None) -> str:
         return "Nothing was drained, so there is no pace to measure"
     worst = busiest_second(audit_ms)
     if rate is None:
-        return f"The busiest second holds {worst:,} events (no throttle)"
+        return f"The busiest second holds {_events(worst)} (no throttle)"
     if rate >= 1 or len(audit_ms) < 2:
-        return f"The busiest second holds {worst:,} events ({math.ceil(rate):,} allowed)"
+        return f"The busiest second holds {_events(worst)} ({math.ceil(rate):,} allowed)"
     gap = float(np.diff(audit_ms).min()) / 1000
     return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"
 
@@ -406,7 +412,7 @@ def _rows(figure: go.Figure, names: list[str]) -> None:
         showgrid=False,
         zeroline=False,
     )
-    figure.update_xaxes(tickformat=",d", rangemode="tozero")
+    figure.update_xaxes(rangemode="tozero")
     figure.update_layout(bargap=0.25)
 
 
@@ -429,19 +435,38 @@ def _two_colours(
                        marker_color=colour, width=widths[chosen].round(6).tolist())
             )  # fmt: skip
     figure.update_layout(bargap=0, barmode="overlay")
-    figure.update_yaxes(tickformat=",d")
+    most = int(counts.max()) if len(counts) else 0
+    figure.update_yaxes(range=[0, 1.18 * most or 1])  # room for the limit's name
+    _counted(figure, "y", most)
 
 
-def _limit(figure: go.Figure, at: float, text: str) -> go.Figure:
+def _counted(figure: go.Figure, axis: str, most: int) -> go.Figure:
+    """Whole numbers along the axis of counts; where nothing is drawn, a word instead of axes."""
+    update = figure.update_xaxes if axis == "x" else figure.update_yaxes
+    update(tickformat=",", dtick=1 if 0 < most <= 5 else None)
+    if not figure.data or not most:
+        figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
+        figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
+        figure.add_annotation(text="no events", x=0.5, y=0.5, xref="paper", yref="paper",
+                              showarrow=False)  # fmt: skip
+    return figure
+
+
+def _limit(figure: go.Figure, at: float, text: str, *, left: bool) -> go.Figure:
     figure.add_vline(
-        x=at, line_dash="dash", line_color=LIMIT, annotation_text=f" {text}",
-        annotation_bgcolor="rgba(255,255,255,0.8)",
+        x=at, line_dash="dash", line_color=LIMIT, annotation_text=f" {text} ",
+        annotation_position="top left" if left else "top right",
     )  # fmt: skip
     return figure
+
+
+def _events(n: int) -> str:
+    return f"{n:,} event" if n == 1 else f"{n:,} events"
 
 
 def _duration(seconds: float) -> str:
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
+            amount = seconds / size
+            return f"{amount:.3g} {unit}" if amount < 999 else f"{amount:,.0f} {unit}"
     return f"{seconds:.3g} s"

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -95,21 +97,19 @@ def _age(age_sec: float | None, entries: int) -> float:
 
 
 class _Scraper(Collector):
-    """Reads anew at each scrape, one at a time; a failure shows as drainkit_up 0."""
+    """Reads anew at each scrape; a failure shows as drainkit_up 0."""
 
     def __init__(self, scrape: Scrape) -> None:
         self._scrape = scrape
-        self._one = threading.Lock()
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return []  # registering must not read the server
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        with self._one:
-            try:
-                return families(self._scrape())
-            except DrainkitError:
-                return families(None)
+        try:
+            return families(self._scrape())
+        except DrainkitError:
+            return families(None)
 
 
 def exposition(report: Report) -> bytes:
@@ -139,17 +139,27 @@ def listen_address(text: str) -> tuple[str, int]:
     return "127.0.0.1" if host == "localhost" else host, int(port)
 
 
+class _Handler(WSGIRequestHandler):
+    timeout = 5  # seconds for a client that connects and says nothing; scrapes come one by one
+
+    def log_message(self, *_: object) -> None:
+        """A scrape every few seconds is no news."""
+
+
 def serve(address: tuple[str, int], scrape: Scrape, stopping: threading.Event) -> None:
-    """Serve /metrics until `stopping` is set."""
+    """Serve the metrics until `stopping` is set; each scrape reads the server anew."""
     registry = CollectorRegistry()
     registry.register(_Scraper(scrape))
-    host, port = address
+
+    class Httpd(WSGIServer):
+        address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        timeout = 0.2
+
     try:
-        httpd, thread = start_http_server(port, addr=host, registry=registry)
+        httpd = make_server(*address, make_wsgi_app(registry), Httpd, _Handler)
     except OSError as error:
         reason = one_line(error.strerror or "cannot be used")
-        raise UsageError(f"--listen {host}:{port}: {reason}; choose another port") from None
-    stopping.wait()
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+        raise UsageError(f"--listen port {address[1]}: {reason}; choose another") from None
+    with httpd:
+        while not stopping.is_set():
+            httpd.handle_request()
