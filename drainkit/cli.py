@@ -19,7 +19,7 @@ from .errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .drain import Summary
+    from .drain import Job, Summary
     from .plan import Plan
     from .server import Server
     from .settings import Settings
@@ -263,17 +263,27 @@ def demo(binary: str | None, reports_dir: str, as_json: bool) -> int:
 @_stack([*WHERE, _json])
 def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
     """Stream, groups, consumers, pending and the counted backlog."""
+    from . import monitor
     from .status import as_text, baseline
 
     settings = settings_of(flags, env_name)
     with connected(settings) as server:
         found = baseline(server, settings.stream)
-    emit(as_json, found, as_text(found))
+        try:
+            running = monitor.running_drains(server, server.keys())
+        except RefusedError as error:  # a user who may read the stream, but not its side keys
+            click.echo(f"drainkit: running drains are not known: {error}", err=True)
+            running = []
+    found["running_drains"] = [vars(drain) for drain in running]
+    emit(as_json, found, "\n".join([as_text(found), *(drain.line() for drain in running)]))
 
 
 @program.command()
-@_stack([*DRAIN, *WHERE, _json])
-def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
+@_stack([*DRAIN,
+         _option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
+                 help="Live: so many workers share the pace. [1]"),
+         *WHERE, _json])  # fmt: skip
+def drain(env_name: str | None, as_json: bool, yes: bool, workers: int, **flags: Any) -> int:
     """Dry run or live drain of the backlog, without notebooks.
 
     \b
@@ -296,7 +306,7 @@ def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
             settings = adopt(settings, planned[0])
     with connected(settings) as server:
         if settings.mode == "live":
-            summary = _drain_live(server, settings, planned, yes)
+            summary = _drain_live(server, settings, planned, yes=yes, workers=workers)
         else:
             summary = _drain_dry(server, settings)
     emit(as_json, summary.as_dict(), report_text(summary.as_dict()))
@@ -317,32 +327,51 @@ def _drain_dry(server: Server, settings: Settings) -> Summary:
 
 
 def _drain_live(
-    server: Server, settings: Settings, planned: tuple[Plan, pa.Table] | None, yes: bool
-) -> Summary:
+    server: Server, settings: Settings, planned: tuple[Plan, pa.Table] | None, *, yes: bool,
+    workers: int,
+) -> Summary:  # fmt: skip
     from . import drain as verbs
     from .apply import job_from_plan, list_drift
     from .evidence import new_run_id
     from .stream import remaining
+    from .workers import drain_with_workers
 
     run_id = new_run_id("live", server.now_us())
     if planned is None:
         job = verbs.prepare(server, settings, run_id)
     else:
         job = job_from_plan(server, settings, run_id, *planned)
-    if not yes:
+    if yes:
+        _check_limits(server, settings, job)
+    else:
         left = remaining(server, job.keys, job.scope)
         most = left if job.max_events is None else min(left, job.max_events)
         confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
     with stop_signals() as stopping, progress_bar("drain", job.max_events) as tick:
-        summary = verbs.drain(server, job, stopping=stopping, on_progress=tick)
+        summary = drain_with_workers(server, job, workers, stopping=stopping, on_progress=tick)
     if planned is not None and server.connected:
         summary.drift = list_drift(server, job, planned[1])
     return summary
 
 
+def _check_limits(server: Server, settings: Settings, job: Job) -> None:
+    """Without somebody who approves it, a live drain stays within [limits], if there are any."""
+    from . import schedule
+    from .drain import dry_run
+
+    if settings.plan is not None:
+        schedule.check_given_plan(server, settings)
+    elif any(value is not None for _, value in settings.limits):
+        schedule.check_limits(settings.limits, vars(dry_run(server, job)))
+
+
 @program.command()
-@_stack([*DRAIN, _option("--reports-dir", metavar="DIR", help="[reports]"), *WHERE, _json])
-def run(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
+@_stack([*DRAIN, _option("--reports-dir", metavar="DIR", help="[reports]"),
+         _option("--if-backlog-over", type=click.IntRange(min=0), metavar="N",
+                 help="Scheduled: only if the scope holds more than N entries."),
+         *WHERE, _json])  # fmt: skip
+def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | None,
+        **flags: Any) -> int:  # fmt: skip
     """Dry run or live drain through the notebooks, with sealed evidence.
 
     \b
@@ -350,17 +379,32 @@ def run(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
       drainkit run --allowlist "BTCUSDT,ETHUSDT"
       drainkit run --mode live --throttle 5 --max-events 500
       drainkit run --mode live --yes --plan reports/20260101T000000Z-dry-run-abc123
+      drainkit run --mode live --yes --if-backlog-over 1000 --env production
     """
     settings = settings_of(flags, env_name)
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
-    return _run(settings, as_json, yes=yes)
+    if if_backlog_over is None:
+        return _run(settings, as_json, yes=yes)
+    from . import schedule
+
+    with schedule.turn(settings, over=if_backlog_over) as why_not:
+        if why_not is None:
+            return _run(settings, as_json, yes=yes)
+        emit(as_json, {"skipped": why_not}, why_not)
+        return 0
 
 
 def _run(settings: Settings, as_json: bool, *, yes: bool) -> int:
-    from . import pipeline
+    from . import pipeline, schedule
+
+    if yes and settings.mode == "live" and settings.plan is not None:
+        with connected(settings) as server:
+            schedule.check_given_plan(server, settings)
 
     def approve(plan: Plan) -> None:
+        if yes:
+            schedule.check_limits(settings.limits, plan.counts)
         counts = ", ".join(f"{n:,} {action}" for action, n in plan.counts.items() if n)
         click.echo(
             f"Plan {plan.digest}\n  {plan.total_read:,} entries: {counts or 'none'}", err=True

@@ -87,6 +87,7 @@ class Job:
     run_id: str
     plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
     plan_digest: str | None = None
+    fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
 
     @property
     def max_events(self) -> int | None:
@@ -205,7 +206,10 @@ def drain(
 
 
 def preflight(server: Server, job: Job) -> None:
-    """Everything that must hold before the first write; refuses with what to do."""
+    """Everything that must hold before the first write; refuses with what to do.
+
+    The job's own consumers are its worker's and those of its fellow workers.
+    """
     check_primary(server.info)
     keys, scope = job.keys, job.scope
     if server.call("EXISTS", keys.stop):
@@ -222,7 +226,8 @@ def preflight(server: Server, job: Job) -> None:
     commit.probe(server, keys, job.settings.consumer_group)
     if scope.name == "undelivered" and not job.settings.allow_active_consumers:
         others = stream.consumers(server, keys.stream, scope.group)
-        active = [c for c in others if c.name != scope.consumer and c.idle_ms < ACTIVE_MS]
+        own = {scope.consumer, *job.fellows}
+        active = [c for c in others if c.name not in own and c.idle_ms < ACTIVE_MS]
         if active:
             raise RefusedError(
                 f"consumer {one_line(active[0].name)} of this group was active "

@@ -327,7 +327,7 @@ def waterfall(counts: dict[str, int]) -> go.Figure:
             cliponaxis=False,
         )
     )
-    for k, level in enumerate([read, *left[:-1].tolist()]):
+    for k, level in enumerate([read, *left[:-1].tolist()] if read else []):
         figure.add_shape(
             type="line", x0=k + 0.4, x1=k + 0.6, y0=level, y1=level, line={"color": "#888888"}
         )
@@ -342,9 +342,8 @@ def pace(audit_ms: np.ndarray, rate: float | None) -> go.Figure:
     figure = _figure(pace_title(audit_ms, rate), "seconds since the first", "events per second")
     if len(audit_ms):
         ms = audit_ms - audit_ms.min()
-        # whole seconds: a bar of 1.7 s could show more than the throttle where none was broken
-        width = max(1, math.ceil(int(ms.max()) / 1000 / MAX_BINS), *_slow(rate))
-        counts = np.bincount(ms // (width * 1000))
+        width, in_ms = _pace_bins(int(ms.max()), rate)
+        counts = np.bincount(ms // in_ms)
         figure.add_trace(
             go.Bar(x=[(k + 0.5) * width for k in range(len(counts))], y=(counts / width).tolist(),
                    width=width * 0.95, marker_color=COLOURS["drained_ok"])
@@ -369,9 +368,15 @@ def pace_title(audit_ms: np.ndarray, rate: float | None) -> str:
     return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"
 
 
-def _slow(rate: float | None) -> list[int]:
-    # below 1/s a bar must be long enough for ten events, or the grid of seconds would show
-    return [math.ceil(10 / rate)] if rate is not None and rate < 1 else []
+def _pace_bins(span_ms: int, rate: float | None) -> tuple[float, int]:
+    """Width of a bar in seconds, and the milliseconds of ids that it counts."""
+    if rate is None or rate >= 1:
+        # whole seconds: a bar of 1.7 s could show more than the throttle where none was broken
+        width = max(1, math.ceil(span_ms / 1000 / MAX_BINS))
+        return width, width * 1000
+    # ten events' worth; ids are whole milliseconds, so each gap can look 1 ms too short
+    tens = max(1, math.ceil(span_ms / 1000 * rate / 10 / MAX_BINS))
+    return tens * 10 / rate, int(tens * 10_000 / rate) - 10 * tens
 
 
 def busiest_second(audit_ms: np.ndarray) -> int:

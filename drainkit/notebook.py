@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -41,14 +41,14 @@ MILESTONES = 10
 SAMPLE_ROWS = 8
 
 
-def check_names(names: Mapping[str, Any]) -> None:
+def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
     """Refuse what papermill injected under a name that no notebook knows: a misspelt one."""
     for source in names.get("In", []):
         if not str(source).startswith("# Parameters"):
             continue
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                known = (*PARAMETERS, *EXTRA)
+                known = (*PARAMETERS, *EXTRA, *extra)
                 if node.id not in known or node.id not in names:
                     raise UsageError(f"{one_line(node.id)}: no such parameter; check its spelling")
 
@@ -57,6 +57,7 @@ class Session:
     """Checked parameters, a connection, and the job that a drain with them would be."""
 
     mode = "dry-run"
+    extra: ClassVar[tuple[str, ...]] = ()  # parameters of this notebook alone
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         self.settings = settings
@@ -70,7 +71,7 @@ class Session:
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with a notebook's `globals()`."""
-        check_names(names)
+        check_names(names, cls.extra)
         variable = names.get("redis_url_env") or "DRAINKIT_REDIS_URL"
         if not isinstance(variable, str) or "://" in variable:
             raise UsageError("redis_url_env takes the name of a variable, never a URL")

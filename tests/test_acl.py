@@ -13,6 +13,11 @@ READING = [
     ("drain", "--scope", "undelivered"),
     ("drain", "--scope", "pending", "--min-idle-min", "0"),
     ("drain", "--scope", "history"),
+    ("check",),
+    ("check", "--format", "prometheus", "--all-streams", "quantum:stream:*"),
+    ("consumers",),
+    ("trim",),
+    ("export", "backlog.parquet"),
 ]
 # every one of them must be denied to the analyst; {s} is the stream
 WRITING = """

@@ -434,6 +434,13 @@ def test_sums_made_anew_do_not_hide_a_change(sealed: Path) -> None:
     assert any("run.json" in line for line in evidence.verify_run(sealed))
 
 
+def test_a_cut_line_end_is_named(sealed: Path) -> None:
+    """The one byte of SHA256SUMS that sha256sum itself would not miss."""
+    sums = sealed / "SHA256SUMS"
+    sums.write_bytes(sums.read_bytes()[:-1])
+    assert any(line.startswith("changed: SHA256SUMS") for line in evidence.verify_run(sealed))
+
+
 def rewrite(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """Edit the statement and put its digest into SHA256SUMS, as a forger would."""
     data = statement(folder)
@@ -536,6 +543,16 @@ def test_a_copied_run_is_named(chain: list[Path], reports: Path) -> None:
     assert "forked:" in all_findings(reports)
 
 
+def test_a_second_beginning_is_named(chain: list[Path], reports: Path, tmp_path: Path) -> None:
+    """A first run out of another reports folder does not pass for one of these."""
+    stranger = make_run(tmp_path / "elsewhere", 1)
+    seal(stranger)
+    shutil.move(stranger, reports)
+    findings = all_findings(reports)
+    assert f"{stranger.name}, {chain[0].name} each claim to be the first run" in findings
+    assert f"nothing follows {stranger.name}" in findings
+
+
 def test_a_rewritten_run_breaks_the_chain(chain: list[Path], reports: Path) -> None:
     """A folder that fits in itself still differs from what its successor, or chain.json, names."""
     for run in (chain[1], chain[3]):
@@ -630,6 +647,7 @@ def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
     folder = make_run(reports)
     twice = json.dumps({"url": f"redis://u:{SECRET}@h"})
     evidence.write_json(folder / "after.json", {"a": [SECRET], "output": twice, "n": 5})
+    evidence.write_json(folder / "baseline.json", {"shown": json.dumps({"output": twice})})
     (folder / "x.log").write_text(f"{SECRET} {urllib.parse.quote(SECRET, safe='')}")
     (folder / "no_ending").write_text(SECRET)
     (folder / "report.html").write_text(f"<p>{html.escape(SECRET)}</p>")
@@ -639,17 +657,25 @@ def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
         if path.suffix == ".parquet":
             continue
         text = path.read_text()
-        for form in (SECRET, "ä/s", "\\u00e4/s", "&lt;w&gt;ord", "%C3%A4"):
+        for form in (SECRET, "ä/s", "u00e4/s", "w>ord", "&lt;w&gt;ord", "%C3%A4"):
             assert form not in text, (path.name, form)
     after = json.loads((folder / "after.json").read_text())
     assert after == {"a": ["***"], "output": '{"url": "redis://u:***@h"}', "n": 5}
     predicate = statement(folder)["predicate"]
     assert predicate["parameters"] == {"note": "x***x", "throttle": 5.0}
     assert predicate["secrets_struck_out_of"] == [
-        "after.json", "no_ending", "report.html", "x.log",
+        "after.json", "baseline.json", "no_ending", "report.html", "x.log",
     ]  # fmt: skip
     assert ".writing-half" not in names(folder)
     assert evidence.verify_run(folder) == []
+
+
+def test_the_longer_of_two_secrets_goes_whole(reports: Path) -> None:
+    """A secret that begins like another leaves no end of itself behind."""
+    folder = make_run(reports)
+    (folder / "x.log").write_text("first-secret and first-secret-tail")
+    seal(folder, secret_words=["first-secret", "first-secret-tail"])
+    assert (folder / "x.log").read_text() == "*** and ***"
 
 
 @pytest.mark.parametrize("word", ["null", "run", "live", "500", "true", "cells"])

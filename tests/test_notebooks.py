@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from books import GROUP, everything, original_backlog, seed
+from books import GROUP, ask, everything, original_backlog, seed
 from conftest import Fill
 from servers import Server
 
@@ -74,3 +74,27 @@ def test_parameters_explain_themselves(name: str, tmp_path: Path) -> None:
         )
         assert line, parameter
     assert "maximum age, minutes" in help_text
+
+
+def papermill(server: Server, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "maintenance.ipynb"),
+         str(folder / "out.ipynb"), *options],
+        env={**os.environ, "DRAINKIT_REDIS_URL": server.url}, cwd=folder,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_maintenance_acts_only_when_told(valkey: Server, fill: Fill, tmp_path: Path) -> None:
+    """A quoted "false" is no yes; told to, it removes the empty consumer and keeps the other."""
+    seed(valkey, STREAM, fill)
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, "busy", "COUNT", 3, "STREAMS", STREAM, ">")
+    ask(valkey, "XGROUP", "CREATECONSUMER", STREAM, GROUP, "empty")
+    before = everything(valkey)
+    idle = ("-p", "min_idle_min", "0")
+    assert papermill(valkey, tmp_path, *idle, "-p", "delete_consumers", "false").returncode == 0
+    assert papermill(valkey, tmp_path, *idle, "-p", "apply_trim", "maybe").returncode != 0
+    assert everything(valkey) == before
+    assert papermill(valkey, tmp_path, *idle, "-p", "delete_consumers", "True").returncode == 0
+    left = [row[1] for row in ask(valkey, "XINFO", "CONSUMERS", STREAM, GROUP)]
+    assert left == [b"busy"]

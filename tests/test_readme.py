@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 from books import audit, seed
@@ -28,13 +31,29 @@ def test_the_help_in_the_readme_is_the_programs(cli: Cli) -> None:
 
 def test_every_command_of_the_readme_works(valkey: Server, fill: Fill, cli: Cli) -> None:
     """The commands of the step-by-step part run as they stand there, and drain the backlog."""
-    seed(valkey, "quantum:stream:trade.intent", fill)
+    seed(valkey, "quantum:stream:trade.intent", fill, 115)
     commands = [block for block in blocks("bash") if block.startswith("drainkit ")]
     assert len(commands) == 2
     for command in commands:
         run = cli(*shlex.split(command)[1:], env={"DRAINKIT_REDIS_URL": valkey.url})
         assert run.rc == 0, run.err
-    assert len(audit(valkey, "quantum:stream:trade.intent")) == 200
+    assert len(audit(valkey, "quantum:stream:trade.intent")) == 15
+
+
+def test_the_python_example_runs(valkey: Server, fill: Fill, cli: Cli) -> None:
+    """The example of the library prints the books of a dry run."""
+    seed(valkey, "quantum:stream:trade.intent", fill)
+    env = {**os.environ, "DRAINKIT_REDIS_URL": valkey.url}
+    shown = subprocess.run(
+        [sys.executable, "-c", blocks_of("python")[0]],
+        env=env, cwd=cli.cwd, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "total_read=200" in shown.stdout
+
+
+def blocks_of(language: str) -> list[str]:
+    """The fenced blocks of a language, indented as they are."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_toml_example_is_understood(cli: Cli) -> None:

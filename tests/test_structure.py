@@ -25,8 +25,8 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 LAYERS = [
     "errors", "embedded", "settings", "events", "policy", "audit", "plan", "server", "stream",
     "commit", "acl", "evidence", "ledger", "drain", "apply", "workers", "status", "maintenance",
-    "monitor", "metrics", "figures", "notebook", "report", "pipeline", "demo", "cli",
-    "__main__", "__init__",
+    "monitor", "metrics", "schedule", "figures", "notebook", "boards", "report", "pipeline",
+    "demo", "cli", "__main__", "__init__",
 ]  # fmt: skip
 
 NOTEBOOKS = [

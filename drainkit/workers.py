@@ -1,0 +1,138 @@
+"""One run by several workers: they share group, boundary, pace and books; each has a consumer.
+
+The server keeps the pace of all drains of a stream together and hands each entry to one consumer
+only, so workers need no word with one another. They are threads with a connection each: what they
+wait for is the server and the pace.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from . import stream
+from .drain import Job, Progress, Summary, drain, iso, preflight, recount
+from .errors import DrainkitError, UsageError
+from .policy import ACTIONS
+from .server import Server
+
+MAX_WORKERS = 64
+
+
+def drain_with_workers(
+    server: Server,
+    job: Job,
+    workers: int,
+    *,
+    stopping: threading.Event | None = None,
+    on_progress: Progress | None = None,
+) -> Summary:
+    """Drain the job's scope with so many workers; one summary of all of them.
+
+    Raises only before anything was written, as `drain` does.
+    """
+    if not 1 <= workers <= MAX_WORKERS:
+        raise UsageError(f"--workers takes 1 to {MAX_WORKERS}")
+    if workers == 1:
+        return drain(server, job, stopping=stopping, on_progress=on_progress)
+    if job.scope.name == "history":
+        raise UsageError("--workers: scope history is drained by one worker; leave it out")
+    jobs = list(split(job, workers))
+    preflight(server, jobs[0])
+    started, started_us = time.monotonic(), server.now_us()
+    common = _Progress(on_progress)
+    with ThreadPoolExecutor(len(jobs), thread_name_prefix="drain") as pool:
+        running = [
+            pool.submit(_work, job.settings.redis_url.get_secret_value(), one, stopping, common)
+            for one in jobs
+        ]
+        parts = [future.result() for future in running]
+    summary = combined(parts)
+    if not server.connected:
+        server.reconnect()
+    if any(part.audit_records is not None for part in parts):
+        recount(server, job, summary)  # a worker that recounted saw the records of the whole run
+    _count_what_is_left(server, jobs, summary)
+    summary.started_at, summary.finished_at = iso(started_us), iso(server.now_us())
+    summary.elapsed_sec = round(time.monotonic() - started, 3)
+    summary.events_per_sec = round(summary.total_read / max(summary.elapsed_sec, 1e-3), 2)
+    return summary
+
+
+def names_of(first: str, workers: int) -> list[str]:
+    """The workers' consumers: backlog_drain_1, _2, ...; the first is the one-worker drain's own."""
+    match = re.fullmatch(r"(.*_)(\d{1,9})", first, re.ASCII | re.DOTALL)
+    stem, start = (match[1], int(match[2])) if match else (f"{first}_", 1)
+    return [first, *(f"{stem}{start + i}" for i in range(1, workers))]
+
+
+def split(job: Job, workers: int) -> Iterator[Job]:
+    """One job for each worker: its own consumer, its part of the budget, the others as fellows."""
+    budget = job.max_events
+    if job.plan_ids is None and budget is not None:
+        workers = min(workers, budget)
+    names = names_of(job.scope.consumer, workers)
+    for i, name in enumerate(names):
+        settings = job.settings
+        if job.plan_ids is None and budget is not None:
+            share = budget // workers + (i < budget % workers)
+            settings = settings.model_copy(update={"max_events": share})
+        yield replace(
+            job,
+            settings=settings,
+            scope=replace(job.scope, consumer=name),
+            fellows=frozenset(names),
+        )
+
+
+def _work(url: str, job: Job, stopping: threading.Event | None, common: _Progress) -> Summary:
+    try:
+        with Server(url, job.settings.stream) as server:
+            return drain(server, job, stopping=stopping, on_progress=common.tick)
+    except DrainkitError as error:  # before its first write; the others may have begun
+        return Summary(
+            run_id=job.run_id, mode="live", scope=job.scope.name, stream=job.settings.stream,
+            consumer_group=job.settings.consumer_group, boundary_id=job.scope.boundary,
+            outcome="failed", exit_code=error.exit_code, error=str(error), errors=1,
+        )  # fmt: skip
+
+
+class _Progress:
+    """Shows the sum of what the workers have done so far."""
+
+    def __init__(self, show: Progress | None) -> None:
+        self._show = show
+        self._latest: dict[int, Summary] = {}
+        self._one = threading.Lock()
+
+    def tick(self, summary: Summary) -> None:
+        if self._show is not None:
+            with self._one:
+                self._latest[id(summary)] = summary
+                self._show(combined(list(self._latest.values())))
+
+
+def combined(parts: list[Summary]) -> Summary:
+    """One summary of all: counts added up, the worst end of all."""
+    total = replace(parts[0], total_read=0)
+    for name in ("total_read", "errors", *ACTIONS):
+        setattr(total, name, sum(getattr(part, name) for part in parts))
+    ended_badly = [part for part in parts if part.exit_code]
+    worst = max(ended_badly, key=lambda part: part.exit_code or 0, default=parts[0])
+    total.outcome, total.exit_code, total.error = worst.outcome, worst.exit_code, worst.error
+    return total
+
+
+def _count_what_is_left(server: Server, jobs: list[Job], summary: Summary) -> None:
+    """Entries of the scope that nobody drained, what the workers themselves left pending too."""
+    scopes = [stream.current(server, job.keys, job.scope) for job in jobs]
+    own = [
+        sum(len(ids) for ids in stream.own_ids(server, job.keys, scope))
+        for job, scope in zip(jobs, scopes, strict=True)
+    ]
+    summary.remaining = stream.remaining(server, jobs[0].keys, scopes[0]) + sum(own[1:])
+    summary.pending_own = sum(own)

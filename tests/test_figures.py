@@ -1,0 +1,252 @@
+"""The figures: small, inert whatever events say, and no event binned across a limit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drainkit import demo, figures
+from drainkit.events import Decoder, FrameBuilder, RawEntry
+from drainkit.policy import ACTIONS, Policy, decide_frame
+
+NOW_MS = 1_800_000_000_000
+POLICY = Policy(30.0, frozenset(demo.ALLOWLIST), 0.6)
+
+
+def frame_of(entries: list[RawEntry], policy: Policy = POLICY) -> pd.DataFrame:
+    builder = FrameBuilder(Decoder())
+    builder.append(entries)
+    frame = builder.frame()
+    return pd.concat([frame, decide_frame(frame, policy, NOW_MS * 1000)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def backlog() -> pd.DataFrame:
+    """The demo's backlog, all six hours of it."""
+    return frame_of(demo.sample_entries(NOW_MS))
+
+
+def all_figures(frame: pd.DataFrame, policy: Policy = POLICY) -> dict[str, Any]:
+    """Every figure of the notebooks from one frame."""
+    counts = {action: int((frame["action"] == action).sum()) for action in ACTIONS}
+    audit_ms = NOW_MS + np.arange(len(frame)) * 200
+    by = {column: figures.by_category(frame, column) for column in ("symbol", "source", "side")}
+    return {
+        "age": figures.age(frame["age_sec"].to_numpy(), policy),
+        "confidence": figures.confidence(frame["confidence"].to_numpy(), policy),
+        "arrivals": figures.arrivals(frame),
+        **by,
+        "overlap": figures.overlap(frame),
+        "what_if": figures.what_if(frame, policy),
+        "waterfall": figures.waterfall(counts),
+        "pace": figures.pace(audit_ms, 5.0),
+    }
+
+
+def texts(value: object) -> Iterator[str]:
+    """Every text in a figure, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from texts(key)
+            yield from texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from texts(part)
+
+
+def drawn(figure: Any, axis: str = "y") -> int:
+    """How many events the bars of a figure hold."""
+    return int(sum(sum(bar[axis]) for bar in figure.to_dict()["data"]))
+
+
+# ---------------------------------------------------------------- binning
+
+numbers = st.floats(0, 1e6, allow_nan=False)
+
+
+@given(values=st.lists(numbers, max_size=60), limit=numbers, over=st.booleans())
+@pytest.mark.parametrize("step", [0.01, 0.02, 1.0, 30.0, 7200.0])
+def test_no_event_is_binned_on_the_wrong_side_of_the_limit(
+    values: list[float], limit: float, step: float, over: bool
+) -> None:
+    """The bins from 0 on hold just the events beyond the limit (a minimum: from it on)."""
+    # as many bins as a figure may have: the range is the caller's affair
+    near = np.array([limit, *(limit + (v % 80 - 40) * step for v in values)])
+    first, counts = figures.histogram(near, limit, step, over=over)
+    assert counts.sum() == len(near)
+    beyond = (near > limit) if over else (near >= limit)
+    assert counts[max(0, -first) :].sum() == beyond.sum()
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_decimal_confidences_fill_their_bins_evenly(over: bool) -> None:
+    """Each hundredth from 0 to 1 lies in the bin that its decimal digits say: no comb, no hole."""
+    values = np.array([n / 100 for n in range(100)])
+    for limit in (0.6, 0.58, 0.29, 0.07):
+        first, counts = figures.histogram(values, limit, 0.01, over=over)
+        assert counts.tolist() == [1] * 100, limit
+        assert first == -round(limit * 100) - (1 if over else 0)
+
+
+@given(limit=st.floats(0.01, 1e5), high=st.floats(0.001, 1e7))
+def test_ages_need_few_bins_and_the_limit_is_an_edge(limit: float, high: float) -> None:
+    """Whatever the ages, there are at most 82 bins, and none of them lies across the limit."""
+    step = figures.age_step_min(limit, high)
+    assert high / step <= figures.MAX_BINS * 1.01
+    ratio = limit / step if limit >= step else step / limit
+    assert ratio == pytest.approx(round(ratio))
+
+
+def test_nothing_is_left_out_of_a_figure(backlog: pd.DataFrame) -> None:
+    """Each figure's bars hold every event that has the value in question."""
+    found = all_figures(backlog)
+    assert drawn(found["age"]) == backlog["age_sec"].notna().sum()
+    assert drawn(found["confidence"]) == backlog["confidence"].notna().sum()
+    assert drawn(found["arrivals"]) == backlog["event_time"].notna().sum()
+    for column in ("symbol", "source", "side", "overlap"):
+        assert drawn(found[column], "x") == len(backlog)
+    (pace,) = found["pace"].to_dict()["data"]
+    width_sec = pace["x"][1] - pace["x"][0]
+    assert sum(pace["y"]) * width_sec == pytest.approx(len(backlog))
+
+
+def test_one_wrong_clock_does_not_squeeze_the_rest() -> None:
+    """An event of 2014 among those of the last hour is told of, but the axis stays at hours."""
+    old: RawEntry = [b"1400000000000-0", [b"symbol", b"A", b"confidence", b"0.7"]]
+    frame = frame_of([old, *demo.sample_entries(NOW_MS)[9000:]])
+    age = figures.age(frame["age_sec"].to_numpy(), POLICY).to_dict()
+    assert max(x for bar in age["data"] for x in bar["x"]) < 24 * 60
+    assert "the last bar also holds 1 up to 4,630 d" in age["layout"]["xaxis"]["title"]["text"]
+    arrivals = figures.arrivals(frame)
+    assert drawn(arrivals) == len(frame)
+    assert "1 back to 2014-05-13" in arrivals.layout.xaxis.title.text
+
+
+# ---------------------------------------------------------------- what they say
+
+
+def test_titles_say_the_finding(backlog: pd.DataFrame) -> None:
+    """The numbers in the titles are those of the frame."""
+    found = {name: figure.layout.title.text for name, figure in all_figures(backlog).items()}
+    old = (backlog["age_sec"] > 1800).mean()
+    assert found["age"] == f"{100 * old:.0f} % of the events are older than 30 min"
+    ok = backlog[backlog["action"] == "drained_ok"]
+    symbols = ok["symbol"].astype(str).value_counts()
+    whole = (backlog["symbol"].astype(str) == symbols.index[0]).sum()
+    assert found["symbol"] == (
+        f"By symbol: {symbols.index[0]} has the most that pass, {symbols.iloc[0]:,} of {whole:,}"
+    )
+    assert found["waterfall"].startswith(f"{len(ok):,} of {len(backlog):,} events pass")
+    assert found["what_if"].startswith(f"{len(ok):,} would pass as set")
+    assert found["pace"] == "The busiest second holds 5 events (5 allowed)"
+
+
+def test_what_if_agrees_with_the_policy(backlog: pd.DataFrame) -> None:
+    """Each cell of the heat map is what deciding with those limits gives, also at a limit."""
+    edge = [NOW_MS - 1_800_000, NOW_MS - 300_000, NOW_MS - 300_001]
+    entries: list[RawEntry] = [
+        [b"%d-9" % ms, [b"symbol", b"BTCUSDT", b"confidence", confidence]]
+        for ms in edge
+        for confidence in (b"0.6", b"0.1")
+    ]
+    frame = frame_of([*demo.sample_entries(NOW_MS, n=2000), *entries])
+    ages, confidences = figures.what_if_limits(POLICY)
+    passing = figures.passing_at(frame, ages, confidences)
+    for row, age in enumerate(ages):
+        for column, confidence in enumerate(confidences):
+            policy = Policy(age, POLICY.allowlist, confidence)
+            decided = decide_frame(frame[frame.columns[:9]], policy, NOW_MS * 1000)
+            assert passing[row, column] == (decided["action"] == "drained_ok").sum()
+
+
+def test_an_empty_backlog_still_has_its_figures() -> None:
+    """Without any event each figure is there, says so, and has no axis of made-up numbers."""
+    for name, figure in all_figures(frame_of([])).items():
+        assert figure.layout.title.text, name
+        if name != "what_if":
+            assert "no events" in list(texts(figure.to_dict())), name
+
+
+@pytest.mark.parametrize("column", ["symbol", "source", "side"])
+def test_no_text_of_an_event_is_markup(column: str) -> None:
+    """Tags, links, bidi and control characters of events arrive in a figure as inert text."""
+    hostile = ["<script>x</script>", "<a/href='javascript:x'>y</a>", "<b>bold</b>", "\u202eevil",
+               "\x1b[31mred", "&lt;i&gt;", "=1+1"]  # fmt: skip
+    entries: list[RawEntry] = []
+    for i in range(70):
+        event = {"symbol": "BTCUSDT", "confidence": 0.9, column: hostile[i % len(hostile)]}
+        entries.append([b"%d-0" % (NOW_MS - 70 + i), [b"payload", json.dumps(event).encode()]])
+    found = list(texts(figures.by_category(frame_of(entries), column).to_dict()))
+    assert not [text for text in found if "<" in text or not text.isprintable()]
+    assert any("&lt;script&gt;" in text for text in found)
+
+
+def test_names_that_look_like_ours_stay_apart() -> None:
+    """A symbol called "(other)" or "(none)" is a row of its own, and long names do not merge."""
+    names = ["(none)", "(others)", *[f"{'L' * 50}{i}" for i in range(13)]]
+    entries: list[RawEntry] = [
+        [b"%d-0" % (NOW_MS - i), [b"symbol", name.encode(), b"confidence", b"0.9"]]
+        for i, name in enumerate(names)
+    ]
+    figure = figures.by_category(frame_of(entries, Policy(30.0, None, 0.6)), "symbol").to_dict()
+    bars = figure["data"][0]
+    assert list(bars["x"]) == [1] * 12 + [3]
+    assert len(set(bars["y"])) == 13
+
+
+def test_no_figure_grows_with_the_backlog(backlog: pd.DataFrame) -> None:
+    """A million events make no figure more than 20 % larger than 10,012 do."""
+    few = all_figures(backlog)
+    many = all_figures(backlog.sample(1_000_000, replace=True, random_state=1).reset_index())
+    for name, figure in many.items():
+        assert len(figure.to_json()) <= 1.2 * len(few[name].to_json()), name
+
+
+def test_colours_are_told_apart_by_everybody() -> None:
+    """Each action has a colour of its own from the palette of Okabe and Ito (and grey)."""
+    palette = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00",
+               "#CC79A7", "#999999"}  # fmt: skip
+    assert set(figures.COLOURS) == set(figures.NAMES) == set(ACTIONS)
+    assert len(set(figures.COLOURS.values())) == len(ACTIONS)
+    assert set(figures.COLOURS.values()) <= palette
+
+
+# ---------------------------------------------------------------- the throttle, measured
+
+
+@given(st.lists(st.integers(0, 5000), max_size=80))
+def test_the_busiest_second_is_found_wherever_it_starts(offsets: list[int]) -> None:
+    """As many as the fullest window [t, t + 1000 ms) over all starts t holds."""
+    times = sorted(offsets)
+    brute = max((sum(t <= u < t + 1000 for u in times) for t in times), default=0)
+    assert figures.busiest_second(np.array(times, dtype=np.int64)) == brute
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 1.0, 2.5, 5.0, 60.0])
+@pytest.mark.parametrize("n", [2, 50, 700])
+def test_an_even_pace_never_looks_too_fast(rate: float, n: int) -> None:
+    """No bar of a drain that kept its throttle rises above the throttle's line."""
+    audit_ms = NOW_MS + np.ceil(np.arange(n) * 1000 / rate).astype(np.int64)
+    figure = figures.pace(audit_ms, rate).to_dict()
+    line = figure["layout"]["shapes"][0]["y0"]
+    assert line == (rate if rate < 1 else math.ceil(rate))
+    for bar in figure["data"]:
+        assert max(bar["y"]) <= line + 1e-9
+    assert len(figure["data"][0]["y"]) <= figures.MAX_BINS + 1
+
+
+def test_a_broken_throttle_is_said() -> None:
+    """The title gives the measured number beside the allowed one, or the gap below 1/s."""
+    assert "6 events (5 allowed)" in figures.pace_title(NOW_MS + np.arange(20) * 180, 5.0)
+    assert "1.5 s apart (at least 2.0 s" in figures.pace_title(NOW_MS + np.arange(20) * 1500, 0.5)
+    assert "no throttle" in figures.pace_title(NOW_MS + np.arange(20), None)

@@ -1,0 +1,270 @@
+"""Cleaning up: dead consumers, trim, archive and restore lose nothing that anybody needs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from books import GROUP, ask, audit, everything, pending, seed
+from conftest import Cli, Fill, intent
+from servers import Server
+
+FAST = ("--throttle", "none", "--max-events", "all")
+
+
+def at(server: Server, stream: str) -> tuple[str, ...]:
+    return ("--redis-url", server.url, "--stream", stream)
+
+
+def deliver(server: Server, stream: str, consumer: str, n: int, group: str = GROUP) -> list[str]:
+    """Deliver n entries that the consumer never acknowledges."""
+    reply = ask(server, "XREADGROUP", "GROUP", group, consumer, "COUNT", n, "STREAMS", stream, ">")
+    return [entry[0].decode() for entry in reply[0][1]]
+
+
+def ids_of(server: Server, stream: str) -> list[str]:
+    return [entry[0].decode() for entry in ask(server, "XRANGE", stream, "-", "+")]
+
+
+# ---------------------------------------------------------------- consumers
+
+
+def test_dead_consumers_without_pending_entries_are_removed(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Behind 10,012 entries, 31 of 34 dead consumers go; 3 stay for their pending until drained."""
+    seed(server, stream, fill, 10_112, delivered=50)
+    for i in range(31):
+        ask(server, "XGROUP", "CREATECONSUMER", stream, GROUP, f"idle-{i}")
+    for name in ("worker-1", "worker-2", "worker-3"):
+        deliver(server, stream, name, 50 // 3)
+    deliver(server, stream, "worker-3", 2)
+    time.sleep(0.7)
+    options = ("consumers", "--json", "--min-idle-min", "0.01", *at(server, stream))
+    before = everything(server)
+    listed = cli(*options)
+    assert listed.rc == 0, listed.err
+    assert len(listed.json()["dead"]) == 34
+    assert len(listed.json()["removable"]) == 31
+    assert everything(server) == before
+    assert cli(*options, "--delete").rc == 4
+    assert everything(server) == before
+
+    ran = cli(*options, "--delete", "--yes")
+    assert ran.rc == 0, ran.err
+    assert len(ran.json()["removed"]) == 31
+    assert set(ran.json()["kept"]) == {"worker-1", "worker-2", "worker-3"}
+    assert all("pending" in why for why in ran.json()["kept"].values())
+    assert pending(server, stream) == 50
+    text = cli(*options[:1], *options[2:]).out
+    assert "worker-2 stays: 16 pending entries" in text
+
+    drained = cli("drain", "--mode", "live", "--yes", "--json", *at(server, stream), *FAST,
+                  "--scope", "pending", "--min-idle-min", "0.01")  # fmt: skip
+    assert drained.rc == 0, drained.err
+    assert drained.json()["total_read"] == 50
+    ran = cli(*options, "--delete", "--yes")
+    assert {"worker-1", "worker-2", "worker-3"} <= set(ran.json()["removed"])
+    assert pending(server, stream) == 0
+    assert len(audit(server, stream)) == 50
+
+
+def test_a_consumer_that_comes_back_keeps_its_entries(
+    valkey: Server, stream: str, fill: Fill
+) -> None:
+    """Consumers that read at the very moment of their removal never lose a pending entry."""
+    from drainkit.maintenance import remove_consumers
+    from drainkit.server import Server as Link
+
+    seed(valkey, stream, fill, 400, delivered=0)
+    names = [f"c{i}" for i in range(20)]
+    for name in names:
+        ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, name)
+    got: list[str] = []
+    done = threading.Event()
+
+    def come_back() -> None:
+        client = valkey.client()
+        for i in range(400):
+            reply = client.xreadgroup(GROUP, names[i % 20], {stream: ">"}, count=1)
+            rows = reply[0][1] if isinstance(reply, list) else next(iter(reply.values()))
+            rows = rows[0] if rows and isinstance(rows[0], list) else rows
+            got.append(rows[0][0].decode())
+        done.set()
+
+    thread = threading.Thread(target=come_back)
+    with Link(valkey.url, stream) as link:
+        keys = link.keys()
+        thread.start()
+        while not done.is_set():
+            remove_consumers(link, keys, GROUP, names, min_idle_ms=0)
+            assert thread.is_alive() or done.is_set()
+        thread.join()
+    rows = ask(valkey, "XPENDING", stream, GROUP, "-", "+", 1000)
+    assert [row[0].decode() for row in rows] == got
+    assert len(got) == 400
+
+
+def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> None:
+    """Listed as dead but active at the moment of removal, a consumer stays and it says so."""
+    from drainkit.maintenance import dead_consumers, remove_consumers
+    from drainkit.server import Server as Link
+
+    seed(valkey, stream, fill, 10, delivered=10)
+    ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, "sleeper")
+    time.sleep(0.3)
+    with Link(valkey.url, stream) as link:
+        keys = link.keys()
+        assert [c.name for c in dead_consumers(link, keys, GROUP, min_idle_ms=200)] == ["sleeper"]
+        ask(valkey, "XREADGROUP", "GROUP", GROUP, "sleeper", "STREAMS", stream, ">")
+        removed, kept = remove_consumers(link, keys, GROUP, ["sleeper", "nobody"], min_idle_ms=200)
+    assert removed == []
+    assert "came back" in kept["sleeper"]
+    assert "gone" in kept["nobody"]
+
+
+# ---------------------------------------------------------------- trim
+
+
+def test_trim_keeps_what_a_stalled_group_needs(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """The lowest pending id of all groups is the floor; the group that sets it is named."""
+    ids = seed(server, stream, fill, 300, delivered=0)
+    ask(server, "XGROUP", "CREATE", stream, "fast", ids[-1])
+    taken = deliver(server, stream, "stalled", 120)
+    ask(server, "XACK", stream, GROUP, *taken[:40])
+    before = everything(server)
+    shown = cli("trim", "--json", *at(server, stream))
+    assert shown.rc == 0, shown.err
+    assert shown.json()["floor"] == ids[40]
+    assert shown.json()["entries"] == 40
+    assert list(shown.json()["held_by"]) == [GROUP]
+    assert cli("trim", "--apply", *at(server, stream)).rc == 4
+    assert everything(server) == before
+    ran = cli("trim", "--apply", "--yes", *at(server, stream))
+    assert ran.rc == 0, ran.err
+    assert f"held back by {GROUP}: {ids[40]}" in ran.out
+    assert "Removed: 40." in ran.out
+    assert ids_of(server, stream) == ids[40:]
+    assert pending(server, stream) == 80
+
+
+def test_trim_never_passes_a_position(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Entries after the position of the slowest group stay, pending or not."""
+    ids = seed(valkey, stream, fill, 50, delivered=20)
+    ask(valkey, "XGROUP", "CREATE", stream, "slow", ids[9])
+    assert cli("trim", "--apply", "--yes", *at(valkey, stream)).rc == 0
+    assert ids_of(valkey, stream) == ids[10:]
+
+
+def test_trim_of_all_and_of_nothing(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """With everything acknowledged all goes and no group is blamed; then there is nothing left."""
+    seed(valkey, stream, fill, 20, delivered=20)
+    ran = cli("trim", "--apply", "--yes", "--json", *at(valkey, stream)).json()
+    assert (ran["removed"], ran["held_by"]) == (20, {})
+    assert ask(valkey, "XLEN", stream) == 0
+    assert cli("trim", "--apply", "--json", *at(valkey, stream)).json()["removed"] == 0
+
+
+def test_trim_keeps_what_comes_below_a_position_set_too_far(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """A position set beyond the stream's end gives away no entry that is yet to come."""
+    from drainkit.maintenance import trim_plan
+    from drainkit.server import Server as Link
+
+    ids = seed(valkey, stream, fill, 10, delivered=10)
+    ask(valkey, "XGROUP", "SETID", stream, GROUP, "9999999999999-0")
+    with Link(valkey.url, stream) as link:
+        plan = trim_plan(link, link.keys())
+    assert plan.entries == 10
+    assert plan.floor == f"{ids[-1].split('-')[0]}-{int(ids[-1].split('-')[1]) + 1}"
+
+
+def test_trim_refuses_a_stream_without_groups(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Where no group says what is needed, nothing goes unless told."""
+    fill(valkey, stream, [(1_700_000_000_000 + i, intent()) for i in range(5)])
+    refused = cli("trim", "--apply", "--yes", *at(valkey, stream))
+    assert refused.rc == 4
+    assert "--without-groups" in refused.err
+    assert ask(valkey, "XLEN", stream) == 5
+    assert cli("trim", "--apply", "--yes", "--without-groups", *at(valkey, stream)).rc == 0
+    assert ask(valkey, "XLEN", stream) == 0
+
+
+@pytest.mark.parametrize("change", ["pending", "position", "new group", "deleted", "gone"])
+def test_trim_looks_again_when_it_removes(
+    valkey: Server, stream: str, fill: Fill, change: str
+) -> None:
+    """Whatever changes between the list and the removal, nothing that is needed is removed."""
+    from drainkit.errors import RefusedError
+    from drainkit.maintenance import trim, trim_plan
+    from drainkit.server import Server as Link
+
+    ids = seed(valkey, stream, fill, 30, delivered=20)
+    with Link(valkey.url, stream) as link:
+        keys = link.keys()
+        plan = trim_plan(link, keys)
+        assert plan.entries == 20
+        if change == "pending":
+            ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[4])
+            deliver(valkey, stream, "late", 15)
+        elif change == "position":
+            ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[4])
+        elif change == "new group":
+            ask(valkey, "XGROUP", "CREATE", stream, "new", "0")
+        elif change == "deleted":
+            ask(valkey, "XGROUP", "DESTROY", stream, GROUP)
+        else:
+            ask(valkey, "DEL", stream)
+            ask(valkey, "SET", stream, "x")
+        with pytest.raises(RefusedError):
+            trim(link, keys, plan)
+    if change != "gone":
+        assert ids_of(valkey, stream) == ids
+
+
+def test_an_archive_holds_exactly_what_was_removed(
+    server: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """What trim archived and what it left are together the stream, byte for byte, and come back."""
+    odd = [(1_600_000_000_000 + i, [b"\xff\x00", b"\xfe", "a", "1", "a", "2"]) for i in range(3)]
+    fill(server, stream, odd)
+    seed(server, stream, fill, 2500, delivered=2200)
+    before = ask(server, "XRANGE", stream, "-", "+")
+    ran = cli("trim", "--apply", "--yes", "--json", "--archive", "old.parquet", *at(server, stream))
+    assert ran.rc == 0, ran.err
+    assert ran.json()["removed"] == 2203
+    assert ask(server, "XRANGE", stream, "-", "+") == before[2203:]
+    again = cli("trim", "--apply", "--yes", "--archive", "old.parquet", *at(server, stream))
+    assert again.rc == 4
+    assert "exists" in again.err
+
+    back = cli("restore", "old.parquet", "--yes", "--json", *at(server, f"{stream}.restored"))
+    assert back.rc == 0, back.err
+    assert back.json()["entries"] == 2203
+    assert ask(server, "XRANGE", f"{stream}.restored", "-", "+") == before[:2203]
+    assert cli("restore", "old.parquet", "--yes", *at(server, stream)).rc == 4
+    assert cli("restore", "old.parquet", "--yes", "--redis-url", server.url).rc == 2
+
+
+def test_no_archive_no_removal(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """If the archive cannot be written, or has a wrong name, nothing is removed."""
+    seed(valkey, stream, fill, 20, delivered=20)
+    before = everything(valkey)
+    for name in ("no/such/folder.parquet", "archive.csv"):
+        ran = cli("trim", "--apply", "--yes", "--archive", name, *at(valkey, stream))
+        assert ran.rc == 2, ran
+    assert cli("trim", "--archive", "x.parquet", *at(valkey, stream)).rc == 2
+    assert everything(valkey) == before
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    ran = cli("restore", "broken.parquet", "--yes", *at(valkey, "new"))
+    assert ran.rc == 2
+    assert ask(valkey, "EXISTS", "new") == 0

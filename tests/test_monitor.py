@@ -1,0 +1,280 @@
+"""Monitoring: counts are right where Redis's lag is not, and the exit code says how bad it is."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+from books import GROUP, ask, everything, seed
+from conftest import Cli, Fill, intent
+from prometheus_client.parser import text_string_to_metric_families
+from servers import Server
+from test_cli import one_line_error
+
+SECRET = "s3cr3t-pa55"
+
+
+def at(server: Server, stream: str) -> tuple[str, ...]:
+    return ("--redis-url", server.url, "--stream", stream)
+
+
+def now_ms(server: Server) -> int:
+    seconds, micros = ask(server, "TIME")
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """Metrics by (name, label values in the order of their names)."""
+    return {
+        (s.name, *(s.labels[k] for k in sorted(s.labels))): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+# ---------------------------------------------------------------- judging
+
+
+@pytest.mark.parametrize(
+    ("undelivered", "code", "word"),
+    [(0, 0, "OK"), (79, 0, "OK"), (80, 1, "WARNING"), (100, 1, "WARNING"), (101, 2, "CRITICAL")],
+)
+def test_backlog_thresholds(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, undelivered: int, code: int, word: str
+) -> None:
+    """Critical above the limit, warning from 80 % of it on, at each edge."""
+    seed(valkey, stream, fill, 120, delivered=120 - undelivered)
+    run = cli("check", "--max-backlog", 100, *at(valkey, stream))
+    assert run.rc == code, run
+    assert run.out.startswith(f"{word}: {stream} {GROUP}: ")
+    assert run.out.count("\n") == 1
+
+
+@pytest.mark.parametrize(("age_min", "code"), [(40, 0), (50, 1), (61, 2)])
+def test_age_thresholds(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, age_min: int, code: int
+) -> None:
+    """The oldest undelivered entry's event time counts, its timestamp if that is earlier."""
+    now = now_ms(valkey)
+    fill(valkey, stream, [(now, intent(timestamp=now - age_min * 60_000))], group=GROUP)
+    run = cli("check", "--json", *at(valkey, stream))
+    assert run.rc == code, run
+    age = run.json()["streams"][0]["groups"][0]["oldest_age_sec"]
+    assert age == pytest.approx(age_min * 60, abs=30)
+
+
+def test_each_criterion_is_judged(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Pending, their age, dead consumers, audit and the kill switch each make a finding."""
+    now = now_ms(valkey)
+    entries = [(now - 7_200_000 + i, intent()) for i in range(10)]
+    fill(valkey, stream, entries, group=GROUP)
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", stream, ">")
+    run = cli("check", *at(valkey, stream))
+    assert (run.rc, run.out.count("\n")) == (2, 1)
+    assert "the oldest pending entry is 120.0 min old" in run.out
+    calm = ("check", "--max-pending-age-min", "999", *at(valkey, stream))
+    assert cli(*calm).rc == 0
+    assert cli(*calm, "--max-pending", 9).rc == 2
+    assert cli(*calm, "--max-pending", 12).rc == 1
+    time.sleep(0.05)
+    assert cli(*calm, "--max-dead", 0, "--dead-after-min", "0.0001").rc == 2
+    assert cli(*calm, "--max-dead", 0).rc == 0
+    ask(valkey, "XADD", f"{stream}.drain_audit", "*", "action", "drained_ok")
+    assert cli(*calm, "--max-audit", 0).rc == 2
+    cli("stop", "--reason", "drill", *at(valkey, stream))
+    run = cli(*calm)
+    assert run.rc == 1
+    assert "kill switch is set (drill)" in run.out
+    run = cli(*calm, "--max-pending", 1)
+    assert run.rc == 2
+    assert [line.split(":")[0] for line in run.out.splitlines()] == ["CRITICAL", "WARNING"]
+
+
+def test_unknown_is_exit_code_3(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """A missing stream, group or server, an age that nobody knows, bad usage: all are unknown."""
+    seed(valkey, stream, fill, 5, delivered=5)
+    assert cli("check", *at(valkey, stream), "--group", GROUP).rc == 0
+    run = cli("check", *at(valkey, stream), "--group", "nobody")
+    assert (run.rc, "UNKNOWN" in run.out) == (3, True)
+    assert cli("check", *at(valkey, f"{stream}.nothing")).rc == 3
+    fill(valkey, "timeless", [("5-1", intent())], group=GROUP)
+    assert "no usable time" in cli("check", *at(valkey, "timeless")).out
+    assert cli("check", *at(valkey, "timeless")).rc == 3
+    url = f"redis://u:{SECRET}@127.0.0.1:{servers.free_port()}/0"
+    run = cli("check", "--redis-url", url, "--json", secret=SECRET)
+    assert run.rc == 3
+    assert run.json()["status"] == "unknown"
+    one_line_error(run.err)
+    for bad in (
+        ("--max-backlog", "-1"), ("--max-age-min", "nan"), ("--max-age-min", "inf"), ("--nope",),
+        ("--max-backlog", "many"), ("--env", "mars"), ("--listen", "0.0.0.0:9877"),
+        ("--listen", "127.0.0.1:x"), ("--format", "xml"),
+    ):  # fmt: skip
+        run = cli("check", *at(valkey, stream), *bad)
+        assert run.rc == 3, bad
+        one_line_error(run.err)
+
+
+def test_the_worst_finding_decides(valkey: Server, fill: Fill, cli: Cli) -> None:
+    """Over all streams of a pattern: critical is worse than unknown, unknown worse than warning."""
+    now = now_ms(valkey)
+    fill(valkey, "q:ok", [(now, intent())], group="g", position=f"{now}-0")
+    fill(valkey, "q:warn", [(now + i, intent()) for i in range(9)], group="g")
+    fill(valkey, "q:nogroup", [(now, intent())])
+    fill(valkey, "q:ok.drain_audit", [(now, {"action": "drained_ok"})], group="g")
+    fill(valkey, "other", [(1, intent())], group="g")
+    ask(valkey, "SET", "q:text", "x")
+    options = ("check", "--redis-url", valkey.url, "--max-backlog", 10, "--all-streams")
+    run = cli(*options, "q:*", "--json")
+    assert run.rc == 1
+    assert {f["stream"]: f["severity"] for f in run.json()["findings"]} == {
+        "q:ok": "ok", "q:warn": "warning", "q:nogroup": "ok",
+    }  # fmt: skip
+    ask(valkey, "SET", "q:ok.drain_stop", "{}")
+    ask(valkey, "SET", "q:warn.drain_audit", "no stream")
+    run = cli(*options, "q:*")
+    assert run.rc == 3
+    fill(valkey, "q:bad", [(now + i, intent()) for i in range(11)], group="g")
+    run = cli(*options, "q:*")
+    assert run.rc == 2
+    assert run.out.startswith("CRITICAL: q:bad g: 11 entries undelivered, limit 10")
+    assert cli(*options, "nothing:*").rc == 3
+
+
+def test_all_streams_of_a_cluster(cluster: servers.Cluster, cli: Cli) -> None:
+    """Streams are found on every primary, and each is counted where it is."""
+    client: Any = cluster.client()
+    for i in range(12):
+        client.execute_command("XADD", f"q:{i}", "*", "symbol", "BTCUSDT")
+        client.execute_command("XGROUP", "CREATE", f"q:{i}", "g", "0")
+    run = cli("check", "--redis-url", cluster.url, "--all-streams", "q:*", "--json")
+    assert run.rc == 0, run
+    assert {s["stream"]["name"] for s in run.json()["streams"]} == {f"q:{i}" for i in range(12)}
+    assert [s["groups"][0]["lag_counted"] for s in run.json()["streams"]] == [1] * 12
+
+
+# ---------------------------------------------------------------- counting
+
+
+def spoil(server: Server, stream: str, how: str, ids: list[str]) -> int:
+    """Do what makes Redis's lag nil or wrong; answers the true number of undelivered entries."""
+    if how == "deleted":
+        ask(server, "XDEL", stream, *ids[250:260])
+        return 190
+    if how == "trimmed past the group":
+        ask(server, "XTRIM", stream, "MAXLEN", 100)
+        return 100
+    if how == "set mid-stream":
+        ask(server, "XGROUP", "SETID", stream, GROUP, ids[149])
+        return 150
+    if how == "made mid-stream":
+        ask(server, "XGROUP", "DESTROY", stream, GROUP)
+        ask(server, "XGROUP", "CREATE", stream, GROUP, ids[49])
+        return 250
+    ask(server, "XDEL", stream, *ids[:5], *ids[290:])
+    ask(server, "XGROUP", "SETID", stream, GROUP, "0")
+    return 285
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["deleted", "trimmed past the group", "set mid-stream", "made mid-stream", "deleted and reset"],
+)
+def test_it_counts_right_where_redis_does_not(
+    server: Server, stream: str, fill: Fill, cli: Cli, how: str
+) -> None:
+    """After XDEL, XTRIM, SETID and for a group made mid-stream the count is exact, nil unknown."""
+    ids = seed(server, stream, fill, 300, delivered=100)
+    undelivered = spoil(server, stream, how, ids)
+    before = everything(server)
+    run = cli("check", "--json", "--max-backlog", undelivered, *at(server, stream))
+    assert run.rc == 1, run
+    group = run.json()["streams"][0]["groups"][0]
+    assert group["lag_counted"] == group["backlog"]["undelivered"] == undelivered
+    reported = group["lag_reported"]
+    assert group["lag_agrees"] is (None if reported is None else reported == undelivered)
+    assert cli("check", "--max-backlog", undelivered - 1, *at(server, stream)).rc == 2
+    found = samples(cli("check", "--format", "prometheus", *at(server, stream)).out)
+    value = found[("drainkit_lag_reported_entries", GROUP, stream)]
+    assert math.isnan(value) if reported is None else value == reported
+    assert found[("drainkit_lag_counted_entries", GROUP, stream)] == undelivered
+    assert everything(server) == before
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_metrics_say_what_is_there(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Every number of the exposition is the server's, odd names are escaped, nothing is written."""
+    odd = 'we"ird\\group\n'
+    seed(server, stream, fill, 60, delivered=20)
+    ask(server, "XGROUP", "CREATE", stream, odd, "0")
+    ask(server, "XREADGROUP", "GROUP", GROUP, "c1", "COUNT", 7, "STREAMS", stream, ">")
+    for action in ("drained_ok", "drained_ok", "dropped_old", "what?"):
+        ask(server, "XADD", f"{stream}.drain_audit", "*", "action", action)
+    before = everything(server)
+    run = cli("check", "--format", "prometheus", *at(server, stream))
+    assert run.rc == 0, run.err
+    found = samples(run.out)
+    assert found[("drainkit_up",)] == 1
+    assert found[("drainkit_check_status",)] == 0
+    assert found[("drainkit_stream_entries", stream)] == 60
+    assert found[("drainkit_stopped", stream)] == 0
+    scopes = ("undelivered", "pending", "history")
+    backlog = [found[("drainkit_backlog_entries", GROUP, scope, stream)] for scope in scopes]
+    assert backlog == [33, 7, 27]
+    assert found[("drainkit_pending_entries", GROUP, stream)] == 7
+    assert found[("drainkit_pending_entries", odd, stream)] == 0
+    assert found[("drainkit_consumers", GROUP, "active", stream)] == 1
+    assert found[("drainkit_audit_entries", "drained_ok", stream)] == 2
+    assert found[("drainkit_audit_entries", "other", stream)] == 1
+    assert 0 < found[("drainkit_oldest_age_seconds", GROUP, stream)] < 60
+    assert everything(server) == before
+
+
+def test_the_textfile_is_written_whole(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """--textfile holds the metrics; when the server is away it says drainkit_up 0."""
+    seed(valkey, stream, fill, 5, delivered=5)
+    run = cli("check", "--textfile", "d.prom", *at(valkey, stream))
+    assert run.rc == 0
+    assert run.out.startswith("OK: ")
+    assert samples((tmp_path / "d.prom").read_text())[("drainkit_up",)] == 1
+    url = f"redis://127.0.0.1:{servers.free_port()}/0"
+    assert cli("check", "--textfile", "d.prom", "--redis-url", url).rc == 3
+    assert samples((tmp_path / "d.prom").read_text())[("drainkit_up",)] == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["d.prom"]
+
+
+def test_metrics_are_served_on_loopback(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """--listen answers each scrape with the present state, and ends with 0 on SIGTERM."""
+    seed(valkey, stream, fill, 50, delivered=40)
+    port = servers.free_port()
+    process = cli.start("check", "--listen", f"127.0.0.1:{port}", *at(valkey, stream))
+
+    def scrape() -> dict[tuple[str, ...], float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            return samples(reply.read().decode())
+
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            found = scrape()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert found[("drainkit_lag_counted_entries", GROUP, stream)] == 10
+    ask(valkey, "XADD", stream, "*", "symbol", "BTCUSDT")
+    assert scrape()[("drainkit_lag_counted_entries", GROUP, stream)] == 11
+    ask(valkey, "RENAME", stream, "elsewhere")
+    assert scrape()[("drainkit_check_status",)] == 3
+    process.send_signal(signal.SIGTERM)
+    assert cli.finish(process).rc == 0

@@ -1,0 +1,342 @@
+"""Scheduled runs, their limits and their lease; several workers; drains that are under way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from books import ALLOW, GROUP, ask, audit, everything, pending, seed
+from conftest import Cli, Fill
+from servers import Server
+from test_acl import PASSWORD, make_user
+
+from drainkit.schedule import check_limits, require_limits
+from drainkit.settings import Limits
+
+LIMITS = "[limits]\nmax_events = 200\nmax_drained_ok = 200\nmax_drift = 0\n"
+
+
+def at(server: Server, stream: str) -> tuple[str, ...]:
+    return ("--redis-url", server.url, "--stream", stream)
+
+
+def live(server: Server, stream: str, *options: object) -> tuple[object, ...]:
+    return ("drain", "--mode", "live", "--yes", "--json", *at(server, stream), *options)
+
+
+def scheduled(server: Server, stream: str, *options: object) -> tuple[object, ...]:
+    return ("run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events",
+            "all", *at(server, stream), *options)  # fmt: skip
+
+
+def most_within(times_ms: list[int], width_ms: int) -> int:
+    """The most records in any half-open window of so many ms."""
+    first = best = 0
+    for last, ms in enumerate(times_ms):
+        while times_ms[first] <= ms - width_ms:
+            first += 1
+        best = max(best, last - first + 1)
+    return best
+
+
+# ---------------------------------------------------------------- workers
+
+
+def test_four_workers_share_one_pace(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """At --throttle 100, four workers stay at or under 100/s and above 95/s; each event once."""
+    ids = seed(server, stream, fill, 900, delivered=100)
+    run = cli(*live(server, stream, "--workers", 4, "--throttle", 100, "--max-events", "all"))
+    assert run.rc == 0, run.err
+    records = audit(server, stream)
+    assert sorted(r["original_id"] for r in records) == sorted(ids[100:])
+    times_ms = [int(r["audit_id"].split("-")[0]) for r in records]
+    assert most_within(times_ms, 1000) <= 100
+    rate = (len(times_ms) - 1) / ((times_ms[-1] - times_ms[0]) / 1000)
+    assert 95 < rate <= 101
+    summary = run.json()
+    assert (summary["total_read"], summary["remaining"], summary["pending_own"]) == (800, 0, 0)
+    assert summary["drained_ok"] == sum(r["action"] == "drained_ok" for r in records)
+    assert pending(server, stream) == 0
+    consumers = {c[1].decode() for c in ask(server, "XINFO", "CONSUMERS", stream, GROUP)}
+    assert consumers == {f"backlog_drain_{i}" for i in (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("budget", [3, 50, 199, 200, 500])
+def test_workers_share_one_budget(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, budget: int
+) -> None:
+    """--max-events is the whole run's, not each worker's; what is there within it is drained."""
+    ids = seed(valkey, stream, fill, 300, delivered=100)
+    run = cli(*live(valkey, stream, "--workers", 4, "--throttle", "none", "--max-events", budget))
+    assert run.rc == 0, run.err
+    taken = min(budget, 200)
+    assert run.json()["total_read"] == taken
+    assert sorted(r["original_id"] for r in audit(valkey, stream)) == sorted(ids[100 : 100 + taken])
+    assert run.json()["remaining"] == 200 - taken
+    assert pending(valkey, stream) == 0
+
+
+def test_workers_drain_pending_entries(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Scope pending by four workers audits each idle entry once."""
+    seed(valkey, stream, fill, 900, delivered=0)
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 800, "STREAMS", stream, ">")
+    time.sleep(1)
+    run = cli(*live(valkey, stream, "--workers", 4, "--throttle", "none", "--max-events", "all",
+                    "--scope", "pending", "--min-idle-min", "0.015"))  # fmt: skip
+    assert run.rc == 0, run.err
+    counts = Counter(r["original_id"] for r in audit(valkey, stream))
+    assert (len(counts), max(counts.values())) == (800, 1)
+    assert pending(valkey, stream) == 0
+
+
+def test_workers_die_and_the_same_command_finishes(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Killed in the middle, four workers are finished by the same command at once; no doubles."""
+    ids = seed(valkey, stream, fill, 600, delivered=100)
+    command = live(valkey, stream, "--workers", 4, "--throttle", 200, "--max-events", "all")
+    process = cli.start(*command)
+    while len(audit(valkey, stream)) < 100:
+        time.sleep(0.05)
+    process.kill()
+    cli.finish(process)
+    run = cli(*command)
+    assert run.rc == 0, run.err
+    counts = Counter(r["original_id"] for r in audit(valkey, stream))
+    assert set(counts) == set(ids[100:])
+    assert max(counts.values()) == 1
+    assert pending(valkey, stream) == 0
+
+
+def test_workers_stop_together(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """SIGTERM and the kill switch end all workers, with one summary and balanced books."""
+    seed(valkey, stream, fill, 600, delivered=0)
+    command = live(valkey, stream, "--workers", 3, "--throttle", 50, "--max-events", "all")
+    for how in ("signal", "switch"):
+        before = len(audit(valkey, stream))
+        process = cli.start(*command)
+        while len(audit(valkey, stream)) < before + 20:
+            time.sleep(0.05)
+        if how == "signal":
+            process.send_signal(signal.SIGTERM)
+        else:
+            assert cli("stop", "--reason", "test", *at(valkey, stream)).rc == 0
+            after_stop = len(audit(valkey, stream))
+        run = cli.finish(process)
+        assert run.rc == (130 if how == "signal" else 4), run
+        assert run.json()["total_read"] == len(audit(valkey, stream)) - before
+    assert len(audit(valkey, stream)) == after_stop
+
+
+def test_scope_history_takes_one_worker(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Several workers on the history group are refused before anything is written."""
+    seed(valkey, stream, fill, 20, delivered=20)
+    before = everything(valkey)
+    run = cli(*live(valkey, stream, "--workers", 2, "--scope", "history"))
+    assert run.rc == 2
+    assert everything(valkey) == before
+
+
+# ---------------------------------------------------------------- running drains
+
+
+def test_status_shows_running_drains(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """While a drain runs, status tells its progress and ETA; then no more; a dead one it names."""
+    seed(valkey, stream, fill, 600, delivered=0)
+    command = live(valkey, stream, "--throttle", 50, "--max-events", 400)
+    process = cli.start(*command)
+    while len(audit(valkey, stream)) < 60:
+        time.sleep(0.05)
+    running: list[dict[str, Any]] = cli("status", "--json", *at(valkey, stream)).json()[
+        "running_drains"
+    ]
+    assert len(running) == 1
+    found = running[0]
+    assert found["alive"]
+    assert found["done"] >= 60
+    assert found["done"] + found["remaining"] == pytest.approx(400, abs=3)
+    assert 30 < found["events_per_sec"] <= 52
+    assert found["eta_sec"] == pytest.approx(found["remaining"] / found["events_per_sec"], rel=0.1)
+    assert found["run_id"] in cli("status", *at(valkey, stream)).out
+    process.kill()
+    cli.finish(process)
+    assert cli("status", "--json", *at(valkey, stream)).json()["running_drains"]
+    assert cli(*live(valkey, stream, "--throttle", "none", "--max-events", "all")).rc == 0
+    assert cli("status", "--json", *at(valkey, stream)).json()["running_drains"] == []
+
+
+def test_odd_ledgers_do_not_break_status(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """A ledger with foreign entries, or a key of another type in its place, is no obstacle."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    ask(valkey, "XADD", f"{stream}.drain_runs", "*", "event", "start", "run_id", "x\x1b[31m")
+    ask(valkey, "XADD", f"{stream}.drain_runs", "*", "event", "start", "run_id",
+        "20260101T000000Z-live-abc123", "consumer_group", "g", "consumer", "c", "scope", "s",
+        "boundary_id", "?", "throttle", "?", "max_events", "?", "at", "?")  # fmt: skip
+    assert cli("status", "--json", *at(valkey, stream)).json()["running_drains"] == []
+    ask(valkey, "DEL", f"{stream}.drain_runs")
+    ask(valkey, "SET", f"{stream}.drain_runs", "x")
+    assert cli("status", *at(valkey, stream)).rc == 0
+
+
+# ---------------------------------------------------------------- scheduled runs
+
+
+def test_below_the_threshold_nothing_happens(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """--if-backlog-over: at or below N it ends with 0, no evidence, nothing written."""
+    (tmp_path / "drainkit.toml").write_text(LIMITS)
+    seed(valkey, stream, fill, 150, delivered=100)
+    before = everything(valkey)
+    for n in (50, 51):
+        run = cli(*scheduled(valkey, stream, "--if-backlog-over", n))
+        assert run.rc == 0, run.err
+        assert "nothing to do" in run.json()["skipped"]
+    assert everything(valkey) == before
+    assert not (tmp_path / "reports").exists()
+
+
+def test_above_the_threshold_it_drains(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """Above N the scheduled run drains, with evidence, as the drainer's user; the lease is free."""
+    (tmp_path / "drainkit.toml").write_text(LIMITS)
+    seed(valkey, stream, fill, 150, delivered=100)
+    url = make_user(cli, valkey, stream, "drainer")
+    command = ("run", "--mode", "live", "--yes", "--json", "--redis-url", url, "--stream", stream,
+               "--throttle", "none", "--if-backlog-over", 49)  # fmt: skip
+    run = cli(*command, secret=PASSWORD)
+    assert run.rc == 0, run.err
+    assert run.json()["total_read"] == 50
+    assert (tmp_path / "reports" / run.json()["run_id"] / "SHA256SUMS").exists()
+    assert cli(*command, secret=PASSWORD).json()["skipped"].startswith("nothing to do: the backlog")
+
+
+def test_scheduled_runs_do_not_pile_up(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """While one holds the group's lease the next ends with 0; a lease that ran out is taken."""
+    from drainkit import commit
+    from drainkit.server import Server as Link
+
+    (tmp_path / "drainkit.toml").write_text(LIMITS)
+    seed(valkey, stream, fill, 120, delivered=100)
+    with Link(valkey.url, stream) as link:
+        keys = link.keys()
+        assert commit.hold_lease(link, keys, GROUP, "me", 60_000) == 0
+        assert commit.hold_lease(link, keys, GROUP, "me", 60_000) == 0
+        assert 59_000 < commit.hold_lease(link, keys, GROUP, "you", 60_000) <= 60_000
+        assert commit.hold_lease(link, keys, "another group", "you", 60_000) == 0
+        run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
+        assert run.rc == 0, run.err
+        assert "another scheduled run" in run.json()["skipped"]
+        assert audit(valkey, stream) == []
+        assert commit.hold_lease(link, keys, GROUP, "you", 0) > 0
+        assert commit.hold_lease(link, keys, GROUP, "me", 200) == 0
+        time.sleep(0.3)
+        assert commit.hold_lease(link, keys, GROUP, "you", 60_000) == 0
+        assert commit.hold_lease(link, keys, GROUP, "you", 0) == 0
+        assert commit.hold_lease(link, keys, GROUP, "me", 0) == 0
+
+
+# ---------------------------------------------------------------- limits, environments
+
+
+def test_limits_are_needed_and_kept() -> None:
+    """An unattended run needs every limit; each one refuses what is beyond it, just beyond it."""
+    from drainkit.errors import RefusedError
+
+    limits = Limits(max_events=10, max_drained_ok=5, max_drift=1)
+    require_limits(limits)
+    for name in ("max_events", "max_drained_ok", "max_drift"):
+        with pytest.raises(RefusedError, match=name):
+            require_limits(limits.model_copy(update={name: None}))
+    check_limits(limits, {"drained_ok": 5, "dropped_old": 5}, drift=1)
+    for counts, drift in (({"dropped_old": 11}, 0), ({"drained_ok": 6}, 0), ({}, 2)):
+        with pytest.raises(RefusedError, match="beyond the limits"):
+            check_limits(limits, counts, drift=drift)
+
+
+def test_unattended_live_runs_stay_within_limits(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """Without limits a scheduled run is refused; beyond them run and drain are; nothing changes."""
+    seed(valkey, stream, fill, 150, delivered=100)
+    before = ask(valkey, "XINFO", "STREAM", stream, "FULL", "COUNT", 0)
+    run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
+    assert (run.rc, "[limits]" in run.err) == (4, True)
+    toml = tmp_path / "drainkit.toml"
+    toml.write_text(LIMITS.replace("max_events = 200", "max_events = 49"))
+    for command in (
+        scheduled(valkey, stream, "--if-backlog-over", 0),
+        live(valkey, stream, "--max-events", "all"),
+    ):
+        run = cli(*command)
+        assert run.rc == 4, run
+        assert "max_events is 49" in run.err
+    toml.write_text(LIMITS.replace("max_drained_ok = 200", "max_drained_ok = 0"))
+    assert "max_drained_ok is 0" in cli(*live(valkey, stream)).err
+    assert ask(valkey, "XINFO", "STREAM", stream, "FULL", "COUNT", 0) == before
+    assert audit(valkey, stream) == []
+
+
+def test_a_plan_that_aged_too_much_is_refused(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """max_drift counts the plan's events that grew too old since; beyond it nothing is drained."""
+    seed(valkey, stream, fill, 120, delivered=100)
+    old = ("--max-age-min", "0.1", "--throttle", "none")
+    assert cli("drain", "--plan", "plan.json", *old, *at(valkey, stream)).rc == 0
+    time.sleep(6)
+    (tmp_path / "drainkit.toml").write_text(LIMITS)
+    run = cli(*live(valkey, stream, "--plan", "plan.json"))
+    assert (run.rc, "max_drift is 0" in run.err) == (4, True)
+    assert audit(valkey, stream) == []
+    (tmp_path / "drainkit.toml").write_text(LIMITS.replace("max_drift = 0", "max_drift = 20"))
+    run = cli(*live(valkey, stream, "--plan", "plan.json"))
+    assert run.rc == 0, run.err
+    assert len(run.json()["drift"]) > 0
+
+
+def test_environments_have_their_own_values(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """--env picks allowlist (list, file, Redis set) and limits; the plan records the symbols."""
+    (tmp_path / "drainkit.toml").write_text(
+        'stream = "nothing"\n'
+        f'[env.testnet]\nstream = "{stream}"\nallowlist = ["BTCUSDT"]\n'
+        f'[env.file]\nstream = "{stream}"\nallowlist = "@symbols.txt"\n'
+        f'[env.production]\nstream = "{stream}"\nallowlist = "redis:allowed"\n'
+        "[env.production.limits]\nmax_events = 1\nmax_drained_ok = 1\nmax_drift = 1\n"
+    )
+    (tmp_path / "symbols.txt").write_text("ETHUSDT # one\n")
+    ask(valkey, "SADD", "allowed", "BTCUSDT", "ETHUSDT")
+    seed(valkey, stream, fill, 60, delivered=0)
+    expected = {"testnet": ["BTCUSDT"], "file": ["ETHUSDT"], "production": sorted(ALLOW.split(","))}
+    for env, symbols in expected.items():
+        run = cli("drain", "--redis-url", valkey.url, "--env", env, "--plan", f"{env}.json")
+        assert run.rc == 0, run.err
+        plan = json.loads((tmp_path / f"{env}.json").read_text())
+        assert plan["policy"]["allowlist"] == symbols
+    run = cli("drain", "--mode", "live", "--yes", "--redis-url", valkey.url, "--env", "production")
+    assert (run.rc, "max_events is 1" in run.err) == (4, True)
+
+
+def test_a_changed_allowlist_is_a_changed_policy(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """A Redis set that changed between plan and live run refuses the plan, and nothing is done."""
+    ask(valkey, "SADD", "allowed", "BTCUSDT")
+    seed(valkey, stream, fill, 60, delivered=0)
+    options = (*at(valkey, stream), "--allowlist", "redis:allowed", "--plan", "p.json")
+    assert cli("drain", *options).rc == 0
+    ask(valkey, "SADD", "allowed", "DOGEUSDT")
+    run = cli("drain", "--mode", "live", "--yes", *options)
+    assert run.rc == 4
+    assert "allowlist" in run.err
+    assert audit(valkey, stream) == []
