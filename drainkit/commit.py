@@ -15,7 +15,7 @@ from importlib import resources
 
 from .errors import DrainkitError, RefusedError, one_line
 from .events import RawEntry
-from .server import Keys, Server
+from .server import Keys, Server, ServerBusyError
 from .stream import Scope, next_id, text
 
 # one batch holds at most about this much, so that neither side gathers gigabytes in one reply
@@ -27,6 +27,7 @@ _CLAIM_REFUSALS = {
     "recreated": "the stream was made anew: its last id is below the run's boundary",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
 }
+_LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
 TRIM_REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was removed",
     "no_groups": "no group reads this stream, so nothing says what is still needed; "
@@ -68,17 +69,19 @@ def send_claim(
     count: int,
     cursor: str,
     lowest: str,
+    deadline_us: int,
     proposed: Sequence[tuple[bytes, str]] | None = None,
 ) -> None:
     """Ask for up to `count` entries: own pending ones after `cursor`, then new or proposed ones.
 
     `lowest` is the position seen last: one below it means that somebody moved the group back.
+    After `deadline_us`, by the server's clock, the request does nothing any more.
     """
     pairs = [part for pair in proposed or () for part in pair]
     server.send(
         "EVAL", _script("claim"), 2, keys.stream, keys.stop, scope.group, scope.consumer,
         scope.boundary, count, BATCH_BYTES, cursor, lowest,
-        "new" if proposed is None else "pending", scope.min_idle_ms, *pairs,
+        "new" if proposed is None else "pending", scope.min_idle_ms, deadline_us, *pairs,
     )  # fmt: skip
 
 
@@ -87,6 +90,8 @@ def receive_claim(server: Server) -> Claimed:
     status, now_us, position, entries, *tried = server.receive()
     if status == b"stopped":
         raise StoppedError("the kill switch is set (drainkit stop); drainkit resume lifts it")
+    if status == b"late":
+        raise ServerBusyError(_LATE)
     if status != b"ok":
         raise RefusedError(_CLAIM_REFUSALS[status.decode()])
     return Claimed(int(now_us), text(position), entries, tried[0])
@@ -99,21 +104,22 @@ def send_commit(
     *,
     rate: float | None,
     run_id: str,
+    deadline_us: int,
     records: Sequence[Sequence[bytes]],
     owners: Mapping[bytes, str],
 ) -> None:
     """Send a batch of audit records (RECORD_FIELDS order, ids ascending) to be committed.
 
     `owners` names the owner of entries without a body, which a claim leaves where they are.
+    After `deadline_us`, by the server's clock, the request does nothing any more.
     """
     flat: list[bytes | str] = []
     for record in records:
-        flat.append(owners.get(record[0], ""))
-        flat += record[:7]
+        flat += (owners.get(record[0], ""), *record[:7])
     server.send(
         "EVAL", _script("commit"), 4, keys.stream, keys.audit, keys.stop, keys.state, scope.group,
         scope.consumer, "none" if rate is None else repr(rate), run_id, scope.min_idle_ms,
-        len(records), *flat,
+        deadline_us, len(records), *flat,
     )  # fmt: skip
 
 
@@ -122,6 +128,8 @@ def receive_commit(server: Server) -> Committed:
     status, now_us, wait_us, *rejected = server.receive()
     if status == b"stopped":
         raise StoppedError("the kill switch is set (drainkit stop); drainkit resume lifts it")
+    if status == b"late":
+        raise ServerBusyError(_LATE)
     return Committed(status == b"ok", int(now_us), int(wait_us), frozenset(rejected))
 
 

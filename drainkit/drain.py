@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
@@ -194,6 +195,7 @@ def drain(
         failure = error
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
         server.close()
+        worker.lose()
         worker.uncertain = True
         failure = InterruptedRunError("interrupted; run the same command again to go on")
     try:
@@ -201,7 +203,11 @@ def drain(
         _close_books(server, job, summary, started, failure)
         _write_ledger(server, job, "end", summary)
     except DrainkitError as error:
-        _finish(summary, started, failure or error)
+        if failure is None:
+            failure = error
+        if worker.uncertain and summary.audit_records is None:
+            failure.args = (f"{failure}; the last commit may have been done: counts are too low",)
+        _finish(summary, started, failure)
     return summary
 
 
@@ -216,12 +222,13 @@ def preflight(server: Server, job: Job) -> None:
         raise commit.StoppedError(
             "the kill switch is set (drainkit stop); drainkit resume lifts it"
         )
-    for key in (keys.audit, keys.runs):
+    for key, right in ((keys.audit, b"stream"), (keys.runs, b"stream"), (keys.state, b"hash")):
         kind = server.call("TYPE", key)
-        if kind not in (b"stream", b"none"):
+        if kind not in (right, b"none"):
+            advice = " or choose another --audit-stream" if key == keys.audit else ""
             raise RefusedError(
-                f"{one_line(stream.text(key))} is a {stream.text(kind)}, not a stream; "
-                "rename it or choose another --audit-stream"
+                f"{one_line(stream.text(key))} is a {stream.text(kind)}, not a "
+                f"{stream.text(right)}; rename it{advice}"
             )
     commit.probe(server, keys, job.settings.consumer_group)
     if scope.name == "undelivered" and not job.settings.allow_active_consumers:
@@ -259,6 +266,8 @@ class _Worker:
         self._batch = min(self._batch, UNTHROTTLED_BATCH)
         self._claim_scope = self.job.claim_scope
         self._lowest = self._claim_scope.position
+        self._run_id = self.server.info.run_id
+        self._deadline = self._lost_until = 0
         self._start_over()
 
     def run(self) -> None:
@@ -281,25 +290,39 @@ class _Worker:
         budget = self.job.max_events
         if budget is not None and self.summary.total_read >= budget:
             return True
-        return not any(stream.own_ids(self.server, self.job.keys, self._scope_now()))
-
-    def _scope_now(self) -> Scope:
-        return stream.current(self.server, self.job.keys, self.job.scope)
+        # as far as claims go: what a plan leaves alone would be waited for forever
+        scope = stream.current(self.server, self.job.keys, self._claim_scope)
+        return not any(stream.own_ids(self.server, self.job.keys, scope))
 
     def finish_replies(self) -> None:
         """Take what is still under way into the books: a commit in flight is a commit."""
         while self._sent:
             try:
                 if self._sent[0] is None:
-                    self.server.receive()
-                    self._sent.popleft()
+                    with self._reply():
+                        self.server.receive()
                 else:
                     self._settle_one()
             except ConnectionLostError:
-                self.uncertain = True
+                self.lose()
                 return
             except DrainkitError:  # refused by the server: nothing of it ran
-                self._sent.popleft()
+                continue
+
+    @contextmanager
+    def _reply(self) -> Iterator[None]:
+        """Take one reply: it settles the oldest request, as an error too; a lost one does not.
+
+        Whoever waits for the reply of a request that is already settled waits in vain.
+        """
+        try:
+            yield
+        except ConnectionLostError:
+            raise
+        except DrainkitError:
+            self._sent.popleft()
+            raise
+        self._sent.popleft()
 
     def _drain(self) -> None:
         self._ask()
@@ -333,6 +356,7 @@ class _Worker:
         commit.send_claim(
             self.server, self.job.keys, self._claim_scope,
             count=room, cursor=self._cursor, lowest=self._lowest, proposed=proposed,
+            deadline_us=self._deadline_us(),
         )  # fmt: skip
         self._sent.append(None)
 
@@ -354,8 +378,8 @@ class _Worker:
             if self._sent[0] is not None:
                 self._settle_one()
                 continue
-            claimed = commit.receive_claim(self.server)
-            self._sent.popleft()
+            with self._reply():
+                claimed = commit.receive_claim(self.server)
             self._clock.sync(claimed.now_us)
             own_done = claimed.tried > 0 or claimed.position != self._lowest
             self._lowest = claimed.position
@@ -368,7 +392,7 @@ class _Worker:
                 self._cursor = last
                 self._check_plan(entries)
                 self._unsent = len(entries)
-                return sorted(entries, key=lambda entry: stream.id_key(entry[0]))
+                return _by_id(entries)
             if claimed.tried:  # all of them came back to life: look at the next ones
                 self._ask()
         return []
@@ -391,6 +415,7 @@ class _Worker:
             commit.send_commit(
                 self.server, self.job.keys, self.job.scope,
                 rate=self._rate, run_id=self.job.run_id, owners=self._owners_of(events),
+                deadline_us=self._deadline_us(),
                 records=records(
                     events, decisions, self.job.policy, drained_at_us=now_us,
                     consumer_group=self.job.scope.group, run_id=self.job.run_id,
@@ -413,8 +438,8 @@ class _Worker:
     def _settle_one(self) -> bool:
         """Take the reply of the oldest commit into the books; False if it has to wait."""
         sent = self._sent[0]
-        reply = commit.receive_commit(self.server)
-        self._sent.popleft()
+        with self._reply():
+            reply = commit.receive_commit(self.server)
         self._clock.sync(reply.now_us)
         self._next_turn = time.monotonic() + reply.wait_us / 1e6
         if not reply.done:
@@ -440,24 +465,42 @@ class _Worker:
         """Wait for the turn; False if interrupted meanwhile."""
         return not (self.stopping.wait(seconds) if seconds > 0 else self.stopping.is_set())
 
-    def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
-        """After a fault: claim again from the start. What is still ours was not committed."""
+    def _deadline_us(self) -> int:
+        """When a request sent now would be given up; the server refuses it after that."""
+        self._deadline = self._clock.now_us() + round(self.server.reply_timeout_sec * 1e6)
+        return self._deadline
+
+    def lose(self) -> None:
+        """Note that what is under way may be done or not, or may even be done later."""
         if any(self._sent):
             self.uncertain = True
-        run_id = self.server.info.run_id
+        self._lost_until = self._deadline
+        self._start_over()
+
+    def outwait(self) -> None:
+        """Wait until no lost request can still reach the server that it was sent to.
+
+        A network may deliver a request long after its connection broke; the books close after it.
+        """
+        if self.server.info.run_id == self._run_id:
+            time.sleep(max(0.0, self._lost_until - self._clock.now_us()) / 1e6)
+
+    def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
+        """After a fault: claim again from the start. What is still ours was not committed."""
+        self.lose()
         for wait in attempts:
             if self.stopping.wait(wait):
-                break
+                raise InterruptedRunError("interrupted; run the same command again to go on")
             try:
-                if self.server.reconnect().run_id != run_id:
+                if self.server.reconnect().run_id != self._run_id:
                     raise UnreachableError(
                         "the server restarted or another took over, and may have lost the last "
                         "moments; run the same command again to go on"
                     )
                 check_primary(self.server.info)
+                self._clock.sync(self.server.now_us())
             except (ConnectionLostError, ServerBusyError):
                 continue
-            self._start_over()
             return
         raise error
 
@@ -471,12 +514,23 @@ class _Worker:
         self._listing = stream.scope_ids(self.server, self.job.keys, self.job.scope)
 
 
+def _by_id(entries: list[RawEntry]) -> list[RawEntry]:
+    """Sorted by id; own pending entries come first in a claim, wherever their ids lie."""
+    ids = [entry[0] for entry in entries]
+    dash = ids[0].index(b"-")
+    # with all dashes in one place and one length, ids compare as texts, which is fast
+    if all(len(i) == len(ids[0]) and i[dash] == 45 for i in ids) and ids == sorted(ids):
+        return entries
+    return sorted(entries, key=lambda entry: stream.id_key(entry[0]))
+
+
 def _settle(server: Server, job: Job, worker: _Worker, failure: DrainkitError | None) -> None:
     """After the loop: replies still under way into the books, and the history group closed."""
     if server.connected:
         worker.finish_replies()
     if not server.connected:
         server.reconnect()
+    worker.outwait()
     if worker.uncertain:
         recount(server, job, worker.summary)
     if failure is None and job.scope.name == "history":
@@ -549,7 +603,8 @@ def _finish(summary: Summary, started: int, failure: DrainkitError | None) -> No
     summary.exit_code = 0 if failure is None else failure.exit_code
     if failure is not None:
         summary.error = str(failure)
-        summary.errors += not isinstance(failure, InterruptedRunError | RefusedError)
+        # set, not added: the end of the books can fail after a failed run
+        summary.errors = int(not isinstance(failure, InterruptedRunError | RefusedError))
         summary.outcome = {130: "interrupted", 4: "refused"}.get(failure.exit_code, "failed")
 
 

@@ -257,10 +257,6 @@ def export(server: Server, settings: Settings, path: Path) -> int:
 
     frame = stream.load_frame(pages(), decoder_of(settings))
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
-    for index, field in enumerate(table.schema):
-        # plain texts: a category would pass by the guard against formulas in CSV
-        if pa.types.is_dictionary(field.type) or pa.types.is_large_string(field.type):
-            table = table.set_column(index, field.name, table.column(index).cast(pa.string()))
     evidence.write_table(path, table.append_column("fields", pa.array(raw, pa.string())))
     return int(table.num_rows)
 

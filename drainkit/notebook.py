@@ -372,7 +372,9 @@ class Verification(Session):
         return dict(zip(fields[::2], fields[1::2], strict=True)).get("run_id", "")
 
     def _reconcile(self) -> list[str]:
-        findings = others_touched(self.before, self.after, self.job.scope.group)
+        scope = self.job.scope
+        findings = others_touched(self.before, self.after, scope.group, scope.consumer)
+        findings += self._still_pending()
         if self.run is None or not self.live:
             return findings
         planned = None
@@ -387,6 +389,18 @@ class Verification(Session):
             pending_own=int(self.run.get("pending_own") or 0),
             counts={action: int(self.run.get(action, 0)) for action in ACTIONS},
         )
+
+    def _still_pending(self) -> list[str]:
+        """Audited entries that the group still holds as pending: recorded, not acknowledged."""
+        group, boundary = self.job.scope.group, self.after["stream"]["boundary_id"]
+        audited = {record.original_id.encode() for record in self.records}
+        if not audited or group not in {g["name"] for g in self.after["groups"]}:
+            return []
+        pages = stream.pending_ids(self.server, self.job.keys.stream, group, boundary)
+        left = [entry for page in pages for entry, _, _ in page if entry in audited]
+        if not left:
+            return []
+        return [f"{len(left):,} audited entries are pending in the group, first {left[0].decode()}"]
 
     def bottom_line(self) -> Markdown:
         """Whether the books balance."""
@@ -413,6 +427,26 @@ class Verification(Session):
         return before[columns].join(
             after[columns], lsuffix=" before", rsuffix=" after", how="outer"
         )
+
+    def others_line(self) -> Markdown:
+        """What became of the groups that are not the drain's own."""
+        own = self.job.scope.group
+        old = {g["name"]: g for g in self.before["groups"]}
+        others = [g for g in self.after["groups"] if g["name"] in old and g["name"] != own]
+        moved = []
+        for group in others:
+            was, name = old[group["name"]], one_line(group["name"]).replace("`", "'")
+            if any(group[key] != was[key] for key in ("position", "pending")):
+                moved.append(
+                    f"`{name}` from {was['position']} to {group['position']}, pending "
+                    f"{was['pending']:,} to {group['pending']:,}"
+                )
+        if not others:
+            return markdown("No other group reads this stream.")
+        told = f"**{len(others) - len(moved)} of {len(others)} other groups are as they were.**"
+        if moved:
+            told += " Their own consumers moved: " + "; ".join(moved) + "."
+        return markdown(told)
 
     def counts_table(self) -> pd.DataFrame:
         """Events by action, as the audit has them."""
@@ -488,14 +522,21 @@ def counts_frame(summary: Summary | None) -> pd.DataFrame:
     return pd.DataFrame({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
 
 
-def others_touched(before: Mapping[str, Any], after: Mapping[str, Any], own: str) -> list[str]:
-    """Groups that appeared during the run and are not the drain's own."""
-    known = {g["name"]: g for g in before["groups"]}
-    return [
-        f"group {one_line(g['name'])} appeared during the run"
-        for g in after["groups"]
-        if g["name"] not in known and g["name"] != own
-    ]
+def others_touched(
+    before: Mapping[str, Any], after: Mapping[str, Any], own: str, consumer: str
+) -> list[str]:
+    """Traces of a drain in groups that are not its own: a new group, or its consumer in another."""
+    known = {g["name"]: {c["name"] for c in g["consumer_list"]} for g in before["groups"]}
+    findings = []
+    for group in after["groups"]:
+        name = group["name"]
+        if name == own:
+            continue
+        if name not in known:
+            findings.append(f"group {one_line(name)} appeared during the run")
+        elif consumer in {c["name"] for c in group["consumer_list"]} - known[name]:
+            findings.append(f"group {one_line(name)} now has a consumer {one_line(consumer)}")
+    return findings
 
 
 def audit_table(records: list[AuditRecord]) -> pa.Table:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
@@ -86,6 +87,11 @@ class Server:
         """Whether the connection is up, as far as this side knows."""
         return self._link is not None
 
+    @property
+    def reply_timeout_sec(self) -> float:
+        """After how long without a reply the connection counts as lost."""
+        return getattr(self._link, "socket_timeout", None) or REPLY_TIMEOUT_SEC
+
     def reconnect(self) -> ServerInfo:
         """Connect anew, resolving Sentinel and Cluster again; the caller compares `run_id`."""
         self.close()
@@ -101,7 +107,9 @@ class Server:
         """Send one command without waiting; replies come in the order of sending."""
         with self._translated():
             link = self._connected()
-            link.send_packed_command(link.pack_command(*args), check_health=False)
+            # link.pack_command would look at each of a commit's thousands of arguments in Python
+            packed = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub: one argument
+            link.send_packed_command([packed], check_health=False)
 
     def receive(self) -> Any:
         """The oldest reply not yet received."""

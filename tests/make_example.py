@@ -9,7 +9,9 @@ import getpass
 import os
 import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import servers
@@ -23,6 +25,7 @@ from drainkit.settings import build
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "reports" / "example"
+MAKING = ROOT / "reports" / "making"  # a folder of its own: the example follows no other run
 
 
 def main() -> None:
@@ -33,7 +36,7 @@ def main() -> None:
     folder = replay()
     shutil.rmtree(EXAMPLE, ignore_errors=True)
     folder.rename(EXAMPLE)
-    (ROOT / "reports" / "chain.json").unlink()
+    shutil.rmtree(MAKING)
     take_pictures()
 
 
@@ -47,7 +50,7 @@ def replay() -> Path:
                 "redis_url": embedded.url,
                 "allowlist": "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",
                 "as_of": "2025-12-24T19:49:58+00:00",
-                "reports_dir": "reports",
+                "reports_dir": str(MAKING.relative_to(ROOT)),
             }
         )
         with Server(embedded.url, settings.stream) as server:
@@ -65,22 +68,23 @@ def replay() -> Path:
 
 
 def take_pictures() -> None:
-    """The report's first page, and figures of the demo's report if there is one."""
-    with sync_playwright() as playwright:
+    """The first page of the example's report, and two figures of the demo's."""
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        demo = [sys.executable, "-m", "drainkit", "demo", "--reports-dir", folder]
+        subprocess.run(demo, check=True, stdout=subprocess.DEVNULL)
+        (of_demo,) = Path(folder).glob("*-live-*/report.html")
         browser = playwright.chromium.launch(
             executable_path=str(servers.chromium()), args=["--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_page(viewport={"width": 1000, "height": 640})
+        page = browser.new_page(viewport={"width": 1000, "height": 760})
         page.goto(f"file://{EXAMPLE}/report.html")
         page.wait_for_timeout(2000)
         page.screenshot(path=ROOT / "reports" / "example-report.png")
-        demo = sorted((ROOT / "reports").glob("*-live-*/report.html"))
-        if demo:
-            page.goto(f"file://{demo[-1]}")
-            page.wait_for_timeout(2500)
-            figures = page.locator("figure")
-            figures.nth(0).screenshot(path=ROOT / "reports" / "example-age.png")
-            figures.nth(7).screenshot(path=ROOT / "reports" / "example-what-if.png")
+        page.goto(f"file://{of_demo}")
+        page.wait_for_timeout(2500)
+        for picture, said in (("age", "older than"), ("what-if", "would pass as set")):
+            figure = page.locator(f"figure[aria-label*='{said}']")
+            figure.screenshot(path=ROOT / "reports" / f"example-{picture}.png")
         browser.close()
 
 

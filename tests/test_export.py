@@ -59,3 +59,17 @@ def test_a_wrong_name_is_refused(valkey: Server, stream: str, fill: Fill, cli: C
     run = cli("export", "a.xlsx", "--redis-url", valkey.url, "--stream", stream)
     assert run.rc == 2
     assert ".parquet or .csv" in run.err
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_an_empty_backlog_is_an_empty_file(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, suffix: str
+) -> None:
+    """Without a single entry the file has every column and no row."""
+    seed(valkey, stream, fill, 3, delivered=3)
+    run = cli("export", f"a.{suffix}", "--redis-url", valkey.url, "--stream", stream)
+    assert run.rc == 0, run.err
+    file = tmp_path / f"a.{suffix}"
+    frame = pd.read_parquet(file) if suffix == "parquet" else pd.read_csv(file)
+    assert len(frame) == 0
+    assert {"id", "event_time", "symbol", "confidence", "fields"} <= set(frame.columns)

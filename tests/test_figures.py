@@ -88,6 +88,15 @@ def test_no_event_is_binned_on_the_wrong_side_of_the_limit(
     assert counts[max(0, -first) :].sum() == beyond.sum()
 
 
+@pytest.mark.parametrize("limit", [0.6, 30.0, 1e5])
+def test_a_hair_beyond_the_limit_is_beyond_it(limit: float) -> None:
+    """The float next to the limit is on its own side: rounding carries no event over."""
+    near = np.array([np.nextafter(limit, 0), limit, np.nextafter(limit, 1e9)])
+    for over, beyond in ((True, 1), (False, 2)):
+        first, counts = figures.histogram(near, limit, 0.02, over=over)
+        assert counts[max(0, -first) :].sum() == beyond
+
+
 @pytest.mark.parametrize("over", [True, False])
 def test_decimal_confidences_fill_their_bins_evenly(over: bool) -> None:
     """Each hundredth from 0 to 1 lies in the bin that its decimal digits say: no comb, no hole."""

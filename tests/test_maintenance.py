@@ -268,3 +268,19 @@ def test_no_archive_no_removal(
     ran = cli("restore", "broken.parquet", "--yes", *at(valkey, "new"))
     assert ran.rc == 2
     assert ask(valkey, "EXISTS", "new") == 0
+
+
+def test_only_what_was_shown_is_removed(valkey: Server, stream: str, fill: Fill) -> None:
+    """If the oldest entries are no longer those that were listed or archived, none is removed."""
+    from drainkit import commit
+    from drainkit.errors import RefusedError
+    from drainkit.server import Server as Link
+
+    ids = [i.encode() for i in seed(valkey, stream, fill, 30, delivered=30)]
+    with Link(valkey.url, stream) as link:
+        keys = link.keys()
+        for listed in (ids[1:10], [*ids[:5], *ids[6:10]], [b"1-1", *ids[:10]]):
+            with pytest.raises(RefusedError, match="changed meanwhile"):
+                commit.trim(link, keys, listed)
+        assert len(ids_of(valkey, stream)) == 30
+        assert commit.trim(link, keys, ids[:10]) == 10

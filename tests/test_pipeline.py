@@ -270,3 +270,29 @@ def test_a_live_run_that_nobody_approves_changes_nothing(
     assert everything(valkey) == before
     assert not (cli.cwd / "reports").exists()
     assert GROUP in str(ask(valkey, "XINFO", "GROUPS", stream))
+
+
+def test_the_size_of_evidence_does_not_grow_with_the_backlog(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Notebooks and report of ten times the entries are at most a fifth larger."""
+    sizes = []
+    for n in (2_000, 20_000):
+        name = f"{stream}:{n}"
+        seed(valkey, name, fill, n, delivered=0)
+        run = cli(
+            "run", "--json", "--throttle", "none", "--max-events", "all", *where(valkey, name)
+        )
+        assert run.rc == 0, run.err
+        assert run.json()["total_read"] == n
+        folder = cli.cwd / run.json()["evidence"]
+        shown = [*folder.glob("*.ipynb"), folder / "report.html"]
+        # plotly.js, the same in each report, would hide growth
+        sizes.append(sum(path.stat().st_size for path in shown) - plotly_js_bytes())
+    assert sizes[1] <= 1.2 * sizes[0], sizes
+
+
+def plotly_js_bytes() -> int:
+    from plotly.offline import get_plotlyjs
+
+    return len(get_plotlyjs().encode())

@@ -319,6 +319,7 @@ FILE_WRITERS = {
     "pipeline": {"execute_notebook"},
     # `super().open(globals())` opens a notebook's session, not a file
     "notebook": {"open for writing"},
+    "boards": {"open for writing"},
 }
 
 

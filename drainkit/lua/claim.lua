@@ -1,7 +1,7 @@
 -- Claim a batch for one consumer, in one step: what it has pending already, then new entries.
 -- KEYS: stream, kill switch
 -- ARGV: group, consumer, boundary, count, byte limit, cursor, lowest position, "new" or "pending",
---       least idle ms, then for "pending" pairs of id and owner
+--       least idle ms, deadline in us, then for "pending" pairs of id and owner
 -- Returns {status, now in us, position, entries, pairs tried}; an entry is {id, fields} or
 -- {id, false} where the body is gone.
 local stream, stop = KEYS[1], KEYS[2]
@@ -10,7 +10,10 @@ local count, byte_limit = tonumber(ARGV[4]), tonumber(ARGV[5])
 local cursor, lowest, kind, min_idle = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 
 local time = redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000000 + time[2])
+local now_us = time[1] * 1000000 + time[2]
+local now = string.format('%.0f', now_us)
+-- by now its sender has given it up: what it would claim would be pending for nobody
+if now_us > tonumber(ARGV[10]) then return {'late', now, '', {}} end
 
 -- ids are compared as texts: 64 bits do not fit a Lua number
 local function number_before(a, b)
@@ -68,7 +71,7 @@ end
 
 local want, tried = count - #entries, 0
 if kind == 'pending' then
-  local i = 10
+  local i = 11
   while i < #ARGV and want > 0 and bytes < byte_limit do
     local id, owner = ARGV[i], ARGV[i + 1]
     local row = redis.call('XPENDING', stream, group, id, id, 1)[1]

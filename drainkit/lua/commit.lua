@@ -1,14 +1,14 @@
 -- Audit and acknowledge a batch, in one step, audit first.
 -- KEYS: stream, audit stream, kill switch, state
--- ARGV: group, consumer, rate ("none" or events per second), run id, least idle ms,
+-- ARGV: group, consumer, rate ("none" or events per second), run id, least idle ms, deadline in us,
 --       number of records, then for each record: owner ("" = this consumer), original id, symbol,
 --       age_sec, confidence, action, drained_at_ts, reason
 -- Returns {"ok", now in us, wait in us until the next turn, id, id...}, the ids being those that
 -- are no longer this consumer's and so were neither audited nor acknowledged;
--- or {"wait", now, us}; or {"stopped", now, 0}. Unless it says "ok" nothing changed.
+-- or {"wait", now, us}; or {"stopped", now, 0}; or {"late", now, 0}. Unless it says "ok" nothing changed.
 local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, rate, run_id, min_idle = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local records, FIRST, WIDTH = tonumber(ARGV[6]), 7, 8
+local records, FIRST, WIDTH = tonumber(ARGV[7]), 8, 8
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -16,6 +16,8 @@ local now_ms = math.floor(now_us / 1000)
 local function int(number) return string.format('%.0f', number) end
 
 if redis.call('EXISTS', stop) == 1 then return {'stopped', int(now_us), '0'} end
+-- by now its sender has given it up, and may have closed its books without it
+if now_us > tonumber(ARGV[6]) then return {'late', int(now_us), '0'} end
 
 -- XACK ignores ownership: a drain that slept while another took its entries over could
 -- acknowledge them a second time. So: which of these ids are still this consumer's?
@@ -98,9 +100,9 @@ if n > 0 and rate ~= 'none' then
     wait = math.max(wait, (audit_ms + GUARD) * 1000 + gap - now_us)
     due = now_us + gap
   else
-    -- the next turn follows the last by the clock, not by when it was taken; of a delay at most
-    -- 10 ms are made up for, so the pace stays even
-    due = math.max(due, now_us - 10000)
+    -- The next turn follows the last by the clock, not by when it was taken. Of a delay up to 50 ms
+    -- are made up for: a busy client then loses no rate, and the windows above keep the pace even.
+    due = math.max(due, now_us - 50000)
     if due > now_us + gap then due = now_us end
     due = due + gap
   end
@@ -109,7 +111,11 @@ end
 
 if n > 0 then
   -- Lua does not roll back. With all audit records first, whatever fails here leaves entries
-  -- unacknowledged and is seen by the first XADD, before anything changed.
+  -- unacknowledged and is seen by the first XADD, before anything changed. An XACK denied after
+  -- the XADDs (a right taken away meanwhile) would leave records that the next run writes again:
+  -- so both are tried first, HSET before XACK, as OOM is only noticed by a script's first write.
+  redis.call('HSET', state, 'pace', pace)
+  redis.call('XACK', stream, group, '0-0')
   local audited
   for i = 1, n do
     local at = accepted[i]

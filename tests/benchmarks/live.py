@@ -1,0 +1,257 @@
+"""Live drains, unthrottled, against other ways to do the whole job; prints tables.
+
+    python tests/benchmarks/live.py [--entries 100000 1000000] [--rounds 3] [--kind redis]
+
+Every way works on the same stream through a group of its own: read, decode, decide, audit, ACK.
+The slow ways get fewer entries, and rates are compared. Needs walrus (pip install walrus), which
+is no dependency of anything here; `--without walrus` leaves it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import rig
+from rig import KEY, Result, measured
+
+AUDIT = KEY + ".bench_audit"
+SLOW_ENTRIES = 5_000
+SLOW_MS = 20  # SLOWLOG target: no claim or commit holds the server for longer
+# a script that does the job with constants: no bodies leave the server, nothing is decided
+CONSTANTS = """
+local read = redis.call('XREADGROUP', 'GROUP', ARGV[1], 'bench', 'COUNT', 400,
+  'STREAMS', KEYS[1], '>')
+if not read then return 0 end
+local ids = {}
+for i, entry in ipairs(read[1][2]) do
+  redis.call('XADD', KEYS[2], '*', 'original_id', entry[1], 'symbol', 'BTCUSDT',
+    'age_sec', '12345.67', 'confidence', '0.68', 'action', 'dropped_old',
+    'drained_at_ts', '2025-12-24T12:00:00.000000+00:00',
+    'reason', 'age 12345.67 s > 10800.00 s', 'consumer_group', ARGV[1],
+    'run_id', '20251224T120000Z_abcdef')
+  ids[i] = entry[1]
+end
+redis.call('XACK', KEYS[1], ARGV[1], unpack(ids))
+return #ids
+"""
+
+
+def drainkit(url: str, group: str, entries: str) -> Result:
+    """`drainkit drain`, without the command line around it."""
+    from drainkit import drain
+    from drainkit.evidence import new_run_id
+    from drainkit.server import Server
+    from drainkit.settings import build
+
+    settings = build(
+        {
+            "mode": "live", "redis_url": url, "stream": KEY, "consumer_group": group,
+            "audit_stream": AUDIT, "allowlist": list(rig.ALLOWLIST),
+            "min_conf": rig.MIN_CONF, "max_age_min": rig.MAX_AGE_MIN,
+            "throttle": None, "max_events": None,
+        }
+    )  # fmt: skip
+    result: Result = {}
+    with Server(url, KEY) as server, measured(result):
+        run_id = new_run_id("live", server.now_us())
+        summary = drain.drain(server, drain.prepare(server, settings, run_id))
+    assert summary.exit_code == 0, summary
+    return {**result, "done": summary.total_read}
+
+
+def multi(url: str, group: str, entries: str) -> Result:
+    """XREADGROUP 1,000, decided one by one, then one MULTI of 1,000 XADD and one XACK."""
+    import redis
+
+    result: Result = {"done": 0}
+    client = redis.Redis.from_url(url)
+    with measured(result):
+        while reply := client.xreadgroup(group, "bench", {KEY: ">"}, count=1000):
+            page = reply[0][1]
+            with client.pipeline(transaction=True) as pipe:
+                for entry_id, fields in page:
+                    pipe.xadd(AUDIT, record(entry_id, fields, group))
+                pipe.xack(KEY, group, *[entry[0] for entry in page])
+                pipe.execute()
+            result["done"] += len(page)
+    client.close()
+    return result
+
+
+def one_by_one(url: str, group: str, entries: str) -> Result:
+    """The loop of the original tool: read one, audit, ACK."""
+    import redis
+
+    result: Result = {"done": 0}
+    client = redis.Redis.from_url(url)
+    with measured(result):
+        while result["done"] < int(entries):
+            reply = client.xreadgroup(group, "bench", {KEY: ">"}, count=1)
+            entry_id, fields = reply[0][1][0]
+            client.xadd(AUDIT, record(entry_id, fields, group))
+            client.xack(KEY, group, entry_id)
+            result["done"] += 1
+    client.close()
+    return result
+
+
+def walrus(url: str, group: str, entries: str) -> Result:
+    """walrus's consumer group, one event at a time."""
+    from walrus import Database
+
+    result: Result = {"done": 0}
+    database = Database.from_url(url)
+    source = database.consumer_group(group, [KEY], consumer="bench")
+    stream = getattr(source, KEY.replace(".", "_"))
+    audit = database.Stream(AUDIT)
+    with measured(result):
+        while result["done"] < int(entries):
+            ((entry_id, fields),) = stream.read(count=1)
+            audit.add(record(entry_id, fields, group))
+            stream.ack(entry_id)
+            result["done"] += 1
+    database.close()
+    return result
+
+
+def constants(url: str, group: str, entries: str) -> Result:
+    """The whole job by a script on the server, with constants for what would be decided."""
+    import redis
+
+    result: Result = {"done": 0}
+    client = redis.Redis.from_url(url)
+    script = client.register_script(CONSTANTS)
+    with measured(result):
+        while n := script(keys=[KEY, AUDIT], args=[group]):
+            result["done"] += n
+    client.close()
+    return result
+
+
+def record(entry_id: bytes, fields: dict[bytes, bytes], group: str) -> dict[str, Any]:
+    """One event decoded, decided and made an audit record, plainly."""
+    now = time.time()
+    found: dict[str, Any] = {}
+    reason, action, age_sec, confidence = "", "", None, None
+    body = fields.get(b"payload") or fields.get(b"data")
+    try:
+        found = json.loads(body) if body else {k.decode(): v.decode() for k, v in fields.items()}
+        confidence = float(found["confidence"])
+        stamp = found.get("timestamp")
+        if isinstance(stamp, str):
+            at = datetime.fromisoformat(stamp).timestamp()
+        else:
+            at = (stamp or int(entry_id.partition(b"-")[0])) / 1000
+        age_sec = now - at
+        symbol = found["symbol"]
+    except (ValueError, KeyError, TypeError) as error:
+        action, reason, symbol = "dropped_invalid", type(error).__name__, "UNKNOWN"
+    if age_sec is not None and age_sec > rig.MAX_AGE_MIN * 60:
+        action = "dropped_old"
+        reason = f"age {age_sec:.2f} s > {rig.MAX_AGE_MIN * 60:.2f} s"
+    elif not action and symbol not in rig.ALLOWLIST:
+        action, reason = "dropped_not_allowlisted", "symbol not in the allowlist"
+    elif not action and confidence is not None and confidence < rig.MIN_CONF:
+        action, reason = "dropped_low_conf", f"confidence {confidence} < {rig.MIN_CONF}"
+    elif not action:
+        action, reason = "drained_ok", "passed every filter"
+    return {
+        "original_id": entry_id,
+        "symbol": symbol,
+        "age_sec": "null" if age_sec is None else f"{age_sec:.2f}",
+        "confidence": "null" if confidence is None else confidence,
+        "action": action,
+        "drained_at_ts": datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds"),
+        "reason": reason,
+        "consumer_group": group,
+        "run_id": "20251224T120000Z_abcdef",
+    }
+
+
+WORKS = {
+    "drainkit": drainkit,
+    "multi": multi,
+    "constants": constants,
+    "walrus": walrus,
+    "one_by_one": one_by_one,
+}
+SLOW = ("walrus", "one_by_one")
+
+
+def measure(server: Any, entries: int, names: list[str], rounds: int) -> dict[str, Result]:
+    """Medians of each way over the first `entries` (the slow ones: SLOW_ENTRIES) of the stream."""
+
+    def run(name: str) -> Result:
+        wanted = min(entries, SLOW_ENTRIES) if name in SLOW else entries
+        with server.client() as client:
+            client.xgroup_create(KEY, "bench", id="0-0")
+            client.config_resetstat()
+            client.slowlog_reset()
+            client.config_set("slowlog-log-slower-than", 2000)
+            client.config_set("slowlog-max-len", 10000)
+            before = client.info("cpu")
+            result = rig.child(Path(__file__), name, server.tcp_url, "bench", str(wanted))
+            after = client.info("cpu")
+            slow = [row["duration"] / 1000 for row in client.slowlog_get(10000)
+                    if row["command"].startswith(b"EVAL")]  # fmt: skip
+            assert result["done"] == wanted, result
+            assert client.xlen(AUDIT) == wanted
+            assert client.xpending(KEY, "bench")["pending"] == 0
+            client.xgroup_destroy(KEY, "bench")
+            client.delete(AUDIT)
+        rate = result["done"] / result["sec"]
+        used = ("used_cpu_user", "used_cpu_sys")
+        server_cpu = sum(after[part] - before[part] for part in used)
+        return {
+            **result,
+            "server_cpu_sec": server_cpu,
+            "rate": rate,
+            "slowest_ms": max(slow, default=0.0),
+            "over": sum(ms > SLOW_MS for ms in slow),
+        }
+
+    works = {name: lambda name=name: run(name) for name in names}  # type: ignore[misc]
+    return rig.in_turns(works, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kind", default="redis")
+    parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--without", nargs="+", choices=WORKS, default=[])
+    given = parser.parse_args()
+    names = [name for name in given.only if name not in given.without]
+    targets = {"multi": "at least 2.5", "constants": "at least 0.6", "walrus": "at least 20",
+               "one_by_one": "at least 40"}  # fmt: skip
+    for entries in given.entries:
+        with rig.filled_server(given.kind, entries) as server:
+            found = measure(server, entries, names, given.rounds)
+            print(rig.title(server) + f" of {given.rounds}; {entries:,} entries\n")
+        ours = found["drainkit"]
+        rows = []
+        for name, result in found.items():
+            ratio = "" if name == "drainkit" else f"{ours['rate'] / result['rate']:.2f}"
+            rows.append((name, f"{result['done']:,.0f}", f"{result['sec']:.2f} s",
+                         f"{result['rate']:,.0f}/s", ratio, targets.get(name, ""),
+                         f"{result['cpu_sec']:.2f} + {result['server_cpu_sec']:.2f} s",
+                         f"{result['peak_mb']:.0f} MB"))  # fmt: skip
+        head = ("Way", "Entries", "Median", "Rate", "drainkit's is times it", "Target",
+                "CPU client + server", "Memory above the imports")  # fmt: skip
+        rig.table(rows, head)
+        print(
+            f"Memory of the drain {ours['peak_mb']:.0f} MB (target: at most 80); its slowest claim "
+            f"or commit by SLOWLOG {ours['slowest_ms']:.1f} ms, {ours['over']:.0f} over "
+            f"{SLOW_MS} ms\n"
+        )
+
+
+if __name__ == "__main__":
+    if not rig.as_child(WORKS):
+        main()

@@ -1,0 +1,127 @@
+"""What the benchmarks share: a private server with the sample entries, children, the table.
+
+Every run is a process of its own, so that its memory is its own; what is compared takes turns
+on one server, so that a busy moment of the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+KEY = "bench.intent"
+ALLOWLIST = (
+    "BTCUSDT", "ETHUSDT", "SOLUSDT", "RENDERUSDT", "ARBUSDT", "GALAUSDT",
+    "CFXUSDT", "XRPUSDT", "ADAUSDT", "DOGEUSDT", "AVAXUSDT", "DOTUSDT",
+)  # fmt: skip
+MIN_CONF, MAX_AGE_MIN = 0.6, 180.0
+
+Result = dict[str, Any]
+
+
+@contextmanager
+def filled_server(kind: str, entries: int) -> Iterator[Any]:
+    """A private server with `entries` sample entries in KEY."""
+    import servers
+
+    with servers.start(kind, port=True) as server:
+        child(HERE / "rig.py", "seed", server.tcp_url, str(entries))
+        yield server
+
+
+def seed(url: str, entries: str) -> Result:
+    """Fill KEY; in a child, because a million entries as objects need gigabytes."""
+    from drainkit import commit
+    from drainkit.demo import sample_entries
+    from drainkit.server import Server
+
+    with Server(url, KEY) as server:
+        made = sample_entries(server.now_us() // 1000, int(entries))
+        return {"added": commit.add_entries(server, KEY.encode(), made)}
+
+
+def child(script: Path, *arguments: str) -> Result:
+    """The result of one run in a process of its own."""
+    command = [sys.executable, str(script), "--child", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
+    found: Result = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def as_child(works: Mapping[str, Callable[..., Result]]) -> bool:
+    """In a child: do the work that the command line names and print its result."""
+    if sys.argv[1:2] != ["--child"]:
+        return False
+    name, *arguments = sys.argv[2:]
+    print(json.dumps(works[name](*arguments)))
+    return True
+
+
+@contextmanager
+def measured(result: Result) -> Iterator[None]:
+    """Adds seconds, CPU seconds and the peak memory in MB above what it was before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
+    before_mb, cpu, started = _memory_mb("VmRSS"), _cpu_sec(), time.perf_counter()
+    yield
+    result["sec"] = time.perf_counter() - started
+    result["cpu_sec"] = _cpu_sec() - cpu
+    result["peak_mb"] = _memory_mb("VmHWM") - before_mb
+
+
+def _cpu_sec() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _memory_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+
+
+def in_turns(works: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, Result]:
+    """Each work `rounds` times, taking turns; the median of every number."""
+    found: dict[str, list[Result]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            found[name].append(work())
+            print(f"  {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+    return {
+        name: {k: statistics.median(run[k] for run in runs) for k in runs[0]}
+        for name, runs in found.items()
+    }
+
+
+def title(server: Any) -> str:
+    """The machine and the moment, for the line above the table."""
+    load = ", ".join(f"{part:.1f}" for part in os.getloadavg())
+    return (
+        f"{datetime.now().astimezone():%Y-%m-%d %H:%M}, {os.cpu_count()} cores, load {load}, "
+        f"Python {platform.python_version()}, {server.version}, loopback TCP, medians"
+    )
+
+
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> None:
+    """Print Markdown."""
+    for row in (head, tuple("---" for _ in head), *rows):
+        print("| " + " | ".join(row) + " |", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    as_child({"seed": seed})

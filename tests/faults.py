@@ -1,0 +1,107 @@
+"""What the fault tests share: a live run in this process, a fault at a chosen moment, the books."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from books import GROUP, ME, ask, audit
+from servers import Server
+
+from drainkit.drain import Summary, drain, prepare
+from drainkit.errors import DrainkitError
+from drainkit.evidence import new_run_id
+from drainkit.policy import ACTIONS
+from drainkit.server import Server as Link
+from drainkit.settings import build
+
+#: what only the request of a claim, or of a commit, contains
+CLAIM = b"-- Claim a batch for one consumer"
+COMMIT = b"-- Audit and acknowledge a batch"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one run ended: its exit code, its summary (None: it ended before its first write)."""
+
+    rc: int
+    summary: dict[str, Any] | None
+    error: str
+
+
+def attempt(
+    url: str,
+    stream: str,
+    *,
+    at: tuple[int, Callable[[], Any]] | None = None,
+    stopping: threading.Event | None = None,
+    **options: Any,
+) -> Attempt:
+    """One live run. `at`: once so many events are in its books, the fault happens, one time."""
+    todo = [at] if at else []
+
+    def progress(summary: Summary) -> None:
+        if todo and summary.total_read >= todo[0][0]:
+            todo.pop()[1]()
+
+    settings = build(
+        {"redis_url": url, "stream": stream, "mode": "live", "throttle": "2000",
+         "max_events": "all", **options}
+    )  # fmt: skip
+    try:
+        with Link(url, stream) as link:
+            job = prepare(link, settings, new_run_id("live", link.now_us()))
+            summary = drain(link, job, stopping=stopping, on_progress=progress)
+    except DrainkitError as error:
+        return Attempt(error.exit_code, None, str(error))
+    finally:
+        assert not todo, "the run ended before the fault's moment"
+    assert summary.exit_code is not None
+    return Attempt(summary.exit_code, summary.as_dict(), summary.error or "")
+
+
+def key(entry_id: str) -> tuple[int, ...]:
+    """An id in the order of ids."""
+    return tuple(map(int, entry_id.split("-")))
+
+
+def assert_settled(
+    server: Server,
+    stream: str,
+    expected: Sequence[str],
+    attempts: Iterable[Attempt] = (),
+    *,
+    group: str = GROUP,
+    audit_key: str | None = None,
+) -> None:
+    """Each expected entry has one record and no other has; nothing of ours is left pending.
+
+    Of each attempt: its counts are its records, and none of those lies after its boundary.
+    """
+    records = audit(server, stream, audit_key)
+    assert_once(records, expected)
+    assert ask(server, "XPENDING", stream, group, "-", "+", 10, ME) == []
+    for one in attempts:
+        assert_counts(records, one.summary)
+
+
+def assert_once(records: Sequence[dict[str, str]], expected: Sequence[str]) -> None:
+    """Nothing lost, nothing doubled, nothing foreign."""
+    found = Counter(record["original_id"] for record in records)
+    assert [i for i in expected if i not in found] == [], "lost"
+    assert [i for i, n in found.items() if n > 1] == [], "doubled"
+    assert set(found) - set(expected) == set(), "foreign"
+
+
+def assert_counts(records: Sequence[dict[str, str]], summary: dict[str, Any] | None) -> None:
+    """A summary tells what the audit stream holds of its run, up to its boundary."""
+    if summary is None:
+        return
+    own = [record for record in records if record["run_id"] == summary["run_id"]]
+    counts = Counter(record["action"] for record in own)
+    assert {a: summary[a] for a in ACTIONS} == {a: counts[a] for a in ACTIONS}
+    assert summary["total_read"] == len(own)
+    assert all(key(r["original_id"]) <= key(summary["boundary_id"]) for r in own)

@@ -1,0 +1,74 @@
+"""monitor.ipynb as a dashboard: served by Voila, seen in a real browser, offline, read only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from books import GROUP, ask, everything
+from conftest import Fill
+from servers import Server
+from test_browser import Watched, browser, hostile_backlog  # noqa: F401  # browser is a fixture
+
+pytestmark = pytest.mark.browser
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "monitor.ipynb"
+STREAM = "quantum:stream:trade.intent"
+
+
+@pytest.fixture
+def voila(valkey: Server, fill: Fill, tmp_path: Path) -> Iterator[str]:
+    """Voila's address, serving the notebook on a hostile backlog with pending entries."""
+    hostile_backlog(valkey, STREAM, fill)
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, "<b>dead</b>", "COUNT", 5, "STREAMS", STREAM, ">")
+    for action in ("drained_ok", "dropped_old", "dropped_old"):
+        ask(valkey, "XADD", f"{STREAM}.drain_audit", "*", "action", action)
+    port = servers.free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "voila", NOTEBOOK, "--no-browser", "--Voila.ip=127.0.0.1",
+         f"--port={port}"],
+        env={**os.environ, "DRAINKIT_REDIS_URL": valkey.url, "IPYTHONDIR": str(tmp_path)},
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{port}/"
+        servers.wait_until("Voila answers", lambda: _answers(address), timeout_sec=60)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}voila/static/voila.js") as reply:  # noqa: S310 - our own server
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def test_voila_serves_the_monitor(valkey: Server, voila: str, browser: object) -> None:  # noqa: F811
+    """Verdict, tables and figure are drawn; no code, no error; events are inert, data untouched."""
+    before = everything(valkey)
+    watched = Watched(browser, voila)  # type: ignore[arg-type]
+    page = watched.page
+    page.goto(voila, wait_until="load", timeout=120_000)
+    page.wait_for_selector("text=looked at", timeout=60_000)
+    page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
+    text = page.inner_text("body")
+    assert GROUP in text
+    assert "<b>dead</b>" in text
+    assert "Traceback" not in text
+    assert "Monitor.open" not in text
+    assert page.evaluate("window.pwned") is None
+    # Voila's own template asks for an icon font; blocked, nothing is missing
+    assert [url for url in watched.outside if "fontawesome" not in url] == []
+    # after drawing, plotly's extension would like to keep a picture, for which Voila has no place
+    assert [error for error in watched.errors if "setData is not a function" not in error] == []
+    assert everything(valkey) == before
