@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from books import GROUP, ask, audit, everything, seed
 from conftest import Cli, Fill
@@ -142,3 +147,23 @@ def test_rules_fit_odd_stream_names(valkey: Server, fill: Fill, cli: Cli, name: 
     url = make_user(cli, valkey, name, "analyst")
     assert cli("status", "--redis-url", url, "--stream", name).rc == 0
     assert cli("status", "--redis-url", url, "--stream", "axxb").rc == 4
+
+
+@pytest.mark.parametrize("name", ["01_analyse_backlog", "02_dry_run", "monitor"])
+def test_the_reading_notebooks_run_for_the_analyst(
+    valkey: Server, fill: Fill, cli: Cli, name: str
+) -> None:
+    """The notebooks that only read need no more than the analyst's rules."""
+    stream = "quantum:stream:trade.intent"
+    seed(valkey, stream, fill)
+    url = make_user(cli, valkey, stream, "analyst")
+    before = everything(valkey)
+    notebook = Path(__file__).parent.parent / "notebooks" / f"{name}.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(notebook), str(cli.cwd / "out.ipynb")],
+        env={**os.environ, "DRAINKIT_REDIS_URL": url},
+        cwd=cli.cwd, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert everything(valkey) == before
+    assert PASSWORD not in (cli.cwd / "out.ipynb").read_text() + done.stdout + done.stderr
