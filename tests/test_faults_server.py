@@ -42,7 +42,7 @@ def consumers(server: Server, stream: str) -> list[Any]:
 def test_a_crash_of_the_server(
     start_server: StartServer, stream: str, fill: Fill, kind: str, fsync: str, throttle: str
 ) -> None:
-    """Killed and restarted from its AOF, the server ends the run (exit 3); the next one finishes it."""
+    """Killed and restarted from its AOF, the server ends the run (exit 3); the next finishes."""
     server = start_server(kind, config={"appendonly": "yes", "appendfsync": fsync})
     ids = seed(server, stream, fill, 2500, delivered=100)[100:]
 
@@ -239,7 +239,7 @@ def test_rights_taken_away_midway(clean: Clean, stream: str, fill: Fill) -> None
                 max_events="150",
                 throttle="1000",
                 at=(20, lambda c=command: ask(server, "ACL", "SETUSER", "d", f"-{c}")),
-            )  # fmt: skip
+            )
         )
         assert runs[-1].rc == 4
         assert "drainkit acl" in runs[-1].error
@@ -417,7 +417,7 @@ def test_another_side_key_of_another_type(
 def test_audit_ids_that_are_used_up(
     server: Server, stream: str, fill: Fill, last: str, when: int
 ) -> None:
-    """Without ids to give, nothing is recorded or acknowledged; another audit stream finishes it."""
+    """Without ids to give, nothing is recorded or acknowledged; another audit stream helps."""
     ids = seed(server, stream, fill, 400, delivered=100)[100:]
 
     def use_up() -> None:
