@@ -369,9 +369,10 @@ def _check_limits(server: Server, settings: Settings, job: Job) -> None:
 @_stack([*DRAIN, _option("--reports-dir", metavar="DIR", help="[reports]"),
          _option("--if-backlog-over", type=click.IntRange(min=0), metavar="N",
                  help="Scheduled: only if the scope holds more than N entries."),
+         _option("--sign-key", metavar="FILE", help="Sign the statement with this SSH key."),
          *WHERE, _json])  # fmt: skip
 def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | None,
-        **flags: Any) -> int:  # fmt: skip
+        sign_key: str | None, **flags: Any) -> int:  # fmt: skip
     """Dry run or live drain through the notebooks, with sealed evidence.
 
     \b
@@ -385,18 +386,20 @@ def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | N
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
     if if_backlog_over is None:
-        return _run(settings, as_json, yes=yes)
+        return _run(settings, as_json, yes=yes, sign_key=sign_key)
     from . import schedule
 
     with schedule.turn(settings, over=if_backlog_over) as why_not:
         if why_not is None:
-            return _run(settings, as_json, yes=yes)
+            return _run(settings, as_json, yes=yes, sign_key=sign_key)
         emit(as_json, {"skipped": why_not}, why_not)
         return 0
 
 
-def _run(settings: Settings, as_json: bool, *, yes: bool) -> int:
-    from . import pipeline, schedule
+def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None = None) -> int:
+    from pathlib import Path
+
+    from . import evidence, pipeline, schedule
 
     if yes and settings.mode == "live" and settings.plan is not None:
         with connected(settings) as server:
@@ -418,6 +421,8 @@ def _run(settings: Settings, as_json: bool, *, yes: bool) -> int:
         result, folder = pipeline.run(
             settings, confirm=approve, announce=announce, stopping=stopping
         )
+    if sign_key is not None:
+        evidence.sign(folder, Path(sign_key))
     emit(as_json, result, f"{report_text(result)}\nReport: {folder / 'report.html'}")
     if result.get("error"):
         click.echo(f"drainkit: {one_line(str(result['error']), 600)}", err=True)
@@ -452,7 +457,10 @@ def verify(path: str, redis_url: str | None, allowed_signers: str | None, identi
         for name, findings in verify_ledger(redis_url, folder, found).items():
             found.setdefault(name, []).extend(findings)
     if allowed_signers is not None:
-        evidence.verify_signature(folder, Path(allowed_signers), identity or "")
+        runs_there = [folder] if evidence.is_run(folder) else [folder / n for n in found]
+        for run_dir in runs_there:
+            if run_dir.name != "chain":
+                evidence.verify_signature(run_dir, Path(allowed_signers), identity or "")
     bad = [f"{name}: {finding}" for name, findings in found.items() for finding in findings]
     runs = len([name for name in found if name != "chain"])
     emit(as_json, {"ok": not bad, "findings": found},

@@ -28,6 +28,10 @@ UNTHROTTLED_BATCH = 400
 ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_CLOCK_WAIT_SEC = 60.0
+FUTURE_AUDIT = (
+    "the audit stream's last id lies in the future: the server's clock went back, or its ids are "
+    "used up; set the clock, or choose another --audit-stream"
+)
 
 Progress = Callable[["Summary"], None]
 
@@ -230,6 +234,9 @@ def preflight(server: Server, job: Job) -> None:
                 f"{one_line(stream.text(key))} is a {stream.text(kind)}, not a "
                 f"{stream.text(right)}; rename it{advice}"
             )
+    last_ms = stream.last_ms(server, keys.audit)
+    if last_ms > server.now_us() / 1000 + MAX_CLOCK_WAIT_SEC * 1000:
+        raise DrainkitError(FUTURE_AUDIT)
     commit.probe(server, keys, job.settings.consumer_group)
     if scope.name == "undelivered" and not job.settings.allow_active_consumers:
         others = stream.consumers(server, keys.stream, scope.group)
@@ -444,10 +451,7 @@ class _Worker:
         self._next_turn = time.monotonic() + reply.wait_us / 1e6
         if not reply.done:
             if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (self._rate or 1)) * 1e6:
-                raise DrainkitError(
-                    "the audit stream's last id lies in the future: the server's clock went back, "
-                    "or its ids are used up; set the clock, or choose another --audit-stream"
-                )
+                raise DrainkitError(FUTURE_AUDIT)
             if self._rate is None:
                 self._start_over()
                 raise ServerBusyError("the server's clock went back; waiting for it")
@@ -472,9 +476,10 @@ class _Worker:
 
     def lose(self) -> None:
         """Note that what is under way may be done or not, or may even be done later."""
+        if self._sent:
+            self._lost_until = self._deadline
         if any(self._sent):
             self.uncertain = True
-        self._lost_until = self._deadline
         self._start_over()
 
     def outwait(self) -> None:

@@ -103,6 +103,14 @@ def stream_info(server: Server, key: bytes) -> StreamInfo:
     )
 
 
+def last_ms(server: Server, key: bytes) -> int:
+    """The milliseconds of a stream's last-generated-id; 0 where there is no such stream."""
+    if not server.call("EXISTS", key):
+        return 0
+    info = _pairs(server.call("XINFO", "STREAM", key))
+    return id_key(info["last-generated-id"])[0]
+
+
 def positions(server: Server, key: bytes) -> dict[str, Group]:
     """Every group of the stream by name."""
     found = {}

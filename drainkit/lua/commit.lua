@@ -5,7 +5,8 @@
 --       age_sec, confidence, action, drained_at_ts, reason
 -- Returns {"ok", now in us, wait in us until the next turn, id, id...}, the ids being those that
 -- are no longer this consumer's and so were neither audited nor acknowledged;
--- or {"wait", now, us}; or {"stopped", now, 0}; or {"late", now, 0}. Unless it says "ok" nothing changed.
+-- or {"wait", now, us}; or {"stopped", now, 0}; or {"late", now, 0}. Unless it says "ok" nothing
+-- changed.
 local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, rate, run_id, min_idle = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local records, FIRST, WIDTH = tonumber(ARGV[7]), 8, 8
