@@ -1,0 +1,165 @@
+"""Hostile values on the terminal and in CSV: shown, never obeyed.
+
+What they do in report.html and in notebooks is tried in a browser, in test_browser.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from books import GROUP, ME, ask
+from conftest import Cli, CliResult, Fill, intent
+from servers import Server
+
+# not yet seen green as a whole: on demand (pytest -m chaos) until it is
+pytestmark = pytest.mark.chaos
+
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m"
+BIDI = "\u202egpj.exe\u2066"
+#: what one may find in a stream that others write to
+HOSTILE = [
+    ESCAPES,
+    BIDI,
+    "a\r\nDrained OK: 9999",
+    "\x00\x08\x7f\u2028\u2029\ufeff",
+    "<script>alert(1)</script>",
+    '=HYPERLINK("http://x","y")',
+    "+1+1",
+    "-1+1",
+    "@SUM(A1)",
+    "\t=1+1",
+    "\r=1+1",
+    "\uff1d1+1",
+    "|calc",
+    "%0A=1",
+    '"; DROP TABLE x; --',
+    "{0.__class__} %s %(x)s {{7*7}} ${jndi:ldap://x}",
+    "\ud7ff\U0001f4a3",
+    "\\x1b[2J",
+]
+
+
+def hostile_stream(server: Server, name: str, fill: Fill) -> int:
+    """Every hostile text in every place of an event, some as bytes that are no text at all."""
+    entries = []
+    now = int(ask(server, "TIME")[0]) * 1000
+    for text in HOSTILE:
+        for field in ("symbol", "side", "source", "confidence", "timestamp", text):
+            entries.append((now + len(entries), {**intent(), field: text}))
+        entries.append((now + len(entries), {"payload": json.dumps(intent(text, side=text))}))
+    raw = [b"\xff\xfe\x1b[2J", b"\xc3\x28", "\ud800".encode("utf-8", "surrogatepass")]
+    for text in raw:
+        entries.append((now + len(entries), {"symbol": text, "confidence": "0.9", "source": text}))
+    fill(server, name, entries, group=GROUP)
+    return len(entries)
+
+
+def assert_plain(run: CliResult) -> None:
+    """Nothing that a terminal obeys: no control, format or surrogate characters but line ends."""
+    for text in (run.out, run.err):
+        odd = [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")]
+        assert set(odd) <= {"\n"}, ascii(text)
+        assert "\x1b" not in text
+    # a value with a line end in it must not make a line of its own
+    assert [line for line in run.out.splitlines() if line.startswith("Drained OK: 9999")] == []
+
+
+def where(server: Server, stream: str) -> tuple[str, ...]:
+    return ("--redis-url", server.url, "--stream", stream)
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["text", "json"])
+def test_hostile_events_on_the_terminal(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, as_json: tuple[str, ...]
+) -> None:
+    """Status, dry run, live run, check and trim of hostile events print no raw escape."""
+    n = hostile_stream(valkey, stream, fill)
+    at = where(valkey, stream)
+    many = ("--throttle", "none", "--max-events", "all")
+    for args in (
+        ("status", *at),
+        ("check", *at),
+        ("drain", "--mode", "dry-run", *many, *at),
+        ("drain", "--mode", "live", "--yes", *many, *at),
+        ("trim", *at),
+        ("consumers", *at),
+    ):
+        run = cli(*args, *as_json)
+        assert run.rc in (0, 1, 2) if args[0] == "check" else run.rc == 0, run.err
+        assert_plain(run)
+        if "live" in args and as_json:
+            assert run.json()["total_read"] == n
+            assert run.json()["drained_ok"] > 0
+
+
+@pytest.mark.parametrize("text", [ESCAPES, BIDI, "a\r\nDrained OK: 9999", "=1+1", "{0.x}%s"])
+def test_hostile_names_on_the_terminal(valkey: Server, fill: Fill, cli: Cli, text: str) -> None:
+    """Streams, groups and consumers with hostile names are shown escaped, in errors too."""
+    stream, group = f"s{text}", f"g{text}"
+    fill(valkey, stream, [(1, intent()), (2, intent())], group=group)
+    ask(valkey, "XREADGROUP", "GROUP", group, f"c{text}", "COUNT", 1, "STREAMS", stream, ">")
+    at = where(valkey, stream)
+    known = (*at, "--consumer-group", group)
+    for args, rc in (
+        (("status", *known), (0,)),
+        (("check", *known), (0, 1, 2)),
+        (("consumers", *known), (0,)),
+        (("trim", *at), (0,)),
+        (("acl", *known), (0,)),
+        (("drain", *at, "--consumer-group", f"other{text}"), (4,)),
+        (("drain", *where(valkey, f"missing{text}")), (4,)),
+        (("drain", "--mode", "live", "--yes", *known), (4,)),  # the consumer is active
+        (("drain", *known, "--allowlist", text), (2,) if text != "=1+1" else (0,)),
+        (("drain", *known, "--as-of", text), (2,)),
+        (("drain", *known, "--min-conf", text), (2,)),
+        (("drain", *known, "--scope", "pending", "--from-consumer", f"no{text}"), (4,)),
+        (("stop", *at, "--reason", text), (0,)),
+        (("drain", "--mode", "live", "--yes", *known), (4,)),
+        (("resume", *at), (0,)),
+    ):
+        run = cli(*args)
+        assert run.rc in rc, (args, run.err)
+        if args[0] != "acl":  # its rules must hold the names as they are
+            assert_plain(run)
+        if run.rc in (2, 4):
+            assert run.err.count("\n") == 1
+
+
+def test_hostile_events_in_csv(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """No cell of an exported CSV is a formula, and no line of it begins one."""
+    n = hostile_stream(valkey, stream, fill)
+    run = cli("export", "out.csv", *where(valkey, stream))
+    assert run.rc == 0, run.err
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == n
+    cells = [cell for row in rows for cell in row.values()]
+    starts = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+    assert [cell for cell in cells if cell.startswith(starts)] == []
+    said = {text for row in rows for pair in json.loads(row["fields"]) for text in pair}
+    assert set(HOSTILE) <= said  # nothing is left out: every value can be read
+
+
+def test_hostile_records_do_not_break_the_books(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Entries with hostile values in every place leave a plain audit: only validated values."""
+    n = hostile_stream(valkey, stream, fill)
+    run = cli(
+        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
+        "--allowlist", "BTCUSDT,<script>alert(1)</script>", *where(valkey, stream),
+    )  # fmt: skip
+    assert run.rc == 0, run.err
+    records = ask(valkey, "XRANGE", f"{stream}.drain_audit", "-", "+")
+    assert len(records) == n
+    for _, fields in records:
+        for part in fields:
+            text = part.decode("ascii")
+            assert text.isprintable()
+    assert ask(valkey, "XPENDING", stream, GROUP, "-", "+", 10, ME) == []

@@ -1,0 +1,302 @@
+"""Cluster, Sentinel, TLS, passwords and unix sockets, on real servers that the tests start."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import servers
+from books import GROUP, ask, audit, backlog, everything, pending, seed
+from conftest import Cli, Fill, need
+from faults import Attempt, assert_once, assert_settled, attempt
+from servers import Cluster, SentinelSetup, Server, wait_until
+
+# not yet seen green as a whole: on demand (pytest -m chaos) until it is
+pytestmark = pytest.mark.chaos
+
+StartServer = Callable[..., Server]
+PASSWORD = "s3cr:t/p@ss?#é"
+
+
+def fill_cluster(cluster: Cluster, stream: str, n: int) -> list[str]:
+    """A backlog of n recent entries, its group at the beginning; answers the ids."""
+    entries = backlog(int(time.time() * 1000), n)
+    node = cluster.primary_of(stream)
+    # over one node's own connection: a thousand redirections would only be slow
+    client = node.client()
+    with client.pipeline(transaction=False) as pipe:
+        for entry, fields in entries:
+            flat = [part for pair in fields.items() for part in pair]
+            pipe.execute_command("XADD", stream, entry, *flat)
+        pipe.execute_command("XGROUP", "CREATE", stream, GROUP, "0-0")
+        pipe.execute()
+    return [entry for entry, _ in entries]
+
+
+# ---------------------------------------------------------------- cluster
+
+
+@pytest.mark.parametrize("tagged", [False, True], ids=["no tag", "a tag"])
+def test_side_keys_share_the_streams_slot(
+    cluster: Cluster, stream: str, cli: Cli, tagged: bool
+) -> None:
+    """On a Cluster a drain works from any node; its side keys have the stream's hash tag."""
+    name = f"{{{stream}}}.intents" if tagged else stream
+    ids = fill_cluster(cluster, name, 60)
+    run = cli(
+        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
+        "--redis-url", cluster.nodes[-1].tcp_url, "--stream", name,
+    )  # fmt: skip
+    assert run.rc == 0, run.err
+    home = cluster.primary_of(name)
+    base = name if tagged else f"{{{stream}}}"
+    side = {f"{base}.{suffix}" for suffix in ("drain_audit", "drain_runs", "drain_state")}
+    assert {key.decode() for key in ask(home, "KEYS", "*")} == {name, *side}
+    slots = {ask(home, "CLUSTER", "KEYSLOT", key) for key in (name, *side, f"{base}.drain_stop")}
+    assert len(slots) == 1
+    once = Attempt(0, run.json(), "")
+    assert_settled(home, name, ids, [once], audit_key=f"{base}.drain_audit")
+
+
+def test_an_audit_stream_in_another_slot_is_refused(
+    cluster: Cluster, stream: str, cli: Cli
+) -> None:
+    """It is refused with the reason, before anything is written; with the tag it is taken."""
+    ids = fill_cluster(cluster, stream, 20)
+    home = cluster.primary_of(stream)
+    before = everything(home)
+    options = (
+        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none",
+        "--redis-url", cluster.url, "--stream", stream, "--audit-stream",
+    )  # fmt: skip
+    run = cli(*options, "elsewhere")
+    assert run.rc == 4
+    assert "another Cluster slot" in run.err
+    assert "hash tag" in run.err
+    assert run.err.count("\n") == 1
+    assert everything(home) == before
+    run = cli(*options, f"{{{stream}}}:mine")
+    assert run.rc == 0, run.err
+    assert_once(audit(home, stream, f"{{{stream}}}:mine"), ids)
+
+
+def test_a_slot_that_moves_midway(cluster: Cluster, stream: str) -> None:
+    """MOVED ends the run with exit code 3; the same command finds the new node and finishes."""
+    ids = fill_cluster(cluster, stream, 600)
+    source = cluster.primary_of(stream)
+    target = next(n for n in cluster.nodes[:3] if n is not source and _is_primary(n))
+    slot = ask(source, "CLUSTER", "KEYSLOT", stream)
+    first = attempt(
+        source.tcp_url, stream, at=(120, lambda: move_slot(cluster, slot, source, target))
+    )
+    assert first.rc == 3
+    assert "run the same command again" in first.error
+    assert cluster.primary_of(stream) is target
+    again = attempt(source.tcp_url, stream)
+    assert again.rc == 0, again.error
+    assert_settled(target, stream, ids, [first, again], audit_key=f"{{{stream}}}.drain_audit")
+    move_slot(cluster, slot, target, source)
+
+
+def _is_primary(node: Server) -> bool:
+    return bool(ask(node, "ROLE")[0] == b"master")
+
+
+def move_slot(cluster: Cluster, slot: int, source: Server, target: Server) -> None:
+    """Hands one slot with its keys over, as redis-cli --cluster reshard does."""
+    old, new = (ask(node, "CLUSTER", "MYID") for node in (source, target))
+    ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", old)
+    ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", new)
+    keys = ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+    if keys:
+        ask(source, "MIGRATE", "127.0.0.1", str(target.port), "", 0, 5000, "KEYS", *keys)
+    for node in (target, source, *cluster.nodes):
+        if _is_primary(node):
+            ask(node, "CLUSTER", "SETSLOT", slot, "NODE", new)
+
+
+def test_a_primary_killed_midway(cluster: Cluster, stream: str) -> None:
+    """Its replica takes over and the run ends with exit code 3; the same command finishes it."""
+    ids = fill_cluster(cluster, stream, 600)
+    home = cluster.primary_of(stream)
+    others = [node for node in cluster.nodes if node is not home]
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in (home, *others))
+    url = f"redis+cluster://{hosts}/0"
+
+    def crash() -> None:
+        # what the replica has not got yet is lost with its primary; here it has everything
+        assert ask(home, "WAIT", 1, 2000) >= 1
+        home.kill()
+
+    first = attempt(url, stream, at=(120, crash))
+    assert first.rc == 3
+
+    def taken_over() -> bool:
+        infos = [node.ask("CLUSTER", "NODES").decode() for node in others if _is_primary(node)]
+        return len(infos) == 3 and all(
+            b"cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in others
+        )
+
+    wait_until("the replica has taken over", taken_over, timeout_sec=30)
+    again = attempt(url, stream)
+    assert again.rc == 0, again.error
+    new_home = next(
+        node for node in others if _is_primary(node) and ask(node, "EXISTS", stream) == 1
+    )
+    assert_settled(new_home, stream, ids, [again], audit_key=f"{{{stream}}}.drain_audit")
+
+
+# ---------------------------------------------------------------- sentinel
+
+
+def test_a_failover_midway(sentinel: SentinelSetup, stream: str, fill: Fill) -> None:
+    """A changed run_id stops the drain (exit 3); the same command goes on at the new primary."""
+    ids = seed(sentinel.primary, stream, fill, 700, delivered=100)[100:]
+    hosts = ",".join(f"{host}:{port}" for host, port in sentinel.addresses)
+    url = f"redis+sentinel://{hosts}/{sentinel.name}/0"
+
+    def crash() -> None:
+        assert ask(sentinel.primary, "WAIT", 1, 2000) == 1
+        sentinel.primary.kill()
+
+    first = attempt(url, stream, at=(120, crash))
+    assert first.rc == 3
+    wait_until("the failover", lambda: sentinel.primary_port() == sentinel.replica.port)
+    wait_until("the promotion", lambda: _is_primary(sentinel.replica))
+    again = attempt(url, stream)
+    assert again.rc == 0, again.error
+    # what the old primary recorded after its last word to the replica is lost with it: the books
+    # that hold are those of the server that lives
+    assert_settled(sentinel.replica, stream, ids, [again])
+    assert pending(sentinel.replica, stream) == 0
+
+
+def test_a_sentinel_without_the_service(sentinel: SentinelSetup, cli: Cli) -> None:
+    """An unknown or missing service name is one clear line."""
+    host, port = sentinel.addresses[0]
+    unknown = cli("status", "--redis-url", f"redis+sentinel://{host}:{port}/nobody")
+    assert unknown.rc == 3
+    assert "nobody" in unknown.err
+    missing = cli("status", "--redis-url", f"redis+sentinel://{host}:{port}")
+    assert missing.rc == 2
+    assert "SERVICE" in missing.err
+
+
+# ---------------------------------------------------------------- TLS, logins, sockets
+
+
+def drained(cli: Cli, url: str, stream: str, secret: tuple[str, ...] = ()) -> Any:
+    return cli(
+        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
+        "--stream", stream, env={"DRAINKIT_REDIS_URL": url}, secret=secret,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("client_certs", [False, True], ids=["server only", "both sides"])
+def test_tls(stream: str, fill: Fill, cli: Cli, client_certs: bool) -> None:
+    """Drained over TLS with the authority's file; without it, or without a certificate, exit 3."""
+    need("redis")
+    with servers.start_tls("redis", client_certs=client_certs) as tls:
+        ids = seed(tls.server, stream, fill, 150, delivered=100)[100:]
+        trusted = f"{tls.url}?ssl_ca_certs={tls.ca_file}"
+        shown = f"&ssl_certfile={tls.client_cert_file}&ssl_keyfile={tls.client_key_file}"
+        if client_certs:
+            denied = drained(cli, trusted, stream)
+            assert denied.rc == 3, denied.err
+            trusted += shown
+        unknown = drained(cli, tls.url, stream)
+        assert unknown.rc == 3
+        assert "certificate" in unknown.err
+        assert pending(tls.server, stream) == 0
+        run = drained(cli, trusted, stream)
+        assert run.rc == 0, run.err
+        assert_settled(tls.server, stream, ids, [Attempt(0, run.json(), "")])
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis62"])
+@pytest.mark.parametrize("over", ["tcp", "unix"])
+def test_user_and_password(
+    start_server: StartServer, stream: str, fill: Fill, cli: Cli, kind: str, over: str
+) -> None:
+    """A login with odd characters works, a wrong one is exit 3; neither word is ever printed."""
+    server = start_server(kind, port=True)
+    ids = seed(server, stream, fill, 150, delivered=100)[100:]
+    ask(server, "ACL", "SETUSER", "drainer-x", "on", f">{PASSWORD}", "~*", "+@all")
+    secret = (PASSWORD, quote(PASSWORD, safe=""), "drainer-x:")
+    place = f"127.0.0.1:{server.port}/0" if over == "tcp" else f"{server.socket}?db=0"
+    scheme = "redis" if over == "tcp" else "unix"
+    login = f"drainer-x:{quote(PASSWORD, safe='')}@"
+    wrong_word = quote(PASSWORD + "!", safe="")
+    wrong = drained(
+        cli, f"{scheme}://drainer-x:{wrong_word}@{place}", stream, (wrong_word, *secret)
+    )
+    assert wrong.rc == 3
+    assert "refuses the login" in wrong.err
+    run = drained(cli, f"{scheme}://{login}{place}", stream, secret)
+    assert run.rc == 0, run.err
+    assert_settled(server, stream, ids, [Attempt(0, run.json(), "")])
+    status = cli(
+        "status", "--json", "--stream", stream, "--redis-url", f"{scheme}://{login}{place}",
+        secret=secret,
+    )  # fmt: skip
+    assert status.rc == 0, status.err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:{word}@127.0.0.1:1/0",
+        "redis://user:{word}@nowhere.invalid:6379/0",
+        "redis://:{word}@127.0.0.1:port/0",
+        "redis://user:{word}@[::1/0",
+        "http://user:{word}@127.0.0.1/0",
+        "redis+sentinel://user:{word}@127.0.0.1:1/orders",
+        "redis+cluster://user:{word}@127.0.0.1:1,127.0.0.1:2/0",
+        "unix://user:{word}@/tmp/no-such-socket?db=0",
+        "redis://127.0.0.1:1/0?username=user&password={word}",
+        "redis://user:{word} and {word}@127.0.0.1:1/0",
+        "redis://user:{word}/{word}@127.0.0.1:1/0",
+        "rediss://user:{word}@127.0.0.1:1/0?ssl_cert_reqs=none&ssl_password={word}",
+    ],
+)
+@pytest.mark.parametrize("debug", [(), ("--debug",)], ids=["plain", "debug"])
+def test_a_url_that_leads_nowhere(cli: Cli, url: str, debug: tuple[str, ...]) -> None:
+    """Exit 2 or 3 with one line, and no word of the password, not even in a traceback."""
+    word = "s3cretw0rd"
+    run = cli(*debug, "status", env={"DRAINKIT_REDIS_URL": url.format(word=word)}, secret=(word,))
+    assert run.rc in (2, 3), run.err
+    if not debug:
+        assert run.err.count("\n") == 1
+
+
+def test_a_connection_refused_or_no_server_at_all(
+    stream: str, cli: Cli, start_server: StartServer
+) -> None:
+    """A server that is gone, or a port that speaks something else, is exit 3 with what to do."""
+    server = start_server("valkey", port=True)
+    server.kill()
+    gone = cli("status", "--redis-url", server.tcp_url, "--stream", stream)
+    assert gone.rc == 3
+    assert "check that it runs" in gone.err
+    babble = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            link, _ = listener.accept()
+            link.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            babble.wait(20)
+            link.close()
+
+        talker = threading.Thread(target=talk)
+        talker.start()
+        port = listener.getsockname()[1]
+        other = cli("status", "--redis-url", f"redis://127.0.0.1:{port}/0", "--stream", stream)
+        babble.set()
+        talker.join()
+    assert other.rc == 3
+    assert "protocol" in other.err
