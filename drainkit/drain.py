@@ -584,7 +584,8 @@ def _close_books(
     server: Server, job: Job, summary: Summary, started: int, failure: DrainkitError | None
 ) -> None:
     scope = stream.current(server, job.keys, job.scope)
-    summary.remaining = stream.remaining(server, job.keys, scope)
+    if scope.group_exists or scope.name == "history":  # else nobody knows what was delivered
+        summary.remaining = stream.remaining(server, job.keys, scope)
     summary.pending_own = sum(len(ids) for ids in stream.own_ids(server, job.keys, scope))
     budget = job.max_events
     exhausted = budget is None or summary.total_read < budget

@@ -10,6 +10,8 @@ import re
 
 # user and password before the last @ of a URL's host part, and those among its options
 _SECRETS = (
+    # a password typed with spaces still is one: all up to the last @
+    (re.compile(r"((?:rediss?|unix|sentinel|cluster)://).*@", re.DOTALL), r"\1***@"),
     (re.compile(r"(?<=://)\S*@"), "***@"),
     (re.compile(r"(?<=[?&])((?:ssl_)?password|username)=[^&\s]*"), r"\1=***"),
 )

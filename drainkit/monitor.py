@@ -424,7 +424,7 @@ def running_drains(server: Server, keys: Keys) -> list[RunningDrain]:
     done = Counter(record.run_id for record in run_records(server, keys, set(runs)))
     found = []
     for run_id, starts in runs.items():
-        with suppress(ValueError):
+        with suppress(ValueError, ArithmeticError):
             found.append(_running(server, keys, starts, done[run_id]))
     return found
 
