@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -80,10 +81,9 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
     """One table of all tests of this module, printed at the end whatever the capturing says."""
     found = Table()
     yield found
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.ensure_newline()
-        reporter.write_line(f"chaos, seed {SEED}:\n{found}")
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\nchaos, seed {SEED}:\n\n{found}\n")
 
 
 @pytest.fixture
@@ -109,6 +109,25 @@ def until_done(
         if ended is not None and ended.rc == 0 and not more:
             return
     raise AssertionError("the faults are over and no run ends well")
+
+
+def struck(
+    tally: Tally, work: Callable[[], Attempt], fault: Callable[[], Any], after_sec: float
+) -> Attempt:
+    """The work, with a fault after a moment; it counts only if the work was still going on."""
+    going_on = threading.Event()
+    going_on.set()
+
+    def strike() -> None:
+        tally.faults += going_on.is_set()
+        fault()
+
+    timer = threading.Timer(after_sec, strike)
+    timer.start()
+    ended = work()
+    going_on.clear()
+    timer.join()
+    return ended
 
 
 def refill(server: Server, stream: str, n: int) -> list[str]:
@@ -176,16 +195,14 @@ def test_crashes_of_the_server(
         server.kill()
         server.start()
         ask(server, "CONFIG", "SET", "appendfsync", chance.choice(["always", "everysec"]))
-        tally.faults += 1
 
     def run(more: bool) -> Attempt:
-        timer = threading.Timer(chance.uniform(0.01, 0.4), crash)
-        if more:
-            timer.start()
-        ended = attempt(server.url, stream, throttle=chance.choice(["none", "1500"]))
-        if more:
-            timer.join()
-            ids.extend(refill(server, stream, 400))
+        throttle = chance.choice(["none", "1500"])
+        work = partial(attempt, server.url, stream, throttle=throttle)
+        if not more:
+            return work()
+        ended = struck(tally, work, crash, chance.uniform(0.01, 0.3))
+        ids.extend(refill(server, stream, 600))
         return ended
 
     until_done(tally, server, stream, run, ROUNDS)
@@ -207,15 +224,18 @@ def test_signals_to_the_client(
     def run(more: bool) -> Attempt | None:
         process = cli.start(*drain, "--throttle", chance.choice(["none", "1500"]))
         if more:
-            begun = len(audit(valkey, stream))
+            begun = ask(valkey, "XLEN", f"{stream}.drain_audit")
             wait_until(
                 "it works, or is done",
-                lambda: len(audit(valkey, stream)) > begun or process.poll() is not None,
+                lambda: (
+                    ask(valkey, "XLEN", f"{stream}.drain_audit") > begun
+                    or process.poll() is not None
+                ),
             )
             time.sleep(chance.uniform(0, 0.1))
             how = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP])
+            tally.faults += process.poll() is None
             process.send_signal(how)
-            tally.faults += 1
             if how == signal.SIGSTOP:
                 time.sleep(0.1)
                 attempt(
@@ -243,7 +263,6 @@ def test_writes_refused(
     undo = {"maxmemory": "0", "min-replicas-to-write": "0"}
 
     def harm() -> None:
-        tally.faults += 1
         which = chance.choice(["maxmemory", "min-replicas-to-write", "replica", "flush", "pause"])
         if which == "replica":
             ask(server, "REPLICAOF", "127.0.0.1", "1")
@@ -260,14 +279,13 @@ def test_writes_refused(
             ask(server, "CONFIG", "SET", name, value)
 
     def run(more: bool) -> Attempt:
-        timer = threading.Timer(chance.uniform(0.02, 0.3), harm)
-        if more:
-            timer.start()
-        ended = attempt(server.url, stream, throttle=chance.choice(["none", "1500"]))
-        if more:
-            timer.join()
-            heal()
-            ids.extend(refill(server, stream, 400))
+        throttle = chance.choice(["none", "1500"])
+        work = partial(attempt, server.url, stream, throttle=throttle)
+        if not more:
+            return work()
+        ended = struck(tally, work, harm, chance.uniform(0.02, 0.3))
+        heal()
+        ids.extend(refill(server, stream, 600))
         return ended
 
     until_done(tally, server, stream, run, ROUNDS)
@@ -278,7 +296,7 @@ def test_writes_refused(
 def test_drains_side_by_side(
     server: Server, stream: str, fill: Fill, chance: random.Random, table: Table
 ) -> None:
-    """Two to four drains at once, of one name or several, each again and again."""
+    """Two to four drains at once, of one name or several: no faults but one another."""
     tally = table.row(f"drains side by side, {server.version}")
     ids = seed(server, stream, fill, 1000, delivered=0)
     for _ in range(ROUNDS):
@@ -286,7 +304,7 @@ def test_drains_side_by_side(
         ended: list[Attempt] = []
 
         def drain(name: str, throttle: str, ended: list[Attempt] = ended) -> None:
-            free = {"consumer_name": name, "allow_active_consumers": True}
+            free: dict[str, Any] = {"consumer_name": name, "allow_active_consumers": True}
             ended.append(attempt(server.url, stream, throttle=throttle, **free))
 
         threads = [
@@ -298,7 +316,6 @@ def test_drains_side_by_side(
         for thread in threads:
             thread.join()
         tally.runs += len(names)
-        tally.faults += len(names) - 1
         records = audit(server, stream)
         for one in ended:
             assert one.rc == 0, one.error
@@ -326,14 +343,9 @@ def test_failovers(
             return attempt(url, stream)
         wait_until("the other is in step", lambda: ask(primary, "WAIT", 1, 1000) == 1)
 
-        def change() -> None:
-            ask(sentinel.sentinels[0], "SENTINEL", "FAILOVER", sentinel.name)
-            tally.faults += 1
-
-        timer = threading.Timer(chance.uniform(0.05, 0.3), change)
-        timer.start()
-        ended = attempt(url, stream, throttle="1000")
-        timer.join()
+        failover = partial(ask, sentinel.sentinels[0], "SENTINEL", "FAILOVER", sentinel.name)
+        work = partial(attempt, url, stream, throttle="1000")
+        ended = struck(tally, work, failover, chance.uniform(0.05, 0.3))
         wait_until("the failover", lambda: sentinel.primary_port() == other.port, timeout_sec=30)
         wait_until("the promotion", lambda: ask(other, "ROLE")[0] == b"master")
         wait_until(

@@ -80,6 +80,14 @@ def test_an_unreachable_server_is_exit_code_3(cli: Cli) -> None:
         assert str(port) in one_line_error(run.err)
 
 
+def test_a_password_with_spaces_is_not_shown_either(cli: Cli) -> None:
+    """Not every character of a password is one that a URL may hold; none of it is printed."""
+    url = f"redis://user:one {SECRET} two@127.0.0.1:{servers.free_port()}/0"
+    run = cli("status", env={"DRAINKIT_REDIS_URL": url}, secret=(SECRET, "one", "two"))
+    assert run.rc in (2, 3), run
+    one_line_error(run.err)
+
+
 def test_a_wrong_password_is_exit_code_3(valkey: Server, cli: Cli) -> None:
     """A refused login says so, without the password, also with --debug."""
     url = valkey.tcp_url.replace("redis://", f"redis://nobody:{SECRET}@")

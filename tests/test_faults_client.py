@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from books import GROUP, ME, ask, audit, pending, seed
@@ -149,7 +150,8 @@ class Consumer(threading.Thread):
 
     def __init__(self, server: Server, stream: str) -> None:
         super().__init__()
-        self.client, self.stream = server.client(protocol=2), stream
+        self.client: Any = server.client(protocol=2)
+        self.stream = stream
         self.read: list[str] = []
         self.acked = 0
         self.done = threading.Event()

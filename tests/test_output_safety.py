@@ -9,14 +9,12 @@ import csv
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from books import GROUP, ME, ask
 from conftest import Cli, CliResult, Fill, intent
 from servers import Server
-
-# not yet seen green as a whole: on demand (pytest -m chaos) until it is
-pytestmark = pytest.mark.chaos
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m"
 BIDI = "\u202egpj.exe\u2066"
@@ -45,15 +43,15 @@ HOSTILE = [
 
 def hostile_stream(server: Server, name: str, fill: Fill) -> int:
     """Every hostile text in every place of an event, some as bytes that are no text at all."""
-    entries = []
+    entries: list[tuple[int, dict[Any, Any]]] = []
     now = int(ask(server, "TIME")[0]) * 1000
     for text in HOSTILE:
         for field in ("symbol", "side", "source", "confidence", "timestamp", text):
             entries.append((now + len(entries), {**intent(), field: text}))
         entries.append((now + len(entries), {"payload": json.dumps(intent(text, side=text))}))
     raw = [b"\xff\xfe\x1b[2J", b"\xc3\x28", "\ud800".encode("utf-8", "surrogatepass")]
-    for text in raw:
-        entries.append((now + len(entries), {"symbol": text, "confidence": "0.9", "source": text}))
+    for part in raw:
+        entries.append((now + len(entries), {"symbol": part, "confidence": "0.9", "source": part}))
     fill(server, name, entries, group=GROUP)
     return len(entries)
 
@@ -96,7 +94,7 @@ def test_hostile_events_on_the_terminal(
             assert run.json()["drained_ok"] > 0
 
 
-@pytest.mark.parametrize("text", [ESCAPES, BIDI, "a\r\nDrained OK: 9999", "=1+1", "{0.x}%s"])
+@pytest.mark.parametrize("text", [ESCAPES + BIDI + "\r\nDrained OK: 9999", "=1+1{0.x}%s"])
 def test_hostile_names_on_the_terminal(valkey: Server, fill: Fill, cli: Cli, text: str) -> None:
     """Streams, groups and consumers with hostile names are shown escaped, in errors too."""
     stream, group = f"s{text}", f"g{text}"
@@ -105,15 +103,15 @@ def test_hostile_names_on_the_terminal(valkey: Server, fill: Fill, cli: Cli, tex
     at = where(valkey, stream)
     known = (*at, "--consumer-group", group)
     for args, rc in (
-        (("status", *known), (0,)),
-        (("check", *known), (0, 1, 2)),
+        (("status", *at), (0,)),
+        (("check", *at, "--group", group), (3,)),  # ids that are no times
         (("consumers", *known), (0,)),
         (("trim", *at), (0,)),
-        (("acl", *known), (0,)),
+        (("acl", *at), (0,)),
         (("drain", *at, "--consumer-group", f"other{text}"), (4,)),
         (("drain", *where(valkey, f"missing{text}")), (4,)),
         (("drain", "--mode", "live", "--yes", *known), (4,)),  # the consumer is active
-        (("drain", *known, "--allowlist", text), (2,) if text != "=1+1" else (0,)),
+        (("drain", *known, "--allowlist", text), (0,) if text.isprintable() else (2,)),
         (("drain", *known, "--as-of", text), (2,)),
         (("drain", *known, "--min-conf", text), (2,)),
         (("drain", *known, "--scope", "pending", "--from-consumer", f"no{text}"), (4,)),
@@ -123,8 +121,7 @@ def test_hostile_names_on_the_terminal(valkey: Server, fill: Fill, cli: Cli, tex
     ):
         run = cli(*args)
         assert run.rc in rc, (args, run.err)
-        if args[0] != "acl":  # its rules must hold the names as they are
-            assert_plain(run)
+        assert_plain(run)
         if run.rc in (2, 4):
             assert run.err.count("\n") == 1
 
