@@ -16,7 +16,7 @@ READING = (
     "ping", "select", "info", "time", "type", "exists", "xinfo", "xrange", "xrevrange", "xlen",
     "xpending", "get", "hget", "hgetall", "smembers", "scan", "cluster|keyslot", "cluster|slots",
 )  # fmt: skip
-DRAINING = ("eval", "xreadgroup", "xack", "xclaim", "xgroup|create", "xgroup|destroy")
+DRAINING = ("eval", "xreadgroup", "xack", "xgroup|create", "xgroup|destroy")
 
 
 def rules(

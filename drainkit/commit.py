@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from .errors import DrainkitError, RefusedError, one_line
+from .errors import RefusedError, one_line
 from .events import RawEntry
 from .server import Keys, Server, ServerBusyError
 from .stream import Scope, next_id, text
 
-# one batch holds at most about this much, so that neither side gathers gigabytes in one reply
-BATCH_BYTES = 4 << 20
-
-_CLAIM_REFUSALS = {
+_REFUSALS = {
+    "stopped": "the kill switch is set (drainkit stop); drainkit resume lifts it",
     "gone": "the stream is gone or no longer a stream; nothing more was done",
     "no_group": "the consumer group is gone; nothing more was done",
-    "recreated": "the stream was made anew: its last id is below the run's boundary",
+    "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
 }
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
@@ -38,111 +36,98 @@ TRIM_REFUSALS = {
 
 
 @dataclass(frozen=True)
-class Claimed:
-    """A batch that is now pending for this consumer, and the server's clock and position."""
+class Batch:
+    """Entries, ids ascending, to be decided and then audited and acknowledged in one step.
 
-    now_us: int
-    position: str
-    entries: list[RawEntry]
-    tried: int  # scope pending: how many of the proposed ids were looked at
+    New ones are all entries after the id `after` up to their last. Of pending ones `owners` says
+    whose each is: the drain's own or, in scope pending, an idle consumer's.
+    """
+
+    entries: Sequence[RawEntry]
+    after: str = ""
+    counters: bytes = b""  # the stream's, from a Committed before the entries were asked for
+    owners: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class Committed:
-    """What became of a batch: done, told to wait, with ids that were no longer ours."""
+    """What became of a batch: done, or told to wait; and where group and stream stand then."""
 
     done: bool
     now_us: int
     wait_us: int  # until the next turn, by the common pace
-    rejected: frozenset[bytes]
+    position: str
+    counters: bytes  # "added deleted", entries so far; empty where the server does not count
+    rejected: frozenset[bytes]  # neither audited nor acknowledged: somebody else's now
 
 
 class StoppedError(RefusedError):
     """The kill switch is set: `drainkit resume` lifts it."""
 
 
-def send_claim(
-    server: Server,
-    keys: Keys,
-    scope: Scope,
-    *,
-    count: int,
-    cursor: str,
-    lowest: str,
-    deadline_us: int,
-    proposed: Sequence[tuple[bytes, str]] | None = None,
-) -> None:
-    """Ask for up to `count` entries: own pending ones after `cursor`, then new or proposed ones.
-
-    `lowest` is the position seen last: one below it means that somebody moved the group back.
-    After `deadline_us`, by the server's clock, the request does nothing any more.
-    """
-    pairs = [part for pair in proposed or () for part in pair]
-    server.send(
-        "EVAL", _script("claim"), 2, keys.stream, keys.stop, scope.group, scope.consumer,
-        scope.boundary, count, BATCH_BYTES, cursor, lowest,
-        "new" if proposed is None else "pending", scope.min_idle_ms, deadline_us, *pairs,
-    )  # fmt: skip
-
-
-def receive_claim(server: Server) -> Claimed:
-    """The reply to `send_claim`; raises if the kill switch is set or the stream is another."""
-    status, now_us, position, entries, *tried = server.receive()
-    if status == b"stopped":
-        raise StoppedError("the kill switch is set (drainkit stop); drainkit resume lifts it")
-    if status == b"late":
-        raise ServerBusyError(_LATE)
-    if status != b"ok":
-        raise RefusedError(_CLAIM_REFUSALS[status.decode()])
-    return Claimed(int(now_us), text(position), entries, tried[0])
-
-
 def send_commit(
     server: Server,
     keys: Keys,
     scope: Scope,
+    batch: Batch,
+    records: Sequence[Sequence[bytes]],
     *,
     rate: float | None,
     run_id: str,
     deadline_us: int,
-    records: Sequence[Sequence[bytes]],
-    owners: Mapping[bytes, str],
 ) -> None:
-    """Send a batch of audit records (RECORD_FIELDS order, ids ascending) to be committed.
+    """Send a batch with its audit records (RECORD_FIELDS order) to be committed.
 
-    `owners` names the owner of entries without a body, which a claim leaves where they are.
     After `deadline_us`, by the server's clock, the request does nothing any more.
     """
     flat: list[bytes | str] = []
-    for record in records:
-        flat += (owners.get(record[0], ""), *record[:7])
+    if batch.owners is None:
+        kind: tuple[str | int | bytes, ...] = ("new", batch.counters, batch.after)
+        for entry_id, symbol, age, confidence, action, _, reason, *_ in records:
+            flat += (entry_id, symbol, age, confidence, action, reason)
+    else:
+        kind = ("pending", batch.counters, scope.min_idle_ms)
+        for record, owner in zip(records, batch.owners, strict=True):
+            flat += (*record[:5], record[6], owner)
+    drained_at = records[0][5] if records else b""
     server.send(
         "EVAL", _script("commit"), 4, keys.stream, keys.audit, keys.stop, keys.state, scope.group,
-        scope.consumer, "none" if rate is None else repr(rate), run_id, scope.min_idle_ms,
-        deadline_us, len(records), *flat,
+        scope.consumer, "none" if rate is None else repr(rate), run_id, deadline_us,
+        scope.boundary, *kind, drained_at, len(records), *flat,
     )  # fmt: skip
 
 
 def receive_commit(server: Server) -> Committed:
-    """The reply to `send_commit`; raises if the kill switch is set: then nothing changed."""
-    status, now_us, wait_us, *rejected = server.receive()
-    if status == b"stopped":
-        raise StoppedError("the kill switch is set (drainkit stop); drainkit resume lifts it")
+    """The reply to `send_commit`; raises if the server refused: then nothing changed."""
+    status, now_us, wait_us, *rest = server.receive()
     if status == b"late":
         raise ServerBusyError(_LATE)
-    return Committed(status == b"ok", int(now_us), int(wait_us), frozenset(rejected))
+    if status == b"stopped":
+        raise StoppedError(_REFUSALS["stopped"])
+    if status not in (b"ok", b"wait"):
+        raise RefusedError(_REFUSALS[status.decode()])
+    position, counters, *rejected = rest or (b"", b"")
+    return Committed(
+        status == b"ok", int(now_us), int(wait_us), text(position), counters, frozenset(rejected)
+    )
+
+
+def look(
+    server: Server, keys: Keys, scope: Scope, *, after: str, counters: bytes, deadline_us: int
+) -> Committed:
+    """A commit without records: proves that one could work, and tells where the group stands.
+
+    It refuses what a commit refuses: a position below `after`, counters that went back.
+    """
+    nothing = Batch([], after, counters)
+    send_commit(server, keys, scope, nothing, [], rate=None, run_id="", deadline_us=deadline_us)
+    return receive_commit(server)
 
 
 def add_to_ledger(server: Server, keys: Keys, fields: Mapping[str, object]) -> None:
     """Append one entry to the run ledger."""
     flat = [str(part) for pair in fields.items() for part in pair]
     server.call("XADD", keys.runs, "*", *flat)
-
-
-def probe(server: Server, keys: Keys, group: str) -> None:
-    """Prove the permission to acknowledge with an id that no entry can have."""
-    if server.call("XACK", keys.stream, group, "0-0") != 0:
-        raise DrainkitError("XACK of 0-0 acknowledged something; this server is not trustworthy")
 
 
 def stop(server: Server, keys: Keys, *, reason: str, now_us: int) -> None:

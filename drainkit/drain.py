@@ -1,4 +1,4 @@
-"""The two verbs: `dry_run` decides without a trace, `drain` claims, decides, paces and commits."""
+"""The two verbs: `dry_run` decides without a trace, `drain` decides, paces and commits."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
 from . import commit, stream
 from .audit import AuditRecord, parse, records
+from .commit import Batch
 from .errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, one_line
 from .events import Decoder, Events, FieldMap, RawEntry
 from .policy import ACTIONS, Decisions, Policy, decide
@@ -25,6 +26,9 @@ from .settings import Settings
 from .stream import Scope
 
 UNTHROTTLED_BATCH = 400
+# one batch holds at most about this much, so that neither side gathers gigabytes at once
+BATCH_BYTES = 4 << 20
+FIRST_ENTRY_BYTES = 64 << 10  # expected of an entry before one was seen
 ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_CLOCK_WAIT_SEC = 60.0
@@ -100,8 +104,8 @@ class Job:
         return self.settings.max_events if self.plan_ids is None else len(self.plan_ids)
 
     @property
-    def claim_scope(self) -> Scope:
-        """The scope as far as claims may go: with a plan, to its last entry."""
+    def reach(self) -> Scope:
+        """The scope as far as this run may read: with a plan, to its last entry."""
         if not self.plan_ids:
             return self.scope
         last = max(self.plan_ids, key=stream.id_key)
@@ -150,7 +154,7 @@ def dry_run(
     on_page: Callable[[DecidedPage], None] | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Decide every entry of the scope as the live run would; writes nothing, claims nothing."""
+    """Decide every entry of the scope as the live run would; writes nothing."""
     summary, started = _open_books(server, job)
     decoder = decoder_of(job.settings)
     left = job.max_events
@@ -237,7 +241,6 @@ def preflight(server: Server, job: Job) -> None:
     last_ms = stream.last_ms(server, keys.audit)
     if last_ms > server.now_us() / 1000 + MAX_CLOCK_WAIT_SEC * 1000:
         raise DrainkitError(FUTURE_AUDIT)
-    commit.probe(server, keys, job.settings.consumer_group)
     if scope.name == "undelivered" and not job.settings.allow_active_consumers:
         others = stream.consumers(server, keys.stream, scope.group)
         own = {scope.consumer, *job.fellows}
@@ -247,11 +250,20 @@ def preflight(server: Server, job: Job) -> None:
                 f"consumer {one_line(active[0].name)} of this group was active "
                 f"{active[0].idle_ms / 1000:.0f} s ago; stop it, or --allow-active-consumers"
             )
+    # the group of scope history may not exist yet, so it is the consumer group that is looked at
+    deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
+    main = replace(scope, group=job.settings.consumer_group)
+    commit.look(server, keys, main, after=stream.FIRST_ID, counters=b"", deadline_us=deadline_us)
 
 
 @dataclass
 class _Worker:
-    """The loop of a live drain: at most two batches claimed, one commit in flight."""
+    """The loop of a live drain: reads as a dry run does, and writes by commits, one at a time.
+
+    Nothing is claimed beforehand: until its commit an entry stays as undelivered, or as pending for
+    its owner, as it was. So whatever happens before leaves no trace, and after a fault the group
+    itself says what was done.
+    """
 
     server: Server
     job: Job
@@ -259,8 +271,7 @@ class _Worker:
     stopping: threading.Event
     on_progress: Progress | None
     uncertain: bool = False  # a commit's outcome was unknown: recount from the audit at the end
-    _sent: deque[tuple[Events, Decisions] | None] = field(default_factory=deque)  # None: a claim
-    _owners: dict[bytes, str] = field(default_factory=dict)
+    _sent: deque[tuple[Events, Decisions] | None] = field(default_factory=deque)  # None: a read
     _next_turn: float = 0.0  # time.monotonic()
 
     def __post_init__(self) -> None:
@@ -271,8 +282,10 @@ class _Worker:
         # 2 % of the rate: one turn each 20 ms keeps the pace even and the server free
         self._batch = UNTHROTTLED_BATCH if self._rate is None else max(1, int(self._rate * 0.02))
         self._batch = min(self._batch, UNTHROTTLED_BATCH)
-        self._claim_scope = self.job.claim_scope
-        self._lowest = self._claim_scope.position
+        self._entry_bytes = FIRST_ENTRY_BYTES
+        self._reach = self.job.reach
+        self._position = self._reach.position  # of the group, as seen last; never goes back
+        self._counters = b""
         self._run_id = self.server.info.run_id
         self._deadline = self._lost_until = 0
         self._start_over()
@@ -286,7 +299,7 @@ class _Worker:
                 self._drain()
                 if self._exhausted():
                     return
-                # a second drain of the same name claimed meanwhile: its entries are ours as well
+                # somebody of the same name was delivered entries meanwhile: they are ours as well
                 self._start_over()
             except (ConnectionLostError, ServerBusyError) as error:
                 if self.summary.total_read > before:
@@ -297,8 +310,8 @@ class _Worker:
         budget = self.job.max_events
         if budget is not None and self.summary.total_read >= budget:
             return True
-        # as far as claims go: what a plan leaves alone would be waited for forever
-        scope = stream.current(self.server, self.job.keys, self._claim_scope)
+        # as far as a plan goes: what it leaves alone would be waited for forever
+        scope = stream.current(self.server, self.job.keys, self._reach)
         return not any(stream.own_ids(self.server, self.job.keys, scope))
 
     def finish_replies(self) -> None:
@@ -332,111 +345,132 @@ class _Worker:
         self._sent.popleft()
 
     def _drain(self) -> None:
-        self._ask()
-        while batch := self._take():
-            # scope pending lists candidates in between, so replies must not be under way
-            ahead = self._rate is None and self.job.scope.name != "pending"
-            if ahead:
-                self._ask()
-            self._settle_commits()
+        for batch in self._pending_batches():
             self._commit(batch)
-            if not ahead:
-                self._settle_commits()
-                self._ask()
-        self._settle_commits()
+            self._settle_commits()
+        if self.job.scope.name != "pending":
+            self._drain_new()
         if self.stopping.is_set():
             raise InterruptedRunError("interrupted; run the same command again to go on")
 
-    def _ask(self) -> None:
-        """Send the claim of the next batch, if the budget leaves room and nobody interrupts."""
+    def _drain_new(self) -> None:
+        self._look()
+        self._ask()
+        while batch := self._take():
+            if self._rate is None:  # the server reads on while this side decides
+                self._ask()
+            self._settle_commits()
+            self._commit(batch)
+            if self._rate is not None:
+                self._settle_commits()
+                self._ask()
+        self._settle_commits()
+        if self._room() > 0:  # not the budget but the stream has ended: if it is still the one
+            self._look()
+
+    def _look(self) -> None:
+        """Where the group stands; refused if the stream or the group is not what it was."""
+        found = commit.look(
+            self.server, self.job.keys, self._reach,
+            after=self._position, counters=self._counters, deadline_us=self._deadline_us(),
+        )  # fmt: skip
+        self._clock.sync(found.now_us)
+        self._after = self._position = found.position
+        self._counters = found.counters
+
+    def _room(self) -> int:
+        """How many entries the next batch may have; 0 when the budget is spent."""
         in_flight = sum(len(sent[0]) for sent in self._sent if sent) + self._unsent
+        room = min(self._batch, max(1, BATCH_BYTES // self._entry_bytes))
         budget = self.job.max_events
-        room = self._batch
-        if budget is not None:
-            room = min(room, budget - self.summary.total_read - in_flight)
+        return room if budget is None else min(room, budget - self.summary.total_read - in_flight)
+
+    def _pending_batches(self) -> Iterator[Batch]:
+        """What is pending already: first this consumer's own, then others' (scope pending)."""
+        keys = self.job.keys
+        scope = stream.current(self.server, keys, self._reach)
+        mine = chain.from_iterable(stream.own_ids(self.server, keys, scope))
+        own = ((entry, scope.consumer) for entry in mine)
+        others = chain.from_iterable(stream.scope_ids(self.server, keys, scope))
+        wanted = (row for row in others if self._wanted(row[0]))
+        for rows in (own, wanted) if scope.name == "pending" else (own,):
+            while (room := self._room()) > 0 and not self.stopping.is_set():
+                if not (chosen := list(islice(rows, room))):
+                    break
+                entries = stream.bodies(self.server, keys.stream, [row[0] for row in chosen])
+                self._check_plan(entries)
+                self._weigh(entries)
+                yield Batch(entries, owners=[row[1] for row in chosen])
+
+    def _ask(self) -> None:
+        """Ask for the next new entries, if the budget leaves room and nobody interrupts."""
+        room = self._room()
         if room < 1 or self.stopping.is_set():
             return
-        proposed = None
-        if self.job.scope.name == "pending":
-            proposed = self._proposal(room)
-            self._owners.update(proposed)
-        commit.send_claim(
-            self.server, self.job.keys, self._claim_scope,
-            count=room, cursor=self._cursor, lowest=self._lowest, proposed=proposed,
-            deadline_us=self._deadline_us(),
-        )  # fmt: skip
+        # where another drain went meanwhile this one need not read any more
+        after = max(self._after, self._position, key=stream.id_key)
+        if stream.id_key(after) >= stream.id_key(self._reach.boundary):
+            return
+        self._asked = after, self._counters
+        stream.send_page(self.server, self.job.keys.stream, after, self._reach.boundary, room)
         self._sent.append(None)
 
-    def _proposal(self, room: int) -> list[tuple[bytes, str]]:
-        """The next ids of other consumers that are idle long enough, as far as listed."""
-        while len(self._listed) < room:
-            rows = next(self._listing, None)
-            if rows is None:
-                break
-            self._listed.extend(row for row in rows if self._wanted(row[0]))
-        return list(islice(self._listed, room))
-
-    def _wanted(self, entry_id: bytes) -> bool:
-        return self.job.plan_ids is None or entry_id in self.job.plan_ids
-
-    def _take(self) -> list[RawEntry]:
-        """The batch claimed longest ago; empty when there is none."""
+    def _take(self) -> Batch | None:
+        """The new entries that were asked for; None when there are none, or the budget is spent."""
+        if None not in self._sent:
+            # the budget was all in flight; what was rejected of that leaves room again
+            self._settle_commits()
+            self._ask()
         while None in self._sent:
             if self._sent[0] is not None:
                 self._settle_one()
                 continue
             with self._reply():
-                claimed = commit.receive_claim(self.server)
-            self._clock.sync(claimed.now_us)
-            own_done = claimed.tried > 0 or claimed.position != self._lowest
-            self._lowest = claimed.position
-            for _ in range(claimed.tried):
-                self._listed.popleft()
-            entries = claimed.entries
-            if entries:
-                # past the own pending ones, later claims must not bring what is in flight again
-                last = self._claim_scope.boundary if own_done else stream.text(entries[-1][0])
-                self._cursor = last
-                self._check_plan(entries)
-                self._unsent = len(entries)
-                return _by_id(entries)
-            if claimed.tried:  # all of them came back to life: look at the next ones
-                self._ask()
-        return []
+                entries = self.server.receive()
+            if not entries:
+                return None
+            self._check_plan(entries)
+            self._weigh(entries)
+            after, counters = self._asked
+            self._after = stream.text(entries[-1][0])
+            self._unsent = len(entries)
+            return Batch(entries, after=after, counters=counters)
+        return None
 
-    def _check_plan(self, entries: list[RawEntry]) -> None:
+    def _weigh(self, entries: Sequence[RawEntry]) -> None:
+        """Remember how large entries are, by a sample: a batch must not hold gigabytes."""
+        sample = [entry[1] or () for entry in entries[::16]]
+        self._entry_bytes = 1 + max(sum(map(len, fields)) for fields in sample)
+
+    def _wanted(self, entry_id: bytes) -> bool:
+        return self.job.plan_ids is None or entry_id in self.job.plan_ids
+
+    def _check_plan(self, entries: Sequence[RawEntry]) -> None:
         odd = [entry[0] for entry in entries if not self._wanted(entry[0])]
         if odd:
             raise RefusedError(f"entry {stream.text(odd[0])} is not in the plan; make a new one")
 
-    def _commit(self, entries: list[RawEntry]) -> None:
+    def _commit(self, batch: Batch) -> None:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
-        events = self._decoder.decode(entries)
+        events = self._decoder.decode(batch.entries)
         self._unsent = 0
         while True:
             if self._rate is not None and not self._sleep(self._next_turn - time.monotonic()):
-                return  # interrupted: the batch stays pending for the same command run again
+                return  # interrupted: the batch stays as it is for the same command run again
             now_us = self._clock.now_us()
             as_of_us = self.job.settings.as_of_us
             decisions = decide(events, self.job.policy, now_us if as_of_us is None else as_of_us)
+            made = records(
+                events, decisions, self.job.policy, drained_at_us=now_us,
+                consumer_group=self.job.scope.group, run_id=self.job.run_id,
+            )  # fmt: skip
             commit.send_commit(
-                self.server, self.job.keys, self.job.scope,
-                rate=self._rate, run_id=self.job.run_id, owners=self._owners_of(events),
-                deadline_us=self._deadline_us(),
-                records=records(
-                    events, decisions, self.job.policy, drained_at_us=now_us,
-                    consumer_group=self.job.scope.group, run_id=self.job.run_id,
-                ),
+                self.server, self.job.keys, self._reach, batch, made,
+                rate=self._rate, run_id=self.job.run_id, deadline_us=self._deadline_us(),
             )  # fmt: skip
             self._sent.append((events, decisions))
             if self._rate is None or self._settle_one():
                 return
-
-    def _owners_of(self, events: Events) -> dict[bytes, str]:
-        if not self._owners or not events.missing.any():
-            return {}
-        gone = [events.ids[i] for i in np.flatnonzero(events.missing)]
-        return {entry: self._owners[entry] for entry in gone if entry in self._owners}
 
     def _settle_commits(self) -> None:
         while self._sent and self._sent[0] is not None:
@@ -456,6 +490,7 @@ class _Worker:
                 self._start_over()
                 raise ServerBusyError("the server's clock went back; waiting for it")
             return False
+        self._position, self._counters = reply.position, reply.counters
         events, decisions = sent  # type: ignore[misc]
         rows: np.ndarray | slice = slice(None)
         if reply.rejected:
@@ -476,9 +511,8 @@ class _Worker:
 
     def lose(self) -> None:
         """Note that what is under way may be done or not, or may even be done later."""
-        if self._sent:
-            self._lost_until = self._deadline
         if any(self._sent):
+            self._lost_until = self._deadline
             self.uncertain = True
         self._start_over()
 
@@ -491,7 +525,7 @@ class _Worker:
             time.sleep(max(0.0, self._lost_until - self._clock.now_us()) / 1e6)
 
     def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
-        """After a fault: claim again from the start. What is still ours was not committed."""
+        """After a fault: look again. What is still undelivered or pending was not committed."""
         self.lose()
         for wait in attempts:
             if self.stopping.wait(wait):
@@ -510,23 +544,9 @@ class _Worker:
         raise error
 
     def _start_over(self) -> None:
-        """Forget what is in flight: the next claim brings own pending entries first."""
+        """Forget what is in flight: the next round reads anew, own pending entries first."""
         self._sent.clear()
-        self._owners.clear()
         self._unsent = 0
-        self._cursor = stream.FIRST_ID
-        self._listed: deque[tuple[bytes, str]] = deque()
-        self._listing = stream.scope_ids(self.server, self.job.keys, self.job.scope)
-
-
-def _by_id(entries: list[RawEntry]) -> list[RawEntry]:
-    """Sorted by id; own pending entries come first in a claim, wherever their ids lie."""
-    ids = [entry[0] for entry in entries]
-    dash = ids[0].index(b"-")
-    # with all dashes in one place and one length, ids compare as texts, which is fast
-    if all(len(i) == len(ids[0]) and i[dash] == 45 for i in ids) and ids == sorted(ids):
-        return entries
-    return sorted(entries, key=lambda entry: stream.id_key(entry[0]))
 
 
 def _settle(server: Server, job: Job, worker: _Worker, failure: DrainkitError | None) -> None:

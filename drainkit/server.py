@@ -67,6 +67,7 @@ class Server:
         self._url = url
         self._stream = stream.encode()
         self._link: Connection | None = None
+        self._under_way = 0  # requests whose replies are still to come
         self.shown_url = one_line(url)
         self.info = self._open()
 
@@ -78,6 +79,7 @@ class Server:
 
     def close(self) -> None:
         """Drop the connection; what the server still works on goes on there."""
+        self._under_way = 0
         if self._link is not None:
             self._link.disconnect()
             self._link = None
@@ -100,6 +102,7 @@ class Server:
 
     def call(self, *args: bytes | str | int) -> Any:
         """Send one command and return its reply, bytes undecoded."""
+        self._check_order()
         self.send(*args)
         return self.receive()
 
@@ -110,14 +113,18 @@ class Server:
             # link.pack_command would look at each of a commit's thousands of arguments in Python
             packed = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub: one argument
             link.send_packed_command([packed], check_health=False)
+            self._under_way += 1
 
     def receive(self) -> Any:
         """The oldest reply not yet received."""
         with self._translated():
-            return self._connected().read_response(disable_decoding=True)
+            link = self._connected()
+            self._under_way -= 1
+            return link.read_response(disable_decoding=True)
 
     def pipeline(self, commands: list[tuple[bytes | str | int, ...]]) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
+        self._check_order()
         with self._translated():
             link = self._connected()
             link.send_packed_command(link.pack_commands(commands), check_health=False)
@@ -131,6 +138,11 @@ class Server:
             if errors:
                 raise errors[0]
             return replies
+
+    def _check_order(self) -> None:
+        """A command here would get the reply of another that is under way."""
+        if self._under_way:
+            raise RuntimeError(f"{self._under_way} replies are still to come")
 
     def now_us(self) -> int:
         """The server's clock (TIME), microseconds since the epoch."""
@@ -157,7 +169,7 @@ class Server:
         opened = []
         for _, _, (host, port, *_), *_ in self.call("CLUSTER", "SLOTS"):
             node = object.__new__(Server)
-            node._url, node._stream = self._url, self._stream
+            node._url, node._stream, node._under_way = self._url, self._stream, 0
             node.shown_url = self.shown_url
             node._link = self._node(host.decode(), int(port))
             with node._translated():
@@ -282,6 +294,7 @@ _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
         "Redis denies a command; grant what `drainkit acl` prints",
     ),
     ("READONLY", RefusedError, "this Redis is a read-only replica; point --redis-url at a primary"),
+    ("no such key", RefusedError, "the stream is gone; check --stream and the database number"),
     ("NOGROUP", RefusedError, "the stream or the group is gone; check --stream, --consumer-group"),
     ("WRONGTYPE", RefusedError, "a key is not of the type it must have; check --audit-stream"),
     (

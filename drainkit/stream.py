@@ -159,6 +159,11 @@ def pages(
         first = next_id(text(entries[-1][0]))
 
 
+def send_page(server: Server, key: bytes, after: str, last: str, count: int) -> None:
+    """Ask for up to `count` entries after one id up to another; `server.receive` brings them."""
+    server.send("XRANGE", key, next_id(after), last, "COUNT", count)
+
+
 def count_between(server: Server, key: bytes, first: str, last: str) -> int:
     """How many entries lie from `first` to `last`, counted: Redis's own lag can be wrong."""
     return sum(len(entries) for entries in pages(server, key, first, last))

@@ -18,9 +18,10 @@ from drainkit.policy import ACTIONS
 from drainkit.server import Server as Link
 from drainkit.settings import build
 
-#: what only the request of a claim, or of a commit, contains
-CLAIM = b"-- Claim a batch for one consumer"
-COMMIT = b"-- Audit and acknowledge a batch"
+#: what only the request for new entries, a look at the group, or a commit with records contains
+READ = b"\r\nXRANGE\r\n"
+LOOK = b"-- Audit and acknowledge a batch"
+COMMIT = b"+00:00\r\n$"  # drained_at_ts, with more to follow
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from books import GROUP, ME, ask, audit, backlog, seed
 from conftest import Cli, Fill
-from faults import CLAIM, COMMIT, Attempt, assert_counts, attempt
+from faults import COMMIT, READ, Attempt, assert_counts, attempt
 from proxy import FaultKind, Proxy
 from servers import SentinelSetup, Server, wait_until
 
@@ -154,7 +154,7 @@ def test_wire(
     def run(more: bool) -> Attempt:
         if more:
             proxy.arm(
-                chance.choice(WIRE), match=chance.choice([CLAIM, COMMIT, b"EVAL", b"XADD"]),
+                chance.choice(WIRE), match=chance.choice([READ, COMMIT, b"EVAL", b"XADD"]),
                 nth=chance.randint(1, 5), times=chance.choice([1, 1, 2, 4]),
                 delay_sec=chance.uniform(0.1, 0.6),
             )  # fmt: skip

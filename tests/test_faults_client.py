@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from books import GROUP, ME, ask, audit, pending, seed
 from conftest import Cli, Fill, intent
-from faults import CLAIM, COMMIT, Attempt, assert_once, assert_settled, attempt, key
+from faults import COMMIT, READ, Attempt, assert_once, assert_settled, attempt, key
 from proxy import FaultKind, Proxy
 from servers import Server, wait_until
 
@@ -22,8 +22,8 @@ StartProxy = Callable[..., Proxy]
 
 #: where a drain is when the signal reaches it: what its proxy does to which request
 STEPS: dict[str, tuple[bytes, FaultKind]] = {
-    "before the claim": (CLAIM, "black_hole"),
-    "between claim and reply": (CLAIM, "delay_reply"),
+    "before the read": (READ, "black_hole"),
+    "between read and reply": (READ, "delay_reply"),
     "before the commit": (COMMIT, "black_hole"),
     "between commit and reply": (COMMIT, "delay_reply"),
 }
@@ -78,8 +78,9 @@ def test_a_signal_at_each_step(
     assert pending(valkey, stream) == 0
 
 
+@pytest.mark.parametrize("scope", ["undelivered", "pending"])
 @pytest.mark.parametrize("takeover", ["another consumer", "the same consumer"])
-@pytest.mark.parametrize("match", [CLAIM, COMMIT], ids=["claimed", "committing"])
+@pytest.mark.parametrize("match", [READ, COMMIT], ids=["deciding", "committing"])
 def test_a_worker_that_slept_through_its_takeover(
     valkey: Server,
     stream: str,
@@ -88,36 +89,36 @@ def test_a_worker_that_slept_through_its_takeover(
     start_proxy: StartProxy,
     takeover: str,
     match: bytes,
+    scope: str,
 ) -> None:
     """Woken after another drain took its entries, it neither acknowledges nor records them again.
 
-    Once it slept with a claim's reply before it, once with a commit on its way to the server.
+    Once it slept with the entries before it, once with a commit on its way to the server.
     """
-    ids = seed(valkey, stream, fill, 180, delivered=100)[100:]
+    ids = seed(valkey, stream, fill, 280, delivered=100)[100:]
+    if scope == "pending":
+        ask(valkey, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 180, "STREAMS", stream, ">")
     proxy = start_proxy(valkey)
-    held: FaultKind = "delay_reply" if match == CLAIM else "delay_request"
-    proxy.arm(held, match=match, nth=3, delay_sec=2.5)
-    process = cli.start(*live(proxy.url, stream, "--throttle", "200"))
+    held: FaultKind = "delay_reply" if match == READ else "delay_request"
+    proxy.arm(held, match=match, nth=2, delay_sec=2)
+    more = ("--scope", scope, "--min-idle-min", "0")
+    process = cli.start(*live(proxy.url, stream, "--throttle", "400", *more))
     proxy.wait_fired()
     process.send_signal(signal.SIGSTOP)
-    wait_until("its claims have reached the server", lambda: pending(valkey, stream) > 0)
-    time.sleep(1.3)
-    if takeover == "the same consumer":
-        other = attempt(valkey.url, stream)
-    else:
-        other = attempt(
-            valkey.url, stream, scope="pending", min_idle_min=0.02, consumer_name="other"
-        )
+    before = len(audit(valkey, stream))
+    name = ME if takeover == "the same consumer" else "other"
+    other = attempt(
+        valkey.url, stream, scope=scope, min_idle_min=0, consumer_name=name, throttle="none",
+        allow_active_consumers=True,
+    )  # fmt: skip
     assert other.rc == 0, other.error
-    assert other.summary is not None
-    assert other.summary["total_read"] >= 4
-    taken = len(audit(valkey, stream))
+    assert len(audit(valkey, stream)) == 180 > before
+    time.sleep(2)  # what was on its way arrives
     process.send_signal(signal.SIGCONT)
     first = outcome(cli, process)
     assert first.rc == 0, first.error
-    assert first.summary is not None
-    assert len(audit(valkey, stream)) > taken or takeover == "the same consumer"
     assert_settled(valkey, stream, ids, [first, other])
+    assert pending(valkey, stream) == 0
 
 
 @pytest.mark.parametrize("names", [(ME, ME), ("one", "two")], ids=["one name", "two names"])
@@ -197,30 +198,61 @@ def test_a_live_consumer_keeps_its_entries(
         assert_settled(server, stream, sorted(drained, key=key), [run])
 
 
+@pytest.mark.parametrize("scope", ["undelivered", "pending"])
 def test_entries_taken_from_the_drain_stay_taken(
-    server: Server, stream: str, fill: Fill, start_proxy: StartProxy
+    server: Server, stream: str, fill: Fill, start_proxy: StartProxy, scope: str
 ) -> None:
-    """What a consumer claims from the drain before its commit arrives is left to that consumer."""
+    """What a consumer takes while the drain's commit is on its way is left to that consumer."""
     ids = seed(server, stream, fill, 300, delivered=100)[100:]
+    if scope == "pending":
+        ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 200, "STREAMS", stream, ">")
     proxy = start_proxy(server)
     proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=0.6)
-    taken: list[bytes] = []
+    taken = [entry.encode() for entry in ids[40:70]]
 
     def take() -> None:
         proxy.wait_fired()
-        rows = ask(server, "XPENDING", stream, GROUP, "-", "+", 100, ME)
-        found = [row[0] for row in rows]
-        taken.extend(ask(server, "XCLAIM", stream, GROUP, "live", "0", *found, "JUSTID"))
+        if scope == "pending":
+            ask(server, "XCLAIM", stream, GROUP, "live", "0", *taken, "JUSTID")
+        else:
+            ask(server, "XREADGROUP", "GROUP", GROUP, "live", "COUNT", 30, "STREAMS", stream, ">")
 
     taker = threading.Thread(target=take)
     taker.start()
-    run = attempt(proxy.url, stream)
+    run = attempt(proxy.url, stream, scope=scope, min_idle_min=0)
     taker.join()
     assert run.rc == 0, run.error
-    assert len(taken) == 40
     left = [i for i in ids if i.encode() not in taken]
+    rows = ask(server, "XPENDING", stream, GROUP, "-", "+", 100)
+    assert [(row[0], row[1]) for row in rows] == [(entry, b"live") for entry in taken]
     assert_settled(server, stream, left, [run])
-    assert [row[0] for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 100)] == taken
+
+
+@pytest.mark.parametrize("owner", ["gone", "back"])
+def test_an_owner_that_came_back_keeps_its_entries(
+    server: Server, stream: str, fill: Fill, start_proxy: StartProxy, owner: str
+) -> None:
+    """Scope pending asks in the commit itself whether an entry still idles long enough."""
+    ids = seed(server, stream, fill, 180, delivered=100)[100:]
+    ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 80, "STREAMS", stream, ">")
+    hour = ("IDLE", 3_600_000, "JUSTID")
+    ask(server, "XCLAIM", stream, GROUP, "dead", "0", *ids, *hour)
+    proxy = start_proxy(server)
+    proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=0.6)
+    touched = [entry.encode() for entry in ids[50:60]] if owner == "back" else []
+
+    def touch() -> None:
+        proxy.wait_fired()
+        if touched:
+            ask(server, "XCLAIM", stream, GROUP, "dead", "0", *touched, "JUSTID")
+
+    toucher = threading.Thread(target=touch)
+    toucher.start()
+    run = attempt(proxy.url, stream, scope="pending", min_idle_min=30)
+    toucher.join()
+    assert run.rc == 0, run.error
+    assert [row[0] for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 100)] == touched
+    assert_settled(server, stream, [i for i in ids if i.encode() not in touched], [run])
 
 
 def cut_off(proxy: Proxy, stream: str, fault: FaultKind, match: bytes) -> Attempt:
@@ -238,21 +270,34 @@ def cut_off(proxy: Proxy, stream: str, fault: FaultKind, match: bytes) -> Attemp
     return run
 
 
-def test_bodies_lost_while_the_drain_was_dead(
-    server: Server, stream: str, fill: Fill, start_proxy: StartProxy
+@pytest.mark.parametrize("batch", [2, 4], ids=["midway", "last"])
+def test_entries_deleted_under_a_commit(
+    server: Server, stream: str, fill: Fill, start_proxy: StartProxy, batch: int
 ) -> None:
-    """Entries deleted between a drain's death and its next run are recorded as missing, once."""
-    ids = seed(server, stream, fill, 200, delivered=100)[100:]
+    """Deleted between read and commit, they are simply gone; nothing else is taken in their place.
+
+    After the last batch lie entries that a producer added after the run's boundary.
+    """
+    ids = seed(server, stream, fill, 260, delivered=100)[100:]
     proxy = start_proxy(server)
-    first = cut_off(proxy, stream, "cut_before", COMMIT)
-    claimed = [row[0].decode() for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 99, ME)]
-    assert len(claimed) >= 20
-    ask(server, "XDEL", stream, *claimed[3:6])
-    again = attempt(server.url, stream)
-    assert again.rc == 0, again.error
-    assert again.summary is not None
-    assert again.summary["dropped_missing"] == 3
-    assert_settled(server, stream, ids, [first, again])
+    proxy.arm("delay_request", match=COMMIT, nth=batch, delay_sec=0.6)
+    deleted = ids[40 * batch - 20 : 40 * batch - 17]
+    later: list[bytes] = []
+
+    def meddle() -> None:
+        proxy.wait_fired()
+        ask(server, "XDEL", stream, *deleted)
+        later.extend(ask(server, "XADD", stream, "*", "symbol", "BTCUSDT") for _ in range(9))
+
+    meddler = threading.Thread(target=meddle)
+    meddler.start()
+    run = attempt(proxy.url, stream)
+    meddler.join()
+    assert run.rc == 0, run.error
+    assert_settled(server, stream, [i for i in ids if i not in deleted], [run])
+    assert pending(server, stream) == 0
+    unread = ask(server, "XREADGROUP", "GROUP", GROUP, "live", "COUNT", 99, "STREAMS", stream, ">")
+    assert [entry[0] for entry in unread[0][1]] == later
 
 
 WRONG_CLOCK = """

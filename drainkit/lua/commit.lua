@@ -1,48 +1,116 @@
 -- Audit and acknowledge a batch, in one step, audit first.
+-- Of kind "new" it holds all entries after `after` up to its last; the group gets them by
+-- XREADGROUP with NOACK, which is delivery and acknowledgement in one. Of kind "pending" its
+-- entries were delivered before, and XACK acknowledges them.
 -- KEYS: stream, audit stream, kill switch, state
--- ARGV: group, consumer, rate ("none" or events per second), run id, least idle ms, deadline in us,
---       number of records, then for each record: owner ("" = this consumer), original id, symbol,
---       age_sec, confidence, action, drained_at_ts, reason
--- Returns {"ok", now in us, wait in us until the next turn, id, id...}, the ids being those that
--- are no longer this consumer's and so were neither audited nor acknowledged;
--- or {"wait", now, us}; or {"stopped", now, 0}; or {"late", now, 0}. Unless it says "ok" nothing
--- changed.
+-- ARGV: group, consumer, rate ("none" or events per second), run id, deadline in us, boundary,
+--       kind, the stream's counters as known before the batch was read ("" unknown), `after` (new)
+--       or the least idle ms (pending), drained_at_ts, number of records, then for each record: original id, symbol,
+--       age_sec, confidence, action, reason and, of kind pending, its owner
+-- Returns {"ok", now in us, wait in us until the next turn, position, counters, id, id...}, the
+-- ids being those that were neither audited nor acknowledged, since they are somebody else's now;
+-- or {"wait", now, us}; or {reason, now, 0} of a refusal. Unless it says "ok" nothing changed.
 local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local group, consumer, rate, run_id, min_idle = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local records, FIRST, WIDTH = tonumber(ARGV[7]), 8, 8
+local group, consumer, rate, run_id, boundary = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
+local kind, drained_at, records, FIRST = ARGV[7], ARGV[10], tonumber(ARGV[11]), 12
+local WIDTH = kind == 'new' and 6 or 7
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local function int(number) return string.format('%.0f', number) end
+local function refused(reason) return {reason, int(now_us), '0'} end
 
-if redis.call('EXISTS', stop) == 1 then return {'stopped', int(now_us), '0'} end
+-- ids are compared as texts: 64 bits do not fit a Lua number
+local function number_before(a, b)
+  if #a ~= #b then return #a < #b end
+  return a < b
+end
+local function before(a, b)
+  local a_ms, a_seq = a:match('^(%d+)-(%d+)$')
+  local b_ms, b_seq = b:match('^(%d+)-(%d+)$')
+  if a_ms ~= b_ms then return number_before(a_ms, b_ms) end
+  return number_before(a_seq, b_seq)
+end
+
+local function field(reply, name)
+  for i = 1, #reply, 2 do
+    if reply[i] == name then return reply[i + 1] end
+  end
+end
+
+if redis.call('EXISTS', stop) == 1 then return refused('stopped') end
 -- by now its sender has given it up, and may have closed its books without it
-if now_us > tonumber(ARGV[6]) then return {'late', int(now_us), '0'} end
-
--- XACK ignores ownership: a drain that slept while another took its entries over could
--- acknowledge them a second time. So: which of these ids are still this consumer's?
-local mine = {}
-local from, last = ARGV[FIRST + 1], ARGV[FIRST + (records - 1) * WIDTH + 1]
-while true do
-  local rows = redis.call('XPENDING', stream, group, from, last, 1000, consumer)
-  for _, row in ipairs(rows) do mine[row[1]] = true end
-  if #rows < 1000 then break end
-  from = '(' .. rows[#rows][1]
+if now_us > tonumber(ARGV[5]) then return refused('late') end
+if redis.call('TYPE', stream).ok ~= 'stream' then return refused('gone') end
+local position
+for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  if field(info, 'name') == group then position = field(info, 'last-delivered-id') end
+end
+if not position then return refused('no_group') end
+local info = redis.call('XINFO', 'STREAM', stream)
+-- "added deleted": how many entries were ever added, and how many of them are gone. 6.2 counts none.
+local added, counters = field(info, 'entries-added'), ''
+if added then counters = int(added) .. ' ' .. int(added - field(info, 'length')) end
+-- a stream that was deleted and made anew, or an older copy of it, has other entries at these ids
+local added_then = tonumber(ARGV[8]:match('^%d+'))
+if before(field(info, 'last-generated-id'), boundary) or added_then and added < added_then then
+  return refused('recreated')
 end
 
 local accepted, rejected = {}, {}
-for r = 1, records do
-  local at = FIRST + (r - 1) * WIDTH
-  local owner, id = ARGV[at], ARGV[at + 1]
-  local ok = mine[id]
-  if owner ~= '' and not ok then
-    -- an entry without a body is never claimed (see claim.lua): its owner must still be idle
-    local row = redis.call('XPENDING', stream, group, id, id, 1)[1]
-    ok = row and row[2] == owner and row[3] >= tonumber(min_idle)
-      and #redis.call('XRANGE', stream, id, id) == 0
+
+-- New entries: whatever lies after the position is undelivered, so it is nobody's yet. If some were
+-- deleted meanwhile, XREADGROUP would go on to entries that nobody decided, past the boundary even:
+-- so unless the counters rule that out, look which are there.
+local function choose_new(after)
+  if before(position, after) then return 'moved_back' end
+  local there
+  local is_whole = counters ~= '' and counters:match(' .*') == ARGV[8]:match(' .*')
+  if records > 0 and not is_whole then
+    there = {}
+    local last = ARGV[FIRST + (records - 1) * WIDTH]
+    local found = {}
+    if before(position, last) then
+      found = redis.call('XRANGE', stream, '(' .. position, last, 'COUNT', records)
+    end
+    for _, entry in ipairs(found) do there[entry[1]] = true end
   end
-  if ok then accepted[#accepted + 1] = at else rejected[#rejected + 1] = id end
+  for r = 1, records do
+    local at = FIRST + (r - 1) * WIDTH
+    local id = ARGV[at]
+    local ok = there == nil and (position == after or before(position, id)) or there and there[id]
+    if ok then accepted[#accepted + 1] = at else rejected[#rejected + 1] = id end
+  end
+end
+
+-- Pending entries: XACK ignores ownership, so a drain that slept while another took its entries
+-- over could acknowledge them a second time; and their owner may have come back to life.
+local function choose_pending(min_idle)
+  local mine = {}
+  local from, last = ARGV[FIRST], ARGV[FIRST + (records - 1) * WIDTH]
+  if ARGV[FIRST + 6] == consumer then
+    for _, row in ipairs(redis.call('XPENDING', stream, group, from, last, records, consumer)) do
+      mine[row[1]] = true
+    end
+  end
+  for r = 1, records do
+    local at = FIRST + (r - 1) * WIDTH
+    local id, owner = ARGV[at], ARGV[at + 6]
+    local ok = mine[id]
+    if owner ~= consumer then
+      local row = redis.call('XPENDING', stream, group, id, id, 1)[1]
+      ok = row and row[2] == owner and row[3] >= min_idle
+    end
+    if ok then accepted[#accepted + 1] = at else rejected[#rejected + 1] = id end
+  end
+end
+
+if kind == 'new' then
+  local refusal = choose_new(ARGV[9])
+  if refusal then return refused(refusal) end
+elseif records > 0 then
+  choose_pending(tonumber(ARGV[9]))
 end
 
 -- Pace of all drains of the stream together. `log` holds (ms, count) of the last second by the
@@ -74,21 +142,19 @@ local function wait_for(width, cap, n)
   return wait
 end
 
+local n = #accepted
 local audit_ms = 0
 if redis.call('EXISTS', audit) == 1 then
-  local info = redis.call('XINFO', 'STREAM', audit)
-  for i = 1, #info, 2 do
-    -- beyond 2^53 the number is not exact, but then it is far in the future in any case
-    if info[i] == 'last-generated-id' then audit_ms = tonumber(info[i + 1]:match('^%d+')) end
-  end
+  -- beyond 2^53 the number is not exact, but then it is far in the future in any case
+  local last = field(redis.call('XINFO', 'STREAM', audit), 'last-generated-id')
+  audit_ms = tonumber(last:match('^%d+'))
   -- ids only grow: after the clock stepped back they would all fall into one millisecond, and
   -- ids that are used up would fail in the middle of the batch
-  if audit_ms > now_ms + 1 then
+  if n > 0 and audit_ms > now_ms + 1 then
     return {'wait', int(now_us), int(math.min((audit_ms - now_ms) * 1000, 1e15))}
   end
 end
 
-local n = #accepted
 if n > 0 and rate ~= 'none' then
   rate = tonumber(rate)
   local gap = n / rate * 1000000
@@ -110,27 +176,35 @@ if n > 0 and rate ~= 'none' then
   if wait > 0 then return {'wait', int(now_us), int(math.ceil(wait))} end
 end
 
+-- Lua does not roll back. With all audit records first, whatever fails here leaves entries
+-- unacknowledged and is seen by the first XADD, before anything changed. An acknowledgement denied
+-- after the XADDs (a right taken away meanwhile) would leave records that the next run writes again:
+-- so each is tried first, on what cannot be there, and HSET before all, as OOM is only noticed by a
+-- script's first write. A call without records does just this: it proves that a drain could work.
+redis.call('HSET', state, 'pace', pace)
+redis.call('XACK', stream, group, '0-0')
 if n > 0 then
-  -- Lua does not roll back. With all audit records first, whatever fails here leaves entries
-  -- unacknowledged and is seen by the first XADD, before anything changed. An XACK denied after
-  -- the XADDs (a right taken away meanwhile) would leave records that the next run writes again:
-  -- so both are tried first, HSET before XACK, as OOM is only noticed by a script's first write.
-  redis.call('HSET', state, 'pace', pace)
-  redis.call('XACK', stream, group, '0-0')
+  redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1, 'STREAMS', stream,
+    '18446744073709551615-18446744073709551614')
   local audited
   for i = 1, n do
     local at = accepted[i]
     audited = redis.call('XADD', audit, '*',
-      'original_id', ARGV[at + 1], 'symbol', ARGV[at + 2], 'age_sec', ARGV[at + 3],
-      'confidence', ARGV[at + 4], 'action', ARGV[at + 5], 'drained_at_ts', ARGV[at + 6],
-      'reason', ARGV[at + 7], 'consumer_group', group, 'run_id', run_id)
+      'original_id', ARGV[at], 'symbol', ARGV[at + 1], 'age_sec', ARGV[at + 2],
+      'confidence', ARGV[at + 3], 'action', ARGV[at + 4], 'drained_at_ts', drained_at,
+      'reason', ARGV[at + 5], 'consumer_group', group, 'run_id', run_id)
   end
-  local ids = {}
-  for i = 1, n do
-    ids[#ids + 1] = ARGV[accepted[i] + 1]
-    if #ids == 1000 or i == n then  -- unpack fails near 8,000 values
-      redis.call('XACK', stream, group, unpack(ids))
-      ids = {}
+  if kind == 'new' then
+    redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', n, 'NOACK', 'STREAMS', stream, '>')
+    position = ARGV[accepted[n]]
+  else
+    local ids = {}
+    for i = 1, n do
+      ids[#ids + 1] = ARGV[accepted[i]]
+      if #ids == 1000 or i == n then  -- unpack fails near 8,000 values
+        redis.call('XACK', stream, group, unpack(ids))
+        ids = {}
+      end
     end
   end
   local ms = math.max(now_ms, tonumber(audited:match('^%d+')))
@@ -144,6 +218,6 @@ if n > 0 then
   redis.call('HSET', state, 'pace', table.concat(parts, ' '))
 end
 
-local reply = {'ok', int(now_us), int(math.max(0, due - now_us))}
+local reply = {'ok', int(now_us), int(math.max(0, due - now_us)), position, counters}
 for i = 1, #rejected do reply[#reply + 1] = rejected[i] end
 return reply
