@@ -357,9 +357,8 @@ class _Worker:
         self._look()
         self._ask()
         while batch := self._take():
-            if self._rate is None:  # the server reads on while this side decides
+            if self._rate is None:  # the server commits and reads on while this side decides
                 self._ask()
-            self._settle_commits()
             self._commit(batch)
             if self._rate is not None:
                 self._settle_commits()
@@ -464,6 +463,7 @@ class _Worker:
                 events, decisions, self.job.policy, drained_at_us=now_us,
                 consumer_group=self.job.scope.group, run_id=self.job.run_id,
             )  # fmt: skip
+            self._settle_commits()
             commit.send_commit(
                 self.server, self.job.keys, self._reach, batch, made,
                 rate=self._rate, run_id=self.job.run_id, deadline_us=self._deadline_us(),

@@ -12,8 +12,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
+from itertools import repeat
 from math import isfinite
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -59,6 +61,7 @@ _TIMELESS = _REASON["no usable time"]
 
 MAX_CONTAINER_BYTES = 1 << 20
 MAX_DEPTH = 64
+AT_ONCE = 32  # JSON texts; more at once are more to read again for one that is odd
 MAX_AHEAD_US = 60_000_000
 EARLIEST_ID_MS = 1_262_304_000_000  # 2010-01-01: smaller ids are plainly no times
 LATEST_ID_MS = 253_402_300_799_999  # the end of year 9999: datetime knows no later time
@@ -85,11 +88,16 @@ _ISO_SHAPES = tuple(
 _VALUES = ("symbol", "side", "confidence", "timestamp", "source")
 
 
+_STR, _BYTES, _INT = 1, 2, 3
+_KINDS = {str: _STR, bytes: _BYTES, int: _INT}
+
+
 class _Absent:
     """Told apart from None, which JSON's null becomes."""
 
 
 _ABSENT: Any = _Absent()
+_UNSEEN = -2  # no code of a vocabulary
 
 
 @dataclass(frozen=True)
@@ -180,15 +188,54 @@ class Decoder:
         if any(words.is_large() for words in (self._symbols, self._sides, self._sources)):
             self._forget()
         ids = [entry[0] for entry in entries]
-        missing = np.array([entry[1] is None for entry in entries], dtype=bool)
-        (symbols, sides, confidences, timestamps, sources), refused = self._values(entries)
+        bodies = [entry[1] for entry in entries]
+        values: list[Column] = [[] for _ in _VALUES]
+        refused: list[int] = []
+        order: list[int] = []
+        for layout, rows in self._by_layout(bodies):
+            columns, reasons = layout.columns([bodies[row] for row in rows])
+            for column, part in zip(values, columns, strict=True):
+                column.extend(part)
+            refused += reasons
+            order += rows
+        missing = np.fromiter(map(is_, bodies, repeat(None)), bool, len(bodies))
+        return self._events(ids, missing, values, refused, np.array(order, dtype=np.int64))
+
+    def _by_layout(self, bodies: Sequence[list[bytes] | None]) -> list[tuple[_Layout, list[int]]]:
+        """The rows of each layout; a body that is gone is like one without fields."""
+        groups: dict[tuple[bytes, ...], list[int]] = {}
+        names: list[bytes] | None = None
+        for row, body in enumerate(bodies):
+            found = [] if body is None else body[::2]
+            if found != names:  # most streams have one producer, so one layout
+                names = found
+                rows = groups.setdefault(tuple(names), [])
+            rows.append(row)
+        return [(self._layout(names), rows) for names, rows in groups.items()]
+
+    def _events(
+        self,
+        ids: list[bytes],
+        missing: np.ndarray,
+        values: list[Column],
+        refused: list[int],
+        order: np.ndarray,
+    ) -> Events:
+        """Columns of raw values, the i-th of row `order[i]`, as typed columns."""
+        symbols, sides, confidences, timestamps, sources = values
         symbol_code = self._symbols.codes(symbols)
         confidence, wrong = _confidences(confidences)
-        time_us, time_source, is_ahead = _event_times(_id_times_us(ids), _times_us(timestamps))
         invalid = np.array(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = _NO_SYMBOL if symbols[row] is _ABSENT else _BAD_SYMBOL
         invalid = np.where(invalid == 0, wrong, invalid)
+        columns = [
+            invalid, symbol_code, self._sides.codes(sides), self._sources.codes(sources),
+            confidence, _times_us(timestamps),
+        ]  # fmt: skip
+        columns = [_in_order(column, order) for column in columns]
+        invalid, symbol_code, side_code, source_code, confidence, stamp_us = columns
+        time_us, time_source, is_ahead = _event_times(_id_times_us(ids), stamp_us)
         invalid[(invalid == 0) & is_ahead] = _AHEAD
         invalid[(invalid == 0) & (time_us == NO_TIME)] = _TIMELESS
         invalid[missing] = 0
@@ -197,8 +244,8 @@ class Decoder:
             event_time_us=time_us,
             time_source=time_source,
             symbol_code=symbol_code,
-            side_code=self._sides.codes(sides),
-            source_code=self._sources.codes(sources),
+            side_code=side_code,
+            source_code=source_code,
             confidence=confidence,
             invalid=invalid,
             missing=missing,
@@ -206,35 +253,6 @@ class Decoder:
             sides=self._sides.values,
             sources=self._sources.values,
         )
-
-    def _values(self, entries: Sequence[RawEntry]) -> tuple[list[Column], list[int]]:
-        """The raw values as columns in the order of _VALUES, and each row's JSON problem or 0."""
-        groups: list[tuple[_Layout, list[int], list[list[bytes]]]] = []
-        at: dict[_Layout, int] = {}
-        names: list[bytes] | None = None
-        for row, entry in enumerate(entries):
-            fields = entry[1]
-            if fields is None:
-                continue
-            if fields[::2] != names:  # most streams have one producer, so one layout
-                names = fields[::2]
-                layout = self._layout(tuple(names))
-                group = at.setdefault(layout, len(groups))
-                if group == len(groups):
-                    groups.append((layout, [], []))
-                _, rows, bodies = groups[group]
-            rows.append(row)
-            bodies.append(fields)
-        if len(groups) == 1 and len(groups[0][1]) == len(entries):
-            return groups[0][0].columns(groups[0][2])
-        values: list[Column] = [[_ABSENT] * len(entries) for _ in _VALUES]
-        refused = [0] * len(entries)
-        for layout, rows, bodies in groups:
-            columns, reasons = layout.columns(bodies)
-            for whole, part in zip((*values, refused), (*columns, reasons), strict=True):
-                for row, value in zip(rows, part, strict=True):
-                    whole[row] = value
-        return values, refused
 
     def _forget(self) -> None:
         self._symbols = _Vocabulary(_valid_symbol)
@@ -250,6 +268,13 @@ class Decoder:
             if len(names) <= MAX_LAYOUT_NAMES and sum(map(len, names)) <= MAX_LAYOUT_BYTES:
                 self._layouts[names] = layout
         return layout
+
+
+def _in_order(column: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The column with its i-th value at row `order[i]`."""
+    whole = np.empty_like(column)
+    whole[order] = column
+    return whole
 
 
 class FrameBuilder:
@@ -342,13 +367,13 @@ class _Vocabulary:
     def codes(self, values: Column) -> np.ndarray:
         """The codes of many values (int32)."""
         try:
-            codes = [*map(self._codes.get, values)]
+            known = map(self._codes.get, values, repeat(_UNSEEN))
+            codes = np.fromiter(known, np.int32, len(values))
         except TypeError:  # JSON objects and arrays have no hash
-            codes = [None] * len(values)
-        if None in codes:
-            pairs = zip(codes, values, strict=True)
-            codes = [self._code(value) if code is None else code for code, value in pairs]
-        return np.array(codes, dtype=np.int32)
+            codes = np.full(len(values), _UNSEEN, np.int32)
+        for row in np.flatnonzero(codes == _UNSEEN).tolist():
+            codes[row] = self._code(values[row])
+        return codes
 
     def _code(self, value: Any) -> int:
         kind = type(value)
@@ -388,31 +413,30 @@ class _Layout:
             if name.encode() in at
         ]
 
-    def columns(self, bodies: list[list[bytes]]) -> tuple[list[Column], list[int]]:
+    def columns(self, bodies: Sequence[Any]) -> tuple[list[Column], list[int]]:
         """The raw values (bytes where flat) in the order of _VALUES, and JSON problems or 0."""
         n = len(bodies)
         values: list[Column] = [
             [_ABSENT] * n if at is None else [body[at] for body in bodies] for at in self._flat
         ]
         refused = [0] * n
-        empty = [at is None for at in self._flat]  # columns without any value so far
-        for at, container in self._readers:
-            rows: Sequence[int] = range(n)
-            if not any(empty[k] for k in container.may) or any(refused):
+        for number, (at, container) in enumerate(self._readers):
+            wanted = [k for k in container.may if self._flat[k] is None]
+            rows: Sequence[int] = range(n if wanted else 0)
+            if number:  # only what the first one left open
                 rows = [
                     row
                     for row in rows
-                    if not refused[row] and any(values[k][row] is _ABSENT for k in container.may)
+                    if not refused[row] and any(values[k][row] is _ABSENT for k in wanted)
                 ]
             if not rows:
                 continue
-            found, reasons = container.read([bodies[row][at] for row in rows])
-            for k in container.may:
-                if empty[k] and len(rows) == n:
-                    values[k] = found[k]
+            found, reasons = container.read([bodies[row][at] for row in rows], wanted)
+            for k, column in zip(wanted, found, strict=True):
+                if len(rows) == n and not number:
+                    values[k] = column
                 else:
-                    _fill_gaps(values[k], rows, found[k])
-                empty[k] = False
+                    _fill_gaps(values[k], rows, column)
             for row, reason in zip(rows, reasons, strict=True):
                 refused[row] = reason
         return values, refused
@@ -445,33 +469,43 @@ class _Container:
             for alternatives in paths
         ]
 
-    def read(self, raws: list[bytes]) -> tuple[list[Column], list[int]]:
-        """Columns in the order of _VALUES, absent where not there, and each row's problem or 0."""
+    def read(self, raws: list[bytes], wanted: list[int]) -> tuple[list[Column], list[int]]:
+        """The columns `wanted` (places in _VALUES), absent where not there; problems or 0."""
         objects: list[Any] = []
         reasons = [0] * len(raws)
-        decode = self._decode
-        for row, raw in enumerate(raws):
-            # the decoder does not look into the texts of values that nobody asked for, and
-            # fewer brackets than the limit cannot nest deeper
-            brackets = raw.count(b"{") + (raw.count(b"[") if b"[" in raw else 0)
-            if brackets <= MAX_DEPTH and raw.isascii() and len(raw) <= MAX_CONTAINER_BYTES:
+        for first in range(0, len(raws), AT_ONCE):
+            part = raws[first : first + AT_ONCE]
+            whole = b"".join(part)
+            # the decoder does not look into the texts of values that nobody asked for; and with a
+            # bracket for each object, so few in all leave none that nests deeper than the limit
+            brackets = whole.count(b"{") + whole.count(b"[")
+            is_plain = brackets < MAX_DEPTH + len(part) and whole.isascii()
+            is_plain = is_plain and len(whole) <= MAX_CONTAINER_BYTES
+            if is_plain:
                 try:
-                    objects.append(decode(raw))
+                    objects += [*map(self._decode, part)]
                     continue
                 except msgspec.DecodeError:
                     pass
-            found, problem = self._read_with_care(raw)
-            objects.append(found)
-            if problem:
-                reasons[row] = _REASON[f"{self._name} {problem}"]
-        return [_first_of(objects, alternatives) for alternatives in self._plan], reasons
+            for row, raw in enumerate(part, first):
+                if is_plain:
+                    try:
+                        objects.append(self._decode(raw))
+                        continue
+                    except msgspec.DecodeError:
+                        pass
+                found, problem = self._read_with_care(raw)
+                objects.append(found)
+                if problem:
+                    reasons[row] = _REASON[f"{self._name} {problem}"]
+        return [_first_of(objects, self._plan[k]) for k in wanted], reasons
 
     def _read_with_care(self, raw: bytes) -> tuple[Any, str]:
         """The object's values and "", or blanks and what is wrong."""
         blank = self._kind()
         if len(raw) > MAX_CONTAINER_BYTES:
             return blank, "over 1 MiB"
-        if _is_too_deep(raw):
+        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _is_too_deep(raw):
             return blank, "nested deeper than 64"
         try:
             text = raw.decode()
@@ -512,9 +546,11 @@ def _first_of(objects: list[Any], alternatives: list[tuple[str, tuple[str, ...]]
             found = [_walk(value, path) for value in found]
         if i == 0:
             column = found
-        elif any(value is _ABSENT for value in column):
+        elif any(map(is_, column, repeat(_ABSENT))):
             pairs = zip(column, found, strict=True)
             column = [other if value is _ABSENT else value for value, other in pairs]
+        else:
+            break
     return column
 
 
@@ -584,17 +620,26 @@ def _confidence(value: Any) -> tuple[float, int]:
     """The number and 0, or nan and the reason."""
     kind = type(value)
     if kind is float or kind is int:
-        number = value
-    elif value is _ABSENT:
+        return _within(value)
+    if value is _ABSENT:
         return np.nan, _NO_CONFIDENCE
-    else:
-        text = _as_text(value)
-        if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
-            return np.nan, _NO_NUMBER
-        number = float(text)
-    if 0 <= number <= 1:
-        return float(number), 0
-    return np.nan, _OUTSIDE
+    if kind is bytes and len(value) <= 16:  # few digits, so the same texts again and again
+        return _confidence_text(value)
+    text = _as_text(value)
+    if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
+        return np.nan, _NO_NUMBER
+    return _within(float(text))
+
+
+@lru_cache(1024)
+def _confidence_text(text: bytes) -> tuple[float, int]:
+    if not text.isascii() or not _DECIMAL.fullmatch(text.decode()):
+        return np.nan, _NO_NUMBER
+    return _within(float(text))
+
+
+def _within(number: float) -> tuple[float, int]:
+    return (float(number), 0) if 0 <= number <= 1 else (np.nan, _OUTSIDE)
 
 
 def _event_times(
@@ -619,7 +664,7 @@ def _id_times_us(ids: list[bytes]) -> np.ndarray:
     chars = np.array(ids, dtype="S14").view(np.uint8).reshape(-1, 14)
     digits = chars[:, :13] - np.uint8(ord("0"))
     fits = (digits <= 9).all(axis=1) & (chars[:, 13] == ord("-"))
-    times = _number(digits.astype(np.int64)) * 1000
+    times = _number(digits) * 1000
     for row in np.flatnonzero(~fits).tolist():
         ms = int(ids[row].partition(b"-")[0])
         times[row] = ms * 1000 if ms <= LATEST_ID_MS else NO_TIME
@@ -628,10 +673,10 @@ def _id_times_us(ids: list[bytes]) -> np.ndarray:
 
 
 def _number(digits: np.ndarray) -> np.ndarray:
-    """The number that each row of digits writes (int64); 0 for no digits."""
-    powers = 10 ** np.arange(digits.shape[1] - 1, -1, -1, dtype=np.int64)
-    number: np.ndarray = digits @ powers
-    return number
+    """The number that each row of at most 15 digits writes (int64); 0 for no digits."""
+    # as floats, which are exact below 2**53 and multiplied many times faster than integers
+    number: np.ndarray = digits @ 10.0 ** np.arange(digits.shape[1] - 1, -1, -1)
+    return number.astype(np.int64)
 
 
 def _times_us(values: Column) -> np.ndarray:
@@ -640,12 +685,22 @@ def _times_us(values: Column) -> np.ndarray:
     The usual forms of ISO 8601 are read as whole columns, everything else one by one.
     """
     times = np.full(len(values), NO_TIME, dtype=np.int64)
-    texts = [value.encode() if type(value) is str else value for value in values]
-    sizes = np.array([len(text) if type(text) is bytes else 0 for text in texts])
-    for shape in _ISO_SHAPES:
-        rows = np.flatnonzero(sizes == len(shape))
-        if len(rows):
-            times[rows] = _iso_times_us([texts[row] for row in rows.tolist()], shape)
+    kinds = np.fromiter(map(_KINDS.get, map(type, values), repeat(0)), np.int8, len(values))
+    for kind in (_STR, _BYTES):
+        rows = np.flatnonzero(kinds == kind)
+        texts = [values[row] for row in rows.tolist()]
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        for shape in _ISO_SHAPES:
+            of_size = np.flatnonzero(sizes == len(shape))
+            if len(of_size):
+                chosen = [texts[i] for i in of_size.tolist()]
+                whole = _joined(chosen) if kind == _STR else b"".join(chosen)
+                times[rows[of_size]] = _iso_times_us(whole, shape)
+    rows = np.flatnonzero(kinds == _INT)
+    numbers = [values[row] for row in rows.tolist()]
+    milliseconds = np.array([n if 10**11 <= n < 10**14 else 0 for n in numbers], dtype=np.int64)
+    is_ms = milliseconds > 0
+    times[rows[is_ms]] = milliseconds[is_ms] * 1000
     for row in np.flatnonzero(times == NO_TIME).tolist():
         time = _time_us(values[row])
         if time is not None:
@@ -653,18 +708,25 @@ def _times_us(values: Column) -> np.ndarray:
     return times
 
 
-def _iso_times_us(texts: list[bytes], shape: bytes) -> np.ndarray:
-    """Texts as long as `shape` (0 stands for a digit) as times; NO_TIME where not of that shape."""
-    chars = np.frombuffer(b"".join(texts), dtype=np.uint8).reshape(-1, len(shape))
+def _joined(texts: list[str]) -> bytes:
+    """The texts in a row, each character a byte; what is not ASCII becomes a question mark."""
+    return "".join(texts).encode("ascii", "replace")
+
+
+def _iso_times_us(texts: bytes, shape: bytes) -> np.ndarray:
+    """Texts, each as long as `shape`, as times (int64, us); NO_TIME for others than `shape`.
+
+    In `shape` 0 stands for a digit.
+    """
+    chars = np.frombuffer(texts, dtype=np.uint8).reshape(-1, len(shape))
     form = np.frombuffer(shape, dtype=np.uint8)
     offset = shape.rindex(b"0+") + 1 if b"+" in shape else len(shape) - 1
     is_digit = (form == ord("0")) & (np.arange(len(shape)) < offset)
     marks, digits = chars[:, ~is_digit], chars[:, is_digit] - np.uint8(ord("0"))
     fits = (marks == form[~is_digit]).all(axis=1) & (digits <= 9).all(axis=1)
-    whole = digits.astype(np.int64)
     ends = (4, 6, 8, 10, 12, 14)
-    year, month, day, hour, minute, second, fraction = map(_number, np.split(whole, ends, axis=1))
-    fraction = fraction * 10 ** (20 - whole.shape[1])
+    year, month, day, hour, minute, second, fraction = map(_number, np.split(digits, ends, axis=1))
+    fraction = fraction * 10 ** (20 - digits.shape[1])
     months = (year - 1970) * 12 + month - 1
     day_of = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
     next_of = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)

@@ -6,13 +6,14 @@ and later make a consumer even when they return nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import RefusedError, one_line
+from .errors import DrainkitError, RefusedError, one_line
 from .events import Decoder, FrameBuilder, RawEntry
 from .server import Keys, Server
 from .settings import Settings, allowlist_symbols, check_symbols
@@ -147,16 +148,41 @@ def consumers(server: Server, key: bytes, group: str) -> list[Consumer]:
 
 
 def pages(
-    server: Server, key: bytes, first: str, last: str, *, page: int = PAGE_ENTRIES
+    server: Server,
+    key: bytes,
+    first: str,
+    last: str,
+    *,
+    page: int = PAGE_ENTRIES,
+    ahead: bool = False,
 ) -> Iterator[list[RawEntry]]:
-    """Entries from `first` to `last`, both included, in pages."""
-    while id_key(first) <= id_key(last):
-        entries = server.call("XRANGE", key, first, last, "COUNT", page)
-        if entries:
+    """Entries from `first` to `last`, both included, in pages.
+
+    With `ahead` the server already reads the next page while the caller works on one; until the
+    generator ends or is closed, the connection is then its own.
+    """
+    under_way = False
+    try:
+        while under_way or id_key(first) <= id_key(last):
+            if not under_way:
+                server.send("XRANGE", key, first, last, "COUNT", page)
+            under_way = False
+            entries = server.receive()
+            if not entries:
+                return
+            is_full = len(entries) == page
+            first = next_id(text(entries[-1][0]))
+            if ahead and is_full and id_key(first) <= id_key(last):
+                server.send("XRANGE", key, first, last, "COUNT", page)
+                under_way = True
             yield entries
-        if len(entries) < page:
-            return
-        first = next_id(text(entries[-1][0]))
+            if not is_full:
+                return
+            del entries  # or two pages would be in memory
+    finally:
+        if under_way and server.connected:
+            with contextlib.suppress(DrainkitError):
+                server.receive()
 
 
 def send_page(server: Server, key: bytes, after: str, last: str, count: int) -> None:
@@ -295,7 +321,8 @@ def scope_entries(server: Server, keys: Keys, scope: Scope) -> Iterator[list[Raw
         for rows in scope_ids(server, keys, scope):
             yield bodies(server, keys.stream, [row[0] for row in rows])
     else:
-        yield from pages(server, keys.stream, next_id(scope.position), scope.boundary)
+        first = next_id(scope.position)
+        yield from pages(server, keys.stream, first, scope.boundary, ahead=True)
 
 
 def remaining(server: Server, keys: Keys, scope: Scope) -> int:
@@ -349,6 +376,7 @@ def load_frame(
                 left -= len(page)
                 if left <= 0:
                     break
+            del page  # or two pages would be in memory
     finally:
         if paused:
             gc.enable()

@@ -34,7 +34,7 @@ def drainkit(url: str, entries: str) -> Result:
     with Server(url, KEY) as server:
         now_us = server.now_us()
         with measured(result):
-            pages = stream.pages(server, KEY.encode(), stream.FIRST_ID, stream.LAST_ID)
+            pages = stream.pages(server, KEY.encode(), stream.FIRST_ID, stream.LAST_ID, ahead=True)
             frame = stream.load_frame(pages, drain.decoder_of(settings))
     assert isinstance(frame, pd.DataFrame)
     assert len(frame) == int(entries)
