@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .errors import one_line
 from .events import NO_TIME, Events, RawEntry
@@ -62,7 +63,7 @@ def records(
             entry_id,
             symbols[symbol],
             b"null" if age_us == NO_TIME else b"%.2f" % (age_us / 1e6),
-            b"null" if math.isnan(confidence) else repr(confidence).encode(),
+            _number_text(confidence) if confidence == confidence else b"null",  # noqa: PLR0124 - nan
             _ACTIONS[action],
             tail,
             reason.encode(),
@@ -79,6 +80,12 @@ def records(
             strict=True,
         )
     ]
+
+
+@lru_cache(4096)
+def _number_text(number: float) -> bytes:
+    """The shortest text that reads as the number; confidences have few values, and repr is slow."""
+    return repr(number).encode()
 
 
 def parse(entry: RawEntry) -> AuditRecord:

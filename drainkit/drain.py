@@ -445,6 +445,8 @@ class _Worker:
         return self.job.plan_ids is None or entry_id in self.job.plan_ids
 
     def _check_plan(self, entries: Sequence[RawEntry]) -> None:
+        if self.job.plan_ids is None:
+            return
         odd = [entry[0] for entry in entries if not self._wanted(entry[0])]
         if odd:
             raise RefusedError(f"entry {stream.text(odd[0])} is not in the plan; make a new one")
