@@ -237,7 +237,7 @@ class DryRun(Session):
         )
         if left > 0:
             text += f" {left:,} more entries of the scope lie beyond its limit of events."
-        return markdown(text + "\n\nNothing was changed: no group moved, nothing was claimed.")
+        return markdown(text + "\n\nNothing was changed: no group moved, no consumer was made.")
 
     def duration(self) -> str:
         """How long the live run takes at this throttle."""

@@ -239,8 +239,9 @@ def test_signals_to_the_client(
             if how == signal.SIGSTOP:
                 time.sleep(0.1)
                 attempt(
-                    valkey.url, stream, scope="pending", min_idle_min=0.001, consumer_name="other"
-                )
+                    valkey.url, stream, consumer_name="other", max_events="200", throttle="none",
+                    allow_active_consumers=True,
+                )  # fmt: skip
                 tally.runs += 1
                 process.send_signal(signal.SIGCONT)
         ended = cli.finish(process)
