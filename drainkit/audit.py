@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .errors import one_line
-from .events import NO_TIME, Events, RawEntry
+from .events import Events, RawEntry
 from .policy import ACTIONS, Decisions, Policy, reasons
+from .timestamps import NO_TIME
 
 RECORD_FIELDS = (
     "original_id",

@@ -30,6 +30,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def main() -> NoReturn:
     """Run the program and exit with a code of the contract."""
     debug = "--debug" in sys.argv
+    # a scheduler's SIGTERM ends a program that waits for a server just as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = program(prog_name="drainkit", standalone_mode=False) or 0
     except click.exceptions.Exit as error:

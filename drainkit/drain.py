@@ -398,7 +398,7 @@ class _Worker:
                     break
                 entries = stream.bodies(self.server, keys.stream, [row[0] for row in chosen])
                 self._check_plan(entries)
-                self._weigh(entries)
+                self._entry_bytes = stream.entry_bytes(entries)
                 yield Batch(entries, owners=[row[1] for row in chosen])
 
     def _ask(self) -> None:
@@ -429,17 +429,12 @@ class _Worker:
             if not entries:
                 return None
             self._check_plan(entries)
-            self._weigh(entries)
+            self._entry_bytes = stream.entry_bytes(entries)
             after, counters = self._asked
             self._after = stream.text(entries[-1][0])
             self._unsent = len(entries)
             return Batch(entries, after=after, counters=counters)
         return None
-
-    def _weigh(self, entries: Sequence[RawEntry]) -> None:
-        """Remember how large entries are, by a sample: a batch must not hold gigabytes."""
-        sample = [entry[1] or () for entry in entries[::16]]
-        self._entry_bytes = 1 + max(sum(map(len, fields)) for fields in sample)
 
     def _wanted(self, entry_id: bytes) -> bool:
         return self.job.plan_ids is None or entry_id in self.job.plan_ids

@@ -18,12 +18,13 @@ from . import ledger, stream
 from .audit import parse
 from .drain import ACTIVE_MS, decoder_of, run_records
 from .errors import DrainkitError, UnreachableError, UsageError, one_line
-from .events import NO_TIME, RawEntry
+from .events import RawEntry
 from .evidence import RUN_ID
 from .policy import ACTIONS
 from .server import Keys, Server
 from .settings import Settings
 from .stream import Group, StreamInfo
+from .timestamps import NO_TIME
 
 #: From best to worst, with the exit codes of the monitoring convention.
 SEVERITIES = {"ok": 0, "warning": 1, "unknown": 3, "critical": 2}

@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import RefusedError, UsageError, one_line
-from .events import NO_TIME, Events, RawEntry
+from .events import Events, RawEntry
 from .policy import ACTIONS, Decisions, Policy, other_failed, reasons
+from .timestamps import NO_TIME
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .events import INVALID_REASONS, NO_TIME, Events
+from .events import INVALID_REASONS, Events
+from .timestamps import NO_TIME
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAGE_ENTRIES = 5000
+FIRST_PAGE_ENTRIES = 500
+PAGE_BYTES = 16 << 20  # about so much at most, or a page of large entries would hold gigabytes
 FIRST_ID = "0-0"
 LAST_ID = "18446744073709551615-18446744073709551615"
 
@@ -156,24 +158,26 @@ def pages(
     page: int = PAGE_ENTRIES,
     ahead: bool = False,
 ) -> Iterator[list[RawEntry]]:
-    """Entries from `first` to `last`, both included, in pages.
+    """Entries from `first` to `last`, both included, in pages of at most `page`.
 
     With `ahead` the server already reads the next page while the caller works on one; until the
     generator ends or is closed, the connection is then its own.
     """
+    count = min(page, FIRST_PAGE_ENTRIES)
     under_way = False
     try:
         while under_way or id_key(first) <= id_key(last):
             if not under_way:
-                server.send("XRANGE", key, first, last, "COUNT", page)
+                server.send("XRANGE", key, first, last, "COUNT", count)
             under_way = False
             entries = server.receive()
             if not entries:
                 return
-            is_full = len(entries) == page
+            is_full = len(entries) == count
             first = next_id(text(entries[-1][0]))
+            count = max(1, min(page, 8 * count, PAGE_BYTES // entry_bytes(entries)))
             if ahead and is_full and id_key(first) <= id_key(last):
-                server.send("XRANGE", key, first, last, "COUNT", page)
+                server.send("XRANGE", key, first, last, "COUNT", count)
                 under_way = True
             yield entries
             if not is_full:
@@ -183,6 +187,12 @@ def pages(
         if under_way and server.connected:
             with contextlib.suppress(DrainkitError):
                 server.receive()
+
+
+def entry_bytes(entries: Sequence[RawEntry]) -> int:
+    """How many bytes an entry may have: the largest of a sample, at least 1."""
+    sample = [entry[1] or () for entry in entries[::16]]
+    return 1 + max(sum(map(len, fields)) for fields in sample)
 
 
 def send_page(server: Server, key: bytes, after: str, last: str, count: int) -> None:

@@ -105,13 +105,20 @@ def json_object(raw: bytes) -> dict[str, Any]:
         text = raw.decode("utf-8", "strict")
         if depth(text) > 64:
             raise NoObjectError
-        found = json.loads(text, parse_constant=lambda _: 1 / 0, parse_int=integer)
-        json.dumps(found, ensure_ascii=False).encode()  # no lone surrogates
+        found = json.loads(
+            text, parse_constant=lambda _: 1 / 0, parse_int=integer, object_pairs_hook=pairs
+        )
     except (ValueError, ZeroDivisionError) as error:
         raise NoObjectError from error
     if not isinstance(found, dict):
         raise NoObjectError
     return found
+
+
+def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The last of equal names counts; a lone surrogate is an error, in an earlier one, too."""
+    json.dumps(found, ensure_ascii=False).encode()
+    return dict(found)
 
 
 def integer(text: str) -> int | float:

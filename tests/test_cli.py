@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,23 @@ def test_a_password_with_spaces_is_not_shown_either(cli: Cli) -> None:
     run = cli("status", env={"DRAINKIT_REDIS_URL": url}, secret=(SECRET, "one", "two"))
     assert run.rc in (2, 3), run
     one_line_error(run.err)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["status", "drain"])
+def test_a_signal_while_waiting_for_a_server(cli: Cli, command: str, how: signal.Signals) -> None:
+    """A program that waits for a server that never answers ends at once: one line, exit 130."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        process = cli.start(command, "--redis-url", f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
+        link, _ = mute.accept()
+        process.send_signal(how)
+        started = time.monotonic()
+        run = cli.finish(process)
+        link.close()
+    assert run.rc == 130
+    assert time.monotonic() - started < 5
+    # click first ends the line on which a terminal shows ^C
+    assert "interrupted" in one_line_error(run.err.removeprefix("\n"))
 
 
 def test_a_wrong_password_is_exit_code_3(valkey: Server, cli: Cli) -> None:

@@ -27,6 +27,9 @@ from books import (
 from conftest import Cli, Fill, intent
 from servers import Server
 
+from drainkit import stream as reading
+from drainkit.server import Server as Link
+
 LIVE = ("drain", "--mode", "live", "--yes", "--json")
 FAST = ("--throttle", "none", "--max-events", "all")
 
@@ -375,6 +378,30 @@ def test_an_active_consumer_is_not_robbed(
     before.pop("changes"), after.pop("changes")
     assert after == before
     assert cli(*LIVE, *where(server, stream), *FAST, "--allow-active-consumers").rc == 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_large_entries_come_in_small_pages(
+    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """Pages bring each entry once, in order, and hold about as many bytes at most as they may."""
+    monkeypatch.setattr(reading, "FIRST_PAGE_ENTRIES", 2)
+    monkeypatch.setattr(reading, "PAGE_BYTES", 1 << 20)
+    sizes = [10] * 50 + [100_000] * 60 + [10] * 50
+    ids = fill(valkey, stream, [(1000 + i, {"payload": "x" * n}) for i, n in enumerate(sizes)])
+    with Link(valkey.url, stream) as link:
+        found = list(
+            reading.pages(link, stream.encode(), "0-0", reading.LAST_ID, page=40, ahead=ahead)
+        )
+        assert link.call("PING") == b"PONG"
+        partly = reading.pages(link, stream.encode(), "0-0", reading.LAST_ID, page=40, ahead=ahead)
+        next(partly)
+        partly.close()  # what was asked for ahead is not left for the next call
+        assert link.call("PING") == b"PONG"
+    assert [entry[0] for page in found for entry in page] == ids
+    large = [len(page) for page in found if len(page[0][1][1]) > 10][1:]
+    assert max(large) <= 10
+    assert max(map(len, found)) == 40
 
 
 @pytest.mark.parametrize("mode", ["dry-run", "live"])

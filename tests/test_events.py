@@ -15,17 +15,16 @@ import reference
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drainkit import events
+from drainkit import events, timestamps
 from drainkit.events import (
     INVALID_REASONS,
     MAX_VOCABULARY,
-    NO_TIME,
-    TIME_SOURCES,
     Decoder,
     Events,
     FieldMap,
     FrameBuilder,
 )
+from drainkit.timestamps import NO_TIME, TIME_SOURCES
 
 ID_MS = 1_766_605_798_664
 ID = b"%d-0" % ID_MS
@@ -183,7 +182,7 @@ def test_a_row_does_not_depend_on_its_batch(batch: list[Any], size: int) -> None
 @example("0001-01-01T00:00:00+00:00")
 def test_column_parsing_of_iso_times_is_fromisoformat(text: str) -> None:
     """Times read as whole columns are exactly those that the standard library reads."""
-    found = events._times_us([text, text.encode(), None])
+    found = timestamps.times_us([text, text.encode(), None])
     expected = reference.timestamp_of(text)
     assert found.tolist() == [NO_TIME if expected is None else expected] * 2 + [NO_TIME]
 

@@ -110,6 +110,35 @@ def test_a_busy_script(valkey: Server, stream: str, fill: Fill) -> None:
     assert_settled(valkey, stream, ids, [run])
 
 
+def test_a_busy_script_that_outlasts_the_patience(
+    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the run ends with exit code 3 and says why; the same command finishes it later."""
+    monkeypatch.setattr("drainkit.drain.RECOVERY_WAITS_SEC", (0.05, 0.1))
+    settings_of(valkey, busy_reply_threshold=50)
+    ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
+    blocker = valkey.client()
+
+    def loop() -> None:
+        with pytest.raises(redis.ResponseError):
+            blocker.eval("while true do end", 0)
+
+    endless = threading.Thread(target=loop)
+
+    def block() -> None:
+        endless.start()
+        time.sleep(0.3)
+
+    first = attempt(valkey.url, stream, at=(80, block))
+    valkey.client().script_kill()
+    endless.join()
+    assert first.rc == 3
+    assert "busy" in first.error
+    again = attempt(valkey.url, stream)
+    assert again.rc == 0, again.error
+    assert_settled(valkey, stream, ids, [first, again])
+
+
 def test_scripts_are_flushed(server: Server, stream: str, fill: Fill) -> None:
     """SCRIPT FLUSH at any time does not matter: each script travels with its call."""
     ids = seed(server, stream, fill, 500, delivered=100)[100:]

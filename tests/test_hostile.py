@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drainkit.audit import records
-from drainkit.events import INVALID_REASONS, NO_TIME, Decoder, FrameBuilder
+from drainkit.events import INVALID_REASONS, Decoder, FrameBuilder
 from drainkit.policy import ACTIONS, Policy, decide, decide_frame, reasons
+from drainkit.timestamps import NO_TIME
 
 NOW_US = 1_766_605_800_000_000
 ID_MS = NOW_US // 1000 - 10_000  # every entry is ten seconds old by its id

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drainkit.events import INVALID_REASONS, NO_TIME, Decoder, Events, FrameBuilder
+from drainkit.events import INVALID_REASONS, Decoder, Events, FrameBuilder
 from drainkit.policy import (
     ACTIONS,
     Policy,
@@ -20,6 +20,7 @@ from drainkit.policy import (
     other_failed,
     reasons,
 )
+from drainkit.timestamps import NO_TIME
 
 NOW_US = 1_766_605_798_664_912
 SYMBOLS = ["BTCUSDT", "ETHUSDT", "btcusdt"]

@@ -23,10 +23,10 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 #: A module imports only from those before it. `__init__` names the public parts of all.
 LAYERS = [
-    "errors", "embedded", "settings", "events", "policy", "audit", "plan", "server", "stream",
-    "commit", "acl", "evidence", "ledger", "drain", "apply", "workers", "status", "maintenance",
-    "monitor", "metrics", "schedule", "figures", "notebook", "boards", "report", "pipeline",
-    "demo", "cli", "__main__", "__init__",
+    "errors", "embedded", "settings", "timestamps", "events", "policy", "audit", "plan", "server",
+    "stream", "commit", "acl", "evidence", "ledger", "drain", "apply", "workers", "status",
+    "maintenance", "monitor", "metrics", "schedule", "figures", "notebook", "boards", "report",
+    "pipeline", "demo", "cli", "__main__", "__init__",
 ]  # fmt: skip
 
 NOTEBOOKS = [

@@ -116,13 +116,12 @@ def raw_socket(url: str, entries: str) -> Result:
 
 
 def _page_ends(url: str, page: int) -> list[bytes]:
-    from drainkit import stream
-    from drainkit.server import Server
+    import redis
 
     ends = [b"0-0"]
-    with Server(url, KEY) as server:
-        for entries in stream.pages(server, KEY.encode(), "0-0", stream.LAST_ID, page=page):
-            ends.append(entries[-1][0])
+    with redis.Redis.from_url(url) as client:
+        while found := client.xrange(KEY, min=b"(" + ends[-1], count=page):
+            ends.append(found[-1][0])
     return ends[:-1]
 
 
