@@ -1,6 +1,6 @@
-"""Loading and deciding the backlog, and what `drainkit --help` costs; prints tables.
+"""Loading and deciding the backlog, what `drainkit --help` costs, and how it grows; prints tables.
 
-python tests/benchmarks/load.py [--entries 1000000] [--rounds 3] [--kind redis]
+python tests/benchmarks/load.py [--entries 1000000] [--rounds 3] [--kind redis] [--sizes 10000 ...]
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import argparse
 import json
 import resource
 import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import rig
 from rig import KEY, Result, measured
@@ -137,32 +139,26 @@ def help_() -> Result:
 WORKS = {"drainkit": drainkit, "lean": lean, "raw": raw_socket}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--entries", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kind", default="redis")
-    given = parser.parse_args()
-    with rig.filled_server(given.kind, given.entries) as server:
-        url, n = server.tcp_url, given.entries
+def compare(server: Any, n: int, rounds: int) -> None:
+    """Ours, the lean loop and the server alone, side by side."""
 
-        def run(name: str) -> Result:
-            return rig.child(Path(__file__), name, url, str(n))
+    def run(name: str) -> Result:
+        return rig.child(Path(__file__), name, server.tcp_url, str(n))
 
-        found = rig.in_turns(
-            {name: lambda name=name: run(name) for name in WORKS},  # type: ignore[misc]
-            given.rounds,
-        )
-        print(rig.title(server) + f" of {given.rounds}\n")
+    found = rig.in_turns(
+        {name: lambda name=name: run(name) for name in WORKS},  # type: ignore[misc]
+        rounds,
+    )
     ours, plain, alone = found["drainkit"], found["lean"], found["raw"]
-    help_sec = rig.in_turns({"help": help_}, max(3, given.rounds))["help"]["cpu_sec"]
+    help_sec = rig.in_turns({"help": help_}, max(3, rounds))["help"]["cpu_sec"]
+    print(rig.title(server) + f" of {rounds}\n")
     per_million = 1e6 / n
     rig.table(
         [
             (f"load {n:,}: lean plain loop", f"{plain['sec']:.2f} s",
              f"{plain['sec'] / ours['sec']:.1f} times ours", "at least 4.5"),
             (f"load {n:,}: server alone", f"{alone['sec']:.2f} s",
-             f"ours is {ours['sec'] / alone['sec']:.2f} times it", "at most 3"),
+             f"ours is {ours['sec'] / alone['sec']:.1f} times it", "at most 3"),
             (f"load {n:,}: drainkit", f"{ours['sec']:.2f} s",
              f"{n / ours['sec']:,.0f} entries/s", ""),
             ("load: memory above the imports, per million", f"{ours['peak_mb']:.0f} MB",
@@ -176,6 +172,37 @@ def main() -> None:
         ],
         ("Work", "Median", "Ratio", "Target"),
     )  # fmt: skip
+
+
+def scale(kind: str, sizes: list[int], rounds: int) -> None:
+    """How the cost grows: the load and a live drain of backlogs of several sizes."""
+    import live
+
+    rows = []
+    for n in sizes:
+        with rig.filled_server(kind, n) as server:
+            runs = [rig.child(Path(__file__), "drainkit", server.tcp_url, str(n))
+                    for _ in range(rounds)]  # fmt: skip
+            load_sec = statistics.median(run["sec"] for run in runs)
+            load_mb = statistics.median(run["peak_mb"] for run in runs)
+            drain = live.measure(server, n, ["drainkit"], rounds)["drainkit"]
+        rows.append((f"{n:,}", f"{load_sec:.2f} s", f"{load_sec / n * 1e6:.2f} us",
+                     f"{load_mb:.0f} MB", f"{drain['sec']:.2f} s",
+                     f"{drain['sec'] / n * 1e6:.2f} us", f"{drain['peak_mb']:.1f} MB"))  # fmt: skip
+    rig.table(rows, ("Entries", "Load", "each", "memory", "Live drain", "each", "memory"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kind", default="redis")
+    sizes = [10_000, 100_000, 1_000_000, 3_000_000]
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes)
+    given = parser.parse_args()
+    with rig.filled_server(given.kind, given.entries) as server:
+        compare(server, given.entries, given.rounds)
+    scale(given.kind, given.sizes, given.rounds)
 
 
 if __name__ == "__main__":
