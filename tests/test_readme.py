@@ -61,3 +61,27 @@ def test_the_toml_example_is_understood(cli: Cli) -> None:
     (cli.cwd / "drainkit.toml").write_text(blocks("toml")[0])
     run = cli("drain", "--env", "production", "--redis-url", "redis://127.0.0.1:1/0")
     assert run.rc == 3, run.err
+
+
+def test_the_long_form_of_the_fault_suite_is_there() -> None:
+    """`pytest -m chaos` finds the tests whose table the README shows, and no others."""
+    root = Path(__file__).parent.parent
+    assert "`pytest -m chaos`" in README
+    command = [sys.executable, "-m", "pytest", "-m", "chaos", "--collect-only", "-q"]
+    shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    found = [line for line in shown.splitlines() if "::" in line]
+    assert len(found) > 10
+    assert all(line.startswith("tests/test_chaos.py::") for line in found)
+
+
+def test_the_benchmarks_are_there() -> None:
+    """Each script that the README of the benchmarks names says what it does."""
+    folder = Path(__file__).parent / "benchmarks"
+    assert "`tests/benchmarks/`" in README
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"python tests/benchmarks/(\w+\.py)", text)
+    assert len(scripts) == 3
+    for script in scripts:
+        command = [sys.executable, str(folder / script), "--help"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "--rounds" in shown
