@@ -1,6 +1,6 @@
 """All writing to Redis, as small atomic scripts and a few single commands.
 
-Scripts travel as text with EVAL: 5 KB a batch cost less than the cases that EVALSHA adds (SCRIPT
+Scripts travel as text with EVAL: 9 KB a batch cost less than the cases that EVALSHA adds (SCRIPT
 FLUSH, failover, a Cluster's other node), each of them in the middle of a drain.
 """
 

@@ -286,6 +286,8 @@ class _Worker:
         self._reach = self.job.reach
         self._position = self._reach.position  # of the group, as seen last; never goes back
         self._counters = b""
+        self._after = self._position  # up to here everything has been read
+        self._asked = self._after, self._counters  # of the read that is under way
         self._run_id = self.server.info.run_id
         self._deadline = self._lost_until = 0
         self._start_over()
