@@ -25,6 +25,8 @@ from .server import Server
 from .settings import Settings
 
 NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
+# what a notebook would spend its first seconds on; plotly's first figure imports nbformat
+IMPORTS = "import drainkit.notebook, nbformat, plotly.graph_objects"
 _EXIT_CODES = {
     "UsageError": 2,
     "UnreachableError": 3,
@@ -318,6 +320,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+# what a notebook would spend its first seconds on; plotly's first figure imports nbformat
+IMPORTS = "import drainkit.notebook, nbformat, plotly.graph_objects"
+
+
 class _Kernels:
     """Kernels, one for each notebook; the next one starts and imports while one works."""
 
@@ -365,7 +371,7 @@ class _Kernels:
         manager = AsyncKernelManager(kernel_name="python3")
         run_sync(manager.start_kernel)(
             env=self._env,
-            extra_arguments=["--IPKernelApp.exec_lines=import drainkit.notebook"],
+            extra_arguments=[f"--IPKernelApp.exec_lines={IMPORTS}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
