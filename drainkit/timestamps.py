@@ -9,6 +9,7 @@ import datetime as dt
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import cache
 from itertools import repeat
 from math import isfinite
 from typing import Any
@@ -96,7 +97,8 @@ def times_us(values: Sequence[Any]) -> np.ndarray:
         for shape in _ISO_SHAPES:
             of_size = np.flatnonzero(sizes == len(shape))
             if len(of_size):
-                chosen = [texts[i] for i in of_size.tolist()]
+                is_all = len(of_size) == len(texts)
+                chosen = texts if is_all else [texts[i] for i in of_size.tolist()]
                 whole = _joined(chosen) if kind == _STR else b"".join(chosen)
                 times[rows[of_size]] = _iso_times_us(whole, shape)
     rows = np.flatnonzero(kinds == _INT)
@@ -116,20 +118,35 @@ def _joined(texts: list[str]) -> bytes:
     return "".join(texts).encode("ascii", "replace")
 
 
+@cache
+def _form(shape: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the digits of a shape are, its other characters, and what each digit adds to which of
+    year, month, day, hour, minute, second and microseconds (a row for each digit)."""
+    form = np.frombuffer(shape, dtype=np.uint8)
+    end = shape.rindex(b"+") if b"+" in shape else len(shape)
+    is_digit = (form == ord("0")) & (np.arange(len(shape)) < end)
+    sizes = (4, 2, 2, 2, 2, 2, int(is_digit.sum()) - 14)
+    weights = np.zeros((sum(sizes), len(sizes)))
+    row = 0
+    for column, size in enumerate(sizes):
+        top = 6 if column == 6 else size  # a fraction's first digit counts 100,000 microseconds
+        for place in range(size):
+            weights[row, column] = 10 ** (top - 1 - place)
+            row += 1
+    return is_digit, form[~is_digit], weights
+
+
 def _iso_times_us(texts: bytes, shape: bytes) -> np.ndarray:
     """Texts, each as long as `shape`, as times (int64, us); NO_TIME for others than `shape`.
 
     In `shape` 0 stands for a digit.
     """
+    is_digit, marks, weights = _form(shape)
     chars = np.frombuffer(texts, dtype=np.uint8).reshape(-1, len(shape))
-    form = np.frombuffer(shape, dtype=np.uint8)
-    offset = shape.rindex(b"0+") + 1 if b"+" in shape else len(shape) - 1
-    is_digit = (form == ord("0")) & (np.arange(len(shape)) < offset)
-    marks, digits = chars[:, ~is_digit], chars[:, is_digit] - np.uint8(ord("0"))
-    fits = (marks == form[~is_digit]).all(axis=1) & (digits <= 9).all(axis=1)
-    ends = (4, 6, 8, 10, 12, 14)
-    year, month, day, hour, minute, second, fraction = map(_number, np.split(digits, ends, axis=1))
-    fraction = fraction * 10 ** (20 - digits.shape[1])
+    digits = chars[:, is_digit] - np.uint8(ord("0"))
+    fits = (chars[:, ~is_digit] == marks).all(axis=1) & (digits <= 9).all(axis=1)
+    parts = (digits @ weights).astype(np.int64)
+    year, month, day, hour, minute, second, fraction = parts.T
     months = (year - 1970) * 12 + month - 1
     day_of = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
     next_of = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
