@@ -173,7 +173,10 @@ def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
 
 @cache
 def _script(name: str) -> str:
-    return resources.files("drainkit").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    """A script's text, with that of ids.lua before it where it compares ids."""
+    folder = resources.files("drainkit").joinpath("lua")
+    names = ("ids", name) if name in ("commit", "trim") else (name,)
+    return "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
 
 
 def seed_group(

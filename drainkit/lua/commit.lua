@@ -2,6 +2,7 @@
 -- Of kind "new" it holds all entries after `after` up to its last; the group gets them by
 -- XREADGROUP with NOACK, which is delivery and acknowledgement in one. Of kind "pending" its
 -- entries were delivered before, and XACK acknowledges them.
+-- Needs ids.lua before it.
 -- KEYS: stream, audit stream, kill switch, state
 -- ARGV: group, consumer, rate ("none" or events per second), run id, deadline in us, boundary,
 --       kind, the stream's counters as known before the batch was read ("" unknown), `after` (new)
@@ -20,18 +21,6 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local function int(number) return string.format('%.0f', number) end
 local function refused(reason) return {reason, int(now_us), '0'} end
-
--- ids are compared as texts: 64 bits do not fit a Lua number
-local function number_before(a, b)
-  if #a ~= #b then return #a < #b end
-  return a < b
-end
-local function before(a, b)
-  local a_ms, a_seq = a:match('^(%d+)-(%d+)$')
-  local b_ms, b_seq = b:match('^(%d+)-(%d+)$')
-  if a_ms ~= b_ms then return number_before(a_ms, b_ms) end
-  return number_before(a_seq, b_seq)
-end
 
 local function field(reply, name)
   for i = 1, #reply, 2 do

@@ -1,22 +1,11 @@
 -- Remove the oldest entries, up to `last` and just those that were shown, if no group needs them.
+-- Needs ids.lua before it.
 -- KEYS: stream
 -- ARGV: last id, the id after it, number of entries, SHA-1 of their ids (each with a line feed),
 --       "1" if a stream without groups may be trimmed
 -- Returns {"ok", number removed}; or, with nothing changed: {"held", group, id}, {"no_groups"},
 -- {"changed"}, {"gone"}.
 local stream, last, after, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
-
--- ids are compared as texts: 64 bits do not fit a Lua number
-local function number_before(a, b)
-  if #a ~= #b then return #a < #b end
-  return a < b
-end
-local function before(a, b)
-  local a_ms, a_seq = a:match('^(%d+)-(%d+)$')
-  local b_ms, b_seq = b:match('^(%d+)-(%d+)$')
-  if a_ms ~= b_ms then return number_before(a_ms, b_ms) end
-  return number_before(a_seq, b_seq)
-end
 
 if redis.call('TYPE', stream).ok ~= 'stream' then return {'gone'} end
 

@@ -1,0 +1,12 @@
+-- Whether one stream id comes before another; for the scripts that follow it.
+-- Ids are compared as texts: 64 bits do not fit a Lua number
+local function number_before(a, b)
+  if #a ~= #b then return #a < #b end
+  return a < b
+end
+local function before(a, b)
+  local a_ms, a_seq = a:match('^(%d+)-(%d+)$')
+  local b_ms, b_seq = b:match('^(%d+)-(%d+)$')
+  if a_ms ~= b_ms then return number_before(a_ms, b_ms) end
+  return number_before(a_seq, b_seq)
+end
