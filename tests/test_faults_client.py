@@ -198,21 +198,22 @@ def test_a_live_consumer_keeps_its_entries(
         assert_settled(server, stream, sorted(drained, key=key), [run])
 
 
-@pytest.mark.parametrize("scope", ["undelivered", "pending"])
+@pytest.mark.parametrize("owner", [None, "dead", ME], ids=["undelivered", "pending", "its own"])
 def test_entries_taken_from_the_drain_stay_taken(
-    server: Server, stream: str, fill: Fill, start_proxy: StartProxy, scope: str
+    server: Server, stream: str, fill: Fill, start_proxy: StartProxy, owner: str | None
 ) -> None:
     """What a consumer takes while the drain's commit is on its way is left to that consumer."""
     ids = seed(server, stream, fill, 300, delivered=100)[100:]
-    if scope == "pending":
-        ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 200, "STREAMS", stream, ">")
+    if owner:
+        ask(server, "XREADGROUP", "GROUP", GROUP, owner, "COUNT", 200, "STREAMS", stream, ">")
+    scope = "pending" if owner == "dead" else "undelivered"
     proxy = start_proxy(server)
     proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=0.6)
     taken = [entry.encode() for entry in ids[40:70]]
 
     def take() -> None:
         proxy.wait_fired()
-        if scope == "pending":
+        if owner:
             ask(server, "XCLAIM", stream, GROUP, "live", "0", *taken, "JUSTID")
         else:
             ask(server, "XREADGROUP", "GROUP", GROUP, "live", "COUNT", 30, "STREAMS", stream, ">")
