@@ -258,7 +258,7 @@ def test_signals_to_the_client(
 def test_writes_refused(
     server: Server, stream: str, fill: Fill, chance: random.Random, table: Table
 ) -> None:
-    """OOM, NOREPLICAS, READONLY, a busy script, a flushed script, at random moments."""
+    """OOM, NOREPLICAS, READONLY, flushed scripts, a paused server, at random moments."""
     tally = table.row(f"writes refused, {server.version}")
     ids = seed(server, stream, fill, 2000, delivered=0)
     undo = {"maxmemory": "0", "min-replicas-to-write": "0"}

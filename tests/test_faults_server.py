@@ -90,19 +90,27 @@ def test_a_server_that_is_loading(start_server: StartServer, stream: str, fill: 
     assert_settled(server, stream, ids, [early, again])
 
 
+def endless_script(server: Server) -> threading.Thread:
+    """A script that blocks the server until it is killed; by now the server answers BUSY."""
+    settings_of(server, busy_reply_threshold=50)
+    blocker = server.client()
+
+    def loop() -> None:
+        with pytest.raises(redis.ResponseError):
+            blocker.eval("while true do end", 0)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    time.sleep(0.3)
+    return thread
+
+
 def test_a_busy_script(valkey: Server, stream: str, fill: Fill) -> None:
     """While somebody's script blocks the server, the run waits and then goes on."""
-    settings_of(valkey, busy_reply_threshold=50)
     ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
-    blocker = valkey.client()
 
     def block() -> None:
-        def loop() -> None:
-            with pytest.raises(redis.ResponseError):
-                blocker.eval("while true do end", 0)
-
-        threading.Thread(target=loop).start()
-        time.sleep(0.3)
+        endless_script(valkey)
         threading.Timer(0.8, lambda: valkey.client().script_kill()).start()
 
     run = attempt(valkey.url, stream, at=(80, block))
@@ -115,23 +123,11 @@ def test_a_busy_script_that_outlasts_the_patience(
 ) -> None:
     """Then the run ends with exit code 3 and says why; the same command finishes it later."""
     monkeypatch.setattr("drainkit.drain.RECOVERY_WAITS_SEC", (0.05, 0.1))
-    settings_of(valkey, busy_reply_threshold=50)
     ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
-    blocker = valkey.client()
-
-    def loop() -> None:
-        with pytest.raises(redis.ResponseError):
-            blocker.eval("while true do end", 0)
-
-    endless = threading.Thread(target=loop)
-
-    def block() -> None:
-        endless.start()
-        time.sleep(0.3)
-
-    first = attempt(valkey.url, stream, at=(80, block))
+    blocked: list[threading.Thread] = []
+    first = attempt(valkey.url, stream, at=(80, lambda: blocked.append(endless_script(valkey))))
     valkey.client().script_kill()
-    endless.join()
+    blocked[0].join()
     assert first.rc == 3
     assert "busy" in first.error
     again = attempt(valkey.url, stream)
