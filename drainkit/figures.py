@@ -49,7 +49,8 @@ TIME_STEPS_SEC = (
 
 def label(text: object) -> str:
     """A text from outside, fit for a label."""
-    return html.escape(one_line(str(text), 40))
+    # plotly would show &quot; as it stands; without "<" there is no tag that a quote could end
+    return html.escape(one_line(str(text), 40), quote=False)
 
 
 def share(part: int, whole: int) -> str:
