@@ -15,7 +15,7 @@ from . import plan as plans
 from .audit import drift
 from .drain import DecidedPage, Job, Progress, Summary, dry_run, iso, prepare, run_records
 from .errors import RefusedError, one_line
-from .evidence import save_plan
+from .evidence import check_plan_path, save_plan
 from .plan import Plan
 from .policy import ACTIONS
 from .server import Server
@@ -50,6 +50,7 @@ def plan_run(
     server: Server, job: Job, path: Path, *, on_progress: Progress | None = None
 ) -> tuple[Summary, Plan]:
     """A dry run whose plan and decisions are saved at `path`."""
+    check_plan_path(path)
     summary, table = decide_all(server, job, on_progress=on_progress)
     plan = make_plan(job, summary, table)
     save_plan(path, plan, table)

@@ -36,6 +36,9 @@ def main() -> NoReturn:
         code = program(prog_name="drainkit", standalone_mode=False) or 0
     except click.exceptions.Exit as error:
         code = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
     except click.ClickException as error:
         code = _fail(UsageError(one_line(error.format_message()) + "; see drainkit --help"), debug)
     except (click.Abort, KeyboardInterrupt):
@@ -62,8 +65,7 @@ def _fail(error: DrainkitError, debug: bool) -> int:
     return error.exit_code
 
 
-def _option(*names: str, **kwargs: Any) -> Callable[[F], F]:
-    return click.option(*names, default=kwargs.pop("default", None), **kwargs)
+_option = click.option
 
 
 def _stack(options: list[Callable[[F], F]]) -> Callable[[F], F]:
@@ -141,10 +143,22 @@ def program() -> None:
 
 def settings_of(flags: dict[str, Any], env_name: str | None = None) -> Settings:
     """Checked settings from the options that were really given."""
+    from .settings import load, unknown_variables
+
+    for name in unknown_variables():
+        click.echo(f"drainkit: {name} is no setting and is ignored; check its spelling", err=True)
+    return load(_given(flags), env_name=env_name)
+
+
+def switch_settings(flags: dict[str, Any], env_name: str | None) -> Settings:
+    """Only where the stream is: no mistake elsewhere may stand in the kill switch's way."""
     from .settings import load
 
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    return load(given, env_name=env_name)
+    return load(_given(flags), env_name=env_name, only=frozenset({"redis_url", "stream"}))
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None and value != ()}
 
 
 @contextmanager
@@ -475,14 +489,19 @@ def verify(path: str, redis_url: str | None, allowed_signers: str | None, identi
 @_stack([*WHERE, _json])
 def stop(reason: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
     """Set the kill switch: from now on no drain of the stream acknowledges anything."""
-    from . import commit
+    from . import commit, stream
 
-    settings = settings_of(flags, env_name)
+    if not reason.strip():
+        raise UsageError("--reason: say why; it is kept with the switch")
+    settings = switch_settings(flags, env_name)
     with connected(settings) as server:
         keys = server.keys()
-        commit.stop(server, keys, reason=reason, now_us=server.now_us())
-    data = {"stream": settings.stream, "stopped": True, "reason": reason}
-    emit(as_json, data, f"Stopped: no drain of {one_line(settings.stream)} goes on. "
+        # a drain of a misspelt stream would go on, and somebody would think that it does not
+        stream.stream_info(server, keys.stream)
+        was_set = not commit.stop(server, keys, reason=reason, now_us=server.now_us())
+    data = {"stream": settings.stream, "stopped": True, "reason": reason, "was_stopped": was_set}
+    emit(as_json, data, ("It was stopped before, for the reason given then" if was_set else
+         "Stopped") + f": no drain of {one_line(settings.stream)} goes on. "
          "drainkit resume lifts it.")  # fmt: skip
 
 
@@ -492,7 +511,7 @@ def resume(env_name: str | None, as_json: bool, **flags: Any) -> None:
     """Lift the kill switch."""
     from . import commit
 
-    settings = settings_of(flags, env_name)
+    settings = switch_settings(flags, env_name)
     with connected(settings) as server:
         was_set = commit.resume(server, server.keys())
     data = {"stream": settings.stream, "stopped": False, "was_stopped": was_set}

@@ -16,7 +16,7 @@ from importlib import resources
 from .errors import RefusedError, one_line
 from .events import RawEntry
 from .server import Keys, Server, ServerBusyError
-from .stream import Scope, next_id, text
+from .stream import Scope, next_id, raw_name, text
 
 _REFUSALS = {
     "stopped": "the kill switch is set (drainkit stop); drainkit resume lifts it",
@@ -88,7 +88,7 @@ def send_commit(
     else:
         kind = ("pending", batch.counters, scope.min_idle_ms)
         for record, owner in zip(records, batch.owners, strict=True):
-            flat += (*record[:5], record[6], owner)
+            flat += (*record[:5], record[6], raw_name(owner))
     drained_at = records[0][5] if records else b""
     server.send(
         "EVAL", _script("commit"), 4, keys.stream, keys.audit, keys.stop, keys.state, scope.group,
@@ -130,13 +130,15 @@ def add_to_ledger(server: Server, keys: Keys, fields: Mapping[str, object]) -> N
     server.call("XADD", keys.runs, "*", *flat)
 
 
-def stop(server: Server, keys: Keys, *, reason: str, now_us: int) -> None:
+def stop(server: Server, keys: Keys, *, reason: str, now_us: int) -> bool:
     """Set the kill switch; from this reply on no commit of the stream does anything.
+
+    False if it was set already: then it keeps its first reason.
 
     SETNX and GETDEL, not SET and DEL: on 6.2 an ACL cannot tell keys apart by command, and a
     drainer must not be able to overwrite or delete the stream.
     """
-    server.call("SETNX", keys.stop, json.dumps({"reason": reason, "at_us": now_us}))
+    return bool(server.call("SETNX", keys.stop, json.dumps({"reason": reason, "at_us": now_us})))
 
 
 def resume(server: Server, keys: Keys) -> bool:
@@ -145,7 +147,7 @@ def resume(server: Server, keys: Keys) -> bool:
 
 
 def open_history(server: Server, keys: Keys, group: str) -> None:
-    """Make the group of scope history where it is missing."""
+    """Make the group of scope history where it is missing, and note that it is drainkit's."""
     made = server.call("EVAL", _script("history_open"), 2, keys.stream, keys.state, group)
     if made == -1:
         raise RefusedError(f"{one_line(text(keys.stream))} is no stream any more")
@@ -211,8 +213,9 @@ def remove_consumers(
     For each: ("removed", 0), ("pending", entries), ("active", idle ms) or ("gone", 0).
     """
     reply = server.call(
-        "EVAL", _script("remove_consumers"), 1, keys.stream, group, min_idle_ms, *names
-    )
+        "EVAL", _script("remove_consumers"), 1, keys.stream, group, min_idle_ms,
+        *map(raw_name, names),
+    )  # fmt: skip
     return [(text(status), int(number)) for status, number in reply]
 
 

@@ -166,6 +166,12 @@ def decisions_path(plan_path: Path) -> Path:
     return plan_path.with_name(f"{plan_path.stem}.decisions.parquet")
 
 
+def check_plan_path(path: Path) -> None:
+    """Refuse a path that no plan can be written to."""
+    if path.is_dir():
+        raise UsageError(f"--plan {one_line(str(path))} is a folder; name a file in it to write to")
+
+
 def save_plan(path: Path, plan: Plan, decisions: pa.Table) -> None:
     """Write the plan and, beside it, its decisions."""
     write_table(decisions_path(path), decisions)

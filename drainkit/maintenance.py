@@ -120,7 +120,7 @@ def _floor(server: Server, keys: Keys, name: str, group: stream.Group) -> tuple[
     """The first id that the group still needs, and why."""
     after = stream.next_id(group.position)
     if group.pending:
-        lowest = server.call("XPENDING", keys.stream, name)[1]
+        lowest = server.call("XPENDING", keys.stream, stream.raw_name(name))[1]
         if lowest is not None and stream.id_key(lowest) < stream.id_key(after):
             entry = stream.text(lowest)
             return entry, f"{entry} is delivered but not acknowledged ({group.pending:,} pending)"

@@ -196,7 +196,7 @@ def _read_group(
     key = info.name.encode()
     first = stream.next_id(group.position)
     oldest = next(stream.pages(server, key, first, info.boundary_id, page=1), [])
-    lowest = server.call("XPENDING", key, group.name)[1]
+    lowest = server.call("XPENDING", key, group.name.raw)[1]
     pending = stream.bodies(server, key, [lowest] if lowest is not None else [])
     consumers = stream.consumers(server, key, group.name)
     states = Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers)

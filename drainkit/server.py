@@ -303,6 +303,11 @@ _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
         "the Cluster does not serve the stream's slot here now; run the same command again",
     ),
     ("LOADING|BUSY", ServerBusyError, "Redis is busy (it loads, or a script runs); try again"),
+    (
+        "DB index is out of range",
+        UsageError,
+        "--redis-url names a database that this server does not have",
+    ),
     ("OOM", DrainkitError, "Redis is out of memory (maxmemory) and refuses writes; free some"),
     ("MISCONF", DrainkitError, "Redis cannot save to disk and refuses writes; see its log"),
     ("NOREPLICAS", DrainkitError, "Redis has too few replicas and refuses writes; see its log"),
@@ -354,6 +359,7 @@ class Clock:
 
 
 def _connect(url: str) -> Connection:
+    _check_options(url)
     try:
         pool = ConnectionPool.from_url(
             url,
@@ -373,6 +379,15 @@ def _connect(url: str) -> Connection:
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}")
     link.connect()  # type: ignore[no-untyped-call]
     return link  # type: ignore[return-value]
+
+
+def _check_options(url: str) -> None:
+    """Refuse what redis-py would take for something else, or what drainkit does not speak."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+        raise UsageError("--redis-url: what follows the host must be the database's number")
+    if "protocol" in urllib.parse.parse_qs(parts.query):
+        raise UsageError("--redis-url: leave out protocol=; drainkit speaks RESP2")
 
 
 def _first_of(urls: list[str]) -> Connection:

@@ -17,7 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic import field_validator as check
 
 from .errors import UsageError, one_line
@@ -29,6 +37,9 @@ DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
 _REDIS_SET = "redis:"
+_COMMENT = re.compile(r"(^|\s)#.*")  # "#" itself may stand in a symbol
+MAX_MIN = 5_256_000_000  # minutes; ten thousand years: still fits int64 microseconds
+MAX_COUNT = 10**18 - 1
 
 
 class Fields(BaseModel):
@@ -117,7 +128,16 @@ class Settings(BaseModel):
         """The group that the run reads and acknowledges in (scope history has its own)."""
         if self.scope != "history":
             return self.consumer_group
-        return self.history_group or f"{self.consumer_group}.drain_history"
+        return self.history_group or self._own_history_group
+
+    @property
+    def has_own_history_group(self) -> bool:
+        """Whether the name of scope history's group says already that it is nobody else's."""
+        return self.history_group in (None, self._own_history_group)
+
+    @property
+    def _own_history_group(self) -> str:
+        return f"{self.consumer_group}.drain_history"
 
     @check("min_conf", "max_age_min", "min_idle_min", "throttle", mode="before")
     @classmethod
@@ -131,7 +151,7 @@ class Settings(BaseModel):
     def _count(cls, value: Any) -> Any:
         if value in (None, "all"):
             return None
-        if isinstance(value, str) and re.fullmatch(r"\d{1,18}", value, re.ASCII):
+        if isinstance(value, str) and re.fullmatch(r"\d{1,40}", value, re.ASCII):
             return int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError("must be an integer > 0, or all")
@@ -147,35 +167,42 @@ class Settings(BaseModel):
     @check("max_age_min")
     @classmethod
     def _age(cls, value: float) -> float:
-        if not 0 < value <= 5_256_000_000:  # ten thousand years: still fits int64 microseconds
-            raise ValueError("must be > 0 minutes")
+        if not 0 < value <= MAX_MIN:
+            raise ValueError(f"must be > 0 minutes, at most {MAX_MIN:,}")
         return value
 
     @check("min_idle_min")
     @classmethod
     def _idle(cls, value: float) -> float:
-        if not 0 <= value <= 5_256_000_000:
-            raise ValueError("must be >= 0 minutes")
+        if not 0 <= value <= MAX_MIN:
+            raise ValueError(f"must be >= 0 minutes, at most {MAX_MIN:,}")
         return value
 
     @check("throttle")
     @classmethod
     def _rate(cls, value: float | None) -> float | None:
         if value is not None and not 1e-6 <= value <= 1e9:
-            raise ValueError("must be > 0 events per second, or none")
+            raise ValueError("must be > 0 events per second (0.000001 to 1000000000), or none")
         return value
 
     @check("max_events")
     @classmethod
     def _positive(cls, value: int | None) -> int | None:
-        if value is not None and value < 1:
-            raise ValueError("must be an integer > 0, or all")
+        if value is not None and not 1 <= value <= MAX_COUNT:
+            raise ValueError(f"must be an integer > 0 (at most {MAX_COUNT:,}), or all")
         return value
 
     @check("stream", "consumer_group", "consumer_name", "audit_stream", "history_group")
     @classmethod
     def _key(cls, value: str | None) -> str | None:
         return None if value is None else _to_name(value)
+
+    @check("plan", mode="before")
+    @classmethod
+    def _plan(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path | None) or value == "":
+            raise ValueError("must be a plan file or an evidence folder")
+        return value
 
     @check("fields", mode="before")
     @classmethod
@@ -188,8 +215,11 @@ class Settings(BaseModel):
     @check("from_consumer", mode="before")
     @classmethod
     def _consumers(cls, value: Any) -> Any:
-        names = value.split("\n") if isinstance(value, str) and value else tuple(value or ())
-        return tuple(_to_name(name) for name in names)
+        names = value.split("\n") if isinstance(value, str) and value else value or ()
+        if not isinstance(names, list | tuple):
+            raise ValueError("must be a name or a list of names")
+        # an entry of a consumer named twice would be read, and recorded, twice
+        return tuple(dict.fromkeys(_to_name(name) for name in names))
 
     @check("allowlist", mode="before")
     @classmethod
@@ -216,6 +246,13 @@ class Settings(BaseModel):
         except (TypeError, ValueError, OverflowError):
             raise ValueError("must be an ISO 8601 time such as 2025-12-24T19:49:58+00:00") from None
 
+    @model_validator(mode="after")
+    def _groups(self) -> Settings:
+        if self.history_group == self.consumer_group:
+            # it would be drained from its position on and then destroyed
+            raise ValueError("must not be the consumer group: name a group of its own")
+        return self
+
     @check("allow_active_consumers", mode="before")
     @classmethod
     def _flag(cls, value: Any) -> Any:
@@ -232,20 +269,28 @@ def load(
     env_name: str | None = None,
     environ: Mapping[str, str] = os.environ,
     folder: Path | None = None,
+    only: frozenset[str] | None = None,
 ) -> Settings:
     """Merge flags, environment, `drainkit.toml` in `folder` and defaults into checked settings.
 
     `flags` holds only what was really given. `env_name` picks `[env.NAME]` of the file, whose
-    values become defaults. Raises UsageError with one line for all problems.
+    values become defaults. With `only`, all else has its default, whatever was set. Raises
+    UsageError with one line for all problems.
     """
     env_name = env_name if env_name is not None else environ.get(f"{ENV_PREFIX}ENV")
-    values = read_config((folder or Path()) / CONFIG_FILE, env_name)
+    values = read_config((folder or Path()) / CONFIG_FILE, env_name, check_names=only is None)
     for name in Settings.model_fields:
         variable = f"{ENV_PREFIX}{name.upper()}"
         if variable in environ and name != "limits":
             values[name] = environ[variable]
     values.update(flags)
-    return build(values)
+    return build({k: v for k, v in values.items() if only is None or k in only})
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Variables that look like settings and are none: misspelt ones, probably."""
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in (*Settings.model_fields, "env")}
+    return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
 
 
 def build(values: Mapping[str, Any]) -> Settings:
@@ -258,7 +303,7 @@ def build(values: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def read_config(path: Path, env_name: str | None) -> dict[str, Any]:
+def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -> dict[str, Any]:
     """The values of `drainkit.toml` with those of `[env.env_name]` laid over them."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -274,12 +319,12 @@ def read_config(path: Path, env_name: str | None) -> dict[str, Any]:
     if env_name is not None and env_name not in tables:
         known = ", ".join(sorted(tables)) or "none"
         raise UsageError(f"--env {one_line(env_name)}: no such table in {CONFIG_FILE}; has {known}")
-    values = {**data, **(tables[env_name] if env_name is not None else {})}
-    values = {name.replace("-", "_"): value for name, value in values.items()}
-    unknown = sorted(set(values) - set(Settings.model_fields))
-    if unknown:
+    names = {name for table in (data, *tables.values()) for name in table}
+    unknown = sorted(n for n in names if n.replace("-", "_") not in Settings.model_fields)
+    if unknown and check_names:
         raise UsageError(f"{CONFIG_FILE}: unknown key {one_line(unknown[0])}; check its spelling")
-    return values
+    values = {**data, **(tables[env_name] if env_name is not None else {})}
+    return {name.replace("-", "_"): value for name, value in values.items()}
 
 
 def allowlist_symbols(spec: str, *, folder: Path | None = None) -> frozenset[str] | bytes:
@@ -295,7 +340,7 @@ def allowlist_symbols(spec: str, *, folder: Path | None = None) -> frozenset[str
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UsageError(f"--allowlist {one_line(spec)}: {reason}") from None
-        return check_symbols([line.split("#", 1)[0].strip() for line in lines], spec)
+        return check_symbols([_COMMENT.sub("", line).strip() for line in lines], spec)
     return check_symbols([symbol.strip() for symbol in spec.split(",")], spec)
 
 
@@ -332,13 +377,14 @@ def _to_name(value: Any) -> str:
 
 
 def _explain(item: Any) -> str:
-    name = str(item["loc"][0]) if item["loc"] else "settings"
+    name = str(item["loc"][0]) if item["loc"] else "history_group"  # what is checked as a whole
     if item["type"] == "extra_forbidden":
         return f"{one_line('.'.join(map(str, item['loc'])))}: no such parameter; check its spelling"
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "literal_error":
         text = "must be " + item["ctx"]["expected"].replace("'", "")
     # a URL may hold a password, so its value is never shown
-    value = "" if name == "redis_url" else f" (not {one_line(repr(item['input']))})"
+    shown = item["loc"] and name != "redis_url"
+    value = f" (not {one_line(repr(item['input']))})" if shown else ""
     where = f"--{name.replace('_', '-')}" if name not in ("fields", "limits") else f"[{name}]"
     return f"{where} {text}{value}"

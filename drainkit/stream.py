@@ -32,7 +32,7 @@ LAST_ID = "18446744073709551615-18446744073709551615"
 class Consumer:
     """One consumer as XINFO CONSUMERS says: its name, pending entries, idle milliseconds."""
 
-    name: str
+    name: Name
     pending: int
     idle_ms: int
 
@@ -50,7 +50,7 @@ class Backlog:
 class Group:
     """One consumer group as XINFO GROUPS says; its backlog only where it was counted."""
 
-    name: str
+    name: Name
     position: str
     consumers: int
     pending: int
@@ -81,6 +81,29 @@ def next_id(entry_id: str) -> str:
     """The smallest id after `entry_id`: inclusive ranges work on every version and client."""
     ms, seq = id_key(entry_id)
     return f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0"
+
+
+class Name(str):
+    """A group's or consumer's name: text to show, and the bytes that the server knows it by.
+
+    Names need not be UTF-8, and what is shown of such a one is not its name.
+    """
+
+    raw: bytes
+
+    def __new__(cls, raw: bytes) -> Name:
+        """The name that the server gave as `raw`."""
+        name = super().__new__(cls, text(raw))
+        name.raw = raw
+        return name
+
+    def __getnewargs__(self) -> tuple[bytes]:  # type: ignore[override] # copies are made from raw
+        return (self.raw,)
+
+
+def raw_name(name: str) -> bytes:
+    """The bytes to send for a name that came from the server or from the settings."""
+    return name.raw if isinstance(name, Name) else name.encode()
 
 
 def text(raw: bytes) -> str:
@@ -116,10 +139,10 @@ def last_ms(server: Server, key: bytes) -> int:
 
 def positions(server: Server, key: bytes) -> dict[str, Group]:
     """Every group of the stream by name."""
-    found = {}
+    found: dict[str, Group] = {}
     for reply in server.call("XINFO", "GROUPS", key):
         info = _pairs(reply)
-        name = text(info["name"])
+        name = Name(info["name"])
         found[name] = Group(
             name=name,
             position=text(info["last-delivered-id"]),
@@ -145,8 +168,8 @@ def position_of(server: Server, key: bytes, group: str) -> Group:
 
 def consumers(server: Server, key: bytes, group: str) -> list[Consumer]:
     """The group's consumers, in the server's order."""
-    replies = [_pairs(reply) for reply in server.call("XINFO", "CONSUMERS", key, group)]
-    return [Consumer(text(r["name"]), r["pending"], r["idle"]) for r in replies]
+    replies = [_pairs(r) for r in server.call("XINFO", "CONSUMERS", key, raw_name(group))]
+    return [Consumer(Name(r["name"]), r["pending"], r["idle"]) for r in replies]
 
 
 def pages(
@@ -234,15 +257,15 @@ def pending_ids(
     consumer: str | None = None,
     min_idle_ms: int = 0,
     page: int = 1000,
-) -> Iterator[list[tuple[bytes, str, int]]]:
+) -> Iterator[list[tuple[bytes, Name, int]]]:
     """Pages of (id, owner, idle_ms) up to `boundary`, idle at least `min_idle_ms`."""
     start = FIRST_ID
     idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
-    owner = (consumer,) if consumer is not None else ()
+    owner = (raw_name(consumer),) if consumer is not None else ()
     while id_key(start) <= id_key(boundary):
-        found = server.call("XPENDING", key, group, *idle, start, boundary, page, *owner)
+        found = server.call("XPENDING", key, raw_name(group), *idle, start, boundary, page, *owner)
         if found:
-            yield [(row[0], text(row[1]), row[2]) for row in found]
+            yield [(row[0], Name(row[1]), row[2]) for row in found]
         if len(found) < page:
             return
         start = next_id(text(found[-1][0]))
@@ -268,16 +291,21 @@ def open_scope(server: Server, settings: Settings, keys: Keys) -> Scope:
     info = stream_info(server, keys.stream)
     main = position_of(server, keys.stream, settings.consumer_group)
     position, boundary, exists = main.position, info.boundary_id, True
+    wanted: tuple[str, ...] = ()
     if settings.scope == "history":
         own = positions(server, keys.stream).get(settings.drain_group)
         exists = own is not None
+        if exists:
+            check_history_group(server, settings, keys)
         position = own.position if own else history_done(server, keys, settings.drain_group)
         boundary = min(main.position, boundary, key=id_key)
     if settings.scope == "pending" and settings.from_consumer:
-        known = {c.name for c in consumers(server, keys.stream, settings.consumer_group)}
+        there = consumers(server, keys.stream, settings.consumer_group)
+        known: dict[str, Name] = {c.name: c.name for c in there}
         for name in settings.from_consumer:
             if name not in known:
                 raise RefusedError(f"--from-consumer: the group has no {one_line(name)}")
+        wanted = tuple(known[name] for name in settings.from_consumer)
     return Scope(
         name=settings.scope,
         group=settings.drain_group,
@@ -287,8 +315,19 @@ def open_scope(server: Server, settings: Settings, keys: Keys) -> Scope:
         boundary=boundary,
         group_exists=exists,
         min_idle_ms=round(settings.min_idle_min * 60_000),
-        from_consumers=settings.from_consumer,
+        from_consumers=wanted,
     )
+
+
+def check_history_group(server: Server, settings: Settings, keys: Keys) -> None:
+    """Refuse a group that is somebody's: scope history acknowledges all it has, and destroys it."""
+    group = settings.drain_group
+    is_made = server.call("HGET", keys.state, f"history_group:{group}") == b"made"
+    if not is_made and not settings.has_own_history_group:
+        raise RefusedError(
+            f"--history-group {one_line(group)}: drainkit did not make this group, and it would be "
+            "destroyed in the end; name one that does not exist yet"
+        )
 
 
 def history_done(server: Server, keys: Keys, group: str) -> str:
@@ -297,7 +336,7 @@ def history_done(server: Server, keys: Keys, group: str) -> str:
     return text(done) if done else FIRST_ID
 
 
-def scope_ids(server: Server, keys: Keys, scope: Scope) -> Iterator[list[tuple[bytes, str]]]:
+def scope_ids(server: Server, keys: Keys, scope: Scope) -> Iterator[list[tuple[bytes, Name]]]:
     """Scope pending: pages of (id, owner) that a drain may take, its own come first elsewhere."""
     owners = scope.from_consumers or (None,)
     for owner in owners:
@@ -363,8 +402,9 @@ def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
     if kind != b"set":
         what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"
         raise RefusedError(f"--allowlist {one_line(settings.allowlist)}: the key {what}")
-    members = [text(member) for member in server.call("SMEMBERS", found)]
-    return check_symbols(members, settings.allowlist)
+    members = server.call("SMEMBERS", found)
+    # as latin-1 what is no ASCII stays none, and so is refused
+    return check_symbols([member.decode("latin-1") for member in members], settings.allowlist)
 
 
 def load_frame(

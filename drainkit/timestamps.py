@@ -25,6 +25,7 @@ LATEST_ID_MS = 253_402_300_799_999  # the end of year 9999: datetime knows no la
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - _EPOCH) // dt.timedelta(microseconds=1)
 _LATEST_US = LATEST_ID_MS * 1000 + 999
+_WITH_SECONDS = re.compile(r"\d\d:?\d\d:?\d\d$", re.ASCII)
 _EPOCH_TEXT = re.compile(r"([+-]?\d+)(?:\.(\d*))?", re.ASCII)
 # 0 stands for a digit; the part from the sign on is literal
 _ISO_SHAPES = tuple(
@@ -174,8 +175,11 @@ def _time_us(value: Any) -> int | None:
 
 
 def _iso_us(text: str) -> int | None:
+    before, mark, _ = text.replace(",", ".").partition(".")
+    if mark and not _WITH_SECONDS.search(before):
+        return None  # fromisoformat takes 19:20.5 for half a second after 19:20
     try:
-        time = dt.datetime.fromisoformat(text)
+        time = dt.datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z
         delta = (time if time.tzinfo else time.replace(tzinfo=dt.UTC)) - _EPOCH
     except (ValueError, OverflowError):
         return None

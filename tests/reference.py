@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -199,10 +200,13 @@ def timestamp_of(value: Any) -> int | None:
     unsigned = text[1:] if text[:1] in ("+", "-") else text
     if is_decimal(unsigned) and unsigned[0] != ".":
         return epoch(Fraction(Decimal(text)))
+    time, point, _ = text.replace(",", ".").partition(".")
+    if point and not re.search("[0-9]{2}(:?)[0-9]{2}(:?)[0-9]{2}$", time):
+        return None  # a fraction of an hour or a minute, which Python takes for one of a second
     try:
-        time = datetime.fromisoformat(text)
-        time = time if time.tzinfo else time.replace(tzinfo=UTC)
-        return in_calendar((time - EPOCH) // timedelta(microseconds=1))
+        moment = datetime.fromisoformat(text.upper())
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return in_calendar((moment - EPOCH) // timedelta(microseconds=1))
     except (ValueError, OverflowError):
         return None
 

@@ -56,6 +56,13 @@ BAD_USAGE = [
     (("--consumer-name", ""), "--consumer-name"),
     (("--env", "mars"), "--env"),
     (("--no-such-option",), "--no-such-option"),
+    (("--plan", ""), "--plan"),
+    (("--history-group", GROUP), "--history-group"),
+    (("--max-events", "1" + "0" * 18), "999,999,999,999,999,999"),
+    (("--max-age-min", "6000000000"), "5,256,000,000"),
+    (("--throttle", "1e10"), "0.000001 to 1000000000"),
+    (("--redis-url", "redis://127.0.0.1:1/O"), "database"),
+    (("--redis-url", "redis://127.0.0.1:1/0?protocol=3"), "RESP2"),
     (("--redis-url", f"http://user:{SECRET}@localhost"), "--redis-url"),
     (("--redis-url", f"redis://user:{SECRET}@host:notaport/0"), "--redis-url"),
     (("--redis-url", ""), "--redis-url"),
@@ -196,12 +203,101 @@ def test_precedence_is_flag_environment_file_default(
     assert read(env={"DRAINKIT_ENV": "testnet"}) == 9
 
 
-def test_a_misspelt_key_in_the_file_is_refused(cli: Cli) -> None:
-    """drainkit.toml with an unknown key: exit code 2 and the key's name."""
-    (cli.cwd / "drainkit.toml").write_text("trottle = 5\n")
+@pytest.mark.parametrize("before", ["", "[env.other]\n"])
+def test_a_misspelt_key_in_the_file_is_refused(cli: Cli, before: str) -> None:
+    """drainkit.toml with an unknown key, in any table: exit code 2 and the key's name."""
+    (cli.cwd / "drainkit.toml").write_text(f"{before}trottle = 5\n")
     run = cli("drain")
     assert run.rc == 2
     assert "trottle" in one_line_error(run.err)
+
+
+def test_a_misspelt_variable_is_named(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """A DRAINKIT_ variable that is no setting does nothing, and stderr says so."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    where = ("--json", "--redis-url", valkey.url, "--stream", stream)
+    run = cli("drain", *where, env={"DRAINKIT_ALLOW_LIST": "ETHUSDT"})
+    assert run.rc == 0
+    assert "DRAINKIT_ALLOW_LIST" in one_line_error(run.err)
+    assert cli("drain", *where, env={"DRAINKIT_ALLOWLIST": "ETHUSDT"}).err == ""
+
+
+def test_a_value_of_the_wrong_type_in_the_file_is_refused(cli: Cli) -> None:
+    """from_consumer = 5 is no name: exit code 2 and one line."""
+    (cli.cwd / "drainkit.toml").write_text("from_consumer = 5\n")
+    run = cli("drain")
+    assert run.rc == 2
+    assert "--from-consumer" in one_line_error(run.err)
+
+
+def test_a_plan_is_not_written_over_a_folder(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """drain --plan . as a dry run: exit code 2 before anything is read; live, no plan is there."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    where = ("--redis-url", valkey.url, "--stream", stream)
+    for mode in ("dry-run", "live"):
+        for folder in (".", "/"):
+            run = cli("drain", "--mode", mode, "--yes", *where, "--plan", folder)
+            assert run.rc == 2, run
+            assert "--plan" in one_line_error(run.err)
+
+
+def test_a_database_that_the_server_does_not_have(valkey: Server, cli: Cli) -> None:
+    """redis://.../99 is bad usage: exit code 2."""
+    run = cli("status", "--redis-url", valkey.tcp_url.removesuffix("/0") + "/99")
+    assert run.rc == 2, run
+    assert "--redis-url" in one_line_error(run.err)
+
+
+def test_the_program_alone_shows_its_help(cli: Cli) -> None:
+    """drainkit without a command prints its help, line by line, and exits with 2."""
+    run = cli()
+    assert run.rc == 2
+    assert "\n  drain " in run.err
+    assert run.err.splitlines()[0] == "Usage: drainkit [OPTIONS] COMMAND [ARGS]..."
+
+
+def test_stop_needs_a_reason_and_a_stream(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """No reason is bad usage; a misspelt stream is refused: its drain would go on."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    where = ("--redis-url", valkey.url, "--stream")
+    before = everything(valkey)
+    assert cli("stop", *where, stream).rc == 2
+    assert cli("stop", "--reason", " ", *where, stream).rc == 2
+    run = cli("stop", "--reason", "test", *where, f"{stream}x")
+    assert run.rc == 4
+    assert "does not exist" in one_line_error(run.err)
+    assert everything(valkey) == before
+
+
+def test_a_second_stop_says_that_it_was_stopped(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """The switch keeps its first reason, and the second call does not pretend otherwise."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    where = ("--json", "--redis-url", valkey.url, "--stream", stream)
+    assert cli("stop", "--reason", "first", *where).json()["was_stopped"] is False
+    second = cli("stop", "--reason", "second", *where).json()
+    assert (second["stopped"], second["was_stopped"]) == (True, True)
+    assert b"first" in ask(valkey, "GET", f"{stream}.drain_stop")
+    assert "before" in cli("stop", "--reason", "third", *where[1:]).out
+
+
+def test_no_other_setting_stands_in_the_way_of_the_kill_switch(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """stop and resume work whatever else is wrong in the environment or in drainkit.toml."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    (cli.cwd / "drainkit.toml").write_text("[fields]\nsymbl = 'x'\n[env.other]\ntrottle = 5\n")
+    odd = {"DRAINKIT_ALLOWLIST": "@missing", "DRAINKIT_MAX_EVENTS": "x"}
+    where = ("--redis-url", valkey.url, "--stream", stream)
+    assert cli("stop", "--reason", "test", *where, env=odd).rc == 0
+    assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 1
+    assert cli("resume", *where, env=odd).rc == 0
+    assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 0
 
 
 def test_allowlists_from_a_file_and_from_a_redis_set(
@@ -218,6 +314,11 @@ def test_allowlists_from_a_file_and_from_a_redis_set(
         other = cli(*drain, spec).json()
         assert other["dropped_not_allowlisted"] == plain["dropped_not_allowlisted"]
         assert other["drained_ok"] == plain["drained_ok"]
+    ask(server, "SADD", "odd", b"BTCUSDT", b"\xff")
+    assert cli(*drain, "redis:odd").rc == 2
+    (cli.cwd / "hash.txt").write_text("BTC#PERP\nETHUSDT\t# majors\n")
+    hashed = cli(*drain, "@hash.txt").json()
+    assert hashed["drained_ok"] == cli(*drain, "BTC#PERP,ETHUSDT").json()["drained_ok"]
     (cli.cwd / "empty.txt").write_text("# none yet\n")
     assert cli(*drain, "@empty.txt").rc == 2
     assert cli(*drain, "redis:no-such-set").rc == 4

@@ -294,6 +294,8 @@ def test_minus_zero_is_zero() -> None:
         ("2025-12-24T20:49:58+01:00", 1_766_605_798_000_000),
         ("2025-12-24T19:49:58.6649129Z", 1_766_605_798_664_912),
         ("20251224T194958Z", 1_766_605_798_000_000),
+        ("2025-12-24T19:49:58z", 1_766_605_798_000_000),
+        ("2025-12-24t19:49:58.5z", 1_766_605_798_500_000),
     ],
 )
 def test_timestamps_are_read_in_every_unit(stamp: Any, expected_us: int) -> None:
@@ -306,7 +308,8 @@ def test_timestamps_are_read_in_every_unit(stamp: Any, expected_us: int) -> None
     "stamp",
     [None, True, "", "soon", "1" * 21, 10**20, 1e300, " 1766605798", "1_766", "2025-13-01",
      "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+05:00", "2016-12-31T23:59:60Z", [ISO], "1e9",
-     "\uff11" * 10, -99_999_999_999, "2025-12-24T19:49:58Z" + " " * 60, "inf", "+", "."],
+     "\uff11" * 10, -99_999_999_999, "2025-12-24T19:49:58Z" + " " * 60, "inf", "+", ".",
+     "2025-12-24T19:49.5Z", "2025-12-24 19.5", "20251224T1949,5Z"],
 )  # fmt: skip
 def test_an_unreadable_timestamp_leaves_the_time_of_the_id(stamp: Any) -> None:
     """What cannot be read as a time does not make the event invalid: the id's time counts."""

@@ -76,7 +76,7 @@ end
 -- Pending entries: XACK ignores ownership, so a drain that slept while another took its entries
 -- over could acknowledge them a second time; and their owner may have come back to life.
 local function choose_pending(min_idle)
-  local mine = {}
+  local mine, seen = {}, {}
   local from, last = ARGV[FIRST], ARGV[FIRST + (records - 1) * WIDTH]
   if ARGV[FIRST + 6] == consumer then
     for _, row in ipairs(redis.call('XPENDING', stream, group, from, last, records, consumer)) do
@@ -91,7 +91,13 @@ local function choose_pending(min_idle)
       local row = redis.call('XPENDING', stream, group, id, id, 1)[1]
       ok = row and row[2] == owner and row[3] >= min_idle
     end
-    if ok then accepted[#accepted + 1] = at else rejected[#rejected + 1] = id end
+    -- an id given twice would get two records
+    if ok and not seen[id] then
+      accepted[#accepted + 1] = at
+    else
+      rejected[#rejected + 1] = id
+    end
+    seen[id] = true
   end
 end
 

@@ -8,5 +8,6 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
 end
 -- from 0-0 again, each entry would get a second record
 local from = redis.call('HGET', KEYS[2], 'history:' .. ARGV[1]) or '0-0'
+redis.call('HSET', KEYS[2], 'history_group:' .. ARGV[1], 'made')
 redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], from)
 return 1

@@ -1,0 +1,188 @@
+"""Names that are not what they seem: groups that are somebody's, names twice, names in no UTF-8."""
+
+from __future__ import annotations
+
+import pytest
+from books import GROUP, ME, ask, audit, everything, pending, seed
+from conftest import Cli, Fill
+from servers import Server
+
+from drainkit import commit, stream
+from drainkit.drain import prepare
+from drainkit.server import Server as Link
+from drainkit.settings import build
+from drainkit.stream import Name
+
+ODD = b"w\xff\n\xe9"  # no UTF-8
+
+
+def at(server: Server, key: str) -> tuple[str, ...]:
+    return ("--redis-url", server.url, "--stream", key)
+
+
+def live(server: Server, key: str, *options: str) -> tuple[str, ...]:
+    return ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none",
+            "--max-events", "all", *at(server, key), *options)  # fmt: skip
+
+
+def leave_pending(server: Server, key: str, consumer: bytes, n: int) -> list[str]:
+    """Delivers n entries to a consumer that never acknowledges them."""
+    reply = ask(server, "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", n, "STREAMS", key, ">")
+    return [entry[0].decode() for entry in reply[0][1]]
+
+
+def audited(server: Server, key: str) -> list[str]:
+    return [record["original_id"] for record in audit(server, key)]
+
+
+# ---------------------------------------------------------------- groups
+
+
+@pytest.mark.parametrize("mode", ["dry-run", "live"])
+def test_scope_history_does_not_touch_the_consumer_group(
+    server: Server, stream: str, fill: Fill, cli: Cli, mode: str
+) -> None:
+    """The consumer group as history group, by flag or variable: exit code 2, nothing changed."""
+    seed(server, stream, fill, 20, delivered=10)
+    before = everything(server)
+    command = ("drain", "--mode", mode, "--yes", *at(server, stream), "--scope", "history")
+    for given, env in (
+        (("--history-group", GROUP), {}),
+        ((), {"DRAINKIT_HISTORY_GROUP": GROUP}),
+        (("--history-group", "g", "--consumer-group", "g"), {}),
+    ):
+        run = cli(*command, *given, env=env)
+        assert run.rc == 2, run
+        assert "--history-group" in run.err
+    assert everything(server) == before
+
+
+@pytest.mark.parametrize("mode", ["dry-run", "live"])
+def test_scope_history_does_not_take_over_a_group(
+    server: Server, stream: str, fill: Fill, cli: Cli, mode: str
+) -> None:
+    """A group that drainkit did not make is neither drained nor destroyed: exit code 4."""
+    seed(server, stream, fill, 20, delivered=10)
+    ask(server, "XGROUP", "CREATE", stream, "risk", "0")
+    before = everything(server)
+    run = cli("drain", "--mode", mode, "--yes", *at(server, stream), "--scope", "history",
+              "--history-group", "risk")  # fmt: skip
+    assert run.rc == 4, run
+    assert "risk" in run.err
+    assert everything(server) == before
+
+
+def test_a_history_group_of_another_name_is_finished_and_then_nobodys(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Made by the first batch and destroyed by the last; made anew by somebody else, refused."""
+    ids = seed(server, stream, fill, 30, delivered=20)
+    history = (*live(server, stream), "--scope", "history", "--history-group", "mine")
+    first = cli(*history, "--max-events", "8").json()
+    second = cli(*history).json()
+    assert (first["total_read"], first["remaining"]) == (8, 12)
+    assert (second["total_read"], second["remaining"]) == (12, 0)
+    assert audited(server, stream) == ids[:20]
+    ask(server, "XGROUP", "CREATE", stream, "mine", "0")
+    assert cli(*history).rc == 4
+
+
+# ---------------------------------------------------------------- names given twice
+
+
+def test_a_consumer_named_twice_is_drained_once(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """--from-consumer w --from-consumer w: each entry gets one record, and the dry run says so."""
+    seed(server, stream, fill, 30, delivered=0)
+    ids = leave_pending(server, stream, b"w", 7)
+    twice = ("--scope", "pending", "--min-idle-min", "0", "--from-consumer", "w",
+             "--from-consumer", "w")  # fmt: skip
+    dry = cli("drain", "--json", *at(server, stream), *twice).json()
+    run = cli(*live(server, stream), *twice).json()
+    assert dry["total_read"] == run["total_read"] == 7
+    assert audited(server, stream) == ids
+
+
+def test_a_batch_with_an_entry_twice_records_it_once(
+    server: Server, stream: str, fill: Fill
+) -> None:
+    """The commit script itself writes no second record, whoever owns the entry."""
+    seed(server, stream, fill, 10, delivered=0)
+    for owner in (b"w", ME.encode()):
+        before = len(audit(server, stream))
+        (entry,) = leave_pending(server, stream, owner, 1)
+        settings = build({"redis_url": server.url, "stream": stream, "scope": "pending",
+                          "min_idle_min": 0})  # fmt: skip
+        with Link(server.url, stream) as link:
+            job = prepare(link, settings, "run")
+            record = [entry.encode(), b"S", b"1.00", b"0.5", b"drained_ok", b"now", b""]
+            batch = commit.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
+            commit.send_commit(
+                link, job.keys, job.scope, batch, [record, record], rate=None, run_id="run",
+                deadline_us=link.now_us() + 10**7,
+            )  # fmt: skip
+            found = commit.receive_commit(link)
+        assert found.done
+        assert audited(server, stream)[before:] == [entry]
+
+
+# ---------------------------------------------------------------- names in no UTF-8
+
+
+def test_pending_entries_of_a_consumer_with_an_odd_name(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """They are planned and drained like others, and --from-consumer takes the name as shown."""
+    seed(server, stream, fill, 30, delivered=0)
+    ids = leave_pending(server, stream, ODD, 5) + leave_pending(server, stream, b"w", 3)
+    scope = ("--scope", "pending", "--min-idle-min", "0")
+    dry = cli("drain", "--json", *at(server, stream), *scope).json()
+    only = cli(*live(server, stream), *scope, "--from-consumer", Name(ODD)).json()
+    run = cli(*live(server, stream), *scope).json()
+    assert (dry["total_read"], only["total_read"], run["total_read"]) == (8, 5, 3)
+    assert sorted(audited(server, stream)) == ids
+    assert pending(server, stream) == 0
+
+
+def test_a_dead_consumer_with_an_odd_name_is_removed(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """consumers --delete removes it, and lists it as one safe line."""
+    seed(server, stream, fill, 5, delivered=0)
+    ask(server, "XGROUP", "CREATECONSUMER", stream, GROUP, ODD)
+    command = ("consumers", *at(server, stream), "--min-idle-min", "0")
+    assert "\\xff" in cli(*command).out
+    run = cli(*command, "--delete", "--yes", "--json")
+    assert run.json()["removed"] == [Name(ODD)]
+    assert ask(server, "XINFO", "CONSUMERS", stream, GROUP) == []
+
+
+def test_a_group_with_an_odd_name_hides_nothing(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """status, check and trim count a group whose name is no UTF-8 like any other."""
+    seed(server, stream, fill, 30, delivered=20)
+    ask(server, "XGROUP", "CREATE", stream, ODD, "0")
+    ask(server, "XREADGROUP", "GROUP", ODD, ODD, "COUNT", 2, "STREAMS", stream, ">")
+    groups = {g["name"]: g for g in cli("status", "--json", *at(server, stream)).json()["groups"]}
+    assert groups[Name(ODD)]["backlog"] == {"undelivered": 28, "pending": 2, "history": 2}
+    assert groups[Name(ODD)]["consumer_list"][0]["name"] == Name(ODD)
+    assert cli("status", *at(server, stream)).rc == 0
+    checked = cli("check", "--json", *at(server, stream), "--max-backlog", "20")
+    assert checked.rc == 2
+    assert "28" in checked.out
+    assert cli("check", "--format", "prometheus", *at(server, stream)).rc == 0
+    held = cli("trim", "--json", *at(server, stream)).json()
+    assert (held["entries"], list(held["held_by"])) == (0, [Name(ODD)])
+
+
+def test_a_name_is_sent_as_it_came(server: Server) -> None:
+    """A copied name keeps its bytes; a text is sent as UTF-8."""
+    import copy
+    import pickle
+
+    name = Name(ODD)
+    for same in (name, copy.deepcopy(name), pickle.loads(pickle.dumps(name))):  # noqa: S301
+        assert stream.raw_name(same) == ODD
+    assert stream.raw_name("é") == "é".encode()
