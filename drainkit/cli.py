@@ -468,10 +468,13 @@ def verify(path: str, redis_url: str | None, allowed_signers: str | None, identi
     else:
         found = evidence.verify_reports(folder)
     if redis_url is not None:
-        from .ledger import verify_ledger
+        from .ledger import missing_runs, verify_ledger
 
+        runs_found = [name for name in found if name != "chain"]
         for name, findings in verify_ledger(redis_url, folder, found).items():
             found.setdefault(name, []).extend(findings)
+        if not evidence.is_run(folder) and (gone := missing_runs(redis_url, folder, runs_found)):
+            found.setdefault("chain", []).extend(gone)
     if allowed_signers is not None:
         runs_there = [folder] if evidence.is_run(folder) else [folder / n for n in found]
         for run_dir in runs_there:

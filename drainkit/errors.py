@@ -47,6 +47,13 @@ class InterruptedRunError(DrainkitError):
     exit_code = 130
 
 
+def error_of(exit_code: int, message: str) -> DrainkitError:
+    """The error that stands for an exit code of the contract."""
+    kinds = (UsageError, UnreachableError, RefusedError, InterruptedRunError)
+    kind = next((kind for kind in kinds if kind.exit_code == exit_code), DrainkitError)
+    return kind(message)
+
+
 def redact(text: str) -> str:
     """`text` without the users and passwords of the URLs in it."""
     for pattern, shown in _SECRETS:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DrainkitError, RefusedError, UsageError, one_line
-from .plan import COLUMNS, Plan, from_json, table_sha256
+from .plan import COLUMNS, Plan, empty_table, from_json, table_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -195,7 +195,10 @@ def load_plan(path: Path) -> tuple[Plan, pa.Table]:
         ) from None
     if tuple(table.column_names) != COLUMNS or digest != plan.decisions_sha256:
         raise RefusedError(f"{one_line(beside.name)} does not fit the plan's digest: it was edited")
-    return plan, table
+    try:
+        return plan, table.cast(empty_table().schema)  # another tool may have saved it otherwise
+    except (ValueError, NotImplementedError):
+        raise RefusedError(f"{one_line(beside.name)} has columns of other types") from None
 
 
 def _read_decisions(path: Path) -> tuple[pa.Table, str]:
@@ -263,6 +266,12 @@ def seal(
         write_text(run_dir / SUMS, "".join(lines))
         write_json(run_dir.parent / CHAIN, {"run_id": run_dir.name, "statement_sha256": digest})
     return digest
+
+
+def previous_digest(run_dir: Path) -> str | None:
+    """The SHA-256 of the statement before this run's, as its own statement says."""
+    previous = _link(_read_statement(run_dir / STATEMENT)["predicate"]["previous"])
+    return previous["statement_sha256"] if previous else None
 
 
 def _pattern(words: Sequence[str]) -> re.Pattern[str] | None:

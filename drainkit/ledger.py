@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from . import evidence, stream
-from .errors import DrainkitError
+from .errors import DrainkitError, one_line
 from .server import Keys, Server
 
 
@@ -34,6 +35,31 @@ def verify_ledger(url: str, folder: Path, runs: Mapping[str, list[str]]) -> dict
             continue  # verify_run names what is missing
         if live:
             found[name] = _verify_run(url, name_of_stream, run_dir)
+    return found
+
+
+def missing_runs(url: str, reports_dir: Path, runs: Collection[str]) -> list[str]:
+    """Live runs that the server's ledger has after one of `runs`, and that are not among them.
+
+    Without the ledger nobody could tell that the newest run was removed and chain.json rewritten.
+    """
+    name_of: dict[str, str] = {}
+    streams = set()
+    for name in runs:
+        with suppress(OSError, ValueError, KeyError, TypeError, DrainkitError):
+            name_of[evidence.statement_digest(reports_dir / name)] = name
+            run = json.loads((reports_dir / name / "run.json").read_text(encoding="utf-8"))
+            streams.add(str(run["stream"]))
+    found = []
+    for stream_name in sorted(streams):
+        with Server(url, stream_name) as server:
+            for entry in entries(server, server.keys()):
+                before, run_id = entry.get("previous_sha256"), entry.get("run_id", "")
+                if entry.get("event") == "evidence" and before in name_of and run_id not in runs:
+                    found.append(
+                        f"{one_line(run_id)} is gone: the server's run ledger has it "
+                        f"after {name_of[before]}"
+                    )
     return found
 
 

@@ -104,7 +104,7 @@ def trim_plan(server: Server, keys: Keys, *, without_groups: bool = False) -> Tr
         raise RefusedError(commit.TRIM_REFUSALS["no_groups"])
     floors = {name: _floor(server, keys, name, group) for name, group in groups.items()}
     # a group set beyond the stream's end must not give away entries that are yet to come
-    end = stream.next_id(info.boundary_id)
+    end = min(stream.next_id(info.boundary_id), stream.LAST_ID, key=stream.id_key)
     floor = min([end, *(needed for needed, _ in floors.values())], key=stream.id_key)
     held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
     return TrimPlan(

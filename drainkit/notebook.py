@@ -22,7 +22,7 @@ import pandas as pd
 from . import apply, drain, evidence, figures, status, stream
 from .audit import AuditRecord, reconcile
 from .drain import Job, Summary
-from .errors import DrainkitError, RefusedError, UsageError, one_line
+from .errors import DrainkitError, RefusedError, UsageError, error_of, one_line
 from .policy import ACTIONS, decide_frame
 from .server import Server
 from .settings import Settings, load
@@ -302,17 +302,17 @@ class LiveDrain(Session):
             raise RefusedError("approve is not the digest of this plan; nothing was changed")
         settings = apply.adopt(self.settings, plan)
         job = apply.job_from_plan(self.server, settings, self.job.run_id, plan, self.table)
-        with _graceful_interrupt() as stopping:
+        with _graceful_interrupt() as stopping:  # to the end of the books, however often it comes
             self.summary = drain.drain(
                 self.server, job, stopping=stopping, on_progress=_Milestones(job).show
             )
-        self.job = job
-        self.summary.plan_path, self.summary.plan_digest = "plan.json", plan.digest
-        if self.server.connected:
-            self.summary.drift = apply.list_drift(self.server, job, self.table)
-        evidence.write_json(self.run_dir / "run.json", self.summary.as_dict())
+            self.job = job
+            self.summary.plan_path, self.summary.plan_digest = "plan.json", plan.digest
+            if self.server.connected:
+                self.summary.drift = apply.list_drift(self.server, job, self.table)
+            evidence.write_json(self.run_dir / "run.json", self.summary.as_dict())
         if self.summary.error:
-            raise DrainkitError(self.summary.error)
+            raise error_of(self.summary.exit_code or 1, self.summary.error)
 
     def bottom_line(self) -> Markdown:
         """What was done."""

@@ -12,11 +12,11 @@ import os
 import threading
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import apply, drain, evidence, report, status
+from . import apply, drain, evidence, report, status, stream
 from .commit import add_to_ledger
 from .drain import Job, Summary, iso
 from .errors import DrainkitError, InterruptedRunError, one_line
@@ -35,6 +35,7 @@ _EXIT_CODES = {
     "SlotMovedError": 3,
     "RefusedError": 4,
     "StoppedError": 4,
+    "InterruptedRunError": 130,
     "KeyboardInterrupt": 130,
 }
 
@@ -92,7 +93,6 @@ class Run:
     folder: Path
     given_plan: bool
     failure: DrainkitError | None = None
-    done: list[str] = field(default_factory=list)
 
 
 def run(
@@ -129,7 +129,7 @@ def run(
         try:
             _run_notebooks(this, confirm, announce, stopping)
         except DrainkitError as error:
-            this.failure = error
+            this.failure = this.failure or error
         return _finish(this, started_us), folder
 
 
@@ -144,8 +144,14 @@ def _run_notebooks(
                 confirm(plan)
                 parameters["approve"] = plan.digest
             announce(name)
-            _execute(this, name, parameters, kernels, stopping)
-            this.done.append(name)
+            try:
+                _execute(this, name, parameters, kernels, stopping)
+            except DrainkitError as error:
+                if name != "03_live_drain":
+                    raise
+                # what was drained until then is verified all the same
+                this.failure = error
+                stopping = threading.Event()
 
 
 def _parameters_for(this: Run, name: str) -> dict[str, Any]:
@@ -170,8 +176,9 @@ def _execute(
     def work() -> None:
         try:
             papermill.execute_notebook(
-                os.path.relpath(notebooks_dir() / out.name),  # papermill keeps it in the metadata
-                str(out),
+                # papermill keeps it in the metadata
+                _literal(os.path.relpath(notebooks_dir() / out.name)),
+                _literal(str(out)),
                 parameters=parameters,
                 kernel_name="python3",
                 progress_bar=False,
@@ -185,7 +192,8 @@ def _execute(
     interrupted = False
     while worker.is_alive():
         worker.join(0.1)
-        if stopping.is_set() and not interrupted:
+        if stopping.is_set():
+            # again and again: between two cells a kernel ignores it, and the next one might drain
             interrupted = True
             kernels.interrupt(manager)
     kernels.end(manager)
@@ -193,6 +201,11 @@ def _execute(
     if problem or raised:
         text = problem or one_line(str(raised[0]) or type(raised[0]).__name__)
         _raise(name, text, interrupted)
+
+
+def _literal(path: str) -> str:
+    """The path for papermill, which formats paths with the parameters."""
+    return path.replace("{", "{{").replace("}", "}}")
 
 
 def _raise(name: str, text: str, interrupted: bool) -> None:
@@ -231,7 +244,12 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
         if not this.server.connected:
             this.server.reconnect()
         _complete(this)
-        result.setdefault("finished_at", iso(this.server.now_us()))
+        if not result.get("finished_at"):  # it did not come to a drain, or that drain died
+            now_us = this.server.now_us()
+            result["finished_at"] = iso(now_us)
+            result["elapsed_sec"] = round((now_us - started_us) / 1e6, 3)
+            scope = stream.current(this.server, this.job.keys, this.job.scope)
+            result["remaining"] = stream.remaining(this.server, this.job.keys, scope)
     except DrainkitError as error:
         this.failure = this.failure or error
     result["started_at"] = iso(started_us)
@@ -250,7 +268,12 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
         secret_words=secret_words(settings.redis_url.get_secret_value()),
     )
     if settings.mode == "live" and this.server.connected:
-        entry = {"event": "evidence", "run_id": folder.name, "statement_sha256": digest}
+        entry = {
+            "event": "evidence",
+            "run_id": folder.name,
+            "statement_sha256": digest,
+            "previous_sha256": evidence.previous_digest(folder) or "",
+        }
         try:
             add_to_ledger(this.server, this.job.keys, entry)
         except DrainkitError as error:

@@ -383,7 +383,10 @@ def _connect(url: str) -> Connection:
 
 def _check_options(url: str) -> None:
     """Refuse what redis-py would take for something else, or what drainkit does not speak."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
     if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
         raise UsageError("--redis-url: what follows the host must be the database's number")
     if "protocol" in urllib.parse.parse_qs(parts.query):

@@ -169,6 +169,19 @@ def test_trim_of_all_and_of_nothing(valkey: Server, stream: str, fill: Fill, cli
     assert cli("trim", "--apply", "--json", *at(valkey, stream)).json()["removed"] == 0
 
 
+def test_trim_where_no_id_can_follow(server: Server, stream: str, cli: Cli) -> None:
+    """After the largest id there is none to trim up to: its entry stays, the others go."""
+    largest = "18446744073709551615-18446744073709551615"
+    for entry_id in ("1-1", "2-1", largest):
+        ask(server, "XADD", stream, entry_id, "a", "b")
+    ask(server, "XGROUP", "CREATE", stream, GROUP, "$")
+    where = ("--redis-url", server.url, "--stream", stream)
+    run = cli("trim", "--apply", "--yes", "--json", *where)
+    assert run.rc == 0, run.err
+    assert run.json()["removed"] == 2
+    assert [e[0] for e in ask(server, "XRANGE", stream, "-", "+")] == [largest.encode()]
+
+
 def test_trim_keeps_what_comes_below_a_position_set_too_far(
     valkey: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:

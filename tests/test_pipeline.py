@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import psutil
 import pytest
+import servers
 from books import GROUP, ask, assert_books_balance, audit, everything, pending, seed
 from conftest import Cli, Fill
 from servers import Server
@@ -212,6 +215,28 @@ def test_a_folder_rewritten_as_a_whole_is_noticed_by_the_server(
     assert "ledger" in told.out
 
 
+def test_the_newest_run_removed_with_its_trace_is_noticed_by_the_server(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Offline nobody can tell; the run ledger has it after a run that is still there."""
+    seed(valkey, stream, fill)
+    live = ("run", "--mode", "live", "--yes", "--throttle", "none", "--max-events", "50")
+    runs = []
+    for _ in range(2):
+        assert cli(*live, *where(valkey, stream)).rc == 0
+        runs.append(max((cli.cwd / "reports").glob("*-live-*"), key=lambda p: p.stat().st_mtime))
+    verify = ("verify", "reports", "--redis-url", valkey.url)
+    assert cli(*verify).rc == 0
+    shutil.rmtree(runs[1])
+    digest = hashlib.sha256((runs[0] / "statement.json").read_bytes()).hexdigest()
+    chain = {"run_id": runs[0].name, "statement_sha256": digest}
+    (cli.cwd / "reports" / "chain.json").write_text(json.dumps(chain))
+    assert cli("verify", "reports").rc == 0
+    told = cli(*verify)
+    assert told.rc == 1
+    assert f"{runs[1].name} is gone" in told.out
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_each_notebook_runs_alone_under_papermill(
     valkey: Server, fill: Fill, tmp_path: Path, name: str
@@ -309,3 +334,105 @@ def test_a_run_can_be_signed(valkey: Server, stream: str, fill: Fill, cli: Cli) 
     assert cli(*verify, "auditor").rc == 0
     assert cli(*verify, "somebody").rc == 1
     assert cli("verify", "reports", *verify[2:], "auditor").rc == 0
+
+
+# ---------------------------------------------------------------- runs that end early
+
+
+def start_live(cli: Cli, server: Server, stream: str, throttle: int = 10) -> subprocess.Popen[str]:
+    return cli.start("run", "--mode", "live", "--yes", "--json", "--throttle", throttle,
+                     "--max-events", "all", *where(server, stream))  # fmt: skip
+
+
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    """Reads stderr up to the line with `text`."""
+    assert process.stderr is not None
+    while text not in (line := process.stderr.readline()):
+        assert line, "the run ended before"
+
+
+@pytest.mark.parametrize("after_sec", [0, 0.1, 0.2, 0.3, 0.5])
+def test_a_signal_before_the_drain_begins_is_not_lost(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, after_sec: float
+) -> None:
+    """However early in the live notebook it comes, hardly anything is drained: exit code 130."""
+    seed(valkey, stream, fill, 400)
+    process = start_live(cli, valkey, stream)
+    wait_for_line(process, "03_live_drain")
+    time.sleep(after_sec)
+    process.send_signal(signal.SIGTERM)
+    run = cli.finish(process)
+    assert run.rc == 130, run
+    assert len(audit(valkey, stream)) <= 10  # a second's worth; 300 were waiting
+    result = json.loads((only_run(cli) / "run.json").read_text())
+    assert (result["outcome"], result["exit_code"]) == ("interrupted", 130)
+    assert result["total_read"] == len(audit(valkey, stream))
+    assert result["remaining"] == 300 - result["total_read"]
+    assert cli("verify", "reports").rc == 0
+
+
+def test_a_stopped_run_is_refused_and_verified(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """The kill switch under the live notebook: exit code 4, all four notebooks, balanced books."""
+    seed(valkey, stream, fill, 400)
+    process = start_live(cli, valkey, stream)
+    deadline = time.monotonic() + 60
+    while len(audit(valkey, stream)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert cli("stop", "--reason", "test", *where(valkey, stream)).rc == 0
+    run = cli.finish(process)
+    assert run.rc == 4, run
+    result, folder = run.json(), only_run(cli)
+    assert (result["outcome"], result["exit_code"]) == ("refused", 4)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert_books_balance(valkey, stream, result)
+    assert "The books balance" in (folder / "04_verify.ipynb").read_text()
+    assert cli("verify", "reports").rc == 0
+
+
+def test_a_server_lost_under_the_live_notebook(stream: str, fill: Fill, cli: Cli) -> None:
+    """Exit code 3, as the drain without notebooks has it, and sealed evidence."""
+    with servers.start("redis") as server:
+        seed(server, stream, fill, 400)
+        process = start_live(cli, server, stream)
+        deadline = time.monotonic() + 60
+        while len(audit(server, stream)) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.kill()
+        run = cli.finish(process)
+    assert run.rc == 3, run
+    assert run.json()["outcome"] == "failed"
+    assert cli("verify", "reports").rc == 0
+
+
+def test_a_run_interrupted_in_its_first_notebook(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """What it did not come to is left undone, and its summary is complete all the same."""
+    seed(valkey, stream, fill, 400)
+    process = start_live(cli, valkey, stream)
+    wait_for_line(process, "01_analyse")
+    process.send_signal(signal.SIGINT)
+    run = cli.finish(process)
+    assert run.rc == 130, run
+    result = run.json()
+    assert (result["total_read"], result["remaining"]) == (0, 300)
+    assert datetime.fromisoformat(result["started_at"]) < datetime.fromisoformat(
+        result["finished_at"]
+    )
+    assert result["elapsed_sec"] > 0
+    assert audit(valkey, stream) == []
+    assert cli("verify", "reports").rc == 0
+
+
+def test_braces_in_the_name_of_the_reports_folder(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """papermill formats paths; a folder's braces are none of its parameters."""
+    seed(valkey, stream, fill)
+    folder = cli.cwd / "a{stream}b{}c}"
+    run = cli("run", "--reports-dir", folder, *where(valkey, stream))
+    assert run.rc == 0, run.err
+    (made,) = (path for path in folder.iterdir() if path.is_dir())
+    assert {path.name for path in made.iterdir()} == FILES
