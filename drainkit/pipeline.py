@@ -12,6 +12,7 @@ import os
 import threading
 import urllib.parse
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -374,7 +375,8 @@ class _Kernels:
         """SIGINT to the kernel; a live drain then finishes the commit in flight."""
         from jupyter_core.utils import run_sync
 
-        run_sync(manager.interrupt_kernel)()
+        with suppress(RuntimeError, OSError):  # a kernel that died needs none
+            run_sync(manager.interrupt_kernel)()
 
     def end(self, manager: Any) -> None:
         """Shut a kernel down at once: its notebook is saved, its files are written."""
