@@ -190,6 +190,20 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within `stop_signals`: a question that a signal, or the end of the input, ends at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    except (click.Abort, KeyboardInterrupt):
+        raise InterruptedRunError("interrupted at the question; nothing was drained") from None
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
 def progress_bar(what: str, total: int | None) -> Iterator[Callable[[Summary], None]]:
     """A bar on a terminal; nothing elsewhere."""
     from tqdm import tqdm
@@ -363,6 +377,7 @@ def _drain_live(
         left = remaining(server, job.keys, job.scope)
         most = left if job.max_events is None else min(left, job.max_events)
         confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
+        server.reconnect()  # while somebody thought about it, the server may have closed it
     with stop_signals() as stopping, progress_bar("drain", job.max_events) as tick:
         summary = drain_with_workers(server, job, workers, stopping=stopping, on_progress=tick)
     if planned is not None and server.connected:
@@ -417,6 +432,8 @@ def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None =
 
     from . import evidence, pipeline, schedule
 
+    if sign_key is not None:
+        evidence.check_sign_key(Path(sign_key))
     if yes and settings.mode == "live" and settings.plan is not None:
         with connected(settings) as server:
             schedule.check_given_plan(server, settings)
@@ -428,7 +445,8 @@ def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None =
         click.echo(
             f"Plan {plan.digest}\n  {plan.total_read:,} entries: {counts or 'none'}", err=True
         )
-        confirm(f"Acknowledge and audit these {plan.total_read:,} entries?", yes)
+        with _interruptible():
+            confirm(f"Acknowledge and audit these {plan.total_read:,} entries?", yes)
 
     def announce(name: str) -> None:
         click.echo(f"running {name} ...", err=True)
@@ -437,11 +455,11 @@ def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None =
         result, folder = pipeline.run(
             settings, confirm=approve, announce=announce, stopping=stopping
         )
-    if sign_key is not None:
-        evidence.sign(folder, Path(sign_key))
     emit(as_json, result, f"{report_text(result)}\nReport: {folder / 'report.html'}")
     if result.get("error"):
         click.echo(f"drainkit: {one_line(str(result['error']), 600)}", err=True)
+    if sign_key is not None:
+        evidence.sign(folder, Path(sign_key))
     return int(result.get("exit_code") or 0)
 
 
@@ -463,27 +481,32 @@ def verify(path: str, redis_url: str | None, allowed_signers: str | None, identi
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"{one_line(path)} is no folder; name an evidence or a reports folder")
+    if (allowed_signers is None) != (identity is None):
+        raise UsageError("--allowed-signers and --identity belong together: who must have signed")
+    if allowed_signers is not None and not Path(allowed_signers).is_file():
+        raise UsageError(f"--allowed-signers {one_line(allowed_signers)} is no file")
     if evidence.is_run(folder):
         found = {folder.name: evidence.verify_run(folder)}
     else:
         found = evidence.verify_reports(folder)
+    runs_found = [name for name in found if name != "chain"]
     if redis_url is not None:
         from .ledger import missing_runs, verify_ledger
 
-        runs_found = [name for name in found if name != "chain"]
         for name, findings in verify_ledger(redis_url, folder, found).items():
             found.setdefault(name, []).extend(findings)
         if not evidence.is_run(folder) and (gone := missing_runs(redis_url, folder, runs_found)):
             found.setdefault("chain", []).extend(gone)
-    if allowed_signers is not None:
-        runs_there = [folder] if evidence.is_run(folder) else [folder / n for n in found]
-        for run_dir in runs_there:
-            if run_dir.name != "chain":
-                evidence.verify_signature(run_dir, Path(allowed_signers), identity or "")
+    for name in runs_found if allowed_signers is not None else []:
+        try:
+            run_dir = folder if evidence.is_run(folder) else folder / name
+            evidence.verify_signature(run_dir, Path(str(allowed_signers)), str(identity))
+        except DrainkitError as error:
+            found[name].append(f"not signed by {one_line(str(identity))}: {error}")
     bad = [f"{name}: {finding}" for name, findings in found.items() for finding in findings]
-    runs = len([name for name in found if name != "chain"])
     emit(as_json, {"ok": not bad, "findings": found},
-         "\n".join(bad) or f"All well: {runs} run(s), every file as it was sealed.")  # fmt: skip
+         "\n".join(bad) or f"All well: {len(runs_found)} run(s), every file as it was sealed."
+         )  # fmt: skip
     return 1 if bad else 0
 
 
@@ -603,6 +626,8 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
     options = {
         name: flags.pop(name) for name in ("groups", "pattern", "form", "textfile", "listen")
     }
+    if as_json and options["form"] == "prometheus":
+        raise UsageError("--json and --format prometheus are two forms; choose one")
     names = monitor.Limits.__dataclass_fields__
     limits = monitor.Limits(**{name: flags.pop(name) for name in names})
     settings = settings_of(flags, env_name)
@@ -702,6 +727,7 @@ def trim(apply: bool, archive: str | None, without_groups: bool, yes: bool, env_
             removed = maintenance.trim(
                 server, keys, plan, archive=path, without_groups=without_groups
             )
+    archive = archive if removed else None  # nothing to remove, nothing written
     data = {"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}
     lines = [f"{one_line(settings.stream)}: {plan.entries:,} of {plan.length:,} entries lie before "
              f"{plan.floor} and are needed by none of its {plan.groups:,} groups."]  # fmt: skip

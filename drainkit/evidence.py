@@ -633,6 +633,16 @@ def statement_digest(run_dir: Path) -> str:
 # ---------------------------------------------------------------- signatures
 
 
+def check_sign_key(key: Path) -> None:
+    """Refuse a key that could not sign in the end, before anything is drained."""
+    if not key.is_file():
+        raise UsageError(f"--sign-key {one_line(str(key))} is no file")
+    try:
+        _ssh_keygen("-Y", "sign", "-n", _NAMESPACE, "-f", str(key), stdin=b"")
+    except DrainkitError as error:
+        raise UsageError(f"--sign-key {one_line(str(key))} cannot sign: {error}") from None
+
+
 def sign(run_dir: Path, key: Path) -> Path:
     """Sign the statement with an SSH key (`ssh-keygen -Y sign`); returns the signature's path."""
     signature = run_dir / SIGNATURE

@@ -17,7 +17,7 @@ from typing import Any
 from . import ledger, stream
 from .audit import parse
 from .drain import ACTIVE_MS, decoder_of, run_records
-from .errors import DrainkitError, UnreachableError, UsageError, one_line
+from .errors import DrainkitError, RefusedError, UnreachableError, UsageError, one_line
 from .events import RawEntry
 from .evidence import RUN_ID
 from .policy import ACTIONS
@@ -314,7 +314,12 @@ def _each_stream(
             report.add("unknown", stream.text(raw), None, "the stream's name is no UTF-8")
             continue
         with Server(settings.redis_url.get_secret_value(), name) as one:
-            yield one, one.keys()
+            try:
+                keys = one.keys()
+            except RefusedError as error:  # a Cluster, and a name without a place for a hash tag
+                report.add("unknown", name, None, str(error))
+                continue
+            yield one, keys
 
 
 def _judge(report: Report, state: StreamState, limits: Limits, groups: Sequence[str]) -> None:

@@ -242,8 +242,7 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
     result = _result(this)
     answered = this.server.info
     try:
-        if not this.server.connected:
-            this.server.reconnect()
+        this.server.reconnect()  # idle while the notebooks ran; a server may close what is idle
         _complete(this)
         if not result.get("finished_at"):  # it did not come to a drain, or that drain died
             now_us = this.server.now_us()
@@ -276,12 +275,11 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
             "previous_sha256": evidence.previous_digest(folder) or "",
         }
         try:
+            this.server.reconnect()  # writing the report may have taken a while
             add_to_ledger(this.server, this.job.keys, entry)
         except DrainkitError as error:
-            result["exit_code"], result["error"] = (
-                result["exit_code"] or error.exit_code,
-                str(error),
-            )
+            result["exit_code"] = result["exit_code"] or error.exit_code
+            result["error"] = result.get("error") or str(error)
     return result
 
 

@@ -153,6 +153,11 @@ class Server:
         """The stream's side keys; an audit stream in another slot is refused."""
         base = self._stream
         if self.info.cluster and not _hash_tag(base):
+            if b"}" in base:
+                raise RefusedError(
+                    "the stream's name has a } and no hash tag, so on a Cluster no key can share "
+                    "its slot, and acknowledging and auditing could not be one step"
+                )
             base = b"{" + base + b"}"
         audit = audit_stream.encode() if audit_stream else base + b".drain_audit"
         side = [base + suffix for suffix in (b".drain_runs", b".drain_stop", b".drain_state")]
@@ -161,6 +166,17 @@ class Server:
         if self.info.cluster:
             self._check_slots(audit, side)
         return Keys(self._stream, audit, *side)
+
+    def check_slot(self, key: bytes) -> None:
+        """Refuse a key that, on a Cluster, is elsewhere than the stream."""
+        if self.info.cluster:
+            slots = [self.call("CLUSTER", "KEYSLOT", name) for name in (key, self._stream)]
+            if slots[0] != slots[1]:
+                shown = one_line(key.decode("utf-8", "backslashreplace"))
+                raise RefusedError(
+                    f"{shown} is in another Cluster slot than the stream; give it a name with the "
+                    "stream's hash tag"
+                )
 
     def primaries(self) -> list[Server]:
         """A connection to each primary of a Cluster, or to this server alone; close them."""
@@ -198,7 +214,9 @@ class Server:
                 raise UsageError(f"--redis-url must start with one of {URL_FORMS}")
             self._link = self._find()
             info = _read_info(self._link)
-            if info.cluster:
+            if info.cluster and self._url.startswith("unix:"):
+                _check_owner(self._link, self._stream)
+            elif info.cluster:
                 host, port = _slot_owner(self._link, self._stream)
                 self._link.disconnect()
                 self._link = self._node(host, port)
@@ -429,6 +447,18 @@ def _slot_owner(link: Connection, key: bytes) -> tuple[str, int]:
         if first <= slot <= last:
             return (host or b"").decode(), int(port)
     raise UnreachableError("no node of the Cluster serves the stream's slot; check the Cluster")
+
+
+def _check_owner(link: Connection, key: bytes) -> None:
+    """Refuse a node that does not serve the key: a socket does not lead to the one that does."""
+    try:
+        link.send_command("EXISTS", key)
+        link.read_response()
+    except redis.exceptions.MovedError:
+        raise UsageError(
+            "--redis-url: this socket is that of a Cluster's node which does not serve the "
+            "stream's slot; name the node by host and port"
+        ) from None
 
 
 def _hash_tag(key: bytes) -> bytes:

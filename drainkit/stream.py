@@ -398,6 +398,7 @@ def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
     found = allowlist_symbols(settings.allowlist)
     if isinstance(found, frozenset):
         return found
+    server.check_slot(found)
     kind = server.call("TYPE", found)
     if kind != b"set":
         what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"

@@ -52,13 +52,18 @@ def drain_with_workers(
         ]
         parts = [future.result() for future in running]
     summary = combined(parts)
-    if not server.connected:
-        server.reconnect()
-    if any(part.audit_records is not None for part in parts):
-        recount(server, job, summary)  # a worker that recounted saw the records of the whole run
-    _count_what_is_left(server, jobs, summary)
-    summary.started_at, summary.finished_at = iso(started_us), iso(server.now_us())
-    summary.elapsed_sec = round(time.monotonic() - started, 3)
+    elapsed_us = int((time.monotonic() - started) * 1e6)
+    summary.started_at, summary.finished_at = iso(started_us), iso(started_us + elapsed_us)
+    summary.elapsed_sec = round(elapsed_us / 1e6, 3)
+    try:
+        server.reconnect()  # it was idle all the time, and a server may close what is idle
+        if any(part.audit_records is not None for part in parts):
+            recount(server, job, summary)  # a worker that recounted saw the whole run's records
+        _count_what_is_left(server, jobs, summary)
+    except DrainkitError as error:
+        if not summary.exit_code:
+            summary.outcome, summary.exit_code = "failed", error.exit_code
+            summary.error, summary.errors = str(error), 1
     summary.events_per_sec = round(summary.total_read / max(summary.elapsed_sec, 1e-3), 2)
     return summary
 
@@ -118,7 +123,7 @@ class _Progress:
 
 def combined(parts: list[Summary]) -> Summary:
     """One summary of all: counts added up, the worst end of all."""
-    total = replace(parts[0], total_read=0)
+    total = replace(parts[0], total_read=0, remaining=None, pending_own=None)
     for name in ("total_read", "errors", *ACTIONS):
         setattr(total, name, sum(getattr(part, name) for part in parts))
     ended_badly = [part for part in parts if part.exit_code]

@@ -182,6 +182,17 @@ def test_trim_where_no_id_can_follow(server: Server, stream: str, cli: Cli) -> N
     assert [e[0] for e in ask(server, "XRANGE", stream, "-", "+")] == [largest.encode()]
 
 
+def test_nothing_trimmed_nothing_archived(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Where a trim removes nothing, no archive is claimed."""
+    seed(valkey, stream, fill, 20, delivered=0)
+    command = ("trim", "--apply", "--yes", "--archive", "a.parquet", *at(valkey, stream))
+    assert cli(*command, "--json").json()["archive"] is None
+    assert "a.parquet" not in cli(*command).out
+    assert not (cli.cwd / "a.parquet").exists()
+
+
 def test_trim_keeps_what_comes_below_a_position_set_too_far(
     valkey: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:

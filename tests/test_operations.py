@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 import yaml
 from books import ALLOW, GROUP, ask, audit, everything, pending, seed
 from conftest import Cli, Fill
@@ -138,6 +139,34 @@ def test_workers_stop_together(valkey: Server, stream: str, fill: Fill, cli: Cli
         assert run.rc == (130 if how == "signal" else 4), run
         assert run.json()["total_read"] == len(audit(valkey, stream)) - before
     assert len(audit(valkey, stream)) == after_stop
+
+
+def test_workers_outlast_a_server_that_closes_idle_connections(
+    stream: str, fill: Fill, cli: Cli
+) -> None:
+    """The connection that waits for the workers is gone at the end: the report is whole."""
+    with servers.start("redis") as server:
+        seed(server, stream, fill, 100, delivered=0)
+        ask(server, "CONFIG", "SET", "timeout", 1)
+        run = cli(*live(server, stream, "--workers", 2, "--throttle", 10, "--max-events", 40))
+    assert run.rc == 0, run.err
+    assert (run.json()["total_read"], run.json()["remaining"]) == (40, 60)
+
+
+def test_workers_whose_server_dies_still_report(stream: str, fill: Fill, cli: Cli) -> None:
+    """One summary on stdout with what is known, and exit code 3."""
+    with servers.start("redis") as server:
+        seed(server, stream, fill, 400, delivered=0)
+        process = cli.start(*live(server, stream, "--workers", 3, "--throttle", 50,
+                                  "--max-events", "all"))  # fmt: skip
+        while len(audit(server, stream)) < 20:
+            time.sleep(0.05)
+        server.kill()
+        run = cli.finish(process)
+    assert run.rc == 3, run
+    result = run.json()
+    assert result["total_read"] >= 20
+    assert (result["outcome"], result["remaining"]) == ("failed", None)
 
 
 def test_scope_history_takes_one_worker(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -330,10 +331,91 @@ def test_a_run_can_be_signed(valkey: Server, stream: str, fill: Fill, cli: Cli) 
     public = " ".join((cli.cwd / "key.pub").read_text().split()[:2])
     (cli.cwd / "signers").write_text(f"auditor {public}\n")
     assert cli("run", "--sign-key", key, *where(valkey, stream)).rc == 0
-    verify = ("verify", only_run(cli), "--allowed-signers", "signers", "--identity")
+    folder = only_run(cli)
+    verify = ("verify", folder, "--json", "--allowed-signers", "signers", "--identity")
     assert cli(*verify, "auditor").rc == 0
-    assert cli(*verify, "somebody").rc == 1
     assert cli("verify", "reports", *verify[2:], "auditor").rc == 0
+    (folder / "report.html").write_text("changed")
+    found = cli(*verify, "somebody")
+    assert found.rc == 1
+    findings = " ".join(found.json()["findings"][folder.name])
+    assert "not signed by somebody" in findings
+    assert "report.html" in findings
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--identity", "auditor"),
+        ("--allowed-signers", "signers"),
+        ("--allowed-signers", "no-such-file", "--identity", "auditor"),
+    ],
+)
+def test_half_a_question_about_the_signer_is_no_question(
+    cli: Cli, options: tuple[str, ...]
+) -> None:
+    """verify does not pass over --identity or --allowed-signers: exit code 2."""
+    (cli.cwd / "reports").mkdir()
+    (cli.cwd / "signers").write_text("")
+    run = cli("verify", "reports", *options)
+    assert run.rc == 2
+    assert "--allowed-signers" in run.err
+
+
+def test_a_key_that_cannot_sign_is_refused_before_anything_is_drained(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """--sign-key that is no file, or no key: exit code 2, and the server is as it was."""
+    seed(valkey, stream, fill)
+    (cli.cwd / "nokey").write_text("not a key")
+    before = everything(valkey)
+    for key in ("missing", "nokey"):
+        run = cli("run", "--mode", "live", "--yes", "--sign-key", key, *where(valkey, stream))
+        assert run.rc == 2, run
+        assert "--sign-key" in run.err
+    assert everything(valkey) == before
+
+
+def test_a_server_that_closes_idle_connections(stream: str, fill: Fill, cli: Cli) -> None:
+    """A run is longer than the server's timeout: it is done, and its digest is in the ledger."""
+    with servers.start("redis") as server:
+        seed(server, stream, fill)
+        ask(server, "CONFIG", "SET", "timeout", 1)
+        run = cli("run", "--mode", "live", "--yes", "--json", "--throttle", 10,
+                  "--max-events", 40, *where(server, stream))  # fmt: skip
+        assert run.rc == 0, run.err
+        assert (run.json()["outcome"], run.json()["total_read"]) == ("done", 40)
+        assert cli("verify", "reports", "--redis-url", server.url).rc == 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, "end of input"])
+def test_a_question_can_be_left(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, end: str | signal.Signals
+) -> None:
+    """Ctrl-C, SIGTERM or Ctrl-D at the prompt of a live run: exit code 130, nothing drained."""
+    seed(valkey, stream, fill)
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "drainkit", "run", "--mode", "live", *where(valkey, stream)],
+        cwd=cli.cwd, stdin=terminal, stdout=terminal, stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    said = b""
+    while b"[y/N]" not in said:
+        said += os.read(ours, 4096)
+    if isinstance(end, signal.Signals):
+        time.sleep(0.3)  # until it waits for the answer
+        process.send_signal(end)
+    else:
+        os.write(ours, b"\x04")
+    try:
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        os.close(ours)
+    assert audit(valkey, stream) == []
+    assert json.loads((only_run(cli) / "run.json").read_text())["outcome"] == "interrupted"
+    assert cli("verify", "reports").rc == 0
 
 
 # ---------------------------------------------------------------- runs that end early

@@ -82,6 +82,55 @@ def test_an_audit_stream_in_another_slot_is_refused(
     assert_once(audit(home, stream, f"{{{stream}}}:mine"), ids)
 
 
+def test_an_allowlist_in_another_slot_is_refused(cluster: Cluster, stream: str, cli: Cli) -> None:
+    """It is refused with the reason; with the stream's hash tag it is taken."""
+    fill_cluster(cluster, stream, 20)
+    drain = ("drain", "--json", "--redis-url", cluster.url, "--stream", stream, "--allowlist")
+    near = f"{{{stream}}}:allowed"
+    ask(cluster.primary_of(near), "SADD", near, "BTCUSDT")
+    far = next(
+        name for i in range(99) if cluster.primary_of(name := f"allowed{i}")
+        is not cluster.primary_of(stream)
+    )  # fmt: skip
+    run = cli(*drain, f"redis:{far}")
+    assert run.rc == 4
+    assert "hash tag" in run.err
+    assert cli(*drain, f"redis:{near}").rc == 0
+
+
+def test_a_name_that_no_side_key_can_be_near_is_one_finding(
+    cluster: Cluster, stream: str, cli: Cli
+) -> None:
+    """A stream `x{}y` is unknown to `check --all-streams`, and the others are judged."""
+    fill_cluster(cluster, stream, 20)
+    odd = f"{stream}{{}}odd"
+    home = cluster.primary_of(odd)
+    ask(home, "XADD", odd, "*", "a", "b")
+    ask(home, "XGROUP", "CREATE", odd, GROUP, "0")
+    checked = cli("check", "--json", "--redis-url", cluster.url, "--all-streams", f"{stream}*",
+                  "--max-backlog", "5")  # fmt: skip
+    found = {(f["stream"], f["severity"]) for f in checked.json()["findings"]}
+    assert (odd, "unknown") in found
+    assert (stream, "critical") in found
+    run = cli("drain", "--redis-url", cluster.url, "--stream", odd)
+    assert run.rc == 4
+    assert "no hash tag" in run.err
+
+
+def test_the_socket_of_another_node_is_no_way_to_a_stream(
+    cluster: Cluster, stream: str, cli: Cli
+) -> None:
+    """The socket of the stream's own node is; of another one it is bad usage, which says so."""
+    fill_cluster(cluster, stream, 20)
+    home = cluster.primary_of(stream)
+    other = next(n for n in cluster.nodes[:3] if n is not home and _is_primary(n))
+    for node, rc in ((home, 0), (other, 2)):
+        url = f"unix://{ask(node, 'CONFIG', 'GET', 'unixsocket')[1].decode()}"
+        run = cli("status", "--redis-url", url, "--stream", stream)
+        assert run.rc == rc, run
+    assert "host and port" in run.err
+
+
 def test_a_slot_that_moves_midway(cluster: Cluster, stream: str) -> None:
     """MOVED ends the run with exit code 3; the same command finds the new node and finishes."""
     ids = fill_cluster(cluster, stream, 600)
