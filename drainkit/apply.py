@@ -15,10 +15,10 @@ from . import plan as plans
 from .audit import drift
 from .drain import DecidedPage, Job, Progress, Summary, dry_run, iso, prepare, run_records
 from .errors import RefusedError, one_line
-from .evidence import check_plan_path, save_plan
+from .evidence import RUN_ID, check_plan_path, save_plan
 from .plan import Plan
 from .policy import ACTIONS
-from .server import Server
+from .server import Keys, Server
 from .settings import Settings, build
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def job_from_plan(
     planned = dict(
         zip(decisions["id"].to_pylist(), decisions["payload_sha256"].to_pylist(), strict=True)
     )
-    done = _done_before(server, job, plan)
+    runs = {start["run_id"] for start in runs_of(server, job.keys, plan.digest)}
+    done = {record.original_id for record in run_records(server, job.keys, runs)}
     _check_position(job, plan, resumed=bool(done))
     left = {entry: sha for entry, sha in planned.items() if entry not in done}
     scope = replace(job.scope, boundary=plan.boundary_id)
@@ -132,14 +133,15 @@ def job_from_plan(
     return job
 
 
-def _done_before(server: Server, job: Job, plan: Plan) -> set[str]:
-    """What earlier runs of this very plan have drained, by the ledger and the audit."""
-    runs = {
-        entry["run_id"]
-        for entry in ledger.entries(server, job.keys)
-        if entry.get("event") == "start" and entry.get("plan_digest") == plan.digest
-    }
-    return {record.original_id for record in run_records(server, job.keys, runs)}
+def runs_of(server: Server, keys: Keys, plan_digest: str) -> list[dict[str, str]]:
+    """The ledger's entries of the starts of this very plan's runs, oldest first."""
+    return [
+        entry
+        for entry in ledger.entries(server, keys)
+        if entry.get("event") == "start"
+        and entry.get("plan_digest") == plan_digest
+        and RUN_ID.fullmatch(entry.get("run_id", ""))
+    ]
 
 
 def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:

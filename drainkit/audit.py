@@ -113,14 +113,16 @@ def reconcile(
     records: Sequence[AuditRecord],
     pending_own: int,
     counts: Mapping[str, int],
+    earlier: Sequence[AuditRecord] = (),
 ) -> list[str]:
     """What does not balance, one line each; empty when the books do.
 
     `expected` maps the planned ids to their planned actions (None: no plan), `counts` the actions
-    to the run's own numbers, `pending_own` is what is still pending for the drain's consumer.
+    to the run's own numbers, `pending_own` is what is still pending for the drain's consumer;
+    `earlier` are the records of earlier runs of the same plan, which this one finished.
     """
     findings = []
-    seen = Counter(record.original_id for record in records)
+    seen = Counter(record.original_id for record in (*earlier, *records))
     twice = [entry for entry, n in seen.items() if n > 1]
     if twice:
         findings.append(_first("entries are recorded more than once", twice))

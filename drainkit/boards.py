@@ -13,7 +13,7 @@ from .audit import parse
 from .errors import RefusedError, UsageError, one_line
 from .notebook import Session, markdown, safe
 from .server import Server
-from .settings import Settings
+from .settings import MAX_MIN, Settings
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,6 +35,8 @@ class Monitor(Session):
         """Open with the notebook's `globals()`."""
         board = super().open(names)
         pattern = names.get("pattern") or None
+        if not isinstance(pattern, str | None):
+            raise UsageError("pattern takes a glob pattern of stream names, as a text")
         limits = monitor.Limits(
             max_backlog=_whole(names, "max_backlog"),
             max_age_min=float(_whole(names, "max_backlog_age_min")),
@@ -48,7 +50,7 @@ class Monitor(Session):
     def bottom_line(self) -> Markdown:
         """The worst finding and how many there are."""
         bad = [f for f in self.report.findings if f.severity != "ok"]
-        lines = "\n".join(f"- {f.line()}" for f in bad)
+        lines = "\n".join(f"- {_verbatim(f.line())}" for f in bad)
         verdict = f"**{self.report.severity.upper()}**: {len(self.states)} streams looked at"
         return markdown(f"{verdict}, {len(bad)} findings.\n\n{lines}")
 
@@ -127,7 +129,8 @@ class Maintenance(Session):
         board.apply = _flag(names, "apply_trim")
         board.archive = str(names.get("archive") or "")
         idle_min = names.get("min_idle_min", 60)
-        if isinstance(idle_min, bool) or not isinstance(idle_min, int | float) or idle_min < 0:
+        is_number = isinstance(idle_min, int | float) and not isinstance(idle_min, bool)
+        if not is_number or not 0 <= idle_min <= MAX_MIN:
             raise UsageError("min_idle_min must be a number of minutes, 0 or more")
         board.min_idle_ms = round(idle_min * 60_000)
         return board
@@ -181,10 +184,15 @@ class Maintenance(Session):
         try:
             plan = maintenance.trim_plan(self.server, self.keys)
         except RefusedError as error:
-            return one_line(str(error))
-        held = "; ".join(f"`{one_line(g)}`: {one_line(why)}" for g, why in plan.held_by.items())
+            return _verbatim(str(error))
+        held = "; ".join(f"{_verbatim(g)}: {one_line(why)}" for g, why in plan.held_by.items())
         text = f"A trim would remove **{plan.entries:,} of {plan.length:,} entries**"
         return text + (f", held back by {held}." if held else ".")
+
+
+def _verbatim(text: str) -> str:
+    """A text from outside for Markdown: within backticks nothing of it is markup."""
+    return "`" + one_line(text, 600).replace("`", "'") + "`"
 
 
 def _whole(names: Mapping[str, Any], name: str) -> int:

@@ -471,7 +471,8 @@ class _Container:
                 except msgspec.DecodeError:
                     pass
             for row, raw in enumerate(part, first):
-                if is_plain:
+                # not every part may be an object with a bracket of its own, so each is counted
+                if is_plain and raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
                     try:
                         objects.append(self._decode(raw))
                         continue

@@ -6,6 +6,7 @@ Each title says the finding. Colours are Okabe and Ito's, which colour-blind peo
 
 from __future__ import annotations
 
+import datetime as dt
 import html
 import math
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ NAMES = {
 }
 INK, LIMIT, READ = "#222222", "#000000", "#0072B2"
 TOP = 12
+_EPOCH = dt.datetime(1970, 1, 1)
 MAX_BINS = 80
 MAX_COMBINATIONS = 12
 # of a signal's confidence; the first of which the limit is a multiple, so that no bin is cut
@@ -58,7 +60,9 @@ def share(part: int, whole: int) -> str:
     if not whole:
         return "none"
     percent = 100 * part / whole
-    return f"{percent:.0f} %" if percent >= 1 or part == 0 else "under 1 %"
+    if 0 < percent < 1:
+        return "under 1 %"
+    return "over 99 %" if 99.5 <= percent < 100 else f"{percent:.0f} %"
 
 
 def age(ages_sec: np.ndarray, policy: Policy) -> go.Figure:
@@ -72,7 +76,7 @@ def age(ages_sec: np.ndarray, policy: Policy) -> go.Figure:
     x_title = f"age ({unit})"
     if beyond := int((minutes > high).sum()):
         x_title += f"; the last bar also holds {beyond:,} up to {_duration(minutes.max() * 60)}"
-    title = f"{share(old, len(minutes))} of the events are older than {limit:g} min"
+    title = f"{share(old, len(ages_sec))} of the events are older than {limit:g} min"
     if not old:
         title = f"No event is older than {limit:g} min"
     figure = _figure(title, x_title, "events", legend=True)
@@ -128,7 +132,7 @@ def confidence(values: np.ndarray, policy: Policy) -> go.Figure:
     """How confident the signals are, against the minimum."""
     valid, limit = values[np.isfinite(values)], policy.min_conf
     low = int((valid < limit).sum())
-    title = f"{share(low, len(valid))} of the events are below confidence {limit:g}"
+    title = f"{share(low, len(values))} of the events are below confidence {limit:g}"
     if not low:
         title = f"No event is below confidence {limit:g}"
     figure = _figure(title, "confidence (0 to 1)", "events", legend=True)
@@ -159,9 +163,10 @@ def by_category(frame: pd.DataFrame, column: str) -> go.Figure:
     totals = np.bincount(rows, minlength=len(shown))
     kept = [k for k in range(len(shown)) if totals[k]]
     ok = np.bincount(rows[(frame["action"] == "drained_ok").to_numpy()], minlength=len(shown))
-    best = int(ok.argmax())
+    named = ok[: len(order)]
+    best = int(named.argmax()) if len(named) else 0
     title = f"By {column}: no event passes"
-    if ok[best]:
+    if len(named) and ok[best]:
         title = (
             f"By {column}: {shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
         )
@@ -184,24 +189,26 @@ def arrivals(frame: pd.DataFrame) -> go.Figure:
 
     known = frame[frame["event_time"].notna()]
     if not len(known):
-        return _counted(_figure("No event has a usable time", "event time (UTC)", "events"), "y", 0)
+        title = "No event has a usable time" if len(frame) else "There is no event"
+        return _counted(_figure(title, "event time (UTC)", "events"), "y", 0)
     times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
     ages = times.max() - times
     span = without_outliers(ages, 0)
-    step = next((s for s in TIME_STEPS_SEC if span / s <= MAX_BINS), TIME_STEPS_SEC[-1])
+    year = TIME_STEPS_SEC[-1]
+    years = math.ceil(span / year / MAX_BINS) * year  # wrong clocks reach from year 1 to 9999
+    step = next((s for s in TIME_STEPS_SEC if span / s <= MAX_BINS), years)
     start = math.floor((times.max() - span) / step) * step
     bins = np.maximum((times - start) // step, 0).astype(np.int64)
     counts = np.bincount(bins)
-    peak = pd.Timestamp(start + int(counts.argmax()) * step, unit="s")
-    title = f"The busiest {_duration(step)} began {peak:%d %b %H:%M:%S}: {_events(counts.max())}"
+    peak = _moment(start + int(counts.argmax()) * step)
+    began = f"{peak:%d %b %H:%M:%S}" if step < 86_400 else peak.date().isoformat()
+    title = f"The busiest {_duration(step)} began {began}: {_events(counts.max())}"
     x_title = "event time (UTC)"
     if before := int((times < start).sum()):
-        first = pd.Timestamp(times.min(), unit="s")
-        x_title += f"; the first bar also holds {before:,} back to {first:%Y-%m-%d}"
+        first = _moment(times.min()).date().isoformat()
+        x_title += f"; the first bar also holds {before:,} back to {first}"
     figure = _figure(title, x_title, f"events per {_duration(step)}", legend=True)
-    middles = [
-        pd.Timestamp(start + (k + 0.5) * step, unit="s").isoformat() for k in range(len(counts))
-    ]
+    middles = [_moment(start + (k + 0.5) * step).isoformat() for k in range(len(counts))]
     for action in ACTIONS:
         part = np.bincount(bins[(known["action"] == action).to_numpy()], minlength=len(counts))
         if part.any():
@@ -211,6 +218,13 @@ def arrivals(frame: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
     figure.update_layout(barmode="stack", bargap=0)
     return _counted(figure, "y", int(counts.max()))
+
+
+def _moment(epoch_sec: float) -> dt.datetime:
+    """The time (UTC, naive) of any year that datetime knows; pandas ends in 1677 and 2262."""
+    most = (dt.datetime.max - _EPOCH).total_seconds() - 1
+    least = (dt.datetime.min - _EPOCH).total_seconds()
+    return _EPOCH + dt.timedelta(seconds=min(max(float(epoch_sec), least), most))
 
 
 def overlap(frame: pd.DataFrame) -> go.Figure:

@@ -11,8 +11,9 @@ import dataclasses
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from IPython.display import Markdown
 
+    from .plan import Plan
+
 PARAMETERS = (
     "stream", "consumer_group", "consumer_name", "audit_stream", "scope", "allowlist", "min_conf",
     "max_age_min", "throttle", "max_events", "as_of",
@@ -42,15 +45,15 @@ SAMPLE_ROWS = 8
 
 
 def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
-    """Refuse what papermill injected under a name that no notebook knows: a misspelt one."""
-    for source in names.get("In", []):
-        if not str(source).startswith("# Parameters"):
+    """Refuse a name that no notebook knows, injected by papermill or typed: a misspelt one."""
+    known = (*PARAMETERS, *EXTRA, *extra)
+    for source in map(str, names.get("In", [])):
+        if not source.startswith(("# Parameters", "redis_url_env =")):
             continue
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                known = (*PARAMETERS, *EXTRA, *extra)
-                if node.id not in known or node.id not in names:
-                    raise UsageError(f"{one_line(node.id)}: no such parameter; check its spelling")
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+        for name in (node.id for node in nodes if isinstance(node.ctx, ast.Store)):
+            if name not in known or name not in names:
+                raise UsageError(f"{one_line(name)}: no such parameter; check its spelling")
 
 
 class Session:
@@ -81,7 +84,7 @@ class Session:
         given = {name: names[name] for name in PARAMETERS if names.get(name) is not None}
         settings = load({**given, "mode": cls.mode, "redis_url": url})
         run_dir = names.get("run_dir") or None
-        if run_dir is not None and not Path(run_dir).is_dir():
+        if run_dir is not None and not (isinstance(run_dir, str) and Path(run_dir).is_dir()):
             raise UsageError(
                 f"run_dir {one_line(str(run_dir))} is no folder; make it, or leave it out"
             )
@@ -137,10 +140,13 @@ class Analysis(Session):
             f"**{passing:,} of them ({part}) would pass** every filter."
         ]
         if len(ages):
-            lines.append(
-                f"Half of them are older than {_span(ages.median())}, the oldest is "
-                f"{_span(ages.max())} old; the limit is {policy.max_age_min:g} min."
-            )
+            middle = f"Half of them are older than {_span(ages.median())}, the oldest is "
+            if ages.max() < 0:
+                oldest = "They lie in the future, by the server's clock"
+            else:
+                some = ages.median() > 0 and ages.nunique() > 1
+                oldest = (middle if some else "The oldest is ") + f"{_span(ages.max())} old"
+            lines.append(f"{oldest}; the limit is {policy.max_age_min:g} min.")
         lines.append(self.why())
         return markdown("\n\n".join(lines))
 
@@ -302,6 +308,10 @@ class LiveDrain(Session):
             raise RefusedError("approve is not the digest of this plan; nothing was changed")
         settings = apply.adopt(self.settings, plan)
         job = apply.job_from_plan(self.server, settings, self.job.run_id, plan, self.table)
+        earlier = _read_json(self.run_dir, "run.json") or {}
+        if not (self.run_dir / "baseline.json").exists():
+            before = status.baseline(self.server, settings.stream)
+            evidence.write_json(self.run_dir / "baseline.json", before)
         with _graceful_interrupt() as stopping:  # to the end of the books, however often it comes
             self.summary = drain.drain(
                 self.server, job, stopping=stopping, on_progress=_Milestones(job).show
@@ -309,6 +319,8 @@ class LiveDrain(Session):
             self.job = job
             self.summary.plan_path, self.summary.plan_digest = "plan.json", plan.digest
             if self.server.connected:
+                if earlier.get("run_id") == job.run_id and earlier.get("mode") == "live":
+                    drain.recount(self.server, job, self.summary)  # with what it drained before
                 self.summary.drift = apply.list_drift(self.server, job, self.table)
             evidence.write_json(self.run_dir / "run.json", self.summary.as_dict())
         if self.summary.error:
@@ -322,8 +334,9 @@ class LiveDrain(Session):
         return markdown(
             f"**{s.total_read:,} entries were audited and acknowledged** in {_span(s.elapsed_sec)} "
             f"({s.events_per_sec:,.1f} per second); {s.drained_ok:,} had passed every filter. "
-            f"{s.remaining or 0:,} of the scope remain."
-        )
+            + ("How many remain is not known." if s.remaining is None
+               else f"{s.remaining:,} of the scope remain.")
+        )  # fmt: skip
 
     def counts_table(self) -> pd.DataFrame:
         """Events by action."""
@@ -338,7 +351,9 @@ class LiveDrain(Session):
         """How much differs from the plan."""
         if self.summary is None:
             return markdown("Not armed, so there is nothing to compare.")
-        n = len(self.summary.drift or [])
+        if self.summary.drift is None:
+            return markdown("**The drift is not known:** the run ended before it was read.")
+        n = len(self.summary.drift)
         if not n:
             return markdown("**No drift:** each event met the fate that the plan foresaw.")
         return markdown(
@@ -352,19 +367,33 @@ class Verification(Session):
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
         self.after = status.baseline(server, settings.stream)
-        self.before = _read_json(run_dir, "baseline.json") or self.after
+        baseline = _read_json(run_dir, "baseline.json")
+        self.before = baseline or self.after
         self.run = _read_json(run_dir, "run.json")
         self.live = self.run is not None and self.run.get("mode") == "live"
+        self.plan, self.table = self._plan()
+        digest = self.plan.digest if self.plan else None
+        starts = apply.runs_of(server, self.job.keys, digest) if digest else []
         self.run_id = str(self.run["run_id"]) if self.run and self.live else ""
-        if self.run is None:
+        if not self.run_id and starts:
+            self.run_id = starts[-1]["run_id"]  # it died, or run.json is that of a later dry run
+        elif self.run is None:
             self.run_id = self._newest_run()
-        self.records = (
-            list(drain.run_records(server, self.job.keys, {self.run_id})) if self.run_id else []
-        )
+        self.has_before = baseline is not None or not self.run_id
+        self.start = next((s for s in reversed(starts) if s["run_id"] == self.run_id), None)
+        runs = {self.run_id, *(start["run_id"] for start in starts)} - {""}
+        found = list(drain.run_records(server, self.job.keys, runs))
+        self.records = [record for record in found if record.run_id == self.run_id]
+        self.earlier = [record for record in found if record.run_id != self.run_id]
         self.findings = self._reconcile()
         if run_dir is not None:
             evidence.write_json(run_dir / "after.json", self.after)
             evidence.write_table(run_dir / "audit.parquet", audit_table(self.records))
+
+    def _plan(self) -> tuple[Plan | None, pa.Table | None]:
+        if self.run_dir is None or not (self.run_dir / "plan.json").exists():
+            return None, None
+        return evidence.load_plan(self.run_dir)
 
     def _newest_run(self) -> str:
         newest = self.server.call("XREVRANGE", self.job.keys.runs, "+", "-", "COUNT", 1)
@@ -375,19 +404,28 @@ class Verification(Session):
         scope = self.job.scope
         findings = others_touched(self.before, self.after, scope.group, scope.consumer)
         findings += self._still_pending()
-        if self.run is None or not self.live:
+        if not self.run_id:
             return findings
+        run = self.run if self.run and self.live else {}
         planned = None
-        if self.run_dir is not None and (self.run_dir / "plan.json").exists():
-            _, table = evidence.load_plan(self.run_dir)
-            if self.run.get("remaining") == 0 or len(self.records) >= table.num_rows:
-                ids, actions = table["id"].to_pylist(), table["action"].to_pylist()
-                planned = dict(zip(ids, actions, strict=True))
+        done, all_ = len(self.records) + len(self.earlier), self.table.num_rows if self.table else 0
+        if self.table is not None and (run.get("remaining") == 0 or done >= all_):
+            ids, actions = self.table["id"].to_pylist(), self.table["action"].to_pylist()
+            planned = dict(zip(ids, actions, strict=True))
+        counts = {action: int(run.get(action, 0)) for action in ACTIONS}
+        if not run:  # no numbers of its own to hold the audit against
+            counts = dict(Counter(record.action for record in self.records))
+            if self.start is not None and done < all_:
+                findings.append(
+                    f"run {one_line(self.run_id)} of this plan left no summary, and "
+                    f"{all_ - done:,} planned entries are open; run 03 again"
+                )
         return findings + reconcile(
             expected=planned,
             records=self.records,
-            pending_own=int(self.run.get("pending_own") or 0),
-            counts={action: int(self.run.get(action, 0)) for action in ACTIONS},
+            pending_own=int(run.get("pending_own") or 0),
+            counts=counts,
+            earlier=self.earlier,
         )
 
     def _still_pending(self) -> list[str]:
@@ -410,9 +448,13 @@ class Verification(Session):
             )
         if not self.run_id:
             return markdown("**Nothing was drained, and nothing changed.**")
+        done, runs = len(self.records), ""
+        if self.earlier:
+            done += len(self.earlier)
+            runs = " by all runs of this plan"
         return markdown(
-            f"**The books balance:** {len(self.records):,} entries were read, audited and "
-            "acknowledged, each once; nothing is pending for the drain's consumer."
+            f"**The books balance:** {done:,} entries were read, audited and "
+            f"acknowledged{runs}, each once; nothing is pending for the drain's consumer."
         )
 
     def assert_balanced(self) -> None:
@@ -424,12 +466,16 @@ class Verification(Session):
         """Each group before and after."""
         before, after = groups_frame(self.before), groups_frame(self.after)
         columns = ["position", "undelivered", "pending"]
+        if not self.has_before:
+            return after[columns]
         return before[columns].join(
             after[columns], lsuffix=" before", rsuffix=" after", how="outer"
         )
 
     def others_line(self) -> Markdown:
         """What became of the groups that are not the drain's own."""
+        if not self.has_before:
+            return markdown("How it was before is not known: run_dir has no baseline.json.")
         own = self.job.scope.group
         old = {g["name"]: g for g in self.before["groups"]}
         others = [g for g in self.after["groups"] if g["name"] in old and g["name"] != own]
@@ -460,9 +506,11 @@ class Verification(Session):
 
     def pace(self) -> go.Figure:
         """Throttle compliance, measured from the audit's ids."""
-        rate = self.settings.throttle
-        if self.run_dir is not None and (self.run_dir / "plan.json").exists():
-            rate = evidence.load_plan(self.run_dir)[0].throttle
+        rate = self.plan.throttle if self.plan else self.settings.throttle
+        if self.start is not None:  # what the run itself was told
+            with suppress(ValueError):
+                told = self.start.get("throttle", "")
+                rate = None if told == "none" else float(told)
         return figures.pace(self.audit_ms(), rate)
 
     def samples(self) -> pd.DataFrame:
