@@ -357,7 +357,8 @@ class LiveDrain(Session):
         if not n:
             return markdown("**No drift:** each event met the fate that the plan foresaw.")
         return markdown(
-            f"**{n:,} events met another fate than planned**, mostly by growing too old."
+            f"**{n:,} events met another fate than planned:** their age counts at the moment of "
+            "the drain (or at its as_of)."
         )
 
 
@@ -468,8 +469,10 @@ class Verification(Session):
         columns = ["position", "undelivered", "pending"]
         if not self.has_before:
             return after[columns]
-        return before[columns].join(
-            after[columns], lsuffix=" before", rsuffix=" after", how="outer"
+        return (
+            before[columns]
+            .add_suffix(" before")
+            .join(after[columns].add_suffix(" after"), how="outer")
         )
 
     def others_line(self) -> Markdown:

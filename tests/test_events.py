@@ -478,3 +478,20 @@ def test_part_of_a_frame_is_events_too() -> None:
     back = Events.from_frame(part)
     assert [back.symbol(row) for row in range(4)] == ["B", "C", None, None]
     assert back.missing.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("other", ["null", "1", '"x"', "", "[]", "{}"])
+@pytest.mark.parametrize("others", [1, 20, 40])
+def test_depth_is_each_events_own(other: str, others: int) -> None:
+    """Beside payloads without a bracket, JSON nested deeper than 64 is as invalid as alone."""
+    for depth, valid in ((64, True), (65, False), (95, False)):
+        deep = entry({"payload": json.dumps(GOOD)[:-1] + ', "z": ' + "[" * (depth - 1)
+                      + "]" * (depth - 1) + "}"})  # fmt: skip
+        batch = [deep, *[entry({"payload": other})] * others]
+        for order in (batch, batch[::-1]):
+            found = Decoder().decode(order)
+            row = order.index(deep)
+            assert bool(found.invalid[row] == 0) is valid, (
+                depth,
+                INVALID_REASONS[found.invalid[row]],
+            )

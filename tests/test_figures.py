@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -259,3 +260,40 @@ def test_a_broken_throttle_is_said() -> None:
     assert "6 events (5 allowed)" in figures.pace_title(NOW_MS + np.arange(20) * 180, 5.0)
     assert "1.5 s apart (at least 2.0 s" in figures.pace_title(NOW_MS + np.arange(20) * 1500, 0.5)
     assert "no throttle" in figures.pace_title(NOW_MS + np.arange(20), None)
+
+
+@pytest.mark.parametrize("share_of_them", [0.01, 0.5, 1])
+@pytest.mark.parametrize("year", ["0001", "1600", "2300", "9998"])
+def test_times_of_any_year_are_drawn(year: str, share_of_them: float) -> None:
+    """The zero time of Go and .NET, and clocks far ahead: 80 bars, and dates with their year."""
+    entries = demo.sample_entries(NOW_MS, n=400)
+    odd_id = b"253402300799999-" if year == "9998" else b"1766605798664-"
+    for k in range(int(len(entries) * share_of_them)):
+        odd = [b"symbol", b"BTCUSDT", b"confidence", b"0.9", b"timestamp",
+               f"{year}-06-01T00:00:00Z".encode()]  # fmt: skip
+        entries[k] = [odd_id + str(k).encode(), odd]
+    figure = figures.arrivals(frame_of(entries))
+    assert all(len(bar.x) <= figures.MAX_BINS + 1 for bar in figure.data)
+    assert drawn(figure) == len(entries)
+    if share_of_them == 0.5:  # bars of years: the date is told with its year
+        assert re.search(r"began \d{4}-\d\d-\d\d:", figure.layout.title.text)
+
+
+def test_titles_count_all_events() -> None:
+    """Of 100 events of which one has a confidence, one is 1 %, not 100 %."""
+    bad = [[f"{NOW_MS}-{k}".encode(), [b"payload", b"{"]] for k in range(99)]
+    low = [f"{NOW_MS}-99".encode(), [b"symbol", b"A", b"confidence", b"0.1"]]
+    frame = frame_of([*bad, low])
+    assert figures.confidence(frame["confidence"].to_numpy(), POLICY).layout.title.text.startswith(
+        "1 % of the events"
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "said"),
+    [(0, 0, "none"), (0, 9, "0 %"), (1, 1000, "under 1 %"), (1, 2, "50 %"),
+     (9999, 10_000, "over 99 %"), (994, 1000, "99 %"), (7, 7, "100 %")],
+)  # fmt: skip
+def test_a_share_is_not_rounded_to_all_or_nothing(part: int, whole: int, said: str) -> None:
+    """100 % is all of them and 0 % none."""
+    assert figures.share(part, whole) == said

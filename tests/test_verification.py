@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from books import GROUP, ME, ask, seed
 from conftest import Cli, Fill
 from servers import Server
 
-from drainkit import evidence, notebook, status
+from drainkit import boards, evidence, notebook, status
+from drainkit.errors import UsageError
 from drainkit.server import Server as Link
 
 OTHER = "quantum:group:other"
@@ -78,3 +83,173 @@ def test_traces_in_other_groups_are_found(drained: str, cli: Cli, valkey: Server
     findings = verify(drained, cli).findings
     assert f"group {OTHER} now has a consumer {ME}" in findings
     assert "group surprise appeared during the run" in findings
+
+
+# ---------------------------------------------------------------- plans, run more than once
+
+
+@pytest.fixture
+def planned(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A stream whose dry run through notebook 02 left a plan of 30 entries in the folder."""
+    seed(valkey, stream, fill, 30, delivered=0)
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    dry = notebook.DryRun.open({"stream": stream, "throttle": 50, "run_dir": str(cli.cwd)})
+    dry.server.close()
+    return stream
+
+
+def live(stream: str, cli: Cli, **more: object) -> notebook.LiveDrain:
+    digest = evidence.load_plan(cli.cwd / "plan.json")[0].digest
+    given = {"stream": stream, "run_dir": str(cli.cwd), "approve": digest, **more}
+    return notebook.LiveDrain.open(given)
+
+
+def plan_drain(stream: str, valkey: Server, *options: object) -> tuple[object, ...]:
+    return ("drain", "--mode", "live", "--yes", "--plan", "plan.json", "--redis-url", valkey.url,
+            "--stream", stream, *options)  # fmt: skip
+
+
+def test_a_plan_finished_by_a_second_run_is_balanced(
+    planned: str, cli: Cli, valkey: Server
+) -> None:
+    """What an earlier run of the plan drained counts: 04 sees every planned entry, once."""
+    process = cli.start(*plan_drain(planned, valkey, "--throttle", 20))
+    while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert cli.finish(process).rc == 130
+    run = cli("run", "--mode", "live", "--yes", "--json", "--plan", "plan.json", "--redis-url",
+              valkey.url, "--stream", planned)  # fmt: skip
+    assert run.rc == 0, run.err
+    assert 0 < run.json()["total_read"] < 30
+    executed = Path(run.json()["evidence"]) / "04_verify.ipynb"
+    folder = executed if executed.is_absolute() else cli.cwd / executed
+    assert "30 entries were read, audited and acknowledged by all runs" in folder.read_text()
+
+
+def test_the_live_notebook_run_twice_is_balanced(planned: str, cli: Cli) -> None:
+    """The second run finds nothing left to do, and 04 still finds the plan drained, once."""
+    for _ in range(2):
+        drain = live(planned, cli)
+        drain.run()
+        drain.server.close()
+    check = verify(planned, cli)
+    assert check.findings == []
+    assert "30 entries" in check.bottom_line().data
+
+
+def test_the_live_cell_run_twice_keeps_its_books(planned: str, cli: Cli) -> None:
+    """In one kernel both runs have one run id: the summary counts what both drained."""
+    drain = live(planned, cli)
+    drain.run()
+    drain.run()
+    drain.server.close()
+    assert drain.summary is not None
+    assert drain.summary.total_read == 30
+    assert verify(planned, cli).findings == []
+
+
+def test_a_run_that_died_is_not_called_nothing(planned: str, cli: Cli, valkey: Server) -> None:
+    """After SIGKILL there is no summary: 04 says what is open, not that nothing was drained."""
+    process = cli.start(*plan_drain(planned, valkey, "--throttle", 20))
+    while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
+        time.sleep(0.02)
+    process.kill()
+    cli.finish(process)
+    check = verify(planned, cli)
+    assert any("left no summary" in finding for finding in check.findings)
+    assert "do not balance" in check.bottom_line().data
+
+
+def test_the_state_before_is_kept_by_03_or_not_claimed(
+    planned: str, cli: Cli, valkey: Server
+) -> None:
+    """03 writes baseline.json before it drains; without one, 04 says that it does not know."""
+    ask(valkey, "XGROUP", "CREATE", planned, OTHER, "0-0")
+    drain = live(planned, cli)
+    drain.run()
+    drain.server.close()
+    ask(valkey, "XREADGROUP", "GROUP", OTHER, "c", "COUNT", 3, "STREAMS", planned, ">")
+    check = verify(planned, cli)
+    assert check.change_table().loc[GROUP, "position before"] == "0-0"
+    assert "0 of 1 other groups are as they were" in check.others_line().data
+    (cli.cwd / "baseline.json").unlink()
+    check = verify(planned, cli)
+    assert "not known" in check.others_line().data
+    assert "position before" not in check.change_table().columns
+
+
+def test_the_pace_is_judged_by_the_rate_of_the_run(planned: str, cli: Cli) -> None:
+    """03 may be told another throttle than the plan's: it is the one that holds."""
+    drain = live(planned, cli, throttle=20)
+    drain.run()
+    drain.server.close()
+    assert "20" in verify(planned, cli).pace().layout.title.text
+
+
+def test_a_record_written_twice_is_found_without_a_folder(
+    drained: str, cli: Cli, valkey: Server
+) -> None:
+    """04 alone looks at the newest run, and does not say "each once" unseen."""
+    audit = f"{drained}.drain_audit"
+    fields = ask(valkey, "XRANGE", audit, "-", "+", "COUNT", 1)[0][1]
+    ask(valkey, "XADD", audit, "*", *fields)
+    found = notebook.Verification.open({"stream": drained})
+    found.server.close()
+    assert any("more than once" in finding for finding in found.findings)
+
+
+def test_what_is_not_known_is_not_said(planned: str, cli: Cli) -> None:
+    """A drain that lost its server tells neither what remains nor of any drift."""
+    drain = live(planned, cli)
+    drain.run()
+    drain.server.close()
+    assert drain.summary is not None
+    drain.summary.remaining = drain.summary.drift = None
+    assert "How many remain is not known" in drain.bottom_line().data
+    assert "not known" in drain.drift_line().data
+
+
+# ---------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize(
+    ("board", "given", "named"),
+    [
+        (notebook.DryRun, {"run_dir": 20251224}, "run_dir"),
+        (notebook.DryRun, {"run_dir": ["x"]}, "run_dir"),
+        (boards.Monitor, {"pattern": ["x"]}, "pattern"),
+        (boards.Maintenance, {"min_idle_min": float("nan")}, "min_idle_min"),
+        (boards.Maintenance, {"min_idle_min": float("inf")}, "min_idle_min"),
+    ],
+)
+def test_parameters_of_another_kind_are_named(
+    drained: str, board: type[notebook.Session], given: dict[str, object], named: str
+) -> None:
+    """They are refused in one line, as bad usage."""
+    limits = {"max_backlog": 1000, "max_backlog_age_min": 60}
+    with pytest.raises(UsageError, match=named):
+        board.open({"stream": drained, **limits, **given})
+
+
+def test_a_misspelt_line_of_the_parameters_cell_is_refused(drained: str) -> None:
+    """Typed in JupyterLab as well as injected by papermill."""
+    cell = 'redis_url_env = "DRAINKIT_REDIS_URL"\nmax_age_mins = 0.001'
+    names = {"stream": drained, "In": ["", cell], "max_age_mins": 0.001, "redis_url_env": None}
+    with pytest.raises(UsageError, match="max_age_mins"):
+        notebook.DryRun.open(names)
+
+
+def test_names_of_groups_are_no_markup(drained: str, valkey: Server) -> None:
+    """In the boards' Markdown a name stands between backticks, and holds none."""
+    hostile = "<script>alert(9)</script>`**x**"
+    ask(valkey, "XGROUP", "CREATE", drained, hostile, "0-0")
+    shown = boards.Monitor.open({"stream": drained, "max_backlog": 10, "max_backlog_age_min": 1})
+    kept = boards.Maintenance.open({"stream": drained, "delete_consumers": False})
+    for text in (shown.bottom_line().data, kept.bottom_line().data):
+        assert "<script>" in text
+        assert "<script>" not in re.sub("`[^`]*`", "", text)
+    for board in (shown, kept):
+        board.server.close()
