@@ -621,10 +621,25 @@ class _Milestones:
             print(f"{summary.total_read:,} of {self._total:,} drained", flush=True)
 
 
+_STOP = threading.Event()
+
+
+def _stop(*_: object) -> None:
+    _STOP.set()
+
+
+def heed_stop_signal() -> None:
+    """In a kernel of `drainkit run`: SIGUSR1 ends its drain, also one that has yet to begin.
+
+    An interrupt would be lost between two cells, and can break the kernel within its own code.
+    """
+    signal.signal(signal.SIGUSR1, _stop)
+
+
 @contextmanager
 def _graceful_interrupt() -> Iterator[threading.Event]:
     """SIGINT (the kernel's interrupt) ends the drain after the commit in flight."""
-    stopping = threading.Event()
+    stopping = _STOP if signal.getsignal(signal.SIGUSR1) is _stop else threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
     try:
         yield stopping

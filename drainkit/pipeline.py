@@ -8,8 +8,11 @@ books of the run itself balance. Evidence is written in any case, of a failed ru
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,9 +28,13 @@ from .plan import Plan
 from .server import Server
 from .settings import Settings
 
-NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
+LIVE = "03_live_drain"
+NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", LIVE, "04_verify")
+PATIENCE_SEC = 10.0  # for a notebook that was interrupted
 # what a notebook would spend its first seconds on; plotly's first figure imports nbformat
-IMPORTS = "import drainkit.notebook, nbformat, plotly.graph_objects"
+IMPORTS = (
+    "import drainkit.notebook, nbformat, plotly.graph_objects; drainkit.notebook.heed_stop_signal()"
+)
 _EXIT_CODES = {
     "UsageError": 2,
     "UnreachableError": 3,
@@ -140,7 +147,7 @@ def _run_notebooks(
     with _Kernels(kernel_env(this.settings)) as kernels:
         for name in NOTEBOOKS:
             parameters = _parameters_for(this, name)
-            if name == "03_live_drain" and this.settings.mode == "live":
+            if name == LIVE and this.settings.mode == "live":
                 plan, _ = evidence.load_plan(this.folder)
                 confirm(plan)
                 parameters["approve"] = plan.digest
@@ -148,7 +155,7 @@ def _run_notebooks(
             try:
                 _execute(this, name, parameters, kernels, stopping)
             except DrainkitError as error:
-                if name != "03_live_drain":
+                if name != LIVE:
                     raise
                 # what was drained until then is verified all the same
                 this.failure = error
@@ -190,13 +197,16 @@ def _execute(
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    interrupted = False
+    interrupted, deadline = False, 0.0
     while worker.is_alive():
         worker.join(0.1)
-        if stopping.is_set():
-            # again and again: between two cells a kernel ignores it, and the next one might drain
+        if stopping.is_set() and not interrupted:
             interrupted = True
-            kernels.interrupt(manager)
+            kernels.stop(manager, is_live=name == LIVE)
+            deadline = time.monotonic() + PATIENCE_SEC
+        if interrupted and name != LIVE and time.monotonic() > deadline:
+            kernels.end(manager)  # it changes nothing on the server; what it shows is not needed
+            deadline = math.inf
     kernels.end(manager)
     problem = what_failed(out)
     if problem or raised:
@@ -342,10 +352,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-# what a notebook would spend its first seconds on; plotly's first figure imports nbformat
-IMPORTS = "import drainkit.notebook, nbformat, plotly.graph_objects"
-
-
 class _Kernels:
     """Kernels, one for each notebook; the next one starts and imports while one works."""
 
@@ -369,12 +375,15 @@ class _Kernels:
         self._start()
         return manager
 
-    def interrupt(self, manager: Any) -> None:
-        """SIGINT to the kernel; a live drain then finishes the commit in flight."""
+    def stop(self, manager: Any, *, is_live: bool) -> None:
+        """Interrupt a notebook; a live drain finishes its commit, or does not begin at all."""
         from jupyter_core.utils import run_sync
 
         with suppress(RuntimeError, OSError):  # a kernel that died needs none
-            run_sync(manager.interrupt_kernel)()
+            if is_live:
+                run_sync(manager.signal_kernel)(signal.SIGUSR1)
+            else:
+                run_sync(manager.interrupt_kernel)()
 
     def end(self, manager: Any) -> None:
         """Shut a kernel down at once: its notebook is saved, its files are written."""
