@@ -186,7 +186,7 @@ def test_the_pace_is_judged_by_the_rate_of_the_run(planned: str, cli: Cli) -> No
     drain = live(planned, cli, throttle=20)
     drain.run()
     drain.server.close()
-    assert "20" in verify(planned, cli).pace().layout.title.text
+    assert "(20 allowed)" in verify(planned, cli).pace().layout.title.text
 
 
 def test_a_record_written_twice_is_found_without_a_folder(
