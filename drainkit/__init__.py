@@ -16,12 +16,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .drain import Summary, dry_run, prepare
+    from .core.events import Decoder, Events
+    from .core.policy import ACTIONS, Policy, decide
+    from .core.summary import Summary, new_run_id
+    from .draining.dry import dry_run
+    from .draining.job import prepare
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
-    from .events import Decoder, Events
-    from .evidence import new_run_id
-    from .policy import ACTIONS, Policy, decide
-    from .server import Server
+    from .server.connection import Server
     from .settings import Settings
     from .settings import load as load_settings
 
@@ -45,12 +46,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "drain": ("Summary", "dry_run", "prepare"),
+    "core.events": ("Decoder", "Events"),
+    "core.policy": ("ACTIONS", "Policy", "decide"),
+    "core.summary": ("Summary", "new_run_id"),
+    "draining.dry": ("dry_run",),
+    "draining.job": ("prepare",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
-    "events": ("Decoder", "Events"),
-    "evidence": ("new_run_id",),
-    "policy": ("ACTIONS", "Policy", "decide"),
-    "server": ("Server",),
+    "server.connection": ("Server",),
     "settings": ("Settings",),
 }
 

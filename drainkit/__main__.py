@@ -1,5 +1,5 @@
 """`python -m drainkit` is the same program as `drainkit`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

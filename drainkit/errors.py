@@ -6,16 +6,6 @@ and reports, so nobody puts a URL with a password or a raw event value into one.
 
 from __future__ import annotations
 
-import re
-
-# user and password before the last @ of a URL's host part, and those among its options
-_SECRETS = (
-    # a password typed with spaces still is one: all up to the last @
-    (re.compile(r"((?:rediss?|unix|sentinel|cluster)://).*@", re.DOTALL), r"\1***@"),
-    (re.compile(r"(?<=://)\S*@"), "***@"),
-    (re.compile(r"(?<=[?&])((?:ssl_)?password|username)=[^&\s]*"), r"\1=***"),
-)
-
 
 class DrainkitError(Exception):
     """Something failed, or the books do not balance (exit code 1)."""
@@ -54,18 +44,17 @@ def error_of(exit_code: int, message: str) -> DrainkitError:
     return kind(message)
 
 
-def redact(text: str) -> str:
-    """`text` without the users and passwords of the URLs in it."""
-    for pattern, shown in _SECRETS:
-        text = pattern.sub(shown, text)
-    return text
+class StoppedError(RefusedError):
+    """The kill switch is set: `drainkit resume` lifts it."""
 
 
-def one_line(text: str, limit: int = 200) -> str:
-    """`text` fit for one line of a terminal or a log: no control, bidi or unprintable characters.
+class ConnectionLostError(UnreachableError):
+    """The connection broke or timed out: whether the last command ran is unknown."""
 
-    Escapes are Python's (`\\x1b`), so that what was there can still be read; longer than `limit`
-    characters is cut. Secrets in URLs are redacted, since every message goes through here.
-    """
-    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redact(text))
-    return safe if len(safe) <= limit else safe[: limit - 3] + "..."
+
+class ServerBusyError(UnreachableError):
+    """The server answers, but did not run the command and will later (LOADING, BUSY)."""
+
+
+class SlotMovedError(UnreachableError):
+    """The command did not run: the Cluster serves the stream elsewhere now."""

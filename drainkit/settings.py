@@ -28,12 +28,12 @@ from pydantic import (
 )
 from pydantic import field_validator as check
 
-from .errors import UsageError, one_line
+from .errors import UsageError
+from .safe import one_line
 
 CONFIG_FILE = "drainkit.toml"
 ENV_PREFIX = "DRAINKIT_"
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
-
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
 _REDIS_SET = "redis:"

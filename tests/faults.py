@@ -11,11 +11,12 @@ from typing import Any
 from books import GROUP, ME, ask, audit
 from servers import Server
 
-from drainkit.drain import Summary, drain, prepare
+from drainkit.core.policy import ACTIONS
+from drainkit.core.summary import Summary, new_run_id
+from drainkit.draining.job import prepare
+from drainkit.draining.live import drain
 from drainkit.errors import DrainkitError
-from drainkit.evidence import new_run_id
-from drainkit.policy import ACTIONS
-from drainkit.server import Server as Link
+from drainkit.server.connection import Server as Link
 from drainkit.settings import build
 
 #: what only the request for new entries, a look at the group, or a commit with records contains

@@ -18,9 +18,10 @@ import servers
 from books import GROUP, original_backlog
 from playwright.sync_api import sync_playwright
 
-from drainkit import commit, pipeline
-from drainkit.embedded import EmbeddedServer
-from drainkit.server import Server
+from drainkit.demo.embedded import EmbeddedServer
+from drainkit.pipeline import runner
+from drainkit.server import writing
+from drainkit.server.connection import Server
 from drainkit.settings import build
 
 ROOT = Path(__file__).parent.parent
@@ -59,9 +60,9 @@ def replay() -> Path:
                 [entry_id.encode(), [str(part).encode() for pair in f.items() for part in pair]]
                 for entry_id, f in original_backlog()
             ]
-            commit.add_entries(server, key, entries)
-            commit.seed_group(server, key, GROUP, position="1766594572014-0", deliver={})
-        result, folder = pipeline.run(settings, confirm=lambda _: None, announce=print)
+            writing.add_entries(server, key, entries)
+            writing.seed_group(server, key, GROUP, position="1766594572014-0", deliver={})
+        result, folder = runner.run(settings, confirm=lambda _: None, announce=print)
     if result["exit_code"] != 0:
         sys.exit(str(result.get("error")))
     return folder

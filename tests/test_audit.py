@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drainkit.audit import RECORD_FIELDS, AuditRecord, drift, parse, reconcile, records
-from drainkit.events import Decoder
-from drainkit.policy import ACTIONS, Policy, decide, reasons
-from drainkit.timestamps import NO_TIME
+from drainkit.core.audit import RECORD_FIELDS, AuditRecord, drift, parse, reconcile, records
+from drainkit.core.events import Decoder
+from drainkit.core.policy import ACTIONS, Policy, decide, reasons
+from drainkit.core.timestamps import NO_TIME
 
 NOW_US = 1_766_605_798_664_912
 MS = NOW_US // 1000

@@ -350,7 +350,7 @@ def test_help_is_light_and_complete(cli: Cli) -> None:
     ]
     for command in commands:
         assert cli(command, "--help").rc == 0
-    code = "import sys; sys.argv=['drainkit','--help']\ntry:\n import drainkit.cli as c; c.main()\n"
+    code = "import sys; sys.argv=['drainkit','--help']\ntry:\n import drainkit.cli.main as c; c.main()\n"
     code += (
         "except SystemExit: print(sorted({'pandas','plotly','redis','numpy'} & set(sys.modules)))"
     )

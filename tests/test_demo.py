@@ -13,9 +13,10 @@ import psutil
 from conftest import Cli
 from servers import Server, wait_until
 
-from drainkit import demo, embedded
-from drainkit.events import Decoder
-from drainkit.policy import ACTIONS
+from drainkit.core.events import Decoder
+from drainkit.core.policy import ACTIONS
+from drainkit.demo.backlog import SYMBOLS, fill, sample_entries
+from drainkit.demo.embedded import EmbeddedServer
 
 
 def test_the_demo_shows_every_action_and_balances(cli: Cli) -> None:
@@ -32,19 +33,19 @@ def test_the_demo_shows_every_action_and_balances(cli: Cli) -> None:
 
 def test_the_sample_backlog_is_what_the_readme_says(valkey: Server) -> None:
     """10,012 entries in four wire shapes, 20 symbols, dead consumers, the same every time."""
-    entries = demo.sample_entries(1_800_000_000_000)
-    assert entries == demo.sample_entries(1_800_000_000_000)
+    entries = sample_entries(1_800_000_000_000)
+    assert entries == sample_entries(1_800_000_000_000)
     shapes = Counter(tuple(entry[1][::2]) for entry in entries)
     for shape in ((b"event_type", b"correlation_id", b"timestamp", b"source", b"payload"),
                   (b"data",), (b"payload",)):  # fmt: skip
         assert shapes[shape] > 1000
     events = Decoder().decode(entries)
-    assert set(demo.SYMBOLS) <= set(events.symbols)
-    assert len(demo.SYMBOLS) == 20
-    from drainkit.server import Server as Link
+    assert set(SYMBOLS) <= set(events.symbols)
+    assert len(SYMBOLS) == 20
+    from drainkit.server.connection import Server as Link
 
     with Link(valkey.url, "sample") as link:
-        demo.fill(link, stream="sample", group="g", consumer="me")
+        fill(link, stream="sample", group="g", consumer="me")
         assert link.call("XLEN", "sample") == 10_012
         assert len(link.call("XINFO", "CONSUMERS", "sample", "g")) == 35
 
@@ -52,7 +53,7 @@ def test_the_sample_backlog_is_what_the_readme_says(valkey: Server) -> None:
 def test_the_embedded_server_is_gone_with_its_parent() -> None:
     """SIGKILL of the process that started it ends the server, and its folder is removed."""
     code = (
-        "from drainkit.embedded import EmbeddedServer\nimport time\n"
+        "from drainkit.demo.embedded import EmbeddedServer\nimport time\n"
         "with EmbeddedServer() as server:\n print(server.url, flush=True)\n time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -80,7 +81,7 @@ def _alive(process: psutil.Process) -> bool:
 
 def test_the_embedded_server_listens_on_no_port() -> None:
     """Nobody but this user reaches the demo's server: no TCP port, a private folder."""
-    with embedded.EmbeddedServer() as server:
+    with EmbeddedServer() as server:
         folder = folder_of(server.url)
         assert folder.stat().st_mode & 0o077 == 0
         own = [p for p in psutil.Process().children(recursive=True) if _runs_in(p, folder)]

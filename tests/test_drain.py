@@ -27,8 +27,8 @@ from books import (
 from conftest import Cli, Fill, intent
 from servers import Server
 
-from drainkit import stream as reading
-from drainkit.server import Server as Link
+from drainkit.server import reading
+from drainkit.server.connection import Server as Link
 
 LIVE = ("drain", "--mode", "live", "--yes", "--json")
 FAST = ("--throttle", "none", "--max-events", "all")

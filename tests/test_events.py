@@ -15,16 +15,16 @@ import reference
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drainkit import events, timestamps
-from drainkit.events import (
-    INVALID_REASONS,
+from drainkit.core.events import (
+    MAX_LAYOUTS,
     MAX_VOCABULARY,
+    MAX_VOCABULARY_CHARACTERS,
     Decoder,
     Events,
-    FieldMap,
-    FrameBuilder,
 )
-from drainkit.timestamps import NO_TIME, TIME_SOURCES
+from drainkit.core.frame import FrameBuilder
+from drainkit.core.timestamps import NO_TIME, TIME_SOURCES, times_us
+from drainkit.core.values import INVALID_REASONS, FieldMap
 
 ID_MS = 1_766_605_798_664
 ID = b"%d-0" % ID_MS
@@ -182,7 +182,7 @@ def test_a_row_does_not_depend_on_its_batch(batch: list[Any], size: int) -> None
 @example("0001-01-01T00:00:00+00:00")
 def test_column_parsing_of_iso_times_is_fromisoformat(text: str) -> None:
     """Times read as whole columns are exactly those that the standard library reads."""
-    found = timestamps.times_us([text, text.encode(), None])
+    found = times_us([text, text.encode(), None])
     expected = reference.timestamp_of(text)
     assert found.tolist() == [NO_TIME if expected is None else expected] * 2 + [NO_TIME]
 
@@ -421,8 +421,8 @@ def test_memory_of_a_decoder_is_bounded() -> None:
         page = decoder.decode([entry(flat)])
         assert page.symbol(0) == f"S{i}"
         assert len(decoder._symbols._codes) <= MAX_VOCABULARY + 3
-        assert decoder._sources._characters <= events.MAX_VOCABULARY_CHARACTERS + 10_000
-        assert len(decoder._layouts) <= events.MAX_LAYOUTS
+        assert decoder._sources._characters <= MAX_VOCABULARY_CHARACTERS + 10_000
+        assert len(decoder._layouts) <= MAX_LAYOUTS
     assert kept.symbol(0) == "BTCUSDT"
     before = len(decoder._symbols._codes)
     decoder.decode([entry({**GOOD, "symbol": "BAD " + "x" * i}) for i in range(100)])

@@ -21,8 +21,14 @@ import pytest
 from conftest import lacking
 from test_plan import plan_of, table_of
 
-from drainkit import evidence
+from drainkit import files
+from drainkit.core.summary import RUN_ID, new_run_id
+from drainkit.draining.plan_files import load_plan, save_plan
 from drainkit.errors import DrainkitError, RefusedError, UsageError
+from drainkit.evidence import seal as sealing
+from drainkit.evidence.signature import sign, verify_signature
+from drainkit.evidence.statement import statement_digest
+from drainkit.evidence.verify import is_run, verify_reports, verify_run
 
 RUN = {
     "outcome": "done",
@@ -36,11 +42,11 @@ SECRET = 'p"ä/s&<w>ord'
 
 def make_run(reports: Path, number: int = 0, mode: str = "live") -> Path:
     """A run's folder with every kind of file, not sealed yet."""
-    folder = evidence.open_run(reports, f"2025122{number}T194958Z-{mode}-00000{number}")
-    evidence.write_text(folder / "report.html", "<p>report</p>")
-    evidence.write_json(folder / "run.json", RUN)
-    evidence.write_json(folder / "01_analyse_backlog.ipynb", {"cells": []})
-    evidence.save_plan(folder / "plan.json", plan_of(), table_of())
+    folder = sealing.open_run(reports, f"2025122{number}T194958Z-{mode}-00000{number}")
+    files.write_text(folder / "report.html", "<p>report</p>")
+    files.write_json(folder / "run.json", RUN)
+    files.write_json(folder / "01_analyse_backlog.ipynb", {"cells": []})
+    save_plan(folder / "plan.json", plan_of(), table_of())
     return folder
 
 
@@ -50,7 +56,7 @@ def seal(folder: Path, **other: Any) -> str:
         "parameters": {"stream": "s", "throttle": 5.0},
         "server": {"kind": "valkey", "version": "9.1.0"},
     }
-    return evidence.seal(folder, **{**values, **other})
+    return sealing.seal(folder, **{**values, **other})
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def flip(path: Path, at: int = 0) -> None:
 
 
 def all_findings(reports: Path) -> str:
-    found = evidence.verify_reports(reports)
+    found = verify_reports(reports)
     return "\n".join(f"{name}: {line}" for name, lines in found.items() for line in lines)
 
 
@@ -99,19 +105,19 @@ def all_findings(reports: Path) -> str:
 
 def test_a_run_id_has_the_contracts_form() -> None:
     """YYYYMMDDTHHMMSSZ-<mode>-<6 hex>, and two of one second differ."""
-    ids = [evidence.new_run_id("dry-run", 1_766_605_798_664_912) for _ in range(2)]
+    ids = [new_run_id("dry-run", 1_766_605_798_664_912) for _ in range(2)]
     for run_id in ids:
         assert re.fullmatch(r"20251224T194958Z-dry-run-[0-9a-f]{6}", run_id)
-        assert evidence.RUN_ID.fullmatch(run_id)
+        assert RUN_ID.fullmatch(run_id)
     assert ids[0] != ids[1]
 
 
 def test_a_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     """Parents are made; a folder that is there already is never shared."""
-    folder = evidence.open_run(tmp_path / "a" / "b", "run")
+    folder = sealing.open_run(tmp_path / "a" / "b", "run")
     assert folder.is_dir()
     with pytest.raises(UsageError, match="reports-dir"):
-        evidence.open_run(tmp_path / "a" / "b", "run")
+        sealing.open_run(tmp_path / "a" / "b", "run")
 
 
 def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
@@ -119,16 +125,16 @@ def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "no" / "x.json", tmp_path, tmp_path / "file" / "x.json"):
         with pytest.raises(UsageError):
-            evidence.write_json(path, {})
+            files.write_json(path, {})
     with pytest.raises(UsageError):
-        evidence.open_run(tmp_path / "file", "run")
+        sealing.open_run(tmp_path / "file", "run")
     assert names(tmp_path) == ["file"]
 
 
 def write_beyond_the_limit(path: Path, out: Any) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     try:
-        evidence.write_bytes(path, bytes(1_000_000))
+        files.write_bytes(path, bytes(1_000_000))
     except DrainkitError as error:
         out.put((error.exit_code, str(error)))
 
@@ -136,7 +142,7 @@ def write_beyond_the_limit(path: Path, out: Any) -> None:
 def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
     """The system takes no more bytes: exit code 1, the old file whole, nothing half written."""
     path = tmp_path / "a"
-    evidence.write_text(path, "old")
+    files.write_text(path, "old")
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
     child = context.Process(target=write_beyond_the_limit, args=(path, out))
@@ -155,9 +161,9 @@ def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     """Who has the old file open keeps reading the old content to its end."""
     path = tmp_path / "x.json"
-    evidence.write_json(path, {"n": 1})
+    files.write_json(path, {"n": 1})
     with path.open() as old:
-        evidence.write_json(path, {"n": 2})
+        files.write_json(path, {"n": 2})
         assert json.load(old) == {"n": 1}
     assert json.loads(path.read_text()) == {"n": 2}
     assert names(tmp_path) == ["x.json"]
@@ -168,7 +174,7 @@ def test_the_umask_decides_who_may_read(tmp_path: Path, mask: int, mode: int) ->
     """A strict umask keeps evidence private; a shared one shares it."""
     before = os.umask(mask)
     try:
-        evidence.write_text(tmp_path / "x", "x")
+        files.write_text(tmp_path / "x", "x")
     finally:
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == mode
@@ -194,7 +200,7 @@ def read_csv(path: Path) -> list[list[str]]:
 def test_no_formula_gets_into_a_spreadsheet(tmp_path: Path, text: str, kind: pa.DataType) -> None:
     """Texts that a spreadsheet would run get an apostrophe, also after blanks and in categories."""
     column = pa.array([text, "BUY", None]).cast(kind)
-    evidence.write_table(tmp_path / "x.csv", pa.table({"side": column}))
+    files.write_table(tmp_path / "x.csv", pa.table({"side": column}))
     rows = read_csv(tmp_path / "x.csv")
     assert rows[1:3] == [["'" + text], ["BUY"]]
 
@@ -202,7 +208,7 @@ def test_no_formula_gets_into_a_spreadsheet(tmp_path: Path, text: str, kind: pa.
 def test_numbers_and_harmless_text_stay_in_csv(tmp_path: Path) -> None:
     """Only text is escaped: a negative number stays a number, quotes and newlines stay."""
     texts = ['a "b", c', "x\ny=1", "a-b"]
-    evidence.write_table(tmp_path / "x.csv", pa.table({"n": [-1.5, 2.0, -3.0], "t": texts}))
+    files.write_table(tmp_path / "x.csv", pa.table({"n": [-1.5, 2.0, -3.0], "t": texts}))
     rows = read_csv(tmp_path / "x.csv")
     assert [row[1] for row in rows[1:]] == texts
     assert [float(row[0]) for row in rows[1:]] == [-1.5, 2.0, -3.0]
@@ -211,19 +217,19 @@ def test_numbers_and_harmless_text_stay_in_csv(tmp_path: Path) -> None:
 def test_no_terminal_escape_gets_into_csv(tmp_path: Path) -> None:
     """Control characters and bidi overrides are replaced, a carriage return before = too."""
     bad = ["\x1b[2J", "a\u202eb", "\r=1", "\x00"]
-    evidence.write_table(tmp_path / "x.csv", pa.table({"t": bad}))
+    files.write_table(tmp_path / "x.csv", pa.table({"t": bad}))
     text = (tmp_path / "x.csv").read_bytes().decode()
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", text)
 
 
 def test_a_table_is_parquet_or_csv(tmp_path: Path) -> None:
     """Parquet comes back as it was; another ending is bad usage and leaves nothing."""
-    evidence.write_table(tmp_path / "x.parquet", table_of())
+    files.write_table(tmp_path / "x.parquet", table_of())
     from pyarrow import parquet
 
     assert parquet.read_table(tmp_path / "x.parquet").equals(table_of())
     with pytest.raises(UsageError, match=r"\.parquet or \.csv"):
-        evidence.write_table(tmp_path / "x.xlsx", table_of())
+        files.write_table(tmp_path / "x.xlsx", table_of())
     assert names(tmp_path) == ["x.parquet"]
 
 
@@ -236,28 +242,28 @@ def test_a_table_is_parquet_or_csv(tmp_path: Path) -> None:
 )
 def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, name: str, beside: str) -> None:
     """By its file's name, and the decisions stand beside it."""
-    evidence.save_plan(tmp_path / name, plan_of(), table_of())
+    save_plan(tmp_path / name, plan_of(), table_of())
     assert names(tmp_path) == sorted([name, beside])
-    plan, table = evidence.load_plan(tmp_path / name)
+    plan, table = load_plan(tmp_path / name)
     assert plan == plan_of()
     assert table.equals(table_of())
 
 
 def test_a_plan_is_loaded_from_its_evidence_folder(sealed: Path) -> None:
     """A folder's name is enough."""
-    assert evidence.load_plan(sealed)[0] == plan_of()
+    assert load_plan(sealed)[0] == plan_of()
 
 
 def test_folders_named_like_columns_add_none(tmp_path: Path) -> None:
     """`env=prod/` in the path is no partition of the decisions."""
     folder = tmp_path / "env=prod"
     folder.mkdir()
-    evidence.save_plan(folder / "plan.json", plan_of(), table_of())
-    assert evidence.load_plan(folder)[1].equals(table_of())
+    save_plan(folder / "plan.json", plan_of(), table_of())
+    assert load_plan(folder)[1].equals(table_of())
 
 
 def write_other(path: Path, table: pa.Table) -> None:
-    evidence.write_table(path, table)
+    files.write_table(path, table)
 
 
 @pytest.mark.parametrize(
@@ -284,24 +290,24 @@ def test_decisions_that_do_not_fit_are_refused(
     tmp_path: Path, spoil: Callable[[Path], object]
 ) -> None:
     """Decisions that are gone, broken or edited are named, exit code 4, never a traceback."""
-    evidence.save_plan(tmp_path / "plan.json", plan_of(), table_of())
+    save_plan(tmp_path / "plan.json", plan_of(), table_of())
     spoil(tmp_path / "decisions.parquet")
     with pytest.raises(RefusedError, match=r"decisions\.parquet"):
-        evidence.load_plan(tmp_path)
+        load_plan(tmp_path)
 
 
 def test_decisions_and_plan_stand_for_each_other(tmp_path: Path) -> None:
     """Edited decisions with a new digest in the plan still do not fit: the plan was edited."""
-    from drainkit.plan import table_sha256
+    from drainkit.core.plan import table_sha256
 
-    evidence.save_plan(tmp_path / "plan.json", plan_of(), table_of())
+    save_plan(tmp_path / "plan.json", plan_of(), table_of())
     other = table_of().slice(1)
-    evidence.write_table(tmp_path / "decisions.parquet", other)
+    files.write_table(tmp_path / "decisions.parquet", other)
     data = json.loads((tmp_path / "plan.json").read_text())
     data["decisions_sha256"] = table_sha256(other)
-    evidence.write_json(tmp_path / "plan.json", data)
+    files.write_json(tmp_path / "plan.json", data)
     with pytest.raises(RefusedError, match="edited"):
-        evidence.load_plan(tmp_path)
+        load_plan(tmp_path)
 
 
 def test_no_such_plan_is_bad_usage(tmp_path: Path) -> None:
@@ -309,7 +315,7 @@ def test_no_such_plan_is_bad_usage(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff")
     for path in (tmp_path / "no.json", tmp_path, tmp_path / "bytes.json"):
         with pytest.raises(UsageError, match=re.escape(path.name)):
-            evidence.load_plan(path)
+            load_plan(path)
 
 
 # ---------------------------------------------------------------- one run
@@ -349,11 +355,11 @@ def test_the_statement_is_an_in_toto_statement(sealed: Path) -> None:
 
 def test_an_untouched_run_has_no_findings(sealed: Path, reports: Path) -> None:
     """Alone and in its reports folder all is well, also under another folder name."""
-    assert evidence.verify_run(sealed) == []
+    assert verify_run(sealed) == []
     assert all_findings(reports) == ""
     shutil.copytree(sealed, reports / "example")
-    assert evidence.is_run(reports / "example")
-    assert evidence.verify_run(reports / "example") == []
+    assert is_run(reports / "example")
+    assert verify_run(reports / "example") == []
     assert all_findings(reports) == ""
 
 
@@ -364,15 +370,15 @@ def test_one_flipped_byte_is_named_in_any_file(sealed: Path) -> None:
         whole = path.read_bytes()
         for at in (0, len(whole) // 2, len(whole) - 1):
             flip(path, at)
-            assert any(name in line for line in evidence.verify_run(sealed)), (name, at)
+            assert any(name in line for line in verify_run(sealed)), (name, at)
             path.write_bytes(whole)
-    assert evidence.verify_run(sealed) == []
+    assert verify_run(sealed) == []
 
 
 def test_only_the_changed_file_is_named(sealed: Path) -> None:
     """One changed file gives one finding."""
     flip(sealed / "report.html")
-    (line,) = evidence.verify_run(sealed)
+    (line,) = verify_run(sealed)
     assert line.startswith("changed: report.html")
 
 
@@ -380,7 +386,7 @@ def test_a_removed_file_is_named(sealed: Path) -> None:
     """Each file in turn, SHA256SUMS and statement too, and just that one."""
     for name in names(sealed):
         (sealed / name).rename(sealed.parent / "away")
-        findings = evidence.verify_run(sealed)
+        findings = verify_run(sealed)
         assert findings, name
         assert all(line.startswith(f"missing: {name}") for line in findings), findings
         (sealed.parent / "away").rename(sealed / name)
@@ -402,7 +408,7 @@ def test_a_removed_file_is_named(sealed: Path) -> None:
 def test_an_added_file_is_named(sealed: Path, add: Callable[[Path], object]) -> None:
     """Whatever kind it is and however it is called, in one printable line."""
     add(sealed)
-    (line,) = evidence.verify_run(sealed)
+    (line,) = verify_run(sealed)
     assert line.startswith("added: ")
     assert "added" in line.removeprefix("added: ")
     assert line.isprintable()
@@ -414,13 +420,13 @@ def test_a_file_that_became_something_else_is_named(sealed: Path) -> None:
         away = sealed.parent / "away"
         (sealed / name).rename(away)
         (sealed / name).symlink_to(away)
-        assert any(name in line for line in evidence.verify_run(sealed)), name
+        assert any(name in line for line in verify_run(sealed)), name
         (sealed / name).unlink()
         os.mkfifo(sealed / name)
-        assert any(name in line for line in evidence.verify_run(sealed)), name
+        assert any(name in line for line in verify_run(sealed)), name
         (sealed / name).unlink()
         away.rename(sealed / name)
-    assert evidence.verify_run(sealed) == []
+    assert verify_run(sealed) == []
 
 
 def test_sums_made_anew_do_not_hide_a_change(sealed: Path) -> None:
@@ -431,24 +437,24 @@ def test_sums_made_anew_do_not_hide_a_change(sealed: Path) -> None:
         cwd=sealed, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     (sealed / "SHA256SUMS").write_text(sums)
-    assert any("run.json" in line for line in evidence.verify_run(sealed))
+    assert any("run.json" in line for line in verify_run(sealed))
 
 
 def test_a_cut_line_end_is_named(sealed: Path) -> None:
     """The one byte of SHA256SUMS that sha256sum itself would not miss."""
     sums = sealed / "SHA256SUMS"
     sums.write_bytes(sums.read_bytes()[:-1])
-    assert any(line.startswith("changed: SHA256SUMS") for line in evidence.verify_run(sealed))
+    assert any(line.startswith("changed: SHA256SUMS") for line in verify_run(sealed))
 
 
 def rewrite(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """Edit the statement and put its digest into SHA256SUMS, as a forger would."""
     data = statement(folder)
-    old = evidence.statement_digest(folder)
+    old = statement_digest(folder)
     edit(data)
     (folder / "statement.json").write_text(json.dumps(data))
     sums = (folder / "SHA256SUMS").read_text()
-    (folder / "SHA256SUMS").write_text(sums.replace(old, evidence.statement_digest(folder)))
+    (folder / "SHA256SUMS").write_text(sums.replace(old, statement_digest(folder)))
 
 
 @pytest.mark.parametrize("name", ["../run.json", "/etc/passwd", "..", "a/b", "SHA256SUMS"])
@@ -457,7 +463,7 @@ def test_a_subject_outside_the_folder_is_refused(sealed: Path, name: str) -> Non
     (sealed.parent / "run.json").write_text("x")
     sha = hashlib.sha256(b"x").hexdigest()
     rewrite(sealed, lambda s: s["subject"].append({"name": name, "digest": {"sha256": sha}}))
-    assert any("subject" in line and name in line for line in evidence.verify_run(sealed))
+    assert any("subject" in line and name in line for line in verify_run(sealed))
 
 
 @pytest.mark.parametrize(
@@ -487,13 +493,13 @@ def test_an_odd_statement_is_a_finding(
 def test_a_statement_that_is_none_is_a_finding(sealed: Path, reports: Path, text: str) -> None:
     """No JSON, another JSON, JSON nested too deep."""
     (sealed / "statement.json").write_text(text)
-    assert "changed: statement.json" in "\n".join(evidence.verify_run(sealed))
+    assert "changed: statement.json" in "\n".join(verify_run(sealed))
     assert "changed: statement.json" in all_findings(reports)
 
 
 def test_a_folder_that_is_not_there_is_bad_usage(tmp_path: Path) -> None:
     """A misspelt path is no clean bill."""
-    for verify in (evidence.verify_run, evidence.verify_reports):
+    for verify in (verify_run, verify_reports):
         with pytest.raises(UsageError, match="nowhere"):
             verify(tmp_path / "nowhere")
 
@@ -507,7 +513,7 @@ def test_each_statement_names_the_one_sealed_before(chain: list[Path], reports: 
     for before, after in itertools.pairwise(chain):
         assert statement(after)["predicate"]["previous"] == {
             "run_id": before.name,
-            "statement_sha256": evidence.statement_digest(before),
+            "statement_sha256": statement_digest(before),
         }
     assert all_findings(reports) == ""
 
@@ -516,7 +522,7 @@ def test_each_statement_names_the_one_sealed_before(chain: list[Path], reports: 
 def test_a_removed_run_is_named(chain: list[Path], reports: Path, which: int) -> None:
     """First, middle or newest: its name stands in the findings."""
     shutil.rmtree(chain[which])
-    found = evidence.verify_reports(reports)["chain"]
+    found = verify_reports(reports)["chain"]
     assert any(f"removed: run {chain[which].name}" in line for line in found)
 
 
@@ -557,7 +563,7 @@ def test_a_rewritten_run_breaks_the_chain(chain: list[Path], reports: Path) -> N
     """A folder that fits in itself still differs from what its successor, or chain.json, names."""
     for run in (chain[1], chain[3]):
         rewrite(run, lambda s: s["predicate"].update(outcome="other"))
-        assert evidence.verify_run(run) == []
+        assert verify_run(run) == []
         assert f"the statement of {run.name} is not the one" in all_findings(reports)
 
 
@@ -566,7 +572,7 @@ def test_a_run_that_was_never_sealed_is_named(chain: list[Path], reports: Path) 
     crashed = make_run(reports, 1)
     later = make_run(reports, 2)
     seal(later)
-    found = evidence.verify_reports(reports)
+    found = verify_reports(reports)
     assert any("never sealed" in line for line in found.pop(crashed.name))
     assert not any(found.values())
     assert len(chain) + 2 == len(found)  # later, and the chain itself
@@ -576,10 +582,10 @@ def test_other_folders_are_no_runs(chain: list[Path], reports: Path) -> None:
     """README.md and example/ beside the runs are nobody's evidence."""
     (reports / "README.md").write_text("x")
     (reports / "example").mkdir()
-    assert not evidence.is_run(reports / "example")
-    assert not evidence.is_run(reports)
+    assert not is_run(reports / "example")
+    assert not is_run(reports)
     assert all_findings(reports) == ""
-    assert all(evidence.is_run(run) for run in chain)
+    assert all(is_run(run) for run in chain)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"run_id": 7}', "[" * 100_000])
@@ -646,8 +652,8 @@ def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
 
     folder = make_run(reports)
     twice = json.dumps({"url": f"redis://u:{SECRET}@h"})
-    evidence.write_json(folder / "after.json", {"a": [SECRET], "output": twice, "n": 5})
-    evidence.write_json(folder / "baseline.json", {"shown": json.dumps({"output": twice})})
+    files.write_json(folder / "after.json", {"a": [SECRET], "output": twice, "n": 5})
+    files.write_json(folder / "baseline.json", {"shown": json.dumps({"output": twice})})
     (folder / "x.log").write_text(f"{SECRET} {urllib.parse.quote(SECRET, safe='')}")
     (folder / "no_ending").write_text(SECRET)
     (folder / "report.html").write_text(f"<p>{html.escape(SECRET)}</p>")
@@ -667,7 +673,7 @@ def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
         "after.json", "baseline.json", "no_ending", "report.html", "x.log",
     ]  # fmt: skip
     assert ".writing-half" not in names(folder)
-    assert evidence.verify_run(folder) == []
+    assert verify_run(folder) == []
 
 
 def test_the_longer_of_two_secrets_goes_whole(reports: Path) -> None:
@@ -719,8 +725,8 @@ def keys(tmp_path: Path) -> Path:
 def test_a_signature_says_who_sealed(sealed: Path, reports: Path, keys: Path) -> None:
     """The real ssh-keygen signs and checks; the signature is no added file; it can be made anew."""
     for _ in range(2):
-        assert evidence.sign(sealed, keys / "key") == sealed / "statement.json.sig"
-        evidence.verify_signature(sealed, keys / "allowed", "auditor@example.com")
+        assert sign(sealed, keys / "key") == sealed / "statement.json.sig"
+        verify_signature(sealed, keys / "allowed", "auditor@example.com")
         assert all_findings(reports) == ""
     check = ["sha256sum", "--strict", "--quiet", "-c", "SHA256SUMS"]
     subprocess.run(check, cwd=sealed, check=True)
@@ -731,12 +737,12 @@ def test_a_signature_of_another_does_not_count(sealed: Path, keys: Path) -> None
 
     def refused(identity: str = "auditor@example.com") -> None:
         with pytest.raises(DrainkitError):
-            evidence.verify_signature(sealed, keys / "allowed", identity)
+            verify_signature(sealed, keys / "allowed", identity)
 
     refused()
-    evidence.sign(sealed, keys / "other")
+    sign(sealed, keys / "other")
     refused()
-    evidence.sign(sealed, keys / "key")
+    sign(sealed, keys / "key")
     refused("somebody@example.com")
     rewrite(sealed, lambda s: s["predicate"].update(outcome="other"))
     refused()
@@ -750,33 +756,33 @@ def test_a_signature_for_another_purpose_does_not_count(sealed: Path, keys: Path
         check=True, capture_output=True,
     )  # fmt: skip
     with pytest.raises(DrainkitError):
-        evidence.verify_signature(sealed, keys / "allowed", "auditor@example.com")
+        verify_signature(sealed, keys / "allowed", "auditor@example.com")
 
 
 def test_a_changed_signature_is_named_without_knowing_the_signer(sealed: Path, keys: Path) -> None:
     """verify needs no list of signers to see that a signature is of other bytes."""
-    signature = evidence.sign(sealed, keys / "key")
+    signature = sign(sealed, keys / "key")
     whole = signature.read_bytes()
     for at in (60, len(whole) // 2):
         flip(signature, at)
-        assert any("statement.json.sig" in line for line in evidence.verify_run(sealed))
+        assert any("statement.json.sig" in line for line in verify_run(sealed))
         signature.write_bytes(whole)
-    assert evidence.verify_run(sealed) == []
+    assert verify_run(sealed) == []
     rewrite(sealed, lambda s: s["predicate"].update(outcome="other"))
-    assert any("statement.json.sig" in line for line in evidence.verify_run(sealed))
+    assert any("statement.json.sig" in line for line in verify_run(sealed))
 
 
 def test_what_was_never_sealed_cannot_be_signed(reports: Path, keys: Path) -> None:
     """Signing, checking and the ledger's digest say so; a key that is none leaves no file."""
     folder = make_run(reports)
     for call in (
-        lambda: evidence.sign(folder, keys / "key"),
-        lambda: evidence.verify_signature(folder, keys / "allowed", "auditor@example.com"),
-        lambda: evidence.statement_digest(folder),
+        lambda: sign(folder, keys / "key"),
+        lambda: verify_signature(folder, keys / "allowed", "auditor@example.com"),
+        lambda: statement_digest(folder),
     ):
         with pytest.raises(DrainkitError, match="never sealed"):
             call()
     seal(folder)
     with pytest.raises(DrainkitError, match="ssh-keygen"):
-        evidence.sign(folder, keys / "allowed")
+        sign(folder, keys / "allowed")
     assert "statement.json.sig" not in names(folder)

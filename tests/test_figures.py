@@ -14,12 +14,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drainkit import demo, figures
-from drainkit.events import Decoder, FrameBuilder, RawEntry
-from drainkit.policy import ACTIONS, Policy, decide_frame
+from drainkit.core.events import Decoder
+from drainkit.core.frame import FrameBuilder, decide_frame
+from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy
+from drainkit.core.values import RawEntry
+from drainkit.demo.backlog import ALLOWLIST, sample_entries
+from drainkit.safe import share
+from drainkit.views import figures
+from drainkit.views.bins import (
+    MAX_BINS,
+    age_step_min,
+    busiest_second,
+    histogram,
+    passing_at,
+    what_if_limits,
+)
 
 NOW_MS = 1_800_000_000_000
-POLICY = Policy(30.0, frozenset(demo.ALLOWLIST), 0.6)
+POLICY = Policy(30.0, frozenset(ALLOWLIST), 0.6)
 
 
 def frame_of(entries: list[RawEntry], policy: Policy = POLICY) -> pd.DataFrame:
@@ -32,7 +44,7 @@ def frame_of(entries: list[RawEntry], policy: Policy = POLICY) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def backlog() -> pd.DataFrame:
     """The demo's backlog, all six hours of it."""
-    return frame_of(demo.sample_entries(NOW_MS))
+    return frame_of(sample_entries(NOW_MS))
 
 
 def all_figures(frame: pd.DataFrame, policy: Policy = POLICY) -> dict[str, Any]:
@@ -83,7 +95,7 @@ def test_no_event_is_binned_on_the_wrong_side_of_the_limit(
     """The bins from 0 on hold just the events beyond the limit (a minimum: from it on)."""
     # as many bins as a figure may have: the range is the caller's affair
     near = np.array([limit, *(limit + (v % 80 - 40) * step for v in values)])
-    first, counts = figures.histogram(near, limit, step, over=over)
+    first, counts = histogram(near, limit, step, over=over)
     assert counts.sum() == len(near)
     beyond = (near > limit) if over else (near >= limit)
     assert counts[max(0, -first) :].sum() == beyond.sum()
@@ -94,7 +106,7 @@ def test_a_hair_beyond_the_limit_is_beyond_it(limit: float) -> None:
     """The float next to the limit is on its own side: rounding carries no event over."""
     near = np.array([np.nextafter(limit, 0), limit, np.nextafter(limit, 1e9)])
     for over, beyond in ((True, 1), (False, 2)):
-        first, counts = figures.histogram(near, limit, 0.02, over=over)
+        first, counts = histogram(near, limit, 0.02, over=over)
         assert counts[max(0, -first) :].sum() == beyond
 
 
@@ -103,7 +115,7 @@ def test_decimal_confidences_fill_their_bins_evenly(over: bool) -> None:
     """Each hundredth from 0 to 1 lies in the bin that its decimal digits say: no comb, no hole."""
     values = np.array([n / 100 for n in range(100)])
     for limit in (0.6, 0.58, 0.29, 0.07):
-        first, counts = figures.histogram(values, limit, 0.01, over=over)
+        first, counts = histogram(values, limit, 0.01, over=over)
         assert counts.tolist() == [1] * 100, limit
         assert first == -round(limit * 100) - (1 if over else 0)
 
@@ -111,8 +123,8 @@ def test_decimal_confidences_fill_their_bins_evenly(over: bool) -> None:
 @given(limit=st.floats(0.01, 1e5), high=st.floats(0.001, 1e7))
 def test_ages_need_few_bins_and_the_limit_is_an_edge(limit: float, high: float) -> None:
     """Whatever the ages, there are at most 82 bins, and none of them lies across the limit."""
-    step = figures.age_step_min(limit, high)
-    assert high / step <= figures.MAX_BINS * 1.01
+    step = age_step_min(limit, high)
+    assert high / step <= MAX_BINS * 1.01
     ratio = limit / step if limit >= step else step / limit
     assert ratio == pytest.approx(round(ratio))
 
@@ -133,7 +145,7 @@ def test_nothing_is_left_out_of_a_figure(backlog: pd.DataFrame) -> None:
 def test_one_wrong_clock_does_not_squeeze_the_rest() -> None:
     """An event of 2014 among those of the last hour is told of, but the axis stays at hours."""
     old: RawEntry = [b"1400000000000-0", [b"symbol", b"A", b"confidence", b"0.7"]]
-    frame = frame_of([old, *demo.sample_entries(NOW_MS)[9000:]])
+    frame = frame_of([old, *sample_entries(NOW_MS)[9000:]])
     age = figures.age(frame["age_sec"].to_numpy(), POLICY).to_dict()
     assert max(x for bar in age["data"] for x in bar["x"]) < 24 * 60
     assert "the last bar also holds 1 up to 4,630 d" in age["layout"]["xaxis"]["title"]["text"]
@@ -169,9 +181,9 @@ def test_what_if_agrees_with_the_policy(backlog: pd.DataFrame) -> None:
         for ms in edge
         for confidence in (b"0.6", b"0.1")
     ]
-    frame = frame_of([*demo.sample_entries(NOW_MS, n=2000), *entries])
-    ages, confidences = figures.what_if_limits(POLICY)
-    passing = figures.passing_at(frame, ages, confidences)
+    frame = frame_of([*sample_entries(NOW_MS, n=2000), *entries])
+    ages, confidences = what_if_limits(POLICY)
+    passing = passing_at(frame, ages, confidences)
     for row, age in enumerate(ages):
         for column, confidence in enumerate(confidences):
             policy = Policy(age, POLICY.allowlist, confidence)
@@ -226,9 +238,9 @@ def test_colours_are_told_apart_by_everybody() -> None:
     """Each action has a colour of its own from the palette of Okabe and Ito (and grey)."""
     palette = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00",
                "#CC79A7", "#999999"}  # fmt: skip
-    assert set(figures.COLOURS) == set(figures.NAMES) == set(ACTIONS)
-    assert len(set(figures.COLOURS.values())) == len(ACTIONS)
-    assert set(figures.COLOURS.values()) <= palette
+    assert set(COLOURS) == set(NAMES) == set(ACTIONS)
+    assert len(set(COLOURS.values())) == len(ACTIONS)
+    assert set(COLOURS.values()) <= palette
 
 
 # ---------------------------------------------------------------- the throttle, measured
@@ -239,7 +251,7 @@ def test_the_busiest_second_is_found_wherever_it_starts(offsets: list[int]) -> N
     """As many as the fullest window [t, t + 1000 ms) over all starts t holds."""
     times = sorted(offsets)
     brute = max((sum(t <= u < t + 1000 for u in times) for t in times), default=0)
-    assert figures.busiest_second(np.array(times, dtype=np.int64)) == brute
+    assert busiest_second(np.array(times, dtype=np.int64)) == brute
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 1.0, 2.5, 5.0, 60.0])
@@ -252,7 +264,7 @@ def test_an_even_pace_never_looks_too_fast(rate: float, n: int) -> None:
     assert line == (rate if rate < 1 else math.ceil(rate))
     for bar in figure["data"]:
         assert max(bar["y"]) <= line + 1e-9
-    assert len(figure["data"][0]["y"]) <= figures.MAX_BINS + 1
+    assert len(figure["data"][0]["y"]) <= MAX_BINS + 1
 
 
 def test_a_broken_throttle_is_said() -> None:
@@ -266,14 +278,14 @@ def test_a_broken_throttle_is_said() -> None:
 @pytest.mark.parametrize("year", ["0001", "1600", "2300", "9998"])
 def test_times_of_any_year_are_drawn(year: str, share_of_them: float) -> None:
     """The zero time of Go and .NET, and clocks far ahead: 80 bars, and dates with their year."""
-    entries = demo.sample_entries(NOW_MS, n=400)
+    entries = sample_entries(NOW_MS, n=400)
     odd_id = b"253402300799999-" if year == "9998" else b"1766605798664-"
     for k in range(int(len(entries) * share_of_them)):
         odd = [b"symbol", b"BTCUSDT", b"confidence", b"0.9", b"timestamp",
                f"{year}-06-01T00:00:00Z".encode()]  # fmt: skip
         entries[k] = [odd_id + str(k).encode(), odd]
     figure = figures.arrivals(frame_of(entries))
-    assert all(len(bar.x) <= figures.MAX_BINS + 1 for bar in figure.data)
+    assert all(len(bar.x) <= MAX_BINS + 1 for bar in figure.data)
     assert drawn(figure) == len(entries)
     if share_of_them == 0.5:  # bars of years: the date is told with its year
         assert re.search(r"began \d{4}-\d\d-\d\d:", figure.layout.title.text)
@@ -296,4 +308,4 @@ def test_titles_count_all_events() -> None:
 )  # fmt: skip
 def test_a_share_is_not_rounded_to_all_or_nothing(part: int, whole: int, said: str) -> None:
     """100 % is all of them and 0 % none."""
-    assert figures.share(part, whole) == said
+    assert share(part, whole) == said

@@ -10,10 +10,12 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drainkit.audit import records
-from drainkit.events import INVALID_REASONS, Decoder, FrameBuilder
-from drainkit.policy import ACTIONS, Policy, decide, decide_frame, reasons
-from drainkit.timestamps import NO_TIME
+from drainkit.core.audit import records
+from drainkit.core.events import Decoder
+from drainkit.core.frame import FrameBuilder, decide_frame
+from drainkit.core.policy import ACTIONS, Policy, decide, reasons
+from drainkit.core.timestamps import NO_TIME
+from drainkit.core.values import INVALID_REASONS
 
 NOW_US = 1_766_605_800_000_000
 ID_MS = NOW_US // 1000 - 10_000  # every entry is ten seconds old by its id

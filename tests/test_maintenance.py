@@ -75,8 +75,8 @@ def test_a_consumer_that_comes_back_keeps_its_entries(
     valkey: Server, stream: str, fill: Fill
 ) -> None:
     """Consumers that read at the very moment of their removal never lose a pending entry."""
-    from drainkit.maintenance import remove_consumers
-    from drainkit.server import Server as Link
+    from drainkit.operations.maintenance import remove_consumers
+    from drainkit.server.connection import Server as Link
 
     seed(valkey, stream, fill, 400, delivered=0)
     names = [f"c{i}" for i in range(20)]
@@ -109,8 +109,8 @@ def test_a_consumer_that_comes_back_keeps_its_entries(
 
 def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> None:
     """Listed as dead but active at the moment of removal, a consumer stays and it says so."""
-    from drainkit.maintenance import dead_consumers, remove_consumers
-    from drainkit.server import Server as Link
+    from drainkit.operations.maintenance import dead_consumers, remove_consumers
+    from drainkit.server.connection import Server as Link
 
     seed(valkey, stream, fill, 10, delivered=10)
     ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, "sleeper")
@@ -197,8 +197,8 @@ def test_trim_keeps_what_comes_below_a_position_set_too_far(
     valkey: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
     """A position set beyond the stream's end gives away no entry that is yet to come."""
-    from drainkit.maintenance import trim_plan
-    from drainkit.server import Server as Link
+    from drainkit.operations.maintenance import trim_plan
+    from drainkit.server.connection import Server as Link
 
     ids = seed(valkey, stream, fill, 10, delivered=10)
     ask(valkey, "XGROUP", "SETID", stream, GROUP, "9999999999999-0")
@@ -227,8 +227,8 @@ def test_trim_looks_again_when_it_removes(
 ) -> None:
     """Whatever changes between the list and the removal, nothing that is needed is removed."""
     from drainkit.errors import RefusedError
-    from drainkit.maintenance import trim, trim_plan
-    from drainkit.server import Server as Link
+    from drainkit.operations.maintenance import trim, trim_plan
+    from drainkit.server.connection import Server as Link
 
     ids = seed(valkey, stream, fill, 30, delivered=20)
     with Link(valkey.url, stream) as link:
@@ -296,15 +296,15 @@ def test_no_archive_no_removal(
 
 def test_only_what_was_shown_is_removed(valkey: Server, stream: str, fill: Fill) -> None:
     """If the oldest entries are no longer those that were listed or archived, none is removed."""
-    from drainkit import commit
     from drainkit.errors import RefusedError
-    from drainkit.server import Server as Link
+    from drainkit.server import writing
+    from drainkit.server.connection import Server as Link
 
     ids = [i.encode() for i in seed(valkey, stream, fill, 30, delivered=30)]
     with Link(valkey.url, stream) as link:
         keys = link.keys()
         for listed in (ids[1:10], [*ids[:5], *ids[6:10]], [b"1-1", *ids[:10]]):
             with pytest.raises(RefusedError, match="changed meanwhile"):
-                commit.trim(link, keys, listed)
+                writing.trim(link, keys, listed)
         assert len(ids_of(valkey, stream)) == 30
-        assert commit.trim(link, keys, ids[:10]) == 10
+        assert writing.trim(link, keys, ids[:10]) == 10

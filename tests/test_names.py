@@ -7,11 +7,11 @@ from books import GROUP, ME, ask, audit, everything, pending, seed
 from conftest import Cli, Fill
 from servers import Server
 
-from drainkit import commit, stream
-from drainkit.drain import prepare
-from drainkit.server import Server as Link
+from drainkit.draining.job import prepare
+from drainkit.server import reading, writing
+from drainkit.server.connection import Server as Link
+from drainkit.server.reading import Name
 from drainkit.settings import build
-from drainkit.stream import Name
 
 ODD = b"w\xff\n\xe9"  # no UTF-8
 
@@ -117,12 +117,12 @@ def test_a_batch_with_an_entry_twice_records_it_once(
         with Link(server.url, stream) as link:
             job = prepare(link, settings, "run")
             record = [entry.encode(), b"S", b"1.00", b"0.5", b"drained_ok", b"now", b""]
-            batch = commit.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
-            commit.send_commit(
+            batch = writing.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
+            writing.send_commit(
                 link, job.keys, job.scope, batch, [record, record], rate=None, run_id="run",
                 deadline_us=link.now_us() + 10**7,
             )  # fmt: skip
-            found = commit.receive_commit(link)
+            found = writing.receive_commit(link)
         assert found.done
         assert audited(server, stream)[before:] == [entry]
 
@@ -184,5 +184,5 @@ def test_a_name_is_sent_as_it_came(server: Server) -> None:
 
     name = Name(ODD)
     for same in (name, copy.deepcopy(name), pickle.loads(pickle.dumps(name))):  # noqa: S301
-        assert stream.raw_name(same) == ODD
-    assert stream.raw_name("é") == "é".encode()
+        assert reading.raw_name(same) == ODD
+    assert reading.raw_name("é") == "é".encode()

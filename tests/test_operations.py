@@ -22,8 +22,8 @@ from servers import Server
 from test_acl import PASSWORD, make_user
 
 import drainkit
-from drainkit.metrics import METRICS
-from drainkit.schedule import check_limits, require_limits
+from drainkit.draining.unattended import check_limits, require_limits
+from drainkit.operations.metrics import METRICS
 from drainkit.settings import Limits
 
 LIMITS = "[limits]\nmax_events = 200\nmax_drained_ok = 200\nmax_drift = 0\n"
@@ -287,27 +287,27 @@ def test_scheduled_runs_do_not_pile_up(
     valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
 ) -> None:
     """While one holds the group's lease the next ends with 0; a lease that ran out is taken."""
-    from drainkit import commit
-    from drainkit.server import Server as Link
+    from drainkit.server import writing
+    from drainkit.server.connection import Server as Link
 
     (tmp_path / "drainkit.toml").write_text(LIMITS)
     seed(valkey, stream, fill, 120, delivered=100)
     with Link(valkey.url, stream) as link:
         keys = link.keys()
-        assert commit.hold_lease(link, keys, GROUP, "me", 60_000) == 0
-        assert commit.hold_lease(link, keys, GROUP, "me", 60_000) == 0
-        assert 59_000 < commit.hold_lease(link, keys, GROUP, "you", 60_000) <= 60_000
-        assert commit.hold_lease(link, keys, "another group", "you", 60_000) == 0
+        assert writing.hold_lease(link, keys, GROUP, "me", 60_000) == 0
+        assert writing.hold_lease(link, keys, GROUP, "me", 60_000) == 0
+        assert 59_000 < writing.hold_lease(link, keys, GROUP, "you", 60_000) <= 60_000
+        assert writing.hold_lease(link, keys, "another group", "you", 60_000) == 0
         run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
         assert run.rc == 0, run.err
         assert "another scheduled run" in run.json()["skipped"]
         assert audit(valkey, stream) == []
-        assert commit.hold_lease(link, keys, GROUP, "you", 0) > 0
-        assert commit.hold_lease(link, keys, GROUP, "me", 200) == 0
+        assert writing.hold_lease(link, keys, GROUP, "you", 0) > 0
+        assert writing.hold_lease(link, keys, GROUP, "me", 200) == 0
         time.sleep(0.3)
-        assert commit.hold_lease(link, keys, GROUP, "you", 60_000) == 0
-        assert commit.hold_lease(link, keys, GROUP, "you", 0) == 0
-        assert commit.hold_lease(link, keys, GROUP, "me", 0) == 0
+        assert writing.hold_lease(link, keys, GROUP, "you", 60_000) == 0
+        assert writing.hold_lease(link, keys, GROUP, "you", 0) == 0
+        assert writing.hold_lease(link, keys, GROUP, "me", 0) == 0
 
 
 # ---------------------------------------------------------------- limits, environments

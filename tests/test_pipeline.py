@@ -199,7 +199,7 @@ def test_a_folder_rewritten_as_a_whole_is_noticed_by_the_server(
     valkey: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
     """Whoever seals a changed folder anew cannot change the digest in the run ledger."""
-    from drainkit import evidence
+    from drainkit.evidence import seal as sealing
 
     seed(valkey, stream, fill)
     run = cli("run", "--mode", "live", "--yes", "--throttle", "none", *where(valkey, stream))
@@ -209,7 +209,7 @@ def test_a_folder_rewritten_as_a_whole_is_noticed_by_the_server(
     result["drained_ok"] += 1
     (folder / "run.json").write_text(json.dumps(result))
     (cli.cwd / "reports" / "chain.json").unlink()
-    evidence.seal(folder, run=result, parameters={}, server={})
+    sealing.seal(folder, run=result, parameters={}, server={})
     assert cli("verify", folder).rc == 0
     told = cli("verify", folder, "--redis-url", valkey.url)
     assert told.rc == 1

@@ -16,11 +16,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from drainkit import plan as plans
+from drainkit.core import plan as plans
+from drainkit.core.events import Decoder
+from drainkit.core.plan import Plan
+from drainkit.core.policy import ACTIONS, Policy, decide
 from drainkit.errors import RefusedError, UsageError
-from drainkit.events import Decoder
-from drainkit.plan import Plan
-from drainkit.policy import ACTIONS, Policy, decide
 
 NOW_US = 1_766_605_798_664_912
 POLICY = Policy(max_age_min=30.0, allowlist=frozenset({"BTCUSDT", "ETHUSDT"}), min_conf=0.6)

@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drainkit.events import INVALID_REASONS, Decoder, Events, FrameBuilder
-from drainkit.policy import (
-    ACTIONS,
-    Policy,
-    decide,
-    decide_frame,
-    failed_names,
-    other_failed,
-    reasons,
-)
-from drainkit.timestamps import NO_TIME
+from drainkit.core.events import Decoder, Events
+from drainkit.core.frame import FrameBuilder, decide_frame
+from drainkit.core.policy import ACTIONS, Policy, decide, failed_names, other_failed, reasons
+from drainkit.core.timestamps import NO_TIME
+from drainkit.core.values import INVALID_REASONS
 
 NOW_US = 1_766_605_798_664_912
 SYMBOLS = ["BTCUSDT", "ETHUSDT", "btcusdt"]

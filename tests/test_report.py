@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drainkit import figures, report
-from drainkit.policy import ACTIONS
+from drainkit.core.policy import ACTIONS
+from drainkit.pipeline import report
+from drainkit.views import figures
 
 HOSTILE = "<script>x</script>\u202e'\"><img src=x onerror=y>\x1b[31m"
 COUNTS = dict(zip(ACTIONS, (1, 20, 2, 3, 4, 1970), strict=True))

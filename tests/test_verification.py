@@ -13,9 +13,17 @@ from books import GROUP, ME, ask, seed
 from conftest import Cli, Fill
 from servers import Server
 
-from drainkit import boards, evidence, notebook, status
+from drainkit import files
+from drainkit.draining.plan_files import load_plan
 from drainkit.errors import UsageError
-from drainkit.server import Server as Link
+from drainkit.operations.state import baseline
+from drainkit.server.connection import Server as Link
+from drainkit.views.dry_run import DryRun
+from drainkit.views.live_drain import LiveDrain
+from drainkit.views.maintenance import Maintenance
+from drainkit.views.monitor import Monitor
+from drainkit.views.session import Session
+from drainkit.views.verify import Verification
 
 OTHER = "quantum:group:other"
 
@@ -28,17 +36,17 @@ def drained(
     seed(valkey, stream, fill)
     ask(valkey, "XGROUP", "CREATE", stream, OTHER, "0-0")
     with Link(valkey.url, stream) as link:
-        evidence.write_json(cli.cwd / "baseline.json", status.baseline(link, stream))
+        files.write_json(cli.cwd / "baseline.json", baseline(link, stream))
     run = cli("drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--redis-url",
               valkey.url, "--stream", stream)  # fmt: skip
     assert run.rc == 0, run.err
-    evidence.write_json(cli.cwd / "run.json", run.json())
+    files.write_json(cli.cwd / "run.json", run.json())
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     return stream
 
 
-def verify(stream: str, cli: Cli) -> notebook.Verification:
-    found = notebook.Verification.open({"stream": stream, "run_dir": str(cli.cwd)})
+def verify(stream: str, cli: Cli) -> Verification:
+    found = Verification.open({"stream": stream, "run_dir": str(cli.cwd)})
     found.server.close()
     return found
 
@@ -95,15 +103,15 @@ def planned(
     """A stream whose dry run through notebook 02 left a plan of 30 entries in the folder."""
     seed(valkey, stream, fill, 30, delivered=0)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
-    dry = notebook.DryRun.open({"stream": stream, "throttle": 50, "run_dir": str(cli.cwd)})
+    dry = DryRun.open({"stream": stream, "throttle": 50, "run_dir": str(cli.cwd)})
     dry.server.close()
     return stream
 
 
-def live(stream: str, cli: Cli, **more: object) -> notebook.LiveDrain:
-    digest = evidence.load_plan(cli.cwd / "plan.json")[0].digest
+def live(stream: str, cli: Cli, **more: object) -> LiveDrain:
+    digest = load_plan(cli.cwd / "plan.json")[0].digest
     given = {"stream": stream, "run_dir": str(cli.cwd), "approve": digest, **more}
-    return notebook.LiveDrain.open(given)
+    return LiveDrain.open(given)
 
 
 def plan_drain(stream: str, valkey: Server, *options: object) -> tuple[object, ...]:
@@ -196,7 +204,7 @@ def test_a_record_written_twice_is_found_without_a_folder(
     audit = f"{drained}.drain_audit"
     fields = ask(valkey, "XRANGE", audit, "-", "+", "COUNT", 1)[0][1]
     ask(valkey, "XADD", audit, "*", *fields)
-    found = notebook.Verification.open({"stream": drained})
+    found = Verification.open({"stream": drained})
     found.server.close()
     assert any("more than once" in finding for finding in found.findings)
 
@@ -218,15 +226,15 @@ def test_what_is_not_known_is_not_said(planned: str, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("board", "given", "named"),
     [
-        (notebook.DryRun, {"run_dir": 20251224}, "run_dir"),
-        (notebook.DryRun, {"run_dir": ["x"]}, "run_dir"),
-        (boards.Monitor, {"pattern": ["x"]}, "pattern"),
-        (boards.Maintenance, {"min_idle_min": float("nan")}, "min_idle_min"),
-        (boards.Maintenance, {"min_idle_min": float("inf")}, "min_idle_min"),
+        (DryRun, {"run_dir": 20251224}, "run_dir"),
+        (DryRun, {"run_dir": ["x"]}, "run_dir"),
+        (Monitor, {"pattern": ["x"]}, "pattern"),
+        (Maintenance, {"min_idle_min": float("nan")}, "min_idle_min"),
+        (Maintenance, {"min_idle_min": float("inf")}, "min_idle_min"),
     ],
 )
 def test_parameters_of_another_kind_are_named(
-    drained: str, board: type[notebook.Session], given: dict[str, object], named: str
+    drained: str, board: type[Session], given: dict[str, object], named: str
 ) -> None:
     """They are refused in one line, as bad usage."""
     limits = {"max_backlog": 1000, "max_backlog_age_min": 60}
@@ -239,15 +247,15 @@ def test_a_misspelt_line_of_the_parameters_cell_is_refused(drained: str) -> None
     cell = 'redis_url_env = "DRAINKIT_REDIS_URL"\nmax_age_mins = 0.001'
     names = {"stream": drained, "In": ["", cell], "max_age_mins": 0.001, "redis_url_env": None}
     with pytest.raises(UsageError, match="max_age_mins"):
-        notebook.DryRun.open(names)
+        DryRun.open(names)
 
 
 def test_names_of_groups_are_no_markup(drained: str, valkey: Server) -> None:
     """In the boards' Markdown a name stands between backticks, and holds none."""
     hostile = "<script>alert(9)</script>`**x**"
     ask(valkey, "XGROUP", "CREATE", drained, hostile, "0-0")
-    shown = boards.Monitor.open({"stream": drained, "max_backlog": 10, "max_backlog_age_min": 1})
-    kept = boards.Maintenance.open({"stream": drained, "delete_consumers": False})
+    shown = Monitor.open({"stream": drained, "max_backlog": 10, "max_backlog_age_min": 1})
+    kept = Maintenance.open({"stream": drained, "delete_consumers": False})
     for text in (shown.bottom_line().data, kept.bottom_line().data):
         assert "<script>" in text
         assert "<script>" not in re.sub("`[^`]*`", "", text)

@@ -43,9 +43,10 @@ return #ids
 
 def drainkit(url: str, group: str, entries: str) -> Result:
     """`drainkit drain`, without the command line around it."""
-    from drainkit import drain
-    from drainkit.evidence import new_run_id
-    from drainkit.server import Server
+    from drainkit.core.summary import new_run_id
+    from drainkit.draining.job import prepare
+    from drainkit.draining.live import drain
+    from drainkit.server.connection import Server
     from drainkit.settings import build
 
     settings = build(
@@ -59,7 +60,7 @@ def drainkit(url: str, group: str, entries: str) -> Result:
     result: Result = {}
     with Server(url, KEY) as server, measured(result):
         run_id = new_run_id("live", server.now_us())
-        summary = drain.drain(server, drain.prepare(server, settings, run_id))
+        summary = drain(server, prepare(server, settings, run_id))
     assert summary.exit_code == 0, summary
     return {**result, "done": summary.total_read}
 

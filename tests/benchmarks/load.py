@@ -25,29 +25,33 @@ def drainkit(url: str, entries: str) -> Result:
     import pandas as pd
     import pyarrow.compute  # noqa: F401 - the bare imports, which memory is measured above
 
-    from drainkit import drain, policy, stream
-    from drainkit.events import Events
-    from drainkit.server import Server
+    from drainkit.core.events import Events, decoder_of
+    from drainkit.core.frame import decide_frame, load_frame
+    from drainkit.core.policy import Policy, decide
+    from drainkit.server import reading
+    from drainkit.server.connection import Server
     from drainkit.settings import build
 
     settings = build({"redis_url": url, "stream": KEY})
-    rules = policy.Policy(rig.MAX_AGE_MIN, frozenset(rig.ALLOWLIST), rig.MIN_CONF)
+    rules = Policy(rig.MAX_AGE_MIN, frozenset(rig.ALLOWLIST), rig.MIN_CONF)
     result: Result = {}
     with Server(url, KEY) as server:
         now_us = server.now_us()
         with measured(result):
-            pages = stream.pages(server, KEY.encode(), stream.FIRST_ID, stream.LAST_ID, ahead=True)
-            frame = stream.load_frame(pages, drain.decoder_of(settings))
+            pages = reading.pages(
+                server, KEY.encode(), reading.FIRST_ID, reading.LAST_ID, ahead=True
+            )
+            frame = load_frame(pages, decoder_of(settings))
     assert isinstance(frame, pd.DataFrame)
     assert len(frame) == int(entries)
     result["frame_mb"] = frame.memory_usage(deep=True).sum() / 2**20
     decided: Result = {}
     events = Events.from_frame(frame)
     with measured(decided):
-        decisions = policy.decide(events, rules, now_us)
+        decisions = decide(events, rules, now_us)
     result["decide_sec"] = decided["sec"]
     with measured(decided):
-        actions = policy.decide_frame(frame, rules, now_us)["action"]
+        actions = decide_frame(frame, rules, now_us)["action"]
     result["decide_frame_sec"] = decided["sec"]
     assert np.array_equal(actions.cat.codes, decisions.action)
     return result
@@ -95,7 +99,7 @@ def _values(fields: dict[bytes, bytes]) -> tuple[object, ...]:
 
 def raw_socket(url: str, entries: str) -> Result:
     """The same pages read from a socket and thrown away: the server alone."""
-    from drainkit.stream import PAGE_ENTRIES
+    from drainkit.server.reading import PAGE_ENTRIES
 
     host, port = url.removeprefix("redis://").partition("/")[0].split(":")
     ids = _page_ends(url, PAGE_ENTRIES)

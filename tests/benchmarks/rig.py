@@ -45,13 +45,13 @@ def filled_server(kind: str, entries: int) -> Iterator[Any]:
 
 def seed(url: str, entries: str) -> Result:
     """Fill KEY; in a child, because a million entries as objects need gigabytes."""
-    from drainkit import commit
-    from drainkit.demo import sample_entries
-    from drainkit.server import Server
+    from drainkit.demo.backlog import sample_entries
+    from drainkit.server import writing
+    from drainkit.server.connection import Server
 
     with Server(url, KEY) as server:
         made = sample_entries(server.now_us() // 1000, int(entries))
-        return {"added": commit.add_entries(server, KEY.encode(), made)}
+        return {"added": writing.add_entries(server, KEY.encode(), made)}
 
 
 def child(script: Path, *arguments: str) -> Result:

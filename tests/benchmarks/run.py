@@ -21,8 +21,8 @@ import rig
 from rig import KEY, Result
 
 GROUP = "bench"
-OPENED = {"01": "Analysis", "02": "DryRun", "03": "LiveDrain", "04": "Verification"}
-IMPORTS = "from drainkit.notebook import {}\nimport plotly.graph_objects, pyarrow.parquet"
+OPENED = {"01": "analyse_backlog", "02": "dry_run", "03": "live_drain", "04": "verify"}
+IMPORTS = "import drainkit.views.{}\nimport plotly.graph_objects, pyarrow.parquet"
 PLAIN = """
 import sys, papermill
 for name in sys.argv[1:]:

@@ -1,0 +1,264 @@
+"""Commands that drain, or say what a drain would do."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import RefusedError, UsageError
+from ..safe import one_line
+from .options import DEBUG, DRAIN, JSON, WHERE, option, settings_of, stack, switch_settings
+from .program import program
+from .terminal import (
+    confirm,
+    connected,
+    emit,
+    finish,
+    interruptible,
+    progress_bar,
+    report_text,
+    stop_signals,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ..core.plan import Plan
+    from ..core.summary import Summary
+    from ..draining.job import Job
+    from ..server.connection import Server
+    from ..settings import Settings
+
+
+@program.command()
+@option("--server", "binary", metavar="PROGRAM", help="A redis-server. [the bundled Valkey]")
+@option("--reports-dir", metavar="DIR", default="reports", help="[reports]")
+@stack([DEBUG, JSON])
+def demo(binary: str | None, reports_dir: str, as_json: bool) -> int:
+    """See it work: a sample backlog on a server of its own, through the whole pipeline."""
+    from pathlib import Path
+
+    from ..demo.backlog import fill, settings_of
+    from ..demo.embedded import EmbeddedServer
+    from ..operations.state import as_text, baseline
+    from ..server.connection import Server
+
+    with EmbeddedServer(binary) as embedded:
+        settings = settings_of(embedded.url, Path(reports_dir))
+        with Server(embedded.url, settings.stream) as server:
+            fill(server, stream=settings.stream, group=settings.consumer_group,
+                       consumer=settings.consumer_name)  # fmt: skip
+            click.echo(as_text(baseline(server, settings.stream)), err=as_json)
+        click.echo("", err=as_json)
+        return _run(settings, as_json, yes=True)
+
+
+@program.command()
+@stack([*WHERE, JSON])
+def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Stream, groups, consumers, pending and the counted backlog."""
+    from ..operations.running import running_drains
+    from ..operations.state import as_text, baseline
+
+    settings = settings_of(flags, env_name)
+    with connected(settings) as server:
+        found = baseline(server, settings.stream)
+        try:
+            running = running_drains(server, server.keys())
+        except RefusedError as error:  # a user who may read the stream, but not its side keys
+            click.echo(f"drainkit: running drains are not known: {error}", err=True)
+            running = []
+    found["running_drains"] = [vars(drain) for drain in running]
+    emit(as_json, found, "\n".join([as_text(found), *(drain.line() for drain in running)]))
+
+
+@program.command()
+@stack([*DRAIN,
+         option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
+                 help="Live: so many workers share the pace. [1]"),
+         *WHERE, JSON])  # fmt: skip
+def drain(env_name: str | None, as_json: bool, yes: bool, workers: int, **flags: Any) -> int:
+    """Dry run or live drain of the backlog, without notebooks.
+
+    \b
+    Examples:
+      drainkit drain --mode dry-run --allowlist "BTCUSDT,ETHUSDT" --max-events 20
+      drainkit drain --mode live --yes --min-conf 0.60 --max-age-min 30 --throttle 5
+      drainkit drain --mode dry-run --plan plan.json && \\
+      drainkit drain --mode live --yes --plan plan.json
+    """
+    settings = settings_of(flags, env_name)
+    planned = None
+    if settings.mode == "live":
+        if not yes and not sys.stdin.isatty():
+            confirm("", yes)
+        if settings.plan is not None:
+            from ..draining.job import adopt
+            from ..draining.plan_files import load_plan
+
+            planned = load_plan(settings.plan)
+            settings = adopt(settings, planned[0])
+    with connected(settings) as server:
+        if settings.mode == "live":
+            summary = _drain_live(server, settings, planned, yes=yes, workers=workers)
+        else:
+            summary = _drain_dry(server, settings)
+    emit(as_json, summary.as_dict(), report_text(summary.as_dict()))
+    return finish(summary)
+
+
+def _drain_dry(server: Server, settings: Settings) -> Summary:
+    from ..core.summary import new_run_id
+    from ..draining.dry import dry_run
+    from ..draining.job import prepare
+
+    job = prepare(server, settings, new_run_id("dry-run", server.now_us()))
+    with progress_bar("dry run", settings.max_events) as tick:
+        if settings.plan is None:
+            return dry_run(server, job, on_progress=tick)
+        from ..draining.dry import plan_run
+
+        return plan_run(server, job, settings.plan, on_progress=tick)[0]
+
+
+def _drain_live(
+    server: Server, settings: Settings, planned: tuple[Plan, pa.Table] | None, *, yes: bool,
+    workers: int,
+) -> Summary:  # fmt: skip
+    from ..core.summary import new_run_id
+    from ..draining.job import job_from_plan, prepare
+    from ..draining.live import list_drift
+    from ..draining.team import drain_with_workers
+    from ..server.scopes import remaining
+
+    run_id = new_run_id("live", server.now_us())
+    if planned is None:
+        job = prepare(server, settings, run_id)
+    else:
+        job = job_from_plan(server, settings, run_id, *planned)
+    if yes:
+        _check_limits(server, settings, job)
+    else:
+        left = remaining(server, job.keys, job.scope)
+        most = left if job.max_events is None else min(left, job.max_events)
+        confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
+        server.reconnect()  # while somebody thought about it, the server may have closed it
+    with stop_signals() as stopping, progress_bar("drain", job.max_events) as tick:
+        summary = drain_with_workers(server, job, workers, stopping=stopping, on_progress=tick)
+    if planned is not None and server.connected:
+        summary.drift = list_drift(server, job, planned[1])
+    return summary
+
+
+def _check_limits(server: Server, settings: Settings, job: Job) -> None:
+    """Without somebody who approves it, a live drain stays within [limits], if there are any."""
+    from ..draining import unattended
+    from ..draining.dry import dry_run
+
+    if settings.plan is not None:
+        unattended.check_given_plan(server, settings)
+    elif any(value is not None for _, value in settings.limits):
+        unattended.check_limits(settings.limits, vars(dry_run(server, job)))
+
+
+@program.command()
+@stack([*DRAIN, option("--reports-dir", metavar="DIR", help="[reports]"),
+         option("--if-backlog-over", type=click.IntRange(min=0), metavar="N",
+                 help="Scheduled: only if the scope holds more than N entries."),
+         option("--sign-key", metavar="FILE", help="Sign the statement with this SSH key."),
+         *WHERE, JSON])  # fmt: skip
+def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | None,
+        sign_key: str | None, **flags: Any) -> int:  # fmt: skip
+    """Dry run or live drain through the notebooks, with sealed evidence.
+
+    \b
+    Examples:
+      drainkit run --allowlist "BTCUSDT,ETHUSDT"
+      drainkit run --mode live --throttle 5 --max-events 500
+      drainkit run --mode live --yes --plan reports/20260101T000000Z-dry-run-abc123
+      drainkit run --mode live --yes --if-backlog-over 1000 --env production
+    """
+    settings = settings_of(flags, env_name)
+    if settings.mode == "live" and not yes and not sys.stdin.isatty():
+        confirm("", yes)
+    if if_backlog_over is None:
+        return _run(settings, as_json, yes=yes, sign_key=sign_key)
+    from ..draining import unattended
+
+    with unattended.turn(settings, over=if_backlog_over) as why_not:
+        if why_not is None:
+            return _run(settings, as_json, yes=yes, sign_key=sign_key)
+        emit(as_json, {"skipped": why_not}, why_not)
+        return 0
+
+
+def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None = None) -> int:
+    from pathlib import Path
+
+    from ..draining import unattended
+    from ..evidence.signature import check_sign_key, sign
+    from ..pipeline import runner
+
+    if sign_key is not None:
+        check_sign_key(Path(sign_key))
+    if yes and settings.mode == "live" and settings.plan is not None:
+        with connected(settings) as server:
+            unattended.check_given_plan(server, settings)
+
+    def approve(plan: Plan) -> None:
+        if yes:
+            unattended.check_limits(settings.limits, plan.counts)
+        counts = ", ".join(f"{n:,} {action}" for action, n in plan.counts.items() if n)
+        click.echo(
+            f"Plan {plan.digest}\n  {plan.total_read:,} entries: {counts or 'none'}", err=True
+        )
+        with interruptible():
+            confirm(f"Acknowledge and audit these {plan.total_read:,} entries?", yes)
+
+    def announce(name: str) -> None:
+        click.echo(f"running {name} ...", err=True)
+
+    with stop_signals() as stopping:
+        result, folder = runner.run(settings, confirm=approve, announce=announce, stopping=stopping)
+    emit(as_json, result, f"{report_text(result)}\nReport: {folder / 'report.html'}")
+    if result.get("error"):
+        click.echo(f"drainkit: {one_line(str(result['error']), 600)}", err=True)
+    if sign_key is not None:
+        sign(folder, Path(sign_key))
+    return int(result.get("exit_code") or 0)
+
+
+@program.command()
+@option("--reason", required=True, metavar="TEXT", help="Why; kept with the switch.")
+@stack([*WHERE, JSON])
+def stop(reason: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Set the kill switch: from now on no drain of the stream acknowledges anything."""
+    from ..server import reading, writing
+
+    if not reason.strip():
+        raise UsageError("--reason: say why; it is kept with the switch")
+    settings = switch_settings(flags, env_name)
+    with connected(settings) as server:
+        keys = server.keys()
+        # a drain of a misspelt stream would go on, and somebody would think that it does not
+        reading.stream_info(server, keys.stream)
+        was_set = not writing.stop(server, keys, reason=reason, now_us=server.now_us())
+    data = {"stream": settings.stream, "stopped": True, "reason": reason, "was_stopped": was_set}
+    emit(as_json, data, ("It was stopped before, for the reason given then" if was_set else
+         "Stopped") + f": no drain of {one_line(settings.stream)} goes on. "
+         "drainkit resume lifts it.")  # fmt: skip
+
+
+@program.command()
+@stack([*WHERE, JSON])
+def resume(env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Lift the kill switch."""
+    from ..server import writing
+
+    settings = switch_settings(flags, env_name)
+    with connected(settings) as server:
+        was_set = writing.resume(server, server.keys())
+    data = {"stream": settings.stream, "stopped": False, "was_stopped": was_set}
+    emit(as_json, data, "Resumed." if was_set else "It was not stopped.")

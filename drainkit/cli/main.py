@@ -1,0 +1,54 @@
+"""The command line: parse, call one verb, print, exit. Results to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from ..errors import DrainkitError, InterruptedRunError, UsageError
+from ..safe import one_line
+from . import draining, evidence, operations  # noqa: F401 - they add their commands
+from .program import program
+
+
+def main() -> NoReturn:
+    """Run the program and exit with a code of the contract."""
+    debug = "--debug" in sys.argv
+    # a scheduler's SIGTERM ends a program that waits for a server just as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = program(prog_name="drainkit", standalone_mode=False) or 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        code = _fail(UsageError(one_line(error.format_message()) + "; see drainkit --help"), debug)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail(InterruptedRunError("interrupted"), debug)
+    except DrainkitError as error:
+        code = _fail(error, debug)
+    except BrokenPipeError:
+        # the reader of stdout went away (| head); nothing is wrong with what was done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if debug:
+            raise
+        name = type(error).__name__
+        code = _fail(DrainkitError(f"unexpected {name}: {error}; --debug shows where"), debug)
+    sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: DrainkitError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"drainkit: {one_line(str(error), 600)}", err=True)
+    return error.exit_code

@@ -1,0 +1,278 @@
+"""Commands between drains: check, consumers, trim, export, restore, acl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from ..errors import DrainkitError, UsageError
+from ..safe import one_line
+from .options import GROUP, JSON, SCOPE, WHERE, option, settings_of, stack
+from .program import program
+from .terminal import confirm, connected, emit, stop_signals
+
+
+class _Monitoring(click.Command):
+    """A command by the monitoring convention: whatever goes wrong is 3, unknown."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _unknown():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _unknown():
+            return super().invoke(ctx)
+
+
+class _UnknownStateError(DrainkitError):
+    exit_code = 3
+
+
+@contextmanager
+def _unknown() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        raise _UnknownStateError(one_line(error.format_message()) + "; see --help") from error
+    except DrainkitError as error:
+        raise _UnknownStateError(str(error)) from error
+
+
+class _Minutes(click.FloatRange):
+    """Minutes, of which nan and inf are none: no age would ever be above them."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        minutes = float(super().convert(value, param, ctx))
+        if minutes - minutes != 0:
+            self.fail(f"{value} is no number of minutes", param, ctx)
+        return minutes
+
+
+def _limit(name: str, default: int | None, text: str, *, minutes: bool = False) -> Any:
+    kind: Any = _Minutes(min=0) if minutes else click.IntRange(min=0)
+    shown = "" if default is None else f" [{default}]"
+    return option(name, type=kind, default=default, metavar="MIN" if minutes else "N",
+                   help=text + shown)  # fmt: skip
+
+
+CHECK: list[Any] = [
+    _limit("--max-backlog", 1000, "Entries undelivered, per group."),
+    _limit("--max-age-min", 60, "Age of the oldest of them, minutes.", minutes=True),
+    _limit("--max-pending", 1000, "Entries pending, per group."),
+    _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes.", minutes=True),
+    _limit("--max-dead", None, "Dead consumers, per group. [not judged]"),
+    _limit("--dead-after-min", 60, "Dead: idle at least, minutes.", minutes=True),
+    _limit("--max-audit", None, "Entries of the audit stream. [not judged]"),
+    option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. [each]"),
+    option("--all-streams", "pattern", metavar="PATTERN", help="Each stream whose name fits."),
+    option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
+    click.option("--format", "form", type=click.Choice(["text", "prometheus"]), default="text",
+                 help="Findings, or metrics. [text]"),
+    option("--textfile", metavar="FILE", help="Write metrics here, for node_exporter."),
+    option("--listen", metavar="HOST:PORT", help="Serve metrics there, on loopback only."),
+]  # fmt: skip
+
+
+@program.command(cls=_Monitoring)
+@stack([*CHECK, *WHERE, JSON])
+def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
+    """Judge backlogs: exit code 0 OK, 1 warning, 2 critical, 3 unknown.
+
+    Critical above a limit, warning from 80 % of it on.
+
+    \b
+    Examples:
+      drainkit check --max-backlog 1000 --max-age-min 60
+      drainkit check --all-streams 'quantum:stream:*' --json
+      drainkit check --textfile /var/lib/node_exporter/drainkit.prom
+      drainkit check --listen 127.0.0.1:9877
+    """
+    from pathlib import Path
+
+    from .. import files
+    from ..operations import checks, metrics
+
+    options = {
+        name: flags.pop(name) for name in ("groups", "pattern", "form", "textfile", "listen")
+    }
+    if as_json and options["form"] == "prometheus":
+        raise UsageError("--json and --format prometheus are two forms; choose one")
+    names = checks.Limits.__dataclass_fields__
+    limits = checks.Limits(**{name: flags.pop(name) for name in names})
+    settings = settings_of(flags, env_name)
+    audits = options["form"] == "prometheus" or options["textfile"] or options["listen"]
+
+    def look() -> checks.Report:
+        with connected(settings) as server:
+            return checks.check(
+                server, settings, limits, groups=options["groups"], pattern=options["pattern"],
+                audits=bool(audits),
+            )  # fmt: skip
+
+    if options["listen"]:
+        address = metrics.listen_address(options["listen"])
+        with stop_signals() as stopping:
+            click.echo(f"metrics at http://{options['listen']}/metrics", err=True)
+            metrics.serve(address, look, stopping)
+        return 0
+    try:
+        report = look()
+    except DrainkitError as error:
+        report = checks.unreadable(settings.stream, error)
+        click.echo(f"drainkit: {one_line(str(error), 600)}", err=True)
+    if options["textfile"]:
+        files.write_bytes(Path(options["textfile"]), metrics.exposition(report))
+    elif options["form"] == "prometheus":
+        click.echo(metrics.exposition(report), nl=False)
+        return report.exit_code
+    emit(as_json, report.as_dict(), "\n".join(f.line() for f in report.findings))
+    return report.exit_code
+
+
+@program.command()
+@stack([click.option("--delete", is_flag=True, help="Remove those that are safe to remove."),
+         option("--min-idle-min", metavar="MIN", help="Dead: idle at least, minutes. [60]"),
+         click.option("--yes", is_flag=True, help="Do not ask."),
+         *GROUP, *WHERE, JSON])  # fmt: skip
+def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """List dead consumers; --delete removes those that have nothing pending."""
+    from ..operations import maintenance
+
+    settings = settings_of(flags, env_name)
+    group, idle_ms = settings.consumer_group, round(settings.min_idle_min * 60_000)
+    with connected(settings) as server:
+        keys = server.keys()
+        dead = maintenance.dead_consumers(server, keys, group, min_idle_ms=idle_ms)
+        removable = [c.name for c in dead if not c.why_kept]
+        kept = {c.name: c.why_kept for c in dead if c.why_kept}
+        removed: list[str] = []
+        if delete and removable:
+            confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
+            removed, stayed = maintenance.remove_consumers(
+                server, keys, group, removable, min_idle_ms=idle_ms
+            )
+            kept |= stayed
+    data = {
+        "stream": settings.stream, "consumer_group": group, "min_idle_min": settings.min_idle_min,
+        "dead": [vars(c) for c in dead], "removable": removable, "removed": removed, "kept": kept,
+    }  # fmt: skip
+    lines = [
+        f"{len(dead):,} consumers of {one_line(group)} have been idle at least "
+        f"{settings.min_idle_min:g} min; {len(removable):,} of them can be removed."
+    ]
+    if delete:
+        lines.append(f"Removed: {len(removed):,}.")
+    lines += [f"  {one_line(c.name)}: idle {c.idle_ms / 60_000:,.0f} min" for c in dead
+              if c.name in removable and not delete]  # fmt: skip
+    lines += [f"  {one_line(name)} stays: {why}" for name, why in kept.items()]
+    emit(as_json, data, "\n".join(lines))
+
+
+@program.command()
+@stack([click.option("--apply", is_flag=True, help="Remove what is shown."),
+         option("--archive", metavar="FILE", help="Write it to this .parquet file first."),
+         click.option("--without-groups", is_flag=True,
+                      help="Trim although no group says what is needed."),
+         click.option("--yes", is_flag=True, help="Do not ask."), *WHERE, JSON])  # fmt: skip
+def trim(apply: bool, archive: str | None, without_groups: bool, yes: bool, env_name: str | None,
+         as_json: bool, **flags: Any) -> None:  # fmt: skip
+    """Show what no group needs any more; --apply removes it from the stream."""
+    from pathlib import Path
+
+    from ..operations import maintenance
+
+    settings = settings_of(flags, env_name)
+    path = Path(archive) if archive else None
+    if path is not None:
+        if not apply:
+            raise UsageError("--archive writes what --apply removes; say --apply as well")
+        maintenance.check_archive(path)
+    with connected(settings) as server:
+        keys = server.keys()
+        plan = maintenance.trim_plan(server, keys, without_groups=without_groups)
+        removed = 0
+        if apply and plan.entries:
+            confirm(f"Remove {plan.entries:,} of {plan.length:,} entries?", yes)
+            removed = maintenance.trim(
+                server, keys, plan, archive=path, without_groups=without_groups
+            )
+    archive = archive if removed else None  # nothing to remove, nothing written
+    data = {"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}
+    lines = [f"{one_line(settings.stream)}: {plan.entries:,} of {plan.length:,} entries lie before "
+             f"{plan.floor} and are needed by none of its {plan.groups:,} groups."]  # fmt: skip
+    lines += [f"  held back by {one_line(name)}: {why}" for name, why in plan.held_by.items()]
+    if apply:
+        lines.append(
+            f"Removed: {removed:,}." + (f" Archive: {one_line(archive)}" if archive else "")
+        )
+    emit(as_json, data, "\n".join(lines))
+
+
+@program.command()
+@click.argument("file")
+@stack([*SCOPE, *GROUP, *WHERE, JSON])
+def export(file: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """The backlog of a scope as FILE, .parquet or .csv; reads only."""
+    from pathlib import Path
+
+    from ..operations import maintenance
+
+    settings = settings_of(flags, env_name)
+    with connected(settings) as server:
+        n = maintenance.export(server, settings, Path(file))
+    data = {"stream": settings.stream, "scope": settings.scope, "entries": n, "file": file}
+    emit(as_json, data, f"{n:,} entries ({settings.scope}) in {one_line(file)}")
+
+
+@program.command()
+@click.argument("file")
+@stack([click.option("--yes", is_flag=True, help="Do not ask."), *WHERE, JSON])
+def restore(file: str, yes: bool, env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Put an archive of trim into a new stream, named by --stream."""
+    from pathlib import Path
+
+    from ..operations import maintenance
+
+    if not flags.get("stream"):
+        raise UsageError("name the new stream with --stream")
+    settings = settings_of(flags, env_name)
+    with connected(settings) as server:
+        confirm(f"Write {one_line(file)} to the new stream {one_line(settings.stream)}?", yes)
+        n = maintenance.restore(server, settings.stream, Path(file))
+    data = {"stream": settings.stream, "entries": n, "file": file}
+    emit(as_json, data, f"{n:,} entries in the new stream {one_line(settings.stream)}")
+
+
+@program.command()
+@stack([option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
+         option("--allowlist", metavar="redis:KEY", help="Also let both read this set."),
+         *WHERE, JSON])  # fmt: skip
+def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Least-privilege ACL rules: an analyst who only reads, and a drainer."""
+    from ..server.acl import rules
+    from ..settings import allowlist_symbols
+
+    settings = settings_of(flags, env_name)
+    allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
+    with connected(settings) as server:
+        found = rules(
+            server.keys(settings.audit_stream),
+            server.info,
+            allowlist_key=allowed if isinstance(allowed, bytes) else None,
+        )
+    lines = [
+        f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, found[role]))}" for role in found
+    ]
+    emit(as_json, found, "\n".join(lines))
+
+
+def _quoted(rule: str) -> str:
+    return (
+        rule
+        if rule.isascii() and rule.isprintable() and not set(rule) & set(" '\"\\")
+        else (json.dumps(rule, ensure_ascii=True))
+    )

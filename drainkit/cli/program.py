@@ -1,0 +1,29 @@
+"""The program that all commands belong to."""
+
+from __future__ import annotations
+
+import click
+
+from .options import DEBUG
+
+
+class _Program(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the contract, not of the alphabet
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="drainkit")
+@DEBUG
+def program() -> None:
+    """Drain a stale Redis stream backlog safely: read, filter, acknowledge, audit.
+
+    It never trades: drained means acknowledged and audited, nothing else.
+
+    \b
+    Examples:
+      drainkit demo                                 see it work, on a server of its own
+      drainkit status                               what is there, counted
+      drainkit drain --allowlist BTCUSDT,ETHUSDT    dry run: what would happen
+      drainkit drain --mode live --yes --throttle 5 --max-events 500
+    """

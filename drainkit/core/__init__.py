@@ -1,0 +1,1 @@
+"""Decides, and touches nothing: no Redis, no clock, no files."""

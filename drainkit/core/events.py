@@ -1,0 +1,309 @@
+"""From entries to events: decode raw fields into typed columns, row by row, failing closed.
+
+Pure: no Redis, no clock, no files. What cannot be read makes its own event invalid and leaves
+every other row as it was. The rules are those of the contract, section 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..settings import Settings
+from .timestamps import NO_TIME, TIME_SOURCES, as_text, event_times, id_times_us, times_us
+from .values import (
+    ABSENT,
+    AHEAD,
+    BAD_SYMBOL,
+    INVALID_REASONS,
+    NO_CONFIDENCE,
+    NO_NUMBER,
+    NO_SYMBOL,
+    OUTSIDE,
+    TIMELESS,
+    VALUES,
+    Column,
+    FieldMap,
+    Layout,
+    RawEntry,
+    containers_of,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_VOCABULARY = 2_000
+MAX_VOCABULARY_CHARACTERS = 4_000_000
+MAX_LAYOUTS, MAX_LAYOUT_NAMES, MAX_LAYOUT_BYTES = 1_000, 64, 4_096
+MAX_NUMBER_CHARACTERS = 400
+_SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
+_DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+_UNSEEN = -2  # no code of a vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """n events as columns; texts are codes into vocabularies, -1 where absent or not valid."""
+
+    ids: list[bytes]
+    event_time_us: np.ndarray  # int64, microseconds since the epoch; NO_TIME unknown
+    time_source: np.ndarray  # uint8, codes into TIME_SOURCES
+    symbol_code: np.ndarray  # int32
+    side_code: np.ndarray  # int32
+    source_code: np.ndarray  # int32
+    confidence: np.ndarray  # float64, nan where not valid
+    invalid: np.ndarray  # uint8, codes into INVALID_REASONS; 0 valid
+    missing: np.ndarray  # bool: the body is gone
+    symbols: list[str]
+    sides: list[str]
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def symbol(self, row: int) -> str | None:
+        """The symbol of one row, None where not valid."""
+        code = int(self.symbol_code[row])
+        return self.symbols[code] if code >= 0 else None
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> Events:
+        """The columns of a FrameBuilder's frame as events; only ids and times are copied."""
+        import pandas as pd
+
+        times = frame["event_time"].dt.as_unit("us")
+        time_us = times.astype("int64").to_numpy().copy()
+        time_us[times.isna().to_numpy()] = NO_TIME
+
+        def codes(column: str, known: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
+            text = pd.Categorical(frame[column])
+            if known is not None:
+                text = text.set_categories(list(known))
+            return text.codes, [str(value) for value in text.categories]
+
+        symbol, symbols = codes("symbol")
+        side, sides = codes("side")
+        source, sources = codes("source")
+        return cls(
+            ids=frame["id"].str.encode("ascii").tolist(),
+            event_time_us=time_us,
+            time_source=codes("time_source", TIME_SOURCES)[0].astype(np.uint8),
+            symbol_code=symbol,
+            side_code=side,
+            source_code=source,
+            confidence=frame["confidence"].to_numpy(),
+            invalid=codes("invalid", INVALID_REASONS)[0].astype(np.uint8),
+            missing=frame["missing"].to_numpy(),
+            symbols=symbols,
+            sides=sides,
+            sources=sources,
+        )
+
+
+class Decoder:
+    """Decodes batches; vocabularies grow with what it sees and are dropped when too large."""
+
+    def __init__(self, fields: FieldMap | None = None) -> None:
+        self._fields = fields or FieldMap()
+        self._containers = containers_of(self._fields)
+        self._layouts: dict[tuple[bytes, ...], Layout] = {}
+        self._forget()
+
+    def decode(self, entries: Sequence[RawEntry]) -> Events:
+        """The entries as Events, one row each, in their order; never raises for their content.
+
+        Of several things wrong with one event, `invalid` names the first of: its JSON, symbol,
+        confidence, time.
+        """
+        if any(words.is_large() for words in (self._symbols, self._sides, self._sources)):
+            self._forget()
+        ids = [entry[0] for entry in entries]
+        bodies = [entry[1] for entry in entries]
+        values: list[Column] = [[] for _ in VALUES]
+        refused: list[int] = []
+        order: list[int] = []
+        for layout, rows in self._by_layout(bodies):
+            columns, reasons = layout.columns([*map(bodies.__getitem__, rows)])
+            for column, part in zip(values, columns, strict=True):
+                column.extend(part)
+            refused += reasons
+            order += rows
+        missing = np.fromiter(map(is_, bodies, repeat(None)), bool, len(bodies))
+        return self._events(ids, missing, values, refused, np.array(order, dtype=np.int64))
+
+    def _by_layout(self, bodies: Sequence[list[bytes] | None]) -> list[tuple[Layout, list[int]]]:
+        """The rows of each layout; a body that is gone is like one without fields."""
+        groups: dict[tuple[bytes, ...], list[int]] = {}
+        names: list[bytes] | None = None
+        for row, body in enumerate(bodies):
+            found = [] if body is None else body[::2]
+            if found != names:  # most streams have one producer, so one layout
+                names = found
+                rows = groups.setdefault(tuple(names), [])
+            rows.append(row)
+        return [(self._layout(names), rows) for names, rows in groups.items()]
+
+    def _events(
+        self,
+        ids: list[bytes],
+        missing: np.ndarray,
+        values: list[Column],
+        refused: list[int],
+        order: np.ndarray,
+    ) -> Events:
+        """Columns of raw values, the i-th of row `order[i]`, as typed columns."""
+        symbols, sides, confidences, timestamps, sources = values
+        symbol_code = self._symbols.codes(symbols)
+        confidence, wrong = _confidences(confidences)
+        invalid = np.array(refused, dtype=np.uint8)
+        for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
+            invalid[row] = NO_SYMBOL if symbols[row] is ABSENT else BAD_SYMBOL
+        invalid = np.where(invalid == 0, wrong, invalid)
+        columns = [
+            invalid, symbol_code, self._sides.codes(sides), self._sources.codes(sources),
+            confidence, times_us(timestamps),
+        ]  # fmt: skip
+        columns = [_in_order(column, order) for column in columns]
+        invalid, symbol_code, side_code, source_code, confidence, stamp_us = columns
+        time_us, time_source, is_ahead = event_times(id_times_us(ids), stamp_us)
+        invalid[(invalid == 0) & is_ahead] = AHEAD
+        invalid[(invalid == 0) & (time_us == NO_TIME)] = TIMELESS
+        invalid[missing] = 0
+        return Events(
+            ids=ids,
+            event_time_us=time_us,
+            time_source=time_source,
+            symbol_code=symbol_code,
+            side_code=side_code,
+            source_code=source_code,
+            confidence=confidence,
+            invalid=invalid,
+            missing=missing,
+            symbols=self._symbols.values,
+            sides=self._sides.values,
+            sources=self._sources.values,
+        )
+
+    def _forget(self) -> None:
+        self._symbols = _Vocabulary(_valid_symbol)
+        self._sides = _Vocabulary(_any_text)
+        self._sources = _Vocabulary(_any_text)
+
+    def _layout(self, names: tuple[bytes, ...]) -> Layout:
+        layout = self._layouts.get(names)
+        if layout is None:
+            layout = Layout(names, self._fields, self._containers)
+            if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
+                self._layouts.clear()
+            if len(names) <= MAX_LAYOUT_NAMES and sum(map(len, names)) <= MAX_LAYOUT_BYTES:
+                self._layouts[names] = layout
+        return layout
+
+
+def _in_order(column: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The column with its i-th value at row `order[i]`."""
+    whole = np.empty_like(column)
+    whole[order] = column
+    return whole
+
+
+class _Vocabulary:
+    """Codes for the valid texts seen; -1 for everything else, which is not remembered."""
+
+    def __init__(self, read: Callable[[Any], str | None]) -> None:
+        self.values: list[str] = []
+        self._read = read
+        self._codes: dict[Any, int] = {ABSENT: -1}  # by str and by bytes
+        self._characters = 0
+
+    def is_large(self) -> bool:
+        """Whether it is time to begin a new one, so that memory stays bounded."""
+        return len(self._codes) > MAX_VOCABULARY or self._characters > MAX_VOCABULARY_CHARACTERS
+
+    def codes(self, values: Column) -> np.ndarray:
+        """The codes of many values (int32)."""
+        try:
+            known = map(self._codes.get, values, repeat(_UNSEEN))
+            codes = np.fromiter(known, np.int32, len(values))
+        except TypeError:  # JSON objects and arrays have no hash
+            codes = np.full(len(values), _UNSEEN, np.int32)
+        for row in np.flatnonzero(codes == _UNSEEN).tolist():
+            codes[row] = self._code(values[row])
+        return codes
+
+    def _code(self, value: Any) -> int:
+        kind = type(value)
+        if kind is not str and kind is not bytes:
+            return -1
+        code = self._codes.get(value)
+        if code is not None:
+            return code
+        text = self._read(value)
+        if text is None:
+            return -1
+        code = self._codes.get(text)
+        if code is None:
+            code = self._codes[text] = len(self.values)
+            self.values.append(text)
+        self._codes[value] = code
+        self._characters += len(text)
+        return code
+
+
+def _any_text(value: Any) -> str | None:
+    text = as_text(value)
+    return text or None
+
+
+def _valid_symbol(value: Any) -> str | None:
+    text = as_text(value)
+    return text if text is not None and _SYMBOL.fullmatch(text) else None
+
+
+def _confidences(values: Column) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers (float64, nan where not valid) and the reasons (uint8, 0 valid)."""
+    numbers = np.array([value if type(value) is float else np.nan for value in values], float)
+    reasons = np.zeros(len(values), dtype=np.uint8)
+    odd = np.flatnonzero(~((numbers >= 0) & (numbers <= 1)))
+    if len(odd):
+        found = [_confidence(values[row]) for row in odd.tolist()]
+        numbers[odd], reasons[odd] = zip(*found, strict=True)
+    return np.abs(numbers), reasons  # -0.0 is 0
+
+
+def _confidence(value: Any) -> tuple[float, int]:
+    """The number and 0, or nan and the reason."""
+    kind = type(value)
+    if kind is float or kind is int:
+        return _within(value)
+    if value is ABSENT:
+        return np.nan, NO_CONFIDENCE
+    if kind is bytes and len(value) <= 16:  # few digits, so the same texts again and again
+        return _confidence_text(value)
+    text = as_text(value)
+    if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
+        return np.nan, NO_NUMBER
+    return _within(float(text))
+
+
+@lru_cache(1024)
+def _confidence_text(text: bytes) -> tuple[float, int]:
+    if not text.isascii() or not _DECIMAL.fullmatch(text.decode()):
+        return np.nan, NO_NUMBER
+    return _within(float(text))
+
+
+def _within(number: float) -> tuple[float, int]:
+    return (float(number), 0) if 0 <= number <= 1 else (np.nan, OUTSIDE)
+
+
+def decoder_of(settings: Settings) -> Decoder:
+    """A decoder with the field names of the settings."""
+    return Decoder(FieldMap(**settings.fields.model_dump()))

@@ -1,0 +1,142 @@
+"""Events as a DataFrame: columns of pages gathered, and decided."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .events import Decoder, Events
+from .policy import ACTIONS, Policy, decide, failed_names
+from .timestamps import NO_TIME, TIME_SOURCES
+from .values import INVALID_REASONS, RawEntry
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+
+class FrameBuilder:
+    """Gathers decoded pages and makes one DataFrame of them; payloads are not kept."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._pages: list[Any] = []
+
+    def append(self, entries: Sequence[RawEntry]) -> None:
+        """Decode one page."""
+        import pyarrow as pa
+
+        events = self._decoder.decode(entries)
+        time = pa.array(events.event_time_us, mask=events.event_time_us == NO_TIME)
+
+        def texts(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
+            indices = pa.array(codes, mask=codes < 0)
+            return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
+
+        self._pages.append(
+            pa.record_batch(
+                {
+                    "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
+                    "event_time": time.cast(pa.timestamp("us", tz="UTC")),
+                    "time_source": texts(events.time_source.astype(np.int8), TIME_SOURCES),
+                    "symbol": texts(events.symbol_code, events.symbols),
+                    "side": texts(events.side_code, events.sides),
+                    "source": texts(events.source_code, events.sources),
+                    "confidence": pa.array(events.confidence),
+                    "invalid": texts(events.invalid.astype(np.int8), INVALID_REASONS),
+                    "missing": pa.array(events.missing),
+                }
+            )
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """All rows in the order of appending.
+
+        Columns id (str), event_time (datetime64[us, UTC], NaT unknown), time_source (category),
+        symbol, side, source (category, sorted; missing where not valid), confidence (float64, nan
+        where not valid), invalid (category, "" valid), missing (bool: the body is gone).
+        """
+        import pandas as pd
+        import pyarrow as pa
+
+        if not self._pages:
+            self.append([])
+        text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
+        table = pa.Table.from_batches(self._pages).unify_dictionaries()
+        self._pages = []
+        for at, name in enumerate(table.column_names):
+            if name in ("symbol", "side", "source"):
+                table = table.set_column(at, name, _with_sorted_dictionary(table.column(at)))
+        frame: pd.DataFrame = table.to_pandas(
+            types_mapper=lambda kind: text if kind == pa.string() else None,
+            self_destruct=True,
+            split_blocks=True,
+        )
+        return frame
+
+
+def _with_sorted_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The same values; in pandas it costs memory for three more columns."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    dictionary = column.chunk(0).dictionary
+    order = pc.array_sort_indices(dictionary)
+    rank = pa.array(np.argsort(order.to_numpy()).astype(np.int32))
+    words = dictionary.take(order)
+    return pa.chunked_array(
+        [pa.DictionaryArray.from_arrays(rank.take(c.indices), words) for c in column.chunks]
+    )
+
+
+def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) -> pd.DataFrame:
+    """The frame's rows decided, with its index.
+
+    Columns age_sec (float64, nan unknown), action (category), failed (category: the names of all
+    failed filters, comma-separated in the order of ACTIONS).
+    """
+    import pandas as pd
+
+    decisions = decide(Events.from_frame(frame), policy, now_us)
+    age_sec = decisions.age_us / 1e6
+    age_sec[decisions.age_us == NO_TIME] = np.nan
+    names = failed_names(np.arange(64, dtype=np.uint8))
+    actions = pd.CategoricalDtype(list(ACTIONS))
+    combinations = pd.CategoricalDtype(names)
+    return pd.DataFrame(
+        {
+            "age_sec": age_sec,
+            "action": pd.Categorical.from_codes(decisions.action, dtype=actions),
+            "failed": pd.Categorical.from_codes(decisions.failed, dtype=combinations),
+        },
+        index=frame.index,
+    )
+
+
+def load_frame(
+    entries: Iterable[Sequence[RawEntry]], decoder: Decoder, *, limit: int | None = None
+) -> pd.DataFrame:
+    """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind.
+
+    The garbage collector pauses meanwhile: millions of new, acyclic objects would make it walk
+    the heap again and again.
+    """
+    builder = FrameBuilder(decoder)
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        left = limit
+        for page in entries:
+            builder.append(page if left is None else page[:left])
+            if left is not None:
+                left -= len(page)
+                if left <= 0:
+                    break
+            del page  # or two pages would be in memory
+    finally:
+        if paused:
+            gc.enable()
+    return builder.frame()

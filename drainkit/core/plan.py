@@ -1,0 +1,285 @@
+"""The plan: what a dry run decided, with a digest that no edit survives.
+
+Pure: no Redis, no clock, no files. evidence.py writes and reads it, apply.py holds it against a
+server. The contract, section 7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import RefusedError, UsageError
+from ..safe import one_line
+from .events import Events
+from .policy import ACTIONS, Decisions, Policy, other_failed, reasons
+from .timestamps import NO_TIME
+from .values import RawEntry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSION = 1
+COLUMNS = (
+    "id",
+    "event_time",
+    "age_sec",
+    "symbol",
+    "side",
+    "confidence",
+    "source",
+    "action",
+    "reason",
+    "failed",
+    "payload_sha256",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the outcome of the live run that applies it."""
+
+    version: int
+    run_id: str  # of the dry run that made it
+    created_at: str  # ISO 8601 UTC, the server's clock
+    stream: str
+    consumer_group: str
+    consumer_name: str
+    scope: str
+    position: str  # the consumer group's last-delivered-id
+    history_position: str | None  # scope history: where its own group stands
+    boundary_id: str
+    policy: dict[str, Any]  # max_age_min, allowlist (sorted, or null for any), min_conf
+    throttle: float | None  # events per second; null: none
+    max_events: int | None  # null: all
+    as_of: str | None
+    min_idle_min: float
+    from_consumers: list[str]
+    history_group: str | None
+    fields: dict[str, list[str]]
+    counts: dict[str, int]  # by action
+    total_read: int
+    first_id: str | None
+    last_id: str | None
+    decisions_sha256: str  # over the content of the decisions, not over a file's bytes
+    digest: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, in the order of the fields."""
+        return asdict(self)
+
+
+def seal(plan: Plan) -> Plan:
+    """The plan with the digest of all the rest of it."""
+    return replace(plan, digest=digest_of(plan))
+
+
+def digest_of(plan: Plan) -> str:
+    """ "sha256:..." over the plan without its digest, as JSON with sorted keys and no spaces."""
+    content = {name: value for name, value in plan.to_json().items() if name != "digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def from_json(text: str, where: str) -> Plan:
+    """A plan from a file's text.
+
+    Raises UsageError if it is no plan, RefusedError naming the point if a key is missing, unknown,
+    doubled or of another type, or if the content does not fit the digest.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise UsageError(
+            f"{one_line(where)} is no JSON; name a plan or an evidence folder"
+        ) from None
+    if not isinstance(data, dict) or "digest" not in data:
+        raise UsageError(f"{one_line(where)} is no plan; name a plan or an evidence folder")
+    if type(data.get("version")) is int and data["version"] != VERSION:
+        raise RefusedError(
+            f"the plan is of version {data['version']}, not {VERSION}; make a new one"
+        )
+    odd = sorted(set(data) ^ {field.name for field in fields(Plan)})
+    if odd:
+        raise RefusedError(
+            f"the plan's key {one_line(odd[0])} is missing or unknown: it was edited"
+        )
+    _check_types(text, data)
+    plan = Plan(**data)
+    if plan.digest != digest_of(plan):
+        raise RefusedError("the plan does not fit its digest: it was edited; make a new one")
+    return plan
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # a reader sees the first of two equal keys, the parser takes the last: the digest would fit
+    # a plan that says something else to who approves it
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise RefusedError(f"the plan has the key {one_line(double)} twice: it was edited")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check_types(text: str, data: dict[str, Any]) -> None:
+    try:
+        TypeAdapter(Plan).validate_json(text, strict=True)
+        policy = data["policy"]
+        if set(policy) != {field.name for field in fields(Policy)}:
+            raise RefusedError("the plan's policy has a missing or unknown key: it was edited")
+        TypeAdapter(Policy).validate_json(json.dumps(policy), strict=True)
+    except ValidationError as error:
+        at = error.errors()[0]["loc"]
+        point = f"key {one_line(str(at[0]), 80)}" if at else "JSON"
+        raise RefusedError(
+            f"the plan's {point} is not of the type it must be: it was edited"
+        ) from None
+    symbols = policy["allowlist"]
+    if symbols is not None and symbols != sorted(set(symbols)):
+        raise RefusedError("the plan's policy allowlist is not sorted: it was edited")
+
+
+def differences(
+    plan: Plan, *, stream: str, consumer_group: str, scope: str, policy: Policy
+) -> list[str]:
+    """One line for each point in which the plan is for something else than asked for."""
+    found = [
+        f"{name}: the plan has {one_line(repr(planned), 80)}, asked for {one_line(repr(asked), 80)}"
+        for name, planned, asked in (
+            ("stream", plan.stream, stream),
+            ("consumer group", plan.consumer_group, consumer_group),
+            ("scope", plan.scope, scope),
+            ("policy max_age_min", plan.policy.get("max_age_min"), policy.max_age_min),
+            ("policy min_conf", plan.policy.get("min_conf"), policy.min_conf),
+        )
+        if planned != asked
+    ]
+    planned_list, asked_list = plan.policy.get("allowlist"), policy.as_dict()["allowlist"]
+    if planned_list != asked_list:
+        found.append(f"policy allowlist: {_list_change(planned_list, asked_list)}")
+    return found
+
+
+def _list_change(planned: Any, asked: Any) -> str:
+    if planned is None or asked is None:
+        return f"the plan has {_size(planned)}, asked for {_size(asked)}"
+    more, less = sorted(set(asked) - set(planned)), sorted(set(planned) - set(asked))
+    return f"added {_some(more)}; removed {_some(less)}"
+
+
+def _some(symbols: list[str]) -> str:
+    shown = one_line(", ".join(symbols[:5]), 100) or "none"
+    return shown if len(symbols) <= 5 else f"{shown} and {len(symbols) - 5} more"
+
+
+def _size(symbols: Any) -> str:
+    return "any symbol" if symbols is None else f"{len(symbols)} symbols"
+
+
+def payload_sha256(raw: Sequence[bytes] | None) -> str:
+    """SHA-256 (hex) over an entry's raw fields and values, each with its length before it.
+
+    Empty for an entry whose body is gone.
+    """
+    if raw is None:
+        return ""
+    digest = hashlib.sha256()
+    for part in raw:
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def decisions_table(
+    entries: Sequence[RawEntry], events: Events, decisions: Decisions, policy: Policy
+) -> pa.Table:
+    """One row for each event (COLUMNS): what it is, what was decided and why."""
+    import pyarrow as pa
+
+    known = events.event_time_us != NO_TIME
+    times = pa.array(events.event_time_us, mask=~known).cast(pa.timestamp("us", tz="UTC"))
+    age_sec = np.where(known, decisions.age_us, 0) / 1e6
+
+    def texts(codes: np.ndarray, values: Sequence[str]) -> pa.Array:
+        indices = pa.array(codes.astype(np.int32), mask=codes < 0)
+        kinds = pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
+        return kinds.cast(pa.string())
+
+    columns = {
+        "id": pa.array([entry_id.decode() for entry_id in events.ids], pa.string()),
+        "event_time": times,
+        "age_sec": pa.array(age_sec, mask=~known),
+        "symbol": texts(events.symbol_code, events.symbols),
+        "side": texts(events.side_code, events.sides),
+        "confidence": pa.array(events.confidence, mask=np.isnan(events.confidence)),
+        "source": texts(events.source_code, events.sources),
+        "action": texts(decisions.action.astype(np.int32), ACTIONS),
+        "reason": pa.array(reasons(events, decisions, policy), pa.string()),
+        "failed": pa.array(other_failed(decisions), pa.string()),
+        "payload_sha256": pa.array([payload_sha256(entry[1]) for entry in entries], pa.string()),
+    }
+    return pa.table({name: columns[name] for name in COLUMNS})
+
+
+def empty_table() -> pa.Table:
+    """A decisions table without rows."""
+    import pyarrow as pa
+
+    kinds = {"event_time": pa.timestamp("us", tz="UTC"), "age_sec": pa.float64()}
+    kinds["confidence"] = pa.float64()
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS]).empty_table()
+
+
+def table_sha256(table: pa.Table) -> str:
+    """SHA-256 (hex) over the content of a decisions table.
+
+    Each column is framed by its name and kind, then fixed-width values or lengths and bytes, so
+    neither chunks, dictionary encoding nor the Parquet writer's version matter. Null and NaN count
+    as the same: pandas keeps no difference.
+    """
+    import pyarrow as pa
+
+    digest = hashlib.sha256(b"%d rows" % table.num_rows)
+    for field in table.schema:
+        column = table.column(field.name)
+        numeric, timed = pa.types.is_floating(field.type), pa.types.is_timestamp(field.type)
+        # without the kind, a column of 0.0 and one of empty texts would be the same bytes
+        kind = b"float" if numeric else b"time" if timed else b"text"
+        digest.update(b"\0" + field.name.encode() + b"\0" + kind + b"\0")
+        if numeric:
+            values = column.to_numpy(zero_copy_only=False).astype("<f8")
+            digest.update(np.where(np.isnan(values), np.nan, values).tobytes())
+        elif timed:
+            whole = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).fill_null(NO_TIME)
+            digest.update(whole.to_numpy().astype("<i8").tobytes())
+        else:
+            for part in _text_frames(column):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _text_frames(column: pa.ChunkedArray) -> list[bytes | memoryview]:
+    """Lengths (-1 for null) and then all bytes of a text column."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = column.cast(pa.large_string())
+    lengths = pc.fill_null(pc.binary_length(texts), -1).to_numpy().astype("<i8")
+    frames: list[bytes | memoryview] = [lengths.tobytes()]
+    for chunk in texts.fill_null("").chunks:
+        _, starts, data = chunk.buffers()
+        if data is not None and len(chunk):
+            at = np.frombuffer(starts, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+            frames.append(memoryview(data)[int(at[0]) : int(at[-1])])
+    return frames

@@ -1,0 +1,143 @@
+"""The one decision: events + policy + time -> action. Dry run, live and analysis all use it.
+
+Pure: the moment of the decision is an argument. Order and limits: the contract, section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .events import Events
+from .timestamps import NO_TIME
+from .values import INVALID_REASONS
+
+ACTIONS = (
+    "dropped_missing",
+    "dropped_old",
+    "dropped_invalid",
+    "dropped_not_allowlisted",
+    "dropped_low_conf",
+    "drained_ok",
+)
+_MISSING, _OLD, _INVALID, _NOT_ALLOWLISTED, _LOW_CONF, _OK = range(6)
+COLOURS = {
+    "dropped_missing": "#999999",
+    "dropped_old": "#E69F00",
+    "dropped_invalid": "#D55E00",
+    "dropped_not_allowlisted": "#CC79A7",
+    "dropped_low_conf": "#56B4E9",
+    "drained_ok": "#009E73",
+}
+NAMES = {
+    "dropped_missing": "missing",
+    "dropped_old": "too old",
+    "dropped_invalid": "invalid",
+    "dropped_not_allowlisted": "not allowlisted",
+    "dropped_low_conf": "low confidence",
+    "drained_ok": "passes",
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What passes: not older than `max_age_min` minutes, in `allowlist`, at least `min_conf`."""
+
+    max_age_min: float
+    allowlist: frozenset[str] | None  # None: any symbol
+    min_conf: float
+
+    @property
+    def max_age_us(self) -> int:
+        """The maximum age in microseconds."""
+        return round(self.max_age_min * 60_000_000)
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready; the allowlist sorted."""
+        symbols = None if self.allowlist is None else sorted(self.allowlist)
+        return {
+            "max_age_min": self.max_age_min,
+            "allowlist": symbols,
+            "min_conf": self.min_conf,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """n decisions as columns."""
+
+    action: NDArray[np.uint8]  # codes into ACTIONS
+    failed: NDArray[np.uint8]  # bit k set: filter ACTIONS[k] failed, also those after the first
+    age_us: NDArray[np.int64]  # microseconds at the decision; NO_TIME unknown
+
+
+def decide(events: Events, policy: Policy, now_us: int | np.ndarray) -> Decisions:
+    """Each event's action and every filter it fails; exactly at a limit passes.
+
+    `now_us` is the moment of the decision, one for all or one for each (int64, microseconds).
+    """
+    known = events.event_time_us != NO_TIME
+    age_us = np.where(known, now_us - np.where(known, events.event_time_us, 0), NO_TIME)
+    old = known & (age_us > policy.max_age_us)
+    with np.errstate(invalid="ignore"):
+        low = events.confidence < policy.min_conf  # nan, where not valid, compares false
+    present = ~events.missing
+    invalid = present & ((events.invalid != 0) | ~known)
+    failed = np.where(events.missing, 1 << _MISSING, 0).astype(np.uint8)
+    failed |= (old.astype(np.uint8) << _OLD) | (invalid.astype(np.uint8) << _INVALID)
+    failed |= (low & present).astype(np.uint8) << _LOW_CONF
+    if policy.allowlist is not None:
+        allowed = np.array([s in policy.allowlist for s in events.symbols] + [True])
+        failed |= (~allowed[events.symbol_code] & present).astype(np.uint8) << _NOT_ALLOWLISTED
+    return Decisions(_FIRST_FAILED[failed], failed, age_us)
+
+
+# the lowest bit that is set names the action; none: it passed
+_FIRST_FAILED: NDArray[np.uint8] = np.array(
+    [_OK] + [(bits & -bits).bit_length() - 1 for bits in range(1, 32)], dtype=np.uint8
+)
+
+
+def reasons(events: Events, decisions: Decisions, policy: Policy) -> list[str]:
+    """One short line for each event; only checked values and fixed texts stand in it."""
+    limit = f"{policy.max_age_us / 1e6:.2f}"
+    texts: list[str] = []
+    for action, age_us, invalid, confidence in zip(
+        decisions.action.tolist(),
+        decisions.age_us.tolist(),
+        events.invalid.tolist(),
+        events.confidence.tolist(),
+        strict=True,
+    ):
+        if action == _OLD:
+            texts.append(f"age {age_us / 1e6:.2f} s > {limit} s")
+        elif action == _LOW_CONF:
+            texts.append(f"confidence {confidence!r} < {policy.min_conf!r}")
+        elif action == _INVALID:
+            texts.append(INVALID_REASONS[invalid] or "no usable time")
+        else:
+            texts.append(_FIXED[action])
+    return texts
+
+
+_FIXED = {
+    _OK: "passed every filter",
+    _NOT_ALLOWLISTED: "symbol not in the allowlist",
+    _MISSING: "the entry's body is gone (trimmed or deleted)",
+}
+
+
+def failed_names(failed: np.ndarray) -> list[str]:
+    """The failed filters of each event, comma-separated, in the order of ACTIONS."""
+    names = [
+        ",".join(ACTIONS[k] for k in range(len(ACTIONS)) if bits >> k & 1) for bits in range(64)
+    ]
+    return [names[bits] for bits in failed.tolist()]
+
+
+def other_failed(decisions: Decisions) -> list[str]:
+    """The filters that each event would have failed besides the one that decided."""
+    first = (np.uint8(1) << decisions.action).astype(np.uint8)
+    return failed_names(decisions.failed & ~first)

@@ -1,0 +1,210 @@
+"""Times: of entry ids, and of timestamps in every form that the contract (section 3) allows.
+
+Pure; whole columns at once where the form is usual, one by one where it is not.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import cache
+from itertools import repeat
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+NO_TIME = np.iinfo(np.int64).min
+TIME_SOURCES = ("timestamp", "entry_id", "unknown")
+MAX_AHEAD_US = 60_000_000
+EARLIEST_ID_MS = 1_262_304_000_000  # 2010-01-01: smaller ids are plainly no times
+LATEST_ID_MS = 253_402_300_799_999  # the end of year 9999: datetime knows no later time
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - _EPOCH) // dt.timedelta(microseconds=1)
+_LATEST_US = LATEST_ID_MS * 1000 + 999
+_WITH_SECONDS = re.compile(r"\d\d:?\d\d:?\d\d$", re.ASCII)
+_EPOCH_TEXT = re.compile(r"([+-]?\d+)(?:\.(\d*))?", re.ASCII)
+# 0 stands for a digit; the part from the sign on is literal
+_ISO_SHAPES = tuple(
+    b"0000-00-00T00:00:00" + fraction + offset
+    for fraction in (b"", b".000", b".000000")
+    for offset in (b"Z", b"+00:00")
+)
+_STR, _BYTES, _INT = 1, 2, 3
+_KINDS = {str: _STR, bytes: _BYTES, int: _INT}
+
+
+def as_text(value: Any) -> str | None:
+    """The value as text; None for what is no text, or no UTF-8."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    return value if isinstance(value, str) else None
+
+
+def event_times(
+    id_us: np.ndarray, stamp_us: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Event time, code into TIME_SOURCES, and whether the timestamp is too far ahead of the id.
+
+    The earlier of the two counts: a wrong clock makes an event older, never younger.
+    """
+    has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
+    both = has_id & has_stamp
+    by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
+    time_us = np.where(by_stamp, stamp_us, id_us)
+    time_source = np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8)
+    is_ahead = both & (np.where(both, stamp_us, 0) - np.where(both, id_us, 0) > MAX_AHEAD_US)
+    return time_us, time_source, is_ahead
+
+
+def id_times_us(ids: list[bytes]) -> np.ndarray:
+    """The ids' milliseconds as microseconds (int64), NO_TIME for ids that are plainly no times."""
+    # milliseconds have 13 digits from 2001 to 2286; other ids are read one by one
+    chars = np.array(ids, dtype="S14").view(np.uint8).reshape(-1, 14)
+    digits = chars[:, :13] - np.uint8(ord("0"))
+    fits = (digits <= 9).all(axis=1) & (chars[:, 13] == ord("-"))
+    times = _number(digits) * 1000
+    for row in np.flatnonzero(~fits).tolist():
+        ms = int(ids[row].partition(b"-")[0])
+        times[row] = ms * 1000 if ms <= LATEST_ID_MS else NO_TIME
+    times[times < EARLIEST_ID_MS * 1000] = NO_TIME
+    return times
+
+
+def _number(digits: np.ndarray) -> np.ndarray:
+    """The number that each row of at most 15 digits writes (int64); 0 for no digits."""
+    # as floats, which are exact below 2**53 and multiplied many times faster than integers
+    number: np.ndarray = digits @ 10.0 ** np.arange(digits.shape[1] - 1, -1, -1)
+    return number.astype(np.int64)
+
+
+def times_us(values: Sequence[Any]) -> np.ndarray:
+    """Microseconds since the epoch (int64), NO_TIME where there is no readable timestamp.
+
+    The usual forms of ISO 8601 are read as whole columns, everything else one by one.
+    """
+    times = np.full(len(values), NO_TIME, dtype=np.int64)
+    kinds = np.fromiter(map(_KINDS.get, map(type, values), repeat(0)), np.int8, len(values))
+    for kind in (_STR, _BYTES):
+        rows = np.flatnonzero(kinds == kind)
+        texts = [values[row] for row in rows.tolist()]
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        for shape in _ISO_SHAPES:
+            of_size = np.flatnonzero(sizes == len(shape))
+            if len(of_size):
+                is_all = len(of_size) == len(texts)
+                chosen = texts if is_all else [texts[i] for i in of_size.tolist()]
+                whole = _joined(chosen) if kind == _STR else b"".join(chosen)
+                times[rows[of_size]] = _iso_times_us(whole, shape)
+    rows = np.flatnonzero(kinds == _INT)
+    numbers = [values[row] for row in rows.tolist()]
+    milliseconds = np.array([n if 10**11 <= n < 10**14 else 0 for n in numbers], dtype=np.int64)
+    is_ms = milliseconds > 0
+    times[rows[is_ms]] = milliseconds[is_ms] * 1000
+    for row in np.flatnonzero(times == NO_TIME).tolist():
+        time = _time_us(values[row])
+        if time is not None:
+            times[row] = time
+    return times
+
+
+def _joined(texts: list[str]) -> bytes:
+    """The texts in a row, each character a byte; what is not ASCII becomes a question mark."""
+    return "".join(texts).encode("ascii", "replace")
+
+
+@cache
+def _form(shape: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the digits of a shape are, its other characters, and what each digit adds to which of
+    year, month, day, hour, minute, second and microseconds (a row for each digit)."""
+    form = np.frombuffer(shape, dtype=np.uint8)
+    end = shape.rindex(b"+") if b"+" in shape else len(shape)
+    is_digit = (form == ord("0")) & (np.arange(len(shape)) < end)
+    sizes = (4, 2, 2, 2, 2, 2, int(is_digit.sum()) - 14)
+    weights = np.zeros((sum(sizes), len(sizes)))
+    row = 0
+    for column, size in enumerate(sizes):
+        top = 6 if column == 6 else size  # a fraction's first digit counts 100,000 microseconds
+        for place in range(size):
+            weights[row, column] = 10 ** (top - 1 - place)
+            row += 1
+    return is_digit, form[~is_digit], weights
+
+
+def _iso_times_us(texts: bytes, shape: bytes) -> np.ndarray:
+    """Texts, each as long as `shape`, as times (int64, us); NO_TIME for others than `shape`.
+
+    In `shape` 0 stands for a digit.
+    """
+    is_digit, marks, weights = _form(shape)
+    chars = np.frombuffer(texts, dtype=np.uint8).reshape(-1, len(shape))
+    digits = chars[:, is_digit] - np.uint8(ord("0"))
+    fits = (chars[:, ~is_digit] == marks).all(axis=1) & (digits <= 9).all(axis=1)
+    parts = (digits @ weights).astype(np.int64)
+    year, month, day, hour, minute, second, fraction = parts.T
+    months = (year - 1970) * 12 + month - 1
+    day_of = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    next_of = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    fits &= (year >= 1) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= next_of - day_of)
+    fits &= (hour <= 23) & (minute <= 59) & (second <= 59)
+    seconds = ((day_of + day - 1) * 24 + hour) * 3600 + minute * 60 + second
+    return np.where(fits, seconds * 1_000_000 + fraction, NO_TIME)
+
+
+def _time_us(value: Any) -> int | None:
+    """Microseconds since the epoch; None where there is no readable timestamp."""
+    kind = type(value)
+    if kind is int:
+        return _epoch_us(value, 1)
+    if kind is float:
+        # the shortest text that gives this number, so that 1735069798.664912 loses nothing
+        return _epoch_us(*Decimal(repr(value)).as_integer_ratio()) if isfinite(value) else None
+    text = as_text(value)
+    if text is None or len(text) > 64 or not text.isascii():
+        return None
+    if (match := _EPOCH_TEXT.fullmatch(text)) is not None:
+        whole, fraction = match.group(1), match.group(2) or ""
+        return _epoch_us(int(whole + fraction), 10 ** len(fraction))
+    return _iso_us(text)
+
+
+def _iso_us(text: str) -> int | None:
+    before, mark, _ = text.replace(",", ".").partition(".")
+    if mark and not _WITH_SECONDS.search(before):
+        return None  # fromisoformat takes 19:20.5 for half a second after 19:20
+    try:
+        time = dt.datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z
+        delta = (time if time.tzinfo else time.replace(tzinfo=dt.UTC)) - _EPOCH
+    except (ValueError, OverflowError):
+        return None
+    micros = (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+    return micros if _EARLIEST_US <= micros <= _LATEST_US else None
+
+
+def _epoch_us(numerator: int, denominator: int) -> int | None:
+    """The quotient as s, ms, us or ns by its magnitude, in microseconds rounded down.
+
+    The units lie a factor of 1,000 apart and today's seconds are 1.8e9, so they cannot be
+    mistaken for one another.
+    """
+    scales = (n for limit, n in _MAGNITUDES if abs(numerator) < limit * denominator)
+    scale = next(scales, None)
+    if scale is None:
+        return None
+    micros = numerator * scale // (denominator * 1000)
+    return micros if _EARLIEST_US <= micros <= _LATEST_US else None
+
+
+# (magnitude below which it is that unit, thousandths of a microsecond in the unit)
+_MAGNITUDES = ((10**11, 10**9), (10**14, 10**6), (10**17, 10**3), (10**20, 1))
+
+
+def iso(time_us: int) -> str:
+    """Microseconds since the epoch as ISO 8601 UTC with microseconds and offset."""
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return (epoch + dt.timedelta(microseconds=time_us)).isoformat(timespec="microseconds")

@@ -1,0 +1,1 @@
+"""A sample backlog on a private server."""

@@ -1,0 +1,142 @@
+"""A sample backlog in which every action occurs, on a server of its own."""
+
+from __future__ import annotations
+
+import json
+import random
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..core.values import RawEntry
+from ..server import writing
+from ..server.connection import Server
+from ..settings import Settings, build
+
+ENTRIES = 10_014  # two lose their bodies: the stream then holds 10,012
+DELIVERED = 6_800  # before the group's first position: history
+SPAN_MS = 6 * 3_600_000
+SYMBOLS = (
+    "BTCUSDT", "ETHUSDT", "SOLUSDT", "RENDERUSDT", "ARBUSDT", "GALAUSDT", "CFXUSDT", "XRPUSDT",
+    "ADAUSDT", "DOGEUSDT", "AVAXUSDT", "DOTUSDT", "LINKUSDT", "MATICUSDT", "LTCUSDT", "ATOMUSDT",
+    "NEARUSDT", "APTUSDT", "OPUSDT", "SUIUSDT",
+)  # fmt: skip
+SOURCES = ("ai-engine", "trading-bot", "manual", "v35_probe")
+ALLOWLIST = SYMBOLS[:12]
+OWN_UNFINISHED, OWN_BODIES_LOST = 6, 2
+# as in the original report: 34 dead consumers, here three of them with entries they never finished
+DEAD = {f"execution-{n:02d}": {7: 25, 19: 12, 28: 3}.get(n, 0) for n in range(1, 35)}
+
+
+def fill(server: Server, *, stream: str, group: str, consumer: str) -> None:
+    """Put the sample backlog into an empty server; ends at the server's now."""
+    key = stream.encode()
+    entries = sample_entries(server.now_us() // 1000)
+    writing.add_entries(server, key, entries)
+    unfinished = writing.seed_group(
+        server,
+        key,
+        group,
+        position=entries[DELIVERED - 1][0].decode(),
+        deliver={**DEAD, consumer: OWN_UNFINISHED},
+    )
+    writing.lose_bodies(server, key, unfinished[consumer][:OWN_BODIES_LOST])
+
+
+def sample_entries(now_ms: int, n: int = ENTRIES, seed: int = 20251224) -> list[RawEntry]:
+    """n entries over six hours that end at `now_ms`, denser towards the end; the same each time."""
+    rng = random.Random(seed)  # noqa: S311 - sample data, not a secret
+    # the square root makes the last hour as busy as the first two
+    times = sorted(now_ms - 1000 - int(SPAN_MS * (1 - rng.random() ** 0.5)) for _ in range(n))
+    entries: list[RawEntry] = []
+    last_ms, seq = 0, 0
+    for ms in times:
+        seq = seq + 1 if ms == last_ms else 0
+        last_ms = ms
+        entries.append([f"{ms}-{seq}".encode(), _fields(rng, ms)])
+    return entries
+
+
+def _fields(rng: random.Random, ms: int) -> list[bytes]:
+    if rng.random() < 0.012:
+        return _flat(rng.choice(_malformed(ms)))
+    weights = [30, 20, 12, *[6] * 9, *[2] * 8]
+    lag_ms = int(rng.expovariate(1 / 400))  # the producer's clock and the way to Redis
+    event: dict[str, Any] = {
+        "symbol": rng.choices(SYMBOLS, weights)[0],
+        "side": rng.choice(("BUY", "SELL")),
+        "confidence": round(min(0.99, max(0.05, rng.gauss(0.68, 0.13))), 2),
+        "timestamp": _iso(ms - lag_ms),
+        "source": rng.choices(SOURCES, [70, 22, 5, 3])[0],
+    }
+    shape = rng.choices(("envelope", "data", "flat", "epoch"), [55, 15, 15, 15])[0]
+    if shape == "flat":
+        return _flat({**event, "trace_id": _uuid(rng), "model": "ensemble-v3"})
+    body = {
+        **event,
+        "entry_price": round(rng.uniform(0.1, 70_000), 4),
+        "stop_loss_pct": round(rng.uniform(0.5, 3), 2),
+        "take_profit_pct": round(rng.uniform(1, 6), 2),
+        "leverage": rng.randint(1, 20),
+        "metadata": {"model": "ensemble-v3", "regime": rng.choice(("trend", "range"))},
+    }
+    if shape == "data":
+        return _flat({"data": json.dumps(body)})
+    if shape == "epoch":
+        return _flat({"payload": json.dumps({**body, "timestamp": ms - lag_ms})})
+    return _flat(
+        {
+            "event_type": "trade.intent",
+            "correlation_id": _uuid(rng),
+            "timestamp": event["timestamp"],
+            "source": event["source"],
+            "payload": json.dumps(body),
+        }
+    )
+
+
+def _malformed(ms: int) -> list[dict[str, Any]]:
+    return [
+        {"payload": '{"symbol": "BTCUSDT", "confidence": 0.9'},
+        {"payload": "[]"},
+        {"symbol": "BTCUSDT", "side": "BUY", "timestamp": _iso(ms)},
+        {"confidence": "0.91", "side": "SELL", "timestamp": _iso(ms)},
+        {"data": '{"symbol": "ETHUSDT", "confidence": "72%"}'},
+        {"data": '{"symbol": "ETHUSDT", "confidence": 72}'},
+        {"symbol": "<script>alert(1)</script> x", "confidence": "0.8"},
+        {"symbol": "SOLUSDT", "confidence": "NaN", "note": b"\xff\xfe"},
+        {"payload": json.dumps({"symbol": "SOLUSDT", "confidence": 0.8, "timestamp": ms + 10**6})},
+    ]
+
+
+def _flat(fields: dict[str, Any]) -> list[bytes]:
+    return [
+        part if isinstance(part, bytes) else str(part).encode()
+        for pair in fields.items()
+        for part in pair
+    ]
+
+
+def _iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _uuid(rng: random.Random) -> str:
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def settings_of(url: str, reports_dir: Path) -> Settings:
+    """What the demo drains with: fast, everything, twelve of the twenty symbols allowed."""
+    return build(
+        {
+            "mode": "live",
+            "redis_url": url,
+            "allowlist": list(ALLOWLIST),
+            "throttle": 1000,
+            "max_events": "all",
+            # its dead consumers are a moment old, and a drain could not know that they are dead
+            "allow_active_consumers": True,
+            "reports_dir": reports_dir,
+        }
+    )

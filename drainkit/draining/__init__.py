@@ -1,0 +1,1 @@
+"""Dry run and live drain: by one worker, by several, by a timer."""

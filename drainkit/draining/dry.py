@@ -1,0 +1,137 @@
+"""The dry run: decides without a trace, and makes the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.events import Events, decoder_of
+from ..core.plan import VERSION, Plan, decisions_table, empty_table, seal, table_sha256
+from ..core.policy import ACTIONS, Decisions, decide
+from ..core.summary import Summary
+from ..core.timestamps import iso
+from ..core.values import RawEntry
+from ..server import scopes
+from ..server.connection import Server
+from ..settings import Settings
+from .books import close_books, open_books
+from .job import Job, Progress
+from .plan_files import check_plan_path, save_plan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def decide_all(
+    server: Server, job: Job, *, on_progress: Progress | None = None
+) -> tuple[Summary, pa.Table]:
+    """A dry run with its decisions as one table (plan.COLUMNS)."""
+    import pyarrow as pa
+
+    tables: list[pa.Table] = [empty_table()]
+
+    def keep(page: DecidedPage) -> None:
+        tables.append(decisions_table(page.entries, page.events, page.decisions, job.policy))
+
+    summary = dry_run(server, job, on_page=keep, on_progress=on_progress)
+    return summary, pa.concat_tables(tables).combine_chunks()
+
+
+def plan_run(
+    server: Server, job: Job, path: Path, *, on_progress: Progress | None = None
+) -> tuple[Summary, Plan]:
+    """A dry run whose plan and decisions are saved at `path`."""
+    check_plan_path(path)
+    summary, table = decide_all(server, job, on_progress=on_progress)
+    plan = make_plan(job, summary, table)
+    save_plan(path, plan, table)
+    summary.plan_path, summary.plan_digest = str(path), plan.digest
+    return summary, plan
+
+
+def make_plan(job: Job, summary: Summary, decisions: pa.Table) -> Plan:
+    """The plan of a dry run, sealed with its digest."""
+    settings, scope = job.settings, job.scope
+    ids = decisions.column("id")
+    return seal(
+        Plan(
+            version=VERSION,
+            run_id=job.run_id,
+            created_at=summary.started_at,
+            stream=settings.stream,
+            consumer_group=settings.consumer_group,
+            consumer_name=settings.consumer_name,
+            scope=scope.name,
+            position=scope.group_position,
+            history_position=scope.position if scope.name == "history" else None,
+            boundary_id=scope.boundary,
+            policy=job.policy.as_dict(),
+            throttle=settings.throttle,
+            max_events=settings.max_events,
+            as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
+            min_idle_min=settings.min_idle_min,
+            from_consumers=list(settings.from_consumer),
+            history_group=settings.history_group,
+            fields={name: list(paths) for name, paths in settings.fields.model_dump().items()},
+            counts={action: getattr(summary, action) for action in ACTIONS},
+            total_read=summary.total_read,
+            first_id=ids[0].as_py() if len(ids) else None,
+            last_id=ids[-1].as_py() if len(ids) else None,
+            decisions_sha256=table_sha256(decisions),
+        )
+    )
+
+
+def turn_times_us(first: int, n: int, *, start_us: int, settings: Settings) -> np.ndarray:
+    """When the throttled live run would decide events `first` to `first + n` (int64, us)."""
+    if settings.as_of_us is not None:
+        return np.full(n, settings.as_of_us, dtype=np.int64)
+    if settings.throttle is None:
+        return np.full(n, start_us, dtype=np.int64)
+    turns = np.arange(first, first + n, dtype=np.float64) * (1e6 / settings.throttle)
+    return start_us + turns.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class DecidedPage:
+    """One page of a dry run: raw entries, their events, decisions and decision times."""
+
+    entries: list[RawEntry]
+    events: Events
+    decisions: Decisions
+
+
+def dry_run(
+    server: Server,
+    job: Job,
+    *,
+    on_page: Callable[[DecidedPage], None] | None = None,
+    on_progress: Progress | None = None,
+) -> Summary:
+    """Decide every entry of the scope as the live run would; writes nothing."""
+    summary, started = open_books(server, job)
+    decoder = decoder_of(job.settings)
+    left = job.max_events
+    start_us = server.now_us()
+    for page in scopes.scope_entries(server, job.keys, job.scope):
+        entries = page if left is None else page[:left]
+        events = decoder.decode(entries)
+        times = turn_times_us(
+            summary.total_read, len(events), start_us=start_us, settings=job.settings
+        )
+        decisions = decide(events, job.policy, times)
+        summary.count(decisions)
+        if on_page:
+            on_page(DecidedPage(entries, events, decisions))
+        if on_progress:
+            on_progress(summary)
+        if left is not None:
+            left -= len(entries)
+            if left <= 0:
+                break
+    close_books(server, job, summary, started, None)
+    return summary

@@ -1,0 +1,186 @@
+"""What a run needs, resolved once; and everything that must hold before its first write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..core.plan import Plan, differences, payload_sha256
+from ..core.policy import Policy
+from ..core.summary import Summary
+from ..errors import DrainkitError, RefusedError, StoppedError
+from ..safe import one_line, text
+from ..server import reading, scopes, writing
+from ..server.audit_log import last_ms, run_records
+from ..server.connection import Keys, Server
+from ..server.ledger import runs_of
+from ..server.reading import ACTIVE_MS
+from ..server.scopes import Scope
+from ..server.topology import check_primary
+from ..settings import Settings, build
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# what a live run takes from its plan where nobody set it; the rest must be the same in any case
+ADOPTED = (
+    "stream", "consumer_group", "consumer_name", "scope", "max_age_min", "min_conf", "throttle",
+    "max_events", "min_idle_min", "history_group", "fields",
+)  # fmt: skip
+MAX_CLOCK_WAIT_SEC = 60.0
+FUTURE_AUDIT = (
+    "the audit stream's last id lies in the future: the server's clock went back, or its ids are "
+    "used up; set the clock, or choose another --audit-stream"
+)
+Progress = Callable[[Summary], None]
+
+
+def adopt(settings: Settings, plan: Plan) -> Settings:
+    """The settings with the plan's own values where nobody set another."""
+    values: dict[str, Any] = {name: getattr(settings, name) for name in settings.given}
+    for name in ADOPTED:
+        if name not in settings.given:
+            values[name] = plan.policy[name] if name in plan.policy else getattr(plan, name)
+    if "allowlist" not in settings.given and plan.policy["allowlist"] is not None:
+        values["allowlist"] = list(plan.policy["allowlist"])
+    if "from_consumer" not in settings.given:
+        values["from_consumer"] = tuple(plan.from_consumers)
+    return build(values)
+
+
+def job_from_plan(
+    server: Server, settings: Settings, run_id: str, plan: Plan, decisions: pa.Table
+) -> Job:
+    """The job that drains exactly the plan's entries; refuses, naming the point that differs."""
+    job = prepare(server, settings, run_id)
+    found = differences(
+        plan,
+        stream=settings.stream,
+        consumer_group=settings.consumer_group,
+        scope=settings.scope,
+        policy=job.policy,
+    )
+    if found:
+        raise RefusedError("the plan is for something else: " + "; ".join(found))
+    planned = dict(
+        zip(decisions["id"].to_pylist(), decisions["payload_sha256"].to_pylist(), strict=True)
+    )
+    runs = {start["run_id"] for start in runs_of(server, job.keys, plan.digest)}
+    done = {record.original_id for record in run_records(server, job.keys, runs)}
+    _check_position(job, plan, resumed=bool(done))
+    left = {entry: sha for entry, sha in planned.items() if entry not in done}
+    scope = replace(job.scope, boundary=plan.boundary_id)
+    job = replace(
+        job, scope=scope, plan_digest=plan.digest, plan_ids=frozenset(e.encode() for e in left)
+    )
+    _check_entries(server, job, left)
+    return job
+
+
+def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
+    scope = job.scope
+    moved = scope.group_position != plan.position
+    if scope.name == "history":
+        moved = moved or scope.position != plan.history_position
+    if not moved:
+        return
+    # a run of this plan that died has moved the position itself, at most to the plan's last entry
+    here = scope.position if scope.name == "history" else scope.group_position
+    last = plan.last_id or plan.position
+    if resumed and reading.id_key(here) <= reading.id_key(last):
+        return
+    raise RefusedError(
+        f"the group's position moved since the plan was made: from {plan.position} to "
+        f"{scope.group_position}; make a new plan"
+    )
+
+
+def _check_entries(server: Server, job: Job, left: dict[str, str]) -> None:
+    """Every entry of the plan must be there as it was."""
+    unseen = dict(left)
+    for page in scopes.scope_entries(server, job.keys, job.scope):
+        for entry_id, fields in page:
+            expected = unseen.pop(entry_id.decode(), None)
+            if expected is not None and expected != payload_sha256(fields):
+                name = one_line(text(entry_id))
+                raise RefusedError(f"entry {name} of the plan is gone or changed; make a new plan")
+        if not unseen:
+            return
+    if unseen:
+        raise RefusedError(
+            f"{len(unseen)} entries of the plan are gone, first {one_line(next(iter(unseen)))}; "
+            "make a new plan"
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run needs, resolved once: settings, keys, scope, policy."""
+
+    settings: Settings
+    keys: Keys
+    scope: Scope
+    policy: Policy
+    run_id: str
+    plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
+    plan_digest: str | None = None
+    fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
+
+    @property
+    def max_events(self) -> int | None:
+        """How many events this run may take; with a plan, just the plan's."""
+        return self.settings.max_events if self.plan_ids is None else len(self.plan_ids)
+
+    @property
+    def reach(self) -> Scope:
+        """The scope as far as this run may read: with a plan, to its last entry."""
+        if not self.plan_ids:
+            return self.scope
+        last = max(self.plan_ids, key=reading.id_key)
+        return replace(self.scope, boundary=text(last))
+
+
+def prepare(server: Server, settings: Settings, run_id: str) -> Job:
+    """Read what decides the outcome: keys, scope with its boundary, allowlist."""
+    keys = server.keys(settings.audit_stream)
+    policy = Policy(
+        max_age_min=settings.max_age_min,
+        allowlist=scopes.allowlist(server, settings),
+        min_conf=settings.min_conf,
+    )
+    return Job(settings, keys, scopes.open_scope(server, settings, keys), policy, run_id)
+
+
+def preflight(server: Server, job: Job) -> None:
+    """Everything that must hold before the first write; refuses with what to do.
+
+    The job's own consumers are its worker's and those of its fellow workers.
+    """
+    check_primary(server.info)
+    keys, scope = job.keys, job.scope
+    if server.call("EXISTS", keys.stop):
+        raise StoppedError("the kill switch is set (drainkit stop); drainkit resume lifts it")
+    for key, right in ((keys.audit, b"stream"), (keys.runs, b"stream"), (keys.state, b"hash")):
+        kind = server.call("TYPE", key)
+        if kind not in (right, b"none"):
+            advice = " or choose another --audit-stream" if key == keys.audit else ""
+            raise RefusedError(
+                f"{one_line(text(key))} is a {text(kind)}, not a {text(right)}; rename it{advice}"
+            )
+    newest_ms = last_ms(server, keys.audit)
+    if newest_ms > server.now_us() / 1000 + MAX_CLOCK_WAIT_SEC * 1000:
+        raise DrainkitError(FUTURE_AUDIT)
+    if scope.name == "undelivered" and not job.settings.allow_active_consumers:
+        others = reading.consumers(server, keys.stream, scope.group)
+        own = {scope.consumer, *job.fellows}
+        active = [c for c in others if c.name not in own and c.idle_ms < ACTIVE_MS]
+        if active:
+            raise RefusedError(
+                f"consumer {one_line(active[0].name)} of this group was active "
+                f"{active[0].idle_ms / 1000:.0f} s ago; stop it, or --allow-active-consumers"
+            )
+    # the group of scope history may not exist yet, so it is the consumer group that is looked at
+    deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
+    main = replace(scope, group=job.settings.consumer_group)
+    writing.look(server, keys, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us)

@@ -1,0 +1,138 @@
+"""Unattended runs: only above a backlog, one at a time for each group, within written limits.
+
+The lease keeps scheduled runs from piling up, nothing more: whatever becomes of it, drains that run
+side by side neither lose nor double an entry (commit.py sees to that).
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.policy import ACTIONS
+from ..errors import DrainkitError, RefusedError
+from ..server import scopes, writing
+from ..server.connection import Keys, Server
+from ..server.topology import check_primary
+from ..settings import Limits, Settings
+from .dry import turn_times_us
+from .plan_files import load_plan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LEASE_MS = 60_000  # a run that died blocks the next ones for at most this long
+RENEW_SEC = 15.0
+
+
+@contextmanager
+def turn(settings: Settings, *, over: int) -> Iterator[str | None]:
+    """Yields why a scheduled run has nothing to do, or None while it is its turn.
+
+    A live run needs every limit in drainkit.toml, and holds the group's lease. Raises RefusedError
+    without limits, or where a given plan goes beyond them.
+    """
+    if settings.mode == "live":
+        require_limits(settings.limits)
+    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+        left = backlog_count(server, settings)
+        if left <= over:
+            yield f"nothing to do: the backlog of {left:,} is not over {over:,}"
+        elif settings.mode == "dry-run":
+            yield None
+        else:
+            check_primary(server.info)
+            with _leased(server, server.keys(settings.audit_stream), settings) as held_ms:
+                yield (
+                    None
+                    if not held_ms
+                    else (
+                        "nothing to do: another scheduled run of this group is at work "
+                        f"(its lease ends in {held_ms / 1000:.0f} s, if it does not renew it)"
+                    )
+                )
+
+
+def backlog_count(server: Server, settings: Settings) -> int:
+    """Entries of the settings' scope that are not drained, counted."""
+    keys = server.keys(settings.audit_stream)
+    return scopes.remaining(server, keys, scopes.open_scope(server, settings, keys))
+
+
+@contextmanager
+def _leased(server: Server, keys: Keys, settings: Settings) -> Iterator[int]:
+    """Hold the lease while the body runs; yields 0, or for how many ms another one holds it."""
+    group, token = settings.drain_group, secrets.token_hex(8)
+    held_ms = writing.hold_lease(server, keys, group, token, LEASE_MS)
+    if held_ms:
+        yield held_ms
+        return
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(RENEW_SEC):
+            with suppress(DrainkitError):
+                if not server.connected:
+                    server.reconnect()
+                writing.hold_lease(server, keys, group, token, LEASE_MS)
+
+    renewing = threading.Thread(target=renew, daemon=True)
+    renewing.start()
+    try:
+        yield 0
+    finally:
+        over.set()
+        renewing.join()
+        with suppress(DrainkitError):
+            writing.hold_lease(server, keys, group, token, 0)
+
+
+def require_limits(limits: Limits) -> None:
+    """Refuse an unattended live run that nobody has set limits for."""
+    missing = [name for name, value in limits if value is None]
+    if missing:
+        raise RefusedError(
+            f"an unattended live run needs [limits] in drainkit.toml; add {', '.join(missing)}"
+        )
+
+
+def check_limits(limits: Limits, counts: Mapping[str, int], *, drift: int = 0) -> None:
+    """Refuse a plan that goes beyond the limits; `counts` are its events by action."""
+    total = sum(counts.get(action, 0) for action in ACTIONS)
+    for name, value, limit in (
+        ("max_events", total, limits.max_events),
+        ("max_drained_ok", counts.get("drained_ok", 0), limits.max_drained_ok),
+        ("max_drift", drift, limits.max_drift),
+    ):
+        if limit is not None and value > limit:
+            raise RefusedError(
+                f"beyond the limits of drainkit.toml: {name} is {limit:,}, this run would be "
+                f"{value:,}; nothing was drained"
+            )
+
+
+def check_given_plan(server: Server, settings: Settings) -> None:
+    """Refuse a plan made earlier that goes beyond the limits, also by what has aged since."""
+    if settings.plan is None:
+        return
+    plan, table = load_plan(settings.plan)
+    max_age_min = float(plan.policy["max_age_min"])
+    drift = expected_drift(table, settings, max_age_min=max_age_min, now_us=server.now_us())
+    check_limits(settings.limits, plan.counts, drift=drift)
+
+
+def expected_drift(table: pa.Table, settings: Settings, *, max_age_min: float, now_us: int) -> int:
+    """How many of a plan's events would be too old at their turn, and were not when planned."""
+    import pyarrow as pa
+
+    times = table["event_time"].cast(pa.int64())
+    planned = table["action"].to_numpy(zero_copy_only=False)
+    turns = turn_times_us(0, table.num_rows, start_us=now_us, settings=settings)
+    known = ~times.is_null().to_numpy(zero_copy_only=False)
+    old = turns - times.fill_null(0).to_numpy(zero_copy_only=False) > max_age_min * 60e6
+    return int(np.sum(known & old & ~np.isin(planned, ("dropped_old", "dropped_missing"))))

@@ -1,0 +1,1 @@
+"""Seal a run's folder, verify it later, sign it."""

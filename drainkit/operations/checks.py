@@ -1,0 +1,200 @@
+"""Judges backlogs by limits, after the monitoring convention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
+from ..safe import one_line, text
+from ..server.connection import Keys, Server
+from ..server.reading import find_streams
+from ..settings import Settings
+from .state import GroupState, StreamState, read_state, state_as_dict
+
+#: From best to worst, with the exit codes of the monitoring convention.
+SEVERITIES = {"ok": 0, "warning": 1, "unknown": 3, "critical": 2}
+WARN_FROM = 0.8  # of a limit
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Critical above these, warning from 80 % of them; None: not judged."""
+
+    max_backlog: int = 1000  # undelivered entries
+    max_age_min: float = 60  # of the oldest undelivered entry, minutes
+    max_pending: int | None = 1000
+    max_pending_age_min: float | None = 60  # of the oldest pending entry, minutes
+    max_dead: int | None = None  # consumers idle at least `dead_after_min`
+    max_audit: int | None = None  # entries of the audit stream, which nothing trims
+    dead_after_min: float = 60
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was judged."""
+
+    severity: str
+    stream: str
+    group: str | None
+    text: str
+
+    def line(self) -> str:
+        """The finding as one safe line."""
+        where = one_line(self.stream) + (f" {one_line(self.group)}" if self.group else "")
+        return f"{self.severity.upper()}: {where}: {self.text}"
+
+
+@dataclass
+class Report:
+    """What a check saw and judged, worst finding first."""
+
+    findings: list[Finding] = field(default_factory=list)
+    states: list[StreamState] = field(default_factory=list)
+    readable: bool = True  # False: the server could not be asked
+
+    @property
+    def severity(self) -> str:
+        """The worst one."""
+        names = [finding.severity for finding in self.findings] or ["unknown"]
+        return max(names, key=list(SEVERITIES).index)
+
+    @property
+    def exit_code(self) -> int:
+        """0 OK, 1 warning, 2 critical, 3 unknown."""
+        return SEVERITIES[self.severity]
+
+    def add(self, severity: str, stream_name: str, group: str | None, text: str) -> None:
+        """Add a finding in its place."""
+        self.findings.append(Finding(severity, stream_name, group, text))
+        self.findings.sort(key=lambda f: -list(SEVERITIES).index(f.severity))
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "status": self.severity,
+            "exit_code": self.exit_code,
+            "findings": [asdict(finding) for finding in self.findings],
+            "streams": [state_as_dict(state) for state in self.states],
+        }
+
+
+def check(
+    server: Server,
+    settings: Settings,
+    limits: Limits,
+    *,
+    groups: Sequence[str] = (),
+    pattern: str | None = None,
+    audits: bool = False,
+) -> Report:
+    """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown."""
+    report = Report()
+    for one, keys in _each_stream(server, settings, pattern, report):
+        name = text(keys.stream)
+        try:
+            state = read_state(
+                one, settings, keys, dead_after_min=limits.dead_after_min, audits=audits
+            )
+        except UnreachableError:
+            raise
+        except DrainkitError as error:
+            report.add("unknown", name, None, str(error))
+            continue
+        report.states.append(state)
+        _judge(report, state, limits, groups)
+    seen = {g.group.name for state in report.states for g in state.groups}
+    for group in groups:
+        if group not in seen and report.states:
+            report.add("unknown", pattern or settings.stream, group, "no such group; check --group")
+    return report
+
+
+def unreadable(name: str, error: DrainkitError) -> Report:
+    """The report where nothing could be read."""
+    return Report([Finding("unknown", name, None, one_line(str(error), 600))], readable=False)
+
+
+def _each_stream(
+    server: Server, settings: Settings, pattern: str | None, report: Report
+) -> Iterator[tuple[Server, Keys]]:
+    """The streams to check, each with a connection to where it is."""
+    if pattern is None:
+        yield server, server.keys(settings.audit_stream)
+        return
+    if settings.audit_stream is not None:
+        raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
+    names = find_streams(server, pattern)
+    if not names:
+        report.add("unknown", pattern, None, "no stream fits this pattern; check --all-streams")
+    for raw in names:
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            report.add("unknown", text(raw), None, "the stream's name is no UTF-8")
+            continue
+        with Server(settings.redis_url.get_secret_value(), name) as one:
+            try:
+                keys = one.keys()
+            except RefusedError as error:  # a Cluster, and a name without a place for a hash tag
+                report.add("unknown", name, None, str(error))
+                continue
+            yield one, keys
+
+
+def _judge(report: Report, state: StreamState, limits: Limits, groups: Sequence[str]) -> None:
+    name = state.info.name
+    if state.stopped is not None:
+        report.add("warning", name, None, f"the kill switch is set ({state.stopped})")
+    _add(report, name, None, "{} audit entries", state.audit_entries, limits.max_audit)
+    for g in state.groups:
+        if not groups or g.group.name in groups:
+            before = len(report.findings)
+            _judge_group(report, name, g, limits)
+            if len(report.findings) == before:
+                report.add("ok", name, g.group.name, _healthy(g))
+    if not state.groups and not groups:
+        report.add("ok", name, None, f"{state.info.length:,} entries, and no group reads them")
+
+
+def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> None:
+    group = g.group.name
+    lag = "" if g.lag_agrees else f" (lag reported by Redis: {_known(g.group.lag_reported)})"
+    _add(report, name, group, "{} entries undelivered", g.undelivered, limits.max_backlog, note=lag)
+    _add(report, name, group, "{} entries pending", g.group.pending, limits.max_pending)
+    _add(report, name, group, "{} dead consumers", g.consumers["dead"], limits.max_dead)
+    for what, n, age_sec, most in (
+        ("undelivered", g.undelivered, g.oldest_age_sec, limits.max_age_min),
+        ("pending", g.group.pending, g.oldest_pending_age_sec, limits.max_pending_age_min),
+    ):
+        if n and age_sec is None and most is not None:
+            report.add("unknown", name, group, f"the oldest {what} entry has no usable time")
+        elif n and age_sec is not None:
+            text = f"the oldest {what} entry is {{}} min old"
+            _add(report, name, group, text, age_sec / 60, most)
+
+
+def _add(
+    report: Report, name: str, group: str | None, text: str, value: float, limit: float | None,
+    *, note: str = "",
+) -> None:  # fmt: skip
+    """A finding, if the value is above the limit or from 80 % of it on."""
+    if limit is None or (value < limit * WARN_FROM or value == 0):
+        return
+    severity = "critical" if value > limit else "warning"
+    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+    report.add(severity, name, group, f"{text.format(shown)}, limit {limit:,}{note}")
+
+
+def _healthy(g: GroupState) -> str:
+    age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min"
+    states = ", ".join(f"{n} {state}" for state, n in g.consumers.items() if n) or "no"
+    return (
+        f"{g.undelivered:,} undelivered{age}, {g.group.pending:,} pending; lag reported "
+        f"{_known(g.group.lag_reported)}; {states} consumers"
+    )
+
+
+def _known(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"

@@ -1,0 +1,266 @@
+"""Clean up safely: dead consumers, trimming, archive and restore, and the backlog as a file.
+
+What a list shows is checked again inside the step that removes (commit.py), because a consumer can
+come back and a group can fall behind between the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import files
+from ..core.events import decoder_of
+from ..core.frame import load_frame
+from ..core.values import RawEntry
+from ..errors import DrainkitError, RefusedError, UsageError
+from ..safe import one_line, text
+from ..server import reading, scopes, writing
+from ..server.connection import Keys, Server
+from ..server.topology import check_primary
+from ..settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_CONSUMERS = 1000
+TRIM_ENTRIES = 1000
+
+
+@dataclass(frozen=True)
+class DeadConsumer:
+    """A consumer that has been idle at least the threshold, and why it must stay ("": it need not).
+
+    Its pending entries would be lost with it, so only an empty one is removable.
+    """
+
+    name: str
+    pending: int
+    idle_ms: int
+    why_kept: str
+
+
+def dead_consumers(
+    server: Server, keys: Keys, group: str, *, min_idle_ms: int
+) -> list[DeadConsumer]:
+    """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
+    reading.position_of(server, keys.stream, group)
+    return [
+        DeadConsumer(c.name, c.pending, c.idle_ms, _why_kept("pending", c.pending))
+        if c.pending
+        else DeadConsumer(c.name, 0, c.idle_ms, "")
+        for c in reading.consumers(server, keys.stream, group)
+        if c.idle_ms >= min_idle_ms
+    ]
+
+
+def remove_consumers(
+    server: Server, keys: Keys, group: str, names: Sequence[str], *, min_idle_ms: int
+) -> tuple[list[str], dict[str, str]]:
+    """Remove what is safe to remove now; returns the names removed, and why each other stayed."""
+    check_primary(server.info)
+    removed: list[str] = []
+    kept: dict[str, str] = {}
+    for first in range(0, len(names), BATCH_CONSUMERS):
+        batch = names[first : first + BATCH_CONSUMERS]
+        outcomes = writing.remove_consumers(server, keys, group, batch, min_idle_ms=min_idle_ms)
+        for name, (status, number) in zip(batch, outcomes, strict=True):
+            if status == "removed":
+                removed.append(name)
+            else:
+                kept[name] = _why_kept(status, number)
+    return removed, kept
+
+
+def _why_kept(status: str, number: int) -> str:
+    if status == "pending":
+        return f"{number:,} pending entries would be lost; drain --scope pending takes them first"
+    if status == "active":
+        return f"it came back: active {number / 1000:.0f} s ago"
+    return "it is gone already"
+
+
+@dataclass(frozen=True)
+class TrimPlan:
+    """What a trim may remove now: everything before `floor`, and which groups set that floor."""
+
+    floor: str  # the first id that stays
+    held_by: dict[str, str]  # group -> why it holds the trim there; those at the floor
+    entries: int  # how many lie before the floor, counted
+    length: int  # of the stream now
+    groups: int
+
+
+def trim_plan(server: Server, keys: Keys, *, without_groups: bool = False) -> TrimPlan:
+    """The floor: the lowest of, per group, its smallest pending id and the id after its position.
+
+    Refuses a stream without groups unless `without_groups`: nothing would say what is needed.
+    """
+    info = reading.stream_info(server, keys.stream)
+    groups = reading.positions(server, keys.stream)
+    if not groups and not without_groups:
+        raise RefusedError(writing.TRIM_REFUSALS["no_groups"])
+    floors = {name: _floor(server, keys, name, group) for name, group in groups.items()}
+    # a group set beyond the stream's end must not give away entries that are yet to come
+    end = min(reading.next_id(info.boundary_id), reading.LAST_ID, key=reading.id_key)
+    floor = min([end, *(needed for needed, _ in floors.values())], key=reading.id_key)
+    held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
+    return TrimPlan(
+        floor=floor,
+        held_by=held_by,
+        entries=sum(len(page) for page in entries_before(server, keys, floor)),
+        length=info.length,
+        groups=len(groups),
+    )
+
+
+def _floor(server: Server, keys: Keys, name: str, group: reading.Group) -> tuple[str, str]:
+    """The first id that the group still needs, and why."""
+    after = reading.next_id(group.position)
+    if group.pending:
+        lowest = server.call("XPENDING", keys.stream, reading.raw_name(name))[1]
+        if lowest is not None and reading.id_key(lowest) < reading.id_key(after):
+            entry = text(lowest)
+            return entry, f"{entry} is delivered but not acknowledged ({group.pending:,} pending)"
+    return after, f"nothing after its position {group.position} is delivered"
+
+
+def entries_before(server: Server, keys: Keys, floor: str) -> Iterator[list[RawEntry]]:
+    """Pages of the entries before `floor`, oldest first."""
+    for page in reading.pages(server, keys.stream, reading.FIRST_ID, floor, page=TRIM_ENTRIES):
+        kept = [entry for entry in page if reading.id_key(entry[0]) < reading.id_key(floor)]
+        if kept:
+            yield kept
+
+
+def trim(
+    server: Server,
+    keys: Keys,
+    plan: TrimPlan,
+    *,
+    archive: Path | None = None,
+    without_groups: bool = False,
+) -> int:
+    """Remove the entries before the plan's floor, archived first; returns how many.
+
+    Each batch is removed by its own ids, and only if no group needs one of them by then. With an
+    archive just its entries are removed, and none unless it was written and can be read.
+    """
+    check_primary(server.info)
+    if archive is not None:
+        _write_archive(archive, entries_before(server, keys, plan.floor))
+        batches = _archived_ids(archive)
+    else:
+        pages = entries_before(server, keys, plan.floor)
+        batches = ([entry[0] for entry in page] for page in pages)
+    removed = 0
+    for ids in batches:
+        try:
+            removed += writing.trim(server, keys, ids, without_groups=without_groups)
+        except DrainkitError as error:
+            # what was archived and not removed is in both places: nothing is lost
+            error.args = (f"{error} ({removed:,} entries were removed before)",)
+            raise
+    return removed
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a name that is no Parquet file's, or a file that is there already."""
+    if path.suffix != ".parquet":
+        raise UsageError(f"--archive {one_line(path.name)}: the name must end in .parquet")
+    if path.exists():
+        raise RefusedError(f"--archive {one_line(str(path))} exists already; choose another name")
+
+
+def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
+    """Ids and raw fields (field, value, ...; any bytes) as Parquet."""
+    import pyarrow as pa
+
+    check_archive(path)
+    schema = _archive_schema()
+    batches = [
+        pa.record_batch([[text(entry[0]) for entry in page], [e[1] for e in page]], schema)
+        for page in pages
+    ]
+    files.write_table(path, pa.Table.from_batches(batches, schema))
+
+
+def _archive_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
+
+
+def _archived_ids(path: Path) -> Iterator[list[bytes]]:
+    for batch in _read_archive(path).select(["id"]).to_batches(max_chunksize=TRIM_ENTRIES):
+        yield [entry.encode() for entry in batch.column(0).to_pylist()]
+
+
+def _read_archive(path: Path) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise UsageError(f"{one_line(str(path))} cannot be read: {one_line(str(error))}") from None
+    if not table.schema.equals(_archive_schema()):
+        raise UsageError(f"{one_line(path.name)} is no archive of drainkit trim (id, fields)")
+    return table
+
+
+def restore(server: Server, key: str, path: Path) -> int:
+    """Put an archive's entries with their ids into the new stream `key`; returns how many.
+
+    The groups of the old stream are not part of an archive, so the new one has none.
+    """
+    check_primary(server.info)
+    table = _read_archive(path)
+    kind = server.call("TYPE", key.encode())
+    if kind != b"none":
+        raise RefusedError(f"{one_line(key)} exists already; restore into a new --stream")
+    rows = (
+        [row["id"].encode(), row["fields"]]
+        for batch in table.to_batches(max_chunksize=TRIM_ENTRIES)
+        for row in batch.to_pylist()
+    )
+    try:
+        return writing.add_entries(server, key.encode(), rows)
+    except DrainkitError as error:
+        error.args = (f"{error} ({one_line(key)} holds a part: delete it and restore again)",)
+        raise
+
+
+def export(server: Server, settings: Settings, path: Path) -> int:
+    """The backlog of the settings' scope as Parquet or CSV; returns how many entries.
+
+    The columns of `FrameBuilder`, and `fields`: the entry's own as a JSON list of [name, value]
+    (null where the body is gone, escapes where it is no UTF-8).
+    """
+    import pyarrow as pa
+
+    if path.suffix not in (".parquet", ".csv"):
+        raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
+    keys = server.keys(settings.audit_stream)
+    scope = scopes.open_scope(server, settings, keys)
+    raw: list[str | None] = []
+
+    def pages() -> Iterator[list[RawEntry]]:
+        for page in scopes.scope_entries(server, keys, scope):
+            raw.extend(_as_json(entry[1]) for entry in page)
+            yield page
+
+    frame = load_frame(pages(), decoder_of(settings))
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+    files.write_table(path, table.append_column("fields", pa.array(raw, pa.string())))
+    return int(table.num_rows)
+
+
+def _as_json(fields: Sequence[bytes] | None) -> str | None:
+    if fields is None:
+        return None
+    texts: list[Any] = [text(part) for part in fields]
+    return json.dumps(list(zip(texts[::2], texts[1::2], strict=True)))

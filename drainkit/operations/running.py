@@ -1,0 +1,124 @@
+"""Live runs that the ledger knows the start of, but no end."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..core.summary import RUN_ID
+from ..safe import one_line
+from ..server import ledger, reading
+from ..server.audit_log import run_records
+from ..server.connection import Keys, Server
+from ..server.reading import ACTIVE_MS, Group
+
+START_FIELDS = {
+    "consumer_group",
+    "consumer",
+    "scope",
+    "boundary_id",
+    "throttle",
+    "max_events",
+    "at",
+}
+
+
+@dataclass(frozen=True)
+class RunningDrain:
+    """A live run that the ledger knows the start of, but no end."""
+
+    run_id: str
+    consumer_group: str
+    consumers: list[str]  # one, or one for each worker
+    started_at: str  # ISO 8601 UTC
+    done: int  # audit records of the run
+    remaining: int  # of its scope up to its boundary, or of its budget
+    events_per_sec: float  # since it started
+    eta_sec: float | None  # None: nothing done yet
+    silent_sec: float | None  # since one of its consumers was last seen; None: they are gone
+    alive: bool  # False: it has been silent for so long that it probably died
+
+    def line(self) -> str:
+        """The drain as one safe line."""
+        eta = "unknown" if self.eta_sec is None else f"{self.eta_sec:,.0f} s"
+        state = "Running" if self.alive else "Started, silent, and never ended (died?)"
+        return (
+            f"{state}: {one_line(self.run_id)} by {one_line(', '.join(self.consumers))}: "
+            f"{self.done:,} done, {self.remaining:,} remaining, {self.events_per_sec:,.1f}/s, "
+            f"ETA {eta}"
+        )
+
+
+def running_drains(server: Server, keys: Keys) -> list[RunningDrain]:
+    """Live runs of the stream without an end in the ledger, oldest first.
+
+    A run that died leaves no end; it is listed until its consumer's next run starts.
+    """
+    open_runs: dict[tuple[str, str], dict[str, str]] = {}  # by group and consumer
+    if server.call("TYPE", keys.runs) != b"stream":
+        return []
+    for entry in ledger.entries(server, keys):
+        worker = (entry.get("consumer_group", ""), entry.get("consumer", ""))
+        if entry.get("event") == "start":
+            open_runs[worker] = entry
+        elif entry.get("event") == "end":
+            open_runs.pop(worker, None)
+    runs: dict[str, list[dict[str, str]]] = {}
+    for entry in open_runs.values():
+        # who may write to the ledger could have put anything there
+        if entry.keys() >= START_FIELDS and RUN_ID.fullmatch(entry.get("run_id", "")):
+            runs.setdefault(entry["run_id"], []).append(entry)
+    done = Counter(record.run_id for record in run_records(server, keys, set(runs)))
+    found = []
+    for run_id, starts in runs.items():
+        with suppress(ValueError, ArithmeticError):
+            found.append(_running(server, keys, starts, done[run_id]))
+    return found
+
+
+def _running(server: Server, keys: Keys, starts: list[dict[str, str]], done: int) -> RunningDrain:
+    first = starts[0]
+    names = [start["consumer"] for start in starts]
+    group = reading.positions(server, keys.stream).get(first["consumer_group"])
+    left, silent_ms = 0, None
+    if group is not None:
+        left = _left_of(server, keys, group, first, names)
+        seen = [
+            c.idle_ms for c in reading.consumers(server, keys.stream, group.name) if c.name in names
+        ]
+        silent_ms = min(seen, default=None)
+    budgets = [start["max_events"] for start in starts]
+    if "all" not in budgets:
+        left = min(left, max(0, sum(map(int, budgets)) - done))
+    begun = dt.datetime.fromisoformat(first["at"]).timestamp()
+    rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
+    # below one event a minute a consumer is silent for longer than that, and well
+    pause_ms = 0.0 if first["throttle"] == "none" else 3000 / float(first["throttle"])
+    return RunningDrain(
+        run_id=first["run_id"],
+        consumer_group=first["consumer_group"],
+        consumers=names,
+        started_at=first["at"],
+        done=done,
+        remaining=left,
+        events_per_sec=round(rate, 2),
+        eta_sec=round(left / rate, 1) if rate else None,
+        silent_sec=None if silent_ms is None else silent_ms / 1000,
+        alive=silent_ms is not None and silent_ms < max(ACTIVE_MS, pause_ms),
+    )
+
+
+def _left_of(
+    server: Server, keys: Keys, group: Group, start: dict[str, str], names: Sequence[str]
+) -> int:
+    """Entries of the run's scope that are not drained, counted."""
+    boundary = start["boundary_id"]
+    rows = reading.pending_ids(server, keys.stream, group.name, boundary)
+    if start["scope"] == "pending":
+        return sum(len(page) for page in rows)
+    own = sum(row[1] in names for page in rows for row in page)
+    first = reading.next_id(group.position)
+    return own + reading.count_between(server, keys.stream, first, boundary)

@@ -1,0 +1,1 @@
+"""Runs the notebooks in kernels, writes the report, closes the evidence."""

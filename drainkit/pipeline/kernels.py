@@ -1,0 +1,111 @@
+"""Kernels, one for each notebook, and whether a notebook ran to its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import DrainkitError
+from ..safe import one_line
+
+LIVE = "03_live_drain"
+NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", LIVE, "04_verify")
+PATIENCE_SEC = 10.0  # for a notebook that was interrupted
+# what a notebook would spend its first seconds on; plotly's first figure imports nbformat
+IMPORTS = (
+    "import drainkit.views.analyse_backlog, drainkit.views.dry_run, drainkit.views.live_drain, "
+    "drainkit.views.verify, nbformat, plotly.graph_objects; "
+    "drainkit.views.live_drain.heed_stop_signal()"
+)
+
+
+def notebooks_dir() -> Path:
+    """Where the notebooks are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "notebooks", package.parent / "notebooks"):
+        if (folder / f"{NOTEBOOKS[0]}.ipynb").exists():
+            return folder
+    raise DrainkitError("the notebooks are not installed with drainkit; install it again")
+
+
+def literal_path(path: str) -> str:
+    """The path for papermill, which formats paths with the parameters."""
+    return path.replace("{", "{{").replace("}", "}}")
+
+
+def what_failed(path: Path) -> str:
+    """Why an executed notebook is no success, in one line; empty if it is one."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        return "the executed notebook was not written"
+    for cell in cells:
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                return one_line(f"{output['ename']}: {output['evalue']}", 400)
+        if cell["execution_count"] is None:
+            return "the kernel died in the middle (a cell was never finished)"
+    return ""
+
+
+class Kernels:
+    """Kernels, one for each notebook; the next one starts and imports while one works."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._env = env
+        self._ready: list[Any] = []
+        self._left = len(NOTEBOOKS)
+
+    def __enter__(self) -> Kernels:
+        self._start()
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for manager in self._ready:
+            self.end(manager)
+
+    def take(self) -> Any:
+        """A kernel for the next notebook; another one starts meanwhile."""
+        manager = self._ready.pop(0)
+        self._start()
+        return manager
+
+    def stop(self, manager: Any, *, is_live: bool) -> None:
+        """Interrupt a notebook; a live drain finishes its commit, or does not begin at all."""
+        from jupyter_core.utils import run_sync
+
+        with suppress(RuntimeError, OSError):  # a kernel that died needs none
+            if is_live:
+                run_sync(manager.signal_kernel)(signal.SIGUSR1)
+            else:
+                run_sync(manager.interrupt_kernel)()
+
+    def end(self, manager: Any) -> None:
+        """Shut a kernel down at once: its notebook is saved, its files are written."""
+        from jupyter_core.utils import run_sync
+
+        run_sync(manager.shutdown_kernel)(now=True)
+
+    def _start(self) -> None:
+        import subprocess
+
+        from jupyter_client.manager import AsyncKernelManager
+        from jupyter_core.utils import run_sync
+
+        if self._left == 0:
+            return
+        self._left -= 1
+        manager = AsyncKernelManager(kernel_name="python3")
+        run_sync(manager.start_kernel)(
+            env=self._env,
+            extra_arguments=[f"--IPKernelApp.exec_lines={IMPORTS}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._ready.append(manager)

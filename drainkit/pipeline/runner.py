@@ -1,0 +1,317 @@
+"""The whole run through the notebooks: 01 to 04 by papermill, evidence, report, seal.
+
+papermill's output can claim success where there was none (after a killed kernel every cell says
+"completed"), so what counts is: each code cell has an execution count and no error output, and the
+books of the run itself balance. Evidence is written in any case, of a failed run too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..core.plan import Plan
+from ..core.summary import Summary, new_run_id
+from ..core.timestamps import iso
+from ..draining.books import recount
+from ..draining.job import Job, adopt, job_from_plan, preflight, prepare
+from ..draining.plan_files import load_plan, save_plan
+from ..errors import DrainkitError, InterruptedRunError
+from ..evidence.seal import open_run, previous_digest, seal
+from ..operations.state import baseline
+from ..safe import one_line, secret_words
+from ..server import scopes
+from ..server.audit_log import run_records
+from ..server.connection import Server
+from ..server.writing import add_to_ledger
+from ..settings import Settings
+from . import report
+from .kernels import (
+    LIVE,
+    NOTEBOOKS,
+    PATIENCE_SEC,
+    Kernels,
+    literal_path,
+    notebooks_dir,
+    what_failed,
+)
+
+_EXIT_CODES = {
+    "UsageError": 2,
+    "UnreachableError": 3,
+    "ConnectionLostError": 3,
+    "ServerBusyError": 3,
+    "SlotMovedError": 3,
+    "RefusedError": 4,
+    "StoppedError": 4,
+    "InterruptedRunError": 130,
+    "KeyboardInterrupt": 130,
+}
+Confirm = Callable[[Plan], None]  # raises RefusedError if the plan is not approved
+Announce = Callable[[str], None]
+
+
+def parameters_of(settings: Settings, job: Job) -> dict[str, Any]:
+    """The notebooks' parameters: typed values, the allowlist as read now, never a URL."""
+    allowed = job.policy.allowlist
+    return {
+        "stream": settings.stream,
+        "consumer_group": settings.consumer_group,
+        "consumer_name": settings.consumer_name,
+        "audit_stream": settings.audit_stream,
+        "scope": settings.scope,
+        "allowlist": None if allowed is None else sorted(allowed),
+        "min_conf": settings.min_conf,
+        "max_age_min": settings.max_age_min,
+        "throttle": "none" if settings.throttle is None else settings.throttle,
+        "max_events": "all" if settings.max_events is None else settings.max_events,
+        "as_of": None if settings.as_of_us is None else iso(settings.as_of_us),
+    }
+
+
+def kernel_env(settings: Settings) -> dict[str, str]:
+    """The kernels' environment: the URL, and the settings that are no notebook parameters."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
+    env["DRAINKIT_REDIS_URL"] = settings.redis_url.get_secret_value()
+    env["DRAINKIT_MIN_IDLE_MIN"] = repr(settings.min_idle_min)
+    env["DRAINKIT_FROM_CONSUMER"] = "\n".join(settings.from_consumer)
+    env["DRAINKIT_ALLOW_ACTIVE_CONSUMERS"] = "1" if settings.allow_active_consumers else "0"
+    env["DRAINKIT_FIELDS"] = settings.fields.model_dump_json()
+    if settings.history_group:
+        env["DRAINKIT_HISTORY_GROUP"] = settings.history_group
+    return env
+
+
+@dataclass
+class Run:
+    """One run on its way: what is known, written and running."""
+
+    settings: Settings
+    server: Server
+    job: Job
+    folder: Path
+    given_plan: bool
+    failure: DrainkitError | None = None
+
+
+def run(
+    settings: Settings,
+    *,
+    confirm: Confirm,
+    announce: Announce = lambda _: None,
+    stopping: threading.Event | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Run all notebooks and seal the evidence; returns run.json's content and the folder.
+
+    Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
+    stands in the evidence, with its exit code.
+    """
+    stopping = stopping or threading.Event()
+    planned = None
+    if settings.plan is not None and settings.mode == "live":
+        planned = load_plan(settings.plan)
+        settings = adopt(settings, planned[0])
+    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+        run_id = new_run_id(settings.mode, server.now_us())
+        if planned:
+            job = job_from_plan(server, settings, run_id, *planned)
+        else:
+            job = prepare(server, settings, run_id)
+        if settings.mode == "live":
+            preflight(server, job)
+        folder = open_run(settings.reports_dir, run_id)
+        files.write_json(folder / "baseline.json", baseline(server, settings.stream))
+        if planned:
+            save_plan(folder / "plan.json", *planned)
+        this = Run(settings, server, job, folder, planned is not None)
+        started_us = server.now_us()
+        try:
+            _run_notebooks(this, confirm, announce, stopping)
+        except DrainkitError as error:
+            this.failure = this.failure or error
+        return _finish(this, started_us), folder
+
+
+def _run_notebooks(
+    this: Run, confirm: Confirm, announce: Announce, stopping: threading.Event
+) -> None:
+    with Kernels(kernel_env(this.settings)) as kernels:
+        for name in NOTEBOOKS:
+            parameters = _parameters_for(this, name)
+            if name == LIVE and this.settings.mode == "live":
+                plan, _ = load_plan(this.folder)
+                confirm(plan)
+                parameters["approve"] = plan.digest
+            announce(name)
+            try:
+                _execute(this, name, parameters, kernels, stopping)
+            except DrainkitError as error:
+                if name != LIVE:
+                    raise
+                # what was drained until then is verified all the same
+                this.failure = error
+                stopping = threading.Event()
+
+
+def _parameters_for(this: Run, name: str) -> dict[str, Any]:
+    parameters = {**parameters_of(this.settings, this.job), "run_dir": str(this.folder)}
+    if name == "02_dry_run" and this.given_plan:
+        parameters["run_dir"] = ""  # it shows the present; the plan to apply is there already
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def _execute(
+    this: Run, name: str, parameters: dict[str, Any], kernels: Kernels, stopping: threading.Event
+) -> None:
+    """Execute one notebook in a worker thread, so that signals reach this one."""
+    import papermill
+
+    if stopping.is_set():
+        raise InterruptedRunError("interrupted; run the same command again to go on")
+    out = this.folder / f"{name}.ipynb"
+    raised: list[BaseException] = []
+    manager = kernels.take()
+
+    def work() -> None:
+        try:
+            papermill.execute_notebook(
+                # papermill keeps it in the metadata
+                literal_path(os.path.relpath(notebooks_dir() / out.name)),
+                literal_path(str(out)),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                km=manager,
+            )
+        except BaseException as error:
+            raised.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    interrupted, deadline = False, 0.0
+    while worker.is_alive():
+        worker.join(0.1)
+        if stopping.is_set() and not interrupted:
+            interrupted = True
+            kernels.stop(manager, is_live=name == LIVE)
+            deadline = time.monotonic() + PATIENCE_SEC
+        if interrupted and name != LIVE and time.monotonic() > deadline:
+            kernels.end(manager)  # it changes nothing on the server; what it shows is not needed
+            deadline = math.inf
+    kernels.end(manager)
+    problem = what_failed(out)
+    if problem or raised:
+        text = problem or one_line(str(raised[0]) or type(raised[0]).__name__)
+        _raise(name, text, interrupted)
+
+
+def _raise(name: str, text: str, interrupted: bool) -> None:
+    kind, _, message = text.partition(": ")
+    code = 130 if interrupted else _EXIT_CODES.get(kind, 1)
+    if code == 130:
+        raise InterruptedRunError("interrupted; run the same command again to go on")
+    error = DrainkitError(f"{name} failed: {message or text}")
+    error.exit_code = code
+    raise error
+
+
+def _finish(this: Run, started_us: int) -> dict[str, Any]:
+    """Complete the evidence, whatever happened, and seal it."""
+    folder, settings = this.folder, this.settings
+    result = _result(this)
+    answered = this.server.info
+    try:
+        this.server.reconnect()  # idle while the notebooks ran; a server may close what is idle
+        _complete(this)
+        if not result.get("finished_at"):  # it did not come to a drain, or that drain died
+            now_us = this.server.now_us()
+            result["finished_at"] = iso(now_us)
+            result["elapsed_sec"] = round((now_us - started_us) / 1e6, 3)
+            scope = scopes.current(this.server, this.job.keys, this.job.scope)
+            result["remaining"] = scopes.remaining(this.server, this.job.keys, scope)
+    except DrainkitError as error:
+        this.failure = this.failure or error
+    result["started_at"] = iso(started_us)
+    if this.failure is not None:
+        code = this.failure.exit_code
+        result["exit_code"], result["error"] = code, str(this.failure)
+        result["outcome"] = {130: "interrupted", 4: "refused"}.get(code, "failed")
+    result["evidence"] = str(folder)
+    files.write_json(folder / "run.json", result)
+    files.write_text(folder / "report.html", report.build(folder))
+    digest = seal(
+        folder,
+        run=result,
+        parameters={**parameters_of(settings, this.job), "mode": settings.mode},
+        server={"kind": answered.kind, "version": answered.version},
+        secret_words=secret_words(settings.redis_url.get_secret_value()),
+    )
+    if settings.mode == "live" and this.server.connected:
+        entry = {
+            "event": "evidence",
+            "run_id": folder.name,
+            "statement_sha256": digest,
+            "previous_sha256": previous_digest(folder) or "",
+        }
+        try:
+            this.server.reconnect()  # writing the report may have taken a while
+            add_to_ledger(this.server, this.job.keys, entry)
+        except DrainkitError as error:
+            result["exit_code"] = result["exit_code"] or error.exit_code
+            result["error"] = result.get("error") or str(error)
+    return result
+
+
+def _result(this: Run) -> dict[str, Any]:
+    """The summary that the notebooks left, or what the audit knows of a run that died."""
+    found = _read_json(this.folder / "run.json")
+    if found.get("mode") == this.settings.mode:
+        return found
+    scope = this.job.scope
+    summary = Summary(
+        run_id=this.job.run_id,
+        mode=this.settings.mode,
+        scope=scope.name,
+        stream=this.settings.stream,
+        consumer_group=this.settings.consumer_group,
+        boundary_id=scope.boundary,
+        outcome="failed",
+        exit_code=1,
+    )
+    if this.settings.mode == "live":
+        try:
+            this.server.reconnect()
+            recount(this.server, this.job, summary)
+        except DrainkitError as error:
+            this.failure = this.failure or error
+    return summary.as_dict()
+
+
+def _complete(this: Run) -> None:
+    """The files that 04 writes, where it did not come to that."""
+    if not (this.folder / "after.json").exists():
+        after = baseline(this.server, this.settings.stream)
+        files.write_json(this.folder / "after.json", after)
+    if not (this.folder / "audit.parquet").exists():
+        live = this.settings.mode == "live"
+        runs = {this.job.run_id} if live else set()
+        records = list(run_records(this.server, this.job.keys, runs))
+        from ..core.audit import audit_table
+
+        files.write_table(this.folder / "audit.parquet", audit_table(records))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,277 @@
+"""All reading of the stream: snapshot, paging, the entries of a scope, the backlog as DataFrame.
+
+Nothing here writes, not even by side effect: no XREADGROUP, XCLAIM or XAUTOCLAIM, which on 7.2
+and later make a consumer even when they return nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.values import RawEntry
+from ..errors import DrainkitError, RefusedError
+from ..safe import one_line, text
+from .connection import Server
+
+PAGE_ENTRIES = 5000
+FIRST_PAGE_ENTRIES = 500
+PAGE_BYTES = 16 << 20  # about so much at most, or a page of large entries would hold gigabytes
+FIRST_ID = "0-0"
+LAST_ID = "18446744073709551615-18446744073709551615"
+ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
+SIDE_STREAMS = (".drain_audit", ".drain_runs")
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One consumer as XINFO CONSUMERS says: its name, pending entries, idle milliseconds."""
+
+    name: Name
+    pending: int
+    idle_ms: int
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Entries per scope, counted one by one up to the boundary."""
+
+    undelivered: int
+    pending: int
+    history: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """One consumer group as XINFO GROUPS says; its backlog only where it was counted."""
+
+    name: Name
+    position: str
+    consumers: int
+    pending: int
+    entries_read: int | None  # None: the server does not know, or is older than 7.0
+    lag_reported: int | None
+    backlog: Backlog | None = None
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """The stream as XINFO STREAM says; ids are None in an empty stream."""
+
+    name: str
+    length: int
+    first_id: str | None
+    last_id: str | None
+    boundary_id: str
+    entries_added: int | None
+
+
+def id_key(entry_id: str | bytes) -> tuple[int, int]:
+    """An id as a pair of integers; as texts `5-10` would come before `5-9`."""
+    ms, _, seq = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
+    return int(ms), int(seq or 0)
+
+
+def next_id(entry_id: str) -> str:
+    """The smallest id after `entry_id`: inclusive ranges work on every version and client."""
+    ms, seq = id_key(entry_id)
+    return f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0"
+
+
+class Name(str):
+    """A group's or consumer's name: text to show, and the bytes that the server knows it by.
+
+    Names need not be UTF-8, and what is shown of such a one is not its name.
+    """
+
+    raw: bytes
+
+    def __new__(cls, raw: bytes) -> Name:
+        """The name that the server gave as `raw`."""
+        name = super().__new__(cls, text(raw))
+        name.raw = raw
+        return name
+
+    def __getnewargs__(self) -> tuple[bytes]:  # type: ignore[override] # copies are made from raw
+        return (self.raw,)
+
+
+def raw_name(name: str) -> bytes:
+    """The bytes to send for a name that came from the server or from the settings."""
+    return name.raw if isinstance(name, Name) else name.encode()
+
+
+def stream_info(server: Server, key: bytes) -> StreamInfo:
+    """The stream's ends and length; a missing stream or another type is refused."""
+    kind = server.call("TYPE", key)
+    if kind != b"stream":
+        found = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a stream"
+        raise RefusedError(f"{one_line(text(key))} {found}; check --stream and the database number")
+    info = pairs(server.call("XINFO", "STREAM", key))
+    ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
+    return StreamInfo(
+        name=text(key),
+        length=info["length"],
+        first_id=ends[0],
+        last_id=ends[1],
+        boundary_id=text(info["last-generated-id"]),
+        entries_added=info.get("entries-added"),
+    )
+
+
+def positions(server: Server, key: bytes) -> dict[str, Group]:
+    """Every group of the stream by name."""
+    found: dict[str, Group] = {}
+    for reply in server.call("XINFO", "GROUPS", key):
+        info = pairs(reply)
+        name = Name(info["name"])
+        found[name] = Group(
+            name=name,
+            position=text(info["last-delivered-id"]),
+            consumers=info["consumers"],
+            pending=info["pending"],
+            entries_read=info.get("entries-read"),
+            lag_reported=info.get("lag"),
+        )
+    return found
+
+
+def position_of(server: Server, key: bytes, group: str) -> Group:
+    """The group's position; a missing group is refused, with the groups there are."""
+    groups = positions(server, key)
+    if group not in groups:
+        known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
+        raise RefusedError(
+            f"{one_line(text(key))} has no group {one_line(group)}; it has: {known}"
+            + (" and more" if len(groups) > 5 else "")
+        )
+    return groups[group]
+
+
+def consumers(server: Server, key: bytes, group: str) -> list[Consumer]:
+    """The group's consumers, in the server's order."""
+    replies = [pairs(r) for r in server.call("XINFO", "CONSUMERS", key, raw_name(group))]
+    return [Consumer(Name(r["name"]), r["pending"], r["idle"]) for r in replies]
+
+
+def pages(
+    server: Server,
+    key: bytes,
+    first: str,
+    last: str,
+    *,
+    page: int = PAGE_ENTRIES,
+    ahead: bool = False,
+) -> Iterator[list[RawEntry]]:
+    """Entries from `first` to `last`, both included, in pages of at most `page`.
+
+    With `ahead` the server already reads the next page while the caller works on one; until the
+    generator ends or is closed, the connection is then its own.
+    """
+    count = min(page, FIRST_PAGE_ENTRIES)
+    under_way = False
+    try:
+        while under_way or id_key(first) <= id_key(last):
+            if not under_way:
+                server.send("XRANGE", key, first, last, "COUNT", count)
+            under_way = False
+            entries = server.receive()
+            if not entries:
+                return
+            is_full = len(entries) == count
+            first = next_id(text(entries[-1][0]))
+            count = max(1, min(page, 8 * count, PAGE_BYTES // entry_bytes(entries)))
+            if ahead and is_full and id_key(first) <= id_key(last):
+                server.send("XRANGE", key, first, last, "COUNT", count)
+                under_way = True
+            yield entries
+            if not is_full:
+                return
+            del entries  # or two pages would be in memory
+    finally:
+        if under_way and server.connected:
+            with contextlib.suppress(DrainkitError):
+                server.receive()
+
+
+def entry_bytes(entries: Sequence[RawEntry]) -> int:
+    """How many bytes an entry may have: the largest of a sample, at least 1."""
+    sample = [entry[1] or () for entry in entries[::16]]
+    return 1 + max(sum(map(len, fields)) for fields in sample)
+
+
+def send_page(server: Server, key: bytes, after: str, last: str, count: int) -> None:
+    """Ask for up to `count` entries after one id up to another; `server.receive` brings them."""
+    server.send("XRANGE", key, next_id(after), last, "COUNT", count)
+
+
+def count_between(server: Server, key: bytes, first: str, last: str) -> int:
+    """How many entries lie from `first` to `last`, counted: Redis's own lag can be wrong."""
+    return sum(len(entries) for entries in pages(server, key, first, last))
+
+
+def backlog(server: Server, info: StreamInfo, group: Group) -> Backlog:
+    """The group's entries per scope, up to the boundary that `info` holds."""
+    key = info.name.encode()
+    undelivered = count_between(server, key, next_id(group.position), info.boundary_id)
+    # length and boundary come from one reply, so the rest of the stream is history
+    return Backlog(undelivered, group.pending, max(0, info.length - undelivered))
+
+
+def groups(server: Server, info: StreamInfo) -> list[Group]:
+    """Every group with its counted backlog."""
+    found = positions(server, info.name.encode()).values()
+    return [dataclasses.replace(g, backlog=backlog(server, info, g)) for g in found]
+
+
+def bodies(server: Server, key: bytes, ids: Sequence[bytes]) -> list[RawEntry]:
+    """Each id with its fields, or with None where the body is gone."""
+    replies = server.pipeline([("XRANGE", key, entry, entry) for entry in ids]) if ids else []
+    return [reply[0] if reply else [entry, None] for entry, reply in zip(ids, replies, strict=True)]
+
+
+def pending_ids(
+    server: Server,
+    key: bytes,
+    group: str,
+    boundary: str,
+    *,
+    consumer: str | None = None,
+    min_idle_ms: int = 0,
+    page: int = 1000,
+) -> Iterator[list[tuple[bytes, Name, int]]]:
+    """Pages of (id, owner, idle_ms) up to `boundary`, idle at least `min_idle_ms`."""
+    start = FIRST_ID
+    idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
+    owner = (raw_name(consumer),) if consumer is not None else ()
+    while id_key(start) <= id_key(boundary):
+        found = server.call("XPENDING", key, raw_name(group), *idle, start, boundary, page, *owner)
+        if found:
+            yield [(row[0], Name(row[1]), row[2]) for row in found]
+        if len(found) < page:
+            return
+        start = next_id(text(found[-1][0]))
+
+
+def pairs(reply: list[Any]) -> dict[str, Any]:
+    """A flat [name, value, ...] reply as a dict."""
+    return {text(reply[i]): reply[i + 1] for i in range(0, len(reply), 2)}
+
+
+def find_streams(server: Server, pattern: str) -> list[bytes]:
+    """Names of the streams that fit a glob pattern, on all primaries, without drainkit's own."""
+    found: set[bytes] = set()
+    for node in server.primaries():
+        with node:
+            cursor = b"0"
+            while True:
+                cursor, names = node.call(
+                    "SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "stream"
+                )
+                found.update(names)
+                if cursor == b"0":
+                    break
+    return sorted(n for n in found if not n.endswith(tuple(s.encode() for s in SIDE_STREAMS)))

@@ -1,0 +1,128 @@
+"""01_analyse_backlog: the backlog as a DataFrame, decided as of now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ..core.events import decoder_of
+from ..core.frame import decide_frame, load_frame
+from ..operations.state import baseline
+from ..safe import one_line, share, text
+from ..server import reading, scopes
+from ..server.connection import Server
+from ..settings import Settings
+from . import figures
+from .session import Session
+from .tables import SAMPLE_ROWS, groups_frame, markdown, safe, span
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from IPython.display import Markdown
+
+
+class Analysis(Session):
+    """01: the backlog as a DataFrame, decided as of now; writes nothing."""
+
+    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
+        super().__init__(settings, server, run_dir)
+        self.baseline = baseline(server, settings.stream)
+        self.at_us = self.now_us()
+        entries = scopes.scope_entries(server, self.job.keys, self.job.scope)
+        self.frame = load_frame(entries, decoder_of(settings))
+        decided = decide_frame(self.frame, self.job.policy, self.at_us)
+        self.frame = pd.concat([self.frame, decided], axis=1)
+
+    def bottom_line(self) -> Markdown:
+        """How much, how old, how much would pass, and why the backlog is what it is."""
+        frame, policy = self.frame, self.job.policy
+        passing = int((frame["action"] == "drained_ok").sum())
+        ages = frame["age_sec"].dropna()
+        part = share(passing, len(frame))
+        lines = [
+            f"**{len(frame):,} entries** wait in scope `{self.job.scope.name}`, and "
+            f"**{passing:,} of them ({part}) would pass** every filter."
+        ]
+        if len(ages):
+            middle = f"Half of them are older than {span(ages.median())}, the oldest is "
+            if ages.max() < 0:
+                oldest = "They lie in the future, by the server's clock"
+            else:
+                some = ages.median() > 0 and ages.nunique() > 1
+                oldest = (middle if some else "The oldest is ") + f"{span(ages.max())} old"
+            lines.append(f"{oldest}; the limit is {policy.max_age_min:g} min.")
+        lines.append(self.why())
+        return markdown("\n\n".join(lines))
+
+    def why(self) -> str:
+        """Why the group's backlog is as large or small as it is."""
+        group = self.settings.consumer_group
+        return str(next(g["why"] for g in self.baseline["groups"] if g["name"] == group))
+
+    def stream_table(self) -> pd.DataFrame:
+        """The stream as XINFO says."""
+        info = self.baseline["stream"]
+        return pd.DataFrame({"value": [one_line(str(v)) for v in info.values()]}, index=list(info))
+
+    def groups_table(self) -> pd.DataFrame:
+        """Each group, its backlog counted, its lag as reported."""
+        return groups_frame(self.baseline)
+
+    def consumers_table(self) -> pd.DataFrame:
+        """The group's consumers, those with pending entries first."""
+        group = self.settings.consumer_group
+        found = next(g for g in self.baseline["groups"] if g["name"] == group)["consumer_list"]
+        frame = pd.DataFrame(found, columns=["name", "pending", "idle_ms"])
+        frame["name"] = frame["name"].map(one_line)
+        frame = frame.sort_values(["pending", "idle_ms"], ascending=False)
+        return frame.head(SAMPLE_ROWS).reset_index(drop=True)
+
+    def head(self) -> pd.DataFrame:
+        """The first events of the backlog."""
+        hidden = ["time_source", "invalid", "missing", "failed"]
+        return safe(self.frame.head(SAMPLE_ROWS).drop(columns=hidden))
+
+    def invalid_table(self) -> pd.DataFrame:
+        """Events that cannot be read, by reason, with an example of each (escaped)."""
+        bad = self.frame[self.frame["invalid"].astype(str).ne("") & ~self.frame["missing"]]
+        first = bad.groupby(bad["invalid"].astype(str))["id"].first()
+        counts = bad["invalid"].astype(str).value_counts()
+        ids = [str(first[reason]).encode() for reason in counts.index]
+        raw = reading.bodies(self.server, self.job.keys.stream, ids)
+        examples = [
+            one_line(" ".join(text(part) for part in (entry[1] or [])), 100) for entry in raw
+        ]
+        return pd.DataFrame(
+            {
+                "events": counts.to_numpy(),
+                "example": [entry_id.decode() for entry_id in ids],
+                "raw": examples,
+            },
+            index=pd.Index(counts.index, name="reason"),
+        )
+
+    def age(self) -> go.Figure:
+        """Ages against the limit."""
+        return figures.age(self.frame["age_sec"].to_numpy(), self.job.policy)
+
+    def confidence(self) -> go.Figure:
+        """Confidences against the limit."""
+        return figures.confidence(self.frame["confidence"].to_numpy(), self.job.policy)
+
+    def by(self, column: str) -> go.Figure:
+        """By symbol, source or side."""
+        return figures.by_category(self.frame, column)
+
+    def arrivals(self) -> go.Figure:
+        """Events over time."""
+        return figures.arrivals(self.frame)
+
+    def overlap(self) -> go.Figure:
+        """Which filters the events fail together."""
+        return figures.overlap(self.frame)
+
+    def what_if(self) -> go.Figure:
+        """What would pass at other limits."""
+        return figures.what_if(self.frame, self.job.policy)

@@ -1,0 +1,71 @@
+"""02_dry_run: what a live run would do, and the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from .. import files
+from ..core.policy import ACTIONS
+from ..draining.dry import decide_all, make_plan
+from ..draining.plan_files import save_plan
+from ..server.connection import Server
+from ..settings import Settings
+from . import figures
+from .session import Session
+from .tables import counts_frame, markdown, safe, span
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from IPython.display import Markdown
+
+
+class DryRun(Session):
+    """02: decides as the live run would; with a run_dir saves the plan."""
+
+    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
+        super().__init__(settings, server, run_dir)
+        self.summary, self.table = decide_all(server, self.job)
+        self.plan = make_plan(self.job, self.summary, self.table)
+        if run_dir is not None:
+            save_plan(run_dir / "plan.json", self.plan, self.table)
+            self.summary.plan_path, self.summary.plan_digest = "plan.json", self.plan.digest
+            files.write_json(run_dir / "run.json", self.summary.as_dict())
+
+    def bottom_line(self) -> Markdown:
+        """What the live run would do, and how long it would take."""
+        summary, left = self.summary, (self.summary.remaining or 0) - self.summary.total_read
+        text = (
+            f"A live run would read **{summary.total_read:,} entries** and pass "
+            f"**{summary.drained_ok:,}**; {self.duration()}."
+        )
+        if left > 0:
+            text += f" {left:,} more entries of the scope lie beyond its limit of events."
+        return markdown(text + "\n\nNothing was changed: no group moved, no consumer was made.")
+
+    def duration(self) -> str:
+        """How long the live run takes at this throttle."""
+        if self.settings.throttle is None:
+            return "without a throttle it takes as long as the server needs"
+        seconds = self.summary.total_read / self.settings.throttle
+        return f"at {self.settings.throttle:g} events per second that takes {span(seconds)}"
+
+    def counts_table(self) -> pd.DataFrame:
+        """Events by action."""
+        return counts_frame(self.summary)
+
+    def waterfall(self) -> go.Figure:
+        """From read to passed."""
+        return figures.waterfall({action: getattr(self.summary, action) for action in ACTIONS})
+
+    def samples(self, rows: int = 2) -> pd.DataFrame:
+        """A few events of each action, with the reason."""
+        frame = self.table.to_pandas()
+        columns = ["action", "id", "symbol", "age_sec", "confidence", "reason", "failed"]
+        return safe(frame.groupby("action", sort=False).head(rows)[columns].sort_values("action"))
+
+    def digest(self) -> Markdown:
+        """The plan's digest, which arms the live run."""
+        return markdown(f"Plan digest, to approve exactly this plan:\n\n`{self.plan.digest}`")

@@ -1,0 +1,111 @@
+"""maintenance: dead consumers and trimming."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import pandas as pd
+
+from ..errors import RefusedError, UsageError
+from ..operations import maintenance
+from ..safe import one_line, verbatim
+from ..server.connection import Server
+from ..settings import MAX_MIN, Settings
+from .session import Session
+from .tables import markdown, safe
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
+
+
+class Maintenance(Session):
+    """Dead consumers and trimming; lists only, unless told to act."""
+
+    extra: ClassVar[tuple[str, ...]] = (
+        "min_idle_min", "delete_consumers", "apply_trim", "archive",
+    )  # fmt: skip
+
+    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
+        self.settings, self.server, self.run_dir = settings, server, run_dir
+        self.keys = server.keys(settings.audit_stream)
+        self.delete, self.apply, self.archive = False, False, ""
+        self.min_idle_ms = round(settings.min_idle_min * 60_000)
+
+    @classmethod
+    def open(cls, names: Mapping[str, Any]) -> Self:
+        """Open with the notebook's `globals()`."""
+        board = super().open(names)
+        board.delete = _flag(names, "delete_consumers")
+        board.apply = _flag(names, "apply_trim")
+        board.archive = str(names.get("archive") or "")
+        idle_min = names.get("min_idle_min", 60)
+        is_number = isinstance(idle_min, int | float) and not isinstance(idle_min, bool)
+        if not is_number or not 0 <= idle_min <= MAX_MIN:
+            raise UsageError("min_idle_min must be a number of minutes, 0 or more")
+        board.min_idle_ms = round(idle_min * 60_000)
+        return board
+
+    def bottom_line(self) -> Markdown:
+        """What could be cleaned up."""
+        dead = self._dead()
+        free = sum(not c.why_kept for c in dead)
+        text = f"**{free} of {len(dead)} dead consumers** can be removed without losing an entry. "
+        return markdown(text + self._trim_line())
+
+    def consumers_table(self) -> pd.DataFrame:
+        """Dead consumers, and why some must stay."""
+        rows = [
+            {"consumer": c.name, "pending": c.pending, "idle, min": round(c.idle_ms / 60_000, 1),
+             "why it stays": c.why_kept}
+            for c in self._dead()
+        ]  # fmt: skip
+        return safe(
+            pd.DataFrame(rows, columns=["consumer", "pending", "idle, min", "why it stays"])
+        )
+
+    def delete_dead(self) -> Markdown:
+        """Remove those that are safe to remove, if told to."""
+        if not self.delete:
+            return markdown("`delete_consumers` is off: nothing was removed.")
+        names = [c.name for c in self._dead() if not c.why_kept]
+        removed, kept = maintenance.remove_consumers(
+            self.server, self.keys, self.settings.consumer_group, names,
+            min_idle_ms=self.min_idle_ms,
+        )  # fmt: skip
+        return markdown(f"**{len(removed)} removed**, {len(kept)} stayed.")
+
+    def trim(self) -> Markdown:
+        """Remove what no group needs, archived first, if told to."""
+        if not self.apply:
+            return markdown("`apply_trim` is off: nothing was removed.")
+        plan = maintenance.trim_plan(self.server, self.keys)
+        archive = Path(self.archive) if self.archive else None
+        removed = maintenance.trim(self.server, self.keys, plan, archive=archive)
+        kept = f", archived first in {one_line(self.archive)}" if archive else ""
+        return markdown(f"**{removed:,} entries removed**{kept}.")
+
+    def _dead(self) -> list[maintenance.DeadConsumer]:
+        group = self.settings.consumer_group
+        return maintenance.dead_consumers(
+            self.server, self.keys, group, min_idle_ms=self.min_idle_ms
+        )
+
+    def _trim_line(self) -> str:
+        try:
+            plan = maintenance.trim_plan(self.server, self.keys)
+        except RefusedError as error:
+            return verbatim(str(error))
+        held = "; ".join(f"{verbatim(g)}: {one_line(why)}" for g, why in plan.held_by.items())
+        text = f"A trim would remove **{plan.entries:,} of {plan.length:,} entries**"
+        return text + (f", held back by {held}." if held else ".")
+
+
+def _flag(names: Mapping[str, Any], name: str) -> bool:
+    value = names.get(name, False)
+    if value in (True, False):
+        return bool(value)
+    if value in ("true", "false"):  # papermill's -p gives text
+        return bool(value == "true")
+    raise UsageError(f"{name} must be true or false")

@@ -1,0 +1,129 @@
+"""monitor: all streams at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import pandas as pd
+
+from ..core.audit import parse
+from ..errors import UsageError
+from ..operations import checks
+from ..operations.running import running_drains
+from ..operations.state import StreamState
+from ..safe import verbatim
+from ..server import ledger, reading
+from ..server.connection import Server
+from ..settings import Settings
+from . import figures
+from .session import Session
+from .tables import markdown, safe
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from IPython.display import Markdown
+
+
+class Monitor(Session):
+    """Every stream of a pattern, its groups, pending, audit and runs; reads only."""
+
+    extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min")
+
+    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
+        self.settings, self.server, self.run_dir = settings, server, run_dir
+        self.states: list[StreamState] = []
+        self.report = checks.Report()
+
+    @classmethod
+    def open(cls, names: Mapping[str, Any]) -> Self:
+        """Open with the notebook's `globals()`."""
+        board = super().open(names)
+        pattern = names.get("pattern") or None
+        if not isinstance(pattern, str | None):
+            raise UsageError("pattern takes a glob pattern of stream names, as a text")
+        limits = checks.Limits(
+            max_backlog=_whole(names, "max_backlog"),
+            max_age_min=float(_whole(names, "max_backlog_age_min")),
+        )
+        board.report = checks.check(
+            board.server, board.settings, limits, pattern=pattern, audits=True
+        )
+        board.states = board.report.states
+        return board
+
+    def bottom_line(self) -> Markdown:
+        """The worst finding and how many there are."""
+        bad = [f for f in self.report.findings if f.severity != "ok"]
+        lines = "\n".join(f"- {verbatim(f.line())}" for f in bad)
+        verdict = f"**{self.report.severity.upper()}**: {len(self.states)} streams looked at"
+        return markdown(f"{verdict}, {len(bad)} findings.\n\n{lines}")
+
+    def groups_table(self) -> pd.DataFrame:
+        """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
+        rows = [
+            {
+                "stream": state.info.name,
+                "group": g.group.name,
+                "undelivered": g.undelivered,
+                "lag reported": _known(g.group.lag_reported),
+                "they agree": _known(g.lag_agrees),
+                "pending": g.group.pending,
+                "oldest, min": _minutes(g.oldest_age_sec),
+                "oldest pending, min": _minutes(g.oldest_pending_age_sec),
+                "dead consumers": g.consumers["dead"],
+            }
+            for state in self.states
+            for g in state.groups
+        ]
+        return safe(pd.DataFrame(rows))
+
+    def pending_table(self) -> pd.DataFrame:
+        """Pending entries by consumer, most first."""
+        rows = [
+            {"stream": s.info.name, "group": g.group.name, "consumer": name, "pending": n}
+            for s in self.states
+            for g in s.groups
+            for name, n in g.pending_by_consumer.items()
+        ]
+        frame = pd.DataFrame(rows, columns=["stream", "group", "consumer", "pending"])
+        return safe(frame.sort_values("pending", ascending=False).head(20))
+
+    def audit_growth(self) -> go.Figure:
+        """Audit records of the stream over time, by action."""
+        keys = self.server.keys(self.settings.audit_stream)
+        records: list[tuple[int, str]] = []
+        for page in reading.pages(self.server, keys.audit, reading.FIRST_ID, reading.LAST_ID):
+            records += [(reading.id_key(e[0])[0], parse(e).action) for e in page]
+        times = pd.to_datetime([ms for ms, _ in records], unit="ms", utc=True).as_unit("us")
+        frame = pd.DataFrame({"event_time": times, "action": [a for _, a in records]})
+        return figures.arrivals(frame)
+
+    def runs_table(self) -> pd.DataFrame:
+        """The newest runs of the ledger, and those still under way."""
+        keys = self.server.keys(self.settings.audit_stream)
+        columns = ["run_id", "event", "scope", "total_read", "drained_ok", "outcome", "at"]
+        rows = [e for e in ledger.entries(self.server, keys) if e.get("event") != "evidence"]
+        return safe(pd.DataFrame(rows[-20:], columns=columns))
+
+    def running(self) -> Markdown:
+        """Drains that have started and not ended."""
+        keys = self.server.keys(self.settings.audit_stream)
+        lines = [run.line() for run in running_drains(self.server, keys)]
+        return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
+
+
+def _whole(names: Mapping[str, Any], name: str) -> int:
+    value = names.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UsageError(f"{name} must be a whole number, 0 or more")
+    return value
+
+
+def _known(value: object) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _minutes(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds / 60:,.1f}"
