@@ -3,7 +3,7 @@
     from drainkit import Server, load_settings, prepare, dry_run, new_run_id
 
     settings = load_settings({"allowlist": "BTCUSDT,ETHUSDT"})
-    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+    with Server.of(settings) as server:
         job = prepare(server, settings, new_run_id("dry-run", server.now_us()))
         print(dry_run(server, job))
 

@@ -8,11 +8,13 @@ from collections import Counter
 from typing import Any
 
 import redis
+from conftest import Cli
 from servers import Server
 
 GROUP = "quantum:group:execution:trade.intent"
 ME = "backlog_drain_1"
 ALLOW = "BTCUSDT,ETHUSDT"
+PASSWORD = "an4lyst-pw"  # of every role's user
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "DOGEUSDT")
 
 
@@ -131,3 +133,36 @@ def original_backlog() -> list[tuple[str, dict[str, object]]]:
         )
     ]
     return [*history, *news]
+
+
+def at(server: Server, stream: str) -> tuple[str, ...]:
+    """The options that name a server and a stream."""
+    return ("--redis-url", server.url, "--stream", stream)
+
+
+def live(server: Server, stream: str, *options: object) -> tuple[object, ...]:
+    """A live drain of all that is there, as fast as it goes; the options come last and win."""
+    return ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none",
+            "--max-events", "all", *at(server, stream), *options)  # fmt: skip
+
+
+def deliver(
+    server: Server, stream: str, consumer: str | bytes, n: int, group: str = GROUP
+) -> list[str]:
+    """Delivers the next n entries to a consumer that never acknowledges them; answers their ids."""
+    reply = ask(server, "XREADGROUP", "GROUP", group, consumer, "COUNT", n, "STREAMS", stream, ">")
+    return [entry[0].decode() for entry in reply[0][1]]
+
+
+def now_ms(server: Server) -> int:
+    """The server's clock in milliseconds."""
+    seconds, micros = ask(server, "TIME")
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def make_user(cli: Cli, server: Server, stream: str, role: str) -> str:
+    """The role's user on the server; answers the URL that logs it in."""
+    shown = cli("acl", "--json", "--redis-url", server.url, "--stream", stream)
+    assert shown.rc == 0, shown.err
+    ask(server, "ACL", "SETUSER", role, "on", f">{PASSWORD}", *shown.json()[role])
+    return server.tcp_url.replace("redis://", f"redis://{role}:{PASSWORD}@")

@@ -17,13 +17,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import redis
 import servers
 from proxy import Proxy
 from servers import Cluster, Server
+
+ROOT = Path(__file__).parents[1]
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 Fields = Mapping[Any, Any] | Sequence[Any]
 
@@ -187,6 +191,20 @@ def start_proxy() -> Iterator[Callable[..., Proxy]]:
         yield start
 
 
+@pytest.fixture
+def browser(chromium: Path) -> Iterator[Browser]:
+    """The system's Chromium, headless."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(chromium),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
 # ---------------------------------------------------------------- streams
 
 
@@ -339,3 +357,11 @@ def cli(tmp_path: Path, _no_server_left_behind: None) -> Iterator[Cli]:
     cli = Cli(tmp_path)
     yield cli
     cli.close()
+
+
+def one_line_error(err: str) -> str:
+    """The error, which must be one line for a person and no traceback."""
+    assert "Traceback" not in err
+    assert err.count("\n") == 1, err
+    assert err.startswith("drainkit: ")
+    return err

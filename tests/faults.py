@@ -54,7 +54,7 @@ def attempt(
          "max_events": "all", **options}
     )  # fmt: skip
     try:
-        with Link(url, stream) as link:
+        with Link.of(settings) as link:
             job = prepare(link, settings, new_run_id("live", link.now_us()))
             summary = drain(link, job, stopping=stopping, on_progress=progress)
     except DrainkitError as error:

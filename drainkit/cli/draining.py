@@ -50,7 +50,7 @@ def demo(binary: str | None, reports_dir: str, as_json: bool) -> int:
         with Server(embedded.url, settings.stream) as server:
             fill(server, stream=settings.stream, group=settings.consumer_group,
                        consumer=settings.consumer_name)  # fmt: skip
-            click.echo(as_text(baseline(server, settings.stream)), err=as_json)
+            click.echo(as_text(baseline(server)), err=as_json)
         click.echo("", err=as_json)
         return _run(settings, as_json, yes=True)
 
@@ -64,9 +64,9 @@ def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
 
     settings = settings_of(flags, env_name)
     with connected(settings) as server:
-        found = baseline(server, settings.stream)
+        found = baseline(server)
         try:
-            running = running_drains(server, server.keys())
+            running = running_drains(server)
         except RefusedError as error:  # a user who may read the stream, but not its side keys
             click.echo(f"drainkit: running drains are not known: {error}", err=True)
             running = []
@@ -141,10 +141,9 @@ def _drain_live(
     if yes:
         _check_limits(server, settings, job)
     else:
-        left = remaining(server, job.keys, job.scope)
+        left = remaining(server, job.scope)
         most = left if job.max_events is None else min(left, job.max_events)
         confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
-        server.reconnect()  # while somebody thought about it, the server may have closed it
     with stop_signals() as stopping, progress_bar("drain", job.max_events) as tick:
         summary = drain_with_workers(server, job, workers, stopping=stopping, on_progress=tick)
     if planned is not None and server.connected:
@@ -241,10 +240,9 @@ def stop(reason: str, env_name: str | None, as_json: bool, **flags: Any) -> None
         raise UsageError("--reason: say why; it is kept with the switch")
     settings = switch_settings(flags, env_name)
     with connected(settings) as server:
-        keys = server.keys()
         # a drain of a misspelt stream would go on, and somebody would think that it does not
-        reading.stream_info(server, keys.stream)
-        was_set = not writing.stop(server, keys, reason=reason, now_us=server.now_us())
+        reading.stream_info(server)
+        was_set = not writing.stop(server, reason=reason, now_us=server.now_us())
     data = {"stream": settings.stream, "stopped": True, "reason": reason, "was_stopped": was_set}
     emit(as_json, data, ("It was stopped before, for the reason given then" if was_set else
          "Stopped") + f": no drain of {one_line(settings.stream)} goes on. "
@@ -259,6 +257,6 @@ def resume(env_name: str | None, as_json: bool, **flags: Any) -> None:
 
     settings = switch_settings(flags, env_name)
     with connected(settings) as server:
-        was_set = writing.resume(server, server.keys())
+        was_set = writing.resume(server)
     data = {"stream": settings.stream, "stopped": False, "was_stopped": was_set}
     emit(as_json, data, "Resumed." if was_set else "It was not stopped.")

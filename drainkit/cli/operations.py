@@ -145,15 +145,14 @@ def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **fl
     settings = settings_of(flags, env_name)
     group, idle_ms = settings.consumer_group, round(settings.min_idle_min * 60_000)
     with connected(settings) as server:
-        keys = server.keys()
-        dead = maintenance.dead_consumers(server, keys, group, min_idle_ms=idle_ms)
+        dead = maintenance.dead_consumers(server, group, min_idle_ms=idle_ms)
         removable = [c.name for c in dead if not c.why_kept]
         kept = {c.name: c.why_kept for c in dead if c.why_kept}
         removed: list[str] = []
         if delete and removable:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
             removed, stayed = maintenance.remove_consumers(
-                server, keys, group, removable, min_idle_ms=idle_ms
+                server, group, removable, min_idle_ms=idle_ms
             )
             kept |= stayed
     data = {
@@ -192,14 +191,11 @@ def trim(apply: bool, archive: str | None, without_groups: bool, yes: bool, env_
             raise UsageError("--archive writes what --apply removes; say --apply as well")
         maintenance.check_archive(path)
     with connected(settings) as server:
-        keys = server.keys()
-        plan = maintenance.trim_plan(server, keys, without_groups=without_groups)
+        plan = maintenance.trim_plan(server, without_groups=without_groups)
         removed = 0
         if apply and plan.entries:
             confirm(f"Remove {plan.entries:,} of {plan.length:,} entries?", yes)
-            removed = maintenance.trim(
-                server, keys, plan, archive=path, without_groups=without_groups
-            )
+            removed = maintenance.trim(server, plan, archive=path, without_groups=without_groups)
     archive = archive if removed else None  # nothing to remove, nothing written
     data = {"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}
     lines = [f"{one_line(settings.stream)}: {plan.entries:,} of {plan.length:,} entries lie before "
@@ -260,7 +256,7 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
     allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
     with connected(settings) as server:
         found = rules(
-            server.keys(settings.audit_stream),
+            server.keys,
             server.info,
             allowlist_key=allowed if isinstance(allowed, bytes) else None,
         )

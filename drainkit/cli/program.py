@@ -6,10 +6,16 @@ import click
 
 from .options import DEBUG
 
+# in the order of the contract, not of the alphabet
+_ORDER = (
+    "demo", "status", "drain", "run", "verify", "stop", "resume", "check", "consumers", "trim",
+    "export", "restore", "acl",
+)  # fmt: skip
+
 
 class _Program(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of the contract, not of the alphabet
+        return sorted(self.commands, key=_ORDER.index)
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})

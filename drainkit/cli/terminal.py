@@ -26,7 +26,7 @@ def connected(settings: Settings) -> Iterator[Server]:
     """A connection to the settings' server, closed at the end."""
     from ..server.connection import Server
 
-    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+    with Server.of(settings) as server:
         yield server
 
 

@@ -20,7 +20,7 @@ from .job import Job
 
 def recount(server: Server, job: Job, summary: Summary) -> None:
     """Take the counts from the audit itself, where a reply with them was lost."""
-    counts = Counter(record.action for record in run_records(server, job.keys, {job.run_id}))
+    counts = Counter(record.action for record in run_records(server, {job.run_id}))
     for action in ACTIONS:
         setattr(summary, action, counts[action])
     summary.total_read = summary.audit_records = sum(counts.values())
@@ -45,10 +45,10 @@ def open_books(server: Server, job: Job) -> tuple[Summary, int]:
 def close_books(
     server: Server, job: Job, summary: Summary, started: int, failure: DrainkitError | None
 ) -> None:
-    scope = scopes.current(server, job.keys, job.scope)
+    scope = scopes.current(server, job.scope)
     if scope.group_exists or scope.name == "history":  # else nobody knows what was delivered
-        summary.remaining = scopes.remaining(server, job.keys, scope)
-    summary.pending_own = sum(len(ids) for ids in scopes.own_ids(server, job.keys, scope))
+        summary.remaining = scopes.remaining(server, scope)
+    summary.pending_own = sum(len(ids) for ids in scopes.own_ids(server, scope))
     budget = job.max_events
     exhausted = budget is None or summary.total_read < budget
     if failure is None and job.settings.mode == "live" and exhausted and summary.pending_own:
@@ -83,4 +83,4 @@ def write_ledger(server: Server, job: Job, event: str, summary: Summary) -> None
         fields |= {action: getattr(summary, action) for action in ACTIONS}
         fields["remaining"] = summary.remaining
     fields["at"] = iso(server.now_us())
-    writing.add_to_ledger(server, job.keys, fields)
+    writing.add_to_ledger(server, fields)

@@ -117,7 +117,7 @@ def dry_run(
     decoder = decoder_of(job.settings)
     left = job.max_events
     start_us = server.now_us()
-    for page in scopes.scope_entries(server, job.keys, job.scope):
+    for page in scopes.scope_entries(server, job.scope):
         entries = page if left is None else page[:left]
         events = decoder.decode(entries)
         times = turn_times_us(

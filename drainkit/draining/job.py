@@ -13,7 +13,7 @@ from ..errors import DrainkitError, RefusedError, StoppedError
 from ..safe import one_line, text
 from ..server import reading, scopes, writing
 from ..server.audit_log import last_ms, run_records
-from ..server.connection import Keys, Server
+from ..server.connection import Server
 from ..server.ledger import runs_of
 from ..server.reading import ACTIVE_MS
 from ..server.scopes import Scope
@@ -66,8 +66,8 @@ def job_from_plan(
     planned = dict(
         zip(decisions["id"].to_pylist(), decisions["payload_sha256"].to_pylist(), strict=True)
     )
-    runs = {start["run_id"] for start in runs_of(server, job.keys, plan.digest)}
-    done = {record.original_id for record in run_records(server, job.keys, runs)}
+    runs = {start["run_id"] for start in runs_of(server, plan.digest)}
+    done = {record.original_id for record in run_records(server, runs)}
     _check_position(job, plan, resumed=bool(done))
     left = {entry: sha for entry, sha in planned.items() if entry not in done}
     scope = replace(job.scope, boundary=plan.boundary_id)
@@ -99,7 +99,7 @@ def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
 def _check_entries(server: Server, job: Job, left: dict[str, str]) -> None:
     """Every entry of the plan must be there as it was."""
     unseen = dict(left)
-    for page in scopes.scope_entries(server, job.keys, job.scope):
+    for page in scopes.scope_entries(server, job.scope):
         for entry_id, fields in page:
             expected = unseen.pop(entry_id.decode(), None)
             if expected is not None and expected != payload_sha256(fields):
@@ -116,10 +116,9 @@ def _check_entries(server: Server, job: Job, left: dict[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What a run needs, resolved once: settings, keys, scope, policy."""
+    """What a run needs, resolved once: settings, scope, policy."""
 
     settings: Settings
-    keys: Keys
     scope: Scope
     policy: Policy
     run_id: str
@@ -142,14 +141,14 @@ class Job:
 
 
 def prepare(server: Server, settings: Settings, run_id: str) -> Job:
-    """Read what decides the outcome: keys, scope with its boundary, allowlist."""
-    keys = server.keys(settings.audit_stream)
+    """Read what decides the outcome: scope with its boundary, allowlist."""
+    server.check_keys()
     policy = Policy(
         max_age_min=settings.max_age_min,
         allowlist=scopes.allowlist(server, settings),
         min_conf=settings.min_conf,
     )
-    return Job(settings, keys, scopes.open_scope(server, settings, keys), policy, run_id)
+    return Job(settings, scopes.open_scope(server, settings), policy, run_id)
 
 
 def preflight(server: Server, job: Job) -> None:
@@ -158,21 +157,21 @@ def preflight(server: Server, job: Job) -> None:
     The job's own consumers are its worker's and those of its fellow workers.
     """
     check_primary(server.info)
-    keys, scope = job.keys, job.scope
-    if server.call("EXISTS", keys.stop):
+    keys, scope = server.keys, job.scope
+    if reading.stop_switch(server) is not None:
         raise StoppedError("the kill switch is set (drainkit stop); drainkit resume lifts it")
-    for key, right in ((keys.audit, b"stream"), (keys.runs, b"stream"), (keys.state, b"hash")):
-        kind = server.call("TYPE", key)
-        if kind not in (right, b"none"):
+    for key, right in ((keys.audit, "stream"), (keys.runs, "stream"), (keys.state, "hash")):
+        kind = reading.type_of(server, key)
+        if kind not in (right, "none"):
             advice = " or choose another --audit-stream" if key == keys.audit else ""
             raise RefusedError(
-                f"{one_line(text(key))} is a {text(kind)}, not a {text(right)}; rename it{advice}"
+                f"{one_line(text(key))} is a {kind}, not a {right}; rename it{advice}"
             )
     newest_ms = last_ms(server, keys.audit)
     if newest_ms > server.now_us() / 1000 + MAX_CLOCK_WAIT_SEC * 1000:
         raise DrainkitError(FUTURE_AUDIT)
     if scope.name == "undelivered" and not job.settings.allow_active_consumers:
-        others = reading.consumers(server, keys.stream, scope.group)
+        others = reading.consumers(server, scope.group)
         own = {scope.consumer, *job.fellows}
         active = [c for c in others if c.name not in own and c.idle_ms < ACTIVE_MS]
         if active:
@@ -183,4 +182,4 @@ def preflight(server: Server, job: Job) -> None:
     # the group of scope history may not exist yet, so it is the consumer group that is looked at
     deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
     main = replace(scope, group=job.settings.consumer_group)
-    writing.look(server, keys, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us)
+    writing.look(server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us)

@@ -37,7 +37,7 @@ def drain(
     failure: DrainkitError | None = None
     try:
         if job.scope.name == "history":
-            writing.open_history(server, job.keys, job.scope.group)
+            writing.open_history(server, job.scope.group)
         worker.run()
     except DrainkitError as error:
         failure = error
@@ -69,13 +69,13 @@ def _settle(server: Server, job: Job, worker: Worker, failure: DrainkitError | N
     if worker.uncertain:
         recount(server, job, worker.summary)
     if failure is None and job.scope.name == "history":
-        writing.close_history(server, job.keys, job.scope.group, job.scope.boundary)
+        writing.close_history(server, job.scope.group, job.scope.boundary)
 
 
 def list_drift(server: Server, job: Job, decisions: pa.Table) -> list[dict[str, str]]:
     """What the run did otherwise than planned: id, planned and happened action."""
     planned = dict(zip(decisions["id"].to_pylist(), decisions["action"].to_pylist(), strict=True))
-    records = list(run_records(server, job.keys, {job.run_id}))
+    records = list(run_records(server, {job.run_id}))
     return [
         {"id": entry, "planned": before, "happened": after}
         for entry, before, after in drift(planned, records)

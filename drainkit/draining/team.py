@@ -49,17 +49,13 @@ def drain_with_workers(
     started, started_us = time.monotonic(), server.now_us()
     common = _Progress(on_progress)
     with ThreadPoolExecutor(len(jobs), thread_name_prefix="drain") as pool:
-        running = [
-            pool.submit(_work, job.settings.redis_url.get_secret_value(), one, stopping, common)
-            for one in jobs
-        ]
+        running = [pool.submit(_work, one, stopping, common) for one in jobs]
         parts = [future.result() for future in running]
     summary = combined(parts)
     elapsed_us = int((time.monotonic() - started) * 1e6)
     summary.started_at, summary.finished_at = iso(started_us), iso(started_us + elapsed_us)
     summary.elapsed_sec = round(elapsed_us / 1e6, 3)
     try:
-        server.reconnect()  # it was idle all the time, and a server may close what is idle
         if any(part.audit_records is not None for part in parts):
             recount(server, job, summary)  # a worker that recounted saw the whole run's records
         _count_what_is_left(server, jobs, summary)
@@ -97,9 +93,9 @@ def split(job: Job, workers: int) -> Iterator[Job]:
         )
 
 
-def _work(url: str, job: Job, stopping: threading.Event | None, common: _Progress) -> Summary:
+def _work(job: Job, stopping: threading.Event | None, common: _Progress) -> Summary:
     try:
-        with Server(url, job.settings.stream) as server:
+        with Server.of(job.settings) as server:
             return drain(server, job, stopping=stopping, on_progress=common.tick)
     except DrainkitError as error:  # before its first write; the others may have begun
         return Summary(
@@ -126,10 +122,10 @@ class _Progress:
 
 def _count_what_is_left(server: Server, jobs: list[Job], summary: Summary) -> None:
     """Entries of the scope that nobody drained, what the workers themselves left pending too."""
-    places = [scopes.current(server, job.keys, job.scope) for job in jobs]
+    places = [scopes.current(server, job.scope) for job in jobs]
     own = [
-        sum(len(ids) for ids in scopes.own_ids(server, job.keys, scope))
+        sum(len(ids) for ids in scopes.own_ids(server, scope))
         for job, scope in zip(jobs, places, strict=True)
     ]
-    summary.remaining = scopes.remaining(server, jobs[0].keys, places[0]) + sum(own[1:])
+    summary.remaining = scopes.remaining(server, places[0]) + sum(own[1:])
     summary.pending_own = sum(own)

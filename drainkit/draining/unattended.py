@@ -17,7 +17,7 @@ import numpy as np
 from ..core.policy import ACTIONS
 from ..errors import DrainkitError, RefusedError
 from ..server import scopes, writing
-from ..server.connection import Keys, Server
+from ..server.connection import Server
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
 from .dry import turn_times_us
@@ -39,7 +39,7 @@ def turn(settings: Settings, *, over: int) -> Iterator[str | None]:
     """
     if settings.mode == "live":
         require_limits(settings.limits)
-    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+    with Server.of(settings) as server:
         left = backlog_count(server, settings)
         if left <= over:
             yield f"nothing to do: the backlog of {left:,} is not over {over:,}"
@@ -47,7 +47,7 @@ def turn(settings: Settings, *, over: int) -> Iterator[str | None]:
             yield None
         else:
             check_primary(server.info)
-            with _leased(server, server.keys(settings.audit_stream), settings) as held_ms:
+            with _leased(server, settings) as held_ms:
                 yield (
                     None
                     if not held_ms
@@ -60,15 +60,14 @@ def turn(settings: Settings, *, over: int) -> Iterator[str | None]:
 
 def backlog_count(server: Server, settings: Settings) -> int:
     """Entries of the settings' scope that are not drained, counted."""
-    keys = server.keys(settings.audit_stream)
-    return scopes.remaining(server, keys, scopes.open_scope(server, settings, keys))
+    return scopes.remaining(server, scopes.open_scope(server, settings))
 
 
 @contextmanager
-def _leased(server: Server, keys: Keys, settings: Settings) -> Iterator[int]:
+def _leased(server: Server, settings: Settings) -> Iterator[int]:
     """Hold the lease while the body runs; yields 0, or for how many ms another one holds it."""
     group, token = settings.drain_group, secrets.token_hex(8)
-    held_ms = writing.hold_lease(server, keys, group, token, LEASE_MS)
+    held_ms = writing.hold_lease(server, group, token, LEASE_MS)
     if held_ms:
         yield held_ms
         return
@@ -77,9 +76,7 @@ def _leased(server: Server, keys: Keys, settings: Settings) -> Iterator[int]:
     def renew() -> None:
         while not over.wait(RENEW_SEC):
             with suppress(DrainkitError):
-                if not server.connected:
-                    server.reconnect()
-                writing.hold_lease(server, keys, group, token, LEASE_MS)
+                writing.hold_lease(server, group, token, LEASE_MS)
 
     renewing = threading.Thread(target=renew, daemon=True)
     renewing.start()
@@ -89,7 +86,7 @@ def _leased(server: Server, keys: Keys, settings: Settings) -> Iterator[int]:
         over.set()
         renewing.join()
         with suppress(DrainkitError):
-            writing.hold_lease(server, keys, group, token, 0)
+            writing.hold_lease(server, group, token, 0)
 
 
 def require_limits(limits: Limits) -> None:

@@ -96,8 +96,8 @@ class Worker:
         if budget is not None and self.summary.total_read >= budget:
             return True
         # as far as a plan goes: what it leaves alone would be waited for forever
-        scope = scopes.current(self.server, self.job.keys, self._reach)
-        return not any(scopes.own_ids(self.server, self.job.keys, scope))
+        scope = scopes.current(self.server, self._reach)
+        return not any(scopes.own_ids(self.server, scope))
 
     def finish_replies(self) -> None:
         """Take what is still under way into the books: a commit in flight is a commit."""
@@ -105,7 +105,7 @@ class Worker:
             try:
                 if self._sent[0] is None:
                     with self._reply():
-                        self.server.receive()
+                        reading.receive_page(self.server)
                 else:
                     self._settle_one()
             except ConnectionLostError:
@@ -155,7 +155,7 @@ class Worker:
     def _look(self) -> None:
         """Where the group stands; refused if the stream or the group is not what it was."""
         found = writing.look(
-            self.server, self.job.keys, self._reach,
+            self.server, self._reach,
             after=self._position, counters=self._counters, deadline_us=self._deadline_us(),
         )  # fmt: skip
         self._clock.sync(found.now_us)
@@ -171,17 +171,16 @@ class Worker:
 
     def _pending_batches(self) -> Iterator[Batch]:
         """What is pending already: first this consumer's own, then others' (scope pending)."""
-        keys = self.job.keys
-        scope = scopes.current(self.server, keys, self._reach)
-        mine = chain.from_iterable(scopes.own_ids(self.server, keys, scope))
+        scope = scopes.current(self.server, self._reach)
+        mine = chain.from_iterable(scopes.own_ids(self.server, scope))
         own = ((entry, scope.consumer) for entry in mine)
-        others = chain.from_iterable(scopes.scope_ids(self.server, keys, scope))
+        others = chain.from_iterable(scopes.scope_ids(self.server, scope))
         wanted = (row for row in others if self._wanted(row[0]))
         for rows in (own, wanted) if scope.name == "pending" else (own,):
             while (room := self._room()) > 0 and not self.stopping.is_set():
                 if not (chosen := list(islice(rows, room))):
                     break
-                entries = reading.bodies(self.server, keys.stream, [row[0] for row in chosen])
+                entries = reading.bodies(self.server, [row[0] for row in chosen])
                 self._check_plan(entries)
                 self._entry_bytes = reading.entry_bytes(entries)
                 yield Batch(entries, owners=[row[1] for row in chosen])
@@ -196,7 +195,7 @@ class Worker:
         if reading.id_key(after) >= reading.id_key(self._reach.boundary):
             return
         self._asked = after, self._counters
-        reading.send_page(self.server, self.job.keys.stream, after, self._reach.boundary, room)
+        reading.send_page(self.server, after, self._reach.boundary, room)
         self._sent.append(None)
 
     def _take(self) -> Batch | None:
@@ -210,7 +209,7 @@ class Worker:
                 self._settle_one()
                 continue
             with self._reply():
-                entries = self.server.receive()
+                entries = reading.receive_page(self.server)
             if not entries:
                 return None
             self._check_plan(entries)
@@ -247,7 +246,7 @@ class Worker:
             )  # fmt: skip
             self._settle_commits()
             writing.send_commit(
-                self.server, self.job.keys, self._reach, batch, made,
+                self.server, self._reach, batch, made,
                 rate=self._rate, run_id=self.job.run_id, deadline_us=self._deadline_us(),
             )  # fmt: skip
             self._sent.append((events, decisions))

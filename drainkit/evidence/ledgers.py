@@ -47,7 +47,7 @@ def missing_runs(url: str, reports_dir: Path, runs: Collection[str]) -> list[str
     found = []
     for stream_name in sorted(streams):
         with Server(url, stream_name) as server:
-            for entry in entries(server, server.keys()):
+            for entry in entries(server):
                 before, run_id = entry.get("previous_sha256"), entry.get("run_id", "")
                 if entry.get("event") == "evidence" and before in name_of and run_id not in runs:
                     found.append(
@@ -65,7 +65,7 @@ def _verify_run(url: str, stream_name: str, run_dir: Path) -> list[str]:
     with Server(url, stream_name) as server:
         known = [
             entry.get("statement_sha256")
-            for entry in entries(server, server.keys())
+            for entry in entries(server)
             if entry.get("event") == "evidence" and entry.get("run_id") == run_dir.name
         ]
     if not known:

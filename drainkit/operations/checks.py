@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..safe import one_line, text
-from ..server.connection import Keys, Server
+from ..server.connection import Server
 from ..server.reading import find_streams
 from ..settings import Settings
 from .state import GroupState, StreamState, read_state, state_as_dict
@@ -91,12 +91,10 @@ def check(
 ) -> Report:
     """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown."""
     report = Report()
-    for one, keys in _each_stream(server, settings, pattern, report):
-        name = text(keys.stream)
+    for one in _each_stream(server, settings, pattern, report):
+        name = text(server.stream)
         try:
-            state = read_state(
-                one, settings, keys, dead_after_min=limits.dead_after_min, audits=audits
-            )
+            state = read_state(one, settings, dead_after_min=limits.dead_after_min, audits=audits)
         except UnreachableError:
             raise
         except DrainkitError as error:
@@ -118,10 +116,10 @@ def unreadable(name: str, error: DrainkitError) -> Report:
 
 def _each_stream(
     server: Server, settings: Settings, pattern: str | None, report: Report
-) -> Iterator[tuple[Server, Keys]]:
+) -> Iterator[Server]:
     """The streams to check, each with a connection to where it is."""
     if pattern is None:
-        yield server, server.keys(settings.audit_stream)
+        yield server
         return
     if settings.audit_stream is not None:
         raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
@@ -134,13 +132,13 @@ def _each_stream(
         except UnicodeDecodeError:
             report.add("unknown", text(raw), None, "the stream's name is no UTF-8")
             continue
-        with Server(settings.redis_url.get_secret_value(), name) as one:
+        with Server.of(settings, name) as one:
             try:
-                keys = one.keys()
+                one.check_keys()
             except RefusedError as error:  # a Cluster, and a name without a place for a hash tag
                 report.add("unknown", name, None, str(error))
                 continue
-            yield one, keys
+            yield one
 
 
 def _judge(report: Report, state: StreamState, limits: Limits, groups: Sequence[str]) -> None:

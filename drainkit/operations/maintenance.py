@@ -19,7 +19,7 @@ from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, UsageError
 from ..safe import one_line, text
 from ..server import reading, scopes, writing
-from ..server.connection import Keys, Server
+from ..server.connection import Server
 from ..server.topology import check_primary
 from ..settings import Settings
 
@@ -43,22 +43,20 @@ class DeadConsumer:
     why_kept: str
 
 
-def dead_consumers(
-    server: Server, keys: Keys, group: str, *, min_idle_ms: int
-) -> list[DeadConsumer]:
+def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[DeadConsumer]:
     """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
-    reading.position_of(server, keys.stream, group)
+    reading.position_of(server, group)
     return [
         DeadConsumer(c.name, c.pending, c.idle_ms, _why_kept("pending", c.pending))
         if c.pending
         else DeadConsumer(c.name, 0, c.idle_ms, "")
-        for c in reading.consumers(server, keys.stream, group)
+        for c in reading.consumers(server, group)
         if c.idle_ms >= min_idle_ms
     ]
 
 
 def remove_consumers(
-    server: Server, keys: Keys, group: str, names: Sequence[str], *, min_idle_ms: int
+    server: Server, group: str, names: Sequence[str], *, min_idle_ms: int
 ) -> tuple[list[str], dict[str, str]]:
     """Remove what is safe to remove now; returns the names removed, and why each other stayed."""
     check_primary(server.info)
@@ -66,7 +64,7 @@ def remove_consumers(
     kept: dict[str, str] = {}
     for first in range(0, len(names), BATCH_CONSUMERS):
         batch = names[first : first + BATCH_CONSUMERS]
-        outcomes = writing.remove_consumers(server, keys, group, batch, min_idle_ms=min_idle_ms)
+        outcomes = writing.remove_consumers(server, group, batch, min_idle_ms=min_idle_ms)
         for name, (status, number) in zip(batch, outcomes, strict=True):
             if status == "removed":
                 removed.append(name)
@@ -94,16 +92,16 @@ class TrimPlan:
     groups: int
 
 
-def trim_plan(server: Server, keys: Keys, *, without_groups: bool = False) -> TrimPlan:
+def trim_plan(server: Server, *, without_groups: bool = False) -> TrimPlan:
     """The floor: the lowest of, per group, its smallest pending id and the id after its position.
 
     Refuses a stream without groups unless `without_groups`: nothing would say what is needed.
     """
-    info = reading.stream_info(server, keys.stream)
-    groups = reading.positions(server, keys.stream)
+    info = reading.stream_info(server)
+    groups = reading.positions(server)
     if not groups and not without_groups:
         raise RefusedError(writing.TRIM_REFUSALS["no_groups"])
-    floors = {name: _floor(server, keys, name, group) for name, group in groups.items()}
+    floors = {name: _floor(server, name, group) for name, group in groups.items()}
     # a group set beyond the stream's end must not give away entries that are yet to come
     end = min(reading.next_id(info.boundary_id), reading.LAST_ID, key=reading.id_key)
     floor = min([end, *(needed for needed, _ in floors.values())], key=reading.id_key)
@@ -111,26 +109,26 @@ def trim_plan(server: Server, keys: Keys, *, without_groups: bool = False) -> Tr
     return TrimPlan(
         floor=floor,
         held_by=held_by,
-        entries=sum(len(page) for page in entries_before(server, keys, floor)),
+        entries=sum(len(page) for page in entries_before(server, floor)),
         length=info.length,
         groups=len(groups),
     )
 
 
-def _floor(server: Server, keys: Keys, name: str, group: reading.Group) -> tuple[str, str]:
+def _floor(server: Server, name: str, group: reading.Group) -> tuple[str, str]:
     """The first id that the group still needs, and why."""
     after = reading.next_id(group.position)
     if group.pending:
-        lowest = server.call("XPENDING", keys.stream, reading.raw_name(name))[1]
+        lowest = reading.lowest_pending(server, name)
         if lowest is not None and reading.id_key(lowest) < reading.id_key(after):
             entry = text(lowest)
             return entry, f"{entry} is delivered but not acknowledged ({group.pending:,} pending)"
     return after, f"nothing after its position {group.position} is delivered"
 
 
-def entries_before(server: Server, keys: Keys, floor: str) -> Iterator[list[RawEntry]]:
+def entries_before(server: Server, floor: str) -> Iterator[list[RawEntry]]:
     """Pages of the entries before `floor`, oldest first."""
-    for page in reading.pages(server, keys.stream, reading.FIRST_ID, floor, page=TRIM_ENTRIES):
+    for page in reading.pages(server, server.stream, reading.FIRST_ID, floor, page=TRIM_ENTRIES):
         kept = [entry for entry in page if reading.id_key(entry[0]) < reading.id_key(floor)]
         if kept:
             yield kept
@@ -138,7 +136,6 @@ def entries_before(server: Server, keys: Keys, floor: str) -> Iterator[list[RawE
 
 def trim(
     server: Server,
-    keys: Keys,
     plan: TrimPlan,
     *,
     archive: Path | None = None,
@@ -151,15 +148,15 @@ def trim(
     """
     check_primary(server.info)
     if archive is not None:
-        _write_archive(archive, entries_before(server, keys, plan.floor))
+        _write_archive(archive, entries_before(server, plan.floor))
         batches = _archived_ids(archive)
     else:
-        pages = entries_before(server, keys, plan.floor)
+        pages = entries_before(server, plan.floor)
         batches = ([entry[0] for entry in page] for page in pages)
     removed = 0
     for ids in batches:
         try:
-            removed += writing.trim(server, keys, ids, without_groups=without_groups)
+            removed += writing.trim(server, ids, without_groups=without_groups)
         except DrainkitError as error:
             # what was archived and not removed is in both places: nothing is lost
             error.args = (f"{error} ({removed:,} entries were removed before)",)
@@ -219,8 +216,7 @@ def restore(server: Server, key: str, path: Path) -> int:
     """
     check_primary(server.info)
     table = _read_archive(path)
-    kind = server.call("TYPE", key.encode())
-    if kind != b"none":
+    if reading.type_of(server, key.encode()) != "none":
         raise RefusedError(f"{one_line(key)} exists already; restore into a new --stream")
     rows = (
         [row["id"].encode(), row["fields"]]
@@ -244,12 +240,11 @@ def export(server: Server, settings: Settings, path: Path) -> int:
 
     if path.suffix not in (".parquet", ".csv"):
         raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
-    keys = server.keys(settings.audit_stream)
-    scope = scopes.open_scope(server, settings, keys)
+    scope = scopes.open_scope(server, settings)
     raw: list[str | None] = []
 
     def pages() -> Iterator[list[RawEntry]]:
-        for page in scopes.scope_entries(server, keys, scope):
+        for page in scopes.scope_entries(server, scope):
             raw.extend(_as_json(entry[1]) for entry in page)
             yield page
 

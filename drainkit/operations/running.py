@@ -12,7 +12,7 @@ from ..core.summary import RUN_ID
 from ..safe import one_line
 from ..server import ledger, reading
 from ..server.audit_log import run_records
-from ..server.connection import Keys, Server
+from ..server.connection import Server
 from ..server.reading import ACTIVE_MS, Group
 
 START_FIELDS = {
@@ -52,15 +52,15 @@ class RunningDrain:
         )
 
 
-def running_drains(server: Server, keys: Keys) -> list[RunningDrain]:
+def running_drains(server: Server) -> list[RunningDrain]:
     """Live runs of the stream without an end in the ledger, oldest first.
 
     A run that died leaves no end; it is listed until its consumer's next run starts.
     """
     open_runs: dict[tuple[str, str], dict[str, str]] = {}  # by group and consumer
-    if server.call("TYPE", keys.runs) != b"stream":
+    if reading.type_of(server, server.keys.runs) != "stream":
         return []
-    for entry in ledger.entries(server, keys):
+    for entry in ledger.entries(server):
         worker = (entry.get("consumer_group", ""), entry.get("consumer", ""))
         if entry.get("event") == "start":
             open_runs[worker] = entry
@@ -71,24 +71,22 @@ def running_drains(server: Server, keys: Keys) -> list[RunningDrain]:
         # who may write to the ledger could have put anything there
         if entry.keys() >= START_FIELDS and RUN_ID.fullmatch(entry.get("run_id", "")):
             runs.setdefault(entry["run_id"], []).append(entry)
-    done = Counter(record.run_id for record in run_records(server, keys, set(runs)))
+    done = Counter(record.run_id for record in run_records(server, set(runs)))
     found = []
     for run_id, starts in runs.items():
         with suppress(ValueError, ArithmeticError):
-            found.append(_running(server, keys, starts, done[run_id]))
+            found.append(_running(server, starts, done[run_id]))
     return found
 
 
-def _running(server: Server, keys: Keys, starts: list[dict[str, str]], done: int) -> RunningDrain:
+def _running(server: Server, starts: list[dict[str, str]], done: int) -> RunningDrain:
     first = starts[0]
     names = [start["consumer"] for start in starts]
-    group = reading.positions(server, keys.stream).get(first["consumer_group"])
+    group = reading.positions(server).get(first["consumer_group"])
     left, silent_ms = 0, None
     if group is not None:
-        left = _left_of(server, keys, group, first, names)
-        seen = [
-            c.idle_ms for c in reading.consumers(server, keys.stream, group.name) if c.name in names
-        ]
+        left = _left_of(server, group, first, names)
+        seen = [c.idle_ms for c in reading.consumers(server, group.name) if c.name in names]
         silent_ms = min(seen, default=None)
     budgets = [start["max_events"] for start in starts]
     if "all" not in budgets:
@@ -111,14 +109,12 @@ def _running(server: Server, keys: Keys, starts: list[dict[str, str]], done: int
     )
 
 
-def _left_of(
-    server: Server, keys: Keys, group: Group, start: dict[str, str], names: Sequence[str]
-) -> int:
+def _left_of(server: Server, group: Group, start: dict[str, str], names: Sequence[str]) -> int:
     """Entries of the run's scope that are not drained, counted."""
     boundary = start["boundary_id"]
-    rows = reading.pending_ids(server, keys.stream, group.name, boundary)
+    rows = reading.pending_ids(server, group.name, boundary)
     if start["scope"] == "pending":
         return sum(len(page) for page in rows)
     own = sum(row[1] in names for page in rows for row in page)
     first = reading.next_id(group.position)
-    return own + reading.count_between(server, keys.stream, first, boundary)
+    return own + reading.count_between(server, first, boundary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from ..core.values import RawEntry
 from ..safe import one_line, text
 from ..server import reading
 from ..server.audit_log import audit_counts
-from ..server.connection import Keys, Server
+from ..server.connection import Server
 from ..server.reading import ACTIVE_MS, Backlog, Group, StreamInfo
 from ..settings import Settings
 
@@ -23,28 +22,27 @@ CONSUMER_STATES = ("active", "idle", "dead")
 HISTORY_GROUP = ".drain_history"
 
 
-def baseline(server: Server, key: str) -> dict[str, Any]:
+def baseline(server: Server) -> dict[str, Any]:
     """Stream, groups with counted backlog, consumers and pending, as one JSON-ready object."""
-    raw = key.encode()
-    info = reading.stream_info(server, raw)
+    info = reading.stream_info(server)
     groups = reading.groups(server, info)
     return {
         "stream": asdict(info),
         "groups": [
             {
                 **asdict(group),
-                "consumer_list": [asdict(c) for c in reading.consumers(server, raw, group.name)],
+                "consumer_list": [asdict(c) for c in reading.consumers(server, group.name)],
                 "why": why(info, group),
             }
             for group in groups
         ],
-        "samples": samples(server, raw),
+        "samples": samples(server),
     }
 
 
-def samples(server: Server, key: bytes) -> list[dict[str, Any]]:
+def samples(server: Server) -> list[dict[str, Any]]:
     """The newest entries, every value as one safe line."""
-    newest = server.call("XREVRANGE", key, "+", "-", "COUNT", SAMPLES)
+    newest = reading.newest(server, server.stream, SAMPLES)
     return [
         {"id": text(entry_id), "fields": [one_line(text(part)) for part in fields]}
         for entry_id, fields in newest
@@ -171,36 +169,34 @@ def state_as_dict(state: StreamState) -> dict[str, Any]:
 def read_state(
     server: Server,
     settings: Settings,
-    keys: Keys,
     *,
     dead_after_min: float = 60,
     audits: bool = False,
 ) -> StreamState:
-    """The stream of `keys` as it is now; groups of scope history are the drain's own, left out.
+    """The stream as it is now; groups of scope history are the drain's own, left out.
 
     `audits`: also count the audit by action, for which all of it is read.
     """
-    info = reading.stream_info(server, keys.stream)
+    info = reading.stream_info(server)
     groups = [g for g in reading.groups(server, info) if not g.name.endswith(HISTORY_GROUP)]
-    stopped = server.call("GET", keys.stop)
+    switch = reading.stop_switch(server)
     return StreamState(
         info=info,
         groups=[_read_group(server, settings, info, g, dead_after_min) for g in groups],
-        stopped=None if stopped is None else _reason_of(stopped),
-        audit_entries=server.call("XLEN", keys.audit),
-        audit_by_action=audit_counts(server, keys) if audits else None,
+        stopped=None if switch is None else switch.reason,
+        audit_entries=reading.length_of(server, server.keys.audit),
+        audit_by_action=audit_counts(server) if audits else None,
     )
 
 
 def _read_group(
     server: Server, settings: Settings, info: StreamInfo, group: Group, dead_after_min: float
 ) -> GroupState:
-    key = info.name.encode()
     first = reading.next_id(group.position)
-    oldest = next(reading.pages(server, key, first, info.boundary_id, page=1), [])
-    lowest = server.call("XPENDING", key, group.name.raw)[1]
-    pending = reading.bodies(server, key, [lowest] if lowest is not None else [])
-    consumers = reading.consumers(server, key, group.name)
+    oldest = next(reading.pages(server, server.stream, first, info.boundary_id, page=1), [])
+    lowest = reading.lowest_pending(server, group.name)
+    pending = reading.bodies(server, [lowest] if lowest is not None else [])
+    consumers = reading.consumers(server, group.name)
     states = Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers)
     return GroupState(
         group=group,
@@ -223,10 +219,3 @@ def _consumer_state(idle_ms: int, dead_after_min: float) -> str:
     if idle_ms >= dead_after_min * 60_000:
         return "dead"
     return "active" if idle_ms < ACTIVE_MS else "idle"
-
-
-def _reason_of(switch: bytes) -> str:
-    try:
-        return one_line(str(json.loads(switch)["reason"]))
-    except (ValueError, KeyError, TypeError):
-        return "no reason given"

@@ -119,7 +119,7 @@ def run(
     if settings.plan is not None and settings.mode == "live":
         planned = load_plan(settings.plan)
         settings = adopt(settings, planned[0])
-    with Server(settings.redis_url.get_secret_value(), settings.stream) as server:
+    with Server.of(settings) as server:
         run_id = new_run_id(settings.mode, server.now_us())
         if planned:
             job = job_from_plan(server, settings, run_id, *planned)
@@ -128,7 +128,7 @@ def run(
         if settings.mode == "live":
             preflight(server, job)
         folder = open_run(settings.reports_dir, run_id)
-        files.write_json(folder / "baseline.json", baseline(server, settings.stream))
+        files.write_json(folder / "baseline.json", baseline(server))
         if planned:
             save_plan(folder / "plan.json", *planned)
         this = Run(settings, server, job, folder, planned is not None)
@@ -229,14 +229,13 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
     result = _result(this)
     answered = this.server.info
     try:
-        this.server.reconnect()  # idle while the notebooks ran; a server may close what is idle
         _complete(this)
         if not result.get("finished_at"):  # it did not come to a drain, or that drain died
             now_us = this.server.now_us()
             result["finished_at"] = iso(now_us)
             result["elapsed_sec"] = round((now_us - started_us) / 1e6, 3)
-            scope = scopes.current(this.server, this.job.keys, this.job.scope)
-            result["remaining"] = scopes.remaining(this.server, this.job.keys, scope)
+            scope = scopes.current(this.server, this.job.scope)
+            result["remaining"] = scopes.remaining(this.server, scope)
     except DrainkitError as error:
         this.failure = this.failure or error
     result["started_at"] = iso(started_us)
@@ -262,8 +261,7 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
             "previous_sha256": previous_digest(folder) or "",
         }
         try:
-            this.server.reconnect()  # writing the report may have taken a while
-            add_to_ledger(this.server, this.job.keys, entry)
+            add_to_ledger(this.server, entry)
         except DrainkitError as error:
             result["exit_code"] = result["exit_code"] or error.exit_code
             result["error"] = result.get("error") or str(error)
@@ -288,7 +286,6 @@ def _result(this: Run) -> dict[str, Any]:
     )
     if this.settings.mode == "live":
         try:
-            this.server.reconnect()
             recount(this.server, this.job, summary)
         except DrainkitError as error:
             this.failure = this.failure or error
@@ -298,12 +295,12 @@ def _result(this: Run) -> dict[str, Any]:
 def _complete(this: Run) -> None:
     """The files that 04 writes, where it did not come to that."""
     if not (this.folder / "after.json").exists():
-        after = baseline(this.server, this.settings.stream)
+        after = baseline(this.server)
         files.write_json(this.folder / "after.json", after)
     if not (this.folder / "audit.parquet").exists():
         live = this.settings.mode == "live"
         runs = {this.job.run_id} if live else set()
-        records = list(run_records(this.server, this.job.keys, runs))
+        records = list(run_records(this.server, runs))
         from ..core.audit import audit_table
 
         files.write_table(this.folder / "audit.parquet", audit_table(records))

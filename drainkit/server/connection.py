@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import hiredis
 import redis
 from redis.connection import Connection
+from redis.crc import key_slot
 
 from ..errors import (
     ConnectionLostError,
@@ -26,19 +27,9 @@ from ..errors import (
     UsageError,
 )
 from ..safe import one_line
-from .topology import (
-    REPLY_TIMEOUT_SEC,
-    SCHEMES,
-    URL_FORMS,
-    ServerInfo,
-    check_owner,
-    connect,
-    first_answering,
-    hash_tag,
-    netloc,
-    read_info,
-    slot_owner,
-)
+from ..settings import Settings
+from . import topology
+from .topology import REPLY_TIMEOUT_SEC, ServerInfo, hash_tag
 from .translate import network_reason, translate
 
 
@@ -53,16 +44,56 @@ class Keys:
     state: bytes  # pace of all drains together, and how far scope history came
 
 
-class Server:
-    """A connection to the primary of `stream`'s slot; errors come out as drainkit's own."""
+def side_keys(stream: bytes, audit_stream: str | None, *, is_cluster: bool) -> Keys:
+    """The keys of a stream; on a Cluster they must share its slot, so that one script may use all.
 
-    def __init__(self, url: str, stream: str) -> None:
+    A Cluster's slot is that of the hash tag (redis.io, Cluster specification).
+    """
+    base = stream
+    if is_cluster and not hash_tag(base):
+        if b"}" in base:
+            raise RefusedError(
+                "the stream's name has a } and no hash tag, so on a Cluster no key can share "
+                "its slot, and acknowledging and auditing could not be one step"
+            )
+        base = b"{" + base + b"}"
+    audit = audit_stream.encode() if audit_stream else base + b".drain_audit"
+    side = [base + suffix for suffix in (b".drain_runs", b".drain_stop", b".drain_state")]
+    if audit in (stream, *side):
+        raise UsageError("--audit-stream: this key has another use; name a key of its own")
+    for key in (audit, *side) if is_cluster else ():
+        if key_slot(key) != key_slot(stream):
+            shown = one_line(key.decode("utf-8", "backslashreplace"))
+            raise RefusedError(
+                f"{shown} is in another Cluster slot than the stream, so acknowledging and "
+                "auditing could not be one step; give it the stream's hash tag"
+            )
+    return Keys(stream, audit, *side)
+
+
+class Server:
+    """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
+
+    A connection that the server closed while it was idle is opened anew before the next request.
+    A request that was sent is never sent again: whether it ran is for the caller to find out.
+    """
+
+    def __init__(self, url: str, stream: str, audit_stream: str | None = None) -> None:
         self._url = url
-        self._stream = stream.encode()
+        self.stream = stream.encode()  # its key
+        self._audit_stream = audit_stream
         self._link: Connection | None = None
-        self._under_way = 0  # requests whose replies are still to come
+        self._in_flight = 0  # requests whose replies are still to come
         self.shown_url = one_line(url)
         self.info = self._open()
+
+    @classmethod
+    def of(cls, settings: Settings, stream: str | None = None) -> Server:
+        """The settings' server and stream, or another stream of it with its own audit."""
+        url = settings.redis_url.get_secret_value()
+        if stream is not None:
+            return cls(url, stream)
+        return cls(url, settings.stream, settings.audit_stream)
 
     def __enter__(self) -> Server:
         return self
@@ -72,7 +103,7 @@ class Server:
 
     def close(self) -> None:
         """Drop the connection; what the server still works on goes on there."""
-        self._under_way = 0
+        self._in_flight = 0
         if self._link is not None:
             self._link.disconnect()
             self._link = None
@@ -102,24 +133,24 @@ class Server:
     def send(self, *args: bytes | str | int) -> None:
         """Send one command without waiting; replies come in the order of sending."""
         with self._translated():
-            link = self._connected()
+            link = self._fresh()
             # link.pack_command would look at each of a commit's thousands of arguments in Python
             packed = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub: one argument
             link.send_packed_command([packed], check_health=False)
-            self._under_way += 1
+            self._in_flight += 1
 
     def receive(self) -> Any:
         """The oldest reply not yet received."""
         with self._translated():
             link = self._connected()
-            self._under_way -= 1
+            self._in_flight -= 1
             return link.read_response(disable_decoding=True)
 
     def pipeline(self, commands: list[tuple[bytes | str | int, ...]]) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
         self._check_order()
         with self._translated():
-            link = self._connected()
+            link = self._fresh()
             link.send_packed_command(link.pack_commands(commands), check_health=False)
             replies: list[Any] = []
             errors: list[redis.ResponseError] = []
@@ -134,128 +165,76 @@ class Server:
 
     def _check_order(self) -> None:
         """A command here would get the reply of another that is under way."""
-        if self._under_way:
-            raise RuntimeError(f"{self._under_way} replies are still to come")
+        if self._in_flight:
+            raise RuntimeError(f"{self._in_flight} replies are still to come")
 
     def now_us(self) -> int:
         """The server's clock (TIME), microseconds since the epoch."""
         seconds, micros = self.call("TIME")
         return int(seconds) * 1_000_000 + int(micros)
 
-    def keys(self, audit_stream: str | None = None) -> Keys:
-        """The stream's side keys; an audit stream in another slot is refused."""
-        base = self._stream
-        if self.info.cluster and not hash_tag(base):
-            if b"}" in base:
-                raise RefusedError(
-                    "the stream's name has a } and no hash tag, so on a Cluster no key can share "
-                    "its slot, and acknowledging and auditing could not be one step"
-                )
-            base = b"{" + base + b"}"
-        audit = audit_stream.encode() if audit_stream else base + b".drain_audit"
-        side = [base + suffix for suffix in (b".drain_runs", b".drain_stop", b".drain_state")]
-        if audit in (self._stream, *side):
-            raise UsageError("--audit-stream: this key has another use; name a key of its own")
-        if self.info.cluster:
-            self._check_slots(audit, side)
-        return Keys(self._stream, audit, *side)
+    @cached_property
+    def keys(self) -> Keys:
+        """The stream and its side keys; RefusedError for one in another slot of a Cluster."""
+        return side_keys(self.stream, self._audit_stream, is_cluster=self.info.cluster)
+
+    def check_keys(self) -> None:
+        """Refuse a stream whose side keys could not share its slot."""
+        _ = self.keys
 
     def check_slot(self, key: bytes) -> None:
         """Refuse a key that, on a Cluster, is elsewhere than the stream."""
-        if self.info.cluster:
-            slots = [self.call("CLUSTER", "KEYSLOT", name) for name in (key, self._stream)]
-            if slots[0] != slots[1]:
-                shown = one_line(key.decode("utf-8", "backslashreplace"))
-                raise RefusedError(
-                    f"{shown} is in another Cluster slot than the stream; give it a name with the "
-                    "stream's hash tag"
-                )
+        if self.info.cluster and key_slot(key) != key_slot(self.stream):
+            shown = one_line(key.decode("utf-8", "backslashreplace"))
+            raise RefusedError(
+                f"{shown} is in another Cluster slot than the stream; give it a name with the "
+                "stream's hash tag"
+            )
 
     def primaries(self) -> list[Server]:
         """A connection to each primary of a Cluster, or to this server alone; close them."""
         if not self.info.cluster:
-            return [Server(self._url, self._stream.decode())]
+            return [Server(self._url, self.stream.decode())]
         opened = []
         for _, _, (host, port, *_), *_ in self.call("CLUSTER", "SLOTS"):
             node = object.__new__(Server)
-            node._url, node._stream, node._under_way = self._url, self._stream, 0
-            node.shown_url = self.shown_url
-            node._link = self._node(host.decode(), int(port))
+            node.__dict__.update(vars(self), _in_flight=0)
             with node._translated():
-                node.info = read_info(node._link)
+                node._link = topology.node(self._url, host.decode(), int(port))
+                node.info = topology.read_info(node._link)
             opened.append(node)
         return opened
-
-    def _check_slots(self, audit: bytes, side: list[bytes]) -> None:
-        slots = {key: self.call("CLUSTER", "KEYSLOT", key) for key in (self._stream, audit, *side)}
-        if len(set(slots.values())) > 1:
-            odd = next(key for key in slots if slots[key] != slots[self._stream])
-            shown = one_line(odd.decode("utf-8", "backslashreplace"))
-            raise RefusedError(
-                f"{shown} is in another Cluster slot than the stream, so acknowledging and "
-                "auditing could not be one step; give it the stream's hash tag"
-            )
 
     def _connected(self) -> Connection:
         if self._link is None:
             raise redis.ConnectionError("not connected")
         return self._link
 
+    def _fresh(self) -> Connection:
+        """The connection for a request; with none in flight, opened anew if the server closed it.
+
+        Not to another server than before: the caller has to know that it restarted.
+        """
+        if self._in_flight:
+            return self._connected()
+        try:
+            if self._link is not None and not self._link.can_read(timeout=0):
+                return self._link
+        except (redis.RedisError, OSError):
+            pass
+        before = self.info.run_id
+        if self.reconnect().run_id != before:
+            raise redis.ConnectionError("the server restarted, or another one took over")
+        return self._connected()
+
     def _open(self) -> ServerInfo:
         with self._translated():
-            if not SCHEMES.match(self._url):
-                raise UsageError(f"--redis-url must start with one of {URL_FORMS}")
-            self._link = self._find()
-            info = read_info(self._link)
-            if info.cluster and self._url.startswith("unix:"):
-                check_owner(self._link, self._stream)
-            elif info.cluster:
-                host, port = slot_owner(self._link, self._stream)
-                self._link.disconnect()
-                self._link = self._node(host, port)
-                info = read_info(self._link)
+            self._link = topology.find(self._url)
+            info = topology.read_info(self._link)
+            if info.cluster:
+                self._link = topology.owner_node(self._url, self._link, self.stream)
+                info = topology.read_info(self._link)
             return info
-
-    def _find(self) -> Connection:
-        """The first connection that opens: the server, a Cluster's node, or Sentinel's primary."""
-        scheme, _, rest = self._url.partition("://")
-        if "+" not in scheme:
-            return connect(self._url)
-        base, _, topology = scheme.partition("+")
-        credentials, _, hosts = rest.rpartition("@")
-        hosts, _, path = hosts.partition("/")
-        login = f"{credentials}@" if credentials else ""
-        seeds = hosts.split(",")
-        if topology == "cluster":
-            return first_answering([f"{base}://{login}{seed}/{path}" for seed in seeds])
-        path, _, query = path.partition("?")
-        service, _, db = path.partition("/")
-        if not service:
-            raise UsageError("--redis-url: name the service, redis+sentinel://HOST:PORT/SERVICE")
-        tail = f"/{db or 0}" + (f"?{query}" if query else "")
-        sentinel = first_answering(
-            [f"{base}://{seed}{tail.replace(f'/{db or 0}', '/0')}" for seed in seeds]
-        )
-        try:
-            sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
-            address = sentinel.read_response(disable_decoding=True)
-        finally:
-            sentinel.disconnect()
-        if address is None:
-            raise UnreachableError(f"Sentinel knows no service {one_line(service)}; check the URL")
-        host, port = address[0].decode(), int(address[1])
-        return connect(f"{base}://{login}{netloc(host, port)}{tail}")
-
-    def _node(self, host: str, port: int) -> Connection:
-        """A connection to one Cluster node with the URL's own login and TLS options."""
-        scheme, _, rest = self._url.partition("://")
-        credentials, _, tail = rest.rpartition("@")
-        login = f"{credentials}@" if credentials else ""
-        seed, slash, path = tail.partition("/")
-        first = urllib.parse.urlsplit(f"//{seed.split(',')[0]}").hostname or "localhost"
-        return connect(
-            f"{scheme.partition('+')[0]}://{login}{netloc(host or first, port)}{slash}{path}"
-        )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,26 @@ class StreamInfo:
     entries_added: int | None
 
 
+@dataclass(frozen=True)
+class StopSwitch:
+    """What `drainkit stop` left: why, by whom and when."""
+
+    reason: str  # one safe line
+    operator: str  # "" where it is not known
+    at_us: int | None  # microseconds since the epoch, by the server's clock
+
+    @classmethod
+    def read(cls, raw: bytes) -> StopSwitch:
+        """From the switch's value; one that was set by hand has no reason that can be read."""
+        try:
+            found = json.loads(raw)
+            at_us = int(found["at_us"]) if "at_us" in found else None
+            operator = one_line(str(found.get("operator", "")))
+            return cls(one_line(str(found["reason"])), operator, at_us)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            return cls("no reason given", "", None)
+
+
 def id_key(entry_id: str | bytes) -> tuple[int, int]:
     """An id as a pair of integers; as texts `5-10` would come before `5-9`."""
     ms, _, seq = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
@@ -104,16 +125,18 @@ def raw_name(name: str) -> bytes:
     return name.raw if isinstance(name, Name) else name.encode()
 
 
-def stream_info(server: Server, key: bytes) -> StreamInfo:
+def stream_info(server: Server) -> StreamInfo:
     """The stream's ends and length; a missing stream or another type is refused."""
-    kind = server.call("TYPE", key)
+    kind = server.call("TYPE", server.stream)
     if kind != b"stream":
         found = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a stream"
-        raise RefusedError(f"{one_line(text(key))} {found}; check --stream and the database number")
-    info = pairs(server.call("XINFO", "STREAM", key))
+        raise RefusedError(
+            f"{one_line(text(server.stream))} {found}; check --stream and the database number"
+        )
+    info = pairs(server.call("XINFO", "STREAM", server.stream))
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
     return StreamInfo(
-        name=text(key),
+        name=text(server.stream),
         length=info["length"],
         first_id=ends[0],
         last_id=ends[1],
@@ -122,10 +145,38 @@ def stream_info(server: Server, key: bytes) -> StreamInfo:
     )
 
 
-def positions(server: Server, key: bytes) -> dict[str, Group]:
+def type_of(server: Server, key: bytes) -> str:
+    """The type of what a key holds, as TYPE says; "none" where there is no such key."""
+    return text(server.call("TYPE", key))
+
+
+def length_of(server: Server, key: bytes) -> int:
+    """How many entries a stream has; 0 where there is no such stream."""
+    return int(server.call("XLEN", key))
+
+
+def newest(server: Server, key: bytes, count: int) -> list[RawEntry]:
+    """The newest entries of a stream, the newest first."""
+    found: list[RawEntry] = server.call("XREVRANGE", key, "+", "-", "COUNT", count)
+    return found
+
+
+def lowest_pending(server: Server, group: str) -> bytes | None:
+    """The smallest id that is pending in a group; None where nothing is."""
+    lowest: bytes | None = server.call("XPENDING", server.stream, raw_name(group))[1]
+    return lowest
+
+
+def stop_switch(server: Server) -> StopSwitch | None:
+    """The kill switch, if it is set."""
+    found = server.call("GET", server.keys.stop)
+    return None if found is None else StopSwitch.read(found)
+
+
+def positions(server: Server) -> dict[str, Group]:
     """Every group of the stream by name."""
     found: dict[str, Group] = {}
-    for reply in server.call("XINFO", "GROUPS", key):
+    for reply in server.call("XINFO", "GROUPS", server.stream):
         info = pairs(reply)
         name = Name(info["name"])
         found[name] = Group(
@@ -139,21 +190,21 @@ def positions(server: Server, key: bytes) -> dict[str, Group]:
     return found
 
 
-def position_of(server: Server, key: bytes, group: str) -> Group:
+def position_of(server: Server, group: str) -> Group:
     """The group's position; a missing group is refused, with the groups there are."""
-    groups = positions(server, key)
+    groups = positions(server)
     if group not in groups:
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
-            f"{one_line(text(key))} has no group {one_line(group)}; it has: {known}"
+            f"{one_line(text(server.stream))} has no group {one_line(group)}; it has: {known}"
             + (" and more" if len(groups) > 5 else "")
         )
     return groups[group]
 
 
-def consumers(server: Server, key: bytes, group: str) -> list[Consumer]:
+def consumers(server: Server, group: str) -> list[Consumer]:
     """The group's consumers, in the server's order."""
-    replies = [pairs(r) for r in server.call("XINFO", "CONSUMERS", key, raw_name(group))]
+    replies = [pairs(r) for r in server.call("XINFO", "CONSUMERS", server.stream, raw_name(group))]
     return [Consumer(Name(r["name"]), r["pending"], r["idle"]) for r in replies]
 
 
@@ -203,39 +254,45 @@ def entry_bytes(entries: Sequence[RawEntry]) -> int:
     return 1 + max(sum(map(len, fields)) for fields in sample)
 
 
-def send_page(server: Server, key: bytes, after: str, last: str, count: int) -> None:
-    """Ask for up to `count` entries after one id up to another; `server.receive` brings them."""
-    server.send("XRANGE", key, next_id(after), last, "COUNT", count)
+def receive_page(server: Server) -> list[RawEntry]:
+    """The reply to `send_page`."""
+    entries: list[RawEntry] = server.receive()
+    return entries
 
 
-def count_between(server: Server, key: bytes, first: str, last: str) -> int:
+def send_page(server: Server, after: str, last: str, count: int) -> None:
+    """Ask for up to `count` entries after one id up to another; `receive_page` brings them."""
+    server.send("XRANGE", server.stream, next_id(after), last, "COUNT", count)
+
+
+def count_between(server: Server, first: str, last: str) -> int:
     """How many entries lie from `first` to `last`, counted: Redis's own lag can be wrong."""
-    return sum(len(entries) for entries in pages(server, key, first, last))
+    return sum(len(entries) for entries in pages(server, server.stream, first, last))
 
 
 def backlog(server: Server, info: StreamInfo, group: Group) -> Backlog:
     """The group's entries per scope, up to the boundary that `info` holds."""
-    key = info.name.encode()
-    undelivered = count_between(server, key, next_id(group.position), info.boundary_id)
+    undelivered = count_between(server, next_id(group.position), info.boundary_id)
     # length and boundary come from one reply, so the rest of the stream is history
     return Backlog(undelivered, group.pending, max(0, info.length - undelivered))
 
 
 def groups(server: Server, info: StreamInfo) -> list[Group]:
     """Every group with its counted backlog."""
-    found = positions(server, info.name.encode()).values()
+    found = positions(server).values()
     return [dataclasses.replace(g, backlog=backlog(server, info, g)) for g in found]
 
 
-def bodies(server: Server, key: bytes, ids: Sequence[bytes]) -> list[RawEntry]:
+def bodies(server: Server, ids: Sequence[bytes]) -> list[RawEntry]:
     """Each id with its fields, or with None where the body is gone."""
-    replies = server.pipeline([("XRANGE", key, entry, entry) for entry in ids]) if ids else []
+    replies = (
+        server.pipeline([("XRANGE", server.stream, entry, entry) for entry in ids]) if ids else []
+    )
     return [reply[0] if reply else [entry, None] for entry, reply in zip(ids, replies, strict=True)]
 
 
 def pending_ids(
     server: Server,
-    key: bytes,
     group: str,
     boundary: str,
     *,
@@ -248,7 +305,9 @@ def pending_ids(
     idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
     owner = (raw_name(consumer),) if consumer is not None else ()
     while id_key(start) <= id_key(boundary):
-        found = server.call("XPENDING", key, raw_name(group), *idle, start, boundary, page, *owner)
+        found = server.call(
+            "XPENDING", server.stream, raw_name(group), *idle, start, boundary, page, *owner
+        )
         if found:
             yield [(row[0], Name(row[1]), row[2]) for row in found]
         if len(found) < page:

@@ -10,7 +10,7 @@ from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..safe import one_line, text
 from ..settings import Settings, allowlist_symbols, check_symbols
-from .connection import Keys, Server
+from .connection import Server
 from .reading import (
     FIRST_ID,
     Name,
@@ -42,21 +42,21 @@ class Scope:
     from_consumers: tuple[str, ...]
 
 
-def open_scope(server: Server, settings: Settings, keys: Keys) -> Scope:
+def open_scope(server: Server, settings: Settings) -> Scope:
     """Fix the scope of a run; a missing stream, group or consumer is refused."""
-    info = stream_info(server, keys.stream)
-    main = position_of(server, keys.stream, settings.consumer_group)
+    info = stream_info(server)
+    main = position_of(server, settings.consumer_group)
     position, boundary, exists = main.position, info.boundary_id, True
     wanted: tuple[str, ...] = ()
     if settings.scope == "history":
-        own = positions(server, keys.stream).get(settings.drain_group)
+        own = positions(server).get(settings.drain_group)
         exists = own is not None
         if exists:
-            check_history_group(server, settings, keys)
-        position = own.position if own else history_done(server, keys, settings.drain_group)
+            check_history_group(server, settings)
+        position = own.position if own else history_done(server, settings.drain_group)
         boundary = min(main.position, boundary, key=id_key)
     if settings.scope == "pending" and settings.from_consumer:
-        there = consumers(server, keys.stream, settings.consumer_group)
+        there = consumers(server, settings.consumer_group)
         known: dict[str, Name] = {c.name: c.name for c in there}
         for name in settings.from_consumer:
             if name not in known:
@@ -75,10 +75,10 @@ def open_scope(server: Server, settings: Settings, keys: Keys) -> Scope:
     )
 
 
-def check_history_group(server: Server, settings: Settings, keys: Keys) -> None:
+def check_history_group(server: Server, settings: Settings) -> None:
     """Refuse a group that is somebody's: scope history acknowledges all it has, and destroys it."""
     group = settings.drain_group
-    is_made = server.call("HGET", keys.state, f"history_group:{group}") == b"made"
+    is_made = server.call("HGET", server.keys.state, f"history_group:{group}") == b"made"
     if not is_made and not settings.has_own_history_group:
         raise RefusedError(
             f"--history-group {one_line(group)}: drainkit did not make this group, and it would be "
@@ -86,19 +86,18 @@ def check_history_group(server: Server, settings: Settings, keys: Keys) -> None:
         )
 
 
-def history_done(server: Server, keys: Keys, group: str) -> str:
+def history_done(server: Server, group: str) -> str:
     """Where an earlier, exhausted history drain ended: its group is gone, its records are not."""
-    done = server.call("HGET", keys.state, f"history:{group}")
+    done = server.call("HGET", server.keys.state, f"history:{group}")
     return text(done) if done else FIRST_ID
 
 
-def scope_ids(server: Server, keys: Keys, scope: Scope) -> Iterator[list[tuple[bytes, Name]]]:
+def scope_ids(server: Server, scope: Scope) -> Iterator[list[tuple[bytes, Name]]]:
     """Scope pending: pages of (id, owner) that a drain may take, its own come first elsewhere."""
     owners = scope.from_consumers or (None,)
     for owner in owners:
         for page in pending_ids(
             server,
-            keys.stream,
             scope.group,
             scope.boundary,
             consumer=owner,
@@ -109,40 +108,38 @@ def scope_ids(server: Server, keys: Keys, scope: Scope) -> Iterator[list[tuple[b
                 yield rows
 
 
-def own_ids(server: Server, keys: Keys, scope: Scope) -> Iterator[list[bytes]]:
+def own_ids(server: Server, scope: Scope) -> Iterator[list[bytes]]:
     """Pages of ids that an earlier run of this consumer left unfinished."""
     if scope.group_exists:
-        for page in pending_ids(
-            server, keys.stream, scope.group, scope.boundary, consumer=scope.consumer
-        ):
+        for page in pending_ids(server, scope.group, scope.boundary, consumer=scope.consumer):
             yield [row[0] for row in page]
 
 
-def scope_entries(server: Server, keys: Keys, scope: Scope) -> Iterator[list[RawEntry]]:
+def scope_entries(server: Server, scope: Scope) -> Iterator[list[RawEntry]]:
     """Pages of the entries that a live run would drain, in its order, read without a trace."""
-    for ids in own_ids(server, keys, scope):
-        yield bodies(server, keys.stream, ids)
+    for ids in own_ids(server, scope):
+        yield bodies(server, ids)
     if scope.name == "pending":
-        for rows in scope_ids(server, keys, scope):
-            yield bodies(server, keys.stream, [row[0] for row in rows])
+        for rows in scope_ids(server, scope):
+            yield bodies(server, [row[0] for row in rows])
     else:
         first = next_id(scope.position)
-        yield from pages(server, keys.stream, first, scope.boundary, ahead=True)
+        yield from pages(server, server.stream, first, scope.boundary, ahead=True)
 
 
-def remaining(server: Server, keys: Keys, scope: Scope) -> int:
+def remaining(server: Server, scope: Scope) -> int:
     """Entries of the scope, up to the boundary, not yet drained; counted."""
-    own = sum(len(ids) for ids in own_ids(server, keys, scope))
+    own = sum(len(ids) for ids in own_ids(server, scope))
     if scope.name == "pending":
-        return own + sum(len(rows) for rows in scope_ids(server, keys, scope))
-    return own + count_between(server, keys.stream, next_id(scope.position), scope.boundary)
+        return own + sum(len(rows) for rows in scope_ids(server, scope))
+    return own + count_between(server, next_id(scope.position), scope.boundary)
 
 
-def current(server: Server, keys: Keys, scope: Scope) -> Scope:
+def current(server: Server, scope: Scope) -> Scope:
     """`scope` with the group's position of now (and whether a history group still exists)."""
-    found = positions(server, keys.stream).get(scope.group)
+    found = positions(server).get(scope.group)
     if found is None:
-        done = history_done(server, keys, scope.group) if scope.name == "history" else FIRST_ID
+        done = history_done(server, scope.group) if scope.name == "history" else FIRST_ID
         return dataclasses.replace(scope, position=done, group_exists=False)
     return dataclasses.replace(scope, position=found.position, group_exists=True)
 

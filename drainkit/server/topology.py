@@ -6,20 +6,37 @@ import re
 import urllib.parse
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.connection import (
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+from redis.crc import key_slot
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ..errors import RefusedError, UnreachableError, UsageError
+from ..safe import one_line
 
 CONNECT_TIMEOUT_SEC = 5.0
 REPLY_TIMEOUT_SEC = 10.0
+# redis-py's own retries would send a commit twice
+_TIMEOUTS: dict[str, Any] = {
+    "retry": Retry(NoBackoff(), 0),
+    "retry_on_error": [],
+    "socket_connect_timeout": CONNECT_TIMEOUT_SEC,
+    "socket_timeout": REPLY_TIMEOUT_SEC,
+}
 URL_FORMS = (
     "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,.../SERVICE or redis+cluster://"
 )
-SCHEMES = re.compile(r"(rediss?|unix|rediss?\+sentinel|rediss?\+cluster)://")
+_SCHEMES = re.compile(r"(rediss?|unix|rediss?\+sentinel|rediss?\+cluster)://")
 
 
 @dataclass(frozen=True)
@@ -44,18 +61,82 @@ def check_primary(info: ServerInfo) -> None:
         raise RefusedError("this Redis is a replica; point --redis-url at the primary")
 
 
+def find(url: str) -> Connection:
+    """The first connection that opens: the server, a Cluster's node, or Sentinel's primary."""
+    if not _SCHEMES.match(url):
+        raise UsageError(f"--redis-url must start with one of {URL_FORMS}")
+    scheme, _, rest = url.partition("://")
+    if "+" not in scheme:
+        return connect(url)
+    base, _, topology = scheme.partition("+")
+    credentials, _, hosts = rest.rpartition("@")
+    hosts, _, path = hosts.partition("/")
+    login = f"{credentials}@" if credentials else ""
+    if topology == "cluster":
+        return _first_answering([f"{base}://{login}{seed}/{path}" for seed in hosts.split(",")])
+    path, _, query = path.partition("?")
+    service, _, db = path.partition("/")
+    if not service:
+        raise UsageError("--redis-url: name the service, redis+sentinel://HOST:PORT/SERVICE")
+    options = f"?{query}" if query else ""
+    host, port = _primary_of(service, [f"{base}://{seed}/0{options}" for seed in hosts.split(",")])
+    return connect(f"{base}://{login}{_netloc(host, port)}/{db or 0}{options}")
+
+
+def _primary_of(service: str, urls: list[str]) -> tuple[str, int]:
+    """Where the service's primary is, as the first of the Sentinels that answers says."""
+    seeds = [parse_url(url) for url in urls]
+    options = {k: v for k, v in seeds[0].items() if k not in ("host", "port", "db")}
+    options |= {"ssl": options.pop("connection_class", None) is SSLConnection, **_TIMEOUTS}
+    places = [(seed.get("host", "localhost"), seed.get("port", 26379)) for seed in seeds]
+    try:
+        return Sentinel(places, sentinel_kwargs=options).discover_master(service)  # type: ignore
+    except MasterNotFoundError as error:
+        if " : " in str(error):  # the text after it says which Sentinels did not answer
+            raise redis.ConnectionError("no Sentinel answers") from error
+        raise UnreachableError(
+            f"Sentinel knows no service {one_line(service)}; check the URL"
+        ) from None
+
+
+def owner_node(url: str, link: Connection, key: bytes) -> Connection:
+    """A connection to the Cluster node that serves `key`; `link` leads to any of its nodes."""
+    if not url.startswith("unix:"):
+        host, port = _slot_owner(link, key)
+        link.disconnect()
+        return node(url, host, port)
+    try:  # a socket leads to one node only
+        link.send_command("EXISTS", key)
+        link.read_response()
+    except redis.exceptions.MovedError:
+        raise UsageError(
+            "--redis-url: this socket is that of a Cluster's node which does not serve the "
+            "stream's slot; name the node by host and port"
+        ) from None
+    return link
+
+
+def node(url: str, host: str, port: int) -> Connection:
+    """A connection to one Cluster node with the URL's own login and TLS options."""
+    scheme, _, rest = url.partition("://")
+    credentials, _, tail = rest.rpartition("@")
+    login = f"{credentials}@" if credentials else ""
+    seed, slash, path = tail.partition("/")
+    first = urllib.parse.urlsplit(f"//{seed.split(',')[0]}").hostname or "localhost"
+    return connect(
+        f"{scheme.partition('+')[0]}://{login}{_netloc(host or first, port)}{slash}{path}"
+    )
+
+
 def connect(url: str) -> Connection:
+    """A connection as the URL says; UsageError for a URL that means nothing to redis-py."""
     _check_options(url)
     try:
-        pool = ConnectionPool.from_url(
-            url,
+        pool = ConnectionPool(
             protocol=2,
             decode_responses=False,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            socket_connect_timeout=CONNECT_TIMEOUT_SEC,
             socket_read_size=1 << 20,
-            **({} if "socket_timeout=" in url else {"socket_timeout": REPLY_TIMEOUT_SEC}),
+            **{**_TIMEOUTS, **parse_url(url)},
         )
         link = pool.make_connection()
     except (ValueError, TypeError, AttributeError):
@@ -79,7 +160,7 @@ def _check_options(url: str) -> None:
         raise UsageError("--redis-url: leave out protocol=; drainkit speaks RESP2")
 
 
-def first_answering(urls: list[str]) -> Connection:
+def _first_answering(urls: list[str]) -> Connection:
     """A connection to the first of `urls` that answers."""
     failures: deque[Exception] = deque(maxlen=1)
     for url in urls:
@@ -91,6 +172,7 @@ def first_answering(urls: list[str]) -> Connection:
 
 
 def read_info(link: Connection) -> ServerInfo:
+    """Who is at the other end, as INFO says."""
     values: dict[str, str] = {}
     for section in ("server", "replication", "cluster"):
         link.send_command("INFO", section)
@@ -107,26 +189,13 @@ def read_info(link: Connection) -> ServerInfo:
     )
 
 
-def slot_owner(link: Connection, key: bytes) -> tuple[str, int]:
-    link.send_command("CLUSTER", "KEYSLOT", key)
-    slot = link.read_response()
+def _slot_owner(link: Connection, key: bytes) -> tuple[str, int]:
+    slot = key_slot(key)
     link.send_command("CLUSTER", "SLOTS")
     for first, last, (host, port, *_), *_ in link.read_response(disable_decoding=True):
         if first <= slot <= last:
             return (host or b"").decode(), int(port)
     raise UnreachableError("no node of the Cluster serves the stream's slot; check the Cluster")
-
-
-def check_owner(link: Connection, key: bytes) -> None:
-    """Refuse a node that does not serve the key: a socket does not lead to the one that does."""
-    try:
-        link.send_command("EXISTS", key)
-        link.read_response()
-    except redis.exceptions.MovedError:
-        raise UsageError(
-            "--redis-url: this socket is that of a Cluster's node which does not serve the "
-            "stream's slot; name the node by host and port"
-        ) from None
 
 
 def hash_tag(key: bytes) -> bytes:
@@ -136,5 +205,5 @@ def hash_tag(key: bytes) -> bytes:
     return tag if opened and closed else b""
 
 
-def netloc(host: str, port: int) -> str:
+def _netloc(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

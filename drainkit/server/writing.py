@@ -16,7 +16,7 @@ from importlib import resources
 from ..core.values import RawEntry
 from ..errors import RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
-from .connection import Keys, Server
+from .connection import Server
 from .reading import next_id, raw_name
 from .scopes import Scope
 
@@ -65,7 +65,6 @@ class Committed:
 
 def send_commit(
     server: Server,
-    keys: Keys,
     scope: Scope,
     batch: Batch,
     records: Sequence[Sequence[bytes]],
@@ -89,8 +88,9 @@ def send_commit(
             flat += (*record[:5], record[6], raw_name(owner))
     drained_at = records[0][5] if records else b""
     server.send(
-        "EVAL", _script("commit"), 4, keys.stream, keys.audit, keys.stop, keys.state, scope.group,
-        scope.consumer, "none" if rate is None else repr(rate), run_id, deadline_us,
+        "EVAL", _script("commit"), 4, server.stream, server.keys.audit, server.keys.stop,
+        server.keys.state, scope.group, scope.consumer,
+        "none" if rate is None else repr(rate), run_id, deadline_us,
         scope.boundary, *kind, drained_at, len(records), *flat,
     )  # fmt: skip
 
@@ -111,24 +111,24 @@ def receive_commit(server: Server) -> Committed:
 
 
 def look(
-    server: Server, keys: Keys, scope: Scope, *, after: str, counters: bytes, deadline_us: int
+    server: Server, scope: Scope, *, after: str, counters: bytes, deadline_us: int
 ) -> Committed:
     """A commit without records: proves that one could work, and tells where the group stands.
 
     It refuses what a commit refuses: a position below `after`, counters that went back.
     """
     nothing = Batch([], after, counters)
-    send_commit(server, keys, scope, nothing, [], rate=None, run_id="", deadline_us=deadline_us)
+    send_commit(server, scope, nothing, [], rate=None, run_id="", deadline_us=deadline_us)
     return receive_commit(server)
 
 
-def add_to_ledger(server: Server, keys: Keys, fields: Mapping[str, object]) -> None:
+def add_to_ledger(server: Server, fields: Mapping[str, object]) -> None:
     """Append one entry to the run ledger."""
     flat = [str(part) for pair in fields.items() for part in pair]
-    server.call("XADD", keys.runs, "*", *flat)
+    server.call("XADD", server.keys.runs, "*", *flat)
 
 
-def stop(server: Server, keys: Keys, *, reason: str, now_us: int) -> bool:
+def stop(server: Server, *, reason: str, now_us: int) -> bool:
     """Set the kill switch; from this reply on no commit of the stream does anything.
 
     False if it was set already: then it keeps its first reason.
@@ -136,25 +136,27 @@ def stop(server: Server, keys: Keys, *, reason: str, now_us: int) -> bool:
     SETNX and GETDEL, not SET and DEL: on 6.2 an ACL cannot tell keys apart by command, and a
     drainer must not be able to overwrite or delete the stream.
     """
-    return bool(server.call("SETNX", keys.stop, json.dumps({"reason": reason, "at_us": now_us})))
+    return bool(
+        server.call("SETNX", server.keys.stop, json.dumps({"reason": reason, "at_us": now_us}))
+    )
 
 
-def resume(server: Server, keys: Keys) -> bool:
+def resume(server: Server) -> bool:
     """Lift the kill switch; False if it was not set."""
-    return server.call("GETDEL", keys.stop) is not None
+    return server.call("GETDEL", server.keys.stop) is not None
 
 
-def open_history(server: Server, keys: Keys, group: str) -> None:
+def open_history(server: Server, group: str) -> None:
     """Make the group of scope history where it is missing, and note that it is drainkit's."""
-    made = server.call("EVAL", _script("history_open"), 2, keys.stream, keys.state, group)
+    made = server.call("EVAL", _script("history_open"), 2, server.stream, server.keys.state, group)
     if made == -1:
-        raise RefusedError(f"{one_line(text(keys.stream))} is no stream any more")
+        raise RefusedError(f"{one_line(text(server.stream))} is no stream any more")
 
 
-def close_history(server: Server, keys: Keys, group: str, boundary: str) -> bool:
+def close_history(server: Server, group: str, boundary: str) -> bool:
     """Destroy the group of scope history if it is exhausted; its end is remembered."""
     reply = server.call(
-        "EVAL", _script("history_close"), 2, keys.stream, keys.state, group, boundary
+        "EVAL", _script("history_close"), 2, server.stream, server.keys.state, group, boundary
     )
     return bool(reply)
 
@@ -204,27 +206,27 @@ def lose_bodies(server: Server, key: bytes, ids: Sequence[bytes]) -> None:
 
 
 def remove_consumers(
-    server: Server, keys: Keys, group: str, names: Sequence[str], *, min_idle_ms: int
+    server: Server, group: str, names: Sequence[str], *, min_idle_ms: int
 ) -> list[tuple[str, int]]:
     """Remove those of `names` that, in this step, have nothing pending and idle long enough.
 
     For each: ("removed", 0), ("pending", entries), ("active", idle ms) or ("gone", 0).
     """
     reply = server.call(
-        "EVAL", _script("remove_consumers"), 1, keys.stream, group, min_idle_ms,
+        "EVAL", _script("remove_consumers"), 1, server.stream, group, min_idle_ms,
         *map(raw_name, names),
     )  # fmt: skip
     return [(text(status), int(number)) for status, number in reply]
 
 
-def trim(server: Server, keys: Keys, ids: Sequence[bytes], *, without_groups: bool = False) -> int:
+def trim(server: Server, ids: Sequence[bytes], *, without_groups: bool = False) -> int:
     """Remove the stream's oldest entries, which must be just `ids`; returns how many.
 
     Refuses, in the same step, what a group has not delivered or acknowledged by now.
     """
     last = text(ids[-1])
     status, *detail = server.call(
-        "EVAL", _script("trim"), 1, keys.stream, last, next_id(last), len(ids),
+        "EVAL", _script("trim"), 1, server.stream, last, next_id(last), len(ids),
         hashlib.sha1(b"".join(i + b"\n" for i in ids), usedforsecurity=False).hexdigest(),
         "1" if without_groups else "0",
     )  # fmt: skip
@@ -236,10 +238,12 @@ def trim(server: Server, keys: Keys, ids: Sequence[bytes], *, without_groups: bo
     raise RefusedError(TRIM_REFUSALS[status.decode()])
 
 
-def hold_lease(server: Server, keys: Keys, group: str, token: str, ttl_ms: int) -> int:
+def hold_lease(server: Server, group: str, token: str, ttl_ms: int) -> int:
     """Take or renew the lease of the group's scheduled runs; `ttl_ms` 0 gives it back.
 
     Returns 0 if it is `token`'s now, else for how many ms another one still holds it.
     """
-    reply = server.call("EVAL", _script("lease"), 1, keys.state, f"lease:{group}", token, ttl_ms)
+    reply = server.call(
+        "EVAL", _script("lease"), 1, server.keys.state, f"lease:{group}", token, ttl_ms
+    )
     return int(reply)

@@ -28,9 +28,9 @@ class Analysis(Session):
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
-        self.baseline = baseline(server, settings.stream)
+        self.baseline = baseline(server)
         self.at_us = self.now_us()
-        entries = scopes.scope_entries(server, self.job.keys, self.job.scope)
+        entries = scopes.scope_entries(server, self.job.scope)
         self.frame = load_frame(entries, decoder_of(settings))
         decided = decide_frame(self.frame, self.job.policy, self.at_us)
         self.frame = pd.concat([self.frame, decided], axis=1)
@@ -90,7 +90,7 @@ class Analysis(Session):
         first = bad.groupby(bad["invalid"].astype(str))["id"].first()
         counts = bad["invalid"].astype(str).value_counts()
         ids = [str(first[reason]).encode() for reason in counts.index]
-        raw = reading.bodies(self.server, self.job.keys.stream, ids)
+        raw = reading.bodies(self.server, ids)
         examples = [
             one_line(" ".join(text(part) for part in (entry[1] or [])), 100) for entry in raw
         ]

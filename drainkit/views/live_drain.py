@@ -70,7 +70,7 @@ class LiveDrain(Session):
         job = job_from_plan(self.server, settings, self.job.run_id, plan, self.table)
         earlier = read_json(self.run_dir, "run.json") or {}
         if not (self.run_dir / "baseline.json").exists():
-            before = baseline(self.server, settings.stream)
+            before = baseline(self.server)
             files.write_json(self.run_dir / "baseline.json", before)
         with _graceful_interrupt() as stopping:  # to the end of the books, however often it comes
             self.summary = drain(

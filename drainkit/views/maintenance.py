@@ -29,7 +29,6 @@ class Maintenance(Session):
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         self.settings, self.server, self.run_dir = settings, server, run_dir
-        self.keys = server.keys(settings.audit_stream)
         self.delete, self.apply, self.archive = False, False, ""
         self.min_idle_ms = round(settings.min_idle_min * 60_000)
 
@@ -71,7 +70,7 @@ class Maintenance(Session):
             return markdown("`delete_consumers` is off: nothing was removed.")
         names = [c.name for c in self._dead() if not c.why_kept]
         removed, kept = maintenance.remove_consumers(
-            self.server, self.keys, self.settings.consumer_group, names,
+            self.server, self.settings.consumer_group, names,
             min_idle_ms=self.min_idle_ms,
         )  # fmt: skip
         return markdown(f"**{len(removed)} removed**, {len(kept)} stayed.")
@@ -80,21 +79,19 @@ class Maintenance(Session):
         """Remove what no group needs, archived first, if told to."""
         if not self.apply:
             return markdown("`apply_trim` is off: nothing was removed.")
-        plan = maintenance.trim_plan(self.server, self.keys)
+        plan = maintenance.trim_plan(self.server)
         archive = Path(self.archive) if self.archive else None
-        removed = maintenance.trim(self.server, self.keys, plan, archive=archive)
+        removed = maintenance.trim(self.server, plan, archive=archive)
         kept = f", archived first in {one_line(self.archive)}" if archive else ""
         return markdown(f"**{removed:,} entries removed**{kept}.")
 
     def _dead(self) -> list[maintenance.DeadConsumer]:
         group = self.settings.consumer_group
-        return maintenance.dead_consumers(
-            self.server, self.keys, group, min_idle_ms=self.min_idle_ms
-        )
+        return maintenance.dead_consumers(self.server, group, min_idle_ms=self.min_idle_ms)
 
     def _trim_line(self) -> str:
         try:
-            plan = maintenance.trim_plan(self.server, self.keys)
+            plan = maintenance.trim_plan(self.server)
         except RefusedError as error:
             return verbatim(str(error))
         held = "; ".join(f"{verbatim(g)}: {one_line(why)}" for g, why in plan.held_by.items())

@@ -14,7 +14,7 @@ from ..operations import checks
 from ..operations.running import running_drains
 from ..operations.state import StreamState
 from ..safe import verbatim
-from ..server import ledger, reading
+from ..server import audit_log, ledger, reading
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
@@ -92,9 +92,8 @@ class Monitor(Session):
 
     def audit_growth(self) -> go.Figure:
         """Audit records of the stream over time, by action."""
-        keys = self.server.keys(self.settings.audit_stream)
         records: list[tuple[int, str]] = []
-        for page in reading.pages(self.server, keys.audit, reading.FIRST_ID, reading.LAST_ID):
+        for page in audit_log.pages(self.server):
             records += [(reading.id_key(e[0])[0], parse(e).action) for e in page]
         times = pd.to_datetime([ms for ms, _ in records], unit="ms", utc=True).as_unit("us")
         frame = pd.DataFrame({"event_time": times, "action": [a for _, a in records]})
@@ -102,15 +101,13 @@ class Monitor(Session):
 
     def runs_table(self) -> pd.DataFrame:
         """The newest runs of the ledger, and those still under way."""
-        keys = self.server.keys(self.settings.audit_stream)
         columns = ["run_id", "event", "scope", "total_read", "drained_ok", "outcome", "at"]
-        rows = [e for e in ledger.entries(self.server, keys) if e.get("event") != "evidence"]
+        rows = [e for e in ledger.entries(self.server) if e.get("event") != "evidence"]
         return safe(pd.DataFrame(rows[-20:], columns=columns))
 
     def running(self) -> Markdown:
         """Drains that have started and not ended."""
-        keys = self.server.keys(self.settings.audit_stream)
-        lines = [run.line() for run in running_drains(self.server, keys)]
+        lines = [run.line() for run in running_drains(self.server)]
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
 
 

@@ -68,7 +68,7 @@ class Session:
             raise UsageError(
                 f"run_dir {one_line(str(run_dir))} is no folder; make it, or leave it out"
             )
-        server = Server(url, settings.stream)
+        server = Server.of(settings)
         return cls(settings, server, Path(run_dir) if run_dir else None)
 
     def settings_table(self) -> pd.DataFrame:

@@ -40,14 +40,14 @@ class Verification(Session):
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
-        self.after = baseline(server, settings.stream)
+        self.after = baseline(server)
         before = read_json(run_dir, "baseline.json")
         self.before = before or self.after
         self.run = read_json(run_dir, "run.json")
         self.live = self.run is not None and self.run.get("mode") == "live"
         self.plan, self.table = self._plan()
         digest = self.plan.digest if self.plan else None
-        starts = ledger.runs_of(server, self.job.keys, digest) if digest else []
+        starts = ledger.runs_of(server, digest) if digest else []
         self.run_id = str(self.run["run_id"]) if self.run and self.live else ""
         if not self.run_id and starts:
             self.run_id = starts[-1]["run_id"]  # it died, or run.json is that of a later dry run
@@ -56,7 +56,7 @@ class Verification(Session):
         self.has_before = before is not None or not self.run_id
         self.start = next((s for s in reversed(starts) if s["run_id"] == self.run_id), None)
         runs = {self.run_id, *(start["run_id"] for start in starts)} - {""}
-        found = list(run_records(server, self.job.keys, runs))
+        found = list(run_records(server, runs))
         self.records = [record for record in found if record.run_id == self.run_id]
         self.earlier = [record for record in found if record.run_id != self.run_id]
         self.findings = self._reconcile()
@@ -70,7 +70,7 @@ class Verification(Session):
         return load_plan(self.run_dir)
 
     def _newest_run(self) -> str:
-        newest = self.server.call("XREVRANGE", self.job.keys.runs, "+", "-", "COUNT", 1)
+        newest = reading.newest(self.server, self.server.keys.runs, 1)
         fields = [text(part) for part in newest[0][1]] if newest else []
         return dict(zip(fields[::2], fields[1::2], strict=True)).get("run_id", "")
 
@@ -108,7 +108,7 @@ class Verification(Session):
         audited = {record.original_id.encode() for record in self.records}
         if not audited or group not in {g["name"] for g in self.after["groups"]}:
             return []
-        pages = reading.pending_ids(self.server, self.job.keys.stream, group, boundary)
+        pages = reading.pending_ids(self.server, group, boundary)
         left = [entry for page in pages for entry, _, _ in page if entry in audited]
         if not left:
             return []

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import servers
 from books import GROUP, ask, everything
-from conftest import Fill
+from browsers import Watched, hostile_backlog
+from conftest import ROOT, Fill
 from servers import Server
-from test_browser import Watched, browser, hostile_backlog  # noqa: F401  # browser is a fixture
 
 pytestmark = pytest.mark.browser
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "monitor.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "monitor.ipynb"
 STREAM = "quantum:stream:trade.intent"
 
 
@@ -53,7 +53,7 @@ def _answers(address: str) -> bool:
         return False
 
 
-def test_voila_serves_the_monitor(valkey: Server, voila: str, browser: object) -> None:  # noqa: F811
+def test_voila_serves_the_monitor(valkey: Server, voila: str, browser: object) -> None:
     """Verdict, tables and figure are drawn; no code, no error; events are inert, data untouched."""
     before = everything(valkey)
     watched = Watched(browser, voila)  # type: ignore[arg-type]

@@ -2,80 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import servers
-from books import GROUP, seed
+from books import GROUP
+from browsers import Watched, hostile_backlog
 from conftest import Cli, Fill
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser
 from servers import Server
 
 pytestmark = pytest.mark.browser
-
-HOSTILE = (
-    "<script>window.pwned=1</script>",
-    "<img/src=x/onerror=window.pwned=1>",
-    "<a/href='javascript:window.pwned=1'>x</a>",
-    '"><svg/onload=window.pwned=1>',
-    "=HYPERLINK('http://203.0.113.9')",
-    "</script><script>window.pwned=1</script>",
-)
-
-
-@pytest.fixture
-def browser(chromium: Path) -> Iterator[Browser]:
-    """The system's Chromium, headless."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(chromium),
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
-
-
-class Watched:
-    """A page that reaches only `inside`, and remembers what went wrong."""
-
-    def __init__(self, browser: Browser, inside: str) -> None:
-        self.page: Page = browser.new_page(viewport={"width": 1200, "height": 1600})
-        self.outside: list[str] = []
-        self.failed: list[str] = []
-        self.errors: list[str] = []
-        self._inside = inside
-        self.page.route("**/*", self._decide)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("requestfailed", self._note)
-
-    def _decide(self, route: object, request: Request) -> None:
-        if request.url.startswith((self._inside, "data:", "blob:")):
-            route.continue_()  # type: ignore[attr-defined]
-        else:
-            self.outside.append(request.url)
-            route.abort()  # type: ignore[attr-defined]
-
-    def _note(self, request: Request) -> None:
-        self.failed.append(request.url)
-
-
-def hostile_backlog(server: Server, stream: str, fill: Fill) -> None:
-    """A recent backlog in which symbols, sides and sources try to get out of their place."""
-    seed(server, stream, fill, 400)
-    now = int(time.time() * 1000)
-    entries = []
-    for i, text in enumerate(HOSTILE * 10):
-        event = {"symbol": text.replace(" ", ""), "side": text, "source": text + "\u202e\x1b[31m"}
-        fields = {"payload": json.dumps({**event, "confidence": 0.9})}
-        entries.append((now + i, fields))
-    entries.append((now + 1000, {"payload": "<script>window.pwned=1</script>"}))
-    fill(server, stream, entries)
 
 
 def a_run(server: Server, stream: str, cli: Cli) -> Path:

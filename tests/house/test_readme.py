@@ -7,13 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 from books import audit, seed
-from conftest import Cli, Fill
+from conftest import ROOT, Cli, Fill
 from servers import Server
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -65,18 +64,18 @@ def test_the_toml_example_is_understood(cli: Cli) -> None:
 
 def test_the_long_form_of_the_fault_suite_is_there() -> None:
     """`pytest -m chaos` finds the tests whose table the README shows, and no others."""
-    root = Path(__file__).parent.parent
+
     assert "`pytest -m chaos`" in README
     command = [sys.executable, "-m", "pytest", "-m", "chaos", "--collect-only", "-q"]
-    shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = [line for line in shown.splitlines() if "::" in line]
     assert len(found) > 10
-    assert all(line.startswith("tests/test_chaos.py::") for line in found)
+    assert all(line.startswith("tests/draining/test_chaos.py::") for line in found)
 
 
 def test_the_benchmarks_are_there() -> None:
     """Each script that the README of the benchmarks names says what it does."""
-    folder = Path(__file__).parent / "benchmarks"
+    folder = ROOT / "tests" / "benchmarks"
     assert "`tests/benchmarks/`" in README
     text = (folder / "README.md").read_text(encoding="utf-8")
     scripts = re.findall(r"python tests/benchmarks/(\w+\.py)", text)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from books import GROUP, ask, audit, everything, seed
-from conftest import Cli, Fill
+from books import GROUP, PASSWORD, ask, audit, everything, make_user, seed
+from conftest import ROOT, Cli, Fill
 from servers import Server
 
-PASSWORD = "an4lyst-pw"
 READING = [
     ("status",),
     ("drain", "--scope", "undelivered"),
@@ -48,14 +46,6 @@ XADD another * a b|EVAL return(redis.call('XDEL',KEYS[1],'1-1')) 1 {s}|FLUSHALL|
 def commands_of(table: str, stream: str) -> list[list[str]]:
     commands = [c for line in table.split("\n") for c in line.split("|") if c]
     return [[word.format(s=stream, g=GROUP) for word in c.split()] for c in commands]
-
-
-def make_user(cli: Cli, server: Server, stream: str, role: str) -> str:
-    """The role's user on the server; answers the URL that logs it in."""
-    shown = cli("acl", "--json", "--redis-url", server.url, "--stream", stream)
-    assert shown.rc == 0, shown.err
-    ask(server, "ACL", "SETUSER", role, "on", f">{PASSWORD}", *shown.json()[role])
-    return server.tcp_url.replace("redis://", f"redis://{role}:{PASSWORD}@")
 
 
 def denied(url: str, *command: str) -> bool:
@@ -158,7 +148,7 @@ def test_the_reading_notebooks_run_for_the_analyst(
     seed(valkey, stream, fill)
     url = make_user(cli, valkey, stream, "analyst")
     before = everything(valkey)
-    notebook = Path(__file__).parent.parent / "notebooks" / f"{name}.ipynb"
+    notebook = ROOT / "notebooks" / f"{name}.ipynb"
     done = subprocess.run(
         [sys.executable, "-m", "papermill", str(notebook), str(cli.cwd / "out.ipynb")],
         env={**os.environ, "DRAINKIT_REDIS_URL": url},

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 import servers
-from books import GROUP, ask, assert_books_balance, audit, everything, pending, seed
-from conftest import Cli, Fill
+from books import GROUP, ask, assert_books_balance, at, audit, everything, pending, seed
+from conftest import ROOT, Cli, Fill
 from servers import Server
 
 SECRET = "s3cr3t-pa55"
@@ -27,10 +27,6 @@ FILES = {
     *(f"{name}.ipynb" for name in NOTEBOOKS), "report.html", "plan.json", "decisions.parquet",
     "audit.parquet", "baseline.json", "after.json", "run.json", "statement.json", "SHA256SUMS",
 }  # fmt: skip
-
-
-def where(server: Server, stream: str) -> tuple[str, ...]:
-    return ("--redis-url", server.url, "--stream", stream)
 
 
 def only_run(cli: Cli) -> Path:
@@ -46,7 +42,7 @@ def test_a_live_run_leaves_sealed_evidence(
     seed(valkey, stream, fill)
     run = cli(
         "run", "--mode", "live", "--yes", "--json", "--throttle", "500", "--max-events", "all",
-        "--allowlist", "BTCUSDT,ETHUSDT", *where(valkey, stream),
+        "--allowlist", "BTCUSDT,ETHUSDT", *at(valkey, stream),
     )  # fmt: skip
     assert run.rc == 0, run.err
     result, folder = run.json(), only_run(cli)
@@ -70,11 +66,11 @@ def test_a_dry_run_through_the_notebooks_leaves_no_trace(
     """`run` is a dry run by default: the server is as it was, and the evidence is there."""
     seed(valkey, stream, fill)
     before = everything(valkey)
-    run = cli("run", *where(valkey, stream))
+    run = cli("run", *at(valkey, stream))
     assert run.rc == 0, run.err
     assert everything(valkey) == before
     assert {path.name for path in only_run(cli).iterdir()} == FILES
-    plan = cli("drain", "--mode", "live", "--yes", "--plan", only_run(cli), *where(valkey, stream))
+    plan = cli("drain", "--mode", "live", "--yes", "--plan", only_run(cli), *at(valkey, stream))
     assert plan.rc == 0, plan.err
     assert len(audit(valkey, stream)) == 200
 
@@ -82,9 +78,9 @@ def test_a_dry_run_through_the_notebooks_leaves_no_trace(
 def test_an_earlier_plan_is_applied(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
     """`run --mode live --plan FOLDER` drains exactly the entries of that plan."""
     seed(valkey, stream, fill)
-    cli("run", "--max-events", "50", "--throttle", "none", *where(valkey, stream))
+    cli("run", "--max-events", "50", "--throttle", "none", *at(valkey, stream))
     folder = only_run(cli)
-    run = cli("run", "--mode", "live", "--yes", "--json", "--plan", folder, *where(valkey, stream))
+    run = cli("run", "--mode", "live", "--yes", "--json", "--plan", folder, *at(valkey, stream))
     assert run.rc == 0, run.err
     assert run.json()["total_read"] == 50
     assert cli("verify", "reports").rc == 0
@@ -94,7 +90,7 @@ def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, fill: Fill
     """SIGKILL in the live notebook: exit code 1, outcome failed; the same command ends it."""
     seed(valkey, stream, fill, 1500)
     live = ("run", "--mode", "live", "--yes", "--throttle", "100", "--max-events", "all")
-    process = cli.start(*live, *where(valkey, stream))
+    process = cli.start(*live, *at(valkey, stream))
     deadline = time.monotonic() + 60
     while len(audit(valkey, stream)) < 20 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -108,7 +104,7 @@ def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, fill: Fill
     assert result["outcome"] == "failed"
     assert result["total_read"] == len(audit(valkey, stream)) > 0
     assert cli("verify", folder).rc == 0
-    again = cli(*live[:4], "--throttle", "none", "--max-events", "all", *where(valkey, stream))
+    again = cli(*live[:4], "--throttle", "none", "--max-events", "all", *at(valkey, stream))
     assert again.rc == 0, again.err
     records = audit(valkey, stream)
     assert len({r["original_id"] for r in records}) == len(records) == 1400
@@ -125,7 +121,7 @@ def test_sigterm_ends_the_run_with_evidence(
     """SIGTERM in the live notebook: the commit is finished, evidence is sealed, exit code 130."""
     seed(valkey, stream, fill, 1500)
     live = ("run", "--mode", "live", "--yes", "--throttle", "100", "--max-events", "all")
-    process = cli.start(*live, *where(valkey, stream))
+    process = cli.start(*live, *at(valkey, stream))
     deadline = time.monotonic() + 60
     while len(audit(valkey, stream)) < 20 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -166,7 +162,7 @@ def test_every_change_to_evidence_is_named(
     """One flipped byte in any file, a file removed, one added, a run removed: each is named."""
     seed(valkey, stream, fill)
     for _ in range(3):
-        assert cli("run", "--max-events", "20", *where(valkey, stream)).rc == 0
+        assert cli("run", "--max-events", "20", *at(valkey, stream)).rc == 0
     runs = sorted(path for path in (cli.cwd / "reports").iterdir() if path.is_dir())
     assert cli("verify", "reports").rc == 0
     for path in sorted(runs[1].iterdir()):
@@ -202,7 +198,7 @@ def test_a_folder_rewritten_as_a_whole_is_noticed_by_the_server(
     from drainkit.evidence import seal as sealing
 
     seed(valkey, stream, fill)
-    run = cli("run", "--mode", "live", "--yes", "--throttle", "none", *where(valkey, stream))
+    run = cli("run", "--mode", "live", "--yes", "--throttle", "none", *at(valkey, stream))
     assert run.rc == 0, run.err
     folder = only_run(cli)
     result = json.loads((folder / "run.json").read_text())
@@ -224,7 +220,7 @@ def test_the_newest_run_removed_with_its_trace_is_noticed_by_the_server(
     live = ("run", "--mode", "live", "--yes", "--throttle", "none", "--max-events", "50")
     runs = []
     for _ in range(2):
-        assert cli(*live, *where(valkey, stream)).rc == 0
+        assert cli(*live, *at(valkey, stream)).rc == 0
         runs.append(max((cli.cwd / "reports").glob("*-live-*"), key=lambda p: p.stat().st_mtime))
     verify = ("verify", "reports", "--redis-url", valkey.url)
     assert cli(*verify).rc == 0
@@ -253,7 +249,7 @@ def test_each_notebook_runs_alone_under_papermill(
 def papermill(
     name: str, server: Server, folder: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
-    source = Path(__file__).parent.parent / "notebooks" / f"{name}.ipynb"
+    source = ROOT / "notebooks" / f"{name}.ipynb"
     env = {**os.environ, "DRAINKIT_REDIS_URL": server.url}
     return subprocess.run(
         [sys.executable, "-m", "papermill", str(source), str(folder / "out.ipynb"), *options],
@@ -289,7 +285,7 @@ def test_a_live_run_that_nobody_approves_changes_nothing(
     """Without --yes and without a terminal: exit code 4, no folder, no change."""
     seed(valkey, stream, fill)
     before = everything(valkey)
-    assert cli("run", "--mode", "live", *where(valkey, stream)).rc == 4
+    assert cli("run", "--mode", "live", *at(valkey, stream)).rc == 4
     assert everything(valkey) == before
     assert not (cli.cwd / "reports").exists()
     assert GROUP in str(ask(valkey, "XINFO", "GROUPS", stream))
@@ -303,9 +299,7 @@ def test_the_size_of_evidence_does_not_grow_with_the_backlog(
     for n in (2_000, 20_000):
         name = f"{stream}:{n}"
         seed(valkey, name, fill, n, delivered=0)
-        run = cli(
-            "run", "--json", "--throttle", "none", "--max-events", "all", *where(valkey, name)
-        )
+        run = cli("run", "--json", "--throttle", "none", "--max-events", "all", *at(valkey, name))
         assert run.rc == 0, run.err
         assert run.json()["total_read"] == n
         folder = cli.cwd / run.json()["evidence"]
@@ -330,7 +324,7 @@ def test_a_run_can_be_signed(valkey: Server, stream: str, fill: Fill, cli: Cli) 
     )
     public = " ".join((cli.cwd / "key.pub").read_text().split()[:2])
     (cli.cwd / "signers").write_text(f"auditor {public}\n")
-    assert cli("run", "--sign-key", key, *where(valkey, stream)).rc == 0
+    assert cli("run", "--sign-key", key, *at(valkey, stream)).rc == 0
     folder = only_run(cli)
     verify = ("verify", folder, "--json", "--allowed-signers", "signers", "--identity")
     assert cli(*verify, "auditor").rc == 0
@@ -370,7 +364,7 @@ def test_a_key_that_cannot_sign_is_refused_before_anything_is_drained(
     (cli.cwd / "nokey").write_text("not a key")
     before = everything(valkey)
     for key in ("missing", "nokey"):
-        run = cli("run", "--mode", "live", "--yes", "--sign-key", key, *where(valkey, stream))
+        run = cli("run", "--mode", "live", "--yes", "--sign-key", key, *at(valkey, stream))
         assert run.rc == 2, run
         assert "--sign-key" in run.err
     assert everything(valkey) == before
@@ -382,7 +376,7 @@ def test_a_server_that_closes_idle_connections(stream: str, fill: Fill, cli: Cli
         seed(server, stream, fill)
         ask(server, "CONFIG", "SET", "timeout", 1)
         run = cli("run", "--mode", "live", "--yes", "--json", "--throttle", 10,
-                  "--max-events", 40, *where(server, stream))  # fmt: skip
+                  "--max-events", 40, *at(server, stream))  # fmt: skip
         assert run.rc == 0, run.err
         assert (run.json()["outcome"], run.json()["total_read"]) == ("done", 40)
         assert cli("verify", "reports", "--redis-url", server.url).rc == 0
@@ -396,7 +390,7 @@ def test_a_question_can_be_left(
     seed(valkey, stream, fill)
     ours, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "drainkit", "run", "--mode", "live", *where(valkey, stream)],
+        [sys.executable, "-m", "drainkit", "run", "--mode", "live", *at(valkey, stream)],
         cwd=cli.cwd, stdin=terminal, stdout=terminal, stderr=terminal,
     )  # fmt: skip
     os.close(terminal)
@@ -423,7 +417,7 @@ def test_a_question_can_be_left(
 
 def start_live(cli: Cli, server: Server, stream: str, throttle: int = 10) -> subprocess.Popen[str]:
     return cli.start("run", "--mode", "live", "--yes", "--json", "--throttle", throttle,
-                     "--max-events", "all", *where(server, stream))  # fmt: skip
+                     "--max-events", "all", *at(server, stream))  # fmt: skip
 
 
 def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
@@ -462,7 +456,7 @@ def test_a_stopped_run_is_refused_and_verified(
     deadline = time.monotonic() + 60
     while len(audit(valkey, stream)) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert cli("stop", "--reason", "test", *where(valkey, stream)).rc == 0
+    assert cli("stop", "--reason", "test", *at(valkey, stream)).rc == 0
     run = cli.finish(process)
     assert run.rc == 4, run
     result, folder = run.json(), only_run(cli)
@@ -514,7 +508,7 @@ def test_braces_in_the_name_of_the_reports_folder(
     """papermill formats paths; a folder's braces are none of its parameters."""
     seed(valkey, stream, fill)
     folder = cli.cwd / "a{stream}b{}c}"
-    run = cli("run", "--reports-dir", folder, *where(valkey, stream))
+    run = cli("run", "--reports-dir", folder, *at(valkey, stream))
     assert run.rc == 0, run.err
     (made,) = (path for path in folder.iterdir() if path.is_dir())
     assert {path.name for path in made.iterdir()} == FILES

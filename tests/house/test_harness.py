@@ -16,7 +16,7 @@ import psutil
 import pytest
 import redis
 import servers
-from conftest import Cli, Fill, _left_behind, intent, need
+from conftest import ROOT, Cli, Fill, _left_behind, intent, need
 from hypothesis import given
 from hypothesis import strategies as st
 from proxy import Proxy, frame_end, frames
@@ -122,7 +122,7 @@ def test_servers_die_with_their_parent(how: signal.Signals) -> None:
     kinds = [kind for kind in servers.KINDS if servers.version(kind)]
     parent = subprocess.Popen(
         [sys.executable, "-c", ORPHANS, *kinds],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -11,22 +11,12 @@ from typing import Any
 
 import pytest
 import servers
-from books import GROUP, ask, everything, seed
-from conftest import Cli, Fill, intent
+from books import GROUP, ask, at, everything, now_ms, seed
+from conftest import Cli, Fill, intent, one_line_error
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Server
-from test_cli import one_line_error
 
 SECRET = "s3cr3t-pa55"
-
-
-def at(server: Server, stream: str) -> tuple[str, ...]:
-    return ("--redis-url", server.url, "--stream", stream)
-
-
-def now_ms(server: Server) -> int:
-    seconds, micros = ask(server, "TIME")
-    return int(seconds) * 1000 + int(micros) // 1000
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from books import GROUP, ask, everything, original_backlog, seed
-from conftest import Fill
+from conftest import ROOT, Fill
 from servers import Server
 
-ROOT = Path(__file__).parent.parent
 STREAM = "quantum:stream:trade.intent"
-GOLDEN = ROOT / "tests" / "golden" / "original_report.ipynb"
+GOLDEN = ROOT / "tests" / "views" / "golden" / "original_report.ipynb"
 
 
 def nbval(server: Server, how: str, path: Path) -> subprocess.CompletedProcess[str]:

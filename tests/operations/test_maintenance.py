@@ -7,21 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, audit, everything, pending, seed
+from books import GROUP, ask, at, audit, deliver, everything, pending, seed
 from conftest import Cli, Fill, intent
 from servers import Server
 
 FAST = ("--throttle", "none", "--max-events", "all")
-
-
-def at(server: Server, stream: str) -> tuple[str, ...]:
-    return ("--redis-url", server.url, "--stream", stream)
-
-
-def deliver(server: Server, stream: str, consumer: str, n: int, group: str = GROUP) -> list[str]:
-    """Deliver n entries that the consumer never acknowledges."""
-    reply = ask(server, "XREADGROUP", "GROUP", group, consumer, "COUNT", n, "STREAMS", stream, ">")
-    return [entry[0].decode() for entry in reply[0][1]]
 
 
 def ids_of(server: Server, stream: str) -> list[str]:
@@ -96,10 +86,9 @@ def test_a_consumer_that_comes_back_keeps_its_entries(
 
     thread = threading.Thread(target=come_back)
     with Link(valkey.url, stream) as link:
-        keys = link.keys()
         thread.start()
         while not done.is_set():
-            remove_consumers(link, keys, GROUP, names, min_idle_ms=0)
+            remove_consumers(link, GROUP, names, min_idle_ms=0)
             assert thread.is_alive() or done.is_set()
         thread.join()
     rows = ask(valkey, "XPENDING", stream, GROUP, "-", "+", 1000)
@@ -116,10 +105,9 @@ def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> No
     ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, "sleeper")
     time.sleep(0.3)
     with Link(valkey.url, stream) as link:
-        keys = link.keys()
-        assert [c.name for c in dead_consumers(link, keys, GROUP, min_idle_ms=200)] == ["sleeper"]
+        assert [c.name for c in dead_consumers(link, GROUP, min_idle_ms=200)] == ["sleeper"]
         ask(valkey, "XREADGROUP", "GROUP", GROUP, "sleeper", "STREAMS", stream, ">")
-        removed, kept = remove_consumers(link, keys, GROUP, ["sleeper", "nobody"], min_idle_ms=200)
+        removed, kept = remove_consumers(link, GROUP, ["sleeper", "nobody"], min_idle_ms=200)
     assert removed == []
     assert "came back" in kept["sleeper"]
     assert "gone" in kept["nobody"]
@@ -203,7 +191,7 @@ def test_trim_keeps_what_comes_below_a_position_set_too_far(
     ids = seed(valkey, stream, fill, 10, delivered=10)
     ask(valkey, "XGROUP", "SETID", stream, GROUP, "9999999999999-0")
     with Link(valkey.url, stream) as link:
-        plan = trim_plan(link, link.keys())
+        plan = trim_plan(link)
     assert plan.entries == 10
     assert plan.floor == f"{ids[-1].split('-')[0]}-{int(ids[-1].split('-')[1]) + 1}"
 
@@ -232,8 +220,7 @@ def test_trim_looks_again_when_it_removes(
 
     ids = seed(valkey, stream, fill, 30, delivered=20)
     with Link(valkey.url, stream) as link:
-        keys = link.keys()
-        plan = trim_plan(link, keys)
+        plan = trim_plan(link)
         assert plan.entries == 20
         if change == "pending":
             ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[4])
@@ -248,7 +235,7 @@ def test_trim_looks_again_when_it_removes(
             ask(valkey, "DEL", stream)
             ask(valkey, "SET", stream, "x")
         with pytest.raises(RefusedError):
-            trim(link, keys, plan)
+            trim(link, plan)
     if change != "gone":
         assert ids_of(valkey, stream) == ids
 
@@ -302,9 +289,8 @@ def test_only_what_was_shown_is_removed(valkey: Server, stream: str, fill: Fill)
 
     ids = [i.encode() for i in seed(valkey, stream, fill, 30, delivered=30)]
     with Link(valkey.url, stream) as link:
-        keys = link.keys()
         for listed in (ids[1:10], [*ids[:5], *ids[6:10]], [b"1-1", *ids[:10]]):
             with pytest.raises(RefusedError, match="changed meanwhile"):
-                writing.trim(link, keys, listed)
+                writing.trim(link, listed)
         assert len(ids_of(valkey, stream)) == 30
-        assert writing.trim(link, keys, ids[:10]) == 10
+        assert writing.trim(link, ids[:10]) == 10

@@ -16,6 +16,7 @@ from books import (
     ME,
     ask,
     assert_books_balance,
+    at,
     audit,
     everything,
     original_backlog,
@@ -34,10 +35,6 @@ LIVE = ("drain", "--mode", "live", "--yes", "--json")
 FAST = ("--throttle", "none", "--max-events", "all")
 
 
-def where(server: Server, stream: str) -> tuple[str, ...]:
-    return ("--redis-url", server.url, "--stream", stream)
-
-
 def leave_pending(server: Server, stream: str, consumer: str, n: int) -> list[bytes]:
     """Delivers the next n entries to a consumer that never acknowledges them."""
     reply = ask(server, "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", n, "STREAMS", stream, ">")
@@ -53,7 +50,7 @@ def test_dry_run_leaves_no_trace(
     leave_pending(server, stream, "dead", 30)
     before = everything(server)
     run = cli(
-        "drain", *where(server, stream), "--scope", scope, "--allowlist", ALLOW,
+        "drain", *at(server, stream), "--scope", scope, "--allowlist", ALLOW,
         "--max-events", "all", "--min-idle-min", "0", "--json",
     )  # fmt: skip
     assert run.rc == 0, run.err
@@ -66,7 +63,7 @@ def test_live_run_of_undelivered_balances(
 ) -> None:
     """A live drain audits and acknowledges each entry after the position once, and no other."""
     ids = seed(server, stream, fill)
-    run = cli(*LIVE, *where(server, stream), *FAST, "--allowlist", ALLOW)
+    run = cli(*LIVE, *at(server, stream), *FAST, "--allowlist", ALLOW)
     assert run.rc == 0, run.err
     summary = run.json()
     assert summary["total_read"] == 200
@@ -81,7 +78,7 @@ def test_dry_run_and_live_run_agree(server: Server, stream: str, fill: Fill, cli
     """With a fixed time, the dry run counts exactly what the live run then does."""
     seed(server, stream, fill)
     options = (
-        *where(server, stream), *FAST, "--allowlist", ALLOW, "--max-age-min", "0.2",
+        *at(server, stream), *FAST, "--allowlist", ALLOW, "--max-age-min", "0.2",
         "--as-of", time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
     )  # fmt: skip
     dry = cli("drain", "--json", *options).json()
@@ -103,7 +100,7 @@ def test_live_run_of_pending_takes_idle_entries_only(
     ask(server, "XCLAIM", stream, GROUP, "dead", 0, *dead, "IDLE", hour_ms, "JUSTID")
     ask(server, "XDEL", stream, dead[3], dead[7])
     alive = leave_pending(server, stream, "alive", 10)
-    run = cli(*LIVE, *where(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
+    run = cli(*LIVE, *at(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
     assert run.rc == 0, run.err
     summary = run.json()
     assert [r["original_id"].encode() for r in audit(server, stream)] == dead
@@ -122,7 +119,7 @@ def test_from_consumer_takes_from_nobody_else(
     leave_pending(valkey, stream, "dead-2", 5)
     third = leave_pending(valkey, stream, "dead-3", 5)
     run = cli(
-        *LIVE, *where(valkey, stream), *FAST, "--scope", "pending", "--min-idle-min", "0",
+        *LIVE, *at(valkey, stream), *FAST, "--scope", "pending", "--min-idle-min", "0",
         "--from-consumer", "dead-3", "--from-consumer", "dead-1",
     )  # fmt: skip
     assert run.rc == 0, run.err
@@ -135,7 +132,7 @@ def test_history_is_drained_in_batches_once(
 ) -> None:
     """Scope history keeps its group between batches, ends it when exhausted, repeats nothing."""
     ids = seed(server, stream, fill)
-    history = (*LIVE, *where(server, stream), "--throttle", "none", "--scope", "history")
+    history = (*LIVE, *at(server, stream), "--throttle", "none", "--scope", "history")
     group = f"{GROUP}.drain_history".encode()
     first = cli(*history, "--max-events", "60").json()
     assert first["remaining"] == 40
@@ -158,7 +155,7 @@ def test_the_story_of_the_original_report(
     """2 of the 3 entries were too old; the third had passed, and the original tool lost it."""
     fill(server, stream, original_backlog(), group=GROUP, position="1766594572014-0")
     run = cli(
-        *LIVE, *where(server, stream), "--as-of", "2025-12-24T19:49:58+00:00",
+        *LIVE, *at(server, stream), "--as-of", "2025-12-24T19:49:58+00:00",
         "--allowlist", "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",
     )  # fmt: skip
     assert run.rc == 0, run.err
@@ -174,7 +171,7 @@ def test_the_story_of_the_original_report(
 def test_records_are_exact(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
     """A record has the contract's fields in order, and its times fit its age within 0.05 s."""
     seed(valkey, stream, fill)
-    cli(*LIVE, *where(valkey, stream), "--throttle", "200", "--max-events", "100")
+    cli(*LIVE, *at(valkey, stream), "--throttle", "200", "--max-events", "100")
     records = audit(valkey, stream)
     assert len(records) == 100
     for record in records:
@@ -197,7 +194,7 @@ def test_sigkill_50_times_loses_and_doubles_nothing(
     ids = seed(valkey, stream, fill, 30_000, delivered=1000)
     boundary = ids[-1]
     kills = 0
-    drain = (*LIVE, *where(valkey, stream), "--throttle", "4000", "--max-events", "all")
+    drain = (*LIVE, *at(valkey, stream), "--throttle", "4000", "--max-events", "all")
     while kills < 50:
         before = ask(valkey, "XLEN", f"{stream}.drain_audit")
         process = cli.start(*drain)
@@ -209,7 +206,7 @@ def test_sigkill_50_times_loses_and_doubles_nothing(
         kills += 1
     fill(valkey, stream, [(int(boundary.partition("-")[0]) + 10**6, intent())])
     ask(valkey, "XDEL", stream, f"{int(boundary.partition('-')[0]) + 10**6}-0")
-    last = cli(*LIVE, *where(valkey, stream), *FAST)
+    last = cli(*LIVE, *at(valkey, stream), *FAST)
     assert last.rc == 0, last.err
     assert [r["original_id"] for r in audit(valkey, stream)] == ids[1000:]
     assert pending(valkey, stream) == 0
@@ -237,7 +234,7 @@ def test_a_busy_producer_cannot_keep_the_drain_going(
     producer = threading.Thread(target=produce)
     producer.start()
     try:
-        run = cli(*LIVE, *where(server, stream), "--throttle", "none", "--max-events", "all")
+        run = cli(*LIVE, *at(server, stream), "--throttle", "none", "--max-events", "all")
     finally:
         done.set()
         producer.join()
@@ -264,7 +261,7 @@ def test_the_throttle_holds_and_is_reached(
     for attempt in range(8):  # what a busy machine delays is lost; what is too fast is a bug
         name = f"{stream}:{attempt}"
         seed(server, name, fill, n + 150)
-        run = cli(*LIVE, *where(server, name), "--throttle", rate, "--max-events", n)
+        run = cli(*LIVE, *at(server, name), "--throttle", rate, "--max-events", n)
         assert run.rc == 0, run.err
         records = audit(server, name)
         assert len(records) == n
@@ -283,7 +280,7 @@ def test_two_drains_share_the_rate(valkey: Server, stream: str, fill: Fill, cli:
         name = f"{stream}:{attempt}"
         seed(valkey, name, fill, 2000)
         drain = (
-            *LIVE, *where(valkey, name), "--throttle", "200", "--max-events", "400",
+            *LIVE, *at(valkey, name), "--throttle", "200", "--max-events", "400",
             "--allow-active-consumers", "--consumer-name",
         )  # fmt: skip
         both = [cli.start(*drain, consumer) for consumer in ("one", "two")]
@@ -304,7 +301,7 @@ def test_below_one_per_second_no_two_come_closer(
 ) -> None:
     """At 0.8/s, two records are never closer than 1.25 s."""
     seed(valkey, stream, fill)
-    cli(*LIVE, *where(valkey, stream), "--throttle", "0.8", "--max-events", "3")
+    cli(*LIVE, *at(valkey, stream), "--throttle", "0.8", "--max-events", "3")
     times = [int(r["audit_id"].partition("-")[0]) for r in audit(valkey, stream)]
     assert len(times) == 3
     assert min(b - a for a, b in pairwise(times)) >= 1250
@@ -316,7 +313,7 @@ def test_signals_end_with_balanced_books(
 ) -> None:
     """SIGINT and SIGTERM finish the commit in flight, write the summary and exit 130."""
     seed(valkey, stream, fill, 2000)
-    process = cli.start(*LIVE, *where(valkey, stream), "--throttle", "100", "--max-events", "all")
+    process = cli.start(*LIVE, *at(valkey, stream), "--throttle", "100", "--max-events", "all")
     wait_for_more(valkey, stream, 20)
     process.send_signal(which)
     run = cli.finish(process)
@@ -324,7 +321,7 @@ def test_signals_end_with_balanced_books(
     summary = run.json()
     assert 0 < summary["total_read"] < 1900
     assert summary["total_read"] == len(audit(valkey, stream))
-    again = cli(*LIVE, *where(valkey, stream), *FAST)
+    again = cli(*LIVE, *at(valkey, stream), *FAST)
     assert again.rc == 0, again.err
     assert len({r["original_id"] for r in audit(valkey, stream)}) == 1900
 
@@ -334,17 +331,17 @@ def test_the_kill_switch_stops_a_running_drain(
 ) -> None:
     """After `stop` returns nothing more is acknowledged; the drain exits 4; resume lifts it."""
     seed(valkey, stream, fill, 2000)
-    drain = (*LIVE, *where(valkey, stream), "--throttle", "300", "--max-events", "all")
+    drain = (*LIVE, *at(valkey, stream), "--throttle", "300", "--max-events", "all")
     process = cli.start(*drain)
     wait_for_more(valkey, stream, 20)
-    assert cli("stop", "--reason", "test", *where(valkey, stream)).rc == 0
+    assert cli("stop", "--reason", "test", *at(valkey, stream)).rc == 0
     at_stop = len(audit(valkey, stream))
     run = cli.finish(process)
     assert run.rc == 4
     assert len(audit(valkey, stream)) == at_stop == run.json()["total_read"]
     assert cli(*drain).rc == 4
-    assert cli("resume", *where(valkey, stream)).rc == 0
-    assert cli(*LIVE, *where(valkey, stream), *FAST).rc == 0
+    assert cli("resume", *at(valkey, stream)).rc == 0
+    assert cli(*LIVE, *at(valkey, stream), *FAST).rc == 0
     assert len(audit(valkey, stream)) == 1900
 
 
@@ -355,7 +352,7 @@ def test_own_unfinished_entries_come_first(
     seed(server, stream, fill)
     mine = leave_pending(server, stream, ME, 7)
     ask(server, "XDEL", stream, mine[2])
-    run = cli(*LIVE, *where(server, stream), "--throttle", "none", "--max-events", "10")
+    run = cli(*LIVE, *at(server, stream), "--throttle", "none", "--max-events", "10")
     assert run.rc == 0, run.err
     records = audit(server, stream)
     assert [r["original_id"].encode() for r in records[:7]] == mine
@@ -371,13 +368,13 @@ def test_an_active_consumer_is_not_robbed(
     seed(server, stream, fill)
     leave_pending(server, stream, "alive", 1)
     before = everything(server)
-    run = cli(*LIVE, *where(server, stream))
+    run = cli(*LIVE, *at(server, stream))
     assert run.rc == 4
     assert "alive" in run.err
     after = everything(server)
     before.pop("changes"), after.pop("changes")
     assert after == before
-    assert cli(*LIVE, *where(server, stream), *FAST, "--allow-active-consumers").rc == 0
+    assert cli(*LIVE, *at(server, stream), *FAST, "--allow-active-consumers").rc == 0
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -413,7 +410,7 @@ def test_events_without_symbol_or_confidence_never_pass(
     fields = [{"symbol": "BTCUSDT"}, {"confidence": "0.9"}, {"note": "x"}, intent()]
     entries = [(now + i, f) for i, f in enumerate(fields)]
     fill(valkey, stream, entries, group=GROUP)
-    run = cli("drain", "--mode", mode, "--yes", "--json", *where(valkey, stream), *FAST)
+    run = cli("drain", "--mode", mode, "--yes", "--json", *at(valkey, stream), *FAST)
     assert run.rc == 0, run.err
     assert run.json()["dropped_invalid"] == 3
     assert run.json()["drained_ok"] == 1

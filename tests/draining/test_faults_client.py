@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from books import GROUP, ME, ask, audit, pending, seed
-from conftest import Cli, Fill, intent
+from conftest import ROOT, Cli, Fill, intent
 from faults import COMMIT, READ, Attempt, assert_once, assert_settled, attempt, key
 from proxy import FaultKind, Proxy
 from servers import Server, wait_until
@@ -332,7 +332,7 @@ def test_a_host_whose_clock_is_wrong_by_a_day(
 
 def test_nothing_in_the_package_asks_for_the_hosts_time() -> None:
     """No module reads the host's wall clock: the server's TIME and a monotonic clock are all."""
-    package = Path(__file__).parents[1] / "drainkit"
+    package = ROOT / "drainkit"
     clock = re.compile(
         r"\btime\.time(_ns)?\(|\.(utc)?now\(\)|\.now\((dt\.)?UTC|\.today\(|\btime\.(gmtime|localtime)"
     )

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from conftest import lacking
-from test_plan import plan_of, table_of
+from plan_samples import plan_of, table_of
 
 from drainkit import files
 from drainkit.core.summary import RUN_ID, new_run_id

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from books import GROUP, ME, ask
+from books import GROUP, ME, ask, at
 from conftest import Cli, CliResult, Fill, intent
 from servers import Server
 
@@ -66,25 +66,21 @@ def assert_plain(run: CliResult) -> None:
     assert [line for line in run.out.splitlines() if line.startswith("Drained OK: 9999")] == []
 
 
-def where(server: Server, stream: str) -> tuple[str, ...]:
-    return ("--redis-url", server.url, "--stream", stream)
-
-
 @pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["text", "json"])
 def test_hostile_events_on_the_terminal(
     valkey: Server, stream: str, fill: Fill, cli: Cli, as_json: tuple[str, ...]
 ) -> None:
     """Status, dry run, live run, check and trim of hostile events print no raw escape."""
     n = hostile_stream(valkey, stream, fill)
-    at = where(valkey, stream)
+    where = at(valkey, stream)
     many = ("--throttle", "none", "--max-events", "all")
     for args in (
-        ("status", *at),
-        ("check", *at),
-        ("drain", "--mode", "dry-run", *many, *at),
-        ("drain", "--mode", "live", "--yes", *many, *at),
-        ("trim", *at),
-        ("consumers", *at),
+        ("status", *where),
+        ("check", *where),
+        ("drain", "--mode", "dry-run", *many, *where),
+        ("drain", "--mode", "live", "--yes", *many, *where),
+        ("trim", *where),
+        ("consumers", *where),
     ):
         run = cli(*args, *as_json)
         assert run.rc in (0, 1, 2) if args[0] == "check" else run.rc == 0, run.err
@@ -100,24 +96,24 @@ def test_hostile_names_on_the_terminal(valkey: Server, fill: Fill, cli: Cli, tex
     stream, group = f"s{text}", f"g{text}"
     fill(valkey, stream, [(1, intent()), (2, intent())], group=group)
     ask(valkey, "XREADGROUP", "GROUP", group, f"c{text}", "COUNT", 1, "STREAMS", stream, ">")
-    at = where(valkey, stream)
-    known = (*at, "--consumer-group", group)
+    where = at(valkey, stream)
+    known = (*where, "--consumer-group", group)
     for args, rc in (
-        (("status", *at), (0,)),
-        (("check", *at, "--group", group), (3,)),  # ids that are no times
+        (("status", *where), (0,)),
+        (("check", *where, "--group", group), (3,)),  # ids that are no times
         (("consumers", *known), (0,)),
-        (("trim", *at), (0,)),
-        (("acl", *at), (0,)),
-        (("drain", *at, "--consumer-group", f"other{text}"), (4,)),
-        (("drain", *where(valkey, f"missing{text}")), (4,)),
+        (("trim", *where), (0,)),
+        (("acl", *where), (0,)),
+        (("drain", *where, "--consumer-group", f"other{text}"), (4,)),
+        (("drain", *at(valkey, f"missing{text}")), (4,)),
         (("drain", "--mode", "live", "--yes", *known), (4,)),  # the consumer is active
         (("drain", *known, "--allowlist", text), (0,) if text.isprintable() else (2,)),
         (("drain", *known, "--as-of", text), (2,)),
         (("drain", *known, "--min-conf", text), (2,)),
         (("drain", *known, "--scope", "pending", "--from-consumer", f"no{text}"), (4,)),
-        (("stop", *at, "--reason", text), (0,)),
+        (("stop", *where, "--reason", text), (0,)),
         (("drain", "--mode", "live", "--yes", *known), (4,)),
-        (("resume", *at), (0,)),
+        (("resume", *where), (0,)),
     ):
         run = cli(*args)
         assert run.rc in rc, (args, run.err)
@@ -131,7 +127,7 @@ def test_hostile_events_in_csv(
 ) -> None:
     """No cell of an exported CSV is a formula, and no line of it begins one."""
     n = hostile_stream(valkey, stream, fill)
-    run = cli("export", "out.csv", *where(valkey, stream))
+    run = cli("export", "out.csv", *at(valkey, stream))
     assert run.rc == 0, run.err
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -150,7 +146,7 @@ def test_hostile_records_do_not_break_the_books(
     n = hostile_stream(valkey, stream, fill)
     run = cli(
         "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
-        "--allowlist", "BTCUSDT,<script>alert(1)</script>", *where(valkey, stream),
+        "--allowlist", "BTCUSDT,<script>alert(1)</script>", *at(valkey, stream),
     )  # fmt: skip
     assert run.rc == 0, run.err
     records = ask(valkey, "XRANGE", f"{stream}.drain_audit", "-", "+")

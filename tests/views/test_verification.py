@@ -36,7 +36,7 @@ def drained(
     seed(valkey, stream, fill)
     ask(valkey, "XGROUP", "CREATE", stream, OTHER, "0-0")
     with Link(valkey.url, stream) as link:
-        files.write_json(cli.cwd / "baseline.json", baseline(link, stream))
+        files.write_json(cli.cwd / "baseline.json", baseline(link))
     run = cli("drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--redis-url",
               valkey.url, "--stream", stream)  # fmt: skip
     assert run.rc == 0, run.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from books import GROUP, ME, ask, audit, everything, pending, seed
+from books import GROUP, ME, ask, at, audit, deliver, everything, live, pending, seed
 from conftest import Cli, Fill
 from servers import Server
 
@@ -14,21 +14,6 @@ from drainkit.server.reading import Name
 from drainkit.settings import build
 
 ODD = b"w\xff\n\xe9"  # no UTF-8
-
-
-def at(server: Server, key: str) -> tuple[str, ...]:
-    return ("--redis-url", server.url, "--stream", key)
-
-
-def live(server: Server, key: str, *options: str) -> tuple[str, ...]:
-    return ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none",
-            "--max-events", "all", *at(server, key), *options)  # fmt: skip
-
-
-def leave_pending(server: Server, key: str, consumer: bytes, n: int) -> list[str]:
-    """Delivers n entries to a consumer that never acknowledges them."""
-    reply = ask(server, "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", n, "STREAMS", key, ">")
-    return [entry[0].decode() for entry in reply[0][1]]
 
 
 def audited(server: Server, key: str) -> list[str]:
@@ -95,7 +80,7 @@ def test_a_consumer_named_twice_is_drained_once(
 ) -> None:
     """--from-consumer w --from-consumer w: each entry gets one record, and the dry run says so."""
     seed(server, stream, fill, 30, delivered=0)
-    ids = leave_pending(server, stream, b"w", 7)
+    ids = deliver(server, stream, b"w", 7)
     twice = ("--scope", "pending", "--min-idle-min", "0", "--from-consumer", "w",
              "--from-consumer", "w")  # fmt: skip
     dry = cli("drain", "--json", *at(server, stream), *twice).json()
@@ -111,7 +96,7 @@ def test_a_batch_with_an_entry_twice_records_it_once(
     seed(server, stream, fill, 10, delivered=0)
     for owner in (b"w", ME.encode()):
         before = len(audit(server, stream))
-        (entry,) = leave_pending(server, stream, owner, 1)
+        (entry,) = deliver(server, stream, owner, 1)
         settings = build({"redis_url": server.url, "stream": stream, "scope": "pending",
                           "min_idle_min": 0})  # fmt: skip
         with Link(server.url, stream) as link:
@@ -119,7 +104,7 @@ def test_a_batch_with_an_entry_twice_records_it_once(
             record = [entry.encode(), b"S", b"1.00", b"0.5", b"drained_ok", b"now", b""]
             batch = writing.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
             writing.send_commit(
-                link, job.keys, job.scope, batch, [record, record], rate=None, run_id="run",
+                link, job.scope, batch, [record, record], rate=None, run_id="run",
                 deadline_us=link.now_us() + 10**7,
             )  # fmt: skip
             found = writing.receive_commit(link)
@@ -135,7 +120,7 @@ def test_pending_entries_of_a_consumer_with_an_odd_name(
 ) -> None:
     """They are planned and drained like others, and --from-consumer takes the name as shown."""
     seed(server, stream, fill, 30, delivered=0)
-    ids = leave_pending(server, stream, ODD, 5) + leave_pending(server, stream, b"w", 3)
+    ids = deliver(server, stream, ODD, 5) + deliver(server, stream, b"w", 3)
     scope = ("--scope", "pending", "--min-idle-min", "0")
     dry = cli("drain", "--json", *at(server, stream), *scope).json()
     only = cli(*live(server, stream), *scope, "--from-consumer", Name(ODD)).json()

@@ -16,10 +16,21 @@ from typing import Any
 import pytest
 import servers
 import yaml
-from books import ALLOW, GROUP, ask, audit, everything, pending, seed
+from books import (
+    ALLOW,
+    GROUP,
+    PASSWORD,
+    ask,
+    at,
+    audit,
+    everything,
+    make_user,
+    pending,
+    seed,
+    worst_window,
+)
 from conftest import Cli, Fill
 from servers import Server
-from test_acl import PASSWORD, make_user
 
 import drainkit
 from drainkit.draining.unattended import check_limits, require_limits
@@ -29,10 +40,6 @@ from drainkit.settings import Limits
 LIMITS = "[limits]\nmax_events = 200\nmax_drained_ok = 200\nmax_drift = 0\n"
 
 
-def at(server: Server, stream: str) -> tuple[str, ...]:
-    return ("--redis-url", server.url, "--stream", stream)
-
-
 def live(server: Server, stream: str, *options: object) -> tuple[object, ...]:
     return ("drain", "--mode", "live", "--yes", "--json", *at(server, stream), *options)
 
@@ -40,16 +47,6 @@ def live(server: Server, stream: str, *options: object) -> tuple[object, ...]:
 def scheduled(server: Server, stream: str, *options: object) -> tuple[object, ...]:
     return ("run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events",
             "all", *at(server, stream), *options)  # fmt: skip
-
-
-def most_within(times_ms: list[int], width_ms: int) -> int:
-    """The most records in any half-open window of so many ms."""
-    first = best = 0
-    for last, ms in enumerate(times_ms):
-        while times_ms[first] <= ms - width_ms:
-            first += 1
-        best = max(best, last - first + 1)
-    return best
 
 
 # ---------------------------------------------------------------- workers
@@ -63,7 +60,7 @@ def test_four_workers_share_one_pace(server: Server, stream: str, fill: Fill, cl
     records = audit(server, stream)
     assert sorted(r["original_id"] for r in records) == sorted(ids[100:])
     times_ms = [int(r["audit_id"].split("-")[0]) for r in records]
-    assert most_within(times_ms, 1000) <= 100
+    assert worst_window(records, 1000) <= 100
     rate = (len(times_ms) - 1) / ((times_ms[-1] - times_ms[0]) / 1000)
     assert 95 < rate <= 101
     summary = run.json()
@@ -293,21 +290,20 @@ def test_scheduled_runs_do_not_pile_up(
     (tmp_path / "drainkit.toml").write_text(LIMITS)
     seed(valkey, stream, fill, 120, delivered=100)
     with Link(valkey.url, stream) as link:
-        keys = link.keys()
-        assert writing.hold_lease(link, keys, GROUP, "me", 60_000) == 0
-        assert writing.hold_lease(link, keys, GROUP, "me", 60_000) == 0
-        assert 59_000 < writing.hold_lease(link, keys, GROUP, "you", 60_000) <= 60_000
-        assert writing.hold_lease(link, keys, "another group", "you", 60_000) == 0
+        assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
+        assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
+        assert 59_000 < writing.hold_lease(link, GROUP, "you", 60_000) <= 60_000
+        assert writing.hold_lease(link, "another group", "you", 60_000) == 0
         run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
         assert run.rc == 0, run.err
         assert "another scheduled run" in run.json()["skipped"]
         assert audit(valkey, stream) == []
-        assert writing.hold_lease(link, keys, GROUP, "you", 0) > 0
-        assert writing.hold_lease(link, keys, GROUP, "me", 200) == 0
+        assert writing.hold_lease(link, GROUP, "you", 0) > 0
+        assert writing.hold_lease(link, GROUP, "me", 200) == 0
         time.sleep(0.3)
-        assert writing.hold_lease(link, keys, GROUP, "you", 60_000) == 0
-        assert writing.hold_lease(link, keys, GROUP, "you", 0) == 0
-        assert writing.hold_lease(link, keys, GROUP, "me", 0) == 0
+        assert writing.hold_lease(link, GROUP, "you", 60_000) == 0
+        assert writing.hold_lease(link, GROUP, "you", 0) == 0
+        assert writing.hold_lease(link, GROUP, "me", 0) == 0
 
 
 # ---------------------------------------------------------------- limits, environments

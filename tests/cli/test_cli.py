@@ -12,18 +12,10 @@ from pathlib import Path
 import pytest
 import servers
 from books import GROUP, ask, everything, seed
-from conftest import Cli, Fill, intent
+from conftest import Cli, Fill, intent, one_line_error
 from servers import Server
 
 SECRET = "s3cr3t-pa55"
-
-
-def one_line_error(err: str) -> str:
-    """The error, which must be one line for a person and no traceback."""
-    assert "Traceback" not in err
-    assert err.count("\n") == 1, err
-    assert err.startswith("drainkit: ")
-    return err
 
 
 BAD_USAGE = [
@@ -350,7 +342,8 @@ def test_help_is_light_and_complete(cli: Cli) -> None:
     ]
     for command in commands:
         assert cli(command, "--help").rc == 0
-    code = "import sys; sys.argv=['drainkit','--help']\ntry:\n import drainkit.cli.main as c; c.main()\n"
+    code = "import sys; sys.argv=['drainkit','--help']\n"
+    code += "try:\n import drainkit.cli.main as c; c.main()\n"
     code += (
         "except SystemExit: print(sorted({'pandas','plotly','redis','numpy'} & set(sys.modules)))"
     )
