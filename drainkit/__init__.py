@@ -1,11 +1,10 @@
 """drainkit: drain a stale Redis stream backlog safely, and keep the evidence.
 
-    from drainkit import Server, load_settings, prepare, dry_run, new_run_id
+    from drainkit import Server, dry_run, load_settings, resolve
 
     settings = load_settings({"allowlist": "BTCUSDT,ETHUSDT"})
     with Server.of(settings) as server:
-        job = prepare(server, settings, new_run_id("dry-run", server.now_us()))
-        print(dry_run(server, job))
+        print(dry_run(server, resolve(server, settings)))
 
 Names are imported when they are first used, so that `drainkit --help` stays light.
 """
@@ -16,15 +15,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .config import load as load_settings
     from .core.events import Decoder, Events
     from .core.policy import ACTIONS, Policy, decide
     from .core.summary import Summary, new_run_id
     from .draining.dry import dry_run
-    from .draining.job import prepare
+    from .draining.job import resolve
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
     from .server.connection import Server
     from .settings import Settings
-    from .settings import load as load_settings
 
 __all__ = [
     "ACTIONS",
@@ -42,7 +41,7 @@ __all__ = [
     "dry_run",
     "load_settings",
     "new_run_id",
-    "prepare",
+    "resolve",
 ]
 
 _HOMES = {
@@ -50,7 +49,7 @@ _HOMES = {
     "core.policy": ("ACTIONS", "Policy", "decide"),
     "core.summary": ("Summary", "new_run_id"),
     "draining.dry": ("dry_run",),
-    "draining.job": ("prepare",),
+    "draining.job": ("resolve",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
     "server.connection": ("Server",),
     "settings": ("Settings",),
@@ -59,7 +58,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "load_settings":
-        return import_module(".settings", __name__).load
+        return import_module(".config", __name__).load
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f".{module}", __name__), name)

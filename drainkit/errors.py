@@ -58,3 +58,13 @@ class ServerBusyError(UnreachableError):
 
 class SlotMovedError(UnreachableError):
     """The command did not run: the Cluster serves the stream elsewhere now."""
+
+
+def named(name: str) -> type[DrainkitError]:
+    """The class of a kernel's error, by its name; DrainkitError for what is not one of ours."""
+    if name == "KeyboardInterrupt":
+        return InterruptedRunError
+    kinds = [DrainkitError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return next((kind for kind in kinds if kind.__name__ == name), DrainkitError)

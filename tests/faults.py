@@ -12,9 +12,9 @@ from books import GROUP, ME, ask, audit
 from servers import Server
 
 from drainkit.core.policy import ACTIONS
-from drainkit.core.summary import Summary, new_run_id
-from drainkit.draining.job import prepare
-from drainkit.draining.live import drain
+from drainkit.core.summary import Summary
+from drainkit.draining.job import resolve
+from drainkit.draining.live import apply
 from drainkit.errors import DrainkitError
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
@@ -55,8 +55,8 @@ def attempt(
     )  # fmt: skip
     try:
         with Link.of(settings) as link:
-            job = prepare(link, settings, new_run_id("live", link.now_us()))
-            summary = drain(link, job, stopping=stopping, on_progress=progress)
+            job = resolve(link, settings)
+            summary = apply(link, job, stopping=stopping, on_progress=progress)
     except DrainkitError as error:
         return Attempt(error.exit_code, None, str(error))
     finally:

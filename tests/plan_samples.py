@@ -45,7 +45,7 @@ def plan_of(table: pa.Table | None = None, **other: Any) -> Plan:
         "max_events": 500,
         "as_of": None,
         "min_idle_min": 60.0,
-        "from_consumers": ["dead_1"],
+        "from_consumer": ["dead_1"],
         "history_group": None,
         "fields": {"symbol": ["symbol"], "side": ["side", "action"]},
         "counts": dict.fromkeys(ACTIONS, 1),

@@ -23,11 +23,8 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from ..core.plan import Plan
     from ..core.summary import Summary
-    from ..draining.job import Job
+    from ..draining.job import Job, Planned
     from ..server.connection import Server
     from ..settings import Settings
 
@@ -89,77 +86,44 @@ def drain(env_name: str | None, as_json: bool, yes: bool, workers: int, **flags:
       drainkit drain --mode dry-run --plan plan.json && \\
       drainkit drain --mode live --yes --plan plan.json
     """
-    settings = settings_of(flags, env_name)
-    planned = None
-    if settings.mode == "live":
-        if not yes and not sys.stdin.isatty():
-            confirm("", yes)
-        if settings.plan is not None:
-            from ..draining.job import adopt
-            from ..draining.plan_files import load_plan
+    from ..draining.job import resolve, with_plan
 
-            planned = load_plan(settings.plan)
-            settings = adopt(settings, planned[0])
+    settings = settings_of(flags, env_name)
+    if settings.mode == "live" and not yes and not sys.stdin.isatty():
+        confirm("", yes)
+    settings, planned = with_plan(settings)
     with connected(settings) as server:
+        job = resolve(server, settings, planned=planned)
         if settings.mode == "live":
-            summary = _drain_live(server, settings, planned, yes=yes, workers=workers)
+            summary = _drain_live(server, job, yes=yes, workers=workers)
         else:
-            summary = _drain_dry(server, settings)
+            summary = _drain_dry(server, job)
     emit(as_json, summary.as_dict(), report_text(summary.as_dict()))
     return finish(summary)
 
 
-def _drain_dry(server: Server, settings: Settings) -> Summary:
-    from ..core.summary import new_run_id
-    from ..draining.dry import dry_run
-    from ..draining.job import prepare
+def _drain_dry(server: Server, job: Job) -> Summary:
+    from ..draining.dry import dry_run, plan_run
 
-    job = prepare(server, settings, new_run_id("dry-run", server.now_us()))
-    with progress_bar("dry run", settings.max_events) as tick:
-        if settings.plan is None:
+    with progress_bar("dry run", job.max_events) as tick:
+        if job.settings.plan is None:
             return dry_run(server, job, on_progress=tick)
-        from ..draining.dry import plan_run
-
-        return plan_run(server, job, settings.plan, on_progress=tick)[0]
+        return plan_run(server, job, job.settings.plan, on_progress=tick)[0]
 
 
-def _drain_live(
-    server: Server, settings: Settings, planned: tuple[Plan, pa.Table] | None, *, yes: bool,
-    workers: int,
-) -> Summary:  # fmt: skip
-    from ..core.summary import new_run_id
-    from ..draining.job import job_from_plan, prepare
-    from ..draining.live import list_drift
-    from ..draining.team import drain_with_workers
+def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary:
+    from ..draining import unattended
+    from ..draining.live import apply
     from ..server.scopes import remaining
 
-    run_id = new_run_id("live", server.now_us())
-    if planned is None:
-        job = prepare(server, settings, run_id)
-    else:
-        job = job_from_plan(server, settings, run_id, *planned)
     if yes:
-        _check_limits(server, settings, job)
+        unattended.check_job(server, job)
     else:
         left = remaining(server, job.scope)
         most = left if job.max_events is None else min(left, job.max_events)
         confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
     with stop_signals() as stopping, progress_bar("drain", job.max_events) as tick:
-        summary = drain_with_workers(server, job, workers, stopping=stopping, on_progress=tick)
-    if planned is not None and server.connected:
-        summary.drift = list_drift(server, job, planned[1])
-    return summary
-
-
-def _check_limits(server: Server, settings: Settings, job: Job) -> None:
-    """Without somebody who approves it, a live drain stays within [limits], if there are any."""
-    from ..draining import unattended
-    from ..draining.dry import dry_run
-
-    if settings.plan is not None:
-        unattended.check_given_plan(server, settings)
-    elif any(value is not None for _, value in settings.limits):
-        unattended.check_limits(settings.limits, vars(dry_run(server, job)))
+        return apply(server, job, workers=workers, stopping=stopping, on_progress=tick)
 
 
 @program.command()
@@ -202,13 +166,11 @@ def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None =
 
     if sign_key is not None:
         check_sign_key(Path(sign_key))
-    if yes and settings.mode == "live" and settings.plan is not None:
-        with connected(settings) as server:
-            unattended.check_given_plan(server, settings)
 
-    def approve(plan: Plan) -> None:
+    def approve(server: Server, planned: Planned) -> None:
+        plan = planned.plan
         if yes:
-            unattended.check_limits(settings.limits, plan.counts)
+            unattended.check_planned(server, settings, planned)
         counts = ", ".join(f"{n:,} {action}" for action, n in plan.counts.items() if n)
         click.echo(
             f"Plan {plan.digest}\n  {plan.total_read:,} entries: {counts or 'none'}", err=True

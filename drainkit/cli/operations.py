@@ -249,8 +249,8 @@ def restore(file: str, yes: bool, env_name: str | None, as_json: bool, **flags: 
          *WHERE, JSON])  # fmt: skip
 def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
     """Least-privilege ACL rules: an analyst who only reads, and a drainer."""
+    from ..kinds import allowlist_symbols
     from ..server.acl import rules
-    from ..settings import allowlist_symbols
 
     settings = settings_of(flags, env_name)
     allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None

@@ -25,57 +25,59 @@ def stack(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 
 DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+def setting(*names: str) -> list[Any]:
+    """The options of these settings; what they are stands in settings.py."""
+    from ..settings import Settings, facts
+
+    options = []
+    for name in names:
+        known = facts(name)
+        default = f"[{known['shown']}]" if known["shown"] else ""
+        flag = f"--{name.replace('_', '-')}"
+        words = " ".join(part for part in (known["help"], default) if part)
+        if Settings.model_fields[name].default is False:
+            options.append(option(flag, is_flag=True, default=None, help=known["help"]))
+        else:
+            many = Settings.model_fields[name].default == ()
+            options.append(option(flag, metavar=known["metavar"], multiple=many, help=words))
+    return options
+
+
 WHERE: list[Any] = [
-    option(
-        "--redis-url", metavar="URL", help="[$DRAINKIT_REDIS_URL, else redis://localhost:6379/0]"
-    ),
-    option("--stream", metavar="KEY", help="[quantum:stream:trade.intent]"),
+    *setting("redis_url", "stream"),
     option("--env", "env_name", metavar="NAME", help="Table [env.NAME] of drainkit.toml."),
     DEBUG,
 ]
-GROUP: list[Any] = [
-    option("--consumer-group", metavar="NAME", help="[quantum:group:execution:trade.intent]"),
-]
-SCOPE: list[Any] = [
-    option("--scope", metavar="undelivered|pending|history", help="Which entries. [undelivered]"),
-    option("--min-idle-min", metavar="MIN", help="Scope pending: idle at least, minutes. [60]"),
-    option("--from-consumer", multiple=True, metavar="NAME", help="Scope pending: only this one."),
-    option("--history-group", metavar="NAME", help="[<consumer-group>.drain_history]"),
-]
-POLICY: list[Any] = [
-    option("--allowlist", metavar="A,B|@FILE|redis:KEY", help="Symbols that pass. [any]"),
-    option("--min-conf", metavar="0..1", help="Minimum confidence. [0.60]"),
-    option("--max-age-min", metavar="MIN", help="Maximum age, minutes. [30]"),
-    option("--as-of", metavar="TIME", help="Measure ages against this ISO 8601 time. [now]"),
-]
+GROUP = setting("consumer_group")
+SCOPE = setting("scope", "min_idle_min", "from_consumer", "history_group")
+POLICY = setting("allowlist", "min_conf", "max_age_min", "as_of")
 DRAIN: list[Any] = [
-    option("--mode", metavar="dry-run|live", help="dry-run changes nothing. [dry-run]"),
+    *setting("mode"),
     *POLICY,
-    option("--throttle", metavar="RATE", help="Events per second, or none. [5]"),
-    option("--max-events", metavar="N", help="Events of this run, or all. [500]"),
+    *setting("throttle", "max_events"),
     *GROUP,
-    option("--consumer-name", metavar="NAME", help="The drain's consumer. [backlog_drain_1]"),
-    option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
+    *setting("consumer_name", "audit_stream"),
     *SCOPE,
-    option("--plan", metavar="PATH", help="Dry run: write this plan. Live: apply exactly it."),
-    click.option("--yes", is_flag=True, help="Live: do not ask."),
-    click.option("--allow-active-consumers", is_flag=True, default=None,
-                 help="Drain although another consumer of the group is active."),
-]  # fmt: skip
+    *setting("plan"),
+    option("--yes", is_flag=True, help="Live: do not ask."),
+    *setting("allow_active_consumers"),
+]
 
 
 def settings_of(flags: dict[str, Any], env_name: str | None = None) -> Settings:
     """Checked settings from the options that were really given."""
-    from ..settings import load, unknown_variables
+    from ..config import load, unknown_variables
 
     for name in unknown_variables():
-        click.echo(f"drainkit: {name} is no setting and is ignored; check its spelling", err=True)
+        click.echo(f"drainkit: {name} is not a setting; ignored. Check its spelling", err=True)
     return load(_given(flags), env_name=env_name)
 
 
 def switch_settings(flags: dict[str, Any], env_name: str | None) -> Settings:
     """Only where the stream is: no mistake elsewhere may stand in the kill switch's way."""
-    from ..settings import load
+    from ..config import load
 
     return load(_given(flags), env_name=env_name, only=frozenset({"redis_url", "stream"}))
 

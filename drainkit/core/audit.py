@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..safe import one_line
 from .events import Events
 from .policy import ACTIONS, Decisions, Policy, reasons
-from .timestamps import NO_TIME
+from .timestamps import NO_TIME, iso
 from .values import RawEntry
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ RECORD_FIELDS = (
     "consumer_group",
     "run_id",
 )
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _ACTIONS = [action.encode() for action in ACTIONS]
 
 
@@ -61,8 +59,7 @@ def records(
     run_id: str,
 ) -> list[list[bytes]]:
     """One record for each event, values in the order of RECORD_FIELDS."""
-    at = (_EPOCH + dt.timedelta(microseconds=drained_at_us)).isoformat(timespec="microseconds")
-    tail = at.encode()
+    tail = iso(drained_at_us).encode()
     group, run = consumer_group.encode(), run_id.encode()
     symbols = [symbol.encode() for symbol in events.symbols] + [b"UNKNOWN"]
     return [

@@ -60,7 +60,7 @@ class Plan:
     max_events: int | None  # null: all
     as_of: str | None
     min_idle_min: float
-    from_consumers: list[str]
+    from_consumer: list[str]
     history_group: str | None
     fields: dict[str, list[str]]
     counts: dict[str, int]  # by action

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 import secrets
-import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import DrainkitError, InterruptedRunError, RefusedError
+from ..settings import Settings
 from .policy import ACTIONS, Decisions
+from .timestamps import EPOCH, iso
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-(dry-run|live)-[0-9a-f]{6}")
+OUTCOMES = {0: "done", 4: "refused", 130: "interrupted"}  # by exit code; all others: "failed"
 
 
 @dataclass
 class Summary:
-    """The books of one run, in the contract's words; times are ISO 8601 UTC, by the server."""
+    """The books of one run, in the contract's words; times are ISO 8601 UTC, by the server.
+
+    Opened once, counted into, and closed once.
+    """
 
     run_id: str
     mode: str
@@ -33,62 +41,141 @@ class Summary:
     dropped_invalid: int = 0
     dropped_missing: int = 0
     drained_ok: int = 0
+    vanished: int = 0  # deleted by others before they could be delivered: not audited
     errors: int = 0
-    remaining: int | None = None
+    remaining: int | None = None  # of the scope, up to the boundary, not drained; None: not known
     started_at: str = ""
     finished_at: str = ""
     elapsed_sec: float = 0.0
-    events_per_sec: float = 0.0
+    events_per_sec: float | None = None  # None: a dry run has none
+    throttle: float | None = None  # events per second
     outcome: str = "running"
     exit_code: int | None = None
     error: str | None = None
+    operator: str | None = None
     pending_own: int | None = None
     audit_records: int | None = None  # of this run, recounted where an outcome was unknown
     plan_path: str | None = None
     plan_digest: str | None = None
     drift: list[dict[str, str]] | None = None  # live with a plan: what came out differently
+    pace: Pace = field(default_factory=lambda: Pace())  # noqa: PLW0108 - it is defined below
 
-    def count(self, decisions: Decisions, rows: np.ndarray | slice = slice(None)) -> None:
-        """Add the actions of the chosen rows."""
+    @classmethod
+    def opened(
+        cls,
+        settings: Settings,
+        *,
+        run_id: str,
+        boundary: str,
+        now_us: int,
+        plan_digest: str | None = None,
+    ) -> Summary:
+        """The books of a run that begins now; `now_us` by the server's clock."""
+        return cls(
+            run_id=run_id,
+            mode=settings.mode,
+            scope=settings.scope,
+            stream=settings.stream,
+            consumer_group=settings.consumer_group,
+            boundary_id=boundary,
+            started_at=iso(now_us),
+            throttle=settings.throttle,
+            plan_digest=plan_digest,
+        )
+
+    @classmethod
+    def combined(cls, parts: Sequence[Summary]) -> Summary:
+        """One summary of all workers: counts added up, the worst end of all."""
+        total = replace(parts[0], remaining=None, pending_own=None, pace=Pace())
+        for name in ("total_read", "vanished", "errors", *ACTIONS):
+            setattr(total, name, sum(getattr(part, name) for part in parts))
+        for part in parts:
+            total.pace.add(part.pace)
+        worst = max(parts, key=lambda part: part.exit_code or 0)
+        total.outcome, total.exit_code, total.error = worst.outcome, worst.exit_code, worst.error
+        return total
+
+    def count(self, decisions: Decisions, rows: np.ndarray | slice = slice(None)) -> int:
+        """Add the actions of the chosen rows; returns how many they are."""
         found = np.bincount(decisions.action[rows], minlength=len(ACTIONS))
         for action, n in zip(ACTIONS, found.tolist(), strict=True):
             setattr(self, action, getattr(self, action) + n)
-            self.total_read += n
+        self.total_read += int(found.sum())
+        return int(found.sum())
+
+    def close(self, failure: DrainkitError | None, now_us: int) -> Summary:
+        """Close the books: how the run ended, and when, by the server's clock.
+
+        Closing again, with what failed after the first time, keeps the times.
+        """
+        if not self.finished_at:
+            begun = dt.datetime.fromisoformat(self.started_at)
+            elapsed_us = max(0, now_us - (begun - EPOCH) // dt.timedelta(microseconds=1))
+            self.elapsed_sec = round(elapsed_us / 1e6, 3)
+            self.finished_at = iso(now_us)
+        if self.mode == "live":
+            self.events_per_sec = self.pace.events_per_sec()
+        if failure is not None and not self.exit_code:
+            self.error, self.exit_code = str(failure), failure.exit_code
+            self.errors = int(not isinstance(failure, InterruptedRunError | RefusedError))
+        self.exit_code = self.exit_code or 0
+        self.outcome = OUTCOMES.get(self.exit_code, "failed")
+        return self
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; keys that do not apply are left out."""
-        optional = ("plan_path", "plan_digest", "error", "audit_records", "drift")
-        return {k: v for k, v in asdict(self).items() if v is not None or k not in optional}
+        optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "operator")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pace"}
+        return {k: v for k, v in values.items() if v is not None or k not in optional}
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Summary:
+        """The books that `as_dict` wrote; keys of others are left out."""
+        names = {f.name for f in fields(cls)} - {"pace"}
+        return cls(**{name: value for name, value in found.items() if name in names})
 
 
-def close_with(summary: Summary, started: int, failure: DrainkitError | None) -> None:
-    summary.elapsed_sec = round((time.monotonic_ns() - started) / 1e9, 3)
-    if summary.elapsed_sec > 0:
-        summary.events_per_sec = round(summary.total_read / summary.elapsed_sec, 2)
-    if not summary.finished_at:
-        begun = dt.datetime.fromisoformat(summary.started_at)
-        summary.finished_at = (begun + dt.timedelta(seconds=summary.elapsed_sec)).isoformat()
-    summary.outcome = "done" if failure is None else "failed"
-    summary.exit_code = 0 if failure is None else failure.exit_code
-    if failure is not None:
-        summary.error = str(failure)
-        # set, not added: the end of the books can fail after a failed run
-        summary.errors = int(not isinstance(failure, InterruptedRunError | RefusedError))
-        summary.outcome = {130: "interrupted", 4: "refused"}.get(failure.exit_code, "failed")
+@dataclass
+class Pace:
+    """When a run's records reached the audit, in milliseconds of the audit's ids."""
+
+    first_ms: int | None = None
+    last_ms: int = 0
+    at_last: int = 0  # records of the last millisecond
+    records: int = 0
+
+    def add(self, other: Pace) -> None:
+        """Take in the records of another worker."""
+        if other.first_ms is None:
+            return
+        self.note(other.first_ms, other.records - other.at_last)
+        self.note(other.last_ms, other.at_last)
+
+    def note(self, ms: int, records: int) -> None:
+        """So many records reached the audit at this millisecond."""
+        if records:
+            self.first_ms = ms if self.first_ms is None else min(self.first_ms, ms)
+            self.at_last = (
+                records + (self.at_last if ms == self.last_ms else 0)
+                if (ms >= self.last_ms)
+                else self.at_last
+            )
+            self.last_ms = max(self.last_ms, ms)
+            self.records += records
+
+    def events_per_sec(self) -> float:
+        """Records before the last millisecond over the time from the first to the last; or 0.
+
+        Never above the throttle: the last millisecond's records belong to the time after it.
+        """
+        if self.first_ms is None or self.last_ms <= self.first_ms:
+            return 0.0
+        span_sec = (self.last_ms - self.first_ms) / 1000
+        # rounded down: 1000.00 of 1000 allowed must not become 1000.01
+        return math.floor((self.records - self.at_last) / span_sec * 100) / 100
 
 
 def new_run_id(mode: str, now_us: int) -> str:
     """YYYYMMDDTHHMMSSZ-<mode>-<6 hex>, from the server's time."""
     now = dt.datetime.fromtimestamp(now_us // 1_000_000, tz=dt.UTC)
     return f"{now:%Y%m%dT%H%M%SZ}-{mode}-{secrets.token_hex(3)}"
-
-
-def combined(parts: list[Summary]) -> Summary:
-    """One summary of all: counts added up, the worst end of all."""
-    total = replace(parts[0], total_read=0, remaining=None, pending_own=None)
-    for name in ("total_read", "errors", *ACTIONS):
-        setattr(total, name, sum(getattr(part, name) for part in parts))
-    ended_badly = [part for part in parts if part.exit_code]
-    worst = max(ended_badly, key=lambda part: part.exit_code or 0, default=parts[0])
-    total.outcome, total.exit_code, total.error = worst.outcome, worst.exit_code, worst.error
-    return total

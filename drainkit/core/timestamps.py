@@ -21,8 +21,8 @@ TIME_SOURCES = ("timestamp", "entry_id", "unknown")
 MAX_AHEAD_US = 60_000_000
 EARLIEST_ID_MS = 1_262_304_000_000  # 2010-01-01: smaller ids are plainly no times
 LATEST_ID_MS = 253_402_300_799_999  # the end of year 9999: datetime knows no later time
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - _EPOCH) // dt.timedelta(microseconds=1)
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - EPOCH) // dt.timedelta(microseconds=1)
 _LATEST_US = LATEST_ID_MS * 1000 + 999
 _WITH_SECONDS = re.compile(r"\d\d:?\d\d:?\d\d$", re.ASCII)
 _EPOCH_TEXT = re.compile(r"([+-]?\d+)(?:\.(\d*))?", re.ASCII)
@@ -179,7 +179,7 @@ def _iso_us(text: str) -> int | None:
         return None  # fromisoformat takes 19:20.5 for half a second after 19:20
     try:
         time = dt.datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z
-        delta = (time if time.tzinfo else time.replace(tzinfo=dt.UTC)) - _EPOCH
+        delta = (time if time.tzinfo else time.replace(tzinfo=dt.UTC)) - EPOCH
     except (ValueError, OverflowError):
         return None
     micros = (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
@@ -206,5 +206,4 @@ _MAGNITUDES = ((10**11, 10**9), (10**14, 10**6), (10**17, 10**3), (10**20, 1))
 
 def iso(time_us: int) -> str:
     """Microseconds since the epoch as ISO 8601 UTC with microseconds and offset."""
-    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return (epoch + dt.timedelta(microseconds=time_us)).isoformat(timespec="microseconds")
+    return (EPOCH + dt.timedelta(microseconds=time_us)).isoformat(timespec="microseconds")

@@ -18,7 +18,7 @@ from ..core.values import RawEntry
 from ..server import scopes
 from ..server.connection import Server
 from ..settings import Settings
-from .books import close_books, open_books
+from .books import Books
 from .job import Job, Progress
 from .plan_files import check_plan_path, save_plan
 
@@ -74,7 +74,7 @@ def make_plan(job: Job, summary: Summary, decisions: pa.Table) -> Plan:
             max_events=settings.max_events,
             as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
             min_idle_min=settings.min_idle_min,
-            from_consumers=list(settings.from_consumer),
+            from_consumer=list(settings.from_consumer),
             history_group=settings.history_group,
             fields={name: list(paths) for name, paths in settings.fields.model_dump().items()},
             counts={action: getattr(summary, action) for action in ACTIONS},
@@ -84,6 +84,16 @@ def make_plan(job: Job, summary: Summary, decisions: pa.Table) -> Plan:
             decisions_sha256=table_sha256(decisions),
         )
     )
+
+
+def summary_of(server: Server, job: Job, plan: Plan) -> Summary:
+    """The books of a plan that was made before; only what remains is counted anew."""
+    books = Books.opened(server, job)
+    books.summary.total_read = plan.total_read
+    for action, events in plan.counts.items():
+        setattr(books.summary, action, events)
+    books.close(None)
+    return books.summary
 
 
 def turn_times_us(first: int, n: int, *, start_us: int, settings: Settings) -> np.ndarray:
@@ -113,7 +123,8 @@ def dry_run(
     on_progress: Progress | None = None,
 ) -> Summary:
     """Decide every entry of the scope as the live run would; writes nothing."""
-    summary, started = open_books(server, job)
+    books = Books.opened(server, job)
+    summary = books.summary
     decoder = decoder_of(job.settings)
     left = job.max_events
     start_us = server.now_us()
@@ -133,5 +144,5 @@ def dry_run(
             left -= len(entries)
             if left <= 0:
                 break
-    close_books(server, job, summary, started, None)
+    books.close(None)
     return summary

@@ -8,26 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.plan import Plan, differences, payload_sha256
 from ..core.policy import Policy
-from ..core.summary import Summary
+from ..core.summary import Summary, new_run_id
 from ..errors import DrainkitError, RefusedError, StoppedError
 from ..safe import one_line, text
-from ..server import reading, scopes, writing
+from ..server import ledger, reading, scopes, writing
 from ..server.audit_log import last_ms, run_records
 from ..server.connection import Server
-from ..server.ledger import runs_of
 from ..server.reading import ACTIVE_MS
 from ..server.scopes import Scope
 from ..server.topology import check_primary
-from ..settings import Settings, build
+from ..settings import FROM_PLAN, Settings, build, shown
+from .plan_files import load_plan
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# what a live run takes from its plan where nobody set it; the rest must be the same in any case
-ADOPTED = (
-    "stream", "consumer_group", "consumer_name", "scope", "max_age_min", "min_conf", "throttle",
-    "max_events", "min_idle_min", "history_group", "fields",
-)  # fmt: skip
 MAX_CLOCK_WAIT_SEC = 60.0
 FUTURE_AUDIT = (
     "the audit stream's last id lies in the future: the server's clock went back, or its ids are "
@@ -36,44 +31,123 @@ FUTURE_AUDIT = (
 Progress = Callable[[Summary], None]
 
 
-def adopt(settings: Settings, plan: Plan) -> Settings:
-    """The settings with the plan's own values where nobody set another."""
-    values: dict[str, Any] = {name: getattr(settings, name) for name in settings.given}
-    for name in ADOPTED:
-        if name not in settings.given:
-            values[name] = plan.policy[name] if name in plan.policy else getattr(plan, name)
-    if "allowlist" not in settings.given and plan.policy["allowlist"] is not None:
-        values["allowlist"] = list(plan.policy["allowlist"])
-    if "from_consumer" not in settings.given:
-        values["from_consumer"] = tuple(plan.from_consumers)
-    return build(values)
+@dataclass(frozen=True)
+class Planned:
+    """A plan and its decisions (core.plan.COLUMNS), as loaded from files."""
+
+    plan: Plan
+    table: pa.Table
 
 
-def job_from_plan(
-    server: Server, settings: Settings, run_id: str, plan: Plan, decisions: pa.Table
+@dataclass(frozen=True)
+class Job:
+    """What a run needs, resolved once: settings, scope with its boundary, policy, run id."""
+
+    settings: Settings
+    scope: Scope
+    policy: Policy
+    run_id: str
+    planned: Planned | None = None  # live with a plan
+    plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
+    fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
+
+    @property
+    def plan_digest(self) -> str | None:
+        """The digest of the plan that this run applies."""
+        return self.planned.plan.digest if self.planned else None
+
+    @property
+    def max_events(self) -> int | None:
+        """How many events this run may take; with a plan, just the plan's."""
+        return self.settings.max_events if self.plan_ids is None else len(self.plan_ids)
+
+    @property
+    def reach(self) -> Scope:
+        """The scope as far as this run may read: with a plan, to its last entry."""
+        if not self.plan_ids:
+            return self.scope
+        last = max(self.plan_ids, key=reading.id_key)
+        return replace(self.scope, boundary=text(last))
+
+
+def with_plan(settings: Settings) -> tuple[Settings, Planned | None]:
+    """The plan that a live run was told to apply, and the settings with what it gives."""
+    if settings.plan is None or settings.mode != "live":
+        return settings, None
+    planned = Planned(*load_plan(settings.plan))
+    return adopt(settings, planned.plan), planned
+
+
+def resolve(
+    server: Server,
+    settings: Settings,
+    *,
+    planned: Planned | None = None,
+    run_id: str | None = None,
+    boundary: str | None = None,
 ) -> Job:
-    """The job that drains exactly the plan's entries; refuses, naming the point that differs."""
-    job = prepare(server, settings, run_id)
+    """The job of a run: the only place that makes one.
+
+    `boundary` is that of a run which has begun already (a notebook of it), else the stream's last
+    id now. With a plan the job drains exactly the plan's entries; whatever differs is refused, and
+    the message names it (the contract, section 7).
+    """
+    server.check_keys()
+    policy = Policy(
+        max_age_min=settings.max_age_min,
+        allowlist=scopes.allowlist(server, settings),
+        min_conf=settings.min_conf,
+    )
+    scope = scopes.open_scope(server, settings, boundary=boundary)
+    run_id = run_id or new_run_id(settings.mode, server.now_us())
+    job = Job(settings, scope, policy, run_id)
+    return job if planned is None else _with_plan(server, job, planned)
+
+
+def adopt(settings: Settings, plan: Plan) -> Settings:
+    """The settings with what the plan gives; refuses what was asked for and differs.
+
+    Throttle, max events and the like are the plan's, whatever drainkit.toml or the environment say;
+    another value given with the command, or in a notebook's cell, is refused.
+    """
+    values: dict[str, Any] = {name: getattr(settings, name) for name in settings.given}
+    of_plan = {name: getattr(plan, name) for name in FROM_PLAN}
+    for name in ("stream", "consumer_group", "scope", "consumer_name"):
+        values.setdefault(name, getattr(plan, name))
+    for name in ("max_age_min", "min_conf", "allowlist"):
+        values.setdefault(name, plan.policy[name])
+    adopted = build({**values, **of_plan, "fields": plan.fields}, asked=settings.asked)
+    for name in FROM_PLAN:
+        planned, asked = getattr(adopted, name), getattr(settings, name)
+        if name in settings.asked and asked != planned:
+            raise RefusedError(
+                f"{name}: the plan has {shown(name, planned)}, asked for {shown(name, asked)}; "
+                "leave it out, or make a new plan"
+            )
+    return adopted
+
+
+def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
+    """The job that drains exactly the plan's entries that earlier runs of it left."""
+    plan, decisions = planned.plan, planned.table
     found = differences(
         plan,
-        stream=settings.stream,
-        consumer_group=settings.consumer_group,
-        scope=settings.scope,
+        stream=job.settings.stream,
+        consumer_group=job.settings.consumer_group,
+        scope=job.settings.scope,
         policy=job.policy,
     )
     if found:
         raise RefusedError("the plan is for something else: " + "; ".join(found))
-    planned = dict(
+    hashes = dict(
         zip(decisions["id"].to_pylist(), decisions["payload_sha256"].to_pylist(), strict=True)
     )
-    runs = {start["run_id"] for start in runs_of(server, plan.digest)}
+    runs = {start.run_id for start in ledger.starts_of(server, plan.digest)}
     done = {record.original_id for record in run_records(server, runs)}
     _check_position(job, plan, resumed=bool(done))
-    left = {entry: sha for entry, sha in planned.items() if entry not in done}
+    left = {entry: sha for entry, sha in hashes.items() if entry not in done}
     scope = replace(job.scope, boundary=plan.boundary_id)
-    job = replace(
-        job, scope=scope, plan_digest=plan.digest, plan_ids=frozenset(e.encode() for e in left)
-    )
+    job = replace(job, scope=scope, planned=planned, plan_ids=frozenset(e.encode() for e in left))
     _check_entries(server, job, left)
     return job
 
@@ -112,43 +186,6 @@ def _check_entries(server: Server, job: Job, left: dict[str, str]) -> None:
             f"{len(unseen)} entries of the plan are gone, first {one_line(next(iter(unseen)))}; "
             "make a new plan"
         )
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run needs, resolved once: settings, scope, policy."""
-
-    settings: Settings
-    scope: Scope
-    policy: Policy
-    run_id: str
-    plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
-    plan_digest: str | None = None
-    fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
-
-    @property
-    def max_events(self) -> int | None:
-        """How many events this run may take; with a plan, just the plan's."""
-        return self.settings.max_events if self.plan_ids is None else len(self.plan_ids)
-
-    @property
-    def reach(self) -> Scope:
-        """The scope as far as this run may read: with a plan, to its last entry."""
-        if not self.plan_ids:
-            return self.scope
-        last = max(self.plan_ids, key=reading.id_key)
-        return replace(self.scope, boundary=text(last))
-
-
-def prepare(server: Server, settings: Settings, run_id: str) -> Job:
-    """Read what decides the outcome: scope with its boundary, allowlist."""
-    server.check_keys()
-    policy = Policy(
-        max_age_min=settings.max_age_min,
-        allowlist=scopes.allowlist(server, settings),
-        min_conf=settings.min_conf,
-    )
-    return Job(settings, scopes.open_scope(server, settings), policy, run_id)
 
 
 def preflight(server: Server, job: Job) -> None:

@@ -1,80 +1,54 @@
-"""The live drain, from plan to summary."""
+"""The live drain: `apply` is the one way from a job to its summary."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from ..core.audit import drift
-from ..core.summary import Summary, close_with
-from ..errors import DrainkitError, InterruptedRunError
-from ..server import writing
+from ..core.summary import Summary
+from ..errors import DrainkitError, UsageError
 from ..server.audit_log import run_records
 from ..server.connection import Server
-from .books import close_books, open_books, recount, write_ledger
-from .job import Job, Progress, preflight
-from .worker import Worker
+from .job import Job, Progress
+from .single import drain
+from .team import drain_together
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+MAX_WORKERS = 64
 
 
-def drain(
+def apply(
     server: Server,
     job: Job,
     *,
+    workers: int = 1,
     stopping: threading.Event | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Drain the scope for real; the summary also tells of a run that ended early (`error`).
+    """Drain the job's scope, by one worker or several, and hold the outcome against the plan.
 
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
-    preflight(server, job)
-    summary, started = open_books(server, job)
-    write_ledger(server, job, "start", summary)
-    worker = Worker(server, job, summary, stopping or threading.Event(), on_progress)
-    failure: DrainkitError | None = None
+    if not 1 <= workers <= MAX_WORKERS:
+        raise UsageError(f"--workers takes 1 to {MAX_WORKERS}")
+    if workers > 1 and job.scope.name == "history":
+        raise UsageError("--workers: scope history is drained by one worker; leave it out")
+    if workers == 1:
+        summary = drain(server, job, stopping=stopping, on_progress=on_progress)
+    else:
+        summary = drain_together(server, job, workers, stopping=stopping, on_progress=on_progress)
     try:
-        if job.scope.name == "history":
-            writing.open_history(server, job.scope.group)
-        worker.run()
+        summary.drift = list_drift(server, job)
     except DrainkitError as error:
-        failure = error
-    except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
-        server.close()
-        worker.lose()
-        worker.uncertain = True
-        failure = InterruptedRunError("interrupted; run the same command again to go on")
-    try:
-        _settle(server, job, worker, failure)
-        close_books(server, job, summary, started, failure)
-        write_ledger(server, job, "end", summary)
-    except DrainkitError as error:
-        if failure is None:
-            failure = error
-        if worker.uncertain and summary.audit_records is None:
-            failure.args = (f"{failure}; the last commit may have been done: counts are too low",)
-        close_with(summary, started, failure)
+        summary.close(error, server.now_us() if server.connected else 0)
     return summary
 
 
-def _settle(server: Server, job: Job, worker: Worker, failure: DrainkitError | None) -> None:
-    """After the loop: replies still under way into the books, and the history group closed."""
-    if server.connected:
-        worker.finish_replies()
-    if not server.connected:
-        server.reconnect()
-    worker.outwait()
-    if worker.uncertain:
-        recount(server, job, worker.summary)
-    if failure is None and job.scope.name == "history":
-        writing.close_history(server, job.scope.group, job.scope.boundary)
-
-
-def list_drift(server: Server, job: Job, decisions: pa.Table) -> list[dict[str, str]]:
-    """What the run did otherwise than planned: id, planned and happened action."""
-    planned = dict(zip(decisions["id"].to_pylist(), decisions["action"].to_pylist(), strict=True))
+def list_drift(server: Server, job: Job) -> list[dict[str, str]] | None:
+    """What the run did otherwise than planned: id, planned and happened action; None: no plan."""
+    if job.planned is None:
+        return None
+    table = job.planned.table
+    planned = dict(zip(table["id"].to_pylist(), table["action"].to_pylist(), strict=True))
     records = list(run_records(server, {job.run_id}))
     return [
         {"id": entry, "planned": before, "happened": after}

@@ -1,7 +1,7 @@
 """One run by several workers: they share group, boundary, pace and books; each has a consumer.
 
 The server keeps the pace of all drains of a stream together and hands each entry to one consumer
-only, so workers need no word with one another. They are threads with a connection each: what they
+only, so workers do not need to coordinate. They are threads with a connection each: what they
 wait for is the server and the pace.
 """
 
@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from ..core.summary import Summary, combined
-from ..core.timestamps import iso
-from ..errors import DrainkitError, UsageError
+from ..core.summary import Summary
+from ..errors import DrainkitError
 from ..server import scopes
-from ..server.connection import Server
-from .books import recount
+from ..server.connection import Clock, Server
+from .books import Books, recount
 from .job import Job, Progress, preflight
-from .live import drain
-
-MAX_WORKERS = 64
+from .single import drain
 
 
-def drain_with_workers(
+def drain_together(
     server: Server,
     job: Job,
     workers: int,
@@ -34,37 +30,28 @@ def drain_with_workers(
     stopping: threading.Event | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Drain the job's scope with so many workers; one summary of all of them.
+    """Drain the job's scope by several workers; one summary of them all.
 
     Raises only before anything was written, as `drain` does.
     """
-    if not 1 <= workers <= MAX_WORKERS:
-        raise UsageError(f"--workers takes 1 to {MAX_WORKERS}")
-    if workers == 1:
-        return drain(server, job, stopping=stopping, on_progress=on_progress)
-    if job.scope.name == "history":
-        raise UsageError("--workers: scope history is drained by one worker; leave it out")
     jobs = list(split(job, workers))
     preflight(server, jobs[0])
-    started, started_us = time.monotonic(), server.now_us()
-    common = _Progress(on_progress)
+    books = Books.opened(server, job)
+    common = _Progress(on_progress, books.clock)
     with ThreadPoolExecutor(len(jobs), thread_name_prefix="drain") as pool:
         running = [pool.submit(_work, one, stopping, common) for one in jobs]
         parts = [future.result() for future in running]
-    summary = combined(parts)
-    elapsed_us = int((time.monotonic() - started) * 1e6)
-    summary.started_at, summary.finished_at = iso(started_us), iso(started_us + elapsed_us)
-    summary.elapsed_sec = round(elapsed_us / 1e6, 3)
+    summary = Summary.combined(parts)
+    summary.started_at, summary.finished_at = books.summary.started_at, ""
+    failure: DrainkitError | None = None
     try:
         if any(part.audit_records is not None for part in parts):
-            recount(server, job, summary)  # a worker that recounted saw the whole run's records
+            recount(server, summary)  # a worker that recounted saw the whole run's records
         _count_what_is_left(server, jobs, summary)
+        books.clock.sync(server.now_us())
     except DrainkitError as error:
-        if not summary.exit_code:
-            summary.outcome, summary.exit_code = "failed", error.exit_code
-            summary.error, summary.errors = str(error), 1
-    summary.events_per_sec = round(summary.total_read / max(summary.elapsed_sec, 1e-3), 2)
-    return summary
+        failure = error
+    return summary.close(failure, books.clock.now_us())
 
 
 def names_of(first: str, workers: int) -> list[str]:
@@ -98,17 +85,18 @@ def _work(job: Job, stopping: threading.Event | None, common: _Progress) -> Summ
         with Server.of(job.settings) as server:
             return drain(server, job, stopping=stopping, on_progress=common.tick)
     except DrainkitError as error:  # before its first write; the others may have begun
-        return Summary(
-            run_id=job.run_id, mode="live", scope=job.scope.name, stream=job.settings.stream,
-            consumer_group=job.settings.consumer_group, boundary_id=job.scope.boundary,
-            outcome="failed", exit_code=error.exit_code, error=str(error), errors=1,
-        )  # fmt: skip
+        now_us = common.clock.now_us()
+        summary = Summary.opened(
+            job.settings, run_id=job.run_id, boundary=job.scope.boundary, now_us=now_us
+        )
+        return summary.close(error, now_us)
 
 
 class _Progress:
     """Shows the sum of what the workers have done so far."""
 
-    def __init__(self, show: Progress | None) -> None:
+    def __init__(self, show: Progress | None, clock: Clock) -> None:
+        self.clock = clock
         self._show = show
         self._latest: dict[int, Summary] = {}
         self._one = threading.Lock()
@@ -117,7 +105,7 @@ class _Progress:
         if self._show is not None:
             with self._one:
                 self._latest[id(summary)] = summary
-                self._show(combined(list(self._latest.values())))
+                self._show(Summary.combined(list(self._latest.values())))
 
 
 def _count_what_is_left(server: Server, jobs: list[Job], summary: Summary) -> None:

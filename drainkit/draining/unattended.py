@@ -20,8 +20,8 @@ from ..server import scopes, writing
 from ..server.connection import Server
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
-from .dry import turn_times_us
-from .plan_files import load_plan
+from .dry import dry_run, turn_times_us
+from .job import Job, Planned
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,13 +113,20 @@ def check_limits(limits: Limits, counts: Mapping[str, int], *, drift: int = 0) -
             )
 
 
-def check_given_plan(server: Server, settings: Settings) -> None:
-    """Refuse a plan made earlier that goes beyond the limits, also by what has aged since."""
-    if settings.plan is None:
-        return
-    plan, table = load_plan(settings.plan)
+def check_job(server: Server, job: Job) -> None:
+    """Without a person who approves it, a live drain stays within [limits], if there are any."""
+    limits = job.settings.limits
+    if job.planned is not None:
+        check_planned(server, job.settings, job.planned)
+    elif any(value is not None for _, value in limits):
+        check_limits(limits, vars(dry_run(server, job)))
+
+
+def check_planned(server: Server, settings: Settings, planned: Planned) -> None:
+    """Refuse a plan that goes beyond the limits, also by what has aged since it was made."""
+    plan = planned.plan
     max_age_min = float(plan.policy["max_age_min"])
-    drift = expected_drift(table, settings, max_age_min=max_age_min, now_us=server.now_us())
+    drift = expected_drift(planned.table, settings, max_age_min=max_age_min, now_us=server.now_us())
     check_limits(settings.limits, plan.counts, drift=drift)
 
 

@@ -276,7 +276,8 @@ class Worker:
         rows: np.ndarray | slice = slice(None)
         if reply.rejected:
             rows = np.array([entry not in reply.rejected for entry in events.ids])
-        self.summary.count(decisions, rows)
+        counted = self.summary.count(decisions, rows)
+        self.summary.pace.note(reply.now_us // 1000, counted)
         if self.on_progress:
             self.on_progress(self.summary)
         return True

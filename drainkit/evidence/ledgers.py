@@ -8,9 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DrainkitError
-from ..safe import one_line
 from ..server.connection import Server
-from ..server.ledger import entries
+from ..server.ledger import Sealed, entries
 from .statement import statement_digest
 
 
@@ -48,11 +47,11 @@ def missing_runs(url: str, reports_dir: Path, runs: Collection[str]) -> list[str
     for stream_name in sorted(streams):
         with Server(url, stream_name) as server:
             for entry in entries(server):
-                before, run_id = entry.get("previous_sha256"), entry.get("run_id", "")
-                if entry.get("event") == "evidence" and before in name_of and run_id not in runs:
+                if not isinstance(entry, Sealed) or entry.run_id in runs:
+                    continue
+                if before := name_of.get(entry.previous_sha256):
                     found.append(
-                        f"{one_line(run_id)} is gone: the server's run ledger has it "
-                        f"after {name_of[before]}"
+                        f"{entry.run_id} is gone: the server's run ledger has it after {before}"
                     )
     return found
 
@@ -64,9 +63,9 @@ def _verify_run(url: str, stream_name: str, run_dir: Path) -> list[str]:
         return [str(error)]
     with Server(url, stream_name) as server:
         known = [
-            entry.get("statement_sha256")
+            entry.statement_sha256
             for entry in entries(server)
-            if entry.get("event") == "evidence" and entry.get("run_id") == run_dir.name
+            if isinstance(entry, Sealed) and entry.run_id == run_dir.name
         ]
     if not known:
         return ["the server's run ledger has no digest of this run's evidence"]

@@ -8,22 +8,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..core.summary import RUN_ID
 from ..safe import one_line
 from ..server import ledger, reading
 from ..server.audit_log import run_records
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS, Group
-
-START_FIELDS = {
-    "consumer_group",
-    "consumer",
-    "scope",
-    "boundary_id",
-    "throttle",
-    "max_events",
-    "at",
-}
 
 
 @dataclass(frozen=True)
@@ -57,20 +46,17 @@ def running_drains(server: Server) -> list[RunningDrain]:
 
     A run that died leaves no end; it is listed until its consumer's next run starts.
     """
-    open_runs: dict[tuple[str, str], dict[str, str]] = {}  # by group and consumer
+    open_runs: dict[tuple[str, str], ledger.Start] = {}  # by group and consumer
     if reading.type_of(server, server.keys.runs) != "stream":
         return []
     for entry in ledger.entries(server):
-        worker = (entry.get("consumer_group", ""), entry.get("consumer", ""))
-        if entry.get("event") == "start":
-            open_runs[worker] = entry
-        elif entry.get("event") == "end":
-            open_runs.pop(worker, None)
-    runs: dict[str, list[dict[str, str]]] = {}
-    for entry in open_runs.values():
-        # who may write to the ledger could have put anything there
-        if entry.keys() >= START_FIELDS and RUN_ID.fullmatch(entry.get("run_id", "")):
-            runs.setdefault(entry["run_id"], []).append(entry)
+        if isinstance(entry, ledger.Start):
+            open_runs[entry.consumer_group, entry.consumer] = entry
+        elif isinstance(entry, ledger.End):
+            open_runs.pop((entry.consumer_group, entry.consumer), None)
+    runs: dict[str, list[ledger.Start]] = {}
+    for start in open_runs.values():
+        runs.setdefault(start.run_id, []).append(start)
     done = Counter(record.run_id for record in run_records(server, set(runs)))
     found = []
     for run_id, starts in runs.items():
@@ -79,27 +65,27 @@ def running_drains(server: Server) -> list[RunningDrain]:
     return found
 
 
-def _running(server: Server, starts: list[dict[str, str]], done: int) -> RunningDrain:
+def _running(server: Server, starts: list[ledger.Start], done: int) -> RunningDrain:
     first = starts[0]
-    names = [start["consumer"] for start in starts]
-    group = reading.positions(server).get(first["consumer_group"])
+    names = [start.consumer for start in starts]
+    group = reading.positions(server).get(first.consumer_group)
     left, silent_ms = 0, None
     if group is not None:
         left = _left_of(server, group, first, names)
         seen = [c.idle_ms for c in reading.consumers(server, group.name) if c.name in names]
         silent_ms = min(seen, default=None)
-    budgets = [start["max_events"] for start in starts]
-    if "all" not in budgets:
-        left = min(left, max(0, sum(map(int, budgets)) - done))
-    begun = dt.datetime.fromisoformat(first["at"]).timestamp()
+    budgets = [start.max_events for start in starts]
+    if None not in budgets:
+        left = min(left, max(0, sum(budget or 0 for budget in budgets) - done))
+    begun = dt.datetime.fromisoformat(first.at).timestamp()
     rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
     # below one event a minute a consumer is silent for longer than that, and well
-    pause_ms = 0.0 if first["throttle"] == "none" else 3000 / float(first["throttle"])
+    pause_ms = 0.0 if first.throttle is None else 3000 / first.throttle
     return RunningDrain(
-        run_id=first["run_id"],
-        consumer_group=first["consumer_group"],
+        run_id=first.run_id,
+        consumer_group=first.consumer_group,
         consumers=names,
-        started_at=first["at"],
+        started_at=first.at,
         done=done,
         remaining=left,
         events_per_sec=round(rate, 2),
@@ -109,11 +95,11 @@ def _running(server: Server, starts: list[dict[str, str]], done: int) -> Running
     )
 
 
-def _left_of(server: Server, group: Group, start: dict[str, str], names: Sequence[str]) -> int:
+def _left_of(server: Server, group: Group, start: ledger.Start, names: Sequence[str]) -> int:
     """Entries of the run's scope that are not drained, counted."""
-    boundary = start["boundary_id"]
+    boundary = start.boundary_id
     rows = reading.pending_ids(server, group.name, boundary)
-    if start["scope"] == "pending":
+    if start.scope == "pending":
         return sum(len(page) for page in rows)
     own = sum(row[1] in names for page in rows for row in page)
     first = reading.next_id(group.position)

@@ -7,6 +7,7 @@ books of the run itself balance. Evidence is written in any case, of a failed ru
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 import os
@@ -17,22 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import files
-from ..core.plan import Plan
-from ..core.summary import Summary, new_run_id
+from .. import errors, files
+from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..draining.books import recount
-from ..draining.job import Job, adopt, job_from_plan, preflight, prepare
+from ..draining.job import Job, Planned, preflight, resolve, with_plan
 from ..draining.plan_files import load_plan, save_plan
 from ..errors import DrainkitError, InterruptedRunError
 from ..evidence.seal import open_run, previous_digest, seal
 from ..operations.state import baseline
 from ..safe import one_line, secret_words
-from ..server import scopes
+from ..server import ledger, scopes
 from ..server.audit_log import run_records
-from ..server.connection import Server
-from ..server.writing import add_to_ledger
-from ..settings import Settings
+from ..server.connection import Clock, Server
+from ..settings import NOTEBOOK, Settings, shown
 from . import report
 from .kernels import (
     LIVE,
@@ -44,37 +43,20 @@ from .kernels import (
     what_failed,
 )
 
-_EXIT_CODES = {
-    "UsageError": 2,
-    "UnreachableError": 3,
-    "ConnectionLostError": 3,
-    "ServerBusyError": 3,
-    "SlotMovedError": 3,
-    "RefusedError": 4,
-    "StoppedError": 4,
-    "InterruptedRunError": 130,
-    "KeyboardInterrupt": 130,
-}
-Confirm = Callable[[Plan], None]  # raises RefusedError if the plan is not approved
+Confirm = Callable[[Server, Planned], None]  # raises RefusedError if it is not approved
 Announce = Callable[[str], None]
 
 
 def parameters_of(settings: Settings, job: Job) -> dict[str, Any]:
     """The notebooks' parameters: typed values, the allowlist as read now, never a URL."""
+    values = {name: getattr(settings, name) for name in NOTEBOOK}
     allowed = job.policy.allowlist
-    return {
-        "stream": settings.stream,
-        "consumer_group": settings.consumer_group,
-        "consumer_name": settings.consumer_name,
-        "audit_stream": settings.audit_stream,
-        "scope": settings.scope,
-        "allowlist": None if allowed is None else sorted(allowed),
-        "min_conf": settings.min_conf,
-        "max_age_min": settings.max_age_min,
-        "throttle": "none" if settings.throttle is None else settings.throttle,
-        "max_events": "all" if settings.max_events is None else settings.max_events,
-        "as_of": None if settings.as_of_us is None else iso(settings.as_of_us),
-    }
+    values["allowlist"] = None if allowed is None else sorted(allowed)
+    for name in ("throttle", "max_events"):  # None would be "as configured" to a notebook
+        values[name] = shown(name, None) if values[name] is None else values[name]
+    for name, value in values.items():
+        values[name] = value.isoformat() if isinstance(value, dt.datetime) else value
+    return values
 
 
 def kernel_env(settings: Settings) -> dict[str, str]:
@@ -98,7 +80,7 @@ class Run:
     server: Server
     job: Job
     folder: Path
-    given_plan: bool
+    clock: Clock
     failure: DrainkitError | None = None
 
 
@@ -115,24 +97,19 @@ def run(
     stands in the evidence, with its exit code.
     """
     stopping = stopping or threading.Event()
-    planned = None
-    if settings.plan is not None and settings.mode == "live":
-        planned = load_plan(settings.plan)
-        settings = adopt(settings, planned[0])
+    settings, planned = with_plan(settings)
     with Server.of(settings) as server:
-        run_id = new_run_id(settings.mode, server.now_us())
-        if planned:
-            job = job_from_plan(server, settings, run_id, *planned)
-        else:
-            job = prepare(server, settings, run_id)
+        before = baseline(server)
+        boundary = str(before["stream"]["boundary_id"])
+        job = resolve(server, settings, planned=planned, boundary=boundary)
         if settings.mode == "live":
             preflight(server, job)
-        folder = open_run(settings.reports_dir, run_id)
-        files.write_json(folder / "baseline.json", baseline(server))
+        folder = open_run(settings.reports_dir, job.run_id)
+        files.write_json(folder / "baseline.json", before)
         if planned:
-            save_plan(folder / "plan.json", *planned)
-        this = Run(settings, server, job, folder, planned is not None)
+            save_plan(folder / "plan.json", planned.plan, planned.table)
         started_us = server.now_us()
+        this = Run(settings, server, job, folder, Clock(started_us))
         try:
             _run_notebooks(this, confirm, announce, stopping)
         except DrainkitError as error:
@@ -145,11 +122,11 @@ def _run_notebooks(
 ) -> None:
     with Kernels(kernel_env(this.settings)) as kernels:
         for name in NOTEBOOKS:
-            parameters = _parameters_for(this, name)
+            parameters = _parameters_for(this)
             if name == LIVE and this.settings.mode == "live":
-                plan, _ = load_plan(this.folder)
-                confirm(plan)
-                parameters["approve"] = plan.digest
+                planned = Planned(*load_plan(this.folder))
+                confirm(this.server, planned)
+                parameters["approve"] = planned.plan.digest
             announce(name)
             try:
                 _execute(this, name, parameters, kernels, stopping)
@@ -161,10 +138,8 @@ def _run_notebooks(
                 stopping = threading.Event()
 
 
-def _parameters_for(this: Run, name: str) -> dict[str, Any]:
+def _parameters_for(this: Run) -> dict[str, Any]:
     parameters = {**parameters_of(this.settings, this.job), "run_dir": str(this.folder)}
-    if name == "02_dry_run" and this.given_plan:
-        parameters["run_dir"] = ""  # it shows the present; the plan to apply is there already
     return {key: value for key, value in parameters.items() if value is not None}
 
 
@@ -215,81 +190,63 @@ def _execute(
 
 def _raise(name: str, text: str, interrupted: bool) -> None:
     kind, _, message = text.partition(": ")
-    code = 130 if interrupted else _EXIT_CODES.get(kind, 1)
-    if code == 130:
+    cause = errors.named(kind)
+    if interrupted or cause is InterruptedRunError:
         raise InterruptedRunError("interrupted; run the same command again to go on")
-    error = DrainkitError(f"{name} failed: {message or text}")
-    error.exit_code = code
-    raise error
+    raise cause(f"{name} failed: {message or text}")
 
 
 def _finish(this: Run, started_us: int) -> dict[str, Any]:
     """Complete the evidence, whatever happened, and seal it."""
-    folder, settings = this.folder, this.settings
-    result = _result(this)
-    answered = this.server.info
+    folder, settings, server = this.folder, this.settings, this.server
+    summary = _summary(this, started_us)
     try:
         _complete(this)
-        if not result.get("finished_at"):  # it did not come to a drain, or that drain died
-            now_us = this.server.now_us()
-            result["finished_at"] = iso(now_us)
-            result["elapsed_sec"] = round((now_us - started_us) / 1e6, 3)
-            scope = scopes.current(this.server, this.job.scope)
-            result["remaining"] = scopes.remaining(this.server, scope)
+        if not summary.finished_at:  # it did not come to a drain, or that drain died
+            summary.remaining = scopes.remaining(server, scopes.current(server, this.job.scope))
     except DrainkitError as error:
         this.failure = this.failure or error
-    result["started_at"] = iso(started_us)
-    if this.failure is not None:
-        code = this.failure.exit_code
-        result["exit_code"], result["error"] = code, str(this.failure)
-        result["outcome"] = {130: "interrupted", 4: "refused"}.get(code, "failed")
-    result["evidence"] = str(folder)
+    summary.close(this.failure, this.clock.now_us())
+    summary.started_at = iso(started_us)
+    result = {**summary.as_dict(), "evidence": str(folder)}
     files.write_json(folder / "run.json", result)
     files.write_text(folder / "report.html", report.build(folder))
     digest = seal(
         folder,
         run=result,
         parameters={**parameters_of(settings, this.job), "mode": settings.mode},
-        server={"kind": answered.kind, "version": answered.version},
+        server={"kind": server.info.kind, "version": server.info.version},
         secret_words=secret_words(settings.redis_url.get_secret_value()),
     )
-    if settings.mode == "live" and this.server.connected:
-        entry = {
-            "event": "evidence",
-            "run_id": folder.name,
-            "statement_sha256": digest,
-            "previous_sha256": previous_digest(folder) or "",
-        }
+    if settings.mode == "live" and server.connected:
+        sealed = ledger.Sealed(folder.name, digest, previous_digest(folder) or "")
         try:
-            add_to_ledger(this.server, entry)
+            ledger.append(server, sealed)
         except DrainkitError as error:
             result["exit_code"] = result["exit_code"] or error.exit_code
             result["error"] = result.get("error") or str(error)
     return result
 
 
-def _result(this: Run) -> dict[str, Any]:
-    """The summary that the notebooks left, or what the audit knows of a run that died."""
+def _summary(this: Run, started_us: int) -> Summary:
+    """The books that the notebooks left, or what the audit knows of a run that died."""
     found = _read_json(this.folder / "run.json")
     if found.get("mode") == this.settings.mode:
-        return found
-    scope = this.job.scope
-    summary = Summary(
+        return Summary.read(found)
+    summary = Summary.opened(
+        this.settings,
         run_id=this.job.run_id,
-        mode=this.settings.mode,
-        scope=scope.name,
-        stream=this.settings.stream,
-        consumer_group=this.settings.consumer_group,
-        boundary_id=scope.boundary,
-        outcome="failed",
-        exit_code=1,
+        boundary=this.job.scope.boundary,
+        now_us=started_us,
+        plan_digest=this.job.plan_digest,
     )
     if this.settings.mode == "live":
         try:
-            recount(this.server, this.job, summary)
+            recount(this.server, summary)
         except DrainkitError as error:
             this.failure = this.failure or error
-    return summary.as_dict()
+    this.failure = this.failure or DrainkitError("the notebooks left no summary")
+    return summary
 
 
 def _complete(this: Run) -> None:

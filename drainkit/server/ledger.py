@@ -1,29 +1,124 @@
-"""The run ledger in Redis."""
+"""The run ledger in Redis: a typed entry for each thing that a run, or an operator, leaves there.
+
+Nobody else knows the fields' names. Whoever may write to the ledger could have put anything there:
+what cannot be read as one of these is left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar
 
 from ..core.summary import RUN_ID
 from ..safe import text
-from . import reading
+from . import reading, writing
 from .connection import Server
 
 
-def entries(server: Server) -> Iterator[dict[str, str]]:
-    """The ledger's entries as texts, oldest first; `id` is their own."""
+@dataclass(frozen=True)
+class Start:
+    """A live run (or one worker of it) begins to drain."""
+
+    event: ClassVar[str] = "start"
+    run_id: str
+    scope: str
+    consumer_group: str  # the group that it drains: scope history has its own
+    consumer: str
+    boundary_id: str
+    throttle: float | None  # events per second; None: none
+    max_events: int | None  # None: all
+    plan_digest: str  # "" without a plan
+    at: str  # ISO 8601 UTC, the server's clock
+    host: str = ""
+    pid: int = 0
+    operator: str = ""
+
+
+@dataclass(frozen=True)
+class End:
+    """A live run (or one worker of it) closed its books."""
+
+    event: ClassVar[str] = "end"
+    run_id: str
+    scope: str
+    consumer_group: str
+    consumer: str
+    outcome: str
+    total_read: int
+    at: str
+    boundary_id: str = ""
+    dropped_missing: int = 0
+    dropped_old: int = 0
+    dropped_invalid: int = 0
+    dropped_not_allowlisted: int = 0
+    dropped_low_conf: int = 0
+    drained_ok: int = 0
+    remaining: str = ""  # "" where it is not known
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A live run's evidence was sealed."""
+
+    event: ClassVar[str] = "evidence"
+    run_id: str
+    statement_sha256: str
+    previous_sha256: str = ""  # of the statement before it in its reports folder
+
+
+Entry = Start | End | Sealed
+_KINDS: dict[str, type[Entry]] = {kind.event: kind for kind in (Start, End, Sealed)}
+_WORDS = {"throttle": "none", "max_events": "all"}  # for None
+
+
+def append(server: Server, entry: Entry) -> None:
+    """Add an entry at the ledger's end."""
+    values = {f.name: getattr(entry, f.name) for f in fields(entry)}
+    shown = {n: _WORDS.get(n, "") if v is None else str(v) for n, v in values.items()}
+    writing.add_to_ledger(server, {"event": entry.event, **shown})
+
+
+def entries(server: Server) -> Iterator[Entry]:
+    """The ledger's entries that can be read, oldest first."""
     for page in reading.pages(server, server.keys.runs, reading.FIRST_ID, reading.LAST_ID):
-        for entry_id, fields in page:
-            texts = [text(part) for part in fields]
-            yield {"id": text(entry_id), **dict(zip(texts[::2], texts[1::2], strict=True))}
+        for _, flat in page:
+            found = _read(flat)
+            if found is not None:
+                yield found
 
 
-def runs_of(server: Server, plan_digest: str) -> list[dict[str, str]]:
-    """The ledger's entries of the starts of this very plan's runs, oldest first."""
-    return [
-        entry
-        for entry in entries(server)
-        if entry.get("event") == "start"
-        and entry.get("plan_digest") == plan_digest
-        and RUN_ID.fullmatch(entry.get("run_id", ""))
-    ]
+def newest_run(server: Server) -> str:
+    """The run that the ledger's newest entry is about; "" where there is none."""
+    for _, flat in reading.newest(server, server.keys.runs, 1):
+        found = _read(flat)
+        return found.run_id if found else ""
+    return ""
+
+
+def starts_of(server: Server, plan_digest: str) -> list[Start]:
+    """The starts of this very plan's runs, oldest first."""
+    return [e for e in entries(server) if isinstance(e, Start) and e.plan_digest == plan_digest]
+
+
+def _read(flat: list[bytes]) -> Entry | None:
+    texts = [text(part) for part in flat]
+    found = dict(zip(texts[::2], texts[1::2], strict=True))
+    kind = _KINDS.get(found.get("event", ""))
+    if kind is None or not RUN_ID.fullmatch(found.get("run_id", "")):
+        return None
+    try:
+        values: dict[str, Any] = {
+            f.name: _value(str(f.type), found[f.name], _WORDS.get(f.name))
+            for f in fields(kind)
+            if f.name in found or f.default is MISSING
+        }
+        return kind(**values)
+    except (KeyError, ValueError):
+        return None
+
+
+def _value(kind: str, shown: str, none: str | None) -> Any:
+    if shown == none and "None" in kind:
+        return None
+    return float(shown) if "float" in kind else int(shown) if "int" in kind else shown

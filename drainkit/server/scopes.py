@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
+from ..kinds import allowlist_symbols, check_symbols
 from ..safe import one_line, text
-from ..settings import Settings, allowlist_symbols, check_symbols
+from ..settings import Settings
 from .connection import Server
 from .reading import (
     FIRST_ID,
@@ -42,11 +43,14 @@ class Scope:
     from_consumers: tuple[str, ...]
 
 
-def open_scope(server: Server, settings: Settings) -> Scope:
-    """Fix the scope of a run; a missing stream, group or consumer is refused."""
+def open_scope(server: Server, settings: Settings, *, boundary: str | None = None) -> Scope:
+    """Fix the scope of a run; a missing stream, group or consumer is refused.
+
+    `boundary`: that of a run that has begun already; None: the stream's last id now.
+    """
     info = stream_info(server)
     main = position_of(server, settings.consumer_group)
-    position, boundary, exists = main.position, info.boundary_id, True
+    position, boundary, exists = main.position, boundary or info.boundary_id, True
     wanted: tuple[str, ...] = ()
     if settings.scope == "history":
         own = positions(server).get(settings.drain_group)

@@ -15,20 +15,21 @@ from ..server import reading, scopes
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
-from .session import Session
-from .tables import SAMPLE_ROWS, groups_frame, markdown, safe, span
+from .session import RunSession
+from .tables import SAMPLE_ROWS, groups_frame, markdown, read_json, safe, span
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
 
 
-class Analysis(Session):
+class Analysis(RunSession):
     """01: the backlog as a DataFrame, decided as of now; writes nothing."""
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
-        self.baseline = baseline(server)
+        of_run = read_json(run_dir, "baseline.json") if self.folder_run_id else None
+        self.baseline = of_run or baseline(server)
         self.at_us = self.now_us()
         entries = scopes.scope_entries(server, self.job.scope)
         self.frame = load_frame(entries, decoder_of(settings))

@@ -9,12 +9,12 @@ import pandas as pd
 
 from .. import files
 from ..core.policy import ACTIONS
-from ..draining.dry import decide_all, make_plan
+from ..draining.dry import decide_all, make_plan, summary_of
 from ..draining.plan_files import save_plan
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
-from .session import Session
+from .session import RunSession
 from .tables import counts_frame, markdown, safe, span
 
 if TYPE_CHECKING:
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
 
 
-class DryRun(Session):
+class DryRun(RunSession):
     """02: decides as the live run would; with a run_dir saves the plan."""
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
+        if self.folder_run_id and self.planned:  # the run applies a plan that was made before
+            self.plan, self.table = self.planned.plan, self.planned.table
+            self.summary = summary_of(server, self.job, self.plan)
+            return
         self.summary, self.table = decide_all(server, self.job)
         self.plan = make_plan(self.job, self.summary, self.table)
         if run_dir is not None:

@@ -14,33 +14,32 @@ import pandas as pd
 from .. import files
 from ..core.summary import Summary
 from ..draining.books import recount
-from ..draining.job import Job, adopt, job_from_plan
-from ..draining.live import drain, list_drift
-from ..draining.plan_files import load_plan
+from ..draining.job import Job, resolve
+from ..draining.live import apply
 from ..errors import RefusedError, UsageError, error_of
 from ..operations.state import baseline
 from ..server.connection import Server
 from ..settings import Settings
-from .session import Session
+from .session import RunSession
 from .tables import SAMPLE_ROWS, counts_frame, markdown, read_json, span
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from IPython.display import Markdown
 
 MILESTONES = 10
 
 
-class LiveDrain(Session):
+class LiveDrain(RunSession):
     """03: drains the plan in run_dir, but only when `approve` holds its digest."""
 
     mode = "live"
+
+    adopts_plan = True
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
         self.approve = ""
         self.summary: Summary | None = None
-        self.table: pa.Table | None = None
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -63,25 +62,22 @@ class LiveDrain(Session):
             return
         if self.run_dir is None:
             raise RefusedError("approve needs run_dir, the folder with the approved plan")
-        plan, self.table = load_plan(self.run_dir)
-        if plan.digest != self.approve:
+        planned = self.planned
+        if planned is None:
+            raise RefusedError("run_dir holds no plan; run 02 with this run_dir first")
+        if planned.plan.digest != self.approve:
             raise RefusedError("approve is not the digest of this plan; nothing was changed")
-        settings = adopt(self.settings, plan)
-        job = job_from_plan(self.server, settings, self.job.run_id, plan, self.table)
-        earlier = read_json(self.run_dir, "run.json") or {}
+        self.job = resolve(self.server, self.settings, planned=planned, run_id=self.folder_run_id)
         if not (self.run_dir / "baseline.json").exists():
-            before = baseline(self.server)
-            files.write_json(self.run_dir / "baseline.json", before)
+            files.write_json(self.run_dir / "baseline.json", baseline(self.server))
+        earlier = read_json(self.run_dir, "run.json") or {}
         with _graceful_interrupt() as stopping:  # to the end of the books, however often it comes
-            self.summary = drain(
-                self.server, job, stopping=stopping, on_progress=_Milestones(job).show
+            self.summary = apply(
+                self.server, self.job, stopping=stopping, on_progress=_Milestones(self.job).show
             )
-            self.job = job
-            self.summary.plan_path, self.summary.plan_digest = "plan.json", plan.digest
-            if self.server.connected:
-                if earlier.get("run_id") == job.run_id and earlier.get("mode") == "live":
-                    recount(self.server, job, self.summary)  # with what it drained before
-                self.summary.drift = list_drift(self.server, job, self.table)
+            if earlier.get("run_id") == self.job.run_id and earlier.get("mode") == "live":
+                recount(self.server, self.summary)  # with what it drained before
+            self.summary.plan_path = "plan.json"
             files.write_json(self.run_dir / "run.json", self.summary.as_dict())
         if self.summary.error:
             raise error_of(self.summary.exit_code or 1, self.summary.error)
@@ -93,7 +89,7 @@ class LiveDrain(Session):
         s = self.summary
         return markdown(
             f"**{s.total_read:,} entries were audited and acknowledged** in {span(s.elapsed_sec)} "
-            f"({s.events_per_sec:,.1f} per second); {s.drained_ok:,} had passed every filter. "
+            f"({s.events_per_sec or 0:,.1f} per second); {s.drained_ok:,} had passed every filter. "
             + ("How many remain is not known." if s.remaining is None
                else f"{s.remaining:,} of the scope remain.")
         )  # fmt: skip

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pandas as pd
 
 from ..errors import RefusedError, UsageError
+from ..kinds import MAX_MIN
 from ..operations import maintenance
 from ..safe import one_line, verbatim
 from ..server.connection import Server
-from ..settings import MAX_MIN, Settings
+from ..settings import Settings
 from .session import Session
 from .tables import markdown, safe
 
@@ -28,7 +29,7 @@ class Maintenance(Session):
     )  # fmt: skip
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        self.settings, self.server, self.run_dir = settings, server, run_dir
+        super().__init__(settings, server, run_dir)
         self.delete, self.apply, self.archive = False, False, ""
         self.min_idle_ms = round(settings.min_idle_min * 60_000)
 

@@ -32,7 +32,7 @@ class Monitor(Session):
     extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min")
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        self.settings, self.server, self.run_dir = settings, server, run_dir
+        super().__init__(settings, server, run_dir)
         self.states: list[StreamState] = []
         self.report = checks.Report()
 
@@ -102,7 +102,11 @@ class Monitor(Session):
     def runs_table(self) -> pd.DataFrame:
         """The newest runs of the ledger, and those still under way."""
         columns = ["run_id", "event", "scope", "total_read", "drained_ok", "outcome", "at"]
-        rows = [e for e in ledger.entries(self.server) if e.get("event") != "evidence"]
+        rows = [
+            {"event": entry.event, **vars(entry)}
+            for entry in ledger.entries(self.server)
+            if not isinstance(entry, ledger.Sealed)
+        ]
         return safe(pd.DataFrame(rows[-20:], columns=columns))
 
     def running(self) -> Markdown:

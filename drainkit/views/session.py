@@ -1,89 +1,99 @@
-"""What all notebooks share: parameters checked, a connection, the job."""
+"""What all notebooks share: parameters checked, a connection, and the settings as understood.
+
+A notebook opens its class with `globals()`: names that its parameters cell does not have are
+refused, values are checked by settings.py, and the URL comes from the environment alone. What a
+notebook leaves at None is as drainkit.toml and the environment say.
+"""
 
 from __future__ import annotations
 
 import ast
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
 
-from ..core.summary import RUN_ID, new_run_id
-from ..draining.job import prepare
+from ..config import load
+from ..core.summary import RUN_ID
+from ..draining.job import Job, Planned, adopt, resolve
+from ..draining.plan_files import load_plan
 from ..errors import UsageError
 from ..safe import one_line
 from ..server.connection import Server
-from ..settings import Settings, load
+from ..settings import NOTEBOOK, Settings, shown
+from .tables import read_json
 
-PARAMETERS = (
-    "stream", "consumer_group", "consumer_name", "audit_stream", "scope", "allowlist", "min_conf",
-    "max_age_min", "throttle", "max_events", "as_of",
-)  # fmt: skip
+DEFAULT_URL_ENV = "DRAINKIT_REDIS_URL"
 EXTRA = ("redis_url_env", "run_dir", "approve")
 
 
 def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
-    """Refuse a name that no notebook knows, injected by papermill or typed: a misspelt one."""
-    known = (*PARAMETERS, *EXTRA, *extra)
+    """Refuse a name that the notebook's parameters cell does not have: a misspelt one.
+
+    What papermill injects stands in a cell of its own, which begins with "# Parameters".
+    """
+    known = {*NOTEBOOK, *EXTRA, *extra}
     for source in map(str, names.get("In", [])):
-        if not source.startswith(("# Parameters", "redis_url_env =")):
-            continue
-        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-        for name in (node.id for node in nodes if isinstance(node.ctx, ast.Store)):
-            if name not in known or name not in names:
-                raise UsageError(f"{one_line(name)}: no such parameter; check its spelling")
+        stored = _stored_names(source)
+        if "redis_url_env" in stored and not source.startswith("# Parameters"):
+            known &= stored
+    for source in map(str, names.get("In", [])):
+        stored = _stored_names(source)
+        if source.startswith("# Parameters") or "redis_url_env" in stored:
+            for name in stored - {"Optional"}:
+                if name not in known or name not in names:
+                    raise UsageError(f"{one_line(name)}: no such parameter; check its spelling")
+
+
+def _stored_names(source: str) -> set[str]:
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError:  # a cell of magics is not one of parameters
+        return set()
+    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 class Session:
-    """Checked parameters, a connection, and the job that a drain with them would be."""
+    """Checked parameters and a connection."""
 
     mode = "dry-run"
     extra: ClassVar[tuple[str, ...]] = ()  # parameters of this notebook alone
+    adopts_plan = False  # whether the plan in run_dir says what the settings are
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        self.settings = settings
-        self.server = server
-        self.run_dir = run_dir
-        run_id = new_run_id(self.mode, server.now_us())
-        if run_dir is not None and RUN_ID.fullmatch(run_dir.name):
-            run_id = run_dir.name
-        self.job = prepare(server, settings, run_id)
+        self.settings, self.server, self.run_dir = settings, server, run_dir
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with a notebook's `globals()`."""
         check_names(names, cls.extra)
-        variable = names.get("redis_url_env") or "DRAINKIT_REDIS_URL"
-        if not isinstance(variable, str) or "://" in variable:
-            raise UsageError("redis_url_env takes the name of a variable, never a URL")
-        url = os.environ.get(variable)
-        if not url:
-            raise UsageError(f"the environment variable {one_line(variable)} is not set; set it")
-        given = {name: names[name] for name in PARAMETERS if names.get(name) is not None}
-        settings = load({**given, "mode": cls.mode, "redis_url": url})
+        given = {name: names[name] for name in NOTEBOOK if names.get(name) is not None}
+        settings = load({**given, **_url(names.get("redis_url_env")), "mode": cls.mode})
         run_dir = names.get("run_dir") or None
         if run_dir is not None and not (isinstance(run_dir, str) and Path(run_dir).is_dir()):
             raise UsageError(
-                f"run_dir {one_line(str(run_dir))} is no folder; make it, or leave it out"
+                f"run_dir {one_line(str(run_dir))} is not a folder; make it, or leave it out"
             )
-        server = Server.of(settings)
-        return cls(settings, server, Path(run_dir) if run_dir else None)
+        folder = Path(run_dir) if run_dir else None
+        if cls.adopts_plan and folder is not None and (folder / "plan.json").exists():
+            settings = adopt(settings, load_plan(folder)[0])
+        return cls(settings, Server.of(settings), folder)
 
     def settings_table(self) -> pd.DataFrame:
         """The parameters as understood, without secrets."""
-        values = {name: getattr(self.settings, name) for name in PARAMETERS}
-        values["throttle"] = self.settings.throttle or "none"
-        values["max_events"] = self.settings.max_events or "all"
-        values["allowlist"] = "any symbol" if self.job.policy.allowlist is None else ", ".join(
-            sorted(self.job.policy.allowlist)
-        )  # fmt: skip
+        values = {name: shown(name, getattr(self.settings, name)) for name in NOTEBOOK}
         info = self.server.info
         values["server"] = f"{info.kind} {info.version} at {self.server.shown_url}"
         values["run_dir"] = str(self.run_dir or "(none: nothing is written)")
-        rows = {name: one_line(str(value)) for name, value in values.items() if value is not None}
+        values |= self._more_settings()
+        rows = {name: one_line(value) for name, value in values.items() if value}
         return pd.DataFrame({"value": rows.values()}, index=pd.Index(rows, name="parameter"))
+
+    def _more_settings(self) -> dict[str, str]:
+        return {}
 
     def now_us(self) -> int:
         """The moment that ages are measured against: as_of, or the server's now."""
@@ -95,3 +105,55 @@ class Session:
         paths = sorted(self.run_dir.iterdir()) if self.run_dir else []
         sizes = {one_line(path.name): path.stat().st_size for path in paths if path.is_file()}
         return pd.DataFrame({"bytes": sizes.values()}, index=pd.Index(sizes, name="file"))
+
+
+class RunSession(Session):
+    """A session of a run: its job is that of the folder, or its own where there is none."""
+
+    @cached_property
+    def job(self) -> Job:
+        """The job that a drain with these settings is; run id and boundary are the run's."""
+        return resolve(
+            self.server, self.settings, run_id=self.folder_run_id, boundary=self.boundary
+        )
+
+    @property
+    def folder_run_id(self) -> str | None:
+        """The id of the run whose folder this is; None: the notebook stands alone."""
+        folder = self.run_dir
+        return folder.name if folder is not None and RUN_ID.fullmatch(folder.name) else None
+
+    @property
+    def boundary(self) -> str | None:
+        """The boundary that the run resolved; None: the notebook resolves its own."""
+        if self.folder_run_id is None:
+            return None
+        found = read_json(self.run_dir, "baseline.json")
+        return str(found["stream"]["boundary_id"]) if found else None
+
+    @cached_property
+    def planned(self) -> Planned | None:
+        """The plan in run_dir and its decisions."""
+        if self.run_dir is None or not (self.run_dir / "plan.json").exists():
+            return None
+        return Planned(*load_plan(self.run_dir))
+
+    def _more_settings(self) -> dict[str, str]:
+        allowed = self.job.policy.allowlist
+        whose = "the run's" if self.boundary else "this notebook's own"
+        return {
+            "allowlist": shown("allowlist", allowed),  # as read now, from a file or a set too
+            "boundary": f"{self.job.scope.boundary} ({whose})",
+        }
+
+
+def _url(variable: Any) -> dict[str, str]:
+    """The URL from a variable that the notebook names; the usual one is read as ever."""
+    variable = variable or DEFAULT_URL_ENV
+    if not isinstance(variable, str) or "://" in variable:
+        raise UsageError("redis_url_env takes the name of a variable, never a URL")
+    if variable == DEFAULT_URL_ENV:
+        return {}
+    if not os.environ.get(variable):
+        raise UsageError(f"the environment variable {one_line(variable)} is not set; set it")
+    return {"redis_url": os.environ[variable]}

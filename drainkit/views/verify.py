@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +14,26 @@ import pandas as pd
 from .. import files
 from ..core.audit import AuditRecord, audit_table, reconcile
 from ..core.policy import ACTIONS
-from ..draining.plan_files import load_plan
 from ..errors import DrainkitError
 from ..operations.state import baseline
-from ..safe import one_line, text
+from ..safe import one_line
 from ..server import ledger, reading
 from ..server.audit_log import run_records
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
-from .session import Session
+from .session import RunSession
 from .tables import SAMPLE_ROWS, groups_frame, markdown, read_json, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    import pyarrow as pa
     from IPython.display import Markdown
 
-    from ..core.plan import Plan
 
-
-class Verification(Session):
+class Verification(RunSession):
     """04: before and after, plan against audit against group; writes after.json, audit.parquet."""
+
+    adopts_plan = True
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
@@ -45,17 +42,18 @@ class Verification(Session):
         self.before = before or self.after
         self.run = read_json(run_dir, "run.json")
         self.live = self.run is not None and self.run.get("mode") == "live"
-        self.plan, self.table = self._plan()
+        self.plan = self.planned.plan if self.planned else None
+        self.table = self.planned.table if self.planned else None
         digest = self.plan.digest if self.plan else None
-        starts = ledger.runs_of(server, digest) if digest else []
+        starts = ledger.starts_of(server, digest) if digest else []
         self.run_id = str(self.run["run_id"]) if self.run and self.live else ""
         if not self.run_id and starts:
-            self.run_id = starts[-1]["run_id"]  # it died, or run.json is that of a later dry run
+            self.run_id = starts[-1].run_id  # it died, or run.json is that of a later dry run
         elif self.run is None:
-            self.run_id = self._newest_run()
+            self.run_id = ledger.newest_run(server)
         self.has_before = before is not None or not self.run_id
-        self.start = next((s for s in reversed(starts) if s["run_id"] == self.run_id), None)
-        runs = {self.run_id, *(start["run_id"] for start in starts)} - {""}
+        self.start = next((s for s in reversed(starts) if s.run_id == self.run_id), None)
+        runs = {self.run_id, *(start.run_id for start in starts)} - {""}
         found = list(run_records(server, runs))
         self.records = [record for record in found if record.run_id == self.run_id]
         self.earlier = [record for record in found if record.run_id != self.run_id]
@@ -63,16 +61,6 @@ class Verification(Session):
         if run_dir is not None:
             files.write_json(run_dir / "after.json", self.after)
             files.write_table(run_dir / "audit.parquet", audit_table(self.records))
-
-    def _plan(self) -> tuple[Plan | None, pa.Table | None]:
-        if self.run_dir is None or not (self.run_dir / "plan.json").exists():
-            return None, None
-        return load_plan(self.run_dir)
-
-    def _newest_run(self) -> str:
-        newest = reading.newest(self.server, self.server.keys.runs, 1)
-        fields = [text(part) for part in newest[0][1]] if newest else []
-        return dict(zip(fields[::2], fields[1::2], strict=True)).get("run_id", "")
 
     def _reconcile(self) -> list[str]:
         scope = self.job.scope
@@ -184,9 +172,7 @@ class Verification(Session):
         """Throttle compliance, measured from the audit's ids."""
         rate = self.plan.throttle if self.plan else self.settings.throttle
         if self.start is not None:  # what the run itself was told
-            with suppress(ValueError):
-                told = self.start.get("throttle", "")
-                rate = None if told == "none" else float(told)
+            rate = self.start.throttle
         return figures.pace(self.audit_ms(), rate)
 
     def samples(self) -> pd.DataFrame:

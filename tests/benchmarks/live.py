@@ -44,8 +44,8 @@ return #ids
 def drainkit(url: str, group: str, entries: str) -> Result:
     """`drainkit drain`, without the command line around it."""
     from drainkit.core.summary import new_run_id
-    from drainkit.draining.job import prepare
-    from drainkit.draining.live import drain
+    from drainkit.draining.job import resolve
+    from drainkit.draining.live import apply
     from drainkit.server.connection import Server
     from drainkit.settings import build
 
@@ -59,8 +59,7 @@ def drainkit(url: str, group: str, entries: str) -> Result:
     )  # fmt: skip
     result: Result = {}
     with Server(url, KEY) as server, measured(result):
-        run_id = new_run_id("live", server.now_us())
-        summary = drain(server, prepare(server, settings, run_id))
+        summary = apply(server, resolve(server, settings))
     assert summary.exit_code == 0, summary
     return {**result, "done": summary.total_read}
 

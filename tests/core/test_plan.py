@@ -83,7 +83,7 @@ def test_any_edit_of_a_field_is_refused(name: str, other: int) -> None:
     ("name", "value"),
     [
         ("stream", 7), ("throttle", "5"), ("throttle", True), ("max_events", 500.5),
-        ("max_events", "all"), ("position", None), ("from_consumers", "dead_1"),
+        ("max_events", "all"), ("position", None), ("from_consumer", "dead_1"),
         ("counts", ["drained_ok"]), ("counts", {"drained_ok": "1"}), ("policy", None),
         ("fields", {"symbol": "symbol"}), ("total_read", 5.5), ("version", "1"),
         ("version", True), ("digest", None), ("scope", {}),

@@ -7,7 +7,7 @@ from books import GROUP, ME, ask, at, audit, deliver, everything, live, pending,
 from conftest import Cli, Fill
 from servers import Server
 
-from drainkit.draining.job import prepare
+from drainkit.draining.job import resolve
 from drainkit.server import reading, writing
 from drainkit.server.connection import Server as Link
 from drainkit.server.reading import Name
@@ -100,7 +100,7 @@ def test_a_batch_with_an_entry_twice_records_it_once(
         settings = build({"redis_url": server.url, "stream": stream, "scope": "pending",
                           "min_idle_min": 0})  # fmt: skip
         with Link(server.url, stream) as link:
-            job = prepare(link, settings, "run")
+            job = resolve(link, settings)
             record = [entry.encode(), b"S", b"1.00", b"0.5", b"drained_ok", b"now", b""]
             batch = writing.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
             writing.send_commit(

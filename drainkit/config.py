@@ -1,0 +1,71 @@
+"""Where settings come from: flags, then the environment, then `drainkit.toml`, then defaults."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .safe import one_line
+from .settings import Settings, build
+
+CONFIG_FILE = "drainkit.toml"
+ENV_PREFIX = "DRAINKIT_"
+
+
+def load(
+    flags: Mapping[str, Any],
+    *,
+    env_name: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    folder: Path | None = None,
+    only: frozenset[str] | None = None,
+) -> Settings:
+    """Merge flags, environment, `drainkit.toml` in `folder` and defaults into checked settings.
+
+    `flags` holds only what was really given. `env_name` picks `[env.NAME]` of the file, whose
+    values become defaults. With `only`, all else has its default, whatever was set. Raises
+    UsageError with one line for all problems.
+    """
+    env_name = env_name if env_name is not None else environ.get(f"{ENV_PREFIX}ENV")
+    values = read_config((folder or Path()) / CONFIG_FILE, env_name, check_names=only is None)
+    for name in Settings.model_fields:
+        variable = f"{ENV_PREFIX}{name.upper()}"
+        if variable in environ and name != "limits":
+            values[name] = environ[variable]
+    values.update(flags)
+    kept = {k: v for k, v in values.items() if only is None or k in only}
+    return build(kept, asked=frozenset(flags))
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Variables that look like settings but are not: misspelt ones, probably."""
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in (*Settings.model_fields, "env")}
+    return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -> dict[str, Any]:
+    """The values of `drainkit.toml` with those of `[env.env_name]` laid over them."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if env_name is None:
+            return {}
+        raise UsageError(f"--env {one_line(env_name)}: there is no {CONFIG_FILE} here") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{CONFIG_FILE}: {one_line(str(error))}") from None
+    tables = data.pop("env", {})
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        raise UsageError(f"{CONFIG_FILE}: write environments as tables, [env.NAME]")
+    if env_name is not None and env_name not in tables:
+        known = ", ".join(sorted(tables)) or "none"
+        raise UsageError(f"--env {one_line(env_name)}: no such table in {CONFIG_FILE}; has {known}")
+    names = {name for table in (data, *tables.values()) for name in table}
+    unknown = sorted(n for n in names if n.replace("-", "_") not in Settings.model_fields)
+    if unknown and check_names:
+        raise UsageError(f"{CONFIG_FILE}: unknown key {one_line(unknown[0])}; check its spelling")
+    values = {**data, **(tables[env_name] if env_name is not None else {})}
+    return {name.replace("-", "_"): value for name, value in values.items()}

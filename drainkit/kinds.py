@@ -1,0 +1,168 @@
+"""Kinds of parameters: what comes from a flag, a file or a notebook's cell as a checked value.
+
+Each raises ValueError with what it takes; settings.py makes one line of it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
+
+from .errors import UsageError
+from .safe import one_line
+
+MAX_MIN = 5_256_000_000  # minutes; ten thousand years: still fits int64 microseconds
+MAX_COUNT = 10**18 - 1
+
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_SYMBOL = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
+_REDIS_SET = "redis:"
+_COMMENT = re.compile(r"(^|\s)#.*")  # "#" itself may stand in a symbol
+
+
+def _to_number(value: Any) -> float:
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        value = float(value)
+    # bool is an int to Python, but a `true` in a number's place is a mistake
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+def _to_name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must not be empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8 text") from None
+    return value
+
+
+def _to_count(value: Any) -> int | None:
+    if value in (None, "all"):
+        return None
+    if isinstance(value, str) and re.fullmatch(r"\d{1,40}", value, re.ASCII):
+        value = int(value)
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    if not is_count or not 1 <= value <= MAX_COUNT:
+        raise ValueError(f"must be an integer > 0 (at most {MAX_COUNT:,}), or all")
+    return int(value)
+
+
+def _to_time(value: Any) -> dt.datetime | None:
+    if value is None:
+        return None
+    try:
+        time = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(value)
+        time = time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time
+        return time.astimezone(dt.UTC)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("must be an ISO 8601 time such as 2025-12-24T19:49:58+00:00") from None
+
+
+def _to_flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value in ("true", "false", "1", "0"):  # an environment variable or papermill's -p
+        return bool(value in ("true", "1"))
+    raise ValueError("must be true or false")
+
+
+def _to_names(value: Any) -> tuple[str, ...]:
+    names = value.split("\n") if isinstance(value, str) and value else value or ()
+    if not isinstance(names, list | tuple):
+        raise ValueError("must be a name or a list of names")
+    # an entry of a consumer named twice would be read, and recorded, twice
+    return tuple(dict.fromkeys(_to_name(name) for name in names))
+
+
+def _to_allowlist(value: Any) -> str | None:
+    if isinstance(value, list | tuple):  # a notebook's or TOML's list
+        if not all(isinstance(symbol, str) for symbol in value):
+            raise ValueError("must hold symbols (texts) only")
+        value = ",".join(value)
+    if value is not None and (not isinstance(value, str) or not value.strip(" ,")):
+        raise ValueError("is given but empty; leave it out to let any symbol pass")
+    if value is not None:
+        allowlist_symbols(value)  # what is wrong with it shows before anything is connected to
+    return value
+
+
+def _to_plan(value: Any) -> Any:
+    if not isinstance(value, str | Path | None) or value == "":
+        raise ValueError("must be a plan file or an evidence folder")
+    return value
+
+
+def _holds(is_right: Callable[[float], bool], text: str) -> AfterValidator:
+    def look(value: float) -> float:
+        if not is_right(value):
+            raise ValueError(text)
+        return value
+
+    return AfterValidator(look)
+
+
+_Number = Annotated[float, BeforeValidator(_to_number)]
+Share = Annotated[_Number, _holds(lambda x: 0 <= x <= 1, "must be within 0..1")]
+Minutes = Annotated[
+    _Number, _holds(lambda x: 0 <= x <= MAX_MIN, f"must be >= 0 minutes, at most {MAX_MIN:,}")
+]
+PositiveMinutes = Annotated[
+    _Number, _holds(lambda x: 0 < x <= MAX_MIN, f"must be > 0 minutes, at most {MAX_MIN:,}")
+]
+_Rate = Annotated[
+    _Number,
+    _holds(
+        lambda x: 1e-6 <= x <= 1e9,
+        "must be > 0 events per second (0.000001 to 1000000000), or none",
+    ),
+]
+Rate = Annotated[_Rate | None, BeforeValidator(lambda v: None if v == "none" else v)]
+Count = Annotated[int | None, BeforeValidator(_to_count)]
+Name = Annotated[str, BeforeValidator(_to_name)]
+Time = Annotated[dt.datetime | None, BeforeValidator(_to_time)]
+Flag = Annotated[bool, BeforeValidator(_to_flag)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
+Allowlist = Annotated[str | None, BeforeValidator(_to_allowlist)]
+PlanPath = Annotated[Path | None, BeforeValidator(_to_plan)]
+
+
+def allowlist_symbols(spec: str, *, folder: Path | None = None) -> frozenset[str] | bytes:
+    """The symbols that `spec` names, or the key (bytes) of the Redis set that holds them."""
+    if spec.startswith(_REDIS_SET):
+        key = spec.removeprefix(_REDIS_SET)
+        if not key:
+            raise UsageError("--allowlist redis:KEY names no key")
+        return key.encode()
+    if spec.startswith("@"):
+        try:
+            # a BOM is no part of the first symbol
+            lines = ((folder or Path()) / spec[1:]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UsageError(f"--allowlist {one_line(spec)}: {reason}") from None
+        return check_symbols([_COMMENT.sub("", line).strip() for line in lines], spec)
+    return check_symbols([symbol.strip() for symbol in spec.split(",")], spec)
+
+
+def check_symbols(symbols: list[str], spec: str) -> frozenset[str]:
+    """The non-empty `symbols` as a set; an empty set or a symbol no event can have is an error."""
+    found = frozenset(symbol for symbol in symbols if symbol)
+    if not found:
+        raise UsageError(
+            f"--allowlist {one_line(spec)} holds no symbol; leave it out to let all pass"
+        )
+    for symbol in sorted(found):
+        if not _SYMBOL.fullmatch(symbol):
+            raise UsageError(
+                f"--allowlist: {one_line(symbol)} is not a symbol (1-64 printable ASCII)"
+            )
+    return found
