@@ -110,13 +110,23 @@ def report_text(result: Mapping[str, Any]) -> str:
     shown = {
         "mode": str(result.get("mode", "")).upper(),
         "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s",
-        "events_per_sec": f"{result.get('events_per_sec', 0):.2f} events/sec",
+        "events_per_sec": _throughput(result),
     }
     lines = [f"{name}: {shown.get(key, result.get(key))}" for name, key in REPORT_LINES]
     lines += [f"{name}: {result[key]}" for name, key in PLAN_LINES if result.get(key)]
     for change in result.get("drift") or []:
         lines.append(f"Drift: {change['id']} {change['planned']} -> {change['happened']}")
     return "\n".join(lines)
+
+
+def _throughput(result: Mapping[str, Any]) -> str:
+    """The pace of a live run; of a dry run, how long the live run takes."""
+    rate, throttle = result.get("events_per_sec"), result.get("throttle")
+    if rate is not None:
+        return f"{rate:.2f} events/sec"
+    if not throttle:
+        return "a live run goes as fast as the server"
+    return f"a live run takes {result['total_read'] / throttle:,.1f} s at {throttle:g} events/sec"
 
 
 def finish(summary: Summary) -> int:

@@ -148,7 +148,7 @@ def _summary(run: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
         ("passed every filter", f"{run.get('drained_ok', 0):,}"),
         ("remaining in the scope", "unknown" if left is None else f"{left:,}"),
         ("seconds", f"{run.get('elapsed_sec', 0):,.1f}"),
-        ("events per second", f"{run.get('events_per_sec', 0):,.1f}"),
+        ("events per second", f"{run.get('events_per_sec') or 0:,.1f}"),
     )  # fmt: skip
     rows = [
         (_Html(f"<i class='key' style='background:{COLOURS[action]}'></i>{action}"), NAMES[action],
