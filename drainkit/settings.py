@@ -105,9 +105,8 @@ class Settings(BaseModel):
     min_conf: Share = _setting(0.60, "Minimum confidence.", "0..1", shown="0.60", notebook=True)
     max_age_min: PositiveMinutes = _setting(30.0, "Maximum age, minutes.", "MIN", notebook=True)
     as_of: Time = _setting(
-        None, "Measure ages against this ISO 8601 time.", "TIME", shown="now", notebook=True,
-        from_plan=True,
-    )  # fmt: skip
+        None, "Measure ages against this ISO 8601 time.", "TIME", shown="now", notebook=True
+    )
     throttle: Rate = _setting(
         5.0, "Events per second, or none.", "RATE", notebook=True, from_plan=True
     )
