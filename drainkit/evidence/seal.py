@@ -78,6 +78,8 @@ def seal(
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "run_id": run_dir.name,
+                "boundary_id": run.get("boundary_id"),
+                "total_read": run.get("total_read"),
                 "outcome": run.get("outcome"),
                 "exit_code": run.get("exit_code"),
                 "started_at": run.get("started_at"),

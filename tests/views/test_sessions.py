@@ -1,0 +1,124 @@
+"""What all notebook classes share: settings understood, configured, and of the run's folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from books import GROUP, ask, at, audit, seed
+from conftest import ROOT, Cli, Fill, intent
+from servers import Server
+
+from drainkit.errors import RefusedError
+from drainkit.views.analyse_backlog import Analysis
+from drainkit.views.dry_run import DryRun
+from drainkit.views.live_drain import LiveDrain
+from drainkit.views.maintenance import Maintenance
+from drainkit.views.monitor import Monitor
+from drainkit.views.verify import Verification
+
+CLASSES: list[Any] = [Analysis, DryRun, LiveDrain, Verification, Monitor, Maintenance]
+MORE = {"max_backlog": 1000, "max_backlog_age_min": 60}
+
+
+@pytest.fixture
+def here(tmp_path: Path, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in, the server as the environment has it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    return tmp_path
+
+
+@pytest.mark.parametrize("opened", CLASSES, ids=lambda opened: opened.__name__)
+def test_every_notebook_shows_its_settings(
+    valkey: Server, stream: str, fill: Fill, here: Path, opened: Any
+) -> None:
+    """settings_table() works in each class and names the stream that is read."""
+    seed(valkey, stream, fill, 20, delivered=10)
+    table = opened.open({"stream": stream, **MORE}).settings_table()
+    assert table.loc["stream", "value"] == stream
+    assert table.loc["throttle", "value"] == "5"
+
+
+def test_none_means_as_configured(valkey: Server, stream: str, fill: Fill, here: Path) -> None:
+    """drainkit.toml of the folder, then the environment, give what the cell leaves at None."""
+    seed(valkey, stream, fill, 20, delivered=10)
+    (here / "drainkit.toml").write_text(f'stream = "{stream}"\nmin_conf = 0.25\n')
+    shown = Analysis.open({"stream": None, "min_conf": None}).settings_table()["value"]
+    assert (shown["stream"], shown["min_conf"]) == (stream, "0.25")
+    assert Analysis.open({"min_conf": 0.5}).settings.min_conf == 0.5
+
+
+def test_03_takes_pace_and_policy_from_the_plan(
+    valkey: Server, stream: str, fill: Fill, here: Path
+) -> None:
+    """02 at 500/s, then 03 with only run_dir and approve: drained at 500/s, no drift by pace."""
+    now_ms = int(time.time() * 1000)
+    fill(valkey, stream, [(now_ms - 1000 + i, intent()) for i in range(700)], group=GROUP)
+    (here / "run").mkdir()
+    planned = DryRun.open({"stream": stream, "throttle": 500, "max_events": "all",
+                           "max_age_min": 0.5, "run_dir": "run"})  # fmt: skip
+    only = {"run_dir": "run", "approve": planned.plan.digest}
+    with pytest.raises(RefusedError, match=r"throttle.*500.*20"):
+        LiveDrain.open({**only, "throttle": 20})
+    with pytest.raises(RefusedError, match=r"max_events.*all.*5"):
+        LiveDrain.open({**only, "max_events": 5})
+    live = LiveDrain.open(only)
+    live.run()
+    assert live.summary is not None
+    assert live.summary.total_read == 700
+    assert not live.summary.drift
+    assert 450 <= (live.summary.events_per_sec or 0) <= 500
+
+
+def test_no_cell_breaks_where_the_server_closes_idle_connections(
+    valkey: Server, stream: str, fill: Fill, here: Path
+) -> None:
+    """With `timeout 1` and a pause before each, every method of every class still answers."""
+    seed(valkey, stream, fill, 60, delivered=10)
+    ask(valkey, "CONFIG", "SET", "timeout", 1)
+    (here / "run").mkdir()
+    given = {"stream": stream, "max_events": "all", "throttle": "none", **MORE}
+    analysis = Analysis.open(given)
+    dry = DryRun.open({**given, "run_dir": "run"})
+    live = LiveDrain.open({"run_dir": "run", "approve": dry.plan.digest})
+    board, care = Monitor.open(given), Maintenance.open(given)
+    calls = [analysis.invalid_table, analysis.settings_table, live.settings_table, live.run,
+             board.runs_table, board.running, care.bottom_line]  # fmt: skip
+    for call in calls:
+        time.sleep(2.2)
+        call()
+    assert len(audit(valkey, stream)) == 50
+    ask(valkey, "CONFIG", "SET", "timeout", 0)
+
+
+def test_status_knows_a_drain_with_an_audit_stream_of_its_own(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """With DRAINKIT_AUDIT_STREAM set, status tells how far a running drain is."""
+    seed(valkey, stream, fill, 400, delivered=100)
+    env = {"DRAINKIT_AUDIT_STREAM": f"{stream}.elsewhere"}
+    drain = cli.start("drain", "--mode", "live", "--yes", "--throttle", "50", "--max-events", "all",
+                      *at(valkey, stream), env=env)  # fmt: skip
+    deadline = time.monotonic() + 30
+    while len(audit(valkey, stream, env["DRAINKIT_AUDIT_STREAM"])) < 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running = cli("status", "--json", *at(valkey, stream), env=env).json()["running_drains"]
+    drain.terminate()
+    cli.finish(drain)
+    assert len(running) == 1
+    assert running[0]["done"] >= 20
+    assert running[0]["eta_sec"] is not None
+
+
+def test_notebooks_name_the_type_and_default_of_each_parameter() -> None:
+    """papermill --help-notebook shows a type and a default for every parameter."""
+    from papermill.inspection import inspect_notebook
+
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for name, known in inspect_notebook(str(path)).items():
+            assert known["inferred_type_name"] not in ("None", ""), (path.stem, name)
+            assert known["default"] != "None" or "default" in known["help"], (path.stem, name)
