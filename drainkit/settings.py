@@ -40,28 +40,63 @@ from .kinds import (
 from .safe import one_line
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
+USUAL_FIELDS: dict[str, tuple[str, ...]] = {
+    "symbol": ("symbol",),
+    "side": ("side", "action", "direction"),
+    "confidence": ("confidence",),
+    "timestamp": ("timestamp", "ts", "ts_epoch", "time", "event_time", "created_at",
+                  "generated_at", "timestamp_ms"),
+    "source": ("source",),
+}  # fmt: skip
 
 
 class Fields(BaseModel):
-    """Names of the event's values, `[fields]` in drainkit.toml; dotted paths reach into JSON."""
+    """Where an event's values are found: names in order of preference, dotted ones reach into JSON.
+
+    `[fields]` in drainkit.toml adds names before the usual ones; what it names beside `only = true`
+    replaces them. Of the timestamps all count, so their order says nothing. An object that a dotted
+    name reaches into (`payload.signal.symbol`) is a place of timestamps too. The lists of an object
+    of this class are always complete: it is its own dump read again.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    symbol: tuple[str, ...] = ("symbol",)
-    side: tuple[str, ...] = ("side", "action", "direction")
-    confidence: tuple[str, ...] = ("confidence",)
-    timestamp: tuple[str, ...] = ("timestamp",)
-    source: tuple[str, ...] = ("source",)
+    symbol: tuple[str, ...] = USUAL_FIELDS["symbol"]
+    side: tuple[str, ...] = USUAL_FIELDS["side"]
+    confidence: tuple[str, ...] = USUAL_FIELDS["confidence"]
+    timestamp: tuple[str, ...] = USUAL_FIELDS["timestamp"]
+    source: tuple[str, ...] = USUAL_FIELDS["source"]
+    only: bool = Field(default=True, strict=True)
 
-    @check("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _names(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list | tuple) or not names:
-            raise ValueError("must be a field name or a list of field names")
-        if not all(isinstance(name, str) and name and "" not in name.split(".") for name in names):
-            raise ValueError("must be non-empty names such as payload.signal.confidence")
-        return tuple(names)
+    def _complete(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        lists = {k: _to_names(v) for k, v in given.items() if k in USUAL_FIELDS}
+        is_only = given.get("only", False) is not False
+        if not is_only:
+            lists = {name: [*names, *USUAL_FIELDS[name]] for name, names in lists.items()}
+        if not is_only or "timestamp" not in lists:
+            times = lists.get("timestamp", [*USUAL_FIELDS["timestamp"]])
+            paths = [n for value, names in lists.items() if value != "timestamp" for n in names]
+            inside = sorted({path.rpartition(".")[0] for path in paths} - {"", "payload", "data"})
+            found = (f"{place}.{time}" for place in inside for time in times if "." not in time)
+            lists["timestamp"] = [*times, *found]
+        unique = {name: tuple(dict.fromkeys(names)) for name, names in lists.items()}
+        return {**given, **unique, "only": given.get("only") or True}
+
+    def ranks(self, value: str) -> list[tuple[str, ...]]:
+        """The names of one value by rank: each added one, in whatever place, before a usual one."""
+        names, usual = getattr(self, value), USUAL_FIELDS[value]
+        added = len(names)
+        while added and names[added - 1] in usual:
+            added -= 1
+        return [rank for rank in (names[:added], names[added:]) if rank]
+
+    def as_lists(self) -> dict[str, list[str]]:
+        """The complete lists, as a plan keeps them."""
+        return {value: list(getattr(self, value)) for value in USUAL_FIELDS}
 
 
 class Limits(BaseModel):
@@ -239,6 +274,15 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
     settings._given = frozenset(values)
     settings._asked = settings._given if asked is None else asked
     return settings
+
+
+def _to_names(value: Any) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names:
+        raise ValueError("must be a field name or a list of field names")
+    if not all(isinstance(name, str) and name and "" not in name.split(".") for name in names):
+        raise ValueError("must be non-empty names such as payload.signal.confidence")
+    return list(names)
 
 
 def _explain(item: Any) -> str:

@@ -18,13 +18,16 @@ from typing import Any
 
 ABSENT = object()
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# for each value its names by rank: whatever is found of one rank goes before all of the next
 NAMES = {
-    "symbol": ["symbol"],
-    "side": ["side", "action", "direction"],
-    "confidence": ["confidence"],
-    "timestamp": ["timestamp"],
-    "source": ["source"],
+    "symbol": [["symbol"]],
+    "side": [["side", "action", "direction"]],
+    "confidence": [["confidence"]],
+    "source": [["source"]],
 }
+TIMES = ["timestamp", "ts", "ts_epoch", "time", "event_time", "created_at", "generated_at",
+         "timestamp_ms"]  # fmt: skip
+Names = dict[str, list[list[str]]]
 DIGITS = "0123456789"
 
 
@@ -46,16 +49,16 @@ class NoObjectError(ValueError):
     """What should be a JSON object is not one that may be read."""
 
 
-def event(entry: Sequence[Any]) -> Event:
+def event(entry: Sequence[Any], names: Names = NAMES, times: Sequence[str] = TIMES) -> Event:
     """Decode one raw entry."""
     entry_id, fields = entry
     id_us = id_time(entry_id)
     if fields is None:
         where = "unknown" if id_us is None else "entry_id"
         return Event(id_us, where, None, None, None, None, valid=True, missing=True)
-    values, valid = look_up(fields)
+    values, stamps, valid = look_up(fields, names, times)
     symbol, confidence = symbol_of(values["symbol"]), confidence_of(values["confidence"])
-    stamp = timestamp_of(values["timestamp"])
+    stamp = min((t for t in map(timestamp_of, stamps) if t is not None), default=None)
     known = [time for time in (stamp, id_us) if time is not None]
     time_us = min(known, default=None)
     if stamp is not None and time_us == stamp:
@@ -74,28 +77,67 @@ def event(entry: Sequence[Any]) -> Event:
     return Event(time_us, where, symbol, side, source, confidence, valid=valid, missing=False)
 
 
-def look_up(fields: Sequence[bytes]) -> tuple[dict[str, Any], bool]:
-    """Each value from the first place that has it, and whether all that was read could be."""
-    flat: dict[bytes, Any] = {}
+def look_up(
+    fields: Sequence[bytes], names: Names, times: Sequence[str]
+) -> tuple[dict[str, Any], list[Any], bool]:
+    """The best value of each, all timestamps, and whether all could be read that had to be."""
+    flat: dict[str, Any] = {}
     for name, value in zip(fields[::2], fields[1::2], strict=True):
-        flat.setdefault(name, value)
-    values = dict.fromkeys(NAMES, ABSENT)
+        flat.setdefault(name.decode("utf-8", "backslashreplace"), value)
+    best: dict[str, tuple[int, Any]] = dict.fromkeys(names, (99, ABSENT))
+    stamps = [flat[name] for name in times if name in flat]
 
-    def take(place: dict[Any, Any], encode: bool) -> None:
-        for value, names in NAMES.items():
-            for name in names:
-                key = name.encode() if encode else name
-                if values[value] is ABSENT and key in place:
-                    values[value] = place[key]
+    def take(place: dict[str, Any], root: str | None) -> None:
+        for value, ranks in names.items():
+            for rank, alternatives in enumerate(ranks):
+                for name in alternatives:
+                    found = at(place, name, root)
+                    if found is not ABSENT and rank < best[value][0]:
+                        best[value] = (rank, found)
 
-    take(flat, True)
-    for container in (b"payload", b"data"):
-        if container in flat and ABSENT in values.values():
-            try:
-                take(json_object(flat[container]), False)
-            except NoObjectError:
-                return values, False
-    return values, True
+    take(flat, None)
+    all_names = [name for ranks in names.values() for rank in ranks for name in rank]
+    dotted = [name.split(".")[0] for name in [*all_names, *times] if "." in name]
+    for root in dict.fromkeys(["payload", "data", *dotted]):
+        if root not in flat:
+            continue
+        needed = any(
+            rank < best[value][0] and is_in(name, root)
+            for value, ranks in names.items()
+            for rank, alternatives in enumerate(ranks)
+            for name in alternatives
+        )
+        if not needed and not any(is_in(name, root) for name in times):
+            continue
+        try:
+            place = json_object(flat[root])
+        except NoObjectError:
+            # what might be an object might hold a time; anything else is nobody's business
+            if needed or flat[root].lstrip(b" \t\n\r\x0b\x0c").startswith(b"{"):
+                return {name: value for name, (_, value) in best.items()}, stamps, False
+            continue
+        take(place, root)
+        stamps += [at(place, name, root) for name in times]
+    return {name: value for name, (_, value) in best.items()}, stamps, True
+
+
+def is_in(name: str, root: str) -> bool:
+    """Whether a name may be found in the JSON field `root`."""
+    return name.startswith(root + ".") if "." in name else root in ("payload", "data")
+
+
+def at(place: Any, name: str, root: str | None) -> Any:
+    """The value of a name: of a flat field (no root), or within the JSON object of `root`."""
+    if root is None:
+        return place.get(name, ABSENT)
+    if not is_in(name, root):
+        return ABSENT
+    path = name.split(".")[1:] if "." in name else [name]
+    for key in path:
+        if not isinstance(place, dict) or key not in place:
+            return ABSENT
+        place = place[key]
+    return place
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
@@ -163,9 +205,21 @@ def symbol_of(value: Any) -> str | None:
 
 
 def is_decimal(text: str) -> bool:
-    """Plain ASCII digits with at most one point, and at least one digit."""
-    bare = text.replace(".", "", 1)
-    return bool(bare) and all(char in DIGITS for char in bare)
+    """Plain ASCII digits with at most one point, at least one digit, and maybe an exponent."""
+    mantissa, mark, exponent = text.replace("E", "e").partition("e")
+    bare = mantissa.replace(".", "", 1)
+    if mark and not is_whole(exponent[1:] if exponent[:1] in ("+", "-") else exponent):
+        return False
+    return is_whole(bare)
+
+
+def is_whole(text: str) -> bool:
+    return bool(text) and all(char in DIGITS for char in text)
+
+
+def exponent_of(text: str) -> int:
+    """The exponent that stands in a decimal."""
+    return int(text.lower().partition("e")[2] or "0")
 
 
 def confidence_of(value: Any) -> float | None:
@@ -176,6 +230,9 @@ def confidence_of(value: Any) -> float | None:
     text = text_of(value)
     if text is None or len(text) > 400 or not is_decimal(text):
         return None
+    if abs(exponent_of(text)) > 1000:  # beyond any float, whatever the (at most 400) digits
+        is_zero = not any(char in "123456789" for char in text.lower().partition("e")[0])
+        return 0.0 if is_zero or exponent_of(text) < 0 else None
     number = float(Fraction(Decimal(text)))
     return number if Fraction(Decimal(text)) <= 1 or number == 1.0 else None
 
@@ -199,6 +256,8 @@ def timestamp_of(value: Any) -> int | None:
         return None
     unsigned = text[1:] if text[:1] in ("+", "-") else text
     if is_decimal(unsigned) and unsigned[0] != ".":
+        if len(unsigned.lower().partition("e")[2].lstrip("+-")) > 3:
+            return None
         return epoch(Fraction(Decimal(text)))
     time, point, _ = text.replace(",", ".").partition(".")
     if point and not re.search("[0-9]{2}(:?)[0-9]{2}(:?)[0-9]{2}$", time):

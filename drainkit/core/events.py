@@ -11,13 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
-from operator import is_
+from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..settings import Settings
-from .timestamps import NO_TIME, TIME_SOURCES, as_text, event_times, id_times_us, times_us
+from ..settings import Fields, Settings
+from .timestamps import (
+    NO_TIME,
+    TIME_SOURCES,
+    as_text,
+    earliest_us,
+    event_times,
+    id_times_us,
+    times_us,
+)
 from .values import (
     ABSENT,
     AHEAD,
@@ -30,10 +38,9 @@ from .values import (
     TIMELESS,
     VALUES,
     Column,
-    FieldMap,
     Layout,
+    Places,
     RawEntry,
-    containers_of,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +51,8 @@ MAX_VOCABULARY_CHARACTERS = 4_000_000
 MAX_LAYOUTS, MAX_LAYOUT_NAMES, MAX_LAYOUT_BYTES = 1_000, 64, 4_096
 MAX_NUMBER_CHARACTERS = 400
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
-_DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+_DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NAMES: Callable[[list[bytes]], list[bytes]] = itemgetter(slice(None, None, 2))
 _UNSEEN = -2  # no code of a vocabulary
 
 
@@ -110,9 +118,8 @@ class Events:
 class Decoder:
     """Decodes batches; vocabularies grow with what it sees and are dropped when too large."""
 
-    def __init__(self, fields: FieldMap | None = None) -> None:
-        self._fields = fields or FieldMap()
-        self._containers = containers_of(self._fields)
+    def __init__(self, fields: Fields | None = None) -> None:
+        self._places = Places(fields or Fields())
         self._layouts: dict[tuple[bytes, ...], Layout] = {}
         self._forget()
 
@@ -124,26 +131,36 @@ class Decoder:
         """
         if any(words.is_large() for words in (self._symbols, self._sides, self._sources)):
             self._forget()
-        ids = [entry[0] for entry in entries]
-        bodies = [entry[1] for entry in entries]
+        ids: list[bytes] = [*map(itemgetter(0), entries)]
+        bodies: list[Any] = [*map(itemgetter(1), entries)]
         values: list[Column] = [[] for _ in VALUES]
-        refused: list[int] = []
+        stamps: Column = []
+        more_rows: list[int] = []
+        more_stamps: Column = []
+        refused = bytearray()
         order: list[int] = []
-        for layout, rows in self._by_layout(bodies):
-            columns, reasons = layout.columns([*map(bodies.__getitem__, rows)])
-            for column, part in zip(values, columns, strict=True):
-                column.extend(part)
-            refused += reasons
-            order += rows
         missing = np.fromiter(map(is_, bodies, repeat(None)), bool, len(bodies))
-        return self._events(ids, missing, values, refused, np.array(order, dtype=np.int64))
+        if missing.any():  # a body that is gone is like one without fields
+            bodies = [body or [] for body in bodies]
+        for layout, rows in self._by_layout(bodies):
+            found = layout.find([*map(bodies.__getitem__, rows)])
+            for column, part in zip(values, found.values, strict=True):
+                column.extend(part)
+            for places, column in found.more_stamps:
+                more_rows += [len(order) + place for place in places]
+                more_stamps += column
+            stamps += found.stamps
+            refused += found.refused
+            order += rows
+        stamp_us = earliest_us(times_us(stamps), more_rows, more_stamps)
+        row_of = np.fromiter(order, np.int64, len(order))
+        return self._events(ids, missing, values, stamp_us, refused, row_of)
 
-    def _by_layout(self, bodies: Sequence[list[bytes] | None]) -> list[tuple[Layout, list[int]]]:
-        """The rows of each layout; a body that is gone is like one without fields."""
+    def _by_layout(self, bodies: Sequence[list[bytes]]) -> list[tuple[Layout, list[int]]]:
+        """The rows of each layout."""
         groups: dict[tuple[bytes, ...], list[int]] = {}
         names: list[bytes] | None = None
-        for row, body in enumerate(bodies):
-            found = [] if body is None else body[::2]
+        for row, found in enumerate(map(_NAMES, bodies)):
             if found != names:  # most streams have one producer, so one layout
                 names = found
                 rows = groups.setdefault(tuple(names), [])
@@ -155,20 +172,21 @@ class Decoder:
         ids: list[bytes],
         missing: np.ndarray,
         values: list[Column],
-        refused: list[int],
+        stamp_us: np.ndarray,
+        refused: bytearray,
         order: np.ndarray,
     ) -> Events:
         """Columns of raw values, the i-th of row `order[i]`, as typed columns."""
-        symbols, sides, confidences, timestamps, sources = values
+        symbols, sides, confidences, sources = values
         symbol_code = self._symbols.codes(symbols)
         confidence, wrong = _confidences(confidences)
-        invalid = np.array(refused, dtype=np.uint8)
+        invalid = np.frombuffer(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = NO_SYMBOL if symbols[row] is ABSENT else BAD_SYMBOL
         invalid = np.where(invalid == 0, wrong, invalid)
         columns = [
             invalid, symbol_code, self._sides.codes(sides), self._sources.codes(sources),
-            confidence, times_us(timestamps),
+            confidence, stamp_us,
         ]  # fmt: skip
         columns = [_in_order(column, order) for column in columns]
         invalid, symbol_code, side_code, source_code, confidence, stamp_us = columns
@@ -199,7 +217,7 @@ class Decoder:
     def _layout(self, names: tuple[bytes, ...]) -> Layout:
         layout = self._layouts.get(names)
         if layout is None:
-            layout = Layout(names, self._fields, self._containers)
+            layout = Layout(names, self._places)
             if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
                 self._layouts.clear()
             if len(names) <= MAX_LAYOUT_NAMES and sum(map(len, names)) <= MAX_LAYOUT_BYTES:
@@ -306,4 +324,4 @@ def _within(number: float) -> tuple[float, int]:
 
 def decoder_of(settings: Settings) -> Decoder:
     """A decoder with the field names of the settings."""
-    return Decoder(FieldMap(**settings.fields.model_dump()))
+    return Decoder(settings.fields)

@@ -25,15 +25,15 @@ EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EARLIEST_US = (dt.datetime(1, 1, 1, tzinfo=dt.UTC) - EPOCH) // dt.timedelta(microseconds=1)
 _LATEST_US = LATEST_ID_MS * 1000 + 999
 _WITH_SECONDS = re.compile(r"\d\d:?\d\d:?\d\d$", re.ASCII)
-_EPOCH_TEXT = re.compile(r"([+-]?\d+)(?:\.(\d*))?", re.ASCII)
+_EPOCH_TEXT = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?", re.ASCII)
 # 0 stands for a digit; the part from the sign on is literal
 _ISO_SHAPES = tuple(
     b"0000-00-00T00:00:00" + fraction + offset
     for fraction in (b"", b".000", b".000000")
     for offset in (b"Z", b"+00:00")
 )
-_STR, _BYTES, _INT = 1, 2, 3
-_KINDS = {str: _STR, bytes: _BYTES, int: _INT}
+_NEVER, _STR, _BYTES, _INT, _FLOAT = range(5)
+_KINDS = {str: _STR, bytes: _BYTES, int: _INT, float: _FLOAT}  # of no other kind is a time
 
 
 def as_text(value: Any) -> str | None:
@@ -89,7 +89,7 @@ def times_us(values: Sequence[Any]) -> np.ndarray:
     The usual forms of ISO 8601 are read as whole columns, everything else one by one.
     """
     times = np.full(len(values), NO_TIME, dtype=np.int64)
-    kinds = np.fromiter(map(_KINDS.get, map(type, values), repeat(0)), np.int8, len(values))
+    kinds = np.fromiter(map(_KINDS.get, map(type, values), repeat(_NEVER)), np.int8, len(values))
     for kind in (_STR, _BYTES):
         rows = np.flatnonzero(kinds == kind)
         texts = [values[row] for row in rows.tolist()]
@@ -106,11 +106,24 @@ def times_us(values: Sequence[Any]) -> np.ndarray:
     milliseconds = np.array([n if 10**11 <= n < 10**14 else 0 for n in numbers], dtype=np.int64)
     is_ms = milliseconds > 0
     times[rows[is_ms]] = milliseconds[is_ms] * 1000
-    for row in np.flatnonzero(times == NO_TIME).tolist():
+    for row in np.flatnonzero((times == NO_TIME) & (kinds != _NEVER)).tolist():
         time = _time_us(values[row])
         if time is not None:
             times[row] = time
     return times
+
+
+def earliest_us(
+    times: np.ndarray, more_rows: Sequence[int], more_values: Sequence[Any]
+) -> np.ndarray:
+    """The times, or what more timestamps of the same rows say where that is earlier."""
+    if not more_rows:
+        return times
+    never = np.iinfo(np.int64).max
+    others = times_us(more_values)
+    earliest = np.where(times == NO_TIME, never, times)
+    np.minimum.at(earliest, np.array(more_rows), np.where(others == NO_TIME, never, others))
+    return np.where(earliest == never, NO_TIME, earliest)
 
 
 def _joined(texts: list[str]) -> bytes:
@@ -167,9 +180,8 @@ def _time_us(value: Any) -> int | None:
     text = as_text(value)
     if text is None or len(text) > 64 or not text.isascii():
         return None
-    if (match := _EPOCH_TEXT.fullmatch(text)) is not None:
-        whole, fraction = match.group(1), match.group(2) or ""
-        return _epoch_us(int(whole + fraction), 10 ** len(fraction))
+    if _EPOCH_TEXT.fullmatch(text):
+        return _epoch_us(*Decimal(text).as_integer_ratio())
     return _iso_us(text)
 
 

@@ -1,6 +1,7 @@
-"""Where the five values of an event stand in an entry: flat fields, JSON fields, mapped paths.
+"""Where the values of an event stand in an entry: flat fields, JSON fields, paths into them.
 
-What cannot be read is told as a code into INVALID_REASONS. The contract, section 3.
+Of symbol, side, confidence and source the best place counts, of the timestamps all do. What cannot
+be read is told as a code into INVALID_REASONS. The contract, section 3.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ..settings import Fields
+
 Column = list[Any]
+Stamps = tuple[Sequence[int], Column]  # rows, and what each holds under one of the time's names
 RawEntry = Sequence[Any]  # [id: bytes, [field, value, ...] | None]; None: the body is gone
 INVALID_REASONS = (
     "",
@@ -51,7 +55,8 @@ AT_ONCE = 32  # JSON texts; more at once are more to read again for one that is 
 # possessive, and to the end if need be: a text that never ends must not be tried at each quote
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CONTAINERS = ("payload", "data")
-VALUES = ("symbol", "side", "confidence", "timestamp", "source")
+_TIME = -1  # in the place of a slot
+VALUES = ("symbol", "side", "confidence", "source")
 
 
 class _Absent:
@@ -61,65 +66,120 @@ class _Absent:
 ABSENT: Any = _Absent()
 
 
-@dataclass(frozen=True)
-class FieldMap:
-    """Where the values are found: names in order of preference; dotted ones reach into JSON."""
+class _Rare:
+    """What stands under a time's name that most producers do not use."""
 
-    symbol: tuple[str, ...] = ("symbol",)
-    side: tuple[str, ...] = ("side", "action", "direction")
-    confidence: tuple[str, ...] = ("confidence",)
-    timestamp: tuple[str, ...] = ("timestamp",)
-    source: tuple[str, ...] = ("source",)
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@dataclass(frozen=True)
+class Found:
+    """What some entries hold: for each of VALUES a column of raw values (bytes where flat)."""
+
+    values: list[Column]
+    stamps: Column  # for each row a timestamp
+    more_stamps: list[Stamps]
+    refused: bytearray  # for each row what is wrong with its JSON, or 0
+
+
+class Places:
+    """Where to look for what: `Fields` made ready for the layouts that occur."""
+
+    def __init__(self, fields: Fields) -> None:
+        # a slot is a value and its names of one rank
+        self.slots = [(value, names) for value in VALUES for names in fields.ranks(value)]
+        self.times = fields.timestamp
+        self.containers = _containers(self)
+
+    def better(self, slot: int) -> list[int]:
+        """The slot and those of the same value that go before it."""
+        value = self.slots[slot][0]
+        return [k for k in range(slot + 1) if self.slots[k][0] == value]
 
 
 class Layout:
-    """How to find the five values in entries with the same field names."""
+    """How to find the values in entries with the same field names."""
 
-    def __init__(
-        self, names: tuple[bytes, ...], fields: FieldMap, containers: dict[str, _Container]
-    ) -> None:
+    def __init__(self, names: tuple[bytes, ...], places: Places) -> None:
         # backwards, so that of a field given twice the first counts
         at = {names[i]: 2 * i + 1 for i in range(len(names) - 1, -1, -1)}
         found = [
-            [at[name.encode()] for name in getattr(fields, value) if name.encode() in at]
-            for value in VALUES
+            [at[name.encode()] for name in of_rank if name.encode() in at]
+            for _, of_rank in places.slots
         ]
-        self._flat = [places[0] if places else None for places in found]
+        self._flat = [spots[0] if spots else None for spots in found]
+        self._times = [at[name.encode()] for name in places.times if name.encode() in at]
+        slots = range(len(places.slots))
+        self._better = [places.better(k) for k in slots]
+        self._by_value = [[k for k in slots if places.slots[k][0] == value] for value in VALUES]
         self._readers = [
-            (at[name.encode()], container)
-            for name, container in containers.items()
+            (at[name.encode()], container, [k for k in container.may if self._is_open(k)])
+            for name, container in places.containers.items()
             if name.encode() in at
         ]
 
-    def columns(self, bodies: Sequence[Any]) -> tuple[list[Column], list[int]]:
-        """The raw values (bytes where flat) in the order of VALUES, and JSON problems or 0."""
+    def _is_open(self, slot: int) -> bool:
+        return all(self._flat[k] is None for k in self._better[slot])
+
+    def find(self, bodies: Sequence[Any]) -> Found:
+        """The raw values in the order of VALUES, all timestamps, and JSON problems."""
         n = len(bodies)
-        values: list[Column] = [
+        slots: list[Column] = [
             [ABSENT] * n if at is None else [*map(itemgetter(at), bodies)] for at in self._flat
         ]
-        refused = [0] * n
-        for number, (at, container) in enumerate(self._readers):
-            wanted = [k for k in container.may if self._flat[k] is None]
-            rows: Sequence[int] = range(n if wanted else 0)
+        stamps: list[Stamps] = [(range(n), [*map(itemgetter(at), bodies)]) for at in self._times]
+        refused = bytearray(n)
+        for number, (at, container, wanted) in enumerate(self._readers):
+            rows: Sequence[int] = range(n)
+            needed = rows if wanted else ()
             if number:  # only what the first one left open
-                rows = [
-                    row
-                    for row in rows
-                    if not refused[row] and any(values[k][row] is ABSENT for k in wanted)
-                ]
+                rows = [row for row in rows if not refused[row]]
+                needed = [row for row in rows if self._lacks(wanted, slots, row)]
+            if not container.has_times:
+                rows = needed
             if not rows:
                 continue
-            found, reasons = container.read([bodies[row][at] for row in rows], wanted)
-            if not number:  # all rows, and nothing is there yet
-                refused = reasons
-                for k, column in zip(wanted, found, strict=True):
-                    values[k] = column
-                continue
+            raws = [bodies[row][at] for row in rows]
+            found, times, reasons = container.read(raws, wanted)
             for k, column in zip(wanted, found, strict=True):
-                _fill_gaps(values[k], rows, column)
-            for row, reason in zip(rows, reasons, strict=True):
-                refused[row] = reason
-        return values, refused
+                if number:
+                    _fill_gaps(slots[k], rows, column)
+                else:  # all rows, and nothing is there yet
+                    slots[k] = column
+            stamps += [(rows, column) for column in times if not _is_known(column, stamps)]
+            if reasons.count(0) < len(reasons):
+                must = set(needed)
+                for row, raw, reason in zip(rows, raws, reasons, strict=True):
+                    # looked at for a time alone, what is no object holds none; a broken one might
+                    if reason and (row in must or raw.lstrip().startswith(b"{")):
+                        refused[row] = reason
+        for first, *others in self._by_value:
+            for k in others:
+                _fill_gaps(slots[first], range(n), slots[k])
+        is_whole = stamps and len(stamps[0][1]) == n
+        return Found(
+            values=[slots[of_value[0]] for of_value in self._by_value],
+            stamps=stamps[0][1] if is_whole else [ABSENT] * n,
+            more_stamps=stamps[1:] if is_whole else stamps,
+            refused=refused,
+        )
+
+    def _lacks(self, wanted: list[int], slots: list[Column], row: int) -> bool:
+        """Whether a wanted slot of this row would be better than what has been found."""
+        return any(all(slots[j][row] is ABSENT for j in self._better[k]) for k in wanted)
+
+
+def _is_known(column: Column, stamps: list[Stamps]) -> bool:
+    """Whether the first stamps say the same in each row: an envelope repeats its payload's time."""
+    if not stamps or len(stamps[0][1]) != len(column):
+        return False
+    try:
+        return stamps[0][1] == [*map(str.encode, column)]
+    except (TypeError, ValueError):  # not texts
+        return False
 
 
 def _fill_gaps(column: Column, rows: Sequence[int], found: Column) -> None:
@@ -129,30 +189,53 @@ def _fill_gaps(column: Column, rows: Sequence[int], found: Column) -> None:
 
 
 class _Container:
-    """Reads the values out of one JSON field, `payload`, `data` or one named by a mapping."""
+    """Reads the values out of one JSON field, `payload`, `data` or one named by a path."""
 
-    def __init__(self, name: str, paths: list[list[tuple[str, ...]]]) -> None:
+    def __init__(
+        self, name: str, paths: list[list[tuple[str, ...]]], times: list[tuple[str, ...]]
+    ) -> None:
+        """`paths` by slot."""
         self._name = name if name in _CONTAINERS else "mapped field"
         self.may = [k for k, alternatives in enumerate(paths) if alternatives]
-        self._tops = sorted({path[0] for alternatives in paths for path in alternatives})
+        self.has_times = bool(times)
+        always = [path for number, path in enumerate(times) if len(path) > 1 or not number]
+        # the decoder seeks a key from the one before on, so those that are usual come first
+        firsts = [alternatives[0] for alternatives in paths if alternatives]
+        usual = [*firsts[:3], *always, *firsts[3:], *(path for some in paths for path in some)]
+        own = dict.fromkeys(path[0] for path in usual)
+        # decoding tells where one of the others is there: nothing is spent on those that are not
+        rare = dict.fromkeys(path[0] for path in times if path[0] not in own)
+        self._has_rare = False
+        self._tops = [*own, *rare]
+        self._rare = [top not in own for top in self._tops]
         self._kind = msgspec.defstruct(
             "Container",
             [
-                (f"f{i}", Any, msgspec.field(default=ABSENT, name=top))
+                (f"f{i}", Any if top in own else _Rare, msgspec.field(default=ABSENT, name=top))
                 for i, top in enumerate(self._tops)
             ],
             gc=False,
         )
-        self._decode = msgspec.json.Decoder(self._kind).decode
-        self._plan = [
-            [(f"f{self._tops.index(path[0])}", path[1:]) for path in alternatives]
-            for alternatives in paths
-        ]
+        self._decode = msgspec.json.Decoder(self._kind, dec_hook=self._keep).decode
 
-    def read(self, raws: list[bytes], wanted: list[int]) -> tuple[list[Column], list[int]]:
-        """The columns `wanted` (places in VALUES), absent where not there; problems or 0."""
+        def spot(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+            return f"f{self._tops.index(path[0])}", path[1:]
+
+        self._plan = [[*map(spot, alternatives)] for alternatives in paths]
+        self._times = [spot(path) for path in times if path[0] in own]
+        self._rare_times = [f"f{self._tops.index(top)}" for top in rare]
+
+    def _keep(self, _: type, value: Any) -> _Rare:
+        self._has_rare = True
+        return _Rare(value)
+
+    def read(
+        self, raws: list[bytes], wanted: list[int]
+    ) -> tuple[list[Column], list[Column], bytearray]:
+        """The columns of the slots `wanted`, absent where not there; all times; problems or 0."""
+        self._has_rare = False
         objects: list[Any] = []
-        reasons = [0] * len(raws)
+        reasons = bytearray(len(raws))
         for first in range(0, len(raws), AT_ONCE):
             part = raws[first : first + AT_ONCE]
             whole = b"".join(part)
@@ -162,15 +245,18 @@ class _Container:
             brackets = np.count_nonzero(np.frombuffer(whole, np.uint8) | 32 == ord("{"))
             is_plain = brackets < MAX_DEPTH + len(part) and whole.isascii()
             is_plain = is_plain and len(whole) <= MAX_CONTAINER_BYTES
+            is_shallow = brackets <= MAX_DEPTH
             if is_plain:
                 try:
-                    objects += [*map(self._decode, part)]
+                    objects.extend(map(self._decode, part))
                     continue
-                except msgspec.DecodeError:
-                    pass
-            for row, raw in enumerate(part, first):
+                except msgspec.DecodeError:  # what came before the odd one is there already
+                    if not is_shallow:
+                        del objects[first:]
+            for row in range(len(objects), first + len(part)):
+                raw = raws[row]
                 # not every part may be an object with a bracket of its own, so each is counted
-                if is_plain and raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
+                if is_plain and (is_shallow or raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH):
                     try:
                         objects.append(self._decode(raw))
                         continue
@@ -180,7 +266,11 @@ class _Container:
                 objects.append(found)
                 if problem:
                     reasons[row] = _REASON[f"{self._name} {problem}"]
-        return [_first_of(objects, self._plan[k]) for k in wanted], reasons
+        times = [_found_at(objects, *spot) for spot in self._times]
+        if self._has_rare:
+            columns = [_found_at(objects, top, ()) for top in self._rare_times]
+            times += [[v if v is ABSENT else v.value for v in column] for column in columns]
+        return [_first_of(objects, self._plan[k]) for k in wanted], times, reasons
 
     def _read_with_care(self, raw: bytes) -> tuple[Any, str]:
         """The object's values and "", or blanks and what is wrong."""
@@ -200,23 +290,32 @@ class _Container:
             return blank, "is not JSON in UTF-8"
         if not isinstance(found, dict):
             return blank, "is no JSON object"
-        return self._kind(*(found.get(top, ABSENT) for top in self._tops)), ""
+        values = [found.get(top, ABSENT) for top in self._tops]
+        return self._kind(
+            *(
+                self._keep(_Rare, value) if is_rare and value is not ABSENT else value
+                for value, is_rare in zip(values, self._rare, strict=True)
+            )
+        ), ""
 
 
-def containers_of(fields: FieldMap) -> dict[str, _Container]:
+def _containers(places: Places) -> dict[str, _Container]:
     """A reader for each JSON field that may hold values, in the order in which they count."""
-    roots: dict[str, list[list[tuple[str, ...]]]] = {
-        name: [[] for _ in VALUES] for name in _CONTAINERS
+    names = [(name, slot) for slot, (_, of_rank) in enumerate(places.slots) for name in of_rank]
+    roots: dict[str, list[tuple[tuple[str, ...], int]]] = {name: [] for name in _CONTAINERS}
+    for name, slot in [*names, *((name, _TIME) for name in places.times)]:
+        first, *rest = name.split(".")
+        for root in (first,) if rest else _CONTAINERS:
+            roots.setdefault(root, []).append((tuple(rest) if rest else (name,), slot))
+    return {
+        name: _Container(
+            name,
+            [[path for path, at in paths if at == slot] for slot in range(len(places.slots))],
+            [*dict.fromkeys(path for path, at in paths if at == _TIME)],
+        )
+        for name, paths in roots.items()
+        if paths
     }
-    for index, value in enumerate(VALUES):
-        for name in getattr(fields, value):
-            first, *rest = name.split(".")
-            if rest:
-                roots.setdefault(first, [[] for _ in VALUES])[index].append(tuple(rest))
-            else:
-                for container in _CONTAINERS:
-                    roots[container][index].append((name,))
-    return {name: _Container(name, paths) for name, paths in roots.items() if any(paths)}
 
 
 def _first_of(objects: list[Any], alternatives: list[tuple[str, tuple[str, ...]]]) -> Column:

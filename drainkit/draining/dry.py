@@ -76,7 +76,7 @@ def make_plan(job: Job, summary: Summary, decisions: pa.Table) -> Plan:
             min_idle_min=settings.min_idle_min,
             from_consumer=list(settings.from_consumer),
             history_group=settings.history_group,
-            fields={name: list(paths) for name, paths in settings.fields.model_dump().items()},
+            fields=settings.fields.as_lists(),
             counts={action: getattr(summary, action) for action in ACTIONS},
             total_read=summary.total_read,
             first_id=ids[0].as_py() if len(ids) else None,

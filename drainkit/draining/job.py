@@ -116,7 +116,9 @@ def adopt(settings: Settings, plan: Plan) -> Settings:
         values.setdefault(name, getattr(plan, name))
     for name in ("max_age_min", "min_conf", "allowlist"):
         values.setdefault(name, plan.policy[name])
-    adopted = build({**values, **of_plan, "fields": plan.fields}, asked=settings.asked)
+    adopted = build(
+        {**values, **of_plan, "fields": {**plan.fields, "only": True}}, asked=settings.asked
+    )
     for name in FROM_PLAN:
         planned, asked = getattr(adopted, name), getattr(settings, name)
         if name in settings.asked and asked != planned:

@@ -26,8 +26,12 @@ def baseline(server: Server) -> dict[str, Any]:
     """Stream, groups with counted backlog, consumers and pending, as one JSON-ready object."""
     info = reading.stream_info(server)
     groups = reading.groups(server, info)
+    audit = server.keys.audit
+    is_stream = reading.type_of(server, audit) in ("stream", "none")
     return {
+        "server": {"kind": server.info.kind, "version": server.info.version},
         "stream": asdict(info),
+        "audit_entries": reading.length_of(server, audit) if is_stream else None,
         "groups": [
             {
                 **asdict(group),

@@ -1,171 +1,158 @@
 """report.html: one self-contained file that opens offline and reads well on paper.
 
-The order is that of the original report: summary, baseline, dry run, live drain, verification,
-metrics. Every text from outside is escaped; scripts are plotly's own, inlined once.
+This module gathers what the folder's files hold; report.html.j2 says how it looks. Every text from
+outside becomes one line without control characters and is escaped; scripts are plotly's own,
+inlined once.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import html
 import json
+import shlex
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.policy import ACTIONS, COLOURS, NAMES
 from ..safe import one_line, share
+from . import checks, records
+from .checks import Json, drift_of, group_of, throttle_of
+from .records import Records
 
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
-DRIFT_ROWS = 20
-_STYLE = """
-:root { color-scheme: light; --ink: #1c1c1c; --quiet: #5f5f5f; --line: #d9d9d9; }
-* { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); max-width: 60rem;
-  margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.3rem; margin: 2.8rem 0 .6rem; border-top: 1px solid var(--line);
-  padding-top: 1.2rem; break-after: avoid; }
-p { max-width: 46rem; }
-p.quiet, dt { color: var(--quiet); }
-p.verdict { font-size: 1.2rem; border-left: .35rem solid #009E73; padding: .3rem 0 .3rem .9rem; }
-p.verdict.bad { border-color: #D55E00; }
-dl { display: flex; flex-wrap: wrap; gap: .6rem 2.4rem; margin: 1.2rem 0; }
-dl div { display: flex; flex-direction: column-reverse; }
-dt { font-size: .85rem; }
-dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.bar { display: flex; height: 1.3rem; margin: 1.2rem 0 .4rem; gap: 1px; }
-.bar i { min-width: 2px; }
-i.key { display: inline-block; width: .75rem; height: .75rem; margin-right: .5rem; }
-table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; width: 100%; }
-tr { break-inside: avoid; }
-@media print { table { break-inside: avoid; } }
-th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; vertical-align: top; }
-td:first-child, th { overflow-wrap: normal; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-code { font-size: .9em; overflow-wrap: anywhere; }
-figure { margin: 1.2rem 0; break-inside: avoid; }
-a { color: #005a8c; }
-@page { margin: 14mm; }
-@media print { body { margin: 0; padding: 0; max-width: none; font-size: 11pt; } }
-"""
+MAX_TEXT = 900  # characters of any text from outside
+BASELINE_FIGURES = 2  # of 01; the others follow at the end
+DEAD_MIN = 60  # minutes without a sign of life
 
 
 def build(folder: Path) -> str:
     """The report of a run's folder as HTML, from what is in the folder alone."""
     run, plan = _read(folder / "run.json"), _read(folder / "plan.json")
     before, after = _read(folder / "baseline.json"), _read(folder / "after.json")
+    boundary = str(run.get("boundary_id") or "")
+    live = run.get("mode") == "live"
+    audit = records.read(folder / "audit.parquet", boundary) if live else None
+    decided = None if live else records.read(folder / "decisions.parquet", boundary)
+    audited = _audited(run, audit)
     figures = _Figures(folder)
-    parts = [
-        _summary(run, plan),
-        "<h2>Baseline</h2>",
-        _groups(before),
-        figures.of("01_analyse_backlog"),
-        "<h2>Dry run</h2>",
-        _plan(plan),
-        figures.of("02_dry_run"),
-        "<h2>Live drain</h2>",
-        _live(run, plan),
-        figures.of("03_live_drain"),
-        "<h2>Verification</h2>",
-        _audited(run, _audit_counts(folder / "audit.parquet")),
-        _change(before, after),
-        figures.of("04_verify"),
-        "<h2>Metrics</h2>",
-        _metrics(run),
-        _files(folder),
-    ]
-    title = f"Backlog drain {folder.name}"
-    return _page(title, "\n".join(parts))
-
-
-def _page(title: str, body: str) -> str:
-    # no address outside this file may be contacted, whatever an event's text says
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-        "img-src data: blob:; font-src data:"
+    analysis = figures.of("01_analyse_backlog")
+    page: str = _template().render(
+        folder=folder.name,
+        run=run,
+        plan=plan,
+        live=live,
+        header=_header(run, plan, before),
+        verdict=_verdict(run),
+        facts=_facts(run, live),
+        actions=_actions(run),
+        checks=checks.checks_of(run, plan, before, after, audit),
+        parameters=_parameters(run, plan),
+        before=before,
+        after=after,
+        own=group_of(before, run.get("consumer_group")),
+        expected=_expected(run, before),
+        bridge=_bridge(folder, run, plan, before),
+        planned=_planned(run, plan),
+        drift=drift_of(run),
+        audited=audited,
+        agrees=all(said == held for _, said, held in audited or ()),
+        change=_change(before, after),
+        samples=audit if live else decided,
+        metrics=_metrics(run),
+        next_steps=_next_steps(folder, run, after or before),
+        files=_files(folder),
+        baseline_figures=analysis[:BASELINE_FIGURES],
+        more_figures=analysis[BASELINE_FIGURES:],
+        dry_run_figures=figures.of("02_dry_run"),
+        live_figures=figures.of("03_live_drain"),
+        verify_figures=figures.of("04_verify"),
     )
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{text(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    return page
 
 
-def text(value: object, limit: int = 300) -> str:
-    """A value as HTML text: escaped, without control or bidi characters."""
-    return html.escape(one_line(str(value), limit))
+def _template() -> Any:
+    import jinja2
+    from markupsafe import Markup
 
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table; columns of numbers stand to the right."""
-    grid = [list(row) for row in rows]
-    names = list(head)
-    filled = [[row[k] for row in grid if row[k] is not None] for k in range(len(names))]
-    right = [bool(column) and all(map(_is_number, column)) for column in filled]
-    kind = [" class='n'" if is_right else "" for is_right in right]
-    top = "".join(f"<th{k}>{text(name)}</th>" for name, k in zip(names, kind, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{k}>{_cell(v)}</td>" for v, k in zip(row, kind, strict=True))
-        + "</tr>"
-        for row in grid
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-class _Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _cell(value: object) -> str:
-    if _is_number(value):
-        return f"{value:,}"
-    if isinstance(value, _Html):
+    def shown(value: Any) -> Any:
+        if value is None:
+            return ""
+        if isinstance(value, str) and not isinstance(value, Markup):
+            return one_line(value, MAX_TEXT)
         return value
-    return text("" if value is None else value)
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(n=_number, when=_when, share=share)
+    return environment.get_template("report.html.j2")
 
 
-def _summary(run: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    read, left, done = run.get("total_read", 0), run.get("remaining"), run.get("outcome") == "done"
-    where = " · ".join(
-        f"{name} <code>{text(run.get(key, ''))}</code>"
-        for name, key in (
-            ("run", "run_id"), ("stream", "stream"), ("group", "consumer_group"),
-            ("scope", "scope"),
-        )
-    )  # fmt: skip
-    facts = (
-        ("entries read", f"{read:,}"),
-        ("passed every filter", f"{run.get('drained_ok', 0):,}"),
-        ("remaining in the scope", "unknown" if left is None else f"{left:,}"),
-        ("seconds", f"{run.get('elapsed_sec', 0):,.1f}"),
-        ("events per second", f"{run.get('events_per_sec') or 0:,.1f}"),
-    )  # fmt: skip
-    rows = [
-        (_Html(f"<i class='key' style='background:{COLOURS[action]}'></i>{action}"), NAMES[action],
-         run.get(action, 0), share(run.get(action, 0), read))
+def _number(value: Any) -> str:
+    """A number as a reader writes it; None is "unknown"."""
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")
+
+
+def _when(value: Any) -> str:
+    """An ISO 8601 time as a reader says it, UTC."""
+    try:
+        time = dt.datetime.fromisoformat(str(value)).astimezone(dt.UTC)
+    except (ValueError, OverflowError):
+        return str(value or "")
+    return f"{time.day} {time:%B %Y, %H:%M:%S} UTC"
+
+
+def _header(run: Json, plan: Json, before: Json) -> list[tuple[str, str]]:
+    server = before.get("server") or {}
+    found = [
+        ("date", _when(run.get("started_at"))),
+        ("mode", run.get("mode")),
+        ("server", f"{server.get('kind', '')} {server.get('version', '')}".strip()),
+        ("operator", run.get("operator")),
+        ("approved by", ", ".join(map(str, run.get("approvers") or ()))),
+        ("run", run.get("run_id")),
+        ("plan digest", plan.get("digest") or run.get("plan_digest")),
+        ("stream", run.get("stream")),
+        ("group", run.get("consumer_group")),
+        ("scope", run.get("scope")),
+    ]
+    return [(name, str(value)) for name, value in found if value]
+
+
+def _facts(run: Json, live: bool) -> list[tuple[str, str]]:
+    left = run.get("remaining")
+    found = [
+        ("entries read", _number(run.get("total_read", 0))),
+        ("passed every filter", _number(run.get("drained_ok", 0))),
+        ("remaining in the scope", _number(left)),
+        ("seconds", f"{run.get('elapsed_sec') or 0:,.1f}"),
+    ]
+    if live:
+        found.append(("events per second", f"{run.get('events_per_sec') or 0:,.1f}"))
+    return found
+
+
+def _actions(run: Json) -> list[dict[str, Any]]:
+    read = run.get("total_read", 0)
+    return [
+        {"name": action, "meaning": NAMES[action], "colour": COLOURS[action],
+         "events": run.get(action, 0), "share": share(run.get(action, 0), read)}
         for action in ACTIONS
     ]  # fmt: skip
-    grid = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
-    return (
-        f"<h1>Backlog drain</h1><p class='quiet'>{where}</p><h2>Executive summary</h2>"
-        f"<p class='verdict{'' if done else ' bad'}'>{text(_verdict(run), 600)}</p>"
-        f"<dl>{grid}</dl>{_bar(run)}"
-        + table(("action", "meaning", "events", "share"), rows)
-        + (f"<p>{text(_policy(plan), 600)}</p>" if plan else "")
-    )
 
 
-def _verdict(run: Mapping[str, Any]) -> str:
+def _verdict(run: Json) -> str:
     read, ok = run.get("total_read", 0), run.get("drained_ok", 0)
     outcome, live = run.get("outcome"), run.get("mode") == "live"
     if outcome == "done" and live:
@@ -184,158 +171,156 @@ def _verdict(run: Mapping[str, Any]) -> str:
     )
 
 
-def _policy(plan: Mapping[str, Any]) -> str:
-    policy = plan["policy"]
-    allowed = policy["allowlist"]
-    symbols = "its symbol might be any"
-    if allowed is not None:
-        symbols = f"its symbol is one of the {len(allowed):,} on the allowlist"
-    return (
-        f"An event passes if it is at most {policy['max_age_min']:g} minutes old when its turn "
-        f"comes, {symbols}, and its confidence is at least {policy['min_conf']:g}. What cannot be "
-        "read never passes."
-    )
-
-
-def _bar(run: Mapping[str, Any]) -> str:
-    """The actions as one bar of shares."""
-    parts = "".join(
-        f"<i style='flex:{run[action]};background:{COLOURS[action]}' title='{NAMES[action]}'></i>"
-        for action in ACTIONS
-        if run.get(action)
-    )
-    return f"<div class='bar' aria-hidden='true'>{parts}</div>"
-
-
-def _groups(baseline: Mapping[str, Any]) -> str:
-    if not baseline:
-        return "<p>The server could not be read.</p>"
-    info = baseline["stream"]
-    head = ("group", "position", "undelivered", "pending", "history", "lag reported", "consumers")
-    rows = [
-        (g["name"], g["position"], *g["backlog"].values(),
-         "unknown" if g["lag_reported"] is None else g["lag_reported"], g["consumers"])
-        for g in baseline["groups"]
-    ]  # fmt: skip
-    whys = "".join(
-        f"<p><code>{text(g['name'])}</code>: {text(g['why'], 900)}</p>" for g in baseline["groups"]
-    )
-    return (
-        f"<p>The stream held {info['length']:,} entries, {text(info['first_id'])} to "
-        f"{text(info['last_id'])}; the boundary of this run was {text(info['boundary_id'])}.</p>"
-        + table(head, rows)
-        + whys
-    )
-
-
-def _plan(plan: Mapping[str, Any]) -> str:
+def _parameters(run: Json, plan: Json) -> list[tuple[str, str]]:
+    """What decided the outcome, as the plan holds it."""
     if not plan:
-        return "<p>No plan was made.</p>"
-    policy = plan["policy"]
-    allowed = policy["allowlist"]
-    rows = [
+        return []
+    policy, allowed, throttle = plan["policy"], plan["policy"]["allowlist"], throttle_of(run, plan)
+    taken = plan.get("max_events", "unknown")
+    found = [
         ("maximum age", f"{policy['max_age_min']:g} min"),
         ("minimum confidence", f"{policy['min_conf']:g}"),
         ("allowlist", "any symbol" if allowed is None else ", ".join(allowed)),
-        (
-            "throttle",
-            "none" if plan["throttle"] is None else f"{plan['throttle']:g} events per second",
-        ),
+        ("throttle", "none" if throttle is None else f"{throttle:g} events per second"),
+        ("max events", "all" if taken is None else _number(taken)),
+        ("ages measured", _when(plan["as_of"]) if plan.get("as_of") else "at each decision"),
+        ("from", plan.get("from") or plan.get("from_")),
+        ("until", plan.get("until")),
+        ("idle at least", plan.get("scope") == "pending" and f"{plan['min_idle_min']:g} min"),
         ("entries", f"{plan['total_read']:,}, {plan['first_id']} to {plan['last_id']}"),
-        ("digest", plan["digest"]),
-    ]
-    return table(("plan", ""), rows)
+        ("boundary", run.get("boundary_id")),
+    ]  # fmt: skip
+    return [(name, str(value)) for name, value in found if value]
 
 
-def _live(run: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    if run.get("mode") != "live":
-        return "<p>This was a dry run: nothing was drained.</p>"
-    planned = plan.get("counts", {})
-    rows: list[tuple[object, ...]] = [
-        (action, planned.get(action), run.get(action, 0)) for action in ACTIONS
-    ]
+def _expected(run: Json, before: Json) -> list[tuple[str, Any, str]]:
+    """What one might expect the backlog to be, beside what was counted."""
+    group = group_of(before, run.get("consumer_group"))
+    if not group:
+        return []
+    backlog, length = group["backlog"], before["stream"]["length"]
+    own = _own_pending(run, before)
+    return [
+        ("the stream's length", length, "counts what was delivered long ago, too"),
+        ("the lag that Redis reports", group["lag_reported"],
+         "null or wrong after deletions and moved positions"),
+        ("undelivered, counted", backlog["undelivered"], "after the group's position"),
+        ("of the drain's own consumer", own, "pending; finished first"),
+        ("pending, counted", backlog["pending"], "delivered, never acknowledged"),
+        ("history, counted", backlog["history"], "at or before the position: never read again"),
+    ]  # fmt: skip
+
+
+def _own_pending(run: Json, before: Json) -> int:
+    group = group_of(before, run.get("consumer_group"))
+    name = run.get("consumer_name")
+    return sum(c["pending"] for c in group.get("consumer_list", ()) if c["name"] == name)
+
+
+def _bridge(folder: Path, run: Json, plan: Json, before: Json) -> list[tuple[str, Any, Any]]:
+    """(step, entries, passing): from the backlog to the plan to what happened."""
+    if not plan or "counts" not in plan:
+        return []
+    read, passing = plan["total_read"], plan["counts"].get("drained_ok", 0)
+    steps: list[tuple[str, Any, Any]] = []
+    backlog = group_of(before, plan.get("consumer_group")).get("backlog", {})
+    scope = str(plan.get("scope", "undelivered"))
+    waiting = backlog.get(scope)
+    run = {"consumer_name": plan.get("consumer_name"), **run}
+    if waiting is not None:
+        own = _own_pending(run, before) if scope == "undelivered" else 0
+        told = f"{scope}, counted before the run"
+        if own:
+            told = f"{waiting:,} {scope} + {own:,} pending of this drain's own consumer"
+        steps.append((told, waiting + own, None))
+    if plan.get("as_of") is None and plan.get("created_at"):
+        made_us = _epoch_us(plan["created_at"])
+        limit_us = round(plan["policy"]["max_age_min"] * 60e6)
+        at_once = records.passing_at_once(folder / "decisions.parquet", made_us, limit_us)
+        steps.append(("dry run, all decided at once", read, at_once))
+    steps.append(("plan, each decided at its turn", read, passing))
+    if run.get("mode") == "live":
+        steps.append(("outcome", run.get("total_read", 0), run.get("drained_ok", 0)))
+    return steps
+
+
+def _epoch_us(iso: str) -> int:
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return (dt.datetime.fromisoformat(iso) - epoch) // dt.timedelta(microseconds=1)
+
+
+def _planned(run: Json, plan: Json) -> list[tuple[str, Any, Any]]:
+    counts = plan.get("counts", {})
+    rows: list[tuple[str, Any, Any]] = [(a, counts.get(a), run.get(a, 0)) for a in ACTIONS]
+    if run.get("vanished"):
+        rows.append(("vanished: deleted by others before their turn", None, run["vanished"]))
     rows.append(("errors", None, run.get("errors", 0)))
-    rows.append(("still pending for the drain's consumer", None, run.get("pending_own")))
-    drift = run.get("drift")
-    if drift is None:
-        told = "<p>Whether each event met the fate that the plan foresaw was not determined.</p>"
-    elif drift:
-        more = f", of which the first {DRIFT_ROWS} are" if len(drift) > DRIFT_ROWS else ":"
-        told = (
-            f"<p>Events that met another fate than planned, mostly by growing too old before their "
-            f"turn: {len(drift):,}{more}</p>"
-            + table(("entry", "planned", "happened"), [d.values() for d in drift[:DRIFT_ROWS]])
-        )
-    else:
-        told = "<p>Each event met the fate that the plan foresaw.</p>"
-    return table(("", "planned", "happened"), rows) + told
+    return [*rows, ("still pending for the drain's consumer", None, run.get("pending_own"))]
 
 
-def _audit_counts(path: Path) -> dict[str, int] | None:
-    """Audit records by action; None where the file cannot be read."""
-    from pyarrow import parquet
-
-    try:
-        with path.open("rb") as file:
-            actions = parquet.ParquetFile(file).read(columns=["action"]).column(0)
-    except (OSError, ValueError):  # pyarrow's own errors are children of these
+def _audited(run: Json, audit: Records | None) -> list[tuple[str, int, int]] | None:
+    if audit is None:
         return None
-    counts = actions.value_counts().to_pylist()
-    return {str(pair["values"]): int(pair["counts"]) for pair in counts}
+    rows = [(action, int(run.get(action, 0)), audit.counts[action]) for action in ACTIONS]
+    return [*rows, ("all", int(run.get("total_read", 0)), audit.rows)]
 
 
-def _audited(run: Mapping[str, Any], audited: Mapping[str, int] | None) -> str:
-    if run.get("mode") != "live":
-        return ""
-    if audited is None:
-        return "<p>The audit records could not be read.</p>"
-    rows = [(action, run.get(action, 0), audited.get(action, 0)) for action in ACTIONS]
-    rows.append(("all", run.get("total_read", 0), sum(audited.values())))
-    fits = all(said == found for _, said, found in rows)
-    told = "They agree." if fits else "They do not agree: this run's numbers cannot be trusted."
-    return (
-        f"<p>What the run said of itself, beside the records in the audit stream. {told}</p>"
-        + table(("action", "the run says", "the audit holds"), rows)
-    )
-
-
-def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def _change(before: Json, after: Json) -> list[tuple[str, str, str, Any, Any]]:
     if not before or not after:
-        return "<p>The server could not be read before and after the run.</p>"
+        return []
     known = {g["name"]: g for g in before["groups"]}
     rows = []
     for group in after["groups"]:
-        old = known.get(group["name"])
+        old = known.get(group["name"], {"position": "(none)", "pending": 0})
         rows.append(
-            (group["name"], old["position"] if old else "(none)", group["position"],
-             old["pending"] if old else 0, group["pending"])
-        )  # fmt: skip
-    head = ("group", "position before", "after", "pending before", "after")
-    return table(head, rows) + (
-        f"<p>The stream held {before['stream']['length']:,} entries before and "
-        f"{after['stream']['length']:,} after: a drain deletes nothing.</p>"
-    )
+            (group["name"], old["position"], group["position"], old["pending"], group["pending"])
+        )
+    return rows
 
 
-def _metrics(run: Mapping[str, Any]) -> str:
+def _metrics(run: Json) -> list[tuple[str, str]]:
     keys = ("started_at", "finished_at", "elapsed_sec", "events_per_sec", "boundary_id", "outcome",
             "exit_code")  # fmt: skip
-    return table(("metric", "value"), [(key, str(run.get(key))) for key in keys])
+    return [(key, str(run.get(key))) for key in keys]
 
 
-def _files(folder: Path) -> str:
-    """Links to what lies beside the report; only names of this folder, so nothing leads outside."""
+def _next_steps(folder: Path, run: Json, state: Json) -> list[tuple[str, str]]:
+    """(what is left, the command that goes on)."""
+    group = group_of(state, run.get("consumer_group"))
+    where = [f"--stream {shlex.quote(str(run.get('stream', '')))}",
+             f"--consumer-group {shlex.quote(str(run.get('consumer_group', '')))}"]  # fmt: skip
+    place = shlex.quote(f"reports/{folder.name}")
+    at = " ".join(where)
+    steps = []
+    if run.get("mode") != "live" and run.get("outcome") == "done":
+        told = "Apply exactly this plan, while the group's position stays where it is."
+        steps.append((told, f"drainkit run --mode live --plan {place}"))
+    backlog = group.get("backlog", {})
+    left = run.get("remaining") if run.get("mode") == "live" else None
+    if left:
+        told = f"{left:,} entries of the scope remain up to this run's boundary."
+        steps.append((told, f"drainkit run --mode live --scope {run.get('scope')} {at}"))
+    if pending := backlog.get("pending"):
+        told = f"{pending:,} entries are pending: delivered to consumers, never acknowledged."
+        steps.append((told, f"drainkit run --scope pending {at}"))
+    if history := backlog.get("history"):
+        told = f"{history:,} entries lie at or before the position: no consumer reads them again."
+        steps.append((told + " Drain them only if their fate must be recorded.",
+                      f"drainkit run --scope history {at}"))  # fmt: skip
+    dead = [c for c in group.get("consumer_list", ()) if c["idle_ms"] >= DEAD_MIN * 60_000]
+    if dead:
+        told = f"{len(dead):,} consumers have been idle for an hour or more."
+        steps.append((told, f"drainkit consumers {at}"))
+    steps.append(("Check this folder, and the chain of all runs.", f"drainkit verify {place}"))
+    return steps
+
+
+def _files(folder: Path) -> list[tuple[str, str]]:
+    """(address, name) of what lies beside the report; nothing leads outside of the folder."""
     there = {path.name for path in folder.iterdir() if path.is_file()}
     names = sorted(there | {"SHA256SUMS", "statement.json"})  # these come when the run is sealed
-    links = " · ".join(
-        f"<a href='{text(urllib.parse.quote(name))}'>{text(name)}</a>"
-        for name in names
-        if not name.startswith(".") and name != "report.html"
-    )
-    return (
-        f"<p class='quiet'>Beside this file: {links}. <code>sha256sum -c SHA256SUMS</code> checks "
-        "them all; <code>drainkit verify</code> also follows the chain over all runs.</p>"
-    )
+    hidden = {"report.html"}
+    return [(urllib.parse.quote(n), n) for n in names if not n.startswith(".") and n not in hidden]
 
 
 class _Figures:
@@ -345,21 +330,20 @@ class _Figures:
         self._folder = folder
         self._first = True
 
-    def of(self, notebook: str) -> str:
-        """The figures of one notebook as HTML."""
-        return "".join(self._draw(data) for data in self._found(notebook))
-
-    def _found(self, notebook: str) -> list[dict[str, Any]]:
+    def of(self, notebook: str) -> list[dict[str, Any]]:
+        """The figures of one notebook, `title` and `html`; in the order of the page."""
         cells = _read(self._folder / f"{notebook}.ipynb").get("cells", [])
         outputs = [o for cell in cells for o in cell.get("outputs", [])]
-        return [o["data"][PLOTLY_JSON] for o in outputs if PLOTLY_JSON in o.get("data", {})]
+        return [
+            self._draw(o["data"][PLOTLY_JSON]) for o in outputs if PLOTLY_JSON in o.get("data", {})
+        ]
 
-    def _draw(self, data: dict[str, Any]) -> str:
+    def _draw(self, data: Mapping[str, Any]) -> dict[str, Any]:
         import plotly.io
+        from markupsafe import Markup
 
-        figure = {"data": data["data"], "layout": data["layout"]}
         drawn = plotly.io.to_html(
-            figure,
+            {"data": data["data"], "layout": data["layout"]},
             full_html=False,
             include_plotlyjs=self._first,
             include_mathjax=False,
@@ -368,7 +352,7 @@ class _Figures:
         )
         self._first = False
         title = data["layout"].get("title", {}).get("text", "")  # escaped when it was made
-        return f"<figure role='img' aria-label='{text(html.unescape(title))}'>{drawn}</figure>"
+        return {"title": html.unescape(title), "html": Markup(drawn)}  # noqa: S704 - plotly's own
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from drainkit.core.events import (
 )
 from drainkit.core.frame import FrameBuilder
 from drainkit.core.timestamps import NO_TIME, TIME_SOURCES, times_us
-from drainkit.core.values import INVALID_REASONS, FieldMap
+from drainkit.core.values import INVALID_REASONS
+from drainkit.settings import Fields
 
 ID_MS = 1_766_605_798_664
 ID = b"%d-0" % ID_MS
@@ -44,11 +45,11 @@ def payload(content: Any, **flat: Any) -> list[Any]:
     return entry({**flat, "payload": json.dumps(content)})
 
 
-def one(raw: list[Any], fields: FieldMap | None = None) -> reference.Event:
+def one(raw: list[Any], fields: Fields | None = None) -> reference.Event:
     return as_reference(Decoder(fields).decode([raw]), 0)
 
 
-def why(raw: list[Any], fields: FieldMap | None = None) -> str:
+def why(raw: list[Any], fields: Fields | None = None) -> str:
     return INVALID_REASONS[Decoder(fields).decode([raw]).invalid[0]]
 
 
@@ -79,7 +80,8 @@ moments = st.datetimes(
 )
 odd_texts = st.sampled_from(
     ["", " ", "BTCUSDT", "ETH\x00", "\ufb00", "\uff10.5", "A" * 64, "A" * 65, "0.5", ".5", "1.",
-     "1.0001", "-0", "1e-1", "5%", "NaN", "2025-12-24", "2025-12-24T19:49:58Z", "1766605798",
+     "1.0001", "-0", "1e-1", "5e-05", "1E+2", "1e-99999", "0e99999", "1e", "1.766605798664E12",
+     "-1e3", "1e1000", "5%", "NaN", "2025-12-24", "2025-12-24T19:49:58Z", "1766605798",
      "2025-02-30T00:00:00Z", "1766605798664.5", "2016-12-31T23:59:60Z", "0000-01-01T00:00:00Z",
      "9999-12-31T23:59:59-23:59", "\U0001f600", "\ud800"]
 )  # fmt: skip
@@ -101,8 +103,16 @@ scalars = st.one_of(
     moments.map(lambda t: t.isoformat(timespec="milliseconds")),
     moments.map(lambda t: t.strftime("%Y-%m-%dT%H:%M:%SZ")),
 )
-values = st.one_of(scalars, st.lists(scalars, max_size=2), st.dictionaries(odd_texts, scalars))
-keys = st.sampled_from([*GOOD, "action", "direction", "price", "metadata"])
+keys_inside = st.sampled_from([*GOOD, "ts", "score"])
+values = st.one_of(
+    scalars,
+    st.lists(scalars, max_size=2),
+    st.dictionaries(odd_texts, scalars),
+    st.dictionaries(keys_inside, scalars),
+)
+keys = st.sampled_from(
+    [*GOOD, "action", "direction", "price", "metadata", "signal", "ticker", *reference.TIMES]
+)
 objects = st.one_of(
     st.dictionaries(keys, values),
     st.dictionaries(keys, values).map(lambda changes: {**GOOD, **changes}),
@@ -127,7 +137,9 @@ flat_pairs = st.tuples(keys, scalars | st.binary(max_size=6))
 pairs = st.lists(
     st.one_of(
         flat_pairs,
-        st.tuples(st.sampled_from(["payload", "data"]), json_texts | st.binary(max_size=30)),
+        st.tuples(
+            st.sampled_from(["payload", "data", "body"]), json_texts | st.binary(max_size=30)
+        ),
     ),
     max_size=8,
 )
@@ -141,14 +153,56 @@ ids = st.one_of(
 entries = st.tuples(ids, st.one_of(bodies, bodies, bodies, st.none())).map(list)
 
 
+# [fields] as somebody writes it, and what it means in the reference's terms
+INSIDE = {
+    "symbol": "payload.signal.symbol",
+    "confidence": ["data.signal.score", "body.confidence"],
+}
+MAPPINGS: list[tuple[dict[str, Any], reference.Names, list[str]]] = [
+    ({}, reference.NAMES, reference.TIMES),
+    (
+        {"symbol": "ticker", "timestamp": ["price", "ts"], "side": "metadata"},
+        {
+            **reference.NAMES,
+            "symbol": [["ticker"], ["symbol"]],
+            "side": [["metadata"], ["side", "action", "direction"]],
+        },
+        ["price", *reference.TIMES],
+    ),
+    (
+        INSIDE,
+        {
+            **reference.NAMES,
+            "symbol": [["payload.signal.symbol"], ["symbol"]],
+            "confidence": [["data.signal.score", "body.confidence"], ["confidence"]],
+        },
+        [
+            *reference.TIMES,
+            *(f"{p}.{t}" for p in ("payload.signal", "data.signal", "body")
+              for t in reference.TIMES),
+        ],
+    ),
+    (
+        {**INSIDE, "timestamp": "body.ts", "only": True},
+        {
+            **reference.NAMES,
+            "symbol": [["payload.signal.symbol"]],
+            "confidence": [["data.signal.score", "body.confidence"]],
+        },
+        ["body.ts"],
+    ),
+]  # fmt: skip
+
+
 @settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(st.lists(entries, max_size=12))
-def test_decoding_agrees_with_the_reference(batch: list[Any]) -> None:
-    """Whatever a batch holds, each row is what the plain reference makes of its entry alone."""
-    decoded = Decoder().decode(batch)
+@given(st.lists(entries, max_size=12), st.sampled_from(MAPPINGS))
+def test_decoding_agrees_with_the_reference(batch: list[Any], mapping: Any) -> None:
+    """Whatever a batch holds and [fields] says, each row is what the reference makes of it."""
+    given_fields, names, times = mapping
+    decoded = Decoder(Fields(**given_fields)).decode(batch)
     assert len(decoded) == len(batch)
     for row, raw in enumerate(batch):
-        assert as_reference(decoded, row) == reference.event(raw), raw
+        assert as_reference(decoded, row) == reference.event(raw, names, times), raw
 
 
 @settings(deadline=None)  # pytest's own limit; imports may fall into it
@@ -225,10 +279,14 @@ def test_of_a_field_given_twice_the_first_counts() -> None:
     assert (one(nested).symbol, one(nested).confidence) == ("B", 1.0)
 
 
-def test_json_that_nobody_needs_is_not_looked_at() -> None:
-    """With all five values flat, payload and data may hold anything; data also after payload."""
+def test_json_that_nobody_needs_may_be_none() -> None:
+    """With all values found, payload and data may hold any text, but no object that is broken: a
+    time might stand in it."""
     assert one(entry({**GOOD, "payload": b"\xff{", "data": "x"})).valid
     assert one(entry({"payload": json.dumps(GOOD), "data": b"\xff{"})).valid
+    assert one(entry({**GOOD, "payload": "[1]", "data": "7"})).valid
+    assert why(entry({**GOOD, "payload": ' {"ts": 5'})) == "payload is not JSON in UTF-8"
+    assert why(entry({**GOOD, "data": '{"ts": 5'})) == "data is not JSON in UTF-8"
     assert (
         why(entry({"payload": b"\xff{", "data": json.dumps(GOOD)}))
         == "payload is not JSON in UTF-8"
@@ -238,31 +296,89 @@ def test_json_that_nobody_needs_is_not_looked_at() -> None:
     assert why(entry({"payload": json.dumps(lacking), "data": "[]"})) == "data is no JSON object"
 
 
-def test_names_can_be_mapped() -> None:
-    """A mapping replaces the default names; dotted paths reach into JSON, literal names win."""
-    names = FieldMap(
+def test_names_are_added_before_the_usual_ones() -> None:
+    """An added name, in whatever place, goes before a usual one; a literal one before a path."""
+    names = Fields(
         symbol=("sym", "payload.signal.symbol"),
-        confidence=("body.score.value",),
-        timestamp=("at",),
+        confidence="body.score.value",
+        timestamp="at",
     )
     signal = {"signal": {"symbol": "ETHUSDT"}, "at": ISO, "side": "SELL"}
-    body = {"score": {"value": 0.5}}
-    raw = payload(signal, body=json.dumps(body))
-    found = one(raw, names)
-    assert (found.symbol, found.confidence, found.side, found.valid) == (
-        "ETHUSDT",
-        0.5,
-        "SELL",
-        True,
-    )
-    literal = payload(signal, body=json.dumps(body), **{"payload.signal.symbol": "LITERAL"})
+    body = json.dumps({"score": {"value": 0.5}})
+    found = one(payload(signal, symbol="FLAT", confidence="0.9", body=body), names)
+    assert (found.symbol, found.confidence, found.side) == ("ETHUSDT", 0.5, "SELL")
+    literal = payload(signal, body=body, **{"payload.signal.symbol": "LITERAL"})
     assert one(literal, names).symbol == "LITERAL"
-    assert one(payload({**signal, "sym": "FIRST"}, body=json.dumps(body)), names).symbol == "FIRST"
-    assert why(entry({**GOOD, "sym": "X"}), names) == "confidence missing"
-    assert (
-        why(entry({**GOOD, "sym": "X", "body": "["}), names) == "mapped field is not JSON in UTF-8"
-    )
-    assert why(payload(signal, body='{"score":1}'), names) == "confidence missing"
+    assert one(payload({**signal, "sym": "FIRST"}, body=body), names).symbol == "FIRST"
+    assert one(entry(GOOD), names).symbol == "BTCUSDT"
+    assert one(payload(signal, body='{"score":1}', confidence="0.9"), names).confidence == 0.9
+    assert why(entry({**GOOD, "body": "["}), names) == "mapped field is not JSON in UTF-8"
+
+
+def test_only_the_named_ones_where_asked_for() -> None:
+    """`only = true` replaces the usual names of what is named, and of nothing else."""
+    names = Fields(symbol="sym", timestamp="at", only=True)
+    assert why(entry(GOOD), names) == "symbol missing"
+    found = one(entry({**GOOD, "sym": "X", "at": ISO, "ts": 5}), names)
+    assert (found.symbol, found.confidence, found.time_us) == ("X", 0.75, ID_MS * 1000)
+
+
+@pytest.mark.parametrize(
+    "given_fields",
+    [{}, {"symbol": "ticker"}, {"symbol": ["payload.signal.symbol"], "timestamp": "at"},
+     {"confidence": "score", "only": True}, {"timestamp": ["at"], "only": True}],
+)  # fmt: skip
+def test_fields_are_their_own_dump_read_again(given_fields: dict[str, Any]) -> None:
+    """As JSON in a kernel's environment, and as a plan's lists, they mean the same."""
+    first = Fields(**given_fields)
+    assert Fields(**json.loads(first.model_dump_json())) == first
+    assert Fields(**first.as_lists(), only=True) == first
+
+
+OLD_MS = ID_MS - 7_200_000
+
+
+@pytest.mark.parametrize("key", reference.TIMES)
+@pytest.mark.parametrize("place", ["flat", "payload", "data"])
+def test_each_time_makes_an_event_older(key: str, place: str) -> None:
+    """Two hours old by any of the keys, in any place, it is: a younger or odd one hides nothing."""
+    rest = {"symbol": "BTCUSDT", "confidence": 0.75}
+    for others in ({}, {"timestamp": ISO, "ts": ISO}, {"time": "soon", "created_at": None}):
+        aged = {**others, key: OLD_MS}
+        flat = {"flat": {**rest, **aged}}.get(place, {**rest, **others})
+        raw = entry({**flat, **({} if place == "flat" else {place: json.dumps(aged)})})
+        assert one(raw).time_us == OLD_MS * 1000
+        assert one(raw) == reference.event(raw)
+
+
+SHAPES = {
+    "flat": entry({"symbol": "ETHUSDT", "confidence": "7.5e-01", "ts": OLD_MS}),
+    "data": entry({"data": json.dumps({**GOOD, "symbol": "ETHUSDT", "created_at": OLD_MS})}),
+    "payload": payload({**GOOD, "symbol": "ETHUSDT", "timestamp": None, "ts": OLD_MS}, ts=ISO),
+    "nested signal": payload(
+        {"id": 7, "signal": {"symbol": "ETHUSDT", "confidence": 0.75, "ts": OLD_MS}},
+        event_type="signal", timestamp=ISO,
+    ),
+    "nested signal beside an envelope": payload(
+        {"signal": {"symbol": "ETHUSDT", "confidence": 0.75}, "created_at": OLD_MS,
+         "symbol": "ETH", "confidence": 75},
+        symbol="eth-perp", confidence="75",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_producers_shapes_are_read(shape: str) -> None:
+    """With one [fields] for a nested signal all of them give symbol, confidence and true age; an
+    object that [fields] reaches into is a place of times too."""
+    names = Fields(symbol="payload.signal.symbol", confidence="payload.signal.confidence")
+    found = one(SHAPES[shape], names)
+    assert (found.symbol, found.confidence, found.valid) == ("ETHUSDT", 0.75, True)
+    assert found.time_us == OLD_MS * 1000
+    together = Decoder(names).decode([*SHAPES.values()])
+    assert [as_reference(together, row) for row in range(len(SHAPES))] == [
+        one(raw, names) for raw in SHAPES.values()
+    ]
 
 
 def test_minus_zero_is_zero() -> None:
@@ -286,6 +402,9 @@ def test_minus_zero_is_zero() -> None:
         (float(ID_MS * 10**6), ID_MS * 1000),
         ("-1.0000005", -1_000_001),
         (-1e-113, -1),
+        ("1.766605798664E12", ID_MS * 1000),
+        ("1e9", 1_000_000_000_000_000),
+        ("5e-05", 50),
         (-1, -1_000_000),
         (99_999_999_999, 99_999_999_999_000_000),
         (0, 0),
@@ -307,7 +426,8 @@ def test_timestamps_are_read_in_every_unit(stamp: Any, expected_us: int) -> None
 @pytest.mark.parametrize(
     "stamp",
     [None, True, "", "soon", "1" * 21, 10**20, 1e300, " 1766605798", "1_766", "2025-13-01",
-     "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+05:00", "2016-12-31T23:59:60Z", [ISO], "1e9",
+     "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+05:00", "2016-12-31T23:59:60Z", [ISO],
+     "1e9999", "1e",
      "\uff11" * 10, -99_999_999_999, "2025-12-24T19:49:58Z" + " " * 60, "inf", "+", ".",
      "2025-12-24T19:49.5Z", "2025-12-24 19.5", "20251224T1949,5Z"],
 )  # fmt: skip
