@@ -207,7 +207,7 @@ def browser(chromium: Path) -> Iterator[Browser]:
 
 @pytest.fixture(autouse=True)
 def _first_batch_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within this process the first batch is as large as the next: it counts which meets a fault."""
+    """In this process the first batch is as large as the next: it counts which meets a fault."""
     monkeypatch.setattr("drainkit.draining.reader.FIRST_ENTRY_BYTES", 1)
 
 

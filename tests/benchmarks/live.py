@@ -43,7 +43,6 @@ return #ids
 
 def drainkit(url: str, group: str, entries: str) -> Result:
     """`drainkit drain`, without the command line around it."""
-    from drainkit.core.summary import new_run_id
     from drainkit.draining.job import resolve
     from drainkit.draining.live import apply
     from drainkit.server.connection import Server

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import permutations
+from itertools import permutations, product
 
 import pytest
 from books import GROUP, ME, ask, at, audit, deliver, everything, pending, seed
 from conftest import Cli, Fill
-from faults import attempt
+from faults import attempt, rehearse
 from servers import Server
 
 LIVE = ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none")
@@ -29,19 +29,19 @@ def test_scopes_one_after_another_record_each_entry_once(
     """In whatever order, in batches: each id once, and each dry run says what the live run does."""
     ids = seed(server, stream, fill, 120, delivered=60)
     deliver(server, stream, b"dead", 20)
-    for scope in order:
-        for budget in ("15", "all"):
-            where = (*at(server, stream), "--scope", scope, "--allow-active-consumers", "--json",
-                     "--min-idle-min", "0", "--max-events", budget)  # fmt: skip
-            before = everything(server)
-            dry = cli("drain", *where)
-            assert dry.rc == 0, dry.err
-            assert everything(server) == before
-            live = cli("drain", "--mode", "live", "--yes", "--throttle", "none", *where)
-            assert live.rc == 0, live.err
-            names = ("total_read", "drained_ok", "dropped_invalid", "dropped_low_conf")
-            assert {n: dry.json()[n] for n in names} == {n: live.json()[n] for n in names}
-        assert live.json()["remaining"] == 0
+    for scope, budget in product(order, ("15", "all")):
+        options = {"scope": scope, "max_events": budget, "min_idle_min": 0,
+                   "allow_active_consumers": True}  # fmt: skip
+        before = everything(server)
+        dry = rehearse(server.url, stream, **options)
+        assert everything(server) == before
+        live = attempt(server.url, stream, throttle="none", **options)
+        assert live.rc == 0, live.error
+        assert live.summary is not None
+        for name in ("total_read", "drained_ok", "dropped_invalid", "dropped_low_conf"):
+            assert dry[name] == live.summary[name]
+        if budget == "all":
+            assert live.summary["remaining"] == 0
     each_once(server, stream, ids)
     if order.index("history") < order.index("pending"):
         assert pending(server, stream) == 0  # recorded by history, then acknowledged
