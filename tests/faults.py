@@ -13,6 +13,7 @@ from servers import Server
 
 from drainkit.core.policy import ACTIONS
 from drainkit.core.summary import Summary
+from drainkit.draining.dry import dry_run
 from drainkit.draining.job import resolve
 from drainkit.draining.live import apply
 from drainkit.errors import DrainkitError
@@ -63,6 +64,13 @@ def attempt(
         assert not todo, "the run ended before the fault's moment"
     assert summary.exit_code is not None
     return Attempt(summary.exit_code, summary.as_dict(), summary.error or "")
+
+
+def rehearse(url: str, stream: str, **options: Any) -> dict[str, Any]:
+    """The summary of one dry run."""
+    settings = build({"redis_url": url, "stream": stream, "max_events": "all", **options})
+    with Link.of(settings) as link:
+        return dry_run(link, resolve(link, settings)).as_dict()
 
 
 def key(entry_id: str) -> tuple[int, ...]:

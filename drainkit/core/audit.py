@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -117,12 +117,14 @@ def reconcile(
     pending_own: int,
     counts: Mapping[str, int],
     earlier: Sequence[AuditRecord] = (),
+    vanished: Collection[str] = (),
 ) -> list[str]:
     """What does not balance, one line each; empty when the books do.
 
     `expected` maps the planned ids to their planned actions (None: no plan), `counts` the actions
     to the run's own numbers, `pending_own` is what is still pending for the drain's consumer;
-    `earlier` are the records of earlier runs of the same plan, which this one finished.
+    `earlier` are the records of earlier runs of the same plan, which this one finished; `vanished`
+    are ids that were deleted before they could be delivered: they need no record.
     """
     findings = []
     seen = Counter(record.original_id for record in (*earlier, *records))
@@ -137,7 +139,7 @@ def reconcile(
                 f"the audit {audited[action]}"
             )
     if expected is not None:
-        lacking = [entry for entry in expected if entry not in seen]
+        lacking = [entry for entry in expected if entry not in seen and entry not in vanished]
         beyond = [entry for entry in seen if entry not in expected]
         if lacking:
             findings.append(_first("planned entries have no record", lacking))

@@ -42,6 +42,7 @@ class Summary:
     dropped_missing: int = 0
     drained_ok: int = 0
     vanished: int = 0  # deleted by others before they could be delivered: not audited
+    passed_over: int = 0  # others took them during the run, or XGROUP SETID skipped them
     errors: int = 0
     remaining: int | None = None  # of the scope, up to the boundary, not drained; None: not known
     started_at: str = ""

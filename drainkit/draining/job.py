@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,11 +26,22 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_CLOCK_WAIT_SEC = 60.0
-FUTURE_AUDIT = (
-    "the audit stream's last id lies in the future: the server's clock went back, or its ids are "
-    "used up; set the clock, or choose another --audit-stream"
-)
 Progress = Callable[[Summary], None]
+
+
+def future_audit(ahead_sec: float) -> str:
+    """What to say of an audit stream whose last id lies so far in the future."""
+    if ahead_sec > 10 * 365 * 86400:
+        wait = "its ids are used up"
+    else:
+        wait = (
+            "the server's clock was ahead when it was made, or has gone back since; a drain can "
+            f"begin in {dt.timedelta(seconds=math.ceil(ahead_sec))} (h:mm:ss)"
+        )
+    return (
+        f"the audit stream's last id lies in the future: {wait}; set the clock right, wait, or "
+        "choose another --audit-stream"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,7 @@ class Job:
     run_id: str
     planned: Planned | None = None  # live with a plan
     plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
+    trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
 
     @property
@@ -149,9 +163,10 @@ def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     _check_position(job, plan, resumed=bool(done))
     left = {entry: sha for entry, sha in hashes.items() if entry not in done}
     scope = replace(job.scope, boundary=plan.boundary_id)
-    job = replace(job, scope=scope, planned=planned, plan_ids=frozenset(e.encode() for e in left))
-    _check_entries(server, job, left)
-    return job
+    job = replace(job, scope=scope, planned=planned)
+    trimmed = _check_entries(server, job, left, resumed=bool(done))
+    ids = frozenset(entry.encode() for entry in left)
+    return replace(job, plan_ids=ids - trimmed, trimmed=trimmed)
 
 
 def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
@@ -172,22 +187,39 @@ def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
     )
 
 
-def _check_entries(server: Server, job: Job, left: dict[str, str]) -> None:
-    """Every entry of the plan must be there as it was."""
-    unseen = dict(left)
+def _check_entries(
+    server: Server, job: Job, left: dict[str, str], *, resumed: bool
+) -> frozenset[bytes]:
+    """Every entry of the plan must be there as it was, but for those that are returned.
+
+    These were trimmed from the front, as a capped stream does all the time; or they vanished under
+    an earlier run of this plan, which has passed them.
+    """
+    unseen, odd = dict(left), []
     for page in scopes.scope_entries(server, job.scope):
         for entry_id, fields in page:
             expected = unseen.pop(entry_id.decode(), None)
             if expected is not None and expected != payload_sha256(fields):
-                name = one_line(text(entry_id))
-                raise RefusedError(f"entry {name} of the plan is gone or changed; make a new plan")
+                odd.append((entry_id, fields))
         if not unseen:
-            return
-    if unseen:
+            break
+    first_id = reading.stream_info(server).first_id if unseen or odd else None
+    passed = reading.id_key(job.scope.position) if resumed else (0, 0)
+
+    def is_trimmed(entry: str) -> bool:
+        key = reading.id_key(entry)
+        return first_id is None or key < reading.id_key(first_id) or key <= passed
+
+    for entry_id, fields in odd:  # one that is pending stays so without its body
+        if fields is not None or not is_trimmed(entry_id.decode()):
+            name = one_line(text(entry_id))
+            raise RefusedError(f"entry {name} of the plan is gone or changed; make a new plan")
+    is_pending = job.scope.name == "pending"
+    if lost := [entry for entry in unseen if is_pending or not is_trimmed(entry)]:
         raise RefusedError(
-            f"{len(unseen)} entries of the plan are gone, first {one_line(next(iter(unseen)))}; "
-            "make a new plan"
+            f"{len(lost)} entries of the plan are gone, first {one_line(lost[0])}; make a new plan"
         )
+    return frozenset(entry.encode() for entry in unseen)
 
 
 def preflight(server: Server, job: Job) -> None:
@@ -207,8 +239,9 @@ def preflight(server: Server, job: Job) -> None:
                 f"{one_line(text(key))} is a {kind}, not a {right}; rename it{advice}"
             )
     newest_ms = last_ms(server, keys.audit)
-    if newest_ms > server.now_us() / 1000 + MAX_CLOCK_WAIT_SEC * 1000:
-        raise DrainkitError(FUTURE_AUDIT)
+    ahead_sec = newest_ms / 1000 - server.now_us() / 1e6
+    if ahead_sec > MAX_CLOCK_WAIT_SEC:
+        raise DrainkitError(future_audit(ahead_sec))
     if scope.name == "undelivered" and not job.settings.allow_active_consumers:
         others = reading.consumers(server, scope.group)
         own = {scope.consumer, *job.fellows}
@@ -221,4 +254,4 @@ def preflight(server: Server, job: Job) -> None:
     # the group of scope history may not exist yet, so it is the consumer group that is looked at
     deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
     main = replace(scope, group=job.settings.consumer_group)
-    writing.look(server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us)
+    writing.probe(server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us)

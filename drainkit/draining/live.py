@@ -7,11 +7,13 @@ import threading
 from ..core.audit import drift
 from ..core.summary import Summary
 from ..errors import DrainkitError, UsageError
+from ..server import ledger
 from ..server.audit_log import run_records
 from ..server.connection import Server
 from .job import Job, Progress
 from .single import drain
 from .team import drain_together
+from .vanished import vanished_ids
 
 MAX_WORKERS = 64
 
@@ -49,8 +51,10 @@ def list_drift(server: Server, job: Job) -> list[dict[str, str]] | None:
         return None
     table = job.planned.table
     planned = dict(zip(table["id"].to_pylist(), table["action"].to_pylist(), strict=True))
-    records = list(run_records(server, {job.run_id}))
-    return [
-        {"id": entry, "planned": before, "happened": after}
-        for entry, before, after in drift(planned, records)
-    ]
+    runs = {start.run_id for start in ledger.starts_of(server, job.planned.plan.digest)}
+    records = list(run_records(server, runs | {job.run_id}))
+    done = {record.original_id for record in records}
+    own = [record for record in records if record.run_id == job.run_id]
+    gone = vanished_ids(server, job, [entry for entry in planned if entry not in done])
+    rows = (*drift(planned, own), *((entry, planned[entry], "vanished") for entry in gone))
+    return [{"id": entry, "planned": before, "happened": after} for entry, before, after in rows]

@@ -8,6 +8,7 @@ from ..core.summary import Summary
 from ..errors import DrainkitError, InterruptedRunError
 from ..server import writing
 from ..server.connection import Server
+from . import vanished
 from .books import Books
 from .job import Job, Progress, preflight
 from .worker import Worker
@@ -26,29 +27,34 @@ def drain(
     """
     preflight(server, job)
     books = Books.opened(server, job)
+    begun = None if job.fellows else vanished.opening(server, job)
     books.note_start()
     summary = books.summary
     worker = Worker(server, job, summary, stopping or threading.Event(), on_progress)
     failure: DrainkitError | None = None
     try:
         if job.scope.name == "history":
-            writing.open_history(server, job.scope.group)
+            writing.open_history(server, job.scope)
         worker.run()
     except DrainkitError as error:
         failure = error
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
         server.close()
-        worker.lose()
-        worker.uncertain = True
+        worker.in_flight.mark_unknown()
+        worker.in_flight.uncertain = True
         failure = InterruptedRunError("interrupted; run the same command again to go on")
     try:
         _settle(books, worker, failure)
+        if not job.fellows:
+            vanished.account(server, job, summary, begun)
+            if failure is None and (reason := vanished.unkept(job, summary)):
+                failure = DrainkitError(reason)
         books.close(failure)
         books.note_end()
     except DrainkitError as error:
         if failure is None:
             failure = error
-        if worker.uncertain and summary.audit_records is None:
+        if worker.in_flight.uncertain and summary.audit_records is None:
             failure.args = (f"{failure}; the last commit may have been done: counts are too low",)
         summary.close(failure, books.clock.now_us())
     return summary
@@ -61,8 +67,8 @@ def _settle(books: Books, worker: Worker, failure: DrainkitError | None) -> None
         worker.finish_replies()
     if not server.connected:
         server.reconnect()
-    worker.outwait()
-    if worker.uncertain:
+    worker.in_flight.wait_out()
+    if worker.in_flight.uncertain:
         books.recount()
     if failure is None and scope.name == "history":
         writing.close_history(server, scope.group, scope.boundary)

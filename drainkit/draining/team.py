@@ -17,6 +17,7 @@ from ..core.summary import Summary
 from ..errors import DrainkitError
 from ..server import scopes
 from ..server.connection import Clock, Server
+from . import vanished
 from .books import Books, recount
 from .job import Job, Progress, preflight
 from .single import drain
@@ -37,6 +38,7 @@ def drain_together(
     jobs = list(split(job, workers))
     preflight(server, jobs[0])
     books = Books.opened(server, job)
+    begun = vanished.opening(server, job)
     common = _Progress(on_progress, books.clock)
     with ThreadPoolExecutor(len(jobs), thread_name_prefix="drain") as pool:
         running = [pool.submit(_work, one, stopping, common) for one in jobs]
@@ -47,7 +49,10 @@ def drain_together(
     try:
         if any(part.audit_records is not None for part in parts):
             recount(server, summary)  # a worker that recounted saw the whole run's records
+        vanished.account(server, job, summary, begun)
         _count_what_is_left(server, jobs, summary)
+        if not summary.exit_code and (reason := vanished.unkept(job, summary)):
+            failure = DrainkitError(reason)
         books.clock.sync(server.now_us())
     except DrainkitError as error:
         failure = error

@@ -4,133 +4,110 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from collections.abc import Iterator
 
 import numpy as np
 
-from ..core.audit import records
-from ..core.events import Events, decoder_of
-from ..core.policy import Decisions, decide
+from ..core.events import decoder_of
+from ..core.policy import decide
 from ..core.summary import Summary
-from ..core.values import RawEntry
 from ..errors import (
     ConnectionLostError,
     DrainkitError,
     InterruptedRunError,
-    RefusedError,
     ServerBusyError,
     UnreachableError,
 )
-from ..safe import text
-from ..server import reading, scopes, writing
+from ..server import scopes
 from ..server.connection import Clock, Server
 from ..server.topology import check_primary
-from ..server.writing import Batch
-from .job import FUTURE_AUDIT, MAX_CLOCK_WAIT_SEC, Job, Progress
+from ..server.writing import Batch, RecordedError
+from .in_flight import CommitRequest, InFlight, ReadRequest
+from .job import MAX_CLOCK_WAIT_SEC, Job, Progress, future_audit
+from .reader import Reader
 
-UNTHROTTLED_BATCH = 400
-# one batch holds at most about this much, so that neither side gathers gigabytes at once
-BATCH_BYTES = 4 << 20
-FIRST_ENTRY_BYTES = 64 << 10  # expected of an entry before one was seen
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
+CREDIT_US = 50_000  # a busy client makes up for so much delay of its turn
+MAX_LOOKS = 20  # in a row, at what others record, before a drain gives up
 
 
-@dataclass
+class ReadAgainError(DrainkitError):
+    """A batch was not committed and has to be read anew; what was sent after it, too."""
+
+
 class Worker:
     """The loop of a live drain: reads as a dry run does, and writes by commits, one at a time.
 
     Nothing is claimed beforehand: until its commit an entry stays as undelivered, or as pending for
     its owner, as it was. So whatever happens before leaves no trace, and after a fault the group
     itself says what was done.
+
+    With a throttle, commits take turns: the batch of a turn is decided when it comes. Without one
+    the server commits and reads on while this side decides.
     """
 
-    server: Server
-    job: Job
-    summary: Summary
-    stopping: threading.Event
-    on_progress: Progress | None
-    uncertain: bool = False  # a commit's outcome was unknown: recount from the audit at the end
-    _sent: deque[tuple[Events, Decisions] | None] = field(default_factory=deque)  # None: a read
-    _next_turn: float = 0.0  # time.monotonic()
-
-    def __post_init__(self) -> None:
-        settings = self.job.settings
-        self._decoder = decoder_of(settings)
-        self._clock = Clock(self.server.now_us())
-        self._rate = settings.throttle
-        # 2 % of the rate: one turn each 20 ms keeps the pace even and the server free
-        self._batch = UNTHROTTLED_BATCH if self._rate is None else max(1, int(self._rate * 0.02))
-        self._batch = min(self._batch, UNTHROTTLED_BATCH)
-        self._entry_bytes = FIRST_ENTRY_BYTES
-        self._reach = self.job.reach
-        self._position = self._reach.position  # of the group, as seen last; never goes back
-        self._counters = b""
-        self._after = self._position  # up to here everything has been read
-        self._asked = self._after, self._counters  # of the read that is under way
-        self._run_id = self.server.info.run_id
-        self._deadline = self._lost_until = 0
-        self._start_over()
+    def __init__(
+        self,
+        server: Server,
+        job: Job,
+        summary: Summary,
+        stopping: threading.Event,
+        on_progress: Progress | None,
+    ) -> None:
+        self.server = server
+        self.job = job
+        self.summary = summary
+        self.stopping = stopping
+        self.on_progress = on_progress
+        self._decoder = decoder_of(job.settings)
+        self._clock = Clock(server.now_us())
+        self.in_flight = InFlight(server, job, self._clock)
+        self._reader = Reader(server, job, self.in_flight, self._clock)
+        self._rate = job.settings.throttle  # the lowest of all drains at work
+        self._next_turn = 0.0  # time.monotonic()
+        self._credit_us = 0  # a drain begins without
+        self._unsent = 0  # entries that were read and are still to be sent
+        self._refused: set[bytes] = set()  # pending ids that a commit did not take
 
     def run(self) -> None:
         """Drain until the scope, the budget or the patience with a broken server is exhausted."""
-        attempts = iter(RECOVERY_WAITS_SEC)
+        attempts, looks = iter(RECOVERY_WAITS_SEC), 0
         while True:
             before = self.summary.total_read
             try:
                 self._drain()
-                if self._exhausted():
+                if self._exhausted(progress=self.summary.total_read > before):
                     return
                 # somebody of the same name was delivered entries meanwhile: they are ours as well
-                self._start_over()
+            except (ReadAgainError, RecordedError) as error:
+                self.finish_replies()
+                looks = looks + 1 if self.summary.total_read == before else 0
+                if isinstance(error, RecordedError) and looks > MAX_LOOKS:
+                    raise
+                self._sleep(self._next_turn - time.monotonic())
             except (ConnectionLostError, ServerBusyError) as error:
                 if self.summary.total_read > before:
                     attempts = iter(RECOVERY_WAITS_SEC)
                 self._recover(error, attempts)
-
-    def _exhausted(self) -> bool:
-        budget = self.job.max_events
-        if budget is not None and self.summary.total_read >= budget:
-            return True
-        # as far as a plan goes: what it leaves alone would be waited for forever
-        scope = scopes.current(self.server, self._reach)
-        return not any(scopes.own_ids(self.server, scope))
+            self._reader.start_over()
+            self._unsent = 0
 
     def finish_replies(self) -> None:
-        """Take what is still under way into the books: a commit in flight is a commit."""
-        while self._sent:
+        """Take what is still in flight into the books: a commit in flight is a commit."""
+        while request := self.in_flight.oldest():
             try:
-                if self._sent[0] is None:
-                    with self._reply():
-                        reading.receive_page(self.server)
+                if isinstance(request, ReadRequest):
+                    self.in_flight.receive_page()
                 else:
-                    self._settle_one()
+                    self._settle(request)
             except ConnectionLostError:
-                self.lose()
+                self.in_flight.mark_unknown()
                 return
             except DrainkitError:  # refused by the server: nothing of it ran
                 continue
 
-    @contextmanager
-    def _reply(self) -> Iterator[None]:
-        """Take one reply: it settles the oldest request, as an error too; a lost one does not.
-
-        Whoever waits for the reply of a request that is already settled waits in vain.
-        """
-        try:
-            yield
-        except ConnectionLostError:
-            raise
-        except DrainkitError:
-            self._sent.popleft()
-            raise
-        self._sent.popleft()
-
     def _drain(self) -> None:
-        for batch in self._pending_batches():
+        for batch in self._reader.pending(self._room):
             self._commit(batch)
             self._settle_commits()
         if self.job.scope.name != "pending":
@@ -139,96 +116,41 @@ class Worker:
             raise InterruptedRunError("interrupted; run the same command again to go on")
 
     def _drain_new(self) -> None:
-        self._look()
-        self._ask()
-        while batch := self._take():
-            if self._rate is None:  # the server commits and reads on while this side decides
-                self._ask()
+        self._rate = self._reader.probe()
+        self._reader.ask(self._room())
+        while batch := self._next_batch():
+            if self._rate is None:
+                self._reader.ask(self._room())
             self._commit(batch)
             if self._rate is not None:
                 self._settle_commits()
-                self._ask()
+                self._reader.ask(self._room())
         self._settle_commits()
         if self._room() > 0:  # not the budget but the stream has ended: if it is still the one
-            self._look()
-
-    def _look(self) -> None:
-        """Where the group stands; refused if the stream or the group is not what it was."""
-        found = writing.look(
-            self.server, self._reach,
-            after=self._position, counters=self._counters, deadline_us=self._deadline_us(),
-        )  # fmt: skip
-        self._clock.sync(found.now_us)
-        self._after = self._position = found.position
-        self._counters = found.counters
+            self._reader.probe()
 
     def _room(self) -> int:
-        """How many entries the next batch may have; 0 when the budget is spent."""
-        in_flight = sum(len(sent[0]) for sent in self._sent if sent) + self._unsent
-        room = min(self._batch, max(1, BATCH_BYTES // self._entry_bytes))
-        budget = self.job.max_events
-        return room if budget is None else min(room, budget - self.summary.total_read - in_flight)
+        """How many entries the next batch may have; 0 when the budget is spent or interrupted."""
+        if self.stopping.is_set():
+            return 0
+        size, budget = self._reader.size(self._rate), self.job.max_events
+        if budget is None:
+            return size
+        return min(size, budget - self.summary.total_read - self.in_flight.events - self._unsent)
 
-    def _pending_batches(self) -> Iterator[Batch]:
-        """What is pending already: first this consumer's own, then others' (scope pending)."""
-        scope = scopes.current(self.server, self._reach)
-        mine = chain.from_iterable(scopes.own_ids(self.server, scope))
-        own = ((entry, scope.consumer) for entry in mine)
-        others = chain.from_iterable(scopes.scope_ids(self.server, scope))
-        wanted = (row for row in others if self._wanted(row[0]))
-        for rows in (own, wanted) if scope.name == "pending" else (own,):
-            while (room := self._room()) > 0 and not self.stopping.is_set():
-                if not (chosen := list(islice(rows, room))):
-                    break
-                entries = reading.bodies(self.server, [row[0] for row in chosen])
-                self._check_plan(entries)
-                self._entry_bytes = reading.entry_bytes(entries)
-                yield Batch(entries, owners=[row[1] for row in chosen])
-
-    def _ask(self) -> None:
-        """Ask for the next new entries, if the budget leaves room and nobody interrupts."""
-        room = self._room()
-        if room < 1 or self.stopping.is_set():
-            return
-        # where another drain went meanwhile this one need not read any more
-        after = max(self._after, self._position, key=reading.id_key)
-        if reading.id_key(after) >= reading.id_key(self._reach.boundary):
-            return
-        self._asked = after, self._counters
-        reading.send_page(self.server, after, self._reach.boundary, room)
-        self._sent.append(None)
-
-    def _take(self) -> Batch | None:
+    def _next_batch(self) -> Batch | None:
         """The new entries that were asked for; None when there are none, or the budget is spent."""
-        if None not in self._sent:
+        if not self.in_flight.reading:
             # the budget was all in flight; what was rejected of that leaves room again
             self._settle_commits()
-            self._ask()
-        while None in self._sent:
-            if self._sent[0] is not None:
-                self._settle_one()
-                continue
-            with self._reply():
-                entries = reading.receive_page(self.server)
-            if not entries:
-                return None
-            self._check_plan(entries)
-            self._entry_bytes = reading.entry_bytes(entries)
-            after, counters = self._asked
-            self._after = text(entries[-1][0])
-            self._unsent = len(entries)
-            return Batch(entries, after=after, counters=counters)
-        return None
-
-    def _wanted(self, entry_id: bytes) -> bool:
-        return self.job.plan_ids is None or entry_id in self.job.plan_ids
-
-    def _check_plan(self, entries: Sequence[RawEntry]) -> None:
-        if self.job.plan_ids is None:
-            return
-        odd = [entry[0] for entry in entries if not self._wanted(entry[0])]
-        if odd:
-            raise RefusedError(f"entry {text(odd[0])} is not in the plan; make a new one")
+            self._reader.ask(self._room())
+        self._settle_commits()
+        request = self.in_flight.oldest()
+        if not isinstance(request, ReadRequest):
+            return None
+        batch = self._reader.receive(request, max(1, self._room()))
+        self._unsent = len(batch.entries) - len(batch.recorded) if batch else 0
+        return batch
 
     def _commit(self, batch: Batch) -> None:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
@@ -240,80 +162,78 @@ class Worker:
             now_us = self._clock.now_us()
             as_of_us = self.job.settings.as_of_us
             decisions = decide(events, self.job.policy, now_us if as_of_us is None else as_of_us)
-            made = records(
-                events, decisions, self.job.policy, drained_at_us=now_us,
-                consumer_group=self.job.scope.group, run_id=self.job.run_id,
-            )  # fmt: skip
             self._settle_commits()
-            writing.send_commit(
-                self.server, self._reach, batch, made,
-                rate=self._rate, run_id=self.job.run_id, deadline_us=self._deadline_us(),
-            )  # fmt: skip
-            self._sent.append((events, decisions))
-            if self._rate is None or self._settle_one():
+            self.in_flight.commit(
+                batch, events, decisions, now_us=now_us, credit_us=self._credit_us
+            )
+            request = self.in_flight.oldest()
+            if self._rate is None or not isinstance(request, CommitRequest):
+                return
+            if self._settle(request, may_wait=True):
                 return
 
     def _settle_commits(self) -> None:
-        while self._sent and self._sent[0] is not None:
-            self._settle_one()
+        while isinstance(request := self.in_flight.oldest(), CommitRequest):
+            self._settle(request)
 
-    def _settle_one(self) -> bool:
+    def _settle(self, request: CommitRequest, *, may_wait: bool = False) -> bool:
         """Take the reply of the oldest commit into the books; False if it has to wait."""
-        sent = self._sent[0]
-        with self._reply():
-            reply = writing.receive_commit(self.server)
-        self._clock.sync(reply.now_us)
+        reply = self.in_flight.receive_commit()
         self._next_turn = time.monotonic() + reply.wait_us / 1e6
+        self._rate = rate = reply.rate
         if not reply.done:
-            if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (self._rate or 1)) * 1e6:
-                raise DrainkitError(FUTURE_AUDIT)
-            if self._rate is None:
-                self._start_over()
-                raise ServerBusyError("the server's clock went back; waiting for it")
+            if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (rate or 1)) * 1e6:
+                raise DrainkitError(future_audit(reply.wait_us / 1e6))
+            if not may_wait or rate is None or request.fresh > max(1, rate / 5):
+                raise ReadAgainError("the batch has to wait, or to be smaller, and is read anew")
             return False
-        self._position, self._counters = reply.position, reply.counters
-        events, decisions = sent  # type: ignore[misc]
+        self._reader.note(reply.position, reply.counters)
+        taken = reply.rejected | request.batch.recorded
         rows: np.ndarray | slice = slice(None)
-        if reply.rejected:
-            rows = np.array([entry not in reply.rejected for entry in events.ids])
-        counted = self.summary.count(decisions, rows)
-        self.summary.pace.note(reply.now_us // 1000, counted)
+        if taken:
+            rows = np.array([entry not in taken for entry in request.events.ids])
+        if counted := self.summary.count(request.decisions, rows):
+            self.summary.pace.note(reply.audit_ms, counted)
+            self._credit_us = CREDIT_US
+        self.summary.vanished += reply.vanished
+        if request.batch.owners is not None:
+            self._refused |= reply.rejected
         if self.on_progress:
             self.on_progress(self.summary)
         return True
+
+    def _exhausted(self, *, progress: bool) -> bool:
+        """Whether nothing is left to do; raises if something is that could not be done."""
+        budget = self.job.max_events
+        if budget is not None and self.summary.total_read >= budget:
+            return True
+        # as far as a plan goes: what it leaves alone would be waited for forever
+        scope = scopes.current(self.server, self._reader.bounds)
+        if any(scopes.own_ids(self.server, scope)):
+            return False
+        if scope.name != "pending" or not self._refused:
+            return True
+        rows = (row for page in scopes.scope_ids(self.server, scope) for row in page)
+        left = sum(row[0] in self._refused for row in rows)
+        if left and not progress:
+            raise DrainkitError(
+                f"{left} idle entries of the scope could not be taken; run the same command again"
+            )
+        return not left
 
     def _sleep(self, seconds: float) -> bool:
         """Wait for the turn; False if interrupted meanwhile."""
         return not (self.stopping.wait(seconds) if seconds > 0 else self.stopping.is_set())
 
-    def _deadline_us(self) -> int:
-        """When a request sent now would be given up; the server refuses it after that."""
-        self._deadline = self._clock.now_us() + round(self.server.reply_timeout_sec * 1e6)
-        return self._deadline
-
-    def lose(self) -> None:
-        """Note that what is under way may be done or not, or may even be done later."""
-        if any(self._sent):
-            self._lost_until = self._deadline
-            self.uncertain = True
-        self._start_over()
-
-    def outwait(self) -> None:
-        """Wait until no lost request can still reach the server that it was sent to.
-
-        A network may deliver a request long after its connection broke; the books close after it.
-        """
-        if self.server.info.run_id == self._run_id:
-            time.sleep(max(0.0, self._lost_until - self._clock.now_us()) / 1e6)
-
     def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
         """After a fault: look again. What is still undelivered or pending was not committed."""
-        self.lose()
+        self.in_flight.mark_unknown()
         for wait in attempts:
             if self.stopping.wait(wait):
                 raise InterruptedRunError("interrupted; run the same command again to go on")
             try:
-                if self.server.reconnect().run_id != self._run_id:
+                self.server.reconnect()
+                if not self.in_flight.is_same_server:
                     raise UnreachableError(
                         "the server restarted or another took over, and may have lost the last "
                         "moments; run the same command again to go on"
@@ -324,8 +244,3 @@ class Worker:
                 continue
             return
         raise error
-
-    def _start_over(self) -> None:
-        """Forget what is in flight: the next round reads anew, own pending entries first."""
-        self._sent.clear()
-        self._unsent = 0

@@ -19,7 +19,7 @@ from ..safe import one_line, text
 from .connection import Server
 
 PAGE_ENTRIES = 5000
-FIRST_PAGE_ENTRIES = 500
+FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
 PAGE_BYTES = 16 << 20  # about so much at most, or a page of large entries would hold gigabytes
 FIRST_ID = "0-0"
 LAST_ID = "18446744073709551615-18446744073709551615"
@@ -289,6 +289,16 @@ def bodies(server: Server, ids: Sequence[bytes]) -> list[RawEntry]:
         server.pipeline([("XRANGE", server.stream, entry, entry) for entry in ids]) if ids else []
     )
     return [reply[0] if reply else [entry, None] for entry, reply in zip(ids, replies, strict=True)]
+
+
+def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]:
+    """`bodies` in pages that hold not too many bytes."""
+    size = FIRST_PAGE_ENTRIES
+    while ids:
+        entries = bodies(server, ids[:size])
+        ids = ids[size:]
+        size = max(1, min(8 * size, PAGE_BYTES // entry_bytes(entries)))
+        yield entries
 
 
 def pending_ids(

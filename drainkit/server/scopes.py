@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from ..core.values import RawEntry
@@ -11,11 +12,12 @@ from ..errors import RefusedError
 from ..kinds import allowlist_symbols, check_symbols
 from ..safe import one_line, text
 from ..settings import Settings
+from . import recorded
 from .connection import Server
 from .reading import (
     FIRST_ID,
     Name,
-    bodies,
+    body_pages,
     consumers,
     count_between,
     id_key,
@@ -34,6 +36,7 @@ class Scope:
 
     name: str
     group: str
+    consumer_group: str  # to which `group` belongs: itself, or scope history's
     consumer: str
     position: str  # of `group`; scope history: where its own group stands or would start
     group_position: str  # of the consumer group itself
@@ -69,6 +72,7 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     return Scope(
         name=settings.scope,
         group=settings.drain_group,
+        consumer_group=settings.consumer_group,
         consumer=settings.consumer_name,
         position=position,
         group_position=main.position,
@@ -82,16 +86,20 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
 def check_history_group(server: Server, settings: Settings) -> None:
     """Refuse a group that is somebody's: scope history acknowledges all it has, and destroys it."""
     group = settings.drain_group
-    is_made = server.call("HGET", server.keys.state, f"history_group:{group}") == b"made"
-    if not is_made and not settings.has_own_history_group:
-        raise RefusedError(
-            f"--history-group {one_line(group)}: drainkit did not make this group, and it would be "
-            "destroyed in the end; name one that does not exist yet"
-        )
+    if server.call("HGET", server.keys.state, f"history_group:{group}") != b"made":
+        raise RefusedError(not_ours(group))
+
+
+def not_ours(group: str) -> str:
+    """What to say of a group that scope history may not use."""
+    return (
+        f"--history-group {one_line(group)}: drainkit did not make this group, and it would be "
+        "destroyed in the end; name one that does not exist yet"
+    )
 
 
 def history_done(server: Server, group: str) -> str:
-    """Where an earlier, exhausted history drain ended: its group is gone, its records are not."""
+    """Where scope history's last commit left its group, be it exhausted or destroyed since."""
     done = server.call("HGET", server.keys.state, f"history:{group}")
     return text(done) if done else FIRST_ID
 
@@ -121,22 +129,52 @@ def own_ids(server: Server, scope: Scope) -> Iterator[list[bytes]]:
 
 def scope_entries(server: Server, scope: Scope) -> Iterator[list[RawEntry]]:
     """Pages of the entries that a live run would drain, in its order, read without a trace."""
+    done = recorded.of_scope(server, scope)
     for ids in own_ids(server, scope):
-        yield bodies(server, ids)
+        if fresh := [entry for entry in ids if entry not in done.ids]:
+            yield from body_pages(server, fresh)
     if scope.name == "pending":
         for rows in scope_ids(server, scope):
-            yield bodies(server, [row[0] for row in rows])
-    else:
-        first = next_id(scope.position)
-        yield from pages(server, server.stream, first, scope.boundary, ahead=True)
+            if fresh := [row[0] for row in rows if row[0] not in done.ids]:
+                yield from body_pages(server, fresh)
+        return
+    with closing(_new_entries(server, scope)) as found:
+        for page in found:
+            if entries := done.without(page):
+                yield entries
+
+
+def _new_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
+    yield from pages(server, server.stream, next_id(scope.position), scope.boundary, ahead=True)
 
 
 def remaining(server: Server, scope: Scope) -> int:
     """Entries of the scope, up to the boundary, not yet drained; counted."""
-    own = sum(len(ids) for ids in own_ids(server, scope))
+    done = recorded.of_scope(server, scope).ids
+    own = sum(entry not in done for ids in own_ids(server, scope) for entry in ids)
     if scope.name == "pending":
-        return own + sum(len(rows) for rows in scope_ids(server, scope))
-    return own + count_between(server, next_id(scope.position), scope.boundary)
+        rows = (row for page in scope_ids(server, scope) for row in page)
+        return own + sum(row[0] not in done for row in rows)
+    new = undelivered(server, scope)
+    if done:
+        low, high = id_key(scope.position), id_key(scope.boundary)
+        inside = sorted((entry for entry in done if low < id_key(entry) <= high), key=id_key)
+        new -= len(there(server, inside))
+    return own + new
+
+
+def undelivered(server: Server, scope: Scope) -> int:
+    """Entries after the group's position up to the boundary, recorded or not; counted."""
+    return count_between(server, next_id(scope.position), scope.boundary)
+
+
+def there(server: Server, ids: Sequence[bytes]) -> set[bytes]:
+    """Those of `ids`, ascending, that are in the stream."""
+    if not ids:
+        return set()
+    wanted = frozenset(ids)
+    found = pages(server, server.stream, text(ids[0]), text(ids[-1]))
+    return {entry[0] for page in found for entry in page if entry[0] in wanted}
 
 
 def current(server: Server, scope: Scope) -> Scope:

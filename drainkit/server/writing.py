@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from ..core.values import RawEntry
-from ..errors import RefusedError, ServerBusyError, StoppedError
+from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
 from .connection import Server
 from .reading import next_id, raw_name
-from .scopes import Scope
+from .scopes import Scope, not_ours
 
 _REFUSALS = {
     "stopped": "the kill switch is set (drainkit stop); drainkit resume lifts it",
@@ -27,6 +28,7 @@ _REFUSALS = {
     "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
 }
+_WAITING: list[Any] = [b"none", b"", b"", b"", 0, 0]  # what a reply that says to wait leaves out
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
 TRIM_REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was removed",
@@ -35,6 +37,10 @@ TRIM_REFUSALS = {
     "changed": "the stream's oldest entries changed meanwhile; nothing more was removed: "
     "run trim again",
 }
+
+
+class RecordedError(DrainkitError):
+    """A commit was refused: another drain may have recorded some of its entries."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Batch:
     after: str = ""
     counters: bytes = b""  # the stream's, from a Committed before the entries were asked for
     owners: Sequence[str] | None = None
+    recorded: frozenset[bytes] = frozenset()  # those that have their record: only acknowledged
+    marks: bytes = b""  # as of that knowledge (recorded.Recorded); empty: the audit was not read
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,13 @@ class Committed:
     done: bool
     now_us: int
     wait_us: int  # until the next turn, by the common pace
+    rate: float | None  # events per second: the lowest throttle of all drains at work
     position: str
     counters: bytes  # "added deleted", entries so far; empty where the server does not count
-    rejected: frozenset[bytes]  # neither audited nor acknowledged: somebody else's now
+    marks: bytes  # what is recorded for the consumer group; empty: unknown, the audit tells
+    audit_ms: int  # of the records' ids; 0 without records
+    vanished: int  # of `rejected`, those that were deleted before they could be delivered
+    rejected: frozenset[bytes]  # neither audited nor acknowledged: deleted, or somebody else's now
 
 
 def send_commit(
@@ -72,10 +84,12 @@ def send_commit(
     rate: float | None,
     run_id: str,
     deadline_us: int,
+    credit_us: int = 0,
 ) -> None:
     """Send a batch with its audit records (RECORD_FIELDS order) to be committed.
 
-    After `deadline_us`, by the server's clock, the request does nothing any more.
+    After `deadline_us`, by the server's clock, the request does nothing any more. Of a delay of its
+    turn up to `credit_us` are made up for.
     """
     flat: list[bytes | str] = []
     if batch.owners is None:
@@ -86,12 +100,16 @@ def send_commit(
         kind = ("pending", batch.counters, scope.min_idle_ms)
         for record, owner in zip(records, batch.owners, strict=True):
             flat += (*record[:5], record[6], raw_name(owner))
+    for at, record in enumerate(records) if batch.recorded else ():
+        if record[0] in batch.recorded:
+            flat[at * (6 if batch.owners is None else 7) + 4] = b""
     drained_at = records[0][5] if records else b""
     server.send(
         "EVAL", _script("commit"), 4, server.stream, server.keys.audit, server.keys.stop,
         server.keys.state, scope.group, scope.consumer,
         "none" if rate is None else repr(rate), run_id, deadline_us,
-        scope.boundary, *kind, drained_at, len(records), *flat,
+        scope.boundary, *kind, drained_at, scope.consumer_group, batch.marks, credit_us,
+        len(records), *flat,
     )  # fmt: skip
 
 
@@ -100,25 +118,44 @@ def receive_commit(server: Server) -> Committed:
     status, now_us, wait_us, *rest = server.receive()
     if status == b"late":
         raise ServerBusyError(_LATE)
+    if status == b"recorded":
+        raise RecordedError("another drain recorded entries of this scope; the audit is read again")
     if status == b"stopped":
         raise StoppedError(_REFUSALS["stopped"])
     if status not in (b"ok", b"wait"):
         raise RefusedError(_REFUSALS[status.decode()])
-    position, counters, *rejected = rest or (b"", b"")
+    rest += _WAITING[len(rest) :]
+    rate, position, counters, marks, audit_ms, vanished, *rejected = rest
     return Committed(
-        status == b"ok", int(now_us), int(wait_us), text(position), counters, frozenset(rejected)
+        done=status == b"ok",
+        now_us=int(now_us),
+        wait_us=int(wait_us),
+        rate=None if rate == b"none" else float(rate),
+        position=text(position),
+        counters=counters,
+        marks=marks,
+        audit_ms=int(audit_ms),
+        vanished=int(vanished),
+        rejected=frozenset(rejected),
     )
 
 
-def look(
-    server: Server, scope: Scope, *, after: str, counters: bytes, deadline_us: int
+def probe(
+    server: Server,
+    scope: Scope,
+    *,
+    after: str,
+    counters: bytes,
+    deadline_us: int,
+    rate: float | None = None,
 ) -> Committed:
     """A commit without records: proves that one could work, and tells where the group stands.
 
-    It refuses what a commit refuses: a position below `after`, counters that went back.
+    It refuses what a commit refuses: a position below `after`, counters that went back. With `rate`
+    the drains at work learn of this one's throttle.
     """
     nothing = Batch([], after, counters)
-    send_commit(server, scope, nothing, [], rate=None, run_id="", deadline_us=deadline_us)
+    send_commit(server, scope, nothing, [], rate=rate, run_id="", deadline_us=deadline_us)
     return receive_commit(server)
 
 
@@ -146,11 +183,25 @@ def resume(server: Server) -> bool:
     return server.call("GETDEL", server.keys.stop) is not None
 
 
-def open_history(server: Server, group: str) -> None:
-    """Make the group of scope history where it is missing, and note that it is drainkit's."""
-    made = server.call("EVAL", _script("history_open"), 2, server.stream, server.keys.state, group)
+def open_history(server: Server, scope: Scope) -> None:
+    """Make scope history's group where it is missing, where its last commit left it.
+
+    Refuses a group that drainkit did not make, and a second one of the same consumer group.
+    """
+    made, *other = server.call(
+        "EVAL", _script("history_open"), 2, server.stream, server.keys.state, scope.group,
+        scope.consumer_group,
+    )  # fmt: skip
     if made == -1:
         raise RefusedError(f"{one_line(text(server.stream))} is no stream any more")
+    if made == -2:
+        raise RefusedError(not_ours(scope.group))
+    if made == -3:
+        name = one_line(text(other[0]))
+        raise RefusedError(
+            f"scope history of this consumer group is at work with group {name}; "
+            f"finish it with --history-group {name}"
+        )
 
 
 def close_history(server: Server, group: str, boundary: str) -> bool:

@@ -6,14 +6,20 @@
 -- KEYS: stream, audit stream, kill switch, state
 -- ARGV: group, consumer, rate ("none" or events per second), run id, deadline in us, boundary,
 --       kind, the stream's counters as known before the batch was read ("" unknown), `after` (new)
---       or the least idle ms (pending), drained_at_ts, number of records, then for each record: original id, symbol,
---       age_sec, confidence, action, reason and, of kind pending, its owner
--- Returns {"ok", now in us, wait in us until the next turn, position, counters, id, id...}, the
--- ids being those that were neither audited nor acknowledged, since they are somebody else's now;
--- or {"wait", now, us}; or {reason, now, 0} of a refusal. Unless it says "ok" nothing changed.
+--       or the least idle ms (pending), drained_at_ts, the consumer group to which `group` belongs
+--       (itself, or scope history's), its marks as known when the caller looked what is recorded
+--       already ("" not looked), us of delay that the pace makes up for, number of records, then
+--       for each record: original id, symbol, age_sec, confidence, action ("" recorded already:
+--       acknowledged without a second record), reason and, of kind pending, its owner
+-- Returns {"ok", now in us, wait in us until the next turn, rate that holds, position, counters,
+-- marks, ms of the records, number of entries that were deleted, id, id...}, the ids being those
+-- that were neither audited nor acknowledged: deleted, or somebody else's now;
+-- or {"wait", now, us, rate}; or {reason, now, 0} of a refusal. Unless it says "ok" nothing changed
+-- but the pace.
 local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, rate, run_id, boundary = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
-local kind, drained_at, records, FIRST = ARGV[7], ARGV[10], tonumber(ARGV[11]), 12
+local kind, drained_at, owner, known = ARGV[7], ARGV[10], ARGV[11], ARGV[12]
+local credit_us, records, FIRST = tonumber(ARGV[13]), tonumber(ARGV[14]), 15
 local WIDTH = kind == 'new' and 6 or 7
 
 local time = redis.call('TIME')
@@ -47,13 +53,19 @@ if before(field(info, 'last-generated-id'), boundary) or added_then and added < 
   return refused('recreated')
 end
 
-local accepted, rejected = {}, {}
+local accepted, rejected, vanished = {}, {}, 0
 
 -- New entries: whatever lies after the position is undelivered, so it is nobody's yet. If some were
 -- deleted meanwhile, XREADGROUP would go on to entries that nobody decided, past the boundary even:
 -- so unless the counters rule that out, look which are there.
 local function choose_new(after)
-  if before(position, after) then return 'moved_back' end
+  -- Between the position and what was read next all may be deleted. If something is there, then the
+  -- batch before this one was not committed, or somebody moved the position back.
+  if before(position, after)
+      and #redis.call('XRANGE', stream, '(' .. position, after, 'COUNT', 1) > 0 then
+    return 'moved_back'
+  end
+  local passed = before(after, position)
   local there
   local is_whole = counters ~= '' and counters:match(' .*') == ARGV[8]:match(' .*')
   if records > 0 and not is_whole then
@@ -68,8 +80,14 @@ local function choose_new(after)
   for r = 1, records do
     local at = FIRST + (r - 1) * WIDTH
     local id = ARGV[at]
-    local ok = there == nil and (position == after or before(position, id)) or there and there[id]
-    if ok then accepted[#accepted + 1] = at else rejected[#rejected + 1] = id end
+    if passed and not before(position, id) then
+      rejected[#rejected + 1] = id
+    elseif there == nil or there[id] then
+      accepted[#accepted + 1] = at
+    else
+      rejected[#rejected + 1] = id
+      vanished = vanished + 1
+    end
   end
 end
 
@@ -85,11 +103,12 @@ local function choose_pending(min_idle)
   end
   for r = 1, records do
     local at = FIRST + (r - 1) * WIDTH
-    local id, owner = ARGV[at], ARGV[at + 6]
+    local id, holder = ARGV[at], ARGV[at + 6]
     local ok = mine[id]
-    if owner ~= consumer then
+    if holder ~= consumer then
       local row = redis.call('XPENDING', stream, group, id, id, 1)[1]
-      ok = row and row[2] == owner and row[3] >= min_idle
+      -- released by its consumer (XNACK, Redis 8.8) it idles for -1 ms and is nobody's
+      ok = row and row[2] == holder and (row[3] < 0 or row[3] >= min_idle)
     end
     -- an id given twice would get two records
     if ok and not seen[id] then
@@ -108,20 +127,84 @@ elseif records > 0 then
   choose_pending(tonumber(ARGV[9]))
 end
 
+-- No entry is recorded twice for one consumer group, by whatever scopes. What its drains do in turn
+-- cannot overlap but across scopes (or after the position was moved back), so these are counted:
+-- marks = "<highest id recorded> <commits of new entries at or below it> <of pending> <of history>".
+-- A caller that looked into the audit before one of the others' counts grew has to look again.
+local marks_field = 'recorded:' .. owner
+local marks = redis.call('HGET', state, marks_field) or known
+local highest, anew, of_pending, of_history = marks:match('^(%d+%-%d+) (%d+) (%d+) (%d+)$')
+local is_history = group ~= owner
+local recordable = {}
+for i = 1, #accepted do
+  if ARGV[accepted[i] + 4] ~= '' then recordable[#recordable + 1] = accepted[i] end
+end
+local n = #recordable
+if n > 0 then
+  local first, last = ARGV[recordable[1]], ARGV[recordable[n]]
+  if not highest then return refused('recorded') end
+  local overlaps = not before(highest, first)
+  local _, a, p, h = known:match('^(%d+%-%d+) (%d+) (%d+) (%d+)$')
+  local is_known
+  if is_history then
+    is_known = a == anew and p == of_pending
+  elseif kind == 'pending' then
+    is_known = a == anew and h == of_history
+  else
+    is_known = not overlaps or p == of_pending and h == of_history
+  end
+  if not is_known then return refused('recorded') end
+  if is_history then
+    of_history = int(of_history + 1)
+  elseif kind == 'pending' then
+    of_pending = int(of_pending + 1)
+  elseif overlaps then
+    anew = int(anew + 1)
+  end
+  if before(highest, last) then highest = last end
+  marks = table.concat({highest, anew, of_pending, of_history}, ' ')
+end
+
 -- Pace of all drains of the stream together. `log` holds (ms, count) of the last second by the
 -- audit's ids; the clock of those ids and TIME can differ by 1 ms, so 2 ms are kept as a guard.
+-- `rates` are the throttles at work: one holds until a second after its next turn.
 local GUARD = 2
 local pace = redis.call('HGET', state, 'pace') or ''
 local due = tonumber(pace:match('^%d+')) or 0
-local log = {}
-for ms, n in pace:gmatch('(%d+):(%d+)') do
-  ms, n = tonumber(ms), tonumber(n)
-  if ms > now_ms - 1000 - GUARD then log[#log + 1] = {ms, n} end
+local log, rates = {}, {}
+for ms, count in pace:gmatch(' (%d+):(%d+)') do
+  ms, count = tonumber(ms), tonumber(count)
+  if ms > now_ms - 1000 - GUARD then log[#log + 1] = {ms, count} end
+end
+for other, until_ms in pace:gmatch(' (%S+)@(%d+)') do
+  -- one that would hold for longer is left from before the clock went back
+  local left = until_ms - now_ms
+  if left > 0 and left <= 2000 + 2000 / math.min(1, other) then rates[other] = until_ms end
+end
+local function save_pace(wait_us)
+  if rate ~= 'none' then
+    local turn_us = math.max(1, n) / rate * 1000000
+    rates[rate] = int(now_ms + 1000 + math.ceil(math.max(wait_us, turn_us) / 1000))
+  end
+  local parts = {int(due)}
+  for other, until_ms in pairs(rates) do parts[#parts + 1] = other .. '@' .. until_ms end
+  for i = 1, #log do parts[#parts + 1] = int(log[i][1]) .. ':' .. int(log[i][2]) end
+  pace = table.concat(parts, ' ')
+  redis.call('HSET', state, 'pace', pace)
+end
+-- of the throttles at work at once the lowest holds
+local lowest = rate
+for other in pairs(rates) do
+  if lowest == 'none' or tonumber(other) < tonumber(lowest) then lowest = other end
+end
+local function wait_reply(us)
+  save_pace(us)
+  return {'wait', int(now_us), int(math.ceil(us)), lowest}
 end
 
 -- us to wait until `n` more fit into a window of `width` ms that may hold `cap`
-local function wait_for(width, cap, n)
-  local sum = n
+local function wait_for(width, cap, more)
+  local sum = more
   for i = 1, #log do
     if log[i][1] > now_ms - width - GUARD then sum = sum + log[i][2] end
   end
@@ -137,7 +220,6 @@ local function wait_for(width, cap, n)
   return wait
 end
 
-local n = #accepted
 local audit_ms = 0
 if redis.call('EXISTS', audit) == 1 then
   -- beyond 2^53 the number is not exact, but then it is far in the future in any case
@@ -146,29 +228,31 @@ if redis.call('EXISTS', audit) == 1 then
   -- ids only grow: after the clock stepped back they would all fall into one millisecond, and
   -- ids that are used up would fail in the middle of the batch
   if n > 0 and audit_ms > now_ms + 1 then
-    return {'wait', int(now_us), int(math.min((audit_ms - now_ms) * 1000, 1e15))}
+    return {'wait', int(now_us), int(math.min((audit_ms - now_ms) * 1000, 1e15)), lowest}
   end
 end
 
-if n > 0 and rate ~= 'none' then
-  rate = tonumber(rate)
-  local gap = n / rate * 1000000
+if n > 0 and lowest ~= 'none' then
+  local holds = tonumber(lowest)
+  local gap = n / holds * 1000000
+  local tenth = math.max(1, math.floor(holds / 5))
+  if n > tenth then return wait_reply(0) end  -- too large for this rate: its sender makes it smaller
   local wait = math.max(
     -- a slower drain's turn may be far off; this one's own gap is the most it waits for it
     math.min(due - now_us, gap),
-    wait_for(1000, math.ceil(rate), n),
-    wait_for(100, math.max(1, math.floor(rate / 5)), n))
-  if rate < 1 then
+    wait_for(1000, math.ceil(holds), n),
+    wait_for(100, tenth, n))
+  if holds < 1 then
     wait = math.max(wait, (audit_ms + GUARD) * 1000 + gap - now_us)
-    due = now_us + gap
-  else
+    if wait <= 0 then due = now_us + gap end
+  elseif wait <= 0 then
     -- The next turn follows the last by the clock, not by when it was taken. Of a delay up to 50 ms
     -- are made up for: a busy client then loses no rate, and the windows above keep the pace even.
-    due = math.max(due, now_us - 50000)
+    due = math.max(due, now_us - credit_us)
     if due > now_us + gap then due = now_us end
     due = due + gap
   end
-  if wait > 0 then return {'wait', int(now_us), int(math.ceil(wait))} end
+  if wait > 0 then return wait_reply(wait) end
 end
 
 -- Lua does not roll back. With all audit records first, whatever fails here leaves entries
@@ -176,43 +260,49 @@ end
 -- after the XADDs (a right taken away meanwhile) would leave records that the next run writes again:
 -- so each is tried first, on what cannot be there, and HSET before all, as OOM is only noticed by a
 -- script's first write. A call without records does just this: it proves that a drain could work.
-redis.call('HSET', state, 'pace', pace)
+save_pace(0)
 redis.call('XACK', stream, group, '0-0')
-if n > 0 then
+local recorded_ms = 0
+if #accepted > 0 then
   redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1, 'STREAMS', stream,
     '18446744073709551615-18446744073709551614')
   local audited
   for i = 1, n do
-    local at = accepted[i]
+    local at = recordable[i]
     audited = redis.call('XADD', audit, '*',
       'original_id', ARGV[at], 'symbol', ARGV[at + 1], 'age_sec', ARGV[at + 2],
       'confidence', ARGV[at + 3], 'action', ARGV[at + 4], 'drained_at_ts', drained_at,
-      'reason', ARGV[at + 5], 'consumer_group', group, 'run_id', run_id)
+      'reason', ARGV[at + 5], 'consumer_group', owner, 'run_id', run_id)
   end
   if kind == 'new' then
-    redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', n, 'NOACK', 'STREAMS', stream, '>')
-    position = ARGV[accepted[n]]
+    redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', #accepted, 'NOACK',
+      'STREAMS', stream, '>')
+    position = ARGV[accepted[#accepted]]
+    if is_history then redis.call('HSET', state, 'history:' .. group, position) end
   else
     local ids = {}
-    for i = 1, n do
+    for i = 1, #accepted do
       ids[#ids + 1] = ARGV[accepted[i]]
-      if #ids == 1000 or i == n then  -- unpack fails near 8,000 values
+      if #ids == 1000 or i == #accepted then  -- unpack fails near 8,000 values
         redis.call('XACK', stream, group, unpack(ids))
         ids = {}
       end
     end
   end
-  local ms = math.max(now_ms, tonumber(audited:match('^%d+')))
-  if #log > 0 and log[#log][1] == ms then
-    log[#log][2] = log[#log][2] + n
-  else
-    log[#log + 1] = {ms, n}
+  if n > 0 then
+    recorded_ms = tonumber(audited:match('^%d+'))
+    local ms = math.max(now_ms, recorded_ms)
+    if #log > 0 and log[#log][1] == ms then
+      log[#log][2] = log[#log][2] + n
+    else
+      log[#log + 1] = {ms, n}
+    end
+    save_pace(0)
+    redis.call('HSET', state, marks_field, marks)
   end
-  local parts = {int(due)}
-  for i = 1, #log do parts[i + 1] = int(log[i][1]) .. ':' .. int(log[i][2]) end
-  redis.call('HSET', state, 'pace', table.concat(parts, ' '))
 end
 
-local reply = {'ok', int(now_us), int(math.max(0, due - now_us)), position, counters}
+local reply = {'ok', int(now_us), int(math.max(0, due - now_us)), lowest, position, counters, marks,
+  int(recorded_ms), int(vanished)}
 for i = 1, #rejected do reply[#reply + 1] = rejected[i] end
 return reply

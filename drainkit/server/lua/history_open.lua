@@ -1,13 +1,26 @@
--- Make the group of scope history where it is missing, where the last exhausted one ended.
--- KEYS: stream, state; ARGV: group. Returns 1 if made, 0 if it was there, -1 without a stream.
-if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then return -1 end
+-- Make the group of scope history where it is missing, where its last commit left it.
+-- KEYS: stream, state; ARGV: group, the consumer group to which it belongs
+-- Returns {1} if made, {0} if it was there, {-1} without a stream, {-2} if somebody else made it,
+-- {-3, name} if the consumer group has another group of scope history.
+if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then return {-1} end
+local groups = {}
 for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   for i = 1, #info, 2 do
-    if info[i] == 'name' and info[i + 1] == ARGV[1] then return 0 end
+    if info[i] == 'name' then groups[info[i + 1]] = true end
   end
 end
--- from 0-0 again, each entry would get a second record
-local from = redis.call('HGET', KEYS[2], 'history:' .. ARGV[1]) or '0-0'
-redis.call('HSET', KEYS[2], 'history_group:' .. ARGV[1], 'made')
-redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], from)
-return 1
+local group, owner, state = ARGV[1], ARGV[2], KEYS[2]
+-- two at once would record what both of them have before them
+local other = redis.call('HGET', state, 'history_of:' .. owner)
+if other and other ~= group and groups[other]
+    and redis.call('HGET', state, 'history_group:' .. other) == 'made' then
+  return {-3, other}
+end
+local is_made = redis.call('HGET', state, 'history_group:' .. group) == 'made'
+if groups[group] and not is_made then return {-2} end
+redis.call('HSET', state, 'history_group:' .. group, 'made', 'history_of:' .. owner, group)
+if groups[group] then return {0} end
+-- also one that was destroyed in the middle goes on where it was
+local from = redis.call('HGET', state, 'history:' .. group) or '0-0'
+redis.call('XGROUP', 'CREATE', KEYS[1], group, from)
+return {1}

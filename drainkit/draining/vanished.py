@@ -1,0 +1,93 @@
+"""What became of entries that a run neither recorded nor left: deleted, or passed over.
+
+On a capped stream a producer deletes from the front all the time, also what is undelivered yet.
+A commit sees only what is deleted between its read and itself; the rest is told by counting. What
+was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.summary import Summary
+from ..safe import text
+from ..server import recorded, scopes
+from ..server.audit_log import run_records
+from ..server.connection import Server
+from ..server.reading import id_key, next_id, pages
+from .job import Job
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where the group stood when the run began, and how many entries it had before it."""
+
+    position: str
+    undelivered: int  # up to the run's boundary
+
+
+def opening(server: Server, job: Job) -> Opening | None:
+    """Count before the first commit. None where nothing has to be counted.
+
+    With a plan the entries are known by name; pending entries do not vanish, they are recorded as
+    missing.
+    """
+    if job.scope.name == "pending" or job.plan_ids is not None:
+        return None
+    here = scopes.current(server, job.scope)
+    return Opening(here.position, scopes.undelivered(server, here))
+
+
+def account(server: Server, job: Job, summary: Summary, begun: Opening | None) -> None:
+    """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
+
+    The audit and the stream are read again only if the numbers leave something to explain.
+    """
+    if job.plan_ids is not None:
+        summary.vanished = len(job.trimmed) + len(vanished_of_plan(server, job, summary))
+    if begun is None:
+        return
+    here = scopes.current(server, job.scope)
+    if not here.group_exists and here.name != "history":
+        return  # without its group nobody knows what is undelivered
+    gone = begun.undelivered - scopes.undelivered(server, here)
+    if gone == summary.total_read + summary.vanished:
+        return
+    first, last = next_id(begun.position), job.scope.boundary
+    known = recorded.between(server, job.scope, first, last)
+    passed = min(here.position, last, key=id_key)
+    there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
+    summary.passed_over = len(there - known)
+    summary.vanished = max(0, gone - len(there | known))
+
+
+def vanished_of_plan(server: Server, job: Job, summary: Summary) -> set[str]:
+    """Entries of the plan that have no record and are not in the stream any more."""
+    ids = job.plan_ids or frozenset()
+    if summary.total_read >= len(ids):
+        return set()
+    done = {record.original_id.encode() for record in run_records(server, {job.run_id})}
+    return set(vanished_ids(server, job, [text(entry) for entry in ids - done]))
+
+
+def vanished_ids(server: Server, job: Job, lacking: Sequence[str]) -> list[str]:
+    """Those of a plan's entries without a record that are not in the stream any more."""
+    if job.scope.name == "pending" or not lacking:
+        return []
+    ids = sorted(lacking, key=id_key)
+    there = scopes.there(server, [entry.encode() for entry in ids])
+    return [entry for entry in ids if entry.encode() not in there]
+
+
+def unkept(job: Job, summary: Summary) -> str | None:
+    """What the plan promised and the run, though it came to its end, did not do; None: nothing."""
+    if job.plan_ids is None:
+        return None
+    left = len(job.plan_ids) + len(job.trimmed) - summary.total_read - summary.vanished
+    if left <= 0:
+        return None
+    return (
+        f"{left} entries of the plan were not drained: somebody else took or acknowledged them "
+        "during the run; see remaining, and make a new plan"
+    )

@@ -1,0 +1,156 @@
+"""Entries that are deleted before they could be delivered: the drain goes on and counts them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from books import GROUP, ask, assert_books_balance, at, audit, pending, seed
+from conftest import Cli, Fill, intent
+from faults import attempt, key
+from servers import Server
+
+LIVE = ("drain", "--mode", "live", "--yes", "--json")
+
+
+@contextmanager
+def capped_producer(server: Server, stream: str, per_sec: int) -> Iterator[threading.Event]:
+    """A producer that, once its event is set, adds with MAXLEN ~ 1000 until the end."""
+    begin, done = threading.Event(), threading.Event()
+
+    def produce() -> None:
+        client = server.client()
+        begin.wait()
+        started, n = time.monotonic(), 0
+        while not done.is_set():
+            while n < (time.monotonic() - started) * per_sec:
+                client.xadd(stream, intent(), maxlen=1000, approximate=True)  # type: ignore[arg-type]
+                n += 1
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    try:
+        yield begin
+    finally:
+        begin.set()
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("per_sec", [100, 1000])
+@pytest.mark.parametrize("throttle", ["100", "none"])
+def test_a_drain_on_a_capped_stream_ends_by_itself(
+    server: Server, stream: str, fill: Fill, per_sec: int, throttle: str
+) -> None:
+    """Each undelivered entry is recorded, vanished or left; none past the boundary is touched."""
+    ids = seed(server, stream, fill, 1100, delivered=600)[600:]
+    ask(server, "XADD", stream, "*", "note", "the last")
+    with capped_producer(server, stream, per_sec) as begin:
+        if throttle == "none":
+            begin.set()
+            time.sleep(0.3)
+        run = attempt(
+            server.url, stream, throttle=throttle, max_events=90, at=(3, begin.set)
+        )  # fmt: skip
+    assert run.rc == 0, run.error
+    found = run.summary
+    assert found is not None
+    assert_books_balance(server, stream, found)
+    records = audit(server, stream)
+    assert all(key(r["original_id"]) <= key(found["boundary_id"]) for r in records)
+    assert len({r["original_id"] for r in records}) == len(records)
+    assert pending(server, stream) == 0
+    if throttle == "100":  # the producer began after the run
+        assert found["total_read"] + found["vanished"] + found["remaining"] == len(ids) + 1
+        assert (found["vanished"] > 0) == (per_sec == 1000)
+
+
+def test_what_is_deleted_between_read_and_commit_is_counted(
+    server: Server, stream: str, fill: Fill
+) -> None:
+    """Ends of batches and whole batches: counted, and the run goes on."""
+    ids = seed(server, stream, fill, 300, delivered=100)[100:]
+
+    def delete() -> None:  # batches of 2 at 100/s; the next is read already
+        ask(server, "XDEL", stream, *ids[21:28], *ids[60:70])
+
+    run = attempt(server.url, stream, throttle="100", at=(20, delete))
+    assert run.rc == 0, run.error
+    found = run.summary
+    assert found is not None
+    assert (found["total_read"], found["vanished"], found["remaining"]) == (183, 17, 0)
+    assert [r["original_id"] for r in audit(server, stream)] == [
+        *ids[:21], *ids[28:60], *ids[70:]
+    ]  # fmt: skip
+
+
+def test_a_group_moved_forward_is_told(server: Server, stream: str, fill: Fill) -> None:
+    """SETID forward during a drain skips entries: they are counted as passed over."""
+    ids = seed(server, stream, fill, 300, delivered=100)[100:]
+
+    def forward() -> None:
+        ask(server, "XDEL", stream, ids[150])
+        ask(server, "XGROUP", "SETID", stream, GROUP, ids[80])
+
+    run = attempt(server.url, stream, throttle="1000", at=(40, forward))
+    assert run.rc == 0, run.error
+    found = run.summary
+    assert found is not None
+    recorded = {r["original_id"] for r in audit(server, stream)}
+    assert found["passed_over"] == len(set(ids[:81]) - recorded) > 20
+    assert (found["vanished"], found["remaining"]) == (1, 0)
+
+
+def plan_and_apply(cli: Cli, server: Server, stream: str, *options: str, **when: Any) -> Any:
+    where = at(server, stream)
+    planned = cli("drain", "--json", *where, "--plan", "plan.json", *options)
+    assert planned.rc == 0, planned.err
+    when.get("between", lambda: None)()
+    return cli(*LIVE, *where, "--plan", "plan.json")
+
+
+@pytest.mark.parametrize("per_sec", [100, 1000])
+def test_a_plan_on_a_capped_stream_is_applied(
+    server: Server, stream: str, fill: Fill, cli: Cli, per_sec: int
+) -> None:
+    """What was trimmed before and during the run is vanished and drift; the rest is drained."""
+    seed(server, stream, fill, 1100, delivered=1000)
+    options = ("--throttle", "50", "--max-events", "80")
+    with capped_producer(server, stream, per_sec) as begin:
+        run = plan_and_apply(cli, server, stream, *options, between=begin.set)
+    assert run.rc == 0, run.err
+    found = run.json()
+    assert found["total_read"] + found["vanished"] == 80
+    assert_books_balance(server, stream, found)
+    if per_sec == 1000:
+        assert found["vanished"] > 0
+    happened = Counter()
+    for row in found["drift"]:
+        happened[row["happened"]] += row.get("events", 1)
+    assert happened["vanished"] == found["vanished"]
+    import pandas as pd
+
+    planned = pd.read_parquet(cli.cwd / "decisions.parquet")["id"]
+    assert {r["original_id"] for r in audit(server, stream)} <= set(planned)
+
+
+def test_a_plan_whose_middle_is_gone_is_still_refused(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Trimmed from the front: applied. Deleted in the middle before the run: refused, none done."""
+    ids = seed(valkey, stream, fill)
+
+    def front_and_middle() -> None:
+        ask(valkey, "XTRIM", stream, "MINID", "=", ids[110])
+        ask(valkey, "XDEL", stream, ids[130])
+
+    run = plan_and_apply(cli, valkey, stream, "--throttle", "none", between=front_and_middle)
+    assert run.rc == 4
+    assert ids[130] in run.err
+    assert audit(valkey, stream) == []
