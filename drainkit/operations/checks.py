@@ -89,12 +89,18 @@ def check(
     pattern: str | None = None,
     audits: bool = False,
 ) -> Report:
-    """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown."""
+    """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown.
+
+    `audits`: for metrics, so the audit is counted by action, and backlogs are counted to the end.
+    """
     report = Report()
+    most = None if audits else limits.max_backlog
     for one in _each_stream(server, settings, pattern, report):
         name = text(server.stream)
         try:
-            state = read_state(one, settings, dead_after_min=limits.dead_after_min, audits=audits)
+            state = read_state(
+                one, settings, dead_after_min=limits.dead_after_min, audits=audits, most=most
+            )
         except UnreachableError:
             raise
         except DrainkitError as error:
@@ -159,7 +165,10 @@ def _judge(report: Report, state: StreamState, limits: Limits, groups: Sequence[
 def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> None:
     group = g.group.name
     lag = "" if g.lag_agrees else f" (lag reported by Redis: {_known(g.group.lag_reported)})"
-    _add(report, name, group, "{} entries undelivered", g.undelivered, limits.max_backlog, note=lag)
+    _add(
+        report, name, group, "{} entries undelivered", g.undelivered, limits.max_backlog,
+        note=lag, at_least=not g.group.counted_all,
+    )  # fmt: skip
     _add(report, name, group, "{} entries pending", g.group.pending, limits.max_pending)
     _add(report, name, group, "{} dead consumers", g.consumers["dead"], limits.max_dead)
     for what, n, age_sec, most in (
@@ -175,13 +184,15 @@ def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> No
 
 def _add(
     report: Report, name: str, group: str | None, text: str, value: float, limit: float | None,
-    *, note: str = "",
+    *, note: str = "", at_least: bool = False,
 ) -> None:  # fmt: skip
     """A finding, if the value is above the limit or from 80 % of it on."""
     if limit is None or (value < limit * WARN_FROM or value == 0):
         return
     severity = "critical" if value > limit else "warning"
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+    if at_least:
+        shown = f"more than {value - 1:,}"
     report.add(severity, name, group, f"{text.format(shown)}, limit {limit:,}{note}")
 
 

@@ -11,7 +11,7 @@ from ..core.events import decoder_of
 from ..core.timestamps import NO_TIME
 from ..core.values import RawEntry
 from ..safe import one_line, text
-from ..server import reading
+from ..server import counting, reading
 from ..server.audit_log import audit_counts
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS, Backlog, Group, StreamInfo
@@ -25,7 +25,7 @@ HISTORY_GROUP = ".drain_history"
 def baseline(server: Server) -> dict[str, Any]:
     """Stream, groups with counted backlog, consumers and pending, as one JSON-ready object."""
     info = reading.stream_info(server)
-    groups = reading.groups(server, info)
+    groups = counting.groups(server, info)
     return {
         "stream": asdict(info),
         "groups": [
@@ -128,9 +128,9 @@ class GroupState:
 
     @property
     def lag_agrees(self) -> bool | None:
-        """Whether the lag that Redis reports is the counted one; None where it reports none."""
+        """Whether the lag that Redis reports is the counted one; None where that is not known."""
         lag = self.group.lag_reported
-        return None if lag is None else lag == self.undelivered
+        return lag == self.undelivered if lag is not None and self.group.counted_all else None
 
 
 @dataclass(frozen=True)
@@ -172,13 +172,17 @@ def read_state(
     *,
     dead_after_min: float = 60,
     audits: bool = False,
+    most: int | None = None,
 ) -> StreamState:
     """The stream as it is now; groups of scope history are the drain's own, left out.
 
-    `audits`: also count the audit by action, for which all of it is read.
+    `audits`: also count the audit by action, for which all of it is read. `most`: count no more
+    undelivered entries than that (and one).
     """
     info = reading.stream_info(server)
-    groups = [g for g in reading.groups(server, info) if not g.name.endswith(HISTORY_GROUP)]
+    groups = [
+        g for g in counting.groups(server, info, most=most) if not g.name.endswith(HISTORY_GROUP)
+    ]
     switch = reading.stop_switch(server)
     return StreamState(
         info=info,

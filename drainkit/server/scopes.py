@@ -12,12 +12,12 @@ from ..kinds import allowlist_symbols, check_symbols
 from ..safe import one_line, text
 from ..settings import Settings
 from .connection import Server
+from .counting import count_between
 from .reading import (
     FIRST_ID,
     Name,
     bodies,
     consumers,
-    count_between,
     id_key,
     next_id,
     pages,
