@@ -64,6 +64,8 @@ CHECK: list[Any] = [
     _limit("--max-age-min", 60, "Age of the oldest of them, minutes.", minutes=True),
     _limit("--max-pending", 1000, "Entries pending, per group."),
     _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes.", minutes=True),
+    option("--max-lost", type=click.IntRange(min=0), metavar="N",
+           help="Entries trimmed before a group read them. [0; given: unknown if not counted]"),
     _limit("--max-dead", None, "Dead consumers, per group. [not judged]"),
     _limit("--dead-after-min", 60, "Dead: idle at least, minutes.", minutes=True),
     _limit("--max-audit", None, "Entries of the audit stream. [not judged]"),
@@ -101,8 +103,10 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
     }
     if as_json and options["form"] == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
-    names = checks.Limits.__dataclass_fields__
-    limits = checks.Limits(**{name: flags.pop(name) for name in names})
+    must_know_lost = flags["max_lost"] is not None
+    given = {name: flags.pop(name) for name in checks.Limits.__dataclass_fields__ if name in flags}
+    given["max_lost"] = given["max_lost"] or 0
+    limits = checks.Limits(**given, must_know_lost=must_know_lost)
     settings = settings_of(flags, env_name)
     audits = options["form"] == "prometheus" or options["textfile"] or options["listen"]
 

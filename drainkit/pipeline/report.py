@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.policy import ACTIONS, COLOURS, NAMES
+from ..operations.state import cell, group_rows
 from ..safe import one_line, share
 
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
@@ -211,12 +212,9 @@ def _groups(baseline: Mapping[str, Any]) -> str:
     if not baseline:
         return "<p>The server could not be read.</p>"
     info = baseline["stream"]
-    head = ("group", "position", "undelivered", "pending", "history", "lag reported", "consumers")
-    rows = [
-        (g["name"], g["position"], *g["backlog"].values(),
-         "unknown" if g["lag_reported"] is None else g["lag_reported"], g["consumers"])
-        for g in baseline["groups"]
-    ]  # fmt: skip
+    head = ("group", "position", "undelivered", "pending", "history", "lost", "lag reported",
+            "consumers")  # fmt: skip
+    rows = [[cell(row[name]) for name in head] for row in group_rows(baseline)]
     whys = "".join(
         f"<p><code>{text(g['name'])}</code>: {text(g['why'], 900)}</p>" for g in baseline["groups"]
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 from ..safe import one_line, text
@@ -67,7 +68,8 @@ class StreamInfo:
     first_id: str | None
     last_id: str | None
     boundary_id: str
-    entries_added: int | None
+    entries_added: int | None  # None: older than 7.0
+    max_deleted_id: str | None = None  # the largest id ever taken by XDEL (trims leave it alone)
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,31 @@ class StopSwitch:
     """What `drainkit stop` left: why, by whom and when."""
 
     reason: str  # one safe line
-    operator: str  # "" where it is not known
-    at_us: int | None  # microseconds since the epoch, by the server's clock
+    operator: str  # one safe line; "" where it is not known
+    at: str | None  # ISO 8601 UTC, by the server's clock; None where it is not known
+
+    def __str__(self) -> str:
+        return stop_words(self.reason, self.operator, self.at)
 
     @classmethod
     def read(cls, raw: bytes) -> StopSwitch:
         """From the switch's value; one that was set by hand has no reason that can be read."""
         try:
             found = json.loads(raw)
-            at_us = int(found["at_us"]) if "at_us" in found else None
-            operator = one_line(str(found.get("operator", "")))
-            return cls(one_line(str(found["reason"])), operator, at_us)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            reason, operator = one_line(str(found["reason"])), found.get("operator")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls("no reason given", "", None)
+        try:
+            at = iso(int(found["at_us"]))
+        except (ValueError, KeyError, TypeError, OverflowError):
+            at = None
+        return cls(reason, one_line(str(operator)) if operator else "", at)
+
+
+def stop_words(reason: str, operator: str, at: str | None) -> str:
+    """Who set the kill switch, when and why, in one line."""
+    who, when = f" by {operator}" if operator else "", f" at {at}" if at else ""
+    return f"the kill switch is set ({reason}){who}{when}"
 
 
 def id_key(entry_id: str | bytes) -> tuple[int, int]:
@@ -140,6 +154,7 @@ def stream_info(server: Server) -> StreamInfo:
             f"{one_line(text(server.stream))} {found}; check --stream and the database number"
         )
     info = pairs(server.call("XINFO", "STREAM", server.stream))
+    deleted = info.get("max-deleted-entry-id")
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
     return StreamInfo(
         name=text(server.stream),
@@ -148,6 +163,7 @@ def stream_info(server: Server) -> StreamInfo:
         last_id=ends[1],
         boundary_id=text(info["last-generated-id"]),
         entries_added=info.get("entries-added"),
+        max_deleted_id=None if deleted is None else text(deleted),
     )
 
 

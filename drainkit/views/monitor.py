@@ -12,18 +12,24 @@ from ..core.audit import parse
 from ..errors import UsageError
 from ..operations import checks
 from ..operations.running import running_drains
-from ..operations.state import StreamState
+from ..operations.state import StreamState, state_as_dict
 from ..safe import verbatim
 from ..server import audit_log, ledger, reading
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
 from .session import Session
-from .tables import markdown, safe
+from .tables import groups_frame, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
+
+
+GROUP_COLUMNS = (
+    "stream", "group", "undelivered", "lost", "lag reported", "they agree", "pending",
+    "oldest, min", "oldest pending, min", "dead consumers",
+)  # fmt: skip
 
 
 class Monitor(Session):
@@ -62,30 +68,16 @@ class Monitor(Session):
 
     def groups_table(self) -> pd.DataFrame:
         """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
-        rows = [
-            {
-                "stream": state.info.name,
-                "group": g.group.name,
-                "undelivered": g.undelivered,
-                "lag reported": _known(g.group.lag_reported),
-                "they agree": _known(g.lag_agrees),
-                "pending": g.group.pending,
-                "oldest, min": _minutes(g.oldest_age_sec),
-                "oldest pending, min": _minutes(g.oldest_pending_age_sec),
-                "dead consumers": g.consumers["dead"],
-            }
-            for state in self.states
-            for g in state.groups
-        ]
-        return safe(pd.DataFrame(rows))
+        return groups_frame(*map(state_as_dict, self.states), columns=GROUP_COLUMNS).reset_index()
 
     def pending_table(self) -> pd.DataFrame:
         """Pending entries by consumer, most first."""
         rows = [
-            {"stream": s.info.name, "group": g.group.name, "consumer": name, "pending": n}
+            {"stream": s.info.name, "group": g.group.name, "consumer": c.name, "pending": c.pending}
             for s in self.states
             for g in s.groups
-            for name, n in g.pending_by_consumer.items()
+            for c in g.consumers
+            if c.pending
         ]
         frame = pd.DataFrame(rows, columns=["stream", "group", "consumer", "pending"])
         return safe(frame.sort_values("pending", ascending=False).head(20))
@@ -120,11 +112,3 @@ def _whole(names: Mapping[str, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise UsageError(f"{name} must be a whole number, 0 or more")
     return value
-
-
-def _known(value: object) -> str:
-    return "unknown" if value is None else str(value)
-
-
-def _minutes(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds / 60:,.1f}"
