@@ -17,11 +17,10 @@ from ..core.values import RawEntry
 from ..errors import RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
 from .connection import Server
-from .reading import next_id, raw_name
+from .reading import StopSwitch, next_id, raw_name
 from .scopes import Scope
 
 _REFUSALS = {
-    "stopped": "the kill switch is set (drainkit stop); drainkit resume lifts it",
     "gone": "the stream is gone or no longer a stream; nothing more was done",
     "no_group": "the consumer group is gone; nothing more was done",
     "recreated": "the stream was made anew during the run; nothing more was done",
@@ -101,13 +100,18 @@ def receive_commit(server: Server) -> Committed:
     if status == b"late":
         raise ServerBusyError(_LATE)
     if status == b"stopped":
-        raise StoppedError(_REFUSALS["stopped"])
+        raise stopped(StopSwitch.read(rest[0]))
     if status not in (b"ok", b"wait"):
         raise RefusedError(_REFUSALS[status.decode()])
     position, counters, *rejected = rest or (b"", b"")
     return Committed(
         status == b"ok", int(now_us), int(wait_us), text(position), counters, frozenset(rejected)
     )
+
+
+def stopped(switch: StopSwitch) -> StoppedError:
+    """The refusal that says who stopped, when and why."""
+    return StoppedError(f"{switch}; drainkit resume lifts it")
 
 
 def look(
@@ -128,7 +132,7 @@ def add_to_ledger(server: Server, fields: Mapping[str, object]) -> None:
     server.call("XADD", server.keys.runs, "*", *flat)
 
 
-def stop(server: Server, *, reason: str, now_us: int) -> bool:
+def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> bool:
     """Set the kill switch; from this reply on no commit of the stream does anything.
 
     False if it was set already: then it keeps its first reason.
@@ -136,14 +140,14 @@ def stop(server: Server, *, reason: str, now_us: int) -> bool:
     SETNX and GETDEL, not SET and DEL: on 6.2 an ACL cannot tell keys apart by command, and a
     drainer must not be able to overwrite or delete the stream.
     """
-    return bool(
-        server.call("SETNX", server.keys.stop, json.dumps({"reason": reason, "at_us": now_us}))
-    )
+    switch = {"reason": reason, "operator": operator, "at_us": now_us}
+    return bool(server.call("SETNX", server.keys.stop, json.dumps(switch)))
 
 
-def resume(server: Server) -> bool:
-    """Lift the kill switch; False if it was not set."""
-    return server.call("GETDEL", server.keys.stop) is not None
+def resume(server: Server) -> StopSwitch | None:
+    """Lift the kill switch; the one that was lifted, None if there was none."""
+    found = server.call("GETDEL", server.keys.stop)
+    return None if found is None else StopSwitch.read(found)
 
 
 def open_history(server: Server, group: str) -> None:

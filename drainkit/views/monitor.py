@@ -35,7 +35,7 @@ GROUP_COLUMNS = (
 class Monitor(Session):
     """Every stream of a pattern, its groups, pending, audit and runs; reads only."""
 
-    extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min")
+    extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min", "max_lost")
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
@@ -52,6 +52,7 @@ class Monitor(Session):
         limits = checks.Limits(
             max_backlog=_whole(names, "max_backlog"),
             max_age_min=float(_whole(names, "max_backlog_age_min")),
+            max_lost=_whole(names, "max_lost", default=0),
         )
         board.report = checks.check(
             board.server, board.settings, limits, pattern=pattern, audits=True
@@ -92,8 +93,9 @@ class Monitor(Session):
         return figures.arrivals(frame)
 
     def runs_table(self) -> pd.DataFrame:
-        """The newest runs of the ledger, and those still under way."""
-        columns = ["run_id", "event", "scope", "total_read", "drained_ok", "outcome", "at"]
+        """The newest of the ledger: runs, and what operators did."""
+        columns = ["event", "operator", "run_id", "reason", "scope", "total_read", "drained_ok",
+                   "outcome", "entries", "removed", "at"]  # fmt: skip
         rows = [
             {"event": entry.event, **vars(entry)}
             for entry in ledger.entries(self.server)
@@ -107,8 +109,8 @@ class Monitor(Session):
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
 
 
-def _whole(names: Mapping[str, Any], name: str) -> int:
-    value = names.get(name)
+def _whole(names: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
+    value = names.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise UsageError(f"{name} must be a whole number, 0 or more")
     return value

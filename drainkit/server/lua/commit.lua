@@ -10,7 +10,7 @@
 --       age_sec, confidence, action, reason and, of kind pending, its owner
 -- Returns {"ok", now in us, wait in us until the next turn, position, counters, id, id...}, the
 -- ids being those that were neither audited nor acknowledged, since they are somebody else's now;
--- or {"wait", now, us}; or {reason, now, 0} of a refusal. Unless it says "ok" nothing changed.
+-- or {"wait", now, us}; or {reason, now, 0} of a refusal ("stopped": and the switch's value). Unless it says "ok" nothing changed.
 local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, rate, run_id, boundary = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
 local kind, drained_at, records, FIRST = ARGV[7], ARGV[10], tonumber(ARGV[11]), 12
@@ -28,7 +28,10 @@ local function field(reply, name)
   end
 end
 
-if redis.call('EXISTS', stop) == 1 then return refused('stopped') end
+if redis.call('EXISTS', stop) == 1 then
+  local is_text = redis.call('TYPE', stop).ok == 'string'
+  return {'stopped', int(now_us), '0', is_text and redis.call('GET', stop) or ''}
+end
 -- by now its sender has given it up, and may have closed its books without it
 if now_us > tonumber(ARGV[5]) then return refused('late') end
 if redis.call('TYPE', stream).ok ~= 'stream' then return refused('gone') end

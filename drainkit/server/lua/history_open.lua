@@ -8,6 +8,7 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
 end
 -- from 0-0 again, each entry would get a second record
 local from = redis.call('HGET', KEYS[2], 'history:' .. ARGV[1]) or '0-0'
-redis.call('HSET', KEYS[2], 'history_group:' .. ARGV[1], 'made')
+-- first what not every drainer may do: Lua does not roll back
 redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], from)
+redis.call('HSET', KEYS[2], 'history_group:' .. ARGV[1], 'made')
 return 1
