@@ -85,6 +85,22 @@ def test_a_run_names_its_operator(valkey: Server, stream: str, fill: Fill, cli: 
     assert cli(*live(valkey, stream, "--operator", " ")).rc == 2
 
 
+def test_03_says_who_stopped(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The live notebook shows operator, time and reason, also where it is not armed."""
+    from drainkit.views.live_drain import LiveDrain
+
+    seed(valkey, stream, fill, 5, delivered=0)
+    assert cli("stop", *WHO, *at(valkey, stream)).rc == 0
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    view = LiveDrain.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream})
+    shown = view.bottom_line().data
+    view.server.close()
+    assert "by alice at " in shown
+    assert "(odd\\x1b[31m fills)" in shown
+
+
 @pytest.mark.parametrize(
     ("raw", "shown"),
     [
