@@ -6,7 +6,9 @@ Each raises ValueError with what it takes; settings.py makes one line of it.
 from __future__ import annotations
 
 import datetime as dt
+import getpass
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,20 @@ def _to_name(value: Any) -> str:
     except UnicodeEncodeError:
         raise ValueError("must be UTF-8 text") from None
     return value
+
+
+def os_user() -> str:
+    """The name of the user who runs this process, or its number where it has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def _to_operator(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value.strip()) <= 200:
+        raise ValueError("must be a name of 1 to 200 characters")
+    return one_line(value.strip())
 
 
 def _to_count(value: Any) -> int | None:
@@ -128,6 +144,7 @@ _Rate = Annotated[
 Rate = Annotated[_Rate | None, BeforeValidator(lambda v: None if v == "none" else v)]
 Count = Annotated[int | None, BeforeValidator(_to_count)]
 Name = Annotated[str, BeforeValidator(_to_name)]
+Operator = Annotated[str, BeforeValidator(_to_operator)]
 Time = Annotated[dt.datetime | None, BeforeValidator(_to_time)]
 Flag = Annotated[bool, BeforeValidator(_to_flag)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]

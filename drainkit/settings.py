@@ -31,11 +31,13 @@ from .kinds import (
     Minutes,
     Name,
     Names,
+    Operator,
     PlanPath,
     PositiveMinutes,
     Rate,
     Share,
     Time,
+    os_user,
 )
 from .safe import one_line
 
@@ -177,6 +179,11 @@ class Settings(BaseModel):
     plan: PlanPath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
     allow_active_consumers: Flag = _setting(
         False, "Drain although another consumer of the group is active."
+    )
+    operator: Operator = Field(
+        default_factory=os_user,
+        description="Who answers for it; stands in the ledger.",
+        json_schema_extra={"metavar": "NAME", "shown": "the OS user"},
     )
     reports_dir: Path = _setting(Path("reports"), "", "DIR")
     fields: Fields = Field(default_factory=Fields, description="names of the event's values")

@@ -71,6 +71,13 @@ def audit(server: Server, stream: str, key: str | None = None) -> list[dict[str,
     return records
 
 
+def ledger_of(server: Server, stream: str) -> list[dict[str, str]]:
+    """Every entry of the run ledger as texts."""
+    entries = ask(server, "XRANGE", f"{stream}.drain_runs", "-", "+")
+    texts = [[part.decode() for part in fields] for _, fields in entries]
+    return [dict(zip(one[::2], one[1::2], strict=True)) for one in texts]
+
+
 def pending(server: Server, stream: str, group: str = GROUP) -> int:
     """How many entries of the group wait for their ACK."""
     return int(ask(server, "XPENDING", stream, group)[0])

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import RefusedError, UsageError
+from ..errors import RefusedError
 from ..safe import one_line
-from .options import DEBUG, DRAIN, JSON, WHERE, option, settings_of, stack, switch_settings
+from .options import DEBUG, DRAIN, JSON, WHERE, option, settings_of, stack
 from .program import program
 from .terminal import (
     confirm,
@@ -189,36 +189,3 @@ def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None =
     if sign_key is not None:
         sign(folder, Path(sign_key))
     return int(result.get("exit_code") or 0)
-
-
-@program.command()
-@option("--reason", required=True, metavar="TEXT", help="Why; kept with the switch.")
-@stack([*WHERE, JSON])
-def stop(reason: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
-    """Set the kill switch: from now on no drain of the stream acknowledges anything."""
-    from ..server import reading, writing
-
-    if not reason.strip():
-        raise UsageError("--reason: say why; it is kept with the switch")
-    settings = switch_settings(flags, env_name)
-    with connected(settings) as server:
-        # a drain of a misspelt stream would go on, and somebody would think that it does not
-        reading.stream_info(server)
-        was_set = not writing.stop(server, reason=reason, now_us=server.now_us())
-    data = {"stream": settings.stream, "stopped": True, "reason": reason, "was_stopped": was_set}
-    emit(as_json, data, ("It was stopped before, for the reason given then" if was_set else
-         "Stopped") + f": no drain of {one_line(settings.stream)} goes on. "
-         "drainkit resume lifts it.")  # fmt: skip
-
-
-@program.command()
-@stack([*WHERE, JSON])
-def resume(env_name: str | None, as_json: bool, **flags: Any) -> None:
-    """Lift the kill switch."""
-    from ..server import writing
-
-    settings = switch_settings(flags, env_name)
-    with connected(settings) as server:
-        was_set = writing.resume(server)
-    data = {"stream": settings.stream, "stopped": False, "was_stopped": was_set}
-    emit(as_json, data, "Resumed." if was_set else "It was not stopped.")

@@ -11,7 +11,7 @@ import click
 
 from ..errors import DrainkitError, UsageError
 from ..safe import one_line
-from .options import GROUP, JSON, SCOPE, WHERE, option, settings_of, stack
+from .options import GROUP, JSON, OPERATOR, SCOPE, WHERE, option, settings_of, stack
 from .program import program
 from .terminal import confirm, connected, emit, stop_signals
 
@@ -42,18 +42,18 @@ def _unknown() -> Iterator[None]:
         raise _UnknownStateError(str(error)) from error
 
 
-class _Minutes(click.FloatRange):
-    """Minutes, of which nan and inf are none: no age would ever be above them."""
+class _Number(click.FloatRange):
+    """Minutes or days, of which nan and inf are none: no age would ever be above them."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        minutes = float(super().convert(value, param, ctx))
-        if minutes - minutes != 0:
-            self.fail(f"{value} is no number of minutes", param, ctx)
-        return minutes
+        number = float(super().convert(value, param, ctx))
+        if number - number != 0:
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
 
 
 def _limit(name: str, default: int | None, text: str, *, minutes: bool = False) -> Any:
-    kind: Any = _Minutes(min=0) if minutes else click.IntRange(min=0)
+    kind: Any = _Number(min=0) if minutes else click.IntRange(min=0)
     shown = "" if default is None else f" [{default}]"
     return option(name, type=kind, default=default, metavar="MIN" if minutes else "N",
                    help=text + shown)  # fmt: skip
@@ -64,6 +64,8 @@ CHECK: list[Any] = [
     _limit("--max-age-min", 60, "Age of the oldest of them, minutes.", minutes=True),
     _limit("--max-pending", 1000, "Entries pending, per group."),
     _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes.", minutes=True),
+    option("--max-lost", type=click.IntRange(min=0), metavar="N",
+           help="Entries trimmed before a group read them. [0; given: unknown if not counted]"),
     _limit("--max-dead", None, "Dead consumers, per group. [not judged]"),
     _limit("--dead-after-min", 60, "Dead: idle at least, minutes.", minutes=True),
     _limit("--max-audit", None, "Entries of the audit stream. [not judged]"),
@@ -101,8 +103,10 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
     }
     if as_json and options["form"] == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
-    names = checks.Limits.__dataclass_fields__
-    limits = checks.Limits(**{name: flags.pop(name) for name in names})
+    must_know_lost = flags["max_lost"] is not None
+    given = {name: flags.pop(name) for name in checks.Limits.__dataclass_fields__ if name in flags}
+    given["max_lost"] = given["max_lost"] or 0
+    limits = checks.Limits(**given, must_know_lost=must_know_lost)
     settings = settings_of(flags, env_name)
     audits = options["form"] == "prometheus" or options["textfile"] or options["listen"]
 
@@ -124,6 +128,8 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
     except DrainkitError as error:
         report = checks.unreadable(settings.stream, error)
         click.echo(f"drainkit: {one_line(str(error), 600)}", err=True)
+    for warning in report.warnings:
+        click.echo(f"drainkit: {warning}", err=True)
     if options["textfile"]:
         files.write_bytes(Path(options["textfile"]), metrics.exposition(report))
     elif options["form"] == "prometheus":
@@ -137,7 +143,7 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
 @stack([click.option("--delete", is_flag=True, help="Remove those that are safe to remove."),
          option("--min-idle-min", metavar="MIN", help="Dead: idle at least, minutes. [60]"),
          click.option("--yes", is_flag=True, help="Do not ask."),
-         *GROUP, *WHERE, JSON])  # fmt: skip
+         OPERATOR, *GROUP, *WHERE, JSON])  # fmt: skip
 def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **flags: Any) -> None:
     """List dead consumers; --delete removes those that have nothing pending."""
     from ..operations import maintenance
@@ -152,7 +158,7 @@ def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **fl
         if delete and removable:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
             removed, stayed = maintenance.remove_consumers(
-                server, group, removable, min_idle_ms=idle_ms
+                server, group, removable, min_idle_ms=idle_ms, operator=settings.operator
             )
             kept |= stayed
     data = {
@@ -173,13 +179,22 @@ def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **fl
 
 @program.command()
 @stack([click.option("--apply", is_flag=True, help="Remove what is shown."),
+         option("--keep-days", type=_Number(min=0), metavar="N",
+                help="Keep whatever is younger, days."),
          option("--archive", metavar="FILE", help="Write it to this .parquet file first."),
          click.option("--without-groups", is_flag=True,
                       help="Trim although no group says what is needed."),
-         click.option("--yes", is_flag=True, help="Do not ask."), *WHERE, JSON])  # fmt: skip
-def trim(apply: bool, archive: str | None, without_groups: bool, yes: bool, env_name: str | None,
-         as_json: bool, **flags: Any) -> None:  # fmt: skip
-    """Show what no group needs any more; --apply removes it from the stream."""
+         click.option("--yes", is_flag=True, help="Do not ask."),
+         OPERATOR, *WHERE, JSON])  # fmt: skip
+def trim(apply: bool, keep_days: float | None, archive: str | None, without_groups: bool, yes: bool,
+         env_name: str | None, as_json: bool, **flags: Any) -> None:  # fmt: skip
+    """Show what no group needs any more; --apply removes it from the stream.
+
+    \b
+    Examples:
+      drainkit trim --keep-days 30
+      drainkit trim --apply --yes --keep-days 30 --archive old.parquet --operator alice
+    """
     from pathlib import Path
 
     from ..operations import maintenance
@@ -191,16 +206,20 @@ def trim(apply: bool, archive: str | None, without_groups: bool, yes: bool, env_
             raise UsageError("--archive writes what --apply removes; say --apply as well")
         maintenance.check_archive(path)
     with connected(settings) as server:
-        plan = maintenance.trim_plan(server, without_groups=without_groups)
+        plan = maintenance.trim_plan(server, without_groups=without_groups, keep_days=keep_days)
         removed = 0
         if apply and plan.entries:
             confirm(f"Remove {plan.entries:,} of {plan.length:,} entries?", yes)
-            removed = maintenance.trim(server, plan, archive=path, without_groups=without_groups)
+            removed = maintenance.trim(server, plan, archive=path, without_groups=without_groups,
+                                       operator=settings.operator)  # fmt: skip
     archive = archive if removed else None  # nothing to remove, nothing written
     data = {"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}
     lines = [f"{one_line(settings.stream)}: {plan.entries:,} of {plan.length:,} entries lie before "
              f"{plan.floor} and are needed by none of its {plan.groups:,} groups."]  # fmt: skip
     lines += [f"  held back by {one_line(name)}: {why}" for name, why in plan.held_by.items()]
+    if plan.age_floor is not None:
+        lines.append(f"  floor by age ({keep_days:g} days) {plan.age_floor}, floor by group "
+                     f"{plan.group_floor}: the {plan.bound} holds")  # fmt: skip
     if apply:
         lines.append(
             f"Removed: {removed:,}." + (f" Archive: {one_line(archive)}" if archive else "")
@@ -245,12 +264,17 @@ def restore(file: str, yes: bool, env_name: str | None, as_json: bool, **flags: 
 
 @program.command()
 @stack([option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
-         option("--allowlist", metavar="redis:KEY", help="Also let both read this set."),
+         option("--allowlist", metavar="redis:KEY", help="Also let all read this set."),
          *WHERE, JSON])  # fmt: skip
 def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
-    """Least-privilege ACL rules: an analyst who only reads, and a drainer."""
+    """Least-privilege ACL rules by role: analyst, drainer, historian, janitor.
+
+    An analyst only reads. A drainer drains what is undelivered or pending, a historian also the
+    history (only he may make and end a group). A janitor may `consumers --delete` and
+    `trim --apply`.
+    """
     from ..kinds import allowlist_symbols
-    from ..server.acl import rules
+    from ..server.acl import NOT_FORBIDDEN, known_holes, rules
 
     settings = settings_of(flags, env_name)
     allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
@@ -260,6 +284,9 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
             server.info,
             allowlist_key=allowed if isinstance(allowed, bytes) else None,
         )
+        holes = known_holes(server.info)
+    for warning in (*holes, NOT_FORBIDDEN):
+        click.echo(f"drainkit: {warning}", err=True)
     lines = [
         f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, found[role]))}" for role in found
     ]

@@ -50,6 +50,7 @@ WHERE: list[Any] = [
     option("--env", "env_name", metavar="NAME", help="Table [env.NAME] of drainkit.toml."),
     DEBUG,
 ]
+OPERATOR: Any = setting("operator")[0]
 GROUP = setting("consumer_group")
 SCOPE = setting("scope", "min_idle_min", "from_consumer", "history_group")
 POLICY = setting("allowlist", "min_conf", "max_age_min", "as_of")
@@ -60,6 +61,7 @@ DRAIN: list[Any] = [
     *GROUP,
     *setting("consumer_name", "audit_stream"),
     *SCOPE,
+    OPERATOR,
     *setting("plan"),
     option("--yes", is_flag=True, help="Live: do not ask."),
     *setting("allow_active_consumers"),
@@ -79,7 +81,9 @@ def switch_settings(flags: dict[str, Any], env_name: str | None) -> Settings:
     """Only where the stream is: no mistake elsewhere may stand in the kill switch's way."""
     from ..config import load
 
-    return load(_given(flags), env_name=env_name, only=frozenset({"redis_url", "stream"}))
+    return load(
+        _given(flags), env_name=env_name, only=frozenset({"redis_url", "stream", "operator"})
+    )
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

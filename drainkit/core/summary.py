@@ -81,6 +81,7 @@ class Summary:
             boundary_id=boundary,
             started_at=iso(now_us),
             throttle=settings.throttle,
+            operator=settings.operator,
             plan_digest=plan_digest,
         )
 

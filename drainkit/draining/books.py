@@ -77,6 +77,7 @@ class Books:
                 at=iso(self.server.now_us()),
                 host=socket.gethostname(),
                 pid=os.getpid(),
+                operator=settings.operator,
             ),
         )
 
@@ -95,6 +96,7 @@ class Books:
                 total_read=summary.total_read,
                 remaining="" if summary.remaining is None else str(summary.remaining),
                 at=iso(self.server.now_us()),
+                operator=job.settings.operator,
                 **{action: getattr(summary, action) for action in ACTIONS},
             ),
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.plan import Plan, differences, payload_sha256
 from ..core.policy import Policy
 from ..core.summary import Summary, new_run_id
-from ..errors import DrainkitError, RefusedError, StoppedError
+from ..errors import DrainkitError, RefusedError
 from ..safe import one_line, text
 from ..server import ledger, reading, scopes, writing
 from ..server.audit_log import last_ms, run_records
@@ -229,8 +229,8 @@ def preflight(server: Server, job: Job) -> None:
     """
     check_primary(server.info)
     keys, scope = server.keys, job.scope
-    if reading.stop_switch(server) is not None:
-        raise StoppedError("the kill switch is set (drainkit stop); drainkit resume lifts it")
+    if (switch := reading.stop_switch(server)) is not None:
+        raise writing.stopped(switch)
     for key, right in ((keys.audit, "stream"), (keys.runs, "stream"), (keys.state, "hash")):
         kind = reading.type_of(server, key)
         if kind not in (right, "none"):

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..safe import one_line, text
+from ..server.acl import known_holes
 from ..server.connection import Server
 from ..server.reading import find_streams
 from ..settings import Settings
-from .state import GroupState, StreamState, read_state, state_as_dict
+from .state import (
+    CONSUMER_STATES,
+    HISTORY_GROUP,
+    GroupState,
+    StreamState,
+    known,
+    read_state,
+    state_as_dict,
+)
 
 #: From best to worst, with the exit codes of the monitoring convention.
 SEVERITIES = {"ok": 0, "warning": 1, "unknown": 3, "critical": 2}
 WARN_FROM = 0.8  # of a limit
+LOST = "entries were trimmed before the group read them"
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class Limits:
     max_age_min: float = 60  # of the oldest undelivered entry, minutes
     max_pending: int | None = 1000
     max_pending_age_min: float | None = 60  # of the oldest pending entry, minutes
+    max_lost: int = 0  # entries trimmed before the group read them
+    must_know_lost: bool = False  # whether it is a finding where the server's counters do not tell
     max_dead: int | None = None  # consumers idle at least `dead_after_min`
     max_audit: int | None = None  # entries of the audit stream, which nothing trims
     dead_after_min: float = 60
@@ -52,6 +64,7 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     states: list[StreamState] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # of the server's version; not judged
     readable: bool = True  # False: the server could not be asked
 
     @property
@@ -75,6 +88,7 @@ class Report:
         return {
             "status": self.severity,
             "exit_code": self.exit_code,
+            "warnings": self.warnings,
             "findings": [asdict(finding) for finding in self.findings],
             "streams": [state_as_dict(state) for state in self.states],
         }
@@ -89,17 +103,26 @@ def check(
     pattern: str | None = None,
     audits: bool = False,
 ) -> Report:
-    """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown."""
-    report = Report()
+    """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown.
+
+    `audits`: for metrics, so the audit is counted by action, and backlogs are counted to the end.
+    """
+    report = Report(warnings=known_holes(server.info))
+    most = None if audits else limits.max_backlog
     for one in _each_stream(server, settings, pattern, report):
         name = text(server.stream)
         try:
-            state = read_state(one, settings, dead_after_min=limits.dead_after_min, audits=audits)
+            state = read_state(
+                one, settings, dead_after_min=limits.dead_after_min, audits=audits, most=most
+            )
         except UnreachableError:
             raise
         except DrainkitError as error:
             report.add("unknown", name, None, str(error))
             continue
+        # groups of scope history are the drain's own
+        mine = [g for g in state.groups if not g.group.name.endswith(HISTORY_GROUP)]
+        state = replace(state, groups=mine)
         report.states.append(state)
         _judge(report, state, limits, groups)
     seen = {g.group.name for state in report.states for g in state.groups}
@@ -111,7 +134,8 @@ def check(
 
 def unreadable(name: str, error: DrainkitError) -> Report:
     """The report where nothing could be read."""
-    return Report([Finding("unknown", name, None, one_line(str(error), 600))], readable=False)
+    findings = [Finding("unknown", name, None, one_line(str(error), 600))]
+    return Report(findings, readable=False)
 
 
 def _each_stream(
@@ -143,27 +167,36 @@ def _each_stream(
 
 def _judge(report: Report, state: StreamState, limits: Limits, groups: Sequence[str]) -> None:
     name = state.info.name
-    if state.stopped is not None:
-        report.add("warning", name, None, f"the kill switch is set ({state.stopped})")
-    _add(report, name, None, "{} audit entries", state.audit_entries, limits.max_audit)
+    if state.switch is not None:
+        report.add("warning", name, None, str(state.switch))
+    if state.audit_entries is None:
+        report.add("unknown", name, None, state.unread)
+    _add(report, name, None, "{} audit entries", state.audit_entries or 0, limits.max_audit)
     for g in state.groups:
         if not groups or g.group.name in groups:
             before = len(report.findings)
             _judge_group(report, name, g, limits)
             if len(report.findings) == before:
                 report.add("ok", name, g.group.name, _healthy(g))
+            elif g.lost is None and not limits.must_know_lost:
+                report.add("ok", name, g.group.name, f"how many {LOST} is unknown")
     if not state.groups and not groups:
         report.add("ok", name, None, f"{state.info.length:,} entries, and no group reads them")
 
 
 def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> None:
     group = g.group.name
-    lag = "" if g.lag_agrees else f" (lag reported by Redis: {_known(g.group.lag_reported)})"
-    _add(report, name, group, "{} entries undelivered", g.undelivered, limits.max_backlog, note=lag)
+    undelivered = g.backlog.undelivered
+    _add(
+        report, name, group, "{} entries undelivered", undelivered, limits.max_backlog,
+        note="" if g.lag_agrees else f" (lag reported by Redis: {known(g.group.lag_reported)})",
+        bound="" if g.group.counted_all else f"more than {undelivered - 1:,}",
+    )  # fmt: skip
+    _judge_lost(report, name, g, limits)
     _add(report, name, group, "{} entries pending", g.group.pending, limits.max_pending)
-    _add(report, name, group, "{} dead consumers", g.consumers["dead"], limits.max_dead)
+    _add(report, name, group, "{} dead consumers", g.by_state.get("dead", 0), limits.max_dead)
     for what, n, age_sec, most in (
-        ("undelivered", g.undelivered, g.oldest_age_sec, limits.max_age_min),
+        ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min),
         ("pending", g.group.pending, g.oldest_pending_age_sec, limits.max_pending_age_min),
     ):
         if n and age_sec is None and most is not None:
@@ -175,24 +208,29 @@ def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> No
 
 def _add(
     report: Report, name: str, group: str | None, text: str, value: float, limit: float | None,
-    *, note: str = "",
+    *, note: str = "", bound: str = "",
 ) -> None:  # fmt: skip
-    """A finding, if the value is above the limit or from 80 % of it on."""
+    """A finding, if the value is above the limit or from 80 % of it on; `bound`: in words."""
     if limit is None or (value < limit * WARN_FROM or value == 0):
         return
     severity = "critical" if value > limit else "warning"
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-    report.add(severity, name, group, f"{text.format(shown)}, limit {limit:,}{note}")
+    report.add(severity, name, group, f"{text.format(bound or shown)}, limit {limit:,}{note}")
+
+
+def _judge_lost(report: Report, name: str, g: GroupState, limits: Limits) -> None:
+    group, text = g.group.name, f"{{}} {LOST}"
+    if g.lost is not None:
+        _add(report, name, group, text, g.lost.entries, limits.max_lost, bound=str(g.lost))
+    elif limits.must_know_lost:
+        report.add("unknown", name, group, f"how many {LOST} is unknown")
 
 
 def _healthy(g: GroupState) -> str:
     age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min"
-    states = ", ".join(f"{n} {state}" for state, n in g.consumers.items() if n) or "no"
+    states = ", ".join(f"{g.by_state[s]} {s}" for s in CONSUMER_STATES if g.by_state.get(s))
     return (
-        f"{g.undelivered:,} undelivered{age}, {g.group.pending:,} pending; lag reported "
-        f"{_known(g.group.lag_reported)}; {states} consumers"
+        f"{g.backlog.undelivered:,} undelivered{age}, {g.group.pending:,} pending, "
+        f"{'unknown' if g.lost is None else g.lost} lost; lag reported "
+        f"{known(g.group.lag_reported)}; {states or 'no'} consumers"
     )
-
-
-def _known(value: int | None) -> str:
-    return "unknown" if value is None else f"{value:,}"

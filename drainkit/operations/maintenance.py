@@ -7,7 +7,9 @@ come back and a group can fall behind between the two.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..core.events import decoder_of
 from ..core.frame import load_frame
+from ..core.timestamps import EARLIEST_ID_MS, iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, UsageError
+from ..kinds import os_user
 from ..safe import one_line, text
-from ..server import reading, scopes, writing
+from ..server import ledger, reading, scopes, writing
 from ..server.connection import Server
+from ..server.reading import StreamInfo
 from ..server.topology import check_primary
 from ..settings import Settings
 
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 
 BATCH_CONSUMERS = 1000
 TRIM_ENTRIES = 1000
+DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,19 @@ def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[Dead
 
 
 def remove_consumers(
-    server: Server, group: str, names: Sequence[str], *, min_idle_ms: int
+    server: Server,
+    group: str,
+    names: Sequence[str],
+    *,
+    min_idle_ms: int,
+    operator: str | None = None,
 ) -> tuple[list[str], dict[str, str]]:
-    """Remove what is safe to remove now; returns the names removed, and why each other stayed."""
+    """Remove what is safe to remove now; returns the names removed, and why each other stayed.
+
+    The ledger notes it, with the operator (else the OS user).
+    """
     check_primary(server.info)
+    ledger.check(server)
     removed: list[str] = []
     kept: dict[str, str] = {}
     for first in range(0, len(names), BATCH_CONSUMERS):
@@ -70,7 +85,21 @@ def remove_consumers(
                 removed.append(name)
             else:
                 kept[name] = _why_kept(status, number)
+    if removed:
+        with _said(f"{len(removed):,} consumers were removed"):
+            at, who = iso(server.now_us()), operator or os_user()
+            ledger.append(server, ledger.Deleted(who, at, group, len(removed), len(kept)))
     return removed, kept
+
+
+@contextmanager
+def _said(done: str) -> Iterator[None]:
+    """Add to an error what was done before it."""
+    try:
+        yield
+    except DrainkitError as error:
+        error.args = (f"{error} ({done} before)",)
+        raise
 
 
 def _why_kept(status: str, number: int) -> str:
@@ -83,19 +112,25 @@ def _why_kept(status: str, number: int) -> str:
 
 @dataclass(frozen=True)
 class TrimPlan:
-    """What a trim may remove now: everything before `floor`, and which groups set that floor."""
+    """What a trim may remove now: everything before `floor`, and what sets that floor."""
 
     floor: str  # the first id that stays
-    held_by: dict[str, str]  # group -> why it holds the trim there; those at the floor
+    bound: str  # what holds it there: "group", "age" or "end" (of the stream)
+    group_floor: str  # where the groups would hold it
+    age_floor: str | None  # where the age would; None: it does not matter
+    held_by: dict[str, str]  # group -> why it holds the trim at the floor
     entries: int  # how many lie before the floor, counted
     length: int  # of the stream now
     groups: int
 
 
-def trim_plan(server: Server, *, without_groups: bool = False) -> TrimPlan:
+def trim_plan(
+    server: Server, *, without_groups: bool = False, keep_days: float | None = None
+) -> TrimPlan:
     """The floor: the lowest of, per group, its smallest pending id and the id after its position.
 
-    Refuses a stream without groups unless `without_groups`: nothing would say what is needed.
+    With `keep_days` nothing younger than so many days goes either. Refuses a stream without groups
+    unless `without_groups`: nothing would say what is needed.
     """
     info = reading.stream_info(server)
     groups = reading.positions(server)
@@ -104,15 +139,35 @@ def trim_plan(server: Server, *, without_groups: bool = False) -> TrimPlan:
     floors = {name: _floor(server, name, group) for name, group in groups.items()}
     # a group set beyond the stream's end must not give away entries that are yet to come
     end = min(reading.next_id(info.boundary_id), reading.LAST_ID, key=reading.id_key)
-    floor = min([end, *(needed for needed, _ in floors.values())], key=reading.id_key)
+    by_group = min([end, *(needed for needed, _ in floors.values())], key=reading.id_key)
+    by_age = None if keep_days is None else _age_floor(server, info, keep_days)
+    floor = min(by_group, by_age or by_group, key=reading.id_key)
+    bound = "age" if floor != by_group else "end" if floor == end else "group"
     held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
     return TrimPlan(
         floor=floor,
-        held_by=held_by,
+        bound=bound,
+        group_floor=by_group,
+        age_floor=by_age,
+        held_by=held_by if bound == "group" else {},
         entries=sum(len(page) for page in entries_before(server, floor)),
         length=info.length,
         groups=len(groups),
     )
+
+
+def _age_floor(server: Server, info: StreamInfo, keep_days: float) -> str:
+    """The first id that is younger than so many days; ids that are not times are refused."""
+    now_ms = server.now_us() // 1000
+    if info.first_id is not None and info.last_id is not None:
+        first_ms, last_ms = (reading.id_key(end)[0] for end in (info.first_id, info.last_id))
+        if first_ms < EARLIEST_ID_MS or last_ms > now_ms + DAY_MS:
+            odd = info.first_id if first_ms < EARLIEST_ID_MS else info.last_id
+            raise RefusedError(
+                f"--keep-days: the stream's ids are not times ({odd}), so nothing says how old an "
+                "entry is; leave it out"
+            )
+    return f"{max(0, now_ms - math.floor(keep_days * DAY_MS))}-0"
 
 
 def _floor(server: Server, name: str, group: reading.Group) -> tuple[str, str]:
@@ -140,27 +195,37 @@ def trim(
     *,
     archive: Path | None = None,
     without_groups: bool = False,
+    operator: str | None = None,
 ) -> int:
     """Remove the entries before the plan's floor, archived first; returns how many.
 
     Each batch is removed by its own ids, and only if no group needs one of them by then. With an
-    archive just its entries are removed, and none unless it was written and can be read.
+    archive just its entries are removed, and none unless it was written and can be read. The
+    ledger notes what was removed, and the operator (else the OS user).
     """
     check_primary(server.info)
+    ledger.check(server)
     if archive is not None:
         _write_archive(archive, entries_before(server, plan.floor))
         batches = _archived_ids(archive)
     else:
         pages = entries_before(server, plan.floor)
         batches = ([entry[0] for entry in page] for page in pages)
-    removed = 0
+    removed, failure = 0, None
     for ids in batches:
         try:
             removed += writing.trim(server, ids, without_groups=without_groups)
         except DrainkitError as error:
             # what was archived and not removed is in both places: nothing is lost
-            error.args = (f"{error} ({removed:,} entries were removed before)",)
-            raise
+            failure = error
+            break
+    with _said(f"{removed:,} entries were removed"):
+        if removed:
+            at, who = iso(server.now_us()), operator or os_user()
+            kept = archive.name if archive else ""
+            ledger.append(server, ledger.Trimmed(who, at, removed, plan.floor, plan.bound, kept))
+        if failure is not None:
+            raise failure
     return removed
 
 

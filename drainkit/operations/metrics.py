@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import socket
 import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..errors import DrainkitError, UsageError
 from ..safe import one_line
+from .state import group_rows, state_as_dict
 
 if TYPE_CHECKING:
     from .checks import Report
-    from .state import GroupState, StreamState
+    from .state import StreamState
 
+SILENCE_SEC = 5  # after which a client that says nothing is let go
 #: What each metric means, by name; the labels beside it.
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "drainkit_up": ("1 if the server could be read", ()),
@@ -35,7 +35,14 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "drainkit_pending_entries": ("Delivered, not acknowledged", ("stream", "group")),
     "drainkit_lag_reported_entries": ("Lag that Redis reports; NaN unknown", ("stream", "group")),
     "drainkit_lag_counted_entries": ("Entries after the position, counted", ("stream", "group")),
-    "drainkit_lag_agrees": ("1 if both lags are the same; NaN unknown", ("stream", "group")),
+    "drainkit_lag_agrees": (
+        "1 if both lags are the same, lost entries aside; NaN unknown",
+        ("stream", "group"),
+    ),
+    "drainkit_lost_entries": (
+        "Trimmed before the group read them (at least so many); NaN unknown",
+        ("stream", "group"),
+    ),
     "drainkit_oldest_age_seconds": (
         "Age of the oldest undelivered entry; 0 if none, NaN unknown",
         ("stream", "group"),
@@ -64,37 +71,39 @@ def families(report: Report | None) -> list[GaugeMetricFamily]:
 
 
 def _add_stream(found: Families, state: StreamState) -> None:
+    shown = state_as_dict(state)
     name = state.info.name
     found["drainkit_stream_entries"].add_metric([name], state.info.length)
-    found["drainkit_stopped"].add_metric([name], float(state.stopped is not None))
+    found["drainkit_stopped"].add_metric([name], float(state.switch is not None))
     for action, n in (state.audit_by_action or {}).items():
         found["drainkit_audit_entries"].add_metric([name, action], n)
-    for g in state.groups:
-        _add_group(found, name, g)
+    for g, row in zip(shown["groups"], group_rows(shown), strict=True):
+        _add_group(found, [name, row["group"]], row, g["consumers_by_state"])
 
 
-def _add_group(found: Families, name: str, g: GroupState) -> None:
-    labels = [name, g.group.name]
-    lag = g.group.lag_reported
+def _add_group(
+    found: Families, labels: list[str], row: Mapping[str, Any], consumers: Mapping[str, int]
+) -> None:
     values = {
-        "drainkit_pending_entries": g.group.pending,
-        "drainkit_lag_reported_entries": math.nan if lag is None else lag,
-        "drainkit_lag_counted_entries": g.undelivered,
-        "drainkit_lag_agrees": math.nan if g.lag_agrees is None else float(g.lag_agrees),
-        "drainkit_oldest_age_seconds": _age(g.oldest_age_sec, g.undelivered),
-        "drainkit_oldest_pending_age_seconds": _age(g.oldest_pending_age_sec, g.group.pending),
+        "drainkit_pending_entries": row["pending"],
+        "drainkit_lag_reported_entries": row["lag reported"],
+        "drainkit_lag_counted_entries": row["undelivered"],
+        "drainkit_lag_agrees": row["they agree"],
+        "drainkit_lost_entries": row["lost"] and row["lost"]["entries"],
+        "drainkit_oldest_age_seconds": _seconds(row["oldest, min"], row["undelivered"]),
+        "drainkit_oldest_pending_age_seconds": _seconds(row["oldest pending, min"], row["pending"]),
     }
     for metric, value in values.items():
-        found[metric].add_metric(labels, value)
-    backlog = g.group.backlog
-    for scope in ("undelivered", "pending", "history") if backlog else ():
-        found["drainkit_backlog_entries"].add_metric([*labels, scope], getattr(backlog, scope))
-    for kind, n in g.consumers.items():
+        found[metric].add_metric(labels, math.nan if value is None else float(value))
+    for scope in ("undelivered", "pending", "history"):
+        found["drainkit_backlog_entries"].add_metric([*labels, scope], row[scope])
+    for kind, n in consumers.items():
         found["drainkit_consumers"].add_metric([*labels, kind], n)
 
 
-def _age(age_sec: float | None, entries: int) -> float:
-    return age_sec if age_sec is not None else (math.nan if entries else 0.0)
+def _seconds(minutes: float | None, entries: int) -> float | None:
+    """An age; 0 where there is nothing that could have one."""
+    return 0.0 if not entries else minutes and minutes * 60
 
 
 class _Scraper(Collector):
@@ -140,27 +149,21 @@ def listen_address(text: str) -> tuple[str, int]:
     return "127.0.0.1" if host == "localhost" else host, int(port)
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = 5  # seconds for a client that connects and says nothing; scrapes come one by one
-
-    def log_message(self, *_: object) -> None:
-        """A scrape every few seconds is no news."""
-
-
 def serve(address: tuple[str, int], scrape: Scrape, stopping: threading.Event) -> None:
-    """Serve the metrics until `stopping` is set; each scrape reads the server anew."""
+    """Serve the metrics until `stopping` is set; each scrape reads the server anew.
+
+    Each client has a thread of its own, so a slow one makes nobody wait.
+    """
     registry = CollectorRegistry()
     registry.register(_Scraper(scrape))
-
-    class Httpd(WSGIServer):
-        address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        timeout = 0.2
-
+    host, port = address
     try:
-        httpd = make_server(*address, make_wsgi_app(registry), Httpd, _Handler)
+        httpd, thread = start_http_server(port, host, registry)
     except OSError as error:
         reason = one_line(error.strerror or "cannot be used")
-        raise UsageError(f"--listen port {address[1]}: {reason}; choose another") from None
+        raise UsageError(f"--listen port {port}: {reason}; choose another") from None
+    httpd.RequestHandlerClass.timeout = SILENCE_SEC  # type: ignore[attr-defined]
     with httpd:
-        while not stopping.is_set():
-            httpd.handle_request()
+        stopping.wait()
+        httpd.shutdown()
+        thread.join()

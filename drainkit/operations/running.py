@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..safe import one_line
-from ..server import ledger, reading
+from ..server import counting, ledger, reading
 from ..server.audit_log import run_records
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS, Group
@@ -103,4 +103,4 @@ def _left_of(server: Server, group: Group, start: ledger.Start, names: Sequence[
         return sum(len(page) for page in rows)
     own = sum(row[1] in names for page in rows for row in page)
     first = reading.next_id(group.position)
-    return own + reading.count_between(server, first, boundary)
+    return own + counting.count_between(server, first, boundary)

@@ -1,115 +1,35 @@
-"""What the server holds: streams, groups with counted backlogs, consumers, audit."""
+"""What the server holds: streams, groups with counted backlogs, consumers, losses, audit."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.events import decoder_of
 from ..core.timestamps import NO_TIME
 from ..core.values import RawEntry
+from ..errors import RefusedError
 from ..safe import one_line, text
-from ..server import reading
+from ..server import counting, reading
 from ..server.audit_log import audit_counts
 from ..server.connection import Server
-from ..server.reading import ACTIVE_MS, Backlog, Group, StreamInfo
+from ..server.reading import (
+    ACTIVE_MS,
+    Backlog,
+    Consumer,
+    Group,
+    StopSwitch,
+    StreamInfo,
+    stop_words,
+)
 from ..settings import Settings
+from .losses import Lost, counter_follows, losses
 
 SAMPLES = 3
 CONSUMER_STATES = ("active", "idle", "dead")
 HISTORY_GROUP = ".drain_history"
-
-
-def baseline(server: Server) -> dict[str, Any]:
-    """Stream, groups with counted backlog, consumers and pending, as one JSON-ready object."""
-    info = reading.stream_info(server)
-    groups = reading.groups(server, info)
-    audit = server.keys.audit
-    is_stream = reading.type_of(server, audit) in ("stream", "none")
-    return {
-        "server": {"kind": server.info.kind, "version": server.info.version},
-        "stream": asdict(info),
-        "audit_entries": reading.length_of(server, audit) if is_stream else None,
-        "groups": [
-            {
-                **asdict(group),
-                "consumer_list": [asdict(c) for c in reading.consumers(server, group.name)],
-                "why": why(info, group),
-            }
-            for group in groups
-        ],
-        "samples": samples(server),
-    }
-
-
-def samples(server: Server) -> list[dict[str, Any]]:
-    """The newest entries, every value as one safe line."""
-    newest = reading.newest(server, server.stream, SAMPLES)
-    return [
-        {"id": text(entry_id), "fields": [one_line(text(part)) for part in fields]}
-        for entry_id, fields in newest
-    ]
-
-
-def why(info: StreamInfo, group: Group) -> str:
-    """In words and numbers, why the group's backlog is as large or small as it is."""
-    backlog = group.backlog or Backlog(0, 0, 0)
-    undelivered, pending, history = backlog.undelivered, backlog.pending, backlog.history
-    if not info.length:
-        return "The stream holds no entry."
-    parts = [
-        f"Of the stream's {info.length:,} entries, {undelivered:,} lie after the group's position "
-        f"{group.position} and can still be read through it (scope undelivered)."
-    ]
-    if history:
-        parts.append(
-            f"The other {history:,} lie at or before it: delivered once, or skipped when the group "
-            "was made; the group itself never reads them again (scope history)."
-        )
-    if pending:
-        parts.append(f"{pending:,} were delivered but never acknowledged (scope pending).")
-    lag = group.lag_reported
-    if lag is None:
-        parts.append("Redis does not know the lag; the count is exact.")
-    elif lag != undelivered:
-        parts.append(f"Redis reports a lag of {lag:,}, which is wrong; the count is exact.")
-    return " ".join(parts)
-
-
-def as_text(status: dict[str, Any]) -> str:
-    """The baseline for a terminal."""
-    info = status["stream"]
-    lines = [
-        f"Stream: {one_line(info['name'])}",
-        f"  Length: {info['length']:,}   First: {info['first_id']}   Last: {info['last_id']}   "
-        f"Boundary: {info['boundary_id']}",
-    ]
-    for group in status["groups"]:
-        backlog, lag = group["backlog"], group["lag_reported"]
-        lines += [
-            f"Group: {one_line(group['name'])}",
-            f"  Position: {group['position']}   Consumers: {group['consumers']}   "
-            f"Entries read: {_known(group['entries_read'])}",
-            f"  Backlog counted: {backlog['undelivered']:,} undelivered, {backlog['pending']:,} "
-            f"pending, {backlog['history']:,} history   Lag reported: {_known(lag)}",
-            f"  Why: {group['why']}",
-        ]
-        waiting = [c for c in group["consumer_list"] if c["pending"]]
-        lines += [
-            f"  Consumer {one_line(c['name'])}: {c['pending']:,} pending, "
-            f"idle {c['idle_ms'] / 1000:,.0f} s"
-            for c in sorted(waiting, key=lambda c: -c["pending"])[:10]
-        ]
-    if not status["groups"]:
-        lines.append("No group reads this stream.")
-    lines += [f"Newest: {e['id']}  {one_line(' '.join(e['fields']))}" for e in status["samples"]]
-    return "\n".join(lines)
-
-
-def _known(value: int | None) -> str:
-    return "unknown" if value is None else f"{value:,}"
 
 
 @dataclass(frozen=True)
@@ -120,21 +40,28 @@ class GroupState:
     """
 
     group: Group
-    oldest_age_sec: float | None
-    oldest_pending_age_sec: float | None
-    consumers: dict[str, int]  # by CONSUMER_STATES
-    pending_by_consumer: dict[str, int]
+    lost: Lost | None  # trimmed before the group read them; None: unknown
+    consumers: Sequence[Consumer]
+    by_state: Mapping[str, int]  # consumers by CONSUMER_STATES
+    oldest_age_sec: float | None = None  # also None where ages were not asked for
+    oldest_pending_age_sec: float | None = None
 
     @property
-    def undelivered(self) -> int:
-        """Entries after the position, counted."""
-        return self.group.backlog.undelivered if self.group.backlog else 0
+    def backlog(self) -> Backlog:
+        """Entries per scope, counted."""
+        return self.group.backlog or Backlog(0, 0, 0)
 
     @property
     def lag_agrees(self) -> bool | None:
-        """Whether the lag that Redis reports is the counted one; None where it reports none."""
-        lag = self.group.lag_reported
-        return None if lag is None else lag == self.undelivered
+        """Whether the lag that Redis reports is what was counted, with or without the lost ones.
+
+        None where it is not known.
+        """
+        lag, undelivered = self.group.lag_reported, self.backlog.undelivered
+        if lag is None or not self.group.counted_all:
+            return None
+        lost = self.lost.entries if self.lost is not None and self.lost.exact else 0
+        return lag in (undelivered, undelivered + lost)
 
 
 @dataclass(frozen=True)
@@ -142,73 +69,59 @@ class StreamState:
     """One stream, its groups, its kill switch and its audit."""
 
     info: StreamInfo
-    groups: list[GroupState]
-    stopped: str | None  # the reason, where the kill switch is set
-    audit_entries: int
-    audit_by_action: dict[str, int] | None = None  # where it was asked for
-
-
-def state_as_dict(state: StreamState) -> dict[str, Any]:
-    """JSON-ready; the lag three ways: as reported, as counted, and whether they agree."""
-    return {
-        "stream": asdict(state.info),
-        "stopped": state.stopped,
-        "audit_entries": state.audit_entries,
-        "audit_by_action": state.audit_by_action,
-        "groups": [
-            {
-                **asdict(g.group),
-                "lag_counted": g.undelivered,
-                "lag_agrees": g.lag_agrees,
-                "oldest_age_sec": g.oldest_age_sec,
-                "oldest_pending_age_sec": g.oldest_pending_age_sec,
-                "consumers_by_state": g.consumers,
-                "pending_by_consumer": g.pending_by_consumer,
-            }
-            for g in state.groups
-        ],
-    }
+    groups: Sequence[GroupState]
+    switch: StopSwitch | None = None
+    audit_entries: int | None = None  # None: see `unread`
+    audit_by_action: Mapping[str, int] | None = None  # where it was asked for
+    unread: str = ""  # why this user could not look at kill switch and audit
 
 
 def read_state(
     server: Server,
-    settings: Settings,
+    settings: Settings | None = None,
     *,
     dead_after_min: float = 60,
     audits: bool = False,
+    most: int | None = None,
 ) -> StreamState:
-    """The stream as it is now; groups of scope history are the drain's own, left out.
+    """The stream as it is now; with `settings`, which name the fields, also the oldest ages.
 
-    `audits`: also count the audit by action, for which all of it is read.
+    `audits`: also count the audit by action, for which all of it is read. `most`: count no more
+    undelivered entries than that (and one).
     """
     info = reading.stream_info(server)
-    groups = [g for g in reading.groups(server, info) if not g.name.endswith(HISTORY_GROUP)]
-    switch = reading.stop_switch(server)
-    return StreamState(
-        info=info,
-        groups=[_read_group(server, settings, info, g, dead_after_min) for g in groups],
-        stopped=None if switch is None else switch.reason,
-        audit_entries=reading.length_of(server, server.keys.audit),
-        audit_by_action=audit_counts(server) if audits else None,
-    )
+    groups = counting.groups(server, info, most=most)
+    lost = losses(info, groups, follows=counter_follows(server.info))
+    states = []
+    for group, one in zip(groups, lost, strict=True):
+        consumers = reading.consumers(server, group.name)
+        states.append(
+            GroupState(
+                group,
+                one,
+                consumers,
+                Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers),
+                *(_ages(server, settings, info, group) if settings is not None else ()),
+            )
+        )
+    try:
+        switch = reading.stop_switch(server)
+        entries = reading.length_of(server, server.keys.audit)
+        counts = audit_counts(server) if audits else None
+    except RefusedError as error:  # a user who may read the stream, but not its side keys
+        return StreamState(info, states, unread=str(error))
+    return StreamState(info, states, switch, entries, counts)
 
 
-def _read_group(
-    server: Server, settings: Settings, info: StreamInfo, group: Group, dead_after_min: float
-) -> GroupState:
+def _ages(
+    server: Server, settings: Settings, info: StreamInfo, group: Group
+) -> tuple[float | None, float | None]:
+    """Of the oldest entry that is undelivered, and of the oldest that is pending; seconds."""
     first = reading.next_id(group.position)
     oldest = next(reading.pages(server, server.stream, first, info.boundary_id, page=1), [])
     lowest = reading.lowest_pending(server, group.name)
     pending = reading.bodies(server, [lowest] if lowest is not None else [])
-    consumers = reading.consumers(server, group.name)
-    states = Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers)
-    return GroupState(
-        group=group,
-        oldest_age_sec=_age_sec(server, settings, oldest),
-        oldest_pending_age_sec=_age_sec(server, settings, pending),
-        consumers={state: states[state] for state in CONSUMER_STATES},
-        pending_by_consumer={c.name: c.pending for c in consumers if c.pending},
-    )
+    return _age_sec(server, settings, oldest), _age_sec(server, settings, pending)
 
 
 def _age_sec(server: Server, settings: Settings, entries: Sequence[RawEntry]) -> float | None:
@@ -223,3 +136,178 @@ def _consumer_state(idle_ms: int, dead_after_min: float) -> str:
     if idle_ms >= dead_after_min * 60_000:
         return "dead"
     return "active" if idle_ms < ACTIVE_MS else "idle"
+
+
+# ---------------------------------------------------------------- as JSON
+
+
+def state_as_dict(state: StreamState) -> dict[str, Any]:
+    """JSON-ready; the lag three ways: as reported, as counted, and whether they agree."""
+    switch = state.switch
+    return {
+        "stream": asdict(state.info),
+        "stopped": None if switch is None else switch.reason,
+        "stop": None if switch is None else {
+            "reason": switch.reason, "operator": switch.operator, "at": switch.at,
+        },
+        "audit_entries": state.audit_entries,
+        "audit_by_action": state.audit_by_action,
+        "groups": [
+            {
+                **asdict(g.group),
+                "lag_counted": g.backlog.undelivered,
+                "lag_agrees": g.lag_agrees,
+                "lost": None if g.lost is None else asdict(g.lost),
+                "oldest_age_sec": g.oldest_age_sec,
+                "oldest_pending_age_sec": g.oldest_pending_age_sec,
+                "consumers_by_state": {name: g.by_state.get(name, 0) for name in CONSUMER_STATES},
+                "pending_by_consumer": {c.name: c.pending for c in g.consumers if c.pending},
+            }
+            for g in state.groups
+        ],
+    }  # fmt: skip
+
+
+def baseline(server: Server) -> dict[str, Any]:
+    """What `status` shows: the state as JSON, with each consumer, the reasons, and samples."""
+    state = read_state(server)
+    found = state_as_dict(state)
+    for shown, g in zip(found["groups"], state.groups, strict=True):
+        shown["consumer_list"] = [asdict(consumer) for consumer in g.consumers]
+        shown["why"] = why(state.info, g)
+    who = {"kind": server.info.kind, "version": server.info.version}
+    return {"server": who, **found, "samples": samples(server)}
+
+
+def samples(server: Server) -> list[dict[str, Any]]:
+    """The newest entries, every value as one safe line."""
+    newest = reading.newest(server, server.stream, SAMPLES)
+    return [
+        {"id": text(entry_id), "fields": [one_line(text(part)) for part in fields]}
+        for entry_id, fields in newest
+    ]
+
+
+# ---------------------------------------------------------------- as rows and words
+
+
+def group_rows(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each group of a state's JSON (or of a baseline.json), whoever shows it.
+
+    None is unknown, ages are minutes; `known` makes a value fit to be shown.
+    """
+    return [
+        {
+            "stream": state["stream"]["name"],
+            "group": g["name"],
+            "position": g["position"],
+            **g["backlog"],
+            "lag reported": g["lag_reported"],
+            "they agree": g.get("lag_agrees"),
+            "lost": g.get("lost"),
+            "oldest, min": _minutes(g.get("oldest_age_sec")),
+            "oldest pending, min": _minutes(g.get("oldest_pending_age_sec")),
+            "consumers": g["consumers"],
+            "dead consumers": g.get("consumers_by_state", {}).get("dead"),
+        }
+        for g in state["groups"]
+    ]
+
+
+def _minutes(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds / 60
+
+
+def known(value: Any) -> str:
+    """A value of a row as text; None is "unknown", never 0."""
+    if value is None:
+        return "unknown"
+    if isinstance(value, Mapping):  # what a group lost
+        return str(Lost(**value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if isinstance(value, float) else one_line(str(value))
+
+
+def cell(value: Any) -> Any:
+    """A value of a row for a table, which sets whole numbers to the right; else `known`."""
+    return value if type(value) is int else known(value)
+
+
+def why(info: StreamInfo, g: GroupState) -> str:
+    """In words and numbers, why the group's backlog is as large or small as it is."""
+    backlog, position = g.backlog, g.group.position
+    parts = [
+        f"Of the stream's {info.length:,} entries, {backlog.undelivered:,} lie after the group's "
+        f"position {position} and can still be read through it (scope undelivered)."
+        if info.length else "The stream holds no entry."
+    ]  # fmt: skip
+    if backlog.history:
+        parts.append(
+            f"The other {backlog.history:,} lie at or before it: delivered once, or skipped when "
+            "the group was made; the group itself never reads them again (scope history)."
+        )
+    if backlog.pending:
+        parts.append(f"{backlog.pending:,} were delivered but never acknowledged (scope pending).")
+    start = info.first_id if info.first_id is not None else info.boundary_id
+    if g.lost is not None and g.lost.entries:
+        shown = str(g.lost)
+        parts.append(
+            f"{shown[0].upper()}{shown[1:]} after it were trimmed before the group read them: they "
+            "are lost to it."
+        )
+    elif g.lost is None and reading.id_key(position) < reading.id_key(start):
+        parts.append(
+            "How many after it were trimmed before the group read them is unknown: the server's "
+            "counters do not tell."
+        )
+    return " ".join([*parts, *_lag_words(info, g)])
+
+
+def _lag_words(info: StreamInfo, g: GroupState) -> list[str]:
+    """What is to be said of the lag that Redis reports, where it is not just the count."""
+    lag, more = g.group.lag_reported, (g.group.lag_reported or 0) - g.backlog.undelivered
+    if lag is None:
+        return ["Redis does not know the lag; the count is exact."]
+    if more == 0:
+        return []
+    if g.lag_agrees:
+        return [f"Redis reports a lag of {lag:,}: it counts the lost ones too."]
+    if 0 < more <= (info.entries_added or 0) - info.length:
+        return [f"Redis reports a lag of {lag:,}, which counts {more:,} that are gone."]
+    return [f"Redis reports a lag of {lag:,}, which is wrong; the count is exact."]
+
+
+def as_text(status: Mapping[str, Any]) -> str:
+    """The baseline for a terminal."""
+    info = status["stream"]
+    lines = [
+        f"Stream: {one_line(info['name'])}",
+        f"  Length: {info['length']:,}   First: {info['first_id']}   Last: {info['last_id']}   "
+        f"Boundary: {info['boundary_id']}",
+    ]
+    if status["stop"]:
+        lines.append(f"  {stop_words(**status['stop'])}; drainkit resume lifts it")
+    for g, row in zip(status["groups"], group_rows(status), strict=True):
+        shown = {name: known(value) for name, value in row.items()}
+        lines += [
+            f"Group: {one_line(g['name'])}",
+            f"  Position: {shown['position']}   Consumers: {shown['consumers']}   "
+            f"Entries read: {known(g['entries_read'])}",
+            f"  Backlog counted: {shown['undelivered']} undelivered, {shown['pending']} pending, "
+            f"{shown['history']} history   Lost: {shown['lost']}   "
+            f"Lag reported: {shown['lag reported']}",
+            f"  Why: {g['why']}",
+        ]
+        waiting = [c for c in g["consumer_list"] if c["pending"]]
+        lines += [
+            f"  Consumer {one_line(c['name'])}: {c['pending']:,} pending, "
+            f"idle {c['idle_ms'] / 1000:,.0f} s"
+            for c in sorted(waiting, key=lambda c: -c["pending"])[:10]
+        ]
+    if not status["groups"]:
+        lines.append("No group reads this stream.")
+    lines += [f"Newest: {e['id']}  {one_line(' '.join(e['fields']))}" for e in status["samples"]]
+    return "\n".join(lines)

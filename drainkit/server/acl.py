@@ -1,15 +1,17 @@
-"""Least-privilege ACL rules for who looks (analyst) and who drains (drainer).
+"""Least-privilege ACL rules by role: who looks, who drains, who drains history, who cleans up.
 
 Scripts run with their caller's rights, so what a script may do is what these rules say. From 7.0 on
 keys are granted for reading or per command (selectors); Redis 6.2 knows neither, so there a
-drainer could also add to the stream. No rule lets anybody trim, delete or overwrite it: the kill
-switch is set by SETNX and lifted by GETDEL, which leave keys of other types alone.
+drainer could also add to the stream, and a janitor trim the ledger. No rule lets a drainer trim,
+delete or overwrite the stream: the kill switch is set by SETNX and lifted by GETDEL, which leave
+keys of other types alone.
 """
 
 from __future__ import annotations
 
 import re
 
+from ..safe import one_line
 from .connection import Keys
 from .topology import ServerInfo
 
@@ -17,35 +19,75 @@ READING = (
     "ping", "select", "info", "time", "type", "exists", "xinfo", "xrange", "xrevrange", "xlen",
     "xpending", "get", "hget", "hgetall", "smembers", "scan", "cluster|keyslot", "cluster|slots",
 )  # fmt: skip
-DRAINING = ("eval", "xreadgroup", "xack", "xgroup|create", "xgroup|destroy")
+DRAINING = ("eval", "xreadgroup", "xack")
+HISTORY = ("xgroup|create", "xgroup|destroy")
+CLEANING = ("eval", "xgroup|delconsumer", "xtrim")
+
+#: What no rule can forbid a role, on any server.
+NOT_FORBIDDEN = (
+    "no rule tells arguments apart: who may add to the audit can also empty it (XADD audit MAXLEN "
+    "0); who may XREADGROUP can also take what others have (CLAIM, from 8.4 on) or read for "
+    "another group of the stream; who may XACK can acknowledge what was never audited"
+)
+#: The first versions of each line of Redis that check the very keys which XREADGROUP uses (#15478).
+KEYS_CHECKED_FROM = {
+    (7, 2): 16, (7, 4): 11, (8, 2): 9, (8, 4): 6, (8, 6): 6, (8, 8): 2,
+}  # fmt: skip
 
 
 def rules(
     keys: Keys, info: ServerInfo, *, allowlist_key: bytes | None = None
 ) -> dict[str, list[str]]:
-    """The rules of "analyst" and "drainer", ready for `ACL SETUSER name on >password ...`."""
+    """Each role's rules, ready for `ACL SETUSER name on >password ...`."""
     side = [keys.audit, keys.runs, keys.stop, keys.state]
     looked_at = [keys.stream, *side, *([allowlist_key] if allowlist_key else [])]
-    fresh = ["resetkeys", "resetchannels", "-@all"]
-    reading = [f"+{name}" for name in READING]
-    draining = [f"+{name}" for name in DRAINING]
+    allowed = {
+        "analyst": (),
+        "drainer": DRAINING,
+        "historian": (*DRAINING, *HISTORY),
+        "janitor": CLEANING,
+    }
+    stream, audit, runs, stop, state = (f"~{_pattern(key)}" for key in (keys.stream, *side))
     if info.version_tuple < (7, 0):
         seen = [f"~{_pattern(key)}" for key in looked_at]
         writing = ["+xadd", "+hset", "+setnx", "+getdel"]
-        return {
-            "analyst": [*fresh, *seen, *reading],
-            "drainer": [*fresh, *seen, *reading, *draining, *writing],
-        }
-    readable = [f"%R~{_pattern(key)}" for key in looked_at]
-    audit, runs, stop, state = (f"~{_pattern(key)}" for key in side)
-    # EVAL needs all its keys at once; what the script then calls is checked call by call
-    scripted = [f"~{_pattern(keys.stream)}", audit, runs, stop, state]
-    allowed = [f"%R~{_pattern(allowlist_key)}"] if allowlist_key else []
-    selectors = [f"({audit} {runs} +xadd)", f"({state} +hset)", f"({stop} +setnx +getdel)"]
+        # on 6.2 a key is granted to every command, so a janitor gets only what he needs
+        granted = {"analyst": seen, "janitor": [stream, runs]}
+        added = {"analyst": [], "janitor": ["+xadd"]}
+    else:
+        readable = [f"%R~{_pattern(key)}" for key in looked_at]
+        # EVAL needs all its keys at once; what the script then calls is checked call by call
+        scripted = [stream, audit, runs, stop, state, *readable[5:]]
+        seen = scripted
+        writing = [f"({audit} {runs} +xadd)", f"({state} +hset)", f"({stop} +setnx +getdel)"]
+        granted = {"analyst": readable, "janitor": [stream, *readable[1:5]]}
+        added = {"analyst": [], "janitor": [f"({runs} +xadd)"]}
     return {
-        "analyst": [*fresh, *readable, *reading],
-        "drainer": [*fresh, *scripted, *allowed, *reading, *draining, *selectors],
-    }
+        role: [
+            "resetkeys", "resetchannels", "-@all",
+            *granted.get(role, seen),
+            *(f"+{name}" for name in (*READING, *commands)),
+            *added.get(role, writing),
+        ]
+        for role, commands in allowed.items()
+    }  # fmt: skip
+
+
+def known_holes(info: ServerInfo) -> list[str]:
+    """Where the server's own version lets a user do more than its rules say; one line each."""
+    major, minor, *_ = (*info.version_tuple, 0, 0)
+    line = major, minor
+    fixed = KEYS_CHECKED_FROM.get(line)
+    is_open = (7, 0) <= line <= max(KEYS_CHECKED_FROM)  # 6.2 was seen to check them
+    if fixed is not None:
+        is_open = info.version_tuple < (*line, fixed)
+    if info.kind != "redis" or not is_open:
+        return []
+    advice = "a line that has the fix" if fixed is None else f"{major}.{minor}.{fixed}"
+    return [
+        f"Redis {one_line(info.version)} may check other keys than XREADGROUP uses (#15478), so a "
+        f"drainer or historian may reach more than this stream; upgrade to {advice}"
+    ]
 
 
 def _pattern(key: bytes) -> str:

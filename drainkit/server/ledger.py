@@ -11,7 +11,8 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 from ..core.summary import RUN_ID
-from ..safe import text
+from ..errors import RefusedError
+from ..safe import one_line, text
 from . import reading, writing
 from .connection import Server
 
@@ -55,6 +56,7 @@ class End:
     dropped_low_conf: int = 0
     drained_ok: int = 0
     remaining: str = ""  # "" where it is not known
+    operator: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,56 @@ class Sealed:
     previous_sha256: str = ""  # of the statement before it in its reports folder
 
 
-Entry = Start | End | Sealed
-_KINDS: dict[str, type[Entry]] = {kind.event: kind for kind in (Start, End, Sealed)}
+@dataclass(frozen=True)
+class Stopped:
+    """The kill switch was set."""
+
+    event: ClassVar[str] = "stop"
+    operator: str
+    at: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The kill switch was lifted."""
+
+    event: ClassVar[str] = "resume"
+    operator: str
+    at: str
+    reason: str  # that it had been set for
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """Entries that no group needed were removed."""
+
+    event: ClassVar[str] = "trim"
+    operator: str
+    at: str
+    entries: int
+    floor: str  # the first id that stayed
+    bound: str  # what held it there: group, age or end
+    archive: str = ""  # the file's name; "" without one
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """Dead consumers were removed."""
+
+    event: ClassVar[str] = "consumers_delete"
+    operator: str
+    at: str
+    consumer_group: str
+    removed: int
+    kept: int
+
+
+OfRun = Start | End | Sealed
+Entry = OfRun | Stopped | Resumed | Trimmed | Deleted
+_KINDS: dict[str, type[Entry]] = {
+    kind.event: kind for kind in (Start, End, Sealed, Stopped, Resumed, Trimmed, Deleted)
+}
 _WORDS = {"throttle": "none", "max_events": "all"}  # for None
 
 
@@ -77,6 +127,16 @@ def append(server: Server, entry: Entry) -> None:
     values = {f.name: getattr(entry, f.name) for f in fields(entry)}
     shown = {n: _WORDS.get(n, "") if v is None else str(v) for n, v in values.items()}
     writing.add_to_ledger(server, {"event": entry.event, **shown})
+
+
+def check(server: Server) -> None:
+    """Refuse to do what could not be noted, because the ledger's key holds something else."""
+    kind = reading.type_of(server, server.keys.runs)
+    if kind not in ("stream", "none"):
+        raise RefusedError(
+            f"{one_line(text(server.keys.runs))} is a {kind}, not a stream, so nothing can be "
+            "noted there; rename it"
+        )
 
 
 def entries(server: Server) -> Iterator[Entry]:
@@ -89,10 +149,11 @@ def entries(server: Server) -> Iterator[Entry]:
 
 
 def newest_run(server: Server) -> str:
-    """The run that the ledger's newest entry is about; "" where there is none."""
-    for _, flat in reading.newest(server, server.keys.runs, 1):
+    """The run that the ledger's newest entry of a run is about; "" where there is none."""
+    for _, flat in reading.newest(server, server.keys.runs, 100):
         found = _read(flat)
-        return found.run_id if found else ""
+        if isinstance(found, OfRun):
+            return found.run_id
     return ""
 
 
@@ -105,7 +166,9 @@ def _read(flat: list[bytes]) -> Entry | None:
     texts = [text(part) for part in flat]
     found = dict(zip(texts[::2], texts[1::2], strict=True))
     kind = _KINDS.get(found.get("event", ""))
-    if kind is None or not RUN_ID.fullmatch(found.get("run_id", "")):
+    if kind is None:
+        return None
+    if kind in (Start, End, Sealed) and not RUN_ID.fullmatch(found.get("run_id", "")):
         return None
     try:
         values: dict[str, Any] = {

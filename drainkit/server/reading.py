@@ -7,12 +7,12 @@ and later make a consumer even when they return nothing.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 from ..safe import one_line, text
@@ -56,6 +56,7 @@ class Group:
     entries_read: int | None  # None: the server does not know, or is older than 7.0
     lag_reported: int | None
     backlog: Backlog | None = None
+    counted_all: bool = True  # False: there are more undelivered than `backlog` says
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class StreamInfo:
     first_id: str | None
     last_id: str | None
     boundary_id: str
-    entries_added: int | None
+    entries_added: int | None  # None: older than 7.0
+    max_deleted_id: str | None = None  # the largest id ever taken by XDEL (trims leave it alone)
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,31 @@ class StopSwitch:
     """What `drainkit stop` left: why, by whom and when."""
 
     reason: str  # one safe line
-    operator: str  # "" where it is not known
-    at_us: int | None  # microseconds since the epoch, by the server's clock
+    operator: str  # one safe line; "" where it is not known
+    at: str | None  # ISO 8601 UTC, by the server's clock; None where it is not known
+
+    def __str__(self) -> str:
+        return stop_words(self.reason, self.operator, self.at)
 
     @classmethod
     def read(cls, raw: bytes) -> StopSwitch:
         """From the switch's value; one that was set by hand has no reason that can be read."""
         try:
             found = json.loads(raw)
-            at_us = int(found["at_us"]) if "at_us" in found else None
-            operator = one_line(str(found.get("operator", "")))
-            return cls(one_line(str(found["reason"])), operator, at_us)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            reason, operator = one_line(str(found["reason"])), found.get("operator")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls("no reason given", "", None)
+        try:
+            at = iso(int(found["at_us"]))
+        except (ValueError, KeyError, TypeError, OverflowError):
+            at = None
+        return cls(reason, one_line(str(operator)) if operator else "", at)
+
+
+def stop_words(reason: str, operator: str, at: str | None) -> str:
+    """Who set the kill switch, when and why, in one line."""
+    who, when = f" by {operator}" if operator else "", f" at {at}" if at else ""
+    return f"the kill switch is set ({reason}){who}{when}"
 
 
 def id_key(entry_id: str | bytes) -> tuple[int, int]:
@@ -100,6 +114,12 @@ def next_id(entry_id: str) -> str:
     """The smallest id after `entry_id`: inclusive ranges work on every version and client."""
     ms, seq = id_key(entry_id)
     return f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0"
+
+
+def previous_id(entry_id: str) -> str:
+    """The largest id before `entry_id`, which is not 0-0."""
+    ms, seq = id_key(entry_id)
+    return f"{ms}-{seq - 1}" if seq else f"{ms - 1}-{2**64 - 1}"
 
 
 class Name(str):
@@ -134,6 +154,7 @@ def stream_info(server: Server) -> StreamInfo:
             f"{one_line(text(server.stream))} {found}; check --stream and the database number"
         )
     info = pairs(server.call("XINFO", "STREAM", server.stream))
+    deleted = info.get("max-deleted-entry-id")
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
     return StreamInfo(
         name=text(server.stream),
@@ -142,6 +163,7 @@ def stream_info(server: Server) -> StreamInfo:
         last_id=ends[1],
         boundary_id=text(info["last-generated-id"]),
         entries_added=info.get("entries-added"),
+        max_deleted_id=None if deleted is None else text(deleted),
     )
 
 
@@ -158,6 +180,16 @@ def length_of(server: Server, key: bytes) -> int:
 def newest(server: Server, key: bytes, count: int) -> list[RawEntry]:
     """The newest entries of a stream, the newest first."""
     found: list[RawEntry] = server.call("XREVRANGE", key, "+", "-", "COUNT", count)
+    return found
+
+
+def newest_before(server: Server, entry_id: str, count: int) -> list[RawEntry]:
+    """Up to `count` entries of the stream before an id, the newest first."""
+    found: list[RawEntry] = []
+    if id_key(entry_id) > (0, 0):
+        found = server.call(
+            "XREVRANGE", server.stream, previous_id(entry_id), FIRST_ID, "COUNT", count
+        )
     return found
 
 
@@ -234,7 +266,7 @@ def pages(
                 return
             is_full = len(entries) == count
             first = next_id(text(entries[-1][0]))
-            count = max(1, min(page, 8 * count, PAGE_BYTES // entry_bytes(entries)))
+            count = next_page_size(entries, count, page)
             if ahead and is_full and id_key(first) <= id_key(last):
                 server.send("XRANGE", key, first, last, "COUNT", count)
                 under_way = True
@@ -246,6 +278,11 @@ def pages(
         if under_way and server.connected:
             with contextlib.suppress(DrainkitError):
                 server.receive()
+
+
+def next_page_size(entries: Sequence[RawEntry], size: int, most: int = PAGE_ENTRIES) -> int:
+    """How many entries to ask for after a page of `size`: more, but never too many bytes."""
+    return max(1, min(most, 8 * size, PAGE_BYTES // entry_bytes(entries)))
 
 
 def entry_bytes(entries: Sequence[RawEntry]) -> int:
@@ -263,24 +300,6 @@ def receive_page(server: Server) -> list[RawEntry]:
 def send_page(server: Server, after: str, last: str, count: int) -> None:
     """Ask for up to `count` entries after one id up to another; `receive_page` brings them."""
     server.send("XRANGE", server.stream, next_id(after), last, "COUNT", count)
-
-
-def count_between(server: Server, first: str, last: str) -> int:
-    """How many entries lie from `first` to `last`, counted: Redis's own lag can be wrong."""
-    return sum(len(entries) for entries in pages(server, server.stream, first, last))
-
-
-def backlog(server: Server, info: StreamInfo, group: Group) -> Backlog:
-    """The group's entries per scope, up to the boundary that `info` holds."""
-    undelivered = count_between(server, next_id(group.position), info.boundary_id)
-    # length and boundary come from one reply, so the rest of the stream is history
-    return Backlog(undelivered, group.pending, max(0, info.length - undelivered))
-
-
-def groups(server: Server, info: StreamInfo) -> list[Group]:
-    """Every group with its counted backlog."""
-    found = positions(server).values()
-    return [dataclasses.replace(g, backlog=backlog(server, info, g)) for g in found]
 
 
 def bodies(server: Server, ids: Sequence[bytes]) -> list[RawEntry]:

@@ -14,12 +14,12 @@ from ..safe import one_line, text
 from ..settings import Settings
 from . import recorded
 from .connection import Server
+from .counting import count_between
 from .reading import (
     FIRST_ID,
     Name,
     body_pages,
     consumers,
-    count_between,
     id_key,
     next_id,
     pages,

@@ -18,11 +18,10 @@ from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
 from .connection import Server
-from .reading import next_id, raw_name
+from .reading import StopSwitch, next_id, raw_name
 from .scopes import Scope, not_ours
 
 _REFUSALS = {
-    "stopped": "the kill switch is set (drainkit stop); drainkit resume lifts it",
     "gone": "the stream is gone or no longer a stream; nothing more was done",
     "no_group": "the consumer group is gone; nothing more was done",
     "recreated": "the stream was made anew during the run; nothing more was done",
@@ -121,7 +120,7 @@ def receive_commit(server: Server) -> Committed:
     if status == b"recorded":
         raise RecordedError("another drain recorded entries of this scope; the audit is read again")
     if status == b"stopped":
-        raise StoppedError(_REFUSALS["stopped"])
+        raise stopped(StopSwitch.read(rest[0]))
     if status not in (b"ok", b"wait"):
         raise RefusedError(_REFUSALS[status.decode()])
     rest += _WAITING[len(rest) :]
@@ -138,6 +137,11 @@ def receive_commit(server: Server) -> Committed:
         vanished=int(vanished),
         rejected=frozenset(rejected),
     )
+
+
+def stopped(switch: StopSwitch) -> StoppedError:
+    """The refusal that says who stopped, when and why."""
+    return StoppedError(f"{switch}; drainkit resume lifts it")
 
 
 def probe(
@@ -165,7 +169,7 @@ def add_to_ledger(server: Server, fields: Mapping[str, object]) -> None:
     server.call("XADD", server.keys.runs, "*", *flat)
 
 
-def stop(server: Server, *, reason: str, now_us: int) -> bool:
+def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> bool:
     """Set the kill switch; from this reply on no commit of the stream does anything.
 
     False if it was set already: then it keeps its first reason.
@@ -173,14 +177,14 @@ def stop(server: Server, *, reason: str, now_us: int) -> bool:
     SETNX and GETDEL, not SET and DEL: on 6.2 an ACL cannot tell keys apart by command, and a
     drainer must not be able to overwrite or delete the stream.
     """
-    return bool(
-        server.call("SETNX", server.keys.stop, json.dumps({"reason": reason, "at_us": now_us}))
-    )
+    switch = {"reason": reason, "operator": operator, "at_us": now_us}
+    return bool(server.call("SETNX", server.keys.stop, json.dumps(switch)))
 
 
-def resume(server: Server) -> bool:
-    """Lift the kill switch; False if it was not set."""
-    return server.call("GETDEL", server.keys.stop) is not None
+def resume(server: Server) -> StopSwitch | None:
+    """Lift the kill switch; the one that was lifted, None if there was none."""
+    found = server.call("GETDEL", server.keys.stop)
+    return None if found is None else StopSwitch.read(found)
 
 
 def open_history(server: Server, scope: Scope) -> None:

@@ -18,6 +18,8 @@ from ..draining.job import Job, resolve
 from ..draining.live import apply
 from ..errors import RefusedError, UsageError, error_of
 from ..operations.state import baseline
+from ..safe import verbatim
+from ..server import reading
 from ..server.connection import Server
 from ..settings import Settings
 from .session import RunSession
@@ -84,14 +86,18 @@ class LiveDrain(RunSession):
 
     def bottom_line(self) -> Markdown:
         """What was done."""
+        switch = reading.stop_switch(self.server) if self.server.connected else None
+        stopped = f" **Stopped:** {verbatim(str(switch))}; no drain of the stream goes on."
+        note = "" if switch is None else stopped
         if self.summary is None:
-            return markdown("**Not armed.** This run changed nothing.")
+            return markdown(f"**Not armed.** This run changed nothing.{note}")
         s = self.summary
         return markdown(
             f"**{s.total_read:,} entries were audited and acknowledged** in {span(s.elapsed_sec)} "
             f"({s.events_per_sec or 0:,.1f} per second); {s.drained_ok:,} had passed every filter. "
             + ("How many remain is not known." if s.remaining is None
                else f"{s.remaining:,} of the scope remain.")
+            + note
         )  # fmt: skip
 
     def counts_table(self) -> pd.DataFrame:

@@ -25,12 +25,13 @@ class Maintenance(Session):
     """Dead consumers and trimming; lists only, unless told to act."""
 
     extra: ClassVar[tuple[str, ...]] = (
-        "min_idle_min", "delete_consumers", "apply_trim", "archive",
+        "min_idle_min", "delete_consumers", "apply_trim", "keep_days", "archive",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
         self.delete, self.apply, self.archive = False, False, ""
+        self.keep_days: float | None = None
         self.min_idle_ms = round(settings.min_idle_min * 60_000)
 
     @classmethod
@@ -40,11 +41,9 @@ class Maintenance(Session):
         board.delete = _flag(names, "delete_consumers")
         board.apply = _flag(names, "apply_trim")
         board.archive = str(names.get("archive") or "")
-        idle_min = names.get("min_idle_min", 60)
-        is_number = isinstance(idle_min, int | float) and not isinstance(idle_min, bool)
-        if not is_number or not 0 <= idle_min <= MAX_MIN:
-            raise UsageError("min_idle_min must be a number of minutes, 0 or more")
-        board.min_idle_ms = round(idle_min * 60_000)
+        board.min_idle_ms = round(_number(names, "min_idle_min", "minutes", default=60) * 60_000)
+        if names.get("keep_days") is not None:
+            board.keep_days = _number(names, "keep_days", "days")
         return board
 
     def bottom_line(self) -> Markdown:
@@ -72,7 +71,7 @@ class Maintenance(Session):
         names = [c.name for c in self._dead() if not c.why_kept]
         removed, kept = maintenance.remove_consumers(
             self.server, self.settings.consumer_group, names,
-            min_idle_ms=self.min_idle_ms,
+            min_idle_ms=self.min_idle_ms, operator=self.settings.operator,
         )  # fmt: skip
         return markdown(f"**{len(removed)} removed**, {len(kept)} stayed.")
 
@@ -80,9 +79,11 @@ class Maintenance(Session):
         """Remove what no group needs, archived first, if told to."""
         if not self.apply:
             return markdown("`apply_trim` is off: nothing was removed.")
-        plan = maintenance.trim_plan(self.server)
+        plan = maintenance.trim_plan(self.server, keep_days=self.keep_days)
         archive = Path(self.archive) if self.archive else None
-        removed = maintenance.trim(self.server, plan, archive=archive)
+        removed = maintenance.trim(
+            self.server, plan, archive=archive, operator=self.settings.operator
+        )
         kept = f", archived first in {one_line(self.archive)}" if archive else ""
         return markdown(f"**{removed:,} entries removed**{kept}.")
 
@@ -92,12 +93,24 @@ class Maintenance(Session):
 
     def _trim_line(self) -> str:
         try:
-            plan = maintenance.trim_plan(self.server)
+            plan = maintenance.trim_plan(self.server, keep_days=self.keep_days)
         except RefusedError as error:
             return verbatim(str(error))
-        held = "; ".join(f"{verbatim(g)}: {one_line(why)}" for g, why in plan.held_by.items())
         text = f"A trim would remove **{plan.entries:,} of {plan.length:,} entries**"
+        if plan.bound == "age":
+            return f"{text}: what is younger than {self.keep_days:g} days stays."
+        held = "; ".join(f"{verbatim(g)}: {one_line(why)}" for g, why in plan.held_by.items())
         return text + (f", held back by {held}." if held else ".")
+
+
+def _number(
+    names: Mapping[str, Any], name: str, unit: str, *, default: float | None = None
+) -> float:
+    value = names.get(name, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= MAX_MIN:
+        raise UsageError(f"{name} must be a number of {unit}, 0 or more")
+    return float(value)
 
 
 def _flag(names: Mapping[str, Any], name: str) -> bool:

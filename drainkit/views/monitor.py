@@ -12,24 +12,30 @@ from ..core.audit import parse
 from ..errors import UsageError
 from ..operations import checks
 from ..operations.running import running_drains
-from ..operations.state import StreamState
+from ..operations.state import StreamState, state_as_dict
 from ..safe import verbatim
 from ..server import audit_log, ledger, reading
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
 from .session import Session
-from .tables import markdown, safe
+from .tables import groups_frame, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
 
 
+GROUP_COLUMNS = (
+    "stream", "group", "undelivered", "lost", "lag reported", "they agree", "pending",
+    "oldest, min", "oldest pending, min", "dead consumers",
+)  # fmt: skip
+
+
 class Monitor(Session):
     """Every stream of a pattern, its groups, pending, audit and runs; reads only."""
 
-    extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min")
+    extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min", "max_lost")
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
@@ -46,6 +52,7 @@ class Monitor(Session):
         limits = checks.Limits(
             max_backlog=_whole(names, "max_backlog"),
             max_age_min=float(_whole(names, "max_backlog_age_min")),
+            max_lost=_whole(names, "max_lost", default=0),
         )
         board.report = checks.check(
             board.server, board.settings, limits, pattern=pattern, audits=True
@@ -62,30 +69,16 @@ class Monitor(Session):
 
     def groups_table(self) -> pd.DataFrame:
         """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
-        rows = [
-            {
-                "stream": state.info.name,
-                "group": g.group.name,
-                "undelivered": g.undelivered,
-                "lag reported": _known(g.group.lag_reported),
-                "they agree": _known(g.lag_agrees),
-                "pending": g.group.pending,
-                "oldest, min": _minutes(g.oldest_age_sec),
-                "oldest pending, min": _minutes(g.oldest_pending_age_sec),
-                "dead consumers": g.consumers["dead"],
-            }
-            for state in self.states
-            for g in state.groups
-        ]
-        return safe(pd.DataFrame(rows))
+        return groups_frame(*map(state_as_dict, self.states), columns=GROUP_COLUMNS).reset_index()
 
     def pending_table(self) -> pd.DataFrame:
         """Pending entries by consumer, most first."""
         rows = [
-            {"stream": s.info.name, "group": g.group.name, "consumer": name, "pending": n}
+            {"stream": s.info.name, "group": g.group.name, "consumer": c.name, "pending": c.pending}
             for s in self.states
             for g in s.groups
-            for name, n in g.pending_by_consumer.items()
+            for c in g.consumers
+            if c.pending
         ]
         frame = pd.DataFrame(rows, columns=["stream", "group", "consumer", "pending"])
         return safe(frame.sort_values("pending", ascending=False).head(20))
@@ -100,8 +93,9 @@ class Monitor(Session):
         return figures.arrivals(frame)
 
     def runs_table(self) -> pd.DataFrame:
-        """The newest runs of the ledger, and those still under way."""
-        columns = ["run_id", "event", "scope", "total_read", "drained_ok", "outcome", "at"]
+        """The newest of the ledger: runs, and what operators did."""
+        columns = ["event", "operator", "run_id", "reason", "scope", "total_read", "drained_ok",
+                   "outcome", "entries", "removed", "at"]  # fmt: skip
         rows = [
             {"event": entry.event, **vars(entry)}
             for entry in ledger.entries(self.server)
@@ -115,16 +109,8 @@ class Monitor(Session):
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
 
 
-def _whole(names: Mapping[str, Any], name: str) -> int:
-    value = names.get(name)
+def _whole(names: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
+    value = names.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise UsageError(f"{name} must be a whole number, 0 or more")
     return value
-
-
-def _known(value: object) -> str:
-    return "unknown" if value is None else str(value)
-
-
-def _minutes(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds / 60:,.1f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..core.policy import ACTIONS
 from ..core.summary import Summary
+from ..operations.state import cell, group_rows
 from ..safe import one_line, share
 
 if TYPE_CHECKING:
@@ -35,28 +36,24 @@ def safe(frame: pd.DataFrame) -> pd.DataFrame:
     return shown.reset_index(drop=True)
 
 
-def groups_frame(baseline: Mapping[str, Any]) -> pd.DataFrame:
-    """The groups of a baseline, one row each."""
-    rows = [
-        {
-            "group": one_line(g["name"]),
-            "position": g["position"],
-            **g["backlog"],
-            "lag reported": "unknown" if g["lag_reported"] is None else g["lag_reported"],
-            "consumers": g["consumers"],
-        }
-        for g in baseline["groups"]
-    ]
-    columns = [
-        "group",
-        "position",
-        "undelivered",
-        "pending",
-        "history",
-        "lag reported",
-        "consumers",
-    ]
-    return pd.DataFrame(rows, columns=columns).set_index("group")
+GROUP_COLUMNS = (
+    "group", "position", "undelivered", "pending", "history", "lost", "lag reported", "consumers",
+)  # fmt: skip
+
+
+def groups_frame(
+    *states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS
+) -> pd.DataFrame:
+    """The groups of states (or of a baseline.json), one row each; what is unknown says so."""
+    frame = pd.DataFrame(
+        [
+            {name: cell(row[name]) for name in columns}
+            for state in states
+            for row in group_rows(state)
+        ],
+        columns=list(columns),
+    )
+    return frame.set_index(columns[0])
 
 
 def counts_frame(summary: Summary | None) -> pd.DataFrame:

@@ -7,7 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, at, audit, deliver, everything, pending, seed
+from books import (
+    GROUP,
+    ask,
+    at,
+    audit,
+    deliver,
+    everything,
+    ledger_of,
+    now_ms,
+    pending,
+    seed,
+)
 from conftest import Cli, Fill, intent
 from servers import Server
 
@@ -194,6 +205,76 @@ def test_trim_keeps_what_comes_below_a_position_set_too_far(
         plan = trim_plan(link)
     assert plan.entries == 10
     assert plan.floor == f"{ids[-1].split('-')[0]}-{int(ids[-1].split('-')[1]) + 1}"
+
+
+def aged(server: Server, stream: str, fill: Fill, *, position: int) -> list[str]:
+    """Ten entries, 10 to 1 days old by their ids; the group has had the first `position`."""
+    now = now_ms(server)
+    ids = [f"{now - days * 86_400_000}-0" for days in range(10, 0, -1)]
+    fill(server, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP,
+         position=ids[position - 1] if position else "0-0")  # fmt: skip
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("position", "days", "removed", "bound"),
+    [(10, 4.5, 6, "age"), (3, 4.5, 3, "group"), (10, 0, 10, "end"), (10, 20, 0, "age"),
+     (0, 4.5, 0, "group"), (6, 4.5, 6, "group")],
+)  # fmt: skip
+def test_trim_keeps_what_is_younger(
+    server: Server, stream: str, fill: Fill, cli: Cli, position: int, days: float, removed: int,
+    bound: str,
+) -> None:  # fmt: skip
+    """Neither what is younger than --keep-days goes nor what a group needs; the bound is named."""
+    ids = aged(server, stream, fill, position=position)
+    command = ("trim", "--keep-days", days, *at(server, stream))
+    shown = cli(*command, "--json").json()
+    assert (shown["entries"], shown["bound"]) == (removed, bound)
+    assert list(shown["held_by"]) == ([GROUP] if bound == "group" else [])
+    text = cli(*command, "--apply", "--yes").out
+    assert f"floor by age ({days:g} days) " in text
+    assert f"the {bound} holds" in text
+    assert ids_of(server, stream) == ids[removed:]
+
+
+@pytest.mark.parametrize("odd", ["5-1", "1700000000-0", "1700000000000000-0"])
+def test_trim_by_age_refuses_ids_that_are_not_times(
+    valkey: Server, stream: str, cli: Cli, odd: str
+) -> None:
+    """Counters, seconds and microseconds as ids say nothing about an entry's age."""
+    ask(valkey, "XADD", stream, odd, "a", "b")
+    ask(valkey, "XGROUP", "CREATE", stream, GROUP, "$")
+    run = cli("trim", "--keep-days", 1, "--apply", "--yes", *at(valkey, stream))
+    assert (run.rc, "not times" in run.err) == (4, True)
+    assert ids_of(valkey, stream) == [odd]
+    for bad in ("-1", "nan", "x"):
+        assert cli("trim", "--keep-days", bad, *at(valkey, stream)).rc == 2
+
+
+def test_cleaning_up_stands_in_the_ledger(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """trim and consumers name operator and counts there; what removes nothing leaves no entry."""
+    seed(valkey, stream, fill, 20, delivered=10)
+    ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, "gone")
+    where = ("--yes", *at(valkey, stream))
+    assert cli("trim", "--apply", "--operator", "al", *where).rc == 0
+    assert cli("trim", "--apply", "--operator", "al", *where).rc == 0
+    env = {"DRAINKIT_OPERATOR": "bo"}
+    assert cli("consumers", "--delete", "--min-idle-min", "0", *where, env=env).rc == 0
+    assert [
+        {k: e[k] for k in ("event", "operator", "entries", "bound", "removed", "kept") if k in e}
+        for e in ledger_of(valkey, stream)
+    ] == [
+        {"event": "trim", "operator": "al", "entries": "10", "bound": "group"},
+        {"event": "consumers_delete", "operator": "bo", "removed": "1", "kept": "0"},
+    ]
+    ask(valkey, "DEL", f"{stream}.drain_runs")
+    ask(valkey, "SET", f"{stream}.drain_runs", "x")
+    ask(valkey, "XGROUP", "SETID", stream, GROUP, "$")
+    run = cli("trim", "--apply", *where)
+    assert (run.rc, "is a string" in run.err) == (4, True)
+    assert ask(valkey, "XLEN", stream) == 10
 
 
 def test_trim_refuses_a_stream_without_groups(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
+import socket
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -14,7 +17,7 @@ import servers
 from books import GROUP, ask, at, everything, now_ms, seed
 from conftest import Cli, Fill, intent, one_line_error
 from prometheus_client.parser import text_string_to_metric_families
-from servers import Server
+from servers import LOOPBACK, Server
 
 SECRET = "s3cr3t-pa55"
 
@@ -268,3 +271,39 @@ def test_metrics_are_served_on_loopback(valkey: Server, stream: str, fill: Fill,
     assert scrape()[("drainkit_check_status",)] == 3
     process.send_signal(signal.SIGTERM)
     assert cli.finish(process).rc == 0
+
+
+def test_a_slow_client_makes_nobody_wait(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """While one client sends a byte every two seconds, scrapes and SIGTERM take no time."""
+    seed(valkey, stream, fill, 5, delivered=5)
+    port = servers.free_port()
+    process = cli.start("check", "--listen", f"127.0.0.1:{port}", *at(valkey, stream))
+    servers.wait_until("it listens", lambda: _connects(port))
+    done = threading.Event()
+
+    def drip(slow: socket.socket) -> None:
+        for byte in b"GET /metrics HTTP/1.1\r\nHost: x":
+            with contextlib.suppress(OSError):
+                slow.send(bytes([byte]))
+            if done.wait(2):
+                return
+
+    with socket.create_connection((LOOPBACK, port)) as slow:
+        thread = threading.Thread(target=drip, args=(slow,))
+        thread.start()
+        time.sleep(0.3)
+        started = time.monotonic()
+        for _ in range(3):
+            with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/metrics", timeout=10) as reply:
+                assert samples(reply.read().decode())[("drainkit_up",)] == 1
+        process.send_signal(signal.SIGTERM)
+        assert cli.finish(process).rc == 0
+        assert time.monotonic() - started < 5
+        done.set()
+        thread.join()
+
+
+def _connects(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port)):
+        return True
+    return False

@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from books import GROUP, PASSWORD, ask, audit, everything, make_user, seed
+from books import GROUP, PASSWORD, ask, at, audit, everything, make_user, seed
 from conftest import ROOT, Cli, Fill
 from servers import Server
+
+from drainkit.server.acl import known_holes
+from drainkit.server.topology import ServerInfo
 
 READING = [
     ("status",),
@@ -35,11 +38,31 @@ EVAL return(1) 0|SCRIPT FLUSH|CONFIG SET maxmemory 1|SHUTDOWN|SAVE|BGSAVE|BGREWR
 REPLICAOF NO ONE|DEBUG SLEEP 0|ACL SETUSER x|CLIENT KILL ID 1|RESTORE z 0 x|PUBLISH c x
 SORT {s} STORE z|GETEX z|LMOVE z y LEFT LEFT
 """
-# and these to the drainer
+# and these to whoever drains: the stream stays, and so does all that is not drainkit's
 BEYOND_A_DRAIN = """
-XDEL {s} 1-1|XTRIM {s} MAXLEN 0|DEL {s}|UNLINK {s}|SET {s} x|RENAME {s} y|EXPIRE {s} 1
-XGROUP DELCONSUMER {s} {g} c|XGROUP SETID {s} {g} 0|GET another|SETNX another x
-XADD another * a b|EVAL return(redis.call('XDEL',KEYS[1],'1-1')) 1 {s}|FLUSHALL|CONFIG GET *
+XDEL {s} 1-1|XTRIM {s} MAXLEN 0|DEL {s}|UNLINK {s}|SET {s} x|RENAME {s} y|RENAMENX {s} y
+COPY {s} y|EXPIRE {s} 1|PERSIST {s}|MOVE {s} 1|XSETID {s} 9-9|XCLAIM {s} {g} c 0 1-1
+XAUTOCLAIM {s} {g} c 0 0|XGROUP DELCONSUMER {s} {g} c|XGROUP SETID {s} {g} 0
+XGROUP CREATECONSUMER {s} {g} c|GET another|SETNX another x|XADD another * a b|XLEN another
+XREADGROUP GROUP {g} c STREAMS another >|XACK another {g} 1-1|HSET another a b|GETDEL another
+EVAL return(redis.call('XDEL',KEYS[1],'1-1')) 1 {s}|EVAL return(redis.call('GET','another')) 0
+EVAL return(redis.call('DEL',KEYS[1])) 1 {s}|EVALSHA abc 0|SCRIPT FLUSH|FLUSHALL|FLUSHDB
+SWAPDB 0 1|CONFIG GET *|CONFIG SET maxmemory 1|SHUTDOWN|SAVE|BGSAVE|REPLICAOF NO ONE
+DEBUG SLEEP 0|ACL SETUSER x|ACL LIST|CLIENT KILL ID 1|KEYS *|MONITOR|RESTORE z 0 x|PUBLISH c x
+DEL {s}.drain_audit|XTRIM {s}.drain_audit MAXLEN 0|XDEL {s}.drain_runs 1-1|DEL {s}.drain_stop
+"""
+GROUPS = "XGROUP CREATE {s} x 0|XGROUP CREATE {s} x 0 MKSTREAM|XGROUP DESTROY {s} {g}"
+# and these to who cleans up
+BEYOND_CLEANING = """
+XDEL {s} 1-1|DEL {s}|UNLINK {s}|SET {s} x|RENAME {s} y|RENAMENX {s} y|COPY {s} y
+EXPIRE {s} 1|PERSIST {s}|MOVE {s} 1|XSETID {s} 9-9|XCLAIM {s} {g} c 0 1-1|XAUTOCLAIM {s} {g} c 0 0
+XACK {s} {g} 1-1|XREADGROUP GROUP {g} c STREAMS {s} >|XGROUP SETID {s} {g} 0
+XGROUP CREATECONSUMER {s} {g} c|XADD {s}.drain_audit * a b|HSET {s}.drain_state a b
+SETNX {s}.drain_stop x|GETDEL {s}.drain_stop|GET another|XTRIM another MAXLEN 0|XADD another * a b
+XGROUP DELCONSUMER another {g} c|EVAL return(redis.call('XDEL',KEYS[1],'1-1')) 1 {s}
+EVAL return(redis.call('DEL',KEYS[1])) 1 {s}|EVALSHA abc 0|SCRIPT FLUSH|FLUSHALL|FLUSHDB|SWAPDB 0 1
+CONFIG GET *|CONFIG SET maxmemory 1|SHUTDOWN|SAVE|REPLICAOF NO ONE|DEBUG SLEEP 0|ACL SETUSER x
+CLIENT KILL ID 1|KEYS *|RESTORE z 0 x|PUBLISH c x
 """
 
 
@@ -58,7 +81,12 @@ def denied(url: str, *command: str) -> bool:
             return True
         except redis.ResponseError as error:
             # what a script may not do is said in other words, and in others again by 6.2
-            said = ("NOPERM", "ACL failure in script", "can't run this command")
+            said = (
+                "NOPERM",
+                "ACL failure in script",
+                "can't run this",
+                "can't access at least one",
+            )
             return any(words in str(error) for words in said)
         return False
 
@@ -81,39 +109,110 @@ def test_the_analyst_reads_all_and_writes_nothing(
     assert everything(server) == before
 
 
+def prepare(server: Server, stream: str, fill: Fill) -> None:
+    """300 entries, 100 of them delivered long ago, 5 pending; and a key of others."""
+    seed(server, stream, fill)
+    ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 5, "STREAMS", stream, ">")
+    ask(server, "XGROUP", "CREATECONSUMER", stream, GROUP, "idle")
+    ask(server, "XADD", "another", "1-1", "a", "b")
+    ask(server, "XGROUP", "CREATE", "another", GROUP, "0")
+
+
+def drain(url: str, stream: str, scope: str) -> tuple[str, ...]:
+    return ("drain", "--mode", "live", "--yes", "--throttle", "none", "--max-events", "all",
+            "--scope", scope, "--min-idle-min", "0", "--allow-active-consumers",
+            "--redis-url", url, "--stream", stream)  # fmt: skip
+
+
+def assert_denied(server: Server, url: str, stream: str, *tables: str) -> None:
+    commands = [command for table in tables for command in commands_of(table, stream)]
+    assert len(commands) >= 40
+    for command in commands:
+        assert denied(url, *command), command
+    assert ask(server, "XLEN", stream) == 300
+
+
 def test_the_drainer_drains_and_can_do_no_more(
     server: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
-    """All scopes, stop and resume work for the drainer; the stream and other keys are safe."""
-    seed(server, stream, fill)
-    ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 5, "STREAMS", stream, ">")
-    ask(server, "SET", "another", "x")
+    """What is undelivered or pending, stop and resume work without any XGROUP; history does not."""
+    prepare(server, stream, fill)
     url = make_user(cli, server, stream, "drainer")
     where = ("--redis-url", url, "--stream", stream)
-    drain = (
-        "drain",
-        "--mode",
-        "live",
-        "--yes",
-        "--throttle",
-        "none",
-        "--max-events",
-        "all",
-        *where,
-    )
     assert cli("stop", "--reason", "x", *where).rc == 0
-    assert cli(*drain).rc == 4
+    assert cli(*drain(url, stream, "undelivered")).rc == 4
     assert cli("resume", *where).rc == 0
-    for scope in ("pending", "undelivered", "history"):
-        run = cli(*drain, "--scope", scope, "--min-idle-min", "0", "--allow-active-consumers",
-                  secret=PASSWORD)  # fmt: skip
+    for scope in ("pending", "undelivered"):
+        run = cli(*drain(url, stream, scope), secret=PASSWORD)
         assert run.rc == 0, run
-    assert len(audit(server, stream)) == 5 + 195 + 300
-    for command in commands_of(BEYOND_A_DRAIN, stream):
-        assert denied(url, *command), command
+    state = ask(server, "DUMP", f"{stream}.drain_state")
+    run = cli(*drain(url, stream, "history"), secret=PASSWORD)
+    assert (run.rc, "drainkit acl" in run.err) == (4, True)
+    assert ask(server, "DUMP", f"{stream}.drain_state") == state
+    assert len(audit(server, stream)) == 5 + 195
+    assert_denied(server, url, stream, BEYOND_A_DRAIN, GROUPS)
     if server.kind != "redis62":  # 6.2 cannot grant a command for some keys only
         assert denied(url, "XADD", stream, "*", "a", "b")
-    assert ask(server, "XLEN", stream) == 300
+
+
+def test_the_historian_drains_history_too(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Every scope works for the historian, who may make and end a group, and do no more."""
+    prepare(server, stream, fill)
+    url = make_user(cli, server, stream, "historian")
+    for scope in ("pending", "undelivered", "history"):
+        run = cli(*drain(url, stream, scope), secret=PASSWORD)
+        assert run.rc == 0, run
+    assert_denied(server, url, stream, BEYOND_A_DRAIN)
+
+
+def test_the_janitor_cleans_up(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """consumers --delete and trim --apply work for the janitor and leave their ledger entries."""
+    prepare(server, stream, fill)
+    url = make_user(cli, server, stream, "janitor")
+    assert_denied(server, url, stream, BEYOND_CLEANING, GROUPS)
+    if server.kind != "redis62":
+        assert denied(url, "XADD", stream, "*", "a", "b")
+    where = ("--redis-url", url, "--stream", stream, "--operator", "jo", "--yes", "--json")
+    run = cli("consumers", "--delete", "--min-idle-min", "0", *where, secret=PASSWORD)
+    assert (run.rc, run.json()["removed"]) == (0, ["idle"]), run
+    run = cli("trim", "--apply", *where, secret=PASSWORD)
+    assert (run.rc, run.json()["removed"]) == (0, 100), run
+    entries = ask(server, "XRANGE", f"{stream}.drain_runs", "-", "+")
+    assert [fields[1] for _, fields in entries] == [b"consumers_deleted", b"trimmed"]
+    assert [fields[3] for _, fields in entries] == [b"jo", b"jo"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "is_open"),
+    [
+        ("redis", "6.2.14", False), ("redis", "7.0.15", True), ("redis", "7.2.15", True),
+        ("redis", "7.2.16", False), ("redis", "7.4.10", True), ("redis", "8.0.3", True),
+        ("redis", "8.2.8", True), ("redis", "8.2.9", False), ("redis", "8.4.5", True),
+        ("redis", "8.4.6", False), ("redis", "8.6.5", True), ("redis", "8.6.6", False),
+        ("redis", "8.8.1", True), ("redis", "8.8.2", False), ("redis", "8.10.0", False),
+        ("valkey", "8.1.0", False),
+    ],
+)  # fmt: skip
+def test_known_holes_by_version(kind: str, version: str, is_open: bool) -> None:
+    """Redis warns below the first version of its line that checks the keys XREADGROUP uses."""
+    assert bool(known_holes(ServerInfo(kind, version, "", "master", False))) is is_open
+
+
+def test_acl_and_check_warn(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Both say where the version has holes; acl also what no rule can forbid."""
+    seed(server, stream, fill, 5, delivered=5)
+    shown, checked = cli("acl", *at(server, stream)), cli("check", "--json", *at(server, stream))
+    assert [line.split()[2] for line in shown.out.splitlines()] == [
+        "analyst", "drainer", "historian", "janitor",
+    ]  # fmt: skip
+    assert "MAXLEN 0" in shown.err
+    assert "CLAIM" in shown.err
+    is_open = server.kind == "redis"
+    assert ("#15478" in shown.err, "#15478" in checked.err) == (is_open, is_open)
+    assert len(checked.json()["warnings"]) == is_open
+    assert checked.rc == 0
 
 
 def test_a_missing_permission_is_exit_code_4(

@@ -14,7 +14,8 @@
 -- Returns {"ok", now in us, wait in us until the next turn, rate that holds, position, counters,
 -- marks, ms of the records, number of entries that were deleted, id, id...}, the ids being those
 -- that were neither audited nor acknowledged: deleted, or somebody else's now;
--- or {"wait", now, us, rate}; or {reason, now, 0} of a refusal. Unless it says "ok" nothing changed
+-- or {"wait", now, us, rate}; or {reason, now, 0} of a refusal ("stopped":
+-- and the switch's value). Unless it says "ok" nothing changed
 -- but the pace.
 local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, rate, run_id, boundary = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
@@ -34,7 +35,10 @@ local function field(reply, name)
   end
 end
 
-if redis.call('EXISTS', stop) == 1 then return refused('stopped') end
+if redis.call('EXISTS', stop) == 1 then
+  local is_text = redis.call('TYPE', stop).ok == 'string'
+  return {'stopped', int(now_us), '0', is_text and redis.call('GET', stop) or ''}
+end
 -- by now its sender has given it up, and may have closed its books without it
 if now_us > tonumber(ARGV[5]) then return refused('late') end
 if redis.call('TYPE', stream).ok ~= 'stream' then return refused('gone') end

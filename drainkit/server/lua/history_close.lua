@@ -8,9 +8,9 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     if field['pending'] > 0 then return 0 end
     local left = redis.call('XRANGE', KEYS[1], '(' .. position, ARGV[2], 'COUNT', 1)
     if #left > 0 then return 0 end
+    redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
     redis.call('HSET', KEYS[2], 'history:' .. ARGV[1], position,
       'history_group:' .. ARGV[1], 'ended')
-    redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
     return 1
   end
 end

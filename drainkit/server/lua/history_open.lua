@@ -18,9 +18,13 @@ if other and other ~= group and groups[other]
 end
 local is_made = redis.call('HGET', state, 'history_group:' .. group) == 'made'
 if groups[group] and not is_made then return {-2} end
+local made = {0}
+if not groups[group] then
+  -- also one that was destroyed in the middle goes on where it was
+  local from = redis.call('HGET', state, 'history:' .. group) or '0-0'
+  -- first what not every drainer may do: Lua does not roll back
+  redis.call('XGROUP', 'CREATE', KEYS[1], group, from)
+  made = {1}
+end
 redis.call('HSET', state, 'history_group:' .. group, 'made', 'history_of:' .. owner, group)
-if groups[group] then return {0} end
--- also one that was destroyed in the middle goes on where it was
-local from = redis.call('HGET', state, 'history:' .. group) or '0-0'
-redis.call('XGROUP', 'CREATE', KEYS[1], group, from)
-return {1}
+return made

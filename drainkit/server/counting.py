@@ -1,0 +1,113 @@
+"""Counts entries by reading as few of them as it can: Redis's own lag can be wrong.
+
+XINFO STREAM tells length and both ends in one atomic reply, so all or none of a stream is known
+without reading. In the middle of a stream the entries of the range and those around it are read
+alternately: the smaller side ends first, and the length tells the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from ..core.values import RawEntry
+from ..safe import text
+from . import reading
+from .connection import Server
+from .reading import Backlog, Group, StreamInfo, id_key, next_id
+
+Pages = Iterator[Sequence[RawEntry]]
+
+
+def count_between(server: Server, first: str, last: str) -> int:
+    """How many entries lie from `first` to `last`, both included; exact."""
+    if id_key(first) > id_key(last):
+        return 0
+    return count(server, reading.stream_info(server), first, last)[0]
+
+
+def count(
+    server: Server, info: StreamInfo, first: str, last: str, *, most: int | None = None
+) -> tuple[int, bool]:
+    """How many entries lay from `first` to `last` when `info` was told, and whether that is all.
+
+    With `most` it ends as soon as there are more, and answers `most` + 1 and False.
+    """
+    if info.first_id is None or info.last_id is None:
+        return 0, True
+    low, high, end = id_key(first), id_key(last), id_key(info.last_id)
+    if low > min(high, end) or high < id_key(info.first_id):
+        return 0, True
+    head = id_key(info.first_id) < low  # is anything before the range, is anything after it
+    tail = high < end
+    if not head and not tail:
+        return info.length, True
+    around: Pages = chain(
+        _backwards(server, first) if head else (),
+        reading.pages(server, server.stream, next_id(last), info.last_id) if tail else (),
+    )
+    within: Pages = reading.pages(server, server.stream, first, min(last, info.last_id, key=id_key))
+    return _read(server, info, within, around, most)
+
+
+def _read(
+    server: Server, info: StreamInfo, within: Pages, around: Pages, most: int | None
+) -> tuple[int, bool]:
+    """Read the range and what is around it alternately, until one of them ends."""
+    inside = outside = 0
+    while True:
+        if not (page := next(within, None)):
+            return inside, True
+        inside += len(page)
+        if most is not None and inside > most:
+            return most + 1, False
+        del page
+        if not (page := next(around, None)):
+            break
+        outside += len(page)
+    if _is_as_told(server, info):
+        return info.length - outside, True
+    return inside + sum(map(len, within)), True
+
+
+def _backwards(server: Server, before: str) -> Pages:
+    """Pages of the entries before an id, the newest first."""
+    size = reading.FIRST_PAGE_ENTRIES
+    while page := reading.newest_before(server, before, size):
+        yield page
+        if len(page) < size:
+            return
+        before = text(page[-1][0])
+        size = reading.next_page_size(page, size)
+
+
+def _is_as_told(server: Server, info: StreamInfo) -> bool:
+    """Whether nothing that `info` told of was deleted since: else its length says too much."""
+    now = reading.stream_info(server)
+    if info.entries_added is None or now.entries_added is None:  # before 7.0 only deletions of
+        return dataclasses.astuple(now) == dataclasses.astuple(info)  # nothing at all are seen
+    deleted = info.entries_added - info.length
+    return now.first_id == info.first_id and now.entries_added - now.length == deleted
+
+
+def backlog(
+    server: Server, info: StreamInfo, group: Group, *, most: int | None = None
+) -> tuple[Backlog, bool]:
+    """The group's entries per scope, up to the boundary that `info` holds, and whether that is all.
+
+    With `most` it stops counting the undelivered when there are more.
+    """
+    first = next_id(group.position)
+    undelivered, is_all = count(server, info, first, info.boundary_id, most=most)
+    # length and boundary come from one reply, so the rest of the stream is history
+    return Backlog(undelivered, group.pending, max(0, info.length - undelivered)), is_all
+
+
+def groups(server: Server, info: StreamInfo, *, most: int | None = None) -> list[Group]:
+    """Every group with its counted backlog; with `most` counted no further than that."""
+    found = []
+    for group in reading.positions(server).values():
+        counted, is_all = backlog(server, info, group, most=most)
+        found.append(dataclasses.replace(group, backlog=counted, counted_all=is_all))
+    return found

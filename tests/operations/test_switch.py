@@ -1,0 +1,118 @@
+"""The kill switch speaks: who stopped, when and why, wherever somebody meets it; and the ledger."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from datetime import UTC, datetime
+
+import pytest
+from books import ask, at, audit, ledger_of, live, seed
+from conftest import Cli, Fill
+from servers import Server
+
+from drainkit.server.reading import StopSwitch
+
+WHO = ("--operator", "alice", "--reason", "odd\x1b[31m fills")
+
+
+def test_everybody_hears_who_stopped_and_why(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """status, check, a refused drain and a drain that is stopped say operator, time and reason."""
+    seed(server, stream, fill, 300, delivered=0)
+    process = cli.start(*live(server, stream, "--throttle", 20))
+    while len(audit(server, stream)) < 5:
+        time.sleep(0.05)
+    before = datetime.now(UTC)
+    assert cli("stop", *WHO, *at(server, stream)).rc == 0
+    cut_off, refused = cli.finish(process), cli(*live(server, stream))
+    status = cli("status", "--json", *at(server, stream)).json()["stop"]
+    texts = [
+        cut_off.err, refused.err, cli("status", *at(server, stream)).out,
+        cli("check", *at(server, stream)).out,
+        cli("stop", "--reason", "again", *at(server, stream)).out,
+    ]  # fmt: skip
+    assert (cut_off.rc, refused.rc) == (4, 4)
+    assert (status["operator"], status["reason"]) == ("alice", "odd\\x1b[31m fills")
+    assert abs((datetime.fromisoformat(status["at"]) - before).total_seconds()) < 30
+    for said in texts:
+        assert "(odd\\x1b[31m fills)" in said
+        assert f"by alice at {status['at']}" in said
+        assert "\x1b" not in said
+    assert cut_off.json()["error"] in cut_off.err
+
+
+def test_the_ledger_notes_stop_and_resume(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Each leaves one entry with operator, reason and time; the OS user where none is named."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    assert cli("stop", *WHO, *at(valkey, stream)).rc == 0
+    assert cli("stop", "--reason", "more", *at(valkey, stream)).rc == 0
+    run = cli("resume", "--json", *at(valkey, stream)).json()
+    assert (run["was_stopped"], run["operator"]) == (True, getpass.getuser())
+    assert cli("resume", *at(valkey, stream)).out.strip() == "It was not stopped."
+    found = ledger_of(valkey, stream)
+    assert [(e["event"], e["operator"], e["reason"]) for e in found] == [
+        ("stop", "alice", "odd\\x1b[31m fills"),
+        ("resume", getpass.getuser(), "odd\\x1b[31m fills"),
+    ]
+    assert all(datetime.fromisoformat(e["at"]).tzinfo for e in found)
+
+
+def test_the_ledger_does_not_stand_in_the_way(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Where nothing can be noted, stop stops all the same and says so; resume too."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    ask(valkey, "SET", f"{stream}.drain_runs", "x")
+    run = cli("stop", *WHO, *at(valkey, stream))
+    assert (run.rc, "the ledger does not have it" in run.err) == (0, True)
+    assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 1
+    assert cli("resume", *at(valkey, stream)).rc == 0
+    assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 0
+
+
+def test_a_run_names_its_operator(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """The summary, and the ledger's start and end, hold --operator; an empty one is refused."""
+    seed(valkey, stream, fill, 20, delivered=0)
+    run = cli(*live(valkey, stream, "--operator", "carol"))
+    assert run.json()["operator"] == "carol"
+    assert [(e["event"], e["operator"]) for e in ledger_of(valkey, stream)] == [
+        ("start", "carol"), ("end", "carol"),
+    ]  # fmt: skip
+    assert cli(*live(valkey, stream, "--operator", " ")).rc == 2
+
+
+def test_03_says_who_stopped(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The live notebook shows operator, time and reason, also where it is not armed."""
+    from drainkit.views.live_drain import LiveDrain
+
+    seed(valkey, stream, fill, 5, delivered=0)
+    assert cli("stop", *WHO, *at(valkey, stream)).rc == 0
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    view = LiveDrain.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream})
+    shown = view.bottom_line().data
+    view.server.close()
+    assert "by alice at " in shown
+    assert "(odd\\x1b[31m fills)" in shown
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b"", "(no reason given)"),
+        (b"{}", "(no reason given)"),
+        (b'"x"', "(no reason given)"),
+        (b'{"reason": "r"}', "(r)"),
+        (b'{"reason": "r", "at_us": 1e400, "operator": 5}', "(r) by 5"),
+        (b'{"reason": "r", "at_us": 0, "operator": null}', "(r) at 1970-01-01T00:00:00.000000"),
+        (b'{"reason": "a\\nb", "at_us": 99999999999999999999}', "(a\\nb)"),
+    ],
+)
+def test_a_switch_set_by_hand_is_read(raw: bytes, shown: str) -> None:
+    """Whatever stands in the key, the switch is set, and what can be read of it is shown."""
+    assert shown in str(StopSwitch.read(raw))
