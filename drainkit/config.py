@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import UsageError
 from .safe import one_line
-from .settings import Settings, build
+from .settings import OF_THE_FILE, Settings, build, outside
 
 CONFIG_FILE = "drainkit.toml"
 ENV_PREFIX = "DRAINKIT_"
@@ -33,17 +33,25 @@ def load(
     env_name = env_name if env_name is not None else environ.get(f"{ENV_PREFIX}ENV")
     values = read_config((folder or Path()) / CONFIG_FILE, env_name, check_names=only is None)
     for name in Settings.model_fields:
-        variable = f"{ENV_PREFIX}{name.upper()}"
-        if variable in environ and name != "limits":
+        variable = _variable(name)
+        if variable in environ and name not in OF_THE_FILE:
             values[name] = environ[variable]
-    values.update(flags)
+    values.update(flags if env_name is None else {"env": env_name, **flags})
     kept = {k: v for k, v in values.items() if only is None or k in only}
     return build(kept, asked=frozenset(flags))
 
 
+def _variable(name: str) -> str:
+    return ENV_PREFIX + outside(name).replace("-", "_").upper()
+
+
+def _python_name(name: str) -> str:
+    return "from_" if name == "from" else name.replace("-", "_")
+
+
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Variables that look like settings but are not: misspelt ones, probably."""
-    known = {f"{ENV_PREFIX}{name.upper()}" for name in (*Settings.model_fields, "env")}
+    known = {_variable(name) for name in Settings.model_fields}
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
 
 
@@ -64,8 +72,12 @@ def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -
         known = ", ".join(sorted(tables)) or "none"
         raise UsageError(f"--env {one_line(env_name)}: no such table in {CONFIG_FILE}; has {known}")
     names = {name for table in (data, *tables.values()) for name in table}
-    unknown = sorted(n for n in names if n.replace("-", "_") not in Settings.model_fields)
+    unknown = sorted(n for n in names if _python_name(n) not in Settings.model_fields)
     if unknown and check_names:
         raise UsageError(f"{CONFIG_FILE}: unknown key {one_line(unknown[0])}; check its spelling")
     values = {**data, **(tables[env_name] if env_name is not None else {})}
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    approval = values.get("approval")
+    if isinstance(approval, dict) and "allowed_signers" in approval:
+        beside = path.parent / str(approval["allowed_signers"])
+        values["approval"] = {**approval, "allowed_signers": beside}
+    return {_python_name(name): value for name, value in values.items()}

@@ -7,6 +7,9 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +84,16 @@ def write_table(path: Path, table: pa.Table) -> None:
     else:
         raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
     write_bytes(path, memoryview(sink.getvalue()))
+
+
+@contextmanager
+def scratch(data: bytes) -> Iterator[int]:
+    """The descriptor of a file without a name, for a program that reads files only."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        file.seek(0)
+        yield file.fileno()
 
 
 def file_sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 
 from .errors import UsageError
+from .ids import bound
 from .safe import one_line
 
 MAX_MIN = 5_256_000_000  # minutes; ten thousand years: still fits int64 microseconds
@@ -146,6 +147,7 @@ Count = Annotated[int | None, BeforeValidator(_to_count)]
 Name = Annotated[str, BeforeValidator(_to_name)]
 Operator = Annotated[str, BeforeValidator(_to_operator)]
 Time = Annotated[dt.datetime | None, BeforeValidator(_to_time)]
+Bound = Annotated[str | None, BeforeValidator(lambda v: None if v is None else bound(v))]
 Flag = Annotated[bool, BeforeValidator(_to_flag)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 Allowlist = Annotated[str | None, BeforeValidator(_to_allowlist)]

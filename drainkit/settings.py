@@ -23,9 +23,11 @@ from pydantic import (
 )
 from pydantic import field_validator as check
 
+from . import ids
 from .errors import UsageError
 from .kinds import (
     Allowlist,
+    Bound,
     Count,
     Flag,
     Minutes,
@@ -50,6 +52,7 @@ USUAL_FIELDS: dict[str, tuple[str, ...]] = {
                   "generated_at", "timestamp_ms"),
     "source": ("source",),
 }  # fmt: skip
+OF_THE_FILE = ("limits", "approval")  # what holds a run back stands in drainkit.toml alone
 
 
 class Fields(BaseModel):
@@ -109,6 +112,15 @@ class Limits(BaseModel):
     max_events: int | None = Field(default=None, gt=0, strict=True)
     max_drained_ok: int | None = Field(default=None, ge=0, strict=True)
     max_drift: int | None = Field(default=None, ge=0, strict=True)
+
+
+class Approval(BaseModel):
+    """Who must have approved a live run's plan, `[approval]` in drainkit.toml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allowed_signers: Path  # ssh-keygen's ALLOWED SIGNERS; relative to drainkit.toml's folder
+    required: int = Field(default=1, gt=0, strict=True)  # different people, without the operator
 
 
 def _setting(
@@ -176,6 +188,15 @@ class Settings(BaseModel):
     history_group: Name | None = _setting(
         None, "", "NAME", shown="<consumer-group>.drain_history", from_plan=True
     )
+    until: Bound = _setting(
+        None, "No entry after this ISO 8601 time or entry id.", "TIME|ID", notebook=True,
+        from_plan=True,
+    )  # fmt: skip
+    # to users it is `from`, which Python keeps for itself
+    from_: Bound = _setting(
+        None, "Scopes pending, history: no entry before this.", "TIME|ID", notebook=True,
+        from_plan=True,
+    )  # fmt: skip
     plan: PlanPath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
     allow_active_consumers: Flag = _setting(
         False, "Drain although another consumer of the group is active."
@@ -188,6 +209,8 @@ class Settings(BaseModel):
     reports_dir: Path = _setting(Path("reports"), "", "DIR")
     fields: Fields = Field(default_factory=Fields, description="names of the event's values")
     limits: Limits = Field(default_factory=Limits, description="limits of unattended live runs")
+    approval: Approval | None = Field(None, description="who must have approved a live run's plan")
+    env: str | None = Field(None, description="the table of drainkit.toml that was chosen")
 
     _given: frozenset[str] = PrivateAttr(frozenset())
     _asked: frozenset[str] = PrivateAttr(frozenset())
@@ -233,12 +256,27 @@ class Settings(BaseModel):
         except ValueError:
             raise ValueError("must be a table (in the environment: JSON)") from None
 
+    @check("from_")
+    @classmethod
+    def _from(cls, value: str | None, info: Any) -> str | None:
+        until = info.data.get("until")
+        if value and info.data.get("scope") == "undelivered":
+            raise ValueError("is for scopes pending and history only: a group cannot skip")
+        if value and until and ids.id_key(ids.first_of(value)) > ids.id_key(ids.last_of(until)):
+            raise ValueError("lies after --until")
+        return value
+
     @model_validator(mode="after")
     def _groups(self) -> Settings:
         if self.history_group == self.consumer_group:
             # it would be drained from its position on and then destroyed
             raise ValueError("must not be the consumer group: name a group of its own")
         return self
+
+
+def outside(name: str) -> str:
+    """A parameter's name on the command line; `from_` has its underscore for Python alone."""
+    return name.rstrip("_").replace("_", "-")
 
 
 def facts(name: str) -> Mapping[str, Any]:
@@ -302,5 +340,7 @@ def _explain(item: Any) -> str:
     # a URL may hold a password, so its value is never shown
     is_shown = item["loc"] and name != "redis_url"
     value = f" (not {one_line(repr(item['input']))})" if is_shown else ""
-    where = f"--{name.replace('_', '-')}" if name not in ("fields", "limits") else f"[{name}]"
+    where = f"--{outside(name)}"
+    if name in ("fields", *OF_THE_FILE):
+        where = f"[{name}]" + "".join(f" {one_line(str(part))}:" for part in item["loc"][1:2])
     return f"{where} {text}{value}"

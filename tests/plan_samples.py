@@ -44,6 +44,8 @@ def plan_of(table: pa.Table | None = None, **other: Any) -> Plan:
         "throttle": 5.0,
         "max_events": 500,
         "as_of": None,
+        "until": None,
+        "from_": None,
         "min_idle_min": 60.0,
         "from_consumer": ["dead_1"],
         "history_group": None,

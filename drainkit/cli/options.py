@@ -29,19 +29,19 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on 
 
 def setting(*names: str) -> list[Any]:
     """The options of these settings; what they are stands in settings.py."""
-    from ..settings import Settings, facts
+    from ..settings import Settings, facts, outside
 
     options = []
     for name in names:
         known = facts(name)
         default = f"[{known['shown']}]" if known["shown"] else ""
-        flag = f"--{name.replace('_', '-')}"
+        flag = (f"--{outside(name)}", name)
         words = " ".join(part for part in (known["help"], default) if part)
         if Settings.model_fields[name].default is False:
-            options.append(option(flag, is_flag=True, default=None, help=known["help"]))
+            options.append(option(*flag, is_flag=True, default=None, help=known["help"]))
         else:
             many = Settings.model_fields[name].default == ()
-            options.append(option(flag, metavar=known["metavar"], multiple=many, help=words))
+            options.append(option(*flag, metavar=known["metavar"], multiple=many, help=words))
     return options
 
 
@@ -52,7 +52,7 @@ WHERE: list[Any] = [
 ]
 OPERATOR: Any = setting("operator")[0]
 GROUP = setting("consumer_group")
-SCOPE = setting("scope", "min_idle_min", "from_consumer", "history_group")
+SCOPE = setting("scope", "min_idle_min", "from_consumer", "history_group", "until", "from_")
 POLICY = setting("allowlist", "min_conf", "max_age_min", "as_of")
 DRAIN: list[Any] = [
     *setting("mode"),

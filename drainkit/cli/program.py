@@ -9,7 +9,8 @@ from .options import DEBUG
 # in the order of the contract, not of the alphabet
 _ORDER = (
     "demo", "status", "drain", "run", "verify", "stop", "resume", "check", "consumers", "trim",
-    "export", "restore", "acl",
+    "export", "restore", "show", "diff", "approve",
+    "acl",
 )  # fmt: skip
 
 

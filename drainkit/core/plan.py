@@ -25,7 +25,7 @@ from .values import RawEntry
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1
+VERSION = 2  # 2: until, from_
 COLUMNS = (
     "id",
     "event_time",
@@ -59,6 +59,8 @@ class Plan:
     throttle: float | None  # events per second; null: none
     max_events: int | None  # null: all
     as_of: str | None
+    until: str | None  # an ISO 8601 time or an entry id; the boundary lies at most there
+    from_: str | None
     min_idle_min: float
     from_consumer: list[str]
     history_group: str | None

@@ -53,7 +53,8 @@ class Summary:
     outcome: str = "running"
     exit_code: int | None = None
     error: str | None = None
-    operator: str | None = None
+    operator: str | None = None  # live: who answers for the run
+    approvers: list[str] | None = None  # live: identities that signed the plan
     pending_own: int | None = None
     audit_records: int | None = None  # of this run, recounted where an outcome was unknown
     plan_path: str | None = None
@@ -126,7 +127,8 @@ class Summary:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; keys that do not apply are left out."""
-        optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "operator")
+        optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "operator",
+                    "approvers")  # fmt: skip
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pace"}
         return {k: v for k, v in values.items() if v is not None or k not in optional}
 

@@ -38,6 +38,8 @@ class Books:
             now_us=clock.now_us(),
             plan_digest=job.plan_digest,
         )
+        if job.settings.mode == "live":
+            summary.approvers = [*job.approvers]
         return cls(server, job, summary, clock)
 
     def close(self, failure: DrainkitError | None) -> None:
@@ -78,6 +80,8 @@ class Books:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 operator=settings.operator,
+                approvers=",".join(job.approvers),
+                from_id=job.scope.first,
             ),
         )
 

@@ -73,6 +73,8 @@ def make_plan(job: Job, summary: Summary, decisions: pa.Table) -> Plan:
             throttle=settings.throttle,
             max_events=settings.max_events,
             as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
+            until=settings.until,
+            from_=settings.from_,
             min_idle_min=settings.min_idle_min,
             from_consumer=list(settings.from_consumer),
             history_group=settings.history_group,

@@ -6,6 +6,7 @@ import datetime as dt
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.plan import Plan, differences, payload_sha256
@@ -19,7 +20,8 @@ from ..server.connection import Server
 from ..server.reading import ACTIVE_MS
 from ..server.scopes import Scope
 from ..server.topology import check_primary
-from ..settings import FROM_PLAN, Settings, build, shown
+from ..settings import FROM_PLAN, Settings, build, outside, shown
+from .approval import approvers, load_signatures
 from .plan_files import load_plan
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ class Planned:
 
     plan: Plan
     table: pa.Table
+    signatures: bytes = b""  # the approvals that stand beside it
+
+    @classmethod
+    def load(cls, path: Path) -> Planned:
+        """A plan (file or evidence folder) with its decisions and approvals."""
+        return cls(*load_plan(path), load_signatures(path))
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Job:
     planned: Planned | None = None  # live with a plan
     plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
+    approvers: tuple[str, ...] = ()  # identities that signed the plan
     fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
 
     @property
@@ -88,7 +97,7 @@ def with_plan(settings: Settings) -> tuple[Settings, Planned | None]:
     """The plan that a live run was told to apply, and the settings with what it gives."""
     if settings.plan is None or settings.mode != "live":
         return settings, None
-    planned = Planned(*load_plan(settings.plan))
+    planned = Planned.load(settings.plan)
     return adopt(settings, planned.plan), planned
 
 
@@ -137,7 +146,8 @@ def adopt(settings: Settings, plan: Plan) -> Settings:
         planned, asked = getattr(adopted, name), getattr(settings, name)
         if name in settings.asked and asked != planned:
             raise RefusedError(
-                f"{name}: the plan has {shown(name, planned)}, asked for {shown(name, asked)}; "
+                f"{outside(name)}: the plan has {shown(name, planned) or 'none'}, asked for "
+                f"{shown(name, asked) or 'none'}; "
                 "leave it out, or make a new plan"
             )
     return adopted
@@ -146,6 +156,7 @@ def adopt(settings: Settings, plan: Plan) -> Settings:
 def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     """The job that drains exactly the plan's entries that earlier runs of it left."""
     plan, decisions = planned.plan, planned.table
+    approved_by = approvers(job.settings, plan.digest, planned.signatures)
     found = differences(
         plan,
         stream=job.settings.stream,
@@ -163,7 +174,7 @@ def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     _check_position(job, plan, resumed=bool(done))
     left = {entry: sha for entry, sha in hashes.items() if entry not in done}
     scope = replace(job.scope, boundary=plan.boundary_id)
-    job = replace(job, scope=scope, planned=planned)
+    job = replace(job, scope=scope, planned=planned, approvers=approved_by)
     trimmed = _check_entries(server, job, left, resumed=bool(done))
     ids = frozenset(entry.encode() for entry in left)
     return replace(job, plan_ids=ids - trimmed, trimmed=trimmed)
@@ -228,6 +239,8 @@ def preflight(server: Server, job: Job) -> None:
     The job's own consumers are its worker's and those of its fellow workers.
     """
     check_primary(server.info)
+    if not job.approvers:
+        approvers(job.settings, None, b"")  # refuses where there must be some
     keys, scope = server.keys, job.scope
     if (switch := reading.stop_switch(server)) is not None:
         raise writing.stopped(switch)

@@ -71,4 +71,4 @@ def _settle(books: Books, worker: Worker, failure: DrainkitError | None) -> None
     if worker.in_flight.uncertain:
         books.recount()
     if failure is None and scope.name == "history":
-        writing.close_history(server, scope.group, scope.boundary)
+        writing.close_history(server, scope)

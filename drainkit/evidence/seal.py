@@ -92,6 +92,8 @@ def seal(
                 },
                 "host": socket.gethostname(),
                 "user": _user(),
+                "operator": run.get("operator"),
+                "approvers": run.get("approvers") or [],
                 "secrets_struck_out_of": struck,
                 "previous": previous,
             },

@@ -98,7 +98,7 @@ def _running(server: Server, starts: list[ledger.Start], done: int) -> RunningDr
 def _left_of(server: Server, group: Group, start: ledger.Start, names: Sequence[str]) -> int:
     """Entries of the run's scope that are not drained, counted."""
     boundary = start.boundary_id
-    rows = reading.pending_ids(server, group.name, boundary)
+    rows = reading.pending_ids(server, group.name, boundary, first=start.from_id)
     if start.scope == "pending":
         return sum(len(page) for page in rows)
     own = sum(row[1] in names for page in rows for row in page)

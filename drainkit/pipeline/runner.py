@@ -21,9 +21,10 @@ from typing import Any
 from .. import errors, files
 from ..core.summary import Summary
 from ..core.timestamps import iso
+from ..draining.approval import signatures_path
 from ..draining.books import recount
 from ..draining.job import Job, Planned, preflight, resolve, with_plan
-from ..draining.plan_files import load_plan, save_plan
+from ..draining.plan_files import save_plan
 from ..errors import DrainkitError, InterruptedRunError
 from ..evidence.seal import open_run, previous_digest, seal
 from ..operations.state import baseline
@@ -67,6 +68,9 @@ def kernel_env(settings: Settings) -> dict[str, str]:
     env["DRAINKIT_FROM_CONSUMER"] = "\n".join(settings.from_consumer)
     env["DRAINKIT_ALLOW_ACTIVE_CONSUMERS"] = "1" if settings.allow_active_consumers else "0"
     env["DRAINKIT_FIELDS"] = settings.fields.model_dump_json()
+    env["DRAINKIT_OPERATOR"] = settings.operator
+    if settings.env is not None:  # its [approval] holds in the kernel too
+        env["DRAINKIT_ENV"] = settings.env
     if settings.history_group:
         env["DRAINKIT_HISTORY_GROUP"] = settings.history_group
     return env
@@ -108,6 +112,8 @@ def run(
         files.write_json(folder / "baseline.json", before)
         if planned:
             save_plan(folder / "plan.json", planned.plan, planned.table)
+            if planned.signatures:
+                files.write_bytes(signatures_path(folder), planned.signatures)
         started_us = server.now_us()
         this = Run(settings, server, job, folder, Clock(started_us))
         try:
@@ -124,7 +130,7 @@ def _run_notebooks(
         for name in NOTEBOOKS:
             parameters = _parameters_for(this)
             if name == LIVE and this.settings.mode == "live":
-                planned = Planned(*load_plan(this.folder))
+                planned = Planned.load(this.folder)
                 confirm(this.server, planned)
                 parameters["approve"] = planned.plan.digest
             announce(name)
@@ -241,6 +247,7 @@ def _summary(this: Run, started_us: int) -> Summary:
         plan_digest=this.job.plan_digest,
     )
     if this.settings.mode == "live":
+        summary.approvers = [*this.job.approvers]
         try:
             recount(this.server, summary)
         except DrainkitError as error:

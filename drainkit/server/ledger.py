@@ -34,6 +34,8 @@ class Start:
     host: str = ""
     pid: int = 0
     operator: str = ""
+    approvers: str = ""  # identities that signed the plan; none of them holds a comma
+    from_id: str = reading.FIRST_ID  # scope pending: no entry before this is the run's
 
 
 @dataclass(frozen=True)

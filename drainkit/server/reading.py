@@ -15,14 +15,19 @@ from typing import Any
 from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
+
+# ruff: noqa: PLC0414 - whoever reads the stream needs ids too, so they are exported again
+from ..ids import FIRST_ID as FIRST_ID
+from ..ids import LAST_ID as LAST_ID
+from ..ids import id_key as id_key
+from ..ids import next_id as next_id
+from ..ids import previous_id as previous_id
 from ..safe import one_line, text
 from .connection import Server
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
 PAGE_BYTES = 16 << 20  # about so much at most, or a page of large entries would hold gigabytes
-FIRST_ID = "0-0"
-LAST_ID = "18446744073709551615-18446744073709551615"
 ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
 SIDE_STREAMS = (".drain_audit", ".drain_runs")
 
@@ -102,24 +107,6 @@ def stop_words(reason: str, operator: str, at: str | None) -> str:
     """Who set the kill switch, when and why, in one line."""
     who, when = f" by {operator}" if operator else "", f" at {at}" if at else ""
     return f"the kill switch is set ({reason}){who}{when}"
-
-
-def id_key(entry_id: str | bytes) -> tuple[int, int]:
-    """An id as a pair of integers; as texts `5-10` would come before `5-9`."""
-    ms, _, seq = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
-    return int(ms), int(seq or 0)
-
-
-def next_id(entry_id: str) -> str:
-    """The smallest id after `entry_id`: inclusive ranges work on every version and client."""
-    ms, seq = id_key(entry_id)
-    return f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0"
-
-
-def previous_id(entry_id: str) -> str:
-    """The largest id before `entry_id`, which is not 0-0."""
-    ms, seq = id_key(entry_id)
-    return f"{ms}-{seq - 1}" if seq else f"{ms - 1}-{2**64 - 1}"
 
 
 class Name(str):
@@ -327,10 +314,11 @@ def pending_ids(
     *,
     consumer: str | None = None,
     min_idle_ms: int = 0,
+    first: str = FIRST_ID,
     page: int = 1000,
 ) -> Iterator[list[tuple[bytes, Name, int]]]:
-    """Pages of (id, owner, idle_ms) up to `boundary`, idle at least `min_idle_ms`."""
-    start = FIRST_ID
+    """Pages of (id, owner, idle_ms) from `first` to `boundary`, idle at least `min_idle_ms`."""
+    start = first
     idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
     owner = (raw_name(consumer),) if consumer is not None else ()
     while id_key(start) <= id_key(boundary):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
+from ..ids import FIRST_ID, first_of, id_key, last_of, next_id, previous_id
 from ..kinds import allowlist_symbols, check_symbols
 from ..safe import one_line, text
 from ..settings import Settings
@@ -16,12 +17,9 @@ from . import recorded
 from .connection import Server
 from .counting import count_between
 from .reading import (
-    FIRST_ID,
     Name,
     body_pages,
     consumers,
-    id_key,
-    next_id,
     pages,
     pending_ids,
     position_of,
@@ -44,16 +42,22 @@ class Scope:
     group_exists: bool
     min_idle_ms: int
     from_consumers: tuple[str, ...]
+    first: str = FIRST_ID  # with --from: what comes before it is not of this scope
 
 
 def open_scope(server: Server, settings: Settings, *, boundary: str | None = None) -> Scope:
     """Fix the scope of a run; a missing stream, group or consumer is refused.
 
-    `boundary`: that of a run that has begun already; None: the stream's last id now.
+    `boundary`: that of a run that has begun already; None: the stream's last id now. With `until`
+    it lies at most there. With `from_` scope pending begins there, and the group of scope history
+    is made just before it: see `_history_start`.
     """
     info = stream_info(server)
     main = position_of(server, settings.consumer_group)
     position, boundary, exists = main.position, boundary or info.boundary_id, True
+    if settings.until is not None:
+        boundary = min(boundary, last_of(settings.until), key=id_key)
+    first = FIRST_ID if settings.from_ is None else first_of(settings.from_)
     wanted: tuple[str, ...] = ()
     if settings.scope == "history":
         own = positions(server).get(settings.drain_group)
@@ -61,6 +65,7 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
         if exists:
             check_history_group(server, settings)
         position = own.position if own else history_done(server, settings.drain_group)
+        position = _history_start(server, position, first, exists=exists)
         boundary = min(main.position, boundary, key=id_key)
     if settings.scope == "pending" and settings.from_consumer:
         there = consumers(server, settings.consumer_group)
@@ -80,7 +85,28 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
         group_exists=exists,
         min_idle_ms=round(settings.min_idle_min * 60_000),
         from_consumers=wanted,
+        first=first,
     )
+
+
+def _history_start(server: Server, position: str, first: str, *, exists: bool) -> str:
+    """Where scope history's group stands, or would be made, for a run from `first` on.
+
+    A group reads on from its position and cannot skip. So with --from a new group is made at the id
+    before `first`, and one that is there must have nothing left before it. What a new group leaves
+    out stays out, as a later history drain goes on where the last commit left its group. It takes
+    another --history-group, and --until, to drain what was left out.
+    """
+    start = max(position, previous_id(first), key=id_key)
+    if exists and start != position:
+        left = next(pages(server, server.stream, next_id(position), start, page=1), [])
+        if left:
+            raise RefusedError(
+                f"--from: the history group stands at {position}, before it, and a group cannot "
+                "skip; leave --from out, or name another --history-group"
+            )
+        return position
+    return start
 
 
 def check_history_group(server: Server, settings: Settings) -> None:
@@ -114,6 +140,7 @@ def scope_ids(server: Server, scope: Scope) -> Iterator[list[tuple[bytes, Name]]
             scope.boundary,
             consumer=owner,
             min_idle_ms=scope.min_idle_ms,
+            first=scope.first,
         ):
             rows = [(row_id, name) for row_id, name, _ in page if name != scope.consumer]
             if rows:
@@ -123,7 +150,9 @@ def scope_ids(server: Server, scope: Scope) -> Iterator[list[tuple[bytes, Name]]
 def own_ids(server: Server, scope: Scope) -> Iterator[list[bytes]]:
     """Pages of ids that an earlier run of this consumer left unfinished."""
     if scope.group_exists:
-        for page in pending_ids(server, scope.group, scope.boundary, consumer=scope.consumer):
+        for page in pending_ids(
+            server, scope.group, scope.boundary, consumer=scope.consumer, first=scope.first
+        ):
             yield [row[0] for row in page]
 
 
@@ -181,7 +210,9 @@ def current(server: Server, scope: Scope) -> Scope:
     """`scope` with the group's position of now (and whether a history group still exists)."""
     found = positions(server).get(scope.group)
     if found is None:
-        done = history_done(server, scope.group) if scope.name == "history" else FIRST_ID
+        done = FIRST_ID
+        if scope.name == "history":
+            done = max(history_done(server, scope.group), previous_id(scope.first), key=id_key)
         return dataclasses.replace(scope, position=done, group_exists=False)
     return dataclasses.replace(scope, position=found.position, group_exists=True)
 

@@ -190,11 +190,12 @@ def resume(server: Server) -> StopSwitch | None:
 def open_history(server: Server, scope: Scope) -> None:
     """Make scope history's group where it is missing, where its last commit left it.
 
-    Refuses a group that drainkit did not make, and a second one of the same consumer group.
+    It begins at the scope's position if that is later. Refuses a group that drainkit did not make,
+    and a second one of the same consumer group.
     """
     made, *other = server.call(
         "EVAL", _script("history_open"), 2, server.stream, server.keys.state, scope.group,
-        scope.consumer_group,
+        scope.consumer_group, scope.position,
     )  # fmt: skip
     if made == -1:
         raise RefusedError(f"{one_line(text(server.stream))} is no stream any more")
@@ -208,11 +209,15 @@ def open_history(server: Server, scope: Scope) -> None:
         )
 
 
-def close_history(server: Server, group: str, boundary: str) -> bool:
-    """Destroy the group of scope history if it is exhausted; its end is remembered."""
+def close_history(server: Server, scope: Scope) -> bool:
+    """Destroy the group of scope history if it is exhausted; its end is remembered.
+
+    All history counts, not just what --until or a plan let this run take.
+    """
     reply = server.call(
-        "EVAL", _script("history_close"), 2, server.stream, server.keys.state, group, boundary
-    )
+        "EVAL", _script("history_close"), 2, server.stream, server.keys.state, scope.group,
+        scope.group_position,
+    )  # fmt: skip
     return bool(reply)
 
 
@@ -232,7 +237,7 @@ def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
 def _script(name: str) -> str:
     """A script's text, with that of ids.lua before it where it compares ids."""
     folder = resources.files("drainkit.server").joinpath("lua")
-    names = ("ids", name) if name in ("commit", "trim") else (name,)
+    names = ("ids", name) if name in ("commit", "trim", "history_open") else (name,)
     return "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
 
 

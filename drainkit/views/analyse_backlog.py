@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..core.events import decoder_of
 from ..core.frame import decide_frame, load_frame
+from ..operations.entry import rows_of, show
 from ..operations.state import baseline
 from ..safe import one_line, share, text
 from ..server import reading, scopes
@@ -103,6 +104,11 @@ class Analysis(RunSession):
             },
             index=pd.Index(counts.index, name="reason"),
         )
+
+    def entry(self, entry_id: str) -> pd.DataFrame:
+        """One entry as `drainkit show` has it: fields, values, verdicts, groups, audit."""
+        (found,) = show(self.server, self.settings, self.job.policy, [entry_id], now_us=self.at_us)
+        return pd.DataFrame(rows_of(found), columns=["part", "name", "value"])
 
     def age(self) -> go.Figure:
         """Ages against the limit."""

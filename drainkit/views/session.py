@@ -136,7 +136,7 @@ class RunSession(Session):
         """The plan in run_dir and its decisions."""
         if self.run_dir is None or not (self.run_dir / "plan.json").exists():
             return None
-        return Planned(*load_plan(self.run_dir))
+        return Planned.load(self.run_dir)
 
     def _more_settings(self) -> dict[str, str]:
         allowed = self.job.policy.allowlist

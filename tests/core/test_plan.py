@@ -167,8 +167,8 @@ def test_half_a_surrogate_is_refused() -> None:
 
 def test_another_version_is_named() -> None:
     """A plan of a later drainkit says so, whatever keys it has."""
-    text = json.dumps({"version": 2, "something_new": 1, "digest": "sha256:0"})
-    with pytest.raises(RefusedError, match="version 2"):
+    text = json.dumps({"version": 3, "something_new": 1, "digest": "sha256:0"})
+    with pytest.raises(RefusedError, match="version 3"):
         plans.from_json(text, "plan.json")
 
 

@@ -67,7 +67,7 @@ def test_parameters_explain_themselves(name: str, tmp_path: Path) -> None:
     ).stdout  # fmt: skip
     for parameter in ("redis_url_env", "stream", "consumer_group", "consumer_name", "audit_stream",
                       "scope", "allowlist", "min_conf", "max_age_min", "throttle", "max_events",
-                      "as_of", "run_dir"):  # fmt: skip
+                      "as_of", "until", "from_", "run_dir"):  # fmt: skip
         line = next(
             (row for row in help_text.splitlines() if row.strip().startswith(parameter)), ""
         )

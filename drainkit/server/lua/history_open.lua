@@ -1,5 +1,6 @@
 -- Make the group of scope history where it is missing, where its last commit left it.
--- KEYS: stream, state; ARGV: group, the consumer group to which it belongs
+-- Needs ids.lua before it.
+-- KEYS: stream, state; ARGV: group, the consumer group to which it belongs, least position
 -- Returns {1} if made, {0} if it was there, {-1} without a stream, {-2} if somebody else made it,
 -- {-3, name} if the consumer group has another group of scope history.
 if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then return {-1} end
@@ -22,6 +23,7 @@ local made = {0}
 if not groups[group] then
   -- also one that was destroyed in the middle goes on where it was
   local from = redis.call('HGET', state, 'history:' .. group) or '0-0'
+  if before(from, ARGV[3]) then from = ARGV[3] end
   -- first what not every drainer may do: Lua does not roll back
   redis.call('XGROUP', 'CREATE', KEYS[1], group, from)
   made = {1}

@@ -1,0 +1,119 @@
+"""Commands that let a person look closely: single entries, two runs, a plan to approve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..safe import one_line
+from .options import DEBUG, GROUP, JSON, POLICY, WHERE, option, settings_of, stack
+from .program import program
+from .terminal import confirm, connected, emit
+
+if TYPE_CHECKING:
+    from ..core.plan import Plan
+
+
+@program.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID ...")
+@stack([*POLICY, *GROUP,
+        option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
+        *WHERE, JSON])  # fmt: skip
+def show(ids: tuple[str, ...], env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Single entries: raw fields, decoded values and where each was found, every verdict.
+
+    The audit is searched from a minute before the oldest of the ids on.
+
+    \b
+    Examples:
+      drainkit show 1766602826755-0
+      drainkit show 1766602826755-0 --allowlist BTCUSDT --as-of 2025-12-24T19:49:58Z --json
+    """
+    from ..core.policy import Policy
+    from ..core.timestamps import iso
+    from ..operations import entry
+    from ..server.scopes import allowlist
+
+    settings = settings_of(flags, env_name)
+    with connected(settings) as server:
+        policy = Policy(settings.max_age_min, allowlist(server, settings), settings.min_conf)
+        at_us = settings.as_of_us if settings.as_of_us is not None else server.now_us()
+        found = entry.show(server, settings, policy, ids, now_us=at_us)
+    data = {"stream": settings.stream, "decided_at": iso(at_us), "policy": policy.as_dict(),
+            "entries": found}  # fmt: skip
+    emit(as_json, data, "\n\n".join(map(entry.as_text, found)))
+
+
+@program.command()
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+@stack([DEBUG, JSON])
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Two plans or evidence folders: differing settings, and events that met another fate.
+
+    Of a live run's folder it takes what happened (audit.parquet), else what was planned.
+
+    \b
+    Examples:
+      drainkit diff monday.json tuesday.json
+      drainkit diff reports/20260101T000000Z-dry-run-abc123 reports/20260101T000500Z-live-def456
+    """
+    from pathlib import Path
+
+    from ..draining import comparison
+
+    found = comparison.compare(*(comparison.read_side(Path(path)) for path in (first, second)))
+    emit(as_json, found, comparison.as_text(found))
+
+
+@program.command()
+@click.argument("plan", metavar="PLAN")
+@stack([option("--sign-key", metavar="KEY", required=True, help="Your SSH key (ssh-keygen)."),
+        click.option("--yes", is_flag=True, help="Do not ask."), DEBUG, JSON])  # fmt: skip
+def approve(plan: str, sign_key: str, yes: bool, as_json: bool) -> None:
+    """A second person's signature under a plan (a file or an evidence folder).
+
+    It shows the plan, asks, and adds an SSH signature of its digest to <plan>.sig beside it. Where
+    drainkit.toml has [approval], a live drain needs as many as it says, none its operator's.
+
+    \b
+    Example:
+      drainkit approve plan.json --sign-key ~/.ssh/id_ed25519
+    """
+    from pathlib import Path
+
+    from ..draining.approval import add_signature
+    from ..draining.plan_files import load_plan
+
+    found, _ = load_plan(Path(plan))
+    click.echo("\n".join(plan_lines(found)), err=True)
+    confirm("Approve this plan?", yes)
+    path, keys = add_signature(Path(plan), found, Path(sign_key))
+    data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
+    emit(as_json, data, f"Approved {found.digest} by {keys[-1]}: {one_line(str(path))} holds "
+         f"{len(keys)} signature{'s' if len(keys) > 1 else ''}.")  # fmt: skip
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """A plan for who has to judge it."""
+    policy = plan.policy
+    allowed = policy["allowlist"]
+    symbols = "any symbol" if allowed is None else one_line(", ".join(allowed), 600)
+    counts = ", ".join(f"{n:,} {action}" for action, n in plan.counts.items() if n) or "none"
+    rows = [
+        ("Plan", plan.digest),
+        ("Made", f"{plan.created_at} by {plan.run_id}"),
+        ("Stream", plan.stream),
+        ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
+        ("Scope", f"{plan.scope}, after {plan.history_position or plan.position} up to "
+                  f"{plan.boundary_id}"),
+        ("Passes", f"{symbols}; confidence from {policy['min_conf']}; up to "
+                   f"{policy['max_age_min']} min old" + (f", as of {plan.as_of}" if plan.as_of
+                                                         else "")),
+        ("Pace", f"{'none' if plan.throttle is None else plan.throttle} events per second, at most "
+                 f"{'all' if plan.max_events is None else plan.max_events}"),
+        ("Entries", f"{plan.total_read:,}, {plan.first_id or 'none'} to {plan.last_id or 'none'}"),
+        ("Would be", counts),
+    ]  # fmt: skip
+    return [f"{name:<9} {one_line(value, 700)}" for name, value in rows]

@@ -1,0 +1,174 @@
+"""Two runs side by side: the settings that differ, and the events that met another fate."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.plan import Plan
+from ..errors import RefusedError, UsageError
+from ..safe import one_line
+from .plan_files import load_plan
+
+AUDIT, RUN = "audit.parquet", "run.json"
+# what names a plan or follows from its events; all the rest decided what became of them
+_NOT_SETTINGS = {
+    "version", "run_id", "created_at", "counts", "total_read", "first_id", "last_id",
+    "decisions_sha256", "digest",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs, and what became of each event."""
+
+    path: str
+    run_id: str
+    source: str  # "planned": the decisions of a dry run; "outcome": the audit of a live run
+    settings: Mapping[str, Any]  # of its plan, by dotted name
+    fates: Mapping[str, str]  # action by entry id
+
+
+def read_side(path: Path) -> Side:
+    """A plan file, or an evidence folder: of a live run what happened, else what was planned.
+
+    Raises UsageError for what is neither, RefusedError for a plan that was edited and for a live
+    run without a readable audit.
+    """
+    plan, table = load_plan(path)
+    run = _read_run(path / RUN) if path.is_dir() else {}
+    if run.get("mode") == "live":
+        run_id, source, fates = str(run.get("run_id")), "outcome", _audited(path / AUDIT)
+    else:
+        run_id, source = plan.run_id, "planned"
+        columns = (table[name].to_pylist() for name in ("id", "action"))
+        fates = dict(zip(*columns, strict=True))
+    return Side(str(path), run_id, source, settings_of(plan), fates)
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}  # a plan that drain made in a folder
+    except (OSError, ValueError, RecursionError):
+        raise UsageError(f"{one_line(str(path))} cannot be read; name an evidence folder") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _audited(path: Path) -> dict[str, str]:
+    from pyarrow import parquet
+
+    try:
+        # an open file: from a path pyarrow may take a folder
+        with path.open("rb") as file:
+            table = parquet.ParquetFile(file).read(columns=["original_id", "action"])
+        columns = [table[name].to_pylist() for name in ("original_id", "action")]
+    except (OSError, ValueError, KeyError, NotImplementedError):
+        raise RefusedError(
+            f"{one_line(str(path))} of a live run cannot be read; drainkit run --close completes it"
+        ) from None
+    return {str(entry): str(action) for entry, action in zip(*columns, strict=True)}
+
+
+def settings_of(plan: Plan) -> dict[str, Any]:
+    """All of a plan that decides what becomes of the events, the policy's parts by name."""
+    found = {name: value for name, value in plan.to_json().items() if name not in _NOT_SETTINGS}
+    policy = found.pop("policy")
+    return {**found, **{f"policy.{name}": value for name, value in policy.items()}}
+
+
+def compare(a: Side, b: Side) -> dict[str, Any]:
+    """What differs, JSON-ready: settings, fates of the events in both, and events in one only."""
+    names = [*a.settings, *(name for name in b.settings if name not in a.settings)]
+    both = a.fates.keys() & b.fates.keys()
+    pairs = Counter((a.fates[entry], b.fates[entry]) for entry in both)
+    changed = [entry for entry in a.fates if entry in both and a.fates[entry] != b.fates[entry]]
+    firsts: dict[tuple[str, str], str] = {}
+    for entry in changed:
+        firsts.setdefault((a.fates[entry], b.fates[entry]), entry)
+    return {
+        "a": _head(a),
+        "b": _head(b),
+        "settings": [
+            {"name": name, "a": a.settings.get(name), "b": b.settings.get(name)}
+            for name in names
+            if a.settings.get(name) != b.settings.get(name)
+        ],
+        "in_both": len(both),
+        "same_fate": len(both) - len(changed),
+        "other_fate": [
+            {"a": before, "b": after, "events": pairs[before, after], "first_id": entry}
+            for (before, after), entry in sorted(firsts.items())
+        ],
+        "only_in_a": _only(a, b),
+        "only_in_b": _only(b, a),
+    }
+
+
+def _head(side: Side) -> dict[str, Any]:
+    return {
+        "path": side.path, "run_id": side.run_id, "source": side.source, "events": len(side.fates),
+    }  # fmt: skip
+
+
+def _only(side: Side, other: Side) -> dict[str, Any]:
+    ids = [entry for entry in side.fates if entry not in other.fates]
+    counts = Counter(side.fates[entry] for entry in ids)
+    return {
+        "events": len(ids),
+        "by_action": dict(sorted(counts.items())),
+        "first_id": ids[0] if ids else None,
+    }
+
+
+_SOURCES = {"planned": "as a dry run planned it", "outcome": "as the live run's audit has it"}
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """What differs, for a terminal."""
+    lines = []
+    for name in ("a", "b"):
+        side = found[name]
+        lines.append(f"{name.upper()}: {one_line(side['path'])}, run {one_line(side['run_id'])}: "
+                     f"{side['events']:,} events, {_SOURCES[side['source']]}")  # fmt: skip
+    lines.append("Settings that differ:" if found["settings"] else "No setting differs.")
+    lines += [f"  {row['name']}: {_difference(row['a'], row['b'])}" for row in found["settings"]]
+    others = found["in_both"] - found["same_fate"]
+    lines.append(f"Of {found['in_both']:,} events in both, {found['same_fate']:,} met the same "
+                 f"fate, {others:,} another.")  # fmt: skip
+    lines += [
+        f"  {one_line(row['a'])} -> {one_line(row['b'])}: {row['events']:,}, first "
+        f"{one_line(row['first_id'])}"
+        for row in found["other_fate"]
+    ]
+    for name in ("a", "b"):
+        only = found[f"only_in_{name}"]
+        if only["events"]:
+            by = ", ".join(f"{n:,} {one_line(action)}" for action, n in only["by_action"].items())
+            lines.append(f"Only in {name.upper()}: {only['events']:,} ({by}), first "
+                         f"{one_line(only['first_id'])}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _difference(a: Any, b: Any) -> str:
+    if isinstance(a, list) and isinstance(b, list):
+        more, less = sorted(set(b) - set(a)), sorted(set(a) - set(b))
+        if more or less:
+            return f"B has {_some(more)} besides, and not {_some(less)}"
+    return f"{_text(a)} | {_text(b)}"
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return (one_line(", ".join(names[:5]), 100) or "none") + rest
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    return "none" if value is None else one_line(str(value), 100)

@@ -1,0 +1,58 @@
+"""Whether those whom a run names as approvers of its plan really signed it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+from ..core.plan import from_json
+from ..errors import DrainkitError
+from ..safe import one_line
+from ..signing import approvals, read_signers
+from .statement import STATEMENT, is_plain, read_statement
+
+APPROVALS = "plan.json.sig"
+
+
+def problems(run_dir: Path, allowed_signers: Path) -> list[str]:
+    """One line for each approver of a live run without a valid signature of its plan's digest.
+
+    What must have been valid when the run began may have expired since. A run that names no
+    approver and has no signatures needed none.
+    """
+    try:
+        run = _read(run_dir / "run.json")
+        predicate = read_statement(run_dir / STATEMENT)["predicate"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # verify_run names it
+    named = run.get("approvers") or []
+    if predicate.get("approvers", []) != named:
+        return ["approvals: run.json and the statement name other approvers"]
+    if not named and not (run_dir / APPROVALS).exists():
+        return []
+    try:
+        if not is_plain(run_dir / APPROVALS):
+            raise ValueError("is missing or is not a plain file")
+        began = dt.datetime.fromisoformat(str(run["started_at"])).astimezone(dt.UTC)
+        plan = from_json((run_dir / "plan.json").read_text(encoding="utf-8"), "plan.json")
+        found = approvals(
+            plan.digest, (run_dir / APPROVALS).read_bytes(), read_signers(allowed_signers),
+            operator=str(run.get("operator") or ""), at=f"{began:%Y%m%d%H%M%S}Z",
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, DrainkitError) as error:
+        return [f"approvals: {APPROVALS} or plan.json: {one_line(str(error))}"]
+    reasons = "; ".join(found.rejected) or "there is no signature of it"
+    return [
+        f"approvals: {one_line(str(name), 60)} is named and did not approve this plan ({reasons})"
+        for name in named
+        if name not in found.identities
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found

@@ -1,0 +1,206 @@
+"""Single entries: what they hold, how they were read, every filter's verdict, whose they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..core.audit import parse
+from ..core.events import Events, decoder_of
+from ..core.places import Place, places, shown
+from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
+from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
+from ..core.values import INVALID_REASONS, RawEntry
+from ..errors import RefusedError, UsageError
+from ..ids import FIRST_ID, id_key, is_id
+from ..safe import one_line, text
+from ..server import audit_log, reading
+from ..server.connection import Server
+from ..settings import Settings
+
+MAX_AUDIT_RECORDS = 1_000_000  # searched for the entries; beyond that the answer says so
+
+
+def show(
+    server: Server, settings: Settings, policy: Policy, ids: Sequence[str], *, now_us: int
+) -> list[dict[str, Any]]:
+    """All that is known of single entries, JSON-ready; reads only.
+
+    Raises UsageError for what is no entry id, RefusedError if an entry is neither in the stream nor
+    pending nor audited.
+    """
+    for entry_id in ids:
+        if not is_id(entry_id):
+            raise UsageError(
+                f"{one_line(entry_id)} is no entry id; write one such as 1766602826755-0"
+            )
+    wanted = [entry_id.encode() for entry_id in ids]
+    entries = reading.bodies(server, wanted)
+    audits = _audits(server, wanted)
+    found = []
+    for entry in entries:
+        groups = list(_groups(server, entry[0].decode()))
+        audit = audits[entry[0]]
+        if entry[1] is None and not audit["records"] and not any(g["pending"] for g in groups):
+            raise RefusedError(
+                f"entry {one_line(text(entry[0]))} is not in the stream, not pending and not "
+                f"among the {audit['searched']:,} audit records searched; check the id"
+            )
+        found.append({**_decided(settings, policy, entry, now_us), "groups": groups,
+                      "audit": audit})  # fmt: skip
+    return found
+
+
+def _decided(settings: Settings, policy: Policy, entry: RawEntry, now_us: int) -> dict[str, Any]:
+    events = decoder_of(settings).decode([entry])
+    decisions = decide(events, policy, now_us)
+    time_us, age_us = int(events.event_time_us[0]), int(decisions.age_us[0])
+    id_us = int(id_times_us([entry[0]])[0])
+    known = time_us != NO_TIME
+    return {
+        "id": entry[0].decode(),
+        "id_time": None if id_us == NO_TIME else iso(id_us),
+        "fields": None if entry[1] is None else _pairs(entry[1]),
+        "values": _values(events),
+        "places": [_place(place) for place in places(settings.fields, entry, events)],
+        "event_time": iso(time_us) if known else None,
+        "time_source": TIME_SOURCES[int(events.time_source[0])],
+        "age_sec": round(age_us / 1e6, 2) if known else None,
+        "action": ACTIONS[int(decisions.action[0])],
+        "reason": reasons(events, decisions, policy)[0],
+        "filters": _filters(events, decisions, policy),
+    }
+
+
+def _pairs(body: Sequence[bytes]) -> list[list[str]]:
+    texts = [text(part) for part in body]
+    return [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+
+
+def _values(events: Events) -> dict[str, Any]:
+    number = float(events.confidence[0])
+    texts: dict[str, Any] = {name: shown(events, name) for name in ("symbol", "side", "source")}
+    return {**texts, "confidence": number if number == number else None}  # noqa: PLR0124 - nan
+
+
+def _place(place: Place) -> dict[str, Any]:
+    # JSON can hold numbers that JSON cannot write again: as text each can be shown
+    raw = text(place.raw) if isinstance(place.raw, bytes) else repr(place.raw)
+    return {**dataclasses.asdict(place), "raw": raw}
+
+
+def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[str, Any]]:
+    """Each filter in the order in which they decide: whether it lets the event pass, and why."""
+    if events.missing[0]:
+        return [{"filter": "dropped_missing", "passes": False, "says": "the entry's body is gone"}]
+    symbol, number = events.symbol(0), float(events.confidence[0])
+    age_us, invalid = int(decisions.age_us[0]), INVALID_REASONS[int(events.invalid[0])]
+    allowed = policy.allowlist
+    says = {
+        "dropped_missing": "the entry's body is there",
+        "dropped_old": "no usable time" if age_us == NO_TIME else
+        f"age {age_us / 1e6:.2f} s, limit {policy.max_age_us / 1e6:.2f} s",
+        "dropped_invalid": invalid or "every value can be read",
+        "dropped_not_allowlisted": "any symbol passes" if allowed is None else
+        f"{'no valid symbol' if symbol is None else symbol}, {len(allowed):,} are allowed",
+        "dropped_low_conf": "no valid confidence" if number != number else  # noqa: PLR0124 - nan
+        f"confidence {number!r}, minimum {policy.min_conf!r}",
+    }  # fmt: skip
+    bits = int(decisions.failed[0])
+    return [
+        {"filter": action, "passes": not bits >> place & 1, "says": says[action]}
+        for place, action in enumerate(ACTIONS[:-1])
+    ]
+
+
+def _groups(server: Server, entry_id: str) -> Iterator[dict[str, Any]]:
+    """What each group has to do with the entry."""
+    for group in reading.positions(server).values():
+        rows = [
+            row
+            for page in reading.pending_ids(server, group.name, entry_id, first=entry_id)
+            for row in page
+        ]
+        yield {
+            "name": str(group.name),
+            "position": group.position,
+            "delivered": id_key(entry_id) <= id_key(group.position),
+            "pending": {"consumer": str(rows[0][1]), "idle_ms": rows[0][2]} if rows else None,
+        }
+
+
+def _audits(server: Server, wanted: Sequence[bytes]) -> dict[bytes, dict[str, Any]]:
+    """The audit records of each entry, searched in one pass.
+
+    An entry is audited after it was added: with ids that are times the search begins a minute
+    before the oldest (clocks differ), else at the audit's beginning. It ends after
+    MAX_AUDIT_RECORDS; `complete` is false then.
+    """
+    times = id_times_us(list(wanted))
+    start_ms = max(0, int(times.min()) // 1000 - 60_000) if (times != NO_TIME).all() else 0
+    first = f"{start_ms}-0" if start_ms else FIRST_ID
+    records: dict[bytes, list[dict[str, Any]]] = {entry_id: [] for entry_id in wanted}
+    searched, complete = 0, True
+    for page in audit_log.pages(server, first):
+        if searched >= MAX_AUDIT_RECORDS:
+            complete = False
+            break
+        searched += len(page)
+        for entry in page:
+            for part in entry[1] or ():
+                if part in records:
+                    record = parse(entry)
+                    if record.original_id.encode() == part:
+                        records[part].append(dataclasses.asdict(record))
+                        break
+    return {
+        entry_id: {"searched_from": first, "searched": searched, "complete": complete,
+                   "records": found}
+        for entry_id, found in records.items()
+    }  # fmt: skip
+
+
+def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What `show` found of one entry as rows of (part, name, text), every text one safe line."""
+    rows: list[tuple[str, str, Any]] = [("entry", "id", found["id"])]
+    rows.append(("entry", "id's time", found["id_time"] or "no time"))
+    if found["fields"] is None:
+        rows.append(("field", "(body)", "gone: trimmed or deleted"))
+    rows += [("field", name, value) for name, value in found["fields"] or []]
+    for name, value in found["values"].items():
+        rows.append(("value", name, "not valid" if value is None else value))
+    age = "" if found["age_sec"] is None else f", {found['age_sec']:,.2f} s old"
+    rows.append(("value", "event time", f"{found['event_time']}{age}, by {found['time_source']}"))
+    rows += [
+        ("found at", place["value"],
+         f"{place['where']} = {place['raw']}" + ("  (this one counts)" if place["counts"] else ""))
+        for place in found["places"]
+    ]  # fmt: skip
+    rows += [
+        ("filter", verdict["filter"], f"{'passes' if verdict['passes'] else 'FAILS'}: "
+         f"{verdict['says']}")
+        for verdict in found["filters"]
+    ]  # fmt: skip
+    rows.append(("decision", found["action"], found["reason"]))
+    for group in found["groups"]:
+        pending = group["pending"]
+        state = "delivered" if group["delivered"] else "not delivered yet"
+        if pending:
+            state += f", pending for {pending['consumer']}, idle {pending['idle_ms'] / 1000:,.0f} s"
+        rows.append(("group", group["name"], state))
+    audit = found["audit"]
+    for record in audit["records"]:
+        rows.append(("audit", record["action"], f"at {record['drained_at_ts']} in "
+                     f"{record['consumer_group']}, run {record['run_id']}: "
+                     f"{record['reason']}"))  # fmt: skip
+    if not audit["records"]:
+        whole = "" if audit["complete"] else ", the search ended there"
+        rows.append(("audit", "none", f"{audit['searched']:,} records searched{whole}"))
+    return [(part, one_line(str(name), 60), one_line(str(value), 2000))
+            for part, name, value in rows]  # fmt: skip
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """One entry for a terminal."""
+    return "\n".join(f"{part:<9} {name:<24} {value}" for part, name, value in rows_of(found))

@@ -1,0 +1,216 @@
+"""--until and --from: a part of a backlog, the same in every count, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from books import GROUP, ME, ask, assert_books_balance, at, audit, deliver, live, now_ms
+from conftest import Cli, Fill, intent, one_line_error
+from servers import Server
+
+from drainkit.core.timestamps import iso
+
+EVERY_AGE = ("--max-age-min", "100000", "--allow-active-consumers")
+
+
+def ids_of(records: list[dict[str, str]]) -> list[str]:
+    return [record["original_id"] for record in records]
+
+
+def old_and_new(server: Server, stream: str, fill: Fill) -> tuple[list[str], int]:
+    """120 entries of the last 20 minutes, one each 10 s; and when 10 minutes ago was, in ms."""
+    now = now_ms(server)
+    entries = [(f"{now - (120 - i) * 10_000}-1", intent()) for i in range(120)]
+    fill(server, stream, entries, group=GROUP)
+    return [entry for entry, _ in entries], now - 600_000
+
+
+def test_until_leaves_the_fresh_to_the_consumer_that_comes_back(
+    server: Server, cli: Cli, stream: str, fill: Fill
+) -> None:
+    """Beside a producer only what is older than 10 minutes goes, and a restarted consumer gets
+    all the rest; audit and consumer together hold each entry once."""
+    ids, ten_ago = old_and_new(server, stream, fill)
+    stopping = threading.Event()
+
+    def produce() -> None:
+        client = server.client()
+        while not stopping.wait(0.002):
+            client.xadd(stream, {"symbol": "BTCUSDT", "confidence": "0.9"})
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    try:
+        result = cli(*live(server, stream, "--until", iso(ten_ago * 1000), *EVERY_AGE))
+    finally:
+        stopping.set()
+        producer.join()
+    assert result.rc == 0, result.err
+    summary = result.json()
+    old = [entry for entry in ids if int(entry.partition("-")[0]) <= ten_ago]
+    assert 0 < len(old) < len(ids)
+    assert ids_of(audit(server, stream)) == old
+    assert summary["total_read"] == len(old)
+    assert summary["remaining"] == 0
+    assert_books_balance(server, stream, summary)
+    everything = [entry[0].decode() for entry in ask(server, "XRANGE", stream, "-", "+")]
+    assert len(everything) > len(ids)
+    assert old + deliver(server, stream, "restarted", 10**6) == everything
+
+
+def test_until_counts_alike_everywhere(
+    valkey: Server, cli: Cli, stream: str, fill: Fill, tmp_path: Path
+) -> None:
+    """An id as --until is included, in dry run, export, plan and live run alike; what is pending
+    for the drain's own consumer beyond it stays."""
+    ids, _ = old_and_new(valkey, stream, fill)
+    assert deliver(valkey, stream, ME, 60) == ids[:60]
+    until = ("--until", ids[49])
+    dry = cli("drain", "--json", *at(valkey, stream), *until).json()
+    assert (dry["total_read"], dry["boundary_id"]) == (50, ids[49])
+    exported = cli("export", "part.csv", "--json", *at(valkey, stream), *until)
+    assert exported.json()["entries"] == 50
+    part = cli(*live(valkey, stream, *until, "--max-events", "20", *EVERY_AGE)).json()
+    assert (part["total_read"], part["remaining"]) == (20, 30)
+    rest = cli(*live(valkey, stream, *until, *EVERY_AGE)).json()
+    assert (rest["total_read"], rest["remaining"]) == (30, 0)
+    assert ids_of(audit(valkey, stream)) == ids[:50]
+    own = ask(valkey, "XPENDING", stream, GROUP, "-", "+", 100, ME)
+    assert [row[0].decode() for row in own] == ids[50:60]
+
+
+def test_until_is_part_of_the_plan(valkey: Server, cli: Cli, stream: str, fill: Fill) -> None:
+    """A plan keeps its --until: a live run takes it over, and another one is refused by name."""
+    ids, _ = old_and_new(valkey, stream, fill)
+    where = at(valkey, stream)
+    made = cli("drain", "--plan", "p.json", "--until", ids[9], "--throttle", "none", *where)
+    assert made.rc == 0, made.err
+    digest = json.loads((cli.cwd / "p.json").read_text())["digest"]
+    other = cli("drain", "--mode", "live", "--yes", "--plan", "p.json", "--until", ids[8], *where)
+    assert other.rc == 4
+    assert ids[9] in one_line_error(other.err)
+    assert ids[8] in other.err
+    plan = json.loads((cli.cwd / "p.json").read_text())
+    assert plan["until"] == ids[9]
+    (cli.cwd / "p.json").write_text(json.dumps({**plan, "until": ids[119]}))
+    edited = cli("drain", "--mode", "live", "--yes", "--plan", "p.json", *where)
+    assert edited.rc == 4
+    assert "digest" in edited.err
+    (cli.cwd / "p.json").write_text(json.dumps(plan))
+    done = cli("drain", "--mode", "live", "--yes", "--json", "--plan", "p.json",
+               "--allow-active-consumers", *where)  # fmt: skip
+    assert done.rc == 0, done.err
+    assert done.json()["plan_digest"] == digest
+    assert ids_of(audit(valkey, stream)) == ids[:10]
+
+
+def test_from_takes_no_pending_entry_before_it(
+    server: Server, cli: Cli, stream: str, fill: Fill
+) -> None:
+    """Scope pending from an id on: neither others' nor the drain's own entries before it go."""
+    ids, _ = old_and_new(server, stream, fill)
+    deliver(server, stream, ME, 20)
+    deliver(server, stream, "dead", 20)
+    part = ("--scope", "pending", "--min-idle-min", "0", "--from", ids[10], "--until", ids[29])
+    assert cli("drain", "--json", *at(server, stream), *part).json()["total_read"] == 20
+    done = cli(*live(server, stream, *part, *EVERY_AGE)).json()
+    assert (done["total_read"], done["remaining"]) == (20, 0)
+    assert sorted(ids_of(audit(server, stream))) == ids[10:30]
+    left = [row[0].decode() for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 100)]
+    assert left == ids[:10] + ids[30:40]
+
+
+@pytest.mark.parametrize("how", ["flag", "environment", "file"])
+def test_from_is_refused_where_a_group_cannot_skip(
+    valkey: Server, cli: Cli, stream: str, how: str
+) -> None:
+    """Scope undelivered refuses --from, however it is given, before it looks at the server."""
+    if how == "file":
+        (cli.cwd / "drainkit.toml").write_text('from = "2025-12-24T19:49:58Z"\n')
+    env = {"DRAINKIT_FROM": "5-0"} if how == "environment" else {}
+    flags = ("--from", "5-0") if how == "flag" else ()
+    refused = cli("drain", *at(valkey, stream), *flags, env=env)
+    assert refused.rc == 2
+    assert "--from is for scopes pending and history only" in one_line_error(refused.err)
+
+
+def test_wrong_bounds_are_named(valkey: Server, cli: Cli, stream: str) -> None:
+    """What is neither a time nor an id, or the wrong way round, is bad usage, in one line."""
+    bad = cli("drain", *at(valkey, stream), "--until", "\x1b[31myesterday")
+    assert bad.rc == 2
+    assert "--until must be an ISO 8601 time" in one_line_error(bad.err)
+    assert "\x1b" not in bad.err
+    twisted = cli("drain", "--scope", "history", *at(valkey, stream), "--from", "6-0", "--until",
+                  "5-0")  # fmt: skip
+    assert twisted.rc == 2
+    assert "--from lies after --until" in one_line_error(twisted.err)
+
+
+def groups(server: Server, stream: str) -> dict[str, str]:
+    """Each group's position."""
+    found: dict[str, str] = {}
+    for row in ask(server, "XINFO", "GROUPS", stream):
+        info: dict[Any, Any] = dict(zip(row[::2], row[1::2], strict=True))
+        found[info[b"name"].decode()] = info[b"last-delivered-id"].decode()
+    return found
+
+
+def test_history_in_parts_by_until(server: Server, cli: Cli, stream: str, fill: Fill) -> None:
+    """The history group outlives a run that --until kept from its end; the next goes on there."""
+    ids, _ = old_and_new(server, stream, fill)
+    ask(server, "XGROUP", "SETID", stream, GROUP, ids[99])
+    history = ("--scope", "history", *EVERY_AGE)
+    first = cli(*live(server, stream, *history, "--until", ids[39])).json()
+    assert (first["total_read"], first["remaining"]) == (40, 0)
+    assert groups(server, stream) == {GROUP: ids[99], f"{GROUP}.drain_history": ids[39]}
+    again = cli(*live(server, stream, *history, "--until", ids[39])).json()
+    assert again["total_read"] == 0
+    rest = cli(*live(server, stream, *history)).json()
+    assert (rest["total_read"], rest["remaining"]) == (60, 0)
+    assert ids_of(audit(server, stream)) == ids[:100]
+    assert groups(server, stream) == {GROUP: ids[99]}
+
+
+def test_history_from_an_id_on(server: Server, cli: Cli, stream: str, fill: Fill) -> None:
+    """A new history group begins just before --from, goes on there, and never comes back to an
+    entry it has recorded; another group, up to there, takes what was left out."""
+    ids, _ = old_and_new(server, stream, fill)
+    ask(server, "XGROUP", "SETID", stream, GROUP, ids[99])
+    part = ("--scope", "history", "--from", ids[60], *EVERY_AGE)
+    assert cli("drain", "--json", *at(server, stream), *part[:4]).json()["total_read"] == 40
+    first = cli(*live(server, stream, *part, "--max-events", "15")).json()
+    assert (first["total_read"], first["remaining"]) == (15, 25)
+    rest = cli(*live(server, stream, *part)).json()
+    assert (rest["total_read"], rest["remaining"]) == (25, 0)
+    assert ids_of(audit(server, stream)) == ids[60:100]
+    assert groups(server, stream) == {GROUP: ids[99]}
+    again = cli(*live(server, stream, "--scope", "history", *EVERY_AGE)).json()
+    assert again["total_read"] == 0
+    other = cli(*live(server, stream, "--scope", "history", "--history-group", "left-out",
+                      "--until", ids[59], *EVERY_AGE)).json()  # fmt: skip
+    assert other["total_read"] == 60
+    assert sorted(ids_of(audit(server, stream))) == ids[:100]
+
+
+def test_history_from_is_refused_where_its_group_would_have_to_skip(
+    valkey: Server, cli: Cli, stream: str, fill: Fill
+) -> None:
+    """A history group before --from is left as it is: exit 4 says where it stands."""
+    ids, _ = old_and_new(valkey, stream, fill)
+    ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[99])
+    history = ("--scope", "history", *EVERY_AGE)
+    assert cli(*live(valkey, stream, *history, "--max-events", "10")).rc == 0
+    for command in (live(valkey, stream, *history, "--from", ids[60]),
+                    ("drain", *at(valkey, stream), *history, "--from", ids[60])):  # fmt: skip
+        refused = cli(*command)
+        assert refused.rc == 4
+        assert f"stands at {ids[9]}, before it" in one_line_error(refused.err)
+    assert len(audit(valkey, stream)) == 10
+    # nothing lies between: there is nothing to skip
+    ok = cli(*live(valkey, stream, *history, "--from", ids[10], "--max-events", "5"))
+    assert ok.rc == 0, ok.err
+    assert ids_of(audit(valkey, stream)) == ids[:15]
