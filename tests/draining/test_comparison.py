@@ -108,7 +108,7 @@ def test_what_is_no_run_is_named(cli: Cli, tmp_path: Path) -> None:
 
 def test_hostile_names_are_shown_inert(tmp_path: Path) -> None:
     """Symbols and consumers of a plan cannot write to the terminal."""
-    a = plan_file(tmp_path, "a.json", consumer_name=ME, from_consumers=["x\x1b[31m", "y"])
+    a = plan_file(tmp_path, "a.json", consumer_name=ME, from_consumer=["x\x1b[31m", "y"])
     policy = Policy(30.0, frozenset({"<b>"}), 0.6).as_dict()
     b = plan_file(tmp_path, "b.json", consumer_name="\u202eevil\n", policy=policy)
     text = as_text(compare(read_side(a), read_side(b)))
