@@ -13,6 +13,8 @@ from conftest import Cli, Fill, intent, one_line_error
 from servers import Server
 
 from drainkit.core.timestamps import iso
+from drainkit.server import ledger
+from drainkit.server.connection import Server as Connection
 
 EVERY_AGE = ("--max-age-min", "100000", "--allow-active-consumers")
 
@@ -214,3 +216,20 @@ def test_history_from_is_refused_where_its_group_would_have_to_skip(
     ok = cli(*live(valkey, stream, *history, "--from", ids[10], "--max-events", "5"))
     assert ok.rc == 0, ok.err
     assert ids_of(audit(valkey, stream)) == ids[:15]
+
+
+def test_a_running_drain_counts_its_own_part(
+    valkey: Server, cli: Cli, stream: str, fill: Fill
+) -> None:
+    """What status says is left of a running drain begins at its --from and ends at its --until."""
+    ids, _ = old_and_new(valkey, stream, fill)
+    deliver(valkey, stream, "dead", 50)
+    with Connection(valkey.url, stream) as server:
+        start = ledger.Start(
+            run_id="20260101T000000Z-live-0a1b2c", scope="pending", consumer_group=GROUP,
+            consumer=ME, boundary_id=ids[29], throttle=5.0, max_events=None, plan_digest="",
+            at=iso(server.now_us()), from_id=ids[10],
+        )  # fmt: skip
+        ledger.append(server, start)
+    (running,) = cli("status", "--json", *at(valkey, stream)).json()["running_drains"]
+    assert running["remaining"] == 20
