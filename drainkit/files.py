@@ -7,18 +7,20 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import DrainkitError, UsageError
+from .errors import DrainkitError, RefusedError, UsageError
 from .safe import one_line, without_formulas
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
+ROW_GROUP_BYTES = 16 << 20  # about; large rows make smaller groups, or one would hold gigabytes
 _UNFINISHED = ".writing-"  # before the name of a file that is not whole yet
 
 
@@ -105,7 +107,7 @@ class TableWriter:
             raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
         self._path, self._schema, self._row_group = path, schema, row_group
         self._tables: list[pa.Table] = []
-        self._rows = 0  # of those
+        self._rows = self._bytes = 0  # of those
 
     def __enter__(self) -> Self:
         from pyarrow import csv, parquet
@@ -134,6 +136,9 @@ class TableWriter:
         if len(table):
             self._tables.append(table)
             self._rows += len(table)
+            self._bytes += table.nbytes
+            if self._bytes >= ROW_GROUP_BYTES:
+                self._flush()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with _told(self._path):
@@ -152,7 +157,7 @@ class TableWriter:
         import pyarrow as pa
 
         table = pa.concat_tables(self._tables)
-        self._tables, self._rows = [], 0
+        self._tables, self._rows, self._bytes = [], 0, 0
         with _told(self._path):
             if self._path.suffix == ".csv":
                 self._sink.write_table(without_formulas(table))
@@ -175,6 +180,37 @@ def make_folder(folder: Path) -> Path:
     """A new folder, its parents made where they are missing; OSError where it cannot be."""
     folder.mkdir(parents=True)
     return folder
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` when the block ends without an error.
+
+    Until then it stands beside it under another name; an error leaves nothing. Raises RefusedError
+    where something stands in `folder` already, UsageError for a place that cannot be.
+    """
+    folder = folder.resolve()  # a link to a folder stays a link
+    own = folder.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    with _told(folder):
+        if folder.exists() and any(folder.iterdir()):
+            raise RefusedError(f"{one_line(str(folder))} is not empty; choose another folder")
+        own.mkdir()
+    try:
+        yield own
+        with _told(folder):
+            for path in (*own.glob("**/"), own):
+                _sync_folder(path)
+            try:
+                own.rename(folder)  # takes the place of an empty folder, never of a full one
+            except OSError as error:
+                if error.errno == errno.ENOTEMPTY:
+                    raise RefusedError(
+                        f"{one_line(str(folder))} is not empty any more; choose another folder"
+                    ) from None
+                raise
+            _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
