@@ -8,7 +8,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
 ROW_GROUP_BYTES = 16 << 20  # about; large rows make smaller groups, or one would hold gigabytes
+CHUNK = 1 << 20  # bytes that are copied at once
 _UNFINISHED = ".writing-"  # before the name of a file that is not whole yet
 
 
@@ -33,6 +35,18 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         part = _Unfinished(path)
         try:
             part.file.write(data)
+            part.finish()
+        finally:
+            part.discard()
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file as it comes, whole or not at all."""
+    with _told(path):
+        part = _Unfinished(path)
+        try:
+            for chunk in chunks:
+                part.file.write(chunk)
             part.finish()
         finally:
             part.discard()
@@ -180,6 +194,29 @@ def make_folder(folder: Path) -> Path:
     """A new folder, its parents made where they are missing; OSError where it cannot be."""
     folder.mkdir(parents=True)
     return folder
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is there for as long as the block runs, for this user alone."""
+    with tempfile.TemporaryDirectory(prefix="drainkit-") as folder:
+        yield Path(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if there is one."""
+    path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all that is in it."""
+    shutil.rmtree(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing is."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager
