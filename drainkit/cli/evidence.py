@@ -22,10 +22,11 @@ def verify(path: str, redis_url: str | None, allowed_signers: str | None, identi
     """Check evidence: RUN_DIR, or REPORTS_DIR with the chain over all its runs."""
     from pathlib import Path
 
+    from ..evidence.remote import local_copy
     from ..evidence.signature import verify_signature
     from ..evidence.verify import is_run, verify_reports, verify_run
 
-    folder = Path(path)
+    folder = click.get_current_context().with_resource(local_copy(path))
     if not folder.is_dir():
         raise UsageError(f"{one_line(path)} is no folder; name an evidence or a reports folder")
     if (allowed_signers is None) != (identity is None):

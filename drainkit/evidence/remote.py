@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,40 +19,16 @@ from typing import Any
 from .. import files
 from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
+from ..kinds import is_url, store_problem, url_parts
 from ..safe import one_line, secret_pattern, strike
 from .statement import CHAIN, STATEMENT, SUMS, link_of, plain_files
 
-SCHEMES = ("s3", "s3a", "gs", "gcs")  # stores that write an object only if it is missing
 SPOOL = "drainkit-spool"  # in the folder where the run was started
 LINKS, FIRST = "chain", "first"
 MARKER = ".drainkit"
 _MARK = b"Evidence of drainkit: one folder for each run, and chain/ with the link to each.\n"
 MAX_TURNS = 100  # so many other runs may come first
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-
-
-def is_url(place: object) -> bool:
-    """Whether a place is written as a URL, known or not: never the name of a folder."""
-    return isinstance(place, str) and _URL.match(place) is not None
-
-
-def check_url(url: str) -> None:
-    """Refuse a URL of a store that cannot keep evidence, or with a password in it."""
-    scheme, rest = _parts(url)
-    if scheme not in SCHEMES:
-        raise UsageError(
-            f"{one_line(scheme)}:// cannot keep evidence; name a folder, or s3://BUCKET/PREFIX"
-        )
-    if "@" in rest or "?" in rest or not rest.strip("/"):
-        raise UsageError(
-            f"write {scheme}://BUCKET/PREFIX alone; key and secret belong in the environment"
-        )
-
-
-def _parts(url: str) -> tuple[str, str]:
-    found = _URL.match(url)
-    return (found[1].lower(), found[2]) if found else ("", url)
 
 
 class _MissingError(DrainkitError):
@@ -64,8 +39,9 @@ class Store:
     """A folder of an object store, by fsspec."""
 
     def __init__(self, url: str) -> None:
-        check_url(url)
-        scheme, rest = _parts(url)
+        if problem := store_problem(url):
+            raise UsageError(f"{one_line(url)}: {problem}")
+        scheme, rest = url_parts(url)
         self.url = f"{scheme}://{rest.rstrip('/')}"
         self._root = rest.strip("/")
         try:

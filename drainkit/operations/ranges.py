@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..config import load
 from ..core.events import Decoder
 from ..core.frame import decide_frame, load_frame
 from ..core.policy import Policy
@@ -16,7 +17,7 @@ from ..safe import one_line
 from ..server import reading, scopes
 from ..server.connection import Server
 from ..server.splitting import split
-from ..settings import Settings, load
+from ..settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd

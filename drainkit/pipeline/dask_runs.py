@@ -6,6 +6,7 @@ scheduler keeps such a task from draining again: it is told as failed, and a per
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -16,10 +17,10 @@ from typing import Any
 
 from ..draining import unattended
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
-from ..evidence.remote import is_url
+from ..kinds import allowlist_symbols, is_url
 from ..safe import one_line, secret_pattern, secret_words, strike
 from ..server.connection import Server
-from ..settings import Settings, allowlist_symbols, build
+from ..settings import Settings, build
 from . import runner
 from .many import Outcome, Tell, settings_for
 
@@ -93,7 +94,8 @@ def _cluster(settings: Settings, address: str, tasks: int) -> Iterator[Any]:
                 os.environ[URL] = settings.redis_url.get_secret_value()  # workers inherit it
                 cluster = LocalCluster(
                     n_workers=max(1, min(tasks, os.cpu_count() or 1)), threads_per_worker=1,
-                    processes=True, host="127.0.0.1", dashboard_address=None,
+                    processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
                 )  # fmt: skip
                 client = stack.enter_context(Client(stack.enter_context(cluster)))
             else:
@@ -149,7 +151,7 @@ def run_stream(values: dict[str, Any], server_id: str, run: str) -> dict[str, An
     try:
         if not url:
             raise UsageError(f"the Dask worker has no {URL}; start it with the same as here")
-        settings = build({**values, "redis_url": url})
+        settings = build({**values, "redis_url": url}, asked=frozenset())
         if _server_id(settings, stream) != server_id:
             raise RefusedError(f"the Dask worker's {URL} leads to another server than here")
         return vars(Outcome.of(stream, _run(settings, stop)))
@@ -175,7 +177,7 @@ def _run(settings: Settings, stop: Any) -> dict[str, Any]:
     try:
         return runner.run(
             settings,
-            confirm=lambda plan: unattended.check_limits(settings.limits, plan.counts),
+            confirm=lambda server, planned: unattended.check_planned(server, settings, planned),
             stopping=stopping,
         )[0]
     finally:

@@ -5,18 +5,12 @@ The store is moto's server: a real S3 API on loopback, with conditional writes, 
 
 from __future__ import annotations
 
-import http.client
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import lacking
+from stores import S3, SECRET
 
 from drainkit import files
 from drainkit.errors import DrainkitError, UsageError
@@ -25,63 +19,6 @@ from drainkit.evidence.remote import RemoteReports, Reports, local_copy, reports
 from drainkit.evidence.seal import open_run, seal
 from drainkit.evidence.statement import STATEMENT
 from drainkit.evidence.verify import verify_reports, verify_run
-
-SECRET = "no-body-may-see-this-word"
-SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
-
-
-@dataclass
-class S3:
-    """A store on loopback, and its client as an administrator has it."""
-
-    process: subprocess.Popen[str]
-    endpoint: str
-    client: Any
-
-    def check_logins(self) -> None:
-        """From now on IAM's rules hold, and nobody has a login."""
-        link = http.client.HTTPConnection(self.endpoint.removeprefix("http://"))
-        link.request("POST", "/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
-        assert link.getresponse().status == 200
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3]:
-    """An empty store with the bucket `evidence`, in a working folder of its own."""
-    try:
-        import boto3
-        import moto.server  # noqa: F401
-        import s3fs  # noqa: F401
-    except ImportError:
-        lacking("moto or s3fs (drainkit[s3])")
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    endpoint = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "somebody", "AWS_REGION": "us-east-1",
-        "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="evidence")
-    store = S3(process, endpoint, client)
-    yield store
-    store.stop()
-
 
 URL = "s3://evidence/of/drains"
 pytestmark = pytest.mark.filterwarnings("default")  # botocore's and moto's own
