@@ -233,6 +233,8 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
         except DrainkitError as error:
             result["exit_code"] = result["exit_code"] or error.exit_code
             result["error"] = result.get("error") or str(error)
+    if folder.exists():  # else it was copied to where `evidence` says
+        result["evidence"] = str(folder)
     return result
 
 

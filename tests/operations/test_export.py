@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from books import GROUP, ask, at, everything, seed
-from conftest import Cli, Fill, fill_stream, intent
+from conftest import ROOT, Cli, Fill, fill_stream, intent
 from servers import Server
 
 from drainkit import Decoder
@@ -274,3 +276,32 @@ def test_large_entries_do_not_add_up(
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert int(said[0]) == 400
     assert float(said[1]) < 250  # a page of 16 MB as bytes, text, JSON and Parquet
+
+
+# ---------------------------------------------------------------- other programs
+
+
+def test_duckdb_answers_as_pandas_does(
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's three lines, over all parts: the same medians as pandas finds."""
+    duckdb = pytest.importorskip("duckdb")
+    days_of(stream, valkey)
+    assert cli("export", "backlog/", *at(valkey, stream)).rc == 0
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"```python\n(import duckdb\n.*?)```", readme, re.DOTALL)
+    assert lines
+    monkeypatch.chdir(tmp_path)
+    names = {"print": lambda table: names.update(found=table.df())}
+    now_us = time.time_ns() // 1000
+    exec(lines[1], names)  # noqa: S102 - our own README
+    frame = ds.dataset("backlog", partitioning="hive").to_table().to_pandas()
+    frame["age_sec"] = now_us / 1e6 - frame["event_time"].astype("int64") / 1e6
+    expected = frame[frame["event_time"].notna()].groupby(["date", "symbol"])["age_sec"].median()
+    found = names["found"].dropna()
+    found["date"] = found["date"].astype(str).str[:10]
+    found = found.set_index(["date", "symbol"])["age_sec"].sort_index()
+    assert list(found.index) == list(expected.sort_index().index)
+    assert (found - expected).abs().max() < 60
+    kind = duckdb.sql("SELECT typeof(date) FROM 'backlog/**/*.parquet' LIMIT 1").fetchall()
+    assert kind == [("DATE",)]

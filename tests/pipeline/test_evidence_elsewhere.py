@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,7 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     seed(valkey, stream, fill, 60, delivered=20)
     results = []
     key = tmp_path / "key"
-    assert (
-        __import__("subprocess")
-        .run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=False)
-        .returncode
-        == 0
-    )
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     for options in ((), ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))):
         done = cli(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
         assert done.rc == 0, done.err
@@ -85,5 +81,6 @@ def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
     assert done.json()["total_read"] == len(audit(valkey, stream)) == 120
     (folder,) = (cli.cwd / "drainkit-spool").glob("*/*-live-*")
     assert str(folder.relative_to(cli.cwd)) in done.err
+    assert done.json()["evidence"] == str(folder.relative_to(cli.cwd))
     assert json.loads((folder / "run.json").read_text())["exit_code"] == 0
     assert cli("verify", folder, "--redis-url", valkey.url).rc == 0
