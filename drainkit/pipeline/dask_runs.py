@@ -18,11 +18,11 @@ from typing import Any
 from ..draining import unattended
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
 from ..kinds import allowlist_symbols, is_url
-from ..safe import one_line, secret_pattern, secret_words, strike
+from ..safe import one_line
 from ..server.connection import Server
 from ..settings import Settings, build
 from . import runner
-from .many import Outcome, Tell, settings_for
+from .many import Outcome, Tell, as_told, settings_for
 
 URL = "DRAINKIT_REDIS_URL"
 _POLL_SEC = 1.0
@@ -147,20 +147,15 @@ def run_stream(values: dict[str, Any], server_id: str, run: str) -> dict[str, An
     if stop.is_set():
         return vars(Outcome.failed(stream, InterruptedRunError("not run: interrupted")))
     begun.set()
-    url = os.environ.get(URL)
+    settings = build({**values, "redis_url": os.environ.get(URL, "")}, asked=frozenset())
     try:
-        if not url:
+        if not settings.redis_url.get_secret_value():
             raise UsageError(f"the Dask worker has no {URL}; start it with the same as here")
-        settings = build({**values, "redis_url": url}, asked=frozenset())
         if _server_id(settings, stream) != server_id:
             raise RefusedError(f"the Dask worker's {URL} leads to another server than here")
         return vars(Outcome.of(stream, _run(settings, stop)))
-    except DrainkitError as error:
-        return vars(Outcome.failed(stream, error))
-    except Exception as error:
-        # as text: what Dask does with an exception is not ours
-        said = strike(f"{type(error).__name__}: {error}", secret_pattern(secret_words(url or "")))
-        return vars(Outcome.failed(stream, DrainkitError(one_line(str(said)))))
+    except Exception as error:  # what Dask would do with it is not ours
+        return vars(Outcome.failed(stream, as_told(settings, error)))
 
 
 def _run(settings: Settings, stop: Any) -> dict[str, Any]:

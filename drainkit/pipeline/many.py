@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
-from ..safe import one_line, text
+from ..safe import one_line, secret_pattern, secret_words, strike, text
 from ..server import reading
 from ..server.connection import Server
 from ..settings import Settings
@@ -110,10 +110,21 @@ def run_in_turn(
         else:
             try:
                 outcome = Outcome.of(stream, run_one(settings_for(settings, stream)))
-            except DrainkitError as error:
-                outcome = Outcome.failed(stream, error)
+            except Exception as error:
+                outcome = Outcome.failed(stream, as_told(settings, error))
+            if outcome.exit_code == InterruptedRunError.exit_code:
+                stopping.set()  # at a question: the others are not to be asked for
         tell(outcome)
         yield outcome
+
+
+def as_told(settings: Settings, error: Exception) -> DrainkitError:
+    """Any error as one line without the server's password: no stream's end may stop another."""
+    if isinstance(error, DrainkitError):
+        return error
+    words = secret_words(settings.redis_url.get_secret_value())
+    said = strike(f"unexpected {type(error).__name__}: {error}", secret_pattern(words))
+    return DrainkitError(one_line(str(said)))
 
 
 def summary(pattern: str, settings: Settings, outcomes: list[Outcome]) -> dict[str, Any]:

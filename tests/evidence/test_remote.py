@@ -44,9 +44,13 @@ def keys(s3: S3) -> list[str]:
     return [item["Key"].removeprefix("of/drains/") for item in found]
 
 
-def test_runs_are_copied_and_verified_from_there(s3: S3, tmp_path: Path) -> None:
+def test_runs_are_copied_and_verified_from_there(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is left here; the store holds whole runs in a chain; a changed object is named."""
-    names = []
+    names, copied = [], []
+    put = remote.Store.put
+    monkeypatch.setattr(remote.Store, "put", lambda *a: (copied.append(a[2]), put(*a)))
     for number in range(3):
         reports = reports_at(URL)
         run_dir, digest = sealed(reports, number)
@@ -55,6 +59,8 @@ def test_runs_are_copied_and_verified_from_there(s3: S3, tmp_path: Path) -> None
         assert reports.shown(run_dir) == f"{URL}/{run_dir.name}"
         names.append(run_dir.name)
     assert list(tmp_path.iterdir()) == []
+    last = [name.partition("/")[2] for name in copied[1:4]]
+    assert last == ["run.json", "SHA256SUMS", "statement.json"]
     assert checked() == {name: [] for name in names} | {"chain": []}
     with local_copy(f"{URL}/{names[1]}/") as folder:
         assert verify_run(folder) == []

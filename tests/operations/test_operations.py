@@ -489,7 +489,7 @@ def test_schedulers_do_not_retry_what_was_refused() -> None:
     assert pod["restartPolicy"] == "Never"  # podFailurePolicy needs it
     mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
-    tree = ast.parse((EXAMPLES / "airflow_dag.py").read_text())
+    tree = ast.parse((EXAMPLES / "airflow_dag.txt").read_text())
     task = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "drain")
     first, second = (node for node in task.body if isinstance(node, ast.If))
     assert ast.unparse(first.test) == "code in (2, 4)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,11 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
-from books import ask, assert_books_balance, audit, seed
+from books import GROUP, ask, assert_books_balance, audit, seed
 from conftest import Cli, Fill, lacking
-from servers import Server
+from servers import Cluster, Server
 
-from drainkit.pipeline.many import Outcome, summary, table
+from drainkit import Server as Connection
+from drainkit.errors import InterruptedRunError
+from drainkit.pipeline.many import Outcome, run_in_turn, streams_of, summary, table
 from drainkit.settings import build
 
 FAST = ("--throttle", "none", "--max-events", "all")
@@ -66,6 +69,34 @@ def test_what_belongs_to_one_stream_is_refused(valkey: Server, stream: str, cli:
         run = cli("run", *options, "--redis-url", valkey.url)
         assert (run.rc, run.err.count("\n")) == (code, 1), run.err
         assert word in run.err
+
+
+def test_a_clusters_streams_are_found(cluster: Cluster, fill: Fill) -> None:
+    """The pattern's streams of all primaries that have the group, in any slot; no others."""
+    client = cluster.client()
+    for number in range(9):
+        group = GROUP if number else "somebody:else"
+        fill(client, f"many:{number}", [(1, {"x": "y"})], group=group)
+    settings = build({"redis_url": f"redis+cluster://{cluster.url.partition('://')[2]}"})
+    with Connection.of(settings) as link:
+        assert streams_of(link, settings, "many:*") == [f"many:{n}" for n in range(1, 9)]
+
+
+def test_an_unexpected_error_stops_no_other_and_holds_no_password() -> None:
+    """Whatever one run raises is one line of its stream; after an interruption none is begun."""
+    settings = build({"redis_url": "redis://:hunter22@h"})
+    raised = iter([ValueError("of hunter22\n"), None, InterruptedRunError("at the question")])
+
+    def one(_: object) -> dict[str, object]:
+        if error := next(raised):
+            raise error
+        return {"exit_code": 0, "outcome": "done"}
+
+    told: list[Outcome] = []
+    list(run_in_turn(settings, list("abcd"), one, tell=told.append, stopping=threading.Event()))
+    assert [outcome.exit_code for outcome in told] == [1, 0, 130, 130]
+    assert told[0].error == "unexpected ValueError: of ***\\n"
+    assert "not run" in str(told[3].error)
 
 
 def test_the_worst_exit_code_counts() -> None:
