@@ -11,13 +11,12 @@ from ..config import load
 from ..core.events import Decoder
 from ..core.frame import decide_frame, load_frame
 from ..core.policy import Policy
-from ..core.values import FieldMap
 from ..errors import UsageError
 from ..safe import one_line
 from ..server import reading, scopes
 from ..server.connection import Server
 from ..server.splitting import split
-from ..settings import Settings
+from ..settings import Fields, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +33,7 @@ _OPEN = ("symbol", "side", "source")  # their values differ from part to part
 class Lens:
     """How all parts are looked at: field names, policy, and the moment that ages refer to."""
 
-    fields: FieldMap
+    fields: Fields
     policy: Policy
     at_us: int  # microseconds since the epoch
 
@@ -43,7 +42,7 @@ class Lens:
         """As the settings and the server say now; the allowlist is read once."""
         at_us = server.now_us() if settings.as_of_us is None else settings.as_of_us
         policy = Policy(settings.max_age_min, scopes.allowlist(server, settings), settings.min_conf)
-        return cls(FieldMap(**settings.fields.model_dump()), policy, at_us)
+        return cls(settings.fields, policy, at_us)
 
 
 @dataclass(frozen=True)
