@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .draining.dry import dry_run
     from .draining.job import resolve
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
+    from .operations.ranges import IdRange, load_range, ranges
     from .server.connection import Server
     from .settings import Settings
 
@@ -30,6 +31,7 @@ __all__ = [
     "Decoder",
     "DrainkitError",
     "Events",
+    "IdRange",
     "Policy",
     "RefusedError",
     "Server",
@@ -39,8 +41,10 @@ __all__ = [
     "UsageError",
     "decide",
     "dry_run",
+    "load_range",
     "load_settings",
     "new_run_id",
+    "ranges",
     "resolve",
 ]
 
@@ -51,6 +55,7 @@ _HOMES = {
     "draining.dry": ("dry_run",),
     "draining.job": ("resolve",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
+    "operations.ranges": ("IdRange", "load_range", "ranges"),
     "server.connection": ("Server",),
     "settings": ("Settings",),
 }

@@ -7,18 +7,22 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
-from .errors import DrainkitError, UsageError
+from .errors import DrainkitError, RefusedError, UsageError
 from .safe import one_line, without_formulas
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
+ROW_GROUP_BYTES = 16 << 20  # about; large rows make smaller groups, or one would hold gigabytes
+CHUNK = 1 << 20  # bytes that are copied at once
 _UNFINISHED = ".writing-"  # before the name of a file that is not whole yet
 
 
@@ -27,20 +31,56 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
     Raises DrainkitError when the disk is full or broken, UsageError for a place that cannot be.
     """
-    temporary = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
-    try:
-        # not tempfile: its 0600 could only be widened by guessing at the umask
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with _told(path):
+        part = _Unfinished(path)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+            part.file.write(data)
+            part.finish()
+        finally:
+            part.discard()
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file as it comes, whole or not at all."""
+    with _told(path):
+        part = _Unfinished(path)
+        try:
+            for chunk in chunks:
+                part.file.write(chunk)
+            part.finish()
+        finally:
+            part.discard()
+
+
+class _Unfinished:
+    """A file on its way: under another name until it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+        # not tempfile: its 0600 could only be widened by guessing at the umask
+        handle = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.file = os.fdopen(handle, "wb")
+
+    def finish(self) -> None:
+        """On the disk, and under its own name."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self._own.replace(self._path)
+        _sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        """Close, and remove what was not finished."""
+        with suppress(OSError):  # what could not be flushed is not wanted any more
+            self.file.close()
+        self._own.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """An OSError in one line that names the file."""
+    try:
+        yield
     except OSError as error:
         reason = one_line(error.strerror or "cannot be written")
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
@@ -67,23 +107,82 @@ def write_json(path: Path, data: object) -> None:
     write_text(path, json.dumps(data, indent=1, ensure_ascii=True) + "\n")
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table as Parquet (.parquet) or CSV (.csv), whole or not at all.
+class TableWriter:
+    """A table written as it comes, as Parquet (.parquet) or CSV (.csv), whole or not at all.
 
-    In CSV a text cell that a spreadsheet would take for a formula gets an apostrophe before it
-    (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also after blanks).
+    A context manager: the file gets its name when the block ends without an error. It holds at
+    most one row group. In CSV a text cell that a spreadsheet would take for a formula gets an
+    apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
+    after blanks).
     """
-    import pyarrow as pa
-    from pyarrow import csv, parquet
 
-    sink = pa.BufferOutputStream()
-    if path.suffix == ".parquet":
-        parquet.write_table(table, sink, compression="zstd")
-    elif path.suffix == ".csv":
-        csv.write_csv(without_formulas(table), sink)
-    else:
-        raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
-    write_bytes(path, memoryview(sink.getvalue()))
+    def __init__(self, path: Path, schema: pa.Schema, *, row_group: int = ROW_GROUP) -> None:
+        if path.suffix not in (".parquet", ".csv"):
+            raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
+        self._path, self._schema, self._row_group = path, schema, row_group
+        self._tables: list[pa.Table] = []
+        self._rows = self._bytes = 0  # of those
+
+    def __enter__(self) -> Self:
+        from pyarrow import csv, parquet
+
+        with _told(self._path):
+            self._part = _Unfinished(self._path)
+            file = self._part.file
+            try:
+                if self._path.suffix == ".parquet":
+                    self._sink: Any = parquet.ParquetWriter(file, self._schema, compression="zstd")
+                else:
+                    safe = without_formulas(self._schema.empty_table()).schema
+                    self._sink = csv.CSVWriter(file, safe)
+            except BaseException:
+                self._part.discard()
+                raise
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows of the writer's schema."""
+        while self._rows + len(table) >= self._row_group:
+            room = self._row_group - self._rows
+            self._tables.append(table.slice(0, room))
+            self._flush()
+            table = table.slice(room)
+        if len(table):
+            self._tables.append(table)
+            self._rows += len(table)
+            self._bytes += table.nbytes
+            if self._bytes >= ROW_GROUP_BYTES:
+                self._flush()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with _told(self._path):
+            try:
+                if kind is None:
+                    if self._tables:
+                        self._flush()
+                    self._sink.close()
+                    self._part.finish()
+            finally:
+                with suppress(Exception):  # else its footer would be written to a closed file
+                    self._sink.close()
+                self._part.discard()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        table = pa.concat_tables(self._tables)
+        self._tables, self._rows, self._bytes = [], 0, 0
+        with _told(self._path):
+            if self._path.suffix == ".csv":
+                self._sink.write_table(without_formulas(table))
+            else:
+                self._sink.write_table(table.unify_dictionaries(), self._row_group)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a whole table as TableWriter does."""
+    with TableWriter(path, table.schema) as out:
+        out.write(table)
 
 
 @contextmanager
@@ -105,6 +204,60 @@ def make_folder(folder: Path) -> Path:
     """A new folder, its parents made where they are missing; OSError where it cannot be."""
     folder.mkdir(parents=True)
     return folder
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is there for as long as the block runs, for this user alone."""
+    with tempfile.TemporaryDirectory(prefix="drainkit-") as folder:
+        yield Path(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if there is one."""
+    path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all that is in it."""
+    shutil.rmtree(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing is."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` when the block ends without an error.
+
+    Until then it stands beside it under another name; an error leaves nothing. Raises RefusedError
+    where something stands in `folder` already, UsageError for a place that cannot be.
+    """
+    folder = folder.resolve()  # a link to a folder stays a link
+    own = folder.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    with _told(folder):
+        if folder.exists() and any(folder.iterdir()):
+            raise RefusedError(f"{one_line(str(folder))} is not empty; choose another folder")
+        own.mkdir()
+    try:
+        yield own
+        with _told(folder):
+            for path in (*own.glob("**/"), own):
+                _sync_folder(path)
+            try:
+                own.rename(folder)  # takes the place of an empty folder, never of a full one
+            except OSError as error:
+                if error.errno == errno.ENOTEMPTY:
+                    raise RefusedError(
+                        f"{one_line(str(folder))} is not empty any more; choose another folder"
+                    ) from None
+                raise
+            _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:

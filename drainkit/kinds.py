@@ -23,6 +23,8 @@ from .safe import one_line
 MAX_MIN = 5_256_000_000  # minutes; ten thousand years: still fits int64 microseconds
 MAX_COUNT = 10**18 - 1
 
+STORES = ("s3", "s3a", "gs", "gcs")  # they write an object only if it is missing
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
 _REDIS_SET = "redis:"
@@ -112,6 +114,36 @@ def _to_allowlist(value: Any) -> str | None:
     return value
 
 
+def is_url(place: object) -> bool:
+    """Whether a place is written as a URL, known or not: never the name of a folder."""
+    return isinstance(place, str) and _URL.match(place) is not None
+
+
+def url_parts(url: str) -> tuple[str, str]:
+    """Scheme (small letters) and what follows it."""
+    found = _URL.match(url)
+    return (found[1].lower(), found[2]) if found else ("", url)
+
+
+def store_problem(url: str) -> str | None:
+    """Why evidence cannot be kept at this URL; None if it can."""
+    scheme, rest = url_parts(url)
+    if scheme not in STORES:
+        return f"cannot keep evidence at {one_line(scheme)}://; name a folder or s3://BUCKET/PREFIX"
+    if "@" in rest or "?" in rest or not rest.strip("/"):
+        return f"must be {scheme}://BUCKET/PREFIX alone; key and secret belong in the environment"
+    return None
+
+
+def _to_place(value: Any) -> Any:
+    if not is_url(value):
+        return value if not isinstance(value, str) else Path(value)
+    problem = store_problem(value)
+    if problem:
+        raise ValueError(problem)
+    return value
+
+
 def _to_plan(value: Any) -> Any:
     if not isinstance(value, str | Path | None) or value == "":
         raise ValueError("must be a plan file or an evidence folder")
@@ -151,6 +183,7 @@ Bound = Annotated[str | None, BeforeValidator(lambda v: None if v is None else b
 Flag = Annotated[bool, BeforeValidator(_to_flag)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 Allowlist = Annotated[str | None, BeforeValidator(_to_allowlist)]
+Place = Annotated[Path | str, BeforeValidator(_to_place)]  # a folder, or a store's URL
 PlanPath = Annotated[Path | None, BeforeValidator(_to_plan)]
 
 

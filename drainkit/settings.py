@@ -34,6 +34,7 @@ from .kinds import (
     Name,
     Names,
     Operator,
+    Place,
     PlanPath,
     PositiveMinutes,
     Rate,
@@ -206,7 +207,7 @@ class Settings(BaseModel):
         description="Who answers for it; stands in the ledger.",
         json_schema_extra={"metavar": "NAME", "shown": "the OS user"},
     )
-    reports_dir: Path = _setting(Path("reports"), "", "DIR")
+    reports_dir: Place = _setting(Path("reports"), "", "DIR|s3://BUCKET/PREFIX")
     fields: Fields = Field(default_factory=Fields, description="names of the event's values")
     limits: Limits = Field(default_factory=Limits, description="limits of unattended live runs")
     approval: Approval | None = Field(None, description="who must have approved a live run's plan")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 import redis
 import servers
+import stores
 from proxy import Proxy
 from servers import Cluster, Server
 
@@ -209,6 +210,20 @@ def browser(chromium: Path) -> Iterator[Browser]:
 def _first_batch_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process the first batch is as large as the next: it counts which meets a fault."""
     monkeypatch.setattr("drainkit.draining.reader.FIRST_ENTRY_BYTES", 1)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[stores.S3]:
+    """An empty object store with the bucket `evidence`; the login in the environment."""
+    try:
+        store = stores.start()
+    except ImportError:
+        lacking("moto or s3fs (drainkit[s3])")
+    for name, value in store.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    yield store
+    store.stop()
 
 
 # ---------------------------------------------------------------- streams

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import RefusedError
+from ..errors import RefusedError, UsageError
 from ..safe import one_line
-from .options import DEBUG, DRAIN, JSON, WHERE, option, settings_of, stack
+from .options import DEBUG, DRAIN, JSON, WHERE, option, setting, settings_of, stack
 from .program import program
 from .terminal import (
     confirm,
@@ -23,6 +24,8 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    import threading
+
     from ..core.summary import Summary
     from ..draining.job import Job, Planned
     from ..server.connection import Server
@@ -127,13 +130,18 @@ def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary
 
 
 @program.command()
-@stack([*DRAIN, option("--reports-dir", metavar="DIR", help="[reports]"),
+@stack([*DRAIN, *setting("reports_dir"),
+         option("--all-streams", "pattern", metavar="PATTERN",
+                help="Each stream whose name fits and that has the group, one run each."),
+         option("--dask", "address", metavar="ADDRESS|local",
+                help="With --all-streams: as tasks of this Dask cluster."),
          option("--if-backlog-over", type=click.IntRange(min=0), metavar="N",
                  help="Scheduled: only if the scope holds more than N entries."),
          option("--sign-key", metavar="FILE", help="Sign the statement with this SSH key."),
          *WHERE, JSON])  # fmt: skip
 def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | None,
-        sign_key: str | None, **flags: Any) -> int:  # fmt: skip
+        sign_key: str | None, pattern: str | None, address: str | None, **flags: Any
+        ) -> int:  # fmt: skip
     """Dry run or live drain through the notebooks, with sealed evidence.
 
     \b
@@ -142,10 +150,21 @@ def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | N
       drainkit run --mode live --throttle 5 --max-events 500
       drainkit run --mode live --yes --plan reports/20260101T000000Z-dry-run-abc123
       drainkit run --mode live --yes --if-backlog-over 1000 --env production
+      drainkit run --mode live --yes --all-streams 'quantum:stream:*' --dask local
+      drainkit run --reports-dir s3://bucket/reports
     """
     settings = settings_of(flags, env_name)
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
+    if pattern is not None:
+        if if_backlog_over is not None:
+            raise UsageError("--if-backlog-over is of one stream; leave out --all-streams")
+        from .many import run_many
+
+        one = partial(_run_notebooks, yes=yes, sign_key=sign_key)
+        return run_many(settings, pattern, address, one, as_json, sign_key=sign_key, yes=yes)
+    if address is not None:
+        raise UsageError("--dask runs many streams; say which with --all-streams PATTERN")
     if if_backlog_over is None:
         return _run(settings, as_json, yes=yes, sign_key=sign_key)
     from ..draining import unattended
@@ -158,6 +177,18 @@ def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | N
 
 
 def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None = None) -> int:
+    with stop_signals() as stopping:
+        result = _run_notebooks(settings, stopping=stopping, yes=yes, sign_key=sign_key)
+    emit(as_json, result, f"{report_text(result)}\nReport: {result['evidence']}/report.html")
+    if result.get("error"):
+        click.echo(f"drainkit: {one_line(str(result['error']), 600)}", err=True)
+    return int(result.get("exit_code") or 0)
+
+
+def _run_notebooks(
+    settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None
+) -> dict[str, Any]:
+    """One stream's run; its run.json."""
     from pathlib import Path
 
     from ..draining import unattended
@@ -181,11 +212,7 @@ def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None =
     def announce(name: str) -> None:
         click.echo(f"running {name} ...", err=True)
 
-    with stop_signals() as stopping:
-        result, folder = runner.run(settings, confirm=approve, announce=announce, stopping=stopping)
-    emit(as_json, result, f"{report_text(result)}\nReport: {folder / 'report.html'}")
-    if result.get("error"):
-        click.echo(f"drainkit: {one_line(str(result['error']), 600)}", err=True)
-    if sign_key is not None:
-        sign(folder, Path(sign_key))
-    return int(result.get("exit_code") or 0)
+    signing = None if sign_key is None else partial(sign, key=Path(sign_key))
+    return runner.run(
+        settings, confirm=approve, announce=announce, stopping=stopping, sign=signing
+    )[0]

@@ -23,10 +23,11 @@ def verify(path: str, redis_url: str | None, allowed_signers: str | None, identi
     from pathlib import Path
 
     from ..evidence import approval
+    from ..evidence.remote import local_copy
     from ..evidence.signature import verify_signature
     from ..evidence.verify import is_run, verify_reports, verify_run
 
-    folder = Path(path)
+    folder = click.get_current_context().with_resource(local_copy(path))
     if not folder.is_dir():
         raise UsageError(f"{one_line(path)} is no folder; name an evidence or a reports folder")
     if identity is not None and allowed_signers is None:

@@ -228,19 +228,26 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
 
 
 @program.command()
-@click.argument("file")
+@click.argument("target", metavar="FILE|DIR/")
 @stack([*SCOPE, *GROUP, *WHERE, JSON])
-def export(file: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
-    """The backlog of a scope as FILE, .parquet or .csv; reads only."""
-    from pathlib import Path
+def export(target: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """The backlog of a scope as a file, or as a dataset by day; reads only.
 
-    from ..operations import maintenance
+    FILE ends in .parquet or .csv. DIR/ (with the slash) becomes a Parquet dataset
+    date=YYYY-MM-DD/part-N.parquet by the UTC day of the entry's id.
+
+    \b
+    Examples:
+      drainkit export backlog.parquet
+      drainkit export backlog/ --scope history
+    """
+    from ..operations.export import export
 
     settings = settings_of(flags, env_name)
     with connected(settings) as server:
-        n = maintenance.export(server, settings, Path(file))
-    data = {"stream": settings.stream, "scope": settings.scope, "entries": n, "file": file}
-    emit(as_json, data, f"{n:,} entries ({settings.scope}) in {one_line(file)}")
+        n = export(server, settings, target)
+    data = {"stream": settings.stream, "scope": settings.scope, "entries": n, "file": target}
+    emit(as_json, data, f"{n:,} entries ({settings.scope}) in {one_line(target)}")
 
 
 @program.command()

@@ -18,6 +18,31 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+def record_batch(events: Events) -> pa.RecordBatch:
+    """The events as Arrow columns, of the names and kinds that `FrameBuilder.frame` tells."""
+    import pyarrow as pa
+
+    time = pa.array(events.event_time_us, mask=events.event_time_us == NO_TIME)
+
+    def texts(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
+        indices = pa.array(codes, mask=codes < 0)
+        return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
+
+    return pa.record_batch(
+        {
+            "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
+            "event_time": time.cast(pa.timestamp("us", tz="UTC")),
+            "time_source": texts(events.time_source.astype(np.int8), TIME_SOURCES),
+            "symbol": texts(events.symbol_code, events.symbols),
+            "side": texts(events.side_code, events.sides),
+            "source": texts(events.source_code, events.sources),
+            "confidence": pa.array(events.confidence),
+            "invalid": texts(events.invalid.astype(np.int8), INVALID_REASONS),
+            "missing": pa.array(events.missing),
+        }
+    )
+
+
 class FrameBuilder:
     """Gathers decoded pages and makes one DataFrame of them; payloads are not kept."""
 
@@ -27,30 +52,7 @@ class FrameBuilder:
 
     def append(self, entries: Sequence[RawEntry]) -> None:
         """Decode one page."""
-        import pyarrow as pa
-
-        events = self._decoder.decode(entries)
-        time = pa.array(events.event_time_us, mask=events.event_time_us == NO_TIME)
-
-        def texts(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
-            indices = pa.array(codes, mask=codes < 0)
-            return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
-
-        self._pages.append(
-            pa.record_batch(
-                {
-                    "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
-                    "event_time": time.cast(pa.timestamp("us", tz="UTC")),
-                    "time_source": texts(events.time_source.astype(np.int8), TIME_SOURCES),
-                    "symbol": texts(events.symbol_code, events.symbols),
-                    "side": texts(events.side_code, events.sides),
-                    "source": texts(events.source_code, events.sources),
-                    "confidence": pa.array(events.confidence),
-                    "invalid": texts(events.invalid.astype(np.int8), INVALID_REASONS),
-                    "missing": pa.array(events.missing),
-                }
-            )
-        )
+        self._pages.append(record_batch(self._decoder.decode(entries)))
 
     def frame(self) -> pd.DataFrame:
         """All rows in the order of appending.

@@ -1,4 +1,4 @@
-"""Clean up safely: dead consumers, trimming, archive and restore, and the backlog as a file.
+"""Clean up safely: dead consumers, trimming, archive and restore.
 
 What a list shows is checked again inside the step that removes (commit.py), because a consumer can
 come back and a group can fall behind between the two.
@@ -6,27 +6,24 @@ come back and a group can fall behind between the two.
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import files
-from ..core.events import decoder_of
-from ..core.frame import load_frame
 from ..core.timestamps import EARLIEST_ID_MS, iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, UsageError
 from ..kinds import os_user
 from ..safe import one_line, text
-from ..server import ledger, reading, scopes, writing
+from ..server import ledger, reading, writing
 from ..server.connection import Server
 from ..server.reading import StreamInfo
 from ..server.topology import check_primary
-from ..settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -238,16 +235,18 @@ def check_archive(path: Path) -> None:
 
 
 def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
-    """Ids and raw fields (field, value, ...; any bytes) as Parquet."""
+    """Ids and raw fields (field, value, ...; any bytes) as Parquet, page by page, and read back."""
     import pyarrow as pa
 
     check_archive(path)
-    schema = _archive_schema()
-    batches = [
-        pa.record_batch([[text(entry[0]) for entry in page], [e[1] for e in page]], schema)
-        for page in pages
-    ]
-    files.write_table(path, pa.Table.from_batches(batches, schema))
+    schema, written = _archive_schema(), 0
+    with files.TableWriter(path, schema) as out:
+        for page in pages:
+            columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
+            out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
+            written += len(page)
+    if sum(batch.num_rows for batch in _read_archive(path)) != written:
+        raise DrainkitError(f"{one_line(str(path))} is not what was written; nothing was removed")
 
 
 def _archive_schema() -> pa.Schema:
@@ -257,21 +256,24 @@ def _archive_schema() -> pa.Schema:
 
 
 def _archived_ids(path: Path) -> Iterator[list[bytes]]:
-    for batch in _read_archive(path).select(["id"]).to_batches(max_chunksize=TRIM_ENTRIES):
+    for batch in _read_archive(path, ["id"]):
         yield [entry.encode() for entry in batch.column(0).to_pylist()]
 
 
-def _read_archive(path: Path) -> pa.Table:
+def _read_archive(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The archive in batches of a trim's size; UsageError where it cannot be read, or is none."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(_archive_schema()):
+                raise UsageError(
+                    f"{one_line(path.name)} is no archive of drainkit trim (id, fields)"
+                )
+            yield from file.iter_batches(TRIM_ENTRIES, columns=columns)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UsageError(f"{one_line(str(path))} cannot be read: {one_line(str(error))}") from None
-    if not table.schema.equals(_archive_schema()):
-        raise UsageError(f"{one_line(path.name)} is no archive of drainkit trim (id, fields)")
-    return table
 
 
 def restore(server: Server, key: str, path: Path) -> int:
@@ -280,12 +282,12 @@ def restore(server: Server, key: str, path: Path) -> int:
     The groups of the old stream are not part of an archive, so the new one has none.
     """
     check_primary(server.info)
-    table = _read_archive(path)
+    batches = list(itertools.islice(archive := _read_archive(path), 1))  # refused before it writes
     if reading.type_of(server, key.encode()) != "none":
         raise RefusedError(f"{one_line(key)} exists already; restore into a new --stream")
     rows = (
         [row["id"].encode(), row["fields"]]
-        for batch in table.to_batches(max_chunksize=TRIM_ENTRIES)
+        for batch in itertools.chain(batches, archive)
         for row in batch.to_pylist()
     )
     try:
@@ -293,34 +295,3 @@ def restore(server: Server, key: str, path: Path) -> int:
     except DrainkitError as error:
         error.args = (f"{error} ({one_line(key)} holds a part: delete it and restore again)",)
         raise
-
-
-def export(server: Server, settings: Settings, path: Path) -> int:
-    """The backlog of the settings' scope as Parquet or CSV; returns how many entries.
-
-    The columns of `FrameBuilder`, and `fields`: the entry's own as a JSON list of [name, value]
-    (null where the body is gone, escapes where it is no UTF-8).
-    """
-    import pyarrow as pa
-
-    if path.suffix not in (".parquet", ".csv"):
-        raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
-    scope = scopes.open_scope(server, settings)
-    raw: list[str | None] = []
-
-    def pages() -> Iterator[list[RawEntry]]:
-        for page in scopes.scope_entries(server, scope):
-            raw.extend(_as_json(entry[1]) for entry in page)
-            yield page
-
-    frame = load_frame(pages(), decoder_of(settings))
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
-    files.write_table(path, table.append_column("fields", pa.array(raw, pa.string())))
-    return int(table.num_rows)
-
-
-def _as_json(fields: Sequence[bytes] | None) -> str | None:
-    if fields is None:
-        return None
-    texts: list[Any] = [text(part) for part in fields]
-    return json.dumps(list(zip(texts[::2], texts[1::2], strict=True)))

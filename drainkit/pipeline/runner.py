@@ -26,6 +26,7 @@ from ..draining.books import recount
 from ..draining.job import Job, Planned, preflight, resolve, with_plan
 from ..draining.plan_files import save_plan
 from ..errors import DrainkitError, InterruptedRunError
+from ..evidence.remote import Reports, reports_at
 from ..evidence.seal import open_run, previous_digest, seal
 from ..operations.state import baseline
 from ..safe import one_line, secret_words
@@ -85,6 +86,8 @@ class Run:
     job: Job
     folder: Path
     clock: Clock
+    reports: Reports
+    sign: Callable[[Path], object] | None = None
     failure: DrainkitError | None = None
 
 
@@ -94,9 +97,11 @@ def run(
     confirm: Confirm,
     announce: Announce = lambda _: None,
     stopping: threading.Event | None = None,
+    sign: Callable[[Path], object] | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run all notebooks and seal the evidence; returns run.json's content and the folder.
 
+    `sign` signs the sealed folder, before it is copied to where `reports_dir` leads.
     Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
     stands in the evidence, with its exit code.
     """
@@ -108,14 +113,15 @@ def run(
         job = resolve(server, settings, planned=planned, boundary=boundary)
         if settings.mode == "live":
             preflight(server, job)
-        folder = open_run(settings.reports_dir, job.run_id)
+        reports = reports_at(settings.reports_dir)
+        folder = open_run(reports.folder, job.run_id)
         files.write_json(folder / "baseline.json", before)
         if planned:
             save_plan(folder / "plan.json", planned.plan, planned.table)
             if planned.signatures:
                 files.write_bytes(signatures_path(folder), planned.signatures)
         started_us = server.now_us()
-        this = Run(settings, server, job, folder, Clock(started_us))
+        this = Run(settings, server, job, folder, Clock(started_us), reports, sign)
         try:
             _run_notebooks(this, confirm, announce, stopping)
         except DrainkitError as error:
@@ -214,24 +220,43 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
         this.failure = this.failure or error
     summary.close(this.failure, this.clock.now_us())
     summary.started_at = iso(started_us)
-    result = {**summary.as_dict(), "evidence": str(folder)}
+    result = {**summary.as_dict(), "evidence": this.reports.shown(folder)}
     files.write_json(folder / "run.json", result)
     files.write_text(folder / "report.html", report.build(folder))
-    digest = seal(
+    digest = this.reports.seal(
         folder,
-        run=result,
-        parameters={**parameters_of(settings, this.job), "mode": settings.mode},
-        server={"kind": server.info.kind, "version": server.info.version},
-        secret_words=secret_words(settings.redis_url.get_secret_value()),
+        lambda: seal(
+            folder,
+            run=result,
+            parameters={**parameters_of(settings, this.job), "mode": settings.mode},
+            server={"kind": server.info.kind, "version": server.info.version},
+            secret_words=secret_words(settings.redis_url.get_secret_value()),
+        ),
     )
-    if settings.mode == "live" and server.connected:
-        sealed = ledger.Sealed(folder.name, digest, previous_digest(folder) or "")
+    for step in (_tell_ledger, _sign, _deliver):
         try:
-            ledger.append(server, sealed)
+            step(this, digest)
         except DrainkitError as error:
             result["exit_code"] = result["exit_code"] or error.exit_code
             result["error"] = result.get("error") or str(error)
+    if folder.exists():  # else it was copied to where `evidence` says
+        result["evidence"] = str(folder)
     return result
+
+
+def _tell_ledger(this: Run, digest: str) -> None:
+    if this.settings.mode == "live" and this.server.connected:
+        before = previous_digest(this.folder) or ""
+        ledger.append(this.server, ledger.Sealed(this.folder.name, digest, before))
+
+
+def _sign(this: Run, _: str) -> None:
+    if this.sign is not None:
+        this.sign(this.folder)
+
+
+def _deliver(this: Run, _: str) -> None:
+    this.reports.deliver(this.folder)
 
 
 def _summary(this: Run, started_us: int) -> Summary:

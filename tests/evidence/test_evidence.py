@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import lacking
@@ -134,14 +135,18 @@ def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
 def write_beyond_the_limit(path: Path, out: Any) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     try:
+        if path.suffix:
+            noise = pa.array(np.random.default_rng(0).random(200_000))
+            files.write_table(path, pa.table({"x": noise}))
         files.write_bytes(path, bytes(1_000_000))
     except DrainkitError as error:
         out.put((error.exit_code, str(error)))
 
 
-def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a", "a.parquet", "a.csv"])
+def test_no_room_leaves_what_was_there(tmp_path: Path, name: str) -> None:
     """The system takes no more bytes: exit code 1, the old file whole, nothing half written."""
-    path = tmp_path / "a"
+    path = tmp_path / name
     files.write_text(path, "old")
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
@@ -155,7 +160,7 @@ def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
     assert code == 1
     assert "File too large" in text
     assert path.read_text() == "old"
-    assert names(tmp_path) == ["a"]
+    assert names(tmp_path) == [name]
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -231,6 +236,28 @@ def test_a_table_is_parquet_or_csv(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.parquet or \.csv"):
         files.write_table(tmp_path / "x.xlsx", table_of())
     assert names(tmp_path) == ["x.parquet"]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: str) -> None:
+    """Parts of any size become the same table in row groups; what failed leaves no file."""
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    path, whole = tmp_path / f"x.{suffix}", pa.concat_tables([table_of()] * 9)
+    with files.TableWriter(path, whole.schema, row_group=4) as out:
+        for start, size in ((0, 1), (1, 0), (1, 13), (14, 31)):
+            out.write(whole.slice(start, size))
+        assert not path.exists()
+    if suffix == "parquet":
+        assert parquet.read_table(path).equals(whole)
+        assert parquet.ParquetFile(path).num_row_groups == 12
+    else:
+        assert arrow_csv.read_csv(path)["id"].to_pylist() == whole["id"].to_pylist()
+    path.unlink()
+    with pytest.raises(pa.ArrowInvalid), files.TableWriter(path, whole.schema, row_group=4) as out:
+        out.write(pa.concat_tables([whole, pa.table({"id": ["1-0"]})]))
+    assert names(tmp_path) == []
 
 
 # ---------------------------------------------------------------- plans

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
-from books import GROUP, ask, everything, seed
-from conftest import Cli, Fill, intent
+from books import GROUP, ask, at, everything, seed
+from conftest import ROOT, Cli, Fill, fill_stream, intent
 from servers import Server
+
+from drainkit import Decoder
+from drainkit import Server as Connection
+from drainkit.core.frame import load_frame
+from drainkit.errors import RefusedError
+from drainkit.files import whole_folder
+from drainkit.server import reading
+
+DAY_MS = 86_400_000
+MIDNIGHT_MS = 20_000 * DAY_MS  # 2024-10-04
+NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
@@ -73,3 +90,218 @@ def test_an_empty_backlog_is_an_empty_file(
     frame = pd.read_parquet(file) if suffix == "parquet" else pd.read_csv(file)
     assert len(frame) == 0
     assert {"id", "event_time", "symbol", "confidence", "fields"} <= set(frame.columns)
+
+
+# ---------------------------------------------------------------- datasets by day
+
+
+def days_of(stream: str, server: Server, n: int = 7_000) -> list[str]:
+    """A backlog whose ids lie around two midnights, some of them no times; answers the ids."""
+    step = 3 * DAY_MS // n
+    entries = [(f"{i}-1", intent()) for i in (5, 1_000)]
+    entries += [
+        (f"{MIDNIGHT_MS - DAY_MS // 2 + i * step}-0", intent(f"SYM{i}", source=f"s{i % 7}"))
+        for i in range(n)
+    ]
+    fill_stream(server, stream, entries, group=GROUP)
+    return [entry_id for entry_id, _ in entries]
+
+
+def test_a_dataset_by_day_is_one_table(
+    server: Server, stream: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entry lies in the UTC day of its id, once and in order; all parts have one schema."""
+    ids = days_of(stream, server)
+    before = everything(server)
+    run = cli("export", "backlog/", "--json", *at(server, stream))
+    assert run.rc == 0, run.err
+    assert run.json()["entries"] == len(ids)
+    assert everything(server) == before
+    parts = sorted((tmp_path / "backlog").glob("*/*"))
+    assert [part.parent.name for part in parts] == [
+        "date=2024-10-03", "date=2024-10-04", "date=2024-10-05", "date=2024-10-06",
+        f"date={NO_DATE}",
+    ]  # fmt: skip
+    assert {part.name for part in parts} == {"part-0.parquet"}
+    assert len({pq.read_schema(part).to_string() for part in parts}) == 1
+    kept = [
+        i
+        for part in (parts[-1], *parts[:-1])
+        for i in pq.ParquetFile(part).read()["id"].to_pylist()
+    ]
+    assert kept == ids
+    for part in parts[:-1]:
+        times = pd.to_datetime(
+            pq.ParquetFile(part).read()["id"].to_pandas().str.split("-").str[0].astype("int64"),
+            unit="ms",
+        )
+        assert set(times.dt.strftime("date=%Y-%m-%d")) == {part.parent.name}
+    # as one table it is what load_frame makes of the same entries
+    table = ds.dataset(tmp_path / "backlog", partitioning="hive").to_table()
+    with Connection(server.url, stream) as link:
+        frame = load_frame(reading.pages(link, link.stream, "0-0", reading.LAST_ID), Decoder())
+    read = table.to_pandas().sort_values("id").reset_index(drop=True)
+    expected = frame.sort_values("id").reset_index(drop=True)
+    for name in frame.columns:
+        assert read[name].astype(object).where(read[name].notna(), None).tolist() == (
+            expected[name].astype(object).where(expected[name].notna(), None).tolist()
+        )  # fmt: skip
+    assert read["date"].isna().sum() == 2
+
+
+def test_a_full_part_is_followed_by_another(
+    valkey: Server, stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day with more entries than a part holds has parts 0, 1, ... in order."""
+    from drainkit import load_settings
+    from drainkit.operations import export
+
+    ids = days_of(stream, valkey)
+    monkeypatch.setattr(export, "PART_ROWS", 1_000)
+    settings = load_settings({"redis_url": valkey.url, "stream": stream})
+    with Connection.of(settings) as link:
+        assert export.export(link, settings, f"{tmp_path}/b/") == len(ids)
+    found = []
+    for day in ("2024-10-03", "2024-10-04", "2024-10-05", "2024-10-06"):
+        parts = list((tmp_path / "b" / f"date={day}").iterdir())
+        tables = [
+            pq.ParquetFile(tmp_path / "b" / f"date={day}" / f"part-{n}.parquet").read()
+            for n in range(len(parts))
+        ]
+        assert all(table.num_rows == 1_000 for table in tables[:-1])
+        found += [i for table in tables for i in table["id"].to_pylist()]
+    assert found == ids[2:]
+
+
+@pytest.mark.parametrize("entries", [0, 2])
+def test_a_dataset_without_days_can_be_read(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, entries: int
+) -> None:
+    """Readers find the columns also where there is no entry, or none whose id is a time."""
+    fill(valkey, stream, [(f"{i}-1", intent()) for i in range(5, 5 + entries)], group=GROUP)
+    assert cli("export", "b/", *at(valkey, stream)).rc == 0
+    table = ds.dataset(tmp_path / "b", partitioning="hive").to_table()
+    assert table.num_rows == table["date"].null_count == entries
+    assert {"id", "event_time", "fields", "date"} <= set(table.column_names)
+
+
+def test_a_folder_in_use_is_refused(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """What stands in the folder stays; an empty folder is taken; nothing unfinished is left."""
+    seed(valkey, stream, fill, 30, delivered=0)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old").write_text("old")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    run = cli("export", "full/", *at(valkey, stream))
+    assert (run.rc, run.err.count("\n")) == (4, 1)
+    assert "is not empty" in run.err
+    assert cli("export", "link/", *at(valkey, stream)).rc == 0
+    assert (tmp_path / "link").is_symlink()
+    assert ds.dataset(tmp_path / "empty", partitioning="hive").count_rows() == 30
+    assert cli("export", "no/such/", *at(valkey, stream)).rc == 2
+    (tmp_path / "file").write_text("")
+    assert cli("export", "file/", *at(valkey, stream)).rc == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "empty", "link", "file"}
+
+
+def test_a_folder_that_fills_meanwhile_is_kept(tmp_path: Path) -> None:
+    """A folder appears only when it is whole, and never over what somebody put there meanwhile."""
+
+    def fail(own: Path) -> None:
+        (own / "x").write_text("")
+        raise ZeroDivisionError
+
+    def fill_target(own: Path) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "y").write_text("")
+
+    for work, error in ((fail, ZeroDivisionError), (fill_target, RefusedError)):
+        with pytest.raises(error), whole_folder(tmp_path / "a") as own:
+            work(own)
+        assert len(list(tmp_path.iterdir())) == (work is fill_target)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "y"]
+
+
+# ---------------------------------------------------------------- memory
+
+PEAK = """
+import resource, sys
+import numpy, pandas, pyarrow, pyarrow.csv, pyarrow.parquet, redis, msgspec, pydantic, hiredis
+from drainkit import Server, load_settings
+from drainkit.operations.export import export
+settings = load_settings({"redis_url": sys.argv[1], "stream": sys.argv[2]})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with Server.of(settings) as server:
+    n = export(server, settings, sys.argv[3])
+print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def peak_mb(server: Server, stream: str, target: Path | str) -> tuple[int, float]:
+    """Entries exported by a process of its own, and its peak of memory above the imports, MB."""
+    command = [sys.executable, "-c", PEAK, server.url, stream, str(target)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return int(said[0]), float(said[1])
+
+
+@pytest.mark.parametrize("target", ["a.parquet", "a.csv", "a/"])
+def test_memory_stays_flat(valkey: Server, stream: str, tmp_path: Path, target: str) -> None:
+    """300,000 entries, each of a symbol and a source of its own, need less than 150 MB."""
+    n = 300_000
+    script = (
+        "for i=0,ARGV[1]-1 do redis.call('XADD',KEYS[1],ARGV[2]+i*1000 ..'-0','symbol','S'..i,"
+        "'confidence','0.8','side','BUY','source',string.rep('x',100)..i) end"
+    )
+    for part in range(0, n, 100_000):
+        ask(valkey, "EVAL", script, 1, stream, 100_000, MIDNIGHT_MS + part * 1000)
+    ask(valkey, "XGROUP", "CREATE", stream, GROUP, "0")
+    count, peak = peak_mb(valkey, stream, f"{tmp_path}/{target}")
+    assert count == n
+    assert peak < 150
+
+
+def test_large_entries_do_not_add_up(
+    valkey: Server, stream: str, fill: Fill, tmp_path: Path
+) -> None:
+    """400 pending entries of 1 MB each are read, and written, in pieces."""
+    fill(valkey, stream, [(MIDNIGHT_MS + i, intent(blob="x" * 1_000_000)) for i in range(400)],
+         group=GROUP)  # fmt: skip
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 400, "STREAMS", stream, ">")
+    script = PEAK.replace(
+        '"stream": sys.argv[2]', '"stream": sys.argv[2], "scope": "pending", "min_idle_min": 0'
+    )
+    command = [sys.executable, "-c", script, valkey.url, stream, f"{tmp_path}/a.parquet"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert int(said[0]) == 400
+    assert float(said[1]) < 250  # a page of 16 MB as bytes, text, JSON and Parquet
+
+
+# ---------------------------------------------------------------- other programs
+
+
+def test_duckdb_answers_as_pandas_does(
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's three lines, over all parts: the same medians as pandas finds."""
+    duckdb = pytest.importorskip("duckdb")
+    days_of(stream, valkey)
+    assert cli("export", "backlog/", *at(valkey, stream)).rc == 0
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"```python\n(import duckdb\n.*?)```", readme, re.DOTALL)
+    assert lines
+    monkeypatch.chdir(tmp_path)
+    names = {"print": lambda table: names.update(found=table.df())}
+    now_us = time.time_ns() // 1000
+    exec(lines[1], names)  # noqa: S102 - our own README
+    frame = ds.dataset("backlog", partitioning="hive").to_table().to_pandas()
+    frame["age_sec"] = now_us / 1e6 - frame["event_time"].astype("int64") / 1e6
+    expected = frame[frame["event_time"].notna()].groupby(["date", "symbol"])["age_sec"].median()
+    found = names["found"].dropna()
+    found["date"] = found["date"].astype(str).str[:10]
+    found = found.set_index(["date", "symbol"])["age_sec"].sort_index()
+    assert list(found.index) == list(expected.sort_index().index)
+    assert (found - expected).abs().max() < 60
+    kind = duckdb.sql("SELECT typeof(date) FROM 'backlog/**/*.parquet' LIMIT 1").fetchall()
+    assert kind == [("DATE",)]

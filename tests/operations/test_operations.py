@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -473,6 +474,27 @@ def test_unit_files_call_options_that_exist(cli: Cli) -> None:
     for command, rest in lines:
         for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
             assert option in helps[command], (command, option)
+
+
+def test_schedulers_do_not_retry_what_was_refused() -> None:
+    """Kubernetes' form, and Airflow's task: exit 4 and 2 end it, 1 and 3 are tried again."""
+    job = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
+    spec = job["spec"]["jobTemplate"]["spec"]
+    pod = spec["template"]["spec"]
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [2, 4]
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy needs it
+    mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    tree = ast.parse((EXAMPLES / "airflow_dag.txt").read_text())
+    task = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "drain")
+    first, second = (node for node in task.body if isinstance(node, ast.If))
+    assert ast.unparse(first.test) == "code in (2, 4)"
+    assert "AirflowFailException" in ast.unparse(first)
+    assert "AirflowException" in ast.unparse(second)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")

@@ -1,0 +1,287 @@
+"""Evidence in an object store: sealed in a local folder, then copied, its link claimed for good.
+
+The chain of runs there is one object for each link, `chain/<digest of the run before>.json`. It is
+written only if it is missing (S3: If-None-Match), so of two runs that end at once just one follows
+a third; the other is sealed again after it. Nothing is overwritten or deleted, so a bucket with
+Object Lock will do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..core.summary import RUN_ID
+from ..errors import DrainkitError, UsageError
+from ..kinds import is_url, store_problem, url_parts
+from ..safe import one_line, secret_pattern, strike
+from .statement import CHAIN, STATEMENT, SUMS, link_of, plain_files
+
+SPOOL = "drainkit-spool"  # in the folder where the run was started
+LINKS, FIRST = "chain", "first"
+MARKER = ".drainkit"
+_MARK = b"Evidence of drainkit: one folder for each run, and chain/ with the link to each.\n"
+MAX_TURNS = 100  # so many other runs may come first
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+class _MissingError(DrainkitError):
+    """No such bucket, or no such object."""
+
+
+class Store:
+    """A folder of an object store, by fsspec."""
+
+    def __init__(self, url: str) -> None:
+        if problem := store_problem(url):
+            raise UsageError(f"{one_line(url)}: {problem}")
+        scheme, rest = url_parts(url)
+        self.url = f"{scheme}://{rest.rstrip('/')}"
+        self._root = rest.strip("/")
+        try:
+            import fsspec
+
+            with self._told():
+                self._fs: Any = fsspec.filesystem(
+                    scheme, skip_instance_cache=True, use_listings_cache=False
+                )
+        except ImportError:
+            raise UsageError(
+                f"{scheme}:// needs a package: pip install 'drainkit[s3]'"
+                + ("" if scheme.startswith("s3") else ", and gcsfs")
+            ) from None
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the store or the network says, in one line without a secret."""
+        try:
+            yield
+        except (ImportError, FileExistsError, DrainkitError):
+            raise
+        except FileNotFoundError as error:
+            raise _MissingError(f"{one_line(self.url)}: {one_line(str(error))}") from None
+        except Exception as error:
+            words = [os.environ[name] for name in _SECRETS if os.environ.get(name)]
+            said = strike(str(error) or type(error).__name__, secret_pattern(words))
+            raise DrainkitError(f"{one_line(self.url)}: {one_line(said)}") from None
+
+    def check(self) -> None:
+        """Refuse, before anything is drained, a store that refuses us or could fork the chain."""
+        try:
+            if self.create(MARKER, _MARK) and self.create(MARKER, b""):
+                raise UsageError(
+                    f"{one_line(self.url)}: this store overwrites an object that must be new, so "
+                    "two runs could fork the chain; choose another"
+                )
+        except UsageError:
+            raise
+        except DrainkitError as error:
+            raise UsageError(f"{error}; check the URL and the credentials") from None
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object unless there is one of this name; whether it was written."""
+        try:
+            with self._told():
+                self._fs.pipe_file(f"{self._root}/{name}", data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def put(self, path: Path, name: str) -> None:
+        """Copy a file to where nothing is; or the same already, from a try that was cut off."""
+        key = f"{self._root}/{name}"
+        with self._told():
+            try:
+                self._fs.put_file(str(path), key, mode="create")
+            except FileExistsError:
+                if self._fs.size(key) != path.stat().st_size or self._differs(key, path):
+                    shown = f"{one_line(self.url)}/{one_line(name)}"
+                    raise DrainkitError(f"{shown} is there already, with other content") from None
+
+    def _differs(self, key: str, path: Path) -> bool:
+        with self._fs.open(key, "rb") as there, path.open("rb") as here:
+            while mine := here.read(files.CHUNK):
+                if there.read(len(mine)) != mine:
+                    return True
+        return False
+
+    def names(self, below: str = "") -> list[str]:
+        """All objects, by their names in this store."""
+        prefix = f"{self._root}/"
+        with self._told():
+            found = self._fs.find(f"{prefix}{below}")
+        return sorted(key.removeprefix(prefix) for key in found if key.startswith(prefix))
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy an object into a file."""
+        with self._told(), self._fs.open(f"{self._root}/{name}", "rb") as there:
+            files.write_chunks(path, iter(lambda: there.read(files.CHUNK), b""))
+
+    def links(self) -> dict[str, dict[str, str]]:
+        """The chain: by a run's digest (or FIRST) the link to the run that follows it."""
+        names = [name for name in self.names(LINKS) if name.endswith(".json")]
+        with self._told():
+            found = self._fs.cat([f"{self._root}/{name}" for name in names]) if names else {}
+        links: dict[str, dict[str, str]] = {}
+        for key, data in found.items():
+            with suppress(ValueError, TypeError, RecursionError):
+                link = link_of(json.loads(data))
+                if link is not None:
+                    links[key.rpartition("/")[2].removesuffix(".json")] = link
+        return links
+
+
+def newest(links: dict[str, dict[str, str]]) -> dict[str, str] | None:
+    """The last link of the chain; takes those on the way out of `links`."""
+    last = None
+    at = FIRST
+    while (link := links.pop(at, None)) is not None:
+        last, at = link, link["statement_sha256"]
+    return last
+
+
+class Reports:
+    """Where runs leave their evidence: a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # where the run's folder is made
+
+    def shown(self, run_dir: Path) -> str:
+        """Where the run's evidence will be found."""
+        return str(run_dir)
+
+    def seal(self, run_dir: Path, work: Callable[[], str]) -> str:
+        """Seal the run's folder by `work`; the statement's digest."""
+        return work()
+
+    def deliver(self, run_dir: Path) -> None:
+        """Bring the sealed folder to where it belongs; DrainkitError names the folder if not."""
+
+
+class RemoteReports(Reports):
+    """Where runs leave their evidence: an object store, by way of a folder of the run's own."""
+
+    def __init__(self, url: str) -> None:
+        self._store = Store(url)
+        self._store.check()
+        self._tail = newest(self._store.links())
+        self._failure: DrainkitError | None = None
+        super().__init__(Path(SPOOL) / secrets.token_hex(4))
+
+    def shown(self, run_dir: Path) -> str:
+        return f"{self._store.url}/{run_dir.name}"
+
+    def seal(self, run_dir: Path, work: Callable[[], str]) -> str:
+        """As the run after the newest one there; again if another run came first meanwhile."""
+        for _ in range(MAX_TURNS):
+            try:
+                self._tail = newest(self._store.links())
+                digest = self._sealed(work)
+                if self._claim(run_dir.name, digest):
+                    return digest
+            except DrainkitError as error:
+                self._failure = error
+                return self._sealed(work)  # evidence there must be, here at least
+        self._failure = DrainkitError(f"{one_line(self._store.url)}: other runs always came first")
+        return digest
+
+    def _sealed(self, work: Callable[[], str]) -> str:
+        if self._tail is None:
+            files.remove(self.folder / CHAIN)
+        else:
+            files.write_json(self.folder / CHAIN, self._tail)
+        return work()
+
+    def _claim(self, run_id: str, digest: str) -> bool:
+        before = FIRST if self._tail is None else self._tail["statement_sha256"]
+        link = {"run_id": run_id, "statement_sha256": digest}
+        if self._store.create(f"{LINKS}/{before}.json", json.dumps(link).encode()):
+            return True
+        # a try that was cut off may have come through all the same
+        return self._store.links().get(before) == link
+
+    def deliver(self, run_dir: Path) -> None:
+        """Copy the folder, the statement last, and remove it here."""
+        try:
+            if self._failure is not None:
+                raise self._failure
+            paths = {path.name: path for path in plain_files(run_dir)}
+            for name in sorted(paths, key=lambda name: (name == STATEMENT, name == SUMS, name)):
+                self._store.put(paths[name], f"{run_dir.name}/{name}")
+        except (DrainkitError, OSError) as error:
+            raise DrainkitError(
+                f"the evidence is in {one_line(str(run_dir))} still and could not be copied to "
+                f"{one_line(self.shown(run_dir))}: {one_line(str(error))}"
+            ) from None
+        files.remove_folder(self.folder)
+        files.remove_if_empty(self.folder.parent)
+
+
+def reports_at(place: Path | str) -> Reports:
+    """The reports folder of a path, or the store of a URL, checked before anything is drained."""
+    return RemoteReports(str(place)) if is_url(place) else Reports(Path(place))
+
+
+@contextmanager
+def local_copy(place: str) -> Iterator[Path]:
+    """The folder itself; of a URL a copy, for as long as the block runs.
+
+    A copy of a reports folder holds a chain.json that names the newest run of the chain.
+    """
+    if not is_url(place):
+        yield Path(place)
+        return
+    above, _, name = place.rstrip("/").rpartition("/")
+    with files.temporary_folder() as folder:
+        try:
+            if RUN_ID.fullmatch(name):
+                found = _fetch_run(Store(above), name, folder)
+            else:
+                found = _fetch_reports(Store(place), folder)
+        except UsageError:
+            raise
+        except DrainkitError as error:  # not 1, which says that evidence does not fit
+            raise UsageError(f"{error}; check the URL and the credentials") from None
+        yield found
+
+
+def _fetch_run(store: Store, run_id: str, folder: Path) -> Path:
+    names = store.names(run_id)
+    if not names:
+        raise UsageError(f"{one_line(store.url)}/{run_id} holds nothing; check the URL")
+    for name in names:
+        _fetch(store, name, folder)
+    return folder / run_id
+
+
+def _fetch_reports(store: Store, folder: Path) -> Path:
+    names = store.names()
+    if not names:
+        raise UsageError(f"{one_line(store.url)} holds nothing; check the URL")
+    for name in names:
+        if RUN_ID.fullmatch(name.partition("/")[0]):
+            _fetch(store, name, folder)
+    last = newest(store.links())
+    if last is not None:
+        files.write_json(folder / CHAIN, last)
+    return folder
+
+
+def _fetch(store: Store, name: str, folder: Path) -> None:
+    """One object of a run; below a folder in it just that folder, which verify tells as added."""
+    run_id, _, rest = name.partition("/")
+    top, nested, _ = rest.partition("/")
+    if top in ("", ".", "..") or "\0" in top:
+        top, nested = "object-with-an-impossible-name", "/"
+    path = folder / run_id / top
+    home = path if nested else path.parent
+    if not home.exists():
+        files.make_folder(home)
+    if not nested:
+        store.fetch(name, path)

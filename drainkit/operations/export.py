@@ -1,0 +1,146 @@
+"""The backlog of a scope as a file, or as a dataset by day; one page in memory at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from .. import files
+from ..core.events import Decoder, decoder_of
+from ..core.frame import record_batch
+from ..core.timestamps import NO_TIME, id_times_us
+from ..core.values import RawEntry
+from ..errors import UsageError
+from ..safe import one_line, text
+from ..server import scopes
+from ..server.connection import Server
+from ..settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PART_ROWS = 1_000_000
+DAY_US = 86_400_000_000
+NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
+_to_json = msgspec.json.Encoder().encode
+
+
+def export(server: Server, settings: Settings, target: str) -> int:
+    """The backlog of the settings' scope as Parquet or CSV; returns how many entries.
+
+    A `target` that ends in a slash becomes a dataset `date=YYYY-MM-DD/part-N.parquet` by the UTC
+    day of the entry's id (of an id that is not a time: null). Every file has the columns of
+    `FrameBuilder`, texts as plain texts, and `fields`: the entry's own as a JSON list of
+    [name, value] (null where the body is gone, escapes where it is not UTF-8).
+    Whole or not at all. Raises UsageError for another name, RefusedError for a folder in use.
+    """
+    path = Path(target)
+    if not target.endswith("/") and path.suffix not in (".parquet", ".csv"):
+        raise UsageError(
+            f"{one_line(path.name)}: the name must end in .parquet or .csv, or a folder's in /"
+        )
+    decoder = decoder_of(settings)
+    schema = _table([], decoder).schema
+    pages = scopes.scope_entries(server, scopes.open_scope(server, settings))
+    if not target.endswith("/"):
+        with files.TableWriter(path, schema) as out:
+            return sum(_write(out, _table(page, decoder)) for page in pages)
+    today = _days([b"%d-0" % (server.now_us() // 1000)])
+    with files.whole_folder(path) as folder, _Dataset(folder, schema, next(today)[0]) as dataset:
+        return sum(dataset.write(page, _table(page, decoder)) for page in pages)
+
+
+def _write(out: files.TableWriter, table: pa.Table) -> int:
+    out.write(table)
+    return int(table.num_rows)
+
+
+class _Dataset:
+    """Parts by day: each is closed when the day changes or it is full."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, today: str) -> None:
+        self._folder, self._schema, self._today = folder, schema, today
+        self._parts: dict[str, int] = {}  # by day: how many there are
+        self._day: str | None = None  # of the open part
+        self._room = 0  # rows that the open part still takes
+        self._open = ExitStack()
+
+    def __enter__(self) -> _Dataset:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and not self._parts.keys() - {NO_DATE}:
+            # an empty part: readers take columns and kinds, that of `date` too, from what is there
+            self._next_part(self._today)
+        self._open.__exit__(kind, *error)  # type: ignore[arg-type]
+
+    def write(self, page: Sequence[RawEntry], table: pa.Table) -> int:
+        """Add a page; returns its rows."""
+        for day, first, end in _days([entry[0] for entry in page]):
+            left = table.slice(first, end - first)
+            while len(left):
+                if day != self._day or not self._room:
+                    self._next_part(day)
+                part = left.slice(0, self._room)
+                self._out.write(part)
+                self._room -= len(part)
+                left = left.slice(len(part))
+        return int(table.num_rows)
+
+    def _next_part(self, day: str) -> None:
+        self._open.close()
+        number = self._parts.get(day, 0)
+        self._parts[day] = number + 1
+        home = self._folder / f"date={day}"
+        if not number:
+            files.make_folder(home)
+        part = files.TableWriter(home / f"part-{number}.parquet", self._schema)
+        self._out = self._open.enter_context(part)
+        self._day, self._room = day, PART_ROWS
+
+
+def _days(ids: list[bytes]) -> Iterator[tuple[str, int, int]]:
+    """Runs of ids of one UTC day: the day, the first row and the row after the last."""
+    times = id_times_us(ids)
+    days = times // DAY_US
+    starts = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist()]
+    for first, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        is_time = times[first] != NO_TIME
+        yield str(np.datetime64(int(days[first]), "D")) if is_time else NO_DATE, first, end
+
+
+def _table(page: Sequence[RawEntry], decoder: Decoder) -> pa.Table:
+    """One page as the columns of the export."""
+    import pyarrow as pa
+
+    batch = record_batch(decoder.decode(page))
+    columns = {name: _plain(batch.column(name)) for name in batch.schema.names}
+    columns["fields"] = pa.array([_as_json(entry[1]) for entry in page], pa.binary())
+    columns["fields"] = columns["fields"].cast(pa.string())
+    return pa.table(columns)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    # a dictionary that grows with the backlog would be in memory; Parquet makes its own
+    import pyarrow as pa
+
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+
+def _as_json(fields: Sequence[bytes] | None) -> bytes | None:
+    """The fields as JSON in ASCII, so that no character of theirs acts on who shows the file."""
+    if fields is None:
+        return None
+    whole = b"".join(fields)
+    if whole.isascii() and b"\x7f" not in whole:
+        texts = [*map(bytes.decode, fields)]
+        return _to_json([*zip(texts[::2], texts[1::2], strict=True)])
+    texts = [text(part) for part in fields]
+    pairs = [*zip(texts[::2], texts[1::2], strict=True)]
+    return json.dumps(pairs, separators=(",", ":")).encode()

@@ -1,0 +1,221 @@
+"""A stream in parts: every entry in one part, about equal, loaded anywhere, decided alike."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import pandas as pd
+import pytest
+from books import GROUP, ask, backlog, everything, make_user, now_ms, seed
+from conftest import Cli, fill_stream, intent, lacking
+from servers import SentinelSetup, Server
+
+import drainkit
+from drainkit import IdRange, RefusedError, UsageError, load_range, load_settings, ranges
+from drainkit.core.events import decoder_of
+from drainkit.core.frame import decide_frame, load_frame
+from drainkit.operations.ranges import Lens
+from drainkit.server import reading, splitting
+
+URL = "SCALE_TEST_URL"
+TEXTS = ["symbol", "side", "source"]
+
+
+@pytest.fixture
+def url(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The clean Valkey, its URL in the environment."""
+    monkeypatch.setenv(URL, valkey.url)
+    return valkey
+
+
+def whole_frame(server: Server, stream: str, lens: Lens) -> pd.DataFrame:
+    """What `01` makes of the whole stream: load_frame and decide_frame in one process."""
+    settings = load_settings({"redis_url": server.url, "stream": stream})
+    with drainkit.Server.of(settings) as link:
+        pages = reading.pages(link, link.stream, "0-0", reading.LAST_ID)
+        frame = load_frame(pages, decoder_of(settings))
+    return pd.concat([frame, decide_frame(frame, lens.policy, lens.at_us)], axis=1)
+
+
+def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Equal row for row, and in the order of the columns; texts may be categories there."""
+    for name in TEXTS:
+        expected[name] = expected[name].astype(found[name].dtype)
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), expected)
+
+
+def shapes(server: Server, shape: str) -> list[tuple[str, dict[str, object]]]:
+    """Ids of many kinds of stream."""
+    now, rng, n = now_ms(server), random.Random(1), 12_000
+    if shape == "even":
+        return [(f"{now - n + i}-0", intent()) for i in range(n)]
+    if shape == "one millisecond":
+        return [(f"{now}-{i}", intent()) for i in range(n)]
+    if shape == "no times":
+        return [(f"{i}-1", intent()) for i in range(1, n)]
+    if shape == "bursts":  # a few seconds of ten thousand, in a month with next to nothing
+        month = sorted(rng.sample(range(2_592_000_000), 200))
+        bursts = [at + i for at in (700_000_000, 2_000_000_000) for i in range(n // 2)]
+        return [(f"{now - 2_592_000_000 + ms}-7", intent()) for ms in sorted({*month, *bursts})]
+    return [(f"{now + i}-0", intent()) for i in range({"none": 0, "one": 1, "few": 5}[shape])]
+
+
+@pytest.mark.parametrize("shape", ["even", "one millisecond", "no times", "bursts"])
+@pytest.mark.parametrize("counted", [0, 20_000])
+def test_parts_are_of_about_equal_size(
+    url: Server, stream: str, shape: str, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entry is in exactly one part, in order, and no part is much larger than its share."""
+    monkeypatch.setattr(splitting, "COUNTED", counted)
+    entries = shapes(url, shape)
+    fill_stream(url, stream, entries)
+    before = everything(url)
+    parts = ranges(URL, stream, 6)
+    assert everything(url) == before
+    found = [load_range(part, URL, ["id"])["id"].tolist() for part in parts]
+    assert [entry_id for ids in found for entry_id in ids] == [entry_id for entry_id, _ in entries]
+    share = len(entries) / 6
+    assert max(map(len, found)) < 1.5 * share
+    assert min(map(len, found)) > 0.5 * share
+
+
+@pytest.mark.parametrize("shape", ["none", "one", "few"])
+def test_small_streams_have_empty_parts(url: Server, stream: str, shape: str) -> None:
+    """There are always n parts; an empty one has every column and takes nothing new."""
+    entries = shapes(url, shape)
+    fill_stream(url, stream, entries, group=GROUP)
+    parts = ranges(URL, stream, 9)
+    newest = entries[-1][0] if entries else "0-0"
+    later = f"{reading.id_key(newest)[0] + 1}-0"
+    fill_stream(url, stream, [(later, intent())])
+    frames = [load_range(part, URL) for part in parts]
+    assert len(frames) == 9
+    assert sum(map(len, frames)) == len(entries)
+    assert len({tuple(frame.dtypes.astype(str).items()) for frame in frames}) == 1
+
+
+def test_parts_together_are_what_01_shows(server: Server, stream: str, fill: Any) -> None:
+    """Row for row what load_frame and decide_frame make of it, malformed rows too."""
+    seed(server, stream, fill)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(URL, server.url)
+        parts = pickle.loads(pickle.dumps(ranges(URL, stream, 4)))  # noqa: S301 - our own
+        frame = pd.concat([load_range(part, URL) for part in parts])
+        assert parts[0].lens is not None
+        assert (frame["invalid"].astype(str) != "").sum() == 18
+        assert_same(frame, whole_frame(server, stream, parts[0].lens))
+
+
+def test_an_analyst_may_split_and_load(
+    url: Server, stream: str, fill: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read-only user can do all of it."""
+    seed(url, stream, fill, 50, delivered=0)
+    monkeypatch.setenv(URL, make_user(cli, url, stream, "analyst"))
+    assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 50
+
+
+def test_a_replica_will_do(
+    sentinel: SentinelSetup, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splitting and loading work on a replica."""
+    fill_stream(sentinel.primary, stream, [(i, intent()) for i in range(1, 101)])
+    ask(sentinel.primary, "WAIT", 1, 5000)
+    monkeypatch.setenv(URL, sentinel.replica.url)
+    assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 100
+
+
+def test_all_parts_are_decided_alike(
+    url: Server, stream: str, fill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policy and moment are those of `ranges`, not of the process that loads; by hand its own."""
+    monkeypatch.setenv("DRAINKIT_MAX_AGE_MIN", "0.001")
+    monkeypatch.setenv("DRAINKIT_AS_OF", "2030-01-01T00:00:00")
+    seed(url, stream, fill, 30, delivered=0)
+    (part,) = ranges(URL, stream, 1)
+    monkeypatch.delenv("DRAINKIT_MAX_AGE_MIN")
+    monkeypatch.delenv("DRAINKIT_AS_OF")
+    frame = load_range(part, URL)
+    assert set(frame["action"]) == {"dropped_old"}
+    assert frame["age_sec"].min() > 86_400 * 30
+    by_hand = load_range(IdRange(stream, part.first, part.last), URL)
+    assert by_hand["id"].tolist() == frame["id"].tolist()
+    assert by_hand["age_sec"].max() < 3_600
+
+
+def test_columns_are_chosen_and_checked(url: Server, stream: str, fill: Any) -> None:
+    """Just the columns asked for, in that order; a wrong one, and wrong arguments, are refused."""
+    seed(url, stream, fill, 30, delivered=0)
+    (part,) = ranges(URL, stream, 1)
+    assert list(load_range(part, URL, ["action", "id"]).columns) == ["action", "id"]
+    assert list(load_range(part, URL, ["symbol"]).columns) == ["symbol"]
+    for wrong in (
+        lambda: load_range(part, URL, ["no_such"]),
+        lambda: load_range(part, "redis://:secret@host"),
+        lambda: load_range(part, "NOT_SET_ANYWHERE"),
+        lambda: ranges(URL, stream, 0),
+        lambda: ranges(URL, stream, True),
+    ):
+        with pytest.raises(UsageError) as refused:
+            wrong()
+        assert "secret" not in str(refused.value)
+    with pytest.raises(RefusedError):
+        ranges(URL, "no:such:stream", 2)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+@pytest.fixture
+def dask_client() -> Iterator[Any]:
+    """A Dask cluster of two worker processes."""
+    try:
+        from dask.distributed import Client, LocalCluster
+    except ImportError:
+        lacking("dask (drainkit[dask])")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
+                     silence_logs=50) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        yield client
+
+
+@pytest.mark.filterwarnings("default")  # Dask's own
+def test_dask_sees_the_same_as_one_process(url: Server, stream: str, dask_client: Any) -> None:
+    """from_map on two processes is load_frame row for row, also where entries were trimmed."""
+    import dask
+    import dask.dataframe as dd
+
+    entries = backlog(now_ms(url), 3_000)
+    # a symbol that only the first part has: categories would not fit together
+    entries[0] = (entries[0][0], intent("ONLYHERE", source="x"))
+    fill_stream(url, stream, entries)
+    parts = ranges(URL, stream, 5)
+    assert parts[0].lens is not None
+    empty = IdRange(stream, "9-0", "8-0", parts[0].lens)
+    dask.config.set({"dataframe.convert-string": False})  # else texts become another kind of text
+    ddf = dd.from_map(load_range, [*parts, empty], url_env=URL)
+    frame = whole_frame(url, stream, parts[0].lens)
+    assert_same(ddf.compute(), frame.copy())
+    medians = ddf.groupby("symbol")["confidence"].mean().compute()
+    assert medians["ONLYHERE"] == pytest.approx(0.8)
+    counts = ddf["action"].value_counts().compute()
+    assert counts.to_dict() == frame["action"].value_counts().to_dict()
+    assert ddf["action"].cat.known
+    ask(url, "XTRIM", stream, "MAXLEN", 2_500)
+    assert_same(ddf.compute(), frame[500:].reset_index(drop=True))
+
+
+def test_a_process_pool_will_do(url: Server, stream: str, fill: Any) -> None:
+    """Without Dask the standard library's pool does the same."""
+    ids = seed(url, stream, fill)
+    parts = ranges(URL, stream, 4)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        frames = list(pool.map(load_range, parts, [URL] * 4))
+    assert pd.concat(frames)["id"].tolist() == ids

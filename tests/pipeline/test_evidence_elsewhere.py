@@ -1,0 +1,86 @@
+"""`run --reports-dir s3://...` and `verify s3://...`, as users say them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from books import at, audit, seed
+from conftest import Cli, Fill, one_line_error
+from servers import Server
+from stores import S3, SECRET
+
+URL = "s3://evidence/prod/drains"
+pytestmark = pytest.mark.filterwarnings("default")  # botocore's and moto's own
+
+
+def run(server: Server, stream: str, *options: str) -> tuple[str, ...]:
+    return ("run", "--json", "--max-events", "all", *at(server, stream), *options)
+
+
+def test_a_run_in_the_bucket_is_verified_from_anywhere(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3, tmp_path: Path
+) -> None:
+    """Dry run and live run are sealed into the bucket, nothing stays here; one change is named."""
+    seed(valkey, stream, fill, 60, delivered=20)
+    results = []
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    for options in ((), ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))):
+        done = cli(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
+        assert done.rc == 0, done.err
+        results.append(done.json())
+        assert results[-1]["evidence"] == f"{URL}/{results[-1]['run_id']}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "key.pub"]
+    found = cli("verify", URL, "--redis-url", valkey.url, "--json")
+    assert (found.rc, found.json()["ok"]) == (0, True), found.out
+    evidence = results[1]["evidence"]
+    assert cli("verify", evidence, "--redis-url", valkey.url).rc == 0
+    name = f"prod/drains/{results[1]['run_id']}/audit.parquet"
+    objects = s3.client.list_objects_v2(Bucket="evidence", Prefix=name.rpartition("/")[0])
+    assert "statement.json.sig" in {item["Key"].rpartition("/")[2] for item in objects["Contents"]}
+    s3.client.put_object(Bucket="evidence", Key=name, Body=b"x")
+    changed = cli("verify", URL)
+    assert changed.rc == 1
+    assert changed.out.strip().endswith("audit.parquet (its SHA-256 is another)")
+
+
+def test_a_store_that_refuses_stops_the_run_before_it_drains(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
+) -> None:
+    """Wrong login, unknown bucket, unknown scheme: one line, exit 2, nothing drained or written."""
+    seed(valkey, stream, fill, 30, delivered=10)
+    live = ("--mode", "live", "--yes", "--throttle", "none")
+    for url in ("s3://no-such-bucket", "hdfs://a/b", "file:///tmp/r", f"s3://a:{SECRET}@b/c"):
+        done = cli(*run(valkey, stream, "--reports-dir", url, *live))
+        assert done.rc == 2, done.err
+        assert SECRET not in one_line_error(done.err)
+    assert cli("verify", "hdfs://a/b").rc == cli("verify", "s3://no-such-bucket/x").rc == 2
+    s3.check_logins()
+    done = cli(*run(valkey, stream, "--reports-dir", URL, *live), secret=SECRET)
+    assert done.rc == 2
+    assert "credentials" in one_line_error(done.err)
+    assert audit(valkey, stream) == []
+    assert list(cli.cwd.iterdir()) == []
+
+
+def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
+) -> None:
+    """The drain is done and told as such; the sealed folder is here, named, and verifies."""
+    seed(valkey, stream, fill, 120, delivered=0)
+    running = cli.start(*run(valkey, stream, "--reports-dir", URL, "--mode", "live", "--yes",
+                             "--throttle", "40"), secret=SECRET)  # fmt: skip
+    while len(audit(valkey, stream)) < 10:
+        assert running.poll() is None
+    s3.stop()
+    done = cli.finish(running)
+    assert done.rc == 1, done.err
+    assert done.json()["total_read"] == len(audit(valkey, stream)) == 120
+    (folder,) = (cli.cwd / "drainkit-spool").glob("*/*-live-*")
+    assert str(folder.relative_to(cli.cwd)) in done.err
+    assert done.json()["evidence"] == str(folder.relative_to(cli.cwd))
+    assert json.loads((folder / "run.json").read_text())["exit_code"] == 0
+    assert cli("verify", folder, "--redis-url", valkey.url).rc == 0

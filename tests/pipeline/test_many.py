@@ -1,0 +1,231 @@
+"""Many streams: each has its own run and evidence, none stops another, one summary tells all."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import psutil
+import pytest
+from books import GROUP, ask, assert_books_balance, audit, seed
+from conftest import Cli, Fill, lacking
+from servers import Cluster, Server
+
+from drainkit import Server as Connection
+from drainkit.errors import InterruptedRunError
+from drainkit.pipeline.many import Outcome, run_in_turn, streams_of, summary, table
+from drainkit.settings import build
+
+FAST = ("--throttle", "none", "--max-events", "all")
+
+
+def prefix_of(stream: str) -> str:
+    return f"quantum:stream:many:{stream[-6:]}"
+
+
+def run_all(server: Server, prefix: str, *options: str) -> tuple[str, ...]:
+    return ("run", "--mode", "live", "--yes", "--json", "--all-streams", f"{prefix}:*",
+            "--redis-url", server.url, *options)  # fmt: skip
+
+
+def test_one_streams_end_stops_no_other(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Streams with the group run in turn; one that is refused is told as such, and decides."""
+    prefix = prefix_of(stream)
+    names = [f"{prefix}:{letter}" for letter in "abc"]
+    for name in names:
+        seed(valkey, name, fill, 30, delivered=10)
+    fill(valkey, f"{prefix}:other", [(1, {"x": "y"})], group="somebody:else")
+    assert cli("stop", "--reason", "no", "--stream", names[1], "--redis-url", valkey.url).rc == 0
+    run = cli(*run_all(valkey, prefix, *FAST))
+    found = run.json()
+    assert run.rc == found["exit_code"] == 4
+    assert [one["stream"] for one in found["streams"]] == names
+    assert [one["exit_code"] for one in found["streams"]] == [0, 4, 0]
+    assert found["not_done"] == [names[1]]
+    assert found["total_read"] == 40
+    for one in (found["streams"][0], found["streams"][2]):
+        assert_books_balance(valkey, one["stream"], one)
+        assert (cli.cwd / one["evidence"] / "statement.json").exists()
+    assert audit(valkey, names[1]) == []
+    assert cli("verify", "reports", "--redis-url", valkey.url).rc == 0
+    assert f"{names[1]}: refused" in run.err
+
+
+def test_what_belongs_to_one_stream_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
+    """Options of one stream, a pattern without streams, --dask without a pattern."""
+    for options, code, word in (
+        (("--all-streams", "x*", "--audit-stream", "a"), 2, "belongs to one stream"),
+        (("--all-streams", "x*", "--if-backlog-over", "3"), 2, "of one stream"),
+        (("--dask", "local"), 2, "--all-streams"),
+        (("--all-streams", "no-such*"), 4, "no stream has the group"),
+        (("--all-streams", "x*", "--dask", "local", "--sign-key", "k"), 2, "--sign-key"),
+    ):
+        run = cli("run", *options, "--redis-url", valkey.url)
+        assert (run.rc, run.err.count("\n")) == (code, 1), run.err
+        assert word in run.err
+
+
+def test_a_clusters_streams_are_found(cluster: Cluster, fill: Fill) -> None:
+    """The pattern's streams of all primaries that have the group, in any slot; no others."""
+    client = cluster.client()
+    for number in range(9):
+        group = GROUP if number else "somebody:else"
+        fill(client, f"many:{number}", [(1, {"x": "y"})], group=group)
+    settings = build({"redis_url": f"redis+cluster://{cluster.url.partition('://')[2]}"})
+    with Connection.of(settings) as link:
+        assert streams_of(link, settings, "many:*") == [f"many:{n}" for n in range(1, 9)]
+
+
+def test_an_unexpected_error_stops_no_other_and_holds_no_password() -> None:
+    """Whatever one run raises is one line of its stream; after an interruption none is begun."""
+    settings = build({"redis_url": "redis://:hunter22@h"})
+    raised = iter([ValueError("of hunter22\n"), None, InterruptedRunError("at the question")])
+
+    def one(_: object) -> dict[str, object]:
+        if error := next(raised):
+            raise error
+        return {"exit_code": 0, "outcome": "done"}
+
+    told: list[Outcome] = []
+    list(run_in_turn(settings, list("abcd"), one, tell=told.append, stopping=threading.Event()))
+    assert [outcome.exit_code for outcome in told] == [1, 0, 130, 130]
+    assert told[0].error == "unexpected ValueError: of ***\\n"
+    assert "not run" in str(told[3].error)
+
+
+def test_the_worst_exit_code_counts() -> None:
+    """Failed is worse than lost, lost worse than refused; the table has a line for each stream."""
+    settings = build({})
+    for codes, worst in (((0, 4), 4), ((4, 3, 0), 3), ((3, 1, 4), 1), ((1, 130), 130), ((0,), 0)):
+        outcomes = [
+            Outcome(f"s{i}\x1b", code, "x", "why" if code else None, {"total_read": 1_000})
+            for i, code in enumerate(codes)
+        ]
+        found = summary("s*", settings, outcomes)
+        assert found["exit_code"] == worst
+        lines = table(found).splitlines()
+        assert len(lines) == len(codes) + 2
+        assert "\x1b" not in table(found)
+        assert f"{codes.count(0)} of {len(codes)} streams done" in lines[-1]
+
+
+# ---------------------------------------------------------------- Dask
+
+
+@pytest.fixture
+def dask_cluster(cli: Cli) -> Iterator[Callable[[Server], tuple[str, list[psutil.Process]]]]:
+    """`dask scheduler` and two `dask worker`s, as users start them; the address and the workers."""
+    try:
+        import distributed  # noqa: F401
+    except ImportError:
+        lacking("dask (drainkit[dask])")
+    with ExitStack() as started:
+
+        def start(server: Server) -> tuple[str, list[psutil.Process]]:
+            env = {**os.environ, "DRAINKIT_REDIS_URL": server.url}
+            file = cli.cwd.parent / f"{cli.cwd.name}-scheduler.json"
+
+            def dask(*args: str) -> psutil.Process:
+                command = [sys.executable, "-m", "dask", *args, "--scheduler-file", str(file)]
+                log = started.enter_context((file.parent / f"{file.stem}-{args[0]}").open("ab"))
+                process = psutil.Popen(command, env=env, cwd=cli.cwd, stdout=log, stderr=log)
+                started.callback(end, process)
+                return process
+
+            dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+            workers = [
+                dask("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard") for _ in range(2)
+            ]
+            deadline = time.monotonic() + 60
+            while not file.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            return json.loads(file.read_text())["address"], workers
+
+        yield start
+
+
+def end(process: psutil.Process) -> None:
+    """End a process and its kernels at once, as a machine that dies does."""
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for one in family:
+        if one.is_running():
+            one.kill()
+    process.wait(10)
+
+
+def until(is_so: Callable[[], bool], timeout_sec: float = 120) -> None:
+    deadline = time.monotonic() + timeout_sec
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.1)
+
+
+def test_a_local_cluster_runs_them(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """With --dask local each stream has its run, in one chain; a wrong address is one line."""
+    pytest.importorskip("distributed")
+    prefix = prefix_of(stream)
+    names = [f"{prefix}:{letter}" for letter in "ab"]
+    for name in names:
+        seed(valkey, name, fill, 30, delivered=10)
+    run = cli(*run_all(valkey, prefix, *FAST, "--dask", "local"), timeout_sec=250)
+    assert run.rc == 0, run.err
+    assert {one["stream"]: one["total_read"] for one in run.json()["streams"]} == dict.fromkeys(
+        names, 20
+    )
+    assert cli("verify", "reports", "--redis-url", valkey.url).rc == 0
+    wrong = cli(*run_all(valkey, prefix, "--dask", "tcp://127.0.0.1:9"))
+    assert wrong.rc == 2
+    assert "dask worker" in wrong.err.splitlines()[-1]
+
+
+def test_a_killed_workers_stream_is_told_and_not_run_twice(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, dask_cluster: Any
+) -> None:
+    """A worker dies in the middle: its stream failed, the other is done, a rerun ends it."""
+    prefix = prefix_of(stream)
+    names = [f"{prefix}:{letter}" for letter in "ab"]
+    for name in names:
+        seed(valkey, name, fill, 150, delivered=0)
+    address, workers = dask_cluster(valkey)
+    command = run_all(valkey, prefix, "--throttle", "10", "--max-events", "all", "--dask", address)
+    running = cli.start(*command)
+    until(lambda: all(int(ask(valkey, "XLEN", f"{n}.drain_audit")) > 5 for n in names))
+    end(workers[0])
+    run = cli.finish(running, timeout_sec=250)
+    assert run.rc == 1, run.err
+    ends = {one["stream"]: one["exit_code"] for one in run.json()["streams"]}
+    assert sorted(ends.values()) == [0, 1]
+    (lost,) = run.json()["not_done"]
+    assert "worker was lost" in run.err
+    # not run twice: what is there are the records of one run, and it is not complete
+    assert len({record["run_id"] for record in audit(valkey, lost)}) == 1
+    assert len(audit(valkey, lost)) < 150
+    again = cli(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=250)
+    assert again.rc == 0, again.err
+    for name in names:
+        ids = [record["original_id"] for record in audit(valkey, name)]
+        assert len(ids) == len(set(ids)) == 150
+
+
+def test_a_worker_of_another_server_is_refused(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, dask_cluster: Any, start_server: Any
+) -> None:
+    """A worker whose URL leads elsewhere drains nothing there; without a URL it says so."""
+    prefix = prefix_of(stream)
+    other = start_server("valkey")
+    for server in (valkey, other):
+        seed(server, f"{prefix}:a", fill, 30, delivered=10)
+    address, _ = dask_cluster(other)
+    run = cli(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=200)
+    assert run.rc == 4, run.err
+    assert "another server" in run.json()["streams"][0]["error"]
+    assert audit(other, f"{prefix}:a") == audit(valkey, f"{prefix}:a") == []

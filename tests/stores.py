@@ -1,0 +1,65 @@
+"""An object store on loopback: moto's server, which speaks S3 with conditional writes and IAM."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+SECRET = "no-body-may-see-this-word"
+SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass
+class S3:
+    """A store on loopback, and its client as an administrator has it."""
+
+    process: subprocess.Popen[str]
+    endpoint: str
+    client: Any
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a user of the store sets."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": "somebody",
+            "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+
+    def check_logins(self) -> None:
+        """From now on IAM's rules hold, and nobody has a login."""
+        link = http.client.HTTPConnection(self.endpoint.removeprefix("http://"))
+        link.request("POST", "/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+        assert link.getresponse().status == 200
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def start() -> S3:
+    """An empty store with the bucket `evidence`; ImportError where a package is missing."""
+    import boto3
+    import moto.server  # noqa: F401
+    import s3fs  # noqa: F401
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    endpoint = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id="admin", aws_secret_access_key="x",
+        region_name="us-east-1",
+    )  # fmt: skip
+    client.create_bucket(Bucket="evidence")
+    return S3(process, endpoint, client)
