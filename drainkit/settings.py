@@ -109,7 +109,11 @@ class Settings(BaseModel):
         from_plan=True,
     )  # fmt: skip
     throttle: Rate = _setting(
-        5.0, "Events per second, or none.", "RATE", notebook=True, from_plan=True
+        5.0,
+        "Events per second, or none; of drains at once the lowest holds.",
+        "RATE",
+        notebook=True,
+        from_plan=True,
     )
     max_events: Count = _setting(
         500, "Events of this run, or all.", "N", notebook=True, from_plan=True
