@@ -158,7 +158,11 @@ class Settings(BaseModel):
         None, "Measure ages against this ISO 8601 time.", "TIME", shown="now", notebook=True
     )
     throttle: Rate = _setting(
-        5.0, "Events per second, or none.", "RATE", notebook=True, from_plan=True
+        5.0,
+        "Events per second, or none; of drains at once the lowest holds.",
+        "RATE",
+        notebook=True,
+        from_plan=True,
     )
     max_events: Count = _setting(
         500, "Events of this run, or all.", "N", notebook=True, from_plan=True

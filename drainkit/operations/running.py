@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..safe import one_line
 from ..server import counting, ledger, reading
@@ -29,6 +30,8 @@ class RunningDrain:
     eta_sec: float | None  # None: nothing done yet
     silent_sec: float | None  # since one of its consumers was last seen; None: they are gone
     alive: bool  # False: it has been silent for so long that it probably died
+    throttle: float | None = None  # its own, events per second; None: none
+    held_to: float | None = None  # the lower throttle of another drain at work, which holds for all
 
     def line(self) -> str:
         """The drain as one safe line."""
@@ -38,6 +41,7 @@ class RunningDrain:
             f"{state}: {one_line(self.run_id)} by {one_line(', '.join(self.consumers))}: "
             f"{self.done:,} done, {self.remaining:,} remaining, {self.events_per_sec:,.1f}/s, "
             f"ETA {eta}"
+            + ("" if self.held_to is None else f", held to {self.held_to:g}/s by another drain")
         )
 
 
@@ -62,7 +66,12 @@ def running_drains(server: Server) -> list[RunningDrain]:
     for run_id, starts in runs.items():
         with suppress(ValueError, ArithmeticError):
             found.append(_running(server, starts, done[run_id]))
-    return found
+    throttles = [run.throttle for run in found if run.alive and run.throttle is not None]
+    lowest = min(throttles, default=math.inf)
+    return [
+        replace(run, held_to=lowest) if run.alive and lowest < (run.throttle or math.inf) else run
+        for run in found
+    ]
 
 
 def _running(server: Server, starts: list[ledger.Start], done: int) -> RunningDrain:
@@ -92,6 +101,7 @@ def _running(server: Server, starts: list[ledger.Start], done: int) -> RunningDr
         eta_sec=round(left / rate, 1) if rate else None,
         silent_sec=None if silent_ms is None else silent_ms / 1000,
         alive=silent_ms is not None and silent_ms < max(ACTIVE_MS, pause_ms),
+        throttle=first.throttle,
     )
 
 

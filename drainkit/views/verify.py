@@ -14,6 +14,7 @@ import pandas as pd
 from .. import files
 from ..core.audit import AuditRecord, audit_table, reconcile
 from ..core.policy import ACTIONS
+from ..draining.vanished import vanished_ids
 from ..errors import DrainkitError
 from ..operations.state import baseline
 from ..safe import one_line
@@ -71,6 +72,8 @@ class Verification(RunSession):
         run = self.run if self.run and self.live else {}
         planned = None
         done, all_ = len(self.records) + len(self.earlier), self.table.num_rows if self.table else 0
+        gone = self._vanished() if done < all_ else []
+        done += len(gone)
         if self.table is not None and (run.get("remaining") == 0 or done >= all_):
             ids, actions = self.table["id"].to_pylist(), self.table["action"].to_pylist()
             planned = dict(zip(ids, actions, strict=True))
@@ -88,7 +91,16 @@ class Verification(RunSession):
             pending_own=int(run.get("pending_own") or 0),
             counts=counts,
             earlier=self.earlier,
+            vanished=gone,
         )
+
+    def _vanished(self) -> list[str]:
+        """Planned entries that were deleted before they could be delivered."""
+        if self.table is None:
+            return []
+        seen = {record.original_id for record in (*self.records, *self.earlier)}
+        lacking = [entry for entry in self.table["id"].to_pylist() if entry not in seen]
+        return vanished_ids(self.server, self.job, lacking)
 
     def _still_pending(self) -> list[str]:
         """Audited entries that the group still holds as pending: recorded, not acknowledged."""

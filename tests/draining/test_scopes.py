@@ -83,12 +83,12 @@ def test_what_another_scope_records_meanwhile_is_not_recorded_again(
     server: Server, stream: str, fill: Fill, first: str, second: str, throttle: str
 ) -> None:
     """A drain of another scope runs in the middle of this one: the commit sees it."""
-    ids = seed(server, stream, fill, 2000, delivered=0)
-    deliver(server, stream, b"dead", 2000)
+    ids = seed(server, stream, fill, 500, delivered=0)
+    deliver(server, stream, b"dead", 500)
     options = {"min_idle_min": 0, "throttle": throttle}
 
     def between() -> None:
-        other = attempt(server.url, stream, scope=second, max_events=900, min_idle_min=0,
+        other = attempt(server.url, stream, scope=second, max_events=200, min_idle_min=0,
                         consumer_name="other", throttle="none")  # fmt: skip
         assert other.rc == 0, other.error
 

@@ -1,0 +1,89 @@
+"""Of different throttles at work at once the lowest holds; a drain begins without credit."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from books import ask, at, audit, now_ms, seed, worst_window
+from conftest import Cli, Fill
+from faults import Attempt, attempt
+from servers import Server
+
+
+def both(
+    server: Server, stream: str, slow: dict[str, object], fast: dict[str, object]
+) -> list[Attempt]:
+    """Two drains at once, the fast one begun first."""
+    found: list[Attempt] = []
+    threads = [
+        threading.Thread(target=lambda o=options: found.append(  # type: ignore[misc]
+            attempt(server.url, stream, allow_active_consumers=True, **o)))
+        for options in (fast, slow)
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+        time.sleep(0.5)
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("fast", ["80", "1000", "none"])
+def test_the_lowest_throttle_holds(server: Server, stream: str, fill: Fill, fast: str) -> None:
+    """Beside a drain of 20/s no other is faster; when it has ended the other one is again."""
+    seed(server, stream, fill, 500, delivered=100)
+    if fast == "none":  # held from its start, or it would be over before the slow one begins
+        ask(server, "HSET", f"{stream}.drain_state", "pace", f"0 20.0@{now_ms(server) + 1500}")
+    found = both(
+        server, stream,
+        {"throttle": "20", "max_events": 25, "consumer_name": "slow"},
+        {"throttle": fast, "max_events": 200, "consumer_name": "fast"},
+    )  # fmt: skip
+    assert [run.rc for run in found] == [0, 0], found
+    records = audit(server, stream)
+    assert len({r["original_id"] for r in records}) == len(records) == 225
+    times = {run.summary["run_id"]: run.summary["throttle"] for run in found if run.summary}
+    at_ms = [int(r["audit_id"].partition("-")[0]) for r in records]
+    slow_ms = [t for t, r in zip(at_ms, records, strict=True) if times[r["run_id"]] == 20]
+    # a second before the slow one's first record it was known to all; and they end together
+    held = [r for t, r in zip(at_ms, records, strict=True) if slow_ms[0] <= t <= slow_ms[-1]]
+    assert worst_window(held, 1000) <= 20
+    assert worst_window(held, 100) <= 4
+    after = [t for t in at_ms if t > slow_ms[-1] + 1500]
+    if fast != "none" and len(after) > 50:
+        assert (len(after) - 1) * 1000 / (after[-1] - after[0]) > 40
+
+
+def test_status_says_which_throttle_holds(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """With two drains at work, `status` names the lowest throttle for both."""
+    seed(valkey, stream, fill, 2000, delivered=100)
+    drain = ("drain", "--mode", "live", "--yes", *at(valkey, stream), "--max-events", "all",
+             "--allow-active-consumers", "--throttle")  # fmt: skip
+    running = [cli.start(*drain, rate, "--consumer-name", rate) for rate in ("20", "80")]
+    deadline = time.monotonic() + 20
+    while len({r["run_id"] for r in audit(valkey, stream)}) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    shown = cli("status", *at(valkey, stream))
+    for process in running:
+        process.terminate()
+        cli.finish(process)
+    assert shown.out.count("held to 20/s") == 1, shown.out  # the other's own throttle
+
+
+@pytest.mark.parametrize("rate", [5, 50, 1000])
+def test_a_drain_begins_without_credit(valkey: Server, stream: str, fill: Fill, rate: int) -> None:
+    """Events before the last audit millisecond, over the time from the first, never exceed it."""
+    seed(valkey, stream, fill, rate * 3 + 200, delivered=100)
+    attempt(valkey.url, stream, throttle=str(rate), max_events=1)  # leaves a turn long past
+    time.sleep(1.1)
+    run = attempt(valkey.url, stream, throttle=str(rate), max_events=rate * 2)
+    assert run.summary is not None
+    mine = [r for r in audit(valkey, stream) if r["run_id"] == run.summary["run_id"]]
+    at_ms = [int(r["audit_id"].partition("-")[0]) for r in mine]
+    before_last = sum(ms < at_ms[-1] for ms in at_ms)
+    assert before_last / (at_ms[-1] - at_ms[0]) * 1000 <= rate
+    assert run.summary["events_per_sec"] <= rate
