@@ -110,7 +110,7 @@ def check(
     report = Report(warnings=known_holes(server.info))
     most = None if audits else limits.max_backlog
     for one in _each_stream(server, settings, pattern, report):
-        name = text(server.stream)
+        name = text(one.stream)
         try:
             state = read_state(
                 one, settings, dead_after_min=limits.dead_after_min, audits=audits, most=most

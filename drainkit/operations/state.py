@@ -150,6 +150,7 @@ def state_as_dict(state: StreamState) -> dict[str, Any]:
         "stop": None if switch is None else {
             "reason": switch.reason, "operator": switch.operator, "at": switch.at,
         },
+        "unread": state.unread,
         "audit_entries": state.audit_entries,
         "audit_by_action": state.audit_by_action,
         "groups": [
@@ -290,6 +291,8 @@ def as_text(status: Mapping[str, Any]) -> str:
     ]
     if status["stop"]:
         lines.append(f"  {stop_words(**status['stop'])}; drainkit resume lifts it")
+    if status["unread"]:
+        lines.append(f"  Kill switch and audit are not known: {status['unread']}")
     for g, row in zip(status["groups"], group_rows(status), strict=True):
         shown = {name: known(value) for name, value in row.items()}
         lines += [

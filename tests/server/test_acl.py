@@ -180,7 +180,7 @@ def test_the_janitor_cleans_up(server: Server, stream: str, fill: Fill, cli: Cli
     run = cli("trim", "--apply", *where, secret=PASSWORD)
     assert (run.rc, run.json()["removed"]) == (0, 100), run
     entries = ask(server, "XRANGE", f"{stream}.drain_runs", "-", "+")
-    assert [fields[1] for _, fields in entries] == [b"consumers_deleted", b"trimmed"]
+    assert [fields[1] for _, fields in entries] == [b"consumers_delete", b"trim"]
     assert [fields[3] for _, fields in entries] == [b"jo", b"jo"]
 
 
