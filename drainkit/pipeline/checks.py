@@ -77,7 +77,8 @@ def _met(run: Json, plan: Json) -> Check:
         return Check(claim, YES, "Each event met the fate that the plan foresaw.")
     aged = sum(events for _, happened, events in drift if happened == "dropped_old")
     others = sum(e for _, happened, e in drift if happened not in ("dropped_old", "vanished"))
-    told = f"{changed:,} met another fate than planned, {aged:,} of them by growing too old."
+    how = "all" if aged == changed else f"{aged:,} of them"
+    told = f"{changed:,} met another fate than planned, {how} by growing too old."
     return Check(claim, NO if others else EXPLAINED, told + gone)
 
 

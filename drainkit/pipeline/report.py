@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import html
 import json
+import re
 import shlex
 import urllib.parse
 from collections.abc import Mapping
@@ -53,12 +54,13 @@ def build(folder: Path) -> str:
         before=before,
         after=after,
         own=group_of(before, run.get("consumer_group")),
-        expected=_expected(run, before),
+        expected=_expected(run, plan, before),
         bridge=_bridge(folder, run, plan, before),
         planned=_planned(run, plan),
         drift=drift_of(run),
         audited=audited,
         agrees=all(said == held for _, said, held in audited or ()),
+        names_drift=(folder / "drift.parquet").exists(),
         change=_change(before, after),
         samples=audit if live else decided,
         metrics=_metrics(run),
@@ -91,7 +93,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(n=_number, when=_when, share=share)
+    environment.filters.update(n=_number, breakable=_breakable)
     return environment.get_template("report.html.j2")
 
 
@@ -102,6 +104,13 @@ def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")
+
+
+def _breakable(name: str) -> Any:
+    """A key's name that may be broken after its separators, and nowhere else if that is enough."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[:./])", one_line(name, MAX_TEXT)))
 
 
 def _when(value: Any) -> str:
@@ -193,13 +202,13 @@ def _parameters(run: Json, plan: Json) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found if value]
 
 
-def _expected(run: Json, before: Json) -> list[tuple[str, Any, str]]:
+def _expected(run: Json, plan: Json, before: Json) -> list[tuple[str, Any, str]]:
     """What one might expect the backlog to be, beside what was counted."""
     group = group_of(before, run.get("consumer_group"))
     if not group:
         return []
     backlog, length = group["backlog"], before["stream"]["length"]
-    own = _own_pending(run, before)
+    own = _own_pending(plan, before)
     return [
         ("the stream's length", length, "counts what was delivered long ago, too"),
         ("the lag that Redis reports", group["lag_reported"],
@@ -211,9 +220,9 @@ def _expected(run: Json, before: Json) -> list[tuple[str, Any, str]]:
     ]  # fmt: skip
 
 
-def _own_pending(run: Json, before: Json) -> int:
-    group = group_of(before, run.get("consumer_group"))
-    name = run.get("consumer_name")
+def _own_pending(plan: Json, before: Json) -> int:
+    """What an earlier drain of the same consumer left; it is finished first."""
+    group, name = group_of(before, plan.get("consumer_group")), plan.get("consumer_name")
     return sum(c["pending"] for c in group.get("consumer_list", ()) if c["name"] == name)
 
 
@@ -226,9 +235,8 @@ def _bridge(folder: Path, run: Json, plan: Json, before: Json) -> list[tuple[str
     backlog = group_of(before, plan.get("consumer_group")).get("backlog", {})
     scope = str(plan.get("scope", "undelivered"))
     waiting = backlog.get(scope)
-    run = {"consumer_name": plan.get("consumer_name"), **run}
     if waiting is not None:
-        own = _own_pending(run, before) if scope == "undelivered" else 0
+        own = _own_pending(plan, before) if scope == "undelivered" else 0
         told = f"{scope}, counted before the run"
         if own:
             told = f"{waiting:,} {scope} + {own:,} pending of this drain's own consumer"
@@ -289,7 +297,7 @@ def _next_steps(folder: Path, run: Json, state: Json) -> list[tuple[str, str]]:
     group = group_of(state, run.get("consumer_group"))
     where = [f"--stream {shlex.quote(str(run.get('stream', '')))}",
              f"--consumer-group {shlex.quote(str(run.get('consumer_group', '')))}"]  # fmt: skip
-    place = shlex.quote(f"reports/{folder.name}")
+    place = shlex.quote(str(run.get("evidence") or f"reports/{folder.name}"))
     at = " ".join(where)
     steps = []
     if run.get("mode") != "live" and run.get("outcome") == "done":

@@ -53,6 +53,15 @@ def test_the_report_opens_offline_and_is_inert(
                     "Metrics"):  # fmt: skip
         assert heading in text
     assert "\u202e" not in page.content()
+    for width in (800, 1400):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        drawn_px = "[...document.querySelectorAll('.main-svg')].map(s => s.getAttribute('width'))"
+        # what is wider than 760 px is cut off on paper
+        assert max(map(float, page.evaluate(drawn_px))) <= 760
+        broken = "[...document.querySelectorAll('.id')].filter(e => e.getClientRects().length > 1)"
+        assert page.evaluate(f"{broken}.length") == 0
     page.emulate_media(media="print")
     assert page.pdf(format="A4").startswith(b"%PDF")
 
