@@ -88,7 +88,7 @@ class Reader:
             room = max(room, self.size(None))
         self._in_flight.read_request(after, self._counters, self.bounds.boundary, room)
 
-    def receive(self, request: ReadRequest, room: int) -> Batch | None:
+    def take(self, request: ReadRequest, room: int) -> Batch | None:
         """The new entries that were asked for, up to `room` without a record; None: no more."""
         entries = self._in_flight.receive_page()
         if not entries:

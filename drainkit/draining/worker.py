@@ -148,7 +148,7 @@ class Worker:
         request = self.in_flight.oldest()
         if not isinstance(request, ReadRequest):
             return None
-        batch = self._reader.receive(request, max(1, self._room()))
+        batch = self._reader.take(request, max(1, self._room()))
         self._unsent = len(batch.entries) - len(batch.recorded) if batch else 0
         return batch
 

@@ -63,7 +63,7 @@ def test_03_takes_pace_and_policy_from_the_plan(
     only = {"run_dir": "run", "approve": planned.plan.digest}
     with pytest.raises(RefusedError, match=r"throttle.*500.*20"):
         LiveDrain.open({**only, "throttle": 20})
-    with pytest.raises(RefusedError, match=r"max_events.*all.*5"):
+    with pytest.raises(RefusedError, match=r"max.events.*all.*5"):
         LiveDrain.open({**only, "max_events": 5})
     live = LiveDrain.open(only)
     live.run()
