@@ -83,7 +83,7 @@ class InFlight:
         )  # fmt: skip
         writing.send_commit(
             self._server, self._reach, batch, made, rate=job.settings.throttle, run_id=job.run_id,
-            deadline_us=self.deadline_us(), credit_us=credit_us,
+            deadline_us=self.deadline_us(), credit_us=credit_us, alone=job.alone,
         )  # fmt: skip
         fresh = len(events) - len(batch.recorded)
         self._requests.append(CommitRequest(batch, events, decisions, fresh))

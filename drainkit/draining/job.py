@@ -85,6 +85,11 @@ class Job:
         return self.settings.max_events if self.plan_ids is None else len(self.plan_ids)
 
     @property
+    def alone(self) -> bool:
+        """Whether nobody else should move the group's position while this run is at work."""
+        return not self.fellows and not self.settings.allow_active_consumers
+
+    @property
     def reach(self) -> Scope:
         """The scope as far as this run may read: with a plan, to its last entry."""
         if not self.plan_ids:
@@ -267,4 +272,6 @@ def preflight(server: Server, job: Job) -> None:
     # the group of scope history may not exist yet, so it is the consumer group that is looked at
     deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
     main = replace(scope, group=job.settings.consumer_group)
-    writing.probe(server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us)
+    writing.probe(
+        server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us, alone=job.alone
+    )

@@ -42,7 +42,7 @@ class Reader:
 
     def note(self, position: str, counters: bytes) -> None:
         """Take over where a reply says that the group and the stream stand."""
-        self.position, self._counters = position, counters
+        self.position, self._counters = position or self.position, counters
 
     def size(self, rate: float | None) -> int:
         """How many entries a batch may have."""
@@ -59,10 +59,14 @@ class Reader:
             self._server, self.bounds,
             after=self.position, counters=self._counters,
             deadline_us=self._in_flight.deadline_us(), rate=self._job.settings.throttle,
+            alone=self._job.alone,
         )  # fmt: skip
         self._clock.sync(found.now_us)
-        self.note(found.position, found.counters)
-        self._after = found.position
+        position = found.position or scopes.current(self._server, self.bounds).position
+        if reading.id_key(position) < reading.id_key(self.position) and not found.position:
+            raise RefusedError(writing.REFUSALS["moved_back"])
+        self.note(position, found.counters)
+        self._after = position
         return found.rate
 
     def pending(self, room: Callable[[], int]) -> Iterator[Batch]:

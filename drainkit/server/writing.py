@@ -21,12 +21,13 @@ from .connection import Server
 from .reading import StopSwitch, next_id, raw_name
 from .scopes import Scope, not_ours
 
-_REFUSALS = {
+REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",
     "no_group": "the consumer group is gone; nothing more was done",
     "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
 }
+MAX_GROUPS = 2_000  # a script that reads the list of so many groups takes 6 ms
 _WAITING: list[Any] = [b"none", b"", b"", b"", 0, 0]  # what a reply that says to wait leaves out
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
 TRIM_REFUSALS = {
@@ -39,7 +40,7 @@ TRIM_REFUSALS = {
 
 
 class RecordedError(DrainkitError):
-    """A commit was refused: another drain may have recorded some of its entries."""
+    """A commit was refused: what it knew of records or of the group's position is not so now."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Committed:
     now_us: int
     wait_us: int  # until the next turn, by the common pace
     rate: float | None  # events per second: the lowest throttle of all drains at work
-    position: str
+    position: str  # empty where it was not looked up
     counters: bytes  # "added deleted", entries so far; empty where the server does not count
     marks: bytes  # what is recorded for the consumer group; empty: unknown, the audit tells
     audit_ms: int  # of the records' ids; 0 without records
@@ -84,11 +85,13 @@ def send_commit(
     run_id: str,
     deadline_us: int,
     credit_us: int = 0,
+    alone: bool = False,
 ) -> None:
     """Send a batch with its audit records (RECORD_FIELDS order) to be committed.
 
     After `deadline_us`, by the server's clock, the request does nothing any more. Of a delay of its
-    turn up to `credit_us` are made up for.
+    turn up to `credit_us` are made up for. With `alone`, which says that nobody else should move
+    the group, its position is not looked up where that would take milliseconds.
     """
     flat: list[bytes | str] = []
     if batch.owners is None:
@@ -108,7 +111,7 @@ def send_commit(
         server.keys.state, scope.group, scope.consumer,
         "none" if rate is None else repr(rate), run_id, deadline_us,
         scope.boundary, *kind, drained_at, scope.consumer_group, batch.marks, credit_us,
-        len(records), *flat,
+        MAX_GROUPS if alone else "", len(records), *flat,
     )  # fmt: skip
 
 
@@ -117,12 +120,14 @@ def receive_commit(server: Server) -> Committed:
     status, now_us, wait_us, *rest = server.receive()
     if status == b"late":
         raise ServerBusyError(_LATE)
+    if status == b"elsewhere":
+        raise RecordedError("the group's position is not where it was; it is looked up again")
     if status == b"recorded":
         raise RecordedError("another drain recorded entries of this scope; the audit is read again")
     if status == b"stopped":
         raise stopped(StopSwitch.read(rest[0]))
     if status not in (b"ok", b"wait"):
-        raise RefusedError(_REFUSALS[status.decode()])
+        raise RefusedError(REFUSALS[status.decode()])
     rest += _WAITING[len(rest) :]
     rate, position, counters, marks, audit_ms, vanished, *rejected = rest
     return Committed(
@@ -152,14 +157,17 @@ def probe(
     counters: bytes,
     deadline_us: int,
     rate: float | None = None,
+    alone: bool = False,
 ) -> Committed:
     """A commit without records: proves that one could work, and tells where the group stands.
 
     It refuses what a commit refuses: a position below `after`, counters that went back. With `rate`
-    the drains at work learn of this one's throttle.
+    the drains at work learn of this one's throttle. With `alone` the position may be empty.
     """
     nothing = Batch([], after, counters)
-    send_commit(server, scope, nothing, [], rate=rate, run_id="", deadline_us=deadline_us)
+    send_commit(
+        server, scope, nothing, [], rate=rate, run_id="", deadline_us=deadline_us, alone=alone
+    )
     return receive_commit(server)
 
 
