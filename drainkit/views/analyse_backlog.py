@@ -22,6 +22,7 @@ from .tables import SAMPLE_ROWS, groups_frame, markdown, read_json, safe, span
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
+    from ipywidgets import Widget
 
 
 class Analysis(RunSession):
@@ -133,3 +134,37 @@ class Analysis(RunSession):
     def what_if(self) -> go.Figure:
         """What would pass at other limits."""
         return figures.what_if(self.frame, self.job.policy)
+
+    def explore(self, *, anyway: bool = False) -> Widget | None:
+        """Limits to move and events to search, where a person is; elsewhere nothing.
+
+        `anyway` shows it in a front end that does not say that a person is there.
+        """
+        from .explore import Exploration, person_is_here
+
+        if not (anyway or person_is_here()):
+            return None
+        self.exploration = Exploration(self.frame, self.job.policy, self.settings, self._entry_html)
+        return self.exploration.widget
+
+    def _entry_html(self, entry_id: str) -> str:
+        """One entry as it is on the server, every part of it escaped."""
+        import html
+        import re
+
+        from ..core.events import decoder_of
+        from ..core.policy import decide, failed_names
+
+        if not re.fullmatch(r"\d{1,20}-\d{1,20}", entry_id, re.ASCII):
+            return "<p>An entry id looks like 1766602826755-0.</p>"
+        (entry,) = reading.bodies(self.server, [entry_id.encode()])
+        fields = entry[1] or []
+        rows = "".join(
+            f"<tr><td class='l'>{html.escape(one_line(text(fields[k]), 200))}</td>"
+            f"<td class='l'>{html.escape(one_line(text(fields[k + 1]), 4000))}</td></tr>"
+            for k in range(0, len(fields), 2)
+        )
+        events = decoder_of(self.settings).decode([entry])
+        decided = decide(events, self.job.policy, self.at_us)
+        fails = failed_names(decided.failed)[0] or "none"
+        return f"<p>Filters failed: {fails}</p><table class='drainkit-grid'>{rows}</table>"
