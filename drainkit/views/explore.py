@@ -47,7 +47,7 @@ def person_is_here() -> bool:
     try:
         from IPython.core.getipython import get_ipython
 
-        request: Any = get_ipython().kernel.get_parent()  # type: ignore[no-untyped-call, union-attr]
+        request: Any = get_ipython().kernel.get_parent()  # type: ignore[union-attr]
         return bool(request["metadata"]["cellId"])
     except Exception:  # outside a kernel, or in one of an unknown kind
         return False
@@ -223,7 +223,8 @@ def counts_html(counts: dict[str, int]) -> str:
             f"<td>{share(n, total)}</td>"
             f"<td class='l'><i style='display:inline-block;height:.8em;{bar}'></i></td></tr>"
         )
-    return f"{_STYLE}<b>What becomes of {total:,} events</b><table class='drainkit-grid'>{rows}</table>"
+    title = f"<b>What becomes of {total:,} events</b>"
+    return f"{_STYLE}{title}<table class='drainkit-grid'>{rows}</table>"
 
 
 def setting(
@@ -250,13 +251,15 @@ def setting(
 
 def _choosable(symbols: list[str], allowed: frozenset[str]) -> list[str]:
     """Symbols that an allowlist on a command line can name, the allowed ones first."""
-    found = [*sorted(allowed), *(s for s in symbols if s not in allowed)][: MOST_SYMBOLS + len(allowed)]
+    found = [*sorted(allowed), *(s for s in symbols if s not in allowed)][
+        : MOST_SYMBOLS + len(allowed)
+    ]
     return [s for s in found if "," not in s and not s.startswith(("@", "redis:"))]
 
 
-def _numbers(values: pd.Series) -> list[object]:
+def _numbers(values: pd.Series) -> pd.Series:
     """Numbers for a table, with nothing where there is none (a table would say NaN)."""
-    return ["" if value != value else value for value in values.tolist()]  # noqa: PLR0124 - nan
+    return values.astype(object).where(values.notna(), "").reset_index(drop=True)
 
 
 def _plain(number: float) -> str:
