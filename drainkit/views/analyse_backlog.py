@@ -17,7 +17,7 @@ from ..server.connection import Server
 from ..settings import Settings
 from . import figures
 from .session import RunSession
-from .tables import SAMPLE_ROWS, groups_frame, markdown, read_json, safe, span
+from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe, span
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -67,7 +67,8 @@ class Analysis(RunSession):
     def stream_table(self) -> pd.DataFrame:
         """The stream as XINFO says."""
         info = self.baseline["stream"]
-        return pd.DataFrame({"value": [one_line(str(v)) for v in info.values()]}, index=list(info))
+        words = [f"{v:,}" if isinstance(v, int) else one_line(str(v)) for v in info.values()]
+        return Table({"value": words}, index=pd.Index(list(info), name="stream"))
 
     def groups_table(self) -> pd.DataFrame:
         """Each group, its backlog counted, its lag as reported."""
@@ -78,14 +79,19 @@ class Analysis(RunSession):
         group = self.settings.consumer_group
         found = next(g for g in self.baseline["groups"] if g["name"] == group)["consumer_list"]
         frame = pd.DataFrame(found, columns=["name", "pending", "idle_ms"])
+        frame = frame.sort_values(["pending", "idle_ms"], ascending=False).head(SAMPLE_ROWS)
         frame["name"] = frame["name"].map(one_line)
-        frame = frame.sort_values(["pending", "idle_ms"], ascending=False)
-        return frame.head(SAMPLE_ROWS).reset_index(drop=True)
+        frame["idle"] = [span(ms / 1000) for ms in frame.pop("idle_ms")]
+        return Table(frame.reset_index(drop=True))
 
     def head(self) -> pd.DataFrame:
         """The first events of the backlog."""
         hidden = ["time_source", "invalid", "missing", "failed"]
-        return safe(self.frame.head(SAMPLE_ROWS).drop(columns=hidden))
+        shown = self.frame.head(SAMPLE_ROWS).drop(columns=hidden)
+        shown["event_time"] = shown["event_time"].map(
+            lambda time: "" if pd.isna(time) else str(time)[:23]
+        )
+        return safe(shown.rename(columns={"event_time": "event_time (UTC)"}))
 
     def invalid_table(self) -> pd.DataFrame:
         """Events that cannot be read, by reason, with an example of each (escaped)."""
@@ -97,7 +103,7 @@ class Analysis(RunSession):
         examples = [
             one_line(" ".join(text(part) for part in (entry[1] or [])), 100) for entry in raw
         ]
-        return pd.DataFrame(
+        return Table(
             {
                 "events": counts.to_numpy(),
                 "example": [entry_id.decode() for entry_id in ids],
