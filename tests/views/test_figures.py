@@ -340,8 +340,8 @@ def test_hovers_are_sentences(backlog: pd.DataFrame) -> None:
     recent = backlog[backlog["age_sec"] < 3600]
     bars = figures.age(recent["age_sec"].to_numpy(), POLICY).to_dict()["data"]
     minutes = recent["age_sec"] / 60
-    held = ((minutes > 29) & (minutes <= 30)).sum()
-    assert bars[0]["hovertext"][-1] == f"29 to 30 min: {held:,} events"
+    held = ((minutes > 29.25) & (minutes <= 30)).sum()
+    assert bars[0]["hovertext"][-1] == f"29.25 to 30 min: {held:,} events"
     for name, figure in all_figures(backlog).items():
         for trace in figure.to_dict()["data"]:
             assert "hovertext" in trace or "<extra></extra>" in trace["hovertemplate"], name
