@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 WIDTH, LEFT_MIN, RIGHT, BOTTOM = 760, 62, 44, 46
-TIMES_SEC = (1, 5, 15, 30, 60, 300, 600, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 604_800)
+TIMES_SEC = (1, 5, 15, 30, 60, 300, 600, 900, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 604_800)
 _FONT = "font-family='system-ui,sans-serif' font-size='12' fill='currentColor'"
 _CHARACTER = 6.6  # pixels, about
 
