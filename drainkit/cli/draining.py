@@ -10,7 +10,7 @@ import click
 
 from ..errors import RefusedError, UsageError
 from ..safe import one_line
-from .options import DEBUG, DRAIN, JSON, WHERE, option, setting, settings_of, stack
+from .options import DRAIN, JSON, WHERE, option, setting, settings_of, stack
 from .program import program
 from .terminal import (
     confirm,

@@ -112,10 +112,10 @@ class Analysis(RunSession):
             index=pd.Index(counts.index, name="reason"),
         )
 
-    def entry(self, entry_id: str) -> pd.DataFrame:
+    def entry(self, entry_id: str) -> Table:
         """One entry as `drainkit show` has it: fields, values, verdicts, groups, audit."""
         (found,) = show(self.server, self.settings, self.job.policy, [entry_id], now_us=self.at_us)
-        return pd.DataFrame(rows_of(found), columns=["part", "name", "value"])
+        return Table(rows_of(found), columns=["part", "name", "value"])
 
     def age(self) -> go.Figure:
         """Ages against the limit."""
@@ -150,27 +150,7 @@ class Analysis(RunSession):
 
         if not (anyway or person_is_here()):
             return None
-        self.exploration = Exploration(self.frame, self.job.policy, self.settings, self._entry_html)
-        return self.exploration.widget
-
-    def _entry_html(self, entry_id: str) -> str:
-        """One entry as it is on the server, every part of it escaped."""
-        import html
-        import re
-
-        from ..core.events import decoder_of
-        from ..core.policy import decide, failed_names
-
-        if not re.fullmatch(r"\d{1,20}-\d{1,20}", entry_id, re.ASCII):
-            return "<p>An entry id looks like 1766602826755-0.</p>"
-        (entry,) = reading.bodies(self.server, [entry_id.encode()])
-        fields = entry[1] or []
-        rows = "".join(
-            f"<tr><td class='l'>{html.escape(one_line(text(fields[k]), 200))}</td>"
-            f"<td class='l'>{html.escape(one_line(text(fields[k + 1]), 4000))}</td></tr>"
-            for k in range(0, len(fields), 2)
+        self.exploration = Exploration(
+            self.frame, self.job.policy, self.settings, lambda one: self.entry(one)._repr_html_()
         )
-        events = decoder_of(self.settings).decode([entry])
-        decided = decide(events, self.job.policy, self.at_us)
-        fails = failed_names(decided.failed)[0] or "none"
-        return f"<p>Filters failed: {fails}</p><table class='drainkit-grid'>{rows}</table>"
+        return self.exploration.widget

@@ -113,7 +113,9 @@ class Exploration:
         self.counts, self.what_if, self.setting = w.HTML(), w.HTML(), w.HTML()
         for chooser in (self.age, self.confidence, self.which, self.symbols):
             chooser.observe(self._show, "value")
-        self.entry_id = w.Text(description="entry id", placeholder="1766602826755-0", **wide)
+        self.entry_id = w.Text(
+            description="entry id", placeholder="1766602826755-0", continuous_update=False, **wide
+        )
         self.entry = w.HTML()
         self.entry_id.observe(self._show_entry, "value")
         self.table, told = self._events()

@@ -87,9 +87,7 @@ GROUP_COLUMNS = (
 )  # fmt: skip
 
 
-def groups_frame(
-    *states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS
-) -> Table:
+def groups_frame(*states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS) -> Table:
     """The groups of states (or of a baseline.json), one row each; what is unknown says so."""
     frame = pd.DataFrame(
         [
