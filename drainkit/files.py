@@ -195,6 +195,17 @@ def scratch(data: bytes) -> Iterator[int]:
         yield file.fileno()
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all; the target's folder is made where it is missing."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = source.read_bytes()
+    except OSError as error:
+        reason = one_line(error.strerror or "cannot be made")
+        raise UsageError(f"{one_line(str(target))}: {reason}; choose another place") from None
+    write_bytes(target, data)
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

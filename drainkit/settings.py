@@ -212,6 +212,9 @@ class Settings(BaseModel):
         json_schema_extra={"metavar": "NAME", "shown": "the OS user"},
     )
     reports_dir: Place = _setting(Path("reports"), "", "DIR|s3://BUCKET/PREFIX")
+    notebooks_dir: Path | None = _setting(
+        None, "Notebooks of your own.", "DIR", shown="the packaged ones"
+    )
     fields: Fields = Field(default_factory=Fields, description="names of the event's values")
     limits: Limits = Field(default_factory=Limits, description="limits of unattended live runs")
     approval: Approval | None = Field(None, description="who must have approved a live run's plan")

@@ -10,7 +10,7 @@ import click
 
 from ..errors import RefusedError, UsageError
 from ..safe import one_line
-from .options import DEBUG, DRAIN, JSON, WHERE, option, setting, settings_of, stack
+from .options import DRAIN, JSON, WHERE, option, setting, settings_of, stack
 from .program import program
 from .terminal import (
     confirm,
@@ -30,29 +30,6 @@ if TYPE_CHECKING:
     from ..draining.job import Job, Planned
     from ..server.connection import Server
     from ..settings import Settings
-
-
-@program.command()
-@option("--server", "binary", metavar="PROGRAM", help="A redis-server. [the bundled Valkey]")
-@option("--reports-dir", metavar="DIR", default="reports", help="[reports]")
-@stack([DEBUG, JSON])
-def demo(binary: str | None, reports_dir: str, as_json: bool) -> int:
-    """See it work: a sample backlog on a server of its own, through the whole pipeline."""
-    from pathlib import Path
-
-    from ..demo.backlog import fill, settings_of
-    from ..demo.embedded import EmbeddedServer
-    from ..operations.state import as_text, baseline
-    from ..server.connection import Server
-
-    with EmbeddedServer(binary) as embedded:
-        settings = settings_of(embedded.url, Path(reports_dir))
-        with Server(embedded.url, settings.stream) as server:
-            fill(server, stream=settings.stream, group=settings.consumer_group,
-                       consumer=settings.consumer_name)  # fmt: skip
-            click.echo(as_text(baseline(server)), err=as_json)
-        click.echo("", err=as_json)
-        return _run(settings, as_json, yes=True)
 
 
 @program.command()
@@ -130,7 +107,7 @@ def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary
 
 
 @program.command()
-@stack([*DRAIN, *setting("reports_dir"),
+@stack([*DRAIN, *setting("reports_dir", "notebooks_dir"),
          option("--all-streams", "pattern", metavar="PATTERN",
                 help="Each stream whose name fits and that has the group, one run each."),
          option("--dask", "address", metavar="ADDRESS|local",
@@ -166,17 +143,20 @@ def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | N
     if address is not None:
         raise UsageError("--dask runs many streams; say which with --all-streams PATTERN")
     if if_backlog_over is None:
-        return _run(settings, as_json, yes=yes, sign_key=sign_key)
+        return run_and_tell(settings, as_json, yes=yes, sign_key=sign_key)
     from ..draining import unattended
 
     with unattended.turn(settings, over=if_backlog_over) as why_not:
         if why_not is None:
-            return _run(settings, as_json, yes=yes, sign_key=sign_key)
+            return run_and_tell(settings, as_json, yes=yes, sign_key=sign_key)
         emit(as_json, {"skipped": why_not}, why_not)
         return 0
 
 
-def _run(settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None = None) -> int:
+def run_and_tell(
+    settings: Settings, as_json: bool, *, yes: bool, sign_key: str | None = None
+) -> int:
+    """Run the notebooks, print the result; the exit code."""
     with stop_signals() as stopping:
         result = _run_notebooks(settings, stopping=stopping, yes=yes, sign_key=sign_key)
     emit(as_json, result, f"{report_text(result)}\nReport: {result['evidence']}/report.html")

@@ -12,7 +12,7 @@ import click
 
 from ..errors import DrainkitError, InterruptedRunError, UsageError
 from ..safe import one_line
-from . import draining, evidence, operations, review, switch  # noqa: F401 - they add their commands
+from . import desk, draining, evidence, operations, review, switch  # noqa: F401 - they add their commands
 from .program import program
 
 

@@ -10,7 +10,7 @@ from .options import DEBUG
 _ORDER = (
     "demo", "status", "drain", "run", "verify", "stop", "resume", "check", "consumers", "trim",
     "export", "restore", "show", "diff", "approve",
-    "acl",
+    "notebooks", "lab", "acl",
 )  # fmt: skip
 
 

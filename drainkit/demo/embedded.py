@@ -7,6 +7,7 @@ gone, SIGKILL included, the pipe ends, and the shell ends the server and removes
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -51,6 +52,14 @@ class EmbeddedServer:
         if self._watchdog.stdin is not None:
             self._watchdog.stdin.close()
         self._watchdog.wait(timeout=START_TIMEOUT_SEC)
+
+    def outlive_exec(self) -> None:
+        """Let the program that replaces this process by exec keep the server, as long as it runs.
+
+        Its children do not: Jupyter closes what its kernels and terminals would inherit.
+        """
+        if self._watchdog.stdin is not None:
+            os.set_inheritable(self._watchdog.stdin.fileno(), True)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_SEC

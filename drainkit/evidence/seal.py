@@ -52,12 +52,14 @@ def seal(
     run: Mapping[str, Any],
     parameters: Mapping[str, Any],
     server: Mapping[str, Any],
+    templates: Sequence[Mapping[str, Any]] = (),
     secret_words: Sequence[str] = (),
 ) -> str:
     """Write statement.json and SHA256SUMS; returns the statement's SHA-256 (hex).
 
-    `run` is run.json, `parameters` hold no secrets, `server` says who answered. A secret (of 3
-    characters or more) that got into a file all the same is struck out, and the statement says so.
+    `run` is run.json, `parameters` hold no secrets, `server` says who answered, `templates` which
+    notebooks were run (name, sha256, packaged). A secret (of 3 characters or more) that got into a
+    file all the same is struck out, and the statement says so.
     Raises DrainkitError for a run that the chain holds already.
     """
     remove_unfinished(run_dir)
@@ -90,6 +92,7 @@ def seal(
                     **_versions(),
                     "server": strike(dict(server), secret),
                 },
+                "templates": [dict(template) for template in templates],
                 "host": socket.gethostname(),
                 "user": _user(),
                 "operator": run.get("operator"),

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import DrainkitError
 from ..safe import one_line
 
 LIVE = "03_live_drain"
@@ -20,15 +19,6 @@ IMPORTS = (
     "drainkit.views.verify, nbformat, plotly.graph_objects; "
     "drainkit.views.live_drain.heed_stop_signal()"
 )
-
-
-def notebooks_dir() -> Path:
-    """Where the notebooks are: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "notebooks", package.parent / "notebooks"):
-        if (folder / f"{NOTEBOOKS[0]}.ipynb").exists():
-            return folder
-    raise DrainkitError("the notebooks are not installed with drainkit; install it again")
 
 
 def literal_path(path: str) -> str:

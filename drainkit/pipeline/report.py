@@ -25,6 +25,7 @@ from .records import Records
 
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
 MAX_TEXT = 900  # characters of any text from outside
+INK = "#1c1c1c"  # of a figure's text
 BASELINE_FIGURES = 2  # of 01; the others follow at the end
 DEAD_MIN = 60  # minutes without a sign of life
 
@@ -350,8 +351,10 @@ class _Figures:
         import plotly.io
         from markupsafe import Markup
 
+        # notebooks have text for light and dark paper; here the paper is white
+        ink = {**data["layout"].get("font", {}), "color": INK}
         drawn = plotly.io.to_html(
-            {"data": data["data"], "layout": data["layout"]},
+            {"data": data["data"], "layout": {**data["layout"], "font": ink}},
             full_html=False,
             include_plotlyjs=self._first,
             include_mathjax=False,

@@ -34,14 +34,13 @@ from ..server import ledger, scopes
 from ..server.audit_log import run_records
 from ..server.connection import Clock, Server
 from ..settings import NOTEBOOK, Settings, shown
-from . import report
+from . import report, templates
 from .kernels import (
     LIVE,
     NOTEBOOKS,
     PATIENCE_SEC,
     Kernels,
     literal_path,
-    notebooks_dir,
     what_failed,
 )
 
@@ -86,6 +85,7 @@ class Run:
     job: Job
     folder: Path
     clock: Clock
+    templates: dict[str, templates.Template]
     reports: Reports
     sign: Callable[[Path], object] | None = None
     failure: DrainkitError | None = None
@@ -106,6 +106,7 @@ def run(
     stands in the evidence, with its exit code.
     """
     stopping = stopping or threading.Event()
+    notebooks = templates.of_run(settings.notebooks_dir)
     settings, planned = with_plan(settings)
     with Server.of(settings) as server:
         before = baseline(server)
@@ -121,7 +122,7 @@ def run(
             if planned.signatures:
                 files.write_bytes(signatures_path(folder), planned.signatures)
         started_us = server.now_us()
-        this = Run(settings, server, job, folder, Clock(started_us), reports, sign)
+        this = Run(settings, server, job, folder, Clock(started_us), notebooks, reports, sign)
         try:
             _run_notebooks(this, confirm, announce, stopping)
         except DrainkitError as error:
@@ -165,13 +166,15 @@ def _execute(
         raise InterruptedRunError("interrupted; run the same command again to go on")
     out = this.folder / f"{name}.ipynb"
     raised: list[BaseException] = []
+    template = this.templates[name]
+    template.check_unchanged()
     manager = kernels.take()
 
     def work() -> None:
         try:
             papermill.execute_notebook(
                 # papermill keeps it in the metadata
-                literal_path(os.path.relpath(notebooks_dir() / out.name)),
+                literal_path(os.path.relpath(template.path)),
                 literal_path(str(out)),
                 parameters=parameters,
                 kernel_name="python3",
@@ -230,6 +233,7 @@ def _finish(this: Run, started_us: int) -> dict[str, Any]:
             run=result,
             parameters={**parameters_of(settings, this.job), "mode": settings.mode},
             server={"kind": server.info.kind, "version": server.info.version},
+            templates=[template.as_dict() for template in this.templates.values()],
             secret_words=secret_words(settings.redis_url.get_secret_value()),
         ),
     )

@@ -17,11 +17,12 @@ from ..server.connection import Server
 from ..settings import Settings
 from . import figures
 from .session import RunSession
-from .tables import SAMPLE_ROWS, groups_frame, markdown, read_json, safe, span
+from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe, span
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
+    from ipywidgets import Widget
 
 
 class Analysis(RunSession):
@@ -66,7 +67,8 @@ class Analysis(RunSession):
     def stream_table(self) -> pd.DataFrame:
         """The stream as XINFO says."""
         info = self.baseline["stream"]
-        return pd.DataFrame({"value": [one_line(str(v)) for v in info.values()]}, index=list(info))
+        words = [f"{v:,}" if isinstance(v, int) else one_line(str(v)) for v in info.values()]
+        return Table({"value": words}, index=pd.Index(list(info), name="stream"))
 
     def groups_table(self) -> pd.DataFrame:
         """Each group, its backlog counted, its lag as reported."""
@@ -77,14 +79,19 @@ class Analysis(RunSession):
         group = self.settings.consumer_group
         found = next(g for g in self.baseline["groups"] if g["name"] == group)["consumer_list"]
         frame = pd.DataFrame(found, columns=["name", "pending", "idle_ms"])
+        frame = frame.sort_values(["pending", "idle_ms"], ascending=False).head(SAMPLE_ROWS)
         frame["name"] = frame["name"].map(one_line)
-        frame = frame.sort_values(["pending", "idle_ms"], ascending=False)
-        return frame.head(SAMPLE_ROWS).reset_index(drop=True)
+        frame["idle"] = [span(ms / 1000) for ms in frame.pop("idle_ms")]
+        return Table(frame.reset_index(drop=True))
 
     def head(self) -> pd.DataFrame:
         """The first events of the backlog."""
         hidden = ["time_source", "invalid", "missing", "failed"]
-        return safe(self.frame.head(SAMPLE_ROWS).drop(columns=hidden))
+        shown = self.frame.head(SAMPLE_ROWS).drop(columns=hidden)
+        shown["event_time"] = shown["event_time"].map(
+            lambda time: "" if pd.isna(time) else str(time)[:23]
+        )
+        return safe(shown.rename(columns={"event_time": "event_time (UTC)"}))
 
     def invalid_table(self) -> pd.DataFrame:
         """Events that cannot be read, by reason, with an example of each (escaped)."""
@@ -96,7 +103,7 @@ class Analysis(RunSession):
         examples = [
             one_line(" ".join(text(part) for part in (entry[1] or [])), 100) for entry in raw
         ]
-        return pd.DataFrame(
+        return Table(
             {
                 "events": counts.to_numpy(),
                 "example": [entry_id.decode() for entry_id in ids],
@@ -105,10 +112,10 @@ class Analysis(RunSession):
             index=pd.Index(counts.index, name="reason"),
         )
 
-    def entry(self, entry_id: str) -> pd.DataFrame:
+    def entry(self, entry_id: str) -> Table:
         """One entry as `drainkit show` has it: fields, values, verdicts, groups, audit."""
         (found,) = show(self.server, self.settings, self.job.policy, [entry_id], now_us=self.at_us)
-        return pd.DataFrame(rows_of(found), columns=["part", "name", "value"])
+        return Table(rows_of(found), columns=["part", "name", "value"])
 
     def age(self) -> go.Figure:
         """Ages against the limit."""
@@ -133,3 +140,17 @@ class Analysis(RunSession):
     def what_if(self) -> go.Figure:
         """What would pass at other limits."""
         return figures.what_if(self.frame, self.job.policy)
+
+    def explore(self, *, anyway: bool = False) -> Widget | None:
+        """Limits to move and events to search, where a person is; elsewhere nothing.
+
+        `anyway` shows it in a front end that does not say that a person is there.
+        """
+        from .explore import Exploration, person_is_here
+
+        if not (anyway or person_is_here()):
+            return None
+        self.exploration = Exploration(
+            self.frame, self.job.policy, self.settings, lambda one: self.entry(one)._repr_html_()
+        )
+        return self.exploration.widget

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from ..core.policy import ACTIONS, COLOURS, NAMES, Policy
 from ..safe import label, share
@@ -25,11 +25,9 @@ from .bins import (
     what_if_limits,
     without_outliers,
 )
+from .canvas import LINE, Canvas, canvas, counted, events, limit_at, named_rows, two_colours
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-INK, LIMIT, READ = "#222222", "#000000", "#0072B2"
+READ = "#0072B2"
 TOP = 12
 _EPOCH = dt.datetime(1970, 1, 1)
 MAX_COMBINATIONS = 12
@@ -41,7 +39,7 @@ TIME_STEPS_SEC = (
 )  # fmt: skip
 
 
-def age(ages_sec: np.ndarray, policy: Policy) -> go.Figure:
+def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     """How old the events are, against the maximum age."""
     minutes, limit = ages_sec[np.isfinite(ages_sec)] / 60, policy.max_age_min
     old = int((minutes > limit).sum())
@@ -55,37 +53,36 @@ def age(ages_sec: np.ndarray, policy: Policy) -> go.Figure:
     title = f"{share(old, len(ages_sec))} of the events are older than {limit:g} min"
     if not old:
         title = f"No event is older than {limit:g} min"
-    figure = _figure(title, x_title, "events", legend=True)
+    figure = canvas(title, x_title, "events", legend=True)
     step = age_step_min(limit, high)
     shown = np.clip(minutes, min(step, limit) / 2, high)  # none is below the first bar
     first, counts = histogram(shown, limit, step, over=True)
     edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0) / size
-    _two_colours(figure, edges, counts, first, ("young enough", "too old"), over=True)
-    return _limit(figure, limit / size, f"max age {limit:g} min", left=limit > 0.7 * high)
+    two_colours(figure, edges, counts, first, ("young enough", "too old"), over=True,
+                unit=f" {unit if size > 1 else 'min'}")  # fmt: skip
+    return limit_at(figure, limit / size, f"max age {limit:g} min", left=limit > 0.7 * high)
 
 
-def confidence(values: np.ndarray, policy: Policy) -> go.Figure:
+def confidence(values: np.ndarray, policy: Policy) -> Canvas:
     """How confident the signals are, against the minimum."""
     valid, limit = values[np.isfinite(values)], policy.min_conf
     low = int((valid < limit).sum())
     title = f"{share(low, len(values))} of the events are below confidence {limit:g}"
     if not low:
         title = f"No event is below confidence {limit:g}"
-    figure = _figure(title, "confidence (0 to 1)", "events", legend=True)
+    figure = canvas(title, "confidence (0 to 1)", "events", legend=True)
     step = next((s for s in CONFIDENCE_STEPS if abs(limit / s - round(limit / s)) < 1e-9), 0.02)
     # 1.0 belongs into the last bar below 1, unless it is the limit itself
     shown = np.minimum(valid, max(limit, 1 - step / 2))
     first, counts = histogram(shown, limit, step, over=False)
     edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0)
-    _two_colours(figure, edges, counts, first, ("too low", "high enough"), over=False)
+    two_colours(figure, edges, counts, first, ("too low", "high enough"), over=False)
     figure.update_xaxes(range=[0, max(1.0, float(edges[-1]))])
-    return _limit(figure, limit, f"min confidence {limit:g}", left=limit > 0.7)
+    return limit_at(figure, limit, f"min confidence {limit:g}", left=limit > 0.7)
 
 
-def by_category(frame: pd.DataFrame, column: str) -> go.Figure:
+def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     """Events by symbol, source or side, split by what becomes of them."""
-    import plotly.graph_objects as go
-
     values = frame[column].astype("category").cat
     names, codes = values.categories, values.codes.to_numpy()
     order = np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")
@@ -106,27 +103,27 @@ def by_category(frame: pd.DataFrame, column: str) -> go.Figure:
         title = (
             f"By {column}: {shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
         )
-    figure = _figure(title, "events", "", height=150 + 26 * max(2, len(kept)), legend=True)
+    figure = canvas(title, "events", "", height=150 + 26 * max(2, len(kept)), legend=True)
     for action in ACTIONS:
         counts = np.bincount(rows[(frame["action"] == action).to_numpy()], minlength=len(shown))
         if counts.any():
+            said = [f"{shown[k]}, {NAMES[action]}: {events(counts[k])}" for k in kept]
             figure.add_trace(
                 go.Bar(y=list(range(len(kept))), x=[int(counts[k]) for k in kept],
-                       orientation="h", name=NAMES[action], marker_color=COLOURS[action])
+                       orientation="h", name=NAMES[action], marker_color=COLOURS[action],
+                       hovertext=said, hoverinfo="text")
             )  # fmt: skip
     figure.update_layout(barmode="stack")
-    _rows(figure, [shown[k] for k in kept])
-    return _counted(figure, "x", int(totals.max()))
+    named_rows(figure, [shown[k] for k in kept])
+    return counted(figure, "x", int(totals.max()))
 
 
-def arrivals(frame: pd.DataFrame) -> go.Figure:
+def arrivals(frame: pd.DataFrame) -> Canvas:
     """When the events were made, split by what becomes of them."""
-    import plotly.graph_objects as go
-
     known = frame[frame["event_time"].notna()]
     if not len(known):
         title = "No event has a usable time" if len(frame) else "There is no event"
-        return _counted(_figure(title, "event time (UTC)", "events"), "y", 0)
+        return counted(canvas(title, "event time (UTC)", "events"), "y", 0)
     times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
     ages = times.max() - times
     span = without_outliers(ages, 0)
@@ -138,22 +135,24 @@ def arrivals(frame: pd.DataFrame) -> go.Figure:
     counts = np.bincount(bins)
     peak = _moment(start + int(counts.argmax()) * step)
     began = f"{peak:%d %b %H:%M:%S}" if step < 86_400 else peak.date().isoformat()
-    title = f"The busiest {_duration(step)} began {began}: {_events(counts.max())}"
+    title = f"The busiest {_duration(step)} began {began}: {events(counts.max())}"
     x_title = "event time (UTC)"
     if before := int((times < start).sum()):
         first = _moment(times.min()).date().isoformat()
         x_title += f"; the first bar also holds {before:,} back to {first}"
-    figure = _figure(title, x_title, f"events per {_duration(step)}", legend=True)
+    figure = canvas(title, x_title, f"events per {_duration(step)}", legend=True)
     middles = [_moment(start + (k + 0.5) * step).isoformat() for k in range(len(counts))]
     for action in ACTIONS:
         part = np.bincount(bins[(known["action"] == action).to_numpy()], minlength=len(counts))
         if part.any():
             figure.add_trace(
                 go.Bar(x=middles, y=part.tolist(), name=NAMES[action],
-                       marker_color=COLOURS[action], width=step * 1000)
+                       marker_color=COLOURS[action], width=step * 1000,
+                       hovertemplate=f"{_duration(step)} around %{{x}}: %{{y:,}} events, "
+                                     f"{NAMES[action]}<extra></extra>")
             )  # fmt: skip
     figure.update_layout(barmode="stack", bargap=0)
-    return _counted(figure, "y", int(counts.max()))
+    return counted(figure, "y", int(counts.max()))
 
 
 def _moment(epoch_sec: float) -> dt.datetime:
@@ -163,10 +162,8 @@ def _moment(epoch_sec: float) -> dt.datetime:
     return _EPOCH + dt.timedelta(seconds=min(max(float(epoch_sec), least), most))
 
 
-def overlap(frame: pd.DataFrame) -> go.Figure:
+def overlap(frame: pd.DataFrame) -> Canvas:
     """How the filters overlap: which combinations of them the events fail."""
-    import plotly.graph_objects as go
-
     counts = frame["failed"].astype(str).value_counts()
     counts = counts[counts > 0]
     several = int(sum(n for names, n in counts.items() if "," in str(names)))
@@ -174,7 +171,7 @@ def overlap(frame: pd.DataFrame) -> go.Figure:
     title = f"{share(several, len(frame))} of the events fail more than one filter"
     if not several:
         title = "No event fails more than one filter"
-    figure = _figure(title, "events", "", height=110 + 26 * max(2, len(counts)))
+    figure = canvas(title, "events", "", height=110 + 26 * max(2, len(counts)))
     names = [
         " + ".join(NAMES[part] for part in str(key).split(",")) if key else "passes all"
         for key in counts.index
@@ -185,29 +182,33 @@ def overlap(frame: pd.DataFrame) -> go.Figure:
     figure.add_trace(
         go.Bar(y=list(range(len(names))), x=[int(n) for n in counts], orientation="h",
                marker_color=colours, text=[f"{n:,}" for n in counts], textposition="outside",
-               cliponaxis=False)
+               cliponaxis=False, hoverinfo="text",
+               hovertext=[f"{name}: {events(n)}" for name, n in zip(names, counts, strict=True)])
     )  # fmt: skip
-    _rows(figure, names)
-    return _counted(figure, "x", int(counts.max()) if len(counts) else 0)
+    named_rows(figure, names)
+    return counted(figure, "x", int(counts.max()) if len(counts) else 0)
 
 
-def what_if(frame: pd.DataFrame, policy: Policy) -> go.Figure:
+def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
     """How many events would pass at other limits; only those that no other filter drops."""
-    import plotly.graph_objects as go
-
     ages, confidences = what_if_limits(policy)
+    oldest_min = frame["age_sec"].max() / 60  # nan without an age
+    enough = next((age for age in ages if age >= max(oldest_min, policy.max_age_min)), ages[-1])
+    ages = [age for age in ages if age <= enough]
     passing = passing_at(frame, ages, confidences)
     row, column = ages.index(policy.max_age_min), confidences.index(policy.min_conf)
     title = (
         f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these limits"
     )
-    figure = _figure(title, "minimum confidence", "maximum age", height=400)
+    figure = canvas(title, "minimum confidence", "maximum age", height=400)
     figure.add_trace(
         go.Heatmap(
             z=passing.tolist(),
-            text=[[f"{n:,}" for n in line] for line in passing.tolist()],
-            texttemplate="%{text}",
-            hoverinfo="skip",
+            x=[f"{c:.15g}" for c in confidences],
+            y=[_duration(minutes * 60) for minutes in ages],
+            texttemplate="%{z:,}",
+            hovertemplate="at most %{y} old, confidence at least %{x}: "
+            "%{z:,} would pass<extra></extra>",
             colorscale="Cividis",
             zmin=0,
             zmax=max(1, int(passing.max())),
@@ -220,22 +221,16 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> go.Figure:
         type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5,
         line={"color": COLOURS["dropped_invalid"], "width": 3},
     )  # fmt: skip
-    figure.update_xaxes(
-        tickvals=list(range(len(confidences))), ticktext=[f"{c:g}" for c in confidences]
-    )
-    figure.update_yaxes(
-        tickvals=list(range(len(ages))), ticktext=[_duration(minutes * 60) for minutes in ages]
-    )
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category")
     return figure
 
 
-def waterfall(counts: dict[str, int]) -> go.Figure:
+def waterfall(counts: dict[str, int]) -> Canvas:
     """From all that was read to what passed, one step for each filter."""
-    import plotly.graph_objects as go
-
     read, ok = sum(counts.values()), counts["drained_ok"]
     title = f"{ok:,} of {read:,} events pass ({share(ok, read)})"
-    figure = _figure(title, "", "events", height=380)
+    figure = canvas(title, "", "events", height=380)
     heights = [read, *[counts[action] for action in ACTIONS]]
     left = read - np.cumsum([counts[action] for action in ACTIONS])
     bases = [0, *left[:-1].tolist(), 0]
@@ -250,6 +245,13 @@ def waterfall(counts: dict[str, int]) -> go.Figure:
             ],
             textposition="outside",
             cliponaxis=False,
+            hovertext=[
+                f"{name}: {events(n)}"
+                for name, n in zip(
+                    ["read", *[NAMES[action] for action in ACTIONS]], heights, strict=True
+                )
+            ],
+            hoverinfo="text",
         )
     )
     for k, level in enumerate([read, *left[:-1].tolist()] if read else []):
@@ -257,27 +259,27 @@ def waterfall(counts: dict[str, int]) -> go.Figure:
             type="line", x0=k + 0.4, x1=k + 0.6, y0=level, y1=level, line={"color": "#888888"}
         )
     figure.update_yaxes(range=[0, read * 1.12 or 1])
-    return _counted(figure, "y", read)
+    return counted(figure, "y", read)
 
 
-def pace(audit_ms: np.ndarray, rate: float | None) -> go.Figure:
+def pace(audit_ms: np.ndarray, rate: float | None) -> Canvas:
     """Events that reached the audit over time (sorted, ms), against the throttle (events/s)."""
-    import plotly.graph_objects as go
-
-    figure = _figure(pace_title(audit_ms, rate), "seconds since the first", "events per second")
+    figure = canvas(pace_title(audit_ms, rate), "seconds since the first", "events per second")
     if len(audit_ms):
         ms = audit_ms - audit_ms.min()
         width, in_ms = pace_bins(int(ms.max()), rate)
         counts = np.bincount(ms // in_ms)
         figure.add_trace(
             go.Bar(x=[(k + 0.5) * width for k in range(len(counts))], y=(counts / width).tolist(),
-                   width=width * 0.95, marker_color=COLOURS["drained_ok"])
+                   width=width * 0.95, marker_color=COLOURS["drained_ok"],
+                   hovertemplate="around second %{x:.4g}: %{y:.4g} events per second"
+                                 "<extra></extra>")
         )  # fmt: skip
     if rate is not None:
         # a window of one second may hold the rate rounded up
         figure.add_hline(y=rate if rate < 1 else math.ceil(rate), line_dash="dash",
-                         line_color=LIMIT, annotation_text=f"throttle {rate:g}/s")  # fmt: skip
-    return _counted(figure, "y", len(audit_ms))
+                         line_color=LINE, annotation_text=f"throttle {rate:g}/s")  # fmt: skip
+    return counted(figure, "y", len(audit_ms))
 
 
 def pace_title(audit_ms: np.ndarray, rate: float | None) -> str:
@@ -286,93 +288,11 @@ def pace_title(audit_ms: np.ndarray, rate: float | None) -> str:
         return "Nothing was drained, so there is no pace to measure"
     worst = busiest_second(audit_ms)
     if rate is None:
-        return f"The busiest second holds {_events(worst)} (no throttle)"
+        return f"The busiest second holds {events(worst)} (no throttle)"
     if rate >= 1 or len(audit_ms) < 2:
-        return f"The busiest second holds {_events(worst)} ({math.ceil(rate):,} allowed)"
+        return f"The busiest second holds {events(worst)} ({math.ceil(rate):,} allowed)"
     gap = float(np.diff(audit_ms).min()) / 1000
     return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"
-
-
-def _figure(
-    title: str, x_title: str, y_title: str, *, height: int = 340, legend: bool = False
-) -> go.Figure:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
-               "pad": {"t": 14}, "font": {"size": 17}},
-        height=height,
-        margin={"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
-        template="plotly_white",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        showlegend=legend,
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-    )  # fmt: skip
-    figure.update_xaxes(title_text=x_title, automargin=True)
-    figure.update_yaxes(title_text=y_title, automargin=True)
-    return figure
-
-
-def _rows(figure: go.Figure, names: list[str]) -> None:
-    """Horizontal bars from top to bottom, a name beside each; counts along the axis."""
-    figure.update_yaxes(
-        tickvals=list(range(len(names))),
-        ticktext=[f"{name} " for name in names],
-        range=[max(len(names), 2) - 0.5, -0.5],
-        showgrid=False,
-        zeroline=False,
-    )
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_layout(bargap=0.25)
-
-
-def _two_colours(
-    figure: go.Figure, edges: np.ndarray, counts: np.ndarray, first: int,
-    names: tuple[str, str], *, over: bool,
-) -> None:  # fmt: skip
-    """Bars below and from bin 0 on, which begins at the limit, in the colours of their fate."""
-    import plotly.graph_objects as go
-
-    middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    colours = [COLOURS["drained_ok"], COLOURS["dropped_old" if over else "dropped_low_conf"]]
-    beyond = np.arange(len(counts)) + first >= 0
-    for chosen, name, colour in zip(
-        (~beyond, beyond), names, colours if over else reversed(colours), strict=True
-    ):
-        if counts[chosen].any():
-            figure.add_trace(
-                go.Bar(x=middles[chosen].round(6).tolist(), y=counts[chosen].tolist(), name=name,
-                       marker_color=colour, width=widths[chosen].round(6).tolist())
-            )  # fmt: skip
-    figure.update_layout(bargap=0, barmode="overlay")
-    most = int(counts.max()) if len(counts) else 0
-    figure.update_yaxes(range=[0, 1.18 * most or 1])  # room for the limit's name
-    _counted(figure, "y", most)
-
-
-def _counted(figure: go.Figure, axis: str, most: int) -> go.Figure:
-    """Whole numbers along the axis of counts; where nothing is drawn, a word instead of axes."""
-    update = figure.update_xaxes if axis == "x" else figure.update_yaxes
-    update(tickformat=",", dtick=1 if 0 < most <= 5 else None)
-    if not figure.data or not most:
-        figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
-        figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
-        figure.add_annotation(text="no events", x=0.5, y=0.5, xref="paper", yref="paper",
-                              showarrow=False)  # fmt: skip
-    return figure
-
-
-def _limit(figure: go.Figure, at: float, text: str, *, left: bool) -> go.Figure:
-    figure.add_vline(
-        x=at, line_dash="dash", line_color=LIMIT, annotation_text=f" {text} ",
-        annotation_position="top left" if left else "top right",
-    )  # fmt: skip
-    return figure
-
-
-def _events(n: int) -> str:
-    return f"{n:,} event" if n == 1 else f"{n:,} events"
 
 
 def _duration(seconds: float) -> str:

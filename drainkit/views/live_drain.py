@@ -23,7 +23,7 @@ from ..server import reading
 from ..server.connection import Server
 from ..settings import Settings
 from .session import RunSession
-from .tables import SAMPLE_ROWS, counts_frame, markdown, read_json, span
+from .tables import SAMPLE_ROWS, Table, counts_frame, markdown, read_json, span
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -107,7 +107,7 @@ class LiveDrain(RunSession):
     def drift_table(self) -> pd.DataFrame:
         """Where the outcome differs from the plan, and why it may."""
         rows = (self.summary.drift if self.summary else None) or []
-        return pd.DataFrame(rows[:SAMPLE_ROWS], columns=["id", "planned", "happened"])
+        return Table(rows[:SAMPLE_ROWS], columns=["id", "planned", "happened"])
 
     def drift_line(self) -> Markdown:
         """How much differs from the plan."""

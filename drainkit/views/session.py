@@ -24,7 +24,7 @@ from ..errors import UsageError
 from ..safe import one_line
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
-from .tables import read_json
+from .tables import Table, read_json
 
 DEFAULT_URL_ENV = "DRAINKIT_REDIS_URL"
 EXTRA = ("redis_url_env", "run_dir", "approve")
@@ -90,7 +90,7 @@ class Session:
         values["run_dir"] = str(self.run_dir or "(none: nothing is written)")
         values |= self._more_settings()
         rows = {name: one_line(value) for name, value in values.items() if value}
-        return pd.DataFrame({"value": rows.values()}, index=pd.Index(rows, name="parameter"))
+        return Table({"value": rows.values()}, index=pd.Index(rows, name="parameter"))
 
     def _more_settings(self) -> dict[str, str]:
         return {}
@@ -104,7 +104,7 @@ class Session:
         """What this run has written so far."""
         paths = sorted(self.run_dir.iterdir()) if self.run_dir else []
         sizes = {one_line(path.name): path.stat().st_size for path in paths if path.is_file()}
-        return pd.DataFrame({"bytes": sizes.values()}, index=pd.Index(sizes, name="file"))
+        return Table({"bytes": sizes.values()}, index=pd.Index(sizes, name="file"))
 
 
 class RunSession(Session):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,51 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
 
 SAMPLE_ROWS = 8
+_STYLE = (
+    "<style>.drainkit-table td,.drainkit-table th{text-align:left!important}"
+    ".drainkit-table .n{text-align:right!important;font-variant-numeric:tabular-nums}</style>"
+)
+
+
+class Table(pd.DataFrame):
+    """A DataFrame that shows itself for a reader: text to the left, numbers with separators, and
+    nothing where there is nothing. All of it is escaped."""
+
+    def _repr_html_(self) -> str:
+        named = self.index.name is not None or self.index.dtype == object
+        frame = self.reset_index(names=str(self.index.name or "")) if named else self
+        right = [_is_number(frame[name]) for name in frame.columns]
+        kind = [" class='n'" if is_right else "" for is_right in right]
+        head = "".join(
+            f"<th{k}>{html.escape(str(name))}</th>" for name, k in zip(frame, kind, strict=True)
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td{k}>{_cell(v)}</td>" for v, k in zip(row, kind, strict=True))
+            + "</tr>"
+            for row in frame.itertuples(index=False)
+        )
+        return (
+            f"{_STYLE}<table class='dataframe drainkit-table'><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table>"
+        )
+
+
+def _is_number(values: pd.Series) -> bool:
+    known = [value for value in values.tolist() if value == value]  # noqa: PLR0124 - nan
+    return bool(known) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in known
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None or value != value:  # noqa: PLR0124 - nan
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return html.escape(str(value))
 
 
 def markdown(text: str) -> Markdown:
@@ -26,14 +72,14 @@ def markdown(text: str) -> Markdown:
     return Markdown(text)  # type: ignore[no-untyped-call]
 
 
-def safe(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts from outside without control and bidi characters; HTML is escaped by pandas itself."""
+def safe(frame: pd.DataFrame) -> Table:
+    """Texts from outside without control and bidi characters; HTML is escaped when shown."""
     shown = frame.copy()
     for column in shown:
         if not pd.api.types.is_numeric_dtype(shown[column]):
             texts = shown[column].astype(object)
             shown[column] = texts.map(lambda v: "" if pd.isna(v) else one_line(str(v), 60))
-    return shown.reset_index(drop=True)
+    return Table(shown.reset_index(drop=True))
 
 
 GROUP_COLUMNS = (
@@ -41,9 +87,7 @@ GROUP_COLUMNS = (
 )  # fmt: skip
 
 
-def groups_frame(
-    *states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS
-) -> pd.DataFrame:
+def groups_frame(*states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS) -> Table:
     """The groups of states (or of a baseline.json), one row each; what is unknown says so."""
     frame = pd.DataFrame(
         [
@@ -53,14 +97,14 @@ def groups_frame(
         ],
         columns=list(columns),
     )
-    return frame.set_index(columns[0])
+    return Table(frame.set_index(columns[0]))
 
 
 def counts_frame(summary: Summary | None) -> pd.DataFrame:
     """Events by action, with shares."""
     counts = [getattr(summary, action) if summary else 0 for action in ACTIONS]
     shares = [share(n, sum(counts)) for n in counts]
-    return pd.DataFrame({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
+    return Table({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
 
 
 def read_json(run_dir: Path | None, name: str) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from ..server.connection import Server
 from ..settings import Settings
 from . import figures
 from .session import RunSession
-from .tables import SAMPLE_ROWS, groups_frame, markdown, read_json, safe
+from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -141,12 +141,9 @@ class Verification(RunSession):
         before, after = groups_frame(self.before), groups_frame(self.after)
         columns = ["position", "undelivered", "pending"]
         if not self.has_before:
-            return after[columns]
-        return (
-            before[columns]
-            .add_suffix(" before")
-            .join(after[columns].add_suffix(" after"), how="outer")
-        )
+            return Table(after[columns])
+        both = (before[columns].astype(object), after[columns].astype(object))
+        return Table(both[0].add_suffix(" before").join(both[1].add_suffix(" after"), how="outer"))
 
     def others_line(self) -> Markdown:
         """What became of the groups that are not the drain's own."""
@@ -174,7 +171,7 @@ class Verification(RunSession):
         """Events by action, as the audit has them."""
         actions = pd.Series([record.action for record in self.records], dtype=object)
         counts = actions.value_counts().reindex(list(ACTIONS)).fillna(0).astype(int)
-        return pd.DataFrame({"audited": counts})
+        return Table({"audited": counts})
 
     def audit_ms(self) -> np.ndarray:
         """Milliseconds of the audit ids, in order."""

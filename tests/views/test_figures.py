@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,7 @@ from drainkit.views.bins import (
     passing_at,
     what_if_limits,
 )
+from drainkit.views.picture import svg
 
 NOW_MS = 1_800_000_000_000
 POLICY = Policy(30.0, frozenset(ALLOWLIST), 0.6)
@@ -309,3 +312,69 @@ def test_titles_count_all_events() -> None:
 def test_a_share_is_not_rounded_to_all_or_nothing(part: int, whole: int, said: str) -> None:
     """100 % is all of them and 0 % none."""
     assert share(part, whole) == said
+
+
+# ---------------------------------------------------------------- light, dark, and without plotly
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2)."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_is_readable_on_light_and_dark_paper(backlog: pd.DataFrame) -> None:
+    """The paper is transparent, and text stands out from white and from JupyterLab's dark alike."""
+    for figure in all_figures(backlog).values():
+        layout = figure.to_dict()["layout"]
+        assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
+        text = luminance(layout["font"]["color"])
+        assert 1.05 / (text + 0.05) > 4.2
+        assert (text + 0.05) / (luminance("#111111") + 0.05) > 4.2
+        assert not set(texts(layout)) & {"#000000", "black", "#222222", "white", "#ffffff"}
+
+
+def test_hovers_are_sentences(backlog: pd.DataFrame) -> None:
+    """A bar says from where to where it reaches and how many events it holds."""
+    recent = backlog[backlog["age_sec"] < 3600]
+    bars = figures.age(recent["age_sec"].to_numpy(), POLICY).to_dict()["data"]
+    minutes = recent["age_sec"] / 60
+    held = ((minutes > 29.25) & (minutes <= 30)).sum()
+    assert bars[0]["hovertext"][-1] == f"29.25 to 30 min: {held:,} events"
+    for name, figure in all_figures(backlog).items():
+        for trace in figure.to_dict()["data"]:
+            assert "hovertext" in trace or "<extra></extra>" in trace["hovertemplate"], name
+
+
+def test_ages_that_no_event_has_are_left_out() -> None:
+    """The heat map ends with the first age that lets every event through."""
+    young = frame_of(sample_entries(NOW_MS)[8000:])
+    oldest = young["age_sec"].max() / 60
+    rows = figures.what_if(young, POLICY).to_dict()["data"][0]["y"]
+    assert 30 < oldest < 60
+    assert list(rows) == ["5 min", "10 min", "15 min", "30 min", "1 h"]
+
+
+def test_a_page_without_plotly_has_a_picture(backlog: pd.DataFrame) -> None:
+    """Each figure is also an SVG: well formed, with its title and every bar, texts inert."""
+    hostile: list[RawEntry] = [
+        [b"%d-7" % NOW_MS, [b"symbol", b"</svg><script>x</script>", b"confidence", b"0.9"]]
+    ] * 3
+    frame = frame_of([*sample_entries(NOW_MS)[6800:], *hostile])
+    for some in (frame, frame_of([])):
+        for name, figure in all_figures(some).items():
+            drawn = json.loads(figure.to_json())
+            picture = parsed(svg(drawn))
+            tags = Counter(element.tag.rpartition("}")[2] for element in picture.iter())
+            assert set(tags) <= {"svg", "title", "text", "rect", "line"}, name
+            words = [element.text for element in picture.iter()]
+            assert drawn["layout"]["title"]["text"] in words
+            bars = sum(len(t["x"]) for t in drawn["data"] if t["type"] == "bar")
+            assert tags["rect"] >= bars, name
+    evil = svg(json.loads(figures.by_category(frame_of(hostile), "symbol").to_json()))
+    assert "</svg><script>x</script>" in list(parsed(evil).itertext())
+
+
+def parsed(picture: str) -> ElementTree.Element:
+    return ElementTree.fromstring(picture)  # noqa: S314 - our own

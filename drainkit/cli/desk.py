@@ -1,0 +1,210 @@
+"""Commands for a person at a desk: the demo, the notebooks, JupyterLab."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UsageError
+from ..safe import one_line
+from .draining import run_and_tell
+from .options import DEBUG, GROUP, JSON, WHERE, option, settings_of, stack
+from .program import program
+from .terminal import connected, emit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..demo.embedded import EmbeddedServer
+    from ..settings import Settings
+
+_FOLDER = "drainkit-notebooks"
+_DEMO_REPORTS = "demo-reports"
+# what a kernel gets by other ways, or what is not a notebook's affair
+_NOT_FOR_KERNELS = frozenset(
+    {"redis_url", "mode", "plan", "reports_dir", "notebooks_dir", "limits"}
+)
+_BINARY = option("--server", "binary", metavar="PROGRAM",
+                 help="Demo: a redis-server. [the bundled Valkey]")  # fmt: skip
+
+
+@program.command()
+@_BINARY
+@option("--reports-dir", metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]")
+@option("--serve", is_flag=True, help="Drain nothing; keep the server until interrupted.")
+@stack([DEBUG, JSON])
+def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> int:
+    """See it work: a sample backlog on a server of its own, through the whole pipeline."""
+    from ..demo.embedded import EmbeddedServer
+
+    with EmbeddedServer(binary) as embedded:
+        settings = _filled(embedded, reports_dir, as_json=as_json)
+        if not serve:
+            return run_and_tell(settings, as_json, yes=True)
+        commands = _next_commands(settings)
+        lines = [f"The server: {embedded.url}", "In another terminal:"]
+        emit(as_json, {"redis_url": embedded.url, "stream": settings.stream, "next": commands},
+             "\n".join([*lines, *(f"  {c}" for c in commands), "Ctrl-C ends it."]))  # fmt: skip
+        sys.stdout.flush()
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:  # the way to end it, so nothing went wrong
+            return 0
+
+
+@program.command()
+@click.argument("folder", metavar="DIR")
+@option("--force", is_flag=True, help="Replace notebooks there that differ.")
+@stack([DEBUG, JSON])
+def notebooks(folder: str, force: bool, as_json: bool) -> None:
+    """Copy the notebooks into DIR, to work with them there.
+
+    \b
+    Examples:
+      drainkit notebooks my-notebooks
+      drainkit run --notebooks-dir my-notebooks
+    """
+    from pathlib import Path
+
+    from ..pipeline.templates import copy_to
+
+    done = copy_to(Path(folder), force=force)
+    data = {"folder": folder, "copied": done.copied, "unchanged": done.equal}
+    emit(as_json, data, "\n".join([
+        *(f"copied {name}" for name in done.copied),
+        f"{one_line(folder)} holds all notebooks. drainkit lab {_quoted(folder)} opens them.",
+    ]))  # fmt: skip
+
+
+class _Lab(click.Command):
+    """A command that hands all that follows `--` on."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, further = args, []
+        if "--" in args:
+            at = args.index("--")
+            own, further = args[:at], args[at + 1 :]
+        ctx.obj = further
+        return super().parse_args(ctx, own)
+
+
+@program.command(cls=_Lab, options_metavar="[OPTIONS] [DIR] [-- ARGS]")
+@click.argument("folder", metavar="", default=_FOLDER, required=False)
+@option("--demo", "is_demo", is_flag=True, help="A server with a sample backlog, while Lab runs.")
+@option("--no-browser", is_flag=True, help="Open no browser; Lab prints its address.")
+@_BINARY
+@stack([*WHERE, *GROUP])
+@click.pass_context
+def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, binary: str | None,
+        env_name: str | None, **flags: Any) -> None:  # fmt: skip
+    """JupyterLab on the notebooks in DIR (drainkit-notebooks), copied there where missing.
+
+    Notebooks that were changed stay as they are. ARGS go to `jupyter lab`.
+
+    \b
+    Examples:
+      drainkit lab --demo
+      drainkit lab --redis-url redis://localhost:6379/0 --stream my:stream
+      drainkit lab my-notebooks -- --port=9999
+    """
+    from pathlib import Path
+
+    from ..pipeline.templates import copy_to
+
+    home = Path(folder)
+    further = ["--no-browser"] * no_browser + list(ctx.obj)
+    with ExitStack() as stack_:
+        if is_demo:
+            from ..demo.embedded import EmbeddedServer
+
+            if any(value is not None for value in (env_name, *flags.values())):
+                raise UsageError(
+                    "--demo has a server and settings of its own; leave the others out"
+                )
+            for name in [name for name in os.environ if name.startswith("DRAINKIT_")]:
+                del os.environ[name]  # the demo's settings are all there is
+            embedded = stack_.enter_context(EmbeddedServer(binary))
+            settings = _filled(embedded, _DEMO_REPORTS, as_json=True)
+            embedded.outlive_exec()
+        else:
+            settings = settings_of(flags, env_name)
+            with connected(settings):  # before a person waits for a browser
+                pass
+        done = copy_to(home, keep=True)
+        for name in done.kept:
+            click.echo(f"{name} in {one_line(folder)} was changed, and stays as it is", err=True)
+        _become_lab(home, settings, further)
+
+
+def _become_lab(home: Path, settings: Settings, further: list[str]) -> None:
+    """Replace this process by JupyterLab in `home`; its kernels get the settings."""
+    command = [sys.executable, "-m", "jupyterlab", *further]
+    os.environ.update(kernel_variables(settings))
+    os.chdir(home)
+    os.execv(command[0], command)  # noqa: S606 - a list, and no shell
+
+
+def kernel_variables(settings: Settings) -> dict[str, str]:
+    """The settings that were given, as variables: a notebook's folder has no drainkit.toml."""
+    import json
+    from pathlib import Path
+
+    found = {"DRAINKIT_REDIS_URL": settings.redis_url.get_secret_value()}
+    for name in sorted(settings.given - _NOT_FOR_KERNELS):
+        value = getattr(settings, name)
+        if name == "fields":
+            text = json.dumps(value.model_dump(exclude_unset=True))
+        elif value is None:
+            text = {"throttle": "none", "max_events": "all"}.get(name, "")
+        elif isinstance(value, tuple):
+            text = "\n".join(value)
+        elif name == "allowlist" and value.startswith("@"):
+            text = f"@{Path(value[1:]).resolve()}"
+        else:
+            text = value.isoformat() if hasattr(value, "isoformat") else str(value)
+        if text:
+            found[f"DRAINKIT_{name.upper()}"] = text.lower() if isinstance(value, bool) else text
+    return found
+
+
+def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Settings:
+    """The demo's settings, for a server that holds the sample backlog now; tells what is there."""
+    from pathlib import Path
+
+    from ..demo import backlog
+    from ..operations.state import as_text, baseline
+    from ..server.connection import Server
+
+    settings = backlog.settings_of(embedded.url, Path(reports_dir))
+    with Server(embedded.url, settings.stream) as server:
+        backlog.fill(server, stream=settings.stream, group=settings.consumer_group,
+                     consumer=settings.consumer_name)  # fmt: skip
+        click.echo(as_text(baseline(server)) + "\n", err=as_json)
+    return settings
+
+
+def _next_commands(settings: Settings) -> list[str]:
+    """What to try on the demo's server."""
+    url = _quoted(settings.redis_url.get_secret_value())
+    policy = (
+        f"--allowlist {','.join(settings.allowlist.split(',')[:3])}" if settings.allowlist else ""
+    )
+    beside = "--allow-active-consumers"  # the sample's dead consumers are a moment old
+    run = f"drainkit run --redis-url {url} {beside} {policy} --reports-dir {_DEMO_REPORTS}"
+    return [
+        f"drainkit status --redis-url {url}",
+        f"drainkit lab --redis-url {url}",
+        run,
+        f"{run} --mode live --throttle 100 --max-events all",
+    ]
+
+
+def _quoted(text: str) -> str:
+    return shlex.quote(one_line(text, 4096))

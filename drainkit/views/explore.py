@@ -1,0 +1,282 @@
+"""01 with a person in front of it: limits to move, events to search, single entries to open.
+
+Nothing of it is shown where nobody could use it: widgets would be blank in a saved or exported
+notebook. What a person sets is shown as a line to paste; nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.policy import ACTIONS, COLOURS, NAMES, Policy
+from ..errors import DrainkitError
+from ..safe import one_line, share
+from .bins import Binned
+from .tables import safe, span
+
+if TYPE_CHECKING:
+    import ipywidgets as w
+
+    from ..settings import Settings
+
+SAMPLE = 5_000  # rows of the table
+OF_EACH = 50  # of each action at least, where there are as many
+MOST_SYMBOLS = 200  # to choose from, beside those of the allowlist
+AGES_MIN = (
+    0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 75, 90, 105, 120, 150, 180, 210,
+    240, 300, 360, 420, 480, 540, 600, 720, 1080, 1440, 2160, 2880, 4320, 7200, 10_080, 20_160,
+    43_200, 129_600, 525_600,
+)  # fmt: skip
+AROUND = (-3, -2, -1, 0, 1, 2, 3, 4)  # rows of the what-if, in steps of the age slider
+ACROSS = (-20, -15, -10, -5, 0, 5, 10, 15, 20)  # columns, in steps of the confidence slider
+Open = Callable[[str], str]  # an entry by its id, as HTML
+
+
+def person_is_here() -> bool:
+    """Whether a person executes the present cell.
+
+    JupyterLab (and what is built on it) says in the request which cell it is; papermill,
+    nbconvert, nbval, Voila and jupyter-scheduler send the code alone.
+    """
+    try:
+        from IPython.core.getipython import get_ipython
+
+        request: Any = get_ipython().kernel.get_parent()  # type: ignore[union-attr]
+        return bool(request["metadata"]["cellId"])
+    except Exception:  # outside a kernel, or in one of an unknown kind
+        return False
+
+
+def age_limits(oldest_sec: float, policy: Policy) -> list[float]:
+    """The steps of the age slider (minutes), up to the first that no event is older than."""
+    steps = sorted({*AGES_MIN, policy.max_age_min})
+    enough = next((step for step in steps if step * 60 >= oldest_sec), steps[-1])
+    return [step for step in steps if step <= max(enough, policy.max_age_min)]
+
+
+def confidence_limits(policy: Policy) -> list[float]:
+    """The steps of the confidence slider."""
+    return sorted({*(n / 100 for n in range(101)), policy.min_conf})
+
+
+def sample_rows(actions: np.ndarray) -> np.ndarray:
+    """Numbers of the rows shown: spread evenly over all, and some of each action (codes)."""
+    if len(actions) <= SAMPLE:
+        return np.arange(len(actions))
+    chosen = []
+    for code in np.unique(actions):
+        rows = np.flatnonzero(actions == code)
+        few = min(OF_EACH, len(rows))
+        chosen.append(rows[np.linspace(0, len(rows) - 1, few).astype(int)])
+    rest = SAMPLE - sum(map(len, chosen))
+    chosen.append(np.linspace(0, len(actions) - 1, rest).astype(int))
+    return np.unique(np.concatenate(chosen))
+
+
+class Exploration:
+    """The widgets and what they show; `widget` is all of it."""
+
+    def __init__(
+        self, frame: pd.DataFrame, policy: Policy, settings: Settings, open_entry: Open
+    ) -> None:
+        import ipywidgets as w
+
+        self._frame, self._policy, self._settings = frame, policy, settings
+        self._open = open_entry
+        oldest = frame["age_sec"].max() if frame["age_sec"].notna().any() else 0.0
+        self.binned = Binned(frame, age_limits(oldest, policy), confidence_limits(policy))
+        wide = {"layout": w.Layout(width="34rem"), "style": {"description_width": "8rem"}}
+        self.age = w.SelectionSlider(
+            options=[(_age(minutes), k) for k, minutes in enumerate(self.binned.ages)],
+            value=self.binned.ages.index(policy.max_age_min), description="maximum age", **wide,
+        )  # fmt: skip
+        self.confidence = w.SelectionSlider(
+            options=[(f"{c:g}", k) for k, c in enumerate(self.binned.confidences)],
+            value=self.binned.confidences.index(policy.min_conf),
+            description="min confidence", **wide,
+        )  # fmt: skip
+        allowed = policy.allowlist
+        self.which = w.ToggleButtons(
+            options=[("any symbol", False), ("only these", True)], value=allowed is not None,
+            description="allowlist", style={"description_width": "8rem"},
+        )  # fmt: skip
+        choice = _choosable(self.binned.symbols_by_count(), allowed or frozenset())
+        self.symbols = w.SelectMultiple(
+            options=choice, value=[s for s in choice if s in (allowed or ())], rows=8, **wide,
+        )  # fmt: skip
+        self.counts, self.what_if, self.setting = w.HTML(), w.HTML(), w.HTML()
+        for chooser in (self.age, self.confidence, self.which, self.symbols):
+            chooser.observe(self._show, "value")
+        self.entry_id = w.Text(
+            description="entry id", placeholder="1766602826755-0", continuous_update=False, **wide
+        )
+        self.entry = w.HTML()
+        self.entry_id.observe(self._show_entry, "value")
+        self.table, told = self._events()
+        self.widget = w.VBox([
+            self.age, self.confidence, self.which, self.symbols,
+            w.HBox([self.counts, self.what_if], layout=w.Layout(flex_flow="row wrap")),
+            self.setting, w.HTML(told), self.table, self.entry_id, self.entry,
+        ])  # fmt: skip
+        for part in (self.counts, self.what_if, self.setting, self.entry):
+            part.add_class("drainkit-shown")
+        self._show()
+
+    def _events(self) -> tuple[w.Widget, str]:
+        """The searchable table, and which events it holds."""
+        from itables.widget import ITable
+
+        self._rows = sample_rows(self._frame["action"].cat.codes.to_numpy())
+        part = self._frame.iloc[self._rows]
+        shown = safe(part[["id", "symbol", "side", "source"]])
+        shown.insert(1, "age, min", _numbers((part["age_sec"] / 60).round(2)))
+        shown["confidence"] = _numbers(part["confidence"])
+        shown["what becomes of it"] = [NAMES[action] for action in part["action"]]
+        shown["filters it fails"] = [
+            ", ".join(NAMES[name] for name in names.split(",") if name) for names in part["failed"]
+        ]
+        table = ITable(
+            shown, select="single", allow_html=False, maxBytes=0, maxColumns=0, showIndex=False,
+            classes="display nowrap compact", pageLength=10,
+        )  # fmt: skip
+        table.observe(self._row_chosen, "selected_rows")
+        total = len(self._frame)
+        told = f"<b>All {total:,} events</b>"
+        if len(shown) < total:
+            told = (
+                f"<b>{len(shown):,} of {total:,} events</b>, spread evenly over the backlog, with "
+                f"some of each action: search and sorting see these"
+            )
+        return table, told + ", judged by the parameters above. A row that is clicked is opened."
+
+    @property
+    def allowed(self) -> list[str] | None:
+        """The symbols chosen; None: any."""
+        return sorted(self.symbols.value) if self.which.value else None
+
+    def _show(self, _: object = None) -> None:
+        self.symbols.disabled = not self.which.value
+        at = (self.age.value, self.confidence.value)
+        counts = self.binned.counts(*at, self.allowed)
+        self.counts.value = counts_html(counts)
+        self.what_if.value = self._what_if_html(*at)
+        self.setting.value = self._setting_html()
+
+    def _what_if_html(self, age: int, confidence: int) -> str:
+        binned = self.binned
+        passing = binned.passing(self.allowed)
+        rows = [age + k for k in AROUND if 0 <= age + k < len(binned.ages)]
+        columns = [confidence + k for k in ACROSS if 0 <= confidence + k < len(binned.confidences)]
+        most = max(1, int(passing[np.ix_(rows, columns)].max()))
+        head = "".join(f"<th>{binned.confidences[c]:g}</th>" for c in columns)
+        body = ""
+        for r in rows:
+            cells = ""
+            for c in columns:
+                chosen = "outline:2px solid #D55E00;" if (r, c) == (age, confidence) else ""
+                shade = f"background:rgba(0,158,115,{0.6 * passing[r, c] / most:.2f});"
+                cells += f"<td style='{shade}{chosen}'>{passing[r, c]:,}</td>"
+            body += f"<tr><th>{_age(binned.ages[r])}</th>{cells}</tr>"
+        return (
+            f"{_STYLE}<b>What would pass</b> at these ages and confidences"
+            f"<table class='drainkit-grid'><tr><th></th>{head}</tr>{body}</table>"
+        )
+
+    def _setting_html(self) -> str:
+        age = self.binned.ages[self.age.value]
+        confidence = self.binned.confidences[self.confidence.value]
+        command, parameters = setting(self._settings, self._policy, age, confidence, self.allowed)
+        if self.allowed == []:
+            return "<b>Choose at least one symbol</b>, or any."
+        # a command line cannot take back what a file or a variable says
+        beside = self.allowed is None and self._settings.allowlist is not None
+        note = "<p>Any symbol: take the allowlist out of where it is set.</p>" if beside else ""
+        return (
+            f"{note}On a terminal<pre>{html.escape(command)}</pre>"
+            f"or as the parameters of 02<pre>{html.escape(parameters)}</pre>"
+        )
+
+    def _row_chosen(self, change: Any) -> None:
+        if change["new"]:
+            self.entry_id.value = str(self._frame["id"].iloc[self._rows[change["new"][0]]])
+
+    def _show_entry(self, _: object = None) -> None:
+        entry_id = self.entry_id.value.strip()
+        try:
+            self.entry.value = self._open(entry_id) if entry_id else ""
+        except DrainkitError as error:
+            self.entry.value = f"<p>{html.escape(one_line(str(error), 600))}</p>"
+
+
+def counts_html(counts: dict[str, int]) -> str:
+    """Events by action as a table with bars."""
+    total, rows = sum(counts.values()), ""
+    for action in ACTIONS:
+        n = counts[action]
+        bar = f"background:{COLOURS[action]};width:{10 * n / (total or 1):.2f}rem;"
+        rows += (
+            f"<tr data-action='{action}'><td class='l'>{NAMES[action]}</td><td>{n:,}</td>"
+            f"<td>{share(n, total)}</td>"
+            f"<td class='l'><i style='display:inline-block;height:.8em;{bar}'></i></td></tr>"
+        )
+    title = f"<b>What becomes of {total:,} events</b>"
+    return f"{_STYLE}{title}<table class='drainkit-grid'>{rows}</table>"
+
+
+def setting(
+    settings: Settings, policy: Policy, age: float, confidence: float, allowed: list[str] | None
+) -> tuple[str, str]:
+    """The limits as a command line (quoted for a shell), and as the parameters of a notebook."""
+    words = ["drainkit", "run"]
+    for name in ("stream", "consumer_group", "scope"):
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    words += ["--max-age-min", _plain(age), "--min-conf", _plain(confidence)]
+    text = None if allowed is None else ",".join(allowed)
+    if settings.allowlist is not None and allowed == sorted(policy.allowlist or ()):
+        text = settings.allowlist  # as it was given: @file and redis:KEY stay what they are
+    if text is not None:
+        words += ["--allowlist", text]
+    lines = [
+        f"allowlist = {text!r}",
+        f"min_conf = {_plain(confidence)}",
+        f"max_age_min = {_plain(age)}",
+    ]
+    return shlex.join(words), "\n".join(lines)
+
+
+def _choosable(symbols: list[str], allowed: frozenset[str]) -> list[str]:
+    """Symbols that an allowlist on a command line can name, the allowed ones first."""
+    found = [*sorted(allowed), *(s for s in symbols if s not in allowed)][
+        : MOST_SYMBOLS + len(allowed)
+    ]
+    return [s for s in found if "," not in s and not s.startswith(("@", "redis:"))]
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    """Numbers for a table, with nothing where there is none (a table would say NaN)."""
+    return values.astype(object).where(values.notna(), "").reset_index(drop=True)
+
+
+def _plain(number: float) -> str:
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
+def _age(minutes: float) -> str:
+    return f"{minutes:g} min" if minutes < 120 else span(minutes * 60)
+
+
+_STYLE = (
+    "<style>.drainkit-shown{padding:.4rem 1.5rem .4rem 0}"
+    ".drainkit-grid{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+    ".drainkit-grid td,.drainkit-grid th{padding:.1rem .5rem;text-align:right}"
+    ".drainkit-grid .l{text-align:left}"
+    ".drainkit-shown pre{white-space:pre-wrap;overflow-wrap:anywhere}</style>"
+)

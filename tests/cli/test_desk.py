@@ -1,0 +1,189 @@
+"""A way in: the notebooks copied, JupyterLab started, the demo's server kept, templates named."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from books import GROUP, ask, at, seed
+from conftest import ROOT, Cli, Fill, one_line_error
+from servers import Server, wait_until
+
+NAMES = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_notebooks_are_copied_and_nothing_of_a_persons_is_lost(cli: Cli) -> None:
+    """A folder is made and filled; a file that differs is named and kept, unless --force."""
+    mine = cli.cwd / "deep" / "mine"
+    assert cli("notebooks", mine, "--json").json()["copied"] == NAMES
+    for name in NAMES:
+        assert (mine / name).read_bytes() == (ROOT / "notebooks" / name).read_bytes()
+    assert cli("notebooks", mine, "--json").json()["unchanged"] == NAMES
+    (mine / NAMES[0]).write_text("my own work")
+    (mine / NAMES[1]).unlink()
+    refused = cli("notebooks", mine)
+    assert refused.rc == 4
+    assert NAMES[0] in one_line_error(refused.err)
+    assert (mine / NAMES[0]).read_text() == "my own work"
+    assert not (mine / NAMES[1]).exists()
+    assert cli("notebooks", mine, "--force", "--json").json()["copied"] == NAMES[:2]
+    assert json.loads((mine / NAMES[0]).read_text())["nbformat"] == 4
+    assert cli("notebooks", mine / NAMES[0]).rc == 2
+
+
+def test_lab_keeps_what_was_changed_and_starts_in_its_folder(valkey: Server, cli: Cli) -> None:
+    """Missing notebooks are copied, a changed one stays; ARGS reach Jupyter, whose code counts."""
+    mine = cli.cwd / "drainkit-notebooks"
+    mine.mkdir()
+    (mine / NAMES[0]).write_text("my own work")
+    run = cli("lab", "--redis-url", valkey.url, "--", "--version")
+    assert (run.rc, run.out.count(".")) == (0, 2), run.err
+    assert f"{NAMES[0]} in drainkit-notebooks was changed" in run.err
+    assert (mine / NAMES[0]).read_text() == "my own work"
+    assert sorted(path.name for path in mine.iterdir()) == NAMES
+    assert cli("lab", "--redis-url", valkey.url, "--", "--no-such-flag=x", "--version=x").rc != 0
+
+
+def test_lab_looks_for_the_server_first(cli: Cli) -> None:
+    """Where no server answers, Lab is not started and nothing is copied: one line, exit 3."""
+    run = cli("lab", "mine", "--redis-url", "redis://127.0.0.1:1/0", "--", "--version")
+    assert run.rc == 3
+    one_line_error(run.err)
+    assert not (cli.cwd / "mine").exists()
+
+
+def test_kernels_get_the_settings_that_were_given(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What drainkit.toml, a variable or a flag set arrives as it was meant, in another folder."""
+    from drainkit.cli.desk import kernel_variables
+    from drainkit.config import load
+
+    (cli.cwd / "allowed.txt").write_text("A\n")
+    monkeypatch.chdir(cli.cwd)
+    given = {
+        "throttle": "none", "max_events": "all", "allowlist": "@allowed.txt", "min_conf": "0.7",
+        "as_of": "2026-01-01T00:00:00", "allow_active_consumers": True, "mode": "live",
+        "from_consumer": ["a b", "c"], "fields": {"symbol": ["ticker"]}, "scope": "pending",
+    }  # fmt: skip
+    settings = load(given, environ={"DRAINKIT_REDIS_URL": "redis://h:1/0"})
+    variables = kernel_variables(settings)
+    monkeypatch.chdir("/")
+    again = load({"mode": "live"}, environ=variables)
+    same = {name for name in type(settings).model_fields if name != "allowlist"}
+    assert {n: getattr(again, n) for n in same} == {n: getattr(settings, n) for n in same}
+    assert again.allowlist == f"@{cli.cwd}/allowed.txt"
+
+
+def test_both_programs_are_one() -> None:
+    """`jupyter drainkit` finds an executable of that name, with the same entry."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts["jupyter-drainkit"] == scripts["drainkit"]
+
+
+def test_the_demo_can_be_served(cli: Cli) -> None:
+    """--serve says where, keeps the undrained backlog there, and ends with its server at Ctrl-C."""
+    process = cli.start("demo", "--serve", "--json")
+    assert process.stdout is not None
+    said = json.loads(process.stdout.readline())
+    status = cli("status", "--json", "--redis-url", said["redis_url"]).json()
+    assert status["groups"][0]["backlog"]["undelivered"] == 3168
+    assert any(command.startswith("drainkit run ") for command in said["next"])
+    folder = Path(said["redis_url"].removeprefix("unix://").partition("?")[0]).parent
+    process.send_signal(signal.SIGINT)
+    assert cli.finish(process).rc == 0
+    wait_until("its folder is gone", lambda: not folder.exists())
+    assert list(cli.cwd.iterdir()) == []
+
+
+def test_a_persons_own_notebooks_are_run_and_named(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """A copy with one more cell runs; the statement tells it from those that were packaged."""
+    seed(valkey, stream, fill)
+    mine = cli.cwd / "mine"
+    cli("notebooks", mine)
+    own = mine / "02_dry_run.ipynb"
+    book = nbformat.read(own, as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell("print('mine', 6 * 7)"))
+    nbformat.write(book, own)
+    run = cli("run", "--json", "--notebooks-dir", mine, *at(valkey, stream))
+    assert run.rc == 0, run.err
+    folder = cli.cwd / run.json()["evidence"]
+    assert "mine 42" in (folder / own.name).read_text()
+    templates = json.loads((folder / "statement.json").read_text())["predicate"]["templates"]
+    assert [t["name"] for t in templates] == NAMES[:4]
+    for template in templates:
+        assert template["packaged"] is (template["name"] != own.name)
+        data = (mine / template["name"]).read_bytes()
+        assert template["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_notebooks_that_cannot_be_a_run_are_refused(valkey: Server, stream: str, cli: Cli) -> None:
+    """A missing notebook, one without a parameters cell, one that is not JSON: 2, and no folder."""
+    ask(valkey, "XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+    mine = cli.cwd / "mine"
+    cli("notebooks", mine)
+    path = mine / "03_live_drain.ipynb"
+    untagged = path.read_text().replace('"parameters"', '"other"')
+    for text in (untagged, "{", "[]", None):
+        path.write_text(text or "")
+        if text is None:
+            path.unlink()
+        run = cli("run", "--notebooks-dir", mine, *at(valkey, stream))
+        assert run.rc == 2
+        assert path.name in one_line_error(run.err)
+    assert not (cli.cwd / "reports").exists()
+
+
+def installed(site: Path) -> Path:
+    """drainkit as a wheel would install it into `site`; answers its notebooks' folder."""
+    shutil.copytree(ROOT / "drainkit", site / "drainkit")
+    notebooks = site / "drainkit" / "notebooks"
+    shutil.copytree(ROOT / "notebooks", notebooks)
+    info = site / "drainkit-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: drainkit\nVersion: 0.1.0\n")
+    lines = []
+    for path in sorted(notebooks.glob("*.ipynb")):
+        digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest())
+        lines.append(f"drainkit/notebooks/{path.name},sha256={digest.decode().rstrip('=')},1\n")
+    (info / "RECORD").write_text("".join(lines))
+    return notebooks
+
+
+def test_a_packaged_notebook_that_was_edited_in_place_is_refused(
+    valkey: Server, stream: str, fill: Fill, tmp_path: Path
+) -> None:
+    """What is edited inside the installed package does not run (4); as it came, it does."""
+    seed(valkey, stream, fill)
+    notebooks = installed(tmp_path / "site")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "drainkit", "run", "--json", *at(valkey, stream)],
+            env=env, cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    good = run()
+    assert good.returncode == 0, good.stderr
+    folder = tmp_path / json.loads(good.stdout)["evidence"]
+    templates = json.loads((folder / "statement.json").read_text())["predicate"]["templates"]
+    assert [template["packaged"] for template in templates] == [True] * 4
+    path = notebooks / "04_verify.ipynb"
+    path.write_text(path.read_text().replace("assert_balanced", "bottom_line"))
+    bad = run()
+    assert bad.returncode == 4
+    assert path.name in one_line_error(bad.stderr)
+    assert len(list((tmp_path / "reports").glob("*-dry-run-*"))) == 1

@@ -1,0 +1,144 @@
+"""The exploration: other limits give what deciding with them gives, at once; nothing for nobody."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from books import at, seed
+from conftest import Cli, Fill
+from nbconvert import HTMLExporter
+from servers import Server
+from test_figures import NOW_MS, POLICY, frame_of
+
+from drainkit.config import load
+from drainkit.core.frame import decide_frame
+from drainkit.core.policy import Policy
+from drainkit.core.values import RawEntry
+from drainkit.demo.backlog import sample_entries
+from drainkit.views.bins import Binned
+from drainkit.views.explore import SAMPLE, Exploration
+
+AGES, CONFIDENCES = [5.0, 30.0, 90.0, 360.0], [0.0, 0.29, 0.6, 0.61, 1.0]
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    """Events of every kind, some of them exactly at a limit."""
+    edge: list[RawEntry] = [
+        [b"%d-9" % (NOW_MS - ms), [b"symbol", symbol, b"confidence", confidence]]
+        for ms in (-30_000, 0, 300_000, 300_001, 1_800_000, 21_600_000, 21_600_001)
+        for confidence in (b"0.6", b"0.29", b"1", b"0", b"7")
+        for symbol in (b"BTCUSDT", b"a b", b"NEW")
+    ]
+    found = frame_of([*sample_entries(NOW_MS, n=3000), *edge, [b"%d-1" % NOW_MS, None]])
+    assert found["action"].nunique() == 6
+    return found
+
+
+@pytest.mark.parametrize("allowed", [None, POLICY.allowlist, frozenset({"NEW", "nobody"})])
+def test_other_limits_give_what_deciding_gives(
+    frame: pd.DataFrame, allowed: frozenset[str] | None
+) -> None:
+    """For each pair of limits the counts by action, and what passes, are those of the decision."""
+    binned = Binned(frame, AGES, CONFIDENCES)
+    passing = binned.passing(allowed)
+    for row, age in enumerate(AGES):
+        for column, confidence in enumerate(CONFIDENCES):
+            policy = Policy(age, allowed, confidence)
+            decided = decide_frame(frame[frame.columns[:9]], policy, NOW_MS * 1000)
+            counts = binned.counts(row, column, allowed)
+            assert counts == decided["action"].value_counts().reindex(list(counts)).to_dict()
+            assert passing[row, column] == counts["drained_ok"]
+
+
+def test_a_million_events_follow_a_slider_at_once(frame: pd.DataFrame) -> None:
+    """At 1,000,000 events of any age and confidence, all that a slider moves is there in 200 ms."""
+    many = frame.sample(1_000_000, replace=True, random_state=1).reset_index(drop=True)
+    noise = np.random.default_rng(1)
+    many["age_sec"] = noise.uniform(0, 90_000, len(many))
+    many["confidence"] = noise.uniform(0, 1, len(many))
+    shown = Exploration(many, POLICY, load({}, environ={}), str)
+    assert len(shown.binned.symbols) > 15
+    took = []
+    for place in range(3, 8):
+        started = time.perf_counter()
+        shown.age.value = place
+        took.append(time.perf_counter() - started)
+    assert sorted(took)[2] < 0.2
+    assert f"{many['action'].notna().sum():,} events" in shown.counts.value
+
+
+def test_a_setting_can_be_pasted(frame: pd.DataFrame, tmp_path: Path) -> None:
+    """The line is what a shell passes on to `drainkit run`, whatever symbols events made up."""
+    (tmp_path / "allowed").write_text("BTCUSDT\n")
+    given = {"allowlist": f"@{tmp_path}/allowed", "stream": "my stream"}
+    policy = Policy(30.5, frozenset({"BTCUSDT"}), 0.123456789)
+    shown = Exploration(frame, policy, load(given, environ={}), str)
+    line, parameters = pasted(shown)
+    words = shlex.split(line)
+    assert words[words.index("--allowlist") + 1] == given["allowlist"]
+    assert words[words.index("--min-conf") + 1] == "0.123456789"
+    assert words[words.index("--stream") + 1] == "my stream"
+    evil = "$(x)<script>`'"
+    shown.symbols.options = [*shown.symbols.options, evil]
+    shown.symbols.value = [evil, "BTCUSDT"]
+    assert "<script>" not in shown.setting.value
+    line, parameters = pasted(shown)
+    words = shlex.split(line)
+    assert words[words.index("--allowlist") + 1] == f"{evil},BTCUSDT"
+    names: dict[str, object] = {}
+    exec(parameters, names)  # noqa: S102 - what a person would paste into a cell
+    assert names["allowlist"] == f"{evil},BTCUSDT"
+    assert load({"allowlist": names["allowlist"]}, environ={}).allowlist
+    shown.which.value = False
+    assert "take the allowlist out" in shown.setting.value
+
+
+def pasted(shown: Exploration) -> list[str]:
+    """The command line and the parameters, as a browser shows them."""
+    return [html.unescape(t) for t in re.findall("<pre>(.*?)</pre>", shown.setting.value, re.S)]
+
+
+def test_the_sample_says_what_it_is_and_leaves_out_no_action(frame: pd.DataFrame) -> None:
+    """Of many events a few thousand are shown, rare actions among them, and the number is told."""
+    common = frame[frame["action"] == "dropped_old"]
+    many = common.sample(20_000, replace=True, random_state=1)
+    rare = frame[frame["action"] == "dropped_missing"]
+    shown = Exploration(
+        pd.concat([many, rare, many]).reset_index(drop=True), POLICY, load({}, environ={}), str
+    )
+    told = shown.widget.children[6].value
+    rows = len(shown.table.df)
+    assert f"<b>{rows:,} of {2 * len(many) + len(rare):,} events</b>" in told
+    assert 4000 < rows <= SAMPLE
+    assert "missing" in set(shown.table.df["what becomes of it"])
+    assert not shown.table.df.isna().any().any()
+
+
+def test_where_nobody_is_there_is_nothing(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Run by papermill: no widget, small; exported as HTML each figure is a picture, offline."""
+    seed(valkey, stream, fill)
+    run = cli("run", "--json", "--reports-dir", cli.cwd, *at(valkey, stream))
+    assert run.rc == 0, run.err
+    path = cli.cwd / run.json()["run_id"] / "01_analyse_backlog.ipynb"
+    assert path.stat().st_size < 1.1 * 196_978  # as it was without an exploration
+    book = nbformat.read(path, as_version=4)
+    assert "widgets" not in book.metadata
+    (cell,) = (c for c in book.cells if "explore()" in c.source)
+    assert cell.outputs == []
+    page, _ = HTMLExporter().from_notebook_node(book)
+    assert "widget-view" not in page
+    figures = sum("plotly" in str(o) for c in book.cells for o in c.get("outputs", []))
+    # pictures in the page itself
+    assert page.count("<svg xmlns") + page.count("data:image/svg+xml") >= 8
+    assert figures >= 8
