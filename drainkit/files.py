@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import DrainkitError, RefusedError, UsageError
+from .errors import DrainkitError, RefusedError, UnwritableError, UsageError
 from .safe import one_line, without_formulas
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _UNFINISHED = ".writing-"  # before the name of a file that is not whole yet
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a file whole or not at all; its mode is the umask's.
 
-    Raises DrainkitError when the disk is full or broken, UsageError for a place that cannot be.
+    Raises DrainkitError when the disk is full or broken, UnwritableError for a place that cannot be.
     """
     with _told(path):
         part = _Unfinished(path)
@@ -89,7 +89,7 @@ def _told(path: Path) -> Iterator[None]:
         reason = one_line(error.strerror or "cannot be written")
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise DrainkitError(f"{one_line(str(path))}: {reason}; free some room") from None
-        raise UsageError(f"{one_line(str(path))}: {reason}; choose another place") from None
+        raise UnwritableError(f"{one_line(str(path))}: {reason}; choose another place") from None
 
 
 def _sync_folder(folder: Path) -> None:

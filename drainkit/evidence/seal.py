@@ -123,12 +123,17 @@ def seal(
     return digest
 
 
-def name_newest(run_dir: Path) -> None:
+def name_newest(reports_dir: Path) -> bool:
     """Write chain.json anew where a process died between a statement and its link there."""
-    with _locked(run_dir.parent):
-        newest = _newest_of(run_dir.parent, _followers(run_dir.parent))
-        if newest is not None:
-            write_json(run_dir.parent / CHAIN, newest)
+    with _locked(reports_dir):
+        newest = _newest_of(reports_dir, _followers(reports_dir))
+        try:
+            is_behind = newest != read_chain(reports_dir)
+        except ValueError:
+            is_behind = True
+        if is_behind and newest is not None:
+            write_json(reports_dir / CHAIN, newest)
+        return is_behind
 
 
 def previous_digest(run_dir: Path) -> str | None:
