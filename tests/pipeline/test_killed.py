@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -15,6 +15,11 @@ import pytest
 from books import at, audit, pending, seed
 from conftest import Cli, Fill, lacking
 from servers import Server
+
+from drainkit.errors import RefusedError
+from drainkit.evidence.verify import verify
+from drainkit.pipeline import ending
+from drainkit.settings import build
 
 LIVE = ("run", "--mode", "live", "--yes", "--json", "--max-events", "all", "--throttle")
 
@@ -36,23 +41,23 @@ def live_run(cli: Cli) -> Path | None:
     return next(iter((cli.cwd / "reports").glob("*-live-*")), None)
 
 
-def close(cli: Cli, server: Server, folder: Path) -> dict[str, object]:
-    run = cli("run", "--close", folder, "--json", "--redis-url", server.url)
-    assert run.rc == 0, run
-    found: dict[str, object] = run.json()
-    return found
+def close(server: Server, folder: Path) -> dict[str, object]:
+    return ending.close(build({"redis_url": server.url}), folder)
 
 
-def check_closed(cli: Cli, server: Server, stream: str, folder: Path) -> None:
+def findings(folder: Path, server: Server, stream: str) -> list[str]:
+    found = verify(folder, server.url, streams=[stream])
+    return [line for lines in found.values() for line in lines]
+
+
+def check_closed(server: Server, stream: str, folder: Path) -> None:
     """Sealed, chained, in the ledger, and true; a second time is refused."""
     run = json.loads((folder / "run.json").read_text())
     records = [r for r in audit(server, stream) if r["run_id"] == folder.name]
     assert (run["run_id"], run["mode"], run["total_read"]) == (folder.name, "live", len(records))
-    verified = cli("verify", "reports", "--redis-url", server.url, "--stream", stream)
-    assert verified.rc == 0, verified.out
-    again = cli("run", "--close", folder, "--redis-url", server.url)
-    assert again.rc == 4, again
-    assert "sealed already" in again.err
+    assert findings(folder.parent, server, stream) == []
+    with pytest.raises(RefusedError, match="sealed already"):
+        close(server, folder)
 
 
 def test_a_killed_run_is_named_closed_and_gone_on_with(
@@ -78,16 +83,17 @@ def test_a_killed_run_is_named_closed_and_gone_on_with(
     status = cli("status", *at(valkey, stream))
     assert "Running" not in status.out
     assert folder.name in status.out
-    closed = close(cli, valkey, folder)
-    assert closed["outcome"] == "interrupted"
-    assert 0 < int(str(closed["total_read"])) == len(audit(valkey, stream))
-    check_closed(cli, valkey, stream, folder)
+    closed = cli("run", "--close", folder, "--json", "--redis-url", valkey.url)
+    assert closed.rc == 0, closed
+    assert closed.json()["outcome"] == "interrupted"
+    assert 0 < closed.json()["total_read"] == len(audit(valkey, stream))
+    check_closed(valkey, stream, folder)
     assert folder.name not in cli("status", *at(valkey, stream)).out
     again = cli("run", "--mode", "live", "--yes", "--plan", folder, *at(valkey, stream))
     assert again.rc == 0, again.err
     assert len({r["original_id"] for r in audit(valkey, stream)}) == len(audit(valkey, stream))
     assert pending(valkey, stream) == 0
-    assert cli("verify", "reports", "--redis-url", valkey.url).rc == 0
+    assert findings(folder.parent, valkey, stream) == []
 
 
 @pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "10"))))
@@ -115,13 +121,88 @@ def test_killed_at_a_random_moment(
         told = json.loads(run.read_text())
         assert (told["run_id"], told["mode"]) == (folder.name, "live")
         assert told["outcome"] == "interrupted" or told["total_read"] == len(records)
-    verified = cli("verify", "reports", "--redis-url", valkey.url, "--stream", stream)
-    if verified.rc:
-        assert folder.name in verified.out or "chain" in verified.out
-        close(cli, valkey, folder)
-    check_closed(cli, valkey, stream, folder)
-    rest = cli(*LIVE, "none", *at(valkey, stream))
+    if findings(folder.parent, valkey, stream):
+        close(valkey, folder)
+    check_closed(valkey, stream, folder)
+    rest = cli("drain", *LIVE[1:], "none", *at(valkey, stream))
     assert rest.rc == 0, rest.err
     ids = [r["original_id"] for r in audit(valkey, stream)]
     assert len(ids) == len(set(ids)) == 600
     assert pending(valkey, stream) == 0
+
+
+# ---------------------------------------------------------------- files that cannot be written
+
+
+@pytest.fixture
+def small_disk(cli: Cli) -> Iterator[Callable[[str], Path]]:
+    """Mounts a tmpfs with these options as the reports folder, or changes it."""
+    folder = cli.cwd / "reports"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            lacking("right to mount a tmpfs")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
+
+
+def told_the_truth(cli: Cli, process: subprocess.Popen[str], server: Server, stream: str) -> Path:
+    """Exit code 1, books on stdout that fit the audit, one line that names the folder."""
+    run = cli.finish(process)
+    assert run.rc == 1, run
+    assert run.json()["total_read"] == len(audit(server, stream))
+    assert run.json()["exit_code"] == 1
+    (error,) = [line for line in run.err.splitlines() if line.startswith("drainkit: ")]
+    folder = Path(run.json()["evidence"])
+    assert folder.name in error
+    assert "run --close" in error
+    return cli.cwd / folder
+
+
+@pytest.mark.parametrize("kib", [400, 1500])
+def test_a_full_disk_does_not_hide_the_drain(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, small_disk: Callable[[str], Path], kib: int
+) -> None:
+    """No room for the notebooks, or only for them: the books are told, the folder closed later."""
+    seed(valkey, stream, fill, 400)
+    small_disk(f"size={kib}k")
+    folder = told_the_truth(cli, start(cli, valkey, stream, "none"), valkey, stream)
+    assert json.loads((folder / "run.json").read_text())["run_id"] == folder.name
+    small_disk("remount,size=64m")
+    assert close(valkey, folder)["total_read"] == len(audit(valkey, stream))
+    check_closed(valkey, stream, folder)
+
+
+@pytest.mark.parametrize("what", ["read-only", "renamed"])
+def test_a_folder_that_goes_away_does_not_hide_the_drain(
+    valkey: Server,
+    stream: str,
+    fill: Fill,
+    cli: Cli,
+    small_disk: Callable[[str], Path],
+    what: str,
+) -> None:
+    """In the middle of the drain: the books are told all the same, the folder closed later."""
+    seed(valkey, stream, fill, 400)
+    reports = small_disk("size=64m")
+    process = start(cli, valkey, stream, 100)
+    while len(audit(valkey, stream)) < 20:
+        time.sleep(0.05)
+    made = live_run(cli)
+    assert made is not None
+    if what == "read-only":
+        small_disk("remount,ro")
+    else:
+        made.rename(reports / "elsewhere")
+    folder = told_the_truth(cli, process, valkey, stream)
+    assert len(audit(valkey, stream)) == 300
+    if what == "read-only":
+        small_disk("remount,rw")
+    else:
+        (reports / "elsewhere").rename(folder)
+    assert close(valkey, folder)["outcome"] == "done"
+    check_closed(valkey, stream, folder)
