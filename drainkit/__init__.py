@@ -6,6 +6,25 @@
     with Server.of(settings) as server:
         print(dry_run(server, resolve(server, settings)))
 
+The house: an owner for each concept, and folders that say what their code may touch. Each imports
+only from those before it (a test holds it).
+
+    errors.py      one class for each exit code
+    safe.py        texts from outside made fit to show; passwords struck out
+    kinds.py       a flag's or cell's text as a checked value
+    files.py       the only writer of files: whole, or not at all
+    settings.py    every parameter once, with all that its users need to know of it
+    config.py      where settings come from: flags, environment, drainkit.toml
+    core/          decides, and touches nothing: no Redis, no clock, no files
+    server/        the only code that talks to Redis; writing.py alone changes anything there
+    draining/      dry run and live drain: by one worker, by several, by a timer
+    operations/    what an operator asks between drains
+    evidence/      seals a run's folder, verifies it later, signs it
+    demo/          a sample backlog on a private server
+    views/         what each notebook shows; runs inside a kernel
+    pipeline/      runs the notebooks in kernels, writes the report, closes the evidence
+    cli/           parse, call one verb, print, exit
+
 Names are imported when they are first used, so that `drainkit --help` stays light.
 """
 

@@ -33,7 +33,7 @@ _UNFINISHED = ".writing-"  # before the name of a file that is not whole yet
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a file whole or not at all; its mode is the umask's.
 
-    Raises DrainkitError when the disk is full or broken, UnwritableError for a place that cannot be.
+    Raises DrainkitError when the disk is full or broken, UnwritableError for an impossible place.
     """
     with _told(path):
         part = _Unfinished(path)

@@ -29,10 +29,11 @@ def verify(
 ) -> dict[str, list[str]]:
     """What does not fit, by run and under "chain"; a run without findings has an empty list.
 
-    `path` is a run's folder, or one that holds runs, or the URL of one. With `url` the server's run ledger decides
-    which live runs there are and what their statements were; `streams` names ledgers to ask beside
-    those of the streams that the runs name. With `allowed_signers` (a file of ssh-keygen's) the
-    approvers must have signed their plans, and `identity`, if given, each statement. Raises UsageError for what cannot be checked.
+    `path` is a run's folder, or one that holds runs, or the URL of one. With `url` the server's
+    run ledger decides which live runs there are and what their statements were; `streams` names
+    ledgers to ask beside those of the streams that the runs name. With `allowed_signers` (a file of
+    ssh-keygen's) the approvers must have signed their plans, and `identity`, if given, each
+    statement. Raises UsageError for what cannot be checked.
     """
     if identity is not None and allowed_signers is None:
         raise UsageError("--identity needs --allowed-signers, which says what its key is")

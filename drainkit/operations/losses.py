@@ -1,8 +1,8 @@
 """How many entries were trimmed before a group read them, where the server's counters tell.
 
 Counted is what is missing *now*: entries after the group's position that a trim took. Once the
-group has passed the gap, nothing of it is missing any more, and no server tells of it. When a group was
-made no server tells either: one made at 0-0 misses all that was trimmed, also before it was made.
+group has passed the gap, nothing of it is missing any more, and no server tells of it. When a group
+was made no server tells either: one made at 0-0 misses all that was trimmed, also before that.
 
 What proves what (N: entries ever added after the position, by the counters):
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from ..server.reading import FIRST_ID, Group, StreamInfo, id_key
 from ..server.topology import ServerInfo
 
-#: From these on a group's counter is set anew when it passes a gap (Redis #13958; seen on Valkey 9.1).
+#: From these on a group's counter is set anew as it passes a gap (Redis #13958; Valkey 9.1 too).
 COUNTER_FOLLOWS = {"redis": (8, 2), "valkey": (9, 0)}
 
 

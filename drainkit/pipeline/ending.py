@@ -208,8 +208,8 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
                 return _finish_seal(this, run, is_known=bool(sealed))
             if sealed:
                 raise RefusedError(
-                    f"{folder.name} was sealed, as the run ledger says, and has lost its statement; "
-                    "look for the original"
+                    f"{folder.name} was sealed, as the run ledger says, and has lost its "
+                    "statement; look for the original"
                 )
             summary = _books(this, run)
             return write_up(this, summary, {"closed_at": iso(server.now_us())}, renew=True)

@@ -1,6 +1,6 @@
 """Entries released by XNACK (Redis 8.8): pending, of consumer "", idle for -1 ms.
 
-No server of these tests is an 8.8: rows are made what 8.8 answers, around the real script and reads.
+No server of these tests is an 8.8: rows are made as 8.8 answers, around the real script.
 """
 
 from __future__ import annotations

@@ -200,7 +200,9 @@ OFFLINE: dict[str, Callable[[Evidence], object]] = {
         e / LAST, lambda s: s["subject"].append({"name": "../chain.json", "digest": {"sha256": ""}})
     ),
     "a key twice": lambda e: twice(e / LAST, '"predicate": {', '"predicate": {"run_id": "x",'),
-    "a subject list twice": lambda e: twice(e / LAST, '"subject": [', '"subject": [], "subject": ['),
+    "a subject list twice": lambda e: twice(
+        e / LAST, '"subject": [', '"subject": [], "subject": ['
+    ),
     "a FIFO for a file": lambda e: in_place_of(e / LIVE / "run.json", os.mkfifo),
     "a FIFO for the statement": lambda e: in_place_of(e / LIVE / "statement.json", os.mkfifo),
     "a FIFO for SHA256SUMS": lambda e: in_place_of(e / LIVE / "SHA256SUMS", os.mkfifo),

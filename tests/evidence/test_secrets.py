@@ -38,9 +38,7 @@ def test_a_password_that_is_a_word_strikes_no_other(tmp_path: Path, word: str) -
     assert {name: (folder / name).read_bytes() for name in kept} == kept
     found = json.loads((folder / "03_live_drain.ipynb").read_text())
     text = found["cells"][0]["outputs"][0].pop("text")[0]
-    assert text == (
-        f"{said}\nredis://u:***@h and redis://h/0?password=*** and password='***'"
-    )
+    assert text == (f"{said}\nredis://u:***@h and redis://h/0?password=*** and password='***'")
     assert found == {**notebook(""), "cells": [{**found["cells"][0]}]}
     assert found["cells"][0]["outputs"] == [{"output_type": "stream", "name": "stdout"}]
     statement = json.loads((folder / "statement.json").read_text())["predicate"]
@@ -59,7 +57,7 @@ URLS = [
 
 
 @pytest.mark.parametrize("url", URLS)
-@pytest.mark.parametrize("word", ["Zq9#Xw7", "Zq9?Xw7", "12?Zq9@Xw7", "Zq9/Xw7", "Zq9@Xw7", "Zq9&Xw7"])
+@pytest.mark.parametrize("word", [f"Zq9{mark}Xw7" for mark in "#?/@&"] + ["12?Zq9@Xw7"])
 def test_no_part_of_a_password_is_shown(url: str, word: str) -> None:
     """Whatever is not encoded in it, however its option is written."""
     shown = redact(f"cannot reach {url.format(word, word)} today")

@@ -1,4 +1,4 @@
-"""A `drainkit run` that is killed, or cannot write: the folder tells the truth, and can be closed."""
+"""A `drainkit run` that is killed, or cannot write: its folder is true, and can be closed."""
 
 from __future__ import annotations
 
