@@ -19,6 +19,10 @@ class UsageError(DrainkitError):
     exit_code = 2
 
 
+class UnwritableError(UsageError):
+    """A file cannot be written where it should be (exit code 2; 1 where a run was under way)."""
+
+
 class UnreachableError(DrainkitError):
     """Redis cannot be reached, refuses the login, or was lost on the way (exit code 3)."""
 

@@ -8,13 +8,15 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import DrainkitError, RefusedError, UsageError
+from .errors import DrainkitError, RefusedError, UnwritableError, UsageError
 from .safe import one_line, without_formulas
 
 if TYPE_CHECKING:
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
 ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
 ROW_GROUP_BYTES = 16 << 20  # about; large rows make smaller groups, or one would hold gigabytes
 CHUNK = 1 << 20  # bytes that are copied at once
+MAX_BYTES = 2 << 30  # of a file of evidence; a larger one is refused, never read
+MAX_TEXT_BYTES = 64 << 20  # of one that is read as a whole: a statement, sums, a summary
 _UNFINISHED = ".writing-"  # before the name of a file that is not whole yet
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a file whole or not at all; its mode is the umask's.
 
-    Raises DrainkitError when the disk is full or broken, UsageError for a place that cannot be.
+    Raises DrainkitError when the disk is full or broken, UnwritableError for an impossible place.
     """
     with _told(path):
         part = _Unfinished(path)
@@ -84,8 +88,8 @@ def _told(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = one_line(error.strerror or "cannot be written")
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise DrainkitError(f"{one_line(str(path))}: {reason}; nothing was written") from None
-        raise UsageError(f"{one_line(str(path))}: {reason}; choose another place") from None
+            raise DrainkitError(f"{one_line(str(path))}: {reason}; free some room") from None
+        raise UnwritableError(f"{one_line(str(path))}: {reason}; choose another place") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -104,7 +108,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: object) -> None:
     """Write JSON whole or not at all."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=True) + "\n")
+    write_bytes(path, json_bytes(data))
+
+
+def json_bytes(data: object) -> bytes:
+    """JSON as `write_json` writes it."""
+    return (json.dumps(data, indent=1, ensure_ascii=True) + "\n").encode()
 
 
 class TableWriter:
@@ -206,8 +215,37 @@ def copy_file(source: Path, target: Path) -> None:
     write_bytes(target, data)
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def open_plain(path: Path, most_bytes: int = MAX_BYTES) -> BufferedReader:
+    """A plain file, opened for reading; OSError for a link, a pipe, a device, or a larger file.
+
+    Nothing waits for a pipe, and no device is opened.
+    """
+    _check_plain(path.lstat(), most_bytes)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_plain(os.fstat(handle), most_bytes)  # it may have been swapped since
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_plain(found: os.stat_result, most_bytes: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file")
+    if found.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes >> 20:,} MiB, so not read")
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a plain file of moderate size; OSError for any other."""
+    with open_plain(path, MAX_TEXT_BYTES) as file:
+        return file.read()
+
+
+def file_sha256(path: Path, most_bytes: int = MAX_BYTES) -> str:
+    """The SHA-256 (hex) of a plain file; OSError for any other, and for a larger one."""
+    with open_plain(path, most_bytes) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# user and password before the last @ of a URL's host part, and those among its options
-_SECRETS = (
-    # a password typed with spaces still is one: all up to the last @
-    (re.compile(r"((?:rediss?|unix|sentinel|cluster)://).*@", re.DOTALL), r"\1***@"),
-    (re.compile(r"(?<=://)\S*@"), "***@"),
-    (re.compile(r"(?<=[?&])((?:ssl_)?password|username)=[^&\s]*"), r"\1=***"),
-)
+# a password typed with spaces still is one: all up to the last @ of the text
+_LOGIN = re.compile(r"((?:rediss?|unix|sentinel|cluster)://)(.*)@(\S*)", re.DOTALL)
+_OTHER_LOGIN = re.compile(r"(?<=://)\S*@")
+_SECRET_OPTIONS = {"password", "ssl_password", "username"}
+_OPTION = re.compile(r"[?&]([\w%+.-]+)=")
+_VALUE = re.compile(r"\S*")  # to the next blank: it may hold an & or a # that nobody encoded
+# where a password stands in a text: in a URL, after its option's name, in an AUTH command
+_BEFORE_SECRETS = (
+    "://", ":", "password=", "password='", 'password="', "password': '", 'password": "', "auth ",
+)  # fmt: skip
+_MIN_SECRET = 3  # characters; a shorter one is looked for only where a password stands
+# what the notebook format itself writes: never an event's text, never a secret
+_FORMAT_KEYS = {"cell_type", "output_type", "id", "name", "mimetype", "nbformat"}
 
 
 def verbatim(text: str) -> str:
@@ -28,9 +34,29 @@ def verbatim(text: str) -> str:
 
 def redact(text: str) -> str:
     """`text` without the users and passwords of the URLs in it."""
-    for pattern, shown in _SECRETS:
-        text = pattern.sub(shown, text)
+    text = _LOGIN.sub(_without_login, text)
+    return _without_options(_OTHER_LOGIN.sub("***@", text))
+
+
+def _without_login(found: re.Match[str]) -> str:
+    scheme, login, rest = found.groups()
+    # an @ in an option's value: what follows it belongs to the password
+    in_option = any(_option_name(name) in _SECRET_OPTIONS for name in _OPTION.findall(login))
+    return f"{scheme}***" if in_option else f"{scheme}***@{rest}"
+
+
+def _without_options(text: str) -> str:
+    """The text without the values of a URL's options that are secret, however they are written."""
+    for option in _OPTION.finditer(text):
+        if _option_name(option.group(1)) in _SECRET_OPTIONS:
+            rest = _VALUE.sub("***", text[option.end() :], count=1)
+            return text[: option.end()] + _without_options(rest)
     return text
+
+
+def _option_name(written: str) -> str:
+    """An option's name as redis-py reads it (`pass%77ord` is `password`)."""
+    return urllib.parse.unquote_plus(urllib.parse.unquote_plus(written)).lower()
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -68,19 +94,36 @@ def without_formulas(table: pa.Table) -> pa.Table:
     return table
 
 
-def secret_pattern(words: Sequence[str]) -> re.Pattern[str] | None:
-    """What finds the words, also as JSON (once and twice), HTML and URLs write them."""
-    forms: set[str] = set()
-    for word in words:
-        if len(word) < 3:  # it would strike out half the file
-            continue
-        escaped = json.dumps(word)[1:-1]
-        forms |= {word, escaped, json.dumps(escaped)[1:-1], repr(word)[1:-1], html.escape(word)}
-        forms |= {json.dumps(word, ensure_ascii=False)[1:-1], html.escape(word, quote=False)}
-        forms |= {urllib.parse.quote(word), urllib.parse.quote(word, safe="")}
+def secret_pattern(words: Sequence[str], known: str = "") -> re.Pattern[str] | None:
+    """What finds the passwords, also as JSON (once and twice), HTML and URLs write them.
+
+    A password that stands in `known` (texts that cannot hold one) is an ordinary word, and so is a
+    very short one: it is found only where a password can stand, as in `:word@` or `password=word`.
+    """
+    anywhere: set[str] = set()
+    in_place: set[str] = set()
+    for word in filter(None, words):
+        is_plain_word = len(word) < _MIN_SECRET or word in known
+        (in_place if is_plain_word else anywhere).update(_written_forms(word))
+    parts = [_any_of(anywhere)] if anywhere else []
+    if in_place:
+        before = "|".join(f"(?<={re.escape(text)})" for text in _BEFORE_SECRETS[2:])
+        login = "|".join(f"(?<={re.escape(text)})" for text in _BEFORE_SECRETS[:2])
+        found = _any_of(in_place)
+        parts.append(rf"(?:{login})(?:{found})(?=@)|(?i:{before})(?:{found})(?!\w)")
+    return re.compile("|".join(parts)) if parts else None
+
+
+def _written_forms(word: str) -> set[str]:
+    escaped = json.dumps(word)[1:-1]
+    forms = {word, escaped, json.dumps(escaped)[1:-1], repr(word)[1:-1], html.escape(word)}
+    forms |= {json.dumps(word, ensure_ascii=False)[1:-1], html.escape(word, quote=False)}
+    return forms | {urllib.parse.quote(word), urllib.parse.quote(word, safe="")}
+
+
+def _any_of(forms: set[str]) -> str:
     # the longest first, or the end of an escaped one would stay
-    longest = sorted(forms, key=lambda form: (-len(form), form))
-    return re.compile("|".join(map(re.escape, longest))) if longest else None
+    return "|".join(map(re.escape, sorted(forms, key=lambda form: (-len(form), form))))
 
 
 def strike(value: Any, secret: re.Pattern[str] | None) -> Any:
@@ -90,7 +133,10 @@ def strike(value: Any, secret: re.Pattern[str] | None) -> Any:
     if isinstance(value, str):
         return secret.sub("***", value)
     if isinstance(value, Mapping):
-        return {key: strike(item, secret) for key, item in value.items()}
+        return {
+            key: item if key in _FORMAT_KEYS else strike(item, secret)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [strike(item, secret) for item in value]
     return value
@@ -127,12 +173,15 @@ def share(part: int, whole: int) -> str:
 def secret_words(url: str) -> list[str]:
     """The passwords of a URL, as written and as decoded."""
     found = set()
-    netloc = url.partition("://")[2].rpartition("@")[0]
-    if netloc:
-        found.add(netloc.partition(":")[2] or netloc)
-    query = urllib.parse.parse_qs(url.partition("?")[2])
-    for name in ("password", "ssl_password"):
-        found.update(query.get(name, []))
+    rest = url.partition("://")[2]
+    # what stands before the last @, and before the last @ of the host's part: a # or ? in a
+    # password that nobody encoded makes these two different
+    for part in (rest, re.split("[/?#]", rest, maxsplit=1)[0]):
+        if login := part.rpartition("@")[0]:
+            found.add(login.partition(":")[2] or login)
+    for name, value in urllib.parse.parse_qsl(url.partition("?")[2]):
+        if _option_name(name) in _SECRET_OPTIONS - {"username"}:
+            found.add(value)
     return sorted({word for w in found if w for word in (w, urllib.parse.unquote(w))})
 
 

@@ -25,6 +25,7 @@ from .terminal import (
 
 if TYPE_CHECKING:
     import threading
+    from pathlib import Path
 
     from ..core.summary import Summary
     from ..draining.job import Job, Planned
@@ -115,10 +116,12 @@ def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary
          option("--if-backlog-over", type=click.IntRange(min=0), metavar="N",
                  help="Scheduled: only if the scope holds more than N entries."),
          option("--sign-key", metavar="FILE", help="Sign the statement with this SSH key."),
+         option("--close", "closing", metavar="RUN_DIR",
+                 help="Complete and seal the folder that a killed run left; drains nothing."),
          *WHERE, JSON])  # fmt: skip
 def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | None,
-        sign_key: str | None, pattern: str | None, address: str | None, **flags: Any
-        ) -> int:  # fmt: skip
+        sign_key: str | None, closing: str | None, pattern: str | None, address: str | None,
+        **flags: Any) -> int:  # fmt: skip
     """Dry run or live drain through the notebooks, with sealed evidence.
 
     \b
@@ -131,6 +134,8 @@ def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | N
       drainkit run --reports-dir s3://bucket/reports
     """
     settings = settings_of(flags, env_name)
+    if closing is not None:
+        return _close(settings, closing, as_json, sign_key)
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
     if pattern is not None:
@@ -159,24 +164,50 @@ def run_and_tell(
     """Run the notebooks, print the result; the exit code."""
     with stop_signals() as stopping:
         result = _run_notebooks(settings, stopping=stopping, yes=yes, sign_key=sign_key)
-    emit(as_json, result, f"{report_text(result)}\nReport: {result['evidence']}/report.html")
+    return _tell(result, as_json)
+
+
+def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None) -> int:
+    """`run --close`: 0 when the folder is sealed now, whatever the run's own outcome was."""
+    from pathlib import Path
+
+    from ..pipeline.ending import close
+
+    folder = Path(closing)
+    code = _tell(close(settings, folder, sign_key=_sign_key(sign_key)), as_json)
+    return 0 if (folder / "statement.json").exists() else code
+
+
+def _tell(result: dict[str, Any], as_json: bool) -> int:
+    from pathlib import Path
+
+    report = f"{result['evidence']}/report.html"
+    there = "://" in report or Path(report).exists()
+    emit(as_json, result, report_text(result) + (f"\nReport: {report}" if there else ""))
     if result.get("error"):
         click.echo(f"drainkit: {one_line(str(result['error']), 600)}", err=True)
     return int(result.get("exit_code") or 0)
+
+
+def _sign_key(sign_key: str | None) -> Path | None:
+    from pathlib import Path
+
+    from ..evidence.signature import check_sign_key
+
+    if sign_key is None:
+        return None
+    check_sign_key(Path(sign_key))
+    return Path(sign_key)
 
 
 def _run_notebooks(
     settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None
 ) -> dict[str, Any]:
     """One stream's run; its run.json."""
-    from pathlib import Path
-
     from ..draining import unattended
-    from ..evidence.signature import check_sign_key, sign
     from ..pipeline import runner
 
-    if sign_key is not None:
-        check_sign_key(Path(sign_key))
+    key = _sign_key(sign_key)
 
     def approve(server: Server, planned: Planned) -> None:
         plan = planned.plan
@@ -192,7 +223,6 @@ def _run_notebooks(
     def announce(name: str) -> None:
         click.echo(f"running {name} ...", err=True)
 
-    signing = None if sign_key is None else partial(sign, key=Path(sign_key))
     return runner.run(
-        settings, confirm=approve, announce=announce, stopping=stopping, sign=signing
+        settings, confirm=approve, announce=announce, stopping=stopping, sign_key=key
     )[0]

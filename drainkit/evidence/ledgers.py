@@ -1,74 +1,133 @@
-"""Evidence held against the server's run ledger."""
+"""Evidence held against the server's run ledger.
+
+The ledger decides which runs were live and what their statements were, never the folder: whoever
+can rewrite a folder as a whole cannot change what Redis keeps.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from ..errors import DrainkitError
+from ..core.summary import RUN_ID
+from ..files import file_sha256
+from ..safe import one_line
 from ..server.connection import Server
-from ..server.ledger import Sealed, entries
-from .statement import statement_digest
+from ..server.ledger import Sealed, Start, entries
+from .statement import RUN_JSON, STATEMENT, read_json, read_statement
 
 
-def verify_ledger(url: str, folder: Path, runs: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Where live evidence differs from the server's ledger: a folder rewritten as a whole.
+def ledger_findings(
+    url: str, runs: Mapping[str, Path], streams: Sequence[str], *, whole: bool
+) -> dict[str, list[str]]:
+    """Findings by run; under "chain" the live runs that are gone, where `whole` asks for all.
 
-    `folder` is the run's, or the one that holds the runs.
+    `runs` are the folders by name, `streams` the ledgers to ask beside those that they name.
     """
-    found: dict[str, list[str]] = {}
-    for name in runs:
-        run_dir = folder if folder.name == name else folder / name
-        try:
-            run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-            name_of_stream, live = str(run["stream"]), run["mode"] == "live"
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # verify_run names what is missing
-        if live:
-            found[name] = _verify_run(url, name_of_stream, run_dir)
-    return found
-
-
-def missing_runs(url: str, reports_dir: Path, runs: Collection[str]) -> list[str]:
-    """Live runs that the server's ledger has after one of `runs`, and that are not among them.
-
-    Without the ledger nobody could tell that the newest run was removed and chain.json rewritten.
-    """
-    name_of: dict[str, str] = {}
-    streams = set()
-    for name in runs:
-        with suppress(OSError, ValueError, KeyError, TypeError, DrainkitError):
-            name_of[statement_digest(reports_dir / name)] = name
-            run = json.loads((reports_dir / name / "run.json").read_text(encoding="utf-8"))
-            streams.add(str(run["stream"]))
-    found = []
-    for stream_name in sorted(streams):
-        with Server(url, stream_name) as server:
+    asked = sorted({*streams, *(name for run_dir in runs.values() for name in _streams(run_dir))})
+    sealed: dict[str, list[Sealed]] = {}
+    live: set[str] = set()
+    for stream in asked:
+        with Server(url, stream) as server:
             for entry in entries(server):
-                if not isinstance(entry, Sealed) or entry.run_id in runs:
-                    continue
-                if before := name_of.get(entry.previous_sha256):
-                    found.append(
-                        f"{entry.run_id} is gone: the server's run ledger has it after {before}"
-                    )
+                if isinstance(entry, Sealed):
+                    sealed.setdefault(entry.run_id, []).append(entry)
+                if isinstance(entry, Sealed | Start):
+                    live.add(entry.run_id)
+    found = {name: _of_run(name, run_dir, sealed, live, asked) for name, run_dir in runs.items()}
+    if whole:
+        here = {_run_id(name, run_dir) for name, run_dir in runs.items()} & runs.keys()
+        found["chain"] = [
+            _gone(entry)
+            for run_id, (entry, *_) in sorted(sealed.items())
+            if run_id not in here and not _is_elsewhere(entry)
+        ]
     return found
 
 
-def _verify_run(url: str, stream_name: str, run_dir: Path) -> list[str]:
-    try:
-        digest = statement_digest(run_dir)
-    except DrainkitError as error:
-        return [str(error)]
-    with Server(url, stream_name) as server:
-        known = [
-            entry.statement_sha256
-            for entry in entries(server)
-            if isinstance(entry, Sealed) and entry.run_id == run_dir.name
-        ]
+def _of_run(
+    name: str,
+    run_dir: Path,
+    sealed: Mapping[str, Sequence[Sealed]],
+    live: set[str],
+    asked: Sequence[str],
+) -> list[str]:
+    run_id = _run_id(name, run_dir)
+    findings = []
+    if name != run_id:
+        findings.append(f"renamed: {one_line(name)} holds the evidence of {one_line(run_id, 80)}")
+    ids = {name, run_id}
+    if not ids & live and not any("-live-" in one for one in ids) and not _says_live(run_dir):
+        return findings  # a dry run leaves nothing on the server
+    known = [entry for one in sorted(ids) for entry in sealed.get(one, ())]
     if not known:
-        return ["the server's run ledger has no digest of this run's evidence"]
-    if digest not in known:
-        return ["changed: the server's run ledger has another digest of this run's statement"]
-    return []
+        where = ", ".join(map(one_line, asked))
+        return [
+            *findings,
+            f"the server's run ledger has no digest of this run's evidence (streams: {where})",
+        ]
+    try:
+        digest = file_sha256(run_dir / STATEMENT)
+    except OSError:
+        return [*findings, "the server's run ledger has it sealed, but it has no statement"]
+    # the first: whoever seals a folder anew can only add another entry after it
+    if digest != known[0].statement_sha256:
+        findings.append("changed: the server's run ledger has another digest of its statement")
+    elif any(entry.statement_sha256 != digest for entry in known[1:]):
+        findings.append("changed: the server's run ledger has it sealed a second time, otherwise")
+    return findings
+
+
+def _gone(entry: Sealed) -> str:
+    where = f" in {one_line(entry.folder)} on {one_line(entry.host)}" if entry.folder else ""
+    return f"{entry.run_id} is gone: the server's run ledger has it as a live run, sealed{where}"
+
+
+def _is_elsewhere(entry: Sealed) -> bool:
+    """Whether the run lies, as it was sealed, in another reports folder of this machine."""
+    if not entry.folder or entry.host != socket.gethostname():
+        return False
+    try:
+        return file_sha256(Path(entry.folder) / STATEMENT) == entry.statement_sha256
+    except (OSError, ValueError):
+        return False
+
+
+def _run_id(name: str, run_dir: Path) -> str:
+    """The run that the folder's statement, or else its name or run.json, says it is of."""
+    predicate = _predicate(run_dir)
+    run_id = str(predicate.get("run_id", ""))
+    if not run_id and not RUN_ID.fullmatch(name):
+        run_id = str(_run_json(run_dir).get("run_id", ""))
+    return run_id or name
+
+
+def _says_live(run_dir: Path) -> bool:
+    return "live" in (_run_json(run_dir).get("mode"), _parameters(run_dir).get("mode"))
+
+
+def _streams(run_dir: Path) -> set[str]:
+    found = {_run_json(run_dir).get("stream"), _parameters(run_dir).get("stream")}
+    return {name for name in found if isinstance(name, str) and name}
+
+
+def _parameters(run_dir: Path) -> dict[str, Any]:
+    found = _predicate(run_dir).get("parameters")
+    return found if isinstance(found, dict) else {}
+
+
+def _predicate(run_dir: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, KeyError):
+        found = read_statement(run_dir / STATEMENT)["predicate"]
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _run_json(run_dir: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = read_json(run_dir / RUN_JSON)
+        return found if isinstance(found, dict) else {}
+    return {}

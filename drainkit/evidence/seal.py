@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import hashlib
 import os
 import platform
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +16,21 @@ from typing import Any
 
 from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
-from ..files import file_sha256, make_folder, remove_unfinished, write_json, write_text
-from ..safe import one_line, secret_pattern, strike, strike_text
+from ..files import (
+    file_sha256,
+    json_bytes,
+    make_folder,
+    remove_unfinished,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from ..safe import one_line, strike
+from .secrets import secret_of, strike_files
+from .signature import fingerprint, signed
 from .statement import (
     CHAIN,
+    SIGNATURE,
     STATEMENT,
     STATEMENT_TYPE,
     SUMS,
@@ -54,21 +65,23 @@ def seal(
     server: Mapping[str, Any],
     templates: Sequence[Mapping[str, Any]] = (),
     secret_words: Sequence[str] = (),
+    sign_key: Path | None = None,
 ) -> str:
-    """Write statement.json and SHA256SUMS; returns the statement's SHA-256 (hex).
+    """Write SHA256SUMS and, last of all, statement.json; returns the statement's SHA-256 (hex).
 
-    `run` is run.json, `parameters` hold no secrets, `server` says who answered, `templates` which
-    notebooks were run (name, sha256, packaged). A secret (of 3 characters or more) that got into a
-    file all the same is struck out, and the statement says so.
-    Raises DrainkitError for a run that the chain holds already.
+    A folder is sealed when it has its statement, so a process that dies in here leaves a folder
+    that can be sealed again. `run` is run.json, `parameters` hold no secrets, `server` says who
+    answered, `templates` which notebooks were run (name, sha256, packaged), `sign_key` is an SSH key
+    to sign with. A secret that got into a file all the same is struck out, and the statement says
+    so. Raises DrainkitError for a run that is sealed already.
     """
     remove_unfinished(run_dir)
-    secret = secret_pattern(secret_words)
-    struck = _strike_files(run_dir, secret)
+    secret = secret_of(run_dir, secret_words)
+    struck = strike_files(run_dir, secret)
     digests = {
         path.name: file_sha256(path)
         for path in plain_files(run_dir)
-        if path.name not in (STATEMENT, SUMS)
+        if path.name not in (STATEMENT, SUMS, SIGNATURE)
     }
     with _locked(run_dir.parent):
         previous = _tail(run_dir)
@@ -98,36 +111,38 @@ def seal(
                 "operator": run.get("operator"),
                 "approvers": run.get("approvers") or [],
                 "secrets_struck_out_of": struck,
+                "signed_by": None if sign_key is None else fingerprint(signed(b"", sign_key)),
                 "previous": previous,
             },
         }
-        write_json(run_dir / STATEMENT, statement)
-        digest = file_sha256(run_dir / STATEMENT)
+        data = json_bytes(statement)
+        digest = hashlib.sha256(data).hexdigest()
         lines = [f"{sha}  {name}\n" for name, sha in sorted({**digests, STATEMENT: digest}.items())]
         write_text(run_dir / SUMS, "".join(lines))
+        if sign_key is not None:
+            write_bytes(run_dir / SIGNATURE, signed(data, sign_key))
+        write_bytes(run_dir / STATEMENT, data)
         write_json(run_dir.parent / CHAIN, {"run_id": run_dir.name, "statement_sha256": digest})
     return digest
+
+
+def name_newest(reports_dir: Path) -> bool:
+    """Write chain.json anew where a process died between a statement and its link there."""
+    with _locked(reports_dir):
+        newest = _newest_of(reports_dir, _followers(reports_dir))
+        try:
+            is_behind = newest != read_chain(reports_dir)
+        except ValueError:
+            is_behind = True
+        if is_behind and newest is not None:
+            write_json(reports_dir / CHAIN, newest)
+        return is_behind
 
 
 def previous_digest(run_dir: Path) -> str | None:
     """The SHA-256 of the statement before this run's, as its own statement says."""
     previous = link_of(read_statement(run_dir / STATEMENT)["predicate"]["previous"])
     return previous["statement_sha256"] if previous else None
-
-
-def _strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
-    """Strike the secret out of every text file; returns the names of those that held it."""
-    struck = []
-    for path in plain_files(run_dir) if secret else ():
-        try:
-            before = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError:
-            continue  # Parquet
-        after = strike_text(before, secret, is_json=path.suffix in (".json", ".ipynb"))
-        if after != before:
-            write_text(path, after)
-            struck.append(path.name)
-    return struck
 
 
 @contextmanager
@@ -142,14 +157,20 @@ def _locked(reports_dir: Path) -> Iterator[None]:
 
 
 def _tail(run_dir: Path) -> dict[str, str] | None:
-    """The run sealed last before this one: what chain.json names, then along the links.
+    """The run sealed last before this one; DrainkitError where this one is sealed."""
+    newest = _newest_of(run_dir.parent, _followers(run_dir.parent, without=run_dir))
+    if (run_dir / STATEMENT).exists() or (newest and newest["run_id"] == run_dir.name):
+        raise DrainkitError(f"{one_line(run_dir.name)} is sealed already; a run is sealed once")
+    return newest
 
-    A crash between a statement and chain.json leaves chain.json behind; a chain.json that is gone
-    or unreadable is no reason to leave no evidence (verify names it).
-    """
+
+def _followers(
+    reports_dir: Path, without: Path | None = None
+) -> dict[tuple[str, ...], dict[str, str]]:
+    """The links to the sealed runs of the folder, by the link to the run before each."""
     followers: dict[tuple[str, ...], dict[str, str]] = {}
-    for run in sorted(run_dir.parent.iterdir()):
-        if run == run_dir or not RUN_ID.fullmatch(run.name):
+    for run in sorted(reports_dir.iterdir()):
+        if run == without or not RUN_ID.fullmatch(run.name):
             continue
         try:
             link = link_of(read_statement(run / STATEMENT)["predicate"]["previous"])
@@ -158,12 +179,21 @@ def _tail(run_dir: Path) -> dict[str, str] | None:
             }  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError):
             continue  # verify names it
+    return followers
+
+
+def _newest_of(
+    reports_dir: Path, followers: dict[tuple[str, ...], dict[str, str]]
+) -> dict[str, str] | None:
+    """What chain.json names, then along the links.
+
+    A crash between a statement and chain.json leaves chain.json behind; a chain.json that is gone
+    or unreadable is no reason to leave no evidence (verify names it).
+    """
     try:
-        newest = read_chain(run_dir.parent)
+        newest = read_chain(reports_dir)
     except ValueError:
         newest = None
-    if newest is not None and newest["run_id"] == run_dir.name:
-        raise DrainkitError(f"{one_line(run_dir.name)} is sealed already; a run is sealed once")
     while (after := followers.pop(link_key(newest), None)) is not None:
         newest = after
     return newest

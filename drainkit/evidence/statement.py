@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DrainkitError
-from ..files import file_sha256
+from ..files import file_sha256, read_plain
 from ..safe import one_line
 
-STATEMENT, SUMS, CHAIN, SIGNATURE = (
+STATEMENT, SUMS, CHAIN, SIGNATURE, RUN_JSON = (
     "statement.json",
     "SHA256SUMS",
     "chain.json",
     "statement.json.sig",
+    "run.json",
 )
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 
@@ -29,20 +30,20 @@ def link_of(data: Any) -> dict[str, str] | None:
         return None
     names = ("run_id", "statement_sha256")
     if not isinstance(data, dict) or not all(isinstance(data.get(n), str) for n in names):
-        raise ValueError("no link")
+        raise ValueError("not a link")
     return {name: data[name] for name in names}
 
 
 def read_chain(reports_dir: Path) -> dict[str, str] | None:
     """What chain.json names; None without one; ValueError where it cannot be read."""
     try:
-        link = link_of(json.loads((reports_dir / CHAIN).read_text(encoding="utf-8")))
+        link = link_of(read_json(reports_dir / CHAIN))
     except FileNotFoundError:
         return None
-    except (OSError, RecursionError) as error:
+    except OSError as error:
         raise ValueError("not readable") from error
     if link is None:
-        raise ValueError("no link")
+        raise ValueError("not a link")
     return link
 
 
@@ -54,16 +55,26 @@ def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def read_statement(path: Path) -> dict[str, Any]:
-    """The statement; ValueError where it is none."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ValueError("no plain file")
+def read_json(path: Path) -> Any:
+    """JSON of a plain file; ValueError for anything that two readers could read differently."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_plain(path).decode("utf-8"), object_pairs_hook=_once_each)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands in it twice")
+    return found
+
+
+def read_statement(path: Path) -> dict[str, Any]:
+    """The statement; ValueError where it is not one."""
+    data = read_json(path)
     if not isinstance(data, dict) or data.get("_type") != STATEMENT_TYPE:
-        raise ValueError("no statement")
+        raise ValueError("not an in-toto statement")
     return data
 
 
@@ -77,7 +88,7 @@ def statement_digest(run_dir: Path) -> str:
 
 def statement_bytes(run_dir: Path) -> bytes:
     try:
-        return (run_dir / STATEMENT).read_bytes()
+        return read_plain(run_dir / STATEMENT)
     except OSError:
         raise _unsealed(run_dir) from None
 

@@ -1,42 +1,98 @@
-"""Checks evidence: every file of a run, and the chain over all runs."""
+"""All of `drainkit verify`: every file of a run, the chain over the runs, signer and ledger."""
 
 from __future__ import annotations
 
-import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..core.summary import RUN_ID
-from ..errors import UsageError
-from ..files import file_sha256
+from ..errors import DrainkitError, UsageError
+from ..files import file_sha256, read_plain
 from ..safe import one_line
-from .signature import signature_problem
-from .statement import (
-    CHAIN,
-    SIGNATURE,
-    STATEMENT,
-    SUMS,
-    is_plain,
-    link_of,
-    read_chain,
-    read_statement,
-)
+from . import approval
+from .chain import chain_findings
+from .ledgers import ledger_findings
+from .remote import local_copy
+from .signature import signature_problems, verify_signature
+from .statement import RUN_JSON, SIGNATURE, STATEMENT, SUMS, is_plain, read_json, read_statement
+
+
+def verify(
+    path: Path | str,
+    url: str | None = None,
+    allowed_signers: Path | None = None,
+    identity: str | None = None,
+    *,
+    streams: Sequence[str] = (),
+) -> dict[str, list[str]]:
+    """What does not fit, by run and under "chain"; a run without findings has an empty list.
+
+    `path` is a run's folder, or one that holds runs, or the URL of one. With `url` the server's
+    run ledger decides which live runs there are and what their statements were; `streams` names
+    ledgers to ask beside those of the streams that the runs name. With `allowed_signers` (a file of
+    ssh-keygen's) the approvers must have signed their plans, and `identity`, if given, each
+    statement. Raises UsageError for what cannot be checked.
+    """
+    if identity is not None and allowed_signers is None:
+        raise UsageError("--identity needs --allowed-signers, which says what its key is")
+    if allowed_signers is not None and not allowed_signers.is_file():
+        raise UsageError(f"--allowed-signers {one_line(str(allowed_signers))} is not a file")
+    with local_copy(str(path)) as folder:
+        if not folder.is_dir():
+            raise UsageError(
+                f"{one_line(str(path))} is not a folder; name an evidence or a reports folder"
+            )
+        alone = is_run(folder)
+        found = {folder.resolve().name: verify_run(folder)} if alone else verify_reports(folder)
+        runs = {name: folder if alone else folder / name for name in found if name != "chain"}
+        if url is not None:
+            for name, findings in ledger_findings(url, runs, streams, whole=not alone).items():
+                found.setdefault(name, []).extend(findings)
+        if allowed_signers is not None:
+            for name, run_dir in runs.items():
+                found[name] += _signers_findings(run_dir, allowed_signers, identity)
+    return {name: list(dict.fromkeys(findings)) for name, findings in found.items()}
+
+
+def _signers_findings(run_dir: Path, allowed_signers: Path, identity: str | None) -> list[str]:
+    """Approvers who did not sign the plan, and a statement that `identity` did not sign."""
+    findings = approval.problems(run_dir, allowed_signers)
+    if identity is not None:
+        try:
+            verify_signature(run_dir, allowed_signers, identity)
+        except DrainkitError as error:
+            findings.append(f"not signed by {one_line(identity)}: {error}")
+    return findings
+
+
+def verify_reports(reports_dir: Path) -> dict[str, list[str]]:
+    """Findings by run folder, and under "chain" those of the chain over the runs."""
+    runs = [path for path in _listing(reports_dir).values() if RUN_ID.fullmatch(path.name)]
+    found = {run.name: verify_run(run) for run in runs}
+    found["chain"] = chain_findings(reports_dir, runs)
+    return found
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: by its name, or by what is in it."""
-    return bool(RUN_ID.fullmatch(folder.name)) or any(
-        (folder / name).exists() for name in (STATEMENT, SUMS, "run.json")
+    return bool(RUN_ID.fullmatch(folder.resolve().name)) or any(
+        (folder / name).exists() for name in (STATEMENT, SUMS, RUN_JSON)
     )
 
 
 def verify_run(run_dir: Path) -> list[str]:
     """What does not fit, one line for each file changed, missing or added; empty: all does."""
+    if run_dir.is_symlink() or (run_dir.exists() and not run_dir.is_dir()):
+        return [f"changed: {one_line(run_dir.name)} is a link or a file, not a folder"]
     there = _listing(run_dir)
+    if STATEMENT not in there:
+        return _unsealed(run_dir, there)
     findings: list[str] = []
     sums = _read_sums(run_dir / SUMS, findings)
-    subjects = _read_subjects(run_dir / STATEMENT, findings)
+    statement = _read_statement(run_dir / STATEMENT, findings)
+    subjects = _read_subjects(statement, findings) if statement else None
     if sums is None and subjects is None:
         return findings
     if sums is not None and subjects is not None:
@@ -53,12 +109,59 @@ def verify_run(run_dir: Path) -> list[str]:
             findings.append(f"missing: {one_line(name)}")
         elif problem := _problem(there[name], {c[name] for c in claims if name in c}):
             findings.append(f"changed: {one_line(name)}{problem}")
-    for name in sorted(there.keys() - known - {STATEMENT, SUMS, SIGNATURE}):
-        kind = "" if is_plain(there[name]) else " (no plain file)"
-        findings.append(f"added: {one_line(name)}{kind}")
-    if SIGNATURE in there and STATEMENT in there:
-        findings += signature_problem(run_dir)
+    findings += _added(there, known | {STATEMENT, SUMS, SIGNATURE})
+    if statement is not None:
+        findings += _contradictions(run_dir, statement["predicate"])
+        signed_by = statement["predicate"].get("signed_by")
+        findings += signature_problems(run_dir, None if signed_by is None else str(signed_by))
     return list(dict.fromkeys(findings))
+
+
+def _unsealed(run_dir: Path, there: dict[str, Path]) -> list[str]:
+    """What to say of a folder without a statement: a killed run's, or a removed statement."""
+    if SUMS in there:
+        return [f"missing: {STATEMENT} (it was removed, or the run was killed while sealing)"]
+    try:
+        run = read_json(run_dir / RUN_JSON)
+        outcome = run.get("outcome") if isinstance(run, dict) else None
+    except (OSError, ValueError):
+        outcome = None
+    state = "interrupted" if outcome in (None, "running") else one_line(str(outcome), 40)
+    said = f"{state}, not sealed (missing: {STATEMENT}; never sealed, or it was removed)"
+    return [f"{said}; drainkit run --close {one_line(run_dir.name)} completes it"]
+
+
+def _added(there: dict[str, Path], expected: set[str]) -> list[str]:
+    return [
+        f"added: {one_line(name)}{'' if is_plain(there[name]) else ' (not a plain file)'}"
+        for name in sorted(there.keys() - expected)
+    ]
+
+
+def _contradictions(run_dir: Path, predicate: dict[str, Any]) -> list[str]:
+    """Where the folder's name, the statement and run.json tell of different runs."""
+    findings = []
+    name, run_id = run_dir.resolve().name, predicate.get("run_id")
+    # a copy may have a name of its own, but none that is another run's
+    if name != run_id and RUN_ID.fullmatch(name):
+        findings.append(f"renamed: {name} holds the evidence of {one_line(str(run_id), 80)}")
+    try:
+        run = read_json(run_dir / RUN_JSON)
+    except FileNotFoundError:
+        return findings  # named where its digest is missed
+    except (OSError, ValueError) as error:
+        return [*findings, f"changed: {RUN_JSON} ({one_line(str(error), 80)})"]
+    if not isinstance(run, dict):
+        return [*findings, f"changed: {RUN_JSON} (not a summary)"]
+    named = RUN_ID.fullmatch(str(run_id))
+    expected = {"run_id": run_id, "mode": named.group(1) if named else None}
+    findings += [
+        f"changed: {RUN_JSON} says {key} {one_line(str(run[key]), 60)}, "
+        f"the statement {one_line(str(value), 60)}"
+        for key, value in expected.items()
+        if key in run and run[key] != value
+    ]
+    return findings
 
 
 def _listing(folder: Path) -> dict[str, Path]:
@@ -71,24 +174,20 @@ def _listing(folder: Path) -> dict[str, Path]:
 
 def _problem(path: Path, digests: set[str]) -> str | None:
     """What is wrong with a file that must have just these digests; "": its content."""
-    if not is_plain(path):
-        return " (no plain file any more)"
     try:
         return None if {file_sha256(path)} == digests else " (its SHA-256 is another)"
-    except OSError:
-        return " (not readable)"
+    except OSError as error:
+        return f" ({one_line(error.strerror or 'not readable')})"
 
 
 def _read_sums(path: Path, findings: list[str]) -> dict[str, str] | None:
     try:
-        if not is_plain(path) and path.exists():
-            raise OSError(errno.EINVAL, "no plain file")
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_plain(path).decode("utf-8").split("\n")
     except FileNotFoundError:
         findings.append(f"missing: {SUMS} (the run was never sealed, or it was removed)")
         return None
-    except (OSError, UnicodeDecodeError):
-        findings.append(f"changed: {SUMS} (not readable)")
+    except (OSError, UnicodeDecodeError) as error:
+        findings.append(f"changed: {SUMS} (not readable: {one_line(_reason(error), 80)})")
         return None
     sums: dict[str, str] = {}
     if lines[-1] != "":
@@ -104,88 +203,33 @@ def _read_sums(path: Path, findings: list[str]) -> dict[str, str] | None:
     return sums
 
 
-def _read_subjects(path: Path, findings: list[str]) -> dict[str, str] | None:
+def _read_statement(path: Path, findings: list[str]) -> dict[str, Any] | None:
     try:
         statement = read_statement(path)
+        if isinstance(statement["predicate"], dict):
+            return statement
+        reason = "no predicate"
+    except (OSError, ValueError, KeyError) as error:
+        reason = one_line(_reason(error), 80)
+    findings.append(f"changed: {STATEMENT} (not readable as an in-toto statement: {reason})")
+    return None
+
+
+def _read_subjects(statement: dict[str, Any], findings: list[str]) -> dict[str, str] | None:
+    try:
         pairs = [(str(s["name"]), str(s["digest"]["sha256"])) for s in statement["subject"]]
-    except FileNotFoundError:
-        findings.append(f"missing: {STATEMENT} (the run was never sealed, or it was removed)")
+    except (KeyError, TypeError):
+        findings.append(f"changed: {STATEMENT} (not readable as an in-toto statement: subjects)")
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        findings.append(f"changed: {STATEMENT} (not readable as an in-toto statement)")
-        return None
-    for name, _ in pairs:
+    subjects: dict[str, str] = {}
+    for name, sha in pairs:
         if "/" in name or name in (".", "..", STATEMENT, SUMS):
             findings.append(f"changed: {STATEMENT} (subject {one_line(repr(name), 80)})")
-    return dict(pairs)
+        elif name in subjects:
+            findings.append(f"changed: {STATEMENT} (names {one_line(repr(name), 80)} twice)")
+        subjects[name] = sha
+    return subjects
 
 
-def verify_reports(reports_dir: Path) -> dict[str, list[str]]:
-    """Findings by run folder, and under "chain" those of the chain over the runs."""
-    runs = [
-        path
-        for path in _listing(reports_dir).values()
-        if path.is_dir() and RUN_ID.fullmatch(path.name)
-    ]
-    found = {run.name: verify_run(run) for run in runs}
-    found["chain"] = _verify_chain(reports_dir, runs)
-    return found
-
-
-def _verify_chain(reports_dir: Path, runs: Sequence[Path]) -> list[str]:
-    findings: list[str] = []
-    digests: dict[str, str] = {}
-    links: dict[str, dict[str, str] | None] = {}  # by the run, or chain.json, that holds the link
-    for run in runs:
-        try:
-            predicate = read_statement(run / STATEMENT)["predicate"]
-            links[run.name] = link_of(predicate["previous"])
-            digests[run.name] = file_sha256(run / STATEMENT)
-        except (KeyError, TypeError, ValueError):
-            findings.append(f"changed: {run.name} names no run before it (its {STATEMENT})")
-            continue
-        except OSError:
-            continue  # verify_run names it
-        if predicate.get("run_id") != run.name:
-            other = one_line(str(predicate.get("run_id")), 80)
-            findings.append(f"renamed: {run.name} holds the evidence of {other}")
-    firsts = sorted(name for name, link in links.items() if link is None)
-    if len(firsts) > 1:
-        findings.append(f"forked: {', '.join(firsts)} each claim to be the first run")
-    try:
-        newest = read_chain(reports_dir)
-    except ValueError:
-        findings.append(f"changed: {CHAIN} (not readable)")
-    else:
-        if newest is not None:
-            links[CHAIN] = newest
-        elif runs:
-            findings.append(f"missing: {CHAIN}, which names the newest run")
-        else:
-            findings.append(f"missing: there is no run in {one_line(reports_dir.name)}")
-    return findings + _broken_links(reports_dir, links, digests)
-
-
-def _broken_links(
-    reports_dir: Path, links: Mapping[str, dict[str, str] | None], digests: Mapping[str, str]
-) -> list[str]:
-    findings: list[str] = []
-    followers: dict[str, str] = {}
-    for name, link in links.items():
-        if link is None:
-            continue
-        before = link["run_id"]
-        shown = one_line(before, 80)
-        if not RUN_ID.fullmatch(before) or not (reports_dir / before).is_dir():
-            findings.append(f"removed: run {shown}, which {name} names as the one before it")
-        elif digests.get(before) != link["statement_sha256"]:
-            findings.append(f"changed: the statement of {shown} is not the one that {name} names")
-        if before in followers:
-            findings.append(f"forked: {name} and {followers[before]} both follow {shown}")
-        followers[before] = name
-    findings += [
-        f"left out: nothing follows {name}, and {CHAIN} does not name it"
-        for name in sorted(digests)
-        if name not in followers
-    ]
-    return findings
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__

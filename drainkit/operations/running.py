@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import os
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +16,8 @@ from ..server import counting, ledger, reading
 from ..server.audit_log import run_records
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS, Group
+
+_GONE_MS = 500  # silent for so long and without its process: another machine can have our name
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,24 @@ class RunningDrain:
     done: int  # audit records of the run
     remaining: int  # of its scope up to its boundary, or of its budget
     events_per_sec: float  # since it started
-    eta_sec: float | None  # None: nothing done yet
+    eta_sec: float | None  # None: nothing done yet, or it died
     silent_sec: float | None  # since one of its consumers was last seen; None: they are gone
-    alive: bool  # False: it has been silent for so long that it probably died
+    alive: bool  # False: its process is gone, or it has been silent for too long
     throttle: float | None = None  # its own, events per second; None: none
     held_to: float | None = None  # the lower throttle of another drain at work, which holds for all
 
     def line(self) -> str:
         """The drain as one safe line."""
+        who = f"{one_line(self.run_id)} by {one_line(', '.join(self.consumers))}"
+        books = f"{self.done:,} done, {self.remaining:,} remaining"
+        if not self.alive:
+            return (
+                f"Died: {who}: {books}; the same command goes on, and drainkit run --close seals "
+                "the folder of a run that left one"
+            )
         eta = "unknown" if self.eta_sec is None else f"{self.eta_sec:,.0f} s"
-        state = "Running" if self.alive else "Started, silent, and never ended (died?)"
-        return (
-            f"{state}: {one_line(self.run_id)} by {one_line(', '.join(self.consumers))}: "
-            f"{self.done:,} done, {self.remaining:,} remaining, {self.events_per_sec:,.1f}/s, "
-            f"ETA {eta}"
-            + ("" if self.held_to is None else f", held to {self.held_to:g}/s by another drain")
-        )
+        held = "" if self.held_to is None else f", held to {self.held_to:g}/s by another drain"
+        return f"Running: {who}: {books}, {self.events_per_sec:,.1f}/s, ETA {eta}{held}"
 
 
 def running_drains(server: Server) -> list[RunningDrain]:
@@ -90,6 +96,8 @@ def _running(server: Server, starts: list[ledger.Start], done: int) -> RunningDr
     rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
     # below one event a minute a consumer is silent for longer than that, and well
     pause_ms = 0.0 if first.throttle is None else 3000 / first.throttle
+    longest_ms = max(_GONE_MS if _are_gone(starts) else ACTIVE_MS, pause_ms)
+    alive = silent_ms is not None and silent_ms < longest_ms
     return RunningDrain(
         run_id=first.run_id,
         consumer_group=first.consumer_group,
@@ -98,11 +106,28 @@ def _running(server: Server, starts: list[ledger.Start], done: int) -> RunningDr
         done=done,
         remaining=left,
         events_per_sec=round(rate, 2),
-        eta_sec=round(left / rate, 1) if rate else None,
+        eta_sec=round(left / rate, 1) if rate and alive else None,
         silent_sec=None if silent_ms is None else silent_ms / 1000,
-        alive=silent_ms is not None and silent_ms < max(ACTIVE_MS, pause_ms),
+        alive=alive,
         throttle=first.throttle,
     )
+
+
+def _are_gone(starts: Sequence[ledger.Start]) -> bool:
+    """Whether the processes that began the run on this very machine have all ended."""
+    return all(start.host == socket.gethostname() and _is_gone(start.pid) for start in starts)
+
+
+def _is_gone(pid: int) -> bool:
+    if pid <= 0:  # not told
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def _left_of(server: Server, group: Group, start: ledger.Start, names: Sequence[str]) -> int:

@@ -8,7 +8,6 @@ books of the run itself balance. Evidence is written in any case, of a failed ru
 from __future__ import annotations
 
 import datetime as dt
-import json
 import math
 import os
 import threading
@@ -22,19 +21,19 @@ from .. import errors, files
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..draining.approval import signatures_path
-from ..draining.books import recount
 from ..draining.job import Job, Planned, preflight, resolve, with_plan
 from ..draining.plan_files import save_plan
-from ..errors import DrainkitError, InterruptedRunError
+from ..errors import DrainkitError, InterruptedRunError, UnwritableError
+from ..evidence.lease import working_on
 from ..evidence.remote import Reports, reports_at
-from ..evidence.seal import open_run, previous_digest, seal
+from ..evidence.seal import open_run
+from ..evidence.statement import RUN_JSON
 from ..operations.state import baseline
-from ..safe import one_line, secret_words
-from ..server import ledger, scopes
-from ..server.audit_log import run_records
+from ..safe import one_line
+from ..server import scopes
 from ..server.connection import Clock, Server
 from ..settings import NOTEBOOK, Settings, shown
-from . import report, templates
+from . import ending, templates
 from .kernels import (
     LIVE,
     NOTEBOOKS,
@@ -87,7 +86,6 @@ class Run:
     clock: Clock
     templates: dict[str, templates.Template]
     reports: Reports
-    sign: Callable[[Path], object] | None = None
     failure: DrainkitError | None = None
 
 
@@ -97,11 +95,11 @@ def run(
     confirm: Confirm,
     announce: Announce = lambda _: None,
     stopping: threading.Event | None = None,
-    sign: Callable[[Path], object] | None = None,
+    sign_key: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run all notebooks and seal the evidence; returns run.json's content and the folder.
 
-    `sign` signs the sealed folder, before it is copied to where `reports_dir` leads.
+    `sign_key`: an SSH key to sign the statement with.
     Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
     stands in the evidence, with its exit code.
     """
@@ -116,18 +114,25 @@ def run(
             preflight(server, job)
         reports = reports_at(settings.reports_dir)
         folder = open_run(reports.folder, job.run_id)
-        files.write_json(folder / "baseline.json", before)
-        if planned:
-            save_plan(folder / "plan.json", planned.plan, planned.table)
-            if planned.signatures:
-                files.write_bytes(signatures_path(folder), planned.signatures)
-        started_us = server.now_us()
-        this = Run(settings, server, job, folder, Clock(started_us), notebooks, reports, sign)
-        try:
-            _run_notebooks(this, confirm, announce, stopping)
-        except DrainkitError as error:
-            this.failure = this.failure or error
-        return _finish(this, started_us), folder
+        with working_on(folder):
+            started_us = server.now_us()
+            # should this process be killed, nothing in the folder tells of another run or mode
+            parameters = {**parameters_of(settings, job), "mode": settings.mode}
+            shown_templates = [one.as_dict() for one in notebooks.values()]
+            summary = _opened(job, started_us)
+            interim = ending.unfinished(summary, parameters, shown_templates)
+            files.write_json(folder / RUN_JSON, interim)
+            files.write_json(folder / "baseline.json", before)
+            if planned:
+                save_plan(folder / "plan.json", planned.plan, planned.table)
+                if planned.signatures:
+                    files.write_bytes(signatures_path(folder), planned.signatures)
+            this = Run(settings, server, job, folder, Clock(started_us), notebooks, reports)
+            try:
+                _run_notebooks(this, confirm, announce, stopping)
+            except DrainkitError as error:
+                this.failure = this.failure or error
+            return _finish(this, started_us, sign_key)
 
 
 def _run_notebooks(
@@ -208,100 +213,50 @@ def _raise(name: str, text: str, interrupted: bool) -> None:
     cause = errors.named(kind)
     if interrupted or cause is InterruptedRunError:
         raise InterruptedRunError("interrupted; run the same command again to go on")
+    if issubclass(cause, UnwritableError):  # the reports folder went away under the run
+        cause = DrainkitError
     raise cause(f"{name} failed: {message or text}")
 
 
-def _finish(this: Run, started_us: int) -> dict[str, Any]:
+def _finish(this: Run, started_us: int, sign_key: Path | None) -> tuple[dict[str, Any], Path]:
     """Complete the evidence, whatever happened, and seal it."""
-    folder, settings, server = this.folder, this.settings, this.server
+    server = this.server
     summary = _summary(this, started_us)
     try:
-        _complete(this)
         if not summary.finished_at:  # it did not come to a drain, or that drain died
             summary.remaining = scopes.remaining(server, scopes.current(server, this.job.scope))
     except DrainkitError as error:
         this.failure = this.failure or error
     summary.close(this.failure, this.clock.now_us())
     summary.started_at = iso(started_us)
-    result = {**summary.as_dict(), "evidence": this.reports.shown(folder)}
-    files.write_json(folder / "run.json", result)
-    files.write_text(folder / "report.html", report.build(folder))
-    digest = this.reports.seal(
-        folder,
-        lambda: seal(
-            folder,
-            run=result,
-            parameters={**parameters_of(settings, this.job), "mode": settings.mode},
-            server={"kind": server.info.kind, "version": server.info.version},
-            templates=[template.as_dict() for template in this.templates.values()],
-            secret_words=secret_words(settings.redis_url.get_secret_value()),
-        ),
+    parameters = {**parameters_of(this.settings, this.job), "mode": this.settings.mode}
+    run_from = [template.as_dict() for template in this.templates.values()]
+    end = ending.Ending(
+        this.settings, server, this.folder, parameters, this.reports, run_from, sign_key
     )
-    for step in (_tell_ledger, _sign, _deliver):
-        try:
-            step(this, digest)
-        except DrainkitError as error:
-            result["exit_code"] = result["exit_code"] or error.exit_code
-            result["error"] = result.get("error") or str(error)
-    if folder.exists():  # else it was copied to where `evidence` says
-        result["evidence"] = str(folder)
-    return result
-
-
-def _tell_ledger(this: Run, digest: str) -> None:
-    if this.settings.mode == "live" and this.server.connected:
-        before = previous_digest(this.folder) or ""
-        ledger.append(this.server, ledger.Sealed(this.folder.name, digest, before))
-
-
-def _sign(this: Run, _: str) -> None:
-    if this.sign is not None:
-        this.sign(this.folder)
-
-
-def _deliver(this: Run, _: str) -> None:
-    this.reports.deliver(this.folder)
+    return ending.write_up(end, summary, {}), this.folder
 
 
 def _summary(this: Run, started_us: int) -> Summary:
     """The books that the notebooks left, or what the audit knows of a run that died."""
-    found = _read_json(this.folder / "run.json")
-    if found.get("mode") == this.settings.mode:
+    found = ending.read_run(this.folder)
+    if ending.is_finished(found, this.job.run_id):
         return Summary.read(found)
-    summary = Summary.opened(
-        this.settings,
-        run_id=this.job.run_id,
-        boundary=this.job.scope.boundary,
-        now_us=started_us,
-        plan_digest=this.job.plan_digest,
-    )
-    if this.settings.mode == "live":
-        summary.approvers = [*this.job.approvers]
-        try:
-            recount(this.server, summary)
-        except DrainkitError as error:
-            this.failure = this.failure or error
+    summary = _opened(this.job, started_us)
+    summary.approvers = [*this.job.approvers]
+    try:
+        ending.recount_settled(this.server, summary)
+    except DrainkitError as error:
+        this.failure = this.failure or error
     this.failure = this.failure or DrainkitError("the notebooks left no summary")
     return summary
 
 
-def _complete(this: Run) -> None:
-    """The files that 04 writes, where it did not come to that."""
-    if not (this.folder / "after.json").exists():
-        after = baseline(this.server)
-        files.write_json(this.folder / "after.json", after)
-    if not (this.folder / "audit.parquet").exists():
-        live = this.settings.mode == "live"
-        runs = {this.job.run_id} if live else set()
-        records = list(run_records(this.server, runs))
-        from ..core.audit import audit_table
-
-        files.write_table(this.folder / "audit.parquet", audit_table(records))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _opened(job: Job, started_us: int) -> Summary:
+    return Summary.opened(
+        job.settings,
+        run_id=job.run_id,
+        boundary=job.scope.boundary,
+        now_us=started_us,
+        plan_digest=job.plan_digest,
+    )

@@ -69,6 +69,8 @@ class Sealed:
     run_id: str
     statement_sha256: str
     previous_sha256: str = ""  # of the statement before it in its reports folder
+    folder: str = ""  # where it was sealed: an absolute path, or a URL
+    host: str = ""
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,8 @@ def find(url: str) -> Connection:
     if "+" not in scheme:
         return connect(url)
     base, _, topology = scheme.partition("+")
-    credentials, _, hosts = rest.rpartition("@")
-    hosts, _, path = hosts.partition("/")
-    login = f"{credentials}@" if credentials else ""
+    _check_password(url)
+    login, hosts, path = _split(rest)
     if topology == "cluster":
         return _first_answering([f"{base}://{login}{seed}/{path}" for seed in hosts.split(",")])
     path, _, query = path.partition("?")
@@ -119,13 +118,17 @@ def owner_node(url: str, link: Connection, key: bytes) -> Connection:
 def node(url: str, host: str, port: int) -> Connection:
     """A connection to one Cluster node with the URL's own login and TLS options."""
     scheme, _, rest = url.partition("://")
-    credentials, _, tail = rest.rpartition("@")
-    login = f"{credentials}@" if credentials else ""
-    seed, slash, path = tail.partition("/")
-    first = urllib.parse.urlsplit(f"//{seed.split(',')[0]}").hostname or "localhost"
-    return connect(
-        f"{scheme.partition('+')[0]}://{login}{_netloc(host or first, port)}{slash}{path}"
-    )
+    login, seeds, path = _split(rest)
+    first = urllib.parse.urlsplit(f"//{seeds.split(',')[0]}").hostname or "localhost"
+    return connect(f"{scheme.partition('+')[0]}://{login}{_netloc(host or first, port)}/{path}")
+
+
+def _split(rest: str) -> tuple[str, str, str]:
+    """What follows `://` as login (with its @), hosts, and path with options."""
+    place, mark, options = rest.partition("?")
+    credentials, at, tail = place.rpartition("@")
+    hosts, _, path = tail.partition("/")
+    return credentials + at, hosts, path + mark + options
 
 
 def connect(url: str) -> Connection:
@@ -148,8 +151,19 @@ def connect(url: str) -> Connection:
     return link  # type: ignore[return-value]
 
 
+def _check_password(url: str) -> None:
+    """Refuse a password's own # or ?: what follows would be taken for a host or an option."""
+    query = url.partition("?")[2]
+    if "#" in url or not re.fullmatch(r"(?:[A-Za-z_%\d]+=[^&]*(?:&|$))*", query):
+        raise UsageError(
+            "--redis-url: a # or ? of the password stands as it is; write %23 for #, %3F for ?, "
+            "%2F for /, %40 for @"
+        )
+
+
 def _check_options(url: str) -> None:
     """Refuse what redis-py would take for something else, or what drainkit does not speak."""
+    _check_password(url)
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:

@@ -36,7 +36,8 @@ class DryRun(RunSession):
         if run_dir is not None:
             save_plan(run_dir / "plan.json", self.plan, self.table)
             self.summary.plan_path, self.summary.plan_digest = "plan.json", self.plan.digest
-            files.write_json(run_dir / "run.json", self.summary.as_dict())
+            if "-live-" not in run_dir.name:  # there run.json tells of the live run alone
+                files.write_json(run_dir / "run.json", self.summary.as_dict())
 
     def bottom_line(self) -> Markdown:
         """What the live run would do, and how long it would take."""

@@ -17,13 +17,14 @@ from ..draining.books import recount
 from ..draining.job import Job, resolve
 from ..draining.live import apply
 from ..errors import RefusedError, UsageError, error_of
+from ..evidence.lease import working_on
 from ..operations.state import baseline
 from ..safe import verbatim
-from ..server import reading
+from ..server import ledger, reading
 from ..server.connection import Server
 from ..settings import Settings
 from .session import RunSession
-from .tables import SAMPLE_ROWS, Table, counts_frame, markdown, read_json, span
+from .tables import SAMPLE_ROWS, Table, counts_frame, markdown, span
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -72,12 +73,13 @@ class LiveDrain(RunSession):
         self.job = resolve(self.server, self.settings, planned=planned, run_id=self.folder_run_id)
         if not (self.run_dir / "baseline.json").exists():
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
-        earlier = read_json(self.run_dir, "run.json") or {}
-        with _graceful_interrupt() as stopping:  # to the end of the books, however often it comes
+        earlier = ledger.starts_of(self.server, planned.plan.digest)
+        # to the end of the books, however often a signal comes
+        with working_on(self.run_dir), _graceful_interrupt() as stopping:
             self.summary = apply(
                 self.server, self.job, stopping=stopping, on_progress=_Milestones(self.job).show
             )
-            if earlier.get("run_id") == self.job.run_id and earlier.get("mode") == "live":
+            if any(start.run_id == self.job.run_id for start in earlier):
                 recount(self.server, self.summary)  # with what it drained before
             self.summary.plan_path = "plan.json"
             files.write_json(self.run_dir / "run.json", self.summary.as_dict())

@@ -43,6 +43,8 @@ class Verification(RunSession):
         self.before = before or self.after
         self.run = read_json(run_dir, "run.json")
         self.live = self.run is not None and self.run.get("mode") == "live"
+        if self.run is not None and self.live and not self.run.get("finished_at"):
+            self.run = {}  # the run's own, from its beginning: it has no numbers
         self.plan = self.planned.plan if self.planned else None
         self.table = self.planned.table if self.planned else None
         digest = self.plan.digest if self.plan else None

@@ -205,6 +205,7 @@ def test_a_folder_rewritten_as_a_whole_is_noticed_by_the_server(
     result["drained_ok"] += 1
     (folder / "run.json").write_text(json.dumps(result))
     (cli.cwd / "reports" / "chain.json").unlink()
+    (folder / "statement.json").unlink()
     sealing.seal(folder, run=result, parameters={}, server={})
     assert cli("verify", folder).rc == 0
     told = cli("verify", folder, "--redis-url", valkey.url)
