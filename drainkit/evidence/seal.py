@@ -71,9 +71,9 @@ def seal(
 
     A folder is sealed when it has its statement, so a process that dies in here leaves a folder
     that can be sealed again. `run` is run.json, `parameters` hold no secrets, `server` says who
-    answered, `templates` which notebooks were run (name, sha256, packaged), `sign_key` is an SSH key
-    to sign with. A secret that got into a file all the same is struck out, and the statement says
-    so. Raises DrainkitError for a run that is sealed already.
+    answered, `templates` which notebooks were run (name, sha256, packaged), `sign_key` is an SSH
+    key to sign with. A secret that got into a file all the same is struck out, and the statement
+    says so. Raises DrainkitError for a run that is sealed already.
     """
     remove_unfinished(run_dir)
     secret = secret_of(run_dir, secret_words)

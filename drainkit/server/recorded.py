@@ -17,16 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from ..core.values import RawEntry
 from ..safe import text
 from . import reading
 from .connection import Server
 from .reading import FIRST_ID, LAST_ID, id_key, next_id
-
-if TYPE_CHECKING:
-    from .scopes import Scope
+from .scope import Scope
 
 # ids may be given by hand, a little in the future of the clock that gives the audit's
 MARGIN_MS = 3_600_000

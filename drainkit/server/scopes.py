@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
@@ -26,23 +25,7 @@ from .reading import (
     positions,
     stream_info,
 )
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Where a run reads: group, start and boundary, fixed when the run starts."""
-
-    name: str
-    group: str
-    consumer_group: str  # to which `group` belongs: itself, or scope history's
-    consumer: str
-    position: str  # of `group`; scope history: where its own group stands or would start
-    group_position: str  # of the consumer group itself
-    boundary: str
-    group_exists: bool
-    min_idle_ms: int
-    from_consumers: tuple[str, ...]
-    first: str = FIRST_ID  # with --from: what comes before it is not of this scope
+from .scope import Scope as Scope
 
 
 def open_scope(server: Server, settings: Settings, *, boundary: str | None = None) -> Scope:
