@@ -18,7 +18,7 @@ from ..server import ledger, reading, scopes, writing
 from ..server.audit_log import last_ms, run_records
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS
-from ..server.scopes import Scope
+from ..server.scope import Scope
 from ..server.topology import check_primary
 from ..settings import FROM_PLAN, Settings, build, outside, shown
 from .approval import approvers, load_signatures

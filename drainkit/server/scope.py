@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ids import FIRST_ID
+
 
 @dataclass(frozen=True)
 class Scope:

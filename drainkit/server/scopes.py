@@ -25,7 +25,7 @@ from .reading import (
     positions,
     stream_info,
 )
-from .scope import Scope as Scope
+from .scope import Scope
 
 
 def open_scope(server: Server, settings: Settings, *, boundary: str | None = None) -> Scope:

@@ -19,7 +19,8 @@ from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
 from .connection import Server
 from .reading import StopSwitch, next_id, raw_name
-from .scopes import Scope, not_ours
+from .scope import Scope
+from .scopes import not_ours
 
 REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",
