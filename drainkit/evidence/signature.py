@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import subprocess
 from pathlib import Path
 
 from ..errors import DrainkitError, UsageError
 from ..files import read_plain, write_bytes
 from ..safe import one_line
+from ..signing import ssh_keygen
 from .statement import SIGNATURE, STATEMENT, statement_bytes
 
 _NAMESPACE = "drainkit"  # of signatures: one made for something else does not count
@@ -33,7 +33,7 @@ def signature_problems(run_dir: Path, signed_by: str | None) -> list[str]:
     if signed_by is not None and by != signed_by:
         return [f"changed: {SIGNATURE} is not by {one_line(signed_by)}, as the statement says"]
     try:
-        _ssh_keygen(
+        ssh_keygen(
             "-Y", "check-novalidate", "-n", _NAMESPACE, "-s", str(path),
             stdin=statement_bytes(run_dir),
         )  # fmt: skip
@@ -59,7 +59,7 @@ def check_sign_key(key: Path) -> None:
     if not key.is_file():
         raise UsageError(f"--sign-key {one_line(str(key))} is not a file")
     try:
-        _ssh_keygen("-Y", "sign", "-n", _NAMESPACE, "-f", str(key), stdin=b"")
+        ssh_keygen("-Y", "sign", "-n", _NAMESPACE, "-f", str(key), stdin=b"")
     except DrainkitError as error:
         raise UsageError(f"--sign-key {one_line(str(key))} cannot sign: {error}") from None
 
@@ -73,7 +73,7 @@ def sign(run_dir: Path, key: Path) -> Path:
 
 def signed(data: bytes, key: Path) -> bytes:
     """The SSH signature of `data`."""
-    return _ssh_keygen("-Y", "sign", "-n", _NAMESPACE, "-f", str(key), stdin=data)
+    return ssh_keygen("-Y", "sign", "-n", _NAMESPACE, "-f", str(key), stdin=data)
 
 
 def verify_signature(run_dir: Path, allowed_signers: Path, identity: str) -> None:
@@ -84,19 +84,7 @@ def verify_signature(run_dir: Path, allowed_signers: Path, identity: str) -> Non
     except OSError as error:
         reason = one_line(error.strerror or "not readable")
         raise DrainkitError(f"{SIGNATURE}: {reason}") from None
-    _ssh_keygen(
+    ssh_keygen(
         "-Y", "verify", "-n", _NAMESPACE, "-f", str(allowed_signers), "-I", identity,
         "-s", str(run_dir / SIGNATURE), stdin=statement,
     )  # fmt: skip
-
-
-def _ssh_keygen(*arguments: str, stdin: bytes) -> bytes:
-    """What ssh-keygen answers on stdout; DrainkitError where it refuses."""
-    command = ["ssh-keygen", *arguments]
-    try:
-        return subprocess.run(command, input=stdin, capture_output=True, check=True).stdout
-    except FileNotFoundError:
-        raise DrainkitError("ssh-keygen is not installed; it signs and checks statements") from None
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).decode("utf-8", "replace").strip()
-        raise DrainkitError(f"ssh-keygen refuses: {one_line(said)}") from None
