@@ -176,13 +176,12 @@ def kernel_variables(settings: Settings) -> dict[str, str]:
 
 def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Settings:
     """The demo's settings, for a server that holds the sample backlog now; tells what is there."""
-    from pathlib import Path
 
     from ..demo import backlog
     from ..operations.state import as_text, baseline
     from ..server.connection import Server
 
-    settings = backlog.settings_of(embedded.url, Path(reports_dir))
+    settings = backlog.settings_of(embedded.url, reports_dir)
     with Server(embedded.url, settings.stream) as server:
         backlog.fill(server, stream=settings.stream, group=settings.consumer_group,
                      consumer=settings.consumer_name)  # fmt: skip

@@ -126,7 +126,7 @@ def _uuid(rng: random.Random) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
-def settings_of(url: str, reports_dir: Path) -> Settings:
+def settings_of(url: str, reports_dir: Path | str) -> Settings:
     """What the demo drains with: fast, everything, twelve of the twenty symbols allowed."""
     return build(
         {

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -124,6 +125,7 @@ def test_a_dataset_by_day_is_one_table(
     ]  # fmt: skip
     assert {part.name for part in parts} == {"part-0.parquet"}
     assert len({pq.read_schema(part).to_string() for part in parts}) == 1
+    assert {pq.read_schema(part).field("symbol").type for part in parts} == {pa.string()}
     kept = [
         i
         for part in (parts[-1], *parts[:-1])

@@ -57,6 +57,7 @@ def test_a_store_that_refuses_stops_the_run_before_it_drains(
         done = cli(*run(valkey, stream, "--reports-dir", url, *live))
         assert done.rc == 2, done.err
         assert SECRET not in one_line_error(done.err)
+    assert cli("demo", "--reports-dir", "hdfs://a/b").rc == 2
     assert cli("verify", "hdfs://a/b").rc == cli("verify", "s3://no-such-bucket/x").rc == 2
     s3.check_logins()
     done = cli(*run(valkey, stream, "--reports-dir", URL, *live), secret=SECRET)
