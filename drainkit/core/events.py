@@ -53,6 +53,7 @@ MAX_NUMBER_CHARACTERS = 400
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NAMES: Callable[[list[bytes]], list[bytes]] = itemgetter(slice(None, None, 2))
+_NAN = float("nan")
 _UNSEEN = -2  # no code of a vocabulary
 
 
@@ -287,7 +288,7 @@ def _valid_symbol(value: Any) -> str | None:
 
 def _confidences(values: Column) -> tuple[np.ndarray, np.ndarray]:
     """The numbers (float64, nan where not valid) and the reasons (uint8, 0 valid)."""
-    numbers = np.array([value if type(value) is float else np.nan for value in values], float)
+    numbers = np.array([value if type(value) is float else _NAN for value in values], float)
     reasons = np.zeros(len(values), dtype=np.uint8)
     odd = np.flatnonzero(~((numbers >= 0) & (numbers <= 1)))
     if len(odd):

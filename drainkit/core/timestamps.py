@@ -32,6 +32,7 @@ _ISO_SHAPES = tuple(
     for fraction in (b"", b".000", b".000000")
     for offset in (b"Z", b"+00:00")
 )
+_MAX_SHAPE = max(map(len, _ISO_SHAPES))
 _NEVER, _STR, _BYTES, _INT, _FLOAT = range(5)
 _KINDS = {str: _STR, bytes: _BYTES, int: _INT, float: _FLOAT}  # of no other kind is a time
 
@@ -92,11 +93,12 @@ def times_us(values: Sequence[Any]) -> np.ndarray:
     kinds = np.fromiter(map(_KINDS.get, map(type, values), repeat(_NEVER)), np.int8, len(values))
     for kind in (_STR, _BYTES):
         rows = np.flatnonzero(kinds == kind)
-        texts = [values[row] for row in rows.tolist()]
+        texts = [*map(values.__getitem__, rows.tolist())]
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        present = np.bincount(np.minimum(sizes, _MAX_SHAPE + 1), minlength=_MAX_SHAPE + 2)
         for shape in _ISO_SHAPES:
-            of_size = np.flatnonzero(sizes == len(shape))
-            if len(of_size):
+            if present[len(shape)]:
+                of_size = np.flatnonzero(sizes == len(shape))
                 is_all = len(of_size) == len(texts)
                 chosen = texts if is_all else [texts[i] for i in of_size.tolist()]
                 whole = _joined(chosen) if kind == _STR else b"".join(chosen)
