@@ -22,6 +22,7 @@ from ..server import scopes
 from ..server.connection import Clock, Server
 from ..server.topology import check_primary
 from ..server.writing import Batch, RecordedError
+from . import vanished
 from .in_flight import CommitRequest, InFlight, ReadRequest
 from .job import MAX_CLOCK_WAIT_SEC, Job, Progress, future_audit
 from .reader import Reader
@@ -67,6 +68,8 @@ class Worker:
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._unsent = 0  # entries that were read and are still to be sent
+        self.begun: vanished.Opening | None = None  # counted before the first commit
+        self._is_open = bool(job.fellows)  # of several workers none counts for itself
         self._refused: set[bytes] = set()  # pending ids that a commit did not take
 
     def run(self) -> None:
@@ -107,6 +110,9 @@ class Worker:
                 continue
 
     def _drain(self) -> None:
+        if not self._is_open:
+            self.begun = vanished.opening(self.server, self.job)
+            self._is_open = True
         for batch in self._reader.pending(self._room):
             self._commit(batch)
             self._settle_commits()
