@@ -27,7 +27,6 @@ def drain(
     """
     preflight(server, job)
     books = Books.opened(server, job)
-    begun = None if job.fellows else vanished.opening(server, job)
     books.note_start()
     summary = books.summary
     worker = Worker(server, job, summary, stopping or threading.Event(), on_progress)
@@ -46,7 +45,7 @@ def drain(
     try:
         _settle(books, worker, failure)
         if not job.fellows:
-            vanished.account(server, job, summary, begun)
+            vanished.account(server, job, summary, worker.begun)
             if failure is None and (reason := vanished.unkept(job, summary)):
                 failure = DrainkitError(reason)
         books.close(failure)

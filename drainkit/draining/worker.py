@@ -22,6 +22,7 @@ from ..server import scopes
 from ..server.connection import Clock, Server
 from ..server.topology import check_primary
 from ..server.writing import Batch, RecordedError
+from . import vanished
 from .in_flight import CommitRequest, InFlight, ReadRequest
 from .job import MAX_CLOCK_WAIT_SEC, Job, Progress, future_audit
 from .reader import Reader
@@ -67,7 +68,9 @@ class Worker:
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._unsent = 0  # entries that were read and are still to be sent
-        self._refused: set[bytes] = set()  # pending ids that a commit did not take
+        self.begun: vanished.Opening | None = None  # counted before the first commit
+        self._is_open = bool(job.fellows)  # of several workers none counts for itself
+        self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
 
     def run(self) -> None:
         """Drain until the scope, the budget or the patience with a broken server is exhausted."""
@@ -107,6 +110,9 @@ class Worker:
                 continue
 
     def _drain(self) -> None:
+        if not self._is_open:
+            self.begun = vanished.opening(self.server, self.job)
+            self._is_open = True
         for batch in self._reader.pending(self._room):
             self._commit(batch)
             self._settle_commits()
@@ -197,7 +203,8 @@ class Worker:
             self._credit_us = CREDIT_US
         self.summary.vanished += reply.vanished
         if request.batch.owners is not None:
-            self._refused |= reply.rejected
+            rows_of = zip(request.events.ids, request.batch.owners, strict=True)
+            self._refused |= {row for row in rows_of if row[0] in reply.rejected}
         if self.on_progress:
             self.on_progress(self.summary)
         return True
@@ -214,7 +221,7 @@ class Worker:
         if scope.name != "pending" or not self._refused:
             return True
         rows = (row for page in scopes.scope_ids(self.server, scope) for row in page)
-        left = sum(row[0] in self._refused for row in rows)
+        left = sum(row in self._refused for row in rows)  # what another took since is its own
         if left and not progress:
             raise DrainkitError(
                 f"{left} idle entries of the scope could not be taken; run the same command again"

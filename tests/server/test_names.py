@@ -102,7 +102,9 @@ def test_a_batch_with_an_entry_twice_records_it_once(
         with Link(server.url, stream) as link:
             job = resolve(link, settings)
             record = [entry.encode(), b"S", b"1.00", b"0.5", b"drained_ok", b"now", b""]
-            batch = writing.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
+            batch = writing.Batch(
+                [[entry.encode(), []]] * 2, owners=[Name(owner)] * 2, marks=b"0-0 0 0 0"
+            )
             writing.send_commit(
                 link, job.scope, batch, [record, record], rate=None, run_id="run",
                 deadline_us=link.now_us() + 10**7,
