@@ -182,16 +182,17 @@ class RemoteReports(Reports):
         for _ in range(MAX_TURNS):
             try:
                 self._tail = newest(self._store.links())
-                digest = self._sealed(work)
+                digest = self._sealed(run_dir, work)
                 if self._claim(run_dir.name, digest):
                     return digest
             except DrainkitError as error:
                 self._failure = error
-                return self._sealed(work)  # evidence there must be, here at least
+                return self._sealed(run_dir, work)  # evidence there must be, here at least
         self._failure = DrainkitError(f"{one_line(self._store.url)}: other runs always came first")
         return digest
 
-    def _sealed(self, work: Callable[[], str]) -> str:
+    def _sealed(self, run_dir: Path, work: Callable[[], str]) -> str:
+        files.remove(run_dir / STATEMENT)  # of a seal after a run that is not the newest any more
         if self._tail is None:
             files.remove(self.folder / CHAIN)
         else:

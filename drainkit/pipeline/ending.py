@@ -116,7 +116,6 @@ def write_up(
 
 def _seal(this: Ending, result: Mapping[str, Any], words: Sequence[str]) -> str:
     info = this.server.info
-    files.remove(this.folder / STATEMENT)  # sealed again, after a run that came first elsewhere
     return seal(
         this.folder,
         run=result,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .. import files
 from ..core.policy import ACTIONS
 from ..draining.dry import decide_all, make_plan, summary_of
 from ..draining.plan_files import save_plan
@@ -37,7 +36,7 @@ class DryRun(RunSession):
             save_plan(run_dir / "plan.json", self.plan, self.table)
             self.summary.plan_path, self.summary.plan_digest = "plan.json", self.plan.digest
             if "-live-" not in run_dir.name:  # there run.json tells of the live run alone
-                files.write_json(run_dir / "run.json", self.summary.as_dict())
+                self.write_summary(self.summary)
 
     def bottom_line(self) -> Markdown:
         """What the live run would do, and how long it would take."""

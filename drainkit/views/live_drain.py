@@ -82,7 +82,7 @@ class LiveDrain(RunSession):
             if any(start.run_id == self.job.run_id for start in earlier):
                 recount(self.server, self.summary)  # with what it drained before
             self.summary.plan_path = "plan.json"
-            files.write_json(self.run_dir / "run.json", self.summary.as_dict())
+            self.write_summary(self.summary)
         if self.summary.error:
             raise error_of(self.summary.exit_code or 1, self.summary.error)
 

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Self
 
 import pandas as pd
 
+from .. import files
 from ..config import load
-from ..core.summary import RUN_ID
+from ..core.summary import RUN_ID, Summary
 from ..draining.job import Job, Planned, adopt, resolve
 from ..draining.plan_files import load_plan
 from ..errors import UsageError
@@ -137,6 +138,13 @@ class RunSession(Session):
         if self.run_dir is None or not (self.run_dir / "plan.json").exists():
             return None
         return Planned.load(self.run_dir)
+
+    def write_summary(self, summary: Summary) -> None:
+        """run.json; what the run noted there about itself stays until its end."""
+        if self.run_dir is not None:
+            noted = read_json(self.run_dir, "run.json") or {}
+            kept = {k: noted[k] for k in ("parameters", "templates") if k in noted}
+            files.write_json(self.run_dir / "run.json", summary.as_dict() | kept)
 
     def _more_settings(self) -> dict[str, str]:
         allowed = self.job.policy.allowlist
