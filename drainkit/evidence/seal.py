@@ -46,6 +46,9 @@ PACKAGES = (
     "drainkit", "redis", "hiredis", "numpy", "pandas", "pyarrow", "plotly", "papermill",
     "jupyterlab", "nbconvert", "msgspec",
 )  # fmt: skip
+_OF_RUN = (
+    "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
+)  # fmt: skip
 
 
 def open_run(reports_dir: Path, run_id: str) -> Path:
@@ -71,9 +74,9 @@ def seal(
 
     A folder is sealed when it has its statement, so a process that dies in here leaves a folder
     that can be sealed again. `run` is run.json, `parameters` hold no secrets, `server` says who
-    answered, `templates` which notebooks were run (name, sha256, packaged), `sign_key` is an SSH
-    key to sign with. A secret that got into a file all the same is struck out, and the statement
-    says so. Raises DrainkitError for a run that is sealed already.
+    answered, `templates` which notebooks were run, `sign_key` is an SSH key to sign with. A secret
+    that got into a file is struck out, and the statement says so. Raises DrainkitError for a run
+    that is sealed already.
     """
     remove_unfinished(run_dir)
     secret = secret_of(run_dir, secret_words)
@@ -87,18 +90,11 @@ def seal(
         previous = _tail(run_dir)
         statement = {
             "_type": STATEMENT_TYPE,
-            "subject": [
-                {"name": name, "digest": {"sha256": digest}} for name, digest in digests.items()
-            ],
+            "subject": [{"name": n, "digest": {"sha256": sha}} for n, sha in digests.items()],
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "run_id": run_dir.name,
-                "boundary_id": run.get("boundary_id"),
-                "total_read": run.get("total_read"),
-                "outcome": run.get("outcome"),
-                "exit_code": run.get("exit_code"),
-                "started_at": run.get("started_at"),
-                "finished_at": run.get("finished_at"),
+                **{name: run.get(name) for name in _OF_RUN},
                 "parameters": strike(dict(parameters), secret),
                 "versions": {
                     "python": platform.python_version(),
@@ -108,7 +104,6 @@ def seal(
                 "templates": [dict(template) for template in templates],
                 "host": socket.gethostname(),
                 "user": _user(),
-                "operator": run.get("operator"),
                 "approvers": run.get("approvers") or [],
                 "secrets_struck_out_of": struck,
                 "signed_by": None if sign_key is None else fingerprint(signed(b"", sign_key)),

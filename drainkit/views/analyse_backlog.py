@@ -91,7 +91,8 @@ class Analysis(RunSession):
         shown["event_time"] = shown["event_time"].map(
             lambda time: "" if pd.isna(time) else str(time)[:23]
         )
-        return safe(shown.rename(columns={"event_time": "event_time (UTC)"}))
+        shown.columns = shown.columns.str.replace("event_time", "event_time (UTC)")
+        return safe(shown)
 
     def invalid_table(self) -> pd.DataFrame:
         """Events that cannot be read, by reason, with an example of each (escaped)."""

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import html
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
 from ..core.audit import parse
-from ..errors import UsageError
+from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.running import running_drains
 from ..operations.state import StreamState, state_as_dict
-from ..safe import verbatim
+from ..safe import one_line, verbatim
 from ..server import audit_log, ledger, reading
 from ..server.connection import Server
 from ..settings import Settings
-from . import figures
+from . import figures, tiles
+from .explore import person_is_here
 from .session import Session
-from .tables import groups_frame, markdown, safe
+from .tables import Table, groups_frame, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from IPython.display import Markdown
+    from IPython.display import HTML, Markdown
+    from ipywidgets import Widget
 
 
 GROUP_COLUMNS = (
@@ -39,8 +42,8 @@ class Monitor(Session):
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
-        self.states: list[StreamState] = []
         self.report = checks.Report()
+        self.look: Callable[[], checks.Report] = checks.Report  # a look at the server
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -54,11 +57,40 @@ class Monitor(Session):
             max_age_min=float(_whole(names, "max_backlog_age_min")),
             max_lost=_whole(names, "max_lost", default=0),
         )
-        board.report = checks.check(
+        board.look = lambda: checks.check(
             board.server, board.settings, limits, pattern=pattern, audits=True
         )
-        board.states = board.report.states
+        board.report = board.look()
         return board
+
+    @property
+    def states(self) -> list[StreamState]:
+        """The streams that were looked at."""
+        return self.report.states
+
+    def board(self) -> HTML | Widget:
+        """Each group's state and numbers, and drains at work; with a button where a person is."""
+        from IPython.display import HTML
+
+        if not person_is_here():
+            return HTML(self._board_html())  # type: ignore[no-untyped-call]
+        import ipywidgets as w
+
+        button, shown = w.Button(description="Look again", icon="refresh"), w.HTML()
+        shown.value = self._board_html()
+
+        def look_again(_: object) -> None:
+            try:
+                self.report = self.look()
+                shown.value = self._board_html()
+            except DrainkitError as error:  # what is shown would be taken for the present
+                shown.value = f"<p>{html.escape(one_line(str(error), 600))}</p>"
+
+        button.on_click(look_again)
+        return w.VBox([button, shown])
+
+    def _board_html(self) -> str:
+        return tiles.board(self.report, running_drains(self.server), self.server.now_us())
 
     def bottom_line(self) -> Markdown:
         """The worst finding and how many there are."""
@@ -69,7 +101,8 @@ class Monitor(Session):
 
     def groups_table(self) -> pd.DataFrame:
         """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
-        return groups_frame(*map(state_as_dict, self.states), columns=GROUP_COLUMNS).reset_index()
+        frame = groups_frame(*map(state_as_dict, self.states), columns=GROUP_COLUMNS)
+        return Table(frame.reset_index())
 
     def pending_table(self) -> pd.DataFrame:
         """Pending entries by consumer, most first."""

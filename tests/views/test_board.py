@@ -1,0 +1,57 @@
+"""The monitor's board: states in words and colour, names inert, a button only for a person."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from books import GROUP, ask, deliver, seed
+from conftest import Fill
+from servers import Server
+
+from drainkit.views.monitor import Monitor
+
+
+def opened(server: Server, stream: str, monkeypatch: pytest.MonkeyPatch, most: int) -> Monitor:
+    """A monitor of one stream; critical above `most` undelivered entries."""
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", server.url)
+    limits = {"max_backlog": most, "max_backlog_age_min": 10**6, "pattern": ""}
+    return Monitor.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream, **limits})
+
+
+def test_a_board_says_its_state_and_numbers(
+    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the limit a group is critical in word and colour, another OK; names are text."""
+    seed(valkey, stream, fill)
+    deliver(valkey, stream, "me", 3)
+    ask(valkey, "XGROUP", "CREATE", stream, "<img src=x onerror=alert(1)>", "$")
+    shown = opened(valkey, stream, monkeypatch, most=100).board().data
+    sections = re.findall("<section.*?</section>", shown)
+    (bad,) = (s for s in sections if GROUP in s)
+    assert "<h3>critical: " in bad
+    assert "#D55E00" in bad
+    assert "<b>197</b>undelivered" in bad
+    assert "<b>3</b>pending" in bad
+    (good,) = (s for s in sections if GROUP not in s)
+    assert "<h3>OK: " in good
+    assert "&lt;img src=x" in good
+    assert "<img" not in shown
+    assert re.search(r"As of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", shown)
+
+
+def test_a_person_can_look_again(
+    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The button asks the server anew; where it does not answer, old numbers do not stay."""
+    seed(valkey, stream, fill)
+    monkeypatch.setattr("drainkit.views.monitor.person_is_here", lambda: True)
+    monitor = opened(valkey, stream, monkeypatch, most=1000)
+    button, shown = monitor.board().children
+    assert "<b>200</b>undelivered" in shown.value
+    deliver(valkey, stream, "me", 50)
+    button.click()
+    assert "<b>150</b>undelivered" in shown.value
+    ask(valkey, "DEL", stream)
+    button.click()
+    assert "150" not in shown.value
