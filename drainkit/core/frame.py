@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .collection import collection_paused
 from .events import Decoder, Events
 from .policy import ACTIONS, Policy, decide, failed_names
 from .timestamps import NO_TIME, TIME_SOURCES
@@ -121,16 +121,10 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) 
 def load_frame(
     entries: Iterable[Sequence[RawEntry]], decoder: Decoder, *, limit: int | None = None
 ) -> pd.DataFrame:
-    """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind.
-
-    The garbage collector pauses meanwhile: millions of new, acyclic objects would make it walk
-    the heap again and again.
-    """
+    """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind."""
     builder = FrameBuilder(decoder)
-    paused = gc.isenabled()
-    gc.disable()
-    try:
-        left = limit
+    left = limit
+    with collection_paused():
         for page in entries:
             builder.append(page if left is None else page[:left])
             if left is not None:
@@ -138,7 +132,4 @@ def load_frame(
                 if left <= 0:
                     break
             del page  # or two pages would be in memory
-    finally:
-        if paused:
-            gc.enable()
     return builder.frame()

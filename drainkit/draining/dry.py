@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.collection import collection_paused
 from ..core.events import Events, decoder_of
 from ..core.plan import VERSION, Plan, decisions_table, empty_table, seal, table_sha256
 from ..core.policy import ACTIONS, Decisions, decide
@@ -117,6 +118,7 @@ class DecidedPage:
     decisions: Decisions
 
 
+@collection_paused()
 def dry_run(
     server: Server,
     job: Job,

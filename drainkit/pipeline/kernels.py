@@ -13,11 +13,12 @@ from ..safe import one_line
 LIVE = "03_live_drain"
 NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", LIVE, "04_verify")
 PATIENCE_SEC = 10.0  # for a notebook that was interrupted
-# what a notebook would spend its first seconds on; plotly's first figure imports nbformat
+# what a notebook would spend its first seconds on; plotly's first figure imports nbformat. Frozen,
+# all of that is left alone by the collector
 IMPORTS = (
-    "import drainkit.views.analyse_backlog, drainkit.views.dry_run, drainkit.views.live_drain, "
+    "import gc, drainkit.views.analyse_backlog, drainkit.views.dry_run, drainkit.views.live_drain, "
     "drainkit.views.verify, nbformat, plotly.graph_objects; "
-    "drainkit.views.live_drain.heed_stop_signal()"
+    "drainkit.views.live_drain.heed_stop_signal(); gc.collect(); gc.freeze(); del gc"
 )
 
 
