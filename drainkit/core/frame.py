@@ -9,7 +9,7 @@ import numpy as np
 
 from .collection import collection_paused
 from .events import Decoder, Events
-from .policy import ACTIONS, Policy, decide, failed_names
+from .policy import ACTIONS, FAILED_NAMES, Policy, decide
 from .timestamps import NO_TIME, TIME_SOURCES
 from .values import INVALID_REASONS, RawEntry
 
@@ -105,9 +105,8 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) 
     decisions = decide(Events.from_frame(frame), policy, now_us)
     age_sec = decisions.age_us / 1e6
     age_sec[decisions.age_us == NO_TIME] = np.nan
-    names = failed_names(np.arange(64, dtype=np.uint8))
     actions = pd.CategoricalDtype(list(ACTIONS))
-    combinations = pd.CategoricalDtype(names)
+    combinations = pd.CategoricalDtype(FAILED_NAMES)
     return pd.DataFrame(
         {
             "age_sec": age_sec,

@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 
 from ..config import load
+from ..core.plan import COLUMNS
 from ..core.summary import RUN_ID
 from ..draining.job import Job, Planned, adopt, resolve
-from ..draining.plan_files import load_plan
+from ..draining.plan_files import read_plan
 from ..errors import UsageError
 from ..safe import one_line
 from ..server.connection import Server
@@ -79,7 +80,7 @@ class Session:
             )
         folder = Path(run_dir) if run_dir else None
         if cls.adopts_plan and folder is not None and (folder / "plan.json").exists():
-            settings = adopt(settings, load_plan(folder)[0])
+            settings = adopt(settings, read_plan(folder))
         return cls(settings, Server.of(settings), folder)
 
     def settings_table(self) -> pd.DataFrame:
@@ -110,6 +111,8 @@ class Session:
 class RunSession(Session):
     """A session of a run: its job is that of the folder, or its own where there is none."""
 
+    plan_columns: ClassVar[tuple[str, ...]] = COLUMNS  # of the plan's decisions: what it needs
+
     @cached_property
     def job(self) -> Job:
         """The job that a drain with these settings is; run id and boundary are the run's."""
@@ -136,7 +139,7 @@ class RunSession(Session):
         """The plan in run_dir and its decisions."""
         if self.run_dir is None or not (self.run_dir / "plan.json").exists():
             return None
-        return Planned.load(self.run_dir)
+        return Planned.load(self.run_dir, self.plan_columns)
 
     def _more_settings(self) -> dict[str, str]:
         allowed = self.job.policy.allowlist
