@@ -115,7 +115,8 @@ def report_text(result: Mapping[str, Any]) -> str:
     lines = [f"{name}: {shown.get(key, result.get(key))}" for name, key in REPORT_LINES]
     lines += [f"{name}: {result[key]}" for name, key in PLAN_LINES if result.get(key)]
     for change in result.get("drift") or []:
-        lines.append(f"Drift: {change['id']} {change['planned']} -> {change['happened']}")
+        events = f"{change['events']:,}"
+        lines.append(f"Drift: {events:>9}  {change['planned']} -> {change['happened']}")
     return "\n".join(lines)
 
 

@@ -1,16 +1,16 @@
-"""The audit record, and whether the books balance: plan, audit and group as sets."""
+"""The audit record: as it goes to the stream, and as it comes back."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from ..safe import one_line
+import numpy as np
+
 from .events import Events
 from .policy import ACTIONS, Decisions, Policy, reasons
 from .timestamps import NO_TIME, iso
@@ -30,6 +30,8 @@ RECORD_FIELDS = (
     "consumer_group",
     "run_id",
 )
+_NAMES = [name.encode() for name in RECORD_FIELDS]
+_WIDTH = 2 * len(RECORD_FIELDS)
 _ACTIONS = [action.encode() for action in ACTIONS]
 
 
@@ -110,58 +112,59 @@ def parse(entry: RawEntry) -> AuditRecord:
     )
 
 
-def reconcile(
-    *,
-    expected: Mapping[str, str] | None,
-    records: Sequence[AuditRecord],
-    pending_own: int,
-    counts: Mapping[str, int],
-    earlier: Sequence[AuditRecord] = (),
-    vanished: Collection[str] = (),
-) -> list[str]:
-    """What does not balance, one line each; empty when the books do.
+def audit_schema() -> pa.Schema:
+    """The columns of an audit table: those of the stream, and `audit_id` before them."""
+    import pyarrow as pa
 
-    `expected` maps the planned ids to their planned actions (None: no plan), `counts` the actions
-    to the run's own numbers, `pending_own` is what is still pending for the drain's consumer;
-    `earlier` are the records of earlier runs of the same plan, which this one finished; `vanished`
-    are ids that were deleted before they could be delivered: they need no record.
-    """
-    findings = []
-    seen = Counter(record.original_id for record in (*earlier, *records))
-    twice = [entry for entry, n in seen.items() if n > 1]
-    if twice:
-        findings.append(_first("entries are recorded more than once", twice))
-    audited = Counter(record.action for record in records)
-    for action in sorted({*ACTIONS, *audited, *counts}):
-        if audited[action] != counts.get(action, 0):
-            findings.append(
-                f"{one_line(action)}: the run counted {counts.get(action, 0)}, "
-                f"the audit {audited[action]}"
-            )
-    if expected is not None:
-        lacking = [entry for entry in expected if entry not in seen and entry not in vanished]
-        beyond = [entry for entry in seen if entry not in expected]
-        if lacking:
-            findings.append(_first("planned entries have no record", lacking))
-        if beyond:
-            findings.append(_first("recorded entries were not planned", beyond))
-    if pending_own:
-        findings.append(f"{pending_own} entries are still pending for the drain's consumer")
-    return findings
+    numbers = ("age_sec", "confidence")
+    names = ("audit_id", *RECORD_FIELDS)
+    return pa.schema([(n, pa.float64() if n in numbers else pa.string()) for n in names])
 
 
-def drift(planned: Mapping[str, str], records: Sequence[AuditRecord]) -> list[tuple[str, str, str]]:
-    """(id, planned action, what happened) wherever the two differ."""
-    return [
-        (record.original_id, planned[record.original_id], record.action)
-        for record in records
-        if record.original_id in planned and planned[record.original_id] != record.action
-    ]
+def audit_table(entries: Sequence[RawEntry]) -> pa.Table:
+    """Entries of the audit stream as a table; what is missing or odd is as `parse` has it."""
+    import pyarrow as pa
+
+    bodies = [entry[1] or [] for entry in entries]
+    if all(body[::2] == _NAMES for body in bodies):
+        values = [*chain.from_iterable(bodies)]
+        columns = [[entry[0] for entry in entries]]
+        columns += [values[2 * k + 1 :: _WIDTH] for k in range(len(RECORD_FIELDS))]
+        try:
+            kinds = [field.type for field in audit_schema()]
+            return pa.table(list(map(_column, columns, kinds)), audit_schema())
+        except pa.ArrowInvalid:  # no UTF-8, or no number that Arrow knows
+            pass
+    rows = [parse(entry) for entry in entries]
+    return pa.table(
+        [
+            pa.array([getattr(row, field.name) for row in rows], field.type)
+            for field in audit_schema()
+        ],
+        audit_schema(),
+    )
 
 
-def _first(finding: str, ids: Sequence[str]) -> str:
-    # whoever may write to the audit stream could have put anything there
-    return f"{len(ids)} {finding}, first {one_line(ids[0])}"
+def audit_ms(table: pa.Table) -> np.ndarray:
+    """The milliseconds of an audit table's ids (int64)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts = pc.split_pattern(table["audit_id"], "-", max_splits=1)
+    ms: np.ndarray = pc.list_element(parts, 0).cast(pa.int64()).to_numpy()
+    return ms
+
+
+def _column(values: list[bytes], kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = pa.array(values, pa.binary()).cast(pa.string())
+    if pa.types.is_string(kind):
+        return texts
+    known = pc.if_else(pc.equal(texts, "null"), pa.scalar(None, pa.string()), texts)
+    numbers = known.cast(kind)
+    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, kind))
 
 
 def _number(text: str) -> float | None:
@@ -170,20 +173,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def audit_table(records: list[AuditRecord]) -> pa.Table:
-    """Audit records as a table, columns as in the stream plus `audit_id`."""
-    import pyarrow as pa
-
-    names = [field.name for field in dataclasses.fields(AuditRecord)]
-    numbers = ("age_sec", "confidence")
-    return pa.table(
-        {
-            name: pa.array(
-                [getattr(record, name) for record in records],
-                pa.float64() if name in numbers else pa.string(),
-            )
-            for name in names
-        }
-    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .collection import collection_paused
 from .events import Decoder, Events
-from .policy import ACTIONS, Policy, decide, failed_names
+from .policy import ACTIONS, FAILED_NAMES, Policy, decide
 from .timestamps import NO_TIME, TIME_SOURCES
 from .values import INVALID_REASONS, RawEntry
 
@@ -105,9 +105,8 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) 
     decisions = decide(Events.from_frame(frame), policy, now_us)
     age_sec = decisions.age_us / 1e6
     age_sec[decisions.age_us == NO_TIME] = np.nan
-    names = failed_names(np.arange(64, dtype=np.uint8))
     actions = pd.CategoricalDtype(list(ACTIONS))
-    combinations = pd.CategoricalDtype(names)
+    combinations = pd.CategoricalDtype(FAILED_NAMES)
     return pd.DataFrame(
         {
             "age_sec": age_sec,
@@ -121,16 +120,10 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) 
 def load_frame(
     entries: Iterable[Sequence[RawEntry]], decoder: Decoder, *, limit: int | None = None
 ) -> pd.DataFrame:
-    """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind.
-
-    The garbage collector pauses meanwhile: millions of new, acyclic objects would make it walk
-    the heap again and again.
-    """
+    """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind."""
     builder = FrameBuilder(decoder)
-    paused = gc.isenabled()
-    gc.disable()
-    try:
-        left = limit
+    left = limit
+    with collection_paused():
         for page in entries:
             builder.append(page if left is None else page[:left])
             if left is not None:
@@ -138,7 +131,4 @@ def load_frame(
                 if left <= 0:
                     break
             del page  # or two pages would be in memory
-    finally:
-        if paused:
-            gc.enable()
     return builder.frame()

@@ -18,14 +18,15 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import RefusedError, UsageError
 from ..safe import one_line
 from .events import Events
-from .policy import ACTIONS, Decisions, Policy, other_failed, reasons
+from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reason_codes
 from .timestamps import NO_TIME
-from .values import RawEntry
+from .values import INVALID_REASONS, RawEntry
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 2  # 2: until, from_
+VERSION = 2  # 2: until, from_; dictionary columns, binary hashes, a digest by blocks
+BLOCK = 65_536  # rows under one digest
 COLUMNS = (
     "id",
     "event_time",
@@ -38,6 +39,7 @@ COLUMNS = (
     "reason",
     "failed",
     "payload_sha256",
+    "invalid",  # what made the event invalid, empty for one that is not
 )
 
 
@@ -189,18 +191,27 @@ def _size(symbols: Any) -> str:
     return "any symbol" if symbols is None else f"{len(symbols)} symbols"
 
 
-def payload_sha256(raw: Sequence[bytes] | None) -> str:
-    """SHA-256 (hex) over an entry's raw fields and values, each with its length before it.
+def payload_sha256(raw: Sequence[bytes] | None) -> bytes | None:
+    """SHA-256 over an entry's raw fields and values; None for an entry whose body is gone.
 
-    Empty for an entry whose body is gone.
+    The bytes: the decimal lengths of all parts, separated by commas, a colon, all parts.
     """
     if raw is None:
-        return ""
-    digest = hashlib.sha256()
-    for part in raw:
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
-    return digest.hexdigest()
+        return None
+    lengths = ",".join(map(str, map(len, raw)))
+    return hashlib.sha256(b"%b:%b" % (lengths.encode(), b"".join(raw))).digest()
+
+
+def decisions_schema() -> pa.Schema:
+    """The columns of a decisions table (COLUMNS)."""
+    import pyarrow as pa
+
+    words = pa.dictionary(pa.int32(), pa.string())
+    kinds = {
+        "id": pa.string(), "event_time": pa.timestamp("us", tz="UTC"), "age_sec": pa.float64(),
+        "confidence": pa.float64(), "payload_sha256": pa.binary(32),
+    }  # fmt: skip
+    return pa.schema([(name, kinds.get(name, words)) for name in COLUMNS])
 
 
 def decisions_table(
@@ -210,46 +221,96 @@ def decisions_table(
     import pyarrow as pa
 
     known = events.event_time_us != NO_TIME
-    times = pa.array(events.event_time_us, mask=~known).cast(pa.timestamp("us", tz="UTC"))
-    age_sec = np.where(known, decisions.age_us, 0) / 1e6
+    times = pa.array(events.event_time_us, mask=~known)
+    reason, texts = reason_codes(events, decisions, policy)
 
-    def texts(codes: np.ndarray, values: Sequence[str]) -> pa.Array:
+    def words(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
         indices = pa.array(codes.astype(np.int32), mask=codes < 0)
-        kinds = pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
-        return kinds.cast(pa.string())
+        return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
 
     columns = {
-        "id": pa.array([entry_id.decode() for entry_id in events.ids], pa.string()),
-        "event_time": times,
-        "age_sec": pa.array(age_sec, mask=~known),
-        "symbol": texts(events.symbol_code, events.symbols),
-        "side": texts(events.side_code, events.sides),
+        "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
+        "event_time": times.cast(pa.timestamp("us", tz="UTC")),
+        "age_sec": pa.array(np.where(known, decisions.age_us, 0) / 1e6, mask=~known),
+        "symbol": words(events.symbol_code, events.symbols),
+        "side": words(events.side_code, events.sides),
         "confidence": pa.array(events.confidence, mask=np.isnan(events.confidence)),
-        "source": texts(events.source_code, events.sources),
-        "action": texts(decisions.action.astype(np.int32), ACTIONS),
-        "reason": pa.array(reasons(events, decisions, policy), pa.string()),
-        "failed": pa.array(other_failed(decisions), pa.string()),
-        "payload_sha256": pa.array([payload_sha256(entry[1]) for entry in entries], pa.string()),
+        "source": words(events.source_code, events.sources),
+        "action": words(decisions.action.astype(np.int32), ACTIONS),
+        "reason": pa.array(texts, pa.string()).take(pa.array(reason)).dictionary_encode(),
+        "failed": words(other_failed(decisions).astype(np.int32), FAILED_NAMES),
+        "payload_sha256": pa.array([payload_sha256(entry[1]) for entry in entries], pa.binary(32)),
+        "invalid": words(events.invalid.astype(np.int32), INVALID_REASONS),
     }
-    return pa.table({name: columns[name] for name in COLUMNS})
+    return pa.table([columns[name] for name in COLUMNS], decisions_schema())
 
 
-def empty_table() -> pa.Table:
-    """A decisions table without rows."""
+def as_decisions(table: pa.Table) -> pa.Table:
+    """Columns of a decisions table with the types that they must have; see decisions_schema.
+
+    Raises ValueError or NotImplementedError where a column cannot be that.
+    """
     import pyarrow as pa
 
-    kinds = {"event_time": pa.timestamp("us", tz="UTC"), "age_sec": pa.float64()}
-    kinds["confidence"] = pa.float64()
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS]).empty_table()
+    def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+        if column.type == kind:
+            return column
+        if pa.types.is_dictionary(kind):
+            return column.cast(pa.string()).dictionary_encode()
+        return column.cast(kind)
+
+    schema = pa.schema([decisions_schema().field(name) for name in table.column_names])
+    return pa.table([cast(table[field.name], field.type) for field in schema], schema)
+
+
+class TableDigest:
+    """SHA-256 over the content of a decisions table that comes in parts: `add`, then `hexdigest`.
+
+    It is made over digests of blocks of BLOCK rows, so no more than a block is held. In a block
+    each column is framed by its name and kind, then fixed-width values or lengths and bytes, so
+    neither parts, dictionary encoding nor the Parquet writer's version matter. Null and NaN count
+    as the same: pandas keeps no difference.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[pa.Table] = []
+        self._held = self._rows = 0
+        self._whole = hashlib.sha256()
+
+    def add(self, table: pa.Table) -> None:
+        """The next rows."""
+        self._rows += len(table)
+        while self._held + len(table) >= BLOCK:
+            room = BLOCK - self._held
+            self._parts.append(table.slice(0, room))
+            self._close_block()
+            table = table.slice(room)
+        if len(table) or not self._parts:  # an empty table has columns too
+            self._parts.append(table)
+            self._held += len(table)
+
+    def hexdigest(self) -> str:
+        """The digest of all rows; nothing can be added any more."""
+        if self._held or not self._rows:
+            self._close_block()
+        self._whole.update(b"%d rows" % self._rows)
+        return self._whole.hexdigest()
+
+    def _close_block(self) -> None:
+        import pyarrow as pa
+
+        self._whole.update(_block_sha256(pa.concat_tables(self._parts)))
+        self._parts, self._held = [], 0
 
 
 def table_sha256(table: pa.Table) -> str:
-    """SHA-256 (hex) over the content of a decisions table.
+    """The digest (hex) of a whole table, as TableDigest makes it."""
+    digest = TableDigest()
+    digest.add(table)
+    return digest.hexdigest()
 
-    Each column is framed by its name and kind, then fixed-width values or lengths and bytes, so
-    neither chunks, dictionary encoding nor the Parquet writer's version matter. Null and NaN count
-    as the same: pandas keeps no difference.
-    """
+
+def _block_sha256(table: pa.Table) -> bytes:
     import pyarrow as pa
 
     digest = hashlib.sha256(b"%d rows" % table.num_rows)
@@ -266,20 +327,24 @@ def table_sha256(table: pa.Table) -> str:
             whole = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).fill_null(NO_TIME)
             digest.update(whole.to_numpy().astype("<i8").tobytes())
         else:
-            for part in _text_frames(column):
+            for part in _frames(column):
                 digest.update(part)
-    return digest.hexdigest()
+    return digest.digest()
 
 
-def _text_frames(column: pa.ChunkedArray) -> list[bytes | memoryview]:
-    """Lengths (-1 for null) and then all bytes of a text column."""
+def _frames(column: pa.ChunkedArray) -> list[bytes | memoryview]:
+    """Lengths (-1 for null) and then all bytes of a column of texts or bytes."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    texts = column.cast(pa.large_string())
-    lengths = pc.fill_null(pc.binary_length(texts), -1).to_numpy().astype("<i8")
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_fixed_size_binary(column.type):
+        column = column.cast(pa.binary())
+    parts = column.cast(pa.large_binary())
+    lengths = pc.fill_null(pc.binary_length(parts), -1).to_numpy().astype("<i8")
     frames: list[bytes | memoryview] = [lengths.tobytes()]
-    for chunk in texts.fill_null("").chunks:
+    for chunk in parts.fill_null(b"").chunks:
         _, starts, data = chunk.buffers()
         if data is not None and len(chunk):
             at = np.frombuffer(starts, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]

@@ -100,44 +100,52 @@ _FIRST_FAILED: NDArray[np.uint8] = np.array(
 )
 
 
-def reasons(events: Events, decisions: Decisions, policy: Policy) -> list[str]:
-    """One short line for each event; only checked values and fixed texts stand in it."""
-    limit = f"{policy.max_age_us / 1e6:.2f}"
-    texts: list[str] = []
-    for action, age_us, invalid, confidence in zip(
-        decisions.action.tolist(),
-        decisions.age_us.tolist(),
-        events.invalid.tolist(),
-        events.confidence.tolist(),
-        strict=True,
-    ):
-        if action == _OLD:
-            texts.append(f"age {age_us / 1e6:.2f} s > {limit} s")
-        elif action == _LOW_CONF:
-            texts.append(f"confidence {confidence!r} < {policy.min_conf!r}")
-        elif action == _INVALID:
-            texts.append(INVALID_REASONS[invalid] or "no usable time")
-        else:
-            texts.append(_FIXED[action])
-    return texts
-
-
 _FIXED = {
     _OK: "passed every filter",
     _NOT_ALLOWLISTED: "symbol not in the allowlist",
     _MISSING: "the entry's body is gone (trimmed or deleted)",
 }
+_FIXED_CODES: NDArray[np.int64] = np.zeros(len(ACTIONS), np.int64)
+_FIXED_CODES[[*_FIXED]] = range(len(_FIXED))
+
+
+def reasons(events: Events, decisions: Decisions, policy: Policy) -> list[str]:
+    """One short line for each event; only checked values and fixed texts stand in it."""
+    codes, texts = reason_codes(events, decisions, policy)
+    return [*map(texts.__getitem__, codes.tolist())]
+
+
+def reason_codes(
+    events: Events, decisions: Decisions, policy: Policy
+) -> tuple[NDArray[np.int64], list[str]]:
+    """The reasons as codes into texts; a text can be there more than once."""
+    texts = [*_FIXED.values(), *(reason or "no usable time" for reason in INVALID_REASONS)]
+    codes = _FIXED_CODES[decisions.action]
+    rows = np.flatnonzero(decisions.action == _INVALID)
+    codes[rows] = len(_FIXED) + events.invalid[rows].astype(np.int64)
+    rows = np.flatnonzero(decisions.action == _OLD)
+    codes[rows] = len(texts) + np.arange(len(rows))
+    limit = f"{policy.max_age_us / 1e6:.2f}"
+    texts += [f"age {us / 1e6:.2f} s > {limit} s" for us in decisions.age_us[rows].tolist()]
+    rows = np.flatnonzero(decisions.action == _LOW_CONF)
+    numbers, which = np.unique(events.confidence[rows], return_inverse=True)
+    codes[rows] = len(texts) + which
+    texts += [f"confidence {number!r} < {policy.min_conf!r}" for number in numbers.tolist()]
+    return codes, texts
+
+
+#: The names of the failed filters, by Decisions.failed.
+FAILED_NAMES = [
+    ",".join(ACTIONS[k] for k in range(len(ACTIONS)) if bits >> k & 1) for bits in range(64)
+]
 
 
 def failed_names(failed: np.ndarray) -> list[str]:
     """The failed filters of each event, comma-separated, in the order of ACTIONS."""
-    names = [
-        ",".join(ACTIONS[k] for k in range(len(ACTIONS)) if bits >> k & 1) for bits in range(64)
-    ]
-    return [names[bits] for bits in failed.tolist()]
+    return [*map(FAILED_NAMES.__getitem__, failed.tolist())]
 
 
-def other_failed(decisions: Decisions) -> list[str]:
-    """The filters that each event would have failed besides the one that decided."""
+def other_failed(decisions: Decisions) -> NDArray[np.uint8]:
+    """The filters that each event would have failed besides the one that decided, as bits."""
     first = (np.uint8(1) << decisions.action).astype(np.uint8)
-    return failed_names(decisions.failed & ~first)
+    return decisions.failed & ~first

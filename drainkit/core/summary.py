@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,11 @@ from ..settings import Settings
 from .policy import ACTIONS, Decisions
 from .timestamps import EPOCH, iso
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-(dry-run|live)-[0-9a-f]{6}")
+_INNER = {"changes", "pace"}  # kept beside the JSON
 OUTCOMES = {0: "done", 4: "refused", 130: "interrupted"}  # by exit code; all others: "failed"
 
 
@@ -59,7 +63,8 @@ class Summary:
     audit_records: int | None = None  # of this run, recounted where an outcome was unknown
     plan_path: str | None = None
     plan_digest: str | None = None
-    drift: list[dict[str, str]] | None = None  # live with a plan: what came out differently
+    drift: list[dict[str, Any]] | None = None  # live with a plan: planned, happened, events
+    changes: pa.Table | None = None  # the same, event by event (reconciliation.DRIFT_COLUMNS)
     pace: Pace = field(default_factory=lambda: Pace())  # noqa: PLW0108 - it is defined below
 
     @classmethod
@@ -89,7 +94,7 @@ class Summary:
     @classmethod
     def combined(cls, parts: Sequence[Summary]) -> Summary:
         """One summary of all workers: counts added up, the worst end of all."""
-        total = replace(parts[0], remaining=None, pending_own=None, pace=Pace())
+        total = replace(parts[0], remaining=None, pending_own=None, changes=None, pace=Pace())
         for name in ("total_read", "vanished", "errors", *ACTIONS):
             setattr(total, name, sum(getattr(part, name) for part in parts))
         for part in parts:
@@ -129,13 +134,13 @@ class Summary:
         """JSON-ready; keys that do not apply are left out."""
         optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "operator",
                     "approvers")  # fmt: skip
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pace"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _INNER}
         return {k: v for k, v in values.items() if v is not None or k not in optional}
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Summary:
         """The books that `as_dict` wrote; keys of others are left out."""
-        names = {f.name for f in fields(cls)} - {"pace"}
+        names = {f.name for f in fields(cls)} - _INNER
         return cls(**{name: value for name, value in found.items() if name in names})
 
 

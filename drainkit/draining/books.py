@@ -7,13 +7,16 @@ import socket
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..core.audit import audit_ms
 from ..core.policy import ACTIONS
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError
 from ..safe import one_line
 from ..server import ledger, scopes
-from ..server.audit_log import run_records
+from ..server.audit_log import run_tables, values_of
 from ..server.connection import Clock, Server
 from .job import Job
 
@@ -110,9 +113,11 @@ def recount(server: Server, summary: Summary) -> None:
     """Take a run's counts, and its pace, from the audit itself."""
     counts: Counter[str] = Counter()
     summary.pace = type(summary.pace)()
-    for record in run_records(server, {summary.run_id}):
-        counts[record.action] += 1
-        summary.pace.note(int(record.audit_id.partition("-")[0]), 1)
+    for part in run_tables(server, {summary.run_id}):
+        counts.update(values_of(part["action"]))
+        times, records = np.unique(audit_ms(part), return_counts=True)
+        for ms, n in zip(times.tolist(), records.tolist(), strict=True):
+            summary.pace.note(ms, n)
     for action in ACTIONS:
         setattr(summary, action, counts[action])
     summary.total_read = summary.audit_records = sum(counts.values())

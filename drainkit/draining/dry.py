@@ -9,54 +9,59 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.collection import collection_paused
 from ..core.events import Events, decoder_of
-from ..core.plan import VERSION, Plan, decisions_table, empty_table, seal, table_sha256
+from ..core.plan import VERSION, Plan, decisions_table, seal
 from ..core.policy import ACTIONS, Decisions, decide
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..core.values import RawEntry
+from ..files import write_json
 from ..server import scopes
 from ..server.connection import Server
 from ..settings import Settings
 from .books import Books
 from .job import Job, Progress
-from .plan_files import check_plan_path, save_plan
+from .plan_files import DecisionsWriter, check_plan_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def decide_all(
-    server: Server, job: Job, *, on_progress: Progress | None = None
-) -> tuple[Summary, pa.Table]:
-    """A dry run with its decisions as one table (plan.COLUMNS)."""
-    import pyarrow as pa
-
-    tables: list[pa.Table] = [empty_table()]
-
-    def keep(page: DecidedPage) -> None:
-        tables.append(decisions_table(page.entries, page.events, page.decisions, job.policy))
-
-    summary = dry_run(server, job, on_page=keep, on_progress=on_progress)
-    return summary, pa.concat_tables(tables).combine_chunks()
-
-
 def plan_run(
-    server: Server, job: Job, path: Path, *, on_progress: Progress | None = None
+    server: Server,
+    job: Job,
+    path: Path | None,
+    *,
+    on_table: Callable[[pa.Table], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> tuple[Summary, Plan]:
-    """A dry run whose plan and decisions are saved at `path`."""
-    check_plan_path(path)
-    summary, table = decide_all(server, job, on_progress=on_progress)
-    plan = make_plan(job, summary, table)
-    save_plan(path, plan, table)
-    summary.plan_path, summary.plan_digest = str(path), plan.digest
+    """A dry run and its plan, saved at `path` (None: nowhere) with its decisions as they come.
+
+    `on_table` gets each page's decisions too (plan.COLUMNS).
+    """
+    if path is not None:
+        check_plan_path(path)
+    with DecisionsWriter(path) as out:
+
+        def keep(page: DecidedPage) -> None:
+            table = decisions_table(page.entries, page.events, page.decisions, job.policy)
+            out.add(table)
+            if on_table:
+                on_table(table)
+
+        summary = dry_run(server, job, on_page=keep, on_progress=on_progress)
+    plan = make_plan(job, summary, out)
+    if path is not None:
+        write_json(path, plan.to_json())
+        summary.plan_path = str(path)
+    summary.plan_digest = plan.digest
     return summary, plan
 
 
-def make_plan(job: Job, summary: Summary, decisions: pa.Table) -> Plan:
+def make_plan(job: Job, summary: Summary, decisions: DecisionsWriter) -> Plan:
     """The plan of a dry run, sealed with its digest."""
     settings, scope = job.settings, job.scope
-    ids = decisions.column("id")
     return seal(
         Plan(
             version=VERSION,
@@ -81,9 +86,9 @@ def make_plan(job: Job, summary: Summary, decisions: pa.Table) -> Plan:
             fields=settings.fields.as_lists(),
             counts={action: getattr(summary, action) for action in ACTIONS},
             total_read=summary.total_read,
-            first_id=ids[0].as_py() if len(ids) else None,
-            last_id=ids[-1].as_py() if len(ids) else None,
-            decisions_sha256=table_sha256(decisions),
+            first_id=decisions.first_id,
+            last_id=decisions.last_id,
+            decisions_sha256=decisions.sha256,
         )
     )
 
@@ -117,6 +122,7 @@ class DecidedPage:
     decisions: Decisions
 
 
+@collection_paused()
 def dry_run(
     server: Server,
     job: Job,

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.plan import Plan, differences, payload_sha256
+import numpy as np
+
+from ..core.collection import collection_paused
+from ..core.entries import Cursor, Entries
+from ..core.plan import COLUMNS, Plan, differences, payload_sha256
 from ..core.policy import Policy
 from ..core.summary import Summary, new_run_id
+from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 from ..safe import one_line, text
 from ..server import ledger, reading, scopes, writing
-from ..server.audit_log import last_ms, run_records
+from ..server.audit_log import last_ms, run_tables
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS
 from ..server.scope import Scope
@@ -48,16 +53,16 @@ def future_audit(ahead_sec: float) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and its decisions (core.plan.COLUMNS), as loaded from files."""
+    """A plan and its decisions (core.plan.COLUMNS, or some of them), as loaded from files."""
 
     plan: Plan
     table: pa.Table
     signatures: bytes = b""  # the approvals that stand beside it
 
     @classmethod
-    def load(cls, path: Path) -> Planned:
+    def load(cls, path: Path, columns: Sequence[str] = COLUMNS) -> Planned:
         """A plan (file or evidence folder) with its decisions and approvals."""
-        return cls(*load_plan(path), load_signatures(path))
+        return cls(*load_plan(path, columns), load_signatures(path))
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Job:
     policy: Policy
     run_id: str
     planned: Planned | None = None  # live with a plan
-    plan_ids: frozenset[bytes] | None = None  # live with a plan: these entries and no others
+    entries: Entries | None = None  # live with a plan: these and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: tuple[str, ...] = ()  # identities that signed the plan
     fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
@@ -82,7 +87,7 @@ class Job:
     @property
     def max_events(self) -> int | None:
         """How many events this run may take; with a plan, just the plan's."""
-        return self.settings.max_events if self.plan_ids is None else len(self.plan_ids)
+        return self.settings.max_events if self.entries is None else len(self.entries)
 
     @property
     def alone(self) -> bool:
@@ -92,10 +97,7 @@ class Job:
     @property
     def reach(self) -> Scope:
         """The scope as far as this run may read: with a plan, to its last entry."""
-        if not self.plan_ids:
-            return self.scope
-        last = max(self.plan_ids, key=reading.id_key)
-        return replace(self.scope, boundary=text(last))
+        return replace(self.scope, boundary=self.entries.last()) if self.entries else self.scope
 
 
 def with_plan(settings: Settings) -> tuple[Settings, Planned | None]:
@@ -160,6 +162,9 @@ def adopt(settings: Settings, plan: Plan) -> Settings:
 
 def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     """The job that drains exactly the plan's entries that earlier runs of it left."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     plan, decisions = planned.plan, planned.table
     approved_by = approvers(job.settings, plan.digest, planned.signatures)
     found = differences(
@@ -171,18 +176,19 @@ def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     )
     if found:
         raise RefusedError("the plan is for something else: " + "; ".join(found))
-    hashes = dict(
-        zip(decisions["id"].to_pylist(), decisions["payload_sha256"].to_pylist(), strict=True)
-    )
     runs = {start.run_id for start in ledger.starts_of(server, plan.digest)}
-    done = {record.original_id for record in run_records(server, runs)}
+    done = [part["original_id"] for part in run_tables(server, runs) if len(part)]
     _check_position(job, plan, resumed=bool(done))
-    left = {entry: sha for entry, sha in hashes.items() if entry not in done}
+    if done:
+        recorded = pa.concat_arrays([chunk for ids in done for chunk in ids.chunks])
+        left = pc.invert(pc.is_in(decisions["id"], value_set=recorded))
+        decisions = decisions.filter(left)
+    entries = Entries(decisions)
     scope = replace(job.scope, boundary=plan.boundary_id)
     job = replace(job, scope=scope, planned=planned, approvers=approved_by)
-    trimmed = _check_entries(server, job, left, resumed=bool(done))
-    ids = frozenset(entry.encode() for entry in left)
-    return replace(job, plan_ids=ids - trimmed, trimmed=trimmed)
+    there = _check_entries(server, job, entries, resumed=bool(done))
+    trimmed = frozenset(e.encode() for e in entries.ids.filter(pa.array(~there)).to_pylist())
+    return replace(job, entries=entries.only(there), trimmed=trimmed)
 
 
 def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
@@ -203,23 +209,39 @@ def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
     )
 
 
-def _check_entries(
-    server: Server, job: Job, left: dict[str, str], *, resumed: bool
-) -> frozenset[bytes]:
-    """Every entry of the plan must be there as it was, but for those that are returned.
+@collection_paused()
+def _check_entries(server: Server, job: Job, entries: Entries, *, resumed: bool) -> np.ndarray:
+    """Every entry of the plan must be there as it was; but for those that are not marked as there.
 
     These were trimmed from the front, as a capped stream does all the time; or they vanished under
     an earlier run of this plan, which has passed them.
     """
-    unseen, odd = dict(left), []
-    for page in scopes.scope_entries(server, job.scope):
-        for entry_id, fields in page:
-            expected = unseen.pop(entry_id.decode(), None)
-            if expected is not None and expected != payload_sha256(fields):
-                odd.append((entry_id, fields))
-        if not unseen:
+    import pyarrow as pa
+
+    cursor, there = Cursor(entries), np.zeros(len(entries), dtype=bool)
+    left, odd = len(entries), []
+    for page in scopes.scope_entries(server, job.scope) if left else ():
+        rows = cursor.find([entry[0] for entry in page])
+        chosen = np.flatnonzero(rows >= 0)
+        rows = rows[chosen]
+        found = pa.array([payload_sha256(page[i][1]) for i in chosen.tolist()], pa.binary(32))
+        if not found.equals(planned := entries.hashes.take(rows)):
+            pairs = zip(chosen.tolist(), found.to_pylist(), planned.to_pylist(), strict=True)
+            odd += [page[i] for i, now, then in pairs if now != then]
+        left -= len(rows) - int(there[rows].sum())
+        there[rows] = True
+        if not left:
             break
-    first_id = reading.stream_info(server).first_id if unseen or odd else None
+    if left or odd:
+        _check_missing(server, job, entries.ids.filter(pa.array(~there)).to_pylist(), odd, resumed)
+    return there
+
+
+def _check_missing(
+    server: Server, job: Job, unseen: list[str], odd: list[RawEntry], resumed: bool
+) -> None:
+    """Refuse what is gone or changed, and was not trimmed from the front."""
+    first_id = reading.stream_info(server).first_id
     passed = reading.id_key(job.scope.position) if resumed else (0, 0)
 
     def is_trimmed(entry: str) -> bool:
@@ -235,7 +257,6 @@ def _check_entries(
         raise RefusedError(
             f"{len(lost)} entries of the plan are gone, first {one_line(lost[0])}; make a new plan"
         )
-    return frozenset(entry.encode() for entry in unseen)
 
 
 def preflight(server: Server, job: Job) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-from ..core.audit import drift
+from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
 from ..errors import DrainkitError, UsageError
 from ..server import ledger
-from ..server.audit_log import run_records
+from ..server.audit_log import run_tables
 from ..server.connection import Server
-from .job import Job, Progress
+from .job import Job, Planned, Progress
 from .single import drain
 from .team import drain_together
 from .vanished import vanished_ids
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 MAX_WORKERS = 64
+VANISHED = "deleted by others before it could be delivered"
 
 
 def apply(
@@ -39,22 +44,44 @@ def apply(
     else:
         summary = drain_together(server, job, workers, stopping=stopping, on_progress=on_progress)
     try:
-        summary.drift = list_drift(server, job)
+        summary.changes = all_changes(server, job, summary)
+        if summary.changes is not None:
+            summary.drift = drift_counts(summary.changes)
     except DrainkitError as error:
         summary.close(error, server.now_us() if server.connected else 0)
     return summary
 
 
-def list_drift(server: Server, job: Job) -> list[dict[str, str]] | None:
-    """What the run did otherwise than planned: id, planned and happened action; None: no plan."""
+def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
+    """What came out otherwise than planned (core.reconciliation.DRIFT_COLUMNS); None: no plan.
+
+    From the drain's own decisions; from the audit where an outcome was unknown.
+    """
+    import pyarrow as pa
+
     if job.planned is None:
         return None
-    table = job.planned.table
-    planned = dict(zip(table["id"].to_pylist(), table["action"].to_pylist(), strict=True))
+    found = summary.changes
+    if found is None:
+        found = changes(server, job.planned, job.run_id)
+    if not summary.vanished:
+        return found
+    planned = job.planned.table
     runs = {start.run_id for start in ledger.starts_of(server, job.planned.plan.digest)}
-    records = list(run_records(server, runs | {job.run_id}))
-    done = {record.original_id for record in records}
-    own = [record for record in records if record.run_id == job.run_id]
-    gone = vanished_ids(server, job, [entry for entry in planned if entry not in done])
-    rows = (*drift(planned, own), *((entry, planned[entry], "vanished") for entry in gone))
-    return [{"id": entry, "planned": before, "happened": after} for entry, before, after in rows]
+    tables = run_tables(server, runs | {job.run_id})
+    done = {entry for part in tables for entry in part["original_id"].to_pylist()}
+    actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
+    gone = vanished_ids(server, job, [entry for entry in actions if entry not in done])
+    rows = [(entry, actions[entry], "vanished", VANISHED) for entry in gone]
+    more = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+    return pa.concat_tables([found, pa.table(more, found.schema)]) if rows else found
+
+
+def changes(server: Server, planned: Planned, run_id: str) -> pa.Table:
+    """What a run recorded otherwise than planned, by the audit."""
+    matching = Matching(lambda: [planned.table])
+    for part in run_tables(server, {run_id}):
+        found = part.select(["original_id", "action", "reason"])
+        matching.add(found.rename_columns(["id", "action", "reason"]))
+    matching.finish()
+    return matching.drift()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 
+import numpy as np
+
+from ..core.entries import Cursor
 from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..safe import text
@@ -35,6 +38,7 @@ class Reader:
         self._counters = b""
         self._after = self.position  # up to here everything has been read
         self._recorded: Recorded | None = None
+        self._plan = None if job.entries is None else Cursor(job.entries)
 
     def start_over(self) -> None:
         """Forget what was read; what is recorded already is looked up anew."""
@@ -127,9 +131,12 @@ class Reader:
         return self._recorded
 
     def _is_planned(self, entry_id: bytes) -> bool:
-        return self._job.plan_ids is None or entry_id in self._job.plan_ids
+        return self._job.entries is None or entry_id in self._job.entries.rows
 
     def _check_plan(self, entries: Sequence[RawEntry]) -> None:
-        odd = [entry[0] for entry in entries if not self._is_planned(entry[0])]
-        if odd:
-            raise RefusedError(f"entry {text(odd[0])} is not in the plan; make a new one")
+        if self._plan is None:
+            return
+        odd = np.flatnonzero(self._plan.find([entry[0] for entry in entries]) < 0)
+        if len(odd):
+            name = text(entries[int(odd[0])][0])
+            raise RefusedError(f"entry {name} is not in the plan; make a new one")

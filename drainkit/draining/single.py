@@ -44,6 +44,8 @@ def drain(
         failure = InterruptedRunError("interrupted; run the same command again to go on")
     try:
         _settle(books, worker, failure)
+        if worker.changes is not None and not worker.in_flight.uncertain:
+            summary.changes = worker.changes.table()
         if not job.fellows:
             vanished.account(server, job, summary, worker.begun)
             if failure is None and (reason := vanished.unkept(job, summary)):

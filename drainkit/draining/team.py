@@ -35,6 +35,8 @@ def drain_together(
 
     Raises only before anything was written, as `drain` does.
     """
+    import pyarrow as pa
+
     jobs = list(split(job, workers))
     preflight(server, jobs[0])
     books = Books.opened(server, job)
@@ -44,6 +46,8 @@ def drain_together(
         running = [pool.submit(_work, one, stopping, common) for one in jobs]
         parts = [future.result() for future in running]
     summary = Summary.combined(parts)
+    if all(part.changes is not None for part in parts):
+        summary.changes = pa.concat_tables([part.changes for part in parts])
     summary.started_at, summary.finished_at = books.summary.started_at, ""
     failure: DrainkitError | None = None
     try:
@@ -69,12 +73,12 @@ def names_of(first: str, workers: int) -> list[str]:
 def split(job: Job, workers: int) -> Iterator[Job]:
     """One job for each worker: its own consumer, its part of the budget, the others as fellows."""
     budget = job.max_events
-    if job.plan_ids is None and budget is not None:
+    if job.entries is None and budget is not None:
         workers = min(workers, budget)
     names = names_of(job.scope.consumer, workers)
     for i, name in enumerate(names):
         settings = job.settings
-        if job.plan_ids is None and budget is not None:
+        if job.entries is None and budget is not None:
             share = budget // workers + (i < budget % workers)
             settings = settings.model_copy(update={"max_events": share})
         yield replace(

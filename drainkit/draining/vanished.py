@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.summary import Summary
-from ..safe import text
 from ..server import recorded, scopes
-from ..server.audit_log import run_records
+from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..server.reading import id_key, next_id, pages
 from .job import Job
@@ -33,7 +32,7 @@ def opening(server: Server, job: Job) -> Opening | None:
     With a plan the entries are known by name; pending entries do not vanish, they are recorded as
     missing.
     """
-    if job.scope.name == "pending" or job.plan_ids is not None:
+    if job.scope.name == "pending" or job.entries is not None:
         return None
     here = scopes.current(server, job.scope)
     return Opening(here.position, scopes.undelivered(server, here))
@@ -44,7 +43,7 @@ def account(server: Server, job: Job, summary: Summary, begun: Opening | None) -
 
     The audit and the stream are read again only if the numbers leave something to explain.
     """
-    if job.plan_ids is not None:
+    if job.entries is not None:
         summary.vanished = len(job.trimmed) + len(vanished_of_plan(server, job, summary))
     if begun is None:
         return
@@ -64,11 +63,12 @@ def account(server: Server, job: Job, summary: Summary, begun: Opening | None) -
 
 def vanished_of_plan(server: Server, job: Job, summary: Summary) -> set[str]:
     """Entries of the plan that have no record and are not in the stream any more."""
-    ids = job.plan_ids or frozenset()
-    if summary.total_read >= len(ids):
+    entries = job.entries
+    if entries is None or summary.total_read >= len(entries):
         return set()
-    done = {record.original_id.encode() for record in run_records(server, {job.run_id})}
-    return set(vanished_ids(server, job, [text(entry) for entry in ids - done]))
+    tables = run_tables(server, {job.run_id})
+    done = {entry for part in tables for entry in part["original_id"].to_pylist()}
+    return set(vanished_ids(server, job, sorted(set(entries.ids.to_pylist()) - done)))
 
 
 def vanished_ids(server: Server, job: Job, lacking: Sequence[str]) -> list[str]:
@@ -82,9 +82,9 @@ def vanished_ids(server: Server, job: Job, lacking: Sequence[str]) -> list[str]:
 
 def unkept(job: Job, summary: Summary) -> str | None:
     """What the plan promised and the run, though it came to its end, did not do; None: nothing."""
-    if job.plan_ids is None:
+    if job.entries is None:
         return None
-    left = len(job.plan_ids) + len(job.trimmed) - summary.total_read - summary.vanished
+    left = len(job.entries) + len(job.trimmed) - summary.total_read - summary.vanished
     if left <= 0:
         return None
     return (

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..core.entries import Changes
 from ..core.events import decoder_of
 from ..core.policy import decide
 from ..core.summary import Summary
@@ -68,6 +69,8 @@ class Worker:
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._unsent = 0  # entries that were read and are still to be sent
+        planned = job.entries
+        self.changes = None if planned is None else Changes(planned, job.policy)
         self.begun: vanished.Opening | None = None  # counted before the first commit
         self._is_open = bool(job.fellows)  # of several workers none counts for itself
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
@@ -198,6 +201,8 @@ class Worker:
         rows: np.ndarray | slice = slice(None)
         if taken:
             rows = np.array([entry not in taken for entry in request.events.ids])
+        if self.changes is not None:
+            self.changes.note(request.events, request.decisions, rows)
         if counted := self.summary.count(request.decisions, rows):
             self.summary.pace.note(reply.audit_ms, counted)
             self._credit_us = CREDIT_US

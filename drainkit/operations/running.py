@@ -6,14 +6,13 @@ import datetime as dt
 import math
 import os
 import socket
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ..safe import one_line
 from ..server import counting, ledger, reading
-from ..server.audit_log import run_records
+from ..server.audit_log import run_counts
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS, Group
 
@@ -67,7 +66,7 @@ def running_drains(server: Server) -> list[RunningDrain]:
     runs: dict[str, list[ledger.Start]] = {}
     for start in open_runs.values():
         runs.setdefault(start.run_id, []).append(start)
-    done = Counter(record.run_id for record in run_records(server, set(runs)))
+    done = run_counts(server, set(runs), "run_id")
     found = []
     for run_id, starts in runs.items():
         with suppress(ValueError, ArithmeticError):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..core.audit import audit_schema
 from ..core.summary import OUTCOMES, RUN_ID, Summary
 from ..core.timestamps import iso
 from ..draining.books import recount
@@ -30,7 +31,7 @@ from ..kinds import is_url
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
-from ..server.audit_log import run_records
+from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..settings import Settings, build
 from . import report
@@ -175,10 +176,9 @@ def _complete(this: Ending, summary: Summary, *, renew: bool) -> None:
         files.write_json(folder / "after.json", baseline(this.server))
     if this.server.connected and (renew or not (folder / "audit.parquet").exists()):
         runs = {summary.run_id} if summary.mode == "live" else set()
-        records = list(run_records(this.server, runs))
-        from ..core.audit import audit_table
-
-        files.write_table(folder / "audit.parquet", audit_table(records))
+        with files.TableWriter(folder / "audit.parquet", audit_schema()) as out:
+            for part in run_tables(this.server, runs):
+                out.write(part)
 
 
 # ---------------------------------------------------------------- closing a killed run's folder

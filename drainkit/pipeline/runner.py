@@ -40,6 +40,7 @@ from .kernels import (
     PATIENCE_SEC,
     Kernels,
     literal_path,
+    quick_imports,
     what_failed,
 )
 
@@ -165,7 +166,8 @@ def _execute(
     this: Run, name: str, parameters: dict[str, Any], kernels: Kernels, stopping: threading.Event
 ) -> None:
     """Execute one notebook in a worker thread, so that signals reach this one."""
-    import papermill
+    with quick_imports():
+        import papermill
 
     if stopping.is_set():
         raise InterruptedRunError("interrupted; run the same command again to go on")

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
+from ..core.collection import collection_paused
 from ..core.values import RawEntry
 from ..safe import text
 from . import reading
@@ -51,6 +52,7 @@ def count(
     return _read(server, info, within, around, most)
 
 
+@collection_paused()
 def _read(
     server: Server, info: StreamInfo, within: Pages, around: Pages, most: int | None
 ) -> tuple[int, bool]:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..core.policy import ACTIONS
-from ..draining.dry import decide_all, make_plan, summary_of
-from ..draining.plan_files import save_plan
+from ..draining.dry import plan_run, summary_of
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
 from .session import RunSession
-from .tables import counts_frame, markdown, safe, span
+from .tables import SAMPLE_ROWS, counts_frame, markdown, safe, span
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    import pyarrow as pa
     from IPython.display import Markdown
 
 
@@ -26,15 +26,16 @@ class DryRun(RunSession):
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
+        self._samples: dict[str, pd.DataFrame] = {}  # by action
         if self.folder_run_id and self.planned:  # the run applies a plan that was made before
-            self.plan, self.table = self.planned.plan, self.planned.table
+            self.plan = self.planned.plan
+            self._keep_samples(self.planned.table)
             self.summary = summary_of(server, self.job, self.plan)
             return
-        self.summary, self.table = decide_all(server, self.job)
-        self.plan = make_plan(self.job, self.summary, self.table)
+        path = None if run_dir is None else run_dir / "plan.json"
+        self.summary, self.plan = plan_run(server, self.job, path, on_table=self._keep_samples)
         if run_dir is not None:
-            save_plan(run_dir / "plan.json", self.plan, self.table)
-            self.summary.plan_path, self.summary.plan_digest = "plan.json", self.plan.digest
+            self.summary.plan_path = "plan.json"
             if "-live-" not in run_dir.name:  # there run.json tells of the live run alone
                 self.write_summary(self.summary)
 
@@ -64,11 +65,20 @@ class DryRun(RunSession):
         """From read to passed."""
         return figures.waterfall({action: getattr(self.summary, action) for action in ACTIONS})
 
+    def _keep_samples(self, table: pa.Table) -> None:
+        import pyarrow.compute as pc
+
+        for action in ACTIONS:
+            found = self._samples.get(action, pd.DataFrame())
+            if len(found) < SAMPLE_ROWS:
+                more = table.filter(pc.equal(table["action"], action))[: SAMPLE_ROWS - len(found)]
+                self._samples[action] = pd.concat([found, more.to_pandas()])
+
     def samples(self, rows: int = 2) -> pd.DataFrame:
-        """A few events of each action, with the reason."""
-        frame = self.table.to_pandas()
+        """A few events of each action (at most 8), with the reason."""
         columns = ["action", "id", "symbol", "age_sec", "confidence", "reason", "failed"]
-        return safe(frame.groupby("action", sort=False).head(rows)[columns].sort_values("action"))
+        parts = [frame.head(rows) for frame in self._samples.values() if len(frame)]
+        return safe(pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns))
 
     def digest(self) -> Markdown:
         """The plan's digest, which arms the live run."""

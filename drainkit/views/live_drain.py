@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from .. import files
+from ..core.reconciliation import drift_counts
 from ..core.summary import Summary
 from ..draining.books import recount
 from ..draining.job import Job, resolve
-from ..draining.live import apply
+from ..draining.live import apply, changes
 from ..errors import RefusedError, UsageError, error_of
 from ..evidence.lease import working_on
 from ..operations.state import baseline
@@ -24,7 +25,7 @@ from ..server import ledger, reading
 from ..server.connection import Server
 from ..settings import Settings
 from .session import RunSession
-from .tables import SAMPLE_ROWS, Table, counts_frame, markdown, span
+from .tables import Table, counts_frame, markdown, span
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -38,6 +39,7 @@ class LiveDrain(RunSession):
     mode = "live"
 
     adopts_plan = True
+    plan_columns = ("id", "action", "payload_sha256")
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
@@ -81,7 +83,11 @@ class LiveDrain(RunSession):
             )
             if any(start.run_id == self.job.run_id for start in earlier):
                 recount(self.server, self.summary)  # with what it drained before
+                self.summary.changes = changes(self.server, planned, self.job.run_id)
+                self.summary.drift = drift_counts(self.summary.changes)
             self.summary.plan_path = "plan.json"
+            if self.summary.changes is not None:
+                files.write_table(self.run_dir / "drift.parquet", self.summary.changes)
             self.write_summary(self.summary)
         if self.summary.error:
             raise error_of(self.summary.exit_code or 1, self.summary.error)
@@ -107,9 +113,9 @@ class LiveDrain(RunSession):
         return counts_frame(self.summary)
 
     def drift_table(self) -> pd.DataFrame:
-        """Where the outcome differs from the plan, and why it may."""
+        """How many events met which other fate; drift.parquet names each."""
         rows = (self.summary.drift if self.summary else None) or []
-        return Table(rows[:SAMPLE_ROWS], columns=["id", "planned", "happened"])
+        return Table(rows, columns=["planned", "happened", "events"])
 
     def drift_line(self) -> Markdown:
         """How much differs from the plan."""
@@ -117,7 +123,7 @@ class LiveDrain(RunSession):
             return markdown("Not armed, so there is nothing to compare.")
         if self.summary.drift is None:
             return markdown("**The drift is not known:** the run ended before it was read.")
-        n = len(self.summary.drift)
+        n = sum(change["events"] for change in self.summary.drift)
         if not n:
             return markdown("**No drift:** each event met the fate that the plan foresaw.")
         return markdown(

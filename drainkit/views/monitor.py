@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
+import pyarrow as pa
 
-from ..core.audit import parse
+from ..core.audit import audit_ms, audit_schema, audit_table
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.running import running_drains
 from ..operations.state import StreamState, state_as_dict
 from ..safe import one_line, verbatim
-from ..server import audit_log, ledger, reading
+from ..server import audit_log, ledger
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures, tiles
@@ -118,11 +119,10 @@ class Monitor(Session):
 
     def audit_growth(self) -> go.Figure:
         """Audit records of the stream over time, by action."""
-        records: list[tuple[int, str]] = []
-        for page in audit_log.pages(self.server):
-            records += [(reading.id_key(e[0])[0], parse(e).action) for e in page]
-        times = pd.to_datetime([ms for ms, _ in records], unit="ms", utc=True).as_unit("us")
-        frame = pd.DataFrame({"event_time": times, "action": [a for _, a in records]})
+        pages = [audit_table(page) for page in audit_log.pages(self.server)]
+        table = pa.concat_tables([audit_schema().empty_table(), *pages])
+        times = pd.to_datetime(audit_ms(table), unit="ms", utc=True).as_unit("us")
+        frame = pd.DataFrame({"event_time": times, "action": table["action"].to_pandas()})
         return figures.arrivals(frame)
 
     def runs_table(self) -> pd.DataFrame:

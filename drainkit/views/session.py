@@ -18,9 +18,10 @@ import pandas as pd
 
 from .. import files
 from ..config import load
+from ..core.plan import COLUMNS
 from ..core.summary import RUN_ID, Summary
 from ..draining.job import Job, Planned, adopt, resolve
-from ..draining.plan_files import load_plan
+from ..draining.plan_files import read_plan
 from ..errors import UsageError
 from ..safe import one_line
 from ..server.connection import Server
@@ -80,7 +81,7 @@ class Session:
             )
         folder = Path(run_dir) if run_dir else None
         if cls.adopts_plan and folder is not None and (folder / "plan.json").exists():
-            settings = adopt(settings, load_plan(folder)[0])
+            settings = adopt(settings, read_plan(folder))
         return cls(settings, Server.of(settings), folder)
 
     def settings_table(self) -> pd.DataFrame:
@@ -111,6 +112,8 @@ class Session:
 class RunSession(Session):
     """A session of a run: its job is that of the folder, or its own where there is none."""
 
+    plan_columns: ClassVar[tuple[str, ...]] = COLUMNS  # of the plan's decisions: what it needs
+
     @cached_property
     def job(self) -> Job:
         """The job that a drain with these settings is; run id and boundary are the run's."""
@@ -137,7 +140,7 @@ class RunSession(Session):
         """The plan in run_dir and its decisions."""
         if self.run_dir is None or not (self.run_dir / "plan.json").exists():
             return None
-        return Planned.load(self.run_dir)
+        return Planned.load(self.run_dir, self.plan_columns)
 
     def write_summary(self, summary: Summary) -> None:
         """run.json; what the run noted there about itself stays until its end."""

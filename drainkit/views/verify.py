@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from .. import files
-from ..core.audit import AuditRecord, audit_table, reconcile
+from ..core.audit import audit_ms, audit_schema
+from ..core.collection import collection_paused
 from ..core.policy import ACTIONS
+from ..core.reconciliation import Matched, Matching, reconcile
 from ..draining.vanished import vanished_ids
 from ..errors import DrainkitError
 from ..operations.state import baseline
-from ..safe import one_line
+from ..safe import one_line, text
 from ..server import ledger, reading
-from ..server.audit_log import run_records
+from ..server.audit_log import run_tables, values_of
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
@@ -35,6 +38,7 @@ class Verification(RunSession):
     """04: before and after, plan against audit against group; writes after.json, audit.parquet."""
 
     adopts_plan = True
+    plan_columns = ("id", "action")
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
@@ -57,13 +61,49 @@ class Verification(RunSession):
         self.has_before = before is not None or not self.run_id
         self.start = next((s for s in reversed(starts) if s.run_id == self.run_id), None)
         runs = {self.run_id, *(start.run_id for start in starts)} - {""}
-        found = list(run_records(server, runs))
-        self.records = [record for record in found if record.run_id == self.run_id]
-        self.earlier = [record for record in found if record.run_id != self.run_id]
+        self._read_audit(runs)
         self.findings = self._reconcile()
         if run_dir is not None:
             files.write_json(run_dir / "after.json", self.after)
-            files.write_table(run_dir / "audit.parquet", audit_table(self.records))
+
+    @collection_paused()
+    def _read_audit(self, runs: set[str]) -> None:
+        """Read the runs' records once: into audit.parquet, numbers and the matching."""
+        import pyarrow.compute as pc
+
+        table = self.table
+        self.matching = Matching(None if table is None else lambda: [table])
+        self.counts, self.earlier = Counter[str](), 0  # of this run; of others of the same plan
+        self.first = audit_schema().empty_table()  # the first records of this run
+        self.pending_audited: list[str] = []  # recorded, and not acknowledged
+        pending = self._pending()
+        ms, kept = [np.zeros(0, np.int64)], None
+        with ExitStack() as stack:
+            if self.run_dir is not None:
+                writer = files.TableWriter(self.run_dir / "audit.parquet", audit_schema())
+                kept = stack.enter_context(writer)
+            for part in run_tables(self.server, runs):
+                told = part.select(["original_id", "action", "reason"])
+                self.matching.add(told.rename_columns(["id", "action", "reason"]))
+                own = part.filter(pc.equal(part["run_id"], self.run_id))
+                self.earlier += len(part) - len(own)
+                self.counts.update(values_of(own["action"]))
+                ms.append(audit_ms(own))
+                if pending:
+                    ids = own["original_id"].to_pylist()
+                    self.pending_audited += [entry for entry in ids if entry in pending]
+                if len(self.first) < SAMPLE_ROWS:
+                    self.first = pa.concat_tables([self.first, own.slice(0, SAMPLE_ROWS)])
+                if kept is not None:
+                    kept.write(own)
+        self.audit_ms = np.concatenate(ms)
+
+    def _pending(self) -> set[str]:
+        group, boundary = self.job.scope.group, self.after["stream"]["boundary_id"]
+        if group not in {g["name"] for g in self.after["groups"]}:
+            return set()
+        pages = reading.pending_ids(self.server, group, boundary)
+        return {text(entry) for page in pages for entry, _, _ in page}
 
     def _reconcile(self) -> list[str]:
         scope = self.job.scope
@@ -72,49 +112,44 @@ class Verification(RunSession):
         if not self.run_id:
             return findings
         run = self.run if self.run and self.live else {}
-        planned = None
-        done, all_ = len(self.records) + len(self.earlier), self.table.num_rows if self.table else 0
-        gone = self._vanished() if done < all_ else []
-        done += len(gone)
-        if self.table is not None and (run.get("remaining") == 0 or done >= all_):
-            ids, actions = self.table["id"].to_pylist(), self.table["action"].to_pylist()
-            planned = dict(zip(ids, actions, strict=True))
-        counts = {action: int(run.get(action, 0)) for action in ACTIONS}
+        done, planned = self.done + self.earlier, self.table.num_rows if self.table else 0
+        self.vanished = 0  # of the plan
+        matched = self.matching.finish(self._vanished)
+        done += self.vanished
+        counts: Mapping[str, int] = {action: int(run.get(action, 0)) for action in ACTIONS}
         if not run:  # no numbers of its own to hold the audit against
-            counts = dict(Counter(record.action for record in self.records))
-            if self.start is not None and done < all_:
+            counts = self.counts
+            if self.start is not None and done < planned:
                 findings.append(
                     f"run {one_line(self.run_id)} of this plan left no summary, and "
-                    f"{all_ - done:,} planned entries are open; run 03 again"
+                    f"{planned - done:,} planned entries are open; run 03 again"
                 )
+        if run.get("remaining") != 0 and done < planned:  # it is not done yet
+            matched = Matched(matched.twice)
         return findings + reconcile(
-            expected=planned,
-            records=self.records,
-            pending_own=int(run.get("pending_own") or 0),
+            matched,
+            audited=self.counts,
             counts=counts,
-            earlier=self.earlier,
-            vanished=gone,
+            pending_own=int(run.get("pending_own") or 0),
         )
 
-    def _vanished(self) -> list[str]:
+    def _vanished(self, lacking: list[str]) -> list[str]:
         """Planned entries that were deleted before they could be delivered."""
-        if self.table is None:
-            return []
-        seen = {record.original_id for record in (*self.records, *self.earlier)}
-        lacking = [entry for entry in self.table["id"].to_pylist() if entry not in seen]
-        return vanished_ids(self.server, self.job, lacking)
+        gone = vanished_ids(self.server, self.job, lacking)
+        self.vanished = len(gone)
+        return gone
+
+    @property
+    def done(self) -> int:
+        """How many records this run has."""
+        return self.counts.total()
 
     def _still_pending(self) -> list[str]:
         """Audited entries that the group still holds as pending: recorded, not acknowledged."""
-        group, boundary = self.job.scope.group, self.after["stream"]["boundary_id"]
-        audited = {record.original_id.encode() for record in self.records}
-        if not audited or group not in {g["name"] for g in self.after["groups"]}:
+        if not self.pending_audited:
             return []
-        pages = reading.pending_ids(self.server, group, boundary)
-        left = [entry for page in pages for entry, _, _ in page if entry in audited]
-        if not left:
-            return []
-        return [f"{len(left):,} audited entries are pending in the group, first {left[0].decode()}"]
+        n, first = len(self.pending_audited), one_line(self.pending_audited[0])
+        return [f"{n:,} audited entries are pending in the group, first {first}"]
 
     def bottom_line(self) -> Markdown:
         """Whether the books balance."""
@@ -124,9 +159,8 @@ class Verification(RunSession):
             )
         if not self.run_id:
             return markdown("**Nothing was drained, and nothing changed.**")
-        done, runs = len(self.records), ""
+        done, runs = self.done + self.earlier, ""
         if self.earlier:
-            done += len(self.earlier)
             runs = " by all runs of this plan"
         return markdown(
             f"**The books balance:** {done:,} entries were read, audited and "
@@ -171,25 +205,18 @@ class Verification(RunSession):
 
     def counts_table(self) -> pd.DataFrame:
         """Events by action, as the audit has them."""
-        actions = pd.Series([record.action for record in self.records], dtype=object)
-        counts = actions.value_counts().reindex(list(ACTIONS)).fillna(0).astype(int)
-        return Table({"audited": counts})
-
-    def audit_ms(self) -> np.ndarray:
-        """Milliseconds of the audit ids, in order."""
-        return np.array([reading.id_key(r.audit_id)[0] for r in self.records], dtype=np.int64)
+        return Table({"audited": [self.counts[action] for action in ACTIONS]}, list(ACTIONS))
 
     def pace(self) -> go.Figure:
         """Throttle compliance, measured from the audit's ids."""
         rate = self.plan.throttle if self.plan else self.settings.throttle
         if self.start is not None:  # what the run itself was told
             rate = self.start.throttle
-        return figures.pace(self.audit_ms(), rate)
+        return figures.pace(self.audit_ms, rate)
 
     def samples(self) -> pd.DataFrame:
         """The first audit records."""
-        rows = [dataclasses.asdict(record) for record in self.records[:SAMPLE_ROWS]]
-        return safe(pd.DataFrame(rows, columns=[f.name for f in dataclasses.fields(AuditRecord)]))
+        return safe(self.first.slice(0, SAMPLE_ROWS).to_pandas())
 
 
 def others_touched(

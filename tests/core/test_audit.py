@@ -1,16 +1,15 @@
-"""The audit record as it goes to Redis and comes back, and the reconciliation of the books."""
+"""The audit record as it goes to Redis and comes back."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drainkit.core.audit import RECORD_FIELDS, AuditRecord, drift, parse, reconcile, records
+from drainkit.core.audit import RECORD_FIELDS, audit_ms, audit_table, parse, records
 from drainkit.core.events import Decoder
 from drainkit.core.policy import ACTIONS, Policy, decide, reasons
 from drainkit.core.timestamps import NO_TIME
@@ -107,73 +106,28 @@ def test_a_foreign_entry_of_the_audit_stream_is_parsed_too() -> None:
     assert parse([b"1-0", None]).original_id == ""
 
 
-# ---------------------------------------------------------------- reconciliation
-
-BLANK = AuditRecord("", "", "UNKNOWN", None, None, "", "", "", "", "")
-books = st.dictionaries(
-    st.integers(1, 99).map(lambda n: f"{n}-0"), st.sampled_from(ACTIONS), min_size=1, max_size=9
-)
-
-
-def recorded(actions: dict[str, str]) -> list[AuditRecord]:
-    return [replace(BLANK, original_id=key, action=action) for key, action in actions.items()]
-
-
 @settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(books, st.booleans())
-def test_balanced_books_have_no_findings(actions: dict[str, str], planned: bool) -> None:
-    """Every planned entry recorded once, the counts equal, nothing pending: no finding."""
-    found = reconcile(
-        expected=actions if planned else None,
-        records=recorded(actions),
-        pending_own=0,
-        counts=Counter(actions.values()),
-    )
-    assert found == []
-
-
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(books, st.data())
-def test_every_single_fault_is_found(actions: dict[str, str], data: st.DataObject) -> None:
-    """One lost, doubled, foreign, relabelled or pending entry gives a finding that names it."""
-    rows, counts, pending = recorded(actions), Counter(actions.values()), 0
-    fault = data.draw(st.sampled_from(["lost", "doubled", "foreign", "relabelled", "pending"]))
-    at = data.draw(st.integers(0, len(rows) - 1))
-    expected = {
-        "lost": "1 planned entries have no record, first " + rows[at].original_id,
-        "doubled": "1 entries are recorded more than once, first " + rows[at].original_id,
-        "foreign": "1 recorded entries were not planned, first 100-0",
-        "relabelled": "relabelled: the run counted 0, the audit 1",
-        "pending": "3 entries are still pending for the drain's consumer",
-    }[fault]
-    if fault == "lost":
-        del rows[at]
-    elif fault == "doubled":
-        rows.append(rows[at])
-    elif fault == "foreign":
-        rows.append(replace(rows[at], original_id="100-0"))
-    elif fault == "relabelled":
-        rows[at] = replace(rows[at], action="relabelled")
-    else:
-        pending = 3
-    found = reconcile(expected=actions, records=rows, pending_own=pending, counts=counts)
-    assert expected in found
-    if fault not in ("relabelled", "pending"):
-        assert any("the run counted" in line for line in found)
-
-
-def test_findings_are_one_safe_line_each() -> None:
-    """Whatever stands in the audit stream, a finding cannot move a terminal's cursor."""
-    evil = replace(BLANK, original_id="\x1b[2J\n1", action="\u202edone\n")
-    found = reconcile(expected={}, records=[evil, evil], pending_own=0, counts={})
-    assert len(found) == 3
-    assert all(line.isprintable() for line in found)
-
-
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(books, books)
-def test_drift_lists_every_change(planned: dict[str, str], happened: dict[str, str]) -> None:
-    """(id, planned, happened) for exactly the entries of both whose action changed."""
-    both = planned.keys() & happened.keys()
-    changed = {(key, planned[key], happened[key]) for key in both if planned[key] != happened[key]}
-    assert set(drift(planned, recorded(happened))) == changed
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.binary(max_size=6), st.binary(max_size=6)),
+            st.sampled_from([(b"1.50", b"0.75"), (b"null", b"null"), (b"nan", b"-inf"),
+                             (b"1_0", b" 1"), (b"1e3", b"0x1"), (b"", b"\xff")]),
+        ),
+        max_size=4,
+    ),
+    st.integers(-1, 4),
+)  # fmt: skip
+def test_a_page_as_columns_is_each_record_parsed(
+    values: list[tuple[bytes, bytes]], foreign: int
+) -> None:
+    """Whatever stands in a page, its table says what parse() says of each entry."""
+    entries: list[Any] = [
+        [b"%d-0" % i, flat([b"9-9", text, age, age, text, b"t", b"r", b"g", text])]
+        for i, (age, text) in enumerate(values)
+    ]
+    if 0 <= foreign < len(entries):
+        entries[foreign] = [b"7-7", [b"x", b"y", b"age_sec", b"2"]]
+    rows = [asdict(parse(entry)) for entry in entries]
+    assert audit_table(entries).to_pylist() == rows
+    assert audit_ms(audit_table(entries)).tolist() == [int(e[0].split(b"-")[0]) for e in entries]

@@ -166,10 +166,11 @@ def test_half_a_surrogate_is_refused() -> None:
 
 
 def test_another_version_is_named() -> None:
-    """A plan of a later drainkit says so, whatever keys it has."""
-    text = json.dumps({"version": 3, "something_new": 1, "digest": "sha256:0"})
-    with pytest.raises(RefusedError, match="version 3"):
-        plans.from_json(text, "plan.json")
+    """A plan of another drainkit, earlier or later, says so, whatever keys it has."""
+    for version in (1, 3):
+        text = json.dumps({"version": version, "something_new": 1, "digest": "sha256:0"})
+        with pytest.raises(RefusedError, match=f"version {version}, not 2; make a new one"):
+            plans.from_json(text, "plan.json")
 
 
 # ---------------------------------------------------------------- comparison
@@ -253,14 +254,15 @@ def test_the_decisions_say_what_was_decided_and_why() -> None:
     assert rows[1]["failed"] == "dropped_not_allowlisted,dropped_low_conf"
     assert rows[1]["source"] == "ü"
     assert (rows[2]["symbol"], rows[2]["confidence"]) == (None, None)
-    assert (rows[3]["symbol"], rows[3]["payload_sha256"]) == (None, "")
+    assert (rows[3]["symbol"], rows[3]["payload_sha256"]) == (None, None)
     assert (rows[4]["event_time"], rows[4]["age_sec"]) == (None, None)
+    assert [bool(row["invalid"]) for row in rows] == [False, False, True, False, True]
 
 
 def test_an_empty_table_has_the_same_columns() -> None:
     """No events: the same schema, so that pages can be joined to it."""
-    assert plans.empty_table().schema == table_of().schema
-    assert plans.table_sha256(plans.empty_table()) != plans.table_sha256(table_of())
+    assert plans.decisions_schema() == table_of().schema == table_of([]).schema
+    assert plans.table_sha256(table_of([])) != plans.table_sha256(table_of())
 
 
 def through_parquet(table: pa.Table, **options: Any) -> pa.Table:
@@ -269,10 +271,13 @@ def through_parquet(table: pa.Table, **options: Any) -> pa.Table:
     return parquet.ParquetFile(sink).read()
 
 
-def as_dictionaries(table: pa.Table) -> pa.Table:
+def as_texts(table: pa.Table, kind: pa.DataType) -> pa.Table:
+    """Dictionaries as plain columns, and the hash as bytes of any length."""
     for i, field in enumerate(table.schema):
-        if pa.types.is_string(field.type):
-            table = table.set_column(i, field.name, table.column(i).dictionary_encode())
+        if pa.types.is_dictionary(field.type) or field.name == "id":
+            table = table.set_column(i, field.name, table.column(i).cast(pa.string()).cast(kind))
+        elif pa.types.is_fixed_size_binary(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(pa.binary()))
     return table
 
 
@@ -285,20 +290,33 @@ def as_dictionaries(table: pa.Table) -> pa.Table:
         lambda t: pa.Table.from_pandas(t.to_pandas(), preserve_index=False),
         through_parquet,
         lambda t: through_parquet(t, compression="none", version="1.0", row_group_size=2),
-        as_dictionaries,
-        lambda t: t.cast(
-            pa.schema(
-                f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f
-                for f in t.schema
-            )
-        ),
+        lambda t: as_texts(t, pa.string()),
+        lambda t: as_texts(t, pa.large_string()),
     ],
-    ids=["chunks", "slice", "offset", "pandas", "parquet", "old", "categories", "large"],
+    ids=["chunks", "slice", "offset", "pandas", "parquet", "old", "plain", "large"],
 )
-def test_storage_does_not_change_the_digest(store: Any) -> None:
+@pytest.mark.parametrize("block", [2, 3, 65_536])
+def test_storage_does_not_change_the_digest(
+    store: Any, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chunks, slices, pandas, Parquet and encodings of the same rows: the same digest."""
+    monkeypatch.setattr(plans, "BLOCK", block)
     table = table_of()
     assert plans.table_sha256(store(table)) == plans.table_sha256(table)
+    digest = plans.TableDigest()
+    for row in range(len(table)):
+        digest.add(store(table).slice(row, 1))
+    assert digest.hexdigest() == plans.table_sha256(table)
+
+
+def test_decisions_saved_otherwise_are_as_they_were() -> None:
+    """Plain texts, large texts and pandas' categories become the plan's own columns again."""
+    table = table_of()
+    for other in (as_texts(table, pa.string()), as_texts(table, pa.large_string()),
+                  pa.Table.from_pandas(table.to_pandas(), preserve_index=False)):  # fmt: skip
+        found = plans.as_decisions(other)
+        assert found.schema == table.schema
+        assert found.to_pylist() == table.to_pylist()
 
 
 VALUES = {
@@ -309,6 +327,7 @@ VALUES = {
     ),
     "age_sec": st.none() | st.floats(allow_nan=False),
     "confidence": st.none() | st.floats(0, 1),
+    "payload_sha256": st.none() | st.binary(min_size=32, max_size=32),
 }
 
 
@@ -379,6 +398,6 @@ def test_a_payload_digest_stands_for_one_payload(
 
 
 def test_the_payload_digest_can_be_computed_by_anyone() -> None:
-    """It is the SHA-256 of each part behind its length and a colon."""
-    assert plans.payload_sha256([b"a", b"12"]) == hashlib.sha256(b"1:a2:12").hexdigest()
-    assert plans.payload_sha256(None) == ""
+    """It is the SHA-256 of all lengths, a colon and all parts."""
+    assert plans.payload_sha256([b"a", b"12"]) == hashlib.sha256(b"1,2:a12").digest()
+    assert plans.payload_sha256(None) is None

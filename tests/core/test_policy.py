@@ -93,7 +93,7 @@ def test_decisions_agree_with_the_rules_by_hand(batch: list[Any], policy: Policy
     assert failed_names(decisions.failed) == [",".join(names) for names in expected]
     actions = [ACTIONS[code] for code in decisions.action]
     assert actions == [names[0] if names else "drained_ok" for names in expected]
-    assert other_failed(decisions) == [",".join(names[1:]) for names in expected]
+    assert failed_names(other_failed(decisions)) == [",".join(names[1:]) for names in expected]
     assert decisions.age_us.tolist() == [NO_TIME if row[0] is None else row[0] for row in batch]
     texts = reasons(events, decisions, policy)
     assert len(texts) == len(batch)

@@ -1,0 +1,128 @@
+"""A plan's entries as columns, found by a cursor: a drain meets them in the plan's own order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .events import Events
+from .policy import ACTIONS, Decisions, Policy, reasons
+from .reconciliation import DRIFT_COLUMNS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WINDOW = 20_000  # entries that the cursor looks ahead, where several drain one plan
+
+
+class Entries:
+    """Entries of a plan in its order: ids, hashes of their payloads, planned actions."""
+
+    def __init__(self, decisions: pa.Table) -> None:
+        """`decisions` needs the columns id, action and payload_sha256."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
+        self.ids = pa.concat_arrays([pa.array([], pa.string()), *table["id"].chunks])
+        self.hashes = pa.concat_arrays(
+            [pa.array([], pa.binary(32)), *table["payload_sha256"].chunks]
+        )
+        codes = pc.index_in(table["action"].cast(pa.string()), value_set=pa.array(ACTIONS))
+        self.actions = codes.fill_null(len(ACTIONS)).to_numpy().astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def only(self, rows: np.ndarray) -> Entries:
+        """Those that `rows` (bool) marks."""
+        import pyarrow as pa
+
+        if rows.all():
+            return self
+        found = object.__new__(Entries)
+        mask = pa.array(rows)
+        found.ids, found.hashes = self.ids.filter(mask), self.hashes.filter(mask)
+        found.actions = self.actions[rows]
+        return found
+
+    def last(self) -> str:
+        """The largest id."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        parts = pc.split_pattern(self.ids, "-", max_splits=1)
+        ms = pc.list_element(parts, 0).cast(pa.uint64())
+        newest = parts.filter(pc.equal(ms, pc.max(ms)))
+        seq = pc.max(pc.list_element(newest, 1).cast(pa.uint64())).as_py()
+        return f"{pc.max(ms).as_py()}-{seq}"
+
+    @cached_property
+    def rows(self) -> dict[bytes, int]:
+        """The row of each id; large, so made only where the order is not the plan's."""
+        return {entry.encode(): row for row, entry in enumerate(self.ids.to_pylist())}
+
+
+class Cursor:
+    """Where a reader of the plan's entries stands; mostly the next ones are those looked for."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        self._at = 0
+
+    def find(self, ids: Sequence[bytes]) -> np.ndarray:
+        """The rows of the ids (int64); -1 for what is not planned."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array(ids, pa.binary()).cast(pa.string())
+        n, at, planned = len(ids), self._at, self._entries.ids
+        if planned.slice(at, n).equals(wanted):
+            self._at = at + n
+            return np.arange(at, at + n)
+        ahead = pc.index_in(wanted, value_set=planned.slice(at, WINDOW + n))
+        if not ahead.null_count:
+            rows: np.ndarray = ahead.to_numpy().astype(np.int64) + at
+        else:
+            known = self._entries.rows
+            rows = np.array([known.get(entry, -1) for entry in ids], dtype=np.int64)
+        self._at = max(at, int(rows.max(initial=-1)) + 1)
+        return rows
+
+
+class Changes:
+    """What a drain decides otherwise than planned, from its own decisions."""
+
+    def __init__(self, entries: Entries, policy: Policy) -> None:
+        self._entries, self._policy = entries, policy
+        self._cursor = Cursor(entries)
+        self._tables: list[pa.Table] = []
+
+    def note(self, events: Events, decisions: Decisions, rows: np.ndarray | slice) -> None:
+        """Of events of the plan these rows were recorded."""
+        import pyarrow as pa
+
+        planned = self._entries.actions[self._cursor.find(events.ids)]
+        differs = np.zeros(len(events), dtype=bool)
+        differs[rows] = (planned != decisions.action)[rows]
+        if not differs.any():
+            return
+        texts = reasons(events, decisions, self._policy)
+        changed = np.flatnonzero(differs).tolist()
+        columns = [
+            [events.ids[row].decode() for row in changed],
+            [ACTIONS[planned[row]] for row in changed],
+            [ACTIONS[decisions.action[row]] for row in changed],
+            [texts[row] for row in changed],
+        ]
+        self._tables.append(pa.table(columns, names=list(DRIFT_COLUMNS)))
+
+    def table(self) -> pa.Table:
+        """All of it (DRIFT_COLUMNS)."""
+        import pyarrow as pa
+
+        schema = pa.schema([(name, pa.string()) for name in DRIFT_COLUMNS])
+        return pa.concat_tables([schema.empty_table(), *self._tables])

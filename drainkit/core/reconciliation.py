@@ -1,0 +1,214 @@
+"""Whether the books balance: what was planned against what was recorded, by a cursor over both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..safe import one_line
+from .policy import ACTIONS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WINDOW = 20_000  # planned entries looked at for a record, at least
+DRIFT_COLUMNS = ("id", "planned", "happened", "reason")
+Parts = Callable[[], "Iterable[pa.Table]"]  # the same rows at each call
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some entries: how many, and the first of them."""
+
+    n: int = 0
+    first: str = ""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What plan and records say of each other; without a plan only `twice` is known."""
+
+    twice: Some  # recorded more than once
+    lacking: Some = Some()  # planned, not recorded
+    beyond: Some = Some()  # recorded, not planned
+
+
+class Matching:
+    """Holds records against a plan; both come in parts, and mostly in the same order.
+
+    In memory are the next planned entries and what had no counterpart yet: as much as the two
+    orders differ, whatever their length. Any order gives the same answer.
+    """
+
+    def __init__(self, planned: Parts | None) -> None:
+        self._planned = planned
+        self._left = iter(planned() if planned is not None else ())
+        self._window = _empty("id", "action")
+        self._extras: list[pa.Table] = []
+        self._drift: list[pa.Table] = []
+
+    def add(self, recorded: pa.Table) -> None:
+        """Some records: columns id, action and reason."""
+        import pyarrow.compute as pc
+
+        recorded = _texts(recorded, "id", "action", "reason")
+        n = len(recorded)
+        self._fill(n + WINDOW)
+        head = self._window.slice(0, n)
+        if len(head) == n and head["id"].equals(recorded["id"]):
+            self._window = self._window.slice(n)
+            self._pair(head, recorded)
+            return
+        places = pc.index_in(recorded["id"], value_set=self._window["id"])
+        places = places.fill_null(-1).to_numpy()
+        _, first = np.unique(places, return_index=True)
+        rows = np.sort(first[places[first] >= 0])  # the first record of each planned entry
+        self._pair(self._window.take(places[rows]), recorded.take(rows))
+        self._extras.append(recorded.take(np.delete(np.arange(n), rows)))
+        self._window = self._window.take(np.delete(np.arange(len(self._window)), places[rows]))
+
+    def finish(self, vanished: Callable[[list[str]], Collection[str]] | None = None) -> Matched:
+        """What does not fit, once all records were added.
+
+        `vanished` says which of the ids that lack a record need none, deleted as they were before
+        they could be delivered.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        extras = pa.concat_tables([_empty("id", "action", "reason"), *self._extras])
+        lacking: list[str] = []
+        for part in self._rest():
+            rows = pc.index_in(part["id"], value_set=extras["id"]).fill_null(-1).to_numpy()
+            self._pair(part.filter(pa.array(rows >= 0)), extras.take(rows[rows >= 0]))
+            extras = extras.take(np.delete(np.arange(len(extras)), rows[rows >= 0]))
+            lacking += part["id"].filter(pa.array(rows < 0)).to_pylist()
+        if lacking and vanished is not None:
+            gone = set(vanished(lacking))
+            lacking = [entry for entry in lacking if entry not in gone]
+        found = pc.value_counts(extras["id"])
+        doubled = found.filter(pc.greater(found.field("counts"), 1)).field("values").to_pylist()
+        if self._planned is None:
+            return Matched(_some(doubled))
+        doubled = set(doubled)
+        known = self._known(extras["id"])
+        ids = found.field("values").to_pylist()
+        # a planned one has had its record; of the others each may have one before it is twice
+        twice = [entry for entry in ids if entry in known or entry in doubled]
+        beyond = [entry for entry in ids if entry not in known]
+        return Matched(_some(twice), _some(lacking), _some(beyond))
+
+    def drift(self) -> pa.Table:
+        """Where what happened differs from the plan (DRIFT_COLUMNS), as far as it was added."""
+        import pyarrow as pa
+
+        return pa.concat_tables([_empty(*DRIFT_COLUMNS), *self._drift])
+
+    def _fill(self, rows: int) -> None:
+        import pyarrow as pa
+
+        while len(self._window) < rows and (part := next(self._left, None)) is not None:
+            self._window = pa.concat_tables([self._window, _texts(part, "id", "action")])
+        self._window = self._window.combine_chunks()
+
+    def _rest(self) -> Iterator[pa.Table]:
+        yield self._window
+        for part in self._left:
+            yield _texts(part, "id", "action")
+
+    def _known(self, ids: pa.ChunkedArray) -> set[str]:
+        """Those of the ids that are planned; the plan is read again only if there are any."""
+        found: set[str] = set()
+        if len(ids) and self._planned is not None:
+            import pyarrow.compute as pc
+
+            for part in self._planned():
+                planned = _texts(part, "id")["id"]
+                found.update(planned.filter(pc.is_in(planned, value_set=ids)).to_pylist())
+        return found
+
+    def _pair(self, planned: pa.Table, recorded: pa.Table) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        differs = pc.not_equal(planned["action"], recorded["action"])
+        if pc.any(differs).as_py():
+            changed = recorded.filter(differs)
+            columns = [
+                changed["id"], planned["action"].filter(differs), changed["action"],
+                changed["reason"],
+            ]  # fmt: skip
+            self._drift.append(pa.table(columns, names=list(DRIFT_COLUMNS)))
+
+
+def drift(planned: pa.Table, happened: pa.Table) -> pa.Table:
+    """Where `happened` (id, action, reason) differs from `planned` (id, action): DRIFT_COLUMNS."""
+    matching = Matching(lambda: [planned])
+    matching.add(happened)
+    matching.finish()
+    return matching.drift()
+
+
+def drift_counts(drift: pa.Table) -> list[dict[str, str | int]]:
+    """How many events met which other fate: [{"planned", "happened", "events"}], most first."""
+    pairs = zip(drift["planned"].to_pylist(), drift["happened"].to_pylist(), strict=True)
+    return [
+        {"planned": planned, "happened": happened, "events": events}
+        for (planned, happened), events in Counter(pairs).most_common()
+    ]
+
+
+def reconcile(
+    matched: Matched,
+    *,
+    audited: Mapping[str, int],
+    counts: Mapping[str, int],
+    pending_own: int,
+) -> list[str]:
+    """What does not balance, one line each; empty when the books do.
+
+    `audited` are the run's records by action, `counts` the run's own numbers; `pending_own` is
+    what is still pending for the drain's consumer.
+    """
+    findings = []
+    if matched.twice.n:
+        findings.append(_line("entries are recorded more than once", matched.twice))
+    for action in sorted({*ACTIONS, *audited, *counts}):
+        if audited.get(action, 0) != counts.get(action, 0):
+            findings.append(
+                f"{one_line(action)}: the run counted {counts.get(action, 0)}, "
+                f"the audit {audited.get(action, 0)}"
+            )
+    if matched.lacking.n:
+        findings.append(_line("planned entries have no record", matched.lacking))
+    if matched.beyond.n:
+        findings.append(_line("recorded entries were not planned", matched.beyond))
+    if pending_own:
+        findings.append(f"{pending_own} entries are still pending for the drain's consumer")
+    return findings
+
+
+def _line(finding: str, some: Some) -> str:
+    # whoever may write to the audit stream could have put anything there
+    return f"{some.n} {finding}, first {one_line(some.first)}"
+
+
+def _some(ids: list[str]) -> Some:
+    return Some(len(ids), ids[0]) if ids else Some()
+
+
+def _texts(table: pa.Table, *names: str) -> pa.Table:
+    """Some columns as plain texts: a plan's are dictionaries."""
+    import pyarrow as pa
+
+    return table.select(names).cast(pa.schema([(name, pa.string()) for name in names]))
+
+
+def _empty(*names: str) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string()) for name in names]).empty_table()
