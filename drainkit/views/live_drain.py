@@ -72,7 +72,9 @@ class LiveDrain(RunSession):
             raise RefusedError("run_dir holds no plan; run 02 with this run_dir first")
         if planned.plan.digest != self.approve:
             raise RefusedError("approve is not the digest of this plan; nothing was changed")
-        self.job = resolve(self.server, self.settings, planned=planned, run_id=self.folder_run_id)
+        again = self.summary.run_id if self.summary else None  # this cell was run before
+        run_id = self.folder_run_id or again
+        self.job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
         if not (self.run_dir / "baseline.json").exists():
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
