@@ -46,7 +46,11 @@ def lab(tmp_path: Path) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # Jupyter's own ending can hang
+            process.kill()
+            process.wait()
     servers.wait_until(
         "the demo's server is gone", lambda: not any("valkey" in c.name() for c in _alive(started))
     )
