@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from books import GROUP, ask, assert_books_balance, audit, backlog, everything, pending, seed
 from conftest import Cli, Fill, intent
+from plan_samples import plan_of
 from servers import Server
+
+from drainkit.draining.job import adopt
+from drainkit.settings import Fields, build
 
 OPTIONS = ("--throttle", "none", "--max-events", "150", "--allowlist", "BTCUSDT,ETHUSDT")
 
@@ -202,3 +206,14 @@ def _iso(seconds: float) -> str:
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"symbol": "ticker"}, {"timestamp": "at", "only": True}, {"confidence": "payload.signal.c"}],
+)
+def test_a_plan_gives_its_own_fields(given: dict[str, object]) -> None:
+    """Whatever [fields] said when the plan was made is what its live run reads by."""
+    fields = Fields.model_validate(given)
+    plan = plan_of(fields=fields.as_lists())
+    assert adopt(build({"fields": {"symbol": "other"}}), plan).fields == fields
