@@ -20,7 +20,11 @@ from books import (
     seed,
 )
 from conftest import Cli, Fill, intent
+from plan_samples import plan_of
 from servers import Server
+
+from drainkit.draining.job import adopt
+from drainkit.settings import Fields, build
 
 OPTIONS = ("--throttle", "none", "--max-events", "150", "--allowlist", "BTCUSDT,ETHUSDT")
 
@@ -204,3 +208,20 @@ def test_what_became_too_old_is_listed_as_drift(
     drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 10}
     assert run.json()["drift"] == [drift]
     assert_books_balance(valkey, stream, run.json())
+
+
+def _iso(seconds: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"symbol": "ticker"}, {"timestamp": "at", "only": True}, {"confidence": "payload.signal.c"}],
+)
+def test_a_plan_gives_its_own_fields(given: dict[str, object]) -> None:
+    """Whatever [fields] said when the plan was made is what its live run reads by."""
+    fields = Fields.model_validate(given)
+    plan = plan_of(fields=fields.as_lists())
+    assert adopt(build({"fields": {"symbol": "other"}}), plan).fields == fields
