@@ -121,7 +121,7 @@ class Summary:
             elapsed_us = max(0, now_us - (begun - EPOCH) // dt.timedelta(microseconds=1))
             self.elapsed_sec = round(elapsed_us / 1e6, 3)
             self.finished_at = iso(now_us)
-        if self.mode == "live":
+        if self.mode == "live" and (self.pace.records or self.events_per_sec is None):
             self.events_per_sec = self.pace.events_per_sec()
         if failure is not None and not self.exit_code:
             self.error, self.exit_code = str(failure), failure.exit_code
