@@ -11,10 +11,10 @@ only from those before it (a test holds it).
 
     errors.py      one class for each exit code
     safe.py        texts from outside made fit to show; passwords struck out
-    kinds.py       a flag's or cell's text as a checked value
+    ids.py         entry ids as Redis orders them
     files.py       the only writer of files: whole, or not at all
-    settings.py    every parameter once, with all that its users need to know of it
-    config.py      where settings come from: flags, environment, drainkit.toml
+    signing.py     the only caller of ssh-keygen: signatures made and checked
+    settings/      every parameter once, with all that its users need to know of it
     core/          decides, and touches nothing: no Redis, no clock, no files
     server/        the only code that talks to Redis; writing.py alone changes anything there
     draining/      dry run and live drain: by one worker, by several, by a timer
@@ -34,7 +34,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import load as load_settings
     from .core.events import Decoder, Events
     from .core.policy import ACTIONS, Policy, decide
     from .core.summary import Summary, new_run_id
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from .operations.ranges import IdRange, load_range, ranges
     from .server.connection import Server
     from .settings import Settings
+    from .settings.config import load as load_settings
 
 __all__ = [
     "ACTIONS",
@@ -82,7 +82,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "load_settings":
-        return import_module(".config", __name__).load
+        return import_module(".settings.config", __name__).load
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f".{module}", __name__), name)

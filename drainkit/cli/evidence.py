@@ -25,8 +25,8 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
     """
     from pathlib import Path
 
-    from ..config import load
     from ..evidence import verify as evidence
+    from ..settings.config import load
 
     streams: tuple[str, ...] = ()
     if redis_url is not None:

@@ -280,8 +280,8 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
     history (only he may make and end a group). A janitor may `consumers --delete` and
     `trim --apply`.
     """
-    from ..kinds import allowlist_symbols
     from ..server.acl import NOT_FORBIDDEN, known_holes, rules
+    from ..settings.kinds import allowlist_symbols
 
     settings = settings_of(flags, env_name)
     allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None

@@ -70,7 +70,7 @@ DRAIN: list[Any] = [
 
 def settings_of(flags: dict[str, Any], env_name: str | None = None) -> Settings:
     """Checked settings from the options that were really given."""
-    from ..config import load, unknown_variables
+    from ..settings.config import load, unknown_variables
 
     for name in unknown_variables():
         click.echo(f"drainkit: {name} is not a setting; ignored. Check its spelling", err=True)
@@ -79,7 +79,7 @@ def settings_of(flags: dict[str, Any], env_name: str | None = None) -> Settings:
 
 def switch_settings(flags: dict[str, Any], env_name: str | None) -> Settings:
     """Only where the stream is: no mistake elsewhere may stand in the kill switch's way."""
-    from ..config import load
+    from ..settings.config import load
 
     return load(
         _given(flags), env_name=env_name, only=frozenset({"redis_url", "stream", "operator"})

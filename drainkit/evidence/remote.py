@@ -19,8 +19,8 @@ from typing import Any
 from .. import files
 from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
-from ..kinds import is_url, store_problem, url_parts
 from ..safe import one_line, secret_pattern, strike
+from ..settings.kinds import is_url, store_problem, url_parts
 from .statement import CHAIN, STATEMENT, SUMS, link_of, plain_files
 
 SPOOL = "drainkit-spool"  # in the folder where the run was started

@@ -18,12 +18,12 @@ from .. import files
 from ..core.timestamps import EARLIEST_ID_MS, iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, UsageError
-from ..kinds import os_user
 from ..safe import one_line, text
 from ..server import ledger, reading, writing
 from ..server.connection import Server
 from ..server.reading import StreamInfo
 from ..server.topology import check_primary
+from ..settings.kinds import os_user
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..config import load
 from ..core.events import Decoder
 from ..core.frame import decide_frame, load_frame
 from ..core.policy import Policy
@@ -17,6 +16,7 @@ from ..server import reading, scopes
 from ..server.connection import Server
 from ..server.splitting import split
 from ..settings import Fields, Settings
+from ..settings.config import load
 
 if TYPE_CHECKING:
     import pandas as pd

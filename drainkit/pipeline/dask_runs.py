@@ -17,10 +17,10 @@ from typing import Any
 
 from ..draining import unattended
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
-from ..kinds import allowlist_symbols, is_url
 from ..safe import one_line
 from ..server.connection import Server
 from ..settings import Settings, build
+from ..settings.kinds import allowlist_symbols, is_url
 from . import runner
 from .many import Outcome, Tell, as_told, settings_for
 

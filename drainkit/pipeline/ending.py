@@ -27,13 +27,13 @@ from ..evidence.seal import name_newest, previous_digest, seal
 from ..evidence.secrets import secret_of
 from ..evidence.statement import RUN_JSON, STATEMENT, read_json, statement_digest
 from ..evidence.verify import verify_run
-from ..kinds import is_url
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
 from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..settings import Settings, build
+from ..settings.kinds import is_url
 from . import report
 
 KILLED = "the run was killed; its books were closed later, from the ledger and the audit"

@@ -9,9 +9,9 @@ from contextlib import closing
 from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..ids import FIRST_ID, first_of, id_key, last_of, next_id, previous_id
-from ..kinds import allowlist_symbols, check_symbols
 from ..safe import one_line, text
 from ..settings import Settings
+from ..settings.kinds import allowlist_symbols, check_symbols
 from . import recorded
 from .connection import Server
 from .counting import count_between

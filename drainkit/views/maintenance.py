@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pandas as pd
 
 from ..errors import RefusedError, UsageError
-from ..kinds import MAX_MIN
 from ..operations import maintenance
 from ..safe import one_line, verbatim
 from ..server.connection import Server
 from ..settings import Settings
+from ..settings.kinds import MAX_MIN
 from .session import Session
 from .tables import markdown, safe
 

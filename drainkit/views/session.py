@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 
 from .. import files
-from ..config import load
 from ..core.plan import COLUMNS
 from ..core.summary import RUN_ID, Summary
 from ..draining.job import Job, Planned, adopt, resolve
@@ -26,6 +25,7 @@ from ..errors import UsageError
 from ..safe import one_line
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
+from ..settings.config import load
 from .tables import Table, read_json
 
 DEFAULT_URL_ENV = "DRAINKIT_REDIS_URL"

@@ -456,8 +456,8 @@ def test_the_dashboard_shows_every_metric() -> None:
 
 def test_the_example_configuration_is_valid() -> None:
     """drainkit.toml of the examples loads in every environment, and its limits are complete."""
-    from drainkit.config import read_config
     from drainkit.settings import build
+    from drainkit.settings.config import read_config
 
     for env in ("testnet", "production"):
         settings = build(read_config(EXAMPLES / "drainkit.toml", env))

@@ -18,11 +18,11 @@ from nbconvert import HTMLExporter
 from servers import Server
 from test_figures import NOW_MS, POLICY, frame_of
 
-from drainkit.config import load
 from drainkit.core.frame import decide_frame
 from drainkit.core.policy import Policy
 from drainkit.core.values import RawEntry
 from drainkit.demo.backlog import sample_entries
+from drainkit.settings.config import load
 from drainkit.views.bins import Binned
 from drainkit.views.explore import SAMPLE, Exploration
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
-from .safe import one_line
-from .settings import OF_THE_FILE, Settings, build, outside
+from ..errors import UsageError
+from ..safe import one_line
+from . import OF_THE_FILE, Settings, build, outside
 
 CONFIG_FILE = "drainkit.toml"
 ENV_PREFIX = "DRAINKIT_"

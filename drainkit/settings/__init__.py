@@ -23,8 +23,9 @@ from pydantic import (
 )
 from pydantic import field_validator as check
 
-from . import ids
-from .errors import UsageError
+from .. import ids
+from ..errors import UsageError
+from ..safe import one_line
 from .kinds import (
     Allowlist,
     Bound,
@@ -42,7 +43,6 @@ from .kinds import (
     Time,
     os_user,
 )
-from .safe import one_line
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 USUAL_FIELDS: dict[str, tuple[str, ...]] = {

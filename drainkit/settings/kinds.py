@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
-from .errors import UsageError
-from .ids import bound
-from .safe import one_line
+from ..errors import UsageError
+from ..ids import bound
+from ..safe import one_line
 
 MAX_MIN = 5_256_000_000  # minutes; ten thousand years: still fits int64 microseconds
 MAX_COUNT = 10**18 - 1
