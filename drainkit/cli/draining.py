@@ -18,7 +18,7 @@ from .terminal import (
     emit,
     finish,
     interruptible,
-    progress_bar,
+    progress,
     report_text,
     stop_signals,
 )
@@ -86,7 +86,7 @@ def drain(env_name: str | None, as_json: bool, yes: bool, workers: int, **flags:
 def _drain_dry(server: Server, job: Job) -> Summary:
     from ..draining.dry import dry_run, plan_run
 
-    with progress_bar("dry run", job.max_events) as tick:
+    with progress("dry run", job.max_events) as tick:
         if job.settings.plan is None:
             return dry_run(server, job, on_progress=tick)
         return plan_run(server, job, job.settings.plan, on_progress=tick)[0]
@@ -97,13 +97,12 @@ def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary
     from ..draining.live import apply
     from ..server.scopes import remaining
 
+    left = remaining(server, job.scope)
+    most = left if job.max_events is None else min(left, job.max_events)
     if yes:
         unattended.check_job(server, job)
-    else:
-        left = remaining(server, job.scope)
-        most = left if job.max_events is None else min(left, job.max_events)
-        confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
-    with stop_signals() as stopping, progress_bar("drain", job.max_events) as tick:
+    confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
+    with stop_signals() as stopping, progress("drain", most) as tick:
         return apply(server, job, workers=workers, stopping=stopping, on_progress=tick)
 
 

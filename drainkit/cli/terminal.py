@@ -64,15 +64,24 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(what: str, total: int | None) -> Iterator[Callable[[Summary], None]]:
-    """A bar on a terminal; nothing elsewhere."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[Summary], None]]:
+    """One line on a terminal; elsewhere a line at each tenth of a live drain."""
     from tqdm import tqdm
 
+    from ..core.progress import Tenths, dropped
+
+    tenths = Tenths(total or 0)
     with tqdm(total=total, desc=what, unit=" events", file=sys.stderr,
               disable=not sys.stderr.isatty(), leave=False) as bar:  # fmt: skip
 
         def tick(summary: Summary) -> None:
-            bar.update(summary.total_read - bar.n)
+            if not bar.disable:
+                bar.set_postfix_str(
+                    f"{summary.drained_ok:,} passed, {dropped(summary):,} dropped", refresh=False
+                )
+                bar.update(summary.total_read - bar.n)
+            elif summary.mode == "live" and (line := tenths.line(summary)):
+                click.echo(line, err=True)
 
         yield tick
 

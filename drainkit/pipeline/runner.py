@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -176,6 +177,8 @@ def _execute(
     template = this.templates[name]
     template.check_unchanged()
     manager = kernels.take()
+    # how far the drain is, for whoever waits; papermill writes here what the cells print
+    told = sys.stderr if name == LIVE and this.settings.mode == "live" else None
 
     def work() -> None:
         try:
@@ -186,6 +189,7 @@ def _execute(
                 parameters=parameters,
                 kernel_name="python3",
                 progress_bar=False,
+                stdout_file=told,
                 km=manager,
             )
         except BaseException as error:

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from .. import files
+from ..core.progress import Tenths
 from ..core.reconciliation import drift_counts
 from ..core.summary import Summary
 from ..draining.books import recount
-from ..draining.job import Job, resolve
+from ..draining.job import resolve
 from ..draining.live import apply, changes
 from ..errors import RefusedError, UsageError, error_of
 from ..evidence.lease import working_on
 from ..operations.state import baseline
 from ..safe import verbatim
-from ..server import ledger, reading
+from ..server import ledger, reading, scopes
 from ..server.connection import Server
 from ..settings import Settings
 from .session import RunSession
@@ -29,8 +30,6 @@ from .tables import Table, counts_frame, markdown, span
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
-
-MILESTONES = 10
 
 
 class LiveDrain(RunSession):
@@ -79,10 +78,11 @@ class LiveDrain(RunSession):
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
         # to the end of the books, however often a signal comes
+        left = scopes.remaining(self.server, self.job.scope)
+        most = self.job.max_events
+        self._tenths = Tenths(left if most is None else min(left, most))
         with working_on(self.run_dir), _graceful_interrupt() as stopping:
-            self.summary = apply(
-                self.server, self.job, stopping=stopping, on_progress=_Milestones(self.job).show
-            )
+            self.summary = apply(self.server, self.job, stopping=stopping, on_progress=self._show)
             if any(start.run_id == self.job.run_id for start in earlier):
                 recount(self.server, self.summary)  # with what it drained before
                 self.summary.changes = changes(self.server, planned, self.job.run_id)
@@ -93,6 +93,11 @@ class LiveDrain(RunSession):
             self.write_summary(self.summary)
         if self.summary.error:
             raise error_of(self.summary.exit_code or 1, self.summary.error)
+
+    def _show(self, summary: Summary) -> None:
+        """A line at each tenth: a bar would leave its state in the notebook."""
+        if line := self._tenths.line(summary):
+            print(line, flush=True)
 
     def bottom_line(self) -> Markdown:
         """What was done."""
@@ -132,20 +137,6 @@ class LiveDrain(RunSession):
             f"**{n:,} events met another fate than planned:** their age counts at the moment of "
             "the drain (or at its as_of)."
         )
-
-
-class _Milestones:
-    """Prints a line at each tenth: a bar would leave its state in the notebook."""
-
-    def __init__(self, job: Job) -> None:
-        self._total = job.max_events or 0
-        self._shown = 0
-
-    def show(self, summary: Summary) -> None:
-        tenth = summary.total_read * MILESTONES // self._total if self._total else 0
-        if tenth > self._shown:
-            self._shown = tenth
-            print(f"{summary.total_read:,} of {self._total:,} drained", flush=True)
 
 
 _STOP = threading.Event()
