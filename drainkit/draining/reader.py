@@ -45,7 +45,12 @@ class Reader:
         self._recorded = None
 
     def note(self, position: str, counters: bytes) -> None:
-        """Take over where a reply says that the group and the stream stand."""
+        """Take over where a reply says that the group and the stream stand.
+
+        A group never goes back by itself; 6.2 has no counters to tell of a stream made anew.
+        """
+        if position and reading.id_key(position) < reading.id_key(self.position):
+            raise RefusedError(writing.REFUSALS["moved_back"])
         self.position, self._counters = position or self.position, counters
 
     def size(self, rate: float | None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,13 @@ from ..core.audit import audit_schema
 from ..core.summary import OUTCOMES, RUN_ID, Summary
 from ..core.timestamps import iso
 from ..draining.books import recount
-from ..errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
+from ..errors import (
+    DrainkitError,
+    InterruptedRunError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from ..evidence.lease import alone_with
 from ..evidence.remote import Reports
 from ..evidence.seal import name_newest, previous_digest, seal
@@ -171,6 +178,11 @@ def _tell_ledger(this: Ending, result: dict[str, Any], digest: str) -> None:
 
 def _complete(this: Ending, summary: Summary, *, renew: bool) -> None:
     """The files that 04 writes, where it did not come to that; a lost server leaves them out."""
+    with suppress(UnreachableError):
+        _read_after(this, summary, renew=renew)
+
+
+def _read_after(this: Ending, summary: Summary, *, renew: bool) -> None:
     folder = this.folder
     if this.server.connected and not (folder / "after.json").exists():
         files.write_json(folder / "after.json", baseline(this.server))

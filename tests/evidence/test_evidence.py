@@ -245,6 +245,8 @@ def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: 
     from pyarrow import parquet
 
     path, whole = tmp_path / f"x.{suffix}", pa.concat_tables([table_of()] * 9)
+    if suffix == "csv":  # which cannot hold bytes
+        whole = whole.drop_columns(["payload_sha256"])
     with files.TableWriter(path, whole.schema, row_group=4) as out:
         for start, size in ((0, 1), (1, 0), (1, 13), (14, 31)):
             out.write(whole.slice(start, size))

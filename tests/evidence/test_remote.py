@@ -77,7 +77,7 @@ def test_runs_are_copied_and_verified_from_there(
     found = checked()
     assert found[names[0]] == []
     assert found[names[1]] == ["changed: audit.parquet (its SHA-256 is another)"]
-    assert found[names[2]] == ["added: object-with-an-impossible-name (no plain file)"]
+    assert found[names[2]] == ["added: object-with-an-impossible-name (not a plain file)"]
     assert digest
 
 

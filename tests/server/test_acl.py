@@ -132,6 +132,14 @@ def assert_denied(server: Server, url: str, stream: str, *tables: str) -> None:
     assert ask(server, "XLEN", stream) == 300
 
 
+def state_of(server: Server, stream: str) -> dict[bytes, bytes]:
+    """All that drains remember, but the pace, which forgets by itself."""
+    flat = ask(server, "HGETALL", f"{stream}.drain_state")
+    found = dict(zip(flat[::2], flat[1::2], strict=True))
+    found.pop(b"pace")
+    return found
+
+
 def test_the_drainer_drains_and_can_do_no_more(
     server: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
@@ -145,10 +153,10 @@ def test_the_drainer_drains_and_can_do_no_more(
     for scope in ("pending", "undelivered"):
         run = cli(*drain(url, stream, scope), secret=PASSWORD)
         assert run.rc == 0, run
-    state = ask(server, "DUMP", f"{stream}.drain_state")
+    state = state_of(server, stream)
     run = cli(*drain(url, stream, "history"), secret=PASSWORD)
     assert (run.rc, "drainkit acl" in run.err) == (4, True)
-    assert ask(server, "DUMP", f"{stream}.drain_state") == state
+    assert state_of(server, stream) == state
     assert len(audit(server, stream)) == 5 + 195
     assert_denied(server, url, stream, BEYOND_A_DRAIN, GROUPS)
     if server.kind != "redis62":  # 6.2 cannot grant a command for some keys only
