@@ -68,4 +68,5 @@ def resume(env_name: str | None, as_json: bool, **flags: Any) -> None:
                 ledger.append(server, ledger.Resumed(settings.operator, at, lifted.reason))
     data = {"stream": settings.stream, "stopped": False, "was_stopped": lifted is not None,
             "operator": settings.operator}  # fmt: skip
-    emit(as_json, data, "It was not stopped." if lifted is None else f"Resumed; before, {lifted}.")
+    was = str(lifted).replace("is set", "was set", 1)
+    emit(as_json, data, "It was not stopped." if lifted is None else f"Resumed: {was}.")

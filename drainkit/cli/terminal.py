@@ -111,7 +111,14 @@ REPORT_LINES = [
     ("Remaining", "remaining"),
     ("Run", "run_id"),
 ]
-PLAN_LINES = [("Plan", "plan_path"), ("Plan digest", "plan_digest"), ("Evidence", "evidence")]
+# shown where there is something to say
+MORE_LINES = [
+    ("Vanished (deleted by others)", "vanished"),
+    ("Passed over (taken by others)", "passed_over"),
+    ("Plan", "plan_path"),
+    ("Plan digest", "plan_digest"),
+    ("Evidence", "evidence"),
+]
 
 
 def report_text(result: Mapping[str, Any]) -> str:
@@ -122,7 +129,7 @@ def report_text(result: Mapping[str, Any]) -> str:
         "events_per_sec": _throughput(result),
     }
     lines = [f"{name}: {shown.get(key, result.get(key))}" for name, key in REPORT_LINES]
-    lines += [f"{name}: {result[key]}" for name, key in PLAN_LINES if result.get(key)]
+    lines += [f"{name}: {result[key]}" for name, key in MORE_LINES if result.get(key)]
     for change in result.get("drift") or []:
         events = f"{change['events']:,}"
         lines.append(f"Drift: {events:>9}  {change['planned']} -> {change['happened']}")
