@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import threading
@@ -19,6 +20,7 @@ from books import (
     at,
     audit,
     everything,
+    now_ms,
     original_backlog,
     pending,
     reached,
@@ -414,3 +416,31 @@ def test_events_without_symbol_or_confidence_never_pass(
     assert run.rc == 0, run.err
     assert run.json()["dropped_invalid"] == 3
     assert run.json()["drained_ok"] == 1
+
+
+def test_producers_shapes_meet_one_fate_in_dry_run_and_live(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Flat, data, payload or a nested signal, times in ts or created_at: old is old in both."""
+    now, old = now_ms(server), now_ms(server) - 7_200_000
+    good = {"symbol": "BTCUSDT", "confidence": "5e-1"}
+    stamps = [{"ts": old // 1000}, {"created_at": old}, {"event_time": f"{old / 1000:e}"}, {}]
+    shapes = [
+        shape
+        for stamp in stamps
+        for shape in (
+            {**good, **stamp},
+            {"data": json.dumps({**good, **stamp})},
+            {"payload": json.dumps({**good, **stamp}), "ts": now},
+            {"payload": json.dumps({"signal": {**good, **stamp}})},
+        )
+    ]
+    (cli.cwd / "drainkit.toml").write_text(
+        '[fields]\nsymbol = "payload.signal.symbol"\nconfidence = "payload.signal.confidence"\n'
+    )
+    entries = [(now + i, shape) for i, shape in enumerate(shapes)]
+    fill(server, stream, entries, group=GROUP)
+    command = ("drain", "--json", "--throttle", "none", "--min-conf", "0.5", *at(server, stream))
+    found = [cli(*command, *live).json() for live in ((), ("--mode", "live", "--yes"))]
+    for run in found:
+        assert (run["dropped_old"], run["drained_ok"], run["total_read"]) == (12, 4, 16)
