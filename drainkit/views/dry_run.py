@@ -77,7 +77,7 @@ class DryRun(RunSession):
     def samples(self, rows: int = 2) -> pd.DataFrame:
         """A few events of each action (at most 8), with the reason."""
         columns = ["action", "id", "symbol", "age_sec", "confidence", "reason", "failed"]
-        parts = [frame.head(rows) for frame in self._samples.values() if len(frame)]
+        parts = [frame.head(rows) for _, frame in sorted(self._samples.items())]
         return safe(pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns))
 
     def digest(self) -> Markdown:

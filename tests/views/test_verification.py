@@ -103,7 +103,7 @@ def planned(
     """A stream whose dry run through notebook 02 left a plan of 30 entries in the folder."""
     seed(valkey, stream, fill, 30, delivered=0)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
-    dry = DryRun.open({"stream": stream, "throttle": 50, "run_dir": str(cli.cwd)})
+    dry = DryRun.open({"stream": stream, "throttle": 20, "run_dir": str(cli.cwd)})
     dry.server.close()
     return stream
 
@@ -123,7 +123,7 @@ def test_a_plan_finished_by_a_second_run_is_balanced(
     planned: str, cli: Cli, valkey: Server
 ) -> None:
     """What an earlier run of the plan drained counts: 04 sees every planned entry, once."""
-    process = cli.start(*plan_drain(planned, valkey, "--throttle", 20))
+    process = cli.start(*plan_drain(planned, valkey))
     while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -161,7 +161,7 @@ def test_the_live_cell_run_twice_keeps_its_books(planned: str, cli: Cli) -> None
 
 def test_a_run_that_died_is_not_called_nothing(planned: str, cli: Cli, valkey: Server) -> None:
     """After SIGKILL there is no summary: 04 says what is open, not that nothing was drained."""
-    process = cli.start(*plan_drain(planned, valkey, "--throttle", 20))
+    process = cli.start(*plan_drain(planned, valkey))
     while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
         time.sleep(0.02)
     process.kill()
@@ -190,8 +190,8 @@ def test_the_state_before_is_kept_by_03_or_not_claimed(
 
 
 def test_the_pace_is_judged_by_the_rate_of_the_run(planned: str, cli: Cli) -> None:
-    """03 may be told another throttle than the plan's: it is the one that holds."""
-    drain = live(planned, cli, throttle=20)
+    """03 drains at the plan's throttle, whatever the default is, and 04 names it."""
+    drain = live(planned, cli)
     drain.run()
     drain.server.close()
     assert "(20 allowed)" in verify(planned, cli).pace().layout.title.text
