@@ -94,13 +94,13 @@ def _drain_dry(server: Server, job: Job) -> Summary:
 
 def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary:
     from ..draining import unattended
-    from ..draining.job import preflight
+    from ..draining.job import check
     from ..draining.live import apply
     from ..draining.team import split
     from ..server.scopes import remaining
 
     # what would be refused is refused before the question; workers know their fellows
-    preflight(server, next(split(job, workers)))
+    check(server, next(split(job, workers)))
     left = remaining(server, job.scope)
     most = left if job.max_events is None else min(left, job.max_events)
     if yes:

@@ -260,7 +260,18 @@ def _check_missing(
 
 
 def preflight(server: Server, job: Job) -> None:
-    """Everything that must hold before the first write; refuses with what to do.
+    """Everything that must hold before the first write, the right to write too."""
+    check(server, job)
+    # the group of scope history may not exist yet, so it is the consumer group that is looked at
+    deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
+    main = replace(job.scope, group=job.settings.consumer_group)
+    writing.probe(
+        server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us, alone=job.alone
+    )
+
+
+def check(server: Server, job: Job) -> None:
+    """What can be known without a trace before a drain; refuses with what to do.
 
     The job's own consumers are its worker's and those of its fellow workers.
     """
@@ -290,9 +301,3 @@ def preflight(server: Server, job: Job) -> None:
                 f"consumer {one_line(active[0].name)} of this group was active "
                 f"{active[0].idle_ms / 1000:.0f} s ago; stop it, or --allow-active-consumers"
             )
-    # the group of scope history may not exist yet, so it is the consumer group that is looked at
-    deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
-    main = replace(scope, group=job.settings.consumer_group)
-    writing.probe(
-        server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us, alone=job.alone
-    )
