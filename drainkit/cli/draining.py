@@ -99,14 +99,15 @@ def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary
     from ..draining.team import split
     from ..server.scopes import remaining
 
-    # what would be refused is refused before the question; workers know their fellows
-    check(server, next(split(job, workers)))
-    left = remaining(server, job.scope)
-    most = left if job.max_events is None else min(left, job.max_events)
     if yes:
         unattended.check_job(server, job)
-    confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
-    with stop_signals() as stopping, progress("drain", most) as tick:
+    else:
+        # what would be refused is refused before the question; workers know their fellows
+        check(server, next(split(job, workers)))
+        left = remaining(server, job.scope)
+        most = left if job.max_events is None else min(left, job.max_events)
+        confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
+    with stop_signals() as stopping, progress("drain", job.max_events) as tick:
         return apply(server, job, workers=workers, stopping=stopping, on_progress=tick)
 
 

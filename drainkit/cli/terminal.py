@@ -70,12 +70,13 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[Summary], None]
 
     from ..core.progress import Tenths, dropped
 
-    tenths = Tenths(total or 0)
+    tenths = Tenths()
     with tqdm(total=total, desc=what, unit=" events", file=sys.stderr,
               disable=not sys.stderr.isatty(), leave=False) as bar:  # fmt: skip
 
         def tick(summary: Summary) -> None:
             if not bar.disable:
+                bar.total = summary.expected or total
                 bar.set_postfix_str(
                     f"{summary.drained_ok:,} passed, {dropped(summary):,} dropped", refresh=False
                 )

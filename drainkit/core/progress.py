@@ -12,26 +12,25 @@ STEPS = 10  # lines of a whole drain, where there is no terminal
 
 @dataclass
 class Tenths:
-    """A line at each tenth of what a drain takes; `total`: entries, as counted when it began."""
+    """A line at each tenth of what a drain is to take."""
 
-    total: int
     _shown: int = field(default=0, init=False)
 
     def line(self, summary: Summary) -> str | None:
         """The line, if another tenth is done; else None."""
-        tenth = summary.total_read * STEPS // self.total if self.total else 0
+        tenth = summary.total_read * STEPS // summary.expected if summary.expected else 0
         if tenth <= self._shown:
             return None
         self._shown = tenth
-        return progress_line(summary, self.total)
+        return progress_line(summary)
 
 
-def progress_line(summary: Summary, total: int) -> str:
+def progress_line(summary: Summary) -> str:
     """`drained 1,000 of 10,000, 5.0/s of 5, 30 min left, 412 passed`.
 
     The rate is that of the audit's ids so far, of the throttle if there is one.
     """
-    rate = summary.pace.events_per_sec()
+    rate, total = summary.pace.events_per_sec(), summary.expected
     parts = [f"drained {summary.total_read:,} of {total:,}"]
     limit = "" if summary.throttle is None else f" of {summary.throttle:g}"
     parts.append(f"{rate:,.1f}/s{limit}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-(dry-run|live)-[0-9a-f]{6}")
-_INNER = {"changes", "pace"}  # kept beside the JSON
+_INNER = {"changes", "expected", "pace"}  # kept beside the JSON
 OUTCOMES = {0: "done", 4: "refused", 130: "interrupted"}  # by exit code; all others: "failed"
 
 
@@ -65,6 +65,7 @@ class Summary:
     plan_digest: str | None = None
     drift: list[dict[str, Any]] | None = None  # live with a plan: planned, happened, events
     changes: pa.Table | None = None  # the same, event by event (reconciliation.DRIFT_COLUMNS)
+    expected: int = 0  # events of a live run, as counted when it began; 0: not counted yet
     pace: Pace = field(default_factory=lambda: Pace())  # noqa: PLW0108 - it is defined below
 
     @classmethod

@@ -41,7 +41,7 @@ def drain_together(
     preflight(server, jobs[0])
     books = Books.opened(server, job)
     begun = vanished.opening(server, job)
-    common = _Progress(on_progress, books.clock)
+    common = _Progress(on_progress, books.clock, vanished.expected(server, job, begun))
     with ThreadPoolExecutor(len(jobs), thread_name_prefix="drain") as pool:
         running = [pool.submit(_work, one, stopping, common) for one in jobs]
         parts = [future.result() for future in running]
@@ -104,8 +104,9 @@ def _work(job: Job, stopping: threading.Event | None, common: _Progress) -> Summ
 class _Progress:
     """Shows the sum of what the workers have done so far."""
 
-    def __init__(self, show: Progress | None, clock: Clock) -> None:
+    def __init__(self, show: Progress | None, clock: Clock, expected: int) -> None:
         self.clock = clock
+        self._expected = expected
         self._show = show
         self._latest: dict[int, Summary] = {}
         self._one = threading.Lock()
@@ -114,7 +115,9 @@ class _Progress:
         if self._show is not None:
             with self._one:
                 self._latest[id(summary)] = summary
-                self._show(Summary.combined(list(self._latest.values())))
+                all_of_them = Summary.combined(list(self._latest.values()))
+                all_of_them.expected = self._expected
+                self._show(all_of_them)
 
 
 def _count_what_is_left(server: Server, jobs: list[Job], summary: Summary) -> None:

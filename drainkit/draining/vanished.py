@@ -38,6 +38,16 @@ def opening(server: Server, job: Job) -> Opening | None:
     return Opening(here.position, scopes.undelivered(server, here))
 
 
+def expected(server: Server, job: Job, begun: Opening | None) -> int:
+    """How many events the run is to take, as counted when it begins."""
+    if job.entries is not None:
+        return job.max_events or 0
+    here = scopes.current(server, job.scope)
+    own = sum(len(ids) for ids in scopes.own_ids(server, here))
+    count = scopes.remaining(server, here) if begun is None else own + begun.undelivered
+    return count if job.max_events is None else min(count, job.max_events)
+
+
 def account(server: Server, job: Job, summary: Summary, begun: Opening | None) -> None:
     """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
 

@@ -115,6 +115,7 @@ class Worker:
     def _drain(self) -> None:
         if not self._is_open:
             self.begun = vanished.opening(self.server, self.job)
+            self.summary.expected = vanished.expected(self.server, self.job, self.begun)
             self._is_open = True
         for batch in self._reader.pending(self._room):
             self._commit(batch)

@@ -22,7 +22,7 @@ from ..errors import RefusedError, UsageError, error_of
 from ..evidence.lease import working_on
 from ..operations.state import baseline
 from ..safe import verbatim
-from ..server import ledger, reading, scopes
+from ..server import ledger, reading
 from ..server.connection import Server
 from ..settings import Settings
 from .session import RunSession
@@ -78,9 +78,7 @@ class LiveDrain(RunSession):
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
         # to the end of the books, however often a signal comes
-        left = scopes.remaining(self.server, self.job.scope)
-        most = self.job.max_events
-        self._tenths = Tenths(left if most is None else min(left, most))
+        self._tenths = Tenths()
         with working_on(self.run_dir), _graceful_interrupt() as stopping:
             self.summary = apply(self.server, self.job, stopping=stopping, on_progress=self._show)
             if any(start.run_id == self.job.run_id for start in earlier):
