@@ -143,7 +143,8 @@ class Exploration:
         ]
         table = ITable(
             shown, select="single", allow_html=False, maxBytes=0, maxColumns=0, showIndex=False,
-            classes="display nowrap compact", pageLength=10,
+            classes="display compact", style="table-layout:auto;width:100%", pageLength=10,
+            columnDefs=[{"targets": 0, "className": "dt-nowrap"}],  # an id is one word
         )  # fmt: skip
         table.observe(self._row_chosen, "selected_rows")
         total = len(self._frame)

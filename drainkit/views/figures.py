@@ -118,12 +118,12 @@ def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     return counted(figure, "x", int(totals.max()))
 
 
-def arrivals(frame: pd.DataFrame) -> Canvas:
-    """When the events were made, split by what becomes of them."""
+def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
+    """When the events were made (or drained), split by what becomes of them."""
     known = frame[frame["event_time"].notna()]
     if not len(known):
         title = "No event has a usable time" if len(frame) else "There is no event"
-        return counted(canvas(title, "event time (UTC)", "events"), "y", 0)
+        return counted(canvas(title, x_title, "events"), "y", 0)
     times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
     ages = times.max() - times
     span = without_outliers(ages, 0)
@@ -136,7 +136,6 @@ def arrivals(frame: pd.DataFrame) -> Canvas:
     peak = _moment(start + int(counts.argmax()) * step)
     began = f"{peak:%d %b %H:%M:%S}" if step < 86_400 else peak.date().isoformat()
     title = f"The busiest {_duration(step)} began {began}: {events(counts.max())}"
-    x_title = "event time (UTC)"
     if before := int((times < start).sum()):
         first = _moment(times.min()).date().isoformat()
         x_title += f"; the first bar also holds {before:,} back to {first}"

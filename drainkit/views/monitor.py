@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import os
+import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -15,7 +17,7 @@ from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.running import running_drains
 from ..operations.state import StreamState, state_as_dict
-from ..safe import one_line, verbatim
+from ..safe import one_line
 from ..server import audit_log, ledger
 from ..server.connection import Server
 from ..settings import Settings
@@ -43,20 +45,26 @@ class Monitor(Session):
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
+        self.asked: dict[str, Any] = {}  # pattern and limits, as understood
         self.report = checks.Report()
         self.look: Callable[[], checks.Report] = checks.Report  # a look at the server
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
-        """Open with the notebook's `globals()`."""
+        """Open with the notebook's `globals()`; under Voila, the page's address can differ."""
         board = super().open(names)
+        names = {**names, **_of_page()}
         pattern = names.get("pattern") or None
         if not isinstance(pattern, str | None):
             raise UsageError("pattern takes a glob pattern of stream names, as a text")
+        board.asked = {"pattern": pattern or ""} | {
+            name: _whole(names, name, default=0 if name == "max_lost" else None)
+            for name in ("max_backlog", "max_backlog_age_min", "max_lost")
+        }
         limits = checks.Limits(
-            max_backlog=_whole(names, "max_backlog"),
-            max_age_min=float(_whole(names, "max_backlog_age_min")),
-            max_lost=_whole(names, "max_lost", default=0),
+            max_backlog=board.asked["max_backlog"],
+            max_age_min=float(board.asked["max_backlog_age_min"]),
+            max_lost=board.asked["max_lost"],
         )
         board.look = lambda: checks.check(
             board.server, board.settings, limits, pattern=pattern, audits=True
@@ -74,31 +82,34 @@ class Monitor(Session):
         from IPython.display import HTML
 
         if not person_is_here():
-            return HTML(self._board_html())  # type: ignore[no-untyped-call]
+            shown = _form(self.asked) + self._board_html()
+            return HTML(shown)  # type: ignore[no-untyped-call]
         import ipywidgets as w
 
-        button, shown = w.Button(description="Look again", icon="refresh"), w.HTML()
-        shown.value = self._board_html()
+        button = w.Button(description="Look again", icon="refresh")
+        place = w.HTML(self._board_html())
 
         def look_again(_: object) -> None:
             try:
                 self.report = self.look()
-                shown.value = self._board_html()
+                place.value = self._board_html()
             except DrainkitError as error:  # what is shown would be taken for the present
-                shown.value = f"<p>{html.escape(one_line(str(error), 600))}</p>"
+                place.value = f"<p>{html.escape(one_line(str(error), 600))}</p>"
 
         button.on_click(look_again)
-        return w.VBox([button, shown])
+        return w.VBox([button, place])
 
     def _board_html(self) -> str:
         return tiles.board(self.report, running_drains(self.server), self.server.now_us())
 
     def bottom_line(self) -> Markdown:
-        """The worst finding and how many there are."""
-        bad = [f for f in self.report.findings if f.severity != "ok"]
-        lines = "\n".join(f"- {verbatim(f.line())}" for f in bad)
-        verdict = f"**{self.report.severity.upper()}**: {len(self.states)} streams looked at"
-        return markdown(f"{verdict}, {len(bad)} findings.\n\n{lines}")
+        """The worst finding and how many there are; the board tells each."""
+        bad = sum(f.severity != "ok" for f in self.report.findings)
+        streams = "1 stream" if len(self.states) == 1 else f"{len(self.states):,} streams"
+        return markdown(
+            f"**{self.report.severity.upper()}**: {streams} looked at, "
+            f"{bad:,} {'finding' if bad == 1 else 'findings'}."
+        )
 
     def groups_table(self) -> pd.DataFrame:
         """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
@@ -123,7 +134,7 @@ class Monitor(Session):
         table = pa.concat_tables([audit_schema().empty_table(), *pages])
         times = pd.to_datetime(audit_ms(table), unit="ms", utc=True).as_unit("us")
         frame = pd.DataFrame({"event_time": times, "action": table["action"].to_pandas()})
-        return figures.arrivals(frame)
+        return figures.arrivals(frame, "time of the drain (UTC)")
 
     def runs_table(self) -> pd.DataFrame:
         """The newest of the ledger: runs, and what operators did."""
@@ -142,8 +153,34 @@ class Monitor(Session):
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
 
 
+def _of_page() -> dict[str, str]:
+    """Pattern and limits from the address of a page that Voila serves: `?max_backlog=500`."""
+    if not _is_served():
+        return {}
+    asked = urllib.parse.parse_qsl(os.environ.get("QUERY_STRING", ""))
+    return {name: value for name, value in asked if name in Monitor.extra}
+
+
+def _is_served() -> bool:
+    return os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+
+
+def _form(asked: Mapping[str, Any]) -> str:
+    """Under Voila, which has no cell to edit: pattern and limits to change, and to look again."""
+    if not _is_served():
+        return ""
+    fields = "".join(
+        f"<label>{name.replace('_', ' ')} <input name='{name}' value='{html.escape(str(value))}' "
+        f"size='{max(6, len(str(value)))}'></label> "
+        for name, value in asked.items()
+    )
+    return f"<form method='get'>{fields}<button>Look again</button></form>"
+
+
 def _whole(names: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
     value = names.get(name, default)
+    if isinstance(value, str) and value.isdecimal() and len(value) < 19:
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise UsageError(f"{name} must be a whole number, 0 or more")
     return value

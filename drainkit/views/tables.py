@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 8
 _STYLE = (
     "<style>.drainkit-table td,.drainkit-table th{text-align:left!important}"
+    ".drainkit-table td{white-space:nowrap}"
+    ".drainkit-table .w{white-space:normal;overflow-wrap:anywhere;min-width:16rem}"
     ".drainkit-table .n{text-align:right!important;font-variant-numeric:tabular-nums}</style>"
 )
+LONG_TEXT = 44  # characters; what is shorter, an entry id above all, is not broken into lines
 
 
 class Table(pd.DataFrame):
@@ -37,9 +40,7 @@ class Table(pd.DataFrame):
             f"<th{k}>{html.escape(str(name))}</th>" for name, k in zip(frame, kind, strict=True)
         )
         body = "".join(
-            "<tr>"
-            + "".join(f"<td{k}>{_cell(v)}</td>" for v, k in zip(row, kind, strict=True))
-            + "</tr>"
+            "<tr>" + "".join(_cell(value, k) for value, k in zip(row, kind, strict=True)) + "</tr>"
             for row in frame.itertuples(index=False)
         )
         return (
@@ -55,14 +56,17 @@ def _is_number(values: pd.Series) -> bool:
     )
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, kind: str) -> str:
     if value is None or value != value:  # noqa: PLR0124 - nan
-        return ""
-    if isinstance(value, float):
-        return f"{value:,.2f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return html.escape(str(value))
+        text = ""
+    elif isinstance(value, float):
+        text = f"{value:,.2f}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}"
+    else:
+        text = str(value)
+    wide = " class='w'" if len(text) > LONG_TEXT else kind
+    return f"<td{wide}>{html.escape(text)}</td>"
 
 
 def markdown(text: str) -> Markdown:

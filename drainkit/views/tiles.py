@@ -19,10 +19,13 @@ STATES = {
     "unknown": ("#808080", "unknown"),
     "critical": ("#D55E00", "critical"),
 }
+_RUNNING = "#56B4E9"
 _STYLE = (
     "<style>.drainkit-board{display:flex;flex-wrap:wrap;gap:.4rem 2rem;margin:.2rem 0 1.2rem;"
     "padding:.2rem 0 .2rem .9rem;border-left:.5rem solid}"
-    ".drainkit-board h3{flex-basis:100%;margin:.2rem 0;font-weight:600;overflow-wrap:anywhere}"
+    ".drainkit-board h3,.drainkit-board p{flex-basis:100%;margin:.2rem 0;overflow-wrap:anywhere}"
+    ".drainkit-board h3{font-weight:600}"
+    ".drainkit-board h3 span{color:#000;padding:0 .5rem;margin-right:.5rem}"
     ".drainkit-board div{display:flex;flex-direction:column}"
     ".drainkit-board b{font-size:1.7em;font-weight:400;font-variant-numeric:tabular-nums}</style>"
 )
@@ -31,40 +34,43 @@ _STYLE = (
 def board(report: Report, running: Sequence[RunningDrain], now_us: int) -> str:
     """The board as HTML: each group's state and numbers, drains at work, and as of when."""
     parts = [_STYLE, f"<p>As of {iso(now_us)[:19].replace('T', ' ')} UTC</p>"]
-    for state in report.states:
-        for group in state.groups:
-            name = group.group.name
-            found = [f for f in report.findings if (f.stream, f.group) == (state.info.name, name)]
-            bad = [f for f in found if f.severity != "ok"]
-            worst = max((f.severity for f in found), key=list(STATES).index, default="unknown")
-            says = "; ".join(f.text for f in bad) or "within its limits"
-            parts.append(_group(state.info.name, str(name), worst, says, group))
+    groups = {(s.info.name, str(g.group.name)): g for s in report.states for g in s.groups}
+    for (stream, name), group in groups.items():
+        found = [f for f in report.findings if (f.stream, f.group) == (stream, name)]
+        worst = max((f.severity for f in found), key=list(STATES).index, default="unknown")
+        bad = [f.text for f in found if f.severity != "ok"]
+        parts.append(_section(worst, f"{stream} {name}", _numbers(group), bad))
+    for f in report.findings:  # of a stream that could not be read, or that has no group
+        if f.severity != "ok" and (f.stream, str(f.group)) not in groups:
+            parts.append(_section(f.severity, f"{f.stream} {f.group or ''}", {}, [f.text]))
     for drain in running:
         eta = "unknown" if drain.eta_sec is None else span(drain.eta_sec)
-        word = "running" if drain.alive else "silent, never ended"
         values = {
             "done": f"{drain.done:,}", "remaining": f"{drain.remaining:,}",
             "per second": f"{drain.events_per_sec:,.1f}", "left": eta,
         }  # fmt: skip
-        colour = "#0072B2" if drain.alive else STATES["critical"][0]
-        parts.append(_tiles(f"Drain {drain.run_id}: {word}", colour, values))
+        state = (_RUNNING, "running") if drain.alive else (STATES["critical"][0], "never ended")
+        parts.append(_section(state, f"drain {drain.run_id}", values, []))
     return "".join(parts)
 
 
-def _group(stream: str, name: str, severity: str, says: str, group: GroupState) -> str:
-    colour, word = STATES[severity]
+def _numbers(group: GroupState) -> dict[str, str]:
     oldest = group.oldest_age_sec
-    values = {
+    return {
         "undelivered": f"{group.backlog.undelivered:,}",
         "oldest": "none" if oldest is None else span(oldest),
         "pending": f"{group.group.pending:,}",
         "dead consumers": f"{group.by_state.get('dead', 0):,}",
     }
-    return _tiles(f"{word}: {stream} {name}: {says}", colour, values)
 
 
-def _tiles(title: str, colour: str, values: dict[str, str]) -> str:
+def _section(
+    state: str | tuple[str, str], title: str, values: dict[str, str], reasons: Sequence[str]
+) -> str:
+    """A state (a severity, or its colour and word), numbers below it, and why it is so."""
+    colour, word = STATES[state] if isinstance(state, str) else state
     cells = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in values.items())
-    head = html.escape(one_line(title, 600))
+    told = "".join(f"<p>{html.escape(one_line(reason, 600))}</p>" for reason in reasons)
+    head = f"<span style='background:{colour}'>{word}</span>{html.escape(one_line(title, 600))}"
     edge = f"style='border-color:{colour}'"
-    return f"<section class='drainkit-board' {edge}><h3>{head}</h3>{cells}</section>"
+    return f"<section class='drainkit-board' {edge}><h3>{head}</h3>{cells}{told}</section>"

@@ -54,16 +54,18 @@ def _answers(address: str) -> bool:
 
 
 def test_voila_serves_the_monitor(valkey: Server, voila: str, browser: object) -> None:
-    """Verdict, tables and figure are drawn; no code, no error; events are inert, data untouched."""
+    """The page's limits judge, all is drawn; no code, no error; events inert, data untouched."""
     before = everything(valkey)
     watched = Watched(browser, voila)  # type: ignore[arg-type]
     page = watched.page
-    page.goto(voila, wait_until="load", timeout=120_000)
+    page.goto(f"{voila}?max_backlog=123", wait_until="load", timeout=120_000)
     page.wait_for_selector("text=looked at", timeout=60_000)
     page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
     text = page.inner_text("body")
     assert GROUP in text
     assert "<b>dead</b>" in text
+    assert "limit 123" in text
+    assert page.input_value("input[name=max_backlog]") == "123"
     assert "Traceback" not in text
     assert "Monitor.open" not in text
     assert page.evaluate("window.pwned") is None
