@@ -525,6 +525,31 @@ class Cluster:
                 return next(node for node in self.nodes if node.port == port)
         raise AssertionError(f"no node serves slot {slot}")
 
+    def move_slot(self, key: str, *, atomically: bool, pause_sec: float = 0.0) -> None:
+        """Hands the slot of `key` to the next primary while clients are at work.
+
+        `atomically`: by Valkey 9's own CLUSTER MIGRATESLOTS; else as `redis-cli --cluster reshard`
+        does, so that it is half moved for three pauses: before, amid and after its keys move.
+        """
+        source = self.primary_of(key)
+        primaries = [node for node in self.nodes if node.ask("ROLE")[0] == b"master"]
+        target = primaries[(primaries.index(source) + 1) % len(primaries)]
+        slot = source.ask("CLUSTER", "KEYSLOT", key)
+        old, new = (node.ask("CLUSTER", "MYID") for node in (source, target))
+        if atomically:
+            source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", new)
+        else:
+            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", old)
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", new)
+            time.sleep(pause_sec)
+            for one in source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                source.ask("MIGRATE", LOOPBACK, str(target.port), one, 0, 5000)
+                time.sleep(pause_sec / 4)
+            time.sleep(pause_sec)
+            for node in (target, source, *primaries):
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", new)
+        wait_until("the slot is there", lambda: self.primary_of(key) is target)
+
     def reset(self) -> None:
         """Removes all keys; brings back nodes that a test ended."""
         for node in self.nodes:

@@ -49,7 +49,7 @@ class InFlight:
         self._reach = job.reach
         self._clock = clock
         self._requests: deque[ReadRequest | CommitRequest] = deque()
-        self._server_run_id = server.info.run_id  # that of the server's process
+        self._takeovers = server.takeovers
         self._deadline = self._unknown_until = 0  # us, by the server's clock
         self.uncertain = False  # a commit's outcome was unknown: the audit itself must be counted
 
@@ -137,5 +137,5 @@ class InFlight:
 
     @property
     def is_same_server(self) -> bool:
-        """Whether the server is the process that it was at the start."""
-        return self._server.info.run_id == self._server_run_id
+        """Whether the server is what it was at the start, or has the slot from it as it was."""
+        return self._server.takeovers == self._takeovers

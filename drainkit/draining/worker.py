@@ -17,6 +17,7 @@ from ..errors import (
     DrainkitError,
     InterruptedRunError,
     ServerBusyError,
+    SlotMovedError,
     UnreachableError,
 )
 from ..server import scopes
@@ -91,7 +92,7 @@ class Worker:
                 if isinstance(error, RecordedError) and looks > MAX_LOOKS:
                     raise
                 self._sleep(self._next_turn - time.monotonic())
-            except (ConnectionLostError, ServerBusyError) as error:
+            except (ConnectionLostError, ServerBusyError, SlotMovedError) as error:
                 if self.summary.total_read > before:
                     attempts = iter(RECOVERY_WAITS_SEC)
                 self._recover(error, attempts)
@@ -245,6 +246,7 @@ class Worker:
             if self.stopping.wait(wait):
                 raise InterruptedRunError("interrupted; run the same command again to go on")
             try:
+                owner = self.server.info.run_id
                 self.server.reconnect()
                 if not self.in_flight.is_same_server:
                     raise UnreachableError(
@@ -252,8 +254,10 @@ class Worker:
                         "moments; run the same command again to go on"
                     )
                 check_primary(self.server.info)
+                if self.server.info.run_id != owner:  # deadlines were by the other one's clock
+                    self.in_flight.wait_out()
                 self._clock.sync(self.server.now_us())
-            except (ConnectionLostError, ServerBusyError):
+            except (ConnectionLostError, ServerBusyError, SlotMovedError):
                 continue
             return
         raise error

@@ -16,7 +16,6 @@ from typing import Any
 
 import hiredis
 import redis
-from redis.connection import Connection
 from redis.crc import key_slot
 
 from ..errors import (
@@ -28,9 +27,9 @@ from ..errors import (
 )
 from ..safe import one_line
 from ..settings import Settings
-from . import topology
-from .topology import REPLY_TIMEOUT_SEC, ServerInfo, hash_tag
+from .topology import ServerInfo, hash_tag
 from .translate import network_reason, translate
+from .wire import Wire
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,10 @@ class Server:
         self._url = url
         self.stream = stream.encode()  # its key
         self._audit_stream = audit_stream
-        self._link: Connection | None = None
-        self._in_flight = 0  # requests whose replies are still to come
         self.shown_url = one_line(url)
-        self.info = self._open()
+        self._wire = Wire(url, self.stream)
+        with self._translated():
+            self._wire.open()
 
     @classmethod
     def of(cls, settings: Settings, stream: str | None = None) -> Server:
@@ -103,26 +102,35 @@ class Server:
 
     def close(self) -> None:
         """Drop the connection; what the server still works on goes on there."""
-        self._in_flight = 0
-        if self._link is not None:
-            self._link.disconnect()
-            self._link = None
+        self._wire.close()
+
+    @property
+    def info(self) -> ServerInfo:
+        """Who is at the other end."""
+        return self._wire.info
+
+    @property
+    def takeovers(self) -> int:
+        """How often the server restarted or another one took over since this was opened.
+
+        The owner of a slot that moved within its Cluster, with all that was in it, is not counted.
+        """
+        return self._wire.takeovers
 
     @property
     def connected(self) -> bool:
         """Whether the connection is up, as far as this side knows."""
-        return self._link is not None
+        return self._wire.connected
 
     @property
     def reply_timeout_sec(self) -> float:
         """After how long without a reply the connection counts as lost."""
-        return getattr(self._link, "socket_timeout", None) or REPLY_TIMEOUT_SEC
+        return self._wire.reply_timeout_sec
 
-    def reconnect(self) -> ServerInfo:
-        """Connect anew, resolving Sentinel and Cluster again; the caller compares `run_id`."""
-        self.close()
-        self.info = self._open()
-        return self.info
+    def reconnect(self) -> None:
+        """Connect anew, resolving Sentinel and Cluster again; the caller compares `takeovers`."""
+        with self._translated():
+            self._wire.reopen()
 
     def call(self, *args: bytes | str | int) -> Any:
         """Send one command and return its reply, bytes undecoded."""
@@ -133,30 +141,24 @@ class Server:
     def send(self, *args: bytes | str | int) -> None:
         """Send one command without waiting; replies come in the order of sending."""
         with self._translated():
-            link = self._fresh()
-            # link.pack_command would look at each of a commit's thousands of arguments in Python
-            packed = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub: one argument
-            link.send_packed_command([packed], check_health=False)
-            self._in_flight += 1
+            # redis-py's own would look at each of a commit's thousands of arguments in Python
+            self._wire.send([hiredis.pack_command(args)])  # type: ignore[arg-type] # its stub: one
 
     def receive(self) -> Any:
         """The oldest reply not yet received."""
         with self._translated():
-            link = self._connected()
-            self._in_flight -= 1
-            return link.read_response(disable_decoding=True)
+            return self._wire.receive()
 
     def pipeline(self, commands: list[tuple[bytes | str | int, ...]]) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
         self._check_order()
         with self._translated():
-            link = self._fresh()
-            link.send_packed_command(link.pack_commands(commands), check_health=False)
+            self._wire.send([hiredis.pack_command(args) for args in commands])  # type: ignore[arg-type]
             replies: list[Any] = []
             errors: list[redis.ResponseError] = []
             for _ in commands:
                 try:
-                    replies.append(link.read_response(disable_decoding=True))
+                    replies.append(self._wire.receive())
                 except redis.ResponseError as error:
                     errors.append(error)
             if errors:
@@ -165,8 +167,8 @@ class Server:
 
     def _check_order(self) -> None:
         """A command here would get the reply of another that is under way."""
-        if self._in_flight:
-            raise RuntimeError(f"{self._in_flight} replies are still to come")
+        if self._wire.in_flight:
+            raise RuntimeError(f"{self._wire.in_flight} replies are still to come")
 
     def now_us(self) -> int:
         """The server's clock (TIME), microseconds since the epoch."""
@@ -198,43 +200,12 @@ class Server:
         opened = []
         for _, _, (host, port, *_), *_ in self.call("CLUSTER", "SLOTS"):
             node = object.__new__(Server)
-            node.__dict__.update(vars(self), _in_flight=0)
+            node.__dict__.update(vars(self))
+            node._wire = Wire(self._url, self.stream)
             with node._translated():
-                node._link = topology.node(self._url, host.decode(), int(port))
-                node.info = topology.read_info(node._link)
+                node._wire.open((host.decode(), int(port)))
             opened.append(node)
         return opened
-
-    def _connected(self) -> Connection:
-        if self._link is None:
-            raise redis.ConnectionError("not connected")
-        return self._link
-
-    def _fresh(self) -> Connection:
-        """The connection for a request; with none in flight, opened anew if the server closed it.
-
-        Not to another server than before: the caller has to know that it restarted.
-        """
-        if self._in_flight:
-            return self._connected()
-        try:
-            if self._link is not None and not self._link.can_read(timeout=0):
-                return self._link
-        except (redis.RedisError, OSError):
-            pass
-        before = self.info.run_id
-        if self.reconnect().run_id != before:
-            raise redis.ConnectionError("the server restarted, or another one took over")
-        return self._connected()
-
-    def _open(self) -> ServerInfo:
-        with self._translated():
-            self._link = topology.find(self._url)
-            info = topology.read_info(self._link)
-            if info.cluster:
-                self._link = topology.owner_node(self._url, self._link, self.stream)
-                info = topology.read_info(self._link)
-            return info
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from redis.crc import key_slot
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from ..errors import RefusedError, UnreachableError, UsageError
+from ..errors import RefusedError, SlotMovedError, UnreachableError, UsageError
 from ..safe import one_line
 
 CONNECT_TIMEOUT_SEC = 5.0
@@ -209,7 +209,7 @@ def _slot_owner(link: Connection, key: bytes) -> tuple[str, int]:
     for first, last, (host, port, *_), *_ in link.read_response(disable_decoding=True):
         if first <= slot <= last:
             return (host or b"").decode(), int(port)
-    raise UnreachableError("no node of the Cluster serves the stream's slot; check the Cluster")
+    raise SlotMovedError("no node of the Cluster serves the stream's slot; check the Cluster")
 
 
 def hash_tag(key: bytes) -> bytes:

@@ -8,6 +8,7 @@ import redis
 
 from ..errors import DrainkitError, RefusedError, ServerBusyError, SlotMovedError, UsageError
 from ..safe import one_line
+from .wire import SLOT_ERRORS
 
 # code in the reply -> the error it becomes and what it says; the first that fits counts
 _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
@@ -20,11 +21,6 @@ _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
     ("no such key", RefusedError, "the stream is gone; check --stream and the database number"),
     ("NOGROUP", RefusedError, "the stream or the group is gone; check --stream, --consumer-group"),
     ("WRONGTYPE", RefusedError, "a key is not of the type it must have; check --audit-stream"),
-    (
-        "MOVED|ASK|TRYAGAIN|CLUSTERDOWN|MASTERDOWN",
-        SlotMovedError,
-        "the Cluster does not serve the stream's slot here now; run the same command again",
-    ),
     ("LOADING|BUSY", ServerBusyError, "Redis is busy (it loads, or a script runs); try again"),
     (
         "DB index is out of range",
@@ -39,21 +35,22 @@ _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
 
 def translate(error: redis.ResponseError) -> DrainkitError:
     """The drainkit error for an error reply; what was asked did not run."""
+    if isinstance(error, SLOT_ERRORS):
+        return SlotMovedError(
+            "the Cluster does not serve the stream's slot now; run the same command again"
+        )
     # redis-py strips the code from some messages and not from others, and 6.2 wraps the errors of
     # a script in text of its own ("Error running script ... -OOM"), so the text is searched
     by_class = {
         redis.exceptions.NoPermissionError: "NOPERM",
         redis.exceptions.ReadOnlyError: "READONLY",
         redis.exceptions.OutOfMemoryError: "OOM",
-        redis.exceptions.ClusterDownError: "CLUSTERDOWN",
-        redis.exceptions.AskError: "MOVED",  # MovedError is its child
     }
     code = next((text for kind, text in by_class.items() if isinstance(error, kind)), "")
     text = f"{code} {getattr(error, 'status_code', None) or ''} {error}"
     for codes, kind, message in _CODES:
         if re.search(rf"\b({codes})\b", text):
-            detail = "" if kind is SlotMovedError else f" ({one_line(str(error))})"
-            return kind(message + detail)
+            return kind(f"{message} ({one_line(str(error))})")
     return DrainkitError(f"Redis says: {one_line(str(error))}")
 
 

@@ -22,7 +22,7 @@ from books import GROUP, ME, ask, audit, backlog, seed
 from conftest import Cli, Fill
 from faults import COMMIT, READ, Attempt, assert_counts, attempt
 from proxy import FaultKind, Proxy
-from servers import SentinelSetup, Server, wait_until
+from servers import Cluster, SentinelSetup, Server, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
@@ -363,4 +363,39 @@ def test_failovers(
     until_done(tally, primary, stream, run, max(1, ROUNDS // 5))
     home = next(node for node in pair if node.port == sentinel.primary_port())
     tally.settle(home, stream, ids)
+    assert (tally.lost, tally.doubled) == (0, 0)
+
+
+def test_slots_that_move(
+    cluster: Cluster, stream: str, chance: random.Random, table: Table, fill: Fill
+) -> None:
+    """The stream's slot goes from primary to primary mid-drain: every run goes on to its end."""
+    tally = table.row("a Cluster's slots on the move")
+    stream = f"{{{stream}}}"
+    ids = seed(cluster.primary_of(stream), stream, fill, 1500, delivered=0)
+    for _ in range(ROUNDS):
+        over = threading.Event()
+
+        def move_on(over: threading.Event = over) -> None:
+            while not over.wait(chance.uniform(0, 0.4)):
+                cluster.move_slot(
+                    stream, atomically=chance.random() < 0.5, pause_sec=chance.uniform(0, 0.1)
+                )
+                tally.faults += not over.is_set()
+
+        moving = threading.Thread(target=move_on)
+        moving.start()
+        try:
+            ended = attempt(cluster.url, stream, throttle=chance.choice(["none", "500", "2000"]))
+        finally:
+            over.set()
+            moving.join()
+        tally.runs += 1
+        assert ended.rc == 0, ended.error
+        home = cluster.primary_of(stream)
+        assert_counts(audit(home, stream), ended.summary)
+        ids.extend(refill(home, stream, 800))
+    tally.runs += 1
+    assert attempt(cluster.url, stream).rc == 0
+    tally.settle(cluster.primary_of(stream), stream, ids)
     assert (tally.lost, tally.doubled) == (0, 0)

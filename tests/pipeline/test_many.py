@@ -119,7 +119,7 @@ def test_the_worst_exit_code_counts() -> None:
 
 
 @pytest.fixture
-def dask_cluster(cli: Cli) -> Iterator[Callable[[Server], tuple[str, list[psutil.Process]]]]:
+def dask_cluster(cli: Cli) -> Iterator[Callable[[str], tuple[str, list[psutil.Process]]]]:
     """`dask scheduler` and two `dask worker`s, as users start them; the address and the workers."""
     try:
         import distributed  # noqa: F401
@@ -127,8 +127,8 @@ def dask_cluster(cli: Cli) -> Iterator[Callable[[Server], tuple[str, list[psutil
         lacking("dask (drainkit[dask])")
     with ExitStack() as started:
 
-        def start(server: Server) -> tuple[str, list[psutil.Process]]:
-            env = {**os.environ, "DRAINKIT_REDIS_URL": server.url}
+        def start(url: str) -> tuple[str, list[psutil.Process]]:
+            env = {**os.environ, "DRAINKIT_REDIS_URL": url}
             file = cli.cwd.parent / f"{cli.cwd.name}-scheduler.json"
 
             def dask(*args: str) -> psutil.Process:
@@ -195,7 +195,7 @@ def test_a_killed_workers_stream_is_told_and_not_run_twice(
     names = [f"{prefix}:{letter}" for letter in "ab"]
     for name in names:
         seed(valkey, name, fill, 150, delivered=0)
-    address, workers = dask_cluster(valkey)
+    address, workers = dask_cluster(valkey.url)
     command = run_all(valkey, prefix, "--throttle", "10", "--max-events", "all", "--dask", address)
     running = cli.start(*command)
     until(lambda: all(int(ask(valkey, "XLEN", f"{n}.drain_audit")) > 5 for n in names))
@@ -224,8 +224,48 @@ def test_a_worker_of_another_server_is_refused(
     other = start_server("valkey")
     for server in (valkey, other):
         seed(server, f"{prefix}:a", fill, 30, delivered=10)
-    address, _ = dask_cluster(other)
+    address, _ = dask_cluster(other.url)
     run = cli(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=200)
     assert run.rc == 4, run.err
     assert "another server" in run.json()["streams"][0]["error"]
     assert audit(other, f"{prefix}:a") == audit(valkey, f"{prefix}:a") == []
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
+def test_forty_streams_of_a_cluster(
+    cluster: Cluster, stream: str, fill: Fill, cli: Cli, dask_cluster: Any
+) -> None:
+    """One of two workers dies midway: each entry has one record at most; run again, all have."""
+    entries = 2_000
+    names = [f"{prefix_of(stream)}:{{{number}}}" for number in range(40)]
+    backlogs = {n: seed(cluster.primary_of(n), n, fill, entries, delivered=0) for n in names}
+    assert len({cluster.primary_of(name).port for name in names}) == 3
+    address, workers = dask_cluster(cluster.url)
+
+    command = (
+        "run", "--mode", "live", "--yes", "--json", "--all-streams", f"{prefix_of(stream)}:*",
+        *FAST, "--redis-url", cluster.url, "--dask", address,
+    )  # fmt: skip
+
+    def recorded(name: str) -> list[str]:
+        return [r["original_id"] for r in audit(cluster.primary_of(name), name)]
+
+    running = cli.start(*command)
+    until(lambda: sum(bool(recorded(name)) for name in names) > 10, timeout_sec=900)
+    end(workers[0])
+    first = cli.finish(running, timeout_sec=1800)
+    assert first.rc == 1, first.err
+    found = first.json()
+    print(f"{found['done']} of {len(found['streams'])} done; not done: {found['not_done']}")
+    assert len(found["not_done"]) == 1
+    for one in found["streams"]:
+        ids = recorded(one["stream"])
+        assert len(ids) == len(set(ids)) <= entries
+        assert one["exit_code"] or sorted(ids) == sorted(backlogs[one["stream"]])
+    again = cli(*command, timeout_sec=1800)
+    assert again.rc == 0, again.err
+    assert again.json()["done"] == len(names)
+    for name, ids in backlogs.items():
+        assert sorted(recorded(name)) == sorted(ids)
+    assert cli("verify", "reports", "--redis-url", cluster.url, timeout_sec=600).rc == 0

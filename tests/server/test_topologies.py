@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 import servers
-from books import GROUP, ask, audit, backlog, everything, pending, seed
+from books import GROUP, ask, audit, backlog, everything, pending, seed, worst_window
 from conftest import Cli, Fill, need
 from faults import Attempt, assert_once, assert_settled, attempt
 from servers import Cluster, SentinelSetup, Server, wait_until
@@ -131,39 +131,59 @@ def test_the_socket_of_another_node_is_no_way_to_a_stream(
     assert "host and port" in run.err
 
 
-def test_a_slot_that_moves_midway(cluster: Cluster, stream: str) -> None:
-    """MOVED ends the run with exit code 3; the same command finds the new node and finishes."""
+@pytest.mark.parametrize("atomically", [True, False], ids=["MIGRATESLOTS", "SETSLOT"])
+def test_a_slot_that_moves_midway(cluster: Cluster, stream: str, atomically: bool) -> None:
+    """A drain goes on where its slot went, and back: one run, nothing lost, throttle kept."""
     ids = fill_cluster(cluster, stream, 600)
-    source = cluster.primary_of(stream)
-    target = next(n for n in cluster.nodes[:3] if n is not source and _is_primary(n))
-    slot = ask(source, "CLUSTER", "KEYSLOT", stream)
-    first = attempt(
-        source.tcp_url, stream, at=(120, lambda: move_slot(cluster, slot, source, target))
-    )
+    home = cluster.primary_of(stream)
+    visited: list[Server] = []
+
+    def records() -> int:
+        return int(ask(visited[-1], "XLEN", f"{{{stream}}}.drain_audit"))
+
+    def go_round() -> None:
+        for _ in range(3):
+            cluster.move_slot(stream, atomically=atomically, pause_sec=0.05)
+            visited.append(cluster.primary_of(stream))
+            begun = records()
+            wait_until("it drains there", lambda begun=begun: records() > begun)  # type: ignore
+
+    moving = threading.Thread(target=go_round)
+    run = attempt(cluster.url, stream, throttle="500", at=(50, moving.start))
+    moving.join()
+    assert run.rc == 0, run.error
+    assert len({node.port for node in visited}) == 3
+    assert visited[-1] is home
+    assert_settled(home, stream, ids, [run], audit_key=f"{{{stream}}}.drain_audit")
+    found = audit(home, stream, f"{{{stream}}}.drain_audit")
+    assert {record["run_id"] for record in found} == {run.summary and run.summary["run_id"]}
+    assert worst_window(found, 1000) <= 500
+    assert worst_window(found, 100) <= 100
+
+
+def test_a_failover_is_no_move(cluster: Cluster, stream: str) -> None:
+    """Where a replica takes over a drain ends with 3: what its primary did last may be lost."""
+    ids = fill_cluster(cluster, stream, 300)
+    home = cluster.primary_of(stream)
+    replica = next(
+        node for node in cluster.nodes
+        if ask(node, "ROLE")[0] == b"slave" and ask(node, "ROLE")[2] == home.port
+    )  # fmt: skip
+
+    def take_over() -> None:
+        ask(replica, "CLUSTER", "FAILOVER")
+        wait_until("the old one follows", lambda: ask(home, "ROLE")[0] == b"slave")
+
+    first = attempt(cluster.url, stream, at=(120, take_over))
     assert first.rc == 3
-    assert "run the same command again" in first.error
-    assert cluster.primary_of(stream) is target
-    again = attempt(source.tcp_url, stream)
+    assert "another took over" in first.error
+    again = attempt(cluster.url, stream)
     assert again.rc == 0, again.error
-    assert_settled(target, stream, ids, [first, again], audit_key=f"{{{stream}}}.drain_audit")
-    move_slot(cluster, slot, target, source)
+    assert_settled(replica, stream, ids, [again], audit_key=f"{{{stream}}}.drain_audit")
 
 
 def _is_primary(node: Server) -> bool:
     return bool(ask(node, "ROLE")[0] == b"master")
-
-
-def move_slot(cluster: Cluster, slot: int, source: Server, target: Server) -> None:
-    """Hands one slot with its keys over, as redis-cli --cluster reshard does."""
-    old, new = (ask(node, "CLUSTER", "MYID") for node in (source, target))
-    ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", old)
-    ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", new)
-    keys = ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100)
-    if keys:
-        ask(source, "MIGRATE", "127.0.0.1", str(target.port), "", 0, 5000, "KEYS", *keys)
-    for node in (target, source, *cluster.nodes):
-        if _is_primary(node):
-            ask(node, "CLUSTER", "SETSLOT", slot, "NODE", new)
 
 
 def test_a_primary_killed_midway(cluster: Cluster, stream: str) -> None:
