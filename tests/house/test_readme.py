@@ -63,14 +63,12 @@ def test_the_toml_example_is_understood(cli: Cli) -> None:
 
 
 def test_the_long_form_of_the_fault_suite_is_there() -> None:
-    """`pytest -m chaos` finds the tests whose table the README shows, and no others."""
+    """`pytest -m chaos` finds the tests whose table the README shows."""
 
     assert "`pytest -m chaos`" in README
     command = [sys.executable, "-m", "pytest", "-m", "chaos", "--collect-only", "-q"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    found = [line for line in shown.splitlines() if "::" in line]
-    assert len(found) > 10
-    assert all(line.startswith("tests/draining/test_chaos.py::") for line in found)
+    assert shown.count("tests/draining/test_chaos.py::") > 10
 
 
 def test_the_benchmarks_are_there() -> None:
