@@ -122,7 +122,7 @@ def resolve(
     id now. With a plan the job drains exactly the plan's entries; whatever differs is refused, and
     the message names it (the contract, section 7).
     """
-    server.check_keys()
+    _ = server.keys  # refuses names that could not share the stream's slot
     policy = Policy(
         max_age_min=settings.max_age_min,
         allowlist=scopes.allowlist(server, settings),

@@ -158,7 +158,7 @@ def _each_stream(
             continue
         with Server.of(settings, name) as one:
             try:
-                one.check_keys()
+                _ = one.keys
             except RefusedError as error:  # a Cluster, and a name without a place for a hash tag
                 report.add("unknown", name, None, str(error))
                 continue

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from ..safe import one_line
-from .connection import Keys
+from .keys import Keys
 from .topology import ServerInfo
 
 READING = (

@@ -9,65 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import hiredis
 import redis
-from redis.crc import key_slot
 
-from ..errors import (
-    ConnectionLostError,
-    RefusedError,
-    ServerBusyError,
-    UnreachableError,
-    UsageError,
-)
 from ..safe import one_line
 from ..settings import Settings
-from .topology import ServerInfo, hash_tag
-from .translate import network_reason, translate
+from .keys import Keys, side_keys
+from .topology import ServerInfo
+from .translate import translated
 from .wire import Wire
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The stream and its side keys; all in one slot, so that one script may touch them."""
-
-    stream: bytes
-    audit: bytes
-    runs: bytes  # the run ledger
-    stop: bytes  # the kill switch
-    state: bytes  # pace of all drains together, and how far scope history came
-
-
-def side_keys(stream: bytes, audit_stream: str | None, *, is_cluster: bool) -> Keys:
-    """The keys of a stream; on a Cluster they must share its slot, so that one script may use all.
-
-    A Cluster's slot is that of the hash tag (redis.io, Cluster specification).
-    """
-    base = stream
-    if is_cluster and not hash_tag(base):
-        if b"}" in base:
-            raise RefusedError(
-                "the stream's name has a } and no hash tag, so on a Cluster no key can share "
-                "its slot, and acknowledging and auditing could not be one step"
-            )
-        base = b"{" + base + b"}"
-    audit = audit_stream.encode() if audit_stream else base + b".drain_audit"
-    side = [base + suffix for suffix in (b".drain_runs", b".drain_stop", b".drain_state")]
-    if audit in (stream, *side):
-        raise UsageError("--audit-stream: this key has another use; name a key of its own")
-    for key in (audit, *side) if is_cluster else ():
-        if key_slot(key) != key_slot(stream):
-            shown = one_line(key.decode("utf-8", "backslashreplace"))
-            raise RefusedError(
-                f"{shown} is in another Cluster slot than the stream, so acknowledging and "
-                "auditing could not be one step; give it the stream's hash tag"
-            )
-    return Keys(stream, audit, *side)
 
 
 class Server:
@@ -180,19 +133,6 @@ class Server:
         """The stream and its side keys; RefusedError for one in another slot of a Cluster."""
         return side_keys(self.stream, self._audit_stream, is_cluster=self.info.cluster)
 
-    def check_keys(self) -> None:
-        """Refuse a stream whose side keys could not share its slot."""
-        _ = self.keys
-
-    def check_slot(self, key: bytes) -> None:
-        """Refuse a key that, on a Cluster, is elsewhere than the stream."""
-        if self.info.cluster and key_slot(key) != key_slot(self.stream):
-            shown = one_line(key.decode("utf-8", "backslashreplace"))
-            raise RefusedError(
-                f"{shown} is in another Cluster slot than the stream; give it a name with the "
-                "stream's hash tag"
-            )
-
     def primaries(self) -> list[Server]:
         """A connection to each primary of a Cluster, or to this server alone; close them."""
         if not self.info.cluster:
@@ -207,32 +147,8 @@ class Server:
             opened.append(node)
         return opened
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn redis-py's exceptions into drainkit's, each one line that says what to do."""
-        try:
-            yield
-        except redis.ResponseError as error:
-            raise translate(error) from error
-        except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
-            raise UnreachableError(
-                f"Redis at {self.shown_url} refuses the login ({one_line(str(error))}); "
-                "check user and password in DRAINKIT_REDIS_URL"
-            ) from error
-        except redis.BusyLoadingError as error:
-            raise ServerBusyError("Redis is loading its data; try again in a while") from error
-        except redis.exceptions.InvalidResponse as error:
-            self.close()
-            raise UnreachableError(
-                f"what answers at {self.shown_url} does not speak Redis's protocol; "
-                "check host, port and TLS in --redis-url"
-            ) from error
-        except (redis.RedisError, OSError) as error:
-            self.close()
-            raise ConnectionLostError(
-                f"cannot reach Redis at {self.shown_url}: {network_reason(error)}; "
-                "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
-            ) from error
+    def _translated(self) -> contextlib.AbstractContextManager[None]:
+        return translated(self.shown_url, self.close)
 
 
 class Clock:

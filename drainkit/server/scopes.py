@@ -15,6 +15,7 @@ from ..settings.kinds import allowlist_symbols, check_symbols
 from . import recorded
 from .connection import Server
 from .counting import count_between
+from .keys import check_slot
 from .reading import (
     Name,
     body_pages,
@@ -207,7 +208,8 @@ def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
     found = allowlist_symbols(settings.allowlist)
     if isinstance(found, frozenset):
         return found
-    server.check_slot(found)
+    if server.info.cluster:
+        check_slot(server.stream, found)
     kind = server.call("TYPE", found)
     if kind != b"set":
         what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"

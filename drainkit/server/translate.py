@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Callable, Iterator
 
 import redis
 
-from ..errors import DrainkitError, RefusedError, ServerBusyError, SlotMovedError, UsageError
+from ..errors import (
+    ConnectionLostError,
+    DrainkitError,
+    RefusedError,
+    ServerBusyError,
+    SlotMovedError,
+    UnreachableError,
+    UsageError,
+)
 from ..safe import one_line
 from .wire import SLOT_ERRORS
 
@@ -56,3 +66,31 @@ def translate(error: redis.ResponseError) -> DrainkitError:
 
 def network_reason(error: BaseException) -> str:
     return one_line(str(error).rstrip(".")) or type(error).__name__
+
+
+@contextlib.contextmanager
+def translated(shown_url: str, lost: Callable[[], None]) -> Iterator[None]:
+    """Turn redis-py's exceptions into drainkit's; `lost` is called for a link of no more use."""
+    try:
+        yield
+    except redis.ResponseError as error:
+        raise translate(error) from error
+    except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
+        raise UnreachableError(
+            f"Redis at {shown_url} refuses the login ({one_line(str(error))}); "
+            "check user and password in DRAINKIT_REDIS_URL"
+        ) from error
+    except redis.BusyLoadingError as error:
+        raise ServerBusyError("Redis is loading its data; try again in a while") from error
+    except redis.exceptions.InvalidResponse as error:
+        lost()
+        raise UnreachableError(
+            f"what answers at {shown_url} does not speak Redis's protocol; "
+            "check host, port and TLS in --redis-url"
+        ) from error
+    except (redis.RedisError, OSError) as error:
+        lost()
+        raise ConnectionLostError(
+            f"cannot reach Redis at {shown_url}: {network_reason(error)}; "
+            "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+        ) from error
