@@ -15,16 +15,7 @@ from ..safe import one_line
 LIVE = "03_live_drain"
 NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", LIVE, "04_verify")
 PATIENCE_SEC = 10.0  # for a notebook that was interrupted
-# what a notebook would spend its first seconds on; plotly's first figure imports nbformat. Frozen,
-# all of that is left alone by the collector
 _GRAMMAR = "rfc3987_syntax"  # see quick_imports
-IMPORTS = (
-    f"import sys; sys.modules.setdefault('{_GRAMMAR}'); "
-    "import gc, drainkit.views.analyse_backlog, drainkit.views.dry_run, drainkit.views.live_drain, "
-    "drainkit.views.verify, nbformat, plotly.graph_objects; "
-    "drainkit.views.live_drain.heed_stop_signal(); gc.collect(); gc.freeze(); "
-    f"sys.modules.pop('{_GRAMMAR}', None); del gc, sys"
-)
 
 
 @contextmanager
@@ -67,26 +58,31 @@ def what_failed(path: Path) -> str:
 
 
 class Kernels:
-    """Kernels, one for each notebook; the next one starts and imports while one works."""
+    """Kernels, one for each notebook, from one parent that has their imports done."""
 
     def __init__(self, env: dict[str, str]) -> None:
+        with quick_imports():
+            from .warm import Parent
+
         self._env = env
-        self._ready: list[Any] = []
-        self._left = len(NOTEBOOKS)
+        self._parent = Parent()
 
     def __enter__(self) -> Kernels:
-        self._start()
-        self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for manager in self._ready:
-            self.end(manager)
+        self._parent.close()
 
-    def take(self) -> Any:
-        """A kernel for the next notebook; another one starts meanwhile."""
-        manager = self._ready.pop(0)
-        self._start()
+    def start(self) -> Any:
+        """A kernel for the next notebook."""
+        from jupyter_client.manager import AsyncKernelManager
+        from jupyter_core.utils import run_sync
+
+        from .warm import Provisioner
+
+        manager = AsyncKernelManager(kernel_name="python3")
+        manager.provisioner = Provisioner(self._parent, manager)
+        run_sync(manager.start_kernel)(env=self._env)
         return manager
 
     def stop(self, manager: Any, *, is_live: bool) -> None:
@@ -104,21 +100,3 @@ class Kernels:
         from jupyter_core.utils import run_sync
 
         run_sync(manager.shutdown_kernel)(now=True)
-
-    def _start(self) -> None:
-        import subprocess
-
-        from jupyter_client.manager import AsyncKernelManager
-        from jupyter_core.utils import run_sync
-
-        if self._left == 0:
-            return
-        self._left -= 1
-        manager = AsyncKernelManager(kernel_name="python3")
-        run_sync(manager.start_kernel)(
-            env=self._env,
-            extra_arguments=[f"--IPKernelApp.exec_lines={IMPORTS}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self._ready.append(manager)

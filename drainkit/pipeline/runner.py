@@ -176,7 +176,7 @@ def _execute(
     raised: list[BaseException] = []
     template = this.templates[name]
     template.check_unchanged()
-    manager = kernels.take()
+    manager = kernels.start()
     # how far the drain is, for whoever waits; papermill writes here what the cells print
     told = sys.stderr if name == LIVE and this.settings.mode == "live" else None
 
