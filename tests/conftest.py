@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -23,6 +22,7 @@ import pytest
 import redis
 import servers
 import stores
+from program import Program, Programs
 from proxy import Proxy
 from servers import Cluster, Server
 
@@ -313,9 +313,10 @@ class CliResult:
 
 @dataclass
 class Cli:
-    """Runs `python -m drainkit` as a user does: a process of its own, in a folder of its own."""
+    """Runs `drainkit` as a user does: a process of its own, in a folder of its own (program.py)."""
 
     cwd: Path
+    programs: Programs
     _started: list[subprocess.Popen[str]] = field(default_factory=list)
     _secrets: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
@@ -341,16 +342,8 @@ class Cli:
     ) -> subprocess.Popen[str]:
         """Starts it and returns at once (to send it a signal); `finish` waits for the result."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "drainkit", *map(str, args)],
-            cwd=self.cwd,
-            env={**inherited, "PYTHONUTF8": "1", **(env or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
+        own = {**inherited, "PYTHONUTF8": "1", **(env or {})}
+        process = Program(self.programs, [*map(str, args)], self.cwd, own)
         self._started.append(process)
         self._secrets[process.pid] = (secret,) if isinstance(secret, str) else tuple(secret)
         return process
@@ -372,10 +365,17 @@ class Cli:
             process.communicate()
 
 
+@pytest.fixture(scope="session")
+def _programs() -> Iterator[Programs]:
+    programs = Programs()
+    yield programs
+    programs.close()
+
+
 @pytest.fixture
-def cli(tmp_path: Path, _no_server_left_behind: None) -> Iterator[Cli]:
+def cli(tmp_path: Path, _programs: Programs, _no_server_left_behind: None) -> Iterator[Cli]:
     """The command line, run in `tmp_path`: `cli("status", "--json", env={...}).json()`."""
-    cli = Cli(tmp_path)
+    cli = Cli(tmp_path, _programs)
     yield cli
     cli.close()
 
