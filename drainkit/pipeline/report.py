@@ -314,7 +314,8 @@ def _next_steps(folder: Path, run: Json, state: Json) -> list[tuple[str, str]]:
         steps.append((told, f"drainkit run --scope pending {at}"))
     if history := backlog.get("history"):
         told = f"{history:,} entries lie at or before the position: no consumer reads them again."
-        steps.append((told + " Drain them only if their fate must be recorded.",
+        steps.append((told + " Drain them only if the fate of each must be recorded; what "
+                      "the audit holds is not recorded twice.",
                       f"drainkit run --scope history {at}"))  # fmt: skip
     dead = [c for c in group.get("consumer_list", ()) if c["idle_ms"] >= DEAD_MIN * 60_000]
     if dead:

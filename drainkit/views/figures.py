@@ -185,7 +185,9 @@ def overlap(frame: pd.DataFrame) -> Canvas:
                hovertext=[f"{name}: {events(n)}" for name, n in zip(names, counts, strict=True)])
     )  # fmt: skip
     named_rows(figure, names)
-    return counted(figure, "x", int(counts.max()) if len(counts) else 0)
+    most = int(counts.max()) if len(counts) else 0
+    figure.update_xaxes(range=[0, 1.12 * most or 1])  # room for the longest bar's number
+    return counted(figure, "x", most)
 
 
 def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:

@@ -1,17 +1,20 @@
-"""The README says what is so: its copy of the help, and its commands."""
+"""The documents say what is so: each command in them runs, and says what they show."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from books import audit, seed
+import pytest
+from books import GROUP, ask, audit, deliver, original_backlog, pending, seed
 from conftest import ROOT, Cli, Fill
 from servers import Server
 
+STREAM = "quantum:stream:trade.intent"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -28,20 +31,105 @@ def test_the_help_in_the_readme_is_the_programs(cli: Cli) -> None:
     assert shown.group(1).strip() == cli("--help", env={"COLUMNS": "80"}).out.strip()
 
 
-def test_every_command_of_the_readme_works(valkey: Server, fill: Fill, cli: Cli) -> None:
-    """The commands of the step-by-step part run as they stand there, and drain the backlog."""
-    seed(valkey, "quantum:stream:trade.intent", fill, 115)
-    commands = [block for block in blocks("bash") if block.startswith("drainkit ")]
-    assert len(commands) == 2
-    for command in commands:
-        run = cli(*shlex.split(command)[1:], env={"DRAINKIT_REDIS_URL": valkey.url})
-        assert run.rc == 0, run.err
-    assert len(audit(valkey, "quantum:stream:trade.intent")) == 15
+def run_document(
+    name: str, folder: Path, url: str = "", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Its commands in one shell, in order; each has to say what the document shows of it."""
+    found = re.findall(
+        r"(<!--[^\n]*-->)?\n *```(bash|console)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL
+    )
+    script, shown = ["set -euo pipefail", "exec 2>&1"], []
+    for marker, language, block in found:
+        if language == "console":
+            shown[-1] += block.splitlines()
+        elif not any(word in marker for word in ("command: ", "run by tests/")):  # of .ci/run, too
+            script += [re.sub(r"(?m)^   ", "", block), f"echo '@{len(shown)}@'"]
+            shown.append([])
+    programs = f"{_with_jq(folder)}{Path(sys.executable).parent}:{os.environ['PATH']}"
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)], capture_output=True, text=True, check=False, cwd=folder,
+        env={**inherited, "PATH": programs, "DRAINKIT_REDIS_URL": url, **env},
+    )  # fmt: skip
+    said = [" ".join(part.split()) for part in re.split(r"@\d+@", done.stdout)]
+    for k, lines in enumerate(shown if done.returncode == 0 else ()):
+        for line in lines:
+            assert " ".join(line.split()) in said[k], (name, line, said[k])
+    return done
+
+
+def _with_jq(folder: Path) -> str:
+    """Where this machine has no jq: a folder with a program of that name, of its Python binding."""
+    if shutil.which("jq"):
+        return ""
+    program = folder / ".jq" / "jq"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(
+        f"#!{sys.executable}\nimport json, sys, jq\n"
+        "flags = {a for a in sys.argv[1:] if a.startswith('-')}\n"
+        "text, *files = [a for a in sys.argv[1:] if not a.startswith('-')]\n"
+        "for file in files:\n"
+        "    for found in jq.compile(text).input(text=open(file).read()):\n"
+        "        print(found if '-r' in flags else json.dumps(found))\n"
+    )
+    program.chmod(0o755)
+    return f"{program.parent}:"
+
+
+def test_every_command_of_the_readme_works(valkey: Server, fill: Fill, tmp_path: Path) -> None:
+    """The way from an own stream to a live drain, as it stands there, drains the backlog."""
+    seed(valkey, STREAM, fill, 115)
+    done = run_document("README.md", tmp_path, valkey.url)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert len(audit(valkey, STREAM)) == 15
+
+
+def test_every_command_of_the_runbook_works(valkey: Server, fill: Fill, tmp_path: Path) -> None:
+    """On the original report's stream each command says what the runbook shows; all is drained."""
+    fill(valkey, STREAM, original_backlog(), group=GROUP, position="1766594570000-0")
+    for n in range(1, 35):
+        ask(valkey, "XGROUP", "CREATECONSUMER", STREAM, GROUP, f"execution-{n:02d}")
+    left = deliver(valkey, STREAM, "execution-07", 25)
+    ask(valkey, "XCLAIM", STREAM, GROUP, "execution-07", 0, *left, "IDLE", 7_200_000, "JUSTID")
+    ask(valkey, "XGROUP", "SETID", STREAM, GROUP, "1766594572014-0")
+    ask(valkey, "XGROUP", "CREATE", STREAM, "quantum:group:trade_intent_consumer:trade.intent", "$")
+    # a test cannot wait until its consumers have been idle for an hour
+    young = {"DRAINKIT_MIN_IDLE_MIN": "0", "DRAINKIT_ALLOW_ACTIVE_CONSUMERS": "true"}
+    done = run_document("drainkit/examples/RUNBOOK.md", tmp_path, valkey.url, **young)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert len(audit(valkey, STREAM)) == 10_012
+    assert pending(valkey, STREAM) == 0
+
+
+def test_every_command_of_the_notebooks_page_works(
+    valkey: Server, fill: Fill, tmp_path: Path
+) -> None:
+    """Copies run whole and one by one; the digest of 02 arms 03, and the books balance."""
+    seed(valkey, STREAM, fill, 115)
+    done = run_document("notebooks/README.md", tmp_path, valkey.url)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert len(audit(valkey, STREAM)) == 15
+    assert (tmp_path / "out.html").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("how", ["as sealed", "changed", "added"])
+def test_an_auditor_needs_no_drainkit(how: str, tmp_path: Path) -> None:
+    """The commands pass the example in silence, fail on a changed file, and name an added one."""
+    example = tmp_path / "reports" / "example"
+    shutil.copytree(ROOT / "reports" / "example", example)
+    if how == "changed":
+        (example / "run.json").write_text("{}")
+    if how == "added":
+        (example / "extra.txt").write_text("x")
+    done = run_document("reports/README.md", tmp_path)
+    assert (done.returncode == 0) is (how != "changed"), done.stdout
+    assert ("extra.txt" in done.stdout) is (how == "added")
+    assert ("run.json: FAILED" in done.stdout) is (how == "changed")
 
 
 def test_the_python_example_runs(valkey: Server, fill: Fill, cli: Cli) -> None:
     """The example of the library prints the books of a dry run."""
-    seed(valkey, "quantum:stream:trade.intent", fill)
+    seed(valkey, STREAM, fill)
     env = {**os.environ, "DRAINKIT_REDIS_URL": valkey.url}
     shown = subprocess.run(
         [sys.executable, "-c", blocks_of("python")[0]],

@@ -236,18 +236,6 @@ def test_the_newest_run_removed_with_its_trace_is_noticed_by_the_server(
     assert f"{runs[1].name} is gone" in told.out
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_each_notebook_runs_alone_under_papermill(
-    valkey: Server, fill: Fill, tmp_path: Path, name: str
-) -> None:
-    """Plain papermill with only DRAINKIT_REDIS_URL set; the server is as it was."""
-    seed(valkey, "quantum:stream:trade.intent", fill)
-    before = everything(valkey)
-    done = papermill(name, valkey, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert everything(valkey) == before
-
-
 def papermill(
     name: str, server: Server, folder: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
