@@ -1,12 +1,21 @@
-"""What browser tests share: a Chromium that reaches one place only, and events that try to act."""
+"""What browser tests share: a Chromium that reaches one place only, a Lab, and hostile events."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
+import servers
 from books import seed
-from conftest import Fill
+from conftest import ROOT, Fill
 from playwright.sync_api import Browser, Page, Request
 from servers import Server
 
@@ -55,3 +64,70 @@ def hostile_backlog(server: Server, stream: str, fill: Fill) -> None:
         entries.append((now + i, fields))
     entries.append((now + 1000, {"payload": "<script>window.pwned=1</script>"}))
     fill(server, stream, entries)
+
+
+@contextmanager
+def demo_lab(folder: Path) -> Iterator[str]:
+    """The address of a Lab with the demo's server; both are gone afterwards."""
+    port = servers.free_port()
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
+    own = {name: str(folder / name) for name in (
+        "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
+    )}  # fmt: skip
+    log = (folder / "lab.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "drainkit", "lab", "--demo", "--no-browser", "mine", "--",
+         "--allow-root", f"--port={port}", "--ServerApp.token=", "--ServerApp.password=",
+         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+         "--LabApp.news_url=None"],
+        env={**inherited, **own, "PYTHONPATH": str(ROOT)}, cwd=folder,
+        stdout=log, stderr=log,
+    )  # fmt: skip
+    log.close()
+    address = f"http://127.0.0.1:{port}"
+    try:
+        servers.wait_until("JupyterLab answers", lambda: _answers(address), timeout_sec=60)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert any("valkey" in child.name() for child in started)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # Jupyter's own ending can hang
+            process.kill()
+            process.wait()
+    servers.wait_until(
+        "the demo's server is gone", lambda: not any("valkey" in c.name() for c in _alive(started))
+    )
+
+
+def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def _text(address: str) -> str:
+    with urllib.request.urlopen(address) as reply:  # noqa: S310 - our own server
+        return str(reply.read(), "utf-8")
+
+
+def _answers(address: str) -> bool:
+    try:
+        return bool(_text(f"{address}/api"))
+    except OSError:
+        return False
+
+
+def run_in_lab(page: Page, address: str, notebook: str) -> None:
+    """Open a notebook from Lab's file list, and run all its cells."""
+    page.goto(f"{address}/lab")
+    page.locator(".jp-DirListing-item", has_text=notebook).dblclick(timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    # a notebook that is run before it has its kernel makes Lab ask for one
+    for _ in range(120):
+        page.wait_for_timeout(500)
+        if "idle" in _text(f"{address}/api/sessions"):
+            break
+    page.wait_for_timeout(2000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()

@@ -9,14 +9,14 @@ import getpass
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import servers
 from books import GROUP, original_backlog
-from playwright.sync_api import sync_playwright
+from browsers import demo_lab, run_in_lab
+from playwright.sync_api import Page, sync_playwright
 
 from drainkit.demo.embedded import EmbeddedServer
 from drainkit.pipeline import runner
@@ -69,11 +69,8 @@ def replay() -> Path:
 
 
 def take_pictures() -> None:
-    """The first page of the example's report, and two figures of the demo's."""
+    """The first page of the example's report, and 01 in JupyterLab on the demo's backlog."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        demo = [sys.executable, "-m", "drainkit", "demo", "--reports-dir", folder]
-        subprocess.run(demo, check=True, stdout=subprocess.DEVNULL)
-        (of_demo,) = Path(folder).glob("*-live-*/report.html")
         browser = playwright.chromium.launch(
             executable_path=str(servers.chromium()), args=["--no-sandbox", "--disable-gpu"]
         )
@@ -81,12 +78,27 @@ def take_pictures() -> None:
         page.goto(f"file://{EXAMPLE}/report.html")
         page.wait_for_timeout(2000)
         page.screenshot(path=ROOT / "reports" / "example-report.png")
-        page.goto(f"file://{of_demo}")
-        page.wait_for_timeout(2500)
-        for picture, said in (("age", "older than"), ("what-if", "would pass as set")):
-            figure = page.locator(f"figure[aria-label*='{said}']")
-            figure.screenshot(path=ROOT / "reports" / f"example-{picture}.png")
+        with demo_lab(Path(folder)) as address:
+            explore(browser.new_page(viewport={"width": 1500, "height": 1150}), address)
         browser.close()
+
+
+def explore(page: Page, address: str) -> None:
+    """A picture of 01 in Lab: a slider moved, and the table searched."""
+    run_in_lab(page, address, "01_analyse_backlog")
+    page.mouse.move(900, 500)
+    while not page.locator("tr[data-action=drained_ok]").count():
+        page.mouse.wheel(0, 400)
+        page.wait_for_timeout(250)
+    page.locator(".noUi-handle").first.click()
+    page.keyboard.press("ArrowRight")
+    page.get_by_role("searchbox", name="Search:").fill("manual")
+    page.wait_for_timeout(1000)
+    page.add_style_tag(content=".Toastify { display: none }")
+    page.locator(".noUi-handle").first.evaluate("e => e.scrollIntoView()")
+    page.mouse.wheel(0, -120)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=ROOT / "reports" / "example-lab.png")
 
 
 if __name__ == "__main__":

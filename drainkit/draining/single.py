@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
+from dataclasses import replace
 
 from ..core.summary import Summary
 from ..errors import DrainkitError, InterruptedRunError
-from ..server import writing
+from ..server import scopes, writing
 from ..server.connection import Server
 from . import vanished
 from .books import Books
@@ -71,5 +73,14 @@ def _settle(books: Books, worker: Worker, failure: DrainkitError | None) -> None
     worker.in_flight.wait_out()
     if worker.in_flight.uncertain:
         books.recount()
-    if failure is None and scope.name == "history":
-        writing.close_history(server, scope)
+    if failure is None and scope.name == "history" and not writing.close_history(server, scope):
+        _close_behind_recorded(books)
+
+
+def _close_behind_recorded(books: Books) -> None:
+    """End the history group also where all that is left has its records from other scopes."""
+    server, scope = books.server, books.job.scope
+    now = scopes.current(server, scope)
+    with closing(scopes.scope_entries(server, replace(now, boundary=scope.group_position))) as left:
+        if next(left, None) is None:
+            writing.close_history(server, replace(now, group_position=now.position))

@@ -140,7 +140,7 @@ def own_ids(server: Server, scope: Scope) -> Iterator[list[bytes]]:
             yield [row[0] for row in page]
 
 
-def scope_entries(server: Server, scope: Scope) -> Iterator[list[RawEntry]]:
+def scope_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
     """Pages of the entries that a live run would drain, in its order, read without a trace."""
     done = recorded.of_scope(server, scope)
     for ids in own_ids(server, scope):

@@ -108,7 +108,7 @@ class Exploration:
         )  # fmt: skip
         choice = _choosable(self.binned.symbols_by_count(), allowed or frozenset())
         self.symbols = w.SelectMultiple(
-            options=choice, value=[s for s in choice if s in (allowed or ())], rows=8, **wide,
+            options=choice, value=[s for s in choice if s in (allowed or ())], rows=5, **wide,
         )  # fmt: skip
         self.counts, self.what_if, self.setting = w.HTML(), w.HTML(), w.HTML()
         for chooser in (self.age, self.confidence, self.which, self.symbols):

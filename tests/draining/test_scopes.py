@@ -49,6 +49,20 @@ def test_scopes_one_after_another_record_each_entry_once(
         assert pending(server, stream) == 0  # recorded by history, then acknowledged
 
 
+def test_a_planned_history_ends_before_a_tail_that_is_recorded(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """What scope undelivered drained is history, too: not planned again, and no reason to stay."""
+    ids = seed(valkey, stream, fill, 120, delivered=60)
+    assert cli(*LIVE, *ALL, *at(valkey, stream)).rc == 0
+    history = (*ALL, "--throttle", "none", "--scope", "history", "--plan", "plan.json",
+               *at(valkey, stream))  # fmt: skip
+    assert cli("drain", "--json", *history).json()["total_read"] == 60
+    assert cli(*LIVE, *history).json()["remaining"] == 0
+    each_once(valkey, stream, ids)
+    assert "drain_history" not in str(ask(valkey, "XINFO", "GROUPS", stream))
+
+
 def test_after_setid_back_nothing_is_recorded_again(
     server: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-import servers
-from browsers import Watched
-from conftest import ROOT
+from browsers import Watched, demo_lab, run_in_lab
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.browser
@@ -23,53 +16,8 @@ pytestmark = pytest.mark.browser
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
     """The address of a Lab with the demo's server; both are gone afterwards."""
-    port = servers.free_port()
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
-    own = {name: str(tmp_path / name) for name in (
-        "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
-    )}  # fmt: skip
-    log = (tmp_path / "lab.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "drainkit", "lab", "--demo", "--no-browser", "mine", "--",
-         "--allow-root", f"--port={port}", "--ServerApp.token=", "--ServerApp.password=",
-         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-         "--LabApp.news_url=None"],
-        env={**inherited, **own, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
-        stdout=log, stderr=log,
-    )  # fmt: skip
-    log.close()
-    address = f"http://127.0.0.1:{port}"
-    try:
-        servers.wait_until("JupyterLab answers", lambda: _answers(address), timeout_sec=60)
-        started = psutil.Process(process.pid).children(recursive=True)
-        assert any("valkey" in child.name() for child in started)
+    with demo_lab(tmp_path) as address:
         yield address
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:  # Jupyter's own ending can hang
-            process.kill()
-            process.wait()
-    servers.wait_until(
-        "the demo's server is gone", lambda: not any("valkey" in c.name() for c in _alive(started))
-    )
-
-
-def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def _text(address: str) -> str:
-    with urllib.request.urlopen(address) as reply:  # noqa: S310 - our own server
-        return str(reply.read(), "utf-8")
-
-
-def _answers(address: str) -> bool:
-    try:
-        return bool(_text(f"{address}/api"))
-    except OSError:
-        return False
 
 
 def passing(page: Page) -> int:
@@ -82,17 +30,7 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
     """From the file list: figures drawn, a slider moves counts, a search filters, a row opens."""
     watched = Watched(browser, lab)
     page = watched.page
-    page.goto(f"{lab}/lab")
-    page.locator(".jp-DirListing-item", has_text="01_analyse_backlog").dblclick(timeout=60_000)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    # a notebook that is run before it has its kernel makes Lab ask for one
-    for _ in range(120):
-        page.wait_for_timeout(500)
-        if "idle" in _text(f"{lab}/api/sessions"):
-            break
-    page.wait_for_timeout(2000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    run_in_lab(page, lab, "01_analyse_backlog")
     page.mouse.move(700, 600)
     drawn: set[str] = set()
     for _ in range(200):  # Lab draws what is looked at
