@@ -1,26 +1,18 @@
-"""Kernels forked from one parent, which has imported what each of them would import.
-
-The parent (`python -m` this module) reads from stdin, a line for each kernel, its arguments and
-environment; it forks the kernel and prints its process id. It ends when its stdin does, with the
-run, however that ended, and its kernels end with it.
-"""
+"""Kernels forked from one parent, which has imported what each of them would import."""
 
 from __future__ import annotations
 
-import gc
 import json
-import os
-import signal
 import subprocess
 import sys
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import Any
 
 import psutil
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ..errors import DrainkitError
-from .kernels import quick_imports
 
 
 class Forked(psutil.Process):
@@ -32,13 +24,18 @@ class Forked(psutil.Process):
         """None while it runs."""
         return None if self.is_running() else 0
 
+    def send_signal(self, sig: int) -> None:
+        """Like a Popen's: nothing where it has ended already."""
+        with suppress(psutil.NoSuchProcess):
+            super().send_signal(sig)
+
 
 class Parent:
     """The parent of a run's kernels; it imports while the run prepares."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
+            [sys.executable, "-P", "-m", "drainkit.views.forking"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -72,43 +69,3 @@ class Provisioner(LocalProvisioner):
         self.process = process  # type: ignore[assignment] # it has what is used of a Popen
         self.pid = self.pgid = process.pid
         return self.connection_info
-
-
-def main() -> None:
-    """Import, then fork a kernel for each line of stdin."""
-    with quick_imports():
-        import nbformat  # noqa: F401 # plotly's first figure imports it
-        import plotly.graph_objects  # noqa: F401
-        from ipykernel import kernelapp  # noqa: F401
-
-        from ..views import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
-    live_drain.heed_stop_signal()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
-    gc.collect()
-    gc.freeze()  # the kernels' collectors leave all this alone
-    for line in sys.stdin:
-        arguments, env = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _become_kernel(arguments, env)
-        print(pid, flush=True)
-
-
-def _become_kernel(arguments: list[str], env: dict[str, str]) -> NoReturn:
-    from ipykernel.kernelapp import IPKernelApp
-
-    parent = os.getppid()
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.environ.clear()
-    os.environ.update(env)
-    # ipykernel ends when that process does
-    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={parent}"])
-    sys.exit()
-
-
-if __name__ == "__main__":
-    main()

@@ -49,7 +49,7 @@ def test_reading_a_frame_is_not_collected() -> None:
 def test_a_kernels_imports_are_frozen_and_few() -> None:
     """What a kernel imports is never walked again; a grammar that nobody needs is not built."""
     code = (
-        "import gc, sys; from drainkit.pipeline import warm; warm.main(); "
+        "import gc, sys; from drainkit.views import forking; forking.main(); "
         "print(gc.get_freeze_count(), gc.isenabled(), 'nbformat' in sys.modules, "
         "'lark' in sys.modules, 'rfc3987_syntax' in sys.modules)"
     )

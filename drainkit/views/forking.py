@@ -1,0 +1,57 @@
+"""The parent of a run's kernels: it imports once what each of them would import.
+
+It reads from stdin, a line for each kernel, its arguments and environment; it forks the kernel and
+prints its process id. It ends when its stdin does, with the run, however that ended; its kernels
+end with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+from typing import NoReturn
+
+
+def main() -> None:
+    """Import, then fork a kernel for each line of stdin."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type] # as in pipeline.kernels
+    import nbformat  # noqa: F401 # plotly's first figure imports it
+    import plotly.graph_objects  # noqa: F401
+    from ipykernel import kernelapp  # noqa: F401
+
+    from . import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
+
+    sys.modules.pop("rfc3987_syntax")
+    live_drain.heed_stop_signal()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+    gc.collect()
+    gc.freeze()  # the kernels' collectors leave all this alone
+    for line in sys.stdin:
+        arguments, env = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _become_kernel(arguments, env)
+        print(pid, flush=True)
+
+
+def _become_kernel(arguments: list[str], env: dict[str, str]) -> NoReturn:
+    from ipykernel.kernelapp import IPKernelApp
+
+    parent = os.getppid()
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(env)
+    # ipykernel ends when that process does
+    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={parent}"])
+    sys.exit()
+
+
+if __name__ == "__main__":
+    main()
