@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,9 +15,9 @@ import pyarrow as pa
 from ..core.audit import audit_ms, audit_schema, audit_table
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
-from ..operations.running import running_drains
+from ..operations.running import RunningDrain, running_drains
 from ..operations.state import StreamState, state_as_dict
-from ..safe import one_line
+from ..safe import one_line, text, verbatim
 from ..server import audit_log, ledger
 from ..server.connection import Server
 from ..settings import Settings
@@ -77,6 +77,18 @@ class Monitor(Session):
         """The streams that were looked at."""
         return self.report.states
 
+    def _each(self) -> Iterator[Server]:
+        """The stream's server; with a pattern that of each stream that was looked at."""
+        if not self.asked["pattern"]:
+            yield self.server
+        for state in self.states if self.asked["pattern"] else ():
+            with Server.of(self.settings, state.info.name) as server:
+                yield server
+
+    def _drains(self) -> list[tuple[str, RunningDrain]]:
+        """Drains that have started and not ended, each with its stream."""
+        return [(text(one.stream), run) for one in self._each() for run in running_drains(one)]
+
     def board(self) -> HTML | Widget:
         """Each group's state and numbers, and drains at work; with a button where a person is."""
         from IPython.display import HTML
@@ -100,7 +112,7 @@ class Monitor(Session):
         return w.VBox([button, place])
 
     def _board_html(self) -> str:
-        return tiles.board(self.report, running_drains(self.server), self.server.now_us())
+        return tiles.board(self.report, self._drains(), self.server.now_us())
 
     def bottom_line(self) -> Markdown:
         """The worst finding and how many there are; the board tells each."""
@@ -129,27 +141,29 @@ class Monitor(Session):
         return safe(frame.sort_values("pending", ascending=False).head(20))
 
     def audit_growth(self) -> go.Figure:
-        """Audit records of the stream over time, by action."""
-        pages = [audit_table(page) for page in audit_log.pages(self.server)]
+        """Audit records of the streams over time, by action."""
+        pages = [audit_table(page) for one in self._each() for page in audit_log.pages(one)]
         table = pa.concat_tables([audit_schema().empty_table(), *pages])
         times = pd.to_datetime(audit_ms(table), unit="ms", utc=True).as_unit("us")
         frame = pd.DataFrame({"event_time": times, "action": table["action"].to_pandas()})
         return figures.arrivals(frame, "time of the drain (UTC)")
 
     def runs_table(self) -> pd.DataFrame:
-        """The newest of the ledger: runs, and what operators did."""
-        columns = ["event", "operator", "run_id", "reason", "scope", "total_read", "drained_ok",
-                   "outcome", "entries", "removed", "at"]  # fmt: skip
+        """The newest of the ledgers: runs, and what operators did."""
+        columns = ["stream", "event", "operator", "run_id", "reason", "scope", "total_read",
+                   "drained_ok", "outcome", "entries", "removed", "at"]  # fmt: skip
         rows = [
-            {"event": entry.event, **vars(entry)}
-            for entry in ledger.entries(self.server)
+            {"stream": text(one.stream), "event": entry.event, **vars(entry)}
+            for one in self._each()
+            for entry in ledger.entries(one)
             if not isinstance(entry, ledger.Sealed)
         ]
+        rows.sort(key=lambda row: str(row.get("at")))
         return safe(pd.DataFrame(rows[-20:], columns=columns))
 
     def running(self) -> Markdown:
         """Drains that have started and not ended."""
-        lines = [run.line() for run in running_drains(self.server)]
+        lines = [f"{verbatim(stream)}: {run.line()}" for stream, run in self._drains()]
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
 
 

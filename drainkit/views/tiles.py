@@ -31,8 +31,9 @@ _STYLE = (
 )
 
 
-def board(report: Report, running: Sequence[RunningDrain], now_us: int) -> str:
-    """The board as HTML: each group's state and numbers, drains at work, and as of when."""
+def board(report: Report, running: Sequence[tuple[str, RunningDrain]], now_us: int) -> str:
+    """The board as HTML: each group's state and numbers, drains at work (with their
+    streams), and as of when."""
     parts = [_STYLE, f"<p>As of {iso(now_us)[:19].replace('T', ' ')} UTC</p>"]
     groups = {(s.info.name, str(g.group.name)): g for s in report.states for g in s.groups}
     for (stream, name), group in groups.items():
@@ -43,14 +44,14 @@ def board(report: Report, running: Sequence[RunningDrain], now_us: int) -> str:
     for f in report.findings:  # of a stream that could not be read, or that has no group
         if f.severity != "ok" and (f.stream, str(f.group)) not in groups:
             parts.append(_section(f.severity, f"{f.stream} {f.group or ''}", {}, [f.text]))
-    for drain in running:
+    for stream, drain in running:
         eta = "unknown" if drain.eta_sec is None else span(drain.eta_sec)
         values = {
             "done": f"{drain.done:,}", "remaining": f"{drain.remaining:,}",
             "per second": f"{drain.events_per_sec:,.1f}", "left": eta,
         }  # fmt: skip
         state = (_RUNNING, "running") if drain.alive else (STATES["critical"][0], "never ended")
-        parts.append(_section(state, f"drain {drain.run_id}", values, []))
+        parts.append(_section(state, f"{stream} drain {drain.run_id}", values, []))
     return "".join(parts)
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 
 import pytest
-from books import GROUP, ask, deliver, seed
+from books import GROUP, ask, deliver, ledger_of, seed
 from conftest import Fill
+from faults import attempt
 from servers import Server
 
 from drainkit.views.monitor import Monitor
 
 
-def opened(server: Server, stream: str, monkeypatch: pytest.MonkeyPatch, most: int) -> Monitor:
-    """A monitor of one stream; critical above `most` undelivered entries."""
+def opened(
+    server: Server, stream: str, monkeypatch: pytest.MonkeyPatch, most: int, pattern: str = ""
+) -> Monitor:
+    """A monitor of one stream or a pattern's; critical above `most` undelivered entries."""
     monkeypatch.setenv("DRAINKIT_REDIS_URL", server.url)
-    limits = {"max_backlog": most, "max_backlog_age_min": 10**6, "pattern": ""}
+    limits = {"max_backlog": most, "max_backlog_age_min": 10**6, "pattern": pattern}
     return Monitor.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream, **limits})
 
 
@@ -56,3 +59,23 @@ def test_a_person_can_look_again(
     ask(valkey, "DEL", stream)
     button.click()
     assert "150" not in shown.value
+
+
+def test_all_streams_of_a_pattern_are_shown(
+    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a pattern each stream's runs, records and drains under way are shown, by its name."""
+    names = [f"{stream}:{letter}" for letter in "ab"]
+    for name in names:
+        seed(valkey, name, fill, 20, delivered=0)
+        attempt(valkey.url, name, throttle="none")
+    start = ledger_of(valkey, names[0])[0] | {"consumer": "gone"}
+    flat = [part for pair in start.items() for part in pair]
+    ask(valkey, "XADD", f"{names[0]}.drain_runs", "*", *flat)
+    monitor = opened(valkey, "no-such", monkeypatch, most=9, pattern=f"{stream}:*")
+    assert {name: len(rows) for name, rows in monitor.runs_table().groupby("stream")} == {
+        names[0]: 3, names[1]: 2,
+    }  # fmt: skip
+    assert sum(sum(bar.y) for bar in monitor.audit_growth().data) == 40
+    assert f"`{names[0]}`: " in monitor.running().data
+    assert f"{names[0]} drain {start['run_id']}" in monitor.board().data
