@@ -27,7 +27,7 @@ ROW_GROUP_BYTES = 16 << 20  # about; large rows make smaller groups, or one woul
 CHUNK = 1 << 20  # bytes that are copied at once
 MAX_BYTES = 2 << 30  # of a file of evidence; a larger one is refused, never read
 MAX_TEXT_BYTES = 64 << 20  # of one that is read as a whole: a statement, sums, a summary
-_UNFINISHED = ".writing-"  # before the name of a file that is not whole yet
+_UNFINISHED = ".writing-"  # before the name of a file that does not stay under it
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -54,6 +54,11 @@ def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
             part.finish()
         finally:
             part.discard()
+
+
+def interim(folder: Path, name: str) -> Path:
+    """A file of a run's folder that is there for a while; `remove_unfinished` removes it too."""
+    return folder / f"{_UNFINISHED}{name}"
 
 
 class _Unfinished:
@@ -310,6 +315,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed in the middle of a write left behind."""
+    """Remove interim files, and what a process that was killed in a write left behind."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         path.unlink()

@@ -24,7 +24,9 @@ ENTRIES: list[Any] = [
 
 def table_of(entries: list[Any] = ENTRIES) -> pa.Table:
     events = Decoder().decode(entries)
-    return plans.decisions_table(entries, events, decide(events, POLICY, NOW_US), POLICY)
+    return plans.decisions_table(
+        plans.payload_hashes(entries), events, decide(events, POLICY, NOW_US), POLICY
+    )
 
 
 def plan_of(table: pa.Table | None = None, **other: Any) -> Plan:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .events import Events
+from .frame import record_batch
 from .policy import ACTIONS, Decisions, Policy, reasons
 from .reconciliation import DRIFT_COLUMNS
 
@@ -16,6 +18,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 WINDOW = 20_000  # entries that the cursor looks ahead, where several drain one plan
+PIECE = 4_000  # rows of a plan that are made events at once
+COMPARED = ("id", "event_time", "symbol", "side", "confidence", "source", "invalid")
+
+
+def action_codes(actions: pa.ChunkedArray) -> np.ndarray:
+    """Actions by name as codes (uint8) into ACTIONS; one more for a name that nobody knows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    codes = pc.index_in(actions.cast(pa.string()), value_set=pa.array(ACTIONS))
+    found: np.ndarray = codes.fill_null(len(ACTIONS)).to_numpy().astype(np.uint8)
+    return found
 
 
 class Entries:
@@ -24,15 +38,13 @@ class Entries:
     def __init__(self, decisions: pa.Table) -> None:
         """`decisions` needs the columns id, action and payload_sha256."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
         self.ids = pa.concat_arrays([pa.array([], pa.string()), *table["id"].chunks])
         self.hashes = pa.concat_arrays(
             [pa.array([], pa.binary(32)), *table["payload_sha256"].chunks]
         )
-        codes = pc.index_in(table["action"].cast(pa.string()), value_set=pa.array(ACTIONS))
-        self.actions = codes.fill_null(len(ACTIONS)).to_numpy().astype(np.uint8)
+        self.actions = action_codes(table["action"])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,6 +78,76 @@ class Entries:
         return {entry.encode(): row for row, entry in enumerate(self.ids.to_pylist())}
 
 
+@dataclass(frozen=True)
+class Straight:
+    """A plan's entries as they were seen: all that the stream has there, with the plan's values.
+
+    So they need not be read again, as long as `counters` say that nothing was deleted since.
+    """
+
+    after: str  # the id after which they begin: the group's position
+    counters: bytes  # the stream's, from before they were looked at
+    blocks: Callable[[], Iterator[pa.Table]]
+
+
+@dataclass(frozen=True)
+class ToDrain:
+    """The entries of a plan that a run is to drain."""
+
+    count: int
+    last_id: str  # the largest
+    load: Callable[[], Entries]
+    straight: Straight | None = None
+
+    @classmethod
+    def of(cls, entries: Entries) -> ToDrain:
+        """Just these."""
+        return cls(len(entries), entries.last() if len(entries) else "", lambda: entries)
+
+    @cached_property
+    def entries(self) -> Entries:
+        """All of them; large, so loaded only by who meets them in another order than the plan's."""
+        return self.load()
+
+
+class Feed:
+    """Rows of tables that come in parts, as many at a time as are asked for."""
+
+    def __init__(self, parts: Iterator[pa.Table]) -> None:
+        self._parts = parts
+        self._held: list[pa.Table] = []
+
+    def take(self, n: int) -> pa.Table | None:
+        """The next `n` rows, fewer at the end; None when there are no more."""
+        import pyarrow as pa
+
+        while sum(map(len, self._held)) < n and (part := next(self._parts, None)) is not None:
+            self._held.append(part)
+        if not self._held:
+            return None
+        table = pa.concat_tables(self._held)
+        self._held = [table.slice(n)] if len(table) > n else []
+        return table.slice(0, n)
+
+
+def fits(rows: pa.Table, events: Events, hashes: pa.Array) -> bool:
+    """Whether a plan's rows say of these events what they are, and of their payloads."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not rows["payload_sha256"].combine_chunks().equals(hashes):
+        return False
+    found = pa.Table.from_batches([record_batch(events)])
+
+    def values(table: pa.Table, name: str) -> pa.ChunkedArray:
+        column = table[name]
+        if name == "confidence":
+            return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+        return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+    return all(values(rows, name).equals(values(found, name)) for name in COMPARED)
+
+
 class Cursor:
     """Where a reader of the plan's entries stands; mostly the next ones are those looked for."""
 
@@ -96,16 +178,16 @@ class Cursor:
 class Changes:
     """What a drain decides otherwise than planned, from its own decisions."""
 
-    def __init__(self, entries: Entries, policy: Policy) -> None:
-        self._entries, self._policy = entries, policy
-        self._cursor = Cursor(entries)
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
         self._tables: list[pa.Table] = []
 
-    def note(self, events: Events, decisions: Decisions, rows: np.ndarray | slice) -> None:
-        """Of events of the plan these rows were recorded."""
+    def note(
+        self, events: Events, decisions: Decisions, rows: np.ndarray | slice, planned: np.ndarray
+    ) -> None:
+        """These rows were recorded of events for which these actions (codes) were planned."""
         import pyarrow as pa
 
-        planned = self._entries.actions[self._cursor.find(events.ids)]
         differs = np.zeros(len(events), dtype=bool)
         differs[rows] = (planned != decisions.action)[rows]
         if not differs.any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import repeat
 from operator import is_, itemgetter
@@ -45,6 +45,7 @@ from .values import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 MAX_VOCABULARY = 2_000
 MAX_VOCABULARY_CHARACTERS = 4_000_000
@@ -82,6 +83,10 @@ class Events:
         code = int(self.symbol_code[row])
         return self.symbols[code] if code >= 0 else None
 
+    def part(self, rows: slice) -> Events:
+        """Some of the rows; the vocabularies stay whole."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Events:
         """The columns of a FrameBuilder's frame as events; only ids and times are copied."""
@@ -114,6 +119,53 @@ class Events:
             sides=sides,
             sources=sources,
         )
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> Events:
+        """The columns of `frame.record_batch`, or of a plan, as events.
+
+        A plan has no `missing`: its events have bodies. Nor `time_source`, by which nothing is
+        decided.
+        """
+        import pyarrow as pa
+
+        n = len(table)
+
+        def codes(column: str, known: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
+            words = table[column].cast(pa.string()).combine_chunks().dictionary_encode()
+            values = words.dictionary.to_pylist()
+            found = words.indices.fill_null(-1).to_numpy()
+            if known is not None:
+                found = np.array([*map(known.index, values), -1])[found]
+            return found, values
+
+        def numbers(column: str, kind: pa.DataType, null: float) -> np.ndarray:
+            found: np.ndarray = table[column].cast(kind).fill_null(null).to_numpy()
+            return found
+
+        symbol, symbols = codes("symbol")
+        side, sides = codes("side")
+        source, sources = codes("source")
+        is_read = "time_source" in table.column_names
+        times = codes("time_source", TIME_SOURCES)[0] if is_read else np.zeros(n)
+        missing = table["missing"].to_numpy() if is_read else np.zeros(n, dtype=bool)
+        return cls(
+            ids=table["id"].cast(pa.binary()).to_pylist(),
+            event_time_us=numbers("event_time", pa.int64(), NO_TIME),
+            time_source=times.astype(np.uint8),
+            symbol_code=symbol,
+            side_code=side,
+            source_code=source,
+            confidence=numbers("confidence", pa.float64(), _NAN),
+            invalid=codes("invalid", INVALID_REASONS)[0].astype(np.uint8),
+            missing=missing,
+            symbols=symbols,
+            sides=sides,
+            sources=sources,
+        )
+
+
+_COLUMNS = tuple(field.name for field in fields(Events))[:-3]
 
 
 class Decoder:

@@ -43,6 +43,11 @@ def record_batch(events: Events) -> pa.RecordBatch:
     )
 
 
+def event_schema() -> pa.Schema:
+    """The columns of `record_batch`."""
+    return record_batch(Decoder().decode([])).schema
+
+
 class FrameBuilder:
     """Gathers decoded pages and makes one DataFrame of them; payloads are not kept."""
 
@@ -52,7 +57,11 @@ class FrameBuilder:
 
     def append(self, entries: Sequence[RawEntry]) -> None:
         """Decode one page."""
-        self._pages.append(record_batch(self._decoder.decode(entries)))
+        self.add(self._decoder.decode(entries))
+
+    def add(self, events: Events) -> None:
+        """A page that was decoded already."""
+        self._pages.append(record_batch(events))
 
     def frame(self) -> pd.DataFrame:
         """All rows in the order of appending.

@@ -214,8 +214,15 @@ def decisions_schema() -> pa.Schema:
     return pa.schema([(name, kinds.get(name, words)) for name in COLUMNS])
 
 
+def payload_hashes(entries: Sequence[RawEntry]) -> pa.Array:
+    """The hash of each entry's payload (binary(32))."""
+    import pyarrow as pa
+
+    return pa.array([payload_sha256(entry[1]) for entry in entries], pa.binary(32))
+
+
 def decisions_table(
-    entries: Sequence[RawEntry], events: Events, decisions: Decisions, policy: Policy
+    hashes: pa.Array, events: Events, decisions: Decisions, policy: Policy
 ) -> pa.Table:
     """One row for each event (COLUMNS): what it is, what was decided and why."""
     import pyarrow as pa
@@ -239,7 +246,7 @@ def decisions_table(
         "action": words(decisions.action.astype(np.int32), ACTIONS),
         "reason": pa.array(texts, pa.string()).take(pa.array(reason)).dictionary_encode(),
         "failed": words(other_failed(decisions).astype(np.int32), FAILED_NAMES),
-        "payload_sha256": pa.array([payload_sha256(entry[1]) for entry in entries], pa.binary(32)),
+        "payload_sha256": hashes,
         "invalid": words(events.invalid.astype(np.int32), INVALID_REASONS),
     }
     return pa.table([columns[name] for name in COLUMNS], decisions_schema())
@@ -274,12 +281,14 @@ class TableDigest:
 
     def __init__(self) -> None:
         self._parts: list[pa.Table] = []
-        self._held = self._rows = 0
+        self._held = 0
         self._whole = hashlib.sha256()
+        self.rows = 0
+        self.blocks: list[bytes] = []  # the digests of those that are whole
 
     def add(self, table: pa.Table) -> None:
         """The next rows."""
-        self._rows += len(table)
+        self.rows += len(table)
         while self._held + len(table) >= BLOCK:
             room = BLOCK - self._held
             self._parts.append(table.slice(0, room))
@@ -291,15 +300,16 @@ class TableDigest:
 
     def hexdigest(self) -> str:
         """The digest of all rows; nothing can be added any more."""
-        if self._held or not self._rows:
+        if self._held or not self.rows:
             self._close_block()
-        self._whole.update(b"%d rows" % self._rows)
+        self._whole.update(b"%d rows" % self.rows)
         return self._whole.hexdigest()
 
     def _close_block(self) -> None:
         import pyarrow as pa
 
-        self._whole.update(_block_sha256(pa.concat_tables(self._parts)))
+        self.blocks.append(block_sha256(pa.concat_tables(self._parts)))
+        self._whole.update(self.blocks[-1])
         self._parts, self._held = [], 0
 
 
@@ -310,7 +320,8 @@ def table_sha256(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _block_sha256(table: pa.Table) -> bytes:
+def block_sha256(table: pa.Table) -> bytes:
+    """The digest of one block of a decisions table; see TableDigest."""
     import pyarrow as pa
 
     digest = hashlib.sha256(b"%d rows" % table.num_rows)

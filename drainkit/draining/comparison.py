@@ -39,12 +39,13 @@ def read_side(path: Path) -> Side:
     Raises UsageError for what is neither, RefusedError for a plan that was edited and for a live
     run without a readable audit.
     """
-    plan, table = load_plan(path)
+    plan, decisions = load_plan(path)
     run = _read_run(path / RUN) if path.is_dir() else {}
     if run.get("mode") == "live":
         run_id, source, fates = str(run.get("run_id")), "outcome", _audited(path / AUDIT)
     else:
         run_id, source = plan.run_id, "planned"
+        table = decisions.table(("id", "action"))
         columns = (table[name].to_pylist() for name in ("id", "action"))
         fates = dict(zip(*columns, strict=True))
     return Side(str(path), run_id, source, settings_of(plan), fates)

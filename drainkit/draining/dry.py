@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.collection import collection_paused
 from ..core.events import Events, decoder_of
-from ..core.plan import VERSION, Plan, decisions_table, seal
+from ..core.plan import VERSION, Plan, decisions_table, payload_hashes, seal
 from ..core.policy import ACTIONS, Decisions, decide
 from ..core.summary import Summary
 from ..core.timestamps import iso
@@ -33,24 +33,26 @@ def plan_run(
     job: Job,
     path: Path | None,
     *,
+    pages: Iterable[Page] | None = None,
     on_table: Callable[[pa.Table], None] | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[Summary, Plan]:
     """A dry run and its plan, saved at `path` (None: nowhere) with its decisions as they come.
 
-    `on_table` gets each page's decisions too (plan.COLUMNS).
+    `pages`: the entries, where they were read already. `on_table` gets each page's decisions too
+    (plan.COLUMNS).
     """
     if path is not None:
         check_plan_path(path)
     with DecisionsWriter(path) as out:
 
-        def keep(page: DecidedPage) -> None:
-            table = decisions_table(page.entries, page.events, page.decisions, job.policy)
+        def keep(page: Page, decisions: Decisions) -> None:
+            table = decisions_table(page.hashes(), page.events, decisions, job.policy)
             out.add(table)
             if on_table:
                 on_table(table)
 
-        summary = dry_run(server, job, on_page=keep, on_progress=on_progress)
+        summary = dry_run(server, job, pages=pages, on_page=keep, on_progress=on_progress)
     plan = make_plan(job, summary, out)
     if path is not None:
         write_json(path, plan.to_json())
@@ -114,12 +116,28 @@ def turn_times_us(first: int, n: int, *, start_us: int, settings: Settings) -> n
 
 
 @dataclass(frozen=True)
-class DecidedPage:
-    """One page of a dry run: raw entries, their events, decisions and decision times."""
+class Page:
+    """Events of a dry run, with their entries as read, or else with the hashes of these."""
 
-    entries: list[RawEntry]
     events: Events
-    decisions: Decisions
+    entries: Sequence[RawEntry] = ()
+    sha256: pa.Array | None = None
+
+    def hashes(self) -> pa.Array:
+        """The hash of each entry's payload."""
+        return payload_hashes(self.entries) if self.sha256 is None else self.sha256
+
+
+def read_pages(server: Server, job: Job) -> Iterator[Page]:
+    """The entries of the job's scope, as many as it may take."""
+    decoder, left = decoder_of(job.settings), job.max_events
+    for page in scopes.scope_entries(server, job.scope):
+        entries = page if left is None else page[:left]
+        yield Page(decoder.decode(entries), entries)
+        if left is not None:
+            left -= len(entries)
+            if left <= 0:
+                return
 
 
 @collection_paused()
@@ -127,30 +145,27 @@ def dry_run(
     server: Server,
     job: Job,
     *,
-    on_page: Callable[[DecidedPage], None] | None = None,
+    pages: Iterable[Page] | None = None,
+    on_page: Callable[[Page, Decisions], None] | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Decide every entry of the scope as the live run would; writes nothing."""
+    """Decide every entry of the scope as the live run would; writes nothing.
+
+    `pages`: the same entries, where they were read already.
+    """
     books = Books.opened(server, job)
     summary = books.summary
-    decoder = decoder_of(job.settings)
-    left = job.max_events
     start_us = server.now_us()
-    for page in scopes.scope_entries(server, job.scope):
-        entries = page if left is None else page[:left]
-        events = decoder.decode(entries)
+    for page in read_pages(server, job) if pages is None else pages:
         times = turn_times_us(
-            summary.total_read, len(events), start_us=start_us, settings=job.settings
+            summary.total_read, len(page.events), start_us=start_us, settings=job.settings
         )
-        decisions = decide(events, job.policy, times)
+        decisions = decide(page.events, job.policy, times)
         summary.count(decisions)
         if on_page:
-            on_page(DecidedPage(entries, events, decisions))
+            on_page(page, decisions)
         if on_progress:
             on_progress(summary)
-        if left is not None:
-            left -= len(entries)
-            if left <= 0:
-                break
+        del page  # or two pages would be in memory
     books.close(None)
     return summary

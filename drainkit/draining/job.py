@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..core.collection import collection_paused
-from ..core.entries import Cursor, Entries
-from ..core.plan import COLUMNS, Plan, differences, payload_sha256
+from ..core.entries import Cursor, Entries, Feed, Straight, ToDrain, fits
+from ..core.events import decoder_of
+from ..core.plan import Plan, differences, payload_hashes
 from ..core.policy import Policy
 from ..core.summary import Summary, new_run_id
 from ..core.values import RawEntry
@@ -27,10 +30,7 @@ from ..server.scope import Scope
 from ..server.topology import check_primary
 from ..settings import FROM_PLAN, Settings, build, outside, shown
 from .approval import approvers, load_signatures
-from .plan_files import load_plan
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from .plan_files import DecisionsFile, load_plan
 
 MAX_CLOCK_WAIT_SEC = 60.0
 Progress = Callable[[Summary], None]
@@ -53,16 +53,16 @@ def future_audit(ahead_sec: float) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and its decisions (core.plan.COLUMNS, or some of them), as loaded from files."""
+    """A plan, its decisions and its approvals, as loaded from files."""
 
     plan: Plan
-    table: pa.Table
-    signatures: bytes = b""  # the approvals that stand beside it
+    decisions: DecisionsFile
+    signatures: bytes = b""
 
     @classmethod
-    def load(cls, path: Path, columns: Sequence[str] = COLUMNS) -> Planned:
+    def load(cls, path: Path) -> Planned:
         """A plan (file or evidence folder) with its decisions and approvals."""
-        return cls(*load_plan(path, columns), load_signatures(path))
+        return cls(*load_plan(path), load_signatures(path))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Job:
     policy: Policy
     run_id: str
     planned: Planned | None = None  # live with a plan
-    entries: Entries | None = None  # live with a plan: these and no others
+    to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: tuple[str, ...] = ()  # identities that signed the plan
     fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
@@ -87,7 +87,7 @@ class Job:
     @property
     def max_events(self) -> int | None:
         """How many events this run may take; with a plan, just the plan's."""
-        return self.settings.max_events if self.entries is None else len(self.entries)
+        return self.settings.max_events if self.to_drain is None else self.to_drain.count
 
     @property
     def alone(self) -> bool:
@@ -97,7 +97,9 @@ class Job:
     @property
     def reach(self) -> Scope:
         """The scope as far as this run may read: with a plan, to its last entry."""
-        return replace(self.scope, boundary=self.entries.last()) if self.entries else self.scope
+        if self.to_drain is None or not self.to_drain.count:
+            return self.scope
+        return replace(self.scope, boundary=self.to_drain.last_id)
 
 
 def with_plan(settings: Settings) -> tuple[Settings, Planned | None]:
@@ -165,7 +167,7 @@ def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    plan, decisions = planned.plan, planned.table
+    plan = planned.plan
     approved_by = approvers(job.settings, plan.digest, planned.signatures)
     found = differences(
         plan,
@@ -179,16 +181,51 @@ def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     runs = {start.run_id for start in ledger.starts_of(server, plan.digest)}
     done = [part["original_id"] for part in run_tables(server, runs) if len(part)]
     _check_position(job, plan, resumed=bool(done))
-    if done:
-        recorded = pa.concat_arrays([chunk for ids in done for chunk in ids.chunks])
-        left = pc.invert(pc.is_in(decisions["id"], value_set=recorded))
-        decisions = decisions.filter(left)
-    entries = Entries(decisions)
     scope = replace(job.scope, boundary=plan.boundary_id)
     job = replace(job, scope=scope, planned=planned, approvers=approved_by)
+    if not done and (straight := look_straight(server, job, planned)):
+        load = partial(_entries, planned)
+        rows = planned.decisions.rows
+        return replace(job, to_drain=ToDrain(rows, plan.last_id or "", load, straight))
+    entries = _entries(planned)
+    if done:
+        recorded = pa.concat_arrays([chunk for ids in done for chunk in ids.chunks])
+        left = pc.invert(pc.is_in(entries.ids, value_set=recorded))
+        entries = entries.only(left.to_numpy(zero_copy_only=False))
     there = _check_entries(server, job, entries, resumed=bool(done))
     trimmed = frozenset(e.encode() for e in entries.ids.filter(pa.array(~there)).to_pylist())
-    return replace(job, entries=entries.only(there), trimmed=trimmed)
+    return replace(job, to_drain=ToDrain.of(entries.only(there)), trimmed=trimmed)
+
+
+def _entries(planned: Planned) -> Entries:
+    return Entries(planned.decisions.table(("id", "action", "payload_sha256")))
+
+
+@collection_paused()
+def look_straight(server: Server, job: Job, planned: Planned) -> Straight | None:
+    """Look at all entries of the plan by one read: whether they are as the plan says, to the byte.
+
+    None where something is otherwise (entries are missing, changed, pending already, or between
+    those of the plan), or where the server does not count what is deleted (6.2): then each has to
+    be looked at, and read again to be drained.
+    """
+    scope, decoder = job.scope, decoder_of(job.settings)
+    counters = reading.stream_info(server).counters  # before the first is read
+    if scope.name == "pending" or not counters:
+        return None
+    rows, last = Feed(planned.decisions.blocks()), planned.plan.last_id or scope.position
+    first = reading.next_id(scope.position)
+    with closing(reading.pages(server, server.stream, first, last, ahead=True)) as pages:
+        for page in pages:
+            part = rows.take(len(page))
+            if part is None or len(part) != len(page):
+                return None
+            if not fits(part, decoder.decode(page), payload_hashes(page)):
+                return None
+            del page, part  # or two pages would be in memory
+    if rows.take(1) is not None:
+        return None
+    return Straight(scope.position, counters, planned.decisions.blocks)
 
 
 def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
@@ -224,7 +261,7 @@ def _check_entries(server: Server, job: Job, entries: Entries, *, resumed: bool)
         rows = cursor.find([entry[0] for entry in page])
         chosen = np.flatnonzero(rows >= 0)
         rows = rows[chosen]
-        found = pa.array([payload_sha256(page[i][1]) for i in chosen.tolist()], pa.binary(32))
+        found = payload_hashes([page[i] for i in chosen.tolist()])
         if not found.equals(planned := entries.hashes.take(rows)):
             pairs = zip(chosen.tolist(), found.to_pylist(), planned.to_pylist(), strict=True)
             odd += [page[i] for i, now, then in pairs if now != then]

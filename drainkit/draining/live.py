@@ -66,10 +66,10 @@ def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
         found = changes(server, job.planned, job.run_id)
     if not summary.vanished:
         return found
-    planned = job.planned.table
     runs = {start.run_id for start in ledger.starts_of(server, job.planned.plan.digest)}
     tables = run_tables(server, runs | {job.run_id})
     done = {entry for part in tables for entry in part["original_id"].to_pylist()}
+    planned = job.planned.decisions.table(("id", "action"))
     actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
     gone = vanished_ids(server, job, [entry for entry in actions if entry not in done])
     rows = [(entry, actions[entry], "vanished", VANISHED) for entry in gone]
@@ -79,7 +79,7 @@ def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
 
 def changes(server: Server, planned: Planned, run_id: str) -> pa.Table:
     """What a run recorded otherwise than planned, by the audit."""
-    matching = Matching(lambda: [planned.table])
+    matching = Matching(lambda: planned.decisions.blocks(("id", "action")))
     for part in run_tables(server, {run_id}):
         found = part.select(["original_id", "action", "reason"])
         matching.add(found.rename_columns(["id", "action", "reason"]))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ..core.plan import (
+    BLOCK,
     COLUMNS,
     Plan,
     TableDigest,
     as_decisions,
+    block_sha256,
     decisions_schema,
     from_json,
 )
 from ..errors import RefusedError, UsageError
-from ..files import TableWriter, write_json, write_table
+from ..files import TableWriter, write_json
 from ..safe import one_line
 
 if TYPE_CHECKING:
@@ -72,9 +75,11 @@ class DecisionsWriter:
         self.sha256 = self._digest.hexdigest()
 
 
-def save_plan(path: Path, plan: Plan, decisions: pa.Table) -> None:
-    """Write the plan and, beside it, its decisions."""
-    write_table(decisions_path(path), decisions)
+def save_plan(path: Path, plan: Plan, decisions: Iterable[pa.Table]) -> None:
+    """Write the plan and, beside it, its decisions, which come in parts."""
+    with TableWriter(decisions_path(path), decisions_schema()) as out:
+        for part in decisions:
+            out.write(part)
     write_json(path, plan.to_json())
 
 
@@ -88,40 +93,82 @@ def read_plan(path: Path) -> Plan:
         raise UsageError(f"--plan {one_line(str(path))}: {one_line(reason)}") from None
 
 
-def load_plan(path: Path, columns: Sequence[str] = COLUMNS) -> tuple[Plan, pa.Table]:
-    """A plan (file or evidence folder) and columns of its decisions.
+class DecisionsFile:
+    """The decisions beside a plan, never more than a block of them (BLOCK rows) in memory.
 
-    Refuses what its digest does not fit; all columns are read for that, a row group at a time.
+    It fits the plan's digest, or it is refused. What is handed out is held against that again,
+    block by block, so a file that changes meanwhile is refused too.
     """
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self._path = path
+        digest = TableDigest()
+        with self._told():
+            for block in self._blocks():
+                digest.add(block)
+        if digest.hexdigest() != plan.decisions_sha256:
+            self._refuse()
+        self.rows = digest.rows
+        self._sha256 = digest.blocks
+
+    def blocks(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
+        """Some of its columns, with the types that they must have."""
+        known = iter(self._sha256)
+        with self._told():
+            for block in self._blocks():
+                if block_sha256(block) != next(known, None):
+                    self._refuse()
+                yield self._cast(block.select(columns))
+        if next(known, None) is not None:
+            self._refuse()
+
+    def table(self, columns: Sequence[str] = COLUMNS) -> pa.Table:
+        """All rows of some columns."""
+        import pyarrow as pa
+
+        return pa.concat_tables(self.blocks(columns))
+
+    def _blocks(self) -> Iterator[pa.Table]:
+        """Tables of BLOCK rows, whatever the file's row groups are; the last of fewer."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        # an open file: from a path pyarrow may take a folder or read columns out of folder names
+        with self._path.open("rb") as file:
+            stored = parquet.ParquetFile(file)
+            if tuple(stored.schema_arrow.names) != COLUMNS:
+                self._refuse()
+            held = stored.schema_arrow.empty_table()
+            for group in range(stored.num_row_groups):
+                held = pa.concat_tables([held, stored.read_row_group(group)])
+                while len(held) >= BLOCK:
+                    yield held.slice(0, BLOCK)
+                    held = held.slice(BLOCK)
+            if len(held) or not stored.metadata.num_rows:
+                yield held
+
+    def _cast(self, block: pa.Table) -> pa.Table:
+        try:  # another tool may have saved it otherwise
+            return as_decisions(block)
+        except (ValueError, NotImplementedError):
+            name = one_line(self._path.name)
+            raise RefusedError(f"{name} has columns of other types") from None
+
+    def _refuse(self) -> NoReturn:
+        name = one_line(self._path.name)
+        raise RefusedError(f"{name} does not fit the plan's digest: it was edited")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, NotImplementedError):  # what pyarrow raises is one of these
+            name = one_line(self._path.name)
+            raise RefusedError(f"the plan's decisions, {name}, cannot be read") from None
+
+
+def load_plan(path: Path) -> tuple[Plan, DecisionsFile]:
+    """A plan (file or evidence folder) and its decisions; refuses what its digest does not fit."""
     plan = read_plan(path)
     beside = decisions_path(path / "plan.json" if path.is_dir() else path)
-    try:
-        return plan, _read_decisions(beside, plan, columns)
-    except (OSError, ValueError, NotImplementedError):  # what pyarrow raises is one of these
-        raise RefusedError(
-            f"the plan's decisions, {one_line(beside.name)}, cannot be read"
-        ) from None
-
-
-def _read_decisions(path: Path, plan: Plan, columns: Sequence[str]) -> pa.Table:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    digest, parts = TableDigest(), []
-    # an open file: from a path pyarrow may take a folder or read columns out of folder names
-    with path.open("rb") as file:
-        stored = parquet.ParquetFile(file)
-        is_plan = tuple(stored.schema_arrow.names) == COLUMNS
-        for group in range(stored.num_row_groups) if is_plan else ():
-            part = stored.read_row_group(group)
-            digest.add(part)
-            parts.append(part.select(columns))
-        if is_plan and not parts:
-            digest.add(stored.schema_arrow.empty_table())
-    if not is_plan or digest.hexdigest() != plan.decisions_sha256:
-        raise RefusedError(f"{one_line(path.name)} does not fit the plan's digest: it was edited")
-    schema = pa.schema([decisions_schema().field(name) for name in columns])
-    try:  # another tool may have saved it otherwise
-        return pa.concat_tables([schema.empty_table(), *(as_decisions(part) for part in parts)])
-    except (ValueError, NotImplementedError):
-        raise RefusedError(f"{one_line(path.name)} has columns of other types") from None
+    return plan, DecisionsFile(beside, plan)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, islice
 
 import numpy as np
 
-from ..core.entries import Cursor
+from ..core.entries import PIECE, Cursor, Feed, Straight, action_codes
+from ..core.events import Events
 from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..safe import text
@@ -38,11 +39,13 @@ class Reader:
         self._counters = b""
         self._after = self.position  # up to here everything has been read
         self._recorded: Recorded | None = None
-        self._plan = None if job.entries is None else Cursor(job.entries)
+        self._cursor: Cursor | None = None
+        straight = job.to_drain.straight if job.to_drain and not job.fellows else None
+        self._columns = None if straight is None else _Columns(straight)
 
     def start_over(self) -> None:
         """Forget what was read; what is recorded already is looked up anew."""
-        self._recorded = None
+        self._recorded = self._columns = None
 
     def note(self, position: str, counters: bytes) -> None:
         """Take over where a reply says that the group and the stream stand.
@@ -57,6 +60,8 @@ class Reader:
         """How many entries a batch may have."""
         # 2 % of the rate: one turn each 20 ms keeps the pace even and the server free
         most = UNTHROTTLED_BATCH if rate is None else max(1, int(rate * 0.02))
+        if self._columns is not None:  # no bodies travel
+            return min(most, UNTHROTTLED_BATCH)
         return min(most, UNTHROTTLED_BATCH, max(1, BATCH_BYTES // self._entry_bytes))
 
     def probe(self) -> float | None:
@@ -91,8 +96,25 @@ class Reader:
                 self._entry_bytes = reading.entry_bytes(entries)
                 yield self._batch(entries, owners=[row[1] for row in chosen])
 
+    def ready(self, room: int) -> Batch | None:
+        """Up to `room` entries from the plan's own columns; None where they have to be read.
+
+        That is as soon as anything is otherwise than it was when they were looked at.
+        """
+        columns = self._columns
+        if columns is None or room < 1:
+            return None
+        if not columns.holds(self.position, self._counters) or self._known().ids:
+            self._columns = None
+            return None
+        if (batch := columns.take(room, self._known())) is not None:
+            self._after = columns.after
+        return batch
+
     def ask(self, room: int) -> None:
         """Ask for up to `room` new entries, if any are left up to the boundary."""
+        if self._columns is not None:
+            return
         # where another drain went meanwhile this one need not read any more
         after = max(self._after, self.position, key=reading.id_key)
         if room < 1 or reading.id_key(after) >= reading.id_key(self.bounds.boundary):
@@ -123,9 +145,9 @@ class Reader:
     ) -> Batch:
         known = self._known()
         done = known.ids and known.ids.intersection(entry[0] for entry in entries)
-        self._check_plan([entry for entry in entries if entry[0] not in done])
+        planned = self._planned([entry[0] for entry in entries], done)
         marks = known.marks_for(entries[0][0])
-        return Batch(entries, after, counters, owners, done, marks)
+        return Batch(entries, after, counters, owners, done, marks, planned)
 
     def _known(self) -> Recorded:
         """What is recorded already of the scope; looked up when it is first needed."""
@@ -136,12 +158,53 @@ class Reader:
         return self._recorded
 
     def _is_planned(self, entry_id: bytes) -> bool:
-        return self._job.entries is None or entry_id in self._job.entries.rows
+        return self._job.to_drain is None or entry_id in self._job.to_drain.entries.rows
 
-    def _check_plan(self, entries: Sequence[RawEntry]) -> None:
-        if self._plan is None:
-            return
-        odd = np.flatnonzero(self._plan.find([entry[0] for entry in entries]) < 0)
-        if len(odd):
-            name = text(entries[int(odd[0])][0])
-            raise RefusedError(f"entry {name} is not in the plan; make a new one")
+    def _planned(self, ids: Sequence[bytes], done: Collection[bytes]) -> np.ndarray | None:
+        """The actions that the plan has for the ids (codes; -1: none, as for some of `done`)."""
+        if self._job.to_drain is None:
+            return None
+        entries = self._job.to_drain.entries
+        self._cursor = self._cursor or Cursor(entries)
+        rows = self._cursor.find(ids)
+        for row in np.flatnonzero(rows < 0).tolist():
+            if ids[row] not in done:
+                raise RefusedError(f"entry {text(ids[row])} is not in the plan; make a new one")
+        return np.where(rows < 0, -1, np.append(entries.actions, 0)[rows].astype(np.int64))
+
+
+class _Columns:
+    """A plan's entries as batches, from its own columns."""
+
+    def __init__(self, straight: Straight) -> None:
+        self._straight = straight
+        self._feed = Feed(straight.blocks())
+        self._events: Events | None = None  # a piece of the plan, from which batches are cut
+        self._actions = np.zeros(0, np.int64)
+        self._at = 0
+        self.after = straight.after  # up to here they were taken
+
+    def holds(self, position: str, counters: bytes) -> bool:
+        """Whether nothing was deleted since the entries were seen, and the group is among them."""
+        straight = self._straight
+        is_begun = self.after != straight.after
+        return counters.split()[1:] == straight.counters.split()[1:] and (
+            is_begun or position == straight.after
+        )
+
+    def take(self, room: int, known: Recorded) -> Batch | None:
+        """The next entries, up to `room`; None: no more."""
+        if self._events is None or self._at >= len(self._events):
+            table = self._feed.take(PIECE)
+            if table is None:
+                return None
+            self._events, self._at = Events.from_arrow(table), 0
+            self._actions = action_codes(table["action"])
+        part = slice(self._at, self._at + room)
+        events, after = self._events.part(part), self.after
+        self._at += len(events)
+        self.after = text(events.ids[-1])
+        return Batch(
+            [], after, self._straight.counters, marks=known.marks_for(events.ids[0]),
+            planned=self._actions[part], events=events,
+        )  # fmt: skip

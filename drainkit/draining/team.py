@@ -73,12 +73,12 @@ def names_of(first: str, workers: int) -> list[str]:
 def split(job: Job, workers: int) -> Iterator[Job]:
     """One job for each worker: its own consumer, its part of the budget, the others as fellows."""
     budget = job.max_events
-    if job.entries is None and budget is not None:
+    if job.to_drain is None and budget is not None:
         workers = min(workers, budget)
     names = names_of(job.scope.consumer, workers)
     for i, name in enumerate(names):
         settings = job.settings
-        if job.entries is None and budget is not None:
+        if job.to_drain is None and budget is not None:
             share = budget // workers + (i < budget % workers)
             settings = settings.model_copy(update={"max_events": share})
         yield replace(

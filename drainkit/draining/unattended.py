@@ -126,17 +126,21 @@ def check_planned(server: Server, settings: Settings, planned: Planned) -> None:
     """Refuse a plan that goes beyond the limits, also by what has aged since it was made."""
     plan = planned.plan
     max_age_min = float(plan.policy["max_age_min"])
-    drift = expected_drift(planned.table, settings, max_age_min=max_age_min, now_us=server.now_us())
+    drift = first = 0
+    now_us = server.now_us()
+    for block in planned.decisions.blocks(("event_time", "action")):
+        turns = turn_times_us(first, len(block), start_us=now_us, settings=settings)
+        drift += expected_drift(block, turns, max_age_min=max_age_min)
+        first += len(block)
     check_limits(settings.limits, plan.counts, drift=drift)
 
 
-def expected_drift(table: pa.Table, settings: Settings, *, max_age_min: float, now_us: int) -> int:
-    """How many of a plan's events would be too old at their turn, and were not when planned."""
+def expected_drift(table: pa.Table, turns: np.ndarray, *, max_age_min: float) -> int:
+    """How many of a plan's events will be too old at their turns (us), and were not as planned."""
     import pyarrow as pa
 
     times = table["event_time"].cast(pa.int64())
     planned = table["action"].to_numpy(zero_copy_only=False)
-    turns = turn_times_us(0, table.num_rows, start_us=now_us, settings=settings)
     known = ~times.is_null().to_numpy(zero_copy_only=False)
     old = turns - times.fill_null(0).to_numpy(zero_copy_only=False) > max_age_min * 60e6
     return int(np.sum(known & old & ~np.isin(planned, ("dropped_old", "dropped_missing"))))

@@ -32,7 +32,7 @@ def opening(server: Server, job: Job) -> Opening | None:
     With a plan the entries are known by name; pending entries do not vanish, they are recorded as
     missing.
     """
-    if job.scope.name == "pending" or job.entries is not None:
+    if job.scope.name == "pending" or job.to_drain is not None:
         return None
     here = scopes.current(server, job.scope)
     return Opening(here.position, scopes.undelivered(server, here))
@@ -40,7 +40,7 @@ def opening(server: Server, job: Job) -> Opening | None:
 
 def expected(server: Server, job: Job, begun: Opening | None) -> int:
     """How many events the run is to take, as counted when it begins."""
-    if job.entries is not None:
+    if job.to_drain is not None:
         return job.max_events or 0
     here = scopes.current(server, job.scope)
     own = sum(len(ids) for ids in scopes.own_ids(server, here))
@@ -53,7 +53,7 @@ def account(server: Server, job: Job, summary: Summary, begun: Opening | None) -
 
     The audit and the stream are read again only if the numbers leave something to explain.
     """
-    if job.entries is not None:
+    if job.to_drain is not None:
         summary.vanished = len(job.trimmed) + len(vanished_of_plan(server, job, summary))
     if begun is None:
         return
@@ -73,12 +73,12 @@ def account(server: Server, job: Job, summary: Summary, begun: Opening | None) -
 
 def vanished_of_plan(server: Server, job: Job, summary: Summary) -> set[str]:
     """Entries of the plan that have no record and are not in the stream any more."""
-    entries = job.entries
-    if entries is None or summary.total_read >= len(entries):
+    if job.to_drain is None or summary.total_read >= job.to_drain.count:
         return set()
     tables = run_tables(server, {job.run_id})
     done = {entry for part in tables for entry in part["original_id"].to_pylist()}
-    return set(vanished_ids(server, job, sorted(set(entries.ids.to_pylist()) - done)))
+    ids = job.to_drain.entries.ids.to_pylist()
+    return set(vanished_ids(server, job, sorted(set(ids) - done)))
 
 
 def vanished_ids(server: Server, job: Job, lacking: Sequence[str]) -> list[str]:
@@ -92,9 +92,9 @@ def vanished_ids(server: Server, job: Job, lacking: Sequence[str]) -> list[str]:
 
 def unkept(job: Job, summary: Summary) -> str | None:
     """What the plan promised and the run, though it came to its end, did not do; None: nothing."""
-    if job.entries is None:
+    if job.to_drain is None:
         return None
-    left = len(job.entries) + len(job.trimmed) - summary.total_read - summary.vanished
+    left = job.to_drain.count + len(job.trimmed) - summary.total_read - summary.vanished
     if left <= 0:
         return None
     return (

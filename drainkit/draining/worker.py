@@ -70,8 +70,7 @@ class Worker:
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._unsent = 0  # entries that were read and are still to be sent
-        planned = job.entries
-        self.changes = None if planned is None else Changes(planned, job.policy)
+        self.changes = None if job.to_drain is None else Changes(job.policy)
         self.begun: vanished.Opening | None = None  # counted before the first commit
         self._is_open = bool(job.fellows)  # of several workers none counts for itself
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
@@ -150,7 +149,10 @@ class Worker:
         return min(size, budget - self.summary.total_read - self.in_flight.events - self._unsent)
 
     def _next_batch(self) -> Batch | None:
-        """The new entries that were asked for; None when there are none, or the budget is spent."""
+        """New entries, of the plan or as asked for; None: no more, or the budget is spent."""
+        if (batch := self._reader.ready(self._room())) is not None:
+            self._unsent = batch.size
+            return batch
         if not self.in_flight.reading:
             # the budget was all in flight; what was rejected of that leaves room again
             self._settle_commits()
@@ -160,12 +162,14 @@ class Worker:
         if not isinstance(request, ReadRequest):
             return None
         batch = self._reader.take(request, max(1, self._room()))
-        self._unsent = len(batch.entries) - len(batch.recorded) if batch else 0
+        self._unsent = batch.size - len(batch.recorded) if batch else 0
         return batch
 
     def _commit(self, batch: Batch) -> None:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
-        events = self._decoder.decode(batch.entries)
+        events = batch.events
+        if events is None:
+            events = self._decoder.decode(batch.entries)
         self._unsent = 0
         while True:
             if self._rate is not None and not self._sleep(self._next_turn - time.monotonic()):
@@ -203,8 +207,8 @@ class Worker:
         rows: np.ndarray | slice = slice(None)
         if taken:
             rows = np.array([entry not in taken for entry in request.events.ids])
-        if self.changes is not None:
-            self.changes.note(request.events, request.decisions, rows)
+        if self.changes is not None and (planned := request.batch.planned) is not None:
+            self.changes.note(request.events, request.decisions, rows, planned)
         if counted := self.summary.count(request.decisions, rows):
             self.summary.pace.note(reply.audit_ms, counted)
             self._credit_us = CREDIT_US

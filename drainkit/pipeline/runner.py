@@ -126,7 +126,7 @@ def run(
             files.write_json(folder / RUN_JSON, interim)
             files.write_json(folder / "baseline.json", before)
             if planned:
-                save_plan(folder / "plan.json", planned.plan, planned.table)
+                save_plan(folder / "plan.json", planned.plan, planned.decisions.blocks())
                 if planned.signatures:
                     files.write_bytes(signatures_path(folder), planned.signatures)
             this = Run(settings, server, job, folder, Clock(started_us), notebooks, reports)

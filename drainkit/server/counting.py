@@ -68,7 +68,7 @@ def _read(
         if not (page := next(around, None)):
             break
         outside += len(page)
-    if _is_as_told(server, info):
+    if reading.stream_info(server).has_all_of(info):  # else its length says too much
         return info.length - outside, True
     return inside + sum(map(len, within)), True
 
@@ -82,15 +82,6 @@ def _backwards(server: Server, before: str) -> Pages:
             return
         before = text(page[-1][0])
         size = reading.next_page_size(page, size)
-
-
-def _is_as_told(server: Server, info: StreamInfo) -> bool:
-    """Whether nothing that `info` told of was deleted since: else its length says too much."""
-    now = reading.stream_info(server)
-    if info.entries_added is None or now.entries_added is None:  # before 7.0 only deletions of
-        return dataclasses.astuple(now) == dataclasses.astuple(info)  # nothing at all are seen
-    deleted = info.entries_added - info.length
-    return now.first_id == info.first_id and now.entries_added - now.length == deleted
 
 
 def backlog(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from ..core.timestamps import iso
@@ -75,6 +75,28 @@ class StreamInfo:
     boundary_id: str
     entries_added: int | None  # None: older than 7.0
     max_deleted_id: str | None = None  # the largest id ever taken by XDEL (trims leave it alone)
+
+    @property
+    def counters(self) -> bytes:
+        """As commit.lua has them: "added deleted"; empty where the server does not count."""
+        if self.entries_added is None:
+            return b""
+        return b"%d %d" % (self.entries_added, self.entries_added - self.length)
+
+    def has_all_of(self, then: StreamInfo) -> bool:
+        """Whether all entries of `then` are still there: none deleted, the stream not made anew.
+
+        6.2 has no counters to tell; there it must be the same in all.
+        """
+        if self.entries_added is None or then.entries_added is None:
+            return astuple(self) == astuple(then)
+        return (
+            self.entries_added >= then.entries_added
+            and self.counters.split()[1:] == then.counters.split()[1:]
+            and self.first_id == then.first_id
+            and self.max_deleted_id == then.max_deleted_id
+            and id_key(self.boundary_id) >= id_key(then.boundary_id)
+        )
 
 
 @dataclass(frozen=True)
@@ -235,7 +257,7 @@ def pages(
     *,
     page: int = PAGE_ENTRIES,
     ahead: bool = False,
-) -> Iterator[list[RawEntry]]:
+) -> Generator[list[RawEntry]]:
     """Entries from `first` to `last`, both included, in pages of at most `page`.
 
     With `ahead` the server already reads the next page while the caller works on one; until the

@@ -48,10 +48,16 @@ class Recorded:
         return [entry for entry in entries if entry[0] not in self.ids]
 
 
+def marks_of(server: Server, scope: Scope) -> bytes | None:
+    """The marks of the scope's consumer group: any commit of its drains changes them."""
+    found: bytes | None = server.call("HGET", server.keys.state, f"recorded:{scope.consumer_group}")
+    return found
+
+
 def of_scope(server: Server, scope: Scope) -> Recorded:
     """What is recorded of the entries that a drain of this scope would come upon."""
     # the marks first: what is recorded while the audit is read changes them
-    marks: bytes | None = server.call("HGET", server.keys.state, f"recorded:{scope.consumer_group}")
+    marks = marks_of(server, scope)
     if not reading.length_of(server, server.keys.audit):
         return Recorded(frozenset(), FIRST_ID, marks or b"0-0 0 0 0")
     if marks is None:  # an audit of before there were marks

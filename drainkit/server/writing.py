@@ -14,6 +14,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import numpy as np
+
+from ..core.events import Events
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
@@ -58,6 +61,13 @@ class Batch:
     owners: Sequence[str] | None = None
     recorded: frozenset[bytes] = frozenset()  # those that have their record: only acknowledged
     marks: bytes = b""  # as of that knowledge (recorded.Recorded); empty: the audit was not read
+    planned: np.ndarray | None = None  # the actions (codes) that the plan has, where there is one
+    events: Events | None = None  # of a plan, where nothing was read: then `entries` is empty
+
+    @property
+    def size(self) -> int:
+        """How many entries it has."""
+        return len(self.entries if self.events is None else self.events)
 
 
 @dataclass(frozen=True)

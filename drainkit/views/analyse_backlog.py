@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ..core.collection import collection_paused
 from ..core.events import decoder_of
-from ..core.frame import decide_frame, load_frame
+from ..core.frame import FrameBuilder, decide_frame
+from ..draining.handover import Handover
 from ..operations.entry import rows_of, show
 from ..operations.state import baseline
 from ..safe import one_line, share, text
@@ -33,10 +35,23 @@ class Analysis(RunSession):
         of_run = read_json(run_dir, "baseline.json") if self.folder_run_id else None
         self.baseline = of_run or baseline(server)
         self.at_us = self.now_us()
-        entries = scopes.scope_entries(server, self.job.scope)
-        self.frame = load_frame(entries, decoder_of(settings))
+        self.frame = self._read()
         decided = decide_frame(self.frame, self.job.policy, self.at_us)
         self.frame = pd.concat([self.frame, decided], axis=1)
+
+    @collection_paused()
+    def _read(self) -> pd.DataFrame:
+        """The entries of the scope as a DataFrame; in a run they are handed on to 02."""
+        decoder = decoder_of(self.settings)
+        builder = FrameBuilder(decoder)
+        is_of_run = self.folder_run_id is not None and self.planned is None
+        with Handover(self.server, self.job, self.run_dir if is_of_run else None) as out:
+            for page in scopes.scope_entries(self.server, self.job.scope):
+                events = decoder.decode(page)
+                builder.add(events)
+                out.add(page, events)
+                del page  # or two pages would be in memory
+        return builder.frame()
 
     def bottom_line(self) -> Markdown:
         """How much, how old, how much would pass, and why the backlog is what it is."""

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..core.policy import ACTIONS
 from ..draining.dry import plan_run, summary_of
+from ..draining.handover import drop, handed_on
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
@@ -29,12 +30,18 @@ class DryRun(RunSession):
         self._samples: dict[str, pd.DataFrame] = {}  # by action
         if self.folder_run_id and self.planned:  # the run applies a plan that was made before
             self.plan = self.planned.plan
-            self._keep_samples(self.planned.table)
+            for block in self.planned.decisions.blocks():
+                self._keep_samples(block)
             self.summary = summary_of(server, self.job, self.plan)
             return
         path = None if run_dir is None else run_dir / "plan.json"
-        self.summary, self.plan = plan_run(server, self.job, path, on_table=self._keep_samples)
+        # only in a run do the notebooks have one boundary
+        read = handed_on(server, self.job, run_dir) if run_dir and self.folder_run_id else None
+        self.summary, self.plan = plan_run(
+            server, self.job, path, pages=read, on_table=self._keep_samples
+        )
         if run_dir is not None:
+            drop(run_dir)
             self.summary.plan_path = "plan.json"
             if "-live-" not in run_dir.name:  # there run.json tells of the live run alone
                 self.write_summary(self.summary)

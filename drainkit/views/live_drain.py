@@ -36,9 +36,7 @@ class LiveDrain(RunSession):
     """03: drains the plan in run_dir, but only when `approve` holds its digest."""
 
     mode = "live"
-
     adopts_plan = True
-    plan_columns = ("id", "action", "payload_sha256")
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 
 from .. import files
-from ..core.plan import COLUMNS
 from ..core.summary import RUN_ID, Summary
 from ..draining.job import Job, Planned, adopt, resolve
 from ..draining.plan_files import read_plan
@@ -112,8 +111,6 @@ class Session:
 class RunSession(Session):
     """A session of a run: its job is that of the folder, or its own where there is none."""
 
-    plan_columns: ClassVar[tuple[str, ...]] = COLUMNS  # of the plan's decisions: what it needs
-
     @cached_property
     def job(self) -> Job:
         """The job that a drain with these settings is; run id and boundary are the run's."""
@@ -140,7 +137,7 @@ class RunSession(Session):
         """The plan in run_dir and its decisions."""
         if self.run_dir is None or not (self.run_dir / "plan.json").exists():
             return None
-        return Planned.load(self.run_dir, self.plan_columns)
+        return Planned.load(self.run_dir)
 
     def write_summary(self, summary: Summary) -> None:
         """run.json; what the run noted there about itself stays until its end."""

@@ -38,7 +38,6 @@ class Verification(RunSession):
     """04: before and after, plan against audit against group; writes after.json, audit.parquet."""
 
     adopts_plan = True
-    plan_columns = ("id", "action")
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         super().__init__(settings, server, run_dir)
@@ -50,7 +49,7 @@ class Verification(RunSession):
         if self.run is not None and self.live and not self.run.get("finished_at"):
             self.run = {}  # the run's own, from its beginning: it has no numbers
         self.plan = self.planned.plan if self.planned else None
-        self.table = self.planned.table if self.planned else None
+        self.decisions = self.planned.decisions if self.planned else None
         digest = self.plan.digest if self.plan else None
         starts = ledger.starts_of(server, digest) if digest else []
         self.run_id = str(self.run["run_id"]) if self.run and self.live else ""
@@ -71,8 +70,10 @@ class Verification(RunSession):
         """Read the runs' records once: into audit.parquet, numbers and the matching."""
         import pyarrow.compute as pc
 
-        table = self.table
-        self.matching = Matching(None if table is None else lambda: [table])
+        decisions = self.decisions
+        self.matching = Matching(
+            None if decisions is None else lambda: decisions.blocks(("id", "action"))
+        )
         self.counts, self.earlier = Counter[str](), 0  # of this run; of others of the same plan
         self.first = audit_schema().empty_table()  # the first records of this run
         self.pending_audited: list[str] = []  # recorded, and not acknowledged
@@ -112,7 +113,7 @@ class Verification(RunSession):
         if not self.run_id:
             return findings
         run = self.run if self.run and self.live else {}
-        done, planned = self.done + self.earlier, self.table.num_rows if self.table else 0
+        done, planned = self.done + self.earlier, self.decisions.rows if self.decisions else 0
         self.vanished = 0  # of the plan
         matched = self.matching.finish(self._vanished)
         done += self.vanished

@@ -51,12 +51,12 @@ def test_what_is_decided_otherwise_is_noted_with_its_reason() -> None:
     events = Decoder().decode(ENTRIES)
     later = decide(events, POLICY, NOW_US + 3_600_000_000)
     for rows, expected in ((slice(None), [0, 2]), (np.array([1, 1, 1, 1, 1]) == 0, [])):
-        changes = Changes(Entries(planned), POLICY)
-        changes.note(events, later, rows)
+        changes = Changes(POLICY)
+        changes.note(events, later, rows, Entries(planned).actions)
         found = changes.table().to_pylist()
         assert [row["id"].encode() for row in found] == [ENTRIES[i][0] for i in expected]
         assert {row["happened"] for row in found} <= {"dropped_old"}
         assert all("1800.00 s" in row["reason"] for row in found)
-    same = Changes(Entries(planned), POLICY)
-    same.note(events, decide(events, POLICY, NOW_US), slice(None))
+    same = Changes(POLICY)
+    same.note(events, decide(events, POLICY, NOW_US), slice(None), Entries(planned).actions)
     assert same.table().num_rows == 0

@@ -22,7 +22,7 @@ from drainkit.errors import RefusedError
 
 def plan_file(folder: Path, name: str, table: pa.Table | None = None, **other: Any) -> Path:
     table = table_of() if table is None else table
-    save_plan(folder / name, plan_of(table, **other), table)
+    save_plan(folder / name, plan_of(table, **other), [table])
     return folder / name
 
 

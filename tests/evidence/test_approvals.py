@@ -43,7 +43,7 @@ def sealed(reports: Path, signatures: bytes | None, **run: Any) -> Path:
         "approvers": [ANN], "started_at": "2026-01-01T00:00:00.5+00:00", **run,
     }  # fmt: skip
     files.write_json(folder / "run.json", values)
-    save_plan(folder / "plan.json", plan_of(), table_of())
+    save_plan(folder / "plan.json", plan_of(), [table_of()])
     if signatures is not None:
         files.write_bytes(folder / "plan.json.sig", signatures)
     sealing.seal(folder, run=values, parameters={}, server={"kind": "valkey", "version": "9.1.0"})

@@ -47,7 +47,7 @@ def make_run(reports: Path, number: int = 0, mode: str = "live") -> Path:
     files.write_text(folder / "report.html", "<p>report</p>")
     files.write_json(folder / "run.json", RUN)
     files.write_json(folder / "01_analyse_backlog.ipynb", {"cells": []})
-    save_plan(folder / "plan.json", plan_of(), table_of())
+    save_plan(folder / "plan.json", plan_of(), [table_of()])
     return folder
 
 
@@ -271,11 +271,11 @@ def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: 
 )
 def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, name: str, beside: str) -> None:
     """By its file's name, and the decisions stand beside it."""
-    save_plan(tmp_path / name, plan_of(), table_of())
+    save_plan(tmp_path / name, plan_of(), [table_of()])
     assert names(tmp_path) == sorted([name, beside])
-    plan, table = load_plan(tmp_path / name)
+    plan, decisions = load_plan(tmp_path / name)
     assert plan == plan_of()
-    assert table.equals(table_of())
+    assert decisions.table().equals(table_of())
 
 
 def test_a_plan_is_loaded_from_its_evidence_folder(sealed: Path) -> None:
@@ -287,8 +287,8 @@ def test_folders_named_like_columns_add_none(tmp_path: Path) -> None:
     """`env=prod/` in the path is no partition of the decisions."""
     folder = tmp_path / "env=prod"
     folder.mkdir()
-    save_plan(folder / "plan.json", plan_of(), table_of())
-    assert load_plan(folder)[1].equals(table_of())
+    save_plan(folder / "plan.json", plan_of(), [table_of()])
+    assert load_plan(folder)[1].table().equals(table_of())
 
 
 def write_other(path: Path, table: pa.Table) -> None:
@@ -319,7 +319,7 @@ def test_decisions_that_do_not_fit_are_refused(
     tmp_path: Path, spoil: Callable[[Path], object]
 ) -> None:
     """Decisions that are gone, broken or edited are named, exit code 4, never a traceback."""
-    save_plan(tmp_path / "plan.json", plan_of(), table_of())
+    save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
     spoil(tmp_path / "decisions.parquet")
     with pytest.raises(RefusedError, match=r"decisions\.parquet"):
         load_plan(tmp_path)
@@ -329,7 +329,7 @@ def test_decisions_and_plan_stand_for_each_other(tmp_path: Path) -> None:
     """Edited decisions with a new digest in the plan still do not fit: the plan was edited."""
     from drainkit.core.plan import table_sha256
 
-    save_plan(tmp_path / "plan.json", plan_of(), table_of())
+    save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
     other = table_of().slice(1)
     files.write_table(tmp_path / "decisions.parquet", other)
     data = json.loads((tmp_path / "plan.json").read_text())

@@ -1,0 +1,248 @@
+"""One read to plan, one to apply: what makes a read needless holds, or it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from books import GROUP, ME, ask, assert_books_balance, audit, deliver, seed
+from conftest import Fill
+from servers import Server
+
+from drainkit.core.events import Decoder
+from drainkit.draining import handover
+from drainkit.draining.dry import plan_run, read_pages
+from drainkit.draining.handover import Handover, handed_on
+from drainkit.draining.job import Job, Planned, adopt, look_straight, resolve
+from drainkit.draining.live import apply
+from drainkit.errors import RefusedError
+from drainkit.server import scopes
+from drainkit.server.connection import Server as Link
+from drainkit.settings import build
+
+ALL = {"max_events": "all", "throttle": "none", "allowlist": "BTCUSDT,ETHUSDT"}
+BATCH = 40  # entries of a commit: a plan of 200 takes several
+Meanwhile = Callable[[Server, str, list[str]], object]
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drainkit.draining.reader.UNTHROTTLED_BATCH", BATCH)
+    monkeypatch.setattr("drainkit.draining.reader.PIECE", 3 * BATCH)
+
+
+@pytest.fixture
+def link(request: pytest.FixtureRequest, stream: str) -> Iterator[Link]:
+    """A connection to the server that the test has."""
+    names = {"server", "valkey"}.intersection(request.fixturenames)
+    server: Server = request.getfixturevalue(names.pop())
+    with Link(server.url, stream) as opened:
+        yield opened
+
+
+def job_of(link: Link, server: Server, stream: str, **options: Any) -> Job:
+    values = {"redis_url": server.url, "stream": stream, **ALL, **options}
+    return resolve(link, build(values))
+
+
+def planned_of(link: Link, server: Server, stream: str, folder: Path) -> Planned:
+    path = folder / "plan.json"
+    plan_run(link, job_of(link, server, stream), path)
+    return Planned.load(path)
+
+
+def to_apply(link: Link, server: Server, stream: str, planned: Planned, **options: Any) -> Job:
+    values = {"redis_url": server.url, "stream": stream, "mode": "live", **options}
+    settings = adopt(build(values), planned.plan)
+    return resolve(link, settings, planned=planned)
+
+
+def reads(server: Server) -> int:
+    """How often the server was asked for entries, since the last RESETSTAT."""
+    lines = ask(server, "INFO", "commandstats").decode().splitlines()
+    found = (line for line in lines if line.startswith(("cmdstat_xrange:", "cmdstat_xrevrange:")))
+    return sum(int(line.split("calls=")[1].split(",")[0]) for line in found)
+
+
+def test_what_was_seen_is_drained_without_another_read(
+    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path
+) -> None:
+    """All of the plan, in its order, as it says; 6.2, which counts no deletions, reads again."""
+    seed(server, stream, fill)
+    planned = planned_of(link, server, stream, tmp_path)
+    job = to_apply(link, server, stream, planned)
+    ask(server, "CONFIG", "RESETSTAT")
+    summary = apply(link, job)
+    assert (reads(server) == 0) == (server.kind != "redis62")
+    assert (summary.exit_code, summary.drift) == (0, [])
+    assert_books_balance(server, stream, summary.as_dict())
+    records = audit(server, stream)
+    table = planned.decisions.table()
+    for name, column in (("original_id", "id"), ("action", "action")):
+        assert [r[name] for r in records] == table[column].to_pylist()
+
+
+def anew(server: Server, stream: str, ids: list[str], *, change: str = "", gone: str = "") -> None:
+    """The stream deleted and made anew, with another payload at one id, or without one."""
+    entries = ask(server, "XRANGE", stream, "-", "+")
+    (info,) = ask(server, "XINFO", "GROUPS", stream)
+    position = info[info.index(b"last-delivered-id") + 1]
+    ask(server, "DEL", stream)
+    for entry, fields in entries:
+        more = (b"note", b"changed") if entry.decode() == change else ()
+        if entry.decode() != gone:
+            ask(server, "XADD", stream, entry, *fields, *more)
+    ask(server, "XGROUP", "CREATE", stream, GROUP, position)
+
+
+@pytest.mark.parametrize("meanwhile", ["deleted", "deleted elsewhere", "added"])
+def test_the_counters_guard_what_is_not_read_again(
+    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, meanwhile: str
+) -> None:
+    """An entry deleted after all were seen vanished: not recorded, and no other is for it."""
+    ids = seed(server, stream, fill)
+    planned = planned_of(link, server, stream, tmp_path)
+    job = to_apply(link, server, stream, planned)
+    gone = {"deleted": ids[200], "deleted elsewhere": ids[7]}.get(meanwhile)
+    if gone:
+        ask(server, "XDEL", stream, gone)
+    else:
+        ask(server, "XADD", stream, "*", "symbol", "BTCUSDT")
+    summary = apply(link, job)
+    assert summary.exit_code == 0, summary.error
+    assert [r["original_id"] for r in audit(server, stream)] == [i for i in ids[100:] if i != gone]
+    assert summary.vanished == (meanwhile == "deleted")
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "told"),
+    [
+        (lambda *at: anew(*at, gone=at[2][3]), "made anew"),  # counters that went back
+        (lambda *at: ask(at[0], "DEL", at[1]), "gone"),
+        (lambda *at: ask(at[0], "XGROUP", "SETID", at[1], GROUP, at[2][150]), "somebody else took"),
+    ],
+    ids=["made anew", "gone", "position moved"],
+)
+def test_a_stream_or_group_that_changed_after_it_was_seen_ends_the_drain(
+    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path,
+    meanwhile: Meanwhile, told: str,
+) -> None:  # fmt: skip
+    """Nothing is recorded of a stream that is another now, nor of what others were delivered."""
+    ids = seed(valkey, stream, fill)
+    planned = planned_of(link, valkey, stream, tmp_path)
+    job = to_apply(link, valkey, stream, planned)
+    assert job.to_drain
+    assert job.to_drain.straight
+    meanwhile(valkey, stream, ids)
+    try:
+        error = apply(link, job).error or ""
+    except RefusedError as refusal:
+        error = str(refusal)
+    assert told in error
+    assert {r["original_id"] for r in audit(valkey, stream)} <= set(ids[151:])
+
+
+@pytest.mark.parametrize("at", [100, 199, 298])
+@pytest.mark.parametrize("kind", ["gone", "change", "more", "own"])
+def test_a_plan_that_does_not_fit_to_the_byte_is_looked_at_closely(
+    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, kind: str, at: int
+) -> None:
+    """An entry less, changed, more or pending is seen; gone or changed refuses before any write."""
+    ids = seed(valkey, stream, fill)
+    if kind == "more":  # planned without it, then it is there
+        ask(valkey, "XDEL", stream, ids[at])
+    planned = planned_of(link, valkey, stream, tmp_path)
+    if kind == "own":
+        deliver(valkey, stream, ME, at - 99)
+    elif kind == "more":
+        entries = ask(valkey, "XRANGE", stream, "-", "+")
+        ask(valkey, "DEL", stream)
+        for entry, fields in sorted([*entries, [ids[at].encode(), [b"symbol", b"X"]]]):
+            ask(valkey, "XADD", stream, entry, *fields)
+        ask(valkey, "XGROUP", "CREATE", stream, GROUP, ids[99])
+    else:
+        anew(valkey, stream, ids, **{kind: ids[at]})
+    assert look_straight(link, job_of(link, valkey, stream, mode="live"), planned) is None
+    if kind in ("gone", "change"):
+        with pytest.raises(RefusedError, match=ids[at]):
+            to_apply(link, valkey, stream, planned)
+        assert audit(valkey, stream) == []
+
+
+# ---------------------------------------------------------------- 01 to 02
+
+
+def hand_on(link: Link, job: Job, folder: Path) -> None:
+    decoder = Decoder(job.settings.fields)
+    with Handover(link, job, folder) as out:
+        for page in scopes.scope_entries(link, job.scope):
+            out.add(page, decoder.decode(page))
+
+
+@pytest.mark.parametrize("max_events", ["all", 130, 5])
+def test_what_is_handed_on_makes_the_same_plan(
+    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path,
+    max_events: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Row for row the decisions of a dry run that reads; new entries behind it do not matter."""
+    seed(server, stream, fill)
+    job = job_of(link, server, stream, max_events=max_events, as_of="2026-01-01T00:00:00Z")
+    hand_on(link, job, tmp_path)
+    if server.kind != "redis62":
+        ask(server, "XADD", stream, "*", "symbol", "BTCUSDT")
+    pages = handed_on(link, job, tmp_path)
+    assert pages is not None
+    found: list[pa.Table] = []
+    read: list[pa.Table] = []
+    plan_run(link, job, None, pages=pages, on_table=found.append)
+    plan_run(link, job, None, on_table=read.append)
+    rows = [pa.concat_tables(part).to_pylist() for part in (found, read)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == (200 if max_events == "all" else int(max_events))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s, k, ids: ask(s, "XDEL", k, ids[200]),
+        lambda s, k, ids: ask(s, "XTRIM", k, "MINID", ids[1]),
+        lambda s, k, ids: ask(s, "XGROUP", "SETID", k, GROUP, ids[100]),
+        lambda s, k, ids: deliver(s, k, ME, 1),
+        lambda s, k, ids: anew(s, k, ids, gone=ids[200]),
+        lambda s, k, ids: ask(s, "XSETID", k, ids[-1], "ENTRIESADDED", 301, "MAXDELETEDID", "0-0"),
+        lambda s, k, ids: ask(
+            s, "HSET", f"{k}.drain_state", f"recorded:{GROUP}", f"{ids[0]} 1 0 0"
+        ),
+    ],
+    ids=["deleted", "trimmed", "moved", "delivered", "made anew", "counters", "recorded"],
+)
+def test_what_is_not_proven_is_read_again(
+    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, change: Meanwhile
+) -> None:
+    """Each change between 01 and 02 that could make the plan another one is seen."""
+    ids = seed(valkey, stream, fill)
+    hand_on(link, job_of(link, valkey, stream), tmp_path)
+    assert handed_on(link, job_of(link, valkey, stream), tmp_path) is not None
+    change(valkey, stream, ids)
+    assert handed_on(link, job_of(link, valkey, stream), tmp_path) is None
+
+
+def test_other_settings_or_a_spoilt_file_are_read_again(
+    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path
+) -> None:
+    """Other field names, another number of events; no file, half a file."""
+    seed(valkey, stream, fill)
+    job = job_of(link, valkey, stream)
+    assert handed_on(link, job, tmp_path) is None
+    hand_on(link, job, tmp_path)
+    for other in ({"max_events": 5}, {"fields": {"symbol": "ticker"}}):
+        assert handed_on(link, job_of(link, valkey, stream, **other), tmp_path) is None
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    assert handed_on(link, job, tmp_path) is None
+    handover.drop(tmp_path)
+    assert [*tmp_path.iterdir()] == []
+    assert sum(len(page.events) for page in read_pages(link, job)) == 200
