@@ -98,7 +98,7 @@ def anew(server: Server, stream: str, ids: list[str], *, change: str = "", gone:
     ask(server, "XGROUP", "CREATE", stream, GROUP, position)
 
 
-@pytest.mark.parametrize("meanwhile", ["deleted", "deleted elsewhere", "added"])
+@pytest.mark.parametrize("meanwhile", ["deleted", "deleted later", "deleted elsewhere", "added"])
 def test_the_counters_guard_what_is_not_read_again(
     server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, meanwhile: str
 ) -> None:
@@ -106,15 +106,24 @@ def test_the_counters_guard_what_is_not_read_again(
     ids = seed(server, stream, fill)
     planned = planned_of(link, server, stream, tmp_path)
     job = to_apply(link, server, stream, planned)
-    gone = {"deleted": ids[200], "deleted elsewhere": ids[7]}.get(meanwhile)
-    if gone:
-        ask(server, "XDEL", stream, gone)
-    else:
-        ask(server, "XADD", stream, "*", "symbol", "BTCUSDT")
-    summary = apply(link, job)
+    gone = ids[7] if meanwhile == "deleted elsewhere" else ids[150]
+
+    def change(_: object = None) -> None:
+        if meanwhile == "added":
+            ask(server, "XADD", stream, "*", "symbol", "BTCUSDT")
+        else:
+            ask(server, "XDEL", stream, gone)
+
+    # later: once the first batch is done, the next one knows the counters from before it
+    is_later = meanwhile == "deleted later"
+    if not is_later:
+        change()
+    summary = apply(link, job, on_progress=change if is_later else None)
     assert summary.exit_code == 0, summary.error
-    assert [r["original_id"] for r in audit(server, stream)] == [i for i in ids[100:] if i != gone]
-    assert summary.vanished == (meanwhile == "deleted")
+    assert [r["original_id"] for r in audit(server, stream)] == [
+        entry for entry in ids[100:] if meanwhile == "added" or entry != gone
+    ]
+    assert summary.vanished == (meanwhile in ("deleted", "deleted later"))
 
 
 @pytest.mark.parametrize(
