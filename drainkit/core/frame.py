@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .collection import collection_paused
 from .events import Decoder, Events
-from .policy import ACTIONS, FAILED_NAMES, Policy, decide
+from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, decide
 from .timestamps import NO_TIME, TIME_SOURCES
 from .values import INVALID_REASONS, RawEntry
 
@@ -43,6 +43,20 @@ def record_batch(events: Events) -> pa.RecordBatch:
     )
 
 
+def _decided(decisions: Decisions) -> Iterator[tuple[str, pa.Array]]:
+    """The columns of `decide_frame`."""
+    import pyarrow as pa
+
+    age_us = decisions.age_us
+    yield "age_sec", pa.array(np.where(age_us == NO_TIME, np.nan, age_us / 1e6))
+    for name, codes, words in (
+        ("action", decisions.action, ACTIONS),
+        ("failed", decisions.failed, FAILED_NAMES),
+    ):
+        texts = pa.array(words, pa.string())
+        yield name, pa.DictionaryArray.from_arrays(codes.astype(np.int8), texts)
+
+
 def event_schema() -> pa.Schema:
     """The columns of `record_batch`."""
     return record_batch(Decoder().decode([])).schema
@@ -59,9 +73,12 @@ class FrameBuilder:
         """Decode one page."""
         self.add(self._decoder.decode(entries))
 
-    def add(self, events: Events) -> None:
-        """A page that was decoded already."""
-        self._pages.append(record_batch(events))
+    def add(self, events: Events, decisions: Decisions | None = None) -> None:
+        """A page that was decoded already; with its decisions the frame has decide_frame's too."""
+        batch = record_batch(events)
+        for name, column in () if decisions is None else _decided(decisions):
+            batch = batch.append_column(name, column)
+        self._pages.append(batch)
 
     def frame(self) -> pd.DataFrame:
         """All rows in the order of appending.

@@ -72,6 +72,10 @@ class Decisions:
     failed: NDArray[np.uint8]  # bit k set: filter ACTIONS[k] failed, also those after the first
     age_us: NDArray[np.int64]  # microseconds at the decision; NO_TIME unknown
 
+    def part(self, rows: slice) -> Decisions:
+        """Some of the rows."""
+        return Decisions(self.action[rows], self.failed[rows], self.age_us[rows])
+
 
 def decide(events: Events, policy: Policy, now_us: int | np.ndarray) -> Decisions:
     """Each event's action and every filter it fails; exactly at a limit passes.

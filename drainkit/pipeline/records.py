@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.moments import Moments
 from ..core.policy import ACTIONS
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 ALL_OF_THEM = 24  # so few events are listed one by one
 SAMPLES = 3  # of each action, where they are more
 BATCH = 50_000  # rows
+_FATE = ("action", "failed")
 
 
 @dataclass
@@ -39,56 +41,87 @@ class Records:
 
 def read(path: Path, boundary: str) -> Records | None:
     """What a table of events holds; None where it cannot be read."""
-    found, ids, audit_ms = Records(), [], []
-    last = id_key(boundary)
-    first: list[dict[str, Any]] = []
-    kept: Counter[str] = Counter()
+    found, moments, first = Records(), Moments(), []
+    last = np.array([id_key(boundary)], np.uint64)
+    newest, is_rising = np.zeros((1, 2), np.uint64), True
+    timed = name = ""
     try:
         for batch in _batches(path):
-            actions = batch.column("action").to_pylist()
-            for row, action in enumerate(actions):
-                some = kept[action] < SAMPLES
-                if some or found.rows + row < ALL_OF_THEM:
-                    event = {n: batch.column(n)[row].as_py() for n in batch.schema.names}
-                    if some:
-                        kept[action] += 1
-                        found.samples.append(event)
-                    if found.rows + row < ALL_OF_THEM:
-                        first.append(event)
-            found.counts.update(actions)
+            if found.rows < ALL_OF_THEM:
+                first += batch.slice(0, ALL_OF_THEM - found.rows).to_pylist()
+            _sample(found, batch)
             found.rows += batch.num_rows
-            name = "original_id" if "original_id" in batch.schema.names else "id"
-            if name in batch.schema.names:
-                keys = [id_key(entry) for entry in batch.column(name).to_pylist()]
-                found.beyond += sum(key > last for key in keys)
-                ids.append(np.array(keys, np.uint64).reshape(-1, 2))
+            name = next((n for n in ("original_id", "id") if n in batch.schema.names), "")
+            if name:
+                keys = _id_keys(batch.column(name))
+                found.beyond += int(_is_after(keys, last).sum())
+                every = np.concatenate([newest, keys])
+                is_rising = is_rising and bool(_is_after(every[1:], every[:-1]).all())
+                newest = every[-1:]
             if "audit_id" in batch.schema.names:
-                moments = [id_key(entry)[0] for entry in batch.column("audit_id").to_pylist()]
-                audit_ms.append(np.array(moments, np.uint64))
+                timed = "audit_id"
+                moments.add(_id_keys(batch.column(timed))[:, 0].astype(np.int64))
+        if not is_rising:  # only then can an entry be there twice
+            keys = np.concatenate([_id_keys(batch.column(name)) for batch in _batches(path)])
+            found.doubled = found.rows - len(np.unique(keys, axis=0))
     except (OSError, ValueError):  # pyarrow's own errors are children of these
         return None
-    if ids:
-        found.doubled = found.rows - len(np.unique(np.concatenate(ids), axis=0))
     found.samples.sort(key=lambda event: _rank(event["action"]))
     if found.is_complete:
         found.samples = first
-    if audit_ms:
-        found.worst_second = _worst_second(np.sort(np.concatenate(audit_ms)))
+    if timed:
+        found.worst_second = moments.busiest_second()
     return found
+
+
+def _sample(found: Records, batch: pa.RecordBatch) -> None:
+    """Count a batch's events by action, and keep the first of each."""
+    import pyarrow.compute as pc
+
+    actions = batch.column("action")
+    for pair in pc.value_counts(actions).to_pylist():
+        action = pair["values"]
+        if (wanted := SAMPLES - found.counts[action]) > 0:
+            rows = pc.indices_nonzero(pc.equal(actions, action))[:wanted]
+            found.samples += batch.take(rows).to_pylist()
+        found.counts[action] += pair["counts"]
+
+
+def _id_keys(ids: pa.Array) -> np.ndarray:
+    """Ids for comparison, (n, 2) uint64: milliseconds and number; 0, 0 for what is not an id."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = ids.cast(pa.string())
+    is_id = pc.match_substring_regex(texts, r"^\d{1,19}-\d{1,19}$").fill_null(False)
+    parts = pc.split_pattern(pc.if_else(is_id, texts, "0-0"), "-")
+    columns = [pc.list_element(parts, k).cast(pa.uint64()).to_numpy(False) for k in (0, 1)]
+    return np.stack(columns, axis=1)
+
+
+def _is_after(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For each key whether it comes after the other."""
+    ms, other_ms = keys[:, 0], others[:, 0]
+    after: np.ndarray = (ms > other_ms) | ((ms == other_ms) & (keys[:, 1] > others[:, 1]))
+    return after
 
 
 def passing_at_once(path: Path, at_us: int, max_age_us: int) -> int | None:
     """How many of the decided events would pass, were all decided at one moment; None: unknown."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     passing = 0
     try:
         for batch in _batches(path):
-            names = ("action", "failed", "event_time")
-            columns = [batch.column(name).to_pylist() for name in names[:2]]
-            times = batch.column(names[2]).cast("int64").to_pylist()
-            for action, failed, time_us in zip(*columns, times, strict=True):
-                is_young = time_us is not None and at_us - time_us <= max_age_us
-                is_else = action == "drained_ok" or (action == "dropped_old" and not failed)
-                passing += is_young and is_else
+            actions, failed = (batch.column(name).cast(pa.string()) for name in _FATE)
+            times = batch.column("event_time").cast(pa.int64())
+            is_only_old = pc.and_(
+                pc.equal(actions, "dropped_old"), pc.equal(pc.fill_null(failed, ""), "")
+            )
+            fits = pc.or_(pc.equal(actions, "drained_ok"), is_only_old)
+            fits = pc.and_(fits, pc.greater_equal(times, at_us - max_age_us))
+            passing += pc.sum(fits).as_py() or 0
     except (OSError, ValueError, KeyError):
         return None
     return passing
@@ -99,12 +132,6 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
     with path.open("rb") as file:
         yield from parquet.ParquetFile(file).iter_batches(BATCH)
-
-
-def _worst_second(ms: np.ndarray) -> int:
-    """The most of the sorted moments (uint64, ms) in a half-open window of one second."""
-    upto = np.searchsorted(ms, ms + np.uint64(1000), side="left")
-    return int((upto - np.arange(len(ms))).max(initial=0))
 
 
 def _rank(action: str) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from ..core.collection import collection_paused
 from ..core.events import decoder_of
-from ..core.frame import FrameBuilder, decide_frame
+from ..core.frame import FrameBuilder
+from ..core.policy import ACTIONS, decide
 from ..draining.handover import Handover
 from ..operations.entry import rows_of, show
 from ..operations.state import baseline
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from ipywidgets import Widget
 
 
+MOST_ROWS = 2_000_000  # a backlog up to so many events is a DataFrame as a whole
+ROWS_OF_MORE = 1_000_000  # of a larger one: at most so many rows, evenly spread
+
+
 class Analysis(RunSession):
     """01: the backlog as a DataFrame, decided as of now; writes nothing."""
 
@@ -35,32 +42,50 @@ class Analysis(RunSession):
         of_run = read_json(run_dir, "baseline.json") if self.folder_run_id else None
         self.baseline = of_run or baseline(server)
         self.at_us = self.now_us()
+        self.total = 0  # events of the scope
+        self.counts = np.zeros(len(ACTIONS), np.int64)  # by action
+        self.step = self._step()
         self.frame = self._read()
-        decided = decide_frame(self.frame, self.job.policy, self.at_us)
-        self.frame = pd.concat([self.frame, decided], axis=1)
+
+    def _step(self) -> int:
+        """1: the frame holds every event; n: every n-th."""
+        scope = self.job.scope
+        group = next(
+            g for g in self.baseline["groups"] if g["name"] == self.settings.consumer_group
+        )
+        events = group["backlog"][scope.name]
+        if events > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
+            events = scopes.remaining(self.server, scope)
+        return 1 if events <= MOST_ROWS else math.ceil(events / ROWS_OF_MORE)
 
     @collection_paused()
     def _read(self) -> pd.DataFrame:
         """The entries of the scope as a DataFrame; in a run they are handed on to 02."""
         decoder = decoder_of(self.settings)
         builder = FrameBuilder(decoder)
+        builder.add(nothing := decoder.decode([]), decide(nothing, self.job.policy, self.at_us))
         is_of_run = self.folder_run_id is not None and self.planned is None
         with Handover(self.server, self.job, self.run_dir if is_of_run else None) as out:
             for page in scopes.scope_entries(self.server, self.job.scope):
                 events = decoder.decode(page)
-                builder.add(events)
                 out.add(page, events)
                 del page  # or two pages would be in memory
+                decisions = decide(events, self.job.policy, self.at_us)
+                self.counts += np.bincount(decisions.action, minlength=len(ACTIONS))
+                if self.step > 1:
+                    rows = slice(-self.total % self.step, None, self.step)
+                    decisions = decisions.part(rows)
+                self.total += len(events)
+                builder.add(events.part(rows) if self.step > 1 else events, decisions)
         return builder.frame()
 
     def bottom_line(self) -> Markdown:
         """How much, how old, how much would pass, and why the backlog is what it is."""
-        frame, policy = self.frame, self.job.policy
-        passing = int((frame["action"] == "drained_ok").sum())
-        ages = frame["age_sec"].dropna()
-        part = share(passing, len(frame))
+        policy, passing = self.job.policy, int(self.counts[ACTIONS.index("drained_ok")])
+        ages = self.frame["age_sec"].dropna()
+        part = share(passing, self.total)
         lines = [
-            f"**{len(frame):,} entries** wait in scope `{self.job.scope.name}`, and "
+            f"**{self.total:,} entries** wait in scope `{self.job.scope.name}`, and "
             f"**{passing:,} of them ({part}) would pass** every filter."
         ]
         if len(ages):
@@ -72,6 +97,12 @@ class Analysis(RunSession):
                 oldest = (middle if some else "The oldest is ") + f"{span(ages.max())} old"
             lines.append(f"{oldest}; the limit is {policy.max_age_min:g} min.")
         lines.append(self.why())
+        if self.step > 1:
+            lines.append(
+                f"All that follows, and `analysis.frame`, holds **one event in {self.step}**, "
+                f"{len(self.frame):,} of {self.total:,}. To see them all: `drainkit export DIR/` "
+                "makes a dataset of them, which DuckDB, Polars or pyarrow read."
+            )
         return markdown("\n\n".join(lines))
 
     def why(self) -> str:
@@ -133,29 +164,37 @@ class Analysis(RunSession):
         (found,) = show(self.server, self.settings, self.job.policy, [entry_id], now_us=self.at_us)
         return Table(rows_of(found), columns=["part", "name", "value"])
 
+    def _of_sample(self, figure: go.Figure) -> go.Figure:
+        """Says in the title if not every event is in it."""
+        if self.step > 1:
+            figure.layout.title.text += f" (one event in {self.step})"
+        return figure
+
     def age(self) -> go.Figure:
         """Ages against the limit."""
-        return figures.age(self.frame["age_sec"].to_numpy(), self.job.policy)
+        return self._of_sample(figures.age(self.frame["age_sec"].to_numpy(), self.job.policy))
 
     def confidence(self) -> go.Figure:
         """Confidences against the limit."""
-        return figures.confidence(self.frame["confidence"].to_numpy(), self.job.policy)
+        return self._of_sample(
+            figures.confidence(self.frame["confidence"].to_numpy(), self.job.policy)
+        )
 
     def by(self, column: str) -> go.Figure:
         """By symbol, source or side."""
-        return figures.by_category(self.frame, column)
+        return self._of_sample(figures.by_category(self.frame, column))
 
     def arrivals(self) -> go.Figure:
         """Events over time."""
-        return figures.arrivals(self.frame)
+        return self._of_sample(figures.arrivals(self.frame))
 
     def overlap(self) -> go.Figure:
         """Which filters the events fail together."""
-        return figures.overlap(self.frame)
+        return self._of_sample(figures.overlap(self.frame))
 
     def what_if(self) -> go.Figure:
         """What would pass at other limits."""
-        return figures.what_if(self.frame, self.job.policy)
+        return self._of_sample(figures.what_if(self.frame, self.job.policy))
 
     def explore(self, *, anyway: bool = False) -> Widget | None:
         """Limits to move and events to search, where a person is; elsewhere nothing.
@@ -167,6 +206,10 @@ class Analysis(RunSession):
         if not (anyway or person_is_here()):
             return None
         self.exploration = Exploration(
-            self.frame, self.job.policy, self.settings, lambda one: self.entry(one)._repr_html_()
+            self.frame,
+            self.job.policy,
+            self.settings,
+            lambda one: self.entry(one)._repr_html_(),
+            step=self.step,
         )
         return self.exploration.widget

@@ -55,8 +55,9 @@ def histogram(
 
 def passing_at(frame: pd.DataFrame, ages: list[float], confidences: list[float]) -> np.ndarray:
     """Events that would pass, by maximum age (rows, minutes) and minimum confidence (columns)."""
-    failed = frame["failed"].astype(str)
-    others = failed.str.contains("missing|invalid|allowlisted").to_numpy()
+    failed = frame["failed"].cat
+    is_other = failed.categories.str.contains("missing|invalid|allowlisted")
+    others = np.append(is_other, False)[failed.codes]
     part = frame[~others & frame["confidence"].notna().to_numpy()]
     rows = np.searchsorted(np.array(ages), part["age_sec"].to_numpy() / 60, side="left")
     columns = (
@@ -88,14 +89,6 @@ def pace_bins(span_ms: int, rate: float | None) -> tuple[float, int]:
     # ten events' worth; ids are whole milliseconds, so each gap can look 1 ms too short
     tens = max(1, math.ceil(span_ms / 1000 * rate / 10 / MAX_BINS))
     return tens * 10 / rate, int(tens * 10_000 / rate) - 10 * tens
-
-
-def busiest_second(audit_ms: np.ndarray) -> int:
-    """The most records in any half-open window of one second, by the audit's ids (sorted)."""
-    if not len(audit_ms):
-        return 0
-    first = np.searchsorted(audit_ms, audit_ms - 999, side="left")
-    return int((np.arange(len(audit_ms)) - first).max()) + 1
 
 
 # what an event has but its age, confidence and symbol

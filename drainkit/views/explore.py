@@ -83,12 +83,18 @@ class Exploration:
     """The widgets and what they show; `widget` is all of it."""
 
     def __init__(
-        self, frame: pd.DataFrame, policy: Policy, settings: Settings, open_entry: Open
+        self,
+        frame: pd.DataFrame,
+        policy: Policy,
+        settings: Settings,
+        open_entry: Open,
+        *,
+        step: int = 1,
     ) -> None:
         import ipywidgets as w
 
         self._frame, self._policy, self._settings = frame, policy, settings
-        self._open = open_entry
+        self._open, self._step = open_entry, step
         oldest = frame["age_sec"].max() if frame["age_sec"].notna().any() else 0.0
         self.binned = Binned(frame, age_limits(oldest, policy), confidence_limits(policy))
         wide = {"layout": w.Layout(width="34rem"), "style": {"description_width": "8rem"}}
@@ -154,6 +160,8 @@ class Exploration:
                 f"<b>{len(shown):,} of {total:,} events</b>, spread evenly over the backlog, with "
                 f"some of each action: search and sorting see these"
             )
+        if self._step > 1:
+            told += f" (of one in {self._step})"
         return table, told + ", judged by the parameters above. A row that is clicked is opened."
 
     @property

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..core.moments import Moments
 from ..core.policy import ACTIONS, COLOURS, NAMES, Policy
 from ..safe import label, share
 from .bins import (
     MAX_BINS,
     age_step_min,
-    busiest_second,
     histogram,
     pace_bins,
     passing_at,
@@ -163,7 +163,7 @@ def _moment(epoch_sec: float) -> dt.datetime:
 
 def overlap(frame: pd.DataFrame) -> Canvas:
     """How the filters overlap: which combinations of them the events fail."""
-    counts = frame["failed"].astype(str).value_counts()
+    counts = frame["failed"].value_counts()
     counts = counts[counts > 0]
     several = int(sum(n for names, n in counts.items() if "," in str(names)))
     counts = counts[:MAX_COMBINATIONS]
@@ -263,13 +263,13 @@ def waterfall(counts: dict[str, int]) -> Canvas:
     return counted(figure, "y", read)
 
 
-def pace(audit_ms: np.ndarray, rate: float | None) -> Canvas:
-    """Events that reached the audit over time (sorted, ms), against the throttle (events/s)."""
-    figure = canvas(pace_title(audit_ms, rate), "seconds since the first", "events per second")
-    if len(audit_ms):
-        ms = audit_ms - audit_ms.min()
-        width, in_ms = pace_bins(int(ms.max()), rate)
-        counts = np.bincount(ms // in_ms)
+def pace(moments: Moments, rate: float | None) -> Canvas:
+    """Events that reached the audit over time, against the throttle (events/s)."""
+    figure = canvas(pace_title(moments, rate), "seconds since the first", "events per second")
+    if len(moments):
+        ms, n = moments.counts()
+        width, in_ms = pace_bins(int(ms[-1] - ms[0]), rate)
+        counts = np.bincount((ms - ms[0]) // in_ms, n)
         figure.add_trace(
             go.Bar(x=[(k + 0.5) * width for k in range(len(counts))], y=(counts / width).tolist(),
                    width=width * 0.95, marker_color=COLOURS["drained_ok"],
@@ -280,19 +280,19 @@ def pace(audit_ms: np.ndarray, rate: float | None) -> Canvas:
         # a window of one second may hold the rate rounded up
         figure.add_hline(y=rate if rate < 1 else math.ceil(rate), line_dash="dash",
                          line_color=LINE, annotation_text=f"throttle {rate:g}/s")  # fmt: skip
-    return counted(figure, "y", len(audit_ms))
+    return counted(figure, "y", len(moments))
 
 
-def pace_title(audit_ms: np.ndarray, rate: float | None) -> str:
+def pace_title(moments: Moments, rate: float | None) -> str:
     """Whether the throttle was kept, in words: per second, or by the gap where it is below 1/s."""
-    if not len(audit_ms):
+    if not len(moments):
         return "Nothing was drained, so there is no pace to measure"
-    worst = busiest_second(audit_ms)
+    worst = moments.busiest_second()
     if rate is None:
         return f"The busiest second holds {events(worst)} (no throttle)"
-    if rate >= 1 or len(audit_ms) < 2:
+    if rate >= 1 or len(moments) < 2:
         return f"The busiest second holds {events(worst)} ({math.ceil(rate):,} allowed)"
-    gap = float(np.diff(audit_ms).min()) / 1000
+    gap = moments.closest_ms() / 1000
     return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"
 
 

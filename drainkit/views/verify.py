@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from .. import files
 from ..core.audit import audit_ms, audit_schema
 from ..core.collection import collection_paused
+from ..core.moments import Moments
 from ..core.policy import ACTIONS
 from ..core.reconciliation import Matched, Matching, reconcile
 from ..draining.vanished import vanished_ids
@@ -78,7 +78,7 @@ class Verification(RunSession):
         self.first = audit_schema().empty_table()  # the first records of this run
         self.pending_audited: list[str] = []  # recorded, and not acknowledged
         pending = self._pending()
-        ms, kept = [np.zeros(0, np.int64)], None
+        self.moments, kept = Moments(), None
         with ExitStack() as stack:
             if self.run_dir is not None:
                 writer = files.TableWriter(self.run_dir / "audit.parquet", audit_schema())
@@ -89,7 +89,7 @@ class Verification(RunSession):
                 own = part.filter(pc.equal(part["run_id"], self.run_id))
                 self.earlier += len(part) - len(own)
                 self.counts.update(values_of(own["action"]))
-                ms.append(audit_ms(own))
+                self.moments.add(audit_ms(own))
                 if pending:
                     ids = own["original_id"].to_pylist()
                     self.pending_audited += [entry for entry in ids if entry in pending]
@@ -97,7 +97,6 @@ class Verification(RunSession):
                     self.first = pa.concat_tables([self.first, own.slice(0, SAMPLE_ROWS)])
                 if kept is not None:
                     kept.write(own)
-        self.audit_ms = np.concatenate(ms)
 
     def _pending(self) -> set[str]:
         group, boundary = self.job.scope.group, self.after["stream"]["boundary_id"]
@@ -213,7 +212,7 @@ class Verification(RunSession):
         rate = self.plan.throttle if self.plan else self.settings.throttle
         if self.start is not None:  # what the run itself was told
             rate = self.start.throttle
-        return figures.pace(self.audit_ms, rate)
+        return figures.pace(self.moments, rate)
 
     def samples(self) -> pd.DataFrame:
         """The first audit records."""

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from drainkit.core.events import Decoder
 from drainkit.core.frame import FrameBuilder, decide_frame
+from drainkit.core.moments import Moments
 from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy
 from drainkit.core.values import RawEntry
 from drainkit.demo.backlog import ALLOWLIST, sample_entries
@@ -26,7 +27,6 @@ from drainkit.views import figures
 from drainkit.views.bins import (
     MAX_BINS,
     age_step_min,
-    busiest_second,
     histogram,
     passing_at,
     what_if_limits,
@@ -63,7 +63,7 @@ def all_figures(frame: pd.DataFrame, policy: Policy = POLICY) -> dict[str, Any]:
         "overlap": figures.overlap(frame),
         "what_if": figures.what_if(frame, policy),
         "waterfall": figures.waterfall(counts),
-        "pace": figures.pace(audit_ms, 5.0),
+        "pace": figures.pace(Moments(audit_ms), 5.0),
     }
 
 
@@ -254,7 +254,7 @@ def test_the_busiest_second_is_found_wherever_it_starts(offsets: list[int]) -> N
     """As many as the fullest window [t, t + 1000 ms) over all starts t holds."""
     times = sorted(offsets)
     brute = max((sum(t <= u < t + 1000 for u in times) for t in times), default=0)
-    assert busiest_second(np.array(times, dtype=np.int64)) == brute
+    assert Moments(np.array(times, dtype=np.int64)).busiest_second() == brute
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 1.0, 2.5, 5.0, 60.0])
@@ -262,7 +262,7 @@ def test_the_busiest_second_is_found_wherever_it_starts(offsets: list[int]) -> N
 def test_an_even_pace_never_looks_too_fast(rate: float, n: int) -> None:
     """No bar of a drain that kept its throttle rises above the throttle's line."""
     audit_ms = NOW_MS + np.ceil(np.arange(n) * 1000 / rate).astype(np.int64)
-    figure = figures.pace(audit_ms, rate).to_dict()
+    figure = figures.pace(Moments(audit_ms), rate).to_dict()
     line = figure["layout"]["shapes"][0]["y0"]
     assert line == (rate if rate < 1 else math.ceil(rate))
     for bar in figure["data"]:
@@ -272,9 +272,10 @@ def test_an_even_pace_never_looks_too_fast(rate: float, n: int) -> None:
 
 def test_a_broken_throttle_is_said() -> None:
     """The title gives the measured number beside the allowed one, or the gap below 1/s."""
-    assert "6 events (5 allowed)" in figures.pace_title(NOW_MS + np.arange(20) * 180, 5.0)
-    assert "1.5 s apart (at least 2.0 s" in figures.pace_title(NOW_MS + np.arange(20) * 1500, 0.5)
-    assert "no throttle" in figures.pace_title(NOW_MS + np.arange(20), None)
+    slow, middle, fast = (Moments(NOW_MS + np.arange(20) * gap) for gap in (1500, 180, 1))
+    assert "6 events (5 allowed)" in figures.pace_title(middle, 5.0)
+    assert "1.5 s apart (at least 2.0 s" in figures.pace_title(slow, 0.5)
+    assert "no throttle" in figures.pace_title(fast, None)
 
 
 @pytest.mark.parametrize("share_of_them", [0.01, 0.5, 1])

@@ -122,3 +122,45 @@ def test_notebooks_name_the_type_and_default_of_each_parameter() -> None:
         for name, known in inspect_notebook(str(path)).items():
             assert known["inferred_type_name"] not in ("None", ""), (path.stem, name)
             assert known["default"] != "None" or "default" in known["help"], (path.stem, name)
+
+
+def test_a_backlog_larger_than_a_frame_is_shown_by_a_sample(
+    valkey: Server, stream: str, fill: Fill, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """01 counts all events, shows one in n evenly spread over all pages, and says so."""
+    ids = seed(valkey, stream, fill, 300, delivered=10)[10:]
+    whole = Analysis.open({"stream": stream})
+    assert whole.step == 1
+    assert whole.frame["id"].tolist() == ids
+    monkeypatch.setattr("drainkit.views.analyse_backlog.MOST_ROWS", 100)
+    monkeypatch.setattr("drainkit.views.analyse_backlog.ROWS_OF_MORE", 50)
+    part = Analysis.open({"stream": stream})
+    assert part.frame["id"].tolist() == ids[::6]
+    assert part.counts.tolist() == whole.counts.tolist()
+    assert (part.total, int(part.counts.sum())) == (290, 290)
+    told = part.bottom_line().data
+    assert "**290 entries** wait" in told
+    assert "one event in 6" in told
+    assert "drainkit export DIR/" in told
+    assert "one event in 6" in part.what_if().layout.title.text
+
+
+def test_02_reads_nothing_that_01_of_its_run_has_read(
+    valkey: Server, stream: str, fill: Fill, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run's folder 02 takes what 01 handed on; elsewhere it reads by itself."""
+    seed(valkey, stream, fill, 300, delivered=10)
+    folder = here / "20260101T000000Z-dry-run-0a1b2c"
+    alone = here / "alone"
+    for one in (folder, alone):
+        one.mkdir()
+        Analysis.open({"stream": stream, "run_dir": str(one), "max_events": "all"})
+    assert [*alone.iterdir()] == []
+    monkeypatch.setattr("drainkit.server.scopes.scope_entries", None)
+    plan = DryRun.open({"stream": stream, "run_dir": str(folder), "max_events": "all"}).plan
+    assert plan.total_read == 290
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "decisions.parquet", "plan.json", "run.json",
+    ]  # fmt: skip
+    with pytest.raises(TypeError):
+        DryRun.open({"stream": stream, "run_dir": str(alone), "max_events": "all"})
