@@ -46,8 +46,8 @@ def drain(
         failure = InterruptedRunError("interrupted; run the same command again to go on")
     try:
         _settle(books, worker, failure)
-        if worker.changes is not None and not worker.in_flight.uncertain:
-            summary.changes = worker.changes.table()
+        if worker.turns.changes is not None and not worker.in_flight.uncertain:
+            summary.changes = worker.turns.changes.table()
         if not job.fellows:
             vanished.account(server, job, summary, worker.begun)
             if failure is None and (reason := vanished.unkept(job, summary)):
@@ -67,7 +67,7 @@ def _settle(books: Books, worker: Worker, failure: DrainkitError | None) -> None
     """After the loop: replies still in flight into the books, and the history group closed."""
     server, scope = books.server, books.job.scope
     if server.connected:
-        worker.finish_replies()
+        worker.turns.finish()
     if not server.connected:
         server.reconnect()
     worker.in_flight.wait_out()

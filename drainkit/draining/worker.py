@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 
-import numpy as np
-
-from ..core.entries import Changes
-from ..core.events import decoder_of
-from ..core.policy import decide
 from ..core.summary import Summary
 from ..errors import (
     ConnectionLostError,
@@ -25,17 +19,13 @@ from ..server.connection import Clock, Server
 from ..server.topology import check_primary
 from ..server.writing import Batch, RecordedError
 from . import vanished
-from .in_flight import CommitRequest, InFlight, ReadRequest
-from .job import MAX_CLOCK_WAIT_SEC, Job, Progress, future_audit
+from .in_flight import InFlight, ReadRequest
+from .job import Job, Progress
 from .reader import Reader
+from .turns import ReadAgainError, Turns
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
-CREDIT_US = 50_000  # a busy client makes up for so much delay of its turn
 MAX_LOOKS = 20  # in a row, at what others record, before a drain gives up
-
-
-class ReadAgainError(DrainkitError):
-    """A batch was not committed and has to be read anew; what was sent after it, too."""
 
 
 class Worker:
@@ -61,19 +51,15 @@ class Worker:
         self.job = job
         self.summary = summary
         self.stopping = stopping
-        self.on_progress = on_progress
-        self._decoder = decoder_of(job.settings)
-        self._clock = Clock(server.now_us())
-        self.in_flight = InFlight(server, job, self._clock)
-        self._reader = Reader(server, job, self.in_flight, self._clock)
-        self._rate = job.settings.throttle  # the lowest of all drains at work
-        self._next_turn = 0.0  # time.monotonic()
-        self._credit_us = 0  # a drain begins without
+        self.clock = Clock(server.now_us())
+        self.in_flight = InFlight(server, job, self.clock)
+        self._reader = Reader(server, job, self.in_flight, self.clock)
+        self.turns = Turns(
+            job, summary, self.in_flight, self._reader, self.clock, stopping, on_progress
+        )
         self._unsent = 0  # entries that were read and are still to be sent
-        self.changes = None if job.to_drain is None else Changes(job.policy)
         self.begun: vanished.Opening | None = None  # counted before the first commit
         self._is_open = bool(job.fellows)  # of several workers none counts for itself
-        self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
 
     def run(self) -> None:
         """Drain until the scope, the budget or the patience with a broken server is exhausted."""
@@ -86,31 +72,17 @@ class Worker:
                     return
                 # somebody of the same name was delivered entries meanwhile: they are ours as well
             except (ReadAgainError, RecordedError) as error:
-                self.finish_replies()
+                self.turns.finish()
                 looks = looks + 1 if self.summary.total_read == before else 0
                 if isinstance(error, RecordedError) and looks > MAX_LOOKS:
                     raise
-                self._sleep(self._next_turn - time.monotonic())
+                self.turns.wait()
             except (ConnectionLostError, ServerBusyError, SlotMovedError) as error:
                 if self.summary.total_read > before:
                     attempts = iter(RECOVERY_WAITS_SEC)
-                self._recover(error, attempts)
+                _recover(self, error, attempts)
             self._reader.start_over()
             self._unsent = 0
-
-    def finish_replies(self) -> None:
-        """Take what is still in flight into the books: a commit in flight is a commit."""
-        while request := self.in_flight.oldest():
-            try:
-                if isinstance(request, ReadRequest):
-                    self.in_flight.receive_page()
-                else:
-                    self._settle(request)
-            except ConnectionLostError:
-                self.in_flight.mark_unknown()
-                return
-            except DrainkitError:  # refused by the server: nothing of it ran
-                continue
 
     def _drain(self) -> None:
         if not self._is_open:
@@ -119,31 +91,35 @@ class Worker:
             self._is_open = True
         for batch in self._reader.pending(self._room):
             self._commit(batch)
-            self._settle_commits()
+            self.turns.settle_all()
         if self.job.scope.name != "pending":
             self._drain_new()
         if self.stopping.is_set():
             raise InterruptedRunError("interrupted; run the same command again to go on")
 
     def _drain_new(self) -> None:
-        self._rate = self._reader.probe()
+        self.turns.rate = self._reader.probe()
         self._reader.ask(self._room())
         while batch := self._next_batch():
-            if self._rate is None:
+            if self.turns.rate is None:
                 self._reader.ask(self._room())
             self._commit(batch)
-            if self._rate is not None:
-                self._settle_commits()
+            if self.turns.rate is not None:
+                self.turns.settle_all()
                 self._reader.ask(self._room())
-        self._settle_commits()
+        self.turns.settle_all()
         if self._room() > 0:  # not the budget but the stream has ended: if it is still the one
             self._reader.probe()
+
+    def _commit(self, batch: Batch) -> None:
+        self._unsent = 0
+        self.turns.commit(batch)
 
     def _room(self) -> int:
         """How many entries the next batch may have; 0 when the budget is spent or interrupted."""
         if self.stopping.is_set():
             return 0
-        size, budget = self._reader.size(self._rate), self.job.max_events
+        size, budget = self._reader.size(self.turns.rate), self.job.max_events
         if budget is None:
             return size
         return min(size, budget - self.summary.total_read - self.in_flight.events - self._unsent)
@@ -155,70 +131,15 @@ class Worker:
             return batch
         if not self.in_flight.reading:
             # the budget was all in flight; what was rejected of that leaves room again
-            self._settle_commits()
+            self.turns.settle_all()
             self._reader.ask(self._room())
-        self._settle_commits()
+        self.turns.settle_all()
         request = self.in_flight.oldest()
         if not isinstance(request, ReadRequest):
             return None
         batch = self._reader.take(request, max(1, self._room()))
         self._unsent = batch.size - len(batch.recorded) if batch else 0
         return batch
-
-    def _commit(self, batch: Batch) -> None:
-        """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
-        events = batch.events
-        if events is None:
-            events = self._decoder.decode(batch.entries)
-        self._unsent = 0
-        while True:
-            if self._rate is not None and not self._sleep(self._next_turn - time.monotonic()):
-                return  # interrupted: the batch stays as it is for the same command run again
-            now_us = self._clock.now_us()
-            as_of_us = self.job.settings.as_of_us
-            decisions = decide(events, self.job.policy, now_us if as_of_us is None else as_of_us)
-            self._settle_commits()
-            self.in_flight.commit(
-                batch, events, decisions, now_us=now_us, credit_us=self._credit_us
-            )
-            request = self.in_flight.oldest()
-            if self._rate is None or not isinstance(request, CommitRequest):
-                return
-            if self._settle(request, may_wait=True):
-                return
-
-    def _settle_commits(self) -> None:
-        while isinstance(request := self.in_flight.oldest(), CommitRequest):
-            self._settle(request)
-
-    def _settle(self, request: CommitRequest, *, may_wait: bool = False) -> bool:
-        """Take the reply of the oldest commit into the books; False if it has to wait."""
-        reply = self.in_flight.receive_commit()
-        self._next_turn = time.monotonic() + reply.wait_us / 1e6
-        self._rate = rate = reply.rate
-        if not reply.done:
-            if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (rate or 1)) * 1e6:
-                raise DrainkitError(future_audit(reply.wait_us / 1e6))
-            if not may_wait or rate is None or request.fresh > max(1, rate / 5):
-                raise ReadAgainError("the batch has to wait, or to be smaller, and is read anew")
-            return False
-        self._reader.note(reply.position, reply.counters)
-        taken = reply.rejected | request.batch.recorded
-        rows: np.ndarray | slice = slice(None)
-        if taken:
-            rows = np.array([entry not in taken for entry in request.events.ids])
-        if self.changes is not None and (planned := request.batch.planned) is not None:
-            self.changes.note(request.events, request.decisions, rows, planned)
-        if counted := self.summary.count(request.decisions, rows):
-            self.summary.pace.note(reply.audit_ms, counted)
-            self._credit_us = CREDIT_US
-        self.summary.vanished += reply.vanished
-        if request.batch.owners is not None:
-            rows_of = zip(request.events.ids, request.batch.owners, strict=True)
-            self._refused |= {row for row in rows_of if row[0] in reply.rejected}
-        if self.on_progress:
-            self.on_progress(self.summary)
-        return True
 
     def _exhausted(self, *, progress: bool) -> bool:
         """Whether nothing is left to do; raises if something is that could not be done."""
@@ -229,39 +150,36 @@ class Worker:
         scope = scopes.current(self.server, self._reader.bounds)
         if any(scopes.own_ids(self.server, scope)):
             return False
-        if scope.name != "pending" or not self._refused:
+        if scope.name != "pending" or not self.turns.refused:
             return True
         rows = (row for page in scopes.scope_ids(self.server, scope) for row in page)
-        left = sum(row in self._refused for row in rows)  # what another took since is its own
+        left = sum(row in self.turns.refused for row in rows)  # what another took since is its own
         if left and not progress:
             raise DrainkitError(
                 f"{left} idle entries of the scope could not be taken; run the same command again"
             )
         return not left
 
-    def _sleep(self, seconds: float) -> bool:
-        """Wait for the turn; False if interrupted meanwhile."""
-        return not (self.stopping.wait(seconds) if seconds > 0 else self.stopping.is_set())
 
-    def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
-        """After a fault: look again. What is still undelivered or pending was not committed."""
-        self.in_flight.mark_unknown()
-        for wait in attempts:
-            if self.stopping.wait(wait):
-                raise InterruptedRunError("interrupted; run the same command again to go on")
-            try:
-                owner = self.server.info.run_id
-                self.server.reconnect()
-                if not self.in_flight.is_same_server:
-                    raise UnreachableError(
-                        "the server restarted or another took over, and may have lost the last "
-                        "moments; run the same command again to go on"
-                    )
-                check_primary(self.server.info)
-                if self.server.info.run_id != owner:  # deadlines were by the other one's clock
-                    self.in_flight.wait_out()
-                self._clock.sync(self.server.now_us())
-            except (ConnectionLostError, ServerBusyError, SlotMovedError):
-                continue
-            return
-        raise error
+def _recover(worker: Worker, error: UnreachableError, attempts: Iterator[float]) -> None:
+    """After a fault: look again. What is still undelivered or pending was not committed."""
+    worker.in_flight.mark_unknown()
+    for wait in attempts:
+        if worker.stopping.wait(wait):
+            raise InterruptedRunError("interrupted; run the same command again to go on")
+        try:
+            owner = worker.server.info.run_id
+            worker.server.reconnect()
+            if not worker.in_flight.is_same_server:
+                raise UnreachableError(
+                    "the server restarted or another took over, and may have lost the last "
+                    "moments; run the same command again to go on"
+                )
+            check_primary(worker.server.info)
+            if worker.server.info.run_id != owner:  # deadlines were by the other one's clock
+                worker.in_flight.wait_out()
+            worker.clock.sync(worker.server.now_us())
+        except (ConnectionLostError, ServerBusyError, SlotMovedError):
+            continue
+        return
+    raise error

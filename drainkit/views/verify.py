@@ -17,6 +17,7 @@ from ..core.collection import collection_paused
 from ..core.moments import Moments
 from ..core.policy import ACTIONS
 from ..core.reconciliation import Matched, Matching, reconcile
+from ..draining.plan_files import DecisionsFile
 from ..draining.vanished import vanished_ids
 from ..errors import DrainkitError
 from ..operations.state import baseline
@@ -32,6 +33,48 @@ from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
+
+
+class Audit:
+    """The records of a run, read once: into audit.parquet, numbers and the matching."""
+
+    @collection_paused()
+    def __init__(
+        self,
+        server: Server,
+        runs: set[str],
+        run_id: str,
+        decisions: DecisionsFile | None,
+        pending: set[str],
+        keep: Path | None,
+    ) -> None:
+        import pyarrow.compute as pc
+
+        self.matching = Matching(
+            None if decisions is None else lambda: decisions.blocks(("id", "action"))
+        )
+        self.counts, self.earlier = Counter[str](), 0  # of this run; of others of the same plan
+        self.first = audit_schema().empty_table()  # the first records of this run
+        self.pending: list[str] = []  # recorded, and not acknowledged
+        self.moments, kept = Moments(), None
+        with ExitStack() as stack:
+            if keep is not None:
+                writer = files.TableWriter(keep, audit_schema())
+                kept = stack.enter_context(writer)
+            for part in run_tables(server, runs):
+                told = part.select(["original_id", "action", "reason"])
+                self.matching.add(told.rename_columns(["id", "action", "reason"]))
+                own = part.filter(pc.equal(part["run_id"], run_id))
+                self.earlier += len(part) - len(own)
+                self.counts.update(values_of(own["action"]))
+                self.moments.add(audit_ms(own))
+                if pending:
+                    ids = own["original_id"].to_pylist()
+                    self.pending += [entry for entry in ids if entry in pending]
+                if len(self.first) < SAMPLE_ROWS:
+                    self.first = pa.concat_tables([self.first, own.slice(0, SAMPLE_ROWS)])
+                if kept is not None:
+                    kept.write(own)
 
 
 class Verification(RunSession):
@@ -60,43 +103,11 @@ class Verification(RunSession):
         self.has_before = before is not None or not self.run_id
         self.start = next((s for s in reversed(starts) if s.run_id == self.run_id), None)
         runs = {self.run_id, *(start.run_id for start in starts)} - {""}
-        self._read_audit(runs)
+        keep = None if run_dir is None else run_dir / "audit.parquet"
+        self.audit = Audit(server, runs, self.run_id, self.decisions, self._pending(), keep)
         self.findings = self._reconcile()
         if run_dir is not None:
             files.write_json(run_dir / "after.json", self.after)
-
-    @collection_paused()
-    def _read_audit(self, runs: set[str]) -> None:
-        """Read the runs' records once: into audit.parquet, numbers and the matching."""
-        import pyarrow.compute as pc
-
-        decisions = self.decisions
-        self.matching = Matching(
-            None if decisions is None else lambda: decisions.blocks(("id", "action"))
-        )
-        self.counts, self.earlier = Counter[str](), 0  # of this run; of others of the same plan
-        self.first = audit_schema().empty_table()  # the first records of this run
-        self.pending_audited: list[str] = []  # recorded, and not acknowledged
-        pending = self._pending()
-        self.moments, kept = Moments(), None
-        with ExitStack() as stack:
-            if self.run_dir is not None:
-                writer = files.TableWriter(self.run_dir / "audit.parquet", audit_schema())
-                kept = stack.enter_context(writer)
-            for part in run_tables(self.server, runs):
-                told = part.select(["original_id", "action", "reason"])
-                self.matching.add(told.rename_columns(["id", "action", "reason"]))
-                own = part.filter(pc.equal(part["run_id"], self.run_id))
-                self.earlier += len(part) - len(own)
-                self.counts.update(values_of(own["action"]))
-                self.moments.add(audit_ms(own))
-                if pending:
-                    ids = own["original_id"].to_pylist()
-                    self.pending_audited += [entry for entry in ids if entry in pending]
-                if len(self.first) < SAMPLE_ROWS:
-                    self.first = pa.concat_tables([self.first, own.slice(0, SAMPLE_ROWS)])
-                if kept is not None:
-                    kept.write(own)
 
     def _pending(self) -> set[str]:
         group, boundary = self.job.scope.group, self.after["stream"]["boundary_id"]
@@ -112,13 +123,13 @@ class Verification(RunSession):
         if not self.run_id:
             return findings
         run = self.run if self.run and self.live else {}
-        done, planned = self.done + self.earlier, self.decisions.rows if self.decisions else 0
+        done, planned = self.done + self.audit.earlier, self.decisions.rows if self.decisions else 0
         self.vanished = 0  # of the plan
-        matched = self.matching.finish(self._vanished)
+        matched = self.audit.matching.finish(self._vanished)
         done += self.vanished
         counts: Mapping[str, int] = {action: int(run.get(action, 0)) for action in ACTIONS}
         if not run:  # no numbers of its own to hold the audit against
-            counts = self.counts
+            counts = self.audit.counts
             if self.start is not None and done < planned:
                 findings.append(
                     f"run {one_line(self.run_id)} of this plan left no summary, and "
@@ -128,7 +139,7 @@ class Verification(RunSession):
             matched = Matched(matched.twice)
         return findings + reconcile(
             matched,
-            audited=self.counts,
+            audited=self.audit.counts,
             counts=counts,
             pending_own=int(run.get("pending_own") or 0),
         )
@@ -142,13 +153,13 @@ class Verification(RunSession):
     @property
     def done(self) -> int:
         """How many records this run has."""
-        return self.counts.total()
+        return self.audit.counts.total()
 
     def _still_pending(self) -> list[str]:
         """Audited entries that the group still holds as pending: recorded, not acknowledged."""
-        if not self.pending_audited:
+        if not self.audit.pending:
             return []
-        n, first = len(self.pending_audited), one_line(self.pending_audited[0])
+        n, first = len(self.audit.pending), one_line(self.audit.pending[0])
         return [f"{n:,} audited entries are pending in the group, first {first}"]
 
     def bottom_line(self) -> Markdown:
@@ -159,8 +170,8 @@ class Verification(RunSession):
             )
         if not self.run_id:
             return markdown("**Nothing was drained, and nothing changed.**")
-        done, runs = self.done + self.earlier, ""
-        if self.earlier:
+        done, runs = self.done + self.audit.earlier, ""
+        if self.audit.earlier:
             runs = " by all runs of this plan"
         return markdown(
             f"**The books balance:** {done:,} entries were read, audited and "
@@ -185,38 +196,22 @@ class Verification(RunSession):
         """What became of the groups that are not the drain's own."""
         if not self.has_before:
             return markdown("How it was before is not known: run_dir has no baseline.json.")
-        own = self.job.scope.group
-        old = {g["name"]: g for g in self.before["groups"]}
-        others = [g for g in self.after["groups"] if g["name"] in old and g["name"] != own]
-        moved = []
-        for group in others:
-            was, name = old[group["name"]], one_line(group["name"]).replace("`", "'")
-            if any(group[key] != was[key] for key in ("position", "pending")):
-                moved.append(
-                    f"`{name}` from {was['position']} to {group['position']}, pending "
-                    f"{was['pending']:,} to {group['pending']:,}"
-                )
-        if not others:
-            return markdown("No other group reads this stream.")
-        told = f"**{len(others) - len(moved)} of {len(others)} other groups are as they were.**"
-        if moved:
-            told += " Their own consumers moved: " + "; ".join(moved) + "."
-        return markdown(told)
+        return markdown(_others_told(self.before, self.after, self.job.scope.group))
 
     def counts_table(self) -> pd.DataFrame:
         """Events by action, as the audit has them."""
-        return Table({"audited": [self.counts[action] for action in ACTIONS]}, list(ACTIONS))
+        return Table({"audited": [self.audit.counts[action] for action in ACTIONS]}, list(ACTIONS))
 
     def pace(self) -> go.Figure:
         """Throttle compliance, measured from the audit's ids."""
         rate = self.plan.throttle if self.plan else self.settings.throttle
         if self.start is not None:  # what the run itself was told
             rate = self.start.throttle
-        return figures.pace(self.moments, rate)
+        return figures.pace(self.audit.moments, rate)
 
     def samples(self) -> pd.DataFrame:
         """The first audit records."""
-        return safe(self.first.slice(0, SAMPLE_ROWS).to_pandas())
+        return safe(self.audit.first.slice(0, SAMPLE_ROWS).to_pandas())
 
 
 def others_touched(
@@ -234,3 +229,22 @@ def others_touched(
         elif consumer in {c["name"] for c in group["consumer_list"]} - known[name]:
             findings.append(f"group {one_line(name)} now has a consumer {one_line(consumer)}")
     return findings
+
+
+def _others_told(before: Mapping[str, Any], after: Mapping[str, Any], own: str) -> str:
+    old = {g["name"]: g for g in before["groups"]}
+    others = [g for g in after["groups"] if g["name"] in old and g["name"] != own]
+    moved = []
+    for group in others:
+        was, name = old[group["name"]], one_line(group["name"]).replace("`", "'")
+        if any(group[key] != was[key] for key in ("position", "pending")):
+            moved.append(
+                f"`{name}` from {was['position']} to {group['position']}, pending "
+                f"{was['pending']:,} to {group['pending']:,}"
+            )
+    if not others:
+        return "No other group reads this stream."
+    told = f"**{len(others) - len(moved)} of {len(others)} other groups are as they were.**"
+    if moved:
+        told += " Their own consumers moved: " + "; ".join(moved) + "."
+    return told
