@@ -495,6 +495,9 @@ def test_schedulers_do_not_retry_what_was_refused() -> None:
     assert ast.unparse(first.test) == "code in (2, 4)"
     assert "AirflowFailException" in ast.unparse(first)
     assert "AirflowException" in ast.unparse(second)
+    # jupyter-scheduler retries nothing, and writes parameters as they are into a cell
+    job = json.loads((EXAMPLES / "jupyter-scheduler.json").read_text())
+    assert all(isinstance(ast.literal_eval(v), str) for v in job["parameters"].values())
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
