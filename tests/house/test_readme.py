@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from books import GROUP, ask, audit, deliver, original_backlog, pending, seed
-from conftest import ROOT, Cli, Fill
+from conftest import ROOT, Cli, CliResult, Fill
 from servers import Server
 
 STREAM = "quantum:stream:trade.intent"
@@ -31,31 +32,45 @@ def test_the_help_in_the_readme_is_the_programs(cli: Cli) -> None:
     assert shown.group(1).strip() == cli("--help", env={"COLUMNS": "80"}).out.strip()
 
 
-def run_document(
-    name: str, folder: Path, url: str = "", **env: str
-) -> subprocess.CompletedProcess[str]:
-    """Its commands in one shell, in order; each has to say what the document shows of it."""
+def run_document(name: str, cli: Cli, url: str = "", **env: str) -> CliResult:
+    """Its commands, in order, up to one that fails; each has to say what the document shows."""
     found = re.findall(
         r"(<!--[^\n]*-->)?\n *```(bash|console)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL
     )
-    script, shown = ["set -euo pipefail", "exec 2>&1"], []
-    for marker, language, block in found:
+    programs = f"{_with_jq(cli.cwd)}{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env, folder, done = {**env, "DRAINKIT_REDIS_URL": url}, cli.cwd, CliResult((), 0, "", "")
+    told = ""
+    for marker, language, indented in found:
+        block = re.sub(r"(?m)^   ", "", indented).strip()
         if language == "console":
-            shown[-1] += block.splitlines()
-        elif not any(word in marker for word in ("command: ", "run by tests/")):  # of .ci/run, too
-            script += [re.sub(r"(?m)^   ", "", block), f"echo '@{len(shown)}@'"]
-            shown.append([])
-    programs = f"{_with_jq(folder)}{Path(sys.executable).parent}:{os.environ['PATH']}"
+            for line in block.splitlines():
+                assert " ".join(line.split()) in " ".join(told.split()), (name, line, told)
+        elif any(word in marker for word in ("command: ", "run by tests/")):  # by .ci/run, too
+            continue
+        elif block.startswith("cd "):
+            folder /= block.removeprefix("cd ")
+        else:
+            own = all(line.startswith("drainkit ") for line in block.splitlines())
+            told = ""
+            for command in block.splitlines() if own else [block]:
+                done = (
+                    cli(*shlex.split(command)[1:], env=env)
+                    if own
+                    else _in_shell(command, folder, {**env, "PATH": programs})
+                )
+                told += done.out + done.err
+                if done.rc != 0:
+                    return done
+    return done
+
+
+def _in_shell(script: str, folder: Path, env: dict[str, str]) -> CliResult:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
     done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], capture_output=True, text=True, check=False, cwd=folder,
-        env={**inherited, "PATH": programs, "DRAINKIT_REDIS_URL": url, **env},
+        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False,
+        cwd=folder, env={**inherited, **env},
     )  # fmt: skip
-    said = [" ".join(part.split()) for part in re.split(r"@\d+@", done.stdout)]
-    for k, lines in enumerate(shown if done.returncode == 0 else ()):
-        for line in lines:
-            assert " ".join(line.split()) in said[k], (name, line, said[k])
-    return done
+    return CliResult((script,), done.returncode, done.stdout, done.stderr)
 
 
 def _with_jq(folder: Path) -> str:
@@ -76,15 +91,15 @@ def _with_jq(folder: Path) -> str:
     return f"{program.parent}:"
 
 
-def test_every_command_of_the_readme_works(valkey: Server, fill: Fill, tmp_path: Path) -> None:
+def test_every_command_of_the_readme_works(valkey: Server, fill: Fill, cli: Cli) -> None:
     """The way from an own stream to a live drain, as it stands there, drains the backlog."""
     seed(valkey, STREAM, fill, 115)
-    done = run_document("README.md", tmp_path, valkey.url)
-    assert done.returncode == 0, done.stdout[-2000:]
+    done = run_document("README.md", cli, valkey.url)
+    assert done.rc == 0, done
     assert len(audit(valkey, STREAM)) == 15
 
 
-def test_every_command_of_the_runbook_works(valkey: Server, fill: Fill, tmp_path: Path) -> None:
+def test_every_command_of_the_runbook_works(valkey: Server, fill: Fill, cli: Cli) -> None:
     """On the original report's stream each command says what the runbook shows; all is drained."""
     fill(valkey, STREAM, original_backlog(), group=GROUP, position="1766594570000-0")
     for n in range(1, 35):
@@ -95,36 +110,35 @@ def test_every_command_of_the_runbook_works(valkey: Server, fill: Fill, tmp_path
     ask(valkey, "XGROUP", "CREATE", STREAM, "quantum:group:trade_intent_consumer:trade.intent", "$")
     # a test cannot wait until its consumers have been idle for an hour
     young = {"DRAINKIT_MIN_IDLE_MIN": "0", "DRAINKIT_ALLOW_ACTIVE_CONSUMERS": "true"}
-    done = run_document("drainkit/examples/RUNBOOK.md", tmp_path, valkey.url, **young)
-    assert done.returncode == 0, done.stdout[-2000:]
+    fast = {"DRAINKIT_THROTTLE": "none"}
+    done = run_document("drainkit/examples/RUNBOOK.md", cli, valkey.url, **young, **fast)
+    assert done.rc == 0, done
     assert len(audit(valkey, STREAM)) == 10_012
     assert pending(valkey, STREAM) == 0
 
 
-def test_every_command_of_the_notebooks_page_works(
-    valkey: Server, fill: Fill, tmp_path: Path
-) -> None:
+def test_every_command_of_the_notebooks_page_works(valkey: Server, fill: Fill, cli: Cli) -> None:
     """Copies run whole and one by one; the digest of 02 arms 03, and the books balance."""
     seed(valkey, STREAM, fill, 115)
-    done = run_document("notebooks/README.md", tmp_path, valkey.url)
-    assert done.returncode == 0, done.stdout[-2000:]
+    done = run_document("notebooks/README.md", cli, valkey.url)
+    assert done.rc == 0, done
     assert len(audit(valkey, STREAM)) == 15
-    assert (tmp_path / "out.html").stat().st_size > 100_000
+    assert (cli.cwd / "out.html").stat().st_size > 100_000
 
 
 @pytest.mark.parametrize("how", ["as sealed", "changed", "added"])
-def test_an_auditor_needs_no_drainkit(how: str, tmp_path: Path) -> None:
+def test_an_auditor_needs_no_drainkit(how: str, cli: Cli) -> None:
     """The commands pass the example in silence, fail on a changed file, and name an added one."""
-    example = tmp_path / "reports" / "example"
+    example = cli.cwd / "reports" / "example"
     shutil.copytree(ROOT / "reports" / "example", example)
     if how == "changed":
         (example / "run.json").write_text("{}")
     if how == "added":
         (example / "extra.txt").write_text("x")
-    done = run_document("reports/README.md", tmp_path)
-    assert (done.returncode == 0) is (how != "changed"), done.stdout
-    assert ("extra.txt" in done.stdout) is (how == "added")
-    assert ("run.json: FAILED" in done.stdout) is (how == "changed")
+    done = run_document("reports/README.md", cli)
+    assert (done.rc == 0) is (how == "as sealed"), done
+    assert ("extra.txt" in done.out) is (how == "added")
+    assert ("run.json: FAILED" in done.out) is (how == "changed")
 
 
 def test_the_python_example_runs(valkey: Server, fill: Fill, cli: Cli) -> None:
