@@ -172,7 +172,7 @@ def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **fl
     if delete:
         lines.append(f"Removed: {len(removed):,}.")
     lines += [f"  {one_line(c.name)}: idle {c.idle_ms / 60_000:,.0f} min" for c in dead
-              if c.name in removable and not delete]  # fmt: skip
+              if not c.why_kept and not delete]  # fmt: skip
     lines += [f"  {one_line(name)} stays: {why}" for name, why in kept.items()]
     emit(as_json, data, "\n".join(lines))
 

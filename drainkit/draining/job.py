@@ -91,8 +91,9 @@ class Job:
 
     @property
     def alone(self) -> bool:
-        """Whether nobody else should move the group's position while this run is at work."""
-        return not self.fellows and not self.settings.allow_active_consumers
+        """Whether nobody else should move the position by which this run reads."""
+        others = self.scope.name == "undelivered" and self.settings.allow_active_consumers
+        return self.scope.name == "pending" or not (self.fellows or others)
 
     @property
     def reach(self) -> Scope:

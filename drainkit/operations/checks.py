@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -80,8 +81,8 @@ class Report:
 
     def add(self, severity: str, stream_name: str, group: str | None, text: str) -> None:
         """Add a finding in its place."""
-        self.findings.append(Finding(severity, stream_name, group, text))
-        self.findings.sort(key=lambda f: -list(SEVERITIES).index(f.severity))
+        found = Finding(severity, stream_name, group, text)
+        bisect.insort_right(self.findings, found, key=lambda f: -list(SEVERITIES).index(f.severity))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -22,6 +22,7 @@ What proves what (N: entries ever added after the position, by the counters):
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,13 +57,13 @@ def losses(info: StreamInfo, groups: Sequence[Group], *, follows: bool) -> list[
     own = [_lost(info, group, follows=follows) for group in groups]
     if not follows:
         return own
+    places = [id_key(group.position) for group in groups]
+    known = sorted((there, lost) for there, lost in zip(places, own, strict=True)
+                   if lost is not None and lost.entries)  # fmt: skip
     return [
-        lost if lost is not None or not _is_only_trimmed(info, group) else _at_least(
-            [(id_key(g.position), x) for g, x in zip(groups, own, strict=True)],
-            id_key(group.position),
-        )
-        for group, lost in zip(groups, own, strict=True)
-    ]  # fmt: skip
+        lost if lost is not None or not _is_only_trimmed(info, group) else _at_least(known, here)
+        for group, here, lost in zip(groups, places, own, strict=True)
+    ]
 
 
 def _lost(info: StreamInfo, group: Group, *, follows: bool) -> Lost | None:
@@ -97,10 +98,10 @@ def _is_only_trimmed(info: StreamInfo, group: Group) -> bool:
     return id_key(info.max_deleted_id or FIRST_ID) <= id_key(group.position)
 
 
-def _at_least(known: Sequence[tuple[Id, Lost | None]], here: Id) -> Lost | None:
+def _at_least(known: Sequence[tuple[Id, Lost]], here: Id) -> Lost | None:
     """What the counters of groups at the same position, or further on, prove for one at `here`."""
-    others = [(there, lost) for there, lost in known if there >= here and lost and lost.entries]
-    if not others:
+    first = bisect_left(known, here, key=lambda found: found[0])
+    if first == len(known):
         return None
-    there, lost = min(others)[:2]
+    there, lost = known[first]
     return lost if there == here else Lost(lost.entries, False)

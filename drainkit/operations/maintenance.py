@@ -28,8 +28,9 @@ from ..settings.kinds import os_user
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH_CONSUMERS = 1000
+BATCH_CONSUMERS = 500  # removed in one step: 4 ms of the server
 TRIM_ENTRIES = 1000
+TRIM_BYTES = 512 << 10  # so many, or one entry, in a removing step: it reads what it removes
 DAY_MS = 86_400_000
 
 
@@ -50,9 +51,9 @@ def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[Dead
     """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
     reading.position_of(server, group)
     return [
-        DeadConsumer(c.name, c.pending, c.idle_ms, _why_kept("pending", c.pending))
-        if c.pending
-        else DeadConsumer(c.name, 0, c.idle_ms, "")
+        DeadConsumer(
+            c.name, c.pending, c.idle_ms, _why_kept("pending", c.pending) if c.pending else ""
+        )
         for c in reading.consumers(server, group)
         if c.idle_ms >= min_idle_ms
     ]
@@ -68,15 +69,27 @@ def remove_consumers(
 ) -> tuple[list[str], dict[str, str]]:
     """Remove what is safe to remove now; returns the names removed, and why each other stayed.
 
-    The ledger notes it, with the operator (else the OS user).
+    In a group of more than `writing.MAX_LISTED` consumers, how long each idles is as of a list that
+    is taken first; what is pending is looked up in the removing step in any case. The ledger notes
+    what was removed, with the operator (else the OS user).
     """
     check_primary(server.info)
     ledger.check(server)
     removed: list[str] = []
     kept: dict[str, str] = {}
+    there = {reading.raw_name(c.name): c.idle_ms for c in reading.consumers(server, group)}
+    known = len(there) > writing.MAX_LISTED
+    if known:
+        for name in names:
+            idle_ms = there.get(reading.raw_name(name))
+            if idle_ms is None or idle_ms < min_idle_ms:
+                kept[name] = _why_kept("gone" if idle_ms is None else "active", idle_ms or 0)
+        names = [name for name in names if name not in kept]
     for first in range(0, len(names), BATCH_CONSUMERS):
         batch = names[first : first + BATCH_CONSUMERS]
-        outcomes = writing.remove_consumers(server, group, batch, min_idle_ms=min_idle_ms)
+        outcomes = writing.remove_consumers(
+            server, group, batch, min_idle_ms=None if known else min_idle_ms
+        )
         for name, (status, number) in zip(batch, outcomes, strict=True):
             if status == "removed":
                 removed.append(name)
@@ -101,7 +114,8 @@ def _said(done: str) -> Iterator[None]:
 
 def _why_kept(status: str, number: int) -> str:
     if status == "pending":
-        return f"{number:,} pending entries would be lost; drain --scope pending takes them first"
+        what = f"{number:,} pending" if number else "pending"
+        return f"{what} entries would be lost; drain --scope pending takes them first"
     if status == "active":
         return f"it came back: active {number / 1000:.0f} s ago"
     return "it is gone already"
@@ -202,14 +216,24 @@ def trim(
     """
     check_primary(server.info)
     ledger.check(server)
+    if plan.groups > writing.MAX_LISTED:
+        raise RefusedError(
+            f"the stream has {plan.groups:,} groups; to judge more than {writing.MAX_LISTED:,} in "
+            "the removing step would hold up the server: destroy those that nobody uses first"
+        )
     if archive is not None:
         _write_archive(archive, entries_before(server, plan.floor))
-        batches = _archived_ids(archive)
+        batches = (
+            ([entry.encode() for entry in batch["id"].to_pylist()], batch.nbytes)
+            for batch in _read_archive(archive)
+        )
     else:
-        pages = entries_before(server, plan.floor)
-        batches = ([entry[0] for entry in page] for page in pages)
+        batches = (
+            ([entry[0] for entry in page], len(page) * reading.entry_bytes(page))
+            for page in entries_before(server, plan.floor)
+        )
     removed, failure = 0, None
-    for ids in batches:
+    for ids in _steps(batches):
         try:
             removed += writing.trim(server, ids, without_groups=without_groups)
         except DrainkitError as error:
@@ -224,6 +248,13 @@ def trim(
         if failure is not None:
             raise failure
     return removed
+
+
+def _steps(batches: Iterator[tuple[list[bytes], int]]) -> Iterator[list[bytes]]:
+    """Batches, given with their bytes, in the parts that are removed in one step."""
+    for ids, n_bytes in batches:
+        size = max(1, len(ids) * TRIM_BYTES // n_bytes)
+        yield from (ids[first : first + size] for first in range(0, len(ids), size))
 
 
 def check_archive(path: Path) -> None:
@@ -255,12 +286,7 @@ def _archive_schema() -> pa.Schema:
     return pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
 
 
-def _archived_ids(path: Path) -> Iterator[list[bytes]]:
-    for batch in _read_archive(path, ["id"]):
-        yield [entry.encode() for entry in batch.column(0).to_pylist()]
-
-
-def _read_archive(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
     """The archive in batches of a trim's size; UsageError where it cannot be read, or is none."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -271,7 +297,8 @@ def _read_archive(path: Path, columns: list[str] | None = None) -> Iterator[pa.R
                 raise UsageError(
                     f"{one_line(path.name)} is no archive of drainkit trim (id, fields)"
                 )
-            yield from file.iter_batches(TRIM_ENTRIES, columns=columns)
+            for group in range(file.num_row_groups):  # of large entries it holds few
+                yield from file.iter_batches(TRIM_ENTRIES, row_groups=[group])
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UsageError(f"{one_line(str(path))} cannot be read: {one_line(str(error))}") from None
 
@@ -285,13 +312,13 @@ def restore(server: Server, key: str, path: Path) -> int:
     batches = list(itertools.islice(archive := _read_archive(path), 1))  # refused before it writes
     if reading.type_of(server, key.encode()) != "none":
         raise RefusedError(f"{one_line(key)} exists already; restore into a new --stream")
-    rows = (
-        [row["id"].encode(), row["fields"]]
-        for batch in itertools.chain(batches, archive)
-        for row in batch.to_pylist()
-    )
     try:
-        return writing.add_entries(server, key.encode(), rows)
+        return sum(
+            writing.add_entries(
+                server, key.encode(), ([r["id"].encode(), r["fields"]] for r in batch.to_pylist())
+            )
+            for batch in itertools.chain(batches, archive)
+        )
     except DrainkitError as error:
         error.args = (f"{error} ({one_line(key)} holds a part: delete it and restore again)",)
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
 from ..core.events import decoder_of
@@ -92,16 +93,18 @@ def read_state(
     info = reading.stream_info(server)
     groups = counting.groups(server, info, most=most)
     lost = losses(info, groups, follows=counter_follows(server.info))
+    oldest = cache(partial(_oldest_age, server, settings, info))
     states = []
     for group, one in zip(groups, lost, strict=True):
-        consumers = reading.consumers(server, group.name)
+        consumers = reading.consumers(server, group.name) if group.consumers else []
         states.append(
             GroupState(
                 group,
                 one,
                 consumers,
                 Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers),
-                *(_ages(server, settings, info, group) if settings is not None else ()),
+                oldest(group.position),
+                _oldest_pending_age(server, settings, group) if group.pending else None,
             )
         )
     try:
@@ -113,15 +116,23 @@ def read_state(
     return StreamState(info, states, switch, entries, counts)
 
 
-def _ages(
-    server: Server, settings: Settings, info: StreamInfo, group: Group
-) -> tuple[float | None, float | None]:
-    """Of the oldest entry that is undelivered, and of the oldest that is pending; seconds."""
-    first = reading.next_id(group.position)
+def _oldest_age(
+    server: Server, settings: Settings | None, info: StreamInfo, position: str
+) -> float | None:
+    """Of the oldest entry after a position; seconds."""
+    if settings is None:
+        return None
+    first = reading.next_id(position)
     oldest = next(reading.pages(server, server.stream, first, info.boundary_id, page=1), [])
-    lowest = reading.lowest_pending(server, group.name)
-    pending = reading.bodies(server, [lowest] if lowest is not None else [])
-    return _age_sec(server, settings, oldest), _age_sec(server, settings, pending)
+    return _age_sec(server, settings, oldest)
+
+
+def _oldest_pending_age(server: Server, settings: Settings | None, group: Group) -> float | None:
+    """Of the oldest entry that is pending; seconds."""
+    lowest = None if settings is None else reading.lowest_pending(server, group.name)
+    if settings is None or lowest is None:
+        return None
+    return _age_sec(server, settings, reading.bodies(server, [lowest]))
 
 
 def _age_sec(server: Server, settings: Settings, entries: Sequence[RawEntry]) -> float | None:

@@ -84,23 +84,24 @@ def _backwards(server: Server, before: str) -> Pages:
         size = reading.next_page_size(page, size)
 
 
-def backlog(
-    server: Server, info: StreamInfo, group: Group, *, most: int | None = None
-) -> tuple[Backlog, bool]:
-    """The group's entries per scope, up to the boundary that `info` holds, and whether that is all.
-
-    With `most` it stops counting the undelivered when there are more.
-    """
-    first = next_id(group.position)
-    undelivered, is_all = count(server, info, first, info.boundary_id, most=most)
-    # length and boundary come from one reply, so the rest of the stream is history
-    return Backlog(undelivered, group.pending, max(0, info.length - undelivered)), is_all
-
-
 def groups(server: Server, info: StreamInfo, *, most: int | None = None) -> list[Group]:
-    """Every group with its counted backlog; with `most` counted no further than that."""
-    found = []
-    for group in reading.positions(server).values():
-        counted, is_all = backlog(server, info, group, most=most)
-        found.append(dataclasses.replace(group, backlog=counted, counted_all=is_all))
-    return found
+    """Every group with its backlog up to the boundary that `info` holds, counted in one pass.
+
+    With `most` no more undelivered entries are counted than that (and one).
+    """
+    found = list(reading.positions(server).values())
+    undelivered: dict[str, tuple[int, bool]] = {}
+    after, is_all, counted = info.boundary_id, True, 0
+    for position in sorted({group.position for group in found}, key=id_key, reverse=True):
+        if is_all:  # what lies between it and the one before it, which is further on
+            left = None if most is None else most - counted
+            more, is_all = count(server, info, next_id(position), after, most=left)
+            counted, after = counted + more, min(position, after, key=id_key)
+        undelivered[position] = counted, is_all
+    states = []
+    for group in found:
+        new, is_all = undelivered[group.position]
+        # length and boundary come from one reply, so the rest of the stream is history
+        backlog = Backlog(new, group.pending, max(0, info.length - new))
+        states.append(dataclasses.replace(group, backlog=backlog, counted_all=is_all))
+    return states

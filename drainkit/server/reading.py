@@ -204,8 +204,8 @@ def newest_before(server: Server, entry_id: str, count: int) -> list[RawEntry]:
 
 def lowest_pending(server: Server, group: str) -> bytes | None:
     """The smallest id that is pending in a group; None where nothing is."""
-    lowest: bytes | None = server.call("XPENDING", server.stream, raw_name(group))[1]
-    return lowest
+    # not its summary, which visits every consumer
+    return next((page[0][0] for page in pending_ids(server, group, LAST_ID, page=1)), None)
 
 
 def stop_switch(server: Server) -> StopSwitch | None:

@@ -379,6 +379,21 @@ def test_an_active_consumer_is_not_robbed(
     assert cli(*LIVE, *at(server, stream), *FAST, "--allow-active-consumers").rc == 0
 
 
+def test_the_first_pages_of_large_entries_are_small(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Before an entry was seen, drain and dry run ask for 8 at most; then for 4 MiB."""
+    fill(valkey, stream, [(i + 1, {"x": "x" * (2 << 20)}) for i in range(20)], group=GROUP)
+    ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "0", "slowlog-max-len", "1000")
+    for options in ((), ("--mode", "live", "--yes", "--throttle", "none")):
+        ask(valkey, "SLOWLOG", "RESET")
+        assert cli("drain", *options, *at(valkey, stream)).rc == 0
+        commands = [entry[3] for entry in ask(valkey, "SLOWLOG", "GET", 1000)]
+        reads = [c for c in commands if c[0] == b"XRANGE" and b"COUNT" in c]
+        assert max(int(read[-1]) for read in reads) <= 8
+    assert len(audit(valkey, stream)) == 20
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_large_entries_come_in_small_pages(
     valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch, ahead: bool

@@ -158,7 +158,7 @@ def test_among_many_groups_the_position_is_not_looked_up(
     throttle: str,
 ) -> None:
     """With more groups than a script may list, all is drained as ever."""
-    monkeypatch.setattr(writing, "MAX_GROUPS", 0)
+    monkeypatch.setattr(writing, "MAX_LISTED", 0)
     ids = seed(server, stream, fill, 300, delivered=100)
     if scope == "pending":
         deliver(server, stream, b"dead", 200)
@@ -174,15 +174,30 @@ def test_among_many_groups_the_position_is_not_looked_up(
     assert run.summary is not None
     assert run.summary["remaining"] == 0
     assert run.summary["total_read"] + run.summary["vanished"] == len(expected)
+    groups = [row[row.index(b"name") + 1] for row in ask(server, "XINFO", "GROUPS", stream)]
+    assert groups == [GROUP.encode()]  # that of scope history was destroyed
     each_once(server, stream, [r["original_id"] for r in audit(server, stream)])
     assert pending(server, stream) == 0
+
+
+def test_beside_others_among_many_groups_a_drain_is_refused(
+    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others move the position, a commit must look it up: before anything is written."""
+    monkeypatch.setattr(writing, "MAX_LISTED", 0)
+    seed(valkey, stream, fill, 30, delivered=10)
+    before = everything(valkey)
+    run = attempt(valkey.url, stream, allow_active_consumers=True)
+    assert run.rc == 4
+    assert "more than 0 groups" in run.error
+    assert everything(valkey) == before
 
 
 def test_a_position_that_is_elsewhere_loses_nothing_among_many_groups(
     server: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken by a consumer or moved meanwhile: each other entry is still recorded once."""
-    monkeypatch.setattr(writing, "MAX_GROUPS", 0)
+    monkeypatch.setattr(writing, "MAX_LISTED", 0)
     ids = seed(server, stream, fill, 300, delivered=100)[100:]
     taken: list[str] = []
     run = attempt(server.url, stream, throttle="400",

@@ -72,6 +72,15 @@ def test_dead_consumers_without_pending_entries_are_removed(
     assert len(audit(server, stream)) == 50
 
 
+@pytest.fixture(params=[1000, 0])
+def most_listed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Up to how many groups or consumers a script lists: more than there are, or none."""
+    monkeypatch.setattr("drainkit.server.writing.MAX_LISTED", request.param)
+    most: int = request.param
+    return most
+
+
+@pytest.mark.usefixtures("most_listed")
 def test_a_consumer_that_comes_back_keeps_its_entries(
     valkey: Server, stream: str, fill: Fill
 ) -> None:
@@ -107,6 +116,7 @@ def test_a_consumer_that_comes_back_keeps_its_entries(
     assert len(got) == 400
 
 
+@pytest.mark.usefixtures("most_listed")
 def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> None:
     """Listed as dead but active at the moment of removal, a consumer stays and it says so."""
     from drainkit.operations.maintenance import dead_consumers, remove_consumers
@@ -117,9 +127,12 @@ def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> No
     time.sleep(0.3)
     with Link(valkey.url, stream) as link:
         assert [c.name for c in dead_consumers(link, GROUP, min_idle_ms=200)] == ["sleeper"]
+        ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, "idle")
+        time.sleep(0.2)
         ask(valkey, "XREADGROUP", "GROUP", GROUP, "sleeper", "STREAMS", stream, ">")
-        removed, kept = remove_consumers(link, GROUP, ["sleeper", "nobody"], min_idle_ms=200)
-    assert removed == []
+        names = ["sleeper", "nobody", "idle"]
+        removed, kept = remove_consumers(link, GROUP, names, min_idle_ms=200)
+    assert removed == ["idle"]
     assert "came back" in kept["sleeper"]
     assert "gone" in kept["nobody"]
 
@@ -343,6 +356,44 @@ def test_an_archive_holds_exactly_what_was_removed(
     assert ask(server, "XRANGE", f"{stream}.restored", "-", "+") == before[:2203]
     assert cli("restore", "old.parquet", "--yes", *at(server, stream)).rc == 4
     assert cli("restore", "old.parquet", "--yes", "--redis-url", server.url).rc == 2
+
+
+@pytest.mark.parametrize("archive", [None, "old.parquet"])
+def test_large_entries_are_trimmed_one_by_one(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, archive: str | None
+) -> None:
+    """A removing step reads half a mebibyte, or one entry; the archive brings all back."""
+    fill(valkey, stream, [(i + 1, {"x": "x" * 600_000}) for i in range(12)], group=GROUP)
+    deliver(valkey, stream, "c", 12)
+    ask(valkey, "XACK", stream, GROUP, *ids_of(valkey, stream)[:10])
+    before = ask(valkey, "XRANGE", stream, "-", "+")
+    ask(valkey, "CONFIG", "RESETSTAT")
+    options = ("--archive", archive) if archive else ()
+    ran = cli("trim", "--apply", "--yes", "--json", *options, *at(valkey, stream))
+    assert ran.json()["removed"] == 10, ran.err
+    stats = dict(line.split(":") for line in ask(valkey, "INFO", "commandstats").decode().split()
+                 if line.startswith("cmdstat_"))  # fmt: skip
+    assert stats["cmdstat_eval"].startswith("calls=10,")
+    assert ask(valkey, "XRANGE", stream, "-", "+") == before[10:]
+    if archive:
+        assert cli("restore", archive, "--yes", *at(valkey, f"{stream}.back")).rc == 0
+        assert ask(valkey, "XRANGE", f"{stream}.back", "-", "+") == before[:10]
+
+
+@pytest.mark.parametrize("most_listed", [0], indirect=True)
+@pytest.mark.usefixtures("most_listed")
+def test_trim_refuses_more_groups_than_it_can_judge_in_a_step(
+    valkey: Server, stream: str, fill: Fill
+) -> None:
+    """Redis tells a group's position in the list of all; a long list holds up the server."""
+    from drainkit.errors import RefusedError
+    from drainkit.operations.maintenance import trim, trim_plan
+    from drainkit.server.connection import Server as Link
+
+    seed(valkey, stream, fill, 30, delivered=20)
+    with Link(valkey.url, stream) as link, pytest.raises(RefusedError, match="has 1 groups"):
+        trim(link, trim_plan(link))
+    assert len(ids_of(valkey, stream)) == 30
 
 
 def test_no_archive_no_removal(

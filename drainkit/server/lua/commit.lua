@@ -9,7 +9,8 @@
 --       or the least idle ms (pending), drained_at_ts, the consumer group to which `group` belongs
 --       (itself, or scope history's), its marks as known when the caller looked what is recorded
 --       already ("" not looked), us of delay that the pace makes up for, up to how many groups
---       their list is read for the position ("" any number), number of records, then for each record: 
+--       their list is read for the position, "1" if among more of them it may be taken to be where
+--       the batch was read, number of records, then for each record:
 --       original id, symbol, age_sec, confidence, action ("" recorded already: acknowledged without
 --       a second record), reason and, of kind pending, its owner
 -- Returns {"ok", now in us, wait in us until the next turn, rate that holds, position ("" not
@@ -23,7 +24,7 @@ local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, rate, run_id, boundary = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
 local kind, drained_at, owner, known = ARGV[7], ARGV[10], ARGV[11], ARGV[12]
 local credit_us, most_groups = tonumber(ARGV[13]), tonumber(ARGV[14])
-local records, FIRST = tonumber(ARGV[15]), 16
+local records, FIRST = tonumber(ARGV[16]), 17
 local WIDTH = kind == 'new' and 6 or 7
 
 local time = redis.call('TIME')
@@ -47,10 +48,12 @@ if now_us > tonumber(ARGV[5]) then return refused('late') end
 if redis.call('TYPE', stream).ok ~= 'stream' then return refused('gone') end
 local info = redis.call('XINFO', 'STREAM', stream)
 -- A script takes about 3 us for each group of the list. Where there are too many, the position is
--- taken to be where the batch was read, and the first delivery shows whether it is.
-local is_assumed = most_groups and field(info, 'groups') > most_groups
+-- taken to be where the batch was read, and the first delivery shows whether it is. That one could
+-- lie past the boundary if others moved the group so far, so it is not done beside others.
+local is_assumed = field(info, 'groups') > most_groups
 local position
 if is_assumed then
+  if ARGV[15] ~= '1' then return refused('many_groups') end
   local found = redis.pcall('XPENDING', stream, group, '-', '-', 1)
   if found.err and found.err:find('NOGROUP', 1, true) then return refused('no_group') end
   if found.err then return found end

@@ -24,6 +24,7 @@ if not exists then
   if before(from, ARGV[3]) then from = ARGV[3] end
   -- first what not every drainer may do: Lua does not roll back
   redis.call('XGROUP', 'CREATE', stream, group, from)
+  redis.call('HSET', state, 'history:' .. group, from)
 end
 redis.call('HSET', state, 'history_group:' .. group, 'made', 'history_of:' .. owner, group)
 return {exists and 0 or 1}

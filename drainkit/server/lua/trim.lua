@@ -17,8 +17,8 @@ for _, info in ipairs(groups) do
   local position = field['last-delivered-id']
   if before(position, last) then return {'held', field['name'], position} end
   if field['pending'] > 0 then
-    local lowest = redis.call('XPENDING', stream, field['name'])[2]
-    if not before(last, lowest) then return {'held', field['name'], lowest} end
+    local lowest = redis.call('XPENDING', stream, field['name'], '-', last, 1)[1]
+    if lowest then return {'held', field['name'], lowest[1]} end
   end
 end
 
