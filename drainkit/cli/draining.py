@@ -121,7 +121,8 @@ def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary
                  help="Scheduled: only if the scope holds more than N entries."),
          option("--sign-key", metavar="FILE", help="Sign the statement with this SSH key."),
          option("--close", "closing", metavar="RUN_DIR",
-                 help="Complete and seal the folder that a killed run left; drains nothing."),
+                 help="Complete and seal the folder that a killed run left; drains nothing. "
+                 "With the run's --reports-dir URL it is copied there."),
          *WHERE, JSON])  # fmt: skip
 def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | None,
         sign_key: str | None, closing: str | None, pattern: str | None, address: str | None,
@@ -178,8 +179,10 @@ def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None
     from ..pipeline.ending import close
 
     folder = Path(closing)
-    code = _tell(close(settings, folder, sign_key=_sign_key(sign_key)), as_json)
-    return 0 if (folder / "statement.json").exists() else code
+    result = close(settings, folder, sign_key=_sign_key(sign_key))
+    code = _tell(result, as_json)
+    is_sealed = "://" in result["evidence"] or (folder / "statement.json").exists()
+    return 0 if is_sealed else code
 
 
 def _tell(result: dict[str, Any], as_json: bool) -> int:

@@ -167,12 +167,12 @@ class Reports:
 class RemoteReports(Reports):
     """Where runs leave their evidence: an object store, by way of a folder of the run's own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, folder: Path | None = None) -> None:
         self._store = Store(url)
         self._store.check()
         self._tail = newest(self._store.links())
         self._failure: DrainkitError | None = None
-        super().__init__(Path(SPOOL) / secrets.token_hex(4))
+        super().__init__(folder or Path(SPOOL) / secrets.token_hex(4))
 
     def shown(self, run_dir: Path) -> str:
         return f"{self._store.url}/{run_dir.name}"
@@ -227,6 +227,14 @@ class RemoteReports(Reports):
 def reports_at(place: Path | str) -> Reports:
     """The reports folder of a path, or the store of a URL, checked before anything is drained."""
     return RemoteReports(str(place)) if is_url(place) else Reports(Path(place))
+
+
+def reports_of(run_dir: Path, place: Path | str) -> Reports:
+    """Where a run that was begun leaves its evidence: if it is in a spool, the store of the URL."""
+    folder = run_dir.resolve().parent
+    if is_url(place) and folder.parent.name == SPOOL:
+        return RemoteReports(str(place), folder)
+    return Reports(run_dir.parent)
 
 
 @contextmanager

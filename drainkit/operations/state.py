@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any
 
-from ..core.events import decoder_of
+from ..core.events import Decoder, decoder_of
 from ..core.timestamps import NO_TIME
 from ..core.values import RawEntry
 from ..errors import RefusedError
@@ -93,7 +93,8 @@ def read_state(
     info = reading.stream_info(server)
     groups = counting.groups(server, info, most=most)
     lost = losses(info, groups, follows=counter_follows(server.info))
-    oldest = cache(partial(_oldest_age, server, settings, info))
+    decoder = None if settings is None else decoder_of(settings)
+    oldest = cache(partial(_oldest_age, server, decoder, info))
     states = []
     for group, one in zip(groups, lost, strict=True):
         consumers = reading.consumers(server, group.name) if group.consumers else []
@@ -104,7 +105,7 @@ def read_state(
                 consumers,
                 Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers),
                 oldest(group.position),
-                _oldest_pending_age(server, settings, group) if group.pending else None,
+                _oldest_pending_age(server, decoder, group) if group.pending else None,
             )
         )
     try:
@@ -117,29 +118,29 @@ def read_state(
 
 
 def _oldest_age(
-    server: Server, settings: Settings | None, info: StreamInfo, position: str
+    server: Server, decoder: Decoder | None, info: StreamInfo, position: str
 ) -> float | None:
     """Of the oldest entry after a position; seconds."""
-    if settings is None:
+    if decoder is None:
         return None
     first = reading.next_id(position)
     oldest = next(reading.pages(server, server.stream, first, info.boundary_id, page=1), [])
-    return _age_sec(server, settings, oldest)
+    return _age_sec(server, decoder, oldest)
 
 
-def _oldest_pending_age(server: Server, settings: Settings | None, group: Group) -> float | None:
+def _oldest_pending_age(server: Server, decoder: Decoder | None, group: Group) -> float | None:
     """Of the oldest entry that is pending; seconds."""
-    lowest = None if settings is None else reading.lowest_pending(server, group.name)
-    if settings is None or lowest is None:
+    lowest = None if decoder is None else reading.lowest_pending(server, group.name)
+    if decoder is None or lowest is None:
         return None
-    return _age_sec(server, settings, reading.bodies(server, [lowest]))
+    return _age_sec(server, decoder, reading.bodies(server, [lowest]))
 
 
-def _age_sec(server: Server, settings: Settings, entries: Sequence[RawEntry]) -> float | None:
+def _age_sec(server: Server, decoder: Decoder, entries: Sequence[RawEntry]) -> float | None:
     """The first entry's age; None without an entry, or without a usable time in it."""
     if not entries:
         return None
-    event_us = int(decoder_of(settings).decode(entries[:1]).event_time_us[0])
+    event_us = int(decoder.decode(entries[:1]).event_time_us[0])
     return None if event_us == NO_TIME else max(0.0, (server.now_us() - event_us) / 1e6)
 
 

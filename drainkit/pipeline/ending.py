@@ -29,7 +29,7 @@ from ..errors import (
     UsageError,
 )
 from ..evidence.lease import alone_with
-from ..evidence.remote import Reports
+from ..evidence.remote import Reports, reports_of
 from ..evidence.seal import name_newest, previous_digest, seal
 from ..evidence.secrets import secret_of
 from ..evidence.statement import RUN_JSON, STATEMENT, read_json, statement_digest
@@ -203,6 +203,7 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
     or still being worked on.
     """
     _check_name(folder)
+    reports = reports_of(folder, settings.reports_dir)
     with alone_with(folder):
         run = read_run(folder)
         settings = _settings_of(settings, run, folder)
@@ -212,7 +213,7 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
                 server,
                 folder,
                 _parameters(settings, run, folder),
-                Reports(folder.parent),
+                reports,
                 run.get("templates") or (),
                 sign_key,
             )

@@ -9,7 +9,7 @@ import pytest
 from books import GROUP, ME, ask, at, audit, deliver, everything, pending, seed
 from conftest import Cli, Fill
 from faults import attempt, rehearse
-from servers import Server
+from servers import Server, wait_until
 
 from drainkit.server import writing
 
@@ -61,6 +61,25 @@ def test_a_planned_history_ends_before_a_tail_that_is_recorded(
     assert cli(*LIVE, *history).json()["remaining"] == 0
     each_once(valkey, stream, ids)
     assert "drain_history" not in str(ask(valkey, "XINFO", "GROUPS", stream))
+
+
+def test_killed_within_and_between_scopes(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """SIGKILL in scope undelivered and in history, by turns: in the end each id has one record."""
+    ids = seed(valkey, stream, fill, 120, delivered=60)
+    for scope in ("undelivered", "history") * 2:
+        begun = len(audit(valkey, stream))
+        process = cli.start(*LIVE[:-1], "100", *at(valkey, stream), "--scope", scope)
+        wait_until("it has begun", lambda n=begun: len(audit(valkey, stream)) > n + 5)
+        process.kill()
+        process.communicate()
+    assert len(audit(valkey, stream)) < len(ids)
+    for scope in ("undelivered", "history"):
+        run = cli(*LIVE, *ALL, *at(valkey, stream), "--scope", scope)
+        assert run.rc == 0, run.err
+    each_once(valkey, stream, ids)
+    assert pending(valkey, stream) == 0
 
 
 def test_after_setid_back_nothing_is_recorded_again(

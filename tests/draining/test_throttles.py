@@ -53,7 +53,7 @@ def test_the_lowest_throttle_holds(server: Server, stream: str, fill: Fill, fast
     assert worst_window(held, 100) <= 4
     after = [t for t in at_ms if t > slow_ms[-1] + 1500]
     if fast != "none" and len(after) > 50:
-        assert (len(after) - 1) * 1000 / (after[-1] - after[0]) > 60
+        assert (len(after) - 1) * 1000 / (after[-1] - after[0]) > 40
 
 
 def test_status_says_which_throttle_holds(

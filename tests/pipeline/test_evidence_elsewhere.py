@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from books import at, audit, seed
 from conftest import Cli, Fill, one_line_error
+from faults import attempt
 from servers import Server
 from stores import S3, SECRET
+
+from drainkit import files
 
 URL = "s3://evidence/prod/drains"
 pytestmark = pytest.mark.filterwarnings("default")  # botocore's and moto's own
@@ -85,3 +88,19 @@ def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
     assert done.json()["evidence"] == str(folder.relative_to(cli.cwd))
     assert json.loads((folder / "run.json").read_text())["exit_code"] == 0
     assert cli("verify", folder, "--redis-url", valkey.url).rc == 0
+
+
+def test_a_killed_run_is_closed_into_the_bucket(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
+) -> None:
+    """A folder in the spool, sealed by nobody: `run --close` with the URL seals and copies it."""
+    seed(valkey, stream, fill, 30, delivered=0)
+    run_id = attempt(valkey.url, stream).summary["run_id"]
+    folder = files.make_folder(cli.cwd / "drainkit-spool" / "abcd" / run_id)
+    close = ("run", "--close", folder, "--json", "--reports-dir", URL, *at(valkey, stream))
+    closed = cli(*close, secret=SECRET)
+    assert closed.rc == 0, closed.err
+    assert closed.json()["evidence"] == f"{URL}/{run_id}"
+    assert closed.json()["total_read"] == 30
+    assert list(cli.cwd.iterdir()) == []
+    assert cli("verify", URL, "--redis-url", valkey.url).rc == 0
