@@ -29,7 +29,7 @@ def capped_producer(server: Server, stream: str, per_sec: int) -> Iterator[threa
         begin.wait()
         started, n = time.monotonic(), 0
         while not done.is_set():
-            while n < (time.monotonic() - started) * per_sec:
+            while n < (time.monotonic() - started) * per_sec and not done.is_set():
                 client.xadd(stream, intent(), maxlen=1000, approximate=True)  # type: ignore[arg-type]
                 n += 1
             time.sleep(0.005)
