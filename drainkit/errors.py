@@ -6,11 +6,26 @@ and reports, so nobody puts a URL with a password or a raw event value into one.
 
 from __future__ import annotations
 
+import re
+
+_FLAG = re.compile(r"--(?=[a-z])([a-z-]+)")
+_URL_FLAG = re.compile(r"--redis-url( \(or DRAINKIT_REDIS_URL\))?")
+
 
 class DrainkitError(Exception):
     """Something failed, or the books do not balance (exit code 1)."""
 
     exit_code = 1
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it: one line, in the words of a notebook, which has no flags.
+
+        The text itself stays, so that `drainkit run` can show it on a terminal.
+        """
+        text = _URL_FLAG.sub("DRAINKIT_REDIS_URL", str(self))
+        told = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
+        note = " (a parameter of this notebook, or a line of drainkit.toml)" if told != text else ""
+        return [f"{type(self).__name__}: {told}{note}"]
 
 
 class UsageError(DrainkitError):

@@ -16,7 +16,7 @@ from ..safe import one_line
 from .draining import run_and_tell
 from .options import DEBUG, GROUP, JSON, WHERE, option, settings_of, stack
 from .program import program
-from .terminal import connected, emit
+from .terminal import connected, emit, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,7 +185,7 @@ def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Set
     with Server(embedded.url, settings.stream) as server:
         backlog.fill(server, stream=settings.stream, group=settings.consumer_group,
                      consumer=settings.consumer_name)  # fmt: skip
-        click.echo(as_text(baseline(server)) + "\n", err=as_json)
+        tell(as_text(baseline(server)), "", err=as_json)
     return settings
 
 

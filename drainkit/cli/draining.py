@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import RefusedError, UsageError
-from ..safe import one_line
+from .cards import question_card
 from .options import DRAIN, JSON, WHERE, option, setting, settings_of, stack
 from .program import program
 from .terminal import (
+    Block,
+    Table,
     confirm,
     connected,
     emit,
-    finish,
     interruptible,
     progress,
-    report_text,
+    report,
     stop_signals,
+    tell,
+    tell_error,
 )
 
 if TYPE_CHECKING:
     import threading
     from pathlib import Path
 
+    from ..core.plan import Plan
+    from ..core.shapes import Unreadable
     from ..core.summary import Summary
     from ..draining.job import Job, Planned
     from ..server.connection import Server
+    from ..server.scope import Scope
     from ..settings import Settings
 
 
@@ -37,8 +44,9 @@ if TYPE_CHECKING:
 @stack([*WHERE, JSON])
 def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
     """Stream, groups, consumers, pending and the counted backlog."""
+    from ..operations.fields import newest_unreadable
     from ..operations.running import running_drains
-    from ..operations.state import as_text, baseline
+    from ..operations.state import as_text, baseline, next_drain
 
     settings = settings_of(flags, env_name)
     with connected(settings) as server:
@@ -48,8 +56,23 @@ def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
         except RefusedError as error:  # a user who may read the stream, but not its side keys
             click.echo(f"drainkit: running drains are not known: {error}", err=True)
             running = []
+        odd = newest_unreadable(server, settings)
     found["running_drains"] = [vars(drain) for drain in running]
-    emit(as_json, found, "\n".join([as_text(found), *(drain.line() for drain in running)]))
+    found["unreadable"] = None if odd is None else odd.as_dict()
+    lines = [as_text(found), next_drain(found, settings), *(drain.line() for drain in running)]
+    emit(as_json, found, *lines, *([] if odd is None else _what_is_odd(odd)))
+
+
+def _what_is_odd(odd: Unreadable) -> list[Block]:
+    """Why most events cannot be read, which fields there are, and what would help."""
+    reasons = [(events, reason) for reason, events in odd.reasons.items()]
+    return [
+        "",
+        Table(("Events", "Reason"), reasons, f"{odd.title()}:"),
+        Table(("Field", "Entries", "Example"), odd.names, "Fields found:"),
+        odd.advice(),
+        odd.snippet(),
+    ]
 
 
 @program.command()
@@ -79,17 +102,18 @@ def drain(env_name: str | None, as_json: bool, yes: bool, workers: int, **flags:
             summary = _drain_live(server, job, yes=yes, workers=workers)
         else:
             summary = _drain_dry(server, job)
-    emit(as_json, summary.as_dict(), report_text(summary.as_dict()))
-    return finish(summary)
+    tell_error(summary.error)
+    emit(as_json, summary.as_dict(), *report(summary.as_dict()))
+    return summary.exit_code or 0
 
 
 def _drain_dry(server: Server, job: Job) -> Summary:
     from ..draining.dry import dry_run, plan_run
 
-    with progress("dry run", job.max_events) as tick:
+    with progress() as moving:
         if job.settings.plan is None:
-            return dry_run(server, job, on_progress=tick)
-        return plan_run(server, job, job.settings.plan, on_progress=tick)[0]
+            return dry_run(server, job, on_progress=moving.tick)
+        return plan_run(server, job, job.settings.plan, on_progress=moving.tick)[0]
 
 
 def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary:
@@ -97,18 +121,38 @@ def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary
     from ..draining.job import check
     from ..draining.live import apply
     from ..draining.team import split
-    from ..server.scopes import remaining
 
     if yes:
         unattended.check_job(server, job)
     else:
         # what would be refused is refused before the question; workers know their fellows
         check(server, next(split(job, workers)))
-        left = remaining(server, job.scope)
-        most = left if job.max_events is None else min(left, job.max_events)
-        confirm(f"Acknowledge and audit {most:,} of {left:,} entries ({job.scope.name})?", yes)
-    with stop_signals() as stopping, progress("drain", job.max_events) as tick:
-        return apply(server, job, workers=workers, stopping=stopping, on_progress=tick)
+        _ask(server, job)
+    with stop_signals() as stopping, progress() as moving:
+        return apply(server, job, workers=workers, stopping=stopping, on_progress=moving.tick)
+
+
+def _ask(server: Server, job: Job) -> None:
+    """Show what the drain would do, and ask; without a plan it is decided for this once."""
+    from ..draining.dry import plan_run
+
+    bound = job.planned is not None
+    if job.planned is not None:
+        plan = job.planned.plan
+    else:
+        settings = job.settings.model_copy(update={"mode": "dry-run"})
+        plan = plan_run(server, replace(job, settings=settings), None)[1]
+    _question(server, job.scope, plan, bound=bound, yes=False)
+
+
+def _question(server: Server, scope: Scope, plan: Plan, *, bound: bool, yes: bool) -> None:
+    """The card, and the question after it."""
+    from ..server import scopes
+
+    own = sum(len(ids) for ids in scopes.own_ids(server, scope))
+    waiting = scopes.remaining(server, scope)
+    tell(question_card(server, plan, waiting=waiting, own=own, bound=bound), err=True)
+    confirm(f"Acknowledge and audit {plan.total_read:,} of {waiting:,} entries?", yes)
 
 
 @program.command()
@@ -188,11 +232,10 @@ def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None
 def _tell(result: dict[str, Any], as_json: bool) -> int:
     from pathlib import Path
 
-    report = f"{result['evidence']}/report.html"
-    there = "://" in report or Path(report).exists()
-    emit(as_json, result, report_text(result) + (f"\nReport: {report}" if there else ""))
-    if result.get("error"):
-        click.echo(f"drainkit: {one_line(str(result['error']), 600)}", err=True)
+    page = f"{result['evidence']}/report.html"
+    there = "://" in page or Path(page).exists()
+    tell_error(result.get("error"))
+    emit(as_json, result, *report(result), *([f"Report: {page}"] if there else []))
     return int(result.get("exit_code") or 0)
 
 
@@ -216,20 +259,19 @@ def _run_notebooks(
 
     key = _sign_key(sign_key)
 
-    def approve(server: Server, planned: Planned) -> None:
-        plan = planned.plan
+    def approve(server: Server, job: Job, planned: Planned) -> None:
         if yes:
             unattended.check_planned(server, settings, planned)
-        counts = ", ".join(f"{n:,} {action}" for action, n in plan.counts.items() if n)
-        click.echo(
-            f"Plan {plan.digest}\n  {plan.total_read:,} entries: {counts or 'none'}", err=True
-        )
         with interruptible():
-            confirm(f"Acknowledge and audit these {plan.total_read:,} entries?", yes)
+            _question(server, job.scope, planned.plan, bound=True, yes=yes)
 
-    def announce(name: str) -> None:
-        click.echo(f"running {name} ...", err=True)
+    with progress() as moving:
 
-    return runner.run(
-        settings, confirm=approve, announce=announce, stopping=stopping, sign_key=key
-    )[0]
+        def announce(name: str) -> None:
+            moving.end()
+            tell(f"running {name} ...", err=True)
+
+        return runner.run(
+            settings, confirm=approve, announce=announce, on_line=moving.line, stopping=stopping,
+            sign_key=key,
+        )[0]  # fmt: skip

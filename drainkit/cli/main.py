@@ -14,6 +14,7 @@ from ..errors import DrainkitError, InterruptedRunError, UsageError
 from ..safe import one_line
 from . import desk, draining, evidence, operations, review, switch  # noqa: F401 - they add their commands
 from .program import program
+from .terminal import tell_error
 
 
 def main() -> NoReturn:
@@ -50,5 +51,5 @@ def main() -> NoReturn:
 def _fail(error: DrainkitError, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    click.echo(f"drainkit: {one_line(str(error), 600)}", err=True)
+    tell_error(error)
     return error.exit_code

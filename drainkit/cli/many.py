@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError
 from ..safe import one_line
-from .terminal import confirm, connected, emit, stop_signals
+from .terminal import Table, confirm, connected, emit, stop_signals
 
 if TYPE_CHECKING:
     from ..pipeline.many import Outcome
@@ -49,5 +49,5 @@ def run_many(settings: Settings, pattern: str, address: str | None,
 
             outcomes = run_with_dask(settings, streams, address, tell=tell, stopping=stopping)
         found = many.summary(pattern, settings, list(outcomes))
-    emit(as_json, found, many.table(found))
+    emit(as_json, found, Table(many.HEAD, many.rows(found)), many.last_line(found))
     return int(found["exit_code"])

@@ -13,7 +13,7 @@ from ..errors import DrainkitError, UsageError
 from ..safe import one_line
 from .options import GROUP, JSON, OPERATOR, SCOPE, WHERE, option, settings_of, stack
 from .program import program
-from .terminal import confirm, connected, emit, stop_signals
+from .terminal import Table, confirm, connected, emit, stop_signals
 
 
 class _Monitoring(click.Command):
@@ -171,10 +171,12 @@ def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **fl
     ]
     if delete:
         lines.append(f"Removed: {len(removed):,}.")
-    lines += [f"  {one_line(c.name)}: idle {c.idle_ms / 60_000:,.0f} min" for c in dead
-              if not c.why_kept and not delete]  # fmt: skip
-    lines += [f"  {one_line(name)} stays: {why}" for name, why in kept.items()]
-    emit(as_json, data, "\n".join(lines))
+    rows = [(one_line(c.name), f"{c.idle_ms / 60_000:,.0f}", c.pending,
+             f"stays: {kept[c.name]}" if c.name in kept else
+             "removed" if delete else "can be removed")
+            for c in dead]  # fmt: skip
+    head = ("Consumer", "Idle, min", "Pending", "")
+    emit(as_json, data, *lines, *([Table(head, rows)] if rows else []))
 
 
 @program.command()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..safe import one_line
+from .cards import plan_card
 from .options import DEBUG, GROUP, JSON, POLICY, WHERE, option, settings_of, stack
 from .program import program
-from .terminal import confirm, connected, emit
-
-if TYPE_CHECKING:
-    from ..core.plan import Plan
+from .terminal import Table, confirm, connected, emit, tell
 
 
 @program.command()
@@ -42,7 +40,8 @@ def show(ids: tuple[str, ...], env_name: str | None, as_json: bool, **flags: Any
         found = entry.show(server, settings, policy, ids, now_us=at_us)
     data = {"stream": settings.stream, "decided_at": iso(at_us), "policy": policy.as_dict(),
             "entries": found}  # fmt: skip
-    emit(as_json, data, "\n\n".join(map(entry.as_text, found)))
+    head = ("part", "name", "value")
+    emit(as_json, data, *(Table(head, entry.rows_of(one), one["id"]) for one in found))
 
 
 @program.command()
@@ -87,33 +86,9 @@ def approve(plan: str, sign_key: str, yes: bool, as_json: bool) -> None:
     from ..draining.plan_files import load_plan
 
     found, _ = load_plan(Path(plan))
-    click.echo("\n".join(plan_lines(found)), err=True)
+    tell(plan_card(found), err=True)
     confirm("Approve this plan?", yes)
     path, keys = add_signature(Path(plan), found, Path(sign_key))
     data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
     emit(as_json, data, f"Approved {found.digest} by {keys[-1]}: {one_line(str(path))} holds "
          f"{len(keys)} signature{'s' if len(keys) > 1 else ''}.")  # fmt: skip
-
-
-def plan_lines(plan: Plan) -> list[str]:
-    """A plan for who has to judge it."""
-    policy = plan.policy
-    allowed = policy["allowlist"]
-    symbols = "any symbol" if allowed is None else one_line(", ".join(allowed), 600)
-    counts = ", ".join(f"{n:,} {action}" for action, n in plan.counts.items() if n) or "none"
-    rows = [
-        ("Plan", plan.digest),
-        ("Made", f"{plan.created_at} by {plan.run_id}"),
-        ("Stream", plan.stream),
-        ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
-        ("Scope", f"{plan.scope}, after {plan.history_position or plan.position} up to "
-                  f"{plan.boundary_id}"),
-        ("Passes", f"{symbols}; confidence from {policy['min_conf']}; up to "
-                   f"{policy['max_age_min']} min old" + (f", as of {plan.as_of}" if plan.as_of
-                                                         else "")),
-        ("Pace", f"{'none' if plan.throttle is None else plan.throttle} events per second, at most "
-                 f"{'all' if plan.max_events is None else plan.max_events}"),
-        ("Entries", f"{plan.total_read:,}, {plan.first_id or 'none'} to {plan.last_id or 'none'}"),
-        ("Would be", counts),
-    ]  # fmt: skip
-    return [f"{name:<9} {one_line(value, 700)}" for name, value in rows]

@@ -1,13 +1,20 @@
-"""What a terminal sees: results, questions, progress, signals."""
+"""What a terminal sees: results, tables, questions, progress, signals.
+
+rich lays out and colours, on a terminal only: in a pipe each line is what it was given as. Its
+markup is never read, so `[red]` in a name is text.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,9 +23,24 @@ from ..errors import InterruptedRunError, RefusedError
 from ..safe import one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table as RichTable
+
+    from ..core.progress import Step
     from ..core.summary import Summary
     from ..server.connection import Server
     from ..settings import Settings
+
+PIPE_WIDTH = 10_000  # columns; nothing is wrapped in a pipe
+_BAR_WIDTH = 12
+#: What is coloured in a line, the first that fits.
+_COLOURS = {
+    r"(drainkit|CRITICAL|Died|Errors: [1-9]\d*)(?=:|$)": "bold red",
+    r"(WARNING|UNKNOWN|Running|Backlog)(?=:)": "yellow",
+    r"(OK(?=:)|All well|Drained OK(?=:))": "green",
+    r"[A-Z][\w ()]{1,30}(?=: )": "bold",
+}
 
 
 @contextmanager
@@ -30,9 +52,97 @@ def connected(settings: Settings) -> Iterator[Server]:
         yield server
 
 
-def emit(as_json: bool, data: Any, text: str) -> None:
-    """Print the result: one JSON object, or text."""
-    click.echo(json.dumps(data, ensure_ascii=True) if as_json else text)
+@dataclass(frozen=True)
+class Table:
+    """Rows of safe texts and numbers; without a head the first column names the second: a card."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    title: str = ""
+
+
+Block = str | Table
+
+
+def emit(as_json: bool, data: Any, *blocks: Block) -> None:
+    """Print the result: one JSON object, or texts and tables."""
+    if as_json:
+        click.echo(json.dumps(data, ensure_ascii=True))
+    else:
+        tell(*blocks)
+
+
+def tell(*blocks: Block, err: bool = False) -> None:
+    """Print texts, line by line, and tables."""
+    stream = sys.stderr if err else sys.stdout
+    if not stream.isatty() and all(isinstance(block, str) for block in blocks):
+        click.echo("\n".join(map(str, blocks)), err=err)  # as it is, and rich is not needed
+        return
+    console = _console(err)
+    with console.capture() as captured:
+        for block in blocks:
+            for part in _parts(block, console.is_terminal):
+                console.print(part)
+    lines = captured.get().splitlines()
+    click.echo("\n".join(line.rstrip() for line in lines), err=err)
+
+
+def _console(err: bool) -> Console:
+    """As wide as the terminal; colours unless NO_COLOR is set."""
+    from rich.console import Console
+
+    stream = sys.stderr if err else sys.stdout
+    tty, plain = stream.isatty(), bool(os.environ.get("NO_COLOR"))
+    return Console(
+        file=stream, force_terminal=tty, width=None if tty else PIPE_WIDTH, markup=False,
+        highlight=False, emoji=False, color_system="auto" if tty and not plain else None,
+    )  # fmt: skip
+
+
+def _parts(block: Block, tty: bool) -> Iterator[Any]:
+    """A text's lines, wrapped below their own beginning; a table."""
+    from rich.padding import Padding
+    from rich.panel import Panel
+    from rich.text import Text
+
+    if isinstance(block, str):
+        for line in block.split("\n"):
+            text = Text(line.lstrip(" "), overflow="fold")
+            for pattern, style in _COLOURS.items():
+                if found := re.match(pattern, text.plain):
+                    text.stylize(style, *found.span())
+                    break
+            yield Padding(text, (0, 0, 0, len(line) - len(text.plain)))
+    elif tty and not block.head:
+        yield Panel(_table(block, tty), title=Text(block.title), title_align="left", expand=False)
+    else:
+        if block.title:
+            yield Text(block.title, style="bold")
+        yield _table(block, tty)
+
+
+def _table(block: Table, tty: bool) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(
+        box=box.SIMPLE_HEAD if tty and block.head else None, show_header=bool(block.head),
+        padding=(0, 2, 0, 0), pad_edge=False, show_edge=False,
+    )  # fmt: skip
+    width = len(block.rows[0]) if block.rows else len(block.head)
+    for place in range(width):
+        numbers = block.rows and all(isinstance(row[place], int) for row in block.rows)
+        table.add_column(
+            Text(block.head[place]) if block.head else "",
+            justify="right" if numbers else "left",
+            style="bold" if not block.head and place == 0 else "",
+            no_wrap=bool(numbers) or place == 0,
+            overflow="fold",
+        )
+    for row in block.rows:
+        table.add_row(*(Text(f"{v:,}" if type(v) is int else str(v)) for v in row))
+    return table
 
 
 @contextmanager
@@ -63,28 +173,65 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class Moving:
+    """How far a drain is: one line that moves on a terminal; elsewhere a line at each tenth."""
+
+    def __init__(self) -> None:
+        from ..core.progress import Tenths
+
+        self._tenths = Tenths()
+        self._bar: Progress | None = None
+
+    def tick(self, summary: Summary) -> None:
+        """Show how far this run is."""
+        from ..core.progress import Step
+
+        self._show(Step.of(summary))
+
+    def line(self, line: str) -> None:
+        """Show what another process printed, if it tells how far a drain is."""
+        from ..core.progress import Step
+
+        if step := Step.read(line):
+            self._show(step)
+
+    def end(self) -> None:
+        """Take the line away, so that others can be printed."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _show(self, step: Step) -> None:
+        if not sys.stderr.isatty():
+            if self._tenths.is_next(step):
+                click.echo(step.line, err=True)
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
+
+            whole = Column(no_wrap=True, overflow="ellipsis")
+            text = TextColumn("{task.description}", markup=False, table_column=whole)
+            self._bar = Progress(
+                BarColumn(_BAR_WIDTH), text, console=_console(err=True), transient=True
+            )
+            self._bar.add_task("", total=None)
+            self._bar.start()
+        (task,) = self._bar.task_ids
+        self._bar.update(
+            task, completed=step.done, total=step.total or None,
+            description=f"{step.line}, {step.done - step.passed:,} dropped",
+        )  # fmt: skip
+
+
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[Summary], None]]:
-    """One line on a terminal; elsewhere a line at each tenth of a live drain."""
-    from tqdm import tqdm
-
-    from ..core.progress import Tenths, dropped
-
-    tenths = Tenths()
-    with tqdm(total=total, desc=what, unit=" events", file=sys.stderr,
-              disable=not sys.stderr.isatty(), leave=False) as bar:  # fmt: skip
-
-        def tick(summary: Summary) -> None:
-            if not bar.disable:
-                bar.total = summary.expected or total
-                bar.set_postfix_str(
-                    f"{summary.drained_ok:,} passed, {dropped(summary):,} dropped", refresh=False
-                )
-                bar.update(summary.total_read - bar.n)
-            elif summary.mode == "live" and (line := tenths.line(summary)):
-                click.echo(line, err=True)
-
-        yield tick
+def progress() -> Iterator[Moving]:
+    """A line that moves, and is gone at the end."""
+    moving = Moving()
+    try:
+        yield moving
+    finally:
+        moving.end()
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -122,19 +269,37 @@ MORE_LINES = [
 ]
 
 
-def report_text(result: Mapping[str, Any]) -> str:
-    """The original report's lines."""
+def report(result: Mapping[str, Any]) -> list[Block]:
+    """The original report's lines, and what became of a plan otherwise than planned."""
     shown = {
         "mode": str(result.get("mode", "")).upper(),
         "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s",
         "events_per_sec": _throughput(result),
+        "remaining": _remaining(result),
     }
+    changed = result.get("drift") or []
+    blocks: list[Block] = []
+    if changed:
+        n = sum(change["events"] for change in changed)
+        where = "; drift.parquet names each" if result.get("evidence") else ""
+        rows = [[c["events"], c["planned"], c["happened"]] for c in changed]
+        title = f"Drift: {n:,} events met another fate than planned{where}"
+        blocks.append(Table(("Events", "Planned", "Happened"), rows, title))
+    if result.get("dropped_invalid", 0) * 2 > result.get("total_read", 0):
+        blocks.append("Most events cannot be read; drainkit status says why, and what would help.")
     lines = [f"{name}: {shown.get(key, result.get(key))}" for name, key in REPORT_LINES]
     lines += [f"{name}: {result[key]}" for name, key in MORE_LINES if result.get(key)]
-    for change in result.get("drift") or []:
-        events = f"{change['events']:,}"
-        lines.append(f"Drift: {events:>9}  {change['planned']} -> {change['happened']}")
-    return "\n".join(lines)
+    return [*blocks, "\n".join(lines)]
+
+
+def _remaining(result: Mapping[str, Any]) -> str:
+    """The number, and where it comes from if that is more than one place."""
+    from ..core.progress import entries_words
+
+    left, own = result.get("remaining"), result.get("pending_own") or 0
+    if left is None or not own or result.get("scope") != "undelivered":
+        return str(left)
+    return f"{left} ({entries_words('undelivered', left, own)})"
 
 
 def _throughput(result: Mapping[str, Any]) -> str:
@@ -147,8 +312,7 @@ def _throughput(result: Mapping[str, Any]) -> str:
     return f"a live run takes {result['total_read'] / throttle:,.1f} s at {throttle:g} events/sec"
 
 
-def finish(summary: Summary) -> int:
-    """The exit code of a run, with its error on stderr."""
-    if summary.error:
-        click.echo(f"drainkit: {one_line(summary.error, 600)}", err=True)
-    return summary.exit_code or 0
+def tell_error(error: object) -> None:
+    """A run's error, before its result: what the eye comes to last is the result."""
+    if error:
+        tell(f"drainkit: {one_line(str(error), 600)}", err=True)

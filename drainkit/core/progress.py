@@ -1,51 +1,94 @@
-"""How far a drain is, in words: the same line on a terminal, in a log and in a notebook."""
+"""How much a drain has before it and how far it is, in words: the same wherever they stand."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
-from .policy import ACTIONS
 from .summary import Summary
 
 STEPS = 10  # lines of a whole drain, where there is no terminal
+_DRAINED = re.compile(r"drained ([\d,]+) of ([\d,]+), .*?([\d,]+) passed")
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a run is: `done` of `total` events (0: not known), and the line that says it."""
+
+    done: int
+    total: int
+    passed: int
+    line: str
+
+    @classmethod
+    def of(cls, summary: Summary) -> Step:
+        """`drained 1,000 of 10,000, 5.0/s of 5, 30 min left, 412 passed`.
+
+        The rate is that of the audit's ids so far, of the throttle if there is one. A dry run
+        decides as fast as it can.
+        """
+        done, total, passed = summary.total_read, summary.expected, summary.drained_ok
+        if summary.mode != "live":
+            return cls(done, total, passed, f"decided {done:,}, {passed:,} passed")
+        rate = summary.pace.events_per_sec()
+        limit = "" if summary.throttle is None else f" of {summary.throttle:g}"
+        parts = [f"drained {done:,} of {total:,}", f"{rate:,.1f}/s{limit}"]
+        if rate and total > done:
+            parts.append(f"{span((total - done) / rate)} left")
+        return cls(done, total, passed, ", ".join([*parts, f"{passed:,} passed"]))
+
+    @classmethod
+    def read(cls, line: str) -> Step | None:
+        """The step of a line that another process printed; None: it is another line."""
+        found = _DRAINED.match(line)
+        if found is None:
+            return None
+        done, total, passed = (int(number.replace(",", "")) for number in found.groups())
+        return cls(done, total, passed, line)
 
 
 @dataclass
 class Tenths:
-    """A line at each tenth of what a drain is to take."""
+    """Which steps to show where there is no terminal: one at each tenth of a live drain."""
 
     _shown: int = field(default=0, init=False)
 
-    def line(self, summary: Summary) -> str | None:
-        """The line, if another tenth is done; else None."""
-        tenth = summary.total_read * STEPS // summary.expected if summary.expected else 0
-        if tenth <= self._shown:
-            return None
-        self._shown = tenth
-        return progress_line(summary)
+    def is_next(self, step: Step) -> bool:
+        """Whether another tenth is done with this step."""
+        tenth = step.done * STEPS // step.total if step.total else 0
+        is_new, self._shown = tenth > self._shown, max(tenth, self._shown)
+        return is_new
 
 
-def progress_line(summary: Summary) -> str:
-    """`drained 1,000 of 10,000, 5.0/s of 5, 30 min left, 412 passed`.
+def span(seconds: float) -> str:
+    """A duration as a reader says it: `90.5 s`, `30 min`, `2.4 h`."""
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f}".removesuffix(".0") + f" {unit}"
+    return f"{seconds:.1f}".removesuffix(".0") + " s"
 
-    The rate is that of the audit's ids so far, of the throttle if there is one.
+
+def entries_words(scope: str, entries: int, own: int) -> str:
+    """`3,168 undelivered + 6 pending of this drain's own consumer = 3,174`.
+
+    `entries` wait in all; `own` of them were left by an earlier run of the consumer, which a drain
+    of scope undelivered finishes first (in the other scopes they are part of it).
     """
-    rate, total = summary.pace.events_per_sec(), summary.expected
-    parts = [f"drained {summary.total_read:,} of {total:,}"]
-    limit = "" if summary.throttle is None else f" of {summary.throttle:g}"
-    parts.append(f"{rate:,.1f}/s{limit}")
-    if rate and total > summary.total_read:
-        parts.append(f"{_span((total - summary.total_read) / rate)} left")
-    return ", ".join([*parts, f"{summary.drained_ok:,} passed"])
+    if scope != "undelivered" or not own:
+        return f"{entries:,} {scope}"
+    told = f"{entries - own:,} {scope} + {own:,} pending of this drain's own consumer"
+    return f"{told} = {entries:,}"
 
 
-def dropped(summary: Summary) -> int:
-    """How many events so far did not pass."""
-    return sum(getattr(summary, action) for action in ACTIONS if action != "drained_ok")
+def duration_words(events: int, throttle: float | None) -> str:
+    """How long a live drain of so many events takes."""
+    if throttle is None:
+        return "as fast as the server"
+    return f"{span(events / throttle)} at {throttle:g} per second"
 
 
-def _span(seconds: float) -> str:
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:,.0f} s"
+def next_run_words(entries: int, max_events: int | None, throttle: float | None) -> str:
+    """What the next run would take of what waits, and how long that lasts."""
+    taken = entries if max_events is None else min(entries, max_events)
+    all_of = "all" if taken == entries else f"the first {taken:,}"
+    return f"{all_of} of them, {duration_words(taken, throttle)}"

@@ -337,5 +337,5 @@ def check(server: Server, job: Job) -> None:
         if active:
             raise RefusedError(
                 f"consumer {one_line(active[0].name)} of this group was active "
-                f"{active[0].idle_ms / 1000:.0f} s ago; stop it, or --allow-active-consumers"
+                f"{active[0].idle_ms / 1000:.0f} s ago; stop it, or set --allow-active-consumers"
             )

@@ -199,8 +199,3 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("audit", "none", f"{audit['searched']:,} records searched{whole}"))
     return [(part, one_line(str(name), 60), one_line(str(value), 2000))
             for part, name, value in rows]  # fmt: skip
-
-
-def as_text(found: dict[str, Any]) -> str:
-    """One entry for a terminal."""
-    return "\n".join(f"{part:<9} {name:<24} {value}" for part, name, value in rows_of(found))

@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 from ..core.events import Decoder, decoder_of
+from ..core.progress import entries_words, next_run_words
 from ..core.timestamps import NO_TIME
 from ..core.values import RawEntry
 from ..errors import RefusedError
@@ -291,6 +292,23 @@ def _lag_words(info: StreamInfo, g: GroupState) -> list[str]:
     if 0 < more <= (info.entries_added or 0) - info.length:
         return [f"Redis reports a lag of {lag:,}, which counts {more:,} that are gone."]
     return [f"Redis reports a lag of {lag:,}, which is wrong; the count is exact."]
+
+
+def own_pending(group: Mapping[str, Any], consumer: str) -> int:
+    """What an earlier drain of this consumer left pending in a group of a state's JSON."""
+    return sum(c["pending"] for c in group.get("consumer_list", ()) if c["name"] == consumer)
+
+
+def next_drain(status: Mapping[str, Any], settings: Settings) -> str:
+    """What a drain with these settings would take, as one line."""
+    for g in status["groups"]:
+        if g["name"] == settings.consumer_group:
+            scope, own = settings.scope, own_pending(g, settings.consumer_name)
+            entries = g["backlog"][scope] + (own if scope == "undelivered" else 0)
+            taken = next_run_words(entries, settings.max_events, settings.throttle)
+            return f"Next drain: {entries_words(scope, entries, own)}; it takes {taken}"
+    named = one_line(settings.consumer_group)
+    return f"Next drain: none; no group is named {named}, so say which with --consumer-group"
 
 
 def as_text(status: Mapping[str, Any]) -> str:

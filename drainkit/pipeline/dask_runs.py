@@ -172,7 +172,7 @@ def _run(settings: Settings, stop: Any) -> dict[str, Any]:
     try:
         return runner.run(
             settings,
-            confirm=lambda server, planned: unattended.check_planned(server, settings, planned),
+            confirm=lambda server, _, planned: unattended.check_planned(server, settings, planned),
             stopping=stopping,
         )[0]
     finally:

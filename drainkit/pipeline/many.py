@@ -143,25 +143,25 @@ def _badness(code: int) -> int:
     return _BADNESS.index(code) if code in _BADNESS else _BADNESS.index(1)
 
 
-def table(found: dict[str, Any]) -> str:
-    """The same as lines for a terminal: one for each stream, then the sum."""
-    head = ("Stream", "Outcome", "Exit", "Read", "Drained OK", "Remaining", "Evidence or reason")
-    rows = [
-        (
-            one_line(run["stream"], 60), str(run["outcome"]), str(run["exit_code"]),
-            *(f"{run[name]:,}" if run.get(name) is not None else "-" for name in
+HEAD = ("Stream", "Outcome", "Exit", "Read", "Drained OK", "Remaining", "Evidence or reason")
+
+
+def rows(found: dict[str, Any]) -> list[list[object]]:
+    """The same, a row of HEAD for each stream; every text is one safe line."""
+    return [
+        [
+            one_line(run["stream"], 60), str(run["outcome"]), run["exit_code"],
+            *("-" if run.get(name) is None else run[name] for name in
               ("total_read", "drained_ok", "remaining")),
             one_line(str(run.get("error") or run.get("evidence") or "")),
-        )
+        ]
         for run in found["streams"]
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (head, *rows)
-    ]
-    lines.append(
-        f"{found['done']:,} of {len(rows):,} streams done: {found['total_read']:,} read, "
-        f"{found['drained_ok']:,} drained OK, {found['remaining']:,} remaining."
+
+
+def last_line(found: dict[str, Any]) -> str:
+    """The sum of all streams."""
+    return (
+        f"{found['done']:,} of {len(found['streams']):,} streams done: {found['total_read']:,} "
+        f"read, {found['drained_ok']:,} drained OK, {found['remaining']:,} remaining."
     )
-    return "\n".join(lines)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.policy import ACTIONS, COLOURS, NAMES
+from ..core.progress import entries_words
+from ..operations.state import own_pending
 from ..safe import one_line, share
 from . import checks, records
 from .checks import Json, drift_of, group_of, throttle_of
@@ -209,7 +211,7 @@ def _expected(run: Json, plan: Json, before: Json) -> list[tuple[str, Any, str]]
     if not group:
         return []
     backlog, length = group["backlog"], before["stream"]["length"]
-    own = _own_pending(plan, before)
+    own = own_pending(group, str(plan.get("consumer_name")))
     return [
         ("the stream's length", length, "counts what was delivered long ago, too"),
         ("the lag that Redis reports", group["lag_reported"],
@@ -221,27 +223,20 @@ def _expected(run: Json, plan: Json, before: Json) -> list[tuple[str, Any, str]]
     ]  # fmt: skip
 
 
-def _own_pending(plan: Json, before: Json) -> int:
-    """What an earlier drain of the same consumer left; it is finished first."""
-    group, name = group_of(before, plan.get("consumer_group")), plan.get("consumer_name")
-    return sum(c["pending"] for c in group.get("consumer_list", ()) if c["name"] == name)
-
-
 def _bridge(folder: Path, run: Json, plan: Json, before: Json) -> list[tuple[str, Any, Any]]:
     """(step, entries, passing): from the backlog to the plan to what happened."""
     if not plan or "counts" not in plan:
         return []
     read, passing = plan["total_read"], plan["counts"].get("drained_ok", 0)
     steps: list[tuple[str, Any, Any]] = []
-    backlog = group_of(before, plan.get("consumer_group")).get("backlog", {})
+    group = group_of(before, plan.get("consumer_group"))
     scope = str(plan.get("scope", "undelivered"))
-    waiting = backlog.get(scope)
+    waiting = group.get("backlog", {}).get(scope)
     if waiting is not None:
-        own = _own_pending(plan, before) if scope == "undelivered" else 0
+        own = own_pending(group, plan["consumer_name"]) if scope == "undelivered" else 0
         told = f"{scope}, counted before the run"
-        if own:
-            told = f"{waiting:,} {scope} + {own:,} pending of this drain's own consumer"
-        steps.append((told, waiting + own, None))
+        steps.append((entries_words(scope, waiting + own, own) if own else told,
+                      waiting + own, None))  # fmt: skip
     if plan.get("as_of") is None and plan.get("created_at"):
         made_us = _epoch_us(plan["created_at"])
         limit_us = round(plan["policy"]["max_age_min"] * 60e6)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -45,7 +44,7 @@ from .kernels import (
     what_failed,
 )
 
-Confirm = Callable[[Server, Planned], None]  # raises RefusedError if it is not approved
+Confirm = Callable[[Server, Job, Planned], None]  # raises RefusedError if it is not approved
 Announce = Callable[[str], None]
 
 
@@ -88,6 +87,7 @@ class Run:
     clock: Clock
     templates: dict[str, templates.Template]
     reports: Reports
+    on_line: Announce | None
     failure: DrainkitError | None = None
 
 
@@ -96,12 +96,14 @@ def run(
     *,
     confirm: Confirm,
     announce: Announce = lambda _: None,
+    on_line: Announce | None = None,
     stopping: threading.Event | None = None,
     sign_key: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run all notebooks and seal the evidence; returns run.json's content and the folder.
 
-    `sign_key`: an SSH key to sign the statement with.
+    `on_line` gets the lines that the live notebook prints. `sign_key`: an SSH key to sign the
+    statement with.
     Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
     stands in the evidence, with its exit code.
     """
@@ -129,7 +131,8 @@ def run(
                 save_plan(folder / "plan.json", planned.plan, planned.decisions.blocks())
                 if planned.signatures:
                     files.write_bytes(signatures_path(folder), planned.signatures)
-            this = Run(settings, server, job, folder, Clock(started_us), notebooks, reports)
+            clock = Clock(started_us)
+            this = Run(settings, server, job, folder, clock, notebooks, reports, on_line)
             try:
                 _run_notebooks(this, confirm, announce, stopping)
             except DrainkitError as error:
@@ -145,7 +148,7 @@ def _run_notebooks(
             parameters = _parameters_for(this)
             if name == LIVE and this.settings.mode == "live":
                 planned = Planned.load(this.folder)
-                confirm(this.server, planned)
+                confirm(this.server, this.job, planned)
                 parameters["approve"] = planned.plan.digest
             announce(name)
             try:
@@ -178,7 +181,7 @@ def _execute(
     template.check_unchanged()
     manager = kernels.start()
     # how far the drain is, for whoever waits; papermill writes here what the cells print
-    told = sys.stderr if name == LIVE and this.settings.mode == "live" else None
+    told = _Told(this.on_line) if this.on_line and name == LIVE else None
 
     def work() -> None:
         try:
@@ -212,6 +215,20 @@ def _execute(
     if problem or raised:
         text = problem or one_line(str(raised[0]) or type(raised[0]).__name__)
         _raise(name, text, interrupted)
+
+
+@dataclass
+class _Told:
+    """A file for papermill to print into."""
+
+    on_line: Announce
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines():
+            self.on_line(line)
+
+    def flush(self) -> None:
+        """What was written has been told already."""
 
 
 def _raise(name: str, text: str, interrupted: bool) -> None:

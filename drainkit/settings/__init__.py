@@ -53,6 +53,7 @@ USUAL_FIELDS: dict[str, tuple[str, ...]] = {
                   "generated_at", "timestamp_ms"),
     "source": ("source",),
 }  # fmt: skip
+_NOT_IN_NAMES = {'"', "\\", *map(chr, range(32))}  # the JSON decoder cannot look for these
 OF_THE_FILE = ("limits", "approval")  # what holds a run back stands in drainkit.toml alone
 
 
@@ -335,6 +336,8 @@ def _to_names(value: Any) -> list[str]:
         raise ValueError("must be a field name or a list of field names")
     if not all(isinstance(name, str) and name and "" not in name.split(".") for name in names):
         raise ValueError("must be non-empty names such as payload.signal.confidence")
+    if any(set(name) & _NOT_IN_NAMES for name in names):
+        raise ValueError("must be names without quotes, backslashes and control characters")
     return list(names)
 
 

@@ -13,21 +13,25 @@ from ..core.collection import collection_paused
 from ..core.events import decoder_of
 from ..core.frame import FrameBuilder
 from ..core.policy import ACTIONS, decide
+from ..core.progress import entries_words, next_run_words, span
 from ..draining.handover import Handover
 from ..operations.entry import rows_of, show
-from ..operations.state import baseline
-from ..safe import one_line, share, text
+from ..operations.fields import newest_unreadable
+from ..operations.state import baseline, own_pending
+from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
 from .session import RunSession
-from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe, span
+from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
     from ipywidgets import Widget
+
+    from ..core.shapes import Unreadable
 
 
 MOST_ROWS = 2_000_000  # a backlog up to so many events is a DataFrame as a whole
@@ -81,21 +85,10 @@ class Analysis(RunSession):
 
     def bottom_line(self) -> Markdown:
         """How much, how old, how much would pass, and why the backlog is what it is."""
-        policy, passing = self.job.policy, int(self.counts[ACTIONS.index("drained_ok")])
+        lines = [_waiting(self)]
         ages = self.frame["age_sec"].dropna()
-        part = share(passing, self.total)
-        lines = [
-            f"**{self.total:,} entries** wait in scope `{self.job.scope.name}`, and "
-            f"**{passing:,} of them ({part}) would pass** every filter."
-        ]
         if len(ages):
-            middle = f"Half of them are older than {span(ages.median())}, the oldest is "
-            if ages.max() < 0:
-                oldest = "They lie in the future, by the server's clock"
-            else:
-                some = ages.median() > 0 and ages.nunique() > 1
-                oldest = (middle if some else "The oldest is ") + f"{span(ages.max())} old"
-            lines.append(f"{oldest}; the limit is {policy.max_age_min:g} min.")
+            lines.append(f"{_oldest(ages)}; the limit is {self.job.policy.max_age_min:g} min.")
         lines.append(self.why())
         if self.step > 1:
             lines.append(
@@ -159,6 +152,11 @@ class Analysis(RunSession):
             index=pd.Index(counts.index, name="reason"),
         )
 
+    def unreadable(self) -> Markdown | None:
+        """Where most events cannot be read: why, which fields there are, what would help."""
+        found = newest_unreadable(self.server, self.settings)
+        return None if found is None else _advice(found)
+
     def entry(self, entry_id: str) -> Table:
         """One entry as `drainkit show` has it: fields, values, verdicts, groups, audit."""
         (found,) = show(self.server, self.settings, self.job.policy, [entry_id], now_us=self.at_us)
@@ -213,3 +211,46 @@ class Analysis(RunSession):
             step=self.step,
         )
         return self.exploration.widget
+
+
+def _waiting(analysis: Analysis) -> str:
+    """How many entries wait, what would pass now, and what the next run would take of them."""
+    settings, scope, total = analysis.settings, analysis.job.scope.name, analysis.total
+    passing = int(analysis.counts[ACTIONS.index("drained_ok")])
+    name = settings.consumer_name
+    mine = [g for g in analysis.baseline["groups"] if g["name"] == settings.consumer_group]
+    own = sum(own_pending(g, name) for g in mine) if scope == "undelivered" else 0
+    summed = f" ({entries_words(scope, total, own)})" if own else ""
+    when = "now" if settings.as_of is None else f"as of {settings.as_of:%F %T%z}"
+    told = (
+        f"**{total:,} entries** wait in scope `{scope}`{summed}, and **{passing:,} of them "
+        f"({share(passing, total)}) would pass** every filter {when}."
+    )
+    if not total:
+        return told
+    told += f" The next run takes {next_run_words(total, settings.max_events, settings.throttle)}"
+    if analysis.step > 1:  # the frame is a sample
+        return f"{told}."
+    first = analysis.frame["action"].head(settings.max_events or total)
+    return f"{told}; decided {when}, {int((first == 'drained_ok').sum()):,} of these would pass."
+
+
+def _oldest(ages: pd.Series) -> str:
+    """How old the events are; ages in seconds."""
+    if ages.max() < 0:
+        return "They lie in the future, by the server's clock"
+    some = ages.median() > 0 and ages.nunique() > 1
+    middle = f"Half of them are older than {span(ages.median())}, the oldest is "
+    return (middle if some else "The oldest is ") + f"{span(ages.max())} old"
+
+
+def _advice(found: Unreadable) -> Markdown:
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
+    names = "\n".join(
+        f"- {verbatim(name)} in {entries:,}, such as {verbatim(example)}"
+        for name, entries, example in found.names
+    )
+    lines = [f"**{found.title()}**: {reasons}. Fields found:", names, found.advice()]
+    if snippet := found.snippet():
+        lines.append(f"```toml\n{snippet}\n```")
+    return markdown("\n\n".join(lines))

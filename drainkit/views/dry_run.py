@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..core.policy import ACTIONS
+from ..core.progress import span
 from ..draining.dry import plan_run, summary_of
 from ..draining.handover import drop, handed_on
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
 from .session import RunSession
-from .tables import SAMPLE_ROWS, counts_frame, markdown, safe, span
+from .tables import SAMPLE_ROWS, counts_frame, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from ..core.policy import ACTIONS, COLOURS, NAMES, Policy
+from ..core.progress import span
 from ..errors import DrainkitError
 from ..safe import one_line, share
 from .bins import Binned
-from .tables import safe, span
+from .tables import safe
 
 if TYPE_CHECKING:
     import ipywidgets as w

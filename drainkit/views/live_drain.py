@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
+from IPython.display import clear_output
 
 from .. import files
-from ..core.progress import Tenths
+from ..core.progress import Step, span
 from ..core.reconciliation import drift_counts
 from ..core.summary import Summary
 from ..draining.books import recount
@@ -26,10 +28,12 @@ from ..server import ledger, reading
 from ..server.connection import Server
 from ..settings import Settings
 from .session import RunSession
-from .tables import Table, counts_frame, markdown, span
+from .tables import Table, counts_frame, markdown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
+
+LINE_EVERY_SEC = 1.0
 
 
 class LiveDrain(RunSession):
@@ -42,6 +46,7 @@ class LiveDrain(RunSession):
         super().__init__(settings, server, run_dir)
         self.approve = ""
         self.summary: Summary | None = None
+        self._next_line = 0.0  # when to say again how far it is, by the monotonic clock
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -76,7 +81,6 @@ class LiveDrain(RunSession):
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
         # to the end of the books, however often a signal comes
-        self._tenths = Tenths()
         with working_on(self.run_dir), _graceful_interrupt() as stopping:
             self.summary = apply(self.server, self.job, stopping=stopping, on_progress=self._show)
             if any(start.run_id == self.job.run_id for start in earlier):
@@ -91,9 +95,14 @@ class LiveDrain(RunSession):
             raise error_of(self.summary.exit_code or 1, self.summary.error)
 
     def _show(self, summary: Summary) -> None:
-        """A line at each tenth: a bar would leave its state in the notebook."""
-        if line := self._tenths.line(summary):
-            print(line, flush=True)
+        """One line, replaced once a second: a bar would leave its state in the notebook."""
+        step = Step.of(summary)
+        now = time.monotonic()
+        if now < self._next_line and step.done != step.total:
+            return
+        self._next_line = now + LINE_EVERY_SEC
+        clear_output(wait=True)  # type: ignore[no-untyped-call]
+        print(step.line, flush=True)
 
     def bottom_line(self) -> Markdown:
         """What was done."""

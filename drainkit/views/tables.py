@@ -118,10 +118,3 @@ def read_json(run_dir: Path | None, name: str) -> dict[str, Any] | None:
         return None
     found = json.loads((run_dir / name).read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else None
-
-
-def span(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from ..core.progress import span
 from ..core.timestamps import iso
 from ..operations.checks import Report
 from ..operations.running import RunningDrain
 from ..operations.state import GroupState
 from ..safe import one_line
-from .tables import span
 
 # from the best to the worst, in Okabe and Ito's colours; a word stands beside each
 STATES = {

@@ -75,7 +75,7 @@ def test_the_plan_is_shown_and_signed(desk: Desk) -> None:
     first = desk.cli("approve", "plan.json", "--sign-key", desk.keys["ann"], "--yes")
     assert first.rc == 0, first.err
     plan = json.loads((desk.cli.cwd / "plan.json").read_text())
-    for words in (plan["digest"], desk.stream, GROUP, plan["boundary_id"], "9, "):
+    for words in (plan["digest"], desk.stream, GROUP, plan["boundary_id"], "9 (at"):
         assert words in first.err
     again = desk.cli("approve", "plan.json", "--sign-key", desk.keys["ann"], "--yes")
     assert again.rc == 4

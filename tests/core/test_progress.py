@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drainkit.core.progress import Tenths, progress_line
+from drainkit.core.progress import Step, Tenths, entries_words, next_run_words
 from drainkit.core.summary import Summary
 from drainkit.settings import build
 
@@ -19,16 +19,27 @@ def summary_of(
 
 
 def test_the_line_is_the_contracts() -> None:
-    """Done of all, rate of throttle, time left, passed."""
-    line = progress_line(summary_of(1001, 412, 10_001))
-    assert line == "drained 1,001 of 10,001, 5.0/s of 5, 30 min left, 412 passed"
-    fast = progress_line(summary_of(1001, 3, 1001, throttle="none", seconds=1))
-    assert fast == "drained 1,001 of 1,001, 1,000.0/s, 3 passed"
+    """Done of all, rate of throttle, time left, passed; read again, it is the same step."""
+    step = Step.of(summary_of(1001, 412, 10_001))
+    assert step.line == "drained 1,001 of 10,001, 5.0/s of 5, 30 min left, 412 passed"
+    assert Step.read(step.line) == step
+    fast = Step.of(summary_of(1001, 3, 1001, throttle="none", seconds=1))
+    assert fast.line == "drained 1,001 of 1,001, 1,000.0/s, 3 passed"
+    assert Step.read("Not armed: approve is empty, so nothing was changed.") is None
 
 
 def test_there_is_a_line_at_each_tenth() -> None:
     """Ten lines of a hundred events, whatever steps they come in; none without a total."""
     tenths = Tenths()
-    lines = [tenths.line(summary_of(done, 0, 100)) for done in range(1, 101)]
-    assert [line.split()[1] for line in lines if line] == [str(n) for n in range(10, 101, 10)]
-    assert Tenths().line(summary_of(1, 0, 0)) is None
+    steps = [Step.of(summary_of(done, 0, 100)) for done in range(1, 101)]
+    assert [step.done for step in steps if tenths.is_next(step)] == [*range(10, 101, 10)]
+    assert not Tenths().is_next(Step.of(summary_of(1, 0, 0)))
+
+
+def test_entries_of_two_places_are_told_as_their_sum() -> None:
+    """What an earlier drain left stands beside what is undelivered, wherever the sum stands."""
+    told = "3,168 undelivered + 6 pending of this drain's own consumer = 3,174"
+    assert entries_words("undelivered", 3174, 6) == told
+    assert entries_words("undelivered", 3168, 0) == "3,168 undelivered"
+    assert entries_words("pending", 6, 6) == "6 pending"
+    assert next_run_words(3174, 500, 5) == "the first 500 of them, 100 s at 5 per second"

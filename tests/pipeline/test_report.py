@@ -279,7 +279,7 @@ def test_plan_and_outcome_are_bridged(folder: Path) -> None:
     })  # fmt: skip
     pq.write_table(decisions, folder / "decisions.parquet")
     page = Page(report.build(folder)).text
-    assert "2,000 undelivered + 6 pending of this drain's own consumer 2,006" in page
+    assert "2,000 undelivered + 6 pending of this drain's own consumer = 2,006" in page
     assert "dry run, all decided at once 2,000 2" in page
     assert "plan, each decided at its turn 2,000 1,970" in page
     assert "outcome 2,000 1,970" in page

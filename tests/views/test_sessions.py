@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -164,3 +166,20 @@ def test_02_reads_nothing_that_01_of_its_run_has_read(
     ]  # fmt: skip
     with pytest.raises(TypeError):
         DryRun.open({"stream": stream, "run_dir": str(alone), "max_events": "all"})
+
+
+def test_an_error_in_a_notebook_is_one_line_without_flags() -> None:
+    """IPython shows what to do in a notebook's words; the error's own text keeps the flags."""
+    raised = (
+        "from drainkit.errors import RefusedError; raise RefusedError("
+        "'it was active; stop it, or set --allow-active-consumers')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--quick", "--colors=nocolor", "-c", raised],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = "RefusedError: it was active; stop it, or set allow_active_consumers (a parameter of"
+    (line,) = (done.stdout + done.stderr).strip().splitlines()
+    assert line.startswith(said)
+    lost = RefusedError("check that it runs and --redis-url (or DRAINKIT_REDIS_URL)")
+    assert lost._render_traceback_() == ["RefusedError: check that it runs and DRAINKIT_REDIS_URL"]

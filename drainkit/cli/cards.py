@@ -1,0 +1,72 @@
+"""Cards: what a person is shown before a question."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..safe import one_line
+from .terminal import Table
+
+if TYPE_CHECKING:
+    from ..core.plan import Plan
+    from ..server.connection import Server
+
+Rows = list[tuple[str, str]]
+
+
+def plan_card(plan: Plan) -> Table:
+    """A plan for who has to judge it."""
+    made = [("Made", f"{plan.created_at} by {plan.run_id}"), ("Digest", plan.digest)]
+    return _card("Plan", [*_where(plan), *_what(plan), *made])
+
+
+def question_card(server: Server, plan: Plan, *, waiting: int, own: int, bound: bool) -> Table:
+    """What a live drain of this plan would do, and where.
+
+    `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer.
+    `bound`: the drain applies just this plan; otherwise it decides anew, at each event's turn.
+    """
+    from ..core.progress import entries_words
+
+    there = f"{server.info.kind} {server.info.version} at {server.shown_url}"
+    anew = "none: decided anew at each event's turn (--plan binds a drain to what a dry run saw)"
+    rows = [
+        ("Server", there),
+        *_where(plan),
+        ("Waiting", entries_words(plan.scope, waiting, own)),
+        *_what(plan),
+        ("Digest", plan.digest if bound else anew),
+    ]
+    return _card("Live drain", rows)
+
+
+def _card(title: str, rows: Rows) -> Table:
+    return Table((), [(name, one_line(value, 700)) for name, value in rows], title)
+
+
+def _where(plan: Plan) -> Rows:
+    return [
+        ("Stream", plan.stream),
+        ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
+        ("Scope", f"{plan.scope}, after {plan.history_position or plan.position} up to "
+                  f"{plan.boundary_id}"),
+    ]  # fmt: skip
+
+
+def _what(plan: Plan) -> Rows:
+    from ..core.progress import duration_words
+
+    policy, allowed = plan.policy, plan.policy["allowlist"]
+    symbols = "any symbol" if allowed is None else ", ".join(allowed)
+    others = ", ".join(f"{n:,} {a}" for a, n in plan.counts.items() if n and a != "drained_ok")
+    limit = "no limit" if plan.max_events is None else f"at most {plan.max_events:,}"
+    as_of = f", as of {plan.as_of}" if plan.as_of else ""
+    return [
+        ("Passes", f"{symbols}; confidence from {policy['min_conf']:g}; up to "
+                   f"{policy['max_age_min']:g} min old{as_of}"),
+        ("Entries", f"{plan.total_read:,} ({limit}), {plan.first_id or 'none'} to "
+                    f"{plan.last_id or 'none'}"),
+        ("Would pass", f"{plan.counts.get('drained_ok', 0):,} drained_ok" +
+                       (f"; not: {others}" if others else "")),
+        ("Duration", duration_words(plan.total_read, plan.throttle)),
+    ]  # fmt: skip

@@ -1,0 +1,150 @@
+"""What a terminal sees, and what a pipe gets: the same words."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from threading import Thread
+
+import pytest
+from books import GROUP, ME, ask, at, seed
+from conftest import Cli, Fill, intent
+from servers import Server
+
+from drainkit.cli import terminal
+
+LIVE = ("--mode", "live", "--throttle", "none")
+
+
+@pytest.fixture
+def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
+    """Runs a command on a terminal of so many columns; exit code, and all that was on it."""
+
+    def run(*args: object, columns: int = 100, answer: str = "y\n", **env: str) -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "drainkit", *map(str, args)], cwd=cli.cwd,
+            stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", **env},
+        )  # fmt: skip
+        os.close(theirs)
+        said = bytearray()
+
+        def read() -> None:
+            while True:
+                try:
+                    said.extend(os.read(ours, 4096))
+                except OSError:  # the other end is closed
+                    return
+
+        reader = Thread(target=read)
+        reader.start()
+        os.write(ours, answer.encode())
+        code = process.wait(120)
+        reader.join(10)
+        os.close(ours)
+        return code, said.decode().replace("\r\n", "\n")
+
+    return run
+
+
+def test_the_question_comes_last_with_all_that_it_is_about(
+    valkey: Server, stream: str, fill: Fill, on_a_terminal: Callable[..., tuple[int, str]]
+) -> None:
+    """A live drain shows server, stream, group, scope, entries, what would pass, then asks."""
+    seed(valkey, stream, fill, 30, delivered=10)
+    code, said = on_a_terminal("drain", *LIVE, *at(valkey, stream), NO_COLOR="1", answer="n\n")
+    card, question = said.split("Acknowledge and audit 20 of 20 entries? [y/N]")
+    assert code == 4
+    for name, value in (("Server", "valkey 9"), ("Stream", stream), ("Group", GROUP),
+                        ("Scope", "undelivered, after "), ("Entries", "20 (at most 500)"),
+                        ("Would pass", "drained_ok"), ("Waiting", "20 undelivered"),
+                        ("Duration", "as fast"), ("Digest", "none: ")):  # fmt: skip
+        assert any(name in line and value in line for line in card.splitlines()), (name, card)
+    assert "not confirmed" in question
+
+
+def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+) -> None:
+    """The same words: wrapped between them, coloured unless NO_COLOR is set; plain in a pipe."""
+    seed(valkey, stream, fill, 30, delivered=10)
+    command = ("status", *at(valkey, stream))
+    piped = cli(*command, env={"FORCE_COLOR": "1"}).out
+    code, coloured = on_a_terminal(*command, columns=60)
+    _, plain = on_a_terminal(*command, columns=60, NO_COLOR="1")
+    assert code == 0
+    assert "\x1b" in coloured
+    assert "\x1b" not in piped + plain
+    assert max(map(len, piped.splitlines())) > 100
+    assert max(map(len, plain.splitlines())) <= 60
+    why = next(line for line in piped.splitlines() if line.startswith("  Why: "))
+    assert " ".join(why.split()) in " ".join(plain.split())
+
+
+@pytest.mark.parametrize("name", ["[red]", "[/red]", "[link=http://x]a[/link]", ":boom:", "[1]"])
+def test_markup_in_a_name_is_text(
+    valkey: Server, fill: Fill, on_a_terminal: Callable[..., tuple[int, str]], name: str
+) -> None:
+    """What rich reads as markup is shown as it is: in a line, a table and a card."""
+    fill(valkey, name, [(1, intent(name)), (2, intent())], group=GROUP)
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, name, "COUNT", 1, "STREAMS", name, ">")
+    where = at(valkey, name)
+    for command in (("status", *where), ("consumers", "--min-idle-min", "0", *where),
+                    ("show", "1-0", *where),
+                    ("drain", *LIVE, "--allow-active-consumers", *where)):  # fmt: skip
+        code, said = on_a_terminal(*command, columns=200, NO_COLOR="1", answer="n\n")
+        assert code in (0, 4), said
+        assert name in said, command
+
+
+def test_drift_is_a_table_by_planned_and_happened(capsys: pytest.CaptureFixture[str]) -> None:
+    """However many events met another fate, each pair is one row; the original lines follow."""
+    drift = [{"planned": "drained_ok", "happened": "dropped_old", "events": 1234}]
+    result = {"mode": "live", "events_per_sec": 5.0, "drift": drift, "evidence": "reports/x"}
+    terminal.emit(False, result, *terminal.report(result))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Drift: 1,234 events")
+    assert "drift.parquet" in lines[0]
+    assert lines[2].split() == ["1,234", "drained_ok", "dropped_old"]
+    assert lines[3] == "Mode: LIVE"
+    assert lines[-1] == "Evidence: reports/x"
+
+
+def test_numbers_of_two_places_agree(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+) -> None:
+    """Status, dry run and question say one sum of what is undelivered and what its own left."""
+    seed(valkey, stream, fill, 30, delivered=10)
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, ME, "COUNT", 6, "STREAMS", stream, ">")
+    told = "14 undelivered + 6 pending of this drain's own consumer = 20"
+    assert told in cli("status", *at(valkey, stream)).out
+    assert f"Remaining: 20 ({told})" in cli("drain", *at(valkey, stream)).out
+    _, said = on_a_terminal("drain", *LIVE, *at(valkey, stream), answer="n\n", NO_COLOR="1")
+    assert told in said
+
+
+def test_an_own_stream_is_read_by_a_table_to_paste(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Status names the fields of events that cannot be read; with its lines pasted they can."""
+    now = int(ask(valkey, "TIME")[0]) * 1000
+    mine = [(now + i, {"ticker": "BTCUSDT", "score": "0.9", "ts": now // 1000}) for i in range(9)]
+    fill(valkey, stream, mine, group="executors")
+    status = ("status", *at(valkey, stream))
+    said = cli(*status).out
+    assert "9 of the 9 newest entries cannot be read" in said
+    assert "no group is named quantum:group:execution:trade.intent" in said
+    assert [line.split() for line in said.splitlines() if line.startswith("ts ")] == [
+        ["ts", "9", str(now // 1000)]
+    ]
+    (cli.cwd / "drainkit.toml").write_text(said[said.index("[fields]") :])
+    dry = cli("drain", "--json", "--consumer-group", "executors", *at(valkey, stream)).json()
+    assert (dry["drained_ok"], dry["dropped_invalid"]) == (9, 0)
+    assert cli(*status, "--json").json()["unreadable"] is None
