@@ -1,4 +1,4 @@
-"""Python's garbage collection, out of the way of reading.
+"""Memory while reading: Python's garbage collection out of the way, Arrow's buffers given back.
 
 Millions of new, acyclic objects make the collector walk the whole heap again and again, and the
 heap of a notebook holds pandas and plotly: it cost a quarter of a run.
@@ -21,3 +21,13 @@ def collection_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def give_back_buffers() -> None:
+    """Take Arrow's buffers from the system's allocator from now on.
+
+    Its own one keeps what was freed, for each of its threads: 70 MB in each process of a run.
+    """
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())

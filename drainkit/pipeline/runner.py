@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors, files
+from ..core.collection import give_back_buffers
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..draining.approval import signatures_path
@@ -108,6 +109,7 @@ def run(
     stands in the evidence, with its exit code.
     """
     stopping = stopping or threading.Event()
+    give_back_buffers()
     notebooks = templates.of_run(settings.notebooks_dir)
     settings, planned = with_plan(settings)
     with Server.of(settings) as server:

@@ -22,9 +22,11 @@ def main() -> None:
     import plotly.graph_objects  # noqa: F401
     from ipykernel import kernelapp  # noqa: F401
 
+    from ..core.collection import give_back_buffers
     from . import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
 
     sys.modules.pop("rfc3987_syntax")
+    give_back_buffers()
     live_drain.heed_stop_signal()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     gc.collect()
