@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ALL_OF_THEM = 24  # so few events are listed one by one
 SAMPLES = 3  # of each action, where they are more
-BATCH = 50_000  # rows
+BATCH = 10_000  # rows
 _FATE = ("action", "failed")
 
 
