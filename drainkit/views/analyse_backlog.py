@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from ..core.collection import collection_paused
-from ..core.events import decoder_of
-from ..core.frame import FrameBuilder
-from ..core.policy import ACTIONS, decide
+from ..core.policy import ACTIONS
 from ..core.progress import entries_words, next_run_words, span
-from ..draining.handover import Handover
 from ..operations.entry import rows_of, show
 from ..operations.fields import newest_unreadable
 from ..operations.state import baseline, own_pending
 from ..safe import one_line, share, text, verbatim
-from ..server import reading, scopes
+from ..server import reading
 from ..server.connection import Server
 from ..settings import Settings
 from . import figures
+from .backlog import Backlog
 from .session import RunSession
-from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
+from .tables import SAMPLE_ROWS, Table, consumers_frame, groups_frame, markdown, read_json, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,10 +27,6 @@ if TYPE_CHECKING:
     from ipywidgets import Widget
 
     from ..core.shapes import Unreadable
-
-
-MOST_ROWS = 2_000_000  # a backlog up to so many events is a DataFrame as a whole
-ROWS_OF_MORE = 1_000_000  # of a larger one: at most so many rows, evenly spread
 
 
 class Analysis(RunSession):
@@ -46,42 +37,22 @@ class Analysis(RunSession):
         of_run = read_json(run_dir, "baseline.json") if self.folder_run_id else None
         self.baseline = of_run or baseline(server)
         self.at_us = self.now_us()
-        self.total = 0  # events of the scope
-        self.counts = np.zeros(len(ACTIONS), np.int64)  # by action
-        self.step = self._step()
-        self.frame = self._read()
-
-    def _step(self) -> int:
-        """1: the frame holds every event; n: every n-th."""
-        scope = self.job.scope
-        group = next(
-            g for g in self.baseline["groups"] if g["name"] == self.settings.consumer_group
-        )
-        events = group["backlog"][scope.name]
-        if events > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
-            events = scopes.remaining(self.server, scope)
-        return 1 if events <= MOST_ROWS else math.ceil(events / ROWS_OF_MORE)
-
-    @collection_paused()
-    def _read(self) -> pd.DataFrame:
-        """The entries of the scope as a DataFrame; in a run they are handed on to 02."""
-        decoder = decoder_of(self.settings)
-        builder = FrameBuilder(decoder)
-        builder.add(nothing := decoder.decode([]), decide(nothing, self.job.policy, self.at_us))
         is_of_run = self.folder_run_id is not None and self.planned is None
-        with Handover(self.server, self.job, self.run_dir if is_of_run else None) as out:
-            for page in scopes.scope_entries(self.server, self.job.scope):
-                events = decoder.decode(page)
-                out.add(page, events)
-                del page  # or two pages would be in memory
-                decisions = decide(events, self.job.policy, self.at_us)
-                self.counts += np.bincount(decisions.action, minlength=len(ACTIONS))
-                if self.step > 1:
-                    rows = slice(-self.total % self.step, None, self.step)
-                    decisions = decisions.part(rows)
-                self.total += len(events)
-                builder.add(events.part(rows) if self.step > 1 else events, decisions)
-        return builder.frame()
+        self.backlog = Backlog(
+            server,
+            settings,
+            self.job,
+            at_us=self.at_us,
+            counted=self.group["backlog"][self.job.scope.name],
+            hand_on=run_dir if is_of_run else None,
+        )
+        self.frame = self.backlog.frame
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The consumer group as it was when the run began."""
+        name = self.settings.consumer_group
+        return next(group for group in self.baseline["groups"] if group["name"] == name)
 
     def bottom_line(self) -> Markdown:
         """How much, how old, how much would pass, and why the backlog is what it is."""
@@ -90,18 +61,18 @@ class Analysis(RunSession):
         if len(ages):
             lines.append(f"{_oldest(ages)}; the limit is {self.job.policy.max_age_min:g} min.")
         lines.append(self.why())
-        if self.step > 1:
+        step, total = self.backlog.step, self.backlog.total
+        if step > 1:
             lines.append(
-                f"All that follows, and `analysis.frame`, holds **one event in {self.step}**, "
-                f"{len(self.frame):,} of {self.total:,}. To see them all: `drainkit export DIR/` "
+                f"All that follows, and `analysis.frame`, holds **one event in {step}**, "
+                f"{len(self.frame):,} of {total:,}. To see them all: `drainkit export DIR/` "
                 "makes a dataset of them, which DuckDB, Polars or pyarrow read."
             )
         return markdown("\n\n".join(lines))
 
     def why(self) -> str:
         """Why the group's backlog is as large or small as it is."""
-        group = self.settings.consumer_group
-        return str(next(g["why"] for g in self.baseline["groups"] if g["name"] == group))
+        return str(self.group["why"])
 
     def stream_table(self) -> pd.DataFrame:
         """The stream as XINFO says."""
@@ -115,13 +86,7 @@ class Analysis(RunSession):
 
     def consumers_table(self) -> pd.DataFrame:
         """The group's consumers, those with pending entries first."""
-        group = self.settings.consumer_group
-        found = next(g for g in self.baseline["groups"] if g["name"] == group)["consumer_list"]
-        frame = pd.DataFrame(found, columns=["name", "pending", "idle_ms"])
-        frame = frame.sort_values(["pending", "idle_ms"], ascending=False).head(SAMPLE_ROWS)
-        frame["name"] = frame["name"].map(one_line)
-        frame["idle"] = [span(ms / 1000) for ms in frame.pop("idle_ms")]
-        return Table(frame.reset_index(drop=True))
+        return consumers_frame(self.group)
 
     def head(self) -> pd.DataFrame:
         """The first events of the backlog."""
@@ -164,8 +129,8 @@ class Analysis(RunSession):
 
     def _of_sample(self, figure: go.Figure) -> go.Figure:
         """Says in the title if not every event is in it."""
-        if self.step > 1:
-            figure.layout.title.text += f" (one event in {self.step})"
+        if self.backlog.step > 1:
+            figure.layout.title.text += f" (one event in {self.backlog.step})"
         return figure
 
     def age(self) -> go.Figure:
@@ -208,18 +173,17 @@ class Analysis(RunSession):
             self.job.policy,
             self.settings,
             lambda one: self.entry(one)._repr_html_(),
-            step=self.step,
+            step=self.backlog.step,
         )
         return self.exploration.widget
 
 
 def _waiting(analysis: Analysis) -> str:
     """How many entries wait, what would pass now, and what the next run would take of them."""
-    settings, scope, total = analysis.settings, analysis.job.scope.name, analysis.total
-    passing = int(analysis.counts[ACTIONS.index("drained_ok")])
+    settings, scope, backlog = analysis.settings, analysis.job.scope.name, analysis.backlog
+    total, passing = backlog.total, int(backlog.counts[ACTIONS.index("drained_ok")])
     name = settings.consumer_name
-    mine = [g for g in analysis.baseline["groups"] if g["name"] == settings.consumer_group]
-    own = sum(own_pending(g, name) for g in mine) if scope == "undelivered" else 0
+    own = own_pending(analysis.group, name) if scope == "undelivered" else 0
     summed = f" ({entries_words(scope, total, own)})" if own else ""
     when = "now" if settings.as_of is None else f"as of {settings.as_of:%F %T%z}"
     told = (
@@ -229,7 +193,7 @@ def _waiting(analysis: Analysis) -> str:
     if not total:
         return told
     told += f" The next run takes {next_run_words(total, settings.max_events, settings.throttle)}"
-    if analysis.step > 1:  # the frame is a sample
+    if backlog.step > 1:  # the frame is a sample
         return f"{told}."
     first = analysis.frame["action"].head(settings.max_events or total)
     return f"{told}; decided {when}, {int((first == 'drained_ok').sum()):,} of these would pass."

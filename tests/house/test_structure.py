@@ -118,9 +118,9 @@ def test_an_upward_import_is_found(source: str) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_modules_and_classes_stay_small(path: Path) -> None:
-    """No module is longer than 400 lines, no class than 180, no function than 60."""
+    """No module is longer than 400 lines, no class than 150, no function than 60."""
     source = path.read_text()
-    most = {ast.ClassDef: 180, ast.FunctionDef: 60}
+    most = {ast.ClassDef: 150, ast.FunctionDef: 60}
     assert len(source.splitlines()) <= 400
     long = [
         f"{node.name}: {node.end_lineno - node.lineno + 1} lines"

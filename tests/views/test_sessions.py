@@ -132,14 +132,14 @@ def test_a_backlog_larger_than_a_frame_is_shown_by_a_sample(
     """01 counts all events, shows one in n evenly spread over all pages, and says so."""
     ids = seed(valkey, stream, fill, 300, delivered=10)[10:]
     whole = Analysis.open({"stream": stream})
-    assert whole.step == 1
+    assert whole.backlog.step == 1
     assert whole.frame["id"].tolist() == ids
-    monkeypatch.setattr("drainkit.views.analyse_backlog.MOST_ROWS", 100)
-    monkeypatch.setattr("drainkit.views.analyse_backlog.ROWS_OF_MORE", 50)
+    monkeypatch.setattr("drainkit.views.backlog.MOST_ROWS", 100)
+    monkeypatch.setattr("drainkit.views.backlog.ROWS_OF_MORE", 50)
     part = Analysis.open({"stream": stream})
     assert part.frame["id"].tolist() == ids[::6]
-    assert part.counts.tolist() == whole.counts.tolist()
-    assert (part.total, int(part.counts.sum())) == (290, 290)
+    assert part.backlog.counts.tolist() == whole.backlog.counts.tolist()
+    assert (part.backlog.total, int(part.backlog.counts.sum())) == (290, 290)
     told = part.bottom_line().data
     assert "**290 entries** wait" in told
     assert "one event in 6" in told
