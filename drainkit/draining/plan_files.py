@@ -106,7 +106,8 @@ class DecisionsFile:
         with self._told():
             for block in self._blocks():
                 digest.add(block)
-        if digest.hexdigest() != plan.decisions_sha256:
+            found = digest.hexdigest()
+        if found != plan.decisions_sha256:
             self._refuse()
         self.rows = digest.rows
         self._sha256 = digest.blocks

@@ -8,6 +8,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -30,7 +31,9 @@ def start(cli: Cli, server: Server, stream: str, throttle: object = 200) -> subp
 
 def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL to `run` alone, as the kernel does it; its children end by themselves."""
-    children = psutil.Process(process.pid).children(recursive=True)
+    children = []
+    with suppress(psutil.NoSuchProcess):  # it has ended just now
+        children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs(children, timeout=20)

@@ -113,7 +113,8 @@ def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, fill: Fill
 
 
 def _is_kernel(process: psutil.Process) -> bool:
-    return "ipykernel" in " ".join(process.cmdline())
+    parent = process.parent()  # has imported for it
+    return parent is not None and "drainkit.views.forking" in parent.cmdline()
 
 
 def test_sigterm_ends_the_run_with_evidence(
