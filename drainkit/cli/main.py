@@ -14,14 +14,15 @@ from ..errors import DrainkitError, InterruptedRunError, UsageError
 from ..safe import one_line
 from . import desk, draining, evidence, operations, review, switch  # noqa: F401 - they add their commands
 from .program import program
-from .terminal import tell_error
+from .terminal import interrupt, tell_error
 
 
 def main() -> NoReturn:
     """Run the program and exit with a code of the contract."""
     debug = "--debug" in sys.argv
     # a scheduler's SIGTERM ends a program that waits for a server just as Ctrl-C does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         code = program(prog_name="drainkit", standalone_mode=False) or 0
     except click.exceptions.Exit as error:

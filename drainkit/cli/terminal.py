@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -145,10 +145,21 @@ def _table(block: Table, tty: bool) -> RichTable:
     return table
 
 
+_INTERRUPTED = threading.Event()
+
+
+def interrupt(*_: object) -> NoReturn:
+    """The program's handler of SIGINT and SIGTERM while nothing is drained."""
+    _INTERRUPTED.set()  # an exception can get lost, in the destructor of an object, say
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set, so that the commit in flight can be finished."""
     stopping = threading.Event()
+    if _INTERRUPTED.is_set():
+        stopping.set()
     before = {
         s: signal.signal(s, lambda *_: stopping.set()) for s in (signal.SIGINT, signal.SIGTERM)
     }
@@ -163,7 +174,7 @@ def stop_signals() -> Iterator[threading.Event]:
 def interruptible() -> Iterator[None]:
     """Within `stop_signals`: a question that a signal, or the end of the input, ends at once."""
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     except (click.Abort, KeyboardInterrupt):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Thread
 
 import pytest
@@ -147,3 +148,16 @@ def test_an_own_stream_is_read_by_a_table_to_paste(
     dry = cli("drain", "--json", "--consumer-group", "executors", *at(valkey, stream)).json()
     assert (dry["drained_ok"], dry["dropped_invalid"]) == (9, 0)
     assert cli(*status, "--json").json()["unreadable"] is None
+
+
+def test_an_interrupt_that_gets_lost_ends_the_drain_all_the_same() -> None:
+    """Where Python drops the exception of Ctrl-C, the drain that begins then ends at once."""
+    try:
+        with suppress(KeyboardInterrupt):
+            terminal.interrupt()
+        with terminal.stop_signals() as stopping:
+            assert stopping.is_set()
+    finally:
+        terminal._INTERRUPTED.clear()
+    with terminal.stop_signals() as stopping:
+        assert not stopping.is_set()
