@@ -32,11 +32,11 @@ PRELOADED = (
 class Programs:
     """Starts programs by forks of one parent, in the `drainkit` that this process would import."""
 
-    def __init__(self) -> None:
+    def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._parent = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), *preloaded],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONUTF8": "1"},
             )
@@ -135,7 +135,7 @@ def _become(args: list[str], cwd: str, env: dict[str, str], fds: list[int]) -> N
 
 def main() -> None:
     sys.path[0] = ""  # as with -m: not this folder
-    for name in PRELOADED:
+    for name in sys.argv[2:]:
         __import__(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     with socket.socket(fileno=int(sys.argv[1])) as requests:

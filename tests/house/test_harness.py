@@ -19,6 +19,7 @@ import servers
 from conftest import ROOT, Cli, Fill, _left_behind, intent, need
 from hypothesis import given
 from hypothesis import strategies as st
+from program import Programs
 from proxy import Proxy, frame_end, frames
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -427,7 +428,7 @@ def test_fill_puts_exactly_these_entries(server: Server, stream: str, fill: Fill
 
 
 def test_the_command_line_runs_as_a_user_runs_it(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Own process and folder, no DRAINKIT_* of ours; a secret that is printed fails the test."""
     monkeypatch.setenv("DRAINKIT_REDIS_URL", "redis://:wordword@elsewhere")
@@ -440,6 +441,9 @@ def test_the_command_line_runs_as_a_user_runs_it(
         "print('on stderr', os.environ.get('EXTRA'), file=sys.stderr)\n"
         "sys.exit(3)\n"
     )
+    programs = Programs(preloaded=())
+    request.addfinalizer(programs.close)
+    cli = Cli(tmp_path, programs)
     result = cli("one", 2, env={"EXTRA": "more"}, stdin="typed", secret="wordword")
     assert (result.rc, result.args) == (3, ("one", "2"))
     assert result.json() == [["one", "2"], None, str(tmp_path), "typed"]
