@@ -75,7 +75,8 @@ def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
     valkey: Server, stream: str, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """The same words: wrapped between them, coloured unless NO_COLOR is set; plain in a pipe."""
-    seed(valkey, stream, fill, 30, delivered=10)
+    entries = [(1_790_000_000_000 + n, intent()) for n in range(30)]
+    fill(valkey, stream, entries, group=GROUP, position="1790000000009-0")
     command = ("status", *at(valkey, stream))
     piped = cli(*command, env={"FORCE_COLOR": "1"}).out
     code, coloured = on_a_terminal(*command, columns=60)
