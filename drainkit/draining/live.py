@@ -57,10 +57,10 @@ def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
 
     From the drain's own decisions; from the audit where an outcome was unknown.
     """
-    import pyarrow as pa
-
     if job.planned is None:
         return None
+    import pyarrow as pa  # a drain without a plan has no use for its time and memory
+
     found = summary.changes
     if found is None:
         found = changes(server, job.planned, job.run_id)
