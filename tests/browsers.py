@@ -68,19 +68,24 @@ def hostile_backlog(server: Server, stream: str, fill: Fill) -> None:
 
 @contextmanager
 def demo_lab(folder: Path) -> Iterator[str]:
-    """The address of a Lab with the demo's server; both are gone afterwards."""
+    """The address of a Lab with the demo's server; both are gone afterwards.
+
+    In CI from the wheel, in the environment that the README's demo made; else from the checkout.
+    """
     port = servers.free_port()
+    python = os.environ.get("WHEEL_PYTHON")
+    source = {} if python else {"PYTHONPATH": str(ROOT)}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
     own = {name: str(folder / name) for name in (
         "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
     )}  # fmt: skip
     log = (folder / "lab.log").open("w")
     process = subprocess.Popen(
-        [sys.executable, "-m", "drainkit", "lab", "--demo", "--no-browser", "mine", "--",
+        [python or sys.executable, "-m", "drainkit", "lab", "--demo", "--no-browser", "mine", "--",
          "--allow-root", f"--port={port}", "--ServerApp.token=", "--ServerApp.password=",
          "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
          "--LabApp.news_url=None"],
-        env={**inherited, **own, "PYTHONPATH": str(ROOT)}, cwd=folder,
+        env={**inherited, **own, **source}, cwd=folder,
         stdout=log, stderr=log,
     )  # fmt: skip
     log.close()
