@@ -30,9 +30,10 @@ def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
     def run(*args: object, columns: int = 100, answer: str = "y\n", **env: str) -> tuple[int, str]:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        ours_env = {k: v for k, v in os.environ.items() if k != "COLUMNS"}  # of another width
         process = subprocess.Popen(
             [sys.executable, "-m", "drainkit", *map(str, args)], cwd=cli.cwd,
-            stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", **env},
+            stdin=theirs, stdout=theirs, stderr=theirs, env={**ours_env, "TERM": "xterm", **env},
         )  # fmt: skip
         os.close(theirs)
         said = bytearray()
