@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,21 +67,28 @@ class Kernels:
 
         self._env = env
         self._parent = Parent()
+        self._sockets = tempfile.TemporaryDirectory(prefix="drainkit-")
 
     def __enter__(self) -> Kernels:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._parent.close()
+        self._sockets.cleanup()
 
     def start(self) -> Any:
-        """A kernel for the next notebook."""
+        """A kernel for the next notebook.
+
+        It listens on files: jupyter_client chooses a TCP port before the kernel binds it, and on a
+        busy machine another program takes it between the two.
+        """
         from jupyter_client.manager import AsyncKernelManager
         from jupyter_core.utils import run_sync
 
         from .warm import Provisioner
 
-        manager = AsyncKernelManager(kernel_name="python3")
+        files = f"{self._sockets.name}/kernel"
+        manager = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=files)
         manager.provisioner = Provisioner(self._parent, manager)
         run_sync(manager.start_kernel)(env=self._env)
         return manager
