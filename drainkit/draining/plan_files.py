@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from ..core.collection import give_back_freed
 from ..core.plan import (
     BLOCK,
     COLUMNS,
@@ -111,6 +112,7 @@ class DecisionsFile:
             self._refuse()
         self.rows = digest.rows
         self._sha256 = digest.blocks
+        give_back_freed()
 
     def blocks(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
         """Some of its columns, with the types that they must have."""

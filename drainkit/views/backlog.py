@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.collection import collection_paused
+from ..core.collection import collection_paused, give_back_freed
 from ..core.events import decoder_of
 from ..core.frame import FrameBuilder
 from ..core.policy import ACTIONS, decide
@@ -44,6 +44,7 @@ class Backlog:
         self.total = 0  # events of the scope
         self.counts = np.zeros(len(ACTIONS), np.int64)  # by action
         self.frame = self._read(server, settings, job, at_us, hand_on)
+        give_back_freed()
 
     @collection_paused()
     def _read(

@@ -58,11 +58,11 @@ def passing_at(frame: pd.DataFrame, ages: list[float], confidences: list[float])
     failed = frame["failed"].cat
     is_other = failed.categories.str.contains("missing|invalid|allowlisted")
     others = np.append(is_other, False)[failed.codes]
-    part = frame[~others & frame["confidence"].notna().to_numpy()]
-    rows = np.searchsorted(np.array(ages), part["age_sec"].to_numpy() / 60, side="left")
-    columns = (
-        np.searchsorted(np.array(confidences), part["confidence"].to_numpy(), side="right") - 1
-    )
+    confidence = frame["confidence"].to_numpy()
+    part = ~others & ~np.isnan(confidence)
+    age_min = frame["age_sec"].to_numpy()[part] / 60
+    rows = np.searchsorted(np.array(ages), age_min, side="left")
+    columns = np.searchsorted(np.array(confidences), confidence[part], side="right") - 1
     grid = np.zeros((len(ages) + 1, len(confidences)), dtype=np.int64)
     fits = columns >= 0
     np.add.at(grid, (rows[fits], columns[fits]), 1)

@@ -120,7 +120,7 @@ def by_category(frame: pd.DataFrame, column: str) -> Canvas:
 
 def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
     """When the events were made (or drained), split by what becomes of them."""
-    known = frame[frame["event_time"].notna()]
+    known = frame.loc[frame["event_time"].notna(), ["event_time", "action"]]
     if not len(known):
         title = "No event has a usable time" if len(frame) else "There is no event"
         return counted(canvas(title, x_title, "events"), "y", 0)

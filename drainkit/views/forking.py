@@ -17,16 +17,17 @@ from typing import NoReturn
 
 def main() -> None:
     """Import, then fork a kernel for each line of stdin."""
+    from ..core.collection import give_back_buffers
+
+    give_back_buffers()  # before anything else imports Arrow
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type] # as in pipeline.kernels
     import nbformat  # noqa: F401 # plotly's first figure imports it
     import plotly.graph_objects  # noqa: F401
     from ipykernel import kernelapp  # noqa: F401
 
-    from ..core.collection import give_back_buffers
     from . import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
 
     sys.modules.pop("rfc3987_syntax")
-    give_back_buffers()
     live_drain.heed_stop_signal()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     gc.collect()

@@ -60,3 +60,19 @@ def test_a_kernels_imports_are_frozen_and_few() -> None:
     frozen, *rest = said.stdout.split()
     assert int(frozen) > 50_000
     assert rest == ["True", "True", "False", "False"]
+
+
+def test_all_of_arrow_takes_the_systems_allocator() -> None:
+    """Also its Parquet files, which do not heed `set_memory_pool`."""
+    code = (
+        "from drainkit.core.collection import give_back_buffers; give_back_buffers()\n"
+        "import io, pyarrow as pa; from pyarrow import parquet\n"
+        "parquet.write_table(pa.table({'a': range(10_000)}), io.BytesIO())\n"
+        "own = [getattr(pa, f'{name}_memory_pool') for name in pa.supported_memory_backends() "
+        "if name != 'system']\n"
+        "print(pa.system_memory_pool().max_memory() > 0, sum(pool().max_memory() for pool in own))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert said.stdout.split() == ["True", "0"]
