@@ -28,6 +28,7 @@ ALLOWLIST = (
     "BTCUSDT", "ETHUSDT", "SOLUSDT", "RENDERUSDT", "ARBUSDT", "GALAUSDT",
     "CFXUSDT", "XRPUSDT", "ADAUSDT", "DOGEUSDT", "AVAXUSDT", "DOTUSDT",
 )  # fmt: skip
+SEEDED_AT_ONCE = 1_000_000
 MIN_CONF, MAX_AGE_MIN = 0.6, 180.0
 
 Result = dict[str, Any]
@@ -44,14 +45,21 @@ def filled_server(kind: str, entries: int) -> Iterator[Any]:
 
 
 def seed(url: str, entries: str) -> Result:
-    """Fill KEY; in a child, because a million entries as objects need gigabytes."""
-    from drainkit.demo.backlog import sample_entries
+    """Fill KEY, six hours with each million; in a child, for as objects these need a gigabyte."""
+    from drainkit.demo.backlog import SPAN_MS, sample_entries
     from drainkit.server import writing
     from drainkit.server.connection import Server
 
     with Server(url, KEY) as server:
-        made = sample_entries(server.now_us() // 1000, int(entries))
-        return {"added": writing.add_entries(server, KEY.encode(), made)}
+        now_ms, added = server.now_us() // 1000, 0
+        for later in reversed(range(0, int(entries), SEEDED_AT_ONCE)):
+            made = sample_entries(
+                now_ms - later // SEEDED_AT_ONCE * SPAN_MS,
+                min(SEEDED_AT_ONCE, int(entries) - added),
+                seed=later,
+            )
+            added += writing.add_entries(server, KEY.encode(), made)
+        return {"added": added}
 
 
 def child(script: Path, *arguments: str) -> Result:

@@ -108,6 +108,20 @@ def days_of(stream: str, server: Server, n: int = 7_000) -> list[str]:
     return [entry_id for entry_id, _ in entries]
 
 
+def test_entries_between_ids_that_are_no_times_keep_their_day(
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path
+) -> None:
+    """A page that begins and ends with ids that are no times holds a day's entry in that day."""
+    ids = ("5-1", f"{MIDNIGHT_MS}-0", f"{2**63}-0")
+    fill_stream(valkey, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP)
+    run = cli("export", "backlog/", *at(valkey, stream))
+    assert run.rc == 0, run.err
+    rows = ds.dataset(tmp_path / "backlog", partitioning="hive").to_table().to_pylist()
+    assert {row["id"]: str(row["date"]) for row in rows} == dict(
+        zip(ids, ("None", "2024-10-04", "None"), strict=True)
+    )
+
+
 def test_a_dataset_by_day_is_one_table(
     server: Server, stream: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
