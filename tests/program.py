@@ -25,7 +25,9 @@ PRELOADED = (
     "drainkit.draining.team", "drainkit.draining.unattended", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
     "drainkit.operations.metrics", "drainkit.operations.entry", "drainkit.pipeline.report",
-    "drainkit.pipeline.runner", "drainkit.pipeline.warm", "pandas", "pyarrow.parquet",
+    "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2", "nbclient", "pandas",
+    "papermill", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
+    "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",
 )  # fmt: skip
 
 
@@ -135,8 +137,10 @@ def _become(args: list[str], cwd: str, env: dict[str, str], fds: list[int]) -> N
 
 def main() -> None:
     sys.path[0] = ""  # as with -m: not this folder
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment] # as in pipeline.kernels
     for name in sys.argv[2:]:
         __import__(name)
+    del sys.modules["rfc3987_syntax"]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         is_program = serve(requests)
