@@ -168,8 +168,10 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     if found["fields"] is None:
         rows.append(("field", "(body)", "gone: trimmed or deleted"))
     rows += [("field", name, value) for name, value in found["fields"] or []]
+    there = {place["value"] for place in found["places"]}
     for name, value in found["values"].items():
-        rows.append(("value", name, "not valid" if value is None else value))
+        lacking = "not valid" if name in there else "not found"
+        rows.append(("value", name, lacking if value is None else value))
     age = "" if found["age_sec"] is None else f", {found['age_sec']:,.2f} s old"
     rows.append(("value", "event time", f"{found['event_time']}{age}, by {found['time_source']}"))
     rows += [

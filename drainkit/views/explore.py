@@ -113,9 +113,11 @@ class Exploration:
             options=[("any symbol", False), ("only these", True)], value=allowed is not None,
             description="allowlist", style={"description_width": "8rem"},
         )  # fmt: skip
+        self.which.add_class("widget-inline-hbox")  # the name beside it, as with the sliders
         choice = _choosable(self.binned.symbols_by_count(), allowed or frozenset())
         self.symbols = w.SelectMultiple(
-            options=choice, value=[s for s in choice if s in (allowed or ())], rows=5, **wide,
+            options=choice, value=[s for s in choice if s in (allowed or ())], rows=5,
+            description="symbols", **wide,
         )  # fmt: skip
         self.counts, self.what_if, self.setting = w.HTML(), w.HTML(), w.HTML()
         for chooser in (self.age, self.confidence, self.which, self.symbols):
@@ -152,7 +154,10 @@ class Exploration:
             shown, select="single", allow_html=False, maxBytes=0, maxColumns=0, showIndex=False,
             classes="display compact", style="table-layout:auto;width:100%", pageLength=10,
             columnDefs=[{"targets": 0, "className": "dt-nowrap"}],  # an id is one word
+            text_in_header_can_be_selected=False,  # a click anywhere in a header sorts
+            layout={"bottomEnd": {"paging": {"firstLast": False}}},  # in one line
         )  # fmt: skip
+        table.add_class("drainkit-events")
         table.observe(self._row_chosen, "selected_rows")
         total = len(self._frame)
         told = f"<b>All {total:,} events</b>"
@@ -288,5 +293,8 @@ _STYLE = (
     ".drainkit-grid{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     ".drainkit-grid td,.drainkit-grid th{padding:.1rem .5rem;text-align:right}"
     ".drainkit-grid .l{text-align:left}"
-    ".drainkit-shown pre{white-space:pre-wrap;overflow-wrap:anywhere}</style>"
+    ".drainkit-shown pre{white-space:pre-wrap;overflow-wrap:anywhere}"
+    ".drainkit-shown .drainkit-table{border-collapse:collapse;line-height:1.4}"
+    ".drainkit-shown .drainkit-table :is(td,th){padding:.15rem 1rem .15rem 0;vertical-align:top}"
+    ".drainkit-events{--dt-html-background:var(--jp-layout-color0,transparent)}</style>"
 )

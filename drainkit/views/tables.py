@@ -44,6 +44,7 @@ class Table(pd.DataFrame):
             "<tr>" + "".join(_cell(value, k) for value, k in zip(row, kind, strict=True)) + "</tr>"
             for row in frame.itertuples(index=False)
         )
+        body = body or f"<tr><td colspan='{len(right)}'>none</td></tr>"
         return (
             f"{_STYLE}<table class='dataframe drainkit-table'><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table>"

@@ -14,6 +14,7 @@ from servers import Server
 
 from drainkit.core.events import Decoder
 from drainkit.core.places import places
+from drainkit.operations.entry import rows_of
 from drainkit.settings import Fields
 from drainkit.views.analyse_backlog import Analysis
 
@@ -63,6 +64,8 @@ def test_each_value_says_where_it_was_found(
     assert where(found[2]) == {}
     assert [p["raw"] for p in found[2]["places"]] == ["B A D", "75%"]
     assert (found[2]["action"], found[2]["reason"]) == ("dropped_invalid", "symbol not valid")
+    rows = {row[:2]: row[2] for row in rows_of(found[2])}
+    assert (rows["value", "symbol"], rows["value", "side"]) == ("not valid", "not found")
 
 
 def test_every_filter_has_a_verdict(valkey: Server, cli: Cli, stream: str, fill: Fill) -> None:

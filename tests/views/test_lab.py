@@ -50,6 +50,9 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
     assert passing(page) > before
     assert page.locator(".drainkit-shown pre").first.inner_text().startswith("drainkit run ")
     table = page.locator("table.dataTable").last
+    for way in ("ascending", "descending"):  # a click on the words, not on the arrows beside them
+        table.locator("th", has_text="age, min").locator(".dt-column-title").click()
+        expect(table.locator("th", has_text="age, min")).to_have_attribute("aria-sort", way)
     page.get_by_role("searchbox", name="Search:").fill("invalid")
     expect(page.locator(".dt-info")).to_contain_text("filtered from 3,174", timeout=10_000)
     shown = table.locator("tbody tr")

@@ -30,3 +30,9 @@ def test_a_table_reads_well_and_is_inert() -> None:
     assert table.loc["b", "events"] == 7
     assert "text-align:left" in shown
     assert "NaN" not in shown + pd.DataFrame()._repr_html_()
+
+
+def test_a_table_without_rows_says_so() -> None:
+    """A head over nothing looks broken."""
+    table = Table({"bytes": []}, index=pd.Index([], name="file"))
+    assert "<td colspan='2'>none</td>" in table._repr_html_()
