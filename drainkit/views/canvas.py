@@ -19,7 +19,7 @@ from .picture import svg
 # gives its own text colour
 TEXT, GRID, LINE = "#787878", "rgba(128,128,128,0.25)", "#808080"
 _TEXTS = (".gtitle", ".xtitle", ".ytitle", ".legendtext", ".annotation-text", ".bartext-outside",
-          ".xtick text", ".ytick text")  # fmt: skip
+          ".xtick text", ".ytick text", ".heatmap-label text")  # fmt: skip
 STYLE = (
     "<style>.js-plotly-plot .main-svg :is("
     + ",".join(_TEXTS)
@@ -52,6 +52,7 @@ def canvas(
         margin={"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": TEXT, "activecolor": LINE},
         font={"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
         showlegend=legend,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},

@@ -210,7 +210,7 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
             texttemplate="%{z:,}",
             hovertemplate="at most %{y} old, confidence at least %{x}: "
             "%{z:,} would pass<extra></extra>",
-            colorscale="Cividis",
+            colorscale=[[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
             zmin=0,
             zmax=max(1, int(passing.max())),
             showscale=False,
@@ -222,8 +222,8 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
         type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5,
         line={"color": COLOURS["dropped_invalid"], "width": 3},
     )  # fmt: skip
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(type="category")
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", showgrid=False, title_standoff=14)
     return figure
 
 

@@ -16,6 +16,7 @@ from typing import Any
 WIDTH, LEFT_MIN, RIGHT, BOTTOM = 760, 62, 44, 46
 TIMES_SEC = (1, 5, 15, 30, 60, 300, 600, 900, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 604_800)
 _FONT = "font-family='system-ui,sans-serif' font-size='12' fill='currentColor'"
+_ANCHORS = {"left": ("start", 4), "right": ("end", -4)}  # beside a line, not on it
 _CHARACTER = 6.6  # pixels, about
 
 
@@ -128,8 +129,8 @@ class _Picture:
         if not self.layout.get("showlegend"):
             return []
         for trace in self.traces:
-            parts.append(_box(x, self.top - 30, 11, 11, trace["marker"]["color"]))
-            parts.append(_label(x + 16, self.top - 20, trace["name"]))
+            parts.append(_box(x, self.top - 37, 11, 11, trace["marker"]["color"]))
+            parts.append(_label(x + 16, self.top - 27, trace["name"]))
             x += 40 + _CHARACTER * len(trace["name"])
         return parts
 
@@ -196,8 +197,8 @@ class _Picture:
             y = self.y.at(note["y"]) - 5
             if note.get("yref") != "y":
                 y = self.y.start - note["y"] * (self.y.start - self.y.end)
-            anchor = {"left": "start", "right": "end"}.get(note.get("xanchor", ""), "middle")
-            parts.append(_label(x, y + (12 if note["y"] == 1 else 0), note["text"], anchor))
+            anchor, beside = _ANCHORS.get(note.get("xanchor", ""), ("middle", 0))
+            parts.append(_label(x + beside, y + 12 * (note["y"] == 1), note["text"], anchor))
         return parts
 
 
