@@ -27,6 +27,7 @@ from .records import Records
 
 PLOTLY_JSON = "application/vnd.plotly.v1+json"
 MAX_TEXT = 900  # characters of any text from outside
+UNBROKEN = 40  # characters of a name that a table on A4 has room for in one line
 INK = "#1c1c1c"  # of a figure's text
 BASELINE_FIGURES = 2  # of 01; the others follow at the end
 DEAD_MIN = 60  # minutes without a sign of life
@@ -96,7 +97,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(n=_number, breakable=_breakable)
+    environment.filters.update(n=_number, breakable=_breakable, together=_together)
     return environment.get_template("report.html.j2")
 
 
@@ -110,10 +111,18 @@ def _number(value: Any) -> str:
 
 
 def _breakable(name: str) -> Any:
-    """A key's name that may be broken after its separators, and nowhere else if that is enough."""
+    """A key's name that may be broken after its separators; on paper not even there, if short."""
     from markupsafe import Markup
 
-    return Markup("<wbr>").join(re.split(r"(?<=[:./])", one_line(name, MAX_TEXT)))
+    parts = Markup("<wbr>").join(re.split(r"(?<=[:./])", one_line(name, MAX_TEXT)))
+    return Markup("<span class='key'>{}</span>").format(parts) if len(name) <= UNBROKEN else parts
+
+
+def _together(text: str) -> Any:
+    """A text whose percentages stay in one line."""
+    from markupsafe import Markup, escape
+
+    return escape(one_line(text, MAX_TEXT)).replace(" %", Markup("&nbsp;%"))
 
 
 def _when(value: Any) -> str:

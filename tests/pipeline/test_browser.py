@@ -63,6 +63,12 @@ def test_the_report_opens_offline_and_is_inert(
         broken = "[...document.querySelectorAll('.id')].filter(e => e.getClientRects().length > 1)"
         assert page.evaluate(f"{broken}.length") == 0
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 688, "height": 1000})  # what A4 leaves between its margins
+    names = page.locator(".key").evaluate_all(
+        "all => all.map(e => new Set([...e.getClientRects()].map(r => Math.round(r.top))).size)"
+    )
+    assert set(names) == {1}  # in one line each
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
