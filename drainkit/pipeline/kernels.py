@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from ..safe import one_line
 
 LIVE = "03_live_drain"
 NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", LIVE, "04_verify")
+SOCKET_NAME_BYTES = 96  # the systems allow 104 and 108, and a number follows
 PATIENCE_SEC = 10.0  # for a notebook that was interrupted
 _GRAMMAR = "rfc3987_syntax"  # see quick_imports
 
@@ -79,16 +81,18 @@ class Kernels:
     def start(self) -> Any:
         """A kernel for the next notebook.
 
-        It listens on files: jupyter_client chooses a TCP port before the kernel binds it, and on a
-        busy machine another program takes it between the two.
+        It listens on files if their names are not too long. jupyter_client chooses a TCP port
+        before the kernel binds it, and on a busy machine another program takes it between the two.
         """
         from jupyter_client.manager import AsyncKernelManager
         from jupyter_core.utils import run_sync
 
         from .warm import Provisioner
 
+        manager = AsyncKernelManager(kernel_name="python3")
         files = f"{self._sockets.name}/kernel"
-        manager = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=files)
+        if len(os.fsencode(files)) < SOCKET_NAME_BYTES:
+            manager.transport, manager.ip = "ipc", files
         manager.provisioner = Provisioner(self._parent, manager)
         run_sync(manager.start_kernel)(env=self._env)
         return manager

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import psutil
+import pytest
+from servers import wait_until
 
 from drainkit.pipeline.kernels import Kernels
 from drainkit.pipeline.warm import Forked
@@ -26,3 +30,29 @@ def test_kernels_are_apart_and_end_with_the_run() -> None:
     assert gone
     for manager in managers:
         kernels.end(manager)
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_a_kernel_takes_no_tcp_port_that_another_program_may_take_first(
+    monkeypatch: pytest.MonkeyPatch, is_short: bool
+) -> None:
+    """A kernel listens on files of the run's own; on ports only where names would be too long."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        scratch = Path(short, "" if is_short else "x" * 100)
+        scratch.mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+        with Kernels(dict(os.environ)) as kernels:
+            manager = kernels.start()
+            kernel = psutil.Process(manager.provisioner.process.pid)
+
+            def files() -> set[str]:
+                places = {one.laddr for one in kernel.net_connections("unix")}
+                return {place for place in places if place.startswith(str(scratch))}
+
+            def ports() -> int:
+                return len(kernel.net_connections("tcp"))
+
+            wait_until("it listens", lambda: len(files()) == 5 or ports() > 5, timeout_sec=30)
+            assert bool(files()) == is_short
+            kernels.end(manager)
+        assert not [*scratch.iterdir()]
