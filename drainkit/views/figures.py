@@ -103,6 +103,9 @@ def by_category(frame: pd.DataFrame, column: str) -> Canvas:
         title = (
             f"By {column}: {shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
         )
+    elif ok.any():
+        lacking = "is one of the most frequent" if len(named) else "names one"
+        title = f"By {column}: none of the {ok.sum():,} that pass {lacking}"
     figure = canvas(title, "events", "", height=150 + 26 * max(2, len(kept)), legend=True)
     for action in ACTIONS:
         counts = np.bincount(rows[(frame["action"] == action).to_numpy()], minlength=len(shown))

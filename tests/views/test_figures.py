@@ -216,6 +216,21 @@ def test_no_text_of_an_event_is_markup(column: str) -> None:
     assert any("&lt;script&gt;" in text for text in found)
 
 
+def test_what_passes_without_a_name_passes() -> None:
+    """Of events that name no source, or a rare symbol, a title does not say that none passes."""
+    entries: list[RawEntry] = [
+        [b"%d-0" % (NOW_MS - i), [b"symbol", b"S%d" % (i % 20), b"confidence", b"0.1"]]
+        for i in range(100)
+    ]
+    entries.append([b"%d-1" % NOW_MS, [b"symbol", b"RARE", b"confidence", b"0.9"]])
+    frame = frame_of(entries, Policy(30.0, None, 0.6))
+    by = {name: figures.by_category(frame, name).layout.title.text for name in ("source", "symbol")}
+    assert by == {
+        "source": "By source: none of the 1 that pass names one",
+        "symbol": "By symbol: none of the 1 that pass is one of the most frequent",
+    }
+
+
 def test_names_that_look_like_ours_stay_apart() -> None:
     """A symbol called "(other)" or "(none)" is a row of its own, and long names do not merge."""
     names = ["(none)", "(others)", *[f"{'L' * 50}{i}" for i in range(13)]]
