@@ -3,16 +3,17 @@
     python tests/benchmarks/scale.py [--entries 1000000] [--rounds 1] [--package DIR]
 
 `--package` names the checkout whose drainkit is measured (this one), so that two commits can be
-held side by side. CPU is that of the command with all its kernels, and of the server (INFO cpu);
-the peak is that of the largest process (VmHWM). How often entries are read is counted in a run of
-its own, of 20,000 entries: MONITOR tells each XRANGE and XREVRANGE, and the ids in its range are
-the entries that it brought.
+held side by side; it is compiled first, as an installer does. CPU is that of the command with all
+its kernels, and of the server (INFO cpu); the peak is that of the largest process (VmHWM). How
+often entries are read is counted in a run of its own, of 20,000 entries: MONITOR tells each XRANGE
+and XREVRANGE, and the ids in its range are the entries that it brought.
 """
 
 from __future__ import annotations
 
 import argparse
 import bisect
+import compileall
 import os
 import re
 import resource
@@ -35,15 +36,6 @@ GROUP = "bench"
 AUDIT = f"{KEY}.drain_audit"
 COUNTED = 20_000  # entries of the run whose reads are counted
 EXPORTED = 200_000
-
-
-def command(
-    package: Path, server: Any, name: str, *options: str
-) -> tuple[list[str], dict[str, str]]:
-    """A drainkit command over KEY, and its environment."""
-    where = ["--stream", KEY, "--consumer-group", GROUP, "--redis-url", server.tcp_url]
-    env = {**os.environ, "PYTHONPATH": str(package)}
-    return [sys.executable, "-m", "drainkit", name, *options, *where], env
 
 
 def cost(package: Path, server: Any, folder: Path, name: str, *options: str) -> Result:
@@ -200,6 +192,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=rig.HERE.parents[1])
     given = parser.parse_args()
     package = given.package.resolve()
+    compileall.compile_dir(package / "drainkit", quiet=1)
 
     def fresh() -> Path:
         return Path(tempfile.mkdtemp(dir=scratch))
