@@ -203,7 +203,7 @@ def _oldest(ages: pd.Series) -> str:
     """How old the events are; ages in seconds."""
     if ages.max() < 0:
         return "They lie in the future, by the server's clock"
-    some = ages.median() > 0 and ages.nunique() > 1
+    some = ages.median() > 0 and ages.min() < ages.max()
     middle = f"Half of them are older than {span(ages.median())}, the oldest is "
     return (middle if some else "The oldest is ") + f"{span(ages.max())} old"
 

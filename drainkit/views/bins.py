@@ -41,16 +41,29 @@ def histogram(
     """
     if not len(values):
         return 0, np.zeros(0, dtype=np.int64)
-    places = (values - limit) / step
-    whole = np.rint(places)
-    # 0.58 is an edge, though its last binary digits may say a hair less
-    places = np.where(np.abs(places - whole) < 1e-9, whole, places)
-    bins = (np.ceil(places) - 1 if over else np.floor(places)).astype(np.int64)
+    bins = _bins((values - limit) / step, over=over)
     # no rounding carries an event over the limit
     above = values > limit if over else values >= limit
-    bins = np.where(above, np.maximum(bins, 0), np.minimum(bins, -1))
+    np.maximum(bins, 0, out=bins, where=above)
+    np.minimum(bins, -1, out=bins, where=~above)
     first = int(bins.min())
-    return first, np.bincount(bins - first)
+    bins -= first
+    return first, np.bincount(bins)
+
+
+def _bins(places: np.ndarray, *, over: bool) -> np.ndarray:
+    """The numbers of the bins; in place, as a large backlog's copies would count."""
+    whole = np.rint(places)
+    # 0.58 is an edge, though its last binary digits may say a hair less
+    gap = places - whole
+    np.copyto(places, whole, where=np.abs(gap, out=gap) < 1e-9)
+    del whole, gap
+    if over:
+        np.ceil(places, out=places)
+        places -= 1
+    else:
+        np.floor(places, out=places)
+    return places.astype(np.int64)
 
 
 def passing_at(frame: pd.DataFrame, ages: list[float], confidences: list[float]) -> np.ndarray:
