@@ -43,8 +43,10 @@ def expected(server: Server, job: Job, begun: Opening | None) -> int:
     if job.to_drain is not None:
         return job.max_events or 0
     here = scopes.current(server, job.scope)
-    own = sum(len(ids) for ids in scopes.own_ids(server, here))
-    count = scopes.remaining(server, here) if begun is None else own + begun.undelivered
+    if begun is None or here.name == "history":  # it comes upon what is recorded already
+        count = scopes.remaining(server, here)
+    else:
+        count = begun.undelivered + sum(len(ids) for ids in scopes.own_ids(server, here))
     return count if job.max_events is None else min(count, job.max_events)
 
 

@@ -354,12 +354,19 @@ def test_help_is_light_and_complete(cli: Cli) -> None:
 
 
 def test_a_drain_says_how_far_it_is(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
-    """Without a terminal a live drain tells of each tenth on stderr, stdout stays one object."""
+    """Without a terminal a live drain tells of each tenth on stderr, stdout stays one object.
+
+    What another scope recorded is not counted again.
+    """
     seed(valkey, stream, fill, 300, delivered=100)
-    run = cli("drain", "--mode", "live", "--yes", "--json", "--throttle", "400", "--max-events",
-              "all", "--redis-url", valkey.url, "--stream", stream)  # fmt: skip
+    command = ("drain", "--mode", "live", "--yes", "--json", "--max-events", "all",
+               "--redis-url", valkey.url, "--stream", stream)  # fmt: skip
+    run = cli(*command, "--throttle", "400")
     assert run.json()["total_read"] == 200
     lines = [line for line in run.err.splitlines() if line.startswith("drained ")]
     assert 8 <= len(lines) <= 10
     assert lines[-1].startswith("drained 200 of 200, ")
     assert all("/s of 400, " in line and line.endswith(" passed") for line in lines)
+    history = cli(*command, "--throttle", "none", "--scope", "history")
+    assert history.json()["total_read"] == 100
+    assert history.err.splitlines()[-1].startswith("drained 100 of 100, ")
