@@ -296,5 +296,8 @@ _STYLE = (
     ".drainkit-shown pre{white-space:pre-wrap;overflow-wrap:anywhere}"
     ".drainkit-shown .drainkit-table{border-collapse:collapse;line-height:1.4}"
     ".drainkit-shown .drainkit-table :is(td,th){padding:.15rem 1rem .15rem 0;vertical-align:top}"
-    ".drainkit-events{--dt-html-background:var(--jp-layout-color0,transparent)}</style>"
+    ".drainkit-events{--dt-html-background:var(--jp-layout-color0,transparent)}"
+    ".drainkit-events tbody tr{cursor:pointer}"
+    ".drainkit-events tbody tr:not(.selected):hover>*"
+    "{box-shadow:inset 0 0 0 99rem rgba(86,180,233,.2)!important}</style>"
 )
