@@ -58,7 +58,7 @@ def test_a_drain_on_a_capped_stream_ends_by_itself(
             time.sleep(0.3)
         run = attempt(
             server.url, stream, throttle=throttle, at=(3, begin.set),
-            max_events=500 if throttle == "5" else 90,
+            max_events=500 if throttle == "5" else 150,
         )  # fmt: skip
     assert run.rc == 0, run.error
     found = run.summary
