@@ -110,7 +110,8 @@ def test_a_server_that_cannot_start_says_why(start_server: Callable[..., Server]
 
 
 ORPHANS = """
-import servers, sys, time
+import servers, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 started = [servers.start(kind) for kind in sys.argv[1:]]
 print(servers.guard().folder, *(server.pid for server in started), flush=True)
 time.sleep(60)
