@@ -58,7 +58,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
     if not target.endswith("/"):
         with files.TableWriter(path, schema) as out:
             return sum(_write(out, _table(page, decoder)) for page in pages)
-    today = _days([b"%d-0" % (server.now_us() // 1000)])
+    today = _days([[b"%d-0" % (server.now_us() // 1000), None]])
     with files.whole_folder(path) as folder, _Dataset(folder, schema, next(today)[0]) as dataset:
         return sum(dataset.write(page, _table(page, decoder)) for page in pages)
 
@@ -89,7 +89,7 @@ class _Dataset:
 
     def write(self, page: Sequence[RawEntry], table: pa.Table) -> int:
         """Add a page; returns its rows."""
-        for day, first, end in _days([entry[0] for entry in page]):
+        for day, first, end in _days(page):
             left = table.slice(first, end - first)
             while len(left):
                 if day != self._day or not self._room:
@@ -112,14 +112,14 @@ class _Dataset:
         self._day, self._room = day, PART_ROWS
 
 
-def _days(ids: list[bytes]) -> Iterator[tuple[str, int, int]]:
-    """Runs of ids of one UTC day: the day, the first row and the row after the last."""
-    times = id_times_us([ids[0], ids[-1]])
+def _days(page: Sequence[RawEntry]) -> Iterator[tuple[str, int, int]]:
+    """Runs of entries of one UTC day: the day, the first row and the row after the last."""
+    times = id_times_us([page[0][0], page[-1][0]])
     if NO_TIME in times or len({*times // DAY_US}) > 1:  # else all between are of that day
-        times = id_times_us(ids)
+        times = id_times_us([entry[0] for entry in page])
     days = times // DAY_US
     starts = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist()]
-    for first, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+    for first, end in zip(starts, [*starts[1:], len(page)], strict=True):
         is_time = times[first] != NO_TIME
         yield str(np.datetime64(int(days[first]), "D")) if is_time else NO_DATE, first, end
 
