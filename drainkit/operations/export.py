@@ -131,7 +131,7 @@ def _table(page: Sequence[RawEntry], decoder: Decoder) -> pa.Table:
     batch = record_batch(decoder.decode(page))
     columns = {name: _plain(batch.column(name)) for name in batch.schema.names}
     parts = (page[at : at + AT_ONCE] for at in range(0, len(page), AT_ONCE))
-    columns["fields"] = pa.array([row for part in parts for row in _as_json(part)], pa.binary())
+    columns["fields"] = pa.array([row for part in parts for row in as_json(part)], pa.binary())
     columns["fields"] = columns["fields"].cast(pa.string())
     return pa.table(columns)
 
@@ -143,8 +143,12 @@ def _plain(column: pa.Array) -> pa.Array:
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
-def _as_json(part: Sequence[RawEntry]) -> Iterator[bytes | None]:
-    """Each entry's fields as JSON in ASCII: no character of theirs acts on who shows the file."""
+def as_json(part: Sequence[RawEntry]) -> Iterator[bytes | None]:
+    """Each entry's fields as a JSON list of [name, value]; None where the body is gone.
+
+    In printable ASCII, so that no character of theirs acts on who shows the file; bytes that are
+    not UTF-8 as escapes.
+    """
     rows = [
         b"" if fields is None or b"".join(fields).translate(None, PLAIN)
         else _shape(len(fields)) % tuple(fields)

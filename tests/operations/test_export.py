@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from books import GROUP, ask, at, everything, seed
 from conftest import ROOT, Cli, Fill, fill_stream, intent
+from hypothesis import given
+from hypothesis import strategies as st
 from servers import Server
 
 from drainkit import Decoder
@@ -24,6 +26,8 @@ from drainkit import Server as Connection
 from drainkit.core.frame import load_frame
 from drainkit.errors import RefusedError
 from drainkit.files import whole_folder
+from drainkit.operations.export import as_json
+from drainkit.safe import text
 from drainkit.server import reading
 
 DAY_MS = 86_400_000
@@ -53,6 +57,28 @@ def test_each_scope_is_exported_whole(
         assert frame["missing"].sum() == (scope == "pending")
     assert set(frame["symbol"].dropna()) == {"BTCUSDT", "ETHUSDT", "DOGEUSDT"}
     assert everything(server) == before
+
+
+PARTS = st.one_of(
+    st.text(max_size=8).map(str.encode),
+    st.binary(max_size=8),
+    st.lists(st.sampled_from(b'a"\\[],%\x01\x02\x03\x04\n\x7f'), max_size=6).map(bytes),
+)
+BODIES = st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=4).map(
+    lambda pairs: [part for pair in pairs for part in pair]
+)
+
+
+@given(st.lists(st.one_of(st.none(), BODIES), min_size=1, max_size=12))
+def test_fields_come_back_from_their_json(bodies: list[list[bytes] | None]) -> None:
+    """Whatever bytes fields hold, their JSON tells them as texts, in printable ASCII."""
+    found = list(as_json([[b"1-1", body] for body in bodies]))
+    assert all(one is None or one.decode("ascii").isprintable() for one in found)
+    told = [None if one is None else json.loads(one) for one in found]
+    assert told == [
+        None if b is None else [[text(n), text(v)] for n, v in zip(b[::2], b[1::2], strict=True)]
+        for b in bodies
+    ]
 
 
 def test_csv_holds_no_formula(
