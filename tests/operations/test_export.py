@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from books import GROUP, ask, at, everything, seed
 from conftest import ROOT, Cli, Fill, fill_stream, intent
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from servers import Server
 
@@ -70,6 +70,7 @@ BODIES = st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=4).map(
 
 
 @given(st.lists(st.one_of(st.none(), BODIES), min_size=1, max_size=12))
+@example([[b"each", bytes([byte])] for byte in range(256)])
 def test_fields_come_back_from_their_json(bodies: list[list[bytes] | None]) -> None:
     """Whatever bytes fields hold, their JSON tells them as texts, in printable ASCII."""
     found = list(as_json([[b"1-1", body] for body in bodies]))
