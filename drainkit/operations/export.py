@@ -163,11 +163,12 @@ def as_json(part: Sequence[RawEntry]) -> Iterator[bytes | None]:
 
 @cache
 def _shape(n: int) -> bytes:
-    """Where n names and values go; its control characters are those of SIGNS, which none holds."""
+    """The JSON of n names and values without these; control characters stand for its own signs."""
     return b"\1%b\4" % b"\3".join([b"%b\2%b"] * (n // 2))
 
 
 def _odd(fields: Sequence[bytes] | None) -> bytes | None:
+    """The same of one entry, whatever its bytes."""
     if fields is None:
         return None
     texts = [text(part) for part in fields]
