@@ -308,7 +308,7 @@ def next_drain(status: Mapping[str, Any], settings: Settings) -> str:
             taken = next_run_words(entries, settings.max_events, settings.throttle)
             return f"Next drain: {entries_words(scope, entries, own)}; it takes {taken}"
     named = one_line(settings.consumer_group)
-    return f"Next drain: none; no group is named {named}, so say which with --consumer-group"
+    return f"Next drain: none; no group is named {named}; drain --consumer-group takes another"
 
 
 def as_text(status: Mapping[str, Any]) -> str:

@@ -331,6 +331,8 @@ def test_status_counts_and_says_why(server: Server, stream: str, fill: Fill, cli
     )
     text = cli(*where).out
     assert "198 lie after the group's position" in text
+    other = cli(*where, env={"DRAINKIT_CONSUMER_GROUP": "other"}).out.splitlines()[-1]
+    assert other.endswith("no group is named other; drain --consumer-group takes another")
 
 
 def test_help_is_light_and_complete(cli: Cli) -> None:
