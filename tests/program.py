@@ -1,13 +1,16 @@
 """`python -m drainkit` as processes that need not import anything again.
 
 Each is a process of its own with its own environment, folder, pipes and exit code, as from a shell;
-only its imports are those of a parent that it was forked from. That saves two thirds of the suite's
-time, 0.7 s of CPU a call. What is about the interpreter itself (PYTHON... variables) and what a
-packaged program does is tested with interpreters of their own.
+only its imports are those of a parent that it was forked from, and at its end it does not take them
+down one by one. That saves two thirds of the suite's time, 0.7 s of CPU a call. What is about the
+interpreter itself (PYTHON... variables) and what a packaged program does is tested with
+interpreters of their own.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import runpy
@@ -135,17 +138,41 @@ def _become(args: list[str], cwd: str, env: dict[str, str], fds: list[int]) -> N
     sys.argv = ["drainkit", *args]
 
 
+def _run() -> None:
+    """The program; where it ends by an exit code, it ends there at once."""
+    try:
+        runpy.run_module("drainkit", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            _exit_code.append(end.code or 0)
+        raise
+
+
+def _exit_at_once() -> None:
+    """The last at exit, in place of the interpreter's own end, which visits all that is loaded."""
+    if _exit_code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_exit_code[0])
+
+
+_exit_code: list[int] = []
+
+
 def main() -> None:
+    atexit.register(_exit_at_once)  # first, so that it is called last
     sys.path[0] = ""  # as with -m: not this folder
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment] # as in pipeline.kernels
     for name in sys.argv[2:]:
         __import__(name)
     del sys.modules["rfc3987_syntax"]
+    gc.collect()
+    gc.freeze()  # or each program's collector would visit, and so copy, all this
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         is_program = serve(requests)
     if is_program:
-        runpy.run_module("drainkit", run_name="__main__", alter_sys=True)
+        _run()
 
 
 if __name__ == "__main__":
