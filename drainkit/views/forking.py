@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from typing import NoReturn
 
 
@@ -32,10 +33,14 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     gc.collect()
     gc.freeze()  # the kernels' collectors leave all this alone
+    its_end, life = os.pipe()  # nobody writes: it ends when this process does
     for line in sys.stdin:
         arguments, env = json.loads(line)
         pid = os.fork()
         if pid == 0:
+            os.close(life)
+            # ipykernel has a thread for this too, but only once its kernel is made
+            threading.Thread(target=_end_with_parent, args=[its_end], daemon=True).start()
             _become_kernel(arguments, env)
         print(pid, flush=True)
 
@@ -43,7 +48,6 @@ def main() -> None:
 def _become_kernel(arguments: list[str], env: dict[str, str]) -> NoReturn:
     from ipykernel.kernelapp import IPKernelApp
 
-    parent = os.getppid()
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
@@ -51,9 +55,13 @@ def _become_kernel(arguments: list[str], env: dict[str, str]) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(env)
-    # ipykernel ends when that process does
-    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={parent}"])
+    IPKernelApp.launch_instance(argv=arguments)
     sys.exit()
+
+
+def _end_with_parent(its_end: int) -> None:
+    os.read(its_end, 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":
