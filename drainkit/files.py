@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -127,13 +127,22 @@ class TableWriter:
     A context manager: the file gets its name when the block ends without an error. It holds at
     most one row group. In CSV a text cell that a spreadsheet would take for a formula gets an
     apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
-    after blanks).
+    after blanks). `words`, if told, are the columns of few texts, again and again; only they get
+    dictionaries in Parquet.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, *, row_group: int = ROW_GROUP) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        *,
+        row_group: int = ROW_GROUP,
+        words: Sequence[str] | None = None,
+    ) -> None:
         if path.suffix not in (".parquet", ".csv"):
             raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
         self._path, self._schema, self._row_group = path, schema, row_group
+        self._words = True if words is None else words
         self._tables: list[pa.Table] = []
         self._rows = self._bytes = 0  # of those
 
@@ -145,7 +154,9 @@ class TableWriter:
             file = self._part.file
             try:
                 if self._path.suffix == ".parquet":
-                    self._sink: Any = parquet.ParquetWriter(file, self._schema, compression="zstd")
+                    self._sink: Any = parquet.ParquetWriter(
+                        file, self._schema, compression="zstd", use_dictionary=self._words
+                    )
                 else:
                     safe = without_formulas(self._schema.empty_table()).schema
                     self._sink = csv.CSVWriter(file, safe)

@@ -31,10 +31,8 @@ DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 AT_ONCE = 256  # entries that become JSON together: their text fits a processor's cache
 PLAIN = bytes(range(0x20, 0x7F))
-SIGNS = (
-    (b"\\", b"\\\\"), (b'"', b'\\"'), (b"\1", b'[["'), (b"\2", b'","'), (b"\3", b'"],["'),
-    (b"\4", b'"]]'),
-)  # fmt: skip
+WORDS = ("time_source", "symbol", "side", "source", "invalid")
+QUOTE = b"\1"  # stands for a quote of the JSON's own until those of the texts are escaped
 
 
 @collection_paused()
@@ -56,7 +54,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
     schema = _table([], decoder).schema
     pages = scopes.scope_entries(server, scopes.open_scope(server, settings))
     if not target.endswith("/"):
-        with files.TableWriter(path, schema) as out:
+        with files.TableWriter(path, schema, words=WORDS) as out:
             return sum(_write(out, _table(page, decoder)) for page in pages)
     today = _days([[b"%d-0" % (server.now_us() // 1000), None]])
     with files.whole_folder(path) as folder, _Dataset(folder, schema, next(today)[0]) as dataset:
@@ -107,7 +105,7 @@ class _Dataset:
         home = self._folder / f"date={day}"
         if not number:
             files.make_folder(home)
-        part = files.TableWriter(home / f"part-{number}.parquet", self._schema)
+        part = files.TableWriter(home / f"part-{number}.parquet", self._schema, words=WORDS)
         self._out = self._open.enter_context(part)
         self._day, self._room = day, PART_ROWS
 
@@ -143,28 +141,37 @@ def _plain(column: pa.Array) -> pa.Array:
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
-def as_json(part: Sequence[RawEntry]) -> Iterator[bytes | None]:
+def as_json(part: Sequence[RawEntry]) -> list[bytes | None]:
     """Each entry's fields as a JSON list of [name, value]; None where the body is gone.
 
     In printable ASCII, so that no character of theirs acts on who shows the file; bytes that are
     not UTF-8 as escapes.
     """
-    rows = [
-        b"" if fields is None or b"".join(fields).translate(None, PLAIN)
-        else _shape(len(fields)) % tuple(fields)
-        for _, fields in part
-    ]  # fmt: skip
+    bodies = [fields or () for _, fields in part]
+    rows = [_shape(len(body)) % (*body,) for body in bodies]
     whole = b"\n".join(rows)
-    for sign, written in SIGNS:
-        whole = whole.replace(sign, written)
-    for row, (_, fields) in zip(whole.split(b"\n"), part, strict=True):
-        yield row or _odd(fields)
+    if not _is_plain(whole, sum(map(len, bodies)), len(part) - 1):
+        rows = [
+            row if _is_plain(row, len(body)) else b""
+            for row, body in zip(rows, bodies, strict=True)
+        ]
+        whole = b"\n".join(rows)
+    whole = whole.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(QUOTE, b'"')
+    return [
+        row if body and row else _odd(fields)
+        for row, body, (_, fields) in zip(whole.split(b"\n"), bodies, part, strict=True)
+    ]
+
+
+def _is_plain(shaped: bytes, texts: int, ends: int = 0) -> bool:
+    """Whether nothing but printable ASCII is in `texts` texts that were shaped."""
+    return len(shaped.translate(None, PLAIN)) == 2 * texts + ends
 
 
 @cache
 def _shape(n: int) -> bytes:
-    """The JSON of n names and values without these; control characters stand for its own signs."""
-    return b"\1%b\4" % b"\3".join([b"%b\2%b"] * (n // 2))
+    """The JSON of n names and values, without these and with QUOTE for each quote."""
+    return b"[%b]" % b",".join([b"[%b%%b%b,%b%%b%b]" % ((QUOTE,) * 4)] * (n // 2))
 
 
 def _odd(fields: Sequence[bytes] | None) -> bytes | None:
