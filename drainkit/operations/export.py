@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from .. import files
@@ -32,7 +33,8 @@ NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for
 AT_ONCE = 256  # entries that become JSON together: their text fits a processor's cache
 PLAIN = bytes(range(0x20, 0x7F))
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
-QUOTE = b"\1"  # stands for a quote of the JSON's own until those of the texts are escaped
+QUOTE = b"\x7f"  # stands for a quote of the JSON's own until those of the texts are escaped
+NEXT = QUOTE * 3  # between two entries; within one at most two quotes follow each other
 
 
 @collection_paused()
@@ -149,23 +151,25 @@ def as_json(part: Sequence[RawEntry]) -> list[bytes | None]:
     """
     bodies = [fields or () for _, fields in part]
     rows = [_shape(len(body)) % (*body,) for body in bodies]
-    whole = b"\n".join(rows)
+    whole = NEXT.join(rows)
     if not _is_plain(whole, sum(map(len, bodies)), len(part) - 1):
         rows = [
             row if _is_plain(row, len(body)) else b""
             for row, body in zip(rows, bodies, strict=True)
         ]
-        whole = b"\n".join(rows)
-    whole = whole.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(QUOTE, b'"')
+        whole = NEXT.join(rows)
+    # one text to the encoder, which takes half the time of bytes.replace
+    escaped = msgspec.json.encode(whole.decode("ascii"))[1:-1]
+    found = escaped.replace(NEXT, b"\n").replace(QUOTE, b'"').split(b"\n")
     return [
-        row if body and row else _odd(fields)
-        for row, body, (_, fields) in zip(whole.split(b"\n"), bodies, part, strict=True)
+        row if row and body else _odd(fields)
+        for row, body, (_, fields) in zip(found, bodies, part, strict=True)
     ]
 
 
 def _is_plain(shaped: bytes, texts: int, ends: int = 0) -> bool:
-    """Whether nothing but printable ASCII is in `texts` texts that were shaped."""
-    return len(shaped.translate(None, PLAIN)) == 2 * texts + ends
+    """Whether nothing but printable ASCII is in `texts` texts, shaped and with `ends` between."""
+    return len(shaped.translate(None, PLAIN)) == len(QUOTE) * 2 * texts + len(NEXT) * ends
 
 
 @cache
