@@ -19,7 +19,7 @@ from ..server.connection import Server
 from ..settings import Settings
 
 MOST_ROWS = 2_000_000  # a backlog up to so many events is a DataFrame as a whole
-ROWS_OF_MORE = 500_000  # of a larger one: at most so many rows, evenly spread
+ROWS_OF_MORE = 1_000_000  # of a larger one: at most so many rows, evenly spread
 
 
 class Backlog:
