@@ -73,7 +73,7 @@ BODIES = st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=4).map(
 @example([[b"each", bytes([byte])] for byte in range(256)])
 def test_fields_come_back_from_their_json(bodies: list[list[bytes] | None]) -> None:
     """Whatever bytes fields hold, their JSON tells them as texts, in printable ASCII."""
-    found = list(as_json([[b"1-1", body] for body in bodies]))
+    found = as_json([[b"1-1", body] for body in bodies])
     assert all(one is None or one.decode("ascii").isprintable() for one in found)
     told = [None if one is None else json.loads(one) for one in found]
     assert told == [
