@@ -21,6 +21,7 @@ from .safe import one_line, without_formulas
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import parquet
 
 ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
 ROW_GROUP_BYTES = 16 << 20  # about; large rows make smaller groups, or one would hold gigabytes
@@ -202,6 +203,17 @@ class TableWriter:
                 self._sink.write_table(without_formulas(table))
             else:
                 self._sink.write_table(table.unify_dictionaries(), self._row_group)
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[parquet.ParquetFile]:
+    """A Parquet file open for reading; raises OSError, and pyarrow's errors."""
+    from pyarrow import parquet
+
+    # an open file: from a path pyarrow may take a folder or read columns out of folder names
+    with path.open("rb") as file:
+        # reading ahead takes 45 MB, and more the longer it goes on
+        yield parquet.ParquetFile(file, pre_buffer=False)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

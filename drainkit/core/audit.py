@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .events import Events
-from .policy import ACTIONS, Decisions, Policy, reasons
-from .timestamps import NO_TIME, iso
+from .policy import ACTIONS, Decisions, Policy, reason_codes
+from .timestamps import NO_TIME
 from .values import RawEntry
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ RECORD_FIELDS = (
     "consumer_group",
     "run_id",
 )
+# of these each event has its own; the others are those of its commit
+OF_EVENT = ("original_id", "symbol", "age_sec", "confidence", "action", "reason")
+_NULL = b"null"
 _NAMES = [name.encode() for name in RECORD_FIELDS]
 _WIDTH = 2 * len(RECORD_FIELDS)
 _ACTIONS = [action.encode() for action in ACTIONS]
@@ -51,47 +54,35 @@ class AuditRecord:
     run_id: str
 
 
-def records(
-    events: Events,
-    decisions: Decisions,
-    policy: Policy,
-    *,
-    drained_at_us: int,
-    consumer_group: str,
-    run_id: str,
-) -> list[list[bytes]]:
-    """One record for each event, values in the order of RECORD_FIELDS."""
-    tail = iso(drained_at_us).encode()
-    group, run = consumer_group.encode(), run_id.encode()
+Records = Sequence[Sequence[bytes]]  # columns, one for each name in OF_EVENT
+
+
+def records(events: Events, decisions: Decisions, policy: Policy) -> Records:
+    """What the events' records say of each."""
     symbols = [symbol.encode() for symbol in events.symbols] + [b"UNKNOWN"]
+    ages = [b"%.2f" % age_sec for age_sec in (decisions.age_us / 1e6).tolist()]
+    for row in np.flatnonzero(decisions.age_us == NO_TIME).tolist():
+        ages[row] = _NULL
+    confidences = np.where(np.isnan(events.confidence), -1.0, events.confidence)
+    codes, texts = reason_codes(events, decisions, policy)
+    reasons = [text.encode() for text in texts]
     return [
-        [
-            entry_id,
-            symbols[symbol],
-            b"null" if age_us == NO_TIME else b"%.2f" % (age_us / 1e6),
-            _number_text(confidence) if confidence == confidence else b"null",  # noqa: PLR0124 - nan
-            _ACTIONS[action],
-            tail,
-            reason.encode(),
-            group,
-            run,
-        ]
-        for entry_id, symbol, age_us, confidence, action, reason in zip(
-            events.ids,
-            events.symbol_code.tolist(),
-            decisions.age_us.tolist(),
-            events.confidence.tolist(),
-            decisions.action.tolist(),
-            reasons(events, decisions, policy),
-            strict=True,
-        )
+        events.ids,
+        [*map(symbols.__getitem__, events.symbol_code.tolist())],
+        ages,
+        [*map(_number_text, confidences.tolist())],
+        [*map(_ACTIONS.__getitem__, decisions.action.tolist())],
+        [*map(reasons.__getitem__, codes.tolist())],
     ]
 
 
 @lru_cache(4096)
 def _number_text(number: float) -> bytes:
-    """The shortest text that reads as the number; confidences have few values, and repr is slow."""
-    return repr(number).encode()
+    """The shortest text that reads as the number, null for one below 0.
+
+    Confidences have few values, and repr is slow.
+    """
+    return repr(number).encode() if number >= 0 else _NULL
 
 
 def parse(entry: RawEntry) -> AuditRecord:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..core.plan import Plan
 from ..errors import RefusedError, UsageError
 from ..safe import one_line
@@ -62,12 +63,9 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _audited(path: Path) -> dict[str, str]:
-    from pyarrow import parquet
-
     try:
-        # an open file: from a path pyarrow may take a folder
-        with path.open("rb") as file:
-            table = parquet.ParquetFile(file).read(columns=["original_id", "action"])
+        with files.parquet_file(path) as stored:
+            table = stored.read(columns=["original_id", "action"])
         columns = [table[name].to_pylist() for name in ("original_id", "action")]
     except (OSError, ValueError, KeyError, NotImplementedError):
         raise RefusedError(

@@ -85,10 +85,8 @@ def drop(folder: Path) -> None:
 
 def _pages(path: Path) -> Iterator[Page]:
     import pyarrow as pa
-    from pyarrow import parquet
 
-    with path.open("rb") as file:
-        stored = parquet.ParquetFile(file)
+    with files.parquet_file(path) as stored:
         for group in range(stored.num_row_groups):
             for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):
                 table = pa.Table.from_batches([batch])

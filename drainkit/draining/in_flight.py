@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..core.audit import records
+from ..core.audit import Records
 from ..core.events import Events
 from ..core.policy import Decisions
+from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import ConnectionLostError, DrainkitError
 from ..server import reading, writing
@@ -73,17 +74,21 @@ class InFlight:
         self._requests.append(ReadRequest(after, counters))
 
     def commit(
-        self, batch: Batch, events: Events, decisions: Decisions, *, now_us: int, credit_us: int
+        self,
+        batch: Batch,
+        events: Events,
+        decisions: Decisions,
+        made: Records,
+        *,
+        now_us: int,
+        credit_us: int,
     ) -> None:
-        """Send a batch to be committed, as decided at `now_us`."""
+        """Send a batch to be committed, as decided at `now_us`, with the records made of that."""
         job = self._job
-        made = records(
-            events, decisions, job.policy, drained_at_us=now_us,
-            consumer_group=job.scope.consumer_group, run_id=job.run_id,
-        )  # fmt: skip
         writing.send_commit(
-            self._server, self._reach, batch, made, rate=job.settings.throttle, run_id=job.run_id,
-            deadline_us=self.deadline_us(), credit_us=credit_us, alone=job.alone,
+            self._server, self._reach, batch, made, drained_at=iso(now_us),
+            rate=job.settings.throttle, run_id=job.run_id, deadline_us=self.deadline_us(),
+            credit_us=credit_us, alone=job.alone,
         )  # fmt: skip
         fresh = len(events) - len(batch.recorded)
         self._requests.append(CommitRequest(batch, events, decisions, fresh))

@@ -19,7 +19,7 @@ from ..core.plan import (
     from_json,
 )
 from ..errors import RefusedError, UsageError
-from ..files import TableWriter, write_json
+from ..files import TableWriter, parquet_file, write_json
 from ..safe import one_line
 
 if TYPE_CHECKING:
@@ -134,11 +134,8 @@ class DecisionsFile:
     def _blocks(self) -> Iterator[pa.Table]:
         """Tables of BLOCK rows, whatever the file's row groups are; the last of fewer."""
         import pyarrow as pa
-        from pyarrow import parquet
 
-        # an open file: from a path pyarrow may take a folder or read columns out of folder names
-        with self._path.open("rb") as file:
-            stored = parquet.ParquetFile(file)
+        with parquet_file(self._path) as stored:
             if tuple(stored.schema_arrow.names) != COLUMNS:
                 self._refuse()
             held = stored.schema_arrow.empty_table()

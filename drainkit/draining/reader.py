@@ -129,7 +129,8 @@ class Reader:
         if not entries:
             return None
         self._entry_bytes = reading.entry_bytes(entries)
-        fresh = [at for at, entry in enumerate(entries) if entry[0] not in self._known().ids]
+        known = self._known().ids
+        fresh = [at for at, entry in enumerate(entries) if entry[0] not in known]
         if len(fresh) > room:
             entries = entries[: fresh[room]]
         self._after = text(entries[-1][0])

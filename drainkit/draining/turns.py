@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from ..core.audit import records
 from ..core.entries import Changes
 from ..core.events import decoder_of
 from ..core.policy import decide
@@ -68,9 +69,10 @@ class Turns:
             now_us = self._clock.now_us()
             as_of_us = self._job.settings.as_of_us
             decisions = decide(events, self._job.policy, now_us if as_of_us is None else as_of_us)
-            self.settle_all()
+            made = records(events, decisions, self._job.policy)
+            self.settle_all()  # as late as can be: until then the server has its commit to do
             self._in_flight.commit(
-                batch, events, decisions, now_us=now_us, credit_us=self._credit_us
+                batch, events, decisions, made, now_us=now_us, credit_us=self._credit_us
             )
             request = self._in_flight.oldest()
             if self.rate is None or not isinstance(request, CommitRequest):

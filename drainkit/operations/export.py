@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PART_ROWS = 1_000_000
+WAITING_BYTES = 4 << 20  # of tables that wait to be written
 DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 AT_ONCE = 256  # entries that become JSON together: their text fits a processor's cache
@@ -57,15 +60,28 @@ def export(server: Server, settings: Settings, target: str) -> int:
     pages = scopes.scope_entries(server, scopes.open_scope(server, settings))
     if not target.endswith("/"):
         with files.TableWriter(path, schema, words=WORDS) as out:
-            return sum(_write(out, _table(page, decoder)) for page in pages)
-    today = _days([[b"%d-0" % (server.now_us() // 1000), None]])
-    with files.whole_folder(path) as folder, _Dataset(folder, schema, next(today)[0]) as dataset:
-        return sum(dataset.write(page, _table(page, decoder)) for page in pages)
+            return _write_all(pages, decoder, out.write)
+    today = _day(server.now_us())
+    with files.whole_folder(path) as folder, _Dataset(folder, schema, today) as dataset:
+        return _write_all(pages, decoder, dataset.write)
 
 
-def _write(out: files.TableWriter, table: pa.Table) -> int:
-    out.write(table)
-    return int(table.num_rows)
+def _write_all(
+    pages: Iterable[Sequence[RawEntry]], decoder: Decoder, write: Callable[[pa.Table], None]
+) -> int:
+    """Write pages by a thread of its own while the next are read; returns their rows."""
+    rows = 0
+    waiting: deque[tuple[int, Future[None]]] = deque()  # bytes of a table, and its writing
+    with ThreadPoolExecutor(1) as thread:
+        for page in pages:
+            table = _table(page, decoder)
+            waiting.append((table.nbytes, thread.submit(write, table)))
+            rows += len(page)
+            while sum(size for size, _ in waiting) > WAITING_BYTES:
+                waiting.popleft()[1].result()
+        for _, writing in waiting:
+            writing.result()
+    return rows
 
 
 class _Dataset:
@@ -87,9 +103,9 @@ class _Dataset:
             self._next_part(self._today)
         self._open.__exit__(kind, *error)  # type: ignore[arg-type]
 
-    def write(self, page: Sequence[RawEntry], table: pa.Table) -> int:
-        """Add a page; returns its rows."""
-        for day, first, end in _days(page):
+    def write(self, table: pa.Table) -> None:
+        """Add rows."""
+        for day, first, end in _days(table["id"].cast("binary")):
             left = table.slice(first, end - first)
             while len(left):
                 if day != self._day or not self._room:
@@ -98,7 +114,6 @@ class _Dataset:
                 self._out.write(part)
                 self._room -= len(part)
                 left = left.slice(len(part))
-        return int(table.num_rows)
 
     def _next_part(self, day: str) -> None:
         self._open.close()
@@ -112,16 +127,18 @@ class _Dataset:
         self._day, self._room = day, PART_ROWS
 
 
-def _days(page: Sequence[RawEntry]) -> Iterator[tuple[str, int, int]]:
-    """Runs of entries of one UTC day: the day, the first row and the row after the last."""
-    times = id_times_us([page[0][0], page[-1][0]])
+def _days(ids: pa.ChunkedArray) -> Iterator[tuple[str, int, int]]:
+    """Runs of ids of one UTC day: the day, the first row and the row after the last."""
+    times = id_times_us([ids[0].as_py(), ids[-1].as_py()])
     if NO_TIME in times or len({*times // DAY_US}) > 1:  # else all between are of that day
-        times = id_times_us([entry[0] for entry in page])
-    days = times // DAY_US
-    starts = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist()]
-    for first, end in zip(starts, [*starts[1:], len(page)], strict=True):
-        is_time = times[first] != NO_TIME
-        yield str(np.datetime64(int(days[first]), "D")) if is_time else NO_DATE, first, end
+        times = id_times_us(ids.to_pylist())
+    starts = [0, *(np.flatnonzero(np.diff(times // DAY_US)) + 1).tolist()]
+    for first, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        yield _day(times[first]), first, end
+
+
+def _day(time_us: int) -> str:
+    return NO_DATE if time_us == NO_TIME else str(np.datetime64(int(time_us) // DAY_US, "D"))
 
 
 def _table(page: Sequence[RawEntry], decoder: Decoder) -> pa.Table:

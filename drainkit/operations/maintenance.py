@@ -289,10 +289,9 @@ def _archive_schema() -> pa.Schema:
 def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
     """The archive in batches of a trim's size; UsageError where it cannot be read, or is none."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with files.parquet_file(path) as file:
             if not file.schema_arrow.equals(_archive_schema()):
                 raise UsageError(
                     f"{one_line(path.name)} is no archive of drainkit trim (id, fields)"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import files
 from ..core.moments import Moments
 from ..core.policy import ACTIONS
 
@@ -129,10 +130,8 @@ def passing_at_once(path: Path, at_us: int, max_age_us: int) -> int | None:
 
 
 def _batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    from pyarrow import parquet
-
-    with path.open("rb") as file:
-        yield from parquet.ParquetFile(file).iter_batches(BATCH, columns=columns)
+    with files.parquet_file(path) as stored:
+        yield from stored.iter_batches(BATCH, columns=columns)
 
 
 def _rank(action: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.audit import OF_EVENT, Records
 from ..core.events import Events
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
@@ -92,39 +93,39 @@ def send_commit(
     server: Server,
     scope: Scope,
     batch: Batch,
-    records: Sequence[Sequence[bytes]],
+    records: Records,
     *,
+    drained_at: str,
     rate: float | None,
     run_id: str,
     deadline_us: int,
     credit_us: int = 0,
     alone: bool = False,
 ) -> None:
-    """Send a batch with its audit records (RECORD_FIELDS order) to be committed.
+    """Send a batch to be committed, with what its records say (`audit.records`).
 
     After `deadline_us`, by the server's clock, the request does nothing any more. Of a delay of its
     turn up to `credit_us` are made up for. With `alone`, which says that nobody else should move
     the group, its position is not looked up where that would take milliseconds.
     """
-    flat: list[bytes | str] = []
-    if batch.owners is None:
-        kind: tuple[str | int | bytes, ...] = ("new", batch.counters, batch.after)
-        for entry_id, symbol, age, confidence, action, _, reason, *_ in records:
-            flat += (entry_id, symbol, age, confidence, action, reason)
-    else:
+    ids, *texts, actions, reasons = records
+    if batch.recorded:  # only acknowledged
+        pairs = zip(ids, actions, strict=True)
+        actions = [b"" if entry in batch.recorded else action for entry, action in pairs]
+    columns = [ids, *texts, actions, reasons]
+    kind: tuple[str | int | bytes, ...] = ("new", batch.counters, batch.after)
+    if batch.owners is not None:
         kind = ("pending", batch.counters, scope.min_idle_ms)
-        for record, owner in zip(records, batch.owners, strict=True):
-            flat += (*record[:5], record[6], raw_name(owner))
-    for at, record in enumerate(records) if batch.recorded else ():
-        if record[0] in batch.recorded:
-            flat[at * (6 if batch.owners is None else 7) + 4] = b""
-    drained_at = records[0][5] if records else b""
+        columns.append([raw_name(owner) for owner in batch.owners])
+    flat = [b""] * (len(columns) * len(ids))
+    for at, column in enumerate(columns):
+        flat[at :: len(columns)] = column
     server.send(
         "EVAL", _script("commit"), 4, server.stream, server.keys.audit, server.keys.stop,
         server.keys.state, scope.group, scope.consumer,
         "none" if rate is None else repr(rate), run_id, deadline_us,
         scope.boundary, *kind, drained_at, scope.consumer_group, batch.marks, credit_us,
-        MAX_LISTED, "1" if alone else "", len(records), *flat,
+        MAX_LISTED, "1" if alone else "", len(ids), *flat,
     )  # fmt: skip
 
 
@@ -177,10 +178,10 @@ def probe(
     It refuses what a commit refuses: a position below `after`, counters that went back. With `rate`
     the drains at work learn of this one's throttle. With `alone` the position may be empty.
     """
-    nothing = Batch([], after, counters)
     send_commit(
-        server, scope, nothing, [], rate=rate, run_id="", deadline_us=deadline_us, alone=alone
-    )
+        server, scope, Batch([], after, counters), [()] * len(OF_EVENT), drained_at="", rate=rate,
+        run_id="", deadline_us=deadline_us, alone=alone,
+    )  # fmt: skip
     return receive_commit(server)
 
 

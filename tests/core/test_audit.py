@@ -9,26 +9,25 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drainkit.core.audit import RECORD_FIELDS, audit_ms, audit_table, parse, records
+from drainkit.core.audit import OF_EVENT, RECORD_FIELDS, audit_ms, audit_table, parse, records
 from drainkit.core.events import Decoder
 from drainkit.core.policy import ACTIONS, Policy, decide, reasons
-from drainkit.core.timestamps import NO_TIME
+from drainkit.core.timestamps import NO_TIME, iso
 
 NOW_US = 1_766_605_798_664_912
 MS = NOW_US // 1000
 POLICY = Policy(max_age_min=30, allowlist=frozenset({"BTCUSDT"}), min_conf=0.6)
 
 
-def made(entries: list[Any], now_us: int = NOW_US) -> list[list[bytes]]:
+AT, GROUP, RUN = b"2025-12-24T19:49:58.664912+00:00", b"group", b"run"  # a commit's own
+
+
+def made(entries: list[Any]) -> list[tuple[bytes, ...]]:
+    """What each record says of its event."""
     events = Decoder().decode(entries)
-    return records(
-        events,
-        decide(events, POLICY, now_us),
-        POLICY,
-        drained_at_us=now_us,
-        consumer_group="group",
-        run_id="run",
-    )
+    columns = records(events, decide(events, POLICY, NOW_US), POLICY)
+    assert len(columns) == len(OF_EVENT)
+    return [*zip(*columns, strict=True)]
 
 
 def flat(record: list[bytes]) -> list[bytes]:
@@ -41,23 +40,19 @@ def test_a_record_is_exactly_the_contracts() -> None:
     good = [b"%d-1" % (MS - 1500), [b"symbol", b"BTCUSDT", b"confidence", b"0.750"]]
     bad = [b"0-7", [b"symbol", b"<b>", b"payload", b"x"]]
     gone = [b"%d-2" % MS, None]
-    at = b"2025-12-24T19:49:58.664912+00:00"
     assert made([good, bad, gone]) == [
-        [good[0], b"BTCUSDT", b"1.50", b"0.75", b"drained_ok", at, b"passed every filter",
-         b"group", b"run"],
-        [b"0-7", b"<b>", b"null", b"null", b"dropped_invalid", at, b"payload is not JSON in UTF-8",
-         b"group", b"run"],
-        [gone[0], b"UNKNOWN", b"0.00", b"null", b"dropped_missing", at,
-         b"the entry's body is gone (trimmed or deleted)", b"group", b"run"],
+        (good[0], b"BTCUSDT", b"1.50", b"0.75", b"drained_ok", b"passed every filter"),
+        (b"0-7", b"<b>", b"null", b"null", b"dropped_invalid", b"payload is not JSON in UTF-8"),
+        (gone[0], b"UNKNOWN", b"0.00", b"null", b"dropped_missing",
+         b"the entry's body is gone (trimmed or deleted)"),
     ]  # fmt: skip
     assert made([]) == []
 
 
 def test_a_whole_second_keeps_its_microseconds() -> None:
-    """drained_at_ts always has six decimals and the offset."""
-    assert made([[b"1-1", None]], now_us=NOW_US // 10**6 * 10**6)[0][5] == (
-        b"2025-12-24T19:49:58.000000+00:00"
-    )
+    """A commit's time always has six decimals and the offset."""
+    assert iso(NOW_US).encode() == AT
+    assert iso(NOW_US // 10**6 * 10**6) == "2025-12-24T19:49:58.000000+00:00"
 
 
 @settings(deadline=None)  # pytest's own limit; imports may fall into it
@@ -80,7 +75,8 @@ def test_records_come_back_as_they_were(rows: list[tuple[int, float | None, byte
     ]  # fmt: skip
     events = Decoder().decode(entries)
     decisions = decide(events, POLICY, NOW_US)
-    parsed = [parse([b"5-0", flat(record)]) for record in made(entries)]
+    whole = [[*before, AT, reason, GROUP, RUN] for *before, reason in made(entries)]
+    parsed = [parse([b"5-0", flat(record)]) for record in whole]
     texts = reasons(events, decisions, POLICY)
     for row, record in enumerate(parsed):
         assert record.original_id.encode() == entries[row][0]

@@ -192,11 +192,11 @@ CASES: dict[str, tuple[list[bytes] | None, str]] = {
 }
 
 
-def action_of(entries: list[Any]) -> tuple[list[str], list[list[bytes]]]:
+def action_of(entries: list[Any]) -> tuple[list[str], list[tuple[bytes, ...]]]:
     """The actions and the audit records of a batch."""
     events = Decoder().decode(entries)
     decisions = decide(events, POLICY, NOW_US)
-    made = records(events, decisions, POLICY, drained_at_us=NOW_US, consumer_group="g", run_id="r")
+    made = [*zip(*records(events, decisions, POLICY), strict=True)]
     return [ACTIONS[code] for code in decisions.action], made
 
 

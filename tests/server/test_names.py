@@ -103,13 +103,13 @@ def test_a_batch_with_an_entry_twice_records_it_once(
                           "min_idle_min": 0})  # fmt: skip
         with Link(server.url, stream) as link:
             job = resolve(link, settings)
-            record = [entry.encode(), b"S", b"1.00", b"0.5", b"drained_ok", b"now", b""]
+            record = [entry.encode(), b"S", b"1.00", b"0.5", b"drained_ok", b""]
             batch = writing.Batch(
                 [[entry.encode(), []]] * 2, owners=[Name(owner)] * 2, marks=b"0-0 0 0 0"
             )
             writing.send_commit(
-                link, job.scope, batch, [record, record], rate=None, run_id="run",
-                deadline_us=link.now_us() + 10**7,
+                link, job.scope, batch, [[value] * 2 for value in record], drained_at="now",
+                rate=None, run_id="run", deadline_us=link.now_us() + 10**7,
             )  # fmt: skip
             found = writing.receive_commit(link)
         assert found.done
