@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .events import Events
-from .policy import ACTIONS, Decisions, Policy, reason_codes
+from .policy import ACTIONS, Decisions, Policy, reasons
 from .timestamps import NO_TIME
 from .values import RawEntry
 
@@ -32,10 +32,8 @@ RECORD_FIELDS = (
 )
 # of these each event has its own; the others are those of its commit
 OF_EVENT = ("original_id", "symbol", "age_sec", "confidence", "action", "reason")
-_NULL = b"null"
 _NAMES = [name.encode() for name in RECORD_FIELDS]
 _WIDTH = 2 * len(RECORD_FIELDS)
-_ACTIONS = [action.encode() for action in ACTIONS]
 
 
 @dataclass(frozen=True)
@@ -54,35 +52,33 @@ class AuditRecord:
     run_id: str
 
 
-Records = Sequence[Sequence[bytes]]  # columns, one for each name in OF_EVENT
+Records = Sequence[Sequence[str]]  # columns, one for each name in OF_EVENT
 
 
 def records(events: Events, decisions: Decisions, policy: Policy) -> Records:
     """What the events' records say of each."""
-    symbols = [symbol.encode() for symbol in events.symbols] + [b"UNKNOWN"]
-    ages = [b"%.2f" % age_sec for age_sec in (decisions.age_us / 1e6).tolist()]
+    symbols = [*events.symbols, "UNKNOWN"]
+    ages = [f"{age_sec:.2f}" for age_sec in (decisions.age_us / 1e6).tolist()]
     for row in np.flatnonzero(decisions.age_us == NO_TIME).tolist():
-        ages[row] = _NULL
+        ages[row] = "null"
     confidences = np.where(np.isnan(events.confidence), -1.0, events.confidence)
-    codes, texts = reason_codes(events, decisions, policy)
-    reasons = [text.encode() for text in texts]
     return [
-        events.ids,
+        [*map(bytes.decode, events.ids)],
         [*map(symbols.__getitem__, events.symbol_code.tolist())],
         ages,
         [*map(_number_text, confidences.tolist())],
-        [*map(_ACTIONS.__getitem__, decisions.action.tolist())],
-        [*map(reasons.__getitem__, codes.tolist())],
+        [*map(ACTIONS.__getitem__, decisions.action.tolist())],
+        reasons(events, decisions, policy),
     ]
 
 
 @lru_cache(4096)
-def _number_text(number: float) -> bytes:
+def _number_text(number: float) -> str:
     """The shortest text that reads as the number, null for one below 0.
 
     Confidences have few values, and repr is slow.
     """
-    return repr(number).encode() if number >= 0 else _NULL
+    return repr(number) if number >= 0 else "null"
 
 
 def parse(entry: RawEntry) -> AuditRecord:

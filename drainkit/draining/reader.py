@@ -19,7 +19,9 @@ from ..server.writing import Batch
 from .in_flight import InFlight, ReadRequest
 from .job import Job
 
-UNTHROTTLED_BATCH = 400
+# the server sends at most 64 to 128 KB at once: the rest of a larger page would wait for the commit
+# that comes after it, and this side for that
+UNTHROTTLED_BATCH = 250
 # one batch holds at most about this much, so that neither side gathers gigabytes at once
 BATCH_BYTES = 4 << 20
 FIRST_ENTRY_BYTES = 512 << 10  # expected of an entry before one was seen

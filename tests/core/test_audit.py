@@ -19,10 +19,10 @@ MS = NOW_US // 1000
 POLICY = Policy(max_age_min=30, allowlist=frozenset({"BTCUSDT"}), min_conf=0.6)
 
 
-AT, GROUP, RUN = b"2025-12-24T19:49:58.664912+00:00", b"group", b"run"  # a commit's own
+AT, GROUP, RUN = "2025-12-24T19:49:58.664912+00:00", "group", "run"  # a commit's own
 
 
-def made(entries: list[Any]) -> list[tuple[bytes, ...]]:
+def made(entries: list[Any]) -> list[tuple[str, ...]]:
     """What each record says of its event."""
     events = Decoder().decode(entries)
     columns = records(events, decide(events, POLICY, NOW_US), POLICY)
@@ -41,17 +41,17 @@ def test_a_record_is_exactly_the_contracts() -> None:
     bad = [b"0-7", [b"symbol", b"<b>", b"payload", b"x"]]
     gone = [b"%d-2" % MS, None]
     assert made([good, bad, gone]) == [
-        (good[0], b"BTCUSDT", b"1.50", b"0.75", b"drained_ok", b"passed every filter"),
-        (b"0-7", b"<b>", b"null", b"null", b"dropped_invalid", b"payload is not JSON in UTF-8"),
-        (gone[0], b"UNKNOWN", b"0.00", b"null", b"dropped_missing",
-         b"the entry's body is gone (trimmed or deleted)"),
+        (f"{MS - 1500}-1", "BTCUSDT", "1.50", "0.75", "drained_ok", "passed every filter"),
+        ("0-7", "<b>", "null", "null", "dropped_invalid", "payload is not JSON in UTF-8"),
+        (f"{MS}-2", "UNKNOWN", "0.00", "null", "dropped_missing",
+         "the entry's body is gone (trimmed or deleted)"),
     ]  # fmt: skip
     assert made([]) == []
 
 
 def test_a_whole_second_keeps_its_microseconds() -> None:
     """A commit's time always has six decimals and the offset."""
-    assert iso(NOW_US).encode() == AT
+    assert iso(NOW_US) == AT
     assert iso(NOW_US // 10**6 * 10**6) == "2025-12-24T19:49:58.000000+00:00"
 
 
@@ -76,7 +76,7 @@ def test_records_come_back_as_they_were(rows: list[tuple[int, float | None, byte
     events = Decoder().decode(entries)
     decisions = decide(events, POLICY, NOW_US)
     whole = [[*before, AT, reason, GROUP, RUN] for *before, reason in made(entries)]
-    parsed = [parse([b"5-0", flat(record)]) for record in whole]
+    parsed = [parse([b"5-0", flat([*map(str.encode, record)])]) for record in whole]
     texts = reasons(events, decisions, POLICY)
     for row, record in enumerate(parsed):
         assert record.original_id.encode() == entries[row][0]

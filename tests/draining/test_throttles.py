@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 
@@ -87,3 +88,18 @@ def test_a_drain_begins_without_credit(valkey: Server, stream: str, fill: Fill, 
     before_last = sum(ms < at_ms[-1] for ms in at_ms)
     assert before_last / (at_ms[-1] - at_ms[0]) * 1000 <= rate
     assert run.summary["events_per_sec"] <= rate
+
+
+def test_commits_without_a_throttle_are_noted_in_few_words(
+    server: Server, stream: str, fill: Fill
+) -> None:
+    """A second's commits stand in at most 22 moments, all of them; the next throttle heeds them."""
+    seed(server, stream, fill, 10_100, delivered=100)
+    attempt(server.url, stream, throttle="none", max_events=9_990)
+    pace = ask(server, "HGET", f"{stream}.drain_state", "pace").decode()
+    counts = [int(count) for count in re.findall(r" \d+:(\d+)", pace)]
+    assert len(counts) <= 22
+    assert sum(counts) == 9_990
+    attempt(server.url, stream, throttle="50", max_events=5)
+    at_ms = [int(r["audit_id"].partition("-")[0]) for r in audit(server, stream)]
+    assert at_ms[9_990] - at_ms[9_989] >= 1000

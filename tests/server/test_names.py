@@ -103,7 +103,7 @@ def test_a_batch_with_an_entry_twice_records_it_once(
                           "min_idle_min": 0})  # fmt: skip
         with Link(server.url, stream) as link:
             job = resolve(link, settings)
-            record = [entry.encode(), b"S", b"1.00", b"0.5", b"drained_ok", b""]
+            record = [entry, "S", "1.00", "0.5", "drained_ok", ""]
             batch = writing.Batch(
                 [[entry.encode(), []]] * 2, owners=[Name(owner)] * 2, marks=b"0-0 0 0 0"
             )

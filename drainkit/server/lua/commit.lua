@@ -10,9 +10,9 @@
 --       (itself, or scope history's), its marks as known when the caller looked what is recorded
 --       already ("" not looked), us of delay that the pace makes up for, up to how many groups
 --       their list is read for the position, "1" if among more of them it may be taken to be where
---       the batch was read, number of records, then for each record:
---       original id, symbol, age_sec, confidence, action ("" recorded already: acknowledged without
---       a second record), reason and, of kind pending, its owner
+--       the batch was read, and the records in MessagePack (thousands of arguments would take twice
+--       as long) as columns: original id, symbol, age_sec, confidence, action ("" recorded already:
+--       acknowledged without a second record), reason; of kind pending, the owner of each follows
 -- Returns {"ok", now in us, wait in us until the next turn, rate that holds, position ("" not
 -- read), counters,
 -- marks, ms of the records, number of entries that were deleted, id, id...}, the ids being those
@@ -24,8 +24,9 @@ local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, consumer, rate, run_id, boundary = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
 local kind, drained_at, owner, known = ARGV[7], ARGV[10], ARGV[11], ARGV[12]
 local credit_us, most_groups = tonumber(ARGV[13]), tonumber(ARGV[14])
-local records, FIRST = tonumber(ARGV[16]), 17
-local WIDTH = kind == 'new' and 6 or 7
+local sent = cmsgpack.unpack(ARGV[16])
+local ids, symbols, ages, confidences, actions, reasons = unpack(sent)
+local records, OWNERS = #ids, 16
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -73,7 +74,11 @@ if before(field(info, 'last-generated-id'), boundary) or added_then and added < 
   return refused('recreated')
 end
 
-local accepted, rejected, vanished = {}, {}, 0
+local accepted, taken, rejected, vanished = {}, 0, {}, 0  -- `taken` are accepted
+local function accept(r)
+  taken = taken + 1
+  accepted[taken] = r
+end
 
 -- New entries: whatever lies after the position is undelivered, so it is nobody's yet. If some were
 -- deleted meanwhile, XREADGROUP would go on to entries that nobody decided, past the boundary even:
@@ -90,20 +95,18 @@ local function choose_new(after)
   local is_whole = counters ~= '' and counters:match(' .*') == ARGV[8]:match(' .*')
   if records > 0 and not is_whole then
     there = {}
-    local last = ARGV[FIRST + (records - 1) * WIDTH]
     local found = {}
-    if before(position, last) then
-      found = redis.call('XRANGE', stream, '(' .. position, last, 'COUNT', records)
+    if before(position, ids[records]) then
+      found = redis.call('XRANGE', stream, '(' .. position, ids[records], 'COUNT', records)
     end
     for _, entry in ipairs(found) do there[entry[1]] = true end
   end
   for r = 1, records do
-    local at = FIRST + (r - 1) * WIDTH
-    local id = ARGV[at]
+    local id = ids[r]
     if passed and not before(position, id) then
       rejected[#rejected + 1] = id
     elseif there == nil or there[id] then
-      accepted[#accepted + 1] = at
+      accept(r)
     else
       rejected[#rejected + 1] = id
       vanished = vanished + 1
@@ -115,15 +118,12 @@ end
 -- over could acknowledge them a second time; and their owner may have come back to life.
 local function choose_pending(min_idle)
   local mine, seen = {}, {}
-  local from, last = ARGV[FIRST], ARGV[FIRST + (records - 1) * WIDTH]
-  if ARGV[FIRST + 6] == consumer then
-    for _, row in ipairs(redis.call('XPENDING', stream, group, from, last, records, consumer)) do
-      mine[row[1]] = true
-    end
+  if ARGV[OWNERS + 1] == consumer then
+    local rows = redis.call('XPENDING', stream, group, ids[1], ids[records], records, consumer)
+    for _, row in ipairs(rows) do mine[row[1]] = true end
   end
   for r = 1, records do
-    local at = FIRST + (r - 1) * WIDTH
-    local id, holder = ARGV[at], ARGV[at + 6]
+    local id, holder = ids[r], ARGV[OWNERS + r]
     local ok = mine[id]
     if holder ~= consumer then
       local row = redis.call('XPENDING', stream, group, id, id, 1)[1]
@@ -132,7 +132,7 @@ local function choose_pending(min_idle)
     end
     -- an id given twice would get two records
     if ok and not seen[id] then
-      accepted[#accepted + 1] = at
+      accept(r)
     else
       rejected[#rejected + 1] = id
     end
@@ -155,13 +155,16 @@ local marks_field = 'recorded:' .. owner
 local marks = redis.call('HGET', state, marks_field) or known
 local highest, anew, of_pending, of_history = marks:match('^(%d+%-%d+) (%d+) (%d+) (%d+)$')
 local is_history = group ~= owner
-local recordable = {}
-for i = 1, #accepted do
-  if ARGV[accepted[i] + 4] ~= '' then recordable[#recordable + 1] = accepted[i] end
+local recordable, n = {}, 0
+for i = 1, taken do
+  local r = accepted[i]
+  if actions[r] ~= '' then
+    n = n + 1
+    recordable[n] = r
+  end
 end
-local n = #recordable
 if n > 0 then
-  local first, last = ARGV[recordable[1]], ARGV[recordable[n]]
+  local first, last = ids[recordable[1]], ids[recordable[n]]
   if not highest then return refused('recorded') end
   local overlaps = not before(highest, first)
   local _, a, p, h = known:match('^(%d+%-%d+) (%d+) (%d+) (%d+)$')
@@ -187,8 +190,10 @@ end
 
 -- Pace of all drains of the stream together. `log` holds (ms, count) of the last second by the
 -- audit's ids; the clock of those ids and TIME can differ by 1 ms, so 2 ms are kept as a guard.
+-- Without a throttle at work, the commits of COARSE_MS count as if all came with the last of them:
+-- hundreds in a second would take longer to note than to do.
 -- `rates` are the throttles at work: one holds until a second after its next turn.
-local GUARD = 2
+local GUARD, COARSE_MS = 2, 50
 local pace = redis.call('HGET', state, 'pace') or ''
 local due = tonumber(pace:match('^%d+')) or 0
 local log, rates = {}, {}
@@ -280,10 +285,10 @@ end
 -- after the XADDs (a right taken away meanwhile) would leave records that the next run writes again:
 -- so each is tried first, on what cannot be there, and HSET before all, as OOM is only noticed by a
 -- script's first write. A call without records does just this: it proves that a drain could work.
-save_pace(0)
+if n > 0 then redis.call('HSET', state, 'pace', pace) else save_pace(0) end
 redis.call('XACK', stream, group, '0-0')
 local recorded_ms = 0
-if #accepted > 0 then
+if taken > 0 then
   redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1, 'STREAMS', stream,
     '18446744073709551615-18446744073709551614')
   local delivered = 0
@@ -293,40 +298,43 @@ if #accepted > 0 then
     local got = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1, 'STREAMS', stream,
       '>')
     local first = got and got[1][2][1][1]
-    if first ~= ARGV[accepted[1]] then return refused('elsewhere') end
+    if first ~= ids[accepted[1]] then return refused('elsewhere') end
     delivered = 1
   end
   local audited
+  local call = redis.call
   for i = 1, n do
-    local at = recordable[i]
-    audited = redis.call('XADD', audit, '*',
-      'original_id', ARGV[at], 'symbol', ARGV[at + 1], 'age_sec', ARGV[at + 2],
-      'confidence', ARGV[at + 3], 'action', ARGV[at + 4], 'drained_at_ts', drained_at,
-      'reason', ARGV[at + 5], 'consumer_group', owner, 'run_id', run_id)
+    local r = recordable[i]
+    audited = call('XADD', audit, '*',
+      'original_id', ids[r], 'symbol', symbols[r], 'age_sec', ages[r],
+      'confidence', confidences[r], 'action', actions[r], 'drained_at_ts', drained_at,
+      'reason', reasons[r], 'consumer_group', owner, 'run_id', run_id)
   end
   if kind == 'new' then
-    if delivered == 1 then redis.call('XACK', stream, group, ARGV[accepted[1]]) end
-    if #accepted > delivered then
-      redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', #accepted - delivered, 'NOACK',
+    if delivered == 1 then redis.call('XACK', stream, group, ids[accepted[1]]) end
+    if taken > delivered then
+      redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', taken - delivered, 'NOACK',
         'STREAMS', stream, '>')
     end
-    position = ARGV[accepted[#accepted]]
+    position = ids[accepted[taken]]
     if is_history then redis.call('HSET', state, 'history:' .. group, position) end
   else
-    local ids = {}
-    for i = 1, #accepted do
-      ids[#ids + 1] = ARGV[accepted[i]]
-      if #ids == 1000 or i == #accepted then  -- unpack fails near 8,000 values
-        redis.call('XACK', stream, group, unpack(ids))
-        ids = {}
+    local part = {}
+    for i = 1, taken do
+      part[#part + 1] = ids[accepted[i]]
+      if #part == 1000 or i == taken then  -- unpack fails near 8,000 values
+        redis.call('XACK', stream, group, unpack(part))
+        part = {}
       end
     end
   end
   if n > 0 then
     recorded_ms = tonumber(audited:match('^%d+'))
     local ms = math.max(now_ms, recorded_ms)
-    if #log > 0 and log[#log][1] == ms then
-      log[#log][2] = log[#log][2] + n
+    local newest = log[#log]
+    local step = lowest == 'none' and COARSE_MS or 1
+    if newest and math.floor(newest[1] / step) == math.floor(ms / step) then
+      newest[1], newest[2] = ms, newest[2] + n
     else
       log[#log + 1] = {ms, n}
     end
