@@ -1,12 +1,12 @@
 """A whole live run and what reads beside it, at a size where it shows; prints a table.
 
-    python tests/benchmarks/scale.py [--entries 1000000] [--rounds 1] [--package DIR]
+    python tests/benchmarks/scale.py [--entries 1000000] [--rounds 1] [--package DIR ...]
 
-`--package` names the checkout whose drainkit is measured (this one), so that two commits can be
-held side by side; it is compiled first, as an installer does. CPU is that of the command with all
-its kernels, and of the server (INFO cpu); the peak is that of the largest process (VmHWM). How
-often entries are read is counted in a run of its own, of 20,000 entries: MONITOR tells each XRANGE
-and XREVRANGE, and the ids in its range are the entries that it brought.
+`--package` names the checkouts whose drainkit is measured (this one), so that two commits can be
+held side by side: they take turns. Each is compiled first, as an installer does. CPU is that of the
+command with all its kernels, and of the server (INFO cpu); the peak is that of the largest process
+(VmHWM). How often entries are read is counted in a run of its own, of 10,012 entries: MONITOR tells
+each XRANGE and XREVRANGE, and the ids in its range are the entries that it brought.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from rig import KEY, Result
 
 GROUP = "bench"
 AUDIT = f"{KEY}.drain_audit"
-COUNTED = 20_000  # entries of the run whose reads are counted
+COUNTED = 10_012  # entries of the run whose reads are counted
 EXPORTED = 200_000
+Row = tuple[str, ...]
 
 
 def cost(package: Path, server: Any, folder: Path, name: str, *options: str) -> Result:
@@ -173,15 +175,23 @@ def _pair(entry_id: str | bytes) -> tuple[int, int]:
     return int(ms), int(seq or 0)
 
 
-def beside(package: Path, server: Any, folder: Path, entries: int) -> dict[str, Result]:
-    """What reads without a run: status and check of a group at the start, an export."""
+def beside(package: Path, server: Any, folder: Path) -> Result:
+    """What reads without a run: CPU seconds of status and check of a group at the start."""
     with group(server):
-        found = {name: cost(package, server, folder, name) for name in ("status", "check")}
-    with server.client() as client:
-        newest = client.xrevrange(KEY, count=min(entries, EXPORTED) + 1)[-1][0]
-    with group(server, newest.decode()):
-        found["export"] = cost(package, server, folder, "export", "a.parquet")
-    return found
+        return {
+            name: cost(package, server, folder, name)["cpu_sec"] for name in ("status", "check")
+        }
+
+
+def export(package: Path, server: Any, folder: Path) -> Result:
+    """The whole stream as Parquet."""
+    with group(server):
+        return cost(package, server, folder, "export", "a.parquet")
+
+
+def row(work: str, found: list[Result], name: str, digits: int, unit: str, target: str = "") -> Row:
+    """A row of the table: one number of each package."""
+    return work, *(f"{result[name]:.{digits}f} {unit}".strip() for result in found), target
 
 
 def main() -> None:
@@ -189,41 +199,51 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--kind", default="valkey")
-    parser.add_argument("--package", type=Path, default=rig.HERE.parents[1])
+    parser.add_argument("--package", type=Path, nargs="+", default=[rig.HERE.parents[1]])
     given = parser.parse_args()
-    package = given.package.resolve()
-    compileall.compile_dir(package / "drainkit", quiet=1)
-
-    def fresh() -> Path:
-        return Path(tempfile.mkdtemp(dir=scratch))
+    packages = [package.resolve() for package in given.package]
+    for package in packages:
+        compileall.compile_dir(package / "drainkit", quiet=1)
 
     with tempfile.TemporaryDirectory() as scratch:
+
+        def in_turns(work: Callable[..., Result], server: Any, rounds: int) -> list[Result]:
+            def once(package: Path) -> Result:
+                return work(package, server, Path(tempfile.mkdtemp(dir=scratch)))
+
+            works = {
+                f"{work.__name__}, {at}": partial(once, package)
+                for at, package in enumerate(packages)
+            }
+            return [*rig.in_turns(works, rounds).values()]
+
         with rig.filled_server(given.kind, COUNTED) as server:
-            counted = reads(package, server, fresh())
-            small = rig.in_turns({"run": lambda: live_run(package, server, fresh())}, given.rounds)
+            counted = in_turns(reads, server, 1)
+            small = in_turns(live_run, server, given.rounds)
+        with rig.filled_server(given.kind, EXPORTED) as server:
+            exports = in_turns(export, server, given.rounds)
+            load = [rig.child(rig.HERE / "load.py", "drainkit", server.tcp_url, str(EXPORTED))]
         with rig.filled_server(given.kind, given.entries) as server:
-            large = rig.in_turns({"run": lambda: live_run(package, server, fresh())}, given.rounds)
-            others = beside(package, server, fresh(), given.entries)
+            large = in_turns(live_run, server, given.rounds)
+            others = in_turns(beside, server, given.rounds)
             print(rig.title(server) + f" of {given.rounds}; {given.entries:,} entries\n")
-    run, less = large["run"], small["run"]
+    for run in (*large, *small):
+        run["cpu"] = run["cpu_sec"] + run["server_sec"]
     rows = [
-        ("run live, client and server CPU", f"{run['cpu_sec'] + run['server_sec']:.0f} s", "60 s"),
-        ("of that the server's", f"{run['server_sec']:.0f} s", ""),
-        ("its time", f"{run['sec']:.0f} s", ""),
-        ("its largest process", f"{run['peak_mb']:.0f} MB", "320 MB"),
-        ("reads of each stream entry", f"{counted['stream_reads']:.2f}", "2"),
-        ("reads of each audit record", f"{counted['audit_reads']:.2f}", "1"),
-        (
-            f"run live, {COUNTED:,} entries, CPU",
-            f"{less['cpu_sec'] + less['server_sec']:.0f} s",
-            "",
-        ),
-        ("status, CPU", f"{others['status']['cpu_sec']:.2f} s", "0.5 s"),
-        ("check, CPU", f"{others['check']['cpu_sec']:.2f} s", "0.5 s"),
-        (f"export {EXPORTED:,}, CPU", f"{others['export']['cpu_sec']:.1f} s", ""),
-        ("its largest process", f"{others['export']['peak_mb']:.0f} MB", ""),
+        row("run live, client and server CPU", large, "cpu", 0, "s", "60 s"),
+        row("of that the server's", large, "server_sec", 0, "s"),
+        row("its time", large, "sec", 0, "s"),
+        row("its largest process", large, "peak_mb", 0, "MB", "320 MB"),
+        row("reads of each stream entry", counted, "stream_reads", 2, "", "2"),
+        row("reads of each audit record", counted, "audit_reads", 2, "", "1"),
+        row(f"run live, {COUNTED:,} entries, CPU", small, "cpu", 0, "s", "20 s"),
+        row("status, CPU", others, "status", 2, "s", "0.5 s"),
+        row("check, CPU", others, "check", 2, "s", "0.5 s"),
+        row(f"export {EXPORTED:,}, CPU", exports, "cpu_sec", 1, "s", "2.5 times the load's"),
+        row("its largest process", exports, "peak_mb", 0, "MB"),
     ]
-    rig.table(rows, ("Work", "Found", "To reach"))
+    rig.table(rows, ("Work", *map(str, given.package), "To reach"))
+    print(f"The load of {EXPORTED:,} by this package: {load[0]['cpu_sec']:.2f} s of CPU\n")
 
 
 if __name__ == "__main__":
