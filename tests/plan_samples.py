@@ -29,6 +29,13 @@ def table_of(entries: list[Any] = ENTRIES) -> pa.Table:
     )
 
 
+def table_sha256(table: pa.Table) -> str:
+    """The digest (hex) of a whole table."""
+    digest = plans.TableDigest()
+    digest.add(table)
+    return digest.hexdigest()
+
+
 def plan_of(table: pa.Table | None = None, **other: Any) -> Plan:
     table = table_of() if table is None else table
     values: dict[str, Any] = {
@@ -56,6 +63,6 @@ def plan_of(table: pa.Table | None = None, **other: Any) -> Plan:
         "total_read": 5,
         "first_id": "5-0",
         "last_id": "1766605000003-0",
-        "decisions_sha256": plans.table_sha256(table),
+        "decisions_sha256": table_sha256(table),
     }
     return plans.seal(Plan(**{**values, **other}))

@@ -313,13 +313,6 @@ class TableDigest:
         self._parts, self._held = [], 0
 
 
-def table_sha256(table: pa.Table) -> str:
-    """The digest (hex) of a whole table, as TableDigest makes it."""
-    digest = TableDigest()
-    digest.add(table)
-    return digest.hexdigest()
-
-
 def block_sha256(table: pa.Table) -> bytes:
     """The digest of one block of a decisions table; see TableDigest."""
     import pyarrow as pa

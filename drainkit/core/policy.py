@@ -138,15 +138,10 @@ def reason_codes(
     return codes, texts
 
 
-#: The names of the failed filters, by Decisions.failed.
+#: The names of the failed filters, comma-separated in the order of ACTIONS, by Decisions.failed.
 FAILED_NAMES = [
     ",".join(ACTIONS[k] for k in range(len(ACTIONS)) if bits >> k & 1) for bits in range(64)
 ]
-
-
-def failed_names(failed: np.ndarray) -> list[str]:
-    """The failed filters of each event, comma-separated, in the order of ACTIONS."""
-    return [*map(FAILED_NAMES.__getitem__, failed.tolist())]
 
 
 def other_failed(decisions: Decisions) -> NDArray[np.uint8]:

@@ -249,11 +249,6 @@ class Settings(BaseModel):
         return self.history_group or self._own_history_group
 
     @property
-    def has_own_history_group(self) -> bool:
-        """Whether the name of scope history's group says already that it is nobody else's."""
-        return self.history_group in (None, self._own_history_group)
-
-    @property
     def _own_history_group(self) -> str:
         return f"{self.consumer_group}.drain_history"
 

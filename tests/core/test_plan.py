@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from plan_samples import ENTRIES, POLICY, plan_of, table_of
+from plan_samples import ENTRIES, POLICY, plan_of, table_of, table_sha256
 from pyarrow import parquet
 
 from drainkit.core import plan as plans
@@ -262,7 +262,7 @@ def test_the_decisions_say_what_was_decided_and_why() -> None:
 def test_an_empty_table_has_the_same_columns() -> None:
     """No events: the same schema, so that pages can be joined to it."""
     assert plans.decisions_schema() == table_of().schema == table_of([]).schema
-    assert plans.table_sha256(table_of([])) != plans.table_sha256(table_of())
+    assert table_sha256(table_of([])) != table_sha256(table_of())
 
 
 def through_parquet(table: pa.Table, **options: Any) -> pa.Table:
@@ -302,11 +302,11 @@ def test_storage_does_not_change_the_digest(
     """Chunks, slices, pandas, Parquet and encodings of the same rows: the same digest."""
     monkeypatch.setattr(plans, "BLOCK", block)
     table = table_of()
-    assert plans.table_sha256(store(table)) == plans.table_sha256(table)
+    assert table_sha256(store(table)) == table_sha256(table)
     digest = plans.TableDigest()
     for row in range(len(table)):
         digest.add(store(table).slice(row, 1))
-    assert digest.hexdigest() == plans.table_sha256(table)
+    assert digest.hexdigest() == table_sha256(table)
 
 
 def test_decisions_saved_otherwise_are_as_they_were() -> None:
@@ -341,7 +341,7 @@ def test_any_edit_of_a_cell_changes_the_digest(data: st.DataObject, row: int, na
     values[row] = edit
     column = pa.array(values, table.schema.field(name).type)
     edited = table.set_column(plans.COLUMNS.index(name), name, column)
-    assert plans.table_sha256(edited) != plans.table_sha256(table)
+    assert table_sha256(edited) != table_sha256(table)
 
 
 @given(st.lists(st.none() | st.text(max_size=3), min_size=2, max_size=6))
@@ -351,21 +351,21 @@ def test_text_cannot_move_between_cells(texts: list[str | None]) -> None:
     other = [joined, *[""] * (len(texts) - 1)]
     assume(other != texts)
     one, two = pa.table({"a": pa.array(texts, pa.string())}), pa.table({"a": other})
-    assert plans.table_sha256(one) != plans.table_sha256(two)
+    assert table_sha256(one) != table_sha256(two)
 
 
 def test_an_unknown_time_is_not_1970() -> None:
     """Null and the epoch's zero are two contents."""
     kind = pa.timestamp("us", tz="UTC")
     none, epoch = (pa.table({"t": pa.array([value], kind)}) for value in (None, 0))
-    assert plans.table_sha256(none) != plans.table_sha256(epoch)
+    assert table_sha256(none) != table_sha256(epoch)
 
 
 def test_every_nan_is_the_same_unknown() -> None:
     """Null, NaN and NaN with its sign bit set: pandas and Parquet keep no difference."""
     nans = np.array([0x7FF8000000000000, 0xFFF8000000000000], dtype=np.uint64).view(np.float64)
     one, other = pa.table({"x": nans}), pa.table({"x": pa.array([None, None], pa.float64())})
-    assert plans.table_sha256(one) == plans.table_sha256(other)
+    assert table_sha256(one) == table_sha256(other)
 
 
 def test_rows_and_columns_are_part_of_the_content() -> None:
@@ -378,7 +378,7 @@ def test_rows_and_columns_are_part_of_the_content() -> None:
         table.select(plans.COLUMNS[::-1]),
     ]
     zeros, empty = pa.table({"a": [0.0, 0.0]}), pa.table({"a": ["", ""]})
-    digests = [plans.table_sha256(t) for t in (table, *others, zeros, empty)]
+    digests = [table_sha256(t) for t in (table, *others, zeros, empty)]
     assert len(set(digests)) == len(digests)
 
 

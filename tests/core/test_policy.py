@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 
 from drainkit.core.events import Decoder, Events
 from drainkit.core.frame import FrameBuilder, decide_frame
-from drainkit.core.policy import ACTIONS, Policy, decide, failed_names, other_failed, reasons
+from drainkit.core.policy import ACTIONS, FAILED_NAMES, Policy, decide, other_failed, reasons
 from drainkit.core.timestamps import NO_TIME
 from drainkit.core.values import INVALID_REASONS
 
 NOW_US = 1_766_605_798_664_912
 SYMBOLS = ["BTCUSDT", "ETHUSDT", "btcusdt"]
 ALL = Policy(max_age_min=30, allowlist=frozenset({"BTCUSDT"}), min_conf=0.6)
+
+
+def names_of(failed: Any) -> list[str]:
+    return [FAILED_NAMES[bits] for bits in failed]
 
 
 def events_of(rows: list[tuple[int | None, int, float, int, bool]]) -> Events:
@@ -90,10 +94,10 @@ def test_decisions_agree_with_the_rules_by_hand(batch: list[Any], policy: Policy
     events = events_of(batch)
     decisions = decide(events, policy, NOW_US)
     expected = [by_hand(row, policy) for row in batch]
-    assert failed_names(decisions.failed) == [",".join(names) for names in expected]
+    assert names_of(decisions.failed) == [",".join(names) for names in expected]
     actions = [ACTIONS[code] for code in decisions.action]
     assert actions == [names[0] if names else "drained_ok" for names in expected]
-    assert failed_names(other_failed(decisions)) == [",".join(names[1:]) for names in expected]
+    assert names_of(other_failed(decisions)) == [",".join(names[1:]) for names in expected]
     assert decisions.age_us.tolist() == [NO_TIME if row[0] is None else row[0] for row in batch]
     texts = reasons(events, decisions, policy)
     assert len(texts) == len(batch)
@@ -189,7 +193,7 @@ def test_a_frame_is_decided_as_its_events(order: list[int], policy: Policy) -> N
     direct = decide(Decoder().decode([entries[i] for i in order]), policy, NOW_US)
     assert found.index.equals(frame.index)
     assert found["action"].tolist() == [ACTIONS[code] for code in direct.action]
-    assert found["failed"].tolist() == failed_names(direct.failed)
+    assert found["failed"].tolist() == names_of(direct.failed)
     ages = [None if age == NO_TIME else age / 1e6 for age in direct.age_us.tolist()]
     assert [None if math.isnan(age) else age for age in found["age_sec"]] == ages
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import lacking
-from plan_samples import plan_of, table_of
+from plan_samples import plan_of, table_of, table_sha256
 
 from drainkit import files
 from drainkit.core.summary import RUN_ID, new_run_id
@@ -327,8 +327,6 @@ def test_decisions_that_do_not_fit_are_refused(
 
 def test_decisions_and_plan_stand_for_each_other(tmp_path: Path) -> None:
     """Edited decisions with a new digest in the plan still do not fit: the plan was edited."""
-    from drainkit.core.plan import table_sha256
-
     save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
     other = table_of().slice(1)
     files.write_table(tmp_path / "decisions.parquet", other)
