@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import cache
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from .. import files
@@ -30,14 +31,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PART_ROWS = 1_000_000
-WAITING_BYTES = 4 << 20  # of tables that wait to be written
+WAITING_BYTES = 16 << 20  # of pages that wait to be written
 DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
-AT_ONCE = 256  # entries that become JSON together: their text fits a processor's cache
-PLAIN = bytes(range(0x20, 0x7F))
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
-QUOTE = b"\x7f"  # stands for a quote of the JSON's own until those of the texts are escaped
-NEXT = QUOTE * 3  # between two entries; within one at most two quotes follow each other
+GLUE = [b'"],["', b'","', b'[["']  # of the fields' JSON
 
 
 @collection_paused()
@@ -56,7 +54,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
             f"{one_line(path.name)}: the name must end in .parquet or .csv, or a folder's in /"
         )
     decoder = decoder_of(settings)
-    schema = _table([], decoder).schema
+    schema = _table(record_batch(decoder.decode([])), Bodies.of([])).schema
     pages = scopes.scope_entries(server, scopes.open_scope(server, settings))
     if not target.endswith("/"):
         with files.TableWriter(path, schema, words=WORDS) as out:
@@ -70,18 +68,39 @@ def _write_all(
     pages: Iterable[Sequence[RawEntry]], decoder: Decoder, write: Callable[[pa.Table], None]
 ) -> int:
     """Write pages by a thread of its own while the next are read; returns their rows."""
+
+    def write_page(batch: pa.RecordBatch, bodies: Bodies) -> None:
+        write(_table(batch, bodies))
+
     rows = 0
-    waiting: deque[tuple[int, Future[None]]] = deque()  # bytes of a table, and its writing
-    with ThreadPoolExecutor(1) as thread:
+    waiting: deque[tuple[int, Future[None]]] = deque()  # bytes of a page, and its writing
+    with _beside_a_thread(), ThreadPoolExecutor(1) as thread:
         for page in pages:
-            table = _table(page, decoder)
-            waiting.append((table.nbytes, thread.submit(write, table)))
+            batch, bodies = record_batch(decoder.decode(page)), Bodies.of(page)
+            size = batch.nbytes + bodies.texts.nbytes
+            waiting.append((size, thread.submit(write_page, batch, bodies)))
             rows += len(page)
             while sum(size for size, _ in waiting) > WAITING_BYTES:
                 waiting.popleft()[1].result()
         for _, writing in waiting:
             writing.result()
     return rows
+
+
+@contextmanager
+def _beside_a_thread() -> Iterator[None]:
+    """Two threads at work, of which one needs the interpreter's lock only for moments."""
+    import pyarrow as pa
+
+    interval, pool = sys.getswitchinterval(), pa.default_memory_pool()
+    sys.setswitchinterval(50e-6)  # after each of Arrow's kernels it would wait 5 ms for the lock
+    with suppress(NotImplementedError):  # its other pools keep what another thread gave back
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        pa.set_memory_pool(pool)
 
 
 class _Dataset:
@@ -141,16 +160,32 @@ def _day(time_us: int) -> str:
     return NO_DATE if time_us == NO_TIME else str(np.datetime64(int(time_us) // DAY_US, "D"))
 
 
-def _table(page: Sequence[RawEntry], decoder: Decoder) -> pa.Table:
+@dataclass(frozen=True)
+class Bodies:
+    """The fields of a page's entries."""
+
+    texts: pa.Array  # binary: names and values of all, in turn
+    starts: np.ndarray  # int64: where those of each entry begin, and where the last one's end
+    gone: np.ndarray  # bool: the body is gone
+
+    @classmethod
+    def of(cls, page: Sequence[RawEntry]) -> Bodies:
+        """Of raw entries."""
+        import pyarrow as pa
+
+        bodies = [fields or () for _, fields in page]
+        starts = np.zeros(len(page) + 1, np.int64)
+        starts[1:] = np.fromiter(map(len, bodies), np.int64, len(page)).cumsum()
+        gone = np.array([fields is None for _, fields in page], bool)
+        return cls(pa.array([*chain.from_iterable(bodies)], pa.binary()), starts, gone)
+
+
+def _table(batch: pa.RecordBatch, bodies: Bodies) -> pa.Table:
     """One page as the columns of the export."""
     import pyarrow as pa
 
-    batch = record_batch(decoder.decode(page))
     columns = {name: _plain(batch.column(name)) for name in batch.schema.names}
-    parts = (page[at : at + AT_ONCE] for at in range(0, len(page), AT_ONCE))
-    columns["fields"] = pa.array([row for part in parts for row in as_json(part)], pa.binary())
-    columns["fields"] = columns["fields"].cast(pa.string())
-    return pa.table(columns)
+    return pa.table({**columns, "fields": as_json(bodies)})
 
 
 def _plain(column: pa.Array) -> pa.Array:
@@ -160,45 +195,45 @@ def _plain(column: pa.Array) -> pa.Array:
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
-def as_json(part: Sequence[RawEntry]) -> list[bytes | None]:
-    """Each entry's fields as a JSON list of [name, value]; None where the body is gone.
+def as_json(bodies: Bodies) -> pa.Array:
+    """Each entry's fields as a JSON list of [name, value] (string); null where the body is gone.
 
     In printable ASCII, so that no character of theirs acts on who shows the file; bytes that are
-    not UTF-8 as escapes.
+    not UTF-8 as escapes. Arrow does it without the interpreter's lock.
     """
-    bodies = [fields or () for _, fields in part]
-    rows = [_shape(len(body)) % (*body,) for body in bodies]
-    whole = NEXT.join(rows)
-    if not _is_plain(whole, sum(map(len, bodies)), len(part) - 1):
-        rows = [
-            row if _is_plain(row, len(body)) else b""
-            for row, body in zip(rows, bodies, strict=True)
-        ]
-        whole = NEXT.join(rows)
-    # one text to the encoder, which takes half the time of bytes.replace
-    escaped = msgspec.json.encode(whole.decode("ascii"))[1:-1]
-    found = escaped.replace(NEXT, b"\n").replace(QUOTE, b'"').split(b"\n")
-    return [
-        row if row and body else _odd(fields)
-        for row, body, (_, fields) in zip(found, bodies, part, strict=True)
-    ]
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts, starts = bodies.texts, bodies.starts
+    sizes = np.diff(starts)
+    glue = np.arange(len(texts)) % 2  # before a name, before a value,
+    glue[starts[:-1][sizes > 0]] = 2  # and before an entry's first name
+    for sign in (b"\\", b'"'):
+        if sign in bytes(texts.buffers()[2] or b""):
+            texts = pc.replace_substring(texts, sign, b"\\" + sign)
+    texts = pc.binary_join_element_wise(pa.array(GLUE).take(pa.array(glue)), texts, b"")
+    lists = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), texts)
+    rows = pc.binary_join_element_wise(pc.binary_join(lists, b""), b'"]]', b"")
+    rows = pc.if_else(pa.array(sizes == 0), pa.scalar(b"[]"), rows)
+    rows = pc.if_else(pa.array(bodies.gone), pa.scalar(None, pa.binary()), rows)
+    return _with_odd(rows, bodies).cast(pa.string())
 
 
-def _is_plain(shaped: bytes, texts: int, ends: int = 0) -> bool:
-    """Whether nothing but printable ASCII is in `texts` texts, shaped and with `ends` between."""
-    return len(shaped.translate(None, PLAIN)) == len(QUOTE) * 2 * texts + len(NEXT) * ends
+def _with_odd(rows: pa.Array, bodies: Bodies) -> pa.Array:
+    """The rows, with those of entries in which anything is not printable ASCII made anew."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-
-@cache
-def _shape(n: int) -> bytes:
-    """The JSON of n names and values, without these and with QUOTE for each quote."""
-    return b"[%b]" % b",".join([b"[%b%%b%b,%b%%b%b]" % ((QUOTE,) * 4)] * (n // 2))
-
-
-def _odd(fields: Sequence[bytes] | None) -> bytes | None:
-    """The same of one entry, whatever its bytes."""
-    if fields is None:
-        return None
-    texts = [text(part) for part in fields]
-    pairs = [*zip(texts[::2], texts[1::2], strict=True)]
-    return json.dumps(pairs, separators=(",", ":")).encode()
+    plain = pc.ascii_is_printable(bodies.texts.view(pa.string()))
+    odd = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
+    if not len(odd):
+        return rows
+    at = np.unique(np.searchsorted(bodies.starts, odd, side="right") - 1)
+    made = []
+    for start, end in zip(bodies.starts[at].tolist(), bodies.starts[at + 1].tolist(), strict=True):
+        found = [text(part) for part in bodies.texts.slice(start, end - start).to_pylist()]
+        pairs = [*zip(found[::2], found[1::2], strict=True)]
+        made.append(json.dumps(pairs, separators=(",", ":")).encode())
+    mask = np.zeros(len(rows), bool)
+    mask[at] = True
+    return pc.replace_with_mask(rows, pa.array(mask), pa.array(made, pa.binary()))

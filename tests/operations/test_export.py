@@ -26,7 +26,7 @@ from drainkit import Server as Connection
 from drainkit.core.frame import load_frame
 from drainkit.errors import RefusedError
 from drainkit.files import whole_folder
-from drainkit.operations.export import as_json
+from drainkit.operations.export import Bodies, as_json
 from drainkit.safe import text
 from drainkit.server import reading
 
@@ -73,8 +73,8 @@ BODIES = st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=4).map(
 @example([[b"each", bytes([byte])] for byte in range(256)])
 def test_fields_come_back_from_their_json(bodies: list[list[bytes] | None]) -> None:
     """Whatever bytes fields hold, their JSON tells them as texts, in printable ASCII."""
-    found = as_json([[b"1-1", body] for body in bodies])
-    assert all(one is None or one.decode("ascii").isprintable() for one in found)
+    found = as_json(Bodies.of([[b"1-1", body] for body in bodies])).to_pylist()
+    assert all(one is None or (one.isascii() and one.isprintable()) for one in found)
     told = [None if one is None else json.loads(one) for one in found]
     assert told == [
         None if b is None else [[text(n), text(v)] for n, v in zip(b[::2], b[1::2], strict=True)]
