@@ -166,26 +166,27 @@ class Bodies:
 
     texts: pa.Array  # binary: names and values of all, in turn
     starts: np.ndarray  # int64: where those of each entry begin, and where the last one's end
-    gone: np.ndarray  # bool: the body is gone
 
     @classmethod
     def of(cls, page: Sequence[RawEntry]) -> Bodies:
-        """Of raw entries."""
+        """Of raw entries; where a body is gone there are none."""
         import pyarrow as pa
 
         bodies = [fields or () for _, fields in page]
         starts = np.zeros(len(page) + 1, np.int64)
         starts[1:] = np.fromiter(map(len, bodies), np.int64, len(page)).cumsum()
-        gone = np.array([fields is None for _, fields in page], bool)
-        return cls(pa.array([*chain.from_iterable(bodies)], pa.binary()), starts, gone)
+        return cls(pa.array([*chain.from_iterable(bodies)], pa.binary()), starts)
 
 
 def _table(batch: pa.RecordBatch, bodies: Bodies) -> pa.Table:
     """One page as the columns of the export."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     columns = {name: _plain(batch.column(name)) for name in batch.schema.names}
-    return pa.table({**columns, "fields": as_json(bodies)})
+    nothing = pa.scalar(None, pa.string())
+    columns["fields"] = pc.if_else(columns["missing"], nothing, as_json(bodies))
+    return pa.table(columns)
 
 
 def _plain(column: pa.Array) -> pa.Array:
@@ -196,7 +197,7 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def as_json(bodies: Bodies) -> pa.Array:
-    """Each entry's fields as a JSON list of [name, value] (string); null where the body is gone.
+    """Each entry's fields as a JSON list of [name, value] (string).
 
     In printable ASCII, so that no character of theirs acts on who shows the file; bytes that are
     not UTF-8 as escapes. Arrow does it without the interpreter's lock.
@@ -214,26 +215,18 @@ def as_json(bodies: Bodies) -> pa.Array:
     texts = pc.binary_join_element_wise(pa.array(GLUE).take(pa.array(glue)), texts, b"")
     lists = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), texts)
     rows = pc.binary_join_element_wise(pc.binary_join(lists, b""), b'"]]', b"")
-    rows = pc.if_else(pa.array(sizes == 0), pa.scalar(b"[]"), rows)
-    rows = pc.if_else(pa.array(bodies.gone), pa.scalar(None, pa.binary()), rows)
-    return _with_odd(rows, bodies).cast(pa.string())
+    if not sizes.all():
+        rows = pc.if_else(pa.array(sizes == 0), pa.scalar(b"[]"), rows)
+    rows = rows.view(pa.string())  # not looked at, whether it is UTF-8
+    odd = pc.invert(pc.ascii_is_printable(rows))
+    made = [
+        _odd(bodies.texts.slice(starts[row], sizes[row]).to_pylist())
+        for row in pc.indices_nonzero(odd).to_pylist()
+    ]
+    return pc.replace_with_mask(rows, odd, pa.array(made, pa.string()))
 
 
-def _with_odd(rows: pa.Array, bodies: Bodies) -> pa.Array:
-    """The rows, with those of entries in which anything is not printable ASCII made anew."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    plain = pc.ascii_is_printable(bodies.texts.view(pa.string()))
-    odd = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
-    if not len(odd):
-        return rows
-    at = np.unique(np.searchsorted(bodies.starts, odd, side="right") - 1)
-    made = []
-    for start, end in zip(bodies.starts[at].tolist(), bodies.starts[at + 1].tolist(), strict=True):
-        found = [text(part) for part in bodies.texts.slice(start, end - start).to_pylist()]
-        pairs = [*zip(found[::2], found[1::2], strict=True)]
-        made.append(json.dumps(pairs, separators=(",", ":")).encode())
-    mask = np.zeros(len(rows), bool)
-    mask[at] = True
-    return pc.replace_with_mask(rows, pa.array(mask), pa.array(made, pa.binary()))
+def _odd(parts: Sequence[bytes]) -> str:
+    """The JSON of one entry's fields, whatever their bytes."""
+    texts = [*map(text, parts)]
+    return json.dumps([*zip(texts[::2], texts[1::2], strict=True)], separators=(",", ":"))
