@@ -13,6 +13,7 @@ import click
 
 from ..errors import UsageError
 from ..safe import one_line
+from . import BLAS_THREADS, IS_BLAS_GIVEN
 from .draining import run_and_tell
 from .options import DEBUG, GROUP, JSON, WHERE, option, settings_of, stack
 from .program import program
@@ -147,6 +148,8 @@ def _become_lab(home: Path, settings: Settings, further: list[str]) -> None:
     """Replace this process by JupyterLab in `home`; its kernels get the settings."""
     command = [sys.executable, "-m", "jupyterlab", *further]
     os.environ.update(kernel_variables(settings))
+    if not IS_BLAS_GIVEN:
+        del os.environ[BLAS_THREADS]
     os.chdir(home)
     os.execv(command[0], command)  # noqa: S606 - a list, and no shell
 

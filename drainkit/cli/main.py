@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -46,6 +47,7 @@ def main() -> NoReturn:
         name = type(error).__name__
         code = _fail(DrainkitError(f"unexpected {name}: {error}; --debug shows where"), debug)
     sys.stdout.flush()
+    gc.freeze()  # else the interpreter's last collections walk all that was imported: 0.04 s
     sys.exit(code if isinstance(code, int) else 0)
 
 
