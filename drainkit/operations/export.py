@@ -35,7 +35,8 @@ WAITING_BYTES = 16 << 20  # of pages that wait to be written
 DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
-GLUE = [b'"],["', b'","', b'[["']  # of the fields' JSON
+END = b'"]]'  # of an entry's fields as JSON
+GLUE = [b'"],["', b'","', END + b'[["']
 
 
 @collection_paused()
@@ -164,7 +165,7 @@ def _day(time_us: int) -> str:
 class Bodies:
     """The fields of a page's entries."""
 
-    texts: pa.Array  # binary: names and values of all, in turn
+    texts: pa.Array  # binary: names and values of all, in turn, and an empty one after them
     starts: np.ndarray  # int64: where those of each entry begin, and where the last one's end
 
     @classmethod
@@ -175,7 +176,7 @@ class Bodies:
         bodies = [fields or () for _, fields in page]
         starts = np.zeros(len(page) + 1, np.int64)
         starts[1:] = np.fromiter(map(len, bodies), np.int64, len(page)).cumsum()
-        return cls(pa.array([*chain.from_iterable(bodies)], pa.binary()), starts)
+        return cls(pa.array([*chain.from_iterable(bodies), b""], pa.binary()), starts)
 
 
 def _table(batch: pa.RecordBatch, bodies: Bodies) -> pa.Table:
@@ -207,17 +208,19 @@ def as_json(bodies: Bodies) -> pa.Array:
 
     texts, starts = bodies.texts, bodies.starts
     sizes = np.diff(starts)
-    glue = np.arange(len(texts)) % 2  # before a name, before a value,
-    glue[starts[:-1][sizes > 0]] = 2  # and before an entry's first name
+    glue = np.arange(len(texts), dtype=np.int8) % 2  # before a name, before a value,
+    glue[starts[:-1][sizes > 0]] = glue[-1] = 2  # and before an entry's first name
+    data = bytes(texts.buffers()[2] or b"")
     for sign in (b"\\", b'"'):
-        if sign in bytes(texts.buffers()[2] or b""):
+        if sign in data:
             texts = pc.replace_substring(texts, sign, b"\\" + sign)
     texts = pc.binary_join_element_wise(pa.array(GLUE).take(pa.array(glue)), texts, b"")
-    lists = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), texts)
-    rows = pc.binary_join_element_wise(pc.binary_join(lists, b""), b'"]]', b"")
+    # all entries are one text now: each lies from the end of the one before to its own
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int32)[starts] + np.int32(len(END))
+    rows = pa.StringArray.from_buffers(len(sizes), pa.py_buffer(ends), data)
     if not sizes.all():
-        rows = pc.if_else(pa.array(sizes == 0), pa.scalar(b"[]"), rows)
-    rows = rows.view(pa.string())  # not looked at, whether it is UTF-8
+        rows = pc.if_else(pa.array(sizes == 0), pa.scalar("[]"), rows)
     odd = pc.invert(pc.ascii_is_printable(rows))
     made = [
         _odd(bodies.texts.slice(starts[row], sizes[row]).to_pylist())
