@@ -1,5 +1,27 @@
-"""`python -m drainkit` is the same program as `drainkit`."""
+"""`drainkit` and `python -m drainkit`: it imports the command line and runs it."""
 
-from .cli.main import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+from typing import NoReturn
+
+from .errors import InterruptedRunError
+
+
+def main() -> NoReturn:
+    """Run the command line; interrupted while it is still imported, end at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    from .cli.main import main as command_line
+
+    command_line()
+
+
+def _end(*_: object) -> NoReturn:
+    os.write(2, b"drainkit: interrupted\n")  # by no object that an import may have half made
+    os._exit(InterruptedRunError.exit_code)
+
+
+if __name__ == "__main__":
+    main()

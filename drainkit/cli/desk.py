@@ -149,7 +149,7 @@ def _become_lab(home: Path, settings: Settings, further: list[str]) -> None:
     command = [sys.executable, "-m", "jupyterlab", *further]
     os.environ.update(kernel_variables(settings))
     if not IS_BLAS_GIVEN:
-        del os.environ[BLAS_THREADS]
+        os.environ.pop(BLAS_THREADS, None)
     os.chdir(home)
     os.execv(command[0], command)  # noqa: S606 - a list, and no shell
 

@@ -137,7 +137,7 @@ def test_no_module_is_a_drawer_for_everything() -> None:
     assert names.isdisjoint({"util", "utils", "helpers", "common", "misc"})
 
 
-HEAVY = {"pandas", "plotly", "papermill", "pyarrow", "nbconvert", "jupyterlab"}
+HEAVY = {"numpy", "pandas", "plotly", "papermill", "pyarrow", "nbconvert", "jupyterlab", "redis"}
 
 
 def test_help_is_light() -> None:
