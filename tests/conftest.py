@@ -26,6 +26,8 @@ from program import Program, Programs
 from proxy import Proxy
 from servers import Cluster, Server
 
+pytest_plugins = ["runs"]  # its fixtures
+
 ROOT = Path(__file__).parents[1]
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

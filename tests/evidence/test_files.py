@@ -1,0 +1,181 @@
+"""Files are written whole or not at all, and no text in them acts on who opens them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import re
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from plan_samples import table_of
+from runs import names
+
+from drainkit import files
+from drainkit.core.summary import RUN_ID, new_run_id
+from drainkit.errors import DrainkitError, UsageError
+from drainkit.evidence import seal as sealing
+
+
+def test_a_run_id_has_the_contracts_form() -> None:
+    """YYYYMMDDTHHMMSSZ-<mode>-<6 hex>, and two of one second differ."""
+    ids = [new_run_id("dry-run", 1_766_605_798_664_912) for _ in range(2)]
+    for run_id in ids:
+        assert re.fullmatch(r"20251224T194958Z-dry-run-[0-9a-f]{6}", run_id)
+        assert RUN_ID.fullmatch(run_id)
+    assert ids[0] != ids[1]
+
+
+def test_a_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Parents are made; a folder that is there already is never shared."""
+    folder = sealing.open_run(tmp_path / "a" / "b", "run")
+    assert folder.is_dir()
+    with pytest.raises(UsageError, match="reports-dir"):
+        sealing.open_run(tmp_path / "a" / "b", "run")
+
+
+def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
+    """A missing folder, a folder in the file's place, a file in the folder's: one line each."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "no" / "x.json", tmp_path, tmp_path / "file" / "x.json"):
+        with pytest.raises(UsageError):
+            files.write_json(path, {})
+    with pytest.raises(UsageError):
+        sealing.open_run(tmp_path / "file", "run")
+    assert names(tmp_path) == ["file"]
+
+
+def write_beyond_the_limit(path: Path, out: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        if path.suffix:
+            noise = pa.array(np.random.default_rng(0).random(200_000))
+            files.write_table(path, pa.table({"x": noise}))
+        files.write_bytes(path, bytes(1_000_000))
+    except DrainkitError as error:
+        out.put((error.exit_code, str(error)))
+
+
+@pytest.mark.parametrize("name", ["a", "a.parquet", "a.csv"])
+def test_no_room_leaves_what_was_there(tmp_path: Path, name: str) -> None:
+    """The system takes no more bytes: exit code 1, the old file whole, nothing half written."""
+    path = tmp_path / name
+    files.write_text(path, "old")
+    context = multiprocessing.get_context("spawn")
+    out = context.Queue()
+    child = context.Process(target=write_beyond_the_limit, args=(path, out))
+    child.start()
+    code, text = out.get(timeout=60)
+    child.join(60)
+    child.close()
+    out.close()
+    out.join_thread()
+    assert code == 1
+    assert "File too large" in text
+    assert path.read_text() == "old"
+    assert names(tmp_path) == [name]
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    """Who has the old file open keeps reading the old content to its end."""
+    path = tmp_path / "x.json"
+    files.write_json(path, {"n": 1})
+    with path.open() as old:
+        files.write_json(path, {"n": 2})
+        assert json.load(old) == {"n": 1}
+    assert json.loads(path.read_text()) == {"n": 2}
+    assert names(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_the_umask_decides_who_may_read(tmp_path: Path, mask: int, mode: int) -> None:
+    """A strict umask keeps evidence private; a shared one shares it."""
+    before = os.umask(mask)
+    try:
+        files.write_text(tmp_path / "x", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+
+
+FORMULAS = [
+    "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n=1", " =1", "\u00a0=1", "\u3000 =1", "\ufeff=1",
+    "\uff1d1", "\uff0b1", "\uff0d1", "\uff20x",
+]  # fmt: skip
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_no_formula_gets_into_a_spreadsheet(tmp_path: Path, text: str, kind: pa.DataType) -> None:
+    """Texts that a spreadsheet would run get an apostrophe, also after blanks and in categories."""
+    column = pa.array([text, "BUY", None]).cast(kind)
+    files.write_table(tmp_path / "x.csv", pa.table({"side": column}))
+    rows = read_csv(tmp_path / "x.csv")
+    assert rows[1:3] == [["'" + text], ["BUY"]]
+
+
+def test_numbers_and_harmless_text_stay_in_csv(tmp_path: Path) -> None:
+    """Only text is escaped: a negative number stays a number, quotes and newlines stay."""
+    texts = ['a "b", c', "x\ny=1", "a-b"]
+    files.write_table(tmp_path / "x.csv", pa.table({"n": [-1.5, 2.0, -3.0], "t": texts}))
+    rows = read_csv(tmp_path / "x.csv")
+    assert [row[1] for row in rows[1:]] == texts
+    assert [float(row[0]) for row in rows[1:]] == [-1.5, 2.0, -3.0]
+
+
+def test_no_terminal_escape_gets_into_csv(tmp_path: Path) -> None:
+    """Control characters and bidi overrides are replaced, a carriage return before = too."""
+    bad = ["\x1b[2J", "a\u202eb", "\r=1", "\x00"]
+    files.write_table(tmp_path / "x.csv", pa.table({"t": bad}))
+    text = (tmp_path / "x.csv").read_bytes().decode()
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", text)
+
+
+def test_a_table_is_parquet_or_csv(tmp_path: Path) -> None:
+    """Parquet comes back as it was; another ending is bad usage and leaves nothing."""
+    files.write_table(tmp_path / "x.parquet", table_of())
+    from pyarrow import parquet
+
+    assert parquet.read_table(tmp_path / "x.parquet").equals(table_of())
+    with pytest.raises(UsageError, match=r"\.parquet or \.csv"):
+        files.write_table(tmp_path / "x.xlsx", table_of())
+    assert names(tmp_path) == ["x.parquet"]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: str) -> None:
+    """Parts of any size become the same table in row groups; what failed leaves no file."""
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    path, whole = tmp_path / f"x.{suffix}", pa.concat_tables([table_of()] * 9)
+    if suffix == "csv":  # which cannot hold bytes
+        whole = whole.drop_columns(["payload_sha256"])
+    with files.TableWriter(path, whole.schema, row_group=4) as out:
+        for start, size in ((0, 1), (1, 0), (1, 13), (14, 31)):
+            out.write(whole.slice(start, size))
+        assert not path.exists()
+    if suffix == "parquet":
+        assert parquet.read_table(path).equals(whole)
+        assert parquet.ParquetFile(path).num_row_groups == 12
+    else:
+        assert arrow_csv.read_csv(path)["id"].to_pylist() == whole["id"].to_pylist()
+    path.unlink()
+    with pytest.raises(pa.ArrowInvalid), files.TableWriter(path, whole.schema, row_group=4) as out:
+        out.write(pa.concat_tables([whole, pa.table({"id": ["1-0"]})]))
+    assert names(tmp_path) == []

@@ -1,0 +1,95 @@
+"""Runs of the evidence's tests: small folders as `drainkit run` leaves them, sealed and chained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plan_samples import plan_of, table_of
+
+from drainkit import files
+from drainkit.draining.plan_files import save_plan
+from drainkit.evidence import seal as sealing
+from drainkit.evidence.statement import statement_digest
+from drainkit.evidence.verify import verify_reports
+
+RUN = {
+    "outcome": "done",
+    "exit_code": 0,
+    "started_at": "2025-12-24T19:49:58.000000+00:00",
+    "finished_at": "2025-12-24T19:50:00.000000+00:00",
+    "drained_ok": 1,
+}
+
+
+def make_run(reports: Path, number: int = 0, mode: str = "live") -> Path:
+    """A run's folder with every kind of file, not sealed yet."""
+    folder = sealing.open_run(reports, f"2025122{number}T194958Z-{mode}-00000{number}")
+    files.write_text(folder / "report.html", "<p>report</p>")
+    files.write_json(folder / "run.json", RUN)
+    files.write_json(folder / "01_analyse_backlog.ipynb", {"cells": []})
+    save_plan(folder / "plan.json", plan_of(), [table_of()])
+    return folder
+
+
+def seal(folder: Path, **other: Any) -> str:
+    values: dict[str, Any] = {
+        "run": RUN,
+        "parameters": {"stream": "s", "throttle": 5.0},
+        "server": {"kind": "valkey", "version": "9.1.0"},
+    }
+    return sealing.seal(folder, **{**values, **other})
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    return tmp_path / "reports"
+
+
+@pytest.fixture
+def sealed(reports: Path) -> Path:
+    folder = make_run(reports)
+    seal(folder)
+    return folder
+
+
+@pytest.fixture
+def chain(reports: Path) -> list[Path]:
+    """Four sealed runs; the names' times go backwards, as after a clock step."""
+    runs = [make_run(reports, 9 - i) for i in range(4)]
+    for run in runs:
+        seal(run)
+    return runs
+
+
+def statement(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "statement.json").read_text())
+    return found
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def flip(path: Path, at: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def all_findings(reports: Path) -> str:
+    found = verify_reports(reports)
+    return "\n".join(f"{name}: {line}" for name, lines in found.items() for line in lines)
+
+
+def rewrite(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edit the statement and put its digest into SHA256SUMS, as a forger would."""
+    data = statement(folder)
+    old = statement_digest(folder)
+    edit(data)
+    (folder / "statement.json").write_text(json.dumps(data))
+    sums = (folder / "SHA256SUMS").read_text()
+    (folder / "SHA256SUMS").write_text(sums.replace(old, statement_digest(folder)))
