@@ -18,13 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import clusters
+import guard
 import pytest
 import redis
 import servers
 import stores
+from clusters import Cluster
 from program import Program, Programs
 from proxy import Proxy
-from servers import Cluster, Server
+from servers import Server
 
 pytest_plugins = ["runs"]  # its fixtures
 
@@ -37,7 +40,7 @@ Fields = Mapping[Any, Any] | Sequence[Any]
 # Everything that a test starts makes its temporary files in the guard's folder: so a server
 # left behind is known as ours, and nothing stays on the disk. pytest itself keeps its own place.
 tempfile.gettempdir()
-os.environ["TMPDIR"] = str(servers.guard().folder)
+os.environ["TMPDIR"] = str(guard.guard().folder)
 
 
 def pytest_report_header() -> list[str]:
@@ -82,7 +85,7 @@ class Shared:
 
     def cluster(self, kind: str) -> Cluster:
         if kind not in self.clusters:
-            self.clusters[kind] = servers.start_cluster(need(kind))
+            self.clusters[kind] = clusters.start_cluster(need(kind))
         return self.clusters[kind]
 
     def pids(self) -> set[int]:
@@ -102,21 +105,21 @@ def _shared() -> Iterator[Shared]:
     yield shared
     shared.stop()
     left = _left_behind(set())
-    servers.close_guard()
+    guard.close_guard()
     assert not left, f"servers outlived the session: {left}"
 
 
 def _left_behind(expected: set[int]) -> set[int]:
     """Our servers beyond `expected`; those that are just ending get 3 s to do so."""
     deadline = time.monotonic() + 3
-    while (left := servers.running_pids() - expected) and time.monotonic() < deadline:
+    while (left := guard.running_pids() - expected) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
 @pytest.fixture(autouse=True)
 def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
-    before = servers.running_pids()
+    before = guard.running_pids()
     yield
     left = _left_behind(before | _shared.pids())
     for pid in left:
@@ -176,9 +179,9 @@ def cluster(_shared: Shared, _no_server_left_behind: None) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def sentinel(_no_server_left_behind: None) -> Iterator[servers.SentinelSetup]:
+def sentinel(_no_server_left_behind: None) -> Iterator[clusters.SentinelSetup]:
     """A primary and its replica under one sentinel, of the bundled kind and the test's own."""
-    with servers.start_sentinel(need("valkey")) as setup:
+    with clusters.start_sentinel(need("valkey")) as setup:
         yield setup
 
 

@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 import redis
 from books import GROUP, ME, ask, audit, backlog, seed
+from clusters import Cluster, SentinelSetup
 from conftest import Cli, Fill
 from faults import COMMIT, READ, Attempt, assert_counts, attempt
 from proxy import FaultKind, Proxy
-from servers import Cluster, SentinelSetup, Server, wait_until
+from servers import Server, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import clusters
+import guard
 import psutil
 import pytest
 import redis
 import servers
+from clusters import Cluster, SentinelSetup
 from conftest import ROOT, Cli, Fill, _left_behind, intent, need
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +26,8 @@ from program import Programs
 from proxy import Proxy, frame_end, frames
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from servers import Cluster, SentinelSetup, Server
+from servers import Server
+from tls import start_tls
 
 # ---------------------------------------------------------------- servers
 
@@ -110,10 +114,10 @@ def test_a_server_that_cannot_start_says_why(start_server: Callable[..., Server]
 
 
 ORPHANS = """
-import servers, signal, sys, time
+import guard, servers, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 started = [servers.start(kind) for kind in sys.argv[1:]]
-print(servers.guard().folder, *(server.pid for server in started), flush=True)
+print(guard.guard().folder, *(server.pid for server in started), flush=True)
 time.sleep(60)
 """
 
@@ -162,11 +166,11 @@ def test_a_server_left_behind_is_noticed() -> None:
         " stdout=subprocess.DEVNULL, start_new_session=True);"
         "print(p.pid, flush=True); import os; os._exit(0)"
     )
-    before = servers.running_pids()
+    before = guard.running_pids()
     said = subprocess.run([sys.executable, "-c", script, path], stdout=subprocess.PIPE, check=True)
     pid = int(said.stdout)
     try:
-        servers.wait_until("it is noticed", lambda: pid in servers.running_pids())
+        servers.wait_until("it is noticed", lambda: pid in guard.running_pids())
         assert _left_behind(before) == {pid}
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -193,7 +197,7 @@ def test_the_cluster_is_a_real_one(cluster: Cluster) -> None:
 @pytest.mark.parametrize("kind", ["redis", "redis62"])
 def test_the_other_kinds_form_clusters_too(kind: str) -> None:
     """A cluster of each kind takes a key in any slot."""
-    with servers.start_cluster(need(kind), replicas=0) as cluster:
+    with clusters.start_cluster(need(kind), replicas=0) as cluster:
         client = cluster.client()
         for number in range(50):
             assert client.set(f"key:{number}", "x")
@@ -221,7 +225,7 @@ def test_tls_needs_the_authority_and_where_asked_a_certificate(
     client_certs: bool,
 ) -> None:
     """The TLS server is trusted through its authority only, and can demand a client's proof."""
-    with servers.start_tls(need("redis"), client_certs=client_certs) as tls:
+    with start_tls(need("redis"), client_certs=client_certs) as tls:
         with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
             _ping(tls.url)
         if client_certs:

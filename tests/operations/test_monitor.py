@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import clusters
 import pytest
 import servers
 from books import GROUP, ask, at, everything, now_ms, seed
@@ -140,7 +141,7 @@ def test_the_worst_finding_decides(valkey: Server, fill: Fill, cli: Cli) -> None
     assert cli(*options, "nothing:*").rc == 3
 
 
-def test_all_streams_of_a_cluster(cluster: servers.Cluster, cli: Cli) -> None:
+def test_all_streams_of_a_cluster(cluster: clusters.Cluster, cli: Cli) -> None:
     """Streams are found on every primary, and each is counted where it is."""
     client: Any = cluster.client()
     for i in range(12):

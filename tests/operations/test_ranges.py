@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 from books import GROUP, ask, backlog, everything, make_user, now_ms, seed
+from clusters import SentinelSetup
 from conftest import Cli, fill_stream, intent, lacking
-from servers import SentinelSetup, Server
+from servers import Server
 
 import drainkit
 from drainkit import IdRange, RefusedError, UsageError, load_range, load_settings, ranges

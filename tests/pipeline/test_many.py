@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 from books import GROUP, ask, assert_books_balance, audit, seed
+from clusters import Cluster
 from conftest import Cli, Fill, lacking
-from servers import Cluster, Server
+from servers import Server
 
 from drainkit import Server as Connection
 from drainkit.errors import InterruptedRunError

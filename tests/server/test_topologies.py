@@ -10,11 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import servers
 from books import GROUP, ask, audit, backlog, everything, pending, seed, worst_window
+from clusters import Cluster, SentinelSetup
 from conftest import Cli, Fill, need
 from faults import Attempt, assert_once, assert_settled, attempt
-from servers import Cluster, SentinelSetup, Server, wait_until
+from servers import Server, wait_until
+from tls import start_tls
 
 StartServer = Callable[..., Server]
 PASSWORD = "s3cr:t/p@ss?#é"
@@ -265,7 +266,7 @@ def drained(cli: Cli, url: str, stream: str, secret: tuple[str, ...] = ()) -> An
 def test_tls(stream: str, fill: Fill, cli: Cli, client_certs: bool) -> None:
     """Drained over TLS with the authority's file; without it, or without a certificate, exit 3."""
     need("redis")
-    with servers.start_tls("redis", client_certs=client_certs) as tls:
+    with start_tls("redis", client_certs=client_certs) as tls:
         ids = seed(tls.server, stream, fill, 150, delivered=100)[100:]
         trusted = f"{tls.url}?ssl_ca_certs={tls.ca_file}"
         shown = f"&ssl_certfile={tls.client_cert_file}&ssl_keyfile={tls.client_key_file}"

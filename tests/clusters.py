@@ -1,0 +1,253 @@
+"""Private Redis Clusters, and a primary with its replica and sentinels."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from redis.cluster import RedisCluster
+from servers import (
+    LOOPBACK,
+    Config,
+    Server,
+    pairs,
+    start,
+    text_of,
+    wait_until,
+)
+
+SLOTS = 16384
+
+
+@contextlib.contextmanager
+def _stopping(servers: list[Server]) -> Iterator[None]:
+    """Stops what was started so far when starting the rest fails."""
+    try:
+        yield
+    except BaseException:
+        for server in servers:
+            server.kill()
+        raise
+
+
+@dataclass
+class Cluster:
+    """A Redis Cluster on loopback ports. A context manager: leaving it stops every node."""
+
+    nodes: list[Server]  #: the first `primaries` started as primaries, the rest as replicas
+    primaries: int
+    _clients: list[RedisCluster] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """The address of one node; a cluster client finds the others."""
+        return self.nodes[0].tcp_url
+
+    def client(self, **options: Any) -> RedisCluster:
+        """A cluster client that answers bytes; closed when the test ends."""
+        client = RedisCluster.from_url(self.url, **options)
+        self._clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        while self._clients:
+            client = self._clients.pop()
+            pools = [
+                node.redis_connection.connection_pool
+                for node in client.get_nodes()
+                if node.redis_connection
+            ]
+            client.close()
+            for pool in pools:  # redis-py 8's RedisCluster.close() leaves their sockets open
+                pool.disconnect()
+        for node in self.nodes:
+            node.close_clients()
+
+    def primary_of(self, key: str | bytes) -> Server:
+        """The node that serves `key` now."""
+        slot = self.nodes[0].ask("CLUSTER", "KEYSLOT", key)
+        for first, last, (_, port, *_), *_ in self.nodes[0].ask("CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == port)
+        raise AssertionError(f"no node serves slot {slot}")
+
+    def move_slot(self, key: str, *, atomically: bool, pause_sec: float = 0.0) -> None:
+        """Hands the slot of `key` to the next primary while clients are at work.
+
+        `atomically`: by Valkey 9's own CLUSTER MIGRATESLOTS; else as `redis-cli --cluster reshard`
+        does, so that it is half moved for three pauses: before, amid and after its keys move.
+        """
+        source = self.primary_of(key)
+        primaries = [node for node in self.nodes if node.ask("ROLE")[0] == b"master"]
+        target = primaries[(primaries.index(source) + 1) % len(primaries)]
+        slot = source.ask("CLUSTER", "KEYSLOT", key)
+        old, new = (node.ask("CLUSTER", "MYID") for node in (source, target))
+        if atomically:
+            source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", new)
+        else:
+            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", old)
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", new)
+            time.sleep(pause_sec)
+            for one in source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                source.ask("MIGRATE", LOOPBACK, str(target.port), one, 0, 5000)
+                time.sleep(pause_sec / 4)
+            time.sleep(pause_sec)
+            for node in (target, source, *primaries):
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", new)
+        wait_until("the slot is there", lambda: self.primary_of(key) is target)
+
+    def reset(self) -> None:
+        """Removes all keys; brings back nodes that a test ended."""
+        for node in self.nodes:
+            if not node.running:
+                node.start()
+        self._wait()
+        for node in self.nodes:
+            if node.ask("ROLE")[0] == b"master":
+                node.ask("FLUSHALL")
+        self.close_clients()
+
+    def stop(self) -> None:
+        self.close_clients()
+        for node in self.nodes:
+            node.kill()  # nothing to keep, and an orderly stop takes longer
+
+    def _wait(self) -> None:
+        wait_until("every node says cluster_state:ok", lambda: all(map(_is_ok, self.nodes)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start_cluster(
+    kind: str, *, primaries: int = 3, replicas: int = 3, config: Config | None = None
+) -> Cluster:
+    """Forms a real cluster: slots shared evenly, replica i follows primary i modulo primaries."""
+    settings: Config = {
+        "cluster-enabled": "yes",
+        "cluster-config-file": "nodes.conf",
+        # short enough for a failover within a test, long enough for a busy machine
+        "cluster-node-timeout": "3000",
+        **(config or {}),
+    }
+    nodes: list[Server] = []
+    with _stopping(nodes):
+        for _ in range(primaries + replicas):
+            nodes.append(start(kind, port=True, config=settings))
+        cluster = Cluster(nodes, primaries)
+        _form(cluster)
+    return cluster
+
+
+def _form(cluster: Cluster) -> None:
+    nodes = cluster.nodes
+    for number, node in enumerate(nodes):
+        node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+    for number in range(cluster.primaries):
+        slots = range(
+            SLOTS * number // cluster.primaries, SLOTS * (number + 1) // cluster.primaries
+        )
+        # slot by slot: ADDSLOTSRANGE is only known from 7.0 on
+        nodes[number].ask("CLUSTER", "ADDSLOTS", *slots)
+    for node in nodes[1:]:
+        nodes[0].ask("CLUSTER", "MEET", LOOPBACK, str(node.port))
+    wait_until("every node knows all", lambda: all(_knows_all(cluster, one) for one in nodes))
+    ids = [node.ask("CLUSTER", "MYID") for node in nodes]
+    for number in range(cluster.primaries, len(nodes)):
+        nodes[number].ask(
+            "CLUSTER", "REPLICATE", ids[(number - cluster.primaries) % cluster.primaries]
+        )
+    replicas = nodes[cluster.primaries :]
+    wait_until("every replica follows its primary", lambda: all(map(_follows, replicas)))
+    cluster._wait()
+    # clients route by what they are told: wait until every node tells of every node
+    wait_until("all nodes tell of all", lambda: all(_shows_all(cluster, one) for one in nodes))
+
+
+def _knows_all(cluster: Cluster, node: Server) -> bool:
+    known = f"cluster_known_nodes:{len(cluster.nodes)}" in text_of(node.ask("CLUSTER", "INFO"))
+    return known and "handshake" not in text_of(node.ask("CLUSTER", "NODES"))
+
+
+def _shows_all(cluster: Cluster, node: Server) -> bool:
+    said = text_of(node.ask("CLUSTER", "NODES"))
+    return len(re.findall(r"\bslave\b", said)) == len(cluster.nodes) - cluster.primaries
+
+
+def _is_ok(node: Server) -> bool:
+    return "cluster_state:ok" in text_of(node.ask("CLUSTER", "INFO"))
+
+
+def _follows(node: Server) -> bool:
+    role = node.ask("ROLE")
+    return bool(role[0] == b"slave" and role[3] == b"connected")
+
+
+@dataclass
+class SentinelSetup:
+    """A primary, its replica and the sentinels that watch them. A context manager."""
+
+    name: str  #: the service name that the sentinels know the primary by
+    primary: Server  #: as started; after a failover ask the sentinels
+    replica: Server
+    sentinels: list[Server]
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each sentinel, as redis.sentinel.Sentinel takes them."""
+        return [(LOOPBACK, sentinel.port) for sentinel in self.sentinels if sentinel.port]
+
+    def primary_port(self) -> int:
+        """The port of the primary as the first sentinel says now."""
+        said = self.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
+        return int(said[1])
+
+    def stop(self) -> None:
+        for server in (*self.sentinels, self.replica, self.primary):
+            server.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start_sentinel(kind: str, *, sentinels: int = 1, name: str = "orders") -> SentinelSetup:
+    """A primary, a replica in step with it, and sentinels that agree on both.
+
+    A primary that is gone for one second is failed over.
+    """
+    started: list[Server] = []
+    with _stopping(started):
+        started.append(primary := start(kind, port=True))
+        following = {"replicaof": f"{LOOPBACK} {primary.port}"}
+        started.append(replica := start(kind, port=True, config=following))
+        wait_until("the replica follows", lambda: _follows(replica))
+        watch = {
+            "sentinel": [
+                f"monitor {name} {LOOPBACK} {primary.port} {sentinels // 2 + 1}",
+                f"down-after-milliseconds {name} 1000",
+                f"failover-timeout {name} 5000",
+            ]
+        }
+        for _ in range(sentinels):
+            started.append(start(kind, port=True, config=watch, arguments=("--sentinel",)))
+        setup = SentinelSetup(name, primary, replica, started[2:])
+        wait_until(
+            "the sentinels know the replica and each other",
+            lambda: all(_sees(sentinel, name, sentinels - 1) for sentinel in setup.sentinels),
+        )
+    return setup
+
+
+def _sees(sentinel: Server, name: str, fellows: int) -> bool:
+    facts = pairs(sentinel.ask("SENTINEL", "MASTER", name))
+    return facts[b"num-slaves"] == b"1" and facts[b"num-other-sentinels"] == b"%d" % fellows

@@ -1,0 +1,112 @@
+"""No server outlives the tests: a process that ends them once the tests are gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+_GUARD = """
+import os, shutil, signal, sys
+folder, alive = sys.argv[1], set()
+for line in sys.stdin:
+    sign, pid = line.split()
+    (alive.add if sign == "+" else alive.discard)(int(pid))
+for pid in alive:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+class _Guard:
+    """Kills this process's servers and removes their folders once this process is gone.
+
+    A child process reads our servers' pids from a pipe. The kernel closes the pipe when we die,
+    by SIGKILL too; the child then does its work and ends. (PR_SET_PDEATHSIG would do half of
+    it, but fires when the *thread* that started the server ends, exists on Linux only, and
+    needs a preexec_fn, which Python warns about in a process with threads.)
+    """
+
+    def __init__(self) -> None:
+        # The shortest folder there is: a socket's whole path may have 107 bytes (104 on macOS).
+        self.folder = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))
+        self._child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _GUARD, self.folder],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C in the terminal must not end the guard first
+        )
+
+    def add(self, pid: int) -> None:
+        self._say(f"+ {pid}\n")
+
+    def discard(self, pid: int) -> None:
+        self._say(f"- {pid}\n")
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.close()
+        self._child.wait(20)
+
+    def _say(self, line: str) -> None:
+        self._pipe.write(line)
+        self._pipe.flush()
+
+    @property
+    def _pipe(self) -> IO[str]:
+        assert self._child.stdin is not None
+        return self._child.stdin
+
+
+_guards: list[_Guard] = []  # none or one: made with the first server
+
+
+def guard() -> _Guard:
+    if not _guards:
+        _guards.append(_Guard())
+    return _guards[0]
+
+
+def forget(pid: int) -> None:
+    """It ended; there may be no guard any more when the last fixtures of a session end."""
+    if _guards:
+        _guards[0].discard(pid)
+
+
+def close_guard() -> None:
+    """Ends the guard, and with it every server still running and every folder."""
+    while _guards:
+        _guards.pop().close()
+
+
+def running_pids() -> set[int]:
+    """Every Redis or Valkey process that this test process, or anything it started, runs.
+
+    That is: its descendants, and servers whose folder lies in ours. The latter finds those that
+    a dead program left behind, as conftest.py points TMPDIR of all programs here. (A mark in
+    the environment would not do: servers overwrite theirs with their process title.)
+    """
+    offspring = {process.pid for process in psutil.Process().children(recursive=True)}
+    here = os.path.realpath(guard().folder)
+    return {process.pid for process in psutil.process_iter() if _is_ours(process, offspring, here)}
+
+
+def _is_ours(process: psutil.Process, offspring: set[int], here: str) -> bool:
+    try:
+        name = process.name()
+        return (
+            ("redis" in name or "valkey" in name)
+            and process.status() != psutil.STATUS_ZOMBIE
+            and (process.pid in offspring or process.cwd().startswith(here))
+        )
+    except psutil.Error:  # gone meanwhile, or another user's
+        return False
