@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -173,3 +174,9 @@ def make_user(cli: Cli, server: Server, stream: str, role: str) -> str:
     assert shown.rc == 0, shown.err
     ask(server, "ACL", "SETUSER", role, "on", f">{PASSWORD}", *shown.json()[role])
     return server.tcp_url.replace("redis://", f"redis://{role}:{PASSWORD}@")
+
+
+def only_run(cwd: Path) -> Path:
+    """The folder of the only run there is in `reports`."""
+    (folder,) = (path for path in (cwd / "reports").iterdir() if path.is_dir())
+    return folder

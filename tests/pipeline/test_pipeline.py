@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 
 import psutil
 import pytest
 import servers
-from books import GROUP, ask, assert_books_balance, at, audit, everything, pending, seed
+from books import GROUP, ask, assert_books_balance, at, audit, everything, only_run, pending, seed
 from conftest import ROOT, Cli, Fill
 from servers import Server
 
@@ -32,12 +31,6 @@ FILES = {
 }  # fmt: skip
 
 
-def only_run(cli: Cli) -> Path:
-    runs = [path for path in (cli.cwd / "reports").iterdir() if path.is_dir()]
-    assert len(runs) == 1
-    return runs[0]
-
-
 def test_a_live_run_leaves_sealed_evidence(
     valkey: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
@@ -48,7 +41,7 @@ def test_a_live_run_leaves_sealed_evidence(
         "--allowlist", "BTCUSDT,ETHUSDT", *at(valkey, stream),
     )  # fmt: skip
     assert run.rc == 0, run.err
-    result, folder = run.json(), only_run(cli)
+    result, folder = run.json(), only_run(cli.cwd)
     assert result["evidence"].endswith(folder.name)
     assert {path.name for path in folder.iterdir()} == FILES
     assert_books_balance(valkey, stream, result)
@@ -72,8 +65,16 @@ def test_a_dry_run_through_the_notebooks_leaves_no_trace(
     run = cli("run", "--throttle", "500", *at(valkey, stream))
     assert run.rc == 0, run.err
     assert everything(valkey) == before
-    assert {path.name for path in only_run(cli).iterdir()} == FILES - {"drift.parquet"}
-    plan = cli("drain", "--mode", "live", "--yes", "--plan", only_run(cli), *at(valkey, stream))
+    assert {path.name for path in only_run(cli.cwd).iterdir()} == FILES - {"drift.parquet"}
+    plan = cli(
+        "drain",
+        "--mode",
+        "live",
+        "--yes",
+        "--plan",
+        only_run(cli.cwd),
+        *at(valkey, stream),
+    )
     assert plan.rc == 0, plan.err
     assert len(audit(valkey, stream)) == 200
 
@@ -82,7 +83,7 @@ def test_an_earlier_plan_is_applied(valkey: Server, stream: str, fill: Fill, cli
     """`run --mode live --plan FOLDER` drains exactly the entries of that plan."""
     seed(valkey, stream, fill)
     cli("run", "--max-events", "50", "--throttle", "none", *at(valkey, stream))
-    folder = only_run(cli)
+    folder = only_run(cli.cwd)
     run = cli("run", "--mode", "live", "--yes", "--json", "--plan", folder, *at(valkey, stream))
     assert run.rc == 0, run.err
     assert run.json()["total_read"] == 50
@@ -102,7 +103,7 @@ def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, fill: Fill
             child.send_signal(signal.SIGKILL)
     run = cli.finish(process)
     assert run.rc == 1, run
-    folder = only_run(cli)
+    folder = only_run(cli.cwd)
     result = json.loads((folder / "run.json").read_text())
     assert result["outcome"] == "failed"
     assert result["total_read"] == len(audit(valkey, stream)) > 0
@@ -132,7 +133,7 @@ def test_sigterm_ends_the_run_with_evidence(
     process.send_signal(signal.SIGTERM)
     run = cli.finish(process)
     assert run.rc == 130, run
-    folder = only_run(cli)
+    folder = only_run(cli.cwd)
     result = json.loads((folder / "run.json").read_text())
     assert result["outcome"] == "interrupted"
     assert result["total_read"] == len(audit(valkey, stream))
@@ -155,7 +156,7 @@ def test_the_password_is_nowhere(
         env={"DRAINKIT_REDIS_URL": url}, secret=SECRET,
     )  # fmt: skip
     assert (run.rc != 0) == fails, run.err
-    for path in only_run(cli).iterdir():
+    for path in only_run(cli.cwd).iterdir():
         assert SECRET.encode() not in path.read_bytes(), path.name
     ask(server, "ACL", "DELUSER", "drainer")
 
@@ -200,7 +201,7 @@ def test_a_folder_rewritten_as_a_whole_is_noticed_by_the_server(
     seed(valkey, stream, fill)
     run = cli("run", "--mode", "live", "--yes", "--throttle", "none", *at(valkey, stream))
     assert run.rc == 0, run.err
-    folder = only_run(cli)
+    folder = only_run(cli.cwd)
     result = json.loads((folder / "run.json").read_text())
     result["drained_ok"] += 1
     (folder / "run.json").write_text(json.dumps(result))
@@ -314,7 +315,7 @@ def test_a_run_can_be_signed(valkey: Server, stream: str, fill: Fill, cli: Cli) 
     public = " ".join((cli.cwd / "key.pub").read_text().split()[:2])
     (cli.cwd / "signers").write_text(f"auditor {public}\n")
     assert cli("run", "--sign-key", key, *at(valkey, stream)).rc == 0
-    folder = only_run(cli)
+    folder = only_run(cli.cwd)
     verify = ("verify", folder, "--json", "--allowed-signers", "signers", "--identity")
     assert cli(*verify, "auditor").rc == 0
     assert cli("verify", "reports", *verify[2:], "auditor").rc == 0
@@ -396,107 +397,5 @@ def test_a_question_can_be_left(
         process.kill()
         os.close(ours)
     assert audit(valkey, stream) == []
-    assert json.loads((only_run(cli) / "run.json").read_text())["outcome"] == "interrupted"
+    assert json.loads((only_run(cli.cwd) / "run.json").read_text())["outcome"] == "interrupted"
     assert cli("verify", "reports").rc == 0
-
-
-# ---------------------------------------------------------------- runs that end early
-
-
-def start_live(cli: Cli, server: Server, stream: str, throttle: int = 10) -> subprocess.Popen[str]:
-    return cli.start("run", "--mode", "live", "--yes", "--json", "--throttle", throttle,
-                     "--max-events", "all", *at(server, stream))  # fmt: skip
-
-
-def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
-    """Reads stderr up to the line with `text`."""
-    assert process.stderr is not None
-    while text not in (line := process.stderr.readline()):
-        assert line, "the run ended before"
-
-
-@pytest.mark.parametrize("after_sec", [0, 0.1, 0.2, 0.3, 0.5])
-def test_a_signal_before_the_drain_begins_is_not_lost(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, after_sec: float
-) -> None:
-    """However early in the live notebook it comes, hardly anything is drained: exit code 130."""
-    seed(valkey, stream, fill, 400)
-    process = start_live(cli, valkey, stream)
-    wait_for_line(process, "03_live_drain")
-    time.sleep(after_sec)
-    process.send_signal(signal.SIGTERM)
-    run = cli.finish(process)
-    assert run.rc == 130, run
-    assert len(audit(valkey, stream)) <= 10  # a second's worth; 300 were waiting
-    result = json.loads((only_run(cli) / "run.json").read_text())
-    assert (result["outcome"], result["exit_code"]) == ("interrupted", 130)
-    assert result["total_read"] == len(audit(valkey, stream))
-    assert result["remaining"] == 300 - result["total_read"]
-    assert cli("verify", "reports").rc == 0
-
-
-def test_a_stopped_run_is_refused_and_verified(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
-    """The kill switch under the live notebook: exit code 4, all four notebooks, balanced books."""
-    seed(valkey, stream, fill, 400)
-    process = start_live(cli, valkey, stream)
-    deadline = time.monotonic() + 60
-    while len(audit(valkey, stream)) < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert cli("stop", "--reason", "test", *at(valkey, stream)).rc == 0
-    run = cli.finish(process)
-    assert run.rc == 4, run
-    result, folder = run.json(), only_run(cli)
-    assert (result["outcome"], result["exit_code"]) == ("refused", 4)
-    assert {path.name for path in folder.iterdir()} == FILES
-    assert_books_balance(valkey, stream, result)
-    assert "The books balance" in (folder / "04_verify.ipynb").read_text()
-    assert cli("verify", "reports").rc == 0
-
-
-def test_a_server_lost_under_the_live_notebook(stream: str, fill: Fill, cli: Cli) -> None:
-    """Exit code 3, as the drain without notebooks has it, and sealed evidence."""
-    with servers.start("redis") as server:
-        seed(server, stream, fill, 400)
-        process = start_live(cli, server, stream)
-        deadline = time.monotonic() + 60
-        while len(audit(server, stream)) < 5 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        server.kill()
-        run = cli.finish(process)
-    assert run.rc == 3, run
-    assert run.json()["outcome"] == "failed"
-    assert cli("verify", "reports").rc == 0
-
-
-def test_a_run_interrupted_in_its_first_notebook(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
-    """What it did not come to is left undone, and its summary is complete all the same."""
-    seed(valkey, stream, fill, 400)
-    process = start_live(cli, valkey, stream)
-    wait_for_line(process, "01_analyse")
-    process.send_signal(signal.SIGINT)
-    run = cli.finish(process)
-    assert run.rc == 130, run
-    result = run.json()
-    assert (result["total_read"], result["remaining"]) == (0, 300)
-    assert datetime.fromisoformat(result["started_at"]) < datetime.fromisoformat(
-        result["finished_at"]
-    )
-    assert result["elapsed_sec"] > 0
-    assert audit(valkey, stream) == []
-    assert cli("verify", "reports").rc == 0
-
-
-def test_braces_in_the_name_of_the_reports_folder(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
-    """papermill formats paths; a folder's braces are none of its parameters."""
-    seed(valkey, stream, fill)
-    folder = cli.cwd / "a{stream}b{}c}"
-    run = cli("run", "--reports-dir", folder, *at(valkey, stream))
-    assert run.rc == 0, run.err
-    (made,) = (path for path in folder.iterdir() if path.is_dir())
-    assert {path.name for path in made.iterdir()} == FILES - {"drift.parquet"}

@@ -1,0 +1,121 @@
+"""The examples are what they say: each line is a command, each metric exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Cli
+
+import drainkit
+from drainkit.draining.unattended import require_limits
+from drainkit.operations.metrics import METRICS
+
+EXAMPLES = Path(drainkit.__file__).parent / "examples"
+
+
+def metric_names(text: str) -> set[str]:
+    return set(re.findall(r"\bdrainkit_[a-z_]+", text))
+
+
+def test_alert_rules_have_promtools_form_and_use_our_metrics() -> None:
+    """Each rule has a name of its own, an expression on metrics that exist, and says what to do."""
+    data = yaml.safe_load((EXAMPLES / "alerts.yml").read_text())
+    assert set(data) == {"groups"}
+    rules = [rule for group in data["groups"] for rule in group["rules"]]
+    assert all(set(group) == {"name", "rules"} for group in data["groups"])
+    assert len({rule["alert"] for rule in rules}) == len(rules) >= 8
+    for rule in rules:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}, rule
+        assert re.fullmatch(r"[A-Za-z_]\w*", rule["alert"])
+        assert re.fullmatch(r"\d+[smhd]", rule.get("for", "0s"))
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert {"summary", "description"} == set(rule["annotations"])
+        used = metric_names(rule["expr"])
+        assert used
+        assert used <= set(METRICS)
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        named = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        assert named <= {label for name in used for label in METRICS[name][1]}
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    """Grafana's form: panels that do not overlap, queries on metrics that exist, each one shown."""
+    board = json.loads((EXAMPLES / "dashboard.json").read_text())
+    assert board["title"]
+    assert isinstance(board["schemaVersion"], int)
+    cells: list[tuple[int, int]] = []
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells += [(x, y) for x in range(at["x"], at["x"] + at["w"])
+                  for y in range(at["y"], at["y"] + at["h"])]  # fmt: skip
+    assert len(cells) == len(set(cells))
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    shown = metric_names(" ".join(t["expr"] for p in board["panels"] for t in p["targets"]))
+    assert shown == set(METRICS)
+    queries = metric_names(json.dumps(board["templating"]))
+    assert queries <= set(METRICS)
+
+
+def test_the_example_configuration_is_valid() -> None:
+    """drainkit.toml of the examples loads in every environment, and its limits are complete."""
+    from drainkit.settings import build
+    from drainkit.settings.config import read_config
+
+    for env in ("testnet", "production"):
+        settings = build(read_config(EXAMPLES / "drainkit.toml", env))
+        require_limits(settings.limits)
+        assert settings.allowlist
+
+
+def test_unit_files_call_options_that_exist(cli: Cli) -> None:
+    """Each drainkit command line in the examples names a command and options that it has."""
+    text = "\n".join(p.read_text() for p in EXAMPLES.iterdir() if p.suffix != ".json")
+    lines = re.findall(r"drainkit (run|check|drain|stop|resume|acl)\b([^`\n]*)", text)
+    assert {command for command, _ in lines} >= {"run", "check"}
+    helps = {command: cli(command, "--help").out for command, _ in lines}
+    for command, rest in lines:
+        for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+            assert option in helps[command], (command, option)
+
+
+def test_schedulers_do_not_retry_what_was_refused() -> None:
+    """Kubernetes' form, and Airflow's task: exit 4 and 2 end it, 1 and 3 are tried again."""
+    job = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
+    spec = job["spec"]["jobTemplate"]["spec"]
+    pod = spec["template"]["spec"]
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [2, 4]
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy needs it
+    mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    tree = ast.parse((EXAMPLES / "airflow_dag.txt").read_text())
+    task = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "drain")
+    first, second = (node for node in task.body if isinstance(node, ast.If))
+    assert ast.unparse(first.test) == "code in (2, 4)"
+    assert "AirflowFailException" in ast.unparse(first)
+    assert "AirflowException" in ast.unparse(second)
+    # jupyter-scheduler retries nothing, and writes parameters as they are into a cell
+    job = json.loads((EXAMPLES / "jupyter-scheduler.json").read_text())
+    assert all(isinstance(ast.literal_eval(v), str) for v in job["parameters"].values())
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_accepts_the_units() -> None:
+    """systemd-analyze finds nothing in the units but the missing program."""
+    said = subprocess.run(
+        ["systemd-analyze", "verify", EXAMPLES / "drainkit.service", EXAMPLES / "drainkit.timer"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    odd = [line for line in said.stderr.splitlines() if "drainkit" in line]
+    assert [line for line in odd if "not executable" not in line] == []

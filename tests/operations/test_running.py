@@ -1,0 +1,87 @@
+"""Which drains run, and which died, by the run ledger."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+from books import (
+    GROUP,
+    ask,
+    at,
+    audit,
+    live,
+    seed,
+)
+from conftest import Cli, Fill
+from servers import Server
+
+
+def test_status_shows_running_drains(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """While a drain runs, status tells its progress and ETA; then no more; a dead one it names."""
+    seed(valkey, stream, fill, 600, delivered=0)
+    command = live(valkey, stream, "--throttle", 10, "--max-events", 400)
+    process = cli.start(*command)
+    while len(audit(valkey, stream)) < 20:
+        time.sleep(0.05)
+    asked = time.time()
+    running: list[dict[str, Any]] = cli("status", "--json", *at(valkey, stream)).json()[
+        "running_drains"
+    ]
+    answered = time.time()
+    assert len(running) == 1
+    found = running[0]
+    assert found["alive"]
+    assert found["done"] >= 20
+    assert found["done"] + found["remaining"] == 400
+    started = datetime.fromisoformat(found["started_at"]).timestamp()
+    # a rate over the whole run, whatever its pace was until then on a busy machine
+    ran_sec = found["done"] / found["events_per_sec"]
+    assert asked - started - 0.01 <= ran_sec <= answered - started + 0.01
+    assert found["eta_sec"] == pytest.approx(found["remaining"] / found["events_per_sec"], rel=0.1)
+    assert found["run_id"] in cli("status", *at(valkey, stream)).out
+    process.kill()
+    cli.finish(process)
+    assert cli("status", "--json", *at(valkey, stream)).json()["running_drains"]
+    assert cli(*live(valkey, stream)).rc == 0
+    assert cli("status", "--json", *at(valkey, stream)).json()["running_drains"] == []
+
+
+def test_odd_ledgers_do_not_break_status(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """A ledger with foreign entries, or a key of another type in its place, is no obstacle."""
+    seed(valkey, stream, fill, 5, delivered=0)
+    ask(valkey, "XADD", f"{stream}.drain_runs", "*", "event", "start", "run_id", "x\x1b[31m")
+    ask(valkey, "XADD", f"{stream}.drain_runs", "*", "event", "start", "run_id",
+        "20260101T000000Z-live-abc123", "consumer_group", "g", "consumer", "c", "scope", "s",
+        "boundary_id", "?", "throttle", "?", "max_events", "?", "at", "?")  # fmt: skip
+    assert cli("status", "--json", *at(valkey, stream)).json()["running_drains"] == []
+    ask(valkey, "DEL", f"{stream}.drain_runs")
+    ask(valkey, "SET", f"{stream}.drain_runs", "x")
+    assert cli("status", *at(valkey, stream)).rc == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "odd"),
+    [
+        ("throttle", "0"), ("throttle", "nan"), ("throttle", "?"), ("boundary_id", "?"),
+        ("boundary_id", ""), ("max_events", "?"), ("at", "?"), ("at", "0001-01-01T00:00:00"),
+        ("scope", "?"), ("consumer_group", "nobody"),
+    ],
+)  # fmt: skip
+def test_one_odd_value_in_the_ledger_does_not_break_status(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, field: str, odd: str
+) -> None:
+    """A start entry that is right but for one value costs at most its own line."""
+    ids = seed(valkey, stream, fill, 5, delivered=0)
+    start = {
+        "event": "start", "run_id": "20260101T000000Z-live-abc123", "consumer_group": GROUP,
+        "consumer": "c", "scope": "undelivered", "boundary_id": ids[-1], "throttle": "5",
+        "max_events": "5", "at": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    flat = [part for pair in (start | {field: odd}).items() for part in pair]
+    ask(valkey, "XADD", f"{stream}.drain_runs", "*", *flat)
+    run = cli("status", "--json", *at(valkey, stream))
+    assert run.rc == 0, run.err
+    assert run.json()["stream"]

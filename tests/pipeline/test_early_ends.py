@@ -1,0 +1,121 @@
+"""Runs that end early: interrupted, refused or failed, they leave evidence that says so."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from datetime import datetime
+
+import pytest
+import servers
+from books import assert_books_balance, at, audit, only_run, seed
+from conftest import Cli, Fill
+from servers import Server
+
+NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
+FILES = {
+    *(f"{name}.ipynb" for name in NOTEBOOKS), "report.html", "plan.json", "decisions.parquet",
+    "audit.parquet", "drift.parquet", "baseline.json", "after.json", "run.json",
+    "statement.json", "SHA256SUMS",
+}  # fmt: skip
+
+
+def start_live(cli: Cli, server: Server, stream: str, throttle: int = 10) -> subprocess.Popen[str]:
+    return cli.start("run", "--mode", "live", "--yes", "--json", "--throttle", throttle,
+                     "--max-events", "all", *at(server, stream))  # fmt: skip
+
+
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    """Reads stderr up to the line with `text`."""
+    assert process.stderr is not None
+    while text not in (line := process.stderr.readline()):
+        assert line, "the run ended before"
+
+
+@pytest.mark.parametrize("after_sec", [0, 0.1, 0.2, 0.3, 0.5])
+def test_a_signal_before_the_drain_begins_is_not_lost(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, after_sec: float
+) -> None:
+    """However early in the live notebook it comes, hardly anything is drained: exit code 130."""
+    seed(valkey, stream, fill, 400)
+    process = start_live(cli, valkey, stream)
+    wait_for_line(process, "03_live_drain")
+    time.sleep(after_sec)
+    process.send_signal(signal.SIGTERM)
+    run = cli.finish(process)
+    assert run.rc == 130, run
+    assert len(audit(valkey, stream)) <= 10  # a second's worth; 300 were waiting
+    result = json.loads((only_run(cli.cwd) / "run.json").read_text())
+    assert (result["outcome"], result["exit_code"]) == ("interrupted", 130)
+    assert result["total_read"] == len(audit(valkey, stream))
+    assert result["remaining"] == 300 - result["total_read"]
+    assert cli("verify", "reports").rc == 0
+
+
+def test_a_stopped_run_is_refused_and_verified(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """The kill switch under the live notebook: exit code 4, all four notebooks, balanced books."""
+    seed(valkey, stream, fill, 400)
+    process = start_live(cli, valkey, stream)
+    deadline = time.monotonic() + 60
+    while len(audit(valkey, stream)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert cli("stop", "--reason", "test", *at(valkey, stream)).rc == 0
+    run = cli.finish(process)
+    assert run.rc == 4, run
+    result, folder = run.json(), only_run(cli.cwd)
+    assert (result["outcome"], result["exit_code"]) == ("refused", 4)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert_books_balance(valkey, stream, result)
+    assert "The books balance" in (folder / "04_verify.ipynb").read_text()
+    assert cli("verify", "reports").rc == 0
+
+
+def test_a_server_lost_under_the_live_notebook(stream: str, fill: Fill, cli: Cli) -> None:
+    """Exit code 3, as the drain without notebooks has it, and sealed evidence."""
+    with servers.start("redis") as server:
+        seed(server, stream, fill, 400)
+        process = start_live(cli, server, stream)
+        deadline = time.monotonic() + 60
+        while len(audit(server, stream)) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.kill()
+        run = cli.finish(process)
+    assert run.rc == 3, run
+    assert run.json()["outcome"] == "failed"
+    assert cli("verify", "reports").rc == 0
+
+
+def test_a_run_interrupted_in_its_first_notebook(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """What it did not come to is left undone, and its summary is complete all the same."""
+    seed(valkey, stream, fill, 400)
+    process = start_live(cli, valkey, stream)
+    wait_for_line(process, "01_analyse")
+    process.send_signal(signal.SIGINT)
+    run = cli.finish(process)
+    assert run.rc == 130, run
+    result = run.json()
+    assert (result["total_read"], result["remaining"]) == (0, 300)
+    assert datetime.fromisoformat(result["started_at"]) < datetime.fromisoformat(
+        result["finished_at"]
+    )
+    assert result["elapsed_sec"] > 0
+    assert audit(valkey, stream) == []
+    assert cli("verify", "reports").rc == 0
+
+
+def test_braces_in_the_name_of_the_reports_folder(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """papermill formats paths; a folder's braces are none of its parameters."""
+    seed(valkey, stream, fill)
+    folder = cli.cwd / "a{stream}b{}c}"
+    run = cli("run", "--reports-dir", folder, *at(valkey, stream))
+    assert run.rc == 0, run.err
+    (made,) = (path for path in folder.iterdir() if path.is_dir())
+    assert {path.name for path in made.iterdir()} == FILES - {"drift.parquet"}
