@@ -293,7 +293,8 @@ def _check_missing(
     is_pending = job.scope.name == "pending"
     if lost := [entry for entry in unseen if is_pending or not is_trimmed(entry)]:
         raise RefusedError(
-            f"{len(lost)} entries of the plan are gone, first {one_line(lost[0])}; make a new plan"
+            f"entries of the plan are gone: {len(lost):,}, first {one_line(lost[0])}; "
+            "make a new plan"
         )
 
 

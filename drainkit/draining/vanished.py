@@ -100,6 +100,6 @@ def unkept(job: Job, summary: Summary) -> str | None:
     if left <= 0:
         return None
     return (
-        f"{left} entries of the plan were not drained: somebody else took or acknowledged them "
+        f"entries of the plan not drained: {left:,}; somebody else took or acknowledged them "
         "during the run; see remaining, and make a new plan"
     )
