@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -155,11 +154,9 @@ def drift(planned: pa.Table, happened: pa.Table) -> pa.Table:
 
 def drift_counts(drift: pa.Table) -> list[dict[str, str | int]]:
     """How many events met which other fate: [{"planned", "happened", "events"}], most first."""
-    pairs = zip(drift["planned"].to_pylist(), drift["happened"].to_pylist(), strict=True)
-    return [
-        {"planned": planned, "happened": happened, "events": events}
-        for (planned, happened), events in Counter(pairs).most_common()
-    ]
+    found = drift.group_by(["planned", "happened"]).aggregate([([], "count_all")])
+    rows = found.rename_columns({"count_all": "events"}).to_pylist()
+    return sorted(rows, key=lambda row: (-row["events"], row["planned"], row["happened"]))
 
 
 def reconcile(

@@ -99,12 +99,12 @@ def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[
     allowed = policy.allowlist
     says = {
         "dropped_missing": "the entry's body is there",
-        "dropped_old": "no usable time" if age_us == NO_TIME else
+        "dropped_old": "no usable time to judge" if age_us == NO_TIME else
         f"age {age_us / 1e6:.2f} s, limit {policy.max_age_us / 1e6:.2f} s",
         "dropped_invalid": invalid or "every value can be read",
         "dropped_not_allowlisted": "any symbol passes" if allowed is None else
         f"{'no valid symbol' if symbol is None else symbol}, {len(allowed):,} are allowed",
-        "dropped_low_conf": "no valid confidence" if number != number else  # noqa: PLR0124 - nan
+        "dropped_low_conf": "no valid confidence to judge" if number != number else  # noqa: PLR0124 - nan
         f"confidence {number!r}, minimum {policy.min_conf!r}",
     }  # fmt: skip
     bits = int(decisions.failed[0])
