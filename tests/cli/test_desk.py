@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from books import GROUP, ask, at, seed
 from conftest import ROOT, Cli, Fill, one_line_error
@@ -60,6 +61,25 @@ def test_lab_looks_for_the_server_first(cli: Cli) -> None:
     assert run.rc == 3
     one_line_error(run.err)
     assert not (cli.cwd / "mine").exists()
+
+
+def test_a_command_has_one_thread_of_openblas_and_lab_all(valkey: Server, tmp_path: Path) -> None:
+    """A command does not pay for threads that it does not use; a person in JupyterLab has them."""
+    blas = "OPENBLAS_NUM_THREADS"
+    env = {name: value for name, value in os.environ.items() if name != blas}
+    code = "import os, drainkit.cli, numpy; print(len(os.listdir('/proc/self/task')))"
+    for given, threads in (env, 1), ({**env, blas: "3"}, min(3, os.cpu_count() or 1)):
+        said = subprocess.check_output([sys.executable, "-c", code], env=given, cwd=ROOT)
+        assert int(said) == threads
+    command = [sys.executable, "-m", "drainkit", "lab", "--redis-url", valkey.url, "--", "--help"]
+    for given, found in (env, None), ({**env, blas: "3"}, "3"):
+        lab = subprocess.Popen(
+            command, env={**given, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, stdout=subprocess.DEVNULL
+        )
+        wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
+        assert psutil.Process(lab.pid).environ().get(blas) == found
+        lab.kill()
+        lab.wait()
 
 
 def test_kernels_get_the_settings_that_were_given(
