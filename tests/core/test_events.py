@@ -1,77 +1,27 @@
-"""From entries to events: the fast decoder against a plain reference, and its bounds."""
+"""From entries to events: the fast decoder against a plain reference, and its frames."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-import math
-import time
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import reference
+from event_samples import GOOD, ID, ID_MS, ISO, as_reference, entry, one, payload, why
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from drainkit.core.events import (
-    MAX_LAYOUTS,
     MAX_VOCABULARY,
-    MAX_VOCABULARY_CHARACTERS,
     Decoder,
     Events,
 )
 from drainkit.core.frame import FrameBuilder
-from drainkit.core.timestamps import NO_TIME, TIME_SOURCES, times_us
+from drainkit.core.timestamps import NO_TIME, times_us
 from drainkit.core.values import INVALID_REASONS
 from drainkit.settings import Fields
-
-ID_MS = 1_766_605_798_664
-ID = b"%d-0" % ID_MS
-ISO = "2025-12-24T19:49:58.664000+00:00"  # the same moment
-GOOD = {"symbol": "BTCUSDT", "side": "BUY", "confidence": 0.75, "timestamp": ISO, "source": "ai"}
-
-
-def entry(fields: dict[str, Any] | None, entry_id: bytes = ID) -> list[Any]:
-    """A raw entry; texts and numbers as Redis would answer them."""
-    if fields is None:
-        return [entry_id, None]
-    flat = [part for pair in fields.items() for part in pair]
-    return [entry_id, [x if isinstance(x, bytes) else str(x).encode() for x in flat]]
-
-
-def payload(content: Any, **flat: Any) -> list[Any]:
-    return entry({**flat, "payload": json.dumps(content)})
-
-
-def one(raw: list[Any], fields: Fields | None = None) -> reference.Event:
-    return as_reference(Decoder(fields).decode([raw]), 0)
-
-
-def why(raw: list[Any], fields: Fields | None = None) -> str:
-    return INVALID_REASONS[Decoder(fields).decode([raw]).invalid[0]]
-
-
-def as_reference(decoded: Events, row: int) -> reference.Event:
-    """One row in the reference's terms."""
-    moment = int(decoded.event_time_us[row])
-    confidence = float(decoded.confidence[row])
-
-    def text(code: np.ndarray, words: list[str]) -> str | None:
-        return words[code[row]] if code[row] >= 0 else None
-
-    return reference.Event(
-        time_us=None if moment == NO_TIME else moment,
-        time_source=TIME_SOURCES[decoded.time_source[row]],
-        symbol=decoded.symbol(row),
-        side=text(decoded.side_code, decoded.sides),
-        source=text(decoded.source_code, decoded.sources),
-        confidence=None if math.isnan(confidence) else confidence,
-        valid=not decoded.invalid[row],
-        missing=bool(decoded.missing[row]),
-    )
-
 
 # ---------------------------------------------------------------- against the reference
 
@@ -385,168 +335,6 @@ def test_minus_zero_is_zero() -> None:
     """-0.0 is a number in 0..1, and is not written with a sign, which a spreadsheet may act on."""
     confidence = one(payload({**GOOD, "confidence": -0.0})).confidence
     assert repr(confidence) == "0.0"
-
-
-# ---------------------------------------------------------------- times
-
-
-@pytest.mark.parametrize(
-    ("stamp", "expected_us"),
-    [
-        (1_766_605_798, 1_766_605_798_000_000),
-        ("1766605798.664912", 1_766_605_798_664_912),
-        (1766605798.664912, 1_766_605_798_664_912),
-        (ID_MS, ID_MS * 1000),
-        (ID_MS * 1000 + 7, ID_MS * 1000 + 7),
-        (ID_MS * 10**6 + 7999, ID_MS * 1000 + 7),
-        (float(ID_MS * 10**6), ID_MS * 1000),
-        ("-1.0000005", -1_000_001),
-        (-1e-113, -1),
-        ("1.766605798664E12", ID_MS * 1000),
-        ("1e9", 1_000_000_000_000_000),
-        ("5e-05", 50),
-        (-1, -1_000_000),
-        (99_999_999_999, 99_999_999_999_000_000),
-        (0, 0),
-        ("2025-12-24", 1_766_534_400_000_000),
-        ("2025-12-24T19:49:58", 1_766_605_798_000_000),
-        ("2025-12-24T20:49:58+01:00", 1_766_605_798_000_000),
-        ("2025-12-24T19:49:58.6649129Z", 1_766_605_798_664_912),
-        ("20251224T194958Z", 1_766_605_798_000_000),
-        ("2025-12-24T19:49:58z", 1_766_605_798_000_000),
-        ("2025-12-24t19:49:58.5z", 1_766_605_798_500_000),
-    ],
-)
-def test_timestamps_are_read_in_every_unit(stamp: Any, expected_us: int) -> None:
-    """ISO 8601 and epoch s, ms, us and ns give whole microseconds, rounded down."""
-    raw = entry({"payload": json.dumps({**GOOD, "timestamp": stamp})}, b"253402300799999-0")
-    assert (one(raw).time_us, one(raw).time_source) == (expected_us, "timestamp")
-
-
-@pytest.mark.parametrize(
-    "stamp",
-    [None, True, "", "soon", "1" * 21, 10**20, 1e300, " 1766605798", "1_766", "2025-13-01",
-     "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+05:00", "2016-12-31T23:59:60Z", [ISO],
-     "1e9999", "1e",
-     "\uff11" * 10, -99_999_999_999, "2025-12-24T19:49:58Z" + " " * 60, "inf", "+", ".",
-     "2025-12-24T19:49.5Z", "2025-12-24 19.5", "20251224T1949,5Z"],
-)  # fmt: skip
-def test_an_unreadable_timestamp_leaves_the_time_of_the_id(stamp: Any) -> None:
-    """What cannot be read as a time does not make the event invalid: the id's time counts."""
-    found = one(payload({**GOOD, "timestamp": stamp}))
-    assert (found.time_us, found.time_source, found.valid) == (ID_MS * 1000, "entry_id", True)
-
-
-@pytest.mark.parametrize(
-    ("ahead_us", "source", "valid"),
-    [(-1, "timestamp", True), (0, "timestamp", True), (1, "entry_id", True),
-     (60_000_000, "entry_id", True), (60_000_001, "entry_id", False)],
-)  # fmt: skip
-def test_the_earlier_time_counts(ahead_us: int, source: str, valid: bool) -> None:
-    """A timestamp can only make an event older; more than 60 s after the id it is invalid."""
-    found = one(payload({**GOOD, "timestamp": ID_MS * 1000 + ahead_us}))
-    assert found.time_us == ID_MS * 1000 + min(ahead_us, 0)
-    assert (found.time_source, found.valid) == (source, valid)
-
-
-@pytest.mark.parametrize("entry_id", [b"0-1", b"1262303999999-9", b"253402300800000-0"])
-def test_ids_that_are_no_times(entry_id: bytes) -> None:
-    """With such an id the timestamp alone counts; without one the age cannot be judged."""
-    assert one(entry(GOOD, entry_id)).time_us == ID_MS * 1000
-    without = entry({**GOOD, "timestamp": "?"}, entry_id)
-    assert (one(without).time_us, one(without).time_source) == (None, "unknown")
-    assert why(without) == "no usable time"
-    gone = one([entry_id, None])
-    assert (gone.time_us, gone.missing, gone.valid) == (None, True, True)
-
-
-# ---------------------------------------------------------------- reasons and bounds
-
-
-def test_the_first_problem_names_the_reason() -> None:
-    """Of several problems the reason names: JSON, then symbol, then confidence, then time."""
-    broken = {"timestamp": ID_MS + 60_001, "confidence": 2, "symbol": " "}
-    assert why(entry({**broken, "payload": "{"})) == "payload is not JSON in UTF-8"
-    assert why(entry(broken)) == "symbol not valid"
-    assert why(entry({**broken, "symbol": "A"})) == "confidence outside 0..1"
-    late = {**broken, "symbol": "A", "confidence": 1}
-    assert why(entry(late)) == "timestamp more than 60 s after the entry id"
-    assert why(entry({})) == "symbol missing"
-    assert why(entry({"symbol": "A"})) == "confidence missing"
-    assert why(entry({"symbol": "A", "confidence": "x"})) == "confidence not a number"
-    known = one(entry({"symbol": "A", "confidence": 0.5, "payload": "{"}))
-    assert (known.symbol, known.confidence, known.valid) == ("A", 0.5, False)
-
-
-def test_bounds_of_a_payload_are_exact() -> None:
-    """1 MiB and a depth of 64 pass; one byte or one level more does not."""
-    body = json.dumps(GOOD)
-    assert one(entry({"payload": body.ljust(1024 * 1024)})).valid
-    assert why(entry({"payload": body.ljust(1024 * 1024 + 1)})) == "payload over 1 MiB"
-    accented = body.replace('"ai"', '"\u00e9"').encode()
-    assert one(entry({"payload": accented.ljust(1024 * 1024)})).valid
-    assert why(entry({"payload": accented.ljust(1024 * 1024 + 1)})) == "payload over 1 MiB"
-    for levels, reason in ((63, ""), (64, "payload nested deeper than 64")):
-        nested = body[:-1] + ', "x": ' + "[" * levels + "]" * levels + "}"
-        assert why(entry({"payload": nested})) == reason
-    flat = body[:-1] + ', "é": "' + "[" * 100 + '\\"{", "y": [' + "[]," * 100 + "0]}"
-    assert why(entry({"payload": flat})) == ""
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        pytest.param(b'{"a":"' + b'\\"' * 500_000 + b"[" * 100, id="a text that never ends"),
-        pytest.param(b'{"a":[' + b"[]," * 340_000 + b"0]}", id="many brackets"),
-        pytest.param(b"[" * 1_000_000, id="only brackets"),
-        pytest.param(b'"' * 1_000_000 + b"[" * 70, id="only quotes"),
-        pytest.param(
-            b'{"confidence":' + b"9" * 1_000_000 + b"}", id="a number of a million digits"
-        ),
-        pytest.param(b'{"timestamp":"' + b"9" * 1_000_000 + b'"}', id="a time of a million digits"),
-        pytest.param(
-            b'{"confidence":"' + b"9" * 1_000_000 + b'"}', id="a text of a million digits"
-        ),
-    ],
-)
-def test_hostile_content_takes_linear_time(raw: bytes) -> None:
-    """A full-size payload of the worst content is refused within a second."""
-    started = time.process_time()
-    assert why(entry({"payload": raw})) != ""
-    assert time.process_time() - started < 1
-
-
-def test_many_fields_take_linear_time() -> None:
-    """An entry of 100,000 fields is decoded within a second, and its layout is not kept."""
-    raw = entry({f"f{i}": "" for i in range(100_000)} | GOOD)
-    decoder = Decoder()
-    started = time.process_time()
-    assert decoder.decode([raw]).invalid[0] == 0
-    assert time.process_time() - started < 1
-    assert not decoder._layouts
-
-
-def test_memory_of_a_decoder_is_bounded() -> None:
-    """New symbols, texts and field names without end do not stay, and earlier rows stay right."""
-    decoder = Decoder()
-    kept = decoder.decode([entry(GOOD)])
-    for i in range(4000):
-        flat = {
-            **GOOD,
-            f"f{i}": "",
-            "symbol": f"S{i}",
-            "source": f"s{i}" * 1000,
-            "side": "\x00" * i,
-        }
-        page = decoder.decode([entry(flat)])
-        assert page.symbol(0) == f"S{i}"
-        assert len(decoder._symbols._codes) <= MAX_VOCABULARY + 3
-        assert decoder._sources._characters <= MAX_VOCABULARY_CHARACTERS + 10_000
-        assert len(decoder._layouts) <= MAX_LAYOUTS
-    assert kept.symbol(0) == "BTCUSDT"
-    before = len(decoder._symbols._codes)
-    decoder.decode([entry({**GOOD, "symbol": "BAD " + "x" * i}) for i in range(100)])
-    assert len(decoder._symbols._codes) <= before
 
 
 # ---------------------------------------------------------------- frames
