@@ -101,7 +101,7 @@ def test_live_run_of_pending_takes_idle_entries_only(
     assert summary["dropped_missing"] == 2
     assert_books_balance(server, stream, summary)
     left = ask(server, "XPENDING", stream, GROUP, "-", "+", 100)
-    assert [row[0] for row in left] == alive
+    assert [row[0].decode() for row in left] == alive
 
 
 def test_from_consumer_takes_from_nobody_else(
