@@ -239,6 +239,22 @@ def test_what_is_not_proven_is_read_again(
     assert handed_on(link, job_of(link, valkey, stream), tmp_path) is None
 
 
+def test_what_another_process_of_the_server_had_is_read_again(
+    stream: str, fill: Fill, start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """After a restart or a failover the same counters may stand for other entries."""
+    server = start_server("valkey", config={"appendonly": "yes"})
+    seed(server, stream, fill)
+    with Link(server.url, stream) as link:
+        hand_on(link, job_of(link, server, stream), tmp_path)
+        assert handed_on(link, job_of(link, server, stream), tmp_path) is not None
+    before = ask(server, "XINFO", "STREAM", stream, "FULL", "COUNT", 0)
+    server.restart()
+    assert ask(server, "XINFO", "STREAM", stream, "FULL", "COUNT", 0) == before
+    with Link(server.url, stream) as link:
+        assert handed_on(link, job_of(link, server, stream), tmp_path) is None
+
+
 def test_other_settings_or_a_spoilt_file_are_read_again(
     valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path
 ) -> None:
