@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from .values import INVALID_REASONS, RawEntry
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+
+#: Pages are merged to parts of so many rows: those of a sample are small, and each by itself would
+#: take twice the memory.
+PART_ROWS = 50_000
 
 
 def record_batch(events: Events) -> pa.RecordBatch:
@@ -67,7 +72,9 @@ class FrameBuilder:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._pages: list[Any] = []
+        self._pages: list[pa.RecordBatch] = []
+        self._rows = 0  # of those pages
+        self._parts: list[pa.Table] = []  # of the pages before
 
     def append(self, entries: Sequence[RawEntry]) -> None:
         """Decode one page."""
@@ -79,6 +86,16 @@ class FrameBuilder:
         for name, column in () if decisions is None else _decided(decisions):
             batch = batch.append_column(name, column)
         self._pages.append(batch)
+        self._rows += len(batch)
+        if self._rows >= PART_ROWS:
+            self._merge()
+
+    def _merge(self) -> None:
+        import pyarrow as pa
+
+        pages = pa.Table.from_batches(self._pages).unify_dictionaries()
+        self._parts.append(pages.combine_chunks())
+        self._pages, self._rows = [], 0
 
     def frame(self) -> pd.DataFrame:
         """All rows in the order of appending.
@@ -92,9 +109,10 @@ class FrameBuilder:
 
         if not self._pages:
             self.append([])
+        self._merge()
         text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
-        table = pa.Table.from_batches(self._pages).unify_dictionaries()
-        self._pages = []
+        table = pa.concat_tables(self._parts).unify_dictionaries()
+        self._parts = []
         for at, name in enumerate(table.column_names):
             if name in ("symbol", "side", "source"):
                 table = table.set_column(at, name, _with_sorted_dictionary(table.column(at)))
