@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-#: Pages are merged to parts of so many rows: those of a sample are small, and each by itself would
-#: take twice the memory.
-PART_ROWS = 50_000
+#: A sample's pages are small, and each by itself would take twice the memory of its rows: so many
+#: pages of fewer rows than that are made one.
+MERGED_PAGES, SMALL_PAGE = 64, 2_000
 
 
 def record_batch(events: Events) -> pa.RecordBatch:
@@ -73,8 +73,7 @@ class FrameBuilder:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._pages: list[pa.RecordBatch] = []
-        self._rows = 0  # of those pages
-        self._parts: list[pa.Table] = []  # of the pages before
+        self._small = 0  # of the last of them
 
     def append(self, entries: Sequence[RawEntry]) -> None:
         """Decode one page."""
@@ -86,16 +85,17 @@ class FrameBuilder:
         for name, column in () if decisions is None else _decided(decisions):
             batch = batch.append_column(name, column)
         self._pages.append(batch)
-        self._rows += len(batch)
-        if self._rows >= PART_ROWS:
+        self._small = self._small + 1 if len(batch) < SMALL_PAGE else 0
+        if self._small == MERGED_PAGES:
             self._merge()
 
     def _merge(self) -> None:
         import pyarrow as pa
 
-        pages = pa.Table.from_batches(self._pages).unify_dictionaries()
-        self._parts.append(pages.combine_chunks())
-        self._pages, self._rows = [], 0
+        small = pa.Table.from_batches(self._pages[-self._small :]).unify_dictionaries()
+        one = small.combine_chunks().to_batches() or self._pages[-1:]  # of no rows: none
+        self._pages[-self._small :] = one
+        self._small = 0
 
     def frame(self) -> pd.DataFrame:
         """All rows in the order of appending.
@@ -109,10 +109,9 @@ class FrameBuilder:
 
         if not self._pages:
             self.append([])
-        self._merge()
         text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
-        table = pa.concat_tables(self._parts).unify_dictionaries()
-        self._parts = []
+        table = pa.Table.from_batches(self._pages).unify_dictionaries()
+        self._pages = []
         for at, name in enumerate(table.column_names):
             if name in ("symbol", "side", "source"):
                 table = table.set_column(at, name, _with_sorted_dictionary(table.column(at)))
