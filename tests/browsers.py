@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import servers
@@ -96,15 +97,20 @@ def demo_lab(folder: Path) -> Iterator[str]:
         assert any("valkey" in child.name() for child in started)
         yield address
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:  # Jupyter's own ending can hang
-            process.kill()
-            process.wait()
+        end_jupyter(process)
     servers.wait_until(
         "the demo's server is gone", lambda: not any("valkey" in c.name() for c in _alive(started))
     )
+
+
+def end_jupyter(process: subprocess.Popen[Any]) -> None:
+    """End a server of Jupyter's, whose own ending can hang."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:

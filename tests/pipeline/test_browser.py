@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import servers
 from books import GROUP
-from browsers import Watched, hostile_backlog
+from browsers import Watched, end_jupyter, hostile_backlog
 from conftest import Cli, Fill
 from playwright.sync_api import Browser
 from servers import Server
@@ -83,10 +83,11 @@ def jupyterlab(tmp_path: Path) -> Iterator[str]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
-    servers.wait_until("JupyterLab answers", lambda: _answers(address), timeout_sec=60)
-    yield address
-    process.terminate()
-    process.wait()
+    try:
+        servers.wait_until("JupyterLab answers", lambda: _answers(address), timeout_sec=60)
+        yield address
+    finally:
+        end_jupyter(process)
 
 
 def _answers(address: str) -> bool:

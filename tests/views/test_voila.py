@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import servers
 from books import GROUP, ask, everything
-from browsers import Watched, hostile_backlog
+from browsers import Watched, end_jupyter, hostile_backlog
 from conftest import ROOT, Fill
 from servers import Server
 
@@ -41,8 +41,7 @@ def voila(valkey: Server, fill: Fill, tmp_path: Path) -> Iterator[str]:
         servers.wait_until("Voila answers", lambda: _answers(address), timeout_sec=60)
         yield address
     finally:
-        process.terminate()
-        process.wait(20)
+        end_jupyter(process)
 
 
 def _answers(address: str) -> bool:
