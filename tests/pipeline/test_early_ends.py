@@ -12,7 +12,7 @@ import pytest
 import servers
 from books import assert_books_balance, at, audit, only_run, seed
 from conftest import Cli, Fill
-from servers import Server
+from servers import Server, wait_until
 
 NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
 FILES = {
@@ -60,9 +60,7 @@ def test_a_stopped_run_is_refused_and_verified(
     """The kill switch under the live notebook: exit code 4, all four notebooks, balanced books."""
     seed(valkey, stream, fill, 400)
     process = start_live(cli, valkey, stream)
-    deadline = time.monotonic() + 60
-    while len(audit(valkey, stream)) < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until("it drains", lambda: len(audit(valkey, stream)) >= 5, timeout_sec=60)
     assert cli("stop", "--reason", "test", *at(valkey, stream)).rc == 0
     run = cli.finish(process)
     assert run.rc == 4, run
@@ -79,9 +77,7 @@ def test_a_server_lost_under_the_live_notebook(stream: str, fill: Fill, cli: Cli
     with servers.start("redis") as server:
         seed(server, stream, fill, 400)
         process = start_live(cli, server, stream)
-        deadline = time.monotonic() + 60
-        while len(audit(server, stream)) < 5 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until("it drains", lambda: len(audit(server, stream)) >= 5, timeout_sec=60)
         server.kill()
         run = cli.finish(process)
     assert run.rc == 3, run
