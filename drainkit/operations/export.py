@@ -36,7 +36,7 @@ DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
 END = b'"]]'  # of an entry's fields as JSON
-GLUE = [b'"],["', b'","', END + b'[["']
+GLUE = [b'"],["', b'","', END + b'[["']  # before a name, a value, an entry's first name
 
 
 @collection_paused()
@@ -208,8 +208,8 @@ def as_json(bodies: Bodies) -> pa.Array:
 
     texts, starts = bodies.texts, bodies.starts
     sizes = np.diff(starts)
-    glue = np.arange(len(texts), dtype=np.int8) % 2  # before a name, before a value,
-    glue[starts[:-1][sizes > 0]] = glue[-1] = 2  # and before an entry's first name
+    glue = np.arange(len(texts), dtype=np.int8) % 2
+    glue[starts[:-1][sizes > 0]] = glue[-1] = 2  # the last one ends the last entry
     data = bytes(texts.buffers()[2] or b"")
     for sign in (b"\\", b'"'):
         if sign in data:
