@@ -17,7 +17,7 @@ only from those before it (a test holds it).
     settings/      every parameter once, with all that its users need to know of it
     core/          decides, and touches nothing: no Redis, no clock, no files
     server/        the only code that talks to Redis; writing.py alone changes anything there
-    draining/      dry run and live drain: by one worker, by several, by a timer
+    draining/      dry run and live drain, by hand or by a timer
     operations/    what an operator asks between drains
     evidence/      seals a run's folder, verifies it later, signs it
     demo/          a sample backlog on a private server

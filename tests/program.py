@@ -25,7 +25,7 @@ from typing import Any
 
 PRELOADED = (
     "drainkit.cli.main", "drainkit.cli.review", "drainkit.draining.live", "drainkit.draining.dry",
-    "drainkit.draining.team", "drainkit.draining.unattended", "drainkit.evidence.verify",
+    "drainkit.draining.unattended", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
     "drainkit.operations.metrics", "drainkit.operations.entry", "drainkit.pipeline.report",
     "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2", "nbclient", "pandas",

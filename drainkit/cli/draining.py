@@ -77,10 +77,8 @@ def _what_is_odd(odd: Unreadable) -> list[Block]:
 
 @program.command()
 @stack([*DRAIN,
-         option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
-                 help="Live: so many workers share the pace. [1]"),
          *WHERE, JSON])  # fmt: skip
-def drain(env_name: str | None, as_json: bool, yes: bool, workers: int, **flags: Any) -> int:
+def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
     """Dry run or live drain of the backlog, without notebooks.
 
     \b
@@ -99,7 +97,7 @@ def drain(env_name: str | None, as_json: bool, yes: bool, workers: int, **flags:
     with connected(settings) as server:
         job = resolve(server, settings, planned=planned)
         if settings.mode == "live":
-            summary = _drain_live(server, job, yes=yes, workers=workers)
+            summary = _drain_live(server, job, yes=yes)
         else:
             summary = _drain_dry(server, job)
     tell_error(summary.error)
@@ -116,20 +114,18 @@ def _drain_dry(server: Server, job: Job) -> Summary:
         return plan_run(server, job, job.settings.plan, on_progress=moving.tick)[0]
 
 
-def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary:
+def _drain_live(server: Server, job: Job, *, yes: bool) -> Summary:
     from ..draining import unattended
     from ..draining.job import check
     from ..draining.live import apply
-    from ..draining.team import split
 
     if yes:
         unattended.check_job(server, job)
     else:
-        # what would be refused is refused before the question; workers know their fellows
-        check(server, next(split(job, workers)))
+        check(server, job)  # what would be refused is refused before the question
         _ask(server, job)
     with stop_signals() as stopping, progress() as moving:
-        return apply(server, job, workers=workers, stopping=stopping, on_progress=moving.tick)
+        return apply(server, job, stopping=stopping, on_progress=moving.tick)
 
 
 def _ask(server: Server, job: Job) -> None:

@@ -6,8 +6,8 @@ import datetime as dt
 import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,18 +92,6 @@ class Summary:
             plan_digest=plan_digest,
         )
 
-    @classmethod
-    def combined(cls, parts: Sequence[Summary]) -> Summary:
-        """One summary of all workers: counts added up, the worst end of all."""
-        total = replace(parts[0], remaining=None, pending_own=None, changes=None, pace=Pace())
-        for name in ("total_read", "vanished", "errors", *ACTIONS):
-            setattr(total, name, sum(getattr(part, name) for part in parts))
-        for part in parts:
-            total.pace.add(part.pace)
-        worst = max(parts, key=lambda part: part.exit_code or 0)
-        total.outcome, total.exit_code, total.error = worst.outcome, worst.exit_code, worst.error
-        return total
-
     def count(self, decisions: Decisions, rows: np.ndarray | slice = slice(None)) -> int:
         """Add the actions of the chosen rows; returns how many they are."""
         found = np.bincount(decisions.action[rows], minlength=len(ACTIONS))
@@ -153,13 +141,6 @@ class Pace:
     last_ms: int = 0
     at_last: int = 0  # records of the last millisecond
     records: int = 0
-
-    def add(self, other: Pace) -> None:
-        """Take in the records of another worker."""
-        if other.first_ms is None:
-            return
-        self.note(other.first_ms, other.records - other.at_last)
-        self.note(other.last_ms, other.at_last)
 
     def note(self, ms: int, records: int) -> None:
         """So many records reached the audit at this millisecond."""

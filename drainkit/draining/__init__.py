@@ -1,1 +1,1 @@
-"""Dry run and live drain: by one worker, by several, by a timer."""
+"""Dry run and live drain: by hand or by a timer."""

@@ -77,7 +77,6 @@ class Job:
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: tuple[str, ...] = ()  # identities that signed the plan
-    fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
 
     @property
     def plan_digest(self) -> str | None:
@@ -93,7 +92,7 @@ class Job:
     def alone(self) -> bool:
         """Whether nobody else should move the position by which this run reads."""
         others = self.scope.name == "undelivered" and self.settings.allow_active_consumers
-        return self.scope.name == "pending" or not (self.fellows or others)
+        return self.scope.name == "pending" or not others
 
     @property
     def reach(self) -> Scope:
@@ -310,10 +309,7 @@ def preflight(server: Server, job: Job) -> None:
 
 
 def check(server: Server, job: Job) -> None:
-    """What can be known without a trace before a drain; refuses with what to do.
-
-    The job's own consumers are its worker's and those of its fellow workers.
-    """
+    """What can be known without a trace before a drain; refuses with what to do."""
     check_primary(server.info)
     if not job.approvers:
         approvers(job.settings, None, b"")  # refuses where there must be some
@@ -333,8 +329,7 @@ def check(server: Server, job: Job) -> None:
         raise DrainkitError(future_audit(ahead_sec))
     if scope.name == "undelivered" and not job.settings.allow_active_consumers:
         others = reading.consumers(server, scope.group)
-        own = {scope.consumer, *job.fellows}
-        active = [c for c in others if c.name not in own and c.idle_ms < ACTIVE_MS]
+        active = [c for c in others if c.name != scope.consumer and c.idle_ms < ACTIVE_MS]
         if active:
             raise RefusedError(
                 f"consumer {one_line(active[0].name)} of this group was active "

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 
 from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
-from ..errors import DrainkitError, UsageError
+from ..errors import DrainkitError
 from ..server import ledger
 from ..server.audit_log import run_tables
 from ..server.connection import Server
 from .job import Job, Planned, Progress
 from .single import drain
-from .team import drain_together
 from .vanished import vanished_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MAX_WORKERS = 64
 VANISHED = "deleted by others before it could be delivered"
 
 
@@ -27,22 +25,14 @@ def apply(
     server: Server,
     job: Job,
     *,
-    workers: int = 1,
     stopping: threading.Event | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Drain the job's scope, by one worker or several, and hold the outcome against the plan.
+    """Drain the job's scope, and hold the outcome against the plan.
 
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
-    if not 1 <= workers <= MAX_WORKERS:
-        raise UsageError(f"--workers takes 1 to {MAX_WORKERS}")
-    if workers > 1 and job.scope.name == "history":
-        raise UsageError("--workers: scope history is drained by one worker; leave it out")
-    if workers == 1:
-        summary = drain(server, job, stopping=stopping, on_progress=on_progress)
-    else:
-        summary = drain_together(server, job, workers, stopping=stopping, on_progress=on_progress)
+    summary = drain(server, job, stopping=stopping, on_progress=on_progress)
     try:
         summary.changes = all_changes(server, job, summary)
         if summary.changes is not None:

@@ -42,7 +42,7 @@ class Reader:
         self._after = self.position  # up to here everything has been read
         self._recorded: Recorded | None = None
         self._cursor: Cursor | None = None
-        straight = job.to_drain.straight if job.to_drain and not job.fellows else None
+        straight = job.to_drain.straight if job.to_drain else None
         self._columns = None if straight is None else _Columns(straight)
 
     def start_over(self) -> None:

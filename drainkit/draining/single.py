@@ -1,4 +1,4 @@
-"""A live drain by one worker: its books, its worker, and what ends it."""
+"""A live drain: its books, its loop, and what ends it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drain(
     stopping: threading.Event | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Drain the scope by one worker; the summary also tells of a run that ended early (`error`).
+    """Drain the scope; the summary also tells of a run that ended early (`error`).
 
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
@@ -48,10 +48,9 @@ def drain(
         _settle(books, worker, failure)
         if worker.turns.changes is not None and not worker.in_flight.uncertain:
             summary.changes = worker.turns.changes.table()
-        if not job.fellows:
-            vanished.account(server, job, summary, worker.begun)
-            if failure is None and (reason := vanished.unkept(job, summary)):
-                failure = DrainkitError(reason)
+        vanished.account(server, job, summary, worker.begun)
+        if failure is None and (reason := vanished.unkept(job, summary)):
+            failure = DrainkitError(reason)
         books.close(failure)
         books.note_end()
     except DrainkitError as error:

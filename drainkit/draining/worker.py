@@ -59,7 +59,7 @@ class Worker:
         )
         self._unsent = 0  # entries that were read and are still to be sent
         self.begun: vanished.Opening | None = None  # counted before the first commit
-        self._is_open = bool(job.fellows)  # of several workers none counts for itself
+        self._is_open = False
 
     def run(self) -> None:
         """Drain until the scope, the budget or the patience with a broken server is exhausted."""

@@ -19,7 +19,7 @@ from .connection import Server
 
 @dataclass(frozen=True)
 class Start:
-    """A live run (or one worker of it) begins to drain."""
+    """A live run begins to drain."""
 
     event: ClassVar[str] = "start"
     run_id: str
@@ -40,7 +40,7 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """A live run (or one worker of it) closed its books."""
+    """A live run closed its books."""
 
     event: ClassVar[str] = "end"
     run_id: str

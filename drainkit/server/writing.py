@@ -33,7 +33,7 @@ REFUSALS = {
     "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
     "many_groups": "the stream has more than {:,} groups, and to look up a position among them "
-    "would hold up the server; drain with one worker and without --allow-active-consumers",
+    "would hold up the server; drain without --allow-active-consumers",
 }
 MAX_LISTED = 1_000  # groups or consumers; a script that lists so many takes 3 to 5 ms
 _WAITING: list[Any] = [b"none", b"", b"", b"", 0, 0]  # what a reply that says to wait leaves out

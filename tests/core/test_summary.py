@@ -34,16 +34,6 @@ def test_the_rate_is_what_came_before_the_last_millisecond(notes: list[tuple[int
     assert exact - 0.0101 <= rate <= exact
 
 
-@given(NOTES, NOTES)
-def test_workers_are_one_pace(mine: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
-    """The pace of two workers is that of all their records together."""
-    both, whole = pace_of(mine), pace_of(mine + others)
-    both.add(pace_of(others))
-    assert (both.first_ms, both.last_ms, both.at_last, both.records) == (
-        whole.first_ms, whole.last_ms, whole.at_last, whole.records,
-    )  # fmt: skip
-
-
 @given(st.integers(1, 2000), st.integers(2, 500))
 def test_an_even_pace_is_never_above_its_throttle(rate: int, n: int) -> None:
     """Events a turn apart, by milliseconds rounded up, never look faster than the throttle."""
