@@ -214,7 +214,7 @@ def browser(chromium: Path) -> Iterator[Browser]:
 @pytest.fixture(autouse=True)
 def _first_batch_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process the first batch is as large as the next: it counts which meets a fault."""
-    monkeypatch.setattr("drainkit.draining.reader.FIRST_ENTRY_BYTES", 1)
+    monkeypatch.setattr("drainkit.draining.reader.FIRST_ENTRIES", 250)
 
 
 @pytest.fixture

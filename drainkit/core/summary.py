@@ -63,6 +63,7 @@ class Summary:
     audit_records: int | None = None  # of this run, recounted where an outcome was unknown
     plan_path: str | None = None
     plan_digest: str | None = None
+    notes: list[str] | None = None  # live: what was found of stream and audit before it began
     drift: list[dict[str, Any]] | None = None  # live with a plan: planned, happened, events
     changes: pa.Table | None = None  # the same, event by event (reconciliation.DRIFT_COLUMNS)
     expected: int = 0  # events of a live run, as counted when it began; 0: not counted yet
@@ -121,8 +122,8 @@ class Summary:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; keys that do not apply are left out."""
-        optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "operator",
-                    "approvers")  # fmt: skip
+        optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "notes",
+                    "operator", "approvers")  # fmt: skip
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _INNER}
         return {k: v for k, v in values.items() if v is not None or k not in optional}
 

@@ -18,6 +18,7 @@ from ..safe import one_line
 from ..server import ledger, scopes
 from ..server.audit_log import run_tables, values_of
 from ..server.connection import Clock, Server
+from ..server.scope import Scope
 from .job import Job
 
 
@@ -45,18 +46,23 @@ class Books:
             summary.approvers = [*job.approvers]
         return cls(server, job, summary, clock)
 
-    def close(self, failure: DrainkitError | None) -> None:
-        """Count what is left, and close; entries still pending for the drain are a failure."""
-        job, summary = self.job, self.summary
-        scope = scopes.current(self.server, job.scope)
+    def count_left(self) -> tuple[Scope, int]:
+        """Count what is left; returns where the scope stands now, and what is undelivered."""
+        scope = scopes.current(self.server, self.job.scope)
+        undelivered = 0
         if scope.group_exists or scope.name == "history":  # else nobody knows what was delivered
-            summary.remaining = scopes.remaining(self.server, scope)
-        summary.pending_own = sum(len(ids) for ids in scopes.own_ids(self.server, scope))
+            self.summary.remaining, undelivered = scopes.left(self.server, scope)
+        self.summary.pending_own = sum(len(ids) for ids in scopes.own_ids(self.server, scope))
+        return scope, undelivered
+
+    def close(self, failure: DrainkitError | None) -> None:
+        """Close, once what is left was counted; entries pending for the drain are a failure."""
+        job, summary = self.job, self.summary
         exhausted = job.max_events is None or summary.total_read < job.max_events
         if failure is None and summary.mode == "live" and exhausted and summary.pending_own:
             failure = DrainkitError(
                 f"the books do not balance: {summary.pending_own} entries are still pending for "
-                f"{one_line(scope.consumer)}; run the same command again"
+                f"{one_line(job.scope.consumer)}; run the same command again"
             )
         self.clock.sync(self.server.now_us())
         summary.close(failure, self.clock.now_us())
@@ -65,8 +71,8 @@ class Books:
         """Take the counts from the audit itself, where a reply with them was lost."""
         recount(self.server, self.summary)
 
-    def note_start(self) -> None:
-        """The ledger's entry that this run begins."""
+    def note_start(self, audit_id: str) -> None:
+        """The ledger's entry that this run begins, after the audit's id `audit_id`."""
         job, settings = self.job, self.job.settings
         ledger.append(
             self.server,
@@ -85,6 +91,7 @@ class Books:
                 operator=settings.operator,
                 approvers=",".join(job.approvers),
                 from_id=job.scope.first,
+                audit_id=audit_id,
             ),
         )
 

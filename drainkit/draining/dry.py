@@ -101,6 +101,7 @@ def summary_of(server: Server, job: Job, plan: Plan) -> Summary:
     books.summary.total_read = plan.total_read
     for action, events in plan.counts.items():
         setattr(books.summary, action, events)
+    books.count_left()
     books.close(None)
     return books.summary
 
@@ -167,5 +168,6 @@ def dry_run(
         if on_progress:
             on_progress(summary)
         del page  # or two pages would be in memory
+    books.count_left()
     books.close(None)
     return summary

@@ -104,12 +104,11 @@ def _proof(server: Server, job: Job) -> dict[str, Any] | None:
     scope = job.scope
     if scope.name == "pending" or any(scopes.own_ids(server, scope)):
         return None
-    marks = recorded.marks_of(server, scope)
     return {
         "stream": asdict(reading.stream_info(server)),
         "server": server.info.run_id,
         "scope": json.loads(json.dumps(asdict(scope))),
-        "recorded": None if marks is None else marks.decode("latin-1"),
+        "recorded": recorded.token(server),
         "fields": job.settings.fields.as_lists(),
         "max_events": job.max_events,
     }

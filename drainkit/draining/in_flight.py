@@ -19,6 +19,8 @@ from ..server.connection import Clock, Server
 from ..server.writing import Batch, Committed
 from .job import Job
 
+ROUND_TRIPS = 8  # of so many commits the shortest counts
+
 
 @dataclass(frozen=True)
 class ReadRequest:
@@ -30,12 +32,12 @@ class ReadRequest:
 
 @dataclass(frozen=True)
 class CommitRequest:
-    """A batch was sent to be committed; `fresh` of its entries have no record yet."""
+    """A batch was sent to be committed."""
 
     batch: Batch
     events: Events
     decisions: Decisions
-    fresh: int
+    sent_sec: float  # time.monotonic()
 
 
 class InFlight:
@@ -44,7 +46,7 @@ class InFlight:
     A request of unknown outcome is never sent again: the group itself says later what was done.
     """
 
-    def __init__(self, server: Server, job: Job, clock: Clock) -> None:
+    def __init__(self, server: Server, job: Job, clock: Clock, audit_id: str) -> None:
         self._server = server
         self._job = job
         self._reach = job.reach
@@ -52,6 +54,8 @@ class InFlight:
         self._requests: deque[ReadRequest | CommitRequest] = deque()
         self._takeovers = server.takeovers
         self._deadline = self._unknown_until = 0  # us, by the server's clock
+        self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)  # seconds
+        self.audit_id = audit_id  # the audit's last id, as seen last
         self.uncertain = False  # a commit's outcome was unknown: the audit itself must be counted
 
     @property
@@ -61,14 +65,23 @@ class InFlight:
 
     @property
     def events(self) -> int:
-        """How many entries wait for the reply to their commit, of those without a record."""
-        return sum(r.fresh for r in self._requests if isinstance(r, CommitRequest))
+        """How many entries wait for the reply to their commit."""
+        return sum(r.batch.size for r in self._requests if isinstance(r, CommitRequest))
+
+    def is_sent(self, batch: Batch) -> bool:
+        """Whether a batch was sent and its reply is still to come."""
+        return any(isinstance(r, CommitRequest) and r.batch is batch for r in self._requests)
+
+    @property
+    def round_trip_sec(self) -> float:
+        """How long a commit and its reply are under way: the shortest of the last ones."""
+        return min(self._round_trips, default=0.0)
 
     def oldest(self) -> ReadRequest | CommitRequest | None:
         """The request whose reply comes next."""
         return self._requests[0] if self._requests else None
 
-    def read_request(self, after: str, counters: bytes, last: str, count: int) -> None:
+    def read(self, after: str, counters: bytes, last: str, count: int) -> None:
         """Ask for up to `count` new entries after an id."""
         reading.send_page(self._server, after, last, count)
         self._requests.append(ReadRequest(after, counters))
@@ -87,11 +100,20 @@ class InFlight:
         job = self._job
         writing.send_commit(
             self._server, self._reach, batch, made, drained_at=iso(now_us),
-            rate=job.settings.throttle, run_id=job.run_id, deadline_us=self.deadline_us(),
-            credit_us=credit_us, alone=job.alone,
+            rate=job.settings.throttle, run_id=job.run_id, deadline_us=self._new_deadline_us(),
+            audit_id=self.audit_id, credit_us=credit_us,
         )  # fmt: skip
-        fresh = len(events) - len(batch.recorded)
-        self._requests.append(CommitRequest(batch, events, decisions, fresh))
+        self._requests.append(CommitRequest(batch, events, decisions, time.monotonic()))
+
+    def probe(self, after: str, counters: bytes) -> Committed:
+        """A commit without records; the drains at work learn of this one's throttle."""
+        sent_sec = time.monotonic()
+        reply = writing.probe(
+            self._server, self._reach, after=after, counters=counters, audit_id=self.audit_id,
+            deadline_us=self._new_deadline_us(), rate=self._job.settings.throttle,
+        )  # fmt: skip
+        self._note(reply, sent_sec)
+        return reply
 
     def receive_page(self) -> list[RawEntry]:
         """The reply to the oldest request, a read."""
@@ -100,10 +122,18 @@ class InFlight:
 
     def receive_commit(self) -> Committed:
         """The reply to the oldest request, a commit."""
+        request = self._requests[0]
         with self._reply():
             reply = writing.receive_commit(self._server)
-            self._clock.sync(reply.now_us)
+            if isinstance(request, CommitRequest):
+                self._note(reply, request.sent_sec)
             return reply
+
+    def _note(self, reply: Committed, sent_sec: float) -> None:
+        self._round_trips.append(time.monotonic() - sent_sec)
+        self._clock.sync(reply.now_us)
+        if reply.done:
+            self.audit_id = reply.audit_id
 
     @contextmanager
     def _reply(self) -> Iterator[None]:
@@ -120,8 +150,8 @@ class InFlight:
             raise
         self._requests.popleft()
 
-    def deadline_us(self) -> int:
-        """When a request sent now would be given up; the server refuses it after that."""
+    def _new_deadline_us(self) -> int:
+        """When a request sent now will be given up; the server refuses it after that."""
         self._deadline = self._clock.now_us() + round(self._server.reply_timeout_sec * 1e6)
         return self._deadline
 

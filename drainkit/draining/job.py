@@ -22,8 +22,8 @@ from ..core.summary import Summary, new_run_id
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 from ..safe import one_line, text
-from ..server import ledger, reading, scopes, writing
-from ..server.audit_log import last_ms, run_tables
+from ..server import ledger, reading, recorded, scopes, writing
+from ..server.audit_log import check_owner, extent, run_tables
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS
 from ..server.scope import Scope
@@ -87,12 +87,6 @@ class Job:
     def max_events(self) -> int | None:
         """How many events this run may take; with a plan, just the plan's."""
         return self.settings.max_events if self.to_drain is None else self.to_drain.count
-
-    @property
-    def alone(self) -> bool:
-        """Whether nobody else should move the position by which this run reads."""
-        others = self.scope.name == "undelivered" and self.settings.allow_active_consumers
-        return self.scope.name == "pending" or not others
 
     @property
     def reach(self) -> Scope:
@@ -214,6 +208,7 @@ def look_straight(server: Server, job: Job, planned: Planned) -> Straight | None
     if scope.name == "pending" or not counters:
         return None
     rows, last = Feed(planned.decisions.blocks()), planned.plan.last_id or scope.position
+    sizes: list[np.ndarray] = []
     first = reading.next_id(scope.position)
     with closing(reading.pages(server, server.stream, first, last, ahead=True)) as pages:
         for page in pages:
@@ -222,10 +217,12 @@ def look_straight(server: Server, job: Job, planned: Planned) -> Straight | None
                 return None
             if not fits(part, decoder.decode(page), payload_hashes(page)):
                 return None
+            sizes.append(np.array([reading.size_of(entry) for entry in page], np.int32))
             del page, part  # or two pages would be in memory
     if rows.take(1) is not None:
         return None
-    return Straight(scope.position, counters, planned.decisions.blocks)
+    found = np.concatenate([*sizes, np.zeros(0, np.int32)])
+    return Straight(scope.position, counters, planned.decisions.blocks, found)
 
 
 def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
@@ -297,15 +294,18 @@ def _check_missing(
         )
 
 
-def preflight(server: Server, job: Job) -> None:
-    """Everything that must hold before the first write, the right to write too."""
+def preflight(server: Server, job: Job) -> list[str]:
+    """Everything that must hold before the first write, the right to write too.
+
+    Returns what the run has to say of stream and audit (`recorded.prepare`).
+    """
     check(server, job)
     # the group of scope history may not exist yet, so it is the consumer group that is looked at
-    deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
     main = replace(job.scope, group=job.settings.consumer_group)
-    writing.probe(
-        server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us, alone=job.alone
-    )
+    notes = recorded.prepare(server, main.group, main.consumer_group)
+    deadline_us = server.now_us() + round(server.reply_timeout_sec * 1e6)
+    writing.probe(server, main, after=reading.FIRST_ID, counters=b"", deadline_us=deadline_us)
+    return notes
 
 
 def check(server: Server, job: Job) -> None:
@@ -316,14 +316,16 @@ def check(server: Server, job: Job) -> None:
     keys, scope = server.keys, job.scope
     if (switch := reading.stop_switch(server)) is not None:
         raise writing.stopped(switch)
-    for key, right in ((keys.audit, "stream"), (keys.runs, "stream"), (keys.state, "hash")):
+    rights = {keys.audit: "stream", keys.runs: "stream", keys.state: "hash", keys.recorded: "zset"}
+    for key, right in rights.items():
         kind = reading.type_of(server, key)
         if kind not in (right, "none"):
             advice = " or choose another --audit-stream" if key == keys.audit else ""
             raise RefusedError(
                 f"{one_line(text(key))} is a {kind}, not a {right}; rename it{advice}"
             )
-    newest_ms = last_ms(server, keys.audit)
+    check_owner(server)
+    newest_ms = reading.id_key(extent(server).last_id)[0]
     ahead_sec = newest_ms / 1000 - server.now_us() / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))

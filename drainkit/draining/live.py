@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
-from ..errors import DrainkitError
-from ..server import ledger
+from ..errors import DrainkitError, InterruptedRunError
+from ..server import audit_log, ledger, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
-from .job import Job, Planned, Progress
-from .single import drain
+from . import vanished
+from .books import Books
+from .job import Job, Planned, Progress, preflight
+from .loop import INTERRUPTED, Loop
 from .vanished import vanished_ids
 
 if TYPE_CHECKING:
@@ -32,14 +36,86 @@ def apply(
 
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
-    summary = drain(server, job, stopping=stopping, on_progress=on_progress)
+    notes = preflight(server, job)
+    books = Books.opened(server, job)
+    books.summary.notes = notes or None
+    audit = audit_log.extent(server)
+    books.note_start(audit.last_id)
+    loop = Loop(
+        server, job, books.summary, audit_id=audit.last_id,
+        stopping=stopping or threading.Event(), on_progress=on_progress,
+    )  # fmt: skip
+    failure: DrainkitError | None = None
     try:
+        if job.scope.name == "history":
+            writing.open_history(server, job.scope)
+        loop.run()
+    except DrainkitError as error:
+        failure = error
+    except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
+        server.close()
+        loop.in_flight.mark_unknown()
+        loop.in_flight.uncertain = True
+        failure = InterruptedRunError(INTERRUPTED)
+    _close(books, loop, audit, failure)
+    return books.summary
+
+
+def _close(
+    books: Books, loop: Loop, audit: audit_log.Extent, failure: DrainkitError | None
+) -> None:
+    """Close the books: what came out, what is left, what ended the run; the ledger gets it too."""
+    server, job, summary = books.server, books.job, books.summary
+    try:
+        _settle(books, loop, failure)
+        if loop.changes is not None and not loop.in_flight.uncertain:
+            summary.changes = loop.changes.table()
+        vanished.account(server, job, summary, loop.begun, *books.count_left())
+        failure = failure or _unkept(server, job, summary, audit, loop.in_flight.audit_id)
+        books.close(failure)
+        books.note_end()
         summary.changes = all_changes(server, job, summary)
         if summary.changes is not None:
             summary.drift = drift_counts(summary.changes)
     except DrainkitError as error:
-        summary.close(error, server.now_us() if server.connected else 0)
-    return summary
+        failure = failure or error
+        if loop.in_flight.uncertain and summary.audit_records is None:
+            failure.args = (f"{failure}; the last commit may have been done: counts are too low",)
+        summary.close(failure, books.clock.now_us())
+
+
+def _settle(books: Books, loop: Loop, failure: DrainkitError | None) -> None:
+    """After the loop: replies still in flight into the books, and the history group closed."""
+    server, scope = books.server, books.job.scope
+    if server.connected:
+        loop.finish()
+    if not server.connected:
+        server.reconnect()
+    loop.in_flight.wait_out()
+    if loop.in_flight.uncertain:
+        books.recount()
+    if failure is None and scope.name == "history" and not writing.close_history(server, scope):
+        _close_behind_recorded(books)
+
+
+def _close_behind_recorded(books: Books) -> None:
+    """End the history group also where all that is left has its records from other scopes."""
+    server, scope = books.server, books.job.scope
+    now = scopes.current(server, scope)
+    with closing(scopes.scope_entries(server, replace(now, boundary=scope.group_position))) as left:
+        if next(left, None) is None:
+            writing.close_history(server, replace(now, group_position=now.position))
+
+
+def _unkept(
+    server: Server, job: Job, summary: Summary, audit: audit_log.Extent, last_id: str
+) -> DrainkitError | None:
+    """What a run that came to its end must have kept: its plan, and the audit's records."""
+    if reason := vanished.unkept(job, summary):
+        return DrainkitError(reason)
+    if not audit_log.extent(server).has_kept(audit, summary.total_read, last_id):
+        return DrainkitError(writing.FAILURES["unaudited"])
+    return None
 
 
 def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:

@@ -15,6 +15,7 @@ from ..server import recorded, scopes
 from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..server.reading import id_key, next_id, pages
+from ..server.scope import Scope
 from .job import Job
 
 
@@ -50,8 +51,17 @@ def expected(server: Server, job: Job, begun: Opening | None) -> int:
     return count if job.max_events is None else min(count, job.max_events)
 
 
-def account(server: Server, job: Job, summary: Summary, begun: Opening | None) -> None:
+def account(
+    server: Server,
+    job: Job,
+    summary: Summary,
+    begun: Opening | None,
+    here: Scope,
+    undelivered: int,
+) -> None:
     """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
+
+    `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
 
     The audit and the stream are read again only if the numbers leave something to explain.
     """
@@ -59,14 +69,15 @@ def account(server: Server, job: Job, summary: Summary, begun: Opening | None) -
         summary.vanished = len(job.trimmed) + len(vanished_of_plan(server, job, summary))
     if begun is None:
         return
-    here = scopes.current(server, job.scope)
     if not here.group_exists and here.name != "history":
         return  # without its group nobody knows what is undelivered
-    gone = begun.undelivered - scopes.undelivered(server, here)
+    gone = begun.undelivered - undelivered
     if gone == summary.total_read + summary.vanished:
         return
     first, last = next_id(begun.position), job.scope.boundary
-    known = recorded.between(server, job.scope, first, last)
+    owner, low, high = job.settings.consumer_group.encode(), id_key(first), id_key(last)
+    found = recorded.audited_ids(server).get(owner, set())
+    known = {entry for entry in found if low <= id_key(entry) <= high}
     passed = min(here.position, last, key=id_key)
     there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
     summary.passed_over = len(there - known)

@@ -17,10 +17,12 @@ from .topology import ServerInfo
 
 READING = (
     "ping", "select", "info", "time", "type", "exists", "xinfo", "xrange", "xrevrange", "xlen",
-    "xpending", "get", "hget", "hgetall", "smembers", "scan", "cluster|keyslot", "cluster|slots",
+    "xpending", "get", "hget", "hmget", "hgetall", "zrangebylex", "zcard", "smembers", "scan",
+    "cluster|keyslot", "cluster|slots",
 )  # fmt: skip
 DRAINING = ("eval", "xreadgroup", "xack")
 HISTORY = ("xgroup|create", "xgroup|destroy")
+RECORDING = ("zadd", "zrem", "zremrangebylex")
 CLEANING = ("eval", "xgroup|delconsumer", "xtrim")
 
 #: What no rule can forbid a role, on any server.
@@ -39,7 +41,7 @@ def rules(
     keys: Keys, info: ServerInfo, *, allowlist_key: bytes | None = None
 ) -> dict[str, list[str]]:
     """Each role's rules, ready for `ACL SETUSER name on >password ...`."""
-    side = [keys.audit, keys.runs, keys.stop, keys.state]
+    side = [keys.audit, keys.runs, keys.stop, keys.state, keys.recorded]
     looked_at = [keys.stream, *side, *([allowlist_key] if allowlist_key else [])]
     allowed = {
         "analyst": (),
@@ -47,20 +49,23 @@ def rules(
         "historian": (*DRAINING, *HISTORY),
         "janitor": CLEANING,
     }
-    stream, audit, runs, stop, state = (f"~{_pattern(key)}" for key in (keys.stream, *side))
+    stream, audit, runs, stop, state, recorded = (
+        f"~{_pattern(key)}" for key in (keys.stream, *side)
+    )
     if info.version_tuple < (7, 0):
         seen = [f"~{_pattern(key)}" for key in looked_at]
-        writing = ["+xadd", "+hset", "+setnx", "+getdel"]
+        writing = [*(f"+{name}" for name in ("xadd", "hset", "setnx", "getdel", *RECORDING))]
         # on 6.2 a key is granted to every command, so a janitor gets only what he needs
         granted = {"analyst": seen, "janitor": [stream, runs]}
         added = {"analyst": [], "janitor": ["+xadd"]}
     else:
         readable = [f"%R~{_pattern(key)}" for key in looked_at]
         # EVAL needs all its keys at once; what the script then calls is checked call by call
-        scripted = [stream, audit, runs, stop, state, *readable[5:]]
+        scripted = [stream, audit, runs, stop, state, recorded, *readable[6:]]
         seen = scripted
         writing = [f"({audit} {runs} +xadd)", f"({state} +hset)", f"({stop} +setnx +getdel)"]
-        granted = {"analyst": readable, "janitor": [stream, *readable[1:5]]}
+        writing.append(f"({recorded} {' '.join(f'+{name}' for name in RECORDING)})")
+        granted = {"analyst": readable, "janitor": [stream, *readable[1:6]]}
         added = {"analyst": [], "janitor": [f"({runs} +xadd)"]}
     return {
         role: [

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..core.audit import audit_table
+from ..core.audit import audit_table, parse
 from ..core.collection import collection_paused
 from ..core.policy import ACTIONS
 from ..core.values import RawEntry
-from . import reading
+from ..errors import RefusedError
+from ..safe import one_line, text
+from . import ledger, reading
 from .connection import Server
 from .reading import id_key, pairs
 
@@ -27,18 +29,18 @@ def pages(server: Server, first: str = reading.FIRST_ID) -> Iterator[list[RawEnt
 def run_tables(server: Server, run_ids: set[str]) -> Iterator[pa.Table]:
     """The audit records of some runs as tables (core.audit.audit_schema), in the audit's order.
 
-    They are read from the time on that the earliest of the run ids tells.
+    They are read from where the audit ended when the first of them began, as the ledger has it: the
+    time in a run id may be by a clock that has gone back since.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not run_ids:
         return
-    start = dt.datetime.strptime(min(run_ids)[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
-    # a second earlier: the clock of audit ids and TIME can differ a little
-    first = f"{max(0, int(start.timestamp() * 1000) - 1000)}-0"
+    begun = {e.run_id: e.audit_id for e in ledger.entries(server) if isinstance(e, ledger.Start)}
+    first = min((begun.get(run_id, reading.FIRST_ID) for run_id in run_ids), key=id_key)
     wanted = pa.array(sorted(run_ids), pa.string())
-    for page in pages(server, first):
+    for page in pages(server, reading.next_id(first)):
         table = audit_table(page)
         yield table.filter(pc.is_in(table["run_id"], value_set=wanted))
 
@@ -69,9 +71,40 @@ def audit_counts(server: Server) -> dict[str, int]:
     return counts
 
 
-def last_ms(server: Server, key: bytes) -> int:
-    """The milliseconds of a stream's last-generated-id; 0 where there is no such stream."""
-    if not server.call("EXISTS", key):
-        return 0
-    info = pairs(server.call("XINFO", "STREAM", key))
-    return id_key(info["last-generated-id"])[0]
+@dataclass(frozen=True)
+class Extent:
+    """How much the audit stream holds."""
+
+    last_id: str = reading.FIRST_ID
+    length: int = 0
+    gone: int | None = None  # entries that were removed; None: older than 7.0
+
+    def has_kept(self, then: Extent, records: int, last_id: str) -> bool:
+        """Whether all of `then` is there, and so many records more, up to `last_id`."""
+        if self.gone is not None and then.gone is not None and self.gone > then.gone:
+            return False
+        return self.length >= then.length + records and id_key(self.last_id) >= id_key(last_id)
+
+
+def extent(server: Server) -> Extent:
+    """How much the audit stream holds now; a missing one holds nothing."""
+    if not server.call("EXISTS", server.keys.audit):
+        return Extent(gone=0)
+    info = pairs(server.call("XINFO", "STREAM", server.keys.audit))
+    added = info.get("entries-added")
+    gone = None if added is None else added - info["length"]
+    return Extent(text(info["last-generated-id"]), info["length"], gone)
+
+
+def check_owner(server: Server) -> None:
+    """Refuse an audit stream that holds another stream's records: they could not be told apart."""
+    newest = reading.newest(server, server.keys.audit, 1)
+    if not newest:
+        return
+    run_id = parse(newest[0]).run_id
+    if not any(isinstance(e, ledger.Start) and e.run_id == run_id for e in ledger.entries(server)):
+        raise RefusedError(
+            f"the audit stream {one_line(text(server.keys.audit))} holds records of run "
+            f"{one_line(run_id) or '(none)'}, which this stream's ledger does not know: it belongs "
+            "to another stream; choose another --audit-stream, or rename it"
+        )

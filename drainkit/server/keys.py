@@ -20,6 +20,7 @@ class Keys:
     runs: bytes  # the run ledger
     stop: bytes  # the kill switch
     state: bytes  # pace of all drains together, and how far scope history came
+    recorded: bytes  # which entries have their audit record (lua/recorded.lua)
 
 
 def side_keys(stream: bytes, audit_stream: str | None, *, is_cluster: bool) -> Keys:
@@ -36,7 +37,8 @@ def side_keys(stream: bytes, audit_stream: str | None, *, is_cluster: bool) -> K
             )
         base = b"{" + base + b"}"
     audit = audit_stream.encode() if audit_stream else base + b".drain_audit"
-    side = [base + suffix for suffix in (b".drain_runs", b".drain_stop", b".drain_state")]
+    suffixes = (b".drain_runs", b".drain_stop", b".drain_state", b".drain_recorded")
+    side = [base + suffix for suffix in suffixes]
     if audit in (stream, *side):
         raise UsageError("--audit-stream: this key has another use; name a key of its own")
     for key in (audit, *side) if is_cluster else ():

@@ -36,6 +36,7 @@ class Start:
     operator: str = ""
     approvers: str = ""  # identities that signed the plan; none of them holds a comma
     from_id: str = reading.FIRST_ID  # scope pending: no entry before this is the run's
+    audit_id: str = reading.FIRST_ID  # the audit's last id then: the run's records come after it
 
 
 @dataclass(frozen=True)

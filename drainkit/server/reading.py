@@ -300,6 +300,11 @@ def entry_bytes(entries: Sequence[RawEntry]) -> int:
     return 1 + max(sum(map(len, fields)) for fields in sample)
 
 
+def size_of(entry: RawEntry) -> int:
+    """The bytes of an entry's fields, at least 1."""
+    return 1 + sum(map(len, entry[1] or ()))
+
+
 def receive_page(server: Server) -> list[RawEntry]:
     """The reply to `send_page`."""
     entries: list[RawEntry] = server.receive()

@@ -1,116 +1,164 @@
 """Which entries have their audit record already: none gets a second one for its consumer group.
 
-Drains of one scope cannot overlap: the group's position and its pending list say what is done.
-Across scopes they can: scope history comes upon what scopes undelivered and pending recorded, and
-these upon what history recorded (an entry can be pending and history at once), as does every scope
-after the position was moved back. So where that may be, a drain reads the audit once, from the time
-of its first entry on: some seconds and about 100 MB for a million records. What others record after
-that, each commit sees by the group's marks in the state hash (commit.lua), and is refused.
-
-Records that were trimmed from the audit stream are not known any more: what they told of is drained
-anew by scope history, unless its group has passed it, and by any scope after the position was moved
-back.
+The server keeps them as intervals of ids in a sorted set (lua/recorded.lua), which each commit
+extends in the step that records. What the audit holds decides where that set is lost or older: it
+is made again from the audit once, before the next commit. All here but `prepare` only reads.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 
 from ..core.values import RawEntry
 from ..safe import text
-from . import reading
+from . import reading, writing
 from .connection import Server
-from .reading import FIRST_ID, LAST_ID, id_key, next_id
-from .scope import Scope
+from .reading import FIRST_ID, LAST_ID, id_key, next_id, pairs
 
-# ids may be given by hand, a little in the future of the clock that gives the audit's
-MARGIN_MS = 3_600_000
+Key = tuple[int, int]  # an id, as ids.id_key has it
+_PAGE = 1000  # members, or intervals, in one request
+SCANNED = 100  # with more intervals in a range their entries are read, not counted one by one
+ANEW = (
+    "the stream was made anew since its last drain: what was recorded of the old one does not count"
+)
+BEHIND = (
+    "the audit stream lacks records that it had: it was deleted, trimmed or put back from an older "
+    "copy; what is missing there is not recorded again"
+)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The ids, from `first` on, that are recorded for a consumer group, and its marks then."""
+    """The ids that are recorded for a consumer group: closed intervals, disjoint and ascending."""
 
-    ids: frozenset[bytes]
-    first: str
-    marks: bytes
+    starts: Sequence[Key] = ()
+    ends: Sequence[Key] = ()
 
-    def marks_for(self, entry_id: bytes) -> bytes:
-        """The marks to send with a batch that begins there; empty where the audit was not read."""
-        return self.marks if id_key(entry_id) >= id_key(self.first) else b""
+    def touches(self, first: str, last: str) -> bool:
+        """Whether an interval reaches into `first` to `last`."""
+        at = bisect_left(self.ends, id_key(first))
+        return at < len(self.ends) and self.starts[at] <= id_key(last)
+
+    def has(self, entry_id: bytes) -> bool:
+        """Whether the entry has its record."""
+        at = bisect_left(self.ends, key := id_key(entry_id))
+        return at < len(self.ends) and self.starts[at] <= key
 
     def without(self, entries: list[RawEntry]) -> list[RawEntry]:
-        """The entries that have no record yet."""
-        if not self.ids:
+        """Those of the entries, ids ascending, that have no record yet."""
+        if not entries or not self.touches(text(entries[0][0]), text(entries[-1][0])):
             return entries
-        return [entry for entry in entries if entry[0] not in self.ids]
+        return [entry for entry in entries if not self.has(entry[0])]
+
+    def parts(self, first: str, last: str) -> Iterator[tuple[str, str]]:
+        """The intervals as far as they lie within `first` to `last`."""
+        low, high = id_key(first), id_key(last)
+        for at in range(bisect_left(self.ends, low), len(self.ends)):
+            if self.starts[at] > high:
+                return
+            (a, b), (c, d) = max(low, self.starts[at]), min(high, self.ends[at])
+            yield f"{a}-{b}", f"{c}-{d}"
 
 
-def marks_of(server: Server, scope: Scope) -> bytes | None:
-    """The marks of the scope's consumer group: any commit of its drains changes them."""
-    found: bytes | None = server.call("HGET", server.keys.state, f"recorded:{scope.consumer_group}")
+def of_scope(server: Server, consumer_group: str) -> Recorded:
+    """What is recorded for a consumer group; by the audit itself where the set is not as it was."""
+    audit_id, count, _ = _state(server)
+    if audit_id != _audit_id(server) or count != server.call("ZCARD", server.keys.recorded):
+        found = audited_ids(server).get(consumer_group.encode(), set())
+        spans = [*_intervals(server, found)]
+    else:
+        spans = [*_members(server, consumer_group)]
+    return Recorded([span[0] for span in spans], [span[1] for span in spans])
+
+
+def token(server: Server) -> str:
+    """What changes with whatever any drain of the stream records."""
+    return str(_state(server))
+
+
+def prepare(server: Server, group: str, consumer_group: str) -> list[str]:
+    """Make the set fit for a drain; returns what the run has to say of stream and audit."""
+    notes = []
+    while True:
+        how, after = writing.begin(server, group, consumer_group)
+        if how == "ahead":
+            _make_again(server, after)
+            continue
+        if how != "whole":
+            notes.append({"anew": ANEW, "behind": BEHIND}[how])
+        if how in ("whole", "anew", "behind"):
+            return notes
+
+
+def audited_ids(server: Server, after: str = FIRST_ID) -> dict[bytes, set[bytes]]:
+    """By consumer group the ids that the audit has records of, from those behind `after` on."""
+    found: dict[bytes, set[bytes]] = {}
+    for page in reading.pages(server, server.keys.audit, next_id(after), LAST_ID):
+        for _, fields in page:
+            record = dict(zip((fields or ())[::2], (fields or ())[1::2], strict=False))
+            entry = record.get(b"original_id", b"")
+            # whoever may write to the audit could have put anything there
+            if _is_id(entry):
+                found.setdefault(record.get(b"consumer_group", b""), set()).add(entry)
     return found
 
 
-def of_scope(server: Server, scope: Scope) -> Recorded:
-    """What is recorded of the entries that a drain of this scope would come upon."""
-    # the marks first: what is recorded while the audit is read changes them
-    marks = marks_of(server, scope)
-    if not reading.length_of(server, server.keys.audit):
-        return Recorded(frozenset(), FIRST_ID, marks or b"0-0 0 0 0")
-    if marks is None:  # an audit of before there were marks
-        every = frozenset(_ids(server, _owners(scope), FIRST_ID))
-        highest = text(max(every, key=id_key)) if every else FIRST_ID
-        return Recorded(every, FIRST_ID, f"{highest} 0 0 0".encode())
-    first = _first_of(server, scope, text(marks.split()[0]))
-    if first is None:
-        return Recorded(frozenset(), next_id(scope.position), marks)
-    return Recorded(between(server, scope, first, scope.boundary), first, marks)
+def _make_again(server: Server, after: str) -> None:
+    last = _audit_id(server)
+    spans = [
+        (group, f"{a}-{b}", f"{c}-{d}")
+        for group, ids in audited_ids(server, after).items()
+        for (a, b), (c, d) in _intervals(server, ids)
+    ]
+    for at in range(0, len(spans) or 1, _PAGE):
+        is_last = at + _PAGE >= len(spans)
+        writing.remember(server, spans[at : at + _PAGE], last if is_last else "")
 
 
-def between(server: Server, scope: Scope, first: str, last: str) -> frozenset[bytes]:
-    """The ids from `first` to `last` that are recorded for the scope's consumer group."""
-    low, high = id_key(first), id_key(last)
-    audit_ms = low[0] - MARGIN_MS if low[0] * 1000 < server.now_us() else 0
-    found = _ids(server, _owners(scope), f"{max(0, audit_ms)}-0")
-    return frozenset(entry for entry in found if low <= id_key(entry) <= high)
+def _intervals(server: Server, ids: set[bytes]) -> Iterator[tuple[Key, Key]]:
+    """The ids as intervals that hold no other entry of the stream."""
+    if not ids:
+        return
+    keys = sorted(map(id_key, ids))
+    (a, b), (c, d) = keys[0], keys[-1]
+    between = reading.pages(server, server.stream, f"{a}-{b}", f"{c}-{d}")
+    others = [id_key(entry[0]) for page in between for entry in page if entry[0] not in ids]
+    for _, part in groupby(keys, lambda key: bisect_left(others, key)):
+        span = [*part]
+        yield span[0], span[-1]
 
 
-def _owners(scope: Scope) -> frozenset[bytes]:
-    """Names under which records of the scope's consumer group stand in the audit."""
-    usual = f"{scope.consumer_group}.drain_history"
-    return frozenset(name.encode() for name in (scope.consumer_group, usual, scope.group))
-
-
-def _first_of(server: Server, scope: Scope, highest: str) -> str | None:
-    """The first entry of the scope that may have a record; None where there is none."""
-    candidates: list[bytes] = []
-    if scope.name == "pending":
-        candidates = [reading.lowest_pending(server, scope.group) or b""]
-    elif scope.group_exists:
-        rows = reading.pending_ids(
-            server, scope.group, scope.boundary, consumer=scope.consumer, page=1
+def _members(server: Server, consumer_group: str) -> Iterator[tuple[Key, Key]]:
+    name = consumer_group.encode()
+    prefix = b"%d:%b\0" % (len(name), name)
+    after = b"[" + prefix
+    while True:
+        found = server.call(
+            "ZRANGEBYLEX", server.keys.recorded, after, b"(" + prefix + b":", "LIMIT", 0, _PAGE
         )
-        candidates = [page[0][0] for page in islice(rows, 1)]
-    if scope.name != "pending" and id_key(scope.position) < id_key(highest):
-        after = next_id(scope.position)
-        page = server.call("XRANGE", server.stream, after, scope.boundary, "COUNT", 1)
-        candidates += [entry[0] for entry in page]
-    return min((text(c) for c in candidates if c), key=id_key, default=None)
+        for member in found:
+            to, _, start = member[len(prefix) :].partition(b"\0")
+            yield (int(start[:20]), int(start[20:])), (int(to[:20]), int(to[20:]))
+        if len(found) < _PAGE:
+            return
+        after = b"(" + found[-1]
 
 
-def _ids(server: Server, owners: frozenset[bytes], first: str) -> Iterator[bytes]:
-    """Ids of the audit's records for these groups."""
-    for page in reading.pages(server, server.keys.audit, first, LAST_ID):
-        for _, fields in page:
-            known: Sequence[bytes] = fields or ()
-            found = dict(zip(known[::2], known[1::2], strict=False))
-            entry = found.get(b"original_id", b"")
-            # whoever may write to the audit could have put anything there
-            if found.get(b"consumer_group") in owners and _is_id(entry):
-                yield entry
+def _state(server: Server) -> tuple[str, int, str]:
+    """The audit's last id and the set's size as of the last commit, and the stream's life then."""
+    values = server.call("HMGET", server.keys.state, "audit", "recorded", "life")
+    audit_id, count, life = (text(value or b"") for value in values)
+    return audit_id or FIRST_ID, int(count or 0), life
+
+
+def _audit_id(server: Server) -> str:
+    """The audit's last id; 0-0 without an audit stream."""
+    if not server.call("EXISTS", server.keys.audit):
+        return FIRST_ID
+    return text(pairs(server.call("XINFO", "STREAM", server.keys.audit))["last-generated-id"])
 
 
 def _is_id(entry: bytes) -> bool:

@@ -142,13 +142,13 @@ def own_ids(server: Server, scope: Scope) -> Iterator[list[bytes]]:
 
 def scope_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
     """Pages of the entries that a live run would drain, in its order, read without a trace."""
-    done = recorded.of_scope(server, scope)
+    done = recorded.of_scope(server, scope.consumer_group)
     for ids in own_ids(server, scope):
-        if fresh := [entry for entry in ids if entry not in done.ids]:
+        if fresh := [entry for entry in ids if not done.has(entry)]:
             yield from body_pages(server, fresh)
     if scope.name == "pending":
         for rows in scope_ids(server, scope):
-            if fresh := [row[0] for row in rows if row[0] not in done.ids]:
+            if fresh := [row[0] for row in rows if not done.has(row[0])]:
                 yield from body_pages(server, fresh)
         return
     with closing(_new_entries(server, scope)) as found:
@@ -163,17 +163,23 @@ def _new_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
 
 def remaining(server: Server, scope: Scope) -> int:
     """Entries of the scope, up to the boundary, not yet drained; counted."""
-    done = recorded.of_scope(server, scope).ids
-    own = sum(entry not in done for ids in own_ids(server, scope) for entry in ids)
+    return left(server, scope)[0]
+
+
+def left(server: Server, scope: Scope) -> tuple[int, int]:
+    """What is `remaining`, and how many entries, recorded or not, are undelivered."""
+    done = recorded.of_scope(server, scope.consumer_group)
+    own = sum(not done.has(entry) for ids in own_ids(server, scope) for entry in ids)
     if scope.name == "pending":
         rows = (row for page in scope_ids(server, scope) for row in page)
-        return own + sum(row[0] not in done for row in rows)
+        return own + sum(not done.has(row[0]) for row in rows), 0
+    parts = [*done.parts(next_id(scope.position), scope.boundary)]
+    if len(parts) > recorded.SCANNED:
+        pages = [(len(done.without(page)), len(page)) for page in _new_entries(server, scope)]
+        return own + sum(fresh for fresh, _ in pages), sum(n for _, n in pages)
+    counted = sum(count_between(server, *part) for part in parts)
     new = undelivered(server, scope)
-    if done:
-        low, high = id_key(scope.position), id_key(scope.boundary)
-        inside = sorted((entry for entry in done if low < id_key(entry) <= high), key=id_key)
-        new -= len(there(server, inside))
-    return own + new
+    return own + new - counted, new
 
 
 def undelivered(server: Server, scope: Scope) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
 from .connection import Server
-from .reading import StopSwitch, next_id, raw_name
+from .reading import FIRST_ID, StopSwitch, next_id, raw_name
 from .scope import Scope
 from .scopes import not_ours
 
@@ -33,10 +34,24 @@ REFUSALS = {
     "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
     "many_groups": "the stream has more than {:,} groups, and to look up a position among them "
-    "would hold up the server; drain without --allow-active-consumers",
+    "would hold up the server; remove groups that nobody reads with",
+}
+FAILURES = {
+    "unaudited": "the audit stream was deleted or trimmed during the run: records are missing; "
+    "nothing more was done",
+    "other": "the stream was changed during the run, and the group was delivered other entries "
+    "than were decided; compare the audit with the stream before the next run",
 }
 MAX_LISTED = 1_000  # groups or consumers; a script that lists so many takes 3 to 5 ms
-_WAITING: list[Any] = [b"none", b"", b"", b"", 0, 0]  # what a reply that says to wait leaves out
+_WAITING: list[Any] = [
+    b"none",
+    b"",
+    b"",
+    b"0-0",
+    0,
+    0,
+    0,
+]  # what a reply that says to wait leaves out
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
 TRIM_REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was removed",
@@ -47,8 +62,8 @@ TRIM_REFUSALS = {
 }
 
 
-class RecordedError(DrainkitError):
-    """A commit was refused: what it knew of records or of the group's position is not so now."""
+class ForgottenError(DrainkitError):
+    """A commit was refused: the recorded set is not what the last commit left; see recorded.py."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +78,7 @@ class Batch:
     after: str = ""
     counters: bytes = b""  # the stream's, from a Committed before the entries were asked for
     owners: Sequence[str] | None = None
-    recorded: frozenset[bytes] = frozenset()  # those that have their record: only acknowledged
-    marks: bytes = b""  # as of that knowledge (recorded.Recorded); empty: the audit was not read
-    planned: np.ndarray | None = None  # the actions (codes) that the plan has, where there is one
+    planned: np.ndarray | None = None  # the plan's actions (codes); -1: recorded already, it says
     events: Events | None = None  # of a plan, where nothing was read: then `entries` is empty
 
     @property
@@ -82,12 +95,13 @@ class Committed:
     now_us: int
     wait_us: int  # until the next turn, by the common pace
     rate: float | None  # events per second: the lowest throttle of all drains at work
-    position: str  # empty where it was not looked up
-    counters: bytes  # "added deleted", entries so far; empty where the server does not count
-    marks: bytes  # what is recorded for the consumer group; empty: unknown, the audit tells
+    position: str  # of the group
+    counters: bytes  # "added gone", entries so far; empty where the server does not count
+    audit_id: str  # the audit's last id
     audit_ms: int  # of the records' ids; 0 without records
     vanished: int  # of `rejected`, those that were deleted before they could be delivered
     rejected: frozenset[bytes]  # neither audited nor acknowledged: deleted, or somebody else's now
+    had: frozenset[bytes]  # acknowledged without a record, because they had it already
 
 
 def send_commit(
@@ -100,29 +114,27 @@ def send_commit(
     rate: float | None,
     run_id: str,
     deadline_us: int,
+    audit_id: str,
     credit_us: int = 0,
-    alone: bool = False,
 ) -> None:
     """Send a batch to be committed, with what its records say (`audit.records`).
 
-    After `deadline_us`, by the server's clock, the request does nothing any more. Of a delay of its
-    turn up to `credit_us` are made up for. With `alone`, which says that nobody else should move
-    the group, its position is not looked up where that would take milliseconds.
+    After `deadline_us`, by the server's clock, the request does nothing any more. `audit_id` is the
+    audit's last id as it was seen last. Of a delay of its turn up to `credit_us` are made up for.
     """
     *texts, actions, reasons = records
-    if batch.recorded:  # only acknowledged
-        pairs = zip(texts[0], actions, strict=True)
-        actions = ["" if entry.encode() in batch.recorded else action for entry, action in pairs]
+    if batch.planned is not None and (batch.planned < 0).any():
+        pairs = zip(batch.planned.tolist(), actions, strict=True)
+        actions = ["" if planned < 0 else action for planned, action in pairs]
     kind: tuple[str | int | bytes, ...] = ("new", batch.counters, batch.after)
     if batch.owners is not None:
         kind = ("pending", batch.counters, scope.min_idle_ms)
+    keys = server.keys
     server.send(
-        "EVAL", _script("commit"), 4, server.stream, server.keys.audit, server.keys.stop,
-        server.keys.state, scope.group, scope.consumer,
-        "none" if rate is None else repr(rate), run_id, deadline_us,
-        scope.boundary, *kind, drained_at, scope.consumer_group, batch.marks, credit_us,
-        MAX_LISTED, "1" if alone else "", msgspec.msgpack.encode([*texts, actions, reasons]),
-        *map(raw_name, batch.owners or ()),
+        "EVAL", _script("commit"), 5, keys.stream, keys.audit, keys.stop, keys.state, keys.recorded,
+        scope.group, scope.consumer, "none" if rate is None else repr(rate), run_id, deadline_us,
+        scope.boundary, *kind, drained_at, scope.consumer_group, audit_id, credit_us, MAX_LISTED,
+        msgspec.msgpack.encode([*texts, actions, reasons]), *map(raw_name, batch.owners or ()),
     )  # fmt: skip
 
 
@@ -131,16 +143,16 @@ def receive_commit(server: Server) -> Committed:
     status, now_us, wait_us, *rest = server.receive()
     if status == b"late":
         raise ServerBusyError(_LATE)
-    if status == b"elsewhere":
-        raise RecordedError("the group's position is not where it was; it is looked up again")
-    if status == b"recorded":
-        raise RecordedError("another drain recorded entries of this scope; the audit is read again")
+    if status == b"forgotten":
+        raise ForgottenError("what is recorded is not known any more; it is read from the audit")
     if status == b"stopped":
         raise stopped(StopSwitch.read(rest[0]))
+    if status.decode() in FAILURES:
+        raise DrainkitError(FAILURES[status.decode()])
     if status not in (b"ok", b"wait"):
         raise RefusedError(REFUSALS[status.decode()].format(MAX_LISTED))
     rest += _WAITING[len(rest) :]
-    rate, position, counters, marks, audit_ms, vanished, *rejected = rest
+    rate, position, counters, audit_id, audit_ms, vanished, rejected, *ids = rest
     return Committed(
         done=status == b"ok",
         now_us=int(now_us),
@@ -148,10 +160,11 @@ def receive_commit(server: Server) -> Committed:
         rate=None if rate == b"none" else float(rate),
         position=text(position),
         counters=counters,
-        marks=marks,
+        audit_id=text(audit_id),
         audit_ms=int(audit_ms),
         vanished=int(vanished),
-        rejected=frozenset(rejected),
+        rejected=frozenset(ids[: int(rejected)]),
+        had=frozenset(ids[int(rejected) :]),
     )
 
 
@@ -167,20 +180,46 @@ def probe(
     after: str,
     counters: bytes,
     deadline_us: int,
+    audit_id: str = FIRST_ID,
     rate: float | None = None,
-    alone: bool = False,
 ) -> Committed:
     """A commit without records: proves that one could work, and tells where the group stands.
 
     It refuses what a commit refuses: a position below `after`, counters that went back. With `rate`
-    the drains at work learn of this one's throttle. With `alone` the position may be empty.
+    the drains at work learn of this one's throttle.
     """
-    nothing = Batch([], after, counters)
     send_commit(
-        server, scope, nothing, [()] * len(OF_EVENT), drained_at="", rate=rate, run_id="",
-        deadline_us=deadline_us, alone=alone,
+        server, scope, Batch([], after, counters), [()] * len(OF_EVENT), drained_at="", rate=rate,
+        run_id="", deadline_us=deadline_us, audit_id=audit_id,
     )  # fmt: skip
     return receive_commit(server)
+
+
+def begin(server: Server, group: str, consumer_group: str) -> tuple[str, str]:
+    """Hold the state against stream, audit and recorded set, before a first commit (begin.lua).
+
+    Returns how they stand to each other ("whole", "anew", "behind", "ahead") and, if "ahead", after
+    which of the audit's ids the set lacks its records.
+    """
+    keys = server.keys
+    how, after = server.call(
+        "EVAL", _script("begin"), 4, keys.stream, keys.audit, keys.state, keys.recorded,
+        group, consumer_group,
+    )  # fmt: skip
+    if how == b"gone":
+        raise RefusedError(REFUSALS["gone"])
+    return text(how), text(after)
+
+
+def remember(server: Server, spans: Sequence[tuple[bytes | str, ...]], audit_id: str) -> None:
+    """Add intervals (consumer group, first, last id) to the recorded set.
+
+    With the last of them, `audit_id` says up to which id of the audit they are complete.
+    """
+    server.call(
+        "EVAL", _script("remember"), 2, server.keys.state, server.keys.recorded, audit_id,
+        *chain.from_iterable(spans),
+    )  # fmt: skip
 
 
 def add_to_ledger(server: Server, fields: Mapping[str, object]) -> None:
@@ -255,9 +294,10 @@ def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
 
 @cache
 def _script(name: str) -> str:
-    """A script's text, with that of ids.lua before it where it compares ids."""
+    """A script's text, with those before it that it needs."""
     folder = resources.files("drainkit.server").joinpath("lua")
-    names = ("ids", name) if name in ("commit", "trim", "history_open") else (name,)
+    needs = {"commit": 2, "begin": 2, "remember": 2, "trim": 1, "history_open": 1}
+    names = (*("ids", "recorded")[: needs.get(name, 0)], name)
     return "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
 
 

@@ -119,7 +119,7 @@ def test_a_busy_script_that_outlasts_the_patience(
     valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the run ends with exit code 3 and says why; the same command finishes it later."""
-    monkeypatch.setattr("drainkit.draining.worker.RECOVERY_WAITS_SEC", (0.05, 0.1))
+    monkeypatch.setattr("drainkit.draining.loop.RECOVERY_WAITS_SEC", (0.05, 0.1))
     ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
     blocked: list[threading.Thread] = []
     first = attempt(valkey.url, stream, at=(80, lambda: blocked.append(endless_script(valkey))))

@@ -11,8 +11,6 @@ from conftest import Cli, Fill
 from faults import attempt, rehearse
 from servers import Server, wait_until
 
-from drainkit.server import writing
-
 LIVE = ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none")
 ALL = ("--max-events", "all", "--min-idle-min", "0")
 SCOPES = ("undelivered", "pending", "history")
@@ -164,64 +162,3 @@ def test_a_history_group_destroyed_in_the_middle_goes_on(
     group = ask(server, "XINFO", "GROUPS", stream)[1]
     assert group[group.index(b"last-delivered-id") + 1].decode() == ids[19]
     each_once(server, stream, ids[:20])
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("throttle", ["400", "none"])
-def test_among_many_groups_the_position_is_not_looked_up(
-    server: Server,
-    stream: str,
-    fill: Fill,
-    monkeypatch: pytest.MonkeyPatch,
-    scope: str,
-    throttle: str,
-) -> None:
-    """With more groups than a script may list, all is drained as ever."""
-    monkeypatch.setattr(writing, "MAX_LISTED", 0)
-    ids = seed(server, stream, fill, 300, delivered=100)
-    if scope == "pending":
-        deliver(server, stream, b"dead", 200)
-    expected = ids[:100] if scope == "history" else ids[100:]
-
-    def delete() -> None:
-        if scope != "pending":
-            ask(server, "XDEL", stream, *expected[50:60])
-
-    run = attempt(server.url, stream, scope=scope, min_idle_min=0, throttle=throttle,
-                  at=(20, delete))  # fmt: skip
-    assert run.rc == 0, run.error
-    assert run.summary is not None
-    assert run.summary["remaining"] == 0
-    assert run.summary["total_read"] + run.summary["vanished"] == len(expected)
-    groups = [row[row.index(b"name") + 1] for row in ask(server, "XINFO", "GROUPS", stream)]
-    assert groups == [GROUP.encode()]  # that of scope history was destroyed
-    each_once(server, stream, [r["original_id"] for r in audit(server, stream)])
-    assert pending(server, stream) == 0
-
-
-def test_beside_others_among_many_groups_a_drain_is_refused(
-    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where others move the position, a commit must look it up: before anything is written."""
-    monkeypatch.setattr(writing, "MAX_LISTED", 0)
-    seed(valkey, stream, fill, 30, delivered=10)
-    before = everything(valkey)
-    run = attempt(valkey.url, stream, allow_active_consumers=True)
-    assert run.rc == 4
-    assert "more than 0 groups" in run.error
-    assert everything(valkey) == before
-
-
-def test_a_position_that_is_elsewhere_loses_nothing_among_many_groups(
-    server: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Taken by a consumer or moved meanwhile: each other entry is still recorded once."""
-    monkeypatch.setattr(writing, "MAX_LISTED", 0)
-    ids = seed(server, stream, fill, 300, delivered=100)[100:]
-    taken: list[str] = []
-    run = attempt(server.url, stream, throttle="400",
-                  at=(40, lambda: taken.extend(deliver(server, stream, b"live", 30))))  # fmt: skip
-    assert run.rc == 0, run.error
-    assert len(taken) == 30
-    each_once(server, stream, [entry for entry in ids if entry not in taken])
-    assert pending(server, stream) == 30

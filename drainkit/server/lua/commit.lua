@@ -1,44 +1,35 @@
 -- Audit and acknowledge a batch, in one step, audit first.
 -- Of kind "new" it holds all entries after `after` up to its last; the group gets them by
 -- XREADGROUP with NOACK, which is delivery and acknowledgement in one. Of kind "pending" its
--- entries were delivered before, and XACK acknowledges them.
--- Needs ids.lua before it.
--- KEYS: stream, audit stream, kill switch, state
+-- entries were delivered before, and XACK acknowledges them. An entry that has its record already
+-- (recorded.lua) is acknowledged without a second one.
+-- Needs ids.lua and recorded.lua before it.
+-- KEYS: stream, audit stream, kill switch, state, recorded set
 -- ARGV: group, consumer, rate ("none" or events per second), run id, deadline in us, boundary,
 --       kind, the stream's counters as known before the batch was read ("" unknown), `after` (new)
 --       or the least idle ms (pending), drained_at_ts, the consumer group to which `group` belongs
---       (itself, or scope history's), its marks as known when the caller looked what is recorded
---       already ("" not looked), us of delay that the pace makes up for, up to how many groups
---       their list is read for the position, "1" if among more of them it may be taken to be where
---       the batch was read, and the records in MessagePack (thousands of arguments would take twice
---       as long) as columns: original id, symbol, age_sec, confidence, action ("" recorded already:
---       acknowledged without a second record), reason; of kind pending, the owner of each follows
--- Returns {"ok", now in us, wait in us until the next turn, rate that holds, position ("" not
--- read), counters,
--- marks, ms of the records, number of entries that were deleted, id, id...}, the ids being those
--- that were neither audited nor acknowledged: deleted, or somebody else's now;
--- or {"wait", now, us, rate}; or {reason, now, 0} of a refusal ("stopped":
--- and the switch's value). Unless it says "ok" nothing changed
--- but the pace.
-local stream, audit, stop, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+--       (itself, or scope history's), the audit's last id as the caller saw it last, us of delay
+--       that the pace makes up for, how many groups the stream may have, and the records in
+--       MessagePack (thousands of arguments would take twice as long) as columns: original id,
+--       symbol, age_sec, confidence, action ("" must be recorded already), reason; of kind pending,
+--       the owner of each follows
+-- Returns {"ok", now in us, wait in us until the next turn, rate that holds, position, counters,
+-- the audit's last id, ms of the records (0 none), number of entries that were deleted, number of
+-- ids that follow and were neither audited nor acknowledged (deleted, or somebody else's now),
+-- these ids, and then the ids that had their record already};
+-- or {"wait", now, us, rate}; or {reason, now, 0} of a refusal ("stopped": and the switch's value).
+-- Unless it says "ok" or "other" nothing changed but the pace.
+local stream, audit, stop, state, recorded = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, rate, run_id, boundary = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
-local kind, drained_at, owner, known = ARGV[7], ARGV[10], ARGV[11], ARGV[12]
+local kind, counters_then, drained_at, owner = ARGV[7], ARGV[8], ARGV[10], ARGV[11]
 local credit_us, most_groups = tonumber(ARGV[13]), tonumber(ARGV[14])
-local sent = cmsgpack.unpack(ARGV[16])
-local ids, symbols, ages, confidences, actions, reasons = unpack(sent)
-local records, OWNERS = #ids, 16
+local ids, symbols, ages, confidences, actions, reasons = unpack(cmsgpack.unpack(ARGV[15]))
+local records, OWNERS = #ids, 15
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
-local function int(number) return string.format('%.0f', number) end
 local function refused(reason) return {reason, int(now_us), '0'} end
-
-local function field(reply, name)
-  for i = 1, #reply, 2 do
-    if reply[i] == name then return reply[i + 1] end
-  end
-end
 
 if redis.call('EXISTS', stop) == 1 then
   local is_text = redis.call('TYPE', stop).ok == 'string'
@@ -48,30 +39,35 @@ end
 if now_us > tonumber(ARGV[5]) then return refused('late') end
 if redis.call('TYPE', stream).ok ~= 'stream' then return refused('gone') end
 local info = redis.call('XINFO', 'STREAM', stream)
--- A script takes about 3 us for each group of the list. Where there are too many, the position is
--- taken to be where the batch was read, and the first delivery shows whether it is. That one could
--- lie past the boundary if others moved the group so far, so it is not done beside others.
-local is_assumed = field(info, 'groups') > most_groups
+-- a script takes about 3 us for each group of the list
+if field(info, 'groups') > most_groups then return refused('many_groups') end
 local position
-if is_assumed then
-  if ARGV[15] ~= '1' then return refused('many_groups') end
-  local found = redis.pcall('XPENDING', stream, group, '-', '-', 1)
-  if found.err and found.err:find('NOGROUP', 1, true) then return refused('no_group') end
-  if found.err then return found end
-  position = kind == 'new' and records > 0 and ARGV[9] or ''
-else
-  for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    if field(other, 'name') == group then position = field(other, 'last-delivered-id') end
-  end
-  if not position then return refused('no_group') end
+for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  if field(other, 'name') == group then position = field(other, 'last-delivered-id') end
 end
--- "added deleted": how many entries were ever added, and how many of them are gone. 6.2 counts none.
+if not position then return refused('no_group') end
+-- "added gone": how many entries were ever added, and how many of them are gone. 6.2 counts none.
 local added, counters = field(info, 'entries-added'), ''
 if added then counters = int(added) .. ' ' .. int(added - field(info, 'length')) end
--- a stream that was deleted and made anew, or an older copy of it, has other entries at these ids
-local added_then = tonumber(ARGV[8]:match('^%d+'))
-if before(field(info, 'last-generated-id'), boundary) or added_then and added < added_then then
+local added_then = tonumber(counters_then:match('^%d+'))
+local pace, audit_then, count_then, life = unpack(redis.call('HMGET', state,
+  'pace', 'audit', 'recorded', 'life'))
+if before(field(info, 'last-generated-id'), boundary) or added_then and added < added_then
+    or life and not is_same_life(stream, info, life) then
   return refused('recreated')
+end
+
+-- The recorded set is trusted while it and the audit are as the last commit left them.
+local audit_last, audit_ms = '0-0', 0
+if redis.call('EXISTS', audit) == 1 then
+  audit_last = field(redis.call('XINFO', 'STREAM', audit), 'last-generated-id')
+  -- beyond 2^53 the number is not exact, but then it is far in the future in any case
+  audit_ms = tonumber(audit_last:match('^%d+'))
+end
+if before(audit_last, ARGV[12]) then return refused('unaudited') end
+if audit_last ~= (audit_then or '0-0')
+    or redis.call('ZCARD', recorded) ~= tonumber(count_then or 0) then
+  return refused('forgotten')
 end
 
 local accepted, taken, rejected, vanished = {}, 0, {}, 0  -- `taken` are accepted
@@ -92,7 +88,7 @@ local function choose_new(after)
   end
   local passed = before(after, position)
   local there
-  local is_whole = counters ~= '' and counters:match(' .*') == ARGV[8]:match(' .*')
+  local is_whole = counters ~= '' and counters:match(' .*') == counters_then:match(' .*')
   if records > 0 and not is_whole then
     there = {}
     local found = {}
@@ -141,60 +137,52 @@ local function choose_pending(min_idle)
 end
 
 if kind == 'new' then
-  local refusal = position ~= '' and choose_new(ARGV[9])
+  local refusal = choose_new(ARGV[9])
   if refusal then return refused(refusal) end
 elseif records > 0 then
   choose_pending(tonumber(ARGV[9]))
 end
 
--- No entry is recorded twice for one consumer group, by whatever scopes. What its drains do in turn
--- cannot overlap but across scopes (or after the position was moved back), so these are counted:
--- marks = "<highest id recorded> <commits of new entries at or below it> <of pending> <of history>".
--- A caller that looked into the audit before one of the others' counts grew has to look again.
-local marks_field = 'recorded:' .. owner
-local marks = redis.call('HGET', state, marks_field) or known
-local highest, anew, of_pending, of_history = marks:match('^(%d+%-%d+) (%d+) (%d+) (%d+)$')
-local is_history = group ~= owner
-local recordable, n = {}, 0
+-- No entry is recorded twice for one consumer group, by whatever scopes, in whatever order.
+local prefix = prefix_of(owner)
+local first_key = taken > 0 and key_of(ids[accepted[1]])
+local last_key = taken > 0 and key_of(ids[accepted[taken]])
+local met = {}  -- new: what is recorded from the position to the batch's last
+if kind == 'new' and taken > 0 then
+  met = intervals(recorded, prefix, key_of(position), last_key, 8)
+end
+local fresh, n, had = {}, 0, {}
+local at = 1
 for i = 1, taken do
   local r = accepted[i]
-  if actions[r] ~= '' then
-    n = n + 1
-    recordable[n] = r
+  local is_recorded = false
+  if kind == 'pending' then
+    local key = key_of(ids[r])
+    is_recorded = #intervals(recorded, prefix, key, key, 1) > 0
+  elseif #met > 1 or #met == 1 and met[1].to >= first_key then
+    local key = key_of(ids[r])
+    while met[at] and met[at].to < key do at = at + 1 end
+    is_recorded = met[at] ~= nil and met[at].from <= key
   end
-end
-if n > 0 then
-  local first, last = ids[recordable[1]], ids[recordable[n]]
-  if not highest then return refused('recorded') end
-  local overlaps = not before(highest, first)
-  local _, a, p, h = known:match('^(%d+%-%d+) (%d+) (%d+) (%d+)$')
-  local is_known
-  if is_history then
-    is_known = a == anew and p == of_pending
-  elseif kind == 'pending' then
-    is_known = a == anew and h == of_history
+  if is_recorded then
+    had[#had + 1] = ids[r]
+  elseif actions[r] == '' then
+    return refused('forgotten')
   else
-    is_known = not overlaps or p == of_pending and h == of_history
+    n = n + 1
+    fresh[n] = r
   end
-  if not is_known then return refused('recorded') end
-  if is_history then
-    of_history = int(of_history + 1)
-  elseif kind == 'pending' then
-    of_pending = int(of_pending + 1)
-  elseif overlaps then
-    anew = int(anew + 1)
-  end
-  if before(highest, last) then highest = last end
-  marks = table.concat({highest, anew, of_pending, of_history}, ' ')
 end
 
 -- Pace of all drains of the stream together. `log` holds (ms, count) of the last second by the
--- audit's ids; the clock of those ids and TIME can differ by 1 ms, so 2 ms are kept as a guard.
+-- audit's ids; the clock of those ids and TIME can differ by 1 ms, which is kept as a guard.
 -- Without a throttle at work, the commits of COARSE_MS count as if all came with the last of them:
 -- hundreds in a second would take longer to note than to do.
--- `rates` are the throttles at work: one holds until a second after its next turn.
-local GUARD, COARSE_MS = 2, 50
-local pace = redis.call('HGET', state, 'pace') or ''
+-- `rates` are the throttles at work: heard of, or to be heard of, within HEARD_MS.
+local GUARD, COARSE_MS, HEARD_MS = 1, 50, 10000
+-- a state that was lost took its log with it: all of the last second may lie at the audit's end
+if not pace and audit_ms > now_ms - 1000 - GUARD then pace = '0 ' .. int(audit_ms) .. ':1000000000' end
+pace = pace or ''
 local due = tonumber(pace:match('^%d+')) or 0
 local log, rates = {}, {}
 for ms, count in pace:gmatch(' (%d+):(%d+)') do
@@ -204,18 +192,18 @@ end
 for other, until_ms in pace:gmatch(' (%S+)@(%d+)') do
   -- one that would hold for longer is left from before the clock went back
   local left = until_ms - now_ms
-  if left > 0 and left <= 2000 + 2000 / math.min(1, other) then rates[other] = until_ms end
+  if left > 0 and left <= HEARD_MS then rates[other] = until_ms end
 end
-local function save_pace(wait_us)
+local function pace_after(wait_us)
   if rate ~= 'none' then
     local turn_us = math.max(1, n) / rate * 1000000
-    rates[rate] = int(now_ms + 1000 + math.ceil(math.max(wait_us, turn_us) / 1000))
+    local heard_ms = 1000 + math.ceil(math.max(wait_us, turn_us) / 1000)
+    rates[rate] = int(now_ms + math.min(heard_ms, HEARD_MS))
   end
   local parts = {int(due)}
   for other, until_ms in pairs(rates) do parts[#parts + 1] = other .. '@' .. until_ms end
   for i = 1, #log do parts[#parts + 1] = int(log[i][1]) .. ':' .. int(log[i][2]) end
-  pace = table.concat(parts, ' ')
-  redis.call('HSET', state, 'pace', pace)
+  return table.concat(parts, ' ')
 end
 -- of the throttles at work at once the lowest holds
 local lowest = rate
@@ -223,7 +211,7 @@ for other in pairs(rates) do
   if lowest == 'none' or tonumber(other) < tonumber(lowest) then lowest = other end
 end
 local function wait_reply(us)
-  save_pace(us)
+  redis.call('HSET', state, 'pace', pace_after(us))
   return {'wait', int(now_us), int(math.ceil(us)), lowest}
 end
 
@@ -245,18 +233,11 @@ local function wait_for(width, cap, more)
   return wait
 end
 
-local audit_ms = 0
-if redis.call('EXISTS', audit) == 1 then
-  -- beyond 2^53 the number is not exact, but then it is far in the future in any case
-  local last = field(redis.call('XINFO', 'STREAM', audit), 'last-generated-id')
-  audit_ms = tonumber(last:match('^%d+'))
-  -- ids only grow: after the clock stepped back they would all fall into one millisecond, and
-  -- ids that are used up would fail in the middle of the batch
-  if n > 0 and audit_ms > now_ms + 1 then
-    return {'wait', int(now_us), int(math.min((audit_ms - now_ms) * 1000, 1e15)), lowest}
-  end
+-- ids only grow: after the clock stepped back they would all fall into one millisecond, and
+-- ids that are used up would fail in the middle of the batch
+if n > 0 and audit_ms > now_ms + 1 then
+  return {'wait', int(now_us), int(math.min((audit_ms - now_ms) * 1000, 1e15)), lowest}
 end
-
 if n > 0 and lowest ~= 'none' then
   local holds = tonumber(lowest)
   local gap = n / holds * 1000000
@@ -281,43 +262,37 @@ if n > 0 and lowest ~= 'none' then
 end
 
 -- Lua does not roll back. With all audit records first, whatever fails here leaves entries
--- unacknowledged and is seen by the first XADD, before anything changed. An acknowledgement denied
--- after the XADDs (a right taken away meanwhile) would leave records that the next run writes again:
--- so each is tried first, on what cannot be there, and HSET before all, as OOM is only noticed by a
--- script's first write. A call without records does just this: it proves that a drain could work.
-if n > 0 then redis.call('HSET', state, 'pace', pace) else save_pace(0) end
+-- unacknowledged and is seen by the first XADD, before anything changed. What is denied after the
+-- XADDs (a right taken away meanwhile) would leave records that the next run writes again: so each
+-- is tried first, on what cannot be there, and HSET before all, as OOM is only noticed by a script's
+-- first write. A call without records does just this: it proves that a drain could work.
+redis.call('HSET', state, 'pace', n > 0 and pace or pace_after(0))
 redis.call('XACK', stream, group, '0-0')
+redis.call('ZADD', recorded, 'XX', 0, '-')
+redis.call('ZREM', recorded, '-')
 local recorded_ms = 0
 if taken > 0 then
   redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1, 'STREAMS', stream,
     '18446744073709551615-18446744073709551614')
-  local delivered = 0
-  if is_assumed and kind == 'new' then
-    -- The first entry goes to this consumer's pending list, where it is safe: if it is another
-    -- than expected, the position was elsewhere, and the caller finds it among its own.
-    local got = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1, 'STREAMS', stream,
-      '>')
-    local first = got and got[1][2][1][1]
-    if first ~= ids[accepted[1]] then return refused('elsewhere') end
-    delivered = 1
-  end
-  local audited
   local call = redis.call
   for i = 1, n do
-    local r = recordable[i]
-    audited = call('XADD', audit, '*',
+    local r = fresh[i]
+    audit_last = call('XADD', audit, '*',
       'original_id', ids[r], 'symbol', symbols[r], 'age_sec', ages[r],
       'confidence', confidences[r], 'action', actions[r], 'drained_at_ts', drained_at,
       'reason', reasons[r], 'consumer_group', owner, 'run_id', run_id)
   end
   if kind == 'new' then
-    if delivered == 1 then redis.call('XACK', stream, group, ids[accepted[1]]) end
-    if taken > delivered then
-      redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', taken - delivered, 'NOACK',
-        'STREAMS', stream, '>')
+    local got = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', taken, 'NOACK',
+      'STREAMS', stream, '>')
+    local entries = got and got[1][2] or {}
+    if #entries ~= taken or entries[1][1] ~= ids[accepted[1]]
+        or entries[taken][1] ~= ids[accepted[taken]] then
+      return refused('other')
     end
     position = ids[accepted[taken]]
-    if is_history then redis.call('HSET', state, 'history:' .. group, position) end
+    -- nothing lies between the position and the batch's first, so it is joined to what ends there
+    cover(recorded, prefix, first_key, last_key, met)
   else
     local part = {}
     for i = 1, taken do
@@ -327,9 +302,13 @@ if taken > 0 then
         part = {}
       end
     end
+    for i = 1, n do
+      local key = key_of(ids[fresh[i]])
+      redis.call('ZADD', recorded, 0, member(prefix, key, key))
+    end
   end
   if n > 0 then
-    recorded_ms = tonumber(audited:match('^%d+'))
+    recorded_ms = tonumber(audit_last:match('^%d+'))
     local ms = math.max(now_ms, recorded_ms)
     local newest = log[#log]
     local step = lowest == 'none' and COARSE_MS or 1
@@ -338,12 +317,18 @@ if taken > 0 then
     else
       log[#log + 1] = {ms, n}
     end
-    save_pace(0)
-    redis.call('HSET', state, marks_field, marks)
   end
+  local values = {'pace', pace_after(0), 'audit', audit_last, 'recorded',
+    int(redis.call('ZCARD', recorded)), 'life', life_of(info)}
+  if kind == 'new' and group ~= owner then
+    values[#values + 1] = 'history:' .. group
+    values[#values + 1] = position
+  end
+  redis.call('HSET', state, unpack(values))
 end
 
-local reply = {'ok', int(now_us), int(math.max(0, due - now_us)), lowest, position, counters, marks,
-  int(recorded_ms), int(vanished)}
+local reply = {'ok', int(now_us), int(math.max(0, due - now_us)), lowest, position, counters,
+  audit_last, int(recorded_ms), int(vanished), int(#rejected)}
 for i = 1, #rejected do reply[#reply + 1] = rejected[i] end
+for i = 1, #had do reply[#reply + 1] = had[i] end
 return reply

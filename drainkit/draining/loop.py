@@ -1,0 +1,314 @@
+"""The loop of a live drain."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..core.audit import records
+from ..core.entries import Changes
+from ..core.events import decoder_of
+from ..core.policy import decide
+from ..core.summary import Summary
+from ..errors import (
+    ConnectionLostError,
+    DrainkitError,
+    InterruptedRunError,
+    ServerBusyError,
+    SlotMovedError,
+    UnreachableError,
+)
+from ..server import recorded, scopes
+from ..server.connection import Clock, Server
+from ..server.topology import check_primary
+from ..server.writing import Batch, ForgottenError
+from . import vanished
+from .in_flight import CommitRequest, InFlight, ReadRequest
+from .job import MAX_CLOCK_WAIT_SEC, Job, Progress, future_audit
+from .reader import PAGE_ENTRIES, Reader
+
+RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
+MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
+CREDIT_US = 50_000  # a busy client makes up for so much delay of its turn
+HEARD_SEC = 5.0  # a drain that waits longer for its turn says that it is at work (commit.lua)
+LATE_SEC = 0.002  # a request that is early costs a round trip more, so it aims so much later
+TURN_SEC = 0.02  # at most 50 turns a second: an even pace, and a server that is free in between
+INTERRUPTED = "interrupted; run the same command again to go on"
+
+
+class ReadAgainError(DrainkitError):
+    """A batch was not committed and has to be read anew; what was sent after it, too."""
+
+
+class Loop:
+    """Reads as a dry run does, and writes by commits, one at a time.
+
+    Nothing is claimed beforehand: until its commit an entry stays as undelivered, or as pending for
+    its owner, as it was. So whatever happens before leaves no trace, and after a fault the group
+    itself says what was done.
+
+    With a throttle, commits take turns: the batch of a turn is decided when it comes, and its
+    request is sent half a round trip before. Without one the server commits and reads on while this
+    side decides.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        job: Job,
+        summary: Summary,
+        *,
+        audit_id: str,
+        stopping: threading.Event,
+        on_progress: Progress | None,
+    ) -> None:
+        self._server = server
+        self._job = job
+        self._summary = summary
+        self._stopping = stopping
+        self._on_progress = on_progress
+        self._clock = Clock(server.now_us())
+        self.in_flight = InFlight(server, job, self._clock, audit_id)
+        self._reader = Reader(server, job, self.in_flight)
+        self._decoder = decoder_of(job.settings)
+        self._rate = job.settings.throttle  # the lowest of all drains at work
+        self._next_turn = 0.0  # time.monotonic()
+        self._credit_us = 0  # a drain begins without
+        self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
+        self.changes = None if job.to_drain is None else Changes(job.policy)
+        self.begun: vanished.Opening | None = None  # counted before the first commit
+        self._is_open = False
+
+    def run(self) -> None:
+        """Drain until the scope, the budget or the patience with a broken server is exhausted."""
+        attempts, looks = iter(RECOVERY_WAITS_SEC), 0
+        while True:
+            before = self._summary.total_read
+            try:
+                self._drain()
+                if self._exhausted(progress=self._summary.total_read > before):
+                    return
+                # somebody of the same name was delivered entries meanwhile: they are ours as well
+            except (ReadAgainError, ForgottenError) as error:
+                self.finish()
+                looks = looks + 1 if self._summary.total_read == before else 0
+                if isinstance(error, ForgottenError):
+                    self._remember(error, looks)
+                self._wait()
+            except (ConnectionLostError, ServerBusyError, SlotMovedError) as error:
+                if self._summary.total_read > before:
+                    attempts = iter(RECOVERY_WAITS_SEC)
+                self._recover(error, attempts)
+            self._reader.start_over()
+
+    def _drain(self) -> None:
+        if not self._is_open:
+            self.begun = vanished.opening(self._server, self._job)
+            self._summary.expected = vanished.expected(self._server, self._job, self.begun)
+            self._is_open = True
+        for batch in self._reader.pending(self._room):
+            self._commit(batch)
+            self._settle_all()
+        if self._job.scope.name != "pending":
+            self._rate = self._reader.probe()
+            while (new := self._next()) is not None:
+                self._commit(new)
+            self._settle_all()
+            if self._room() > 0:  # not the budget but the stream has ended: if it is still the one
+                self._reader.probe()
+        if self._stopping.is_set():
+            raise InterruptedRunError(INTERRUPTED)
+
+    def _room(self) -> int:
+        """How many entries the next batch may have; 0 when the budget is spent or interrupted."""
+        if self._stopping.is_set():
+            return 0
+        most = PAGE_ENTRIES
+        if self._rate is not None:
+            # a turn takes a round trip, and what is late within it; a tenth of a second holds a
+            # fifth of the rate at most (commit.lua)
+            turn_sec = min(max(TURN_SEC, 1.5 * self.in_flight.round_trip_sec), 0.2)
+            most = max(1, min(most, int(self._rate * turn_sec), int(self._rate / 5)))
+        return min(most, self._budget())
+
+    def _budget(self) -> int:
+        """How many entries may still be sent."""
+        if self._stopping.is_set():
+            return 0
+        budget = self._job.max_events
+        if budget is None:
+            return sys.maxsize
+        return budget - self._summary.total_read - self.in_flight.events
+
+    def _next(self) -> Batch | None:
+        """New entries, of the plan or as read; None: no more, or the budget is spent."""
+        while True:
+            if (batch := self._reader.batch(self._room())) is not None:
+                return batch
+            if self._reader.has_page() or not self.in_flight.reading:
+                # the budget was all in flight; what was rejected of that leaves room again
+                self._settle_all()
+                if self._room() < 1:
+                    return None
+                if not self._reader.has_page() and not self._reader.ask(self._budget()):
+                    return None
+            self._take_page()
+
+    def _take_page(self) -> None:
+        """Take replies until the page that was asked for is there."""
+        while (request := self.in_flight.oldest()) is not None and self.in_flight.reading:
+            if isinstance(request, ReadRequest):
+                self._reader.take_page()
+            else:
+                self._settle(request)
+
+    def _commit(self, batch: Batch) -> None:
+        """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
+        is_new = batch.owners is None
+        if self._rate is None and is_new:
+            self._read_ahead(batch)
+        events = batch.events
+        if events is None:
+            events = self._decoder.decode(batch.entries)
+        while True:
+            if self._rate is not None and not self._wait():
+                return  # interrupted: the batch stays as it is for the same command run again
+            now_us = self._clock.now_us()
+            as_of_us = self._job.settings.as_of_us
+            decisions = decide(events, self._job.policy, now_us if as_of_us is None else as_of_us)
+            made = records(events, decisions, self._job.policy)
+            self._settle_all()  # as late as can be: until then the server has its commit to do
+            self.in_flight.commit(
+                batch, events, decisions, made, now_us=now_us, credit_us=self._credit_us
+            )
+            if self._rate is None:
+                return
+            if is_new:
+                self._read_ahead(batch)
+            if self._settle_turn():
+                return
+
+    def _read_ahead(self, batch: Batch) -> None:
+        if not (self._reader.has_page() or self.in_flight.reading):
+            self._reader.ask(self._budget() - (0 if self.in_flight.is_sent(batch) else batch.size))
+
+    def _wait(self) -> bool:
+        """Wait until it is time to send; False if interrupted meanwhile."""
+        while (seconds := self._next_turn - time.monotonic()) > 0:
+            if self._stopping.wait(min(seconds, HEARD_SEC)):
+                return False
+            if seconds > HEARD_SEC:
+                self._take_page()
+                self.in_flight.probe(self._reader.position, b"")
+        return not self._stopping.is_set()
+
+    def _settle_all(self) -> None:
+        while isinstance(request := self.in_flight.oldest(), CommitRequest):
+            self._settle(request)
+
+    def _settle_turn(self) -> bool:
+        """Take the reply of a turn's commit; False if it has to wait for another turn."""
+        while isinstance(self.in_flight.oldest(), ReadRequest):
+            self._reader.take_page()
+        request = self.in_flight.oldest()
+        return not isinstance(request, CommitRequest) or self._settle(request, may_wait=True)
+
+    def _settle(self, request: CommitRequest, *, may_wait: bool = False) -> bool:
+        """Take the reply of the oldest commit into the books; False if it has to wait."""
+        reply = self.in_flight.receive_commit()
+        # half a round trip brought the reply, and half a one will take the next request
+        early_sec = max(0.0, self.in_flight.round_trip_sec - LATE_SEC)
+        self._next_turn = time.monotonic() + reply.wait_us / 1e6 - early_sec
+        self._rate = rate = reply.rate
+        batch = request.batch
+        if not reply.done:
+            if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (rate or 1)) * 1e6:
+                raise DrainkitError(future_audit(reply.wait_us / 1e6))
+            if not may_wait or rate is None or batch.size > max(1, rate / 5):
+                raise ReadAgainError("the batch has to wait, or to be smaller, and is read anew")
+            return False
+        self._reader.note(reply.position, reply.counters)
+        taken = reply.rejected | reply.had
+        rows: np.ndarray | slice = slice(None)
+        if taken:
+            rows = np.array([entry not in taken for entry in request.events.ids])
+        if self.changes is not None and batch.planned is not None:
+            self.changes.note(request.events, request.decisions, rows, batch.planned)
+        if counted := self._summary.count(request.decisions, rows):
+            self._summary.pace.note(reply.audit_ms, counted)
+            self._credit_us = CREDIT_US
+        self._summary.vanished += reply.vanished
+        if batch.owners is not None:
+            rows_of = zip(request.events.ids, batch.owners, strict=True)
+            self._refused |= {row for row in rows_of if row[0] in reply.rejected}
+        if self._on_progress:
+            self._on_progress(self._summary)
+        return True
+
+    def finish(self) -> None:
+        """Take what is still in flight into the books: a commit in flight is a commit."""
+        while request := self.in_flight.oldest():
+            try:
+                if isinstance(request, ReadRequest):
+                    self.in_flight.receive_page()
+                else:
+                    self._settle(request)
+            except ConnectionLostError:
+                self.in_flight.mark_unknown()
+                return
+            except DrainkitError:  # refused by the server: nothing of it ran
+                continue
+
+    def _exhausted(self, *, progress: bool) -> bool:
+        """Whether nothing is left to do; raises if something is that could not be done."""
+        budget = self._job.max_events
+        if budget is not None and self._summary.total_read >= budget:
+            return True
+        # as far as a plan goes: what it leaves alone would be waited for forever
+        scope = scopes.current(self._server, self._reader.bounds)
+        if any(scopes.own_ids(self._server, scope)):
+            return False
+        if scope.name != "pending" or not self._refused:
+            return True
+        rows = (row for page in scopes.scope_ids(self._server, scope) for row in page)
+        left = sum(row in self._refused for row in rows)  # what another took since is its own
+        if left and not progress:
+            raise DrainkitError(
+                f"{left} idle entries of the scope could not be taken; run the same command again"
+            )
+        return not left
+
+    def _remember(self, error: ForgottenError, looks: int) -> None:
+        """Make the recorded set fit again; what a run must not go on from ends it."""
+        if looks > MAX_LOOKS:
+            raise error
+        scope = self._job.scope
+        if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
+            raise DrainkitError("; ".join(notes))
+
+    def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
+        """After a fault: look again. What is still undelivered or pending was not committed."""
+        self.in_flight.mark_unknown()
+        for wait in attempts:
+            if self._stopping.wait(wait):
+                raise InterruptedRunError(INTERRUPTED)
+            try:
+                owner = self._server.info.run_id
+                self._server.reconnect()
+                if not self.in_flight.is_same_server:
+                    raise UnreachableError(
+                        "the server restarted or another took over, and may have lost the last "
+                        "moments; run the same command again to go on"
+                    )
+                check_primary(self._server.info)
+                if self._server.info.run_id != owner:  # deadlines were by the other one's clock
+                    self.in_flight.wait_out()
+                self._clock.sync(self._server.now_us())
+            except (ConnectionLostError, ServerBusyError, SlotMovedError):
+                continue
+            return
+        raise error

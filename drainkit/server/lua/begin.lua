@@ -1,0 +1,46 @@
+-- Before a drain's first commit: is what the state says of stream, audit and recorded set still so?
+-- Needs ids.lua and recorded.lua before it.
+-- KEYS: stream, audit, state, recorded; ARGV: group, consumer group
+-- Returns {how, after which id of the audit its records are not in the set}:
+-- "whole": all is as the last commit left it; "anew": the stream was made anew since, and what the
+-- set said of the old one is forgotten; "behind": the audit lacks records that it had; "ahead": the
+-- set lacks records that the audit has (remember.lua adds them); "gone" without a stream.
+local stream, audit, state, recorded = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local info = redis.pcall('XINFO', 'STREAM', stream)
+if info.err then return {'gone', ''} end
+local found = redis.pcall('XINFO', 'STREAM', audit)
+local last = found.err and '0-0' or field(found, 'last-generated-id')
+local known, cards, life = unpack(redis.call('HMGET', state, 'audit', 'recorded', 'life'))
+known = known or '0-0'
+local count = redis.call('ZCARD', recorded)
+local function keep(...) redis.call('HSET', state, 'audit', last, 'life', life_of(info), ...) end
+
+if life and not is_same_life(stream, info, life) then
+  redis.call('ZREMRANGEBYLEX', recorded, '-', '+')
+  keep('recorded', '0')
+  return {'anew', ''}
+end
+if count ~= tonumber(cards or 0) then
+  keep('recorded', int(count))
+  if last == '0-0' then return {before(last, known) and 'behind' or 'whole', ''} end
+  redis.call('HSET', state, 'audit', '0-0')  -- until remember.lua is done, no commit goes through
+  return {'ahead', '0-0'}
+end
+if before(last, known) then
+  keep()
+  return {'behind', ''}
+end
+if before(known, last) then return {'ahead', known} end
+-- What was trimmed from the stream cannot come again, unless it is still pending in the group.
+local first = field(info, 'first-entry')
+local pending = redis.pcall('XPENDING', stream, ARGV[1], '-', '+', 1)
+local oldest = first and first[1]
+if oldest and not pending.err then
+  if pending[1] and before(pending[1][1], oldest) then oldest = pending[1][1] end
+  local prefix = prefix_of(ARGV[2])
+  local dropped = redis.call('ZREMRANGEBYLEX', recorded, '[' .. prefix,
+    '(' .. prefix .. key_of(oldest))
+  if dropped > 0 then redis.call('HSET', state, 'recorded', int(count - dropped)) end
+end
+keep()
+return {'whole', ''}

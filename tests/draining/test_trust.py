@@ -1,0 +1,301 @@
+"""What is recorded is known by the server at the commit: attacks that needed no fault to win."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from books import GROUP, ask, audit, deliver, seed
+from conftest import Fill
+from faults import attempt, key
+from servers import Server
+
+ALONE = {"throttle": "none", "min_idle_min": 0, "allow_active_consumers": True}
+LIVE = ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all")
+
+
+def doubled(server: Server, stream: str) -> list[tuple[tuple[str, str], int]]:
+    found = Counter((r["consumer_group"], r["original_id"]) for r in audit(server, stream))
+    return [pair for pair in found.items() if pair[1] > 1]
+
+
+def position(server: Server, stream: str, group: str = GROUP) -> str:
+    for row in ask(server, "XINFO", "GROUPS", stream):
+        if row[row.index(b"name") + 1] == group.encode():
+            return str(row[row.index(b"last-delivered-id") + 1].decode())
+    return "0-0"
+
+
+def unrecorded(server: Server, stream: str) -> list[str]:
+    """Entries that the group has passed, that are pending for nobody, and have no record."""
+    here = key(position(server, stream))
+    waiting = {row[0] for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 100_000)}
+    done = {r["original_id"] for r in audit(server, stream)}
+    entries = [row[0] for row in ask(server, "XRANGE", stream, "-", "+")]
+    passed = [e for e in entries if key(e.decode()) <= here and e not in waiting]
+    return [e.decode() for e in passed if e.decode() not in done]
+
+
+def test_two_streams_do_not_share_an_audit(valkey: Server, fill: Fill, stream: str) -> None:
+    """A second stream's drain into one audit stream is refused; nothing of it is acknowledged."""
+    other = f"{stream}:b"
+    ids = seed(valkey, stream, fill, 60, delivered=0)
+    fill(valkey.client(), other, [(entry, {"symbol": "BTCUSDT"}) for entry in ids], group=GROUP)
+    first, second = (
+        attempt(valkey.url, name, audit_stream="shared:audit", throttle="none")
+        for name in (stream, other)
+    )
+    assert (first.rc, second.rc) == (0, 4), second.error
+    assert "--audit-stream" in second.error
+    assert position(valkey, other) == "0-0"
+
+
+def test_a_group_named_like_a_history_group_is_its_own(
+    server: Server, stream: str, fill: Fill
+) -> None:
+    """An application's group `<group>.drain_history` gets its own records: 50 and 50."""
+    seed(server, stream, fill, 50, delivered=0)
+    name = f"{GROUP}.drain_history"
+    ask(server, "XGROUP", "CREATE", stream, name, "0")
+    for group in (GROUP, name):
+        assert attempt(server.url, stream, consumer_group=group, throttle="none").rc == 0
+    counts = Counter(r["consumer_group"] for r in audit(server, stream))
+    assert counts == {GROUP: 50, name: 50}
+
+
+def test_consumers_in_another_order_than_their_entries(
+    server: Server, stream: str, fill: Fill
+) -> None:
+    """--from-consumer B, then A, whose entries lie the other way round: each is recorded once."""
+    seed(server, stream, fill, 1000, delivered=0)
+    deliver(server, stream, b"A", 5)
+    deliver(server, stream, b"B", 995)
+    run = attempt(server.url, stream, scope="pending", from_consumer=["B", "A"], **ALONE)
+    assert run.rc == 0, run.error
+    again = attempt(server.url, stream, scope="history", **ALONE)
+    assert (again.rc, len(audit(server, stream)), doubled(server, stream)) == (0, 1000, [])
+
+
+def test_ids_hours_ahead_of_the_clock(server: Server, stream: str, fill: Fill) -> None:
+    """Entries whose ids lie an hour ahead are recorded once by whatever scopes."""
+    ahead_ms = (int(server.client().time()[0]) + 7200) * 1000
+    entries = [(f"{ahead_ms + i}-0", {"symbol": "BTCUSDT", "confidence": "0.9"}) for i in range(40)]
+    fill(server.client(), stream, entries, group=GROUP)
+    for scope in ("undelivered", "history"):
+        assert attempt(server.url, stream, scope=scope, **ALONE).rc == 0
+    assert (len(audit(server, stream)), doubled(server, stream)) == (40, [])
+
+
+@pytest.mark.parametrize("throttle", ["none", "400"])
+def test_a_suspended_drain_goes_on_after_setid(
+    server: Server, stream: str, fill: Fill, throttle: str
+) -> None:
+    """While it sleeps another drains all, and the group is put back: it records none again."""
+    seed(server, stream, fill, 600, delivered=0)
+
+    def meanwhile() -> None:
+        here = position(server, stream)
+        assert attempt(server.url, stream, **ALONE, consumer_name="other").rc == 0
+        ask(server, "XGROUP", "SETID", stream, GROUP, here)
+
+    attempt(server.url, stream, at=(100, meanwhile), throttle=throttle, allow_active_consumers=True)
+    assert attempt(server.url, stream, **ALONE).rc == 0
+    assert (doubled(server, stream), unrecorded(server, stream)) == ([], [])
+
+
+REPLACED: dict[str, Callable[[Server, str], None]] = {
+    "deleted and made anew": lambda server, stream: ask(server, "DEL", stream),
+    "renamed over": lambda server, stream: ask(server, "RENAME", f"{stream}:new", stream),
+    "restored over": lambda server, stream: ask(
+        server, "RESTORE", stream, 0, ask(server, "DUMP", f"{stream}:new"), "REPLACE"
+    ),
+    "moved away and another moved in": lambda server, stream: (
+        ask(server, "MOVE", stream, 1), ask(server, "RENAME", f"{stream}:new", stream)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("throttle", ["none", "1000", "100"])
+@pytest.mark.parametrize("same_ids", [True, False], ids=["same ids", "other ids"])
+@pytest.mark.parametrize("how", REPLACED)
+def test_a_stream_replaced_by_a_larger_one(
+    server: Server, stream: str, fill: Fill, throttle: str, how: str, same_ids: bool
+) -> None:
+    """Nothing of the new one is acknowledged without its record, at any rate."""
+    ids = seed(server, stream, fill, 1500, delivered=0)
+    client = server.client()
+    new = [(entry, {"n": str(i)}) for i, entry in enumerate(ids)] if same_ids else []
+    after_ms = key(ids[-1])[0] + 1
+    new += [(f"{after_ms + i}-7", {"n": str(i)}) for i in range(2000)]
+
+    def replace() -> None:
+        if how == "deleted and made anew":
+            ask(server, "DEL", stream)
+            fill(client, stream, new, group=GROUP)
+        else:
+            fill(client, f"{stream}:new", new, group=GROUP)
+            REPLACED[how](server, stream)
+
+    before = 500 if throttle == "none" else 60
+    run = attempt(server.url, stream, at=(before, replace), throttle=throttle, max_events=1000
+                  if throttle == "none" else 200)  # fmt: skip
+    assert run.rc != 0
+    if same_ids:  # an id's record would be the old stream's
+        assert position(server, stream) == "0-0"
+    assert unrecorded(server, stream) == []
+
+
+@pytest.mark.parametrize("ids", ["by hand", "by the server"])
+def test_a_stream_made_anew_between_drains_is_drained_anew(
+    server: Server, stream: str, fill: Fill, ids: str
+) -> None:
+    """Ids that begin again at 1-0 do not count as recorded, and the run says what it found."""
+    for life in range(2):
+        ask(server, "DEL", stream)
+        entries = [
+            (f"{i + 1}-0" if ids == "by hand" else "*", {"n": f"{life}:{i}"})
+            for i in range(60 + 40 * life)
+        ]
+        fill(server.client(), stream, entries, group=GROUP)
+        run = attempt(server.url, stream, throttle="none")
+        assert run.rc == 0, run.error
+        assert run.summary is not None
+        assert run.summary["total_read"] == 60 + 40 * life
+        if ids == "by hand":  # others are new in any case
+            assert len(run.summary.get("notes") or []) == life
+
+
+LOST = {
+    "recorded": (("drain_recorded",), (0,)),
+    "state": (("drain_state",), (0,)),
+    "state and recorded": (("drain_state", "drain_recorded"), (0,)),
+    "audit": (("drain_audit",), (1,)),
+    "audit, state and recorded": (("drain_audit", "drain_state", "drain_recorded"), (1,)),
+}
+
+
+@pytest.mark.parametrize("scope", ["undelivered", "history"])
+@pytest.mark.parametrize("throttle", ["none", "300"])
+@pytest.mark.parametrize("lost", LOST)
+def test_what_is_lost_in_the_middle_is_noticed(
+    server: Server, stream: str, fill: Fill, lost: str, throttle: str, scope: str
+) -> None:
+    """Set and state are made again from the audit, none doubled; a lost audit ends it with 1."""
+    seed(server, stream, fill, 600, delivered=600 if scope == "history" else 0)
+    keys, expected = LOST[lost]
+    gone = [f"{stream}.{name}" for name in keys]
+    run = attempt(server.url, stream, at=(60, lambda: ask(server, "DEL", *gone)), scope=scope,
+                  throttle=throttle)  # fmt: skip
+    assert run.rc in expected, run.error
+    if expected == (0,):
+        assert (len(audit(server, stream)), doubled(server, stream)) == (600, [])
+    else:
+        assert "audit" in run.error
+
+
+@pytest.mark.parametrize("how", ["XTRIM", "XDEL"])
+def test_an_audit_trimmed_under_a_drain_ends_it_with_1(
+    server: Server, stream: str, fill: Fill, how: str
+) -> None:
+    """Records removed in the middle are noticed at the end, by `drain` too."""
+    seed(server, stream, fill, 300, delivered=0)
+    name = f"{stream}.drain_audit"
+
+    def trim() -> None:
+        first = ask(server, "XRANGE", name, "-", "+", "COUNT", 1)[0][0]
+        ask(server, *(("XTRIM", name, "MAXLEN", 1) if how == "XTRIM" else ("XDEL", name, first)))
+
+    run = attempt(server.url, stream, at=(100, trim), throttle="1000")
+    assert run.rc == 1
+    assert "audit" in run.error
+
+
+def test_copies_of_yesterday_beside_todays_audit(server: Server, stream: str, fill: Fill) -> None:
+    """Stream and state put back from before the last 200 records double none of them."""
+    seed(server, stream, fill, 300, delivered=0)
+    assert attempt(server.url, stream, max_events=100, **ALONE).rc == 0
+    names = [stream, f"{stream}.drain_state", f"{stream}.drain_recorded"]
+    kept = [ask(server, "DUMP", name) for name in names]
+    assert attempt(server.url, stream, **ALONE).rc == 0
+    for name, dump in zip(names, kept, strict=True):
+        ask(server, "RESTORE", name, 0, dump, "REPLACE")
+    run = attempt(server.url, stream, **ALONE)
+    assert run.rc == 0, run.error
+    assert (len(audit(server, stream)), doubled(server, stream)) == (300, [])
+    assert unrecorded(server, stream) == []
+
+
+def test_an_audit_older_than_the_state_is_named(server: Server, stream: str, fill: Fill) -> None:
+    """An audit put back from an older copy is said in text and JSON; nothing is recorded twice."""
+    seed(server, stream, fill, 120, delivered=0)
+    assert attempt(server.url, stream, max_events=40, **ALONE).rc == 0
+    kept = ask(server, "DUMP", f"{stream}.drain_audit")
+    assert attempt(server.url, stream, max_events=40, **ALONE).rc == 0
+    ask(server, "RESTORE", f"{stream}.drain_audit", 0, kept, "REPLACE")
+    run = attempt(server.url, stream, **ALONE)
+    assert run.rc == 0, run.error
+    assert run.summary is not None
+    assert "older" in " ".join(run.summary["notes"])
+    assert (len(audit(server, stream)), doubled(server, stream)) == (80, [])
+
+
+def random_steps(server: Server, stream: str, seed_: int) -> None:
+    """Some drains by random scopes, beside SETID back and forth, XCLAIM, deliveries, lost keys."""
+    rng = random.Random(seed_)
+
+    def step(depth: int = 0) -> None:
+        what = rng.choice(["drain"] * 5 + ["setid", "claim", "deliver", "add", "lose"])
+        if what == "drain":
+            inside = depth == 0 and rng.random() < 0.5
+            run = attempt(
+                server.url, stream, consumer_name=rng.choice(["backlog_drain_1", "other"]),
+                scope=rng.choice(["undelivered", "pending", "history"]),
+                max_events=rng.choice([1, 7, 40, "all"]), certain=False,
+                at=(rng.randrange(1, 20), lambda: [step(1) for _ in range(rng.randrange(1, 4))])
+                if inside else None,
+                **{**ALONE, "throttle": rng.choice(["none", "5000"])},
+            )  # fmt: skip
+            assert run.rc in (0, 1, 4), run.error
+        elif what == "setid":
+            entries = ask(server, "XRANGE", stream, "-", furthest[0])
+            if entries:
+                ask(server, "XGROUP", "SETID", stream, GROUP, rng.choice(entries)[0])
+        elif what == "claim":
+            rows = ask(server, "XPENDING", stream, GROUP, "-", "+", 20)
+            if rows:
+                ask(server, "XCLAIM", stream, GROUP, rng.choice(["A", "B"]), 0, rng.choice(rows)[0])
+        elif what == "deliver":
+            deliver(server, stream, rng.choice([b"A", b"B"]), rng.randrange(1, 30))
+        elif what == "lose":
+            ask(server, "DEL", f"{stream}.{rng.choice(['drain_state', 'drain_recorded'])}")
+        else:
+            for _ in range(rng.randrange(1, 20)):
+                ask(server, "XADD", stream, "*", "symbol", "BTCUSDT", "confidence", "0.9")
+        furthest[0] = max(furthest[0], position(server, stream), key=key)
+
+    furthest = ["0-0"]
+    for _ in range(12):
+        step()
+        assert doubled(server, stream) == [], f"seed {seed_}"
+    ask(server, "XGROUP", "SETID", stream, GROUP, furthest[0])
+    assert unrecorded(server, stream) == [], f"seed {seed_}"
+
+
+@pytest.mark.parametrize("seed_", range(12))
+def test_random_scopes_positions_and_claims(
+    server: Server, stream: str, fill: Fill, seed_: int
+) -> None:
+    """Whatever the order, each entry that was passed has one record, and none has two."""
+    seed(server, stream, fill, 120, delivered=0)
+    random_steps(server, stream, seed_)
+
+
+@pytest.mark.chaos
+def test_random_scopes_for_minutes(server: Server, stream: str, fill: Fill) -> None:
+    """The same, a thousand times."""
+    for seed_ in range(1000, 2000):
+        ask(server, "FLUSHDB")
+        seed(server, stream, fill, 120, delivered=0)
+        random_steps(server, stream, seed_)
