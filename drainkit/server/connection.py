@@ -64,9 +64,12 @@ class Server:
 
     @property
     def takeovers(self) -> int:
-        """How often the server restarted or another one took over since this was opened.
+        """How often the data may have gone back since this was opened, as of the last connecting.
 
-        The owner of a slot that moved within its Cluster, with all that was in it, is not counted.
+        Its replication id tells: a restart (an older file too), a failover, a primary that was a
+        replica meanwhile, each give it a new one. The owner of a slot that moved within its
+        Cluster, with all that was in it, is not counted. A primary's very first replica gives it
+        a new one too, though nothing went back: that is rare, and told apart by nothing.
         """
         return self._wire.takeovers
 
@@ -84,6 +87,12 @@ class Server:
         """Connect anew, resolving Sentinel and Cluster again; the caller compares `takeovers`."""
         with self._translated():
             self._wire.reopen()
+
+    def recheck(self) -> int:
+        """`takeovers` as of now: Sentinel, Cluster and server are asked again; none in flight."""
+        self._check_order()
+        self.reconnect()
+        return self.takeovers
 
     def call(self, *args: bytes | str | int) -> Any:
         """Send one command and return its reply, bytes undecoded."""

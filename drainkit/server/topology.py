@@ -45,9 +45,10 @@ class ServerInfo:
 
     kind: str  # "redis", "valkey", ...
     version: str
-    run_id: str  # changes when the server restarts or another one takes over
+    run_id: str  # the process's
     role: str  # "master" or "slave"
     cluster: bool
+    replid: str = ""  # of its data's history: new whenever the data may have gone back
 
     @property
     def version_tuple(self) -> tuple[int, ...]:
@@ -187,11 +188,9 @@ def _first_answering(urls: list[str]) -> Connection:
 
 def read_info(link: Connection) -> ServerInfo:
     """Who is at the other end, as INFO says."""
-    values: dict[str, str] = {}
-    for section in ("server", "replication", "cluster"):
-        link.send_command("INFO", section)
-        text = link.read_response(disable_decoding=True).decode("utf-8", "replace")
-        values |= dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    link.send_command("INFO")
+    text = link.read_response(disable_decoding=True).decode("utf-8", "replace")
+    values = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     kind = values.get("server_name", "redis")
     version = values.get(f"{kind}_version") or values.get("redis_version", "0")
     return ServerInfo(
@@ -200,6 +199,7 @@ def read_info(link: Connection) -> ServerInfo:
         run_id=values.get("run_id", ""),
         role=values.get("role", ""),
         cluster=values.get("cluster_enabled") == "1",
+        replid=values.get("master_replid", values.get("run_id", "")),
     )
 
 

@@ -53,7 +53,7 @@ class Wire:
         self._link: Connection | None = None
         self._sent: deque[bytes] = deque()  # requests whose replies nobody took yet
         self._replies: deque[Any] = deque()  # to the first of these, errors too
-        self.takeovers = 0  # how often a server restarted, or another one took its place
+        self.takeovers = 0  # how often what is there may no longer be what was there
         self._place: tuple[str, int] | None = None  # of the server; None: a unix socket
 
     @property
@@ -94,7 +94,9 @@ class Wire:
         before, place = self.info, self._place
         self.close()
         self.open()
-        if self.info.run_id != before.run_id and not self._has_handed_over(place, before):
+        if (self.info.replid, self.info.role) == (before.replid, before.role):
+            return
+        if not self._has_handed_over(place, before):
             self.takeovers += 1
 
     def send(self, requests: list[bytes]) -> None:
@@ -123,11 +125,11 @@ class Wire:
         sent, replies = self._sent.copy(), self._replies.copy()
         replies.extend(self._read() for _ in range(len(sent) - len(replies)))
         while time.monotonic() < until and any(isinstance(r, SLOT_ERRORS) for r in replies):
-            owner, takeovers = self.info.run_id, self.takeovers
+            owner, takeovers = self.info.replid, self.takeovers
             self.reopen()
             if self.takeovers != takeovers:
                 raise redis.ConnectionError("another server took over")
-            if self.info.run_id == owner:
+            if self.info.replid == owner:
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT_SEC)
             refused = [at for at, reply in enumerate(replies) if isinstance(reply, SLOT_ERRORS)]
@@ -168,7 +170,7 @@ class Wire:
     def _has_handed_over(self, place: tuple[str, int] | None, before: ServerInfo) -> bool:
         """Whether the server before this one gave the slot away, with all that was in it.
 
-        It did if it is still the same process and a primary, and itself says whose the slot is.
+        It did if it is still what it was and a primary, and itself says whose the slot is.
         One that was replaced after a failure became a replica, or still takes the slot for its
         own: then what it did last may be lost.
         """
@@ -182,6 +184,6 @@ class Wire:
             owner.disconnect()
         except (redis.RedisError, OSError, UnreachableError):
             return False
-        return (info.run_id, info.role, owner_info.run_id) == (
-            before.run_id, "master", self.info.run_id,
+        return (info.replid, info.role, owner_info.replid) == (
+            before.replid, "master", self.info.replid,
         )  # fmt: skip
