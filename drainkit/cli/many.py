@@ -28,8 +28,8 @@ def run_many(settings: Settings, pattern: str, address: str | None,
             raise UsageError("--sign-key: the key is not where Dask runs; leave out --dask")
         if settings.mode == "live":
             confirm(f"Drain every stream of {one_line(pattern)} without being asked again?", yes)
-    with connected(settings) as server:
-        streams = many.streams_of(server, settings, pattern)
+    with connected(settings, anywhere=True) as server:
+        streams, missed = many.streams_of(server, settings, pattern)
     left = len(streams)
 
     def tell(outcome: Outcome) -> None:
@@ -38,6 +38,8 @@ def run_many(settings: Settings, pattern: str, address: str | None,
         shown = f"{one_line(outcome.stream)}: {outcome.outcome}, {left:,} to go"
         click.echo(shown if not outcome.error else f"{shown}: {one_line(outcome.error)}", err=True)
 
+    for outcome in missed:
+        click.echo(f"{one_line(outcome.stream)}: {one_line(outcome.error or '')}", err=True)
     with stop_signals() as stopping:
         if address is None:
             outcomes = many.run_in_turn(
@@ -48,6 +50,6 @@ def run_many(settings: Settings, pattern: str, address: str | None,
             from ..pipeline.dask_runs import run_with_dask
 
             outcomes = run_with_dask(settings, streams, address, tell=tell, stopping=stopping)
-        found = many.summary(pattern, settings, list(outcomes))
+        found = many.summary(pattern, settings, [*missed, *outcomes])
     emit(as_json, found, Table(many.HEAD, many.rows(found)), many.last_line(found))
     return int(found["exit_code"])

@@ -111,7 +111,7 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
     audits = options["form"] == "prometheus" or options["textfile"] or options["listen"]
 
     def look() -> checks.Report:
-        with connected(settings) as server:
+        with connected(settings, anywhere=options["pattern"] is not None) as server:
             return checks.check(
                 server, settings, limits, groups=options["groups"], pattern=options["pattern"],
                 audits=bool(audits),

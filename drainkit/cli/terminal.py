@@ -44,11 +44,11 @@ _COLOURS = {
 
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[Server]:
-    """A connection to the settings' server, closed at the end."""
+def connected(settings: Settings, *, anywhere: bool = False) -> Iterator[Server]:
+    """A connection to the settings' server, closed at the end; `anywhere`: to look for streams."""
     from ..server.connection import Server
 
-    with Server.of(settings) as server:
+    with Server.of(settings, anywhere=anywhere) as server:
         yield server
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -116,9 +117,9 @@ def check(
             state = read_state(
                 one, settings, dead_after_min=limits.dead_after_min, audits=audits, most=most
             )
-        except UnreachableError:
-            raise
         except DrainkitError as error:
+            if pattern is None and isinstance(error, UnreachableError):
+                raise
             report.add("unknown", name, None, str(error))
             continue
         # groups of scope history are the drain's own
@@ -148,8 +149,10 @@ def _each_stream(
         return
     if settings.audit_stream is not None:
         raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
-    names = find_streams(server, pattern)
-    if not names:
+    names, missed = find_streams(server, pattern)
+    for error in missed:
+        report.add("unknown", pattern, None, str(error))
+    if not names and not missed:
         report.add("unknown", pattern, None, "no stream fits this pattern; check --all-streams")
     for raw in names:
         try:
@@ -157,10 +160,12 @@ def _each_stream(
         except UnicodeDecodeError:
             report.add("unknown", text(raw), None, "the stream's name is no UTF-8")
             continue
-        with Server.of(settings, name) as one:
+        with ExitStack() as stack:
             try:
+                one = stack.enter_context(Server.of(settings, name))
                 _ = one.keys
-            except RefusedError as error:  # a Cluster, and a name without a place for a hash tag
+            # its node hangs; or a Cluster, and a name without a place for a hash tag
+            except (UnreachableError, RefusedError) as error:
                 report.add("unknown", name, None, str(error))
                 continue
             yield one

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
+from ..errors import (
+    DrainkitError,
+    InterruptedRunError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from ..safe import one_line, secret_pattern, secret_words, strike, text
 from ..server import reading
 from ..server.connection import Server
@@ -64,29 +70,35 @@ def check_settings(settings: Settings) -> None:
             raise UsageError(f"{option} belongs to one stream; leave out --all-streams")
 
 
-def streams_of(server: Server, settings: Settings, pattern: str) -> list[str]:
+def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[str], list[Outcome]]:
     """The pattern's streams that have the consumer group; RefusedError where there is none.
 
+    With them, for what could not be asked (a node that hangs), how that ended: it stops no other.
     A name that is not UTF-8 cannot be given as a parameter, and is refused too: no stream that
     waits to be drained is left out in silence.
     """
     found: list[str] = []
-    for raw in reading.find_streams(server, pattern):
+    names, missed = reading.find_streams(server, pattern)
+    outcomes = [Outcome.failed(one_line(pattern), error) for error in missed]
+    for raw in names:
         try:
             name = raw.decode()
         except UnicodeDecodeError:
             raise RefusedError(
                 f"{one_line(text(raw))}: the stream's name is not UTF-8; use a narrower pattern"
             ) from None
-        with Server.of(settings, name) as one:
-            if settings.consumer_group in reading.positions(one):
-                found.append(name)
-    if not found:
+        try:
+            with Server.of(settings, name) as one:
+                if settings.consumer_group in reading.positions(one):
+                    found.append(name)
+        except UnreachableError as error:
+            outcomes.append(Outcome.failed(name, error))
+    if not found and not outcomes:
         raise RefusedError(
             f"--all-streams {one_line(pattern)}: no stream has the group "
             f"{one_line(settings.consumer_group)}; check pattern and --consumer-group"
         )
-    return found
+    return found, outcomes
 
 
 def settings_for(settings: Settings, stream: str) -> Settings:

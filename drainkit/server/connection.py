@@ -3,49 +3,91 @@
 A run talks to the primary that holds the stream, over one connection that never retries by
 itself: redis-py's own retries would send a commit twice. Replies stay bytes as they came, because
 decoding one invalid byte would raise for a whole batch that the pending list already holds.
+
+A Cluster may hand the stream's slot, side keys and all, to another of its primaries while a drain
+is at work. What the old owner refuses then did not run, so it goes to the new one. While a slot is
+half moved (SETSLOT MIGRATING), both refuse a script of several keys: it waits for the end of that.
+Clocks of two primaries can differ. Where the new one's is behind, the next commit waits until it
+has passed the audit's last id; where it is ahead, ages grow by the difference. By the audit's ids
+the throttle holds in both cases.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from functools import cached_property
 from typing import Any
 
 import hiredis
 import redis
+from redis.connection import Connection
 
+from ..errors import UnreachableError
 from ..safe import one_line
 from ..settings import Settings
+from . import topology
 from .keys import Keys, side_keys
-from .topology import ServerInfo
-from .translate import translated
-from .wire import Wire
+from .topology import Place, ServerInfo
+from .translate import SLOT_ERRORS, translated
+
+# replies, though redis-py takes some of them for the end of a connection
+_ERROR_REPLIES = (
+    redis.ResponseError,
+    redis.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+    redis.BusyLoadingError,
+)
+_FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
 
 
 class Server:
     """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
 
     A connection that the server closed while it was idle is opened anew before the next request.
-    A request that was sent is never sent again: whether it ran is for the caller to find out.
+    A request that was sent is never sent again, unless its reply says that it did not run because
+    of its slot: whether it ran is for the caller to find out.
     """
 
-    def __init__(self, url: str, stream: str, audit_stream: str | None = None) -> None:
+    info: ServerInfo  # who is at the other end
+
+    def __init__(
+        self,
+        url: str,
+        stream: str,
+        audit_stream: str | None = None,
+        *,
+        place: Place | None = None,
+        anywhere: bool = False,
+    ) -> None:
+        """`place`: this node of a Cluster; `anywhere`: any of its nodes, to ask for the others."""
         self._url = url
         self.stream = stream.encode()  # its key
         self._audit_stream = audit_stream
-        self.shown_url = one_line(url)
-        self._wire = Wire(url, self.stream)
+        self.shown_url = one_line(topology.netloc(*place) if place else url)
+        self._fixed, self._anywhere = place, anywhere
+        self._link: Connection | None = None
+        self._sent: deque[bytes] = deque()  # requests whose replies were not read yet
+        self._replies: deque[Any] = deque()  # to the first of these, errors too
+        self.takeovers = 0
+        """How often the data may have gone back since this was opened, as of the last connecting.
+
+        Its replication id tells: a restart (an older file too), a failover, a primary that was a
+        replica meanwhile, each give it a new one. The owner of a slot that moved within its
+        Cluster, with all that was in it, is not counted. A primary's very first replica gives it
+        a new one too, though nothing went back: that is rare, and told apart by nothing.
+        """
         with self._translated():
-            self._wire.open()
+            self._open()
 
     @classmethod
-    def of(cls, settings: Settings, stream: str | None = None) -> Server:
+    def of(cls, settings: Settings, stream: str | None = None, *, anywhere: bool = False) -> Server:
         """The settings' server and stream, or another stream of it with its own audit."""
         url = settings.redis_url.get_secret_value()
         if stream is not None:
             return cls(url, stream)
-        return cls(url, settings.stream, settings.audit_stream)
+        return cls(url, settings.stream, settings.audit_stream, anywhere=anywhere)
 
     def __enter__(self) -> Server:
         return self
@@ -55,35 +97,32 @@ class Server:
 
     def close(self) -> None:
         """Drop the connection; what the server still works on goes on there."""
-        self._wire.close()
-
-    @property
-    def info(self) -> ServerInfo:
-        """Who is at the other end."""
-        return self._wire.info
-
-    @property
-    def takeovers(self) -> int:
-        """How often the server restarted or another one took over since this was opened.
-
-        The owner of a slot that moved within its Cluster, with all that was in it, is not counted.
-        """
-        return self._wire.takeovers
+        self._sent.clear()
+        self._replies.clear()
+        if self._link is not None:
+            self._link.disconnect()
+            self._link = None
 
     @property
     def connected(self) -> bool:
         """Whether the connection is up, as far as this side knows."""
-        return self._wire.connected
+        return self._link is not None
 
     @property
     def reply_timeout_sec(self) -> float:
         """After how long without a reply the connection counts as lost."""
-        return self._wire.reply_timeout_sec
+        return getattr(self._link, "socket_timeout", None) or topology.REPLY_TIMEOUT_SEC
 
     def reconnect(self) -> None:
         """Connect anew, resolving Sentinel and Cluster again; the caller compares `takeovers`."""
         with self._translated():
-            self._wire.reopen()
+            self._reopen()
+
+    def recheck(self) -> int:
+        """`takeovers` as of now: Sentinel, Cluster and server are asked again; none in flight."""
+        self._check_order()
+        self.reconnect()
+        return self.takeovers
 
     def call(self, *args: bytes | str | int) -> Any:
         """Send one command and return its reply, bytes undecoded."""
@@ -94,34 +133,28 @@ class Server:
     def send(self, *args: bytes | str | int) -> None:
         """Send one command without waiting; replies come in the order of sending."""
         with self._translated():
-            # redis-py's own would look at each of a commit's thousands of arguments in Python
-            self._wire.send([hiredis.pack_command(args)])  # type: ignore[arg-type] # its stub: one
+            self._send([args])
 
     def receive(self) -> Any:
         """The oldest reply not yet received."""
         with self._translated():
-            return self._wire.receive()
+            return self._receive()
 
     def pipeline(self, commands: list[tuple[bytes | str | int, ...]]) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
         self._check_order()
         with self._translated():
-            self._wire.send([hiredis.pack_command(args) for args in commands])  # type: ignore[arg-type]
+            self._send(commands)
             replies: list[Any] = []
             errors: list[redis.ResponseError] = []
             for _ in commands:
                 try:
-                    replies.append(self._wire.receive())
+                    replies.append(self._receive())
                 except redis.ResponseError as error:
                     errors.append(error)
             if errors:
                 raise errors[0]
             return replies
-
-    def _check_order(self) -> None:
-        """A command here would get the reply of another that is under way."""
-        if self._wire.in_flight:
-            raise RuntimeError(f"{self._wire.in_flight} replies are still to come")
 
     def now_us(self) -> int:
         """The server's clock (TIME), microseconds since the epoch."""
@@ -133,22 +166,140 @@ class Server:
         """The stream and its side keys; RefusedError for one in another slot of a Cluster."""
         return side_keys(self.stream, self._audit_stream, is_cluster=self.info.cluster)
 
-    def primaries(self) -> list[Server]:
-        """A connection to each primary of a Cluster, or to this server alone; close them."""
+    def primaries(self) -> list[Place | None]:
+        """Where each primary of a Cluster is, for `at`; of another server: there alone."""
         if not self.info.cluster:
-            return [Server(self._url, self.stream.decode())]
-        opened = []
-        for _, _, (host, port, *_), *_ in self.call("CLUSTER", "SLOTS"):
-            node = object.__new__(Server)
-            node.__dict__.update(vars(self))
-            node._wire = Wire(self._url, self.stream)
-            with node._translated():
-                node._wire.open((host.decode(), int(port)))
-            opened.append(node)
-        return opened
+            return [None]
+        with self._translated():
+            return [*dict.fromkeys(place for _, _, place in topology.slots(self._connected()))]
+
+    def at(self, place: Place | None) -> Server:
+        """A connection to one primary; UnreachableError names it."""
+        return Server(self._url, self.stream.decode(), place=place)
+
+    # ------------------------------------------------------------ the link
 
     def _translated(self) -> contextlib.AbstractContextManager[None]:
         return translated(self.shown_url, self.close)
+
+    def _check_order(self) -> None:
+        """A command here would get the reply of another that is under way."""
+        if self._sent:
+            raise RuntimeError(f"{len(self._sent)} replies are still to come")
+
+    def _open(self) -> None:
+        """Connect to the primary that serves the stream's slot, or to the node that was named."""
+        if self._fixed:
+            link = topology.node(self._url, *self._fixed, topology.HANGS_SEC)
+        else:
+            link = topology.find(self._url)
+        info = topology.read_info(link)
+        if info.cluster and not self._fixed and not self._anywhere:
+            link = topology.owner_node(self._url, link, self.stream)
+            info = topology.read_info(link)
+        self._link, self.info = link, info
+        unix = self._url.startswith("unix:")
+        self._place: Place | None = None if unix else (link.host, int(link.port))
+
+    def _reopen(self) -> None:
+        """Connect anew, resolving Sentinel and Cluster again."""
+        before, place = self.info, self._place
+        self.close()
+        self._open()
+        if (self.info.replid, self.info.role) == (before.replid, before.role):
+            return
+        if not self._has_handed_over(place, before):
+            self.takeovers += 1
+
+    def _send(self, commands: list[tuple[bytes | str | int, ...]]) -> None:
+        # redis-py's own would look at each of a commit's thousands of arguments in Python
+        requests = [hiredis.pack_command(args) for args in commands]  # type: ignore[arg-type] # its stub: one
+        self._fresh().send_packed_command(requests, check_health=False)
+        self._sent.extend(requests)
+
+    def _receive(self) -> Any:
+        """The reply to the oldest request; raised if it is an error."""
+        if not self._replies:
+            self._replies.append(self._read())
+        if self.info.cluster and isinstance(self._replies[0], SLOT_ERRORS):
+            self._send_refused()
+        self._sent.popleft()
+        reply = self._replies.popleft()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _send_refused(self) -> None:
+        """Send what was refused because of its slot to the slot's owner, until that takes it.
+
+        Gives up when a reply would have been due; the requests then keep their errors.
+        """
+        until, wait = time.monotonic() + self.reply_timeout_sec, _FIRST_WAIT_SEC
+        sent, replies = self._sent.copy(), self._replies.copy()
+        replies.extend(self._read() for _ in range(len(sent) - len(replies)))
+        while time.monotonic() < until and any(isinstance(r, SLOT_ERRORS) for r in replies):
+            owner, takeovers = self.info.replid, self.takeovers
+            self._reopen()
+            if self.takeovers != takeovers:
+                raise redis.ConnectionError("another server took over")
+            if self.info.replid == owner:
+                time.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT_SEC)
+            refused = [at for at, reply in enumerate(replies) if isinstance(reply, SLOT_ERRORS)]
+            self._connected().send_packed_command([sent[at] for at in refused], check_health=False)
+            for at in refused:
+                replies[at] = self._read()
+        self._sent, self._replies = sent, replies
+
+    def _read(self) -> Any:
+        try:
+            return self._connected().read_response(disable_decoding=True)
+        except _ERROR_REPLIES as error:
+            return error
+
+    def _connected(self) -> Connection:
+        if self._link is None:
+            raise redis.ConnectionError("not connected")
+        return self._link
+
+    def _fresh(self) -> Connection:
+        """The connection for a request; with none in flight, opened anew if the server closed it.
+
+        Not to another server than before: the caller has to know that it restarted.
+        """
+        if self._sent:
+            return self._connected()
+        try:
+            if self._link is not None and not self._link.can_read(timeout=0):
+                return self._link
+        except (redis.RedisError, OSError):
+            pass
+        takeovers = self.takeovers
+        self._reopen()
+        if self.takeovers != takeovers:
+            raise redis.ConnectionError("the server restarted, or another one took over")
+        return self._connected()
+
+    def _has_handed_over(self, place: Place | None, before: ServerInfo) -> bool:
+        """Whether the server before this one gave the slot away, with all that was in it.
+
+        It did if it is still what it was and a primary, and itself says whose the slot is.
+        One that was replaced after a failure became a replica, or still takes the slot for its
+        own: then what it did last may be lost.
+        """
+        if place is None or not self.info.cluster:
+            return False
+        try:
+            old = topology.node(self._url, *place)
+            info = topology.read_info(old)
+            owner = topology.owner_node(self._url, old, self.stream)
+            owner_info = topology.read_info(owner)
+            owner.disconnect()
+        except (redis.RedisError, OSError, UnreachableError):
+            return False
+        return (info.replid, info.role, owner_info.replid) == (
+            before.replid, "master", self.info.replid,
+        )  # fmt: skip
 
 
 class Clock:

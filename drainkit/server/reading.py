@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.timestamps import iso
 from ..core.values import RawEntry
-from ..errors import DrainkitError, RefusedError
+from ..errors import DrainkitError, RefusedError, UnreachableError
 
 # ruff: noqa: PLC0414 - whoever reads the stream needs ids too, so they are exported again
 from ..ids import FIRST_ID as FIRST_ID
@@ -364,17 +364,25 @@ def pairs(reply: list[Any]) -> dict[str, Any]:
     return {text(reply[i]): reply[i + 1] for i in range(0, len(reply), 2)}
 
 
-def find_streams(server: Server, pattern: str) -> list[bytes]:
-    """Names of the streams that fit a glob pattern, on all primaries, without drainkit's own."""
+def find_streams(server: Server, pattern: str) -> tuple[list[bytes], list[UnreachableError]]:
+    """Names of the streams that fit a glob pattern, on all primaries, without drainkit's own.
+
+    With them, why those primaries could not be asked that did not answer.
+    """
     found: set[bytes] = set()
-    for node in server.primaries():
-        with node:
-            cursor = b"0"
-            while True:
-                cursor, names = node.call(
-                    "SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "stream"
-                )
-                found.update(names)
-                if cursor == b"0":
-                    break
-    return sorted(n for n in found if not n.endswith(tuple(s.encode() for s in SIDE_STREAMS)))
+    missed: list[UnreachableError] = []
+    for place in server.primaries():
+        try:
+            with server.at(place) as node:
+                cursor = b"0"
+                while True:
+                    cursor, names = node.call(
+                        "SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "stream"
+                    )
+                    found.update(names)
+                    if cursor == b"0":
+                        break
+        except UnreachableError as error:
+            missed.append(error)
+    side = tuple(s.encode() for s in SIDE_STREAMS)
+    return sorted(n for n in found if not n.endswith(side)), missed

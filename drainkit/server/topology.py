@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import queue
 import re
+import threading
 import urllib.parse
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,16 +24,22 @@ from redis.connection import (
 )
 from redis.crc import key_slot
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ..errors import RefusedError, SlotMovedError, UnreachableError, UsageError
 from ..safe import one_line
 
+T = TypeVar("T")
+Place = tuple[str, int]  # host and port
 CONNECT_TIMEOUT_SEC = 5.0
 REPLY_TIMEOUT_SEC = 10.0
-# redis-py's own retries would send a commit twice
-_TIMEOUTS: dict[str, Any] = {
-    "retry": Retry(NoBackoff(), 0),
+LONGEST_TIMEOUT_SEC = 86_400.0
+HANGS_SEC = 1.5  # to connect, and again for a reply: a node of many that takes longer is left out
+HEAD_START_SEC = 0.3  # of a seed or Sentinel, before the next is asked as well
+_OPTIONS: dict[str, Any] = {
+    "protocol": 2,
+    "decode_responses": False,
+    "socket_read_size": 1 << 20,
+    "retry": Retry(NoBackoff(), 0),  # redis-py's own would send a commit twice
     "retry_on_error": [],
     "socket_connect_timeout": CONNECT_TIMEOUT_SEC,
     "socket_timeout": REPLY_TIMEOUT_SEC,
@@ -45,9 +56,10 @@ class ServerInfo:
 
     kind: str  # "redis", "valkey", ...
     version: str
-    run_id: str  # changes when the server restarts or another one takes over
+    run_id: str  # the process's
     role: str  # "master" or "slave"
     cluster: bool
+    replid: str = ""  # of its data's history: new whenever the data may have gone back
 
     @property
     def version_tuple(self) -> tuple[int, ...]:
@@ -72,38 +84,83 @@ def find(url: str) -> Connection:
     _check_password(url)
     login, hosts, path = _split(rest)
     if topology == "cluster":
-        return _first_answering([f"{base}://{login}{seed}/{path}" for seed in hosts.split(",")])
+        seeds = [f"{base}://{login}{seed}/{path}" for seed in hosts.split(",")]
+        return connect(next(_answers(seeds, lambda seed, link: seed)))
     path, _, query = path.partition("?")
     service, _, db = path.partition("/")
     if not service:
         raise UsageError("--redis-url: name the service, redis+sentinel://HOST:PORT/SERVICE")
     options = f"?{query}" if query else ""
-    host, port = _primary_of(service, [f"{base}://{seed}/0{options}" for seed in hosts.split(",")])
-    return connect(f"{base}://{login}{_netloc(host, port)}/{db or 0}{options}")
+    place = _primary_of(service, [f"{base}://{seed}/0{options}" for seed in hosts.split(",")])
+    return connect(f"{base}://{login}{netloc(*place)}/{db or 0}{options}")
 
 
-def _primary_of(service: str, urls: list[str]) -> tuple[str, int]:
-    """Where the service's primary is, as the first of the Sentinels that answers says."""
-    seeds = [parse_url(url) for url in urls]
-    options = {k: v for k, v in seeds[0].items() if k not in ("host", "port", "db")}
-    options |= {"ssl": options.pop("connection_class", None) is SSLConnection, **_TIMEOUTS}
-    places = [(seed.get("host", "localhost"), seed.get("port", 26379)) for seed in seeds]
-    try:
-        return Sentinel(places, sentinel_kwargs=options).discover_master(service)  # type: ignore
-    except MasterNotFoundError as error:
-        if " : " in str(error):  # the text after it says which Sentinels did not answer
-            raise redis.ConnectionError("no Sentinel answers") from error
-        raise UnreachableError(
-            f"Sentinel knows no service {one_line(service)}; check the URL"
-        ) from None
+def _primary_of(service: str, urls: list[str]) -> Place:
+    """Where the service's primary is, as the latest failover has it that most Sentinels know of.
+
+    One that is cut off from the others goes on telling of the primary before it.
+    """
+
+    def ask(_: str, link: Connection) -> dict[bytes, bytes] | None:
+        link.send_command("SENTINEL", "MASTER", service)
+        try:
+            reply = link.read_response(disable_decoding=True)
+        except redis.ResponseError:
+            return None
+        return dict(zip(reply[::2], reply[1::2], strict=True))
+
+    answers = list(itertools.islice(_answers(urls, ask), len(urls) // 2 + 1))
+    known = [answer for answer in answers if answer]
+    if not known:
+        raise UnreachableError(f"Sentinel knows no service {one_line(service)}; check the URL")
+    found = max(known, key=lambda answer: int(answer[b"config-epoch"]))
+    if b"o_down" in found[b"flags"]:
+        raise redis.ConnectionError("the primary is down, as Sentinel says")
+    return found[b"ip"].decode(), int(found[b"port"])
+
+
+def _answers(urls: list[str], ask: Callable[[str, Connection], T]) -> Iterator[T]:
+    """What `ask` gets to know at each url, in the order of the answers; at least one.
+
+    The next is asked when one has failed, or has not answered for a moment: it may hang.
+    """
+    answers: queue.SimpleQueue[tuple[T] | Exception] = queue.SimpleQueue()
+
+    def work(url: str) -> None:
+        try:
+            link = connect(url, HANGS_SEC if len(urls) > 1 else None)
+            answers.put((ask(url, link),))
+            link.disconnect()
+        except Exception as error:
+            answers.put(error)
+
+    left, asked, failure, any_answer = deque(urls), 0, None, False
+    while left or asked:
+        if left:
+            threading.Thread(target=work, args=[left.popleft()], daemon=True).start()
+            asked += 1
+        try:
+            answer = answers.get(timeout=HEAD_START_SEC if left else None)
+        except queue.Empty:
+            continue
+        asked -= 1
+        if isinstance(answer, UsageError):
+            raise answer
+        if isinstance(answer, Exception):
+            failure = answer
+        else:
+            any_answer = True
+            yield answer[0]
+    if failure and not any_answer:
+        raise failure
 
 
 def owner_node(url: str, link: Connection, key: bytes) -> Connection:
     """A connection to the Cluster node that serves `key`; `link` leads to any of its nodes."""
     if not url.startswith("unix:"):
-        host, port = _slot_owner(link, key)
+        place = _slot_owner(link, key)
         link.disconnect()
-        return node(url, host, port)
+        return node(url, *place)
     try:  # a socket leads to one node only
         link.send_command("EXISTS", key)
         link.read_response()
@@ -115,12 +172,12 @@ def owner_node(url: str, link: Connection, key: bytes) -> Connection:
     return link
 
 
-def node(url: str, host: str, port: int) -> Connection:
+def node(url: str, host: str, port: int, patience_sec: float | None = None) -> Connection:
     """A connection to one Cluster node with the URL's own login and TLS options."""
     scheme, _, rest = url.partition("://")
-    login, seeds, path = _split(rest)
-    first = urllib.parse.urlsplit(f"//{seeds.split(',')[0]}").hostname or "localhost"
-    return connect(f"{scheme.partition('+')[0]}://{login}{_netloc(host or first, port)}/{path}")
+    login, _, path = _split(rest)
+    base = scheme.partition("+")[0]
+    return connect(f"{base}://{login}{netloc(host, port)}/{path}", patience_sec)
 
 
 def _split(rest: str) -> tuple[str, str, str]:
@@ -131,16 +188,19 @@ def _split(rest: str) -> tuple[str, str, str]:
     return credentials + at, hosts, path + mark + options
 
 
-def connect(url: str) -> Connection:
-    """A connection as the URL says; UsageError for a URL that means nothing to redis-py."""
+def connect(url: str, patience_sec: float | None = None) -> Connection:
+    """A connection as the URL says; UsageError for a URL that means nothing to redis-py.
+
+    `patience_sec`: how long it may take at most, and each reply.
+    """
     _check_options(url)
     try:
-        pool = ConnectionPool(
-            protocol=2,
-            decode_responses=False,
-            socket_read_size=1 << 20,
-            **{**_TIMEOUTS, **parse_url(url)},
-        )
+        options = {**_OPTIONS, **parse_url(url)}
+        for name in ("socket_connect_timeout", "socket_timeout"):
+            if not 0 < options[name] <= LONGEST_TIMEOUT_SEC:
+                raise UsageError(f"--redis-url: {name} must be above 0, in seconds")
+            options[name] = min(options[name], patience_sec or math.inf)
+        pool = ConnectionPool(**options)
         link = pool.make_connection()
     except (ValueError, TypeError, AttributeError):
         # the message may quote a part of the URL, and so of the password
@@ -174,24 +234,11 @@ def _check_options(url: str) -> None:
         raise UsageError("--redis-url: leave out protocol=; drainkit speaks RESP2")
 
 
-def _first_answering(urls: list[str]) -> Connection:
-    """A connection to the first of `urls` that answers."""
-    failures: deque[Exception] = deque(maxlen=1)
-    for url in urls:
-        try:
-            return connect(url)
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            failures.append(error)
-    raise failures[0]
-
-
 def read_info(link: Connection) -> ServerInfo:
     """Who is at the other end, as INFO says."""
-    values: dict[str, str] = {}
-    for section in ("server", "replication", "cluster"):
-        link.send_command("INFO", section)
-        text = link.read_response(disable_decoding=True).decode("utf-8", "replace")
-        values |= dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    link.send_command("INFO")
+    text = link.read_response(disable_decoding=True).decode("utf-8", "replace")
+    values = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     kind = values.get("server_name", "redis")
     version = values.get(f"{kind}_version") or values.get("redis_version", "0")
     return ServerInfo(
@@ -200,16 +247,29 @@ def read_info(link: Connection) -> ServerInfo:
         run_id=values.get("run_id", ""),
         role=values.get("role", ""),
         cluster=values.get("cluster_enabled") == "1",
+        replid=values.get("master_replid") or values.get("run_id", ""),
     )
 
 
-def _slot_owner(link: Connection, key: bytes) -> tuple[str, int]:
+def _slot_owner(link: Connection, key: bytes) -> Place:
     slot = key_slot(key)
-    link.send_command("CLUSTER", "SLOTS")
-    for first, last, (host, port, *_), *_ in link.read_response(disable_decoding=True):
+    for first, last, place in slots(link):
         if first <= slot <= last:
-            return (host or b"").decode(), int(port)
+            return place
     raise SlotMovedError("no node of the Cluster serves the stream's slot; check the Cluster")
+
+
+def slots(link: Connection) -> Iterator[tuple[int, int, Place]]:
+    """A Cluster's ranges of slots, and where the primary of each is.
+
+    A node without a name is at the host that was asked (unknown-endpoint); one whose host name
+    nobody set (`?`) is at its address.
+    """
+    link.send_command("CLUSTER", "SLOTS")
+    for first, last, (host, port, _, *more), *_ in link.read_response(disable_decoding=True):
+        facts = dict(zip(more[0][::2], more[0][1::2], strict=True)) if more else {}
+        shown = facts.get(b"ip") if host == b"?" else host
+        yield first, last, (shown.decode() if shown else link.host, int(port))
 
 
 def hash_tag(key: bytes) -> bytes:
@@ -219,5 +279,6 @@ def hash_tag(key: bytes) -> bytes:
     return tag if opened and closed else b""
 
 
-def _netloc(host: str, port: int) -> str:
+def netloc(host: str, port: int) -> str:
+    """Host and port as they stand in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -18,7 +18,14 @@ from ..errors import (
     UsageError,
 )
 from ..safe import one_line
-from .wire import SLOT_ERRORS
+
+# the request did not run: the slot is elsewhere, half moved, or served by nobody
+# (redis-py's MovedError is an AskError)
+SLOT_ERRORS = (
+    redis.exceptions.AskError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.ClusterDownError,
+)
 
 # code in the reply -> the error it becomes and what it says; the first that fits counts
 _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
