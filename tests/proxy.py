@@ -7,8 +7,10 @@ requests before it get their replies, and what the server did or did not do is c
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -295,3 +297,50 @@ class Proxy:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class SlowLink:
+    """A network with a round trip to a server's unix socket: each byte comes half of it later."""
+
+    def __init__(self, upstream: Path, round_trip_sec: float) -> None:
+        self._upstream, self._delay_sec = upstream, round_trip_sec / 2
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._upstream))
+                for source, sink in ((client, server), (server, client)):
+                    late: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+                    threading.Thread(target=self._take, args=(source, late), daemon=True).start()
+                    threading.Thread(target=self._give, args=(sink, late), daemon=True).start()
+
+    def _take(self, source: socket.socket, late: queue.SimpleQueue[tuple[float, bytes]]) -> None:
+        chunk = b"-"
+        while chunk:
+            try:
+                chunk = source.recv(1 << 16)
+            except OSError:
+                chunk = b""
+            late.put((time.monotonic() + self._delay_sec, chunk))
+
+    @staticmethod
+    def _give(sink: socket.socket, late: queue.SimpleQueue[tuple[float, bytes]]) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                due, chunk = late.get()
+                time.sleep(max(0.0, due - time.monotonic()))
+                if not chunk:
+                    sink.shutdown(socket.SHUT_RDWR)
+                    return
+                sink.sendall(chunk)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()

@@ -296,11 +296,16 @@ def report(result: Mapping[str, Any]) -> list[Block]:
         rows = [[c["events"], c["planned"], c["happened"]] for c in changed]
         title = f"Drift: {n:,} events met another fate than planned{where}"
         blocks.append(Table(("Events", "Planned", "Happened"), rows, title))
-    if result.get("dropped_invalid", 0) * 2 > result.get("total_read", 0):
+    if (result.get("dropped_invalid") or 0) * 2 > (result.get("total_read") or 0):
         blocks.append("Most events cannot be read; drainkit status says why, and what would help.")
-    lines = [f"{name}: {shown.get(key, result.get(key))}" for name, key in REPORT_LINES]
+    lines = [f"{name}: {_known(shown.get(key, result.get(key)))}" for name, key in REPORT_LINES]
     lines += [f"{name}: {result[key]}" for name, key in MORE_LINES if result.get(key)]
+    lines += [f"Note: {note}" for note in result.get("notes") or ()]
     return [*blocks, "\n".join(lines)]
+
+
+def _known(value: Any) -> Any:
+    return "unknown" if value is None else value
 
 
 def _remaining(result: Mapping[str, Any]) -> str:
@@ -318,6 +323,8 @@ def _throughput(result: Mapping[str, Any]) -> str:
     rate, throttle = result.get("events_per_sec"), result.get("throttle")
     if rate is not None:
         return f"{rate:.2f} events/sec"
+    if result.get("mode") == "live":
+        return "unknown"
     if not throttle:
         return "a live run goes as fast as the server"
     return f"a live run takes {result['total_read'] / throttle:,.1f} s at {throttle:g} events/sec"

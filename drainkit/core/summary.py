@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-(dry-run|live)-[0-9a-f]{6}")
-_INNER = {"changes", "expected", "pace"}  # kept beside the JSON
+_INNER = {"changes", "expected", "is_counted", "pace"}  # kept beside the JSON
+COUNTS = ("total_read", *ACTIONS, "vanished", "passed_over", "events_per_sec")
 OUTCOMES = {0: "done", 4: "refused", 130: "interrupted"}  # by exit code; all others: "failed"
 
 
@@ -66,6 +67,7 @@ class Summary:
     notes: list[str] | None = None  # live: what was found of stream and audit before it began
     drift: list[dict[str, Any]] | None = None  # live with a plan: planned, happened, events
     changes: pa.Table | None = None  # the same, event by event (reconciliation.DRIFT_COLUMNS)
+    is_counted: bool = True  # False: what the run recorded is not known; its counts are null
     expected: int = 0  # events of a live run, as counted when it began; 0: not counted yet
     pace: Pace = field(default_factory=lambda: Pace())  # noqa: PLW0108 - it is defined below
 
@@ -125,6 +127,8 @@ class Summary:
         optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "notes",
                     "operator", "approvers")  # fmt: skip
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _INNER}
+        if not self.is_counted:
+            values |= dict.fromkeys(COUNTS)
         return {k: v for k, v in values.items() if v is not None or k not in optional}
 
     @classmethod

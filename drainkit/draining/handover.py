@@ -106,7 +106,7 @@ def _proof(server: Server, job: Job) -> dict[str, Any] | None:
         return None
     return {
         "stream": asdict(reading.stream_info(server)),
-        "server": server.info.run_id,
+        "server": server.info.replid,
         "scope": json.loads(json.dumps(asdict(scope))),
         "recorded": recorded.token(server),
         "fields": job.settings.fields.as_lists(),

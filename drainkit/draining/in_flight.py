@@ -52,7 +52,7 @@ class InFlight:
         self._reach = job.reach
         self._clock = clock
         self._requests: deque[ReadRequest | CommitRequest] = deque()
-        self._takeovers = server.takeovers
+        self.takeovers = server.takeovers  # of the server, when the run began
         self._deadline = self._unknown_until = 0  # us, by the server's clock
         self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)  # seconds
         self.audit_id = audit_id  # the audit's last id, as seen last
@@ -173,4 +173,4 @@ class InFlight:
     @property
     def is_same_server(self) -> bool:
         """Whether the server is what it was at the start, or has the slot from it as it was."""
-        return self._server.takeovers == self._takeovers
+        return self._server.takeovers == self.takeovers

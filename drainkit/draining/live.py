@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
-from ..errors import DrainkitError, InterruptedRunError
+from ..errors import DrainkitError, InterruptedRunError, UnreachableError
 from ..server import audit_log, ledger, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
 from . import vanished
 from .books import Books
 from .job import Job, Planned, Progress, preflight
-from .loop import INTERRUPTED, Loop
+from .loop import INTERRUPTED, LOST, Loop
 from .vanished import vanished_ids
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _close(
     """Close the books: what came out, what is left, what ended the run; the ledger gets it too."""
     server, job, summary = books.server, books.job, books.summary
     try:
-        _settle(books, loop, failure)
+        failure = _settle(books, loop, failure)
         if loop.changes is not None and not loop.in_flight.uncertain:
             summary.changes = loop.changes.table()
         vanished.account(server, job, summary, loop.begun, *books.count_left())
@@ -79,23 +79,32 @@ def _close(
             summary.drift = drift_counts(summary.changes)
     except DrainkitError as error:
         failure = failure or error
-        if loop.in_flight.uncertain and summary.audit_records is None:
-            failure.args = (f"{failure}; the last commit may have been done: counts are too low",)
+        if summary.audit_records is None and (loop.in_flight.uncertain or not server.connected):
+            summary.is_counted = False
+            failure.args = (f"{failure}; what was recorded is not known: see the audit stream",)
         summary.close(failure, books.clock.now_us())
 
 
-def _settle(books: Books, loop: Loop, failure: DrainkitError | None) -> None:
-    """After the loop: replies still in flight into the books, and the history group closed."""
-    server, scope = books.server, books.job.scope
+def _settle(books: Books, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:
+    """After the loop: replies still in flight into the books, and the history group closed.
+
+    Where the data may have gone back the audit that is there now is counted; if it lacks records of
+    this run, that is what failed.
+    """
+    server, scope, summary = books.server, books.job.scope, books.summary
     if server.connected:
         loop.finish()
-    if not server.connected:
-        server.reconnect()
+    is_same = server.recheck() == loop.in_flight.takeovers
     loop.in_flight.wait_out()
-    if loop.in_flight.uncertain:
+    if loop.in_flight.uncertain or not is_same:
+        counted = summary.total_read
         books.recount()
+        if summary.total_read < counted:
+            lost = UnreachableError(f"{LOST}: {counted - summary.total_read:,} records are lost")
+            failure = failure or lost
     if failure is None and scope.name == "history" and not writing.close_history(server, scope):
         _close_behind_recorded(books)
+    return failure
 
 
 def _close_behind_recorded(books: Books) -> None:

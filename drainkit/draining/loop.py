@@ -37,6 +37,7 @@ CREDIT_US = 50_000  # a busy client makes up for so much delay of its turn
 HEARD_SEC = 5.0  # a drain that waits longer for its turn says that it is at work (commit.lua)
 LATE_SEC = 0.002  # a request that is early costs a round trip more, so it aims so much later
 TURN_SEC = 0.02  # at most 50 turns a second: an even pace, and a server that is free in between
+LOST = "the server restarted or another took over, and may have lost the last moments"
 INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -203,7 +204,9 @@ class Loop:
                 return False
             if seconds > HEARD_SEC:
                 self._take_page()
-                self.in_flight.probe(self._reader.position, b"")
+                reply = self.in_flight.probe(self._reader.position, b"")
+                if reply.rate != self._rate:  # a slower drain came, or is gone: ask at once
+                    self._rate, self._next_turn = reply.rate, 0.0
         return not self._stopping.is_set()
 
     def _settle_all(self) -> None:
@@ -297,15 +300,12 @@ class Loop:
             if self._stopping.wait(wait):
                 raise InterruptedRunError(INTERRUPTED)
             try:
-                owner = self._server.info.run_id
+                owner = self._server.info.replid
                 self._server.reconnect()
                 if not self.in_flight.is_same_server:
-                    raise UnreachableError(
-                        "the server restarted or another took over, and may have lost the last "
-                        "moments; run the same command again to go on"
-                    )
+                    raise UnreachableError(f"{LOST}; run the same command again to go on")
                 check_primary(self._server.info)
-                if self._server.info.run_id != owner:  # deadlines were by the other one's clock
+                if self._server.info.replid != owner:  # deadlines were by the other one's clock
                     self.in_flight.wait_out()
                 self._clock.sync(self._server.now_us())
             except (ConnectionLostError, ServerBusyError, SlotMovedError):

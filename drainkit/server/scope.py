@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ids import FIRST_ID
+from ..safe import one_line
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,11 @@ class Scope:
     min_idle_ms: int
     from_consumers: tuple[str, ...]
     first: str = FIRST_ID  # with --from: what comes before it is not of this scope
+
+
+def not_ours(group: str) -> str:
+    """What to say of a group that scope history may not use."""
+    return (
+        f"--history-group {one_line(group)}: drainkit did not make this group, and it would be "
+        "destroyed in the end; name one that does not exist yet"
+    )

@@ -26,7 +26,7 @@ from .reading import (
     positions,
     stream_info,
 )
-from .scope import Scope
+from .scope import Scope, not_ours
 
 
 def open_scope(server: Server, settings: Settings, *, boundary: str | None = None) -> Scope:
@@ -98,14 +98,6 @@ def check_history_group(server: Server, settings: Settings) -> None:
     group = settings.drain_group
     if server.call("HGET", server.keys.state, f"history_group:{group}") != b"made":
         raise RefusedError(not_ours(group))
-
-
-def not_ours(group: str) -> str:
-    """What to say of a group that scope history may not use."""
-    return (
-        f"--history-group {one_line(group)}: drainkit did not make this group, and it would be "
-        "destroyed in the end; name one that does not exist yet"
-    )
 
 
 def history_done(server: Server, group: str) -> str:

@@ -25,8 +25,7 @@ from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
 from .connection import Server
 from .reading import FIRST_ID, StopSwitch, next_id, raw_name
-from .scope import Scope
-from .scopes import not_ours
+from .scope import Scope, not_ours
 
 REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",

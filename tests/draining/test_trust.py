@@ -267,7 +267,8 @@ def random_steps(server: Server, stream: str, seed_: int) -> None:
             if rows:
                 ask(server, "XCLAIM", stream, GROUP, rng.choice(["A", "B"]), 0, rng.choice(rows)[0])
         elif what == "deliver":
-            deliver(server, stream, rng.choice([b"A", b"B"]), rng.randrange(1, 30))
+            who, count = rng.choice(["A", "B"]), rng.randrange(1, 30)
+            ask(server, "XREADGROUP", "GROUP", GROUP, who, "COUNT", count, "STREAMS", stream, ">")
         elif what == "lose":
             ask(server, "DEL", f"{stream}.{rng.choice(['drain_state', 'drain_recorded'])}")
         else:

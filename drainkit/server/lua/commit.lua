@@ -243,9 +243,10 @@ if n > 0 and lowest ~= 'none' then
   local gap = n / holds * 1000000
   local tenth = math.max(1, math.floor(holds / 5))
   if n > tenth then return wait_reply(0) end  -- too large for this rate: its sender makes it smaller
+  -- a slower drain, gone by now, may have left a turn that is far off: the last record tells too
+  due = math.min(due, (audit_ms + 1) * 1000 + gap)
   local wait = math.max(
-    -- a slower drain's turn may be far off; this one's own gap is the most it waits for it
-    math.min(due - now_us, gap),
+    due - now_us,
     wait_for(1000, math.ceil(holds), n),
     wait_for(100, tenth, n))
   if holds < 1 then
