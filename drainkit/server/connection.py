@@ -97,12 +97,19 @@ class Server:
             # redis-py's own would look at each of a commit's thousands of arguments in Python
             self._wire.send([hiredis.pack_command(args)])  # type: ignore[arg-type] # its stub: one
 
-    def receive(self) -> Any:
-        """The oldest reply not yet received."""
+    def receive(self, most_bytes: int | None = None) -> Any:
+        """The oldest reply not yet received; ReplyTooLargeError if `received` exceeds the bytes."""
         with self._translated():
-            return self._wire.receive()
+            return self._wire.receive(most_bytes)
 
-    def pipeline(self, commands: list[tuple[bytes | str | int, ...]]) -> list[Any]:
+    @property
+    def received(self) -> int:
+        """Bytes that came since a request was sent with no other in flight."""
+        return self._wire.received
+
+    def pipeline(
+        self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
+    ) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
         self._check_order()
         with self._translated():
@@ -111,7 +118,7 @@ class Server:
             errors: list[redis.ResponseError] = []
             for _ in commands:
                 try:
-                    replies.append(self._wire.receive())
+                    replies.append(self._wire.receive(most_bytes))
                 except redis.ResponseError as error:
                     errors.append(error)
             if errors:

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 from redis.connection import Connection
 
-from ..errors import UnreachableError
+from ..errors import ReplyTooLargeError, UnreachableError
 from . import topology
 from .topology import REPLY_TIMEOUT_SEC, ServerInfo
 
@@ -37,6 +37,26 @@ _ERROR_REPLIES = (
     redis.BusyLoadingError,
 )
 _FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
+
+
+class _Counted:
+    """A connection's socket that counts what it brings, and ends a reply that grows too large."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.received = 0
+        self.most: int | None = None
+
+    def recv_into(self, buffer: bytearray) -> int:
+        """As a socket's; raises ReplyTooLargeError once more than `most` bytes came."""
+        size: int = self._sock.recv_into(buffer)
+        self.received += size
+        if self.most is not None and self.received > self.most:
+            raise ReplyTooLargeError("a reply holds more than was wanted")
+        return size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
 
 
 class Wire:
@@ -87,6 +107,7 @@ class Wire:
             link = topology.owner_node(self._url, link, self._key)
             info = topology.read_info(link)
         self._link, self.info = link, info
+        self._socket = link._parser._sock = _Counted(link._parser._sock)
         self._place = None if self._url.startswith("unix:") else (link.host, link.port)
 
     def reopen(self) -> None:
@@ -99,11 +120,20 @@ class Wire:
 
     def send(self, requests: list[bytes]) -> None:
         """Send packed requests at once, without waiting for replies."""
-        self._fresh().send_packed_command(requests, check_health=False)
+        link = self._fresh()
+        if not self._sent:
+            self._socket.received = 0
+        link.send_packed_command(requests, check_health=False)
         self._sent.extend(requests)
 
-    def receive(self) -> Any:
-        """The reply to the oldest request; raised if it is an error."""
+    @property
+    def received(self) -> int:
+        """How many bytes came since a request was sent with no other in flight."""
+        return self._socket.received
+
+    def receive(self, most_bytes: int | None = None) -> Any:
+        """The reply to the oldest request; raised if it is an error, or exceeds the bytes."""
+        self._socket.most = most_bytes
         if not self._replies:
             self._replies.append(self._read())
         if self.info.cluster and isinstance(self._replies[0], SLOT_ERRORS):
