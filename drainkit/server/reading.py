@@ -27,8 +27,9 @@ from .connection import Server
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
-PAGE_BYTES = 4 << 20  # about so much in a page, as it comes
-MOST_BYTES = 16 << 20  # never more, unless it is one entry
+PAGE_BYTES = 2 << 20  # about so much in a page, as it comes
+MOST_BYTES = 8 << 20  # never more, unless it is one entry
+PART_BYTES = 40  # that each field and each value takes, whatever it holds
 ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
 SIDE_STREAMS = (".drain_audit", ".drain_runs")
 
@@ -200,9 +201,22 @@ def lowest_pending(server: Server, group: str) -> bytes | None:
 
 
 def stop_switch(server: Server) -> StopSwitch | None:
-    """The kill switch, if it is set."""
+    """The kill switch, if it is set; a key of another type in its place stops drains too."""
+    kind = type_of(server, server.keys.stop)
+    if kind not in ("none", "string"):
+        return StopSwitch(f"{one_line(text(server.keys.stop))} is a {kind}", "", None)
     found = server.call("GET", server.keys.stop)
     return None if found is None else StopSwitch.read(found)
+
+
+def eviction(server: Server) -> str | None:
+    """The policy by which the server may evict any key, "" if it evicts none; None: unknown."""
+    info = server.call("INFO", "memory").decode("utf-8", "replace")
+    told = {k: v for k, _, v in (line.partition(":") for line in info.splitlines())}
+    policy, limit = told.get("maxmemory_policy"), told.get("maxmemory")
+    if policy is None or limit is None:
+        return None
+    return one_line(policy) if limit != "0" and policy.startswith("allkeys") else ""
 
 
 def positions(server: Server) -> dict[str, Group]:
@@ -252,18 +266,21 @@ def pages(
 ) -> Generator[list[RawEntry]]:
     """Entries from `first` to `last`, both included, in pages of at most `page`.
 
-    A page holds PAGE_BYTES or so. One that turns out beyond MOST_BYTES, as the entries grew, is
-    given up while it comes, and asked for in smaller ones; a single entry is taken whatever it has.
-
-    With `ahead` the server already reads the next page while the caller works on one; until the
+    A page of more than MOST_BYTES is given up while it comes, and asked for in smaller ones. With
+    `ahead` the server already reads the next page while the caller works on one; until the
     generator ends or is closed, the connection is then its own.
     """
     count = min(page, FIRST_PAGE_ENTRIES)
     under_way = False
+
+    def ask() -> None:
+        command, *ends = ("XREVRANGE", last, first) if newest_first else ("XRANGE", first, last)
+        server.send(command, key, *ends, "COUNT", count)
+
     try:
         while under_way or id_key(first) <= id_key(last):
             if not under_way:
-                _ask(server, key, first, last, count, newest_first)
+                ask()
             under_way = False
             try:
                 entries = server.receive(MOST_BYTES if count > 1 else None)
@@ -277,9 +294,9 @@ def pages(
                 last = previous_id(text(entries[-1][0]))
             else:
                 first = next_id(text(entries[-1][0]))
-            count = next_page_size(server, count, page)
+            count = _next_size(server, count, page)
             if ahead and is_full and id_key(first) <= id_key(last):
-                _ask(server, key, first, last, count, newest_first)
+                ask()
                 under_way = True
             yield entries
             if not is_full:
@@ -291,13 +308,8 @@ def pages(
                 server.receive(MOST_BYTES)
 
 
-def _ask(server: Server, key: bytes, first: str, last: str, count: int, newest_first: bool) -> None:
-    command, *ends = ("XREVRANGE", last, first) if newest_first else ("XRANGE", first, last)
-    server.send(command, key, *ends, "COUNT", count)
-
-
-def next_page_size(server: Server, size: int, most: int = PAGE_ENTRIES) -> int:
-    """How many entries to ask for after `size` have come: more, but not too many bytes."""
+def _next_size(server: Server, size: int, most: int = PAGE_ENTRIES) -> int:
+    # after so many have come: more, but not too many bytes
     return max(1, min(most, 8 * size, size * PAGE_BYTES // max(1, server.received)))
 
 
@@ -307,9 +319,9 @@ def entry_bytes(entries: Sequence[RawEntry]) -> int:
 
 
 def size_of(entry: RawEntry) -> int:
-    """About how many bytes an entry takes; each field and value costs some whatever it holds."""
+    """About how many bytes an entry takes, at least 1."""
     parts = entry[1] or ()
-    return 40 + 40 * len(parts) + sum(map(len, parts))
+    return 1 + PART_BYTES * len(parts) + sum(map(len, parts))
 
 
 def receive_page(server: Server) -> list[RawEntry]:
@@ -342,7 +354,7 @@ def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]
             size = 1
             continue
         ids = ids[size:]
-        size = next_page_size(server, size)
+        size = _next_size(server, size)
         yield entries
 
 
