@@ -213,10 +213,10 @@ def eviction(server: Server) -> str | None:
     """The policy by which the server may evict any key, "" if it evicts none; None: unknown."""
     info = server.call("INFO", "memory").decode("utf-8", "replace")
     told = {k: v for k, _, v in (line.partition(":") for line in info.splitlines())}
-    policy, limit = told.get("maxmemory_policy"), told.get("maxmemory")
-    if policy is None or limit is None:
+    if not {"maxmemory", "maxmemory_policy"} <= told.keys():
         return None
-    return one_line(policy) if limit != "0" and policy.startswith("allkeys") else ""
+    policy = one_line(told["maxmemory_policy"])
+    return policy if told["maxmemory"] != "0" and policy.startswith("allkeys") else ""
 
 
 def positions(server: Server) -> dict[str, Group]:
@@ -290,10 +290,8 @@ def pages(
             if not entries:
                 return
             is_full = len(entries) == count
-            if newest_first:
-                last = previous_id(text(entries[-1][0]))
-            else:
-                first = next_id(text(entries[-1][0]))
+            end = text(entries[-1][0])
+            first, last = (first, previous_id(end)) if newest_first else (next_id(end), last)
             count = _next_size(server, count, page)
             if ahead and is_full and id_key(first) <= id_key(last):
                 ask()
@@ -337,9 +335,7 @@ def send_page(server: Server, after: str, last: str, count: int) -> None:
 
 def bodies(server: Server, ids: Sequence[bytes], most_bytes: int | None = None) -> list[RawEntry]:
     """Each id with its fields, or with None where the body is gone."""
-    commands: list[tuple[bytes | str | int, ...]] = [
-        ("XRANGE", server.stream, entry, entry) for entry in ids
-    ]
+    commands: list[Any] = [("XRANGE", server.stream, entry, entry) for entry in ids]
     replies = server.pipeline(commands, most_bytes) if ids else []
     return [reply[0] if reply else [entry, None] for entry, reply in zip(ids, replies, strict=True)]
 
