@@ -105,7 +105,7 @@ class Server:
     @property
     def received(self) -> int:
         """Bytes that came since a request was sent with no other in flight."""
-        return self._wire.received
+        return self._wire.socket.received
 
     def pipeline(
         self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None

