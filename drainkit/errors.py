@@ -71,6 +71,10 @@ class ConnectionLostError(UnreachableError):
     """The connection broke or timed out: whether the last command ran is unknown."""
 
 
+class ReplyTooLargeError(DrainkitError):
+    """A reply holds more bytes than its reader has room for; the connection was dropped."""
+
+
 class ServerBusyError(UnreachableError):
     """The server answers, but did not run the command and will later (LOADING, BUSY)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pyarrow import parquet
 
 ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
-ROW_GROUP_BYTES = 16 << 20  # about; large rows make smaller groups, or one would hold gigabytes
+ROW_GROUP_BYTES = 8 << 20  # about; large rows make smaller groups, or one would hold gigabytes
 CHUNK = 1 << 20  # bytes that are copied at once
 MAX_BYTES = 2 << 30  # of a file of evidence; a larger one is refused, never read
 MAX_TEXT_BYTES = 64 << 20  # of one that is read as a whole: a statement, sums, a summary
@@ -63,19 +64,24 @@ def interim(folder: Path, name: str) -> Path:
 
 
 class _Unfinished:
-    """A file on its way: under another name until it is whole."""
+    """A file on its way: under another name until it is whole.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    With `new` it never takes another file's place, also not of one that came meanwhile.
+    """
+
+    def __init__(self, path: Path, *, new: bool = False) -> None:
+        self._path, self._new = path, new
         self._own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         # not tempfile: its 0600 could only be widened by guessing at the umask
-        handle = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self.file = os.fdopen(handle, "wb")
+        self.file = os.fdopen(_held(self._own, lambda: os.open(self._own, flags, 0o666)), "wb")
 
     def finish(self) -> None:
         """On the disk, and under its own name."""
         self.file.flush()
         os.fsync(self.file.fileno())
+        if self._new:
+            self._path.touch(exist_ok=False)
         self._own.replace(self._path)
         _sync_folder(self._path.parent)
 
@@ -86,11 +92,35 @@ class _Unfinished:
         self._own.unlink(missing_ok=True)
 
 
+def _held(own: Path, make: Callable[[], int]) -> int:
+    """The descriptor of an unfinished file or folder, locked as long as somebody writes it.
+
+    What a killed process left beside it is locked by nobody, and removed.
+    """
+    for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
+    while True:
+        handle = make()
+        with suppress(OSError):  # where nothing can be locked nothing is removed either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle
+        os.close(handle)  # another process took it for left behind, before it was locked
+
+
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     """An OSError in one line that names the file."""
     try:
         yield
+    except FileExistsError:
+        raise RefusedError(f"{one_line(str(path))} exists already; choose another name") from None
     except OSError as error:
         reason = one_line(error.strerror or "cannot be written")
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
@@ -129,7 +159,7 @@ class TableWriter:
     most one row group. In CSV a text cell that a spreadsheet would take for a formula gets an
     apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
     after blanks). `words`, if told, are the columns of few texts, again and again; only they get
-    dictionaries in Parquet.
+    dictionaries in Parquet. With `new` a file that is there by then is refused.
     """
 
     def __init__(
@@ -139,11 +169,12 @@ class TableWriter:
         *,
         row_group: int = ROW_GROUP,
         words: Sequence[str] | None = None,
+        new: bool = False,
     ) -> None:
         if path.suffix not in (".parquet", ".csv"):
             raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
         self._path, self._schema, self._row_group = path, schema, row_group
-        self._words = True if words is None else words
+        self._words, self._new = True if words is None else words, new
         self._tables: list[pa.Table] = []
         self._rows = self._bytes = 0  # of those
 
@@ -151,7 +182,7 @@ class TableWriter:
         from pyarrow import csv, parquet
 
         with _told(self._path):
-            self._part = _Unfinished(self._path)
+            self._part = _Unfinished(self._path, new=self._new)
             file = self._part.file
             try:
                 if self._path.suffix == ".parquet":
@@ -318,7 +349,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     with _told(folder):
         if folder.exists() and any(folder.iterdir()):
             raise RefusedError(f"{one_line(str(folder))} is not empty; choose another folder")
-        own.mkdir()
+        handle = _held(own, lambda: _new_folder(own))
     try:
         yield own
         with _told(folder):
@@ -335,6 +366,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             _sync_folder(folder.parent)
     finally:
         shutil.rmtree(own, ignore_errors=True)
+        os.close(handle)
+
+
+def _new_folder(folder: Path) -> int:
+    folder.mkdir()
+    return os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def remove_unfinished(folder: Path) -> None:

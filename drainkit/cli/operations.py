@@ -43,12 +43,14 @@ def _unknown() -> Iterator[None]:
 
 
 class _Number(click.FloatRange):
-    """Minutes or days, of which nan and inf are none: no age would ever be above them."""
+    """Minutes or days, of which nan and inf are none."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        from ..settings.kinds import MAX_MIN
+
         number = float(super().convert(value, param, ctx))
-        if number - number != 0:
-            self.fail(f"{value} is not a number", param, ctx)
+        if not number <= MAX_MIN:
+            self.fail(f"{value} is not a number up to {MAX_MIN:,}", param, ctx)
         return number
 
 
@@ -157,9 +159,11 @@ def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **fl
         removed: list[str] = []
         if delete and removable:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
-            removed, stayed = maintenance.remove_consumers(
-                server, group, removable, min_idle_ms=idle_ms, operator=settings.operator
-            )
+            with stop_signals() as stopping:
+                removed, stayed = maintenance.remove_consumers(
+                    server, group, removable, min_idle_ms=idle_ms, operator=settings.operator,
+                    stopping=stopping,
+                )  # fmt: skip
             kept |= stayed
     data = {
         "stream": settings.stream, "consumer_group": group, "min_idle_min": settings.min_idle_min,
@@ -212,8 +216,11 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
         removed = 0
         if apply and plan.entries:
             confirm(f"Remove {plan.entries:,} of {plan.length:,} entries?", yes)
-            removed = maintenance.trim(server, plan, archive=path, without_groups=without_groups,
-                                       operator=settings.operator)  # fmt: skip
+            with stop_signals() as stopping:
+                removed = maintenance.trim(
+                    server, plan, archive=path, without_groups=without_groups,
+                    operator=settings.operator, stopping=stopping,
+                )  # fmt: skip
     archive = archive if removed else None  # nothing to remove, nothing written
     data = {"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}
     lines = [f"{one_line(settings.stream)}: {plan.entries:,} of {plan.length:,} entries lie before "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -45,8 +45,24 @@ def stop(reason: str, env_name: str | None, as_json: bool, **flags: Any) -> None
                 at = iso(server.now_us())
                 ledger.append(server, ledger.Stopped(operator, at, one_line(reason, 600)))
         before = None if is_set else reading.stop_switch(server)
-    data = {"stream": settings.stream, "stopped": True, "reason": reason, "operator": operator,
-            "was_stopped": not is_set}  # fmt: skip
+        policy = None
+        with suppress(DrainkitError):
+            policy = reading.eviction(server)
+    if policy != "":
+        warning = (
+            "INFO does not tell whether this server may evict keys, the switch too"
+            if policy is None
+            else f"this server may evict any key when its memory is full ({policy}), the switch too"
+        )
+        click.echo(f"drainkit: {warning}: drains go on if it is gone; check again", err=True)
+    data = {
+        "stream": settings.stream,
+        "stopped": True,
+        "reason": reason,
+        "operator": operator,
+        "was_stopped": not is_set,
+        "may_be_evicted": None if policy is None else bool(policy),
+    }
     said = "Stopped" if before is None else f"It was stopped before ({before})"
     emit(as_json, data, f"{said}: no drain of {one_line(settings.stream)} goes on. "
          "drainkit resume lifts it.")  # fmt: skip

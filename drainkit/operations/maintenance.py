@@ -6,18 +6,27 @@ come back and a group can fall behind between the two.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from .. import files
 from ..core.timestamps import EARLIEST_ID_MS, iso
 from ..core.values import RawEntry
-from ..errors import DrainkitError, RefusedError, UsageError
+from ..errors import (
+    ConnectionLostError,
+    DrainkitError,
+    InterruptedRunError,
+    RefusedError,
+    UsageError,
+)
+from ..ids import is_id
 from ..safe import one_line, text
 from ..server import ledger, reading, writing
 from ..server.connection import Server
@@ -32,6 +41,7 @@ BATCH_CONSUMERS = 500  # removed in one step: 4 ms of the server
 TRIM_ENTRIES = 1000
 TRIM_BYTES = 512 << 10  # so many, or one entry, in a removing step: it reads what it removes
 DAY_MS = 86_400_000
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,13 @@ def remove_consumers(
     *,
     min_idle_ms: int,
     operator: str | None = None,
+    stopping: threading.Event | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Remove what is safe to remove now; returns the names removed, and why each other stayed.
 
     In a group of more than `writing.MAX_LISTED` consumers, how long each idles is as of a list that
     is taken first; what is pending is looked up in the removing step in any case. The ledger notes
-    what was removed, with the operator (else the OS user).
+    what was removed, with the operator (else the OS user), also if `stopping` or an error ends it.
     """
     check_primary(server.info)
     ledger.check(server)
@@ -85,31 +96,75 @@ def remove_consumers(
             if idle_ms is None or idle_ms < min_idle_ms:
                 kept[name] = _why_kept("gone" if idle_ms is None else "active", idle_ms or 0)
         names = [name for name in names if name not in kept]
-    for first in range(0, len(names), BATCH_CONSUMERS):
-        batch = names[first : first + BATCH_CONSUMERS]
-        outcomes = writing.remove_consumers(
-            server, group, batch, min_idle_ms=None if known else min_idle_ms
-        )
-        for name, (status, number) in zip(batch, outcomes, strict=True):
+    # where the list is known, each removal is held against what the list of groups tells
+    size = max(1, BATCH_CONSUMERS // len(reading.positions(server) if known else "1"))
+
+    def remove(step: Sequence[str]) -> int:
+        before = len(removed)
+        least = None if known else min_idle_ms
+        outcomes = writing.remove_consumers(server, group, step, min_idle_ms=least)
+        for name, (status, number) in zip(step, outcomes, strict=True):
             if status == "removed":
                 removed.append(name)
             else:
                 kept[name] = _why_kept(status, number)
-    if removed:
-        with _said(f"{len(removed):,} consumers were removed"):
-            at, who = iso(server.now_us()), operator or os_user()
-            ledger.append(server, ledger.Deleted(who, at, group, len(removed), len(kept)))
+        return len(removed) - before
+
+    def look(step: Sequence[str]) -> int:
+        left = {reading.raw_name(c.name) for c in reading.consumers(server, group)}
+        return sum(reading.raw_name(name) not in left for name in step)
+
+    steps = (names[first : first + size] for first in range(0, len(names), size))
+    who = operator or os_user()
+    _by_steps(
+        server, "consumers", steps, remove, look,
+        lambda n: ledger.Deleted(who, iso(server.now_us()), group, n, len(kept)), stopping,
+    )  # fmt: skip
     return removed, kept
 
 
-@contextmanager
-def _said(done: str) -> Iterator[None]:
-    """Add to an error what was done before it."""
+def _by_steps(
+    server: Server,
+    what: str,
+    steps: Iterable[Step],
+    remove: Callable[[Step], int],
+    look: Callable[[Step], int],
+    note: Callable[[int], ledger.Entry],
+    stopping: threading.Event | None,
+) -> int:
+    """Remove step by step; whatever ends it, the ledger and the error tell how many are removed.
+
+    `look` says how many of a step are gone, where the reply to it was lost.
+    """
+    removed, under_way = 0, None
+    failure: DrainkitError | None = None
     try:
-        yield
+        for step in _until(stopping, steps):
+            under_way = step
+            removed += remove(step)
+            under_way = None
     except DrainkitError as error:
-        error.args = (f"{error} ({done} before)",)
+        failure = error
+        with suppress(DrainkitError):
+            if under_way is not None and isinstance(error, ConnectionLostError):
+                server.reconnect()
+                removed += look(under_way)
+    try:
+        if removed:
+            ledger.append(server, note(removed))
+        if failure is not None:
+            raise failure
+    except DrainkitError as error:
+        error.args = (f"{error} ({removed:,} {what} were removed before)",)
         raise
+    return removed
+
+
+def _until(stopping: threading.Event | None, steps: Iterable[Step]) -> Iterator[Step]:
+    for step in steps:
+        if stopping is not None and stopping.is_set():
+            raise InterruptedRunError("interrupted")
+        yield step
 
 
 def _why_kept(status: str, number: int) -> str:
@@ -207,12 +262,14 @@ def trim(
     archive: Path | None = None,
     without_groups: bool = False,
     operator: str | None = None,
+    stopping: threading.Event | None = None,
 ) -> int:
     """Remove the entries before the plan's floor, archived first; returns how many.
 
     Each batch is removed by its own ids, and only if no group needs one of them by then. With an
     archive just its entries are removed, and none unless it was written and can be read. The
-    ledger notes what was removed, and the operator (else the OS user).
+    ledger notes what was removed, and the operator (else the OS user), also if `stopping` or an
+    error ends it early. What was archived and not removed is in both places then.
     """
     check_primary(server.info)
     ledger.check(server)
@@ -222,39 +279,33 @@ def trim(
             "the removing step would hold up the server: destroy those that nobody uses first"
         )
     if archive is not None:
-        _write_archive(archive, entries_before(server, plan.floor))
-        batches = (
-            ([entry.encode() for entry in batch["id"].to_pylist()], batch.nbytes)
-            for batch in _read_archive(archive)
-        )
+        _write_archive(archive, _until(stopping, entries_before(server, plan.floor)))
+        sized: Iterable[tuple[bytes, int]] = _archived(archive)
     else:
-        batches = (
-            ([entry[0] for entry in page], len(page) * reading.entry_bytes(page))
-            for page in entries_before(server, plan.floor)
-        )
-    removed, failure = 0, None
-    for ids in _steps(batches):
-        try:
-            removed += writing.trim(server, ids, without_groups=without_groups)
-        except DrainkitError as error:
-            # what was archived and not removed is in both places: nothing is lost
-            failure = error
-            break
-    with _said(f"{removed:,} entries were removed"):
-        if removed:
-            at, who = iso(server.now_us()), operator or os_user()
-            kept = archive.name if archive else ""
-            ledger.append(server, ledger.Trimmed(who, at, removed, plan.floor, plan.bound, kept))
-        if failure is not None:
-            raise failure
-    return removed
+        pages = entries_before(server, plan.floor)
+        sized = ((entry[0], reading.size_of(entry)) for page in pages for entry in page)
+    who, kept = operator or os_user(), archive.name if archive else ""
+    return _by_steps(
+        server, "entries", _steps(sized),
+        lambda ids: writing.trim(server, ids, without_groups=without_groups),
+        lambda ids: sum(fields is None for _, fields in reading.bodies(server, ids)),
+        lambda n: ledger.Trimmed(who, iso(server.now_us()), n, plan.floor, plan.bound, kept),
+        stopping,
+    )  # fmt: skip
 
 
-def _steps(batches: Iterator[tuple[list[bytes], int]]) -> Iterator[list[bytes]]:
-    """Batches, given with their bytes, in the parts that are removed in one step."""
-    for ids, n_bytes in batches:
-        size = max(1, len(ids) * TRIM_BYTES // n_bytes)
-        yield from (ids[first : first + size] for first in range(0, len(ids), size))
+def _steps(sized: Iterable[tuple[bytes, int]]) -> Iterator[list[bytes]]:
+    """Ids, given with their entries' bytes, in the parts that are removed in one step."""
+    ids: list[bytes] = []
+    room = TRIM_BYTES
+    for entry_id, size in sized:
+        if ids and (size > room or len(ids) == TRIM_ENTRIES):
+            yield ids
+            ids, room = [], TRIM_BYTES
+        ids.append(entry_id)
+        room -= size
+    if ids:
+        yield ids
 
 
 def check_archive(path: Path) -> None:
@@ -266,18 +317,33 @@ def check_archive(path: Path) -> None:
 
 
 def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
-    """Ids and raw fields (field, value, ...; any bytes) as Parquet, page by page, and read back."""
+    """Ids and raw fields (field, value, ...; any bytes) as Parquet, page by page, and read back.
+
+    It is a new file, whole on the disk: of two that write one name at once one is refused.
+    """
     import pyarrow as pa
 
     check_archive(path)
     schema, written = _archive_schema(), 0
-    with files.TableWriter(path, schema) as out:
+    with files.TableWriter(path, schema, new=True) as out:
         for page in pages:
             columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
             out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
             written += len(page)
     if sum(batch.num_rows for batch in _read_archive(path)) != written:
         raise DrainkitError(f"{one_line(str(path))} is not what was written; nothing was removed")
+
+
+def _archived(path: Path) -> Iterator[tuple[bytes, int]]:
+    """An archive's ids, and about how many bytes each entry has."""
+    import pyarrow.compute as pc
+
+    for batch in _read_archive(path):
+        offsets = batch["fields"].offsets.to_numpy()
+        parts = pc.binary_length(batch["fields"].values).to_numpy()
+        ends = np.concatenate([[0], np.cumsum(parts + reading.PART_BYTES)])
+        for entry_id, size in zip(batch["id"].to_pylist(), np.diff(ends[offsets]), strict=True):
+            yield entry_id.encode(), int(size)
 
 
 def _archive_schema() -> pa.Schema:
@@ -305,19 +371,27 @@ def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
 def restore(server: Server, key: str, path: Path) -> int:
     """Put an archive's entries with their ids into the new stream `key`; returns how many.
 
-    The groups of the old stream are not part of an archive, so the new one has none.
+    The groups of the old stream are not part of an archive, so the new one has none. Nothing is
+    written of a file that holds anything else than entries, ids ascending.
     """
     check_primary(server.info)
-    batches = list(itertools.islice(archive := _read_archive(path), 1))  # refused before it writes
+    before = (0, 0)
+    for entry_id, fields in _entries(path):
+        has_id = is_id(entry_id or "") and before < (before := reading.id_key(entry_id))
+        if not has_id or not fields or len(fields) % 2 or None in fields:
+            found = one_line(str(entry_id), 60)
+            raise UsageError(f"{one_line(path.name)}: {found} is not an entry of an archive")
     if reading.type_of(server, key.encode()) != "none":
         raise RefusedError(f"{one_line(key)} exists already; restore into a new --stream")
+    entries = ((entry_id.encode(), fields) for entry_id, fields in _entries(path))
     try:
-        return sum(
-            writing.add_entries(
-                server, key.encode(), ([r["id"].encode(), r["fields"]] for r in batch.to_pylist())
-            )
-            for batch in itertools.chain(batches, archive)
-        )
-    except DrainkitError as error:
-        error.args = (f"{error} ({one_line(key)} holds a part: delete it and restore again)",)
-        raise
+        return writing.add_entries(server, key.encode(), entries)
+    except (DrainkitError, KeyboardInterrupt) as error:
+        failure = error if isinstance(error, DrainkitError) else InterruptedRunError("interrupted")
+        failure.args = (f"{failure} (if {one_line(key)} is there, delete it and restore again)",)
+        raise failure from None
+
+
+def _entries(path: Path) -> Iterator[tuple[str, list[bytes]]]:
+    for batch in _read_archive(path):
+        yield from ((row["id"], row["fields"]) for row in batch.to_pylist())

@@ -24,7 +24,7 @@ import hiredis
 import redis
 from redis.connection import Connection
 
-from ..errors import UnreachableError
+from ..errors import ReplyTooLargeError, UnreachableError
 from ..safe import one_line
 from ..settings import Settings
 from . import topology
@@ -40,6 +40,26 @@ _ERROR_REPLIES = (
     redis.BusyLoadingError,
 )
 _FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
+
+
+class _Counted:
+    """A connection's socket that counts what it brings, and ends a reply that grows too large."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.received = 0
+        self.most: int | None = None
+
+    def recv_into(self, buffer: bytearray) -> int:
+        """As a socket's; raises ReplyTooLargeError once more than `most` bytes came."""
+        size: int = self._sock.recv_into(buffer)
+        self.received += size
+        if self.most is not None and self.received > self.most:
+            raise ReplyTooLargeError("a reply holds more than was wanted")
+        return size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
 
 
 class Server:
@@ -135,12 +155,19 @@ class Server:
         with self._translated():
             self._send([args])
 
-    def receive(self) -> Any:
-        """The oldest reply not yet received."""
+    def receive(self, most_bytes: int | None = None) -> Any:
+        """The oldest reply not yet received; ReplyTooLargeError if `received` exceeds the bytes."""
         with self._translated():
-            return self._receive()
+            return self._receive(most_bytes)
 
-    def pipeline(self, commands: list[tuple[bytes | str | int, ...]]) -> list[Any]:
+    @property
+    def received(self) -> int:
+        """Bytes that came since a request was sent with no other in flight."""
+        return self._socket.received
+
+    def pipeline(
+        self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
+    ) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
         self._check_order()
         with self._translated():
@@ -149,7 +176,7 @@ class Server:
             errors: list[redis.ResponseError] = []
             for _ in commands:
                 try:
-                    replies.append(self._receive())
+                    replies.append(self._receive(most_bytes))
                 except redis.ResponseError as error:
                     errors.append(error)
             if errors:
@@ -198,6 +225,7 @@ class Server:
             link = topology.owner_node(self._url, link, self.stream)
             info = topology.read_info(link)
         self._link, self.info = link, info
+        self._socket = link._parser._sock = _Counted(link._parser._sock)
         unix = self._url.startswith("unix:")
         self._place: Place | None = None if unix else (link.host, int(link.port))
 
@@ -217,8 +245,9 @@ class Server:
         self._fresh().send_packed_command(requests, check_health=False)
         self._sent.extend(requests)
 
-    def _receive(self) -> Any:
-        """The reply to the oldest request; raised if it is an error."""
+    def _receive(self, most_bytes: int | None = None) -> Any:
+        """The reply to the oldest request; raised if it is an error, or exceeds the bytes."""
+        self._socket.most = most_bytes
         if not self._replies:
             self._replies.append(self._read())
         if self.info.cluster and isinstance(self._replies[0], SLOT_ERRORS):
@@ -269,6 +298,7 @@ class Server:
         """
         if self._sent:
             return self._connected()
+        self._socket.received = 0
         try:
             if self._link is not None and not self._link.can_read(timeout=0):
                 return self._link

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 
 from ..core.collection import collection_paused
 from ..core.values import RawEntry
-from ..safe import text
 from . import reading
 from .connection import Server
-from .reading import Backlog, Group, StreamInfo, id_key, next_id
+from .reading import Backlog, Group, StreamInfo, id_key, next_id, previous_id
 
 Pages = Iterator[Sequence[RawEntry]]
 
@@ -44,11 +44,12 @@ def count(
     tail = high < end
     if not head and not tail:
         return info.length, True
+    read = partial(reading.pages, server, server.stream)
     around: Pages = chain(
-        _backwards(server, first) if head else (),
-        reading.pages(server, server.stream, next_id(last), info.last_id) if tail else (),
+        read(info.first_id, previous_id(first), newest_first=True) if head else (),
+        read(next_id(last), info.last_id) if tail else (),
     )
-    within: Pages = reading.pages(server, server.stream, first, min(last, info.last_id, key=id_key))
+    within: Pages = read(first, min(last, info.last_id, key=id_key))
     return _read(server, info, within, around, most)
 
 
@@ -71,17 +72,6 @@ def _read(
     if reading.stream_info(server).has_all_of(info):  # else its length says too much
         return info.length - outside, True
     return inside + sum(map(len, within)), True
-
-
-def _backwards(server: Server, before: str) -> Pages:
-    """Pages of the entries before an id, the newest first."""
-    size = reading.FIRST_PAGE_ENTRIES
-    while page := reading.newest_before(server, before, size):
-        yield page
-        if len(page) < size:
-            return
-        before = text(page[-1][0])
-        size = reading.next_page_size(page, size)
 
 
 def groups(server: Server, info: StreamInfo, *, most: int | None = None) -> list[Group]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.timestamps import iso
 from ..core.values import RawEntry
-from ..errors import DrainkitError, RefusedError, UnreachableError
+from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
 
 # ruff: noqa: PLC0414 - whoever reads the stream needs ids too, so they are exported again
 from ..ids import FIRST_ID as FIRST_ID
@@ -27,7 +27,9 @@ from .connection import Server
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
-PAGE_BYTES = 16 << 20  # about so much at most, or a page of large entries would hold gigabytes
+PAGE_BYTES = 2 << 20  # about so much in a page, as it comes
+MOST_BYTES = 8 << 20  # never more, unless it is one entry
+PART_BYTES = 40  # that each field and each value takes, whatever it holds
 ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
 SIDE_STREAMS = (".drain_audit", ".drain_runs")
 
@@ -192,16 +194,6 @@ def newest(server: Server, key: bytes, count: int) -> list[RawEntry]:
     return found
 
 
-def newest_before(server: Server, entry_id: str, count: int) -> list[RawEntry]:
-    """Up to `count` entries of the stream before an id, the newest first."""
-    found: list[RawEntry] = []
-    if id_key(entry_id) > (0, 0):
-        found = server.call(
-            "XREVRANGE", server.stream, previous_id(entry_id), FIRST_ID, "COUNT", count
-        )
-    return found
-
-
 def lowest_pending(server: Server, group: str) -> bytes | None:
     """The smallest id that is pending in a group; None where nothing is."""
     # not its summary, which visits every consumer
@@ -209,9 +201,22 @@ def lowest_pending(server: Server, group: str) -> bytes | None:
 
 
 def stop_switch(server: Server) -> StopSwitch | None:
-    """The kill switch, if it is set."""
+    """The kill switch, if it is set; a key of another type in its place stops drains too."""
+    kind = type_of(server, server.keys.stop)
+    if kind not in ("none", "string"):
+        return StopSwitch(f"{one_line(text(server.keys.stop))} is a {kind}", "", None)
     found = server.call("GET", server.keys.stop)
     return None if found is None else StopSwitch.read(found)
+
+
+def eviction(server: Server) -> str | None:
+    """The policy by which the server may evict any key, "" if it evicts none; None: unknown."""
+    info = server.call("INFO", "memory").decode("utf-8", "replace")
+    told = {k: v for k, _, v in (line.partition(":") for line in info.splitlines())}
+    if not {"maxmemory", "maxmemory_policy"} <= told.keys():
+        return None
+    policy = one_line(told["maxmemory_policy"])
+    return policy if told["maxmemory"] != "0" and policy.startswith("allkeys") else ""
 
 
 def positions(server: Server) -> dict[str, Group]:
@@ -257,27 +262,39 @@ def pages(
     *,
     page: int = PAGE_ENTRIES,
     ahead: bool = False,
+    newest_first: bool = False,
 ) -> Generator[list[RawEntry]]:
     """Entries from `first` to `last`, both included, in pages of at most `page`.
 
-    With `ahead` the server already reads the next page while the caller works on one; until the
+    A page of more than MOST_BYTES is given up while it comes, and asked for in smaller ones. With
+    `ahead` the server already reads the next page while the caller works on one; until the
     generator ends or is closed, the connection is then its own.
     """
     count = min(page, FIRST_PAGE_ENTRIES)
     under_way = False
+
+    def ask() -> None:
+        command, *ends = ("XREVRANGE", last, first) if newest_first else ("XRANGE", first, last)
+        server.send(command, key, *ends, "COUNT", count)
+
     try:
         while under_way or id_key(first) <= id_key(last):
             if not under_way:
-                server.send("XRANGE", key, first, last, "COUNT", count)
+                ask()
             under_way = False
-            entries = server.receive()
+            try:
+                entries = server.receive(MOST_BYTES if count > 1 else None)
+            except ReplyTooLargeError:
+                count = 1  # how large they are is not known, and the server gathers a whole reply
+                continue
             if not entries:
                 return
             is_full = len(entries) == count
-            first = next_id(text(entries[-1][0]))
-            count = next_page_size(entries, count, page)
+            end = text(entries[-1][0])
+            first, last = (first, previous_id(end)) if newest_first else (next_id(end), last)
+            count = _next_size(server, count, page)
             if ahead and is_full and id_key(first) <= id_key(last):
-                server.send("XRANGE", key, first, last, "COUNT", count)
+                ask()
                 under_way = True
             yield entries
             if not is_full:
@@ -286,23 +303,23 @@ def pages(
     finally:
         if under_way and server.connected:
             with contextlib.suppress(DrainkitError):
-                server.receive()
+                server.receive(MOST_BYTES)
 
 
-def next_page_size(entries: Sequence[RawEntry], size: int, most: int = PAGE_ENTRIES) -> int:
-    """How many entries to ask for after a page of `size`: more, but never too many bytes."""
-    return max(1, min(most, 8 * size, PAGE_BYTES // entry_bytes(entries)))
+def _next_size(server: Server, size: int, most: int = PAGE_ENTRIES) -> int:
+    # after so many have come: more, but not too many bytes
+    return max(1, min(most, 8 * size, size * PAGE_BYTES // max(1, server.received)))
 
 
 def entry_bytes(entries: Sequence[RawEntry]) -> int:
-    """How many bytes an entry may have: the largest of a sample, at least 1."""
-    sample = [entry[1] or () for entry in entries[::16]]
-    return 1 + max(sum(map(len, fields)) for fields in sample)
+    """How many bytes the largest of some entries has, at least 1."""
+    return max(map(size_of, entries))
 
 
 def size_of(entry: RawEntry) -> int:
-    """The bytes of an entry's fields, at least 1."""
-    return 1 + sum(map(len, entry[1] or ()))
+    """About how many bytes an entry takes, at least 1."""
+    parts = entry[1] or ()
+    return 1 + PART_BYTES * len(parts) + sum(map(len, parts))
 
 
 def receive_page(server: Server) -> list[RawEntry]:
@@ -316,21 +333,24 @@ def send_page(server: Server, after: str, last: str, count: int) -> None:
     server.send("XRANGE", server.stream, next_id(after), last, "COUNT", count)
 
 
-def bodies(server: Server, ids: Sequence[bytes]) -> list[RawEntry]:
+def bodies(server: Server, ids: Sequence[bytes], most_bytes: int | None = None) -> list[RawEntry]:
     """Each id with its fields, or with None where the body is gone."""
-    replies = (
-        server.pipeline([("XRANGE", server.stream, entry, entry) for entry in ids]) if ids else []
-    )
+    commands: list[Any] = [("XRANGE", server.stream, entry, entry) for entry in ids]
+    replies = server.pipeline(commands, most_bytes) if ids else []
     return [reply[0] if reply else [entry, None] for entry, reply in zip(ids, replies, strict=True)]
 
 
 def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]:
-    """`bodies` in pages that hold not too many bytes."""
+    """`bodies` in pages that hold not too many bytes, as `pages` do."""
     size = FIRST_PAGE_ENTRIES
     while ids:
-        entries = bodies(server, ids[:size])
+        try:
+            entries = bodies(server, ids[:size], MOST_BYTES if size > 1 else None)
+        except ReplyTooLargeError:
+            size = 1
+            continue
         ids = ids[size:]
-        size = max(1, min(8 * size, PAGE_BYTES // entry_bytes(entries)))
+        size = _next_size(server, size)
         yield entries
 
 

@@ -12,6 +12,7 @@ from ..errors import (
     ConnectionLostError,
     DrainkitError,
     RefusedError,
+    ReplyTooLargeError,
     ServerBusyError,
     SlotMovedError,
     UnreachableError,
@@ -82,6 +83,9 @@ def translated(shown_url: str, lost: Callable[[], None]) -> Iterator[None]:
         yield
     except redis.ResponseError as error:
         raise translate(error) from error
+    except ReplyTooLargeError:  # its rest would be taken for the next reply
+        lost()
+        raise
     except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
         raise UnreachableError(
             f"Redis at {shown_url} refuses the login ({one_line(str(error))}); "

@@ -24,7 +24,7 @@ from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..safe import one_line, text
 from .connection import Server
-from .reading import FIRST_ID, StopSwitch, next_id, raw_name
+from .reading import FIRST_ID, PAGE_BYTES, StopSwitch, next_id, raw_name, size_of, type_of
 from .scope import Scope, not_ours
 
 REFUSALS = {
@@ -230,19 +230,32 @@ def add_to_ledger(server: Server, fields: Mapping[str, object]) -> None:
 def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> bool:
     """Set the kill switch; from this reply on no commit of the stream does anything.
 
-    False if it was set already: then it keeps its first reason.
+    False if it was set already: then it keeps its first reason, but none that expires.
 
     SETNX and GETDEL, not SET and DEL: on 6.2 an ACL cannot tell keys apart by command, and a
     drainer must not be able to overwrite or delete the stream.
     """
     switch = {"reason": reason, "operator": operator, "at_us": now_us}
-    return bool(server.call("SETNX", server.keys.stop, json.dumps(switch)))
+    kind = text(server.call("EVAL", _script("stop"), 1, server.keys.stop, json.dumps(switch)))
+    if kind not in ("", "string"):
+        raise RefusedError(not_a_switch(server, kind))
+    return not kind
 
 
 def resume(server: Server) -> StopSwitch | None:
     """Lift the kill switch; the one that was lifted, None if there was none."""
+    if (kind := type_of(server, server.keys.stop)) not in ("none", "string"):
+        raise RefusedError(not_a_switch(server, kind))
     found = server.call("GETDEL", server.keys.stop)
     return None if found is None else StopSwitch.read(found)
+
+
+def not_a_switch(server: Server, kind: str) -> str:
+    """What to say of a key of another type in the kill switch's place."""
+    return (
+        f"{one_line(text(server.keys.stop))} is a {kind}, no kill switch of drainkit's: no drain "
+        "goes on as long as it is there; rename it, and drainkit stop"
+    )
 
 
 def open_history(server: Server, scope: Scope) -> None:
@@ -282,12 +295,13 @@ def close_history(server: Server, scope: Scope) -> bool:
 def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
     """Append entries with their ids to a stream of the demo or of a restore; returns how many."""
     batch: list[tuple[bytes | str | int, ...]] = []
-    added = 0
-    for entry_id, fields in entries:
-        batch.append(("XADD", key, entry_id, *fields))
-        if len(batch) == 1000:
+    added = size = 0
+    for entry in entries:
+        batch.append(("XADD", key, entry[0], *entry[1]))
+        size += size_of(entry)
+        if len(batch) == 1000 or size > PAGE_BYTES:
             added += len(server.pipeline(batch))
-            batch = []
+            batch, size = [], 0
     return added + (len(server.pipeline(batch)) if batch else 0)
 
 

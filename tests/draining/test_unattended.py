@@ -17,6 +17,7 @@ from books import (
     everything,
     live,
     make_user,
+    now_ms,
     seed,
 )
 from conftest import Cli, Fill
@@ -91,6 +92,21 @@ def test_scheduled_runs_do_not_pile_up(
         assert writing.hold_lease(link, GROUP, "you", 60_000) == 0
         assert writing.hold_lease(link, GROUP, "you", 0) == 0
         assert writing.hold_lease(link, GROUP, "me", 0) == 0
+
+
+def test_a_clock_set_back_holds_timers_for_a_minute_at_most(
+    server: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+) -> None:
+    """A dead run's lease that ends in an hour, by the server's clock of now, runs out in 60 s."""
+    (tmp_path / "drainkit.toml").write_text(LIMITS)
+    seed(server, stream, fill, 120, delivered=100)
+    now = now_ms(server)
+    ask(server, "HSET", f"{stream}.drain_state", f"lease:{GROUP}", f"dead {now + 3_600_000}")
+    run = cli(*scheduled(server, stream, "--if-backlog-over", 0))
+    assert "another scheduled run" in run.json()["skipped"]
+    lease = ask(server, "HGET", f"{stream}.drain_state", f"lease:{GROUP}").split()
+    assert lease[0] == b"dead"
+    assert int(lease[1]) <= now_ms(server) + 60_000
 
 
 # ---------------------------------------------------------------- limits, environments

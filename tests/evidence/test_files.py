@@ -8,14 +8,18 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from books import at, seed
+from conftest import Cli, Fill
 from plan_samples import table_of
 from runs import names
+from servers import Server, wait_until
 
 from drainkit import files
 from drainkit.core.summary import RUN_ID, new_run_id
@@ -179,3 +183,25 @@ def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: 
     with pytest.raises(pa.ArrowInvalid), files.TableWriter(path, whole.schema, row_group=4) as out:
         out.write(pa.concat_tables([whole, pa.table({"id": ["1-0"]})]))
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("target", ["a.parquet", "a/"])
+def test_what_a_killed_writer_left_is_removed_by_the_next(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, target: str
+) -> None:
+    """A killed export leaves nothing once another ran in the folder; one at work is left alone."""
+    seed(valkey, stream, fill, 60_000, delivered=0)
+    started = []
+    for _ in range(2):
+        there = len(list(cli.cwd.iterdir()))
+        process = cli.start("export", target, *at(valkey, stream))
+        wait_until("it writes", lambda n=there: len(list(cli.cwd.iterdir())) > n)
+        process.send_signal(signal.SIGSTOP)
+        started.append(process)
+    started[0].kill()
+    started[0].wait()
+    assert cli("export", "b.parquet", *at(valkey, stream)).rc == 0
+    assert len(list(cli.cwd.iterdir())) == 2  # what the other one writes, and b.parquet
+    started[1].send_signal(signal.SIGCONT)
+    assert cli.finish(started[1]).rc == 0
+    assert sorted(path.name for path in cli.cwd.iterdir()) == [target.strip("/"), "b.parquet"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from books import (
@@ -13,10 +14,12 @@ from books import (
     audit,
     deliver,
     everything,
+    ledger_of,
     pending,
     seed,
 )
 from conftest import Cli, Fill
+from proxy import Proxy
 from servers import Server
 
 FAST = ("--throttle", "none", "--max-events", "all")
@@ -124,3 +127,23 @@ def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> No
     assert removed == ["idle"]
     assert "came back" in kept["sleeper"]
     assert "gone" in kept["nobody"]
+
+
+def test_two_operators_count_only_their_own_removals(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, start_proxy: Callable[..., Proxy]
+) -> None:
+    """Of 1,100 consumers that both have listed, each tells and notes those that it removed."""
+    seed(valkey, stream, fill, 10, delivered=10)
+    pipe = valkey.client().pipeline(transaction=False)
+    for i in range(1_100):
+        pipe.execute_command("XGROUP", "CREATECONSUMER", stream, GROUP, f"c{i}")
+    pipe.execute()
+    proxy = start_proxy(valkey)
+    proxy.arm("delay_request", match=b"EVAL", nth=2, delay_sec=2)
+    command = ("consumers", "--delete", "--min-idle-min", 0, "--yes", "--json")
+    slow = cli.start(*command, "--redis-url", proxy.url, "--stream", stream)
+    proxy.wait_fired()
+    others = len(cli(*command, *at(valkey, stream)).json()["removed"])
+    own = len(cli.finish(slow).json()["removed"])
+    assert (own, others) == (500, 600)
+    assert [e["removed"] for e in ledger_of(valkey, stream)] == ["600", "500"]

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from books import ask, at, audit, ledger_of, live, seed
+from books import PASSWORD, ask, at, audit, ledger_of, live, make_user, seed
 from conftest import Cli, Fill
 from servers import Server
 
@@ -72,6 +72,40 @@ def test_the_ledger_does_not_stand_in_the_way(
     assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 1
     assert cli("resume", *at(valkey, stream)).rc == 0
     assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 0
+
+
+def test_stop_makes_an_expiring_switch_lasting(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Set by hand for a while, it keeps its reason and expires no more; the drainer may do that."""
+    seed(server, stream, fill, 5, delivered=0)
+    url = make_user(cli, server, stream, "drainer")
+    ask(server, "SET", f"{stream}.drain_stop", '{"reason": "first"}', "PX", 60_000)
+    run = cli("stop", *WHO, "--json", "--redis-url", url, "--stream", stream, secret=PASSWORD)
+    assert (run.rc, run.json()["was_stopped"]) == (0, True)
+    assert ask(server, "PTTL", f"{stream}.drain_stop") == -1
+    assert ask(server, "GET", f"{stream}.drain_stop") == b'{"reason": "first"}'
+    ask(server, "DEL", f"{stream}.drain_stop")
+    ask(server, "HSET", f"{stream}.drain_stop", "a", "b")
+    for verb in (("stop", *WHO), ("resume",), live(server, stream)):
+        words = verb if verb[0] == "drain" else (*verb, *at(server, stream))
+        run = cli(*words)
+        assert (run.rc, f"{stream}.drain_stop is a hash" in run.err) == (4, True), run
+    assert f"{stream}.drain_stop is a hash" in cli("status", *at(server, stream)).out
+
+
+def test_stop_says_that_the_server_may_evict_it(
+    server: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Only where any key may go when memory is full; a key without an expiry is safe elsewhere."""
+    seed(server, stream, fill, 5, delivered=0)
+    for policy, limit in (("allkeys-lru", "100mb"), ("allkeys-random", 0), ("volatile-lru", "1gb")):
+        ask(server, "CONFIG", "SET", "maxmemory-policy", policy)
+        ask(server, "CONFIG", "SET", "maxmemory", limit)
+        may = (policy, limit) == ("allkeys-lru", "100mb")
+        run = cli("stop", *WHO, "--json", *at(server, stream))
+        assert (run.rc, run.json()["may_be_evicted"]) == (0, may)
+        assert ("may evict any key when its memory is full (allkeys-lru)" in run.err) == may
 
 
 def test_a_run_names_its_operator(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:

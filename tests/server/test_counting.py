@@ -86,12 +86,12 @@ def test_a_deletion_while_it_counts_is_noticed(
     link: Link, server: Server, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     """What is deleted on the side that was read does not count as being on the other."""
-    read = reading.newest_before
+    read = reading.pages
 
-    def read_and_delete(*args: Any) -> Any:
+    def read_and_delete(*args: Any, **options: Any) -> Any:
         ask(server, "XDEL", link.stream, gone)
-        return read(*args)
+        return read(*args, **options)
 
-    monkeypatch.setattr(reading, "newest_before", read_and_delete)
+    monkeypatch.setattr(reading, "pages", read_and_delete)
     assert counting.count_between(link, "16-0", reading.LAST_ID) == 51
     assert counting.count_between(link, "16-0", "60-0") == 43

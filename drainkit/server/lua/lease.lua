@@ -5,7 +5,12 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local held = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 local token, until_ms = held:match('^(%S+) (%d+)$')
-if token and token ~= ARGV[2] and tonumber(until_ms) > now then return tonumber(until_ms) - now end
+local left = math.min(tonumber(until_ms or 0) - now, 60000)
+if token ~= ARGV[2] and left > 0 then
+  -- a clock that was set back leaves an end far ahead; nobody takes more than a minute
+  redis.call('HSET', KEYS[1], ARGV[1], token .. ' ' .. string.format('%.0f', now + left))
+  return left
+end
 if tonumber(ARGV[3]) > 0 or token == ARGV[2] then
   -- written, not deleted: a drainer's rules let it write this key and delete none
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. string.format('%.0f', now + ARGV[3]))
