@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,23 @@ _TIMEOUTS: dict[str, Any] = {
 URL_FORMS = (
     "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,.../SERVICE or redis+cluster://"
 )
+# replies, though redis-py takes some of them for the end of a connection
+ERROR_REPLIES = (
+    redis.ResponseError,
+    redis.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+    redis.BusyLoadingError,
+)
+_AT_LOGIN: dict[str, type[redis.RedisError]] = {
+    "NOPERM": redis.ResponseError,
+    "DB index is out of range": redis.ResponseError,
+    "LOADING": redis.BusyLoadingError,
+    "invalid username-password pair": redis.AuthenticationError,
+    "without any password configured": redis.AuthenticationError,
+    "no password is set": redis.AuthenticationError,
+    "NOAUTH": redis.AuthenticationError,
+    "unknown command": redis.AuthenticationError,
+}
 _SCHEMES = re.compile(r"(rediss?|unix|rediss?\+sentinel|rediss?\+cluster)://")
 
 
@@ -89,7 +108,8 @@ def _primary_of(service: str, urls: list[str]) -> tuple[str, int]:
     options |= {"ssl": options.pop("connection_class", None) is SSLConnection, **_TIMEOUTS}
     places = [(seed.get("host", "localhost"), seed.get("port", 26379)) for seed in seeds]
     try:
-        return Sentinel(places, sentinel_kwargs=options).discover_master(service)  # type: ignore
+        with _login():
+            return Sentinel(places, sentinel_kwargs=options).discover_master(service)  # type: ignore
     except MasterNotFoundError as error:
         if " : " in str(error):  # the text after it says which Sentinels did not answer
             raise redis.ConnectionError("no Sentinel answers") from error
@@ -147,8 +167,22 @@ def connect(url: str) -> Connection:
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
     if not isinstance(link, Connection | SSLConnection | UnixDomainSocketConnection):
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}")
-    link.connect()  # type: ignore[no-untyped-call]
+    with _login():
+        link.connect()  # type: ignore[no-untyped-call]
     return link  # type: ignore[return-value]
+
+
+@contextmanager
+def _login() -> Iterator[None]:
+    """The errors of a login; a server may repeat what it was told, so no other text is shown."""
+    try:
+        yield
+    except redis.exceptions.InvalidResponse:
+        raise redis.exceptions.InvalidResponse from None
+    except (*ERROR_REPLIES, ValueError) as error:  # redis-py reads some replies, MOVED say
+        said = f"{getattr(error, 'status_code', None)} {error}"
+        known = next((text for text in _AT_LOGIN if text in said), "what it says is not shown")
+        raise _AT_LOGIN.get(known, redis.AuthenticationError)(known) from None
 
 
 def _check_password(url: str) -> None:

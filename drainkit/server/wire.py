@@ -20,7 +20,7 @@ from redis.connection import Connection
 
 from ..errors import UnreachableError
 from . import topology
-from .topology import REPLY_TIMEOUT_SEC, ServerInfo
+from .topology import ERROR_REPLIES, REPLY_TIMEOUT_SEC, ServerInfo
 
 # the request did not run: the slot is elsewhere, half moved, or served by nobody
 # (redis-py's MovedError is an AskError)
@@ -28,13 +28,6 @@ SLOT_ERRORS = (
     redis.exceptions.AskError,
     redis.exceptions.TryAgainError,
     redis.exceptions.ClusterDownError,
-)
-# replies, though redis-py takes some of them for the end of a connection
-_ERROR_REPLIES = (
-    redis.ResponseError,
-    redis.AuthenticationError,
-    redis.exceptions.AuthorizationError,
-    redis.BusyLoadingError,
 )
 _FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
 
@@ -139,7 +132,7 @@ class Wire:
     def _read(self) -> Any:
         try:
             return self._connected().read_response(disable_decoding=True)
-        except _ERROR_REPLIES as error:
+        except ERROR_REPLIES as error:
             return error
 
     def _connected(self) -> Connection:

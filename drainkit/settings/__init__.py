@@ -25,7 +25,7 @@ from pydantic import field_validator as check
 
 from .. import ids
 from ..errors import UsageError
-from ..safe import one_line
+from ..safe import keep_secret, one_line
 from .kinds import (
     Allowlist,
     Bound,
@@ -320,6 +320,8 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
         settings = Settings(**values)
     except ValidationError as error:
         raise UsageError("; ".join(_explain(item) for item in error.errors())) from None
+    own = settings.model_dump_json(exclude={"redis_url"})
+    keep_secret(settings.redis_url.get_secret_value(), own)
     settings._given = frozenset(values)
     settings._asked = settings._given if asked is None else asked
     return settings
