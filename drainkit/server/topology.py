@@ -49,7 +49,7 @@ _AT_LOGIN: dict[str, type[redis.RedisError]] = {
     "NOPERM": redis.ResponseError,
     "DB index is out of range": redis.ResponseError,
     "LOADING": redis.BusyLoadingError,
-    "invalid username-password pair": redis.AuthenticationError,
+    "WRONGPASS": redis.AuthenticationError,
     "without any password configured": redis.AuthenticationError,
     "no password is set": redis.AuthenticationError,
     "NOAUTH": redis.AuthenticationError,
