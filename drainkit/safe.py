@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 UNTYPESET = "tex2jax_ignore mathjax_ignore"
 # a password typed with spaces still is one: all up to the last @ of the text
 _LOGIN = re.compile(r"((?:rediss?|unix|sentinel|cluster)://)(.*)@(\S*)", re.DOTALL)
-_OTHER_LOGIN = re.compile(r"(?<=://)\S*@")
+_OTHER_LOGIN = re.compile(r"(:/+)\S*@")  # one slash: a URL that was taken for a path
 # of a URL that is not Redis's (a store's, its endpoint's) no option is worth showing
 _OTHER_OPTIONS = re.compile(
-    r"(?<![\w+.-])(?!(?:rediss?|unix|sentinel|cluster)\b)([\w+.-]+://[^\s?#]*[?#])\S+"
+    r"(?<![\w+.-])(?!(?:rediss?|unix|sentinel|cluster)\b)([\w+.-]+:/+[^\s?#]*[?#])\S+"
 )
 _SECRET_OPTIONS = {"password", "ssl_password", "username"}
 _OPTION = re.compile(r"[?&]([\w%+.-]+)=")
@@ -49,7 +49,7 @@ def verbatim(text: str) -> str:
 def redact(text: str) -> str:
     """`text` without the users and passwords of the URLs in it."""
     text = _LOGIN.sub(_without_login, text)
-    text = _OTHER_OPTIONS.sub(r"\1***", _OTHER_LOGIN.sub("***@", text))
+    text = _OTHER_OPTIONS.sub(r"\1***", _OTHER_LOGIN.sub(r"\1***@", text))
     return _without_options(text)
 
 
@@ -94,12 +94,12 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in struck(redact(text)))
 
 
-def keep_secret(url: str, known: str = "") -> None:
-    """Strike a URL's passwords out of all that is made fit to show from now on.
+def keep_secret(words: Iterable[str], known: str = "") -> None:
+    """Strike these passwords out of all that is made fit to show from now on.
 
     `known`: texts that hold none, such as the names of streams and groups.
     """
-    for word in secret_words(url):
+    for word in words:
         if known or word not in _kept:
             _kept[word] = secret_pattern([word], known)
 

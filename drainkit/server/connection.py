@@ -15,7 +15,7 @@ from typing import Any
 import hiredis
 import redis
 
-from ..safe import keep_secret, one_line
+from ..safe import keep_secret, one_line, secret_words
 from ..settings import Settings
 from .keys import Keys, side_keys
 from .topology import ServerInfo
@@ -34,7 +34,7 @@ class Server:
         self._url = url
         self.stream = stream.encode()  # its key
         self._audit_stream = audit_stream
-        keep_secret(url)
+        keep_secret(secret_words(url))
         self.shown_url = one_line(url)
         self._wire = Wire(url, self.stream)
         with self._translated():

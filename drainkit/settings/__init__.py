@@ -25,7 +25,7 @@ from pydantic import field_validator as check
 
 from .. import ids
 from ..errors import UsageError
-from ..safe import keep_secret, one_line
+from ..safe import keep_secret, one_line, secret_words
 from .kinds import (
     Allowlist,
     Bound,
@@ -41,6 +41,7 @@ from .kinds import (
     Rate,
     Share,
     Time,
+    is_url,
     os_user,
 )
 
@@ -321,7 +322,7 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
     except ValidationError as error:
         raise UsageError("; ".join(_explain(item) for item in error.errors())) from None
     own = settings.model_dump_json(exclude={"redis_url"})
-    keep_secret(settings.redis_url.get_secret_value(), own)
+    keep_secret(secret_words(settings.redis_url.get_secret_value()), own)
     settings._given = frozenset(values)
     settings._asked = settings._given if asked is None else asked
     return settings
@@ -346,7 +347,7 @@ def _explain(item: Any) -> str:
     if item["type"] == "literal_error":
         text = "must be " + item["ctx"]["expected"].replace("'", "")
     # a URL may hold a password, so its value is never shown
-    is_shown = item["loc"] and name != "redis_url"
+    is_shown = item["loc"] and name != "redis_url" and not is_url(item["input"])
     value = f" (not {one_line(repr(item['input']))})" if is_shown else ""
     where = f"--{outside(name)}"
     if name in ("fields", *OF_THE_FILE):

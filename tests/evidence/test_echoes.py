@@ -138,3 +138,30 @@ def test_no_byte_of_a_password_comes_back(cli: Cli, echo: Echo, form: str, answe
     assert run.rc in (1, 2, 3, 4), (run.out, run.err)
     assert shown_in(run.out + run.err) == [], run.err
     assert list(cli.cwd.iterdir()) == []
+
+
+S3_URLS = ("s3://bucket?secret={}", "s3://bucket/a b?secret=a {}", "s3://key:{}@bucket/p",
+           "s3://key:a {}@bucket/p", "s3://bucket/p#{}", "https://host/?sig={}")  # fmt: skip
+
+
+@pytest.mark.parametrize("args", [
+    *((name, url) for url in S3_URLS for name in ("run --reports-dir", "verify")),
+    *((name, url) for url in S3_URLS[::2] for name in ("run --notebooks-dir", "drain --plan")),
+], ids=" ".join)  # fmt: skip
+def test_a_stores_url_gives_no_secret_away(cli: Cli, args: tuple[str, str]) -> None:
+    """Wherever it is written instead of s3://BUCKET/PREFIX, blanks and all."""
+    run = cli(*args[0].split(), args[1].format("Zq9-Xw7"), secret=("Zq9", "Xw7"))
+    assert run.rc in (2, 3), run.err
+
+
+@pytest.mark.parametrize("endpoint", [
+    "http://key:{}@127.0.0.1:1", "http://127.0.0.1:1/?token={}", "http://127.0.0.1:1/#{}",
+])  # fmt: skip
+def test_an_endpoints_url_gives_no_secret_away(cli: Cli, endpoint: str) -> None:
+    """Nor do the keys of the login beside it."""
+    pytest.importorskip("s3fs")
+    env = {"AWS_ENDPOINT_URL": endpoint.format("Zq9-Xw7"), "AWS_MAX_ATTEMPTS": "1",
+           "AWS_ACCESS_KEY_ID": "admin", "AWS_SECRET_ACCESS_KEY": "Sk9-Key"}  # fmt: skip
+    for args in (("verify", "s3://bucket/p"), ("verify", "s3://bucket/p", "--debug")):
+        run = cli(*args, env=env, secret=("Zq9", "Xw7", "Sk9"))
+        assert run.rc == 2, run.err
