@@ -24,7 +24,6 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ..errors import RefusedError, SlotMovedError, UnreachableError, UsageError
-from ..safe import one_line
 
 CONNECT_TIMEOUT_SEC = 5.0
 REPLY_TIMEOUT_SEC = 10.0
@@ -113,9 +112,7 @@ def _primary_of(service: str, urls: list[str]) -> tuple[str, int]:
     except MasterNotFoundError as error:
         if " : " in str(error):  # the text after it says which Sentinels did not answer
             raise redis.ConnectionError("no Sentinel answers") from error
-        raise UnreachableError(
-            f"Sentinel knows no service {one_line(service)}; check the URL"
-        ) from None
+        raise UnreachableError(f"Sentinel knows no service {service}; check the URL") from None
 
 
 def owner_node(url: str, link: Connection, key: bytes) -> Connection:

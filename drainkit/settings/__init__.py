@@ -342,7 +342,7 @@ def _to_names(value: Any) -> list[str]:
 def _explain(item: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else "history_group"  # what is checked as a whole
     if item["type"] == "extra_forbidden":
-        return f"{one_line('.'.join(map(str, item['loc'])))}: no such parameter; check its spelling"
+        return f"{'.'.join(map(str, item['loc']))}: no such parameter; check its spelling"
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "literal_error":
         text = "must be " + item["ctx"]["expected"].replace("'", "")
@@ -351,5 +351,5 @@ def _explain(item: Any) -> str:
     value = f" (not {one_line(repr(item['input']))})" if is_shown else ""
     where = f"--{outside(name)}"
     if name in ("fields", *OF_THE_FILE):
-        where = f"[{name}]" + "".join(f" {one_line(str(part))}:" for part in item["loc"][1:2])
+        where = f"[{name}]" + "".join(f" {part}:" for part in item["loc"][1:2])
     return f"{where} {text}{value}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import tempfile
@@ -11,9 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import papermill
 import pytest
-from conftest import ROOT, Cli
+from conftest import Cli
 from guard import guard
 from tls import make_certificates
 
