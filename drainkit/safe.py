@@ -48,8 +48,9 @@ def verbatim(text: str) -> str:
 
 def redact(text: str) -> str:
     """`text` without the users and passwords of the URLs in it."""
-    text = _LOGIN.sub(_without_login, text)
-    text = _OTHER_OPTIONS.sub(r"\1***", _OTHER_LOGIN.sub(r"\1***@", text))
+    if ":/" in text:
+        text = _OTHER_LOGIN.sub(r"\1***@", _LOGIN.sub(_without_login, text))
+        text = _OTHER_OPTIONS.sub(r"\1***", text)
     return _without_options(text)
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli, one_line_error
 from runs import all_findings, make_run, names, seal, statement
 
-from drainkit import files
+from drainkit import RefusedError, files
 from drainkit.evidence import seal as sealing
 from drainkit.evidence.verify import verify_run
 
@@ -68,6 +68,15 @@ def test_no_error_shows_a_part_of_a_password(cli: Cli, url: str, word: str) -> N
     run = cli("status", "--redis-url", url.format(word, word), secret=("Zq9", "Xw7"))
     assert run.rc in (2, 3)
     one_line_error(run.err)
+
+
+def test_an_error_makes_what_it_says_safe_itself() -> None:
+    """One line without controls and logins; too long, it keeps its beginning and its advice."""
+    name = "a\x1b[31m\n\u202eb redis://u:Zq9@h" + 9000 * "x"
+    said = str(RefusedError(f"no group {name}; check --consumer-group"))
+    assert said.startswith("no group a\\x1b[31m\\n\\u202eb redis://***@h")
+    assert said.endswith("xx; check --consumer-group")
+    assert len(said) == 600
 
 
 def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
