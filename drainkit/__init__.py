@@ -9,8 +9,8 @@
 The house: an owner for each concept, and folders that say what their code may touch. Each imports
 only from those before it (a test holds it).
 
-    errors.py      one class for each exit code
     safe.py        texts from outside made fit to show; passwords struck out
+    errors.py      one class for each exit code; what is told in it made fit to show
     ids.py         entry ids as Redis orders them
     files.py       the only writer of files: whole, or not at all
     signing.py     the only caller of ssh-keygen: signatures made and checked

@@ -1,12 +1,14 @@
 """What can go wrong, one class for each exit code of the contract.
 
-Every message is one line that says what to do next. Messages may reach terminals, notebooks
-and reports, so nobody puts a URL with a password or a raw event value into one.
+Every message is one line that says what to do next. It may hold texts from outside as they are:
+shown, it is fit for terminals, notebooks and reports, and holds no password.
 """
 
 from __future__ import annotations
 
 import re
+
+from .safe import message
 
 _FLAG = re.compile(r"--(?=[a-z])([a-z-]+)")
 _URL_FLAG = re.compile(r"--redis-url( \(or DRAINKIT_REDIS_URL\))?")
@@ -16,6 +18,9 @@ class DrainkitError(Exception):
     """Something failed, or the books do not balance (exit code 1)."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it: one line, in the words of a notebook, which has no flags.

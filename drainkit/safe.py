@@ -1,4 +1,8 @@
-"""Texts from outside, made fit to show; passwords struck out."""
+"""Texts from outside, made fit to show; passwords struck out.
+
+Two nets. `redact` knows a URL by its form. `keep_secret` makes the passwords themselves known, and
+no text made fit to show in this process holds them, whoever says them (a server's error, say).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,24 @@ import html
 import json
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import cache
+from html.entities import html5
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: The classes by which MathJax, old and new, leaves an element alone: `$` is no formula here.
+UNTYPESET = "tex2jax_ignore mathjax_ignore"
 # a password typed with spaces still is one: all up to the last @ of the text
 _LOGIN = re.compile(r"((?:rediss?|unix|sentinel|cluster)://)(.*)@(\S*)", re.DOTALL)
-_OTHER_LOGIN = re.compile(r"(?<=://)\S*@")
+_OTHER_LOGIN = re.compile(r"(:/+)\S*@")  # one slash: a URL that was taken for a path
+# of a URL that is not Redis's (a store's, its endpoint's) no option is worth showing
+_OTHER_OPTIONS = re.compile(
+    r"(?<![\w+.-])(?!(?:rediss?|unix|sentinel|cluster)\b)([\w+.-]+:/+[^\s?#]*[?#])\S+"
+)
 _SECRET_OPTIONS = {"password", "ssl_password", "username"}
 _OPTION = re.compile(r"[?&]([\w%+.-]+)=")
 _VALUE = re.compile(r"\S*")  # to the next blank: it may hold an & or a # that nobody encoded
@@ -23,8 +36,9 @@ _BEFORE_SECRETS = (
     "://", ":", "password=", "password='", 'password="', "password': '", 'password": "', "auth ",
 )  # fmt: skip
 _MIN_SECRET = 3  # characters; a shorter one is looked for only where a password stands
-# what the notebook format itself writes: never an event's text, never a secret
-_FORMAT_KEYS = {"cell_type", "output_type", "id", "name", "mimetype", "nbformat"}
+_ESCAPES = {"\n": "n", "\r": "r", "\t": "t"}
+_ESCAPED = "\"'`/\\"  # what has a backslash before it in JSON or Python
+_kept: dict[str, re.Pattern[str] | None] = {}  # passwords that this process knows
 
 
 def verbatim(text: str) -> str:
@@ -34,8 +48,10 @@ def verbatim(text: str) -> str:
 
 def redact(text: str) -> str:
     """`text` without the users and passwords of the URLs in it."""
-    text = _LOGIN.sub(_without_login, text)
-    return _without_options(_OTHER_LOGIN.sub("***@", text))
+    if ":/" in text:
+        text = _OTHER_LOGIN.sub(r"\1***@", _LOGIN.sub(_without_login, text))
+        text = _OTHER_OPTIONS.sub(r"\1***", text)
+    return _without_options(text)
 
 
 def _without_login(found: re.Match[str]) -> str:
@@ -63,10 +79,37 @@ def one_line(text: str, limit: int = 200) -> str:
     """`text` fit for one line of a terminal or a log: no control, bidi or unprintable characters.
 
     Escapes are Python's (`\\x1b`), so that what was there can still be read; longer than `limit`
-    characters is cut. Secrets in URLs are redacted, since every message goes through here.
+    characters is cut. Secrets are struck out, since every text from outside goes through here.
     """
-    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redact(text))
+    safe = _printable(text)
     return safe if len(safe) <= limit else safe[: limit - 3] + "..."
+
+
+def message(text: str) -> str:
+    """A sentence that holds texts from outside, as `one_line`; one too long loses its middle."""
+    safe = _printable(text)
+    return safe if len(safe) <= 600 else f"{safe[:397]}...{safe[-200:]}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in struck(redact(text)))
+
+
+def keep_secret(words: Iterable[str], known: str = "") -> None:
+    """Strike these passwords out of all that is made fit to show from now on.
+
+    `known`: texts that hold none, such as the names of streams and groups.
+    """
+    for word in words:
+        if known or word not in _kept:
+            _kept[word] = secret_pattern([word], known)
+
+
+def struck(value: Any) -> Any:
+    """The value without the passwords that this process knows."""
+    for word in sorted(_kept, key=len, reverse=True):
+        value = strike(value, _kept[word])
+    return value
 
 
 def without_formulas(table: pa.Table) -> pa.Table:
@@ -94,49 +137,72 @@ def without_formulas(table: pa.Table) -> pa.Table:
     return table
 
 
-def secret_pattern(words: Sequence[str], known: str = "") -> re.Pattern[str] | None:
-    """What finds the passwords, also as JSON (once and twice), HTML and URLs write them.
+def secret_pattern(words: Iterable[str], known: str = "") -> re.Pattern[str] | None:
+    """What finds the passwords, in whatever mixture of JSON, HTML, URL and Python's escapes.
 
-    A password that stands in `known` (texts that cannot hold one) is an ordinary word, and so is a
-    very short one: it is found only where a password can stand, as in `:word@` or `password=word`.
+    A password that stands in `known` (texts that cannot hold one), or is a word of drainkit, is an
+    ordinary word, and so is a very short one: it is found only where a password can stand, as in
+    `:word@` or `password=word`.
     """
-    anywhere: set[str] = set()
-    in_place: set[str] = set()
-    for word in filter(None, words):
-        is_plain_word = len(word) < _MIN_SECRET or word in known
-        (in_place if is_plain_word else anywhere).update(_written_forms(word))
-    parts = [_any_of(anywhere)] if anywhere else []
+    anywhere: list[str] = []
+    in_place: list[str] = []
+    # the longest first, or the end of another would stay
+    for word in sorted(filter(None, words), key=lambda word: (-len(word), word)):
+        is_plain_word = len(word) < _MIN_SECRET or word in known or word in _own_text()
+        (in_place if is_plain_word else anywhere).append("".join(map(_written, word)))
+    parts = anywhere
     if in_place:
+        found = "|".join(in_place)
         before = "|".join(f"(?<={re.escape(text)})" for text in _BEFORE_SECRETS[2:])
         login = "|".join(f"(?<={re.escape(text)})" for text in _BEFORE_SECRETS[:2])
-        found = _any_of(in_place)
-        parts.append(rf"(?:{login})(?:{found})(?=@)|(?i:{before})(?:{found})(?!\w)")
+        parts = [*parts, rf"(?:{login})(?:{found})(?=@)|(?i:{before})(?:{found})(?!\w)"]
     return re.compile("|".join(parts)) if parts else None
 
 
-def _written_forms(word: str) -> set[str]:
-    escaped = json.dumps(word)[1:-1]
-    forms = {word, escaped, json.dumps(escaped)[1:-1], repr(word)[1:-1], html.escape(word)}
-    forms |= {json.dumps(word, ensure_ascii=False)[1:-1], html.escape(word, quote=False)}
-    return forms | {urllib.parse.quote(word), urllib.parse.quote(word, safe="")}
+def _written(c: str) -> str:
+    """A pattern for a character as it stands or escaped, once or again and again."""
+    if c.isascii() and c.isalnum():  # nobody escapes these
+        return c
+    code, slash = ord(c), r"\\\\*"
+    units = c.encode("utf-16-be", "surrogatepass").hex()
+    utf8 = [f"{byte:02x}" for byte in c.encode("utf-8", "surrogatepass")]
+    forms = [
+        re.escape(c),
+        slash + slash.join(f"(?i:u{units[k : k + 4]})" for k in range(0, len(units), 4)),
+        slash + f"(?i:x{code:02x}|U{code:08x})",
+        slash + slash.join(f"(?i:x{byte})" for byte in utf8),
+        "".join(f"%(?:25)*(?i:{byte})" for byte in utf8),
+        f"&(?:amp;)*#(?:0*{code}|(?i:x0*{code:x}));",
+    ]
+    forms += [rf"&(?:amp;)*{name}" for name in _entities(c)]
+    if c == " ":
+        forms.append(r"\+")
+    if c in _ESCAPED or c in _ESCAPES:
+        forms.append(slash + re.escape(_ESCAPES.get(c, c)))
+    return f"(?:{'|'.join(forms)})"
 
 
-def _any_of(forms: set[str]) -> str:
-    # the longest first, or the end of an escaped one would stay
-    return "|".join(map(re.escape, sorted(forms, key=lambda form: (-len(form), form))))
+def _entities(c: str) -> list[str]:
+    return [name for name, text in html5.items() if text == c and name[-1] == ";"]
+
+
+@cache
+def _own_text() -> str:
+    """drainkit's own words: its code and its notebooks."""
+    package = Path(__file__).parent
+    notebooks = [*package.glob("notebooks/*.ipynb"), *package.parent.glob("notebooks/*.ipynb")]
+    paths = [*package.glob("**/*.py"), *package.glob("**/*.j2"), *notebooks]
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 def strike(value: Any, secret: re.Pattern[str] | None) -> Any:
-    """The value without the secret in any text of it; keys and numbers stay, so it stays JSON."""
+    """The value without the secret in any text of it; numbers stay, so it stays JSON."""
     if secret is None:
         return value
     if isinstance(value, str):
         return secret.sub("***", value)
     if isinstance(value, Mapping):
-        return {
-            key: item if key in _FORMAT_KEYS else strike(item, secret)
-            for key, item in value.items()
-        }
+        return {strike(key, secret): strike(item, secret) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [strike(item, secret) for item in value]
     return value
@@ -173,7 +239,7 @@ def share(part: int, whole: int) -> str:
 def secret_words(url: str) -> list[str]:
     """The passwords of a URL, as written and as decoded."""
     found = set()
-    rest = url.partition("://")[2]
+    rest = url.partition("://")[2] or url
     # what stands before the last @, and before the last @ of the host's part: a # or ? in a
     # password that nobody encoded makes these two different
     for part in (rest, re.split("[/?#]", rest, maxsplit=1)[0]):

@@ -146,7 +146,8 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, bin
 
 def _become_lab(home: Path, settings: Settings, further: list[str]) -> None:
     """Replace this process by JupyterLab in `home`; its kernels get the settings."""
-    command = [sys.executable, "-m", "jupyterlab", *further]
+    # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
+    command = [sys.executable, "-P", "-m", "jupyterlab", *further]
     os.environ.update(kernel_variables(settings))
     if not IS_BLAS_GIVEN:
         os.environ.pop(BLAS_THREADS, None)

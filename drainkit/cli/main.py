@@ -32,7 +32,7 @@ def main() -> NoReturn:
         click.echo(error.format_message(), err=True)
         code = error.exit_code
     except click.ClickException as error:
-        code = _fail(UsageError(one_line(error.format_message()) + "; see drainkit --help"), debug)
+        code = _fail(UsageError(f"{error.format_message()}; see drainkit --help"), debug)
     except (click.Abort, KeyboardInterrupt):
         code = _fail(InterruptedRunError("interrupted"), debug)
     except DrainkitError as error:
@@ -42,8 +42,6 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        if debug:
-            raise
         name = type(error).__name__
         code = _fail(DrainkitError(f"unexpected {name}: {error}; --debug shows where"), debug)
     sys.stdout.flush()
@@ -52,7 +50,8 @@ def main() -> NoReturn:
 
 
 def _fail(error: DrainkitError, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
+    if debug:  # a traceback holds what servers and libraries say
+        for line in traceback.format_exc().splitlines():
+            click.echo(one_line(line, 10_000), err=True)
     tell_error(error)
     return error.exit_code

@@ -301,7 +301,7 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
             allowlist_key=allowed if isinstance(allowed, bytes) else None,
         )
         holes = known_holes(server.info)
-    for warning in (*holes, NOT_FORBIDDEN):
+    for warning in (*holes, *NOT_FORBIDDEN):
         click.echo(f"drainkit: {warning}", err=True)
     lines = [
         f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, found[role]))}" for role in found

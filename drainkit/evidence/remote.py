@@ -19,7 +19,7 @@ from typing import Any
 from .. import files
 from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
-from ..safe import one_line, secret_pattern, strike
+from ..safe import keep_secret, one_line, secret_words
 from ..settings.kinds import is_url, store_problem, url_parts
 from .statement import CHAIN, STATEMENT, SUMS, link_of, plain_files
 
@@ -29,6 +29,7 @@ MARKER = ".drainkit"
 _MARK = b"Evidence of drainkit: one folder for each run, and chain/ with the link to each.\n"
 MAX_TURNS = 100  # so many other runs may come first
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
 class _MissingError(DrainkitError):
@@ -39,9 +40,12 @@ class Store:
     """A folder of an object store, by fsspec."""
 
     def __init__(self, url: str) -> None:
-        if problem := store_problem(url):
-            raise UsageError(f"{one_line(url)}: {problem}")
         scheme, rest = url_parts(url)
+        if problem := store_problem(url):
+            raise UsageError(f"{scheme}://...: {problem}")
+        keep_secret(os.environ[name] for name in _SECRETS if os.environ.get(name))
+        for name in _ENDPOINTS:
+            keep_secret(secret_words(os.environ.get(name, "")))
         self.url = f"{scheme}://{rest.rstrip('/')}"
         self._root = rest.strip("/")
         try:
@@ -65,11 +69,9 @@ class Store:
         except (ImportError, FileExistsError, DrainkitError):
             raise
         except FileNotFoundError as error:
-            raise _MissingError(f"{one_line(self.url)}: {one_line(str(error))}") from None
+            raise _MissingError(f"{self.url}: {error}") from None
         except Exception as error:
-            words = [os.environ[name] for name in _SECRETS if os.environ.get(name)]
-            said = strike(str(error) or type(error).__name__, secret_pattern(words))
-            raise DrainkitError(f"{one_line(self.url)}: {one_line(said)}") from None
+            raise DrainkitError(f"{self.url}: {str(error) or type(error).__name__}") from None
 
     def check(self) -> None:
         """Refuse, before anything is drained, a store that refuses us or could fork the chain."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from ..files import open_plain, write_text
@@ -27,7 +26,7 @@ def secret_of(run_dir: Path, words: Sequence[str]) -> re.Pattern[str] | None:
     A password that is a word of drainkit, or of this run (a stream's name), is found only where a
     password can stand: everywhere else it is that word.
     """
-    return secret_pattern(words, _own_text() + _checked_text(run_dir)) if any(words) else None
+    return secret_pattern(words, _checked_text(run_dir)) if any(words) else None
 
 
 def strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
@@ -46,15 +45,6 @@ def strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
             write_text(path, after)
             struck.append(path.name)
     return struck
-
-
-@cache
-def _own_text() -> str:
-    """drainkit's own words: its code and its notebooks."""
-    package = Path(__file__).parents[1]
-    notebooks = [*package.glob("notebooks/*.ipynb"), *package.parent.glob("notebooks/*.ipynb")]
-    paths = [*package.glob("**/*.py"), *package.glob("**/*.j2"), *notebooks]
-    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 def _checked_text(run_dir: Path) -> str:

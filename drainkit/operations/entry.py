@@ -32,9 +32,7 @@ def show(
     """
     for entry_id in ids:
         if not is_id(entry_id):
-            raise UsageError(
-                f"{one_line(entry_id)} is no entry id; write one such as 1766602826755-0"
-            )
+            raise UsageError(f"{entry_id} is no entry id; write one such as 1766602826755-0")
     wanted = [entry_id.encode() for entry_id in ids]
     entries = reading.bodies(server, wanted)
     audits = _audits(server, wanted)
@@ -44,7 +42,7 @@ def show(
         audit = audits[entry[0]]
         if entry[1] is None and not audit["records"] and not any(g["pending"] for g in groups):
             raise RefusedError(
-                f"entry {one_line(text(entry[0]))} is not in the stream, not pending and not "
+                f"entry {text(entry[0])} is not in the stream, not pending and not "
                 f"among the {audit['searched']:,} audit records searched; check the id"
             )
         found.append({**_decided(settings, policy, entry, now_us), "groups": groups,

@@ -22,7 +22,7 @@ from ..core.frame import record_batch
 from ..core.timestamps import NO_TIME, id_times_us
 from ..core.values import RawEntry
 from ..errors import UsageError
-from ..safe import one_line, text
+from ..safe import text
 from ..server import scopes
 from ..server.connection import Server
 from ..settings import Settings
@@ -51,9 +51,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
     """
     path = Path(target)
     if not target.endswith("/") and path.suffix not in (".parquet", ".csv"):
-        raise UsageError(
-            f"{one_line(path.name)}: the name must end in .parquet or .csv, or a folder's in /"
-        )
+        raise UsageError(f"{path.name}: the name must end in .parquet or .csv, or a folder's in /")
     decoder = decoder_of(settings)
     schema = _table(record_batch(decoder.decode([])), Bodies.of([])).schema
     pages = scopes.scope_entries(server, scopes.open_scope(server, settings))

@@ -11,7 +11,6 @@ from ..core.events import Decoder
 from ..core.frame import decide_frame, load_frame
 from ..core.policy import Policy
 from ..errors import UsageError
-from ..safe import one_line
 from ..server import reading, scopes
 from ..server.connection import Server
 from ..server.splitting import split
@@ -105,7 +104,7 @@ def _columns(columns: Sequence[str] | None) -> list[str]:
     wanted = list(known) if columns is None else [*columns]
     for name in wanted:
         if name not in known:
-            raise UsageError(f"load_range: no column {one_line(str(name))}; there are {known}")
+            raise UsageError(f"load_range: no column {name}; there are {known}")
     return wanted
 
 
@@ -115,5 +114,5 @@ def _settings(url_env: str, stream: str) -> Settings:
         raise UsageError("url_env takes the name of an environment variable, never a URL")
     url = os.environ.get(url_env)
     if not url:
-        raise UsageError(f"the environment variable {one_line(url_env)} is not set; set it")
+        raise UsageError(f"the environment variable {url_env} is not set; set it")
     return load({"redis_url": url, "stream": stream})

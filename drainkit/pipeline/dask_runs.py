@@ -155,7 +155,7 @@ def run_stream(values: dict[str, Any], server_id: str, run: str) -> dict[str, An
             raise RefusedError(f"the Dask worker's {URL} leads to another server than here")
         return vars(Outcome.of(stream, _run(settings, stop)))
     except Exception as error:  # what Dask would do with it is not ours
-        return vars(Outcome.failed(stream, as_told(settings, error)))
+        return vars(Outcome.failed(stream, as_told(error)))
 
 
 def _run(settings: Settings, stop: Any) -> dict[str, Any]:

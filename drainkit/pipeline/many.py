@@ -18,7 +18,7 @@ from ..errors import (
     UnreachableError,
     UsageError,
 )
-from ..safe import one_line, secret_pattern, secret_words, strike, text
+from ..safe import one_line, text
 from ..server import reading
 from ..server.connection import Server
 from ..settings import Settings
@@ -123,20 +123,18 @@ def run_in_turn(
             try:
                 outcome = Outcome.of(stream, run_one(settings_for(settings, stream)))
             except Exception as error:
-                outcome = Outcome.failed(stream, as_told(settings, error))
+                outcome = Outcome.failed(stream, as_told(error))
             if outcome.exit_code == InterruptedRunError.exit_code:
                 stopping.set()  # at a question: the others are not to be asked for
         tell(outcome)
         yield outcome
 
 
-def as_told(settings: Settings, error: Exception) -> DrainkitError:
-    """Any error as one line without the server's password: no stream's end may stop another."""
+def as_told(error: Exception) -> DrainkitError:
+    """Any error as one line: no stream's end may stop another."""
     if isinstance(error, DrainkitError):
         return error
-    words = secret_words(settings.redis_url.get_secret_value())
-    said = strike(f"unexpected {type(error).__name__}: {error}", secret_pattern(words))
-    return DrainkitError(one_line(str(said)))
+    return DrainkitError(f"unexpected {type(error).__name__}: {error}")
 
 
 def summary(pattern: str, settings: Settings, outcomes: list[Outcome]) -> dict[str, Any]:

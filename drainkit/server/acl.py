@@ -25,11 +25,14 @@ HISTORY = ("xgroup|create", "xgroup|destroy")
 RECORDING = ("zadd", "zrem", "zremrangebylex")
 CLEANING = ("eval", "xgroup|delconsumer", "xtrim")
 
-#: What no rule can forbid a role, on any server.
+#: What no rule can forbid a role, on any server; a line each.
 NOT_FORBIDDEN = (
-    "no rule tells arguments apart: who may add to the audit can also empty it (XADD audit MAXLEN "
-    "0); who may XREADGROUP can also take what others have (CLAIM, from 8.4 on) or read for "
-    "another group of the stream; who may XACK can acknowledge what was never audited"
+    "no rule tells arguments apart: who may add to the audit or the run ledger can also empty it "
+    "(XADD audit MAXLEN 0) or write what never was",
+    "who may XREADGROUP can also take what others have (CLAIM, from 8.4 on) or read for another "
+    "group of the stream; who may XACK can acknowledge what was never audited",
+    "a historian can destroy any group of the stream, a drainer write the drains' common state "
+    "(pace, what is recorded), and who may EVAL hold the server with a script that does not end",
 )
 #: The first versions of each line of Redis that check the very keys which XREADGROUP uses (#15478).
 KEYS_CHECKED_FROM = {

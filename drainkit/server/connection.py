@@ -25,20 +25,13 @@ import redis
 from redis.connection import Connection
 
 from ..errors import ReplyTooLargeError, UnreachableError
-from ..safe import one_line
+from ..safe import keep_secret, one_line, secret_words
 from ..settings import Settings
 from . import topology
 from .keys import Keys, side_keys
 from .topology import Place, ServerInfo
 from .translate import SLOT_ERRORS, translated
 
-# replies, though redis-py takes some of them for the end of a connection
-_ERROR_REPLIES = (
-    redis.ResponseError,
-    redis.AuthenticationError,
-    redis.exceptions.AuthorizationError,
-    redis.BusyLoadingError,
-)
 _FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
 
 
@@ -85,6 +78,7 @@ class Server:
         self._url = url
         self.stream = stream.encode()  # its key
         self._audit_stream = audit_stream
+        keep_secret(secret_words(url))
         self.shown_url = one_line(topology.netloc(*place) if place else url)
         self._fixed, self._anywhere = place, anywhere
         self._link: Connection | None = None
@@ -283,7 +277,7 @@ class Server:
     def _read(self) -> Any:
         try:
             return self._connected().read_response(disable_decoding=True)
-        except _ERROR_REPLIES as error:
+        except topology.ERROR_REPLIES as error:
             return error
 
     def _connected(self) -> Connection:

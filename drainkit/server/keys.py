@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from redis.crc import key_slot
 
 from ..errors import RefusedError, UsageError
-from ..safe import one_line
+from ..safe import text
 from .topology import hash_tag
 
 
@@ -49,8 +49,7 @@ def side_keys(stream: bytes, audit_stream: str | None, *, is_cluster: bool) -> K
 def check_slot(stream: bytes, key: bytes) -> None:
     """Refuse a key that is in another slot of a Cluster than the stream."""
     if key_slot(key) != key_slot(stream):
-        shown = one_line(key.decode("utf-8", "backslashreplace"))
         raise RefusedError(
-            f"{shown} is in another Cluster slot than the stream, so both could not be used in "
+            f"{text(key)} is in another Cluster slot than the stream, so both could not be used in "
             "one step; give it a name with the stream's hash tag"
         )

@@ -10,6 +10,7 @@ import threading
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,7 +27,6 @@ from redis.crc import key_slot
 from redis.retry import Retry
 
 from ..errors import RefusedError, SlotMovedError, UnreachableError, UsageError
-from ..safe import one_line
 
 T = TypeVar("T")
 Place = tuple[str, int]  # host and port
@@ -47,6 +47,23 @@ _OPTIONS: dict[str, Any] = {
 URL_FORMS = (
     "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,.../SERVICE or redis+cluster://"
 )
+# replies, though redis-py takes some of them for the end of a connection
+ERROR_REPLIES = (
+    redis.ResponseError,
+    redis.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+    redis.BusyLoadingError,
+)
+_AT_LOGIN: dict[str, type[redis.RedisError]] = {
+    "NOPERM": redis.ResponseError,
+    "DB index is out of range": redis.ResponseError,
+    "LOADING": redis.BusyLoadingError,
+    "WRONGPASS": redis.AuthenticationError,
+    "without any password configured": redis.AuthenticationError,
+    "no password is set": redis.AuthenticationError,
+    "NOAUTH": redis.AuthenticationError,
+    "unknown command": redis.AuthenticationError,
+}
 _SCHEMES = re.compile(r"(rediss?|unix|rediss?\+sentinel|rediss?\+cluster)://")
 
 
@@ -112,7 +129,7 @@ def _primary_of(service: str, urls: list[str]) -> Place:
     answers = list(itertools.islice(_answers(urls, ask), len(urls) // 2 + 1))
     known = [answer for answer in answers if answer]
     if not known:
-        raise UnreachableError(f"Sentinel knows no service {one_line(service)}; check the URL")
+        raise UnreachableError(f"Sentinel knows no service {service}; check the URL")
     found = max(known, key=lambda answer: int(answer[b"config-epoch"]))
     if b"o_down" in found[b"flags"]:
         raise redis.ConnectionError("the primary is down, as Sentinel says")
@@ -207,8 +224,22 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
     if not isinstance(link, Connection | SSLConnection | UnixDomainSocketConnection):
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}")
-    link.connect()  # type: ignore[no-untyped-call]
+    with _login():
+        link.connect()  # type: ignore[no-untyped-call]
     return link  # type: ignore[return-value]
+
+
+@contextmanager
+def _login() -> Iterator[None]:
+    """The errors of a login; a server may repeat what it was told, so no other text is shown."""
+    try:
+        yield
+    except redis.exceptions.InvalidResponse:
+        raise redis.exceptions.InvalidResponse from None
+    except (*ERROR_REPLIES, ValueError) as error:  # redis-py reads some replies, MOVED say
+        said = f"{getattr(error, 'status_code', None)} {error}"
+        known = next((text for text in _AT_LOGIN if text in said), "what it says is not shown")
+        raise _AT_LOGIN.get(known, redis.AuthenticationError)(known) from None
 
 
 def _check_password(url: str) -> None:

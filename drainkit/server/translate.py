@@ -18,7 +18,6 @@ from ..errors import (
     UnreachableError,
     UsageError,
 )
-from ..safe import one_line
 
 # the request did not run: the slot is elsewhere, half moved, or served by nobody
 # (redis-py's MovedError is an AskError)
@@ -68,12 +67,8 @@ def translate(error: redis.ResponseError) -> DrainkitError:
     text = f"{code} {getattr(error, 'status_code', None) or ''} {error}"
     for codes, kind, message in _CODES:
         if re.search(rf"\b({codes})\b", text):
-            return kind(f"{message} ({one_line(str(error))})")
-    return DrainkitError(f"Redis says: {one_line(str(error))}")
-
-
-def network_reason(error: BaseException) -> str:
-    return one_line(str(error).rstrip(".")) or type(error).__name__
+            return kind(f"{message} ({error})")
+    return DrainkitError(f"Redis says: {error}")
 
 
 @contextlib.contextmanager
@@ -88,7 +83,7 @@ def translated(shown_url: str, lost: Callable[[], None]) -> Iterator[None]:
         raise
     except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
         raise UnreachableError(
-            f"Redis at {shown_url} refuses the login ({one_line(str(error))}); "
+            f"Redis at {shown_url} refuses the login ({error}); "
             "check user and password in DRAINKIT_REDIS_URL"
         ) from error
     except redis.BusyLoadingError as error:
@@ -101,7 +96,8 @@ def translated(shown_url: str, lost: Callable[[], None]) -> Iterator[None]:
         ) from error
     except (redis.RedisError, OSError) as error:
         lost()
+        reason = str(error).rstrip(".") or type(error).__name__
         raise ConnectionLostError(
-            f"cannot reach Redis at {shown_url}: {network_reason(error)}; "
+            f"cannot reach Redis at {shown_url}: {reason}; "
             "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
         ) from error

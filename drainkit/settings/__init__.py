@@ -25,7 +25,7 @@ from pydantic import field_validator as check
 
 from .. import ids
 from ..errors import UsageError
-from ..safe import one_line
+from ..safe import keep_secret, one_line, secret_words
 from .kinds import (
     Allowlist,
     Bound,
@@ -41,6 +41,7 @@ from .kinds import (
     Rate,
     Share,
     Time,
+    is_url,
     os_user,
 )
 
@@ -320,6 +321,8 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
         settings = Settings(**values)
     except ValidationError as error:
         raise UsageError("; ".join(_explain(item) for item in error.errors())) from None
+    own = settings.model_dump_json(exclude={"redis_url"})
+    keep_secret(secret_words(settings.redis_url.get_secret_value()), own)
     settings._given = frozenset(values)
     settings._asked = settings._given if asked is None else asked
     return settings
@@ -339,14 +342,14 @@ def _to_names(value: Any) -> list[str]:
 def _explain(item: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else "history_group"  # what is checked as a whole
     if item["type"] == "extra_forbidden":
-        return f"{one_line('.'.join(map(str, item['loc'])))}: no such parameter; check its spelling"
+        return f"{'.'.join(map(str, item['loc']))}: no such parameter; check its spelling"
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "literal_error":
         text = "must be " + item["ctx"]["expected"].replace("'", "")
     # a URL may hold a password, so its value is never shown
-    is_shown = item["loc"] and name != "redis_url"
+    is_shown = item["loc"] and name != "redis_url" and not is_url(item["input"])
     value = f" (not {one_line(repr(item['input']))})" if is_shown else ""
     where = f"--{outside(name)}"
     if name in ("fields", *OF_THE_FILE):
-        where = f"[{name}]" + "".join(f" {one_line(str(part))}:" for part in item["loc"][1:2])
+        where = f"[{name}]" + "".join(f" {part}:" for part in item["loc"][1:2])
     return f"{where} {text}{value}"

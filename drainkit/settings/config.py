@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..safe import one_line
 from . import OF_THE_FILE, Settings, build, outside
 
 CONFIG_FILE = "drainkit.toml"
@@ -62,19 +61,19 @@ def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -
     except FileNotFoundError:
         if env_name is None:
             return {}
-        raise UsageError(f"--env {one_line(env_name)}: there is no {CONFIG_FILE} here") from None
+        raise UsageError(f"--env {env_name}: there is no {CONFIG_FILE} here") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{CONFIG_FILE}: {one_line(str(error))}") from None
+        raise UsageError(f"{CONFIG_FILE}: {error}") from None
     tables = data.pop("env", {})
     if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
         raise UsageError(f"{CONFIG_FILE}: write environments as tables, [env.NAME]")
     if env_name is not None and env_name not in tables:
         known = ", ".join(sorted(tables)) or "none"
-        raise UsageError(f"--env {one_line(env_name)}: no such table in {CONFIG_FILE}; has {known}")
+        raise UsageError(f"--env {env_name}: no such table in {CONFIG_FILE}; has {known}")
     names = {name for table in (data, *tables.values()) for name in table}
     unknown = sorted(n for n in names if _python_name(n) not in Settings.model_fields)
     if unknown and check_names:
-        raise UsageError(f"{CONFIG_FILE}: unknown key {one_line(unknown[0])}; check its spelling")
+        raise UsageError(f"{CONFIG_FILE}: unknown key {unknown[0]}; check its spelling")
     values = {**data, **(tables[env_name] if env_name is not None else {})}
     approval = values.get("approval")
     if isinstance(approval, dict) and "allowed_signers" in approval:

@@ -129,7 +129,7 @@ def store_problem(url: str) -> str | None:
     """Why evidence cannot be kept at this URL; None if it can."""
     scheme, rest = url_parts(url)
     if scheme not in STORES:
-        return f"cannot keep evidence at {one_line(scheme)}://; name a folder or s3://BUCKET/PREFIX"
+        return f"cannot keep evidence at {scheme}://; name a folder or s3://BUCKET/PREFIX"
     if "@" in rest or "?" in rest or not rest.strip("/"):
         return f"must be {scheme}://BUCKET/PREFIX alone; key and secret belong in the environment"
     return None
@@ -200,7 +200,7 @@ def allowlist_symbols(spec: str, *, folder: Path | None = None) -> frozenset[str
             lines = ((folder or Path()) / spec[1:]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise UsageError(f"--allowlist {one_line(spec)}: {reason}") from None
+            raise UsageError(f"--allowlist {spec}: {reason}") from None
         return check_symbols([_COMMENT.sub("", line).strip() for line in lines], spec)
     return check_symbols([symbol.strip() for symbol in spec.split(",")], spec)
 
@@ -209,12 +209,8 @@ def check_symbols(symbols: list[str], spec: str) -> frozenset[str]:
     """The non-empty `symbols` as a set; an empty set or a symbol no event can have is an error."""
     found = frozenset(symbol for symbol in symbols if symbol)
     if not found:
-        raise UsageError(
-            f"--allowlist {one_line(spec)} holds no symbol; leave it out to let all pass"
-        )
+        raise UsageError(f"--allowlist {spec} holds no symbol; leave it out to let all pass")
     for symbol in sorted(found):
         if not _SYMBOL.fullmatch(symbol):
-            raise UsageError(
-                f"--allowlist: {one_line(symbol)} is not a symbol (1-64 printable ASCII)"
-            )
+            raise UsageError(f"--allowlist: {symbol} is not a symbol (1-64 printable ASCII)")
     return found

@@ -35,7 +35,9 @@ class Canvas(go.Figure):  # type: ignore[misc]
         from IPython.display import HTML, display
 
         figure = json.loads(self.to_json())
-        bundle = plotly.io.renderers["plotly_mimetype"].to_mimebundle(figure)
+        renderer = plotly.io.renderers["plotly_mimetype"]
+        renderer.config["typesetMath"] = False  # `$` in a name is no formula
+        bundle = renderer.to_mimebundle(figure)
         display(HTML(STYLE))  # type: ignore[no-untyped-call]
         display({**bundle, "image/svg+xml": svg(figure)}, raw=True)  # type: ignore[no-untyped-call]
 

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.policy import ACTIONS, COLOURS, NAMES, Policy
 from ..core.progress import span
 from ..errors import DrainkitError
-from ..safe import one_line, share
+from ..safe import share
 from .bins import Binned
 from .tables import safe
 
@@ -226,7 +226,7 @@ class Exploration:
         try:
             self.entry.value = self._open(entry_id) if entry_id else ""
         except DrainkitError as error:
-            self.entry.value = f"<p>{html.escape(one_line(str(error), 600))}</p>"
+            self.entry.value = f"<p>{html.escape(str(error))}</p>"
 
 
 def counts_html(counts: dict[str, int]) -> str:

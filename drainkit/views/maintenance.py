@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..errors import RefusedError, UsageError
 from ..operations import maintenance
-from ..safe import one_line, verbatim
+from ..safe import verbatim
 from ..server.connection import Server
 from ..settings import Settings
 from ..settings.kinds import MAX_MIN
@@ -84,7 +84,7 @@ class Maintenance(Session):
         removed = maintenance.trim(
             self.server, plan, archive=archive, operator=self.settings.operator
         )
-        kept = f", archived first in {one_line(self.archive)}" if archive else ""
+        kept = f", archived first in {verbatim(self.archive)}" if archive else ""
         return markdown(f"**{removed:,} entries removed**{kept}.")
 
     def _dead(self) -> list[maintenance.DeadConsumer]:
@@ -99,7 +99,7 @@ class Maintenance(Session):
         text = f"A trim would remove **{plan.entries:,} of {plan.length:,} entries**"
         if plan.bound == "age":
             return f"{text}: what is younger than {self.keep_days:g} days stays."
-        held = "; ".join(f"{verbatim(g)}: {one_line(why)}" for g, why in plan.held_by.items())
+        held = "; ".join(verbatim(f"{g}: {why}") for g, why in plan.held_by.items())
         return text + (f", held back by {held}." if held else ".")
 
 

@@ -17,7 +17,7 @@ from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.running import RunningDrain, running_drains
 from ..operations.state import StreamState, state_as_dict
-from ..safe import one_line, text, verbatim
+from ..safe import UNTYPESET, text, verbatim
 from ..server import audit_log, ledger
 from ..server.connection import Server
 from ..settings import Settings
@@ -106,7 +106,7 @@ class Monitor(Session):
                 self.report = self.look()
                 place.value = self._board_html()
             except DrainkitError as error:  # what is shown would be taken for the present
-                place.value = f"<p>{html.escape(one_line(str(error), 600))}</p>"
+                place.value = f"<p>{html.escape(str(error))}</p>"
 
         button.on_click(look_again)
         return w.VBox([button, place])
@@ -163,7 +163,7 @@ class Monitor(Session):
 
     def running(self) -> Markdown:
         """Drains that have started and not ended."""
-        lines = [f"{verbatim(stream)}: {run.line()}" for stream, run in self._drains()]
+        lines = [verbatim(f"{stream}: {run.line()}") for stream, run in self._drains()]
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
 
 
@@ -188,7 +188,7 @@ def _form(asked: Mapping[str, Any]) -> str:
         f"size='{max(6, len(str(value)))}'></label> "
         for name, value in asked.items()
     )
-    return f"<form method='get'>{fields}<button>Look again</button></form>"
+    return f"<form method='get' class='{UNTYPESET}'>{fields}<button>Look again</button></form>"
 
 
 def _whole(names: Mapping[str, Any], name: str, *, default: int | None = None) -> int:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..safe import UNTYPESET
+
 WIDTH, LEFT_MIN, RIGHT, BOTTOM = 760, 62, 44, 46
 TIMES_SEC = (1, 5, 15, 30, 60, 300, 600, 900, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 604_800)
 _FONT = "font-family='system-ui,sans-serif' font-size='12' fill='currentColor'"
@@ -111,8 +113,9 @@ class _Picture:
     def draw(self) -> str:
         title = self.layout["title"]["text"]
         parts = [
-            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {self.height}' "
-            f"width='{WIDTH}' height='{self.height}' role='img' style='max-width:100%' {_FONT}>",
+            f"<svg class='{UNTYPESET}' xmlns='http://www.w3.org/2000/svg' "
+            f"viewBox='0 0 {WIDTH} {self.height}' width='{WIDTH}' height='{self.height}' "
+            f"role='img' style='max-width:100%' {_FONT}>",
             f"<title>{_text(title)}</title>",
             f"<text x='0' y='24' font-size='16'>{_text(title)}</text>",
             *self._legend(),

@@ -46,7 +46,7 @@ def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
         if source.startswith("# Parameters") or "redis_url_env" in stored:
             for name in stored - {"Optional"}:
                 if name not in known or name not in names:
-                    raise UsageError(f"{one_line(name)}: no such parameter; check its spelling")
+                    raise UsageError(f"{name}: no such parameter; check its spelling")
 
 
 def _stored_names(source: str) -> set[str]:
@@ -75,9 +75,7 @@ class Session:
         settings = load({**given, **_url(names.get("redis_url_env")), "mode": cls.mode})
         run_dir = names.get("run_dir") or None
         if run_dir is not None and not (isinstance(run_dir, str) and Path(run_dir).is_dir()):
-            raise UsageError(
-                f"run_dir {one_line(str(run_dir))} is not a folder; make it, or leave it out"
-            )
+            raise UsageError(f"run_dir {run_dir} is not a folder; make it, or leave it out")
         folder = Path(run_dir) if run_dir else None
         if cls.adopts_plan and folder is not None and (folder / "plan.json").exists():
             settings = adopt(settings, read_plan(folder))
@@ -163,5 +161,5 @@ def _url(variable: Any) -> dict[str, str]:
     if variable == DEFAULT_URL_ENV:
         return {}
     if not os.environ.get(variable):
-        raise UsageError(f"the environment variable {one_line(variable)} is not set; set it")
+        raise UsageError(f"the environment variable {variable} is not set; set it")
     return {"redis_url": os.environ[variable]}

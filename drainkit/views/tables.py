@@ -13,11 +13,12 @@ from ..core.policy import ACTIONS
 from ..core.progress import span
 from ..core.summary import Summary
 from ..operations.state import cell, group_rows
-from ..safe import one_line, share
+from ..safe import UNTYPESET, one_line, share
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
 
+pd.set_option("display.html.use_mathjax", False)  # a plain frame's `$` is no formula either
 SAMPLE_ROWS = 8
 _STYLE = (
     "<style>.drainkit-table td,.drainkit-table th{text-align:left!important}"
@@ -46,8 +47,8 @@ class Table(pd.DataFrame):
         )
         body = body or f"<tr><td colspan='{len(right)}'>none</td></tr>"
         return (
-            f"{_STYLE}<table class='dataframe drainkit-table'><thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table>"
+            f"{_STYLE}<table class='dataframe drainkit-table {UNTYPESET}'>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 
 

@@ -10,7 +10,7 @@ from ..core.timestamps import iso
 from ..operations.checks import Report
 from ..operations.running import RunningDrain
 from ..operations.state import GroupState
-from ..safe import one_line
+from ..safe import UNTYPESET, one_line
 
 # from the best to the worst, in Okabe and Ito's colours; a word stands beside each
 STATES = {
@@ -74,4 +74,6 @@ def _section(
     told = "".join(f"<p>{html.escape(one_line(reason, 600))}</p>" for reason in reasons)
     head = f"<span style='background:{colour}'>{word}</span>{html.escape(one_line(title, 600))}"
     edge = f"style='border-color:{colour}'"
-    return f"<section class='drainkit-board' {edge}><h3>{head}</h3>{cells}{told}</section>"
+    return (
+        f"<section class='drainkit-board {UNTYPESET}' {edge}><h3>{head}</h3>{cells}{told}</section>"
+    )

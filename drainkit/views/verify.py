@@ -21,7 +21,7 @@ from ..draining.plan_files import DecisionsFile
 from ..draining.vanished import vanished_ids
 from ..errors import DrainkitError
 from ..operations.state import baseline
-from ..safe import one_line, text
+from ..safe import text, verbatim
 from ..server import ledger, reading
 from ..server.audit_log import run_tables, values_of
 from ..server.connection import Server
@@ -132,7 +132,7 @@ class Verification(RunSession):
             counts = self.audit.counts
             if self.start is not None and done < planned:
                 findings.append(
-                    f"run {one_line(self.run_id)} of this plan left no summary, and "
+                    f"run {self.run_id} of this plan left no summary, and "
                     f"{planned - done:,} planned entries are open; run 03 again"
                 )
         if run.get("remaining") != 0 and done < planned:  # it is not done yet
@@ -159,14 +159,15 @@ class Verification(RunSession):
         """Audited entries that the group still holds as pending: recorded, not acknowledged."""
         if not self.audit.pending:
             return []
-        n, first = len(self.audit.pending), one_line(self.audit.pending[0])
+        n, first = len(self.audit.pending), self.audit.pending[0]
         return [f"{n:,} audited entries are pending in the group, first {first}"]
 
     def bottom_line(self) -> Markdown:
         """Whether the books balance."""
         if self.findings:
             return markdown(
-                "**The books do not balance:**\n\n" + "\n".join(f"- {f}" for f in self.findings)
+                "**The books do not balance:**\n\n"
+                + "\n".join(f"- {verbatim(f)}" for f in self.findings)
             )
         if not self.run_id:
             return markdown("**Nothing was drained, and nothing changed.**")
@@ -225,9 +226,9 @@ def others_touched(
         if name == own:
             continue
         if name not in known:
-            findings.append(f"group {one_line(name)} appeared during the run")
+            findings.append(f"group {name} appeared during the run")
         elif consumer in {c["name"] for c in group["consumer_list"]} - known[name]:
-            findings.append(f"group {one_line(name)} now has a consumer {one_line(consumer)}")
+            findings.append(f"group {name} now has a consumer {consumer}")
     return findings
 
 
@@ -236,10 +237,10 @@ def _others_told(before: Mapping[str, Any], after: Mapping[str, Any], own: str) 
     others = [g for g in after["groups"] if g["name"] in old and g["name"] != own]
     moved = []
     for group in others:
-        was, name = old[group["name"]], one_line(group["name"]).replace("`", "'")
+        was, name = old[group["name"]], verbatim(group["name"])
         if any(group[key] != was[key] for key in ("position", "pending")):
             moved.append(
-                f"`{name}` from {was['position']} to {group['position']}, pending "
+                f"{name} from {was['position']} to {group['position']}, pending "
                 f"{was['pending']:,} to {group['pending']:,}"
             )
     if not others:
