@@ -78,6 +78,7 @@ class Job:
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: tuple[str, ...] = ()  # identities that signed the plan
     fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
+    folder: str = ""  # where its evidence will be sealed; "": it leaves none
 
     @property
     def plan_digest(self) -> str | None:

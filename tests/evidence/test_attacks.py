@@ -285,7 +285,7 @@ def evidence(valkey: Machine, stream: str, tmp_path: Path) -> Evidence:
 
 
 def findings(e: Evidence, url: str | None) -> list[str]:
-    found = verify(e.reports, url, streams=(e.stream,) if url else ())
+    found = verify(e.reports, url, streams=(e.stream,) if url else ()).findings
     return [f"{name}: {line}" for name, lines in found.items() for line in lines]
 
 
@@ -309,8 +309,8 @@ def test_one_run_alone_is_held_against_the_ledger(
     """`verify RUN_DIR --redis-url` does not believe the folder either."""
     WITH_SERVER[way](evidence)
     name = LAST if "signed" in way else LIVE
-    assert verify(evidence / name)[name] == []
-    assert "ledger" in str(verify(evidence / name, valkey.url, streams=(evidence.stream,))[name])
+    assert verify(evidence / name).findings[name] == []
+    assert "ledger" in str(verify(evidence / name, valkey.url, streams=(evidence.stream,)).findings[name])
 
 
 def test_runs_of_another_reports_folder_are_not_missed(

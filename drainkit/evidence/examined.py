@@ -1,0 +1,263 @@
+"""One run's folder, read once: what does not fit in it, and what chain and ledger need of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.summary import RUN_ID
+from ..errors import DrainkitError, UsageError
+from ..files import file_sha256, read_plain
+from ..safe import one_line
+from .signature import approval_findings, check_signature
+from .statement import (
+    APPROVALS,
+    RUN_JSON,
+    SIGNATURE,
+    STATEMENT,
+    SUMS,
+    Link,
+    is_plain,
+    link_of,
+    read_json,
+    shown,
+    statement_of,
+)
+
+#: What the statement repeats of run.json.
+OF_RUN = (
+    "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
+    "plan_digest",
+)  # fmt: skip
+MOST = 1000  # findings of a run; a folder can hold millions of odd things
+
+
+@dataclass
+class Examined:
+    """What a folder says of its run, and what does not fit."""
+
+    name: str  # of the folder
+    findings: list[str] = field(default_factory=list)
+    run_id: str = ""  # that the evidence is of, as it says
+    digest: str | None = None  # of the statement
+    is_linked: bool = False  # whether it says which run was before it
+    previous: Link | None = None  # that run; None: it was the first
+    streams: frozenset[str] = frozenset()
+    says_live: bool = False
+    is_archived: bool = False  # only its statement and signatures are left
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: by its name, or by what is in it."""
+    return bool(RUN_ID.fullmatch(folder.resolve().name)) or any(
+        (folder / name).exists() for name in (STATEMENT, SUMS, RUN_JSON)
+    )
+
+
+def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = None) -> Examined:
+    """One finding for each file changed, missing or added, and for what contradicts itself.
+
+    `signers` (a file of ssh-keygen's) are those who may have approved the plan and signed the
+    statement; `identity` is who must have signed it.
+    """
+    name = run_dir.resolve().name if run_dir.name in ("", "..") else run_dir.name
+    found = Examined(name, run_id=name)
+    if run_dir.is_symlink() or (run_dir.exists() and not run_dir.is_dir()):
+        found.findings = [f"changed: {one_line(name)} is a link or a file, not a folder"]
+        return found
+    there = listing(run_dir)
+    run = _run_json(run_dir, found)
+    statement = _statement(run_dir, there, found)
+    predicate = statement["predicate"] if statement else {}
+    _describe(found, predicate, run)
+    if STATEMENT not in there:
+        found.findings = _unsealed(name, there, run)
+        return found
+    if statement is not None:
+        found.is_archived = there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}
+        found.findings += _contradictions(found, predicate, run)
+        data = read_plain(run_dir / STATEMENT)
+        try:
+            check_signature(run_dir, data, predicate, signers, identity)
+        except DrainkitError as error:
+            found.findings.append(str(error))
+        if signers is not None:
+            found.findings += approval_findings(run_dir, predicate, signers)
+    if not found.is_archived:
+        _compare(run_dir, there, statement, found.findings)
+    found.findings = list(dict.fromkeys(found.findings))
+    if len(found.findings) > MOST:
+        found.findings[MOST:] = [f"and {len(found.findings) - MOST:,} more"]
+    return found
+
+
+def listing(folder: Path) -> dict[str, Path]:
+    """What is in a folder, by name."""
+    try:
+        return {path.name: path for path in sorted(folder.iterdir())}
+    except OSError as error:
+        reason = one_line(error.strerror or "cannot be read")
+        raise UsageError(f"{one_line(str(folder))}: {reason}; name a folder of evidence") from None
+
+
+def _run_json(run_dir: Path, found: Examined) -> dict[str, Any]:
+    """run.json; empty where it is none."""
+    try:
+        run = read_json(run_dir / RUN_JSON)
+        if isinstance(run, dict):
+            return run
+        reason = "not a summary"
+    except FileNotFoundError:
+        return {}  # named where its digest is missed
+    except (OSError, ValueError) as error:
+        reason = _reason(error)
+    found.findings.append(f"changed: {RUN_JSON} ({reason})")
+    return {}
+
+
+def _statement(run_dir: Path, there: dict[str, Path], found: Examined) -> dict[str, Any] | None:
+    if STATEMENT not in there:
+        return None
+    try:
+        data = read_plain(run_dir / STATEMENT)
+        found.digest = hashlib.sha256(data).hexdigest()
+        return statement_of(data)
+    except (OSError, ValueError) as error:
+        found.findings.append(
+            f"changed: {STATEMENT} (not readable as an in-toto statement: {_reason(error)})"
+        )
+        return None
+
+
+def _describe(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -> None:
+    parameters = predicate.get("parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    run_id = predicate.get("run_id")
+    if run_id is None and not RUN_ID.fullmatch(found.name):
+        run_id = run.get("run_id")
+    found.run_id = found.name if run_id is None else shown(run_id)
+    with suppress(KeyError, ValueError):
+        found.previous, found.is_linked = link_of(predicate["previous"]), True
+    streams = (run.get("stream"), parameters.get("stream"))
+    found.streams = frozenset(name for name in streams if isinstance(name, str) and name)
+    found.says_live = "live" in (run.get("mode"), parameters.get("mode"))
+
+
+def _unsealed(name: str, there: dict[str, Path], run: dict[str, Any]) -> list[str]:
+    """What to say of a folder without a statement: a killed run's, or a removed statement."""
+    if SUMS in there:
+        return [f"missing: {STATEMENT} (it was removed, or the run was killed while sealing)"]
+    outcome = run.get("outcome")
+    state = "interrupted" if outcome in (None, "running") else shown(outcome, 40)
+    said = f"{state}, not sealed (missing: {STATEMENT}; never sealed, or it was removed)"
+    return [f"{said}; drainkit run --close {one_line(name)} completes it"]
+
+
+def _contradictions(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """Where the folder's name, the statement and run.json tell of different runs."""
+    findings = []
+    # a copy may have a name of its own, but none that is another run's
+    if found.run_id != found.name and RUN_ID.fullmatch(found.name):
+        findings.append(f"renamed: {found.name} holds the evidence of {found.run_id}")
+    named = RUN_ID.fullmatch(found.run_id)
+    expected = {"run_id": found.run_id, "mode": named.group(1) if named else None}
+    expected |= {key: predicate[key] for key in OF_RUN if key in predicate}
+    approvers = predicate.get("approvers") or []
+    findings += [
+        f"changed: {RUN_JSON} says {key} {shown(run[key], 60)}, the statement {shown(value, 60)}"
+        for key, value in {**expected, "approvers": approvers}.items()
+        if key in run and (run[key] or None) != (value or None)
+    ]
+    if not isinstance(approvers, list) or not all(isinstance(name, str) for name in approvers):
+        predicate["approvers"] = approvers = []
+        findings.append(f"changed: {STATEMENT} (approvers)")
+    required = predicate.get("approvals_required") or 0
+    if not isinstance(required, int) or len(approvers) < required:
+        findings.append(
+            f"approvals: {shown(required)} are required, and {len(approvers)} are named"
+        )
+    return findings
+
+
+def _compare(
+    run_dir: Path, there: dict[str, Path], statement: dict[str, Any] | None, findings: list[str]
+) -> None:
+    """Each file against SHA256SUMS and the statement, and these against each other."""
+    sums = _read_sums(run_dir / SUMS, findings)
+    subjects = _read_subjects(statement, findings) if statement else None
+    if sums is None and subjects is None:
+        return
+    if sums is not None and subjects is not None:
+        listed = {name: sha for name, sha in sums.items() if name != STATEMENT}
+        findings += [
+            f"changed: {STATEMENT} and {SUMS} differ on {shown(name)}"
+            for name in sorted(listed.keys() | subjects.keys())
+            if listed.get(name) != subjects.get(name)
+        ]
+    claims = [claim for claim in (sums, subjects) if claim is not None]
+    known = {name for claim in claims for name in claim}
+    for name in sorted(known):
+        if name not in there:
+            findings.append(f"missing: {shown(name)}")
+        elif problem := _problem(there[name], {c[name] for c in claims if name in c}):
+            findings.append(f"changed: {shown(name)}{problem}")
+    findings += [
+        f"added: {one_line(name)}{'' if is_plain(there[name]) else ' (not a plain file)'}"
+        for name in sorted(there.keys() - known - {STATEMENT, SUMS, SIGNATURE})
+    ]
+
+
+def _problem(path: Path, digests: set[str]) -> str | None:
+    """What is wrong with a file that must have just these digests."""
+    try:
+        return None if {file_sha256(path)} == digests else " (its SHA-256 is another)"
+    except OSError as error:
+        return f" ({_reason(error)})"
+
+
+def _read_sums(path: Path, findings: list[str]) -> dict[str, str] | None:
+    try:
+        lines = read_plain(path).decode("utf-8").split("\n")
+    except FileNotFoundError:
+        findings.append(f"missing: {SUMS} (the run was never sealed, or it was removed)")
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        findings.append(f"changed: {SUMS} (not readable: {_reason(error)})")
+        return None
+    sums: dict[str, str] = {}
+    if lines[-1] != "":
+        findings.append(f"changed: {SUMS} (its last line has no end)")
+    for line in lines[:-1] if lines[-1] == "" else lines:
+        match = re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line)
+        if match is None or match.group(2) in sums or match.group(2) in (".", ".."):
+            findings.append(f"changed: {SUMS} (line {shown(ascii(line[:200]))})")
+        else:
+            sums[match.group(2)] = match.group(1)
+    if STATEMENT not in sums:
+        findings.append(f"changed: {SUMS} (does not list {STATEMENT})")
+    return sums
+
+
+def _read_subjects(statement: dict[str, Any], findings: list[str]) -> dict[str, str] | None:
+    try:
+        pairs = [(str(s["name"]), str(s["digest"]["sha256"])) for s in statement["subject"]]
+    except (KeyError, TypeError, RecursionError):
+        findings.append(f"changed: {STATEMENT} (not readable as an in-toto statement: subjects)")
+        return None
+    subjects: dict[str, str] = {}
+    for name, sha in pairs:
+        if "/" in name or name in (".", "..", STATEMENT, SUMS):
+            findings.append(f"changed: {STATEMENT} (subject {shown(name)})")
+        elif name in subjects:
+            findings.append(f"changed: {STATEMENT} (names {shown(name)} twice)")
+        subjects[name] = sha
+    return subjects
+
+
+def _reason(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return shown(said or type(error).__name__)
