@@ -31,7 +31,7 @@ from .statement import (
 #: What the statement repeats of run.json.
 OF_RUN = (
     "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
-    "plan_digest",
+    "plan_digest", "approvals_required",
 )  # fmt: skip
 MOST = 1000  # findings of a run; a folder can hold millions of odd things
 

@@ -37,7 +37,7 @@ from ..evidence.lease import alone_with
 from ..evidence.remote import Reports, reports_of
 from ..evidence.seal import name_newest, seal
 from ..evidence.secrets import secret_of
-from ..evidence.statement import RUN_JSON, STATEMENT, read_json, statement_digest
+from ..evidence.statement import RUN_JSON, STATEMENT, is_plain, read_json, shown, statement_digest
 from ..evidence.verify import verify_run
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
@@ -208,7 +208,7 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
     what is not a run's folder, RefusedError for one that no run of the ledger began, that is sealed
     already, or that is still being worked on.
     """
-    _check_name(folder)
+    _check_folder(folder)
     reports = reports_of(folder, settings.reports_dir)
     with alone_with(folder):
         stream = str(read_run(folder).get("stream") or settings.stream)
@@ -243,9 +243,12 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
             return write_up(this, summary, {"closed_at": iso(server.now_us())}, renew=True)
 
 
-def _check_name(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UsageError(f"--close {one_line(str(folder))} is not a folder; name a run's")
+    for path in folder.iterdir():
+        if not is_plain(path):
+            raise RefusedError(f"{one_line(path.name)} is not a plain file; take it out of there")
     if RUN_ID.fullmatch(folder.name):
         return
     run_id = str(read_run(folder).get("run_id", ""))
@@ -256,8 +259,9 @@ def _check_name(folder: Path) -> None:
 
 def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> Planned | None:
     """The plan in the folder; refused where it is not the one that the ledger, or its name, has."""
-    if not (folder / "plan.json").exists():
-        return None
+    has_decisions = (folder / "decisions.parquet").exists()
+    if not (folder / "plan.json").exists() and not (starts and has_decisions):
+        return None  # a dry run that was killed between the two has decisions alone
     planned = Planned.load(folder)
     of_run = planned.plan.digest in {start.plan_digest for start in starts}
     if not (of_run if starts else planned.plan.run_id == folder.name):
@@ -302,13 +306,12 @@ def _finish_seal(this: Ending, mine: Sequence[ledger.OfRun], *, is_known: bool) 
     run = read_run(folder)
     is_live = this.settings.mode == "live"
     if is_live and not is_known:
-        told = Summary.read(run).as_dict()
         books = _books(this, mine).as_dict()
         for name in ("total_read", *ACTIONS, "operator", "approvers", "plan_digest"):
-            if (told.get(name) or None) != (books.get(name) or None):
+            if (run.get(name) or None) != (books.get(name) or None):
                 raise RefusedError(
-                    f"{folder.name} is sealed with {name} {one_line(str(told.get(name)), 60)}, "
-                    f"ledger and audit have {one_line(str(books.get(name)), 60)}"
+                    f"{folder.name} is sealed with {name} {shown(run.get(name), 60)}, "
+                    f"ledger and audit have {shown(books.get(name), 60)}"
                 )
     linked = name_newest(folder.parent)
     if is_live and not is_known:
