@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +25,13 @@ from .statement import (
     read_json,
     shown,
     statement_of,
+    sums_of,
 )
 
 #: What the statement repeats of run.json.
 OF_RUN = (
     "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
-    "plan_digest", "approvals_required",
+    "plan_digest", "environment", "server", "approver_keys", "approvals_required",
 )  # fmt: skip
 MOST = 1000  # findings of a run; a folder can hold millions of odd things
 
@@ -71,7 +71,7 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
         return found
     there = listing(run_dir)
     run = _run_json(run_dir, found)
-    statement = _statement(run_dir, there, found)
+    data, statement = _statement(there, found)
     predicate = statement["predicate"] if statement else {}
     _describe(found, predicate, run)
     if STATEMENT not in there:
@@ -80,15 +80,14 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
     if statement is not None:
         found.is_archived = there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}
         found.findings += _contradictions(found, predicate, run)
-        data = read_plain(run_dir / STATEMENT)
         try:
             check_signature(run_dir, data, predicate, signers, identity)
         except DrainkitError as error:
             found.findings.append(str(error))
         if signers is not None:
             found.findings += approval_findings(run_dir, predicate, signers)
-    if not found.is_archived:
-        _compare(run_dir, there, statement, found.findings)
+        if not found.is_archived:
+            _compare(there, _subjects(statement, found.findings), found)
     found.findings = list(dict.fromkeys(found.findings))
     if len(found.findings) > MOST:
         found.findings[MOST:] = [f"and {len(found.findings) - MOST:,} more"]
@@ -119,18 +118,19 @@ def _run_json(run_dir: Path, found: Examined) -> dict[str, Any]:
     return {}
 
 
-def _statement(run_dir: Path, there: dict[str, Path], found: Examined) -> dict[str, Any] | None:
-    if STATEMENT not in there:
-        return None
+def _statement(there: dict[str, Path], found: Examined) -> tuple[bytes, dict[str, Any] | None]:
+    """The statement's bytes, and what they say; None where they are none."""
+    data = b""
     try:
-        data = read_plain(run_dir / STATEMENT)
-        found.digest = hashlib.sha256(data).hexdigest()
-        return statement_of(data)
+        if STATEMENT in there:
+            data = read_plain(there[STATEMENT])
+            found.digest = hashlib.sha256(data).hexdigest()
+            return data, statement_of(data)
     except (OSError, ValueError) as error:
         found.findings.append(
             f"changed: {STATEMENT} (not readable as an in-toto statement: {_reason(error)})"
         )
-        return None
+    return data, None
 
 
 def _describe(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -> None:
@@ -183,78 +183,41 @@ def _contradictions(found: Examined, predicate: dict[str, Any], run: dict[str, A
     return findings
 
 
-def _compare(
-    run_dir: Path, there: dict[str, Path], statement: dict[str, Any] | None, findings: list[str]
-) -> None:
-    """Each file against SHA256SUMS and the statement, and these against each other."""
-    sums = _read_sums(run_dir / SUMS, findings)
-    subjects = _read_subjects(statement, findings) if statement else None
-    if sums is None and subjects is None:
-        return
-    if sums is not None and subjects is not None:
-        listed = {name: sha for name, sha in sums.items() if name != STATEMENT}
-        findings += [
-            f"changed: {STATEMENT} and {SUMS} differ on {shown(name)}"
-            for name in sorted(listed.keys() | subjects.keys())
-            if listed.get(name) != subjects.get(name)
-        ]
-    claims = [claim for claim in (sums, subjects) if claim is not None]
-    known = {name for claim in claims for name in claim}
-    for name in sorted(known):
-        if name not in there:
-            findings.append(f"missing: {shown(name)}")
-        elif problem := _problem(there[name], {c[name] for c in claims if name in c}):
-            findings.append(f"changed: {shown(name)}{problem}")
+def _compare(there: dict[str, Path], subjects: dict[str, str], found: Examined) -> None:
+    """Each file against the statement, and SHA256SUMS against what it must be."""
+    findings = found.findings
+    sums = sums_of({**subjects, STATEMENT: found.digest or ""})
+    for name in sorted({*subjects, SUMS}):
+        try:
+            if name not in there:
+                findings.append(f"missing: {shown(name)}")
+            elif name == SUMS:
+                if read_plain(there[name]) != sums:
+                    findings.append(f"changed: {SUMS} and {STATEMENT} do not fit each other")
+            elif file_sha256(there[name]) != subjects[name]:
+                findings.append(f"changed: {shown(name)} (its SHA-256 is another)")
+        except OSError as error:
+            findings.append(f"changed: {shown(name)} ({_reason(error)})")
     findings += [
         f"added: {one_line(name)}{'' if is_plain(there[name]) else ' (not a plain file)'}"
-        for name in sorted(there.keys() - known - {STATEMENT, SUMS, SIGNATURE})
+        for name in sorted(there.keys() - subjects.keys() - {STATEMENT, SUMS, SIGNATURE})
     ]
 
 
-def _problem(path: Path, digests: set[str]) -> str | None:
-    """What is wrong with a file that must have just these digests."""
-    try:
-        return None if {file_sha256(path)} == digests else " (its SHA-256 is another)"
-    except OSError as error:
-        return f" ({_reason(error)})"
-
-
-def _read_sums(path: Path, findings: list[str]) -> dict[str, str] | None:
-    try:
-        lines = read_plain(path).decode("utf-8").split("\n")
-    except FileNotFoundError:
-        findings.append(f"missing: {SUMS} (the run was never sealed, or it was removed)")
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        findings.append(f"changed: {SUMS} (not readable: {_reason(error)})")
-        return None
-    sums: dict[str, str] = {}
-    if lines[-1] != "":
-        findings.append(f"changed: {SUMS} (its last line has no end)")
-    for line in lines[:-1] if lines[-1] == "" else lines:
-        match = re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line)
-        if match is None or match.group(2) in sums or match.group(2) in (".", ".."):
-            findings.append(f"changed: {SUMS} (line {shown(ascii(line[:200]))})")
-        else:
-            sums[match.group(2)] = match.group(1)
-    if STATEMENT not in sums:
-        findings.append(f"changed: {SUMS} (does not list {STATEMENT})")
-    return sums
-
-
-def _read_subjects(statement: dict[str, Any], findings: list[str]) -> dict[str, str] | None:
+def _subjects(statement: dict[str, Any], findings: list[str]) -> dict[str, str]:
     try:
         pairs = [(str(s["name"]), str(s["digest"]["sha256"])) for s in statement["subject"]]
     except (KeyError, TypeError, RecursionError):
         findings.append(f"changed: {STATEMENT} (not readable as an in-toto statement: subjects)")
-        return None
+        return {}
     subjects: dict[str, str] = {}
     for name, sha in pairs:
         if "/" in name or name in (".", "..", STATEMENT, SUMS):
             findings.append(f"changed: {STATEMENT} (subject {shown(name)})")
         elif name in subjects:
             findings.append(f"changed: {STATEMENT} (names {shown(name)} twice)")
-        subjects[name] = sha
+        else:
+            subjects[name] = sha
     return subjects
 
 

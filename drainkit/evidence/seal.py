@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import hashlib
 import os
@@ -22,15 +21,15 @@ from ..files import (
     remove_unfinished,
     write_bytes,
     write_json,
-    write_text,
 )
 from ..safe import one_line, strike
 from ..signing import fingerprint
 from .chain import newest, read_chain
 from .examined import OF_RUN
+from .lease import locked
 from .secrets import secret_of, strike_files
 from .signature import signed
-from .statement import CHAIN, SIGNATURE, STATEMENT, STATEMENT_TYPE, SUMS, Link, plain_files
+from .statement import CHAIN, SIGNATURE, STATEMENT, STATEMENT_TYPE, SUMS, Link, plain_files, sums_of
 
 PREDICATE_TYPE = "urn:drainkit:run:v1"
 PACKAGES = (
@@ -74,7 +73,7 @@ def seal(
         for path in plain_files(run_dir)
         if path.name not in (STATEMENT, SUMS, SIGNATURE)
     }
-    with _locked(run_dir.parent):
+    with _sealing(run_dir.parent):
         previous = _tail(run_dir)
         statement = {
             "_type": STATEMENT_TYPE,
@@ -100,8 +99,7 @@ def seal(
         }
         data = json_bytes(statement)
         digest = hashlib.sha256(data).hexdigest()
-        lines = [f"{sha}  {name}\n" for name, sha in sorted({**digests, STATEMENT: digest}.items())]
-        write_text(run_dir / SUMS, "".join(lines))
+        write_bytes(run_dir / SUMS, sums_of({**digests, STATEMENT: digest}))
         if sign_key is not None:
             write_bytes(run_dir / SIGNATURE, signed(data, sign_key))
         write_bytes(run_dir / STATEMENT, data)
@@ -111,7 +109,7 @@ def seal(
 
 def name_newest(reports_dir: Path) -> bool:
     """Write chain.json anew where a process died between a statement and its link there."""
-    with _locked(reports_dir):
+    with _sealing(reports_dir):
         last = newest(reports_dir)
         try:
             is_behind = last != read_chain(reports_dir)
@@ -123,15 +121,11 @@ def name_newest(reports_dir: Path) -> bool:
 
 
 @contextmanager
-def _locked(reports_dir: Path) -> Iterator[None]:
+def _sealing(reports_dir: Path) -> Iterator[None]:
     """One run at a time seals in a folder, so that two that end together do not fork the chain."""
-    handle = os.open(reports_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(reports_dir):
         remove_unfinished(reports_dir)  # a chain.json that a killed process was writing
         yield
-    finally:
-        os.close(handle)
 
 
 def _tail(run_dir: Path) -> Link | None:

@@ -71,6 +71,12 @@ def link_of(data: Any) -> Link | None:
     return {name: data[name] for name in names}
 
 
+def sums_of(digests: Mapping[str, str]) -> bytes:
+    """SHA256SUMS of these files, as `sha256sum --check` reads it."""
+    lines = [f"{sha}  {name}\n" for name, sha in sorted(digests.items())]
+    return "".join(lines).encode("utf-8", "backslashreplace")
+
+
 def statement_digest(run_dir: Path) -> str:
     """The statement's SHA-256 (hex), as the run ledger in Redis keeps it."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ from .ledgers import Ledgers
 from .remote import local_copy
 from .statement import CHAIN
 
-#: What may lie beside the runs: drainkit's own page and its sample, and a list of the runs.
-BESIDE = {CHAIN, "README.md", "example", "index.html"}
+#: What may lie beside the runs: the chain, a page about them, a list of them, an example.
+_BESIDE = re.compile(rf"{RUN_ID.pattern}|{re.escape(CHAIN)}|README\.md|index\.html|example.*")
 
 
 @dataclass
@@ -100,7 +101,7 @@ def _stray(reports_dir: Path) -> list[str]:
     return [
         f"stray: {one_line(name)} lies beside the runs and is not one"
         for name in listing(reports_dir)
-        if name not in BESIDE and not RUN_ID.fullmatch(name)
+        if not _BESIDE.fullmatch(name)
     ]
 
 

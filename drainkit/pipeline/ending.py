@@ -182,19 +182,15 @@ def _tell_ledger(this: Ending, result: dict[str, Any], digest: str) -> None:
 
 def _complete(this: Ending, summary: Summary, *, renew: bool) -> None:
     """The files that 04 writes, where it did not come to that; a lost server leaves them out."""
+    after, audit = (this.folder / name for name in ("after.json", "audit.parquet"))
     with suppress(UnreachableError):
-        _read_after(this, summary, renew=renew)
-
-
-def _read_after(this: Ending, summary: Summary, *, renew: bool) -> None:
-    folder = this.folder
-    if this.server.connected and not (folder / "after.json").exists():
-        files.write_json(folder / "after.json", baseline(this.server))
-    if this.server.connected and (renew or not (folder / "audit.parquet").exists()):
-        runs = {summary.run_id} if summary.mode == "live" else set()
-        with files.TableWriter(folder / "audit.parquet", audit_schema()) as out:
-            for part in run_tables(this.server, runs):
-                out.write(part)
+        if this.server.connected and not after.exists():
+            files.write_json(after, baseline(this.server))
+        if this.server.connected and (renew or not audit.exists()):
+            runs = {summary.run_id} if summary.mode == "live" else set()
+            with files.TableWriter(audit, audit_schema()) as out:
+                for part in run_tables(this.server, runs):
+                    out.write(part)
 
 
 # ---------------------------------------------------------------- closing a killed run's folder
@@ -211,8 +207,8 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
     _check_folder(folder)
     reports = reports_of(folder, settings.reports_dir)
     with alone_with(folder):
-        stream = str(read_run(folder).get("stream") or settings.stream)
-        stream = settings.stream if "stream" in settings.asked else stream
+        stream = settings.stream if "stream" in settings.asked else read_run(folder).get("stream")
+        stream = build({"stream": stream or settings.stream}).stream  # refuses what is no name
         with Server.of(settings, stream) as server:
             ledger.check(server)
             mine = ledger.entries_of(server, folder.name)
