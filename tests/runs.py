@@ -12,7 +12,7 @@ from plan_samples import plan_of, table_of
 from drainkit import files
 from drainkit.draining.plan_files import save_plan
 from drainkit.evidence import seal as sealing
-from drainkit.evidence.verify import verify_reports
+from drainkit.evidence.verify import verify
 
 RUN = {
     "outcome": "done",
@@ -78,6 +78,10 @@ def flip(path: Path, at: int = 0) -> None:
     path.write_bytes(data)
 
 
+def verify_run(folder: Path) -> list[str]:
+    (findings,) = verify(folder).findings.values()
+    return findings
+
+
 def all_findings(reports: Path) -> str:
-    found = verify_reports(reports)
-    return "\n".join(f"{name}: {line}" for name, lines in found.items() for line in lines)
+    return "\n".join(verify(reports).bad)

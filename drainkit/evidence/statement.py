@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DrainkitError
-from ..files import file_sha256, read_plain
+from ..files import read_plain
 from ..safe import one_line
 
 STATEMENT, SUMS, CHAIN, SIGNATURE, APPROVALS, RUN_JSON = (
@@ -75,15 +74,6 @@ def sums_of(digests: Mapping[str, str]) -> bytes:
     """SHA256SUMS of these files, as `sha256sum --check` reads it."""
     lines = [f"{sha}  {name}\n" for name, sha in sorted(digests.items())]
     return "".join(lines).encode("utf-8", "backslashreplace")
-
-
-def statement_digest(run_dir: Path) -> str:
-    """The statement's SHA-256 (hex), as the run ledger in Redis keeps it."""
-    try:
-        return file_sha256(run_dir / STATEMENT)
-    except OSError:
-        name = one_line(run_dir.name)
-        raise DrainkitError(f"{name} has no {STATEMENT}: it was never sealed") from None
 
 
 def shown(value: Any, limit: int = 80) -> str:

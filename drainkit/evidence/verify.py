@@ -103,13 +103,3 @@ def _stray(reports_dir: Path) -> list[str]:
         for name in listing(reports_dir)
         if not _BESIDE.fullmatch(name)
     ]
-
-
-def verify_reports(reports_dir: Path) -> dict[str, list[str]]:
-    """Findings by run folder, and under "chain" those of the chain over the runs."""
-    return verify(reports_dir).findings
-
-
-def verify_run(run_dir: Path) -> list[str]:
-    """What does not fit, one line for each file changed, missing or added; empty: all does."""
-    return examine(run_dir).findings

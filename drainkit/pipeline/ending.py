@@ -33,12 +33,12 @@ from ..errors import (
     UnreachableError,
     UsageError,
 )
+from ..evidence.examined import examine
 from ..evidence.lease import alone_with
 from ..evidence.remote import Reports, reports_of
 from ..evidence.seal import name_newest, seal
 from ..evidence.secrets import secret_of
-from ..evidence.statement import RUN_JSON, STATEMENT, is_plain, read_json, shown, statement_digest
-from ..evidence.verify import verify_run
+from ..evidence.statement import RUN_JSON, STATEMENT, is_plain, read_json, shown
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
@@ -297,8 +297,9 @@ def _settings_of(
 def _finish_seal(this: Ending, mine: Sequence[ledger.OfRun], *, is_known: bool) -> dict[str, Any]:
     """Already sealed; only chain.json or the ledger's entry may be missing."""
     folder = this.folder
-    if findings := verify_run(folder):
-        raise RefusedError(f"{folder.name} was sealed and changed since: {findings[0]}")
+    found = examine(folder)
+    if found.findings:
+        raise RefusedError(f"{folder.name} was sealed and changed since: {found.findings[0]}")
     run = read_run(folder)
     is_live = this.settings.mode == "live"
     if is_live and not is_known:
@@ -311,7 +312,7 @@ def _finish_seal(this: Ending, mine: Sequence[ledger.OfRun], *, is_known: bool) 
                 )
     linked = name_newest(folder.parent)
     if is_live and not is_known:
-        _tell_ledger(this, run, statement_digest(folder))
+        _tell_ledger(this, run, found.digest or "")
     elif not linked:
         raise RefusedError(f"{folder.name} is sealed already; a run is closed once")
     return run

@@ -10,10 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runs import RUN, all_findings, make_run, names, seal, statement
+from runs import RUN, all_findings, make_run, names, seal, statement, verify_run
 
 from drainkit.errors import DrainkitError
-from drainkit.evidence.verify import verify_run
 
 
 def test_an_auditor_needs_only_sha256sum(sealed: Path) -> None:
