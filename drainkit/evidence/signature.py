@@ -51,8 +51,8 @@ def check_signature(
     except FileNotFoundError:
         if signed_by is None and identity is None:
             return
-        by = f" (the statement says it was signed by {shown(signed_by)})" if signed_by else ""
-        raise DrainkitError(f"missing: {SIGNATURE}{by}") from None
+        by = f"not signed by {shown(identity)}" if identity else f"it was by {shown(signed_by)}"
+        raise DrainkitError(f"missing: {SIGNATURE} ({by})") from None
     except OSError as error:
         reason = one_line(error.strerror or "not readable")
         raise DrainkitError(f"changed: {SIGNATURE} ({reason})") from None
