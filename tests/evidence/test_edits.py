@@ -546,12 +546,12 @@ BOMBS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("what", BOMBS)
 def test_a_bomb_takes_neither_memory_nor_time(verify: Verify, what: str) -> None:
     """What is small on disk and huge in memory, or slow to look at, is named within 1.2 GB of
-    address space and 30 s."""
+    address space and 120 s on a busy machine."""
     BOMBS[what](verify.evidence / LIVE)
     done = subprocess.run(
         ["prlimit", "--as=1200000000", sys.executable, "-m", "drainkit", "verify",
          verify.evidence.reports],
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
     assert LIVE in done.stdout
