@@ -262,7 +262,7 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the approval gone": ("o", lambda d: (d / "plan.json.sig").unlink()),
     "the decisions": ("sk", lambda d: flip(d / "decisions.parquet", 99)),
     "the audit": (
-        "s", lambda d: files.write_table(d / "audit.parquet", pa.table({"id": ["x"] * 9}))
+        "sk", lambda d: files.write_table(d / "audit.parquet", pa.table({"id": ["x"] * 9}))
     ),
     "the report": ("sk", lambda d: (d / "report.html").write_text("fine")),
     "a notebook": ("sk", lambda d: edit(d / "03_live_drain.ipynb", cells=[])),
