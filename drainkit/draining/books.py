@@ -92,6 +92,8 @@ class Books:
                 approvers=",".join(job.approvers),
                 from_id=job.scope.first,
                 audit_id=audit_id,
+                audit_stream=settings.audit_stream or "",
+                folder=job.folder,
             ),
         )
 
@@ -108,6 +110,7 @@ class Books:
                 boundary_id=job.scope.boundary,
                 outcome=summary.outcome,
                 total_read=summary.total_read,
+                vanished=summary.vanished,
                 remaining="" if summary.remaining is None else str(summary.remaining),
                 at=iso(self.server.now_us()),
                 operator=job.settings.operator,

@@ -77,6 +77,7 @@ class Job:
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: tuple[str, ...] = ()  # identities that signed the plan
+    folder: str = ""  # where its evidence will be sealed; "": it leaves none
 
     @property
     def plan_digest(self) -> str | None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -76,7 +77,8 @@ class LiveDrain(RunSession):
             raise RefusedError("approve is not the digest of this plan; nothing was changed")
         again = self.summary.run_id if self.summary else None  # this cell was run before
         run_id = self.folder_run_id or again
-        self.job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
+        job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
+        self.job = replace(job, folder=str(self.run_dir.resolve()) if self.folder_run_id else "")
         if not (self.run_dir / "baseline.json").exists():
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
