@@ -114,8 +114,6 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
     except DrainkitError as error:
         report = checks.unreadable(settings.stream, error)
         click.echo(f"drainkit: {one_line(str(error), 600)}", err=True)
-    for warning in report.warnings:
-        click.echo(f"drainkit: {warning}", err=True)
     if options["textfile"]:
         files.write_bytes(Path(options["textfile"]), metrics.exposition(report))
     elif options["form"] == "prometheus":
@@ -268,7 +266,7 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
     history (only he may make and end a group). A janitor may `consumers --delete` and
     `trim --apply`.
     """
-    from ..server.acl import NOT_FORBIDDEN, known_holes, rules
+    from ..server.acl import NOT_FORBIDDEN, rules
     from ..settings.kinds import allowlist_symbols
 
     settings = settings_of(flags, env_name)
@@ -279,9 +277,7 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
             server.info,
             allowlist_key=allowed if isinstance(allowed, bytes) else None,
         )
-        holes = known_holes(server.info)
-    for warning in (*holes, NOT_FORBIDDEN):
-        click.echo(f"drainkit: {warning}", err=True)
+    click.echo(f"drainkit: {NOT_FORBIDDEN}", err=True)
     lines = [
         f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, found[role]))}" for role in found
     ]
