@@ -71,6 +71,17 @@ def _cell(value: object, kind: str) -> str:
     return f"<td{wide}>{html.escape(text)}</td>"
 
 
+def macros(name: str) -> Any:
+    """The macros of a template beside this module; whatever they are given is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    return (
+        Environment(loader=PackageLoader(__package__, ""), autoescape=True)
+        .get_template(name)
+        .module
+    )
+
+
 def markdown(text: str) -> Markdown:
     """Text as a notebook shows it."""
     from IPython.display import Markdown
