@@ -92,7 +92,7 @@ class Exploration:
 
         self._frame, self._policy, self._settings = frame, policy, settings
         self._open, self._at_us, self._step = open_entry, at_us, step
-        self._events, self._html = Events.from_frame(frame), macros("explore.html.j2")
+        self._events, self._html = Events.from_frame(frame), macros()
         oldest = frame["age_sec"].max() if frame["age_sec"].notna().any() else 0.0
         self._ages = ages = age_limits(oldest, policy)
         self._confidences = confidences = sorted({*(n / 100 for n in range(101)), policy.min_conf})
