@@ -92,7 +92,8 @@ class Exploration:
 
         self._frame, self._policy, self._settings = frame, policy, settings
         self._open, self._at_us, self._step = open_entry, at_us, step
-        self._events, self._html = Events.from_frame(frame), macros()
+        self._html = macros()
+        self._events = Events.from_frame(frame.assign(id=""))  # ids would take 60 MB a million
         oldest = frame["age_sec"].max() if frame["age_sec"].notna().any() else 0.0
         self._ages = ages = age_limits(oldest, policy)
         self._confidences = confidences = sorted({*(n / 100 for n in range(101)), policy.min_conf})
@@ -179,7 +180,10 @@ class Exploration:
         decisions = decide(self._events, chosen, self._at_us)
         counts = np.bincount(decisions.action, minlength=len(ACTIONS)).tolist()
         total = len(self._events)
-        rows = [(a, NAMES[a], n, share(n, total), COLOURS[a]) for a, n in zip(ACTIONS, counts)]  # noqa: B905
+        rows = [
+            (action, NAMES[action], n, share(n, total), COLOURS[action])
+            for action, n in zip(ACTIONS, counts, strict=True)
+        ]
         self.counts.value = self._html.counts(rows, total)
         ages = _near(self._ages, self.age.value, AROUND)
         confidences = _near(self._confidences, self.confidence.value, ACROSS)

@@ -44,11 +44,8 @@ def macros() -> Any:
     """The macros of views.html.j2, which escape whatever they are given."""
     from jinja2 import Environment, PackageLoader
 
-    return (
-        Environment(loader=PackageLoader(__package__, ""), autoescape=True)
-        .get_template("views.html.j2")
-        .module
-    )
+    pages = Environment(loader=PackageLoader(__package__, ""), autoescape=True)
+    return pages.get_template("views.html.j2").module
 
 
 def markdown(text: str) -> Markdown:
