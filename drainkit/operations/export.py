@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PART_ROWS = 1_000_000
+BY_HAND = 64  # texts around one that is not UTF-8
 DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
@@ -158,8 +159,8 @@ def _texts(parts: pa.Array) -> pa.Array:
     try:
         return parts.cast(pa.string())
     except pa.ArrowInvalid:
-        if len(parts) == 1:
-            return pa.array([text(parts[0].as_py())], pa.string())
+        if len(parts) <= BY_HAND:
+            return pa.array([*map(text, parts.to_pylist())], pa.string())
         middle = len(parts) // 2
         return pa.concat_arrays([_texts(parts[:middle]), _texts(parts[middle:])])
 
@@ -172,7 +173,10 @@ def as_json(page: Sequence[RawEntry]) -> pa.Array:
 
 
 def _json(body: Sequence[bytes]) -> str:
-    texts = [*map(text, body)]
+    try:
+        texts = [*map(bytes.decode, body)]
+    except UnicodeDecodeError:
+        texts = [*map(text, body)]
     pairs = [*zip(texts[::2], texts[1::2], strict=True)]
     whole = msgspec.json.encode(pairs).decode()
     if not whole.isascii() or "\x7f" in whole:
