@@ -13,7 +13,7 @@ from ..errors import DrainkitError, UsageError
 from ..safe import one_line
 from .options import GROUP, JSON, OPERATOR, SCOPE, WHERE, option, settings_of, stack
 from .program import program
-from .terminal import Table, confirm, connected, emit, stop_signals
+from .terminal import Table, confirm, connected, emit
 
 
 class _Monitoring(click.Command):
@@ -77,7 +77,6 @@ CHECK: list[Any] = [
     click.option("--format", "form", type=click.Choice(["text", "prometheus"]), default="text",
                  help="Findings, or metrics. [text]"),
     option("--textfile", metavar="FILE", help="Write metrics here, for node_exporter."),
-    option("--listen", metavar="HOST:PORT", help="Serve metrics there, on loopback only."),
 ]  # fmt: skip
 
 
@@ -93,16 +92,13 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
       drainkit check --max-backlog 1000 --max-age-min 60
       drainkit check --all-streams 'quantum:stream:*' --json
       drainkit check --textfile /var/lib/node_exporter/drainkit.prom
-      drainkit check --listen 127.0.0.1:9877
     """
     from pathlib import Path
 
     from .. import files
     from ..operations import checks, metrics
 
-    options = {
-        name: flags.pop(name) for name in ("groups", "pattern", "form", "textfile", "listen")
-    }
+    options = {name: flags.pop(name) for name in ("groups", "pattern", "form", "textfile")}
     if as_json and options["form"] == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
     must_know_lost = flags["max_lost"] is not None
@@ -110,28 +106,16 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
     given["max_lost"] = given["max_lost"] or 0
     limits = checks.Limits(**given, must_know_lost=must_know_lost)
     settings = settings_of(flags, env_name)
-    audits = options["form"] == "prometheus" or options["textfile"] or options["listen"]
-
-    def look() -> checks.Report:
+    audits = options["form"] == "prometheus" or options["textfile"]
+    try:
         with connected(settings, anywhere=options["pattern"] is not None) as server:
-            return checks.check(
+            report = checks.check(
                 server, settings, limits, groups=options["groups"], pattern=options["pattern"],
                 audits=bool(audits),
             )  # fmt: skip
-
-    if options["listen"]:
-        address = metrics.listen_address(options["listen"])
-        with stop_signals() as stopping:
-            click.echo(f"metrics at http://{options['listen']}/metrics", err=True)
-            metrics.serve(address, look, stopping)
-        return 0
-    try:
-        report = look()
     except DrainkitError as error:
         report = checks.unreadable(settings.stream, error)
         click.echo(f"drainkit: {one_line(str(error), 600)}", err=True)
-    for warning in report.warnings:
-        click.echo(f"drainkit: {warning}", err=True)
     if options["textfile"]:
         files.write_bytes(Path(options["textfile"]), metrics.exposition(report))
     elif options["form"] == "prometheus":
@@ -289,7 +273,7 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
     history (only he may make and end a group). A janitor may `consumers --delete` and
     `trim --apply`.
     """
-    from ..server.acl import NOT_FORBIDDEN, known_holes, rules
+    from ..server.acl import NOT_FORBIDDEN, rules
     from ..settings.kinds import allowlist_symbols
 
     settings = settings_of(flags, env_name)
@@ -300,8 +284,7 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
             server.info,
             allowlist_key=allowed if isinstance(allowed, bytes) else None,
         )
-        holes = known_holes(server.info)
-    for warning in (*holes, *NOT_FORBIDDEN):
+    for warning in NOT_FORBIDDEN:
         click.echo(f"drainkit: {warning}", err=True)
     lines = [
         f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, found[role]))}" for role in found

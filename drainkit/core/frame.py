@@ -160,6 +160,14 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) 
     )
 
 
+def decisions_of(frame: pd.DataFrame) -> Decisions:
+    """What was decided of a frame's rows, back from the columns of `decide_frame`."""
+    age_us = np.rint(frame["age_sec"].to_numpy() * 1e6)
+    age_us[np.isnan(age_us)] = NO_TIME
+    action, failed = (frame[name].cat.codes.to_numpy() for name in ("action", "failed"))
+    return Decisions(action.astype(np.uint8), failed.astype(np.uint8), age_us.astype(np.int64))
+
+
 def load_frame(
     entries: Iterable[Sequence[RawEntry]], decoder: Decoder, *, limit: int | None = None
 ) -> pd.DataFrame:

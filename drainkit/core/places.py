@@ -54,7 +54,7 @@ def _candidates(names: Sequence[str], body: Sequence[bytes]) -> Iterator[tuple[s
         for container in (root,) if rest else _CONTAINERS:
             paths.setdefault(container, []).append(rest or [name])
     for container, alternatives in paths.items():
-        whole = _object(flat.get(container.encode()))
+        whole = json_object(flat.get(container.encode()))
         for path in alternatives:
             at: Any = whole
             for step in path:
@@ -66,7 +66,7 @@ def _candidates(names: Sequence[str], body: Sequence[bytes]) -> Iterator[tuple[s
 _NOTHING: Any = object()
 
 
-def _object(raw: bytes | None) -> Any:
+def json_object(raw: bytes | None) -> Any:
     """The JSON object in a field; None where there is none that could be read."""
     if raw is None or len(raw) > MAX_CONTAINER_BYTES:
         return None

@@ -5,6 +5,8 @@ Pure: the moment of the decision is an argument. Order and limits: the contract,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +98,26 @@ def decide(events: Events, policy: Policy, now_us: int | np.ndarray) -> Decision
         allowed = np.array([s in policy.allowlist for s in events.symbols] + [True])
         failed |= (~allowed[events.symbol_code] & present).astype(np.uint8) << _NOT_ALLOWLISTED
     return Decisions(_FIRST_FAILED[failed], failed, age_us)
+
+
+def passing_at(
+    decisions: Decisions,
+    confidence: NDArray[np.float64],
+    ages_min: Sequence[float],
+    confidences: Sequence[float],
+) -> NDArray[np.int64]:
+    """Events that would pass at other limits, by maximum age (rows, minutes) and minimum
+    confidence (columns), both ascending; the other filters are as they were decided."""
+    fits = (decisions.failed & ~np.uint8(1 << _OLD | 1 << _LOW_CONF)) == 0
+    fits &= confidence >= confidences[0]  # so not nan
+    limits_us = [Policy(age, None, 0).max_age_us for age in ages_min]
+    # of each event the first limit that it is not too old for, the last that it is confident for
+    rows = np.searchsorted(limits_us, decisions.age_us[fits], side="left")
+    columns = np.searchsorted(confidences, confidence[fits], side="right") - 1
+    shape = (len(ages_min) + 1, len(confidences))
+    events = np.bincount(np.ravel_multi_index((rows, columns), shape), minlength=math.prod(shape))
+    passing: NDArray[np.int64] = events.reshape(shape)[:-1].cumsum(axis=0)
+    return passing[:, ::-1].cumsum(axis=1)[:, ::-1]
 
 
 # the lowest bit that is set names the action; none: it passed

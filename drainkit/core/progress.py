@@ -62,10 +62,10 @@ class Tenths:
 
 def span(seconds: float) -> str:
     """A duration as a reader says it: `90.5 s`, `30 min`, `2.4 h`."""
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f}".removesuffix(".0") + f" {unit}"
-    return f"{seconds:.1f}".removesuffix(".0") + " s"
+    sizes = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next((pair for pair in sizes if abs(seconds) >= 2 * pair[0]), sizes[-1])
+    amount = seconds / size
+    return f"{amount:,.0f} {unit}" if abs(amount) >= 999 else f"{amount:.3g} {unit}"
 
 
 def entries_words(scope: str, entries: int, own: int) -> str:

@@ -1,4 +1,4 @@
-"""Why most events of a sample cannot be read, which fields there are, and which may be meant.
+"""Which fields and paths a sample of entries holds, what they can be read as, and why they cannot.
 
 What a field could stand for is tried with the decoder itself, so a proposal is never one that it
 would not take.
@@ -12,26 +12,33 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..errors import UsageError
 from ..safe import one_line
 from ..settings import USUAL_FIELDS, Fields, build
-from .events import Decoder, Events
+from .events import Decoder
+from .places import json_object
 from .timestamps import EARLIEST_ID_MS, TIME_SOURCES, as_text
-from .values import INVALID_REASONS, MAX_CONTAINER_BYTES, RawEntry
+from .values import INVALID_REASONS, RawEntry
 
 SAMPLE = 100  # entries
 MAX_NAMES, MAX_LEVELS = 60, 6
 ENOUGH = 0.9  # of the entries must have a value for its field to be proposed
 #: What producers call a value where they do not call it as usual.
-_HINTS = {
+SYNONYMS = {
     "symbol": "ticker symbol sym instrument pair market asset coin product security contract",
     "confidence": "confidence conf score probability prob certainty strength likelihood weight",
     "timestamp": "timestamp ts time date datetime epoch at when created emitted sent occurred",
 }
-_TICKER = re.compile(r"(?=.*[A-Z])[A-Z0-9:/_.-]{3,24}")
-_SIDES = {"BUY", "SELL", "LONG", "SHORT", "HOLD", "CLOSE", "OPEN", "FLAT", "BID", "ASK"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A field, or a path into the JSON object that a field holds."""
+
+    name: str
+    entries: int  # that have it
+    example: str
+    readable: Mapping[str, int]  # by value (of USUAL_FIELDS): entries whose one could be read here
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class Unreadable:
         """What to do with the snippet, or without one."""
         if not self.proposed:
             return (
-                "No field fits by itself: name those that hold symbol and confidence (0..1) under "
-                "[fields] in drainkit.toml, or mend the producer."
+                "No field fits by its name: name those that hold symbol and confidence (0..1) "
+                "under [fields] in drainkit.toml, or mend the producer."
             )
         return (
             f"With these lines in drainkit.toml {self.readable:,} of the {self.entries:,} can be "
@@ -78,6 +85,18 @@ class Unreadable:
         }  # fmt: skip
 
 
+def found_fields(entries: Sequence[RawEntry]) -> list[Found]:
+    """The fields and paths that occur in a sample, in the order in which they are met."""
+    examples: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for _, body in entries:
+        own = dict(_leaves(body or ()))
+        counts.update(own.keys())
+        examples |= {name: text for name, text in own.items() if name not in examples}
+    names = [*examples][:MAX_NAMES]
+    return [Found(n, counts[n], examples[n], _readable(entries, n)) for n in names]
+
+
 def unreadable(entries: Sequence[RawEntry], fields: Fields) -> Unreadable | None:
     """What is wrong with a sample; None where most of its events can be read."""
     there = [entry for entry in entries if entry[1] is not None]
@@ -85,94 +104,67 @@ def unreadable(entries: Sequence[RawEntry], fields: Fields) -> Unreadable | None
     bad = Counter(INVALID_REASONS[code] for code in events.invalid[events.invalid > 0].tolist())
     if bad.total() * 2 <= len(there):
         return None
-    found: dict[str, list[str]] = {}
-    for entry in there:
-        for name, value in _values(entry[1]):
-            if name in found or len(found) < MAX_NAMES:
-                found.setdefault(name, []).append(value)
+    found, now = found_fields(there), _readable(there, fields)
     proposed: dict[str, str] = {}
-    for value in ("symbol", "confidence", "timestamp"):
-        if not _has(value, events).mean() > ENOUGH:
-            free = {n: texts for n, texts in found.items() if n not in proposed.values()}
-            best = max((_fitness(value, n, t, there) for n, t in free.items()), default=(0.0, ""))
-            if best[0] > 0:
-                proposed[value] = best[1]
-    wider = build({"fields": {**_added(fields), **proposed}}).fields if proposed else fields
-    after = Decoder(wider).decode(there)
+    for value, words in SYNONYMS.items():
+        fitting = (
+            one.name for one in found
+            if one.readable[value] >= ENOUGH * len(there) and _words(one.name) & {*words.split()}
+        )  # fmt: skip
+        name = min(fitting, key=lambda name: name.count("."), default=None)
+        if name is not None and now[value] <= ENOUGH * len(there):
+            proposed[value] = name
+    added = {v: [n for n in getattr(fields, v) if n not in USUAL_FIELDS[v]] for v in USUAL_FIELDS}
+    kept = {value: names for value, names in added.items() if names}
+    wider = build({"fields": {**kept, **proposed}}).fields if proposed else fields
     return Unreadable(
         len(there),
         dict(bad.most_common()),
-        [(one_line(n, 60), len(texts), one_line(texts[0], 60)) for n, texts in found.items()],
+        [(one_line(one.name, 60), one.entries, one_line(one.example, 60)) for one in found],
         proposed,
-        int((after.invalid == 0).sum()),
+        int((Decoder(wider).decode(there).invalid == 0).sum()),
     )
 
 
-def _added(fields: Fields) -> dict[str, list[str]]:
-    """The names that drainkit.toml added; a proposal takes the place of its value's."""
-    added = {v: [n for n in getattr(fields, v) if n not in USUAL_FIELDS[v]] for v in USUAL_FIELDS}
-    return {value: names for value, names in added.items() if names}
-
-
-def _values(body: Sequence[bytes]) -> Iterator[tuple[str, str]]:
+def _leaves(body: Sequence[bytes]) -> Iterator[tuple[str, str]]:
     """Each name of an entry, flat or a path into a JSON object, with its value as text."""
     for raw_name, raw in zip(body[::2], body[1::2], strict=True):
-        name, text = as_text(raw_name), as_text(raw)
-        if not name or not name.isprintable():
-            continue
-        inner = None
-        if text is not None and text.lstrip().startswith("{") and len(raw) <= MAX_CONTAINER_BYTES:
-            try:
-                inner = json.loads(text)
-            except (ValueError, RecursionError):
-                inner = None
-        if isinstance(inner, dict):
-            yield from _inside(name, inner, MAX_LEVELS)
-        else:
-            yield name, "(not text)" if text is None else text
+        if name := as_text(raw_name):
+            inner = json_object(raw)
+            yield from _inside(name, inner if isinstance(inner, dict) else raw, MAX_LEVELS)
 
 
-def _inside(path: str, found: Mapping[str, object], levels: int) -> Iterator[tuple[str, str]]:
-    for key, value in found.items():
-        name = f"{path}.{key}"
-        if not key or "." in key or not name.isprintable():
-            continue  # [fields] cannot name it
-        if isinstance(value, dict) and levels:
-            yield from _inside(name, value, levels - 1)
-        elif isinstance(value, dict | list):
-            yield name, "(an object or a list)"
-        else:
-            yield name, value if isinstance(value, str) else json.dumps(value)
+def _inside(path: str, value: object, levels: int) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and levels:
+        for key, inner in value.items():
+            if key and "." not in key:  # else [fields] cannot name it
+                yield from _inside(f"{path}.{key}", inner, levels - 1)
+    elif path.isprintable():
+        text = as_text(value) if isinstance(value, bytes | str) else json.dumps(value)
+        text = "(an object or a list)" if isinstance(value, dict | list) else text
+        yield path, "(not text)" if text is None else text
 
 
-def _has(value: str, events: Events) -> np.ndarray:
-    """Which events have a usable value of this kind."""
-    if value == "symbol":
-        found = events.symbol_code >= 0
-    elif value == "confidence":
-        found = np.isfinite(events.confidence)
-    else:
-        stamped = events.time_source == TIME_SOURCES.index("timestamp")
-        found = stamped & (events.event_time_us >= EARLIEST_ID_MS * 1000)
-    return np.asarray(found)
-
-
-def _fitness(
-    value: str, name: str, texts: Sequence[str], entries: Sequence[RawEntry]
-) -> tuple[float, str]:
-    """How well a field fits as this value (0: not at all), and its name."""
+def _readable(entries: Sequence[RawEntry], fields: Fields | str) -> dict[str, int]:
+    """How many of the entries have a usable value, by value; `fields`: or one name for each."""
     try:
-        fields = build({"fields": {value: [name], "only": True}}).fields
+        only = {**dict.fromkeys(USUAL_FIELDS, fields), "only": True}
+        fields = build({"fields": only}).fields if isinstance(fields, str) else fields
     except UsageError:  # a name that [fields] does not take
-        return 0.0, name
-    part = float(_has(value, Decoder(fields).decode(entries)).mean())
-    if part < ENOUGH:
-        return 0.0, name
-    words = set(re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()))
-    hinted = bool(words & set(_HINTS[value].split()))
-    if value == "symbol":
-        alike = all(_TICKER.fullmatch(t) for t in texts) and not _SIDES & set(texts)
-    else:
-        # a flag is 0 or 1, and any number is some time since 1970
-        alike = value == "confidence" and any("." in text for text in texts)
-    return (part + hinted if hinted or alike else 0.0), name
+        return dict.fromkeys(USUAL_FIELDS, 0)
+    events = Decoder(fields).decode(entries)
+    stamped = events.time_source == TIME_SOURCES.index("timestamp")
+    # any number is some time since 1970
+    stamped &= events.event_time_us >= EARLIEST_ID_MS * 1000
+    return {
+        "symbol": int((events.symbol_code >= 0).sum()),
+        "side": int((events.side_code >= 0).sum()),
+        "confidence": int((events.confidence >= 0).sum()),
+        "timestamp": int(stamped.sum()),
+        "source": int((events.source_code >= 0).sum()),
+    }
+
+
+def _words(path: str) -> set[str]:
+    """The words of a path: `msg.emittedAt` has msg, emitted and at."""
+    return {*re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", path).lower())}

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..safe import one_line, text
-from ..server.acl import known_holes
 from ..server.connection import Server
 from ..server.reading import find_streams
 from ..settings import Settings
@@ -66,7 +65,6 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     states: list[StreamState] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)  # of the server's version; not judged
     readable: bool = True  # False: the server could not be asked
 
     @property
@@ -90,7 +88,6 @@ class Report:
         return {
             "status": self.severity,
             "exit_code": self.exit_code,
-            "warnings": self.warnings,
             "findings": [asdict(finding) for finding in self.findings],
             "streams": [state_as_dict(state) for state in self.states],
         }
@@ -109,7 +106,7 @@ def check(
 
     `audits`: for metrics, so the audit is counted by action, and backlogs are counted to the end.
     """
-    report = Report(warnings=known_holes(server.info))
+    report = Report()
     most = None if audits else limits.max_backlog
     for one in _each_stream(server, settings, pattern, report):
         name = text(one.stream)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from .. import files
 from ..core.collection import collection_paused
-from ..core.events import Decoder, decoder_of
+from ..core.events import decoder_of
 from ..core.frame import record_batch
 from ..core.timestamps import NO_TIME, id_times_us
 from ..core.values import RawEntry
@@ -31,12 +28,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PART_ROWS = 1_000_000
-WAITING_BYTES = 2 << 20  # of pages that wait to be written
+BY_HAND = 64  # texts around one that is not UTF-8
 DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
-END = b'"]]'  # of an entry's fields as JSON
-GLUE = [b'"],["', b'","', END + b'[["']  # before a name, a value, an entry's first name
+Fields = Callable[[Sequence[RawEntry]], "pa.Array"]
 
 
 @collection_paused()
@@ -45,61 +41,34 @@ def export(server: Server, settings: Settings, target: str) -> int:
 
     A `target` that ends in a slash becomes a dataset `date=YYYY-MM-DD/part-N.parquet` by the UTC
     day of the entry's id (of an id that is not a time: null). Every file has the columns of
-    `FrameBuilder`, texts as plain texts, and `fields`: the entry's own as a JSON list of
-    [name, value] (null where the body is gone, escapes where it is not UTF-8).
+    `FrameBuilder`, texts as plain texts, and `fields`: the entry's own in order (null where the
+    body is gone, escapes where a name or a value is not UTF-8), in Parquet a list of structs
+    (name, value), in CSV a JSON list of [name, value].
     Whole or not at all. Raises UsageError for another name, RefusedError for a folder in use.
     """
-    path = Path(target)
-    if not target.endswith("/") and path.suffix not in (".parquet", ".csv"):
+    path, is_folder = Path(target), target.endswith("/")
+    if not is_folder and path.suffix not in (".parquet", ".csv"):
         raise UsageError(f"{path.name}: the name must end in .parquet or .csv, or a folder's in /")
     decoder = decoder_of(settings)
-    schema = _table(record_batch(decoder.decode([])), Bodies.of([])).schema
+    fields: Fields = as_json if path.suffix == ".csv" and not is_folder else as_structs
+
+    def table(page: Sequence[RawEntry]) -> pa.Table:
+        return _plain(record_batch(decoder.decode(page)).append_column("fields", fields(page)))
+
+    schema, rows = table([]).schema, 0
     pages = scopes.scope_entries(server, scopes.open_scope(server, settings))
-    if not target.endswith("/"):
-        with files.TableWriter(path, schema, words=WORDS) as out:
-            return _write_all(pages, decoder, out.write)
-    today = _day(server.now_us())
-    with files.whole_folder(path) as folder, _Dataset(folder, schema, today) as dataset:
-        return _write_all(pages, decoder, dataset.write)
-
-
-def _write_all(
-    pages: Iterable[Sequence[RawEntry]], decoder: Decoder, write: Callable[[pa.Table], None]
-) -> int:
-    """Write pages by a thread of its own while the next are read; returns their rows."""
-
-    def write_page(batch: pa.RecordBatch, bodies: Bodies) -> None:
-        write(_table(batch, bodies))
-
-    rows = 0
-    waiting: deque[tuple[int, Future[None]]] = deque()  # bytes of a page, and its writing
-    with _beside_a_thread(), ThreadPoolExecutor(1) as thread:
+    with ExitStack() as stack:
+        if is_folder:
+            folder = stack.enter_context(files.whole_folder(path))
+            today = _day(server.now_us())
+            out: _Dataset | files.TableWriter = _Dataset(folder, schema, today)
+        else:
+            out = files.TableWriter(path, schema, words=WORDS)
+        stack.enter_context(out)
         for page in pages:
-            batch, bodies = record_batch(decoder.decode(page)), Bodies.of(page)
-            size = batch.nbytes + bodies.texts.nbytes
-            waiting.append((size, thread.submit(write_page, batch, bodies)))
+            out.write(table(page))
             rows += len(page)
-            while sum(size for size, _ in waiting) > WAITING_BYTES:
-                waiting.popleft()[1].result()
-        for _, writing in waiting:
-            writing.result()
     return rows
-
-
-@contextmanager
-def _beside_a_thread() -> Iterator[None]:
-    """Two threads at work, of which one needs the interpreter's lock only for moments."""
-    import pyarrow as pa
-
-    interval, pool = sys.getswitchinterval(), pa.default_memory_pool()
-    sys.setswitchinterval(50e-6)  # after each of Arrow's kernels it would wait 5 ms for the lock
-    with suppress(NotImplementedError):  # its other pools keep what another thread gave back
-        pa.set_memory_pool(pa.jemalloc_memory_pool())
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-        pa.set_memory_pool(pool)
 
 
 class _Dataset:
@@ -159,75 +128,55 @@ def _day(time_us: int) -> str:
     return NO_DATE if time_us == NO_TIME else str(np.datetime64(int(time_us) // DAY_US, "D"))
 
 
-@dataclass(frozen=True)
-class Bodies:
-    """The fields of a page's entries."""
-
-    texts: pa.Array  # binary: names and values of all, in turn, and an empty one after them
-    starts: np.ndarray  # int64: where those of each entry begin, and where the last one's end
-
-    @classmethod
-    def of(cls, page: Sequence[RawEntry]) -> Bodies:
-        """Of raw entries; where a body is gone there are none."""
-        import pyarrow as pa
-
-        bodies = [fields or () for _, fields in page]
-        starts = np.zeros(len(page) + 1, np.int64)
-        starts[1:] = np.fromiter(map(len, bodies), np.int64, len(page)).cumsum()
-        return cls(pa.array([*chain.from_iterable(bodies), b""], pa.binary()), starts)
-
-
-def _table(batch: pa.RecordBatch, bodies: Bodies) -> pa.Table:
-    """One page as the columns of the export."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    columns = {name: _plain(batch.column(name)) for name in batch.schema.names}
-    nothing = pa.scalar(None, pa.string())
-    columns["fields"] = pc.if_else(columns["missing"], nothing, as_json(bodies))
-    return pa.table(columns)
-
-
-def _plain(column: pa.Array) -> pa.Array:
-    # a dictionary that grows with the backlog would be in memory; Parquet makes its own
+def _plain(batch: pa.RecordBatch) -> pa.Table:
+    """Texts in the place of codes: a dictionary that grows with the backlog would be in memory."""
     import pyarrow as pa
 
-    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+    def of(column: pa.Array) -> pa.Array:
+        return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+    return pa.table([of(column) for column in batch.columns], names=batch.schema.names)
 
 
-def as_json(bodies: Bodies) -> pa.Array:
-    """Each entry's fields as a JSON list of [name, value] (string).
-
-    In printable ASCII, so that no character of theirs acts on who shows the file; bytes that are
-    not UTF-8 as escapes. Arrow does it without the interpreter's lock.
-    """
+def as_structs(page: Sequence[RawEntry]) -> pa.Array:
+    """Each entry's fields as a list of structs (name, value)."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    texts, starts = bodies.texts, bodies.starts
-    sizes = np.diff(starts)
-    glue = np.arange(len(texts), dtype=np.int8) % 2
-    glue[starts[:-1][sizes > 0]] = glue[-1] = 2  # the last one ends the last entry
-    data = bytes(texts.buffers()[2] or b"")
-    for sign in (b"\\", b'"'):
-        if sign in data:
-            texts = pc.replace_substring(texts, sign, b"\\" + sign)
-    texts = pc.binary_join_element_wise(pa.array(GLUE).take(pa.array(glue)), texts, b"")
-    # all entries are one text now: each lies from the end of the one before to its own
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int32)[starts] + np.int32(len(END))
-    rows = pa.StringArray.from_buffers(len(sizes), pa.py_buffer(ends), data)
-    if not sizes.all():
-        rows = pc.if_else(pa.array(sizes == 0), pa.scalar("[]"), rows)
-    odd = pc.invert(pc.ascii_is_printable(rows))
-    made = [
-        _odd(bodies.texts.slice(starts[row], sizes[row]).to_pylist())
-        for row in pc.indices_nonzero(odd).to_pylist()
-    ]
-    return pc.replace_with_mask(rows, odd, pa.array(made, pa.string()))
+    parts = [*chain.from_iterable(body or () for _, body in page)]
+    columns = [_texts(pa.array(parts[first::2], pa.binary())) for first in (0, 1)]
+    ends = np.cumsum([0, *(len(body or ()) // 2 for _, body in page)], dtype=np.int32)
+    gone = pa.array([body is None for _, body in page], pa.bool_())
+    pairs = pa.StructArray.from_arrays(columns, ["name", "value"])
+    return pa.ListArray.from_arrays(ends, pairs, mask=gone)
 
 
-def _odd(parts: Sequence[bytes]) -> str:
-    """The JSON of one entry's fields, whatever their bytes."""
-    texts = [*map(text, parts)]
-    return json.dumps([*zip(texts[::2], texts[1::2], strict=True)], separators=(",", ":"))
+def _texts(parts: pa.Array) -> pa.Array:
+    """The bytes as texts; what is not UTF-8 is searched by halves and shown as escapes."""
+    import pyarrow as pa
+
+    try:
+        return parts.cast(pa.string())
+    except pa.ArrowInvalid:
+        if len(parts) <= BY_HAND:
+            return pa.array([*map(text, parts.to_pylist())], pa.string())
+        middle = len(parts) // 2
+        return pa.concat_arrays([_texts(parts[:middle]), _texts(parts[middle:])])
+
+
+def as_json(page: Sequence[RawEntry]) -> pa.Array:
+    """Each entry's fields as a JSON list of [name, value], in printable ASCII: inert anywhere."""
+    import pyarrow as pa
+
+    return pa.array([None if body is None else _json(body) for _, body in page], pa.string())
+
+
+def _json(body: Sequence[bytes]) -> str:
+    try:
+        texts = [*map(bytes.decode, body)]
+    except UnicodeDecodeError:
+        texts = [*map(text, body)]
+    pairs = [*zip(texts[::2], texts[1::2], strict=True)]
+    whole = msgspec.json.encode(pairs).decode()
+    if not whole.isascii() or "\x7f" in whole:
+        whole = json.dumps(pairs, separators=(",", ":")).replace("\x7f", "\\u007f")
+    return whole

@@ -1,29 +1,24 @@
-"""The state of streams as Prometheus metrics: printed, in a file for node_exporter, or served.
+"""The state of streams as Prometheus metrics: printed, or in a file for node_exporter.
 
 A lag that Redis does not know is NaN, which no alert takes for a number.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import math
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ..errors import DrainkitError, UsageError
-from ..safe import one_line
 from .state import group_rows, state_as_dict
 
 if TYPE_CHECKING:
     from .checks import Report
     from .state import StreamState
 
-SILENCE_SEC = 5  # after which a client that says nothing is let go
 #: What each metric means, by name; the labels beside it.
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "drainkit_up": ("1 if the server could be read", ()),
@@ -54,18 +49,17 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "drainkit_consumers": ("Consumers by state", ("stream", "group", "state")),
 }
 Families = dict[str, GaugeMetricFamily]
-Scrape = Callable[[], "Report"]
 
 
-def families(report: Report | None) -> list[GaugeMetricFamily]:
-    """The metrics of a report; None: there is none."""
+def families(report: Report) -> list[GaugeMetricFamily]:
+    """The metrics of a report."""
     found = {
         name: GaugeMetricFamily(name, text, labels=labels)
         for name, (text, labels) in METRICS.items()
     }
-    found["drainkit_up"].add_metric([], float(report is not None and report.readable))
-    found["drainkit_check_status"].add_metric([], 3 if report is None else report.exit_code)
-    for state in report.states if report else ():
+    found["drainkit_up"].add_metric([], float(report.readable))
+    found["drainkit_check_status"].add_metric([], report.exit_code)
+    for state in report.states:
         _add_stream(found, state)
     return list(found.values())
 
@@ -106,22 +100,6 @@ def _seconds(minutes: float | None, entries: int) -> float | None:
     return 0.0 if not entries else minutes and minutes * 60
 
 
-class _Scraper(Collector):
-    """Reads anew at each scrape; a failure shows as drainkit_up 0."""
-
-    def __init__(self, scrape: Scrape) -> None:
-        self._scrape = scrape
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        return []  # registering must not read the server
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        try:
-            return families(self._scrape())
-        except DrainkitError:
-            return families(None)
-
-
 def exposition(report: Report) -> bytes:
     """The metrics as text."""
 
@@ -132,38 +110,3 @@ def exposition(report: Report) -> bytes:
     registry = CollectorRegistry()
     registry.register(Fixed())
     return generate_latest(registry)
-
-
-def listen_address(text: str) -> tuple[str, int]:
-    """HOST:PORT as two values; only loopback, since nobody has to log in there."""
-    host, _, port = text.rpartition(":")
-    host = host.strip("[]")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(
-            f"--listen {one_line(text)}: write HOST:PORT with a loopback address, 127.0.0.1:9877"
-        )
-    return "127.0.0.1" if host == "localhost" else host, int(port)
-
-
-def serve(address: tuple[str, int], scrape: Scrape, stopping: threading.Event) -> None:
-    """Serve the metrics until `stopping` is set; each scrape reads the server anew.
-
-    Each client has a thread of its own, so a slow one makes nobody wait.
-    """
-    registry = CollectorRegistry()
-    registry.register(_Scraper(scrape))
-    host, port = address
-    try:
-        httpd, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        reason = one_line(error.strerror or "cannot be used")
-        raise UsageError(f"--listen port {port}: {reason}; choose another") from None
-    httpd.RequestHandlerClass.timeout = SILENCE_SEC  # type: ignore[attr-defined]
-    with httpd:
-        stopping.wait()
-        httpd.shutdown()
-        thread.join()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 
-from ..safe import one_line
 from .keys import Keys
 from .topology import ServerInfo
 
@@ -34,10 +33,6 @@ NOT_FORBIDDEN = (
     "a historian can destroy any group of the stream, a drainer write the drains' common state "
     "(pace, what is recorded), and who may EVAL hold the server with a script that does not end",
 )
-#: The first versions of each line of Redis that check the very keys which XREADGROUP uses (#15478).
-KEYS_CHECKED_FROM = {
-    (7, 2): 16, (7, 4): 11, (8, 2): 9, (8, 4): 6, (8, 6): 6, (8, 8): 2,
-}  # fmt: skip
 
 
 def rules(
@@ -79,23 +74,6 @@ def rules(
         ]
         for role, commands in allowed.items()
     }  # fmt: skip
-
-
-def known_holes(info: ServerInfo) -> list[str]:
-    """Where the server's own version lets a user do more than its rules say; one line each."""
-    major, minor, *_ = (*info.version_tuple, 0, 0)
-    line = major, minor
-    fixed = KEYS_CHECKED_FROM.get(line)
-    is_open = (7, 0) <= line <= max(KEYS_CHECKED_FROM)  # 6.2 was seen to check them
-    if fixed is not None:
-        is_open = info.version_tuple < (*line, fixed)
-    if info.kind != "redis" or not is_open:
-        return []
-    advice = "a line that has the fix" if fixed is None else f"{major}.{minor}.{fixed}"
-    return [
-        f"Redis {one_line(info.version)} may check other keys than XREADGROUP uses (#15478), so a "
-        f"drainer or historian may reach more than this stream; upgrade to {advice}"
-    ]
 
 
 def _pattern(key: bytes) -> str:

@@ -173,6 +173,7 @@ class Analysis(RunSession):
             self.job.policy,
             self.settings,
             lambda one: self.entry(one)._repr_html_(),
+            at_us=self.at_us,
             step=self.backlog.step,
         )
         return self.exploration.widget

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import html
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ..core.policy import ACTIONS, COLOURS, NAMES, Policy
+from ..core.events import Events
+from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, decide, passing_at
 from ..core.progress import span
 from ..errors import DrainkitError
 from ..safe import share
-from .bins import Binned
-from .tables import safe
+from .tables import macros, safe
 
 if TYPE_CHECKING:
     import ipywidgets as w
@@ -61,11 +61,6 @@ def age_limits(oldest_sec: float, policy: Policy) -> list[float]:
     return [step for step in steps if step <= max(enough, policy.max_age_min)]
 
 
-def confidence_limits(policy: Policy) -> list[float]:
-    """The steps of the confidence slider."""
-    return sorted({*(n / 100 for n in range(101)), policy.min_conf})
-
-
 def sample_rows(actions: np.ndarray) -> np.ndarray:
     """Numbers of the rows shown: spread evenly over all, and some of each action (codes)."""
     if len(actions) <= SAMPLE:
@@ -90,23 +85,26 @@ class Exploration:
         settings: Settings,
         open_entry: Open,
         *,
+        at_us: int,
         step: int = 1,
     ) -> None:
         import ipywidgets as w
 
         self._frame, self._policy, self._settings = frame, policy, settings
-        self._open, self._step = open_entry, step
+        self._open, self._at_us, self._step = open_entry, at_us, step
+        self._html = macros()
+        self._events = Events.from_frame(frame.assign(id=""))  # ids would take 60 MB a million
         oldest = frame["age_sec"].max() if frame["age_sec"].notna().any() else 0.0
-        self.binned = Binned(frame, age_limits(oldest, policy), confidence_limits(policy))
+        self._ages = ages = age_limits(oldest, policy)
+        self._confidences = confidences = sorted({*(n / 100 for n in range(101)), policy.min_conf})
         wide = {"layout": w.Layout(width="34rem"), "style": {"description_width": "8rem"}}
         self.age = w.SelectionSlider(
-            options=[(_age(minutes), k) for k, minutes in enumerate(self.binned.ages)],
-            value=self.binned.ages.index(policy.max_age_min), description="maximum age", **wide,
+            options=[(span(minutes * 60), k) for k, minutes in enumerate(ages)],
+            value=ages.index(policy.max_age_min), description="maximum age", **wide,
         )  # fmt: skip
         self.confidence = w.SelectionSlider(
-            options=[(f"{c:g}", k) for k, c in enumerate(self.binned.confidences)],
-            value=self.binned.confidences.index(policy.min_conf),
-            description="min confidence", **wide,
+            options=[(f"{c:g}", k) for k, c in enumerate(confidences)],
+            value=confidences.index(policy.min_conf), description="min confidence", **wide,
         )  # fmt: skip
         allowed = policy.allowlist
         self.which = w.ToggleButtons(
@@ -114,7 +112,7 @@ class Exploration:
             description="allowlist", style={"description_width": "8rem"},
         )  # fmt: skip
         self.which.add_class("widget-inline-hbox")  # the name beside it, as with the sliders
-        choice = _choosable(self.binned.symbols_by_count(), allowed or frozenset())
+        choice = _choosable([*frame["symbol"].value_counts().index], allowed or frozenset())
         self.symbols = w.SelectMultiple(
             options=choice, value=[s for s in choice if s in (allowed or ())], rows=5,
             description="symbols", **wide,
@@ -127,7 +125,7 @@ class Exploration:
         )
         self.entry = w.HTML()
         self.entry_id.observe(self._show_entry, "value")
-        self.table, told = self._events()
+        self.table, told = self._searchable()
         self.widget = w.VBox([
             self.age, self.confidence, self.which, self.symbols,
             w.HBox([self.counts, self.what_if], layout=w.Layout(flex_flow="row wrap")),
@@ -137,7 +135,7 @@ class Exploration:
             part.add_class("drainkit-shown")
         self._show()
 
-    def _events(self) -> tuple[w.Widget, str]:
+    def _searchable(self) -> tuple[w.Widget, str]:
         """The searchable table, and which events it holds."""
         from itables.widget import ITable
 
@@ -171,50 +169,34 @@ class Exploration:
         return table, told + ", judged by the parameters above. A row that is clicked is opened."
 
     @property
-    def allowed(self) -> list[str] | None:
-        """The symbols chosen; None: any."""
-        return sorted(self.symbols.value) if self.which.value else None
+    def policy(self) -> Policy:
+        """The limits chosen."""
+        allowed = frozenset(self.symbols.value) if self.which.value else None
+        return Policy(self._ages[self.age.value], allowed, self._confidences[self.confidence.value])
 
     def _show(self, _: object = None) -> None:
         self.symbols.disabled = not self.which.value
-        at = (self.age.value, self.confidence.value)
-        counts = self.binned.counts(*at, self.allowed)
-        self.counts.value = counts_html(counts)
-        self.what_if.value = self._what_if_html(*at)
-        self.setting.value = self._setting_html()
-
-    def _what_if_html(self, age: int, confidence: int) -> str:
-        binned = self.binned
-        passing = binned.passing(self.allowed)
-        rows = [age + k for k in AROUND if 0 <= age + k < len(binned.ages)]
-        columns = [confidence + k for k in ACROSS if 0 <= confidence + k < len(binned.confidences)]
-        most = max(1, int(passing[np.ix_(rows, columns)].max()))
-        head = "".join(f"<th>{binned.confidences[c]:g}</th>" for c in columns)
-        body = ""
-        for r in rows:
-            cells = ""
-            for c in columns:
-                chosen = "outline:2px solid #D55E00;" if (r, c) == (age, confidence) else ""
-                shade = f"background:rgba(0,158,115,{0.6 * passing[r, c] / most:.2f});"
-                cells += f"<td style='{shade}{chosen}'>{passing[r, c]:,}</td>"
-            body += f"<tr><th>{_age(binned.ages[r])}</th>{cells}</tr>"
-        return (
-            f"{_STYLE}<b>What would pass</b> at these ages and confidences"
-            f"<table class='drainkit-grid'><tr><th></th>{head}</tr>{body}</table>"
-        )
-
-    def _setting_html(self) -> str:
-        age = self.binned.ages[self.age.value]
-        confidence = self.binned.confidences[self.confidence.value]
-        command, parameters = setting(self._settings, self._policy, age, confidence, self.allowed)
-        if self.allowed == []:
-            return "<b>Choose at least one symbol</b>, or any."
+        chosen = self.policy
+        decisions = decide(self._events, chosen, self._at_us)
+        counts = np.bincount(decisions.action, minlength=len(ACTIONS)).tolist()
+        total = len(self._events)
+        rows = [
+            (action, NAMES[action], n, share(n, total), COLOURS[action])
+            for action, n in zip(ACTIONS, counts, strict=True)
+        ]
+        self.counts.value = self._html.counts(rows, total)
+        ages = _near(self._ages, self.age.value, AROUND)
+        confidences = _near(self._confidences, self.confidence.value, ACROSS)
+        passing = passing_at(decisions, self._events.confidence, ages, confidences).tolist()
+        grid = [*zip(ages, (span(age * 60) for age in ages), passing, strict=True)]
+        most = max(map(max, passing)) or 1
+        self.what_if.value = self._html.what_if(grid, confidences, chosen, most)
         # a command line cannot take back what a file or a variable says
-        beside = self.allowed is None and self._settings.allowlist is not None
-        note = "<p>Any symbol: take the allowlist out of where it is set.</p>" if beside else ""
-        return (
-            f"{note}On a terminal<pre>{html.escape(command)}</pre>"
-            f"or as the parameters of 02<pre>{html.escape(parameters)}</pre>"
+        stays = chosen.allowlist is None and self._settings.allowlist is not None
+        self.setting.value = (
+            "<b>Choose at least one symbol</b>, or any."
+            if chosen.allowlist == frozenset()
+            else self._html.setting(*setting(self._settings, self._policy, chosen), stays)
         )
 
     def _row_chosen(self, change: Any) -> None:
@@ -229,41 +211,26 @@ class Exploration:
             self.entry.value = f"<p>{html.escape(str(error))}</p>"
 
 
-def counts_html(counts: dict[str, int]) -> str:
-    """Events by action as a table with bars."""
-    total, rows = sum(counts.values()), ""
-    for action in ACTIONS:
-        n = counts[action]
-        bar = f"background:{COLOURS[action]};width:{10 * n / (total or 1):.2f}rem;"
-        rows += (
-            f"<tr data-action='{action}'><td class='l'>{NAMES[action]}</td><td>{n:,}</td>"
-            f"<td>{share(n, total)}</td>"
-            f"<td class='l'><i style='display:inline-block;height:.8em;{bar}'></i></td></tr>"
-        )
-    title = f"<b>What becomes of {total:,} events</b>"
-    return f"{_STYLE}{title}<table class='drainkit-grid'>{rows}</table>"
-
-
-def setting(
-    settings: Settings, policy: Policy, age: float, confidence: float, allowed: list[str] | None
-) -> tuple[str, str]:
+def setting(settings: Settings, given: Policy, chosen: Policy) -> tuple[str, str]:
     """The limits as a command line (quoted for a shell), and as the parameters of a notebook."""
     words = ["drainkit", "run"]
     for name in ("stream", "consumer_group", "scope"):
         if getattr(settings, name) != type(settings).model_fields[name].default:
             words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    words += ["--max-age-min", _plain(age), "--min-conf", _plain(confidence)]
-    text = None if allowed is None else ",".join(allowed)
-    if settings.allowlist is not None and allowed == sorted(policy.allowlist or ()):
+    age, confidence = _plain(chosen.max_age_min), _plain(chosen.min_conf)
+    words += ["--max-age-min", age, "--min-conf", confidence]
+    text = None if chosen.allowlist is None else ",".join(sorted(chosen.allowlist))
+    if settings.allowlist is not None and chosen.allowlist == given.allowlist:
         text = settings.allowlist  # as it was given: @file and redis:KEY stay what they are
     if text is not None:
         words += ["--allowlist", text]
-    lines = [
-        f"allowlist = {text!r}",
-        f"min_conf = {_plain(confidence)}",
-        f"max_age_min = {_plain(age)}",
-    ]
+    lines = [f"allowlist = {text!r}", f"min_conf = {confidence}", f"max_age_min = {age}"]
     return shlex.join(words), "\n".join(lines)
+
+
+def _near(limits: list[float], at: int, steps: Sequence[int]) -> list[float]:
+    """The limits some steps away from the one at this place."""
+    return [limits[at + step] for step in steps if 0 <= at + step < len(limits)]
 
 
 def _choosable(symbols: list[str], allowed: frozenset[str]) -> list[str]:
@@ -282,22 +249,3 @@ def _numbers(values: pd.Series) -> pd.Series:
 def _plain(number: float) -> str:
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
-
-
-def _age(minutes: float) -> str:
-    return f"{minutes:g} min" if minutes < 120 else span(minutes * 60)
-
-
-_STYLE = (
-    "<style>.drainkit-shown{padding:.4rem 1.5rem .4rem 0}"
-    ".drainkit-grid{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    ".drainkit-grid td,.drainkit-grid th{padding:.1rem .5rem;text-align:right}"
-    ".drainkit-grid .l{text-align:left}"
-    ".drainkit-shown pre{white-space:pre-wrap;overflow-wrap:anywhere}"
-    ".drainkit-shown .drainkit-table{border-collapse:collapse;line-height:1.4}"
-    ".drainkit-shown .drainkit-table :is(td,th){padding:.15rem 1rem .15rem 0;vertical-align:top}"
-    ".drainkit-events{--dt-html-background:var(--jp-layout-color0,transparent)}"
-    ".drainkit-events tbody tr{cursor:pointer}"
-    ".drainkit-events tbody tr:not(.selected):hover>*"
-    "{box-shadow:inset 0 0 0 99rem rgba(86,180,233,.2)!important}</style>"
-)

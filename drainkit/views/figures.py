@@ -13,15 +13,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..core.frame import decisions_of
 from ..core.moments import Moments
-from ..core.policy import ACTIONS, COLOURS, NAMES, Policy
+from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
+from ..core.progress import span
 from ..safe import label, share
 from .bins import (
     MAX_BINS,
     age_step_min,
     histogram,
     pace_bins,
-    passing_at,
     what_if_limits,
     without_outliers,
 )
@@ -49,7 +50,7 @@ def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     )
     x_title = f"age ({unit})"
     if beyond := int((minutes > high).sum()):
-        x_title += f"; the last bar also holds {beyond:,} up to {_duration(minutes.max() * 60)}"
+        x_title += f"; the last bar also holds {beyond:,} up to {span(minutes.max() * 60)}"
     title = f"{share(old, len(ages_sec))} of the events are older than {limit:g} min"
     if not old:
         title = f"No event is older than {limit:g} min"
@@ -129,20 +130,20 @@ def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
         return counted(canvas(title, x_title, "events"), "y", 0)
     times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
     ages = times.max() - times
-    span = without_outliers(ages, 0)
+    reach = without_outliers(ages, 0)
     year = TIME_STEPS_SEC[-1]
-    years = math.ceil(span / year / MAX_BINS) * year  # wrong clocks reach from year 1 to 9999
-    step = next((s for s in TIME_STEPS_SEC if span / s <= MAX_BINS), years)
-    start = math.floor((times.max() - span) / step) * step
+    years = math.ceil(reach / year / MAX_BINS) * year  # wrong clocks reach from year 1 to 9999
+    step = next((s for s in TIME_STEPS_SEC if reach / s <= MAX_BINS), years)
+    start = math.floor((times.max() - reach) / step) * step
     bins = np.maximum((times - start) // step, 0).astype(np.int64)
     counts = np.bincount(bins)
     peak = _moment(start + int(counts.argmax()) * step)
     began = f"{peak:%d %b %H:%M:%S}" if step < 86_400 else peak.date().isoformat()
-    title = f"The busiest {_duration(step)} began {began}: {events(counts.max())}"
+    title = f"The busiest {span(step)} began {began}: {events(counts.max())}"
     if before := int((times < start).sum()):
         first = _moment(times.min()).date().isoformat()
         x_title += f"; the first bar also holds {before:,} back to {first}"
-    figure = canvas(title, x_title, f"events per {_duration(step)}", legend=True)
+    figure = canvas(title, x_title, f"events per {span(step)}", legend=True)
     middles = [_moment(start + (k + 0.5) * step).isoformat() for k in range(len(counts))]
     for action in ACTIONS:
         part = np.bincount(bins[(known["action"] == action).to_numpy()], minlength=len(counts))
@@ -150,7 +151,7 @@ def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
             figure.add_trace(
                 go.Bar(x=middles, y=part.tolist(), name=NAMES[action],
                        marker_color=COLOURS[action], width=step * 1000,
-                       hovertemplate=f"{_duration(step)} around %{{x}}: %{{y:,}} events, "
+                       hovertemplate=f"{span(step)} around %{{x}}: %{{y:,}} events, "
                                      f"{NAMES[action]}<extra></extra>")
             )  # fmt: skip
     figure.update_layout(barmode="stack", bargap=0)
@@ -199,7 +200,7 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
     oldest_min = frame["age_sec"].max() / 60  # nan without an age
     enough = next((age for age in ages if age >= max(oldest_min, policy.max_age_min)), ages[-1])
     ages = [age for age in ages if age <= enough]
-    passing = passing_at(frame, ages, confidences)
+    passing = passing_at(decisions_of(frame), frame["confidence"].to_numpy(), ages, confidences)
     row, column = ages.index(policy.max_age_min), confidences.index(policy.min_conf)
     title = (
         f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these limits"
@@ -209,7 +210,7 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
         go.Heatmap(
             z=passing.tolist(),
             x=[f"{c:.15g}" for c in confidences],
-            y=[_duration(minutes * 60) for minutes in ages],
+            y=[span(minutes * 60) for minutes in ages],
             texttemplate="%{z:,}",
             hovertemplate="at most %{y} old, confidence at least %{x}: "
             "%{z:,} would pass<extra></extra>",
@@ -297,11 +298,3 @@ def pace_title(moments: Moments, rate: float | None) -> str:
         return f"The busiest second holds {events(worst)} ({math.ceil(rate):,} allowed)"
     gap = moments.closest_ms() / 1000
     return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            amount = seconds / size
-            return f"{amount:.3g} {unit}" if amount < 999 else f"{amount:,.0f} {unit}"
-    return f"{seconds:.3g} s"

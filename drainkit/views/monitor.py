@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import html
-import os
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
@@ -17,10 +14,9 @@ from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.running import RunningDrain, running_drains
 from ..operations.state import StreamState, state_as_dict
-from ..safe import UNTYPESET, text, verbatim
+from ..safe import text, verbatim
 from ..server import audit_log, ledger
 from ..server.connection import Server
-from ..settings import Settings
 from . import figures, tiles
 from .explore import person_is_here
 from .session import Session
@@ -43,31 +39,24 @@ class Monitor(Session):
 
     extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min", "max_lost")
 
-    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        super().__init__(settings, server, run_dir)
-        self.asked: dict[str, Any] = {}  # pattern and limits, as understood
-        self.report = checks.Report()
-        self.look: Callable[[], checks.Report] = checks.Report  # a look at the server
+    pattern: str | None = None
+    look: Callable[[], checks.Report]  # looks at the server
+    report: checks.Report  # of the latest look
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
-        """Open with the notebook's `globals()`; under Voila, the page's address can differ."""
+        """Open with the notebook's `globals()`."""
         board = super().open(names)
-        names = {**names, **_of_page()}
-        pattern = names.get("pattern") or None
-        if not isinstance(pattern, str | None):
+        board.pattern = names.get("pattern") or None
+        if not isinstance(board.pattern, str | None):
             raise UsageError("pattern takes a glob pattern of stream names, as a text")
-        board.asked = {"pattern": pattern or ""} | {
-            name: _whole(names, name, default=0 if name == "max_lost" else None)
-            for name in ("max_backlog", "max_backlog_age_min", "max_lost")
-        }
         limits = checks.Limits(
-            max_backlog=board.asked["max_backlog"],
-            max_age_min=float(board.asked["max_backlog_age_min"]),
-            max_lost=board.asked["max_lost"],
+            max_backlog=_whole(names, "max_backlog"),
+            max_age_min=_whole(names, "max_backlog_age_min"),
+            max_lost=_whole({"max_lost": 0, **names}, "max_lost"),
         )
         board.look = lambda: checks.check(
-            board.server, board.settings, limits, pattern=pattern, audits=True
+            board.server, board.settings, limits, pattern=board.pattern, audits=True
         )
         board.report = board.look()
         return board
@@ -79,9 +68,9 @@ class Monitor(Session):
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
-        if not self.asked["pattern"]:
+        if self.pattern is None:
             yield self.server
-        for state in self.states if self.asked["pattern"] else ():
+        for state in self.states if self.pattern else ():
             with Server.of(self.settings, state.info.name) as server:
                 yield server
 
@@ -94,8 +83,7 @@ class Monitor(Session):
         from IPython.display import HTML
 
         if not person_is_here():
-            shown = _form(self.asked) + self._board_html()
-            return HTML(shown)  # type: ignore[no-untyped-call]
+            return HTML(self._board_html())  # type: ignore[no-untyped-call]
         import ipywidgets as w
 
         button = w.Button(description="Look again", icon="refresh")
@@ -167,32 +155,8 @@ class Monitor(Session):
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
 
 
-def _of_page() -> dict[str, str]:
-    """Pattern and limits from the address of a page that Voila serves: `?max_backlog=500`."""
-    if not _is_served():
-        return {}
-    asked = urllib.parse.parse_qsl(os.environ.get("QUERY_STRING", ""))
-    return {name: value for name, value in asked if name in Monitor.extra}
-
-
-def _is_served() -> bool:
-    return os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
-
-
-def _form(asked: Mapping[str, Any]) -> str:
-    """Under Voila, which has no cell to edit: pattern and limits to change, and to look again."""
-    if not _is_served():
-        return ""
-    fields = "".join(
-        f"<label>{name.replace('_', ' ')} <input name='{name}' value='{html.escape(str(value))}' "
-        f"size='{max(6, len(str(value)))}'></label> "
-        for name, value in asked.items()
-    )
-    return f"<form method='get' class='{UNTYPESET}'>{fields}<button>Look again</button></form>"
-
-
-def _whole(names: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
-    value = names.get(name, default)
+def _whole(names: Mapping[str, Any], name: str) -> int:
+    value = names.get(name)
     if isinstance(value, str) and value.isdecimal() and len(value) < 19:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

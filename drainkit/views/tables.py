@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 
 pd.set_option("display.html.use_mathjax", False)  # a plain frame's `$` is no formula either
 SAMPLE_ROWS = 8
-_STYLE = (
-    "<style>.drainkit-table td,.drainkit-table th{text-align:left!important}"
-    ".drainkit-table td{white-space:nowrap}"
-    ".drainkit-table .w{white-space:normal;overflow-wrap:anywhere;min-width:16rem}"
-    ".drainkit-table .n{text-align:right!important;font-variant-numeric:tabular-nums}</style>"
-)
-LONG_TEXT = 44  # characters; what is shorter, an entry id above all, is not broken into lines
 
 
 class Table(pd.DataFrame):
@@ -37,19 +30,7 @@ class Table(pd.DataFrame):
         named = self.index.name is not None or self.index.dtype == object
         frame = self.reset_index(names=str(self.index.name or "")) if named else self
         right = [_is_number(frame[name]) for name in frame.columns]
-        kind = [" class='n'" if is_right else "" for is_right in right]
-        head = "".join(
-            f"<th{k}>{html.escape(str(name))}</th>" for name, k in zip(frame, kind, strict=True)
-        )
-        body = "".join(
-            "<tr>" + "".join(_cell(value, k) for value, k in zip(row, kind, strict=True)) + "</tr>"
-            for row in frame.itertuples(index=False)
-        )
-        body = body or f"<tr><td colspan='{len(right)}'>none</td></tr>"
-        return (
-            f"{_STYLE}<table class='dataframe drainkit-table {UNTYPESET}'>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        return str(macros().table([*frame.columns], frame.itertuples(index=False), right))
 
 
 def _is_number(values: pd.Series) -> bool:
@@ -59,17 +40,14 @@ def _is_number(values: pd.Series) -> bool:
     )
 
 
-def _cell(value: object, kind: str) -> str:
-    if value is None or value != value:  # noqa: PLR0124 - nan
-        text = ""
-    elif isinstance(value, float):
-        text = f"{value:,.2f}"
-    elif isinstance(value, int) and not isinstance(value, bool):
-        text = f"{value:,}"
-    else:
-        text = str(value)
-    wide = " class='w'" if len(text) > LONG_TEXT else kind
-    return f"<td{wide}>{html.escape(text)}</td>"
+@cache
+def macros() -> Any:
+    """The macros of views.html.j2, which escape whatever they are given."""
+    from jinja2 import Environment, PackageLoader
+
+    pages = Environment(loader=PackageLoader(__package__, ""), autoescape=True)
+    template = pages.get_template("views.html.j2")
+    return template.make_module({"untypeset": UNTYPESET})
 
 
 def markdown(text: str) -> Markdown:

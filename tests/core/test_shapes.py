@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drainkit.core.events import Decoder
-from drainkit.core.shapes import unreadable
+from drainkit.core.shapes import found_fields, unreadable
 from drainkit.settings import Fields, build
 
 NOW_MS = 1_766_602_826_755
@@ -37,7 +37,7 @@ UNHINTED = {"a": "SELL", "b": "SOLUSDT", "c": "0.7", "d": "momentum", "e": "1"}
         (FLAT, {"symbol": "ticker", "confidence": "score"}),
         (NESTED, {"symbol": "msg.sig.pair", "confidence": "msg.sig.prob",
                   "timestamp": "msg.sig.emittedAt"}),
-        (UNHINTED, {"symbol": "b", "confidence": "c"}),
+        (UNHINTED, {}),  # nothing is guessed from values
         ({"symbol": "BTCUSDT", "score": "0.5"}, {"confidence": "score"}),
         ({"symbol": "BTCUSDT", "score": "87"}, {}),  # a percentage is no confidence
         ({"note": "hello"}, {}),
@@ -74,3 +74,14 @@ def test_fields_and_reasons_are_told_safely() -> None:
     assert found.reasons == {"payload is not JSON in UTF-8": 40}
     said = [text for name, _, example in found.names for text in (name, example)]
     assert all(text.isprintable() and len(text) <= 60 for text in said)
+
+
+def test_each_path_says_what_it_can_be_read_as() -> None:
+    """Fields and paths into JSON are listed as met, with entries, example and usable values."""
+    found = {one.name: one for one in found_fields(entries(NESTED, UNHINTED))}
+    assert [*found] == ["msg.sig.pair", "msg.sig.prob", "msg.sig.emittedAt", "msg.n", *"abcde"]
+    pair, number = found["msg.sig.pair"], found["c"]
+    assert (pair.entries, pair.example) == (20, "ETH/USDT")
+    assert (pair.readable["symbol"], pair.readable["confidence"]) == (20, 0)
+    assert (number.readable["confidence"], number.readable["timestamp"]) == (20, 0)
+    assert found["msg.sig.emittedAt"].readable["timestamp"] == 20

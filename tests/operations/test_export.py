@@ -26,7 +26,7 @@ from drainkit import Server as Connection
 from drainkit.core.frame import load_frame
 from drainkit.errors import RefusedError
 from drainkit.files import whole_folder
-from drainkit.operations.export import Bodies, as_json
+from drainkit.operations.export import as_json, as_structs
 from drainkit.safe import text
 from drainkit.server import reading
 
@@ -72,13 +72,16 @@ BODIES = st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=4).map(
 
 @given(st.lists(st.one_of(st.just([]), BODIES), min_size=1, max_size=12))
 @example([[b"each", bytes([byte])] for byte in range(256)])
-def test_fields_come_back_from_their_json(bodies: list[list[bytes]]) -> None:
-    """Whatever bytes fields hold, their JSON tells them as texts, in printable ASCII."""
-    found = as_json(Bodies.of([[b"1-1", body] for body in bodies])).to_pylist()
-    assert all(one.isascii() and one.isprintable() for one in found)
-    assert [json.loads(one) for one in found] == [
-        [[text(n), text(v)] for n, v in zip(b[::2], b[1::2], strict=True)] for b in bodies
-    ]
+def test_fields_come_back(bodies: list[list[bytes]]) -> None:
+    """Whatever bytes fields hold, Parquet and CSV tell them in order, CSV in printable ASCII."""
+    page = [*([b"1-1", body] for body in bodies), [b"2-1", None]]
+    expected = [[(text(n), text(v)) for n, v in zip(b[::2], b[1::2], strict=True)] for b in bodies]
+    *rows, gone = as_structs(page).to_pylist()
+    assert [[(one["name"], one["value"]) for one in row] for row in rows] == expected
+    *rows, gone_too = as_json(page).to_pylist()
+    assert all(one.isascii() and one.isprintable() for one in rows)
+    assert [[tuple(pair) for pair in json.loads(one)] for one in rows] == expected
+    assert gone is gone_too is None
 
 
 def test_csv_holds_no_formula(

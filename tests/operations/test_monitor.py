@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import socket
-import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,7 @@ import servers
 from books import GROUP, ask, at, everything, now_ms, seed
 from conftest import Cli, Fill, intent, one_line_error
 from prometheus_client.parser import text_string_to_metric_families
-from servers import LOOPBACK, Server
+from servers import Server
 
 SECRET = "s3cr3t-pa55"
 
@@ -107,8 +102,7 @@ def test_unknown_is_exit_code_3(valkey: Server, stream: str, fill: Fill, cli: Cl
     one_line_error(run.err)
     for bad in (
         ("--max-backlog", "-1"), ("--max-age-min", "nan"), ("--max-age-min", "inf"), ("--nope",),
-        ("--max-backlog", "many"), ("--env", "mars"), ("--listen", "0.0.0.0:9877"),
-        ("--listen", "127.0.0.1:x"), ("--format", "xml"),
+        ("--max-backlog", "many"), ("--env", "mars"), ("--format", "xml"),
     ):  # fmt: skip
         run = cli("check", *at(valkey, stream), *bad)
         assert run.rc == 3, bad
@@ -245,66 +239,3 @@ def test_the_textfile_is_written_whole(
     assert cli("check", "--textfile", "d.prom", "--redis-url", url).rc == 3
     assert samples((tmp_path / "d.prom").read_text())[("drainkit_up",)] == 0
     assert [p.name for p in tmp_path.iterdir()] == ["d.prom"]
-
-
-def test_metrics_are_served_on_loopback(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
-    """--listen answers each scrape with the present state, and ends with 0 on SIGTERM."""
-    seed(valkey, stream, fill, 50, delivered=40)
-    port = servers.free_port()
-    process = cli.start("check", "--listen", f"127.0.0.1:{port}", *at(valkey, stream))
-
-    def scrape() -> dict[tuple[str, ...], float]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
-            return samples(reply.read().decode())
-
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            found = scrape()
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    assert found[("drainkit_lag_counted_entries", GROUP, stream)] == 10
-    ask(valkey, "XADD", stream, "*", "symbol", "BTCUSDT")
-    assert scrape()[("drainkit_lag_counted_entries", GROUP, stream)] == 11
-    ask(valkey, "RENAME", stream, "elsewhere")
-    assert scrape()[("drainkit_check_status",)] == 3
-    process.send_signal(signal.SIGTERM)
-    assert cli.finish(process).rc == 0
-
-
-def test_a_slow_client_makes_nobody_wait(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
-    """While one client sends a byte every two seconds, scrapes and SIGTERM take no time."""
-    seed(valkey, stream, fill, 5, delivered=5)
-    port = servers.free_port()
-    process = cli.start("check", "--listen", f"127.0.0.1:{port}", *at(valkey, stream))
-    servers.wait_until("it listens", lambda: _connects(port))
-    done = threading.Event()
-
-    def drip(slow: socket.socket) -> None:
-        for byte in b"GET /metrics HTTP/1.1\r\nHost: x":
-            with contextlib.suppress(OSError):
-                slow.send(bytes([byte]))
-            if done.wait(2):
-                return
-
-    with socket.create_connection((LOOPBACK, port)) as slow:
-        thread = threading.Thread(target=drip, args=(slow,))
-        thread.start()
-        time.sleep(0.3)
-        started = time.monotonic()
-        for _ in range(3):
-            with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/metrics", timeout=10) as reply:
-                assert samples(reply.read().decode())[("drainkit_up",)] == 1
-        process.send_signal(signal.SIGTERM)
-        assert cli.finish(process).rc == 0
-        assert time.monotonic() - started < 5
-        done.set()
-        thread.join()
-
-
-def _connects(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port)):
-        return True
-    return False

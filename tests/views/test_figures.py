@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drainkit.core.events import Decoder
-from drainkit.core.frame import FrameBuilder, decide_frame
+from drainkit.core.frame import FrameBuilder, decide_frame, decisions_of
 from drainkit.core.moments import Moments
-from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy
+from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
 from drainkit.core.values import RawEntry
 from drainkit.demo.backlog import ALLOWLIST, sample_entries
 from drainkit.safe import share
@@ -28,7 +28,6 @@ from drainkit.views.bins import (
     MAX_BINS,
     age_step_min,
     histogram,
-    passing_at,
     what_if_limits,
 )
 from drainkit.views.picture import svg
@@ -186,7 +185,7 @@ def test_what_if_agrees_with_the_policy(backlog: pd.DataFrame) -> None:
     ]
     frame = frame_of([*sample_entries(NOW_MS, n=2000), *entries])
     ages, confidences = what_if_limits(POLICY)
-    passing = passing_at(frame, ages, confidences)
+    passing = passing_at(decisions_of(frame), frame["confidence"].to_numpy(), ages, confidences)
     for row, age in enumerate(ages):
         for column, confidence in enumerate(confidences):
             policy = Policy(age, POLICY.allowlist, confidence)
@@ -369,7 +368,7 @@ def test_ages_that_no_event_has_are_left_out() -> None:
     oldest = young["age_sec"].max() / 60
     rows = figures.what_if(young, POLICY).to_dict()["data"][0]["y"]
     assert 30 < oldest < 60
-    assert list(rows) == ["5 min", "10 min", "15 min", "30 min", "1 h"]
+    assert list(rows) == ["5 min", "10 min", "15 min", "30 min", "60 min"]
 
 
 def test_a_page_without_plotly_has_a_picture(backlog: pd.DataFrame) -> None:
