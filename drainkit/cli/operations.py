@@ -13,7 +13,7 @@ from ..errors import DrainkitError, UsageError
 from ..safe import one_line
 from .options import GROUP, JSON, OPERATOR, SCOPE, WHERE, option, settings_of, stack
 from .program import program
-from .terminal import Table, confirm, connected, emit
+from .terminal import Table, confirm, connected, emit, stop_signals
 
 
 class _Monitoring(click.Command):
