@@ -16,7 +16,7 @@ from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 
-# ruff: noqa: PLC0414 - whoever reads the stream needs ids too, so they are exported again
+# ruff: noqa: PLC0414 - whoever reads the stream needs ids and names, so they are exported again
 from ..ids import FIRST_ID as FIRST_ID
 from ..ids import LAST_ID as LAST_ID
 from ..ids import id_key as id_key
@@ -24,6 +24,10 @@ from ..ids import next_id as next_id
 from ..ids import previous_id as previous_id
 from ..safe import one_line, text
 from .connection import Server
+from .names import Name as Name
+from .names import named as named
+from .names import raw_name as raw_name
+from .names import told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
@@ -43,11 +47,11 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Backlog:
-    """Entries per scope, counted one by one up to the boundary."""
+    """Entries per scope, counted one by one up to the boundary; None: not counted to the end."""
 
-    undelivered: int
+    undelivered: int | None
     pending: int
-    history: int
+    history: int | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,6 @@ class Group:
     entries_read: int | None  # None: the server does not know, or is older than 7.0
     lag_reported: int | None
     backlog: Backlog | None = None
-    counted_all: bool = True  # False: there are more undelivered than `backlog` says
 
 
 @dataclass(frozen=True)
@@ -131,29 +134,6 @@ def stop_words(reason: str, operator: str, at: str | None) -> str:
     return f"the kill switch is set ({reason}){who}{when}"
 
 
-class Name(str):
-    """A group's or consumer's name: text to show, and the bytes that the server knows it by.
-
-    Names need not be UTF-8, and what is shown of such a one is not its name.
-    """
-
-    raw: bytes
-
-    def __new__(cls, raw: bytes) -> Name:
-        """The name that the server gave as `raw`."""
-        name = super().__new__(cls, text(raw))
-        name.raw = raw
-        return name
-
-    def __getnewargs__(self) -> tuple[bytes]:  # type: ignore[override] # copies are made from raw
-        return (self.raw,)
-
-
-def raw_name(name: str) -> bytes:
-    """The bytes to send for a name that came from the server or from the settings."""
-    return name.raw if isinstance(name, Name) else name.encode()
-
-
 def stream_info(server: Server) -> StreamInfo:
     """The stream's ends and length; a missing stream or another type is refused."""
     kind = server.call("TYPE", server.stream)
@@ -215,12 +195,10 @@ def stop_switch(server: Server) -> StopSwitch | None:
 
 
 def positions(server: Server) -> dict[str, Group]:
-    """Every group of the stream by name."""
-    found: dict[str, Group] = {}
-    for reply in server.call("XINFO", "GROUPS", server.stream):
-        info = pairs(reply)
-        name = Name(info["name"])
-        found[name] = Group(
+    """Every group of the stream by its name, which equals a text only if its bytes do."""
+    replies = [pairs(reply) for reply in server.call("XINFO", "GROUPS", server.stream)]
+    return {
+        name: Group(
             name=name,
             position=text(info["last-delivered-id"]),
             consumers=info["consumers"],
@@ -228,7 +206,8 @@ def positions(server: Server) -> dict[str, Group]:
             entries_read=info.get("entries-read"),
             lag_reported=info.get("lag"),
         )
-    return found
+        for name, info in zip(told_apart([r["name"] for r in replies]), replies, strict=True)
+    }
 
 
 def position_of(server: Server, group: str) -> Group:
@@ -246,7 +225,8 @@ def position_of(server: Server, group: str) -> Group:
 def consumers(server: Server, group: str) -> list[Consumer]:
     """The group's consumers, in the server's order."""
     replies = [pairs(r) for r in server.call("XINFO", "CONSUMERS", server.stream, raw_name(group))]
-    return [Consumer(Name(r["name"]), r["pending"], r["idle"]) for r in replies]
+    names = told_apart([reply["name"] for reply in replies])
+    return [Consumer(name, r["pending"], r["idle"]) for name, r in zip(names, replies, strict=True)]
 
 
 def pages(

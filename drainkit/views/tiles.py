@@ -9,7 +9,7 @@ from ..core.progress import span
 from ..core.timestamps import iso
 from ..operations.checks import Report
 from ..operations.running import RunningDrain
-from ..operations.state import GroupState
+from ..operations.state import GroupState, known
 from ..safe import one_line
 
 # from the best to the worst, in Okabe and Ito's colours; a word stands beside each
@@ -35,14 +35,14 @@ def board(report: Report, running: Sequence[tuple[str, RunningDrain]], now_us: i
     """The board as HTML: each group's state and numbers, drains at work (with their
     streams), and as of when."""
     parts = [_STYLE, f"<p>As of {iso(now_us)[:19].replace('T', ' ')} UTC</p>"]
-    groups = {(s.info.name, str(g.group.name)): g for s in report.states for g in s.groups}
+    groups = {(s.info.name, g.group.name): g for s in report.states for g in s.groups}
     for (stream, name), group in groups.items():
         found = [f for f in report.findings if (f.stream, f.group) == (stream, name)]
         worst = max((f.severity for f in found), key=list(STATES).index, default="unknown")
         bad = [f.text for f in found if f.severity != "ok"]
         parts.append(_section(worst, f"{stream} {name}", _numbers(group), bad))
     for f in report.findings:  # of a stream that could not be read, or that has no group
-        if f.severity != "ok" and (f.stream, str(f.group)) not in groups:
+        if f.severity != "ok" and (f.stream, f.group) not in groups:
             parts.append(_section(f.severity, f"{f.stream} {f.group or ''}", {}, [f.text]))
     for stream, drain in running:
         eta = "unknown" if drain.eta_sec is None else span(drain.eta_sec)
@@ -56,10 +56,13 @@ def board(report: Report, running: Sequence[tuple[str, RunningDrain]], now_us: i
 
 
 def _numbers(group: GroupState) -> dict[str, str]:
-    oldest = group.oldest_age_sec
+    oldest, undelivered = group.oldest_age_sec, group.backlog.undelivered
+    by_id = " by id" * (group.oldest_by == "entry id")
+    unknown = "unknown" if undelivered else "none"
     return {
-        "undelivered": f"{group.backlog.undelivered:,}",
-        "oldest": "none" if oldest is None else span(oldest),
+        "undelivered": known(undelivered),
+        "lost": str(group.lost),
+        f"oldest{by_id}": unknown if oldest is None else span(oldest),
         "pending": f"{group.group.pending:,}",
         "dead consumers": f"{group.by_state.get('dead', 0):,}",
     }
