@@ -112,6 +112,7 @@ def check(
     """
     report = Report(warnings=known_holes(server.info))
     most = None if audits else limits.max_backlog
+    asked: set[str] = set()
     for one in _each_stream(server, settings, pattern, report):
         name = text(one.stream)
         try:
@@ -124,8 +125,10 @@ def check(
             report.add("unknown", name, None, str(error))
             continue
         # groups of scope history are the drain's own
-        if (told := eviction_words(keeping(one))) and told not in {f.text for f in report.findings}:
-            report.add("unknown" if "unknown" in told else "warning", name, None, told)
+        if one.info.run_id not in asked:  # once for each server
+            asked.add(one.info.run_id)
+            if told := eviction_words(kept := keeping(one)):
+                report.add("warning" if kept["may_evict"] else "unknown", name, None, told)
         mine = [g for g in state.groups if not g.group.name.endswith(HISTORY_GROUP)]
         state = replace(state, groups=mine)
         report.states.append(state)

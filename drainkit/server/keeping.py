@@ -70,7 +70,8 @@ def check_room(server: Server, scope: Scope, max_events: int | None) -> None:
     one = RECORD_BYTES + len(scope.group) + PENDING_BYTES * (scope.name == "pending")
     events = max_events
     if events is None or events * one * MARGIN > left:  # else there is no need to count
-        events = min(scopes.remaining(server, scope), *([] if events is None else [events]))
+        left_over = scopes.remaining(server, scope)
+        events = min(left_over, events or left_over)
     if (needed := round(events * one * MARGIN)) > left:
         raise RefusedError(
             f"the records of {events:,} events need about {_size(needed)} of memory, and maxmemory "
@@ -79,4 +80,4 @@ def check_room(server: Server, scope: Scope, max_events: int | None) -> None:
 
 
 def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e7 else f"{n_bytes / 1e3:,.0f} KB"
