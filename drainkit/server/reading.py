@@ -214,6 +214,8 @@ def position_of(server: Server, group: str) -> Group:
     """The group's position; a missing group is refused, with the groups there are."""
     groups = positions(server)
     if group not in groups:
+        if any(str(name) == group for name in groups):
+            raise RefusedError(f"{one_line(group)}: the group's name is no UTF-8; drain another")
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
             f"{one_line(text(server.stream))} has no group {one_line(group)}; it has: {known}"
