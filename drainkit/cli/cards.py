@@ -27,11 +27,14 @@ def question_card(server: Server, plan: Plan, *, waiting: int, own: int, bound: 
     `bound`: the drain applies just this plan; otherwise it decides anew, at each event's turn.
     """
     from ..core.progress import entries_words
+    from ..server.keeping import keeping, keeping_words
 
+    keeps = "; ".join(keeping_words(keeping(server)))
     there = f"{server.info.kind} {server.info.version} at {server.shown_url}"
     anew = "none: decided anew at each event's turn (--plan binds a drain to what a dry run saw)"
     rows = [
         ("Server", there),
+        *([("Keeps", keeps)] if keeps else []),
         *_where(plan),
         ("Waiting", entries_words(plan.scope, waiting, own)),
         *_what(plan),

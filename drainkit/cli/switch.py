@@ -30,7 +30,7 @@ def _noting() -> Iterator[None]:
 def stop(reason: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
     """Set the kill switch: from now on no drain of the stream acknowledges anything."""
     from ..core.timestamps import iso
-    from ..server import ledger, reading, writing
+    from ..server import keeping, ledger, reading, writing
 
     if not reason.strip():
         raise UsageError("--reason: say why; it is kept with the switch")
@@ -45,23 +45,18 @@ def stop(reason: str, env_name: str | None, as_json: bool, **flags: Any) -> None
                 at = iso(server.now_us())
                 ledger.append(server, ledger.Stopped(operator, at, one_line(reason, 600)))
         before = None if is_set else reading.stop_switch(server)
-        policy = None
+        kept: dict[str, Any] = {"may_evict": None}
         with suppress(DrainkitError):
-            policy = reading.eviction(server)
-    if policy != "":
-        warning = (
-            "INFO does not tell whether this server may evict keys, the switch too"
-            if policy is None
-            else f"this server may evict any key when its memory is full ({policy}), the switch too"
-        )
-        click.echo(f"drainkit: {warning}: drains go on if it is gone; check again", err=True)
+            kept = keeping.keeping(server)
+    if warning := keeping.eviction_words(kept):
+        click.echo(f"drainkit: {warning}; drains go on if the switch is gone", err=True)
     data = {
         "stream": settings.stream,
         "stopped": True,
         "reason": reason,
         "operator": operator,
         "was_stopped": not is_set,
-        "may_be_evicted": None if policy is None else bool(policy),
+        "may_be_evicted": kept["may_evict"],
     }
     said = "Stopped" if before is None else f"It was stopped before ({before})"
     emit(as_json, data, f"{said}: no drain of {one_line(settings.stream)} goes on. "

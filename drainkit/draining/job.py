@@ -22,7 +22,7 @@ from ..core.summary import Summary, new_run_id
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 from ..safe import one_line, text
-from ..server import ledger, reading, recorded, scopes, writing
+from ..server import keeping, ledger, reading, recorded, scopes, writing
 from ..server.audit_log import check_owner, extent, run_tables
 from ..server.connection import Server
 from ..server.reading import ACTIVE_MS
@@ -326,6 +326,7 @@ def check(server: Server, job: Job) -> None:
                 f"{one_line(text(key))} is a {kind}, not a {right}; rename it{advice}"
             )
     check_owner(server)
+    keeping.check_room(server, scope, job.max_events)
     newest_ms = reading.id_key(extent(server).last_id)[0]
     ahead_sec = newest_ms / 1000 - server.now_us() / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:

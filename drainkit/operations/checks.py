@@ -11,8 +11,10 @@ from typing import Any
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..safe import one_line, text
 from ..server.connection import Server
+from ..server.keeping import eviction_words, keeping
 from ..server.reading import find_streams
 from ..settings import Settings
+from .losses import Lost
 from .state import (
     CONSUMER_STATES,
     HISTORY_GROUP,
@@ -108,6 +110,7 @@ def check(
     """
     report = Report()
     most = None if audits else limits.max_backlog
+    asked: set[str] = set()
     for one in _each_stream(server, settings, pattern, report):
         name = text(one.stream)
         try:
@@ -120,6 +123,10 @@ def check(
             report.add("unknown", name, None, str(error))
             continue
         # groups of scope history are the drain's own
+        if one.info.run_id not in asked:  # once for each server
+            asked.add(one.info.run_id)
+            if told := eviction_words(kept := keeping(one)):
+                report.add("warning" if kept["may_evict"] else "unknown", name, None, told)
         mine = [g for g in state.groups if not g.group.name.endswith(HISTORY_GROUP)]
         state = replace(state, groups=mine)
         report.states.append(state)
@@ -181,7 +188,7 @@ def _judge(report: Report, state: StreamState, limits: Limits, groups: Sequence[
             _judge_group(report, name, g, limits)
             if len(report.findings) == before:
                 report.add("ok", name, g.group.name, _healthy(g))
-            elif g.lost is None and not limits.must_know_lost:
+            elif g.lost == Lost() and not limits.must_know_lost:
                 report.add("ok", name, g.group.name, f"how many {LOST} is unknown")
     if not state.groups and not groups:
         report.add("ok", name, None, f"{state.info.length:,} entries, and no group reads them")
@@ -189,24 +196,30 @@ def _judge(report: Report, state: StreamState, limits: Limits, groups: Sequence[
 
 def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> None:
     group = g.group.name
-    undelivered = g.backlog.undelivered
+    counted = g.backlog.undelivered  # None: it stopped at the limit
+    undelivered = limits.max_backlog + 1 if counted is None else counted
     _add(
         report, name, group, "{} entries undelivered", undelivered, limits.max_backlog,
         note="" if g.lag_agrees else f" (lag reported by Redis: {known(g.group.lag_reported)})",
-        bound="" if g.group.counted_all else f"more than {undelivered - 1:,}",
+        bound=f"more than {limits.max_backlog:,}" if counted is None else "",
     )  # fmt: skip
     _judge_lost(report, name, g, limits)
     _add(report, name, group, "{} entries pending", g.group.pending, limits.max_pending)
     _add(report, name, group, "{} dead consumers", g.by_state.get("dead", 0), limits.max_dead)
-    for what, n, age_sec, most in (
-        ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min),
-        ("pending", g.group.pending, g.oldest_pending_age_sec, limits.max_pending_age_min),
+    for what, n, age_sec, most, note in (
+        ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min, _by(g)),
+        ("pending", g.group.pending, g.oldest_pending_age_sec, limits.max_pending_age_min, ""),
     ):
         if n and age_sec is None and most is not None:
             report.add("unknown", name, group, f"the oldest {what} entry has no usable time")
         elif n and age_sec is not None:
-            text = f"the oldest {what} entry is {{}} min old"
+            text = f"the oldest {what} entry is {{}} min old{note}"
             _add(report, name, group, text, age_sec / 60, most)
+
+
+def _by(g: GroupState) -> str:
+    """What is to be said of the oldest one's age."""
+    return " (the first by its id; too many to look at each event)" * (g.oldest_by == "entry id")
 
 
 def _add(
@@ -222,18 +235,21 @@ def _add(
 
 
 def _judge_lost(report: Report, name: str, g: GroupState, limits: Limits) -> None:
-    group, text = g.group.name, f"{{}} {LOST}"
-    if g.lost is not None:
-        _add(report, name, group, text, g.lost.entries, limits.max_lost, bound=str(g.lost))
-    elif limits.must_know_lost:
-        report.add("unknown", name, group, f"how many {LOST} is unknown")
+    lost, most = g.lost, limits.max_lost
+    if lost.exact or lost.least > most:
+        _add(report, name, g.group.name, f"{{}} {LOST}", lost.least, most, bound=str(lost))
+    elif (lost.most is not None and lost.most > most) or lost.least:
+        text = f"{lost} {LOST}, now or earlier: the server does not tell; limit {most:,}"
+        report.add("unknown", name, g.group.name, text)
+    elif lost.most is None and limits.must_know_lost:
+        report.add("unknown", name, g.group.name, f"how many {LOST} is unknown")
 
 
 def _healthy(g: GroupState) -> str:
-    age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min"
+    age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min{_by(g)}"
     states = ", ".join(f"{g.by_state[s]} {s}" for s in CONSUMER_STATES if g.by_state.get(s))
     return (
-        f"{g.backlog.undelivered:,} undelivered{age}, {g.group.pending:,} pending, "
-        f"{'unknown' if g.lost is None else g.lost} lost; lag reported "
+        f"{known(g.backlog.undelivered)} undelivered{age}, {g.group.pending:,} pending, "
+        f"{g.lost} lost; lag reported "
         f"{known(g.group.lag_reported)}; {states or 'no'} consumers"
     )

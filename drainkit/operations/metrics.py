@@ -39,7 +39,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("stream", "group"),
     ),
     "drainkit_oldest_age_seconds": (
-        "Age of the oldest undelivered entry; 0 if none, NaN unknown",
+        "Age of the oldest event of up to 5,000 undelivered, else of the first entry by its id; "
+        "0 if none, NaN unknown",
         ("stream", "group"),
     ),
     "drainkit_oldest_pending_age_seconds": (

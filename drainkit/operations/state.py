@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
 from typing import Any
+
+import numpy as np
 
 from ..core.events import Decoder, decoder_of
 from ..core.progress import entries_words, next_run_words
-from ..core.timestamps import NO_TIME
-from ..core.values import RawEntry
+from ..core.timestamps import NO_TIME, id_times_us
 from ..errors import RefusedError
 from ..safe import one_line, text
 from ..server import counting, reading
 from ..server.audit_log import audit_counts
 from ..server.connection import Server
+from ..server.keeping import keeping, keeping_words
 from ..server.reading import (
     ACTIVE_MS,
     Backlog,
@@ -27,9 +29,12 @@ from ..server.reading import (
     stop_words,
 )
 from ..settings import Settings
-from .losses import Lost, counter_follows, losses
+from .losses import Lost, lost_to
 
 SAMPLES = 3
+OLDEST_OF = 5000  # undelivered entries are looked through for the oldest event
+_NEVER = np.iinfo(np.int64).max
+OLDEST_BYTES = 64 << 20  # of entries, about; of more the first one's id has to do
 CONSUMER_STATES = ("active", "idle", "dead")
 HISTORY_GROUP = ".drain_history"
 
@@ -42,16 +47,17 @@ class GroupState:
     """
 
     group: Group
-    lost: Lost | None  # trimmed before the group read them; None: unknown
+    lost: Lost  # trimmed before the group read them
     consumers: Sequence[Consumer]
     by_state: Mapping[str, int]  # consumers by CONSUMER_STATES
     oldest_age_sec: float | None = None  # also None where ages were not asked for
-    oldest_pending_age_sec: float | None = None
+    oldest_by: str | None = None  # "event time", or of a large backlog the first "entry id"
+    oldest_pending_age_sec: float | None = None  # of the lowest id
 
     @property
     def backlog(self) -> Backlog:
         """Entries per scope, counted."""
-        return self.group.backlog or Backlog(0, 0, 0)
+        return self.group.backlog or Backlog(None, self.group.pending, None)
 
     @property
     def lag_agrees(self) -> bool | None:
@@ -60,10 +66,9 @@ class GroupState:
         None where it is not known.
         """
         lag, undelivered = self.group.lag_reported, self.backlog.undelivered
-        if lag is None or not self.group.counted_all:
+        if lag is None or undelivered is None:
             return None
-        lost = self.lost.entries if self.lost is not None and self.lost.exact else 0
-        return lag in (undelivered, undelivered + lost)
+        return lag in (undelivered, undelivered + (self.lost.least if self.lost.exact else 0))
 
 
 @dataclass(frozen=True)
@@ -93,20 +98,22 @@ def read_state(
     """
     info = reading.stream_info(server)
     groups = counting.groups(server, info, most=most)
-    lost = losses(info, groups, follows=counter_follows(server.info))
     decoder = None if settings is None else decoder_of(settings)
-    oldest = cache(partial(_oldest_age, server, decoder, info))
+    now_us = server.now_us()
+    oldest = {} if decoder is None else _oldest(server, decoder, info, groups)
     states = []
-    for group, one in zip(groups, lost, strict=True):
+    for group in groups:
         consumers = reading.consumers(server, group.name) if group.consumers else []
+        event_us, by = oldest.get(group.position, (NO_TIME, None))
         states.append(
             GroupState(
                 group,
-                one,
+                lost_to(group, info, server.info),
                 consumers,
                 Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers),
-                oldest(group.position),
-                _oldest_pending_age(server, decoder, group) if group.pending else None,
+                _age_sec(now_us, event_us),
+                by,
+                _age_sec(now_us, _oldest_pending(server, decoder, group)),
             )
         )
     try:
@@ -118,31 +125,57 @@ def read_state(
     return StreamState(info, states, switch, entries, counts)
 
 
-def _oldest_age(
-    server: Server, decoder: Decoder | None, info: StreamInfo, position: str
-) -> float | None:
-    """Of the oldest entry after a position; seconds."""
-    if decoder is None:
-        return None
-    first = reading.next_id(position)
-    oldest = next(reading.pages(server, server.stream, first, info.boundary_id, page=1), [])
-    return _age_sec(server, decoder, oldest)
+def _oldest(
+    server: Server, decoder: Decoder, info: StreamInfo, groups: Sequence[Group]
+) -> dict[str, tuple[int, str]]:
+    """By position: the time of the oldest undelivered event, and by what it was found.
+
+    One look at the newest entries serves all groups that have at most OLDEST_OF undelivered.
+    """
+    counts = {g.position: g.backlog.undelivered if g.backlog else None for g in groups}
+    few = [reading.id_key(p) for p, n in counts.items() if n is None or 0 < n <= OLDEST_OF]
+    ids: list[tuple[int, int]] = []  # the newest first
+    times, n_bytes, is_all = [np.empty(0, np.int64)], 0, False
+    if few:
+        newest = reading.pages(
+            server, server.stream, reading.FIRST_ID, info.boundary_id, newest_first=True
+        )
+        for page in newest:
+            ids += [reading.id_key(entry[0]) for entry in page]
+            times.append(decoder.decode(page).event_time_us)
+            n_bytes += len(page) * reading.entry_bytes(page)
+            if ids[-1] <= min(few) or len(ids) > OLDEST_OF or n_bytes > OLDEST_BYTES:
+                break
+        else:
+            is_all = True
+    event_us = np.concatenate(times)
+    event_us[event_us == NO_TIME] = _NEVER
+    oldest_us, found = np.minimum.accumulate(event_us), {}
+    for position in (p for p, n in counts.items() if n != 0):
+        low, high = reading.id_key(position)
+        n = bisect_left(ids, (-low, -high), key=lambda i: (-i[0], -i[1]))
+        if 0 < n <= OLDEST_OF and (is_all or n < len(ids)):
+            time_us = int(oldest_us[n - 1])
+            found[position] = NO_TIME if time_us == _NEVER else time_us, "event time"
+            continue
+        first = reading.next_id(position)
+        for page in reading.pages(server, server.stream, first, info.boundary_id, page=1):
+            found[position] = int(id_times_us([page[0][0]])[0]), "entry id"
+            break
+    return found
 
 
-def _oldest_pending_age(server: Server, decoder: Decoder | None, group: Group) -> float | None:
-    """Of the oldest entry that is pending; seconds."""
-    lowest = None if decoder is None else reading.lowest_pending(server, group.name)
+def _oldest_pending(server: Server, decoder: Decoder | None, group: Group) -> int:
+    """The time of the pending event of the lowest id; NO_TIME without one."""
+    lowest = reading.lowest_pending(server, group.name) if decoder and group.pending else None
     if decoder is None or lowest is None:
-        return None
-    return _age_sec(server, decoder, reading.bodies(server, [lowest]))
+        return NO_TIME
+    return int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
 
 
-def _age_sec(server: Server, decoder: Decoder, entries: Sequence[RawEntry]) -> float | None:
-    """The first entry's age; None without an entry, or without a usable time in it."""
-    if not entries:
-        return None
-    event_us = int(decoder.decode(entries[:1]).event_time_us[0])
-    return None if event_us == NO_TIME else max(0.0, (server.now_us() - event_us) / 1e6)
+def _age_sec(now_us: int, event_us: int) -> float | None:
+    """An event's age; None without a usable time."""
+    return None if event_us == NO_TIME else max(0.0, (now_us - event_us) / 1e6)
 
 
 def _consumer_state(idle_ms: int, dead_after_min: float) -> str:
@@ -171,8 +204,9 @@ def state_as_dict(state: StreamState) -> dict[str, Any]:
                 **asdict(g.group),
                 "lag_counted": g.backlog.undelivered,
                 "lag_agrees": g.lag_agrees,
-                "lost": None if g.lost is None else asdict(g.lost),
+                "lost": g.lost.as_dict(),
                 "oldest_age_sec": g.oldest_age_sec,
+                "oldest_by": g.oldest_by,
                 "oldest_pending_age_sec": g.oldest_pending_age_sec,
                 "consumers_by_state": {name: g.by_state.get(name, 0) for name in CONSUMER_STATES},
                 "pending_by_consumer": {c.name: c.pending for c in g.consumers if c.pending},
@@ -189,7 +223,7 @@ def baseline(server: Server) -> dict[str, Any]:
     for shown, g in zip(found["groups"], state.groups, strict=True):
         shown["consumer_list"] = [asdict(consumer) for consumer in g.consumers]
         shown["why"] = why(state.info, g)
-    who = {"kind": server.info.kind, "version": server.info.version}
+    who = {"kind": server.info.kind, "version": server.info.version, **keeping(server)}
     return {"server": who, **found, "samples": samples(server)}
 
 
@@ -220,6 +254,7 @@ def group_rows(state: Mapping[str, Any]) -> list[dict[str, Any]]:
             "they agree": g.get("lag_agrees"),
             "lost": g.get("lost"),
             "oldest, min": _minutes(g.get("oldest_age_sec")),
+            "oldest by": g.get("oldest_by") or "",
             "oldest pending, min": _minutes(g.get("oldest_pending_age_sec")),
             "consumers": g["consumers"],
             "dead consumers": g.get("consumers_by_state", {}).get("dead"),
@@ -237,7 +272,8 @@ def known(value: Any) -> str:
     if value is None:
         return "unknown"
     if isinstance(value, Mapping):  # what a group lost
-        return str(Lost(**value))
+        n = value["entries"]
+        return str(Lost(n, n if value["exact"] else None))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -252,37 +288,38 @@ def cell(value: Any) -> Any:
 
 def why(info: StreamInfo, g: GroupState) -> str:
     """In words and numbers, why the group's backlog is as large or small as it is."""
-    backlog, position = g.backlog, g.group.position
+    position, new, old = g.group.position, g.backlog.undelivered, g.backlog.history
     parts = [
-        f"Of the stream's {info.length:,} entries, {backlog.undelivered:,} lie after the group's "
-        f"position {position} and can still be read through it (scope undelivered)."
+        f"Of the stream's {info.length:,} entries, {known(new)} lie after the group's position "
+        f"{position} and can still be read through it (scope undelivered)."
         if info.length else "The stream holds no entry."
     ]  # fmt: skip
-    if backlog.history:
+    if old:
         parts.append(
-            f"The other {backlog.history:,} lie at or before it: delivered once, or skipped when "
-            "the group was made; the group itself never reads them again (scope history)."
+            f"The other {old:,} lie at or before it: delivered once, or skipped when the group was "
+            "made; the group itself never reads them again (scope history)."
         )
-    if backlog.pending:
-        parts.append(f"{backlog.pending:,} were delivered but never acknowledged (scope pending).")
-    start = info.first_id if info.first_id is not None else info.boundary_id
-    if g.lost is not None and g.lost.entries:
+    if g.group.pending:
+        parts.append(f"{g.group.pending:,} were delivered but never acknowledged (scope pending).")
+    if g.lost.least:
         shown = str(g.lost)
         parts.append(
             f"{shown[0].upper()}{shown[1:]} after it were trimmed before the group read them: they "
             "are lost to it."
         )
-    elif g.lost is None and reading.id_key(position) < reading.id_key(start):
+    elif not g.lost.exact:
+        most = "" if g.lost.most is None else f" (at most {g.lost.most:,})"
         parts.append(
-            "How many after it were trimmed before the group read them is unknown: the server's "
-            "counters do not tell."
+            f"How many after it were trimmed before the group read them is unknown{most}: the "
+            "server's counters do not tell."
         )
     return " ".join([*parts, *_lag_words(info, g)])
 
 
 def _lag_words(info: StreamInfo, g: GroupState) -> list[str]:
     """What is to be said of the lag that Redis reports, where it is not just the count."""
-    lag, more = g.group.lag_reported, (g.group.lag_reported or 0) - g.backlog.undelivered
+    lag, counted = g.group.lag_reported, g.backlog.undelivered or 0
+    more = (lag or 0) - counted
     if lag is None:
         return ["Redis does not know the lag; the count is exact."]
     if more == 0:
@@ -321,6 +358,7 @@ def as_text(status: Mapping[str, Any]) -> str:
     ]
     if status["stop"]:
         lines.append(f"  {stop_words(**status['stop'])}; drainkit resume lifts it")
+    lines += [f"  Note: {told}" for told in keeping_words(status["server"])]
     if status["unread"]:
         lines.append(f"  Kill switch and audit are not known: {status['unread']}")
     for g, row in zip(status["groups"], group_rows(status), strict=True):

@@ -21,6 +21,7 @@ from ..core.policy import ACTIONS, COLOURS, NAMES
 from ..core.progress import entries_words
 from ..operations.state import own_pending
 from ..safe import one_line, share
+from ..server.keeping import keeping_words
 from . import checks, records
 from .checks import Json, drift_of, group_of, throttle_of
 from .records import Records
@@ -140,6 +141,7 @@ def _header(run: Json, plan: Json, before: Json) -> list[tuple[str, str]]:
         ("date", _when(run.get("started_at"))),
         ("mode", run.get("mode")),
         ("server", f"{server.get('kind', '')} {server.get('version', '')}".strip()),
+        ("what it keeps", "; ".join(keeping_words(server))),
         ("operator", run.get("operator")),
         ("approved by", ", ".join(map(str, run.get("approvers") or ()))),
         ("run", run.get("run_id")),

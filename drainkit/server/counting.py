@@ -77,21 +77,22 @@ def _read(
 def groups(server: Server, info: StreamInfo, *, most: int | None = None) -> list[Group]:
     """Every group with its backlog up to the boundary that `info` holds, counted in one pass.
 
-    With `most` no more undelivered entries are counted than that (and one).
+    With `most` no more undelivered entries are counted than that: where there are more, neither
+    they nor the history, which is the rest, are known.
     """
     found = list(reading.positions(server).values())
-    undelivered: dict[str, tuple[int, bool]] = {}
-    after, is_all, counted = info.boundary_id, True, 0
+    undelivered: dict[str, int | None] = {}
+    after, counted, is_all = info.boundary_id, 0, True
     for position in sorted({group.position for group in found}, key=id_key, reverse=True):
         if is_all:  # what lies between it and the one before it, which is further on
             left = None if most is None else most - counted
             more, is_all = count(server, info, next_id(position), after, most=left)
             counted, after = counted + more, min(position, after, key=id_key)
-        undelivered[position] = counted, is_all
+        undelivered[position] = counted if is_all else None
     states = []
     for group in found:
-        new, is_all = undelivered[group.position]
+        new = undelivered[group.position]
         # length and boundary come from one reply, so the rest of the stream is history
-        backlog = Backlog(new, group.pending, max(0, info.length - new))
-        states.append(dataclasses.replace(group, backlog=backlog, counted_all=is_all))
+        backlog = Backlog(new, group.pending, None if new is None else max(0, info.length - new))
+        states.append(dataclasses.replace(group, backlog=backlog))
     return states

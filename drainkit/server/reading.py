@@ -16,7 +16,7 @@ from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
 
-# ruff: noqa: PLC0414 - whoever reads the stream needs ids too, so they are exported again
+# ruff: noqa: PLC0414 - whoever reads the stream needs ids and names, so they are exported again
 from ..ids import FIRST_ID as FIRST_ID
 from ..ids import LAST_ID as LAST_ID
 from ..ids import id_key as id_key
@@ -24,6 +24,10 @@ from ..ids import next_id as next_id
 from ..ids import previous_id as previous_id
 from ..safe import one_line, text
 from .connection import Server
+from .names import Name as Name
+from .names import named as named
+from .names import raw_name as raw_name
+from .names import told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
@@ -45,11 +49,11 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Backlog:
-    """Entries per scope, counted one by one up to the boundary."""
+    """Entries per scope, counted one by one up to the boundary; None: not counted to the end."""
 
-    undelivered: int
+    undelivered: int | None
     pending: int
-    history: int
+    history: int | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,6 @@ class Group:
     entries_read: int | None  # None: the server does not know, or is older than 7.0
     lag_reported: int | None
     backlog: Backlog | None = None
-    counted_all: bool = True  # False: there are more undelivered than `backlog` says
 
 
 @dataclass(frozen=True)
@@ -133,29 +136,6 @@ def stop_words(reason: str, operator: str, at: str | None) -> str:
     return f"the kill switch is set ({reason}){who}{when}"
 
 
-class Name(str):
-    """A group's or consumer's name: text to show, and the bytes that the server knows it by.
-
-    Names need not be UTF-8, and what is shown of such a one is not its name.
-    """
-
-    raw: bytes
-
-    def __new__(cls, raw: bytes) -> Name:
-        """The name that the server gave as `raw`."""
-        name = super().__new__(cls, text(raw))
-        name.raw = raw
-        return name
-
-    def __getnewargs__(self) -> tuple[bytes]:  # type: ignore[override] # copies are made from raw
-        return (self.raw,)
-
-
-def raw_name(name: str) -> bytes:
-    """The bytes to send for a name that came from the server or from the settings."""
-    return name.raw if isinstance(name, Name) else name.encode()
-
-
 def stream_info(server: Server) -> StreamInfo:
     """The stream's ends and length; a missing stream or another type is refused."""
     kind = server.call("TYPE", server.stream)
@@ -209,23 +189,11 @@ def stop_switch(server: Server) -> StopSwitch | None:
     return None if found is None else StopSwitch.read(found)
 
 
-def eviction(server: Server) -> str | None:
-    """The policy by which the server may evict any key, "" if it evicts none; None: unknown."""
-    info = server.call("INFO", "memory").decode("utf-8", "replace")
-    told = {k: v for k, _, v in (line.partition(":") for line in info.splitlines())}
-    if not {"maxmemory", "maxmemory_policy"} <= told.keys():
-        return None
-    policy = one_line(told["maxmemory_policy"])
-    return policy if told["maxmemory"] != "0" and policy.startswith("allkeys") else ""
-
-
 def positions(server: Server) -> dict[str, Group]:
-    """Every group of the stream by name."""
-    found: dict[str, Group] = {}
-    for reply in server.call("XINFO", "GROUPS", server.stream):
-        info = pairs(reply)
-        name = Name(info["name"])
-        found[name] = Group(
+    """Every group of the stream by its name, which equals a text only if its bytes do."""
+    replies = [pairs(reply) for reply in server.call("XINFO", "GROUPS", server.stream)]
+    return {
+        name: Group(
             name=name,
             position=text(info["last-delivered-id"]),
             consumers=info["consumers"],
@@ -233,13 +201,16 @@ def positions(server: Server) -> dict[str, Group]:
             entries_read=info.get("entries-read"),
             lag_reported=info.get("lag"),
         )
-    return found
+        for name, info in zip(told_apart([r["name"] for r in replies]), replies, strict=True)
+    }
 
 
 def position_of(server: Server, group: str) -> Group:
     """The group's position; a missing group is refused, with the groups there are."""
     groups = positions(server)
     if group not in groups:
+        if any(str(name) == group for name in groups):
+            raise RefusedError(f"{one_line(group)}: the group's name is no UTF-8; drain another")
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
             f"{one_line(text(server.stream))} has no group {one_line(group)}; it has: {known}"
@@ -251,7 +222,8 @@ def position_of(server: Server, group: str) -> Group:
 def consumers(server: Server, group: str) -> list[Consumer]:
     """The group's consumers, in the server's order."""
     replies = [pairs(r) for r in server.call("XINFO", "CONSUMERS", server.stream, raw_name(group))]
-    return [Consumer(Name(r["name"]), r["pending"], r["idle"]) for r in replies]
+    names = told_apart([reply["name"] for reply in replies])
+    return [Consumer(name, r["pending"], r["idle"]) for name, r in zip(names, replies, strict=True)]
 
 
 def pages(

@@ -20,6 +20,7 @@ from .reading import (
     Name,
     body_pages,
     consumers,
+    named,
     pages,
     pending_ids,
     position_of,
@@ -42,7 +43,7 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     if settings.until is not None:
         boundary = min(boundary, last_of(settings.until), key=id_key)
     first = FIRST_ID if settings.from_ is None else first_of(settings.from_)
-    wanted: tuple[str, ...] = ()
+    wanted: list[Name] = []
     if settings.scope == "history":
         own = positions(server).get(settings.drain_group)
         exists = own is not None
@@ -52,12 +53,11 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
         position = _history_start(server, position, first, exists=exists)
         boundary = min(main.position, boundary, key=id_key)
     if settings.scope == "pending" and settings.from_consumer:
-        there = consumers(server, settings.consumer_group)
-        known: dict[str, Name] = {c.name: c.name for c in there}
-        for name in settings.from_consumer:
-            if name not in known:
-                raise RefusedError(f"--from-consumer: the group has no {one_line(name)}")
-        wanted = tuple(known[name] for name in settings.from_consumer)
+        there = [c.name for c in consumers(server, settings.consumer_group)]
+        for given in settings.from_consumer:
+            if (name := named(there, given)) is None:
+                raise RefusedError(f"--from-consumer: the group has no {one_line(given)}")
+            wanted.append(name)
     return Scope(
         name=settings.scope,
         group=settings.drain_group,
@@ -68,7 +68,7 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
         boundary=boundary,
         group_exists=exists,
         min_idle_ms=round(settings.min_idle_min * 60_000),
-        from_consumers=wanted,
+        from_consumers=tuple(wanted),
         first=first,
     )
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 GROUP_COLUMNS = (
     "stream", "group", "undelivered", "lost", "lag reported", "they agree", "pending",
-    "oldest, min", "oldest pending, min", "dead consumers",
+    "oldest, min", "oldest by", "oldest pending, min", "dead consumers",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from ..core.progress import span
 from ..core.timestamps import iso
 from ..operations.checks import Report
 from ..operations.running import RunningDrain
-from ..operations.state import GroupState
+from ..operations.state import GroupState, known
 from ..safe import one_line
 from .tables import macros
 
@@ -26,7 +26,7 @@ _RUNNING = ("#56B4E9", "running")
 def board(report: Report, running: Sequence[tuple[str, RunningDrain]], now_us: int) -> str:
     """The board as HTML: each group's state and numbers, drains at work (with their
     streams), and as of when."""
-    groups = {(s.info.name, str(g.group.name)): g for s in report.states for g in s.groups}
+    groups = {(s.info.name, g.group.name): g for s in report.states for g in s.groups}
     sections = []
     for (stream, name), group in groups.items():
         found = [f for f in report.findings if (f.stream, f.group) == (stream, name)]
@@ -36,7 +36,7 @@ def board(report: Report, running: Sequence[tuple[str, RunningDrain]], now_us: i
     sections += [  # of a stream that could not be read, or that has no group
         _section(STATES[f.severity], f"{f.stream} {f.group or ''}", {}, [f.text])
         for f in report.findings
-        if f.severity != "ok" and (f.stream, str(f.group)) not in groups
+        if f.severity != "ok" and (f.stream, f.group) not in groups
     ]
     for stream, drain in running:
         values = {
@@ -50,10 +50,13 @@ def board(report: Report, running: Sequence[tuple[str, RunningDrain]], now_us: i
 
 
 def _numbers(group: GroupState) -> dict[str, str]:
-    oldest = group.oldest_age_sec
+    oldest, undelivered = group.oldest_age_sec, group.backlog.undelivered
+    by_id = " by id" * (group.oldest_by == "entry id")
+    unknown = "unknown" if undelivered else "none"
     return {
-        "undelivered": f"{group.backlog.undelivered:,}",
-        "oldest": "none" if oldest is None else span(oldest),
+        "undelivered": known(undelivered),
+        "lost": str(group.lost),
+        f"oldest{by_id}": unknown if oldest is None else span(oldest),
         "pending": f"{group.group.pending:,}",
         "dead consumers": f"{group.by_state.get('dead', 0):,}",
     }

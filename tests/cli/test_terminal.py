@@ -64,7 +64,8 @@ def test_the_question_comes_last_with_all_that_it_is_about(
     code, said = on_a_terminal("drain", *LIVE, *at(valkey, stream), NO_COLOR="1", answer="n\n")
     card, question = said.split("Acknowledge and audit 20 of 20 entries? [y/N]")
     assert code == 4
-    for name, value in (("Server", "valkey 9"), ("Stream", stream), ("Group", GROUP),
+    for name, value in (("Server", "valkey 9"), ("Keeps", "has kept nothing on disk"),
+                        ("Stream", stream), ("Group", GROUP),
                         ("Scope", "undelivered, after "), ("Entries", "20 (at most 500)"),
                         ("Would pass", "drained_ok"), ("Waiting", "20 undelivered"),
                         ("Duration", "as fast"), ("Digest", "none: ")):  # fmt: skip

@@ -245,13 +245,15 @@ def test_what_is_not_known_is_not_met(folder: Path) -> None:
 def test_the_header_names_the_run(folder: Path) -> None:
     """Date, server, operator, run, digest; the parameters; the audit's length before and after."""
     for name, entries in (("baseline.json", 0), ("after.json", 2000)):
-        server = {"kind": "valkey", "version": "9.1.2"}
+        server = {"kind": "valkey", "version": "9.1.2", "maxmemory": 10**8, "on_disk": False,
+                  "maxmemory_policy": "allkeys-lru", "may_evict": True}  # fmt: skip
         put(folder, name, {**state(), "server": server, "audit_entries": entries})
     put(folder, "run.json", {**RUN, "operator": "ada"})
     as_of = "2025-12-24T19:49:58+00:00"
     put(folder, "plan.json", {**PLAN, "max_events": 500, "as_of": as_of, "until": "9-9"})
     page = Page(report.build(folder))
     for part in ("date 1 January 2026, 00:00:00 UTC", "server valkey 9.1.2", "operator ada",
+                 "may evict any key (allkeys-lru, maxmemory 100.0 MB)", "kept nothing on disk",
                  f"run {RUN['run_id']}", "plan digest sha256:00", "max events 500",
                  "ages measured 24 December 2025, 19:49:58 UTC", "until 9-9",
                  "The audit stream held 0 entries before and 2,000 after.",

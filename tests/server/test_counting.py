@@ -64,14 +64,15 @@ def test_the_smaller_side_is_read(link: Link, server: Server, first: str) -> Non
 
 
 def test_a_check_reads_no_more_than_its_limit(link: Link, server: Server, cli: Cli) -> None:
-    """In the middle of the stream it stops at the limit and says "more than"; status counts all."""
+    """In the middle of the stream it stops at the limit, says "more than", and null in JSON."""
     ask(server, "XGROUP", "CREATE", link.stream, GROUP, "35-0")
     where = at(server, link.stream.decode())
     run = cli("check", "--max-backlog", "4", "--max-age-min", "1e9", *where)
     assert run.rc == 2
     assert "more than 4 entries undelivered, limit 4" in run.out
     group = cli("check", "--max-backlog", "4", "--json", *where).json()["streams"][0]["groups"][0]
-    assert group["lag_agrees"] is None
+    assert group["backlog"] == {"undelivered": None, "pending": 0, "history": None}
+    assert group["lag_counted"] is group["lag_agrees"] is None
     status = cli("status", "--json", *where).json()
     assert status["groups"][0]["backlog"]["undelivered"] == 31
     info = reading.stream_info(link)

@@ -16,6 +16,7 @@ from drainkit.server.reading import Name
 from drainkit.settings import build
 
 ODD = b"w\xff\n\xe9"  # no UTF-8
+SHOWN = "w\\xff\n\\xe9"  # as JSON has it; a name of its own, too
 
 
 def audited(server: Server, key: str) -> list[str]:
@@ -127,7 +128,7 @@ def test_pending_entries_of_a_consumer_with_an_odd_name(
     ids = deliver(server, stream, ODD, 5) + deliver(server, stream, b"w", 3)
     scope = ("--scope", "pending", "--min-idle-min", "0")
     dry = cli("drain", "--json", *at(server, stream), *scope).json()
-    only = cli(*live(server, stream), *scope, "--from-consumer", Name(ODD)).json()
+    only = cli(*live(server, stream), *scope, "--from-consumer", SHOWN).json()
     run = cli(*live(server, stream), *scope).json()
     assert (dry["total_read"], only["total_read"], run["total_read"]) == (8, 5, 3)
     assert sorted(audited(server, stream)) == ids
@@ -143,7 +144,7 @@ def test_a_dead_consumer_with_an_odd_name_is_removed(
     command = ("consumers", *at(server, stream), "--min-idle-min", "0")
     assert "\\xff" in cli(*command).out
     run = cli(*command, "--delete", "--yes", "--json")
-    assert run.json()["removed"] == [Name(ODD)]
+    assert run.json()["removed"] == [SHOWN]
     assert ask(server, "XINFO", "CONSUMERS", stream, GROUP) == []
 
 
@@ -155,16 +156,43 @@ def test_a_group_with_an_odd_name_hides_nothing(
     ask(server, "XGROUP", "CREATE", stream, ODD, "0")
     ask(server, "XREADGROUP", "GROUP", ODD, ODD, "COUNT", 2, "STREAMS", stream, ">")
     groups = {g["name"]: g for g in cli("status", "--json", *at(server, stream)).json()["groups"]}
-    assert groups[Name(ODD)]["backlog"] == {"undelivered": 28, "pending": 2, "history": 2}
-    assert groups[Name(ODD)]["consumer_list"][0]["name"] == Name(ODD)
+    assert groups[SHOWN]["backlog"] == {"undelivered": 28, "pending": 2, "history": 2}
+    assert groups[SHOWN]["consumer_list"][0]["name"] == SHOWN
     assert cli("status", *at(server, stream)).rc == 0
     checked = cli("check", "--json", *at(server, stream), "--max-backlog", "20")
     assert checked.rc == 2
-    texts = [f["text"] for f in checked.json()["findings"] if f["group"] == Name(ODD)]
+    texts = [f["text"] for f in checked.json()["findings"] if f["group"] == SHOWN]
     assert any(re.match("(28|more than 20) entries undelivered", text) for text in texts)
     assert cli("check", "--format", "prometheus", *at(server, stream)).rc == 0
     held = cli("trim", "--json", *at(server, stream)).json()
-    assert (held["entries"], list(held["held_by"])) == (0, [Name(ODD)])
+    assert (held["entries"], list(held["held_by"])) == (0, [SHOWN])
+
+
+def test_names_that_look_alike_are_two(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Two groups, and two consumers, of which one is shown as the other is written."""
+    ids = seed(server, stream, fill, 30, delivered=0)
+    for i, raw in enumerate((ODD, SHOWN.encode())):
+        ask(server, "XGROUP", "CREATE", stream, raw, ids[9 + i])
+        for j, consumer in enumerate((ODD, SHOWN.encode())):
+            deliver(server, stream, consumer, 2 + i + j, raw)  # type: ignore[arg-type]
+    shown = cli("status", "--json", *at(server, stream)).json()["groups"][1:]
+    checked = cli("check", "--json", *at(server, stream)).json()["streams"][0]["groups"][1:]
+    # Redis keeps groups in the order of their bytes
+    for found in (shown, checked):
+        assert [g["backlog"]["undelivered"] for g in found] == [12, 15]
+        assert [sorted(g["pending_by_consumer"].values()) for g in found] == [[3, 4], [2, 3]]
+    assert len({g["name"] for g in checked} | {SHOWN}) == 2
+    text = cli("check", "--format", "prometheus", *at(server, stream)).out
+    lines = [line.partition("} ")[0] for line in text.splitlines() if "{" in line]
+    assert len(lines) == len(set(lines))
+    where = ("--consumer-group", SHOWN)
+    drained = cli(*live(server, stream), "--allow-active-consumers", *where).json()
+    assert (drained["total_read"], pending(server, stream, SHOWN)) == (12, 7)
+    taken = ("--scope", "pending", "--min-idle-min", "0", *where, "--from-consumer")
+    assert cli(*live(server, stream), *taken, SHOWN).json()["total_read"] == 4
+    other = next(n for n in checked[0]["pending_by_consumer"] if n != SHOWN)
+    assert cli(*live(server, stream), *taken, other).json()["total_read"] == 3
+    assert pending(server, stream, ODD) == 5  # type: ignore[arg-type]
 
 
 def test_a_name_is_sent_as_it_came(server: Server) -> None:

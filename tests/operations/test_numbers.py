@@ -1,0 +1,205 @@
+"""Numbers of check, held against an oracle: what raw Redis holds, and what was done to it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from books import GROUP, ask, at, now_ms
+from conftest import Cli, Fill
+from prometheus_client.parser import text_string_to_metric_families
+from servers import KINDS, Server
+
+LIMIT = 6  # entries undelivered, in these small histories
+
+
+@dataclass
+class History:
+    """A stream to which random things happen, and what no server remembers of them."""
+
+    key: str
+    draw: random.Random
+    start_ms: int
+    there: list[int] = field(default_factory=list)  # ids, milliseconds
+    ends: list[int] = field(default_factory=list)  # all ids ever
+    age_ms: dict[int, int] = field(default_factory=dict)  # how much older than its id an event is
+    trimmed: set[int] = field(default_factory=set)
+    position: dict[str, int] = field(default_factory=dict)
+    commands: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def do(self, *command: str | int) -> None:
+        self.commands.append(command)
+
+    def add(self) -> None:
+        for _ in range(self.draw.randint(1, 12)):
+            ms = (self.ends[-1] if self.ends else self.start_ms) + self.draw.randint(1, 1000)
+            self.age_ms[ms] = self.draw.choice((0, 0, 60_000, self.draw.randrange(10**8)))
+            self.do("XADD", self.key, f"{ms}-0", "timestamp", ms - self.age_ms[ms])
+            self.there.append(ms)
+            self.ends.append(ms)
+
+    def take(self) -> None:
+        if not self.position:
+            return
+        group, n = self.draw.choice(list(self.position)), self.draw.randint(1, 6)
+        got = [ms for ms in self.there if ms > self.position[group]][:n]
+        if self.position[group] or got:
+            self.do("XREADGROUP", "GROUP", group, "c", "COUNT", n, "STREAMS", self.key, ">")
+        acked = [f"{ms}-0" for ms in got if self.draw.random() < 0.7]
+        if acked:
+            self.do("XACK", self.key, group, *acked)
+        self.position[group] = max([self.position[group], *got])
+
+    def trim(self) -> None:
+        keep = max(0, len(self.there) - self.draw.randint(1, 6))
+        self.do("XTRIM", self.key, "MAXLEN", "=", keep)
+        self.trimmed |= set(self.there[: len(self.there) - keep])
+        self.there = self.there[len(self.there) - keep :]
+
+    def trim_acknowledged(self) -> None:
+        """What every group has read, as `drainkit trim` does."""
+        lowest = min(self.position.values(), default=0)
+        self.do("XTRIM", self.key, "MINID", "=", f"{lowest + 1}-0")
+        self.trimmed |= {ms for ms in self.there if ms <= lowest}
+        self.there = [ms for ms in self.there if ms > lowest]
+
+    def delete(self) -> None:
+        if self.there and self.draw.random() < 0.3:
+            self.do("XDEL", self.key, f"{self.there.pop(self.draw.randrange(len(self.there)))}-0")
+
+    def put(self) -> None:
+        """Make a group, or move it: to 0, to the end, or between."""
+        group = self.draw.choice("ab")
+        where = self.draw.choice((0, self.ends[-1], self.draw.choice(self.ends)))
+        if group not in self.position:
+            self.do("XGROUP", "CREATE", self.key, group, f"{where}-0")
+        elif self.draw.random() < 0.3:
+            self.do("XGROUP", "SETID", self.key, group, f"{where}-0")
+        else:
+            return
+        self.position[group] = where
+
+    def live(self, steps: int, *, old: bool = False) -> None:
+        """`old`: it began on 6.2, and no group is put anywhere: nothing tells how old one is."""
+        things = (self.add, self.add, self.take, self.take, self.take, self.trim,
+                  self.trim_acknowledged, self.delete, self.put)  # fmt: skip
+        for _ in range(steps):
+            self.draw.choice(things[: -1 if old else None])()
+
+
+def play(server: Server, history: History) -> None:
+    with server.client().pipeline(transaction=False) as pipe:
+        for command in history.commands:
+            pipe.execute_command(*command)
+        pipe.execute()
+    history.commands.clear()
+
+
+def make_histories(server: Server, older: Server | None, n: int, seed: int) -> list[History]:
+    """`n` histories on the server; each fourth began on an older one, that never counted."""
+    histories, start_ms = [], now_ms(server) - 3_600_000
+    for number in range(n):
+        history = History(f"h:{number}", random.Random(f"{seed}:{number}"), start_ms)
+        history.add()
+        history.put()
+        if older is not None and number % 4 == 0:
+            history.live(20)
+            play(older, history)
+            ask(server, "RESTORE", history.key, 0, ask(older, "DUMP", history.key))
+            history.live(random.Random(number).randrange(15), old=True)
+        else:
+            history.live(random.Random(number).randrange(5, 40))
+        play(server, history)
+        histories.append(history)
+    return histories
+
+
+def judge(server: Server, history: History, group: dict[str, Any]) -> int:
+    """Each number is the oracle's, or null, and that has its reason; answers when it was asked."""
+    raw = [int(e[0].partition(b"-")[0]) for e in ask(server, "XRANGE", history.key, "-", "+")]
+    position = history.position[group["name"]]
+    assert (raw, group["position"]) == (history.there, f"{position}-0")  # the oracle knows it all
+    new = [ms for ms in raw if ms > position]
+    pending = ask(server, "XPENDING", history.key, group["name"])[0]
+    found = group["backlog"]
+    assert found["pending"] == group["pending"] == pending
+    is_counted = found["undelivered"] is not None
+    assert is_counted or len(new) > LIMIT
+    assert (found["undelivered"], found["history"]) == (
+        (len(new), len(raw) - len(new)) if is_counted else (None, None)
+    )
+    assert group["lag_counted"] == found["undelivered"]
+    missing, lost = sum(ms > position for ms in history.trimmed), group["lost"]
+    if lost is not None:
+        assert lost["entries"] == missing if lost["exact"] else 0 < lost["entries"] <= missing
+    if group["lag_agrees"]:
+        known = lost["entries"] if lost and lost["exact"] else 0
+        assert group["lag_reported"] in (len(new), len(new) + known)
+    times, age = [ms - history.age_ms[ms] for ms in new], group["oldest_age_sec"]
+    assert (age is None) is (not new)
+    return round(min(times) + 1000 * age) if new else 0
+
+
+def metrics(text: str) -> dict[tuple[str, ...], float]:
+    """By name and label values, in the order of their names; each only once."""
+    samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
+    found = {(s.name, *(s.labels[k] for k in sorted(s.labels))): s.value for s in samples}
+    assert len(found) == len(samples)
+    return found
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.chaos)])
+def test_numbers_are_those_of_an_oracle(
+    clean: Callable[[str], Server], cli: Cli, kind: str, n: int
+) -> None:
+    """After random histories every number is exact or null, in JSON, text and metrics the same."""
+    server = clean(kind)
+    older = None if kind == "redis62" else clean("redis62")
+    seed = 1 if n < 1000 else random.SystemRandom().randrange(10**6)
+    histories = {h.key: h for h in make_histories(server, older, n, seed)}
+    options = ("check", "--redis-url", server.url, "--all-streams", "h:*", "--max-backlog", LIMIT)
+    began, found = now_ms(server), cli(*options, "--json", timeout_sec=1800).json()
+    ended = now_ms(server)
+    measured = metrics(cli(*options, "--format", "prometheus", timeout_sec=1800).out)
+    sizes = {"undelivered": 0, "lost": 0}
+    for state in found["streams"]:
+        for group in state["groups"]:
+            key, name = state["stream"]["name"], group["name"]
+            try:
+                asked_at = judge(server, histories[key], group)
+                assert not asked_at or began <= asked_at <= ended + 1
+                lost = measured["drainkit_lost_entries", name, key]
+                assert math.isnan(lost) if group["lost"] is None else (
+                    lost == group["lost"]["entries"]
+                )  # fmt: skip
+                counted = measured["drainkit_lag_counted_entries", name, key]
+                assert group["lag_counted"] in (None, counted)
+            except AssertionError as error:
+                raise AssertionError(f"seed {seed}, {kind}, {key}, {group}: {error}") from error
+            sizes["undelivered"] += group["lag_counted"] is None
+            sizes["lost"] += bool(group["lost"] and group["lost"]["entries"])
+    assert len(found["streams"]) == n
+    assert sizes["undelivered"] > n / 50
+    assert sizes["lost"] > n / 50 or kind == "redis62"
+
+
+def test_the_oldest_is_the_oldest_event(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """Of up to 5,000 undelivered by event time, wherever it lies; beyond by id, and said so."""
+    now = now_ms(server)
+    old = {"timestamp": now - 7_200_000}
+    entries = [(now - 5001 + i, old if i == 3000 else {"symbol": "X"}) for i in range(5001)]
+    fill(server, stream, entries, group=GROUP, position=f"{now - 5001}-0")
+    options = ("check", "--max-backlog", 10**6, "--max-age-min", 60, *at(server, stream))
+    for told, age_min in (("event time", 120), ("entry id", 0)):
+        run = cli(*options, "--json")
+        group = run.json()["streams"][0]["groups"][0]
+        assert (group["oldest_by"], group["oldest_age_sec"] // 7200) == (told, age_min / 120)
+        assert ("by its id" in cli(*options).out) is (told == "entry id")
+        assert run.rc == (2 if age_min else 0)
+        ask(server, "XADD", stream, "*", "symbol", "X")
