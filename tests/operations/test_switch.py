@@ -105,7 +105,7 @@ def test_stop_says_that_the_server_may_evict_it(
         may = (policy, limit) == ("allkeys-lru", "100mb")
         run = cli("stop", *WHO, "--json", *at(server, stream))
         assert (run.rc, run.json()["may_be_evicted"]) == (0, may)
-        assert ("may evict any key when its memory is full (allkeys-lru)" in run.err) == may
+        assert ("may evict any key (allkeys-lru" in run.err) == may
 
 
 def test_a_run_names_its_operator(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
