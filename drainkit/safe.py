@@ -69,6 +69,11 @@ def one_line(text: str, limit: int = 200) -> str:
     return safe if len(safe) <= limit else safe[: limit - 3] + "..."
 
 
+def address(url: str) -> str:
+    """A server's URL without user, password and options."""
+    return one_line(redact(url).replace("***@", "").partition("?")[0])
+
+
 def without_formulas(table: pa.Table) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc

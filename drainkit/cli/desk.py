@@ -29,7 +29,7 @@ _FOLDER = "drainkit-notebooks"
 _DEMO_REPORTS = "demo-reports"
 # what a kernel gets by other ways, or what is not a notebook's affair
 _NOT_FOR_KERNELS = frozenset(
-    {"redis_url", "mode", "plan", "reports_dir", "notebooks_dir", "limits"}
+    {"redis_url", "mode", "plan", "reports_dir", "notebooks_dir", "limits", "approval"}
 )
 _BINARY = option("--server", "binary", metavar="PROGRAM",
                  help="Demo: a redis-server. [the bundled Valkey]")  # fmt: skip
@@ -118,6 +118,7 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, bin
     from pathlib import Path
 
     from ..pipeline.templates import copy_to
+    from ..settings.config import config_variable
 
     home = Path(folder)
     further = ["--no-browser"] * no_browser + list(ctx.obj)
@@ -136,6 +137,7 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, bin
             embedded.outlive_exec()
         else:
             settings = settings_of(flags, env_name)
+            os.environ.update(config_variable())
             with connected(settings):  # before a person waits for a browser
                 pass
         done = copy_to(home, keep=True)

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from ..core.plan import Plan
     from ..core.shapes import Unreadable
     from ..core.summary import Summary
-    from ..draining.job import Job, Planned
+    from ..draining.job import Job
+    from ..draining.plan_files import PlanFile
     from ..server.connection import Server
-    from ..server.scope import Scope
     from ..settings import Settings
 
 
@@ -118,41 +118,41 @@ def _drain_dry(server: Server, job: Job) -> Summary:
 
 def _drain_live(server: Server, job: Job, *, yes: bool, workers: int) -> Summary:
     from ..draining import unattended
+    from ..draining.dry import dry_run, plan_run
     from ..draining.job import check
     from ..draining.live import apply
     from ..draining.team import split
 
-    if yes:
-        unattended.check_job(server, job)
+    # what would be refused is refused before a long look; workers know their fellows
+    check(server, next(split(job, workers)))
+    settings, planned = job.settings, job.planned
+    dry = replace(job, settings=settings.model_copy(update={"mode": "dry-run"}))
+    if yes and planned is None:
+        seen = dry_run(server, dry)
+        unattended.check_readable(settings, seen.total_read, seen.unreadable)
+        unattended.check_limits(settings.limits, vars(seen))
+    elif yes and planned is not None:
+        unattended.check_planned(server, settings, planned)
     else:
-        # what would be refused is refused before the question; workers know their fellows
-        check(server, next(split(job, workers)))
-        _ask(server, job)
+        plan = planned.plan if planned else plan_run(server, dry, None)[1]
+        unattended.check_readable(settings, plan.total_read, plan.unreadable)
+        _question(server, job, plan, yes=False)
     with stop_signals() as stopping, progress() as moving:
         return apply(server, job, workers=workers, stopping=stopping, on_progress=moving.tick)
 
 
-def _ask(server: Server, job: Job) -> None:
-    """Show what the drain would do, and ask; without a plan it is decided for this once."""
-    from ..draining.dry import plan_run
-
-    bound = job.planned is not None
-    if job.planned is not None:
-        plan = job.planned.plan
-    else:
-        settings = job.settings.model_copy(update={"mode": "dry-run"})
-        plan = plan_run(server, replace(job, settings=settings), None)[1]
-    _question(server, job.scope, plan, bound=bound, yes=False)
-
-
-def _question(server: Server, scope: Scope, plan: Plan, *, bound: bool, yes: bool) -> None:
+def _question(server: Server, job: Job, plan: Plan, *, yes: bool) -> None:
     """The card, and the question after it."""
     from ..server import scopes
 
-    own = sum(len(ids) for ids in scopes.own_ids(server, scope))
-    waiting = scopes.remaining(server, scope)
-    tell(question_card(server, plan, waiting=waiting, own=own, bound=bound), err=True)
-    confirm(f"Acknowledge and audit {plan.total_read:,} of {waiting:,} entries?", yes)
+    own = sum(len(ids) for ids in scopes.own_ids(server, job.scope))
+    waiting = scopes.remaining(server, job.scope)
+    tell(question_card(server, job, plan, waiting=waiting, own=own), err=True)
+    good = plan.counts["drained_ok"]
+    confirm(
+        f"Acknowledge and audit {plan.total_read:,} of {waiting:,} entries, and with them "
+        f"{good:,} good signals that will not be executed?", yes,
+    )  # fmt: skip
 
 
 @program.command()
@@ -259,11 +259,12 @@ def _run_notebooks(
 
     key = _sign_key(sign_key)
 
-    def approve(server: Server, job: Job, planned: Planned) -> None:
+    def approve(server: Server, job: Job, planned: PlanFile) -> None:
         if yes:
             unattended.check_planned(server, settings, planned)
+        unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
         with interruptible():
-            _question(server, job.scope, planned.plan, bound=True, yes=yes)
+            _question(server, replace(job, planned=planned), planned.plan, yes=yes)
 
     with progress() as moving:
 

@@ -11,7 +11,8 @@ from ..errors import DrainkitError, UsageError
 from ..server import ledger
 from ..server.audit_log import run_tables
 from ..server.connection import Server
-from .job import Job, Planned, Progress
+from .job import Job, Progress
+from .plan_files import PlanFile
 from .single import drain
 from .team import drain_together
 from .vanished import vanished_ids
@@ -44,12 +45,25 @@ def apply(
     else:
         summary = drain_together(server, job, workers, stopping=stopping, on_progress=on_progress)
     try:
-        summary.changes = all_changes(server, job, summary)
-        if summary.changes is not None:
-            summary.drift = drift_counts(summary.changes)
+        if (found := all_changes(server, job, summary)) is not None:
+            note_drift(summary, found)
     except DrainkitError as error:
         summary.close(error, server.now_us() if server.connected else 0)
     return summary
+
+
+def note_drift(summary: Summary, found: pa.Table) -> None:
+    """Take what differs from the plan into the books.
+
+    Raises DrainkitError, once it is noted, where an event passed though the plan had dropped it.
+    """
+    summary.changes, summary.drift = found, drift_counts(found)
+    passed = sum(int(row["events"]) for row in summary.drift if row["happened"] == "drained_ok")
+    if passed:
+        raise DrainkitError(
+            f"{passed:,} events passed that the plan had dropped; see the drift, and the server's "
+            "clock"
+        )
 
 
 def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
@@ -69,7 +83,7 @@ def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
     runs = {start.run_id for start in ledger.starts_of(server, job.planned.plan.digest)}
     tables = run_tables(server, runs | {job.run_id})
     done = {entry for part in tables for entry in part["original_id"].to_pylist()}
-    planned = job.planned.decisions.table(("id", "action"))
+    planned = job.planned.table(("id", "action"))
     actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
     gone = vanished_ids(server, job, [entry for entry in actions if entry not in done])
     rows = [(entry, actions[entry], "vanished", VANISHED) for entry in gone]
@@ -77,9 +91,9 @@ def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
     return pa.concat_tables([found, pa.table(more, found.schema)]) if rows else found
 
 
-def changes(server: Server, planned: Planned, run_id: str) -> pa.Table:
+def changes(server: Server, planned: PlanFile, run_id: str) -> pa.Table:
     """What a run recorded otherwise than planned, by the audit."""
-    matching = Matching(lambda: planned.decisions.blocks(("id", "action")))
+    matching = Matching(lambda: planned.blocks(("id", "action")))
     for part in run_tables(server, {run_id}):
         found = part.select(["original_id", "action", "reason"])
         matching.add(found.rename_columns(["id", "action", "reason"]))

@@ -48,6 +48,7 @@ PACKAGES = (
 )  # fmt: skip
 _OF_RUN = (
     "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
+    "environment", "server", "approver_keys", "approvals_required",
 )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def seal(
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "run_id": run_dir.name,
-                **{name: run.get(name) for name in _OF_RUN},
+                **strike({name: run.get(name) for name in _OF_RUN}, secret),
                 "parameters": strike(dict(parameters), secret),
                 "versions": {
                     "python": platform.python_version(),

@@ -14,6 +14,7 @@ from . import OF_THE_FILE, Settings, build, outside
 
 CONFIG_FILE = "drainkit.toml"
 ENV_PREFIX = "DRAINKIT_"
+CONFIG_VARIABLE = "DRAINKIT_CONFIG"  # the file's path, for who works in another folder
 
 
 def load(
@@ -31,7 +32,10 @@ def load(
     UsageError with one line for all problems.
     """
     env_name = env_name if env_name is not None else environ.get(f"{ENV_PREFIX}ENV")
-    values = read_config((folder or Path()) / CONFIG_FILE, env_name, check_names=only is None)
+    path = Path(environ.get(CONFIG_VARIABLE) or (folder or Path()) / CONFIG_FILE)
+    if CONFIG_VARIABLE in environ and not path.is_file():
+        raise UsageError(f"{CONFIG_VARIABLE}: {one_line(str(path))} is not a file")
+    values = read_config(path, env_name, check_names=only is None)
     for name in Settings.model_fields:
         variable = _variable(name)
         if variable in environ and name not in OF_THE_FILE:
@@ -39,6 +43,12 @@ def load(
     values.update(flags if env_name is None else {"env": env_name, **flags})
     kept = {k: v for k, v in values.items() if only is None or k in only}
     return build(kept, asked=frozenset(flags))
+
+
+def config_variable() -> dict[str, str]:
+    """The variable that lets a kernel read the drainkit.toml that holds here; empty without one."""
+    path = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE).resolve()
+    return {CONFIG_VARIABLE: str(path)} if path.exists() else {}
 
 
 def _variable(name: str) -> str:
@@ -51,7 +61,7 @@ def _python_name(name: str) -> str:
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Variables that look like settings but are not: misspelt ones, probably."""
-    known = {_variable(name) for name in Settings.model_fields}
+    known = {_variable(name) for name in Settings.model_fields} | {CONFIG_VARIABLE}
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
 
 

@@ -135,23 +135,6 @@ def test_an_edited_plan_is_refused(
     assert audit(valkey, stream) == []
 
 
-def test_decisions_saved_with_another_type_are_read_or_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
-    """Ids as bytes are the same content: the plan is applied as it was made."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    seed(valkey, stream, fill)
-    make_plan(cli, valkey, stream)
-    table = parquet.read_table(cli.cwd / "decisions.parquet")
-    table = table.set_column(0, "id", table["id"].cast(pa.binary()))
-    parquet.write_table(table, cli.cwd / "decisions.parquet")
-    run = cli(*apply(cli, valkey, stream))
-    assert run.rc == 0, run.err
-    assert [r["original_id"].encode() for r in audit(valkey, stream)] == table["id"].to_pylist()
-
-
 def test_a_moved_position_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
     """If the group was read by somebody else since, the plan no longer applies."""
     seed(valkey, stream, fill)

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_samples import plan_of, table_of
+from plan_samples import plan_of, save_plan, table_of
 
 from drainkit import files
-from drainkit.draining.plan_files import save_plan
 from drainkit.evidence import seal as sealing
 from drainkit.evidence.approval import problems
 from drainkit.evidence.verify import verify_run
-from drainkit.signing import sign_digest
+from drainkit.signing import sign
 
 ANN = "ann@example.com"
+
+
+def sign_digest(digest: str, key: Path) -> bytes:
+    return sign(f"{digest}\n".encode(), key, "drainkit-approve")
 
 
 @pytest.fixture
