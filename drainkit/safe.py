@@ -70,8 +70,10 @@ def one_line(text: str, limit: int = 200) -> str:
 
 
 def address(url: str) -> str:
-    """A server's URL without user, password and options."""
-    return one_line(redact(url).replace("***@", "").partition("?")[0])
+    """A server's URL without user, password and options but the database."""
+    place, _, options = redact(url).replace("***@", "").partition("?")
+    db = re.search(r"(?<![^&])db=\d+", options)
+    return one_line(f"{place}?{db[0]}" if db else place)
 
 
 def without_formulas(table: pa.Table) -> pa.Table:

@@ -150,8 +150,8 @@ def _question(server: Server, job: Job, plan: Plan, *, yes: bool) -> None:
     tell(question_card(server, job, plan, waiting=waiting, own=own), err=True)
     good = plan.counts["drained_ok"]
     confirm(
-        f"Acknowledge and audit {plan.total_read:,} of {waiting:,} entries, and with them "
-        f"{good:,} good signals that will not be executed?", yes,
+        f"{good:,} good signals will be acknowledged and not executed. "
+        f"Acknowledge and audit {plan.total_read:,} of {waiting:,} entries?", yes,
     )  # fmt: skip
 
 

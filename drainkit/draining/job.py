@@ -129,11 +129,9 @@ def adopt(settings: Settings, plan: Plan) -> Settings:
     so is a plan that was made for another environment.
     """
     if settings.env != plan.environment:
-        named = [f"--env {one_line(name)}" if name else "no --env"
-                 for name in (plan.environment, settings.env)]  # fmt: skip
-        raise RefusedError(
-            f"the plan was made with {named[0]}, this is {named[1]}; make a new plan"
-        )
+        envs = (plan.environment, settings.env)
+        then, now = (f"--env {one_line(env)}" if env else "no --env" for env in envs)
+        raise RefusedError(f"environment: the plan has {then}, asked for {now}; make a new plan")
     values: dict[str, Any] = {name: getattr(settings, name) for name in settings.given}
     of_plan = {name: getattr(plan, name) for name in FROM_PLAN}
     for name in ("stream", "consumer_group", "scope", "consumer_name"):

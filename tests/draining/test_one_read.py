@@ -17,8 +17,8 @@ from drainkit.draining import handover
 from drainkit.draining.dry import plan_run, read_pages
 from drainkit.draining.handover import Handover, handed_on
 from drainkit.draining.job import Job, adopt, look_straight, resolve
-from drainkit.draining.plan_files import PlanFile
 from drainkit.draining.live import apply
+from drainkit.draining.plan_files import PlanFile
 from drainkit.errors import RefusedError
 from drainkit.server import scopes
 from drainkit.server.connection import Server as Link
