@@ -33,7 +33,7 @@ from ..safe import one_line
 from ..server import scopes
 from ..server.connection import Clock, Server
 from ..settings import NOTEBOOK, Settings, shown
-from ..settings.config import config_variable
+from ..settings.config import config_variable, kernel_variables
 from . import ending, templates
 from .kernels import (
     LIVE,
@@ -62,21 +62,9 @@ def parameters_of(settings: Settings, job: Job) -> dict[str, Any]:
 
 
 def kernel_env(settings: Settings) -> dict[str, str]:
-    """The kernels' environment: the URL, and the settings that are no notebook parameters."""
+    """The kernels' environment: the settings as they are here, limits by their own file."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
-    env["DRAINKIT_REDIS_URL"] = settings.redis_url.get_secret_value()
-    env["DRAINKIT_MIN_IDLE_MIN"] = repr(settings.min_idle_min)
-    env["DRAINKIT_FROM_CONSUMER"] = "\n".join(settings.from_consumer)
-    env["DRAINKIT_ALLOW_ACTIVE_CONSUMERS"] = "1" if settings.allow_active_consumers else "0"
-    env["DRAINKIT_FIELDS"] = settings.fields.model_dump_json()
-    env["DRAINKIT_OPERATOR"] = settings.operator
-    env["DRAINKIT_ALLOW_INVALID"] = "1" if settings.allow_invalid else "0"
-    env |= config_variable()
-    if settings.env is not None:  # its [approval] holds in the kernel too
-        env["DRAINKIT_ENV"] = settings.env
-    if settings.history_group:
-        env["DRAINKIT_HISTORY_GROUP"] = settings.history_group
-    return env
+    return env | kernel_variables(settings) | config_variable()
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from . import OF_THE_FILE, Settings, build, outside
 CONFIG_FILE = "drainkit.toml"
 ENV_PREFIX = "DRAINKIT_"
 CONFIG_VARIABLE = "DRAINKIT_CONFIG"  # the file's path, for who works in another folder
+# what a kernel gets by other ways, or what is not a notebook's affair
+_NOT_FOR_KERNELS = {"redis_url", "mode", "plan", "reports_dir", "notebooks_dir", *OF_THE_FILE}
 
 
 def load(
@@ -49,6 +52,26 @@ def config_variable() -> dict[str, str]:
     """The variable that lets a kernel read the drainkit.toml that holds here; empty without one."""
     path = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE).resolve()
     return {CONFIG_VARIABLE: str(path)} if path.exists() else {}
+
+
+def kernel_variables(settings: Settings) -> dict[str, str]:
+    """The settings that were given, as variables: a kernel's folder may have no drainkit.toml."""
+    found = {"DRAINKIT_REDIS_URL": settings.redis_url.get_secret_value()}
+    for name in sorted(settings.given - _NOT_FOR_KERNELS):
+        value = getattr(settings, name)
+        if name == "fields":
+            text = json.dumps(value.model_dump(exclude_unset=True))
+        elif value is None:
+            text = {"throttle": "none", "max_events": "all"}.get(name, "")
+        elif isinstance(value, tuple):
+            text = "\n".join(value)
+        elif name == "allowlist" and value.startswith("@"):
+            text = f"@{Path(value[1:]).resolve()}"
+        else:
+            text = value.isoformat() if hasattr(value, "isoformat") else str(value)
+        if text:
+            found[_variable(name)] = text.lower() if isinstance(value, bool) else text
+    return found
 
 
 def _variable(name: str) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in NAMES:
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True)
-    subprocess.run(["ssh-keygen", "-q", "-s", folder / "ca", "-I", "x", "-n", "ann",
+    subprocess.run(["ssh-keygen", "-q", "-s", folder / "ca", "-I", "x", "-n", "zoe",
                     folder / "ann.pub"], check=True)  # fmt: skip
     return {name: folder / name for name in NAMES} | {"ann-cert": folder / "ann-cert.pub"}
 
@@ -205,16 +206,31 @@ def test_persons_are_counted_not_names(desk: Desk) -> None:
 
 
 def test_a_key_and_its_certificate_are_one(desk: Desk) -> None:
-    """A signature by Ann's certificate beside that by her key does not make two."""
-    desk.approve("ann", "bob")
-    desk.allowed.write_text(signers(desk.keys, "ann") + f"zoe {public(desk.keys, 'ca')}\n")
+    """A signature by Ann's certificate (for zoe) beside that by her key does not make two, whether
+    the signers name the authority or not."""
     line = json.loads((desk.cli.cwd / "plan.json").read_text())["digest"] + "\n"
     sign = ["ssh-keygen", "-Y", "sign", "-n", "drainkit-approve", "-f"]
     by = [subprocess.run([*sign, desk.keys[name]], input=line.encode(), capture_output=True,
                          check=True).stdout for name in ("ann", "ann-cert")]  # fmt: skip
-    for both in (by, by[::-1]):
-        (desk.cli.cwd / "plan.json.sig").write_bytes(b"".join(both))
-        desk.refused("and has 1: ")
+    ca = public(desk.keys, "ca")
+    for zoe, words in ((f"zoe {ca}", "and has 1: "),
+                       (f"zoe cert-authority {ca}", "one plain key")):  # fmt: skip
+        desk.allowed.write_text(f"{signers(desk.keys, 'ann')}{zoe}\n")
+        (desk.cli.cwd / "plan.json.sig").write_bytes(b"".join(by))
+        desk.refused(words)
+
+
+def test_evidence_of_an_earlier_version_still_verifies(cli: Cli) -> None:
+    """An approved run sealed by commit 65c9fb9 is well, approvers too, offline; its plan is of an
+    earlier version, so it is not applied any more, in one line."""
+    with tarfile.open(ROOT / "tests" / "evidence" / "data" / "65c9fb9.tar.xz") as packed:
+        packed.extractall(cli.cwd, filter="data")
+    good = cli("verify", "reports", "--allowed-signers", "allowed")
+    assert good.rc == 0, good.out
+    (run,) = (cli.cwd / "reports").glob("*-live-*")
+    old = cli("diff", run, run)
+    assert old.rc == 4
+    assert "the plan is of version 2, not 3; make a new one" in one_line_error(old.err)
 
 
 def test_without_a_plan_there_is_nothing_to_approve(desk: Desk) -> None:
