@@ -262,7 +262,8 @@ def _run_notebooks(
     def approve(server: Server, job: Job, planned: PlanFile) -> None:
         if yes:
             unattended.check_planned(server, settings, planned)
-        unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
+        else:
+            unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
         with interruptible():
             _question(server, replace(job, planned=planned), planned.plan, yes=yes)
 
