@@ -27,7 +27,7 @@ ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
 ROW_GROUP_BYTES = 16 << 20  # about; large rows make smaller groups, or one would hold gigabytes
 CHUNK = 1 << 20  # bytes that are copied at once
 MAX_BYTES = 2 << 30  # of a file of evidence; a larger one is refused, never read
-MAX_TEXT_BYTES = 64 << 20  # of one that is read as a whole: a statement, sums, a summary
+MAX_TEXT_BYTES = 4 << 20  # of one that is read as a whole; as JSON it can take 25 times as much
 _UNFINISHED = ".writing-"  # before the name of a file that does not stay under it
 
 
@@ -340,4 +340,5 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def remove_unfinished(folder: Path) -> None:
     """Remove interim files, and what a process that was killed in a write left behind."""
     for path in folder.glob(f"{_UNFINISHED}*"):
-        path.unlink()
+        if not path.is_dir():  # one of `whole_folder`, which removes its own
+            path.unlink()

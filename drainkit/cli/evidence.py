@@ -15,13 +15,15 @@ from .terminal import emit
 @stack(setting("stream"))
 @option("--allowed-signers", metavar="FILE", help="Who may approve and sign (ssh-keygen).")
 @option("--identity", metavar="NAME", help="Who must have signed the statement.")
+@option("--checkpoint", metavar="FILE", help="A keeper's lines that the chain must go on from.")
 @stack([DEBUG, JSON])
 def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers: str | None,
-           identity: str | None, as_json: bool) -> int:  # fmt: skip
+           identity: str | None, checkpoint: str | None, as_json: bool) -> int:  # fmt: skip
     """Check evidence: RUN_DIR, or REPORTS_DIR with the chain over all its runs.
 
     With --redis-url the server's run ledgers decide which live runs there must be: those of the
-    streams that the runs name, and of --stream.
+    streams that the runs name, and of --stream. With --checkpoint the chain must hold the run that
+    FILE names at its place; where all is well FILE is written, or moves on to the newest run.
     """
     from pathlib import Path
 
@@ -32,10 +34,15 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
     if redis_url is not None:
         streams = (load({} if stream is None else {"stream": stream}).stream,)
     signers = None if allowed_signers is None else Path(allowed_signers)
-    found = evidence.verify(path, redis_url, signers, identity, streams=streams)
-    bad = [f"{name}: {finding}" for name, findings in found.items() for finding in findings]
-    runs = len(found.keys() - {"chain"})
-    emit(as_json, {"ok": not bad, "findings": found},
-         "\n".join(bad) or f"All well: {runs} run(s), every file as it was sealed."
-         )  # fmt: skip
-    return 1 if bad else 0
+    kept = None if checkpoint is None else Path(checkpoint)
+    found = evidence.verify(path, redis_url, signers, identity, streams=streams, checkpoint=kept)
+    runs = len(found.findings.keys() - {"chain"})
+    well = f"All well: {runs} run(s), every file as it was sealed."
+    if found.archived:
+        well += f" {len(found.archived)} archived: only the statement is left."
+    emit(as_json,
+         {"ok": not found.bad, "findings": found.findings, "archived": found.archived,
+          "drains": found.drains},
+         *(f"live drain without evidence: {line}" for line in found.drains),
+         "\n".join(found.bad) or well)  # fmt: skip
+    return 1 if found.bad else 0

@@ -84,6 +84,8 @@ class Books:
                 operator=settings.operator,
                 approvers=",".join(job.approvers),
                 from_id=job.scope.first,
+                audit_stream=settings.audit_stream or "",
+                folder=job.folder,
             ),
         )
 
@@ -100,6 +102,7 @@ class Books:
                 boundary_id=job.scope.boundary,
                 outcome=summary.outcome,
                 total_read=summary.total_read,
+                vanished=summary.vanished,
                 remaining="" if summary.remaining is None else str(summary.remaining),
                 at=iso(self.server.now_us()),
                 operator=job.settings.operator,

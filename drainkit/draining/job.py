@@ -62,6 +62,7 @@ class Job:
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
     fellows: frozenset[str] = frozenset()  # consumers of workers that share this run
+    folder: str = ""  # where its evidence will be sealed; "": it leaves none
 
     @property
     def plan_digest(self) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
 from ..safe import one_line, secret_pattern, strike
 from ..settings.kinds import is_url, store_problem, url_parts
-from .statement import CHAIN, STATEMENT, SUMS, link_of, plain_files
+from .chain import FIRST, walk
+from .statement import CHAIN, STATEMENT, SUMS, Link, json_of, link_of, plain_files
 
 SPOOL = "drainkit-spool"  # in the folder where the run was started
-LINKS, FIRST = "chain", "first"
+LINKS = "chain"
 MARKER = ".drainkit"
 _MARK = b"Evidence of drainkit: one folder for each run, and chain/ with the link to each.\n"
 MAX_TURNS = 100  # so many other runs may come first
@@ -123,27 +124,24 @@ class Store:
         with self._told(), self._fs.open(f"{self._root}/{name}", "rb") as there:
             files.write_chunks(path, iter(lambda: there.read(files.CHUNK), b""))
 
-    def links(self) -> dict[str, dict[str, str]]:
+    def links(self) -> dict[str, Link]:
         """The chain: by a run's digest (or FIRST) the link to the run that follows it."""
         names = [name for name in self.names(LINKS) if name.endswith(".json")]
         with self._told():
             found = self._fs.cat([f"{self._root}/{name}" for name in names]) if names else {}
-        links: dict[str, dict[str, str]] = {}
+        links: dict[str, Link] = {}
         for key, data in found.items():
-            with suppress(ValueError, TypeError, RecursionError):
-                link = link_of(json.loads(data))
+            with suppress(ValueError):
+                link = link_of(json_of(data))
                 if link is not None:
                     links[key.rpartition("/")[2].removesuffix(".json")] = link
         return links
 
 
-def newest(links: dict[str, dict[str, str]]) -> dict[str, str] | None:
-    """The last link of the chain; takes those on the way out of `links`."""
-    last = None
-    at = FIRST
-    while (link := links.pop(at, None)) is not None:
-        last, at = link, link["statement_sha256"]
-    return last
+def newest(links: Mapping[str, Link]) -> Link | None:
+    """The last link of the chain."""
+    found = walk(links)
+    return found[-1] if found else None
 
 
 class Reports:

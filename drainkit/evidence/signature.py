@@ -1,57 +1,21 @@
-"""SSH signatures (`ssh-keygen -Y`)."""
+"""SSH signatures (`ssh-keygen -Y`): of a statement, and of the plan that a run applied."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import datetime as dt
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+from ..core.plan import check_digest, parse
 from ..errors import DrainkitError, UsageError
-from ..files import read_plain, write_bytes
+from ..files import read_plain, scratch
 from ..safe import one_line
-from ..signing import ssh_keygen
-from .statement import SIGNATURE, STATEMENT, statement_bytes
+from ..signing import approvals, signer, ssh_keygen
+from .statement import APPROVALS, SIGNATURE, STATEMENT, shown
 
-_NAMESPACE = "drainkit"  # of signatures: one made for something else does not count
-
-
-def signature_problems(run_dir: Path, signed_by: str | None) -> list[str]:
-    """What is wrong with the signature; `signed_by` is the key's fingerprint in the statement.
-
-    Without the signers' list nobody can say who signed, but a signature of other bytes shows, and
-    so does one that is gone or was made with another key.
-    """
-    path = run_dir / SIGNATURE
-    if not path.exists() and not path.is_symlink():
-        if signed_by is None:
-            return []
-        return [f"missing: {SIGNATURE} (the statement says it was signed by {one_line(signed_by)})"]
-    try:
-        by = fingerprint(read_plain(path))
-    except OSError as error:
-        return [f"changed: {SIGNATURE} ({one_line(error.strerror or 'not readable')})"]
-    if signed_by is not None and by != signed_by:
-        return [f"changed: {SIGNATURE} is not by {one_line(signed_by)}, as the statement says"]
-    try:
-        ssh_keygen(
-            "-Y", "check-novalidate", "-n", _NAMESPACE, "-s", str(path),
-            stdin=statement_bytes(run_dir),
-        )  # fmt: skip
-    except DrainkitError as error:
-        return [f"changed: {SIGNATURE} does not fit {STATEMENT} ({error})"]
-    return []
-
-
-def fingerprint(signature: bytes) -> str:
-    """The fingerprint of the key that an SSH signature names, as ssh-keygen prints it; or ""."""
-    try:
-        blob = base64.b64decode(b"".join(signature.strip().splitlines()[1:-1]), validate=True)
-    except ValueError:
-        return ""
-    # PROTOCOL.sshsig: "SSHSIG", a version of 4 bytes, then the key after its length
-    length = int.from_bytes(blob[10:14])
-    digest = hashlib.sha256(blob[14 : 14 + length]).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+NAMESPACE = "drainkit"  # of signatures: one made for something else does not count
 
 
 def check_sign_key(key: Path) -> None:
@@ -59,32 +23,116 @@ def check_sign_key(key: Path) -> None:
     if not key.is_file():
         raise UsageError(f"--sign-key {one_line(str(key))} is not a file")
     try:
-        ssh_keygen("-Y", "sign", "-n", _NAMESPACE, "-f", str(key), stdin=b"")
+        signed(b"", key)
     except DrainkitError as error:
         raise UsageError(f"--sign-key {one_line(str(key))} cannot sign: {error}") from None
 
 
-def sign(run_dir: Path, key: Path) -> Path:
-    """Sign the statement with an SSH key (`ssh-keygen -Y sign`); returns the signature's path."""
-    signature = run_dir / SIGNATURE
-    write_bytes(signature, signed(statement_bytes(run_dir), key))
-    return signature
-
-
 def signed(data: bytes, key: Path) -> bytes:
     """The SSH signature of `data`."""
-    return ssh_keygen("-Y", "sign", "-n", _NAMESPACE, "-f", str(key), stdin=data)
+    return ssh_keygen("-Y", "sign", "-n", NAMESPACE, "-f", str(key), stdin=data)
 
 
-def verify_signature(run_dir: Path, allowed_signers: Path, identity: str) -> None:
-    """Check the statement's signature; raises DrainkitError if it is not `identity`'s."""
-    statement = statement_bytes(run_dir)
+def check_signature(
+    run_dir: Path,
+    statement: bytes,
+    predicate: Mapping[str, Any],
+    signers: bytes | None,
+    identity: str | None,
+) -> None:
+    """Raises DrainkitError with what is wrong with the statement's signature.
+
+    Without `signers` (those who may have made it) nobody can say who signed, but a signature of
+    other bytes shows, and so does one that is gone or was made with another key.
+    """
+    signed_by = predicate.get("signed_by")
     try:
-        read_plain(run_dir / SIGNATURE)
+        signature = read_plain(run_dir / SIGNATURE)
+    except FileNotFoundError:
+        if signed_by is None and identity is None:
+            return
+        by = f" (the statement says it was signed by {shown(signed_by)})" if signed_by else ""
+        raise DrainkitError(f"missing: {SIGNATURE}{by}") from None
     except OSError as error:
         reason = one_line(error.strerror or "not readable")
-        raise DrainkitError(f"{SIGNATURE}: {reason}") from None
-    ssh_keygen(
-        "-Y", "verify", "-n", _NAMESPACE, "-f", str(allowed_signers), "-I", identity,
-        "-s", str(run_dir / SIGNATURE), stdin=statement,
-    )  # fmt: skip
+        raise DrainkitError(f"changed: {SIGNATURE} ({reason})") from None
+    key = signer(statement, signature, NAMESPACE)
+    if not key:
+        raise DrainkitError(f"changed: {SIGNATURE} does not fit {STATEMENT}")
+    if signed_by not in (None, key):
+        by = f"{shown(signed_by)}, as the statement says"
+        raise DrainkitError(f"changed: {SIGNATURE} is not by {by}")
+    with ExitStack() as files:
+        made, allowed = (files.enter_context(scratch(d)) for d in (signature, signers or b""))
+
+        def ask(action: str, *arguments: str, stdin: bytes = b"") -> bytes:
+            command = ("-Y", action, "-s", f"/dev/fd/{made}", *arguments)
+            return ssh_keygen(*command, stdin=stdin, descriptors=(made, allowed))
+
+        if signers is None:
+            return
+        try:
+            # by the time of the run: a key may have expired since
+            when = f"-Overify-time={_moment(predicate.get('finished_at'))}"
+            known = (when, "-f", f"/dev/fd/{allowed}")
+            found = identity or ask("find-principals", *known).decode("utf-8")
+            for name in found.splitlines():
+                ask("verify", "-n", NAMESPACE, "-I", name, *known, stdin=statement)
+        except (DrainkitError, ValueError, OverflowError) as error:
+            who = shown(identity or "an allowed signer")
+            raise DrainkitError(f"not signed by {who}, but by {key} ({shown(error)})") from None
+
+
+def approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: bytes) -> list[str]:
+    """One line for each approver of a live run without a valid signature of its plan's digest.
+
+    What must have been valid when the run began may have expired since. A run that names no
+    approver and has no signatures needed none.
+    """
+    named = predicate.get("approvers") or []
+    try:
+        digest = _plan_digest(run_dir, predicate)
+        try:
+            signatures = read_plain(run_dir / APPROVALS)
+        except FileNotFoundError:
+            if not named:
+                return []
+            raise ValueError(f"{APPROVALS} is missing") from None
+        found = approvals(
+            digest, signatures, signers,
+            own={str(predicate.get(name) or "") for name in ("operator", "user")} - {""},
+            at=_moment(predicate.get("started_at")),
+        )  # fmt: skip
+    except (OSError, ValueError, OverflowError, DrainkitError) as error:
+        return [f"approvals: {APPROVALS} or plan.json: {shown(error, 200)}"]
+    reasons = "; ".join(found.rejected) or "there is no signature of it"
+    findings = [
+        f"approvals: {shown(name, 60)} is named and did not approve this plan ({reasons})"
+        for name in named
+        if name not in found.identities
+        or (predicate.get("approver_keys") or found.identities).get(name) != found.identities[name]
+    ]
+    required = predicate.get("approvals_required") or 0
+    if len(found.identities) < required:
+        findings.append(f"approvals: {required} were required, there are {len(found.identities)}")
+    return findings
+
+
+def _plan_digest(run_dir: Path, predicate: Mapping[str, Any]) -> str:
+    """The digest of plan.json, which must be the statement's; of an archived run the latter."""
+    said = predicate.get("plan_digest")
+    try:
+        text = read_plain(run_dir / "plan.json").decode("utf-8")
+    except FileNotFoundError:
+        return str(said)
+    plan = parse(text, "plan.json")  # of an earlier version too
+    check_digest(plan)
+    digest = str(plan["digest"])
+    if said not in (None, digest):
+        raise ValueError("plan.json is not the plan whose digest the statement names")
+    return digest
+
+
+def _moment(time: Any) -> str:
+    """A time of a statement as ssh-keygen takes it; ValueError where it is none."""
+    return f"{dt.datetime.fromisoformat(str(time)).astimezone(dt.UTC):%Y%m%d%H%M%S}Z"

@@ -1,54 +1,29 @@
-"""The statement of a run and the chain of runs, as they stand in files."""
+"""The files of a run's evidence, as JSON is read from them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DrainkitError
-from ..files import file_sha256, read_plain
+from ..files import read_plain
 from ..safe import one_line
 
-STATEMENT, SUMS, CHAIN, SIGNATURE, RUN_JSON = (
+STATEMENT, SUMS, CHAIN, SIGNATURE, APPROVALS, RUN_JSON = (
     "statement.json",
     "SHA256SUMS",
     "chain.json",
     "statement.json.sig",
+    "plan.json.sig",
     "run.json",
 )
+Link = Mapping[str, str]  # to a run: run_id, statement_sha256
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 
 
-def link_key(link: dict[str, str] | None) -> tuple[str, ...]:
-    return () if link is None else (link["run_id"], link["statement_sha256"])
-
-
-def link_of(data: Any) -> dict[str, str] | None:
-    """A link of the chain from JSON, None for the start; ValueError where it is neither."""
-    if data is None:
-        return None
-    names = ("run_id", "statement_sha256")
-    if not isinstance(data, dict) or not all(isinstance(data.get(n), str) for n in names):
-        raise ValueError("not a link")
-    return {name: data[name] for name in names}
-
-
-def read_chain(reports_dir: Path) -> dict[str, str] | None:
-    """What chain.json names; None without one; ValueError where it cannot be read."""
-    try:
-        link = link_of(read_json(reports_dir / CHAIN))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ValueError("not readable") from error
-    if link is None:
-        raise ValueError("not a link")
-    return link
-
-
 def plain_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+    return sorted(path for path in folder.iterdir() if is_plain(path))
 
 
 def is_plain(path: Path) -> bool:
@@ -57,8 +32,13 @@ def is_plain(path: Path) -> bool:
 
 def read_json(path: Path) -> Any:
     """JSON of a plain file; ValueError for anything that two readers could read differently."""
+    return json_of(read_plain(path))
+
+
+def json_of(data: bytes) -> Any:
+    """JSON from bytes; ValueError for anything that two readers could read differently."""
     try:
-        return json.loads(read_plain(path).decode("utf-8"), object_pairs_hook=_once_each)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_once_each)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -70,28 +50,35 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_statement(path: Path) -> dict[str, Any]:
-    """The statement; ValueError where it is not one."""
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("_type") != STATEMENT_TYPE:
+def statement_of(data: bytes) -> dict[str, Any]:
+    """A statement with its predicate from the file's bytes; ValueError where it is none."""
+    found = json_of(data)
+    if not isinstance(found, dict) or found.get("_type") != STATEMENT_TYPE:
         raise ValueError("not an in-toto statement")
-    return data
+    if not isinstance(found.get("predicate"), dict):
+        raise ValueError("no predicate")
+    return found
 
 
-def statement_digest(run_dir: Path) -> str:
-    """The statement's SHA-256 (hex), as the run ledger in Redis keeps it."""
-    try:
-        return file_sha256(run_dir / STATEMENT)
-    except OSError:
-        raise _unsealed(run_dir) from None
+def link_of(data: Any) -> Link | None:
+    """A link of the chain from JSON, None for the start; ValueError where it is neither."""
+    if data is None:
+        return None
+    names = ("run_id", "statement_sha256")
+    if not isinstance(data, dict) or not all(isinstance(data.get(n), str) for n in names):
+        raise ValueError("not a link")
+    return {name: data[name] for name in names}
 
 
-def statement_bytes(run_dir: Path) -> bytes:
-    try:
-        return read_plain(run_dir / STATEMENT)
-    except OSError:
-        raise _unsealed(run_dir) from None
+def sums_of(digests: Mapping[str, str]) -> bytes:
+    """SHA256SUMS of these files, as `sha256sum --check` reads it."""
+    lines = [f"{sha}  {name}\n" for name, sha in sorted(digests.items())]
+    return "".join(lines).encode("utf-8", "backslashreplace")
 
 
-def _unsealed(run_dir: Path) -> DrainkitError:
-    return DrainkitError(f"{one_line(run_dir.name)} has no {STATEMENT}: it was never sealed")
+def shown(value: Any, limit: int = 80) -> str:
+    """A value from evidence in a line of a finding; whatever it is, briefly and soon."""
+    if isinstance(value, dict | list):
+        return f"({type(value).__name__})"
+    # cut first: to look for passwords in megabytes can take hours
+    return one_line(str(value)[: 50 * limit], limit)

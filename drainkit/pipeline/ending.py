@@ -7,6 +7,7 @@ from the ledger and the audit.
 
 from __future__ import annotations
 
+import datetime as dt
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,14 @@ from typing import Any
 
 from .. import files
 from ..core.audit import audit_schema
+from ..core.policy import ACTIONS
+from ..core.reconciliation import drift_counts
 from ..core.summary import OUTCOMES, RUN_ID, Summary
-from ..core.timestamps import iso
+from ..core.timestamps import EPOCH, iso
 from ..draining.books import recount
+from ..draining.job import adopt
+from ..draining.live import changes
+from ..draining.plan_files import PlanFile
 from ..errors import (
     DrainkitError,
     InterruptedRunError,
@@ -28,18 +34,18 @@ from ..errors import (
     UnreachableError,
     UsageError,
 )
+from ..evidence.examined import examine
 from ..evidence.lease import alone_with
 from ..evidence.remote import Reports, reports_of
-from ..evidence.seal import name_newest, previous_digest, seal
+from ..evidence.seal import name_newest, seal
 from ..evidence.secrets import secret_of
-from ..evidence.statement import RUN_JSON, STATEMENT, read_json, statement_digest
-from ..evidence.verify import verify_run
+from ..evidence.statement import RUN_JSON, STATEMENT, is_plain, read_json, shown
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
 from ..server.audit_log import run_tables
 from ..server.connection import Server
-from ..settings import Settings, build
+from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
 from . import report
 
@@ -162,7 +168,6 @@ def _tell_ledger(this: Ending, result: dict[str, Any], digest: str) -> None:
     sealed = ledger.Sealed(
         run_id=folder.name,
         statement_sha256=digest,
-        previous_sha256=previous_digest(folder) or "",
         folder=place if is_url(place) else str(folder.resolve()),
         host=socket.gethostname(),
     )
@@ -178,19 +183,15 @@ def _tell_ledger(this: Ending, result: dict[str, Any], digest: str) -> None:
 
 def _complete(this: Ending, summary: Summary, *, renew: bool) -> None:
     """The files that 04 writes, where it did not come to that; a lost server leaves them out."""
+    after, audit = (this.folder / name for name in ("after.json", "audit.parquet"))
     with suppress(UnreachableError):
-        _read_after(this, summary, renew=renew)
-
-
-def _read_after(this: Ending, summary: Summary, *, renew: bool) -> None:
-    folder = this.folder
-    if this.server.connected and not (folder / "after.json").exists():
-        files.write_json(folder / "after.json", baseline(this.server))
-    if this.server.connected and (renew or not (folder / "audit.parquet").exists()):
-        runs = {summary.run_id} if summary.mode == "live" else set()
-        with files.TableWriter(folder / "audit.parquet", audit_schema()) as out:
-            for part in run_tables(this.server, runs):
-                out.write(part)
+        if this.server.connected and not after.exists():
+            files.write_json(after, baseline(this.server))
+        if this.server.connected and (renew or not audit.exists()):
+            runs = {summary.run_id} if summary.mode == "live" else set()
+            with files.TableWriter(audit, audit_schema()) as out:
+                for part in run_tables(this.server, runs):
+                    out.write(part)
 
 
 # ---------------------------------------------------------------- closing a killed run's folder
@@ -199,42 +200,52 @@ def _read_after(this: Ending, summary: Summary, *, renew: bool) -> None:
 def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> dict[str, Any]:
     """Complete and seal the folder that a killed run left; returns run.json's content.
 
-    Raises UsageError for what is not a run's folder, RefusedError for one that is sealed already
-    or still being worked on.
+    Ledger and audit say what that run was and did: of the folder it is believed only which stream's
+    ledger to ask, and the plan, if it has the digest that the ledger names. Raises UsageError for
+    what is not a run's folder, RefusedError for one that no run of the ledger began, that is sealed
+    already, or that is still being worked on.
     """
-    _check_name(folder)
+    _check_folder(folder)
     reports = reports_of(folder, settings.reports_dir)
     with alone_with(folder):
-        run = read_run(folder)
-        settings = _settings_of(settings, run, folder)
-        with Server.of(settings) as server:
-            this = Ending(
-                settings,
-                server,
-                folder,
-                _parameters(settings, run, folder),
-                reports,
-                run.get("templates") or (),
-                sign_key,
+        stream = settings.stream if "stream" in settings.asked else read_run(folder).get("stream")
+        stream = build({"stream": stream or settings.stream}).stream  # refuses what is no name
+        with Server.of(settings, stream) as server:
+            ledger.check(server)
+            mine = ledger.entries_of(server, folder.name)
+        starts = [entry for entry in mine if isinstance(entry, ledger.Start)]
+        is_sealed = any(isinstance(entry, ledger.Sealed) for entry in mine)
+        if "-live-" in folder.name and not starts:
+            raise RefusedError(
+                f"the run ledger of {one_line(stream)} has no start of {folder.name}, so it "
+                "drained nothing there; give its --stream and --redis-url, or remove the folder"
             )
-            sealed = [
-                e for e in ledger.entries(server)
-                if isinstance(e, ledger.Sealed) and e.run_id == folder.name
-            ]  # fmt: skip
+        settings = _settings_of(settings, stream, folder, starts)
+        with Server.of(settings) as server:
+            parameters = settings.model_dump(mode="json", include={*settings.given} & {*NOTEBOOK})
+            parameters["mode"] = settings.mode
+            this = Ending(settings, server, folder, parameters, reports, (), sign_key)
             if (folder / STATEMENT).exists():
-                return _finish_seal(this, run, is_known=bool(sealed))
-            if sealed:
+                return _finish_seal(this, mine, is_known=is_sealed)
+            if is_sealed:
                 raise RefusedError(
                     f"{folder.name} was sealed, as the run ledger says, and has lost its "
                     "statement; look for the original"
                 )
-            summary = _books(this, run)
+            summary = _books(this, mine)
+            for start in starts[sum(isinstance(entry, ledger.End) for entry in mine) :]:
+                _end_in_ledger(server, summary, start)
+            if summary.changes is not None:
+                files.write_table(folder / "drift.parquet", summary.changes)
             return write_up(this, summary, {"closed_at": iso(server.now_us())}, renew=True)
 
 
-def _check_name(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UsageError(f"--close {one_line(str(folder))} is not a folder; name a run's")
+    for path in folder.iterdir():
+        if not is_plain(path):
+            raise RefusedError(f"{one_line(path.name)} is not a plain file; take it out of there")
     if RUN_ID.fullmatch(folder.name):
         return
     run_id = str(read_run(folder).get("run_id", ""))
@@ -243,86 +254,112 @@ def _check_name(folder: Path) -> None:
     raise UsageError(f"--close {one_line(str(folder))} is not a run's folder")
 
 
-def _settings_of(settings: Settings, run: Mapping[str, Any], folder: Path) -> Settings:
-    """The settings of the run itself, where its folder still tells them."""
-    found = run.get("parameters")
-    told = {k: v for k, v in found.items() if v is not None} if isinstance(found, dict) else {}
-    told |= {k: run[k] for k in ("stream", "consumer_group", "scope") if run.get(k)}
-    if "stream" in settings.asked and settings.stream != told.get("stream", settings.stream):
+def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:
+    """The plan in the folder; refused where it is not the one that the ledger, or its name, has."""
+    has_decisions = (folder / "decisions.parquet").exists()
+    if not (folder / "plan.json").exists() and not (starts and has_decisions):
+        return None  # a dry run that was killed between the two has decisions alone
+    planned = PlanFile.load(folder)
+    of_run = planned.plan.digest in {start.plan_digest for start in starts}
+    if not (of_run if starts else planned.plan.run_id == folder.name):
         raise RefusedError(
-            f"--stream {one_line(settings.stream)}: {folder.name} is a run of "
-            f"{one_line(str(told['stream']))}; leave it out"
+            f"plan.json is not the plan of {folder.name}: bring that back, or take it away"
         )
-    given = {name: getattr(settings, name) for name in settings.given}
-    mode = "live" if "-live-" in folder.name else "dry-run"
-    return build({**given, **told, "mode": mode})
+    return planned
 
 
-def _parameters(settings: Settings, run: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    found = run.get("parameters")
-    told = dict(found) if isinstance(found, dict) else {"stream": settings.stream}
-    return {**told, "mode": "live" if "-live-" in folder.name else "dry-run"}
+def _settings_of(
+    settings: Settings, stream: str, folder: Path, starts: Sequence[ledger.Start]
+) -> Settings:
+    """The settings of the run itself: those of its plan, else what the ledger has of them."""
+    last = starts[-1] if starts else None
+    found: dict[str, Any] = {
+        "redis_url": settings.redis_url, "stream": stream,
+        "mode": "live" if last else "dry-run",
+        "operator": (last.operator or "(unknown)") if last else settings.operator,
+        "audit_stream": (last.audit_stream if last else "") or settings.audit_stream,
+    }  # fmt: skip
+    planned = _plan_of(folder, starts)
+    if planned is not None:
+        return adopt(build(found, asked=frozenset()), planned.plan)
+    if "consumer_group" in settings.given:
+        found["consumer_group"] = settings.consumer_group
+    if last:
+        found["history_group" if last.scope == "history" else "consumer_group"] = (
+            last.consumer_group
+        )
+        found |= {
+            "scope": last.scope, "consumer_name": last.consumer, "throttle": last.throttle,
+            "max_events": last.max_events,
+        }  # fmt: skip
+    return build(found)
 
 
-def _finish_seal(this: Ending, run: dict[str, Any], *, is_known: bool) -> dict[str, Any]:
-    """A folder with a statement lacks at most its links: in chain.json, and in the ledger."""
+def _finish_seal(this: Ending, mine: Sequence[ledger.OfRun], *, is_known: bool) -> dict[str, Any]:
+    """Already sealed; only chain.json or the ledger's entry may be missing."""
     folder = this.folder
-    if findings := verify_run(folder):
-        raise RefusedError(f"{folder.name} was sealed and changed since: {findings[0]}")
+    found = examine(folder)
+    if found.findings:
+        raise RefusedError(f"{folder.name} was sealed and changed since: {found.findings[0]}")
+    run = read_run(folder)
+    is_live = this.settings.mode == "live"
+    if is_live and not is_known:
+        books = _books(this, mine).as_dict()
+        for name in ("total_read", *ACTIONS, "operator", "approvers", "plan_digest"):
+            if (run.get(name) or None) != (books.get(name) or None):
+                raise RefusedError(
+                    f"{folder.name} is sealed with {name} {shown(run.get(name), 60)}, "
+                    f"ledger and audit have {shown(books.get(name), 60)}"
+                )
     linked = name_newest(folder.parent)
-    if this.settings.mode == "live" and not is_known:
-        _tell_ledger(this, run, statement_digest(folder))
+    if is_live and not is_known:
+        _tell_ledger(this, run, found.digest or "")
     elif not linked:
         raise RefusedError(f"{folder.name} is sealed already; a run is closed once")
     return run
 
 
-def _books(this: Ending, run: Mapping[str, Any]) -> Summary:
-    """The books of a run that was killed, with the outcome that it really had."""
+def _books(this: Ending, mine: Sequence[ledger.OfRun]) -> Summary:
+    """The books of a run that was killed, by ledger and audit; of a dry run, by its plan."""
     server, run_id = this.server, this.folder.name
-    mine = [e for e in ledger.entries(server) if isinstance(e, ledger.OfRun) and e.run_id == run_id]
-    starts = [e for e in mine if isinstance(e, ledger.Start)]
-    ends = [e for e in mine if isinstance(e, ledger.End)]
-    if is_finished(run, run_id):
-        summary = Summary.read(run)
-        if summary.mode == "live" and summary.audit_records is None:
-            recount_settled(server, summary)
-        return summary
+    starts = [entry for entry in mine if isinstance(entry, ledger.Start)]
+    ends = [entry for entry in mine if isinstance(entry, ledger.End)]
+    planned = _plan_of(this.folder, starts)
+    plan = planned.plan if planned else None
+    boundary = starts[-1].boundary_id if starts else plan.boundary_id if plan else ""
+    digest = starts[-1].plan_digest if starts else plan.digest if plan else ""
     now_us = server.now_us()
-    boundary = starts[-1].boundary_id if starts else str(run.get("boundary_id") or "")
     summary = Summary.opened(
-        this.settings,
-        run_id=run_id,
-        boundary=boundary,
-        now_us=now_us,
-        plan_digest=(starts[-1].plan_digest or None) if starts else run.get("plan_digest"),
+        this.settings, run_id=run_id, boundary=boundary, now_us=now_us, plan_digest=digest or None
     )
-    summary.started_at = str(run.get("started_at") or (starts[0].at if starts else iso(now_us)))
-    recount_settled(server, summary)
-    ended = len(ends) >= len(starts) > 0
-    if ended and ends[-1].remaining:
-        summary.remaining = int(ends[-1].remaining)
-    else:
+    if not starts:
+        for action, n in (plan.counts if plan else {}).items():
+            setattr(summary, action, n)
+        summary.total_read = plan.total_read if plan else 0
         summary.remaining = _remaining(this, boundary)
-    exit_codes = {outcome: code for code, outcome in OUTCOMES.items()}
-    if ended:
-        worst = max(exit_codes.get(end.outcome, 1) for end in ends)
-        summary.finished_at = ends[-1].at
-        summary.exit_code = worst
-        summary.error = (
-            None if worst == 0 else f"{KILLED} (its drain had ended: {ends[-1].outcome})"
-        )
-        return summary.close(None, now_us)
-    last_ms = summary.pace.last_ms
-    summary.close(InterruptedRunError(KILLED), last_ms * 1000 if last_ms else now_us)
-    for start in starts[len(ends) :]:
-        _end_in_ledger(server, summary, start)
-    return summary
+        return summary.close(InterruptedRunError(KILLED), now_us)
+    summary.started_at = starts[0].at
+    summary.approvers = [name for name in starts[-1].approvers.split(",") if name]
+    recount_settled(server, summary)
+    if planned is not None:
+        summary.changes = changes(server, planned, run_id)
+        summary.drift = drift_counts(summary.changes)
+    summary.vanished = sum(end.vanished for end in ends)
+    if len(ends) < len(starts):
+        summary.remaining = _remaining(this, boundary)
+        return summary.close(InterruptedRunError(KILLED), summary.pace.last_ms * 1000 or now_us)
+    codes = {outcome: code for code, outcome in OUTCOMES.items()}
+    summary.exit_code = max(codes.get(end.outcome, 1) for end in ends)
+    if summary.exit_code:
+        summary.error = f"{KILLED} (its drain had ended: {one_line(ends[-1].outcome, 40)})"
+    left = ends[-1].remaining
+    summary.remaining = int(left) if left.isdecimal() else _remaining(this, boundary)
+    ended = dt.datetime.fromisoformat(ends[-1].at)
+    return summary.close(None, (ended - EPOCH) // dt.timedelta(microseconds=1))
 
 
 def _end_in_ledger(server: Server, summary: Summary, start: ledger.Start) -> None:
     """The end that the killed run did not write, so that it no longer counts as running."""
-    counts = {name: getattr(summary, name) for name in summary.as_dict() if "dropped" in name}
     ledger.append(
         server,
         ledger.End(
@@ -333,10 +370,10 @@ def _end_in_ledger(server: Server, summary: Summary, start: ledger.Start) -> Non
             boundary_id=start.boundary_id,
             outcome=summary.outcome,
             total_read=summary.total_read,
-            drained_ok=summary.drained_ok,
             remaining="" if summary.remaining is None else str(summary.remaining),
             at=iso(server.now_us()),
-            **counts,
+            operator=start.operator,
+            **{action: getattr(summary, action) for action in ACTIONS},
         ),
     )
 

@@ -36,6 +36,8 @@ class Start:
     operator: str = ""
     approvers: str = ""  # identities that signed the plan; none of them holds a comma
     from_id: str = reading.FIRST_ID  # scope pending: no entry before this is the run's
+    audit_stream: str = ""  # "" for the usual one
+    folder: str = ""  # `run`: the absolute path where it will be sealed; "" for a plain drain
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class End:
     dropped_not_allowlisted: int = 0
     dropped_low_conf: int = 0
     drained_ok: int = 0
+    vanished: int = 0
     remaining: str = ""  # "" where it is not known
     operator: str = ""
 
@@ -68,7 +71,6 @@ class Sealed:
     event: ClassVar[str] = "evidence"
     run_id: str
     statement_sha256: str
-    previous_sha256: str = ""  # of the statement before it in its reports folder
     folder: str = ""  # where it was sealed: an absolute path, or a URL
     host: str = ""
 
@@ -150,6 +152,19 @@ def entries(server: Server) -> Iterator[Entry]:
             found = _read(flat)
             if found is not None:
                 yield found
+
+
+def lost(server: Server) -> int:
+    """How many entries the ledger had and lacks; 0 where the server does not count (6.2)."""
+    if not server.call("EXISTS", server.keys.runs):
+        return 0
+    info = reading.pairs(server.call("XINFO", "STREAM", server.keys.runs))
+    return int(info.get("entries-added", info["length"]) - info["length"])
+
+
+def entries_of(server: Server, run_id: str) -> list[OfRun]:
+    """What the ledger has of one run, oldest first."""
+    return [e for e in entries(server) if isinstance(e, OfRun) and e.run_id == run_id]
 
 
 def newest_run(server: Server) -> str:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
@@ -79,7 +80,8 @@ class LiveDrain(RunSession):
             return
         again = self.summary.run_id if self.summary else None  # this cell was run before
         run_id = self.folder_run_id or again
-        self.job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
+        job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
+        self.job = replace(job, folder=str(self.run_dir.resolve()) if self.folder_run_id else "")
         if not _is_of_run():  # else it was held against them, or a person was asked
             unattended.check_planned(self.server, self.settings, planned)
         if not (self.run_dir / "baseline.json").exists():

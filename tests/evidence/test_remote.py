@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from runs import verify_run
 from stores import S3, SECRET
 
 from drainkit import files
@@ -18,7 +19,7 @@ from drainkit.evidence import remote
 from drainkit.evidence.remote import RemoteReports, Reports, local_copy, reports_at
 from drainkit.evidence.seal import open_run, seal
 from drainkit.evidence.statement import STATEMENT
-from drainkit.evidence.verify import verify_reports, verify_run
+from drainkit.evidence.verify import verify
 
 URL = "s3://evidence/of/drains"
 pytestmark = pytest.mark.filterwarnings("default")  # botocore's and moto's own
@@ -35,8 +36,7 @@ def sealed(reports: Reports, number: int, mode: str = "live") -> tuple[Path, str
 
 def checked(url: str = URL) -> dict[str, list[str]]:
     """What verify finds in the store."""
-    with local_copy(url) as folder:
-        return verify_reports(folder)
+    return verify(url).findings
 
 
 def keys(s3: S3) -> list[str]:
@@ -234,5 +234,4 @@ def test_a_folder_is_a_folder(tmp_path: Path) -> None:
     run_dir, _ = sealed(reports, 1)
     reports.deliver(run_dir)
     assert run_dir == tmp_path / "r" / run_dir.name
-    with local_copy(str(tmp_path / "r")) as folder:
-        assert verify_reports(folder) == {run_dir.name: [], "chain": []}
+    assert checked(str(tmp_path / "r")) == {run_dir.name: [], "chain": []}

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli, one_line_error
-from runs import all_findings, make_run, names, seal, statement
+from runs import all_findings, make_run, names, seal, statement, verify_run
 
 from drainkit import files
 from drainkit.evidence import seal as sealing
-from drainkit.evidence.verify import verify_run
 from drainkit.safe import redact, secret_words
 
 RUN = {"run_id": "20260101T000000Z-live-00000a", "mode": "live", "stream": "quantum:stream:x",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from books import at, audit, pending, seed
+from books import ask, at, audit, ledger_of, pending, seed
 from conftest import Cli, Fill, lacking
 from servers import Server
 
+from drainkit import files
 from drainkit.errors import RefusedError
+from drainkit.evidence import seal as sealing
 from drainkit.evidence.verify import verify
 from drainkit.pipeline import ending
 from drainkit.settings import build
@@ -49,8 +52,7 @@ def close(server: Server, folder: Path) -> dict[str, object]:
 
 
 def findings(folder: Path, server: Server, stream: str) -> list[str]:
-    found = verify(folder, server.url, streams=[stream])
-    return [line for lines in found.values() for line in lines]
+    return verify(folder, server.url, streams=[stream]).bad
 
 
 def check_closed(server: Server, stream: str, folder: Path) -> None:
@@ -66,7 +68,8 @@ def check_closed(server: Server, stream: str, folder: Path) -> None:
 def test_a_killed_run_is_named_closed_and_gone_on_with(
     valkey: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
-    """In 03: run.json is the live run's, "interrupted"; verify says so; close; its plan goes on."""
+    """In 03: run.json is the live run's, "interrupted"; verify says so, and names it where it is
+    gone; close; its plan goes on."""
     seed(valkey, stream, fill, 1500)
     process = start(cli, valkey, stream)
     while len(audit(valkey, stream)) < 20:
@@ -86,6 +89,10 @@ def test_a_killed_run_is_named_closed_and_gone_on_with(
     status = cli("status", *at(valkey, stream))
     assert "Running" not in status.out
     assert folder.name in status.out
+    folder.rename(cli.cwd / "away")
+    gone = cli("verify", folder.parent, "--redis-url", valkey.url, "--stream", stream)
+    assert (gone.rc, f"{folder.name} is gone" in gone.out) == (1, True), gone
+    (cli.cwd / "away").rename(folder)
     closed = cli("run", "--close", folder, "--json", "--redis-url", valkey.url)
     assert closed.rc == 0, closed
     assert closed.json()["outcome"] == "interrupted"
@@ -124,14 +131,110 @@ def test_killed_at_a_random_moment(
         told = json.loads(run.read_text())
         assert (told["run_id"], told["mode"]) == (folder.name, "live")
         assert told["outcome"] == "interrupted" or told["total_read"] == len(records)
-    if findings(folder.parent, valkey, stream):
-        close(valkey, folder)
-    check_closed(valkey, stream, folder)
+    if not ledger_of(valkey, stream):
+        with pytest.raises(RefusedError, match="no start"):
+            close(valkey, folder)
+    else:
+        if findings(folder.parent, valkey, stream):
+            close(valkey, folder)
+        check_closed(valkey, stream, folder)
     rest = cli("drain", *LIVE[1:], "none", *at(valkey, stream))
     assert rest.rc == 0, rest.err
     ids = [r["original_id"] for r in audit(valkey, stream)]
     assert len(ids) == len(set(ids)) == 600
     assert pending(valkey, stream) == 0
+
+
+# ---------------------------------------------------------------- what closing believes
+
+
+FORGED = {
+    "mode": "live", "scope": "undelivered", "outcome": "done", "exit_code": 0, "total_read": 5000,
+    "drained_ok": 5000, "operator": "mallory", "approvers": ["eve"], "plan_digest": "sha256:0",
+    "boundary_id": "9-9", "started_at": "2026-01-01T00:00:00+00:00", "remaining": 0,
+    "finished_at": "2026-01-01T00:00:00+00:00", "audit_records": 5000, "error": "none at all",
+    "templates": [{"name": "x", "sha256": "0", "packaged": True}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed by the forger"])
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "killed"])
+def test_closing_believes_ledger_and_audit_only(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, ended: bool, sealed: bool
+) -> None:
+    """A run.json that tells of 5,000 drained, another operator, approvers, and another server's
+    URL: the books that are sealed are the ledger's, on the server that was named; a folder that
+    the forger sealed is refused."""
+    seed(valkey, stream, fill, 90, delivered=10)
+    drained = cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga",
+                  *at(valkey, stream), "--throttle", "none").json()  # fmt: skip
+    if not ended:
+        last = ask(valkey, "XREVRANGE", f"{stream}.drain_runs", "+", "-", "COUNT", 1)[0][0]
+        ask(valkey, "XDEL", f"{stream}.drain_runs", last)
+    folder = files.make_folder(cli.cwd / "reports" / drained["run_id"])
+    where = {"redis_url": "redis://127.0.0.1:1/0", "stream": stream}
+    forged = FORGED | {"run_id": folder.name, "stream": stream, "parameters": where}
+    files.write_json(folder / "run.json", forged)
+    if sealed:
+        sealing.seal(folder, run=forged, parameters=where, server={})
+    closed = cli("run", "--close", folder, "--json", "--redis-url", valkey.url)
+    run = json.loads((folder / "run.json").read_text())
+    if sealed:
+        assert (closed.rc, len(ledger_of(valkey, stream))) == (4, 1 + ended), closed
+        assert "ledger and audit have" in closed.err
+        return
+    assert closed.rc == 0, closed.err
+    predicate = json.loads((folder / "statement.json").read_text())["predicate"]
+    n = len(audit(valkey, stream))
+    for told in (run, predicate):
+        assert (told["total_read"], told["operator"]) == (n, "olga")
+        assert not told.get("approvers")
+        assert not told.get("plan_digest")
+        assert told["outcome"] == ("done" if ended else "interrupted")
+    assert [run[k] for k in ("dropped_old", "drained_ok", "remaining")] == [
+        drained[k] for k in ("dropped_old", "drained_ok", "remaining")
+    ]
+    assert predicate["parameters"]["stream"] == stream
+    assert "127.0.0.1:1" not in json.dumps(predicate)
+    assert predicate["templates"] == []
+    if ended:
+        assert findings(folder.parent, valkey, stream) == []
+
+
+def test_an_approved_run_keeps_its_approvers_when_closed(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """Operator, approvers and plan are sealed as the ledger has them, and verify confirms them;
+    another plan in the folder is refused."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", cli.cwd / "ann"],
+                   check=True)  # fmt: skip
+    public = " ".join((cli.cwd / "ann.pub").read_text().split()[:2])
+    (cli.cwd / "allowed").write_text(f"ann@example.com {public}\n")
+    (cli.cwd / "drainkit.toml").write_text('[approval]\nallowed_signers = "allowed"\n')
+    seed(valkey, stream, fill, 90, delivered=10)
+    for name, throttle in (("one", "none"), ("other", 9)):
+        (cli.cwd / name).mkdir()
+        plan = f"{name}/plan.json"
+        made = cli("drain", "--plan", plan, *at(valkey, stream), "--throttle", throttle)
+        assert made.rc == cli("approve", plan, "--sign-key", "ann", "--yes").rc == 0
+    live = cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga", "--plan",
+               "one/plan.json", *at(valkey, stream))  # fmt: skip
+    assert live.rc == 0, live.err
+    folder = cli.cwd / "reports" / live.json()["run_id"]
+    shutil.copytree(cli.cwd / "other", folder)
+    close_it = ("run", "--close", folder, "--redis-url", valkey.url, "--stream", stream)
+    refused = cli(*close_it)
+    assert (refused.rc, "not the plan" in refused.err) == (4, True), refused
+    shutil.rmtree(folder)
+    shutil.copytree(cli.cwd / "one", folder)
+    closed = cli(*close_it)
+    assert closed.rc == 0, closed.err
+    predicate = json.loads((folder / "statement.json").read_text())["predicate"]
+    assert (predicate["operator"], predicate["approvers"]) == ("olga", ["ann@example.com"])
+    assert predicate["parameters"]["throttle"] is None
+    verified = cli("verify", folder.parent, "--redis-url", valkey.url, "--allowed-signers",
+                   "allowed")  # fmt: skip
+    assert verified.rc == 0, verified.out
 
 
 # ---------------------------------------------------------------- files that cannot be written

@@ -1,0 +1,226 @@
+"""One run's folder, read once: what does not fit in it, and what chain and ledger need of it."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.summary import RUN_ID
+from ..errors import DrainkitError, UsageError
+from ..files import file_sha256, read_plain
+from ..safe import one_line
+from .signature import approval_findings, check_signature
+from .statement import (
+    APPROVALS,
+    RUN_JSON,
+    SIGNATURE,
+    STATEMENT,
+    SUMS,
+    Link,
+    is_plain,
+    link_of,
+    read_json,
+    shown,
+    statement_of,
+    sums_of,
+)
+
+#: What the statement repeats of run.json.
+OF_RUN = (
+    "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
+    "plan_digest", "environment", "server", "approver_keys", "approvals_required",
+)  # fmt: skip
+MOST = 1000  # findings of a run; a folder can hold millions of odd things
+
+
+@dataclass
+class Examined:
+    """What a folder says of its run, and what does not fit."""
+
+    name: str  # of the folder
+    findings: list[str] = field(default_factory=list)
+    run_id: str = ""  # that the evidence is of, as it says
+    digest: str | None = None  # of the statement
+    is_linked: bool = False  # whether it says which run was before it
+    previous: Link | None = None  # that run; None: it was the first
+    streams: frozenset[str] = frozenset()
+    says_live: bool = False
+    is_archived: bool = False  # only its statement and signatures are left
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: by its name, or by what is in it."""
+    return bool(RUN_ID.fullmatch(folder.resolve().name)) or any(
+        (folder / name).exists() for name in (STATEMENT, SUMS, RUN_JSON)
+    )
+
+
+def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = None) -> Examined:
+    """One finding for each file changed, missing or added, and for what contradicts itself.
+
+    `signers` (a file of ssh-keygen's) are those who may have approved the plan and signed the
+    statement; `identity` is who must have signed it.
+    """
+    name = run_dir.resolve().name if run_dir.name in ("", "..") else run_dir.name
+    found = Examined(name, run_id=name)
+    if run_dir.is_symlink() or (run_dir.exists() and not run_dir.is_dir()):
+        found.findings = [f"changed: {one_line(name)} is a link or a file, not a folder"]
+        return found
+    there = listing(run_dir)
+    run = _run_json(run_dir, found)
+    data, statement = _statement(there, found)
+    predicate = statement["predicate"] if statement else {}
+    _describe(found, predicate, run)
+    if STATEMENT not in there:
+        found.findings = _unsealed(name, there, run)
+        return found
+    if statement is not None:
+        found.is_archived = there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}
+        found.findings += _contradictions(found, predicate, run)
+        try:
+            check_signature(run_dir, data, predicate, signers, identity)
+        except DrainkitError as error:
+            found.findings.append(str(error))
+        if signers is not None:
+            found.findings += approval_findings(run_dir, predicate, signers)
+        if not found.is_archived:
+            _compare(there, _subjects(statement, found.findings), found)
+    found.findings = list(dict.fromkeys(found.findings))
+    if len(found.findings) > MOST:
+        found.findings[MOST:] = [f"and {len(found.findings) - MOST:,} more"]
+    return found
+
+
+def listing(folder: Path) -> dict[str, Path]:
+    """What is in a folder, by name."""
+    try:
+        return {path.name: path for path in sorted(folder.iterdir())}
+    except OSError as error:
+        reason = one_line(error.strerror or "cannot be read")
+        raise UsageError(f"{one_line(str(folder))}: {reason}; name a folder of evidence") from None
+
+
+def _run_json(run_dir: Path, found: Examined) -> dict[str, Any]:
+    """run.json; empty where it is none."""
+    try:
+        run = read_json(run_dir / RUN_JSON)
+        if isinstance(run, dict):
+            return run
+        reason = "not a summary"
+    except FileNotFoundError:
+        return {}  # named where its digest is missed
+    except (OSError, ValueError) as error:
+        reason = _reason(error)
+    found.findings.append(f"changed: {RUN_JSON} ({reason})")
+    return {}
+
+
+def _statement(there: dict[str, Path], found: Examined) -> tuple[bytes, dict[str, Any] | None]:
+    """The statement's bytes, and what they say; None where they are none."""
+    data = b""
+    try:
+        if STATEMENT in there:
+            data = read_plain(there[STATEMENT])
+            found.digest = hashlib.sha256(data).hexdigest()
+            return data, statement_of(data)
+    except (OSError, ValueError) as error:
+        found.findings.append(
+            f"changed: {STATEMENT} (not readable as an in-toto statement: {_reason(error)})"
+        )
+    return data, None
+
+
+def _describe(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -> None:
+    parameters = predicate.get("parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    run_id = predicate.get("run_id")
+    if run_id is None and not RUN_ID.fullmatch(found.name):
+        run_id = run.get("run_id")
+    found.run_id = found.name if run_id is None else shown(run_id)
+    with suppress(KeyError, ValueError):
+        found.previous, found.is_linked = link_of(predicate["previous"]), True
+    streams = (run.get("stream"), parameters.get("stream"))
+    found.streams = frozenset(name for name in streams if isinstance(name, str) and name)
+    found.says_live = "live" in (run.get("mode"), parameters.get("mode"))
+
+
+def _unsealed(name: str, there: dict[str, Path], run: dict[str, Any]) -> list[str]:
+    """What to say of a folder without a statement: a killed run's, or a removed statement."""
+    if SUMS in there:
+        return [f"missing: {STATEMENT} (it was removed, or the run was killed while sealing)"]
+    outcome = run.get("outcome")
+    state = "interrupted" if outcome in (None, "running") else shown(outcome, 40)
+    said = f"{state}, not sealed (missing: {STATEMENT}; never sealed, or it was removed)"
+    return [f"{said}; drainkit run --close {one_line(name)} completes it"]
+
+
+def _contradictions(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """Where the folder's name, the statement and run.json tell of different runs."""
+    findings = []
+    # a copy may have a name of its own, but none that is another run's
+    if found.run_id != found.name and RUN_ID.fullmatch(found.name):
+        findings.append(f"renamed: {found.name} holds the evidence of {found.run_id}")
+    named = RUN_ID.fullmatch(found.run_id)
+    expected = {"run_id": found.run_id, "mode": named.group(1) if named else None}
+    expected |= {key: predicate[key] for key in OF_RUN if key in predicate}
+    approvers = predicate.get("approvers") or []
+    findings += [
+        f"changed: {RUN_JSON} says {key} {shown(run[key], 60)}, the statement {shown(value, 60)}"
+        for key, value in {**expected, "approvers": approvers}.items()
+        if key in run and (run[key] or None) != (value or None)
+    ]
+    if not isinstance(approvers, list) or not all(isinstance(name, str) for name in approvers):
+        predicate["approvers"] = approvers = []
+        findings.append(f"changed: {STATEMENT} (approvers)")
+    required = predicate.get("approvals_required") or 0
+    if not isinstance(required, int) or len(approvers) < required:
+        findings.append(
+            f"approvals: {shown(required)} are required, and {len(approvers)} are named"
+        )
+    return findings
+
+
+def _compare(there: dict[str, Path], subjects: dict[str, str], found: Examined) -> None:
+    """Each file against the statement, and SHA256SUMS against what it must be."""
+    findings = found.findings
+    sums = sums_of({**subjects, STATEMENT: found.digest or ""})
+    for name in sorted({*subjects, SUMS}):
+        try:
+            if name not in there:
+                findings.append(f"missing: {shown(name)}")
+            elif name == SUMS:
+                if read_plain(there[name]) != sums:
+                    findings.append(f"changed: {SUMS} and {STATEMENT} do not fit each other")
+            elif file_sha256(there[name]) != subjects[name]:
+                findings.append(f"changed: {shown(name)} (its SHA-256 is another)")
+        except OSError as error:
+            findings.append(f"changed: {shown(name)} ({_reason(error)})")
+    findings += [
+        f"added: {one_line(name)}{'' if is_plain(there[name]) else ' (not a plain file)'}"
+        for name in sorted(there.keys() - subjects.keys() - {STATEMENT, SUMS, SIGNATURE})
+    ]
+
+
+def _subjects(statement: dict[str, Any], findings: list[str]) -> dict[str, str]:
+    try:
+        pairs = [(str(s["name"]), str(s["digest"]["sha256"])) for s in statement["subject"]]
+    except (KeyError, TypeError, RecursionError):
+        findings.append(f"changed: {STATEMENT} (not readable as an in-toto statement: subjects)")
+        return {}
+    subjects: dict[str, str] = {}
+    for name, sha in pairs:
+        if "/" in name or name in (".", "..", STATEMENT, SUMS):
+            findings.append(f"changed: {STATEMENT} (subject {shown(name)})")
+        elif name in subjects:
+            findings.append(f"changed: {STATEMENT} (names {shown(name)} twice)")
+        else:
+            subjects[name] = sha
+    return subjects
+
+
+def _reason(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return shown(said or type(error).__name__)

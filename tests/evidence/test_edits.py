@@ -1,0 +1,557 @@
+"""Evidence that was edited: one table of edits, and what names each.
+
+By the letters: `o` the folder alone (with the allowed signers), `s` the server's run ledger, `k` a
+keeper's checkpoint. What the folder tells alone, the others are not asked about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from books import at, seed
+from conftest import Cli, Fill, lacking
+from plan_samples import plan_of, save_plan, table_of
+from pyarrow import parquet
+from runs import flip
+from servers import Server
+
+from drainkit import files
+from drainkit.evidence import seal as sealing
+
+DRY, SIGNED, LIVE = (
+    "20260101T000000Z-dry-run-00000a",
+    "20260102T000000Z-live-00000b",
+    "20260103T000000Z-live-00000c",
+)
+NEW_DRY, NEW_LIVE = "20260104T000000Z-dry-run-00000d", "20260104T000000Z-live-00000e"
+ANN = "ann@example.com"
+STATEMENT, SUMS, SIG = "statement.json", "SHA256SUMS", "statement.json.sig"
+
+
+class Evidence:
+    """A reports folder: a dry run, a signed live run, and the newest, whose plan ann approved."""
+
+    def __init__(self, reports: Path, keys: Path) -> None:
+        self.reports, self.keys = reports, keys
+        self.stream = "s"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.reports / name
+
+    def make(self, name: str, **more: Any) -> Path:
+        """A sealed run, as `drainkit run` leaves it, small."""
+        folder = sealing.open_run(self.reports, name)
+        mode = "live" if "-live-" in name else "dry-run"
+        run = {"run_id": name, "mode": mode, "stream": self.stream, "outcome": "done",
+               "exit_code": 0, "total_read": 7, "drained_ok": 3, "operator": "olga",
+               "plan_digest": plan_of().digest,
+               "started_at": "2026-01-01T00:00:00+00:00",
+               "finished_at": "2026-01-01T00:01:00+00:00", **more}  # fmt: skip
+        files.write_json(folder / "run.json", run)
+        for other in ("baseline.json", "after.json", "03_live_drain.ipynb"):
+            files.write_json(folder / other, {"of": name})
+        files.write_text(folder / "report.html", f"<p>{name}</p>")
+        files.write_table(folder / "audit.parquet", pa.table({"id": [name]}))
+        save_plan(folder / "plan.json", plan_of(), [table_of()])
+        if run.get("approvers"):
+            command = ["ssh-keygen", "-q", "-Y", "sign", "-n", "drainkit-approve", "-f"]
+            line = f"{plan_of().digest}\n".encode()
+            command += [str(self.keys / "ann")]
+            made = subprocess.run(command, input=line, capture_output=True, check=True)
+            (folder / "plan.json.sig").write_bytes(made.stdout)
+        return folder
+
+    def seal(self, name: str, key: str | None = None) -> None:
+        """What a forger with drainkit does too: sealed as if it were for the first time."""
+        for one in (STATEMENT, SIG, SUMS):
+            (self / name / one).unlink(missing_ok=True)
+        chain = self / "chain.json"
+        if chain.exists() and json.loads(chain.read_text())["run_id"] == name:
+            chain.unlink()
+        run = json.loads((self / name / "run.json").read_text())
+        sealing.seal(self / name, run=run, server={},
+                     parameters={"stream": run.get("stream"), "mode": run.get("mode")},
+                     sign_key=self.keys / key if key else None)  # fmt: skip
+
+    def seal_all(self) -> None:
+        """All runs anew, in the order of their names, so that the chain fits."""
+        (self / "chain.json").unlink(missing_ok=True)
+        runs = sorted(path for path in self.reports.glob("2*") if path.is_dir())
+        for run in runs:
+            (run / STATEMENT).unlink(missing_ok=True)
+        for run in runs:
+            self.seal(run.name)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys of ann, who may approve and sign, and of a stranger."""
+    if shutil.which("ssh-keygen") is None:
+        lacking("ssh-keygen")
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("ann", "eve"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name]
+        subprocess.run(command, check=True)
+    public = " ".join((folder / "ann.pub").read_text().split()[:2])
+    (folder / "allowed").write_text(f'{ANN} valid-before="20270101" {public}\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Evidence:
+    made = Evidence(tmp_path_factory.mktemp("template") / "reports", keys)
+    made.make(DRY)
+    made.make(SIGNED)
+    made.make(LIVE, approvers=[ANN], approvals_required=1)
+    for name, key in ((DRY, None), (SIGNED, "ann"), (LIVE, None)):
+        made.seal(name, key)
+    return made
+
+
+@pytest.fixture
+def evidence(template: Evidence, keys: Path, valkey: Server, tmp_path: Path) -> Evidence:
+    """A copy that the server's ledger knows, and a keeper has a checkpoint of."""
+    shutil.copytree(template.reports, tmp_path / "reports")
+    made = Evidence(tmp_path / "reports", keys)
+    for name in (SIGNED, LIVE):
+        digest = hashlib.sha256((made / name / STATEMENT).read_bytes()).hexdigest()
+        place = {"folder": str(made / name), "host": socket.gethostname()}
+        note(valkey, event="evidence", run_id=name, statement_sha256=digest, **place)
+    (tmp_path / "kept").write_text(f"drainkit checkpoint v1\n3\n{digest}\n")
+    return made
+
+
+def note(server: Server, **fields: Any) -> None:
+    server.client().xadd("s.drain_runs", fields)
+
+
+class Verify:
+    """`drainkit verify` of the reports folder; each answers its findings, one line each."""
+
+    def __init__(self, cli: Cli, evidence: Evidence, server: Server) -> None:
+        self.cli, self.evidence, self.server = cli, evidence, server
+
+    def __call__(self, *options: object) -> list[str]:
+        done = self.cli("verify", self.evidence.reports, "--json", "--allowed-signers",
+                        self.evidence.keys / "allowed", *options, timeout_sec=20)  # fmt: skip
+        assert done.rc in (0, 1), done.err
+        assert done.err == ""
+        found = [line for lines in done.json()["findings"].values() for line in lines]
+        assert done.json()["ok"] == (not found) == (done.rc == 0)
+        assert all(line.isprintable() and len(line) < 1000 for line in found)
+        return found
+
+    def by(self, letter: str) -> list[str]:
+        more = {"o": (), "s": ("--redis-url", self.server.url, "--stream", "s"),
+                "k": ("--checkpoint", self.cli.cwd / "kept")}  # fmt: skip
+        return self(*more[letter])
+
+
+@pytest.fixture
+def verify(cli: Cli, evidence: Evidence, valkey: Server) -> Verify:
+    return Verify(cli, evidence, valkey)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def restate(e: Evidence, change: Callable[[dict[str, Any]], object] | str) -> None:
+    """Edit the newest statement; SHA256SUMS and chain.json get its new digest."""
+    path = e / LIVE / STATEMENT
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    if isinstance(change, str):
+        path.write_text(change)
+    else:
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+    new = hashlib.sha256(path.read_bytes()).hexdigest()
+    for other in (e / LIVE / SUMS, e / "chain.json"):
+        other.write_text(other.read_text().replace(old, new))
+
+
+def predicate(**changes: Any) -> Callable[[Evidence], object]:
+    return lambda e: restate(e, lambda s: s["predicate"].update(changes))
+
+
+def twice(e: Evidence, old: str, new: str) -> None:
+    restate(e, (e / LIVE / STATEMENT).read_text().replace(old, new, 1))
+
+
+def link_to(e: Evidence, name: str) -> dict[str, str]:
+    digest = hashlib.sha256((e / name / STATEMENT).read_bytes()).hexdigest()
+    return {"run_id": name, "statement_sha256": digest}
+
+
+def remove(e: Evidence, *names: str) -> None:
+    for name in names:
+        shutil.rmtree(e / name)
+
+
+def swap(one: Path, other: Path) -> None:
+    away = one.with_name("away")
+    one.rename(away)
+    other.rename(one)
+    away.rename(other)
+
+
+def in_place_of(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+def grow(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(3 << 40)  # a hole of 3 TiB
+
+
+def bind(path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # a socket's path is short
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def renamed(e: Evidence, old: str, new: str) -> None:
+    """Under another name everywhere: folder, run.json, statement, chain."""
+    (e / old).rename(e / new)
+    edit(e / new / "run.json", run_id=new, mode="live" if "-live-" in new else "dry-run")
+    e.seal_all()
+
+
+def emptied_then(e: Evidence, fresh: str) -> None:
+    for path in e.reports.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    e.make(fresh)
+    e.seal(fresh)
+
+
+#: Edits of one file of the newest run, by who names them once all is sealed anew.
+CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a count": ("sk", lambda d: edit(d / "run.json", total_read=8)),
+    "a fate": ("sk", lambda d: edit(d / "run.json", drained_ok=4)),
+    "the outcome": ("sk", lambda d: edit(d / "run.json", outcome="failed")),
+    "the operator": ("sk", lambda d: edit(d / "run.json", operator="ivan")),
+    "the operator an approver": ("o", lambda d: edit(d / "run.json", operator="ann")),
+    "an approver more": ("o", lambda d: edit(d / "run.json", approvers=[ANN, "bob"])),
+    "no approver": ("o", lambda d: edit(d / "run.json", approvers=[])),
+    "a time after the key's": ("o", lambda d: edit(d / "run.json", started_at="2028-01-01")),
+    "another stream": ("sk", lambda d: edit(d / "run.json", stream="other")),
+    "a dry run": ("o", lambda d: edit(d / "run.json", mode="dry-run")),
+    "another run's id": ("o", lambda d: edit(d / "run.json", run_id=SIGNED)),
+    "another run's run.json": (
+        "o", lambda d: shutil.copy(d.with_name(SIGNED) / "run.json", d / "run.json")
+    ),
+    "the plan's throttle": ("o", lambda d: edit(d / "plan.json", throttle=1.0)),
+    "the approval": ("o", lambda d: flip(d / "plan.json.sig", 99)),
+    "the approval gone": ("o", lambda d: (d / "plan.json.sig").unlink()),
+    "the decisions": ("sk", lambda d: flip(d / "decisions.parquet", 99)),
+    "the audit": (
+        "s", lambda d: files.write_table(d / "audit.parquet", pa.table({"id": ["x"] * 9}))
+    ),
+    "the report": ("sk", lambda d: (d / "report.html").write_text("fine")),
+    "a notebook": ("sk", lambda d: edit(d / "03_live_drain.ipynb", cells=[])),
+    "the state before": ("sk", lambda d: edit(d / "baseline.json", length=1)),
+    "the state after": ("sk", lambda d: (d / "after.json").write_text("{}")),
+    "an empty file": ("sk", lambda d: (d / "report.html").write_text("")),
+    "a file removed": ("sk", lambda d: (d / "baseline.json").unlink()),
+    "a file added": ("sk", lambda d: (d / "note").write_text("x")),
+    "a hidden file added": ("sk", lambda d: (d / ".note").write_text("x")),
+    "an odd name": ("sk", lambda d: (d / "a\\n\u202eb").write_text("x")),
+}  # fmt: skip
+
+#: Other edits, whatever was remade after them.
+OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
+    "a byte of SHA256SUMS": ("o", lambda e: flip(e / LIVE / SUMS)),
+    "the last line's end": ("o", lambda e: (e / LIVE / SUMS).write_text(
+        (e / LIVE / SUMS).read_text()[:-1])),
+    "a byte of the statement": ("o", lambda e: flip(e / LIVE / STATEMENT, 200)),
+    "SHA256SUMS removed": ("o", lambda e: (e / LIVE / SUMS).unlink()),
+    "the statement removed": ("o", lambda e: (e / LIVE / STATEMENT).unlink()),
+    "both removed": ("o", lambda e: [(e / LIVE / n).unlink() for n in (STATEMENT, SUMS)]),
+    "a folder added": ("o", lambda e: (e / LIVE / "more").mkdir()),
+    "a link to nowhere added": ("o", lambda e: (e / LIVE / "more").symlink_to("nowhere")),
+    "a name of bytes added": ("o", lambda e: os.close(
+        os.open(os.fsencode(e / LIVE) + b"/\xffx", os.O_CREAT))),
+    "a FIFO added": ("o", lambda e: os.mkfifo(e / LIVE / "more")),
+    "a byte of the signature": ("o", lambda e: flip(e / SIGNED / SIG, 99)),
+    "the signature stripped": ("o", lambda e: (e / SIGNED / SIG).unlink()),
+    "a signature of another run": ("o", lambda e: shutil.copy(e / SIGNED / SIG, e / LIVE / SIG)),
+    "sealed anew, a stranger signs": ("o", lambda e: e.seal(LIVE, "eve")),
+    "sealed anew without signatures": ("sk", lambda e: e.seal_all()),
+    "a run removed at the beginning": ("o", lambda e: remove(e, DRY)),
+    "a run removed in the middle": ("o", lambda e: remove(e, SIGNED)),
+    "the newest run removed": ("o", lambda e: remove(e, LIVE)),
+    "all runs removed": ("o", lambda e: remove(e, DRY, SIGNED, LIVE)),
+    "a dry run removed, all sealed anew": ("sk", lambda e: (remove(e, DRY), e.seal_all())),
+    "a live run removed, all sealed anew": ("sk", lambda e: (remove(e, SIGNED), e.seal_all())),
+    "the newest cut off": ("sk", lambda e: (remove(e, LIVE), e.seal_all())),
+    "all live runs removed, sealed anew": ("sk", lambda e: (remove(e, SIGNED, LIVE), e.seal_all())),
+    "emptied, a dry run instead": ("sk", lambda e: emptied_then(e, NEW_DRY)),
+    "emptied, a live run instead": ("sk", lambda e: emptied_then(e, NEW_LIVE)),
+    "a run that never was": ("s", lambda e: (e.make(NEW_LIVE), e.seal(NEW_LIVE))),
+    "a dry run put in between": ("sk", lambda e: (
+        e.make("20260102T120000Z-dry-run-00000d"), e.seal_all())),
+    "a live run made a dry run": ("sk", lambda e: renamed(e, LIVE, NEW_DRY)),
+    "a live run under a new name": ("sk", lambda e: renamed(e, LIVE, NEW_LIVE)),
+    "two runs in another order": ("sk", lambda e: (
+        [(e / n / STATEMENT).unlink() for n in (SIGNED, LIVE)],
+        edit(e / "chain.json", **link_to(e, DRY)), e.seal(LIVE), e.seal(SIGNED))),
+    "a folder renamed": ("o", lambda e: (e / SIGNED).rename(e / NEW_LIVE)),
+    "a folder renamed a dry run": ("o", lambda e: (e / SIGNED).rename(e / NEW_DRY)),
+    "a run copied": ("o", lambda e: shutil.copytree(e / SIGNED, e / NEW_LIVE)),
+    "two folders swapped": ("o", lambda e: swap(e / SIGNED, e / LIVE)),
+    "two runs' files swapped, sealed anew": ("sk", lambda e: (
+        swap(e / SIGNED / "report.html", e / LIVE / "report.html"), e.seal_all())),
+    "one run in the middle sealed anew": ("o", lambda e: e.seal(SIGNED, "ann")),
+    "chain.json removed": ("o", lambda e: (e / "chain.json").unlink()),
+    "chain.json of an earlier run": ("o", lambda e: edit(e / "chain.json", run_id=SIGNED)),
+    "chain.json too deep": ("o", lambda e: (e / "chain.json").write_text("[" * 100_000)),
+    "a stray file beside the runs": ("o", lambda e: (e / "notes.txt").write_text("x")),
+    "a run under no run's name": ("o", lambda e: shutil.copytree(e / LIVE, e / "old")),
+    "a FIFO beside the runs": ("o", lambda e: os.mkfifo(e / "pipe")),
+    "a link for a run": ("o", lambda e: (
+        (e / LIVE).rename(e.reports.parent / "x"), (e / LIVE).symlink_to("../x"))),
+    "a file for a run": ("o", lambda e: (remove(e, LIVE), (e / LIVE).write_text("x"))),
+    **{f"a FIFO for {name}": ("o", lambda e, name=name: in_place_of(e / LIVE / name, os.mkfifo))
+       for name in ("run.json", "plan.json", "plan.json.sig", STATEMENT, SUMS, "audit.parquet")},
+    "a FIFO for the signature": ("o", lambda e: in_place_of(e / SIGNED / SIG, os.mkfifo)),
+    "a FIFO for chain.json": ("o", lambda e: in_place_of(e / "chain.json", os.mkfifo)),
+    "a socket": ("o", lambda e: in_place_of(e / LIVE / "run.json", bind)),
+    "a link to a device": ("o", lambda e: in_place_of(
+        e / LIVE / "run.json", lambda path: path.symlink_to("/dev/zero"))),
+    "a link to the same bytes": ("o", lambda e: in_place_of(
+        e / LIVE / "run.json", lambda path: path.symlink_to("../../kept"))),
+    "a huge file": ("o", lambda e: grow(e / LIVE / "report.html")),
+    "a huge statement": ("o", lambda e: grow(e / LIVE / STATEMENT)),
+    "other parameters": ("sk", predicate(parameters={"stream": "s", "throttle": 1})),
+    "parameters that are none": ("sk", predicate(parameters=7)),
+    "a stream that is none": ("sk", predicate(parameters={"stream": "\udcff"})),
+    "an odd run id": ("o", predicate(run_id={"a": []})),
+    "odd approvers": ("o", predicate(approvers=7)),
+    "approvers of lists": ("o", predicate(approvers=[[ANN]])),
+    "fewer approvals than required": ("o", predicate(approvals_required=2)),
+    "a required text": ("o", predicate(approvals_required="1")),
+    "an odd start": ("o", predicate(started_at="0001-01-01T00:00:00+14:00")),
+    "an odd signer": ("o", predicate(signed_by=["x"])),
+    "no run before": ("o", lambda e: restate(e, lambda s: s["predicate"].pop("previous"))),
+    "an odd run before": ("o", predicate(previous={"run_id": 1, "statement_sha256": []})),
+    "no predicate": ("o", lambda e: restate(e, lambda s: s.pop("predicate"))),
+    "another type": ("o", lambda e: restate(e, lambda s: s.update(_type="x"))),
+    "subjects that are none": ("o", lambda e: restate(e, lambda s: s.update(subject=[7]))),
+    "a subject twice": ("o", lambda e: restate(
+        e, lambda s: s["subject"].append(dict(s["subject"][0])))),
+    "a subject left out": ("o", lambda e: restate(e, lambda s: s["subject"].pop())),
+    "a subject outside": ("o", lambda e: restate(
+        e, lambda s: s["subject"].append({"name": "../chain.json", "digest": {"sha256": ""}}))),
+    "a key twice": ("o", lambda e: twice(e, '"predicate": {', '"predicate": {"run_id": "x",')),
+    "a list twice": ("o", lambda e: twice(e, '"subject": [', '"subject": [], "subject": [')),
+    "an empty statement": ("o", lambda e: restate(e, "")),
+    "a statement too deep": ("o", lambda e: restate(e, "[" * 100_000)),
+    "a statement with a BOM": ("o", lambda e: restate(e, "\ufeff{}")),
+}  # fmt: skip
+
+
+def named_by(verify: Verify, letters: str) -> None:
+    """Which edits need the server or a keeper is no guess; a checkpoint that is not met stays."""
+    if letters == "o":
+        assert verify.by("o")
+        return
+    kept = (verify.cli.cwd / "kept").read_bytes()
+    assert "".join(letter for letter in "osk" if verify.by(letter)) == letters
+    assert ((verify.cli.cwd / "kept").read_bytes() == kept) == ("k" in letters)
+
+
+def test_what_was_not_edited_is_well(verify: Verify) -> None:
+    """Nothing is found by the folder, the ledger or the checkpoint, also where README and the
+    example lie beside the runs."""
+    (verify.evidence / "README.md").write_text("x")
+    shutil.copytree(verify.evidence / LIVE, verify.evidence / "example")
+    assert [verify.by(letter) for letter in "osk"] == [[], [], []]
+
+
+@pytest.mark.parametrize("what", CONTENT)
+def test_sums_made_anew_hide_no_edit(verify: Verify, what: str) -> None:
+    """An edited file whose SHA256SUMS were made anew is named by the statement."""
+    folder = verify.evidence / LIVE
+    CONTENT[what][1](folder)
+    listed = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
+    sums = subprocess.run(["sha256sum", "--", *listed], cwd=folder, check=True, capture_output=True)
+    (folder / SUMS).write_bytes(sums.stdout)
+    assert verify.by("o")
+
+
+@pytest.mark.parametrize("what", CONTENT)
+def test_an_edit_that_was_sealed_anew_is_named(verify: Verify, what: str) -> None:
+    """With statement, sums and chain made anew the ledger names it, and so does a keeper; the
+    folder alone only what contradicts itself or the approvals."""
+    letters, change = CONTENT[what]
+    change(verify.evidence / LIVE)
+    verify.evidence.seal(LIVE)
+    named_by(verify, letters)
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_every_other_edit_is_named(verify: Verify, what: str) -> None:
+    """By what the table says, in printable lines; nothing is waited for."""
+    if what == "a link to the same bytes":
+        shutil.copy(verify.evidence / LIVE / "run.json", verify.evidence.reports.parent / "kept")
+    letters, change = OTHERS[what]
+    change(verify.evidence)
+    named_by(verify, letters)
+
+
+# ---------------------------------------------------------------- what the server's ledger adds
+
+
+def test_a_trimmed_ledger_is_named(verify: Verify, valkey: Server) -> None:
+    """A ledger that lacks entries, of whatever kind, is a finding; another key in its place too."""
+    valkey.client().xtrim("s.drain_runs", maxlen=2, approximate=False)
+    assert verify.by("s") == []
+    note(valkey, event="stop", reason="x")
+    last = valkey.client().xrevrange("s.drain_runs", count=1)[0][0]
+    valkey.client().xdel("s.drain_runs", last)
+    (finding,) = verify.by("s")
+    assert "lacks 1 of the entries" in finding
+    valkey.client().delete("s.drain_runs")
+    valkey.client().set("s.drain_runs", "x")
+    assert "is a string, not a stream" in str(verify.by("s"))
+
+
+def test_live_drains_are_listed_and_are_no_findings(
+    verify: Verify, valkey: Server, fill: Fill
+) -> None:
+    """A `drain` leaves no evidence by design: all is well, and its run id and operator are said."""
+    seed(valkey, "s", fill, 20, delivered=5)
+    drained = verify.cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga",
+                         *at(valkey, "s"))  # fmt: skip
+    assert verify.by("s") == []
+    said = verify.cli("verify", verify.evidence.reports, "--redis-url", valkey.url, "--stream", "s")
+    line = f"live drain without evidence: {drained.json()['run_id']} by olga"
+    assert (said.rc, line in said.out, "All well: 3 run(s)" in said.out) == (0, True, True)
+
+
+def test_runs_of_another_reports_folder_are_not_missed(
+    verify: Verify, valkey: Server, tmp_path: Path
+) -> None:
+    """A live run that lies, as it was sealed, in a second folder is not gone; later it is, and
+    so is one of which just the start is known."""
+    other = Evidence(tmp_path / "second", verify.evidence.keys)
+    other.make(NEW_LIVE)
+    other.seal(NEW_LIVE)
+    place = {"folder": str(other / NEW_LIVE), "host": socket.gethostname()}
+    note(valkey, event="evidence", **link_to(other, NEW_LIVE), **place)
+    assert verify.by("s") == []
+    shutil.rmtree(other / NEW_LIVE)
+    assert f"{NEW_LIVE} is gone" in str(verify.by("s"))
+
+
+@pytest.mark.parametrize("name", [SIGNED, LIVE])
+def test_one_run_alone_is_held_against_the_ledger(verify: Verify, name: str) -> None:
+    """`verify RUN_DIR --redis-url` does not believe the folder either."""
+    (verify.evidence / name / "report.html").write_text("fine")
+    verify.evidence.seal(name)
+    assert verify.cli("verify", verify.evidence / name).rc == 0
+    options = ("--redis-url", verify.server.url, "--stream", "s")
+    held = verify.cli("verify", verify.evidence / name, *options)
+    assert (held.rc, "ledger has another digest" in held.out) == (1, True), held
+
+
+# ---------------------------------------------------------------- archives, keepers, signers
+
+
+def test_a_run_of_which_its_statement_is_left_is_archived(verify: Verify) -> None:
+    """No finding by folder, ledger or keeper, and counted; anything more, or less, is a finding."""
+    kept = {STATEMENT, SIG, "plan.json.sig"}
+    for path in verify.evidence.reports.glob("2*/*"):
+        if path.name not in kept:
+            path.unlink()
+    assert [verify.by(letter) for letter in "osk"] == [[], [], []]
+    said = verify.cli("verify", verify.evidence.reports)
+    assert (said.rc, "3 archived" in said.out) == (0, True), said
+    assert verify.cli("verify", verify.evidence / LIVE).rc == 0
+    (verify.evidence / LIVE / "report.html").write_text("x")
+    (verify.evidence / SIGNED / SIG).unlink()
+    flip(verify.evidence / DRY / STATEMENT, 200)
+    assert len(verify.by("o")) > 3
+
+
+def test_a_checkpoint_moves_on_with_its_chain(verify: Verify, tmp_path: Path) -> None:
+    """It is written where all is well, moves on as runs come, and keepers of different age agree;
+    what is no checkpoint, or of one run, is bad usage."""
+    verify.evidence.make(NEW_DRY)
+    verify.evidence.seal(NEW_DRY)
+    assert verify("--checkpoint", tmp_path / "new") == verify.by("k") == []
+    digest = link_to(verify.evidence, NEW_DRY)["statement_sha256"]
+    for name in ("new", "kept"):
+        assert (tmp_path / name).read_text() == f"drainkit checkpoint v1\n4\n{digest}\n"
+    (tmp_path / "odd").write_text("drainkit checkpoint v2\n4\n")
+    for what, kept in ((verify.evidence.reports, "odd"), (verify.evidence / LIVE, "kept")):
+        assert verify.cli("verify", what, "--checkpoint", tmp_path / kept).rc == 2
+    (verify.evidence / NEW_DRY / "report.html").write_text("fine")
+    verify.evidence.seal(NEW_DRY)  # of a dry run, the newest, nobody else has a trace
+    assert verify.by("o") == verify.by("s") == []
+    assert "made anew" in str(verify.by("k"))
+    verify.evidence.seal(SIGNED)
+    assert verify("--checkpoint", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "identity", "words"),
+    [("drainkit", ANN, ""), ("drainkit", "bob@example.com", "not signed by bob"),
+     ("git", ANN, "does not fit"), (None, ANN, "missing: statement.json.sig")],
+)  # fmt: skip
+def test_an_identity_must_have_signed(
+    verify: Verify, namespace: str | None, identity: str, words: str
+) -> None:
+    """--identity: that person's signature, made for a run, or a finding."""
+    run, key = verify.evidence / LIVE, verify.evidence.keys / "ann"
+    if namespace:
+        command = ["ssh-keygen", "-q", "-Y", "sign", "-n", namespace, "-f", key, run / STATEMENT]
+        subprocess.run(command, check=True, capture_output=True)
+    said = verify.cli("verify", run, "--allowed-signers", verify.evidence.keys / "allowed",
+                      "--identity", identity)  # fmt: skip
+    assert (said.rc, words in said.out) == (bool(words), True), said
+
+
+BOMBS: dict[str, Callable[[Path], object]] = {
+    "lists": lambda d: (d / STATEMENT).write_text("[" + "[]," * (20 << 20) + "0]"),
+    "objects": lambda d: (d / "run.json").write_text("[" + '{"a":[]},' * (6 << 20) + "0]"),
+    "lines": lambda d: (d / SUMS).write_text("x\n" * (30 << 20)),
+    "a number": lambda d: (d / "run.json").write_text('{"total_read": ' + "9" * (4 << 20) + "}"),
+    "logins": lambda d: edit(d / STATEMENT, predicate={"run_id": "redis://" * 400_000}),
+    "a table": lambda d: parquet.write_table(
+        pa.table({"x": pa.array(["x" * 1_000_000] * 2600).dictionary_encode()}),
+        d / "audit.parquet",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_a_bomb_takes_neither_memory_nor_time(verify: Verify, what: str) -> None:
+    """What is small on disk and huge in memory, or slow to look at, is named within 1.2 GB of
+    address space and 30 s."""
+    BOMBS[what](verify.evidence / LIVE)
+    done = subprocess.run(
+        ["prlimit", "--as=1200000000", sys.executable, "-m", "drainkit", "verify",
+         verify.evidence.reports],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    assert LIVE in done.stdout

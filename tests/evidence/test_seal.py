@@ -1,0 +1,128 @@
+"""How runs are sealed: an in-toto statement, sums, and a chain that no crash forks."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import multiprocessing
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from runs import RUN, all_findings, make_run, names, seal, statement, verify_run
+
+from drainkit.errors import DrainkitError
+
+
+def test_an_auditor_needs_only_sha256sum(sealed: Path) -> None:
+    """`sha256sum -c SHA256SUMS` passes and covers every file, the statement too."""
+    check = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
+    done = subprocess.run(check, cwd=sealed, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    listed = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert sorted([*listed, "SHA256SUMS"]) == names(sealed)
+
+
+def test_the_statement_is_an_in_toto_statement(sealed: Path) -> None:
+    """Type, subjects with SHA-256 of every other file, and a predicate that says how it came."""
+    found = statement(sealed)
+    assert found["_type"] == "https://in-toto.io/Statement/v1"
+    assert set(found) == {"_type", "subject", "predicateType", "predicate"}
+    assert ":" in found["predicateType"]  # in-toto: a type URI
+    subjects = {s["name"]: s["digest"] for s in found["subject"]}
+    assert sorted([*subjects, "SHA256SUMS", "statement.json"]) == names(sealed)
+    for name, digest in subjects.items():
+        assert digest == {"sha256": hashlib.sha256((sealed / name).read_bytes()).hexdigest()}
+    predicate = found["predicate"]
+    assert predicate["run_id"] == sealed.name
+    assert {key: predicate[key] for key in RUN if key != "drained_ok"} == {
+        key: value for key, value in RUN.items() if key != "drained_ok"
+    }
+    assert predicate["parameters"] == {"stream": "s", "throttle": 5.0}
+    assert predicate["versions"]["server"] == {"kind": "valkey", "version": "9.1.0"}
+    assert {"python", "drainkit", "redis", "pandas"} <= set(predicate["versions"])
+    assert predicate["host"]
+    assert predicate["user"]
+    assert predicate["previous"] is None
+
+
+def test_each_statement_names_the_one_sealed_before(chain: list[Path], reports: Path) -> None:
+    """By run and digest, in the order of sealing, whatever the clock said; a copy under a name of
+    its own, as an example, verifies too."""
+    assert statement(chain[0])["predicate"]["previous"] is None
+    for before, after in itertools.pairwise(chain):
+        digest = hashlib.sha256((before / "statement.json").read_bytes()).hexdigest()
+        link = {"run_id": before.name, "statement_sha256": digest}
+        assert statement(after)["predicate"]["previous"] == link
+    shutil.copytree(chain[1], reports / "example")
+    assert verify_run(reports / "example") == []
+    assert all_findings(reports) == ""
+
+
+def test_a_second_beginning_is_named(chain: list[Path], reports: Path, tmp_path: Path) -> None:
+    """A first run out of another reports folder does not pass for one of these."""
+    stranger = make_run(tmp_path / "elsewhere", 1)
+    seal(stranger)
+    shutil.move(stranger, reports)
+    findings = all_findings(reports)
+    assert f"{stranger.name}, {chain[0].name} each claim to be the first run" in findings
+    assert f"nothing follows {stranger.name}" in findings
+
+
+def test_a_run_that_was_never_sealed_is_named(chain: list[Path], reports: Path) -> None:
+    """A crashed run's folder is a finding, not a gap in silence, and the chain goes on."""
+    crashed = make_run(reports, 1)
+    seal(make_run(reports, 2))
+    (line,) = all_findings(reports).splitlines()
+    assert line.startswith(crashed.name)
+    assert "never sealed" in line
+    assert chain
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"run_id": 7}', "[" * 100_000])
+def test_a_broken_chain_file_is_named_and_stops_nobody(
+    chain: list[Path], reports: Path, text: str
+) -> None:
+    """verify says so; the next run still leaves evidence that follows the newest."""
+    (reports / "chain.json").write_text(text)
+    assert "changed: chain.json" in all_findings(reports)
+    run = make_run(reports, 1)
+    seal(run)
+    assert statement(run)["predicate"]["previous"]["run_id"] == chain[-1].name
+    assert all_findings(reports) == ""
+
+
+def test_a_crash_before_the_chain_file_is_healed(chain: list[Path], reports: Path) -> None:
+    """SIGKILL between statement and chain.json: the next run follows the links, with no fork."""
+    behind = (reports / "chain.json").read_bytes()
+    crashed = make_run(reports, 1)
+    seal(crashed)
+    (reports / "chain.json").write_bytes(behind)
+    (reports / ".writing-0123").write_text("{")
+    assert crashed.name in all_findings(reports)
+    later = make_run(reports, 2)
+    seal(later)
+    assert statement(later)["predicate"]["previous"]["run_id"] == crashed.name
+    assert all_findings(reports) == ""
+    assert chain
+
+
+def test_a_run_is_sealed_once(sealed: Path, reports: Path) -> None:
+    """A second seal would name the run as its own predecessor; it is refused, nothing changes."""
+    before = {path.name: path.read_bytes() for path in sealed.iterdir()}
+    with pytest.raises(DrainkitError, match="sealed already"):
+        seal(sealed)
+    assert {path.name: path.read_bytes() for path in sealed.iterdir()} == before
+    assert all_findings(reports) == ""
+
+
+def test_runs_that_end_together_do_not_fork(reports: Path) -> None:
+    """Eight processes seal at once: one chain, no finding."""
+    runs = [make_run(reports, i) for i in range(8)]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4) as pool:
+        pool.map(seal, runs)
+    assert all_findings(reports) == ""
+    firsts = [run for run in runs if statement(run)["predicate"]["previous"] is None]
+    assert len(firsts) == 1
