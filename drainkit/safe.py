@@ -112,6 +112,13 @@ def struck(value: Any) -> Any:
     return value
 
 
+def address(url: str) -> str:
+    """A server's URL without user, password and options but the database."""
+    place, _, options = redact(url).replace("***@", "").partition("?")
+    db = re.search(r"(?<![^&])db=\d+", options)
+    return one_line(f"{place}?{db[0]}" if db else place)
+
+
 def without_formulas(table: pa.Table) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -51,6 +51,7 @@ def replay() -> Path:
                 "redis_url": embedded.url,
                 "allowlist": "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",
                 "as_of": "2025-12-24T19:49:58+00:00",
+                "operator": "operator",
                 "reports_dir": str(MAKING.relative_to(ROOT)),
             }
         )

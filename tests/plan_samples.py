@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from drainkit import files
 from drainkit.core import plan as plans
 from drainkit.core.events import Decoder
 from drainkit.core.plan import Plan
-from drainkit.core.policy import ACTIONS, Policy, decide
+from drainkit.core.policy import Policy, decide
+from drainkit.draining.plan_files import decisions_path
 
 NOW_US = 1_766_605_798_664_912
 POLICY = Policy(max_age_min=30.0, allowlist=frozenset({"BTCUSDT", "ETHUSDT"}), min_conf=0.6)
@@ -29,15 +34,23 @@ def table_of(entries: list[Any] = ENTRIES) -> pa.Table:
     )
 
 
+def save_plan(path: Path, plan: Plan, parts: Iterable[pa.Table]) -> None:
+    """A plan and its decisions as files."""
+    files.write_table(decisions_path(path), pa.concat_tables(parts))
+    files.write_json(path, plan.to_json())
+
+
 def table_sha256(table: pa.Table) -> str:
-    """The digest (hex) of a whole table."""
-    digest = plans.TableDigest()
-    digest.add(table)
-    return digest.hexdigest()
+    """The SHA-256 (hex) of the file of these decisions."""
+    with tempfile.TemporaryDirectory() as folder:
+        files.write_table(Path(folder) / "decisions.parquet", table)
+        return files.file_sha256(Path(folder) / "decisions.parquet")
 
 
 def plan_of(table: pa.Table | None = None, **other: Any) -> Plan:
     table = table_of() if table is None else table
+    tally = plans.Tally()
+    tally.add(table)
     values: dict[str, Any] = {
         "version": plans.VERSION,
         "run_id": "20251224T194958Z-dry-run-0a1b2c",
@@ -59,10 +72,10 @@ def plan_of(table: pa.Table | None = None, **other: Any) -> Plan:
         "from_consumer": ["dead_1"],
         "history_group": None,
         "fields": {"symbol": ["symbol"], "side": ["side", "action"]},
-        "counts": dict.fromkeys(ACTIONS, 1),
-        "total_read": 5,
-        "first_id": "5-0",
-        "last_id": "1766605000003-0",
+        "audit_stream": "quantum:stream:trade.intent.drain_audit",
+        "environment": None,
+        "server": "redis://localhost:6379/0",
+        **tally.said(),
         "decisions_sha256": table_sha256(table),
     }
     return plans.seal(Plan(**{**values, **other}))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_samples import plan_of, table_of
+from plan_samples import plan_of, save_plan, table_of
 
 from drainkit import files
-from drainkit.draining.plan_files import save_plan
 from drainkit.evidence import seal as sealing
 from drainkit.evidence.verify import verify
 

@@ -9,6 +9,7 @@ from .terminal import Table
 
 if TYPE_CHECKING:
     from ..core.plan import Plan
+    from ..draining.job import Job
     from ..server.connection import Server
 
 Rows = list[tuple[str, str]]
@@ -16,17 +17,20 @@ Rows = list[tuple[str, str]]
 
 def plan_card(plan: Plan) -> Table:
     """A plan for who has to judge it."""
-    made = [("Made", f"{plan.created_at} by {plan.run_id}"), ("Digest", plan.digest)]
+    made = [
+        ("Made", f"{plan.created_at} by {plan.run_id}, at {plan.server}"), ("Digest", plan.digest),
+    ]  # fmt: skip
     return _card("Plan", [*_where(plan), *_what(plan), *made])
 
 
-def question_card(server: Server, plan: Plan, *, waiting: int, own: int, bound: bool) -> Table:
+def question_card(server: Server, job: Job, plan: Plan, *, waiting: int, own: int) -> Table:
     """What a live drain of this plan would do, and where.
 
-    `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer.
-    `bound`: the drain applies just this plan; otherwise it decides anew, at each event's turn.
+    `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A job
+    with a plan applies just this one; otherwise it decides anew, at each event's turn.
     """
     from ..core.progress import entries_words
+    from ..core.summary import approvers_words
     from ..server.keeping import keeping, keeping_words
 
     keeps = "; ".join(keeping_words(keeping(server)))
@@ -38,8 +42,10 @@ def question_card(server: Server, plan: Plan, *, waiting: int, own: int, bound: 
         *_where(plan),
         ("Waiting", entries_words(plan.scope, waiting, own)),
         *_what(plan),
-        ("Digest", plan.digest if bound else anew),
+        ("Digest", plan.digest if job.planned else anew),
     ]
+    if wanted := job.settings.approval:
+        rows.append(("Approved by", approvers_words(job.approvers, wanted.required)))
     return _card("Live drain", rows)
 
 
@@ -49,7 +55,9 @@ def _card(title: str, rows: Rows) -> Table:
 
 def _where(plan: Plan) -> Rows:
     return [
+        ("Environment", plan.environment or "none (no --env)"),
         ("Stream", plan.stream),
+        ("Audit", plan.audit_stream),
         ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
         ("Scope", f"{plan.scope}, after {plan.history_position or plan.position} up to "
                   f"{plan.boundary_id}"),

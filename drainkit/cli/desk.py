@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 _FOLDER = "drainkit-notebooks"
 _DEMO_REPORTS = "demo-reports"
-# what a kernel gets by other ways, or what is not a notebook's affair
-_NOT_FOR_KERNELS = frozenset(
-    {"redis_url", "mode", "plan", "reports_dir", "notebooks_dir", "limits"}
-)
 _BINARY = option("--server", "binary", metavar="PROGRAM",
                  help="Demo: a redis-server. [the bundled Valkey]")  # fmt: skip
 
@@ -118,6 +114,7 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, bin
     from pathlib import Path
 
     from ..pipeline.templates import copy_to
+    from ..settings.config import config_variable
 
     home = Path(folder)
     further = ["--no-browser"] * no_browser + list(ctx.obj)
@@ -136,6 +133,7 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, bin
             embedded.outlive_exec()
         else:
             settings = settings_of(flags, env_name)
+            os.environ.update(config_variable())
             with connected(settings):  # before a person waits for a browser
                 pass
         done = copy_to(home, keep=True)
@@ -146,6 +144,8 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, bin
 
 def _become_lab(home: Path, settings: Settings, further: list[str]) -> None:
     """Replace this process by JupyterLab in `home`; its kernels get the settings."""
+    from ..settings.config import kernel_variables
+
     # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
     command = [sys.executable, "-P", "-m", "jupyterlab", *further]
     os.environ.update(kernel_variables(settings))
@@ -153,29 +153,6 @@ def _become_lab(home: Path, settings: Settings, further: list[str]) -> None:
         os.environ.pop(BLAS_THREADS, None)
     os.chdir(home)
     os.execv(command[0], command)  # noqa: S606 - a list, and no shell
-
-
-def kernel_variables(settings: Settings) -> dict[str, str]:
-    """The settings that were given, as variables: a notebook's folder has no drainkit.toml."""
-    import json
-    from pathlib import Path
-
-    found = {"DRAINKIT_REDIS_URL": settings.redis_url.get_secret_value()}
-    for name in sorted(settings.given - _NOT_FOR_KERNELS):
-        value = getattr(settings, name)
-        if name == "fields":
-            text = json.dumps(value.model_dump(exclude_unset=True))
-        elif value is None:
-            text = {"throttle": "none", "max_events": "all"}.get(name, "")
-        elif isinstance(value, tuple):
-            text = "\n".join(value)
-        elif name == "allowlist" and value.startswith("@"):
-            text = f"@{Path(value[1:]).resolve()}"
-        else:
-            text = value.isoformat() if hasattr(value, "isoformat") else str(value)
-        if text:
-            found[f"DRAINKIT_{name.upper()}"] = text.lower() if isinstance(value, bool) else text
-    return found
 
 
 def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Settings:

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from ..core.plan import Plan
     from ..core.shapes import Unreadable
     from ..core.summary import Summary
-    from ..draining.job import Job, Planned
+    from ..draining.job import Job
+    from ..draining.plan_files import PlanFile
     from ..server.connection import Server
-    from ..server.scope import Scope
     from ..settings import Settings
 
 
@@ -116,39 +116,39 @@ def _drain_dry(server: Server, job: Job) -> Summary:
 
 def _drain_live(server: Server, job: Job, *, yes: bool) -> Summary:
     from ..draining import unattended
+    from ..draining.dry import dry_run, plan_run
     from ..draining.job import check
     from ..draining.live import apply
 
-    if yes:
-        unattended.check_job(server, job)
+    check(server, job)  # what would be refused is refused before a long look
+    settings, planned = job.settings, job.planned
+    dry = replace(job, settings=settings.model_copy(update={"mode": "dry-run"}))
+    if yes and planned is None:
+        seen = dry_run(server, dry)
+        unattended.check_readable(settings, seen.total_read, seen.unreadable)
+        unattended.check_limits(settings.limits, vars(seen))
+    elif yes and planned is not None:
+        unattended.check_planned(server, settings, planned)
     else:
-        check(server, job)  # what would be refused is refused before the question
-        _ask(server, job)
+        plan = planned.plan if planned else plan_run(server, dry, None)[1]
+        unattended.check_readable(settings, plan.total_read, plan.unreadable)
+        _question(server, job, plan, yes=False)
     with stop_signals() as stopping, progress() as moving:
         return apply(server, job, stopping=stopping, on_progress=moving.tick)
 
 
-def _ask(server: Server, job: Job) -> None:
-    """Show what the drain would do, and ask; without a plan it is decided for this once."""
-    from ..draining.dry import plan_run
-
-    bound = job.planned is not None
-    if job.planned is not None:
-        plan = job.planned.plan
-    else:
-        settings = job.settings.model_copy(update={"mode": "dry-run"})
-        plan = plan_run(server, replace(job, settings=settings), None)[1]
-    _question(server, job.scope, plan, bound=bound, yes=False)
-
-
-def _question(server: Server, scope: Scope, plan: Plan, *, bound: bool, yes: bool) -> None:
+def _question(server: Server, job: Job, plan: Plan, *, yes: bool) -> None:
     """The card, and the question after it."""
     from ..server import scopes
 
-    own = sum(len(ids) for ids in scopes.own_ids(server, scope))
-    waiting = scopes.remaining(server, scope)
-    tell(question_card(server, plan, waiting=waiting, own=own, bound=bound), err=True)
-    confirm(f"Acknowledge and audit {plan.total_read:,} of {waiting:,} entries?", yes)
+    own = sum(len(ids) for ids in scopes.own_ids(server, job.scope))
+    waiting = scopes.remaining(server, job.scope)
+    tell(question_card(server, job, plan, waiting=waiting, own=own), err=True)
+    good = plan.counts["drained_ok"]
+    confirm(
+        f"{good:,} good signals will be acknowledged and not executed. "
+        f"Acknowledge and audit {plan.total_read:,} of {waiting:,} entries?", yes,
+    )  # fmt: skip
 
 
 @program.command()
@@ -255,11 +255,13 @@ def _run_notebooks(
 
     key = _sign_key(sign_key)
 
-    def approve(server: Server, job: Job, planned: Planned) -> None:
+    def approve(server: Server, job: Job, planned: PlanFile) -> None:
         if yes:
             unattended.check_planned(server, settings, planned)
+        else:
+            unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
         with interruptible():
-            _question(server, job.scope, planned.plan, bound=True, yes=yes)
+            _question(server, replace(job, planned=planned), planned.plan, yes=yes)
 
     with progress() as moving:
 

@@ -64,7 +64,7 @@ DRAIN: list[Any] = [
     OPERATOR,
     *setting("plan"),
     option("--yes", is_flag=True, help="Live: do not ask."),
-    *setting("allow_active_consumers"),
+    *setting("allow_active_consumers", "allow_invalid"),
 ]
 
 

@@ -82,13 +82,13 @@ def approve(plan: str, sign_key: str, yes: bool, as_json: bool) -> None:
     """
     from pathlib import Path
 
-    from ..draining.approval import add_signature
-    from ..draining.plan_files import load_plan
+    from ..draining.plan_files import PlanFile
+    from ..signing import add_signature
 
-    found, _ = load_plan(Path(plan))
+    found = PlanFile.load(Path(plan)).plan
     tell(plan_card(found), err=True)
     confirm("Approve this plan?", yes)
-    path, keys = add_signature(Path(plan), found, Path(sign_key))
+    path, keys = add_signature(Path(plan), found.digest, Path(sign_key))
     data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
     emit(as_json, data, f"Approved {found.digest} by {keys[-1]}: {one_line(str(path))} holds "
          f"{len(keys)} signature{'s' if len(keys) > 1 else ''}.")  # fmt: skip

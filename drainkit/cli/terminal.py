@@ -300,6 +300,9 @@ def report(result: Mapping[str, Any]) -> list[Block]:
         blocks.append("Most events cannot be read; drainkit status says why, and what would help.")
     lines = [f"{name}: {_known(shown.get(key, result.get(key)))}" for name, key in REPORT_LINES]
     lines += [f"{name}: {result[key]}" for name, key in MORE_LINES if result.get(key)]
+    if result.get("mode") == "dry-run":
+        good = result.get("drained_ok", 0)
+        lines.append(f"A live run acknowledges {good:,} good signals and executes none of them.")
     lines += [f"Note: {note}" for note in result.get("notes") or ()]
     return [*blocks, "\n".join(lines)]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from .events import Events
 from .frame import record_batch
+from .plan import newest
 from .policy import ACTIONS, Decisions, Policy, reasons
 from .reconciliation import DRIFT_COLUMNS
 
@@ -63,14 +64,7 @@ class Entries:
 
     def last(self) -> str:
         """The largest id."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        parts = pc.split_pattern(self.ids, "-", max_splits=1)
-        ms = pc.list_element(parts, 0).cast(pa.uint64())
-        newest = parts.filter(pc.equal(ms, pc.max(ms)))
-        seq = pc.max(pc.list_element(newest, 1).cast(pa.uint64())).as_py()
-        return f"{pc.max(ms).as_py()}-{seq}"
+        return "{}-{}".format(*newest(self.ids))
 
     @cached_property
     def rows(self) -> dict[bytes, int]:

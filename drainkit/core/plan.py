@@ -1,14 +1,15 @@
 """The plan: what a dry run decided, with a digest that no edit survives.
 
-Pure: no Redis, no clock, no files. evidence.py writes and reads it, apply.py holds it against a
-server. The contract, section 7.
+Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/job.py holds it
+against a server. The contract, section 7.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RefusedError, UsageError
+from ..ids import id_key
 from ..safe import one_line
 from .events import Events
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reason_codes
@@ -25,8 +27,7 @@ from .values import INVALID_REASONS, RawEntry
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 2  # 2: until, from_; dictionary columns, binary hashes, a digest by blocks
-BLOCK = 65_536  # rows under one digest
+VERSION = 3  # 3: audit stream, environment, server, unreadable; a digest of the decisions' bytes
 COLUMNS = (
     "id",
     "event_time",
@@ -66,12 +67,16 @@ class Plan:
     min_idle_min: float
     from_consumer: list[str]
     history_group: str | None
+    audit_stream: str
+    environment: str | None  # the table of drainkit.toml (--env)
+    server: str  # its address, without user and password
     fields: dict[str, list[str]]
     counts: dict[str, int]  # by action
+    unreadable: dict[str, int]  # events by what makes them invalid, whichever filter drops them
     total_read: int
     first_id: str | None
     last_id: str | None
-    decisions_sha256: str  # over the content of the decisions, not over a file's bytes
+    decisions_sha256: str  # of the decisions file's bytes; "" where none was written
     digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -81,12 +86,12 @@ class Plan:
 
 def seal(plan: Plan) -> Plan:
     """The plan with the digest of all the rest of it."""
-    return replace(plan, digest=digest_of(plan))
+    return replace(plan, digest=digest_of(plan.to_json()))
 
 
-def digest_of(plan: Plan) -> str:
-    """ "sha256:..." over the plan without its digest, as JSON with sorted keys and no spaces."""
-    content = {name: value for name, value in plan.to_json().items() if name != "digest"}
+def digest_of(plan: Mapping[str, Any]) -> str:
+    """ "sha256:..." over a plan's JSON without its digest, with sorted keys and no spaces."""
+    content = {name: value for name, value in plan.items() if name != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -97,14 +102,7 @@ def from_json(text: str, where: str) -> Plan:
     Raises UsageError if it is no plan, RefusedError naming the point if a key is missing, unknown,
     doubled or of another type, or if the content does not fit the digest.
     """
-    try:
-        data = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise UsageError(
-            f"{one_line(where)} is no JSON; name a plan or an evidence folder"
-        ) from None
-    if not isinstance(data, dict) or "digest" not in data:
-        raise UsageError(f"{one_line(where)} is no plan; name a plan or an evidence folder")
+    data = parse(text, where)
     if type(data.get("version")) is int and data["version"] != VERSION:
         raise RefusedError(
             f"the plan is of version {data['version']}, not {VERSION}; make a new one"
@@ -115,10 +113,27 @@ def from_json(text: str, where: str) -> Plan:
             f"the plan's key {one_line(odd[0])} is missing or unknown: it was edited"
         )
     _check_types(text, data)
-    plan = Plan(**data)
-    if plan.digest != digest_of(plan):
+    check_digest(data)
+    return Plan(**data)
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The JSON of a plan, of whatever version; UsageError if it is none."""
+    try:
+        data = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise UsageError(
+            f"{one_line(where)} is no JSON; name a plan or an evidence folder"
+        ) from None
+    if not isinstance(data, dict) or "digest" not in data:
+        raise UsageError(f"{one_line(where)} is no plan; name a plan or an evidence folder")
+    return data
+
+
+def check_digest(data: Mapping[str, Any]) -> None:
+    """Refuse a plan of whatever version whose content does not fit its digest."""
+    if data["digest"] != digest_of(data):
         raise RefusedError("the plan does not fit its digest: it was edited; make a new one")
-    return plan
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -252,105 +267,61 @@ def decisions_table(
     return pa.table([columns[name] for name in COLUMNS], decisions_schema())
 
 
-def as_decisions(table: pa.Table) -> pa.Table:
-    """Columns of a decisions table with the types that they must have; see decisions_schema.
-
-    Raises ValueError or NotImplementedError where a column cannot be that.
-    """
-    import pyarrow as pa
-
-    def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-        if column.type == kind:
-            return column
-        if pa.types.is_dictionary(kind):
-            return column.cast(pa.string()).dictionary_encode()
-        return column.cast(kind)
-
-    schema = pa.schema([decisions_schema().field(name) for name in table.column_names])
-    return pa.table([cast(table[field.name], field.type) for field in schema], schema)
-
-
-class TableDigest:
-    """SHA-256 over the content of a decisions table that comes in parts: `add`, then `hexdigest`.
-
-    It is made over digests of blocks of BLOCK rows, so no more than a block is held. In a block
-    each column is framed by its name and kind, then fixed-width values or lengths and bytes, so
-    neither parts, dictionary encoding nor the Parquet writer's version matter. Null and NaN count
-    as the same: pandas keeps no difference.
-    """
+class Tally:
+    """What a plan says of its decisions, counted from them as they come."""
 
     def __init__(self) -> None:
-        self._parts: list[pa.Table] = []
-        self._held = 0
-        self._whole = hashlib.sha256()
         self.rows = 0
-        self.blocks: list[bytes] = []  # the digests of those that are whole
+        self._counts, self._unreadable = Counter[str](), Counter[str]()
+        self._first: str | None = None
+        self._last: str | None = None
+        self._newest = (0, 0)  # the largest id
 
     def add(self, table: pa.Table) -> None:
-        """The next rows."""
+        """The next rows; the columns id, action and invalid are looked at."""
+        if not len(table):
+            return
         self.rows += len(table)
-        while self._held + len(table) >= BLOCK:
-            room = BLOCK - self._held
-            self._parts.append(table.slice(0, room))
-            self._close_block()
-            table = table.slice(room)
-        if len(table) or not self._parts:  # an empty table has columns too
-            self._parts.append(table)
-            self._held += len(table)
+        for counter, name in ((self._counts, "action"), (self._unreadable, "invalid")):
+            for pair in table[name].value_counts().to_pylist():
+                counter[pair["values"] or ""] += pair["counts"]
+        self._first = self._first or table["id"][0].as_py()
+        self._last = table["id"][-1].as_py()
+        self._newest = max(self._newest, newest(table["id"]))
 
-    def hexdigest(self) -> str:
-        """The digest of all rows; nothing can be added any more."""
-        if self._held or not self.rows:
-            self._close_block()
-        self._whole.update(b"%d rows" % self.rows)
-        return self._whole.hexdigest()
+    def said(self) -> dict[str, Any]:
+        """The plan's own fields that follow from the decisions."""
+        return {
+            "counts": {action: self._counts[action] for action in ACTIONS},
+            "unreadable": {reason: n for reason, n in sorted(self._unreadable.items()) if reason},
+            "total_read": self.rows,
+            "first_id": self._first,
+            "last_id": self._last,
+        }
 
-    def _close_block(self) -> None:
-        import pyarrow as pa
-
-        self.blocks.append(block_sha256(pa.concat_tables(self._parts)))
-        self._whole.update(self.blocks[-1])
-        self._parts, self._held = [], 0
-
-
-def block_sha256(table: pa.Table) -> bytes:
-    """The digest of one block of a decisions table; see TableDigest."""
-    import pyarrow as pa
-
-    digest = hashlib.sha256(b"%d rows" % table.num_rows)
-    for field in table.schema:
-        column = table.column(field.name)
-        numeric, timed = pa.types.is_floating(field.type), pa.types.is_timestamp(field.type)
-        # without the kind, a column of 0.0 and one of empty texts would be the same bytes
-        kind = b"float" if numeric else b"time" if timed else b"text"
-        digest.update(b"\0" + field.name.encode() + b"\0" + kind + b"\0")
-        if numeric:
-            values = column.to_numpy(zero_copy_only=False).astype("<f8")
-            digest.update(np.where(np.isnan(values), np.nan, values).tobytes())
-        elif timed:
-            whole = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).fill_null(NO_TIME)
-            digest.update(whole.to_numpy().astype("<i8").tobytes())
-        else:
-            for part in _frames(column):
-                digest.update(part)
-    return digest.digest()
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan that says otherwise of its decisions."""
+        odd = [name for name, value in self.said().items() if getattr(plan, name) != value]
+        if self._counts.keys() - set(ACTIONS):
+            odd.append("counts")
+        if self._newest > id_key(plan.boundary_id):
+            odd.append("boundary_id")
+        if plan.max_events is not None and self.rows > plan.max_events:
+            odd.append("max_events")
+        if odd:
+            raise RefusedError(
+                f"the plan does not fit its own decisions ({', '.join(dict.fromkeys(odd))}): it "
+                "was edited; make a new one"
+            )
 
 
-def _frames(column: pa.ChunkedArray) -> list[bytes | memoryview]:
-    """Lengths (-1 for null) and then all bytes of a column of texts or bytes."""
+def newest(ids: pa.ChunkedArray) -> tuple[int, int]:
+    """The largest of the ids; ValueError where one of them is no id."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_fixed_size_binary(column.type):
-        column = column.cast(pa.binary())
-    parts = column.cast(pa.large_binary())
-    lengths = pc.fill_null(pc.binary_length(parts), -1).to_numpy().astype("<i8")
-    frames: list[bytes | memoryview] = [lengths.tobytes()]
-    for chunk in parts.fill_null(b"").chunks:
-        _, starts, data = chunk.buffers()
-        if data is not None and len(chunk):
-            at = np.frombuffer(starts, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-            frames.append(memoryview(data)[int(at[0]) : int(at[-1])])
-    return frames
+    parts = pc.split_pattern(ids, "-", max_splits=1)
+    ms = pc.list_element(parts, 0).cast(pa.uint64())
+    last = pc.max(ms)
+    seq = pc.max(pc.list_element(parts.filter(pc.equal(ms, last)), 1).cast(pa.uint64()))
+    return int(last.as_py()), int(seq.as_py())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DrainkitError, InterruptedRunError, RefusedError
+from ..safe import address
 from ..settings import Settings
 from .policy import ACTIONS, Decisions
 from .timestamps import EPOCH, iso
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-(dry-run|live)-[0-9a-f]{6}")
-_INNER = {"changes", "expected", "is_counted", "pace"}  # kept beside the JSON
+_INNER = {"changes", "expected", "is_counted", "pace", "unreadable"}  # kept beside the JSON
 COUNTS = ("total_read", *ACTIONS, "vanished", "passed_over", "events_per_sec")
 OUTCOMES = {0: "done", 4: "refused", 130: "interrupted"}  # by exit code; all others: "failed"
 
@@ -60,12 +61,17 @@ class Summary:
     error: str | None = None
     operator: str | None = None  # live: who answers for the run
     approvers: list[str] | None = None  # live: identities that signed the plan
+    approver_keys: dict[str, str] | None = None  # their keys' fingerprints
+    approvals_required: int | None = None
+    environment: str | None = None  # the table of drainkit.toml (--env)
+    server: str | None = None  # its address, without user and password
     pending_own: int | None = None
     audit_records: int | None = None  # of this run, recounted where an outcome was unknown
     plan_path: str | None = None
     plan_digest: str | None = None
     notes: list[str] | None = None  # live: what was found of stream and audit before it began
     drift: list[dict[str, Any]] | None = None  # live with a plan: planned, happened, events
+    unreadable: dict[str, int] = field(default_factory=dict)  # dry run: events by what is wrong
     changes: pa.Table | None = None  # the same, event by event (reconciliation.DRIFT_COLUMNS)
     is_counted: bool = True  # False: what the run recorded is not known; its counts are null
     expected: int = 0  # events of a live run, as counted when it began; 0: not counted yet
@@ -80,8 +86,10 @@ class Summary:
         boundary: str,
         now_us: int,
         plan_digest: str | None = None,
+        approvers: Mapping[str, str] | None = None,
     ) -> Summary:
         """The books of a run that begins now; `now_us` by the server's clock."""
+        live = settings.mode == "live"
         return cls(
             run_id=run_id,
             mode=settings.mode,
@@ -93,6 +101,11 @@ class Summary:
             throttle=settings.throttle,
             operator=settings.operator,
             plan_digest=plan_digest,
+            approvers=[*(approvers or ())] if live else None,
+            approver_keys=dict(approvers) if approvers else None,
+            approvals_required=settings.approval.required if live and settings.approval else None,
+            environment=settings.env,
+            server=address(settings.redis_url.get_secret_value()),
         )
 
     def count(self, decisions: Decisions, rows: np.ndarray | slice = slice(None)) -> int:
@@ -125,7 +138,8 @@ class Summary:
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; keys that do not apply are left out."""
         optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "notes",
-                    "operator", "approvers")  # fmt: skip
+                    "operator", "approvers", "approver_keys", "approvals_required", "environment",
+                    "server")  # fmt: skip
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _INNER}
         if not self.is_counted:
             values |= dict.fromkeys(COUNTS)
@@ -175,3 +189,9 @@ def new_run_id(mode: str, now_us: int) -> str:
     """YYYYMMDDTHHMMSSZ-<mode>-<6 hex>, from the server's time."""
     now = dt.datetime.fromtimestamp(now_us // 1_000_000, tz=dt.UTC)
     return f"{now:%Y%m%dT%H%M%SZ}-{mode}-{secrets.token_hex(3)}"
+
+
+def approvers_words(keys: Mapping[str, str], required: int | None) -> str:
+    """Who approved, with their keys, and how many had to."""
+    named = ", ".join(f"{name} ({key})" for name, key in keys.items()) or "nobody"
+    return f"{named}; {required or 0} required"

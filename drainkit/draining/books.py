@@ -41,9 +41,8 @@ class Books:
             boundary=job.scope.boundary,
             now_us=clock.now_us(),
             plan_digest=job.plan_digest,
+            approvers=job.approvers,
         )
-        if job.settings.mode == "live":
-            summary.approvers = [*job.approvers]
         return cls(server, job, summary, clock)
 
     def count_left(self) -> tuple[Scope, int]:

@@ -13,12 +13,12 @@ from .. import files
 from ..core.plan import Plan
 from ..errors import RefusedError, UsageError
 from ..safe import one_line
-from .plan_files import load_plan
+from .plan_files import PlanFile
 
 AUDIT, RUN = "audit.parquet", "run.json"
 # what names a plan or follows from its events; all the rest decided what became of them
 _NOT_SETTINGS = {
-    "version", "run_id", "created_at", "counts", "total_read", "first_id", "last_id",
+    "version", "run_id", "created_at", "counts", "unreadable", "total_read", "first_id", "last_id",
     "decisions_sha256", "digest",
 }  # fmt: skip
 
@@ -40,13 +40,14 @@ def read_side(path: Path) -> Side:
     Raises UsageError for what is neither, RefusedError for a plan that was edited and for a live
     run without a readable audit.
     """
-    plan, decisions = load_plan(path)
+    loaded = PlanFile.load(path)
+    plan = loaded.plan
     run = _read_run(path / RUN) if path.is_dir() else {}
     if run.get("mode") == "live":
         run_id, source, fates = str(run.get("run_id")), "outcome", _audited(path / AUDIT)
     else:
         run_id, source = plan.run_id, "planned"
-        table = decisions.table(("id", "action"))
+        table = loaded.table(("id", "action"))
         columns = (table[name].to_pylist() for name in ("id", "action"))
         fates = dict(zip(*columns, strict=True))
     return Side(str(path), run_id, source, settings_of(plan), fates)

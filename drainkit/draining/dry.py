@@ -12,17 +12,18 @@ import numpy as np
 from ..core.collection import collection_paused
 from ..core.events import Events, decoder_of
 from ..core.plan import VERSION, Plan, decisions_table, payload_hashes, seal
-from ..core.policy import ACTIONS, Decisions, decide
+from ..core.policy import Decisions, decide
 from ..core.summary import Summary
 from ..core.timestamps import iso
-from ..core.values import RawEntry
+from ..core.values import INVALID_REASONS, RawEntry
 from ..files import write_json
+from ..safe import text
 from ..server import scopes
 from ..server.connection import Server
 from ..settings import Settings
 from .books import Books
 from .job import Job, Progress
-from .plan_files import DecisionsWriter, check_plan_path
+from .plan_files import DecisionsWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,8 +43,6 @@ def plan_run(
     `pages`: the entries, where they were read already. `on_table` gets each page's decisions too
     (plan.COLUMNS).
     """
-    if path is not None:
-        check_plan_path(path)
     with DecisionsWriter(path) as out:
 
         def keep(page: Page, decisions: Decisions) -> None:
@@ -53,15 +52,14 @@ def plan_run(
                 on_table(table)
 
         summary = dry_run(server, job, pages=pages, on_page=keep, on_progress=on_progress)
-    plan = make_plan(job, summary, out)
+    plan = make_plan(server, job, summary, out)
     if path is not None:
         write_json(path, plan.to_json())
-        summary.plan_path = str(path)
-    summary.plan_digest = plan.digest
+        summary.plan_path, summary.plan_digest = str(path), plan.digest
     return summary, plan
 
 
-def make_plan(job: Job, summary: Summary, decisions: DecisionsWriter) -> Plan:
+def make_plan(server: Server, job: Job, summary: Summary, decisions: DecisionsWriter) -> Plan:
     """The plan of a dry run, sealed with its digest."""
     settings, scope = job.settings, job.scope
     return seal(
@@ -85,12 +83,12 @@ def make_plan(job: Job, summary: Summary, decisions: DecisionsWriter) -> Plan:
             min_idle_min=settings.min_idle_min,
             from_consumer=list(settings.from_consumer),
             history_group=settings.history_group,
+            audit_stream=text(server.keys.audit),
+            environment=settings.env,
+            server=summary.server or "",
             fields=settings.fields.as_lists(),
-            counts={action: getattr(summary, action) for action in ACTIONS},
-            total_read=summary.total_read,
-            first_id=decisions.first_id,
-            last_id=decisions.last_id,
             decisions_sha256=decisions.sha256,
+            **decisions.tally.said(),
         )
     )
 
@@ -156,18 +154,20 @@ def dry_run(
     """
     books = Books.opened(server, job)
     summary = books.summary
-    start_us = server.now_us()
+    start_us, invalid = server.now_us(), np.zeros(len(INVALID_REASONS), np.int64)
     for page in read_pages(server, job) if pages is None else pages:
         times = turn_times_us(
             summary.total_read, len(page.events), start_us=start_us, settings=job.settings
         )
         decisions = decide(page.events, job.policy, times)
         summary.count(decisions)
+        invalid += np.bincount(page.events.invalid, minlength=len(INVALID_REASONS))
         if on_page:
             on_page(page, decisions)
         if on_progress:
             on_progress(summary)
         del page  # or two pages would be in memory
+    summary.unreadable = {INVALID_REASONS[i]: int(invalid[i]) for i in np.flatnonzero(invalid) if i}
     books.count_left()
     books.close(None)
     return summary

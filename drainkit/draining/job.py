@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,7 @@ from ..server.reading import ACTIVE_MS
 from ..server.scope import Scope
 from ..server.topology import check_primary
 from ..settings import FROM_PLAN, Settings, build, outside, shown
-from .approval import approvers, load_signatures
-from .plan_files import DecisionsFile, load_plan
+from .plan_files import PlanFile
 
 MAX_CLOCK_WAIT_SEC = 60.0
 Progress = Callable[[Summary], None]
@@ -52,20 +50,6 @@ def future_audit(ahead_sec: float) -> str:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A plan, its decisions and its approvals, as loaded from files."""
-
-    plan: Plan
-    decisions: DecisionsFile
-    signatures: bytes = b""
-
-    @classmethod
-    def load(cls, path: Path) -> Planned:
-        """A plan (file or evidence folder) with its decisions and approvals."""
-        return cls(*load_plan(path), load_signatures(path))
-
-
-@dataclass(frozen=True)
 class Job:
     """What a run needs, resolved once: settings, scope with its boundary, policy, run id."""
 
@@ -73,10 +57,10 @@ class Job:
     scope: Scope
     policy: Policy
     run_id: str
-    planned: Planned | None = None  # live with a plan
+    planned: PlanFile | None = None  # live with a plan
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
-    approvers: tuple[str, ...] = ()  # identities that signed the plan
+    approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
     folder: str = ""  # where its evidence will be sealed; "": it leaves none
 
     @property
@@ -97,11 +81,11 @@ class Job:
         return replace(self.scope, boundary=self.to_drain.last_id)
 
 
-def with_plan(settings: Settings) -> tuple[Settings, Planned | None]:
+def with_plan(settings: Settings) -> tuple[Settings, PlanFile | None]:
     """The plan that a live run was told to apply, and the settings with what it gives."""
     if settings.plan is None or settings.mode != "live":
         return settings, None
-    planned = Planned.load(settings.plan)
+    planned = PlanFile.load(settings.plan)
     return adopt(settings, planned.plan), planned
 
 
@@ -109,7 +93,7 @@ def resolve(
     server: Server,
     settings: Settings,
     *,
-    planned: Planned | None = None,
+    planned: PlanFile | None = None,
     run_id: str | None = None,
     boundary: str | None = None,
 ) -> Job:
@@ -134,9 +118,14 @@ def resolve(
 def adopt(settings: Settings, plan: Plan) -> Settings:
     """The settings with what the plan gives; refuses what was asked for and differs.
 
-    Throttle, max events and the like are the plan's, whatever drainkit.toml or the environment say;
-    another value given with the command, or in a notebook's cell, is refused.
+    Throttle, as_of, audit stream and the like are the plan's, whatever drainkit.toml or the
+    environment say; another value given with the command, or in a notebook's cell, is refused, and
+    so is a plan that was made for another environment.
     """
+    if settings.env != plan.environment:
+        envs = (plan.environment, settings.env)
+        then, now = (f"--env {one_line(env)}" if env else "no --env" for env in envs)
+        raise RefusedError(f"environment: the plan has {then}, asked for {now}; make a new plan")
     values: dict[str, Any] = {name: getattr(settings, name) for name in settings.given}
     of_plan = {name: getattr(plan, name) for name in FROM_PLAN}
     for name in ("stream", "consumer_group", "scope", "consumer_name"):
@@ -157,13 +146,13 @@ def adopt(settings: Settings, plan: Plan) -> Settings:
     return adopted
 
 
-def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
+def _with_plan(server: Server, job: Job, planned: PlanFile) -> Job:
     """The job that drains exactly the plan's entries that earlier runs of it left."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     plan = planned.plan
-    approved_by = approvers(job.settings, plan.digest, planned.signatures)
+    approvers = planned.approvers(job.settings)
     found = differences(
         plan,
         stream=job.settings.stream,
@@ -177,10 +166,10 @@ def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     done = [part["original_id"] for part in run_tables(server, runs) if len(part)]
     _check_position(job, plan, resumed=bool(done))
     scope = replace(job.scope, boundary=plan.boundary_id)
-    job = replace(job, scope=scope, planned=planned, approvers=approved_by)
+    job = replace(job, scope=scope, planned=planned, approvers=approvers)
     if not done and (straight := look_straight(server, job, planned)):
         load = partial(_entries, planned)
-        rows = planned.decisions.rows
+        rows = planned.rows
         return replace(job, to_drain=ToDrain(rows, plan.last_id or "", load, straight))
     entries = _entries(planned)
     if done:
@@ -192,12 +181,12 @@ def _with_plan(server: Server, job: Job, planned: Planned) -> Job:
     return replace(job, to_drain=ToDrain.of(entries.only(there)), trimmed=trimmed)
 
 
-def _entries(planned: Planned) -> Entries:
-    return Entries(planned.decisions.table(("id", "action", "payload_sha256")))
+def _entries(planned: PlanFile) -> Entries:
+    return Entries(planned.table(("id", "action", "payload_sha256")))
 
 
 @collection_paused()
-def look_straight(server: Server, job: Job, planned: Planned) -> Straight | None:
+def look_straight(server: Server, job: Job, planned: PlanFile) -> Straight | None:
     """Look at all entries of the plan by one read: whether they are as the plan says, to the byte.
 
     None where something is otherwise (entries are missing, changed, pending already, or between
@@ -208,7 +197,7 @@ def look_straight(server: Server, job: Job, planned: Planned) -> Straight | None
     counters = reading.stream_info(server).counters  # before the first is read
     if scope.name == "pending" or not counters:
         return None
-    rows, last = Feed(planned.decisions.blocks()), planned.plan.last_id or scope.position
+    rows, last = Feed(planned.blocks()), planned.plan.last_id or scope.position
     sizes: list[np.ndarray] = []
     first = reading.next_id(scope.position)
     with closing(reading.pages(server, server.stream, first, last, ahead=True)) as pages:
@@ -223,7 +212,7 @@ def look_straight(server: Server, job: Job, planned: Planned) -> Straight | None
     if rows.take(1) is not None:
         return None
     found = np.concatenate([*sizes, np.zeros(0, np.int32)])
-    return Straight(scope.position, counters, planned.decisions.blocks, found)
+    return Straight(scope.position, counters, planned.blocks, found)
 
 
 def _check_position(job: Job, plan: Plan, *, resumed: bool) -> None:
@@ -312,8 +301,12 @@ def preflight(server: Server, job: Job) -> list[str]:
 def check(server: Server, job: Job) -> None:
     """What can be known without a trace before a drain; refuses with what to do."""
     check_primary(server.info)
-    if not job.approvers:
-        approvers(job.settings, None, b"")  # refuses where there must be some
+    if job.settings.approval is not None and job.planned is None:
+        raise RefusedError(
+            "drainkit.toml asks for approvals, and there is no plan that others could have "
+            "approved: make one (drain --plan FILE), let it be approved (drainkit approve FILE), "
+            "then apply it with --plan FILE"
+        )
     keys, scope = server.keys, job.scope
     if (switch := reading.stop_switch(server)) is not None:
         raise writing.stopped(switch)

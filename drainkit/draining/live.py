@@ -15,8 +15,9 @@ from ..server.audit_log import run_tables
 from ..server.connection import Server
 from . import vanished
 from .books import Books
-from .job import Job, Planned, Progress, preflight
+from .job import Job, Progress, preflight
 from .loop import INTERRUPTED, LOST, Loop
+from .plan_files import PlanFile
 from .vanished import vanished_ids
 
 if TYPE_CHECKING:
@@ -72,11 +73,13 @@ def _close(
             summary.changes = loop.changes.table()
         vanished.account(server, job, summary, loop.begun, *books.count_left())
         failure = failure or _unkept(server, job, summary, audit, loop.in_flight.audit_id)
+        try:
+            if (found := all_changes(server, job, summary)) is not None:
+                note_drift(summary, found)
+        except DrainkitError as error:
+            failure = failure or error
         books.close(failure)
         books.note_end()
-        summary.changes = all_changes(server, job, summary)
-        if summary.changes is not None:
-            summary.drift = drift_counts(summary.changes)
     except DrainkitError as error:
         failure = failure or error
         if summary.audit_records is None and (loop.in_flight.uncertain or not server.connected):
@@ -127,6 +130,20 @@ def _unkept(
     return None
 
 
+def note_drift(summary: Summary, found: pa.Table) -> None:
+    """Take what differs from the plan into the books.
+
+    Raises DrainkitError, once it is noted, where an event passed though the plan had dropped it.
+    """
+    summary.changes, summary.drift = found, drift_counts(found)
+    passed = sum(int(row["events"]) for row in summary.drift if row["happened"] == "drained_ok")
+    if passed:
+        raise DrainkitError(
+            f"{passed:,} events passed that the plan had dropped; see the drift, and the server's "
+            "clock"
+        )
+
+
 def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
     """What came out otherwise than planned (core.reconciliation.DRIFT_COLUMNS); None: no plan.
 
@@ -144,7 +161,7 @@ def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
     runs = {start.run_id for start in ledger.starts_of(server, job.planned.plan.digest)}
     tables = run_tables(server, runs | {job.run_id})
     done = {entry for part in tables for entry in part["original_id"].to_pylist()}
-    planned = job.planned.decisions.table(("id", "action"))
+    planned = job.planned.table(("id", "action"))
     actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
     gone = vanished_ids(server, job, [entry for entry in actions if entry not in done])
     rows = [(entry, actions[entry], "vanished", VANISHED) for entry in gone]
@@ -152,9 +169,9 @@ def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
     return pa.concat_tables([found, pa.table(more, found.schema)]) if rows else found
 
 
-def changes(server: Server, planned: Planned, run_id: str) -> pa.Table:
+def changes(server: Server, planned: PlanFile, run_id: str) -> pa.Table:
     """What a run recorded otherwise than planned, by the audit."""
-    matching = Matching(lambda: planned.decisions.blocks(("id", "action")))
+    matching = Matching(lambda: planned.blocks(("id", "action")))
     for part in run_tables(server, {run_id}):
         found = part.select(["original_id", "action", "reason"])
         matching.add(found.rename_columns(["id", "action", "reason"]))

@@ -1,58 +1,52 @@
-"""Plan files: plan.json and, beside it, the decisions."""
+"""Plan files: plan.json and, beside it, the decisions and the approvals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ..core.collection import give_back_freed
-from ..core.plan import (
-    BLOCK,
-    COLUMNS,
-    Plan,
-    TableDigest,
-    as_decisions,
-    block_sha256,
-    decisions_schema,
-    from_json,
-)
+from ..core.plan import COLUMNS, Plan, Tally, decisions_schema, from_json
 from ..errors import RefusedError, UsageError
-from ..files import TableWriter, parquet_file, write_json
+from ..files import CHUNK, TableWriter, file_sha256, write_bytes, write_chunks, write_json
 from ..safe import one_line
+from ..settings import Settings
+from ..settings.kinds import os_user
+from ..signing import load_signatures, required_approvals, signatures_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PLAN, DECISIONS = "plan.json", "decisions.parquet"
+
 
 def decisions_path(plan_path: Path) -> Path:
     """Beside plan.json decisions.parquet, beside X.json X.decisions.parquet."""
-    if plan_path.name == "plan.json":
-        return plan_path.with_name("decisions.parquet")
-    return plan_path.with_name(f"{plan_path.stem}.decisions.parquet")
-
-
-def check_plan_path(path: Path) -> None:
-    """Refuse a path that no plan can be written to."""
-    if path.is_dir():
-        raise UsageError(f"--plan {one_line(str(path))} is a folder; name a file in it to write to")
+    name = DECISIONS if plan_path.name == PLAN else f"{plan_path.stem}.{DECISIONS}"
+    return plan_path.with_name(name)
 
 
 class DecisionsWriter:
-    """Decisions as they come: into the file beside the plan, if there is one, and its digest.
+    """Decisions as they come: counted, and into the file beside the plan, if there is one.
 
     A context manager: the file is whole, and `sha256` known, when the block has ended.
     """
 
     def __init__(self, plan_path: Path | None) -> None:
-        self._digest = TableDigest()
-        self._digest.add(decisions_schema().empty_table())
-        self._out: TableWriter | None = None
-        if plan_path is not None:
-            self._out = TableWriter(decisions_path(plan_path), decisions_schema())
-        self.first_id: str | None = None
-        self.last_id: str | None = None
+        if plan_path is not None and plan_path.is_dir():
+            name = one_line(str(plan_path))
+            raise UsageError(f"--plan {name} is a folder; name a file in it to write to")
+        self._path = None if plan_path is None else decisions_path(plan_path)
+        self._out = None if self._path is None else TableWriter(self._path, decisions_schema())
+        self.tally = Tally()
         self.sha256 = ""
 
     def __enter__(self) -> Self:
@@ -62,113 +56,116 @@ class DecisionsWriter:
 
     def add(self, table: pa.Table) -> None:
         """The next rows."""
-        if not len(table):
-            return
-        self._digest.add(table)
+        self.tally.add(table)
         if self._out is not None:
             self._out.write(table)
-        self.first_id = self.first_id or table["id"][0].as_py()
-        self.last_id = table["id"][-1].as_py()
 
     def __exit__(self, *failure: Any) -> None:
-        if self._out is not None:
+        if self._out is not None and self._path is not None:
             self._out.__exit__(*failure)
-        self.sha256 = self._digest.hexdigest()
+            self.sha256 = file_sha256(self._path, sys.maxsize) if failure[0] is None else ""
 
 
-def save_plan(path: Path, plan: Plan, decisions: Iterable[pa.Table]) -> None:
-    """Write the plan and, beside it, its decisions, which come in parts."""
-    with TableWriter(decisions_path(path), decisions_schema()) as out:
-        for part in decisions:
-            out.write(part)
-    write_json(path, plan.to_json())
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan with its decisions and approvals; the decisions are read as they are asked for.
 
-
-def read_plan(path: Path) -> Plan:
-    """A plan (file or evidence folder) without its decisions, which are not looked at."""
-    path = path / "plan.json" if path.is_dir() else path
-    try:
-        return from_json(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"--plan {one_line(str(path))}: {one_line(reason)}") from None
-
-
-class DecisionsFile:
-    """The decisions beside a plan, never more than a block of them (BLOCK rows) in memory.
-
-    It fits the plan's digest, or it is refused. What is handed out is held against that again,
-    block by block, so a file that changes meanwhile is refused too.
+    They are the bytes that the digest stands for, and say what the plan says of them, or it is
+    refused; so is a file that changes while it is read.
     """
 
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self._path = path
-        digest = TableDigest()
-        with self._told():
-            for block in self._blocks():
-                digest.add(block)
-            found = digest.hexdigest()
-        if found != plan.decisions_sha256:
-            self._refuse()
-        self.rows = digest.rows
-        self._sha256 = digest.blocks
+    plan: Plan
+    signatures: bytes
+    _decisions: Path
+    _seen: tuple[int, ...]  # what tells the file of decisions from any other, and from a later one
+
+    @classmethod
+    def load(cls, path: Path) -> PlanFile:
+        """A plan, by its file or its evidence folder; refuses one that was edited."""
+        path = path / PLAN if path.is_dir() else path
+        try:
+            if not path.is_file():
+                raise FileNotFoundError(0, "there is no such file")
+            plan = from_json(path.read_text(encoding="utf-8"), path.name)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UsageError(f"--plan {one_line(str(path))}: {one_line(reason)}") from None
+        beside, tally = decisions_path(path), Tally()
+        with _opened(beside) as file:
+            found = cls(plan, load_signatures(path), beside, _mark(file))
+            if hashlib.file_digest(file, "sha256").hexdigest() != plan.decisions_sha256:
+                found._refuse()
+            for block in found.blocks(("id", "action", "invalid")):
+                tally.add(block)
+            tally.check(plan)
         give_back_freed()
+        return found
+
+    @property
+    def rows(self) -> int:
+        """How many decisions there are."""
+        return self.plan.total_read
 
     def blocks(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
-        """Some of its columns, with the types that they must have."""
-        known = iter(self._sha256)
-        with self._told():
-            for block in self._blocks():
-                if block_sha256(block) != next(known, None):
+        """Some columns of the decisions, a row group at a time."""
+        from pyarrow import parquet
+
+        with _opened(self._decisions) as file:
+            # reading ahead takes 45 MB, and more the longer it goes on
+            stored = parquet.ParquetFile(file, pre_buffer=False)
+            if not stored.schema_arrow.equals(decisions_schema()):
+                raise RefusedError(f"{one_line(self._decisions.name)} has columns of other types")
+            for group in range(stored.num_row_groups):
+                block = stored.read_row_group(group, columns=list(columns))
+                if _mark(file) != self._seen:
                     self._refuse()
-                yield self._cast(block.select(columns))
-        if next(known, None) is not None:
-            self._refuse()
+                yield block.select(columns)
 
     def table(self, columns: Sequence[str] = COLUMNS) -> pa.Table:
         """All rows of some columns."""
         import pyarrow as pa
 
-        return pa.concat_tables(self.blocks(columns))
+        schema = pa.schema([decisions_schema().field(name) for name in columns])
+        return pa.concat_tables([schema.empty_table(), *self.blocks(columns)])
 
-    def _blocks(self) -> Iterator[pa.Table]:
-        """Tables of BLOCK rows, whatever the file's row groups are; the last of fewer."""
-        import pyarrow as pa
+    def approvers(self, settings: Settings) -> dict[str, str]:
+        """Who approved the plan, with their keys; empty where nobody has to.
 
-        with parquet_file(self._path) as stored:
-            if tuple(stored.schema_arrow.names) != COLUMNS:
-                self._refuse()
-            held = stored.schema_arrow.empty_table()
-            for group in range(stored.num_row_groups):
-                held = pa.concat_tables([held, stored.read_row_group(group)])
-                while len(held) >= BLOCK:
-                    yield held.slice(0, BLOCK)
-                    held = held.slice(BLOCK)
-            if len(held) or not stored.metadata.num_rows:
-                yield held
+        Raises RefusedError if the settings ask for approvals and they are too few.
+        """
+        if (wanted := settings.approval) is None:
+            return {}
+        return required_approvals(
+            self.plan.digest, self.signatures, wanted.allowed_signers, wanted.required,
+            own={settings.operator, os_user()},
+        )  # fmt: skip
 
-    def _cast(self, block: pa.Table) -> pa.Table:
-        try:  # another tool may have saved it otherwise
-            return as_decisions(block)
-        except (ValueError, NotImplementedError):
-            name = one_line(self._path.name)
-            raise RefusedError(f"{name} has columns of other types") from None
+    def copy_to(self, folder: Path) -> None:
+        """The same plan, to the byte, as that of an evidence folder."""
+        with _opened(self._decisions) as file:
+            write_chunks(folder / DECISIONS, iter(partial(file.read, CHUNK), b""))
+        write_json(folder / PLAN, self.plan.to_json())
+        if self.signatures:
+            write_bytes(signatures_path(folder), self.signatures)
 
     def _refuse(self) -> NoReturn:
-        name = one_line(self._path.name)
+        name = one_line(self._decisions.name)
         raise RefusedError(f"{name} does not fit the plan's digest: it was edited")
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, NotImplementedError):  # what pyarrow raises is one of these
-            name = one_line(self._path.name)
-            raise RefusedError(f"the plan's decisions, {name}, cannot be read") from None
+
+def _mark(file: BufferedReader) -> tuple[int, ...]:
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def load_plan(path: Path) -> tuple[Plan, DecisionsFile]:
-    """A plan (file or evidence folder) and its decisions; refuses what its digest does not fit."""
-    plan = read_plan(path)
-    beside = decisions_path(path / "plan.json" if path.is_dir() else path)
-    return plan, DecisionsFile(beside, plan)
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """The file of decisions, its errors told in one line."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError
+        with path.open("rb") as file:
+            yield file
+    except (OSError, ValueError, NotImplementedError):  # what pyarrow raises is one of these
+        name = one_line(path.name)
+        raise RefusedError(f"the plan's decisions, {name}, cannot be read") from None

@@ -20,14 +20,15 @@ from ..server import scopes, writing
 from ..server.connection import Server
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
-from .dry import dry_run, turn_times_us
-from .job import Job, Planned
+from .dry import turn_times_us
+from .plan_files import PlanFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 LEASE_MS = 60_000  # a run that died blocks the next ones for at most this long
 RENEW_SEC = 15.0
+MANY_UNREADABLE = 20  # events; fewer of them bury nothing
 
 
 @contextmanager
@@ -113,22 +114,29 @@ def check_limits(limits: Limits, counts: Mapping[str, int], *, drift: int = 0) -
             )
 
 
-def check_job(server: Server, job: Job) -> None:
-    """Without a person who approves it, a live drain stays within [limits], if there are any."""
-    limits = job.settings.limits
-    if job.planned is not None:
-        check_planned(server, job.settings, job.planned)
-    elif any(value is not None for _, value in limits):
-        check_limits(limits, vars(dry_run(server, job)))
+def check_readable(settings: Settings, entries: int, unreadable: Mapping[str, int]) -> None:
+    """Refuse to drain what is mostly not understood: a wrong mapping would bury the backlog.
+
+    `unreadable` are the events by what is wrong with them, whichever filter drops them first.
+    """
+    odd = sum(unreadable.values())
+    if odd < MANY_UNREADABLE or odd * 5 <= entries or settings.allow_invalid:
+        return
+    reasons = ", ".join(f"{reason} ({n:,})" for reason, n in unreadable.items())
+    raise RefusedError(
+        f"{odd:,} of {entries:,} events cannot be read: {reasons}; drainkit fields shows what "
+        "would help; --allow-invalid acknowledges them all the same"
+    )
 
 
-def check_planned(server: Server, settings: Settings, planned: Planned) -> None:
-    """Refuse a plan that goes beyond the limits, also by what has aged since it was made."""
+def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None:
+    """What holds back a live drain of a plan that no person was asked about."""
     plan = planned.plan
+    check_readable(settings, plan.total_read, plan.unreadable)
     max_age_min = float(plan.policy["max_age_min"])
     drift = first = 0
     now_us = server.now_us()
-    for block in planned.decisions.blocks(("event_time", "action")):
+    for block in planned.blocks(("event_time", "action")):
         turns = turn_times_us(first, len(block), start_us=now_us, settings=settings)
         drift += expected_drift(block, turns, max_age_min=max_age_min)
         first += len(block)

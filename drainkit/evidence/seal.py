@@ -23,12 +23,12 @@ from ..files import (
     write_json,
 )
 from ..safe import one_line, strike
-from ..signing import fingerprint
+from ..signing import signer
 from .chain import newest, read_chain
 from .examined import OF_RUN
 from .lease import locked
 from .secrets import secret_of, strike_files
-from .signature import signed
+from .signature import NAMESPACE, signed
 from .statement import CHAIN, SIGNATURE, STATEMENT, STATEMENT_TYPE, SUMS, Link, plain_files, sums_of
 
 PREDICATE_TYPE = "urn:drainkit:run:v1"
@@ -81,7 +81,7 @@ def seal(
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "run_id": run_dir.name,
-                **{name: run.get(name) for name in OF_RUN},
+                **strike({name: run.get(name) for name in OF_RUN}, secret),
                 "parameters": strike(dict(parameters), secret),
                 "versions": {
                     "python": platform.python_version(),
@@ -93,7 +93,9 @@ def seal(
                 "user": _user(),
                 "approvers": run.get("approvers") or [],
                 "secrets_struck_out_of": struck,
-                "signed_by": None if sign_key is None else fingerprint(signed(b"", sign_key)),
+                "signed_by": None
+                if sign_key is None
+                else signer(b"", signed(b"", sign_key), NAMESPACE),
                 "previous": previous,
             },
         }

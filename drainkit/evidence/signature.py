@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..core.plan import from_json
+from ..core.plan import check_digest, parse
 from ..errors import DrainkitError, UsageError
 from ..files import read_plain, scratch
 from ..safe import one_line
-from ..signing import approvals, fingerprint, ssh_keygen
+from ..signing import approvals, signer, ssh_keygen
 from .statement import APPROVALS, SIGNATURE, STATEMENT, shown
 
-_NAMESPACE = "drainkit"  # of signatures: one made for something else does not count
+NAMESPACE = "drainkit"  # of signatures: one made for something else does not count
 
 
 def check_sign_key(key: Path) -> None:
@@ -30,7 +30,7 @@ def check_sign_key(key: Path) -> None:
 
 def signed(data: bytes, key: Path) -> bytes:
     """The SSH signature of `data`."""
-    return ssh_keygen("-Y", "sign", "-n", _NAMESPACE, "-f", str(key), stdin=data)
+    return ssh_keygen("-Y", "sign", "-n", NAMESPACE, "-f", str(key), stdin=data)
 
 
 def check_signature(
@@ -56,7 +56,9 @@ def check_signature(
     except OSError as error:
         reason = one_line(error.strerror or "not readable")
         raise DrainkitError(f"changed: {SIGNATURE} ({reason})") from None
-    key = fingerprint(signature)
+    key = signer(statement, signature, NAMESPACE)
+    if not key:
+        raise DrainkitError(f"changed: {SIGNATURE} does not fit {STATEMENT}")
     if signed_by not in (None, key):
         by = f"{shown(signed_by)}, as the statement says"
         raise DrainkitError(f"changed: {SIGNATURE} is not by {by}")
@@ -67,12 +69,6 @@ def check_signature(
             command = ("-Y", action, "-s", f"/dev/fd/{made}", *arguments)
             return ssh_keygen(*command, stdin=stdin, descriptors=(made, allowed))
 
-        try:
-            ask("check-novalidate", "-n", _NAMESPACE, stdin=statement)
-        except DrainkitError as error:
-            raise DrainkitError(
-                f"changed: {SIGNATURE} does not fit {STATEMENT} ({error})"
-            ) from None
         if signers is None:
             return
         try:
@@ -81,7 +77,7 @@ def check_signature(
             known = (when, "-f", f"/dev/fd/{allowed}")
             found = identity or ask("find-principals", *known).decode("utf-8")
             for name in found.splitlines():
-                ask("verify", "-n", _NAMESPACE, "-I", name, *known, stdin=statement)
+                ask("verify", "-n", NAMESPACE, "-I", name, *known, stdin=statement)
         except (DrainkitError, ValueError, OverflowError) as error:
             who = shown(identity or "an allowed signer")
             raise DrainkitError(f"not signed by {who}, but by {key} ({shown(error)})") from None
@@ -104,17 +100,22 @@ def approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: byte
             raise ValueError(f"{APPROVALS} is missing") from None
         found = approvals(
             digest, signatures, signers,
-            operator=str(predicate.get("operator") or ""),
+            own={str(predicate.get(name) or "") for name in ("operator", "user")} - {""},
             at=_moment(predicate.get("started_at")),
         )  # fmt: skip
     except (OSError, ValueError, OverflowError, DrainkitError) as error:
         return [f"approvals: {APPROVALS} or plan.json: {shown(error, 200)}"]
     reasons = "; ".join(found.rejected) or "there is no signature of it"
-    return [
+    findings = [
         f"approvals: {shown(name, 60)} is named and did not approve this plan ({reasons})"
         for name in named
         if name not in found.identities
+        or (predicate.get("approver_keys") or found.identities).get(name) != found.identities[name]
     ]
+    required = predicate.get("approvals_required") or 0
+    if len(found.identities) < required:
+        findings.append(f"approvals: {required} were required, there are {len(found.identities)}")
+    return findings
 
 
 def _plan_digest(run_dir: Path, predicate: Mapping[str, Any]) -> str:
@@ -124,7 +125,9 @@ def _plan_digest(run_dir: Path, predicate: Mapping[str, Any]) -> str:
         text = read_plain(run_dir / "plan.json").decode("utf-8")
     except FileNotFoundError:
         return str(said)
-    digest = from_json(text, "plan.json").digest
+    plan = parse(text, "plan.json")  # of an earlier version too
+    check_digest(plan)
+    digest = str(plan["digest"])
     if said not in (None, digest):
         raise ValueError("plan.json is not the plan whose digest the statement names")
     return digest

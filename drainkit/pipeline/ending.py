@@ -24,8 +24,9 @@ from ..core.reconciliation import drift_counts
 from ..core.summary import OUTCOMES, RUN_ID, Summary
 from ..core.timestamps import EPOCH, iso
 from ..draining.books import recount
-from ..draining.job import Planned, adopt
+from ..draining.job import adopt
 from ..draining.live import changes
+from ..draining.plan_files import PlanFile
 from ..errors import (
     DrainkitError,
     InterruptedRunError,
@@ -253,12 +254,12 @@ def _check_folder(folder: Path) -> None:
     raise UsageError(f"--close {one_line(str(folder))} is not a run's folder")
 
 
-def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> Planned | None:
+def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:
     """The plan in the folder; refused where it is not the one that the ledger, or its name, has."""
     has_decisions = (folder / "decisions.parquet").exists()
     if not (folder / "plan.json").exists() and not (starts and has_decisions):
         return None  # a dry run that was killed between the two has decisions alone
-    planned = Planned.load(folder)
+    planned = PlanFile.load(folder)
     of_run = planned.plan.digest in {start.plan_digest for start in starts}
     if not (of_run if starts else planned.plan.run_id == folder.name):
         raise RefusedError(

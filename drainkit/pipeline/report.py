@@ -19,6 +19,7 @@ from typing import Any
 
 from ..core.policy import ACTIONS, COLOURS, NAMES
 from ..core.progress import entries_words
+from ..core.summary import approvers_words
 from ..operations.state import own_pending
 from ..safe import one_line, share
 from ..server.keeping import keeping_words
@@ -142,8 +143,10 @@ def _header(run: Json, plan: Json, before: Json) -> list[tuple[str, str]]:
         ("mode", run.get("mode")),
         ("server", f"{server.get('kind', '')} {server.get('version', '')}".strip()),
         ("what it keeps", "; ".join(keeping_words(server))),
+        ("address", run.get("server")),
+        ("environment", run.get("environment")),
         ("operator", run.get("operator")),
-        ("approved by", ", ".join(map(str, run.get("approvers") or ()))),
+        ("approved by", _approved(run)),
         ("run", run.get("run_id")),
         ("plan digest", plan.get("digest") or run.get("plan_digest")),
         ("stream", run.get("stream")),
@@ -151,6 +154,13 @@ def _header(run: Json, plan: Json, before: Json) -> list[tuple[str, str]]:
         ("scope", run.get("scope")),
     ]
     return [(name, str(value)) for name, value in found if value]
+
+
+def _approved(run: Json) -> str:
+    keys = run.get("approver_keys")
+    if isinstance(keys, Mapping) and run.get("approvals_required"):
+        return approvers_words(keys, int(run["approvals_required"]))
+    return ", ".join(map(str, run.get("approvers") or ()))
 
 
 def _facts(run: Json, live: bool) -> list[tuple[str, str]]:

@@ -21,9 +21,8 @@ from .. import errors, files
 from ..core.collection import give_back_buffers
 from ..core.summary import Summary
 from ..core.timestamps import iso
-from ..draining.approval import signatures_path
-from ..draining.job import Job, Planned, preflight, resolve, with_plan
-from ..draining.plan_files import save_plan
+from ..draining.job import Job, preflight, resolve, with_plan
+from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError, InterruptedRunError, UnwritableError
 from ..evidence.lease import working_on
 from ..evidence.remote import Reports, reports_at
@@ -34,6 +33,7 @@ from ..safe import one_line
 from ..server import scopes
 from ..server.connection import Clock, Server
 from ..settings import NOTEBOOK, Settings, shown
+from ..settings.config import config_variable, kernel_variables
 from . import ending, templates
 from .kernels import (
     LIVE,
@@ -45,7 +45,7 @@ from .kernels import (
     what_failed,
 )
 
-Confirm = Callable[[Server, Job, Planned], None]  # raises RefusedError if it is not approved
+Confirm = Callable[[Server, Job, PlanFile], None]  # raises RefusedError if it is not approved
 Announce = Callable[[str], None]
 
 
@@ -62,19 +62,9 @@ def parameters_of(settings: Settings, job: Job) -> dict[str, Any]:
 
 
 def kernel_env(settings: Settings) -> dict[str, str]:
-    """The kernels' environment: the URL, and the settings that are no notebook parameters."""
+    """The kernels' environment: the settings as they are here, limits by their own file."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
-    env["DRAINKIT_REDIS_URL"] = settings.redis_url.get_secret_value()
-    env["DRAINKIT_MIN_IDLE_MIN"] = repr(settings.min_idle_min)
-    env["DRAINKIT_FROM_CONSUMER"] = "\n".join(settings.from_consumer)
-    env["DRAINKIT_ALLOW_ACTIVE_CONSUMERS"] = "1" if settings.allow_active_consumers else "0"
-    env["DRAINKIT_FIELDS"] = settings.fields.model_dump_json()
-    env["DRAINKIT_OPERATOR"] = settings.operator
-    if settings.env is not None:  # its [approval] holds in the kernel too
-        env["DRAINKIT_ENV"] = settings.env
-    if settings.history_group:
-        env["DRAINKIT_HISTORY_GROUP"] = settings.history_group
-    return env
+    return env | kernel_variables(settings) | config_variable()
 
 
 @dataclass
@@ -130,9 +120,7 @@ def run(
             files.write_json(folder / RUN_JSON, interim)
             files.write_json(folder / "baseline.json", before)
             if planned:
-                save_plan(folder / "plan.json", planned.plan, planned.decisions.blocks())
-                if planned.signatures:
-                    files.write_bytes(signatures_path(folder), planned.signatures)
+                planned.copy_to(folder)
             clock = Clock(started_us)
             this = Run(settings, server, job, folder, clock, notebooks, reports, on_line)
             try:
@@ -149,7 +137,7 @@ def _run_notebooks(
         for name in NOTEBOOKS:
             parameters = _parameters_for(this)
             if name == LIVE and this.settings.mode == "live":
-                planned = Planned.load(this.folder)
+                planned = PlanFile.load(this.folder)
                 confirm(this.server, this.job, planned)
                 parameters["approve"] = planned.plan.digest
             announce(name)
@@ -268,7 +256,6 @@ def _summary(this: Run, started_us: int) -> Summary:
     if ending.is_finished(found, this.job.run_id):
         return Summary.read(found)
     summary = _opened(this.job, started_us)
-    summary.approvers = [*this.job.approvers]
     try:
         ending.recount_settled(this.server, summary)
     except DrainkitError as error:
@@ -284,4 +271,5 @@ def _opened(job: Job, started_us: int) -> Summary:
         boundary=job.scope.boundary,
         now_us=started_us,
         plan_digest=job.plan_digest,
+        approvers=job.approvers,
     )

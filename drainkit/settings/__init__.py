@@ -157,8 +157,9 @@ class Settings(BaseModel):
     min_conf: Share = _setting(0.60, "Minimum confidence.", "0..1", shown="0.60", notebook=True)
     max_age_min: PositiveMinutes = _setting(30.0, "Maximum age, minutes.", "MIN", notebook=True)
     as_of: Time = _setting(
-        None, "Measure ages against this ISO 8601 time.", "TIME", shown="now", notebook=True
-    )
+        None, "Measure ages against this ISO 8601 time.", "TIME", shown="now", notebook=True,
+        from_plan=True,
+    )  # fmt: skip
     throttle: Rate = _setting(
         5.0,
         "Events per second, or none; of drains at once the lowest holds.",
@@ -183,7 +184,7 @@ class Settings(BaseModel):
         "backlog_drain_1", "The drain's consumer.", "NAME", notebook=True
     )
     audit_stream: Name | None = _setting(
-        None, "", "KEY", shown="<stream>.drain_audit", notebook=True
+        None, "", "KEY", shown="<stream>.drain_audit", notebook=True, from_plan=True
     )
     scope: Literal["undelivered", "pending", "history"] = _setting(
         "undelivered", "Which entries.", "undelivered|pending|history", notebook=True
@@ -207,6 +208,9 @@ class Settings(BaseModel):
     plan: PlanPath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
     allow_active_consumers: Flag = _setting(
         False, "Drain although another consumer of the group is active."
+    )
+    allow_invalid: Flag = _setting(
+        False, "Live: drain although more than a fifth of the events cannot be read."
     )
     operator: Operator = Field(
         default_factory=os_user,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from . import OF_THE_FILE, Settings, build, outside
 
 CONFIG_FILE = "drainkit.toml"
 ENV_PREFIX = "DRAINKIT_"
+CONFIG_VARIABLE = "DRAINKIT_CONFIG"  # the file's path, for who works in another folder
+# what a kernel gets by other ways, or what is not a notebook's affair
+_NOT_FOR_KERNELS = {"redis_url", "mode", "plan", "reports_dir", "notebooks_dir", *OF_THE_FILE}
 
 
 def load(
@@ -30,7 +34,10 @@ def load(
     UsageError with one line for all problems.
     """
     env_name = env_name if env_name is not None else environ.get(f"{ENV_PREFIX}ENV")
-    values = read_config((folder or Path()) / CONFIG_FILE, env_name, check_names=only is None)
+    path = Path(environ.get(CONFIG_VARIABLE) or (folder or Path()) / CONFIG_FILE)
+    if CONFIG_VARIABLE in environ and not path.is_file():
+        raise UsageError(f"{CONFIG_VARIABLE}: {path} is not a file")
+    values = read_config(path, env_name, check_names=only is None)
     for name in Settings.model_fields:
         variable = _variable(name)
         if variable in environ and name not in OF_THE_FILE:
@@ -38,6 +45,32 @@ def load(
     values.update(flags if env_name is None else {"env": env_name, **flags})
     kept = {k: v for k, v in values.items() if only is None or k in only}
     return build(kept, asked=frozenset(flags))
+
+
+def config_variable() -> dict[str, str]:
+    """The variable that lets a kernel read the drainkit.toml that holds here; empty without one."""
+    path = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE).resolve()
+    return {CONFIG_VARIABLE: str(path)} if path.exists() else {}
+
+
+def kernel_variables(settings: Settings) -> dict[str, str]:
+    """The settings that were given, as variables: a kernel's folder may have no drainkit.toml."""
+    found = {"DRAINKIT_REDIS_URL": settings.redis_url.get_secret_value()}
+    for name in sorted(settings.given - _NOT_FOR_KERNELS):
+        value = getattr(settings, name)
+        if name == "fields":
+            text = json.dumps(value.model_dump(exclude_unset=True))
+        elif value is None:
+            text = {"throttle": "none", "max_events": "all"}.get(name, "")
+        elif isinstance(value, tuple):
+            text = "\n".join(value)
+        elif name == "allowlist" and value.startswith("@"):
+            text = f"@{Path(value[1:]).resolve()}"
+        else:
+            text = value.isoformat() if hasattr(value, "isoformat") else str(value)
+        if text:
+            found[_variable(name)] = text.lower() if isinstance(value, bool) else text
+    return found
 
 
 def _variable(name: str) -> str:
@@ -50,7 +83,7 @@ def _python_name(name: str) -> str:
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Variables that look like settings but are not: misspelt ones, probably."""
-    known = {_variable(name) for name in Settings.model_fields}
+    known = {_variable(name) for name in Settings.model_fields} | {CONFIG_VARIABLE}
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
 
 

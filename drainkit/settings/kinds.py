@@ -6,9 +6,9 @@ Each raises ValueError with what it takes; settings.py makes one line of it.
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 import math
 import os
+import pwd
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,10 +51,10 @@ def _to_name(value: Any) -> str:
 
 
 def os_user() -> str:
-    """The name of the user who runs this process, or its number where it has none."""
+    """The name of the user who runs this process, whatever variables say, or its number."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         return f"uid {os.getuid()}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,8 +13,6 @@ from ..operations.fields import newest_unreadable
 from ..operations.state import baseline, own_pending
 from ..safe import one_line, share, text, verbatim
 from ..server import reading
-from ..server.connection import Server
-from ..settings import Settings
 from . import figures
 from .backlog import Backlog
 from .session import RunSession
@@ -32,8 +29,9 @@ if TYPE_CHECKING:
 class Analysis(RunSession):
     """01: the backlog as a DataFrame, decided as of now; writes nothing."""
 
-    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        super().__init__(settings, server, run_dir)
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        settings, server, run_dir = self.settings, self.server, self.run_dir
         of_run = read_json(run_dir, "baseline.json") if self.folder_run_id else None
         self.baseline = of_run or baseline(server)
         self.at_us = self.now_us()

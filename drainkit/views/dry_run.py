@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -11,8 +10,6 @@ from ..core.policy import ACTIONS
 from ..core.progress import span
 from ..draining.dry import plan_run, summary_of
 from ..draining.handover import drop, handed_on
-from ..server.connection import Server
-from ..settings import Settings
 from . import figures
 from .session import RunSession
 from .tables import SAMPLE_ROWS, counts_frame, markdown, safe
@@ -26,12 +23,13 @@ if TYPE_CHECKING:
 class DryRun(RunSession):
     """02: decides as the live run would; with a run_dir saves the plan."""
 
-    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        super().__init__(settings, server, run_dir)
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        server, run_dir = self.server, self.run_dir
         self._samples: dict[str, pd.DataFrame] = {}  # by action
         if self.folder_run_id and self.planned:  # the run applies a plan that was made before
             self.plan = self.planned.plan
-            for block in self.planned.decisions.blocks():
+            for block in self.planned.blocks():
                 self._keep_samples(block)
             self.summary = summary_of(server, self.job, self.plan)
             return
@@ -52,7 +50,8 @@ class DryRun(RunSession):
         summary, left = self.summary, (self.summary.remaining or 0) - self.summary.total_read
         text = (
             f"A live run would read **{summary.total_read:,} entries** and pass "
-            f"**{summary.drained_ok:,}**; {self.duration()}."
+            f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; "
+            f"{self.duration()}."
         )
         if left > 0:
             text += f" {left:,} more entries of the scope lie beyond its limit of events."
@@ -90,4 +89,6 @@ class DryRun(RunSession):
 
     def digest(self) -> Markdown:
         """The plan's digest, which arms the live run."""
+        if self.run_dir is None:
+            return markdown("No run_dir, so no plan was saved that could be approved.")
         return markdown(f"Plan digest, to approve exactly this plan:\n\n`{self.plan.digest}`")

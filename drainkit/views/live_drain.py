@@ -8,27 +8,26 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 from IPython.display import clear_output
 
 from .. import files
 from ..core.progress import Step, span
-from ..core.reconciliation import drift_counts
 from ..core.summary import Summary
+from ..draining import unattended
 from ..draining.books import recount
 from ..draining.job import resolve
-from ..draining.live import apply, changes
-from ..errors import RefusedError, UsageError, error_of
+from ..draining.live import apply, changes, note_drift
+from ..draining.plan_files import PlanFile
+from ..errors import DrainkitError, RefusedError, UsageError, error_of
 from ..evidence.lease import working_on
 from ..operations.state import baseline
 from ..safe import verbatim
 from ..server import ledger, reading
-from ..server.connection import Server
-from ..settings import Settings
-from .session import RunSession
+from ..settings import NOTEBOOK
+from .session import EXTRA, RunSession
 from .tables import Table, counts_frame, markdown
 
 if TYPE_CHECKING:
@@ -42,21 +41,31 @@ class LiveDrain(RunSession):
 
     mode = "live"
     adopts_plan = True
+    _newest: ClassVar[object] = None  # of those opened in this kernel: no other one is armed
 
-    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        super().__init__(settings, server, run_dir)
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        self._names: Mapping[str, Any] = {}  # the notebook's, as they are now
+        self._opened_with = self._parameters()
         self.approve = ""
         self.summary: Summary | None = None
         self._next_line = 0.0  # when to say again how far it is, by the monotonic clock
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
-        """Open with a notebook's `globals()`, `approve` included."""
+        """Open with a notebook's `globals()`, `approve` too; disarms what was opened before."""
+        LiveDrain._newest = None
         session = super().open(names)
         session.approve = names.get("approve") or ""
         if not isinstance(session.approve, str):
             raise UsageError("approve takes the digest that the dry run printed")
+        session._names = names
+        session._opened_with = session._parameters()
+        LiveDrain._newest = session
         return session
+
+    def _parameters(self) -> dict[str, Any]:
+        return {name: self._names.get(name) for name in (*NOTEBOOK, *EXTRA)}
 
     @property
     def armed(self) -> bool:
@@ -65,20 +74,16 @@ class LiveDrain(RunSession):
 
     def run(self) -> None:
         """Drain the plan if armed; refuses a digest that is not the plan's."""
-        if not self.armed:
+        planned = self._approved()
+        if planned is None or self.run_dir is None:
             print("Not armed: approve is empty, so nothing was changed.")
             return
-        if self.run_dir is None:
-            raise RefusedError("approve needs run_dir, the folder with the approved plan")
-        planned = self.planned
-        if planned is None:
-            raise RefusedError("run_dir holds no plan; run 02 with this run_dir first")
-        if planned.plan.digest != self.approve:
-            raise RefusedError("approve is not the digest of this plan; nothing was changed")
         again = self.summary.run_id if self.summary else None  # this cell was run before
         run_id = self.folder_run_id or again
         job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
         self.job = replace(job, folder=str(self.run_dir.resolve()) if self.folder_run_id else "")
+        if not _is_of_run():  # else it was held against them, or a person was asked
+            unattended.check_planned(self.server, self.settings, planned)
         if not (self.run_dir / "baseline.json").exists():
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
@@ -87,14 +92,34 @@ class LiveDrain(RunSession):
             self.summary = apply(self.server, self.job, stopping=stopping, on_progress=self._show)
             if any(start.run_id == self.job.run_id for start in earlier):
                 recount(self.server, self.summary)  # with what it drained before
-                self.summary.changes = changes(self.server, planned, self.job.run_id)
-                self.summary.drift = drift_counts(self.summary.changes)
+                try:
+                    note_drift(self.summary, changes(self.server, planned, self.job.run_id))
+                except DrainkitError as error:
+                    self.summary.close(error, self.server.now_us())
             self.summary.plan_path = "plan.json"
             if self.summary.changes is not None:
                 files.write_table(self.run_dir / "drift.parquet", self.summary.changes)
             self.write_summary(self.summary)
         if self.summary.error:
             raise error_of(self.summary.exit_code or 1, self.summary.error)
+
+    def _approved(self) -> PlanFile | None:
+        """The plan that `approve` names, if this is what the notebook shows; None: not armed."""
+        if LiveDrain._newest is not self or self._parameters() != self._opened_with:
+            LiveDrain._newest = None
+            raise RefusedError(
+                "the parameters are not those that this was opened with, or opening it anew "
+                "failed; nothing was changed; run the cell with LiveDrain.open again"
+            )
+        if not self.armed:
+            return None
+        if self.run_dir is None:
+            raise RefusedError("approve needs run_dir, the folder with the approved plan")
+        if self.planned is None:
+            raise RefusedError("run_dir holds no plan; run 02 with this run_dir first")
+        if self.planned.plan.digest != self.approve:
+            raise RefusedError("approve is not the digest of this plan; nothing was changed")
+        return self.planned
 
     def _show(self, summary: Summary) -> None:
         """One line, replaced once a second: a bar would leave its state in the notebook."""
@@ -161,10 +186,15 @@ def heed_stop_signal() -> None:
     signal.signal(signal.SIGUSR1, _stop)
 
 
+def _is_of_run() -> bool:
+    """Whether this kernel is one of `drainkit run`."""
+    return signal.getsignal(signal.SIGUSR1) is _stop
+
+
 @contextmanager
 def _graceful_interrupt() -> Iterator[threading.Event]:
     """SIGINT (the kernel's interrupt) ends the drain after the commit in flight."""
-    stopping = _STOP if signal.getsignal(signal.SIGUSR1) is _stop else threading.Event()
+    stopping = _STOP if _is_of_run() else threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
     try:
         yield stopping

@@ -18,8 +18,8 @@ import pandas as pd
 
 from .. import files
 from ..core.summary import RUN_ID, Summary
-from ..draining.job import Job, Planned, adopt, resolve
-from ..draining.plan_files import read_plan
+from ..draining.job import Job, adopt, resolve
+from ..draining.plan_files import PLAN, PlanFile
 from ..errors import UsageError
 from ..safe import one_line
 from ..server.connection import Server
@@ -62,7 +62,6 @@ class Session:
 
     mode = "dry-run"
     extra: ClassVar[tuple[str, ...]] = ()  # parameters of this notebook alone
-    adopts_plan = False  # whether the plan in run_dir says what the settings are
 
     def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
         self.settings, self.server, self.run_dir = settings, server, run_dir
@@ -70,16 +69,19 @@ class Session:
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with a notebook's `globals()`."""
+        settings, folder = cls.understood(names)
+        return cls(settings, Server.of(settings), folder)
+
+    @classmethod
+    def understood(cls, names: Mapping[str, Any]) -> tuple[Settings, Path | None]:
+        """The settings that a notebook's `globals()` ask for, and its run_dir."""
         check_names(names, cls.extra)
         given = {name: names[name] for name in NOTEBOOK if names.get(name) is not None}
         settings = load({**given, **_url(names.get("redis_url_env")), "mode": cls.mode})
         run_dir = names.get("run_dir") or None
         if run_dir is not None and not (isinstance(run_dir, str) and Path(run_dir).is_dir()):
             raise UsageError(f"run_dir {run_dir} is not a folder; make it, or leave it out")
-        folder = Path(run_dir) if run_dir else None
-        if cls.adopts_plan and folder is not None and (folder / "plan.json").exists():
-            settings = adopt(settings, read_plan(folder))
-        return cls(settings, Server.of(settings), folder)
+        return settings, Path(run_dir) if run_dir else None
 
     def settings_table(self) -> pd.DataFrame:
         """The parameters as understood, without secrets."""
@@ -109,6 +111,30 @@ class Session:
 class RunSession(Session):
     """A session of a run: its job is that of the folder, or its own where there is none."""
 
+    adopts_plan = False  # whether the plan in run_dir says what the settings are
+
+    def __init__(
+        self,
+        settings: Settings,
+        server: Server,
+        run_dir: Path | None,
+        planned: PlanFile | None = None,  # the plan in run_dir
+    ) -> None:
+        super().__init__(settings, server, run_dir)
+        self.planned = planned
+
+    @classmethod
+    def open(cls, names: Mapping[str, Any]) -> Self:
+        """Open with a notebook's `globals()`; a plan that is followed is loaded once."""
+        settings, folder = cls.understood(names)
+        planned = None
+        if folder is not None and (folder / PLAN).exists():
+            if cls.adopts_plan or RUN_ID.fullmatch(folder.name):
+                planned = PlanFile.load(folder)
+            if planned is not None and cls.adopts_plan:
+                settings = adopt(settings, planned.plan)
+        return cls(settings, Server.of(settings), folder, planned)
+
     @cached_property
     def job(self) -> Job:
         """The job that a drain with these settings is; run id and boundary are the run's."""
@@ -129,13 +155,6 @@ class RunSession(Session):
             return None
         found = read_json(self.run_dir, "baseline.json")
         return str(found["stream"]["boundary_id"]) if found else None
-
-    @cached_property
-    def planned(self) -> Planned | None:
-        """The plan in run_dir and its decisions."""
-        if self.run_dir is None or not (self.run_dir / "plan.json").exists():
-            return None
-        return Planned.load(self.run_dir)
 
     def write_summary(self, summary: Summary) -> None:
         """run.json; what the run noted there about itself stays until its end."""

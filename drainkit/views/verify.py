@@ -17,7 +17,7 @@ from ..core.collection import collection_paused
 from ..core.moments import Moments
 from ..core.policy import ACTIONS
 from ..core.reconciliation import Matched, Matching, reconcile
-from ..draining.plan_files import DecisionsFile
+from ..draining.plan_files import PlanFile
 from ..draining.vanished import vanished_ids
 from ..errors import DrainkitError
 from ..operations.state import baseline
@@ -25,7 +25,6 @@ from ..safe import text, verbatim
 from ..server import ledger, reading
 from ..server.audit_log import run_tables, values_of
 from ..server.connection import Server
-from ..settings import Settings
 from . import figures
 from .session import RunSession
 from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
@@ -44,14 +43,14 @@ class Audit:
         server: Server,
         runs: set[str],
         run_id: str,
-        decisions: DecisionsFile | None,
+        planned: PlanFile | None,
         pending: set[str],
         keep: Path | None,
     ) -> None:
         import pyarrow.compute as pc
 
         self.matching = Matching(
-            None if decisions is None else lambda: decisions.blocks(("id", "action"))
+            None if planned is None else lambda: planned.blocks(("id", "action"))
         )
         self.counts, self.earlier = Counter[str](), 0  # of this run; of others of the same plan
         self.first = audit_schema().empty_table()  # the first records of this run
@@ -82,8 +81,9 @@ class Verification(RunSession):
 
     adopts_plan = True
 
-    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        super().__init__(settings, server, run_dir)
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        server, run_dir = self.server, self.run_dir
         self.after = baseline(server)
         before = read_json(run_dir, "baseline.json")
         self.before = before or self.after
@@ -92,7 +92,6 @@ class Verification(RunSession):
         if self.run is not None and self.live and not self.run.get("finished_at"):
             self.run = {}  # the run's own, from its beginning: it has no numbers
         self.plan = self.planned.plan if self.planned else None
-        self.decisions = self.planned.decisions if self.planned else None
         digest = self.plan.digest if self.plan else None
         starts = ledger.starts_of(server, digest) if digest else []
         self.run_id = str(self.run["run_id"]) if self.run and self.live else ""
@@ -104,7 +103,7 @@ class Verification(RunSession):
         self.start = next((s for s in reversed(starts) if s.run_id == self.run_id), None)
         runs = {self.run_id, *(start.run_id for start in starts)} - {""}
         keep = None if run_dir is None else run_dir / "audit.parquet"
-        self.audit = Audit(server, runs, self.run_id, self.decisions, self._pending(), keep)
+        self.audit = Audit(server, runs, self.run_id, self.planned, self._pending(), keep)
         self.findings = self._reconcile()
         if run_dir is not None:
             files.write_json(run_dir / "after.json", self.after)
@@ -123,7 +122,7 @@ class Verification(RunSession):
         if not self.run_id:
             return findings
         run = self.run if self.run and self.live else {}
-        done, planned = self.done + self.audit.earlier, self.decisions.rows if self.decisions else 0
+        done, planned = self.done + self.audit.earlier, self.plan.total_read if self.plan else 0
         self.vanished = 0  # of the plan
         matched = self.audit.matching.finish(self._vanished)
         done += self.vanished

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
+import pwd
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,8 @@ from books import GROUP, ask, at, audit, everything, seed
 from conftest import ROOT, Cli, CliResult, Fill, one_line_error
 from servers import Server
 
-OPERATOR = ("--operator", "olga")
-NAMES = ("ann", "bob", "eve", "olga")
+OPERATOR, ENV = ("--operator", "olga"), ("--env", "production")
+NAMES = ("ann", "bob", "eve", "olga", "ca")
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +27,22 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in NAMES:
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True)
-    return {name: folder / name for name in NAMES}
+    subprocess.run(["ssh-keygen", "-q", "-s", folder / "ca", "-I", "x", "-n", "zoe",
+                    folder / "ann.pub"], check=True)  # fmt: skip
+    return {name: folder / name for name in NAMES} | {"ann-cert": folder / "ann-cert.pub"}
+
+
+def public(keys: dict[str, Path], name: str) -> str:
+    return " ".join(keys[name].with_suffix(".pub").read_text().split()[:2])
+
+
+def fingerprint(keys: dict[str, Path], name: str) -> str:
+    told = subprocess.run(["ssh-keygen", "-lf", keys[name]], check=True, capture_output=True)
+    return told.stdout.decode().split()[1]
 
 
 def signers(keys: dict[str, Path], *names: str, options: str = "") -> str:
-    publics = {n: " ".join(keys[n].with_suffix(".pub").read_text().split()[:2]) for n in names}
-    return "".join(f"{n}@example.com {options} {publics[n]}\n" for n in names)
+    return "".join(f"{n}@example.com {options} {public(keys, n)}\n" for n in names)
 
 
 class Desk:
@@ -43,7 +57,7 @@ class Desk:
             '[env.production.approval]\nallowed_signers = "conf/allowed"\nrequired = 2\n'
         )
         for name in ("plan.json", "other.json"):
-            made = cli("drain", "--plan", name, *at(server, stream), "--throttle", "none",
+            made = cli("drain", "--plan", name, *at(server, stream), "--throttle", "none", *ENV,
                        "--max-events", 9 if name == "plan.json" else 8)  # fmt: skip
             assert made.rc == 0, made.err
 
@@ -52,13 +66,14 @@ class Desk:
             done = self.cli("approve", plan, "--sign-key", self.keys[name], "--yes", "--json")
             assert done.rc == 0, done.err
 
-    def drain(self, *options: object, command: str = "drain", env: str = "production") -> CliResult:
+    def drain(self, *options: object, command: str = "drain", plan: str = "plan.json",
+              env: str = "production") -> CliResult:  # fmt: skip
         return self.cli(command, "--mode", "live", "--yes", "--json", "--env", env, *OPERATOR,
-                        "--plan", "plan.json", *at(self.server, self.stream), *options)  # fmt: skip
+                        "--plan", plan, *at(self.server, self.stream), *options)  # fmt: skip
 
-    def refused(self, words: str) -> None:
+    def refused(self, words: str, *options: str) -> None:
         before = everything(self.server)
-        result = self.drain()
+        result = self.drain(*options)
         assert result.rc == 4, (result.out, result.err)
         assert words in one_line_error(result.err)
         assert everything(self.server) == before
@@ -75,7 +90,8 @@ def test_the_plan_is_shown_and_signed(desk: Desk) -> None:
     first = desk.cli("approve", "plan.json", "--sign-key", desk.keys["ann"], "--yes")
     assert first.rc == 0, first.err
     plan = json.loads((desk.cli.cwd / "plan.json").read_text())
-    for words in (plan["digest"], desk.stream, GROUP, plan["boundary_id"], "9 (at"):
+    for words in (plan["digest"], desk.stream, GROUP, plan["boundary_id"], "9 (at", "production",
+                  plan["audit_stream"], plan["server"]):  # fmt: skip
         assert words in first.err
     again = desk.cli("approve", "plan.json", "--sign-key", desk.keys["ann"], "--yes")
     assert again.rc == 4
@@ -103,6 +119,9 @@ def test_two_approvals_let_it_drain(desk: Desk) -> None:
     summary = result.json()
     assert summary["operator"] == "olga"
     assert summary["approvers"] == ["ann@example.com", "bob@example.com"]
+    assert summary["approver_keys"] == {
+        f"{n}@example.com": fingerprint(desk.keys, n) for n in ("ann", "bob")
+    }
     assert len(audit(desk.server, desk.stream)) == 9
     entries = ask(desk.server, "XRANGE", f"{desk.stream}.drain_runs", "-", "+")
     start = dict(zip(entries[0][1][::2], entries[0][1][1::2], strict=True))
@@ -137,17 +156,81 @@ def test_what_is_no_approval_drains_nothing(desk: Desk) -> None:
 
 
 def test_the_signers_file_decides(desk: Desk) -> None:
-    """A signers' file that lost a name, lets a key expire, or is gone: refused with its line."""
+    """A signers' file that lost a name, lets a key expire or not begin, gives it for another
+    purpose, or is gone: refused with its line."""
     desk.approve("ann", "bob")
     desk.allowed.write_text(signers(desk.keys, "ann", "eve"))
     desk.refused("is by a stranger")
-    old = signers(desk.keys, "bob", options='valid-before="20200101"')
-    desk.allowed.write_text(signers(desk.keys, "ann") + old)
-    desk.refused("a key whose time is over")
-    desk.allowed.write_text("nonsense\n")
-    desk.refused("has 0")
+    for options, words in (('valid-before="20200101"', "a key whose time is over"),
+                           ('valid-after="21000101"', "a key that is not valid yet"),
+                           ('namespaces="git"', "may not sign for this purpose")):  # fmt: skip
+        bob = signers(desk.keys, "bob", options=options)
+        desk.allowed.write_text(f"# ours\n\n{signers(desk.keys, 'ann')}{bob}")
+        desk.refused(words)
     desk.allowed.unlink()
     desk.refused("allowed_signers")
+
+
+PERSONS = (
+    ("ann", "ann@example.com ANN,bob BOB", "the operator's own (ann@example.com)"),
+    ("ann@example.com", "ann ANN,bob BOB", "the operator's own (ann)"),
+    ("ANN@example.COM", "ann@Example.com ANN,bob BOB", "the operator's own"),
+    ("olga", "olga ANN,zoe ANN,bob BOB", "the operator's own"),
+    ("olga", "zoe ANN,bob BOB,olga BOB", "the operator's own (bob)"),
+    ("clerk", "USER ANN,bob BOB", "the operator's own (USER)"),
+    ("clerk", "bob ANN,Bob@example.com BOB", "is a second one of"),
+    ("clerk", "ann ANN,bob@x BOB,ann BOB", "is a second one of"),
+    ("clerk", "*@example.com ANN,bob BOB", "line 1 of the allowed signers must name one"),
+    ("clerk", "ann ANN,b?b BOB", "line 2 of the allowed signers must name one person"),
+    ("clerk", "ann ANN,!olga BOB", "line 2 of the allowed signers must name one person"),
+    ("clerk", "ann|bob ANN,bob BOB", "line 1 of the allowed signers must name one person"),
+    ("clerk", "ann ANN,ann cert-authority CA", "one plain key"),
+    ("clerk", 'ann ANN,ann cert-authority|namespaces="x" CA', "one plain key"),
+    ("clerk", "ann ANN,ann ssh-ed25519-cert-v01@openssh.com_AAAA", "one plain key"),
+    ("clerk", '"ann" ANN,bob BOB', "line 1 of the allowed signers"),
+    ("clerk", "nonsense", "line 1 of the allowed signers"),
+)
+
+
+def test_persons_are_counted_not_names(desk: Desk) -> None:
+    """Ann and Bob signed, and by the allowed signers they are one person, or one is the operator or
+    the OS user behind --operator, or a line names more than a person and a plain key: refused."""
+    desk.approve("ann", "bob")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    for operator, lines, words in PERSONS:
+        text = "\n".join(lines.split(",")).replace("|", ",").replace("_", " ") + "\n"
+        for word, name in (("ANN", "ann"), ("BOB", "bob"), ("CA", "ca")):
+            text = text.replace(f" {word}\n", f" {public(desk.keys, name)}\n")
+        desk.allowed.write_text(text.replace("USER", user))
+        desk.refused(words.replace("USER", user), "--operator", operator)
+
+
+def test_a_key_and_its_certificate_are_one(desk: Desk) -> None:
+    """A signature by Ann's certificate (for zoe) beside that by her key does not make two, whether
+    the signers name the authority or not."""
+    line = json.loads((desk.cli.cwd / "plan.json").read_text())["digest"] + "\n"
+    sign = ["ssh-keygen", "-Y", "sign", "-n", "drainkit-approve", "-f"]
+    by = [subprocess.run([*sign, desk.keys[name]], input=line.encode(), capture_output=True,
+                         check=True).stdout for name in ("ann", "ann-cert")]  # fmt: skip
+    ca = public(desk.keys, "ca")
+    for zoe, words in ((f"zoe {ca}", "and has 1: "),
+                       (f"zoe cert-authority {ca}", "one plain key")):  # fmt: skip
+        desk.allowed.write_text(f"{signers(desk.keys, 'ann')}{zoe}\n")
+        (desk.cli.cwd / "plan.json.sig").write_bytes(b"".join(by))
+        desk.refused(words)
+
+
+def test_evidence_of_an_earlier_version_still_verifies(cli: Cli) -> None:
+    """An approved run sealed by commit 65c9fb9 is well, approvers too, offline; its plan is of an
+    earlier version, so it is not applied any more, in one line."""
+    with tarfile.open(ROOT / "tests" / "evidence" / "data" / "65c9fb9.tar.xz") as packed:
+        packed.extractall(cli.cwd, filter="data")
+    good = cli("verify", "reports", "--allowed-signers", "allowed")
+    assert good.rc == 0, good.out
+    (run,) = (cli.cwd / "reports").glob("*-live-*")
+    old = cli("diff", run, run)
+    assert old.rc == 4
+    assert "the plan is of version 2, not 3; make a new one" in one_line_error(old.err)
 
 
 def test_without_a_plan_there_is_nothing_to_approve(desk: Desk) -> None:
@@ -164,7 +247,10 @@ def test_without_a_plan_there_is_nothing_to_approve(desk: Desk) -> None:
     (desk.cli.cwd / "drainkit.toml").write_text(
         (desk.cli.cwd / "drainkit.toml").read_text() + "[env.testnet]\n"
     )
-    free = desk.drain("--allow-active-consumers", env="testnet")
+    made = desk.cli("drain", "--plan", "free.json", "--env", "testnet",
+                    *at(desk.server, desk.stream))  # fmt: skip
+    assert made.rc == 0, made.err
+    free = desk.drain("--allow-active-consumers", env="testnet", plan="free.json")
     assert free.rc == 0, free.err
 
 
@@ -182,28 +268,39 @@ def test_a_table_that_says_too_little_is_refused(cli: Cli, table: str) -> None:
 
 
 def test_the_evidence_holds_the_approvals(desk: Desk) -> None:
-    """run --plan keeps the signatures; run.json and the statement name operator and approvers,
-    and verify confirms them offline, or says who did not approve."""
+    """An honest approval by two, end to end: card, report, run.json and statement name environment,
+    server, approvers with their keys and how many were required; verify confirms them offline, or
+    says who did not approve."""
     desk.approve("ann", "bob")
     result = desk.drain("--allow-active-consumers", command="run")
     assert result.rc == 0, result.err
     folder = Path(result.json()["evidence"])
     folder = folder if folder.is_absolute() else desk.cli.cwd / folder
-    signed = (desk.cli.cwd / "plan.json.sig").read_bytes()
-    assert (folder / "plan.json.sig").read_bytes() == signed
+    for name in ("plan.json.sig", "decisions.parquet"):
+        assert (folder / name).read_bytes() == (desk.cli.cwd / name).read_bytes()
+    keys = {f"{name}@example.com": fingerprint(desk.keys, name) for name in ("ann", "bob")}
+    server = desk.server.url
     run = json.loads((folder / "run.json").read_text())
     predicate = json.loads((folder / "statement.json").read_text())["predicate"]
     for found in (run, predicate):
         assert found["operator"] == "olga"
-        assert found["approvers"] == ["ann@example.com", "bob@example.com"]
+        assert (found["approvers"], found["approver_keys"]) == ([*keys], keys)
+        assert (found["environment"], found["server"]) == ("production", server)
+        assert found["approvals_required"] == 2
+    report = html.unescape((folder / "report.html").read_text())
+    for text in (report, "".join(result.err.split("\n"))):
+        for words in ("production", server.partition("?")[0], *keys, "2 required"):
+            assert words in text
+        assert all(key in "".join(text.split()) for key in keys.values())
     verify = ("verify", folder, "--allowed-signers")
     assert desk.cli(*verify, desk.allowed).rc == 0
     fewer = desk.cli.cwd / "fewer"
     fewer.write_text(signers(desk.keys, "bob"))
     bad = desk.cli(*verify, fewer, "--json")
     assert bad.rc == 1
-    (finding,) = bad.json()["findings"][folder.name]
+    finding, too_few = bad.json()["findings"][folder.name]
     assert "ann@example.com is named and did not approve this plan" in finding
+    assert "2 were required, there are 1" in too_few
     fewer.write_text(signers(desk.keys, "ann", "bob", options='valid-before="20990101"'))
     assert desk.cli(*verify, fewer).rc == 0
 
@@ -213,13 +310,12 @@ def test_a_notebook_by_hand_needs_them_too(desk: Desk, tmp_path: Path) -> None:
     them, under the environment that asks for them."""
     folder = tmp_path / "by-hand"
     folder.mkdir()
-    made = desk.cli("drain", "--plan", folder / "plan.json", *at(desk.server, desk.stream),
+    made = desk.cli("drain", "--plan", folder / "plan.json", *at(desk.server, desk.stream), *ENV,
                     "--throttle", "none")  # fmt: skip
     assert made.rc == 0, made.err
     digest = json.loads((folder / "plan.json").read_text())["digest"]
 
     def execute() -> subprocess.CompletedProcess[str]:
-        import os
         import sys
 
         env = {**os.environ, "DRAINKIT_REDIS_URL": desk.server.url, "DRAINKIT_ENV": "production",

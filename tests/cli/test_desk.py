@@ -86,8 +86,7 @@ def test_kernels_get_the_settings_that_were_given(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What drainkit.toml, a variable or a flag set arrives as it was meant, in another folder."""
-    from drainkit.cli.desk import kernel_variables
-    from drainkit.settings.config import load
+    from drainkit.settings.config import kernel_variables, load
 
     (cli.cwd / "allowed.txt").write_text("A\n")
     monkeypatch.chdir(cli.cwd)

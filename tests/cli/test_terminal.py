@@ -68,8 +68,10 @@ def test_the_question_comes_last_with_all_that_it_is_about(
                         ("Stream", stream), ("Group", GROUP),
                         ("Scope", "undelivered, after "), ("Entries", "20 (at most 500)"),
                         ("Would pass", "drained_ok"), ("Waiting", "20 undelivered"),
+                        ("Environment", "none"), ("Audit", f"{stream}.drain_audit"),
                         ("Duration", "as fast"), ("Digest", "none: ")):  # fmt: skip
         assert any(name in line and value in line for line in card.splitlines()), (name, card)
+    assert "good signals will be acknowledged and not executed" in card
     assert "not confirmed" in question
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from books import (
@@ -19,10 +22,12 @@ from books import (
     pending,
     seed,
 )
-from conftest import Cli, Fill, intent
-from plan_samples import plan_of
+from conftest import Cli, Fill, intent, one_line_error
+from plan_samples import plan_of, table_sha256
+from pyarrow import parquet
 from servers import Server
 
+from drainkit import files
 from drainkit.draining.job import adopt
 from drainkit.settings import Fields, build
 
@@ -135,21 +140,110 @@ def test_an_edited_plan_is_refused(
     assert audit(valkey, stream) == []
 
 
-def test_decisions_saved_with_another_type_are_read_or_refused(
+def remade(path: Path, decisions: Any = None, **values: Any) -> None:
+    """The plan with other values, and a digest that anyone can compute."""
+    plan = {**json.loads(path.read_text()), **values}
+    if decisions is not None:
+        files.write_table(path.with_name("decisions.parquet"), decisions)
+        plan["decisions_sha256"] = table_sha256(decisions)
+    text = json.dumps(
+        {k: v for k, v in plan.items() if k != "digest"}, sort_keys=True, separators=(",", ":"),
+        ensure_ascii=False,
+    )  # fmt: skip
+    plan["digest"] = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps(plan))
+
+
+@pytest.mark.parametrize("point", ["as_of", "audit_stream", "throttle", "max_events"])
+def test_all_that_decides_is_the_plans(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, point: str
+) -> None:
+    """What a variable or drainkit.toml say gives way to the plan, another value asked for with the
+    command is refused with both named: what was planned as dropped_old stays so."""
+    ids = seed(valkey, stream, fill, 160)[100:]
+    made = cli(*where(valkey, stream), "--throttle", "none", "--plan", "plan.json", "--max-events",
+               60, "--max-age-min", "0.00001")  # fmt: skip
+    assert made.json()["dropped_old"] == 60
+    value = {"as_of": _iso(now_ms(valkey) / 1000 - 3600), "audit_stream": f"{stream}.other",
+             "throttle": "7", "max_events": "8"}[point]  # fmt: skip
+    asked = cli(*apply(cli, valkey, stream, f"--{point.replace('_', '-')}", value))
+    assert (asked.rc, ask(valkey, "EXISTS", f"{stream}.other")) == (4, 0)
+    planned = {"as_of": "none", "audit_stream": f"{stream}.drain_audit", "throttle": "none",
+               "max_events": "60"}[point]  # fmt: skip
+    assert point.replace("_", "-") in one_line_error(asked.err)
+    assert f"the plan has {planned}, asked for {value}" in asked.err
+    (cli.cwd / "drainkit.toml").write_text(f'{point} = "{value}"\n')
+    run = cli(*apply(cli, valkey, stream), env={f"DRAINKIT_{point.upper()}": value})
+    assert run.rc == 0, run.err
+    assert [r["original_id"] for r in audit(valkey, stream)] == ids
+    assert {r["action"] for r in audit(valkey, stream)} == {"dropped_old"}
+
+
+def test_a_plan_is_of_one_environment(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+    """A plan made with --env a is refused with --env b, and by who leaves it out; plan and card
+    name environment and server, and the plan's digest covers them."""
+    seed(valkey, stream, fill)
+    (cli.cwd / "drainkit.toml").write_text("[env.a]\n[env.b]\n")
+    plan = json.loads(make_plan(cli, valkey, stream, "--env", "a").read_text())
+    assert (plan["environment"], plan["audit_stream"]) == ("a", f"{stream}.drain_audit")
+    assert plan["server"] == valkey.url
+    for env, words in ((("--env", "b"), "asked for --env b"), ((), "asked for no --env")):
+        run = cli(*apply(cli, valkey, stream, *env))
+        assert run.rc == 4
+        assert f"the plan has --env a, {words}" in one_line_error(run.err)
+    assert audit(valkey, stream) == []
+    assert cli(*apply(cli, valkey, stream, "--env", "a")).json()["environment"] == "a"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"counts": {}, "total_read": 1}, {"first_id": "1-1"}, {"last_id": "1-1"},
+        {"boundary_id": "1-1"}, {"max_events": 1},
+    ],
+)  # fmt: skip
+def test_a_plan_is_held_against_its_own_decisions(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, said: dict[str, Any]
+) -> None:
+    """A plan that says otherwise of its decisions than they do, its digest made anew, is refused
+    (4) by drain, run, approve and diff: nobody is shown one entry and drains 150."""
+    seed(valkey, stream, fill)
+    path = make_plan(cli, valkey, stream)
+    counts = dict.fromkeys(json.loads(path.read_text())["counts"], 0)
+    remade(path, **{k: counts | {"dropped_old": 1} if k == "counts" else v
+                    for k, v in said.items()})  # fmt: skip
+    subprocess.run(["ssh-keygen", "-q", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    commands = [
+        apply(cli, valkey, stream), ("run", *apply(cli, valkey, stream)[1:]),
+        ("approve", "plan.json", "--yes", "--sign-key", tmp_path / "key"),
+        ("diff", "plan.json", "plan.json"),
+    ]  # fmt: skip
+    for command in commands[: None if "counts" in said else 1]:
+        run = cli(*command)
+        assert (run.rc, audit(valkey, stream)) == (4, []), command
+        assert "does not fit its own decisions" in one_line_error(run.err)
+
+
+def test_what_was_planned_as_dropped_and_passed_is_no_success(
     valkey: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
-    """Ids as bytes are the same content: the plan is applied as it was made."""
+    """A drift from dropped to drained_ok ends with 1 and is listed: the plan was of other
+    decisions, or the clock went back."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     seed(valkey, stream, fill)
-    make_plan(cli, valkey, stream)
-    table = parquet.read_table(cli.cwd / "decisions.parquet")
-    table = table.set_column(0, "id", table["id"].cast(pa.binary()))
-    parquet.write_table(table, cli.cwd / "decisions.parquet")
+    path = make_plan(cli, valkey, stream)
+    table = parquet.read_table(path.with_name("decisions.parquet"))
+    actions = pa.array(["dropped_old"] * len(table)).dictionary_encode()
+    at = table.column_names.index("action")
+    none = dict.fromkeys(json.loads(path.read_text())["counts"], 0)
+    remade(path, table.set_column(at, table.schema.field(at), actions),
+           counts={**none, "dropped_old": len(table)})  # fmt: skip
     run = cli(*apply(cli, valkey, stream))
-    assert run.rc == 0, run.err
-    assert [r["original_id"].encode() for r in audit(valkey, stream)] == table["id"].to_pylist()
+    assert run.rc == 1, run.out
+    assert "passed that the plan had dropped" in run.err
+    passed = [row for row in run.json()["drift"] if row["happened"] == "drained_ok"]
+    assert passed[0]["events"] == run.json()["drained_ok"] > 0
 
 
 def test_a_moved_position_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:

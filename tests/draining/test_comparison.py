@@ -10,13 +10,12 @@ import pyarrow as pa
 import pytest
 from books import ME, at, seed
 from conftest import Cli, Fill, one_line_error
-from plan_samples import plan_of, table_of
+from plan_samples import plan_of, save_plan, table_of
 from pyarrow import parquet
 from servers import Server
 
 from drainkit.core.policy import Policy
 from drainkit.draining.comparison import as_text, compare, read_side
-from drainkit.draining.plan_files import save_plan
 from drainkit.errors import RefusedError
 
 

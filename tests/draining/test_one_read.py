@@ -16,8 +16,9 @@ from drainkit.core.events import Decoder
 from drainkit.draining import handover
 from drainkit.draining.dry import plan_run, read_pages
 from drainkit.draining.handover import Handover, handed_on
-from drainkit.draining.job import Job, Planned, adopt, look_straight, resolve
+from drainkit.draining.job import Job, adopt, look_straight, resolve
 from drainkit.draining.live import apply
+from drainkit.draining.plan_files import PlanFile
 from drainkit.errors import RefusedError
 from drainkit.server import scopes
 from drainkit.server.connection import Server as Link
@@ -48,13 +49,13 @@ def job_of(link: Link, server: Server, stream: str, **options: Any) -> Job:
     return resolve(link, build(values))
 
 
-def planned_of(link: Link, server: Server, stream: str, folder: Path) -> Planned:
+def planned_of(link: Link, server: Server, stream: str, folder: Path) -> PlanFile:
     path = folder / "plan.json"
     plan_run(link, job_of(link, server, stream), path)
-    return Planned.load(path)
+    return PlanFile.load(path)
 
 
-def to_apply(link: Link, server: Server, stream: str, planned: Planned, **options: Any) -> Job:
+def to_apply(link: Link, server: Server, stream: str, planned: PlanFile, **options: Any) -> Job:
     values = {"redis_url": server.url, "stream": stream, "mode": "live", **options}
     settings = adopt(build(values), planned.plan)
     return resolve(link, settings, planned=planned)
@@ -80,7 +81,7 @@ def test_what_was_seen_is_drained_without_another_read(
     assert (summary.exit_code, summary.drift) == (0, [])
     assert_books_balance(server, stream, summary.as_dict())
     records = audit(server, stream)
-    table = planned.decisions.table()
+    table = planned.table()
     for name, column in (("original_id", "id"), ("action", "action")):
         assert [r[name] for r in records] == table[column].to_pylist()
 

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pytest
 from books import at, seed
 from conftest import Cli, Fill, lacking
-from plan_samples import plan_of, table_of
+from plan_samples import plan_of, save_plan, table_of
 from pyarrow import parquet
-from runs import flip, save_plan
+from runs import flip
 from servers import Server
 
 from drainkit import files

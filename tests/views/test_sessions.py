@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from books import GROUP, ask, at, audit, seed
 from conftest import ROOT, Cli, Fill, intent
-from servers import Server
+from servers import Server, wait_until
 
-from drainkit.errors import RefusedError
+from drainkit.errors import RefusedError, UsageError
 from drainkit.views.analyse_backlog import Analysis
 from drainkit.views.dry_run import DryRun
 from drainkit.views.live_drain import LiveDrain
@@ -73,6 +76,58 @@ def test_03_takes_pace_and_policy_from_the_plan(
     assert live.summary.total_read == 700
     assert not live.summary.drift
     assert 450 <= (live.summary.events_per_sec or 0) <= 500
+
+
+@pytest.mark.parametrize(
+    "then", [{"throttle": 20}, {"approve": ""}, {"approve": "", "max_events": 1}, {"run_dir": "no"}]
+)
+@pytest.mark.parametrize("is_opened", [True, False])
+def test_03_is_armed_only_by_what_its_cell_shows(
+    valkey: Server, stream: str, fill: Fill, here: Path, then: dict[str, Any], is_opened: bool
+) -> None:
+    """After parameters were changed an object opened before drains nothing more, whether opening
+    anew failed, made another, or was not tried."""
+    seed(valkey, stream, fill, 20, delivered=10)
+    (here / "run").mkdir()
+    planned = DryRun.open({"stream": stream, "run_dir": "run"})
+    cell: dict[str, Any] = {"run_dir": "run", "approve": planned.plan.digest}
+    before = LiveDrain.open(cell)
+    cell |= then
+    if is_opened:
+        with suppress(RefusedError, UsageError):
+            LiveDrain.open(cell)
+    with pytest.raises(RefusedError, match="opened"):
+        before.run()
+    assert audit(valkey, stream) == []
+
+
+def test_03_has_the_limits_and_approval_of_where_lab_was_called(
+    valkey: Server, stream: str, fill: Fill, here: Path, cli: Cli
+) -> None:
+    """A kernel of `drainkit lab` is held back by [limits] and [approval] of the drainkit.toml where
+    Lab was called, though its own folder has none; nothing is audited."""
+    seed(valkey, stream, fill, 40, delivered=10)
+    assert cli("drain", "--plan", "plan.json", *at(valkey, stream)).rc == 0
+    digest = json.loads((here / "plan.json").read_text())["digest"]
+    for table, words in (("[limits]\nmax_events = 29\n", "max_events is 29"),
+                         ('[approval]\nallowed_signers = "x"\n', "allowed_signers")):  # fmt: skip
+        (here / "drainkit.toml").write_text(table)
+        lab = subprocess.Popen(
+            [sys.executable, "-m", "drainkit", "lab", "--redis-url", valkey.url, "--stream", stream,
+             "--no-browser", "--", "--help"], cwd=here, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
+        kernels = psutil.Process(lab.pid).environ()
+        lab.kill()
+        lab.communicate()
+        done = subprocess.run(
+            [sys.executable, "-m", "papermill", "03_live_drain.ipynb", "-", "-r", "run_dir", here,
+             "-r", "approve", digest], env=kernels, cwd=here / "drainkit-notebooks",
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert audit(valkey, stream) == []
+        assert words in done.stderr
+        assert done.returncode != 0
 
 
 def test_no_cell_breaks_where_the_server_closes_idle_connections(

@@ -14,7 +14,7 @@ from conftest import Cli, Fill
 from servers import Server
 
 from drainkit import files
-from drainkit.draining.plan_files import load_plan
+from drainkit.draining.plan_files import PlanFile
 from drainkit.errors import UsageError
 from drainkit.operations.state import baseline
 from drainkit.server.connection import Server as Link
@@ -109,7 +109,7 @@ def planned(
 
 
 def live(stream: str, cli: Cli, **more: object) -> LiveDrain:
-    digest = load_plan(cli.cwd / "plan.json")[0].digest
+    digest = PlanFile.load(cli.cwd / "plan.json").plan.digest
     given = {"stream": stream, "run_dir": str(cli.cwd), "approve": digest, **more}
     return LiveDrain.open(given)
 
