@@ -41,7 +41,7 @@ from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..settings import Settings, build
 from ..settings.kinds import is_url
-from . import report
+from . import checks, report
 
 KILLED = "the run was killed; its books were closed later, from the ledger and the audit"
 _SETTLE_SEC = 0.2  # for a commit that a killed kernel had sent already
@@ -180,6 +180,8 @@ def _complete(this: Ending, summary: Summary, *, renew: bool) -> None:
     """The files that 04 writes, where it did not come to that; a lost server leaves them out."""
     with suppress(UnreachableError):
         _read_after(this, summary, renew=renew)
+    if renew or not (this.folder / checks.VERDICTS).exists():
+        checks.write_verdicts(this.folder)
 
 
 def _read_after(this: Ending, summary: Summary, *, renew: bool) -> None:

@@ -112,7 +112,8 @@ class _Picture:
         title = self.layout["title"]["text"]
         parts = [
             f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {self.height}' "
-            f"width='{WIDTH}' height='{self.height}' role='img' style='max-width:100%' {_FONT}>",
+            f"width='{WIDTH}' height='{self.height}' role='img' style='max-width:100%' "
+            f"shape-rendering='crispEdges' {_FONT}>",
             f"<title>{_text(title)}</title>",
             f"<text x='0' y='24' font-size='16'>{_text(title)}</text>",
             *self._legend(),
