@@ -64,7 +64,7 @@ def build(folder: Path) -> str:
         before=before,
         after=after,
         own=group_of(before, run.get("consumer_group")),
-        changed=_changed(before, after),
+        own_after=group_of(after, run.get("consumer_group")),
         most=MAX_GROUPS,
         moments=_moments(run, plan, before, analysed),
         names_drift=(folder / "drift.parquet").exists(),
@@ -223,18 +223,6 @@ def _moments(
     return steps
 
 
-def _changed(before: Json, after: Json) -> list[tuple[Any, ...]]:
-    """(group, position before and after, pending before and after) of groups that changed."""
-    known = {group["name"]: group for group in before.get("groups", ())}
-    rows = []
-    for group in after.get("groups", ()) if before else ():
-        old = known.get(group["name"], {"position": "(none)", "pending": 0})
-        row = (old["position"], group["position"], old["pending"], group["pending"])
-        if row[::2] != row[1::2]:
-            rows.append((group["name"], *row))
-    return rows
-
-
 _METRICS = (
     ("started_at", "the run began, before its notebooks"),
     ("finished_at", "the books of the drain were closed"),
@@ -312,7 +300,8 @@ def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:
     from markupsafe import Markup
 
     found: dict[str, list[Any]] = {}
-    left, noted = MAX_FIGURES, {}
+    left = MAX_FIGURES
+    noted: Json = {}
     for name in NOTEBOOKS:
         cells = read(folder / f"{name}.ipynb").get("cells", [])
         outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
