@@ -62,7 +62,8 @@ class Recorded:
         self._matching.add(told.rename_columns(["id", "action", "reason"]))
         own = part.filter(pc.equal(part["run_id"], self._run_id))
         self.earlier += len(part) - len(own)
-        self.counts.update(own["action"].to_pylist())
+        for pair in pc.value_counts(own["action"]).to_pylist():
+            self.counts[pair["values"]] += pair["counts"]
         self.moments.add(audit_ms(own))
         if is_id(self._boundary):
             later = pc.greater(_padded(own["original_id"]), _padded([self._boundary])[0])

@@ -166,13 +166,9 @@ def _verdict(run: Json) -> str:
             f"A live drain would read {read:,} entries and pass {ok:,}: still good signals, which "
             "it would acknowledge and not execute. Nothing was changed."
         )
-    reason = f"The run ended early ({outcome}): {run.get('error', 'no reason known')}."
-    if not live:
-        return reason + " Nothing was changed."
-    return reason + (
-        f" {read:,} entries had been audited and acknowledged by then, each once; the same command "
-        "goes on from there."
-    )
+    reason = str(run.get("error") or "no reason known").removeprefix(f"{outcome}; ")
+    done = f"{read:,} entries had been audited and acknowledged by then, each once."
+    return f"The run ended early ({outcome}): {reason}. {done if live else 'Nothing was changed.'}"
 
 
 def _parameters(run: Json, plan: Json) -> list[tuple[str, str]]:

@@ -153,7 +153,7 @@ def test_each_number_that_passes_has_its_moment(folder: Path) -> None:
         ({"outcome": "failed", "error": "the kernel died"}, "yes",
          "The run ended early (failed): the kernel died. 2,000 entries had been audited"),
         ({"outcome": "interrupted", "mode": "dry-run"}, "yes", "Nothing was changed."),
-        ({}, "no", "not met: Pending has not grown (0 before, 0 after.)"),
+        ({}, "no", "not met: Pending has not grown (0 before, 0 after)"),
     ],
 )  # fmt: skip
 def test_what_went_wrong_is_said_first(
