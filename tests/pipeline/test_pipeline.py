@@ -16,7 +16,19 @@ from pathlib import Path
 import psutil
 import pytest
 import servers
-from books import GROUP, ask, assert_books_balance, at, audit, everything, only_run, pending, seed
+from books import (
+    GROUP,
+    ask,
+    assert_books_balance,
+    at,
+    audit,
+    backlog,
+    everything,
+    now_ms,
+    only_run,
+    pending,
+    seed,
+)  # fmt: skip
 from conftest import ROOT, Cli, Fill
 from servers import Server
 
@@ -289,7 +301,8 @@ def test_the_size_of_evidence_does_not_grow_with_the_backlog(
     sizes = []
     for n in (2_000, 20_000):
         name = f"{stream}:{n}"
-        seed(valkey, name, fill, n, delivered=0)
+        entries = backlog(now_ms(valkey), n, gap_ms=2_000_000 // n)
+        fill(valkey, name, entries, group=GROUP, position="0-0")
         run = cli("run", "--json", "--throttle", "none", "--max-events", "all", *at(valkey, name))
         assert run.rc == 0, run.err
         assert run.json()["total_read"] == n
