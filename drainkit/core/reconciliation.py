@@ -34,6 +34,7 @@ class Matched:
     twice: Some  # recorded more than once
     lacking: Some = Some()  # planned, not recorded
     beyond: Some = Some()  # recorded, not planned
+    vanished: int = 0  # planned, and deleted before they could be delivered
 
 
 class Matching:
@@ -86,9 +87,8 @@ class Matching:
             self._pair(part.filter(pa.array(rows >= 0)), extras.take(rows[rows >= 0]))
             extras = extras.take(np.delete(np.arange(len(extras)), rows[rows >= 0]))
             lacking += part["id"].filter(pa.array(rows < 0)).to_pylist()
-        if lacking and vanished is not None:
-            gone = set(vanished(lacking))
-            lacking = [entry for entry in lacking if entry not in gone]
+        gone = set(vanished(lacking)) if lacking and vanished is not None else set()
+        lacking = [entry for entry in lacking if entry not in gone]
         found = pc.value_counts(extras["id"])
         doubled = found.filter(pc.greater(found.field("counts"), 1)).field("values").to_pylist()
         if self._planned is None:
@@ -99,7 +99,7 @@ class Matching:
         # a planned one has had its record; of the others each may have one before it is twice
         twice = [entry for entry in ids if entry in known or entry in doubled]
         beyond = [entry for entry in ids if entry not in known]
-        return Matched(_some(twice), _some(lacking), _some(beyond))
+        return Matched(_some(twice), _some(lacking), _some(beyond), len(gone))
 
     def drift(self) -> pa.Table:
         """Where what happened differs from the plan (DRIFT_COLUMNS), as far as it was added."""
@@ -164,12 +164,10 @@ def reconcile(
     *,
     audited: Mapping[str, int],
     counts: Mapping[str, int],
-    pending_own: int,
 ) -> list[str]:
     """What does not balance, one line each; empty when the books do.
 
-    `audited` are the run's records by action, `counts` the run's own numbers; `pending_own` is
-    what is still pending for the drain's consumer.
+    `audited` are the run's records by action, `counts` the run's own numbers.
     """
     findings = []
     if matched.twice.n:
@@ -184,8 +182,6 @@ def reconcile(
         findings.append(_line("planned entries have no record", matched.lacking))
     if matched.beyond.n:
         findings.append(_line("recorded entries were not planned", matched.beyond))
-    if pending_own:
-        findings.append(f"{pending_own} entries are still pending for the drain's consumer")
     return findings
 
 

@@ -47,7 +47,7 @@ from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
-from . import report
+from . import checks, report
 
 KILLED = "the run was killed; its books were closed later, from the ledger and the audit"
 _SETTLE_SEC = 0.2  # for a commit that a killed kernel had sent already
@@ -192,6 +192,8 @@ def _complete(this: Ending, summary: Summary, *, renew: bool) -> None:
             with files.TableWriter(audit, audit_schema()) as out:
                 for part in run_tables(this.server, runs):
                     out.write(part)
+    if renew or not (this.folder / checks.VERDICTS).exists():
+        checks.write_verdicts(this.folder)
 
 
 # ---------------------------------------------------------------- closing a killed run's folder

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..core.policy import ACTIONS
 from ..core.progress import entries_words, next_run_words, span
+from ..core.timestamps import iso
 from ..operations.entry import rows_of, show
 from ..operations.fields import newest_unreadable
 from ..operations.state import baseline, own_pending
@@ -155,7 +156,10 @@ class Analysis(RunSession):
 
     def what_if(self) -> go.Figure:
         """What would pass at other limits."""
-        return self._of_sample(figures.what_if(self.frame, self.job.policy))
+        figure = self._of_sample(figures.what_if(self.frame, self.job.policy))
+        passing = int(self.backlog.counts[ACTIONS.index("drained_ok")])
+        told = {"at": iso(self.at_us), "entries": self.backlog.total, "pass": passing}
+        return figure.update_layout(meta=told)  # for the report's table
 
     def explore(self, *, anyway: bool = False) -> Widget | None:
         """Limits to move and events to search, where a person is; elsewhere nothing.

@@ -17,7 +17,10 @@ from ..safe import UNTYPESET
 
 WIDTH, LEFT_MIN, RIGHT, BOTTOM = 760, 62, 44, 46
 TIMES_SEC = (1, 5, 15, 30, 60, 300, 600, 900, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 604_800)
-_FONT = "font-family='system-ui,sans-serif' font-size='12' fill='currentColor'"
+_STYLE = (
+    "font-family='system-ui,sans-serif' font-size='12' fill='currentColor' "
+    "shape-rendering='crispEdges'"  # or seams show between bars
+)
 _ANCHORS = {"left": ("start", 4), "right": ("end", -4)}  # beside a line, not on it
 _CHARACTER = 6.6  # pixels, about
 
@@ -115,7 +118,7 @@ class _Picture:
         parts = [
             f"<svg class='{UNTYPESET}' xmlns='http://www.w3.org/2000/svg' "
             f"viewBox='0 0 {WIDTH} {self.height}' width='{WIDTH}' height='{self.height}' "
-            f"role='img' style='max-width:100%' {_FONT}>",
+            f"role='img' style='max-width:100%' {_STYLE}>",
             f"<title>{_text(title)}</title>",
             f"<text x='0' y='24' font-size='16'>{_text(title)}</text>",
             *self._legend(),

@@ -27,7 +27,7 @@ class Table(pd.DataFrame):
     nothing where there is nothing. All of it is escaped."""
 
     def _repr_html_(self) -> str:
-        named = self.index.name is not None or self.index.dtype == object
+        named = not isinstance(self.index, pd.RangeIndex)
         frame = self.reset_index(names=str(self.index.name or "")) if named else self
         right = [_is_number(frame[name]) for name in frame.columns]
         return str(macros().table([*frame.columns], frame.itertuples(index=False), right))

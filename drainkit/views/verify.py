@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 
 from .. import files
-from ..core.audit import audit_ms, audit_schema
+from ..core.audit import audit_schema
 from ..core.collection import collection_paused
-from ..core.moments import Moments
 from ..core.policy import ACTIONS
-from ..core.reconciliation import Matched, Matching, reconcile
-from ..draining.plan_files import PlanFile
+from ..core.verdicts import BOOKS, NO, Recorded, Verdict, left_of, verdicts
 from ..draining.vanished import vanished_ids
 from ..errors import DrainkitError
 from ..operations.state import baseline
 from ..safe import text, verbatim
 from ..server import ledger, reading
-from ..server.audit_log import run_tables, values_of
-from ..server.connection import Server
+from ..server.audit_log import run_tables
 from . import figures
 from .session import RunSession
 from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
@@ -34,79 +28,83 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
 
 
-class Audit:
-    """The records of a run, read once: into audit.parquet, numbers and the matching."""
-
-    @collection_paused()
-    def __init__(
-        self,
-        server: Server,
-        runs: set[str],
-        run_id: str,
-        planned: PlanFile | None,
-        pending: set[str],
-        keep: Path | None,
-    ) -> None:
-        import pyarrow.compute as pc
-
-        self.matching = Matching(
-            None if planned is None else lambda: planned.blocks(("id", "action"))
-        )
-        self.counts, self.earlier = Counter[str](), 0  # of this run; of others of the same plan
-        self.first = audit_schema().empty_table()  # the first records of this run
-        self.pending: list[str] = []  # recorded, and not acknowledged
-        self.moments, kept = Moments(), None
-        with ExitStack() as stack:
-            if keep is not None:
-                writer = files.TableWriter(keep, audit_schema())
-                kept = stack.enter_context(writer)
-            for part in run_tables(server, runs):
-                told = part.select(["original_id", "action", "reason"])
-                self.matching.add(told.rename_columns(["id", "action", "reason"]))
-                own = part.filter(pc.equal(part["run_id"], run_id))
-                self.earlier += len(part) - len(own)
-                self.counts.update(values_of(own["action"]))
-                self.moments.add(audit_ms(own))
-                if pending:
-                    ids = own["original_id"].to_pylist()
-                    self.pending += [entry for entry in ids if entry in pending]
-                if len(self.first) < SAMPLE_ROWS:
-                    self.first = pa.concat_tables([self.first, own.slice(0, SAMPLE_ROWS)])
-                if kept is not None:
-                    kept.write(own)
-
-
 class Verification(RunSession):
-    """04: before and after, plan against audit against group; writes after.json, audit.parquet."""
+    """04: before and after, plan against audit against group.
+
+    With a run_dir it writes after.json, audit.parquet and verdicts.json.
+    """
 
     adopts_plan = True
 
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
-        server, run_dir = self.server, self.run_dir
-        self.after = baseline(server)
-        before = read_json(run_dir, "baseline.json")
-        self.before = before or self.after
-        self.run = read_json(run_dir, "run.json")
-        self.live = self.run is not None and self.run.get("mode") == "live"
-        if self.run is not None and self.live and not self.run.get("finished_at"):
-            self.run = {}  # the run's own, from its beginning: it has no numbers
-        self.plan = self.planned.plan if self.planned else None
-        digest = self.plan.digest if self.plan else None
-        starts = ledger.starts_of(server, digest) if digest else []
-        self.run_id = str(self.run["run_id"]) if self.run and self.live else ""
-        if not self.run_id and starts:
-            self.run_id = starts[-1].run_id  # it died, or run.json is that of a later dry run
-        elif self.run is None:
-            self.run_id = ledger.newest_run(server)
-        self.has_before = before is not None or not self.run_id
-        self.start = next((s for s in reversed(starts) if s.run_id == self.run_id), None)
-        runs = {self.run_id, *(start.run_id for start in starts)} - {""}
-        keep = None if run_dir is None else run_dir / "audit.parquet"
-        self.audit = Audit(server, runs, self.run_id, self.planned, self._pending(), keep)
-        self.findings = self._reconcile()
+        run_dir = self.run_dir
+        self.before, self.after = read_json(run_dir, "baseline.json") or {}, baseline(self.server)
+        self.plan = {} if self.planned is None else self.planned.plan.to_json()
+        self.run = self._find_run()
+        self.first = audit_schema().empty_table()  # the first records of this run
+        self.unacknowledged: list[str] = []  # recorded, and pending
+        self.recorded = self._read_audit()
+        self.verdicts = verdicts(
+            self.run, self.plan, self.before, self.after, self.recorded,
+            consumer=self.job.scope.consumer, unacknowledged=self.unacknowledged,
+        )  # fmt: skip
+        self.findings = [v.because for v in self.verdicts if v.verdict == NO and v.claim in BOOKS]
         if run_dir is not None:
             files.write_json(run_dir / "after.json", self.after)
+            files.write_json(run_dir / "verdicts.json", [v._asdict() for v in self.verdicts])
+
+    def _find_run(self) -> dict[str, Any]:
+        """The run to look at, as run.json says; else as the ledger says, which has no numbers."""
+        found = read_json(self.run_dir, "run.json")
+        live = found is not None and found.get("mode") == "live"
+        digest = self.plan.get("digest")
+        starts = ledger.starts_of(self.server, digest) if digest else []
+        self.runs = {start.run_id for start in starts}  # all of this plan
+        if found and live and found.get("finished_at"):
+            return found
+        run_id, rate = str(found["run_id"]) if found and live else "", self.settings.throttle
+        if not run_id and starts:  # it died, or run.json is that of a later dry run
+            run_id = starts[-1].run_id
+        elif found is None:
+            run_id = ledger.newest_run(self.server)
+        rate = next((s.throttle for s in reversed(starts) if s.run_id == run_id), rate)
+        group, boundary = self.settings.consumer_group, self.job.scope.boundary
+        return {"run_id": run_id, "mode": "live" if run_id else "dry-run", "throttle": rate,
+                "consumer_group": group, "boundary_id": boundary}  # fmt: skip
+
+    @collection_paused()
+    def _read_audit(self) -> Recorded:
+        """The records of the plan's runs, read once; those of this run go into audit.parquet."""
+        run_id, planned = self.run["run_id"] if self.live else "", self.planned
+        recorded = Recorded(
+            run_id,
+            str(self.run["boundary_id"]),
+            None if planned is None else lambda: planned.blocks(("id", "action")),
+        )
+        pending = self._pending() if self.live else set()
+        with ExitStack() as stack:
+            kept = None
+            if self.run_dir is not None:
+                kept = files.TableWriter(self.run_dir / "audit.parquet", audit_schema())
+                stack.enter_context(kept)
+            for part in run_tables(self.server, (self.runs | {run_id}) - {""}):
+                own = recorded.add(part)
+                if pending:
+                    ids = own["original_id"].to_pylist()
+                    self.unacknowledged += [entry for entry in ids if entry in pending]
+                if len(self.first) < SAMPLE_ROWS:
+                    self.first = pa.concat_tables([self.first, own.slice(0, SAMPLE_ROWS)])
+                if kept is not None:
+                    kept.write(own)
+        if self.live:
+            recorded.finish(lambda lacking: vanished_ids(self.server, self.job, lacking))
+        return recorded
+
+    @property
+    def live(self) -> bool:
+        """Whether there is a live run to look at."""
+        return bool(self.run["mode"] == "live")
 
     def _pending(self) -> set[str]:
         group, boundary = self.job.scope.group, self.after["stream"]["boundary_id"]
@@ -115,52 +113,6 @@ class Verification(RunSession):
         pages = reading.pending_ids(self.server, group, boundary)
         return {text(entry) for page in pages for entry, _, _ in page}
 
-    def _reconcile(self) -> list[str]:
-        scope = self.job.scope
-        findings = others_touched(self.before, self.after, scope.group, scope.consumer)
-        findings += self._still_pending()
-        if not self.run_id:
-            return findings
-        run = self.run if self.run and self.live else {}
-        done, planned = self.done + self.audit.earlier, self.plan.total_read if self.plan else 0
-        self.vanished = 0  # of the plan
-        matched = self.audit.matching.finish(self._vanished)
-        done += self.vanished
-        counts: Mapping[str, int] = {action: int(run.get(action, 0)) for action in ACTIONS}
-        if not run:  # no numbers of its own to hold the audit against
-            counts = self.audit.counts
-            if self.start is not None and done < planned:
-                findings.append(
-                    f"run {self.run_id} of this plan left no summary, and "
-                    f"{planned - done:,} planned entries are open; run 03 again"
-                )
-        if run.get("remaining") != 0 and done < planned:  # it is not done yet
-            matched = Matched(matched.twice)
-        return findings + reconcile(
-            matched,
-            audited=self.audit.counts,
-            counts=counts,
-            pending_own=int(run.get("pending_own") or 0),
-        )
-
-    def _vanished(self, lacking: list[str]) -> list[str]:
-        """Planned entries that were deleted before they could be delivered."""
-        gone = vanished_ids(self.server, self.job, lacking)
-        self.vanished = len(gone)
-        return gone
-
-    @property
-    def done(self) -> int:
-        """How many records this run has."""
-        return self.audit.counts.total()
-
-    def _still_pending(self) -> list[str]:
-        """Audited entries that the group still holds as pending: recorded, not acknowledged."""
-        if not self.audit.pending:
-            return []
-        n, first = len(self.audit.pending), self.audit.pending[0]
-        return [f"{n:,} audited entries are pending in the group, first {first}"]
-
     def bottom_line(self) -> Markdown:
         """Whether the books balance."""
         if self.findings:
@@ -168,15 +120,21 @@ class Verification(RunSession):
                 "**The books do not balance:**\n\n"
                 + "\n".join(f"- {verbatim(f)}" for f in self.findings)
             )
-        if not self.run_id:
+        if not self.live:
             return markdown("**Nothing was drained, and nothing changed.**")
-        done, runs = self.done + self.audit.earlier, ""
-        if self.audit.earlier:
-            runs = " by all runs of this plan"
-        return markdown(
-            f"**The books balance:** {done:,} entries were read, audited and "
-            f"acknowledged{runs}, each once; nothing is pending for the drain's consumer."
+        earlier = self.recorded.earlier
+        told = (
+            f"**The books balance:** {self.recorded.rows + earlier:,} entries were read, audited "
+            f"and acknowledged{' by all runs of this plan' if earlier else ''}, each once; nothing "
+            "is pending for the drain's consumer."
         )
+        if left := left_of(self.run, self.plan, self.recorded):
+            told += f" **{left:,} of the plan's {self.plan['total_read']:,} are left.**"
+        return markdown(told)
+
+    def verdicts_table(self) -> pd.DataFrame:
+        """Each check: what it claims, its verdict, and what that rests on."""
+        return Table(self.verdicts, columns=Verdict._fields)
 
     def assert_balanced(self) -> None:
         """Fail the notebook if anything does not balance."""
@@ -185,66 +143,22 @@ class Verification(RunSession):
 
     def change_table(self) -> pd.DataFrame:
         """Each group before and after."""
-        before, after = groups_frame(self.before), groups_frame(self.after)
         columns = ["position", "undelivered", "pending"]
-        if not self.has_before:
-            return Table(after[columns])
-        both = (before[columns].astype(object), after[columns].astype(object))
+        after = groups_frame(self.after)[columns]
+        if not self.before:
+            return Table(after)
+        both = (groups_frame(self.before)[columns].astype(object), after.astype(object))
         return Table(both[0].add_suffix(" before").join(both[1].add_suffix(" after"), how="outer"))
-
-    def others_line(self) -> Markdown:
-        """What became of the groups that are not the drain's own."""
-        if not self.has_before:
-            return markdown("How it was before is not known: run_dir has no baseline.json.")
-        return markdown(_others_told(self.before, self.after, self.job.scope.group))
 
     def counts_table(self) -> pd.DataFrame:
         """Events by action, as the audit has them."""
-        return Table({"audited": [self.audit.counts[action] for action in ACTIONS]}, list(ACTIONS))
+        audited = [self.recorded.counts[action] for action in ACTIONS]
+        return Table({"audited": audited}, pd.Index(ACTIONS, name="action"))
 
     def pace(self) -> go.Figure:
         """Throttle compliance, measured from the audit's ids."""
-        rate = self.plan.throttle if self.plan else self.settings.throttle
-        if self.start is not None:  # what the run itself was told
-            rate = self.start.throttle
-        return figures.pace(self.audit.moments, rate)
+        return figures.pace(self.recorded.moments, self.run.get("throttle"))
 
     def samples(self) -> pd.DataFrame:
         """The first audit records."""
-        return safe(self.audit.first.slice(0, SAMPLE_ROWS).to_pandas())
-
-
-def others_touched(
-    before: Mapping[str, Any], after: Mapping[str, Any], own: str, consumer: str
-) -> list[str]:
-    """Traces of a drain in groups that are not its own: a new group, or its consumer in another."""
-    known = {g["name"]: {c["name"] for c in g["consumer_list"]} for g in before["groups"]}
-    findings = []
-    for group in after["groups"]:
-        name = group["name"]
-        if name == own:
-            continue
-        if name not in known:
-            findings.append(f"group {name} appeared during the run")
-        elif consumer in {c["name"] for c in group["consumer_list"]} - known[name]:
-            findings.append(f"group {name} now has a consumer {consumer}")
-    return findings
-
-
-def _others_told(before: Mapping[str, Any], after: Mapping[str, Any], own: str) -> str:
-    old = {g["name"]: g for g in before["groups"]}
-    others = [g for g in after["groups"] if g["name"] in old and g["name"] != own]
-    moved = []
-    for group in others:
-        was, name = old[group["name"]], verbatim(group["name"])
-        if any(group[key] != was[key] for key in ("position", "pending")):
-            moved.append(
-                f"{name} from {was['position']} to {group['position']}, pending "
-                f"{was['pending']:,} to {group['pending']:,}"
-            )
-    if not others:
-        return "No other group reads this stream."
-    told = f"**{len(others) - len(moved)} of {len(others)} other groups are as they were.**"
-    if moved:
-        told += " Their own consumers moved: " + "; ".join(moved) + "."
-    return told
+        return safe(self.first.slice(0, SAMPLE_ROWS).to_pandas())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import servers
+from axe_playwright_python.sync_playwright import Axe
 from books import GROUP
 from browsers import Watched, end_jupyter, hostile_backlog
 from conftest import Cli, Fill
@@ -31,21 +32,29 @@ def a_run(server: Server, stream: str, cli: Cli) -> Path:
 def test_the_report_opens_offline_and_is_inert(
     valkey: Server, stream: str, fill: Fill, cli: Cli, browser: Browser
 ) -> None:
-    """Every figure is drawn, nothing is fetched, and no script of an event runs."""
+    """Without scripts every figure is there and nothing is fetched; whatever the width and the
+    theme, axe finds no fault, nothing is cut off, and the verdict is on the first screen."""
     hostile_backlog(valkey, stream, fill)
     folder = a_run(valkey, stream, cli)
-    watched = Watched(browser, f"file://{folder}/report.html")
+    address = f"file://{folder}/report.html"
+    bare = browser.new_context(java_script_enabled=False).new_page()
+    bare.goto(address)
+    assert bare.locator("figure svg").count() >= 10
+    watched = Watched(browser, address)
     page = watched.page
-    page.goto(f"file://{folder}/report.html")
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
-    page.wait_for_timeout(1500)
-    figures = page.locator("figure").count()
-    assert figures >= 10
-    drawn = page.evaluate(
-        "[...document.querySelectorAll('figure')].filter("
-        "f => f.querySelector('.main-svg') && f.querySelector('.gtitle')).length"
-    )
-    assert drawn == figures
+    for theme in ("light", "dark"):
+        for width in (400, 800, 1400):
+            page.emulate_media(color_scheme=theme)
+            page.set_viewport_size({"width": width, "height": 800})
+            page.goto(address)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert Axe().run(page).response["violations"] == []
+            for seen in (".verdict", ".verdict + p"):
+                box = page.locator(seen).bounding_box()
+                assert box
+                assert box["y"] + box["height"] < 800
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (paper == "rgb(255, 255, 255)") == (theme == "light")
     assert page.evaluate("window.pwned") is None
     assert watched.outside == watched.failed == watched.errors == []
     text = page.inner_text("body")
@@ -53,21 +62,10 @@ def test_the_report_opens_offline_and_is_inert(
                     "Metrics"):  # fmt: skip
         assert heading in text
     assert "\u202e" not in page.content()
-    for width in (800, 1400):
-        page.set_viewport_size({"width": width, "height": 1000})
-        page.wait_for_timeout(500)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        drawn_px = "[...document.querySelectorAll('.main-svg')].map(s => s.getAttribute('width'))"
-        # what is wider than 760 px is cut off on paper
-        assert max(map(float, page.evaluate(drawn_px))) <= 760
-        broken = "[...document.querySelectorAll('.id')].filter(e => e.getClientRects().length > 1)"
-        assert page.evaluate(f"{broken}.length") == 0
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 688, "height": 1000})  # what A4 leaves between its margins
-    names = page.locator(".key").evaluate_all(
-        "all => all.map(e => new Set([...e.getClientRects()].map(r => Math.round(r.top))).size)"
-    )
-    assert set(names) == {1}  # in one line each
+    broken = "[...document.querySelectorAll('.id')].filter(e => e.getClientRects().length > 1)"
+    assert page.evaluate(f"{broken}.length") == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 688
     assert page.pdf(format="A4").startswith(b"%PDF")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 import servers
@@ -18,8 +19,16 @@ NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
 FILES = {
     *(f"{name}.ipynb" for name in NOTEBOOKS), "report.html", "plan.json", "decisions.parquet",
     "audit.parquet", "drift.parquet", "baseline.json", "after.json", "run.json",
-    "statement.json", "SHA256SUMS",
+    "verdicts.json", "statement.json", "SHA256SUMS",
 }  # fmt: skip
+
+
+MET = "The plan was met, or what differs is explained"
+
+
+def judged(folder: Path) -> dict[str, dict[str, str]]:
+    """verdicts.json, by claim."""
+    return {one["claim"]: one for one in json.loads((folder / "verdicts.json").read_text())}
 
 
 def start_live(cli: Cli, server: Server, stream: str, throttle: int = 10) -> subprocess.Popen[str]:
@@ -57,7 +66,8 @@ def test_a_signal_before_the_drain_begins_is_not_lost(
 def test_a_stopped_run_is_refused_and_verified(
     valkey: Server, stream: str, fill: Fill, cli: Cli
 ) -> None:
-    """The kill switch under the live notebook: exit code 4, all four notebooks, balanced books."""
+    """The kill switch under the live notebook: exit code 4, all four notebooks, balanced books;
+    how much of the plan is left stands in 04, in verdicts.json and in the report alike."""
     seed(valkey, stream, fill, 400)
     process = start_live(cli, valkey, stream)
     wait_until("it drains", lambda: len(audit(valkey, stream)) >= 5, timeout_sec=60)
@@ -68,7 +78,14 @@ def test_a_stopped_run_is_refused_and_verified(
     assert (result["outcome"], result["exit_code"]) == ("refused", 4)
     assert {path.name for path in folder.iterdir()} == FILES
     assert_books_balance(valkey, stream, result)
-    assert "The books balance" in (folder / "04_verify.ipynb").read_text()
+    left = f"{300 - result['total_read']:,}"
+    met = judged(folder)[MET]
+    assert met["verdict"] == "no"
+    assert met["because"].startswith(f"{left} of 300 planned entries were not drained.")
+    assert met["because"] in (folder / "report.html").read_text()
+    books = (folder / "04_verify.ipynb").read_text()
+    assert "The books balance" in books
+    assert f"{left} of the plan's 300 are left" in books
     assert cli("verify", "reports").rc == 0
 
 
@@ -82,6 +99,8 @@ def test_a_server_lost_under_the_live_notebook(stream: str, fill: Fill, cli: Cli
         run = cli.finish(process)
     assert run.rc == 3, run
     assert run.json()["outcome"] == "failed"
+    verdicts = {one["verdict"] for one in judged(only_run(cli.cwd)).values()}
+    assert verdicts == {"unknown", "yes"}  # nothing is met that could not be looked at
     assert cli("verify", "reports").rc == 0
 
 
@@ -102,6 +121,7 @@ def test_a_run_interrupted_in_its_first_notebook(
     )
     assert result["elapsed_sec"] > 0
     assert audit(valkey, stream) == []
+    assert judged(only_run(cli.cwd))[MET]["verdict"] == "unknown"  # there was no plan yet
     assert cli("verify", "reports").rc == 0
 
 
