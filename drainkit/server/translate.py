@@ -97,7 +97,9 @@ def translated(shown_url: str, lost: Callable[[], None]) -> Iterator[None]:
         ) from error
     except (redis.RedisError, OSError) as error:
         lost()
+        advice = "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+        if "closed by server" in str(error):
+            advice = "its log says why: it ended, or this client (client-output-buffer-limit?)"
         raise ConnectionLostError(
-            f"cannot reach Redis at {shown_url}: {network_reason(error)}; "
-            "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+            f"cannot reach Redis at {shown_url}: {network_reason(error)}; {advice}"
         ) from error
