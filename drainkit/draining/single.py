@@ -50,7 +50,7 @@ def drain(
             summary.changes = worker.turns.changes.table()
         if not job.fellows:
             vanished.account(server, job, summary, worker.begun)
-            if failure is None and (reason := vanished.unkept(job, summary)):
+            if failure is None and (reason := vanished.unkept(server, job, summary)):
                 failure = DrainkitError(reason)
         books.close(failure)
         books.note_end()

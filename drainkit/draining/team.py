@@ -55,7 +55,7 @@ def drain_together(
             recount(server, summary)  # a worker that recounted saw the whole run's records
         vanished.account(server, job, summary, begun)
         _count_what_is_left(server, jobs, summary)
-        if not summary.exit_code and (reason := vanished.unkept(job, summary)):
+        if not summary.exit_code and (reason := vanished.unkept(server, job, summary)):
             failure = DrainkitError(reason)
         books.clock.sync(server.now_us())
     except DrainkitError as error:
