@@ -67,6 +67,7 @@ def test_data_that_went_back_within_one_process(
     server, other = start_server(kind, port=True), start_server(kind, port=True)
     follow(other, server)
     ids = seed(server, stream, fill, 700, delivered=100)[100:]
+    wait_until("the other has it", lambda: ask(server, "WAIT", 1, 1000) == 1)
 
     def back() -> None:
         follow(server, other)
