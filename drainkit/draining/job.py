@@ -330,9 +330,10 @@ def check(server: Server, job: Job) -> None:
             raise RefusedError(
                 f"{one_line(text(key))} is a {kind}, not a {right}; rename it{advice}"
             )
-    check_owner(server)
+    audit = extent(server)
+    check_owner(server, audit)
     keeping.check_room(server, scope, job.max_events)
-    newest_ms = reading.id_key(extent(server).last_id)[0]
+    newest_ms = reading.id_key(audit.last_id)[0]
     ahead_sec = newest_ms / 1000 - server.now_us() / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))

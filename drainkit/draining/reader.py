@@ -141,8 +141,8 @@ class Reader:
             if self._columns.holds(self._counters) and not known:
                 if (found := self._columns.take(room)) is not None:
                     self._cut = self._after = self._columns.after
-                return found
-            self._columns = None  # something is otherwise than it was when they were looked at
+                    return found
+            self._columns = None  # no more, or otherwise than when they were looked at
         if not self._page:
             return None
         n = self._fitting(room)

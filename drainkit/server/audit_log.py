@@ -100,15 +100,12 @@ def extent(server: Server) -> Extent:
     return Extent(text(info["last-generated-id"]), info["length"], gone)
 
 
-def check_owner(server: Server) -> None:
+def check_owner(server: Server, audit: Extent) -> None:
     """Refuse an audit stream that holds another stream's records: they could not be told apart."""
-    newest = reading.newest(server, server.keys.audit, 1)
-    if not newest:
-        return
-    known = server.call("HGET", server.keys.state, "audit")
-    if known and id_key(newest[0][0]) <= id_key(known):
-        return  # a commit of this stream was the last
-    run_id = parse(newest[0]).run_id
+    known = server.call("HGET", server.keys.state, "audit") if audit.length else None
+    if not audit.length or known and id_key(audit.last_id) <= id_key(known):
+        return  # nobody's, or a commit of this stream was the last
+    run_id = parse(reading.newest(server, server.keys.audit, 1)[0]).run_id
     if RUN_ID.fullmatch(run_id) and not any(
         isinstance(e, ledger.OfRun) and e.run_id == run_id for e in ledger.entries(server)
     ):
