@@ -168,18 +168,11 @@ def microseconds(ages_sec: np.ndarray) -> np.ndarray:
     return np.where(known, np.rint(np.where(known, ages_sec, 0) * 1e6), NO_TIME).astype(np.int64)
 
 
-def load_frame(
-    entries: Iterable[Sequence[RawEntry]], decoder: Decoder, *, limit: int | None = None
-) -> pd.DataFrame:
+def load_frame(entries: Iterable[Sequence[RawEntry]], decoder: Decoder) -> pd.DataFrame:
     """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind."""
     builder = FrameBuilder(decoder)
-    left = limit
     with collection_paused():
         for page in entries:
-            builder.append(page if left is None else page[:left])
-            if left is not None:
-                left -= len(page)
-                if left <= 0:
-                    break
+            builder.append(page)
             del page  # or two pages would be in memory
     return builder.frame()

@@ -108,7 +108,7 @@ class SealedRun:
         when = iso(self.at_us)[:19].replace("T", " ")
         words = (
             f"**As of {when} UTC, from the sealed run** {verbatim(str(self.run.get('run_id')))}, "
-            f"whose seal {verbatim(self.seal())}: of **{total:,} entries** in scope "
+            f"whose seal {verbatim(self.seal()) if self.findings else self.seal()}: of **{total:,} entries** in scope "
             f"`{self.settings.scope}`, **{passing:,} ({share(passing, total)}) would pass** every "
             "filter. Nothing of it is asked of a server."
         )
