@@ -18,20 +18,21 @@ from ..core.plan import decisions_in
 from ..core.policy import ACTIONS, Decisions, Policy
 from ..core.timestamps import NO_TIME, iso, times_us
 from ..draining.job import adopt
-from ..draining.plan_files import DECISIONS, PlanFile
+from ..draining.plan_files import PlanFile
 from ..errors import RefusedError, UsageError
 from ..evidence.examined import examine
 from ..evidence.remote import local_copy
-from ..evidence.statement import is_sealed
+from ..evidence.statement import RUN_JSON, is_sealed, read_json
 from ..files import parquet_file
 from ..operations.entry import judged, rows_of
 from ..safe import one_line, share, verbatim
 from ..settings import NOTEBOOK, build, shown
 from .backlog import Backlog
 from .session import check_names
-from .tables import Table, read_json
+from .tables import Table
 
 AUDIT = "audit.parquet"
+_READ = (RUN_JSON, "baseline.json")
 
 
 class SealedRun:
@@ -52,13 +53,16 @@ class SealedRun:
         self.place = place
         self._open = ExitStack()  # a copy from a URL stays as long as this does
         self.folder = self._open.enter_context(local_copy(place))
-        if not (self.folder / DECISIONS).exists():
-            raise UsageError(f"{one_line(place)} holds no decisions that could be shown")
+        try:
+            self.run, self.baseline = (read_json(self.folder / name) for name in _READ)
+            self.planned = PlanFile.load(self.folder)
+        except (OSError, ValueError, UsageError):
+            raise UsageError(
+                f"{one_line(place)} holds no decisions that could be shown: it is archived, or its "
+                "run ended before the plan"
+            ) from None
         self.findings = examine(self.folder).findings
-        self.planned = PlanFile.load(self.folder)
         plan = self.planned.plan
-        self.run = read_json(self.folder, "run.json") or {}
-        self.baseline = read_json(self.folder, "baseline.json") or {}
         self.settings = adopt(build({"env": plan.environment}, asked=frozenset()), plan)
         allowed = plan.policy["allowlist"]
         symbols = None if allowed is None else frozenset(allowed)
@@ -105,12 +109,13 @@ class SealedRun:
     def told(self) -> str:
         """Which run it is, as of when, and what became of its events."""
         total, passing = self.backlog.total, self.planned.plan.counts["drained_ok"]
+        seal = verbatim(self.seal()) if self.findings else self.seal()
         when = iso(self.at_us)[:19].replace("T", " ")
         words = (
             f"**As of {when} UTC, from the sealed run** {verbatim(str(self.run.get('run_id')))}, "
-            f"whose seal {verbatim(self.seal()) if self.findings else self.seal()}: of **{total:,} entries** in scope "
-            f"`{self.settings.scope}`, **{passing:,} ({share(passing, total)}) would pass** every "
-            "filter. Nothing of it is asked of a server."
+            f"whose seal {seal}: of **{total:,} entries** in scope `{self.settings.scope}`, "
+            f"**{passing:,} ({share(passing, total)}) would pass** every filter. Nothing of it is "
+            "asked of a server."
         )
         if self.is_live:
             drained, ok = sum(self.happened.values()), self.happened["drained_ok"]

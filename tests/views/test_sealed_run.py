@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,6 +88,10 @@ def test_01_shows_a_sealed_run_without_a_server(
     assert (("audit", "none") in kept) == (mode == "dry-run")
     with pytest.raises(RefusedError, match="none of the 100 entries"):
         analysis.entry("1-1")
+    archived = shutil.copytree(folder, cli.cwd / "archived", ignore=lambda _, names: {
+        name for name in names if name != "statement.json"})  # fmt: skip
+    with pytest.raises(UsageError, match="it is archived"):
+        Analysis.open({"run_dir": str(archived)})
     with pytest.raises(UsageError, match="says its min_conf"):
         Analysis.open({"run_dir": str(folder), "min_conf": 0.9})
     outcomes = analysis.outcomes()
