@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from ..core.policy import ACTIONS
+from ..core.policy import ACTIONS, Policy
 from ..core.progress import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..operations.entry import rows_of, show
@@ -29,7 +29,49 @@ if TYPE_CHECKING:
     from ..core.shapes import Unreadable
 
 
-class Analysis(RunSession):
+class _Figures(RunSession):
+    """What 01 draws of decided events."""
+
+    backlog: Backlog
+    frame: pd.DataFrame
+    policy: Policy
+    at_us: int
+
+    def _of_sample(self, figure: go.Figure) -> go.Figure:
+        """Says in the title if not every event is in it."""
+        if self.backlog.step > 1:
+            figure.layout.title.text += f" (one event in {self.backlog.step})"
+        return figure
+
+    def age(self) -> go.Figure:
+        """Ages against the limit."""
+        return self._of_sample(figures.age(self.frame["age_sec"].to_numpy(), self.policy))
+
+    def confidence(self) -> go.Figure:
+        """Confidences against the limit."""
+        return self._of_sample(figures.confidence(self.frame["confidence"].to_numpy(), self.policy))
+
+    def by(self, column: str) -> go.Figure:
+        """By symbol, source or side."""
+        return self._of_sample(figures.by_category(self.frame, column))
+
+    def arrivals(self) -> go.Figure:
+        """Events over time."""
+        return self._of_sample(figures.arrivals(self.frame))
+
+    def overlap(self) -> go.Figure:
+        """Which filters the events fail together."""
+        return self._of_sample(figures.overlap(self.frame))
+
+    def what_if(self) -> go.Figure:
+        """What would pass at other limits."""
+        figure = self._of_sample(figures.what_if(self.frame, self.policy))
+        passing = int(self.backlog.counts[ACTIONS.index("drained_ok")])
+        told = {"at": iso(self.at_us), "entries": self.backlog.total, "pass": passing}
+        return figure.update_layout(meta=told)  # for the report's table
+
+
+class Analysis(_Figures):
     """01: the backlog as a DataFrame, decided as of now; writes nothing.
 
     With the `run_dir` of a sealed run it is that run's: its own decisions, and no server.
@@ -155,39 +197,6 @@ class Analysis(RunSession):
 
     def _more_settings(self) -> dict[str, str]:
         return super()._more_settings() if self.sealed is None else self.sealed.parameters()
-
-    def _of_sample(self, figure: go.Figure) -> go.Figure:
-        """Says in the title if not every event is in it."""
-        if self.backlog.step > 1:
-            figure.layout.title.text += f" (one event in {self.backlog.step})"
-        return figure
-
-    def age(self) -> go.Figure:
-        """Ages against the limit."""
-        return self._of_sample(figures.age(self.frame["age_sec"].to_numpy(), self.policy))
-
-    def confidence(self) -> go.Figure:
-        """Confidences against the limit."""
-        return self._of_sample(figures.confidence(self.frame["confidence"].to_numpy(), self.policy))
-
-    def by(self, column: str) -> go.Figure:
-        """By symbol, source or side."""
-        return self._of_sample(figures.by_category(self.frame, column))
-
-    def arrivals(self) -> go.Figure:
-        """Events over time."""
-        return self._of_sample(figures.arrivals(self.frame))
-
-    def overlap(self) -> go.Figure:
-        """Which filters the events fail together."""
-        return self._of_sample(figures.overlap(self.frame))
-
-    def what_if(self) -> go.Figure:
-        """What would pass at other limits."""
-        figure = self._of_sample(figures.what_if(self.frame, self.policy))
-        passing = int(self.backlog.counts[ACTIONS.index("drained_ok")])
-        told = {"at": iso(self.at_us), "entries": self.backlog.total, "pass": passing}
-        return figure.update_layout(meta=told)  # for the report's table
 
     def explore(self, *, anyway: bool = False) -> Widget | None:
         """Limits to move and events to search, where a person is; elsewhere nothing.
