@@ -95,12 +95,18 @@ class _Lab(click.Command):
 @program.command(cls=_Lab, options_metavar="[OPTIONS] [DIR] [-- ARGS]")
 @click.argument("folder", metavar="", default=_FOLDER, required=False)
 @option("--demo", "is_demo", is_flag=True, help="A server with a sample backlog, while Lab runs.")
+@option(
+    "--run",
+    "sealed",
+    metavar="RUN_DIR",
+    help="Open 01 of a sealed run (a folder or a URL); no server is asked.",
+)
 @option("--no-browser", is_flag=True, help="Open no browser; Lab prints its address.")
 @_BINARY
 @stack([*WHERE, *GROUP])
 @click.pass_context
-def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, binary: str | None,
-        env_name: str | None, **flags: Any) -> None:  # fmt: skip
+def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, no_browser: bool,
+        binary: str | None, env_name: str | None, **flags: Any) -> None:  # fmt: skip
     """JupyterLab on the notebooks in DIR (drainkit-notebooks), copied there where missing.
 
     Notebooks that were changed stay as they are. ARGS go to `jupyter lab`.
@@ -110,45 +116,51 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, no_browser: bool, bin
       drainkit lab --demo
       drainkit lab --redis-url redis://localhost:6379/0 --stream my:stream
       drainkit lab my-notebooks -- --port=9999
+      drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
     from pathlib import Path
 
-    from ..pipeline.templates import copy_to
-    from ..settings.config import config_variable
+    from ..evidence.statement import is_sealed
+    from ..pipeline.templates import copy_to, of_sealed
+    from ..settings.config import config_variable, kernel_variables
 
     home = Path(folder)
     further = ["--no-browser"] * no_browser + list(ctx.obj)
+    others = [env_name, *flags.values(), sealed if is_demo else None]
+    if (is_demo or sealed is not None) and any(value is not None for value in others):
+        alone = "--demo" if is_demo else "--run"
+        raise UsageError(f"{alone} has settings of its own; leave the others out")
+    if sealed is not None and not is_sealed(sealed):
+        raise UsageError(f"--run {one_line(sealed)} is not a sealed run; name its folder or URL")
+    variables: dict[str, str] = {}
     with ExitStack() as stack_:
         if is_demo:
             from ..demo.embedded import EmbeddedServer
 
-            if any(value is not None for value in (env_name, *flags.values())):
-                raise UsageError(
-                    "--demo has a server and settings of its own; leave the others out"
-                )
             for name in [name for name in os.environ if name.startswith("DRAINKIT_")]:
                 del os.environ[name]  # the demo's settings are all there is
             embedded = stack_.enter_context(EmbeddedServer(binary))
             settings = _filled(embedded, _DEMO_REPORTS, as_json=True)
             embedded.outlive_exec()
-        else:
+            variables = kernel_variables(settings)
+        elif sealed is None:
             settings = settings_of(flags, env_name)
             os.environ.update(config_variable())
             with connected(settings):  # before a person waits for a browser
-                pass
+                variables = kernel_variables(settings)
         done = copy_to(home, keep=True)
         for name in done.kept:
             click.echo(f"{name} in {one_line(folder)} was changed, and stays as it is", err=True)
-        _become_lab(home, settings, further)
+        if sealed is not None:
+            further.append(of_sealed(sealed, home))
+        _become_lab(home, variables, further)
 
 
-def _become_lab(home: Path, settings: Settings, further: list[str]) -> None:
-    """Replace this process by JupyterLab in `home`; its kernels get the settings."""
-    from ..settings.config import kernel_variables
-
+def _become_lab(home: Path, variables: dict[str, str], further: list[str]) -> None:
+    """Replace this process by JupyterLab in `home`; its kernels get the variables."""
     # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
     command = [sys.executable, "-P", "-m", "jupyterlab", *further]
-    os.environ.update(kernel_variables(settings))
+    os.environ.update(variables)
     if not IS_BLAS_GIVEN:
         os.environ.pop(BLAS_THREADS, None)
     os.chdir(home)

@@ -128,7 +128,6 @@ class Feed:
 def fits(rows: pa.Table, events: Events, hashes: pa.Array) -> bool:
     """Whether a plan's rows say of these events what they are, and of their payloads."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if not rows["payload_sha256"].combine_chunks().equals(hashes):
         return False
@@ -136,8 +135,6 @@ def fits(rows: pa.Table, events: Events, hashes: pa.Array) -> bool:
 
     def values(table: pa.Table, name: str) -> pa.ChunkedArray:
         column = table[name]
-        if name == "confidence":
-            return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
         return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
     return all(values(rows, name).equals(values(found, name)) for name in COMPARED)

@@ -89,80 +89,50 @@ class Events:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Events:
-        """The columns of a FrameBuilder's frame as events; only ids and times are copied."""
-        import pandas as pd
+        """The columns of a FrameBuilder's frame as events."""
+        import pyarrow as pa
 
-        times = frame["event_time"].dt.as_unit("us")
-        time_us = times.astype("int64").to_numpy().copy()
-        time_us[times.isna().to_numpy()] = NO_TIME
-
-        def codes(column: str, known: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
-            text = pd.Categorical(frame[column])
-            if known is not None:
-                text = text.set_categories(list(known))
-            return text.codes, [str(value) for value in text.categories]
-
-        symbol, symbols = codes("symbol")
-        side, sides = codes("side")
-        source, sources = codes("source")
-        return cls(
-            ids=frame["id"].str.encode("ascii").tolist(),
-            event_time_us=time_us,
-            time_source=codes("time_source", TIME_SOURCES)[0].astype(np.uint8),
-            symbol_code=symbol,
-            side_code=side,
-            source_code=source,
-            confidence=frame["confidence"].to_numpy(),
-            invalid=codes("invalid", INVALID_REASONS)[0].astype(np.uint8),
-            missing=frame["missing"].to_numpy(),
-            symbols=symbols,
-            sides=sides,
-            sources=sources,
-        )
+        return cls.from_arrow(pa.Table.from_pandas(frame, preserve_index=False))
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Events:
-        """The columns of `frame.record_batch`, or of a plan, as events.
-
-        A plan has no `missing`: its events have bodies. Nor `time_source`, by which nothing is
-        decided.
-        """
+        """The columns of `frame.record_batch` (a table of decisions has them too) as events."""
         import pyarrow as pa
 
-        n = len(table)
-
-        def codes(column: str, known: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
-            words = table[column].cast(pa.string()).combine_chunks().dictionary_encode()
-            values = words.dictionary.to_pylist()
-            found = words.indices.fill_null(-1).to_numpy()
-            if known is not None:
-                found = np.array([*map(known.index, values), -1])[found]
-            return found, values
-
-        def numbers(column: str, kind: pa.DataType, null: float) -> np.ndarray:
-            found: np.ndarray = table[column].cast(kind).fill_null(null).to_numpy()
-            return found
-
-        symbol, symbols = codes("symbol")
-        side, sides = codes("side")
-        source, sources = codes("source")
-        is_read = "time_source" in table.column_names
-        times = codes("time_source", TIME_SOURCES)[0] if is_read else np.zeros(n)
-        missing = table["missing"].to_numpy() if is_read else np.zeros(n, dtype=bool)
+        symbol, symbols = word_codes(table["symbol"])
+        side, sides = word_codes(table["side"])
+        source, sources = word_codes(table["source"])
+        time = table["event_time"].cast(pa.timestamp("us", tz="UTC"), safe=False)
         return cls(
             ids=table["id"].cast(pa.binary()).to_pylist(),
-            event_time_us=numbers("event_time", pa.int64(), NO_TIME),
-            time_source=times.astype(np.uint8),
+            event_time_us=time.cast(pa.int64()).fill_null(NO_TIME).to_numpy(),
+            time_source=word_codes(table["time_source"], TIME_SOURCES)[0].astype(np.uint8),
             symbol_code=symbol,
             side_code=side,
             source_code=source,
-            confidence=numbers("confidence", pa.float64(), _NAN),
-            invalid=codes("invalid", INVALID_REASONS)[0].astype(np.uint8),
-            missing=missing,
+            confidence=table["confidence"].fill_null(_NAN).to_numpy(),
+            invalid=word_codes(table["invalid"], INVALID_REASONS)[0].astype(np.uint8),
+            missing=table["missing"].to_numpy(),
             symbols=symbols,
             sides=sides,
             sources=sources,
         )
+
+
+def word_codes(
+    column: pa.ChunkedArray, known: Sequence[str] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """A column of words as codes and what they stand for (`known`, if told); -1 for none."""
+    import pyarrow as pa
+
+    words = column.unify_dictionaries().combine_chunks()
+    if not pa.types.is_dictionary(words.type):
+        words = words.dictionary_encode()
+    values: list[str] = words.dictionary.to_pylist()
+    found: np.ndarray = words.indices.fill_null(-1).to_numpy()
+    if known is None:
+        return found, values
+    return np.array([*map(known.index, values), -1])[found], [*known]
 
 
 _COLUMNS = tuple(field.name for field in fields(Events))[:-3]

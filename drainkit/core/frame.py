@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,39 +30,43 @@ def record_batch(events: Events) -> pa.RecordBatch:
 
     time = pa.array(events.event_time_us, mask=events.event_time_us == NO_TIME)
 
-    def texts(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
-        indices = pa.array(codes, mask=codes < 0)
-        return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
-
     return pa.record_batch(
         {
             "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
             "event_time": time.cast(pa.timestamp("us", tz="UTC")),
-            "time_source": texts(events.time_source.astype(np.int8), TIME_SOURCES),
-            "symbol": texts(events.symbol_code, events.symbols),
-            "side": texts(events.side_code, events.sides),
-            "source": texts(events.source_code, events.sources),
-            "confidence": pa.array(events.confidence),
-            "invalid": texts(events.invalid.astype(np.int8), INVALID_REASONS),
+            "time_source": words(events.time_source, TIME_SOURCES),
+            "symbol": words(events.symbol_code, events.symbols),
+            "side": words(events.side_code, events.sides),
+            "source": words(events.source_code, events.sources),
+            "confidence": pa.array(events.confidence, mask=np.isnan(events.confidence)),
+            "invalid": words(events.invalid, INVALID_REASONS),
             "missing": pa.array(events.missing),
         }
     )
 
 
-def _decided(decisions: Decisions) -> Iterator[tuple[str, pa.Array]]:
+def words(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
+    """Codes into words as a column; a file of Parquet brings back the very same kind."""
+    import pyarrow as pa
+
+    codes = codes.astype(np.int32)
+    indices = pa.array(codes, mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
+
+
+def decided_columns(decisions: Decisions) -> dict[str, pa.Array]:
     """The columns of `decide_frame`."""
     import pyarrow as pa
 
     age_us = decisions.age_us
-    yield "age_sec", pa.array(np.where(age_us == NO_TIME, np.nan, age_us / 1e6))
-    for name, codes, words in (
-        ("action", decisions.action, ACTIONS),
-        ("failed", decisions.failed, FAILED_NAMES),
-    ):
-        texts = pa.array(words, pa.string())
-        yield name, pa.DictionaryArray.from_arrays(codes.astype(np.int8), texts)
+    return {
+        "age_sec": pa.array(age_us / 1e6, mask=age_us == NO_TIME),
+        "action": words(decisions.action, ACTIONS),
+        "failed": words(decisions.failed, FAILED_NAMES),
+    }
 
 
+@cache
 def event_schema() -> pa.Schema:
     """The columns of `record_batch`."""
     return record_batch(Decoder().decode([])).schema
@@ -82,7 +87,7 @@ class FrameBuilder:
     def add(self, events: Events, decisions: Decisions | None = None) -> None:
         """A page that was decoded already; with its decisions the frame has decide_frame's too."""
         batch = record_batch(events)
-        for name, column in () if decisions is None else _decided(decisions):
+        for name, column in decided_columns(decisions).items() if decisions else ():
             batch = batch.append_column(name, column)
         self._pages.append(batch)
         self._small = self._small + 1 if len(batch) < SMALL_PAGE else 0
@@ -143,43 +148,31 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) 
     Columns age_sec (float64, nan unknown), action (category), failed (category: the names of all
     failed filters, comma-separated in the order of ACTIONS).
     """
-    import pandas as pd
+    import pyarrow as pa
 
     decisions = decide(Events.from_frame(frame), policy, now_us)
-    age_sec = decisions.age_us / 1e6
-    age_sec[decisions.age_us == NO_TIME] = np.nan
-    actions = pd.CategoricalDtype(list(ACTIONS))
-    combinations = pd.CategoricalDtype(FAILED_NAMES)
-    return pd.DataFrame(
-        {
-            "age_sec": age_sec,
-            "action": pd.Categorical.from_codes(decisions.action, dtype=actions),
-            "failed": pd.Categorical.from_codes(decisions.failed, dtype=combinations),
-        },
-        index=frame.index,
-    )
+    found: pd.DataFrame = pa.table(decided_columns(decisions)).to_pandas()
+    return found.set_index(frame.index)
 
 
 def decisions_of(frame: pd.DataFrame) -> Decisions:
     """What was decided of a frame's rows, back from the columns of `decide_frame`."""
-    age_us = np.rint(frame["age_sec"].to_numpy() * 1e6)
-    age_us[np.isnan(age_us)] = NO_TIME
     action, failed = (frame[name].cat.codes.to_numpy() for name in ("action", "failed"))
-    return Decisions(action.astype(np.uint8), failed.astype(np.uint8), age_us.astype(np.int64))
+    ages = microseconds(frame["age_sec"].to_numpy())
+    return Decisions(action.astype(np.uint8), failed.astype(np.uint8), ages)
 
 
-def load_frame(
-    entries: Iterable[Sequence[RawEntry]], decoder: Decoder, *, limit: int | None = None
-) -> pd.DataFrame:
+def microseconds(ages_sec: np.ndarray) -> np.ndarray:
+    """Ages of `decided_columns` as they were decided (int64); NO_TIME where there is none."""
+    known = ~np.isnan(ages_sec)
+    return np.where(known, np.rint(np.where(known, ages_sec, 0) * 1e6), NO_TIME).astype(np.int64)
+
+
+def load_frame(entries: Iterable[Sequence[RawEntry]], decoder: Decoder) -> pd.DataFrame:
     """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind."""
     builder = FrameBuilder(decoder)
-    left = limit
     with collection_paused():
         for page in entries:
-            builder.append(page if left is None else page[:left])
-            if left is not None:
-                left -= len(page)
-                if left <= 0:
-                    break
+            builder.append(page)
             del page  # or two pages would be in memory
     return builder.frame()

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import RefusedError, UsageError
 from ..ids import id_key
 from ..safe import one_line
-from .events import Events
+from .events import Events, word_codes
+from .frame import decided_columns, event_schema, microseconds, record_batch
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reason_codes
-from .timestamps import NO_TIME
-from .values import INVALID_REASONS, RawEntry
+from .values import RawEntry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,6 +42,8 @@ COLUMNS = (
     "failed",
     "payload_sha256",
     "invalid",  # what made the event invalid, empty for one that is not
+    "time_source",
+    "missing",
 )
 
 
@@ -217,16 +220,17 @@ def payload_sha256(raw: Sequence[bytes] | None) -> bytes | None:
     return hashlib.sha256(b"%b:%b" % (lengths.encode(), b"".join(raw))).digest()
 
 
+@cache
 def decisions_schema() -> pa.Schema:
-    """The columns of a decisions table (COLUMNS)."""
+    """The columns of a decisions table (COLUMNS): those of events, and what was decided."""
     import pyarrow as pa
 
     words = pa.dictionary(pa.int32(), pa.string())
-    kinds = {
-        "id": pa.string(), "event_time": pa.timestamp("us", tz="UTC"), "age_sec": pa.float64(),
-        "confidence": pa.float64(), "payload_sha256": pa.binary(32),
+    kinds = {field.name: field.type for field in event_schema()} | {
+        "age_sec": pa.float64(), "action": words, "failed": words, "reason": words,
+        "payload_sha256": pa.binary(32),
     }  # fmt: skip
-    return pa.schema([(name, kinds.get(name, words)) for name in COLUMNS])
+    return pa.schema([(name, kinds[name]) for name in COLUMNS])
 
 
 def payload_hashes(entries: Sequence[RawEntry]) -> pa.Array:
@@ -242,29 +246,25 @@ def decisions_table(
     """One row for each event (COLUMNS): what it is, what was decided and why."""
     import pyarrow as pa
 
-    known = events.event_time_us != NO_TIME
-    times = pa.array(events.event_time_us, mask=~known)
+    batch = record_batch(events)
     reason, texts = reason_codes(events, decisions, policy)
-
-    def words(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
-        indices = pa.array(codes.astype(np.int32), mask=codes < 0)
-        return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
-
+    others = replace(decisions, failed=other_failed(decisions))
     columns = {
-        "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
-        "event_time": times.cast(pa.timestamp("us", tz="UTC")),
-        "age_sec": pa.array(np.where(known, decisions.age_us, 0) / 1e6, mask=~known),
-        "symbol": words(events.symbol_code, events.symbols),
-        "side": words(events.side_code, events.sides),
-        "confidence": pa.array(events.confidence, mask=np.isnan(events.confidence)),
-        "source": words(events.source_code, events.sources),
-        "action": words(decisions.action.astype(np.int32), ACTIONS),
+        **dict(zip(batch.schema.names, batch.columns, strict=True)),
+        **decided_columns(others),
         "reason": pa.array(texts, pa.string()).take(pa.array(reason)).dictionary_encode(),
-        "failed": words(other_failed(decisions).astype(np.int32), FAILED_NAMES),
         "payload_sha256": hashes,
-        "invalid": words(events.invalid.astype(np.int32), INVALID_REASONS),
     }
     return pa.table([columns[name] for name in COLUMNS], decisions_schema())
+
+
+def decisions_in(table: pa.Table) -> Decisions:
+    """What a decisions table says of its events, with the filter that decided among the failed."""
+    action = word_codes(table["action"], ACTIONS)[0].astype(np.uint8)
+    others = word_codes(table["failed"], FAILED_NAMES)[0].astype(np.uint8)
+    first = np.where(action == ACTIONS.index("drained_ok"), 0, np.uint8(1) << action)
+    ages = microseconds(table["age_sec"].to_numpy())
+    return Decisions(action, others | first.astype(np.uint8), ages)
 
 
 class Tally:

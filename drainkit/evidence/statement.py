@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.summary import RUN_ID
 from ..files import read_plain
 from ..safe import one_line
+from ..settings.kinds import is_url
 
 STATEMENT, SUMS, CHAIN, SIGNATURE, APPROVALS, RUN_JSON = (
     "statement.json",
@@ -20,6 +22,13 @@ STATEMENT, SUMS, CHAIN, SIGNATURE, APPROVALS, RUN_JSON = (
 )
 Link = Mapping[str, str]  # to a run: run_id, statement_sha256
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+
+
+def is_sealed(place: str) -> bool:
+    """Whether a place is one sealed run's: a folder with its statement, or a URL named so."""
+    if is_url(place):
+        return bool(RUN_ID.fullmatch(place.rstrip("/").rpartition("/")[2]))
+    return is_plain(Path(place) / STATEMENT)
 
 
 def plain_files(folder: Path) -> list[Path]:

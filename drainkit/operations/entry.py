@@ -52,16 +52,23 @@ def show(
 
 def _decided(settings: Settings, policy: Policy, entry: RawEntry, now_us: int) -> dict[str, Any]:
     events = decoder_of(settings).decode([entry])
-    decisions = decide(events, policy, now_us)
+    return judged(events, decide(events, policy, now_us), policy) | {
+        "fields": None if entry[1] is None else _pairs(entry[1]),
+        "places": [_place(place) for place in places(settings.fields, entry, events)],
+    }
+
+
+def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, Any]:
+    """What is known of a single event without its entry."""
     time_us, age_us = int(events.event_time_us[0]), int(decisions.age_us[0])
-    id_us = int(id_times_us([entry[0]])[0])
+    id_us = int(id_times_us(events.ids)[0])
     known = time_us != NO_TIME
     return {
-        "id": entry[0].decode(),
+        "id": events.ids[0].decode(),
         "id_time": None if id_us == NO_TIME else iso(id_us),
-        "fields": None if entry[1] is None else _pairs(entry[1]),
+        "fields": None,
         "values": _values(events),
-        "places": [_place(place) for place in places(settings.fields, entry, events)],
+        "places": [],
         "event_time": iso(time_us) if known else None,
         "time_source": TIME_SOURCES[int(events.time_source[0])],
         "age_sec": round(age_us / 1e6, 2) if known else None,
@@ -160,15 +167,18 @@ def _audits(server: Server, wanted: Sequence[bytes]) -> dict[bytes, dict[str, An
 
 
 def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What `show` found of one entry as rows of (part, name, text), every text one safe line."""
+    """What `show` found of one entry as rows of (part, name, text), every text one safe line.
+
+    `body` is what to say where it was not kept.
+    """
     rows: list[tuple[str, str, Any]] = [("entry", "id", found["id"])]
     rows.append(("entry", "id's time", found["id_time"] or "no time"))
     if found["fields"] is None:
-        rows.append(("field", "(body)", "gone: trimmed or deleted"))
+        rows.append(("field", "(body)", found.get("body", "gone: trimmed or deleted")))
     rows += [("field", name, value) for name, value in found["fields"] or []]
     there = {place["value"] for place in found["places"]}
     for name, value in found["values"].items():
-        lacking = "not valid" if name in there else "not found"
+        lacking = "not valid" if name in there else "none" if "body" in found else "not found"
         rows.append(("value", name, lacking if value is None else value))
     age = "" if found["age_sec"] is None else f", {found['age_sec']:,.2f} s old"
     rows.append(("value", "event time", f"{found['event_time']}{age}, by {found['time_source']}"))

@@ -15,7 +15,7 @@ import numpy as np
 from .. import files
 from ..core.collection import collection_paused
 from ..core.events import decoder_of
-from ..core.frame import record_batch
+from ..core.frame import event_schema, record_batch
 from ..core.timestamps import NO_TIME, id_times_us
 from ..core.values import RawEntry
 from ..errors import UsageError
@@ -46,14 +46,21 @@ def export(server: Server, settings: Settings, target: str) -> int:
     (name, value), in CSV a JSON list of [name, value].
     Whole or not at all. Raises UsageError for another name, RefusedError for a folder in use.
     """
+    import pyarrow as pa
+
     path, is_folder = Path(target), target.endswith("/")
     if not is_folder and path.suffix not in (".parquet", ".csv"):
         raise UsageError(f"{path.name}: the name must end in .parquet or .csv, or a folder's in /")
     decoder = decoder_of(settings)
+    # texts in the place of codes: a dictionary that grows with the backlog would be in memory
+    plain = pa.schema(
+        [(f.name, pa.string() if f.name in WORDS else f.type) for f in event_schema()]
+    )
     fields: Fields = as_json if path.suffix == ".csv" and not is_folder else as_structs
 
     def table(page: Sequence[RawEntry]) -> pa.Table:
-        return _plain(record_batch(decoder.decode(page)).append_column("fields", fields(page)))
+        found = pa.table(record_batch(decoder.decode(page))).cast(plain)
+        return found.append_column("fields", fields(page))
 
     schema, rows = table([]).schema, 0
     pages = scopes.scope_entries(server, scopes.open_scope(server, settings))
@@ -126,16 +133,6 @@ def _days(ids: pa.ChunkedArray) -> Iterator[tuple[str, int, int]]:
 
 def _day(time_us: int) -> str:
     return NO_DATE if time_us == NO_TIME else str(np.datetime64(int(time_us) // DAY_US, "D"))
-
-
-def _plain(batch: pa.RecordBatch) -> pa.Table:
-    """Texts in the place of codes: a dictionary that grows with the backlog would be in memory."""
-    import pyarrow as pa
-
-    def of(column: pa.Array) -> pa.Array:
-        return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
-
-    return pa.table([of(column) for column in batch.columns], names=batch.schema.names)
 
 
 def as_structs(page: Sequence[RawEntry]) -> pa.Array:

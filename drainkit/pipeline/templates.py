@@ -16,6 +16,7 @@ from pathlib import Path
 from .. import files
 from ..errors import DrainkitError, RefusedError, UsageError
 from ..safe import one_line
+from ..settings.kinds import is_url
 from .kernels import NOTEBOOKS
 
 PACKAGE = Path(__file__).parents[1]
@@ -104,6 +105,19 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> Copied:
     for source in wanted:
         files.copy_file(source, folder / source.name)
     return Copied([s.name for s in wanted], [] if force else differ, equal)
+
+
+def of_sealed(place: str, folder: Path) -> str:
+    """01 with this run as its `run_dir`, in `folder`; its name. One that is there stays."""
+    run_dir = place if is_url(place) else str(Path(place).resolve())
+    path = folder / f"01_{Path(run_dir).name}.ipynb"
+    notebook = json.loads((packaged_dir() / f"{NOTEBOOKS[0]}.ipynb").read_text(encoding="utf-8"))
+    (cell,) = (c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", []))
+    empty, full = 'run_dir: str = ""', f"run_dir: str = {json.dumps(run_dir)}"
+    cell["source"] = [line.replace(empty, full) for line in cell["source"]]
+    if not path.exists():
+        files.write_json(path, notebook)
+    return path.name
 
 
 def _check_takes_parameters(path: Path) -> None:

@@ -73,11 +73,6 @@ def of_scope(server: Server, consumer_group: str) -> Recorded:
     return Recorded([span[0] for span in spans], [span[1] for span in spans])
 
 
-def token(server: Server) -> str:
-    """What changes with whatever any drain of the stream records."""
-    return str(_state(server))
-
-
 def prepare(server: Server, group: str, consumer_group: str) -> list[str]:
     """Make the set fit for a drain; returns what the run has to say of stream and audit."""
     notes = []

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from ..core.policy import ACTIONS
+from ..core.policy import ACTIONS, Policy
 from ..core.progress import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..operations.entry import rows_of, show
 from ..operations.fields import newest_unreadable
 from ..operations.state import baseline, own_pending
 from ..safe import one_line, share, text, verbatim
-from ..server import reading
+from ..server import reading, scopes
 from . import figures
-from .backlog import Backlog
+from .backlog import MOST_ROWS, Backlog, waiting
+from .sealed_run import SealedRun
 from .session import RunSession
 from .tables import SAMPLE_ROWS, Table, consumers_frame, groups_frame, markdown, read_json, safe
 
@@ -27,25 +29,82 @@ if TYPE_CHECKING:
     from ..core.shapes import Unreadable
 
 
-class Analysis(RunSession):
-    """01: the backlog as a DataFrame, decided as of now; writes nothing."""
+class _Figures(RunSession):
+    """What 01 draws of decided events."""
 
-    def __init__(self, *opened: Any) -> None:
+    backlog: Backlog
+    frame: pd.DataFrame
+    policy: Policy
+    at_us: int
+
+    def _of_sample(self, figure: go.Figure) -> go.Figure:
+        """Says in the title if not every event is in it."""
+        if self.backlog.step > 1:
+            figure.layout.title.text += f" (one event in {self.backlog.step})"
+        return figure
+
+    def age(self) -> go.Figure:
+        """Ages against the limit."""
+        return self._of_sample(figures.age(self.frame["age_sec"].to_numpy(), self.policy))
+
+    def confidence(self) -> go.Figure:
+        """Confidences against the limit."""
+        return self._of_sample(figures.confidence(self.frame["confidence"].to_numpy(), self.policy))
+
+    def by(self, column: str) -> go.Figure:
+        """By symbol, source or side."""
+        return self._of_sample(figures.by_category(self.frame, column))
+
+    def arrivals(self) -> go.Figure:
+        """Events over time."""
+        return self._of_sample(figures.arrivals(self.frame))
+
+    def overlap(self) -> go.Figure:
+        """Which filters the events fail together."""
+        return self._of_sample(figures.overlap(self.frame))
+
+    def what_if(self) -> go.Figure:
+        """What would pass at other limits."""
+        figure = self._of_sample(figures.what_if(self.frame, self.policy))
+        passing = int(self.backlog.counts[ACTIONS.index("drained_ok")])
+        told = {"at": iso(self.at_us), "entries": self.backlog.total, "pass": passing}
+        return figure.update_layout(meta=told)  # for the report's table
+
+
+class Analysis(_Figures):
+    """01: the backlog as a DataFrame, decided as of now; writes nothing.
+
+    With the `run_dir` of a sealed run it is that run's: its own decisions, and no server.
+    """
+
+    def __init__(self, *opened: Any, sealed: SealedRun | None = None) -> None:
         super().__init__(*opened)
-        settings, server, run_dir = self.settings, self.server, self.run_dir
-        of_run = read_json(run_dir, "baseline.json") if self.folder_run_id else None
-        self.baseline = of_run or baseline(server)
-        self.at_us = self.now_us()
-        is_of_run = self.folder_run_id is not None and self.planned is None
-        self.backlog = Backlog(
-            server,
-            settings,
-            self.job,
-            at_us=self.at_us,
-            counted=self.group["backlog"][self.job.scope.name],
-            hand_on=run_dir if is_of_run else None,
-        )
+        self.sealed = sealed
+        if sealed is not None:
+            self.baseline, self.policy = sealed.baseline, sealed.policy
+            self.at_us, self.backlog = sealed.at_us, sealed.backlog
+        else:
+            self._look()
         self.frame = self.backlog.frame
+
+    @classmethod
+    def open(cls, names: Mapping[str, Any]) -> Self:
+        """Open with a notebook's `globals()`; a sealed run by its folder or URL."""
+        if (sealed := SealedRun.of(names)) is None:
+            return super().open(names)
+        return cls(sealed.settings, None, sealed.folder, sealed.planned, sealed=sealed)
+
+    def _look(self) -> None:
+        """Read the scope as it is."""
+        of_run = read_json(self.run_dir, "baseline.json") if self.folder_run_id else None
+        self.baseline = of_run or baseline(self.server)
+        self.at_us, self.policy = self.now_us(), self.job.policy
+        counted = self.group["backlog"][self.settings.scope]
+        if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
+            counted = scopes.remaining(self.server, self.job.scope)
+        is_of_run = self.folder_run_id is not None and self.planned is None
+        pages = waiting(self.server, self.job, self.at_us, self.run_dir if is_of_run else None)
+        self.backlog = Backlog(pages, counted)
 
     @property
     def group(self) -> dict[str, Any]:
@@ -55,17 +114,18 @@ class Analysis(RunSession):
 
     def bottom_line(self) -> Markdown:
         """How much, how old, how much would pass, and why the backlog is what it is."""
-        lines = [_waiting(self)]
+        lines = [_waiting(self) if self.sealed is None else self.sealed.told()]
         ages = self.frame["age_sec"].dropna()
         if len(ages):
-            lines.append(f"{_oldest(ages)}; the limit is {self.job.policy.max_age_min:g} min.")
+            lines.append(f"{_oldest(ages)}; the limit is {self.policy.max_age_min:g} min.")
         lines.append(self.why())
         step, total = self.backlog.step, self.backlog.total
         if step > 1:
             lines.append(
                 f"All that follows, and `analysis.frame`, holds **one event in {step}**, "
-                f"{len(self.frame):,} of {total:,}. To see them all: `drainkit export DIR/` "
-                "makes a dataset of them, which DuckDB, Polars or pyarrow read."
+                f"{len(self.frame):,} of {total:,}. To see them all: "
+                f"{'`decisions.parquet`' if self.sealed else '`drainkit export DIR/`'} "
+                "is a dataset of them, which DuckDB, Polars or pyarrow read."
             )
         return markdown("\n\n".join(lines))
 
@@ -103,10 +163,10 @@ class Analysis(RunSession):
         first = bad.groupby(bad["invalid"].astype(str))["id"].first()
         counts = bad["invalid"].astype(str).value_counts()
         ids = [str(first[reason]).encode() for reason in counts.index]
-        raw = reading.bodies(self.server, ids)
+        raw = [] if self.sealed else reading.bodies(self.server, ids)
         examples = [
             one_line(" ".join(text(part) for part in (entry[1] or [])), 100) for entry in raw
-        ]
+        ] or ["not kept"] * len(ids)
         return Table(
             {
                 "events": counts.to_numpy(),
@@ -118,48 +178,25 @@ class Analysis(RunSession):
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
-        found = newest_unreadable(self.server, self.settings)
+        found = None if self.sealed else newest_unreadable(self.server, self.settings)
         return None if found is None else _advice(found)
 
+    def outcomes(self) -> Table | None:
+        """Of a sealed live run: what was decided, and what became of it."""
+        return None if self.sealed is None else self.sealed.outcomes()
+
     def entry(self, entry_id: str) -> Table:
-        """One entry as `drainkit show` has it: fields, values, verdicts, groups, audit."""
-        (found,) = show(self.server, self.settings, self.job.policy, [entry_id], now_us=self.at_us)
+        """One entry as `drainkit show` has it: fields, values, verdicts, groups, audit.
+
+        Of a sealed run what is kept of it.
+        """
+        if self.sealed is not None:
+            return self.sealed.entry(entry_id)
+        (found,) = show(self.server, self.settings, self.policy, [entry_id], now_us=self.at_us)
         return Table(rows_of(found), columns=["part", "name", "value"])
 
-    def _of_sample(self, figure: go.Figure) -> go.Figure:
-        """Says in the title if not every event is in it."""
-        if self.backlog.step > 1:
-            figure.layout.title.text += f" (one event in {self.backlog.step})"
-        return figure
-
-    def age(self) -> go.Figure:
-        """Ages against the limit."""
-        return self._of_sample(figures.age(self.frame["age_sec"].to_numpy(), self.job.policy))
-
-    def confidence(self) -> go.Figure:
-        """Confidences against the limit."""
-        return self._of_sample(
-            figures.confidence(self.frame["confidence"].to_numpy(), self.job.policy)
-        )
-
-    def by(self, column: str) -> go.Figure:
-        """By symbol, source or side."""
-        return self._of_sample(figures.by_category(self.frame, column))
-
-    def arrivals(self) -> go.Figure:
-        """Events over time."""
-        return self._of_sample(figures.arrivals(self.frame))
-
-    def overlap(self) -> go.Figure:
-        """Which filters the events fail together."""
-        return self._of_sample(figures.overlap(self.frame))
-
-    def what_if(self) -> go.Figure:
-        """What would pass at other limits."""
-        figure = self._of_sample(figures.what_if(self.frame, self.job.policy))
-        passing = int(self.backlog.counts[ACTIONS.index("drained_ok")])
-        told = {"at": iso(self.at_us), "entries": self.backlog.total, "pass": passing}
-        return figure.update_layout(meta=told)  # for the report's table
+    def _more_settings(self) -> dict[str, str]:
+        return super()._more_settings() if self.sealed is None else self.sealed.parameters()
 
     def explore(self, *, anyway: bool = False) -> Widget | None:
         """Limits to move and events to search, where a person is; elsewhere nothing.
@@ -172,10 +209,10 @@ class Analysis(RunSession):
             return None
         self.exploration = Exploration(
             self.frame,
-            self.job.policy,
+            self.policy,
             self.settings,
             lambda one: self.entry(one)._repr_html_(),
-            at_us=self.at_us,
+            at_us=self.at_us if self.sealed is None else self.sealed.moments_us(),
             step=self.backlog.step,
         )
         return self.exploration.widget

@@ -9,7 +9,7 @@ import pandas as pd
 from ..core.policy import ACTIONS
 from ..core.progress import span
 from ..draining.dry import plan_run, summary_of
-from ..draining.handover import drop, handed_on
+from ..draining.snapshot import drop, kept
 from . import figures
 from .session import RunSession
 from .tables import SAMPLE_ROWS, counts_frame, markdown, safe
@@ -34,8 +34,9 @@ class DryRun(RunSession):
             self.summary = summary_of(server, self.job, self.plan)
             return
         path = None if run_dir is None else run_dir / "plan.json"
-        # only in a run do the notebooks have one boundary
-        read = handed_on(server, self.job, run_dir) if run_dir and self.folder_run_id else None
+        read = None
+        if run_dir and self.folder_run_id:  # only in a run do the notebooks have one boundary
+            self.job, read = kept(self.job, run_dir)
         self.summary, self.plan = plan_run(
             server, self.job, path, pages=read, on_table=self._keep_samples
         )

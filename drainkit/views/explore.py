@@ -85,7 +85,7 @@ class Exploration:
         settings: Settings,
         open_entry: Open,
         *,
-        at_us: int,
+        at_us: int | np.ndarray,
         step: int = 1,
     ) -> None:
         import ipywidgets as w

@@ -86,15 +86,16 @@ class Session:
     def settings_table(self) -> pd.DataFrame:
         """The parameters as understood, without secrets."""
         values = {name: shown(name, getattr(self.settings, name)) for name in NOTEBOOK}
-        info = self.server.info
-        values["server"] = f"{info.kind} {info.version} at {self.server.shown_url}"
-        values["run_dir"] = str(self.run_dir or "(none: nothing is written)")
         values |= self._more_settings()
         rows = {name: one_line(value) for name, value in values.items() if value}
         return Table({"value": rows.values()}, index=pd.Index(rows, name="parameter"))
 
     def _more_settings(self) -> dict[str, str]:
-        return {}
+        info = self.server.info
+        return {
+            "server": f"{info.kind} {info.version} at {self.server.shown_url}",
+            "run_dir": str(self.run_dir or "(none: nothing is written)"),
+        }
 
     def now_us(self) -> int:
         """The moment that ages are measured against: as_of, or the server's now."""
@@ -166,7 +167,7 @@ class RunSession(Session):
     def _more_settings(self) -> dict[str, str]:
         allowed = self.job.policy.allowlist
         whose = "the run's" if self.boundary else "this notebook's own"
-        return {
+        return super()._more_settings() | {
             "allowlist": shown("allowlist", allowed),  # as read now, from a file or a set too
             "boundary": f"{self.job.scope.boundary} ({whose})",
         }

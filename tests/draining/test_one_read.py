@@ -12,17 +12,15 @@ from books import GROUP, ME, ask, assert_books_balance, audit, deliver, seed
 from conftest import Fill
 from servers import Server
 
-from drainkit.core.events import Decoder
-from drainkit.draining import handover
-from drainkit.draining.dry import plan_run, read_pages
-from drainkit.draining.handover import Handover, handed_on
+from drainkit.draining.dry import plan_run
 from drainkit.draining.job import Job, adopt, look_straight, resolve
 from drainkit.draining.live import apply
 from drainkit.draining.plan_files import PlanFile
+from drainkit.draining.snapshot import drop, kept
 from drainkit.errors import RefusedError
-from drainkit.server import scopes
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
+from drainkit.views.backlog import waiting
 
 ALL = {"max_events": "all", "throttle": "none", "allowlist": "BTCUSDT,ETHUSDT"}
 BATCH = 40  # entries of a commit: a plan of 200 takes several
@@ -62,9 +60,10 @@ def to_apply(link: Link, server: Server, stream: str, planned: PlanFile, **optio
 
 
 def reads(server: Server) -> int:
-    """How often the server was asked for entries, since the last RESETSTAT."""
+    """How often the server was asked for entries, since the last RESETSTAT; of the audit's newest
+    record it is by XREVRANGE."""
     lines = ask(server, "INFO", "commandstats").decode().splitlines()
-    found = (line for line in lines if line.startswith(("cmdstat_xrange:", "cmdstat_xrevrange:")))
+    found = (line for line in lines if line.startswith("cmdstat_xrange:"))
     return sum(int(line.split("calls=")[1].split(",")[0]) for line in found)
 
 
@@ -185,90 +184,61 @@ def test_a_plan_that_does_not_fit_to_the_byte_is_looked_at_closely(
 # ---------------------------------------------------------------- 01 to 02
 
 
-def hand_on(link: Link, job: Job, folder: Path) -> None:
-    decoder = Decoder(job.settings.fields)
-    with Handover(link, job, folder) as out:
-        for page in scopes.scope_entries(link, job.scope):
-            out.add(page, decoder.decode(page))
+def look(link: Link, job: Job, folder: Path) -> None:
+    """What 01 of a run does: all of the scope decided, and kept."""
+    for _ in waiting(link, job, link.now_us(), folder):
+        pass
 
 
 @pytest.mark.parametrize("max_events", ["all", 130, 5])
-def test_what_is_handed_on_makes_the_same_plan(
-    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path,
-    max_events: str, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """Row for row the decisions of a dry run that reads; new entries behind it do not matter."""
+@pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
+def test_what_was_kept_makes_the_same_plan(
+    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, max_events: str, scope: str
+) -> None:
+    """Row for row the decisions of a dry run that reads; other settings, or nothing kept, read."""
     seed(server, stream, fill)
-    job = job_of(link, server, stream, max_events=max_events, as_of="2026-01-01T00:00:00Z")
-    hand_on(link, job, tmp_path)
-    if server.kind != "redis62":
-        ask(server, "XADD", stream, "*", "symbol", "BTCUSDT")
-    pages = handed_on(link, job, tmp_path)
-    assert pages is not None
+    deliver(server, stream, ME, 9)
+    given = {"max_events": max_events, "as_of": "2026-01-01T00:00:00Z", "scope": scope,
+             "min_idle_min": 0}  # fmt: skip
+    job = job_of(link, server, stream, **given)
+    assert kept(job, tmp_path) == (job, None)
+    look(link, job, tmp_path)
     found: list[pa.Table] = []
     read: list[pa.Table] = []
-    plan_run(link, job, None, pages=pages, on_table=found.append)
+    same, pages = kept(job_of(link, server, stream, **given), tmp_path)
+    plan_run(link, same, None, pages=pages, on_table=found.append)
     plan_run(link, job, None, on_table=read.append)
+    assert pages is not None
     rows = [pa.concat_tables(part).to_pylist() for part in (found, read)]
     assert rows[0] == rows[1]
-    assert len(rows[0]) == (200 if max_events == "all" else int(max_events))
+    for other in ({"min_conf": 0.1}, {"fields": {"symbol": "ticker"}}):
+        assert kept(job_of(link, server, stream, **{**given, **other}), tmp_path)[1] is None
+    drop(tmp_path)
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        lambda s, k, ids: ask(s, "XDEL", k, ids[200]),
-        lambda s, k, ids: ask(s, "XTRIM", k, "MINID", ids[1]),
-        lambda s, k, ids: ask(s, "XGROUP", "SETID", k, GROUP, ids[100]),
-        lambda s, k, ids: deliver(s, k, ME, 1),
-        lambda s, k, ids: anew(s, k, ids, gone=ids[200]),
-        lambda s, k, ids: ask(s, "XSETID", k, ids[-1], "ENTRIESADDED", 301, "MAXDELETEDID", "0-0"),
-        lambda s, k, ids: ask(
-            s, "HSET", f"{k}.drain_state", f"recorded:{GROUP}", f"{ids[0]} 1 0 0"
-        ),
+        (lambda s, k, ids: ask(s, "XDEL", k, ids[200]), "gone"),
+        (lambda s, k, ids: ask(s, "XGROUP", "SETID", k, GROUP, ids[150]), "position moved"),
+        (lambda s, k, ids: deliver(s, k, ME, 1), "position moved"),
+        (lambda s, k, ids: anew(s, k, ids, change=ids[200]), "changed"),
     ],
-    ids=["deleted", "trimmed", "moved", "delivered", "made anew", "counters", "recorded"],
+    ids=["deleted", "moved", "delivered", "made anew"],
 )
-def test_what_is_not_proven_is_read_again(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, change: Meanwhile
-) -> None:
-    """Each change between 01 and 02 that could make the plan another one is seen."""
+def test_a_plan_of_what_was_kept_is_held_against_the_server(
+    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path,
+    change: Meanwhile, told: str,
+) -> None:  # fmt: skip
+    """02 plans what 01 saw, from where the group stood then; 03 refuses what changed meanwhile,
+    and nothing is recorded."""
     ids = seed(valkey, stream, fill)
-    hand_on(link, job_of(link, valkey, stream), tmp_path)
-    assert handed_on(link, job_of(link, valkey, stream), tmp_path) is not None
+    look(link, job_of(link, valkey, stream), tmp_path)
     change(valkey, stream, ids)
-    assert handed_on(link, job_of(link, valkey, stream), tmp_path) is None
-
-
-def test_what_another_process_of_the_server_had_is_read_again(
-    stream: str, fill: Fill, start_server: Callable[..., Server], tmp_path: Path
-) -> None:
-    """After a restart or a failover the same counters may stand for other entries."""
-    server = start_server("valkey", config={"appendonly": "yes"})
-    seed(server, stream, fill)
-    with Link(server.url, stream) as link:
-        hand_on(link, job_of(link, server, stream), tmp_path)
-        assert handed_on(link, job_of(link, server, stream), tmp_path) is not None
-    before = ask(server, "XINFO", "STREAM", stream, "FULL", "COUNT", 0)
-    server.restart()
-    assert ask(server, "XINFO", "STREAM", stream, "FULL", "COUNT", 0) == before
-    with Link(server.url, stream) as link:
-        assert handed_on(link, job_of(link, server, stream), tmp_path) is None
-
-
-def test_other_settings_or_a_spoilt_file_are_read_again(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path
-) -> None:
-    """Other field names, another number of events; no file, half a file."""
-    seed(valkey, stream, fill)
-    job = job_of(link, valkey, stream)
-    assert handed_on(link, job, tmp_path) is None
-    hand_on(link, job, tmp_path)
-    for other in ({"max_events": 5}, {"fields": {"symbol": "ticker"}}):
-        assert handed_on(link, job_of(link, valkey, stream, **other), tmp_path) is None
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-20])
-    assert handed_on(link, job, tmp_path) is None
-    handover.drop(tmp_path)
-    assert [*tmp_path.iterdir()] == []
-    assert sum(len(page.events) for page in read_pages(link, job)) == 200
+    job, pages = kept(job_of(link, valkey, stream), tmp_path)
+    _, plan = plan_run(link, job, tmp_path / "plan.json", pages=pages)
+    assert (plan.total_read, plan.position) == (200, ids[99])
+    with pytest.raises(RefusedError, match=told):
+        to_apply(link, valkey, stream, PlanFile.load(tmp_path))
+    assert audit(valkey, stream) == []

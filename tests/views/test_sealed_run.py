@@ -1,0 +1,162 @@
+"""A sealed run opened again: 01 and Lab on its folder or its URL, with no server anywhere."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from books import at, seed
+from conftest import ROOT, Cli, Fill, one_line_error
+from servers import Server, wait_until
+from stores import S3
+
+from drainkit.core.policy import ACTIONS
+from drainkit.errors import RefusedError, UsageError
+from drainkit.views.analyse_backlog import Analysis
+
+TEMPLATE = ROOT / "notebooks" / "01_analyse_backlog.ipynb"
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What is configured leads to a listener that fails the test if anybody came."""
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        monkeypatch.setenv("DRAINKIT_REDIS_URL", f"redis://127.0.0.1:{trap.getsockname()[1]}/0")
+        monkeypatch.setenv("DRAINKIT_MIN_CONF", "0.01")  # the run has its own
+        yield trap
+        trap.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
+def sealed(server: Server, stream: str, fill: Fill, cli: Cli, *options: object) -> dict[str, Any]:
+    """The summary of a run through the notebooks over a backlog with every action but missing."""
+    seed(server, stream, fill, 120, delivered=20)
+    done = cli("run", "--json", "--max-events", "all", "--throttle", "none", "--min-conf", "0.5",
+               "--allowlist", "BTCUSDT,ETHUSDT", *at(server, stream), *options)  # fmt: skip
+    assert done.rc == 0, done.err
+    found: dict[str, Any] = done.json()
+    return found
+
+
+def events_of(summary: dict[str, Any]) -> list[int]:
+    return [summary[action] for action in ACTIONS]
+
+
+@pytest.mark.parametrize("mode", ["dry-run", "live"])
+def test_01_shows_a_sealed_run_without_a_server(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, no_server: socket.socket, mode: str
+) -> None:
+    """By papermill: its decisions, outcomes and moment; counts and outcomes are the sealed ones,
+    an entry opens to what is kept, no connection is tried, and the folder verifies as before."""
+    run = sealed(valkey, stream, fill, cli, "--mode", mode, *["--yes"] * (mode == "live"))
+    folder = cli.cwd / run["evidence"]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    out = cli.cwd / "out.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", TEMPLATE, out, "-p", "run_dir", folder],
+        capture_output=True, text=True, check=False, cwd=cli.cwd,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(before["plan.json"])
+    shown = json.dumps(json.loads(out.read_text())["cells"])
+    when = plan["created_at"][:19].replace("T", " ")
+    assert f"As of {when} UTC, from the sealed run" in shown
+    assert f"of **{run['total_read']:,} entries**" in shown
+    assert shown.count("application/vnd.plotly.v1+json") == 8
+    analysis = Analysis.open({"run_dir": str(folder)})
+    assert dict(zip(ACTIONS, analysis.backlog.counts.tolist(), strict=True)) == plan["counts"]
+    assert analysis.frame["action"].value_counts().to_dict() == plan["counts"]
+    assert analysis.settings.min_conf == 0.5
+    explored = analysis.explore(anyway=True)
+    assert explored is not None
+    assert all(f"<td>{n:,}</td>" in analysis.exploration.counts.value for n in events_of(run))
+    assert analysis.unreadable() is None
+    one = analysis.frame["id"].iloc[5]
+    rows = analysis.entry(one).to_numpy().tolist()
+    kept = {(part, name): value for part, name, value in rows}
+    assert "not kept; the SHA-256 of its payload is " in kept["field", "(body)"]
+    assert kept["decision", analysis.frame["action"].iloc[5]]
+    assert (("audit", "none") in kept) == (mode == "dry-run")
+    with pytest.raises(RefusedError, match="none of the 100 entries"):
+        analysis.entry("1-1")
+    archived = shutil.copytree(folder, cli.cwd / "archived", ignore=lambda _, names: {
+        name for name in names if name != "statement.json"})  # fmt: skip
+    with pytest.raises(UsageError, match="it is archived"):
+        Analysis.open({"run_dir": str(archived)})
+    with pytest.raises(UsageError, match="says its min_conf"):
+        Analysis.open({"run_dir": str(folder), "min_conf": 0.9})
+    outcomes = analysis.outcomes()
+    assert (outcomes is None) == (mode == "dry-run")
+    if outcomes is not None:
+        assert outcomes["recorded"].tolist() == events_of(run)
+        happened = analysis.frame["happened"].value_counts().to_dict()
+        assert [happened[action] for action in ACTIONS] == events_of(run)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert cli("verify", folder).rc == 0
+    (folder / "after.json").write_bytes(b"x")
+    assert (
+        "does not hold: changed: after.json"
+        in Analysis.open({"run_dir": str(folder)}).bottom_line().data
+    )
+
+
+@pytest.mark.filterwarnings("default")  # botocore's and moto's own
+def test_01_opens_a_run_in_a_bucket(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3, no_server: socket.socket
+) -> None:
+    """By its URL, the same as its folder would show; an entry still opens later, and the copy is
+    gone with the analysis; a reports folder's URL is refused in one line."""
+    url = "s3://evidence/prod"
+    run = sealed(valkey, stream, fill, cli, "--mode", "live", "--yes", "--reports-dir", url)
+    analysis = Analysis.open({"run_dir": run["evidence"]})
+    assert analysis.outcomes()["recorded"].tolist() == events_of(run)
+    assert ("audit", "drained_ok") in {
+        (part, name)
+        for one in analysis.frame["id"][:20]
+        for part, name, _ in analysis.entry(one).to_numpy().tolist()
+    }
+    copy = analysis.run_dir
+    assert copy.is_dir()
+    del analysis
+    gc.collect()
+    assert not copy.exists()
+    with pytest.raises(UsageError, match="run_dir"):
+        Analysis.open({"run_dir": url})
+
+
+def test_lab_opens_a_sealed_run_without_a_server(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, no_server: socket.socket
+) -> None:
+    """`lab --run` asks no server, and its 01 holds the run's folder; one that was changed stays.
+    What is no sealed run, or comes with other settings, is refused."""
+    folder = cli.cwd / sealed(valkey, stream, fill, cli)["evidence"]
+    command = [sys.executable, "-m", "drainkit", "lab", "--run", folder, "--no-browser"]
+    for _ in range(2):
+        lab = subprocess.Popen([*command, "--", "--help"], cwd=cli.cwd, stdout=subprocess.PIPE)
+        wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
+        called = psutil.Process(lab.pid).cmdline()
+        lab.kill()
+        lab.communicate()
+        notebook = cli.cwd / "drainkit-notebooks" / called[-1]
+        assert str(folder) in notebook.read_text(encoding="utf-8")
+        notebook.write_text(mark := notebook.read_text(encoding="utf-8") + "\n")
+    assert notebook.read_text(encoding="utf-8") == mark
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", notebook, "-"],
+        capture_output=True, text=True, check=False, cwd=notebook.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for options in (("--run", cli.cwd), ("--run", folder, "--stream", "s"), ("--run", folder,
+                    "--demo"), ("--run", "s3://evidence")):  # fmt: skip
+        refused = cli("lab", *options)
+        assert refused.rc == 2
+        one_line_error(refused.err)
