@@ -109,7 +109,7 @@ def _proof(server: Server, job: Job) -> dict[str, Any] | None:
         "server": server.info.replid,
         "scope": json.loads(json.dumps(asdict(scope))),
         "recorded": recorded.token(server),
-        "fields": job.settings.fields.as_lists(),
+        "fields": job.settings.fields.as_dict(),
         "max_events": job.max_events,
     }
 

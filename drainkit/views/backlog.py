@@ -42,6 +42,7 @@ class Backlog:
             counted = scopes.remaining(server, job.scope)
         self.step = 1 if counted <= MOST_ROWS else math.ceil(counted / ROWS_OF_MORE)
         self.total = 0  # events of the scope
+        self.symbols = set[str]()  # that occur in them
         self.counts = np.zeros(len(ACTIONS), np.int64)  # by action
         self.frame = self._read(server, settings, job, at_us, hand_on)
         give_back_freed()
@@ -58,6 +59,7 @@ class Backlog:
             for page in scopes.scope_entries(server, job.scope):
                 events = decoder.decode(page)
                 out.add(page, events)
+                self.symbols |= events.symbols_here()
                 del page  # or two pages would be in memory
                 decisions = decide(events, job.policy, at_us)
                 self.counts += np.bincount(decisions.action, minlength=len(ACTIONS))

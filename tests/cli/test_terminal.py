@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import struct
@@ -135,24 +136,32 @@ def test_numbers_of_two_places_agree(
     assert told in said
 
 
+@pytest.mark.parametrize("old", [0, 700])
 def test_an_own_stream_is_read_by_a_table_to_paste(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, fill: Fill, cli: Cli, old: int
 ) -> None:
-    """Status names the fields of events that cannot be read; with its lines pasted they can."""
+    """Of nested signals with sub-models, and flat ones, `fields` names the paths of the whole
+    backlog; live refuses to drain them, and with its lines pasted it drains them all."""
     now = int(ask(valkey, "TIME")[0]) * 1000
-    mine = [(now + i, {"ticker": "BTCUSDT", "score": "0.9", "ts": now // 1000}) for i in range(9)]
-    fill(valkey, stream, mine, group="executors")
-    status = ("status", *at(valkey, stream))
-    said = cli(*status).out
-    assert "9 of the 9 newest entries cannot be read" in said
-    assert "no group is named quantum:group:execution:trade.intent" in said
-    assert [line.split() for line in said.splitlines() if line.startswith("ts ")] == [
-        ["ts", "9", str(now // 1000)]
-    ]
+    payload = {"signal": {"models": {"m": {"confidence": 0.2}}, "pair": "BTCUSDT",
+                          "confidence": "81%"}}  # fmt: skip
+    nested, flat = {"payload": json.dumps(payload)}, {"ticker": "ETHUSDT", "score": 93}
+    mine = [(now - 1000 + i, nested if i < old or i % 2 else flat) for i in range(old + 600)]
+    fill(valkey, stream, mine, group=GROUP)
+    said = cli("fields", *at(valkey, stream)).out
+    found = cli("fields", "--json", *at(valkey, stream)).json()
+    assert found["unreadable"] == found["entries"] == found["readable"] > 250
+    assert found["snippet"] in said
+    chosen = {path["path"]: path["entries"] for path in found["fields"]["symbol"]}
+    assert abs(chosen["ticker"] / found["entries"] - 300 / len(mine)) < 0.1
+    assert "m.confidence" not in found["snippet"]
+    assert "m.confidence" in said
+    live = ("drain", *LIVE, "--yes", *at(valkey, stream), "--max-events", "all", "--json")
+    assert cli(*live).rc == 4
+    assert cli("status", *at(valkey, stream), "--json").json()["unreadable"]
     (cli.cwd / "drainkit.toml").write_text(said[said.index("[fields]") :])
-    dry = cli("drain", "--json", "--consumer-group", "executors", *at(valkey, stream)).json()
-    assert (dry["drained_ok"], dry["dropped_invalid"]) == (9, 0)
-    assert cli(*status, "--json").json()["unreadable"] is None
+    assert cli(*live, "--throttle", "none").json()["drained_ok"] == len(mine)
+    assert cli("status", *at(valkey, stream), "--json").json()["unreadable"] is None
 
 
 def test_an_interrupt_that_gets_lost_ends_the_drain_all_the_same() -> None:
