@@ -25,7 +25,7 @@ PROBES = 8  # for each of those spans, and never more than read a quarter of the
 WRONG = 0.1  # a share of the length by which the estimate may differ from it
 COUNTED = 20_000  # entries; so many are counted at once
 _SEQUENCES = 1 << 64
-GOLDEN = 0.6180339887
+GOLDEN, LOOKS = 0.6180339887, 8
 
 
 @dataclass(order=True)
@@ -68,18 +68,19 @@ def spread(server: Server, first: str, last: str, most: int) -> list[RawEntry]:
     a burst in a quiet month is looked into as well.
     """
     found: dict[int, RawEntry] = {}
-    wanted, n_new = SAMPLE, 1
-    while n_new and len(found) < most / 2:
+    wanted, n_new, looks = SAMPLE, 1, 0
+    while n_new and len(found) < most / 2 and looks < LOOKS:
         cuts = sorted({_number(first) - 1, *found, _number(last) + 1})
-        each = max(1, wanted // (len(cuts) - 1))
-        # not by equal steps, which producers that take turns would keep time with
-        steps = [(k + k * GOLDEN % 1) / each for k in range(each)]
-        points = [a + 1 + int((b - a - 1) * step) for a, b in pairwise(cuts) for step in steps]
-        commands: list[Any] = [
-            ("XRANGE", server.stream, _id(point), last, "COUNT", 1) for point in points
-        ]
+        each = max(2, wanted // (len(cuts) - 1))
+        commands: list[Any] = []
+        for a, b in pairwise(cuts):
+            for k in range(each):
+                # not by equal steps, which producers that take turns would keep time with
+                at = _id(a + 1 + int((b - a - 1) * (k + k * GOLDEN % 1) / each))
+                one = ("XREVRANGE", at, first) if k % 2 else ("XRANGE", at, last)
+                commands.append((one[0], server.stream, *one[1:], "COUNT", 1))
         new = {_number(entry[0]): entry for reply in server.pipeline(commands) for entry in reply}
-        n_new = len(new.keys() - found.keys())
+        n_new, looks = len(new.keys() - found.keys()), looks + 1
         found |= new
         if found:
             most = min(most, SAMPLE_BYTES * SAMPLE // entry_bytes([*found.values()]))

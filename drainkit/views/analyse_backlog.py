@@ -222,7 +222,12 @@ def _advice(found: Findings) -> Markdown:
         f"{'**chosen**, ' if chosen else ''}{why}"
         for value, path, entries, example, chosen, why in found.paths
     )
-    lines = [f"**{found.title()}**: {reasons}. Fields:", names, *found.notes, found.advice()]
+    lines = [
+        f"**{found.title()}**: {reasons}. Fields:",
+        names,
+        *map(verbatim, found.notes),
+        found.advice(),
+    ]
     if snippet := found.snippet():
         lines.append(f"```toml\n{snippet}\n```")
     return markdown("\n\n".join(lines))

@@ -62,13 +62,15 @@ def test_the_question_comes_last_with_all_that_it_is_about(
 ) -> None:
     """A live drain shows server, stream, group, scope, entries, what would pass, then asks."""
     seed(valkey, stream, fill, 30, delivered=10)
-    code, said = on_a_terminal("drain", *LIVE, *at(valkey, stream), NO_COLOR="1", answer="n\n")
+    what = ("drain", *LIVE, *at(valkey, stream), "--allowlist", "BTCUSDT,XRPUSTD")
+    code, said = on_a_terminal(*what, NO_COLOR="1", answer="n\n", columns=120)
     card, question = said.split("Acknowledge and audit 20 of 20 entries? [y/N]")
     assert code == 4
     for name, value in (("Server", "valkey 9"), ("Keeps", "has kept nothing on disk"),
                         ("Stream", stream), ("Group", GROUP),
                         ("Scope", "undelivered, after "), ("Entries", "20 (at most 500)"),
-                        ("Would pass", "drained_ok"), ("Waiting", "20 undelivered"),
+                        ("Would pass", "still good signals, acknowledged and NOT executed"),
+                        ("Note", "allowlist: in no event: XRPUSTD"), ("Waiting", "20 undelivered"),
                         ("Environment", "none"), ("Audit", f"{stream}.drain_audit"),
                         ("Duration", "as fast"), ("Digest", "none: ")):  # fmt: skip
         assert any(name in line and value in line for line in card.splitlines()), (name, card)
