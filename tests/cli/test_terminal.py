@@ -162,8 +162,16 @@ def test_an_own_stream_is_read_by_a_table_to_paste(
     assert cli(*live).rc == 4
     assert cli("status", *at(valkey, stream), "--json").json()["unreadable"]
     (cli.cwd / "drainkit.toml").write_text(said[said.index("[fields]") :])
-    assert cli(*live, "--throttle", "none").json()["drained_ok"] == len(mine)
     assert cli("status", *at(valkey, stream), "--json").json()["unreadable"] is None
+    last = f"{now - 1000 + len(mine) - 1}-0"
+    (one,) = cli("show", last, *at(valkey, stream), "--json").json()["entries"]
+    counting = {place["where"] for place in one["places"] if place["counts"]}
+    assert counting == {"payload.signal.pair", "payload.signal.confidence"}
+    everything = ("--max-events", "all", "--throttle", "none")
+    assert cli("drain", "--plan", "p.json", *everything, *at(valkey, stream)).rc == 0
+    (cli.cwd / "drainkit.toml").unlink()  # the plan knows how its events are read
+    done = cli("drain", *LIVE[:2], "--yes", "--plan", "p.json", *at(valkey, stream), "--json")
+    assert done.json()["drained_ok"] == len(mine)
 
 
 def test_an_interrupt_that_gets_lost_ends_the_drain_all_the_same() -> None:
