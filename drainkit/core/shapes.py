@@ -167,8 +167,8 @@ def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
         )
     now = Decoder(fields).decode(there)
     bad = Counter(INVALID_REASONS[code] for code in now.invalid[now.invalid > 0].tolist())
-    lines = best.lines() if best is not plain or best.is_chosen else {}
-    return Findings(len(there), dict(bad.most_common()), best.rows(), lines, best.valid, notes)
+    reasons, lines = dict(bad.most_common()), best.lines(fields)
+    return Findings(len(there), reasons, best.rows(), lines, best.valid, notes)
 
 
 class _Trial:
@@ -189,11 +189,11 @@ class _Trial:
 
     def run(self) -> None:
         """Choose symbol, confidence, and what goes with them."""
-        before = self.events
-        for value in SYNONYMS:
+        for value in ("symbol", "confidence"):
             self._choose(value)
-            if value == "confidence":
-                self._prune(before)
+        self._prune()
+        for value in ("timestamp", "side", "source") if self.valid else ():
+            self._choose(value)
 
     def _choose(self, value: str) -> None:
         fitting = [one for one in self._found if one.rank(value) and one.readable[value].any()]
@@ -202,9 +202,8 @@ class _Trial:
         for one in fitting:
             have, place = _masks(self.events), places[one.name]
             gain = one.readable[value] & ~have[value]
-            if place == ELSEWHERE and not self._is_alone(value, one, fitting, gain):
-                continue
-            if gain.sum() < self._least:
+            is_apart = place == ELSEWHERE and not self._is_alone(value, one, fitting, gain)
+            if is_apart or gain.sum() < self._least:
                 continue
             names = {**self._chosen, value: {**self._chosen.get(value, {}), one.name: place}}
             then = self._read(names)
@@ -240,7 +239,7 @@ class _Trial:
                   and other.name.count(".") <= one.name.count("."))  # fmt: skip
         return not any((other.readable[value] & gain).any() for other in rivals)
 
-    def _prune(self, before: Events) -> None:
+    def _prune(self) -> None:
         """Leave out names of symbol and confidence without which as much can be read."""
         for value in ("confidence", "symbol"):
             for name in [*self._chosen.get(value, ())]:
@@ -251,12 +250,8 @@ class _Trial:
                     self._chosen, self.events = names, then
 
     def _read(self, chosen: Chosen) -> Events:
-        return Decoder(self._with(chosen)).decode(self._entries)
-
-    def _with(self, chosen: Chosen) -> Fields:
-        if not any(chosen.values()):
-            return self._fields
-        return build({"fields": self._table(chosen)}).fields
+        wider = any(chosen.values()) and build({"fields": self._table(chosen)}).fields
+        return Decoder(wider or self._fields).decode(self._entries)
 
     def _table(self, chosen: Chosen) -> dict[str, Sequence[str] | bool]:
         """The whole of [fields]: what it adds to the usual names now, and what was chosen."""
@@ -269,14 +264,10 @@ class _Trial:
                 table[value] = names
         return table | ({"confidence_percent": True} if self._fields.confidence_percent else {})
 
-    @property
-    def is_chosen(self) -> bool:
-        """Whether there is a line for drainkit.toml."""
-        return any(self._chosen.values())
-
-    def lines(self) -> dict[str, Sequence[str] | bool]:
-        """The lines that were found, with those of now."""
-        return self._table(self._chosen)
+    def lines(self, fields: Fields) -> dict[str, Sequence[str] | bool]:
+        """The lines that were found, with those of now; empty where nothing is new."""
+        is_new = any(self._chosen.values()) or self._fields != fields
+        return self._table(self._chosen) if is_new else {}
 
     def rows(self) -> list[Row]:
         """The paths that are read, or could be by their names, and why they are chosen or not."""
