@@ -10,6 +10,8 @@ FIRST_ID = "0-0"
 LAST_ID = "18446744073709551615-18446744073709551615"
 _LARGEST = 2**64 - 1
 _ID = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
+_AGE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([mhd])", re.ASCII)
+_UNITS_US = {"m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -40,13 +42,15 @@ def is_id(text: str) -> bool:
 
 
 def bound(value: Any) -> str:
-    """An entry id or an ISO 8601 time (no offset means UTC) as text; ValueError for all else.
+    """An entry id, an age, or an ISO 8601 time (no offset means UTC) as text; else ValueError.
 
     Digits alone are refused: 20251224 is a date to ISO 8601, and an id to Redis.
     """
     if isinstance(value, str) and is_id(value):
         ms, seq = id_key(value)
         return f"{ms}-{seq}"
+    if isinstance(value, str) and _AGE.fullmatch(value):
+        return value
     try:
         if isinstance(value, str) and value.isdigit():
             raise ValueError
@@ -56,10 +60,18 @@ def bound(value: Any) -> str:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            "must be an ISO 8601 time such as 2025-12-24T19:49:58+00:00, or an entry id such as "
-            "1766605798664-0"
+            "must be an ISO 8601 time such as 2025-12-24T19:49:58+00:00, an entry id such as "
+            "1766605798664-0, or an age such as 30m, 2h or 1d"
         ) from None
     return time.isoformat()
+
+
+def at_moment(bound: str, now_us: int) -> str:
+    """The bound with an age (30m, 2h, 1d ago) made the time that it is at this moment."""
+    if (age := _AGE.fullmatch(bound)) is None:
+        return bound
+    us = max(0, now_us - round(float(age[1]) * _UNITS_US[age[2]]))
+    return (_EPOCH + dt.timedelta(microseconds=us)).isoformat()
 
 
 def last_of(bound: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..safe import one_line
-from .terminal import Table
+from .terminal import Block, Table
 
 if TYPE_CHECKING:
     from ..core.plan import Plan
+    from ..core.shapes import Findings
     from ..draining.job import Job
     from ..server.connection import Server
 
@@ -23,7 +24,9 @@ def plan_card(plan: Plan) -> Table:
     return _card("Plan", [*_where(plan), *_what(plan), *made])
 
 
-def question_card(server: Server, job: Job, plan: Plan, *, waiting: int, own: int) -> Table:
+def question_card(
+    server: Server, job: Job, plan: Plan, notes: list[str], *, waiting: int, own: int
+) -> Table:
     """What a live drain of this plan would do, and where.
 
     `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A job
@@ -42,11 +45,27 @@ def question_card(server: Server, job: Job, plan: Plan, *, waiting: int, own: in
         *_where(plan),
         ("Waiting", entries_words(plan.scope, waiting, own)),
         *_what(plan),
+        *(("Note", note) for note in notes),
         ("Digest", plan.digest if job.planned else anew),
     ]
     if wanted := job.settings.approval:
         rows.append(("Approved by", approvers_words(job.approvers, wanted.required)))
     return _card("Live drain", rows)
+
+
+def fields_blocks(found: Findings) -> list[Block]:
+    """Why events cannot be read, which fields there are, and what would help."""
+    reasons = [(events, reason) for reason, events in found.reasons.items()]
+    rows = [(value, path, entries, example, ("chosen: " if chosen else "") + why)
+            for value, path, entries, example, chosen, why in found.paths]  # fmt: skip
+    return [
+        *([Table(("Events", "Reason"), reasons, f"{found.title()}:")] if reasons else []),
+        Table(("Value", "Path", "Entries", "Example", "Why"), rows,
+              f"Fields of {found.entries:,} entries, spread over the backlog:"),
+        *(f"Note: {note}" for note in found.notes),
+        found.advice(),
+        *([found.snippet()] if found.lines else []),
+    ]  # fmt: skip
 
 
 def _card(title: str, rows: Rows) -> Table:
@@ -60,7 +79,7 @@ def _where(plan: Plan) -> Rows:
         ("Audit", plan.audit_stream),
         ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
         ("Scope", f"{plan.scope}, after {plan.history_position or plan.position} up to "
-                  f"{plan.boundary_id}"),
+                  f"{plan.boundary_id}{f' (until {plan.until})' if plan.until else ''}"),
     ]  # fmt: skip
 
 
@@ -77,7 +96,7 @@ def _what(plan: Plan) -> Rows:
                    f"{policy['max_age_min']:g} min old{as_of}"),
         ("Entries", f"{plan.total_read:,} ({limit}), {plan.first_id or 'none'} to "
                     f"{plan.last_id or 'none'}"),
-        ("Would pass", f"{plan.counts.get('drained_ok', 0):,} drained_ok" +
-                       (f"; not: {others}" if others else "")),
+        ("Would pass", f"{plan.counts.get('drained_ok', 0):,} drained_ok: still good signals, "
+                       "acknowledged and NOT executed" + (f"; not: {others}" if others else "")),
         ("Duration", duration_words(plan.total_read, plan.throttle)),
     ]  # fmt: skip

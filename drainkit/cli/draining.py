@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import RefusedError, UsageError
-from .cards import question_card
+from .cards import fields_blocks, question_card
 from .options import DRAIN, JSON, WHERE, option, setting, settings_of, stack
 from .program import program
 from .terminal import (
-    Block,
-    Table,
     confirm,
     connected,
     emit,
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..core.plan import Plan
-    from ..core.shapes import Unreadable
     from ..core.summary import Summary
     from ..draining.job import Job
     from ..draining.plan_files import PlanFile
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
 @stack([*WHERE, JSON])
 def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
     """Stream, groups, consumers, pending and the counted backlog."""
-    from ..operations.fields import newest_unreadable
+    from ..operations.fields import unreadable
     from ..operations.running import running_drains
     from ..operations.state import as_text, baseline, next_drain
 
@@ -56,23 +53,11 @@ def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
         except RefusedError as error:  # a user who may read the stream, but not its side keys
             click.echo(f"drainkit: running drains are not known: {error}", err=True)
             running = []
-        odd = newest_unreadable(server, settings)
+        odd = unreadable(server, settings)
     found["running_drains"] = [vars(drain) for drain in running]
     found["unreadable"] = None if odd is None else odd.as_dict()
     lines = [as_text(found), next_drain(found, settings), *(drain.line() for drain in running)]
-    emit(as_json, found, *lines, *([] if odd is None else _what_is_odd(odd)))
-
-
-def _what_is_odd(odd: Unreadable) -> list[Block]:
-    """Why most events cannot be read, which fields there are, and what would help."""
-    reasons = [(events, reason) for reason, events in odd.reasons.items()]
-    return [
-        "",
-        Table(("Events", "Reason"), reasons, f"{odd.title()}:"),
-        Table(("Field", "Entries", "Example"), odd.names, "Fields found:"),
-        odd.advice(),
-        odd.snippet(),
-    ]
+    emit(as_json, found, *lines, *([] if odd is None else ["", *fields_blocks(odd)]))
 
 
 @program.command()
@@ -96,6 +81,8 @@ def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
     settings, planned = with_plan(settings)
     with connected(settings) as server:
         job = resolve(server, settings, planned=planned)
+        if (until := job.settings.until) != settings.until:
+            tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
             summary = _drain_live(server, job, yes=yes)
         else:
@@ -131,20 +118,24 @@ def _drain_live(server: Server, job: Job, *, yes: bool) -> Summary:
     elif yes and planned is not None:
         unattended.check_planned(server, settings, planned)
     elif not yes:
-        plan = planned.plan if planned else plan_run(server, dry, None)[1]
+        if planned:
+            plan, notes = planned.plan, planned.notes()
+        else:
+            seen, plan = plan_run(server, dry, None)
+            notes = seen.notes or []
         unattended.check_readable(settings, plan.total_read, plan.unreadable)
-        _question(server, job, plan, yes=False)
+        _question(server, job, plan, notes, yes=False)
     with stop_signals() as stopping, progress() as moving:
         return apply(server, job, stopping=stopping, on_progress=moving.tick)
 
 
-def _question(server: Server, job: Job, plan: Plan, *, yes: bool) -> None:
+def _question(server: Server, job: Job, plan: Plan, notes: list[str], *, yes: bool) -> None:
     """The card, and the question after it."""
     from ..server import scopes
 
     own = sum(len(ids) for ids in scopes.own_ids(server, job.scope))
     waiting = scopes.remaining(server, job.scope)
-    tell(question_card(server, job, plan, waiting=waiting, own=own), err=True)
+    tell(question_card(server, job, plan, notes, waiting=waiting, own=own), err=True)
     good = plan.counts["drained_ok"]
     confirm(
         f"{good:,} good signals will be acknowledged and not executed. "
@@ -262,7 +253,8 @@ def _run_notebooks(
         else:
             unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
         with interruptible():
-            _question(server, replace(job, planned=planned), planned.plan, yes=yes)
+            job = replace(job, planned=planned)
+            _question(server, job, planned.plan, planned.notes(), yes=yes)
 
     with progress() as moving:
 

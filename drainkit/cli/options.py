@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -70,11 +72,20 @@ DRAIN: list[Any] = [
 
 def settings_of(flags: dict[str, Any], env_name: str | None = None) -> Settings:
     """Checked settings from the options that were really given."""
+    from ..settings import outside, shown
     from ..settings.config import load, unknown_variables
 
     for name in unknown_variables():
         click.echo(f"drainkit: {name} is not a setting; ignored. Check its spelling", err=True)
-    return load(_given(flags), env_name=env_name)
+    settings = load(_given(flags), env_name=env_name)
+    for name in ("as_of", "until", "from_"):
+        with suppress(TypeError, ValueError):  # not given, or no time
+            if dt.datetime.fromisoformat(flags.get(name)).tzinfo is None:  # type: ignore[arg-type]
+                taken = shown(name, getattr(settings, name))
+                click.echo(
+                    f"drainkit: --{outside(name)} without an offset is UTC: {taken}", err=True
+                )
+    return settings
 
 
 def switch_settings(flags: dict[str, Any], env_name: str | None) -> Settings:

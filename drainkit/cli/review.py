@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..safe import one_line
-from .cards import plan_card
+from .cards import fields_blocks, plan_card
 from .options import DEBUG, GROUP, JSON, POLICY, WHERE, option, settings_of, stack
 from .program import program
 from .terminal import Table, confirm, connected, emit, tell
@@ -42,6 +42,22 @@ def show(ids: tuple[str, ...], env_name: str | None, as_json: bool, **flags: Any
             "entries": found}  # fmt: skip
     head = ("part", "name", "value")
     emit(as_json, data, *(Table(head, entry.rows_of(one), one["id"]) for one in found))
+
+
+@program.command()
+@stack([*GROUP, *WHERE, JSON])
+def fields(env_name: str | None, as_json: bool, **flags: Any) -> None:
+    """Which fields the backlog's events have, which are chosen, and a [fields] that was tried.
+
+    It looks at up to 500 entries, spread over all that is undelivered. The lines for drainkit.toml
+    are tried on them by the decoder that a drain uses; lines that mend nothing are left out.
+    """
+    from ..operations.fields import fields_of
+
+    settings = settings_of(flags, env_name)
+    with connected(settings) as server:
+        found = fields_of(server, settings)
+    emit(as_json, {"stream": settings.stream, **found.as_dict()}, *fields_blocks(found))
 
 
 @program.command()

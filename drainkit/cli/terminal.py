@@ -351,7 +351,7 @@ def report(result: Mapping[str, Any]) -> list[Block]:
         title = f"Drift: {n:,} events met another fate than planned{where}"
         blocks.append(Table(("Events", "Planned", "Happened"), rows, title))
     if (result.get("dropped_invalid") or 0) * 2 > (result.get("total_read") or 0):
-        blocks.append("Most events cannot be read; drainkit status says why, and what would help.")
+        blocks.append("Most events cannot be read; drainkit fields says why, and what would help.")
     lines = [f"{name}: {_known(shown.get(key, result.get(key)))}" for name, key in REPORT_LINES]
     lines += [f"{name}: {result[key]}" for name, key in MORE_LINES if result.get(key)]
     if result.get("mode") == "dry-run":

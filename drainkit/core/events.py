@@ -83,6 +83,10 @@ class Events:
         code = int(self.symbol_code[row])
         return self.symbols[code] if code >= 0 else None
 
+    def symbols_here(self) -> set[str]:
+        """The valid symbols of these rows; the vocabulary may hold those of others."""
+        return {self.symbols[code] for code in np.unique(self.symbol_code).tolist() if code >= 0}
+
     def part(self, rows: slice) -> Events:
         """Some of the rows; the vocabularies stay whole."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
@@ -142,7 +146,8 @@ class Decoder:
     """Decodes batches; vocabularies grow with what it sees and are dropped when too large."""
 
     def __init__(self, fields: Fields | None = None) -> None:
-        self._places = Places(fields or Fields())
+        fields = fields or Fields()
+        self._places, self._most = Places(fields), 100 if fields.confidence_percent else 1
         self._layouts: dict[tuple[bytes, ...], Layout] = {}
         self._forget()
 
@@ -202,7 +207,7 @@ class Decoder:
         """Columns of raw values, the i-th of row `order[i]`, as typed columns."""
         symbols, sides, confidences, sources = values
         symbol_code = self._symbols.codes(symbols)
-        confidence, wrong = _confidences(confidences)
+        confidence, wrong = _confidences(confidences, self._most)
         invalid = np.frombuffer(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = NO_SYMBOL if symbols[row] is ABSENT else BAD_SYMBOL
@@ -308,41 +313,47 @@ def _valid_symbol(value: Any) -> str | None:
     return text if text is not None and _SYMBOL.fullmatch(text) else None
 
 
-def _confidences(values: Column) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers (float64, nan where not valid) and the reasons (uint8, 0 valid)."""
+def _confidences(values: Column, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers (float64, nan where not valid) and the reasons (uint8, 0 valid).
+
+    `most` is what stands for a whole: 1, or 100 where they are percentages.
+    """
     numbers = np.array([value if type(value) is float else _NAN for value in values], float)
     reasons = np.zeros(len(values), dtype=np.uint8)
-    odd = np.flatnonzero(~((numbers >= 0) & (numbers <= 1)))
+    odd = np.flatnonzero(~((numbers >= 0) & (numbers <= most)))
     if len(odd):
-        found = [_confidence(values[row]) for row in odd.tolist()]
+        found = [_confidence(values[row], most) for row in odd.tolist()]
         numbers[odd], reasons[odd] = zip(*found, strict=True)
-    return np.abs(numbers), reasons  # -0.0 is 0
+    return np.abs(numbers) / most, reasons  # -0.0 is 0
 
 
-def _confidence(value: Any) -> tuple[float, int]:
+def _confidence(value: Any, most: int) -> tuple[float, int]:
     """The number and 0, or nan and the reason."""
     kind = type(value)
     if kind is float or kind is int:
-        return _within(value)
+        return _within(value, most)
     if value is ABSENT:
         return np.nan, NO_CONFIDENCE
     if kind is bytes and len(value) <= 16:  # few digits, so the same texts again and again
-        return _confidence_text(value)
-    text = as_text(value)
-    if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
-        return np.nan, NO_NUMBER
-    return _within(float(text))
+        return _confidence_text(value, most)
+    return _number(as_text(value), most)
 
 
 @lru_cache(1024)
-def _confidence_text(text: bytes) -> tuple[float, int]:
-    if not text.isascii() or not _DECIMAL.fullmatch(text.decode()):
+def _confidence_text(text: bytes, most: int) -> tuple[float, int]:
+    return _number(as_text(text), most)
+
+
+def _number(text: str | None, most: int) -> tuple[float, int]:
+    if text is not None and most > 1:
+        text = text.removesuffix("%")
+    if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
         return np.nan, NO_NUMBER
-    return _within(float(text))
+    return _within(float(text), most)
 
 
-def _within(number: float) -> tuple[float, int]:
-    return (float(number), 0) if 0 <= number <= 1 else (np.nan, OUTSIDE)
+def _within(number: float, most: int) -> tuple[float, int]:
+    return (float(number), 0) if 0 <= number <= most else (np.nan, OUTSIDE)
 
 
 def decoder_of(settings: Settings) -> Decoder:

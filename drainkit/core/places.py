@@ -33,10 +33,11 @@ class Place:
 def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
     """All places of one entry, whose event is the only row of `events`, value by value."""
     found: list[Place] = []
+    alone = Decoder(Fields(confidence_percent=fields.confidence_percent))
     for value in WANTED:
         taken = False
         for where, raw in _candidates(getattr(fields, value), entry[1] or ()):
-            fits = not taken and _is_same(value, _alone(entry[0], value, raw), events)
+            fits = not taken and _is_same(value, _alone(entry[0], value, raw, alone), events)
             taken = taken or fits
             found.append(Place(value, where, raw, fits))
     return found
@@ -76,7 +77,7 @@ def json_object(raw: bytes | None) -> Any:
         return None
 
 
-def _alone(entry_id: bytes, value: str, raw: Any) -> Events | None:
+def _alone(entry_id: bytes, value: str, raw: Any, decoder: Decoder) -> Events | None:
     """The event that an entry would be that held nothing else; None where nothing can hold it."""
     if isinstance(raw, bytes):
         body = [value.encode(), raw]
@@ -85,7 +86,7 @@ def _alone(entry_id: bytes, value: str, raw: Any) -> Events | None:
             body = [b"payload", json.dumps({value: raw}).encode()]
         except (ValueError, RecursionError):
             return None
-    return Decoder().decode([[entry_id, body]])
+    return decoder.decode([[entry_id, body]])
 
 
 def _is_same(value: str, one: Events | None, events: Events) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ class Plan:
     audit_stream: str
     environment: str | None  # the table of drainkit.toml (--env)
     server: str  # its address, without user and password
-    fields: dict[str, list[str]]
+    fields: dict[str, list[str] | bool]  # [fields] of drainkit.toml
     counts: dict[str, int]  # by action
     unreadable: dict[str, int]  # events by what makes them invalid, whichever filter drops them
     total_read: int
@@ -198,6 +198,23 @@ def _list_change(planned: Any, asked: Any) -> str:
         return f"the plan has {_size(planned)}, asked for {_size(asked)}"
     more, less = sorted(set(asked) - set(planned)), sorted(set(planned) - set(asked))
     return f"added {_some(more)}; removed {_some(less)}"
+
+
+def allowlist_notes(
+    allowlist: Collection[str] | None, symbols: Collection[str], of: str = "no event"
+) -> list[str]:
+    """What looks like a slip of the pen in an allowlist, for events with these symbols.
+
+    `of` says where the other symbols of the list do not occur. Without any symbol nothing is known.
+    """
+    allowed, near = set(allowlist or ()) if symbols else set(), dict[str, str]()
+    for symbol in sorted(set(symbols) - allowed):
+        near.setdefault(symbol.casefold(), symbol)
+    cased = [s for s in sorted(allowed) if s.casefold() in near]
+    absent = sorted(allowed - set(symbols) - set(cased))
+    told = [f"{symbol} (events have {near[symbol.casefold()]})" for symbol in cased]
+    notes = {"allowlist: other letter case than in events": told, f"allowlist: in {of}": absent}
+    return [f"{note}: {_some(found)}" for note, found in notes.items() if found]
 
 
 def _some(symbols: list[str]) -> str:

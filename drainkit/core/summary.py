@@ -69,7 +69,7 @@ class Summary:
     audit_records: int | None = None  # of this run, recounted where an outcome was unknown
     plan_path: str | None = None
     plan_digest: str | None = None
-    notes: list[str] | None = None  # live: what was found of stream and audit before it began
+    notes: list[str] | None = None  # of stream and audit before a live run; a dry run's allowlist
     drift: list[dict[str, Any]] | None = None  # live with a plan: planned, happened, events
     unreadable: dict[str, int] = field(default_factory=dict)  # dry run: events by what is wrong
     changes: pa.Table | None = None  # the same, event by event (reconciliation.DRIFT_COLUMNS)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.collection import collection_paused
 from ..core.events import Events, decoder_of
-from ..core.plan import VERSION, Plan, decisions_table, payload_hashes, seal
+from ..core.plan import VERSION, Plan, allowlist_notes, decisions_table, payload_hashes, seal
 from ..core.policy import Decisions, decide
 from ..core.summary import Summary
 from ..core.timestamps import iso
@@ -86,7 +86,7 @@ def make_plan(server: Server, job: Job, summary: Summary, decisions: DecisionsWr
             audit_stream=text(server.keys.audit),
             environment=settings.env,
             server=summary.server or "",
-            fields=settings.fields.as_lists(),
+            fields=settings.fields.as_dict(),
             decisions_sha256=decisions.sha256,
             **decisions.tally.said(),
         )
@@ -155,12 +155,14 @@ def dry_run(
     books = Books.opened(server, job)
     summary = books.summary
     start_us, invalid = server.now_us(), np.zeros(len(INVALID_REASONS), np.int64)
+    symbols = set[str]()
     for page in read_pages(server, job) if pages is None else pages:
         times = turn_times_us(
             summary.total_read, len(page.events), start_us=start_us, settings=job.settings
         )
         decisions = decide(page.events, job.policy, times)
         summary.count(decisions)
+        symbols |= page.events.symbols_here()
         invalid += np.bincount(page.events.invalid, minlength=len(INVALID_REASONS))
         if on_page:
             on_page(page, decisions)
@@ -168,6 +170,7 @@ def dry_run(
             on_progress(summary)
         del page  # or two pages would be in memory
     summary.unreadable = {INVALID_REASONS[i]: int(invalid[i]) for i in np.flatnonzero(invalid) if i}
+    summary.notes = allowlist_notes(job.policy.allowlist, symbols) or None
     books.count_left()
     books.close(None)
     return summary

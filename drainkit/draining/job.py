@@ -109,6 +109,7 @@ def resolve(
         allowlist=scopes.allowlist(server, settings),
         min_conf=settings.min_conf,
     )
+    settings = scopes.at_now(server, settings)
     scope = scopes.open_scope(server, settings, boundary=boundary)
     run_id = run_id or new_run_id(settings.mode, server.now_us())
     job = Job(settings, scope, policy, run_id)

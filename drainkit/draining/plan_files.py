@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ..core.collection import give_back_freed
-from ..core.plan import COLUMNS, Plan, Tally, decisions_schema, from_json
+from ..core.plan import COLUMNS, Plan, Tally, allowlist_notes, decisions_schema, from_json
 from ..errors import RefusedError, UsageError
 from ..files import CHUNK, TableWriter, file_sha256, write_bytes, write_chunks, write_json
 from ..safe import one_line
@@ -127,6 +127,12 @@ class PlanFile:
 
         schema = pa.schema([decisions_schema().field(name) for name in columns])
         return pa.concat_tables([schema.empty_table(), *self.blocks(columns)])
+
+    def notes(self) -> list[str]:
+        """What looks like a slip of the pen in its allowlist."""
+        columns = (block["symbol"] for block in self.blocks(("symbol",)))
+        symbols = {symbol for column in columns for symbol in column.unique().to_pylist()} - {None}
+        return allowlist_notes(self.plan.policy["allowlist"], symbols)
 
     def approvers(self, settings: Settings) -> dict[str, str]:
         """Who approved the plan, with their keys; empty where nobody has to.

@@ -138,10 +138,10 @@ class Reader:
             return None
         if self._columns is not None:
             known = self._known().touches(self.position, self.bounds.boundary)
-            if self._columns.holds(self._counters) and not known:
-                if (found := self._columns.take(room)) is not None:
-                    self._cut = self._after = self._columns.after
-                    return found
+            is_so = self._columns.holds(self._counters) and not known
+            if is_so and (found := self._columns.take(room)) is not None:
+                self._cut = self._after = self._columns.after
+                return found
             self._columns = None  # no more, or otherwise than when they were looked at
         if not self._page:
             return None

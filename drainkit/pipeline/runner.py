@@ -108,6 +108,7 @@ def run(
         before = baseline(server)
         boundary = str(before["stream"]["boundary_id"])
         job = resolve(server, settings, planned=planned, boundary=boundary)
+        settings = job.settings  # its ages are times now, for the notebooks too
         if settings.mode == "live":
             preflight(server, job)
         reports = reports_at(settings.reports_dir)

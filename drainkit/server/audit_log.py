@@ -103,7 +103,7 @@ def extent(server: Server) -> Extent:
 def check_owner(server: Server, audit: Extent) -> None:
     """Refuse an audit stream that holds another stream's records: they could not be told apart."""
     known = server.call("HGET", server.keys.state, "audit") if audit.length else None
-    if not audit.length or known and id_key(audit.last_id) <= id_key(known):
+    if not audit.length or (known and id_key(audit.last_id) <= id_key(known)):
         return  # nobody's, or a commit of this stream was the last
     run_id = parse(reading.newest(server, server.keys.audit, 1)[0]).run_id
     if RUN_ID.fullmatch(run_id) and not any(

@@ -8,7 +8,7 @@ from contextlib import closing
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
-from ..ids import FIRST_ID, first_of, id_key, last_of, next_id, previous_id
+from ..ids import FIRST_ID, at_moment, first_of, id_key, last_of, next_id, previous_id
 from ..safe import one_line, text
 from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
@@ -37,7 +37,7 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     it lies at most there. With `from_` scope pending begins there, and the group of scope history
     is made just before it: see `_history_start`.
     """
-    info = stream_info(server)
+    settings, info = at_now(server, settings), stream_info(server)
     main = position_of(server, settings.consumer_group)
     position, boundary, exists = main.position, boundary or info.boundary_id, True
     if settings.until is not None:
@@ -71,6 +71,15 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
         from_consumers=tuple(wanted),
         first=first,
     )
+
+
+def at_now(server: Server, settings: Settings) -> Settings:
+    """The settings with ages (`--until 30m`) made times, by the server's clock."""
+    bounds = {n: b for n in ("until", "from_") if (b := getattr(settings, n)) and b[-1] in "mhd"}
+    if not bounds:
+        return settings
+    now_us = server.now_us()
+    return settings.model_copy(update={n: at_moment(b, now_us) for n, b in bounds.items()})
 
 
 def _history_start(server: Server, position: str, first: str, *, exists: bool) -> str:

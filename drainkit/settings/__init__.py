@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,7 @@ class Fields(BaseModel):
     confidence: tuple[str, ...] = USUAL_FIELDS["confidence"]
     timestamp: tuple[str, ...] = USUAL_FIELDS["timestamp"]
     source: tuple[str, ...] = USUAL_FIELDS["source"]
+    confidence_percent: bool = Field(default=False, strict=True)  # 0..100, a trailing % allowed
     only: bool = Field(default=True, strict=True)
 
     @model_validator(mode="before")
@@ -102,9 +104,11 @@ class Fields(BaseModel):
             added -= 1
         return [rank for rank in (names[:added], names[added:]) if rank]
 
-    def as_lists(self) -> dict[str, list[str]]:
-        """The complete lists, as a plan keeps them."""
-        return {value: list(getattr(self, value)) for value in USUAL_FIELDS}
+    def as_dict(self) -> dict[str, list[str] | bool]:
+        """The complete lists, as a plan keeps them; the percentages only where there are any."""
+        percent: dict[str, list[str] | bool] = {"confidence_percent": True}
+        lists = {value: list(getattr(self, value)) for value in USUAL_FIELDS}
+        return lists | (percent if self.confidence_percent else {})
 
 
 class Limits(BaseModel):
@@ -197,12 +201,13 @@ class Settings(BaseModel):
         None, "", "NAME", shown="<consumer-group>.drain_history", from_plan=True
     )
     until: Bound = _setting(
-        None, "No entry after this ISO 8601 time or entry id.", "TIME|ID", notebook=True,
+        None, "No entry after this ISO 8601 time (UTC), entry id, or age (30m, 2h, 1d).",
+        "TIME|ID|AGE", notebook=True,
         from_plan=True,
     )  # fmt: skip
     # to users it is `from`, which Python keeps for itself
     from_: Bound = _setting(
-        None, "Scopes pending, history: no entry before this.", "TIME|ID", notebook=True,
+        None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", notebook=True,
         from_plan=True,
     )  # fmt: skip
     plan: PlanPath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
@@ -271,8 +276,10 @@ class Settings(BaseModel):
         until = info.data.get("until")
         if value and info.data.get("scope") == "undelivered":
             raise ValueError("is for scopes pending and history only: a group cannot skip")
-        if value and until and ids.id_key(ids.first_of(value)) > ids.id_key(ids.last_of(until)):
-            raise ValueError("lies after --until")
+        if value and until:
+            first, last = (ids.at_moment(bound, time.time_ns() // 1000) for bound in (value, until))
+            if ids.id_key(ids.first_of(first)) > ids.id_key(ids.last_of(last)):
+                raise ValueError("lies after --until")
         return value
 
     @model_validator(mode="after")

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
+from ..core.plan import allowlist_notes
 from ..core.policy import ACTIONS, Policy
 from ..core.progress import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..operations.entry import rows_of, show
-from ..operations.fields import newest_unreadable
+from ..operations.fields import unreadable
 from ..operations.state import baseline, own_pending
 from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
     from ipywidgets import Widget
 
-    from ..core.shapes import Unreadable
+    from ..core.shapes import Findings
 
 
 class _Figures(RunSession):
@@ -119,6 +120,8 @@ class Analysis(_Figures):
         if len(ages):
             lines.append(f"{_oldest(ages)}; the limit is {self.policy.max_age_min:g} min.")
         lines.append(self.why())
+        slips = allowlist_notes(self.job.policy.allowlist, self.backlog.symbols)
+        lines += [verbatim(note) for note in slips]
         step, total = self.backlog.step, self.backlog.total
         if step > 1:
             lines.append(
@@ -178,7 +181,7 @@ class Analysis(_Figures):
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
-        found = None if self.sealed else newest_unreadable(self.server, self.settings)
+        found = None if self.sealed else unreadable(self.server, self.settings)
         return None if found is None else _advice(found)
 
     def outcomes(self) -> Table | None:
@@ -228,7 +231,8 @@ def _waiting(analysis: Analysis) -> str:
     when = "now" if settings.as_of is None else f"as of {settings.as_of:%F %T%z}"
     told = (
         f"**{total:,} entries** wait in scope `{scope}`{summed}, and **{passing:,} of them "
-        f"({share(passing, total)}) would pass** every filter {when}."
+        f"({share(passing, total)}) would pass** every filter {when}: still good signals, which a "
+        "drain acknowledges and does **not** execute."
     )
     if not total:
         return told
@@ -248,13 +252,19 @@ def _oldest(ages: pd.Series) -> str:
     return (middle if some else "The oldest is ") + f"{span(ages.max())} old"
 
 
-def _advice(found: Unreadable) -> Markdown:
+def _advice(found: Findings) -> Markdown:
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
     names = "\n".join(
-        f"- {verbatim(name)} in {entries:,}, such as {verbatim(example)}"
-        for name, entries, example in found.names
+        f"- {value}: {verbatim(path)} in {entries:,}, such as {verbatim(example)}; "
+        f"{'**chosen**, ' if chosen else ''}{why}"
+        for value, path, entries, example, chosen, why in found.paths
     )
-    lines = [f"**{found.title()}**: {reasons}. Fields found:", names, found.advice()]
+    lines = [
+        f"**{found.title()}**: {reasons}. Fields:",
+        names,
+        *map(verbatim, found.notes),
+        found.advice(),
+    ]
     if snippet := found.snippet():
         lines.append(f"```toml\n{snippet}\n```")
     return markdown("\n\n".join(lines))

@@ -32,11 +32,13 @@ class Backlog:
     def __init__(self, pages: Decided, counted: int) -> None:
         self.step = 1 if counted <= MOST_ROWS else math.ceil(counted / ROWS_OF_MORE)
         self.total = 0  # events
+        self.symbols = set[str]()  # that occur in them
         self.counts = np.zeros(len(ACTIONS), np.int64)  # by action
         builder = FrameBuilder(decoder := Decoder())
         builder.add(nothing := decoder.decode([]), decide(nothing, Policy(0, None, 0), 0))
         for events, decisions in pages:
             self.counts += np.bincount(decisions.action, minlength=len(ACTIONS))
+            self.symbols |= events.symbols_here()
             rows = slice(-self.total % self.step, None, self.step)
             self.total += len(events)
             builder.add(events.part(rows), decisions.part(rows))

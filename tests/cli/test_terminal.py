@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import struct
@@ -61,13 +62,15 @@ def test_the_question_comes_last_with_all_that_it_is_about(
 ) -> None:
     """A live drain shows server, stream, group, scope, entries, what would pass, then asks."""
     seed(valkey, stream, fill, 30, delivered=10)
-    code, said = on_a_terminal("drain", *LIVE, *at(valkey, stream), NO_COLOR="1", answer="n\n")
+    what = ("drain", *LIVE, *at(valkey, stream), "--allowlist", "BTCUSDT,XRPUSTD")
+    code, said = on_a_terminal(*what, NO_COLOR="1", answer="n\n", columns=120)
     card, question = said.split("Acknowledge and audit 20 of 20 entries? [y/N]")
     assert code == 4
     for name, value in (("Server", "valkey 9"), ("Keeps", "has kept nothing on disk"),
                         ("Stream", stream), ("Group", GROUP),
                         ("Scope", "undelivered, after "), ("Entries", "20 (at most 500)"),
-                        ("Would pass", "drained_ok"), ("Waiting", "20 undelivered"),
+                        ("Would pass", "still good signals, acknowledged and NOT executed"),
+                        ("Note", "allowlist: in no event: XRPUSTD"), ("Waiting", "20 undelivered"),
                         ("Environment", "none"), ("Audit", f"{stream}.drain_audit"),
                         ("Duration", "as fast"), ("Digest", "none: ")):  # fmt: skip
         assert any(name in line and value in line for line in card.splitlines()), (name, card)
@@ -135,24 +138,40 @@ def test_numbers_of_two_places_agree(
     assert told in said
 
 
+@pytest.mark.parametrize("old", [0, 700])
 def test_an_own_stream_is_read_by_a_table_to_paste(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, fill: Fill, cli: Cli, old: int
 ) -> None:
-    """Status names the fields of events that cannot be read; with its lines pasted they can."""
+    """Of nested signals with sub-models, and flat ones, `fields` names the paths of the whole
+    backlog; live refuses to drain them, and with its lines pasted it drains them all."""
     now = int(ask(valkey, "TIME")[0]) * 1000
-    mine = [(now + i, {"ticker": "BTCUSDT", "score": "0.9", "ts": now // 1000}) for i in range(9)]
-    fill(valkey, stream, mine, group="executors")
-    status = ("status", *at(valkey, stream))
-    said = cli(*status).out
-    assert "9 of the 9 newest entries cannot be read" in said
-    assert "no group is named quantum:group:execution:trade.intent" in said
-    assert [line.split() for line in said.splitlines() if line.startswith("ts ")] == [
-        ["ts", "9", str(now // 1000)]
-    ]
+    payload = {"signal": {"models": {"m": {"confidence": 0.2}}, "pair": "BTCUSDT",
+                          "confidence": "81%"}}  # fmt: skip
+    nested, flat = {"payload": json.dumps(payload)}, {"ticker": "ETHUSDT", "score": 93}
+    mine = [(now - 1000 + i, nested if i < old or i % 2 else flat) for i in range(old + 600)]
+    fill(valkey, stream, mine, group=GROUP)
+    said = cli("fields", *at(valkey, stream)).out
+    found = cli("fields", "--json", *at(valkey, stream)).json()
+    assert found["unreadable"] == found["entries"] == found["readable"] > 250
+    assert found["snippet"] in said
+    chosen = {path["path"]: path["entries"] for path in found["fields"]["symbol"]}
+    assert abs(chosen["ticker"] / found["entries"] - 300 / len(mine)) < 0.1
+    assert "m.confidence" not in found["snippet"]
+    assert "m.confidence" in said
+    live = ("drain", *LIVE, "--yes", *at(valkey, stream), "--max-events", "all", "--json")
+    assert cli(*live).rc == 4
+    assert cli("status", *at(valkey, stream), "--json").json()["unreadable"]
     (cli.cwd / "drainkit.toml").write_text(said[said.index("[fields]") :])
-    dry = cli("drain", "--json", "--consumer-group", "executors", *at(valkey, stream)).json()
-    assert (dry["drained_ok"], dry["dropped_invalid"]) == (9, 0)
-    assert cli(*status, "--json").json()["unreadable"] is None
+    assert cli("status", *at(valkey, stream), "--json").json()["unreadable"] is None
+    last = f"{now - 1000 + len(mine) - 1}-0"
+    (one,) = cli("show", last, *at(valkey, stream), "--json").json()["entries"]
+    counting = {place["where"] for place in one["places"] if place["counts"]}
+    assert counting == {"payload.signal.pair", "payload.signal.confidence"}
+    everything = ("--max-events", "all", "--throttle", "none")
+    assert cli("drain", "--plan", "p.json", *everything, *at(valkey, stream)).rc == 0
+    (cli.cwd / "drainkit.toml").unlink()  # the plan knows how its events are read
+    done = cli("drain", *LIVE[:2], "--yes", "--plan", "p.json", *at(valkey, stream), "--json")
+    assert done.json()["drained_ok"] == len(mine)
 
 
 def test_an_interrupt_that_gets_lost_ends_the_drain_all_the_same() -> None:

@@ -276,13 +276,14 @@ def test_only_the_named_ones_where_asked_for() -> None:
 @pytest.mark.parametrize(
     "given_fields",
     [{}, {"symbol": "ticker"}, {"symbol": ["payload.signal.symbol"], "timestamp": "at"},
-     {"confidence": "score", "only": True}, {"timestamp": ["at"], "only": True}],
+     {"confidence": "score", "only": True}, {"timestamp": ["at"], "only": True},
+     {"confidence_percent": True}],
 )  # fmt: skip
 def test_fields_are_their_own_dump_read_again(given_fields: dict[str, Any]) -> None:
     """As JSON in a kernel's environment, and as a plan's lists, they mean the same."""
     first = Fields(**given_fields)
     assert Fields(**json.loads(first.model_dump_json())) == first
-    assert Fields(**first.as_lists(), only=True) == first
+    assert Fields(**first.as_dict(), only=True) == first
 
 
 OLD_MS = ID_MS - 7_200_000

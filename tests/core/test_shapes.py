@@ -9,26 +9,85 @@ from typing import Any
 import pytest
 
 from drainkit.core.events import Decoder
-from drainkit.core.shapes import found_fields, unreadable
+from drainkit.core.shapes import examine, found_fields
 from drainkit.settings import Fields, build
 
 NOW_MS = 1_766_602_826_755
 
 
-def entries(*bodies: dict[str, Any]) -> list[list[Any]]:
+def entries(*bodies: dict[str, Any], n: int = 40) -> list[list[Any]]:
     """Forty entries that take turns in their bodies."""
     found = []
-    for i in range(40):
+    for i in range(n):
         parts = [str(part).encode() for pair in bodies[i % len(bodies)].items() for part in pair]
         found.append([f"{NOW_MS + i}-0".encode(), parts])
     return found
 
 
-FLAT = {"ticker": "BTCUSDT", "score": "0.81", "ts": NOW_MS / 1000, "dir": "BUY", "qty": 3}
+FLAT = {"ticker": "BTCUSDT", "score": "0.81", "ts": NOW_MS / 1000, "way": "BUY", "qty": 3}
 NESTED = {
     "msg": json.dumps({"sig": {"pair": "ETH/USDT", "prob": 0.3, "emittedAt": NOW_MS}, "n": 1})
 }
 UNHINTED = {"a": "SELL", "b": "SOLUSDT", "c": "0.7", "d": "momentum", "e": "1"}
+
+
+def signal(i: int, **changes: Any) -> dict[str, Any]:
+    """A signal with its own confidence, and those of the models that it was made of."""
+    models = {name: {"confidence": round(0.5 + i % 7 / 20, 2), "score": 0.4, "symbol": "BTCUSDT"}
+              for name in ("xgboost", "lgbm")}  # fmt: skip
+    return {
+        "model": {"confidence_threshold": 0.6, "trained_at": 1_600_000_000, "models": models},
+        "symbol": "BTCUSDT", "side": "BUY", "confidence": round(0.6 + i % 30 / 100, 2), **changes,
+    }  # fmt: skip
+
+
+FLAT_SIGNAL = {"symbol": "ETHUSDT", "confidence": "0.7", "timestamp": NOW_MS}
+SHAPES: dict[str, tuple[Any, dict[str, Any], int, str]] = {
+    # body of the i-th entry, [fields], how many of 200 can be read with it, what a note says
+    "nested": (lambda i: {"payload": json.dumps({"signal": signal(i)})},
+               {"symbol": "payload.signal.symbol", "confidence": "payload.signal.confidence",
+                "side": "payload.signal.side"}, 200, ""),
+    "flat": (lambda i: {"ticker": "BTCUSDT", "conf": "0.7", "model": json.dumps(signal(i))},
+             {"symbol": "ticker", "confidence": "conf"}, 200, ""),
+    "data": (lambda i: {"data": json.dumps(signal(i))}, {}, 200, ""),
+    "half": (lambda i: FLAT_SIGNAL if i % 2 else {"payload": json.dumps({"signal": signal(i)})},
+             {"symbol": "payload.signal.symbol", "confidence": "payload.signal.confidence",
+              "side": "payload.signal.side"}, 200, ""),
+    "two": (lambda i: {"sym": "A", "conf": 0.7} if i % 2 else {"msg": json.dumps(signal(i))},
+            {"symbol": ["sym", "msg.symbol"], "confidence": ["conf", "msg.confidence"],
+             "side": "msg.side"}, 200, ""),
+    "lower": (lambda i: FLAT_SIGNAL | {"symbol": "ethusdt"}, {}, 200, "small letters"),
+    "percent": (lambda i: {"payload": json.dumps({"signal": signal(i, confidence=40 + i % 55)})},
+                {"symbol": "payload.signal.symbol", "confidence": "payload.signal.confidence",
+                 "side": "payload.signal.side", "confidence_percent": True}, 200, "percentage"),
+    "sign": (lambda i: FLAT_SIGNAL | {"confidence": f"{40 + i % 55}%"},
+             {"confidence_percent": True}, 200, "percentage"),
+    "scales": (lambda i: FLAT_SIGNAL | ({"confidence": "78%"} if i % 2 else {}), {}, 100,
+               "no setting reads both"),
+    "lacking": (lambda i: {"payload": json.dumps({"signal": {
+                    k: v for k, v in signal(i).items() if i % 2 or k != "confidence"}})},
+                {"symbol": "payload.signal.symbol", "confidence": "payload.signal.confidence",
+                 "side": "payload.signal.side"}, 100, ""),
+    "parts alone": (lambda i: {"payload": json.dumps({"signal": signal(i, confidence=None)})},
+                    {}, 0, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_signals_own_fields_are_proposed(shape: str) -> None:
+    """Of signals with sub-models, flat, mixed, in small letters and percentages as many can be read
+    with the lines as can at all, no line is for nothing, and no sub-model's value is chosen."""
+    body, table, readable, note = SHAPES[shape]
+    sample = entries(*map(body, range(200)), n=200)
+    found = examine(sample, Fields())
+    assert tomllib.loads(found.snippet()).get("fields", {}) == table
+    assert found.readable == readable
+    invalid = Decoder(build({"fields": table}).fields).decode(sample).invalid
+    assert int((invalid == 0).sum()) == readable
+    chosen = [path for _, path, _, _, is_chosen, _ in found.paths if is_chosen]
+    assert not [path for path in chosen if "model" in path]
+    assert note in " ".join(found.notes)
+    assert bool(note) == bool(found.notes)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +98,8 @@ UNHINTED = {"a": "SELL", "b": "SOLUSDT", "c": "0.7", "d": "momentum", "e": "1"}
                   "timestamp": "msg.sig.emittedAt"}),
         (UNHINTED, {}),  # nothing is guessed from values
         ({"symbol": "BTCUSDT", "score": "0.5"}, {"confidence": "score"}),
-        ({"symbol": "BTCUSDT", "score": "87"}, {}),  # a percentage is no confidence
+        ({"symbol": "BTCUSDT", "score": "187"}, {}),  # nor is a percentage
+        ({"ticker": "BTCUSDT", "note": "hello"}, {}),  # it would mend nothing
         ({"note": "hello"}, {}),
         ({"the \U0001f4a3 ticker": "BTCUSDT", "score": "0.5"},
          {"symbol": "the \U0001f4a3 ticker", "confidence": "score"}),
@@ -49,9 +109,8 @@ UNHINTED = {"a": "SELL", "b": "SOLUSDT", "c": "0.7", "d": "momentum", "e": "1"}
 def test_the_proposal_can_be_pasted_and_read(body: dict[str, Any], table: dict[str, str]) -> None:
     """It is TOML that names just the right fields, and with it the decoder reads the events."""
     sample = entries(body)
-    found = unreadable(sample, Fields())
-    assert found is not None
-    assert sum(found.reasons.values()) == 40
+    found = examine(sample, Fields())
+    assert found.unreadable == 40
     assert tomllib.loads(found.snippet()).get("fields", {}) == table
     invalid = Decoder(build({"fields": table}).fields).decode(sample).invalid
     assert found.readable == int((invalid == 0).sum())
@@ -59,21 +118,22 @@ def test_the_proposal_can_be_pasted_and_read(body: dict[str, Any], table: dict[s
 
 
 def test_what_can_be_read_needs_no_advice() -> None:
-    """Nothing is said while most events are valid, nor of an empty stream."""
+    """No lines are proposed while all events are valid, nor for an empty stream."""
     good = {"symbol": "BTCUSDT", "confidence": "0.5"}
-    assert unreadable(entries(good, good, FLAT), Fields()) is None
-    assert unreadable([], Fields()) is None
+    for sample in (entries(good), []):
+        found = examine(sample, Fields())
+        assert (found.unreadable, found.lines, found.readable) == (0, {}, len(sample))
 
 
 def test_fields_and_reasons_are_told_safely() -> None:
     """Names and values from the stream are one safe line each, and as many as fit a screen."""
     odd = {"\x1b[2J": "a\nb", "x" * 500: "y" * 500, "payload": "{" * 9, "[red]": "\u202e"}
-    found = unreadable(entries({**odd, **{f"f{i}": i for i in range(100)}}), Fields())
-    assert found is not None
-    assert len(found.names) <= 60
+    odd |= {f"{'x' * 200}.{i}.symbol": "a\nb" for i in range(100)}
+    found = examine(entries(odd), Fields())
+    assert 0 < len(found.paths) <= 60
     assert found.reasons == {"payload is not JSON in UTF-8": 40}
-    said = [text for name, _, example in found.names for text in (name, example)]
-    assert all(text.isprintable() and len(text) <= 60 for text in said)
+    said = [text for _, path, _, example, *_ in found.paths for text in (path, example)]
+    assert all(text.isprintable() and len(text) <= 100 for text in said)
 
 
 def test_each_path_says_what_it_can_be_read_as() -> None:
@@ -82,6 +142,6 @@ def test_each_path_says_what_it_can_be_read_as() -> None:
     assert [*found] == ["msg.sig.pair", "msg.sig.prob", "msg.sig.emittedAt", "msg.n", *"abcde"]
     pair, number = found["msg.sig.pair"], found["c"]
     assert (pair.entries, pair.example) == (20, "ETH/USDT")
-    assert (pair.readable["symbol"], pair.readable["confidence"]) == (20, 0)
-    assert (number.readable["confidence"], number.readable["timestamp"]) == (20, 0)
-    assert found["msg.sig.emittedAt"].readable["timestamp"] == 20
+    assert (pair.readable["symbol"].sum(), pair.readable["confidence"].sum()) == (20, 0)
+    assert (number.readable["confidence"].sum(), number.readable["timestamp"].sum()) == (20, 0)
+    assert found["msg.sig.emittedAt"].readable["timestamp"].sum() == 20

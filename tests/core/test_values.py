@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from event_samples import GOOD, ID_MS, ISO, entry, one, payload, why
 
@@ -15,6 +16,7 @@ from drainkit.core.events import (
     MAX_VOCABULARY_CHARACTERS,
     Decoder,
 )
+from drainkit.settings import Fields
 
 # ---------------------------------------------------------------- times
 
@@ -176,3 +178,22 @@ def test_memory_of_a_decoder_is_bounded() -> None:
     before = len(decoder._symbols._codes)
     decoder.decode([entry({**GOOD, "symbol": "BAD " + "x" * i}) for i in range(100)])
     assert len(decoder._symbols._codes) <= before
+
+
+@pytest.mark.parametrize(
+    ("raw", "number"),
+    [(78, 0.78), ("78", 0.78), ("78%", 0.78), (0.5, 0.005), ("7.85e1%", 0.785), (100, 1.0),
+     (0, 0.0), ("0%", 0.0), ("100.1%", None), (101, None), (-1, None), ("78 %", None),
+     ("78%%", None), ("%", None), (True, None), ("\uff17\uff18%", None)],
+)  # fmt: skip
+def test_a_percentage_is_read_where_fields_say_so(raw: Any, number: float | None) -> None:
+    """confidence_percent = true reads 0..100 with or without a trailing %, in JSON and flat;
+    without it a % is never read."""
+    bodies = [{"payload": json.dumps({**GOOD, "confidence": raw})}]
+    bodies += [{**GOOD, "confidence": raw}] if isinstance(raw, str) else []
+    events = Decoder(Fields(confidence_percent=True)).decode([entry(body) for body in bodies])
+    found = [None if np.isnan(one) else one for one in events.confidence.tolist()]
+    assert found == [number] * len(bodies)
+    assert (events.invalid == 0).tolist() == [number is not None] * len(bodies)
+    if isinstance(raw, str) and "%" in raw:
+        assert (Decoder().decode([entry(body) for body in bodies]).invalid > 0).all()

@@ -329,5 +329,5 @@ def _iso(seconds: float) -> str:
 def test_a_plan_gives_its_own_fields(given: dict[str, object]) -> None:
     """Whatever [fields] said when the plan was made is what its live run reads by."""
     fields = Fields.model_validate(given)
-    plan = plan_of(fields=fields.as_lists())
+    plan = plan_of(fields=fields.as_dict())
     assert adopt(build({"fields": {"symbol": "other"}}), plan).fields == fields

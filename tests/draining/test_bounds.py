@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -140,16 +141,62 @@ def test_from_is_refused_where_a_group_cannot_skip(
     assert "--from is for scopes pending and history only" in one_line_error(refused.err)
 
 
+@pytest.mark.parametrize(("age", "minutes"), [("10m", 10), ("0.15h", 9), ("0.01d", 14.4)])
+def test_an_age_is_made_a_time_once(
+    valkey: Server, cli: Cli, stream: str, fill: Fill, age: str, minutes: float
+) -> None:
+    """--until 10m ago, by the server's clock: the plan holds the time, and a live run that comes
+    later takes what the plan has."""
+    ids, _ = old_and_new(valkey, stream, fill)
+    before = now_ms(valkey)
+    where = at(valkey, stream)
+    dry = cli("drain", "--plan", "p.json", "--json", "--until", age, "--throttle", "none", *where)
+    plan = json.loads((cli.cwd / "p.json").read_text())
+    until = datetime.fromisoformat(plan["until"]).timestamp() * 1000
+    assert before - 1 <= until + minutes * 60_000 <= now_ms(valkey) + 1
+    old = [entry for entry in ids if int(entry.partition("-")[0]) <= until]
+    assert 0 < len(old) == plan["total_read"] == dry.json()["total_read"] < 120
+    assert plan["until"] in dry.err
+    done = cli("drain", "--mode", "live", "--yes", "--json", "--plan", "p.json", *where)
+    assert done.rc == 0, done.err
+    assert ids_of(audit(valkey, stream)) == old
+
+
+def test_all_of_a_run_has_one_until(valkey: Server, cli: Cli, stream: str, fill: Fill) -> None:
+    """Of `run --until 10m` the notebooks, the plan and the statement name the same time."""
+    old_and_new(valkey, stream, fill)
+    run = cli("run", "--json", "--until", "10m", *at(valkey, stream))
+    folder = cli.cwd / run.json()["evidence"]
+    until = json.loads((folder / "plan.json").read_text())["until"]
+    for name in ("01_analyse_backlog.ipynb", "02_dry_run.ipynb", "statement.json"):
+        text = (folder / name).read_text()
+        assert until in text, name
+        assert "10m" not in text, name
+
+
+def test_a_time_without_an_offset_is_utc_and_said_so(
+    valkey: Server, cli: Cli, stream: str, fill: Fill
+) -> None:
+    """2025-12-24T10:00 is 10:00 UTC wherever it is said; one with its offset needs no word."""
+    old_and_new(valkey, stream, fill)
+    for given, told in (("2025-12-24T10:00", True), ("2025-12-24T10:00Z", False), ("5-0", False)):
+        run = cli("drain", "--until", given, *at(valkey, stream), env={"TZ": "Asia/Tokyo"})
+        assert run.rc == 0
+        said = "--until without an offset is UTC: 2025-12-24T10:00:00+00:00"
+        assert (said in run.err) is told, run.err
+
+
 def test_wrong_bounds_are_named(valkey: Server, cli: Cli, stream: str) -> None:
     """What is neither a time nor an id, or the wrong way round, is bad usage, in one line."""
     bad = cli("drain", *at(valkey, stream), "--until", "\x1b[31myesterday")
     assert bad.rc == 2
     assert "--until must be an ISO 8601 time" in one_line_error(bad.err)
     assert "\x1b" not in bad.err
-    twisted = cli("drain", "--scope", "history", *at(valkey, stream), "--from", "6-0", "--until",
-                  "5-0")  # fmt: skip
-    assert twisted.rc == 2
-    assert "--from lies after --until" in one_line_error(twisted.err)
+    for first, last in (("6-0", "5-0"), ("1h", "2h"), ("1m", "2025-12-24")):
+        twisted = cli("drain", "--scope", "history", *at(valkey, stream), "--from", first,
+                      "--until", last)  # fmt: skip
+        assert twisted.rc == 2
+        assert "--from lies after --until" in twisted.err
 
 
 def groups(server: Server, stream: str) -> dict[str, str]:

@@ -7,6 +7,8 @@ from books import GROUP, at, audit, now_ms
 from conftest import Cli, Fill, intent, one_line_error
 from servers import Server
 
+from drainkit.views.analyse_backlog import Analysis
+
 
 def odd(
     server: Server, stream: str, fill: Fill, bad: int, good: int, *, age_ms: int = 1000
@@ -68,3 +70,25 @@ def test_the_dry_run_says_what_is_not_executed(
     odd(valkey, stream, fill, 2, 7)
     dry = cli("drain", *at(valkey, stream))
     assert "acknowledges 7 good signals and executes none of them" in dry.out
+
+
+def test_a_slip_of_the_allowlist_is_named(
+    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A symbol of the list that is in no event, and one that is there in another letter case:
+    said by the dry run (text and JSON) and 01 (the card: test_terminal.py)."""
+    odd(valkey, stream, fill, 0, 7)
+    given = ("drain", *at(valkey, stream), "--allowlist")
+    notes = cli(*given, "btcusdt,BTCUSD,ETHUSDT", "--json").json()["notes"]
+    assert notes == [
+        "allowlist: other letter case than in events: btcusdt (events have BTCUSDT)",
+        "allowlist: in no event: BTCUSD, ETHUSDT",
+    ]
+    said = cli(*given, "btcusdt,BTCUSD,ETHUSDT").out
+    assert all(f"Note: {note}" in said for note in notes)
+    assert "allowlist:" not in cli(*given, "BTCUSDT").out
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    view = Analysis.open({"stream": stream, "allowlist": "btcusdt,BTCUSD,ETHUSDT"})
+    assert all(note in view.bottom_line().data for note in notes)
+    told = Analysis.open({"stream": stream}).bottom_line().data
+    assert "still good signals, which a drain acknowledges and does **not** execute" in told

@@ -13,6 +13,7 @@ from servers import Server
 
 READING = [
     ("status",),
+    ("fields",),
     ("drain", "--scope", "undelivered"),
     ("drain", "--scope", "pending", "--min-idle-min", "0"),
     ("drain", "--scope", "history"),
