@@ -8,8 +8,8 @@ from .options import DEBUG
 
 # in the order of the contract, not of the alphabet
 _ORDER = (
-    "demo", "status", "drain", "run", "verify", "stop", "resume", "check", "consumers", "trim",
-    "export", "restore", "show", "diff", "approve",
+    "demo", "status", "drain", "run", "verify", "runs", "stop", "resume", "check", "consumers",
+    "trim", "export", "restore", "show", "diff", "approve",
     "notebooks", "lab", "acl",
 )  # fmt: skip
 
