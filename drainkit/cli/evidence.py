@@ -6,7 +6,7 @@ import click
 
 from .options import DEBUG, JSON, option, setting, stack
 from .program import program
-from .terminal import Table, emit
+from .terminal import emit
 
 
 @program.command()
@@ -75,6 +75,4 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: str | No
         click.echo(f"drainkit: {line}", err=True)
     if html is not None:
         files.write_text(Path(html), evidence.page(found, reports, Path(html)))
-    rows = [list(row.values()) for row in map(evidence.row, found)]
-    head = list(evidence.row({}))
-    emit(as_json, {"runs": found}, Table(head, rows) if rows else "No run.")
+    emit(as_json, {"runs": found}, "\n".join(evidence.lines(found)))

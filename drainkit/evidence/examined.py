@@ -101,7 +101,7 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
 def listing(folder: Path) -> dict[str, Path]:
     """What is in a folder, by name."""
     try:
-        return {path.name: path for path in sorted(folder.iterdir())}
+        return {path.name: path for path in sorted(folder.iterdir(), key=lambda p: p.name)}
     except OSError as error:
         reason = one_line(error.strerror or "cannot be read")
         raise UsageError(f"{one_line(str(folder))}: {reason}; name a folder of evidence") from None

@@ -104,6 +104,13 @@ def row(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each run, below the names of what stands in it."""
+    rows = [list(row({}))] + [[*row(run).values()] for run in found]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, cells, wide)).rstrip() for cells in rows]
+
+
 def _count(n: int | None) -> str:
     return "" if n is None else f"{n:,}"
 

@@ -103,8 +103,8 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     own = groups.get(settings.consumer_group)
     lines = [
         _verdict(found["verdict"], settings.consumer_group),
-        f"Stream: {one_line(info['name'], 60)}, {info['length']:,} entries, as of "
-        f"{found['as_of'][:19]}Z",
+        f"Stream: {one_line(info['name'], 36)}, {info['length']:,} entries, at "
+        f"{found['as_of'][11:19]} UTC",
     ]
     if own is None:
         names = ", ".join(one_line(name, 60) for name in groups) or "none"
