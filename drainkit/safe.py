@@ -81,12 +81,8 @@ def one_line(text: str, limit: int = 200) -> str:
     Escapes are Python's (`\\x1b`), so that what was there can still be read; longer than `limit`
     characters is cut. Secrets are struck out, since every text from outside goes through here.
     """
-    return shorter(_printable(text), limit)
-
-
-def shorter(text: str, limit: int) -> str:
-    """A safe text cut to so many characters."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    safe = _printable(text)
+    return safe if len(safe) <= limit else safe[: limit - 3] + "..."
 
 
 def message(text: str) -> str:

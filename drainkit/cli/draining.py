@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from ..safe import shorter
 from .cards import question_card
 from .options import (
     DRAIN,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         *POLICY, *GROUP, *WHERE, JSON])  # fmt: skip
 def status(is_all: bool, watch_sec: int | None, env_name: str | None, as_json: bool,
            **flags: Any) -> None:  # fmt: skip
-    """How it stands, what would pass now, who is at work, and what to do next.
+    """How it stands, what would pass, what to do next.
 
     \b
     Examples:
@@ -100,8 +100,12 @@ def _first_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     if not sys.stdout.isatty():
         return lines
     width = shutil.get_terminal_size().columns
-    two = ("CRITICAL", "WARNING", "UNKNOWN", "Running", "Died")  # rows; words are kept whole
-    return [shorter(line, width * 2 - 12 if line.startswith(two) else width) for line in lines]
+    two = ("CRITICAL", "WARNING", "UNKNOWN", "Running", "Would pass")  # rows
+    rows = (
+        textwrap.wrap(line, width, max_lines=1 + line.startswith(two), placeholder=" ...")
+        for line in lines
+    )
+    return ["\n".join(row) for row in rows]
 
 
 def _all_of(found: Mapping[str, Any], odd: Unreadable | None) -> list[Block]:

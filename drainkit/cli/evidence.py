@@ -56,7 +56,7 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
 @stack([DEBUG, JSON])
 def runs(reports: str, redis_url: str | None, stream: str | None, html: str | None,
          as_json: bool) -> None:  # fmt: skip
-    """All runs of a folder or URL, newest first, and whether the seal of each holds.
+    """All runs, newest first; whether the seal of each holds.
 
     Live runs without evidence (a plain drain, or a folder that is gone) are in the ledgers that
     --redis-url asks: those of the streams that the runs name, and of --stream.

@@ -30,7 +30,7 @@ def program() -> None:
     \b
     Examples:
       drainkit demo                                 see it work, on a server of its own
-      drainkit status                               what is there, counted
+      drainkit status                               how it stands, what to do next
       drainkit drain --allowlist BTCUSDT,ETHUSDT    dry run: what would happen
       drainkit drain --mode live --yes --throttle 5 --max-events 500
     """

@@ -122,7 +122,8 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
                      "Kill switch: not set")  # fmt: skip
     if kept := keeping_words(found["server"]):
         lines.append(f"Server: {'; '.join(kept)}")
-    return [*lines, next_drain(found, settings)]
+    is_busy = any(drain["alive"] for drain in found["running_drains"])
+    return lines if is_busy else [*lines, next_drain(found, settings)]
 
 
 def _verdict(verdict: Mapping[str, Any], group: str) -> str:
