@@ -78,7 +78,7 @@ def test_hostile_events_on_the_terminal(
         ("status", "--all", *where),
         ("check", *where),
         ("drain", "--mode", "dry-run", *many, *where),
-        ("drain", "--mode", "live", "--yes", *many, *where),
+        ("drain", "--mode", "live", "--yes", "--allow-invalid", *many, *where),
         ("trim", *where),
         ("consumers", *where),
     ):
@@ -146,6 +146,7 @@ def test_hostile_records_do_not_break_the_books(
     n = hostile_stream(valkey, stream, fill)
     run = cli(
         "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
+        "--allow-invalid",
         "--allowlist", "BTCUSDT,<script>alert(1)</script>", *at(valkey, stream),
     )  # fmt: skip
     assert run.rc == 0, run.err

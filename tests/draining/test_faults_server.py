@@ -237,6 +237,8 @@ def test_writes_refused_from_the_start(
 ) -> None:
     """A server that refuses writes ends the run before anything is written."""
     refuse, rc, text = REFUSALS[refusal]
+    if refusal == "OOM":  # held against maxmemory before it is met
+        rc, text = 4, "maxmemory"
     seed(server, stream, fill, 200)
     undo = refuse(server)
     run = attempt(server.url, stream)

@@ -77,5 +77,5 @@ def test_all_streams_of_a_pattern_are_shown(
         names[0]: 3, names[1]: 2,
     }  # fmt: skip
     assert sum(sum(bar.y) for bar in monitor.audit_growth().data) == 40
-    assert f"`{names[0]}`: " in monitor.running().data
+    assert f"`{names[0]}: " in monitor.running().data
     assert f"{names[0]} drain {start['run_id']}" in monitor.board().data
