@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import RefusedError, UsageError
+from ..errors import UsageError
 from .cards import fields_blocks, question_card
-from .options import DRAIN, JSON, WHERE, option, setting, settings_of, stack
+from .options import (
+    DRAIN,
+    GROUP,
+    JSON,
+    POLICY,
+    WHERE,
+    as_given,
+    option,
+    setting,
+    settings_of,
+    stack,
+)
 from .program import program
 from .terminal import (
+    Block,
     confirm,
     connected,
     emit,
@@ -30,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..core.plan import Plan
+    from ..core.shapes import Findings
     from ..core.summary import Summary
     from ..draining.job import Job
     from ..draining.plan_files import PlanFile
@@ -38,26 +55,64 @@ if TYPE_CHECKING:
 
 
 @program.command()
-@stack([*WHERE, JSON])
-def status(env_name: str | None, as_json: bool, **flags: Any) -> None:
-    """Stream, groups, consumers, pending and the counted backlog."""
+@stack([click.option("-v", "--all", "is_all", is_flag=True, help="All groups, and newest entries."),
+        option("--watch", "watch_sec", type=click.IntRange(1, 86_400), metavar="SEC",
+               help="Again each SEC seconds, until interrupted."),
+        *POLICY, *GROUP, *WHERE, JSON])  # fmt: skip
+def status(is_all: bool, watch_sec: int | None, env_name: str | None, as_json: bool,
+           **flags: Any) -> None:  # fmt: skip
+    """How it stands, what would pass, what to do next.
+
+    \b
+    Examples:
+      drainkit status --allowlist BTCUSDT,ETHUSDT
+      drainkit status --watch 5
+    """
     from ..operations.fields import unreadable
-    from ..operations.running import running_drains
-    from ..operations.state import as_text, baseline, next_drain
+    from ..operations.first import first_screen, next_command
 
     settings = settings_of(flags, env_name)
     with connected(settings) as server:
-        found = baseline(server)
-        try:
-            running = running_drains(server)
-        except RefusedError as error:  # a user who may read the stream, but not its side keys
-            click.echo(f"drainkit: running drains are not known: {error}", err=True)
-            running = []
-        odd = unreadable(server, settings)
-    found["running_drains"] = [vars(drain) for drain in running]
-    found["unreadable"] = None if odd is None else odd.as_dict()
-    lines = [as_text(found), next_drain(found, settings), *(drain.line() for drain in running)]
-    emit(as_json, found, *lines, *([] if odd is None else ["", *fields_blocks(odd)]))
+        while True:
+            found, odd = first_screen(server, settings), unreadable(server, settings)
+            found["unreadable"] = None if odd is None else odd.as_dict()
+            if watch_sec and not as_json:
+                click.clear()  # in place; nothing happens where there is no terminal
+            emit(as_json, found, *_first_lines(found, settings))
+            if not as_json:
+                command, why = next_command(found, settings)
+                # as it is: a command that is broken into lines cannot be pasted
+                click.echo(f"Next ({why}): drainkit {command}{as_given(command, flags, env_name)}")
+                if is_all:
+                    tell(*_all_of(found, odd))
+            if watch_sec is None:
+                return
+            sys.stdout.flush()
+            time.sleep(watch_sec)
+
+
+def _first_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
+    """The first screen but for its end; on a terminal 14 rows, however long the names are."""
+    from ..operations.first import as_lines
+
+    lines = as_lines(found, settings)
+    if not sys.stdout.isatty():
+        return lines
+    width = shutil.get_terminal_size().columns
+    two = ("CRITICAL", "WARNING", "UNKNOWN", "Running", "Would pass")  # rows
+    rows = (
+        textwrap.wrap(line, width, max_lines=1 + line.startswith(two), placeholder=" ...")
+        for line in lines
+    )
+    return ["\n".join(row) for row in rows]
+
+
+def _all_of(found: Mapping[str, Any], odd: Findings | None) -> list[Block]:
+    """Stream, groups, consumers, the newest entries, and what is wrong with these."""
+    from ..operations.state import as_text
+
+    drains = [drain["line"] for drain in found["running_drains"]]
+    return ["", as_text(found), *drains, *([] if odd is None else ["", *fields_blocks(odd)])]
 
 
 @program.command()

@@ -46,3 +46,33 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
          *(f"live drain without evidence: {line}" for line in found.drains),
          "\n".join(found.bad) or well)  # fmt: skip
     return 1 if found.bad else 0
+
+
+@program.command()
+@click.argument("reports", metavar="[REPORTS_DIR]", default="reports")
+@option("--redis-url", metavar="URL", help="Also live runs that this server's ledger has alone.")
+@stack(setting("stream"))
+@option("--html", metavar="FILE", help="Also write them as a page, without a script.")
+@stack([DEBUG, JSON])
+def runs(reports: str, redis_url: str | None, stream: str | None, html: str | None,
+         as_json: bool) -> None:  # fmt: skip
+    """All runs, newest first; whether the seal of each holds.
+
+    Live runs without evidence (a plain drain, or a folder that is gone) are in the ledgers that
+    --redis-url asks: those of the streams that the runs name, and of --stream.
+    """
+    from pathlib import Path
+
+    from .. import files
+    from ..evidence import runs as evidence
+    from ..settings.config import load
+
+    streams: tuple[str, ...] = ()
+    if redis_url is not None:
+        streams = (load({} if stream is None else {"stream": stream}).stream,)
+    found, odd = evidence.runs(reports, redis_url, streams)
+    for line in odd:
+        click.echo(f"drainkit: {line}", err=True)
+    if html is not None:
+        files.write_text(Path(html), evidence.page(found, reports, Path(html)))
+    emit(as_json, {"runs": found}, "\n".join(evidence.lines(found)))

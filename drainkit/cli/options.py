@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -86,6 +87,25 @@ def settings_of(flags: dict[str, Any], env_name: str | None = None) -> Settings:
                     f"drainkit: --{outside(name)} without an offset is UTC: {taken}", err=True
                 )
     return settings
+
+
+def as_given(command: str, flags: dict[str, Any], env_name: str | None) -> str:
+    """The options that were given to `status`, for the command that it names; no password."""
+    from ..safe import address, one_line
+    from ..settings import outside
+
+    is_same = command.startswith(("run", "status"))
+    names = [name for name in flags if is_same or name in ("redis_url", "stream")]
+    given = {f"--{outside(name)}": str(flags[name]) for name in names if flags[name]}
+    if address(url := given.get("--redis-url", "")) != url:
+        del given["--redis-url"]  # a login, or options, that are not to be shown
+    if env_name:
+        given["--env"] = env_name
+    return "".join(
+        f" {option} {shlex.quote(one_line(value, 4096))}"
+        for option, value in given.items()
+        if option not in command
+    )
 
 
 def switch_settings(flags: dict[str, Any], env_name: str | None) -> Settings:

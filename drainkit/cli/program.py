@@ -8,7 +8,8 @@ from .options import DEBUG
 
 # in the order of the contract, not of the alphabet
 _ORDER = (
-    "demo", "status", "fields", "drain", "run", "verify", "stop", "resume", "check", "consumers",
+    "demo", "status", "fields", "drain", "run", "verify", "runs", "stop", "resume", "check",
+    "consumers",
     "trim", "export", "restore", "show", "diff", "approve",
     "notebooks", "lab", "acl",
 )  # fmt: skip
@@ -30,7 +31,7 @@ def program() -> None:
     \b
     Examples:
       drainkit demo                                 see it work, on a server of its own
-      drainkit status                               what is there, counted
+      drainkit status                               how it stands, what to do next
       drainkit drain --allowlist BTCUSDT,ETHUSDT    dry run: what would happen
       drainkit drain --mode live --yes --throttle 5 --max-events 500
     """

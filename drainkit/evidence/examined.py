@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,9 @@ class Examined:
     previous: Link | None = None  # that run; None: it was the first
     streams: frozenset[str] = frozenset()
     says_live: bool = False
+    is_open: bool = False  # neither statement nor sums: at work, or interrupted
     is_archived: bool = False  # only its statement and signatures are left
+    says: Mapping[str, Any] = field(default_factory=dict)  # run.json, before it the statement
 
 
 def is_run(folder: Path) -> bool:
@@ -74,6 +77,7 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
     data, statement = _statement(there, found)
     predicate = statement["predicate"] if statement else {}
     _describe(found, predicate, run)
+    found.is_open = not {STATEMENT, SUMS} & there.keys()
     if STATEMENT not in there:
         found.findings = _unsealed(name, there, run)
         return found
@@ -97,7 +101,7 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
 def listing(folder: Path) -> dict[str, Path]:
     """What is in a folder, by name."""
     try:
-        return {path.name: path for path in sorted(folder.iterdir())}
+        return {path.name: path for path in sorted(folder.iterdir(), key=lambda p: p.name)}
     except OSError as error:
         reason = one_line(error.strerror or "cannot be read")
         raise UsageError(f"{one_line(str(folder))}: {reason}; name a folder of evidence") from None
@@ -144,6 +148,7 @@ def _describe(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -
         found.previous, found.is_linked = link_of(predicate["previous"]), True
     streams = (run.get("stream"), parameters.get("stream"))
     found.streams = frozenset(name for name in streams if isinstance(name, str) and name)
+    found.says = {**parameters, **predicate, **run}
     found.says_live = "live" in (run.get("mode"), parameters.get("mode"))
 
 

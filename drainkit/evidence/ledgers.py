@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..errors import RefusedError, UsageError
 from ..files import file_sha256
-from ..safe import one_line
+from ..safe import one_line, text
 from ..server import ledger
 from ..server.connection import Server
-from ..server.ledger import Sealed, Start
+from ..server.ledger import End, Sealed, Start
 from ..settings import build
 from .examined import Examined
 from .statement import STATEMENT, shown
@@ -29,6 +29,8 @@ class Ledgers:
     asked: list[str] = field(default_factory=list)
     sealed: dict[str, list[Sealed]] = field(default_factory=dict)
     starts: dict[str, Start] = field(default_factory=dict)
+    ends: dict[str, End] = field(default_factory=dict)
+    stream_of: dict[str, str] = field(default_factory=dict)  # by the run of a start
     odd: list[str] = field(default_factory=list)  # findings about the ledgers themselves
 
     @classmethod
@@ -63,6 +65,9 @@ class Ledgers:
                 self.sealed.setdefault(entry.run_id, []).append(entry)
             elif isinstance(entry, Start):
                 self.starts.setdefault(entry.run_id, entry)
+                self.stream_of.setdefault(entry.run_id, text(server.stream))
+            elif isinstance(entry, End):
+                self.ends[entry.run_id] = entry
 
     def findings(self, run: Examined) -> list[str]:
         """Where a run's folder is not what was sealed; a dry run leaves nothing on the server."""
@@ -96,15 +101,23 @@ class Ledgers:
             f"{run_id} is gone: the server's run ledger has it as a live run, sealed"
             f"{_place(entry.folder, entry.host)}"
             for run_id, (entry, *_) in sorted(self.sealed.items())
-            if run_id not in here and not _is_elsewhere(entry)
+            if run_id not in here and not self.is_elsewhere(run_id)
         ]
         return sealed + [
             f"{run_id} is gone: the server's run ledger has it as a live run that began at "
             f"{shown(start.at, 40)}{_place(start.folder, start.host)} and was never sealed"
             for run_id, start in sorted(self.starts.items())
             if start.folder and run_id not in here and run_id not in self.sealed
-            and not (start.host == socket.gethostname() and Path(start.folder).is_dir())
+            and not self.is_elsewhere(run_id)
         ]  # fmt: skip
+
+    def is_elsewhere(self, run_id: str) -> bool:
+        """Whether the run lies, as it was sealed (or not yet), elsewhere on this machine."""
+        if run_id in self.sealed:
+            return _is_elsewhere(self.sealed[run_id][0])
+        start = self.starts[run_id]
+        is_here = bool(start.folder) and start.host == socket.gethostname()
+        return is_here and Path(start.folder).is_dir()
 
     def drains(self) -> list[str]:
         """The live drains that leave no evidence by design, one line each."""

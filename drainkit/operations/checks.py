@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -122,15 +122,9 @@ def check(
                 raise
             report.add("unknown", name, None, str(error))
             continue
-        # groups of scope history are the drain's own
-        if one.info.run_id not in asked:  # once for each server
-            asked.add(one.info.run_id)
-            if told := eviction_words(kept := keeping(one)):
-                report.add("warning" if kept["may_evict"] else "unknown", name, None, told)
-        mine = [g for g in state.groups if not g.group.name.endswith(HISTORY_GROUP)]
-        state = replace(state, groups=mine)
-        report.states.append(state)
-        _judge(report, state, limits, groups)
+        kept = None if one.info.run_id in asked else keeping(one)  # once for each server
+        asked.add(one.info.run_id)
+        judge(report, state, limits, groups, kept)
     seen = {g.group.name for state in report.states for g in state.groups}
     for group in groups:
         if group not in seen and report.states:
@@ -175,8 +169,21 @@ def _each_stream(
             yield one
 
 
-def _judge(report: Report, state: StreamState, limits: Limits, groups: Sequence[str]) -> None:
+def judge(
+    report: Report,
+    state: StreamState,
+    limits: Limits,
+    groups: Sequence[str] = (),
+    kept: Mapping[str, Any] | None = None,
+) -> None:
+    """Judge a stream, its groups (all without `groups`), and what its server keeps, if told."""
     name = state.info.name
+    if kept and (told := eviction_words(kept)):
+        report.add("warning" if kept["may_evict"] else "unknown", name, None, told)
+    # groups of scope history are the drain's own
+    mine = [g for g in state.groups if not g.group.name.endswith(HISTORY_GROUP)]
+    state = replace(state, groups=mine)
+    report.states.append(state)
     if state.switch is not None:
         report.add("warning", name, None, str(state.switch))
     if state.audit_entries is None:

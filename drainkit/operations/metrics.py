@@ -5,8 +5,10 @@ A lag that Redis does not know is NaN, which no alert takes for a number.
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -47,6 +49,10 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Age of the oldest pending entry; 0 if none, NaN unknown",
         ("stream", "group"),
     ),
+    "drainkit_last_run_timestamp_seconds": (
+        "End of the last live run, by the ledger",
+        ("stream", "group", "outcome"),
+    ),
     "drainkit_consumers": ("Consumers by state", ("stream", "group", "state")),
 }
 Families = dict[str, GaugeMetricFamily]
@@ -72,6 +78,11 @@ def _add_stream(found: Families, state: StreamState) -> None:
     found["drainkit_stopped"].add_metric([name], float(state.switch is not None))
     for action, n in (state.audit_by_action or {}).items():
         found["drainkit_audit_entries"].add_metric([name, action], n)
+    for end in state.last_ends:
+        with suppress(ValueError):  # anybody can have written a time there
+            at = dt.datetime.fromisoformat(end.at).timestamp()
+            labels = [name, end.consumer_group, end.outcome]
+            found["drainkit_last_run_timestamp_seconds"].add_metric(labels, at)
     for g, row in zip(shown["groups"], group_rows(shown), strict=True):
         _add_group(found, [name, row["group"]], row, g["consumers_by_state"])
 

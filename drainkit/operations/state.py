@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core.events import Decoder, decoder_of
+from ..core.events import Decoder, Events, decoder_of
 from ..core.progress import entries_words, next_run_words
 from ..core.timestamps import NO_TIME, id_times_us
 from ..errors import RefusedError
 from ..safe import one_line, text
-from ..server import counting, reading
+from ..server import counting, ledger, reading
 from ..server.audit_log import audit_counts
 from ..server.connection import Server
 from ..server.keeping import keeping, keeping_words
@@ -80,6 +80,7 @@ class StreamState:
     switch: StopSwitch | None = None
     audit_entries: int | None = None  # None: see `unread`
     audit_by_action: Mapping[str, int] | None = None  # where it was asked for
+    last_ends: Sequence[ledger.End] = ()  # where the audit was asked for
     unread: str = ""  # why this user could not look at kill switch and audit
 
 
@@ -90,17 +91,19 @@ def read_state(
     dead_after_min: float = 60,
     audits: bool = False,
     most: int | None = None,
+    seen: list[Events] | None = None,
 ) -> StreamState:
     """The stream as it is now; with `settings`, which name the fields, also the oldest ages.
 
-    `audits`: also count the audit by action, for which all of it is read. `most`: count no more
-    undelivered entries than that (and one).
+    `audits`: also count the audit by action, for which all of it is read, and tell each group's
+    last runs. `most`: count no more undelivered entries than that (and one). `seen` gets the events
+    that were decoded for the ages: of a group with at most OLDEST_OF undelivered the first so many.
     """
     info = reading.stream_info(server)
     groups = counting.groups(server, info, most=most)
     decoder = None if settings is None else decoder_of(settings)
     now_us = server.now_us()
-    oldest = {} if decoder is None else _oldest(server, decoder, info, groups)
+    oldest = {} if decoder is None else _oldest(server, decoder, info, groups, seen)
     states = []
     for group in groups:
         consumers = reading.consumers(server, group.name) if group.consumers else []
@@ -120,13 +123,18 @@ def read_state(
         switch = reading.stop_switch(server)
         entries = reading.length_of(server, server.keys.audit)
         counts = audit_counts(server) if audits else None
+        ends = ledger.last_ends(server) if audits else ()
     except RefusedError as error:  # a user who may read the stream, but not its side keys
         return StreamState(info, states, unread=str(error))
-    return StreamState(info, states, switch, entries, counts)
+    return StreamState(info, states, switch, entries, counts, ends)
 
 
 def _oldest(
-    server: Server, decoder: Decoder, info: StreamInfo, groups: Sequence[Group]
+    server: Server,
+    decoder: Decoder,
+    info: StreamInfo,
+    groups: Sequence[Group],
+    seen: list[Events] | None,
 ) -> dict[str, tuple[int, str]]:
     """By position: the time of the oldest undelivered event, and by what it was found.
 
@@ -142,7 +150,9 @@ def _oldest(
         )
         for page in newest:
             ids += [reading.id_key(entry[0]) for entry in page]
-            times.append(decoder.decode(page).event_time_us)
+            times.append((events := decoder.decode(page)).event_time_us)
+            if seen is not None:
+                seen.append(events)
             n_bytes += len(page) * reading.entry_bytes(page)
             if ids[-1] <= min(few) or len(ids) > OLDEST_OF or n_bytes > OLDEST_BYTES:
                 break
@@ -216,9 +226,9 @@ def state_as_dict(state: StreamState) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def baseline(server: Server) -> dict[str, Any]:
-    """What `status` shows: the state as JSON, with each consumer, the reasons, and samples."""
-    state = read_state(server)
+def baseline(server: Server, state: StreamState | None = None) -> dict[str, Any]:
+    """The state as JSON, with each consumer, the reasons, samples, and what the server keeps."""
+    state = state or read_state(server)
     found = state_as_dict(state)
     for shown, g in zip(found["groups"], state.groups, strict=True):
         shown["consumer_list"] = [asdict(consumer) for consumer in g.consumers]

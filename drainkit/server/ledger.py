@@ -177,6 +177,17 @@ def newest_run(server: Server) -> str:
     return ""
 
 
+def last_ends(server: Server) -> list[End]:
+    """The newest end of each group and outcome, oldest first."""
+    found: dict[tuple[str, str], End] = {}
+    if reading.type_of(server, server.keys.runs) == "stream":
+        for entry in entries(server):
+            if isinstance(entry, End):
+                found.pop(key := (entry.consumer_group, entry.outcome), None)  # to be the newest
+                found[key] = entry
+    return [*found.values()]
+
+
 def starts_of(server: Server, plan_digest: str) -> list[Start]:
     """The starts of this very plan's runs, oldest first."""
     return [e for e in entries(server) if isinstance(e, Start) and e.plan_digest == plan_digest]

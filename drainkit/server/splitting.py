@@ -8,7 +8,7 @@ ids are counted one by one. In any case the parts hold each entry exactly once.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from ..core.values import RawEntry
 from ..safe import text
 from .connection import Server
-from .reading import FIRST_ID, StreamInfo, entry_bytes, id_key, pages, stream_info
+from .reading import FIRST_ID, PAGE_BYTES, StreamInfo, entry_bytes, id_key, pages, stream_info
 
 SAMPLE = 32  # entries at each end of a span
 SAMPLE_BYTES = 1 << 20  # about so much at most
@@ -24,6 +24,7 @@ FINENESS = 16  # spans of a part; one that is estimated too large is wrong by a 
 PROBES = 8  # for each of those spans, and never more than read a quarter of the stream
 WRONG = 0.1  # a share of the length by which the estimate may differ from it
 COUNTED = 20_000  # entries; so many are counted at once
+SPREAD = (64, 4, 25)  # a sample's places, how often each is read at most, and entries each time
 _SEQUENCES = 1 << 64
 GOLDEN, LOOKS = 0.6180339887, 8
 
@@ -86,6 +87,38 @@ def spread(server: Server, first: str, last: str, most: int) -> list[RawEntry]:
             most = min(most, SAMPLE_BYTES * SAMPLE // entry_bytes([*found.values()]))
         wanted = most
     return [found[number] for number in sorted(found)]
+
+
+def sampled(server: Server, first: str, last: str) -> Iterator[list[RawEntry]]:
+    """Some 5,000 entries from all over a range of ids, none twice; all, of a small one.
+
+    Places of equal span are read; what goes on after what was read there is cut into places again,
+    so that most entries come from where most are, be it a burst in a quiet month.
+    """
+    places, times, most = SPREAD
+    spans, count = [(_number(first), _number(last))], 1
+    for _ in range(times):
+        cut = [part for span in spans for part in _equal(*span, places // len(spans))]
+        found: list[list[RawEntry]] = server.pipeline(
+            [("XRANGE", server.stream, _id(a), _id(b), "COUNT", count) for a, b in cut]
+        )
+        spans = [
+            (_number(page[-1][0]) + 1, end)
+            for (_, end), page in zip(cut, found, strict=True)
+            if len(page) == count and _number(page[-1][0]) < end
+        ]
+        read = [page for page in found if page]
+        yield from read
+        if not spans:
+            return
+        count = max(1, min(most, PAGE_BYTES // places // max(map(entry_bytes, read))))
+
+
+def _equal(first: int, last: int, n: int) -> list[tuple[int, int]]:
+    """The span in up to n parts, each of at least one id."""
+    n = max(1, min(n, last - first + 1))
+    cuts = [first + (last - first + 1) * i // n for i in range(n + 1)]
+    return [(a, b - 1) for a, b in pairwise(cuts)]
 
 
 def _spans(server: Server, first: int, last: int, length: int, n: int) -> list[_Span]:

@@ -75,7 +75,7 @@ def test_hostile_events_on_the_terminal(
     where = at(valkey, stream)
     many = ("--throttle", "none", "--max-events", "all")
     for args in (
-        ("status", *where),
+        ("status", "--all", *where),
         ("check", *where),
         ("drain", "--mode", "dry-run", *many, *where),
         ("drain", "--mode", "live", "--yes", "--allow-invalid", *many, *where),
@@ -99,7 +99,7 @@ def test_hostile_names_on_the_terminal(valkey: Server, fill: Fill, cli: Cli, tex
     where = at(valkey, stream)
     known = (*where, "--consumer-group", group)
     for args, rc in (
-        (("status", *where), (0,)),
+        (("status", "--all", *where), (0,)),
         (("check", *where, "--group", group), (3,)),  # ids that are no times
         (("consumers", *known), (0,)),
         (("trim", *where), (0,)),

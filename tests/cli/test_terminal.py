@@ -15,7 +15,7 @@ from contextlib import suppress
 from threading import Thread
 
 import pytest
-from books import GROUP, ME, ask, at, seed
+from books import GROUP, ME, ask, at, now_ms, seed
 from conftest import Cli, Fill, intent
 from servers import Server
 
@@ -84,7 +84,7 @@ def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
     """The same words: wrapped between them, coloured unless NO_COLOR is set; plain in a pipe."""
     entries = [(1_790_000_000_000 + n, intent()) for n in range(30)]
     fill(valkey, stream, entries, group=GROUP, position="1790000000009-0")
-    command = ("status", *at(valkey, stream))
+    command = ("status", "--all", *at(valkey, stream))
     piped = cli(*command, env={"FORCE_COLOR": "1"}).out
     code, coloured = on_a_terminal(*command, columns=60)
     _, plain = on_a_terminal(*command, columns=60, NO_COLOR="1")
@@ -92,7 +92,8 @@ def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
     assert "\x1b" in coloured
     assert "\x1b" not in piped + plain
     assert max(map(len, piped.splitlines())) > 100
-    assert max(map(len, plain.splitlines())) <= 60
+    words = [line for line in plain.splitlines() if not line.startswith("Next (")]  # to be pasted
+    assert max(map(len, words)) <= 60
     why = next(line for line in piped.splitlines() if line.startswith("  Why: "))
     assert " ".join(why.split()) in " ".join(plain.split())
 
@@ -105,7 +106,7 @@ def test_markup_in_a_name_is_text(
     fill(valkey, name, [(1, intent(name)), (2, intent())], group=GROUP)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, name, "COUNT", 1, "STREAMS", name, ">")
     where = at(valkey, name)
-    for command in (("status", *where), ("consumers", "--min-idle-min", "0", *where),
+    for command in (("status", "--all", *where), ("consumers", "--min-idle-min", "0", *where),
                     ("drain", *LIVE, "--allow-active-consumers", *where)):  # fmt: skip
         code, said = on_a_terminal(*command, columns=200, NO_COLOR="1", answer="n\n")
         assert code in (0, 4), said
@@ -185,3 +186,41 @@ def test_an_interrupt_that_gets_lost_ends_the_drain_all_the_same() -> None:
         terminal._INTERRUPTED.clear()
     with terminal.stop_signals() as stopping:
         assert not stopping.is_set()
+
+
+def test_the_first_screen_is_one_screen(
+    valkey: Server, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+) -> None:
+    """With all there is to say, and a long name, status has at most 15 rows of 80 columns."""
+    stream, group = "quantum:stream:trade.intent.of.many.words", "quantum:group:" + "execution." * 9
+    now = now_ms(valkey) - 10_000
+    entries = [(now + i, intent(symbol=f"SYMBOL{i % 9}USDT" * 4)) for i in range(1200)]
+    fill(valkey, stream, [*entries, *((now + i, {"x": i}) for i in range(1200, 1400))], group=group)
+    ask(valkey, "CONFIG", "SET", "maxmemory", 10**9)
+    ask(valkey, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    where = (*at(valkey, stream), "--consumer-group", group)
+    drain = cli.start("drain", "--mode", "live", "--yes", "--max-events", 1000, *where)
+    while not ask(valkey, "EXISTS", f"{stream}.drain_audit"):
+        assert drain.poll() is None, cli.finish(drain)
+    ask(valkey, "SET", f"{stream}.drain_stop", '{"reason": "' + "no more of it " * 9 + '"}')
+    cli.finish(drain)
+    ask(valkey, "XADD", f"{stream}.drain_runs", "*", *_start_of_a_dead_drain(group))
+    for columns in (80, 100):
+        code, said = on_a_terminal("status", *where, columns=columns, NO_COLOR="1")
+        lines = said.removeprefix("y\n").splitlines()
+        rows = [line[i : i + columns] for line in lines for i in range(0, len(line), columns)]
+        assert (code, len(rows) <= 15) == (0, True), said
+        starts = ("CRITICAL: ", "Stream: ", "Group: ", "Backlog: ", "Would pass now: ",
+                  "Unreadable: ", "Died: ", "Last run: ", "Stopped: ", "Server: ", "Next drain: ",
+                  "Next (when its reason is gone): drainkit resume --redis-url ")  # fmt: skip
+        for start in starts:
+            assert sum(row.startswith(start) for row in rows) == 1, (start, said)
+
+
+def _start_of_a_dead_drain(group: str) -> list[str]:
+    start = {
+        "event": "start", "run_id": "20260101T000000Z-live-abc123", "consumer_group": group,
+        "consumer": "c", "scope": "undelivered", "boundary_id": "9-0", "throttle": "5",
+        "max_events": "all", "at": "2026-01-01T00:00:00Z", "plan_digest": "",
+    }  # fmt: skip
+    return [part for pair in start.items() for part in pair]

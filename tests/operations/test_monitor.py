@@ -206,10 +206,18 @@ def test_metrics_say_what_is_there(server: Server, stream: str, fill: Fill, cli:
     ask(server, "XREADGROUP", "GROUP", GROUP, "c1", "COUNT", 7, "STREAMS", stream, ">")
     for action in ("drained_ok", "drained_ok", "dropped_old", "what?"):
         ask(server, "XADD", f"{stream}.drain_audit", "*", "action", action)
+    for second, outcome in ((1, "done"), (2, "failed"), (9, "done"), (3, "?")):
+        end = {"event": "end", "run_id": "20260101T000000Z-live-abc123", "scope": "undelivered",
+               "consumer_group": GROUP, "consumer": "c", "outcome": outcome, "total_read": "1",
+               "at": f"2026-01-01T00:00:0{second}+00:00" if outcome != "?" else "?"}  # fmt: skip
+        flat = [part for pair in end.items() for part in pair]
+        ask(server, "XADD", f"{stream}.drain_runs", "*", *flat)
     before = everything(server)
     run = cli("check", "--format", "prometheus", *at(server, stream))
     assert run.rc == 0, run.err
     found = samples(run.out)
+    last = {k[2]: v for k, v in found.items() if k[0] == "drainkit_last_run_timestamp_seconds"}
+    assert last == {"done": 1767225609, "failed": 1767225602}
     assert found[("drainkit_up",)] == 1
     assert found[("drainkit_check_status",)] == 0
     assert found[("drainkit_stream_entries", stream)] == 60

@@ -1,0 +1,121 @@
+"""The list of runs: what a folder, a store and the server's ledger have, newest first."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from books import GROUP, at, live, seed
+from conftest import Cli, Fill
+from playwright.sync_api import Browser
+from runs import flip
+from servers import Server
+from stores import S3
+from test_edits import ANN, DRY, LIVE, SIGNED, Evidence, edit
+
+from drainkit import files
+
+OPEN = "20260105T000000Z-live-00000f"
+KEYS = ["run_id", "started_at", "stream", "consumer_group", "mode", "outcome", "total_read",
+        "drained_ok", "operator", "approvers", "evidence", "seal"]  # fmt: skip
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Evidence:
+    """A dry run, two live ones (the second names an approver), and one that was killed."""
+    made = Evidence(tmp_path / "reports", tmp_path)
+    for name in (DRY, SIGNED, LIVE):
+        made.make(name, consumer_group=GROUP)
+        edit(made / name / "run.json", approvers=[ANN] if name == LIVE else [])
+        made.seal(name)
+    files.make_folder(made / OPEN)
+    files.write_json(made / OPEN / "run.json", {"outcome": "interrupted", "total_read": "\x1b[31m"})
+    return made
+
+
+def listed(cli: Cli, *args: object) -> dict[str, dict[str, Any]]:
+    """The runs by id, in the order in which they are told."""
+    found = cli("runs", "--json", *args)
+    assert found.rc == 0, found
+    assert found.json().keys() == {"runs"}
+    return {run["run_id"]: run for run in found.json()["runs"]}
+
+
+def test_each_run_is_a_line_with_the_state_of_its_seal(made: Evidence, cli: Cli) -> None:
+    """Newest first, with exactly the contract's keys; what was changed, archived or killed."""
+    flip(made / SIGNED / "report.html")
+    for path in (made / DRY).iterdir():
+        if path.name != "statement.json":
+            path.unlink()
+    found = listed(cli)
+    assert [*found] == [OPEN, LIVE, SIGNED, DRY]
+    assert all([*run] == KEYS for run in found.values())
+    assert [run["seal"] for run in found.values()] == ["interrupted", "ok", "broken", "archived"]
+    assert found[LIVE] == {
+        "run_id": LIVE, "started_at": "2026-01-01T00:00:00+00:00", "stream": "s",
+        "consumer_group": GROUP, "mode": "live", "outcome": "done", "total_read": 7,
+        "drained_ok": 3, "operator": "olga", "approvers": [ANN], "evidence": f"reports/{LIVE}",
+        "seal": "ok",
+    }  # fmt: skip
+    assert (found[DRY]["mode"], found[DRY]["total_read"]) == ("dry-run", 7)
+    assert found[OPEN]["total_read"] is None
+    lines = cli("runs").out.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["interrupted", "ok", "broken", "archived"]
+    assert cli("runs", "nowhere").rc == 2
+
+
+def test_the_ledger_adds_live_runs_without_evidence(
+    valkey: Server, stream: str, fill: Fill, cli: Cli
+) -> None:
+    """A plain drain, and a run whose folder is gone; not one that lies in another folder here."""
+    seed(valkey, stream, fill, 60, delivered=0)
+    where = at(valkey, stream)
+    drain = cli(*live(valkey, stream, "--max-events", 7, "--operator", "olga")).json()
+    run = ("run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", 5)
+    gone, kept, other = (
+        cli(*run, "--reports-dir", folder, *where).json()["run_id"]
+        for folder in ("reports", "reports", "others")
+    )
+    assert [*listed(cli, *where)] == [kept, gone, drain["run_id"]]
+    shutil.rmtree(cli.cwd / "reports" / gone)
+    assert [*listed(cli)] == [kept]
+    found = listed(cli, *where)
+    assert [*found] == [kept, gone, drain["run_id"]]
+    assert other not in found
+    assert [(r["evidence"], r["seal"]) for r in found.values()][1:] == [(None, None)] * 2
+    told = found[drain["run_id"]]
+    assert [told[k] for k in KEYS[2:9]] == [
+        stream, GROUP, "live", "done", 7, drain["drained_ok"], "olga",
+    ]  # fmt: skip
+    assert "no evidence" in cli("runs", *where).out
+
+
+@pytest.mark.browser
+def test_the_page_leads_to_each_report(made: Evidence, cli: Cli, browser: Browser) -> None:
+    """One page without a script, in which axe finds no fault; a link for each report there is."""
+    files.write_json(made / OPEN / "run.json", {"stream": "<img src=x onerror=alert(1)>"})
+    path = cli.cwd / "pages" / "runs of <b>.html"
+    path.parent.mkdir()
+    assert cli("runs", "--html", path).rc == 0
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    assert Axe().run(page).response["violations"] == []
+    assert page.locator("script").count() == page.locator("img").count() == 0
+    links = [link.evaluate("a => a.href") for link in page.locator("tbody a").all()]
+    assert links == [(made / name / "report.html").as_uri() for name in (LIVE, SIGNED, DRY)]
+    page.locator("tbody a").first.click()
+    assert page.inner_text("p") == LIVE
+
+
+@pytest.mark.filterwarnings("default")  # botocore's and moto's own
+def test_a_store_is_listed_too(s3: S3, made: Evidence, cli: Cli) -> None:
+    """Of a URL the runs are told as of a folder, the evidence by its URL."""
+    for path in (made / LIVE).iterdir():
+        s3.client.put_object(Bucket="evidence", Key=f"r/{LIVE}/{path.name}", Body=path.read_bytes())
+    found = listed(cli, "s3://evidence/r")
+    assert [(r["evidence"], r["seal"]) for r in found.values()] == [
+        (f"s3://evidence/r/{LIVE}", "ok")
+    ]
