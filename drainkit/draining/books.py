@@ -14,7 +14,6 @@ from ..core.policy import ACTIONS
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError
-from ..safe import one_line
 from ..server import ledger, scopes
 from ..server.audit_log import run_tables, values_of
 from ..server.connection import Clock, Server
@@ -61,7 +60,7 @@ class Books:
         if failure is None and summary.mode == "live" and exhausted and summary.pending_own:
             failure = DrainkitError(
                 f"the books do not balance: {summary.pending_own} entries are still pending for "
-                f"{one_line(job.scope.consumer)}; run the same command again"
+                f"{job.scope.consumer}; run the same command again"
             )
         self.clock.sync(self.server.now_us())
         summary.close(failure, self.clock.now_us())

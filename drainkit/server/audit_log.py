@@ -104,7 +104,7 @@ def check_owner(server: Server) -> None:
     run_id = parse(newest[0]).run_id
     if not any(isinstance(e, ledger.Start) and e.run_id == run_id for e in ledger.entries(server)):
         raise RefusedError(
-            f"the audit stream {one_line(text(server.keys.audit))} holds records of run "
+            f"the audit stream {text(server.keys.audit)} holds records of run "
             f"{one_line(run_id) or '(none)'}, which this stream's ledger does not know: it belongs "
             "to another stream; choose another --audit-stream, or rename it"
         )
