@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import redis
 from conftest import Cli
 from servers import Server
 
@@ -19,15 +18,7 @@ PASSWORD = "an4lyst-pw"  # of every role's user
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "DOGEUSDT")
 
 
-def ask(server: Server, *command: str | bytes | int) -> Any:
-    """One command's reply as it came on the wire, not as redis-py's classes."""
-    pool = redis.ConnectionPool.from_url(server.url, protocol=2, **server.client_options)
-    link = pool.make_connection()
-    try:
-        link.send_command(*command)
-        return link.read_response(disable_decoding=True)
-    finally:
-        link.disconnect()
+ask = Server.ask
 
 
 def backlog(now_ms: int, n: int, *, gap_ms: int = 100) -> list[tuple[str, dict[str, object]]]:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -76,27 +77,27 @@ class Shared:
     """The servers that a session's tests share, each started when the first test needs it."""
 
     servers: dict[str, Server] = field(default_factory=dict)
-    clusters: dict[str, Cluster] = field(default_factory=dict)
 
     def server(self, kind: str) -> Server:
         if kind not in self.servers:
             self.servers[kind] = servers.start(need(kind), port=True)
         return self.servers[kind]
 
-    def cluster(self, kind: str) -> Cluster:
-        if kind not in self.clusters:
-            self.clusters[kind] = clusters.start_cluster(need(kind))
-        return self.clusters[kind]
+    @cached_property
+    def cluster(self) -> Cluster:
+        return clusters.start_cluster(need("valkey"))
+
+    @property
+    def _cluster(self) -> list[Cluster]:
+        return [self.cluster] if "cluster" in self.__dict__ else []
 
     def pids(self) -> set[int]:
-        nodes = [node for cluster in self.clusters.values() for node in cluster.nodes]
+        nodes = [node for cluster in self._cluster for node in cluster.nodes]
         return {server.pid for server in (*self.servers.values(), *nodes) if server.running}
 
     def stop(self) -> None:
-        for server in self.servers.values():
-            server.stop()
-        for cluster in self.clusters.values():
-            cluster.stop()
+        for one in (*self.servers.values(), *self._cluster):
+            one.stop()
 
 
 @pytest.fixture(scope="session")
@@ -172,10 +173,9 @@ def start_server(_no_server_left_behind: None) -> Iterator[Callable[..., Server]
 @pytest.fixture
 def cluster(_shared: Shared, _no_server_left_behind: None) -> Iterator[Cluster]:
     """An empty cluster of the bundled kind: three primaries, each with a replica."""
-    cluster = _shared.cluster("valkey")
-    cluster.reset()
-    yield cluster
-    cluster.close_clients()
+    _shared.cluster.reset()
+    yield _shared.cluster
+    _shared.cluster.close_clients()
 
 
 @pytest.fixture
@@ -186,15 +186,12 @@ def sentinel(_no_server_left_behind: None) -> Iterator[clusters.SentinelSetup]:
 
 
 @pytest.fixture
-def start_proxy() -> Iterator[Callable[..., Proxy]]:
-    """A proxy in front of a server: `start_proxy(server)`, with `tcp=True` on a loopback port."""
+def start_proxy() -> Iterator[Callable[[Server], Proxy]]:
+    """A proxy in front of a server: `start_proxy(server)`."""
     with ExitStack() as started:
-
-        def start(server: Server, *, tcp: bool = False) -> Proxy:
-            listen = None if tcp else server.folder / f"p{uuid.uuid4().hex[:6]}"
-            return started.enter_context(Proxy(server.socket, listen=listen))
-
-        yield start
+        yield lambda server: started.enter_context(
+            Proxy(server.socket, server.folder / f"p{uuid.uuid4().hex[:6]}")
+        )
 
 
 @pytest.fixture

@@ -266,14 +266,14 @@ def drained(cli: Cli, url: str, stream: str, secret: tuple[str, ...] = ()) -> An
 def test_tls(stream: str, fill: Fill, cli: Cli, client_certs: bool) -> None:
     """Drained over TLS with the authority's file; without it, or without a certificate, exit 3."""
     need("redis")
-    with start_tls("redis", client_certs=client_certs) as tls:
+    with start_tls(client_certs=client_certs) as tls:
         ids = seed(tls.server, stream, fill, 150, delivered=100)[100:]
-        trusted = f"{tls.url}?ssl_ca_certs={tls.ca_file}"
-        shown = f"&ssl_certfile={tls.client_cert_file}&ssl_keyfile={tls.client_key_file}"
+        trusted = f"{tls.url}?ssl_ca_certs={tls.folder}/ca.crt"
         if client_certs:
             denied = drained(cli, trusted, stream)
             assert denied.rc == 3, denied.err
-            trusted += shown
+            own = tls.folder / "client"
+            trusted += f"&ssl_certfile={own}.crt&ssl_keyfile={own}.key"
         unknown = drained(cli, tls.url, stream)
         assert unknown.rc == 3
         assert "certificate" in unknown.err
