@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import pytest
 from books import GROUP, ME, ask, assert_books_balance, at, audit, deliver, live, now_ms
 from conftest import Cli, Fill, intent, one_line_error
 from servers import Server
@@ -124,32 +123,6 @@ def test_from_takes_no_pending_entry_before_it(
     assert sorted(ids_of(audit(server, stream))) == ids[10:30]
     left = [row[0].decode() for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 100)]
     assert left == ids[:10] + ids[30:40]
-
-
-@pytest.mark.parametrize("how", ["flag", "environment", "file"])
-def test_from_is_refused_where_a_group_cannot_skip(
-    valkey: Server, cli: Cli, stream: str, how: str
-) -> None:
-    """Scope undelivered refuses --from, however it is given, before it looks at the server."""
-    if how == "file":
-        (cli.cwd / "drainkit.toml").write_text('from = "2025-12-24T19:49:58Z"\n')
-    env = {"DRAINKIT_FROM": "5-0"} if how == "environment" else {}
-    flags = ("--from", "5-0") if how == "flag" else ()
-    refused = cli("drain", *at(valkey, stream), *flags, env=env)
-    assert refused.rc == 2
-    assert "--from is for scopes pending and history only" in one_line_error(refused.err)
-
-
-def test_wrong_bounds_are_named(valkey: Server, cli: Cli, stream: str) -> None:
-    """What is neither a time nor an id, or the wrong way round, is bad usage, in one line."""
-    bad = cli("drain", *at(valkey, stream), "--until", "\x1b[31myesterday")
-    assert bad.rc == 2
-    assert "--until must be an ISO 8601 time" in one_line_error(bad.err)
-    assert "\x1b" not in bad.err
-    twisted = cli("drain", "--scope", "history", *at(valkey, stream), "--from", "6-0", "--until",
-                  "5-0")  # fmt: skip
-    assert twisted.rc == 2
-    assert "--from lies after --until" in one_line_error(twisted.err)
 
 
 def groups(server: Server, stream: str) -> dict[str, str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import servers
 from axe_playwright_python.sync_playwright import Axe
 from books import GROUP
-from browsers import Watched, end_jupyter, hostile_backlog
+from browsers import LAB, Watched, hostile_backlog, serving
 from conftest import Cli, Fill
 from playwright.sync_api import Browser
 from servers import Server
@@ -73,27 +71,9 @@ def test_the_report_opens_offline_and_is_inert(
 @pytest.fixture
 def jupyterlab(tmp_path: Path) -> Iterator[str]:
     """A JupyterLab over the test's folder; answers its address."""
-    port = servers.free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-         "--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={tmp_path}",
-         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        servers.wait_until("JupyterLab answers", lambda: _answers(address), timeout_sec=60)
-        yield address
-    finally:
-        end_jupyter(process)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/api") as reply:  # noqa: S310 - our own server
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", *LAB]
+    with serving([*command, f"--ServerApp.root_dir={tmp_path}"], tmp_path, os.environ) as (at, _):
+        yield at
 
 
 def test_an_executed_notebook_opens_in_jupyterlab(

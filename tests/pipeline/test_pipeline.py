@@ -74,15 +74,7 @@ def test_a_dry_run_through_the_notebooks_leaves_no_trace(
     assert run.rc == 0, run.err
     assert everything(valkey) == before
     assert {path.name for path in only_run(cli.cwd).iterdir()} == FILES - {"drift.parquet"}
-    plan = cli(
-        "drain",
-        "--mode",
-        "live",
-        "--yes",
-        "--plan",
-        only_run(cli.cwd),
-        *at(valkey, stream),
-    )
+    plan = cli("drain", "--mode", "live", "--yes", "--plan", only_run(cli.cwd), *at(valkey, stream))
     assert plan.rc == 0, plan.err
     assert len(audit(valkey, stream)) == 200
 
@@ -256,24 +248,6 @@ def test_a_run_can_be_signed(valkey: Server, stream: str, fill: Fill, cli: Cli) 
     findings = " ".join(found.json()["findings"][folder.name])
     assert "not signed by somebody" in findings
     assert "report.html" in findings
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--identity", "auditor"),
-        ("--allowed-signers", "no-such-file", "--identity", "auditor"),
-    ],
-)
-def test_half_a_question_about_the_signer_is_no_question(
-    cli: Cli, options: tuple[str, ...]
-) -> None:
-    """verify does not pass over --identity or --allowed-signers: exit code 2."""
-    (cli.cwd / "reports").mkdir()
-    (cli.cwd / "signers").write_text("")
-    run = cli("verify", "reports", *options)
-    assert run.rc == 2
-    assert "--allowed-signers" in run.err
 
 
 def test_a_key_that_cannot_sign_is_refused_before_anything_is_drained(

@@ -27,25 +27,6 @@ def audited(server: Server, key: str) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["dry-run", "live"])
-def test_scope_history_does_not_touch_the_consumer_group(
-    server: Server, stream: str, fill: Fill, cli: Cli, mode: str
-) -> None:
-    """The consumer group as history group, by flag or variable: exit code 2, nothing changed."""
-    seed(server, stream, fill, 20, delivered=10)
-    before = everything(server)
-    command = ("drain", "--mode", mode, "--yes", *at(server, stream), "--scope", "history")
-    for given, env in (
-        (("--history-group", GROUP), {}),
-        ((), {"DRAINKIT_HISTORY_GROUP": GROUP}),
-        (("--history-group", "g", "--consumer-group", "g"), {}),
-    ):
-        run = cli(*command, *given, env=env)
-        assert run.rc == 2, run
-        assert "--history-group" in run.err
-    assert everything(server) == before
-
-
-@pytest.mark.parametrize("mode", ["dry-run", "live"])
 def test_scope_history_does_not_take_over_a_group(
     server: Server, stream: str, fill: Fill, cli: Cli, mode: str
 ) -> None:
