@@ -16,11 +16,10 @@ from books import at, seed
 from conftest import Cli, Fill
 from nbconvert import HTMLExporter
 from servers import Server
-from test_figures import NOW_MS, POLICY, frame_of
+from test_figures import NOW_MS, POLICY, frame_of, raw
 
 from drainkit.core.frame import decide_frame
 from drainkit.core.policy import Policy
-from drainkit.core.values import RawEntry
 from drainkit.demo.backlog import sample_entries
 from drainkit.settings.config import load
 from drainkit.views.explore import SAMPLE, Exploration
@@ -29,11 +28,11 @@ from drainkit.views.explore import SAMPLE, Exploration
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     """Events of every kind, some of them exactly at a limit."""
-    edge: list[RawEntry] = [
-        [b"%d-9" % (NOW_MS - ms), [b"symbol", symbol, b"confidence", confidence]]
+    edge = [
+        raw(NOW_MS - ms, 9, symbol=symbol, confidence=confidence)
         for ms in (-30_000, 0, 300_000, 300_001, 1_800_000, 21_600_000, 21_600_001)
-        for confidence in (b"0.6", b"0.29", b"1", b"0", b"7")
-        for symbol in (b"BTCUSDT", b"a b", b"NEW")
+        for confidence in ("0.6", "0.29", "1", "0", "7")
+        for symbol in ("BTCUSDT", "a b", "NEW")
     ]
     found = frame_of([*sample_entries(NOW_MS, n=3000), *edge, [b"%d-1" % NOW_MS, None]])
     assert found["action"].nunique() == 6
