@@ -53,19 +53,25 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
 def test_a_store_that_refuses_stops_the_run_before_it_drains(
     valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
 ) -> None:
-    """Wrong login, unknown bucket, unknown scheme: one line, exit 2, nothing drained or written."""
+    """Wrong login, unknown bucket, unknown scheme, nothing there: one line, exit 2, no secret,
+    nothing drained or written; what looks like a URL is never taken for a folder's name."""
     seed(valkey, stream, fill, 30, delivered=10)
     live = ("--mode", "live", "--yes", "--throttle", "none")
-    for url in ("s3://no-such-bucket", "hdfs://a/b", "file:///tmp/r", f"s3://a:{SECRET}@b/c"):
+    for url in ("s3://no-such-bucket", "hdfs://a/b", "file:///tmp/r", f"s3://a:{SECRET}@evidence/c",
+                "memory://x", "abc://x", "https://x/y", "s3://", "S3://evidence?x=1"):  # fmt: skip
         done = cli(*run(valkey, stream, "--reports-dir", url, *live))
         assert done.rc == 2, done.err
         assert SECRET not in one_line_error(done.err)
     assert cli("demo", "--reports-dir", "hdfs://a/b").rc == 2
-    assert cli("verify", "hdfs://a/b").rc == cli("verify", "s3://no-such-bucket/x").rc == 2
+    for url, words in (("hdfs://a/b", "hdfs"), ("s3://no-such-bucket/x", "does not exist"),
+                       ("s3://evidence/nothing/here", "holds nothing")):  # fmt: skip
+        checked = cli("verify", url)
+        assert (checked.rc, words in one_line_error(checked.err)) == (2, True), checked
     s3.check_logins()
     done = cli(*run(valkey, stream, "--reports-dir", URL, *live), secret=SECRET)
-    assert done.rc == 2
-    assert "credentials" in one_line_error(done.err)
+    assert (done.rc, "credentials" in one_line_error(done.err)) == (2, True)
+    checked = cli("verify", URL, secret=SECRET)
+    assert (checked.rc, "credentials" in one_line_error(checked.err)) == (2, True)
     assert audit(valkey, stream) == []
     assert list(cli.cwd.iterdir()) == []
 
