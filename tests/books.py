@@ -161,8 +161,7 @@ def now_ms(server: Server) -> int:
 
 def make_user(cli: Cli, server: Server, stream: str, role: str) -> str:
     """The role's user on the server; answers the URL that logs it in."""
-    shown = cli("acl", "--json", "--redis-url", server.url, "--stream", stream)
-    assert shown.rc == 0, shown.err
+    shown = cli.done("acl", "--json", "--redis-url", server.url, "--stream", stream)
     ask(server, "ACL", "SETUSER", role, "on", f">{PASSWORD}", *shown.json()[role])
     return server.tcp_url.replace("redis://", f"redis://{role}:{PASSWORD}@")
 

@@ -336,6 +336,18 @@ class Cli:
         """
         return self.finish(self.start(*args, env=env, secret=secret), stdin, timeout_sec)
 
+    def done(self, *args: object, **options: Any) -> CliResult:
+        """As a call, and it has to end with 0."""
+        run = self(*args, **options)
+        assert run.rc == 0, run
+        return run
+
+    def fails(self, rc: int, *args: object, **options: Any) -> str:
+        """As a call, and it has to end with `rc` and one line, which this answers."""
+        run = self(*args, **options)
+        assert run.rc == rc, run
+        return one_line_error(run.err)
+
     def start(
         self,
         *args: object,

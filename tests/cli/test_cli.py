@@ -10,7 +10,7 @@ import time
 
 import pytest
 import servers
-from books import GROUP, ask, everything, seed
+from books import GROUP, ask, at, everything, seed
 from conftest import Cli, Fill, intent, one_line_error
 from servers import Server
 
@@ -22,9 +22,7 @@ def test_an_unreachable_server_is_exit_code_3(cli: Cli) -> None:
     port = servers.free_port()
     url = f"redis://user:{SECRET}@127.0.0.1:{port}/0"
     for command in ("status", "drain"):
-        run = cli(command, env={"DRAINKIT_REDIS_URL": url}, secret=SECRET)
-        assert run.rc == 3, run
-        assert str(port) in one_line_error(run.err)
+        assert str(port) in cli.fails(3, command, env={"DRAINKIT_REDIS_URL": url}, secret=SECRET)
 
 
 def test_a_password_with_spaces_is_not_shown_either(cli: Cli) -> None:
@@ -69,9 +67,7 @@ def test_a_signal_while_the_program_starts(how: signal.Signals) -> None:
 def test_a_wrong_password_is_exit_code_3(valkey: Server, cli: Cli) -> None:
     """A refused login says so, without the password, also with --debug."""
     url = valkey.tcp_url.replace("redis://", f"redis://nobody:{SECRET}@")
-    run = cli("status", "--redis-url", url, secret=SECRET)
-    assert run.rc == 3
-    assert "login" in one_line_error(run.err)
+    assert "login" in cli.fails(3, "status", "--redis-url", url, secret=SECRET)
     assert cli("status", "--debug", "--redis-url", url, secret=SECRET).rc == 3
 
 
@@ -81,18 +77,12 @@ def test_missing_and_mistyped_keys_are_refused(
 ) -> None:
     """A missing stream, a missing group and a key of another type: exit code 4, nothing made."""
     drain = ("drain", "--mode", mode, "--yes", "--redis-url", server.url)
-    run = cli(*drain, "--stream", stream)
-    assert run.rc == 4
-    assert "does not exist" in one_line_error(run.err)
+    assert "does not exist" in cli.fails(4, *drain, "--stream", stream)
     assert ask(server, "KEYS", "*") == []
     ask(server, "SET", "a-text", "x")
-    run = cli(*drain, "--stream", "a-text")
-    assert run.rc == 4
-    assert "is a string" in one_line_error(run.err)
+    assert "is a string" in cli.fails(4, *drain, "--stream", "a-text")
     fill(server, stream, [(1766602826755, intent())], group="another")
-    run = cli(*drain, "--stream", stream)
-    assert run.rc == 4
-    assert "another" in one_line_error(run.err)
+    assert "another" in cli.fails(4, *drain, "--stream", stream)
     before = everything(server)
     assert cli(*drain, "--stream", stream, "--consumer-group", "x").rc == 4
     assert everything(server) == before
@@ -104,9 +94,9 @@ def test_live_needs_yes_without_a_terminal(
     """Without a terminal to ask on and without --yes nothing is done: exit code 4."""
     seed(valkey, stream, fill)
     before = everything(valkey)
-    run = cli("drain", "--mode", "live", "--redis-url", valkey.url, "--stream", stream)
-    assert run.rc == 4
-    assert "--yes" in one_line_error(run.err)
+    assert "--yes" in cli.fails(
+        4, "drain", "--mode", "live", "--redis-url", valkey.url, "--stream", stream
+    )
     assert everything(valkey) == before
 
 
@@ -115,10 +105,8 @@ def test_a_replica_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli)
     seed(valkey, stream, fill)
     ask(valkey, "REPLICAOF", "127.0.0.1", "1")
     try:
-        where = ("--redis-url", valkey.url, "--stream", stream)
-        run = cli("drain", "--mode", "live", "--yes", *where)
-        assert run.rc == 4
-        assert "replica" in one_line_error(run.err)
+        where = at(valkey, stream)
+        assert "replica" in cli.fails(4, "drain", "--mode", "live", "--yes", *where)
         assert cli("drain", *where).rc == 0
     finally:
         ask(valkey, "REPLICAOF", "NO", "ONE")
@@ -131,9 +119,9 @@ def test_side_keys_of_another_type_are_refused(
     """An audit stream or ledger that is no stream stops the drain before anything is claimed."""
     seed(valkey, stream, fill)
     ask(valkey, "SET", f"{stream}.drain_{key}", "x")
-    run = cli("drain", "--mode", "live", "--yes", "--redis-url", valkey.url, "--stream", stream)
-    assert run.rc == 4
-    assert f"drain_{key}" in one_line_error(run.err)
+    assert f"drain_{key}" in cli.fails(
+        4, "drain", "--mode", "live", "--yes", "--redis-url", valkey.url, "--stream", stream
+    )
     assert ask(valkey, "XINFO", "CONSUMERS", stream, GROUP) == []
 
 
@@ -157,18 +145,17 @@ def test_precedence_is_flag_environment_file_default(
 def test_a_misspelt_variable_is_named(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
     """A DRAINKIT_ variable that is no setting does nothing, and stderr says so."""
     seed(valkey, stream, fill, 5, delivered=0)
-    where = ("--json", "--redis-url", valkey.url, "--stream", stream)
-    run = cli("drain", *where, env={"DRAINKIT_ALLOW_LIST": "ETHUSDT"})
-    assert run.rc == 0
+    where = ("--json", *at(valkey, stream))
+    run = cli.done("drain", *where, env={"DRAINKIT_ALLOW_LIST": "ETHUSDT"})
     assert "DRAINKIT_ALLOW_LIST" in one_line_error(run.err)
     assert cli("drain", *where, env={"DRAINKIT_ALLOWLIST": "ETHUSDT"}).err == ""
 
 
 def test_a_database_that_the_server_does_not_have(valkey: Server, cli: Cli) -> None:
     """redis://.../99 is bad usage: exit code 2."""
-    run = cli("status", "--redis-url", valkey.tcp_url.removesuffix("/0") + "/99")
-    assert run.rc == 2, run
-    assert "--redis-url" in one_line_error(run.err)
+    assert "--redis-url" in cli.fails(
+        2, "status", "--redis-url", valkey.tcp_url.removesuffix("/0") + "/99"
+    )
 
 
 def test_the_program_alone_shows_its_help(cli: Cli) -> None:
@@ -188,9 +175,7 @@ def test_stop_needs_a_reason_and_a_stream(
     before = everything(valkey)
     assert cli("stop", *where, stream).rc == 2
     assert cli("stop", "--reason", " ", *where, stream).rc == 2
-    run = cli("stop", "--reason", "test", *where, f"{stream}x")
-    assert run.rc == 4
-    assert "does not exist" in one_line_error(run.err)
+    assert "does not exist" in cli.fails(4, "stop", "--reason", "test", *where, f"{stream}x")
     assert everything(valkey) == before
 
 
@@ -199,7 +184,7 @@ def test_a_second_stop_says_that_it_was_stopped(
 ) -> None:
     """The switch keeps its first reason, and the second call does not pretend otherwise."""
     seed(valkey, stream, fill, 5, delivered=0)
-    where = ("--json", "--redis-url", valkey.url, "--stream", stream)
+    where = ("--json", *at(valkey, stream))
     assert cli("stop", "--reason", "first", *where).json()["was_stopped"] is False
     second = cli("stop", "--reason", "second", *where).json()
     assert (second["stopped"], second["was_stopped"]) == (True, True)
@@ -214,7 +199,7 @@ def test_no_other_setting_stands_in_the_way_of_the_kill_switch(
     seed(valkey, stream, fill, 5, delivered=0)
     (cli.cwd / "drainkit.toml").write_text("[fields]\nsymbl = 'x'\n[env.other]\ntrottle = 5\n")
     odd = {"DRAINKIT_ALLOWLIST": "@missing", "DRAINKIT_MAX_EVENTS": "x"}
-    where = ("--redis-url", valkey.url, "--stream", stream)
+    where = at(valkey, stream)
     assert cli("stop", "--reason", "test", *where, env=odd).rc == 0
     assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 1
     assert cli("resume", *where, env=odd).rc == 0
@@ -226,7 +211,7 @@ def test_allowlists_from_a_file_and_from_a_redis_set(
 ) -> None:
     """@file and redis:KEY name the same symbols; a missing or empty one is never "all"."""
     seed(server, stream, fill)
-    drain = ("drain", "--json", "--redis-url", server.url, "--stream", stream, "--allowlist")
+    drain = ("drain", "--json", *at(server, stream), "--allowlist")
     (cli.cwd / "symbols.txt").write_text("BTCUSDT # majors\n\n# more\nETHUSDT\n")
     ask(server, "SADD", "allowed", "BTCUSDT", "ETHUSDT")
     plain = cli(*drain, "BTCUSDT,ETHUSDT").json()
@@ -249,7 +234,7 @@ def test_status_counts_and_says_why(server: Server, stream: str, fill: Fill, cli
     """The counted backlog per scope is right where Redis's own lag is not, and is explained."""
     ids = seed(server, stream, fill)
     ask(server, "XDEL", stream, ids[150], ids[160])
-    where = ("status", "--redis-url", server.url, "--stream", stream)
+    where = ("status", *at(server, stream))
     found = cli(*where, "--json").json()
     group = found["groups"][0]
     assert group["backlog"] == {"undelivered": 198, "pending": 0, "history": 100}
@@ -266,8 +251,7 @@ def test_status_counts_and_says_why(server: Server, stream: str, fill: Fill, cli
 
 def test_help_is_complete(cli: Cli) -> None:
     """--help works for every command."""
-    top = cli("--help")
-    assert top.rc == 0
+    top = cli.done("--help")
     commands = [
         line.split()[0] for line in top.out.partition("Commands:\n")[2].splitlines() if line.strip()
     ]
@@ -282,7 +266,7 @@ def test_a_drain_says_how_far_it_is(valkey: Server, stream: str, fill: Fill, cli
     """
     seed(valkey, stream, fill, 300, delivered=100)
     command = ("drain", "--mode", "live", "--yes", "--json", "--max-events", "all",
-               "--redis-url", valkey.url, "--stream", stream)  # fmt: skip
+               *at(valkey, stream))  # fmt: skip
     run = cli(*command, "--throttle", "400")
     assert run.json()["total_read"] == 200
     lines = [line for line in run.err.splitlines() if line.startswith("drained ")]

@@ -32,9 +32,7 @@ def test_notebooks_are_copied_and_nothing_of_a_persons_is_lost(cli: Cli) -> None
     assert cli("notebooks", mine, "--json").json()["unchanged"] == NAMES
     (mine / NAMES[0]).write_text("my own work")
     (mine / NAMES[1]).unlink()
-    refused = cli("notebooks", mine)
-    assert refused.rc == 4
-    assert NAMES[0] in one_line_error(refused.err)
+    assert NAMES[0] in cli.fails(4, "notebooks", mine)
     assert (mine / NAMES[0]).read_text() == "my own work"
     assert not (mine / NAMES[1]).exists()
     assert cli("notebooks", mine, "--force", "--json").json()["copied"] == NAMES[:2]
@@ -136,8 +134,7 @@ def test_a_persons_own_notebooks_are_run_and_named(
     book = nbformat.read(own, as_version=4)
     book.cells.append(nbformat.v4.new_code_cell("print('mine', 6 * 7)"))
     nbformat.write(book, own)
-    run = cli("run", "--json", "--notebooks-dir", mine, *at(valkey, stream))
-    assert run.rc == 0, run.err
+    run = cli.done("run", "--json", "--notebooks-dir", mine, *at(valkey, stream))
     folder = cli.cwd / run.json()["evidence"]
     assert "mine 42" in (folder / own.name).read_text()
     templates = json.loads((folder / "statement.json").read_text())["predicate"]["templates"]
@@ -159,9 +156,7 @@ def test_notebooks_that_cannot_be_a_run_are_refused(valkey: Server, stream: str,
         path.write_text(text or "")
         if text is None:
             path.unlink()
-        run = cli("run", "--notebooks-dir", mine, *at(valkey, stream))
-        assert run.rc == 2
-        assert path.name in one_line_error(run.err)
+        assert path.name in cli.fails(2, "run", "--notebooks-dir", mine, *at(valkey, stream))
     assert not (cli.cwd / "reports").exists()
 
 

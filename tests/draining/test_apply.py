@@ -15,6 +15,7 @@ from books import (
     GROUP,
     ask,
     assert_books_balance,
+    at,
     audit,
     backlog,
     everything,
@@ -35,12 +36,11 @@ OPTIONS = ("--throttle", "none", "--max-events", "150", "--allowlist", "BTCUSDT,
 
 
 def where(server: Server, stream: str) -> tuple[str, ...]:
-    return ("drain", "--json", "--redis-url", server.url, "--stream", stream)
+    return ("drain", "--json", *at(server, stream))
 
 
 def make_plan(cli: Cli, server: Server, stream: str, *options: str) -> Path:
-    run = cli(*where(server, stream), *OPTIONS, "--plan", "plan.json", *options)
-    assert run.rc == 0, run.err
+    run = cli.done(*where(server, stream), *OPTIONS, "--plan", "plan.json", *options)
     assert run.json()["plan_digest"].startswith("sha256:")
     return cli.cwd / "plan.json"
 
@@ -63,8 +63,7 @@ def test_a_live_run_drains_exactly_its_plan(
     now = ask(server, "TIME")
     late = backlog(int(now[0]) * 1000 + 50_000, 20)
     fill(server, stream, late)
-    run = cli(*apply(cli, server, stream, *scoped))
-    assert run.rc == 0, run.err
+    run = cli.done(*apply(cli, server, stream, *scoped))
     import pandas as pd
 
     decisions = pd.read_parquet(cli.cwd / "decisions.parquet")
@@ -173,8 +172,7 @@ def test_all_that_decides_is_the_plans(
     assert point.replace("_", "-") in one_line_error(asked.err)
     assert f"the plan has {planned}, asked for {value}" in asked.err
     (cli.cwd / "drainkit.toml").write_text(f'{point} = "{value}"\n')
-    run = cli(*apply(cli, valkey, stream), env={f"DRAINKIT_{point.upper()}": value})
-    assert run.rc == 0, run.err
+    cli.done(*apply(cli, valkey, stream), env={f"DRAINKIT_{point.upper()}": value})
     assert [r["original_id"] for r in audit(valkey, stream)] == ids
     assert {r["action"] for r in audit(valkey, stream)} == {"dropped_old"}
 
@@ -188,9 +186,7 @@ def test_a_plan_is_of_one_environment(valkey: Server, stream: str, fill: Fill, c
     assert (plan["environment"], plan["audit_stream"]) == ("a", f"{stream}.drain_audit")
     assert plan["server"] == valkey.url
     for env, words in ((("--env", "b"), "asked for --env b"), ((), "asked for no --env")):
-        run = cli(*apply(cli, valkey, stream, *env))
-        assert run.rc == 4
-        assert f"the plan has --env a, {words}" in one_line_error(run.err)
+        assert f"the plan has --env a, {words}" in cli.fails(4, *apply(cli, valkey, stream, *env))
     assert audit(valkey, stream) == []
     assert cli(*apply(cli, valkey, stream, "--env", "a")).json()["environment"] == "a"
 
@@ -281,8 +277,7 @@ def test_a_plan_that_died_is_finished_by_the_same_command(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 0 < len(audit(valkey, stream)) < 400
-    run = cli(*command)
-    assert run.rc == 0, run.err
+    cli.done(*command)
     records = audit(valkey, stream)
     assert len({r["original_id"] for r in records}) == len(records) == 400
     assert pending(valkey, stream) == 0
@@ -297,8 +292,7 @@ def test_what_became_too_old_is_listed_as_drift(
     fill(valkey, stream, [(at + i, intent()) for i in range(10)], group=GROUP)
     make_plan(cli, valkey, stream, "--max-age-min", "0.05")
     time.sleep(max(0, at + 3100 - now_ms(valkey)) / 1000)
-    run = cli(*apply(cli, valkey, stream, "--max-age-min", "0.05"))
-    assert run.rc == 0, run.err
+    run = cli.done(*apply(cli, valkey, stream, "--max-age-min", "0.05"))
     drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 10}
     assert run.json()["drift"] == [drift]
     assert_books_balance(valkey, stream, run.json())

@@ -88,8 +88,7 @@ def test_until_is_part_of_the_plan(valkey: Server, cli: Cli, stream: str, fill: 
     """A plan keeps its --until: a live run takes it over, and another one is refused by name."""
     ids, _ = old_and_new(valkey, stream, fill)
     where = at(valkey, stream)
-    made = cli("drain", "--plan", "p.json", "--until", ids[9], "--throttle", "none", *where)
-    assert made.rc == 0, made.err
+    cli.done("drain", "--plan", "p.json", "--until", ids[9], "--throttle", "none", *where)
     digest = json.loads((cli.cwd / "p.json").read_text())["digest"]
     other = cli("drain", "--mode", "live", "--yes", "--plan", "p.json", "--until", ids[8], *where)
     assert other.rc == 4
@@ -102,9 +101,8 @@ def test_until_is_part_of_the_plan(valkey: Server, cli: Cli, stream: str, fill: 
     assert edited.rc == 4
     assert "digest" in edited.err
     (cli.cwd / "p.json").write_text(json.dumps(plan))
-    done = cli("drain", "--mode", "live", "--yes", "--json", "--plan", "p.json",
-               "--allow-active-consumers", *where)  # fmt: skip
-    assert done.rc == 0, done.err
+    done = cli.done("drain", "--mode", "live", "--yes", "--json", "--plan", "p.json",
+                    "--allow-active-consumers", *where)  # fmt: skip
     assert done.json()["plan_digest"] == digest
     assert ids_of(audit(valkey, stream)) == ids[:10]
 
@@ -181,13 +179,10 @@ def test_history_from_is_refused_where_its_group_would_have_to_skip(
     assert cli(*live(valkey, stream, *history, "--max-events", "10")).rc == 0
     for command in (live(valkey, stream, *history, "--from", ids[60]),
                     ("drain", *at(valkey, stream), *history, "--from", ids[60])):  # fmt: skip
-        refused = cli(*command)
-        assert refused.rc == 4
-        assert f"stands at {ids[9]}, before it" in one_line_error(refused.err)
+        assert f"stands at {ids[9]}, before it" in cli.fails(4, *command)
     assert len(audit(valkey, stream)) == 10
     # nothing lies between: there is nothing to skip
-    ok = cli(*live(valkey, stream, *history, "--from", ids[10], "--max-events", "5"))
-    assert ok.rc == 0, ok.err
+    cli.done(*live(valkey, stream, *history, "--from", ids[10], "--max-events", "5"))
     assert ids_of(audit(valkey, stream)) == ids[:15]
 
 

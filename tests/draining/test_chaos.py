@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import redis
-from books import GROUP, ME, ask, audit, backlog, seed
+from books import GROUP, ME, ask, at, audit, backlog, seed
 from clusters import Cluster, SentinelSetup
 from conftest import Cli, Fill
 from faults import COMMIT, READ, Attempt, assert_counts, attempt
@@ -220,7 +220,7 @@ def test_signals_to_the_client(
     ids = seed(valkey, stream, fill, 3000, delivered=0)
     drain = (
         "drain", "--mode", "live", "--yes", "--json", "--max-events", "all",
-        "--allow-active-consumers", "--redis-url", valkey.url, "--stream", stream,
+        "--allow-active-consumers", *at(valkey, stream),
     )  # fmt: skip
 
     def run(more: bool) -> Attempt | None:

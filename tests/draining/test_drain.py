@@ -43,11 +43,10 @@ def test_dry_run_leaves_no_trace(
     seed(server, stream, fill)
     deliver(server, stream, "dead", 30)
     before = everything(server)
-    run = cli(
+    run = cli.done(
         "drain", *at(server, stream), "--scope", scope, "--allowlist", ALLOW,
         "--max-events", "all", "--min-idle-min", "0", "--json",
     )  # fmt: skip
-    assert run.rc == 0, run.err
     assert run.json()["total_read"] == {"undelivered": 170, "pending": 30, "history": 130}[scope]
     assert everything(server) == before
 
@@ -57,8 +56,7 @@ def test_live_run_of_undelivered_balances(
 ) -> None:
     """A live drain audits and acknowledges each entry after the position once, and no other."""
     ids = seed(server, stream, fill)
-    run = cli(*LIVE, *at(server, stream), *FAST, "--allowlist", ALLOW)
-    assert run.rc == 0, run.err
+    run = cli.done(*LIVE, *at(server, stream), *FAST, "--allowlist", ALLOW)
     summary = run.json()
     assert summary["total_read"] == 200
     assert summary["remaining"] == 0
@@ -94,8 +92,7 @@ def test_live_run_of_pending_takes_idle_entries_only(
     ask(server, "XCLAIM", stream, GROUP, "dead", 0, *dead, "IDLE", hour_ms, "JUSTID")
     ask(server, "XDEL", stream, dead[3], dead[7])
     alive = deliver(server, stream, "alive", 10)
-    run = cli(*LIVE, *at(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
-    assert run.rc == 0, run.err
+    run = cli.done(*LIVE, *at(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
     summary = run.json()
     assert [r["original_id"] for r in audit(server, stream)] == dead
     assert summary["dropped_missing"] == 2
@@ -112,11 +109,10 @@ def test_from_consumer_takes_from_nobody_else(
     first = deliver(valkey, stream, "dead-1", 5)
     deliver(valkey, stream, "dead-2", 5)
     third = deliver(valkey, stream, "dead-3", 5)
-    run = cli(
+    cli.done(
         *LIVE, *at(valkey, stream), *FAST, "--scope", "pending", "--min-idle-min", "0",
         "--from-consumer", "dead-3", "--from-consumer", "dead-1",
     )  # fmt: skip
-    assert run.rc == 0, run.err
     assert sorted(r["original_id"] for r in audit(valkey, stream)) == sorted(first + third)
     assert pending(valkey, stream) == 5
 
@@ -148,11 +144,10 @@ def test_the_story_of_the_original_report(
 ) -> None:
     """2 of the 3 entries were too old; the third had passed, and the original tool lost it."""
     fill(server, stream, original_backlog(), group=GROUP, position="1766594572014-0")
-    run = cli(
+    cli.done(
         *LIVE, *at(server, stream), "--as-of", "2025-12-24T19:49:58+00:00",
         "--allowlist", "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",
     )  # fmt: skip
-    assert run.rc == 0, run.err
     assert ask(server, "XLEN", stream) == 10_012
     got = [(r["symbol"], r["action"], r["age_sec"]) for r in audit(server, stream)]
     assert got == [
@@ -200,8 +195,7 @@ def test_sigkill_50_times_loses_and_doubles_nothing(
         kills += 1
     fill(valkey, stream, [(int(boundary.partition("-")[0]) + 10**6, intent())])
     ask(valkey, "XDEL", stream, f"{int(boundary.partition('-')[0]) + 10**6}-0")
-    last = cli(*LIVE, *at(valkey, stream), *FAST)
-    assert last.rc == 0, last.err
+    cli.done(*LIVE, *at(valkey, stream), *FAST)
     assert [r["original_id"] for r in audit(valkey, stream)] == ids[1000:]
     assert pending(valkey, stream) == 0
 
@@ -259,8 +253,7 @@ def test_signals_end_with_balanced_books(
     summary = run.json()
     assert 0 < summary["total_read"] < 1900
     assert summary["total_read"] == len(audit(valkey, stream))
-    again = cli(*LIVE, *at(valkey, stream), *FAST)
-    assert again.rc == 0, again.err
+    cli.done(*LIVE, *at(valkey, stream), *FAST)
     assert len({r["original_id"] for r in audit(valkey, stream)}) == 1900
 
 
@@ -290,8 +283,7 @@ def test_own_unfinished_entries_come_first(
     seed(server, stream, fill)
     mine = deliver(server, stream, ME, 7)
     ask(server, "XDEL", stream, mine[2])
-    run = cli(*LIVE, *at(server, stream), "--throttle", "none", "--max-events", "10")
-    assert run.rc == 0, run.err
+    cli.done(*LIVE, *at(server, stream), "--throttle", "none", "--max-events", "10")
     records = audit(server, stream)
     assert [r["original_id"] for r in records[:7]] == mine
     assert records[2]["action"] == "dropped_missing"
@@ -359,8 +351,7 @@ def test_events_without_symbol_or_confidence_never_pass(
     fields = [{"symbol": "BTCUSDT"}, {"confidence": "0.9"}, {"note": "x"}, intent()]
     entries = [(now + i, f) for i, f in enumerate(fields)]
     fill(valkey, stream, entries, group=GROUP)
-    run = cli("drain", "--mode", mode, "--yes", "--json", *at(valkey, stream), *FAST)
-    assert run.rc == 0, run.err
+    run = cli.done("drain", "--mode", mode, "--yes", "--json", *at(valkey, stream), *FAST)
     assert run.json()["dropped_invalid"] == 3
     assert run.json()["drained_ok"] == 1
 

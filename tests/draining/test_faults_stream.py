@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from books import GROUP, ME, ask, audit, seed
 from conftest import Fill, intent
-from faults import Attempt, assert_once, assert_settled, attempt, key
+from faults import Attempt, assert_once, assert_settled, attempt, complete, key
 from servers import Server
 
 Clean = Callable[[str], Server]
@@ -28,8 +28,7 @@ def consumers(server: Server, stream: str) -> list[Any]:
 def test_entries_trimmed_midway(server: Server, stream: str, fill: Fill) -> None:
     """What is committed by then is recorded as decided; what is trimmed before is simply gone."""
     ids = seed(server, stream, fill, 500, delivered=100)[100:]
-    run = attempt(server.url, stream, at=(80, lambda: ask(server, "XTRIM", stream, "MAXLEN", 50)))
-    assert run.rc == 0, run.error
+    run = complete(server.url, stream, at=(80, lambda: ask(server, "XTRIM", stream, "MAXLEN", 50)))
     got = [r["original_id"] for r in audit(server, stream)]
     assert got[:80] == ids[:80]
     assert got[-50:] == ids[-50:]
@@ -41,15 +40,13 @@ def test_entries_deleted_while_pending(server: Server, stream: str, fill: Fill) 
     """Delivered to this drain's consumer long ago and deleted now, each is recorded as missing."""
     ids = seed(server, stream, fill, 200, delivered=100)[100:]
     ask(server, "XREADGROUP", "GROUP", GROUP, ME, "COUNT", 60, "STREAMS", stream, ">")
-    run = attempt(
+    run = complete(
         server.url,
         stream,
         throttle="1000",
         at=(10, lambda: ask(server, "XDEL", stream, *ids[40:50])),
     )
-    assert run.rc == 0, run.error
-    assert run.summary is not None
-    assert run.summary["dropped_missing"] == 10
+    assert run.books["dropped_missing"] == 10
     assert_settled(server, stream, ids, [run])
 
 
@@ -128,10 +125,9 @@ def test_another_stream_or_group_midway(
     records = audit(server, stream)
     assert len(records) == at_change[0]
     assert_once(records, ids[: len(records)])
-    assert run.summary is not None
-    assert run.summary["total_read"] == len(records)
+    assert run.books["total_read"] == len(records)
     if change in (group_destroyed, stream_deleted):
-        assert run.summary["remaining"] is None  # without its group nobody knows
+        assert run.books["remaining"] is None  # without its group nobody knows
 
 
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
@@ -160,8 +156,7 @@ def test_a_group_moved_back_and_put_right_again(server: Server, stream: str, fil
     first = attempt(server.url, stream, at=(80, back))
     assert first.rc == 4
     ask(server, "XGROUP", "SETID", stream, GROUP, before[0])
-    again = attempt(server.url, stream)
-    assert again.rc == 0, again.error
+    again = complete(server.url, stream)
     assert_settled(server, stream, ids, [first, again])
 
 
@@ -186,8 +181,7 @@ def test_an_audit_key_of_another_type(server: Server, stream: str, fill: Fill) -
     assert first.rc == 4
     assert "type" in first.error
     ask(server, "RENAME", "kept", name)
-    again = attempt(server.url, stream)
-    assert again.rc == 0, again.error
+    again = complete(server.url, stream)
     assert_settled(server, stream, ids, [first, again])
 
 
@@ -222,12 +216,10 @@ def test_audit_ids_that_are_used_up(
         assert consumers(server, stream) == []
     else:
         first = attempt(server.url, stream, at=(when, use_up))
-        assert first.summary is not None
-        assert first.summary["total_read"] == 80
+        assert first.books["total_read"] == 80
     assert first.rc == 1
     assert "--audit-stream" in first.error
-    again = attempt(server.url, stream, audit_stream=f"{stream}.audit2")
-    assert again.rc == 0, again.error
+    again = complete(server.url, stream, audit_stream=f"{stream}.audit2")
     assert_settled(server, stream, ids[when:], [again], audit_key=f"{stream}.audit2")
 
 
@@ -243,8 +235,7 @@ def test_an_audit_id_whose_millisecond_is_full(server: Server, stream: str, fill
             "original_id", "0-1", "run_id", "x",
         )  # fmt: skip
 
-    run = attempt(server.url, stream, throttle="none", at=(400, fill_up))
-    assert run.rc == 0, run.error
+    run = complete(server.url, stream, throttle="none", at=(400, fill_up))
     ask(server, "XDEL", f"{stream}.drain_audit", *[
         r["audit_id"] for r in audit(server, stream) if r["original_id"] == "0-1"
     ])  # fmt: skip
@@ -256,8 +247,7 @@ def test_a_foreign_entry_in_the_audit_stream(valkey: Server, stream: str, fill: 
     ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
     name = f"{stream}.drain_audit"
     ask(valkey, "XADD", name, "*", "\xff", "\x1b[2J")
-    run = attempt(valkey.url, stream, at=(80, lambda: ask(valkey, "XADD", name, "*", "a", "b")))
-    assert run.rc == 0, run.error
+    run = complete(valkey.url, stream, at=(80, lambda: ask(valkey, "XADD", name, "*", "a", "b")))
     foreign = [e[0] for e in ask(valkey, "XRANGE", name, "-", "+") if len(e[1]) == 2]
     ask(valkey, "XDEL", name, *foreign)
     assert_settled(valkey, stream, ids, [run])
@@ -270,8 +260,7 @@ def test_the_servers_clock_goes_back(valkey: Server, stream: str, fill: Fill) ->
     ahead = int(seconds) * 1000 + int(micros) // 1000 + 1000
     ask(valkey, "XADD", f"{stream}.drain_audit", f"{ahead}-0", "original_id", "0-1")
     started = time.monotonic()
-    run = attempt(valkey.url, stream, throttle="1000")
-    assert run.rc == 0, run.error
+    run = complete(valkey.url, stream, throttle="1000")
     assert time.monotonic() - started > 0.8
     ask(valkey, "XDEL", f"{stream}.drain_audit", f"{ahead}-0")
     assert_settled(valkey, stream, ids, [run])
@@ -281,8 +270,7 @@ def test_the_end_of_ids_in_the_stream_itself(server: Server, stream: str, fill: 
     """A stream whose own last id is the greatest there is is drained like any other."""
     entries = [(1, intent()), (2, intent()), (MAX_ID, intent())]
     fill(server, stream, entries, group=GROUP)
-    run = attempt(server.url, stream)
-    assert run.rc == 0, run.error
+    run = complete(server.url, stream)
     assert_settled(server, stream, ["1-0", "2-0", MAX_ID], [run])
     assert isinstance(run, Attempt)
     assert key(MAX_ID) == (2**64 - 1, 2**64 - 1)

@@ -8,7 +8,7 @@ from itertools import permutations, product
 import pytest
 from books import GROUP, ME, ask, at, audit, deliver, everything, pending, seed
 from conftest import Cli, Fill
-from faults import attempt, rehearse
+from faults import complete, rehearse
 from servers import Server, wait_until
 
 LIVE = ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none")
@@ -35,13 +35,11 @@ def test_scopes_one_after_another_record_each_entry_once(
         before = everything(server)
         dry = rehearse(server.url, stream, **options)
         assert everything(server) == before
-        live = attempt(server.url, stream, throttle="none", **options)
-        assert live.rc == 0, live.error
-        assert live.summary is not None
+        live = complete(server.url, stream, throttle="none", **options)
         for name in ("total_read", "drained_ok", "dropped_invalid", "dropped_low_conf"):
-            assert dry[name] == live.summary[name]
+            assert dry[name] == live.books[name]
         if budget == "all":
-            assert live.summary["remaining"] == 0
+            assert live.books["remaining"] == 0
     each_once(server, stream, ids)
     if order.index("history") < order.index("pending"):
         assert pending(server, stream) == 0  # recorded by history, then acknowledged
@@ -74,8 +72,7 @@ def test_killed_within_and_between_scopes(
         process.communicate()
     assert len(audit(valkey, stream)) < len(ids)
     for scope in ("undelivered", "history"):
-        run = cli(*LIVE, *ALL, *at(valkey, stream), "--scope", scope)
-        assert run.rc == 0, run.err
+        cli.done(*LIVE, *ALL, *at(valkey, stream), "--scope", scope)
     each_once(valkey, stream, ids)
     assert pending(valkey, stream) == 0
 
@@ -90,8 +87,7 @@ def test_after_setid_back_nothing_is_recorded_again(
     deliver(server, stream, ME.encode(), 40)  # 30 that have no record, and 10 that have one
     dry = cli("drain", "--json", *ALL, *at(server, stream))
     assert dry.json()["total_read"] == 30
-    live = cli(*LIVE, *ALL, *at(server, stream))
-    assert live.rc == 0, live.err
+    live = cli.done(*LIVE, *ALL, *at(server, stream))
     assert (live.json()["total_read"], live.json()["remaining"]) == (30, 0)
     each_once(server, stream, ids[30:])
     assert pending(server, stream) == 0
@@ -121,14 +117,11 @@ def test_what_another_scope_records_meanwhile_is_not_recorded_again(
     options = {"min_idle_min": 0, "throttle": throttle}
 
     def between() -> None:
-        other = attempt(server.url, stream, scope=second, max_events=200, min_idle_min=0,
-                        consumer_name="other", throttle="none")  # fmt: skip
-        assert other.rc == 0, other.error
+        complete(server.url, stream, scope=second, max_events=200, min_idle_min=0,
+                 consumer_name="other", throttle="none")  # fmt: skip
 
-    run = attempt(server.url, stream, scope=first, at=(40, between), **options)
-    assert run.rc == 0, run.error
-    again = attempt(server.url, stream, scope=second, **options)
-    assert again.rc == 0, again.error
+    complete(server.url, stream, scope=first, at=(40, between), **options)
+    complete(server.url, stream, scope=second, **options)
     each_once(server, stream, ids)
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from books import ask, at, audit, live, now_ms, reached, seed, worst_window
 from conftest import Cli, Fill
-from faults import Attempt, attempt
+from faults import Attempt, attempt, complete
 from proxy import SlowLink
 from servers import Server, wait_until
 
@@ -27,8 +27,7 @@ def test_the_throttle_holds_and_is_reached(
     for number in range(8):  # what a busy machine delays is lost; what is too fast is a bug
         name = f"{stream}:{number}"
         seed(server, name, fill, n + 150)
-        run = cli(*live(server, name, "--throttle", rate, "--max-events", n))
-        assert run.rc == 0, run.err
+        cli.done(*live(server, name, "--throttle", rate, "--max-events", n))
         records = audit(server, name)
         assert len(records) == n
         assert worst_window(records, 1000) <= -(-rate // 1)
@@ -51,8 +50,7 @@ def test_a_slow_network_takes_no_rate(
         name = f"{stream}:{number}"
         n = max(16, rate * 3)
         seed(valkey, name, fill, n, delivered=0)
-        run = attempt(link.url, name, throttle=str(rate))
-        assert run.rc == 0, run.error
+        complete(link.url, name, throttle=str(rate))
         records = audit(valkey, name)
         assert len(records) == n
         assert worst_window(records, 1000) <= rate
@@ -75,8 +73,7 @@ def test_a_dead_drains_throttle_is_gone_after_15_seconds(
     dead.kill()
     dead.communicate()
     began = time.monotonic()
-    run = cli(*live(valkey, stream, "--throttle", "20", "--max-events", "20"))
-    assert run.rc == 0, run.err
+    cli.done(*live(valkey, stream, "--throttle", "20", "--max-events", "20"))
     assert time.monotonic() - began < 18  # a second of its own, and what a busy machine adds
 
 
@@ -181,12 +178,11 @@ def test_a_drain_begins_without_credit(valkey: Server, stream: str, fill: Fill, 
     attempt(valkey.url, stream, throttle=str(rate), max_events=1)  # leaves a turn long past
     time.sleep(1.1)
     run = attempt(valkey.url, stream, throttle=str(rate), max_events=rate * 2)
-    assert run.summary is not None
-    mine = [r for r in audit(valkey, stream) if r["run_id"] == run.summary["run_id"]]
+    mine = [r for r in audit(valkey, stream) if r["run_id"] == run.books["run_id"]]
     at_ms = [int(r["audit_id"].partition("-")[0]) for r in mine]
     before_last = sum(ms < at_ms[-1] for ms in at_ms)
     assert before_last / (at_ms[-1] - at_ms[0]) * 1000 <= rate
-    assert run.summary["events_per_sec"] <= rate
+    assert run.books["events_per_sec"] <= rate
 
 
 def test_commits_without_a_throttle_are_noted_in_few_words(

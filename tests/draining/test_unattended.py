@@ -45,8 +45,7 @@ def test_below_the_threshold_nothing_happens(
     seed(valkey, stream, fill, 150, delivered=100)
     before = everything(valkey)
     for n in (50, 51):
-        run = cli(*scheduled(valkey, stream, "--if-backlog-over", n))
-        assert run.rc == 0, run.err
+        run = cli.done(*scheduled(valkey, stream, "--if-backlog-over", n))
         assert "nothing to do" in run.json()["skipped"]
     assert everything(valkey) == before
     assert not (tmp_path / "reports").exists()
@@ -61,8 +60,7 @@ def test_above_the_threshold_it_drains(
     url = make_user(cli, valkey, stream, "drainer")
     command = ("run", "--mode", "live", "--yes", "--json", "--redis-url", url, "--stream", stream,
                "--throttle", "none", "--if-backlog-over", 49)  # fmt: skip
-    run = cli(*command, secret=PASSWORD)
-    assert run.rc == 0, run.err
+    run = cli.done(*command, secret=PASSWORD)
     assert run.json()["total_read"] == 50
     assert (tmp_path / "reports" / run.json()["run_id"] / "SHA256SUMS").exists()
     assert cli(*command, secret=PASSWORD).json()["skipped"].startswith("nothing to do: the backlog")
@@ -82,8 +80,7 @@ def test_scheduled_runs_do_not_pile_up(
         assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
         assert 59_000 < writing.hold_lease(link, GROUP, "you", 60_000) <= 60_000
         assert writing.hold_lease(link, "another group", "you", 60_000) == 0
-        run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
-        assert run.rc == 0, run.err
+        run = cli.done(*scheduled(valkey, stream, "--if-backlog-over", 0))
         assert "another scheduled run" in run.json()["skipped"]
         assert audit(valkey, stream) == []
         assert writing.hold_lease(link, GROUP, "you", 0) > 0
@@ -163,8 +160,7 @@ def test_a_plan_that_aged_too_much_is_refused(
     assert (run.rc, "max_drift is 0" in run.err) == (4, True)
     assert audit(valkey, stream) == []
     (tmp_path / "drainkit.toml").write_text(LIMITS.replace("max_drift = 0", "max_drift = 20"))
-    run = cli(*live(valkey, stream, "--plan", "plan.json"))
-    assert run.rc == 0, run.err
+    run = cli.done(*live(valkey, stream, "--plan", "plan.json"))
     assert len(run.json()["drift"]) > 0
 
 
@@ -184,8 +180,7 @@ def test_environments_have_their_own_values(
     seed(valkey, stream, fill, 60, delivered=0)
     expected = {"testnet": ["BTCUSDT"], "file": ["ETHUSDT"], "production": sorted(ALLOW.split(","))}
     for env, symbols in expected.items():
-        run = cli("drain", "--redis-url", valkey.url, "--env", env, "--plan", f"{env}.json")
-        assert run.rc == 0, run.err
+        run = cli.done("drain", "--redis-url", valkey.url, "--env", env, "--plan", f"{env}.json")
         plan = json.loads((tmp_path / f"{env}.json").read_text())
         assert plan["policy"]["allowlist"] == symbols
     run = cli("drain", "--mode", "live", "--yes", "--redis-url", valkey.url, "--env", "production")

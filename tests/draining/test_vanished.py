@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from books import GROUP, ask, assert_books_balance, at, audit, pending, seed
 from conftest import Cli, Fill, intent
-from faults import attempt, key
+from faults import attempt, complete, key
 from servers import Server
 
 LIVE = ("drain", "--mode", "live", "--yes", "--json")
@@ -61,8 +61,7 @@ def test_a_drain_on_a_capped_stream_ends_by_itself(
             max_events=500 if throttle == "5" else 150,
         )  # fmt: skip
     assert run.rc == 0, run.error
-    found = run.summary
-    assert found is not None
+    found = run.books
     assert_books_balance(server, stream, found)
     records = audit(server, stream)
     assert all(key(r["original_id"]) <= key(found["boundary_id"]) for r in records)
@@ -82,10 +81,8 @@ def test_what_is_deleted_between_read_and_commit_is_counted(
     def delete() -> None:  # batches of 2 at 100/s; the next is read already
         ask(server, "XDEL", stream, *ids[21:28], *ids[60:70])
 
-    run = attempt(server.url, stream, throttle="100", at=(20, delete))
-    assert run.rc == 0, run.error
-    found = run.summary
-    assert found is not None
+    run = complete(server.url, stream, throttle="100", at=(20, delete))
+    found = run.books
     assert (found["total_read"], found["vanished"], found["remaining"]) == (183, 17, 0)
     assert [r["original_id"] for r in audit(server, stream)] == [
         *ids[:21], *ids[28:60], *ids[70:]
@@ -100,10 +97,8 @@ def test_a_group_moved_forward_is_told(server: Server, stream: str, fill: Fill) 
         ask(server, "XDEL", stream, ids[150])
         ask(server, "XGROUP", "SETID", stream, GROUP, ids[80])
 
-    run = attempt(server.url, stream, throttle="1000", at=(40, forward))
-    assert run.rc == 0, run.error
-    found = run.summary
-    assert found is not None
+    run = complete(server.url, stream, throttle="1000", at=(40, forward))
+    found = run.books
     recorded = {r["original_id"] for r in audit(server, stream)}
     assert found["passed_over"] == len(set(ids[:81]) - recorded) > 20
     assert (found["vanished"], found["remaining"]) == (1, 0)
@@ -111,8 +106,7 @@ def test_a_group_moved_forward_is_told(server: Server, stream: str, fill: Fill) 
 
 def plan_and_apply(cli: Cli, server: Server, stream: str, *options: object, **when: Any) -> Any:
     where = at(server, stream)
-    planned = cli("drain", "--json", *where, "--plan", "plan.json", *options)
-    assert planned.rc == 0, planned.err
+    cli.done("drain", "--json", *where, "--plan", "plan.json", *options)
     when.get("between", lambda: None)()
     return cli(*LIVE, *where, "--plan", "plan.json")
 

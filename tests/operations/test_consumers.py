@@ -38,16 +38,14 @@ def test_dead_consumers_without_pending_entries_are_removed(
     time.sleep(0.7)
     options = ("consumers", "--json", "--min-idle-min", "0.01", *at(server, stream))
     before = everything(server)
-    listed = cli(*options)
-    assert listed.rc == 0, listed.err
+    listed = cli.done(*options)
     assert len(listed.json()["dead"]) == 34
     assert len(listed.json()["removable"]) == 31
     assert everything(server) == before
     assert cli(*options, "--delete").rc == 4
     assert everything(server) == before
 
-    ran = cli(*options, "--delete", "--yes")
-    assert ran.rc == 0, ran.err
+    ran = cli.done(*options, "--delete", "--yes")
     assert len(ran.json()["removed"]) == 31
     assert set(ran.json()["kept"]) == {"worker-1", "worker-2", "worker-3"}
     assert all("pending" in why for why in ran.json()["kept"].values())
@@ -56,9 +54,8 @@ def test_dead_consumers_without_pending_entries_are_removed(
     (kept,) = [line for line in text.splitlines() if line.startswith("worker-2 ")]
     assert "stays: 16 pending entries" in kept
 
-    drained = cli("drain", "--mode", "live", "--yes", "--json", *at(server, stream), *FAST,
-                  "--scope", "pending", "--min-idle-min", "0.01")  # fmt: skip
-    assert drained.rc == 0, drained.err
+    drained = cli.done("drain", "--mode", "live", "--yes", "--json", *at(server, stream), *FAST,
+                       "--scope", "pending", "--min-idle-min", "0.01")  # fmt: skip
     assert drained.json()["total_read"] == 50
     ran = cli(*options, "--delete", "--yes")
     assert {"worker-1", "worker-2", "worker-3"} <= set(ran.json()["removed"])
@@ -141,7 +138,7 @@ def test_two_operators_count_only_their_own_removals(
     proxy = start_proxy(valkey)
     proxy.arm("delay_request", match=b"EVAL", nth=2, delay_sec=2)
     command = ("consumers", "--delete", "--min-idle-min", 0, "--yes", "--json")
-    slow = cli.start(*command, "--redis-url", proxy.url, "--stream", stream)
+    slow = cli.start(*command, *at(proxy, stream))
     proxy.wait_fired()
     others = len(cli(*command, *at(valkey, stream)).json()["removed"])
     own = len(cli.finish(slow).json()["removed"])

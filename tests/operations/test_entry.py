@@ -22,8 +22,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e=cmd|'/c calc'!A0"
 
 
 def show(cli: Cli, server: Server, stream: str, *options: str) -> Any:
-    result = cli("show", "--json", *at(server, stream), *options)
-    assert result.rc == 0, result.err
+    result = cli.done("show", "--json", *at(server, stream), *options)
     return result.json()
 
 

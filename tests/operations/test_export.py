@@ -48,9 +48,8 @@ def test_each_scope_is_exported_whole(
     scopes = {"undelivered": ids[110:], "pending": ids[100:110], "history": gone[:109]}
     for scope, expected in scopes.items():
         file = tmp_path / f"{scope}.{suffix}"
-        run = cli("export", file.name, "--scope", scope, "--min-idle-min", "0", "--json",
-                  "--redis-url", server.url, "--stream", stream)  # fmt: skip
-        assert run.rc == 0, run.err
+        run = cli.done("export", file.name, "--scope", scope, "--min-idle-min", "0", "--json",
+                       *at(server, stream))  # fmt: skip
         assert run.json()["entries"] == len(expected)
         frame = pd.read_parquet(file) if suffix == "parquet" else pd.read_csv(file)
         assert list(frame["id"]) == expected
@@ -91,8 +90,7 @@ def test_csv_holds_no_formula(
     evil = "=HYPERLINK(0)"
     fill(valkey, stream, [(1_700_000_000_000, intent(evil, side="+1", source="@x", extra="-2"))],
          group=GROUP)  # fmt: skip
-    run = cli("export", "a.csv", "--redis-url", valkey.url, "--stream", stream)
-    assert run.rc == 0, run.err
+    cli.done("export", "a.csv", *at(valkey, stream))
     with (tmp_path / "a.csv").open(newline="") as file:
         row = next(csv.DictReader(file))
     assert row["symbol"] == f"'{evil}"
@@ -103,7 +101,7 @@ def test_csv_holds_no_formula(
 def test_a_wrong_name_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
     """A file that is neither .parquet nor .csv is bad usage."""
     seed(valkey, stream, fill, 3, delivered=0)
-    run = cli("export", "a.xlsx", "--redis-url", valkey.url, "--stream", stream)
+    run = cli("export", "a.xlsx", *at(valkey, stream))
     assert run.rc == 2
     assert ".parquet or .csv" in run.err
 
@@ -114,8 +112,7 @@ def test_an_empty_backlog_is_an_empty_file(
 ) -> None:
     """Without a single entry the file has every column and no row."""
     seed(valkey, stream, fill, 3, delivered=3)
-    run = cli("export", f"a.{suffix}", "--redis-url", valkey.url, "--stream", stream)
-    assert run.rc == 0, run.err
+    cli.done("export", f"a.{suffix}", *at(valkey, stream))
     file = tmp_path / f"a.{suffix}"
     frame = pd.read_parquet(file) if suffix == "parquet" else pd.read_csv(file)
     assert len(frame) == 0
@@ -143,8 +140,7 @@ def test_entries_between_ids_that_are_no_times_keep_their_day(
     """A page that begins and ends with ids that are no times holds a day's entry in that day."""
     ids = ("5-1", f"{MIDNIGHT_MS}-0", f"{2**63}-0")
     fill_stream(valkey, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP)
-    run = cli("export", "backlog/", *at(valkey, stream))
-    assert run.rc == 0, run.err
+    cli.done("export", "backlog/", *at(valkey, stream))
     rows = ds.dataset(tmp_path / "backlog", partitioning="hive").to_table().to_pylist()
     assert {row["id"]: str(row["date"]) for row in rows} == dict(
         zip(ids, ("None", "2024-10-04", "None"), strict=True)
@@ -157,8 +153,7 @@ def test_a_dataset_by_day_is_one_table(
     """Each entry lies in the UTC day of its id, once and in order; all parts have one schema."""
     ids = days_of(stream, server)
     before = everything(server)
-    run = cli("export", "backlog/", "--json", *at(server, stream))
-    assert run.rc == 0, run.err
+    run = cli.done("export", "backlog/", "--json", *at(server, stream))
     assert run.json()["entries"] == len(ids)
     assert everything(server) == before
     parts = sorted((tmp_path / "backlog").glob("*/*"))

@@ -38,15 +38,13 @@ def test_trim_keeps_what_a_stalled_group_needs(
     taken = deliver(server, stream, "stalled", 120)
     ask(server, "XACK", stream, GROUP, *taken[:40])
     before = everything(server)
-    shown = cli("trim", "--json", *at(server, stream))
-    assert shown.rc == 0, shown.err
+    shown = cli.done("trim", "--json", *at(server, stream))
     assert shown.json()["floor"] == ids[40]
     assert shown.json()["entries"] == 40
     assert list(shown.json()["held_by"]) == [GROUP]
     assert cli("trim", "--apply", *at(server, stream)).rc == 4
     assert everything(server) == before
-    ran = cli("trim", "--apply", "--yes", *at(server, stream))
-    assert ran.rc == 0, ran.err
+    ran = cli.done("trim", "--apply", "--yes", *at(server, stream))
     assert f"held back by {GROUP}: {ids[40]}" in ran.out
     assert "Removed: 40." in ran.out
     assert ids_of(server, stream) == ids[40:]
@@ -76,9 +74,8 @@ def test_trim_where_no_id_can_follow(server: Server, stream: str, cli: Cli) -> N
     for entry_id in ("1-1", "2-1", largest):
         ask(server, "XADD", stream, entry_id, "a", "b")
     ask(server, "XGROUP", "CREATE", stream, GROUP, "$")
-    where = ("--redis-url", server.url, "--stream", stream)
-    run = cli("trim", "--apply", "--yes", "--json", *where)
-    assert run.rc == 0, run.err
+    where = at(server, stream)
+    run = cli.done("trim", "--apply", "--yes", "--json", *where)
     assert run.json()["removed"] == 2
     assert [e[0] for e in ask(server, "XRANGE", stream, "-", "+")] == [largest.encode()]
 
@@ -231,16 +228,16 @@ def test_an_archive_holds_exactly_what_was_removed(
     fill(server, stream, odd)
     seed(server, stream, fill, 2500, delivered=2200)
     before = ask(server, "XRANGE", stream, "-", "+")
-    ran = cli("trim", "--apply", "--yes", "--json", "--archive", "old.parquet", *at(server, stream))
-    assert ran.rc == 0, ran.err
+    ran = cli.done(
+        "trim", "--apply", "--yes", "--json", "--archive", "old.parquet", *at(server, stream)
+    )
     assert ran.json()["removed"] == 2203
     assert ask(server, "XRANGE", stream, "-", "+") == before[2203:]
     again = cli("trim", "--apply", "--yes", "--archive", "old.parquet", *at(server, stream))
     assert again.rc == 4
     assert "exists" in again.err
 
-    back = cli("restore", "old.parquet", "--yes", "--json", *at(server, f"{stream}.restored"))
-    assert back.rc == 0, back.err
+    back = cli.done("restore", "old.parquet", "--yes", "--json", *at(server, f"{stream}.restored"))
     assert back.json()["entries"] == 2203
     assert ask(server, "XRANGE", f"{stream}.restored", "-", "+") == before[:2203]
     assert cli("restore", "old.parquet", "--yes", *at(server, stream)).rc == 4
@@ -314,7 +311,7 @@ def test_what_an_interrupted_one_removed_is_noted(
     proxy.arm(fault if lost else "delay_reply", match=b"EVAL", nth=3, delay_sec=1)
     verb = ("consumers", "--delete", "--min-idle-min", 0) if what == "consumers" else (
         "trim", "--apply")  # fmt: skip
-    process = cli.start(*verb, "--yes", "--redis-url", proxy.url, "--stream", stream)
+    process = cli.start(*verb, "--yes", *at(proxy, stream))
     proxy.wait_fired()
     if not lost:
         process.send_signal(fault)

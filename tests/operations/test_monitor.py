@@ -141,8 +141,7 @@ def test_all_streams_of_a_cluster(cluster: clusters.Cluster, cli: Cli) -> None:
     for i in range(12):
         client.execute_command("XADD", f"q:{i}", "*", "symbol", "BTCUSDT")
         client.execute_command("XGROUP", "CREATE", f"q:{i}", "g", "0")
-    run = cli("check", "--redis-url", cluster.url, "--all-streams", "q:*", "--json")
-    assert run.rc == 0, run
+    run = cli.done("check", "--redis-url", cluster.url, "--all-streams", "q:*", "--json")
     assert {s["stream"]["name"] for s in run.json()["streams"]} == {f"q:{i}" for i in range(12)}
     assert [s["groups"][0]["lag_counted"] for s in run.json()["streams"]] == [1] * 12
 
@@ -207,8 +206,7 @@ def test_metrics_say_what_is_there(server: Server, stream: str, fill: Fill, cli:
     for action in ("drained_ok", "drained_ok", "dropped_old", "what?"):
         ask(server, "XADD", f"{stream}.drain_audit", "*", "action", action)
     before = everything(server)
-    run = cli("check", "--format", "prometheus", *at(server, stream))
-    assert run.rc == 0, run.err
+    run = cli.done("check", "--format", "prometheus", *at(server, stream))
     found = samples(run.out)
     assert found[("drainkit_up",)] == 1
     assert found[("drainkit_check_status",)] == 0
@@ -231,8 +229,7 @@ def test_the_textfile_is_written_whole(
 ) -> None:
     """--textfile holds the metrics; when the server is away it says drainkit_up 0."""
     seed(valkey, stream, fill, 5, delivered=5)
-    run = cli("check", "--textfile", "d.prom", *at(valkey, stream))
-    assert run.rc == 0
+    run = cli.done("check", "--textfile", "d.prom", *at(valkey, stream))
     assert run.out.startswith("OK: ")
     assert samples((tmp_path / "d.prom").read_text())[("drainkit_up",)] == 1
     url = f"redis://127.0.0.1:{servers.free_port()}/0"

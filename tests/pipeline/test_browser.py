@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from books import GROUP
+from books import GROUP, at
 from browsers import LAB, Watched, hostile_backlog, serving
 from conftest import Cli, Fill
 from playwright.sync_api import Browser
@@ -19,11 +19,10 @@ pytestmark = pytest.mark.browser
 
 
 def a_run(server: Server, stream: str, cli: Cli) -> Path:
-    run = cli(
+    run = cli.done(
         "run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
-        "--redis-url", server.url, "--stream", stream, "--consumer-group", GROUP,
+        *at(server, stream), "--consumer-group", GROUP,
     )  # fmt: skip
-    assert run.rc == 0, run.err
     return cli.cwd / "reports" / run.json()["run_id"]
 
 

@@ -32,8 +32,7 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     for options in ((), ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))):
-        done = cli(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
-        assert done.rc == 0, done.err
+        done = cli.done(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
         results.append(done.json())
         assert results[-1]["evidence"] == f"{URL}/{results[-1]['run_id']}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "key.pub"]
@@ -104,8 +103,7 @@ def test_a_killed_run_is_closed_into_the_bucket(
     run_id = attempt(valkey.url, stream).summary["run_id"]
     folder = files.make_folder(cli.cwd / "drainkit-spool" / "abcd" / run_id)
     close = ("run", "--close", folder, "--json", "--reports-dir", URL, *at(valkey, stream))
-    closed = cli(*close, secret=SECRET)
-    assert closed.rc == 0, closed.err
+    closed = cli.done(*close, secret=SECRET)
     assert closed.json()["evidence"] == f"{URL}/{run_id}"
     assert closed.json()["total_read"] == 30
     assert list(cli.cwd.iterdir()) == []

@@ -90,17 +90,15 @@ def test_a_killed_run_is_named_closed_and_gone_on_with(
     assert "Running" not in status.out
     assert folder.name in status.out
     folder.rename(cli.cwd / "away")
-    gone = cli("verify", folder.parent, "--redis-url", valkey.url, "--stream", stream)
+    gone = cli("verify", folder.parent, *at(valkey, stream))
     assert (gone.rc, f"{folder.name} is gone" in gone.out) == (1, True), gone
     (cli.cwd / "away").rename(folder)
-    closed = cli("run", "--close", folder, "--json", "--redis-url", valkey.url)
-    assert closed.rc == 0, closed
+    closed = cli.done("run", "--close", folder, "--json", "--redis-url", valkey.url)
     assert closed.json()["outcome"] == "interrupted"
     assert 0 < closed.json()["total_read"] == len(audit(valkey, stream))
     check_closed(valkey, stream, folder)
     assert folder.name not in cli("status", *at(valkey, stream)).out
-    again = cli("run", "--mode", "live", "--yes", "--plan", folder, *at(valkey, stream))
-    assert again.rc == 0, again.err
+    cli.done("run", "--mode", "live", "--yes", "--plan", folder, *at(valkey, stream))
     assert len({r["original_id"] for r in audit(valkey, stream)}) == len(audit(valkey, stream))
     assert pending(valkey, stream) == 0
     assert findings(folder.parent, valkey, stream) == []
@@ -138,8 +136,7 @@ def test_killed_at_a_random_moment(
         if findings(folder.parent, valkey, stream):
             close(valkey, folder)
         check_closed(valkey, stream, folder)
-    rest = cli("drain", *LIVE[1:], "none", *at(valkey, stream))
-    assert rest.rc == 0, rest.err
+    cli.done("drain", *LIVE[1:], "none", *at(valkey, stream))
     ids = [r["original_id"] for r in audit(valkey, stream)]
     assert len(ids) == len(set(ids)) == 600
     assert pending(valkey, stream) == 0
@@ -217,24 +214,21 @@ def test_an_approved_run_keeps_its_approvers_when_closed(
         plan = f"{name}/plan.json"
         made = cli("drain", "--plan", plan, *at(valkey, stream), "--throttle", throttle)
         assert made.rc == cli("approve", plan, "--sign-key", "ann", "--yes").rc == 0
-    live = cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga", "--plan",
-               "one/plan.json", *at(valkey, stream))  # fmt: skip
-    assert live.rc == 0, live.err
+    live = cli.done("drain", "--mode", "live", "--yes", "--json", "--operator", "olga", "--plan",
+                    "one/plan.json", *at(valkey, stream))  # fmt: skip
     folder = cli.cwd / "reports" / live.json()["run_id"]
     shutil.copytree(cli.cwd / "other", folder)
-    close_it = ("run", "--close", folder, "--redis-url", valkey.url, "--stream", stream)
+    close_it = ("run", "--close", folder, *at(valkey, stream))
     refused = cli(*close_it)
     assert (refused.rc, "not the plan" in refused.err) == (4, True), refused
     shutil.rmtree(folder)
     shutil.copytree(cli.cwd / "one", folder)
-    closed = cli(*close_it)
-    assert closed.rc == 0, closed.err
+    cli.done(*close_it)
     predicate = json.loads((folder / "statement.json").read_text())["predicate"]
     assert (predicate["operator"], predicate["approvers"]) == ("olga", ["ann@example.com"])
     assert predicate["parameters"]["throttle"] is None
-    verified = cli("verify", folder.parent, "--redis-url", valkey.url, "--allowed-signers",
-                   "allowed")  # fmt: skip
-    assert verified.rc == 0, verified.out
+    cli.done("verify", folder.parent, "--redis-url", valkey.url, "--allowed-signers",
+             "allowed")  # fmt: skip
 
 
 # ---------------------------------------------------------------- files that cannot be written

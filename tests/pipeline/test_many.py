@@ -176,8 +176,7 @@ def test_a_local_cluster_runs_them(valkey: Server, stream: str, fill: Fill, cli:
     names = [f"{prefix}:{letter}" for letter in "ab"]
     for name in names:
         seed(valkey, name, fill, 30, delivered=10)
-    run = cli(*run_all(valkey, prefix, *FAST, "--dask", "local"), timeout_sec=250)
-    assert run.rc == 0, run.err
+    run = cli.done(*run_all(valkey, prefix, *FAST, "--dask", "local"), timeout_sec=250)
     assert {one["stream"]: one["total_read"] for one in run.json()["streams"]} == dict.fromkeys(
         names, 20
     )
@@ -209,8 +208,7 @@ def test_a_killed_workers_stream_is_told_and_not_run_twice(
     # not run twice: what is there are the records of one run, and it is not complete
     assert len({record["run_id"] for record in audit(valkey, lost)}) == 1
     assert len(audit(valkey, lost)) < 150
-    again = cli(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=250)
-    assert again.rc == 0, again.err
+    cli.done(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=250)
     for name in names:
         ids = [record["original_id"] for record in audit(valkey, name)]
         assert len(ids) == len(set(ids)) == 150
@@ -265,8 +263,7 @@ def test_forty_streams_of_a_cluster(
         ids = recorded(one["stream"])
         assert len(ids) == len(set(ids)) <= entries
         assert one["exit_code"] or sorted(ids) == sorted(backlogs[one["stream"]])
-    again = cli(*command, timeout_sec=1800)
-    assert again.rc == 0, again.err
+    again = cli.done(*command, timeout_sec=1800)
     assert again.json()["done"] == len(names)
     for name, ids in backlogs.items():
         assert sorted(recorded(name)) == sorted(ids)
@@ -274,5 +271,4 @@ def test_forty_streams_of_a_cluster(
         if not (folder / "statement.json").exists():
             closed = cli("run", "--close", folder, "--redis-url", cluster.url)
             assert (folder / "statement.json").exists(), closed.err
-    checked = cli("verify", "reports", "--redis-url", cluster.url, timeout_sec=600)
-    assert checked.rc == 0, checked.out
+    cli.done("verify", "reports", "--redis-url", cluster.url, timeout_sec=600)

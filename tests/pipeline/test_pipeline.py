@@ -44,11 +44,10 @@ def test_a_live_run_leaves_sealed_evidence(
 ) -> None:
     """All files of the contract are there; drainkit, sha256sum and the server confirm them."""
     seed(valkey, stream, fill)
-    run = cli(
+    run = cli.done(
         "run", "--mode", "live", "--yes", "--json", "--throttle", "500", "--max-events", "all",
         "--allowlist", "BTCUSDT,ETHUSDT", *at(valkey, stream),
     )  # fmt: skip
-    assert run.rc == 0, run.err
     result, folder = run.json(), only_run(cli.cwd)
     assert result["evidence"].endswith(folder.name)
     assert {path.name for path in folder.iterdir()} == FILES
@@ -70,12 +69,10 @@ def test_a_dry_run_through_the_notebooks_leaves_no_trace(
     """`run` is a dry run by default: the server is as it was, and the evidence is there."""
     seed(valkey, stream, fill)
     before = everything(valkey)
-    run = cli("run", "--throttle", "500", *at(valkey, stream))
-    assert run.rc == 0, run.err
+    cli.done("run", "--throttle", "500", *at(valkey, stream))
     assert everything(valkey) == before
     assert {path.name for path in only_run(cli.cwd).iterdir()} == FILES - {"drift.parquet"}
-    plan = cli("drain", "--mode", "live", "--yes", "--plan", only_run(cli.cwd), *at(valkey, stream))
-    assert plan.rc == 0, plan.err
+    cli.done("drain", "--mode", "live", "--yes", "--plan", only_run(cli.cwd), *at(valkey, stream))
     assert len(audit(valkey, stream)) == 200
 
 
@@ -84,8 +81,9 @@ def test_an_earlier_plan_is_applied(valkey: Server, stream: str, fill: Fill, cli
     seed(valkey, stream, fill)
     cli("run", "--max-events", "50", "--throttle", "none", *at(valkey, stream))
     folder = only_run(cli.cwd)
-    run = cli("run", "--mode", "live", "--yes", "--json", "--plan", folder, *at(valkey, stream))
-    assert run.rc == 0, run.err
+    run = cli.done(
+        "run", "--mode", "live", "--yes", "--json", "--plan", folder, *at(valkey, stream)
+    )
     assert run.json()["total_read"] == 50
     assert cli("verify", "reports").rc == 0
 
@@ -108,8 +106,7 @@ def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, fill: Fill
     assert result["outcome"] == "failed"
     assert result["total_read"] == len(audit(valkey, stream)) > 0
     assert cli("verify", folder).rc == 0
-    again = cli(*live[:4], "--throttle", "none", "--max-events", "all", *at(valkey, stream))
-    assert again.rc == 0, again.err
+    cli.done(*live[:4], "--throttle", "none", "--max-events", "all", *at(valkey, stream))
     records = audit(valkey, stream)
     assert len({r["original_id"] for r in records}) == len(records) == 1400
     assert pending(valkey, stream) == 0
@@ -216,8 +213,9 @@ def test_the_size_of_evidence_does_not_grow_with_the_backlog(
         name = f"{stream}:{n}"
         entries = backlog(now_ms(valkey), n, gap_ms=2_000_000 // n)
         fill(valkey, name, entries, group=GROUP, position="0-0")
-        run = cli("run", "--json", "--throttle", "none", "--max-events", "all", *at(valkey, name))
-        assert run.rc == 0, run.err
+        run = cli.done(
+            "run", "--json", "--throttle", "none", "--max-events", "all", *at(valkey, name)
+        )
         assert run.json()["total_read"] == n
         folder = cli.cwd / run.json()["evidence"]
         shown = [*folder.glob("*.ipynb"), folder / "report.html"]
@@ -269,9 +267,8 @@ def test_a_server_that_closes_idle_connections(stream: str, fill: Fill, cli: Cli
     with servers.start("redis") as server:
         seed(server, stream, fill)
         ask(server, "CONFIG", "SET", "timeout", 1)
-        run = cli("run", "--mode", "live", "--yes", "--json", "--throttle", 10,
-                  "--max-events", 40, *at(server, stream))  # fmt: skip
-        assert run.rc == 0, run.err
+        run = cli.done("run", "--mode", "live", "--yes", "--json", "--throttle", 10,
+                       "--max-events", 40, *at(server, stream))  # fmt: skip
         assert (run.json()["outcome"], run.json()["total_read"]) == ("done", 40)
         assert cli("verify", "reports", "--redis-url", server.url).rc == 0
 

@@ -97,8 +97,7 @@ def test_the_analyst_reads_all_and_writes_nothing(
     url = make_user(cli, server, stream, "analyst")
     before = everything(server)
     for command in READING:
-        run = cli(*command, "--redis-url", url, "--stream", stream, secret=PASSWORD)
-        assert run.rc == 0, run
+        cli.done(*command, "--redis-url", url, "--stream", stream, secret=PASSWORD)
     commands = commands_of(WRITING, stream)
     assert len(commands) >= 40
     for command in commands:
@@ -148,8 +147,7 @@ def test_the_drainer_drains_and_can_do_no_more(
     assert cli(*drain(url, stream, "undelivered")).rc == 4
     assert cli("resume", *where).rc == 0
     for scope in ("pending", "undelivered"):
-        run = cli(*drain(url, stream, scope), secret=PASSWORD)
-        assert run.rc == 0, run
+        run = cli.done(*drain(url, stream, scope), secret=PASSWORD)
     state = state_of(server, stream)
     run = cli(*drain(url, stream, "history"), secret=PASSWORD)
     assert (run.rc, "drainkit acl" in run.err) == (4, True)
@@ -167,8 +165,7 @@ def test_the_historian_drains_history_too(
     prepare(server, stream, fill)
     url = make_user(cli, server, stream, "historian")
     for scope in ("pending", "undelivered", "history"):
-        run = cli(*drain(url, stream, scope), secret=PASSWORD)
-        assert run.rc == 0, run
+        cli.done(*drain(url, stream, scope), secret=PASSWORD)
     assert_denied(server, url, stream, BEYOND_A_DRAIN)
 
 

@@ -53,8 +53,7 @@ def test_how_a_clusters_nodes_are_called(stream: str, cli: Cli, named: str) -> N
     with clusters.start_cluster(need("redis"), replicas=0, config=config) as cluster:
         fill_cluster(cluster, stream)
         for node in cluster.nodes:
-            run = cli("drain", "--json", "--redis-url", node.tcp_url, "--stream", stream)
-            assert run.rc == 0, run.err
+            run = cli.done("drain", "--json", "--redis-url", node.tcp_url, "--stream", stream)
             assert run.json()["total_read"] == 20
         run = cli("check", "--json", "--redis-url", cluster.url, "--all-streams", f"{stream}*")
         assert [found["stream"] for found in run.json()["findings"]] == [stream], run

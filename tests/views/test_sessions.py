@@ -72,10 +72,9 @@ def test_03_takes_pace_and_policy_from_the_plan(
         LiveDrain.open({**only, "max_events": 5})
     live = LiveDrain.open(only)
     live.run()
-    assert live.summary is not None
-    assert live.summary.total_read == 700
-    assert not live.summary.drift
-    assert 450 <= (live.summary.events_per_sec or 0) <= 500
+    assert live.books.total_read == 700
+    assert not live.books.drift
+    assert 450 <= (live.books.events_per_sec or 0) <= 500
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
                          ('[approval]\nallowed_signers = "x"\n', "allowed_signers")):  # fmt: skip
         (here / "drainkit.toml").write_text(table)
         lab = subprocess.Popen(
-            [sys.executable, "-m", "drainkit", "lab", "--redis-url", valkey.url, "--stream", stream,
+            [sys.executable, "-m", "drainkit", "lab", *at(valkey, stream),
              "--no-browser", "--", "--help"], cwd=here, stdout=subprocess.PIPE,
         )  # fmt: skip
         wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())

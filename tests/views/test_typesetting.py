@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from books import GROUP, seed
+from books import GROUP, at, seed
 from browsers import Watched, demo_lab, run_in_lab
 from conftest import Cli, Fill
 from playwright.sync_api import Browser, Page
@@ -65,7 +65,7 @@ def test_nothing_in_lab_is_typeset_and_its_folder_is_not_imported(
     (tmp_path / "mine").mkdir()
     ran = tmp_path / "ran"
     (tmp_path / "mine" / "calendar.py").write_text(f"open({str(ran)!r}, 'a').write('ran')")
-    where = ("--redis-url", valkey.url, "--stream", stream, "--consumer-group", GROUP)
+    where = (*at(valkey, stream), "--consumer-group", GROUP)
     with demo_lab(tmp_path, *where) as address:
         watched = Watched(browser, address)
         run_in_lab(watched.page, address, "01_analyse_backlog")
@@ -80,8 +80,9 @@ def test_nothing_in_an_exported_page_is_typeset(
 ) -> None:
     """nbconvert's page of 01 and 04 holds no TeX of an event where its MathJax would look."""
     tex_backlog(valkey, stream, fill)
-    run = cli("run", "--json", "--max-events", "all", "--redis-url", valkey.url,
-              "--stream", stream, "--consumer-group", GROUP)  # fmt: skip
+    run = cli(
+        "run", "--json", "--max-events", "all", *at(valkey, stream), "--consumer-group", GROUP
+    )
     folder = cli.cwd / "reports" / run.json()["run_id"]
     names = ["01_analyse_backlog", "02_dry_run", "04_verify"]
     subprocess.run(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from books import GROUP, ME, ask, seed
+from books import GROUP, ME, ask, at, seed
 from conftest import Cli, Fill
 from servers import Server
 
@@ -27,6 +27,7 @@ from drainkit.views.session import Session
 from drainkit.views.verify import Verification
 
 OTHER = "quantum:group:other"
+LIVE = ("--mode", "live", "--yes", "--json")
 
 
 @pytest.fixture
@@ -38,9 +39,9 @@ def drained(
     ask(valkey, "XGROUP", "CREATE", stream, OTHER, "0-0")
     with Link(valkey.url, stream) as link:
         files.write_json(cli.cwd / "baseline.json", baseline(link))
-    run = cli("drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--redis-url",
-              valkey.url, "--stream", stream)  # fmt: skip
-    assert run.rc == 0, run.err
+    run = cli.done(
+        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", *at(valkey, stream)
+    )
     files.write_json(cli.cwd / "run.json", run.json())
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     return stream
@@ -134,8 +135,16 @@ def live(stream: str, cli: Cli, **more: object) -> LiveDrain:
 
 
 def plan_drain(stream: str, valkey: Server, *options: object) -> tuple[object, ...]:
-    return ("drain", "--mode", "live", "--yes", "--plan", "plan.json", "--redis-url", valkey.url,
-            "--stream", stream, *options)  # fmt: skip
+    return (
+        "drain",
+        "--mode",
+        "live",
+        "--yes",
+        "--plan",
+        "plan.json",
+        *at(valkey, stream),
+        *options,
+    )
 
 
 def test_a_plan_finished_by_a_second_run_is_balanced(
@@ -147,9 +156,9 @@ def test_a_plan_finished_by_a_second_run_is_balanced(
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert cli.finish(process).rc == 130
-    run = cli("run", "--mode", "live", "--yes", "--json", "--plan", "plan.json", "--redis-url",
-              valkey.url, "--stream", planned)  # fmt: skip
-    assert run.rc == 0, run.err
+    run = cli.done(
+        "run", "--mode", "live", "--yes", "--json", "--plan", "plan.json", *at(valkey, planned)
+    )
     assert 0 < run.json()["total_read"] < 30
     executed = Path(run.json()["evidence"]) / "04_verify.ipynb"
     folder = executed if executed.is_absolute() else cli.cwd / executed
@@ -173,7 +182,6 @@ def test_the_live_cell_run_twice_keeps_its_books(planned: str, cli: Cli) -> None
     drain.run()
     drain.run()
     drain.server.close()
-    assert drain.summary is not None
     assert drain.summary.total_read == 30
     assert verify(planned, cli).findings == []
 
@@ -233,7 +241,6 @@ def test_what_is_not_known_is_not_said(planned: str, cli: Cli) -> None:
     drain = live(planned, cli)
     drain.run()
     drain.server.close()
-    assert drain.summary is not None
     drain.summary.remaining = drain.summary.drift = None
     assert "How many remain is not known" in drain.bottom_line().data
     assert "not known" in drain.drift_line().data
