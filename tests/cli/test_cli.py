@@ -158,6 +158,13 @@ def test_a_database_that_the_server_does_not_have(valkey: Server, cli: Cli) -> N
     )
 
 
+def test_a_plan_is_not_written_over_a_folder(valkey: Server, stream: str, cli: Cli) -> None:
+    """drain --plan . as a dry run: exit code 2 before anything is read."""
+    ask(valkey, "XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+    for folder in (".", "/"):
+        assert "--plan" in cli.fails(2, "drain", *at(valkey, stream), "--plan", folder)
+
+
 def test_the_program_alone_shows_its_help(cli: Cli) -> None:
     """drainkit without a command prints its help, line by line, and exits with 2."""
     run = cli()

@@ -18,7 +18,7 @@ VALUES = {
     "--min-idle-min": ["-1"],
     "--allowlist": ["", " , ", "BTC USDT", "@no-such-file", "redis:"],
     "--scope": ["everything"], "--mode": ["wet"], "--as-of": ["yesterday"], "--env": ["mars"],
-    "--stream": [""], "--consumer-group": [""], "--consumer-name": [""], "--plan": ["", ".", "/"],
+    "--stream": [""], "--consumer-group": [""], "--consumer-name": [""], "--plan": [""],
     "--history-group": [GROUP],
     "--redis-url": [f"http://user:{SECRET}@localhost", f"redis://user:{SECRET}@host:notaport/0",
                     ""],
