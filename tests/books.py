@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import redis
 from conftest import Cli
 from servers import Server
 
+Fields = Mapping[Any, Any] | Sequence[Any]
 GROUP = "quantum:group:execution:trade.intent"
 ME = "backlog_drain_1"
 ALLOW = "BTCUSDT,ETHUSDT"
@@ -40,9 +44,43 @@ def backlog(now_ms: int, n: int, *, gap_ms: int = 100) -> list[tuple[str, dict[s
     return entries
 
 
-def seed(
-    server: Server, stream: str, fill: Any, n: int = 300, *, delivered: int = 100
-) -> list[str]:
+def fill(
+    where: Server | redis.Redis | redis.RedisCluster,
+    stream: str | bytes,
+    entries: Iterable[tuple[bytes | str | int, Fields]],
+    *,
+    group: str | None = None,
+    position: str = "0-0",
+) -> list[bytes]:
+    """Puts entries with explicit ids into a stream and answers the ids.
+
+    An id is bytes, text ("1700000000000-0") or milliseconds as int; fields are a mapping or the
+    flat list field, value, field, value (so that a field can occur twice). `group` is created
+    at `position` (on an empty stream too).
+    """
+    client: Any = where.client() if isinstance(where, Server) else where
+    ids: list[bytes] = []
+    for batch in batched(entries, 2000):
+        # not in a transaction, and no retry: an id that is sent twice is refused the second time
+        with client.pipeline(transaction=False) as pipe:
+            for entry, fields in batch:
+                flat = chain(*fields.items()) if isinstance(fields, Mapping) else fields
+                pipe.execute_command(
+                    "XADD", stream, f"{entry}-0" if isinstance(entry, int) else entry, *flat
+                )
+            ids.extend(pipe.execute())
+    if group is not None:
+        client.execute_command("XGROUP", "CREATE", stream, group, position, "MKSTREAM")
+    return ids
+
+
+def batched(entries: Iterable[Any], n: int) -> Iterator[list[Any]]:
+    left = iter(entries)
+    while batch := list(islice(left, n)):
+        yield batch
+
+
+def seed(server: Server, stream: str, n: int = 300, *, delivered: int = 100) -> list[str]:
     """A stream of n recent entries whose group has had the first `delivered`; answers the ids."""
     client = server.client()
     seconds, micros = client.time()

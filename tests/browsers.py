@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import servers
-from books import seed
-from conftest import ROOT, Fill
+from books import fill, seed
+from conftest import ROOT
 from playwright.sync_api import Browser, Page, Request
 from servers import Server
 
@@ -53,9 +53,9 @@ class Watched:
         self.failed.append(request.url)
 
 
-def hostile_backlog(server: Server, stream: str, fill: Fill) -> None:
+def hostile_backlog(server: Server, stream: str) -> None:
     """A recent backlog in which symbols, sides and sources try to get out of their place."""
-    seed(server, stream, fill, 400)
+    seed(server, stream, 400)
     now = int(time.time() * 1000)
     entries = []
     for i, text in enumerate(HOSTILE * 10):

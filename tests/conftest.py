@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import clusters
 import guard
 import pytest
-import redis
 import servers
 import stores
 from clusters import Cluster
@@ -35,8 +34,6 @@ pytest_plugins = ["runs"]  # its fixtures
 ROOT = Path(__file__).parents[1]
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-Fields = Mapping[Any, Any] | Sequence[Any]
 
 # Everything that a test starts makes its temporary files in the guard's folder: so a server
 # left behind is known as ours, and nothing stays on the disk. pytest itself keeps its own place.
@@ -243,54 +240,6 @@ def intent(
     """The flat fields of an ordinary event; `fields` adds to them or replaces them."""
     usual = {"symbol": symbol, "side": "BUY", "confidence": confidence, "source": "ai-engine"}
     return {**usual, **fields}
-
-
-Fill = Callable[..., list[bytes]]
-
-
-@pytest.fixture
-def fill() -> Fill:
-    """Puts entries with explicit ids into a stream and answers the ids.
-
-    `fill(server_or_client, stream, [(id, fields), ...], group=None, position="0-0")`:
-    an id is bytes, text ("1700000000000-0") or milliseconds as int; fields are a mapping or the
-    flat list field, value, field, value (so that a field can occur twice). `group` is created
-    at `position` (on an empty stream too).
-    """
-    return fill_stream
-
-
-def fill_stream(
-    where: Server | redis.Redis | redis.RedisCluster,
-    stream: str | bytes,
-    entries: Iterable[tuple[bytes | str | int, Fields]],
-    *,
-    group: str | None = None,
-    position: str = "0-0",
-) -> list[bytes]:
-    client: Any = where.client() if isinstance(where, Server) else where
-    ids: list[bytes] = []
-    batch: list[tuple[Any, ...]] = []
-
-    def flush() -> None:
-        # not in a transaction, and no retry: an id that is sent twice is refused the second time
-        with client.pipeline(transaction=False) as pipe:
-            for command in batch:
-                pipe.execute_command(*command)
-            ids.extend(pipe.execute())
-        batch.clear()
-
-    for entry_id, fields in entries:
-        pairs = fields.items() if isinstance(fields, Mapping) else None
-        flat = [part for pair in pairs for part in pair] if pairs is not None else list(fields)
-        explicit = f"{entry_id}-0" if isinstance(entry_id, int) else entry_id
-        batch.append(("XADD", stream, explicit, *flat))
-        if len(batch) == 2000:
-            flush()
-    flush()
-    if group is not None:
-        client.execute_command("XGROUP", "CREATE", stream, group, position, "MKSTREAM")
-    return ids
 
 
 # ---------------------------------------------------------------- the command line

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from books import GROUP, ask, at, audit, everything, seed
-from conftest import ROOT, Cli, CliResult, Fill, one_line_error
+from conftest import ROOT, Cli, CliResult, one_line_error
 from servers import Server
 
 OPERATOR, ENV = ("--operator", "olga"), ("--env", "production")
@@ -79,8 +79,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(valkey: Server, stream: str, fill: Fill, cli: Cli, keys: dict[str, Path]) -> Desk:
-    seed(valkey, stream, fill)
+def desk(valkey: Server, stream: str, cli: Cli, keys: dict[str, Path]) -> Desk:
+    seed(valkey, stream)
     return Desk(valkey, stream, cli, keys)
 
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 import servers
-from books import GROUP, ask, at, everything, seed
-from conftest import Cli, Fill, intent, one_line_error
+from books import GROUP, ask, at, everything, fill, seed
+from conftest import Cli, intent, one_line_error
 from servers import Server
 
 SECRET = "s3cr3t-pa55"
@@ -73,7 +73,7 @@ def test_a_wrong_password_is_exit_code_3(valkey: Server, cli: Cli) -> None:
 
 @pytest.mark.parametrize("mode", ["dry-run", "live"])
 def test_missing_and_mistyped_keys_are_refused(
-    server: Server, stream: str, fill: Fill, cli: Cli, mode: str
+    server: Server, stream: str, cli: Cli, mode: str
 ) -> None:
     """A missing stream, a missing group and a key of another type: exit code 4, nothing made."""
     drain = ("drain", "--mode", mode, "--yes", "--redis-url", server.url)
@@ -88,11 +88,9 @@ def test_missing_and_mistyped_keys_are_refused(
     assert everything(server) == before
 
 
-def test_live_needs_yes_without_a_terminal(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_live_needs_yes_without_a_terminal(valkey: Server, stream: str, cli: Cli) -> None:
     """Without a terminal to ask on and without --yes nothing is done: exit code 4."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     before = everything(valkey)
     assert "--yes" in cli.fails(
         4, "drain", "--mode", "live", "--redis-url", valkey.url, "--stream", stream
@@ -100,9 +98,9 @@ def test_live_needs_yes_without_a_terminal(
     assert everything(valkey) == before
 
 
-def test_a_replica_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_replica_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """A live drain on a replica is refused; a dry run may read from it."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     ask(valkey, "REPLICAOF", "127.0.0.1", "1")
     try:
         where = at(valkey, stream)
@@ -114,10 +112,10 @@ def test_a_replica_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli)
 
 @pytest.mark.parametrize("key", ["audit", "runs"])
 def test_side_keys_of_another_type_are_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, key: str
+    valkey: Server, stream: str, cli: Cli, key: str
 ) -> None:
     """An audit stream or ledger that is no stream stops the drain before anything is claimed."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     ask(valkey, "SET", f"{stream}.drain_{key}", "x")
     assert f"drain_{key}" in cli.fails(
         4, "drain", "--mode", "live", "--yes", "--redis-url", valkey.url, "--stream", stream
@@ -125,11 +123,9 @@ def test_side_keys_of_another_type_are_refused(
     assert ask(valkey, "XINFO", "CONSUMERS", stream, GROUP) == []
 
 
-def test_precedence_is_flag_environment_file_default(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_precedence_is_flag_environment_file_default(valkey: Server, stream: str, cli: Cli) -> None:
     """A flag beats the environment, that beats drainkit.toml, that beats the default."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     (cli.cwd / "drainkit.toml").write_text(
         f'stream = "{stream}"\nredis_url = "{valkey.url}"\nmax_events = 7\n'
         '[env.testnet]\nmax_events = 9\nallowlist = ["BTCUSDT"]\n'
@@ -142,9 +138,9 @@ def test_precedence_is_flag_environment_file_default(
     assert read(env={"DRAINKIT_ENV": "testnet"}) == 9
 
 
-def test_a_misspelt_variable_is_named(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_misspelt_variable_is_named(valkey: Server, stream: str, cli: Cli) -> None:
     """A DRAINKIT_ variable that is no setting does nothing, and stderr says so."""
-    seed(valkey, stream, fill, 5, delivered=0)
+    seed(valkey, stream, 5, delivered=0)
     where = ("--json", *at(valkey, stream))
     run = cli.done("drain", *where, env={"DRAINKIT_ALLOW_LIST": "ETHUSDT"})
     assert "DRAINKIT_ALLOW_LIST" in one_line_error(run.err)
@@ -173,11 +169,9 @@ def test_the_program_alone_shows_its_help(cli: Cli) -> None:
     assert run.err.splitlines()[0] == "Usage: drainkit [OPTIONS] COMMAND [ARGS]..."
 
 
-def test_stop_needs_a_reason_and_a_stream(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_stop_needs_a_reason_and_a_stream(valkey: Server, stream: str, cli: Cli) -> None:
     """No reason is bad usage; a misspelt stream is refused: its drain would go on."""
-    seed(valkey, stream, fill, 5, delivered=0)
+    seed(valkey, stream, 5, delivered=0)
     where = ("--redis-url", valkey.url, "--stream")
     before = everything(valkey)
     assert cli("stop", *where, stream).rc == 2
@@ -186,11 +180,9 @@ def test_stop_needs_a_reason_and_a_stream(
     assert everything(valkey) == before
 
 
-def test_a_second_stop_says_that_it_was_stopped(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_second_stop_says_that_it_was_stopped(valkey: Server, stream: str, cli: Cli) -> None:
     """The switch keeps its first reason, and the second call does not pretend otherwise."""
-    seed(valkey, stream, fill, 5, delivered=0)
+    seed(valkey, stream, 5, delivered=0)
     where = ("--json", *at(valkey, stream))
     assert cli("stop", "--reason", "first", *where).json()["was_stopped"] is False
     second = cli("stop", "--reason", "second", *where).json()
@@ -200,10 +192,10 @@ def test_a_second_stop_says_that_it_was_stopped(
 
 
 def test_no_other_setting_stands_in_the_way_of_the_kill_switch(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """stop and resume work whatever else is wrong in the environment or in drainkit.toml."""
-    seed(valkey, stream, fill, 5, delivered=0)
+    seed(valkey, stream, 5, delivered=0)
     (cli.cwd / "drainkit.toml").write_text("[fields]\nsymbl = 'x'\n[env.other]\ntrottle = 5\n")
     odd = {"DRAINKIT_ALLOWLIST": "@missing", "DRAINKIT_MAX_EVENTS": "x"}
     where = at(valkey, stream)
@@ -213,11 +205,9 @@ def test_no_other_setting_stands_in_the_way_of_the_kill_switch(
     assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 0
 
 
-def test_allowlists_from_a_file_and_from_a_redis_set(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_allowlists_from_a_file_and_from_a_redis_set(server: Server, stream: str, cli: Cli) -> None:
     """@file and redis:KEY name the same symbols; a missing or empty one is never "all"."""
-    seed(server, stream, fill)
+    seed(server, stream)
     drain = ("drain", "--json", *at(server, stream), "--allowlist")
     (cli.cwd / "symbols.txt").write_text("BTCUSDT # majors\n\n# more\nETHUSDT\n")
     ask(server, "SADD", "allowed", "BTCUSDT", "ETHUSDT")
@@ -237,9 +227,9 @@ def test_allowlists_from_a_file_and_from_a_redis_set(
     assert cli(*drain, "redis:no-such-set").rc == 4
 
 
-def test_status_counts_and_says_why(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_status_counts_and_says_why(server: Server, stream: str, cli: Cli) -> None:
     """The counted backlog per scope is right where Redis's own lag is not, and is explained."""
-    ids = seed(server, stream, fill)
+    ids = seed(server, stream)
     ask(server, "XDEL", stream, ids[150], ids[160])
     where = ("status", *at(server, stream))
     found = cli(*where, "--json").json()
@@ -266,12 +256,12 @@ def test_help_is_complete(cli: Cli) -> None:
         assert cli(command, "--help").rc == 0
 
 
-def test_a_drain_says_how_far_it_is(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_drain_says_how_far_it_is(valkey: Server, stream: str, cli: Cli) -> None:
     """Without a terminal a live drain tells of each tenth on stderr, stdout stays one object.
 
     What another scope recorded is not counted again.
     """
-    seed(valkey, stream, fill, 300, delivered=100)
+    seed(valkey, stream, 300, delivered=100)
     command = ("drain", "--mode", "live", "--yes", "--json", "--max-events", "all",
                *at(valkey, stream))  # fmt: skip
     run = cli(*command, "--throttle", "400")

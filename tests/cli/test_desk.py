@@ -17,7 +17,7 @@ import nbformat
 import psutil
 import pytest
 from books import GROUP, ask, at, seed
-from conftest import ROOT, Cli, Fill, one_line_error
+from conftest import ROOT, Cli, one_line_error
 from servers import Server, wait_until
 
 NAMES = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -123,11 +123,9 @@ def test_the_demo_can_be_served(cli: Cli) -> None:
     assert list(cli.cwd.iterdir()) == []
 
 
-def test_a_persons_own_notebooks_are_run_and_named(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_persons_own_notebooks_are_run_and_named(valkey: Server, stream: str, cli: Cli) -> None:
     """A copy with one more cell runs; the statement tells it from those that were packaged."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     mine = cli.cwd / "mine"
     cli("notebooks", mine)
     own = mine / "02_dry_run.ipynb"
@@ -177,10 +175,10 @@ def installed(site: Path) -> Path:
 
 
 def test_a_packaged_notebook_that_was_edited_in_place_is_refused(
-    valkey: Server, stream: str, fill: Fill, tmp_path: Path
+    valkey: Server, stream: str, tmp_path: Path
 ) -> None:
     """What is edited inside the installed package does not run (4); as it came, it does."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     notebooks = installed(tmp_path / "site")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from threading import Thread
 
 import pytest
-from books import GROUP, ME, ask, at, seed
-from conftest import Cli, Fill, intent
+from books import GROUP, ME, ask, at, fill, seed
+from conftest import Cli, intent
 from servers import Server
 
 from drainkit.cli import terminal
@@ -57,10 +57,10 @@ def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
 
 
 def test_the_question_comes_last_with_all_that_it_is_about(
-    valkey: Server, stream: str, fill: Fill, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """A live drain shows server, stream, group, scope, entries, what would pass, then asks."""
-    seed(valkey, stream, fill, 30, delivered=10)
+    seed(valkey, stream, 30, delivered=10)
     code, said = on_a_terminal("drain", *LIVE, *at(valkey, stream), NO_COLOR="1", answer="n\n")
     card, question = said.split("Acknowledge and audit 20 of 20 entries? [y/N]")
     assert code == 4
@@ -76,7 +76,7 @@ def test_the_question_comes_last_with_all_that_it_is_about(
 
 
 def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """The same words: wrapped between them, coloured unless NO_COLOR is set; plain in a pipe."""
     entries = [(1_790_000_000_000 + n, intent()) for n in range(30)]
@@ -95,7 +95,7 @@ def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
 
 
 def test_markup_in_a_name_is_text(
-    valkey: Server, fill: Fill, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """What rich reads as markup is shown as it is: in a line, a table and a card."""
     name = "[red]a[/link][link=http://x]b[/red]:boom:[1]"
@@ -123,10 +123,10 @@ def test_drift_is_a_table_by_planned_and_happened(capsys: pytest.CaptureFixture[
 
 
 def test_numbers_of_two_places_agree(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """Status, dry run and question say one sum of what is undelivered and what its own left."""
-    seed(valkey, stream, fill, 30, delivered=10)
+    seed(valkey, stream, 30, delivered=10)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, ME, "COUNT", 6, "STREAMS", stream, ">")
     told = "14 undelivered + 6 pending of this drain's own consumer = 20"
     assert told in cli("status", *at(valkey, stream)).out
@@ -135,9 +135,7 @@ def test_numbers_of_two_places_agree(
     assert told in said
 
 
-def test_an_own_stream_is_read_by_a_table_to_paste(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_an_own_stream_is_read_by_a_table_to_paste(valkey: Server, stream: str, cli: Cli) -> None:
     """Status names the fields of events that cannot be read; with its lines pasted they can."""
     now = int(ask(valkey, "TIME")[0]) * 1000
     mine = [(now + i, {"ticker": "BTCUSDT", "score": "0.9", "ts": now // 1000}) for i in range(9)]

@@ -19,11 +19,12 @@ from books import (
     audit,
     backlog,
     everything,
+    fill,
     now_ms,
     pending,
     seed,
 )
-from conftest import Cli, Fill, intent, one_line_error
+from conftest import Cli, intent, one_line_error
 from plan_samples import plan_of, table_sha256
 from pyarrow import parquet
 from servers import Server
@@ -51,10 +52,10 @@ def apply(cli: Cli, server: Server, stream: str, *options: str) -> tuple[str, ..
 
 @pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
 def test_a_live_run_drains_exactly_its_plan(
-    server: Server, stream: str, fill: Fill, cli: Cli, scope: str
+    server: Server, stream: str, cli: Cli, scope: str
 ) -> None:
     """The audit holds the plan's entries, in its order, with its actions, and nothing else."""
-    seed(server, stream, fill, 400)
+    seed(server, stream, 400)
     ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 160, "STREAMS", stream, ">")
     scoped = ("--scope", scope, "--min-idle-min", "0", "--allow-active-consumers")
     before = everything(server)
@@ -74,11 +75,9 @@ def test_a_live_run_drains_exactly_its_plan(
     assert run.json()["drift"] == []
 
 
-def test_what_nobody_set_comes_from_the_plan(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_what_nobody_set_comes_from_the_plan(valkey: Server, stream: str, cli: Cli) -> None:
     """Without policy flags the live run uses the plan's; with other flags it refuses."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     make_plan(cli, valkey, stream, "--min-conf", "0.5")
     for options, point in (
         (("--min-conf", "0.6"), "min_conf"),
@@ -95,11 +94,9 @@ def test_what_nobody_set_comes_from_the_plan(
     assert len(audit(valkey, stream)) == 150
 
 
-def test_a_plan_for_another_stream_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_plan_for_another_stream_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """The same entries under another name are not what was planned."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     make_plan(cli, valkey, stream)
     ask(valkey, "COPY", stream, "another")
     run = cli(*apply(cli, valkey, "another"))
@@ -108,14 +105,12 @@ def test_a_plan_for_another_stream_is_refused(
 
 
 @pytest.mark.parametrize("edit", ["count", "throttle", "digest", "decision", "key"])
-def test_an_edited_plan_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, edit: str
-) -> None:
+def test_an_edited_plan_is_refused(valkey: Server, stream: str, cli: Cli, edit: str) -> None:
     """Whatever was edited in plan.json or decisions.parquet, the digest no longer fits."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     path = make_plan(cli, valkey, stream)
     plan = json.loads(path.read_text())
     if edit == "count":
@@ -154,12 +149,10 @@ def remade(path: Path, decisions: Any = None, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("point", ["as_of", "audit_stream", "throttle", "max_events"])
-def test_all_that_decides_is_the_plans(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, point: str
-) -> None:
+def test_all_that_decides_is_the_plans(valkey: Server, stream: str, cli: Cli, point: str) -> None:
     """What a variable or drainkit.toml say gives way to the plan, another value asked for with the
     command is refused with both named: what was planned as dropped_old stays so."""
-    ids = seed(valkey, stream, fill, 160)[100:]
+    ids = seed(valkey, stream, 160)[100:]
     made = cli(*where(valkey, stream), "--throttle", "none", "--plan", "plan.json", "--max-events",
                60, "--max-age-min", "0.00001")  # fmt: skip
     assert made.json()["dropped_old"] == 60
@@ -177,10 +170,10 @@ def test_all_that_decides_is_the_plans(
     assert {r["action"] for r in audit(valkey, stream)} == {"dropped_old"}
 
 
-def test_a_plan_is_of_one_environment(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_plan_is_of_one_environment(valkey: Server, stream: str, cli: Cli) -> None:
     """A plan made with --env a is refused with --env b, and by who leaves it out; plan and card
     name environment and server, and the plan's digest covers them."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     (cli.cwd / "drainkit.toml").write_text("[env.a]\n[env.b]\n")
     plan = json.loads(make_plan(cli, valkey, stream, "--env", "a").read_text())
     assert (plan["environment"], plan["audit_stream"]) == ("a", f"{stream}.drain_audit")
@@ -199,11 +192,11 @@ def test_a_plan_is_of_one_environment(valkey: Server, stream: str, fill: Fill, c
     ],
 )  # fmt: skip
 def test_a_plan_is_held_against_its_own_decisions(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, said: dict[str, Any]
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path, said: dict[str, Any]
 ) -> None:
     """A plan that says otherwise of its decisions than they do, its digest made anew, is refused
     (4) by drain, run, approve and diff: nobody is shown one entry and drains 150."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     path = make_plan(cli, valkey, stream)
     counts = dict.fromkeys(json.loads(path.read_text())["counts"], 0)
     remade(path, **{k: counts | {"dropped_old": 1} if k == "counts" else v
@@ -221,13 +214,13 @@ def test_a_plan_is_held_against_its_own_decisions(
 
 
 def test_what_was_planned_as_dropped_and_passed_is_no_success(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """A drift from dropped to drained_ok ends with 1 and is listed: the plan was of other
     decisions, or the clock went back."""
     import pyarrow as pa
 
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     path = make_plan(cli, valkey, stream)
     table = parquet.read_table(path.with_name("decisions.parquet"))
     actions = pa.array(["dropped_old"] * len(table)).dictionary_encode()
@@ -242,9 +235,9 @@ def test_what_was_planned_as_dropped_and_passed_is_no_success(
     assert passed[0]["events"] == run.json()["drained_ok"] > 0
 
 
-def test_a_moved_position_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_moved_position_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """If the group was read by somebody else since, the plan no longer applies."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     make_plan(cli, valkey, stream)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, "other", "COUNT", 1, "STREAMS", stream, ">")
     run = cli(*apply(cli, valkey, stream, "--allow-active-consumers"))
@@ -252,9 +245,9 @@ def test_a_moved_position_is_refused(valkey: Server, stream: str, fill: Fill, cl
     assert "position moved" in run.err
 
 
-def test_a_trimmed_entry_is_refused(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_trimmed_entry_is_refused(server: Server, stream: str, cli: Cli) -> None:
     """An entry of the plan that is gone is named, and nothing is done."""
-    ids = seed(server, stream, fill)
+    ids = seed(server, stream)
     make_plan(cli, server, stream)
     ask(server, "XDEL", stream, ids[120])
     run = cli(*apply(cli, server, stream))
@@ -264,10 +257,10 @@ def test_a_trimmed_entry_is_refused(server: Server, stream: str, fill: Fill, cli
 
 
 def test_a_plan_that_died_is_finished_by_the_same_command(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """Killed in the middle, the same command drains the rest of the plan; a third is refused."""
-    seed(valkey, stream, fill, 600)
+    seed(valkey, stream, 600)
     make_plan(cli, valkey, stream, "--max-events", "400", "--throttle", "200")
     command = apply(cli, valkey, stream)
     process = cli.start(*command)
@@ -284,9 +277,7 @@ def test_a_plan_that_died_is_finished_by_the_same_command(
     assert cli(*command).rc == 4 or cli(*command).json()["total_read"] == 0
 
 
-def test_what_became_too_old_is_listed_as_drift(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_what_became_too_old_is_listed_as_drift(valkey: Server, stream: str, cli: Cli) -> None:
     """Events that passed in the dry run and are too old now are dropped_old, and listed."""
     at = now_ms(valkey) + 4000  # ahead, so that there is time to plan
     fill(valkey, stream, [(at + i, intent()) for i in range(10)], group=GROUP)

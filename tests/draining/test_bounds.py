@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from books import GROUP, ME, ask, assert_books_balance, at, audit, deliver, live, now_ms
-from conftest import Cli, Fill, intent, one_line_error
+from books import GROUP, ME, ask, assert_books_balance, at, audit, deliver, fill, live, now_ms
+from conftest import Cli, intent, one_line_error
 from servers import Server
 
 from drainkit.core.timestamps import iso
@@ -22,7 +22,7 @@ def ids_of(records: list[dict[str, str]]) -> list[str]:
     return [record["original_id"] for record in records]
 
 
-def old_and_new(server: Server, stream: str, fill: Fill) -> tuple[list[str], int]:
+def old_and_new(server: Server, stream: str) -> tuple[list[str], int]:
     """120 entries of the last 20 minutes, one each 10 s; and when 10 minutes ago was, in ms."""
     now = now_ms(server)
     entries = [(f"{now - (120 - i) * 10_000}-1", intent()) for i in range(120)]
@@ -31,11 +31,11 @@ def old_and_new(server: Server, stream: str, fill: Fill) -> tuple[list[str], int
 
 
 def test_until_leaves_the_fresh_to_the_consumer_that_comes_back(
-    server: Server, cli: Cli, stream: str, fill: Fill
+    server: Server, cli: Cli, stream: str
 ) -> None:
     """Beside a producer only what is older than 10 minutes goes, and a restarted consumer gets
     all the rest; audit and consumer together hold each entry once."""
-    ids, ten_ago = old_and_new(server, stream, fill)
+    ids, ten_ago = old_and_new(server, stream)
     stopping = threading.Event()
 
     def produce() -> None:
@@ -64,11 +64,11 @@ def test_until_leaves_the_fresh_to_the_consumer_that_comes_back(
 
 
 def test_until_counts_alike_everywhere(
-    valkey: Server, cli: Cli, stream: str, fill: Fill, tmp_path: Path
+    valkey: Server, cli: Cli, stream: str, tmp_path: Path
 ) -> None:
     """An id as --until is included, in dry run, export, plan and live run alike; what is pending
     for the drain's own consumer beyond it stays."""
-    ids, _ = old_and_new(valkey, stream, fill)
+    ids, _ = old_and_new(valkey, stream)
     assert deliver(valkey, stream, ME, 60) == ids[:60]
     until = ("--until", ids[49])
     dry = cli("drain", "--json", *at(valkey, stream), *until).json()
@@ -84,9 +84,9 @@ def test_until_counts_alike_everywhere(
     assert [row[0].decode() for row in own] == ids[50:60]
 
 
-def test_until_is_part_of_the_plan(valkey: Server, cli: Cli, stream: str, fill: Fill) -> None:
+def test_until_is_part_of_the_plan(valkey: Server, cli: Cli, stream: str) -> None:
     """A plan keeps its --until: a live run takes it over, and another one is refused by name."""
-    ids, _ = old_and_new(valkey, stream, fill)
+    ids, _ = old_and_new(valkey, stream)
     where = at(valkey, stream)
     cli.done("drain", "--plan", "p.json", "--until", ids[9], "--throttle", "none", *where)
     digest = json.loads((cli.cwd / "p.json").read_text())["digest"]
@@ -107,11 +107,9 @@ def test_until_is_part_of_the_plan(valkey: Server, cli: Cli, stream: str, fill: 
     assert ids_of(audit(valkey, stream)) == ids[:10]
 
 
-def test_from_takes_no_pending_entry_before_it(
-    server: Server, cli: Cli, stream: str, fill: Fill
-) -> None:
+def test_from_takes_no_pending_entry_before_it(server: Server, cli: Cli, stream: str) -> None:
     """Scope pending from an id on: neither others' nor the drain's own entries before it go."""
-    ids, _ = old_and_new(server, stream, fill)
+    ids, _ = old_and_new(server, stream)
     deliver(server, stream, ME, 20)
     deliver(server, stream, "dead", 20)
     part = ("--scope", "pending", "--min-idle-min", "0", "--from", ids[10], "--until", ids[29])
@@ -132,9 +130,9 @@ def groups(server: Server, stream: str) -> dict[str, str]:
     return found
 
 
-def test_history_in_parts_by_until(server: Server, cli: Cli, stream: str, fill: Fill) -> None:
+def test_history_in_parts_by_until(server: Server, cli: Cli, stream: str) -> None:
     """The history group outlives a run that --until kept from its end; the next goes on there."""
-    ids, _ = old_and_new(server, stream, fill)
+    ids, _ = old_and_new(server, stream)
     ask(server, "XGROUP", "SETID", stream, GROUP, ids[99])
     history = ("--scope", "history", *EVERY_AGE)
     first = cli(*live(server, stream, *history, "--until", ids[39])).json()
@@ -148,10 +146,10 @@ def test_history_in_parts_by_until(server: Server, cli: Cli, stream: str, fill: 
     assert groups(server, stream) == {GROUP: ids[99]}
 
 
-def test_history_from_an_id_on(server: Server, cli: Cli, stream: str, fill: Fill) -> None:
+def test_history_from_an_id_on(server: Server, cli: Cli, stream: str) -> None:
     """A new history group begins just before --from, goes on there, and never comes back to an
     entry it has recorded; another group, up to there, takes what was left out."""
-    ids, _ = old_and_new(server, stream, fill)
+    ids, _ = old_and_new(server, stream)
     ask(server, "XGROUP", "SETID", stream, GROUP, ids[99])
     part = ("--scope", "history", "--from", ids[60], *EVERY_AGE)
     assert cli("drain", "--json", *at(server, stream), *part[:4]).json()["total_read"] == 40
@@ -170,10 +168,10 @@ def test_history_from_an_id_on(server: Server, cli: Cli, stream: str, fill: Fill
 
 
 def test_history_from_is_refused_where_its_group_would_have_to_skip(
-    valkey: Server, cli: Cli, stream: str, fill: Fill
+    valkey: Server, cli: Cli, stream: str
 ) -> None:
     """A history group before --from is left as it is: exit 4 says where it stands."""
-    ids, _ = old_and_new(valkey, stream, fill)
+    ids, _ = old_and_new(valkey, stream)
     ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[99])
     history = ("--scope", "history", *EVERY_AGE)
     assert cli(*live(valkey, stream, *history, "--max-events", "10")).rc == 0
@@ -186,11 +184,9 @@ def test_history_from_is_refused_where_its_group_would_have_to_skip(
     assert ids_of(audit(valkey, stream)) == ids[:15]
 
 
-def test_a_running_drain_counts_its_own_part(
-    valkey: Server, cli: Cli, stream: str, fill: Fill
-) -> None:
+def test_a_running_drain_counts_its_own_part(valkey: Server, cli: Cli, stream: str) -> None:
     """What status says is left of a running drain begins at its --from and ends at its --until."""
-    ids, _ = old_and_new(valkey, stream, fill)
+    ids, _ = old_and_new(valkey, stream)
     deliver(valkey, stream, "dead", 50)
     with Connection(valkey.url, stream) as server:
         start = ledger.Start(

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from books import ME, at, seed
-from conftest import Cli, Fill, one_line_error
+from conftest import Cli, one_line_error
 from plan_samples import plan_of, save_plan, table_of
 from pyarrow import parquet
 from servers import Server
@@ -36,11 +36,10 @@ def test_a_plan_is_like_itself(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_settings_and_fates_that_differ_are_counted(valkey: Server, cli: Cli, stream: str,
-                                                    fill: Fill) -> None:  # fmt: skip
+def test_settings_and_fates_that_differ_are_counted(valkey: Server, cli: Cli, stream: str) -> None:
     """Two dry runs with other limits: just these settings differ, and the events are joined by
     id, not by place."""
-    ids = seed(valkey, stream, fill)
+    ids = seed(valkey, stream)
     fixed = ("--as-of", "2030-01-01T00:00:00Z", "--max-age-min", "100000000", "--max-events")
     where = at(valkey, stream)
     for name, options in (("a.json", ("150", "--min-conf", "0.2", "--allowlist", "BTCUSDT")),

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from books import GROUP, ask, audit, pending, seed
-from conftest import Fill
 from faults import COMMIT, LOOK, READ, Attempt, assert_settled, attempt, complete
 from proxy import FaultKind, Proxy
 from servers import Server
@@ -33,14 +32,13 @@ def impatient(url: str, seconds: float = 0.5) -> str:
 def test_one_fault_is_settled_within_the_run(
     valkey: Server,
     stream: str,
-    fill: Fill,
     start_proxy: StartProxy,
     fault: FaultKind,
     match: bytes,
     throttle: str,
 ) -> None:
     """Whatever happens to one read or commit, the run goes on and audits each entry once."""
-    ids = seed(valkey, stream, fill, 1100, delivered=100)[100:]
+    ids = seed(valkey, stream, 1100, delivered=100)[100:]
     proxy = start_proxy(valkey)
     proxy.arm(fault, match=match, nth=2, delay_sec=0.8)
     run = attempt(impatient(proxy.url), stream, throttle=throttle)
@@ -55,14 +53,13 @@ def test_one_fault_is_settled_within_the_run(
 def test_other_servers_settle_alike(
     clean: Callable[[str], Server],
     stream: str,
-    fill: Fill,
     start_proxy: StartProxy,
     fault: FaultKind,
     kind: str,
 ) -> None:
     """The same on Redis 7 and 6.2, for the fault that leaves a commit's outcome open."""
     server = clean(kind)
-    ids = seed(server, stream, fill, 500, delivered=100)[100:]
+    ids = seed(server, stream, 500, delivered=100)[100:]
     proxy = start_proxy(server)
     proxy.arm(fault, match=COMMIT, nth=3)
     run = attempt(impatient(proxy.url), stream)
@@ -76,14 +73,13 @@ def test_other_servers_settle_alike(
 def test_other_scopes_settle_alike(
     valkey: Server,
     stream: str,
-    fill: Fill,
     start_proxy: StartProxy,
     scope: str,
     fault: FaultKind,
     match: bytes,
 ) -> None:
     """A cut in scope pending (some bodies gone) or history loses and doubles nothing either."""
-    ids = seed(valkey, stream, fill, 400, delivered=200)
+    ids = seed(valkey, stream, 400, delivered=200)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 200, "STREAMS", stream, ">")
     if scope == "pending":
         ask(valkey, "XDEL", stream, ids[205], ids[300])
@@ -110,13 +106,12 @@ def test_other_scopes_settle_alike(
 def test_a_cut_outside_the_loop_ends_the_run_harmlessly(
     valkey: Server,
     stream: str,
-    fill: Fill,
     start_proxy: StartProxy,
     fault: FaultKind,
     match: bytes,
 ) -> None:
     """Cut at its first or last steps, a run exits 3, and the same command again finishes it."""
-    ids = seed(valkey, stream, fill, 100, delivered=100)
+    ids = seed(valkey, stream, 100, delivered=100)
     proxy = start_proxy(valkey)
     proxy.arm(fault, match=match)
     first = attempt(impatient(proxy.url), stream, scope="history")
@@ -127,10 +122,10 @@ def test_a_cut_outside_the_loop_ends_the_run_harmlessly(
 
 
 def test_two_seconds_of_delay_are_only_slow(
-    valkey: Server, stream: str, fill: Fill, start_proxy: StartProxy
+    valkey: Server, stream: str, start_proxy: StartProxy
 ) -> None:
     """2 s of delay on a request and on a reply are waited for: nothing is asked twice."""
-    ids = seed(valkey, stream, fill, 140, delivered=100)[100:]
+    ids = seed(valkey, stream, 140, delivered=100)[100:]
     proxy = start_proxy(valkey)
     proxy.arm("delay_reply", match=COMMIT, delay_sec=2)
     run = complete(proxy.url, stream, throttle="none")
@@ -140,10 +135,10 @@ def test_two_seconds_of_delay_are_only_slow(
 
 
 def test_a_lost_reply_is_followed_by_a_look_not_by_a_resend(
-    valkey: Server, stream: str, fill: Fill, start_proxy: StartProxy
+    valkey: Server, stream: str, start_proxy: StartProxy
 ) -> None:
     """After a commit whose reply was lost, the next script the server sees commits nothing."""
-    ids = seed(valkey, stream, fill, 200, delivered=100)[100:]
+    ids = seed(valkey, stream, 200, delivered=100)[100:]
     ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "0")
     ask(valkey, "CONFIG", "SET", "slowlog-max-len", "1000")
     ask(valkey, "SLOWLOG", "RESET")
@@ -157,11 +152,9 @@ def test_a_lost_reply_is_followed_by_a_look_not_by_a_resend(
     assert_settled(valkey, stream, ids, [run])
 
 
-def test_a_late_request_does_nothing(
-    valkey: Server, stream: str, fill: Fill, start_proxy: StartProxy
-) -> None:
+def test_a_late_request_does_nothing(valkey: Server, stream: str, start_proxy: StartProxy) -> None:
     """A commit that arrives after its run went on without it is refused by the server."""
-    ids = seed(valkey, stream, fill, 200, delivered=100)[100:]
+    ids = seed(valkey, stream, 200, delivered=100)[100:]
     proxy = start_proxy(valkey)
     proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=1.5)
     run = attempt(impatient(proxy.url), stream, max_events="60")
@@ -171,10 +164,10 @@ def test_a_late_request_does_nothing(
 
 
 def test_a_late_commit_does_not_change_closed_books(
-    valkey: Server, stream: str, fill: Fill, start_proxy: StartProxy
+    valkey: Server, stream: str, start_proxy: StartProxy
 ) -> None:
     """Interrupted while a commit is lost on its way, the books hold although it arrives later."""
-    ids = seed(valkey, stream, fill, 200, delivered=100)[100:]
+    ids = seed(valkey, stream, 200, delivered=100)[100:]
     proxy = start_proxy(valkey)
     stopping = threading.Event()
     proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=1.5)
@@ -187,10 +180,10 @@ def test_a_late_commit_does_not_change_closed_books(
 
 
 def test_a_server_that_stays_away_is_lost(
-    valkey: Server, stream: str, fill: Fill, start_proxy: StartProxy
+    valkey: Server, stream: str, start_proxy: StartProxy
 ) -> None:
     """When no new connection works either, the run gives up with exit code 3 and says so."""
-    ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
+    ids = seed(valkey, stream, 300, delivered=100)[100:]
     proxy = start_proxy(valkey)
 
     def break_all() -> None:
@@ -208,11 +201,9 @@ def test_a_server_that_stays_away_is_lost(
     assert 80 <= len(own) <= 120
 
 
-def test_a_storm_of_faults(
-    valkey: Server, stream: str, fill: Fill, start_proxy: StartProxy
-) -> None:
+def test_a_storm_of_faults(valkey: Server, stream: str, start_proxy: StartProxy) -> None:
     """Through random faults, again and again, each entry is audited once in the end."""
-    ids = seed(valkey, stream, fill, 2100, delivered=100)[100:]
+    ids = seed(valkey, stream, 2100, delivered=100)[100:]
     proxy = start_proxy(valkey)
     runs = storm(valkey, proxy, stream, random.Random(), faults=12)
     assert_settled(valkey, stream, ids, runs)

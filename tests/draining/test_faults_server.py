@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import redis
 from books import GROUP, ask, pending, seed
-from conftest import Fill
 from faults import assert_settled, attempt, complete
 from servers import Server, wait_until
 
@@ -40,11 +39,11 @@ def consumers(server: Server, stream: str) -> list[Any]:
 )
 @pytest.mark.parametrize("throttle", ["1000", "none"])
 def test_a_crash_of_the_server(
-    start_server: StartServer, stream: str, fill: Fill, kind: str, fsync: str, throttle: str
+    start_server: StartServer, stream: str, kind: str, fsync: str, throttle: str
 ) -> None:
     """Killed and restarted from its AOF, the server ends the run (exit 3); the next finishes."""
     server = start_server(kind, config={"appendonly": "yes", "appendfsync": fsync})
-    ids = seed(server, stream, fill, 2500, delivered=100)[100:]
+    ids = seed(server, stream, 2500, delivered=100)[100:]
 
     def crash() -> None:
         server.kill()
@@ -58,11 +57,11 @@ def test_a_crash_of_the_server(
     assert pending(server, stream) == 0
 
 
-def test_a_server_that_is_loading(start_server: StartServer, stream: str, fill: Fill) -> None:
+def test_a_server_that_is_loading(start_server: StartServer, stream: str) -> None:
     """While the server loads its data, a run exits 3 and says so; afterwards it works."""
     slow = {"key-load-delay": "20000", "loading-process-events-interval-bytes": "1024"}
     server = start_server("redis", config=slow)
-    ids = seed(server, stream, fill, 150, delivered=100)[100:]
+    ids = seed(server, stream, 150, delivered=100)[100:]
     for number in range(100):
         ask(server, "SET", f"other:{number}", secrets.token_hex(1000))
     ask(server, "SAVE")
@@ -100,9 +99,9 @@ def endless_script(server: Server) -> threading.Thread:
     return thread
 
 
-def test_a_busy_script(valkey: Server, stream: str, fill: Fill) -> None:
+def test_a_busy_script(valkey: Server, stream: str) -> None:
     """While somebody's script blocks the server, the run waits and then goes on."""
-    ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
+    ids = seed(valkey, stream, 300, delivered=100)[100:]
 
     def block() -> None:
         endless_script(valkey)
@@ -113,11 +112,11 @@ def test_a_busy_script(valkey: Server, stream: str, fill: Fill) -> None:
 
 
 def test_a_busy_script_that_outlasts_the_patience(
-    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the run ends with exit code 3 and says why; the same command finishes it later."""
     monkeypatch.setattr("drainkit.draining.loop.RECOVERY_WAITS_SEC", (0.05, 0.1))
-    ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
+    ids = seed(valkey, stream, 300, delivered=100)[100:]
     blocked: list[threading.Thread] = []
     first = attempt(valkey.url, stream, at=(80, lambda: blocked.append(endless_script(valkey))))
     valkey.client().script_kill()
@@ -128,9 +127,9 @@ def test_a_busy_script_that_outlasts_the_patience(
     assert_settled(valkey, stream, ids, [first, again])
 
 
-def test_scripts_are_flushed(server: Server, stream: str, fill: Fill) -> None:
+def test_scripts_are_flushed(server: Server, stream: str) -> None:
     """SCRIPT FLUSH at any time does not matter: each script travels with its call."""
-    ids = seed(server, stream, fill, 500, delivered=100)[100:]
+    ids = seed(server, stream, 500, delivered=100)[100:]
     done = threading.Event()
 
     def flush() -> None:
@@ -176,12 +175,10 @@ REFUSALS: dict[str, tuple[Callable[[Server], Callable[[], None]], int, str]] = {
 
 @pytest.mark.parametrize("throttle", ["2000", "none"])
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_writes_refused_midway(
-    server: Server, stream: str, fill: Fill, refusal: str, throttle: str
-) -> None:
+def test_writes_refused_midway(server: Server, stream: str, refusal: str, throttle: str) -> None:
     """The run ends with a clear line, at once; when writes work again, it is finished."""
     refuse, rc, text = REFUSALS[refusal]
-    ids = seed(server, stream, fill, 2500, delivered=100)[100:]
+    ids = seed(server, stream, 2500, delivered=100)[100:]
     undo: list[Callable[[], None]] = []
     started = time.monotonic()
     first = attempt(
@@ -197,12 +194,10 @@ def test_writes_refused_midway(
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_writes_refused_from_the_start(
-    server: Server, stream: str, fill: Fill, refusal: str
-) -> None:
+def test_writes_refused_from_the_start(server: Server, stream: str, refusal: str) -> None:
     """A server that refuses writes ends the run before anything is written."""
     refuse, rc, text = REFUSALS[refusal]
-    seed(server, stream, fill, 200)
+    seed(server, stream, 200)
     undo = refuse(server)
     run = attempt(server.url, stream)
     undo()
@@ -214,13 +209,13 @@ def test_writes_refused_from_the_start(
 
 @pytest.mark.parametrize("kind", ["valkey", "redis", "redis62"])
 def test_a_disk_that_cannot_be_written(
-    start_server: StartServer, stream: str, fill: Fill, tmp_path: Path, kind: str
+    start_server: StartServer, stream: str, tmp_path: Path, kind: str
 ) -> None:
     """MISCONF ends the run with a clear line; once the disk is back, it is finished."""
     folder = tmp_path / "data"
     folder.mkdir()
     server = start_server(kind, config={"dir": str(folder), "save": "3600 1"})
-    ids = seed(server, stream, fill, 400, delivered=100)[100:]
+    ids = seed(server, stream, 400, delivered=100)[100:]
 
     def lose_disk() -> None:
         shutil.rmtree(folder)  # even root cannot write into a folder that is gone
@@ -241,10 +236,10 @@ def test_a_disk_that_cannot_be_written(
         server.kill()  # an orderly end would try to save
 
 
-def test_rights_taken_away_midway(clean: Clean, stream: str, fill: Fill) -> None:
+def test_rights_taken_away_midway(clean: Clean, stream: str) -> None:
     """Without the right to one of its commands any more, nothing is recorded without its ACK."""
     server = clean("redis")
-    ids = seed(server, stream, fill, 600, delivered=100)[100:]
+    ids = seed(server, stream, 600, delivered=100)[100:]
     ask(server, "ACL", "SETUSER", "d", "on", ">word", "~*", "+@all")
     url = server.url.replace("unix://", "unix://d:word@")
     runs = []

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from books import GROUP, ME, ask, audit, seed
-from conftest import Fill, intent
+from books import GROUP, ME, ask, audit, fill, seed
+from conftest import intent
 from faults import Attempt, assert_once, assert_settled, attempt, complete, key
 from servers import Server
 
@@ -25,9 +25,9 @@ def consumers(server: Server, stream: str) -> list[Any]:
 # ---------------------------------------------------------------- the stream and its group
 
 
-def test_entries_trimmed_midway(server: Server, stream: str, fill: Fill) -> None:
+def test_entries_trimmed_midway(server: Server, stream: str) -> None:
     """What is committed by then is recorded as decided; what is trimmed before is simply gone."""
-    ids = seed(server, stream, fill, 500, delivered=100)[100:]
+    ids = seed(server, stream, 500, delivered=100)[100:]
     run = complete(server.url, stream, at=(80, lambda: ask(server, "XTRIM", stream, "MAXLEN", 50)))
     got = [r["original_id"] for r in audit(server, stream)]
     assert got[:80] == ids[:80]
@@ -36,9 +36,9 @@ def test_entries_trimmed_midway(server: Server, stream: str, fill: Fill) -> None
     assert_settled(server, stream, got, [run])
 
 
-def test_entries_deleted_while_pending(server: Server, stream: str, fill: Fill) -> None:
+def test_entries_deleted_while_pending(server: Server, stream: str) -> None:
     """Delivered to this drain's consumer long ago and deleted now, each is recorded as missing."""
-    ids = seed(server, stream, fill, 200, delivered=100)[100:]
+    ids = seed(server, stream, 200, delivered=100)[100:]
     ask(server, "XREADGROUP", "GROUP", GROUP, ME, "COUNT", 60, "STREAMS", stream, ">")
     run = complete(
         server.url,
@@ -106,13 +106,12 @@ def moved_back(server: Server, stream: str) -> None:
 def test_another_stream_or_group_midway(
     server: Server,
     stream: str,
-    fill: Fill,
     change: Callable[[Server, str], None],
     text: str,
     throttle: str,
 ) -> None:
     """The run refuses to go on (exit 4): nothing new is recorded, what was recorded is counted."""
-    ids = seed(server, stream, fill, 2500, delivered=100)[100:]
+    ids = seed(server, stream, 2500, delivered=100)[100:]
     at_change: list[int] = []
 
     def happen() -> None:
@@ -131,21 +130,19 @@ def test_another_stream_or_group_midway(
 
 
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
-def test_a_stream_recreated_for_new_entries_only(
-    clean: Clean, stream: str, fill: Fill, kind: str
-) -> None:
+def test_a_stream_recreated_for_new_entries_only(clean: Clean, stream: str, kind: str) -> None:
     """Where the server counts what was ever added (7.0 and later), that is noticed, too."""
     server = clean(kind)
-    ids = seed(server, stream, fill, 500, delivered=100)[100:]
+    ids = seed(server, stream, 500, delivered=100)[100:]
     run = attempt(server.url, stream, at=(80, lambda: recreated_for_the_new(server, stream)))
     assert run.rc == 4
     assert "made anew" in run.error
     assert_once(audit(server, stream), ids[:80])
 
 
-def test_a_group_moved_back_and_put_right_again(server: Server, stream: str, fill: Fill) -> None:
+def test_a_group_moved_back_and_put_right_again(server: Server, stream: str) -> None:
     """After SETID backwards the run stops; with the position put right, each is recorded once."""
-    ids = seed(server, stream, fill, 500, delivered=100)[100:]
+    ids = seed(server, stream, 500, delivered=100)[100:]
     before: list[bytes] = []
 
     def back() -> None:
@@ -163,9 +160,9 @@ def test_a_group_moved_back_and_put_right_again(server: Server, stream: str, fil
 # ---------------------------------------------------------------- the side keys
 
 
-def test_an_audit_key_of_another_type(server: Server, stream: str, fill: Fill) -> None:
+def test_an_audit_key_of_another_type(server: Server, stream: str) -> None:
     """From the start: refused, nothing written. Midway: refused, and finished when put right."""
-    ids = seed(server, stream, fill, 500, delivered=100)[100:]
+    ids = seed(server, stream, 500, delivered=100)[100:]
     name = f"{stream}.drain_audit"
     ask(server, "SET", name, "text")
     run = attempt(server.url, stream)
@@ -186,11 +183,9 @@ def test_an_audit_key_of_another_type(server: Server, stream: str, fill: Fill) -
 
 
 @pytest.mark.parametrize("suffix", ["drain_runs", "drain_state"])
-def test_another_side_key_of_another_type(
-    valkey: Server, stream: str, fill: Fill, suffix: str
-) -> None:
+def test_another_side_key_of_another_type(valkey: Server, stream: str, suffix: str) -> None:
     """Ledger and state too are looked at before anything is written, and named when wrong."""
-    seed(valkey, stream, fill, 200)
+    seed(valkey, stream, 200)
     ask(valkey, "SET", f"{stream}.{suffix}", "text")
     run = attempt(valkey.url, stream)
     assert (run.rc, run.summary) == (4, None)
@@ -200,11 +195,9 @@ def test_another_side_key_of_another_type(
 
 @pytest.mark.parametrize("last", [MAX_ID, "18446744073709551615-18446744073709551612"])
 @pytest.mark.parametrize("when", [0, 80])
-def test_audit_ids_that_are_used_up(
-    server: Server, stream: str, fill: Fill, last: str, when: int
-) -> None:
+def test_audit_ids_that_are_used_up(server: Server, stream: str, last: str, when: int) -> None:
     """Without ids to give, nothing is recorded or acknowledged; another audit stream helps."""
-    ids = seed(server, stream, fill, 400, delivered=100)[100:]
+    ids = seed(server, stream, 400, delivered=100)[100:]
 
     def use_up() -> None:
         ask(server, "XADD", f"{stream}.drain_audit", last, "not", "a record")
@@ -223,9 +216,9 @@ def test_audit_ids_that_are_used_up(
     assert_settled(server, stream, ids[when:], [again], audit_key=f"{stream}.audit2")
 
 
-def test_an_audit_id_whose_millisecond_is_full(server: Server, stream: str, fill: Fill) -> None:
+def test_an_audit_id_whose_millisecond_is_full(server: Server, stream: str) -> None:
     """Ids that run out within one millisecond go on in the next; the batch is whole."""
-    ids = seed(server, stream, fill, 900, delivered=100)[100:]
+    ids = seed(server, stream, 900, delivered=100)[100:]
 
     def fill_up() -> None:
         seconds, micros = ask(server, "TIME")
@@ -242,9 +235,9 @@ def test_an_audit_id_whose_millisecond_is_full(server: Server, stream: str, fill
     assert_settled(server, stream, ids, [run])
 
 
-def test_a_foreign_entry_in_the_audit_stream(valkey: Server, stream: str, fill: Fill) -> None:
+def test_a_foreign_entry_in_the_audit_stream(valkey: Server, stream: str) -> None:
     """Something that is no record, put into the audit stream, stops no run and is never counted."""
-    ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
+    ids = seed(valkey, stream, 300, delivered=100)[100:]
     name = f"{stream}.drain_audit"
     ask(valkey, "XADD", name, "*", "\xff", "\x1b[2J")
     run = complete(valkey.url, stream, at=(80, lambda: ask(valkey, "XADD", name, "*", "a", "b")))
@@ -253,9 +246,9 @@ def test_a_foreign_entry_in_the_audit_stream(valkey: Server, stream: str, fill: 
     assert_settled(valkey, stream, ids, [run])
 
 
-def test_the_servers_clock_goes_back(valkey: Server, stream: str, fill: Fill) -> None:
+def test_the_servers_clock_goes_back(valkey: Server, stream: str) -> None:
     """An audit stream a second ahead of the clock is waited for; its ids never stand still."""
-    ids = seed(valkey, stream, fill, 300, delivered=100)[100:]
+    ids = seed(valkey, stream, 300, delivered=100)[100:]
     seconds, micros = ask(valkey, "TIME")
     ahead = int(seconds) * 1000 + int(micros) // 1000 + 1000
     ask(valkey, "XADD", f"{stream}.drain_audit", f"{ahead}-0", "original_id", "0-1")
@@ -266,7 +259,7 @@ def test_the_servers_clock_goes_back(valkey: Server, stream: str, fill: Fill) ->
     assert_settled(valkey, stream, ids, [run])
 
 
-def test_the_end_of_ids_in_the_stream_itself(server: Server, stream: str, fill: Fill) -> None:
+def test_the_end_of_ids_in_the_stream_itself(server: Server, stream: str) -> None:
     """A stream whose own last id is the greatest there is is drained like any other."""
     entries = [(1, intent()), (2, intent()), (MAX_ID, intent())]
     fill(server, stream, entries, group=GROUP)

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from books import GROUP, ME, ask, assert_books_balance, audit, deliver, seed
-from conftest import Fill
 from servers import Server
 
 from drainkit.core.events import Decoder
@@ -69,10 +68,10 @@ def reads(server: Server) -> int:
 
 
 def test_what_was_seen_is_drained_without_another_read(
-    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path
+    server: Server, stream: str, link: Link, tmp_path: Path
 ) -> None:
     """All of the plan, in its order, as it says; 6.2, which counts no deletions, reads again."""
-    seed(server, stream, fill)
+    seed(server, stream)
     planned = planned_of(link, server, stream, tmp_path)
     job = to_apply(link, server, stream, planned)
     ask(server, "CONFIG", "RESETSTAT")
@@ -101,10 +100,10 @@ def anew(server: Server, stream: str, ids: list[str], *, change: str = "", gone:
 
 @pytest.mark.parametrize("meanwhile", ["deleted", "deleted later", "deleted elsewhere", "added"])
 def test_the_counters_guard_what_is_not_read_again(
-    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, meanwhile: str
+    server: Server, stream: str, link: Link, tmp_path: Path, meanwhile: str
 ) -> None:
     """An entry deleted after all were seen vanished: not recorded, and no other is for it."""
-    ids = seed(server, stream, fill)
+    ids = seed(server, stream)
     planned = planned_of(link, server, stream, tmp_path)
     job = to_apply(link, server, stream, planned)
     gone = ids[7] if meanwhile == "deleted elsewhere" else ids[150]
@@ -137,11 +136,11 @@ def test_the_counters_guard_what_is_not_read_again(
     ids=["made anew", "gone", "position moved"],
 )
 def test_a_stream_or_group_that_changed_after_it_was_seen_ends_the_drain(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path,
+    valkey: Server, stream: str, link: Link, tmp_path: Path,
     meanwhile: Meanwhile, told: str,
 ) -> None:  # fmt: skip
     """Nothing is recorded of a stream that is another now, nor of what others were delivered."""
-    ids = seed(valkey, stream, fill)
+    ids = seed(valkey, stream)
     planned = planned_of(link, valkey, stream, tmp_path)
     job = to_apply(link, valkey, stream, planned)
     assert job.to_drain
@@ -158,10 +157,10 @@ def test_a_stream_or_group_that_changed_after_it_was_seen_ends_the_drain(
 @pytest.mark.parametrize("at", [100, 199, 298])
 @pytest.mark.parametrize("kind", ["gone", "change", "more", "own"])
 def test_a_plan_that_does_not_fit_to_the_byte_is_looked_at_closely(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, kind: str, at: int
+    valkey: Server, stream: str, link: Link, tmp_path: Path, kind: str, at: int
 ) -> None:
     """An entry less, changed, more or pending is seen; gone or changed refuses before any write."""
-    ids = seed(valkey, stream, fill)
+    ids = seed(valkey, stream)
     if kind == "more":  # planned without it, then it is there
         ask(valkey, "XDEL", stream, ids[at])
     planned = planned_of(link, valkey, stream, tmp_path)
@@ -194,11 +193,11 @@ def hand_on(link: Link, job: Job, folder: Path) -> None:
 
 @pytest.mark.parametrize("max_events", ["all", 130, 5])
 def test_what_is_handed_on_makes_the_same_plan(
-    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path,
+    server: Server, stream: str, link: Link, tmp_path: Path,
     max_events: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Row for row the decisions of a dry run that reads; new entries behind it do not matter."""
-    seed(server, stream, fill)
+    seed(server, stream)
     job = job_of(link, server, stream, max_events=max_events, as_of="2026-01-01T00:00:00Z")
     hand_on(link, job, tmp_path)
     if server.kind != "redis62":
@@ -230,10 +229,10 @@ def test_what_is_handed_on_makes_the_same_plan(
     ids=["deleted", "trimmed", "moved", "delivered", "made anew", "counters", "recorded"],
 )
 def test_what_is_not_proven_is_read_again(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, change: Meanwhile
+    valkey: Server, stream: str, link: Link, tmp_path: Path, change: Meanwhile
 ) -> None:
     """Each change between 01 and 02 that could make the plan another one is seen."""
-    ids = seed(valkey, stream, fill)
+    ids = seed(valkey, stream)
     hand_on(link, job_of(link, valkey, stream), tmp_path)
     assert handed_on(link, job_of(link, valkey, stream), tmp_path) is not None
     change(valkey, stream, ids)
@@ -241,11 +240,11 @@ def test_what_is_not_proven_is_read_again(
 
 
 def test_what_another_process_of_the_server_had_is_read_again(
-    stream: str, fill: Fill, start_server: Callable[..., Server], tmp_path: Path
+    stream: str, start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     """After a restart or a failover the same counters may stand for other entries."""
     server = start_server("valkey", config={"appendonly": "yes"})
-    seed(server, stream, fill)
+    seed(server, stream)
     with Link(server.url, stream) as link:
         hand_on(link, job_of(link, server, stream), tmp_path)
         assert handed_on(link, job_of(link, server, stream), tmp_path) is not None
@@ -257,10 +256,10 @@ def test_what_another_process_of_the_server_had_is_read_again(
 
 
 def test_other_settings_or_a_spoilt_file_are_read_again(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path
+    valkey: Server, stream: str, link: Link, tmp_path: Path
 ) -> None:
     """Other field names, another number of events; no file, half a file."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     job = job_of(link, valkey, stream)
     assert handed_on(link, job, tmp_path) is None
     hand_on(link, job, tmp_path)

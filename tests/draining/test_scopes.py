@@ -7,7 +7,7 @@ from itertools import permutations, product
 
 import pytest
 from books import GROUP, ME, ask, at, audit, deliver, everything, pending, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from faults import complete, rehearse
 from servers import Server, wait_until
 
@@ -24,10 +24,10 @@ def each_once(server: Server, stream: str, expected: list[str]) -> None:
 
 @pytest.mark.parametrize("order", [*permutations(SCOPES)], ids="-".join)
 def test_scopes_one_after_another_record_each_entry_once(
-    server: Server, stream: str, fill: Fill, cli: Cli, order: tuple[str, ...]
+    server: Server, stream: str, cli: Cli, order: tuple[str, ...]
 ) -> None:
     """In whatever order, in batches: each id once, and each dry run says what the live run does."""
-    ids = seed(server, stream, fill, 120, delivered=60)
+    ids = seed(server, stream, 120, delivered=60)
     deliver(server, stream, b"dead", 20)
     for scope, budget in product(order, ("15", "all")):
         options = {"scope": scope, "max_events": budget, "min_idle_min": 0,
@@ -46,10 +46,10 @@ def test_scopes_one_after_another_record_each_entry_once(
 
 
 def test_a_planned_history_ends_before_a_tail_that_is_recorded(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """What scope undelivered drained is history, too: not planned again, and no reason to stay."""
-    ids = seed(valkey, stream, fill, 120, delivered=60)
+    ids = seed(valkey, stream, 120, delivered=60)
     assert cli(*LIVE, *ALL, *at(valkey, stream)).rc == 0
     history = (*ALL, "--throttle", "none", "--scope", "history", "--plan", "plan.json",
                *at(valkey, stream))  # fmt: skip
@@ -59,11 +59,9 @@ def test_a_planned_history_ends_before_a_tail_that_is_recorded(
     assert "drain_history" not in str(ask(valkey, "XINFO", "GROUPS", stream))
 
 
-def test_killed_within_and_between_scopes(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_killed_within_and_between_scopes(valkey: Server, stream: str, cli: Cli) -> None:
     """SIGKILL in scope undelivered and in history, by turns: in the end each id has one record."""
-    ids = seed(valkey, stream, fill, 120, delivered=60)
+    ids = seed(valkey, stream, 120, delivered=60)
     for scope in ("undelivered", "history") * 2:
         begun = len(audit(valkey, stream))
         process = cli.start(*LIVE[:-1], "100", *at(valkey, stream), "--scope", scope)
@@ -77,11 +75,9 @@ def test_killed_within_and_between_scopes(
     assert pending(valkey, stream) == 0
 
 
-def test_after_setid_back_nothing_is_recorded_again(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_after_setid_back_nothing_is_recorded_again(server: Server, stream: str, cli: Cli) -> None:
     """Entries drained before the position was moved back are passed without a second record."""
-    ids = seed(server, stream, fill, 120, delivered=60)
+    ids = seed(server, stream, 120, delivered=60)
     assert cli(*LIVE, *ALL, *at(server, stream)).rc == 0
     ask(server, "XGROUP", "SETID", stream, GROUP, ids[29])
     deliver(server, stream, ME.encode(), 40)  # 30 that have no record, and 10 that have one
@@ -93,11 +89,9 @@ def test_after_setid_back_nothing_is_recorded_again(
     assert pending(server, stream) == 0
 
 
-def test_an_audit_of_before_there_were_marks(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_an_audit_of_before_there_were_marks(valkey: Server, stream: str, cli: Cli) -> None:
     """Without its marks in the state the audit itself says what is recorded."""
-    ids = seed(valkey, stream, fill, 120, delivered=60)
+    ids = seed(valkey, stream, 120, delivered=60)
     assert cli(*LIVE, "--max-events", "30", *at(valkey, stream)).rc == 0
     ask(valkey, "DEL", f"{stream}.drain_state")
     ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[59])
@@ -109,10 +103,10 @@ def test_an_audit_of_before_there_were_marks(
 @pytest.mark.parametrize(("first", "second"), [("history", "pending"), ("pending", "history")])
 @pytest.mark.parametrize("throttle", ["400", "none"])
 def test_what_another_scope_records_meanwhile_is_not_recorded_again(
-    server: Server, stream: str, fill: Fill, first: str, second: str, throttle: str
+    server: Server, stream: str, first: str, second: str, throttle: str
 ) -> None:
     """A drain of another scope runs in the middle of this one: the commit sees it."""
-    ids = seed(server, stream, fill, 500, delivered=0)
+    ids = seed(server, stream, 500, delivered=0)
     deliver(server, stream, b"dead", 500)
     options = {"min_idle_min": 0, "throttle": throttle}
 
@@ -126,10 +120,10 @@ def test_what_another_scope_records_meanwhile_is_not_recorded_again(
 
 
 def test_a_history_group_that_drainkit_did_not_make_is_refused(
-    server: Server, stream: str, fill: Fill, cli: Cli
+    server: Server, stream: str, cli: Cli
 ) -> None:
     """Also one of the default name; and a second one of the same consumer group."""
-    seed(server, stream, fill, 60, delivered=40)
+    seed(server, stream, 60, delivered=40)
     ask(server, "XGROUP", "CREATE", stream, f"{GROUP}.drain_history", "0")
     before = everything(server)
     run = cli(*LIVE, *ALL, *at(server, stream), "--scope", "history")
@@ -144,10 +138,10 @@ def test_a_history_group_that_drainkit_did_not_make_is_refused(
 
 
 def test_a_history_group_destroyed_in_the_middle_goes_on(
-    server: Server, stream: str, fill: Fill, cli: Cli
+    server: Server, stream: str, cli: Cli
 ) -> None:
     """Made anew it stands where its last commit left it, not at 0-0."""
-    ids = seed(server, stream, fill, 60, delivered=40)
+    ids = seed(server, stream, 60, delivered=40)
     history = (*LIVE, *at(server, stream), "--scope", "history", "--max-events", "10")
     assert cli(*history).rc == 0
     ask(server, "XGROUP", "DESTROY", stream, f"{GROUP}.drain_history")

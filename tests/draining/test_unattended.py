@@ -20,7 +20,7 @@ from books import (
     now_ms,
     seed,
 )
-from conftest import Cli, Fill
+from conftest import Cli
 from servers import Server
 
 from drainkit.draining.unattended import check_limits, require_limits
@@ -38,11 +38,11 @@ def scheduled(server: Server, stream: str, *options: object) -> tuple[object, ..
 
 
 def test_below_the_threshold_nothing_happens(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path
 ) -> None:
     """--if-backlog-over: at or below N it ends with 0, no evidence, nothing written."""
     (tmp_path / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, fill, 150, delivered=100)
+    seed(valkey, stream, 150, delivered=100)
     before = everything(valkey)
     for n in (50, 51):
         run = cli.done(*scheduled(valkey, stream, "--if-backlog-over", n))
@@ -52,11 +52,11 @@ def test_below_the_threshold_nothing_happens(
 
 
 def test_above_the_threshold_it_drains(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path
 ) -> None:
     """Above N the scheduled run drains, with evidence, as the drainer's user; the lease is free."""
     (tmp_path / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, fill, 150, delivered=100)
+    seed(valkey, stream, 150, delivered=100)
     url = make_user(cli, valkey, stream, "drainer")
     command = ("run", "--mode", "live", "--yes", "--json", "--redis-url", url, "--stream", stream,
                "--throttle", "none", "--if-backlog-over", 49)  # fmt: skip
@@ -67,14 +67,14 @@ def test_above_the_threshold_it_drains(
 
 
 def test_scheduled_runs_do_not_pile_up(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path
 ) -> None:
     """While one holds the group's lease the next ends with 0; a lease that ran out is taken."""
     from drainkit.server import writing
     from drainkit.server.connection import Server as Link
 
     (tmp_path / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, fill, 120, delivered=100)
+    seed(valkey, stream, 120, delivered=100)
     with Link(valkey.url, stream) as link:
         assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
         assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
@@ -92,11 +92,11 @@ def test_scheduled_runs_do_not_pile_up(
 
 
 def test_a_clock_set_back_holds_timers_for_a_minute_at_most(
-    server: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+    server: Server, stream: str, cli: Cli, tmp_path: Path
 ) -> None:
     """A dead run's lease that ends in an hour, by the server's clock of now, runs out in 60 s."""
     (tmp_path / "drainkit.toml").write_text(LIMITS)
-    seed(server, stream, fill, 120, delivered=100)
+    seed(server, stream, 120, delivered=100)
     now = now_ms(server)
     ask(server, "HSET", f"{stream}.drain_state", f"lease:{GROUP}", f"dead {now + 3_600_000}")
     run = cli(*scheduled(server, stream, "--if-backlog-over", 0))
@@ -125,10 +125,10 @@ def test_limits_are_needed_and_kept() -> None:
 
 
 def test_unattended_live_runs_stay_within_limits(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path
 ) -> None:
     """Without limits a scheduled run is refused; beyond them run and drain are; nothing changes."""
-    seed(valkey, stream, fill, 150, delivered=100)
+    seed(valkey, stream, 150, delivered=100)
     before = ask(valkey, "XINFO", "STREAM", stream, "FULL", "COUNT", 0)
     run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
     assert (run.rc, "[limits]" in run.err) == (4, True)
@@ -148,10 +148,10 @@ def test_unattended_live_runs_stay_within_limits(
 
 
 def test_a_plan_that_aged_too_much_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path
 ) -> None:
     """max_drift counts the plan's events that grew too old since; beyond it nothing is drained."""
-    seed(valkey, stream, fill, 120, delivered=100)
+    seed(valkey, stream, 120, delivered=100)
     old = ("--max-age-min", "0.1", "--throttle", "none", "--max-events", "all")
     assert cli("drain", "--plan", "plan.json", *old, *at(valkey, stream)).rc == 0
     time.sleep(6)
@@ -165,7 +165,7 @@ def test_a_plan_that_aged_too_much_is_refused(
 
 
 def test_environments_have_their_own_values(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path
 ) -> None:
     """--env picks allowlist (list, file, Redis set) and limits; the plan records the symbols."""
     (tmp_path / "drainkit.toml").write_text(
@@ -177,7 +177,7 @@ def test_environments_have_their_own_values(
     )
     (tmp_path / "symbols.txt").write_text("ETHUSDT # one\n")
     ask(valkey, "SADD", "allowed", "BTCUSDT", "ETHUSDT")
-    seed(valkey, stream, fill, 60, delivered=0)
+    seed(valkey, stream, 60, delivered=0)
     expected = {"testnet": ["BTCUSDT"], "file": ["ETHUSDT"], "production": sorted(ALLOW.split(","))}
     for env, symbols in expected.items():
         run = cli.done("drain", "--redis-url", valkey.url, "--env", env, "--plan", f"{env}.json")
@@ -187,12 +187,10 @@ def test_environments_have_their_own_values(
     assert (run.rc, "max_events is 1" in run.err) == (4, True)
 
 
-def test_a_changed_allowlist_is_a_changed_policy(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_changed_allowlist_is_a_changed_policy(valkey: Server, stream: str, cli: Cli) -> None:
     """A Redis set that changed between plan and live run refuses the plan, and nothing is done."""
     ask(valkey, "SADD", "allowed", "BTCUSDT")
-    seed(valkey, stream, fill, 60, delivered=0)
+    seed(valkey, stream, 60, delivered=0)
     options = (*at(valkey, stream), "--allowlist", "redis:allowed", "--plan", "p.json")
     assert cli("drain", *options).rc == 0
     ask(valkey, "SADD", "allowed", "DOGEUSDT")

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from books import at, seed
-from conftest import Cli, Fill, lacking
+from conftest import Cli, lacking
 from plan_samples import plan_of, save_plan, table_of
 from pyarrow import parquet
 from runs import flip
@@ -433,11 +433,9 @@ def test_a_trimmed_ledger_is_named(verify: Verify, valkey: Server) -> None:
     assert "is a string, not a stream" in str(verify.by("s"))
 
 
-def test_live_drains_are_listed_and_are_no_findings(
-    verify: Verify, valkey: Server, fill: Fill
-) -> None:
+def test_live_drains_are_listed_and_are_no_findings(verify: Verify, valkey: Server) -> None:
     """A `drain` leaves no evidence by design: all is well, and its run id and operator are said."""
-    seed(valkey, "s", fill, 20, delivered=5)
+    seed(valkey, "s", 20, delivered=5)
     drained = verify.cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga",
                          *at(valkey, "s"))  # fmt: skip
     assert verify.by("s") == []

@@ -18,7 +18,7 @@ from books import (
     pending,
     seed,
 )
-from conftest import Cli, Fill
+from conftest import Cli
 from proxy import Proxy
 from servers import Server
 
@@ -26,10 +26,10 @@ FAST = ("--throttle", "none", "--max-events", "all")
 
 
 def test_dead_consumers_without_pending_entries_are_removed(
-    server: Server, stream: str, fill: Fill, cli: Cli
+    server: Server, stream: str, cli: Cli
 ) -> None:
     """Behind 10,012 entries, 31 of 34 dead consumers go; 3 stay for their pending until drained."""
-    seed(server, stream, fill, 10_112, delivered=50)
+    seed(server, stream, 10_112, delivered=50)
     for i in range(31):
         ask(server, "XGROUP", "CREATECONSUMER", stream, GROUP, f"idle-{i}")
     for name in ("worker-1", "worker-2", "worker-3"):
@@ -70,14 +70,12 @@ def most_listed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("most_listed")
-def test_a_consumer_that_comes_back_keeps_its_entries(
-    valkey: Server, stream: str, fill: Fill
-) -> None:
+def test_a_consumer_that_comes_back_keeps_its_entries(valkey: Server, stream: str) -> None:
     """Consumers that read at the very moment of their removal never lose a pending entry."""
     from drainkit.operations.maintenance import remove_consumers
     from drainkit.server.connection import Server as Link
 
-    seed(valkey, stream, fill, 400, delivered=0)
+    seed(valkey, stream, 400, delivered=0)
     names = [f"c{i}" for i in range(20)]
     for name in names:
         ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, name)
@@ -106,12 +104,12 @@ def test_a_consumer_that_comes_back_keeps_its_entries(
 
 
 @pytest.mark.usefixtures("most_listed")
-def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> None:
+def test_an_active_consumer_stays(valkey: Server, stream: str) -> None:
     """Listed as dead but active at the moment of removal, a consumer stays and it says so."""
     from drainkit.operations.maintenance import dead_consumers, remove_consumers
     from drainkit.server.connection import Server as Link
 
-    seed(valkey, stream, fill, 10, delivered=10)
+    seed(valkey, stream, 10, delivered=10)
     ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, "sleeper")
     time.sleep(0.3)
     with Link(valkey.url, stream) as link:
@@ -127,10 +125,10 @@ def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> No
 
 
 def test_two_operators_count_only_their_own_removals(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, start_proxy: Callable[..., Proxy]
+    valkey: Server, stream: str, cli: Cli, start_proxy: Callable[..., Proxy]
 ) -> None:
     """Of 1,100 consumers that both have listed, each tells and notes those that it removed."""
-    seed(valkey, stream, fill, 10, delivered=10)
+    seed(valkey, stream, 10, delivered=10)
     pipe = valkey.client().pipeline(transaction=False)
     for i in range(1_100):
         pipe.execute_command("XGROUP", "CREATECONSUMER", stream, GROUP, f"c{i}")

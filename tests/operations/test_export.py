@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from books import GROUP, ask, at, everything, seed
-from conftest import ROOT, Cli, Fill, fill_stream, intent
+from books import GROUP, ask, at, everything, fill, seed
+from conftest import ROOT, Cli, intent
 from hypothesis import example, given
 from hypothesis import strategies as st
 from servers import Server
@@ -37,10 +37,10 @@ NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_each_scope_is_exported_whole(
-    server: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, suffix: str
+    server: Server, stream: str, cli: Cli, tmp_path: Path, suffix: str
 ) -> None:
     """Parquet and CSV hold each entry of the scope in order, and the server is left as it was."""
-    ids = seed(server, stream, fill)
+    ids = seed(server, stream)
     ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 10, "STREAMS", stream, ">")
     ask(server, "XDEL", stream, ids[103])
     before = everything(server)
@@ -83,9 +83,7 @@ def test_fields_come_back(bodies: list[list[bytes]]) -> None:
     assert gone is gone_too is None
 
 
-def test_csv_holds_no_formula(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_csv_holds_no_formula(valkey: Server, stream: str, cli: Cli, tmp_path: Path) -> None:
     """No cell of the CSV begins as a formula does, and the fields are there as JSON."""
     evil = "=HYPERLINK(0)"
     fill(valkey, stream, [(1_700_000_000_000, intent(evil, side="+1", source="@x", extra="-2"))],
@@ -98,9 +96,9 @@ def test_csv_holds_no_formula(
     assert ["extra", "-2"] in json.loads(row["fields"])
 
 
-def test_a_wrong_name_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_wrong_name_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """A file that is neither .parquet nor .csv is bad usage."""
-    seed(valkey, stream, fill, 3, delivered=0)
+    seed(valkey, stream, 3, delivered=0)
     run = cli("export", "a.xlsx", *at(valkey, stream))
     assert run.rc == 2
     assert ".parquet or .csv" in run.err
@@ -108,10 +106,10 @@ def test_a_wrong_name_is_refused(valkey: Server, stream: str, fill: Fill, cli: C
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_an_empty_backlog_is_an_empty_file(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, suffix: str
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path, suffix: str
 ) -> None:
     """Without a single entry the file has every column and no row."""
-    seed(valkey, stream, fill, 3, delivered=3)
+    seed(valkey, stream, 3, delivered=3)
     cli.done("export", f"a.{suffix}", *at(valkey, stream))
     file = tmp_path / f"a.{suffix}"
     frame = pd.read_parquet(file) if suffix == "parquet" else pd.read_csv(file)
@@ -130,7 +128,7 @@ def days_of(stream: str, server: Server, n: int = 7_000) -> list[str]:
         (f"{MIDNIGHT_MS - DAY_MS // 2 + i * step}-0", intent(f"SYM{i}", source=f"s{i % 7}"))
         for i in range(n)
     ]
-    fill_stream(server, stream, entries, group=GROUP)
+    fill(server, stream, entries, group=GROUP)
     return [entry_id for entry_id, _ in entries]
 
 
@@ -139,7 +137,7 @@ def test_entries_between_ids_that_are_no_times_keep_their_day(
 ) -> None:
     """A page that begins and ends with ids that are no times holds a day's entry in that day."""
     ids = ("5-1", f"{MIDNIGHT_MS}-0", f"{2**63}-0")
-    fill_stream(valkey, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP)
+    fill(valkey, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP)
     cli.done("export", "backlog/", *at(valkey, stream))
     rows = ds.dataset(tmp_path / "backlog", partitioning="hive").to_table().to_pylist()
     assert {row["id"]: str(row["date"]) for row in rows} == dict(
@@ -215,7 +213,7 @@ def test_a_full_part_is_followed_by_another(
 
 @pytest.mark.parametrize("entries", [0, 2])
 def test_a_dataset_without_days_can_be_read(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, entries: int
+    valkey: Server, stream: str, cli: Cli, tmp_path: Path, entries: int
 ) -> None:
     """Readers find the columns also where there is no entry, or none whose id is a time."""
     fill(valkey, stream, [(f"{i}-1", intent()) for i in range(5, 5 + entries)], group=GROUP)
@@ -225,11 +223,9 @@ def test_a_dataset_without_days_can_be_read(
     assert {"id", "event_time", "fields", "date"} <= set(table.column_names)
 
 
-def test_a_folder_in_use_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_a_folder_in_use_is_refused(valkey: Server, stream: str, cli: Cli, tmp_path: Path) -> None:
     """What stands in the folder stays; an empty folder is taken; nothing unfinished is left."""
-    seed(valkey, stream, fill, 30, delivered=0)
+    seed(valkey, stream, 30, delivered=0)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "old").write_text("old")
     (tmp_path / "empty").mkdir()
@@ -322,7 +318,7 @@ BIG = 4 << 20
     ],
 )  # fmt: skip
 def test_large_entries_do_not_add_up(
-    valkey: Server, stream: str, fill: Fill, tmp_path: Path, scope: str, sizes: list[int]
+    valkey: Server, stream: str, tmp_path: Path, scope: str, sizes: list[int]
 ) -> None:
     """Wherever the large entries lie, those that come together are bounded by their bytes."""
     fill(valkey, stream, [(MIDNIGHT_MS + i, intent(blob="x" * n)) for i, n in enumerate(sizes)],

@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from books import GROUP, at
 from browsers import LAB, Watched, hostile_backlog, serving
-from conftest import Cli, Fill
+from conftest import Cli
 from playwright.sync_api import Browser
 from servers import Server
 
@@ -27,11 +27,11 @@ def a_run(server: Server, stream: str, cli: Cli) -> Path:
 
 
 def test_the_report_opens_offline_and_is_inert(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, browser: Browser
+    valkey: Server, stream: str, cli: Cli, browser: Browser
 ) -> None:
     """Without scripts every figure is there and nothing is fetched; whatever the width and the
     theme, axe finds no fault, nothing is cut off, and the verdict is on the first screen."""
-    hostile_backlog(valkey, stream, fill)
+    hostile_backlog(valkey, stream)
     folder = a_run(valkey, stream, cli)
     address = f"file://{folder}/report.html"
     bare = browser.new_context(java_script_enabled=False).new_page()
@@ -76,10 +76,10 @@ def jupyterlab(tmp_path: Path) -> Iterator[str]:
 
 
 def test_an_executed_notebook_opens_in_jupyterlab(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, browser: Browser, jupyterlab: str
+    valkey: Server, stream: str, cli: Cli, browser: Browser, jupyterlab: str
 ) -> None:
     """The analysis opens in JupyterLab offline with its figures drawn, and events are inert."""
-    hostile_backlog(valkey, stream, fill)
+    hostile_backlog(valkey, stream)
     folder = a_run(valkey, stream, cli)
     watched = Watched(browser, jupyterlab)
     page = watched.page

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from books import at, audit, seed
-from conftest import Cli, Fill, one_line_error
+from conftest import Cli, one_line_error
 from faults import attempt
 from servers import Server
 from stores import S3, SECRET
@@ -24,10 +24,10 @@ def run(server: Server, stream: str, *options: str) -> tuple[str, ...]:
 
 
 def test_a_run_in_the_bucket_is_verified_from_anywhere(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, s3: S3, tmp_path: Path
 ) -> None:
     """Dry run and live run are sealed into the bucket, nothing stays here; one change is named."""
-    seed(valkey, stream, fill, 60, delivered=20)
+    seed(valkey, stream, 60, delivered=20)
     results = []
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
@@ -50,11 +50,11 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
 
 
 def test_a_store_that_refuses_stops_the_run_before_it_drains(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
+    valkey: Server, stream: str, cli: Cli, s3: S3
 ) -> None:
     """Wrong login, unknown bucket, unknown scheme, nothing there: one line, exit 2, no secret,
     nothing drained or written; what looks like a URL is never taken for a folder's name."""
-    seed(valkey, stream, fill, 30, delivered=10)
+    seed(valkey, stream, 30, delivered=10)
     live = ("--mode", "live", "--yes", "--throttle", "none")
     for url in ("s3://no-such-bucket", "hdfs://a/b", "file:///tmp/r", f"s3://a:{SECRET}@evidence/c",
                 "memory://x", "abc://x", "https://x/y", "s3://", "S3://evidence?x=1"):  # fmt: skip
@@ -76,10 +76,10 @@ def test_a_store_that_refuses_stops_the_run_before_it_drains(
 
 
 def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
+    valkey: Server, stream: str, cli: Cli, s3: S3
 ) -> None:
     """The drain is done and told as such; the sealed folder is here, named, and verifies."""
-    seed(valkey, stream, fill, 120, delivered=0)
+    seed(valkey, stream, 120, delivered=0)
     running = cli.start(*run(valkey, stream, "--reports-dir", URL, "--mode", "live", "--yes",
                              "--throttle", "40"), secret=SECRET)  # fmt: skip
     while len(audit(valkey, stream)) < 10:
@@ -96,10 +96,10 @@ def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
 
 
 def test_a_killed_run_is_closed_into_the_bucket(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
+    valkey: Server, stream: str, cli: Cli, s3: S3
 ) -> None:
     """A folder in the spool, sealed by nobody: `run --close` with the URL seals and copies it."""
-    seed(valkey, stream, fill, 30, delivered=0)
+    seed(valkey, stream, 30, delivered=0)
     run_id = attempt(valkey.url, stream).summary["run_id"]
     folder = files.make_folder(cli.cwd / "drainkit-spool" / "abcd" / run_id)
     close = ("run", "--close", folder, "--json", "--reports-dir", URL, *at(valkey, stream))

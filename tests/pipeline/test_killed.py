@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from books import ask, at, audit, ledger_of, pending, seed
-from conftest import Cli, Fill, lacking
+from conftest import Cli, lacking
 from servers import Server
 
 from drainkit import files
@@ -66,11 +66,11 @@ def check_closed(server: Server, stream: str, folder: Path) -> None:
 
 
 def test_a_killed_run_is_named_closed_and_gone_on_with(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """In 03: run.json is the live run's, "interrupted"; verify says so, and names it where it is
     gone; close; its plan goes on."""
-    seed(valkey, stream, fill, 1500)
+    seed(valkey, stream, 1500)
     process = start(cli, valkey, stream)
     while len(audit(valkey, stream)) < 20:
         time.sleep(0.05)
@@ -105,11 +105,9 @@ def test_a_killed_run_is_named_closed_and_gone_on_with(
 
 
 @pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "10"))))
-def test_killed_at_a_random_moment(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, seed_number: int
-) -> None:
+def test_killed_at_a_random_moment(valkey: Server, stream: str, cli: Cli, seed_number: int) -> None:
     """Before 02, in 03, while sealing: the folder is true, can be closed, nothing is doubled."""
-    seed(valkey, stream, fill, 700)
+    seed(valkey, stream, 700)
     process = start(cli, valkey, stream, 400)
     chance = random.Random(seed_number)
     if seed_number % 3 == 0:  # while it seals
@@ -157,12 +155,12 @@ FORGED = {
 @pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed by the forger"])
 @pytest.mark.parametrize("ended", [True, False], ids=["ended", "killed"])
 def test_closing_believes_ledger_and_audit_only(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, ended: bool, sealed: bool
+    valkey: Server, stream: str, cli: Cli, ended: bool, sealed: bool
 ) -> None:
     """A run.json that tells of 5,000 drained, another operator, approvers, and another server's
     URL: the books that are sealed are the ledger's, on the server that was named; a folder that
     the forger sealed is refused."""
-    seed(valkey, stream, fill, 90, delivered=10)
+    seed(valkey, stream, 90, delivered=10)
     drained = cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga",
                   *at(valkey, stream), "--throttle", "none").json()  # fmt: skip
     if not ended:
@@ -199,7 +197,7 @@ def test_closing_believes_ledger_and_audit_only(
 
 
 def test_an_approved_run_keeps_its_approvers_when_closed(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """Operator, approvers and plan are sealed as the ledger has them, and verify confirms them;
     another plan in the folder is refused."""
@@ -208,7 +206,7 @@ def test_an_approved_run_keeps_its_approvers_when_closed(
     public = " ".join((cli.cwd / "ann.pub").read_text().split()[:2])
     (cli.cwd / "allowed").write_text(f"ann@example.com {public}\n")
     (cli.cwd / "drainkit.toml").write_text('[approval]\nallowed_signers = "allowed"\n')
-    seed(valkey, stream, fill, 90, delivered=10)
+    seed(valkey, stream, 90, delivered=10)
     for name, throttle in (("one", "none"), ("other", 9)):
         (cli.cwd / name).mkdir()
         plan = f"{name}/plan.json"
@@ -265,10 +263,10 @@ def told_the_truth(cli: Cli, process: subprocess.Popen[str], server: Server, str
 
 @pytest.mark.parametrize("kib", [100, 260])
 def test_a_full_disk_does_not_hide_the_drain(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, small_disk: Callable[[str], Path], kib: int
+    valkey: Server, stream: str, cli: Cli, small_disk: Callable[[str], Path], kib: int
 ) -> None:
     """No room for the notebooks, or only for them: the books are told, the folder closed later."""
-    seed(valkey, stream, fill, 400)
+    seed(valkey, stream, 400)
     small_disk(f"size={kib}k")
     folder = told_the_truth(cli, start(cli, valkey, stream, "none"), valkey, stream)
     assert json.loads((folder / "run.json").read_text())["run_id"] == folder.name
@@ -281,13 +279,12 @@ def test_a_full_disk_does_not_hide_the_drain(
 def test_a_folder_that_goes_away_does_not_hide_the_drain(
     valkey: Server,
     stream: str,
-    fill: Fill,
     cli: Cli,
     small_disk: Callable[[str], Path],
     what: str,
 ) -> None:
     """In the middle of the drain: the books are told all the same, the folder closed later."""
-    seed(valkey, stream, fill, 400)
+    seed(valkey, stream, 400)
     reports = small_disk("size=64m")
     process = start(cli, valkey, stream, 100)
     while len(audit(valkey, stream)) < 20:

@@ -22,12 +22,13 @@ from books import (
     audit,
     backlog,
     everything,
+    fill,
     now_ms,
     only_run,
     pending,
     seed,
 )  # fmt: skip
-from conftest import ROOT, Cli, Fill
+from conftest import ROOT, Cli
 from servers import Server
 
 SECRET = "s3cr3t-pa55"
@@ -39,11 +40,9 @@ FILES = {
 }  # fmt: skip
 
 
-def test_a_live_run_leaves_sealed_evidence(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_live_run_leaves_sealed_evidence(valkey: Server, stream: str, cli: Cli) -> None:
     """All files of the contract are there; drainkit, sha256sum and the server confirm them."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     run = cli.done(
         "run", "--mode", "live", "--yes", "--json", "--throttle", "500", "--max-events", "all",
         "--allowlist", "BTCUSDT,ETHUSDT", *at(valkey, stream),
@@ -64,10 +63,10 @@ def test_a_live_run_leaves_sealed_evidence(
 
 
 def test_a_dry_run_through_the_notebooks_leaves_no_trace(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """`run` is a dry run by default: the server is as it was, and the evidence is there."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     before = everything(valkey)
     cli.done("run", "--throttle", "500", *at(valkey, stream))
     assert everything(valkey) == before
@@ -76,9 +75,9 @@ def test_a_dry_run_through_the_notebooks_leaves_no_trace(
     assert len(audit(valkey, stream)) == 200
 
 
-def test_an_earlier_plan_is_applied(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_an_earlier_plan_is_applied(valkey: Server, stream: str, cli: Cli) -> None:
     """`run --mode live --plan FOLDER` drains exactly the entries of that plan."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     cli("run", "--max-events", "50", "--throttle", "none", *at(valkey, stream))
     folder = only_run(cli.cwd)
     run = cli.done(
@@ -88,9 +87,9 @@ def test_an_earlier_plan_is_applied(valkey: Server, stream: str, fill: Fill, cli
     assert cli("verify", "reports").rc == 0
 
 
-def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, cli: Cli) -> None:
     """SIGKILL in the live notebook: exit code 1, outcome failed; the same command ends it."""
-    seed(valkey, stream, fill, 1500)
+    seed(valkey, stream, 1500)
     live = ("run", "--mode", "live", "--yes", "--throttle", "100", "--max-events", "all")
     process = cli.start(*live, *at(valkey, stream))
     deadline = time.monotonic() + 60
@@ -117,11 +116,9 @@ def _is_kernel(process: psutil.Process) -> bool:
     return parent is not None and "drainkit.views.forking" in parent.cmdline()
 
 
-def test_sigterm_ends_the_run_with_evidence(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_sigterm_ends_the_run_with_evidence(valkey: Server, stream: str, cli: Cli) -> None:
     """SIGTERM in the live notebook: the commit is finished, evidence is sealed, exit code 130."""
-    seed(valkey, stream, fill, 1500)
+    seed(valkey, stream, 1500)
     live = ("run", "--mode", "live", "--yes", "--throttle", "100", "--max-events", "all")
     process = cli.start(*live, *at(valkey, stream))
     deadline = time.monotonic() + 60
@@ -138,12 +135,10 @@ def test_sigterm_ends_the_run_with_evidence(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_password_is_nowhere(
-    clean: object, stream: str, fill: Fill, cli: Cli, fails: bool
-) -> None:
+def test_the_password_is_nowhere(clean: object, stream: str, cli: Cli, fails: bool) -> None:
     """No file, output or log holds the password of the URL, also when a notebook fails."""
     server: Server = clean("redis")  # type: ignore[operator]
-    seed(server, stream, fill)
+    seed(server, stream)
     ask(server, "ACL", "SETUSER", "drainer", "on", f">{SECRET}", "~*", "+@all")
     if fails:  # an audit that cannot be written, once the run is under way
         ask(server, "ACL", "SETUSER", "drainer", "-xreadgroup")
@@ -180,10 +175,10 @@ def papermill(
     ],
 )
 def test_wrong_parameters_are_refused(
-    valkey: Server, fill: Fill, tmp_path: Path, option: str, value: str, said: str
+    valkey: Server, tmp_path: Path, option: str, value: str, said: str
 ) -> None:
     """Misspelt names and wrong values end the notebook with one clear error; nothing changes."""
-    seed(valkey, "quantum:stream:trade.intent", fill)
+    seed(valkey, "quantum:stream:trade.intent")
     before = everything(valkey)
     done = papermill("03_live_drain", valkey, tmp_path, "-p", option, value)
     assert done.returncode != 0
@@ -192,10 +187,10 @@ def test_wrong_parameters_are_refused(
 
 
 def test_a_live_run_that_nobody_approves_changes_nothing(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """Without --yes and without a terminal: exit code 4, no folder, no change."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     before = everything(valkey)
     assert cli("run", "--mode", "live", *at(valkey, stream)).rc == 4
     assert everything(valkey) == before
@@ -204,7 +199,7 @@ def test_a_live_run_that_nobody_approves_changes_nothing(
 
 
 def test_the_size_of_evidence_does_not_grow_with_the_backlog(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """Notebooks and report of ten times the entries are at most a fifth larger, the report of
     20,000 is below 300 KB, and all but the tables below 700 KB."""
@@ -226,9 +221,9 @@ def test_the_size_of_evidence_does_not_grow_with_the_backlog(
     assert rest < 700_000
 
 
-def test_a_run_can_be_signed(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_run_can_be_signed(valkey: Server, stream: str, cli: Cli) -> None:
     """`--sign-key` signs the statement; verify tells whose signature it is, and whose it is not."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     key = cli.cwd / "key"
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=30
@@ -249,10 +244,10 @@ def test_a_run_can_be_signed(valkey: Server, stream: str, fill: Fill, cli: Cli) 
 
 
 def test_a_key_that_cannot_sign_is_refused_before_anything_is_drained(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """--sign-key that is no file, or no key: exit code 2, and the server is as it was."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     (cli.cwd / "nokey").write_text("not a key")
     before = everything(valkey)
     for key in ("missing", "nokey"):
@@ -262,10 +257,10 @@ def test_a_key_that_cannot_sign_is_refused_before_anything_is_drained(
     assert everything(valkey) == before
 
 
-def test_a_server_that_closes_idle_connections(stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_server_that_closes_idle_connections(stream: str, cli: Cli) -> None:
     """A run is longer than the server's timeout: it is done, and its digest is in the ledger."""
     with servers.start("redis") as server:
-        seed(server, stream, fill)
+        seed(server, stream)
         ask(server, "CONFIG", "SET", "timeout", 1)
         run = cli.done("run", "--mode", "live", "--yes", "--json", "--throttle", 10,
                        "--max-events", 40, *at(server, stream))  # fmt: skip
@@ -275,10 +270,10 @@ def test_a_server_that_closes_idle_connections(stream: str, fill: Fill, cli: Cli
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, "end of input"])
 def test_a_question_can_be_left(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, end: str | signal.Signals
+    valkey: Server, stream: str, cli: Cli, end: str | signal.Signals
 ) -> None:
     """Ctrl-C, SIGTERM or Ctrl-D at the prompt of a live run: exit code 130, nothing drained."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     ours, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "drainkit", "run", "--mode", "live", *at(valkey, stream)],

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from books import GROUP, ask, at, audit, backlog, everything, pending, seed, worst_window
 from clusters import Cluster, SentinelSetup
-from conftest import Cli, Fill, need
+from conftest import Cli, need
 from faults import Attempt, assert_once, assert_settled, attempt, complete
 from servers import Server, wait_until
 from tls import start_tls
@@ -215,9 +215,9 @@ def test_a_primary_killed_midway(cluster: Cluster, stream: str) -> None:
 # ---------------------------------------------------------------- sentinel
 
 
-def test_a_failover_midway(sentinel: SentinelSetup, stream: str, fill: Fill) -> None:
+def test_a_failover_midway(sentinel: SentinelSetup, stream: str) -> None:
     """A changed run_id stops the drain (exit 3); the same command goes on at the new primary."""
-    ids = seed(sentinel.primary, stream, fill, 700, delivered=100)[100:]
+    ids = seed(sentinel.primary, stream, 700, delivered=100)[100:]
     hosts = ",".join(f"{host}:{port}" for host, port in sentinel.addresses)
     url = f"redis+sentinel://{hosts}/{sentinel.name}/0"
 
@@ -258,11 +258,11 @@ def drained(cli: Cli, url: str, stream: str, secret: tuple[str, ...] = ()) -> An
 
 
 @pytest.mark.parametrize("client_certs", [False, True], ids=["server only", "both sides"])
-def test_tls(stream: str, fill: Fill, cli: Cli, client_certs: bool) -> None:
+def test_tls(stream: str, cli: Cli, client_certs: bool) -> None:
     """Drained over TLS with the authority's file; without it, or without a certificate, exit 3."""
     need("redis")
     with start_tls(client_certs=client_certs) as tls:
-        ids = seed(tls.server, stream, fill, 150, delivered=100)[100:]
+        ids = seed(tls.server, stream, 150, delivered=100)[100:]
         trusted = f"{tls.url}?ssl_ca_certs={tls.folder}/ca.crt"
         if client_certs:
             denied = drained(cli, trusted, stream)
@@ -281,11 +281,11 @@ def test_tls(stream: str, fill: Fill, cli: Cli, client_certs: bool) -> None:
 @pytest.mark.parametrize("kind", ["valkey", "redis62"])
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 def test_user_and_password(
-    start_server: StartServer, stream: str, fill: Fill, cli: Cli, kind: str, over: str
+    start_server: StartServer, stream: str, cli: Cli, kind: str, over: str
 ) -> None:
     """A login with odd characters works, a wrong one is exit 3; neither word is ever printed."""
     server = start_server(kind, port=True)
-    ids = seed(server, stream, fill, 150, delivered=100)[100:]
+    ids = seed(server, stream, 150, delivered=100)[100:]
     ask(server, "ACL", "SETUSER", "drainer-x", "on", f">{PASSWORD}", "~*", "+@all")
     secret = (PASSWORD, quote(PASSWORD, safe=""), "drainer-x:")
     place = f"127.0.0.1:{server.port}/0" if over == "tcp" else f"{server.socket}?db=0"

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from books import at, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from nbconvert import HTMLExporter
 from servers import Server
 from test_figures import NOW_MS, POLICY, frame_of, raw
@@ -125,11 +125,9 @@ def test_the_sample_says_what_it_is_and_leaves_out_no_action(frame: pd.DataFrame
     assert not shown.table.df.isna().any().any()
 
 
-def test_where_nobody_is_there_is_nothing(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_where_nobody_is_there_is_nothing(valkey: Server, stream: str, cli: Cli) -> None:
     """Run by papermill: no widget, small; exported as HTML each figure is a picture, offline."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     run = cli.done("run", "--json", "--reports-dir", cli.cwd, *at(valkey, stream))
     path = cli.cwd / run.json()["run_id"] / "01_analyse_backlog.ipynb"
     assert path.stat().st_size < 1.1 * 196_978  # as it was without an exploration

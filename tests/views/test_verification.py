@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from books import GROUP, ME, ask, at, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from servers import Server
 
 from drainkit import files
@@ -32,10 +32,10 @@ LIVE = ("--mode", "live", "--yes", "--json")
 
 @pytest.fixture
 def drained(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """A stream with two groups after a live drain, its baseline and summary beside it."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     ask(valkey, "XGROUP", "CREATE", stream, OTHER, "0-0")
     with Link(valkey.url, stream) as link:
         files.write_json(cli.cwd / "baseline.json", baseline(link))
@@ -117,11 +117,9 @@ def test_traces_in_other_groups_are_found(drained: str, cli: Cli, valkey: Server
 
 
 @pytest.fixture
-def planned(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def planned(valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> str:
     """A stream whose dry run through notebook 02 left a plan of 30 entries in the folder."""
-    seed(valkey, stream, fill, 30, delivered=0)
+    seed(valkey, stream, 30, delivered=0)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     dry = DryRun.open({"stream": stream, "throttle": 20, "run_dir": str(cli.cwd)})
     dry.server.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from books import GROUP, ask, everything
 from browsers import Watched, hostile_backlog, serving
-from conftest import ROOT, Fill
+from conftest import ROOT
 from servers import Server
 
 pytestmark = pytest.mark.browser
@@ -20,9 +20,9 @@ STREAM = "quantum:stream:trade.intent"
 
 
 @pytest.fixture
-def voila(valkey: Server, fill: Fill, tmp_path: Path) -> Iterator[str]:
+def voila(valkey: Server, tmp_path: Path) -> Iterator[str]:
     """Voila's address, serving the notebook on a hostile backlog with pending entries."""
-    hostile_backlog(valkey, STREAM, fill)
+    hostile_backlog(valkey, STREAM)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, "<b>dead</b>", "COUNT", 5, "STREAMS", STREAM, ">")
     for action in ("drained_ok", "dropped_old", "dropped_old"):
         ask(valkey, "XADD", f"{STREAM}.drain_audit", "*", "action", action)
