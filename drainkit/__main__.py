@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from typing import NoReturn
 
 from .errors import InterruptedRunError
@@ -19,7 +20,8 @@ def main() -> NoReturn:
 
 
 def _end(*_: object) -> NoReturn:
-    os.write(2, b"drainkit: interrupted\n")  # by no object that an import may have half made
+    with suppress(OSError):
+        os.write(2, b"drainkit: interrupted\n")  # by no object that an import may have half made
     os._exit(InterruptedRunError.exit_code)
 
 

@@ -46,15 +46,16 @@ def attempt(
     stream: str,
     *,
     at: tuple[int, Callable[[], Any]] | None = None,
+    then: tuple[int, Callable[[], Any]] | None = None,
     stopping: threading.Event | None = None,
     certain: bool = True,
     **options: Any,
 ) -> Attempt:
-    """One live run. `at`: once so many events are in its books, the fault happens, one time."""
-    todo = [at] if at else []
+    """One live run. `at`, `then`: once so many events are in its books, a fault happens, once."""
+    todo = [fault for fault in (then, at) if fault]
 
     def progress(summary: Summary) -> None:
-        if todo and summary.total_read >= todo[0][0]:
+        if todo and summary.total_read >= todo[-1][0]:
             todo.pop()[1]()
 
     settings = build(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import gc
-import os
 import signal
 import sys
 import traceback
@@ -15,12 +15,13 @@ from ..errors import DrainkitError, InterruptedRunError, UsageError
 from ..safe import one_line
 from . import desk, draining, evidence, operations, review, switch  # noqa: F401 - they add their commands
 from .program import program
-from .terminal import interrupt, tell_error
+from .terminal import interrupt, safe_streams, tell_error
 
 
 def main() -> NoReturn:
     """Run the program and exit with a code of the contract."""
     debug = "--debug" in sys.argv
+    stdout = safe_streams()
     # a scheduler's SIGTERM ends a program that waits for a server just as Ctrl-C does
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
@@ -37,14 +38,15 @@ def main() -> NoReturn:
         code = _fail(InterruptedRunError("interrupted"), debug)
     except DrainkitError as error:
         code = _fail(error, debug)
-    except BrokenPipeError:
-        # the reader of stdout went away (| head); nothing is wrong with what was done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
-        name = type(error).__name__
-        code = _fail(DrainkitError(f"unexpected {name}: {error}; --debug shows where"), debug)
+        odd = DrainkitError(f"unexpected {type(error).__name__}: {error}; --debug shows where")
+        odd.__cause__ = error
+        code = _fail(odd, debug)
     sys.stdout.flush()
+    if stdout.lost is not None:
+        code = code or 1
+        if not isinstance(stdout.lost, BrokenPipeError):  # the reader of a pipe left: as he wishes
+            tell_error(f"the result could not be printed: {stdout.lost.strerror}")
     gc.freeze()  # else the interpreter's last collections walk all that was imported: 0.04 s
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -53,5 +55,10 @@ def _fail(error: DrainkitError, debug: bool) -> int:
     if debug:  # a traceback holds what servers and libraries say
         for line in traceback.format_exc().splitlines():
             click.echo(one_line(line, 10_000), err=True)
+    cause: BaseException | None = error  # it may lie far below, in whatever words
+    while cause is not None and getattr(cause, "errno", 0) not in (errno.EMFILE, errno.ENFILE):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        error = DrainkitError("too few open files are allowed here; raise `ulimit -n`")
     tell_error(error)
     return error.exit_code

@@ -6,9 +6,11 @@ markup is never read, so `[red]` in a name is text.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -41,6 +43,58 @@ _COLOURS = {
     r"(OK(?=:)|All well|Drained OK(?=:))": "green",
     r"[A-Z][\w ()]{1,30}(?=: )": "bold",
 }
+
+
+class Outlet(io.RawIOBase):
+    """A standard stream whose end is not its program's: what it cannot print is gone, no more.
+
+    A full disk, a reader who left and a stream that was closed all end here.
+    """
+
+    lost: OSError | None = None  # why something could not be printed
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Print what can be printed; all counts as written."""
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:
+            select.select([], [self._descriptor], [])
+            return self.write(data)
+        except OSError as error:
+            self.lost = error
+            return len(data)
+
+
+def safe_streams() -> Outlet:
+    """Put outlets in the place of stdout and stderr; the former's."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file or socket to be opened would be the stream
+            os.open(os.devnull, os.O_RDONLY)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115 - until the end
+    outlets = []
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        outlets.append(outlet := Outlet(descriptor))
+        before = getattr(sys, name)
+        text = io.TextIOWrapper(
+            io.BufferedWriter(outlet), encoding=getattr(before, "encoding", "utf-8"),
+            errors=getattr(before, "errors", "backslashreplace"), line_buffering=True,
+        )  # fmt: skip
+        setattr(sys, name, text)
+    return outlets[0]
 
 
 @contextmanager

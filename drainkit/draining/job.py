@@ -277,9 +277,21 @@ def _check_missing(
             raise RefusedError(f"entry {gone} of the plan is gone or changed; make a new plan")
     is_pending = job.scope.name == "pending"
     if lost := [entry for entry in unseen if is_pending or not is_trimmed(entry)]:
+        if done_of_plan(server, job).issuperset(lost):  # since this run asked what was done
+            raise RefusedError(
+                "another run of this plan is at work; when it has ended, run the same command "
+                "again for what it left"
+            )
         raise RefusedError(
             f"entries of the plan are gone: {len(lost):,}, first {lost[0]}; make a new plan"
         )
+
+
+def done_of_plan(server: Server, job: Job) -> set[str]:
+    """Ids that runs of the job's plan have recorded by now: two may be at work at once."""
+    runs = {start.run_id for start in ledger.starts_of(server, job.plan_digest or "")}
+    tables = run_tables(server, runs | {job.run_id})
+    return {entry for part in tables for entry in part["original_id"].to_pylist()}
 
 
 def preflight(server: Server, job: Job) -> list[str]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
-from ..server import audit_log, ledger, scopes, writing
+from ..server import audit_log, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
 from . import vanished
 from .books import Books
-from .job import Job, Progress, preflight
+from .job import Job, Progress, done_of_plan, preflight
 from .loop import INTERRUPTED, LOST, Loop
 from .plan_files import PlanFile
 from .vanished import vanished_ids
@@ -123,7 +123,7 @@ def _unkept(
     server: Server, job: Job, summary: Summary, audit: audit_log.Extent, last_id: str
 ) -> DrainkitError | None:
     """What a run that came to its end must have kept: its plan, and the audit's records."""
-    if reason := vanished.unkept(job, summary):
+    if reason := vanished.unkept(server, job, summary):
         return DrainkitError(reason)
     if not audit_log.extent(server).has_kept(audit, summary.total_read, last_id):
         return DrainkitError(writing.FAILURES["unaudited"])
@@ -158,9 +158,7 @@ def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
         found = changes(server, job.planned, job.run_id)
     if not summary.vanished:
         return found
-    runs = {start.run_id for start in ledger.starts_of(server, job.planned.plan.digest)}
-    tables = run_tables(server, runs | {job.run_id})
-    done = {entry for part in tables for entry in part["original_id"].to_pylist()}
+    done = done_of_plan(server, job)
     planned = job.planned.table(("id", "action"))
     actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
     gone = vanished_ids(server, job, [entry for entry in actions if entry not in done])

@@ -64,6 +64,11 @@ class Reader:
         if reading.id_key(position) < reading.id_key(self.position):
             raise RefusedError(writing.REFUSALS["moved_back"])
         self.position, self._counters = position, counters
+        if self._page and (here := reading.id_key(position)) > reading.id_key(self._cut):
+            # others were delivered what is next here
+            passed = sum(reading.id_key(entry[0]) <= here for entry in self._page)
+            self._page, self._sizes = self._page[passed:], self._sizes[passed:]
+            self._cut = position
 
     def probe(self) -> float | None:
         """Where the group stands, and the rate that holds.

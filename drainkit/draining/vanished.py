@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..core.entries import ToDrain
 from ..core.summary import Summary
 from ..server import recorded, scopes
-from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..server.reading import id_key, next_id, pages
 from ..server.scope import Scope
-from .job import Job
+from .job import Job, done_of_plan
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,11 @@ def vanished_of_plan(server: Server, job: Job, summary: Summary) -> set[str]:
     """Entries of the plan that have no record and are not in the stream any more."""
     if job.to_drain is None or summary.total_read >= job.to_drain.count:
         return set()
-    tables = run_tables(server, {job.run_id})
-    done = {entry for part in tables for entry in part["original_id"].to_pylist()}
-    ids = job.to_drain.entries.ids.to_pylist()
-    return set(vanished_ids(server, job, sorted(set(ids) - done)))
+    return set(vanished_ids(server, job, sorted(_undone(server, job, job.to_drain))))
+
+
+def _undone(server: Server, job: Job, to_drain: ToDrain) -> set[str]:
+    return set(to_drain.entries.ids.to_pylist()) - done_of_plan(server, job)
 
 
 def vanished_ids(server: Server, job: Job, lacking: Sequence[str]) -> list[str]:
@@ -103,11 +104,13 @@ def vanished_ids(server: Server, job: Job, lacking: Sequence[str]) -> list[str]:
     return [entry for entry in ids if entry.encode() not in there]
 
 
-def unkept(job: Job, summary: Summary) -> str | None:
-    """What the plan promised and the run, though it came to its end, did not do; None: nothing."""
+def unkept(server: Server, job: Job, summary: Summary) -> str | None:
+    """What the plan promised and no run of it, though this came to its end, did; None: nothing."""
     if job.to_drain is None:
         return None
     left = job.to_drain.count + len(job.trimmed) - summary.total_read - summary.vanished
+    if left > 0:
+        left = len(_undone(server, job, job.to_drain)) + len(job.trimmed) - summary.vanished
     if left <= 0:
         return None
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -12,11 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import DrainkitError
 from ..safe import one_line
 
 LIVE = "03_live_drain"
 NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", LIVE, "04_verify")
 SOCKET_NAME_BYTES = 96  # the systems allow 104 and 108, and a number follows
+OPEN_FILES = 64  # of a run
 PATIENCE_SEC = 10.0  # for a notebook that was interrupted
 _GRAMMAR = "rfc3987_syntax"  # see quick_imports
 
@@ -36,6 +39,15 @@ def quick_imports() -> Iterator[None]:
         yield
     finally:
         del sys.modules[_GRAMMAR]
+
+
+def check_open_files() -> None:
+    """Refuse a run that could not open what its kernels need: libzmq would end it at once."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= allowed < OPEN_FILES:
+        raise DrainkitError(
+            f"a run needs {OPEN_FILES} open files, and {allowed} are allowed; raise `ulimit -n`"
+        )
 
 
 def literal_path(path: str) -> str:

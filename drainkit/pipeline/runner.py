@@ -40,6 +40,7 @@ from .kernels import (
     NOTEBOOKS,
     PATIENCE_SEC,
     Kernels,
+    check_open_files,
     literal_path,
     quick_imports,
     what_failed,
@@ -99,6 +100,7 @@ def run(
     stands in the evidence, with its exit code.
     """
     stopping = stopping or threading.Event()
+    check_open_files()
     give_back_buffers()
     notebooks = templates.of_run(settings.notebooks_dir)
     settings, planned = with_plan(settings)

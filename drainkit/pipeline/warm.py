@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -34,13 +35,18 @@ class Parent:
     """The parent of a run's kernels; it imports while the run prepares."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "drainkit.views.forking"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C on a terminal is for the run alone
-        )
+        # signals are for the run alone, whoever gets them: the parent ends with its stdin
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "drainkit.views.forking"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def fork(self, arguments: list[str], env: dict[str, str]) -> Forked:
         """A new kernel; DrainkitError if there can be none."""

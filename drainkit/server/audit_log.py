@@ -101,8 +101,11 @@ def check_owner(server: Server) -> None:
     newest = reading.newest(server, server.keys.audit, 1)
     if not newest:
         return
+    known = server.call("HGET", server.keys.state, "audit")
+    if known and id_key(newest[0][0]) <= id_key(known):
+        return  # a commit of this stream was the last
     run_id = parse(newest[0]).run_id
-    if not any(isinstance(e, ledger.Start) and e.run_id == run_id for e in ledger.entries(server)):
+    if not any(isinstance(e, ledger.OfRun) and e.run_id == run_id for e in ledger.entries(server)):
         raise RefusedError(
             f"the audit stream {text(server.keys.audit)} holds records of run "
             f"{one_line(run_id) or '(none)'}, which this stream's ledger does not know: it belongs "

@@ -24,7 +24,7 @@ import hiredis
 import redis
 from redis.connection import Connection
 
-from ..errors import ReplyTooLargeError, UnreachableError
+from ..errors import ReplyTooLargeError
 from ..safe import keep_secret, one_line, secret_words
 from ..settings import Settings
 from . import topology
@@ -55,12 +55,10 @@ class _Counted:
         return getattr(self._sock, name)
 
 
-class Server:
-    """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
+class _Link:
+    """The connection and its requests in the order of sending; raises redis-py's errors.
 
-    A connection that the server closed while it was idle is opened anew before the next request.
-    A request that was sent is never sent again, unless its reply says that it did not run because
-    of its slot: whether it ran is for the caller to find out.
+    Wherever the primary that serves `stream` is by now, what it holds is told by `takeovers`.
     """
 
     info: ServerInfo  # who is at the other end
@@ -95,19 +93,10 @@ class Server:
         with self._translated():
             self._open()
 
-    @classmethod
-    def of(cls, settings: Settings, stream: str | None = None, *, anywhere: bool = False) -> Server:
-        """The settings' server and stream, or another stream of it with its own audit."""
-        url = settings.redis_url.get_secret_value()
-        if stream is not None:
-            return cls(url, stream)
-        return cls(url, settings.stream, settings.audit_stream, anywhere=anywhere)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @property
+    def reply_timeout_sec(self) -> float:
+        """After how long without a reply the connection counts as lost."""
+        return getattr(self._link, "socket_timeout", None) or topology.REPLY_TIMEOUT_SEC
 
     def close(self) -> None:
         """Drop the connection; what the server still works on goes on there."""
@@ -117,96 +106,8 @@ class Server:
             self._link.disconnect()
             self._link = None
 
-    @property
-    def connected(self) -> bool:
-        """Whether the connection is up, as far as this side knows."""
-        return self._link is not None
-
-    @property
-    def reply_timeout_sec(self) -> float:
-        """After how long without a reply the connection counts as lost."""
-        return getattr(self._link, "socket_timeout", None) or topology.REPLY_TIMEOUT_SEC
-
-    def reconnect(self) -> None:
-        """Connect anew, resolving Sentinel and Cluster again; the caller compares `takeovers`."""
-        with self._translated():
-            self._reopen()
-
-    def recheck(self) -> int:
-        """`takeovers` as of now: Sentinel, Cluster and server are asked again; none in flight."""
-        self._check_order()
-        self.reconnect()
-        return self.takeovers
-
-    def call(self, *args: bytes | str | int) -> Any:
-        """Send one command and return its reply, bytes undecoded."""
-        self._check_order()
-        self.send(*args)
-        return self.receive()
-
-    def send(self, *args: bytes | str | int) -> None:
-        """Send one command without waiting; replies come in the order of sending."""
-        with self._translated():
-            self._send([args])
-
-    def receive(self, most_bytes: int | None = None) -> Any:
-        """The oldest reply not yet received; ReplyTooLargeError if `received` exceeds the bytes."""
-        with self._translated():
-            return self._receive(most_bytes)
-
-    @property
-    def received(self) -> int:
-        """Bytes that came since a request was sent with no other in flight."""
-        return self._socket.received
-
-    def pipeline(
-        self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
-    ) -> list[Any]:
-        """Replies to `commands`, sent at once; the first error among them is raised at the end."""
-        self._check_order()
-        with self._translated():
-            self._send(commands)
-            replies: list[Any] = []
-            errors: list[redis.ResponseError] = []
-            for _ in commands:
-                try:
-                    replies.append(self._receive(most_bytes))
-                except redis.ResponseError as error:
-                    errors.append(error)
-            if errors:
-                raise errors[0]
-            return replies
-
-    def now_us(self) -> int:
-        """The server's clock (TIME), microseconds since the epoch."""
-        seconds, micros = self.call("TIME")
-        return int(seconds) * 1_000_000 + int(micros)
-
-    @cached_property
-    def keys(self) -> Keys:
-        """The stream and its side keys; RefusedError for one in another slot of a Cluster."""
-        return side_keys(self.stream, self._audit_stream, is_cluster=self.info.cluster)
-
-    def primaries(self) -> list[Place | None]:
-        """Where each primary of a Cluster is, for `at`; of another server: there alone."""
-        if not self.info.cluster:
-            return [None]
-        with self._translated():
-            return [*dict.fromkeys(place for _, _, place in topology.slots(self._connected()))]
-
-    def at(self, place: Place | None) -> Server:
-        """A connection to one primary; UnreachableError names it."""
-        return Server(self._url, self.stream.decode(), place=place)
-
-    # ------------------------------------------------------------ the link
-
     def _translated(self) -> contextlib.AbstractContextManager[None]:
         return translated(self.shown_url, self.close)
-
-    def _check_order(self) -> None:
-        """A command here would get the reply of another that is under way."""
-        if self._sent:
-            raise RuntimeError(f"{len(self._sent)} replies are still to come")
 
     def _open(self) -> None:
         """Connect to the primary that serves the stream's slot, or to the node that was named."""
@@ -230,7 +131,10 @@ class Server:
         self._open()
         if (self.info.replid, self.info.role) == (before.replid, before.role):
             return
-        if not self._has_handed_over(place, before):
+        if place and self.info.cluster:
+            moved = topology.has_handed_over(self._url, self.stream, place, before, self.info)
+            self.takeovers += not moved
+        else:
             self.takeovers += 1
 
     def _send(self, commands: list[tuple[bytes | str | int, ...]]) -> None:
@@ -304,26 +208,109 @@ class Server:
             raise redis.ConnectionError("the server restarted, or another one took over")
         return self._connected()
 
-    def _has_handed_over(self, place: Place | None, before: ServerInfo) -> bool:
-        """Whether the server before this one gave the slot away, with all that was in it.
 
-        It did if it is still what it was and a primary, and itself says whose the slot is.
-        One that was replaced after a failure became a replica, or still takes the slot for its
-        own: then what it did last may be lost.
-        """
-        if place is None or not self.info.cluster:
-            return False
-        try:
-            old = topology.node(self._url, *place)
-            info = topology.read_info(old)
-            owner = topology.owner_node(self._url, old, self.stream)
-            owner_info = topology.read_info(owner)
-            owner.disconnect()
-        except (redis.RedisError, OSError, UnreachableError):
-            return False
-        return (info.replid, info.role, owner_info.replid) == (
-            before.replid, "master", self.info.replid,
-        )  # fmt: skip
+class Server(_Link):
+    """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
+
+    A connection that the server closed while it was idle is opened anew before the next request.
+    A request that was sent is never sent again, unless its reply says that it did not run because
+    of its slot: whether it ran is for the caller to find out.
+    """
+
+    @classmethod
+    def of(cls, settings: Settings, stream: str | None = None, *, anywhere: bool = False) -> Server:
+        """The settings' server and stream, or another stream of it with its own audit."""
+        url = settings.redis_url.get_secret_value()
+        if stream is not None:
+            return cls(url, stream)
+        return cls(url, settings.stream, settings.audit_stream, anywhere=anywhere)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up, as far as this side knows."""
+        return self._link is not None
+
+    def reconnect(self) -> None:
+        """Connect anew, resolving Sentinel and Cluster again; the caller compares `takeovers`."""
+        with self._translated():
+            self._reopen()
+
+    def recheck(self) -> int:
+        """`takeovers` as of now: Sentinel, Cluster and server are asked again; none in flight."""
+        self._check_order()
+        self.reconnect()
+        return self.takeovers
+
+    def call(self, *args: bytes | str | int) -> Any:
+        """Send one command and return its reply, bytes undecoded."""
+        self._check_order()
+        self.send(*args)
+        return self.receive()
+
+    def send(self, *args: bytes | str | int) -> None:
+        """Send one command without waiting; replies come in the order of sending."""
+        with self._translated():
+            self._send([args])
+
+    def receive(self, most_bytes: int | None = None) -> Any:
+        """The oldest reply not yet received; ReplyTooLargeError if `received` exceeds the bytes."""
+        with self._translated():
+            return self._receive(most_bytes)
+
+    @property
+    def received(self) -> int:
+        """Bytes that came since a request was sent with no other in flight."""
+        return self._socket.received
+
+    def pipeline(
+        self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
+    ) -> list[Any]:
+        """Replies to `commands`, sent at once; the first error among them is raised at the end."""
+        self._check_order()
+        with self._translated():
+            self._send(commands)
+            replies: list[Any] = []
+            errors: list[redis.ResponseError] = []
+            for _ in commands:
+                try:
+                    replies.append(self._receive(most_bytes))
+                except redis.ResponseError as error:
+                    errors.append(error)
+            if errors:
+                raise errors[0]
+            return replies
+
+    def _check_order(self) -> None:
+        """A command here would get the reply of another that is under way."""
+        if self._sent:
+            raise RuntimeError(f"{len(self._sent)} replies are still to come")
+
+    def now_us(self) -> int:
+        """The server's clock (TIME), microseconds since the epoch."""
+        seconds, micros = self.call("TIME")
+        return int(seconds) * 1_000_000 + int(micros)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The stream and its side keys; RefusedError for one in another slot of a Cluster."""
+        return side_keys(self.stream, self._audit_stream, is_cluster=self.info.cluster)
+
+    def primaries(self) -> list[Place | None]:
+        """Where each primary of a Cluster is, for `at`; of another server: there alone."""
+        if not self.info.cluster:
+            return [None]
+        with self._translated():
+            return [*dict.fromkeys(place for _, _, place in topology.slots(self._connected()))]
+
+    def at(self, place: Place | None) -> Server:
+        """A connection to one primary; UnreachableError names it."""
+        return Server(self._url, self.stream.decode(), place=place)
 
 
 class Clock:

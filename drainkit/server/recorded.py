@@ -65,8 +65,7 @@ class Recorded:
 
 def of_scope(server: Server, consumer_group: str) -> Recorded:
     """What is recorded for a consumer group; by the audit itself where the set is not as it was."""
-    audit_id, count, _ = _state(server)
-    if audit_id != _audit_id(server) or count != server.call("ZCARD", server.keys.recorded):
+    if not _is_whole(server):
         found = audited_ids(server).get(consumer_group.encode(), set())
         spans = [*_intervals(server, found)]
     else:
@@ -145,6 +144,16 @@ def _members(server: Server, consumer_group: str) -> Iterator[tuple[Key, Key]]:
         if len(found) < _PAGE:
             return
         after = b"(" + found[-1]
+
+
+def _is_whole(server: Server) -> bool:
+    """Whether audit and set are as the last commit left them."""
+    keys = server.keys
+    while True:  # a drain may be at work
+        then = _state(server)
+        found = _audit_id(server), server.call("ZCARD", keys.recorded)
+        if then == (now := _state(server)):
+            return now[:2] == found
 
 
 def _state(server: Server) -> tuple[str, int, str]:

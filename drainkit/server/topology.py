@@ -303,6 +303,26 @@ def slots(link: Connection) -> Iterator[tuple[int, int, Place]]:
         yield first, last, (shown.decode() if shown else link.host, int(port))
 
 
+def has_handed_over(
+    url: str, key: bytes, place: Place, before: ServerInfo, now: ServerInfo
+) -> bool:
+    """Whether the server that was at `place` gave the slot away, with all that was in it.
+
+    It did if it is still what it was and a primary, and itself says whose the slot is.
+    One that was replaced after a failure became a replica, or still takes the slot for its
+    own: then what it did last may be lost.
+    """
+    try:
+        old = node(url, *place)
+        info = read_info(old)
+        owner = owner_node(url, old, key)
+        owner_info = read_info(owner)
+        owner.disconnect()
+    except (redis.RedisError, OSError, UnreachableError):
+        return False
+    return (info.replid, info.role, owner_info.replid) == (before.replid, "master", now.replid)
+
+
 def hash_tag(key: bytes) -> bytes:
     """The tag that decides a key's slot (redis.io, Cluster specification), or b""."""
     _, opened, rest = key.partition(b"{")

@@ -97,7 +97,9 @@ def translated(shown_url: str, lost: Callable[[], None]) -> Iterator[None]:
     except (redis.RedisError, OSError) as error:
         lost()
         reason = str(error).rstrip(".") or type(error).__name__
+        advice = "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+        if "closed by server" in str(error):
+            advice = "its log says why: it ended, or this client (client-output-buffer-limit?)"
         raise ConnectionLostError(
-            f"cannot reach Redis at {shown_url}: {reason}; "
-            "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+            f"cannot reach Redis at {shown_url}: {reason}; {advice}"
         ) from error

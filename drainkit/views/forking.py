@@ -18,6 +18,9 @@ from typing import NoReturn
 
 def main() -> None:
     """Import, then fork a kernel for each line of stdin."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the run, which blocked them here
+        signal.signal(number, lambda *_: None)  # and not SIG_IGN: a kernel's own programs get it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     from ..core.collection import give_back_buffers
 
     give_back_buffers()  # before anything else imports Arrow
@@ -42,7 +45,10 @@ def main() -> None:
             # ipykernel has a thread for this too, but only once its kernel is made
             threading.Thread(target=_end_with_parent, args=[its_end], daemon=True).start()
             _become_kernel(arguments, env)
-        print(pid, flush=True)
+        try:
+            print(pid, flush=True)
+        except BrokenPipeError:
+            os._exit(1)  # the run was killed meanwhile
 
 
 def _become_kernel(arguments: list[str], env: dict[str, str]) -> NoReturn:

@@ -277,6 +277,18 @@ def test_a_plan_that_died_is_finished_by_the_same_command(
     assert cli(*command).rc == 4 or cli(*command).json()["total_read"] == 0
 
 
+def test_two_runs_of_one_plan_at_once(valkey: Server, stream: str, cli: Cli) -> None:
+    """They drain it together; neither fails for what the other took, or asks for a new plan."""
+    seed(valkey, stream, 400)
+    make_plan(cli, valkey, stream, "--throttle", "200")
+    both = [cli.start(*apply(cli, valkey, stream)) for _ in range(2)]
+    runs = [cli.finish(one) for one in both]
+    assert not any("new plan" in run.err for run in runs), runs
+    assert sum(run.json()["total_read"] for run in runs if run.out) == len(audit(valkey, stream))
+    assert len(audit(valkey, stream)) == 150
+    assert all(run.rc == 0 or (run.rc, "at work" in run.err) == (4, True) for run in runs), runs
+
+
 def test_what_became_too_old_is_listed_as_drift(valkey: Server, stream: str, cli: Cli) -> None:
     """Events that passed in the dry run and are too old now are dropped_old, and listed."""
     at = now_ms(valkey) + 4000  # ahead, so that there is time to plan

@@ -57,6 +57,34 @@ def test_a_crash_of_the_server(
     assert pending(server, stream) == 0
 
 
+@pytest.mark.parametrize("kind", ["valkey", "redis", "redis62"])
+def test_data_that_went_back_within_one_process(
+    start_server: StartServer, stream: str, kind: str
+) -> None:
+    """A primary that was its replica's replica meanwhile has lost records: exit 3, then all."""
+    server, other = start_server(kind, port=True), start_server(kind, port=True)
+    follow(other, server)
+    ids = seed(server, stream, 700, delivered=100)[100:]
+    wait_until("the other has it", lambda: ask(server, "WAIT", 1, 1000) == 1)
+
+    def back() -> None:
+        follow(server, other)
+        ask(server, "REPLICAOF", "NO", "ONE")
+        ask(server, "CLIENT", "KILL", "TYPE", "normal")
+
+    todo = [(100, lambda: ask(other, "REPLICAOF", "NO", "ONE")), (300, back)]
+    first = attempt(server.url, stream, throttle="1000", at=todo[0], then=todo[1])
+    assert first.rc == 3
+    again = complete(server.url, stream, throttle="none")
+    assert_settled(server, stream, ids, [again])
+
+
+def follow(replica: Server, primary: Server) -> None:
+    """REPLICAOF, until all is there."""
+    ask(replica, "REPLICAOF", "127.0.0.1", str(primary.port))
+    wait_until("it follows", lambda: ask(replica, "ROLE")[3] == b"connected")
+
+
 def test_a_server_that_is_loading(start_server: StartServer, stream: str) -> None:
     """While the server loads its data, a run exits 3 and says so; afterwards it works."""
     slow = {"key-load-delay": "20000", "loading-process-events-interval-bytes": "1024"}

@@ -1,4 +1,4 @@
-"""How the server is found: a Cluster's nodes by whatever name, through nodes that hang."""
+"""How the server is found, through nodes that hang, by whatever name; and how a link ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 
 import clusters
 import pytest
-from books import GROUP, ask
+from books import GROUP, ask, at, seed
 from clusters import Cluster
 from conftest import Cli, need
 from servers import Server
@@ -92,3 +92,21 @@ def test_a_sentinel_that_hangs(stream: str, cli: Cli) -> None:
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in setup.sentinels)
         url = f"redis+sentinel://{hosts}/{setup.name}/0"
         assert_quick(cli, setup.sentinels[0], "status", "--redis-url", url, "--stream", stream)
+
+
+def test_an_output_buffer_limit_is_named(valkey: Server, stream: str, cli: Cli) -> None:
+    """Where the server ends a connection over a reply, the error names the limit it may have."""
+    seed(valkey, stream)
+    ask(valkey, "CONFIG", "SET", "client-output-buffer-limit", "normal 5kb 0 0")
+    run = cli("drain", *at(valkey, stream))
+    assert run.rc == 3
+    assert "client-output-buffer-limit" in run.err
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "1e300"])
+@pytest.mark.parametrize("name", ["socket_timeout", "socket_connect_timeout"])
+def test_a_timeout_that_is_none(valkey: Server, cli: Cli, name: str, value: str) -> None:
+    """Bad usage, exit code 2, which names the option of the URL."""
+    run = cli("status", "--redis-url", f"{valkey.tcp_url}?{name}={value}")
+    assert (run.rc, run.err.count("\n")) == (2, 1), run.err
+    assert name in run.err
