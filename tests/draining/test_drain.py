@@ -277,9 +277,7 @@ def test_an_active_consumer_is_not_robbed(server: Server, stream: str, cli: Cli)
     seed(server, stream)
     deliver(server, stream, "alive", 1)
     before = everything(server)
-    run = cli(*LIVE, *at(server, stream))
-    assert run.rc == 4
-    assert "alive" in run.err
+    assert "alive" in cli.fails(4, *LIVE, *at(server, stream))
     after = everything(server)
     before.pop("changes"), after.pop("changes")
     assert after == before

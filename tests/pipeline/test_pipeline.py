@@ -251,9 +251,9 @@ def test_a_key_that_cannot_sign_is_refused_before_anything_is_drained(
     (cli.cwd / "nokey").write_text("not a key")
     before = everything(valkey)
     for key in ("missing", "nokey"):
-        run = cli("run", "--mode", "live", "--yes", "--sign-key", key, *at(valkey, stream))
-        assert run.rc == 2, run
-        assert "--sign-key" in run.err
+        assert "--sign-key" in cli.fails(
+            2, "run", "--mode", "live", "--yes", "--sign-key", key, *at(valkey, stream)
+        )
     assert everything(valkey) == before
 
 

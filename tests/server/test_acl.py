@@ -196,9 +196,9 @@ def test_a_missing_permission_is_exit_code_4(valkey: Server, stream: str, cli: C
     seed(valkey, stream)
     url = make_user(cli, valkey, stream, "analyst")
     before = everything(valkey)
-    run = cli("drain", "--mode", "live", "--yes", "--redis-url", url, "--stream", stream)
-    assert run.rc == 4
-    assert "drainkit acl" in run.err
+    assert "drainkit acl" in cli.fails(
+        4, "drain", "--mode", "live", "--yes", "--redis-url", url, "--stream", stream
+    )
     assert everything(valkey) == before
 
 

@@ -91,9 +91,7 @@ def test_an_allowlist_in_another_slot_is_refused(cluster: Cluster, stream: str, 
         name for i in range(99) if cluster.primary_of(name := f"allowed{i}")
         is not cluster.primary_of(stream)
     )  # fmt: skip
-    run = cli(*drain, f"redis:{far}")
-    assert run.rc == 4
-    assert "hash tag" in run.err
+    assert "hash tag" in cli.fails(4, *drain, f"redis:{far}")
     assert cli(*drain, f"redis:{near}").rc == 0
 
 
@@ -111,9 +109,7 @@ def test_a_name_that_no_side_key_can_be_near_is_one_finding(
     found = {(f["stream"], f["severity"]) for f in checked.json()["findings"]}
     assert (odd, "unknown") in found
     assert (stream, "critical") in found
-    run = cli("drain", *at(cluster, odd))
-    assert run.rc == 4
-    assert "no hash tag" in run.err
+    assert "no hash tag" in cli.fails(4, "drain", *at(cluster, odd))
 
 
 def test_the_socket_of_another_node_is_no_way_to_a_stream(
@@ -239,12 +235,10 @@ def test_a_failover_midway(sentinel: SentinelSetup, stream: str) -> None:
 def test_a_sentinel_without_the_service(sentinel: SentinelSetup, cli: Cli) -> None:
     """An unknown or missing service name is one clear line."""
     host, port = sentinel.addresses[0]
-    unknown = cli("status", "--redis-url", f"redis+sentinel://{host}:{port}/nobody")
-    assert unknown.rc == 3
-    assert "nobody" in unknown.err
-    missing = cli("status", "--redis-url", f"redis+sentinel://{host}:{port}")
-    assert missing.rc == 2
-    assert "SERVICE" in missing.err
+    assert "nobody" in cli.fails(
+        3, "status", "--redis-url", f"redis+sentinel://{host}:{port}/nobody"
+    )
+    assert "SERVICE" in cli.fails(2, "status", "--redis-url", f"redis+sentinel://{host}:{port}")
 
 
 # ---------------------------------------------------------------- TLS, logins, sockets
@@ -339,9 +333,9 @@ def test_a_connection_refused_or_no_server_at_all(
     """A server that is gone, or a port that speaks something else, is exit 3 with what to do."""
     server = start_server("valkey", port=True)
     server.kill()
-    gone = cli("status", "--redis-url", server.tcp_url, "--stream", stream)
-    assert gone.rc == 3
-    assert "check that it runs" in gone.err
+    assert "check that it runs" in cli.fails(
+        3, "status", "--redis-url", server.tcp_url, "--stream", stream
+    )
     babble = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
