@@ -80,9 +80,7 @@ def test_a_command_has_one_thread_of_openblas_and_lab_all(valkey: Server, tmp_pa
         lab.wait()
 
 
-def test_kernels_get_the_settings_that_were_given(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_get_the_settings_given(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """What drainkit.toml, a variable or a flag set arrives as it was meant, in another folder."""
     from drainkit.settings.config import kernel_variables, load
 
@@ -174,9 +172,7 @@ def installed(site: Path) -> Path:
     return notebooks
 
 
-def test_a_packaged_notebook_that_was_edited_in_place_is_refused(
-    valkey: Server, stream: str, tmp_path: Path
-) -> None:
+def test_a_packaged_notebook_that_was_edited(valkey: Server, stream: str, tmp_path: Path) -> None:
     """What is edited inside the installed package does not run (4); as it came, it does."""
     seed(valkey, stream)
     notebooks = installed(tmp_path / "site")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import unicodedata
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,7 +66,7 @@ def assert_plain(run: CliResult) -> None:
 
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["text", "json"])
-def test_hostile_events_on_the_terminal(
+def test_hostile_events_shown(
     valkey: Server, stream: str, cli: Cli, as_json: tuple[str, ...]
 ) -> None:
     """Status, dry run, live run, check and trim of hostile events print no raw escape."""
@@ -122,11 +121,11 @@ def test_hostile_names_on_the_terminal(valkey: Server, cli: Cli, text: str) -> N
             assert run.err.count("\n") == 1
 
 
-def test_hostile_events_in_csv(valkey: Server, stream: str, cli: Cli, tmp_path: Path) -> None:
+def test_hostile_events_in_csv(valkey: Server, stream: str, cli: Cli) -> None:
     """No cell of an exported CSV is a formula, and no line of it begins one."""
     n = hostile_stream(valkey, stream)
     cli.done("export", "out.csv", *at(valkey, stream))
-    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+    with (cli.cwd / "out.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == n
     cells = [cell for row in rows for cell in row.values()]

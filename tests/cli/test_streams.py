@@ -52,7 +52,7 @@ def test_a_drain_whose_streams_take_nothing(
     assert events(valkey, stream) == ["start", "end"]
 
 
-def test_the_packaged_crontab_with_a_full_disk_for_its_log(
+def test_the_crontab_with_a_full_disk_for_its_log(
     valkey: Server, stream: str, tmp_path: Path
 ) -> None:
     """Its run ends all of its books, and its folder is sealed; the exit code is 1."""

@@ -94,9 +94,7 @@ def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
     assert " ".join(why.split()) in " ".join(plain.split())
 
 
-def test_markup_in_a_name_is_text(
-    valkey: Server, on_a_terminal: Callable[..., tuple[int, str]]
-) -> None:
+def test_markup_is_text(valkey: Server, on_a_terminal: Callable[..., tuple[int, str]]) -> None:
     """What rich reads as markup is shown as it is: in a line, a table and a card."""
     name = "[red]a[/link][link=http://x]b[/red]:boom:[1]"
     fill(valkey, name, [(1, intent(name)), (2, intent())], group=GROUP)

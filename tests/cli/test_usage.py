@@ -59,9 +59,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("command", "given", "said"), CASES)
-def test_bad_usage_is_one_line_and_exit_code_2(
-    cli: Cli, command: str, given: str, said: str
-) -> None:
+def test_bad_usage_is_one_line(cli: Cli, command: str, given: str, said: str) -> None:
     """Whatever is wrong, wherever it was given, is named before anything is connected to."""
     (cli.cwd / "reports").mkdir()
     env = {"DRAINKIT_REDIS_URL": "redis://127.0.0.1:1/0"}

@@ -172,9 +172,7 @@ MANY = frozenset(f"S{i:04}" for i in range(1000))
         ({"stream": "\x1b[2J\u202e"}, ["stream"]),
     ],
 )  # fmt: skip
-def test_each_difference_is_one_line_with_both_values(
-    other: dict[str, Any], words: list[str]
-) -> None:
+def test_each_difference_names_both_values(other: dict[str, Any], words: list[str]) -> None:
     """Just the point that differs is named, with what is planned and what is asked for, short and
     printable."""
     (line,) = differences(plan_of(), **other)
@@ -240,9 +238,7 @@ def test_a_plan_is_held_against_its_decisions(point: str, other: Any, part: int)
     st.lists(st.binary(max_size=4), max_size=6),
     st.none() | st.lists(st.binary(max_size=4), max_size=6),
 )
-def test_a_payload_digest_stands_for_one_payload(
-    one: list[bytes], other: list[bytes] | None
-) -> None:
+def test_a_digest_stands_for_one_payload(one: list[bytes], other: list[bytes] | None) -> None:
     """Fields that differ in any byte or boundary have other digests; a body that is gone, none."""
     assume(one != other)
     assert plans.payload_sha256(one) != plans.payload_sha256(other)

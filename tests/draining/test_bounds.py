@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from pathlib import Path
 from typing import Any
 
 from books import GROUP, ME, ask, assert_books_balance, at, audit, deliver, fill, live, now_ms
@@ -30,9 +29,7 @@ def old_and_new(server: Server, stream: str) -> tuple[list[str], int]:
     return [entry for entry, _ in entries], now - 600_000
 
 
-def test_until_leaves_the_fresh_to_the_consumer_that_comes_back(
-    server: Server, cli: Cli, stream: str
-) -> None:
+def test_until_leaves_the_fresh_to_consumers(server: Server, cli: Cli, stream: str) -> None:
     """Beside a producer only what is older than 10 minutes goes, and a restarted consumer gets
     all the rest; audit and consumer together hold each entry once."""
     ids, ten_ago = old_and_new(server, stream)
@@ -63,9 +60,7 @@ def test_until_leaves_the_fresh_to_the_consumer_that_comes_back(
     assert old + deliver(server, stream, "restarted", 10**6) == everything
 
 
-def test_until_counts_alike_everywhere(
-    valkey: Server, cli: Cli, stream: str, tmp_path: Path
-) -> None:
+def test_until_counts_alike(valkey: Server, cli: Cli, stream: str) -> None:
     """An id as --until is included, in dry run, export, plan and live run alike; what is pending
     for the drain's own consumer beyond it stays."""
     ids, _ = old_and_new(valkey, stream)
@@ -165,9 +160,7 @@ def test_history_from_an_id_on(server: Server, cli: Cli, stream: str) -> None:
     assert sorted(ids_of(audit(server, stream))) == ids[:100]
 
 
-def test_history_from_is_refused_where_its_group_would_have_to_skip(
-    valkey: Server, cli: Cli, stream: str
-) -> None:
+def test_history_from_where_its_group_would_skip(valkey: Server, cli: Cli, stream: str) -> None:
     """A history group before --from is left as it is: exit 4 says where it stands."""
     ids, _ = old_and_new(valkey, stream)
     ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[99])

@@ -293,9 +293,7 @@ def test_writes_refused(server: Server, stream: str, chance: random.Random, tabl
     assert (tally.lost, tally.doubled) == (0, 0)
 
 
-def test_drains_side_by_side(
-    server: Server, stream: str, chance: random.Random, table: Table
-) -> None:
+def test_drains_at_once(server: Server, stream: str, chance: random.Random, table: Table) -> None:
     """Two to four drains at once, of one name or several: no faults but one another."""
     tally = table.row(f"drains side by side, {server.version}")
     ids = seed(server, stream, 1000, delivered=0)

@@ -91,12 +91,12 @@ def test_of_a_live_run_the_outcome_counts(tmp_path: Path) -> None:
         read_side(live)
 
 
-def test_what_is_no_run_is_named(cli: Cli, tmp_path: Path) -> None:
+def test_what_is_no_run_is_named(cli: Cli) -> None:
     """A missing or edited plan ends in one line, with its code."""
-    good = plan_file(tmp_path, "good.json")
-    edited = plan_file(tmp_path, "edited.json")
+    good = plan_file(cli.cwd, "good.json")
+    edited = plan_file(cli.cwd, "edited.json")
     edited.write_text(edited.read_text().replace('"throttle": 5.0', '"throttle": 6.0'))
-    for path, code in ((tmp_path / "nothing.json", 2), (edited, 4)):
+    for path, code in ((cli.cwd / "nothing.json", 2), (edited, 4)):
         result = cli("diff", good, path)
         assert result.rc == code
         one_line_error(result.err)

@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,7 +265,7 @@ def cut_off(proxy: Proxy, stream: str, fault: FaultKind, match: bytes) -> Attemp
 
 
 @pytest.mark.parametrize("batch", [2, 4], ids=["midway", "last"])
-def test_entries_deleted_under_a_commit(
+def test_deleted_in_a_commit(
     server: Server, stream: str, start_proxy: StartProxy, batch: int
 ) -> None:
     """Deleted between read and commit, they are simply gone; nothing else is taken in their place.
@@ -306,14 +305,14 @@ time.time_ns = lambda: real_ns() + DAY * 10**9
 
 @pytest.mark.parametrize("days", [1, -1])
 def test_a_host_whose_clock_is_wrong_by_a_day(
-    valkey: Server, stream: str, cli: Cli, tmp_path: Path, days: int
+    valkey: Server, stream: str, cli: Cli, days: int
 ) -> None:
     """Ages, records and the run's id follow the server's clock; the host's plays no part."""
-    (tmp_path / "sitecustomize.py").write_text(WRONG_CLOCK.format(days=days))
+    (cli.cwd / "sitecustomize.py").write_text(WRONG_CLOCK.format(days=days))
     ids = seed(valkey, stream, 130, delivered=100)[100:]
     old = f"{int(ids[0].partition('-')[0]) - 3_600_000}-0"
     fill(valkey, f"{stream}.old", [(old, intent()), *((i, intent()) for i in ids)], group=GROUP)
-    env = {"PYTHONPATH": str(tmp_path)}
+    env = {"PYTHONPATH": str(cli.cwd)}
     run = cli.done(*live(valkey.url, f"{stream}.old", "--throttle", "none"), env=env)
     assert (run.json()["dropped_old"], run.json()["drained_ok"]) == (1, 30)
     now = ask(valkey, "TIME")[0].decode()

@@ -58,7 +58,7 @@ def test_a_crash_of_the_server(
 
 
 @pytest.mark.parametrize("kind", ["valkey", "redis", "redis62"])
-def test_data_that_went_back_within_one_process(
+def test_data_that_went_back_in_a_process(
     start_server: StartServer, stream: str, kind: str
 ) -> None:
     """A primary that was its replica's replica meanwhile has lost records: exit 3, then all."""
@@ -139,7 +139,7 @@ def test_a_busy_script(valkey: Server, stream: str) -> None:
     assert_settled(valkey, stream, ids, [run])
 
 
-def test_a_busy_script_that_outlasts_the_patience(
+def test_a_script_that_outlasts_us(
     valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the run ends with exit code 3 and says why; the same command finishes it later."""

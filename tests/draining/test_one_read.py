@@ -67,7 +67,7 @@ def reads(server: Server) -> int:
     return sum(int(line.split("calls=")[1].split(",")[0]) for line in found)
 
 
-def test_what_was_seen_is_drained_without_another_read(
+def test_what_was_seen_is_not_read_again(
     server: Server, stream: str, link: Link, tmp_path: Path
 ) -> None:
     """All of the plan, in its order, as it says; 6.2, which counts no deletions, reads again."""

@@ -45,9 +45,7 @@ def test_scopes_one_after_another_record_each_entry_once(
         assert pending(server, stream) == 0  # recorded by history, then acknowledged
 
 
-def test_a_planned_history_ends_before_a_tail_that_is_recorded(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_planned_history_ends_before_its_tail(valkey: Server, stream: str, cli: Cli) -> None:
     """What scope undelivered drained is history, too: not planned again, and no reason to stay."""
     ids = seed(valkey, stream, 120, delivered=60)
     assert cli(*LIVE, *ALL, *at(valkey, stream)).rc == 0
@@ -119,9 +117,7 @@ def test_what_another_scope_records_meanwhile_is_not_recorded_again(
     each_once(server, stream, ids)
 
 
-def test_a_history_group_that_drainkit_did_not_make_is_refused(
-    server: Server, stream: str, cli: Cli
-) -> None:
+def test_a_history_group_of_others_is_refused(server: Server, stream: str, cli: Cli) -> None:
     """Also one of the default name; and a second one of the same consumer group."""
     seed(server, stream, 60, delivered=40)
     ask(server, "XGROUP", "CREATE", stream, f"{GROUP}.drain_history", "0")
@@ -135,9 +131,7 @@ def test_a_history_group_that_drainkit_did_not_make_is_refused(
     assert "mine" in second.out + second.err
 
 
-def test_a_history_group_destroyed_in_the_middle_goes_on(
-    server: Server, stream: str, cli: Cli
-) -> None:
+def test_a_history_group_destroyed_goes_on(server: Server, stream: str, cli: Cli) -> None:
     """Made anew it stands where its last commit left it, not at 0-0."""
     ids = seed(server, stream, 60, delivered=40)
     history = (*LIVE, *at(server, stream), "--scope", "history", "--max-events", "10")

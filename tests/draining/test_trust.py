@@ -140,9 +140,7 @@ def test_a_stream_replaced_by_a_larger_one(
 
 
 @pytest.mark.parametrize("ids", ["by hand", "by the server"])
-def test_a_stream_made_anew_between_drains_is_drained_anew(
-    server: Server, stream: str, ids: str
-) -> None:
+def test_a_stream_made_anew_is_drained_anew(server: Server, stream: str, ids: str) -> None:
     """Ids that begin again at 1-0 do not count as recorded, and the run says what it found."""
     for life in range(2):
         ask(server, "DEL", stream)
@@ -186,9 +184,7 @@ def test_what_is_lost_in_the_middle_is_noticed(
 
 
 @pytest.mark.parametrize("how", ["XTRIM", "XDEL"])
-def test_an_audit_trimmed_under_a_drain_ends_it_with_1(
-    server: Server, stream: str, how: str
-) -> None:
+def test_an_audit_trimmed_under_a_drain_ends_it(server: Server, stream: str, how: str) -> None:
     """Records removed in the middle are noticed at the end, by `drain` too."""
     seed(server, stream, 300, delivered=0)
     name = f"{stream}.drain_audit"

@@ -19,7 +19,7 @@ def odd(server: Server, stream: str, bad: int, good: int, *, age_ms: int = 1000)
     ("command", "age_ms"),
     [("drain", 1000), ("drain", 4_000_000), ("drain --plan", 4_000_000), ("run", 1000)],
 )
-def test_mostly_unreadable_events_are_refused(
+def test_unreadable_is_refused(
     valkey: Server, stream: str, cli: Cli, command: str, age_ms: int
 ) -> None:
     """600 events with "78%" as confidence, too old or not: a live drain is refused (4) with the

@@ -137,9 +137,7 @@ def test_a_plan_on_a_capped_stream_is_applied(
     assert {r["original_id"] for r in audit(server, stream)} <= set(planned)
 
 
-def test_a_plan_whose_middle_is_gone_is_still_refused(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_plan_whose_middle_is_gone_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """Trimmed from the front: applied. Deleted in the middle before the run: refused, none done."""
     ids = seed(valkey, stream)
 

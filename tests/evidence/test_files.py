@@ -186,9 +186,7 @@ def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: 
 
 
 @pytest.mark.parametrize("target", ["a.parquet", "a/"])
-def test_what_a_killed_writer_left_is_removed_by_the_next(
-    valkey: Server, stream: str, cli: Cli, target: str
-) -> None:
+def test_what_a_killed_writer_left_goes(valkey: Server, stream: str, cli: Cli, target: str) -> None:
     """A killed export leaves nothing once another ran in the folder; one at work is left alone."""
     seed(valkey, stream, 60_000, delivered=0)
     started = []

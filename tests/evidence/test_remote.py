@@ -55,9 +55,7 @@ def keys(s3: S3) -> list[str]:
     return [item["Key"].removeprefix("of/drains/") for item in found]
 
 
-def test_runs_are_copied_and_verified_from_there(
-    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_are_verified_there(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left here; the store holds whole runs in a chain; a changed object is named."""
     copied: list[str] = []
     put = remote.Store.put

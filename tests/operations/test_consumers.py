@@ -25,9 +25,7 @@ from servers import Server
 FAST = ("--throttle", "none", "--max-events", "all")
 
 
-def test_dead_consumers_without_pending_entries_are_removed(
-    server: Server, stream: str, cli: Cli
-) -> None:
+def test_dead_consumers_without_pending_go(server: Server, stream: str, cli: Cli) -> None:
     """Behind 10,012 entries, 31 of 34 dead consumers go; 3 stay for their pending until drained."""
     seed(server, stream, 10_112, delivered=50)
     for i in range(31):

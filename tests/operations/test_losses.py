@@ -130,7 +130,7 @@ def test_a_passed_gap_is_past(valkey: Server, stream: str, cli: Cli) -> None:
     assert "49 after it were trimmed" in run["why"]
 
 
-def test_the_notebooks_name_losses(
+def test_notebooks_name_losses(
     valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """01's bottom line and the monitor's table hold the number; the monitor is critical."""

@@ -88,9 +88,7 @@ def test_nothing_trimmed_nothing_archived(valkey: Server, stream: str, cli: Cli)
     assert not (cli.cwd / "a.parquet").exists()
 
 
-def test_trim_keeps_what_comes_below_a_position_set_too_far(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_trim_keeps_what_comes_below_a_position(valkey: Server, stream: str, cli: Cli) -> None:
     """A position set beyond the stream's end gives away no entry that is yet to come."""
     from drainkit.operations.maintenance import trim_plan
     from drainkit.server.connection import Server as Link
@@ -134,7 +132,7 @@ def test_trim_keeps_what_is_younger(
 
 
 @pytest.mark.parametrize("odd", ["5-1", "1700000000-0", "1700000000000000-0"])
-def test_trim_by_age_refuses_ids_that_are_not_times(
+def test_trim_by_age_needs_ids_that_are_times(
     valkey: Server, stream: str, cli: Cli, odd: str
 ) -> None:
     """Counters, seconds and microseconds as ids say nothing about an entry's age."""

@@ -155,7 +155,7 @@ def metrics(text: str) -> dict[tuple[str, ...], float]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.chaos)])
-def test_numbers_are_those_of_an_oracle(
+def test_numbers_are_an_oracles(
     clean: Callable[[str], Server], cli: Cli, kind: str, n: int
 ) -> None:
     """After random histories every number is exact or null, in JSON, text and metrics the same."""

@@ -121,9 +121,7 @@ def test_an_analyst_may_split_and_load(
     assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 50
 
 
-def test_a_replica_will_do(
-    sentinel: SentinelSetup, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replica(sentinel: SentinelSetup, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Splitting and loading work on a replica."""
     fill(sentinel.primary, stream, [(i, intent()) for i in range(1, 101)])
     ask(sentinel.primary, "WAIT", 1, 5000)
@@ -131,9 +129,7 @@ def test_a_replica_will_do(
     assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 100
 
 
-def test_all_parts_are_decided_alike(
-    url: Server, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_are_decided_alike(url: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Policy and moment are those of `ranges`, not of the process that loads; by hand its own."""
     monkeypatch.setenv("DRAINKIT_MAX_AGE_MIN", "0.001")
     monkeypatch.setenv("DRAINKIT_AS_OF", "2030-01-01T00:00:00")

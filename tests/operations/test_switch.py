@@ -109,7 +109,7 @@ def test_a_run_names_its_operator(valkey: Server, stream: str, cli: Cli) -> None
     assert cli(*live(valkey, stream, "--operator", " ")).rc == 2
 
 
-def test_03_says_who_stopped(
+def test_03_says_who(
     valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The live notebook shows operator, time and reason, also where it is not armed."""

@@ -26,9 +26,7 @@ def a_run(server: Server, stream: str, cli: Cli) -> Path:
     return cli.cwd / "reports" / run.json()["run_id"]
 
 
-def test_the_report_opens_offline_and_is_inert(
-    valkey: Server, stream: str, cli: Cli, browser: Browser
-) -> None:
+def test_the_report_opens_offline(valkey: Server, stream: str, cli: Cli, browser: Browser) -> None:
     """Without scripts every figure is there and nothing is fetched; whatever the width and the
     theme, axe finds no fault, nothing is cut off, and the verdict is on the first screen."""
     hostile_backlog(valkey, stream)

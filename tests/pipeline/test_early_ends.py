@@ -44,7 +44,7 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
 
 
 @pytest.mark.parametrize("after_sec", [0, 0.1, 0.2, 0.3, 0.5])
-def test_a_signal_before_the_drain_begins_is_not_lost(
+def test_an_early_signal_is_not_lost(
     valkey: Server, stream: str, cli: Cli, after_sec: float
 ) -> None:
     """However early in the live notebook it comes, hardly anything is drained: exit code 130."""

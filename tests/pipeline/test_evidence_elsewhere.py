@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 from books import at, audit, seed
@@ -24,18 +23,18 @@ def run(server: Server, stream: str, *options: str) -> tuple[str, ...]:
 
 
 def test_a_run_in_the_bucket_is_verified_from_anywhere(
-    valkey: Server, stream: str, cli: Cli, s3: S3, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, s3: S3
 ) -> None:
     """Dry run and live run are sealed into the bucket, nothing stays here; one change is named."""
     seed(valkey, stream, 60, delivered=20)
     results = []
-    key = tmp_path / "key"
+    key = cli.cwd / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     for options in ((), ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))):
         done = cli.done(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
         results.append(done.json())
         assert results[-1]["evidence"] == f"{URL}/{results[-1]['run_id']}"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "key.pub"]
+    assert sorted(path.name for path in cli.cwd.iterdir()) == ["key", "key.pub"]
     found = cli("verify", URL, "--redis-url", valkey.url, "--json")
     assert (found.rc, found.json()["ok"]) == (0, True), found.out
     evidence = results[1]["evidence"]
@@ -49,9 +48,7 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     assert changed.out.strip().endswith("audit.parquet (its SHA-256 is another)")
 
 
-def test_a_store_that_refuses_stops_the_run_before_it_drains(
-    valkey: Server, stream: str, cli: Cli, s3: S3
-) -> None:
+def test_a_store_that_refuses_stops_the_run(valkey: Server, stream: str, cli: Cli, s3: S3) -> None:
     """Wrong login, unknown bucket, unknown scheme, nothing there: one line, exit 2, no secret,
     nothing drained or written; what looks like a URL is never taken for a folder's name."""
     seed(valkey, stream, 30, delivered=10)
@@ -75,9 +72,7 @@ def test_a_store_that_refuses_stops_the_run_before_it_drains(
     assert list(cli.cwd.iterdir()) == []
 
 
-def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
-    valkey: Server, stream: str, cli: Cli, s3: S3
-) -> None:
+def test_a_store_lost_on_the_way_is_exit_1(valkey: Server, stream: str, cli: Cli, s3: S3) -> None:
     """The drain is done and told as such; the sealed folder is here, named, and verifies."""
     seed(valkey, stream, 120, delivered=0)
     running = cli.start(*run(valkey, stream, "--reports-dir", URL, "--mode", "live", "--yes",
@@ -95,9 +90,7 @@ def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
     assert cli("verify", folder, "--redis-url", valkey.url).rc == 0
 
 
-def test_a_killed_run_is_closed_into_the_bucket(
-    valkey: Server, stream: str, cli: Cli, s3: S3
-) -> None:
+def test_a_killed_run_is_closed_there(valkey: Server, stream: str, cli: Cli, s3: S3) -> None:
     """A folder in the spool, sealed by nobody: `run --close` with the URL seals and copies it."""
     seed(valkey, stream, 30, delivered=0)
     run_id = attempt(valkey.url, stream).summary["run_id"]

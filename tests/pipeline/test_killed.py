@@ -65,9 +65,7 @@ def check_closed(server: Server, stream: str, folder: Path) -> None:
         close(server, folder)
 
 
-def test_a_killed_run_is_named_closed_and_gone_on_with(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_killed_run_is_named_and_closed(valkey: Server, stream: str, cli: Cli) -> None:
     """In 03: run.json is the live run's, "interrupted"; verify says so, and names it where it is
     gone; close; its plan goes on."""
     seed(valkey, stream, 1500)
@@ -194,9 +192,7 @@ def test_closing_believes_ledger_and_audit_only(
         assert findings(folder.parent, valkey, stream) == []
 
 
-def test_an_approved_run_keeps_its_approvers_when_closed(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_closed_run_keeps_its_approvers(valkey: Server, stream: str, cli: Cli) -> None:
     """Operator, approvers and plan are sealed as the ledger has them, and verify confirms them;
     another plan in the folder is refused."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", cli.cwd / "ann"],

@@ -27,9 +27,7 @@ def outputs(notebook: dict) -> str:  # type: ignore[type-arg]
     return json.dumps([cell["outputs"] for cell in cells])
 
 
-def test_a_run_beside_a_busy_producer_tells_one_truth(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_run_beside_a_producer_tells_one_truth(valkey: Server, stream: str, cli: Cli) -> None:
     """Baseline, notebooks, plan, summary, report and statement name one boundary and one count."""
     seed(valkey, stream, 400, delivered=100)
     producer = subprocess.Popen([sys.executable, "-c", PRODUCER, valkey.url, stream])

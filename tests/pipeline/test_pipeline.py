@@ -62,9 +62,7 @@ def test_a_live_run_leaves_sealed_evidence(valkey: Server, stream: str, cli: Cli
     assert subjects == FILES - {"statement.json", "SHA256SUMS"}
 
 
-def test_a_dry_run_through_the_notebooks_leaves_no_trace(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_dry_run_by_notebooks_leaves_no_trace(valkey: Server, stream: str, cli: Cli) -> None:
     """`run` is a dry run by default: the server is as it was, and the evidence is there."""
     seed(valkey, stream)
     before = everything(valkey)
@@ -186,9 +184,7 @@ def test_wrong_parameters_are_refused(
     assert everything(valkey) == before
 
 
-def test_a_live_run_that_nobody_approves_changes_nothing(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_live_run_unapproved_changes_nothing(valkey: Server, stream: str, cli: Cli) -> None:
     """Without --yes and without a terminal: exit code 4, no folder, no change."""
     seed(valkey, stream)
     before = everything(valkey)
@@ -198,9 +194,7 @@ def test_a_live_run_that_nobody_approves_changes_nothing(
     assert GROUP in str(ask(valkey, "XINFO", "GROUPS", stream))
 
 
-def test_the_size_of_evidence_does_not_grow_with_the_backlog(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_evidence_does_not_grow_with_the_backlog(valkey: Server, stream: str, cli: Cli) -> None:
     """Notebooks and report of ten times the entries are at most a fifth larger, the report of
     20,000 is below 300 KB, and all but the tables below 700 KB."""
     sizes = []
@@ -243,9 +237,7 @@ def test_a_run_can_be_signed(valkey: Server, stream: str, cli: Cli) -> None:
     assert "report.html" in findings
 
 
-def test_a_key_that_cannot_sign_is_refused_before_anything_is_drained(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_key_that_cannot_sign_drains_nothing(valkey: Server, stream: str, cli: Cli) -> None:
     """--sign-key that is no file, or no key: exit code 2, and the server is as it was."""
     seed(valkey, stream)
     (cli.cwd / "nokey").write_text("not a key")
@@ -269,9 +261,7 @@ def test_a_server_that_closes_idle_connections(stream: str, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, "end of input"])
-def test_a_question_can_be_left(
-    valkey: Server, stream: str, cli: Cli, end: str | signal.Signals
-) -> None:
+def test_a_way_out(valkey: Server, stream: str, cli: Cli, end: str | signal.Signals) -> None:
     """Ctrl-C, SIGTERM or Ctrl-D at the prompt of a live run: exit code 130, nothing drained."""
     seed(valkey, stream)
     ours, terminal = pty.openpty()

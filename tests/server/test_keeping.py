@@ -13,9 +13,7 @@ EVICTS = "the server may evict any key (allkeys-lru, maxmemory "
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru"])
-def test_a_drain_that_has_no_room_is_refused(
-    server: Server, stream: str, cli: Cli, policy: str
-) -> None:
+def test_a_drain_without_room(server: Server, stream: str, cli: Cli, policy: str) -> None:
     """4,000 events and 600 KB: exit code 4 with both numbers, nothing written, nothing evicted."""
     seed(server, stream, 4000, delivered=0)
     used = int(server.client().info("memory")["used_memory"])

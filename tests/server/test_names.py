@@ -27,9 +27,7 @@ def audited(server: Server, key: str) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["dry-run", "live"])
-def test_scope_history_does_not_take_over_a_group(
-    server: Server, stream: str, cli: Cli, mode: str
-) -> None:
+def test_history_takes_over_no_group(server: Server, stream: str, cli: Cli, mode: str) -> None:
     """A group that drainkit did not make is neither drained nor destroyed: exit code 4."""
     seed(server, stream, 20, delivered=10)
     ask(server, "XGROUP", "CREATE", stream, "risk", "0")
@@ -40,9 +38,7 @@ def test_scope_history_does_not_take_over_a_group(
     assert everything(server) == before
 
 
-def test_a_history_group_of_another_name_is_finished_and_then_nobodys(
-    server: Server, stream: str, cli: Cli
-) -> None:
+def test_a_history_group_of_another_name_is_ended(server: Server, stream: str, cli: Cli) -> None:
     """Made by the first batch and destroyed by the last; made anew by somebody else, refused."""
     ids = seed(server, stream, 30, delivered=20)
     history = (*live(server, stream), "--scope", "history", "--history-group", "mine")
@@ -96,9 +92,7 @@ def test_a_batch_with_an_entry_twice_records_it_once(server: Server, stream: str
 # ---------------------------------------------------------------- names in no UTF-8
 
 
-def test_pending_entries_of_a_consumer_with_an_odd_name(
-    server: Server, stream: str, cli: Cli
-) -> None:
+def test_pending_of_a_consumer_with_an_odd_name(server: Server, stream: str, cli: Cli) -> None:
     """They are planned and drained like others, and --from-consumer takes the name as shown."""
     seed(server, stream, 30, delivered=0)
     ids = deliver(server, stream, ODD, 5) + deliver(server, stream, b"w", 3)

@@ -40,9 +40,7 @@ def fill_cluster(cluster: Cluster, stream: str, n: int) -> list[str]:
 
 
 @pytest.mark.parametrize("tagged", [False, True], ids=["no tag", "a tag"])
-def test_side_keys_share_the_streams_slot(
-    cluster: Cluster, stream: str, cli: Cli, tagged: bool
-) -> None:
+def test_side_keys_share_the_slot(cluster: Cluster, stream: str, cli: Cli, tagged: bool) -> None:
     """On a Cluster a drain works from any node; its side keys have the stream's hash tag."""
     name = f"{{{stream}}}.intents" if tagged else stream
     ids = fill_cluster(cluster, name, 60)
@@ -60,9 +58,7 @@ def test_side_keys_share_the_streams_slot(
     assert_settled(home, name, ids, [once], audit_key=f"{base}.drain_audit")
 
 
-def test_an_audit_stream_in_another_slot_is_refused(
-    cluster: Cluster, stream: str, cli: Cli
-) -> None:
+def test_an_audit_stream_elsewhere_is_refused(cluster: Cluster, stream: str, cli: Cli) -> None:
     """It is refused with the reason, before anything is written; with the tag it is taken."""
     ids = fill_cluster(cluster, stream, 20)
     home = cluster.primary_of(stream)
@@ -95,9 +91,7 @@ def test_an_allowlist_in_another_slot_is_refused(cluster: Cluster, stream: str, 
     assert cli(*drain, f"redis:{near}").rc == 0
 
 
-def test_a_name_that_no_side_key_can_be_near_is_one_finding(
-    cluster: Cluster, stream: str, cli: Cli
-) -> None:
+def test_a_name_without_side_keys_is_one_finding(cluster: Cluster, stream: str, cli: Cli) -> None:
     """A stream `x{}y` is unknown to `check --all-streams`, and the others are judged."""
     fill_cluster(cluster, stream, 20)
     odd = f"{stream}{{}}odd"
@@ -112,9 +106,7 @@ def test_a_name_that_no_side_key_can_be_near_is_one_finding(
     assert "no hash tag" in cli.fails(4, "drain", *at(cluster, odd))
 
 
-def test_the_socket_of_another_node_is_no_way_to_a_stream(
-    cluster: Cluster, stream: str, cli: Cli
-) -> None:
+def test_the_socket_of_another_node_is_no_way(cluster: Cluster, stream: str, cli: Cli) -> None:
     """The socket of the stream's own node is; of another one it is bad usage, which says so."""
     fill_cluster(cluster, stream, 20)
     home = cluster.primary_of(stream)

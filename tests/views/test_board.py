@@ -21,7 +21,7 @@ def opened(
     return Monitor.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream, **limits})
 
 
-def test_a_board_says_its_state_and_numbers(
+def test_a_board_says_its_state(
     valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the limit a group is critical in word and colour, another OK; names are text."""
@@ -43,9 +43,7 @@ def test_a_board_says_its_state_and_numbers(
     assert re.search(r"As of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", shown)
 
 
-def test_a_person_can_look_again(
-    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_can_look_again(valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The button asks the server anew; where it does not answer, old numbers do not stay."""
     seed(valkey, stream)
     monkeypatch.setattr("drainkit.views.monitor.person_is_here", lambda: True)
@@ -60,9 +58,7 @@ def test_a_person_can_look_again(
     assert "<b>150</b>" not in shown.value
 
 
-def test_all_streams_of_a_pattern_are_shown(
-    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pattern_is_shown(valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a pattern each stream's runs, records and drains under way are shown, by its name."""
     names = [f"{stream}:{letter}" for letter in "ab"]
     for name in names:

@@ -45,9 +45,7 @@ def explored(frame: pd.DataFrame, policy: Policy = POLICY, **given: object) -> E
 
 
 @pytest.mark.parametrize("allowed", [None, ["BTCUSDT"], []])
-def test_other_limits_give_what_deciding_gives(
-    frame: pd.DataFrame, allowed: list[str] | None
-) -> None:
+def test_other_limits_are_decided(frame: pd.DataFrame, allowed: list[str] | None) -> None:
     """Wherever the sliders stand, counts by action and the framed cell are the decision's."""
     shown = explored(frame)
     shown.which.value, shown.symbols.value = allowed is not None, allowed or []

@@ -37,9 +37,7 @@ def here(tmp_path: Path, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.mark.parametrize("opened", CLASSES, ids=lambda opened: opened.__name__)
-def test_every_notebook_shows_its_settings(
-    valkey: Server, stream: str, here: Path, opened: Any
-) -> None:
+def test_notebooks_show_settings(valkey: Server, stream: str, here: Path, opened: Any) -> None:
     """settings_table() works in each class and names the stream that is read."""
     seed(valkey, stream, 20, delivered=10)
     table = opened.open({"stream": stream, **MORE}).settings_table()
@@ -127,9 +125,7 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
         assert done.returncode != 0
 
 
-def test_no_cell_breaks_where_the_server_closes_idle_connections(
-    valkey: Server, stream: str, here: Path
-) -> None:
+def test_cells_where_the_server_closes_connections(valkey: Server, stream: str, here: Path) -> None:
     """With `timeout 1` and a pause before each, every method of every class still answers."""
     seed(valkey, stream, 60, delivered=10)
     ask(valkey, "CONFIG", "SET", "timeout", 1)
@@ -148,9 +144,7 @@ def test_no_cell_breaks_where_the_server_closes_idle_connections(
     ask(valkey, "CONFIG", "SET", "timeout", 0)
 
 
-def test_status_knows_a_drain_with_an_audit_stream_of_its_own(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_status_knows_a_drain_with_its_own_audit(valkey: Server, stream: str, cli: Cli) -> None:
     """With DRAINKIT_AUDIT_STREAM set, status tells how far a running drain is."""
     seed(valkey, stream, 400, delivered=100)
     env = {"DRAINKIT_AUDIT_STREAM": f"{stream}.elsewhere"}

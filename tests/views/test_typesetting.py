@@ -75,7 +75,7 @@ def test_nothing_in_lab_is_typeset_and_its_folder_is_not_imported(
     assert not ran.exists()
 
 
-def test_nothing_in_an_exported_page_is_typeset(
+def test_no_exported_page_is_typeset(
     valkey: Server, stream: str, cli: Cli, browser: Browser
 ) -> None:
     """nbconvert's page of 01 and 04 holds no TeX of an event where its MathJax would look."""

@@ -145,9 +145,7 @@ def plan_drain(stream: str, valkey: Server, *options: object) -> tuple[object, .
     )
 
 
-def test_a_plan_finished_by_a_second_run_is_balanced(
-    planned: str, cli: Cli, valkey: Server
-) -> None:
+def test_a_plan_ended_by_a_second_run_is_balanced(planned: str, cli: Cli, valkey: Server) -> None:
     """What an earlier run of the plan drained counts: 04 sees every planned entry, once."""
     process = cli.start(*plan_drain(planned, valkey))
     while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
@@ -196,9 +194,7 @@ def test_a_run_that_died_is_not_called_nothing(planned: str, cli: Cli, valkey: S
     assert "do not balance" in check.bottom_line().data
 
 
-def test_the_state_before_is_kept_by_03_or_not_claimed(
-    planned: str, cli: Cli, valkey: Server
-) -> None:
+def test_the_state_before_is_kept_by_03(planned: str, cli: Cli, valkey: Server) -> None:
     """03 writes baseline.json before it drains; without one, 04 says that it does not know."""
     ask(valkey, "XGROUP", "CREATE", planned, OTHER, "0-0")
     drain = live(planned, cli)
@@ -222,9 +218,7 @@ def test_the_pace_is_judged_by_the_rate_of_the_run(planned: str, cli: Cli) -> No
     assert "(20 allowed)" in verify(planned, cli).pace().layout.title.text
 
 
-def test_a_record_written_twice_is_found_without_a_folder(
-    drained: str, cli: Cli, valkey: Server
-) -> None:
+def test_a_record_written_twice_is_found(drained: str, cli: Cli, valkey: Server) -> None:
     """04 alone looks at the newest run, and does not say "each once" unseen."""
     audit = f"{drained}.drain_audit"
     fields = ask(valkey, "XRANGE", audit, "-", "+", "COUNT", 1)[0][1]
