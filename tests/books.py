@@ -12,13 +12,18 @@ from typing import Any
 
 import redis
 from conftest import Cli
-from servers import Server
+from servers import Server, wait_until
 
 Fields = Mapping[Any, Any] | Sequence[Any]
 GROUP = "quantum:group:execution:trade.intent"
 ME = "backlog_drain_1"
 ALLOW = "BTCUSDT,ETHUSDT"
 PASSWORD = "an4lyst-pw"  # of every role's user
+FILES = {  # of a live run's evidence
+    "01_analyse_backlog.ipynb", "02_dry_run.ipynb", "03_live_drain.ipynb", "04_verify.ipynb",
+    "report.html", "plan.json", "decisions.parquet", "audit.parquet", "drift.parquet",
+    "baseline.json", "after.json", "run.json", "verdicts.json", "statement.json", "SHA256SUMS",
+}  # fmt: skip
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "DOGEUSDT")
 
 
@@ -99,6 +104,12 @@ def audit(server: Server, stream: str, key: str | None = None) -> list[dict[str,
         pairs = dict(zip(texts[::2], texts[1::2], strict=True))
         records.append({"audit_id": audit_id.decode(), **pairs})
     return records
+
+
+def wait_for(server: Server, stream: str, n: int) -> None:
+    """Until a drain has recorded that many."""
+    key = f"{stream}.drain_audit"
+    wait_until(f"{n} are recorded", lambda: ask(server, "XLEN", key) >= n, timeout_sec=60)
 
 
 def ledger_of(server: Server, stream: str) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from books import (
     now_ms,
     pending,
     seed,
+    wait_for,
 )
 from conftest import Cli, intent, one_line_error
 from plan_samples import plan_of, table_sha256
@@ -248,9 +249,7 @@ def test_a_plan_that_died_is_finished(valkey: Server, stream: str, cli: Cli) -> 
     make_plan(cli, valkey, stream, "--max-events", "400", "--throttle", "200")
     command = apply(cli, valkey, stream)
     process = cli.start(*command)
-    deadline = time.monotonic() + 10
-    while len(audit(valkey, stream)) < 50 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(valkey, stream, 50)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 0 < len(audit(valkey, stream)) < 400

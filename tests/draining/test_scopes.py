@@ -6,10 +6,10 @@ from collections import Counter
 from itertools import permutations, product
 
 import pytest
-from books import GROUP, ME, ask, at, audit, deliver, everything, pending, seed
+from books import GROUP, ME, ask, at, audit, deliver, everything, pending, seed, wait_for
 from conftest import Cli
 from faults import complete, rehearse
-from servers import Server, wait_until
+from servers import Server
 
 LIVE = ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none")
 ALL = ("--max-events", "all", "--min-idle-min", "0")
@@ -63,7 +63,7 @@ def test_killed_within_and_between_scopes(valkey: Server, stream: str, cli: Cli)
     for scope in ("undelivered", "history") * 2:
         begun = len(audit(valkey, stream))
         process = cli.start(*LIVE[:-1], "100", *at(valkey, stream), "--scope", scope)
-        wait_until("it has begun", lambda n=begun: len(audit(valkey, stream)) > n + 5)
+        wait_for(valkey, stream, begun + 6)
         process.kill()
         process.communicate()
     assert len(audit(valkey, stream)) < len(ids)

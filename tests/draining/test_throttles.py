@@ -8,11 +8,11 @@ import time
 from itertools import pairwise
 
 import pytest
-from books import ask, at, audit, live, now_ms, reached, seed, worst_window
+from books import ask, at, audit, live, now_ms, reached, seed, wait_for, worst_window
 from conftest import Cli
 from faults import Attempt, attempt, complete
 from proxy import SlowLink
-from servers import Server, wait_until
+from servers import Server
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_dead_drains_throttle_is_gone_after_15_seconds(
     """A drain killed at a low rate holds the next one for 15 s at most."""
     seed(valkey, stream, 60, delivered=0)
     dead = cli.start(*live(valkey, stream, "--throttle", rate))
-    wait_until("it has begun", lambda: len(audit(valkey, stream)) > 0)
+    wait_for(valkey, stream, 1)
     dead.kill()
     dead.communicate()
     began = time.monotonic()

@@ -11,9 +11,9 @@ from books import (
     GROUP,
     ask,
     at,
-    audit,
     live,
     seed,
+    wait_for,
 )
 from conftest import Cli
 from servers import Server
@@ -24,8 +24,7 @@ def test_status_shows_running_drains(valkey: Server, stream: str, cli: Cli) -> N
     seed(valkey, stream, 600, delivered=0)
     command = live(valkey, stream, "--throttle", 10, "--max-events", 400)
     process = cli.start(*command)
-    while len(audit(valkey, stream)) < 20:
-        time.sleep(0.05)
+    wait_for(valkey, stream, 20)
     asked = time.time()
     running: list[dict[str, Any]] = cli("status", "--json", *at(valkey, stream)).json()[
         "running_drains"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import getpass
-import time
 from datetime import UTC, datetime
 
 import pytest
-from books import PASSWORD, ask, at, audit, ledger_of, live, make_user, seed
+from books import PASSWORD, ask, at, ledger_of, live, make_user, seed, wait_for
 from conftest import Cli
 from servers import Server
 
@@ -20,8 +19,7 @@ def test_everybody_hears_who_stopped_and_why(server: Server, stream: str, cli: C
     """status, check, a refused drain and a drain that is stopped say operator, time and reason."""
     seed(server, stream, 300, delivered=0)
     process = cli.start(*live(server, stream, "--throttle", 20))
-    while len(audit(server, stream)) < 5:
-        time.sleep(0.05)
+    wait_for(server, stream, 5)
     before = datetime.now(UTC)
     assert cli("stop", *WHO, *at(server, stream)).rc == 0
     cut_off, refused = cli.finish(process), cli(*live(server, stream))

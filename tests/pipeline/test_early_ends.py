@@ -11,17 +11,9 @@ from pathlib import Path
 
 import pytest
 import servers
-from books import assert_books_balance, at, audit, only_run, seed
+from books import FILES, assert_books_balance, at, audit, only_run, seed, wait_for
 from conftest import Cli
-from servers import Server, wait_until
-
-NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
-FILES = {
-    *(f"{name}.ipynb" for name in NOTEBOOKS), "report.html", "plan.json", "decisions.parquet",
-    "audit.parquet", "drift.parquet", "baseline.json", "after.json", "run.json",
-    "verdicts.json", "statement.json", "SHA256SUMS",
-}  # fmt: skip
-
+from servers import Server
 
 MET = "The plan was met, or what differs is explained"
 
@@ -68,7 +60,7 @@ def test_a_stopped_run_is_refused_and_verified(valkey: Server, stream: str, cli:
     how much of the plan is left stands in 04, in verdicts.json and in the report alike."""
     seed(valkey, stream, 400)
     process = start_live(cli, valkey, stream)
-    wait_until("it drains", lambda: len(audit(valkey, stream)) >= 5, timeout_sec=60)
+    wait_for(valkey, stream, 5)
     assert cli("stop", "--reason", "test", *at(valkey, stream)).rc == 0
     run = cli.finish(process)
     assert run.rc == 4, run
@@ -92,7 +84,7 @@ def test_a_server_lost_under_the_live_notebook(stream: str, cli: Cli) -> None:
     with servers.start("redis") as server:
         seed(server, stream, 400)
         process = start_live(cli, server, stream)
-        wait_until("it drains", lambda: len(audit(server, stream)) >= 5, timeout_sec=60)
+        wait_for(server, stream, 5)
         server.kill()
         run = cli.finish(process)
     assert run.rc == 3, run

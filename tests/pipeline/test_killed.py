@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from books import ask, at, audit, ledger_of, pending, seed
+from books import ask, at, audit, ledger_of, pending, seed, wait_for
 from conftest import Cli, lacking
 from servers import Server
 
@@ -70,8 +70,7 @@ def test_a_killed_run_is_named_and_closed(valkey: Server, stream: str, cli: Cli)
     gone; close; its plan goes on."""
     seed(valkey, stream, 1500)
     process = start(cli, valkey, stream)
-    while len(audit(valkey, stream)) < 20:
-        time.sleep(0.05)
+    wait_for(valkey, stream, 20)
     folder = live_run(cli)
     assert folder is not None
     assert "being worked on" in cli.fails(4, "run", "--close", folder, "--redis-url", valkey.url)
@@ -281,8 +280,7 @@ def test_a_folder_that_goes_away_does_not_hide_the_drain(
     seed(valkey, stream, 400)
     reports = small_disk("size=64m")
     process = start(cli, valkey, stream, 100)
-    while len(audit(valkey, stream)) < 20:
-        time.sleep(0.05)
+    wait_for(valkey, stream, 20)
     made = live_run(cli)
     assert made is not None
     if what == "read-only":

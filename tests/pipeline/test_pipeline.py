@@ -15,6 +15,7 @@ import psutil
 import pytest
 import servers
 from books import (
+    FILES,
     GROUP,
     ask,
     assert_books_balance,
@@ -27,17 +28,12 @@ from books import (
     only_run,
     pending,
     seed,
+    wait_for,
 )  # fmt: skip
 from conftest import ROOT, Cli
 from servers import Server
 
 SECRET = "s3cr3t-pa55"
-NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", "03_live_drain", "04_verify")
-FILES = {
-    *(f"{name}.ipynb" for name in NOTEBOOKS), "report.html", "plan.json", "decisions.parquet",
-    "audit.parquet", "drift.parquet", "baseline.json", "after.json", "run.json",
-    "verdicts.json", "statement.json", "SHA256SUMS",
-}  # fmt: skip
 
 
 def test_a_live_run_leaves_sealed_evidence(valkey: Server, stream: str, cli: Cli) -> None:
@@ -85,25 +81,27 @@ def test_an_earlier_plan_is_applied(valkey: Server, stream: str, cli: Cli) -> No
     assert cli("verify", "reports").rc == 0
 
 
-def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, cli: Cli) -> None:
-    """SIGKILL in the live notebook: exit code 1, outcome failed; the same command ends it."""
+@pytest.mark.parametrize(("rc", "outcome"), [(1, "failed"), (130, "interrupted")])
+def test_an_end_in_the_live_notebook(
+    valkey: Server, stream: str, cli: Cli, rc: int, outcome: str
+) -> None:
+    """SIGKILL to the kernel: exit code 1, failed; SIGTERM to the run: the commit is finished, 130.
+    Either way evidence is sealed, and the same command ends it."""
     seed(valkey, stream, 1500)
-    live = ("run", "--mode", "live", "--yes", "--throttle", "100", "--max-events", "all")
-    process = cli.start(*live, *at(valkey, stream))
-    deadline = time.monotonic() + 60
-    while len(audit(valkey, stream)) < 20 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if _is_kernel(child):
-            child.send_signal(signal.SIGKILL)
+    live = ("run", "--mode", "live", "--yes", "--max-events", "all", *at(valkey, stream))
+    process = cli.start(*live, "--throttle", "100")
+    wait_for(valkey, stream, 20)
+    children = psutil.Process(process.pid).children(recursive=True)
+    for one in filter(_is_kernel, children) if rc == 1 else [process]:
+        one.send_signal(signal.SIGKILL if rc == 1 else signal.SIGTERM)
     run = cli.finish(process)
-    assert run.rc == 1, run
+    assert run.rc == rc, run
     folder = only_run(cli.cwd)
     result = json.loads((folder / "run.json").read_text())
-    assert result["outcome"] == "failed"
+    assert result["outcome"] == outcome
     assert result["total_read"] == len(audit(valkey, stream)) > 0
     assert cli("verify", folder).rc == 0
-    cli.done(*live[:4], "--throttle", "none", "--max-events", "all", *at(valkey, stream))
+    cli.done(*live, "--throttle", "none")
     records = audit(valkey, stream)
     assert len({r["original_id"] for r in records}) == len(records) == 1400
     assert pending(valkey, stream) == 0
@@ -112,24 +110,6 @@ def test_a_killed_kernel_is_a_failed_run(valkey: Server, stream: str, cli: Cli) 
 def _is_kernel(process: psutil.Process) -> bool:
     parent = process.parent()  # has imported for it
     return parent is not None and "drainkit.views.forking" in parent.cmdline()
-
-
-def test_sigterm_ends_the_run_with_evidence(valkey: Server, stream: str, cli: Cli) -> None:
-    """SIGTERM in the live notebook: the commit is finished, evidence is sealed, exit code 130."""
-    seed(valkey, stream, 1500)
-    live = ("run", "--mode", "live", "--yes", "--throttle", "100", "--max-events", "all")
-    process = cli.start(*live, *at(valkey, stream))
-    deadline = time.monotonic() + 60
-    while len(audit(valkey, stream)) < 20 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    run = cli.finish(process)
-    assert run.rc == 130, run
-    folder = only_run(cli.cwd)
-    result = json.loads((folder / "run.json").read_text())
-    assert result["outcome"] == "interrupted"
-    assert result["total_read"] == len(audit(valkey, stream))
-    assert cli("verify", folder).rc == 0
 
 
 @pytest.mark.parametrize("fails", [False, True])

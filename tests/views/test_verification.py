@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from books import GROUP, ME, ask, at, seed
+from books import GROUP, ME, ask, at, seed, wait_for
 from conftest import Cli
 from servers import Server
 
@@ -148,8 +147,7 @@ def plan_drain(stream: str, valkey: Server, *options: object) -> tuple[object, .
 def test_a_plan_ended_by_a_second_run_is_balanced(planned: str, cli: Cli, valkey: Server) -> None:
     """What an earlier run of the plan drained counts: 04 sees every planned entry, once."""
     process = cli.start(*plan_drain(planned, valkey))
-    while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
-        time.sleep(0.02)
+    wait_for(valkey, planned, 8)
     process.send_signal(signal.SIGTERM)
     assert cli.finish(process).rc == 130
     run = cli.done(
@@ -185,8 +183,7 @@ def test_the_live_cell_run_twice_keeps_its_books(planned: str, cli: Cli) -> None
 def test_a_run_that_died_is_not_called_nothing(planned: str, cli: Cli, valkey: Server) -> None:
     """After SIGKILL there is no summary: 04 says what is open, not that nothing was drained."""
     process = cli.start(*plan_drain(planned, valkey))
-    while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
-        time.sleep(0.02)
+    wait_for(valkey, planned, 8)
     process.kill()
     cli.finish(process)
     check = verify(planned, cli)
