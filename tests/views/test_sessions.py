@@ -68,9 +68,9 @@ def test_03_takes_pace_and_policy_from_the_plan(valkey: Server, stream: str, her
         LiveDrain.open({**only, "max_events": 5})
     live = LiveDrain.open(only)
     live.run()
-    assert live.books.total_read == 700
-    assert not live.books.drift
-    assert 450 <= (live.books.events_per_sec or 0) <= 500
+    assert live.summary.total_read == 700
+    assert not live.summary.drift
+    assert 450 <= (live.summary.events_per_sec or 0) <= 500
 
 
 @pytest.mark.parametrize(
