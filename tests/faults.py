@@ -127,6 +127,8 @@ def assert_counts(records: Sequence[dict[str, str]], summary: dict[str, Any] | N
         return
     own = [record for record in records if record["run_id"] == summary["run_id"]]
     counts = Counter(record["action"] for record in own)
+    if summary["total_read"] is None:  # the server was gone when the books closed
+        return
     assert {a: summary[a] for a in ACTIONS} == {a: counts[a] for a in ACTIONS}
     assert summary["total_read"] == len(own)
     assert all(key(r["original_id"]) <= key(summary["boundary_id"]) for r in own)

@@ -276,6 +276,7 @@ class SlowLink:
 
     def __init__(self, upstream: Path, round_trip_sec: float) -> None:
         self._upstream, self._delay_sec = upstream, round_trip_sec / 2
+        self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -287,6 +288,7 @@ class SlowLink:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 server = socket.socket(socket.AF_UNIX)
                 server.connect(str(self._upstream))
+                self._sockets += [client, server]
                 for source, sink in ((client, server), (server, client)):
                     late: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
                     threading.Thread(target=self._take, args=(source, late), daemon=True).start()
@@ -316,3 +318,5 @@ class SlowLink:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for one in self._sockets:
+            one.close()

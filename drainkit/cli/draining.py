@@ -123,13 +123,14 @@ def _drain_live(server: Server, job: Job, *, yes: bool) -> Summary:
     check(server, job)  # what would be refused is refused before a long look
     settings, planned = job.settings, job.planned
     dry = replace(job, settings=settings.model_copy(update={"mode": "dry-run"}))
-    if yes and planned is None:
+    is_held = not settings.allow_invalid or any(value is not None for _, value in settings.limits)
+    if yes and planned is None and is_held:
         seen = dry_run(server, dry)
         unattended.check_readable(settings, seen.total_read, seen.unreadable)
         unattended.check_limits(settings.limits, vars(seen))
     elif yes and planned is not None:
         unattended.check_planned(server, settings, planned)
-    else:
+    elif not yes:
         plan = planned.plan if planned else plan_run(server, dry, None)[1]
         unattended.check_readable(settings, plan.total_read, plan.unreadable)
         _question(server, job, plan, yes=False)

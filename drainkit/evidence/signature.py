@@ -111,7 +111,7 @@ def approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: byte
         or (predicate.get("approver_keys") or found.identities).get(name) != found.identities[name]
     ]
     required = predicate.get("approvals_required") or 0
-    if len(found.identities) < required:
+    if not isinstance(required, int) or len(found.identities) < required:
         findings.append(f"approvals: {required} were required, there are {len(found.identities)}")
     return findings
 

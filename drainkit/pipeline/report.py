@@ -59,7 +59,7 @@ def build(folder: Path) -> str:
         actions=[
             {"name": action, "meaning": NAMES[action], "colour": COLOURS[action],
              "events": run.get(action, 0), "planned": plan.get("counts", {}).get(action),
-             "share": share(run.get(action, 0), run.get("total_read", 0))}
+             "share": share(run.get(action) or 0, run.get("total_read") or 0)}
             for action in ACTIONS
         ],
         checks=checks,
@@ -180,7 +180,9 @@ def _verdict(run: Json) -> str:
             "it would acknowledge and not execute. Nothing was changed."
         )
     reason = str(run.get("error") or "no reason known").removeprefix(f"{outcome}; ")
-    done = f"{read:,} entries had been audited and acknowledged by then, each once."
+    done = f"{read or 0:,} entries had been audited and acknowledged by then, each once."
+    if read is None:
+        done = "What was recorded is not known: the audit stream tells."
     return f"The run ended early ({outcome}): {reason}. {done if live else 'Nothing was changed.'}"
 
 

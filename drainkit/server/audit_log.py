@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from ..core.audit import audit_table, parse
 from ..core.collection import collection_paused
 from ..core.policy import ACTIONS
+from ..core.summary import RUN_ID
 from ..core.values import RawEntry
 from ..errors import RefusedError
-from ..safe import one_line, text
+from ..safe import text
 from . import ledger, reading
 from .connection import Server
 from .reading import id_key, pairs
@@ -37,7 +38,10 @@ def run_tables(server: Server, run_ids: set[str]) -> Iterator[pa.Table]:
 
     if not run_ids:
         return
-    begun = {e.run_id: e.audit_id for e in ledger.entries(server) if isinstance(e, ledger.Start)}
+    begun: dict[str, str] = {}
+    for entry in ledger.entries(server):
+        if isinstance(entry, ledger.Start):
+            begun.setdefault(entry.run_id, entry.audit_id)  # 03 may begin again
     first = min((begun.get(run_id, reading.FIRST_ID) for run_id in run_ids), key=id_key)
     wanted = pa.array(sorted(run_ids), pa.string())
     for page in pages(server, reading.next_id(first)):
@@ -105,9 +109,11 @@ def check_owner(server: Server) -> None:
     if known and id_key(newest[0][0]) <= id_key(known):
         return  # a commit of this stream was the last
     run_id = parse(newest[0]).run_id
-    if not any(isinstance(e, ledger.OfRun) and e.run_id == run_id for e in ledger.entries(server)):
+    if RUN_ID.fullmatch(run_id) and not any(
+        isinstance(e, ledger.OfRun) and e.run_id == run_id for e in ledger.entries(server)
+    ):
         raise RefusedError(
             f"the audit stream {text(server.keys.audit)} holds records of run "
-            f"{one_line(run_id) or '(none)'}, which this stream's ledger does not know: it belongs "
+            f"{run_id}, which this stream's ledger does not know: it belongs "
             "to another stream; choose another --audit-stream, or rename it"
         )

@@ -139,6 +139,8 @@ class LiveDrain(RunSession):
         if self.summary is None:
             return markdown(f"**Not armed.** This run changed nothing.{note}")
         s = self.summary
+        if not s.is_counted:
+            return markdown(f"**What was recorded is not known:** the audit stream tells.{note}")
         return markdown(
             f"**{s.total_read:,} entries were audited and acknowledged** in {span(s.elapsed_sec)} "
             f"({s.events_per_sec or 0:,.1f} per second); {s.drained_ok:,} had passed every filter. "

@@ -77,7 +77,7 @@ def test_hostile_events_shown(
         ("status", *where),
         ("check", *where),
         ("drain", "--mode", "dry-run", *many, *where),
-        ("drain", "--mode", "live", "--yes", *many, *where),
+        ("drain", "--mode", "live", "--yes", "--allow-invalid", *many, *where),
         ("trim", *where),
         ("consumers", *where),
     ):
@@ -140,6 +140,7 @@ def test_hostile_records_do_not_break_the_books(valkey: Server, stream: str, cli
     n = hostile_stream(valkey, stream)
     cli.done(
         "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
+        "--allow-invalid",
         "--allowlist", "BTCUSDT,<script>alert(1)</script>", *at(valkey, stream),
     )  # fmt: skip
     records = ask(valkey, "XRANGE", f"{stream}.drain_audit", "-", "+")

@@ -30,7 +30,7 @@ STEPS: dict[str, tuple[bytes, FaultKind]] = {
 
 def live(url: str, stream: str, *options: object) -> tuple[object, ...]:
     return (
-        "drain", "--mode", "live", "--yes", "--json", "--max-events", "all",
+        "drain", "--mode", "live", "--yes", "--json", "--max-events", "all", "--allow-invalid",
         "--redis-url", url, "--stream", stream, *options,
     )  # fmt: skip
 

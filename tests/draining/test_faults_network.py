@@ -144,8 +144,10 @@ def test_a_lost_reply_is_followed_by_a_look_not_by_a_resend(
     proxy.arm("cut_after", match=COMMIT, nth=2)
     run = complete(impatient(proxy.url), stream)
     calls = [entry[3] for entry in reversed(ask(valkey, "SLOWLOG", "GET", "-1"))]
-    # after the script, four keys and their number: group, consumer, rate, run id (none in a look)
-    steps = ["commit" if call[10] else "look" for call in calls if call[0] == b"EVAL"]
+    # after the script, five keys and their number: group, consumer, rate, run id (none in a look)
+    steps = [
+        "commit" if call[11] else "look" for call in calls if call[0] == b"EVAL" and len(call) > 15
+    ]
     assert " ".join(steps) == "look look commit commit look commit look"
     assert_settled(valkey, stream, ids, [run])
 
@@ -193,7 +195,7 @@ def test_a_server_that_stays_away(valkey: Server, stream: str, start_proxy: Star
     counted = run.summary and run.summary["total_read"]
     own = [r for r in audit(valkey, stream) if r["run_id"] == (run.summary or {})["run_id"]]
     # with no reply to be had, the books can only say what was confirmed
-    assert counted == 80 or "counts are too low" in run.error
+    assert counted == 80 or (counted is None and "is not known" in run.error)
     assert 80 <= len(own) <= 120
 
 

@@ -225,6 +225,8 @@ def test_writes_refused_midway(server: Server, stream: str, refusal: str, thrott
 def test_writes_refused_from_the_start(server: Server, stream: str, refusal: str) -> None:
     """A server that refuses writes ends the run before anything is written."""
     refuse, rc, text = REFUSALS[refusal]
+    if refusal == "OOM":  # held against maxmemory before it is met
+        rc, text = 4, "maxmemory"
     seed(server, stream, 200)
     undo = refuse(server)
     run = attempt(server.url, stream)

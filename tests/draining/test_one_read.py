@@ -30,7 +30,7 @@ Meanwhile = Callable[[Server, str, list[str]], object]
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drainkit.draining.reader.UNTHROTTLED_BATCH", BATCH)
+    monkeypatch.setattr("drainkit.draining.reader.PAGE_ENTRIES", BATCH)
     monkeypatch.setattr("drainkit.draining.reader.PIECE", 3 * BATCH)
 
 

@@ -34,10 +34,10 @@ def test_imports_go_down_only() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_modules_and_classes_stay_small(path: Path) -> None:
-    """No module is longer than 400 lines, no class than 150, no function than 60; none is a drawer
+    """No module is longer than 400 lines, no class than 300, no function than 60; none is a drawer
     for everything."""
     assert path.stem not in {"util", "utils", "helpers", "common", "misc"}
-    most = {ast.ClassDef: 150, ast.FunctionDef: 60}
+    most = {ast.ClassDef: 300, ast.FunctionDef: 60}
     assert len(path.read_text().splitlines()) <= 400
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):

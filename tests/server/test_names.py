@@ -77,12 +77,10 @@ def test_a_batch_with_an_entry_twice_records_it_once(server: Server, stream: str
         with Link(server.url, stream) as link:
             job = resolve(link, settings)
             record = [entry, "S", "1.00", "0.5", "drained_ok", ""]
-            batch = writing.Batch(
-                [[entry.encode(), []]] * 2, owners=[Name(owner)] * 2, marks=b"0-0 0 0 0"
-            )
+            batch = writing.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
             writing.send_commit(
                 link, job.scope, batch, [[value] * 2 for value in record], drained_at="now",
-                rate=None, run_id="run", deadline_us=link.now_us() + 10**7,
+                rate=None, run_id="run", deadline_us=link.now_us() + 10**7, audit_id="0-0",
             )  # fmt: skip
             found = writing.receive_commit(link)
         assert found.done

@@ -50,7 +50,15 @@ def test_side_keys_share_the_slot(cluster: Cluster, stream: str, cli: Cli, tagge
     )  # fmt: skip
     home = cluster.primary_of(name)
     base = name if tagged else f"{{{stream}}}"
-    side = {f"{base}.{suffix}" for suffix in ("drain_audit", "drain_runs", "drain_state")}
+    side = {
+        f"{base}.{suffix}"
+        for suffix in (
+            "drain_audit",
+            "drain_runs",
+            "drain_state",
+            "drain_recorded",
+        )
+    }
     assert {key.decode() for key in ask(home, "KEYS", "*")} == {name, *side}
     slots = {ask(home, "CLUSTER", "KEYSLOT", key) for key in (name, *side, f"{base}.drain_stop")}
     assert len(slots) == 1

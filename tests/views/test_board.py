@@ -72,5 +72,5 @@ def test_a_pattern_is_shown(valkey: Server, stream: str, monkeypatch: pytest.Mon
         names[0]: 3, names[1]: 2,
     }  # fmt: skip
     assert sum(sum(bar.y) for bar in monitor.audit_growth().data) == 40
-    assert f"`{names[0]}`: " in monitor.running().data
+    assert f"`{names[0]}: " in monitor.running().data
     assert f"{names[0]} drain {start['run_id']}" in monitor.board().data
