@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .errors import DrainkitError, RefusedError, UnwritableError, UsageError
-from .safe import one_line, without_formulas
+from .safe import without_formulas
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,12 +120,12 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
-        raise RefusedError(f"{one_line(str(path))} exists already; choose another name") from None
+        raise RefusedError(f"{path} exists already; choose another name") from None
     except OSError as error:
-        reason = one_line(error.strerror or "cannot be written")
+        reason = error.strerror or "cannot be written"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise DrainkitError(f"{one_line(str(path))}: {reason}; free some room") from None
-        raise UnwritableError(f"{one_line(str(path))}: {reason}; choose another place") from None
+            raise DrainkitError(f"{path}: {reason}; free some room") from None
+        raise UnwritableError(f"{path}: {reason}; choose another place") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -172,7 +172,7 @@ class TableWriter:
         new: bool = False,
     ) -> None:
         if path.suffix not in (".parquet", ".csv"):
-            raise UsageError(f"{one_line(path.name)}: the name must end in .parquet or .csv")
+            raise UsageError(f"{path.name}: the name must end in .parquet or .csv")
         self._path, self._schema, self._row_group = path, schema, row_group
         self._words, self._new = True if words is None else words, new
         self._tables: list[pa.Table] = []
@@ -269,8 +269,8 @@ def copy_file(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         data = source.read_bytes()
     except OSError as error:
-        reason = one_line(error.strerror or "cannot be made")
-        raise UsageError(f"{one_line(str(target))}: {reason}; choose another place") from None
+        reason = error.strerror or "cannot be made"
+        raise UsageError(f"{target}: {reason}; choose another place") from None
     write_bytes(target, data)
 
 
@@ -351,7 +351,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     own = folder.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
     with _told(folder):
         if folder.exists() and any(folder.iterdir()):
-            raise RefusedError(f"{one_line(str(folder))} is not empty; choose another folder")
+            raise RefusedError(f"{folder} is not empty; choose another folder")
         handle = _held(own, lambda: _new_folder(own))
     try:
         yield own
@@ -363,7 +363,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             except OSError as error:
                 if error.errno == errno.ENOTEMPTY:
                     raise RefusedError(
-                        f"{one_line(str(folder))} is not empty any more; choose another folder"
+                        f"{folder} is not empty any more; choose another folder"
                     ) from None
                 raise
             _sync_folder(folder.parent)

@@ -43,7 +43,7 @@ def ssh_keygen(*arguments: str, stdin: bytes, descriptors: Sequence[int] = ()) -
         raise DrainkitError("ssh-keygen is not installed; it makes and checks signatures") from None
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout).decode("utf-8", "replace").strip()
-        raise DrainkitError(f"ssh-keygen refuses: {one_line(said)}") from None
+        raise DrainkitError(f"ssh-keygen refuses: {said}") from None
 
 
 def sign(data: bytes, key: Path, namespace: str) -> bytes:
@@ -86,13 +86,12 @@ def load_signatures(plan_path: Path) -> bytes:
     path = signatures_path(plan_path)
     if not path.exists():
         return b""
-    return _read(path, f"the approvals {one_line(str(path))} cannot be read")
+    return _read(path, f"the approvals {path} cannot be read")
 
 
 def read_signers(path: Path) -> bytes:
     """The file of allowed signers, read once for all signatures."""
-    name = one_line(str(path))
-    return _read(path, f"allowed_signers {name} cannot be read, so nobody can have approved")
+    return _read(path, f"allowed_signers {path} cannot be read, so nobody can have approved")
 
 
 def _read(path: Path, otherwise: str) -> bytes:
@@ -110,12 +109,12 @@ def add_signature(plan_path: Path, digest: str, key: Path) -> tuple[Path, list[s
     Raises UsageError for a key that cannot sign, RefusedError if it signed this plan before.
     """
     if not key.is_file():
-        raise UsageError(f"--sign-key {one_line(str(key))} is not a file")
+        raise UsageError(f"--sign-key {key} is not a file")
     before, line = load_signatures(plan_path), _line(digest)
     try:
         block = sign(line, key, NAMESPACE)
     except DrainkitError as error:
-        raise UsageError(f"--sign-key {one_line(str(key))} cannot sign: {error}") from None
+        raise UsageError(f"--sign-key {key} cannot sign: {error}") from None
     *keys, own = [signer(line, one, NAMESPACE) for one in [*_blocks(before), block]]
     if own in keys:
         raise RefusedError(f"{own} has signed this plan already; it counts once")
@@ -244,7 +243,6 @@ def required_approvals(
         ("there is no further signature",) if found.identities else ("there is no signature",)
     )
     raise RefusedError(
-        f"the plan needs {required} approval{'s' if required > 1 else ''} by others "
-        f"than the operator and has {len(found.identities)}: {'; '.join(reasons)} "
-        "(drainkit approve)"
+        f"the plan needs {required} approval{'s' if required > 1 else ''} by others than the "
+        f"operator and has {len(found.identities)}: {'; '.join(reasons)} (drainkit approve)"
     )

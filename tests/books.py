@@ -5,29 +5,29 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import redis
 from conftest import Cli
-from servers import Server
+from servers import Server, wait_until
 
+Fields = Mapping[Any, Any] | Sequence[Any]
 GROUP = "quantum:group:execution:trade.intent"
 ME = "backlog_drain_1"
 ALLOW = "BTCUSDT,ETHUSDT"
 PASSWORD = "an4lyst-pw"  # of every role's user
+FILES = {  # of a live run's evidence
+    "01_analyse_backlog.ipynb", "02_dry_run.ipynb", "03_live_drain.ipynb", "04_verify.ipynb",
+    "report.html", "plan.json", "decisions.parquet", "audit.parquet", "drift.parquet",
+    "baseline.json", "after.json", "run.json", "verdicts.json", "statement.json", "SHA256SUMS",
+}  # fmt: skip
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "DOGEUSDT")
 
 
-def ask(server: Server, *command: str | bytes | int) -> Any:
-    """One command's reply as it came on the wire, not as redis-py's classes."""
-    pool = redis.ConnectionPool.from_url(server.url, protocol=2, **server.client_options)
-    link = pool.make_connection()
-    try:
-        link.send_command(*command)
-        return link.read_response(disable_decoding=True)
-    finally:
-        link.disconnect()
+ask = Server.ask
 
 
 def backlog(now_ms: int, n: int, *, gap_ms: int = 100) -> list[tuple[str, dict[str, object]]]:
@@ -49,9 +49,43 @@ def backlog(now_ms: int, n: int, *, gap_ms: int = 100) -> list[tuple[str, dict[s
     return entries
 
 
-def seed(
-    server: Server, stream: str, fill: Any, n: int = 300, *, delivered: int = 100
-) -> list[str]:
+def fill(
+    where: Server | redis.Redis | redis.RedisCluster,
+    stream: str | bytes,
+    entries: Iterable[tuple[bytes | str | int, Fields]],
+    *,
+    group: str | None = None,
+    position: str = "0-0",
+) -> list[bytes]:
+    """Puts entries with explicit ids into a stream and answers the ids.
+
+    An id is bytes, text ("1700000000000-0") or milliseconds as int; fields are a mapping or the
+    flat list field, value, field, value (so that a field can occur twice). `group` is created
+    at `position` (on an empty stream too).
+    """
+    client: Any = where.client() if isinstance(where, Server) else where
+    ids: list[bytes] = []
+    for batch in batched(entries, 2000):
+        # not in a transaction, and no retry: an id that is sent twice is refused the second time
+        with client.pipeline(transaction=False) as pipe:
+            for entry, fields in batch:
+                flat = chain(*fields.items()) if isinstance(fields, Mapping) else fields
+                pipe.execute_command(
+                    "XADD", stream, f"{entry}-0" if isinstance(entry, int) else entry, *flat
+                )
+            ids.extend(pipe.execute())
+    if group is not None:
+        client.execute_command("XGROUP", "CREATE", stream, group, position, "MKSTREAM")
+    return ids
+
+
+def batched(entries: Iterable[Any], n: int) -> Iterator[list[Any]]:
+    left = iter(entries)
+    while batch := list(islice(left, n)):
+        yield batch
+
+
+def seed(server: Server, stream: str, n: int = 300, *, delivered: int = 100) -> list[str]:
     """A stream of n recent entries whose group has had the first `delivered`; answers the ids."""
     client = server.client()
     seconds, micros = client.time()
@@ -70,6 +104,12 @@ def audit(server: Server, stream: str, key: str | None = None) -> list[dict[str,
         pairs = dict(zip(texts[::2], texts[1::2], strict=True))
         records.append({"audit_id": audit_id.decode(), **pairs})
     return records
+
+
+def wait_for(server: Server, stream: str, n: int) -> None:
+    """Until a drain has recorded that many."""
+    key = f"{stream}.drain_audit"
+    wait_until(f"{n} are recorded", lambda: ask(server, "XLEN", key) >= n, timeout_sec=60)
 
 
 def ledger_of(server: Server, stream: str) -> list[dict[str, str]]:
@@ -170,8 +210,7 @@ def now_ms(server: Server) -> int:
 
 def make_user(cli: Cli, server: Server, stream: str, role: str) -> str:
     """The role's user on the server; answers the URL that logs it in."""
-    shown = cli("acl", "--json", "--redis-url", server.url, "--stream", stream)
-    assert shown.rc == 0, shown.err
+    shown = cli.done("acl", "--json", "--redis-url", server.url, "--stream", stream)
     ask(server, "ACL", "SETUSER", role, "on", f">{PASSWORD}", *shown.json()[role])
     return server.tcp_url.replace("redis://", f"redis://{role}:{PASSWORD}@")
 

@@ -8,15 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import servers
-from books import seed
-from conftest import ROOT, Fill
+from books import fill, seed
+from conftest import ROOT
 from playwright.sync_api import Browser, Page, Request
 from servers import Server
 
@@ -54,9 +53,9 @@ class Watched:
         self.failed.append(request.url)
 
 
-def hostile_backlog(server: Server, stream: str, fill: Fill) -> None:
+def hostile_backlog(server: Server, stream: str) -> None:
     """A recent backlog in which symbols, sides and sources try to get out of their place."""
-    seed(server, stream, fill, 400)
+    seed(server, stream, 400)
     now = int(time.time() * 1000)
     entries = []
     for i, text in enumerate(HOSTILE * 10):
@@ -73,45 +72,48 @@ def demo_lab(folder: Path, *where: str) -> Iterator[str]:
 
     In CI from the wheel, in the environment that the README's demo made; else from the checkout.
     """
-    port = servers.free_port()
     python = os.environ.get("WHEEL_PYTHON")
     source = {} if python else {"PYTHONPATH": str(ROOT)}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
     own = {name: str(folder / name) for name in (
         "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
     )}  # fmt: skip
-    log = (folder / "lab.log").open("w")
-    process = subprocess.Popen(
-        [python or sys.executable, "-m", "drainkit", "lab", *(where or ["--demo"]), "--no-browser",
-         "mine", "--",
-         "--allow-root", f"--port={port}", "--ServerApp.token=", "--ServerApp.password=",
-         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-         "--LabApp.news_url=None"],
-        env={**inherited, **own, **source}, cwd=folder,
-        stdout=log, stderr=log,
-    )  # fmt: skip
-    log.close()
-    address = f"http://127.0.0.1:{port}"
-    try:
-        servers.wait_until("JupyterLab answers", lambda: _answers(address), timeout_sec=60)
-        started = psutil.Process(process.pid).children(recursive=True)
+    command = [python or sys.executable, "-m", "drainkit", "lab", *(where or ["--demo"]),
+               "--no-browser", "mine", "--", *LAB, "--ServerApp.password=",
+               "--LabApp.news_url=None"]  # fmt: skip
+    with serving(command, folder, {**inherited, **own, **source}) as (address, process):
+        started = process.children(recursive=True)
         assert where or any("valkey" in child.name() for child in started)
         yield address
-    finally:
-        end_jupyter(process)
     servers.wait_until(
         "the demo's server is gone", lambda: not any("valkey" in c.name() for c in _alive(started))
     )
 
 
-def end_jupyter(process: subprocess.Popen[Any]) -> None:
-    """End a server of Jupyter's, whose own ending can hang."""
-    process.terminate()
+LAB = ("--allow-root", "--ServerApp.token=",
+       "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")  # fmt: skip
+
+
+@contextmanager
+def serving(
+    command: Sequence[str], folder: Path, env: Mapping[str, str], *, ready: str = "/api"
+) -> Iterator[tuple[str, psutil.Process]]:
+    """A server of Jupyter's on a port of its own: its address once it answers, and its process."""
+    address = f"http://127.0.0.1:{(port := servers.free_port())}"
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, f"--port={port}"], env=env, cwd=folder, stdout=log, stderr=log
+        )
     try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        servers.wait_until("it answers", lambda: _text(f"{address}{ready}"), timeout_sec=60)
+        yield address, psutil.Process(process.pid)
+    finally:  # its own ending can hang
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -119,15 +121,12 @@ def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def _text(address: str) -> str:
-    with urllib.request.urlopen(address) as reply:  # noqa: S310 - our own server
-        return str(reply.read(), "utf-8")
-
-
-def _answers(address: str) -> bool:
+    """What is there; nothing as long as nobody answers."""
     try:
-        return bool(_text(f"{address}/api"))
+        with urllib.request.urlopen(address) as reply:  # noqa: S310 - our own server
+            return str(reply.read(), "utf-8")
     except OSError:
-        return False
+        return ""
 
 
 def run_in_lab(page: Page, address: str, notebook: str) -> None:

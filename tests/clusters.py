@@ -7,20 +7,12 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from redis.cluster import RedisCluster
-from servers import (
-    LOOPBACK,
-    Config,
-    Server,
-    pairs,
-    start,
-    text_of,
-    wait_until,
-)
+from servers import LOOPBACK, Config, Running, Server, pairs, start, wait_until
 
-SLOTS = 16384
+SLOTS, PRIMARIES = 16384, 3
 
 
 @contextlib.contextmanager
@@ -35,11 +27,10 @@ def _stopping(servers: list[Server]) -> Iterator[None]:
 
 
 @dataclass
-class Cluster:
-    """A Redis Cluster on loopback ports. A context manager: leaving it stops every node."""
+class Cluster(Running):
+    """A Redis Cluster on loopback ports."""
 
-    nodes: list[Server]  #: the first `primaries` started as primaries, the rest as replicas
-    primaries: int
+    nodes: list[Server]  #: the first three started as primaries, the rest as replicas
     _clients: list[RedisCluster] = field(default_factory=list)
 
     @property
@@ -119,17 +110,9 @@ class Cluster:
     def _wait(self) -> None:
         wait_until("every node says cluster_state:ok", lambda: all(map(_is_ok, self.nodes)))
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-def start_cluster(
-    kind: str, *, primaries: int = 3, replicas: int = 3, config: Config | None = None
-) -> Cluster:
-    """Forms a real cluster: slots shared evenly, replica i follows primary i modulo primaries."""
+def start_cluster(kind: str, *, replicas: int = 3, config: Config | None = None) -> Cluster:
+    """Forms a real cluster: slots shared evenly by three primaries; replica i follows primary i."""
     settings: Config = {
         "cluster-enabled": "yes",
         "cluster-config-file": "nodes.conf",
@@ -139,9 +122,9 @@ def start_cluster(
     }
     nodes: list[Server] = []
     with _stopping(nodes):
-        for _ in range(primaries + replicas):
+        for _ in range(PRIMARIES + replicas):
             nodes.append(start(kind, port=True, config=settings))
-        cluster = Cluster(nodes, primaries)
+        cluster = Cluster(nodes)
         _form(cluster)
     return cluster
 
@@ -150,21 +133,17 @@ def _form(cluster: Cluster) -> None:
     nodes = cluster.nodes
     for number, node in enumerate(nodes):
         node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-    for number in range(cluster.primaries):
-        slots = range(
-            SLOTS * number // cluster.primaries, SLOTS * (number + 1) // cluster.primaries
-        )
+    for number in range(PRIMARIES):
+        slots = range(SLOTS * number // PRIMARIES, SLOTS * (number + 1) // PRIMARIES)
         # slot by slot: ADDSLOTSRANGE is only known from 7.0 on
         nodes[number].ask("CLUSTER", "ADDSLOTS", *slots)
     for node in nodes[1:]:
         nodes[0].ask("CLUSTER", "MEET", LOOPBACK, str(node.port))
     wait_until("every node knows all", lambda: all(_knows_all(cluster, one) for one in nodes))
     ids = [node.ask("CLUSTER", "MYID") for node in nodes]
-    for number in range(cluster.primaries, len(nodes)):
-        nodes[number].ask(
-            "CLUSTER", "REPLICATE", ids[(number - cluster.primaries) % cluster.primaries]
-        )
-    replicas = nodes[cluster.primaries :]
+    replicas = nodes[PRIMARIES:]
+    for number, replica in enumerate(replicas):
+        replica.ask("CLUSTER", "REPLICATE", ids[number])
     wait_until("every replica follows its primary", lambda: all(map(_follows, replicas)))
     cluster._wait()
     # clients route by what they are told: wait until every node tells of every node
@@ -172,17 +151,17 @@ def _form(cluster: Cluster) -> None:
 
 
 def _knows_all(cluster: Cluster, node: Server) -> bool:
-    known = f"cluster_known_nodes:{len(cluster.nodes)}" in text_of(node.ask("CLUSTER", "INFO"))
-    return known and "handshake" not in text_of(node.ask("CLUSTER", "NODES"))
+    known = b"cluster_known_nodes:%d" % len(cluster.nodes) in node.ask("CLUSTER", "INFO")
+    return known and b"handshake" not in node.ask("CLUSTER", "NODES")
 
 
 def _shows_all(cluster: Cluster, node: Server) -> bool:
-    said = text_of(node.ask("CLUSTER", "NODES"))
-    return len(re.findall(r"\bslave\b", said)) == len(cluster.nodes) - cluster.primaries
+    said = node.ask("CLUSTER", "NODES")
+    return len(re.findall(rb"\bslave\b", said)) == len(cluster.nodes) - PRIMARIES
 
 
 def _is_ok(node: Server) -> bool:
-    return "cluster_state:ok" in text_of(node.ask("CLUSTER", "INFO"))
+    return b"cluster_state:ok" in node.ask("CLUSTER", "INFO")
 
 
 def _follows(node: Server) -> bool:
@@ -191,8 +170,8 @@ def _follows(node: Server) -> bool:
 
 
 @dataclass
-class SentinelSetup:
-    """A primary, its replica and the sentinels that watch them. A context manager."""
+class SentinelSetup(Running):
+    """A primary, its replica and the sentinels that watch them."""
 
     name: str  #: the service name that the sentinels know the primary by
     primary: Server  #: as started; after a failover ask the sentinels
@@ -213,18 +192,13 @@ class SentinelSetup:
         for server in (*self.sentinels, self.replica, self.primary):
             server.kill()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-def start_sentinel(kind: str, *, sentinels: int = 1, name: str = "orders") -> SentinelSetup:
+def start_sentinel(kind: str, *, sentinels: int = 1) -> SentinelSetup:
     """A primary, a replica in step with it, and sentinels that agree on both.
 
     A primary that is gone for one second is failed over.
     """
+    name = "orders"
     started: list[Server] = []
     with _stopping(started):
         started.append(primary := start(kind, port=True))

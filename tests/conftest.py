@@ -12,16 +12,16 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import clusters
 import guard
 import pytest
-import redis
 import servers
 import stores
 from clusters import Cluster
@@ -34,8 +34,6 @@ pytest_plugins = ["runs"]  # its fixtures
 ROOT = Path(__file__).parents[1]
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-Fields = Mapping[Any, Any] | Sequence[Any]
 
 # Everything that a test starts makes its temporary files in the guard's folder: so a server
 # left behind is known as ours, and nothing stays on the disk. pytest itself keeps its own place.
@@ -76,27 +74,27 @@ class Shared:
     """The servers that a session's tests share, each started when the first test needs it."""
 
     servers: dict[str, Server] = field(default_factory=dict)
-    clusters: dict[str, Cluster] = field(default_factory=dict)
 
     def server(self, kind: str) -> Server:
         if kind not in self.servers:
             self.servers[kind] = servers.start(need(kind), port=True)
         return self.servers[kind]
 
-    def cluster(self, kind: str) -> Cluster:
-        if kind not in self.clusters:
-            self.clusters[kind] = clusters.start_cluster(need(kind))
-        return self.clusters[kind]
+    @cached_property
+    def cluster(self) -> Cluster:
+        return clusters.start_cluster(need("valkey"))
+
+    @property
+    def _cluster(self) -> list[Cluster]:
+        return [self.cluster] if "cluster" in self.__dict__ else []
 
     def pids(self) -> set[int]:
-        nodes = [node for cluster in self.clusters.values() for node in cluster.nodes]
+        nodes = [node for cluster in self._cluster for node in cluster.nodes]
         return {server.pid for server in (*self.servers.values(), *nodes) if server.running}
 
     def stop(self) -> None:
-        for server in self.servers.values():
-            server.stop()
-        for cluster in self.clusters.values():
-            cluster.stop()
+        for one in (*self.servers.values(), *self._cluster):
+            one.stop()
 
 
 @pytest.fixture(scope="session")
@@ -172,10 +170,9 @@ def start_server(_no_server_left_behind: None) -> Iterator[Callable[..., Server]
 @pytest.fixture
 def cluster(_shared: Shared, _no_server_left_behind: None) -> Iterator[Cluster]:
     """An empty cluster of the bundled kind: three primaries, each with a replica."""
-    cluster = _shared.cluster("valkey")
-    cluster.reset()
-    yield cluster
-    cluster.close_clients()
+    _shared.cluster.reset()
+    yield _shared.cluster
+    _shared.cluster.close_clients()
 
 
 @pytest.fixture
@@ -186,15 +183,12 @@ def sentinel(_no_server_left_behind: None) -> Iterator[clusters.SentinelSetup]:
 
 
 @pytest.fixture
-def start_proxy() -> Iterator[Callable[..., Proxy]]:
-    """A proxy in front of a server: `start_proxy(server)`, with `tcp=True` on a loopback port."""
+def start_proxy() -> Iterator[Callable[[Server], Proxy]]:
+    """A proxy in front of a server: `start_proxy(server)`."""
     with ExitStack() as started:
-
-        def start(server: Server, *, tcp: bool = False) -> Proxy:
-            listen = None if tcp else server.folder / f"p{uuid.uuid4().hex[:6]}"
-            return started.enter_context(Proxy(server.socket, listen=listen))
-
-        yield start
+        yield lambda server: started.enter_context(
+            Proxy(server.socket, server.folder / f"p{uuid.uuid4().hex[:6]}")
+        )
 
 
 @pytest.fixture
@@ -248,54 +242,6 @@ def intent(
     return {**usual, **fields}
 
 
-Fill = Callable[..., list[bytes]]
-
-
-@pytest.fixture
-def fill() -> Fill:
-    """Puts entries with explicit ids into a stream and answers the ids.
-
-    `fill(server_or_client, stream, [(id, fields), ...], group=None, position="0-0")`:
-    an id is bytes, text ("1700000000000-0") or milliseconds as int; fields are a mapping or the
-    flat list field, value, field, value (so that a field can occur twice). `group` is created
-    at `position` (on an empty stream too).
-    """
-    return fill_stream
-
-
-def fill_stream(
-    where: Server | redis.Redis | redis.RedisCluster,
-    stream: str | bytes,
-    entries: Iterable[tuple[bytes | str | int, Fields]],
-    *,
-    group: str | None = None,
-    position: str = "0-0",
-) -> list[bytes]:
-    client: Any = where.client() if isinstance(where, Server) else where
-    ids: list[bytes] = []
-    batch: list[tuple[Any, ...]] = []
-
-    def flush() -> None:
-        # not in a transaction, and no retry: an id that is sent twice is refused the second time
-        with client.pipeline(transaction=False) as pipe:
-            for command in batch:
-                pipe.execute_command(*command)
-            ids.extend(pipe.execute())
-        batch.clear()
-
-    for entry_id, fields in entries:
-        pairs = fields.items() if isinstance(fields, Mapping) else None
-        flat = [part for pair in pairs for part in pair] if pairs is not None else list(fields)
-        explicit = f"{entry_id}-0" if isinstance(entry_id, int) else entry_id
-        batch.append(("XADD", stream, explicit, *flat))
-        if len(batch) == 2000:
-            flush()
-    flush()
-    if group is not None:
-        client.execute_command("XGROUP", "CREATE", stream, group, position, "MKSTREAM")
-    return ids
-
-
 # ---------------------------------------------------------------- the command line
 
 
@@ -338,6 +284,18 @@ class Cli:
         The environment is the test's, without DRAINKIT_* and CI's own, plus `env`.
         """
         return self.finish(self.start(*args, env=env, secret=secret), stdin, timeout_sec)
+
+    def done(self, *args: object, **options: Any) -> CliResult:
+        """As a call, and it has to end with 0."""
+        run = self(*args, **options)
+        assert run.rc == 0, run
+        return run
+
+    def fails(self, rc: int, *args: object, **options: Any) -> str:
+        """As a call, and it has to end with `rc` and one line, which this answers."""
+        run = self(*args, **options)
+        assert run.rc == rc, run
+        return one_line_error(run.err)
 
     def start(
         self,

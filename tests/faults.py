@@ -34,6 +34,12 @@ class Attempt:
     summary: dict[str, Any] | None
     error: str
 
+    @property
+    def books(self) -> dict[str, Any]:
+        """The summary of a run that has one."""
+        assert self.summary is not None, self.error
+        return self.summary
+
 
 def attempt(
     url: str,
@@ -66,6 +72,13 @@ def attempt(
         assert not (todo and certain), "the run ended before the fault's moment"
     assert summary.exit_code is not None
     return Attempt(summary.exit_code, summary.as_dict(), summary.error or "")
+
+
+def complete(*where: str, **options: Any) -> Attempt:
+    """A live run that has to end with 0."""
+    run = attempt(*where, **options)
+    assert run.rc == 0, run.error
+    return run
 
 
 def rehearse(url: str, stream: str, **options: Any) -> dict[str, Any]:

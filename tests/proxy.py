@@ -11,12 +11,13 @@ import queue
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
+
+from servers import Running
 
 FaultKind = Literal[
     "cut_before",  # the connection ends; the server never sees the request
@@ -63,11 +64,6 @@ def frames(buffer: bytearray) -> Iterator[bytes]:
         del buffer[:end]
 
 
-def command_name(request: bytes) -> bytes:
-    """`b"XADD"` of a request, in capitals."""
-    return request.split(b"\r\n", 3)[2].upper()
-
-
 @dataclass
 class _Fault:
     kind: FaultKind
@@ -97,37 +93,27 @@ class _Connection:
                 end.shutdown(socket.SHUT_RDWR)
 
 
-class Proxy:
-    """Listens on a unix socket (`listen`) or on a free loopback port, and talks to `upstream`.
+class Proxy(Running):
+    """Listens on a unix socket (`listen`), and talks to `upstream`.
 
-    A context manager. Without an armed fault it passes everything on. It knows RESP without
-    MONITOR and SUBSCRIBE, whose replies belong to no request.
+    Without an armed fault it passes everything on. It knows RESP without MONITOR and SUBSCRIBE,
+    whose replies belong to no request.
     """
 
-    def __init__(self, upstream: Path | tuple[str, int], *, listen: Path | None = None) -> None:
+    def __init__(self, upstream: Path, listen: Path) -> None:
         self.upstream = upstream
         self.fired = 0  #: requests hit by the fault armed last
-        self.commands: Counter[bytes] = Counter()  #: requests seen, by name in capitals
         self._fault: _Fault | None = None
         self._lock = threading.Lock()
         self._hit = threading.Event()
         self._closing = threading.Event()
         self._connections: list[_Connection] = []
         self._threads: list[threading.Thread] = []
-        if listen is None:
-            self._listener = socket.create_server(("127.0.0.1", 0))
-            self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
-        else:
-            self._listener = socket.socket(socket.AF_UNIX)
-            self._listener.bind(str(listen))
-            self._listener.listen()
-            self.url = f"unix://{listen}?db=0"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(listen))
+        self._listener.listen()
+        self.url = f"unix://{listen}?db=0"
         self._run(self._accept)
-
-    @property
-    def requests(self) -> int:
-        """How many requests clients have sent, those that a fault swallowed included."""
-        return self.commands.total()
 
     def arm(
         self,
@@ -163,7 +149,7 @@ class Proxy:
         for connection in list(self._connections):
             connection.close()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -201,8 +187,6 @@ class Proxy:
             self._run(self._pump_replies, connection)
 
     def _connect(self) -> socket.socket:
-        if isinstance(self.upstream, tuple):
-            return socket.create_connection(self.upstream, timeout=None)
         server = socket.socket(socket.AF_UNIX)
         try:
             server.connect(str(self.upstream))
@@ -247,7 +231,6 @@ class Proxy:
 
     def _match(self, request: bytes) -> _Fault | None:
         with self._lock:
-            self.commands[command_name(request)] += 1
             fault = self._fault
             if fault is None or fault.match not in request:
                 return None
@@ -286,17 +269,6 @@ class Proxy:
                 connection.awaited.popleft()
                 connection.idle.notify_all()
         return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class SlowLink:

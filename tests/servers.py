@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import redis
@@ -116,22 +115,34 @@ def chromium() -> Path | None:
 # ---------------------------------------------------------------- one server
 
 
+class Running:
+    """A context manager: leaving it stops it."""
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
 @dataclass
-class Server:
-    """One running server. A context manager: leaving it stops the server."""
+class Server(Running):
+    """One running server."""
 
     kind: str
     version: str  #: such as `Valkey 9.1.2`
     folder: Path  #: its own, with configuration, log, socket and data
     socket: Path
     port: int | None  #: on 127.0.0.1; None: unix socket only
-    settings: list[tuple[str, str]]  #: every line of its configuration file
     arguments: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     client_options: dict[str, Any] = field(default_factory=dict)
     _clients: list[redis.Redis] = field(default_factory=list)
     _first_settings: dict[bytes, bytes] = field(default_factory=dict)
-    _first_rules: list[str] = field(default_factory=list)
+    _first_rules: list[bytes] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -160,10 +171,14 @@ class Server:
         return client
 
     def ask(self, *command: str | bytes | int) -> Any:
-        """The reply to one command on a connection of its own, as redis-py hands it on."""
-        options = {"retry": Retry(NoBackoff(), 0), **self.client_options}
-        with redis.Redis.from_url(self.url, **options) as client:
-            return client.execute_command(*command, NEVER_DECODE=True)
+        """One command's reply as it came on the wire, not as redis-py's classes."""
+        pool = redis.ConnectionPool.from_url(self.url, protocol=2, **self.client_options)
+        link = pool.make_connection()
+        try:
+            link.send_command(*command)
+            return link.read_response(disable_decoding=True)
+        finally:
+            link.disconnect()
 
     def close_clients(self) -> None:
         while self._clients:
@@ -214,27 +229,24 @@ class Server:
             self._reset()
 
     def _reset(self) -> None:
-        with redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0)) as client:
-            client.execute_command("CLIENT", "UNPAUSE")
-            client.execute_command("REPLICAOF", "NO", "ONE")
-            changed = _settings_of(client)
-            for name, value in self._first_settings.items():
-                if changed[name] != value and name not in (b"replicaof", b"slaveof"):
-                    client.execute_command("CONFIG", "SET", name, value)
-            for user in client.execute_command("ACL", "USERS"):
-                if user not in (b"default", "default"):
-                    client.execute_command("ACL", "DELUSER", user)
-            client.execute_command("ACL", "SETUSER", "default", "reset", *self._first_rules)
-            client.execute_command("SCRIPT", "FLUSH")
-            client.execute_command("FLUSHALL")
-            client.execute_command("CONFIG", "RESETSTAT")
+        self.ask("CLIENT", "UNPAUSE")
+        self.ask("REPLICAOF", "NO", "ONE")
+        changed = pairs(self.ask("CONFIG", "GET", "*"))
+        for name, value in self._first_settings.items():
+            if changed[name] != value and name not in (b"replicaof", b"slaveof"):
+                self.ask("CONFIG", "SET", name, value)
+        for user in self.ask("ACL", "USERS"):
+            if user != b"default":
+                self.ask("ACL", "DELUSER", user)
+        self.ask("ACL", "SETUSER", "default", "reset", *self._first_rules)
+        for command in (("SCRIPT", "FLUSH"), ("FLUSHALL",), ("CONFIG", "RESETSTAT")):
+            self.ask(*command)
 
     def _remember(self) -> None:
         """Keeps the settings and the default user's rules, for reset()."""
-        with redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0)) as client:
-            self._first_settings = _settings_of(client)
-            rules = [text_of(line) for line in client.execute_command("ACL", "LIST")]
-            self._first_rules = next(r for r in rules if r.startswith("user default ")).split()[2:]
+        self._first_settings = pairs(self.ask("CONFIG", "GET", "*"))
+        rules = next(r for r in self.ask("ACL", "LIST") if r.startswith(b"user default "))
+        self._first_rules = rules.split()[2:]
 
     def _answers(self) -> bool:
         if not self.running:
@@ -264,34 +276,10 @@ class Server:
         forget(self.process.pid)
         self.process = None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-
-def _settings_of(client: redis.Redis) -> dict[bytes, bytes]:
-    return pairs(client.execute_command("CONFIG", "GET", "*", NEVER_DECODE=True))
-
-
-def pairs(reply: Any) -> dict[bytes, bytes]:
-    """A reply of names and values, whichever way redis-py shapes it."""
-    both = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-    return {_bytes(name): _bytes(value) for name, value in both}
-
-
-def text_of(reply: bytes | str) -> str:
-    return reply.decode() if isinstance(reply, bytes) else reply
-
-
-def _bytes(value: bytes | str) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+def pairs(reply: list[bytes]) -> dict[bytes, bytes]:
+    """A flat reply of names and values."""
+    return dict(zip(reply[::2], reply[1::2], strict=True))
 
 
 def start(
@@ -304,8 +292,8 @@ def start(
     """Starts one private server and waits until it answers.
 
     `config` holds lines of its configuration file, such as `{"maxmemory": "10mb"}` or
-    `{"save": '""'}`; a list makes one line for each item (`{"user": [..., ...]}`).
-    Raises StartError when the server does not come up.
+    `{"save": '""'}` ("{port}" is its port); a list makes one line for each item
+    (`{"user": [..., ...]}`). Raises StartError when the server does not come up.
     """
     for attempt in range(10):
         try:
@@ -346,8 +334,9 @@ def _server(kind: str, port: int | None, config: Config, arguments: tuple[str, .
         for name, values in settings.items()
         for value in ([values] if isinstance(values, str) else values)
     ]
-    (folder / "server.conf").write_text("".join(f"{name} {value}\n" for name, value in lines))
-    return Server(kind, said, folder, path, port, lines, arguments)
+    text = "".join(f"{name} {value}\n" for name, value in lines)
+    (folder / "server.conf").write_text(text.replace("{port}", str(port)))
+    return Server(kind, said, folder, path, port, arguments)
 
 
 def free_port() -> int:

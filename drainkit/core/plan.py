@@ -112,9 +112,7 @@ def from_json(text: str, where: str) -> Plan:
         )
     odd = sorted(set(data) ^ {field.name for field in fields(Plan)})
     if odd:
-        raise RefusedError(
-            f"the plan's key {one_line(odd[0])} is missing or unknown: it was edited"
-        )
+        raise RefusedError(f"the plan's key {odd[0]} is missing or unknown: it was edited")
     _check_types(text, data)
     check_digest(data)
     return Plan(**data)
@@ -125,11 +123,9 @@ def parse(text: str, where: str) -> dict[str, Any]:
     try:
         data = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise UsageError(
-            f"{one_line(where)} is no JSON; name a plan or an evidence folder"
-        ) from None
+        raise UsageError(f"{where} is no JSON; name a plan or an evidence folder") from None
     if not isinstance(data, dict) or "digest" not in data:
-        raise UsageError(f"{one_line(where)} is no plan; name a plan or an evidence folder")
+        raise UsageError(f"{where} is no plan; name a plan or an evidence folder")
     return data
 
 
@@ -146,7 +142,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
-        raise RefusedError(f"the plan has the key {one_line(double)} twice: it was edited")
+        raise RefusedError(f"the plan has the key {double} twice: it was edited")
     return found
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from ..core.policy import ACTIONS
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError
-from ..safe import one_line
 from ..server import ledger, scopes
 from ..server.audit_log import run_tables, values_of
 from ..server.connection import Clock, Server
@@ -61,7 +61,7 @@ class Books:
         if failure is None and summary.mode == "live" and exhausted and summary.pending_own:
             failure = DrainkitError(
                 f"the books do not balance: {summary.pending_own} entries are still pending for "
-                f"{one_line(job.scope.consumer)}; run the same command again"
+                f"{job.scope.consumer}; run the same command again"
             )
         self.clock.sync(self.server.now_us())
         summary.close(failure, self.clock.now_us())
@@ -73,49 +73,40 @@ class Books:
     def note_start(self, audit_id: str) -> None:
         """The ledger's entry that this run begins, after the audit's id `audit_id`."""
         job, settings = self.job, self.job.settings
-        ledger.append(
-            self.server,
-            ledger.Start(
-                run_id=job.run_id,
-                scope=job.scope.name,
-                consumer_group=job.scope.group,
-                consumer=job.scope.consumer,
-                boundary_id=job.scope.boundary,
-                throttle=settings.throttle,
-                max_events=settings.max_events,
-                plan_digest=job.plan_digest or "",
-                at=iso(self.server.now_us()),
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                operator=settings.operator,
-                approvers=",".join(job.approvers),
-                from_id=job.scope.first,
-                audit_id=audit_id,
-                audit_stream=settings.audit_stream or "",
-                folder=job.folder,
-            ),
+        self._note(
+            ledger.Start,
+            throttle=settings.throttle,
+            max_events=settings.max_events,
+            plan_digest=job.plan_digest or "",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            approvers=",".join(job.approvers),
+            from_id=job.scope.first,
+            audit_id=audit_id,
+            audit_stream=settings.audit_stream or "",
+            folder=job.folder,
         )
 
     def note_end(self) -> None:
         """The ledger's entry that its books are closed."""
-        job, summary = self.job, self.summary
-        ledger.append(
-            self.server,
-            ledger.End(
-                run_id=job.run_id,
-                scope=job.scope.name,
-                consumer_group=job.scope.group,
-                consumer=job.scope.consumer,
-                boundary_id=job.scope.boundary,
-                outcome=summary.outcome,
-                total_read=summary.total_read,
-                vanished=summary.vanished,
-                remaining="" if summary.remaining is None else str(summary.remaining),
-                at=iso(self.server.now_us()),
-                operator=job.settings.operator,
-                **{action: getattr(summary, action) for action in ACTIONS},
-            ),
+        summary = self.summary
+        self._note(
+            ledger.End,
+            outcome=summary.outcome,
+            total_read=summary.total_read,
+            vanished=summary.vanished,
+            remaining="" if summary.remaining is None else str(summary.remaining),
+            **{action: getattr(summary, action) for action in ACTIONS},
         )
+
+    def _note(self, kind: type[ledger.Start | ledger.End], **more: Any) -> None:
+        job, scope = self.job, self.job.scope
+        entry = kind(
+            run_id=job.run_id, scope=scope.name, consumer_group=scope.group,
+            consumer=scope.consumer, boundary_id=scope.boundary, at=iso(self.server.now_us()),
+            operator=job.settings.operator, **more,
+        )  # fmt: skip
+        ledger.append(self.server, entry)
 
 
 def recount(server: Server, summary: Summary) -> None:

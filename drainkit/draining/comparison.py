@@ -59,7 +59,7 @@ def _read_run(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}  # a plan that drain made in a folder
     except (OSError, ValueError, RecursionError):
-        raise UsageError(f"{one_line(str(path))} cannot be read; name an evidence folder") from None
+        raise UsageError(f"{path} cannot be read; name an evidence folder") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -70,7 +70,7 @@ def _audited(path: Path) -> dict[str, str]:
         columns = [table[name].to_pylist() for name in ("original_id", "action")]
     except (OSError, ValueError, KeyError, NotImplementedError):
         raise RefusedError(
-            f"{one_line(str(path))} of a live run cannot be read; drainkit run --close completes it"
+            f"{path} of a live run cannot be read; drainkit run --close completes it"
         ) from None
     return {str(entry): str(action) for entry, action in zip(*columns, strict=True)}
 

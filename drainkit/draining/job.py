@@ -20,7 +20,7 @@ from ..core.policy import Policy
 from ..core.summary import Summary, new_run_id
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
-from ..safe import one_line, text
+from ..safe import text
 from ..server import keeping, ledger, reading, recorded, scopes, writing
 from ..server.audit_log import check_owner, extent, run_tables
 from ..server.connection import Server
@@ -125,7 +125,7 @@ def adopt(settings: Settings, plan: Plan) -> Settings:
     """
     if settings.env != plan.environment:
         envs = (plan.environment, settings.env)
-        then, now = (f"--env {one_line(env)}" if env else "no --env" for env in envs)
+        then, now = (f"--env {env}" if env else "no --env" for env in envs)
         raise RefusedError(f"environment: the plan has {then}, asked for {now}; make a new plan")
     values: dict[str, Any] = {name: getattr(settings, name) for name in settings.given}
     of_plan = {name: getattr(plan, name) for name in FROM_PLAN}
@@ -141,8 +141,7 @@ def adopt(settings: Settings, plan: Plan) -> Settings:
         if name in settings.asked and asked != planned:
             raise RefusedError(
                 f"{outside(name)}: the plan has {shown(name, planned) or 'none'}, asked for "
-                f"{shown(name, asked) or 'none'}; "
-                "leave it out, or make a new plan"
+                f"{shown(name, asked) or 'none'}; leave it out, or make a new plan"
             )
     return adopted
 
@@ -275,8 +274,8 @@ def _check_missing(
 
     for entry_id, fields in odd:  # one that is pending stays so without its body
         if fields is not None or not is_trimmed(entry_id.decode()):
-            name = one_line(text(entry_id))
-            raise RefusedError(f"entry {name} of the plan is gone or changed; make a new plan")
+            gone = text(entry_id)
+            raise RefusedError(f"entry {gone} of the plan is gone or changed; make a new plan")
     is_pending = job.scope.name == "pending"
     if lost := [entry for entry in unseen if is_pending or not is_trimmed(entry)]:
         if done_of_plan(server, job).issuperset(lost):  # since this run asked what was done
@@ -285,8 +284,7 @@ def _check_missing(
                 "again for what it left"
             )
         raise RefusedError(
-            f"entries of the plan are gone: {len(lost):,}, first {one_line(lost[0])}; "
-            "make a new plan"
+            f"entries of the plan are gone: {len(lost):,}, first {lost[0]}; make a new plan"
         )
 
 
@@ -328,9 +326,7 @@ def check(server: Server, job: Job) -> None:
         kind = reading.type_of(server, key)
         if kind not in (right, "none"):
             advice = " or choose another --audit-stream" if key == keys.audit else ""
-            raise RefusedError(
-                f"{one_line(text(key))} is a {kind}, not a {right}; rename it{advice}"
-            )
+            raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
     audit = extent(server)
     check_owner(server, audit)
     keeping.check_room(server, scope, job.max_events)
@@ -343,6 +339,6 @@ def check(server: Server, job: Job) -> None:
         active = [c for c in others if c.name != scope.consumer and c.idle_ms < ACTIVE_MS]
         if active:
             raise RefusedError(
-                f"consumer {one_line(active[0].name)} of this group was active "
+                f"consumer {active[0].name} of this group was active "
                 f"{active[0].idle_ms / 1000:.0f} s ago; stop it, or set --allow-active-consumers"
             )

@@ -17,7 +17,6 @@ from ..core.collection import give_back_freed
 from ..core.plan import COLUMNS, Plan, Tally, allowlist_notes, decisions_schema, from_json
 from ..errors import RefusedError, UsageError
 from ..files import CHUNK, TableWriter, file_sha256, write_bytes, write_chunks, write_json
-from ..safe import one_line
 from ..settings import Settings
 from ..settings.kinds import os_user
 from ..signing import load_signatures, required_approvals, signatures_path
@@ -42,8 +41,7 @@ class DecisionsWriter:
 
     def __init__(self, plan_path: Path | None) -> None:
         if plan_path is not None and plan_path.is_dir():
-            name = one_line(str(plan_path))
-            raise UsageError(f"--plan {name} is a folder; name a file in it to write to")
+            raise UsageError(f"--plan {plan_path} is a folder; name a file in it to write to")
         self._path = None if plan_path is None else decisions_path(plan_path)
         self._out = None if self._path is None else TableWriter(self._path, decisions_schema())
         self.tally = Tally()
@@ -89,7 +87,7 @@ class PlanFile:
             plan = from_json(path.read_text(encoding="utf-8"), path.name)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise UsageError(f"--plan {one_line(str(path))}: {one_line(reason)}") from None
+            raise UsageError(f"--plan {path}: {reason}") from None
         beside, tally = decisions_path(path), Tally()
         with _opened(beside) as file:
             found = cls(plan, load_signatures(path), beside, _mark(file))
@@ -114,7 +112,7 @@ class PlanFile:
             # reading ahead takes 45 MB, and more the longer it goes on
             stored = parquet.ParquetFile(file, pre_buffer=False)
             if not stored.schema_arrow.equals(decisions_schema()):
-                raise RefusedError(f"{one_line(self._decisions.name)} has columns of other types")
+                raise RefusedError(f"{self._decisions.name} has columns of other types")
             for group in range(stored.num_row_groups):
                 block = stored.read_row_group(group, columns=list(columns))
                 if _mark(file) != self._seen:
@@ -155,8 +153,7 @@ class PlanFile:
             write_bytes(signatures_path(folder), self.signatures)
 
     def _refuse(self) -> NoReturn:
-        name = one_line(self._decisions.name)
-        raise RefusedError(f"{name} does not fit the plan's digest: it was edited")
+        raise RefusedError(f"{self._decisions.name} does not fit the plan's digest: it was edited")
 
 
 def _mark(file: BufferedReader) -> tuple[int, ...]:
@@ -173,5 +170,4 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         with path.open("rb") as file:
             yield file
     except (OSError, ValueError, NotImplementedError):  # what pyarrow raises is one of these
-        name = one_line(path.name)
-        raise RefusedError(f"the plan's decisions, {name}, cannot be read") from None
+        raise RefusedError(f"the plan's decisions, {path.name}, cannot be read") from None

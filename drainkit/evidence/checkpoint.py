@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..files import read_plain, write_text
-from ..safe import one_line
 from .statement import Link
 
 _FORM = re.compile(r"drainkit checkpoint v1\n([1-9]\d{0,8})\n([0-9a-f]{64})\n?")
@@ -23,7 +22,7 @@ def read(path: Path) -> tuple[int, str] | None:
     except (OSError, ValueError):
         found = None
     if found is None:
-        raise UsageError(f"--checkpoint {one_line(str(path))} is not a drainkit checkpoint")
+        raise UsageError(f"--checkpoint {path} is not a drainkit checkpoint")
     return int(found[1]), found[2]
 
 

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from ..errors import RefusedError
-from ..safe import one_line
 
 
 @contextmanager
@@ -40,6 +39,6 @@ def alone_with(run_dir: Path) -> Iterator[None]:
             held.enter_context(locked(run_dir, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError:
             raise RefusedError(
-                f"{one_line(run_dir.name)} is being worked on; wait until that run has ended"
+                f"{run_dir.name} is being worked on; wait until that run has ended"
             ) from None
         yield

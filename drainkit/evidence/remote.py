@@ -19,7 +19,7 @@ from typing import Any
 from .. import files
 from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
-from ..safe import keep_secret, one_line, secret_words
+from ..safe import keep_secret, secret_words
 from ..settings.kinds import is_url, store_problem, url_parts
 from .chain import FIRST, walk
 from .statement import CHAIN, STATEMENT, SUMS, Link, json_of, link_of, plain_files
@@ -79,7 +79,7 @@ class Store:
         try:
             if self.create(MARKER, _MARK) and self.create(MARKER, b""):
                 raise UsageError(
-                    f"{one_line(self.url)}: this store overwrites an object that must be new, so "
+                    f"{self.url}: this store overwrites an object that must be new, so "
                     "two runs could fork the chain; choose another"
                 )
         except UsageError:
@@ -104,8 +104,9 @@ class Store:
                 self._fs.put_file(str(path), key, mode="create")
             except FileExistsError:
                 if self._fs.size(key) != path.stat().st_size or self._differs(key, path):
-                    shown = f"{one_line(self.url)}/{one_line(name)}"
-                    raise DrainkitError(f"{shown} is there already, with other content") from None
+                    raise DrainkitError(
+                        f"{self.url}/{name} is there already, with other content"
+                    ) from None
 
     def _differs(self, key: str, path: Path) -> bool:
         with self._fs.open(key, "rb") as there, path.open("rb") as here:
@@ -188,7 +189,7 @@ class RemoteReports(Reports):
             except DrainkitError as error:
                 self._failure = error
                 return self._sealed(run_dir, work)  # evidence there must be, here at least
-        self._failure = DrainkitError(f"{one_line(self._store.url)}: other runs always came first")
+        self._failure = DrainkitError(f"{self._store.url}: other runs always came first")
         return digest
 
     def _sealed(self, run_dir: Path, work: Callable[[], str]) -> str:
@@ -217,8 +218,8 @@ class RemoteReports(Reports):
                 self._store.put(paths[name], f"{run_dir.name}/{name}")
         except (DrainkitError, OSError) as error:
             raise DrainkitError(
-                f"the evidence is in {one_line(str(run_dir))} still and could not be copied to "
-                f"{one_line(self.shown(run_dir))}: {one_line(str(error))}"
+                f"the evidence is in {run_dir} still and could not be copied to "
+                f"{self.shown(run_dir)}: {error}"
             ) from None
         files.remove_folder(self.folder)
         files.remove_if_empty(self.folder.parent)
@@ -263,7 +264,7 @@ def local_copy(place: str) -> Iterator[Path]:
 def _fetch_run(store: Store, run_id: str, folder: Path) -> Path:
     names = store.names(run_id)
     if not names:
-        raise UsageError(f"{one_line(store.url)}/{run_id} holds nothing; check the URL")
+        raise UsageError(f"{store.url}/{run_id} holds nothing; check the URL")
     for name in names:
         _fetch(store, name, folder)
     return folder / run_id
@@ -272,7 +273,7 @@ def _fetch_run(store: Store, run_id: str, folder: Path) -> Path:
 def _fetch_reports(store: Store, folder: Path) -> Path:
     names = store.names()
     if not names:
-        raise UsageError(f"{one_line(store.url)} holds nothing; check the URL")
+        raise UsageError(f"{store.url} holds nothing; check the URL")
     for name in names:
         if RUN_ID.fullmatch(name.partition("/")[0]):
             _fetch(store, name, folder)

@@ -22,7 +22,7 @@ from ..files import (
     write_bytes,
     write_json,
 )
-from ..safe import one_line, strike
+from ..safe import strike
 from ..signing import signer
 from .chain import newest, read_chain
 from .examined import OF_RUN
@@ -43,8 +43,8 @@ def open_run(reports_dir: Path, run_id: str) -> Path:
     try:
         return make_folder(reports_dir / run_id)
     except OSError as error:
-        reason = one_line(error.strerror or "cannot be made")
-        raise UsageError(f"--reports-dir {one_line(str(reports_dir))}: {reason}") from None
+        reason = error.strerror or "cannot be made"
+        raise UsageError(f"--reports-dir {reports_dir}: {reason}") from None
 
 
 def seal(
@@ -134,7 +134,7 @@ def _tail(run_dir: Path) -> Link | None:
     """The run sealed last before this one; DrainkitError where this one is sealed."""
     last = newest(run_dir.parent, without=run_dir)
     if (run_dir / STATEMENT).exists() or (last and last["run_id"] == run_dir.name):
-        raise DrainkitError(f"{one_line(run_dir.name)} is sealed already; a run is sealed once")
+        raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
     return last
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from ..core.plan import check_digest, parse
 from ..errors import DrainkitError, UsageError
 from ..files import read_plain, scratch
-from ..safe import one_line
 from ..signing import approvals, signer, ssh_keygen
 from .statement import APPROVALS, SIGNATURE, STATEMENT, shown
 
@@ -21,11 +20,11 @@ NAMESPACE = "drainkit"  # of signatures: one made for something else does not co
 def check_sign_key(key: Path) -> None:
     """Refuse a key that could not sign in the end, before anything is drained."""
     if not key.is_file():
-        raise UsageError(f"--sign-key {one_line(str(key))} is not a file")
+        raise UsageError(f"--sign-key {key} is not a file")
     try:
         signed(b"", key)
     except DrainkitError as error:
-        raise UsageError(f"--sign-key {one_line(str(key))} cannot sign: {error}") from None
+        raise UsageError(f"--sign-key {key} cannot sign: {error}") from None
 
 
 def signed(data: bytes, key: Path) -> bytes:
@@ -54,8 +53,7 @@ def check_signature(
         by = f"not signed by {shown(identity)}" if identity else f"it was by {shown(signed_by)}"
         raise DrainkitError(f"missing: {SIGNATURE} ({by})") from None
     except OSError as error:
-        reason = one_line(error.strerror or "not readable")
-        raise DrainkitError(f"changed: {SIGNATURE} ({reason})") from None
+        raise DrainkitError(f"changed: {SIGNATURE} ({error.strerror or 'not readable'})") from None
     key = signer(statement, signature, NAMESPACE)
     if not key:
         raise DrainkitError(f"changed: {SIGNATURE} does not fit {STATEMENT}")

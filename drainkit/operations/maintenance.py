@@ -311,9 +311,9 @@ def _steps(sized: Iterable[tuple[bytes, int]]) -> Iterator[list[bytes]]:
 def check_archive(path: Path) -> None:
     """Refuse a name that is no Parquet file's, or a file that is there already."""
     if path.suffix != ".parquet":
-        raise UsageError(f"--archive {one_line(path.name)}: the name must end in .parquet")
+        raise UsageError(f"--archive {path.name}: the name must end in .parquet")
     if path.exists():
-        raise RefusedError(f"--archive {one_line(str(path))} exists already; choose another name")
+        raise RefusedError(f"--archive {path} exists already; choose another name")
 
 
 def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
@@ -331,7 +331,7 @@ def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
             out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
             written += len(page)
     if sum(batch.num_rows for batch in _read_archive(path)) != written:
-        raise DrainkitError(f"{one_line(str(path))} is not what was written; nothing was removed")
+        raise DrainkitError(f"{path} is not what was written; nothing was removed")
 
 
 def _archived(path: Path) -> Iterator[tuple[bytes, int]]:
@@ -359,13 +359,11 @@ def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         with files.parquet_file(path) as file:
             if not file.schema_arrow.equals(_archive_schema()):
-                raise UsageError(
-                    f"{one_line(path.name)} is no archive of drainkit trim (id, fields)"
-                )
+                raise UsageError(f"{path.name} is no archive of drainkit trim (id, fields)")
             for group in range(file.num_row_groups):  # of large entries it holds few
                 yield from file.iter_batches(TRIM_ENTRIES, row_groups=[group])
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise UsageError(f"{one_line(str(path))} cannot be read: {one_line(str(error))}") from None
+        raise UsageError(f"{path} cannot be read: {error}") from None
 
 
 def restore(server: Server, key: str, path: Path) -> int:
@@ -380,15 +378,15 @@ def restore(server: Server, key: str, path: Path) -> int:
         has_id = is_id(entry_id or "") and before < (before := reading.id_key(entry_id))
         if not has_id or not fields or len(fields) % 2 or None in fields:
             found = one_line(str(entry_id), 60)
-            raise UsageError(f"{one_line(path.name)}: {found} is not an entry of an archive")
+            raise UsageError(f"{path.name}: {found} is not an entry of an archive")
     if reading.type_of(server, key.encode()) != "none":
-        raise RefusedError(f"{one_line(key)} exists already; restore into a new --stream")
+        raise RefusedError(f"{key} exists already; restore into a new --stream")
     entries = ((entry_id.encode(), fields) for entry_id, fields in _entries(path))
     try:
         return writing.add_entries(server, key.encode(), entries)
     except (DrainkitError, KeyboardInterrupt) as error:
         failure = error if isinstance(error, DrainkitError) else InterruptedRunError("interrupted")
-        failure.args = (f"{failure} (if {one_line(key)} is there, delete it and restore again)",)
+        failure.args = (f"{failure} (if {key} is there, delete it and restore again)",)
         raise failure from None
 
 

@@ -103,7 +103,7 @@ def _cluster(settings: Settings, address: str, tasks: int) -> Iterator[Any]:
             client.wait_for_workers(1, timeout=_WAIT_SEC)
         except (OSError, ValueError, TimeoutError) as error:
             raise UsageError(
-                f"--dask {one_line(address)}: {one_line(str(error) or type(error).__name__)}; "
+                f"--dask {address}: {str(error) or type(error).__name__}; "
                 "start dask scheduler and dask worker, or say --dask local"
             ) from None
         yield client

@@ -219,7 +219,7 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
         is_sealed = any(isinstance(entry, ledger.Sealed) for entry in mine)
         if "-live-" in folder.name and not starts:
             raise RefusedError(
-                f"the run ledger of {one_line(stream)} has no start of {folder.name}, so it "
+                f"the run ledger of {stream} has no start of {folder.name}, so it "
                 "drained nothing there; give its --stream and --redis-url, or remove the folder"
             )
         settings = _settings_of(settings, stream, folder, starts)
@@ -244,16 +244,16 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise UsageError(f"--close {one_line(str(folder))} is not a folder; name a run's")
+        raise UsageError(f"--close {folder} is not a folder; name a run's")
     for path in folder.iterdir():
         if not is_plain(path):
-            raise RefusedError(f"{one_line(path.name)} is not a plain file; take it out of there")
+            raise RefusedError(f"{path.name} is not a plain file; take it out of there")
     if RUN_ID.fullmatch(folder.name):
         return
     run_id = str(read_run(folder).get("run_id", ""))
     if RUN_ID.fullmatch(run_id):
         raise UsageError(f"--close: this is the folder of {run_id}; give it that name again")
-    raise UsageError(f"--close {one_line(str(folder))} is not a run's folder")
+    raise UsageError(f"--close {folder} is not a run's folder")
 
 
 def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:

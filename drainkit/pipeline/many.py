@@ -85,7 +85,7 @@ def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[s
             name = raw.decode()
         except UnicodeDecodeError:
             raise RefusedError(
-                f"{one_line(text(raw))}: the stream's name is not UTF-8; use a narrower pattern"
+                f"{text(raw)}: the stream's name is not UTF-8; use a narrower pattern"
             ) from None
         try:
             with Server.of(settings, name) as one:
@@ -95,8 +95,8 @@ def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[s
             outcomes.append(Outcome.failed(name, error))
     if not found and not outcomes:
         raise RefusedError(
-            f"--all-streams {one_line(pattern)}: no stream has the group "
-            f"{one_line(settings.consumer_group)}; check pattern and --consumer-group"
+            f"--all-streams {pattern}: no stream has the group "
+            f"{settings.consumer_group}; check pattern and --consumer-group"
         )
     return found, outcomes
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from .. import files
 from ..errors import DrainkitError, RefusedError, UsageError
-from ..safe import one_line
 from ..settings.kinds import is_url
 from .kernels import NOTEBOOKS
 
@@ -38,7 +37,7 @@ class Template:
     def check_unchanged(self) -> None:
         """DrainkitError where the file is not the one that was looked at when the run began."""
         if files.file_sha256(self.path) != self.sha256:
-            raise DrainkitError(f"{one_line(str(self.path))} was changed while the run was at work")
+            raise DrainkitError(f"{self.path} was changed while the run was at work")
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,12 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> Copied:
         there = {s.name: files.file_sha256(folder / s.name) for s in sources
                  if (folder / s.name).exists()}  # fmt: skip
     except OSError as error:
-        raise UsageError(f"{one_line(str(folder))}: {one_line(error.strerror or '')}") from None
+        raise UsageError(f"{folder}: {error.strerror or ''}") from None
     equal = [s.name for s in sources if there.get(s.name) == files.file_sha256(s)]
     differ = [name for name in there if name not in equal]
     if differ and not (force or keep):
         raise RefusedError(
-            f"{', '.join(differ)} in {one_line(str(folder))} would be overwritten; nothing was "
+            f"{', '.join(differ)} in {folder} would be overwritten; nothing was "
             "copied: choose another folder, or say --force"
         )
     wanted = [s for s in sources if s.name not in equal and (force or s.name not in differ)]
@@ -125,15 +124,15 @@ def _check_takes_parameters(path: Path) -> None:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     except FileNotFoundError:
-        where = one_line(str(path.parent))
+        where = path.parent
         raise UsageError(
             f"{where} has no {path.name}: drainkit notebooks {where} copies it there"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{one_line(str(path))} is not a notebook that can be read") from None
+        raise UsageError(f"{path} is not a notebook that can be read") from None
     if len(tagged) != 1:
         # without it, papermill's cell would come first and the notebook's own values would win
-        raise UsageError(f"{one_line(str(path))} must have one cell tagged parameters")
+        raise UsageError(f"{path} must have one cell tagged parameters")
 
 
 def _recorded() -> dict[str, str]:

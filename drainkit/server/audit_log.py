@@ -13,7 +13,7 @@ from ..core.policy import ACTIONS
 from ..core.summary import RUN_ID
 from ..core.values import RawEntry
 from ..errors import RefusedError
-from ..safe import one_line, text
+from ..safe import text
 from . import ledger, reading
 from .connection import Server
 from .reading import id_key, pairs
@@ -110,7 +110,7 @@ def check_owner(server: Server, audit: Extent) -> None:
         isinstance(e, ledger.OfRun) and e.run_id == run_id for e in ledger.entries(server)
     ):
         raise RefusedError(
-            f"the audit stream {one_line(text(server.keys.audit))} holds records of run "
-            f"{one_line(run_id)}, which this stream's ledger does not know: it belongs "
+            f"the audit stream {text(server.keys.audit)} holds records of run "
+            f"{run_id}, which this stream's ledger does not know: it belongs "
             "to another stream; choose another --audit-stream, or rename it"
         )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from ..core.summary import RUN_ID
 from ..errors import RefusedError
-from ..safe import one_line, text
+from ..safe import text
 from . import reading, writing
 from .connection import Server
 
@@ -141,7 +141,7 @@ def check(server: Server) -> None:
     kind = reading.type_of(server, server.keys.runs)
     if kind not in ("stream", "none"):
         raise RefusedError(
-            f"{one_line(text(server.keys.runs))} is a {kind}, not a stream, so nothing can be "
+            f"{text(server.keys.runs)} is a {kind}, not a stream, so nothing can be "
             "noted there; rename it"
         )
 

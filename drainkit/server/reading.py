@@ -141,9 +141,7 @@ def stream_info(server: Server) -> StreamInfo:
     kind = server.call("TYPE", server.stream)
     if kind != b"stream":
         found = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a stream"
-        raise RefusedError(
-            f"{one_line(text(server.stream))} {found}; check --stream and the database number"
-        )
+        raise RefusedError(f"{text(server.stream)} {found}; check --stream and the database number")
     info = pairs(server.call("XINFO", "STREAM", server.stream))
     deleted = info.get("max-deleted-entry-id")
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
@@ -210,10 +208,10 @@ def position_of(server: Server, group: str) -> Group:
     groups = positions(server)
     if group not in groups:
         if any(str(name) == group for name in groups):
-            raise RefusedError(f"{one_line(group)}: the group's name is no UTF-8; drain another")
+            raise RefusedError(f"{group}: the group's name is no UTF-8; drain another")
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
-            f"{one_line(text(server.stream))} has no group {one_line(group)}; it has: {known}"
+            f"{text(server.stream)} has no group {group}; it has: {known}"
             + (" and more" if len(groups) > 5 else "")
         )
     return groups[group]

@@ -9,7 +9,7 @@ from contextlib import closing
 from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..ids import FIRST_ID, at_moment, first_of, id_key, last_of, next_id, previous_id
-from ..safe import one_line, text
+from ..safe import text
 from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
 from . import recorded
@@ -56,7 +56,7 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
         there = [c.name for c in consumers(server, settings.consumer_group)]
         for given in settings.from_consumer:
             if (name := named(there, given)) is None:
-                raise RefusedError(f"--from-consumer: the group has no {one_line(given)}")
+                raise RefusedError(f"--from-consumer: the group has no {given}")
             wanted.append(name)
     return Scope(
         name=settings.scope,
@@ -220,7 +220,7 @@ def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
     kind = server.call("TYPE", found)
     if kind != b"set":
         what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"
-        raise RefusedError(f"--allowlist {one_line(settings.allowlist)}: the key {what}")
+        raise RefusedError(f"--allowlist {settings.allowlist}: the key {what}")
     members = server.call("SMEMBERS", found)
     # as latin-1 what is no ASCII stays none, and so is refused
     return check_symbols([member.decode("latin-1") for member in members], settings.allowlist)

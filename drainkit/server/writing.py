@@ -269,11 +269,11 @@ def open_history(server: Server, scope: Scope) -> None:
         scope.consumer_group, scope.position,
     )  # fmt: skip
     if made == -1:
-        raise RefusedError(f"{one_line(text(server.stream))} is no stream any more")
+        raise RefusedError(f"{text(server.stream)} is no stream any more")
     if made == -2:
         raise RefusedError(not_ours(scope.group))
     if made == -3:
-        name = one_line(text(other[0]))
+        name = text(other[0])
         raise RefusedError(
             f"scope history of this consumer group is at work with group {name}; "
             f"finish it with --history-group {name}"
@@ -367,7 +367,7 @@ def trim(server: Server, ids: Sequence[bytes], *, without_groups: bool = False) 
     if status == b"ok":
         return int(detail[0])
     if status == b"held":
-        group, entry = (one_line(text(part)) for part in detail)
+        group, entry = (text(part) for part in detail)
         raise RefusedError(f"group {group} holds the trim back at {entry}; run trim again")
     raise RefusedError(TRIM_REFUSALS[status.decode()])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from books import ask, at, audit, live, only_run, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from servers import Server, wait_until
 
 import drainkit
@@ -42,21 +42,21 @@ def events(server: Server, stream: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_a_drain_whose_streams_take_nothing(
-    valkey: Server, stream: str, fill: Fill, tmp_path: Path, redirect: str, rc: int
+    valkey: Server, stream: str, tmp_path: Path, redirect: str, rc: int
 ) -> None:
     """Full, closed or gone: the drain goes on and ends its books; 1 if they were not printed."""
-    ids = seed(valkey, stream, fill, 400)[100:]
+    ids = seed(valkey, stream, 400)[100:]
     command = shlex.join(map(str, live(valkey, stream, "--throttle", 2000)))
     assert shell(tmp_path, f"{DRAINKIT} {command} {redirect}") == rc
     assert len(audit(valkey, stream)) == len(ids)
     assert events(valkey, stream) == ["start", "end"]
 
 
-def test_the_packaged_crontab_with_a_full_disk_for_its_log(
-    valkey: Server, stream: str, fill: Fill, tmp_path: Path
+def test_the_crontab_with_a_full_disk_for_its_log(
+    valkey: Server, stream: str, tmp_path: Path
 ) -> None:
     """Its run ends all of its books, and its folder is sealed; the exit code is 1."""
-    seed(valkey, stream, fill, 400)
+    seed(valkey, stream, 400)
     crontab = (Path(drainkit.__file__).parent / "examples" / "crontab").read_text()
     (line,) = re.findall(r"^\S+ \S+ \S+ \S+ \S+ drainkit (.* run .*)$", crontab, re.M)
     (tmp_path / "environment").write_text(
@@ -85,10 +85,10 @@ def test_a_demo_without_streams(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_of_a_run_while_a_kernel_starts(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, number: int
+    valkey: Server, stream: str, cli: Cli, number: int
 ) -> None:
     """Whoever else gets it: exit code 130, and no process prints a traceback."""
-    seed(valkey, stream, fill, 400)
+    seed(valkey, stream, 400)
     process = cli.start("run", "--mode", "live", "--yes", *at(valkey, stream))
     run = psutil.Process(process.pid)
     wait_until("its kernels' parent starts", lambda: len(run.children()) > 0, timeout_sec=60)
@@ -101,9 +101,9 @@ def test_a_signal_to_all_of_a_run_while_a_kernel_starts(
     assert audit(valkey, stream) == []
 
 
-def test_too_few_open_files(valkey: Server, stream: str, fill: Fill, tmp_path: Path) -> None:
+def test_too_few_open_files(valkey: Server, stream: str, tmp_path: Path) -> None:
     """A run that could not open what it needs says so at once, and what to do."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     command = shlex.join(["run", *at(valkey, stream)])
     assert shell(tmp_path, f"ulimit -n 14; {DRAINKIT} {command} 2>err") == 1
     assert re.fullmatch("drainkit: .*open files.*ulimit.*\n", (tmp_path / "err").read_text())

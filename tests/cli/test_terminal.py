@@ -15,8 +15,8 @@ from contextlib import suppress
 from threading import Thread
 
 import pytest
-from books import GROUP, ME, ask, at, now_ms, seed
-from conftest import Cli, Fill, intent
+from books import GROUP, ME, ask, at, fill, now_ms, seed
+from conftest import Cli, intent
 from servers import Server
 
 from drainkit.cli import terminal
@@ -58,10 +58,10 @@ def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
 
 
 def test_the_question_comes_last_with_all_that_it_is_about(
-    valkey: Server, stream: str, fill: Fill, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """A live drain shows server, stream, group, scope, entries, what would pass, then asks."""
-    seed(valkey, stream, fill, 30, delivered=10)
+    seed(valkey, stream, 30, delivered=10)
     what = ("drain", *LIVE, *at(valkey, stream), "--allowlist", "BTCUSDT,XRPUSTD")
     code, said = on_a_terminal(*what, NO_COLOR="1", answer="n\n", columns=120)
     card, question = said.split("Acknowledge and audit 20 of 20 entries? [y/N]")
@@ -79,7 +79,7 @@ def test_the_question_comes_last_with_all_that_it_is_about(
 
 
 def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """The same words: wrapped between them, coloured unless NO_COLOR is set; plain in a pipe."""
     entries = [(1_790_000_000_000 + n, intent()) for n in range(30)]
@@ -98,9 +98,7 @@ def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
     assert " ".join(why.split()) in " ".join(plain.split())
 
 
-def test_markup_in_a_name_is_text(
-    valkey: Server, fill: Fill, on_a_terminal: Callable[..., tuple[int, str]]
-) -> None:
+def test_markup_is_text(valkey: Server, on_a_terminal: Callable[..., tuple[int, str]]) -> None:
     """What rich reads as markup is shown as it is: in a line, a table and a card."""
     name = "[red]a[/link][link=http://x]b[/red]:boom:[1]"
     fill(valkey, name, [(1, intent(name)), (2, intent())], group=GROUP)
@@ -127,10 +125,10 @@ def test_drift_is_a_table_by_planned_and_happened(capsys: pytest.CaptureFixture[
 
 
 def test_numbers_of_two_places_agree(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """Status, dry run and question say one sum of what is undelivered and what its own left."""
-    seed(valkey, stream, fill, 30, delivered=10)
+    seed(valkey, stream, 30, delivered=10)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, ME, "COUNT", 6, "STREAMS", stream, ">")
     told = "14 undelivered + 6 pending of this drain's own consumer = 20"
     assert told in cli("status", *at(valkey, stream)).out
@@ -141,7 +139,7 @@ def test_numbers_of_two_places_agree(
 
 @pytest.mark.parametrize("old", [0, 700])
 def test_an_own_stream_is_read_by_a_table_to_paste(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, old: int
+    valkey: Server, stream: str, cli: Cli, old: int
 ) -> None:
     """Of nested signals with sub-models, and flat ones, `fields` names the paths of the whole
     backlog; live refuses to drain them, and with its lines pasted it drains them all."""
@@ -189,7 +187,7 @@ def test_an_interrupt_that_gets_lost_ends_the_drain_all_the_same() -> None:
 
 
 def test_the_first_screen_is_one_screen(
-    valkey: Server, fill: Fill, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
 ) -> None:
     """With all there is to say, and a long name, status has at most 15 rows of 80 columns."""
     stream, group = "quantum:stream:trade.intent.of.many.words", "quantum:group:" + "execution." * 9

@@ -114,9 +114,7 @@ def test_a_foreign_entry_of_the_audit_stream_is_parsed_too() -> None:
     ),
     st.integers(-1, 4),
 )  # fmt: skip
-def test_a_page_as_columns_is_each_record_parsed(
-    values: list[tuple[bytes, bytes]], foreign: int
-) -> None:
+def test_a_page_is_each_record_parsed(values: list[tuple[bytes, bytes]], foreign: int) -> None:
     """Whatever stands in a page, its table says what parse() says of each entry."""
     entries: list[Any] = [
         [b"%d-0" % i, flat([b"9-9", text, age, age, text, b"t", b"r", b"g", text])]

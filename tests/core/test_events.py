@@ -13,14 +13,9 @@ from event_samples import GOOD, ID, ID_MS, ISO, as_reference, entry, one, payloa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drainkit.core.events import (
-    MAX_VOCABULARY,
-    Decoder,
-    Events,
-)
+from drainkit.core.events import MAX_VOCABULARY, Decoder, Events
 from drainkit.core.frame import FrameBuilder
 from drainkit.core.timestamps import NO_TIME, times_us
-from drainkit.core.values import INVALID_REASONS
 from drainkit.settings import Fields
 
 # ---------------------------------------------------------------- against the reference
@@ -33,33 +28,24 @@ odd_texts = st.sampled_from(
      "1.0001", "-0", "1e-1", "5e-05", "1E+2", "1e-99999", "0e99999", "1e", "1.766605798664E12",
      "-1e3", "1e1000", "5%", "NaN", "2025-12-24", "2025-12-24T19:49:58Z", "1766605798",
      "2025-02-30T00:00:00Z", "1766605798664.5", "2016-12-31T23:59:60Z", "0000-01-01T00:00:00Z",
-     "9999-12-31T23:59:59-23:59", "\U0001f600", "\ud800"]
+     "9999-12-31T23:59:59-23:59", "2025-12-24t19:49:58.5z", "2025-12-24T19:49.5Z", "1_766",
+     "0.7_5", "+0.9", "0.9\n", "0x1", "1" * 21, "\u202eBTC", "\U0001f600", "\ud800"]
 )  # fmt: skip
 numbers = st.one_of(
-    st.floats(0, 1),
-    st.floats(),
-    st.integers(-(10**21), 10**21),
-    st.integers(1_766_605_700, 1_766_605_900),
-    st.floats(1_766_605_700, 1_766_605_900),
+    st.floats(0, 1), st.floats(), st.integers(-(10**21), 10**21),
+    st.integers(1_766_605_700, 1_766_605_900), st.floats(1_766_605_700, 1_766_605_900),
     st.integers(ID_MS - 100_000, ID_MS + 100_000),
-)
+)  # fmt: skip
 scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    numbers,
-    odd_texts,
-    st.text(max_size=8),
+    st.none(), st.booleans(), numbers, odd_texts, st.text(max_size=8),
     moments.map(dt.datetime.isoformat),
     moments.map(lambda t: t.isoformat(timespec="milliseconds")),
     moments.map(lambda t: t.strftime("%Y-%m-%dT%H:%M:%SZ")),
-)
-keys_inside = st.sampled_from([*GOOD, "ts", "score"])
+)  # fmt: skip
 values = st.one_of(
-    scalars,
-    st.lists(scalars, max_size=2),
-    st.dictionaries(odd_texts, scalars),
-    st.dictionaries(keys_inside, scalars),
-)
+    scalars, st.lists(scalars, max_size=2), st.dictionaries(odd_texts, scalars),
+    st.dictionaries(st.sampled_from([*GOOD, "ts", "score"]), scalars),
+)  # fmt: skip
 keys = st.sampled_from(
     [*GOOD, "action", "direction", "price", "metadata", "signal", "ticker", *reference.TIMES]
 )
@@ -83,64 +69,31 @@ def _as_bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
 
 
-flat_pairs = st.tuples(keys, scalars | st.binary(max_size=6))
-pairs = st.lists(
-    st.one_of(
-        flat_pairs,
-        st.tuples(
-            st.sampled_from(["payload", "data", "body"]), json_texts | st.binary(max_size=30)
-        ),
-    ),
-    max_size=8,
+nested = st.tuples(
+    st.sampled_from(["payload", "data", "body"]), json_texts | st.binary(max_size=30)
 )
-bodies = pairs.map(lambda found: [_as_bytes(part) for pair in found for part in pair])
+bodies = st.lists(st.tuples(keys, scalars | st.binary(max_size=6)) | nested, max_size=8).map(
+    lambda pairs: [_as_bytes(part) for pair in pairs for part in pair]
+)
 ids = st.one_of(
-    st.just(ID),
-    st.integers(0, 2**64 - 1).map(lambda ms: b"%d-7" % ms),
+    st.just(ID), st.integers(0, 2**64 - 1).map(lambda ms: b"%d-7" % ms),
     st.sampled_from([b"1-1", b"1262303999999-0", b"1262304000000-0", b"253402300799999-0",
                      b"253402300800000-0", b"18446744073709551615-18446744073709551615"]),
 )  # fmt: skip
 entries = st.tuples(ids, st.one_of(bodies, bodies, bodies, st.none())).map(list)
 
-
 # [fields] as somebody writes it, and what it means in the reference's terms
-INSIDE = {
-    "symbol": "payload.signal.symbol",
-    "confidence": ["data.signal.score", "body.confidence"],
-}
-MAPPINGS: list[tuple[dict[str, Any], reference.Names, list[str]]] = [
-    ({}, reference.NAMES, reference.TIMES),
-    (
-        {"symbol": "ticker", "timestamp": ["price", "ts"], "side": "metadata"},
-        {
-            **reference.NAMES,
-            "symbol": [["ticker"], ["symbol"]],
-            "side": [["metadata"], ["side", "action", "direction"]],
-        },
-        ["price", *reference.TIMES],
-    ),
-    (
-        INSIDE,
-        {
-            **reference.NAMES,
-            "symbol": [["payload.signal.symbol"], ["symbol"]],
-            "confidence": [["data.signal.score", "body.confidence"], ["confidence"]],
-        },
-        [
-            *reference.TIMES,
-            *(f"{p}.{t}" for p in ("payload.signal", "data.signal", "body")
-              for t in reference.TIMES),
-        ],
-    ),
-    (
-        {**INSIDE, "timestamp": "body.ts", "only": True},
-        {
-            **reference.NAMES,
-            "symbol": [["payload.signal.symbol"]],
-            "confidence": [["data.signal.score", "body.confidence"]],
-        },
-        ["body.ts"],
-    ),
+PATH = {"symbol": "payload.signal.symbol", "confidence": ["data.signal.score", "body.confidence"]}
+OWN = {"symbol": [["payload.signal.symbol"]], "confidence": [PATH["confidence"]]}
+MAPPINGS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    ({}, {}, reference.TIMES),
+    ({"symbol": "ticker", "timestamp": ["price", "ts"], "side": "metadata"},
+     {"symbol": [["ticker"], ["symbol"]], "side": [["metadata"], ["side", "action", "direction"]]},
+     ["price", *reference.TIMES]),
+    (PATH, {name: [*own, [name]] for name, own in OWN.items()},
+     [*reference.TIMES, *(f"{place}.{time}" for time in reference.TIMES
+                          for place in ("payload.signal", "data.signal", "body"))]),
+    ({**PATH, "timestamp": "body.ts", "only": True}, OWN, ["body.ts"]),
 ]  # fmt: skip
 
 
@@ -149,6 +102,7 @@ MAPPINGS: list[tuple[dict[str, Any], reference.Names, list[str]]] = [
 def test_decoding_agrees_with_the_reference(batch: list[Any], mapping: Any) -> None:
     """Whatever a batch holds and [fields] says, each row is what the reference makes of it."""
     given_fields, names, times = mapping
+    names = {**reference.NAMES, **names}
     decoded = Decoder(Fields(**given_fields)).decode(batch)
     assert len(decoded) == len(batch)
     for row, raw in enumerate(batch):
@@ -179,9 +133,7 @@ def test_a_row_does_not_depend_on_its_batch(batch: list[Any], size: int) -> None
 )
 @example("2025-12-24T24:00:00Z")
 @example("2025-12-24T23:60:00Z")
-@example("2024-02-29T00:00:00Z")
 @example("2025-02-29T00:00:00Z")
-@example("2100-02-29T00:00:00.000Z")
 @example("9999-12-31T23:59:59.999999+00:00")
 @example("0001-01-01T00:00:00+00:00")
 def test_column_parsing_of_iso_times_is_fromisoformat(text: str) -> None:
@@ -204,13 +156,8 @@ def test_the_first_place_that_has_a_value_wins() -> None:
             {"symbol": "PAYLOAD", "confidence": 1, "direction": "d", "action": "a"}
         ),
     })  # fmt: skip
-    found = one(raw)
-    assert (found.confidence, found.symbol, found.side, found.source) == (
-        0.25,
-        "PAYLOAD",
-        "a",
-        "data",
-    )
+    found = (one(raw).confidence, one(raw).symbol, one(raw).side, one(raw).source)
+    assert found == (0.25, "PAYLOAD", "a", "data")
 
 
 @pytest.mark.parametrize("value", ["", b"\xff", "null", "{}", "two words"])
@@ -237,10 +184,8 @@ def test_json_that_nobody_needs_may_be_none() -> None:
     assert one(entry({**GOOD, "payload": "[1]", "data": "7"})).valid
     assert why(entry({**GOOD, "payload": ' {"ts": 5'})) == "payload is not JSON in UTF-8"
     assert why(entry({**GOOD, "data": '{"ts": 5'})) == "data is not JSON in UTF-8"
-    assert (
-        why(entry({"payload": b"\xff{", "data": json.dumps(GOOD)}))
-        == "payload is not JSON in UTF-8"
-    )
+    both = entry({"payload": b"\xff{", "data": json.dumps(GOOD)})
+    assert why(both) == "payload is not JSON in UTF-8"
     lacking = {key: value for key, value in GOOD.items() if key != "source"}
     assert why(entry({**lacking, "payload": "[]"})) == "payload is no JSON object"
     assert why(entry({"payload": json.dumps(lacking), "data": "[]"})) == "data is no JSON object"
@@ -249,9 +194,7 @@ def test_json_that_nobody_needs_may_be_none() -> None:
 def test_names_are_added_before_the_usual_ones() -> None:
     """An added name, in whatever place, goes before a usual one; a literal one before a path."""
     names = Fields(
-        symbol=("sym", "payload.signal.symbol"),
-        confidence="body.score.value",
-        timestamp="at",
+        symbol=("sym", "payload.signal.symbol"), confidence="body.score.value", timestamp="at"
     )
     signal = {"signal": {"symbol": "ETHUSDT"}, "at": ISO, "side": "SELL"}
     body = json.dumps({"score": {"value": 0.5}})
@@ -332,12 +275,6 @@ def test_producers_shapes_are_read(shape: str) -> None:
     ]
 
 
-def test_minus_zero_is_zero() -> None:
-    """-0.0 is a number in 0..1, and is not written with a sign, which a spreadsheet may act on."""
-    confidence = one(payload({**GOOD, "confidence": -0.0})).confidence
-    assert repr(confidence) == "0.0"
-
-
 # ---------------------------------------------------------------- frames
 
 
@@ -404,7 +341,4 @@ def test_depth_is_each_events_own(other: str, others: int) -> None:
         for order in (batch, batch[::-1]):
             found = Decoder().decode(order)
             row = order.index(deep)
-            assert bool(found.invalid[row] == 0) is valid, (
-                depth,
-                INVALID_REASONS[found.invalid[row]],
-            )
+            assert bool(found.invalid[row] == 0) is valid, depth

@@ -15,14 +15,17 @@ from books import (
     GROUP,
     ask,
     assert_books_balance,
+    at,
     audit,
     backlog,
     everything,
+    fill,
     now_ms,
     pending,
     seed,
+    wait_for,
 )
-from conftest import Cli, Fill, intent, one_line_error
+from conftest import Cli, intent, one_line_error
 from plan_samples import plan_of, table_sha256
 from pyarrow import parquet
 from servers import Server
@@ -35,12 +38,11 @@ OPTIONS = ("--throttle", "none", "--max-events", "150", "--allowlist", "BTCUSDT,
 
 
 def where(server: Server, stream: str) -> tuple[str, ...]:
-    return ("drain", "--json", "--redis-url", server.url, "--stream", stream)
+    return ("drain", "--json", *at(server, stream))
 
 
 def make_plan(cli: Cli, server: Server, stream: str, *options: str) -> Path:
-    run = cli(*where(server, stream), *OPTIONS, "--plan", "plan.json", *options)
-    assert run.rc == 0, run.err
+    run = cli.done(*where(server, stream), *OPTIONS, "--plan", "plan.json", *options)
     assert run.json()["plan_digest"].startswith("sha256:")
     return cli.cwd / "plan.json"
 
@@ -50,11 +52,9 @@ def apply(cli: Cli, server: Server, stream: str, *options: str) -> tuple[str, ..
 
 
 @pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
-def test_a_live_run_drains_exactly_its_plan(
-    server: Server, stream: str, fill: Fill, cli: Cli, scope: str
-) -> None:
+def test_a_live_run_drains_its_plan(server: Server, stream: str, cli: Cli, scope: str) -> None:
     """The audit holds the plan's entries, in its order, with its actions, and nothing else."""
-    seed(server, stream, fill, 400)
+    seed(server, stream, 400)
     ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 160, "STREAMS", stream, ">")
     scoped = ("--scope", scope, "--min-idle-min", "0", "--allow-active-consumers")
     before = everything(server)
@@ -63,8 +63,7 @@ def test_a_live_run_drains_exactly_its_plan(
     now = ask(server, "TIME")
     late = backlog(int(now[0]) * 1000 + 50_000, 20)
     fill(server, stream, late)
-    run = cli(*apply(cli, server, stream, *scoped))
-    assert run.rc == 0, run.err
+    run = cli.done(*apply(cli, server, stream, *scoped))
     import pandas as pd
 
     decisions = pd.read_parquet(cli.cwd / "decisions.parquet")
@@ -75,11 +74,9 @@ def test_a_live_run_drains_exactly_its_plan(
     assert run.json()["drift"] == []
 
 
-def test_what_nobody_set_comes_from_the_plan(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_what_nobody_set_comes_from_the_plan(valkey: Server, stream: str, cli: Cli) -> None:
     """Without policy flags the live run uses the plan's; with other flags it refuses."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     make_plan(cli, valkey, stream, "--min-conf", "0.5")
     for options, point in (
         (("--min-conf", "0.6"), "min_conf"),
@@ -88,35 +85,27 @@ def test_what_nobody_set_comes_from_the_plan(
         (("--consumer-group", "other"), "group"),
         (("--scope", "history"), "scope"),
     ):
-        run = cli(*apply(cli, valkey, stream, *options))
-        assert run.rc == 4, run
-        assert point in run.err
+        assert point in cli.fails(4, *apply(cli, valkey, stream, *options))
     assert audit(valkey, stream) == []
     assert cli(*apply(cli, valkey, stream)).rc == 0
     assert len(audit(valkey, stream)) == 150
 
 
-def test_a_plan_for_another_stream_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_plan_for_another_stream_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """The same entries under another name are not what was planned."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     make_plan(cli, valkey, stream)
     ask(valkey, "COPY", stream, "another")
-    run = cli(*apply(cli, valkey, "another"))
-    assert run.rc == 4
-    assert "stream" in run.err
+    assert "stream" in cli.fails(4, *apply(cli, valkey, "another"))
 
 
 @pytest.mark.parametrize("edit", ["count", "throttle", "digest", "decision", "key"])
-def test_an_edited_plan_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, edit: str
-) -> None:
+def test_an_edited_plan_is_refused(valkey: Server, stream: str, cli: Cli, edit: str) -> None:
     """Whatever was edited in plan.json or decisions.parquet, the digest no longer fits."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     path = make_plan(cli, valkey, stream)
     plan = json.loads(path.read_text())
     if edit == "count":
@@ -134,9 +123,7 @@ def test_an_edited_plan_is_refused(
         table = table.set_column(table.column_names.index("action"), "action", pa.array(actions))
         parquet.write_table(table, cli.cwd / "decisions.parquet")
     path.write_text(json.dumps(plan))
-    run = cli(*apply(cli, valkey, stream))
-    assert run.rc == 4
-    assert "edited" in run.err
+    assert "edited" in cli.fails(4, *apply(cli, valkey, stream))
     assert audit(valkey, stream) == []
 
 
@@ -155,12 +142,10 @@ def remade(path: Path, decisions: Any = None, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("point", ["as_of", "audit_stream", "throttle", "max_events"])
-def test_all_that_decides_is_the_plans(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, point: str
-) -> None:
+def test_all_that_decides_is_the_plans(valkey: Server, stream: str, cli: Cli, point: str) -> None:
     """What a variable or drainkit.toml say gives way to the plan, another value asked for with the
     command is refused with both named: what was planned as dropped_old stays so."""
-    ids = seed(valkey, stream, fill, 160)[100:]
+    ids = seed(valkey, stream, 160)[100:]
     made = cli(*where(valkey, stream), "--throttle", "none", "--plan", "plan.json", "--max-events",
                60, "--max-age-min", "0.00001")  # fmt: skip
     assert made.json()["dropped_old"] == 60
@@ -173,24 +158,21 @@ def test_all_that_decides_is_the_plans(
     assert point.replace("_", "-") in one_line_error(asked.err)
     assert f"the plan has {planned}, asked for {value}" in asked.err
     (cli.cwd / "drainkit.toml").write_text(f'{point} = "{value}"\n')
-    run = cli(*apply(cli, valkey, stream), env={f"DRAINKIT_{point.upper()}": value})
-    assert run.rc == 0, run.err
+    cli.done(*apply(cli, valkey, stream), env={f"DRAINKIT_{point.upper()}": value})
     assert [r["original_id"] for r in audit(valkey, stream)] == ids
     assert {r["action"] for r in audit(valkey, stream)} == {"dropped_old"}
 
 
-def test_a_plan_is_of_one_environment(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_plan_is_of_one_environment(valkey: Server, stream: str, cli: Cli) -> None:
     """A plan made with --env a is refused with --env b, and by who leaves it out; plan and card
     name environment and server, and the plan's digest covers them."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     (cli.cwd / "drainkit.toml").write_text("[env.a]\n[env.b]\n")
     plan = json.loads(make_plan(cli, valkey, stream, "--env", "a").read_text())
     assert (plan["environment"], plan["audit_stream"]) == ("a", f"{stream}.drain_audit")
     assert plan["server"] == valkey.url
     for env, words in ((("--env", "b"), "asked for --env b"), ((), "asked for no --env")):
-        run = cli(*apply(cli, valkey, stream, *env))
-        assert run.rc == 4
-        assert f"the plan has --env a, {words}" in one_line_error(run.err)
+        assert f"the plan has --env a, {words}" in cli.fails(4, *apply(cli, valkey, stream, *env))
     assert audit(valkey, stream) == []
     assert cli(*apply(cli, valkey, stream, "--env", "a")).json()["environment"] == "a"
 
@@ -203,19 +185,19 @@ def test_a_plan_is_of_one_environment(valkey: Server, stream: str, fill: Fill, c
     ],
 )  # fmt: skip
 def test_a_plan_is_held_against_its_own_decisions(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, said: dict[str, Any]
+    valkey: Server, stream: str, cli: Cli, said: dict[str, Any]
 ) -> None:
     """A plan that says otherwise of its decisions than they do, its digest made anew, is refused
     (4) by drain, run, approve and diff: nobody is shown one entry and drains 150."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     path = make_plan(cli, valkey, stream)
     counts = dict.fromkeys(json.loads(path.read_text())["counts"], 0)
     remade(path, **{k: counts | {"dropped_old": 1} if k == "counts" else v
                     for k, v in said.items()})  # fmt: skip
-    subprocess.run(["ssh-keygen", "-q", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    subprocess.run(["ssh-keygen", "-q", "-N", "", "-f", str(cli.cwd / "key")], check=True)
     commands = [
         apply(cli, valkey, stream), ("run", *apply(cli, valkey, stream)[1:]),
-        ("approve", "plan.json", "--yes", "--sign-key", tmp_path / "key"),
+        ("approve", "plan.json", "--yes", "--sign-key", cli.cwd / "key"),
         ("diff", "plan.json", "plan.json"),
     ]  # fmt: skip
     for command in commands[: None if "counts" in said else 1]:
@@ -224,14 +206,12 @@ def test_a_plan_is_held_against_its_own_decisions(
         assert "does not fit its own decisions" in one_line_error(run.err)
 
 
-def test_what_was_planned_as_dropped_and_passed_is_no_success(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_what_was_to_be_dropped_and_passed(valkey: Server, stream: str, cli: Cli) -> None:
     """A drift from dropped to drained_ok ends with 1 and is listed: the plan was of other
     decisions, or the clock went back."""
     import pyarrow as pa
 
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     path = make_plan(cli, valkey, stream)
     table = parquet.read_table(path.with_name("decisions.parquet"))
     actions = pa.array(["dropped_old"] * len(table)).dictionary_encode()
@@ -246,52 +226,43 @@ def test_what_was_planned_as_dropped_and_passed_is_no_success(
     assert passed[0]["events"] == run.json()["drained_ok"] > 0
 
 
-def test_a_moved_position_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_moved_position_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """If the group was read by somebody else since, the plan no longer applies."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     make_plan(cli, valkey, stream)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, "other", "COUNT", 1, "STREAMS", stream, ">")
-    run = cli(*apply(cli, valkey, stream, "--allow-active-consumers"))
-    assert run.rc == 4
-    assert "position moved" in run.err
+    assert "position moved" in cli.fails(4, *apply(cli, valkey, stream, "--allow-active-consumers"))
 
 
-def test_a_trimmed_entry_is_refused(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_trimmed_entry_is_refused(server: Server, stream: str, cli: Cli) -> None:
     """An entry of the plan that is gone is named, and nothing is done."""
-    ids = seed(server, stream, fill)
+    ids = seed(server, stream)
     make_plan(cli, server, stream)
     ask(server, "XDEL", stream, ids[120])
-    run = cli(*apply(cli, server, stream))
-    assert run.rc == 4
-    assert ids[120] in run.err
+    assert ids[120] in cli.fails(4, *apply(cli, server, stream))
     assert audit(server, stream) == []
 
 
-def test_a_plan_that_died_is_finished_by_the_same_command(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_plan_that_died_is_finished(valkey: Server, stream: str, cli: Cli) -> None:
     """Killed in the middle, the same command drains the rest of the plan; a third is refused."""
-    seed(valkey, stream, fill, 600)
+    seed(valkey, stream, 600)
     make_plan(cli, valkey, stream, "--max-events", "400", "--throttle", "200")
     command = apply(cli, valkey, stream)
     process = cli.start(*command)
-    deadline = time.monotonic() + 10
-    while len(audit(valkey, stream)) < 50 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(valkey, stream, 50)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 0 < len(audit(valkey, stream)) < 400
-    run = cli(*command)
-    assert run.rc == 0, run.err
+    cli.done(*command)
     records = audit(valkey, stream)
     assert len({r["original_id"] for r in records}) == len(records) == 400
     assert pending(valkey, stream) == 0
     assert cli(*command).rc == 4 or cli(*command).json()["total_read"] == 0
 
 
-def test_two_runs_of_one_plan_at_once(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_two_runs_of_one_plan_at_once(valkey: Server, stream: str, cli: Cli) -> None:
     """They drain it together; neither fails for what the other took, or asks for a new plan."""
-    seed(valkey, stream, fill, 400)
+    seed(valkey, stream, 400)
     make_plan(cli, valkey, stream, "--throttle", "200")
     both = [cli.start(*apply(cli, valkey, stream)) for _ in range(2)]
     runs = [cli.finish(one) for one in both]
@@ -301,16 +272,13 @@ def test_two_runs_of_one_plan_at_once(valkey: Server, stream: str, fill: Fill, c
     assert all(run.rc == 0 or (run.rc, "at work" in run.err) == (4, True) for run in runs), runs
 
 
-def test_what_became_too_old_is_listed_as_drift(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_what_became_too_old_is_listed_as_drift(valkey: Server, stream: str, cli: Cli) -> None:
     """Events that passed in the dry run and are too old now are dropped_old, and listed."""
     at = now_ms(valkey) + 4000  # ahead, so that there is time to plan
     fill(valkey, stream, [(at + i, intent()) for i in range(10)], group=GROUP)
     make_plan(cli, valkey, stream, "--max-age-min", "0.05")
     time.sleep(max(0, at + 3100 - now_ms(valkey)) / 1000)
-    run = cli(*apply(cli, valkey, stream, "--max-age-min", "0.05"))
-    assert run.rc == 0, run.err
+    run = cli.done(*apply(cli, valkey, stream, "--max-age-min", "0.05"))
     drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 10}
     assert run.json()["drift"] == [drift]
     assert_books_balance(valkey, stream, run.json())

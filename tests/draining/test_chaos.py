@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 import redis
-from books import GROUP, ME, ask, audit, backlog, seed
+from books import GROUP, ME, ask, at, audit, backlog, seed
 from clusters import Cluster, SentinelSetup
-from conftest import Cli, Fill
+from conftest import Cli
 from faults import COMMIT, READ, Attempt, assert_counts, attempt
 from proxy import FaultKind, Proxy
 from servers import Server, wait_until
@@ -146,11 +146,11 @@ def refill(server: Server, stream: str, n: int) -> list[str]:
 
 
 def test_wire(
-    server: Server, stream: str, fill: Fill, start_proxy: Any, chance: random.Random, table: Table
+    server: Server, stream: str, start_proxy: Any, chance: random.Random, table: Table
 ) -> None:
     """Random faults of the network, all scripts, throttled or not."""
     tally = table.row(f"the network, {server.version}")
-    ids = seed(server, stream, fill, 3000, delivered=0)
+    ids = seed(server, stream, 3000, delivered=0)
     proxy: Proxy = start_proxy(server)
 
     def run(more: bool) -> Attempt:
@@ -183,7 +183,6 @@ def test_wire(
 def test_crashes_of_the_server(
     start_server: StartServer,
     stream: str,
-    fill: Fill,
     chance: random.Random,
     table: Table,
     kind: str,
@@ -191,7 +190,7 @@ def test_crashes_of_the_server(
     """SIGKILL and restart at random moments, with the AOF at `always` or `everysec`."""
     server = start_server(kind, config={"appendonly": "yes", "appendfsync": "everysec"})
     tally = table.row(f"crashes of {server.version}")
-    ids = seed(server, stream, fill, 1500, delivered=0)
+    ids = seed(server, stream, 1500, delivered=0)
 
     def crash() -> None:
         server.kill()
@@ -213,14 +212,14 @@ def test_crashes_of_the_server(
 
 
 def test_signals_to_the_client(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, chance: random.Random, table: Table
+    valkey: Server, stream: str, cli: Cli, chance: random.Random, table: Table
 ) -> None:
     """SIGKILL, SIGTERM and SIGINT at random moments, and sleeps that others use to take over."""
     tally = table.row("the client's process")
-    ids = seed(valkey, stream, fill, 3000, delivered=0)
+    ids = seed(valkey, stream, 3000, delivered=0)
     drain = (
         "drain", "--mode", "live", "--yes", "--json", "--max-events", "all",
-        "--allow-active-consumers", "--redis-url", valkey.url, "--stream", stream,
+        "--allow-active-consumers", *at(valkey, stream),
     )  # fmt: skip
 
     def run(more: bool) -> Attempt | None:
@@ -257,12 +256,10 @@ def test_signals_to_the_client(
     assert (tally.lost, tally.doubled) == (0, 0)
 
 
-def test_writes_refused(
-    server: Server, stream: str, fill: Fill, chance: random.Random, table: Table
-) -> None:
+def test_writes_refused(server: Server, stream: str, chance: random.Random, table: Table) -> None:
     """OOM, NOREPLICAS, READONLY, flushed scripts, a paused server, at random moments."""
     tally = table.row(f"writes refused, {server.version}")
-    ids = seed(server, stream, fill, 2000, delivered=0)
+    ids = seed(server, stream, 2000, delivered=0)
     undo = {"maxmemory": "0", "min-replicas-to-write": "0"}
 
     def harm() -> None:
@@ -296,12 +293,10 @@ def test_writes_refused(
     assert (tally.lost, tally.doubled) == (0, 0)
 
 
-def test_drains_side_by_side(
-    server: Server, stream: str, fill: Fill, chance: random.Random, table: Table
-) -> None:
+def test_drains_at_once(server: Server, stream: str, chance: random.Random, table: Table) -> None:
     """Two to four drains at once, of one name or several: no faults but one another."""
     tally = table.row(f"drains side by side, {server.version}")
-    ids = seed(server, stream, fill, 1000, delivered=0)
+    ids = seed(server, stream, 1000, delivered=0)
     for _ in range(ROUNDS):
         names = [chance.choice([ME, "two", "three"]) for _ in range(chance.randint(2, 4))]
         ended: list[Attempt] = []
@@ -340,12 +335,12 @@ def role(node: Server) -> list[Any]:
 
 
 def test_failovers(
-    sentinel: SentinelSetup, stream: str, fill: Fill, chance: random.Random, table: Table
+    sentinel: SentinelSetup, stream: str, chance: random.Random, table: Table
 ) -> None:
     """Sentinel fails over mid-drain, forth and back; a replica in step loses nothing."""
     tally = table.row("failovers by Sentinel")
     url = f"redis+sentinel://127.0.0.1:{sentinel.sentinels[0].port}/{sentinel.name}/0"
-    ids = seed(sentinel.primary, stream, fill, 1500, delivered=0)
+    ids = seed(sentinel.primary, stream, 1500, delivered=0)
     pair = [sentinel.primary, sentinel.replica]
 
     def run(more: bool) -> Attempt:
@@ -378,12 +373,12 @@ def test_failovers(
 
 
 def test_slots_that_move(
-    cluster: Cluster, stream: str, chance: random.Random, table: Table, fill: Fill
+    cluster: Cluster, stream: str, chance: random.Random, table: Table
 ) -> None:
     """The stream's slot goes from primary to primary mid-drain: every run goes on to its end."""
     tally = table.row("a Cluster's slots on the move")
     stream = f"{{{stream}}}"
-    ids = seed(cluster.primary_of(stream), stream, fill, 1500, delivered=0)
+    ids = seed(cluster.primary_of(stream), stream, 1500, delivered=0)
     for _ in range(ROUNDS):
         over = threading.Event()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from books import ME, at, seed
-from conftest import Cli, Fill, one_line_error
+from conftest import Cli, one_line_error
 from plan_samples import plan_of, save_plan, table_of
 from pyarrow import parquet
 from servers import Server
@@ -36,19 +36,17 @@ def test_a_plan_is_like_itself(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_settings_and_fates_that_differ_are_counted(valkey: Server, cli: Cli, stream: str,
-                                                    fill: Fill) -> None:  # fmt: skip
+def test_settings_and_fates_that_differ_are_counted(valkey: Server, cli: Cli, stream: str) -> None:
     """Two dry runs with other limits: just these settings differ, and the events are joined by
     id, not by place."""
-    ids = seed(valkey, stream, fill)
+    ids = seed(valkey, stream)
     fixed = ("--as-of", "2030-01-01T00:00:00Z", "--max-age-min", "100000000", "--max-events")
     where = at(valkey, stream)
     for name, options in (("a.json", ("150", "--min-conf", "0.2", "--allowlist", "BTCUSDT")),
                           ("b.json", ("all", "--min-conf", "0.8", "--allowlist",
                                       "BTCUSDT,ETHUSDT", "--until", ids[-2]))):  # fmt: skip
         assert cli("drain", "--plan", name, *where, *fixed, *options).rc == 0
-    result = cli("diff", "--json", "a.json", "b.json")
-    assert result.rc == 0, result.err
+    result = cli.done("diff", "--json", "a.json", "b.json")
     found = result.json()
     tables = [parquet.read_table(cli.cwd / f"{n}.decisions.parquet").to_pylist() for n in "ab"]
     a, b = ({row["id"]: row["action"] for row in table} for table in tables)
@@ -93,12 +91,12 @@ def test_of_a_live_run_the_outcome_counts(tmp_path: Path) -> None:
         read_side(live)
 
 
-def test_what_is_no_run_is_named(cli: Cli, tmp_path: Path) -> None:
+def test_what_is_no_run_is_named(cli: Cli) -> None:
     """A missing or edited plan ends in one line, with its code."""
-    good = plan_file(tmp_path, "good.json")
-    edited = plan_file(tmp_path, "edited.json")
+    good = plan_file(cli.cwd, "good.json")
+    edited = plan_file(cli.cwd, "edited.json")
     edited.write_text(edited.read_text().replace('"throttle": 5.0', '"throttle": 6.0'))
-    for path, code in ((tmp_path / "nothing.json", 2), (edited, 4)):
+    for path, code in ((cli.cwd / "nothing.json", 2), (edited, 4)):
         result = cli("diff", good, path)
         assert result.rc == code
         one_line_error(result.err)

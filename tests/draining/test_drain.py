@@ -20,12 +20,13 @@ from books import (
     audit,
     deliver,
     everything,
+    fill,
     now_ms,
     original_backlog,
     pending,
     seed,
 )
-from conftest import Cli, Fill, intent
+from conftest import Cli, intent
 from servers import Server
 
 from drainkit.server import reading
@@ -36,29 +37,23 @@ FAST = ("--throttle", "none", "--max-events", "all")
 
 
 @pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
-def test_dry_run_leaves_no_trace(
-    server: Server, stream: str, fill: Fill, cli: Cli, scope: str
-) -> None:
+def test_dry_run_leaves_no_trace(server: Server, stream: str, cli: Cli, scope: str) -> None:
     """A dry run of each scope leaves keys, groups, consumers and the change count as they were."""
-    seed(server, stream, fill)
+    seed(server, stream)
     deliver(server, stream, "dead", 30)
     before = everything(server)
-    run = cli(
+    run = cli.done(
         "drain", *at(server, stream), "--scope", scope, "--allowlist", ALLOW,
         "--max-events", "all", "--min-idle-min", "0", "--json",
     )  # fmt: skip
-    assert run.rc == 0, run.err
     assert run.json()["total_read"] == {"undelivered": 170, "pending": 30, "history": 130}[scope]
     assert everything(server) == before
 
 
-def test_live_run_of_undelivered_balances(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_live_run_of_undelivered_balances(server: Server, stream: str, cli: Cli) -> None:
     """A live drain audits and acknowledges each entry after the position once, and no other."""
-    ids = seed(server, stream, fill)
-    run = cli(*LIVE, *at(server, stream), *FAST, "--allowlist", ALLOW)
-    assert run.rc == 0, run.err
+    ids = seed(server, stream)
+    run = cli.done(*LIVE, *at(server, stream), *FAST, "--allowlist", ALLOW)
     summary = run.json()
     assert summary["total_read"] == 200
     assert summary["remaining"] == 0
@@ -68,9 +63,9 @@ def test_live_run_of_undelivered_balances(
     assert ask(server, "XLEN", stream) == 300
 
 
-def test_dry_run_and_live_run_agree(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_dry_run_and_live_run_agree(server: Server, stream: str, cli: Cli) -> None:
     """With a fixed time, the dry run counts exactly what the live run then does."""
-    seed(server, stream, fill)
+    seed(server, stream)
     options = (
         *at(server, stream), *FAST, "--allowlist", ALLOW, "--max-age-min", "0.2",
         "--as-of", time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
@@ -84,18 +79,15 @@ def test_dry_run_and_live_run_agree(server: Server, stream: str, fill: Fill, cli
     assert dry["drained_ok"] > 0
 
 
-def test_live_run_of_pending_takes_idle_entries_only(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_live_run_of_pending_takes_idle_entries_only(server: Server, stream: str, cli: Cli) -> None:
     """Scope pending drains what idles long enough, bodies gone included, and leaves the rest."""
-    seed(server, stream, fill)
+    seed(server, stream)
     dead = deliver(server, stream, "dead", 20)
     hour_ms = 3_600_000
     ask(server, "XCLAIM", stream, GROUP, "dead", 0, *dead, "IDLE", hour_ms, "JUSTID")
     ask(server, "XDEL", stream, dead[3], dead[7])
     alive = deliver(server, stream, "alive", 10)
-    run = cli(*LIVE, *at(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
-    assert run.rc == 0, run.err
+    run = cli.done(*LIVE, *at(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
     summary = run.json()
     assert [r["original_id"] for r in audit(server, stream)] == dead
     assert summary["dropped_missing"] == 2
@@ -104,28 +96,23 @@ def test_live_run_of_pending_takes_idle_entries_only(
     assert [row[0].decode() for row in left] == alive
 
 
-def test_from_consumer_takes_from_nobody_else(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_from_consumer_takes_from_nobody_else(valkey: Server, stream: str, cli: Cli) -> None:
     """--from-consumer leaves the pending entries of every other consumer alone."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     first = deliver(valkey, stream, "dead-1", 5)
     deliver(valkey, stream, "dead-2", 5)
     third = deliver(valkey, stream, "dead-3", 5)
-    run = cli(
+    cli.done(
         *LIVE, *at(valkey, stream), *FAST, "--scope", "pending", "--min-idle-min", "0",
         "--from-consumer", "dead-3", "--from-consumer", "dead-1",
     )  # fmt: skip
-    assert run.rc == 0, run.err
     assert sorted(r["original_id"] for r in audit(valkey, stream)) == sorted(first + third)
     assert pending(valkey, stream) == 5
 
 
-def test_history_is_drained_in_batches_once(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_history_is_drained_in_batches_once(server: Server, stream: str, cli: Cli) -> None:
     """Scope history keeps its group between batches, ends it when exhausted, repeats nothing."""
-    ids = seed(server, stream, fill)
+    ids = seed(server, stream)
     history = (*LIVE, *at(server, stream), "--throttle", "none", "--scope", "history")
     group = f"{GROUP}.drain_history".encode()
     first = cli(*history, "--max-events", "60").json()
@@ -143,16 +130,13 @@ def _name(group: list[bytes]) -> bytes:
     return group[group.index(b"name") + 1]
 
 
-def test_the_story_of_the_original_report(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_story_of_the_original_report(server: Server, stream: str, cli: Cli) -> None:
     """2 of the 3 entries were too old; the third had passed, and the original tool lost it."""
     fill(server, stream, original_backlog(), group=GROUP, position="1766594572014-0")
-    run = cli(
+    cli.done(
         *LIVE, *at(server, stream), "--as-of", "2025-12-24T19:49:58+00:00",
         "--allowlist", "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",
     )  # fmt: skip
-    assert run.rc == 0, run.err
     assert ask(server, "XLEN", stream) == 10_012
     got = [(r["symbol"], r["action"], r["age_sec"]) for r in audit(server, stream)]
     assert got == [
@@ -162,9 +146,9 @@ def test_the_story_of_the_original_report(
     ]
 
 
-def test_records_are_exact(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_records_are_exact(valkey: Server, stream: str, cli: Cli) -> None:
     """A record has the contract's fields in order, and its times fit its age within 0.05 s."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     cli(*LIVE, *at(valkey, stream), "--throttle", "200", "--max-events", "100")
     records = audit(valkey, stream)
     assert len(records) == 100
@@ -181,11 +165,9 @@ def test_records_are_exact(valkey: Server, stream: str, fill: Fill, cli: Cli) ->
         assert abs(audit_sec - drained_at.timestamp()) < 5  # decided a moment before; one clock
 
 
-def test_sigkill_50_times_loses_and_doubles_nothing(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_sigkill_50_times_loses_and_doubles_nothing(valkey: Server, stream: str, cli: Cli) -> None:
     """Killed at 50 random moments and run again each time, every entry is audited exactly once."""
-    ids = seed(valkey, stream, fill, 30_000, delivered=1000)
+    ids = seed(valkey, stream, 30_000, delivered=1000)
     boundary = ids[-1]
     kills = 0
     drain = (*LIVE, *at(valkey, stream), "--throttle", "4000", "--max-events", "all")
@@ -200,8 +182,7 @@ def test_sigkill_50_times_loses_and_doubles_nothing(
         kills += 1
     fill(valkey, stream, [(int(boundary.partition("-")[0]) + 10**6, intent())])
     ask(valkey, "XDEL", stream, f"{int(boundary.partition('-')[0]) + 10**6}-0")
-    last = cli(*LIVE, *at(valkey, stream), *FAST)
-    assert last.rc == 0, last.err
+    cli.done(*LIVE, *at(valkey, stream), *FAST)
     assert [r["original_id"] for r in audit(valkey, stream)] == ids[1000:]
     assert pending(valkey, stream) == 0
 
@@ -212,11 +193,9 @@ def wait_for_more(server: Server, stream: str, before: int) -> None:
         time.sleep(0.005)
 
 
-def test_a_busy_producer_cannot_keep_the_drain_going(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_busy_producer_cannot_keep_the_drain_going(server: Server, stream: str, cli: Cli) -> None:
     """While a producer adds entries, the drain ends and touches nothing after its boundary."""
-    seed(server, stream, fill, 4000)
+    seed(server, stream, 4000)
     done = threading.Event()
     produced: list[bytes] = []
 
@@ -246,11 +225,9 @@ def _key(entry_id: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_with_balanced_books(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, which: signal.Signals
-) -> None:
+def test_signals_end_balanced(valkey: Server, stream: str, cli: Cli, which: signal.Signals) -> None:
     """SIGINT and SIGTERM finish the commit in flight, write the summary and exit 130."""
-    seed(valkey, stream, fill, 2000)
+    seed(valkey, stream, 2000)
     process = cli.start(*LIVE, *at(valkey, stream), "--throttle", "100", "--max-events", "all")
     wait_for_more(valkey, stream, 20)
     process.send_signal(which)
@@ -259,16 +236,13 @@ def test_signals_end_with_balanced_books(
     summary = run.json()
     assert 0 < summary["total_read"] < 1900
     assert summary["total_read"] == len(audit(valkey, stream))
-    again = cli(*LIVE, *at(valkey, stream), *FAST)
-    assert again.rc == 0, again.err
+    cli.done(*LIVE, *at(valkey, stream), *FAST)
     assert len({r["original_id"] for r in audit(valkey, stream)}) == 1900
 
 
-def test_the_kill_switch_stops_a_running_drain(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_kill_switch_stops_a_running_drain(valkey: Server, stream: str, cli: Cli) -> None:
     """After `stop` returns nothing more is acknowledged; the drain exits 4; resume lifts it."""
-    seed(valkey, stream, fill, 2000)
+    seed(valkey, stream, 2000)
     drain = (*LIVE, *at(valkey, stream), "--throttle", "300", "--max-events", "all")
     process = cli.start(*drain)
     wait_for_more(valkey, stream, 20)
@@ -283,15 +257,12 @@ def test_the_kill_switch_stops_a_running_drain(
     assert len(audit(valkey, stream)) == 1900
 
 
-def test_own_unfinished_entries_come_first(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_own_unfinished_entries_come_first(server: Server, stream: str, cli: Cli) -> None:
     """What an earlier run left pending for this consumer is drained before anything new."""
-    seed(server, stream, fill)
+    seed(server, stream)
     mine = deliver(server, stream, ME, 7)
     ask(server, "XDEL", stream, mine[2])
-    run = cli(*LIVE, *at(server, stream), "--throttle", "none", "--max-events", "10")
-    assert run.rc == 0, run.err
+    cli.done(*LIVE, *at(server, stream), "--throttle", "none", "--max-events", "10")
     records = audit(server, stream)
     assert [r["original_id"] for r in records[:7]] == mine
     assert records[2]["action"] == "dropped_missing"
@@ -299,25 +270,19 @@ def test_own_unfinished_entries_come_first(
     assert pending(server, stream) == 0
 
 
-def test_an_active_consumer_is_not_robbed(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_an_active_consumer_is_not_robbed(server: Server, stream: str, cli: Cli) -> None:
     """Scope undelivered refuses while another consumer was active, and changes nothing."""
-    seed(server, stream, fill)
+    seed(server, stream)
     deliver(server, stream, "alive", 1)
     before = everything(server)
-    run = cli(*LIVE, *at(server, stream))
-    assert run.rc == 4
-    assert "alive" in run.err
+    assert "alive" in cli.fails(4, *LIVE, *at(server, stream))
     after = everything(server)
     before.pop("changes"), after.pop("changes")
     assert after == before
     assert cli(*LIVE, *at(server, stream), *FAST, "--allow-active-consumers").rc == 0
 
 
-def test_the_first_pages_of_large_entries_are_small(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_first_pages_of_large_entries_are_small(valkey: Server, stream: str, cli: Cli) -> None:
     """Before an entry was seen, drain and dry run ask for 8 at most; then for 4 MiB."""
     fill(valkey, stream, [(i + 1, {"x": "x" * (2 << 20)}) for i in range(20)], group=GROUP)
     ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "0", "slowlog-max-len", "1000")
@@ -331,9 +296,7 @@ def test_the_first_pages_of_large_entries_are_small(
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_large_entries_come_in_small_pages(
-    valkey: Server, stream: str, fill: Fill, ahead: bool
-) -> None:
+def test_large_entries_come_in_small_pages(valkey: Server, stream: str, ahead: bool) -> None:
     """Pages bring each entry once, in order, and hold 8 MiB at most, whatever came before."""
     sizes = [10] * 6000 + [1_000_000] * 30 + [10] * 50
     ids = fill(valkey, stream, [(1000 + i, {"payload": "x" * n}) for i, n in enumerate(sizes)])
@@ -351,23 +314,18 @@ def test_large_entries_come_in_small_pages(
 
 
 @pytest.mark.parametrize("mode", ["dry-run", "live"])
-def test_events_without_symbol_or_confidence_never_pass(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, mode: str
-) -> None:
+def test_events_without_values_never_pass(valkey: Server, stream: str, cli: Cli, mode: str) -> None:
     """The original tool let them through; here they are dropped_invalid."""
     now = int(time.time() * 1000)
     fields = [{"symbol": "BTCUSDT"}, {"confidence": "0.9"}, {"note": "x"}, intent()]
     entries = [(now + i, f) for i, f in enumerate(fields)]
     fill(valkey, stream, entries, group=GROUP)
-    run = cli("drain", "--mode", mode, "--yes", "--json", *at(valkey, stream), *FAST)
-    assert run.rc == 0, run.err
+    run = cli.done("drain", "--mode", mode, "--yes", "--json", *at(valkey, stream), *FAST)
     assert run.json()["dropped_invalid"] == 3
     assert run.json()["drained_ok"] == 1
 
 
-def test_producers_shapes_meet_one_fate_in_dry_run_and_live(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_producers_shapes_meet_one_fate(server: Server, stream: str, cli: Cli) -> None:
     """Flat, data, payload or a nested signal, times in ts or created_at: old is old in both."""
     now, old = now_ms(server), now_ms(server) - 7_200_000
     good = {"symbol": "BTCUSDT", "confidence": "5e-1"}

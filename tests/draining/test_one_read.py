@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from books import GROUP, ME, ask, assert_books_balance, audit, deliver, seed
-from conftest import Fill
 from servers import Server
 
 from drainkit.draining.dry import plan_run
@@ -67,11 +66,11 @@ def reads(server: Server) -> int:
     return sum(int(line.split("calls=")[1].split(",")[0]) for line in found)
 
 
-def test_what_was_seen_is_drained_without_another_read(
-    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path
+def test_what_was_seen_is_not_read_again(
+    server: Server, stream: str, link: Link, tmp_path: Path
 ) -> None:
     """All of the plan, in its order, as it says; 6.2, which counts no deletions, reads again."""
-    seed(server, stream, fill)
+    seed(server, stream)
     planned = planned_of(link, server, stream, tmp_path)
     job = to_apply(link, server, stream, planned)
     ask(server, "CONFIG", "RESETSTAT")
@@ -100,10 +99,10 @@ def anew(server: Server, stream: str, ids: list[str], *, change: str = "", gone:
 
 @pytest.mark.parametrize("meanwhile", ["deleted", "deleted later", "deleted elsewhere", "added"])
 def test_the_counters_guard_what_is_not_read_again(
-    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, meanwhile: str
+    server: Server, stream: str, link: Link, tmp_path: Path, meanwhile: str
 ) -> None:
     """An entry deleted after all were seen vanished: not recorded, and no other is for it."""
-    ids = seed(server, stream, fill)
+    ids = seed(server, stream)
     planned = planned_of(link, server, stream, tmp_path)
     job = to_apply(link, server, stream, planned)
     gone = ids[7] if meanwhile == "deleted elsewhere" else ids[150]
@@ -136,11 +135,11 @@ def test_the_counters_guard_what_is_not_read_again(
     ids=["made anew", "gone", "position moved"],
 )
 def test_a_stream_or_group_that_changed_after_it_was_seen_ends_the_drain(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path,
+    valkey: Server, stream: str, link: Link, tmp_path: Path,
     meanwhile: Meanwhile, told: str,
 ) -> None:  # fmt: skip
     """Nothing is recorded of a stream that is another now, nor of what others were delivered."""
-    ids = seed(valkey, stream, fill)
+    ids = seed(valkey, stream)
     planned = planned_of(link, valkey, stream, tmp_path)
     job = to_apply(link, valkey, stream, planned)
     assert job.to_drain
@@ -157,10 +156,10 @@ def test_a_stream_or_group_that_changed_after_it_was_seen_ends_the_drain(
 @pytest.mark.parametrize("at", [100, 199, 298])
 @pytest.mark.parametrize("kind", ["gone", "change", "more", "own"])
 def test_a_plan_that_does_not_fit_to_the_byte_is_looked_at_closely(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, kind: str, at: int
+    valkey: Server, stream: str, link: Link, tmp_path: Path, kind: str, at: int
 ) -> None:
     """An entry less, changed, more or pending is seen; gone or changed refuses before any write."""
-    ids = seed(valkey, stream, fill)
+    ids = seed(valkey, stream)
     if kind == "more":  # planned without it, then it is there
         ask(valkey, "XDEL", stream, ids[at])
     planned = planned_of(link, valkey, stream, tmp_path)
@@ -193,10 +192,10 @@ def look(link: Link, job: Job, folder: Path) -> None:
 @pytest.mark.parametrize("max_events", ["all", 130, 5])
 @pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
 def test_what_was_kept_makes_the_same_plan(
-    server: Server, stream: str, fill: Fill, link: Link, tmp_path: Path, max_events: str, scope: str
+    server: Server, stream: str, link: Link, tmp_path: Path, max_events: str, scope: str
 ) -> None:
     """Row for row the decisions of a dry run that reads; other settings, or nothing kept, read."""
-    seed(server, stream, fill)
+    seed(server, stream)
     deliver(server, stream, ME, 9)
     given = {"max_events": max_events, "as_of": "2026-01-01T00:00:00Z", "scope": scope,
              "min_idle_min": 0}  # fmt: skip
@@ -228,12 +227,12 @@ def test_what_was_kept_makes_the_same_plan(
     ids=["deleted", "moved", "delivered", "made anew"],
 )
 def test_a_plan_of_what_was_kept_is_held_against_the_server(
-    valkey: Server, stream: str, fill: Fill, link: Link, tmp_path: Path,
+    valkey: Server, stream: str, link: Link, tmp_path: Path,
     change: Meanwhile, told: str,
 ) -> None:  # fmt: skip
     """02 plans what 01 saw, from where the group stood then; 03 refuses what changed meanwhile,
     and nothing is recorded."""
-    ids = seed(valkey, stream, fill)
+    ids = seed(valkey, stream)
     look(link, job_of(link, valkey, stream), tmp_path)
     change(valkey, stream, ids)
     job, pages = kept(job_of(link, valkey, stream), tmp_path)

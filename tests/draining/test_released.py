@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from books import ask, audit, deliver, pending, seed
-from conftest import Fill
-from faults import attempt, rehearse
+from faults import attempt, complete, rehearse
 from servers import Server
 
 from drainkit.server import writing
@@ -54,33 +53,30 @@ def released(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("released")
-def test_released_entries_are_drained_as_idle(server: Server, stream: str, fill: Fill) -> None:
+def test_released_entries_are_drained_as_idle(server: Server, stream: str) -> None:
     """Planned, drained and audited by scope pending whatever --min-idle-min says."""
-    ids = seed(server, stream, fill, 150, delivered=100)[100:]
+    ids = seed(server, stream, 150, delivered=100)[100:]
     assert deliver(server, stream, b"dead", 50) == ids
     options = {"scope": "pending", "min_idle_min": 60}
     assert rehearse(server.url, stream, **options)["total_read"] == 50
-    run = attempt(server.url, stream, **options)
-    assert run.rc == 0, run.error
-    assert run.summary is not None
-    assert (run.summary["total_read"], run.summary["remaining"]) == (50, 0)
+    run = complete(server.url, stream, **options)
+    assert (run.books["total_read"], run.books["remaining"]) == (50, 0)
     assert [r["original_id"] for r in audit(server, stream)] == ids
     assert pending(server, stream) == 0
 
 
 @pytest.mark.usefixtures("released")
 def test_a_run_that_leaves_what_it_promised_is_not_done(
-    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If commits do not take what the reads promise, the run says so and exits 1."""
-    seed(valkey, stream, fill, 150, delivered=100)
+    seed(valkey, stream, 150, delivered=100)
     deliver(valkey, stream, b"dead", 50)
     stubborn = AS_8_8.replace("row[3] = -1", "row[3] = 0")
     monkeypatch.setattr(writing, "_script", lambda name: stubborn + real_script(name))
     run = attempt(valkey.url, stream, scope="pending", min_idle_min=60)
     assert run.rc == 1
     assert "50 idle entries" in run.error
-    assert run.summary is not None
-    assert run.summary["outcome"] == "failed"
-    assert run.summary["remaining"] == 50
+    assert run.books["outcome"] == "failed"
+    assert run.books["remaining"] == 50
     assert ask(valkey, "EXISTS", f"{stream}.drain_audit") == 0

@@ -6,10 +6,10 @@ from collections import Counter
 from itertools import permutations, product
 
 import pytest
-from books import GROUP, ME, ask, at, audit, deliver, everything, pending, seed
-from conftest import Cli, Fill
-from faults import attempt, rehearse
-from servers import Server, wait_until
+from books import GROUP, ME, ask, at, audit, deliver, everything, pending, seed, wait_for
+from conftest import Cli
+from faults import complete, rehearse
+from servers import Server
 
 LIVE = ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none")
 ALL = ("--max-events", "all", "--min-idle-min", "0")
@@ -24,10 +24,10 @@ def each_once(server: Server, stream: str, expected: list[str]) -> None:
 
 @pytest.mark.parametrize("order", [*permutations(SCOPES)], ids="-".join)
 def test_scopes_one_after_another_record_each_entry_once(
-    server: Server, stream: str, fill: Fill, cli: Cli, order: tuple[str, ...]
+    server: Server, stream: str, cli: Cli, order: tuple[str, ...]
 ) -> None:
     """In whatever order, in batches: each id once, and each dry run says what the live run does."""
-    ids = seed(server, stream, fill, 120, delivered=60)
+    ids = seed(server, stream, 120, delivered=60)
     deliver(server, stream, b"dead", 20)
     for scope, budget in product(order, ("15", "all")):
         options = {"scope": scope, "max_events": budget, "min_idle_min": 0,
@@ -35,23 +35,19 @@ def test_scopes_one_after_another_record_each_entry_once(
         before = everything(server)
         dry = rehearse(server.url, stream, **options)
         assert everything(server) == before
-        live = attempt(server.url, stream, throttle="none", **options)
-        assert live.rc == 0, live.error
-        assert live.summary is not None
+        live = complete(server.url, stream, throttle="none", **options)
         for name in ("total_read", "drained_ok", "dropped_invalid", "dropped_low_conf"):
-            assert dry[name] == live.summary[name]
+            assert dry[name] == live.books[name]
         if budget == "all":
-            assert live.summary["remaining"] == 0
+            assert live.books["remaining"] == 0
     each_once(server, stream, ids)
     if order.index("history") < order.index("pending"):
         assert pending(server, stream) == 0  # recorded by history, then acknowledged
 
 
-def test_a_planned_history_ends_before_a_tail_that_is_recorded(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_planned_history_ends_before_its_tail(valkey: Server, stream: str, cli: Cli) -> None:
     """What scope undelivered drained is history, too: not planned again, and no reason to stay."""
-    ids = seed(valkey, stream, fill, 120, delivered=60)
+    ids = seed(valkey, stream, 120, delivered=60)
     assert cli(*LIVE, *ALL, *at(valkey, stream)).rc == 0
     history = (*ALL, "--throttle", "none", "--scope", "history", "--plan", "plan.json",
                *at(valkey, stream))  # fmt: skip
@@ -61,47 +57,39 @@ def test_a_planned_history_ends_before_a_tail_that_is_recorded(
     assert "drain_history" not in str(ask(valkey, "XINFO", "GROUPS", stream))
 
 
-def test_killed_within_and_between_scopes(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_killed_within_and_between_scopes(valkey: Server, stream: str, cli: Cli) -> None:
     """SIGKILL in scope undelivered and in history, by turns: in the end each id has one record."""
-    ids = seed(valkey, stream, fill, 120, delivered=60)
+    ids = seed(valkey, stream, 120, delivered=60)
     for scope in ("undelivered", "history") * 2:
         begun = len(audit(valkey, stream))
         process = cli.start(*LIVE[:-1], "100", *at(valkey, stream), "--scope", scope)
-        wait_until("it has begun", lambda n=begun: len(audit(valkey, stream)) > n + 5)
+        wait_for(valkey, stream, begun + 6)
         process.kill()
         process.communicate()
     assert len(audit(valkey, stream)) < len(ids)
     for scope in ("undelivered", "history"):
-        run = cli(*LIVE, *ALL, *at(valkey, stream), "--scope", scope)
-        assert run.rc == 0, run.err
+        cli.done(*LIVE, *ALL, *at(valkey, stream), "--scope", scope)
     each_once(valkey, stream, ids)
     assert pending(valkey, stream) == 0
 
 
-def test_after_setid_back_nothing_is_recorded_again(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_after_setid_back_nothing_is_recorded_again(server: Server, stream: str, cli: Cli) -> None:
     """Entries drained before the position was moved back are passed without a second record."""
-    ids = seed(server, stream, fill, 120, delivered=60)
+    ids = seed(server, stream, 120, delivered=60)
     assert cli(*LIVE, *ALL, *at(server, stream)).rc == 0
     ask(server, "XGROUP", "SETID", stream, GROUP, ids[29])
     deliver(server, stream, ME.encode(), 40)  # 30 that have no record, and 10 that have one
     dry = cli("drain", "--json", *ALL, *at(server, stream))
     assert dry.json()["total_read"] == 30
-    live = cli(*LIVE, *ALL, *at(server, stream))
-    assert live.rc == 0, live.err
+    live = cli.done(*LIVE, *ALL, *at(server, stream))
     assert (live.json()["total_read"], live.json()["remaining"]) == (30, 0)
     each_once(server, stream, ids[30:])
     assert pending(server, stream) == 0
 
 
-def test_an_audit_of_before_there_were_marks(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_an_audit_of_before_there_were_marks(valkey: Server, stream: str, cli: Cli) -> None:
     """Without its marks in the state the audit itself says what is recorded."""
-    ids = seed(valkey, stream, fill, 120, delivered=60)
+    ids = seed(valkey, stream, 120, delivered=60)
     assert cli(*LIVE, "--max-events", "30", *at(valkey, stream)).rc == 0
     ask(valkey, "DEL", f"{stream}.drain_state")
     ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[59])
@@ -113,35 +101,28 @@ def test_an_audit_of_before_there_were_marks(
 @pytest.mark.parametrize(("first", "second"), [("history", "pending"), ("pending", "history")])
 @pytest.mark.parametrize("throttle", ["400", "none"])
 def test_what_another_scope_records_meanwhile_is_not_recorded_again(
-    server: Server, stream: str, fill: Fill, first: str, second: str, throttle: str
+    server: Server, stream: str, first: str, second: str, throttle: str
 ) -> None:
     """A drain of another scope runs in the middle of this one: the commit sees it."""
-    ids = seed(server, stream, fill, 500, delivered=0)
+    ids = seed(server, stream, 500, delivered=0)
     deliver(server, stream, b"dead", 500)
     options = {"min_idle_min": 0, "throttle": throttle}
 
     def between() -> None:
-        other = attempt(server.url, stream, scope=second, max_events=200, min_idle_min=0,
-                        consumer_name="other", throttle="none")  # fmt: skip
-        assert other.rc == 0, other.error
+        complete(server.url, stream, scope=second, max_events=200, min_idle_min=0,
+                 consumer_name="other", throttle="none")  # fmt: skip
 
-    run = attempt(server.url, stream, scope=first, at=(40, between), **options)
-    assert run.rc == 0, run.error
-    again = attempt(server.url, stream, scope=second, **options)
-    assert again.rc == 0, again.error
+    complete(server.url, stream, scope=first, at=(40, between), **options)
+    complete(server.url, stream, scope=second, **options)
     each_once(server, stream, ids)
 
 
-def test_a_history_group_that_drainkit_did_not_make_is_refused(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_history_group_of_others_is_refused(server: Server, stream: str, cli: Cli) -> None:
     """Also one of the default name; and a second one of the same consumer group."""
-    seed(server, stream, fill, 60, delivered=40)
+    seed(server, stream, 60, delivered=40)
     ask(server, "XGROUP", "CREATE", stream, f"{GROUP}.drain_history", "0")
     before = everything(server)
-    run = cli(*LIVE, *ALL, *at(server, stream), "--scope", "history")
-    assert run.rc == 4
-    assert "did not make" in run.err
+    assert "did not make" in cli.fails(4, *LIVE, *ALL, *at(server, stream), "--scope", "history")
     assert everything(server) == before
     mine = (*LIVE, *at(server, stream), "--scope", "history", "--history-group")
     assert cli(*mine, "mine", "--max-events", "10").rc == 0
@@ -150,11 +131,9 @@ def test_a_history_group_that_drainkit_did_not_make_is_refused(
     assert "mine" in second.out + second.err
 
 
-def test_a_history_group_destroyed_in_the_middle_goes_on(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_history_group_destroyed_goes_on(server: Server, stream: str, cli: Cli) -> None:
     """Made anew it stands where its last commit left it, not at 0-0."""
-    ids = seed(server, stream, fill, 60, delivered=40)
+    ids = seed(server, stream, 60, delivered=40)
     history = (*LIVE, *at(server, stream), "--scope", "history", "--max-events", "10")
     assert cli(*history).rc == 0
     ask(server, "XGROUP", "DESTROY", stream, f"{GROUP}.drain_history")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 from books import (
@@ -20,7 +19,7 @@ from books import (
     now_ms,
     seed,
 )
-from conftest import Cli, Fill
+from conftest import Cli
 from servers import Server
 
 from drainkit.draining.unattended import check_limits, require_limits
@@ -37,53 +36,44 @@ def scheduled(server: Server, stream: str, *options: object) -> tuple[object, ..
 # ---------------------------------------------------------------- scheduled runs
 
 
-def test_below_the_threshold_nothing_happens(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_below_the_limit_nothing_is_done(valkey: Server, stream: str, cli: Cli) -> None:
     """--if-backlog-over: at or below N it ends with 0, no evidence, nothing written."""
-    (tmp_path / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, fill, 150, delivered=100)
+    (cli.cwd / "drainkit.toml").write_text(LIMITS)
+    seed(valkey, stream, 150, delivered=100)
     before = everything(valkey)
     for n in (50, 51):
-        run = cli(*scheduled(valkey, stream, "--if-backlog-over", n))
-        assert run.rc == 0, run.err
+        run = cli.done(*scheduled(valkey, stream, "--if-backlog-over", n))
         assert "nothing to do" in run.json()["skipped"]
     assert everything(valkey) == before
-    assert not (tmp_path / "reports").exists()
+    assert not (cli.cwd / "reports").exists()
 
 
-def test_above_the_threshold_it_drains(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_above_the_limit_it_drains(valkey: Server, stream: str, cli: Cli) -> None:
     """Above N the scheduled run drains, with evidence, as the drainer's user; the lease is free."""
-    (tmp_path / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, fill, 150, delivered=100)
+    (cli.cwd / "drainkit.toml").write_text(LIMITS)
+    seed(valkey, stream, 150, delivered=100)
     url = make_user(cli, valkey, stream, "drainer")
     command = ("run", "--mode", "live", "--yes", "--json", "--redis-url", url, "--stream", stream,
                "--throttle", "none", "--if-backlog-over", 49)  # fmt: skip
-    run = cli(*command, secret=PASSWORD)
-    assert run.rc == 0, run.err
+    run = cli.done(*command, secret=PASSWORD)
     assert run.json()["total_read"] == 50
-    assert (tmp_path / "reports" / run.json()["run_id"] / "SHA256SUMS").exists()
+    assert (cli.cwd / "reports" / run.json()["run_id"] / "SHA256SUMS").exists()
     assert cli(*command, secret=PASSWORD).json()["skipped"].startswith("nothing to do: the backlog")
 
 
-def test_scheduled_runs_do_not_pile_up(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_runs_do_not_pile_up(valkey: Server, stream: str, cli: Cli) -> None:
     """While one holds the group's lease the next ends with 0; a lease that ran out is taken."""
     from drainkit.server import writing
     from drainkit.server.connection import Server as Link
 
-    (tmp_path / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, fill, 120, delivered=100)
+    (cli.cwd / "drainkit.toml").write_text(LIMITS)
+    seed(valkey, stream, 120, delivered=100)
     with Link(valkey.url, stream) as link:
         assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
         assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
         assert 59_000 < writing.hold_lease(link, GROUP, "you", 60_000) <= 60_000
         assert writing.hold_lease(link, "another group", "you", 60_000) == 0
-        run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
-        assert run.rc == 0, run.err
+        run = cli.done(*scheduled(valkey, stream, "--if-backlog-over", 0))
         assert "another scheduled run" in run.json()["skipped"]
         assert audit(valkey, stream) == []
         assert writing.hold_lease(link, GROUP, "you", 0) > 0
@@ -95,11 +85,11 @@ def test_scheduled_runs_do_not_pile_up(
 
 
 def test_a_clock_set_back_holds_timers_for_a_minute_at_most(
-    server: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
+    server: Server, stream: str, cli: Cli
 ) -> None:
     """A dead run's lease that ends in an hour, by the server's clock of now, runs out in 60 s."""
-    (tmp_path / "drainkit.toml").write_text(LIMITS)
-    seed(server, stream, fill, 120, delivered=100)
+    (cli.cwd / "drainkit.toml").write_text(LIMITS)
+    seed(server, stream, 120, delivered=100)
     now = now_ms(server)
     ask(server, "HSET", f"{stream}.drain_state", f"lease:{GROUP}", f"dead {now + 3_600_000}")
     run = cli(*scheduled(server, stream, "--if-backlog-over", 0))
@@ -127,81 +117,68 @@ def test_limits_are_needed_and_kept() -> None:
             check_limits(limits, counts, drift=drift)
 
 
-def test_unattended_live_runs_stay_within_limits(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_runs_stay_within_limits(valkey: Server, stream: str, cli: Cli) -> None:
     """Without limits a scheduled run is refused; beyond them run and drain are; nothing changes."""
-    seed(valkey, stream, fill, 150, delivered=100)
+    seed(valkey, stream, 150, delivered=100)
     before = ask(valkey, "XINFO", "STREAM", stream, "FULL", "COUNT", 0)
     run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
     assert (run.rc, "[limits]" in run.err) == (4, True)
-    toml = tmp_path / "drainkit.toml"
+    toml = cli.cwd / "drainkit.toml"
     toml.write_text(LIMITS.replace("max_events = 200", "max_events = 49"))
     for command in (
         scheduled(valkey, stream, "--if-backlog-over", 0),
         live(valkey, stream),
     ):
         run = cli(*command)
-        assert run.rc == 4, run
-        assert "max_events is 49" in run.err
+        assert (run.rc, "max_events is 49" in run.err) == (4, True)
     toml.write_text(LIMITS.replace("max_drained_ok = 200", "max_drained_ok = 0"))
     assert "max_drained_ok is 0" in cli(*live(valkey, stream)).err
     assert ask(valkey, "XINFO", "STREAM", stream, "FULL", "COUNT", 0) == before
     assert audit(valkey, stream) == []
 
 
-def test_a_plan_that_aged_too_much_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_a_plan_that_aged_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """max_drift counts the plan's events that grew too old since; beyond it nothing is drained."""
-    seed(valkey, stream, fill, 120, delivered=100)
+    seed(valkey, stream, 120, delivered=100)
     old = ("--max-age-min", "0.1", "--throttle", "none", "--max-events", "all")
     assert cli("drain", "--plan", "plan.json", *old, *at(valkey, stream)).rc == 0
     time.sleep(6)
-    (tmp_path / "drainkit.toml").write_text(LIMITS)
+    (cli.cwd / "drainkit.toml").write_text(LIMITS)
     run = cli(*live(valkey, stream, "--plan", "plan.json"))
     assert (run.rc, "max_drift is 0" in run.err) == (4, True)
     assert audit(valkey, stream) == []
-    (tmp_path / "drainkit.toml").write_text(LIMITS.replace("max_drift = 0", "max_drift = 20"))
-    run = cli(*live(valkey, stream, "--plan", "plan.json"))
-    assert run.rc == 0, run.err
+    (cli.cwd / "drainkit.toml").write_text(LIMITS.replace("max_drift = 0", "max_drift = 20"))
+    run = cli.done(*live(valkey, stream, "--plan", "plan.json"))
     assert len(run.json()["drift"]) > 0
 
 
-def test_environments_have_their_own_values(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_environments_have_own_values(valkey: Server, stream: str, cli: Cli) -> None:
     """--env picks allowlist (list, file, Redis set) and limits; the plan records the symbols."""
-    (tmp_path / "drainkit.toml").write_text(
+    (cli.cwd / "drainkit.toml").write_text(
         'stream = "nothing"\n'
         f'[env.testnet]\nstream = "{stream}"\nallowlist = ["BTCUSDT"]\n'
         f'[env.file]\nstream = "{stream}"\nallowlist = "@symbols.txt"\n'
         f'[env.production]\nstream = "{stream}"\nallowlist = "redis:allowed"\n'
         "[env.production.limits]\nmax_events = 1\nmax_drained_ok = 1\nmax_drift = 1\n"
     )
-    (tmp_path / "symbols.txt").write_text("ETHUSDT # one\n")
+    (cli.cwd / "symbols.txt").write_text("ETHUSDT # one\n")
     ask(valkey, "SADD", "allowed", "BTCUSDT", "ETHUSDT")
-    seed(valkey, stream, fill, 60, delivered=0)
+    seed(valkey, stream, 60, delivered=0)
     expected = {"testnet": ["BTCUSDT"], "file": ["ETHUSDT"], "production": sorted(ALLOW.split(","))}
     for env, symbols in expected.items():
-        run = cli("drain", "--redis-url", valkey.url, "--env", env, "--plan", f"{env}.json")
-        assert run.rc == 0, run.err
-        plan = json.loads((tmp_path / f"{env}.json").read_text())
+        run = cli.done("drain", "--redis-url", valkey.url, "--env", env, "--plan", f"{env}.json")
+        plan = json.loads((cli.cwd / f"{env}.json").read_text())
         assert plan["policy"]["allowlist"] == symbols
     run = cli("drain", "--mode", "live", "--yes", "--redis-url", valkey.url, "--env", "production")
     assert (run.rc, "max_events is 1" in run.err) == (4, True)
 
 
-def test_a_changed_allowlist_is_a_changed_policy(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_changed_allowlist_is_a_changed_policy(valkey: Server, stream: str, cli: Cli) -> None:
     """A Redis set that changed between plan and live run refuses the plan, and nothing is done."""
     ask(valkey, "SADD", "allowed", "BTCUSDT")
-    seed(valkey, stream, fill, 60, delivered=0)
+    seed(valkey, stream, 60, delivered=0)
     options = (*at(valkey, stream), "--allowlist", "redis:allowed", "--plan", "p.json")
     assert cli("drain", *options).rc == 0
     ask(valkey, "SADD", "allowed", "DOGEUSDT")
-    run = cli("drain", "--mode", "live", "--yes", *options)
-    assert run.rc == 4
-    assert "allowlist" in run.err
+    assert "allowlist" in cli.fails(4, "drain", "--mode", "live", "--yes", *options)
     assert audit(valkey, stream) == []

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from books import GROUP, at, audit, now_ms
-from conftest import Cli, Fill, intent, one_line_error
+from books import GROUP, at, audit, fill, now_ms
+from conftest import Cli, intent, one_line_error
 from servers import Server
 
 from drainkit.views.analyse_backlog import Analysis
 
 
-def odd(
-    server: Server, stream: str, fill: Fill, bad: int, good: int, *, age_ms: int = 1000
-) -> None:
+def odd(server: Server, stream: str, bad: int, good: int, *, age_ms: int = 1000) -> None:
     """A backlog of events with percentages as confidence, then of good ones."""
     first = now_ms(server) - age_ms - bad - good
     entries = [(first + i, intent(confidence="78%" if i < bad else 0.8)) for i in range(bad + good)]
@@ -23,12 +21,12 @@ def odd(
     ("command", "age_ms"),
     [("drain", 1000), ("drain", 4_000_000), ("drain --plan", 4_000_000), ("run", 1000)],
 )
-def test_mostly_unreadable_events_are_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, command: str, age_ms: int
+def test_unreadable_is_refused(
+    valkey: Server, stream: str, cli: Cli, command: str, age_ms: int
 ) -> None:
     """600 events with "78%" as confidence, too old or not: a live drain is refused (4) with the
     reason and `drainkit fields`, and audits nothing; --allow-invalid lets it go on."""
-    odd(valkey, stream, fill, 600, 10, age_ms=age_ms)
+    odd(valkey, stream, 600, 10, age_ms=age_ms)
     every = (*at(valkey, stream), "--max-events", "all", "--throttle", "none")
     verb, *plan = command.replace("--plan", "--plan plan.json").split()
     if plan:
@@ -49,10 +47,10 @@ def test_mostly_unreadable_events_are_refused(
     [(19, 1, 99, 0), (20, 80, 100, 0), (21, 79, 100, 4), (30, 970, 100, 4), (20, 0, 19, 0)],
 )
 def test_a_fifth_and_twenty_are_the_limits(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, bad: int, good: int, most: int, code: int
+    valkey: Server, stream: str, cli: Cli, bad: int, good: int, most: int, code: int
 ) -> None:
     """Refused are more than a fifth, at least 20, of the entries that this drain would take."""
-    odd(valkey, stream, fill, bad, good)
+    odd(valkey, stream, bad, good)
     run = cli("drain", "--mode", "live", "--yes", "--json", *at(valkey, stream), "--max-events",
               most, "--throttle", "none")  # fmt: skip
     assert run.rc == code, run.err
@@ -62,22 +60,20 @@ def test_a_fifth_and_twenty_are_the_limits(
     assert len(audit(valkey, stream)) == min(bad + good, most)
 
 
-def test_the_dry_run_says_what_is_not_executed(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_dry_run_says_what_is_not_executed(valkey: Server, stream: str, cli: Cli) -> None:
     """How many good signals a live run would acknowledge, and that it executes none (of the
     question: test_terminal.py)."""
-    odd(valkey, stream, fill, 2, 7)
+    odd(valkey, stream, 2, 7)
     dry = cli("drain", *at(valkey, stream))
     assert "acknowledges 7 good signals and executes none of them" in dry.out
 
 
 def test_a_slip_of_the_allowlist_is_named(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A symbol of the list that is in no event, and one that is there in another letter case:
     said by the dry run (text and JSON) and 01 (the card: test_terminal.py)."""
-    odd(valkey, stream, fill, 0, 7)
+    odd(valkey, stream, 0, 7)
     given = ("drain", *at(valkey, stream), "--allowlist")
     notes = cli(*given, "btcusdt,BTCUSD,ETHUSDT", "--json").json()["notes"]
     assert notes == [

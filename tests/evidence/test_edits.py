@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from books import at, seed
-from conftest import Cli, Fill, lacking
+from conftest import Cli, lacking
 from plan_samples import plan_of, save_plan, table_of
 from pyarrow import parquet
 from runs import flip
@@ -433,11 +433,9 @@ def test_a_trimmed_ledger_is_named(verify: Verify, valkey: Server) -> None:
     assert "is a string, not a stream" in str(verify.by("s"))
 
 
-def test_live_drains_are_listed_and_are_no_findings(
-    verify: Verify, valkey: Server, fill: Fill
-) -> None:
+def test_live_drains_are_listed_and_are_no_findings(verify: Verify, valkey: Server) -> None:
     """A `drain` leaves no evidence by design: all is well, and its run id and operator are said."""
-    seed(valkey, "s", fill, 20, delivered=5)
+    seed(valkey, "s", 20, delivered=5)
     drained = verify.cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga",
                          *at(valkey, "s"))  # fmt: skip
     assert verify.by("s") == []
@@ -446,9 +444,7 @@ def test_live_drains_are_listed_and_are_no_findings(
     assert (said.rc, line in said.out, "All well: 3 run(s)" in said.out) == (0, True, True)
 
 
-def test_runs_of_another_reports_folder_are_not_missed(
-    verify: Verify, valkey: Server, tmp_path: Path
-) -> None:
+def test_runs_of_another_folder_are_known(verify: Verify, valkey: Server, tmp_path: Path) -> None:
     """A live run that lies, as it was sealed, in a second folder is not gone; later it is, and
     so is one of which just the start is known."""
     other = Evidence(tmp_path / "second", verify.evidence.keys)
@@ -517,7 +513,7 @@ def test_a_checkpoint_moves_on_with_its_chain(verify: Verify, tmp_path: Path) ->
     [("drainkit", ANN, ""), ("drainkit", "bob@example.com", "not signed by bob"),
      ("git", ANN, "does not fit"), (None, ANN, "missing: statement.json.sig")],
 )  # fmt: skip
-def test_an_identity_must_have_signed(
+def test_an_identity_signed(
     verify: Verify, namespace: str | None, identity: str, words: str
 ) -> None:
     """--identity: that person's signature, made for a run, or a finding."""

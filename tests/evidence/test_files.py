@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from books import at, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from plan_samples import table_of
 from runs import names
 from servers import Server, wait_until
@@ -186,11 +186,9 @@ def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: 
 
 
 @pytest.mark.parametrize("target", ["a.parquet", "a/"])
-def test_what_a_killed_writer_left_is_removed_by_the_next(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, target: str
-) -> None:
+def test_what_a_killed_writer_left_goes(valkey: Server, stream: str, cli: Cli, target: str) -> None:
     """A killed export leaves nothing once another ran in the folder; one at work is left alone."""
-    seed(valkey, stream, fill, 60_000, delivered=0)
+    seed(valkey, stream, 60_000, delivered=0)
     started = []
     for _ in range(2):
         there = len(list(cli.cwd.iterdir()))

@@ -16,21 +16,18 @@ from drainkit.draining.plan_files import PlanFile
 from drainkit.errors import RefusedError, UsageError
 
 
-@pytest.mark.parametrize(
-    ("name", "beside"),
-    [("plan.json", "decisions.parquet"), ("monday.json", "monday.decisions.parquet")],
-)
-def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, name: str, beside: str) -> None:
-    """By its file's name, and the decisions stand beside it."""
-    save_plan(tmp_path / name, plan_of(), [table_of()])
-    assert names(tmp_path) == sorted([name, beside])
-    loaded = PlanFile.load(tmp_path / name)
-    assert loaded.plan == plan_of()
-    assert loaded.table().equals(table_of())
-
-
-def test_a_plan_is_loaded_from_its_evidence_folder(sealed: Path) -> None:
-    """A folder's name is enough."""
+def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> None:
+    """By its file's name, and the decisions stand beside it; or by its evidence folder."""
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    for name in ("plan.json", "monday.json"):
+        save_plan(folder / name, plan_of(), [table_of()])
+        loaded = PlanFile.load(folder / name)
+        assert loaded.plan == plan_of()
+        assert loaded.table().equals(table_of())
+    assert names(folder) == [
+        "decisions.parquet", "monday.decisions.parquet", "monday.json", "plan.json",
+    ]  # fmt: skip
     assert PlanFile.load(sealed).plan == plan_of()
 
 
@@ -42,36 +39,31 @@ def test_folders_named_like_columns_add_none(tmp_path: Path) -> None:
     assert PlanFile.load(folder).table().equals(table_of())
 
 
-def write_other(path: Path, table: pa.Table) -> None:
-    files.write_table(path, table)
+def other(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object]:
+    return lambda path: files.write_table(path, change(table_of()))
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda p: p.unlink(),
-        lambda p: flip(p, p.stat().st_size // 2),
-        lambda p: p.write_bytes(p.read_bytes()[:-9]),
-        lambda p: p.write_bytes(b""),
-        lambda p: write_other(p, table_of().slice(1)),
-        lambda p: write_other(p, table_of().drop(["failed"])),
-        lambda p: write_other(p, pa.table({"id": ["1-0"]})),
-        lambda p: write_other(
-            p, table_of().set_column(3, "symbol", pa.array([["x"]] * 5, pa.list_(pa.string())))
-        ),
-        lambda p: write_other(
-            p,
-            table_of().set_column(1, "event_time", pa.array([1, 2, 3, 4, 5], pa.timestamp("ns"))),
-        ),
-    ],
-    ids=["gone", "flipped", "cut", "empty", "row", "column", "other", "nested", "nanoseconds"],
-)
-def test_decisions_that_do_not_fit_are_refused(
-    tmp_path: Path, spoil: Callable[[Path], object]
-) -> None:
+NESTED = pa.array([["x"]] * 5, pa.list_(pa.string()))
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "gone": lambda p: p.unlink(),
+    "flipped": lambda p: flip(p, p.stat().st_size // 2),
+    "cut": lambda p: p.write_bytes(p.read_bytes()[:-9]),
+    "empty": lambda p: p.write_bytes(b""),
+    "row": other(lambda table: table.slice(1)),
+    "column": other(lambda table: table.drop(["failed"])),
+    "other": other(lambda _: pa.table({"id": ["1-0"]})),
+    "nested": other(lambda table: table.set_column(3, "symbol", NESTED)),
+    "nanoseconds": other(
+        lambda table: table.set_column(1, "event_time", pa.array(range(5), pa.timestamp("ns")))
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_decisions_that_do_not_fit_are_refused(tmp_path: Path, how: str) -> None:
     """Decisions that are gone, broken or edited are named, exit code 4, never a traceback."""
     save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
-    spoil(tmp_path / "decisions.parquet")
+    SPOILT[how](tmp_path / "decisions.parquet")
     with pytest.raises(RefusedError, match=r"decisions\.parquet"):
         PlanFile.load(tmp_path)
 
@@ -79,13 +71,13 @@ def test_decisions_that_do_not_fit_are_refused(
 def test_decisions_and_plan_stand_for_each_other(tmp_path: Path) -> None:
     """A plan made anew over decisions of other columns is refused, and so are decisions that
     change while they are read, though they were well when the plan was loaded."""
-    other = table_of().drop(["failed"])
-    save_plan(tmp_path / "other.json", plan_of(decisions_sha256=table_sha256(other)), [other])
+    less = table_of().drop(["failed"])
+    save_plan(tmp_path / "other.json", plan_of(decisions_sha256=table_sha256(less)), [less])
     with pytest.raises(RefusedError, match="other types"):
         PlanFile.load(tmp_path / "other.json")
     save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
     loaded = PlanFile.load(tmp_path)
-    write_other(tmp_path / "decisions.parquet", table_of())
+    files.write_table(tmp_path / "decisions.parquet", table_of())
     with pytest.raises(RefusedError, match="edited"):
         loaded.table()
 

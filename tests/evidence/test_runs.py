@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from books import GROUP, at, live, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from playwright.sync_api import Browser
 from runs import flip
 from servers import Server
@@ -67,11 +67,9 @@ def test_each_run_is_a_line_with_the_state_of_its_seal(made: Evidence, cli: Cli)
     assert cli("runs", "nowhere").rc == 2
 
 
-def test_the_ledger_adds_live_runs_without_evidence(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_ledger_adds_live_runs_without_evidence(valkey: Server, stream: str, cli: Cli) -> None:
     """A plain drain, and a run whose folder is gone; not one that lies in another folder here."""
-    seed(valkey, stream, fill, 60, delivered=0)
+    seed(valkey, stream, 60, delivered=0)
     where = at(valkey, stream)
     drain = cli(*live(valkey, stream, "--max-events", 7, "--operator", "olga")).json()
     run = ("run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", 5)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, audit, deliver, original_backlog, pending, seed
-from conftest import ROOT, Cli, CliResult, Fill
+from books import GROUP, ask, audit, deliver, fill, original_backlog, pending, seed
+from conftest import ROOT, Cli, CliResult
 from servers import Server
 
 STREAM = "quantum:stream:trade.intent"
@@ -91,15 +91,15 @@ def _with_jq(folder: Path) -> str:
     return f"{program.parent}:"
 
 
-def test_every_command_of_the_readme_works(valkey: Server, fill: Fill, cli: Cli) -> None:
+def test_every_command_of_the_readme_works(valkey: Server, cli: Cli) -> None:
     """The way from an own stream to a live drain, as it stands there, drains the backlog."""
-    seed(valkey, STREAM, fill, 115)
+    seed(valkey, STREAM, 115)
     done = run_document("README.md", cli, valkey.url)
     assert done.rc == 0, done
     assert len(audit(valkey, STREAM)) == 15
 
 
-def test_every_command_of_the_runbook_works(valkey: Server, fill: Fill, cli: Cli) -> None:
+def test_every_command_of_the_runbook_works(valkey: Server, cli: Cli) -> None:
     """On the original report's stream each command says what the runbook shows; all is drained."""
     fill(valkey, STREAM, original_backlog(), group=GROUP, position="1766594570000-0")
     for n in range(1, 35):
@@ -117,9 +117,9 @@ def test_every_command_of_the_runbook_works(valkey: Server, fill: Fill, cli: Cli
     assert pending(valkey, STREAM) == 0
 
 
-def test_every_command_of_the_notebooks_page_works(valkey: Server, fill: Fill, cli: Cli) -> None:
+def test_every_command_of_the_notebooks_page_works(valkey: Server, cli: Cli) -> None:
     """Copies run whole and one by one; the digest of 02 arms 03, and the books balance."""
-    seed(valkey, STREAM, fill, 115)
+    seed(valkey, STREAM, 115)
     done = run_document("notebooks/README.md", cli, valkey.url)
     assert done.rc == 0, done
     assert len(audit(valkey, STREAM)) == 15
@@ -141,9 +141,9 @@ def test_an_auditor_needs_no_drainkit(how: str, cli: Cli) -> None:
     assert ("run.json: FAILED" in done.out) is (how == "changed")
 
 
-def test_the_python_example_runs(valkey: Server, fill: Fill, cli: Cli) -> None:
+def test_the_python_example_runs(valkey: Server, cli: Cli) -> None:
     """The example of the library prints the books of a dry run."""
-    seed(valkey, STREAM, fill)
+    seed(valkey, STREAM)
     env = {**os.environ, "DRAINKIT_REDIS_URL": valkey.url}
     shown = subprocess.run(
         [sys.executable, "-c", blocks_of("python")[0]],

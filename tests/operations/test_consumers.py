@@ -18,18 +18,16 @@ from books import (
     pending,
     seed,
 )
-from conftest import Cli, Fill
+from conftest import Cli
 from proxy import Proxy
 from servers import Server
 
 FAST = ("--throttle", "none", "--max-events", "all")
 
 
-def test_dead_consumers_without_pending_entries_are_removed(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_dead_consumers_without_pending_go(server: Server, stream: str, cli: Cli) -> None:
     """Behind 10,012 entries, 31 of 34 dead consumers go; 3 stay for their pending until drained."""
-    seed(server, stream, fill, 10_112, delivered=50)
+    seed(server, stream, 10_112, delivered=50)
     for i in range(31):
         ask(server, "XGROUP", "CREATECONSUMER", stream, GROUP, f"idle-{i}")
     for name in ("worker-1", "worker-2", "worker-3"):
@@ -38,16 +36,14 @@ def test_dead_consumers_without_pending_entries_are_removed(
     time.sleep(0.7)
     options = ("consumers", "--json", "--min-idle-min", "0.01", *at(server, stream))
     before = everything(server)
-    listed = cli(*options)
-    assert listed.rc == 0, listed.err
+    listed = cli.done(*options)
     assert len(listed.json()["dead"]) == 34
     assert len(listed.json()["removable"]) == 31
     assert everything(server) == before
     assert cli(*options, "--delete").rc == 4
     assert everything(server) == before
 
-    ran = cli(*options, "--delete", "--yes")
-    assert ran.rc == 0, ran.err
+    ran = cli.done(*options, "--delete", "--yes")
     assert len(ran.json()["removed"]) == 31
     assert set(ran.json()["kept"]) == {"worker-1", "worker-2", "worker-3"}
     assert all("pending" in why for why in ran.json()["kept"].values())
@@ -56,9 +52,8 @@ def test_dead_consumers_without_pending_entries_are_removed(
     (kept,) = [line for line in text.splitlines() if line.startswith("worker-2 ")]
     assert "stays: 16 pending entries" in kept
 
-    drained = cli("drain", "--mode", "live", "--yes", "--json", *at(server, stream), *FAST,
-                  "--scope", "pending", "--min-idle-min", "0.01")  # fmt: skip
-    assert drained.rc == 0, drained.err
+    drained = cli.done("drain", "--mode", "live", "--yes", "--json", *at(server, stream), *FAST,
+                       "--scope", "pending", "--min-idle-min", "0.01")  # fmt: skip
     assert drained.json()["total_read"] == 50
     ran = cli(*options, "--delete", "--yes")
     assert {"worker-1", "worker-2", "worker-3"} <= set(ran.json()["removed"])
@@ -73,14 +68,12 @@ def most_listed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("most_listed")
-def test_a_consumer_that_comes_back_keeps_its_entries(
-    valkey: Server, stream: str, fill: Fill
-) -> None:
+def test_a_consumer_that_comes_back_keeps_its_entries(valkey: Server, stream: str) -> None:
     """Consumers that read at the very moment of their removal never lose a pending entry."""
     from drainkit.operations.maintenance import remove_consumers
     from drainkit.server.connection import Server as Link
 
-    seed(valkey, stream, fill, 400, delivered=0)
+    seed(valkey, stream, 400, delivered=0)
     names = [f"c{i}" for i in range(20)]
     for name in names:
         ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, name)
@@ -109,12 +102,12 @@ def test_a_consumer_that_comes_back_keeps_its_entries(
 
 
 @pytest.mark.usefixtures("most_listed")
-def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> None:
+def test_an_active_consumer_stays(valkey: Server, stream: str) -> None:
     """Listed as dead but active at the moment of removal, a consumer stays and it says so."""
     from drainkit.operations.maintenance import dead_consumers, remove_consumers
     from drainkit.server.connection import Server as Link
 
-    seed(valkey, stream, fill, 10, delivered=10)
+    seed(valkey, stream, 10, delivered=10)
     ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, "sleeper")
     time.sleep(0.3)
     with Link(valkey.url, stream) as link:
@@ -130,10 +123,10 @@ def test_an_active_consumer_stays(valkey: Server, stream: str, fill: Fill) -> No
 
 
 def test_two_operators_count_only_their_own_removals(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, start_proxy: Callable[..., Proxy]
+    valkey: Server, stream: str, cli: Cli, start_proxy: Callable[..., Proxy]
 ) -> None:
     """Of 1,100 consumers that both have listed, each tells and notes those that it removed."""
-    seed(valkey, stream, fill, 10, delivered=10)
+    seed(valkey, stream, 10, delivered=10)
     pipe = valkey.client().pipeline(transaction=False)
     for i in range(1_100):
         pipe.execute_command("XGROUP", "CREATECONSUMER", stream, GROUP, f"c{i}")
@@ -141,7 +134,7 @@ def test_two_operators_count_only_their_own_removals(
     proxy = start_proxy(valkey)
     proxy.arm("delay_request", match=b"EVAL", nth=2, delay_sec=2)
     command = ("consumers", "--delete", "--min-idle-min", 0, "--yes", "--json")
-    slow = cli.start(*command, "--redis-url", proxy.url, "--stream", stream)
+    slow = cli.start(*command, *at(proxy, stream))
     proxy.wait_fired()
     others = len(cli(*command, *at(valkey, stream)).json()["removed"])
     own = len(cli.finish(slow).json()["removed"])

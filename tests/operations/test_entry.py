@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from books import GROUP, ask, at, deliver, everything, live, make_user, now_ms
-from conftest import Cli, Fill, intent, one_line_error
+from books import GROUP, ask, at, deliver, everything, fill, live, make_user, now_ms
+from conftest import Cli, intent, one_line_error
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import Server
@@ -22,8 +22,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e=cmd|'/c calc'!A0"
 
 
 def show(cli: Cli, server: Server, stream: str, *options: str) -> Any:
-    result = cli("show", "--json", *at(server, stream), *options)
-    assert result.rc == 0, result.err
+    result = cli.done("show", "--json", *at(server, stream), *options)
     return result.json()
 
 
@@ -31,9 +30,7 @@ def where(entry: dict[str, Any]) -> dict[str, str]:
     return {p["value"]: p["where"] for p in entry["places"] if p["counts"]}
 
 
-def test_each_value_says_where_it_was_found(
-    server: Server, cli: Cli, stream: str, fill: Fill
-) -> None:
+def test_each_value_says_where_it_was_found(server: Server, cli: Cli, stream: str) -> None:
     """Flat fields go before payload, payload before data, and mapped paths are followed."""
     now = now_ms(server)
     payload = {"symbol": "ETHUSDT", "confidence": 0.7, "timestamp": now - 5000, "source": "ai"}
@@ -68,7 +65,7 @@ def test_each_value_says_where_it_was_found(
     assert (rows["value", "symbol"], rows["value", "side"]) == ("not valid", "not found")
 
 
-def test_every_filter_has_a_verdict(valkey: Server, cli: Cli, stream: str, fill: Fill) -> None:
+def test_every_filter_has_a_verdict(valkey: Server, cli: Cli, stream: str) -> None:
     """Each filter's own verdict by the present options, also of those after the first to fail."""
     entry = f"{now_ms(valkey) - 3_600_000}-0"
     fill(valkey, stream, [(entry, intent(confidence=0.5))], group=GROUP)
@@ -84,9 +81,7 @@ def test_every_filter_has_a_verdict(valkey: Server, cli: Cli, stream: str, fill:
     assert "FAILS: confidence 0.5, minimum 0.6" in text
 
 
-def test_whose_it_is_and_whether_it_was_audited(
-    server: Server, cli: Cli, stream: str, fill: Fill
-) -> None:
+def test_whose_it_is_and_whether_it_was_audited(server: Server, cli: Cli, stream: str) -> None:
     """Pending for whom, in which group delivered, and the audit's record; nothing is written, and
     the analyst's user may ask."""
     now = now_ms(server)
@@ -111,7 +106,7 @@ def test_whose_it_is_and_whether_it_was_audited(
     assert all(entry["audit"]["complete"] for entry in found)
 
 
-def test_what_is_nowhere_is_refused(valkey: Server, cli: Cli, stream: str, fill: Fill) -> None:
+def test_what_is_nowhere_is_refused(valkey: Server, cli: Cli, stream: str) -> None:
     """An entry that nobody knows is refused (4), what is no id is bad usage (2)."""
     fill(valkey, stream, [("5-1", intent())], group=GROUP)
     for wrong, code, words in (("5-2", 4, "not in the stream"), ("5", 2, "no entry id"),
@@ -125,7 +120,7 @@ def test_what_is_nowhere_is_refused(valkey: Server, cli: Cli, stream: str, fill:
 
 
 def test_hostile_values_stay_inert(
-    valkey: Server, cli: Cli, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, cli: Cli, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control, bidi and markup characters are shown as what they are, in text, JSON and HTML."""
     entry = f"{now_ms(valkey)}-0"

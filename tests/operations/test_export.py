@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from books import GROUP, ask, at, everything, seed
-from conftest import ROOT, Cli, Fill, fill_stream, intent
+from books import GROUP, ask, at, everything, fill, seed
+from conftest import ROOT, Cli, intent
 from hypothesis import example, given
 from hypothesis import strategies as st
 from servers import Server
@@ -36,21 +36,18 @@ NO_DATE = "__HIVE_DEFAULT_PARTITION__"
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_each_scope_is_exported_whole(
-    server: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, suffix: str
-) -> None:
+def test_a_scope_is_exported(server: Server, stream: str, cli: Cli, suffix: str) -> None:
     """Parquet and CSV hold each entry of the scope in order, and the server is left as it was."""
-    ids = seed(server, stream, fill)
+    ids = seed(server, stream)
     ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 10, "STREAMS", stream, ">")
     ask(server, "XDEL", stream, ids[103])
     before = everything(server)
     gone = [i for i in ids if i != ids[103]]
     scopes = {"undelivered": ids[110:], "pending": ids[100:110], "history": gone[:109]}
     for scope, expected in scopes.items():
-        file = tmp_path / f"{scope}.{suffix}"
-        run = cli("export", file.name, "--scope", scope, "--min-idle-min", "0", "--json",
-                  "--redis-url", server.url, "--stream", stream)  # fmt: skip
-        assert run.rc == 0, run.err
+        file = cli.cwd / f"{scope}.{suffix}"
+        run = cli.done("export", file.name, "--scope", scope, "--min-idle-min", "0", "--json",
+                       *at(server, stream))  # fmt: skip
         assert run.json()["entries"] == len(expected)
         frame = pd.read_parquet(file) if suffix == "parquet" else pd.read_csv(file)
         assert list(frame["id"]) == expected
@@ -84,39 +81,31 @@ def test_fields_come_back(bodies: list[list[bytes]]) -> None:
     assert gone is gone_too is None
 
 
-def test_csv_holds_no_formula(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_csv_holds_no_formula(valkey: Server, stream: str, cli: Cli) -> None:
     """No cell of the CSV begins as a formula does, and the fields are there as JSON."""
     evil = "=HYPERLINK(0)"
     fill(valkey, stream, [(1_700_000_000_000, intent(evil, side="+1", source="@x", extra="-2"))],
          group=GROUP)  # fmt: skip
-    run = cli("export", "a.csv", "--redis-url", valkey.url, "--stream", stream)
-    assert run.rc == 0, run.err
-    with (tmp_path / "a.csv").open(newline="") as file:
+    cli.done("export", "a.csv", *at(valkey, stream))
+    with (cli.cwd / "a.csv").open(newline="") as file:
         row = next(csv.DictReader(file))
     assert row["symbol"] == f"'{evil}"
     assert not [cell for cell in row.values() if cell[:1] in "=+-@\t\r" and cell]
     assert ["extra", "-2"] in json.loads(row["fields"])
 
 
-def test_a_wrong_name_is_refused(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_wrong_name_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """A file that is neither .parquet nor .csv is bad usage."""
-    seed(valkey, stream, fill, 3, delivered=0)
-    run = cli("export", "a.xlsx", "--redis-url", valkey.url, "--stream", stream)
-    assert run.rc == 2
-    assert ".parquet or .csv" in run.err
+    seed(valkey, stream, 3, delivered=0)
+    assert ".parquet or .csv" in cli.fails(2, "export", "a.xlsx", *at(valkey, stream))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_an_empty_backlog_is_an_empty_file(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, suffix: str
-) -> None:
+def test_an_empty_backlog(valkey: Server, stream: str, cli: Cli, suffix: str) -> None:
     """Without a single entry the file has every column and no row."""
-    seed(valkey, stream, fill, 3, delivered=3)
-    run = cli("export", f"a.{suffix}", "--redis-url", valkey.url, "--stream", stream)
-    assert run.rc == 0, run.err
-    file = tmp_path / f"a.{suffix}"
+    seed(valkey, stream, 3, delivered=3)
+    cli.done("export", f"a.{suffix}", *at(valkey, stream))
+    file = cli.cwd / f"a.{suffix}"
     frame = pd.read_parquet(file) if suffix == "parquet" else pd.read_csv(file)
     assert len(frame) == 0
     assert {"id", "event_time", "symbol", "confidence", "fields"} <= set(frame.columns)
@@ -133,35 +122,33 @@ def days_of(stream: str, server: Server, n: int = 7_000) -> list[str]:
         (f"{MIDNIGHT_MS - DAY_MS // 2 + i * step}-0", intent(f"SYM{i}", source=f"s{i % 7}"))
         for i in range(n)
     ]
-    fill_stream(server, stream, entries, group=GROUP)
+    fill(server, stream, entries, group=GROUP)
     return [entry_id for entry_id, _ in entries]
 
 
 def test_entries_between_ids_that_are_no_times_keep_their_day(
-    valkey: Server, stream: str, cli: Cli, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli
 ) -> None:
     """A page that begins and ends with ids that are no times holds a day's entry in that day."""
     ids = ("5-1", f"{MIDNIGHT_MS}-0", f"{2**63}-0")
-    fill_stream(valkey, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP)
-    run = cli("export", "backlog/", *at(valkey, stream))
-    assert run.rc == 0, run.err
-    rows = ds.dataset(tmp_path / "backlog", partitioning="hive").to_table().to_pylist()
+    fill(valkey, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP)
+    cli.done("export", "backlog/", *at(valkey, stream))
+    rows = ds.dataset(cli.cwd / "backlog", partitioning="hive").to_table().to_pylist()
     assert {row["id"]: str(row["date"]) for row in rows} == dict(
         zip(ids, ("None", "2024-10-04", "None"), strict=True)
     )
 
 
 def test_a_dataset_by_day_is_one_table(
-    server: Server, stream: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each entry lies in the UTC day of its id, once and in order; all parts have one schema."""
     ids = days_of(stream, server)
     before = everything(server)
-    run = cli("export", "backlog/", "--json", *at(server, stream))
-    assert run.rc == 0, run.err
+    run = cli.done("export", "backlog/", "--json", *at(server, stream))
     assert run.json()["entries"] == len(ids)
     assert everything(server) == before
-    parts = sorted((tmp_path / "backlog").glob("*/*"))
+    parts = sorted((cli.cwd / "backlog").glob("*/*"))
     assert [part.parent.name for part in parts] == [
         "date=2024-10-03", "date=2024-10-04", "date=2024-10-05", "date=2024-10-06",
         f"date={NO_DATE}",
@@ -182,7 +169,7 @@ def test_a_dataset_by_day_is_one_table(
         )
         assert set(times.dt.strftime("date=%Y-%m-%d")) == {part.parent.name}
     # as one table it is what load_frame makes of the same entries
-    table = ds.dataset(tmp_path / "backlog", partitioning="hive").to_table()
+    table = ds.dataset(cli.cwd / "backlog", partitioning="hive").to_table()
     with Connection(server.url, stream) as link:
         frame = load_frame(reading.pages(link, link.stream, "0-0", reading.LAST_ID), Decoder())
     read = table.to_pandas().sort_values("id").reset_index(drop=True)
@@ -220,35 +207,33 @@ def test_a_full_part_is_followed_by_another(
 
 @pytest.mark.parametrize("entries", [0, 2])
 def test_a_dataset_without_days_can_be_read(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path, entries: int
+    valkey: Server, stream: str, cli: Cli, entries: int
 ) -> None:
     """Readers find the columns also where there is no entry, or none whose id is a time."""
     fill(valkey, stream, [(f"{i}-1", intent()) for i in range(5, 5 + entries)], group=GROUP)
     assert cli("export", "b/", *at(valkey, stream)).rc == 0
-    table = ds.dataset(tmp_path / "b", partitioning="hive").to_table()
+    table = ds.dataset(cli.cwd / "b", partitioning="hive").to_table()
     assert table.num_rows == table["date"].null_count == entries
     assert {"id", "event_time", "fields", "date"} <= set(table.column_names)
 
 
-def test_a_folder_in_use_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, tmp_path: Path
-) -> None:
+def test_a_folder_in_use_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
     """What stands in the folder stays; an empty folder is taken; nothing unfinished is left."""
-    seed(valkey, stream, fill, 30, delivered=0)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "old").write_text("old")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "link").symlink_to("empty")
+    seed(valkey, stream, 30, delivered=0)
+    (cli.cwd / "full").mkdir()
+    (cli.cwd / "full" / "old").write_text("old")
+    (cli.cwd / "empty").mkdir()
+    (cli.cwd / "link").symlink_to("empty")
     run = cli("export", "full/", *at(valkey, stream))
     assert (run.rc, run.err.count("\n")) == (4, 1)
     assert "is not empty" in run.err
     assert cli("export", "link/", *at(valkey, stream)).rc == 0
-    assert (tmp_path / "link").is_symlink()
-    assert ds.dataset(tmp_path / "empty", partitioning="hive").count_rows() == 30
+    assert (cli.cwd / "link").is_symlink()
+    assert ds.dataset(cli.cwd / "empty", partitioning="hive").count_rows() == 30
     assert cli("export", "no/such/", *at(valkey, stream)).rc == 2
-    (tmp_path / "file").write_text("")
+    (cli.cwd / "file").write_text("")
     assert cli("export", "file/", *at(valkey, stream)).rc == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"full", "empty", "link", "file"}
+    assert {path.name for path in cli.cwd.iterdir()} == {"full", "empty", "link", "file"}
 
 
 def test_a_folder_that_fills_meanwhile_is_kept(tmp_path: Path) -> None:
@@ -327,7 +312,7 @@ BIG = 4 << 20
     ],
 )  # fmt: skip
 def test_large_entries_do_not_add_up(
-    valkey: Server, stream: str, fill: Fill, tmp_path: Path, scope: str, sizes: list[int]
+    valkey: Server, stream: str, tmp_path: Path, scope: str, sizes: list[int]
 ) -> None:
     """Wherever the large entries lie, those that come together are bounded by their bytes."""
     fill(valkey, stream, [(MIDNIGHT_MS + i, intent(blob="x" * n)) for i, n in enumerate(sizes)],
@@ -344,7 +329,7 @@ def test_large_entries_do_not_add_up(
 
 
 def test_duckdb_answers_as_pandas_does(
-    valkey: Server, stream: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The README's three lines, over all parts: the same medians as pandas finds."""
     duckdb = pytest.importorskip("duckdb")
@@ -353,7 +338,7 @@ def test_duckdb_answers_as_pandas_does(
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.search(r"```python\n(import duckdb\n.*?)```", readme, re.DOTALL)
     assert lines
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(cli.cwd)
     names = {"print": lambda table: names.update(found=table.df())}
     now_us = time.time_ns() // 1000
     exec(lines[1], names)  # noqa: S102 - our own README

@@ -7,17 +7,15 @@ import signal
 import time
 
 import pytest
-from books import ALLOW, GROUP, ask, at, live, now_ms, seed
-from conftest import Cli, Fill, intent
+from books import ALLOW, GROUP, ask, at, fill, live, now_ms, seed
+from conftest import Cli, intent
 from servers import Server
 
 
-def test_it_says_what_check_dry_run_and_ledger_say(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_it_says_what_check_dry_run_and_ledger_say(server: Server, stream: str, cli: Cli) -> None:
     """The verdict is check's; what passes, by symbol, and what cannot be read are a dry run's; the
     last run is the ledger's; the next command carries what was given."""
-    seed(server, stream, fill, 900, delivered=0)
+    seed(server, stream, 900, delivered=0)
     where = (*at(server, stream), "--allowlist", ALLOW)
     assert cli(*live(server, stream, "--max-events", 40, "--operator", "olga")).rc == 0
     found = cli("status", "--json", *where).json()
@@ -41,9 +39,7 @@ def test_it_says_what_check_dry_run_and_ledger_say(
     assert "Newest: " in cli("status", "-v", *where).out
 
 
-def test_a_large_backlog_is_sampled_from_end_to_end(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_large_backlog_is_sampled_from_end_to_end(valkey: Server, stream: str, cli: Cli) -> None:
     """Of a burst in a quiet month whose older half cannot be read about half is told unreadable."""
     now = now_ms(valkey)
     quiet = [(now - 30 * 86_400_000 + i * 3_600_000, intent()) for i in range(600)]
@@ -57,7 +53,7 @@ def test_a_large_backlog_is_sampled_from_end_to_end(
     assert " sampled" in cli("status", *at(valkey, stream)).out
 
 
-def test_it_names_the_next_command(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_it_names_the_next_command(valkey: Server, stream: str, cli: Cli) -> None:
     """The command is that of the worst that is there; a password of the URL is not in it."""
 
     def told(*options: str) -> str:
@@ -80,10 +76,10 @@ def test_it_names_the_next_command(valkey: Server, stream: str, fill: Fill, cli:
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_watch_goes_on_until_it_is_interrupted(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, form: tuple[str, ...]
+    valkey: Server, stream: str, cli: Cli, form: tuple[str, ...]
 ) -> None:
     """Each second one screen, or one JSON object, of the state then; an interrupt ends with 130."""
-    seed(valkey, stream, fill, 30, delivered=10)
+    seed(valkey, stream, 30, delivered=10)
     process = cli.start("status", "--watch", 1, *form, *at(valkey, stream))
     time.sleep(2.5)
     ask(valkey, "XADD", stream, "*", "x", "y")

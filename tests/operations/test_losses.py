@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from books import GROUP, ask, at, everything, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Server
 
@@ -33,12 +33,10 @@ HISTORIES: dict[str, tuple[list[tuple[str, int]], int, dict[str, tuple[int, int]
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_only_what_is_proven_is_told(
-    server: Server, stream: str, fill: Fill, cli: Cli, name: str
-) -> None:
+def test_only_what_is_proven_is_told(server: Server, stream: str, cli: Cli, name: str) -> None:
     """An exact number is right or null, and what is not proven is unknown: never OK or critical."""
     steps, lost, codes = HISTORIES[name]
-    seed(server, stream, fill, 500, delivered=0)
+    seed(server, stream, 500, delivered=0)
     for what, n in steps:
         command = (
             (*READ, n, "STREAMS", stream, ">") if what == "read" else (what, stream, "MAXLEN", n)
@@ -54,11 +52,11 @@ def test_only_what_is_proven_is_told(
 
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
 def test_a_file_of_6_2_proves_a_lower_bound(
-    clean: Callable[[str], Server], stream: str, fill: Fill, cli: Cli, kind: str
+    clean: Callable[[str], Server], stream: str, cli: Cli, kind: str
 ) -> None:
     """6.2 had counted nothing: unknown at first, then at least what was trimmed since, never OK."""
     old, new = clean("redis62"), clean(kind)
-    seed(old, stream, fill, 500, delivered=0)
+    seed(old, stream, 500, delivered=0)
     ask(old, "XTRIM", stream, "MAXLEN", 60)
     ask(new, "RESTORE", stream, 0, ask(old, "DUMP", stream))
     options = ("check", "--max-age-min", 1e9, "--json", *at(new, stream), "--max-lost")
@@ -74,16 +72,16 @@ def test_a_file_of_6_2_proves_a_lower_bound(
 # ---------------------------------------------------------------- where it is shown
 
 
-def lose_350(server: Server, stream: str, fill: Fill) -> None:
+def lose_350(server: Server, stream: str) -> None:
     """500 added, 100 of them read, trimmed to 50."""
-    seed(server, stream, fill, 500, delivered=0)
+    seed(server, stream, 500, delivered=0)
     ask(server, "XREADGROUP", "GROUP", GROUP, "c", "NOACK", "COUNT", 100, "STREAMS", stream, ">")
     ask(server, "XTRIM", stream, "MAXLEN", 50)
 
 
-def test_losses_are_named_everywhere(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_losses_are_named_everywhere(server: Server, stream: str, cli: Cli) -> None:
     """status, check and metrics say 350; where it is not proven they say unknown, never 0."""
-    lose_350(server, stream, fill)
+    lose_350(server, stream)
     before = everything(server)
     shown = cli("status", "--json", *at(server, stream)).json()["groups"][0]
     text = cli("status", *at(server, stream)).out
@@ -121,9 +119,9 @@ def test_losses_are_named_everywhere(server: Server, stream: str, fill: Fill, cl
     assert cli("check", "--max-lost", 500, *at(server, stream)).rc == 0
 
 
-def test_a_passed_gap_is_past(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_passed_gap_is_past(valkey: Server, stream: str, cli: Cli) -> None:
     """Once the group reads on, nothing is missing any more; with nothing left, all of it is."""
-    lose_350(valkey, stream, fill)
+    lose_350(valkey, stream)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, "c", "NOACK", "COUNT", 1, "STREAMS", stream, ">")
     assert cli("check", *at(valkey, stream)).rc == 0
     ask(valkey, "XTRIM", stream, "MAXLEN", 0)
@@ -132,14 +130,14 @@ def test_a_passed_gap_is_past(valkey: Server, stream: str, fill: Fill, cli: Cli)
     assert "49 after it were trimmed" in run["why"]
 
 
-def test_the_notebooks_name_losses(
-    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+def test_notebooks_name_losses(
+    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """01's bottom line and the monitor's table hold the number; the monitor is critical."""
     from drainkit.views.analyse_backlog import Analysis
     from drainkit.views.monitor import Monitor
 
-    lose_350(valkey, stream, fill)
+    lose_350(valkey, stream)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     names = {"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream}
     analysis = Analysis.open({**names, "consumer_group": GROUP})

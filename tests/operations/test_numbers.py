@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from books import GROUP, ask, at, now_ms
-from conftest import Cli, Fill
+from books import GROUP, ask, at, fill, now_ms
+from conftest import Cli
 from prometheus_client.parser import text_string_to_metric_families
 from servers import KINDS, Server
 
@@ -155,7 +155,7 @@ def metrics(text: str) -> dict[tuple[str, ...], float]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.chaos)])
-def test_numbers_are_those_of_an_oracle(
+def test_numbers_are_an_oracles(
     clean: Callable[[str], Server], cli: Cli, kind: str, n: int
 ) -> None:
     """After random histories every number is exact or null, in JSON, text and metrics the same."""
@@ -189,7 +189,7 @@ def test_numbers_are_those_of_an_oracle(
     assert sizes["lost"] > n / 50 or kind == "redis62"
 
 
-def test_the_oldest_is_the_oldest_event(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_the_oldest_is_the_oldest_event(server: Server, stream: str, cli: Cli) -> None:
     """Of up to 5,000 undelivered by event time, wherever it lies; beyond by id, and said so."""
     now = now_ms(server)
     old = {"timestamp": now - 7_200_000}

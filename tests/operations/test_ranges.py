@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from books import GROUP, ask, backlog, everything, make_user, now_ms, seed
+from books import GROUP, ask, backlog, everything, fill, make_user, now_ms, seed
 from clusters import SentinelSetup
-from conftest import Cli, fill_stream, intent, lacking
+from conftest import Cli, intent, lacking
 from servers import Server
 
 import drainkit
@@ -74,7 +74,7 @@ def test_parts_are_of_about_equal_size(
     """Each entry is in exactly one part, in order, and no part is much larger than its share."""
     monkeypatch.setattr(splitting, "COUNTED", counted)
     entries = shapes(url, shape)
-    fill_stream(url, stream, entries)
+    fill(url, stream, entries)
     before = everything(url)
     parts = ranges(URL, stream, 6)
     assert everything(url) == before
@@ -89,20 +89,20 @@ def test_parts_are_of_about_equal_size(
 def test_small_streams_have_empty_parts(url: Server, stream: str, shape: str) -> None:
     """There are always n parts; an empty one has every column and takes nothing new."""
     entries = shapes(url, shape)
-    fill_stream(url, stream, entries, group=GROUP)
+    fill(url, stream, entries, group=GROUP)
     parts = ranges(URL, stream, 9)
     newest = entries[-1][0] if entries else "0-0"
     later = f"{reading.id_key(newest)[0] + 1}-0"
-    fill_stream(url, stream, [(later, intent())])
+    fill(url, stream, [(later, intent())])
     frames = [load_range(part, URL) for part in parts]
     assert len(frames) == 9
     assert sum(map(len, frames)) == len(entries)
     assert len({tuple(frame.dtypes.astype(str).items()) for frame in frames}) == 1
 
 
-def test_parts_together_are_what_01_shows(server: Server, stream: str, fill: Any) -> None:
+def test_parts_together_are_what_01_shows(server: Server, stream: str) -> None:
     """Row for row what load_frame and decide_frame make of it, malformed rows too."""
-    seed(server, stream, fill)
+    seed(server, stream)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(URL, server.url)
         parts = pickle.loads(pickle.dumps(ranges(URL, stream, 4)))  # noqa: S301 - our own
@@ -113,31 +113,27 @@ def test_parts_together_are_what_01_shows(server: Server, stream: str, fill: Any
 
 
 def test_an_analyst_may_split_and_load(
-    url: Server, stream: str, fill: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    url: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The read-only user can do all of it."""
-    seed(url, stream, fill, 50, delivered=0)
+    seed(url, stream, 50, delivered=0)
     monkeypatch.setenv(URL, make_user(cli, url, stream, "analyst"))
     assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 50
 
 
-def test_a_replica_will_do(
-    sentinel: SentinelSetup, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replica(sentinel: SentinelSetup, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Splitting and loading work on a replica."""
-    fill_stream(sentinel.primary, stream, [(i, intent()) for i in range(1, 101)])
+    fill(sentinel.primary, stream, [(i, intent()) for i in range(1, 101)])
     ask(sentinel.primary, "WAIT", 1, 5000)
     monkeypatch.setenv(URL, sentinel.replica.url)
     assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 100
 
 
-def test_all_parts_are_decided_alike(
-    url: Server, stream: str, fill: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_are_decided_alike(url: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Policy and moment are those of `ranges`, not of the process that loads; by hand its own."""
     monkeypatch.setenv("DRAINKIT_MAX_AGE_MIN", "0.001")
     monkeypatch.setenv("DRAINKIT_AS_OF", "2030-01-01T00:00:00")
-    seed(url, stream, fill, 30, delivered=0)
+    seed(url, stream, 30, delivered=0)
     (part,) = ranges(URL, stream, 1)
     monkeypatch.delenv("DRAINKIT_MAX_AGE_MIN")
     monkeypatch.delenv("DRAINKIT_AS_OF")
@@ -149,9 +145,9 @@ def test_all_parts_are_decided_alike(
     assert by_hand["age_sec"].max() < 3_600
 
 
-def test_columns_are_chosen_and_checked(url: Server, stream: str, fill: Any) -> None:
+def test_columns_are_chosen_and_checked(url: Server, stream: str) -> None:
     """Just the columns asked for, in that order; a wrong one, and wrong arguments, are refused."""
-    seed(url, stream, fill, 30, delivered=0)
+    seed(url, stream, 30, delivered=0)
     (part,) = ranges(URL, stream, 1)
     assert list(load_range(part, URL, ["action", "id"]).columns) == ["action", "id"]
     assert list(load_range(part, URL, ["symbol"]).columns) == ["symbol"]
@@ -196,7 +192,7 @@ def test_dask_sees_the_same_as_one_process(url: Server, stream: str, dask_client
     entries = backlog(now_ms(url), 3_000)
     # a symbol that only the first part has: categories would not fit together
     entries[0] = (entries[0][0], intent("ONLYHERE", source="x"))
-    fill_stream(url, stream, entries)
+    fill(url, stream, entries)
     parts = ranges(URL, stream, 5)
     assert parts[0].lens is not None
     empty = IdRange(stream, "9-0", "8-0", parts[0].lens)
@@ -213,9 +209,9 @@ def test_dask_sees_the_same_as_one_process(url: Server, stream: str, dask_client
     assert_same(ddf.compute(), frame[500:].reset_index(drop=True))
 
 
-def test_a_process_pool_will_do(url: Server, stream: str, fill: Any) -> None:
+def test_a_process_pool_will_do(url: Server, stream: str) -> None:
     """Without Dask the standard library's pool does the same."""
-    ids = seed(url, stream, fill)
+    ids = seed(url, stream)
     parts = ranges(URL, stream, 4)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         frames = list(pool.map(load_range, parts, [URL] * 4))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import getpass
-import time
 from datetime import UTC, datetime
 
 import pytest
-from books import PASSWORD, ask, at, audit, ledger_of, live, make_user, seed
-from conftest import Cli, Fill
+from books import PASSWORD, ask, at, ledger_of, live, make_user, seed, wait_for
+from conftest import Cli
 from servers import Server
 
 from drainkit.server.reading import StopSwitch
@@ -16,14 +15,11 @@ from drainkit.server.reading import StopSwitch
 WHO = ("--operator", "alice", "--reason", "odd\x1b[31m fills")
 
 
-def test_everybody_hears_who_stopped_and_why(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_everybody_hears_who_stopped_and_why(server: Server, stream: str, cli: Cli) -> None:
     """status, check, a refused drain and a drain that is stopped say operator, time and reason."""
-    seed(server, stream, fill, 300, delivered=0)
+    seed(server, stream, 300, delivered=0)
     process = cli.start(*live(server, stream, "--throttle", 20))
-    while len(audit(server, stream)) < 5:
-        time.sleep(0.05)
+    wait_for(server, stream, 5)
     before = datetime.now(UTC)
     assert cli("stop", *WHO, *at(server, stream)).rc == 0
     cut_off, refused = cli.finish(process), cli(*live(server, stream))
@@ -43,11 +39,9 @@ def test_everybody_hears_who_stopped_and_why(
     assert cut_off.json()["error"] in cut_off.err
 
 
-def test_the_ledger_notes_stop_and_resume(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_ledger_notes_stop_and_resume(valkey: Server, stream: str, cli: Cli) -> None:
     """Each leaves one entry with operator, reason and time; the OS user where none is named."""
-    seed(valkey, stream, fill, 5, delivered=0)
+    seed(valkey, stream, 5, delivered=0)
     assert cli("stop", *WHO, *at(valkey, stream)).rc == 0
     assert cli("stop", "--reason", "more", *at(valkey, stream)).rc == 0
     run = cli("resume", "--json", *at(valkey, stream)).json()
@@ -61,11 +55,9 @@ def test_the_ledger_notes_stop_and_resume(
     assert all(datetime.fromisoformat(e["at"]).tzinfo for e in found)
 
 
-def test_the_ledger_does_not_stand_in_the_way(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_ledger_does_not_stand_in_the_way(valkey: Server, stream: str, cli: Cli) -> None:
     """Where nothing can be noted, stop stops all the same and says so; resume too."""
-    seed(valkey, stream, fill, 5, delivered=0)
+    seed(valkey, stream, 5, delivered=0)
     ask(valkey, "SET", f"{stream}.drain_runs", "x")
     run = cli("stop", *WHO, *at(valkey, stream))
     assert (run.rc, "the ledger does not have it" in run.err) == (0, True)
@@ -74,11 +66,9 @@ def test_the_ledger_does_not_stand_in_the_way(
     assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == 0
 
 
-def test_stop_makes_an_expiring_switch_lasting(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_stop_makes_an_expiring_switch_lasting(server: Server, stream: str, cli: Cli) -> None:
     """Set by hand for a while, it keeps its reason and expires no more; the drainer may do that."""
-    seed(server, stream, fill, 5, delivered=0)
+    seed(server, stream, 5, delivered=0)
     url = make_user(cli, server, stream, "drainer")
     ask(server, "SET", f"{stream}.drain_stop", '{"reason": "first"}', "PX", 60_000)
     run = cli("stop", *WHO, "--json", "--redis-url", url, "--stream", stream, secret=PASSWORD)
@@ -94,11 +84,9 @@ def test_stop_makes_an_expiring_switch_lasting(
     assert f"{stream}.drain_stop is a hash" in cli("status", *at(server, stream)).out
 
 
-def test_stop_says_that_the_server_may_evict_it(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_stop_says_that_the_server_may_evict_it(server: Server, stream: str, cli: Cli) -> None:
     """Only where any key may go when memory is full; a key without an expiry is safe elsewhere."""
-    seed(server, stream, fill, 5, delivered=0)
+    seed(server, stream, 5, delivered=0)
     for policy, limit in (("allkeys-lru", "100mb"), ("allkeys-random", 0), ("volatile-lru", "1gb")):
         ask(server, "CONFIG", "SET", "maxmemory-policy", policy)
         ask(server, "CONFIG", "SET", "maxmemory", limit)
@@ -108,9 +96,9 @@ def test_stop_says_that_the_server_may_evict_it(
         assert ("may evict any key (allkeys-lru" in run.err) == may
 
 
-def test_a_run_names_its_operator(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_run_names_its_operator(valkey: Server, stream: str, cli: Cli) -> None:
     """The summary, and the ledger's start and end, hold --operator; an empty one is refused."""
-    seed(valkey, stream, fill, 20, delivered=0)
+    seed(valkey, stream, 20, delivered=0)
     run = cli(*live(valkey, stream, "--operator", "carol"))
     assert run.json()["operator"] == "carol"
     assert [(e["event"], e["operator"]) for e in ledger_of(valkey, stream)] == [
@@ -119,13 +107,13 @@ def test_a_run_names_its_operator(valkey: Server, stream: str, fill: Fill, cli: 
     assert cli(*live(valkey, stream, "--operator", " ")).rc == 2
 
 
-def test_03_says_who_stopped(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
+def test_03_says_who(
+    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The live notebook shows operator, time and reason, also where it is not armed."""
     from drainkit.views.live_drain import LiveDrain
 
-    seed(valkey, stream, fill, 5, delivered=0)
+    seed(valkey, stream, 5, delivered=0)
     assert cli("stop", *WHO, *at(valkey, stream)).rc == 0
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     view = LiveDrain.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream})

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import servers
 from axe_playwright_python.sync_playwright import Axe
-from books import GROUP
-from browsers import Watched, end_jupyter, hostile_backlog
-from conftest import Cli, Fill
+from books import GROUP, at
+from browsers import LAB, Watched, hostile_backlog, serving
+from conftest import Cli
 from playwright.sync_api import Browser
 from servers import Server
 
@@ -21,20 +19,17 @@ pytestmark = pytest.mark.browser
 
 
 def a_run(server: Server, stream: str, cli: Cli) -> Path:
-    run = cli(
+    run = cli.done(
         "run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
-        "--redis-url", server.url, "--stream", stream, "--consumer-group", GROUP,
+        *at(server, stream), "--consumer-group", GROUP,
     )  # fmt: skip
-    assert run.rc == 0, run.err
     return cli.cwd / "reports" / run.json()["run_id"]
 
 
-def test_the_report_opens_offline_and_is_inert(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, browser: Browser
-) -> None:
+def test_the_report_opens_offline(valkey: Server, stream: str, cli: Cli, browser: Browser) -> None:
     """Without scripts every figure is there and nothing is fetched; whatever the width and the
     theme, axe finds no fault, nothing is cut off, and the verdict is on the first screen."""
-    hostile_backlog(valkey, stream, fill)
+    hostile_backlog(valkey, stream)
     folder = a_run(valkey, stream, cli)
     address = f"file://{folder}/report.html"
     bare = browser.new_context(java_script_enabled=False).new_page()
@@ -73,34 +68,16 @@ def test_the_report_opens_offline_and_is_inert(
 @pytest.fixture
 def jupyterlab(tmp_path: Path) -> Iterator[str]:
     """A JupyterLab over the test's folder; answers its address."""
-    port = servers.free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-         "--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={tmp_path}",
-         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        servers.wait_until("JupyterLab answers", lambda: _answers(address), timeout_sec=60)
-        yield address
-    finally:
-        end_jupyter(process)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/api") as reply:  # noqa: S310 - our own server
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", *LAB]
+    with serving([*command, f"--ServerApp.root_dir={tmp_path}"], tmp_path, os.environ) as (at, _):
+        yield at
 
 
 def test_an_executed_notebook_opens_in_jupyterlab(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, browser: Browser, jupyterlab: str
+    valkey: Server, stream: str, cli: Cli, browser: Browser, jupyterlab: str
 ) -> None:
     """The analysis opens in JupyterLab offline with its figures drawn, and events are inert."""
-    hostile_backlog(valkey, stream, fill)
+    hostile_backlog(valkey, stream)
     folder = a_run(valkey, stream, cli)
     watched = Watched(browser, jupyterlab)
     page = watched.page

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 from books import at, audit, seed
-from conftest import Cli, Fill, one_line_error
+from conftest import Cli, one_line_error
 from faults import attempt
 from servers import Server
 from stores import S3, SECRET
@@ -24,19 +23,18 @@ def run(server: Server, stream: str, *options: str) -> tuple[str, ...]:
 
 
 def test_a_run_in_the_bucket_is_verified_from_anywhere(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3, tmp_path: Path
+    valkey: Server, stream: str, cli: Cli, s3: S3
 ) -> None:
     """Dry run and live run are sealed into the bucket, nothing stays here; one change is named."""
-    seed(valkey, stream, fill, 60, delivered=20)
+    seed(valkey, stream, 60, delivered=20)
     results = []
-    key = tmp_path / "key"
+    key = cli.cwd / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     for options in ((), ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))):
-        done = cli(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
-        assert done.rc == 0, done.err
+        done = cli.done(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
         results.append(done.json())
         assert results[-1]["evidence"] == f"{URL}/{results[-1]['run_id']}"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "key.pub"]
+    assert sorted(path.name for path in cli.cwd.iterdir()) == ["key", "key.pub"]
     found = cli("verify", URL, "--redis-url", valkey.url, "--json")
     assert (found.rc, found.json()["ok"]) == (0, True), found.out
     evidence = results[1]["evidence"]
@@ -50,31 +48,33 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     assert changed.out.strip().endswith("audit.parquet (its SHA-256 is another)")
 
 
-def test_a_store_that_refuses_stops_the_run_before_it_drains(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
-) -> None:
-    """Wrong login, unknown bucket, unknown scheme: one line, exit 2, nothing drained or written."""
-    seed(valkey, stream, fill, 30, delivered=10)
+def test_a_store_that_refuses_stops_the_run(valkey: Server, stream: str, cli: Cli, s3: S3) -> None:
+    """Wrong login, unknown bucket, unknown scheme, nothing there: one line, exit 2, no secret,
+    nothing drained or written; what looks like a URL is never taken for a folder's name."""
+    seed(valkey, stream, 30, delivered=10)
     live = ("--mode", "live", "--yes", "--throttle", "none")
-    for url in ("s3://no-such-bucket", "hdfs://a/b", "file:///tmp/r", f"s3://a:{SECRET}@b/c"):
+    for url in ("s3://no-such-bucket", "hdfs://a/b", "file:///tmp/r", f"s3://a:{SECRET}@evidence/c",
+                "memory://x", "abc://x", "https://x/y", "s3://", "S3://evidence?x=1"):  # fmt: skip
         done = cli(*run(valkey, stream, "--reports-dir", url, *live))
         assert done.rc == 2, done.err
         assert SECRET not in one_line_error(done.err)
     assert cli("demo", "--reports-dir", "hdfs://a/b").rc == 2
-    assert cli("verify", "hdfs://a/b").rc == cli("verify", "s3://no-such-bucket/x").rc == 2
+    for url, words in (("hdfs://a/b", "hdfs"), ("s3://no-such-bucket/x", "does not exist"),
+                       ("s3://evidence/nothing/here", "holds nothing")):  # fmt: skip
+        checked = cli("verify", url)
+        assert (checked.rc, words in one_line_error(checked.err)) == (2, True), checked
     s3.check_logins()
     done = cli(*run(valkey, stream, "--reports-dir", URL, *live), secret=SECRET)
-    assert done.rc == 2
-    assert "credentials" in one_line_error(done.err)
+    assert (done.rc, "credentials" in one_line_error(done.err)) == (2, True)
+    checked = cli("verify", URL, secret=SECRET)
+    assert (checked.rc, "credentials" in one_line_error(checked.err)) == (2, True)
     assert audit(valkey, stream) == []
     assert list(cli.cwd.iterdir()) == []
 
 
-def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
-) -> None:
+def test_a_store_lost_on_the_way_is_exit_1(valkey: Server, stream: str, cli: Cli, s3: S3) -> None:
     """The drain is done and told as such; the sealed folder is here, named, and verifies."""
-    seed(valkey, stream, fill, 120, delivered=0)
+    seed(valkey, stream, 120, delivered=0)
     running = cli.start(*run(valkey, stream, "--reports-dir", URL, "--mode", "live", "--yes",
                              "--throttle", "40"), secret=SECRET)  # fmt: skip
     while len(audit(valkey, stream)) < 10:
@@ -90,16 +90,13 @@ def test_a_store_lost_on_the_way_is_exit_1_and_the_folder_stays(
     assert cli("verify", folder, "--redis-url", valkey.url).rc == 0
 
 
-def test_a_killed_run_is_closed_into_the_bucket(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3
-) -> None:
+def test_a_killed_run_is_closed_there(valkey: Server, stream: str, cli: Cli, s3: S3) -> None:
     """A folder in the spool, sealed by nobody: `run --close` with the URL seals and copies it."""
-    seed(valkey, stream, fill, 30, delivered=0)
+    seed(valkey, stream, 30, delivered=0)
     run_id = attempt(valkey.url, stream).summary["run_id"]
     folder = files.make_folder(cli.cwd / "drainkit-spool" / "abcd" / run_id)
     close = ("run", "--close", folder, "--json", "--reports-dir", URL, *at(valkey, stream))
-    closed = cli(*close, secret=SECRET)
-    assert closed.rc == 0, closed.err
+    closed = cli.done(*close, secret=SECRET)
     assert closed.json()["evidence"] == f"{URL}/{run_id}"
     assert closed.json()["total_read"] == 30
     assert list(cli.cwd.iterdir()) == []

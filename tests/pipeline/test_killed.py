@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from books import ask, at, audit, ledger_of, pending, seed
-from conftest import Cli, Fill, lacking
+from books import ask, at, audit, ledger_of, pending, seed, wait_for
+from conftest import Cli, lacking
 from servers import Server
 
 from drainkit import files
@@ -65,20 +65,15 @@ def check_closed(server: Server, stream: str, folder: Path) -> None:
         close(server, folder)
 
 
-def test_a_killed_run_is_named_closed_and_gone_on_with(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_killed_run_is_named_and_closed(valkey: Server, stream: str, cli: Cli) -> None:
     """In 03: run.json is the live run's, "interrupted"; verify says so, and names it where it is
     gone; close; its plan goes on."""
-    seed(valkey, stream, fill, 1500)
+    seed(valkey, stream, 1500)
     process = start(cli, valkey, stream)
-    while len(audit(valkey, stream)) < 20:
-        time.sleep(0.05)
+    wait_for(valkey, stream, 20)
     folder = live_run(cli)
     assert folder is not None
-    busy = cli("run", "--close", folder, "--redis-url", valkey.url)
-    assert busy.rc == 4, busy
-    assert "being worked on" in busy.err
+    assert "being worked on" in cli.fails(4, "run", "--close", folder, "--redis-url", valkey.url)
     kill(process)
     run = json.loads((folder / "run.json").read_text())
     assert (run["run_id"], run["mode"], run["outcome"]) == (folder.name, "live", "interrupted")
@@ -90,28 +85,24 @@ def test_a_killed_run_is_named_closed_and_gone_on_with(
     assert "Running" not in status.out
     assert folder.name in status.out
     folder.rename(cli.cwd / "away")
-    gone = cli("verify", folder.parent, "--redis-url", valkey.url, "--stream", stream)
+    gone = cli("verify", folder.parent, *at(valkey, stream))
     assert (gone.rc, f"{folder.name} is gone" in gone.out) == (1, True), gone
     (cli.cwd / "away").rename(folder)
-    closed = cli("run", "--close", folder, "--json", "--redis-url", valkey.url)
-    assert closed.rc == 0, closed
+    closed = cli.done("run", "--close", folder, "--json", "--redis-url", valkey.url)
     assert closed.json()["outcome"] == "interrupted"
     assert 0 < closed.json()["total_read"] == len(audit(valkey, stream))
     check_closed(valkey, stream, folder)
     assert folder.name not in cli("status", *at(valkey, stream)).out
-    again = cli("run", "--mode", "live", "--yes", "--plan", folder, *at(valkey, stream))
-    assert again.rc == 0, again.err
+    cli.done("run", "--mode", "live", "--yes", "--plan", folder, *at(valkey, stream))
     assert len({r["original_id"] for r in audit(valkey, stream)}) == len(audit(valkey, stream))
     assert pending(valkey, stream) == 0
     assert findings(folder.parent, valkey, stream) == []
 
 
 @pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "10"))))
-def test_killed_at_a_random_moment(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, seed_number: int
-) -> None:
+def test_killed_at_a_random_moment(valkey: Server, stream: str, cli: Cli, seed_number: int) -> None:
     """Before 02, in 03, while sealing: the folder is true, can be closed, nothing is doubled."""
-    seed(valkey, stream, fill, 700)
+    seed(valkey, stream, 700)
     process = start(cli, valkey, stream, 400)
     chance = random.Random(seed_number)
     if seed_number % 3 == 0:  # while it seals
@@ -138,8 +129,7 @@ def test_killed_at_a_random_moment(
         if findings(folder.parent, valkey, stream):
             close(valkey, folder)
         check_closed(valkey, stream, folder)
-    rest = cli("drain", *LIVE[1:], "none", *at(valkey, stream))
-    assert rest.rc == 0, rest.err
+    cli.done("drain", *LIVE[1:], "none", *at(valkey, stream))
     ids = [r["original_id"] for r in audit(valkey, stream)]
     assert len(ids) == len(set(ids)) == 600
     assert pending(valkey, stream) == 0
@@ -160,12 +150,12 @@ FORGED = {
 @pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed by the forger"])
 @pytest.mark.parametrize("ended", [True, False], ids=["ended", "killed"])
 def test_closing_believes_ledger_and_audit_only(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, ended: bool, sealed: bool
+    valkey: Server, stream: str, cli: Cli, ended: bool, sealed: bool
 ) -> None:
     """A run.json that tells of 5,000 drained, another operator, approvers, and another server's
     URL: the books that are sealed are the ledger's, on the server that was named; a folder that
     the forger sealed is refused."""
-    seed(valkey, stream, fill, 90, delivered=10)
+    seed(valkey, stream, 90, delivered=10)
     drained = cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga",
                   *at(valkey, stream), "--throttle", "none").json()  # fmt: skip
     if not ended:
@@ -201,9 +191,7 @@ def test_closing_believes_ledger_and_audit_only(
         assert findings(folder.parent, valkey, stream) == []
 
 
-def test_an_approved_run_keeps_its_approvers_when_closed(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_closed_run_keeps_its_approvers(valkey: Server, stream: str, cli: Cli) -> None:
     """Operator, approvers and plan are sealed as the ledger has them, and verify confirms them;
     another plan in the folder is refused."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", cli.cwd / "ann"],
@@ -211,30 +199,27 @@ def test_an_approved_run_keeps_its_approvers_when_closed(
     public = " ".join((cli.cwd / "ann.pub").read_text().split()[:2])
     (cli.cwd / "allowed").write_text(f"ann@example.com {public}\n")
     (cli.cwd / "drainkit.toml").write_text('[approval]\nallowed_signers = "allowed"\n')
-    seed(valkey, stream, fill, 90, delivered=10)
+    seed(valkey, stream, 90, delivered=10)
     for name, throttle in (("one", "none"), ("other", 9)):
         (cli.cwd / name).mkdir()
         plan = f"{name}/plan.json"
         made = cli("drain", "--plan", plan, *at(valkey, stream), "--throttle", throttle)
         assert made.rc == cli("approve", plan, "--sign-key", "ann", "--yes").rc == 0
-    live = cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga", "--plan",
-               "one/plan.json", *at(valkey, stream))  # fmt: skip
-    assert live.rc == 0, live.err
+    live = cli.done("drain", "--mode", "live", "--yes", "--json", "--operator", "olga", "--plan",
+                    "one/plan.json", *at(valkey, stream))  # fmt: skip
     folder = cli.cwd / "reports" / live.json()["run_id"]
     shutil.copytree(cli.cwd / "other", folder)
-    close_it = ("run", "--close", folder, "--redis-url", valkey.url, "--stream", stream)
+    close_it = ("run", "--close", folder, *at(valkey, stream))
     refused = cli(*close_it)
     assert (refused.rc, "not the plan" in refused.err) == (4, True), refused
     shutil.rmtree(folder)
     shutil.copytree(cli.cwd / "one", folder)
-    closed = cli(*close_it)
-    assert closed.rc == 0, closed.err
+    cli.done(*close_it)
     predicate = json.loads((folder / "statement.json").read_text())["predicate"]
     assert (predicate["operator"], predicate["approvers"]) == ("olga", ["ann@example.com"])
     assert predicate["parameters"]["throttle"] is None
-    verified = cli("verify", folder.parent, "--redis-url", valkey.url, "--allowed-signers",
-                   "allowed")  # fmt: skip
-    assert verified.rc == 0, verified.out
+    cli.done("verify", folder.parent, "--redis-url", valkey.url, "--allowed-signers",
+             "allowed")  # fmt: skip
 
 
 # ---------------------------------------------------------------- files that cannot be written
@@ -271,10 +256,10 @@ def told_the_truth(cli: Cli, process: subprocess.Popen[str], server: Server, str
 
 @pytest.mark.parametrize("kib", [100, 260])
 def test_a_full_disk_does_not_hide_the_drain(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, small_disk: Callable[[str], Path], kib: int
+    valkey: Server, stream: str, cli: Cli, small_disk: Callable[[str], Path], kib: int
 ) -> None:
     """No room for the notebooks, or only for them: the books are told, the folder closed later."""
-    seed(valkey, stream, fill, 400)
+    seed(valkey, stream, 400)
     small_disk(f"size={kib}k")
     folder = told_the_truth(cli, start(cli, valkey, stream, "none"), valkey, stream)
     assert json.loads((folder / "run.json").read_text())["run_id"] == folder.name
@@ -287,17 +272,15 @@ def test_a_full_disk_does_not_hide_the_drain(
 def test_a_folder_that_goes_away_does_not_hide_the_drain(
     valkey: Server,
     stream: str,
-    fill: Fill,
     cli: Cli,
     small_disk: Callable[[str], Path],
     what: str,
 ) -> None:
     """In the middle of the drain: the books are told all the same, the folder closed later."""
-    seed(valkey, stream, fill, 400)
+    seed(valkey, stream, 400)
     reports = small_disk("size=64m")
     process = start(cli, valkey, stream, 100)
-    while len(audit(valkey, stream)) < 20:
-        time.sleep(0.05)
+    wait_for(valkey, stream, 20)
     made = live_run(cli)
     assert made is not None
     if what == "read-only":

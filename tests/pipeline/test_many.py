@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
-from books import GROUP, ask, assert_books_balance, audit, seed
+from books import GROUP, ask, assert_books_balance, audit, fill, seed
 from clusters import Cluster
-from conftest import Cli, Fill, lacking
+from conftest import Cli, lacking
 from servers import Server
 
 from drainkit import Server as Connection
@@ -35,12 +35,12 @@ def run_all(server: Server, prefix: str, *options: str) -> tuple[str, ...]:
             "--redis-url", server.url, *options)  # fmt: skip
 
 
-def test_one_streams_end_stops_no_other(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_one_streams_end_stops_no_other(valkey: Server, stream: str, cli: Cli) -> None:
     """Streams with the group run in turn; one that is refused is told as such, and decides."""
     prefix = prefix_of(stream)
     names = [f"{prefix}:{letter}" for letter in "abc"]
     for name in names:
-        seed(valkey, name, fill, 30, delivered=10)
+        seed(valkey, name, 30, delivered=10)
     fill(valkey, f"{prefix}:other", [(1, {"x": "y"})], group="somebody:else")
     assert cli("stop", "--reason", "no", "--stream", names[1], "--redis-url", valkey.url).rc == 0
     run = cli(*run_all(valkey, prefix, *FAST))
@@ -72,7 +72,7 @@ def test_what_belongs_to_one_stream_is_refused(valkey: Server, stream: str, cli:
         assert word in run.err
 
 
-def test_a_clusters_streams_are_found(cluster: Cluster, fill: Fill) -> None:
+def test_a_clusters_streams_are_found(cluster: Cluster) -> None:
     """The pattern's streams of all primaries that have the group, in any slot; no others."""
     client = cluster.client()
     for number in range(9):
@@ -169,15 +169,14 @@ def until(is_so: Callable[[], bool], timeout_sec: float = 120) -> None:
         time.sleep(0.1)
 
 
-def test_a_local_cluster_runs_them(valkey: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_a_local_cluster_runs_them(valkey: Server, stream: str, cli: Cli) -> None:
     """With --dask local each stream has its run, in one chain; a wrong address is one line."""
     pytest.importorskip("distributed")
     prefix = prefix_of(stream)
     names = [f"{prefix}:{letter}" for letter in "ab"]
     for name in names:
-        seed(valkey, name, fill, 30, delivered=10)
-    run = cli(*run_all(valkey, prefix, *FAST, "--dask", "local"), timeout_sec=250)
-    assert run.rc == 0, run.err
+        seed(valkey, name, 30, delivered=10)
+    run = cli.done(*run_all(valkey, prefix, *FAST, "--dask", "local"), timeout_sec=250)
     assert {one["stream"]: one["total_read"] for one in run.json()["streams"]} == dict.fromkeys(
         names, 20
     )
@@ -188,13 +187,13 @@ def test_a_local_cluster_runs_them(valkey: Server, stream: str, fill: Fill, cli:
 
 
 def test_a_killed_workers_stream_is_told_and_not_run_twice(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, dask_cluster: Any
+    valkey: Server, stream: str, cli: Cli, dask_cluster: Any
 ) -> None:
     """A worker dies in the middle: its stream failed, the other is done, a rerun ends it."""
     prefix = prefix_of(stream)
     names = [f"{prefix}:{letter}" for letter in "ab"]
     for name in names:
-        seed(valkey, name, fill, 150, delivered=0)
+        seed(valkey, name, 150, delivered=0)
     address, workers = dask_cluster(valkey.url)
     command = run_all(valkey, prefix, "--throttle", "10", "--max-events", "all", "--dask", address)
     running = cli.start(*command)
@@ -209,21 +208,20 @@ def test_a_killed_workers_stream_is_told_and_not_run_twice(
     # not run twice: what is there are the records of one run, and it is not complete
     assert len({record["run_id"] for record in audit(valkey, lost)}) == 1
     assert len(audit(valkey, lost)) < 150
-    again = cli(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=250)
-    assert again.rc == 0, again.err
+    cli.done(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=250)
     for name in names:
         ids = [record["original_id"] for record in audit(valkey, name)]
         assert len(ids) == len(set(ids)) == 150
 
 
 def test_a_worker_of_another_server_is_refused(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, dask_cluster: Any, start_server: Any
+    valkey: Server, stream: str, cli: Cli, dask_cluster: Any, start_server: Any
 ) -> None:
     """A worker whose URL leads elsewhere drains nothing there; without a URL it says so."""
     prefix = prefix_of(stream)
     other = start_server("valkey")
     for server in (valkey, other):
-        seed(server, f"{prefix}:a", fill, 30, delivered=10)
+        seed(server, f"{prefix}:a", 30, delivered=10)
     address, _ = dask_cluster(other.url)
     run = cli(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=200)
     assert run.rc == 4, run.err
@@ -234,7 +232,7 @@ def test_a_worker_of_another_server_is_refused(
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_forty_streams_of_a_cluster(
-    cluster: Cluster, stream: str, fill: Fill, cli: Cli, dask_cluster: Any
+    cluster: Cluster, stream: str, cli: Cli, dask_cluster: Any
 ) -> None:
     """One of two workers dies midway: each entry has one record at most; run again, all have.
 
@@ -242,7 +240,7 @@ def test_forty_streams_of_a_cluster(
     """
     entries, streams = 2_000, int(os.environ.get("MANY_STREAMS", "40"))
     names = [f"{prefix_of(stream)}:{{{number}}}" for number in range(streams)]
-    backlogs = {n: seed(cluster.primary_of(n), n, fill, entries, delivered=0) for n in names}
+    backlogs = {n: seed(cluster.primary_of(n), n, entries, delivered=0) for n in names}
     assert len({cluster.primary_of(name).port for name in names}) == 3
     address, workers = dask_cluster(cluster.url)
 
@@ -265,8 +263,7 @@ def test_forty_streams_of_a_cluster(
         ids = recorded(one["stream"])
         assert len(ids) == len(set(ids)) <= entries
         assert one["exit_code"] or sorted(ids) == sorted(backlogs[one["stream"]])
-    again = cli(*command, timeout_sec=1800)
-    assert again.rc == 0, again.err
+    again = cli.done(*command, timeout_sec=1800)
     assert again.json()["done"] == len(names)
     for name, ids in backlogs.items():
         assert sorted(recorded(name)) == sorted(ids)
@@ -274,5 +271,4 @@ def test_forty_streams_of_a_cluster(
         if not (folder / "statement.json").exists():
             closed = cli("run", "--close", folder, "--redis-url", cluster.url)
             assert (folder / "statement.json").exists(), closed.err
-    checked = cli("verify", "reports", "--redis-url", cluster.url, timeout_sec=600)
-    assert checked.rc == 0, checked.out
+    cli.done("verify", "reports", "--redis-url", cluster.url, timeout_sec=600)

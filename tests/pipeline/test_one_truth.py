@@ -9,7 +9,7 @@ import sys
 
 import redis
 from books import GROUP, at, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from servers import Server
 
 PRODUCER = """
@@ -27,11 +27,9 @@ def outputs(notebook: dict) -> str:  # type: ignore[type-arg]
     return json.dumps([cell["outputs"] for cell in cells])
 
 
-def test_a_run_beside_a_busy_producer_tells_one_truth(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_run_beside_a_producer_tells_one_truth(valkey: Server, stream: str, cli: Cli) -> None:
     """Baseline, notebooks, plan, summary, report and statement name one boundary and one count."""
-    seed(valkey, stream, fill, 400, delivered=100)
+    seed(valkey, stream, 400, delivered=100)
     producer = subprocess.Popen([sys.executable, "-c", PRODUCER, valkey.url, stream])
     try:
         with redis.Redis.from_url(valkey.url) as client:

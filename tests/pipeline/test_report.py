@@ -156,9 +156,7 @@ def test_each_number_that_passes_has_its_moment(folder: Path) -> None:
         ({}, "no", "not met: Pending has not grown (0 before, 0 after)"),
     ],
 )  # fmt: skip
-def test_what_went_wrong_is_said_first(
-    folder: Path, changed: dict[str, Any], failed: str, told: str
-) -> None:
+def test_errors_come_first(folder: Path, changed: dict[str, Any], failed: str, told: str) -> None:
     """An early end and a check that fails stand at the head, in another colour."""
     put(folder, "run.json", {**RUN, **changed})
     put(folder, "verdicts.json", [CHECKS[0], {**CHECKS[1], "verdict": failed}])

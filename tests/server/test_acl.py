@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from books import GROUP, PASSWORD, ask, at, audit, everything, make_user, seed
-from conftest import ROOT, Cli, Fill
+from conftest import ROOT, Cli
 from servers import Server
 
 READING = [
@@ -89,17 +89,14 @@ def denied(url: str, *command: str) -> bool:
         return False
 
 
-def test_the_analyst_reads_all_and_writes_nothing(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_analyst_reads_all_and_writes_nothing(server: Server, stream: str, cli: Cli) -> None:
     """Status and dry runs of every scope work for the analyst; 60 writing commands are denied."""
-    seed(server, stream, fill)
+    seed(server, stream)
     ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 5, "STREAMS", stream, ">")
     url = make_user(cli, server, stream, "analyst")
     before = everything(server)
     for command in READING:
-        run = cli(*command, "--redis-url", url, "--stream", stream, secret=PASSWORD)
-        assert run.rc == 0, run
+        cli.done(*command, "--redis-url", url, "--stream", stream, secret=PASSWORD)
     commands = commands_of(WRITING, stream)
     assert len(commands) >= 40
     for command in commands:
@@ -107,9 +104,9 @@ def test_the_analyst_reads_all_and_writes_nothing(
     assert everything(server) == before
 
 
-def prepare(server: Server, stream: str, fill: Fill) -> None:
+def prepare(server: Server, stream: str) -> None:
     """300 entries, 100 of them delivered long ago, 5 pending; and a key of others."""
-    seed(server, stream, fill)
+    seed(server, stream)
     ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 5, "STREAMS", stream, ">")
     ask(server, "XGROUP", "CREATECONSUMER", stream, GROUP, "idle")
     ask(server, "XADD", "another", "1-1", "a", "b")
@@ -138,19 +135,16 @@ def state_of(server: Server, stream: str) -> dict[bytes, bytes]:
     return found
 
 
-def test_the_drainer_drains_and_can_do_no_more(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_drainer_drains_and_can_do_no_more(server: Server, stream: str, cli: Cli) -> None:
     """What is undelivered or pending, stop and resume work without any XGROUP; history does not."""
-    prepare(server, stream, fill)
+    prepare(server, stream)
     url = make_user(cli, server, stream, "drainer")
     where = ("--redis-url", url, "--stream", stream)
     assert cli("stop", "--reason", "x", *where).rc == 0
     assert cli(*drain(url, stream, "undelivered")).rc == 4
     assert cli("resume", *where).rc == 0
     for scope in ("pending", "undelivered"):
-        run = cli(*drain(url, stream, scope), secret=PASSWORD)
-        assert run.rc == 0, run
+        run = cli.done(*drain(url, stream, scope), secret=PASSWORD)
     state = state_of(server, stream)
     run = cli(*drain(url, stream, "history"), secret=PASSWORD)
     assert (run.rc, "drainkit acl" in run.err) == (4, True)
@@ -161,21 +155,18 @@ def test_the_drainer_drains_and_can_do_no_more(
         assert denied(url, "XADD", stream, "*", "a", "b")
 
 
-def test_the_historian_drains_history_too(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_the_historian_drains_history_too(server: Server, stream: str, cli: Cli) -> None:
     """Every scope works for the historian, who may make and end a group, and do no more."""
-    prepare(server, stream, fill)
+    prepare(server, stream)
     url = make_user(cli, server, stream, "historian")
     for scope in ("pending", "undelivered", "history"):
-        run = cli(*drain(url, stream, scope), secret=PASSWORD)
-        assert run.rc == 0, run
+        cli.done(*drain(url, stream, scope), secret=PASSWORD)
     assert_denied(server, url, stream, BEYOND_A_DRAIN)
 
 
-def test_the_janitor_cleans_up(server: Server, stream: str, fill: Fill, cli: Cli) -> None:
+def test_the_janitor_cleans_up(server: Server, stream: str, cli: Cli) -> None:
     """consumers --delete and trim --apply work for the janitor and leave their ledger entries."""
-    prepare(server, stream, fill)
+    prepare(server, stream)
     url = make_user(cli, server, stream, "janitor")
     assert_denied(server, url, stream, BEYOND_CLEANING, GROUPS)
     if server.kind != "redis62":
@@ -190,11 +181,9 @@ def test_the_janitor_cleans_up(server: Server, stream: str, fill: Fill, cli: Cli
     assert [fields[3] for _, fields in entries] == [b"jo", b"jo"]
 
 
-def test_acl_says_what_no_rule_can_forbid(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_acl_says_what_no_rule_can_forbid(valkey: Server, stream: str, cli: Cli) -> None:
     """The four roles come with a line on what their rules leave open."""
-    seed(valkey, stream, fill, 5, delivered=5)
+    seed(valkey, stream, 5, delivered=5)
     shown = cli("acl", *at(valkey, stream))
     assert [line.split()[2] for line in shown.out.splitlines()] == [
         "analyst", "drainer", "historian", "janitor",
@@ -203,36 +192,32 @@ def test_acl_says_what_no_rule_can_forbid(
     assert "CLAIM" in shown.err
 
 
-def test_a_missing_permission_is_exit_code_4(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_missing_permission_is_exit_code_4(valkey: Server, stream: str, cli: Cli) -> None:
     """The analyst who tries a live drain is refused with what to do, and nothing changes."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     url = make_user(cli, valkey, stream, "analyst")
     before = everything(valkey)
-    run = cli("drain", "--mode", "live", "--yes", "--redis-url", url, "--stream", stream)
-    assert run.rc == 4
-    assert "drainkit acl" in run.err
+    assert "drainkit acl" in cli.fails(
+        4, "drain", "--mode", "live", "--yes", "--redis-url", url, "--stream", stream
+    )
     assert everything(valkey) == before
 
 
 @pytest.mark.parametrize("name", ["a*b", "with space", "br[a]cket", "back\\slash", "q'uo\"te"])
-def test_rules_fit_odd_stream_names(valkey: Server, fill: Fill, cli: Cli, name: str) -> None:
+def test_rules_fit_odd_stream_names(valkey: Server, cli: Cli, name: str) -> None:
     """Glob characters in a stream's name are no pattern, and open no other stream."""
-    seed(valkey, name, fill)
-    seed(valkey, "axxb", fill)
+    seed(valkey, name)
+    seed(valkey, "axxb")
     url = make_user(cli, valkey, name, "analyst")
     assert cli("status", "--redis-url", url, "--stream", name).rc == 0
     assert cli("status", "--redis-url", url, "--stream", "axxb").rc == 4
 
 
 @pytest.mark.parametrize("name", ["01_analyse_backlog", "02_dry_run", "monitor"])
-def test_the_reading_notebooks_run_for_the_analyst(
-    valkey: Server, fill: Fill, cli: Cli, name: str
-) -> None:
+def test_the_reading_notebooks_run_for_the_analyst(valkey: Server, cli: Cli, name: str) -> None:
     """The notebooks that only read need no more than the analyst's rules."""
     stream = "quantum:stream:trade.intent"
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     url = make_user(cli, valkey, stream, "analyst")
     before = everything(valkey)
     notebook = ROOT / "notebooks" / f"{name}.ipynb"

@@ -6,18 +6,16 @@ import re
 
 import pytest
 from books import ask, at, audit, everything, live, seed
-from conftest import Cli, Fill
+from conftest import Cli
 from servers import Server
 
 EVICTS = "the server may evict any key (allkeys-lru, maxmemory "
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru"])
-def test_a_drain_that_has_no_room_is_refused(
-    server: Server, stream: str, fill: Fill, cli: Cli, policy: str
-) -> None:
+def test_a_drain_without_room(server: Server, stream: str, cli: Cli, policy: str) -> None:
     """4,000 events and 2 MB: exit code 4 with both numbers, nothing written, nothing evicted."""
-    seed(server, stream, fill, 4000, delivered=0)
+    seed(server, stream, 4000, delivered=0)
     used = int(server.client().info("memory")["used_memory"])
     ask(server, "CONFIG", "SET", "maxmemory", used + 2_000_000)
     ask(server, "CONFIG", "SET", "maxmemory-policy", policy)
@@ -33,11 +31,9 @@ def test_a_drain_that_has_no_room_is_refused(
     assert server.client().info("stats")["evicted_keys"] == 0
 
 
-def test_a_server_that_loses_things_is_named(
-    server: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_a_server_that_loses_things_is_named(server: Server, stream: str, cli: Cli) -> None:
     """Eviction: status and a warning of check. Nothing on disk: status. Untold: unknown."""
-    seed(server, stream, fill, 5, delivered=5)
+    seed(server, stream, 5, delivered=5)
     told = cli("status", "--json", *at(server, stream)).json()["server"]
     text = cli("status", *at(server, stream)).out
     counts_snapshots = server.kind != "redis62"

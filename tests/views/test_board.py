@@ -6,7 +6,6 @@ import re
 
 import pytest
 from books import GROUP, ask, deliver, ledger_of, seed
-from conftest import Fill
 from faults import attempt
 from servers import Server
 
@@ -22,11 +21,11 @@ def opened(
     return Monitor.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream, **limits})
 
 
-def test_a_board_says_its_state_and_numbers(
-    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+def test_a_board_says_its_state(
+    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the limit a group is critical in word and colour, another OK; names are text."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     deliver(valkey, stream, "me", 3)
     ask(valkey, "XGROUP", "CREATE", stream, "<img src=x onerror=alert(1)>", "$")
     shown = opened(valkey, stream, monkeypatch, most=100).board().data
@@ -44,11 +43,9 @@ def test_a_board_says_its_state_and_numbers(
     assert re.search(r"As of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", shown)
 
 
-def test_a_person_can_look_again(
-    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_can_look_again(valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The button asks the server anew; where it does not answer, old numbers do not stay."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     monkeypatch.setattr("drainkit.views.monitor.person_is_here", lambda: True)
     monitor = opened(valkey, stream, monkeypatch, most=1000)
     button, shown = monitor.board().children
@@ -61,13 +58,11 @@ def test_a_person_can_look_again(
     assert "<b>150</b>" not in shown.value
 
 
-def test_all_streams_of_a_pattern_are_shown(
-    valkey: Server, stream: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pattern_is_shown(valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a pattern each stream's runs, records and drains under way are shown, by its name."""
     names = [f"{stream}:{letter}" for letter in "ab"]
     for name in names:
-        seed(valkey, name, fill, 20, delivered=0)
+        seed(valkey, name, 20, delivered=0)
         attempt(valkey.url, name, throttle="none")
     start = ledger_of(valkey, names[0])[0] | {"consumer": "gone"}
     flat = [part for pair in start.items() for part in pair]

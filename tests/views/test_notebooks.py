@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, everything, original_backlog, seed
-from conftest import ROOT, Fill
+from books import GROUP, ask, everything, fill, original_backlog, seed
+from conftest import ROOT
 from servers import Server
 
 STREAM = "quantum:stream:trade.intent"
@@ -28,23 +28,23 @@ def nbval(server: Server, how: str, path: Path) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-def test_committed_notebooks_pass_lax(valkey: Server, fill: Fill) -> None:
+def test_committed_notebooks_pass_lax(valkey: Server) -> None:
     """Every committed notebook runs with its defaults, its asserts hold, nothing changes."""
-    seed(valkey, STREAM, fill)
+    seed(valkey, STREAM)
     before = everything(valkey)
     run = nbval(valkey, "--nbval-lax", ROOT / "notebooks")
     assert run.returncode == 0, run.stdout[-3000:]
     assert everything(valkey) == before
 
 
-def test_the_golden_notebook_passes_strictly(valkey: Server, fill: Fill) -> None:
+def test_the_golden_notebook_passes_strictly(valkey: Server) -> None:
     """Each output of the replayed original report is what it was when it was approved."""
     fill(valkey, STREAM, original_backlog(), group=GROUP, position="1766594572014-0")
     run = nbval(valkey, "--nbval", GOLDEN)
     assert run.returncode == 0, run.stdout[-3000:]
 
 
-def test_the_golden_comparison_can_fail(valkey: Server, fill: Fill, tmp_path: Path) -> None:
+def test_the_golden_comparison_can_fail(valkey: Server, tmp_path: Path) -> None:
     """A golden notebook with one changed number is noticed: the comparison is not switched off."""
     fill(valkey, STREAM, original_backlog(), group=GROUP, position="1766594572014-0")
     book = json.loads(GOLDEN.read_text())
@@ -84,9 +84,9 @@ def papermill(server: Server, folder: Path, *options: str) -> subprocess.Complet
     )  # fmt: skip
 
 
-def test_maintenance_acts_only_when_told(valkey: Server, fill: Fill, tmp_path: Path) -> None:
+def test_maintenance_acts_only_when_told(valkey: Server, tmp_path: Path) -> None:
     """A quoted "false" is no yes; told to, it removes the empty consumer and keeps the other."""
-    seed(valkey, STREAM, fill)
+    seed(valkey, STREAM)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, "busy", "COUNT", 3, "STREAMS", STREAM, ">")
     ask(valkey, "XGROUP", "CREATECONSUMER", STREAM, GROUP, "empty")
     before = everything(valkey)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from books import at, seed
-from conftest import ROOT, Cli, Fill, one_line_error
+from conftest import ROOT, Cli, one_line_error
 from servers import Server, wait_until
 from stores import S3
 
@@ -37,9 +37,9 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
             trap.accept()
 
 
-def sealed(server: Server, stream: str, fill: Fill, cli: Cli, *options: object) -> dict[str, Any]:
+def sealed(server: Server, stream: str, cli: Cli, *options: object) -> dict[str, Any]:
     """The summary of a run through the notebooks over a backlog with every action but missing."""
-    seed(server, stream, fill, 120, delivered=20)
+    seed(server, stream, 120, delivered=20)
     done = cli("run", "--json", "--max-events", "all", "--throttle", "none", "--min-conf", "0.5",
                "--allowlist", "BTCUSDT,ETHUSDT", *at(server, stream), *options)  # fmt: skip
     assert done.rc == 0, done.err
@@ -53,11 +53,11 @@ def events_of(summary: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize("mode", ["dry-run", "live"])
 def test_01_shows_a_sealed_run_without_a_server(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, no_server: socket.socket, mode: str
+    valkey: Server, stream: str, cli: Cli, no_server: socket.socket, mode: str
 ) -> None:
     """By papermill: its decisions, outcomes and moment; counts and outcomes are the sealed ones,
     an entry opens to what is kept, no connection is tried, and the folder verifies as before."""
-    run = sealed(valkey, stream, fill, cli, "--mode", mode, *["--yes"] * (mode == "live"))
+    run = sealed(valkey, stream, cli, "--mode", mode, *["--yes"] * (mode == "live"))
     folder = cli.cwd / run["evidence"]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     out = cli.cwd / "out.ipynb"
@@ -111,12 +111,12 @@ def test_01_shows_a_sealed_run_without_a_server(
 
 @pytest.mark.filterwarnings("default")  # botocore's and moto's own
 def test_01_opens_a_run_in_a_bucket(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, s3: S3, no_server: socket.socket
+    valkey: Server, stream: str, cli: Cli, s3: S3, no_server: socket.socket
 ) -> None:
     """By its URL, the same as its folder would show; an entry still opens later, and the copy is
     gone with the analysis; a reports folder's URL is refused in one line."""
     url = "s3://evidence/prod"
-    run = sealed(valkey, stream, fill, cli, "--mode", "live", "--yes", "--reports-dir", url)
+    run = sealed(valkey, stream, cli, "--mode", "live", "--yes", "--reports-dir", url)
     analysis = Analysis.open({"run_dir": run["evidence"]})
     assert analysis.outcomes()["recorded"].tolist() == events_of(run)
     assert ("audit", "drained_ok") in {
@@ -134,11 +134,11 @@ def test_01_opens_a_run_in_a_bucket(
 
 
 def test_lab_opens_a_sealed_run_without_a_server(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, no_server: socket.socket
+    valkey: Server, stream: str, cli: Cli, no_server: socket.socket
 ) -> None:
     """`lab --run` asks no server, and its 01 holds the run's folder; one that was changed stays.
     What is no sealed run, or comes with other settings, is refused."""
-    folder = cli.cwd / sealed(valkey, stream, fill, cli)["evidence"]
+    folder = cli.cwd / sealed(valkey, stream, cli)["evidence"]
     command = [sys.executable, "-m", "drainkit", "lab", "--run", folder, "--no-browser"]
     for _ in range(2):
         lab = subprocess.Popen([*command, "--", "--help"], cwd=cli.cwd, stdout=subprocess.PIPE)

@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from books import GROUP, ask, at, audit, seed
-from conftest import ROOT, Cli, Fill, intent
+from books import GROUP, ask, at, audit, fill, seed
+from conftest import ROOT, Cli, intent
 from servers import Server, wait_until
 
 from drainkit.errors import RefusedError, UsageError
@@ -37,28 +37,24 @@ def here(tmp_path: Path, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.mark.parametrize("opened", CLASSES, ids=lambda opened: opened.__name__)
-def test_every_notebook_shows_its_settings(
-    valkey: Server, stream: str, fill: Fill, here: Path, opened: Any
-) -> None:
+def test_notebooks_show_settings(valkey: Server, stream: str, here: Path, opened: Any) -> None:
     """settings_table() works in each class and names the stream that is read."""
-    seed(valkey, stream, fill, 20, delivered=10)
+    seed(valkey, stream, 20, delivered=10)
     table = opened.open({"stream": stream, **MORE}).settings_table()
     assert table.loc["stream", "value"] == stream
     assert table.loc["throttle", "value"] == "5"
 
 
-def test_none_means_as_configured(valkey: Server, stream: str, fill: Fill, here: Path) -> None:
+def test_none_means_as_configured(valkey: Server, stream: str, here: Path) -> None:
     """drainkit.toml of the folder, then the environment, give what the cell leaves at None."""
-    seed(valkey, stream, fill, 20, delivered=10)
+    seed(valkey, stream, 20, delivered=10)
     (here / "drainkit.toml").write_text(f'stream = "{stream}"\nmin_conf = 0.25\n')
     shown = Analysis.open({"stream": None, "min_conf": None}).settings_table()["value"]
     assert (shown["stream"], shown["min_conf"]) == (stream, "0.25")
     assert Analysis.open({"min_conf": 0.5}).settings.min_conf == 0.5
 
 
-def test_03_takes_pace_and_policy_from_the_plan(
-    valkey: Server, stream: str, fill: Fill, here: Path
-) -> None:
+def test_03_takes_pace_and_policy_from_the_plan(valkey: Server, stream: str, here: Path) -> None:
     """02 at 500/s, then 03 with only run_dir and approve: drained at 500/s, no drift by pace."""
     now_ms = int(time.time() * 1000)
     fill(valkey, stream, [(now_ms - 1000 + i, intent()) for i in range(700)], group=GROUP)
@@ -72,7 +68,6 @@ def test_03_takes_pace_and_policy_from_the_plan(
         LiveDrain.open({**only, "max_events": 5})
     live = LiveDrain.open(only)
     live.run()
-    assert live.summary is not None
     assert live.summary.total_read == 700
     assert not live.summary.drift
     assert 450 <= (live.summary.events_per_sec or 0) <= 500
@@ -83,11 +78,11 @@ def test_03_takes_pace_and_policy_from_the_plan(
 )
 @pytest.mark.parametrize("is_opened", [True, False])
 def test_03_is_armed_only_by_what_its_cell_shows(
-    valkey: Server, stream: str, fill: Fill, here: Path, then: dict[str, Any], is_opened: bool
+    valkey: Server, stream: str, here: Path, then: dict[str, Any], is_opened: bool
 ) -> None:
     """After parameters were changed an object opened before drains nothing more, whether opening
     anew failed, made another, or was not tried."""
-    seed(valkey, stream, fill, 20, delivered=10)
+    seed(valkey, stream, 20, delivered=10)
     (here / "run").mkdir()
     planned = DryRun.open({"stream": stream, "run_dir": "run"})
     cell: dict[str, Any] = {"run_dir": "run", "approve": planned.plan.digest}
@@ -102,18 +97,18 @@ def test_03_is_armed_only_by_what_its_cell_shows(
 
 
 def test_03_has_the_limits_and_approval_of_where_lab_was_called(
-    valkey: Server, stream: str, fill: Fill, here: Path, cli: Cli
+    valkey: Server, stream: str, here: Path, cli: Cli
 ) -> None:
     """A kernel of `drainkit lab` is held back by [limits] and [approval] of the drainkit.toml where
     Lab was called, though its own folder has none; nothing is audited."""
-    seed(valkey, stream, fill, 40, delivered=10)
+    seed(valkey, stream, 40, delivered=10)
     assert cli("drain", "--plan", "plan.json", *at(valkey, stream)).rc == 0
     digest = json.loads((here / "plan.json").read_text())["digest"]
     for table, words in (("[limits]\nmax_events = 29\n", "max_events is 29"),
                          ('[approval]\nallowed_signers = "x"\n', "allowed_signers")):  # fmt: skip
         (here / "drainkit.toml").write_text(table)
         lab = subprocess.Popen(
-            [sys.executable, "-m", "drainkit", "lab", "--redis-url", valkey.url, "--stream", stream,
+            [sys.executable, "-m", "drainkit", "lab", *at(valkey, stream),
              "--no-browser", "--", "--help"], cwd=here, stdout=subprocess.PIPE,
         )  # fmt: skip
         wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
@@ -130,11 +125,9 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
         assert done.returncode != 0
 
 
-def test_no_cell_breaks_where_the_server_closes_idle_connections(
-    valkey: Server, stream: str, fill: Fill, here: Path
-) -> None:
+def test_cells_where_the_server_closes_connections(valkey: Server, stream: str, here: Path) -> None:
     """With `timeout 1` and a pause before each, every method of every class still answers."""
-    seed(valkey, stream, fill, 60, delivered=10)
+    seed(valkey, stream, 60, delivered=10)
     ask(valkey, "CONFIG", "SET", "timeout", 1)
     (here / "run").mkdir()
     given = {"stream": stream, "max_events": "all", "throttle": "none", **MORE}
@@ -151,11 +144,9 @@ def test_no_cell_breaks_where_the_server_closes_idle_connections(
     ask(valkey, "CONFIG", "SET", "timeout", 0)
 
 
-def test_status_knows_a_drain_with_an_audit_stream_of_its_own(
-    valkey: Server, stream: str, fill: Fill, cli: Cli
-) -> None:
+def test_status_knows_a_drain_with_its_own_audit(valkey: Server, stream: str, cli: Cli) -> None:
     """With DRAINKIT_AUDIT_STREAM set, status tells how far a running drain is."""
-    seed(valkey, stream, fill, 400, delivered=100)
+    seed(valkey, stream, 400, delivered=100)
     env = {"DRAINKIT_AUDIT_STREAM": f"{stream}.elsewhere"}
     drain = cli.start("drain", "--mode", "live", "--yes", "--throttle", "50", "--max-events", "all",
                       *at(valkey, stream), env=env)  # fmt: skip
@@ -182,10 +173,10 @@ def test_notebooks_name_the_type_and_default_of_each_parameter() -> None:
 
 
 def test_a_backlog_larger_than_a_frame_is_shown_by_a_sample(
-    valkey: Server, stream: str, fill: Fill, here: Path, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, stream: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """01 counts all events, shows one in n evenly spread over all pages, and says so."""
-    ids = seed(valkey, stream, fill, 300, delivered=10)[10:]
+    ids = seed(valkey, stream, 300, delivered=10)[10:]
     whole = Analysis.open({"stream": stream})
     assert whole.backlog.step == 1
     assert whole.frame["id"].tolist() == ids
@@ -203,10 +194,10 @@ def test_a_backlog_larger_than_a_frame_is_shown_by_a_sample(
 
 
 def test_02_reads_nothing_that_01_of_its_run_has_read(
-    valkey: Server, stream: str, fill: Fill, here: Path, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, stream: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a run's folder 02 takes what 01 handed on; elsewhere it reads by itself."""
-    seed(valkey, stream, fill, 300, delivered=10)
+    seed(valkey, stream, 300, delivered=10)
     folder = here / "20260101T000000Z-dry-run-0a1b2c"
     alone = here / "alone"
     for one in (folder, alone):

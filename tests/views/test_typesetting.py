@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from books import GROUP, seed
+from books import GROUP, at, fill, seed
 from browsers import Watched, demo_lab, run_in_lab
-from conftest import Cli, Fill
+from conftest import Cli
 from playwright.sync_api import Browser, Page
 from servers import Server
 
@@ -29,8 +29,8 @@ TYPESET = """root => {
 BUSY = ".jp-InputPrompt:text-is('[*]:')"
 
 
-def tex_backlog(server: Server, stream: str, fill: Fill) -> None:
-    seed(server, stream, fill)
+def tex_backlog(server: Server, stream: str) -> None:
+    seed(server, stream)
     now = int(time.time() * 1000)
     fill(server, stream, [
         (now + i, {"symbol": text.replace(" ", ""), "side": text, "source": text,
@@ -58,14 +58,14 @@ def seen_in(page: Page) -> tuple[set[str], set[str]]:
 
 
 def test_nothing_in_lab_is_typeset_and_its_folder_is_not_imported(
-    valkey: Server, stream: str, fill: Fill, tmp_path: Path, browser: Browser
+    valkey: Server, stream: str, tmp_path: Path, browser: Browser
 ) -> None:
     """01 and the monitor run in Lab: no formula; a calendar.py beside them runs nowhere."""
-    tex_backlog(valkey, stream, fill)
+    tex_backlog(valkey, stream)
     (tmp_path / "mine").mkdir()
     ran = tmp_path / "ran"
     (tmp_path / "mine" / "calendar.py").write_text(f"open({str(ran)!r}, 'a').write('ran')")
-    where = ("--redis-url", valkey.url, "--stream", stream, "--consumer-group", GROUP)
+    where = (*at(valkey, stream), "--consumer-group", GROUP)
     with demo_lab(tmp_path, *where) as address:
         watched = Watched(browser, address)
         run_in_lab(watched.page, address, "01_analyse_backlog")
@@ -75,13 +75,14 @@ def test_nothing_in_lab_is_typeset_and_its_folder_is_not_imported(
     assert not ran.exists()
 
 
-def test_nothing_in_an_exported_page_is_typeset(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, browser: Browser
+def test_no_exported_page_is_typeset(
+    valkey: Server, stream: str, cli: Cli, browser: Browser
 ) -> None:
     """nbconvert's page of 01 and 04 holds no TeX of an event where its MathJax would look."""
-    tex_backlog(valkey, stream, fill)
-    run = cli("run", "--json", "--max-events", "all", "--redis-url", valkey.url,
-              "--stream", stream, "--consumer-group", GROUP)  # fmt: skip
+    tex_backlog(valkey, stream)
+    run = cli(
+        "run", "--json", "--max-events", "all", *at(valkey, stream), "--consumer-group", GROUP
+    )
     folder = cli.cwd / "reports" / run.json()["run_id"]
     names = ["01_analyse_backlog", "02_dry_run", "04_verify"]
     subprocess.run(

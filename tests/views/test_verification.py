@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from books import GROUP, ME, ask, seed
-from conftest import Cli, Fill
+from books import GROUP, ME, ask, at, seed, wait_for
+from conftest import Cli
 from servers import Server
 
 from drainkit import files
@@ -27,20 +26,21 @@ from drainkit.views.session import Session
 from drainkit.views.verify import Verification
 
 OTHER = "quantum:group:other"
+LIVE = ("--mode", "live", "--yes", "--json")
 
 
 @pytest.fixture
 def drained(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """A stream with two groups after a live drain, its baseline and summary beside it."""
-    seed(valkey, stream, fill)
+    seed(valkey, stream)
     ask(valkey, "XGROUP", "CREATE", stream, OTHER, "0-0")
     with Link(valkey.url, stream) as link:
         files.write_json(cli.cwd / "baseline.json", baseline(link))
-    run = cli("drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--redis-url",
-              valkey.url, "--stream", stream)  # fmt: skip
-    assert run.rc == 0, run.err
+    run = cli.done(
+        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", *at(valkey, stream)
+    )
     files.write_json(cli.cwd / "run.json", run.json())
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     return stream
@@ -116,11 +116,9 @@ def test_traces_in_other_groups_are_found(drained: str, cli: Cli, valkey: Server
 
 
 @pytest.fixture
-def planned(
-    valkey: Server, stream: str, fill: Fill, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def planned(valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> str:
     """A stream whose dry run through notebook 02 left a plan of 30 entries in the folder."""
-    seed(valkey, stream, fill, 30, delivered=0)
+    seed(valkey, stream, 30, delivered=0)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     dry = DryRun.open({"stream": stream, "throttle": 20, "run_dir": str(cli.cwd)})
     dry.server.close()
@@ -134,22 +132,27 @@ def live(stream: str, cli: Cli, **more: object) -> LiveDrain:
 
 
 def plan_drain(stream: str, valkey: Server, *options: object) -> tuple[object, ...]:
-    return ("drain", "--mode", "live", "--yes", "--plan", "plan.json", "--redis-url", valkey.url,
-            "--stream", stream, *options)  # fmt: skip
+    return (
+        "drain",
+        "--mode",
+        "live",
+        "--yes",
+        "--plan",
+        "plan.json",
+        *at(valkey, stream),
+        *options,
+    )
 
 
-def test_a_plan_finished_by_a_second_run_is_balanced(
-    planned: str, cli: Cli, valkey: Server
-) -> None:
+def test_a_plan_ended_by_a_second_run_is_balanced(planned: str, cli: Cli, valkey: Server) -> None:
     """What an earlier run of the plan drained counts: 04 sees every planned entry, once."""
     process = cli.start(*plan_drain(planned, valkey))
-    while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
-        time.sleep(0.02)
+    wait_for(valkey, planned, 8)
     process.send_signal(signal.SIGTERM)
     assert cli.finish(process).rc == 130
-    run = cli("run", "--mode", "live", "--yes", "--json", "--plan", "plan.json", "--redis-url",
-              valkey.url, "--stream", planned)  # fmt: skip
-    assert run.rc == 0, run.err
+    run = cli.done(
+        "run", "--mode", "live", "--yes", "--json", "--plan", "plan.json", *at(valkey, planned)
+    )
     assert 0 < run.json()["total_read"] < 30
     executed = Path(run.json()["evidence"]) / "04_verify.ipynb"
     folder = executed if executed.is_absolute() else cli.cwd / executed
@@ -173,7 +176,6 @@ def test_the_live_cell_run_twice_keeps_its_books(planned: str, cli: Cli) -> None
     drain.run()
     drain.run()
     drain.server.close()
-    assert drain.summary is not None
     assert drain.summary.total_read == 30
     assert verify(planned, cli).findings == []
 
@@ -181,8 +183,7 @@ def test_the_live_cell_run_twice_keeps_its_books(planned: str, cli: Cli) -> None
 def test_a_run_that_died_is_not_called_nothing(planned: str, cli: Cli, valkey: Server) -> None:
     """After SIGKILL there is no summary: 04 says what is open, not that nothing was drained."""
     process = cli.start(*plan_drain(planned, valkey))
-    while ask(valkey, "XLEN", f"{planned}.drain_audit") < 8:
-        time.sleep(0.02)
+    wait_for(valkey, planned, 8)
     process.kill()
     cli.finish(process)
     check = verify(planned, cli)
@@ -190,9 +191,7 @@ def test_a_run_that_died_is_not_called_nothing(planned: str, cli: Cli, valkey: S
     assert "do not balance" in check.bottom_line().data
 
 
-def test_the_state_before_is_kept_by_03_or_not_claimed(
-    planned: str, cli: Cli, valkey: Server
-) -> None:
+def test_the_state_before_is_kept_by_03(planned: str, cli: Cli, valkey: Server) -> None:
     """03 writes baseline.json before it drains; without one, 04 says that it does not know."""
     ask(valkey, "XGROUP", "CREATE", planned, OTHER, "0-0")
     drain = live(planned, cli)
@@ -216,9 +215,7 @@ def test_the_pace_is_judged_by_the_rate_of_the_run(planned: str, cli: Cli) -> No
     assert "(20 allowed)" in verify(planned, cli).pace().layout.title.text
 
 
-def test_a_record_written_twice_is_found_without_a_folder(
-    drained: str, cli: Cli, valkey: Server
-) -> None:
+def test_a_record_written_twice_is_found(drained: str, cli: Cli, valkey: Server) -> None:
     """04 alone looks at the newest run, and does not say "each once" unseen."""
     audit = f"{drained}.drain_audit"
     fields = ask(valkey, "XRANGE", audit, "-", "+", "COUNT", 1)[0][1]
@@ -233,7 +230,6 @@ def test_what_is_not_known_is_not_said(planned: str, cli: Cli) -> None:
     drain = live(planned, cli)
     drain.run()
     drain.server.close()
-    assert drain.summary is not None
     drain.summary.remaining = drain.summary.drift = None
     assert "How many remain is not known" in drain.bottom_line().data
     assert "not known" in drain.drift_line().data

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import servers
 from books import GROUP, ask, everything
-from browsers import Watched, end_jupyter, hostile_backlog
-from conftest import ROOT, Fill
+from browsers import Watched, hostile_backlog, serving
+from conftest import ROOT
 from servers import Server
 
 pytestmark = pytest.mark.browser
@@ -23,9 +20,9 @@ STREAM = "quantum:stream:trade.intent"
 
 
 @pytest.fixture
-def voila(valkey: Server, fill: Fill, tmp_path: Path) -> Iterator[str]:
+def voila(valkey: Server, tmp_path: Path) -> Iterator[str]:
     """Voila's address, serving the notebook on a hostile backlog with pending entries."""
-    hostile_backlog(valkey, STREAM, fill)
+    hostile_backlog(valkey, STREAM)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, "<b>dead</b>", "COUNT", 5, "STREAMS", STREAM, ">")
     for action in ("drained_ok", "dropped_old", "dropped_old"):
         ask(valkey, "XADD", f"{STREAM}.drain_audit", "*", "action", action)
@@ -33,27 +30,10 @@ def voila(valkey: Server, fill: Fill, tmp_path: Path) -> Iterator[str]:
     copy.write_text(
         NOTEBOOK.read_text().replace("max_backlog: int = 1000", "max_backlog: int = 123")
     )
-    port = servers.free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "voila", copy, "--no-browser", "--Voila.ip=127.0.0.1",
-         f"--port={port}"],
-        env={**os.environ, "DRAINKIT_REDIS_URL": valkey.url, "IPYTHONDIR": str(tmp_path)},
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        address = f"http://127.0.0.1:{port}/"
-        servers.wait_until("Voila answers", lambda: _answers(address), timeout_sec=60)
-        yield address
-    finally:
-        end_jupyter(process)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}voila/static/voila.js") as reply:  # noqa: S310 - our own server
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+    command = [sys.executable, "-m", "voila", str(copy), "--no-browser", "--Voila.ip=127.0.0.1"]
+    env = {**os.environ, "DRAINKIT_REDIS_URL": valkey.url, "IPYTHONDIR": str(tmp_path)}
+    with serving(command, tmp_path, env, ready="/voila/static/voila.js") as (address, _):
+        yield f"{address}/"
 
 
 def test_voila_serves_the_monitor(valkey: Server, voila: str, browser: object) -> None:
