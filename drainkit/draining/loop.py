@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -35,7 +36,8 @@ RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
 CREDIT_US = 50_000  # a busy client makes up for so much delay of its turn
 HEARD_SEC = 5.0  # a drain that waits longer for its turn says that it is at work (commit.lua)
-LATE_SEC = 0.002  # a request that is early costs a round trip more, so it aims so much later
+# a request that is early costs a round trip more, so over a long one it aims so much later
+NEAR_SEC, LATE_SEC = 0.005, 0.002
 TURN_SEC = 0.02  # at most 50 turns a second: an even pace, and a server that is free in between
 LOST = "the server restarted or another took over, and may have lost the last moments"
 INTERRUPTED = "interrupted; run the same command again to go on"
@@ -132,8 +134,8 @@ class Loop:
         if self._rate is not None:
             # a turn takes a round trip, and what is late within it; a tenth of a second holds a
             # fifth of the rate at most (commit.lua)
-            turn_sec = min(max(TURN_SEC, 1.5 * self.in_flight.round_trip_sec), 0.2)
-            most = max(1, min(most, int(self._rate * turn_sec), int(self._rate / 5)))
+            turn_sec = min(max(TURN_SEC, 2 * self.in_flight.round_trip_sec), 0.2)
+            most = max(1, min(most, math.ceil(self._rate * turn_sec), int(self._rate / 5)))
         return min(most, self._budget())
 
     def _budget(self) -> int:
@@ -224,7 +226,9 @@ class Loop:
         """Take the reply of the oldest commit into the books; False if it has to wait."""
         reply = self.in_flight.receive_commit()
         # half a round trip brought the reply, and half a one will take the next request
-        early_sec = max(0.0, self.in_flight.round_trip_sec - LATE_SEC)
+        early_sec = self.in_flight.round_trip_sec
+        if early_sec > NEAR_SEC:
+            early_sec -= LATE_SEC
         self._next_turn = time.monotonic() + reply.wait_us / 1e6 - early_sec
         self._rate = rate = reply.rate
         batch = request.batch

@@ -120,7 +120,7 @@ class Analysis(_Figures):
         if len(ages):
             lines.append(f"{_oldest(ages)}; the limit is {self.policy.max_age_min:g} min.")
         lines.append(self.why())
-        slips = allowlist_notes(self.job.policy.allowlist, self.backlog.symbols)
+        slips = allowlist_notes(self.policy.allowlist, self.backlog.symbols)
         lines += [verbatim(note) for note in slips]
         step, total = self.backlog.step, self.backlog.total
         if step > 1:

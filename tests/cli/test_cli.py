@@ -225,7 +225,7 @@ def test_status_counts_and_says_why(server: Server, stream: str, cli: Cli) -> No
     """The counted backlog per scope is right where Redis's own lag is not, and is explained."""
     ids = seed(server, stream)
     ask(server, "XDEL", stream, ids[150], ids[160])
-    where = ("status", *at(server, stream))
+    where = ("status", "--all", *at(server, stream))
     found = cli(*where, "--json").json()
     group = found["groups"][0]
     assert group["backlog"] == {"undelivered": 198, "pending": 0, "history": 100}

@@ -84,7 +84,7 @@ def test_losses_are_named_everywhere(server: Server, stream: str, cli: Cli) -> N
     lose_350(server, stream)
     before = everything(server)
     shown = cli("status", "--json", *at(server, stream)).json()["groups"][0]
-    text = cli("status", *at(server, stream)).out
+    text = cli("status", "--all", *at(server, stream)).out
     check = cli("check", *at(server, stream))
     strict = cli("check", "--max-lost", 0, *at(server, stream))
     found = {

@@ -254,7 +254,7 @@ def told_the_truth(cli: Cli, process: subprocess.Popen[str], server: Server, str
     return cli.cwd / folder
 
 
-@pytest.mark.parametrize("kib", [100, 260])
+@pytest.mark.parametrize("kib", [190, 260])
 def test_a_full_disk_does_not_hide_the_drain(
     valkey: Server, stream: str, cli: Cli, small_disk: Callable[[str], Path], kib: int
 ) -> None:

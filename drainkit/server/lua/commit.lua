@@ -257,7 +257,8 @@ if n > 0 and lowest ~= 'none' then
     -- are made up for: a busy client then loses no rate, and the windows above keep the pace even.
     due = math.max(due, now_us - credit_us)
     if due > now_us + gap then due = now_us end
-    due = due + gap
+    -- a run's first: what whole milliseconds round off must not make its pace look faster
+    due = due + gap + (credit_us == 0 and 2000 or 0)
   end
   if wait > 0 then return wait_reply(wait) end
 end
