@@ -43,6 +43,18 @@ LOST = "the server restarted or another took over, and may have lost the last mo
 INTERRUPTED = "interrupted; run the same command again to go on"
 
 
+def turn_entries(rate: float, round_trip_sec: float) -> int:
+    """How many entries the batch of a turn has, at `rate` events per second.
+
+    A turn takes a round trip, and what is late within it; a tenth of a second holds a fifth of the
+    rate at most, and a second no more than the rate (commit.lua): so whole batches have to fill it.
+    """
+    turn_sec = min(max(TURN_SEC, 2 * round_trip_sec), 0.2)
+    most = max(1, min(math.ceil(rate * turn_sec), int(rate / 5)))
+    second = math.ceil(rate)
+    return max(range((most + 1) // 2, most + 1), key=lambda n: (second // n * n, n))
+
+
 class ReadAgainError(DrainkitError):
     """A batch was not committed and has to be read anew; what was sent after it, too."""
 
@@ -132,10 +144,7 @@ class Loop:
             return 0
         most = PAGE_ENTRIES
         if self._rate is not None:
-            # a turn takes a round trip, and what is late within it; a tenth of a second holds a
-            # fifth of the rate at most (commit.lua)
-            turn_sec = min(max(TURN_SEC, 2 * self.in_flight.round_trip_sec), 0.2)
-            most = max(1, min(most, math.ceil(self._rate * turn_sec), int(self._rate / 5)))
+            most = min(most, turn_entries(self._rate, self.in_flight.round_trip_sec))
         return min(most, self._budget())
 
     def _budget(self) -> int:

@@ -243,8 +243,9 @@ if n > 0 and lowest ~= 'none' then
   local gap = n / holds * 1000000
   local tenth = math.max(1, math.floor(holds / 5))
   if n > tenth then return wait_reply(0) end  -- too large for this rate: its sender makes it smaller
-  -- a slower drain, gone by now, may have left a turn that is far off: the last record tells too
-  due = math.min(due, (audit_ms + 1) * 1000 + gap)
+  -- A slower drain, gone by now, may have left a turn that is far off. After the last record this
+  -- rate's largest batch is the most to wait for.
+  due = math.min(due, (audit_ms + 1) * 1000 + tenth / holds * 1000000)
   local wait = math.max(
     due - now_us,
     wait_for(1000, math.ceil(holds), n),
