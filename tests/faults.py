@@ -22,7 +22,7 @@ from drainkit.settings import build
 
 #: what only the request for new entries, a look at the group, or a commit with records contains
 READ = b"\r\nXRANGE\r\n"
-LOOK = b"-- Audit and acknowledge a batch"
+LOOK = b"local stream, audit, stop, state, recorded = KEYS"
 COMMIT = b"+00:00\r\n$%d\r\n%s" % (len(GROUP), GROUP.encode())  # drained_at_ts, and whose group
 
 

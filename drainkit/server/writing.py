@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -311,7 +312,8 @@ def _script(name: str) -> str:
     folder = resources.files("drainkit.server").joinpath("lua")
     needs = {"commit": 2, "begin": 2, "remember": 2, "trim": 1, "history_open": 1}
     names = (*("ids", "recorded")[: needs.get(name, 0)], name)
-    return "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
+    text = "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
+    return re.sub(r"(?m)^ *--.*\n", "", text)  # it travels, and is summed up, with each commit
 
 
 def seed_group(
