@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..core.events import decoder_of
 from ..core.shapes import Findings, examine
 from ..core.values import RawEntry
 from ..ids import id_key, last_of, next_id
 from ..server import reading, scopes
 from ..server.connection import Server
-from ..server.splitting import spread
+from ..server.splitting import sampled
 from ..settings import Settings
 
-SAMPLE = 500  # entries
+SAMPLE = 500  # entries at most
 TOO_MANY = 0.2  # of them unreadable: a live drain would be refused
 
 
@@ -27,12 +29,17 @@ def unreadable(server: Server, settings: Settings) -> Findings | None:
     return examine(entries, settings.fields) if bad > TOO_MANY * len(entries) else None
 
 
-def sample(server: Server, settings: Settings, most: int = SAMPLE) -> list[RawEntry]:
-    """Entries spread evenly over all that is undelivered; of the whole stream if nothing is."""
+def sample(server: Server, settings: Settings) -> list[RawEntry]:
+    """Entries from all over what is undelivered; of the whole stream if nothing is."""
     info, settings = reading.stream_info(server), scopes.at_now(server, settings)
     last = info.boundary_id
     if settings.until is not None:
         last = min(last, last_of(settings.until), key=id_key)
     group = reading.positions(server).get(settings.consumer_group)
-    found = spread(server, next_id(group.position), last, most) if group else []
-    return found or spread(server, info.first_id or reading.FIRST_ID, last, most)
+    for first in (next_id(group.position) if group else None, info.first_id):
+        pages = sampled(server, first, last) if first and id_key(first) <= id_key(last) else ()
+        if found := [entry for page in pages for entry in page]:
+            # by chance: producers that take turns would keep time with equal steps
+            rows = np.random.default_rng(0).permutation(len(found))[:SAMPLE]
+            return [found[row] for row in sorted(rows.tolist())]
+    return []

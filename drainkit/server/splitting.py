@@ -11,7 +11,6 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 from ..core.values import RawEntry
 from ..safe import text
@@ -26,7 +25,6 @@ WRONG = 0.1  # a share of the length by which the estimate may differ from it
 COUNTED = 20_000  # entries; so many are counted at once
 SPREAD = (64, 4, 25)  # a sample's places, how often each is read at most, and entries each time
 _SEQUENCES = 1 << 64
-GOLDEN, LOOKS = 0.6180339887, 8
 
 
 @dataclass(order=True)
@@ -60,33 +58,6 @@ def split(server: Server, n: int) -> list[tuple[str, str]]:
         cuts = _counted_cuts(server, info, n)
     cuts = [first, *cuts, *[last + 1] * (n - len(cuts))]
     return [(_id(start), _id(max(end - 1, 0))) for start, end in pairwise(cuts)]
-
-
-def spread(server: Server, first: str, last: str, most: int) -> list[RawEntry]:
-    """Up to `most` entries of a span of ids, evenly spread; as many of large ones as fit.
-
-    A few looks at ids between those found so far, until there are enough or nothing new comes:
-    a burst in a quiet month is looked into as well.
-    """
-    found: dict[int, RawEntry] = {}
-    wanted, n_new, looks = SAMPLE, 1, 0
-    while n_new and len(found) < most / 2 and looks < LOOKS:
-        cuts = sorted({_number(first) - 1, *found, _number(last) + 1})
-        each = max(2, wanted // (len(cuts) - 1))
-        commands: list[Any] = []
-        for a, b in pairwise(cuts):
-            for k in range(each):
-                # not by equal steps, which producers that take turns would keep time with
-                at = _id(a + 1 + int((b - a - 1) * (k + k * GOLDEN % 1) / each))
-                one = ("XREVRANGE", at, first) if k % 2 else ("XRANGE", at, last)
-                commands.append((one[0], server.stream, *one[1:], "COUNT", 1))
-        new = {_number(entry[0]): entry for reply in server.pipeline(commands) for entry in reply}
-        n_new, looks = len(new.keys() - found.keys()), looks + 1
-        found |= new
-        if found:
-            most = min(most, SAMPLE_BYTES * SAMPLE // entry_bytes([*found.values()]))
-        wanted = most
-    return [found[number] for number in sorted(found)]
 
 
 def sampled(server: Server, first: str, last: str) -> Iterator[list[RawEntry]]:
