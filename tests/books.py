@@ -202,6 +202,14 @@ def deliver(
     return [entry[0].decode() for entry in reply[0][1]]
 
 
+def add_consumers(server: Server, stream: str, n: int) -> None:
+    """n consumers of the group, c0 and on, that have nothing."""
+    pipe = server.client().pipeline(transaction=False)
+    for i in range(n):
+        pipe.execute_command("XGROUP", "CREATECONSUMER", stream, GROUP, f"c{i}")
+    pipe.execute()
+
+
 def now_ms(server: Server) -> int:
     """The server's clock in milliseconds."""
     seconds, micros = ask(server, "TIME")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from books import (
     GROUP,
+    add_consumers,
     ask,
     at,
     audit,
@@ -127,10 +128,7 @@ def test_two_operators_count_only_their_own_removals(
 ) -> None:
     """Of 1,100 consumers that both have listed, each tells and notes those that it removed."""
     seed(valkey, stream, 10, delivered=10)
-    pipe = valkey.client().pipeline(transaction=False)
-    for i in range(1_100):
-        pipe.execute_command("XGROUP", "CREATECONSUMER", stream, GROUP, f"c{i}")
-    pipe.execute()
+    add_consumers(valkey, stream, 1_100)
     proxy = start_proxy(valkey)
     proxy.arm("delay_request", match=b"EVAL", nth=2, delay_sec=2)
     command = ("consumers", "--delete", "--min-idle-min", 0, "--yes", "--json")

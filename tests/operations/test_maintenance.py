@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from books import (
     GROUP,
+    add_consumers,
     ask,
     at,
     deliver,
@@ -287,10 +288,7 @@ def test_what_an_interrupted_one_removed_is_noted(
 ) -> None:  # fmt: skip
     """Ledger and screen tell just what is gone, also of a step whose reply was lost."""
     seed(valkey, stream, 5_000, delivered=5_000)
-    client = valkey.client().pipeline(transaction=False)
-    for i in range(2_000):
-        client.execute_command("XGROUP", "CREATECONSUMER", stream, GROUP, f"c{i}")
-    client.execute()
+    add_consumers(valkey, stream, 2_000)
     proxy = start_proxy(valkey)
     lost = isinstance(fault, str)
     proxy.arm(fault if lost else "delay_reply", match=b"EVAL", nth=3, delay_sec=1)
