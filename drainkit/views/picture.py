@@ -16,7 +16,10 @@ from typing import Any
 from ..safe import UNTYPESET
 
 WIDTH, LEFT_MIN, RIGHT, BOTTOM = 760, 62, 44, 46
-TIMES_SEC = (1, 5, 15, 30, 60, 300, 600, 900, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 604_800)
+TIME_STEPS_SEC = (
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200,
+    86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400,
+)  # fmt: skip
 _STYLE = (
     "font-family='system-ui,sans-serif' font-size='12' fill='currentColor' "
     "shape-rendering='crispEdges'"  # or seams show between bars
@@ -49,7 +52,7 @@ class _Axis:
             texts = self.layout["ticktext"]
             return [(float(v), str(t)) for v, t in zip(self.layout["tickvals"], texts, strict=True)]
         least = abs(self.high - self.low) / 6
-        step = next((s for s in TIMES_SEC if is_time and s >= least), _step(least))
+        step = next((s for s in TIME_STEPS_SEC if is_time and s >= least), round_step(least))
         first = math.ceil(min(self.low, self.high) / step)
         last = math.floor(max(self.low, self.high) / step)
         return [(n * step, _tick(n * step, step, is_time)) for n in range(first, last + 1)]
@@ -221,7 +224,7 @@ def _number(place: Any) -> float:
     return float(place)
 
 
-def _step(least: float) -> float:
+def round_step(least: float) -> float:
     """The first of 1, 2, 5, 10, ... that is at least that."""
     decade: float = 10.0 ** math.floor(math.log10(least))
     return next(n * decade for n in (1, 2, 5, 10) if n * decade >= least * 0.999)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drainkit.core.events import Decoder, Events
-from drainkit.core.frame import FrameBuilder, decide_frame
+from drainkit.core.frame import decide_frame, load_frame
 from drainkit.core.policy import ACTIONS, FAILED_NAMES, Policy, decide, other_failed, reasons
 from drainkit.core.timestamps import NO_TIME
 from drainkit.core.values import INVALID_REASONS
@@ -186,9 +186,7 @@ def test_a_frame_is_decided_as_its_events(order: list[int], policy: Policy) -> N
         [b"symbol", b"btcusdt", b"confidence", b"0.9", b"timestamp", b"0"],
     ]
     entries = [[b"%d-%d" % (ms - 40_000 * i, i) if i else b"0-1", flat[i]] for i in range(6)]
-    builder = FrameBuilder(Decoder())
-    builder.append(entries)
-    frame = builder.frame().iloc[order]
+    frame = load_frame([entries], Decoder()).iloc[order]
     found = decide_frame(frame, policy, NOW_US)
     direct = decide(Decoder().decode([entries[i] for i in order]), policy, NOW_US)
     assert found.index.equals(frame.index)

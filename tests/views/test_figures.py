@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drainkit.core.audit import Moments
 from drainkit.core.events import Decoder
-from drainkit.core.frame import FrameBuilder, decide_frame, decisions_of
-from drainkit.core.moments import Moments
+from drainkit.core.frame import decide_frame, decisions_of, load_frame
 from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
 from drainkit.core.values import RawEntry
 from drainkit.demo.backlog import ALLOWLIST, sample_entries
 from drainkit.safe import share
 from drainkit.views import figures
-from drainkit.views.bins import MAX_BINS, age_step_min, histogram, what_if_limits
+from drainkit.views.figures import MAX_BINS, age_step_min, histogram, what_if_limits
 from drainkit.views.picture import svg
 
 NOW_MS = 1_800_000_000_000
@@ -38,9 +38,7 @@ def raw(ms: int, number: int = 0, **fields: str) -> RawEntry:
 
 
 def frame_of(entries: list[RawEntry], policy: Policy = POLICY) -> pd.DataFrame:
-    builder = FrameBuilder(Decoder())
-    builder.append(entries)
-    frame = builder.frame()
+    frame = load_frame([entries], Decoder())
     return pd.concat([frame, decide_frame(frame, policy, NOW_MS * 1000)], axis=1)
 
 
