@@ -278,6 +278,8 @@ def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
 
     settings = settings_of(flags, env_name)
     allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
+    if flags["allowlist"] and not isinstance(allowed, bytes):
+        raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
     with connected(settings) as server:
         found = rules(
             server.keys,

@@ -136,7 +136,7 @@ def tell(*blocks: Block, err: bool = False) -> None:
     with console.capture() as captured:
         for block in blocks:
             for part in _parts(block, console.is_terminal):
-                console.print(part)
+                console.print(part, crop=False)
     lines = captured.get().splitlines()
     click.echo("\n".join(line.rstrip() for line in lines), err=err)
 
@@ -161,6 +161,11 @@ def _parts(block: Block, tty: bool) -> Iterator[Any]:
 
     if isinstance(block, str):
         for line in block.split("\n"):
+            if line.lstrip(" ").startswith(
+                "drainkit "
+            ):  # a command that is broken cannot be pasted
+                yield Text(line, no_wrap=True, overflow="ignore")
+                continue
             text = Text(line.lstrip(" "), overflow="fold")
             for pattern, style in _COLOURS.items():
                 if found := re.match(pattern, text.plain):
@@ -299,12 +304,12 @@ def progress() -> Iterator[Moving]:
         moving.end()
 
 
-def confirm(question: str, yes: bool) -> None:
+def confirm(question: str, yes: bool, does: str = "this changes the server") -> None:
     """Ask on a terminal; without one, --yes is needed."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise RefusedError("this changes the server: say --yes when there is no terminal to ask on")
+        raise RefusedError(f"{does}: say --yes when there is no terminal to ask on")
     if not click.confirm(question, err=True):
         raise RefusedError("not confirmed; nothing was done")
 
@@ -348,12 +353,17 @@ def report(result: Mapping[str, Any]) -> list[Block]:
         n = sum(change["events"] for change in changed)
         where = "; drift.parquet names each" if result.get("evidence") else ""
         rows = [[c["events"], c["planned"], c["happened"]] for c in changed]
-        title = f"Drift: {n:,} events met another fate than planned{where}"
+        title = (
+            f"Drift: {n:,} {'event' if n == 1 else 'events'} met another fate than planned{where}"
+        )
         blocks.append(Table(("Events", "Planned", "Happened"), rows, title))
     if (result.get("dropped_invalid") or 0) * 2 > (result.get("total_read") or 0):
         blocks.append("Most events cannot be read; drainkit fields says why, and what would help.")
     lines = [f"{name}: {_known(shown.get(key, result.get(key)))}" for name, key in REPORT_LINES]
-    lines += [f"{name}: {result[key]}" for name, key in MORE_LINES if result.get(key)]
+    if result.get("evidence") and result.get("plan_path"):  # as seen from where the person is
+        shown["plan_path"] = f"{result['evidence']}/{result['plan_path']}"
+    lines += [f"{name}: {shown.get(key, result[key])}" for name, key in MORE_LINES
+              if result.get(key)]  # fmt: skip
     if result.get("mode") == "dry-run":
         good = result.get("drained_ok", 0)
         lines.append(f"A live run acknowledges {good:,} good signals and executes none of them.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
+from ..core.progress import amount
 from ..errors import RefusedError, UsageError
 from ..operations import maintenance
 from ..safe import verbatim
@@ -85,7 +86,7 @@ class Maintenance(Session):
             self.server, plan, archive=archive, operator=self.settings.operator
         )
         kept = f", archived first in {verbatim(self.archive)}" if archive else ""
-        return markdown(f"**{removed:,} entries removed**{kept}.")
+        return markdown(f"**{amount(removed)} removed**{kept}.")
 
     def _dead(self) -> list[maintenance.DeadConsumer]:
         group = self.settings.consumer_group
