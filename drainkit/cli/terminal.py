@@ -136,7 +136,7 @@ def tell(*blocks: Block, err: bool = False) -> None:
     with console.capture() as captured:
         for block in blocks:
             for part in _parts(block, console.is_terminal):
-                console.print(part, crop=False)
+                console.print(part, soft_wrap=getattr(part, "no_wrap", False))
     lines = captured.get().splitlines()
     click.echo("\n".join(line.rstrip() for line in lines), err=err)
 
@@ -161,10 +161,9 @@ def _parts(block: Block, tty: bool) -> Iterator[Any]:
 
     if isinstance(block, str):
         for line in block.split("\n"):
-            if line.lstrip(" ").startswith(
-                "drainkit "
-            ):  # a command that is broken cannot be pasted
-                yield Text(line, no_wrap=True, overflow="ignore")
+            # a command that is broken into lines cannot be pasted
+            if line.lstrip(" ").startswith("drainkit "):
+                yield Text(line, no_wrap=True)
                 continue
             text = Text(line.lstrip(" "), overflow="fold")
             for pattern, style in _COLOURS.items():

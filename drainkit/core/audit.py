@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -16,26 +17,14 @@ from .policy import ACTIONS, Decisions, Policy, reasons
 from .timestamps import NO_TIME
 from .values import RawEntry
 
-RECORD_FIELDS = (
-    "original_id",
-    "symbol",
-    "age_sec",
-    "confidence",
-    "action",
-    "drained_at_ts",
-    "reason",
-    "consumer_group",
-    "run_id",
-)
 # of these each event has its own; the others are those of its commit
 OF_EVENT = ("original_id", "symbol", "age_sec", "confidence", "action", "reason")
-_NAMES = [name.encode() for name in RECORD_FIELDS]
-_WIDTH = 2 * len(RECORD_FIELDS)
+_NUMBERS = ("age_sec", "confidence")
 
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """One entry of the audit stream."""
+    """One entry of the audit stream: its id, and its fields in their order."""
 
     audit_id: str
     original_id: str
@@ -49,6 +38,9 @@ class AuditRecord:
     run_id: str
 
 
+RECORD_FIELDS = tuple(field.name for field in fields(AuditRecord))[1:]
+_NAMES = [name.encode() for name in RECORD_FIELDS]
+_WIDTH = 2 * len(RECORD_FIELDS)
 Records = Sequence[Sequence[str]]  # columns, one for each name in OF_EVENT
 
 
@@ -81,26 +73,16 @@ def _number_text(number: float) -> str:
 def parse(entry: RawEntry) -> AuditRecord:
     """An entry of the audit stream as a record; what is missing or odd becomes empty or None."""
     texts = [part.decode("utf-8", "replace") for part in entry[1] or []]
-    found = dict.fromkeys(RECORD_FIELDS, "") | dict(zip(texts[::2], texts[1::2], strict=True))
-    return AuditRecord(
-        audit_id=entry[0].decode(),
-        original_id=found["original_id"],
-        symbol=found["symbol"],
-        age_sec=_number(found["age_sec"]),
-        confidence=_number(found["confidence"]),
-        action=found["action"],
-        drained_at_ts=found["drained_at_ts"],
-        reason=found["reason"],
-        consumer_group=found["consumer_group"],
-        run_id=found["run_id"],
-    )
+    there = dict(zip(texts[::2], texts[1::2], strict=True))
+    found: dict[str, Any] = {name: there.get(name, "") for name in RECORD_FIELDS}
+    found |= {name: _number(found[name]) for name in _NUMBERS}
+    return AuditRecord(entry[0].decode(), **found)
 
 
 def audit_schema() -> pa.Schema:
     """The columns of an audit table: those of the stream, and `audit_id` before them."""
-    numbers = ("age_sec", "confidence")
     names = ("audit_id", *RECORD_FIELDS)
-    return pa.schema([(n, pa.float64() if n in numbers else pa.string()) for n in names])
+    return pa.schema([(n, pa.float64() if n in _NUMBERS else pa.string()) for n in names])
 
 
 def audit_table(entries: Sequence[RawEntry]) -> pa.Table:
@@ -115,14 +97,7 @@ def audit_table(entries: Sequence[RawEntry]) -> pa.Table:
             return pa.table(list(map(_column, columns, kinds)), audit_schema())
         except pa.ArrowInvalid:  # no UTF-8, or no number that Arrow knows
             pass
-    rows = [parse(entry) for entry in entries]
-    return pa.table(
-        [
-            pa.array([getattr(row, field.name) for row in rows], field.type)
-            for field in audit_schema()
-        ],
-        audit_schema(),
-    )
+    return pa.Table.from_pylist([vars(parse(entry)) for entry in entries], audit_schema())
 
 
 def audit_ms(table: pa.Table) -> np.ndarray:

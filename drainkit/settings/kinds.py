@@ -164,6 +164,7 @@ Share = Annotated[_Number, _holds(lambda x: 0 <= x <= 1, "must be within 0..1, a
 Minutes = Annotated[
     _Number, _holds(lambda x: 0 <= x <= MAX_MIN, f"must be >= 0 minutes, at most {MAX_MIN:,}")
 ]
+Amount = Annotated[_Number, _holds(lambda x: x >= 0, "must be 0 or more")]
 PositiveMinutes = Annotated[
     _Number, _holds(lambda x: 0 < x <= MAX_MIN, f"must be > 0 minutes, at most {MAX_MIN:,}")
 ]

@@ -193,8 +193,8 @@ class Analysis(_Figures):
     def invalid_table(self) -> pd.DataFrame:
         """Events that cannot be read, by reason, with an example of each (escaped)."""
         bad = self.frame[self.frame["invalid"].ne("") & ~self.frame["missing"]]
-        groups = bad.groupby(bad["invalid"].astype(str))["id"].agg(["size", "first"])
-        groups = groups.sort_values("size", ascending=False)
+        groups = bad.groupby(bad["invalid"].astype(str), sort=False)["id"].agg(["size", "first"])
+        groups = groups.sort_values("size", ascending=False, kind="stable")
         raw = (
             [] if self.sealed else reading.bodies(self.server, [*map(str.encode, groups["first"])])
         )

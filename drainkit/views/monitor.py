@@ -22,9 +22,10 @@ from ..operations.state import GroupState, StreamState, known, state_as_dict
 from ..safe import one_line, text, verbatim
 from ..server import audit_log, ledger
 from ..server.connection import Server
+from ..settings.kinds import Amount
 from . import figures
 from .explore import person_is_here
-from .session import Session
+from .session import Session, checked
 from .tables import Table, groups_frame, macros, markdown, safe
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ class Monitor(Session):
         if not isinstance(board.pattern, str | None):
             raise UsageError("pattern takes a glob pattern of stream names, as a text")
         limits = checks.Limits(
-            max_backlog=_whole(names, "max_backlog"),
-            max_age_min=_whole(names, "max_backlog_age_min"),
-            max_lost=_whole({"max_lost": 0, **names}, "max_lost"),
+            max_backlog=int(checked(names, "max_backlog", Amount)),
+            max_age_min=checked(names, "max_backlog_age_min", Amount),
+            max_lost=int(checked(names, "max_lost", Amount, 0)),
         )
         board.look = lambda: checks.check(
             board.server, board.settings, limits, pattern=board.pattern, audits=True
@@ -198,15 +199,6 @@ class Monitor(Session):
         """Drains that have started and not ended."""
         lines = [verbatim(f"{stream}: {run.line()}") for stream, run in self._drains()]
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
-
-
-def _whole(names: Mapping[str, Any], name: str) -> int:
-    value = names.get(name)
-    if isinstance(value, str) and value.isdecimal() and len(value) < 19:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UsageError(f"{name} must be a whole number, 0 or more")
-    return value
 
 
 def _numbers(group: GroupState) -> dict[str, str]:

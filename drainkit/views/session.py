@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from .. import files
 from ..core.summary import RUN_ID, Summary
@@ -48,6 +49,15 @@ def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
             for name in stored - {"Optional"}:
                 if name not in known or name not in names:
                     raise UsageError(f"{name}: no such parameter; check its spelling")
+
+
+def checked(names: Mapping[str, Any], name: str, kind: Any, default: Any = None) -> Any:
+    """A parameter of one notebook alone, as its kind; a quoted "5" or "false" is understood."""
+    try:
+        return TypeAdapter(kind).validate_python(names.get(name, default))
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name} {why}") from None
 
 
 def _stored_names(source: str) -> set[str]:

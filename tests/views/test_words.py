@@ -14,11 +14,10 @@ from books import GROUP, ask, at, deliver, fill, seed
 from conftest import Cli, intent
 from servers import Server
 from test_explore import explored
-from test_figures import NOW_MS, POLICY, frame_of, raw
+from test_figures import NOW_MS, POLICY, frame_of
 
 from drainkit.demo.backlog import sample_entries
 from drainkit.errors import RefusedError, UsageError
-from drainkit.views import figures
 from drainkit.views.analyse_backlog import Analysis
 from drainkit.views.dry_run import DryRun
 from drainkit.views.live_drain import LiveDrain
@@ -28,28 +27,6 @@ from drainkit.views.live_drain import LiveDrain
 def _server(valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
-
-
-def test_those_that_name_none_are_told_where_they_are_the_most() -> None:
-    """A title does not call a source the one with the most that pass below a longer bar."""
-    named = [raw(NOW_MS - i, i, source=f"s{i % 2}") for i in range(10)]
-    frame = frame_of([*named, *(raw(NOW_MS - i, i) for i in range(50, 90))])
-    title = figures.by_category(frame, "source").layout.title.text
-    assert title.startswith("By source: 40 that pass name none; of the others s")
-    frame = frame_of([*named, raw(NOW_MS - 50)])
-    assert "none" not in figures.by_category(frame, "source").layout.title.text
-
-
-def test_one_is_no_plural() -> None:
-    """`1 event` in figures, and no rate where all came in one millisecond."""
-    figure = figures.by_category(frame_of([raw(NOW_MS - 1)]), "symbol").to_dict()
-    assert figure["data"][0]["hovertext"] == ["BTCUSDT, passes: 1 event"]
-    counts = {"drained_ok": 1, **dict.fromkeys(POLICY_ACTIONS, 0)}
-    assert figures.waterfall(counts).layout.title.text.startswith("1 of 1 event passes")
-
-
-POLICY_ACTIONS = ("dropped_missing", "dropped_old", "dropped_invalid", "dropped_not_allowlisted",
-                  "dropped_low_conf")  # fmt: skip
 
 
 def test_the_table_follows_the_sliders_and_nothing_jumps() -> None:
@@ -114,6 +91,13 @@ def test_a_misspelt_parameter_can_be_mended() -> None:
     with pytest.raises(UsageError, match="max_agemin"):
         LiveDrain.open(names)
     LiveDrain.open({**names, "In": [*names["In"], cell]})
+
+
+def test_02_without_a_folder_has_no_digest(valkey: Server, stream: str) -> None:
+    """A plan that is saved nowhere cannot be approved, so its digest is not shown."""
+    seed(valkey, stream, 20, delivered=10)
+    dry = DryRun.open({"stream": stream})
+    assert dry.plan.digest not in dry.digest().data
 
 
 def test_a_plan_that_was_applied_says_so(valkey: Server, stream: str, cli: Cli) -> None:
