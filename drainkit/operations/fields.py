@@ -10,7 +10,7 @@ from ..core.values import RawEntry
 from ..ids import id_key, last_of, next_id
 from ..server import reading, scopes
 from ..server.connection import Server
-from ..server.splitting import sampled
+from ..server.counting import sampled
 from ..settings import Settings
 
 SAMPLE = 500  # entries at most

@@ -18,9 +18,9 @@ from ..ids import next_id
 from ..safe import one_line
 from ..server import ledger
 from ..server.connection import Server
+from ..server.counting import sampled
 from ..server.keeping import keeping_words
 from ..server.reading import stop_words
-from ..server.splitting import sampled
 from ..settings import Settings
 from .checks import Limits, Report, judge
 from .ranges import Lens
