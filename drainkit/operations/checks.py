@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
-from ..safe import one_line, text
+from ..safe import text
 from ..server.connection import Server
 from ..server.keeping import eviction_words, keeping
 from ..server.reading import find_streams
 from ..settings import Settings
-from .losses import Lost
 from .state import (
     CONSUMER_STATES,
     HISTORY_GROUP,
     GroupState,
+    Lost,
     StreamState,
     known,
     read_state,
@@ -56,8 +56,8 @@ class Finding:
     text: str
 
     def line(self) -> str:
-        """The finding as one safe line."""
-        where = one_line(self.stream) + (f" {one_line(self.group)}" if self.group else "")
+        """The finding as one line."""
+        where = f"{self.stream} {self.group}" if self.group else self.stream
         return f"{self.severity.upper()}: {where}: {self.text}"
 
 
@@ -96,14 +96,9 @@ class Report:
 
 
 def check(
-    server: Server,
-    settings: Settings,
-    limits: Limits,
-    *,
-    groups: Sequence[str] = (),
-    pattern: str | None = None,
-    audits: bool = False,
-) -> Report:
+    server: Server, settings: Settings, limits: Limits, *, groups: Sequence[str] = (),
+    pattern: str | None = None, audits: bool = False,
+) -> Report:  # fmt: skip
     """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown.
 
     `audits`: for metrics, so the audit is counted by action, and backlogs are counted to the end.
@@ -134,8 +129,7 @@ def check(
 
 def unreadable(name: str, error: DrainkitError) -> Report:
     """The report where nothing could be read."""
-    findings = [Finding("unknown", name, None, one_line(str(error), 600))]
-    return Report(findings, readable=False)
+    return Report([Finding("unknown", name, None, str(error))], readable=False)
 
 
 def _each_stream(
@@ -170,16 +164,13 @@ def _each_stream(
 
 
 def judge(
-    report: Report,
-    state: StreamState,
-    limits: Limits,
-    groups: Sequence[str] = (),
+    report: Report, state: StreamState, limits: Limits, groups: Sequence[str] = (),
     kept: Mapping[str, Any] | None = None,
-) -> None:
-    """Judge a stream, its groups (all without `groups`), and what its server keeps, if told."""
+) -> None:  # fmt: skip
+    """Judge a stream, its groups (all without `groups`), and what its server `kept`."""
     name = state.info.name
-    if kept and (told := eviction_words(kept)):
-        report.add("warning" if kept["may_evict"] else "unknown", name, None, told)
+    if kept and (words := eviction_words(kept)):
+        report.add("warning" if kept["may_evict"] else "unknown", name, None, words)
     # groups of scope history are the drain's own
     mine = [g for g in state.groups if not g.group.name.endswith(HISTORY_GROUP)]
     state = replace(state, groups=mine)

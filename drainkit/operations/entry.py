@@ -1,4 +1,4 @@
-"""Single entries: what they hold, how they were read, every filter's verdict, whose they are."""
+"""How entries are read: one by one, with every filter's verdict; or a sample, and its fields."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..core.audit import parse
 from ..core.events import Events, decoder_of
 from ..core.places import Place, places, shown
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
+from ..core.shapes import Findings, examine
 from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import RefusedError, UsageError
-from ..ids import FIRST_ID, id_key, is_id
+from ..ids import FIRST_ID, id_key, is_id, last_of, next_id
 from ..safe import one_line, text
-from ..server import audit_log, reading
+from ..server import audit_log, reading, scopes
 from ..server.connection import Server
+from ..server.counting import sampled
 from ..settings import Settings
 
+SAMPLE = 500  # entries at most
+TOO_MANY = 0.2  # of them unreadable: a live drain would be refused
 MAX_AUDIT_RECORDS = 1_000_000  # searched for the entries; beyond that the answer says so
 
 
@@ -209,3 +215,31 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("audit", "none", f"{audit['searched']:,} records searched{whole}"))
     return [(part, one_line(str(name), 60), one_line(str(value), 2000))
             for part, name, value in rows]  # fmt: skip
+
+
+def fields_of(server: Server, settings: Settings) -> Findings:
+    """What the backlog's events hold, which fields are chosen, and what would mend them."""
+    return examine(sample(server, settings), settings.fields)
+
+
+def unreadable(server: Server, settings: Settings) -> Findings | None:
+    """What is wrong with the backlog's events; None where at most a fifth cannot be read."""
+    entries = sample(server, settings)
+    bad = (decoder_of(settings).decode(entries).invalid > 0).sum()
+    return examine(entries, settings.fields) if bad > TOO_MANY * len(entries) else None
+
+
+def sample(server: Server, settings: Settings) -> list[RawEntry]:
+    """Entries from all over what is undelivered; of the whole stream if nothing is."""
+    info, settings = reading.stream_info(server), scopes.at_now(server, settings)
+    last = info.boundary_id
+    if settings.until is not None:
+        last = min(last, last_of(settings.until), key=id_key)
+    group = reading.positions(server).get(settings.consumer_group)
+    for first in (next_id(group.position) if group else None, info.first_id):
+        pages = sampled(server, first, last) if first and id_key(first) <= id_key(last) else ()
+        if found := [entry for page in pages for entry in page]:
+            # by chance: producers that take turns would keep time with equal steps
+            rows = np.random.default_rng(0).permutation(len(found))[:SAMPLE]
+            return [found[row] for row in sorted(rows.tolist())]
+    return []

@@ -11,8 +11,7 @@ from ..core.plan import allowlist_notes
 from ..core.policy import ACTIONS, Policy
 from ..core.progress import entries_words, next_run_words, span
 from ..core.timestamps import iso
-from ..operations.entry import rows_of, show
-from ..operations.fields import unreadable
+from ..operations.entry import rows_of, show, unreadable
 from ..operations.state import baseline, own_pending
 from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes

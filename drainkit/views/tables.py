@@ -12,7 +12,7 @@ import pandas as pd
 from ..core.policy import ACTIONS
 from ..core.progress import span
 from ..core.summary import Summary
-from ..operations.state import cell, group_rows
+from ..operations.facts import cell, group_rows
 from ..safe import UNTYPESET, one_line, share
 
 if TYPE_CHECKING:
