@@ -327,7 +327,7 @@ def acl(as_json: bool, **flags: Any) -> None:
     history (only he may make and end a group). A janitor may `consumers --delete` and
     `trim --apply`.
     """
-    from ..server.acl import NOT_FORBIDDEN, rules
+    from ..server.keys import NOT_FORBIDDEN, rules
     from ..settings.kinds import allowlist_symbols
 
     settings = settings_of(flags)

@@ -24,10 +24,10 @@ from ..ids import next_id as next_id
 from ..ids import previous_id as previous_id
 from ..safe import one_line, text
 from .connection import Server
-from .names import Name as Name
-from .names import named as named
-from .names import raw_name as raw_name
-from .names import told_apart
+from .scope import Name as Name
+from .scope import named as named
+from .scope import raw_name as raw_name
+from .scope import told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are

@@ -23,7 +23,7 @@ from ..core.audit import OF_EVENT, Records
 from ..core.events import Events
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
-from ..safe import one_line, text
+from ..safe import text
 from .connection import Server
 from .reading import FIRST_ID, PAGE_BYTES, StopSwitch, next_id, raw_name, size_of, type_of
 from .scope import Scope, not_ours
@@ -43,15 +43,8 @@ FAILURES = {
     "than were decided; compare the audit with the stream before the next run",
 }
 MAX_LISTED = 1_000  # groups or consumers; a script that lists so many takes 3 to 5 ms
-_WAITING: list[Any] = [
-    b"none",
-    b"",
-    b"",
-    b"0-0",
-    0,
-    0,
-    0,
-]  # what a reply that says to wait leaves out
+# what a reply that says to wait leaves out
+_WAITING: list[Any] = [b"none", b"", b"", b"0-0", 0, 0, 0]
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
 TRIM_REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was removed",
@@ -254,7 +247,7 @@ def resume(server: Server) -> StopSwitch | None:
 def not_a_switch(server: Server, kind: str) -> str:
     """What to say of a key of another type in the kill switch's place."""
     return (
-        f"{one_line(text(server.keys.stop))} is a {kind}, no kill switch of drainkit's: no drain "
+        f"{text(server.keys.stop)} is a {kind}, no kill switch of drainkit's: no drain "
         "goes on as long as it is there; rename it, and drainkit stop"
     )
 
