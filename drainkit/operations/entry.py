@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.audit import parse
 from ..core.events import Events, decoder_of
-from ..core.places import Place, places, shown
+from ..core.places import places, shown
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
 from ..core.shapes import Findings, examine
 from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
@@ -58,22 +58,31 @@ def show(
 
 def _decided(settings: Settings, policy: Policy, entry: RawEntry, now_us: int) -> dict[str, Any]:
     events = decoder_of(settings).decode([entry])
+    texts = [text(part) for part in entry[1] or ()]
+    pairs = [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+    found = [
+        # JSON can hold numbers that JSON cannot write again: as text each can be shown
+        vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
+        for p in places(settings.fields, entry, events)
+    ]
+    fields = None if entry[1] is None else pairs
     return judged(events, decide(events, policy, now_us), policy) | {
-        "fields": None if entry[1] is None else _pairs(entry[1]),
-        "places": [_place(place) for place in places(settings.fields, entry, events)],
-    }
+        "fields": fields, "places": found,
+    }  # fmt: skip
 
 
 def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, Any]:
     """What is known of a single event without its entry."""
     time_us, age_us = int(events.event_time_us[0]), int(decisions.age_us[0])
-    id_us = int(id_times_us(events.ids)[0])
+    id_us, confidence = int(id_times_us(events.ids)[0]), float(events.confidence[0])
     known = time_us != NO_TIME
+    values: dict[str, Any] = {name: shown(events, name) for name in ("symbol", "side", "source")}
+    values["confidence"] = None if np.isnan(confidence) else confidence
     return {
         "id": events.ids[0].decode(),
         "id_time": None if id_us == NO_TIME else iso(id_us),
         "fields": None,
-        "values": _values(events),
+        "values": values,
         "places": [],
         "event_time": iso(time_us) if known else None,
         "time_source": TIME_SOURCES[int(events.time_source[0])],
@@ -82,23 +91,6 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
         "reason": reasons(events, decisions, policy)[0],
         "filters": _filters(events, decisions, policy),
     }
-
-
-def _pairs(body: Sequence[bytes]) -> list[list[str]]:
-    texts = [text(part) for part in body]
-    return [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
-
-
-def _values(events: Events) -> dict[str, Any]:
-    number = float(events.confidence[0])
-    texts: dict[str, Any] = {name: shown(events, name) for name in ("symbol", "side", "source")}
-    return {**texts, "confidence": number if number == number else None}  # noqa: PLR0124 - nan
-
-
-def _place(place: Place) -> dict[str, Any]:
-    # JSON can hold numbers that JSON cannot write again: as text each can be shown
-    raw = text(place.raw) if isinstance(place.raw, bytes) else repr(place.raw)
-    return {**dataclasses.asdict(place), "raw": raw}
 
 
 def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[str, Any]]:
@@ -115,7 +107,7 @@ def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[
         "dropped_invalid": invalid or "every value can be read",
         "dropped_not_allowlisted": "any symbol passes" if allowed is None else
         f"{'no valid symbol' if symbol is None else symbol}, {len(allowed):,} are allowed",
-        "dropped_low_conf": "no valid confidence to judge" if number != number else  # noqa: PLR0124 - nan
+        "dropped_low_conf": "no valid confidence to judge" if np.isnan(number) else
         f"confidence {number!r}, minimum {policy.min_conf!r}",
     }  # fmt: skip
     bits = int(decisions.failed[0])
@@ -128,11 +120,7 @@ def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[
 def _groups(server: Server, entry_id: str) -> Iterator[dict[str, Any]]:
     """What each group has to do with the entry."""
     for group in reading.positions(server).values():
-        rows = [
-            row
-            for page in reading.pending_ids(server, group.name, entry_id, first=entry_id)
-            for row in page
-        ]
+        rows = next(reading.pending_ids(server, group.name, entry_id, first=entry_id), [])
         yield {
             "name": str(group.name),
             "position": group.position,
