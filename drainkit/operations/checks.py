@@ -183,16 +183,17 @@ def judge(
     for g in state.groups:
         if not groups or g.group.name in groups:
             before = len(report.findings)
-            _judge_group(report, name, g, limits)
+            by = _judge_group(report, name, g, limits)
             if len(report.findings) == before:
-                report.add("ok", name, g.group.name, _healthy(g))
+                report.add("ok", name, g.group.name, _healthy(g, by))
             elif g.lost == Lost() and not limits.must_know_lost:
                 report.add("ok", name, g.group.name, f"how many {LOST} is unknown")
     if not state.groups and not groups:
         report.add("ok", name, None, f"{state.info.length:,} entries, and no group reads them")
 
 
-def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> None:
+def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> str:
+    """Add what is near or beyond a limit; what is to be said of the oldest one's age."""
     group = g.group.name
     counted = g.backlog.undelivered  # None: it stopped at the limit
     undelivered = limits.max_backlog + 1 if counted is None else counted
@@ -204,8 +205,10 @@ def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> No
     _judge_lost(report, name, g, limits)
     _add(report, name, group, "{} entries pending", g.group.pending, limits.max_pending)
     _add(report, name, group, "{} dead consumers", g.by_state.get("dead", 0), limits.max_dead)
+    by_id = g.oldest_by == "entry id"
+    by = " (the first by its id; too many to look at each event)" * by_id
     for what, n, age_sec, most, note in (
-        ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min, _by(g)),
+        ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min, by),
         ("pending", g.group.pending, g.oldest_pending_age_sec, limits.max_pending_age_min, ""),
     ):
         if n and age_sec is None and most is not None:
@@ -213,11 +216,7 @@ def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> No
         elif n and age_sec is not None:
             text = f"the oldest {what} entry is {{}} min old{note}"
             _add(report, name, group, text, age_sec / 60, most)
-
-
-def _by(g: GroupState) -> str:
-    """What is to be said of the oldest one's age."""
-    return " (the first by its id; too many to look at each event)" * (g.oldest_by == "entry id")
+    return by
 
 
 def _add(
@@ -243,11 +242,10 @@ def _judge_lost(report: Report, name: str, g: GroupState, limits: Limits) -> Non
         report.add("unknown", name, g.group.name, f"how many {LOST} is unknown")
 
 
-def _healthy(g: GroupState) -> str:
-    age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min{_by(g)}"
+def _healthy(g: GroupState, by: str) -> str:
+    age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min{by}"
     states = ", ".join(f"{g.by_state[s]} {s}" for s in CONSUMER_STATES if g.by_state.get(s))
     return (
         f"{known(g.backlog.undelivered)} undelivered{age}, {g.group.pending:,} pending, "
-        f"{g.lost} lost; lag reported "
-        f"{known(g.group.lag_reported)}; {states or 'no'} consumers"
+        f"{g.lost} lost; lag reported {known(g.group.lag_reported)}; {states or 'no'} consumers"
     )

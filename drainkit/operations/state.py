@@ -208,10 +208,9 @@ def _oldest(
 
 def _oldest_pending(server: Server, decoder: Decoder | None, group: Group) -> int:
     """The time of the pending event of the lowest id; NO_TIME without one."""
-    lowest = reading.lowest_pending(server, group.name) if decoder and group.pending else None
-    if decoder is None or lowest is None:
-        return NO_TIME
-    return int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
+    if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
+        return int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
+    return NO_TIME
 
 
 def _age_sec(now_us: int, event_us: int) -> float | None:
