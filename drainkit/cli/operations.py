@@ -189,7 +189,7 @@ def resume(as_json: bool, **flags: Any) -> None:
 
 
 def _note(server: Server, entry: Entry) -> None:
-    """The ledger must not stand in the kill switch's way: say what went wrong, and go on."""
+    """A broken ledger must not keep the kill switch from working: say so, and go on."""
     from ..server import ledger
 
     try:

@@ -64,7 +64,7 @@ def command(
 
 
 def setting(*names: str) -> list[Any]:
-    """The options of these settings; what they are stands in settings.py."""
+    """The options of these settings, as settings/ declares them."""
     from ..settings import Settings, facts, outside
 
     options = []

@@ -40,7 +40,7 @@ class Limits:
     max_pending: int | None = 1000
     max_pending_age_min: float | None = 60  # of the oldest pending entry, minutes
     max_lost: int = 0  # entries trimmed before the group read them
-    must_know_lost: bool = False  # whether it is a finding where the server's counters do not tell
+    must_know_lost: bool = False  # whether not knowing is a finding
     max_dead: int | None = None  # consumers idle at least `dead_after_min`
     max_audit: int | None = None  # entries of the audit stream, which nothing trims
     dead_after_min: float = 60
@@ -150,7 +150,7 @@ def _each_stream(
         try:
             name = raw.decode()
         except UnicodeDecodeError:
-            report.add("unknown", text(raw), None, "the stream's name is no UTF-8")
+            report.add("unknown", text(raw), None, "the stream's name is not UTF-8")
             continue
         with ExitStack() as stack:
             try:
@@ -236,7 +236,7 @@ def _judge_lost(report: Report, name: str, g: GroupState, limits: Limits) -> Non
     if lost.exact or lost.least > most:
         _add(report, name, g.group.name, f"{{}} {LOST}", lost.least, most, bound=str(lost))
     elif (lost.most is not None and lost.most > most) or lost.least:
-        text = f"{lost} {LOST}, now or earlier: the server does not tell; limit {most:,}"
+        text = f"{lost} {LOST}, now or earlier: the server does not say; limit {most:,}"
         report.add("unknown", name, g.group.name, text)
     elif lost.most is None and limits.must_know_lost:
         report.add("unknown", name, g.group.name, f"how many {LOST} is unknown")

@@ -33,8 +33,8 @@ def show(
 ) -> list[dict[str, Any]]:
     """All that is known of single entries, JSON-ready; reads only.
 
-    Raises UsageError for what is no entry id, RefusedError if an entry is neither in the stream nor
-    pending nor audited.
+    Raises UsageError for what is not an entry id, RefusedError if an entry is neither in the stream
+    nor pending nor audited.
     """
     for entry_id in ids:
         if not is_id(entry_id):

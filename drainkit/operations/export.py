@@ -93,7 +93,7 @@ class _Dataset:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None and not self._parts.keys() - {NO_DATE}:
-            # an empty part: readers take columns and kinds, that of `date` too, from what is there
+            # an empty part, from which readers take the columns and their types, that of `date` too
             self._next_part(self._today)
         self._open.__exit__(kind, *error)  # type: ignore[arg-type]
 

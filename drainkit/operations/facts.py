@@ -1,4 +1,4 @@
-"""What a group's state tells, each value declared once: the rows, the text and the metrics of it.
+"""The values of a group, each declared once, and the rows, text and metrics made of them.
 
 Here a state is its JSON (state_as_dict), or an older baseline.json, which may lack some values.
 """

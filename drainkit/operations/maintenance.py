@@ -86,7 +86,7 @@ def remove_consumers(
             if idle_ms is None or idle_ms < min_idle_ms:
                 kept[name] = _why_kept("gone" if idle_ms is None else "active", idle_ms or 0)
         names = [name for name in names if name not in kept]
-    # where the list is known, each removal is held against what the list of groups tells
+    # where the list is known, each removal is checked against the list of groups
     size = max(1, BATCH_CONSUMERS // len(reading.positions(server) if known else "1"))
 
     def remove(step: Sequence[str]) -> int:
@@ -118,7 +118,7 @@ def _by_steps(
     look: Callable[[Step], int], note: Callable[[int], ledger.Entry],
     stopping: threading.Event | None,
 ) -> int:  # fmt: skip
-    """Remove step by step; whatever ends it, the ledger and the error tell how many are removed.
+    """Remove step by step; whatever ends it, ledger and error say how many were removed.
 
     `look` says how many of a step are gone, where the reply to it was lost.
     """
@@ -289,7 +289,7 @@ def _steps(entries: Iterable[RawEntry]) -> Iterator[list[bytes]]:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a name that is no Parquet file's, or a file that is there already."""
+    """Refuse a name without .parquet, or a file that exists already."""
     if path.suffix != ".parquet":
         raise UsageError(f"--archive {path.name}: the name must end in .parquet")
     if path.exists():
@@ -327,7 +327,7 @@ def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         with files.parquet_file(path) as file:
             if not file.schema_arrow.equals(_archive_schema()):
-                raise UsageError(f"{path.name} is no archive of drainkit trim (id, fields)")
+                raise UsageError(f"{path.name} is not an archive of drainkit trim (id, fields)")
             for group in range(file.num_row_groups):  # of large entries it holds few
                 yield from file.iter_batches(TRIM_ENTRIES, row_groups=[group])
     except (OSError, pa.ArrowException, ValueError) as error:

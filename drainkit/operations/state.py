@@ -67,7 +67,7 @@ class Lost:
 def lost_to(group: Group, info: StreamInfo, server: ServerInfo) -> Lost:
     """How many entries after the group's position were trimmed, as far as its counters prove.
 
-    Once the group has passed a gap, nothing of it is missing any more, and no server tells of it.
+    Once the group has passed a gap, nothing of it is missing any more, and no counter shows it.
     """
     start = info.first_id if info.first_id is not None else info.boundary_id
     if id_key(group.position) >= id_key(start):  # a trim takes the smallest ids
@@ -79,7 +79,7 @@ def lost_to(group: Group, info: StreamInfo, server: ServerInfo) -> Lost:
     only_trimmed = id_key(info.max_deleted_id or FIRST_ID) <= id_key(group.position)
     if read == 0:  # also from a file of Redis 6.2, which counted nothing: at least so many
         return Lost(gone if only_trimmed else 0)
-    if read is None:  # when a group was made no server tells; of one without consumers it is clear
+    if read is None:  # no server says when a group was made; one without consumers never read
         never_read = group.position == FIRST_ID and not group.consumers
         return Lost(gone, gone) if never_read and only_trimmed else Lost()
     most = gone - read  # all entries that are there lie after the position
@@ -141,7 +141,7 @@ def read_state(
 ) -> StreamState:  # fmt: skip
     """The stream as it is now; with `settings`, which name the fields, also the oldest ages.
 
-    `audits`: also count the audit by action, for which all of it is read, and tell each group's
+    `audits`: also count the audit by action, for which all of it is read, and give each group's
     last runs. `most`: count no more undelivered entries than that (and one). `seen` gets the events
     that were decoded for the ages: of a group with at most OLDEST_OF undelivered the first so many.
     """

@@ -3,7 +3,7 @@
 Redis's own lag can be wrong, so entries are counted. XINFO STREAM tells length and both ends in one
 atomic reply: all or none of a stream is known without reading. In the middle of a stream the
 entries of the range and those around it are read alternately: the smaller side ends first, and the
-length tells the other.
+length gives the other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def count_between(server: Server, first: str, last: str) -> int:
 def count(
     server: Server, info: StreamInfo, first: str, last: str, *, most: int | None = None
 ) -> tuple[int, bool]:
-    """How many entries lay from `first` to `last` when `info` was told, and whether that is all.
+    """How many entries lay from `first` to `last` when `info` was read, and whether that is all.
 
     With `most` it ends as soon as there are more, and answers `most` + 1 and False.
     """

@@ -30,7 +30,7 @@ CLEANING = ("eval", "xgroup|delconsumer", "xtrim")
 
 #: What no rule can forbid a role, on any server; a line each.
 NOT_FORBIDDEN = (
-    "no rule tells arguments apart: who may add to the audit or the run ledger can also empty it "
+    "no rule looks at arguments: who may add to the audit or the run ledger can also empty it "
     "(XADD audit MAXLEN 0) or write what never was",
     "who may XREADGROUP can also take what others have (CLAIM, from 8.4 on) or read for another "
     "group of the stream; who may XACK can acknowledge what was never audited",

@@ -16,7 +16,7 @@ from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
 
-# ruff: noqa: PLC0414 - whoever reads the stream needs ids and names, so they are exported again
+# ruff: noqa: PLC0414 - code that reads the stream needs ids and names, so they are exported again
 from ..ids import FIRST_ID as FIRST_ID
 from ..ids import LAST_ID as LAST_ID
 from ..ids import id_key as id_key
@@ -89,9 +89,9 @@ class StreamInfo:
         return b"%d %d" % (self.entries_added, self.entries_added - self.length)
 
     def has_all_of(self, then: StreamInfo) -> bool:
-        """Whether all entries of `then` are still there: none deleted, the stream not made anew.
+        """Whether all entries of `then` are still there: none deleted, and it is the same stream.
 
-        6.2 has no counters to tell; there it must be the same in all.
+        6.2 has no counters; there nothing at all may differ.
         """
         if self.entries_added is None or then.entries_added is None:
             return astuple(self) == astuple(then)
@@ -157,12 +157,12 @@ def stream_info(server: Server) -> StreamInfo:
 
 
 def type_of(server: Server, key: bytes) -> str:
-    """The type of what a key holds, as TYPE says; "none" where there is no such key."""
+    """The type of what a key holds, as TYPE says; "none" for a missing key."""
     return text(server.call("TYPE", key))
 
 
 def length_of(server: Server, key: bytes) -> int:
-    """How many entries a stream has; 0 where there is no such stream."""
+    """How many entries a stream has; 0 for a missing one."""
     return int(server.call("XLEN", key))
 
 
@@ -208,7 +208,7 @@ def position_of(server: Server, group: str) -> Group:
     groups = positions(server)
     if group not in groups:
         if any(str(name) == group for name in groups):
-            raise RefusedError(f"{group}: the group's name is no UTF-8; drain another")
+            raise RefusedError(f"{group}: the group's name is not UTF-8; drain another")
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
             f"{text(server.stream)} has no group {group}; it has: {known}"

@@ -39,7 +39,7 @@ class Name(str):
 
 
 def told_apart(names: Sequence[bytes]) -> list[Name]:
-    """The names of one list; where some look alike, one that is no UTF-8 shows its bytes too."""
+    """The names of one list; where some look alike, one that is not UTF-8 shows its bytes too."""
     looks = Counter(map(text, names))
     found = []
     for raw in names:
@@ -70,7 +70,7 @@ class Scope:
     group: str
     consumer_group: str  # to which `group` belongs: itself, or scope history's
     consumer: str
-    position: str  # of `group`; scope history: where its own group stands or would start
+    position: str  # of `group`; scope history: of its own group, or where that would start
     group_position: str  # of the consumer group itself
     boundary: str
     group_exists: bool

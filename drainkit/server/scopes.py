@@ -206,5 +206,5 @@ def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
         what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"
         raise RefusedError(f"--allowlist {settings.allowlist}: the key {what}")
     members = server.call("SMEMBERS", found)
-    # as latin-1 what is no ASCII stays none, and so is refused
+    # as latin-1 whatever is not ASCII stays so, and is refused
     return check_symbols([member.decode("latin-1") for member in members], settings.allowlist)

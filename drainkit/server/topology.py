@@ -231,7 +231,7 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
 
 @contextmanager
 def _login() -> Iterator[None]:
-    """The errors of a login; a server may repeat what it was told, so no other text is shown."""
+    """The errors of a login; a server may repeat a password, so no other text of it is shown."""
     try:
         yield
     except redis.exceptions.InvalidResponse:
@@ -247,7 +247,7 @@ def _check_password(url: str) -> None:
     query = url.partition("?")[2]
     if "#" in url or not re.fullmatch(r"(?:[A-Za-z_%\d]+=[^&]*(?:&|$))*", query):
         raise UsageError(
-            "--redis-url: a # or ? of the password stands as it is; write %23 for #, %3F for ?, "
+            "--redis-url: a # or ? of the password must be encoded; write %23 for #, %3F for ?, "
             "%2F for /, %40 for @"
         )
 
@@ -331,5 +331,5 @@ def hash_tag(key: bytes) -> bytes:
 
 
 def netloc(host: str, port: int) -> str:
-    """Host and port as they stand in a URL."""
+    """Host and port as a URL has them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

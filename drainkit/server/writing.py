@@ -34,7 +34,7 @@ REFUSALS = {
     "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
     "many_groups": "the stream has more than {:,} groups, and to look up a position among them "
-    "would hold up the server; remove groups that nobody reads with",
+    "would hold up the server; remove groups that are not used",
 }
 FAILURES = {
     "unaudited": "the audit stream was deleted or trimmed during the run: records are missing; "
@@ -82,7 +82,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Committed:
-    """What became of a batch: done, or told to wait; and where group and stream stand then."""
+    """What became of a batch: done, or to be sent later; and the state of group and stream."""
 
     done: bool
     now_us: int
@@ -176,7 +176,7 @@ def probe(
     audit_id: str = FIRST_ID,
     rate: float | None = None,
 ) -> Committed:
-    """A commit without records: proves that one could work, and tells where the group stands.
+    """A commit without records: proves that one could work, and brings the group's position.
 
     It refuses what a commit refuses: a position below `after`, counters that went back. With `rate`
     the drains at work learn of this one's throttle.
@@ -191,7 +191,7 @@ def probe(
 def begin(server: Server, group: str, consumer_group: str) -> tuple[str, str]:
     """Hold the state against stream, audit and recorded set, before a first commit (begin.lua).
 
-    Returns how they stand to each other ("whole", "anew", "behind", "ahead") and, if "ahead", after
+    Returns how they compare ("whole", "anew", "behind", "ahead") and, if "ahead", after
     which of the audit's ids the set lacks its records.
     """
     keys = server.keys
@@ -226,7 +226,7 @@ def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> boo
 
     False if it was set already: then it keeps its first reason, but none that expires.
 
-    SETNX and GETDEL, not SET and DEL: on 6.2 an ACL cannot tell keys apart by command, and a
+    SETNX and GETDEL, not SET and DEL: on 6.2 an ACL grants a command for all keys or none, and a
     drainer must not be able to overwrite or delete the stream.
     """
     switch = {"reason": reason, "operator": operator, "at_us": now_us}
@@ -263,7 +263,7 @@ def open_history(server: Server, scope: Scope) -> None:
         scope.consumer_group, scope.position,
     )  # fmt: skip
     if made == -1:
-        raise RefusedError(f"{text(server.stream)} is no stream any more")
+        raise RefusedError(f"{text(server.stream)} is not a stream any more")
     if made == -2:
         raise RefusedError(not_ours(scope.group))
     if made == -3:
