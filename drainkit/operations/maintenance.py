@@ -196,16 +196,9 @@ def trim_plan(
     floor = min(by_group, by_age or by_group, key=reading.id_key)
     bound = "age" if floor != by_group else "end" if floor == end else "group"
     held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
-    return TrimPlan(
-        floor=floor,
-        bound=bound,
-        group_floor=by_group,
-        age_floor=by_age,
-        held_by=held_by if bound == "group" else {},
-        entries=sum(len(page) for page in entries_before(server, floor)),
-        length=info.length,
-        groups=len(groups),
-    )
+    entries = sum(len(page) for page in entries_before(server, floor))
+    held_by = held_by if bound == "group" else {}
+    return TrimPlan(floor, bound, by_group, by_age, held_by, entries, info.length, len(groups))
 
 
 def _age_floor(server: Server, info: StreamInfo, keep_days: float) -> str:

@@ -90,18 +90,13 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
     longest_ms = max(_GONE_MS if _is_gone(start) else ACTIVE_MS, pause_ms)
     alive = silent_ms is not None and silent_ms < longest_ms
     return RunningDrain(
-        run_id=start.run_id,
-        consumer_group=start.consumer_group,
-        consumer=start.consumer,
-        started_at=start.at,
-        done=done,
-        remaining=left,
+        start.run_id, start.consumer_group, start.consumer, start.at, done, left,
         events_per_sec=round(rate, 2),
         eta_sec=round(left / rate, 1) if rate and alive else None,
         silent_sec=None if silent_ms is None else silent_ms / 1000,
         alive=alive,
         throttle=start.throttle,
-    )
+    )  # fmt: skip
 
 
 def _is_gone(start: ledger.Start) -> bool:

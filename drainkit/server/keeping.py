@@ -69,12 +69,10 @@ def check_room(server: Server, scope: Scope, max_events: int | None) -> None:
         return
     left = max(0, kept["maxmemory"] - kept["used_memory"])
     one = RECORD_BYTES + len(scope.group) + PENDING_BYTES * (scope.name == "pending")
-    events = max_events
-    if (
-        events is None or events * one * MARGIN + WORK_BYTES > left
-    ):  # else there is no need to count
-        left_over = scopes.remaining(server, scope)
-        events = min(left_over, events or left_over)
+    if max_events is not None and max_events * one * MARGIN + WORK_BYTES <= left:
+        return  # there is no need to count
+    events = scopes.remaining(server, scope)
+    events = min(events, max_events or events)
     if (needed := round(events * one * MARGIN) + WORK_BYTES) > left:
         raise RefusedError(
             f"the records of {events:,} events need about {_size(needed)} of memory, and maxmemory "

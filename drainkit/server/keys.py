@@ -16,7 +16,7 @@ from redis.crc import key_slot
 
 from ..errors import RefusedError, UsageError
 from ..safe import text
-from .topology import ServerInfo, hash_tag
+from .topology import ServerInfo
 
 READING = (
     "ping", "select", "info", "time", "type", "exists", "xinfo", "xrange", "xrevrange", "xlen",
@@ -57,7 +57,7 @@ def side_keys(stream: bytes, audit_stream: str | None, *, is_cluster: bool) -> K
     A Cluster's slot is that of the hash tag (redis.io, Cluster specification).
     """
     base = stream
-    if is_cluster and not hash_tag(base):
+    if is_cluster and not re.search(rb"^[^{]*\{[^}]+\}", base):  # else it has a hash tag
         if b"}" in base:
             raise RefusedError(
                 "the stream's name has a } and no hash tag, so on a Cluster no key can share "

@@ -225,15 +225,9 @@ def consumers(server: Server, group: str) -> list[Consumer]:
 
 
 def pages(
-    server: Server,
-    key: bytes,
-    first: str,
-    last: str,
-    *,
-    page: int = PAGE_ENTRIES,
-    ahead: bool = False,
-    newest_first: bool = False,
-) -> Generator[list[RawEntry]]:
+    server: Server, key: bytes, first: str, last: str, *,
+    page: int = PAGE_ENTRIES, ahead: bool = False, newest_first: bool = False,
+) -> Generator[list[RawEntry]]:  # fmt: skip
     """Entries from `first` to `last`, both included, in pages of at most `page`.
 
     A page of more than MOST_BYTES is given up while it comes, and asked for in smaller ones. With
@@ -325,28 +319,21 @@ def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]
 
 
 def pending_ids(
-    server: Server,
-    group: str,
-    boundary: str,
-    *,
-    consumer: str | None = None,
-    min_idle_ms: int = 0,
-    first: str = FIRST_ID,
-    page: int = 1000,
-) -> Iterator[list[tuple[bytes, Name, int]]]:
+    server: Server, group: str, boundary: str, *, consumer: str | None = None,
+    min_idle_ms: int = 0, first: str = FIRST_ID, page: int = 1000,
+) -> Iterator[list[tuple[bytes, Name, int]]]:  # fmt: skip
     """Pages of (id, owner, idle_ms) from `first` to `boundary`, idle at least `min_idle_ms`."""
-    start = first
     idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
     owner = (raw_name(consumer),) if consumer is not None else ()
-    while id_key(start) <= id_key(boundary):
+    while id_key(first) <= id_key(boundary):
         found = server.call(
-            "XPENDING", server.stream, raw_name(group), *idle, start, boundary, page, *owner
+            "XPENDING", server.stream, raw_name(group), *idle, first, boundary, page, *owner
         )
         if found:
             yield [(row[0], Name(row[1]), row[2]) for row in found]
         if len(found) < page:
             return
-        start = next_id(text(found[-1][0]))
+        first = next_id(text(found[-1][0]))
 
 
 def pairs(reply: list[Any]) -> dict[str, Any]:

@@ -54,18 +54,11 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
                 raise RefusedError(f"--from-consumer: the group has no {given}")
             wanted.append(name)
     return Scope(
-        name=settings.scope,
-        group=settings.drain_group,
-        consumer_group=settings.consumer_group,
-        consumer=settings.consumer_name,
-        position=position,
-        group_position=main.position,
-        boundary=boundary,
-        group_exists=exists,
-        min_idle_ms=round(settings.min_idle_min * 60_000),
-        from_consumers=tuple(wanted),
+        settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,
+        position=position, group_position=main.position, boundary=boundary, group_exists=exists,
+        min_idle_ms=round(settings.min_idle_min * 60_000), from_consumers=tuple(wanted),
         first=first,
-    )
+    )  # fmt: skip
 
 
 def at_now(server: Server, settings: Settings) -> Settings:

@@ -98,18 +98,9 @@ class Committed:
 
 
 def send_commit(
-    server: Server,
-    scope: Scope,
-    batch: Batch,
-    records: Records,
-    *,
-    drained_at: str,
-    rate: float | None,
-    run_id: str,
-    deadline_us: int,
-    audit_id: str,
-    credit_us: int = 0,
-) -> None:
+    server: Server, scope: Scope, batch: Batch, records: Records, *, drained_at: str,
+    rate: float | None, run_id: str, deadline_us: int, audit_id: str, credit_us: int = 0,
+) -> None:  # fmt: skip
     """Send a batch to be committed, with what its records say (`audit.records`).
 
     After `deadline_us`, by the server's clock, the request does nothing any more. `audit_id` is the
@@ -167,15 +158,9 @@ def stopped(switch: StopSwitch) -> StoppedError:
 
 
 def probe(
-    server: Server,
-    scope: Scope,
-    *,
-    after: str,
-    counters: bytes,
-    deadline_us: int,
-    audit_id: str = FIRST_ID,
-    rate: float | None = None,
-) -> Committed:
+    server: Server, scope: Scope, *, after: str, counters: bytes, deadline_us: int,
+    audit_id: str = FIRST_ID, rate: float | None = None,
+) -> Committed:  # fmt: skip
     """A commit without records: proves that one could work, and brings the group's position.
 
     It refuses what a commit refuses: a position below `after`, counters that went back. With `rate`
