@@ -26,8 +26,8 @@ from conftest import Cli, intent, one_line_error
 from proxy import Proxy
 from servers import Server
 
-from drainkit.errors import RefusedError
-from drainkit.operations.maintenance import trim, trim_plan
+from drainkit.errors import RefusedError, UsageError
+from drainkit.operations.maintenance import restore, trim, trim_plan
 from drainkit.server import writing
 from drainkit.server.connection import Server as Link
 
@@ -334,19 +334,20 @@ HOSTILE: list[list[tuple[str | None, list[bytes | None] | None]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", [None, *HOSTILE])
-def test_restore_writes_nothing_of_a_hostile_file(
-    valkey: Server, cli: Cli, rows: list[tuple[str | None, list[bytes | None] | None]] | None
-) -> None:
+def test_restore_writes_nothing_of_a_hostile_file(valkey: Server, cli: Cli) -> None:
     """Ids that are words to Redis, no ids, or not ascending, missing fields: 2, and no stream."""
-    (cli.cwd / "odd.parquet").write_bytes(b"PAR1 no")
-    if rows is not None:
-        columns = [pa.array([r[0] for r in rows], pa.string()),
-                   pa.array([r[1] for r in rows], pa.list_(pa.binary()))]  # fmt: skip
-        pq.write_table(pa.table(columns, ["id", "fields"]), cli.cwd / "odd.parquet")
-    ran = cli("restore", "odd.parquet", "--yes", *at(valkey, "new"))
-    assert ran.rc == 2
-    assert "holds a part" not in one_line_error(ran.err)
+    odd = cli.cwd / "odd.parquet"
+    odd.write_bytes(b"PAR1 no")
+    said = [cli.fails(2, "restore", odd, "--yes", *at(valkey, "new"))]
+    with Link(valkey.url, "new") as link:
+        for rows in HOSTILE:
+            columns = [pa.array([r[0] for r in rows], pa.string()),
+                       pa.array([r[1] for r in rows], pa.list_(pa.binary()))]  # fmt: skip
+            pq.write_table(pa.table(columns, ["id", "fields"]), odd)
+            with pytest.raises(UsageError, match="not an entry of an archive") as refused:
+                restore(link, "new", odd)
+            said.append(str(refused.value))
+    assert "holds a part" not in "".join(said)
     assert ask(valkey, "EXISTS", "new") == 0
 
 
