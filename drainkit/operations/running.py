@@ -75,6 +75,8 @@ def running_drains(server: Server) -> list[RunningDrain]:
 
 
 def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
+    if start.throttle is not None and not 0 < start.throttle < math.inf:
+        raise ValueError(start.throttle)
     group = reading.positions(server).get(start.consumer_group)
     left, silent_ms = 0, None
     if group is not None:

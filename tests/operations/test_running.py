@@ -64,7 +64,7 @@ def test_odd_values_in_the_ledger_do_not_break_status(
     good = {
         "event": "start", "run_id": "20260101T000000Z-live-abc123", "consumer_group": GROUP,
         "consumer": "c", "scope": "undelivered", "boundary_id": ids[-1], "throttle": "5",
-        "max_events": "5", "at": "2026-01-01T00:00:00Z",
+        "max_events": "5", "at": "2026-01-01T00:00:00Z", "plan_digest": "",
     }  # fmt: skip
     for i, (field, value) in enumerate([*ODD, ("consumer", "right")]):
         start = good | {"run_id": f"20260101T000000Z-live-abc{i:03}", "consumer": f"c{i}"}
