@@ -55,13 +55,9 @@ class DeadConsumer:
 def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[DeadConsumer]:
     """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
     reading.position_of(server, group)
-    return [
-        DeadConsumer(
-            c.name, c.pending, c.idle_ms, _why_kept("pending", c.pending) if c.pending else ""
-        )
-        for c in reading.consumers(server, group)
-        if c.idle_ms >= min_idle_ms
-    ]
+    dead = [c for c in reading.consumers(server, group) if c.idle_ms >= min_idle_ms]
+    why = [_why_kept("pending", c.pending) if c.pending else "" for c in dead]
+    return [DeadConsumer(c.name, c.pending, c.idle_ms, w) for c, w in zip(dead, why, strict=True)]
 
 
 def remove_consumers(
@@ -78,11 +74,11 @@ def remove_consumers(
     ledger.check(server)
     removed: list[str] = []
     kept: dict[str, str] = {}
-    there = {reading.raw_name(c.name): c.idle_ms for c in reading.consumers(server, group)}
+    there: dict[str, int] = {c.name: c.idle_ms for c in reading.consumers(server, group)}
     known = len(there) > writing.MAX_LISTED
     if known:
         for name in names:
-            idle_ms = there.get(reading.raw_name(name))
+            idle_ms = there.get(name)
             if idle_ms is None or idle_ms < min_idle_ms:
                 kept[name] = _why_kept("gone" if idle_ms is None else "active", idle_ms or 0)
         names = [name for name in names if name not in kept]
@@ -101,8 +97,8 @@ def remove_consumers(
         return len(removed) - before
 
     def look(step: Sequence[str]) -> int:
-        left = {reading.raw_name(c.name) for c in reading.consumers(server, group)}
-        return sum(reading.raw_name(name) not in left for name in step)
+        left: set[str] = {c.name for c in reading.consumers(server, group)}
+        return sum(name not in left for name in step)
 
     steps = (names[first : first + size] for first in range(0, len(names), size))
     who = operator or os_user()
