@@ -254,18 +254,18 @@ def test_of_two_trims_with_one_archive_one_is_refused(
     """Two timers, of one stream or of two: whatever was removed is in the archive that is there."""
     keys = [f"{stream}.{i}" for i in range(streams)]
     for key in keys:
-        seed(valkey, key, 20_000, delivered=20_000)
+        seed(valkey, key, 10_000, delivered=10_000)
     before = ids_of(valkey, keys[-1])
     command = ("trim", "--apply", "--yes", "--archive", "a.parquet", "--stream")
     proxy = start_proxy(valkey)
-    proxy.arm("delay_reply", match=b"XRANGE", nth=30, delay_sec=1)  # 24 count, the others archive
+    proxy.arm("delay_reply", match=b"XRANGE", nth=20, delay_sec=1)  # 14 count, the others archive
     first = cli.start(*command, keys[0], "--redis-url", proxy.url)
     proxy.wait_fired()
     first.send_signal(signal.SIGSTOP)
     assert cli(*command, keys[-1], "--redis-url", valkey.url).rc == 0
     first.send_signal(signal.SIGCONT)
     assert cli.finish(first).rc == 4
-    assert [ask(valkey, "XLEN", key) for key in keys] == [20_000] * (streams - 1) + [0]
+    assert [ask(valkey, "XLEN", key) for key in keys] == [10_000] * (streams - 1) + [0]
     assert pq.read_table(cli.cwd / "a.parquet")["id"].to_pylist() == before
     assert [path.name for path in cli.cwd.iterdir()] == ["a.parquet"]
 
