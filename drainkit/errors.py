@@ -28,6 +28,7 @@ class DrainkitError(Exception):
         The text itself stays, so that `drainkit run` can show it on a terminal.
         """
         text = _URL_FLAG.sub("DRAINKIT_REDIS_URL", str(self))
+        text = text.replace("run the same command again", "run this cell again")
         words = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
         note = " (a parameter of this notebook, or a line of drainkit.toml)" * (words != text)
         return [f"{type(self).__name__}: {words}{note}"]

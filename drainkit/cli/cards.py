@@ -52,14 +52,18 @@ def report(result: Mapping[str, Any]) -> list[Block]:
         n = sum(change["events"] for change in changed)
         where = "; drift.parquet names each" if result.get("evidence") else ""
         rows = [[c["events"], c["planned"], c["happened"]] for c in changed]
-        title = f"Drift: {n:,} events met another fate than planned{where}"
+        events = "event" if n == 1 else "events"
+        title = f"Drift: {n:,} {events} met another fate than planned{where}"
         blocks.append(Table(("Events", "Planned", "Happened"), rows, title))
     if (result.get("dropped_invalid") or 0) * 2 > (result.get("total_read") or 0):
         blocks.append("Most events cannot be read; drainkit fields says why, and what would help.")
     for name, key in REPORT_LINES.items():
         value = shown.get(key, result.get(key))
         blocks.append(f"{name}: {'unknown' if value is None else value}")
-    blocks += [f"{name}: {result[key]}" for name, key in MORE_LINES.items() if result.get(key)]
+    if result.get("evidence") and result.get("plan_path"):  # as seen from where the person is
+        shown["plan_path"] = f"{result['evidence']}/{result['plan_path']}"
+    blocks += [f"{name}: {shown.get(key, result[key])}"
+               for name, key in MORE_LINES.items() if result.get(key)]  # fmt: skip
     if result.get("mode") == "dry-run":
         good = result.get("drained_ok", 0)
         blocks.append(f"A live run acknowledges {good:,} good signals and executes none of them.")

@@ -147,6 +147,9 @@ def _become_lab(home: Path, variables: dict[str, str], further: list[str]) -> No
     os.environ.update(variables)
     if not IS_BLAS_GIVEN:
         os.environ.pop(BLAS_THREADS, None)
+    if os.geteuid() == 0 and "--allow-root" not in further:
+        tell("JupyterLab refuses root: be another user, or end the command with -- --allow-root",
+             err=True)  # fmt: skip
     os.chdir(home)
     os.execv(program[0], program)  # noqa: S606 - a list, and no shell
 

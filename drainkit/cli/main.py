@@ -32,7 +32,10 @@ def main() -> NoReturn:
         click.echo(error.format_message(), err=True)
         code = error.exit_code
     except click.ClickException as error:
-        code = _fail(UsageError(f"{error.format_message()}; see drainkit --help"), debug)
+        words = error.format_message().removesuffix(".")
+        if isinstance(error, click.NoSuchOption) and error.option_name in ("--live", "--dry-run"):
+            words = f"no option {error.option_name}: write --mode {error.option_name[2:]}"
+        code = _fail(UsageError(f"{words}; see drainkit --help"), debug)
     except (click.Abort, KeyboardInterrupt):
         code = _fail(InterruptedRunError("interrupted"), debug)
     except DrainkitError as error:

@@ -333,6 +333,8 @@ def acl(as_json: bool, **flags: Any) -> None:
     settings = settings_of(flags)
     allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
     key = allowed if isinstance(allowed, bytes) else None
+    if flags["allowlist"] and key is None:
+        raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
     with connected(settings) as server:
         found = rules(server.keys, server.info, allowlist_key=key)
     for warning in NOT_FORBIDDEN:

@@ -101,7 +101,7 @@ def approve(plan: str, sign_key: str, yes: bool, as_json: bool) -> None:
 
     found = PlanFile.load(Path(plan)).plan
     tell(plan_card(found), err=True)
-    confirm("Approve this plan?", yes)
+    confirm("Approve this plan?", yes, "this signs the plan")
     path, keys = add_signature(Path(plan), found.digest, Path(sign_key))
     data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
     many = "signatures" if len(keys) > 1 else "signature"

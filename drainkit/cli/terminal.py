@@ -138,7 +138,7 @@ def tell(*blocks: Block, err: bool = False) -> None:
     with console.capture() as captured:
         for block in safe:
             for part in _parts(block, console.is_terminal):
-                console.print(part)
+                console.print(part, soft_wrap=getattr(part, "no_wrap", False))
     lines = captured.get().splitlines()
     click.echo("\n".join(line.rstrip() for line in lines), err=err)
 
@@ -161,7 +161,9 @@ def _parts(block: Block, tty: bool) -> Iterator[Any]:
     from rich.panel import Panel
     from rich.text import Text
 
-    if isinstance(block, str):
+    if isinstance(block, str) and block.lstrip(" ").startswith("drainkit "):
+        yield Text(block, no_wrap=True)  # a command that is broken into lines cannot be pasted
+    elif isinstance(block, str):
         text = Text(block.lstrip(" "), overflow="fold")
         for pattern, style in _COLOURS.items():
             if found := re.match(pattern, text.plain):
@@ -302,12 +304,12 @@ def progress() -> Iterator[Moving]:
         moving.end()
 
 
-def confirm(question: str, yes: bool) -> None:
+def confirm(question: str, yes: bool, does: str = "this changes the server") -> None:
     """Ask on a terminal; without one, --yes is needed."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise RefusedError("this changes the server: say --yes when there is no terminal to ask on")
+        raise RefusedError(f"{does}: say --yes when there is no terminal to ask on")
     if not click.confirm(one_line(question, LONGEST), err=True):
         raise RefusedError("not confirmed; nothing was done")
 

@@ -85,6 +85,7 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
         "values": values,
         "places": [],
         "event_time": iso(time_us) if known else None,
+        "decided_at": iso(time_us + age_us) if known else None,
         "time_source": TIME_SOURCES[int(events.time_source[0])],
         "age_sec": round(age_us / 1e6, 2) if known else None,
         "action": ACTIONS[int(decisions.action[0])],
@@ -186,7 +187,8 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
          f"{verdict['says']}")
         for verdict in found["filters"]
     ]  # fmt: skip
-    rows.append(("decision", found["action"], found["reason"]))
+    at = f"as of {found['decided_at'][:19]}: " if found["decided_at"] else ""
+    rows.append(("decision", found["action"], at + found["reason"]))
     for group in found["groups"]:
         pending = group["pending"]
         state = "delivered" if group["delivered"] else "not delivered yet"
@@ -195,7 +197,7 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("group", group["name"], state))
     audit = found["audit"]
     for record in audit["records"]:
-        rows.append(("audit", record["action"], f"at {record['drained_at_ts']} in "
+        rows.append(("audit", record["action"], f"recorded at {record['drained_at_ts']} in "
                      f"{record['consumer_group']}, run {record['run_id']}: "
                      f"{record['reason']}"))  # fmt: skip
     if not audit["records"]:
