@@ -1,11 +1,18 @@
-"""Seals a run's folder: statement, sums, and its link in the chain of runs."""
+"""Seals a run's folder: statement, sums, and its link in the chain of runs.
+
+Passwords are struck out before, where one can have got in: what drainkit writes from checked values
+alone (plan, summary, tables) cannot hold one and keeps its bytes; what a notebook put out, what the
+server said, and whatever else lies in the folder, may.
+"""
 
 from __future__ import annotations
 
 import getpass
 import hashlib
+import json
 import os
 import platform
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,19 +25,33 @@ from ..files import (
     file_sha256,
     json_bytes,
     make_folder,
+    open_plain,
     remove_unfinished,
     write_bytes,
     write_json,
+    write_text,
 )
-from ..safe import strike
-from ..signing import signer
-from .chain import newest, read_chain
+from ..safe import secret_pattern, strike, strike_text
+from ..signing import OF_STATEMENT, sign, signer
+from .chain import newest_in, read_chain
 from .examined import OF_RUN
-from .lease import locked
-from .secrets import secret_of, strike_files
-from .signature import NAMESPACE, signed
-from .statement import CHAIN, SIGNATURE, STATEMENT, STATEMENT_TYPE, SUMS, Link, plain_files, sums_of
+from .statement import (
+    CHAIN,
+    RUN_JSON,
+    SIGNATURE,
+    STATEMENT,
+    STATEMENT_TYPE,
+    SUMS,
+    Link,
+    locked,
+    plain_files,
+    read_or,
+    sums_of,
+)
 
+CHECKED = ("plan.json", RUN_JSON)
+_KEPT = {*CHECKED, STATEMENT, SUMS, SIGNATURE, CHAIN}
+_KEPT_KINDS = {".parquet", ".sig"}
 PREDICATE_TYPE = "urn:drainkit:run:v1"
 PACKAGES = (
     "drainkit", "redis", "hiredis", "numpy", "pandas", "pyarrow", "plotly", "papermill",
@@ -95,7 +116,7 @@ def seal(
                 "secrets_struck_out_of": struck,
                 "signed_by": None
                 if sign_key is None
-                else signer(b"", signed(b"", sign_key), NAMESPACE),
+                else signer(b"", sign(b"", sign_key, OF_STATEMENT), OF_STATEMENT),
                 "previous": previous,
             },
         }
@@ -103,7 +124,7 @@ def seal(
         digest = hashlib.sha256(data).hexdigest()
         write_bytes(run_dir / SUMS, sums_of({**digests, STATEMENT: digest}))
         if sign_key is not None:
-            write_bytes(run_dir / SIGNATURE, signed(data, sign_key))
+            write_bytes(run_dir / SIGNATURE, sign(data, sign_key, OF_STATEMENT))
         write_bytes(run_dir / STATEMENT, data)
         write_json(run_dir.parent / CHAIN, {"run_id": run_dir.name, "statement_sha256": digest})
     return digest
@@ -112,7 +133,7 @@ def seal(
 def name_newest(reports_dir: Path) -> bool:
     """Write chain.json anew where a process died between a statement and its link there."""
     with _sealing(reports_dir):
-        last = newest(reports_dir)
+        last = newest_in(reports_dir)
         try:
             is_behind = last != read_chain(reports_dir)
         except ValueError:
@@ -132,7 +153,7 @@ def _sealing(reports_dir: Path) -> Iterator[None]:
 
 def _tail(run_dir: Path) -> Link | None:
     """The run sealed last before this one; DrainkitError where this one is sealed."""
-    last = newest(run_dir.parent, without=run_dir)
+    last = newest_in(run_dir.parent, without=run_dir)
     if (run_dir / STATEMENT).exists() or (last and last["run_id"] == run_dir.name):
         raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
     return last
@@ -153,3 +174,39 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+# ---------------------------------------------------------------- passwords
+
+
+def secret_of(run_dir: Path, words: Sequence[str]) -> re.Pattern[str] | None:
+    """What finds the passwords in this run's files.
+
+    A password that is a word of drainkit, or of this run (a stream's name), is found only where a
+    password can stand: everywhere else it is that word.
+    """
+    return secret_pattern(words, _checked_text(run_dir)) if any(words) else None
+
+
+def strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
+    """Strike the secret out of the files that can hold it; returns the names of those that did."""
+    struck = []
+    for path in plain_files(run_dir) if secret else ():
+        if path.name in _KEPT or path.suffix in _KEPT_KINDS:
+            continue
+        try:
+            with open_plain(path) as file:
+                before = file.read().decode("utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue  # not a text; a file too large to read is not one of a notebook's
+        after = strike_text(before, secret, is_json=path.suffix in (".json", ".ipynb"))
+        if after != before:
+            write_text(path, after)
+            struck.append(path.name)
+    return struck
+
+
+def _checked_text(run_dir: Path) -> str:
+    """The words of this run: what its checked files hold, but for errors, which are free text."""
+    found = [read_or(run_dir / name, {}) for name in CHECKED]
+    return "\n".join(json.dumps({**one, "error": None}, ensure_ascii=False) for one in found)

@@ -1,35 +1,17 @@
-"""SSH signatures (`ssh-keygen -Y`): of a statement, and of the plan that a run applied."""
+"""SSH signatures in evidence: of a statement, and of the plan that a run applied."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..core.plan import check_digest, parse
-from ..errors import DrainkitError, UsageError
-from ..files import read_plain, scratch
-from ..signing import approvals, signer, ssh_keygen
+from ..errors import DrainkitError
+from ..files import read_plain
+from ..signing import OF_STATEMENT, approvals, check_signed, signer
 from .statement import APPROVALS, SIGNATURE, STATEMENT, shown
-
-NAMESPACE = "drainkit"  # of signatures: one made for something else does not count
-
-
-def check_sign_key(key: Path) -> None:
-    """Refuse a key that could not sign in the end, before anything is drained."""
-    if not key.is_file():
-        raise UsageError(f"--sign-key {key} is not a file")
-    try:
-        signed(b"", key)
-    except DrainkitError as error:
-        raise UsageError(f"--sign-key {key} cannot sign: {error}") from None
-
-
-def signed(data: bytes, key: Path) -> bytes:
-    """The SSH signature of `data`."""
-    return ssh_keygen("-Y", "sign", "-n", NAMESPACE, "-f", str(key), stdin=data)
 
 
 def check_signature(
@@ -54,31 +36,21 @@ def check_signature(
         raise DrainkitError(f"missing: {SIGNATURE} ({by})") from None
     except OSError as error:
         raise DrainkitError(f"changed: {SIGNATURE} ({error.strerror or 'not readable'})") from None
-    key = signer(statement, signature, NAMESPACE)
+    key = signer(statement, signature, OF_STATEMENT)
     if not key:
         raise DrainkitError(f"changed: {SIGNATURE} does not fit {STATEMENT}")
     if signed_by not in (None, key):
         by = f"{shown(signed_by)}, as the statement says"
         raise DrainkitError(f"changed: {SIGNATURE} is not by {by}")
-    with ExitStack() as files:
-        made, allowed = (files.enter_context(scratch(d)) for d in (signature, signers or b""))
-
-        def ask(action: str, *arguments: str, stdin: bytes = b"") -> bytes:
-            command = ("-Y", action, "-s", f"/dev/fd/{made}", *arguments)
-            return ssh_keygen(*command, stdin=stdin, descriptors=(made, allowed))
-
-        if signers is None:
-            return
-        try:
-            # by the time of the run: a key may have expired since
-            when = f"-Overify-time={_moment(predicate.get('finished_at'))}"
-            known = (when, "-f", f"/dev/fd/{allowed}")
-            found = identity or ask("find-principals", *known).decode("utf-8")
-            for name in found.splitlines():
-                ask("verify", "-n", NAMESPACE, "-I", name, *known, stdin=statement)
-        except (DrainkitError, ValueError, OverflowError) as error:
-            who = shown(identity or "an allowed signer")
-            raise DrainkitError(f"not signed by {who}, but by {key} ({shown(error)})") from None
+    if signers is None:
+        return
+    try:
+        # by the time of the run: a key may have expired since
+        when = _moment(predicate.get("finished_at"))
+        check_signed(statement, signature, signers, identity, OF_STATEMENT, when)
+    except (DrainkitError, ValueError, OverflowError) as error:
+        who = shown(identity or "an allowed signer")
+        raise DrainkitError(f"not signed by {who}, but by {key} ({shown(error)})") from None
 
 
 def approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: bytes) -> list[str]:

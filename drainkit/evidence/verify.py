@@ -11,8 +11,13 @@ from ..core.summary import RUN_ID
 from ..errors import UsageError
 from ..files import read_plain
 from ..safe import one_line
-from . import checkpoint as checkpoints
-from .chain import chain_findings, order_of
+from .chain import (
+    chain_findings,
+    checkpoint_findings,
+    order_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from .examined import examine, is_run, listing
 from .ledgers import Ledgers
 from .remote import local_copy
@@ -60,7 +65,7 @@ def verify(
     except OSError:
         name = one_line(str(allowed_signers))
         raise UsageError(f"--allowed-signers {name} is not a file that can be read") from None
-    kept = None if checkpoint is None else checkpoints.read(checkpoint)
+    kept = None if checkpoint is None else read_checkpoint(checkpoint)
     with local_copy(str(path)) as folder:
         if not folder.is_dir():
             raise UsageError(
@@ -86,9 +91,9 @@ def verify(
                 found.drains = ledgers.drains()
         if checkpoint is not None:
             order = order_of(runs)
-            chain += checkpoints.findings(kept, order)
+            chain += checkpoint_findings(kept, order)
             if not found.bad:
-                checkpoints.move_on(checkpoint, order)
+                write_checkpoint(checkpoint, order)
     return found
 
 
