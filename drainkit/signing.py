@@ -12,7 +12,6 @@ import re
 import subprocess
 from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import DrainkitError, RefusedError, UsageError
@@ -78,14 +77,6 @@ def signer(data: bytes, block: bytes, namespace: str) -> str:
     return found[0].decode() if found else ""
 
 
-@dataclass(frozen=True)
-class Approvals:
-    """Who approved a plan, and why the other signatures of its file do not count."""
-
-    identities: dict[str, str]  # with the fingerprint of the key
-    rejected: tuple[str, ...]  # one line each
-
-
 def signatures_path(plan_path: Path) -> Path:
     """Where the signatures of a plan (file or evidence folder) stand: beside it."""
     plan_path = plan_path / "plan.json" if plan_path.is_dir() else plan_path
@@ -138,8 +129,9 @@ def _blocks(signatures: bytes) -> list[bytes]:
 
 def approvals(
     digest: str, signatures: bytes, signers: bytes, *, own: Collection[str], at: str | None = None
-) -> Approvals:
-    """Who of the allowed `signers` approved the plan of this digest.
+) -> tuple[dict[str, str], list[str]]:
+    """Who of the allowed `signers` approved the plan of this digest, each with the fingerprint of
+    the key; and one line for each signature that does not count.
 
     A person counts once, and not at all who has one of the names `own`. `at` (YYYYMMDDHHMMSSZ) is
     when the signatures must have been valid, else now. Raises RefusedError where a file cannot be
@@ -172,7 +164,7 @@ def approvals(
                 counted.append(person)
             else:
                 rejected.append(f"{shown} {whys[names[0]]}")
-    return Approvals(identities, tuple(rejected))
+    return identities, rejected
 
 
 def _signers(signers: bytes) -> list[tuple[str, str]]:
@@ -243,13 +235,11 @@ def required_approvals(
 ) -> dict[str, str]:
     """Who approved, with their keys; RefusedError, with each reason, if they are too few."""
     allowed = _read(signers, f"allowed_signers {signers} cannot be read, so nobody can approve")
-    found = approvals(digest, signatures, allowed, own=own)
-    if len(found.identities) >= required:
-        return found.identities
-    reasons = found.rejected or (
-        ("there is no further signature",) if found.identities else ("there is no signature",)
-    )
+    named, rejected = approvals(digest, signatures, allowed, own=own)
+    if len(named) >= required:
+        return named
+    reasons = rejected or [f"there is no {'further ' if named else ''}signature"]
     raise RefusedError(
         f"the plan needs {required} approval{'s' if required > 1 else ''} by others than the "
-        f"operator and has {len(found.identities)}: {'; '.join(reasons)} (drainkit approve)"
+        f"operator and has {len(named)}: {'; '.join(reasons)} (drainkit approve)"
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,14 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
     return found
 
 
+def examine_all(
+    run_dirs: Iterable[Path], signers: bytes | None = None, identity: str | None = None
+) -> list[Examined]:
+    """Each run's folder, two at a time: to read and to hash leaves the interpreter free."""
+    with ThreadPoolExecutor(2) as pool:
+        return [*pool.map(partial(examine, signers=signers, identity=identity), run_dirs)]
+
+
 def listing(folder: Path) -> dict[str, Path]:
     """What is in a folder, by name."""
     try:
@@ -188,6 +198,9 @@ def _contradictions(found: Examined, predicate: dict[str, Any], run: dict[str, A
     if not isinstance(approvers, list) or not all(isinstance(name, str) for name in approvers):
         predicate["approvers"] = approvers = []
         findings.append(f"changed: {STATEMENT} (approvers)")
+    if not isinstance(predicate.get("approver_keys") or {}, dict):
+        predicate["approver_keys"] = {}
+        findings.append(f"changed: {STATEMENT} (approver_keys)")
     required = predicate.get("approvals_required") or 0
     if not isinstance(required, int) or len(approvers) < required:
         findings.append(
@@ -296,23 +309,22 @@ def _approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: byt
             if not named:
                 return []
             raise ValueError(f"{APPROVALS} is missing") from None
-        found = approvals(
+        valid, rejected = approvals(
             digest, signatures, signers,
             own={str(predicate.get(name) or "") for name in ("operator", "user")} - {""},
             at=_moment(predicate.get("started_at")),
         )  # fmt: skip
     except (OSError, ValueError, OverflowError, DrainkitError) as error:
         return [f"approvals: {APPROVALS} or plan.json: {shown(error, 200)}"]
-    reasons = "; ".join(found.rejected) or "there is no signature of it"
+    reasons = "; ".join(rejected) or "there is no signature of it"
     findings = [
         f"approvals: {shown(name, 60)} is named and did not approve this plan ({reasons})"
         for name in named
-        if name not in found.identities
-        or (predicate.get("approver_keys") or found.identities).get(name) != found.identities[name]
+        if name not in valid or (predicate.get("approver_keys") or valid).get(name) != valid[name]
     ]
     required = predicate.get("approvals_required") or 0
-    if not isinstance(required, int) or len(found.identities) < required:
-        findings.append(f"approvals: {required} were required, there are {len(found.identities)}")
+    if not isinstance(required, int) or len(valid) < required:
+        findings.append(f"approvals: {required} were required, there are {len(valid)}")
     return findings
 
 

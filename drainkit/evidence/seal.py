@@ -7,15 +7,13 @@ server said, and whatever else lies in the folder, may.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
-import os
 import platform
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from ..files import (
     write_text,
 )
 from ..safe import secret_pattern, strike, strike_text
+from ..settings.kinds import os_user
 from ..signing import OF_STATEMENT, sign, signer
 from .chain import newest_in, read_chain
 from .examined import OF_RUN
@@ -42,7 +41,6 @@ from .statement import (
     STATEMENT,
     STATEMENT_TYPE,
     SUMS,
-    Link,
     locked,
     plain_files,
     read_or,
@@ -95,7 +93,9 @@ def seal(
         if path.name not in (STATEMENT, SUMS, SIGNATURE)
     }
     with _sealing(run_dir.parent):
-        previous = _tail(run_dir)
+        previous = newest_in(run_dir.parent, without=run_dir)
+        if (run_dir / STATEMENT).exists() or (previous and previous["run_id"] == run_dir.name):
+            raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
         statement = {
             "_type": STATEMENT_TYPE,
             "subject": [{"name": n, "digest": {"sha256": sha}} for n, sha in digests.items()],
@@ -106,12 +106,12 @@ def seal(
                 "parameters": strike(dict(parameters), secret),
                 "versions": {
                     "python": platform.python_version(),
-                    **_versions(),
+                    **{name: _version(name) for name in PACKAGES},
                     "server": strike(dict(server), secret),
                 },
                 "templates": [dict(template) for template in templates],
                 "host": socket.gethostname(),
-                "user": _user(),
+                "user": os_user(),
                 "approvers": run.get("approvers") or [],
                 "secrets_struck_out_of": struck,
                 "signed_by": None
@@ -143,37 +143,18 @@ def name_newest(reports_dir: Path) -> bool:
         return is_behind
 
 
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
 @contextmanager
 def _sealing(reports_dir: Path) -> Iterator[None]:
     """One run at a time seals in a folder, so that two that end together do not fork the chain."""
     with locked(reports_dir):
         remove_unfinished(reports_dir)  # a chain.json that a killed process was writing
         yield
-
-
-def _tail(run_dir: Path) -> Link | None:
-    """The run sealed last before this one; DrainkitError where this one is sealed."""
-    last = newest_in(run_dir.parent, without=run_dir)
-    if (run_dir / STATEMENT).exists() or (last and last["run_id"] == run_dir.name):
-        raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
-    return last
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 # ---------------------------------------------------------------- passwords
