@@ -272,11 +272,11 @@ def _tell(result: dict[str, Any], as_json: bool) -> int:
 
 
 def _sign_key(sign_key: str | None) -> Path | None:
-    from ..evidence.signature import check_sign_key
+    from ..signing import OF_STATEMENT, sign
 
     if sign_key is None:
         return None
-    check_sign_key(Path(sign_key))
+    sign(b"", Path(sign_key), OF_STATEMENT)  # one that cannot is refused before the drain
     return Path(sign_key)
 
 
