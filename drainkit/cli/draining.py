@@ -220,9 +220,12 @@ def run(as_json: bool, yes: bool, if_backlog_over: int | None, sign_key: str | N
       drainkit run --mode live --yes --all-streams 'quantum:stream:*' --dask local
       drainkit run --reports-dir s3://bucket/reports
     """
+    from ..pipeline.kernels import check_installed
+
     settings = settings_of(flags)
     if closing is not None:
         return _close(settings, closing, as_json, sign_key)
+    check_installed()
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
     if pattern is not None:
