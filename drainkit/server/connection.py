@@ -87,8 +87,8 @@ class _Link:
 
         Its replication id tells: a restart (an older file too), a failover, a primary that was a
         replica meanwhile, each give it a new one. The owner of a slot that moved within its
-        Cluster, with all that was in it, is not counted. A primary's very first replica gives it
-        a new one too, though nothing went back: that is rare, and told apart by nothing.
+        Cluster, with all that was in it, is not counted, nor a primary's very first replica, which
+        gives it a new one too: the process is the same then, and never was a replica itself.
         """
         with self._translated():
             self._open()
@@ -129,8 +129,11 @@ class _Link:
         before, place = self.info, self._place
         self.close()
         self._open()
-        if (self.info.replid, self.info.role) == (before.replid, before.role):
+        now = self.info
+        if now.role == before.role and now.replid == before.replid:
             return
+        if now.role == before.role and now.run_id == before.run_id and not now.was_replica:
+            return  # its first replica came
         if place and self.info.cluster:
             moved = topology.has_handed_over(self._url, self.stream, place, before, self.info)
             self.takeovers += not moved

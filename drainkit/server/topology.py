@@ -77,6 +77,7 @@ class ServerInfo:
     role: str  # "master" or "slave"
     cluster: bool
     replid: str = ""  # of its data's history: new whenever the data may have gone back
+    was_replica: bool = False  # of another one, whose history it went on with
 
     @property
     def version_tuple(self) -> tuple[int, ...]:
@@ -279,6 +280,7 @@ def read_info(link: Connection) -> ServerInfo:
         role=values.get("role", ""),
         cluster=values.get("cluster_enabled") == "1",
         replid=values.get("master_replid") or values.get("run_id", ""),
+        was_replica=bool(values.get("master_replid2", "").strip("0")),
     )
 
 

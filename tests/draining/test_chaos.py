@@ -14,18 +14,17 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from books import GROUP, ME, ask, audit, backlog, deliver, fill, seed
-from clusters import Cluster, SentinelSetup
+from clusters import Cluster
 from conftest import Cli
-from faults import COMMIT, READ, Attempt, Clock, assert_counts, at_once, attempt, key
+from faults import COMMIT, READ, Attempt, Clock, assert_counts, at_once, attempt, complete, key
 from proxy import FaultKind, Proxy, SlowLink
 from servers import KINDS, Server, wait_until
 
@@ -380,58 +379,12 @@ def test_faults_at_random(
             raise
 
 
-def role(node: Server) -> list[Any]:
-    """What ROLE says; a node whose role is changing cuts its clients off."""
-    with suppress(redis.ConnectionError):
-        return list(ask(node, "ROLE"))
-    return [b"changing"]
-
-
-def settle(tally: Tally, server: Server, stream: str, ids: list[str]) -> None:
-    """Each entry has one record."""
-    found, wanted = Counter(r["original_id"] for r in audit(server, stream)), Counter(ids)
-    tally["entries"] += len(ids)
-    tally["lost"] += (wanted - found).total()
-    tally["doubled"] += (found - wanted).total()
-    assert found == wanted
-    assert ask(server, "XPENDING", stream, GROUP)[0] == 0
-
-
-def more(server: Server, stream: str, n: int) -> list[str]:
-    """n more entries at the stream's end."""
-    ids = fill(server, stream, [("*", {"symbol": "BTCUSDT", "confidence": "0.9"})] * n)
-    return [entry.decode() for entry in ids]
-
-
-def test_failovers(sentinel: SentinelSetup, stream: str, table: defaultdict[str, Tally]) -> None:
-    """Sentinel fails over mid-drain, forth and back; the books are those of who is there then."""
-    tally = table["a failover by Sentinel"]
-    chance = random.Random(SEED)
-    url = f"redis+sentinel://127.0.0.1:{sentinel.sentinels[0].port}/{sentinel.name}/0"
-    ids = seed(sentinel.primary, stream, 1500, delivered=0)
-    pair, wait = [sentinel.primary, sentinel.replica], partial(wait_until, timeout_sec=30)
-    for _ in range(max(1, ROUNDS // 2)):
-        other, primary = sorted(pair, key=lambda node: node.port == sentinel.primary_port())
-        wait_until("the other is in step", lambda p=primary: ask(p, "WAIT", 1, 1000) == 1)
-        fail_over = partial(ask, sentinel.sentinels[0], "SENTINEL", "FAILOVER", sentinel.name)
-        ended = attempt(url, stream, throttle="1000", at=(chance.randrange(1, 300), fail_over))
-        tally.update(["times", "runs", ended.rc])
-        wait("failed over", lambda o=other: sentinel.primary_port() == o.port)
-        wait("promoted", lambda o=other: role(o)[0] == b"master")
-        wait("following", lambda p=primary: role(p)[:4:3] == [b"slave", b"connected"])
-        assert_counts(audit(other, stream), ended.summary)
-        ids += more(other, stream, 500)
-    assert attempt(url, stream, throttle="none").rc == 0
-    tally["runs"] += 1
-    settle(tally, other, stream, ids)
-
-
 def test_slots_that_move(cluster: Cluster, stream: str, table: defaultdict[str, Tally]) -> None:
     """The stream's slot goes from primary to primary mid-drain: every run goes on to its end."""
     tally = table["a Cluster's slot on the move"]
     chance = random.Random(SEED)
     stream = f"{{{stream}}}"
-    ids = seed(cluster.primary_of(stream), stream, 1500, delivered=0)
+    ids = [entry.encode() for entry in seed(cluster.primary_of(stream), stream, 1500, delivered=0)]
     for _ in range(2 * ROUNDS):
         over = threading.Event()
 
@@ -452,7 +405,10 @@ def test_slots_that_move(cluster: Cluster, stream: str, table: defaultdict[str, 
         assert ended.rc == 0, ended.error
         home = cluster.primary_of(stream)
         assert_counts(audit(home, stream), ended.summary)
-        ids += more(home, stream, 800)
-    tally["runs"] += 1
-    assert attempt(cluster.url, stream).rc == 0
-    settle(tally, cluster.primary_of(stream), stream, ids)
+        ids += fill(home, stream, [("*", {"symbol": "BTCUSDT"})] * 800)
+    wanted = Counter(ids)
+    assert_counts(audit(home, stream), complete(cluster.url, stream).summary)
+    found = Counter(r["original_id"].encode() for r in audit(cluster.primary_of(stream), stream))
+    lost, doubled = (wanted - found).total(), (found - wanted).total()
+    tally.update({"runs": 1, "entries": len(ids), "lost": lost, "doubled": doubled})
+    assert (lost, doubled) == (0, 0)

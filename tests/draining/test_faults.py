@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 from books import GROUP, ME, ask, audit, deliver, fill, pending, seed
+from clusters import SentinelSetup
 from conftest import intent
 from faults import Clock, assert_once, assert_settled, attempt, complete
 from servers import KINDS, Server, wait_until
@@ -305,6 +306,38 @@ def test_data_that_went_back_in_a_process(
     assert first.rc == 3
     again = complete(server.url, stream, throttle="none")
     assert_settled(server, stream, ids, [first, again])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_replica_is_no_takeover(start_server: StartServer, stream: str, kind: str) -> None:
+    """It gives its primary a new replication id, and nothing went back: the run goes on."""
+    server, other = start_server(kind, port=True), start_server(kind, port=True)
+    ids = seed(server, stream, 400, delivered=0)
+
+    def come() -> None:
+        follow(other, server)
+        ask(server, "CLIENT", "KILL", "TYPE", "normal")
+
+    run = complete(server.url, stream, throttle="1000", at=(100, come))
+    assert_settled(server, stream, ids, [run])
+
+
+def test_another_primary_is_named_midway(sentinel: SentinelSetup, stream: str) -> None:
+    """Though the drain's own goes on, the books are those of whom Sentinel names: exit 3."""
+    watcher, new = sentinel.sentinels[0], sentinel.replica
+    ids = seed(sentinel.primary, stream, 400, delivered=0)
+    url = f"redis+sentinel://127.0.0.1:{watcher.port}/{sentinel.name}/0"
+
+    def name_another() -> None:
+        ask(new, "REPLICAOF", "NO", "ONE")
+        ask(watcher, "SENTINEL", "REMOVE", sentinel.name)
+        ask(watcher, "SENTINEL", "MONITOR", sentinel.name, "127.0.0.1", str(new.port), "1")
+
+    first = attempt(url, stream, throttle="1000", at=(40, name_another))
+    assert len(audit(sentinel.primary, stream)) == 400
+    assert first.rc == 3
+    assert 0 < first.books["total_read"] == len(audit(new, stream)) < 100
+    assert_settled(new, stream, ids, [first, complete(url, stream)])
 
 
 def follow(replica: Server, primary: Server) -> None:

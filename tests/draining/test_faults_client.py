@@ -264,24 +264,3 @@ def test_nothing_in_the_package_asks_for_the_hosts_time() -> None:
         if clock.search(line)
     }
     assert found == set()
-
-
-def test_a_drain_that_died_is_not_doubled_by_scope_pending(
-    valkey: Server, stream: str, start_proxy: StartProxy
-) -> None:
-    """A drain's commits lost on their way, and its entries taken by scope pending: once each."""
-    ids = seed(valkey, stream, 160, delivered=100)[100:]
-    proxy, stopping = start_proxy(valkey), threading.Event()
-
-    def cut() -> None:
-        proxy.arm("cut_after", match=b"EVAL", times=None)
-        threading.Timer(0.3, stopping.set).start()
-
-    url = f"{proxy.url}&socket_timeout=0.5"
-    runs = [
-        attempt(url, stream, throttle="1000", at=(20, cut), stopping=stopping),
-        attempt(valkey.url, stream, scope="pending", min_idle_min=0, consumer_name="other"),
-        attempt(valkey.url, stream, allow_active_consumers=True),
-    ]
-    assert [run.rc for run in runs] == [130, 0, 0]
-    assert_settled(valkey, stream, ids, runs)
