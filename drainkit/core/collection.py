@@ -33,6 +33,8 @@ def give_back_buffers() -> None:
     """
     # its Parquet files heed this alone, and only if it is set when Arrow is imported
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+    # the thread of the other one: from Python 3.12 on a fork beside a thread is warned of
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     pa.set_memory_pool(pa.system_memory_pool())
     pa.set_cpu_count(1)
 

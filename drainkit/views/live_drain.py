@@ -22,7 +22,7 @@ from ..draining.job import resolve
 from ..draining.live import apply, changes, note_drift
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError, RefusedError, UsageError, error_of
-from ..evidence.lease import working_on
+from ..evidence.statement import working_on
 from ..operations.state import baseline
 from ..safe import verbatim
 from ..server import ledger, reading

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..core.policy import ACTIONS
 from ..core.summary import Summary
-from ..operations.state import cell, group_rows
+from ..operations.facts import cell, group_rows
 from ..safe import UNTYPESET, one_line, share
 
 if TYPE_CHECKING:

@@ -2,65 +2,59 @@
 
 from __future__ import annotations
 
+import math
 import re
-import threading
 import time
-from itertools import pairwise
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise, repeat
 
 import pytest
 from books import ask, at, audit, live, now_ms, reached, seed, wait_for, worst_window
 from conftest import Cli
-from faults import Attempt, attempt, complete
+from faults import Attempt, at_once, attempt, complete
 from proxy import SlowLink
 from servers import Server
 
 
-@pytest.mark.parametrize(
-    ("rate", "seconds"), [(5, 4), (50, 4), (500, 4), (2.5, 4), (9.5, 3), (9.9, 4)]
-)
-def test_the_throttle_holds_and_is_reached(
-    server: Server, stream: str, cli: Cli, rate: float, seconds: int
-) -> None:
-    """No second holds more than the rate, no tenth more than a fifth of it; 98 % are reached."""
-    n = int(rate * seconds) + 1
-    best = 0.0
-    for number in range(8):  # what a busy machine delays is lost; what is too fast is a bug
-        name = f"{stream}:{number}"
-        seed(server, name, n + 150)
-        cli.done(*live(server, name, "--throttle", rate, "--max-events", n))
+def hold_and_reach(server: Server, url: str, stream: str, rates: Sequence[float]) -> None:
+    """Drains side by side: no second holds more than the rate, no tenth more than a fifth of it.
+
+    98 % of each rate are reached; what another program of this machine delays is tried again.
+    """
+    best = dict.fromkeys(rates, 0.0)
+
+    def drained(rate: float, number: int) -> float:
+        name, n = f"{stream}:{rate}:{number}", max(16, int(rate * 4) + 1)
+        seed(server, name, n, delivered=0)
+        complete(url, name, throttle=str(rate))
         records = audit(server, name)
         assert len(records) == n
-        assert worst_window(records, 1000) <= -(-rate // 1)
+        assert worst_window(records, 1000) <= math.ceil(rate)
         assert worst_window(records, 100) <= max(1, rate / 5)
-        best = max(best, reached(records, rate))
-        if best >= 0.98:
-            break
-    assert best >= 0.98
+        return reached(records, rate)
 
-
-@pytest.mark.parametrize("round_trip_ms", [5, 20, 50])
-# 1,000/s wants a quiet machine
-@pytest.mark.parametrize("rate", [5, 50, pytest.param(1000, marks=pytest.mark.chaos)])
-def test_a_slow_network_keeps_rate(
-    valkey: Server, stream: str, rate: int, round_trip_ms: int
-) -> None:
-    """Over round trips of 5 to 50 ms 98 % are reached, and never more than the rate."""
-    link = SlowLink(valkey.socket, round_trip_ms / 1000)
-    best = 0.0
     for number in range(8):
-        name = f"{stream}:{number}"
-        n = max(16, rate * 3)
-        seed(valkey, name, n, delivered=0)
-        complete(link.url, name, throttle=str(rate))
-        records = audit(valkey, name)
-        assert len(records) == n
-        assert worst_window(records, 1000) <= rate
-        assert worst_window(records, 100) <= max(1, rate / 5)
-        best = max(best, reached(records, rate))
-        if best >= 0.98:
-            break
+        late = [rate for rate, share in best.items() if share < 0.98]
+        with ThreadPoolExecutor() as pool:
+            best.update(zip(late, pool.map(drained, late, repeat(number)), strict=False))
+    assert min(best.values()) >= 0.98, best
+
+
+@pytest.mark.quiet
+def test_the_throttle_holds_and_is_reached(server: Server, stream: str) -> None:
+    """Every rate holds and is reached, also where a batch does not fill a tenth of a second."""
+    hold_and_reach(server, server.url, stream, (5, 9.5, 9.9, 50, 500))
+
+
+@pytest.mark.quiet
+@pytest.mark.parametrize("round_trip_ms", [5, 20, 50])
+def test_a_slow_network_keeps_rate(valkey: Server, stream: str, round_trip_ms: int) -> None:
+    """Over round trips of 5 to 50 ms rates hold, and are reached."""
+    link = SlowLink(valkey.socket, round_trip_ms / 1000)
+    hold_and_reach(valkey, link.url, stream, (5, 50, 1000))
     link.close()
-    assert best >= 0.98
 
 
 @pytest.mark.parametrize("rate", ["0.01", "0.5"])
@@ -78,6 +72,7 @@ def test_a_dead_drains_throttle_is_gone_after_15_seconds(
     assert time.monotonic() - began < 18  # a second of its own, and what a busy machine adds
 
 
+@pytest.mark.quiet
 def test_two_drains_share_the_rate(valkey: Server, stream: str, cli: Cli) -> None:
     """Two drains at once stay under the one rate together, and still reach it."""
     best = 0.0
@@ -108,35 +103,19 @@ def test_below_one_per_second_no_two_come_closer(valkey: Server, stream: str, cl
     assert min(b - a for a, b in pairwise(times)) >= 1250
 
 
-def both(
-    server: Server, stream: str, slow: dict[str, object], fast: dict[str, object]
-) -> list[Attempt]:
-    """Two drains at once, the fast one begun first."""
-    found: list[Attempt] = []
-    threads = [
-        threading.Thread(target=lambda o=options: found.append(  # type: ignore[misc]
-            attempt(server.url, stream, allow_active_consumers=True, **o)))
-        for options in (fast, slow)
-    ]  # fmt: skip
-    for thread in threads:
-        thread.start()
-        time.sleep(0.5)
-    for thread in threads:
-        thread.join()
-    return found
-
-
 @pytest.mark.parametrize("fast", ["80", "1000", "none"])
 def test_the_lowest_throttle_holds(server: Server, stream: str, fast: str) -> None:
     """Beside a drain of 20/s no other is faster; when it has ended the other one is again."""
     seed(server, stream, 500, delivered=100)
     if fast == "none":  # held from its start, or it would be over before the slow one begins
         ask(server, "HSET", f"{stream}.drain_state", "pace", f"0 20.0@{now_ms(server) + 1500}")
-    found = both(
-        server, stream,
-        {"throttle": "20", "max_events": 25, "consumer_name": "slow"},
-        {"throttle": fast, "max_events": 200, "consumer_name": "fast"},
-    )  # fmt: skip
+    drain = partial(attempt, server.url, stream, allow_active_consumers=True)
+
+    def slow() -> Attempt:
+        time.sleep(0.5)
+        return drain(throttle="20", max_events=25, consumer_name="slow")
+
+    found = at_once(partial(drain, throttle=fast, max_events=200, consumer_name="fast"), slow)
     assert [run.rc for run in found] == [0, 0], found
     records = audit(server, stream)
     assert len({r["original_id"] for r in records}) == len(records) == 225
