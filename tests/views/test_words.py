@@ -57,6 +57,8 @@ def test_own_fields_become_columns_and_figures(valkey: Server, stream: str) -> N
     analysis = Analysis.open({"stream": stream})
     with pytest.raises(UsageError, match="with_fields"):
         analysis.by("extra.model")
+    with pytest.raises(UsageError, match="column already"):
+        analysis.with_fields("symbol")
     told = analysis.with_fields("desk", "extra.model", "extra.price", "nowhere")
     assert told["events"].tolist() == [60, 60, 60, 0]
     assert told["values"].tolist() == [2, 2, 60, 0]
