@@ -46,7 +46,7 @@ def filled_server(kind: str, entries: int) -> Iterator[Any]:
 
 def seed(url: str, entries: str) -> Result:
     """Fill KEY, six hours with each million; in a child, for as objects these need a gigabyte."""
-    from drainkit.demo.backlog import SPAN_MS, sample_entries
+    from drainkit.demo import SPAN_MS, sample_entries
     from drainkit.server import writing
     from drainkit.server.connection import Server
 

@@ -16,7 +16,7 @@ from servers import Server
 from test_explore import explored
 from test_figures import NOW_MS, POLICY, frame_of
 
-from drainkit.demo.backlog import sample_entries
+from drainkit.demo import sample_entries
 from drainkit.errors import RefusedError, UsageError
 from drainkit.views.analyse_backlog import Analysis
 from drainkit.views.dry_run import DryRun
