@@ -35,7 +35,10 @@ _BINARY = option("--server", "binary", metavar="PROGRAM",
 def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
     from ..demo.embedded import EmbeddedServer
+    from ..pipeline.kernels import check_installed
 
+    if not serve:
+        check_installed()
     with EmbeddedServer(binary) as embedded:
         settings = _filled(embedded, reports_dir, as_json=as_json)
         if not serve:
@@ -105,9 +108,11 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
     from ..evidence.statement import is_sealed
+    from ..pipeline.kernels import check_installed
     from ..pipeline.templates import copy_to, of_sealed
     from ..settings.config import config_variable, kernel_variables
 
+    check_installed()
     home = Path(folder)
     further = ["--no-browser"] * no_browser + list(ctx.obj)
     others = [*flags.values(), sealed if is_demo else None]

@@ -220,9 +220,12 @@ def run(as_json: bool, yes: bool, if_backlog_over: int | None, sign_key: str | N
       drainkit run --mode live --yes --all-streams 'quantum:stream:*' --dask local
       drainkit run --reports-dir s3://bucket/reports
     """
+    from ..pipeline.kernels import check_installed
+
     settings = settings_of(flags)
     if closing is not None:
         return _close(settings, closing, as_json, sign_key)
+    check_installed()
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
     if pattern is not None:
@@ -272,11 +275,11 @@ def _tell(result: dict[str, Any], as_json: bool) -> int:
 
 
 def _sign_key(sign_key: str | None) -> Path | None:
-    from ..evidence.signature import check_sign_key
+    from ..signing import OF_STATEMENT, sign
 
     if sign_key is None:
         return None
-    check_sign_key(Path(sign_key))
+    sign(b"", Path(sign_key), OF_STATEMENT)  # one that cannot is refused before the drain
     return Path(sign_key)
 
 

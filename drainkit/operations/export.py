@@ -38,7 +38,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
 
     A `target` that ends in a slash becomes a dataset `date=YYYY-MM-DD/part-N.parquet` by the UTC
     day of the entry's id (of an id that is not a time: null). Every file has the columns of
-    `Analysis.frame`, texts as plain texts, and `fields`: the entry's own in order (null where the
+    `events_frame`, texts as plain texts, and `fields`: the entry's own in order (null where the
     body is gone, escapes where a name or a value is not UTF-8), in Parquet a list of structs
     (name, value), in CSV a JSON list of [name, value].
     Whole or not at all. Raises UsageError for another name, RefusedError for a folder in use.

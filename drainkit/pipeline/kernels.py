@@ -10,16 +10,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import DrainkitError
+from ..errors import DrainkitError, UsageError
 from ..safe import one_line
 
 LIVE = "03_live_drain"
 NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", LIVE, "04_verify")
 SOCKET_NAME_BYTES = 96  # the systems allow 104 and 108, and a number follows
 OPEN_FILES = 64  # of a run
+#: what examples/requirements-lean.txt leaves out
+PACKAGES = ("ipywidgets", "itables", "jupyterlab", "pandas", "papermill", "plotly", "psutil")
 PATIENCE_SEC = 10.0  # for a notebook that was interrupted
 _GRAMMAR = "rfc3987_syntax"  # see quick_imports
 
@@ -39,6 +42,15 @@ def quick_imports() -> Iterator[None]:
         yield
     finally:
         del sys.modules[_GRAMMAR]
+
+
+def check_installed() -> None:
+    """Refuse notebooks in a lean installation, naming what it lacks."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise UsageError(
+            f"notebooks need {', '.join(missing)}, which this lean installation has not; "
+            "pip install drainkit"
+        )
 
 
 def check_open_files() -> None:
