@@ -27,22 +27,10 @@ from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reas
 from .values import RawEntry
 
 VERSION = 3  # 3: audit stream, environment, server, unreadable; a digest of the decisions' bytes
-COLUMNS = (
-    "id",
-    "event_time",
-    "age_sec",
-    "symbol",
-    "side",
-    "confidence",
-    "source",
-    "action",
-    "reason",
-    "failed",
-    "payload_sha256",
-    "invalid",  # what made the event invalid, empty for one that is not
-    "time_source",
-    "missing",
-)
+COLUMNS = (  # `invalid`: what made the event invalid, empty for one that is not
+    "id", "event_time", "age_sec", "symbol", "side", "confidence", "source", "action", "reason",
+    "failed", "payload_sha256", "invalid", "time_source", "missing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
