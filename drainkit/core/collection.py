@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..late import pa
+
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
@@ -33,8 +35,6 @@ def give_back_buffers() -> None:
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     # the thread of the other one: from Python 3.12 on a fork beside a thread is warned of
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
-    import pyarrow as pa
-
     pa.set_memory_pool(pa.system_memory_pool())
     pa.set_cpu_count(1)
 
@@ -45,6 +45,4 @@ def give_back_freed() -> None:
     By itself the allocator gives back the end of its heap alone: 50 MB stay after a million
     entries were read.
     """
-    import pyarrow as pa
-
     pa.default_memory_pool().release_unused()  # of the system's allocator: malloc_trim

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
-from ..server import audit_log, scopes, writing
+from ..server import audit_log, ledger, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
 from . import vanished
@@ -38,6 +38,9 @@ def apply(
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
     notes = preflight(server, job)
+    if job.planned is not None and job.to_drain is not None and not job.to_drain.count:
+        for start in ledger.starts_of(server, job.planned.plan.digest)[-1:]:
+            notes.append(f"this plan was applied already by {start.run_id} at {start.at}")
     books = Books.opened(server, job)
     books.summary.notes = notes or None
     audit = audit_log.extent(server)

@@ -35,11 +35,9 @@ from ..errors import (
     UsageError,
 )
 from ..evidence.examined import examine
-from ..evidence.lease import alone_with
 from ..evidence.remote import Reports, reports_of
-from ..evidence.seal import name_newest, seal
-from ..evidence.secrets import secret_of
-from ..evidence.statement import RUN_JSON, STATEMENT, is_plain, read_json, shown
+from ..evidence.seal import name_newest, seal, secret_of
+from ..evidence.statement import RUN_JSON, STATEMENT, alone_with, is_plain, read_or, shown
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
@@ -47,7 +45,7 @@ from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
-from . import checks, report
+from . import report
 
 KILLED = "the run was killed; its books were closed later, from the ledger and the audit"
 _SETTLE_SEC = 0.2  # for a commit that a killed kernel had sent already
@@ -79,15 +77,6 @@ def is_finished(run: Mapping[str, Any], run_id: str) -> bool:
     named = RUN_ID.fullmatch(run_id)
     mode = named.group(1) if named else None
     return bool(run.get("finished_at")) and (run.get("run_id"), run.get("mode")) == (run_id, mode)
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """run.json; empty where it cannot be read."""
-    try:
-        found = read_json(folder / RUN_JSON)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def recount_settled(server: Server, summary: Summary) -> None:
@@ -192,8 +181,8 @@ def _complete(this: Ending, summary: Summary, *, renew: bool) -> None:
             with files.TableWriter(audit, audit_schema()) as out:
                 for part in run_tables(this.server, runs):
                     out.write(part)
-    if renew or not (this.folder / checks.VERDICTS).exists():
-        checks.write_verdicts(this.folder)
+    if renew or not (this.folder / report.VERDICTS).exists():
+        report.write_verdicts(this.folder)
 
 
 # ---------------------------------------------------------------- closing a killed run's folder
@@ -210,8 +199,8 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
     _check_folder(folder)
     reports = reports_of(folder, settings.reports_dir)
     with alone_with(folder):
-        stream = settings.stream if "stream" in settings.asked else read_run(folder).get("stream")
-        stream = build({"stream": stream or settings.stream}).stream  # refuses what is no name
+        said = None if "stream" in settings.asked else read_or(folder / RUN_JSON, {}).get("stream")
+        stream = build({"stream": said or settings.stream}).stream  # refuses what is no name
         with Server.of(settings, stream) as server:
             ledger.check(server)
             mine = ledger.entries_of(server, folder.name)
@@ -250,7 +239,7 @@ def _check_folder(folder: Path) -> None:
             raise RefusedError(f"{path.name} is not a plain file; take it out of there")
     if RUN_ID.fullmatch(folder.name):
         return
-    run_id = str(read_run(folder).get("run_id", ""))
+    run_id = str(read_or(folder / RUN_JSON, {}).get("run_id", ""))
     if RUN_ID.fullmatch(run_id):
         raise UsageError(f"--close: this is the folder of {run_id}; give it that name again")
     raise UsageError(f"--close {folder} is not a run's folder")
@@ -303,7 +292,7 @@ def _finish_seal(this: Ending, mine: Sequence[ledger.OfRun], *, is_known: bool) 
     found = examine(folder)
     if found.findings:
         raise RefusedError(f"{folder.name} was sealed and changed since: {found.findings[0]}")
-    run = read_run(folder)
+    run: dict[str, Any] = read_or(folder / RUN_JSON, {})
     is_live = this.settings.mode == "live"
     if is_live and not is_known:
         books = _books(this, mine).as_dict()

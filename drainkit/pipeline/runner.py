@@ -24,10 +24,9 @@ from ..core.timestamps import iso
 from ..draining.job import Job, preflight, resolve, with_plan
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError, InterruptedRunError, UnwritableError
-from ..evidence.lease import working_on
 from ..evidence.remote import Reports, reports_at
 from ..evidence.seal import open_run
-from ..evidence.statement import RUN_JSON
+from ..evidence.statement import RUN_JSON, read_or, working_on
 from ..operations.state import baseline
 from ..safe import one_line
 from ..server import scopes
@@ -255,7 +254,7 @@ def _finish(this: Run, started_us: int, sign_key: Path | None) -> tuple[dict[str
 
 def _summary(this: Run, started_us: int) -> Summary:
     """The books that the notebooks left, or what the audit knows of a run that died."""
-    found = ending.read_run(this.folder)
+    found = read_or(this.folder / RUN_JSON, {})
     if ending.is_finished(found, this.job.run_id):
         return Summary.read(found)
     summary = _opened(this.job, started_us)

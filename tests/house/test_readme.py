@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 from books import GROUP, ask, audit, deliver, fill, original_backlog, pending, seed
 from conftest import ROOT, Cli, CliResult
+from runs import make_run, seal
 from servers import Server
+from stamps import time_stamps
 
 STREAM = "quantum:stream:trade.intent"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = "drainkit/examples/REFERENCE.md"
+README = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", REFERENCE))
 
 
 def block(language: str) -> str:
@@ -29,7 +32,7 @@ def block(language: str) -> str:
 def test_the_help_in_the_readme_is_the_programs(cli: Cli) -> None:
     """The reference is the output of `drainkit --help`, letter for letter."""
     shown = re.search(r"<!-- help -->\n+```text\n(.*?)```", README, re.DOTALL)
-    assert shown, "README.md has no copy of the help after <!-- help -->"
+    assert shown, f"{REFERENCE} has no copy of the help after <!-- help -->"
     assert shown.group(1).strip() == cli("--help", env={"COLUMNS": "80"}).out.strip()
 
 
@@ -84,7 +87,7 @@ def _with_jq(folder: Path) -> str:
         f"#!{sys.executable}\nimport json, sys, jq\n"
         "flags = {a for a in sys.argv[1:] if a.startswith('-')}\n"
         "text, *files = [a for a in sys.argv[1:] if not a.startswith('-')]\n"
-        "for file in files:\n"
+        "for file in files or [0]:\n"
         "    for found in jq.compile(text).input(text=open(file).read()):\n"
         "        print(found if '-r' in flags else json.dumps(found))\n"
     )
@@ -127,19 +130,35 @@ def test_every_command_of_the_notebooks_page_works(valkey: Server, cli: Cli) -> 
     assert (cli.cwd / "out.html").stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("how", ["as sealed", "changed", "added"])
+@pytest.mark.parametrize("how", ["as sealed", "changed", "added", "anew", "another archive"])
 def test_an_auditor_needs_no_drainkit(how: str, cli: Cli) -> None:
-    """The commands pass the example in silence, fail on a changed file, and name an added one."""
-    example = cli.cwd / "reports" / "example"
-    shutil.copytree(ROOT / "reports" / "example", example)
+    """The commands pass the example in silence, fail on a changed file, and name an added one; a
+    keeper's lines are signed, time-stamped and hold the chain; an archived run comes back."""
+    reports = cli.cwd / "reports"
+    example = shutil.copytree(ROOT / "reports" / "example", reports / "example")
+    runs = [make_run(reports, n) for n in range(3)]
+    for run in runs:
+        seal(run)
+    env = {"RUN": runs[1].name}
     if how == "changed":
         (example / "run.json").write_text("{}")
     if how == "added":
         (example / "extra.txt").write_text("x")
-    done = run_document("reports/README.md", cli)
+    if how == "anew":  # sealed anew, so that all fits, but for who kept the lines of before
+        cli.done("verify", "reports", "--checkpoint", "kept")
+        (reports / "chain.json").unlink()
+        for run in runs:
+            (run / "statement.json").unlink()
+        for run in runs:
+            seal(run, parameters={})
+    if how == "another archive":
+        env["TAR_OPTIONS"] = "--exclude=run.json"
+    with time_stamps(cli.cwd) as address:
+        done = run_document("reports/README.md", cli, TSA=address, **env)
     assert (done.rc == 0) is (how == "as sealed"), done
     assert ("extra.txt" in done.out) is (how == "added")
-    assert ("run.json: FAILED" in done.out) is (how == "changed")
+    assert ("run.json: FAILED" in done.out) is (how in ("changed", "another archive"))
+    assert ("made anew" in done.out) is (how == "anew")
 
 
 def test_the_python_example_runs(valkey: Server, cli: Cli) -> None:
@@ -163,9 +182,10 @@ def test_the_toml_example_is_understood(cli: Cli) -> None:
 def test_the_long_form_of_the_fault_suite_is_there() -> None:
     """`pytest -m chaos` finds the tests whose table the README shows."""
     assert "`pytest -m chaos`" in README
-    command = [sys.executable, "-m", "pytest", "-m", "chaos", "--collect-only", "-q"]
+    file = "tests/draining/test_chaos.py"
+    command = [sys.executable, "-m", "pytest", "-m", "chaos", "--collect-only", "-q", file]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert shown.count("tests/draining/test_chaos.py::") > 10
+    assert shown.count(f"{file}::") > 10
 
 
 def test_the_benchmarks_are_there() -> None:
