@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pytest
 from books import GROUP, ME, ask, audit
+from conftest import lacking
 from servers import Server
 
 from drainkit.core.policy import ACTIONS
@@ -74,11 +79,43 @@ def attempt(
     return Attempt(summary.exit_code, summary.as_dict(), summary.error or "")
 
 
+class Clock:
+    """The clock of servers that are started from now on, for tests to step; it goes on by itself.
+
+    That by which a server measures how long something takes stays as it is.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead_sec = 0
+        self._file = folder / "clock"
+        library = folder / "clock.so"
+        self._file.write_bytes(bytes(8))
+        build = ["cc", "-shared", "-fPIC", "-o", library, Path(__file__).parent / "clock.c"]
+        try:
+            subprocess.run(build, check=True)
+        except FileNotFoundError:
+            lacking("C compiler")
+        monkeypatch.setenv("CLOCK_FILE", str(self._file))
+        monkeypatch.setenv("LD_PRELOAD", str(library))
+
+    def step(self, seconds: int) -> None:
+        """Set it ahead, or back."""
+        self.ahead_sec += seconds
+        with self._file.open("r+b") as file:
+            file.write(self.ahead_sec.to_bytes(8, "little", signed=True))
+
+
 def complete(*where: str, **options: Any) -> Attempt:
     """A live run that has to end with 0."""
     run = attempt(*where, **options)
     assert run.rc == 0, run.error
     return run
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What the calls answer, each in a thread of its own."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 def rehearse(url: str, stream: str, **options: Any) -> dict[str, Any]:

@@ -115,10 +115,10 @@ class Server:
         self.takeovers = 0
         """How often the data may have gone back since this was opened, as of the last connecting.
 
-        Each new replication id counts: a restart (an older file too), a failover, a primary that
-        was a replica meanwhile. The owner of a slot that moved within its Cluster, with all that
-        was in it, is not counted. A primary's very first replica gives it a new id too, though
-        nothing went back: that is rare, and cannot be told apart.
+        Its replication id tells: a restart (an older file too), a failover, a primary that was a
+        replica meanwhile, each give it a new one. The owner of a slot that moved within its
+        Cluster, with all that was in it, is not counted, nor a primary's very first replica, which
+        gives it a new one too: the process is the same then, and never was a replica itself.
         """
         with translated(self.shown_url, self.close):
             self._open()
@@ -253,8 +253,11 @@ class Server:
         before, place = self.info, self._place
         self.close()
         self._open()
-        if (self.info.replid, self.info.role) == (before.replid, before.role):
+        now = self.info
+        if now.role == before.role and now.replid == before.replid:
             return
+        if now.role == before.role and now.run_id == before.run_id and not now.was_replica:
+            return  # its first replica came
         if place and self.info.cluster:
             moved = topology.has_handed_over(self._url, self.stream, place, before, self.info)
             self.takeovers += not moved

@@ -7,8 +7,17 @@ from contextlib import closing
 from dataclasses import replace
 
 from ..core.values import RawEntry
-from ..errors import RefusedError
-from ..ids import FIRST_ID, at_moment, first_of, id_key, last_of, next_id, previous_id
+from ..errors import RefusedError, UsageError
+from ..ids import (
+    FIRST_ID,
+    at_moment,
+    first_of,
+    id_key,
+    last_of,
+    lies_after,
+    next_id,
+    previous_id,
+)
 from ..safe import text
 from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
@@ -67,7 +76,10 @@ def at_now(server: Server, settings: Settings) -> Settings:
     if not bounds:
         return settings
     now_us = server.now_us()
-    return settings.model_copy(update={n: at_moment(b, now_us) for n, b in bounds.items()})
+    found = settings.model_copy(update={n: at_moment(b, now_us) for n, b in bounds.items()})
+    if found.from_ and found.until and lies_after(found.from_, found.until):
+        raise UsageError("--from lies after --until")
+    return found
 
 
 def _history_start(server: Server, group: str, first: str) -> tuple[str, bool]:

@@ -77,6 +77,7 @@ class ServerInfo:
     role: str  # "master" or "slave"
     cluster: bool
     replid: str = ""  # of its data's history: new whenever the data may have gone back
+    was_replica: bool = False  # of another one, whose history it went on with
 
     @property
     def version_tuple(self) -> tuple[int, ...]:
@@ -277,7 +278,8 @@ def read_info(link: Connection) -> ServerInfo:
     version = values.get(f"{kind}_version") or values.get("redis_version", "0")
     run_id, is_cluster = values.get("run_id", ""), values.get("cluster_enabled") == "1"
     replid = values.get("master_replid") or run_id
-    return ServerInfo(kind, version, run_id, values.get("role", ""), is_cluster, replid)
+    return ServerInfo(kind, version, run_id, values.get("role", ""), is_cluster, replid,
+                      bool(values.get("master_replid2", "").strip("0")))  # fmt: skip
 
 
 def slots(link: Connection) -> Iterator[tuple[int, int, Place]]:

@@ -295,6 +295,26 @@ def test_the_first_pages_of_large_entries_are_small(valkey: Server, stream: str,
     assert len(audit(valkey, stream)) == 20
 
 
+@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("small", [0, 16])
+def test_large_entries_hold_up_nobody(
+    valkey: Server, stream: str, cli: Cli, small: int, planned: bool
+) -> None:
+    """Among entries of 1 MiB, each sixteenth small or none, no commit takes 100 ms."""
+    large, tiny = {"x": "x" * (1 << 20)}, {"x": "y"}
+    entries = [(i + 1, tiny if small and i % small == 0 else large) for i in range(80)]
+    fill(valkey, stream, entries, group=GROUP)
+    plan = ("--plan", "p.json") if planned else ()
+    options = (*FAST, "--allow-invalid", *at(valkey, stream), *plan)
+    cli.done("drain", *options)
+    ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "10000")
+    ask(valkey, "SLOWLOG", "RESET")
+    cli.done(*LIVE, *(options[len(FAST) :] if planned else options))
+    commits = [row[2] for row in ask(valkey, "SLOWLOG", "GET", 1000) if row[3][0] == b"EVAL"]
+    assert max(commits, default=0) < 100_000
+    assert len(audit(valkey, stream)) == 80
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_large_entries_come_in_small_pages(valkey: Server, stream: str, ahead: bool) -> None:
     """Pages bring each entry once, in order, and hold 8 MiB at most, whatever came before."""

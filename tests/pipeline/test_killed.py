@@ -16,6 +16,8 @@ import psutil
 import pytest
 from books import ask, at, audit, ledger_of, pending, seed, wait_for
 from conftest import Cli, lacking
+from faults import COMMIT, Clock
+from proxy import Proxy
 from servers import Server
 
 from drainkit import files
@@ -97,6 +99,32 @@ def test_a_killed_run_is_named_and_closed(valkey: Server, stream: str, cli: Cli)
     assert len({r["original_id"] for r in audit(valkey, stream)}) == len(audit(valkey, stream))
     assert pending(valkey, stream) == 0
     assert findings(folder.parent, valkey, stream) == []
+
+
+def test_a_clock_that_went_back_under_a_run(
+    start_server: Callable[..., Server], start_proxy: Callable[[Server], Proxy], stream: str,
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its records are earlier than its run id: killed, it is closed with them, its plan goes on."""
+    clock = Clock(tmp_path, monkeypatch)
+    server = start_server("valkey")
+    ids = seed(server, stream, 120, delivered=0)
+    proxy = start_proxy(server)
+    proxy.arm("delay_request", match=COMMIT, delay_sec=1)
+    where = ("--redis-url", proxy.url, "--stream", stream)
+    plan = ("--plan", cli.cwd / "plan.json")
+    cli.done("drain", *plan, "--max-events", "all", "--throttle", "60", *where)
+    process = cli.start("run", "--mode", "live", "--yes", *plan, *where)
+    proxy.wait_fired()
+    clock.step(-5)
+    wait_for(server, stream, 20)
+    kill(process)
+    folder = live_run(cli)
+    assert folder is not None
+    closed = cli.done("run", "--close", folder, "--json", "--redis-url", proxy.url).json()
+    assert 20 <= closed["total_read"] == len(audit(server, stream)) < 120
+    cli.done("drain", "--mode", "live", "--yes", *plan, *where)
+    assert [r["original_id"] for r in audit(server, stream)] == ids
 
 
 @pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "10"))))
