@@ -47,9 +47,7 @@ def run_many(settings: Settings, pattern: str, address: str | None,
                 stopping=stopping,
             )  # fmt: skip
         else:
-            from ..pipeline.dask_runs import run_with_dask
-
-            outcomes = run_with_dask(settings, streams, address, tell=tell, stopping=stopping)
+            outcomes = many.run_with_dask(settings, streams, address, tell=tell, stopping=stopping)
         found = many.summary(pattern, settings, [*missed, *outcomes])
     emit(as_json, found, Table(many.HEAD, many.rows(found)), many.last_line(found))
     return int(found["exit_code"])

@@ -15,9 +15,8 @@ from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import ConnectionLostError, DrainkitError
 from ..server import reading, writing
-from ..server.connection import Clock, Server
 from ..server.writing import Batch, Committed
-from .job import Job
+from .run import Run
 
 ROUND_TRIPS = 8  # of so many commits the shortest counts
 
@@ -46,13 +45,11 @@ class InFlight:
     A request of unknown outcome is never sent again: the group itself says later what was done.
     """
 
-    def __init__(self, server: Server, job: Job, clock: Clock, audit_id: str) -> None:
-        self._server = server
-        self._job = job
-        self._reach = job.reach
-        self._clock = clock
+    def __init__(self, run: Run, audit_id: str) -> None:
+        self._server, self._clock = run.server, run.clock
+        self._reach, self._rate, self._run_id = run.reach, run.settings.throttle, run.run_id
         self._requests: deque[ReadRequest | CommitRequest] = deque()
-        self.takeovers = server.takeovers  # of the server, when the run began
+        self.takeovers = run.server.takeovers  # of the server, when the run began
         self._deadline = self._unknown_until = 0  # us, by the server's clock
         self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)  # seconds
         self.audit_id = audit_id  # the audit's last id, as seen last
@@ -83,7 +80,8 @@ class InFlight:
 
     def read(self, after: str, counters: bytes, last: str, count: int) -> None:
         """Ask for up to `count` new entries after an id."""
-        reading.send_page(self._server, after, last, count)
+        first = reading.next_id(after)
+        self._server.send("XRANGE", self._server.stream, first, last, "COUNT", count)
         self._requests.append(ReadRequest(after, counters))
 
     def commit(
@@ -97,11 +95,10 @@ class InFlight:
         credit_us: int,
     ) -> None:
         """Send a batch to be committed, as decided at `now_us`, with the records made of that."""
-        job = self._job
         writing.send_commit(
-            self._server, self._reach, batch, made, drained_at=iso(now_us),
-            rate=job.settings.throttle, run_id=job.run_id, deadline_us=self._new_deadline_us(),
-            audit_id=self.audit_id, credit_us=credit_us,
+            self._server, self._reach, batch, made, drained_at=iso(now_us), rate=self._rate,
+            run_id=self._run_id, deadline_us=self._new_deadline_us(), audit_id=self.audit_id,
+            credit_us=credit_us,
         )  # fmt: skip
         self._requests.append(CommitRequest(batch, events, decisions, time.monotonic()))
 
@@ -110,7 +107,7 @@ class InFlight:
         sent_sec = time.monotonic()
         reply = writing.probe(
             self._server, self._reach, after=after, counters=counters, audit_id=self.audit_id,
-            deadline_us=self._new_deadline_us(), rate=self._job.settings.throttle,
+            deadline_us=self._new_deadline_us(), rate=self._rate,
         )  # fmt: skip
         self._note(reply, sent_sec)
         return reply
@@ -118,7 +115,8 @@ class InFlight:
     def receive_page(self) -> list[RawEntry]:
         """The reply to the oldest request, a read."""
         with self._reply():
-            return reading.receive_page(self._server)
+            entries: list[RawEntry] = self._server.receive()
+            return entries
 
     def receive_commit(self) -> Committed:
         """The reply to the oldest request, a commit."""

@@ -12,10 +12,9 @@ from ..core.collection import collection_paused, give_back_freed
 from ..core.events import Decoder, Events, decoder_of
 from ..core.frame import FrameBuilder
 from ..core.policy import ACTIONS, Decisions, Policy, decide
-from ..draining.job import Job
-from ..draining.snapshot import keeping
+from ..draining.dry import keeping
+from ..draining.run import Run
 from ..server import scopes
-from ..server.connection import Server
 
 MOST_ROWS = 2_000_000  # so many events are a DataFrame as a whole
 ROWS_OF_MORE = 1_000_000  # of more: at most so many rows, evenly spread
@@ -47,13 +46,11 @@ class Backlog:
         give_back_freed()
 
 
-def waiting(
-    server: Server, job: Job, at_us: int, run_dir: Path | None
-) -> Iterator[tuple[Events, Decisions]]:
+def waiting(run: Run, at_us: int, run_dir: Path | None) -> Iterator[tuple[Events, Decisions]]:
     """The scope's events as decided at one moment; in a run's folder they are kept for 02."""
-    decoder = decoder_of(job.settings)
-    with keeping(job, run_dir) as keep:
-        for page in scopes.scope_entries(server, job.scope):
+    decoder = decoder_of(run.settings)
+    with keeping(run, run_dir) as keep:
+        for page in scopes.scope_entries(run.server, run.scope):
             keep(page, events := decoder.decode(page))
             del page  # or two pages would be in memory
-            yield events, decide(events, job.policy, at_us)
+            yield events, decide(events, run.policy, at_us)

@@ -17,7 +17,6 @@ from ..core.frame import decisions_of
 from ..core.plan import decisions_in
 from ..core.policy import ACTIONS, Decisions, Policy
 from ..core.timestamps import NO_TIME, iso, times_us
-from ..draining.job import adopt
 from ..draining.plan_files import PlanFile
 from ..errors import RefusedError, UsageError
 from ..evidence.examined import examine
@@ -63,7 +62,8 @@ class SealedRun:
             ) from None
         self.findings = examine(self.folder).findings
         plan = self.planned.plan
-        self.settings = adopt(build({"env": plan.environment}, asked=frozenset()), plan)
+        env = build({"env": plan.environment}, asked=frozenset())
+        self.settings = self.planned.laid_under(env)
         allowed = plan.policy["allowlist"]
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(plan.policy["max_age_min"], symbols, plan.policy["min_conf"])
