@@ -159,19 +159,18 @@ def _drain_live(run: Run, *, yes: bool) -> Summary:
     from ..draining.live import apply
     from ..draining.opening import check
 
-    if yes:
-        unattended.check_run(run)
-    else:
+    seen = unattended.check_run(run) if yes else None
+    if not yes:
         check(run)  # what would be refused is refused before a long look
         if run.planned:
             plan, notes = run.planned.plan, run.planned.notes()
         else:
-            seen, plan = plan_run(run.rehearsal(), None)
-            notes = seen.notes or []
+            dry, plan = plan_run(run.rehearsal(), None)
+            notes = dry.notes or []
         unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
         _question(run, plan, notes, yes=False)
     with stop_signals() as stopping, progress() as moving:
-        return apply(run, stopping=stopping, on_progress=moving.tick)
+        return apply(run, seen, stopping=stopping, on_progress=moving.tick)
 
 
 def _question(run: Run, plan: Plan, notes: list[str], *, yes: bool) -> None:

@@ -49,30 +49,14 @@ class InFlight:
         self._server, self._clock = run.server, run.clock
         self._reach, self._rate, self._run_id = run.reach, run.settings.throttle, run.run_id
         self._requests: deque[ReadRequest | CommitRequest] = deque()
+        self.reading = False  # whether one of them is a read
+        self.events = 0  # entries that wait for the reply to their commit
+        self.round_trip_sec = 0.0  # of a commit and its reply: the shortest of the last ones
         self.takeovers = run.server.takeovers  # of the server, when the run began
         self._deadline = self._unknown_until = 0  # us, by the server's clock
         self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)  # seconds
         self.audit_id = audit_id  # the audit's last id, as seen last
         self.uncertain = False  # a commit's outcome was unknown: the audit itself must be counted
-
-    @property
-    def reading(self) -> bool:
-        """Whether a read is in flight."""
-        return any(isinstance(request, ReadRequest) for request in self._requests)
-
-    @property
-    def events(self) -> int:
-        """How many entries wait for the reply to their commit."""
-        return sum(r.batch.size for r in self._requests if isinstance(r, CommitRequest))
-
-    def is_sent(self, batch: Batch) -> bool:
-        """Whether a batch was sent and its reply is still to come."""
-        return any(isinstance(r, CommitRequest) and r.batch is batch for r in self._requests)
-
-    @property
-    def round_trip_sec(self) -> float:
-        """How long a commit and its reply are under way: the shortest of the last ones."""
-        return min(self._round_trips, default=0.0)
 
     def oldest(self) -> ReadRequest | CommitRequest | None:
         """The request whose reply comes next."""
@@ -83,6 +67,7 @@ class InFlight:
         first = reading.next_id(after)
         self._server.send("XRANGE", self._server.stream, first, last, "COUNT", count)
         self._requests.append(ReadRequest(after, counters))
+        self.reading = True
 
     def commit(
         self,
@@ -101,6 +86,7 @@ class InFlight:
             credit_us=credit_us,
         )  # fmt: skip
         self._requests.append(CommitRequest(batch, events, decisions, time.monotonic()))
+        self.events += batch.size
 
     def probe(self, after: str, counters: bytes) -> Committed:
         """A commit without records; the drains at work learn of this one's throttle."""
@@ -129,6 +115,7 @@ class InFlight:
 
     def _note(self, reply: Committed, sent_sec: float) -> None:
         self._round_trips.append(time.monotonic() - sent_sec)
+        self.round_trip_sec = min(self._round_trips)
         self._clock.sync(reply.now_us)
         if reply.done:
             self.audit_id = reply.audit_id
@@ -144,9 +131,16 @@ class InFlight:
         except ConnectionLostError:
             raise
         except DrainkitError:
-            self._requests.popleft()
+            self._settle()
             raise
-        self._requests.popleft()
+        self._settle()
+
+    def _settle(self) -> None:
+        request = self._requests.popleft()
+        if isinstance(request, CommitRequest):
+            self.events -= request.batch.size
+        else:
+            self.reading = False
 
     def _new_deadline_us(self) -> int:
         """When a request sent now will be given up; the server refuses it after that."""
@@ -155,10 +149,11 @@ class InFlight:
 
     def mark_unknown(self) -> None:
         """Note that what is in flight may be done or not, or may even be done later."""
-        if any(isinstance(request, CommitRequest) for request in self._requests):
+        if self.events:
             self._unknown_until = self._deadline
             self.uncertain = True
         self._requests.clear()
+        self.reading, self.events = False, 0
 
     def wait_out(self) -> None:
         """Wait until no request of unknown outcome can still reach the server it was sent to.

@@ -31,15 +31,17 @@ VANISHED = "deleted by others before it could be delivered"
 
 def apply(
     run: Run,
+    seen: Seen | None = None,
     *,
     stopping: threading.Event | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
     """Drain the run's scope, and hold the outcome against the plan.
 
+    `seen`: what `opening.check` returned just before.
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
-    seen, probed, notes = preflight(run, rate=run.settings.throttle)
+    seen, probed, notes = preflight(run, seen, rate=run.settings.throttle)
     run.begin().notes = notes or None
     run.note_start(seen.audit.last_id)
     stopping = stopping or threading.Event()

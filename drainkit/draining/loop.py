@@ -221,7 +221,7 @@ class Loop:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
         is_new = batch.owners is None
         if self._rate is None and is_new:
-            self._read_ahead(batch)
+            self._read_ahead(batch.size)
         events = batch.events
         if events is None:
             events = self._decoder.decode(batch.entries)
@@ -239,16 +239,16 @@ class Loop:
             if self._rate is None:
                 return
             if is_new:
-                self._read_ahead(batch)
+                self._read_ahead(0)
             while isinstance(self.in_flight.oldest(), ReadRequest):
                 self._reader.take_page()
             request = self.in_flight.oldest()  # told to wait, it is decided anew
             if not isinstance(request, CommitRequest) or self._settle(request, may_wait=True):
                 return
 
-    def _read_ahead(self, batch: Batch) -> None:
+    def _read_ahead(self, to_send: int) -> None:
         if not (self._reader.has_page() or self.in_flight.reading):
-            self._reader.ask(self._budget() - (0 if self.in_flight.is_sent(batch) else batch.size))
+            self._reader.ask(self._budget() - to_send)
 
     def _wait(self) -> bool:
         """Wait until it is time to send; False if interrupted meanwhile."""

@@ -213,14 +213,16 @@ def done_of_plan(run: Run) -> set[str]:
     return {entry for part in tables for entry in part["original_id"].to_pylist()}
 
 
-def preflight(run: Run, *, rate: float | None = None) -> tuple[Seen, Committed, list[str]]:
+def preflight(
+    run: Run, seen: Seen | None = None, *, rate: float | None = None
+) -> tuple[Seen, Committed, list[str]]:
     """Everything that must hold before the first write, the right to write too.
 
     Returns how all stands before the first commit, how the group does at the last moment, and what
     the run has to say of stream and audit (`recorded.prepare`). With `rate` the drains at work
-    learn of this one's throttle.
+    learn of this one's throttle. `seen`: what `check` returned just before.
     """
-    seen, server = check(run), run.server
+    server, seen = run.server, seen or check(run)
     # the group of scope history may not exist yet, so it is the consumer group that is looked at
     main = replace(run.scope, group=run.settings.consumer_group)
     notes = recorded.prepare(server, main.group, main.consumer_group)

@@ -19,6 +19,7 @@ from ..core.policy import ACTIONS
 from ..errors import DrainkitError, RefusedError
 from ..server import scopes, writing
 from ..server.connection import Server
+from ..server.look import Seen
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
 from .dry import dry_run, turn_times_us
@@ -127,25 +128,26 @@ def check_readable(settings: Settings, entries: int, unreadable: Mapping[str, in
     )
 
 
-def check_run(run: Run) -> None:
+def check_run(run: Run) -> Seen | None:
     """What holds back a live drain that no person was asked about.
 
     It is looked at before the drain only as far as something of it could hold the drain back.
+    Returns what `check` found, unless that took a while.
     """
     settings = run.settings
     if run.planned is not None:
         check(run)
         check_planned(run.server, settings, run.planned)
-        return
+        return None
     is_limited = any(value is not None for _, value in settings.limits)
-    if settings.allow_invalid and not is_limited:
-        return
     seen = check(run)  # what would be refused is refused before a long look
     most = min(seen.info.length, run.max_events or sys.maxsize)
-    if is_limited or most >= MANY_UNREADABLE:
-        found = dry_run(run.rehearsal())
-        check_readable(settings, found.total_read, found.unreadable)
-        check_limits(settings.limits, vars(found))
+    if not is_limited and (settings.allow_invalid or most < MANY_UNREADABLE):
+        return seen
+    found = dry_run(run.rehearsal())
+    check_readable(settings, found.total_read, found.unreadable)
+    check_limits(settings.limits, vars(found))
+    return None
 
 
 def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None:

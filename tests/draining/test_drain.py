@@ -63,6 +63,24 @@ def test_live_run_of_undelivered_balances(server: Server, stream: str, cli: Cli)
     assert ask(server, "XLEN", stream) == 300
 
 
+def test_a_small_drain_asks_little(valkey: Server, stream: str, cli: Cli) -> None:
+    """For ten entries the server gets 28 requests at most: what it told once is not asked again.
+
+    Not counted are what scripts call by themselves and the handshake of a connection.
+    """
+    seed(valkey, stream, 110)
+    found: list[str] = []
+    with valkey.client().monitor() as monitor:
+        cli.done(*LIVE, *at(valkey, stream), "--throttle", "50")
+        ask(valkey, "ECHO", "over")
+        while (line := monitor.next_command())["command"] != "ECHO over":
+            if line["client_type"] != "lua":
+                found.append(line["command"][:60])
+    handshake = ("HELLO", "AUTH", "CLIENT", "SELECT")
+    assert len(audit(valkey, stream)) == 10
+    assert len([one for one in found if not one.startswith(handshake)]) <= 28, found
+
+
 def test_dry_run_and_live_run_agree(server: Server, stream: str, cli: Cli) -> None:
     """With a fixed time, the dry run counts exactly what the live run then does."""
     seed(server, stream)
