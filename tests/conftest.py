@@ -6,6 +6,7 @@ environment says CI. See servers.py for the kinds and proxy.py for faults on the
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -123,6 +124,26 @@ def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
     for pid in left:
         os.kill(pid, 9)
     assert not left, f"this test left server processes behind: {left}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("quiet") is not None)  # these come last
+
+
+@pytest.fixture(autouse=True)
+def _room(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """A test that measures time (`quiet`) has the machine to itself; all others share it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    quiet = request.node.get_closest_marker("quiet")
+    with (shared / "turnstile").open("w") as turnstile, (shared / "room").open("w") as room:
+        fcntl.flock(turnstile, fcntl.LOCK_EX)  # who waits for the room is not overtaken
+        fcntl.flock(room, fcntl.LOCK_EX if quiet else fcntl.LOCK_SH)
+        fcntl.flock(turnstile, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture

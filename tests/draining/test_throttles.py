@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
-from itertools import pairwise
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise, repeat
 
 import pytest
 from books import ask, at, audit, live, now_ms, reached, seed, wait_for, worst_window
@@ -15,52 +18,43 @@ from proxy import SlowLink
 from servers import Server
 
 
-@pytest.mark.parametrize(
-    ("rate", "seconds"), [(5, 4), (50, 4), (500, 4), (2.5, 4), (9.5, 3), (9.9, 4)]
-)
-def test_the_throttle_holds_and_is_reached(
-    server: Server, stream: str, cli: Cli, rate: float, seconds: int
-) -> None:
-    """No second holds more than the rate, no tenth more than a fifth of it; 98 % are reached."""
-    n = int(rate * seconds) + 1
-    best = 0.0
-    for number in range(8):  # what a busy machine delays is lost; what is too fast is a bug
-        name = f"{stream}:{number}"
-        seed(server, name, n + 150)
-        cli.done(*live(server, name, "--throttle", rate, "--max-events", n))
+def hold_and_reach(server: Server, url: str, stream: str, rates: Sequence[float]) -> None:
+    """Drains side by side: no second holds more than the rate, no tenth more than a fifth of it.
+
+    98 % of each rate are reached; what another program of this machine delays is tried again.
+    """
+    best = dict.fromkeys(rates, 0.0)
+
+    def drained(rate: float, number: int) -> float:
+        name, n = f"{stream}:{rate}:{number}", max(16, int(rate * 4) + 1)
+        seed(server, name, n, delivered=0)
+        complete(url, name, throttle=str(rate))
         records = audit(server, name)
         assert len(records) == n
-        assert worst_window(records, 1000) <= -(-rate // 1)
+        assert worst_window(records, 1000) <= math.ceil(rate)
         assert worst_window(records, 100) <= max(1, rate / 5)
-        best = max(best, reached(records, rate))
-        if best >= 0.98:
-            break
-    assert best >= 0.98
+        return reached(records, rate)
 
-
-@pytest.mark.parametrize("round_trip_ms", [5, 20, 50])
-# 1,000/s wants a quiet machine
-@pytest.mark.parametrize("rate", [5, 50, pytest.param(1000, marks=pytest.mark.chaos)])
-def test_a_slow_network_keeps_rate(
-    valkey: Server, stream: str, rate: int, round_trip_ms: int
-) -> None:
-    """Over round trips of 5 to 50 ms 98 % are reached, and never more than the rate."""
-    link = SlowLink(valkey.socket, round_trip_ms / 1000)
-    best = 0.0
     for number in range(8):
-        name = f"{stream}:{number}"
-        n = max(16, rate * 3)
-        seed(valkey, name, n, delivered=0)
-        complete(link.url, name, throttle=str(rate))
-        records = audit(valkey, name)
-        assert len(records) == n
-        assert worst_window(records, 1000) <= rate
-        assert worst_window(records, 100) <= max(1, rate / 5)
-        best = max(best, reached(records, rate))
-        if best >= 0.98:
-            break
+        late = [rate for rate, share in best.items() if share < 0.98]
+        with ThreadPoolExecutor() as pool:
+            best.update(zip(late, pool.map(drained, late, repeat(number)), strict=False))
+    assert min(best.values()) >= 0.98, best
+
+
+@pytest.mark.quiet
+def test_the_throttle_holds_and_is_reached(server: Server, stream: str) -> None:
+    """Every rate holds and is reached, also where a batch does not fill a tenth of a second."""
+    hold_and_reach(server, server.url, stream, (5, 9.5, 9.9, 50, 500))
+
+
+@pytest.mark.quiet
+@pytest.mark.parametrize("round_trip_ms", [5, 20, 50])
+def test_a_slow_network_keeps_rate(valkey: Server, stream: str, round_trip_ms: int) -> None:
+    """Over round trips of 5 to 50 ms rates hold, and are reached."""
+    link = SlowLink(valkey.socket, round_trip_ms / 1000)
+    hold_and_reach(valkey, link.url, stream, (5, 50, 1000))
     link.close()
-    assert best >= 0.98
 
 
 @pytest.mark.parametrize("rate", ["0.01", "0.5"])
@@ -78,6 +72,7 @@ def test_a_dead_drains_throttle_is_gone_after_15_seconds(
     assert time.monotonic() - began < 18  # a second of its own, and what a busy machine adds
 
 
+@pytest.mark.quiet
 def test_two_drains_share_the_rate(valkey: Server, stream: str, cli: Cli) -> None:
     """Two drains at once stay under the one rate together, and still reach it."""
     best = 0.0

@@ -331,17 +331,17 @@ def test_large_entries_do_not_add_up(
 def test_duckdb_answers_as_pandas_does(
     valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The README's three lines, over all parts: the same medians as pandas finds."""
+    """The reference's three lines, over all parts: the same medians as pandas finds."""
     duckdb = pytest.importorskip("duckdb")
     days_of(stream, valkey)
     assert cli("export", "backlog/", *at(valkey, stream)).rc == 0
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "drainkit" / "examples" / "REFERENCE.md").read_text(encoding="utf-8")
     lines = re.search(r"```python\n(import duckdb\n.*?)```", readme, re.DOTALL)
     assert lines
     monkeypatch.chdir(cli.cwd)
     names = {"print": lambda table: names.update(found=table.df())}
     now_us = time.time_ns() // 1000
-    exec(lines[1], names)  # noqa: S102 - our own README
+    exec(lines[1], names)  # noqa: S102 - our own text
     frame = ds.dataset("backlog", partitioning="hive").to_table().to_pandas()
     frame["age_sec"] = now_us / 1e6 - frame["event_time"].astype("int64") / 1e6
     expected = frame[frame["event_time"].notna()].groupby(["date", "symbol"])["age_sec"].median()
