@@ -226,7 +226,6 @@ def preflight(
     # the group of scope history may not exist yet, so it is the consumer group that is looked at
     main = replace(run.scope, group=run.settings.consumer_group)
     notes = recorded.prepare(server, main.group, main.consumer_group)
-    run.clock.sync(seen.now_us)
     found = writing.probe(
         server, main, after=reading.FIRST_ID, counters=b"", rate=rate,
         deadline_us=run.clock.now_us() + round(server.reply_timeout_sec * 1e6),
@@ -246,6 +245,7 @@ def check(run: Run) -> Seen:
             "then apply it with --plan FILE"
         )
     seen = look(server, scope)
+    run.clock.sync(seen.now_us)
     if seen.switch is not None:
         raise writing.stopped(seen.switch)
     rights = {keys.audit: "stream", keys.runs: "stream", keys.state: "hash", keys.recorded: "zset"}
