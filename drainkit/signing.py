@@ -10,15 +10,16 @@ import base64
 import hashlib
 import re
 import subprocess
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 
 from .errors import DrainkitError, RefusedError, UsageError
 from .files import scratch, write_bytes
 from .safe import one_line
 
-NAMESPACE = "drainkit-approve"  # a signature made for something else does not count
+# what a signature is for; one made for something else does not count
+OF_PLAN, OF_STATEMENT = "drainkit-approve", "drainkit"
 MAX_BYTES, MAX_SIGNATURES = 1 << 20, 100
 _FINGERPRINT = re.compile(rb"SHA256:[A-Za-z0-9+/]{43}")
 _BLOCK = re.compile(
@@ -32,47 +33,48 @@ _SIGNER = re.compile(
 )
 
 
-def ssh_keygen(*arguments: str, stdin: bytes, descriptors: Sequence[int] = ()) -> bytes:
-    """What ssh-keygen answers on stdout; DrainkitError where it refuses."""
-    command = ["ssh-keygen", *arguments]
-    try:
-        return subprocess.run(
-            command, input=stdin, capture_output=True, check=True, pass_fds=descriptors
-        ).stdout
-    except FileNotFoundError:
-        raise DrainkitError("ssh-keygen is not installed; it makes and checks signatures") from None
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).decode("utf-8", "replace").strip()
-        raise DrainkitError(f"ssh-keygen refuses: {said}") from None
+def ssh_keygen(*arguments: str | bytes, stdin: bytes = b"") -> bytes:
+    """What ssh-keygen answers on stdout; arguments of bytes are handed to it as files.
+
+    Raises DrainkitError where it refuses.
+    """
+    with ExitStack() as files:
+        parts = [a if isinstance(a, str) else files.enter_context(scratch(a)) for a in arguments]
+        command = [a if isinstance(a, str) else f"/dev/fd/{a}" for a in parts]
+        try:
+            return subprocess.run(
+                ["ssh-keygen", *command], input=stdin, capture_output=True, check=True,
+                pass_fds=[a for a in parts if isinstance(a, int)],
+            ).stdout  # fmt: skip
+        except FileNotFoundError:
+            raise UsageError(
+                "ssh-keygen is not installed; it makes and checks signatures"
+            ) from None
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr or error.stdout).decode("utf-8", "replace").strip()
+            raise DrainkitError(f"ssh-keygen refuses: {said}") from None
 
 
 def sign(data: bytes, key: Path, namespace: str) -> bytes:
-    """The signature of the data by this SSH key, as an armored block."""
-    return ssh_keygen("-Y", "sign", "-n", namespace, "-f", str(key), stdin=data)
+    """The signature of the data by this SSH key, armored; UsageError for a key that cannot."""
+    if not key.is_file():
+        raise UsageError(f"--sign-key {key} is not a file")
+    try:
+        return ssh_keygen("-Y", "sign", "-n", namespace, "-f", str(key), stdin=data)
+    except DrainkitError as error:
+        raise UsageError(f"--sign-key {key} cannot sign: {error}") from None
 
 
 def signer(data: bytes, block: bytes, namespace: str) -> str:
     """The fingerprint of the key that signed the data; "" if the block is no signature of it."""
-    with scratch(block) as signature:
-        try:
-            said = ssh_keygen(
-                "-Y", "check-novalidate", "-n", namespace, "-s", f"/dev/fd/{signature}",
-                stdin=data, descriptors=[signature],
-            )  # fmt: skip
-        except DrainkitError as error:
-            if "not installed" in str(error):
-                raise
-            return ""
+    try:
+        said = ssh_keygen("-Y", "check-novalidate", "-n", namespace, "-s", block, stdin=data)
+    except UsageError:
+        raise
+    except DrainkitError:
+        return ""
     found = _FINGERPRINT.search(said)
     return found[0].decode() if found else ""
-
-
-@dataclass(frozen=True)
-class Approvals:
-    """Who approved a plan, and why the other signatures of its file do not count."""
-
-    identities: dict[str, str]  # with the fingerprint of the key
-    rejected: tuple[str, ...]  # one line each
 
 
 def signatures_path(plan_path: Path) -> Path:
@@ -84,14 +86,7 @@ def signatures_path(plan_path: Path) -> Path:
 def load_signatures(plan_path: Path) -> bytes:
     """All signatures of a plan (file or evidence folder); empty without any."""
     path = signatures_path(plan_path)
-    if not path.exists():
-        return b""
-    return _read(path, f"the approvals {path} cannot be read")
-
-
-def read_signers(path: Path) -> bytes:
-    """The file of allowed signers, read once for all signatures."""
-    return _read(path, f"allowed_signers {path} cannot be read, so nobody can have approved")
+    return _read(path, f"the approvals {path} cannot be read") if path.exists() else b""
 
 
 def _read(path: Path, otherwise: str) -> bytes:
@@ -108,14 +103,9 @@ def add_signature(plan_path: Path, digest: str, key: Path) -> tuple[Path, list[s
 
     Raises UsageError for a key that cannot sign, RefusedError if it signed this plan before.
     """
-    if not key.is_file():
-        raise UsageError(f"--sign-key {key} is not a file")
     before, line = load_signatures(plan_path), _line(digest)
-    try:
-        block = sign(line, key, NAMESPACE)
-    except DrainkitError as error:
-        raise UsageError(f"--sign-key {key} cannot sign: {error}") from None
-    *keys, own = [signer(line, one, NAMESPACE) for one in [*_blocks(before), block]]
+    block = sign(line, key, OF_PLAN)
+    *keys, own = [signer(line, one, OF_PLAN) for one in [*_blocks(before), block]]
     if own in keys:
         raise RefusedError(f"{own} has signed this plan already; it counts once")
     path = signatures_path(plan_path)
@@ -139,8 +129,9 @@ def _blocks(signatures: bytes) -> list[bytes]:
 
 def approvals(
     digest: str, signatures: bytes, signers: bytes, *, own: Collection[str], at: str | None = None
-) -> Approvals:
-    """Who of the allowed `signers` approved the plan of this digest.
+) -> tuple[dict[str, str], list[str]]:
+    """Who of the allowed `signers` approved the plan of this digest, each with the fingerprint of
+    the key; and one line for each signature that does not count.
 
     A person counts once, and not at all who has one of the names `own`. `at` (YYYYMMDDHHMMSSZ) is
     when the signatures must have been valid, else now. Raises RefusedError where a file cannot be
@@ -152,7 +143,7 @@ def approvals(
     rejected: list[str] = []
     counted: list[set[str]] = []
     for block in _blocks(signatures):
-        key = signer(_line(digest), block, NAMESPACE)
+        key = signer(_line(digest), block, OF_PLAN)
         shown = f"the signature of {key}"
         names = [name for name, its_key in lines if its_key == key]
         person = next((one for one in people if key in one), set())
@@ -173,7 +164,7 @@ def approvals(
                 counted.append(person)
             else:
                 rejected.append(f"{shown} {whys[names[0]]}")
-    return Approvals(identities, tuple(rejected))
+    return identities, rejected
 
 
 def _signers(signers: bytes) -> list[tuple[str, str]]:
@@ -211,20 +202,27 @@ def _people(lines: Collection[tuple[str, str]], own: Collection[str]) -> list[se
     return people
 
 
+def check_signed(
+    data: bytes, block: bytes, signers: bytes, name: str | None, namespace: str, at: str | None
+) -> None:
+    """Raises DrainkitError where none of the allowed `signers` (or not `name`) signed the data.
+
+    `at` (YYYYMMDDHHMMSSZ) is when the signature must have been valid, else now.
+    """
+    given = ["-s", block, "-f", signers, *([f"-Overify-time={at}"] if at else ())]
+    names = name or ssh_keygen("-Y", "find-principals", *given).decode("utf-8")
+    for one in names.splitlines():
+        ssh_keygen("-Y", "verify", "-n", namespace, "-I", one, *given, stdin=data)
+
+
 def _why_not(digest: str, block: bytes, signers: bytes, name: str, at: str | None) -> str:
     """Why a signature is not this allowed signer's, by purpose and date; "" if it is."""
-    when = ("-O", f"verify-time={at}") if at else ()
-    with scratch(block) as signature, scratch(signers) as allowed:
-        try:
-            ssh_keygen(
-                "-Y", "verify", *when, "-n", NAMESPACE, "-s", f"/dev/fd/{signature}",
-                "-f", f"/dev/fd/{allowed}", "-I", name,
-                stdin=_line(digest), descriptors=[signature, allowed],
-            )  # fmt: skip
-        except DrainkitError as error:
-            said = str(error)
-        else:
-            return ""
+    try:
+        check_signed(_line(digest), block, signers, name, OF_PLAN, at)
+    except DrainkitError as error:
+        said = str(error)
+    else:
+        return ""
     if "expired" in said:
         return "is by a key whose time is over, by the allowed signers"
     if "not yet valid" in said:
@@ -236,13 +234,12 @@ def required_approvals(
     digest: str, signatures: bytes, signers: Path, required: int, *, own: Collection[str]
 ) -> dict[str, str]:
     """Who approved, with their keys; RefusedError, with each reason, if they are too few."""
-    found = approvals(digest, signatures, read_signers(signers), own=own)
-    if len(found.identities) >= required:
-        return found.identities
-    reasons = found.rejected or (
-        ("there is no further signature",) if found.identities else ("there is no signature",)
-    )
+    allowed = _read(signers, f"allowed_signers {signers} cannot be read, so nobody can approve")
+    named, rejected = approvals(digest, signatures, allowed, own=own)
+    if len(named) >= required:
+        return named
+    reasons = rejected or [f"there is no {'further ' if named else ''}signature"]
     raise RefusedError(
         f"the plan needs {required} approval{'s' if required > 1 else ''} by others than the "
-        f"operator and has {len(found.identities)}: {'; '.join(reasons)} (drainkit approve)"
+        f"operator and has {len(named)}: {'; '.join(reasons)} (drainkit approve)"
     )

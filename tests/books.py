@@ -12,6 +12,7 @@ from typing import Any
 
 import redis
 from conftest import Cli
+from prometheus_client.parser import text_string_to_metric_families
 from servers import Server, wait_until
 
 Fields = Mapping[Any, Any] | Sequence[Any]
@@ -117,6 +118,14 @@ def ledger_of(server: Server, stream: str) -> list[dict[str, str]]:
     entries = ask(server, "XRANGE", f"{stream}.drain_runs", "-", "+")
     texts = [[part.decode() for part in fields] for _, fields in entries]
     return [dict(zip(one[::2], one[1::2], strict=True)) for one in texts]
+
+
+def metrics(text: str) -> dict[tuple[str, ...], float]:
+    """Prometheus metrics by name and label values, in the order of their names; each only once."""
+    samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
+    found = {(s.name, *(s.labels[k] for k in sorted(s.labels))): s.value for s in samples}
+    assert len(found) == len(samples)
+    return found
 
 
 def pending(server: Server, stream: str, group: str = GROUP) -> int:

@@ -5,7 +5,6 @@ Run it in a checkout with the development environment:  .venv/bin/python tests/m
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import socket
@@ -19,6 +18,7 @@ from browsers import demo_lab, run_in_lab
 from playwright.sync_api import Page, sync_playwright
 
 from drainkit.demo.embedded import EmbeddedServer
+from drainkit.evidence import seal
 from drainkit.pipeline import runner
 from drainkit.server import writing
 from drainkit.server.connection import Server
@@ -33,7 +33,7 @@ def main() -> None:
     os.chdir(ROOT)
     # the example says nothing of the machine that made it
     socket.gethostname = lambda: "example-host"
-    getpass.getuser = lambda: "operator"
+    seal.os_user = lambda: "operator"
     folder = replay()
     shutil.rmtree(EXAMPLE, ignore_errors=True)
     folder.rename(EXAMPLE)

@@ -27,8 +27,9 @@ PRELOADED = (
     "drainkit.cli.main", "drainkit.cli.review", "drainkit.draining.live", "drainkit.draining.dry",
     "drainkit.draining.unattended", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
-    "drainkit.operations.metrics", "drainkit.operations.entry", "drainkit.pipeline.report",
-    "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2", "nbclient", "pandas",
+    "drainkit.operations.facts", "prometheus_client", "drainkit.operations.entry",
+    "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2",
+    "nbclient", "pandas",
     "papermill", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
     "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",
 )  # fmt: skip

@@ -56,6 +56,10 @@ class Policy:
         """The maximum age in microseconds."""
         return round(self.max_age_min * 60_000_000)
 
+    def is_old(self, age_us: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether events of these ages are too old; exactly at the limit they are not."""
+        return age_us > self.max_age_us  # NO_TIME, an unknown age, compares false
+
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; the allowlist sorted."""
         symbols = None if self.allowlist is None else sorted(self.allowlist)
@@ -86,7 +90,7 @@ def decide(events: Events, policy: Policy, now_us: int | np.ndarray) -> Decision
     """
     known = events.event_time_us != NO_TIME
     age_us = np.where(known, now_us - np.where(known, events.event_time_us, 0), NO_TIME)
-    old = known & (age_us > policy.max_age_us)
+    old = policy.is_old(age_us)
     with np.errstate(invalid="ignore"):
         low = events.confidence < policy.min_conf  # nan, where not valid, compares false
     present = ~events.missing

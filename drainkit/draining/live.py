@@ -12,7 +12,7 @@ from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
-from ..server import recorded, scopes, writing
+from ..server import ledger, recorded, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..server.look import Seen, look
@@ -42,6 +42,9 @@ def apply(
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
     seen, probed, notes = preflight(run, seen, rate=run.settings.throttle)
+    if run.planned is not None and run.to_drain is not None and not run.to_drain.count:
+        for start in ledger.starts_of(run.server, run.planned.plan.digest)[-1:]:
+            notes.append(f"this plan was applied already by {start.run_id} at {start.at}")
     run.begin().notes = notes or None
     run.note_start(seen.audit.last_id)
     stopping = stopping or threading.Event()

@@ -87,7 +87,7 @@ class PlanFile:
             plan = from_json(path.read_text(encoding="utf-8"), path.name)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise UsageError(f"--plan {path}: {reason}") from None
+            raise UsageError(f"{path}: {reason}; name a plan or an evidence folder") from None
         beside, tally = decisions_path(path), Tally()
         with _opened(beside) as file:
             found = cls(plan, load_signatures(path), beside, _mark(file))
@@ -209,4 +209,6 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         with path.open("rb") as file:
             yield file
     except (OSError, ValueError, NotImplementedError):  # what pyarrow raises is one of these
-        raise RefusedError(f"the plan's decisions, {path.name}, cannot be read") from None
+        raise RefusedError(
+            f"the plan's decisions, {path.name}, cannot be read: send both files"
+        ) from None

@@ -153,3 +153,4 @@ def recount(server: Server, summary: Summary) -> None:
     for action in ACTIONS:
         setattr(summary, action, counts[action])
     summary.total_read = summary.audit_records = sum(counts.values())
+    summary.events_per_sec = summary.pace.events_per_sec()

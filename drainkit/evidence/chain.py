@@ -1,29 +1,53 @@
-"""The chain of runs: each statement names the run before it, chain.json the newest."""
+"""The chain of runs: each statement names the run before it, chain.json the newest.
+
+A keeper's checkpoint is three lines that somebody else keeps of it; it must go on from there.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..core.summary import RUN_ID
-from ..files import read_plain
+from ..errors import UsageError
+from ..files import read_plain, write_text
 from .examined import Examined
 from .statement import CHAIN, STATEMENT, Link, link_of, read_json, shown, statement_of
 
 FIRST = "first"  # in the place of a digest: before the first run there is no statement
+_CHECKPOINT = re.compile(r"drainkit checkpoint v1\n([1-9]\d{0,8})\n([0-9a-f]{64})\n?")
 
 
-def walk(followers: Mapping[str, Link], start: Link | None = None) -> list[Link]:
-    """The chain from `start` on, or from the first run on; `followers`: links by digest before."""
+def walk(links: Mapping[str, Link], start: Link | None = None) -> list[Link]:
+    """The chain from `start` on, or from the first run on; `links`: to each run, by `key_of`."""
     found = [] if start is None else [start]
-    at, met = FIRST if start is None else start["statement_sha256"], set[str]()
-    while at not in met and (link := followers.get(at)) is not None:
+    at, met = key_of(start), set[str]()
+    while at not in met and (link := links.get(at)) is not None:
         met.add(at)
         found.append(link)
         at = link["statement_sha256"]
     return found
+
+
+def key_of(before: Link | None) -> str:
+    """The digest of the run before; FIRST where there is none."""
+    return FIRST if before is None else before["statement_sha256"]
+
+
+def newest(links: Mapping[str, Link], start: Link | None = None) -> Link | None:
+    """The last link of the chain."""
+    return next(reversed(walk(links, start)), None)
+
+
+def order_of(runs: Sequence[Examined]) -> list[Link]:
+    """The runs from the first on, as their statements name each other."""
+    return walk({
+        key_of(run.previous): {"run_id": run.name, "statement_sha256": run.digest or ""}
+        for run in runs if run.is_linked
+    })  # fmt: skip
 
 
 def read_chain(reports_dir: Path) -> Link | None:
@@ -39,67 +63,47 @@ def read_chain(reports_dir: Path) -> Link | None:
     return link
 
 
-def newest(reports_dir: Path, without: Path | None = None) -> Link | None:
+def newest_in(reports_dir: Path, without: Path | None = None) -> Link | None:
     """The run sealed last: what chain.json names, then along the links.
 
     A crash between a statement and chain.json leaves chain.json behind; a chain.json that is gone
     or unreadable is no reason to leave no evidence (verify names it).
     """
-    try:
+    start, links = None, dict[str, Link]()
+    with suppress(ValueError):
         start = read_chain(reports_dir)
-    except ValueError:
-        start = None
-    found = walk(_followers(_sealed(reports_dir, without)), start)
-    return found[-1] if found else None
-
-
-def _sealed(reports_dir: Path, without: Path | None) -> Iterator[tuple[str, str, Link | None]]:
     for run in sorted(reports_dir.iterdir()):
         if run == without or not RUN_ID.fullmatch(run.name):
             continue
-        with suppress(OSError, ValueError, KeyError):  # verify names it
+        with suppress(OSError, ValueError, KeyError):
             data = read_plain(run / STATEMENT)
             before = link_of(statement_of(data)["predicate"]["previous"])
-            yield run.name, hashlib.sha256(data).hexdigest(), before
-
-
-def _followers(sealed: Iterable[tuple[str, str, Link | None]]) -> dict[str, Link]:
-    """By a run's digest the link to the run after it; from name, digest and link before of each."""
-    return {
-        key_of(before): {"run_id": name, "statement_sha256": digest}
-        for name, digest, before in sealed
-    }
-
-
-def key_of(link: Link | None) -> str:
-    """The digest that a link leads to; FIRST where there is none before."""
-    return FIRST if link is None else link["statement_sha256"]
+            digest = hashlib.sha256(data).hexdigest()
+            links[key_of(before)] = {"run_id": run.name, "statement_sha256": digest}
+    return newest(links, start)
 
 
 def chain_findings(reports_dir: Path, runs: Sequence[Examined]) -> list[str]:
     """Where the links from run to run do not fit; `runs` are the folders named like runs."""
-    sealed = {run.name: run for run in runs if run.digest is not None}
-    findings: list[str] = []
-    links: dict[str, Link | None] = {}  # by the run, or chain.json, that holds the link
-    for name, run in sealed.items():
-        if run.is_linked:
-            links[name] = run.previous
-        else:
-            findings.append(f"changed: {name} names no run before it (its {STATEMENT})")
+    findings = [
+        f"changed: {run.name} names no run before it (its {STATEMENT})"
+        for run in runs if run.digest is not None and not run.is_linked
+    ]  # fmt: skip
+    # by the run, or chain.json, that holds the link
+    links = {run.name: run.previous for run in runs if run.is_linked}
     firsts = sorted(name for name, link in links.items() if link is None)
     if len(firsts) > 1:
         findings.append(f"forked: {', '.join(firsts)} each claim to be the first run")
     try:
-        last = read_chain(reports_dir)
+        links[CHAIN] = read_chain(reports_dir)
     except ValueError:
         findings.append(f"changed: {CHAIN} (not readable)")
     else:
-        if last is not None:
-            links[CHAIN] = last
-        elif runs:
-            findings.append(f"missing: {CHAIN}, which names the newest run")
-        else:
-            findings.append(f"missing: there is no run in {shown(reports_dir.name)}")
+        if links[CHAIN] is None:
+            findings.append(
+                f"missing: {CHAIN}, which names the newest run" if runs
+                else f"missing: there is no run in {shown(reports_dir.name)}"
+            )  # fmt: skip
     return findings + _broken_links(links, {run.name: run.digest for run in runs})
 
 
@@ -126,6 +130,46 @@ def _broken_links(links: Mapping[str, Link | None], digests: Mapping[str, str | 
     ]
 
 
-def order_of(runs: Iterable[Examined]) -> list[Link]:
-    """The runs from the first on, as their statements name each other."""
-    return walk(_followers((r.name, r.digest or "", r.previous) for r in runs if r.is_linked))
+# ---------------------------------------------------------------- a keeper's checkpoint
+
+
+def read_checkpoint(path: Path) -> tuple[int, str] | None:
+    """How many runs there were, and the newest one's digest; None where there is no file."""
+    try:
+        found = _CHECKPOINT.fullmatch(read_plain(path.resolve()).decode("ascii"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        found = None
+    if found is None:
+        raise UsageError(f"--checkpoint {path} is not a drainkit checkpoint")
+    return int(found[1]), found[2]
+
+
+def write_checkpoint(path: Path, chain: Sequence[Link]) -> None:
+    """Name the newest run of a chain that is well."""
+    write_text(path, f"drainkit checkpoint v1\n{len(chain)}\n{chain[-1]['statement_sha256']}\n")
+
+
+def checkpoint_findings(known: tuple[int, str] | None, chain: Sequence[Link]) -> list[str]:
+    """What became of the run that the checkpoint names, if it is not where it was."""
+    if known is None:
+        return []
+    place, digest = known
+    at = next((n for n, link in enumerate(chain, 1) if link["statement_sha256"] == digest), 0)
+    what = f"the checkpoint's run {place:,} (statement {digest[:12]}...)"
+    if at == place:
+        return []
+    if at:
+        changed = "removed before it" if at < place else "put in before it"
+        return [f"{what} is run {at:,} now, {chain[at - 1]['run_id']}: {changed}"]
+    if len(chain) < place:
+        return [
+            f"removed: {what} is not in the chain, which has {len(chain):,} runs; "
+            f"{place - len(chain):,} were removed, or the chain was made anew"
+        ]
+    return [
+        f"made anew: {what} is not in the chain, whose run {place:,} is "
+        f"{chain[place - 1]['run_id']}; a run up to there was changed, put in between, put in "
+        "another order or removed, and the rest sealed anew"
+    ]

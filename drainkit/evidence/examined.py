@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..core.plan import VERSION, check_digest, parse
 from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
 from ..files import file_sha256, read_plain
 from ..safe import one_line
-from .signature import approval_findings, check_signature
+from ..signing import OF_STATEMENT, approvals, check_signed, signer
 from .statement import (
     APPROVALS,
     RUN_JSON,
@@ -24,6 +28,7 @@ from .statement import (
     is_plain,
     link_of,
     read_json,
+    read_or,
     shown,
     statement_of,
     sums_of,
@@ -85,17 +90,30 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
         found.is_archived = there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}
         found.findings += _contradictions(found, predicate, run)
         try:
-            check_signature(run_dir, data, predicate, signers, identity)
+            _check_signature(run_dir, data, predicate, signers, identity)
         except DrainkitError as error:
             found.findings.append(str(error))
         if signers is not None:
-            found.findings += approval_findings(run_dir, predicate, signers)
+            found.findings += _approval_findings(run_dir, predicate, signers)
         if not found.is_archived:
-            _compare(there, _subjects(statement, found.findings), found)
+            subjects = _subjects(statement, found.findings)
+            _compare(there, subjects, found)
+            plan = read_or(run_dir / "plan.json", {})
+            digest = plan.get("decisions_sha256") if plan.get("version") == VERSION else None
+            if digest and subjects.get("decisions.parquet", digest) != digest:
+                found.findings.append("changed: decisions.parquet is not what plan.json decided")
     found.findings = list(dict.fromkeys(found.findings))
     if len(found.findings) > MOST:
         found.findings[MOST:] = [f"and {len(found.findings) - MOST:,} more"]
     return found
+
+
+def examine_all(
+    run_dirs: Iterable[Path], signers: bytes | None = None, identity: str | None = None
+) -> list[Examined]:
+    """Each run's folder, two at a time: to read and to hash leaves the interpreter free."""
+    with ThreadPoolExecutor(2) as pool:
+        return [*pool.map(partial(examine, signers=signers, identity=identity), run_dirs)]
 
 
 def listing(folder: Path) -> dict[str, Path]:
@@ -180,6 +198,9 @@ def _contradictions(found: Examined, predicate: dict[str, Any], run: dict[str, A
     if not isinstance(approvers, list) or not all(isinstance(name, str) for name in approvers):
         predicate["approvers"] = approvers = []
         findings.append(f"changed: {STATEMENT} (approvers)")
+    if not isinstance(predicate.get("approver_keys") or {}, dict):
+        predicate["approver_keys"] = {}
+        findings.append(f"changed: {STATEMENT} (approver_keys)")
     required = predicate.get("approvals_required") or 0
     if not isinstance(required, int) or len(approvers) < required:
         findings.append(
@@ -229,3 +250,99 @@ def _subjects(statement: dict[str, Any], findings: list[str]) -> dict[str, str]:
 def _reason(error: Exception) -> str:
     said = error.strerror if isinstance(error, OSError) else str(error)
     return shown(said or type(error).__name__)
+
+
+# ---------------------------------------------------------------- signatures (ssh-keygen -Y)
+
+
+def _check_signature(
+    run_dir: Path,
+    statement: bytes,
+    predicate: Mapping[str, Any],
+    signers: bytes | None,
+    identity: str | None,
+) -> None:
+    """Raises DrainkitError with what is wrong with the statement's signature.
+
+    Without `signers` (those who may have made it) nobody can say who signed, but a signature of
+    other bytes shows, and so does one that is gone or was made with another key.
+    """
+    signed_by = predicate.get("signed_by")
+    try:
+        signature = read_plain(run_dir / SIGNATURE)
+    except FileNotFoundError:
+        if signed_by is None and identity is None:
+            return
+        by = f"not signed by {shown(identity)}" if identity else f"it was by {shown(signed_by)}"
+        raise DrainkitError(f"missing: {SIGNATURE} ({by})") from None
+    except OSError as error:
+        raise DrainkitError(f"changed: {SIGNATURE} ({error.strerror or 'not readable'})") from None
+    key = signer(statement, signature, OF_STATEMENT)
+    if not key:
+        raise DrainkitError(f"changed: {SIGNATURE} does not fit {STATEMENT}")
+    if signed_by not in (None, key):
+        by = f"{shown(signed_by)}, as the statement says"
+        raise DrainkitError(f"changed: {SIGNATURE} is not by {by}")
+    if signers is None:
+        return
+    try:
+        # by the time of the run: a key may have expired since
+        when = _moment(predicate.get("finished_at"))
+        check_signed(statement, signature, signers, identity, OF_STATEMENT, when)
+    except (DrainkitError, ValueError, OverflowError) as error:
+        who = shown(identity or "an allowed signer")
+        raise DrainkitError(f"not signed by {who}, but by {key} ({shown(error)})") from None
+
+
+def _approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: bytes) -> list[str]:
+    """One line for each approver of a live run without a valid signature of its plan's digest.
+
+    What must have been valid when the run began may have expired since. A run that names no
+    approver and has no signatures needed none.
+    """
+    named = predicate.get("approvers") or []
+    try:
+        digest = _plan_digest(run_dir, predicate)
+        try:
+            signatures = read_plain(run_dir / APPROVALS)
+        except FileNotFoundError:
+            if not named:
+                return []
+            raise ValueError(f"{APPROVALS} is missing") from None
+        valid, rejected = approvals(
+            digest, signatures, signers,
+            own={str(predicate.get(name) or "") for name in ("operator", "user")} - {""},
+            at=_moment(predicate.get("started_at")),
+        )  # fmt: skip
+    except (OSError, ValueError, OverflowError, DrainkitError) as error:
+        return [f"approvals: {APPROVALS} or plan.json: {shown(error, 200)}"]
+    reasons = "; ".join(rejected) or "there is no signature of it"
+    findings = [
+        f"approvals: {shown(name, 60)} is named and did not approve this plan ({reasons})"
+        for name in named
+        if name not in valid or (predicate.get("approver_keys") or valid).get(name) != valid[name]
+    ]
+    required = predicate.get("approvals_required") or 0
+    if not isinstance(required, int) or len(valid) < required:
+        findings.append(f"approvals: {required} were required, there are {len(valid)}")
+    return findings
+
+
+def _plan_digest(run_dir: Path, predicate: Mapping[str, Any]) -> str:
+    """The digest of plan.json, which must be the statement's; of an archived run the latter."""
+    said = predicate.get("plan_digest")
+    try:
+        text = read_plain(run_dir / "plan.json").decode("utf-8")
+    except FileNotFoundError:
+        return str(said)
+    plan = parse(text, "plan.json")  # of an earlier version too
+    check_digest(plan)
+    digest = str(plan["digest"])
+    if said not in (None, digest):
+        raise ValueError("plan.json is not the plan whose digest the statement names")
+    return digest
+
+
+def _moment(time: Any) -> str:
+    """A time of a statement as ssh-keygen takes it; ValueError where it is none."""
+    return f"{dt.datetime.fromisoformat(str(time)).astimezone(dt.UTC):%Y%m%d%H%M%S}Z"

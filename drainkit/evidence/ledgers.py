@@ -113,11 +113,15 @@ class Ledgers:
 
     def is_elsewhere(self, run_id: str) -> bool:
         """Whether the run lies, as it was sealed (or not yet), elsewhere on this machine."""
-        if run_id in self.sealed:
-            return _is_elsewhere(self.sealed[run_id][0])
-        start = self.starts[run_id]
-        is_here = bool(start.folder) and start.host == socket.gethostname()
-        return is_here and Path(start.folder).is_dir()
+        entry = self.sealed[run_id][0] if run_id in self.sealed else self.starts[run_id]
+        if not entry.folder or entry.host != socket.gethostname():
+            return False
+        if isinstance(entry, Start):
+            return Path(entry.folder).is_dir()
+        try:
+            return file_sha256(Path(entry.folder) / STATEMENT) == entry.statement_sha256
+        except (OSError, ValueError):
+            return False
 
     def drains(self) -> list[str]:
         """The live drains that leave no evidence by design, one line each."""
@@ -131,13 +135,3 @@ class Ledgers:
 
 def _place(folder: str, host: str) -> str:
     return f" in {shown(folder, 200)} on {shown(host)}" if folder else ""
-
-
-def _is_elsewhere(entry: Sealed) -> bool:
-    """Whether the run lies, as it was sealed, in another reports folder of this machine."""
-    if not entry.folder or entry.host != socket.gethostname():
-        return False
-    try:
-        return file_sha256(Path(entry.folder) / STATEMENT) == entry.statement_sha256
-    except (OSError, ValueError):
-        return False

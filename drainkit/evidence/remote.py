@@ -8,10 +8,12 @@ Object Lock will do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from typing import Any
 from .. import files
 from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
-from ..safe import keep_secret, secret_words
+from ..safe import keep_secret, one_line, secret_words
 from ..settings.kinds import is_url, store_problem, url_parts
-from .chain import FIRST, walk
+from .chain import key_of, newest
 from .statement import CHAIN, STATEMENT, SUMS, Link, json_of, link_of, plain_files
 
 SPOOL = "drainkit-spool"  # in the folder where the run was started
@@ -103,17 +105,12 @@ class Store:
             try:
                 self._fs.put_file(str(path), key, mode="create")
             except FileExistsError:
-                if self._fs.size(key) != path.stat().st_size or self._differs(key, path):
+                with self._fs.open(key, "rb") as there:
+                    digest = hashlib.file_digest(there, "sha256").hexdigest()
+                if digest != files.file_sha256(path, sys.maxsize):
                     raise DrainkitError(
                         f"{self.url}/{name} is there already, with other content"
                     ) from None
-
-    def _differs(self, key: str, path: Path) -> bool:
-        with self._fs.open(key, "rb") as there, path.open("rb") as here:
-            while mine := here.read(files.CHUNK):
-                if there.read(len(mine)) != mine:
-                    return True
-        return False
 
     def names(self, below: str = "") -> list[str]:
         """All objects, by their names in this store."""
@@ -139,12 +136,6 @@ class Store:
                 if link is not None:
                     links[key.rpartition("/")[2].removesuffix(".json")] = link
         return links
-
-
-def newest(links: Mapping[str, Link]) -> Link | None:
-    """The last link of the chain."""
-    found = walk(links)
-    return found[-1] if found else None
 
 
 class Reports:
@@ -201,7 +192,7 @@ class RemoteReports(Reports):
         return work()
 
     def _claim(self, run_id: str, digest: str) -> bool:
-        before = FIRST if self._tail is None else self._tail["statement_sha256"]
+        before = key_of(self._tail)
         link = {"run_id": run_id, "statement_sha256": digest}
         if self._store.create(f"{LINKS}/{before}.json", json.dumps(link).encode()):
             return True
@@ -248,39 +239,23 @@ def local_copy(place: str) -> Iterator[Path]:
         yield Path(place)
         return
     above, _, name = place.rstrip("/").rpartition("/")
+    is_run = RUN_ID.fullmatch(name) is not None
     with files.temporary_folder() as folder:
         try:
-            if RUN_ID.fullmatch(name):
-                found = _fetch_run(Store(above), name, folder)
-            else:
-                found = _fetch_reports(Store(place), folder)
+            store = Store(above if is_run else place)
+            names = store.names(name if is_run else "")
+            if not names:
+                raise UsageError(f"{one_line(place, 400)} holds nothing; check the URL")
+            for one in names:
+                if RUN_ID.fullmatch(one.partition("/")[0]):
+                    _fetch(store, one, folder)
+            if not is_run and (last := newest(store.links())):
+                files.write_json(folder / CHAIN, last)
         except UsageError:
             raise
         except DrainkitError as error:  # not 1, which says that evidence does not fit
             raise UsageError(f"{error}; check the URL and the credentials") from None
-        yield found
-
-
-def _fetch_run(store: Store, run_id: str, folder: Path) -> Path:
-    names = store.names(run_id)
-    if not names:
-        raise UsageError(f"{store.url}/{run_id} holds nothing; check the URL")
-    for name in names:
-        _fetch(store, name, folder)
-    return folder / run_id
-
-
-def _fetch_reports(store: Store, folder: Path) -> Path:
-    names = store.names()
-    if not names:
-        raise UsageError(f"{store.url} holds nothing; check the URL")
-    for name in names:
-        if RUN_ID.fullmatch(name.partition("/")[0]):
-            _fetch(store, name, folder)
-    last = newest(store.links())
-    if last is not None:
-        files.write_json(folder / CHAIN, last)
-    return folder
+        yield folder / name if is_run else folder
 
 
 def _fetch(store: Store, name: str, folder: Path) -> None:

@@ -11,12 +11,17 @@ from typing import Any
 from ..errors import UsageError
 from ..safe import one_line
 from ..settings.kinds import is_url
-from .examined import Examined, examine
+from .examined import Examined, examine_all
 from .ledgers import Ledgers
 from .remote import local_copy
 from .verify import run_dirs
 
 REPORT = "report.html"
+#: The keys of a row, in order.
+ROW = (
+    "run_id", "started_at", "stream", "consumer_group", "mode", "outcome", "total_read",
+    "drained_ok", "operator", "approvers", "evidence", "seal",
+)  # fmt: skip
 _TEXTS = ("started_at", "stream", "consumer_group", "outcome", "operator")
 _NUMBERS = ("total_read", "drained_ok")
 
@@ -31,7 +36,7 @@ def runs(
     with local_copy(place) as folder:
         if not folder.is_dir():
             raise UsageError(f"{one_line(place)} is not a folder; name a reports folder, or a URL")
-        examined = [examine(run_dir) for run_dir in run_dirs(folder)]
+        examined = examine_all(run_dirs(folder))
     found, ledgers = [_of_folder(run, place) for run in examined], Ledgers()
     if url is not None:
         ledgers = Ledgers.read(url, {*streams, *(s for run in examined for s in run.streams)})
@@ -44,41 +49,29 @@ def runs(
 
 def _of_folder(run: Examined, place: str) -> dict[str, Any]:
     """A run's row, from what its folder says: anybody can have written anything there."""
-    mode = "live" if "-live-" in run.name else "dry-run"
-    values = {name: _text(run.says.get(name)) for name in _TEXTS} | {"mode": mode}
+    texts = {name: _text(run.says.get(name)) for name in _TEXTS}
+    numbers = {n: run.says[n] if type(run.says.get(n)) is int else None for n in _NUMBERS}
     approvers = run.says.get("approvers")
     seal = "broken" if run.findings else "archived" if run.is_archived else "ok"
-    return _ordered({
-        "run_id": run.name, **values,
-        **{name: n if type(n := run.says.get(name)) is int else None for name in _NUMBERS},
+    return dict.fromkeys(ROW) | texts | numbers | {
+        "run_id": run.name,
+        "mode": "live" if "-live-" in run.name else "dry-run",
         "approvers": [_text(name) for name in approvers] if isinstance(approvers, list) else [],
         "evidence": f"{place.rstrip('/')}/{run.name}",
         "seal": "interrupted" if run.is_open else seal,
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def _of_ledger(ledgers: Ledgers, run_id: str) -> dict[str, Any]:
     """A row of the ledger's; a run without an end is at work still, or died."""
     start, end = ledgers.starts[run_id], ledgers.ends.get(run_id)
-    return _ordered({
+    ended = {n: getattr(end, n) for n in ("outcome", *_NUMBERS)} if end else {}
+    texts = {name: _text(getattr(start, name)) for name in ("consumer_group", "operator")}
+    return dict.fromkeys(ROW) | ended | texts | {
         "run_id": run_id, "started_at": _text(start.at), "stream": ledgers.stream_of[run_id],
-        "consumer_group": _text(start.consumer_group), "mode": "live",
-        "outcome": end and _text(end.outcome),
-        "total_read": end and end.total_read, "drained_ok": end and end.drained_ok,
-        "operator": _text(start.operator),
+        "mode": "live", "outcome": _text(ended.get("outcome")),
         "approvers": [_text(name.strip()) for name in start.approvers.split(",") if name.strip()],
-        "evidence": None, "seal": None,
-    })  # fmt: skip
-
-
-_ORDER = (
-    "run_id", "started_at", "stream", "consumer_group", "mode", "outcome", "total_read",
-    "drained_ok", "operator", "approvers", "evidence", "seal",
-)  # fmt: skip
-
-
-def _ordered(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in _ORDER}
+    }  # fmt: skip
 
 
 def _text(value: Any) -> str | None:

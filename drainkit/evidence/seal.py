@@ -1,14 +1,19 @@
-"""Seals a run's folder: statement, sums, and its link in the chain of runs."""
+"""Seals a run's folder: statement, sums, and its link in the chain of runs.
+
+Passwords are struck out before, where one can have got in: what drainkit writes from checked values
+alone (plan, summary, tables) cannot hold one and keeps its bytes; what a notebook put out, what the
+server said, and whatever else lies in the folder, may.
+"""
 
 from __future__ import annotations
 
-import getpass
 import hashlib
-import os
+import json
 import platform
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,19 +23,33 @@ from ..files import (
     file_sha256,
     json_bytes,
     make_folder,
+    open_plain,
     remove_unfinished,
     write_bytes,
     write_json,
+    write_text,
 )
-from ..safe import strike
-from ..signing import signer
-from .chain import newest, read_chain
+from ..safe import secret_pattern, strike, strike_text
+from ..settings.kinds import os_user
+from ..signing import OF_STATEMENT, sign, signer
+from .chain import newest_in, read_chain
 from .examined import OF_RUN
-from .lease import locked
-from .secrets import secret_of, strike_files
-from .signature import NAMESPACE, signed
-from .statement import CHAIN, SIGNATURE, STATEMENT, STATEMENT_TYPE, SUMS, Link, plain_files, sums_of
+from .statement import (
+    CHAIN,
+    RUN_JSON,
+    SIGNATURE,
+    STATEMENT,
+    STATEMENT_TYPE,
+    SUMS,
+    locked,
+    plain_files,
+    read_or,
+    sums_of,
+)
 
+CHECKED = ("plan.json", RUN_JSON)
+_KEPT = {*CHECKED, STATEMENT, SUMS, SIGNATURE, CHAIN}
+_KEPT_KINDS = {".parquet", ".sig"}
 PREDICATE_TYPE = "urn:drainkit:run:v1"
 PACKAGES = (
     "drainkit", "redis", "hiredis", "numpy", "pandas", "pyarrow", "plotly", "papermill",
@@ -74,7 +93,9 @@ def seal(
         if path.name not in (STATEMENT, SUMS, SIGNATURE)
     }
     with _sealing(run_dir.parent):
-        previous = _tail(run_dir)
+        previous = newest_in(run_dir.parent, without=run_dir)
+        if (run_dir / STATEMENT).exists() or (previous and previous["run_id"] == run_dir.name):
+            raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
         statement = {
             "_type": STATEMENT_TYPE,
             "subject": [{"name": n, "digest": {"sha256": sha}} for n, sha in digests.items()],
@@ -85,17 +106,17 @@ def seal(
                 "parameters": strike(dict(parameters), secret),
                 "versions": {
                     "python": platform.python_version(),
-                    **_versions(),
+                    **{name: _version(name) for name in PACKAGES},
                     "server": strike(dict(server), secret),
                 },
                 "templates": [dict(template) for template in templates],
                 "host": socket.gethostname(),
-                "user": _user(),
+                "user": os_user(),
                 "approvers": run.get("approvers") or [],
                 "secrets_struck_out_of": struck,
                 "signed_by": None
                 if sign_key is None
-                else signer(b"", signed(b"", sign_key), NAMESPACE),
+                else signer(b"", sign(b"", sign_key, OF_STATEMENT), OF_STATEMENT),
                 "previous": previous,
             },
         }
@@ -103,7 +124,7 @@ def seal(
         digest = hashlib.sha256(data).hexdigest()
         write_bytes(run_dir / SUMS, sums_of({**digests, STATEMENT: digest}))
         if sign_key is not None:
-            write_bytes(run_dir / SIGNATURE, signed(data, sign_key))
+            write_bytes(run_dir / SIGNATURE, sign(data, sign_key, OF_STATEMENT))
         write_bytes(run_dir / STATEMENT, data)
         write_json(run_dir.parent / CHAIN, {"run_id": run_dir.name, "statement_sha256": digest})
     return digest
@@ -112,7 +133,7 @@ def seal(
 def name_newest(reports_dir: Path) -> bool:
     """Write chain.json anew where a process died between a statement and its link there."""
     with _sealing(reports_dir):
-        last = newest(reports_dir)
+        last = newest_in(reports_dir)
         try:
             is_behind = last != read_chain(reports_dir)
         except ValueError:
@@ -120,6 +141,12 @@ def name_newest(reports_dir: Path) -> bool:
         if is_behind and last is not None:
             write_json(reports_dir / CHAIN, last)
         return is_behind
+
+
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
 
 
 @contextmanager
@@ -130,26 +157,37 @@ def _sealing(reports_dir: Path) -> Iterator[None]:
         yield
 
 
-def _tail(run_dir: Path) -> Link | None:
-    """The run sealed last before this one; DrainkitError where this one is sealed."""
-    last = newest(run_dir.parent, without=run_dir)
-    if (run_dir / STATEMENT).exists() or (last and last["run_id"] == run_dir.name):
-        raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
-    return last
+# ---------------------------------------------------------------- passwords
 
 
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
+def secret_of(run_dir: Path, words: Sequence[str]) -> re.Pattern[str] | None:
+    """What finds the passwords in this run's files.
+
+    A password that is a word of drainkit, or of this run (a stream's name), is found only where a
+    password can stand: everywhere else it is that word.
+    """
+    return secret_pattern(words, _checked_text(run_dir)) if any(words) else None
+
+
+def strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
+    """Strike the secret out of the files that can hold it; returns the names of those that did."""
+    struck = []
+    for path in plain_files(run_dir) if secret else ():
+        if path.name in _KEPT or path.suffix in _KEPT_KINDS:
+            continue
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            with open_plain(path) as file:
+                before = file.read().decode("utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue  # not a text; a file too large to read is not one of a notebook's
+        after = strike_text(before, secret, is_json=path.suffix in (".json", ".ipynb"))
+        if after != before:
+            write_text(path, after)
+            struck.append(path.name)
+    return struck
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
+def _checked_text(run_dir: Path) -> str:
+    """The words of this run: what its checked files hold, but for errors, which are free text."""
+    found = [read_or(run_dir / name, {}) for name in CHECKED]
+    return "\n".join(json.dumps({**one, "error": None}, ensure_ascii=False) for one in found)

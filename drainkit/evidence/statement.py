@@ -1,13 +1,17 @@
-"""The files of a run's evidence, as JSON is read from them."""
+"""A run's folder: its files, how JSON is read from them, and who works on it."""
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..core.summary import RUN_ID
+from ..errors import RefusedError
 from ..files import read_plain
 from ..safe import one_line
 from ..settings.kinds import is_url
@@ -42,6 +46,15 @@ def is_plain(path: Path) -> bool:
 def read_json(path: Path) -> Any:
     """JSON of a plain file; ValueError for anything that two readers could read differently."""
     return json_of(read_plain(path))
+
+
+def read_or(path: Path, otherwise: Any) -> Any:
+    """JSON of a plain file if it is of the type of `otherwise`, else that."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return otherwise
+    return found if isinstance(found, type(otherwise)) else otherwise
 
 
 def json_of(data: bytes) -> Any:
@@ -91,3 +104,39 @@ def shown(value: Any, limit: int = 80) -> str:
         return f"({type(value).__name__})"
     # cut first: to look for passwords in megabytes can take hours
     return one_line(str(value)[: 50 * limit], limit)
+
+
+# ---------------------------------------------------------------- who works on it
+#
+# A lock on the folder itself, which ends with its holder. The run and the kernel of its live
+# notebook hold it together (the kernel outlives a killed run by a moment); who closes or removes
+# the folder must hold it alone.
+
+
+@contextmanager
+def locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """While this lasts, the folder is locked."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
+
+
+def working_on(run_dir: Path) -> AbstractContextManager[None]:
+    """While this lasts, nobody closes the folder."""
+    return locked(run_dir, fcntl.LOCK_SH)
+
+
+@contextmanager
+def alone_with(run_dir: Path) -> Iterator[None]:
+    """Refuses a folder that somebody works on; while this lasts, nobody else does."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(run_dir, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise RefusedError(
+                f"{run_dir.name} is being worked on; wait until that run has ended"
+            ) from None
+        yield

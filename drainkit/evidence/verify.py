@@ -11,9 +11,14 @@ from ..core.summary import RUN_ID
 from ..errors import UsageError
 from ..files import read_plain
 from ..safe import one_line
-from . import checkpoint as checkpoints
-from .chain import chain_findings, order_of
-from .examined import examine, is_run, listing
+from .chain import (
+    chain_findings,
+    checkpoint_findings,
+    order_of,
+    read_checkpoint,
+    write_checkpoint,
+)
+from .examined import examine_all, is_run, listing
 from .ledgers import Ledgers
 from .remote import local_copy
 from .statement import CHAIN
@@ -60,7 +65,7 @@ def verify(
     except OSError:
         name = one_line(str(allowed_signers))
         raise UsageError(f"--allowed-signers {name} is not a file that can be read") from None
-    kept = None if checkpoint is None else checkpoints.read(checkpoint)
+    kept = None if checkpoint is None else read_checkpoint(checkpoint)
     with local_copy(str(path)) as folder:
         if not folder.is_dir():
             raise UsageError(
@@ -69,8 +74,7 @@ def verify(
         alone = is_run(folder)
         if alone and checkpoint is not None:
             raise UsageError("--checkpoint is of a chain of runs; name a reports folder")
-        dirs = [folder] if alone else run_dirs(folder)
-        runs = [examine(run_dir, signers, identity) for run_dir in dirs]
+        runs = examine_all([folder] if alone else run_dirs(folder), signers, identity)
         found = Verified({run.name: run.findings for run in runs})
         found.archived = [run.name for run in runs if run.is_archived]
         chain = found.findings.setdefault(runs[0].name if alone else "chain", [])
@@ -86,9 +90,9 @@ def verify(
                 found.drains = ledgers.drains()
         if checkpoint is not None:
             order = order_of(runs)
-            chain += checkpoints.findings(kept, order)
+            chain += checkpoint_findings(kept, order)
             if not found.bad:
-                checkpoints.move_on(checkpoint, order)
+                write_checkpoint(checkpoint, order)
     return found
 
 

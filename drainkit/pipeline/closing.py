@@ -21,15 +21,14 @@ from ..draining.plan_files import PlanFile
 from ..draining.run import note_end
 from ..errors import InterruptedRunError, RefusedError, UsageError
 from ..evidence.examined import examine
-from ..evidence.lease import alone_with
 from ..evidence.remote import reports_of
 from ..evidence.seal import name_newest
-from ..evidence.statement import STATEMENT, is_plain, shown
+from ..evidence.statement import RUN_JSON, STATEMENT, alone_with, is_plain, read_or, shown
 from ..safe import one_line
 from ..server import ledger, scopes
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build
-from .folder import RunFolder, read_run, recount_settled
+from .folder import RunFolder, recount_settled
 
 KILLED = "the run was killed; its books were closed later, from the ledger and the audit"
 
@@ -43,8 +42,8 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
     _check_folder(folder)
     reports = reports_of(folder, settings.reports_dir)
     with alone_with(folder):
-        stream = settings.stream if "stream" in settings.asked else read_run(folder).get("stream")
-        stream = build({"stream": stream or settings.stream}).stream  # refuses what is no name
+        said = None if "stream" in settings.asked else read_or(folder / RUN_JSON, {}).get("stream")
+        stream = build({"stream": said or settings.stream}).stream  # refuses what is no name
         with Server.of(settings, stream) as server:
             ledger.check(server)
             mine = ledger.entries_of(server, folder.name)
@@ -84,7 +83,7 @@ def _check_folder(folder: Path) -> None:
             raise RefusedError(f"{path.name} is not a plain file; take it out of there")
     if RUN_ID.fullmatch(folder.name):
         return
-    run_id = str(read_run(folder).get("run_id", ""))
+    run_id = str(read_or(folder / RUN_JSON, {}).get("run_id", ""))
     if RUN_ID.fullmatch(run_id):
         raise UsageError(f"--close: this is the folder of {run_id}; give it that name again")
     raise UsageError(f"--close {folder} is not a run's folder")
@@ -138,7 +137,7 @@ def _finish_seal(
     found = examine(folder)
     if found.findings:
         raise RefusedError(f"{folder.name} was sealed and changed since: {found.findings[0]}")
-    run = read_run(folder)
+    run: dict[str, Any] = read_or(folder / RUN_JSON, {})
     is_live = this.settings.mode == "live"
     if is_live and not is_known:
         books = _books(this, mine, planned).as_dict()

@@ -21,9 +21,8 @@ from ..core.summary import RUN_ID, Summary
 from ..draining.run import Run, recount
 from ..errors import DrainkitError, UnreachableError
 from ..evidence.remote import Reports
-from ..evidence.seal import seal
-from ..evidence.secrets import secret_of
-from ..evidence.statement import RUN_JSON, read_json
+from ..evidence.seal import seal, secret_of
+from ..evidence.statement import RUN_JSON, read_or
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
@@ -31,18 +30,9 @@ from ..server.audit_log import run_tables
 from ..server.connection import Server
 from ..settings import Settings
 from ..settings.kinds import is_url
-from . import checks, report
+from . import report
 
 _SETTLE_SEC = 0.2  # for a commit that a killed kernel had sent already
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """run.json; empty where it cannot be read."""
-    try:
-        found = read_json(folder / RUN_JSON)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def recount_settled(server: Server, summary: Summary) -> None:
@@ -79,7 +69,7 @@ class RunFolder:
         Its books are those that the notebooks left, or what the audit knows of a run that died.
         """
         started_at, summary = run.summary.started_at, run.summary
-        found = read_run(self.path)
+        found = read_or(self.path / RUN_JSON, {})
         if found.get("finished_at") and self._is_own(found):
             summary = Summary.read(found)
         else:
@@ -156,8 +146,8 @@ class RunFolder:
                 with files.TableWriter(audit, audit_schema()) as out:
                     for part in run_tables(self.server, runs):
                         out.write(part)
-        if renew or not (self.path / checks.VERDICTS).exists():
-            checks.write_verdicts(self.path)
+        if renew or not (self.path / report.VERDICTS).exists():
+            report.write_verdicts(self.path)
 
     def _not_sealed(self, result: dict[str, Any], error: Exception) -> dict[str, Any]:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

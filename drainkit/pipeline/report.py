@@ -20,14 +20,16 @@ from .. import files
 from ..core.policy import ACTIONS, COLOURS, NAMES
 from ..core.progress import entries_words
 from ..core.summary import approvers_words
-from ..core.verdicts import NO, Json, group_of
-from ..evidence.statement import RUN_JSON
+from ..core.verdicts import NO, Json, Recorded, group_of, verdicts
+from ..draining.plan_files import PlanFile
+from ..errors import DrainkitError
+from ..evidence.statement import RUN_JSON, read_or
 from ..operations.state import own_pending
 from ..safe import one_line, share
 from ..server.keeping import keeping_words
-from .checks import VERDICTS, read
 from .kernels import NOTEBOOKS
 
+VERDICTS = "verdicts.json"
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"  # a figure of ours is in both
 MAX_TEXT = 900  # characters of any text from outside
 MAX_NAME = 120  # of a group's name in a table
@@ -41,10 +43,10 @@ DEAD_MIN = 60  # minutes without a sign of life
 
 def build(folder: Path) -> str:
     """The report of a run's folder as HTML, from what is in the folder alone."""
-    run, plan = read(folder / RUN_JSON), read(folder / "plan.json")
-    before, after = read(folder / "baseline.json"), read(folder / "after.json")
+    names = (RUN_JSON, "plan.json", "baseline.json", "after.json")
+    run, plan, before, after = (read_or(folder / name, {}) for name in names)
     live = run.get("mode") == "live"
-    checks = read(folder / VERDICTS) or []
+    checks = read_or(folder / VERDICTS, [])
     figures, analysed = _figures(folder)
     page: str = _template().render(
         folder=folder.name,
@@ -314,7 +316,7 @@ def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:
     left = MAX_FIGURES
     noted: Json = {}
     for name in NOTEBOOKS:
-        cells = read(folder / f"{name}.ipynb").get("cells", [])
+        cells = read_or(folder / f"{name}.ipynb", {}).get("cells", [])
         outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
         found[name] = []
         for data in outputs:
@@ -324,3 +326,35 @@ def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:
                 found[name].append(Markup(picture))  # noqa: S704 - escaped when it was drawn
                 noted = data[PLOTLY]["layout"].get("meta") or noted
     return found, noted
+
+
+# ---------------------------------------------------------------- verdicts where 04 left none
+
+
+def write_verdicts(folder: Path) -> None:
+    """Judge the run by what its folder holds; what that does not tell is unknown."""
+    names = (RUN_JSON, "baseline.json", "after.json")
+    run, before, after = (read_or(folder / name, {}) for name in names)
+    try:
+        planned = PlanFile.load(folder)
+    except (DrainkitError, OSError):
+        planned = None
+    plan = {} if planned is None else planned.plan.to_json()
+    found = verdicts(run, plan, before, after, _recorded(folder, run, planned))
+    files.write_json(folder / VERDICTS, [verdict._asdict() for verdict in found])
+
+
+def _recorded(folder: Path, run: Json, planned: PlanFile | None) -> Recorded | None:
+    import pyarrow as pa
+
+    parts = None if planned is None else lambda: planned.blocks(("id", "action"))
+    recorded = Recorded(folder.name, str(run.get("boundary_id")), parts)
+    try:
+        with files.parquet_file(folder / "audit.parquet") as stored:
+            for batch in stored.iter_batches(10_000):
+                recorded.add(pa.Table.from_batches([batch]))
+        # no server says which entries without a record are gone: as many as the run counted
+        recorded.finish(lambda lacking: lacking[: int(run.get("vanished") or 0)])
+    except (DrainkitError, OSError, ValueError):  # pyarrow's own errors are children of these
+        return None
+    return recorded

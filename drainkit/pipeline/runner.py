@@ -19,9 +19,9 @@ from ..draining.opening import preflight, resolve
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
 from ..errors import DrainkitError
-from ..evidence.lease import working_on
 from ..evidence.remote import reports_at
 from ..evidence.seal import open_run
+from ..evidence.statement import working_on
 from ..operations.state import baseline
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown

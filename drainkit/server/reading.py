@@ -16,7 +16,7 @@ from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
 
-# ruff: noqa: PLC0414 - whoever reads the stream needs ids and names, so they are exported again
+# ruff: noqa: PLC0414 - code that reads the stream needs ids and names, so they are exported again
 from ..ids import FIRST_ID as FIRST_ID
 from ..ids import LAST_ID as LAST_ID
 from ..ids import id_key as id_key
@@ -24,10 +24,10 @@ from ..ids import next_id as next_id
 from ..ids import previous_id as previous_id
 from ..safe import one_line, text
 from .connection import Server
-from .names import Name as Name
-from .names import named as named
-from .names import raw_name as raw_name
-from .names import told_apart
+from .scope import Name as Name
+from .scope import named as named
+from .scope import raw_name as raw_name
+from .scope import told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
@@ -89,9 +89,9 @@ class StreamInfo:
         return b"%d %d" % (self.entries_added, self.entries_added - self.length)
 
     def has_all_of(self, then: StreamInfo) -> bool:
-        """Whether all entries of `then` are still there: none deleted, the stream not made anew.
+        """Whether all entries of `then` are still there: none deleted, and it is the same stream.
 
-        6.2 has no counters to tell; there it must be the same in all.
+        6.2 has no counters; there nothing at all may differ.
         """
         if self.entries_added is None or then.entries_added is None:
             return astuple(self) == astuple(then)
@@ -172,12 +172,12 @@ def stream_in(server: Server, reply: list[Any]) -> StreamInfo:
 
 
 def type_of(server: Server, key: bytes) -> str:
-    """The type of what a key holds, as TYPE says; "none" where there is no such key."""
+    """The type of what a key holds, as TYPE says; "none" for a missing key."""
     return text(server.call("TYPE", key))
 
 
 def length_of(server: Server, key: bytes) -> int:
-    """How many entries a stream has; 0 where there is no such stream."""
+    """How many entries a stream has; 0 for a missing one."""
     return int(server.call("XLEN", key))
 
 
@@ -230,7 +230,7 @@ def position_of(server: Server, group: str) -> Group:
     groups = positions(server)
     if group not in groups:
         if any(str(name) == group for name in groups):
-            raise RefusedError(f"{group}: the group's name is no UTF-8; drain another")
+            raise RefusedError(f"{group}: the group's name is not UTF-8; drain another")
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
             f"{text(server.stream)} has no group {group}; it has: {known}"
@@ -247,15 +247,9 @@ def consumers(server: Server, group: str) -> list[Consumer]:
 
 
 def pages(
-    server: Server,
-    key: bytes,
-    first: str,
-    last: str,
-    *,
-    page: int = PAGE_ENTRIES,
-    ahead: bool = False,
-    newest_first: bool = False,
-) -> Generator[list[RawEntry]]:
+    server: Server, key: bytes, first: str, last: str, *,
+    page: int = PAGE_ENTRIES, ahead: bool = False, newest_first: bool = False,
+) -> Generator[list[RawEntry]]:  # fmt: skip
     """Entries from `first` to `last`, both included, in pages of at most `page`.
 
     A page of more than MOST_BYTES is given up while it comes, and asked for in smaller ones. With
@@ -336,28 +330,21 @@ def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]
 
 
 def pending_ids(
-    server: Server,
-    group: str,
-    boundary: str,
-    *,
-    consumer: str | None = None,
-    min_idle_ms: int = 0,
-    first: str = FIRST_ID,
-    page: int = 1000,
-) -> Iterator[list[tuple[bytes, Name, int]]]:
+    server: Server, group: str, boundary: str, *, consumer: str | None = None,
+    min_idle_ms: int = 0, first: str = FIRST_ID, page: int = 1000,
+) -> Iterator[list[tuple[bytes, Name, int]]]:  # fmt: skip
     """Pages of (id, owner, idle_ms) from `first` to `boundary`, idle at least `min_idle_ms`."""
-    start = first
     idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
     owner = (raw_name(consumer),) if consumer is not None else ()
-    while id_key(start) <= id_key(boundary):
+    while id_key(first) <= id_key(boundary):
         found = server.call(
-            "XPENDING", server.stream, raw_name(group), *idle, start, boundary, page, *owner
+            "XPENDING", server.stream, raw_name(group), *idle, first, boundary, page, *owner
         )
         if found:
             yield [(row[0], Name(row[1]), row[2]) for row in found]
         if len(found) < page:
             return
-        start = next_id(text(found[-1][0]))
+        first = next_id(text(found[-1][0]))
 
 
 def pairs(reply: list[Any]) -> dict[str, Any]:

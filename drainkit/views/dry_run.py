@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..core.policy import ACTIONS
-from ..core.progress import span
+from ..core.progress import amount, span
 from ..draining.dry import books_of, drop, kept, plan_run
 from . import figures
 from .session import RunSession
@@ -47,7 +47,7 @@ class DryRun(RunSession):
         """What the live run would do, and how long it would take."""
         summary, left = self.summary, (self.summary.remaining or 0) - self.summary.total_read
         text = (
-            f"A live run would read **{summary.total_read:,} entries** and pass "
+            f"A live run would read **{amount(summary.total_read)}** and pass "
             f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; "
             f"{self.duration()}."
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from .. import files
 from ..core.summary import RUN_ID, Summary
@@ -38,16 +39,26 @@ def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
     What papermill injects stands in a cell of its own, which begins with "# Parameters".
     """
     known = {*NOTEBOOK, *EXTRA, *extra}
-    for source in map(str, names.get("In", [])):
-        stored = _stored_names(source)
-        if "redis_url_env" in stored and not source.startswith("# Parameters"):
-            known &= stored
-    for source in map(str, names.get("In", [])):
-        stored = _stored_names(source)
+    cells = [(source, _stored_names(source)) for source in map(str, names.get("In", []))]
+    own = [k for k, (source, stored) in enumerate(cells)
+           if "redis_url_env" in stored and not source.startswith("# Parameters")]  # fmt: skip
+    if own:
+        known &= cells[own[-1]][1]
+        cells = cells[own[-1] :]  # what stood in it before it was run again counts no more
+    for source, stored in cells:
         if source.startswith("# Parameters") or "redis_url_env" in stored:
             for name in stored - {"Optional"}:
                 if name not in known or name not in names:
                     raise UsageError(f"{name}: no such parameter; check its spelling")
+
+
+def checked(names: Mapping[str, Any], name: str, kind: Any, default: Any = None) -> Any:
+    """A parameter of one notebook alone, as its kind; a quoted "5" or "false" is understood."""
+    try:
+        return TypeAdapter(kind).validate_python(names.get(name, default))
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name} {why}") from None
 
 
 def _stored_names(source: str) -> set[str]:

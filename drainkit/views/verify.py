@@ -12,6 +12,7 @@ from .. import files
 from ..core.audit import audit_schema
 from ..core.collection import collection_paused
 from ..core.policy import ACTIONS
+from ..core.progress import amount
 from ..core.verdicts import BOOKS, NO, Recorded, Verdict, left_of, verdicts
 from ..draining.live import vanished_ids
 from ..errors import DrainkitError
@@ -124,7 +125,7 @@ class Verification(RunSession):
             return markdown("**Nothing was drained, and nothing changed.**")
         earlier = self.recorded.earlier
         told = (
-            f"**The books balance:** {self.recorded.rows + earlier:,} entries were read, audited "
+            f"**The books balance:** {amount(self.recorded.rows + earlier)} read, audited "
             f"and acknowledged{' by all runs of this plan' if earlier else ''}, each once; nothing "
             "is pending for the drain's consumer."
         )

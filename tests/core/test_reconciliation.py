@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from drainkit.core import reconciliation
 from drainkit.core.policy import ACTIONS
-from drainkit.core.reconciliation import Matching, drift, drift_counts, reconcile
+from drainkit.core.reconciliation import Matching, drift_counts, reconcile
 
 Rows = list[tuple[str, str]]
 books = st.dictionaries(
@@ -123,7 +123,10 @@ def test_drift_lists_every_change(planned: dict[str, str], happened: dict[str, s
     """(id, planned, happened, reason) for exactly the entries whose action changed."""
     both = planned.keys() & happened.keys()
     changed = {(k, planned[k], happened[k]) for k in both if planned[k] != happened[k]}
-    found = drift(table([*planned.items()]), table([*happened.items()]))
+    matching = Matching(lambda: [table([*planned.items()])])
+    matching.add(table([*happened.items()]))
+    matching.finish()
+    found = matching.drift()
     rows = [tuple(row.values()) for row in found.to_pylist()]
     assert {row[:3] for row in rows} == changed
     assert len(rows) == len(changed)

@@ -72,6 +72,13 @@ class Evidence:
             (folder / "plan.json.sig").write_bytes(made.stdout)
         return folder
 
+    def make_small(self, name: str) -> Path:
+        """A run of which just the summary is there."""
+        folder = sealing.open_run(self.reports, name)
+        mode = "live" if "-live-" in name else "dry-run"
+        files.write_json(folder / "run.json", {"run_id": name, "mode": mode, "stream": self.stream})
+        return folder
+
     def seal(self, name: str, key: str | None = None) -> None:
         """What a forger with drainkit does too: sealed as if it were for the first time."""
         for one in (STATEMENT, SIG, SUMS):
@@ -84,14 +91,14 @@ class Evidence:
                      parameters={"stream": run.get("stream"), "mode": run.get("mode")},
                      sign_key=self.keys / key if key else None)  # fmt: skip
 
-    def seal_all(self) -> None:
-        """All runs anew, in the order of their names, so that the chain fits."""
+    def seal_all(self, key: Callable[[str], str] = str) -> None:
+        """All runs anew, in the order of their names (by `key`), so that the chain fits."""
         (self / "chain.json").unlink(missing_ok=True)
-        runs = sorted(path for path in self.reports.glob("2*") if path.is_dir())
+        runs = sorted((p.name for p in self.reports.glob("2*") if p.is_dir()), key=key)
         for run in runs:
-            (run / STATEMENT).unlink(missing_ok=True)
+            (self / run / STATEMENT).unlink(missing_ok=True)
         for run in runs:
-            self.seal(run.name)
+            self.seal(run)
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +241,11 @@ def renamed(e: Evidence, old: str, new: str) -> None:
     e.seal_all()
 
 
+def reordered(e: Evidence, one: str, other: str) -> None:
+    """All sealed anew, the two in the places of each other."""
+    e.seal_all(lambda name: {one: other, other: one}.get(name, name))
+
+
 def emptied_then(e: Evidence, fresh: str) -> None:
     for path in e.reports.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -260,7 +272,7 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the plan's throttle": ("o", lambda d: edit(d / "plan.json", throttle=1.0)),
     "the approval": ("o", lambda d: flip(d / "plan.json.sig", 99)),
     "the approval gone": ("o", lambda d: (d / "plan.json.sig").unlink()),
-    "the decisions": ("sk", lambda d: flip(d / "decisions.parquet", 99)),
+    "the decisions": ("o", lambda d: flip(d / "decisions.parquet", 99)),
     "the audit": (
         "sk", lambda d: files.write_table(d / "audit.parquet", pa.table({"id": ["x"] * 9}))
     ),
@@ -304,6 +316,11 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "all live runs removed, sealed anew": ("sk", lambda e: (remove(e, SIGNED, LIVE), e.seal_all())),
     "emptied, a dry run instead": ("sk", lambda e: emptied_then(e, NEW_DRY)),
     "emptied, a live run instead": ("sk", lambda e: emptied_then(e, NEW_LIVE)),
+    "a run never sealed": ("o", lambda e: e.make(NEW_LIVE)),
+    "a first run from elsewhere": ("o", lambda e: (
+        e.make(NEW_LIVE), (e / "chain.json").rename(e.reports.parent / "x"),
+        [(e / n).rename(e.reports.parent / n) for n in (DRY, SIGNED, LIVE)], e.seal(NEW_LIVE),
+        [(e.reports.parent / n).rename(e / n) for n in (DRY, SIGNED, LIVE)])),
     "a run that never was": ("s", lambda e: (e.make(NEW_LIVE), e.seal(NEW_LIVE))),
     "a dry run put in between": ("sk", lambda e: (
         e.make("20260102T120000Z-dry-run-00000d"), e.seal_all())),
@@ -344,6 +361,7 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "a stream that is none": ("sk", predicate(parameters={"stream": "\udcff"})),
     "an odd run id": ("o", predicate(run_id={"a": []})),
     "odd approvers": ("o", predicate(approvers=7)),
+    "approvers' odd keys": ("o", predicate(approver_keys=7)),
     "approvers of lists": ("o", predicate(approvers=[[ANN]])),
     "fewer approvals than required": ("o", predicate(approvals_required=2)),
     "a required text": ("o", predicate(approvals_required="1")),
@@ -386,22 +404,16 @@ def test_what_was_not_edited_is_well(verify: Verify) -> None:
 
 
 @pytest.mark.parametrize("what", CONTENT)
-def test_sums_made_anew_hide_no_edit(verify: Verify, what: str) -> None:
-    """An edited file whose SHA256SUMS were made anew is named by the statement."""
+def test_an_edit_is_named(verify: Verify, what: str) -> None:
+    """With sums made anew by the statement; with statement, sums and chain made anew by the ledger
+    and a keeper, by the folder alone only what contradicts itself, plan or approvals."""
+    letters, change = CONTENT[what]
     folder = verify.evidence / LIVE
-    CONTENT[what][1](folder)
+    change(folder)
     listed = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
     sums = subprocess.run(["sha256sum", "--", *listed], cwd=folder, check=True, capture_output=True)
     (folder / SUMS).write_bytes(sums.stdout)
     assert verify.by("o")
-
-
-@pytest.mark.parametrize("what", CONTENT)
-def test_an_edit_that_was_sealed_anew_is_named(verify: Verify, what: str) -> None:
-    """With statement, sums and chain made anew the ledger names it, and so does a keeper; the
-    folder alone only what contradicts itself or the approvals."""
-    letters, change = CONTENT[what]
-    change(verify.evidence / LIVE)
     verify.evidence.seal(LIVE)
     named_by(verify, letters)
 
@@ -508,6 +520,61 @@ def test_a_checkpoint_moves_on_with_its_chain(verify: Verify, tmp_path: Path) ->
     assert not (tmp_path / "none").exists()
 
 
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Evidence:
+    """A chain of 20 runs, each third a dry run."""
+    made = Evidence(tmp_path_factory.mktemp("twenty") / "reports", keys)
+    for n in range(20):
+        made.make_small(f"202602{n + 1:02}T000000Z-{'live' if n % 3 else 'dry-run'}-{n:06x}")
+    made.seal_all()
+    return made
+
+
+#: What was done to the chain of 20, and what a keeper says of it.
+CHAINS: dict[str, tuple[Callable[[Evidence, list[str]], object], str]] = {
+    "a dry run removed": (lambda e, runs: remove(e, runs[6]), "which has 19 runs; 1 were removed"),
+    "one statement changed": (
+        lambda e, runs: edit(e / runs[7] / "run.json", total_read=9), "whose run 20 is"),
+    "the newest three cut off": (lambda e, runs: remove(e, *runs[-3:]), "17 runs; 3 were removed"),
+    "two in another order": (lambda e, runs: reordered(e, *runs[4:6]), "whose run 20 is"),
+    "a run put in between": (
+        lambda e, runs: e.make_small("20260210T120000Z-dry-run-00000d"), "whose run 20 is"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*CHAINS, "it only grew"])
+def test_keepers_name_a_chain_made_anew(
+    twenty: Evidence, cli: Cli, tmp_path: Path, what: str
+) -> None:
+    """All sealed anew nothing shows but to a keeper, and two of different age agree; what only grew
+    is well for both, and their files move on to the same lines."""
+    reports = shutil.copytree(twenty.reports, tmp_path / "reports")
+    made = Evidence(reports, twenty.keys)
+    runs = sorted(path.name for path in reports.glob("2*"))
+    for name, place in (("old", 18), ("new", 20)):
+        digest = link_to(made, runs[place - 1])["statement_sha256"]
+        (tmp_path / name).write_text(f"drainkit checkpoint v1\n{place}\n{digest}\n")
+    kept = [(tmp_path / name).read_text() for name in ("old", "new")]
+    if what in CHAINS:
+        CHAINS[what][0](made, runs)
+        if what != "two in another order":
+            made.seal_all()
+        assert cli("verify", reports).rc == 0
+        for name in ("old", "new"):
+            said = cli("verify", reports, "--checkpoint", name)
+            assert said.rc == 1, said
+            assert "chain: " in said.out
+        assert CHAINS[what][1] in said.out
+        assert [(tmp_path / name).read_text() for name in ("old", "new")] == kept
+    else:
+        made.make_small(NEW_LIVE.replace("202601", "202603"))
+        made.seal(NEW_LIVE.replace("202601", "202603"))
+        for name in ("old", "new"):
+            assert cli("verify", reports, "--checkpoint", name).rc == 0
+        assert (tmp_path / "old").read_text() == (tmp_path / "new").read_text() != kept[1]
+        assert "v1\n21\n" in (tmp_path / "new").read_text()
+
+
 @pytest.mark.parametrize(
     ("namespace", "identity", "words"),
     [("drainkit", ANN, ""), ("drainkit", "bob@example.com", "not signed by bob"),
@@ -533,7 +600,7 @@ BOMBS: dict[str, Callable[[Path], object]] = {
     "a number": lambda d: (d / "run.json").write_text('{"total_read": ' + "9" * (4 << 20) + "}"),
     "logins": lambda d: edit(d / STATEMENT, predicate={"run_id": "redis://" * 400_000}),
     "a table": lambda d: parquet.write_table(
-        pa.table({"x": pa.array(["x" * 1_000_000] * 2600).dictionary_encode()}),
+        pa.table({"x": pa.DictionaryArray.from_arrays(pa.array([0] * 2600), ["x" * 1_000_000])}),
         d / "audit.parquet",
     ),
 }

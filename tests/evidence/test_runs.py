@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from playwright.sync_api import Browser
 from runs import flip
 from servers import Server
 from stores import S3
-from test_edits import ANN, DRY, LIVE, SIGNED, Evidence, edit
+from test_edits import ANN, DRY, LIVE, NEW_LIVE, SIGNED, Evidence, edit
 
 from drainkit import files
+from drainkit.evidence.runs import ROW
 
-OPEN = "20260105T000000Z-live-00000f"
-KEYS = ["run_id", "started_at", "stream", "consumer_group", "mode", "outcome", "total_read",
-        "drained_ok", "operator", "approvers", "evidence", "seal"]  # fmt: skip
+OPEN, GONE = "20260105T000000Z-live-00000f", "20260105T000000Z-live-0000aa"
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def test_each_run_is_a_line_with_the_state_of_its_seal(made: Evidence, cli: Cli)
             path.unlink()
     found = listed(cli)
     assert [*found] == [OPEN, LIVE, SIGNED, DRY]
-    assert all([*run] == KEYS for run in found.values())
+    assert all([*run] == [*ROW] for run in found.values())
     assert [run["seal"] for run in found.values()] == ["interrupted", "ok", "broken", "archived"]
     assert found[LIVE] == {
         "run_id": LIVE, "started_at": "2026-01-01T00:00:00+00:00", "stream": "s",
@@ -67,25 +65,25 @@ def test_each_run_is_a_line_with_the_state_of_its_seal(made: Evidence, cli: Cli)
     assert cli("runs", "nowhere").rc == 2
 
 
-def test_the_ledger_adds_live_runs_without_evidence(valkey: Server, stream: str, cli: Cli) -> None:
+def test_the_ledger_adds_live_runs_without_evidence(
+    made: Evidence, valkey: Server, stream: str, cli: Cli
+) -> None:
     """A plain drain, and a run whose folder is gone; not one that lies in another folder here."""
     seed(valkey, stream, 60, delivered=0)
+    drain = cli.done(*live(valkey, stream, "--max-events", 7, "--operator", "olga")).json()
+    ledger = f"{stream}.drain_runs"
+    start = valkey.client().xrange(ledger, count=1)[0][1]
+    elsewhere = files.make_folder(cli.cwd / "others" / NEW_LIVE)
+    for name, folder in ((LIVE, made / LIVE), (GONE, made / GONE), (NEW_LIVE, elsewhere)):
+        valkey.client().xadd(ledger, start | {b"run_id": name, b"folder": str(folder)})
+    assert [*listed(cli)] == [OPEN, LIVE, SIGNED, DRY]
     where = at(valkey, stream)
-    drain = cli(*live(valkey, stream, "--max-events", 7, "--operator", "olga")).json()
-    run = ("run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", 5)
-    gone, kept, other = (
-        cli(*run, "--reports-dir", folder, *where).json()["run_id"]
-        for folder in ("reports", "reports", "others")
-    )
-    assert [*listed(cli, *where)] == [kept, gone, drain["run_id"]]
-    shutil.rmtree(cli.cwd / "reports" / gone)
-    assert [*listed(cli)] == [kept]
     found = listed(cli, *where)
-    assert [*found] == [kept, gone, drain["run_id"]]
-    assert other not in found
-    assert [(r["evidence"], r["seal"]) for r in found.values()][1:] == [(None, None)] * 2
+    assert {*found} == {OPEN, LIVE, SIGNED, DRY, GONE, drain["run_id"]}
+    for name in (GONE, drain["run_id"]):
+        assert (found[name]["evidence"], found[name]["seal"]) == (None, None)
     told = found[drain["run_id"]]
-    assert [told[k] for k in KEYS[2:9]] == [
+    assert [told[k] for k in ROW[2:9]] == [
         stream, GROUP, "live", "done", 7, drain["drained_ok"], "olga",
     ]  # fmt: skip
     assert "no evidence" in cli("runs", *where).out

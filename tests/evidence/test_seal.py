@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import multiprocessing
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,11 @@ from runs import RUN, all_findings, make_run, names, seal, statement, verify_run
 from drainkit.errors import DrainkitError
 
 
-def test_an_auditor_needs_only_sha256sum(sealed: Path) -> None:
-    """`sha256sum -c SHA256SUMS` passes and covers every file, the statement too."""
-    check = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
-    done = subprocess.run(check, cwd=sealed, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    listed = [line.partition(":")[0] for line in done.stdout.splitlines()]
-    assert sorted([*listed, "SHA256SUMS"]) == names(sealed)
-
-
 def test_the_statement_is_an_in_toto_statement(sealed: Path) -> None:
-    """Type, subjects with SHA-256 of every other file, and a predicate that says how it came."""
+    """Type, subjects with SHA-256 of every other file, and a predicate that says how it came; in
+    SHA256SUMS stands every file, the statement too."""
+    listed = [line.split("  ")[1] for line in (sealed / "SHA256SUMS").read_text().splitlines()]
+    assert sorted([*listed, "SHA256SUMS"]) == names(sealed)
     found = statement(sealed)
     assert found["_type"] == "https://in-toto.io/Statement/v1"
     assert set(found) == {"_type", "subject", "predicateType", "predicate"}
@@ -58,26 +51,6 @@ def test_each_statement_names_the_one_sealed_before(chain: list[Path], reports: 
     shutil.copytree(chain[1], reports / "example")
     assert verify_run(reports / "example") == []
     assert all_findings(reports) == ""
-
-
-def test_a_second_beginning_is_named(chain: list[Path], reports: Path, tmp_path: Path) -> None:
-    """A first run out of another reports folder does not pass for one of these."""
-    stranger = make_run(tmp_path / "elsewhere", 1)
-    seal(stranger)
-    shutil.move(stranger, reports)
-    findings = all_findings(reports)
-    assert f"{stranger.name}, {chain[0].name} each claim to be the first run" in findings
-    assert f"nothing follows {stranger.name}" in findings
-
-
-def test_a_run_that_was_never_sealed_is_named(chain: list[Path], reports: Path) -> None:
-    """A crashed run's folder is a finding, not a gap in silence, and the chain goes on."""
-    crashed = make_run(reports, 1)
-    seal(make_run(reports, 2))
-    (line,) = all_findings(reports).splitlines()
-    assert line.startswith(crashed.name)
-    assert "never sealed" in line
-    assert chain
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"run_id": 7}', "[" * 100_000])

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from books import GROUP, ask, audit, deliver, fill, original_backlog, pending, seed
 from conftest import ROOT, Cli, CliResult
+from runs import make_run, seal
 from servers import Server
+from stamps import time_stamps
 
 STREAM = "quantum:stream:trade.intent"
 REFERENCE = "drainkit/examples/REFERENCE.md"
@@ -84,7 +86,7 @@ def _with_jq(folder: Path) -> str:
         f"#!{sys.executable}\nimport json, sys, jq\n"
         "flags = {a for a in sys.argv[1:] if a.startswith('-')}\n"
         "text, *files = [a for a in sys.argv[1:] if not a.startswith('-')]\n"
-        "for file in files:\n"
+        "for file in files or [0]:\n"
         "    for found in jq.compile(text).input(text=open(file).read()):\n"
         "        print(found if '-r' in flags else json.dumps(found))\n"
     )
@@ -127,19 +129,35 @@ def test_every_command_of_the_notebooks_page_works(valkey: Server, cli: Cli) -> 
     assert (cli.cwd / "out.html").stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("how", ["as sealed", "changed", "added"])
+@pytest.mark.parametrize("how", ["as sealed", "changed", "added", "anew", "another archive"])
 def test_an_auditor_needs_no_drainkit(how: str, cli: Cli) -> None:
-    """The commands pass the example in silence, fail on a changed file, and name an added one."""
-    example = cli.cwd / "reports" / "example"
-    shutil.copytree(ROOT / "reports" / "example", example)
+    """The commands pass the example in silence, fail on a changed file, and name an added one; a
+    keeper's lines are signed, time-stamped and hold the chain; an archived run comes back."""
+    reports = cli.cwd / "reports"
+    example = shutil.copytree(ROOT / "reports" / "example", reports / "example")
+    runs = [make_run(reports, n) for n in range(3)]
+    for run in runs:
+        seal(run)
+    env = {"RUN": runs[1].name}
     if how == "changed":
         (example / "run.json").write_text("{}")
     if how == "added":
         (example / "extra.txt").write_text("x")
-    done = run_document("reports/README.md", cli)
+    if how == "anew":  # sealed anew, so that all fits, but for who kept the lines of before
+        cli.done("verify", "reports", "--checkpoint", "kept")
+        (reports / "chain.json").unlink()
+        for run in runs:
+            (run / "statement.json").unlink()
+        for run in runs:
+            seal(run, parameters={})
+    if how == "another archive":
+        env["TAR_OPTIONS"] = "--exclude=run.json"
+    with time_stamps(cli.cwd) as address:
+        done = run_document("reports/README.md", cli, TSA=address, **env)
     assert (done.rc == 0) is (how == "as sealed"), done
     assert ("extra.txt" in done.out) is (how == "added")
-    assert ("run.json: FAILED" in done.out) is (how == "changed")
+    assert ("run.json: FAILED" in done.out) is (how in ("changed", "another archive"))
+    assert ("made anew" in done.out) is (how == "anew")
 
 
 def test_the_python_example_runs(valkey: Server, cli: Cli) -> None:

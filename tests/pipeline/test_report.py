@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bs4 import BeautifulSoup
 
 from drainkit.core.policy import ACTIONS
 from drainkit.pipeline import report
@@ -39,30 +39,16 @@ CHECKS = [
 ANALYSED = {"at": "2026-01-01T00:00:04+00:00", "entries": 2006, "pass": 1981}
 
 
-class Page(HTMLParser):
-    """What a reader would see of a page, and what its tags hold."""
+def built(folder: Path) -> BeautifulSoup:
+    """The page, but for its style."""
+    page = BeautifulSoup(report.build(folder), "html.parser")
+    page.style.decompose()
+    return page
 
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self._silent = 0
-        self.feed(page)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._silent += tag == "style"
-
-    def handle_endtag(self, tag: str) -> None:
-        self._silent -= tag == "style"
-
-    def handle_data(self, data: str) -> None:
-        if not self._silent:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+def text(folder: Path) -> str:
+    """What a reader would see of the page."""
+    return " ".join(built(folder).get_text(" ").split())
 
 
 @pytest.fixture
@@ -111,7 +97,7 @@ def records(n: int = 2000) -> pa.Table:
 
 def test_the_finding_comes_first(folder: Path) -> None:
     """The verdict and the checks before all else, then the run's names and the original's parts."""
-    page = Page(report.build(folder))
+    page = text(folder)
     parts = (
         "Executive summary", "2,000 entries were audited and acknowledged",
         "1,970 of them (98 %) had passed every filter: still good signals, acknowledged and not "
@@ -125,15 +111,15 @@ def test_the_finding_comes_first(folder: Path) -> None:
     )  # fmt: skip
     at = 0
     for part in parts:
-        at = page.text.find(part, at)
+        at = page.find(part, at)
         assert at >= 0, part
-    inner = [str(a["href"]) for tag, a in page.tags if tag == "a" and str(a["href"])[0] == "#"]
-    assert {link[1:] for link in inner} <= {attrs.get("id") for _, attrs in page.tags}
+    there = built(folder)
+    assert all(there.find(id=link["href"][1:]) for link in there.select("a[href^='#']"))
 
 
 def test_each_number_that_passes_has_its_moment(folder: Path) -> None:
     """Waiting, analysed, planned, happened: one table, and each time says what it is."""
-    page = Page(report.build(folder)).text
+    page = text(folder)
     for line in (
         "waiting: 2,000 undelivered + 6 pending of this drain's own consumer = 2,006 1 January "
         "2026, 00:00:00 UTC 2,006",
@@ -160,9 +146,8 @@ def test_errors_come_first(folder: Path, changed: dict[str, Any], failed: str, t
     """An early end and a check that fails stand at the head, in another colour."""
     put(folder, "run.json", {**RUN, **changed})
     put(folder, "verdicts.json", [CHECKS[0], {**CHECKS[1], "verdict": failed}])
-    page = Page(report.build(folder))
-    assert [a["class"] for _, a in page.tags if "verdict" in str(a.get("class"))] == ["verdict bad"]
-    assert told in page.text[: page.text.index("date 1 January")]
+    assert [e["class"] for e in built(folder).select(".verdict")] == [["verdict", "bad"]]
+    assert told in text(folder).partition("date 1 January")[0]
 
 
 def test_drift_is_told_by_fate(folder: Path) -> None:
@@ -170,25 +155,25 @@ def test_drift_is_told_by_fate(folder: Path) -> None:
     drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 1250}
     put(folder, "run.json", {**RUN, "drift": [drift]})
     (folder / "drift.parquet").touch()
-    page = Page(report.build(folder)).text
+    page = text(folder)
     assert "before their turn: 1,250. drift.parquet names each." in page
     assert "drained_ok dropped_old 1,250" in page
     put(folder, "run.json", {k: v for k, v in RUN.items() if k != "drift"})
-    assert "was not determined" in Page(report.build(folder)).text
+    assert "was not determined" in text(folder)
 
 
 def test_few_events_are_all_there_and_of_many_some_of_each_action(folder: Path) -> None:
     """The original listed its three events; of 2,000 the first three of each action are shown."""
-    page = Page(report.build(folder)).text
+    page = text(folder)
     assert "audit.parquet holds all 2,000" in page
     for action, count in COUNTS.items():
         assert page.count(f"1.5 0.7 {action} because") == min(3, count)
     pq.write_table(records(3), folder / "audit.parquet")
-    page = Page(report.build(folder)).text
+    page = text(folder)
     assert "All 3 events." in page
     assert [f"5-{i} BTCUSDT" in page for i in range(4)] == [True, True, True, False]
     (folder / "audit.parquet").write_bytes(b"PAR1 no more")
-    assert "could not be read" in Page(report.build(folder)).text
+    assert "could not be read" in text(folder)
 
 
 def test_what_to_do_next_names_commands(folder: Path) -> None:
@@ -198,13 +183,13 @@ def test_what_to_do_next_names_commands(folder: Path) -> None:
     after["groups"][0]["consumer_list"] = [{"name": "x", "pending": 0, "idle_ms": 3_600_000}]
     put(folder, "after.json", after)
     put(folder, "run.json", {**RUN, "consumer_group": "g;reboot", "remaining": 7})
-    page = Page(report.build(folder)).text
+    page = text(folder)
     at = "--stream s --consumer-group 'g;reboot'"
     for command in (f"run --mode live --scope undelivered {at}", f"run --scope pending {at}",
                     f"run --scope history {at}", f"consumers {at}", "verify "):  # fmt: skip
         assert f"drainkit {command}" in page
     put(folder, "run.json", {**RUN, "mode": "dry-run"})
-    assert "drainkit run --mode live --plan" in Page(report.build(folder)).text
+    assert "drainkit run --mode live --plan" in text(folder)
 
 
 @pytest.mark.parametrize("kept", [(), ("run.json",), ("plan.json", "run.json")])
@@ -213,7 +198,7 @@ def test_it_is_built_from_whatever_there_is(folder: Path, kept: tuple[str, ...])
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
-    page = Page(report.build(folder)).text
+    page = text(folder)
     for part in ("Executive summary", "Baseline", "Dry run", "Verification", "Metrics"):
         assert part in page
 
@@ -236,29 +221,23 @@ def test_no_text_from_outside_is_markup(folder: Path) -> None:
             group["position"] = position
         put(folder, name, groups)
     (folder / "<img src=x onerror=y>.txt").touch()
-    built = report.build(folder)
-    page = Page(built)
-    assert "<script>x</script>" in page.text  # shown, as text
-    assert not {"img", "script"} & {tag for tag, _ in page.tags}
-    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
-    assert "\u202e" not in built
-    assert "\x1b" not in built
-    assert len(built.encode()) < 300_000
+    page, made = built(folder), report.build(folder)
+    assert "<script>x</script>" in text(folder)  # shown, as text
+    assert page.find_all(["img", "script"]) == []
+    assert not [name for e in page.find_all(True) for name in e.attrs if name.startswith("on")]
+    assert "\u202e" not in made
+    assert "\x1b" not in made
+    assert len(made.encode()) < 300_000
 
 
 def test_it_is_one_file_without_a_script(folder: Path) -> None:
     """Figures are pictures; no tag runs or loads anything; the page's own policy forbids it too."""
-    built = report.build(folder)
-    page = Page(built)
-    tags = [tag for tag, _ in page.tags]
-    assert not {"script", "link", "img", "iframe", "object", "embed"} & {*tags}
-    assert tags.count("svg") == 2
-    assert "1,970 of 2,000 events pass (98 %)" in page.text
-    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
-    assert {"plan.json", "verdicts.json", "statement.json", "SHA256SUMS"} <= set(links)
-    assert not [link for link in links if re.search("[/:]", str(link))]
-    (policy,) = [
-        attrs["content"] for tag, attrs in page.tags
-        if attrs.get("http-equiv") == "Content-Security-Policy"
-    ]  # fmt: skip
-    assert str(policy).startswith("default-src 'none'; script-src 'none';")
+    page = built(folder)
+    assert page.find_all(["script", "link", "img", "iframe", "object", "embed"]) == []
+    assert len(page.find_all("svg")) == 2
+    assert "1,970 of 2,000 events pass (98 %)" in text(folder)
+    links = {link["href"] for link in page.find_all("a")}
+    assert {"plan.json", "verdicts.json", "statement.json", "SHA256SUMS"} <= links
+    assert not [link for link in links if re.search("[/:]", link)]
+    (policy,) = page.select("meta[http-equiv='Content-Security-Policy']")
+    assert policy["content"].startswith("default-src 'none'; script-src 'none';")
