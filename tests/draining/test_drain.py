@@ -27,6 +27,7 @@ from books import (
     seed,
 )
 from conftest import Cli, intent
+from faults import key
 from servers import Server
 
 from drainkit.server import reading
@@ -230,16 +231,12 @@ def test_a_busy_producer_cannot_keep_the_drain_going(server: Server, stream: str
         done.set()
         producer.join()
     assert run.rc == 0, run.err
-    boundary = _key(run.json()["boundary_id"])
-    assert all(_key(r["original_id"]) <= boundary for r in audit(server, stream))
+    boundary = key(run.json()["boundary_id"])
+    assert all(key(r["original_id"]) <= boundary for r in audit(server, stream))
     group = ask(server, "XINFO", "GROUPS", stream)[0]
-    assert _key(group[group.index(b"last-delivered-id") + 1].decode()) <= boundary
-    assert any(_key(entry.decode()) > boundary for entry in produced)
+    assert key(group[group.index(b"last-delivered-id") + 1].decode()) <= boundary
+    assert any(key(entry.decode()) > boundary for entry in produced)
     assert pending(server, stream) == 0
-
-
-def _key(entry_id: str) -> tuple[int, ...]:
-    return tuple(map(int, entry_id.split("-")))
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
