@@ -108,7 +108,7 @@ class Analysis(_Figures):
         if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
             counted = scopes.remaining(self.server, self.job.scope)
         is_of_run = self.folder_run_id is not None and self.planned is None
-        pages = waiting(self.server, self.job, self.at_us, self.run_dir if is_of_run else None)
+        pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
         self.backlog = Backlog(pages, counted)
 
     @property
