@@ -108,7 +108,7 @@ class Analysis(_Figures):
         if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
             counted = scopes.remaining(self.server, self.job.scope)
         is_of_run = self.folder_run_id is not None and self.planned is None
-        pages = waiting(self.server, self.job, self.at_us, self.run_dir if is_of_run else None)
+        pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
         self.backlog = Backlog(pages, counted)
 
     @property
@@ -204,7 +204,7 @@ class Analysis(_Figures):
         texts = [one_line(" ".join(text(part) for part in entry[1] or []), 100) for entry in raw]
         columns = {"events": groups["size"], "example": groups["first"],
                    "raw": texts or ["not kept"] * len(groups)}  # fmt: skip
-        return Table(columns, index=groups.index.rename("reason"))
+        return Table(columns, index=pd.Index(groups.index, name="reason"))
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
