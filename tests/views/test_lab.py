@@ -49,6 +49,7 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
     )
     assert passing(page) > before
     assert page.locator(".drainkit-shown pre").first.inner_text().startswith("drainkit run ")
+    page.wait_for_timeout(5000)  # until the table has followed the slider: it is made anew
     table = page.locator("table.dataTable").last
     for way in ("ascending", "descending"):  # a click on the words, not on the arrows beside them
         table.locator("th", has_text="age, min").locator(".dt-column-title").click()

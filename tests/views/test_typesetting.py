@@ -47,10 +47,11 @@ def seen_in(page: Page) -> tuple[set[str], set[str]]:
     texts: set[str] = set()
     formulas: set[str] = set()
     page.mouse.move(700, 600)
-    for _ in range(300):
+    for step in range(300):
         texts |= set(page.locator(".js-plotly-plot text").all_text_contents())
         formulas |= set(page.locator("mjx-container,[class$=-math-group]").all_inner_texts())
-        if page.locator("tr[data-action=drained_ok]").count() and not page.locator(BUSY).count():
+        is_there = page.locator("tr[data-action=drained_ok]").count() > 0
+        if step > 30 and is_there and not page.locator(BUSY).count():
             break
         page.mouse.wheel(0, 400)
         page.wait_for_timeout(250)
