@@ -43,8 +43,8 @@ return #ids
 
 def drainkit(url: str, group: str, entries: str) -> Result:
     """`drainkit drain`, without the command line around it."""
-    from drainkit.draining.job import resolve
     from drainkit.draining.live import apply
+    from drainkit.draining.opening import resolve
     from drainkit.server.connection import Server
     from drainkit.settings import build
 
@@ -58,7 +58,7 @@ def drainkit(url: str, group: str, entries: str) -> Result:
     )  # fmt: skip
     result: Result = {}
     with Server.of(settings) as server, measured(result):
-        summary = apply(server, resolve(server, settings))
+        summary = apply(resolve(server, settings))
     assert summary.exit_code == 0, summary
     return {**result, "done": summary.total_read}
 

@@ -149,15 +149,13 @@ def test_03_says_who(
 @pytest.mark.parametrize(
     ("raw", "shown"),
     [
-        (b"", "(no reason given)"),
-        (b"{}", "(no reason given)"),
-        (b'"x"', "(no reason given)"),
+        (b"", "(no reason given)"), (b"{}", "(no reason given)"), (b'"x"', "(no reason given)"),
         (b'{"reason": "r"}', "(r)"),
         (b'{"reason": "r", "at_us": 1e400, "operator": 5}', "(r) by 5"),
         (b'{"reason": "r", "at_us": 0, "operator": null}', "(r) at 1970-01-01T00:00:00.000000"),
         (b'{"reason": "a\\nb", "at_us": 99999999999999999999}', "(a\\nb)"),
     ],
-)
+)  # fmt: skip
 def test_a_switch_set_by_hand_is_read(raw: bytes, shown: str) -> None:
     """Whatever stands in the key, the switch is set, and what can be read of it is shown."""
     assert shown in str(StopSwitch.read(raw))

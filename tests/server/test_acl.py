@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -79,13 +80,8 @@ def denied(url: str, *command: str) -> bool:
             return True
         except redis.ResponseError as error:
             # what a script may not do is said in other words, and in others again by 6.2
-            said = (
-                "NOPERM",
-                "ACL failure in script",
-                "can't run this",
-                "can't access at least one",
-            )
-            return any(words in str(error) for words in said)
+            said = "NOPERM|ACL failure in script|can't run this|can't access at least one"
+            return re.search(said, str(error)) is not None
         return False
 
 
