@@ -19,8 +19,8 @@ from servers import Server
 from drainkit.core.policy import ACTIONS
 from drainkit.core.summary import Summary
 from drainkit.draining.dry import dry_run
-from drainkit.draining.job import resolve
 from drainkit.draining.live import apply
+from drainkit.draining.opening import resolve
 from drainkit.errors import DrainkitError
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
@@ -69,8 +69,7 @@ def attempt(
     )  # fmt: skip
     try:
         with Link.of(settings) as link:
-            job = resolve(link, settings)
-            summary = apply(link, job, stopping=stopping, on_progress=progress)
+            summary = apply(resolve(link, settings), stopping=stopping, on_progress=progress)
     except DrainkitError as error:
         return Attempt(error.exit_code, None, str(error))
     finally:
@@ -122,7 +121,7 @@ def rehearse(url: str, stream: str, **options: Any) -> dict[str, Any]:
     """The summary of one dry run."""
     settings = build({"redis_url": url, "stream": stream, "max_events": "all", **options})
     with Link.of(settings) as link:
-        return dry_run(link, resolve(link, settings)).as_dict()
+        return dry_run(resolve(link, settings)).as_dict()
 
 
 def key(entry_id: str) -> tuple[int, ...]:

@@ -10,8 +10,7 @@ from .terminal import Block, Table
 if TYPE_CHECKING:
     from ..core.plan import Plan
     from ..core.shapes import Findings
-    from ..draining.job import Job
-    from ..server.connection import Server
+    from ..draining.run import Run
 
 Rows = list[tuple[str, str]]
 REPORT_LINES = {
@@ -98,18 +97,17 @@ def plan_card(plan: Plan) -> Table:
     return Table((), [*_where(plan), *_what(plan), ("Made", made), ("Digest", plan.digest)], "Plan")
 
 
-def question_card(
-    server: Server, job: Job, plan: Plan, notes: list[str], *, waiting: int, own: int
-) -> Table:
+def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: int) -> Table:
     """What a live drain of this plan would do, and where.
 
-    `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A job
+    `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A run
     with a plan applies just this one; otherwise it decides again, at each event's turn.
     """
     from ..core.progress import entries_words
     from ..core.summary import approvers_words
     from ..server.keeping import keeping, keeping_words
 
+    server = run.server
     keeps = "; ".join(keeping_words(keeping(server)))
     address = f"{server.info.kind} {server.info.version} at {server.shown_url}"
     no_plan = "none: decided again at each event's turn (--plan binds a drain to a dry run)"
@@ -120,10 +118,10 @@ def question_card(
         ("Waiting", entries_words(plan.scope, waiting, own)),
         *_what(plan),
         *(("Note", note) for note in notes),
-        ("Digest", plan.digest if job.planned else no_plan),
+        ("Digest", plan.digest if run.planned else no_plan),
     ]
-    if wanted := job.settings.approval:
-        rows.append(("Approved by", approvers_words(job.approvers, wanted.required)))
+    if wanted := run.settings.approval:
+        rows.append(("Approved by", approvers_words(run.approvers, wanted.required)))
     return Table((), rows, "Live drain")
 
 

@@ -47,10 +47,9 @@ if TYPE_CHECKING:
     from ..core.plan import Plan
     from ..core.shapes import Findings
     from ..core.summary import Summary
-    from ..draining.job import Job
     from ..draining.plan_files import PlanFile
+    from ..draining.run import Run
     from ..pipeline.many import Outcome
-    from ..server.connection import Server
     from ..settings import Settings
 
 
@@ -124,69 +123,59 @@ def drain(as_json: bool, yes: bool, **flags: Any) -> int:
       drainkit drain --mode dry-run --plan plan.json && \\
       drainkit drain --mode live --yes --plan plan.json
     """
-    from ..draining.job import resolve, with_plan
+    from ..draining.opening import resolve
+    from ..draining.plan_files import PlanFile
 
     settings = settings_of(flags)
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
-    settings, planned = with_plan(settings)
+    settings, planned = PlanFile.of_run(settings)
     with connected(settings) as server:
-        job = resolve(server, settings, planned=planned)
-        if (until := job.settings.until) != settings.until:
+        run = resolve(server, settings, planned=planned)
+        if (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
-        if settings.mode == "live":
-            summary = _drain_live(server, job, yes=yes)
-        else:
-            summary = _drain_dry(server, job)
+        summary = _drain_live(run, yes=yes) if settings.mode == "live" else _drain_dry(run)
     tell_error(summary.error)
     emit(as_json, summary.as_dict(), *report(summary.as_dict()))
     return summary.exit_code or 0
 
 
-def _drain_dry(server: Server, job: Job) -> Summary:
+def _drain_dry(run: Run) -> Summary:
     from ..draining.dry import dry_run, plan_run
 
     with progress() as moving:
-        if job.settings.plan is None:
-            return dry_run(server, job, on_progress=moving.tick)
-        return plan_run(server, job, job.settings.plan, on_progress=moving.tick)[0]
+        if run.settings.plan is None:
+            return dry_run(run, on_progress=moving.tick)
+        return plan_run(run, run.settings.plan, on_progress=moving.tick)[0]
 
 
-def _drain_live(server: Server, job: Job, *, yes: bool) -> Summary:
+def _drain_live(run: Run, *, yes: bool) -> Summary:
     from ..draining import unattended
-    from ..draining.dry import dry_run, plan_run
-    from ..draining.job import check
+    from ..draining.dry import plan_run
     from ..draining.live import apply
+    from ..draining.opening import check
 
-    check(server, job)  # what would be refused is refused before a long look
-    settings, planned = job.settings, job.planned
-    dry = replace(job, settings=settings.model_copy(update={"mode": "dry-run"}))
-    is_held = not settings.allow_invalid or any(value is not None for _, value in settings.limits)
-    if yes and planned is None and is_held:
-        seen = dry_run(server, dry)
-        unattended.check_readable(settings, seen.total_read, seen.unreadable)
-        unattended.check_limits(settings.limits, vars(seen))
-    elif yes and planned is not None:
-        unattended.check_planned(server, settings, planned)
-    elif not yes:
-        if planned:
-            plan, notes = planned.plan, planned.notes()
+    seen = unattended.check_run(run) if yes else None
+    if not yes:
+        check(run)  # what would be refused is refused before a long look
+        if run.planned:
+            plan, notes = run.planned.plan, run.planned.notes()
         else:
-            seen, plan = plan_run(server, dry, None)
-            notes = seen.notes or []
-        unattended.check_readable(settings, plan.total_read, plan.unreadable)
-        _question(server, job, plan, notes, yes=False)
+            dry, plan = plan_run(run.rehearsal(), None)
+            notes = dry.notes or []
+        unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
+        _question(run, plan, notes, yes=False)
     with stop_signals() as stopping, progress() as moving:
-        return apply(server, job, stopping=stopping, on_progress=moving.tick)
+        return apply(run, seen, stopping=stopping, on_progress=moving.tick)
 
 
-def _question(server: Server, job: Job, plan: Plan, notes: list[str], *, yes: bool) -> None:
+def _question(run: Run, plan: Plan, notes: list[str], *, yes: bool) -> None:
     """The card, and the question after it."""
     from ..server import scopes
 
-    own = sum(len(ids) for ids in scopes.own_ids(server, job.scope))
-    waiting = scopes.remaining(server, job.scope)
-    tell(question_card(server, job, plan, notes, waiting=waiting, own=own), err=True)
+    left = scopes.left(run.server, run.scope)
+    waiting = left.fresh
+    tell(question_card(run, plan, notes, waiting=waiting, own=left.own), err=True)
     good = plan.counts["drained_ok"]
     confirm(
         f"{good:,} good signals will be acknowledged and not executed. "
@@ -257,7 +246,7 @@ def run_and_tell(
 
 def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None) -> int:
     """`run --close`: 0 when the folder is sealed now, whatever the run's own outcome was."""
-    from ..pipeline.ending import close
+    from ..pipeline.closing import close
 
     folder = Path(closing)
     result = close(settings, folder, sign_key=_sign_key(sign_key))
@@ -292,14 +281,13 @@ def _run_notebooks(
 
     key = _sign_key(sign_key)
 
-    def approve(server: Server, job: Job, planned: PlanFile) -> None:
+    def approve(run: Run, planned: PlanFile) -> None:
         if yes:
-            unattended.check_planned(server, settings, planned)
+            unattended.check_planned(run.server, settings, planned)
         else:
             unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
         with interruptible():
-            job = replace(job, planned=planned)
-            _question(server, job, planned.plan, planned.notes(), yes=yes)
+            _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
 
     with progress() as moving:
 
@@ -344,9 +332,7 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
                 stopping=stopping,
             )  # fmt: skip
         else:
-            from ..pipeline.dask_runs import run_with_dask
-
-            outcomes = run_with_dask(settings, streams, address, tell=show, stopping=stopping)
+            outcomes = many.run_with_dask(settings, streams, address, tell=show, stopping=stopping)
         found = many.summary(pattern, settings, [*missed, *outcomes])
     emit(as_json, found, Table(many.HEAD, many.rows(found)), many.last_line(found))
     return int(found["exit_code"])

@@ -1,6 +1,6 @@
 """The plan: what a dry run decided, with a digest that no edit survives.
 
-Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/job.py holds it
+Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/opening.py holds it
 against a server. The contract, section 7.
 """
 
@@ -27,22 +27,10 @@ from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reas
 from .values import RawEntry
 
 VERSION = 3  # 3: audit stream, environment, server, unreadable; a digest of the decisions' bytes
-COLUMNS = (
-    "id",
-    "event_time",
-    "age_sec",
-    "symbol",
-    "side",
-    "confidence",
-    "source",
-    "action",
-    "reason",
-    "failed",
-    "payload_sha256",
-    "invalid",  # what made the event invalid, empty for one that is not
-    "time_source",
-    "missing",
-)
+COLUMNS = (  # `invalid`: what made the event invalid, empty for one that is not
+    "id", "event_time", "age_sec", "symbol", "side", "confidence", "source", "action", "reason",
+    "failed", "payload_sha256", "invalid", "time_source", "missing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

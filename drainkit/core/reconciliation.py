@@ -139,7 +139,7 @@ def reconcile(
     """
     findings = []
     if matched.twice.n:
-        findings.append(_line("entries are recorded more than once", matched.twice))
+        findings.append(_line("entries recorded more than once", matched.twice))
     for action in sorted({*ACTIONS, *audited, *counts}):
         if audited.get(action, 0) != counts.get(action, 0):
             findings.append(
@@ -147,15 +147,15 @@ def reconcile(
                 f"the audit {audited.get(action, 0)}"
             )
     if matched.lacking.n:
-        findings.append(_line("planned entries have no record", matched.lacking))
+        findings.append(_line("planned entries without a record", matched.lacking))
     if matched.beyond.n:
-        findings.append(_line("recorded entries were not planned", matched.beyond))
+        findings.append(_line("recorded entries that were not planned", matched.beyond))
     return findings
 
 
 def _line(finding: str, some: Some) -> str:
     # whoever may write to the audit stream could have put anything there
-    return f"{some.n} {finding}, first {one_line(some.first)}"
+    return f"{finding}: {some.n:,}, first {one_line(some.first)}"
 
 
 def _some(ids: list[str]) -> Some:

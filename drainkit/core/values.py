@@ -23,26 +23,11 @@ Stamps = tuple[Sequence[int], Column]  # rows, and what each holds under one of 
 RawEntry = Sequence[Any]  # [id: bytes, [field, value, ...] | None]; None: the body is gone
 INVALID_REASONS = (
     "",
-    "payload over 1 MiB",
-    "payload nested deeper than 64",
-    "payload is not JSON in UTF-8",
-    "payload is no JSON object",
-    "data over 1 MiB",
-    "data nested deeper than 64",
-    "data is not JSON in UTF-8",
-    "data is no JSON object",
-    "symbol missing",
-    "symbol not valid",
-    "confidence missing",
-    "confidence not a number",
-    "confidence outside 0..1",
-    "timestamp more than 60 s after the entry id",
-    "no usable time",
-    "mapped field over 1 MiB",
-    "mapped field nested deeper than 64",
-    "mapped field is not JSON in UTF-8",
-    "mapped field is no JSON object",
-)
+    *(f"{field} {problem}" for field in ("payload", "data", "mapped field") for problem in (
+        "over 1 MiB", "nested deeper than 64", "is not JSON in UTF-8", "is no JSON object")),
+    "symbol missing", "symbol not valid", "confidence missing", "confidence not a number",
+    "confidence outside 0..1", "timestamp more than 60 s after the entry id", "no usable time",
+)  # fmt: skip
 _REASON = {text: code for code, text in enumerate(INVALID_REASONS)}
 NO_SYMBOL, BAD_SYMBOL = _REASON["symbol missing"], _REASON["symbol not valid"]
 NO_CONFIDENCE, NO_NUMBER = _REASON["confidence missing"], _REASON["confidence not a number"]

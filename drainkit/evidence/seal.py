@@ -87,6 +87,8 @@ def seal(
     remove_unfinished(run_dir)
     secret = secret_of(run_dir, secret_words)
     struck = strike_files(run_dir, secret)
+    # the key of a signature over nothing, for the one over the statement comes last
+    signed_by = sign_key and signer(b"", sign(b"", sign_key, OF_STATEMENT), OF_STATEMENT)
     digests = {
         path.name: file_sha256(path)
         for path in plain_files(run_dir)
@@ -104,19 +106,13 @@ def seal(
                 "run_id": run_dir.name,
                 **strike({name: run.get(name) for name in OF_RUN}, secret),
                 "parameters": strike(dict(parameters), secret),
-                "versions": {
-                    "python": platform.python_version(),
-                    **{name: _version(name) for name in PACKAGES},
-                    "server": strike(dict(server), secret),
-                },
+                "versions": {**_versions(), "server": strike(dict(server), secret)},
                 "templates": [dict(template) for template in templates],
                 "host": socket.gethostname(),
                 "user": os_user(),
                 "approvers": run.get("approvers") or [],
                 "secrets_struck_out_of": struck,
-                "signed_by": None
-                if sign_key is None
-                else signer(b"", sign(b"", sign_key, OF_STATEMENT), OF_STATEMENT),
+                "signed_by": signed_by,
                 "previous": previous,
             },
         }
@@ -143,10 +139,12 @@ def name_newest(reports_dir: Path) -> bool:
         return is_behind
 
 
-def _version(package: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return {"python": platform.python_version(), **found}
 
 
 @contextmanager

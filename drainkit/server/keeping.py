@@ -20,10 +20,13 @@ WORK_BYTES = 1 << 20  # what scripts, requests and replies take for a moment (me
 
 def keeping(server: Server) -> dict[str, Any]:
     """JSON-ready; None: INFO does not say."""
-    values: dict[str, str] = {}
-    for reply in server.pipeline([("INFO", "memory"), ("INFO", "persistence")]):
-        lines = reply.decode("utf-8", "replace").splitlines()
-        values |= dict(line.split(":", 1) for line in lines if ":" in line)
+    return keeping_in(b"\n".join(server.pipeline([("INFO", "memory"), ("INFO", "persistence")])))
+
+
+def keeping_in(info: bytes) -> dict[str, Any]:
+    """As `keeping`, from what INFO said."""
+    lines = info.decode("utf-8", "replace").splitlines()
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
     most, used, aof, saves = (
         int(values[name]) if values.get(name, "").isdecimal() else None
         for name in ("maxmemory", "used_memory", "aof_enabled", "rdb_saves")
@@ -62,9 +65,9 @@ def keeping_words(kept: Mapping[str, Any]) -> list[str]:
     return [words for words in (eviction_words(kept), disk[kept["on_disk"]]) if words]
 
 
-def check_room(server: Server, scope: Scope, max_events: int | None) -> None:
-    """Refuse a drain whose records would not fit into what `maxmemory` leaves."""
-    kept = keeping(server)
+def check_room(server: Server, scope: Scope, max_events: int | None, memory: bytes) -> None:
+    """Refuse a drain whose records would not fit into what `maxmemory` leaves, as INFO told."""
+    kept = keeping_in(memory)
     if not kept["maxmemory"] or kept["used_memory"] is None:
         return
     left = max(0, kept["maxmemory"] - kept["used_memory"])

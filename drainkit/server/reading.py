@@ -116,6 +116,11 @@ class StopSwitch:
         return stop_words(self.reason, self.operator, self.at)
 
     @classmethod
+    def odd(cls, server: Server, kind: str) -> StopSwitch:
+        """A key of another type in the switch's place."""
+        return cls(f"{one_line(text(server.keys.stop))} is a {kind}", "", None)
+
+    @classmethod
     def read(cls, raw: bytes) -> StopSwitch:
         """From the switch's value; one that was set by hand has no reason that can be read."""
         try:
@@ -138,11 +143,21 @@ def stop_words(reason: str, operator: str, at: str | None) -> str:
 
 def stream_info(server: Server) -> StreamInfo:
     """The stream's ends and length; a missing stream or another type is refused."""
-    kind = server.call("TYPE", server.stream)
-    if kind != b"stream":
+    try:
+        return stream_in(server, server.call("XINFO", "STREAM", server.stream))
+    except RefusedError:
+        kind = server.call("TYPE", server.stream)
+        if kind == b"stream":
+            raise
         found = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a stream"
-        raise RefusedError(f"{text(server.stream)} {found}; check --stream and the database number")
-    info = pairs(server.call("XINFO", "STREAM", server.stream))
+        raise RefusedError(
+            f"{text(server.stream)} {found}; check --stream and the database number"
+        ) from None
+
+
+def stream_in(server: Server, reply: list[Any]) -> StreamInfo:
+    """The server's stream as a reply of XINFO STREAM says."""
+    info = pairs(reply)
     deleted = info.get("max-deleted-entry-id")
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
     return StreamInfo(
@@ -180,16 +195,23 @@ def lowest_pending(server: Server, group: str) -> bytes | None:
 
 def stop_switch(server: Server) -> StopSwitch | None:
     """The kill switch, if it is set; a key of another type in its place stops drains too."""
-    kind = type_of(server, server.keys.stop)
-    if kind not in ("none", "string"):
-        return StopSwitch(f"{one_line(text(server.keys.stop))} is a {kind}", "", None)
-    found = server.call("GET", server.keys.stop)
+    try:
+        found = server.call("GET", server.keys.stop)
+    except RefusedError:
+        if (kind := type_of(server, server.keys.stop)) == "string":
+            raise
+        return StopSwitch.odd(server, kind)
     return None if found is None else StopSwitch.read(found)
 
 
 def positions(server: Server) -> dict[str, Group]:
     """Every group of the stream by its name, which equals a text only if its bytes do."""
-    replies = [pairs(reply) for reply in server.call("XINFO", "GROUPS", server.stream)]
+    return groups_in(server.call("XINFO", "GROUPS", server.stream))
+
+
+def groups_in(reply: list[Any]) -> dict[str, Group]:
+    """The groups that a reply of XINFO GROUPS names."""
+    replies = [pairs(one) for one in reply]
     return {
         name: Group(
             name=name,
@@ -284,17 +306,6 @@ def size_of(entry: RawEntry) -> int:
     """About how many bytes an entry takes, at least 1."""
     parts = entry[1] or ()
     return 1 + PART_BYTES * len(parts) + sum(map(len, parts))
-
-
-def receive_page(server: Server) -> list[RawEntry]:
-    """The reply to `send_page`."""
-    entries: list[RawEntry] = server.receive()
-    return entries
-
-
-def send_page(server: Server, after: str, last: str, count: int) -> None:
-    """Ask for up to `count` entries after one id up to another; `receive_page` brings them."""
-    server.send("XRANGE", server.stream, next_id(after), last, "COUNT", count)
 
 
 def bodies(server: Server, ids: Sequence[bytes], most_bytes: int | None = None) -> list[RawEntry]:

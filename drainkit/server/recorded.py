@@ -67,11 +67,19 @@ class Recorded:
 
 def of_scope(server: Server, consumer_group: str) -> Recorded:
     """What is recorded for a consumer group; by the audit itself where the set is not as it was."""
-    if not _is_whole(server):
-        found = audited_ids(server).get(consumer_group.encode(), set())
-        spans = [*_intervals(server, consumer_group.encode(), found)]
-    else:
-        spans = [*_members(server, consumer_group)]
+    group = consumer_group.encode()
+    if _is_whole(server):
+        return in_set(server, consumer_group)
+    return _of(_intervals(server, group, audited_ids(server).get(group, set())))
+
+
+def in_set(server: Server, consumer_group: str) -> Recorded:
+    """What the recorded set says of a consumer group."""
+    return _of(_members(server, consumer_group))
+
+
+def _of(intervals: Iterator[tuple[Key, Key]]) -> Recorded:
+    spans = [*intervals]
     return Recorded([span[0] for span in spans], [span[1] for span in spans])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..core.values import RawEntry
 from ..errors import RefusedError, UsageError
@@ -23,8 +24,9 @@ from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
 from . import recorded
 from .connection import Server
-from .counting import count_between
+from .counting import count, count_between
 from .keys import check_slot
+from .look import Seen
 from .reading import (
     Name,
     body_pages,
@@ -151,30 +153,48 @@ def scope_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
 
 def remaining(server: Server, scope: Scope) -> int:
     """Entries of the scope, up to the boundary, not yet drained; counted."""
-    return left(server, scope)[0]
+    return left(server, scope).fresh
 
 
-def left(server: Server, scope: Scope) -> tuple[int, int]:
-    """What is `remaining`, and how many entries, recorded or not, are undelivered."""
+class Left(NamedTuple):
+    """What a scope has left: entries not yet drained, those of its own consumer, undelivered ones.
+
+    The own and the undelivered ones count whether they have their records or not.
+    """
+
+    fresh: int
+    own: int
+    undelivered: int
+
+
+def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
+    """What the scope has left, counted; `seen`: as of then."""
+    own = [i for ids in own_ids(server, scope) for i in ids] if seen is None or seen.has_own else []
+    new = undelivered(server, scope, seen)
+    if scope.name != "pending" and not own and not new:
+        return Left(0, 0, 0)
     done = recorded.of_scope(server, scope.consumer_group)
-    own = sum(not done.has(entry) for ids in own_ids(server, scope) for entry in ids)
+    fresh = sum(not done.has(entry) for entry in own)
     if scope.name == "pending":
         rows = (row for page in scope_ids(server, scope) for row in page)
-        return own + sum(not done.has(row[0]) for row in rows), 0
+        return Left(fresh + sum(not done.has(row[0]) for row in rows), len(own), 0)
     first = next_id(scope.position)
     parts = [*done.parts(first, scope.boundary)]
     if len(parts) > recorded.SCANNED:
         found = pages(server, server.stream, first, scope.boundary, ahead=True)
         counts = [(len(done.without(page)), len(page)) for page in found]
-        return own + sum(fresh for fresh, _ in counts), sum(n for _, n in counts)
+        return Left(fresh + sum(n for n, _ in counts), len(own), sum(n for _, n in counts))
     counted = sum(count_between(server, *part) for part in parts)
-    new = undelivered(server, scope)
-    return own + new - counted, new
+    return Left(fresh + new - counted, len(own), new)
 
 
-def undelivered(server: Server, scope: Scope) -> int:
+def undelivered(server: Server, scope: Scope, seen: Seen | None = None) -> int:
     """Entries after the group's position up to the boundary, recorded or not; counted."""
-    return count_between(server, next_id(scope.position), scope.boundary)
+    if scope.name == "pending":
+        return 0
+    if seen is None:
+        return count_between(server, next_id(scope.position), scope.boundary)
+    return count(server, seen.info, next_id(scope.position), scope.boundary)[0]
 
 
 def there(server: Server, ids: Sequence[bytes]) -> set[bytes]:
@@ -186,14 +206,15 @@ def there(server: Server, ids: Sequence[bytes]) -> set[bytes]:
     return {entry[0] for page in found for entry in page if entry[0] in wanted}
 
 
-def current(server: Server, scope: Scope) -> Scope:
-    """`scope` with the group's position of now (and whether a history group still exists)."""
-    found = positions(server).get(scope.group)
+def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
+    """`scope` with the group's position of now, or as `seen` (and whether that group exists)."""
+    found = (positions(server) if seen is None else seen.groups).get(scope.group)
     if found is not None:
         return replace(scope, position=found.position, group_exists=True)
     done = FIRST_ID
     if scope.name == "history":
-        done = max(history_done(server, scope.group), previous_id(scope.first), key=id_key)
+        done = history_done(server, scope.group) if seen is None else seen.history_done
+        done = max(done, previous_id(scope.first), key=id_key)
     return replace(scope, position=done, group_exists=False)
 
 

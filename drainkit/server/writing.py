@@ -115,7 +115,7 @@ def send_commit(
         kind = ("pending", batch.counters, scope.min_idle_ms)
     keys = server.keys
     server.send(
-        "EVAL", _script("commit"), 5, keys.stream, keys.audit, keys.stop, keys.state, keys.recorded,
+        "EVAL", script("commit"), 5, keys.stream, keys.audit, keys.stop, keys.state, keys.recorded,
         scope.group, scope.consumer, "none" if rate is None else repr(rate), run_id, deadline_us,
         scope.boundary, *kind, drained_at, scope.consumer_group, audit_id, credit_us, MAX_LISTED,
         msgspec.msgpack.encode([*texts, actions, reasons]), *map(raw_name, batch.owners or ()),
@@ -181,7 +181,7 @@ def begin(server: Server, group: str, consumer_group: str) -> tuple[str, str]:
     """
     keys = server.keys
     how, after = server.call(
-        "EVAL", _script("begin"), 4, keys.stream, keys.audit, keys.state, keys.recorded,
+        "EVAL", script("begin"), 4, keys.stream, keys.audit, keys.state, keys.recorded,
         group, consumer_group,
     )  # fmt: skip
     if how == b"gone":
@@ -195,7 +195,7 @@ def remember(server: Server, spans: Sequence[tuple[bytes | str, ...]], audit_id:
     With the last of them, `audit_id` says up to which id of the audit they are complete.
     """
     server.call(
-        "EVAL", _script("remember"), 2, server.keys.state, server.keys.recorded, audit_id,
+        "EVAL", script("remember"), 2, server.keys.state, server.keys.recorded, audit_id,
         *chain.from_iterable(spans),
     )  # fmt: skip
 
@@ -215,7 +215,7 @@ def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> boo
     drainer must not be able to overwrite or delete the stream.
     """
     switch = {"reason": reason, "operator": operator, "at_us": now_us}
-    kind = text(server.call("EVAL", _script("stop"), 1, server.keys.stop, json.dumps(switch)))
+    kind = text(server.call("EVAL", script("stop"), 1, server.keys.stop, json.dumps(switch)))
     if kind not in ("", "string"):
         raise RefusedError(not_a_switch(server, kind))
     return not kind
@@ -244,7 +244,7 @@ def open_history(server: Server, scope: Scope) -> None:
     and a second one of the same consumer group.
     """
     made, *other = server.call(
-        "EVAL", _script("history_open"), 2, server.stream, server.keys.state, scope.group,
+        "EVAL", script("history_open"), 2, server.stream, server.keys.state, scope.group,
         scope.consumer_group, scope.position,
     )  # fmt: skip
     if made == -1:
@@ -265,7 +265,7 @@ def close_history(server: Server, scope: Scope) -> bool:
     All history counts, not just what --until or a plan let this run take.
     """
     reply = server.call(
-        "EVAL", _script("history_close"), 2, server.stream, server.keys.state, scope.group,
+        "EVAL", script("history_close"), 2, server.stream, server.keys.state, scope.group,
         scope.group_position,
     )  # fmt: skip
     return bool(reply)
@@ -285,10 +285,10 @@ def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
 
 
 @cache
-def _script(name: str) -> str:
+def script(name: str) -> str:
     """A script's text, with those before it that it needs."""
     folder = resources.files("drainkit.server").joinpath("lua")
-    needs = {"commit": 2, "begin": 2, "remember": 2, "trim": 1, "history_open": 1}
+    needs = {"commit": 2, "begin": 2, "remember": 2, "trim": 1, "history_open": 1, "look": 1}
     names = (*("ids", "recorded")[: needs.get(name, 0)], name)
     text = "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
     return re.sub(r"(?m)^ *--.*\n", "", text)  # it travels, and is summed up, with each commit
@@ -327,7 +327,7 @@ def remove_consumers(
     ms) or ("gone", 0).
     """
     reply = server.call(
-        "EVAL", _script("remove_consumers"), 1, server.stream, group,
+        "EVAL", script("remove_consumers"), 1, server.stream, group,
         "" if min_idle_ms is None else min_idle_ms, *map(raw_name, names),
     )  # fmt: skip
     return [(text(status), int(number)) for status, number in reply]
@@ -340,7 +340,7 @@ def trim(server: Server, ids: Sequence[bytes], *, without_groups: bool = False) 
     """
     last = text(ids[-1])
     status, *detail = server.call(
-        "EVAL", _script("trim"), 1, server.stream, last, next_id(last), len(ids),
+        "EVAL", script("trim"), 1, server.stream, last, next_id(last), len(ids),
         hashlib.sha1(b"".join(i + b"\n" for i in ids), usedforsecurity=False).hexdigest(),
         "1" if without_groups else "0",
     )  # fmt: skip
@@ -358,6 +358,6 @@ def hold_lease(server: Server, group: str, token: str, ttl_ms: int) -> int:
     Returns 0 if it is `token`'s now, else for how many ms another one still holds it.
     """
     reply = server.call(
-        "EVAL", _script("lease"), 1, server.keys.state, f"lease:{group}", token, ttl_ms
+        "EVAL", script("lease"), 1, server.keys.state, f"lease:{group}", token, ttl_ms
     )
     return int(reply)

@@ -256,11 +256,7 @@ class Settings(BaseModel):
         """The group that the run reads and acknowledges in (scope history has its own)."""
         if self.scope != "history":
             return self.consumer_group
-        return self.history_group or self._own_history_group
-
-    @property
-    def _own_history_group(self) -> str:
-        return f"{self.consumer_group}.drain_history"
+        return self.history_group or f"{self.consumer_group}.drain_history"
 
     @check("fields", mode="before")
     @classmethod

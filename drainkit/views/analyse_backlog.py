@@ -90,6 +90,7 @@ class Analysis(_Figures):
         else:
             self._look()
         self.frame = self.backlog.frame
+        self._decided = {*self.frame}  # its own columns
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -107,7 +108,7 @@ class Analysis(_Figures):
         if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
             counted = scopes.remaining(self.server, self.job.scope)
         is_of_run = self.folder_run_id is not None and self.planned is None
-        pages = waiting(self.server, self.job, self.at_us, self.run_dir if is_of_run else None)
+        pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
         self.backlog = Backlog(pages, counted)
 
     @property
@@ -142,6 +143,8 @@ class Analysis(_Figures):
         """
         if self.sealed is not None:
             raise RefusedError("a sealed run keeps no fields of its entries; ask the stream's own")
+        if taken := [name for name in names if name in self._decided]:
+            raise UsageError(f"{taken[0]} is a column already, of what was decided")
         index = pd.Index(self.frame["id"])
         columns = {name: np.full(len(index), None, object) for name in names}
         for page in scopes.scope_entries(self.server, self.job.scope):
@@ -152,7 +155,7 @@ class Analysis(_Figures):
         for name, column in columns.items():
             self.frame[name] = pd.Series(column).infer_objects()
         there = self.frame[[*names]]
-        found = {"events": there.notna().sum(), "values": there.nunique()}
+        found = {"events": [*there.notna().sum()], "values": [*there.nunique()]}
         return Table(found, index=pd.Index([one_line(name) for name in names], name="field"))
 
     def why(self) -> str:
@@ -174,10 +177,11 @@ class Analysis(_Figures):
         frame = pd.DataFrame(self.group["consumer_list"], columns=["name", "pending", "idle_ms"])
         frame = frame.sort_values(["pending", "idle_ms"], ascending=False)
         frame["idle"] = [span(ms / 1000) for ms in frame.pop("idle_ms")]
-        rest = frame[SAMPLE_ROWS:]
-        more = [(f"and {len(rest):,} more", int(rest["pending"].sum()), "")] if len(rest) else []
-        told = pd.DataFrame(more, columns=frame.columns)
-        return safe(pd.concat([frame[:SAMPLE_ROWS], told]))
+        if len(rest := frame[SAMPLE_ROWS:]):
+            more = [[f"and {len(rest):,} more", int(rest["pending"].sum()), ""]]
+            told = pd.DataFrame(more, columns=frame.columns)
+            frame = pd.concat([frame[:SAMPLE_ROWS], told])
+        return safe(frame)
 
     def head(self) -> pd.DataFrame:
         """The first events of the backlog."""
@@ -200,7 +204,7 @@ class Analysis(_Figures):
         texts = [one_line(" ".join(text(part) for part in entry[1] or []), 100) for entry in raw]
         columns = {"events": groups["size"], "example": groups["first"],
                    "raw": texts or ["not kept"] * len(groups)}  # fmt: skip
-        return Table(columns, index=groups.index.rename("reason"))
+        return Table(columns, index=pd.Index(groups.index, name="reason"))
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""

@@ -24,9 +24,9 @@ from ..core.plan import decisions_in
 from ..core.policy import ACTIONS, Decisions, Policy, decide
 from ..core.progress import amount
 from ..core.timestamps import NO_TIME, iso, times_us
-from ..draining.job import Job, adopt
+from ..draining.dry import keeping
 from ..draining.plan_files import PlanFile
-from ..draining.snapshot import keeping
+from ..draining.run import Run
 from ..errors import RefusedError, UsageError
 from ..evidence.examined import examine
 from ..evidence.remote import local_copy
@@ -35,7 +35,6 @@ from ..files import parquet_file
 from ..operations.entry import judged, rows_of
 from ..safe import one_line, share, verbatim
 from ..server import scopes
-from ..server.connection import Server
 from ..settings import NOTEBOOK, build, shown
 from .session import check_names
 from .tables import Table
@@ -74,16 +73,14 @@ class Backlog:
             del events, decisions  # or two pages would be in memory
 
 
-def waiting(
-    server: Server, job: Job, at_us: int, run_dir: Path | None
-) -> Iterator[tuple[Events, Decisions]]:
+def waiting(run: Run, at_us: int, run_dir: Path | None) -> Iterator[tuple[Events, Decisions]]:
     """The scope's events as decided at one moment; in a run's folder they are kept for 02."""
-    decoder = decoder_of(job.settings)
-    with keeping(job, run_dir) as keep:
-        for page in scopes.scope_entries(server, job.scope):
+    decoder = decoder_of(run.settings)
+    with keeping(run, run_dir) as keep:
+        for page in scopes.scope_entries(run.server, run.scope):
             keep(page, events := decoder.decode(page))
             del page  # or two pages would be in memory
-            yield events, decide(events, job.policy, at_us)
+            yield events, decide(events, run.policy, at_us)
 
 
 class SealedRun:
@@ -114,7 +111,8 @@ class SealedRun:
             ) from None
         self.findings = examine(self.folder).findings
         plan = self.planned.plan
-        self.settings = adopt(build({"env": plan.environment}, asked=frozenset()), plan)
+        env = build({"env": plan.environment}, asked=frozenset())
+        self.settings = self.planned.laid_under(env)
         allowed = plan.policy["allowlist"]
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(plan.policy["max_age_min"], symbols, plan.policy["min_conf"])

@@ -153,7 +153,7 @@ def _by_action(actions: pd.Series, bins: np.ndarray, n: int) -> Iterator[tuple[s
 def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     """Events by symbol, source or side, split by what becomes of them."""
     whole = frame[column]
-    if pd.api.types.is_float_dtype(whole) and whole.nunique() > TOP:
+    if pd.api.types.is_numeric_dtype(whole) and whole.nunique() > TOP:
         whole = pd.qcut(whole, TOP, duplicates="drop")  # ranges that hold as many events each
     values = whole.astype("category").cat
     names, codes = values.categories.astype(str), values.codes.to_numpy()

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
@@ -17,10 +16,10 @@ from .. import files
 from ..core.progress import Step, amount, span
 from ..core.summary import Summary
 from ..draining import unattended
-from ..draining.books import recount
-from ..draining.job import resolve
 from ..draining.live import apply, changes, note_drift
+from ..draining.opening import resolve
 from ..draining.plan_files import PlanFile
+from ..draining.run import recount
 from ..errors import DrainkitError, RefusedError, UsageError, error_of
 from ..evidence.statement import working_on
 from ..operations.state import baseline
@@ -80,8 +79,8 @@ class LiveDrain(RunSession):
             return
         again = self.summary.run_id if self.summary else None  # this cell was run before
         run_id = self.folder_run_id or again
-        job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
-        self.job = replace(job, folder=str(self.run_dir.resolve()) if self.folder_run_id else "")
+        self.job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
+        self.job.folder = str(self.run_dir.resolve()) if self.folder_run_id else ""
         if not _is_of_run():  # else it was held against them, or a person was asked
             unattended.check_planned(self.server, self.settings, planned)
         if not (self.run_dir / "baseline.json").exists():
@@ -89,7 +88,7 @@ class LiveDrain(RunSession):
         earlier = ledger.starts_of(self.server, planned.plan.digest)
         # to the end of the books, however often a signal comes
         with working_on(self.run_dir), _graceful_interrupt() as stopping:
-            self.summary = apply(self.server, self.job, stopping=stopping, on_progress=self._show)
+            self.summary = apply(self.job, stopping=stopping, on_progress=self._show)
             if mine := [start for start in earlier if start.run_id == self.job.run_id]:
                 self.summary.count_from(mine[0].at)
                 recount(self.server, self.summary)  # with what it drained before

@@ -19,8 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from .. import files
 from ..core.summary import RUN_ID, Summary
-from ..draining.job import Job, adopt, resolve
+from ..draining.opening import resolve
 from ..draining.plan_files import PLAN, PlanFile
+from ..draining.run import Run
 from ..errors import UsageError
 from ..safe import one_line
 from ..server.connection import Server
@@ -144,12 +145,12 @@ class RunSession(Session):
             if cls.adopts_plan or RUN_ID.fullmatch(folder.name):
                 planned = PlanFile.load(folder)
             if planned is not None and cls.adopts_plan:
-                settings = adopt(settings, planned.plan)
+                settings = planned.laid_under(settings)
         return cls(settings, Server.of(settings), folder, planned)
 
     @cached_property
-    def job(self) -> Job:
-        """The job that a drain with these settings is; run id and boundary are the run's."""
+    def job(self) -> Run:
+        """The run that a drain with these settings is; run id and boundary are the folder's."""
         return resolve(
             self.server, self.settings, run_id=self.folder_run_id, boundary=self.boundary
         )

@@ -14,7 +14,7 @@ from ..core.collection import collection_paused
 from ..core.policy import ACTIONS
 from ..core.progress import amount
 from ..core.verdicts import BOOKS, NO, Recorded, Verdict, left_of, verdicts
-from ..draining.vanished import vanished_ids
+from ..draining.live import vanished_ids
 from ..errors import DrainkitError
 from ..operations.state import baseline
 from ..safe import text, verbatim
@@ -99,7 +99,7 @@ class Verification(RunSession):
                 if kept is not None:
                     kept.write(own)
         if self.live:
-            recorded.finish(lambda lacking: vanished_ids(self.server, self.job, lacking))
+            recorded.finish(lambda lacking: vanished_ids(self.job, lacking))
         return recorded
 
     @property

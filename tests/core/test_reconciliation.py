@@ -74,9 +74,9 @@ def test_every_single_fault_is_found(
     fault = data.draw(st.sampled_from(["lost", "doubled", "foreign", "relabelled"]))
     at = data.draw(st.integers(0, len(rows) - 1))
     expected = {
-        "lost": "1 planned entries have no record, first " + rows[at][0],
-        "doubled": "1 entries are recorded more than once, first " + rows[at][0],
-        "foreign": "1 recorded entries were not planned, first 100-0",
+        "lost": "planned entries without a record: 1, first " + rows[at][0],
+        "doubled": "entries recorded more than once: 1, first " + rows[at][0],
+        "foreign": "recorded entries that were not planned: 1, first 100-0",
         "relabelled": "relabelled: the run counted 0, the audit 1",
     }[fault]
     if fault == "lost":
@@ -98,7 +98,7 @@ def test_a_record_written_twice_is_found_without_a_plan() -> None:
     """Nothing is planned, and still no entry may be recorded twice."""
     rows = [("1-0", "drained_ok"), ("2-0", "drained_ok"), ("1-0", "drained_ok")]
     (line,) = findings(None, rows, [1], {"drained_ok": 3})
-    assert line == "1 entries are recorded more than once, first 1-0"
+    assert line == "entries recorded more than once: 1, first 1-0"
 
 
 def test_what_vanished_needs_no_record() -> None:

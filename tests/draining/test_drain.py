@@ -27,6 +27,7 @@ from books import (
     seed,
 )
 from conftest import Cli, intent
+from faults import key
 from servers import Server
 
 from drainkit.server import reading
@@ -61,6 +62,24 @@ def test_live_run_of_undelivered_balances(server: Server, stream: str, cli: Cli)
     assert_books_balance(server, stream, summary)
     assert pending(server, stream) == 0
     assert ask(server, "XLEN", stream) == 300
+
+
+def test_a_small_drain_asks_little(valkey: Server, stream: str, cli: Cli) -> None:
+    """For ten entries the server gets 28 requests at most: what it told once is not asked again.
+
+    Not counted are what scripts call by themselves and the handshake of a connection.
+    """
+    seed(valkey, stream, 110)
+    found: list[str] = []
+    with valkey.client().monitor() as monitor:
+        cli.done(*LIVE, *at(valkey, stream), "--throttle", "50")
+        ask(valkey, "ECHO", "over")
+        while (line := monitor.next_command())["command"] != "ECHO over":
+            if line["client_type"] != "lua":
+                found.append(line["command"][:60])
+    handshake = ("HELLO", "AUTH", "CLIENT", "SELECT")
+    assert len(audit(valkey, stream)) == 10
+    assert len([one for one in found if not one.startswith(handshake)]) <= 28, found
 
 
 def test_dry_run_and_live_run_agree(server: Server, stream: str, cli: Cli) -> None:
@@ -212,16 +231,12 @@ def test_a_busy_producer_cannot_keep_the_drain_going(server: Server, stream: str
         done.set()
         producer.join()
     assert run.rc == 0, run.err
-    boundary = _key(run.json()["boundary_id"])
-    assert all(_key(r["original_id"]) <= boundary for r in audit(server, stream))
+    boundary = key(run.json()["boundary_id"])
+    assert all(key(r["original_id"]) <= boundary for r in audit(server, stream))
     group = ask(server, "XINFO", "GROUPS", stream)[0]
-    assert _key(group[group.index(b"last-delivered-id") + 1].decode()) <= boundary
-    assert any(_key(entry.decode()) > boundary for entry in produced)
+    assert key(group[group.index(b"last-delivered-id") + 1].decode()) <= boundary
+    assert any(key(entry.decode()) > boundary for entry in produced)
     assert pending(server, stream) == 0
-
-
-def _key(entry_id: str) -> tuple[int, ...]:
-    return tuple(map(int, entry_id.split("-")))
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])

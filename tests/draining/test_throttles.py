@@ -54,7 +54,7 @@ def test_a_slow_network_keeps_rate(valkey: Server, stream: str, round_trip_ms: i
     """Over round trips of 5 to 50 ms rates hold, and are reached."""
     link = SlowLink(valkey.socket, round_trip_ms / 1000)
     hold_and_reach(valkey, link.url, stream, (5, 50, 1000))
-    link.close()
+    link.stop()
 
 
 @pytest.mark.parametrize("rate", ["0.01", "0.5"])

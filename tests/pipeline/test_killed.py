@@ -24,7 +24,7 @@ from drainkit import files
 from drainkit.errors import RefusedError
 from drainkit.evidence import seal as sealing
 from drainkit.evidence.verify import verify
-from drainkit.pipeline import ending
+from drainkit.pipeline.closing import close as close_run
 from drainkit.settings import build
 
 LIVE = ("run", "--mode", "live", "--yes", "--json", "--max-events", "all", "--throttle")
@@ -50,7 +50,7 @@ def live_run(cli: Cli) -> Path | None:
 
 
 def close(server: Server, folder: Path) -> dict[str, object]:
-    return ending.close(build({"redis_url": server.url}), folder)
+    return close_run(build({"redis_url": server.url}), folder)
 
 
 def findings(folder: Path, server: Server, stream: str) -> list[str]:
@@ -127,7 +127,7 @@ def test_a_clock_that_went_back_under_a_run(
     assert [r["original_id"] for r in audit(server, stream)] == ids
 
 
-@pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "10"))))
+@pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "4"))))
 def test_killed_at_a_random_moment(valkey: Server, stream: str, cli: Cli, seed_number: int) -> None:
     """Before 02, in 03, while sealing: the folder is true, can be closed, nothing is doubled."""
     seed(valkey, stream, 700)
