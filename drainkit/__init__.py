@@ -4,11 +4,12 @@
 
     settings = load_settings({"allowlist": "BTCUSDT,ETHUSDT"})
     with Server.of(settings) as server:
-        print(dry_run(server, resolve(server, settings)))
+        print(dry_run(resolve(server, settings)))
 
 The house: an owner for each concept, and folders that say what their code may touch. Each imports
 only from those before it (a test holds it).
 
+    late.py        large packages, imported when something of them is first used
     safe.py        texts from outside made fit to show; passwords struck out
     errors.py      one class for each exit code; what is told in it made fit to show
     ids.py         entry ids as Redis orders them
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from .core.policy import ACTIONS, Policy, decide
     from .core.summary import Summary, new_run_id
     from .draining.dry import dry_run
-    from .draining.job import resolve
+    from .draining.opening import resolve
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
     from .operations.ranges import IdRange, load_range, ranges
     from .server.connection import Server
@@ -72,7 +73,7 @@ _HOMES = {
     "core.policy": ("ACTIONS", "Policy", "decide"),
     "core.summary": ("Summary", "new_run_id"),
     "draining.dry": ("dry_run",),
-    "draining.job": ("resolve",),
+    "draining.opening": ("resolve",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
     "operations.ranges": ("IdRange", "load_range", "ranges"),
     "server.connection": ("Server",),

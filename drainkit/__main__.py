@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import NoReturn
 
-from .errors import InterruptedRunError
+from .errors import InterruptedRunError, UsageError
 
 
 def main() -> NoReturn:
     """Run the command line; interrupted while it is still imported, end at once."""
+    if find_spec("fcntl") is None:  # the locks of evidence and of scheduled runs
+        sys.stderr.write("drainkit: no fcntl here, which locks files; on Windows use WSL\n")
+        sys.exit(UsageError.exit_code)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
     from .cli.main import main as command_line

@@ -1,7 +1,7 @@
 """What can go wrong, one class for each exit code of the contract.
 
-Every message is one line that says what to do next. It may hold texts from outside as they are:
-shown, it is fit for terminals, notebooks and reports, and holds no password.
+Every message is one line that says what to do next. Texts from outside may be put in as they are:
+when shown, it is fit for terminals, notebooks and reports, and holds no password.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class DrainkitError(Exception):
         The text itself stays, so that `drainkit run` can show it on a terminal.
         """
         text = _URL_FLAG.sub("DRAINKIT_REDIS_URL", str(self))
-        told = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
-        note = " (a parameter of this notebook, or a line of drainkit.toml)" if told != text else ""
-        return [f"{type(self).__name__}: {told}{note}"]
+        text = text.replace("run the same command again", "run this cell again")
+        words = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
+        note = " (a parameter of this notebook, or a line of drainkit.toml)" * (words != text)
+        return [f"{type(self).__name__}: {words}{note}"]
 
 
 class UsageError(DrainkitError):
@@ -62,7 +63,7 @@ class InterruptedRunError(DrainkitError):
 
 
 def error_of(exit_code: int, message: str) -> DrainkitError:
-    """The error that stands for an exit code of the contract."""
+    """The error with this exit code of the contract."""
     kinds = (UsageError, UnreachableError, RefusedError, InterruptedRunError)
     kind = next((kind for kind in kinds if kind.exit_code == exit_code), DrainkitError)
     return kind(message)

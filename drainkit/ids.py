@@ -74,6 +74,11 @@ def at_moment(bound: str, now_us: int) -> str:
     return (_EPOCH + dt.timedelta(microseconds=us)).isoformat()
 
 
+def lies_after(first: str, last: str) -> bool:
+    """Whether `--from` and `--until`, no ages any more, leave nothing between them."""
+    return id_key(first_of(first)) > id_key(last_of(last))
+
+
 def last_of(bound: str) -> str:
     """The last id that lies within `--until`: the id, or the last of the time's millisecond.
 

@@ -1,7 +1,7 @@
 """Texts from outside, made fit to show; passwords struck out.
 
 Two nets. `redact` knows a URL by its form. `keep_secret` makes the passwords themselves known, and
-no text made fit to show in this process holds them, whoever says them (a server's error, say).
+no text made fit to show in this process holds them, even one that a server sent.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _OTHER_OPTIONS = re.compile(
 )
 _SECRET_OPTIONS = {"password", "ssl_password", "username"}
 _OPTION = re.compile(r"[?&]([\w%+.-]+)=")
-_VALUE = re.compile(r"\S*")  # to the next blank: it may hold an & or a # that nobody encoded
-# where a password stands in a text: in a URL, after its option's name, in an AUTH command
+_VALUE = re.compile(r"\S*")  # to the next blank: it may hold an & or a # that was not encoded
+# what is before a password in a text: in a URL, after its option's name, in an AUTH command
 _BEFORE_SECRETS = (
     "://", ":", "password=", "password='", 'password="', "password': '", 'password": "', "auth ",
 )  # fmt: skip
-_MIN_SECRET = 3  # characters; a shorter one is looked for only where a password stands
+_MIN_SECRET = 3  # characters; a shorter one is looked for only where a password can be
 _ESCAPES = {"\n": "n", "\r": "r", "\t": "t"}
 _ESCAPED = "\"'`/\\"  # what has a backslash before it in JSON or Python
 _kept: dict[str, re.Pattern[str] | None] = {}  # passwords that this process knows
@@ -147,8 +147,8 @@ def without_formulas(table: pa.Table) -> pa.Table:
 def secret_pattern(words: Iterable[str], known: str = "") -> re.Pattern[str] | None:
     """What finds the passwords, in whatever mixture of JSON, HTML, URL and Python's escapes.
 
-    A password that stands in `known` (texts that cannot hold one), or is a word of drainkit, is an
-    ordinary word, and so is a very short one: it is found only where a password can stand, as in
+    A password that occurs in `known` (texts that cannot hold one), or is a word of drainkit, is an
+    ordinary word, and so is a very short one: it is found only where a password can be, as in
     `:word@` or `password=word`.
     """
     anywhere: list[str] = []
@@ -167,8 +167,8 @@ def secret_pattern(words: Iterable[str], known: str = "") -> re.Pattern[str] | N
 
 
 def _written(c: str) -> str:
-    """A pattern for a character as it stands or escaped, once or again and again."""
-    if c.isascii() and c.isalnum():  # nobody escapes these
+    """A pattern for a character, plain or escaped, once or repeatedly."""
+    if c.isascii() and c.isalnum():  # these are never escaped
         return c
     code, slash = ord(c), r"\\\\*"
     units = c.encode("utf-16-be", "surrogatepass").hex()
@@ -229,7 +229,7 @@ def strike_text(text: str, secret: re.Pattern[str] | None, *, is_json: bool) -> 
 
 def label(text: object) -> str:
     """A text from outside, fit for a label."""
-    # plotly would show &quot; as it stands; without "<" there is no tag that a quote could end
+    # plotly would show &quot; literally; without "<" there is no tag that a quote could end
     return html.escape(one_line(str(text), 40), quote=False)
 
 
@@ -247,8 +247,8 @@ def secret_words(url: str) -> list[str]:
     """The passwords of a URL, as written and as decoded."""
     found = set()
     rest = url.partition("://")[2] or url
-    # what stands before the last @, and before the last @ of the host's part: a # or ? in a
-    # password that nobody encoded makes these two different
+    # all before the last @, and before the last @ of the host's part: a # or ? in a password that
+    # was not encoded makes these two different
     for part in (rest, re.split("[/?#]", rest, maxsplit=1)[0]):
         if login := part.rpartition("@")[0]:
             found.add(login.partition(":")[2] or login)
@@ -259,5 +259,5 @@ def secret_words(url: str) -> list[str]:
 
 
 def text(raw: bytes) -> str:
-    """A name from the server as text; what is no UTF-8 is shown as escapes."""
+    """A name from the server as text; what is not UTF-8 is shown as escapes."""
     return raw.decode("utf-8", "backslashreplace")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import redis
 from conftest import Cli
-from servers import Server, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+from servers import Server, pairs, wait_until
 
 Fields = Mapping[Any, Any] | Sequence[Any]
 GROUP = "quantum:group:execution:trade.intent"
@@ -65,7 +66,8 @@ def fill(
     """
     client: Any = where.client() if isinstance(where, Server) else where
     ids: list[bytes] = []
-    for batch in batched(entries, 2000):
+    left = iter(entries)
+    while batch := list(islice(left, 2000)):
         # not in a transaction, and no retry: an id that is sent twice is refused the second time
         with client.pipeline(transaction=False) as pipe:
             for entry, fields in batch:
@@ -77,12 +79,6 @@ def fill(
     if group is not None:
         client.execute_command("XGROUP", "CREATE", stream, group, position, "MKSTREAM")
     return ids
-
-
-def batched(entries: Iterable[Any], n: int) -> Iterator[list[Any]]:
-    left = iter(entries)
-    while batch := list(islice(left, n)):
-        yield batch
 
 
 def seed(server: Server, stream: str, n: int = 300, *, delivered: int = 100) -> list[str]:
@@ -98,12 +94,11 @@ def seed(server: Server, stream: str, n: int = 300, *, delivered: int = 100) -> 
 def audit(server: Server, stream: str, key: str | None = None) -> list[dict[str, str]]:
     """Every audit record as texts, with its own id as `audit_id`."""
     entries = ask(server, "XRANGE", key or f"{stream}.drain_audit", "-", "+")
-    records = []
-    for audit_id, fields in entries:
-        texts = [part.decode() for part in fields]
-        pairs = dict(zip(texts[::2], texts[1::2], strict=True))
-        records.append({"audit_id": audit_id.decode(), **pairs})
-    return records
+    return [{"audit_id": audit_id.decode(), **_texts(fields)} for audit_id, fields in entries]
+
+
+def _texts(fields: list[bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in pairs(fields).items()}
 
 
 def wait_for(server: Server, stream: str, n: int) -> None:
@@ -115,8 +110,15 @@ def wait_for(server: Server, stream: str, n: int) -> None:
 def ledger_of(server: Server, stream: str) -> list[dict[str, str]]:
     """Every entry of the run ledger as texts."""
     entries = ask(server, "XRANGE", f"{stream}.drain_runs", "-", "+")
-    texts = [[part.decode() for part in fields] for _, fields in entries]
-    return [dict(zip(one[::2], one[1::2], strict=True)) for one in texts]
+    return [_texts(fields) for _, fields in entries]
+
+
+def metrics(text: str) -> dict[tuple[str, ...], float]:
+    """Prometheus metrics by name and label values, in the order of their names; each only once."""
+    samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
+    found = {(s.name, *(s.labels[k] for k in sorted(s.labels))): s.value for s in samples}
+    assert len(found) == len(samples)
+    return found
 
 
 def pending(server: Server, stream: str, group: str = GROUP) -> int:
@@ -170,17 +172,17 @@ def reached(records: list[dict[str, str]], rate: float) -> float:
 
 def original_backlog() -> list[tuple[str, dict[str, object]]]:
     """The stream of the original report: 10,009 entries of history and the three after them."""
-    old = {"symbol": "CFXUSDT", "side": "BUY", "confidence": 0.68, "source": "trading-bot"}
-    history = [(f"{1766594572014 - 10_009 + i}-0", old) for i in range(1, 10_010)]
-    news: list[tuple[str, dict[str, object]]] = [
-        (f"{ms}-0", {"symbol": symbol, "side": "BUY", "confidence": conf, "source": source})
-        for ms, symbol, conf, source in (
-            (1766602826755, "TESTUSDT", 0.75, "manual_test"),
-            (1766602892766, "TESTUSDT", 0.99, "manual_test_phase_e"),
-            (1766604066005, "RENDERUSDT", 0.72, "v35_probe"),
-        )
+    first = 1766594572014 - 10_009
+    told = [
+        *((first + i, "CFXUSDT", 0.68, "trading-bot") for i in range(1, 10_010)),
+        (1766602826755, "TESTUSDT", 0.75, "manual_test"),
+        (1766602892766, "TESTUSDT", 0.99, "manual_test_phase_e"),
+        (1766604066005, "RENDERUSDT", 0.72, "v35_probe"),
     ]
-    return [*history, *news]
+    return [
+        (f"{ms}-0", {"symbol": symbol, "side": "BUY", "confidence": conf, "source": source})
+        for ms, symbol, conf, source in told
+    ]
 
 
 def at(server: Server, stream: str) -> tuple[str, ...]:

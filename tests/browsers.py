@@ -40,7 +40,7 @@ class Watched:
         self._inside = inside
         self.page.route("**/*", self._decide)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("requestfailed", self._note)
+        self.page.on("requestfailed", lambda request: self.failed.append(request.url))
 
     def _decide(self, route: object, request: Request) -> None:
         if request.url.startswith((self._inside, "data:", "blob:")):
@@ -49,21 +49,17 @@ class Watched:
             self.outside.append(request.url)
             route.abort()  # type: ignore[attr-defined]
 
-    def _note(self, request: Request) -> None:
-        self.failed.append(request.url)
-
 
 def hostile_backlog(server: Server, stream: str) -> None:
     """A recent backlog in which symbols, sides and sources try to get out of their place."""
     seed(server, stream, 400)
     now = int(time.time() * 1000)
-    entries = []
-    for i, text in enumerate(HOSTILE * 10):
-        event = {"symbol": text.replace(" ", ""), "side": text, "source": text + "\u202e\x1b[31m"}
-        fields = {"payload": json.dumps({**event, "confidence": 0.9})}
-        entries.append((now + i, fields))
-    entries.append((now + 1000, {"payload": "<script>window.pwned=1</script>"}))
-    fill(server, stream, entries)
+    events = (
+        {"symbol": text, "side": text, "source": text + "\u202e\x1b[31m", "confidence": 0.9}
+        for text in HOSTILE * 10
+    )
+    payloads = [*map(json.dumps, events), "<script>window.pwned=1</script>"]
+    fill(server, stream, [(now + i, {"payload": text}) for i, text in enumerate(payloads)])
 
 
 @contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,17 +12,6 @@ from redis.cluster import RedisCluster
 from servers import LOOPBACK, Config, Running, Server, pairs, start, wait_until
 
 SLOTS, PRIMARIES = 16384, 3
-
-
-@contextlib.contextmanager
-def _stopping(servers: list[Server]) -> Iterator[None]:
-    """Stops what was started so far when starting the rest fails."""
-    try:
-        yield
-    except BaseException:
-        for server in servers:
-            server.kill()
-        raise
 
 
 @dataclass
@@ -47,14 +35,10 @@ class Cluster(Running):
     def close_clients(self) -> None:
         while self._clients:
             client = self._clients.pop()
-            pools = [
-                node.redis_connection.connection_pool
-                for node in client.get_nodes()
-                if node.redis_connection
-            ]
+            links = [node.redis_connection for node in client.get_nodes()]
             client.close()
-            for pool in pools:  # redis-py 8's RedisCluster.close() leaves their sockets open
-                pool.disconnect()
+            for link in filter(None, links):  # redis-py 8's own close() leaves their sockets open
+                link.connection_pool.disconnect()
         for node in self.nodes:
             node.close_clients()
 
@@ -96,7 +80,7 @@ class Cluster(Running):
         for node in self.nodes:
             if not node.running:
                 node.start()
-        self._wait()
+        self.wait()
         for node in self.nodes:
             if node.ask("ROLE")[0] == b"master":
                 node.ask("FLUSHALL")
@@ -107,8 +91,12 @@ class Cluster(Running):
         for node in self.nodes:
             node.kill()  # nothing to keep, and an orderly stop takes longer
 
-    def _wait(self) -> None:
-        wait_until("every node says cluster_state:ok", lambda: all(map(_is_ok, self.nodes)))
+    def wait(self) -> None:
+        """Until every node says that all is well."""
+        ok = b"cluster_state:ok"
+        wait_until(
+            "it is well", lambda: all(ok in one.ask("CLUSTER", "INFO") for one in self.nodes)
+        )
 
 
 def start_cluster(kind: str, *, replicas: int = 3, config: Config | None = None) -> Cluster:
@@ -120,12 +108,13 @@ def start_cluster(kind: str, *, replicas: int = 3, config: Config | None = None)
         "cluster-node-timeout": "3000",
         **(config or {}),
     }
-    nodes: list[Server] = []
-    with _stopping(nodes):
-        for _ in range(PRIMARIES + replicas):
-            nodes.append(start(kind, port=True, config=settings))
-        cluster = Cluster(nodes)
+    with ExitStack() as started:  # stopped where the rest fails
+        cluster = Cluster([
+            started.enter_context(start(kind, port=True, config=settings))
+            for _ in range(PRIMARIES + replicas)
+        ])  # fmt: skip
         _form(cluster)
+        started.pop_all()
     return cluster
 
 
@@ -139,29 +128,20 @@ def _form(cluster: Cluster) -> None:
         nodes[number].ask("CLUSTER", "ADDSLOTS", *slots)
     for node in nodes[1:]:
         nodes[0].ask("CLUSTER", "MEET", LOOPBACK, str(node.port))
-    wait_until("every node knows all", lambda: all(_knows_all(cluster, one) for one in nodes))
-    ids = [node.ask("CLUSTER", "MYID") for node in nodes]
+
+    def all_say(words: bytes, times: int, *but: bytes) -> bool:
+        told = [node.ask("CLUSTER", "NODES") for node in nodes]
+        return all(len(re.findall(words, one)) == times and not any(b in one for b in but)
+                   for one in told)  # fmt: skip
+
+    wait_until("every node knows all", lambda: all_say(rb"\n", len(nodes), b"handshake"))
     replicas = nodes[PRIMARIES:]
-    for number, replica in enumerate(replicas):
-        replica.ask("CLUSTER", "REPLICATE", ids[number])
+    for primary, replica in zip(nodes, replicas, strict=False):
+        replica.ask("CLUSTER", "REPLICATE", primary.ask("CLUSTER", "MYID"))
     wait_until("every replica follows its primary", lambda: all(map(_follows, replicas)))
-    cluster._wait()
+    cluster.wait()
     # clients route by what they are told: wait until every node tells of every node
-    wait_until("all nodes tell of all", lambda: all(_shows_all(cluster, one) for one in nodes))
-
-
-def _knows_all(cluster: Cluster, node: Server) -> bool:
-    known = b"cluster_known_nodes:%d" % len(cluster.nodes) in node.ask("CLUSTER", "INFO")
-    return known and b"handshake" not in node.ask("CLUSTER", "NODES")
-
-
-def _shows_all(cluster: Cluster, node: Server) -> bool:
-    said = node.ask("CLUSTER", "NODES")
-    return len(re.findall(rb"\bslave\b", said)) == len(cluster.nodes) - PRIMARIES
-
-
-def _is_ok(node: Server) -> bool:
-    return b"cluster_state:ok" in node.ask("CLUSTER", "INFO")
+    wait_until("all nodes tell of all", lambda: all_say(rb"\bslave\b", len(replicas)))
 
 
 def _follows(node: Server) -> bool:
@@ -199,11 +179,14 @@ def start_sentinel(kind: str, *, sentinels: int = 1) -> SentinelSetup:
     A primary that is gone for one second is failed over.
     """
     name = "orders"
-    started: list[Server] = []
-    with _stopping(started):
-        started.append(primary := start(kind, port=True))
-        following = {"replicaof": f"{LOOPBACK} {primary.port}"}
-        started.append(replica := start(kind, port=True, config=following))
+    with ExitStack() as started:
+
+        def add(config: Config, *arguments: str) -> Server:
+            one = start(kind, port=True, config=config, arguments=arguments)
+            return started.enter_context(one)
+
+        primary = add({})
+        replica = add({"replicaof": f"{LOOPBACK} {primary.port}"})
         wait_until("the replica follows", lambda: _follows(replica))
         watch = {
             "sentinel": [
@@ -212,14 +195,13 @@ def start_sentinel(kind: str, *, sentinels: int = 1) -> SentinelSetup:
                 f"failover-timeout {name} 5000",
             ]
         }
-        for _ in range(sentinels):
-            started.append(start(kind, port=True, config=watch, arguments=("--sentinel",)))
-        setup = SentinelSetup(name, primary, replica, started[2:])
+        watchers = [add(watch, "--sentinel") for _ in range(sentinels)]
         wait_until(
             "the sentinels know the replica and each other",
-            lambda: all(_sees(sentinel, name, sentinels - 1) for sentinel in setup.sentinels),
+            lambda: all(_sees(watcher, name, sentinels - 1) for watcher in watchers),
         )
-    return setup
+        started.pop_all()
+    return SentinelSetup(name, primary, replica, watchers)
 
 
 def _sees(sentinel: Server, name: str, fellows: int) -> bool:

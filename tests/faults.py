@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pytest
 from books import GROUP, ME, ask, audit
+from conftest import lacking
 from servers import Server
 
 from drainkit.core.policy import ACTIONS
 from drainkit.core.summary import Summary
 from drainkit.draining.dry import dry_run
-from drainkit.draining.job import resolve
 from drainkit.draining.live import apply
+from drainkit.draining.opening import resolve
 from drainkit.errors import DrainkitError
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
@@ -64,14 +69,39 @@ def attempt(
     )  # fmt: skip
     try:
         with Link.of(settings) as link:
-            job = resolve(link, settings)
-            summary = apply(link, job, stopping=stopping, on_progress=progress)
+            summary = apply(resolve(link, settings), stopping=stopping, on_progress=progress)
     except DrainkitError as error:
         return Attempt(error.exit_code, None, str(error))
     finally:
         assert not (todo and certain), "the run ended before the fault's moment"
     assert summary.exit_code is not None
     return Attempt(summary.exit_code, summary.as_dict(), summary.error or "")
+
+
+class Clock:
+    """The clock of servers that are started from now on, for tests to step; it goes on by itself.
+
+    That by which a server measures how long something takes stays as it is.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead_sec = 0
+        self._file = folder / "clock"
+        library = folder / "clock.so"
+        self._file.write_bytes(bytes(8))
+        build = ["cc", "-shared", "-fPIC", "-o", library, Path(__file__).parent / "clock.c"]
+        try:
+            subprocess.run(build, check=True)
+        except FileNotFoundError:
+            lacking("C compiler")
+        monkeypatch.setenv("CLOCK_FILE", str(self._file))
+        monkeypatch.setenv("LD_PRELOAD", str(library))
+
+    def step(self, seconds: int) -> None:
+        """Set it ahead, or back."""
+        self.ahead_sec += seconds
+        with self._file.open("r+b") as file:
+            file.write(self.ahead_sec.to_bytes(8, "little", signed=True))
 
 
 def complete(*where: str, **options: Any) -> Attempt:
@@ -81,11 +111,17 @@ def complete(*where: str, **options: Any) -> Attempt:
     return run
 
 
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What the calls answer, each in a thread of its own."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
 def rehearse(url: str, stream: str, **options: Any) -> dict[str, Any]:
     """The summary of one dry run."""
     settings = build({"redis_url": url, "stream": stream, "max_events": "all", **options})
     with Link.of(settings) as link:
-        return dry_run(link, resolve(link, settings)).as_dict()
+        return dry_run(resolve(link, settings)).as_dict()
 
 
 def key(entry_id: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -67,25 +68,23 @@ class _Guard:
         return self._child.stdin
 
 
-_guards: list[_Guard] = []  # none or one: made with the first server
-
-
+@cache
 def guard() -> _Guard:
-    if not _guards:
-        _guards.append(_Guard())
-    return _guards[0]
+    """The one of this process, made with its first server."""
+    return _Guard()
 
 
 def forget(pid: int) -> None:
     """It ended; there may be no guard any more when the last fixtures of a session end."""
-    if _guards:
-        _guards[0].discard(pid)
+    if guard.cache_info().currsize:
+        guard().discard(pid)
 
 
 def close_guard() -> None:
     """Ends the guard, and with it every server still running and every folder."""
-    while _guards:
-        _guards.pop().close()
+    if guard.cache_info().currsize:
+        guard().close()
+        guard.cache_clear()
 
 
 def running_pids() -> set[int]:
@@ -96,17 +95,12 @@ def running_pids() -> set[int]:
     the environment would not do: servers overwrite theirs with their process title.)
     """
     offspring = {process.pid for process in psutil.Process().children(recursive=True)}
-    here = os.path.realpath(guard().folder)
-    return {process.pid for process in psutil.process_iter() if _is_ours(process, offspring, here)}
-
-
-def _is_ours(process: psutil.Process, offspring: set[int], here: str) -> bool:
-    try:
-        name = process.name()
-        return (
-            ("redis" in name or "valkey" in name)
-            and process.status() != psutil.STATUS_ZOMBIE
-            and (process.pid in offspring or process.cwd().startswith(here))
-        )
-    except psutil.Error:  # gone meanwhile, or another user's
-        return False
+    here, found = os.path.realpath(guard().folder), set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # gone meanwhile, or another user's
+            is_server = any(name in process.name() for name in ("redis", "valkey"))
+            if not is_server or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.pid in offspring or process.cwd().startswith(here):
+                found.add(process.pid)
+    return found

@@ -27,23 +27,25 @@ PRELOADED = (
     "drainkit.cli.main", "drainkit.cli.review", "drainkit.draining.live", "drainkit.draining.dry",
     "drainkit.draining.unattended", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
-    "drainkit.operations.metrics", "drainkit.operations.entry", "drainkit.pipeline.report",
-    "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2", "nbclient", "pandas",
+    "drainkit.operations.facts", "prometheus_client", "drainkit.operations.entry",
+    "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2",
+    "nbclient", "pandas",
     "papermill", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
     "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",
 )  # fmt: skip
+THREADLESS = "background_thread:false"  # of a fork beside a thread Python 3.12 warns
 
 
 class Programs:
     """Starts programs by forks of one parent, in the `drainkit` that this process would import."""
 
-    def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
+    def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._parent = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno()), *preloaded],
+                [sys.executable, __file__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONUTF8": "1"},
+                env=os.environ | {"PYTHONUTF8": "1", "JE_ARROW_MALLOC_CONF": THREADLESS},
             )
         self.socket = ours
 
@@ -163,7 +165,7 @@ def main() -> None:
     atexit.register(_exit_at_once)  # first, so that it is called last
     sys.path[0] = ""  # as with -m: not this folder
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment] # as in pipeline.kernels
-    for name in sys.argv[2:]:
+    for name in PRELOADED:
         __import__(name)
     del sys.modules["rfc3987_syntax"]
     gc.collect()

@@ -7,21 +7,18 @@ import shlex
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
-from ..safe import one_line
 from . import BLAS_THREADS, IS_BLAS_GIVEN
 from .draining import run_and_tell
-from .options import DEBUG, GROUP, JSON, WHERE, option, settings_of, stack
-from .program import program
+from .options import DEBUG, GROUP, JSON, WHERE, command, option, settings_of
 from .terminal import connected, emit, tell
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..demo.embedded import EmbeddedServer
     from ..settings import Settings
 
@@ -31,23 +28,25 @@ _BINARY = option("--server", "binary", metavar="PROGRAM",
                  help="Demo: a redis-server. [the bundled Valkey]")  # fmt: skip
 
 
-@program.command()
-@_BINARY
-@option("--reports-dir", metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]")
-@option("--serve", is_flag=True, help="Drain nothing; keep the server until interrupted.")
-@stack([DEBUG, JSON])
+@command(_BINARY,
+         option("--reports-dir", metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]"),
+         option("--serve", is_flag=True, help="Drain nothing; keep the server until interrupted."),
+         DEBUG, JSON)  # fmt: skip
 def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
     from ..demo.embedded import EmbeddedServer
+    from ..pipeline.kernels import check_installed
 
+    if not serve:
+        check_installed()
     with EmbeddedServer(binary) as embedded:
         settings = _filled(embedded, reports_dir, as_json=as_json)
         if not serve:
             return run_and_tell(settings, as_json, yes=True)
         commands = _next_commands(settings)
-        lines = [f"The server: {embedded.url}", "In another terminal:"]
-        emit(as_json, {"redis_url": embedded.url, "stream": settings.stream, "next": commands},
-             "\n".join([*lines, *(f"  {c}" for c in commands), "Ctrl-C ends it."]))  # fmt: skip
+        data = {"redis_url": embedded.url, "stream": settings.stream, "next": commands}
+        emit(as_json, data, f"The server: {embedded.url}", "In another terminal:",
+             *(f"  {c}" for c in commands), "Ctrl-C ends it.")  # fmt: skip
         sys.stdout.flush()
         try:
             while True:
@@ -56,10 +55,9 @@ def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> in
             return 0
 
 
-@program.command()
-@click.argument("folder", metavar="DIR")
-@option("--force", is_flag=True, help="Replace notebooks there that differ.")
-@stack([DEBUG, JSON])
+@command(click.argument("folder", metavar="DIR"),
+         option("--force", is_flag=True, help="Replace notebooks there that differ."),
+         DEBUG, JSON)  # fmt: skip
 def notebooks(folder: str, force: bool, as_json: bool) -> None:
     """Copy the notebooks into DIR, to work with them there.
 
@@ -68,16 +66,12 @@ def notebooks(folder: str, force: bool, as_json: bool) -> None:
       drainkit notebooks my-notebooks
       drainkit run --notebooks-dir my-notebooks
     """
-    from pathlib import Path
-
     from ..pipeline.templates import copy_to
 
     done = copy_to(Path(folder), force=force)
     data = {"folder": folder, "copied": done.copied, "unchanged": done.equal}
-    emit(as_json, data, "\n".join([
-        *(f"copied {name}" for name in done.copied),
-        f"{one_line(folder)} holds all notebooks. drainkit lab {_quoted(folder)} opens them.",
-    ]))  # fmt: skip
+    last = f"{folder} holds all notebooks. drainkit lab {shlex.quote(folder)} opens them."
+    emit(as_json, data, *(f"copied {name}" for name in done.copied), last)
 
 
 class _Lab(click.Command):
@@ -92,21 +86,16 @@ class _Lab(click.Command):
         return super().parse_args(ctx, own)
 
 
-@program.command(cls=_Lab, options_metavar="[OPTIONS] [DIR] [-- ARGS]")
-@click.argument("folder", metavar="", default=_FOLDER, required=False)
-@option("--demo", "is_demo", is_flag=True, help="A server with a sample backlog, while Lab runs.")
-@option(
-    "--run",
-    "sealed",
-    metavar="RUN_DIR",
-    help="Open 01 of a sealed run (a folder or a URL); no server is asked.",
-)
-@option("--no-browser", is_flag=True, help="Open no browser; Lab prints its address.")
-@_BINARY
-@stack([*WHERE, *GROUP])
-@click.pass_context
+@command(click.argument("folder", metavar="", default=_FOLDER, required=False),
+         option("--demo", "is_demo", is_flag=True,
+                help="A server with a sample backlog, while Lab runs."),
+         option("--run", "sealed", metavar="RUN_DIR",
+                help="Open 01 of a sealed run (a folder or a URL); no server is asked."),
+         option("--no-browser", is_flag=True, help="Open no browser; Lab prints its address."),
+         _BINARY, *WHERE, *GROUP, click.pass_context,
+         cls=_Lab, options_metavar="[OPTIONS] [DIR] [-- ARGS]")  # fmt: skip
 def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, no_browser: bool,
-        binary: str | None, env_name: str | None, **flags: Any) -> None:  # fmt: skip
+        binary: str | None, **flags: Any) -> None:  # fmt: skip
     """JupyterLab on the notebooks in DIR (drainkit-notebooks), copied there where missing.
 
     Notebooks that were changed stay as they are. ARGS go to `jupyter lab`.
@@ -118,20 +107,20 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
       drainkit lab my-notebooks -- --port=9999
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
-    from pathlib import Path
-
     from ..evidence.statement import is_sealed
+    from ..pipeline.kernels import check_installed
     from ..pipeline.templates import copy_to, of_sealed
     from ..settings.config import config_variable, kernel_variables
 
+    check_installed()
     home = Path(folder)
     further = ["--no-browser"] * no_browser + list(ctx.obj)
-    others = [env_name, *flags.values(), sealed if is_demo else None]
+    others = [*flags.values(), sealed if is_demo else None]
     if (is_demo or sealed is not None) and any(value is not None for value in others):
         alone = "--demo" if is_demo else "--run"
         raise UsageError(f"{alone} has settings of its own; leave the others out")
     if sealed is not None and not is_sealed(sealed):
-        raise UsageError(f"--run {one_line(sealed)} is not a sealed run; name its folder or URL")
+        raise UsageError(f"--run {sealed} is not a sealed run; name its folder or URL")
     variables: dict[str, str] = {}
     with ExitStack() as stack_:
         if is_demo:
@@ -144,13 +133,13 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
             embedded.outlive_exec()
             variables = kernel_variables(settings)
         elif sealed is None:
-            settings = settings_of(flags, env_name)
+            settings = settings_of(flags)
             os.environ.update(config_variable())
             with connected(settings):  # before a person waits for a browser
                 variables = kernel_variables(settings)
         done = copy_to(home, keep=True)
         for name in done.kept:
-            click.echo(f"{name} in {one_line(folder)} was changed, and stays as it is", err=True)
+            tell(f"{name} in {folder} was changed, and stays as it is", err=True)
         if sealed is not None:
             further.append(of_sealed(sealed, home))
         _become_lab(home, variables, further)
@@ -159,32 +148,35 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
 def _become_lab(home: Path, variables: dict[str, str], further: list[str]) -> None:
     """Replace this process by JupyterLab in `home`; its kernels get the variables."""
     # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
-    command = [sys.executable, "-P", "-m", "jupyterlab", *further]
+    program = [sys.executable, "-P", "-m", "jupyterlab", *further]
     os.environ.update(variables)
     if not IS_BLAS_GIVEN:
         os.environ.pop(BLAS_THREADS, None)
+    if os.geteuid() == 0 and "--allow-root" not in further:
+        tell("JupyterLab refuses root: be another user, or end the command with -- --allow-root",
+             err=True)  # fmt: skip
     os.chdir(home)
-    os.execv(command[0], command)  # noqa: S606 - a list, and no shell
+    os.execv(program[0], program)  # noqa: S606 - a list, and no shell
 
 
 def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Settings:
-    """The demo's settings, for a server that holds the sample backlog now; tells what is there."""
-
+    """The demo's settings, once the server holds the sample backlog; shows its state."""
     from ..demo import backlog
-    from ..operations.state import as_text, baseline
+    from ..operations.facts import as_text
+    from ..operations.state import baseline
     from ..server.connection import Server
 
     settings = backlog.settings_of(embedded.url, reports_dir)
     with Server(embedded.url, settings.stream) as server:
         backlog.fill(server, stream=settings.stream, group=settings.consumer_group,
                      consumer=settings.consumer_name)  # fmt: skip
-        tell(as_text(baseline(server)), "", err=as_json)
+        tell(*as_text(baseline(server)), "", err=as_json)
     return settings
 
 
 def _next_commands(settings: Settings) -> list[str]:
     """What to try on the demo's server."""
-    url = _quoted(settings.redis_url.get_secret_value())
+    url = shlex.quote(settings.redis_url.get_secret_value())
     policy = (
         f"--allowlist {','.join(settings.allowlist.split(',')[:3])}" if settings.allowlist else ""
     )
@@ -196,7 +188,3 @@ def _next_commands(settings: Settings) -> list[str]:
         run,
         f"{run} --mode live --throttle 100 --max-events all",
     ]
-
-
-def _quoted(text: str) -> str:
-    return shlex.quote(one_line(text, 4096))

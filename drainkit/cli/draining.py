@@ -6,15 +6,16 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
-from .cards import fields_blocks, question_card
+from .cards import fields_blocks, question_card, report
 from .options import (
     DRAIN,
     GROUP,
@@ -22,20 +23,19 @@ from .options import (
     POLICY,
     WHERE,
     as_given,
+    command,
     option,
     setting,
     settings_of,
-    stack,
 )
-from .program import program
 from .terminal import (
     Block,
+    Table,
     confirm,
     connected,
     emit,
     interruptible,
     progress,
-    report,
     stop_signals,
     tell,
     tell_error,
@@ -43,24 +43,21 @@ from .terminal import (
 
 if TYPE_CHECKING:
     import threading
-    from pathlib import Path
 
     from ..core.plan import Plan
     from ..core.shapes import Findings
     from ..core.summary import Summary
-    from ..draining.job import Job
     from ..draining.plan_files import PlanFile
-    from ..server.connection import Server
+    from ..draining.run import Run
+    from ..pipeline.many import Outcome
     from ..settings import Settings
 
 
-@program.command()
-@stack([click.option("-v", "--all", "is_all", is_flag=True, help="All groups, and newest entries."),
-        option("--watch", "watch_sec", type=click.IntRange(1, 86_400), metavar="SEC",
-               help="Again each SEC seconds, until interrupted."),
-        *POLICY, *GROUP, *WHERE, JSON])  # fmt: skip
-def status(is_all: bool, watch_sec: int | None, env_name: str | None, as_json: bool,
-           **flags: Any) -> None:  # fmt: skip
+@command(option("-v", "--all", "is_all", is_flag=True, help="All groups, and newest entries."),
+         option("--watch", "watch_sec", type=click.IntRange(1, 86_400), metavar="SEC",
+                help="Again each SEC seconds, until interrupted."),
+         *POLICY, *GROUP, *WHERE, JSON)  # fmt: skip
+def status(is_all: bool, watch_sec: int | None, as_json: bool, **flags: Any) -> None:
     """How it stands, what would pass, what to do next.
 
     \b
@@ -68,10 +65,10 @@ def status(is_all: bool, watch_sec: int | None, env_name: str | None, as_json: b
       drainkit status --allowlist BTCUSDT,ETHUSDT
       drainkit status --watch 5
     """
-    from ..operations.fields import unreadable
+    from ..operations.entry import unreadable
     from ..operations.first import first_screen, next_command
 
-    settings = settings_of(flags, env_name)
+    settings = settings_of(flags)
     with connected(settings) as server:
         while True:
             found, odd = first_screen(server, settings), unreadable(server, settings)
@@ -80,9 +77,9 @@ def status(is_all: bool, watch_sec: int | None, env_name: str | None, as_json: b
                 click.clear()  # in place; nothing happens where there is no terminal
             emit(as_json, found, *_first_lines(found, settings))
             if not as_json:
-                command, why = next_command(found, settings)
+                step, why = next_command(found, settings)
                 # as it is: a command that is broken into lines cannot be pasted
-                click.echo(f"Next ({why}): drainkit {command}{as_given(command, flags, env_name)}")
+                click.echo(f"Next ({why}): drainkit {step}{as_given(step, flags)}")
                 if is_all:
                     tell(*_all_of(found, odd))
             if watch_sec is None:
@@ -104,21 +101,19 @@ def _first_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
         textwrap.wrap(line, width, max_lines=1 + line.startswith(two), placeholder=" ...")
         for line in lines
     )
-    return ["\n".join(row) for row in rows]
+    return [part for row in rows for part in row]
 
 
 def _all_of(found: Mapping[str, Any], odd: Findings | None) -> list[Block]:
     """Stream, groups, consumers, the newest entries, and what is wrong with these."""
-    from ..operations.state import as_text
+    from ..operations.facts import as_text
 
     drains = [drain["line"] for drain in found["running_drains"]]
-    return ["", as_text(found), *drains, *([] if odd is None else ["", *fields_blocks(odd)])]
+    return ["", *as_text(found), *drains, *([] if odd is None else ["", *fields_blocks(odd)])]
 
 
-@program.command()
-@stack([*DRAIN,
-         *WHERE, JSON])  # fmt: skip
-def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
+@command(*DRAIN, *WHERE, JSON)
+def drain(as_json: bool, yes: bool, **flags: Any) -> int:
     """Dry run or live drain of the backlog, without notebooks.
 
     \b
@@ -128,69 +123,59 @@ def drain(env_name: str | None, as_json: bool, yes: bool, **flags: Any) -> int:
       drainkit drain --mode dry-run --plan plan.json && \\
       drainkit drain --mode live --yes --plan plan.json
     """
-    from ..draining.job import resolve, with_plan
+    from ..draining.opening import resolve
+    from ..draining.plan_files import PlanFile
 
-    settings = settings_of(flags, env_name)
+    settings = settings_of(flags)
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
-    settings, planned = with_plan(settings)
+    settings, planned = PlanFile.of_run(settings)
     with connected(settings) as server:
-        job = resolve(server, settings, planned=planned)
-        if (until := job.settings.until) != settings.until:
+        run = resolve(server, settings, planned=planned)
+        if (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
-        if settings.mode == "live":
-            summary = _drain_live(server, job, yes=yes)
-        else:
-            summary = _drain_dry(server, job)
+        summary = _drain_live(run, yes=yes) if settings.mode == "live" else _drain_dry(run)
     tell_error(summary.error)
     emit(as_json, summary.as_dict(), *report(summary.as_dict()))
     return summary.exit_code or 0
 
 
-def _drain_dry(server: Server, job: Job) -> Summary:
+def _drain_dry(run: Run) -> Summary:
     from ..draining.dry import dry_run, plan_run
 
     with progress() as moving:
-        if job.settings.plan is None:
-            return dry_run(server, job, on_progress=moving.tick)
-        return plan_run(server, job, job.settings.plan, on_progress=moving.tick)[0]
+        if run.settings.plan is None:
+            return dry_run(run, on_progress=moving.tick)
+        return plan_run(run, run.settings.plan, on_progress=moving.tick)[0]
 
 
-def _drain_live(server: Server, job: Job, *, yes: bool) -> Summary:
+def _drain_live(run: Run, *, yes: bool) -> Summary:
     from ..draining import unattended
-    from ..draining.dry import dry_run, plan_run
-    from ..draining.job import check
+    from ..draining.dry import plan_run
     from ..draining.live import apply
+    from ..draining.opening import check
 
-    check(server, job)  # what would be refused is refused before a long look
-    settings, planned = job.settings, job.planned
-    dry = replace(job, settings=settings.model_copy(update={"mode": "dry-run"}))
-    is_held = not settings.allow_invalid or any(value is not None for _, value in settings.limits)
-    if yes and planned is None and is_held:
-        seen = dry_run(server, dry)
-        unattended.check_readable(settings, seen.total_read, seen.unreadable)
-        unattended.check_limits(settings.limits, vars(seen))
-    elif yes and planned is not None:
-        unattended.check_planned(server, settings, planned)
-    elif not yes:
-        if planned:
-            plan, notes = planned.plan, planned.notes()
+    seen = unattended.check_run(run) if yes else None
+    if not yes:
+        check(run)  # what would be refused is refused before a long look
+        if run.planned:
+            plan, notes = run.planned.plan, run.planned.notes()
         else:
-            seen, plan = plan_run(server, dry, None)
-            notes = seen.notes or []
-        unattended.check_readable(settings, plan.total_read, plan.unreadable)
-        _question(server, job, plan, notes, yes=False)
+            dry, plan = plan_run(run.rehearsal(), None)
+            notes = dry.notes or []
+        unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
+        _question(run, plan, notes, yes=False)
     with stop_signals() as stopping, progress() as moving:
-        return apply(server, job, stopping=stopping, on_progress=moving.tick)
+        return apply(run, seen, stopping=stopping, on_progress=moving.tick)
 
 
-def _question(server: Server, job: Job, plan: Plan, notes: list[str], *, yes: bool) -> None:
+def _question(run: Run, plan: Plan, notes: list[str], *, yes: bool) -> None:
     """The card, and the question after it."""
     from ..server import scopes
 
-    own = sum(len(ids) for ids in scopes.own_ids(server, job.scope))
-    waiting = scopes.remaining(server, job.scope)
-    tell(question_card(server, job, plan, notes, waiting=waiting, own=own), err=True)
+    left = scopes.left(run.server, run.scope)
+    waiting = left.fresh
+    tell(question_card(run, plan, notes, waiting=waiting, own=left.own), err=True)
     good = plan.counts["drained_ok"]
     confirm(
         f"{good:,} good signals will be acknowledged and not executed. "
@@ -198,8 +183,7 @@ def _question(server: Server, job: Job, plan: Plan, notes: list[str], *, yes: bo
     )  # fmt: skip
 
 
-@program.command()
-@stack([*DRAIN, *setting("reports_dir", "notebooks_dir"),
+@command(*DRAIN, *setting("reports_dir", "notebooks_dir"),
          option("--all-streams", "pattern", metavar="PATTERN",
                 help="Each stream whose name fits and that has the group, one run each."),
          option("--dask", "address", metavar="ADDRESS|local",
@@ -210,9 +194,9 @@ def _question(server: Server, job: Job, plan: Plan, notes: list[str], *, yes: bo
          option("--close", "closing", metavar="RUN_DIR",
                  help="Complete and seal the folder that a killed run left; drains nothing. "
                  "With the run's --reports-dir URL it is copied there."),
-         *WHERE, JSON])  # fmt: skip
-def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | None,
-        sign_key: str | None, closing: str | None, pattern: str | None, address: str | None,
+         *WHERE, JSON)  # fmt: skip
+def run(as_json: bool, yes: bool, if_backlog_over: int | None, sign_key: str | None,
+        closing: str | None, pattern: str | None, address: str | None,
         **flags: Any) -> int:  # fmt: skip
     """Dry run or live drain through the notebooks, with sealed evidence.
 
@@ -225,18 +209,19 @@ def run(env_name: str | None, as_json: bool, yes: bool, if_backlog_over: int | N
       drainkit run --mode live --yes --all-streams 'quantum:stream:*' --dask local
       drainkit run --reports-dir s3://bucket/reports
     """
-    settings = settings_of(flags, env_name)
+    from ..pipeline.kernels import check_installed
+
+    settings = settings_of(flags)
     if closing is not None:
         return _close(settings, closing, as_json, sign_key)
+    check_installed()
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
     if pattern is not None:
         if if_backlog_over is not None:
             raise UsageError("--if-backlog-over is of one stream; leave out --all-streams")
-        from .many import run_many
-
         one = partial(_run_notebooks, yes=yes, sign_key=sign_key)
-        return run_many(settings, pattern, address, one, as_json, sign_key=sign_key, yes=yes)
+        return _run_many(settings, pattern, address, one, as_json, sign_key=sign_key, yes=yes)
     if address is not None:
         raise UsageError("--dask runs many streams; say which with --all-streams PATTERN")
     if if_backlog_over is None:
@@ -261,9 +246,7 @@ def run_and_tell(
 
 def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None) -> int:
     """`run --close`: 0 when the folder is sealed now, whatever the run's own outcome was."""
-    from pathlib import Path
-
-    from ..pipeline.ending import close
+    from ..pipeline.closing import close
 
     folder = Path(closing)
     result = close(settings, folder, sign_key=_sign_key(sign_key))
@@ -273,18 +256,14 @@ def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None
 
 
 def _tell(result: dict[str, Any], as_json: bool) -> int:
-    from pathlib import Path
-
     page = f"{result['evidence']}/report.html"
-    there = "://" in page or Path(page).exists()
+    is_there = "://" in page or Path(page).exists()
     tell_error(result.get("error"))
-    emit(as_json, result, *report(result), *([f"Report: {page}"] if there else []))
+    emit(as_json, result, *report(result), *([f"Report: {page}"] if is_there else []))
     return int(result.get("exit_code") or 0)
 
 
 def _sign_key(sign_key: str | None) -> Path | None:
-    from pathlib import Path
-
     from ..signing import OF_STATEMENT, sign
 
     if sign_key is None:
@@ -302,14 +281,13 @@ def _run_notebooks(
 
     key = _sign_key(sign_key)
 
-    def approve(server: Server, job: Job, planned: PlanFile) -> None:
+    def approve(run: Run, planned: PlanFile) -> None:
         if yes:
-            unattended.check_planned(server, settings, planned)
+            unattended.check_planned(run.server, settings, planned)
         else:
             unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
         with interruptible():
-            job = replace(job, planned=planned)
-            _question(server, job, planned.plan, planned.notes(), yes=yes)
+            _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
 
     with progress() as moving:
 
@@ -321,3 +299,40 @@ def _run_notebooks(
             settings, confirm=approve, announce=announce, on_line=moving.line, stopping=stopping,
             sign_key=key,
         )[0]  # fmt: skip
+
+
+def _run_many(settings: Settings, pattern: str, address: str | None,
+              one: Callable[..., dict[str, Any]], as_json: bool, *, sign_key: str | None,
+              yes: bool) -> int:  # fmt: skip
+    """Run each stream of the pattern, print all together; the worst exit code."""
+    from ..pipeline import many
+
+    many.check_settings(settings)
+    if address is not None:
+        if sign_key is not None:
+            raise UsageError("--sign-key: the key is not where Dask runs; leave out --dask")
+        if settings.mode == "live":
+            confirm(f"Drain every stream of {pattern} without being asked again?", yes)
+    with connected(settings, anywhere=True) as server:
+        streams, missed = many.streams_of(server, settings, pattern)
+    left = len(streams)
+
+    def show(outcome: Outcome) -> None:
+        nonlocal left
+        left -= 1
+        line = f"{outcome.stream}: {outcome.outcome}, {left:,} to go"
+        tell(f"{line}: {outcome.error}" if outcome.error else line, err=True)
+
+    for outcome in missed:
+        tell(f"{outcome.stream}: {outcome.error}", err=True)
+    with stop_signals() as stopping:
+        if address is None:
+            outcomes = many.run_in_turn(
+                settings, streams, lambda s: one(s, stopping=stopping), tell=show,
+                stopping=stopping,
+            )  # fmt: skip
+        else:
+            outcomes = many.run_with_dask(settings, streams, address, tell=show, stopping=stopping)
+        found = many.summary(pattern, settings, [*missed, *outcomes])
+    emit(as_json, found, Table(many.HEAD, many.rows(found)), many.last_line(found))
+    return int(found["exit_code"])

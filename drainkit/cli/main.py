@@ -12,10 +12,9 @@ from typing import NoReturn
 import click
 
 from ..errors import DrainkitError, InterruptedRunError, UsageError
-from ..safe import one_line
-from . import desk, draining, evidence, operations, review, switch  # noqa: F401 - they add their commands
-from .program import program
-from .terminal import interrupt, safe_streams, tell_error
+from . import desk, draining, operations, review  # noqa: F401 - they add their commands
+from .options import program
+from .terminal import interrupt, safe_streams, tell, tell_error
 
 
 def main() -> NoReturn:
@@ -33,7 +32,10 @@ def main() -> NoReturn:
         click.echo(error.format_message(), err=True)
         code = error.exit_code
     except click.ClickException as error:
-        code = _fail(UsageError(f"{error.format_message()}; see drainkit --help"), debug)
+        words = error.format_message().removesuffix(".")
+        if isinstance(error, click.NoSuchOption) and error.option_name in ("--live", "--dry-run"):
+            words = f"no option {error.option_name}: write --mode {error.option_name[2:]}"
+        code = _fail(UsageError(f"{words}; see drainkit --help"), debug)
     except (click.Abort, KeyboardInterrupt):
         code = _fail(InterruptedRunError("interrupted"), debug)
     except DrainkitError as error:
@@ -53,8 +55,7 @@ def main() -> NoReturn:
 
 def _fail(error: DrainkitError, debug: bool) -> int:
     if debug:  # a traceback holds what servers and libraries say
-        for line in traceback.format_exc().splitlines():
-            click.echo(one_line(line, 10_000), err=True)
+        tell(*traceback.format_exc().splitlines(), err=True)
     cause: BaseException | None = error  # it may lie far below, in whatever words
     while cause is not None and getattr(cause, "errno", 0) not in (errno.EMFILE, errno.ENFILE):
         cause = cause.__cause__ or cause.__context__

@@ -1,19 +1,34 @@
-"""Commands between drains: check, consumers, trim, export, restore, acl."""
+"""Commands between drains: check, stop, resume, consumers, trim, export, restore, acl."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import DrainkitError, UsageError
-from ..safe import one_line
-from .options import GROUP, JSON, OPERATOR, SCOPE, WHERE, option, settings_of, stack
-from .program import program
-from .terminal import Table, confirm, connected, emit, stop_signals
+from .options import (
+    AUDIT,
+    GROUP,
+    JSON,
+    OPERATOR,
+    SCOPE,
+    WHERE,
+    YES,
+    command,
+    option,
+    settings_of,
+    switch_settings,
+)
+from .terminal import Table, confirm, connected, emit, stop_signals, tell_error
+
+if TYPE_CHECKING:
+    from ..server.connection import Server
+    from ..server.ledger import Entry
 
 
 class _Monitoring(click.Command):
@@ -37,13 +52,13 @@ def _unknown() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        raise _UnknownStateError(one_line(error.format_message()) + "; see --help") from error
+        raise _UnknownStateError(f"{error.format_message()}; see --help") from error
     except DrainkitError as error:
         raise _UnknownStateError(str(error)) from error
 
 
 class _Number(click.FloatRange):
-    """Minutes or days, of which nan and inf are none."""
+    """Minutes or days; neither nan nor inf."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         from ..settings.kinds import MAX_MIN
@@ -54,35 +69,35 @@ class _Number(click.FloatRange):
         return number
 
 
-def _limit(name: str, default: int | None, text: str, *, minutes: bool = False) -> Any:
-    kind: Any = _Number(min=0) if minutes else click.IntRange(min=0)
-    shown = "" if default is None else f" [{default}]"
-    return option(name, type=kind, default=default, metavar="MIN" if minutes else "N",
-                   help=text + shown)  # fmt: skip
+def _limit(name: str, default: int | None, text: str, shown: str = "") -> Any:
+    is_age = name.endswith("-min")
+    kind: Any = _Number(min=0) if is_age else click.IntRange(min=0)
+    return option(name, type=kind, default=default, metavar="MIN" if is_age else "N",
+                  help=f"{text} [{shown or default}]")  # fmt: skip
 
 
 CHECK: list[Any] = [
     _limit("--max-backlog", 1000, "Entries undelivered, per group."),
-    _limit("--max-age-min", 60, "Age of the oldest of them, minutes.", minutes=True),
+    _limit("--max-age-min", 60, "Age of the oldest of them, minutes."),
     _limit("--max-pending", 1000, "Entries pending, per group."),
-    _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes.", minutes=True),
-    option("--max-lost", type=click.IntRange(min=0), metavar="N",
-           help="Entries trimmed before a group read them. [0; given: unknown if not counted]"),
-    _limit("--max-dead", None, "Dead consumers, per group. [not judged]"),
-    _limit("--dead-after-min", 60, "Dead: idle at least, minutes.", minutes=True),
-    _limit("--max-audit", None, "Entries of the audit stream. [not judged]"),
+    _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes."),
+    _limit("--max-lost", None, "Entries trimmed before a group read them.",
+           "0; given: unknown if not counted"),
+    _limit("--max-dead", None, "Dead consumers, per group.", "not judged"),
+    _limit("--dead-after-min", 60, "Dead: idle at least, minutes."),
+    _limit("--max-audit", None, "Entries of the audit stream.", "not judged"),
     option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. [each]"),
     option("--all-streams", "pattern", metavar="PATTERN", help="Each stream whose name fits."),
-    option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
-    click.option("--format", "form", type=click.Choice(["text", "prometheus"]), default="text",
-                 help="Findings, or metrics. [text]"),
+    AUDIT,
+    option("--format", "form", type=click.Choice(["text", "prometheus"]), default="text",
+           help="Findings, or metrics. [text]"),
     option("--textfile", metavar="FILE", help="Write metrics here, for node_exporter."),
 ]  # fmt: skip
 
 
-@program.command(cls=_Monitoring)
-@stack([*CHECK, *WHERE, JSON])
-def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
+@command(*CHECK, *WHERE, JSON, cls=_Monitoring)
+def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str | None,
+          as_json: bool, **flags: Any) -> int:  # fmt: skip
     """Judge backlogs: exit code 0 OK, 1 warning, 2 critical, 3 unknown.
 
     Critical above a limit, warning from 80 % of it on.
@@ -93,48 +108,104 @@ def check(env_name: str | None, as_json: bool, **flags: Any) -> int:
       drainkit check --all-streams 'quantum:stream:*' --json
       drainkit check --textfile /var/lib/node_exporter/drainkit.prom
     """
-    from pathlib import Path
-
     from .. import files
-    from ..operations import checks, metrics
+    from ..operations import checks, facts
 
-    options = {name: flags.pop(name) for name in ("groups", "pattern", "form", "textfile")}
-    if as_json and options["form"] == "prometheus":
+    if as_json and form == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
-    must_know_lost = flags["max_lost"] is not None
     given = {name: flags.pop(name) for name in checks.Limits.__dataclass_fields__ if name in flags}
-    given["max_lost"] = given["max_lost"] or 0
-    limits = checks.Limits(**given, must_know_lost=must_know_lost)
-    settings = settings_of(flags, env_name)
-    audits = options["form"] == "prometheus" or options["textfile"]
+    must_know_lost = given["max_lost"] is not None
+    limits = checks.Limits(
+        **given | {"max_lost": given["max_lost"] or 0}, must_know_lost=must_know_lost
+    )
+    settings = settings_of(flags)
+    audits = form == "prometheus" or textfile is not None
     try:
-        with connected(settings, anywhere=options["pattern"] is not None) as server:
+        with connected(settings, anywhere=pattern is not None) as server:
             report = checks.check(
-                server, settings, limits, groups=options["groups"], pattern=options["pattern"],
-                audits=bool(audits),
-            )  # fmt: skip
+                server, settings, limits, groups=groups, pattern=pattern, audits=audits
+            )
     except DrainkitError as error:
         report = checks.unreadable(settings.stream, error)
-        click.echo(f"drainkit: {one_line(str(error), 600)}", err=True)
-    if options["textfile"]:
-        files.write_bytes(Path(options["textfile"]), metrics.exposition(report))
-    elif options["form"] == "prometheus":
-        click.echo(metrics.exposition(report), nl=False)
+        tell_error(error)
+    if textfile:
+        files.write_bytes(Path(textfile), facts.exposition(report))
+    elif form == "prometheus":
+        click.echo(facts.exposition(report), nl=False)
         return report.exit_code
-    emit(as_json, report.as_dict(), "\n".join(f.line() for f in report.findings))
+    emit(as_json, report.as_dict(), *(finding.line() for finding in report.findings))
     return report.exit_code
 
 
-@program.command()
-@stack([click.option("--delete", is_flag=True, help="Remove those that are safe to remove."),
+@command(option("--reason", required=True, metavar="TEXT", help="Why; kept with the switch."),
+         OPERATOR, *WHERE, JSON)  # fmt: skip
+def stop(reason: str, as_json: bool, **flags: Any) -> None:
+    """Set the kill switch: from now on no drain of the stream acknowledges anything."""
+    from ..core.timestamps import iso
+    from ..safe import one_line
+    from ..server import keeping, ledger, reading, writing
+
+    if not reason.strip():
+        raise UsageError("--reason: say why; it is kept with the switch")
+    settings = switch_settings(flags)
+    operator = settings.operator
+    with connected(settings) as server:
+        # a drain of a misspelt stream would go on, and somebody would think that it does not
+        reading.stream_info(server)
+        is_set = writing.stop(server, reason=reason, operator=operator, now_us=server.now_us())
+        if is_set:
+            _note(server, ledger.Stopped(operator, iso(server.now_us()), one_line(reason, 600)))
+        before = None if is_set else reading.stop_switch(server)
+        kept: dict[str, Any] = {"may_evict": None}
+        with suppress(DrainkitError):
+            kept = keeping.keeping(server)
+    if warning := keeping.eviction_words(kept):
+        tell_error(f"{warning}; drains go on if the switch is gone")
+    data = {
+        "stream": settings.stream, "stopped": True, "reason": reason, "operator": operator,
+        "was_stopped": not is_set, "may_be_evicted": kept["may_evict"],
+    }  # fmt: skip
+    said = "Stopped" if before is None else f"It was stopped before ({before})"
+    emit(as_json, data,
+         f"{said}: no drain of {settings.stream} goes on. drainkit resume lifts it.")  # fmt: skip
+
+
+@command(OPERATOR, *WHERE, JSON)
+def resume(as_json: bool, **flags: Any) -> None:
+    """Lift the kill switch."""
+    from ..core.timestamps import iso
+    from ..server import ledger, writing
+
+    settings = switch_settings(flags)
+    with connected(settings) as server:
+        lifted = writing.resume(server)
+        if lifted is not None:
+            at = iso(server.now_us())
+            _note(server, ledger.Resumed(settings.operator, at, lifted.reason))
+    data = {"stream": settings.stream, "stopped": False, "was_stopped": lifted is not None,
+            "operator": settings.operator}  # fmt: skip
+    was = str(lifted).replace("is set", "was set", 1)
+    emit(as_json, data, "It was not stopped." if lifted is None else f"Resumed: {was}.")
+
+
+def _note(server: Server, entry: Entry) -> None:
+    """A broken ledger must not keep the kill switch from working: say so, and go on."""
+    from ..server import ledger
+
+    try:
+        ledger.append(server, entry)
+    except DrainkitError as error:
+        tell_error(f"it is done, but the ledger does not have it: {error}")
+
+
+@command(option("--delete", is_flag=True, help="Remove those that are safe to remove."),
          option("--min-idle-min", metavar="MIN", help="Dead: idle at least, minutes. [60]"),
-         click.option("--yes", is_flag=True, help="Do not ask."),
-         OPERATOR, *GROUP, *WHERE, JSON])  # fmt: skip
-def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **flags: Any) -> None:
+         YES, OPERATOR, *GROUP, *WHERE, JSON)  # fmt: skip
+def consumers(delete: bool, yes: bool, as_json: bool, **flags: Any) -> None:
     """List dead consumers; --delete removes those that have nothing pending."""
     from ..operations import maintenance
 
-    settings = settings_of(flags, env_name)
+    settings = settings_of(flags)
     group, idle_ms = settings.consumer_group, round(settings.min_idle_min * 60_000)
     with connected(settings) as server:
         dead = maintenance.dead_consumers(server, group, min_idle_ms=idle_ms)
@@ -153,31 +224,26 @@ def consumers(delete: bool, yes: bool, env_name: str | None, as_json: bool, **fl
         "stream": settings.stream, "consumer_group": group, "min_idle_min": settings.min_idle_min,
         "dead": [vars(c) for c in dead], "removable": removable, "removed": removed, "kept": kept,
     }  # fmt: skip
-    lines = [
-        f"{len(dead):,} consumers of {one_line(group)} have been idle at least "
-        f"{settings.min_idle_min:g} min; {len(removable):,} of them can be removed."
-    ]
-    if delete:
-        lines.append(f"Removed: {len(removed):,}.")
-    rows = [(one_line(c.name), f"{c.idle_ms / 60_000:,.0f}", c.pending,
+    found = (f"{len(dead):,} consumers of {group} have been idle at least "
+             f"{settings.min_idle_min:g} min; {len(removable):,} can be removed.")  # fmt: skip
+    rows = [(c.name, f"{c.idle_ms / 60_000:,.0f}", c.pending,
              f"stays: {kept[c.name]}" if c.name in kept else
              "removed" if delete else "can be removed")
             for c in dead]  # fmt: skip
     head = ("Consumer", "Idle, min", "Pending", "")
-    emit(as_json, data, *lines, *([Table(head, rows)] if rows else []))
+    emit(as_json, data, found, *([f"Removed: {len(removed):,}."] if delete else []),
+         *([Table(head, rows)] if rows else []))  # fmt: skip
 
 
-@program.command()
-@stack([click.option("--apply", is_flag=True, help="Remove what is shown."),
+@command(option("--apply", is_flag=True, help="Remove what is shown."),
          option("--keep-days", type=_Number(min=0), metavar="N",
                 help="Keep whatever is younger, days."),
          option("--archive", metavar="FILE", help="Write it to this .parquet file first."),
-         click.option("--without-groups", is_flag=True,
-                      help="Trim although no group says what is needed."),
-         click.option("--yes", is_flag=True, help="Do not ask."),
-         OPERATOR, *WHERE, JSON])  # fmt: skip
+         option("--without-groups", is_flag=True,
+                help="Trim although no group says what is needed."),
+         YES, OPERATOR, *WHERE, JSON)  # fmt: skip
 def trim(apply: bool, keep_days: float | None, archive: str | None, without_groups: bool, yes: bool,
-         env_name: str | None, as_json: bool, **flags: Any) -> None:  # fmt: skip
+         as_json: bool, **flags: Any) -> None:  # fmt: skip
     """Show what no group needs any more; --apply removes it from the stream.
 
     \b
@@ -185,11 +251,9 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
       drainkit trim --keep-days 30
       drainkit trim --apply --yes --keep-days 30 --archive old.parquet --operator alice
     """
-    from pathlib import Path
-
     from ..operations import maintenance
 
-    settings = settings_of(flags, env_name)
+    settings = settings_of(flags)
     path = Path(archive) if archive else None
     if path is not None:
         if not apply:
@@ -207,23 +271,19 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
                 )  # fmt: skip
     archive = archive if removed else None  # nothing to remove, nothing written
     data = {"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}
-    lines = [f"{one_line(settings.stream)}: {plan.entries:,} of {plan.length:,} entries lie before "
+    lines = [f"{settings.stream}: {plan.entries:,} of {plan.length:,} entries lie before "
              f"{plan.floor} and are needed by none of its {plan.groups:,} groups."]  # fmt: skip
-    lines += [f"  held back by {one_line(name)}: {why}" for name, why in plan.held_by.items()]
+    lines += [f"  held back by {name}: {why}" for name, why in plan.held_by.items()]
     if plan.age_floor is not None:
         lines.append(f"  floor by age ({keep_days:g} days) {plan.age_floor}, floor by group "
                      f"{plan.group_floor}: the {plan.bound} holds")  # fmt: skip
     if apply:
-        lines.append(
-            f"Removed: {removed:,}." + (f" Archive: {one_line(archive)}" if archive else "")
-        )
-    emit(as_json, data, "\n".join(lines))
+        lines.append(f"Removed: {removed:,}." + (f" Archive: {archive}" if archive else ""))
+    emit(as_json, data, *lines)
 
 
-@program.command()
-@click.argument("target", metavar="FILE|DIR/")
-@stack([*SCOPE, *GROUP, *WHERE, JSON])
-def export(target: str, env_name: str | None, as_json: bool, **flags: Any) -> None:
+@command(click.argument("target", metavar="FILE|DIR/"), *SCOPE, *GROUP, *WHERE, JSON)
+def export(target: str, as_json: bool, **flags: Any) -> None:
     """The backlog of a scope as a file, or as a dataset by day; reads only.
 
     FILE ends in .parquet or .csv. DIR/ (with the slash) becomes a Parquet dataset
@@ -236,65 +296,53 @@ def export(target: str, env_name: str | None, as_json: bool, **flags: Any) -> No
     """
     from ..operations.export import export
 
-    settings = settings_of(flags, env_name)
+    settings = settings_of(flags)
     with connected(settings) as server:
         n = export(server, settings, target)
     data = {"stream": settings.stream, "scope": settings.scope, "entries": n, "file": target}
-    emit(as_json, data, f"{n:,} entries ({settings.scope}) in {one_line(target)}")
+    emit(as_json, data, f"{n:,} entries ({settings.scope}) in {target}")
 
 
-@program.command()
-@click.argument("file")
-@stack([click.option("--yes", is_flag=True, help="Do not ask."), *WHERE, JSON])
-def restore(file: str, yes: bool, env_name: str | None, as_json: bool, **flags: Any) -> None:
+@command(click.argument("file"), YES, *WHERE, JSON)
+def restore(file: str, yes: bool, as_json: bool, **flags: Any) -> None:
     """Put an archive of trim into a new stream, named by --stream."""
-    from pathlib import Path
-
     from ..operations import maintenance
 
     if not flags.get("stream"):
         raise UsageError("name the new stream with --stream")
-    settings = settings_of(flags, env_name)
+    settings = settings_of(flags)
     with connected(settings) as server:
-        confirm(f"Write {one_line(file)} to the new stream {one_line(settings.stream)}?", yes)
+        confirm(f"Write {file} to the new stream {settings.stream}?", yes)
         n = maintenance.restore(server, settings.stream, Path(file))
     data = {"stream": settings.stream, "entries": n, "file": file}
-    emit(as_json, data, f"{n:,} entries in the new stream {one_line(settings.stream)}")
+    emit(as_json, data, f"{n:,} entries in the new stream {settings.stream}")
 
 
-@program.command()
-@stack([option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]"),
-         option("--allowlist", metavar="redis:KEY", help="Also let all read this set."),
-         *WHERE, JSON])  # fmt: skip
-def acl(env_name: str | None, as_json: bool, **flags: Any) -> None:
+@command(AUDIT, option("--allowlist", metavar="redis:KEY", help="Also let all read this set."),
+         *WHERE, JSON)  # fmt: skip
+def acl(as_json: bool, **flags: Any) -> None:
     """Least-privilege ACL rules by role: analyst, drainer, historian, janitor.
 
     An analyst only reads. A drainer drains what is undelivered or pending, a historian also the
     history (only he may make and end a group). A janitor may `consumers --delete` and
     `trim --apply`.
     """
-    from ..server.acl import NOT_FORBIDDEN, rules
+    from ..server.keys import NOT_FORBIDDEN, rules
     from ..settings.kinds import allowlist_symbols
 
-    settings = settings_of(flags, env_name)
+    settings = settings_of(flags)
     allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
+    key = allowed if isinstance(allowed, bytes) else None
+    if flags["allowlist"] and key is None:
+        raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
     with connected(settings) as server:
-        found = rules(
-            server.keys,
-            server.info,
-            allowlist_key=allowed if isinstance(allowed, bytes) else None,
-        )
+        found = rules(server.keys, server.info, allowlist_key=key)
     for warning in NOT_FORBIDDEN:
-        click.echo(f"drainkit: {warning}", err=True)
-    lines = [
-        f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, found[role]))}" for role in found
-    ]
-    emit(as_json, found, "\n".join(lines))
+        tell_error(warning)
+    emit(as_json, found, *(f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, of_role))}"
+                           for role, of_role in found.items()))  # fmt: skip
 
 
 def _quoted(rule: str) -> str:
-    return (
-        rule
-        if rule.isascii() and rule.isprintable() and not set(rule) & set(" '\"\\")
-        else (json.dumps(rule, ensure_ascii=True))
-    )
+    is_plain = rule.isascii() and rule.isprintable() and not set(rule) & set(" '\"\\")
+    return rule if is_plain else json.dumps(rule, ensure_ascii=True)

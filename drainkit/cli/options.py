@@ -1,4 +1,4 @@
-"""The options that commands share, and the settings made of them."""
+"""The program, the options that its commands share, and the settings made of them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,71 @@ import datetime as dt
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from .terminal import tell_error
 
 if TYPE_CHECKING:
     from ..settings import Settings
 
-F = TypeVar("F", bound=Callable[..., Any])
 option = click.option
+DEBUG = option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+JSON = option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+YES = option("--yes", is_flag=True, help="Do not ask.")
+AUDIT = option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]")
+# in the order of the contract, not of the alphabet
+_ORDER = (
+    "demo", "status", "fields", "drain", "run", "verify", "runs", "stop", "resume", "check",
+    "consumers", "trim", "export", "restore", "show", "diff", "approve", "notebooks", "lab", "acl",
+)  # fmt: skip
 
 
-def stack(options: list[Callable[[F], F]]) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
+class _Program(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.commands, key=_ORDER.index)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its whole summary; click would cut it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=200))
+                                for name in self.list_commands(ctx)])  # fmt: skip
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="drainkit")
+@DEBUG
+def program() -> None:
+    """Drain a stale Redis stream backlog safely: read, filter, acknowledge, audit.
+
+    It never trades: drained means acknowledged and audited, nothing else.
+
+    \b
+    Examples:
+      drainkit demo                                 see it work, on a server of its own
+      drainkit status                               how it stands, what to do next
+      drainkit drain --allowlist BTCUSDT,ETHUSDT    dry run: what would happen
+      drainkit drain --mode live --yes --throttle 5 --max-events 500
+    """
+
+
+def command(
+    *parameters: Callable[[Any], Any], **known: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a command of the program, with these options and arguments in this order."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        for parameter in reversed(parameters):
+            function = parameter(function)
+        made: click.Command = program.command(**known)(function)
+        return made
 
     return decorate
 
 
-DEBUG = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-
-
 def setting(*names: str) -> list[Any]:
-    """The options of these settings; what they are stands in settings.py."""
+    """The options of these settings, as settings/ declares them."""
     from ..settings import Settings, facts, outside
 
     options = []
@@ -50,7 +89,7 @@ def setting(*names: str) -> list[Any]:
 
 WHERE: list[Any] = [
     *setting("redis_url", "stream"),
-    option("--env", "env_name", metavar="NAME", help="Table [env.NAME] of drainkit.toml."),
+    option("--env", metavar="NAME", help="Table [env.NAME] of drainkit.toml."),
     DEBUG,
 ]
 OPERATOR: Any = setting("operator")[0]
@@ -71,36 +110,32 @@ DRAIN: list[Any] = [
 ]
 
 
-def settings_of(flags: dict[str, Any], env_name: str | None = None) -> Settings:
+def settings_of(flags: dict[str, Any]) -> Settings:
     """Checked settings from the options that were really given."""
     from ..settings import outside, shown
     from ..settings.config import load, unknown_variables
 
     for name in unknown_variables():
-        click.echo(f"drainkit: {name} is not a setting; ignored. Check its spelling", err=True)
-    settings = load(_given(flags), env_name=env_name)
+        tell_error(f"{name} is not a setting; ignored. Check its spelling")
+    settings = load(_given(flags), env_name=flags.get("env"))
     for name in ("as_of", "until", "from_"):
         with suppress(TypeError, ValueError):  # not given, or no time
             if dt.datetime.fromisoformat(flags.get(name)).tzinfo is None:  # type: ignore[arg-type]
-                taken = shown(name, getattr(settings, name))
-                click.echo(
-                    f"drainkit: --{outside(name)} without an offset is UTC: {taken}", err=True
-                )
+                time = shown(name, getattr(settings, name))
+                tell_error(f"--{outside(name)} without an offset is UTC: {time}")
     return settings
 
 
-def as_given(command: str, flags: dict[str, Any], env_name: str | None) -> str:
+def as_given(command: str, flags: dict[str, Any]) -> str:
     """The options that were given to `status`, for the command that it names; no password."""
     from ..safe import address, one_line
     from ..settings import outside
 
     is_same = command.startswith(("run", "status"))
-    names = [name for name in flags if is_same or name in ("redis_url", "stream")]
+    names = [n for n in flags if is_same or n in ("redis_url", "stream", "env")]
     given = {f"--{outside(name)}": str(flags[name]) for name in names if flags[name]}
     if address(url := given.get("--redis-url", "")) != url:
         del given["--redis-url"]  # a login, or options, that are not to be shown
-    if env_name:
-        given["--env"] = env_name
     return "".join(
         f" {option} {shlex.quote(one_line(value, 4096))}"
         for option, value in given.items()
@@ -108,14 +143,13 @@ def as_given(command: str, flags: dict[str, Any], env_name: str | None) -> str:
     )
 
 
-def switch_settings(flags: dict[str, Any], env_name: str | None) -> Settings:
-    """Only where the stream is: no mistake elsewhere may stand in the kill switch's way."""
+def switch_settings(flags: dict[str, Any]) -> Settings:
+    """Only where the stream is: a mistake elsewhere must not keep the kill switch from working."""
     from ..settings.config import load
 
-    return load(
-        _given(flags), env_name=env_name, only=frozenset({"redis_url", "stream", "operator"})
-    )
+    only = frozenset({"redis_url", "stream", "operator"})
+    return load(_given(flags), env_name=flags.get("env"), only=only)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None and value != ()}
+    return {n: v for n, v in flags.items() if v is not None and v != () and n != "env"}

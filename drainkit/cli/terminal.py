@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..errors import InterruptedRunError, RefusedError
-from ..safe import struck
+from ..safe import one_line, struck
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 PIPE_WIDTH = 10_000  # columns; nothing is wrapped in a pipe
+LONGEST = 10_000  # characters of a line; 2,000 of a cell
 _BAR_WIDTH = 12
 #: What is coloured in a line, the first that fits.
 _COLOURS = {
@@ -108,18 +109,18 @@ def connected(settings: Settings, *, anywhere: bool = False) -> Iterator[Server]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of safe texts and numbers; without a head the first column names the second: a card."""
+    """Rows of texts and numbers; without a head the first column names the second: a card."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
     title: str = ""
 
 
-Block = str | Table
+Block = str | Table  # a line, whatever text from outside is in it, or a table of such texts
 
 
 def emit(as_json: bool, data: Any, *blocks: Block) -> None:
-    """Print the result: one JSON object, or texts and tables."""
+    """Print the result: one JSON object, or lines and tables."""
     if as_json:
         click.echo(json.dumps(struck(data), ensure_ascii=True))
     else:
@@ -127,16 +128,17 @@ def emit(as_json: bool, data: Any, *blocks: Block) -> None:
 
 
 def tell(*blocks: Block, err: bool = False) -> None:
-    """Print texts, line by line, and tables."""
+    """Print lines and tables, made fit to show."""
     stream = sys.stderr if err else sys.stdout
-    if not stream.isatty() and all(isinstance(block, str) for block in blocks):
-        click.echo("\n".join(map(str, blocks)), err=err)  # as it is, and rich is not needed
+    safe = [one_line(block, LONGEST) if isinstance(block, str) else block for block in blocks]
+    if not stream.isatty() and all(isinstance(block, str) for block in safe):
+        click.echo("\n".join(map(str, safe)), err=err)  # as it is, and rich is not needed
         return
     console = _console(err)
     with console.capture() as captured:
-        for block in blocks:
+        for block in safe:
             for part in _parts(block, console.is_terminal):
-                console.print(part)
+                console.print(part, soft_wrap=getattr(part, "no_wrap", False))
     lines = captured.get().splitlines()
     click.echo("\n".join(line.rstrip() for line in lines), err=err)
 
@@ -154,24 +156,25 @@ def _console(err: bool) -> Console:
 
 
 def _parts(block: Block, tty: bool) -> Iterator[Any]:
-    """A text's lines, wrapped below their own beginning; a table."""
+    """A line, wrapped below its own beginning; a table."""
     from rich.padding import Padding
     from rich.panel import Panel
     from rich.text import Text
 
-    if isinstance(block, str):
-        for line in block.split("\n"):
-            text = Text(line.lstrip(" "), overflow="fold")
-            for pattern, style in _COLOURS.items():
-                if found := re.match(pattern, text.plain):
-                    text.stylize(style, *found.span())
-                    break
-            yield Padding(text, (0, 0, 0, len(line) - len(text.plain)))
+    if isinstance(block, str) and block.lstrip(" ").startswith("drainkit "):
+        yield Text(block, no_wrap=True)  # a command that is broken into lines cannot be pasted
+    elif isinstance(block, str):
+        text = Text(block.lstrip(" "), overflow="fold")
+        for pattern, style in _COLOURS.items():
+            if found := re.match(pattern, text.plain):
+                text.stylize(style, *found.span())
+                break
+        yield Padding(text, (0, 0, 0, len(block) - len(text.plain)))
     elif tty and not block.head:
         yield Panel(_table(block, tty), title=Text(block.title), title_align="left", expand=False)
     else:
         if block.title:
-            yield Text(block.title, style="bold")
+            yield Text(one_line(block.title, LONGEST), style="bold")
         yield _table(block, tty)
 
 
@@ -195,7 +198,8 @@ def _table(block: Table, tty: bool) -> RichTable:
             overflow="fold",
         )
     for row in block.rows:
-        table.add_row(*(Text(f"{v:,}" if type(v) is int else str(v)) for v in row))
+        shown = (f"{v:,}" if type(v) is int else one_line(str(v), 2000) for v in row)
+        table.add_row(*map(Text, shown))
     return table
 
 
@@ -209,33 +213,34 @@ def interrupt(*_: object) -> NoReturn:
 
 
 @contextmanager
+def _handled(handler: Callable[..., object]) -> Iterator[None]:
+    """Both signals go to the handler for a while."""
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set, so that the commit in flight can be finished."""
     stopping = threading.Event()
     if _INTERRUPTED.is_set():
         stopping.set()
-    before = {
-        s: signal.signal(s, lambda *_: stopping.set()) for s in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with _handled(lambda *_: stopping.set()):
         yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within `stop_signals`: a question that a signal, or the end of the input, ends at once."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, interrupt) for number in numbers]
     try:
-        yield
+        with _handled(interrupt):
+            yield
     except (click.Abort, KeyboardInterrupt):
         raise InterruptedRunError("interrupted at the question; nothing was drained") from None
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 class Moving:
@@ -254,7 +259,7 @@ class Moving:
         self._show(Step.of(summary))
 
     def line(self, line: str) -> None:
-        """Show what another process printed, if it tells how far a drain is."""
+        """Show a line that another process printed, if it says how far a drain is."""
         from ..core.progress import Step
 
         if step := Step.read(line):
@@ -299,95 +304,17 @@ def progress() -> Iterator[Moving]:
         moving.end()
 
 
-def confirm(question: str, yes: bool) -> None:
+def confirm(question: str, yes: bool, does: str = "this changes the server") -> None:
     """Ask on a terminal; without one, --yes is needed."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise RefusedError("this changes the server: say --yes when there is no terminal to ask on")
-    if not click.confirm(question, err=True):
+        raise RefusedError(f"{does}: say --yes when there is no terminal to ask on")
+    if not click.confirm(one_line(question, LONGEST), err=True):
         raise RefusedError("not confirmed; nothing was done")
 
 
-REPORT_LINES = [
-    ("Mode", "mode"),
-    ("Total Read", "total_read"),
-    ("Dropped (old)", "dropped_old"),
-    ("Dropped (not allowlisted)", "dropped_not_allowlisted"),
-    ("Dropped (low confidence)", "dropped_low_conf"),
-    ("Dropped (invalid)", "dropped_invalid"),
-    ("Dropped (missing)", "dropped_missing"),
-    ("Drained OK", "drained_ok"),
-    ("Errors", "errors"),
-    ("Elapsed", "elapsed_sec"),
-    ("Throughput", "events_per_sec"),
-    ("Remaining", "remaining"),
-    ("Run", "run_id"),
-]
-# shown where there is something to say
-MORE_LINES = [
-    ("Vanished (deleted by others)", "vanished"),
-    ("Passed over (taken by others)", "passed_over"),
-    ("Plan", "plan_path"),
-    ("Plan digest", "plan_digest"),
-    ("Evidence", "evidence"),
-]
-
-
-def report(result: Mapping[str, Any]) -> list[Block]:
-    """The original report's lines, and what became of a plan otherwise than planned."""
-    shown = {
-        "mode": str(result.get("mode", "")).upper(),
-        "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s",
-        "events_per_sec": _throughput(result),
-        "remaining": _remaining(result),
-    }
-    changed = result.get("drift") or []
-    blocks: list[Block] = []
-    if changed:
-        n = sum(change["events"] for change in changed)
-        where = "; drift.parquet names each" if result.get("evidence") else ""
-        rows = [[c["events"], c["planned"], c["happened"]] for c in changed]
-        title = f"Drift: {n:,} events met another fate than planned{where}"
-        blocks.append(Table(("Events", "Planned", "Happened"), rows, title))
-    if (result.get("dropped_invalid") or 0) * 2 > (result.get("total_read") or 0):
-        blocks.append("Most events cannot be read; drainkit fields says why, and what would help.")
-    lines = [f"{name}: {_known(shown.get(key, result.get(key)))}" for name, key in REPORT_LINES]
-    lines += [f"{name}: {result[key]}" for name, key in MORE_LINES if result.get(key)]
-    if result.get("mode") == "dry-run":
-        good = result.get("drained_ok", 0)
-        lines.append(f"A live run acknowledges {good:,} good signals and executes none of them.")
-    lines += [f"Note: {note}" for note in result.get("notes") or ()]
-    return [*blocks, "\n".join(lines)]
-
-
-def _known(value: Any) -> Any:
-    return "unknown" if value is None else value
-
-
-def _remaining(result: Mapping[str, Any]) -> str:
-    """The number, and where it comes from if that is more than one place."""
-    from ..core.progress import entries_words
-
-    left, own = result.get("remaining"), result.get("pending_own") or 0
-    if left is None or not own or result.get("scope") != "undelivered":
-        return str(left)
-    return f"{left} ({entries_words('undelivered', left, own)})"
-
-
-def _throughput(result: Mapping[str, Any]) -> str:
-    """The pace of a live run; of a dry run, how long the live run takes."""
-    rate, throttle = result.get("events_per_sec"), result.get("throttle")
-    if rate is not None:
-        return f"{rate:.2f} events/sec"
-    if result.get("mode") == "live":
-        return "unknown"
-    if not throttle:
-        return "a live run goes as fast as the server"
-    return f"a live run takes {result['total_read'] / throttle:,.1f} s at {throttle:g} events/sec"
-
-
 def tell_error(error: object) -> None:
-    """A run's error, before its result: what the eye comes to last is the result."""
+    """An error or a warning of the program; a run's before its result, on which the eye ends."""
     if error:
         tell(f"drainkit: {error}", err=True)

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from ..late import pa, pc
 from .events import Events
 from .policy import ACTIONS, Decisions, Policy, reasons
 from .timestamps import NO_TIME
 from .values import RawEntry
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-RECORD_FIELDS = (
-    "original_id",
-    "symbol",
-    "age_sec",
-    "confidence",
-    "action",
-    "drained_at_ts",
-    "reason",
-    "consumer_group",
-    "run_id",
-)
 # of these each event has its own; the others are those of its commit
 OF_EVENT = ("original_id", "symbol", "age_sec", "confidence", "action", "reason")
-_NAMES = [name.encode() for name in RECORD_FIELDS]
-_WIDTH = 2 * len(RECORD_FIELDS)
+_NUMBERS = ("age_sec", "confidence")
 
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """One entry of the audit stream."""
+    """One entry of the audit stream: its id, and its fields in their order."""
 
     audit_id: str
     original_id: str
@@ -52,6 +38,9 @@ class AuditRecord:
     run_id: str
 
 
+RECORD_FIELDS = tuple(field.name for field in fields(AuditRecord))[1:]
+_NAMES = [name.encode() for name in RECORD_FIELDS]
+_WIDTH = 2 * len(RECORD_FIELDS)
 Records = Sequence[Sequence[str]]  # columns, one for each name in OF_EVENT
 
 
@@ -84,34 +73,20 @@ def _number_text(number: float) -> str:
 def parse(entry: RawEntry) -> AuditRecord:
     """An entry of the audit stream as a record; what is missing or odd becomes empty or None."""
     texts = [part.decode("utf-8", "replace") for part in entry[1] or []]
-    found = dict.fromkeys(RECORD_FIELDS, "") | dict(zip(texts[::2], texts[1::2], strict=True))
-    return AuditRecord(
-        audit_id=entry[0].decode(),
-        original_id=found["original_id"],
-        symbol=found["symbol"],
-        age_sec=_number(found["age_sec"]),
-        confidence=_number(found["confidence"]),
-        action=found["action"],
-        drained_at_ts=found["drained_at_ts"],
-        reason=found["reason"],
-        consumer_group=found["consumer_group"],
-        run_id=found["run_id"],
-    )
+    there = dict(zip(texts[::2], texts[1::2], strict=True))
+    found: dict[str, Any] = {name: there.get(name, "") for name in RECORD_FIELDS}
+    found |= {name: _number(found[name]) for name in _NUMBERS}
+    return AuditRecord(entry[0].decode(), **found)
 
 
 def audit_schema() -> pa.Schema:
     """The columns of an audit table: those of the stream, and `audit_id` before them."""
-    import pyarrow as pa
-
-    numbers = ("age_sec", "confidence")
     names = ("audit_id", *RECORD_FIELDS)
-    return pa.schema([(n, pa.float64() if n in numbers else pa.string()) for n in names])
+    return pa.schema([(n, pa.float64() if n in _NUMBERS else pa.string()) for n in names])
 
 
 def audit_table(entries: Sequence[RawEntry]) -> pa.Table:
     """Entries of the audit stream as a table; what is missing or odd is as `parse` has it."""
-    import pyarrow as pa
-
     bodies = [entry[1] or [] for entry in entries]
     if all(body[::2] == _NAMES for body in bodies):
         values = [*chain.from_iterable(bodies)]
@@ -122,30 +97,17 @@ def audit_table(entries: Sequence[RawEntry]) -> pa.Table:
             return pa.table(list(map(_column, columns, kinds)), audit_schema())
         except pa.ArrowInvalid:  # no UTF-8, or no number that Arrow knows
             pass
-    rows = [parse(entry) for entry in entries]
-    return pa.table(
-        [
-            pa.array([getattr(row, field.name) for row in rows], field.type)
-            for field in audit_schema()
-        ],
-        audit_schema(),
-    )
+    return pa.Table.from_pylist([vars(parse(entry)) for entry in entries], audit_schema())
 
 
 def audit_ms(table: pa.Table) -> np.ndarray:
     """The milliseconds of an audit table's ids (int64)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     parts = pc.split_pattern(table["audit_id"], "-", max_splits=1)
     ms: np.ndarray = pc.list_element(parts, 0).cast(pa.int64()).to_numpy()
     return ms
 
 
 def _column(values: list[bytes], kind: pa.DataType) -> pa.Array:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     texts = pa.array(values, pa.binary()).cast(pa.string())
     if pa.types.is_string(kind):
         return texts
@@ -160,3 +122,38 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+class Moments:
+    """When records reached the audit (int64, ms), in any order; small, however many they are."""
+
+    def __init__(self, ms: np.ndarray | None = None) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self.add(np.zeros(0, np.int64) if ms is None else ms)
+
+    def __len__(self) -> int:
+        return int(sum(n.sum() for _, n in self._parts))
+
+    def add(self, ms: np.ndarray) -> None:
+        """More records."""
+        self._parts.append(np.unique(ms, return_counts=True))
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The milliseconds, ascending, and the records of each."""
+        if len(self._parts) > 1:
+            every, n = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+            ms, which = np.unique(every, return_inverse=True)
+            self._parts = [(ms, np.bincount(which, n, len(ms)).astype(np.int64))]
+        return self._parts[0]
+
+    def busiest_second(self) -> int:
+        """The most records in any half-open window of one second."""
+        ms, n = self.counts()
+        upto = np.cumsum(n)
+        last = np.searchsorted(ms, ms + 1000, side="left") - 1
+        return int((upto[last] - upto + n).max(initial=0))
+
+    def closest_ms(self) -> int:
+        """The least time between two records; there must be two."""
+        ms, n = self.counts()
+        return 0 if n.max() > 1 else int(np.diff(ms).min())

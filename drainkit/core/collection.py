@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..late import pa
+
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
@@ -31,8 +33,8 @@ def give_back_buffers() -> None:
     """
     # its Parquet files heed this alone, and only if it is set when Arrow is imported
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
-    import pyarrow as pa
-
+    # the thread of the other one: from Python 3.12 on a fork beside a thread is warned of
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     pa.set_memory_pool(pa.system_memory_pool())
     pa.set_cpu_count(1)
 
@@ -43,6 +45,4 @@ def give_back_freed() -> None:
     By itself the allocator gives back the end of its heap alone: 50 MB stay after a million
     entries were read.
     """
-    import pyarrow as pa
-
     pa.default_memory_pool().release_unused()  # of the system's allocator: malloc_trim

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..late import pa, pc
 from .events import Events
 from .frame import record_batch
 from .plan import newest
 from .policy import ACTIONS, Decisions, Policy, reasons
 from .reconciliation import DRIFT_COLUMNS
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 WINDOW = 20_000  # entries that the cursor looks ahead, where several drain one plan
 PIECE = 4_000  # rows of a plan that are made events at once
@@ -25,9 +22,6 @@ COMPARED = ("id", "event_time", "symbol", "side", "confidence", "source", "inval
 
 def action_codes(actions: pa.ChunkedArray) -> np.ndarray:
     """Actions by name as codes (uint8) into ACTIONS; one more for a name that nobody knows."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     codes = pc.index_in(actions.cast(pa.string()), value_set=pa.array(ACTIONS))
     found: np.ndarray = codes.fill_null(len(ACTIONS)).to_numpy().astype(np.uint8)
     return found
@@ -38,8 +32,6 @@ class Entries:
 
     def __init__(self, decisions: pa.Table) -> None:
         """`decisions` needs the columns id, action and payload_sha256."""
-        import pyarrow as pa
-
         table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
         self.ids = pa.concat_arrays([pa.array([], pa.string()), *table["id"].chunks])
         self.hashes = pa.concat_arrays(
@@ -52,8 +44,6 @@ class Entries:
 
     def only(self, rows: np.ndarray) -> Entries:
         """Those that `rows` (bool) marks."""
-        import pyarrow as pa
-
         if rows.all():
             return self
         found = object.__new__(Entries)
@@ -114,8 +104,6 @@ class Feed:
 
     def take(self, n: int) -> pa.Table | None:
         """The next `n` rows, fewer at the end; None when there are no more."""
-        import pyarrow as pa
-
         while sum(map(len, self._held)) < n and (part := next(self._parts, None)) is not None:
             self._held.append(part)
         if not self._held:
@@ -127,8 +115,6 @@ class Feed:
 
 def fits(rows: pa.Table, events: Events, hashes: pa.Array) -> bool:
     """Whether a plan's rows say of these events what they are, and of their payloads."""
-    import pyarrow as pa
-
     if not rows["payload_sha256"].combine_chunks().equals(hashes):
         return False
     found = pa.Table.from_batches([record_batch(events)])
@@ -149,9 +135,6 @@ class Cursor:
 
     def find(self, ids: Sequence[bytes]) -> np.ndarray:
         """The rows of the ids (int64); -1 for what is not planned."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         wanted = pa.array(ids, pa.binary()).cast(pa.string())
         n, at, planned = len(ids), self._at, self._entries.ids
         if planned.slice(at, n).equals(wanted):
@@ -178,8 +161,6 @@ class Changes:
         self, events: Events, decisions: Decisions, rows: np.ndarray | slice, planned: np.ndarray
     ) -> None:
         """These rows were recorded of events for which these actions (codes) were planned."""
-        import pyarrow as pa
-
         differs = np.zeros(len(events), dtype=bool)
         differs[rows] = (planned != decisions.action)[rows]
         if not differs.any():
@@ -196,7 +177,5 @@ class Changes:
 
     def table(self) -> pa.Table:
         """All of it (DRIFT_COLUMNS)."""
-        import pyarrow as pa
-
         schema = pa.schema([(name, pa.string()) for name in DRIFT_COLUMNS])
         return pa.concat_tables([schema.empty_table(), *self._tables])

@@ -12,10 +12,11 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import repeat
 from operator import is_, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..late import pa, pd
 from ..settings import Fields, Settings
 from .timestamps import (
     NO_TIME,
@@ -42,10 +43,6 @@ from .values import (
     Places,
     RawEntry,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 MAX_VOCABULARY = 2_000
 MAX_VOCABULARY_CHARACTERS = 4_000_000
@@ -93,16 +90,12 @@ class Events:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Events:
-        """The columns of a FrameBuilder's frame as events."""
-        import pyarrow as pa
-
+        """The columns of a frame of `events_frame` as events."""
         return cls.from_arrow(pa.Table.from_pandas(frame, preserve_index=False))
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Events:
         """The columns of `frame.record_batch` (a table of decisions has them too) as events."""
-        import pyarrow as pa
-
         symbol, symbols = word_codes(table["symbol"])
         side, sides = word_codes(table["side"])
         source, sources = word_codes(table["source"])
@@ -127,8 +120,6 @@ def word_codes(
     column: pa.ChunkedArray, known: Sequence[str] | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """A column of words as codes and what they stand for (`known`, if told); -1 for none."""
-    import pyarrow as pa
-
     words = column.unify_dictionaries().combine_chunks()
     if not pa.types.is_dictionary(words.type):
         words = words.dictionary_encode()

@@ -1,54 +1,44 @@
-"""Events as a DataFrame: columns of pages gathered, and decided."""
+"""The one table of events: Arrow columns of a page, and a DataFrame of many, decided or not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from itertools import chain
 
 import numpy as np
 
+from ..late import pa, pd
 from .collection import collection_paused
 from .events import Decoder, Events
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, decide
 from .timestamps import NO_TIME, TIME_SOURCES
 from .values import INVALID_REASONS, RawEntry
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-
 #: A sample's pages are small, and each by itself would take twice the memory of its rows: so many
 #: pages of fewer rows than that are made one.
 MERGED_PAGES, SMALL_PAGE = 64, 2_000
 
 
-def record_batch(events: Events) -> pa.RecordBatch:
-    """The events as Arrow columns, of the names and kinds that `FrameBuilder.frame` tells."""
-    import pyarrow as pa
-
+def record_batch(events: Events, decisions: Decisions | None = None) -> pa.RecordBatch:
+    """The events as Arrow columns (those of `events_frame`), with what was decided of them."""
     time = pa.array(events.event_time_us, mask=events.event_time_us == NO_TIME)
-
-    return pa.record_batch(
-        {
-            "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
-            "event_time": time.cast(pa.timestamp("us", tz="UTC")),
-            "time_source": words(events.time_source, TIME_SOURCES),
-            "symbol": words(events.symbol_code, events.symbols),
-            "side": words(events.side_code, events.sides),
-            "source": words(events.source_code, events.sources),
-            "confidence": pa.array(events.confidence, mask=np.isnan(events.confidence)),
-            "invalid": words(events.invalid, INVALID_REASONS),
-            "missing": pa.array(events.missing),
-        }
-    )
+    columns = {
+        "id": pa.array(events.ids, pa.binary()).cast(pa.string()),
+        "event_time": time.cast(pa.timestamp("us", tz="UTC")),
+        "time_source": words(events.time_source, TIME_SOURCES),
+        "symbol": words(events.symbol_code, events.symbols),
+        "side": words(events.side_code, events.sides),
+        "source": words(events.source_code, events.sources),
+        "confidence": pa.array(events.confidence, mask=np.isnan(events.confidence)),
+        "invalid": words(events.invalid, INVALID_REASONS),
+        "missing": pa.array(events.missing),
+    }
+    return pa.record_batch(columns if decisions is None else columns | decided_columns(decisions))
 
 
 def words(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
     """Codes into words as a column; a file of Parquet brings back the very same kind."""
-    import pyarrow as pa
-
     codes = codes.astype(np.int32)
     indices = pa.array(codes, mask=codes < 0)
     return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
@@ -56,8 +46,6 @@ def words(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
 
 def decided_columns(decisions: Decisions) -> dict[str, pa.Array]:
     """The columns of `decide_frame`."""
-    import pyarrow as pa
-
     age_us = decisions.age_us
     return {
         "age_sec": pa.array(age_us / 1e6, mask=age_us == NO_TIME),
@@ -72,74 +60,36 @@ def event_schema() -> pa.Schema:
     return record_batch(Decoder().decode([])).schema
 
 
-class FrameBuilder:
-    """Gathers decoded pages and makes one DataFrame of them; payloads are not kept."""
+def events_frame(batches: Iterable[pa.RecordBatch]) -> pd.DataFrame:
+    """All rows of these batches (of `record_batch`, at least one) in their order.
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._pages: list[pa.RecordBatch] = []
-        self._small = 0  # of the last of them
-
-    def append(self, entries: Sequence[RawEntry]) -> None:
-        """Decode one page."""
-        self.add(self._decoder.decode(entries))
-
-    def add(self, events: Events, decisions: Decisions | None = None) -> None:
-        """A page that was decoded already; with its decisions the frame has decide_frame's too."""
-        batch = record_batch(events)
-        for name, column in decided_columns(decisions).items() if decisions else ():
-            batch = batch.append_column(name, column)
-        self._pages.append(batch)
-        self._small = self._small + 1 if len(batch) < SMALL_PAGE else 0
-        if self._small == MERGED_PAGES:
-            self._merge()
-
-    def _merge(self) -> None:
-        import pyarrow as pa
-
-        small = pa.Table.from_batches(self._pages[-self._small :]).unify_dictionaries()
-        one = small.combine_chunks().to_batches() or self._pages[-1:]  # of no rows: none
-        self._pages[-self._small :] = one
-        self._small = 0
-
-    def frame(self) -> pd.DataFrame:
-        """All rows in the order of appending.
-
-        Columns id (str), event_time (datetime64[us, UTC], NaT unknown), time_source (category),
-        symbol, side, source (category, sorted; missing where not valid), confidence (float64, nan
-        where not valid), invalid (category, "" valid), missing (bool: the body is gone).
-        """
-        import pandas as pd
-        import pyarrow as pa
-
-        if not self._pages:
-            self.append([])
-        text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
-        table = pa.Table.from_batches(self._pages).unify_dictionaries()
-        self._pages = []
-        for at, name in enumerate(table.column_names):
-            if name in ("symbol", "side", "source"):
-                table = table.set_column(at, name, _with_sorted_dictionary(table.column(at)))
-        frame: pd.DataFrame = table.to_pandas(
-            types_mapper=lambda kind: text if kind == pa.string() else None,
-            self_destruct=True,
-            split_blocks=True,
-        )
-        return frame
-
-
-def _with_sorted_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The same values; in pandas it costs memory for three more columns."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    dictionary = column.chunk(0).dictionary
-    order = pc.array_sort_indices(dictionary)
-    rank = pa.array(np.argsort(order.to_numpy()).astype(np.int32))
-    words = dictionary.take(order)
-    return pa.chunked_array(
-        [pa.DictionaryArray.from_arrays(rank.take(c.indices), words) for c in column.chunks]
+    Columns id (str), event_time (datetime64[us, UTC], NaT unknown), time_source (category),
+    symbol, side, source (category, sorted; missing where not valid), confidence (float64, nan
+    where not valid), invalid (category, "" valid), missing (bool: the body is gone); where they
+    were decided, those of `decide_frame` too.
+    """
+    pages: list[pa.RecordBatch] = []
+    small = 0  # of the last of them
+    for batch in batches:
+        pages.append(batch)
+        small = small + 1 if len(batch) < SMALL_PAGE else 0
+        if small == MERGED_PAGES:
+            merged = pa.Table.from_batches(pages[-small:]).unify_dictionaries().combine_chunks()
+            pages[-small:] = merged.to_batches() or pages[-1:]  # of no rows: none
+            small = 0
+        del batch  # or it would be in memory beside the next one
+    table = pa.Table.from_batches(pages).unify_dictionaries()
+    del pages
+    text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
+    frame: pd.DataFrame = table.to_pandas(
+        types_mapper=lambda kind: text if kind == pa.string() else None,
+        self_destruct=True,
+        split_blocks=True,
     )
+    for name in ("symbol", "side", "source"):
+        words = frame[name].cat
+        frame[name] = words.reorder_categories(sorted(words.categories))
+    return frame
 
 
 def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) -> pd.DataFrame:
@@ -148,8 +98,6 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) 
     Columns age_sec (float64, nan unknown), action (category), failed (category: the names of all
     failed filters, comma-separated in the order of ACTIONS).
     """
-    import pyarrow as pa
-
     decisions = decide(Events.from_frame(frame), policy, now_us)
     found: pd.DataFrame = pa.table(decided_columns(decisions)).to_pandas()
     return found.set_index(frame.index)
@@ -169,10 +117,6 @@ def microseconds(ages_sec: np.ndarray) -> np.ndarray:
 
 
 def load_frame(entries: Iterable[Sequence[RawEntry]], decoder: Decoder) -> pd.DataFrame:
-    """The entries as a DataFrame of typed columns (see FrameBuilder); payloads stay behind."""
-    builder = FrameBuilder(decoder)
+    """The entries as a DataFrame of typed columns (see events_frame); payloads stay behind."""
     with collection_paused():
-        for page in entries:
-            builder.append(page)
-            del page  # or two pages would be in memory
-    return builder.frame()
+        return events_frame(record_batch(decoder.decode(page)) for page in chain([()], entries))

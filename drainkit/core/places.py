@@ -13,7 +13,7 @@ from typing import Any
 
 from ..settings import Fields
 from .events import Decoder, Events
-from .timestamps import TIME_SOURCES
+from .timestamps import TIME_SOURCES, as_text
 from .values import MAX_CONTAINER_BYTES, RawEntry
 
 WANTED = ("symbol", "side", "confidence", "source", "timestamp")
@@ -36,14 +36,14 @@ def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
     alone = Decoder(Fields(confidence_percent=fields.confidence_percent))
     for value in WANTED:
         taken = False
-        for where, raw in _candidates(getattr(fields, value), entry[1] or ()):
+        for where, raw in candidates(getattr(fields, value), entry[1] or ()):
             fits = not taken and _is_same(value, _alone(entry[0], value, raw, alone), events)
             taken = taken or fits
             found.append(Place(value, where, raw, fits))
     return found
 
 
-def _candidates(names: Sequence[str], body: Sequence[bytes]) -> Iterator[tuple[str, Any]]:
+def candidates(names: Sequence[str], body: Sequence[bytes]) -> Iterator[tuple[str, Any]]:
     """What stands under the names: flat fields first, then payload, data and mapped fields."""
     # backwards, so that of a field given twice the first counts
     flat = dict(zip(reversed(body[::2]), reversed(body[1::2]), strict=True))
@@ -65,6 +65,17 @@ def _candidates(names: Sequence[str], body: Sequence[bytes]) -> Iterator[tuple[s
 
 
 _NOTHING: Any = object()
+
+
+def value_of(body: Sequence[bytes], name: str) -> str | float | None:
+    """What an entry holds first under a name, or a path such as `payload.model`.
+
+    Numbers of JSON as numbers, all else as text; None where there is nothing, or no text.
+    """
+    _, found = next(candidates([name], body), ("", None))
+    if isinstance(found, bytes | str):
+        return as_text(found)
+    return found if isinstance(found, int | float | None) else json.dumps(found)
 
 
 def json_object(raw: bytes | None) -> Any:

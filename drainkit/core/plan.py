@@ -1,6 +1,6 @@
 """The plan: what a dry run decided, with a digest that no edit survives.
 
-Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/job.py holds it
+Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/opening.py holds it
 against a server. The contract, section 7.
 """
 
@@ -12,39 +12,25 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RefusedError, UsageError
 from ..ids import id_key
+from ..late import pa, pc
 from ..safe import one_line
 from .events import Events, word_codes
-from .frame import decided_columns, event_schema, microseconds, record_batch
+from .frame import event_schema, microseconds, record_batch
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reason_codes
 from .values import RawEntry
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 VERSION = 3  # 3: audit stream, environment, server, unreadable; a digest of the decisions' bytes
-COLUMNS = (
-    "id",
-    "event_time",
-    "age_sec",
-    "symbol",
-    "side",
-    "confidence",
-    "source",
-    "action",
-    "reason",
-    "failed",
-    "payload_sha256",
-    "invalid",  # what made the event invalid, empty for one that is not
-    "time_source",
-    "missing",
-)
+COLUMNS = (  # `invalid`: what made the event invalid, empty for one that is not
+    "id", "event_time", "age_sec", "symbol", "side", "confidence", "source", "action", "reason",
+    "failed", "payload_sha256", "invalid", "time_source", "missing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -236,8 +222,6 @@ def payload_sha256(raw: Sequence[bytes] | None) -> bytes | None:
 @cache
 def decisions_schema() -> pa.Schema:
     """The columns of a decisions table (COLUMNS): those of events, and what was decided."""
-    import pyarrow as pa
-
     words = pa.dictionary(pa.int32(), pa.string())
     kinds = {field.name: field.type for field in event_schema()} | {
         "age_sec": pa.float64(), "action": words, "failed": words, "reason": words,
@@ -248,8 +232,6 @@ def decisions_schema() -> pa.Schema:
 
 def payload_hashes(entries: Sequence[RawEntry]) -> pa.Array:
     """The hash of each entry's payload (binary(32))."""
-    import pyarrow as pa
-
     return pa.array([payload_sha256(entry[1]) for entry in entries], pa.binary(32))
 
 
@@ -257,14 +239,11 @@ def decisions_table(
     hashes: pa.Array, events: Events, decisions: Decisions, policy: Policy
 ) -> pa.Table:
     """One row for each event (COLUMNS): what it is, what was decided and why."""
-    import pyarrow as pa
-
-    batch = record_batch(events)
-    reason, texts = reason_codes(events, decisions, policy)
     others = replace(decisions, failed=other_failed(decisions))
+    batch = record_batch(events, others)
+    reason, texts = reason_codes(events, decisions, policy)
     columns = {
         **dict(zip(batch.schema.names, batch.columns, strict=True)),
-        **decided_columns(others),
         "reason": pa.array(texts, pa.string()).take(pa.array(reason)).dictionary_encode(),
         "payload_sha256": hashes,
     }
@@ -330,9 +309,6 @@ class Tally:
 
 def newest(ids: pa.ChunkedArray) -> tuple[int, int]:
     """The largest of the ids; ValueError where one of them is no id."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     parts = pc.split_pattern(ids, "-", max_splits=1)
     ms = pc.list_element(parts, 0).cast(pa.uint64())
     last = pc.max(ms)

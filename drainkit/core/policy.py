@@ -16,31 +16,19 @@ from .events import Events
 from .timestamps import NO_TIME
 from .values import INVALID_REASONS
 
-ACTIONS = (
-    "dropped_missing",
-    "dropped_old",
-    "dropped_invalid",
-    "dropped_not_allowlisted",
-    "dropped_low_conf",
-    "drained_ok",
-)
+# in the order in which they decide: what it is called, and its colour in figures
+_DECLARED = {
+    "dropped_missing": ("missing", "#999999"),
+    "dropped_old": ("too old", "#E69F00"),
+    "dropped_invalid": ("invalid", "#D55E00"),
+    "dropped_not_allowlisted": ("not allowlisted", "#CC79A7"),
+    "dropped_low_conf": ("low confidence", "#56B4E9"),
+    "drained_ok": ("passes", "#009E73"),
+}
+ACTIONS = tuple(_DECLARED)
+NAMES = {action: name for action, (name, _) in _DECLARED.items()}
+COLOURS = {action: colour for action, (_, colour) in _DECLARED.items()}
 _MISSING, _OLD, _INVALID, _NOT_ALLOWLISTED, _LOW_CONF, _OK = range(6)
-COLOURS = {
-    "dropped_missing": "#999999",
-    "dropped_old": "#E69F00",
-    "dropped_invalid": "#D55E00",
-    "dropped_not_allowlisted": "#CC79A7",
-    "dropped_low_conf": "#56B4E9",
-    "drained_ok": "#009E73",
-}
-NAMES = {
-    "dropped_missing": "missing",
-    "dropped_old": "too old",
-    "dropped_invalid": "invalid",
-    "dropped_not_allowlisted": "not allowlisted",
-    "dropped_low_conf": "low confidence",
-    "drained_ok": "passes",
-}
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,10 @@ class Policy:
     def max_age_us(self) -> int:
         """The maximum age in microseconds."""
         return round(self.max_age_min * 60_000_000)
+
+    def is_old(self, age_us: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether events of these ages are too old; exactly at the limit they are not."""
+        return age_us > self.max_age_us  # NO_TIME, an unknown age, compares false
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; the allowlist sorted."""
@@ -86,7 +78,7 @@ def decide(events: Events, policy: Policy, now_us: int | np.ndarray) -> Decision
     """
     known = events.event_time_us != NO_TIME
     age_us = np.where(known, now_us - np.where(known, events.event_time_us, 0), NO_TIME)
-    old = known & (age_us > policy.max_age_us)
+    old = policy.is_old(age_us)
     with np.errstate(invalid="ignore"):
         low = events.confidence < policy.min_conf  # nan, where not valid, compares false
     present = ~events.missing

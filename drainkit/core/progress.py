@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .summary import Summary
 
+_ONE = {"entries": "entry", "events": "event"}
 STEPS = 10  # lines of a whole drain, where there is no terminal
 _DRAINED = re.compile(r"drained ([\d,]+) of ([\d,]+), .*?([\d,]+) passed")
 
@@ -32,9 +33,10 @@ class Step:
             return cls(done, total, passed, f"decided {done:,}, {passed:,} passed")
         rate = summary.pace.events_per_sec()
         limit = "" if summary.throttle is None else f" of {summary.throttle:g}"
-        parts = [f"drained {done:,} of {total:,}", f"{rate:,.1f}/s{limit}"]
-        if rate and total > done:
-            parts.append(f"{span((total - done) / rate)} left")
+        parts = [f"drained {done:,} of {total:,}"]
+        if rate:  # else all came in one millisecond: no rate can be told
+            parts.append(f"{rate:,.1f}/s{limit}")
+            parts += [f"{span((total - done) / rate)} left"] * (total > done)
         return cls(done, total, passed, ", ".join([*parts, f"{passed:,} passed"]))
 
     @classmethod
@@ -66,6 +68,11 @@ def span(seconds: float) -> str:
     size, unit = next((pair for pair in sizes if abs(seconds) >= 2 * pair[0]), sizes[-1])
     amount = seconds / size
     return f"{amount:,.0f} {unit}" if abs(amount) >= 999 else f"{amount:.3g} {unit}"
+
+
+def amount(n: int, what: str = "entries") -> str:
+    """`1 entry`, `2,000 events`."""
+    return f"{n:,} {_ONE[what] if n == 1 else what}"
 
 
 def entries_words(scope: str, entries: int, own: int) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
 
 import numpy as np
 
+from ..late import pa, pc
 from ..safe import one_line
 from .policy import ACTIONS
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 WINDOW = 20_000  # planned entries looked at for a record, at least
 DRIFT_COLUMNS = ("id", "planned", "happened", "reason")
@@ -46,18 +44,18 @@ class Matching:
 
     def __init__(self, planned: Parts | None) -> None:
         self._planned = planned
-        self._left = iter(planned() if planned is not None else ())
+        self._left = (_texts(part, "id", "action") for part in (planned() if planned else ()))
         self._window = _empty("id", "action")
         self._extras: list[pa.Table] = []
         self._drift: list[pa.Table] = []
 
     def add(self, recorded: pa.Table) -> None:
         """Some records: columns id, action and reason."""
-        import pyarrow.compute as pc
-
         recorded = _texts(recorded, "id", "action", "reason")
         n = len(recorded)
-        self._fill(n + WINDOW)
+        while len(self._window) < n + WINDOW and (part := next(self._left, None)) is not None:
+            self._window = pa.concat_tables([self._window, part])
+        self._window = self._window.combine_chunks()
         head = self._window.slice(0, n)
         if len(head) == n and head["id"].equals(recorded["id"]):
             self._window = self._window.slice(n)
@@ -77,12 +75,9 @@ class Matching:
         `vanished` says which of the ids that lack a record need none, deleted as they were before
         they could be delivered.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         extras = pa.concat_tables([_empty("id", "action", "reason"), *self._extras])
         lacking: list[str] = []
-        for part in self._rest():
+        for part in chain([self._window], self._left):
             rows = pc.index_in(part["id"], value_set=extras["id"]).fill_null(-1).to_numpy()
             self._pair(part.filter(pa.array(rows >= 0)), extras.take(rows[rows >= 0]))
             extras = extras.take(np.delete(np.arange(len(extras)), rows[rows >= 0]))
@@ -103,37 +98,18 @@ class Matching:
 
     def drift(self) -> pa.Table:
         """Where what happened differs from the plan (DRIFT_COLUMNS), as far as it was added."""
-        import pyarrow as pa
-
         return pa.concat_tables([_empty(*DRIFT_COLUMNS), *self._drift])
-
-    def _fill(self, rows: int) -> None:
-        import pyarrow as pa
-
-        while len(self._window) < rows and (part := next(self._left, None)) is not None:
-            self._window = pa.concat_tables([self._window, _texts(part, "id", "action")])
-        self._window = self._window.combine_chunks()
-
-    def _rest(self) -> Iterator[pa.Table]:
-        yield self._window
-        for part in self._left:
-            yield _texts(part, "id", "action")
 
     def _known(self, ids: pa.ChunkedArray) -> set[str]:
         """Those of the ids that are planned; the plan is read again only if there are any."""
         found: set[str] = set()
         if len(ids) and self._planned is not None:
-            import pyarrow.compute as pc
-
             for part in self._planned():
                 planned = _texts(part, "id")["id"]
                 found.update(planned.filter(pc.is_in(planned, value_set=ids)).to_pylist())
         return found
 
     def _pair(self, planned: pa.Table, recorded: pa.Table) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         differs = pc.not_equal(planned["action"], recorded["action"])
         if pc.any(differs).as_py():
             changed = recorded.filter(differs)
@@ -142,14 +118,6 @@ class Matching:
                 changed["reason"],
             ]  # fmt: skip
             self._drift.append(pa.table(columns, names=list(DRIFT_COLUMNS)))
-
-
-def drift(planned: pa.Table, happened: pa.Table) -> pa.Table:
-    """Where `happened` (id, action, reason) differs from `planned` (id, action): DRIFT_COLUMNS."""
-    matching = Matching(lambda: [planned])
-    matching.add(happened)
-    matching.finish()
-    return matching.drift()
 
 
 def drift_counts(drift: pa.Table) -> list[dict[str, str | int]]:
@@ -171,7 +139,7 @@ def reconcile(
     """
     findings = []
     if matched.twice.n:
-        findings.append(_line("entries are recorded more than once", matched.twice))
+        findings.append(_line("entries recorded more than once", matched.twice))
     for action in sorted({*ACTIONS, *audited, *counts}):
         if audited.get(action, 0) != counts.get(action, 0):
             findings.append(
@@ -179,15 +147,15 @@ def reconcile(
                 f"the audit {audited.get(action, 0)}"
             )
     if matched.lacking.n:
-        findings.append(_line("planned entries have no record", matched.lacking))
+        findings.append(_line("planned entries without a record", matched.lacking))
     if matched.beyond.n:
-        findings.append(_line("recorded entries were not planned", matched.beyond))
+        findings.append(_line("recorded entries that were not planned", matched.beyond))
     return findings
 
 
 def _line(finding: str, some: Some) -> str:
     # whoever may write to the audit stream could have put anything there
-    return f"{some.n} {finding}, first {one_line(some.first)}"
+    return f"{finding}: {some.n:,}, first {one_line(some.first)}"
 
 
 def _some(ids: list[str]) -> Some:
@@ -196,12 +164,8 @@ def _some(ids: list[str]) -> Some:
 
 def _texts(table: pa.Table, *names: str) -> pa.Table:
     """Some columns as plain texts: a plan's are dictionaries."""
-    import pyarrow as pa
-
     return table.select(names).cast(pa.schema([(name, pa.string()) for name in names]))
 
 
 def _empty(*names: str) -> pa.Table:
-    import pyarrow as pa
-
     return pa.schema([(name, pa.string()) for name in names]).empty_table()

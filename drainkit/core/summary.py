@@ -8,18 +8,16 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import DrainkitError, InterruptedRunError, RefusedError
+from ..late import pa
 from ..safe import address
 from ..settings import Settings
 from .policy import ACTIONS, Decisions
-from .timestamps import EPOCH, iso
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from .timestamps import iso
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-(dry-run|live)-[0-9a-f]{6}")
 _INNER = {"changes", "expected", "is_counted", "pace", "unreadable"}  # kept beside the JSON
@@ -122,10 +120,8 @@ class Summary:
         Closing again, with what failed after the first time, keeps the times.
         """
         if not self.finished_at:
-            begun = dt.datetime.fromisoformat(self.started_at)
-            elapsed_us = max(0, now_us - (begun - EPOCH) // dt.timedelta(microseconds=1))
-            self.elapsed_sec = round(elapsed_us / 1e6, 3)
             self.finished_at = iso(now_us)
+            self.count_from(self.started_at)
         if self.mode == "live" and (self.pace.records or self.events_per_sec is None):
             self.events_per_sec = self.pace.events_per_sec()
         if failure is not None and not self.exit_code:
@@ -134,6 +130,12 @@ class Summary:
         self.exit_code = self.exit_code or 0
         self.outcome = OUTCOMES.get(self.exit_code, "failed")
         return self
+
+    def count_from(self, started_at: str) -> None:
+        """It began then: a run that is resumed has the time of all its attempts."""
+        first, last = map(dt.datetime.fromisoformat, (started_at, self.finished_at))
+        self.started_at = started_at
+        self.elapsed_sec = round(max(0.0, (last - first).total_seconds()), 3)
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; keys that do not apply are left out."""

@@ -9,7 +9,6 @@ import datetime as dt
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import cache
 from itertools import repeat
 from math import isfinite
 from typing import Any
@@ -133,42 +132,26 @@ def _joined(texts: list[str]) -> bytes:
     return "".join(texts).encode("ascii", "replace")
 
 
-@cache
-def _form(shape: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the digits of a shape are, its other characters, and what each digit adds to which of
-    year, month, day, hour, minute, second and microseconds (a row for each digit)."""
-    form = np.frombuffer(shape, dtype=np.uint8)
-    end = shape.rindex(b"+") if b"+" in shape else len(shape)
-    is_digit = (form == ord("0")) & (np.arange(len(shape)) < end)
-    sizes = (4, 2, 2, 2, 2, 2, int(is_digit.sum()) - 14)
-    weights = np.zeros((sum(sizes), len(sizes)))
-    row = 0
-    for column, size in enumerate(sizes):
-        top = 6 if column == 6 else size  # a fraction's first digit counts 100,000 microseconds
-        for place in range(size):
-            weights[row, column] = 10 ** (top - 1 - place)
-            row += 1
-    return is_digit, form[~is_digit], weights
-
-
 def _iso_times_us(texts: bytes, shape: bytes) -> np.ndarray:
     """Texts, each as long as `shape`, as times (int64, us); NO_TIME for others than `shape`.
 
-    In `shape` 0 stands for a digit.
+    In `shape` 0 stands for a digit, up to the offset. If one of them is no time of the calendar,
+    all are left to be read one by one.
     """
-    is_digit, marks, weights = _form(shape)
+    form, end = np.frombuffer(shape, dtype=np.uint8), 23 if b"." in shape else 19
+    end += 3 * shape.count(b".000000")
+    is_digit = (form == ord("0")) & (np.arange(len(shape)) < end)
     chars = np.frombuffer(texts, dtype=np.uint8).reshape(-1, len(shape))
-    digits = chars[:, is_digit] - np.uint8(ord("0"))
-    fits = (chars[:, ~is_digit] == marks).all(axis=1) & (digits <= 9).all(axis=1)
-    parts = (digits @ weights).astype(np.int64)
-    year, month, day, hour, minute, second, fraction = parts.T
-    months = (year - 1970) * 12 + month - 1
-    day_of = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
-    next_of = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
-    fits &= (year >= 1) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= next_of - day_of)
-    fits &= (hour <= 23) & (minute <= 59) & (second <= 59)
-    seconds = ((day_of + day - 1) * 24 + hour) * 3600 + minute * 60 + second
-    return np.where(fits, seconds * 1_000_000 + fraction, NO_TIME)
+    fits = ((chars - np.uint8(ord("0")))[:, is_digit] <= 9).all(axis=1)
+    fits &= (chars[:, ~is_digit] == form[~is_digit]).all(axis=1)
+    times = np.full(len(chars), NO_TIME)
+    plain = np.ascontiguousarray(chars[fits, :end]).view(f"S{end}").ravel()
+    try:
+        read = plain.astype("datetime64[us]").astype(np.int64)
+    except ValueError:
+        return times
+    times[fits] = np.where(read >= _EARLIEST_US, read, NO_TIME)  # there is no year 0
+    return times
 
 
 def _time_us(value: Any) -> int | None:

@@ -23,26 +23,11 @@ Stamps = tuple[Sequence[int], Column]  # rows, and what each holds under one of 
 RawEntry = Sequence[Any]  # [id: bytes, [field, value, ...] | None]; None: the body is gone
 INVALID_REASONS = (
     "",
-    "payload over 1 MiB",
-    "payload nested deeper than 64",
-    "payload is not JSON in UTF-8",
-    "payload is no JSON object",
-    "data over 1 MiB",
-    "data nested deeper than 64",
-    "data is not JSON in UTF-8",
-    "data is no JSON object",
-    "symbol missing",
-    "symbol not valid",
-    "confidence missing",
-    "confidence not a number",
-    "confidence outside 0..1",
-    "timestamp more than 60 s after the entry id",
-    "no usable time",
-    "mapped field over 1 MiB",
-    "mapped field nested deeper than 64",
-    "mapped field is not JSON in UTF-8",
-    "mapped field is no JSON object",
-)
+    *(f"{field} {problem}" for field in ("payload", "data", "mapped field") for problem in (
+        "over 1 MiB", "nested deeper than 64", "is not JSON in UTF-8", "is no JSON object")),
+    "symbol missing", "symbol not valid", "confidence missing", "confidence not a number",
+    "confidence outside 0..1", "timestamp more than 60 s after the entry id", "no usable time",
+)  # fmt: skip
 _REASON = {text: code for code, text in enumerate(INVALID_REASONS)}
 NO_SYMBOL, BAD_SYMBOL = _REASON["symbol missing"], _REASON["symbol not valid"]
 NO_CONFIDENCE, NO_NUMBER = _REASON["confidence missing"], _REASON["confidence not a number"]
@@ -64,15 +49,6 @@ class _Absent:
 
 
 ABSENT: Any = _Absent()
-
-
-class _Rare:
-    """What stands under a time's name that most producers do not use."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
 
 
 @dataclass(frozen=True)
@@ -198,42 +174,25 @@ class _Container:
         self._name = name if name in _CONTAINERS else "mapped field"
         self.may = [k for k, alternatives in enumerate(paths) if alternatives]
         self.has_times = bool(times)
-        always = [path for number, path in enumerate(times) if len(path) > 1 or not number]
         # the decoder seeks a key from the one before on, so those that are usual come first
         firsts = [alternatives[0] for alternatives in paths if alternatives]
-        usual = [*firsts[:3], *always, *firsts[3:], *(path for some in paths for path in some)]
-        own = dict.fromkeys(path[0] for path in usual)
-        # decoding tells where one of the others is there: nothing is spent on those that are not
-        rare = dict.fromkeys(path[0] for path in times if path[0] not in own)
-        self._has_rare = False
-        self._tops = [*own, *rare]
-        self._rare = [top not in own for top in self._tops]
-        self._kind = msgspec.defstruct(
-            "Container",
-            [
-                (f"f{i}", Any if top in own else _Rare, msgspec.field(default=ABSENT, name=top))
-                for i, top in enumerate(self._tops)
-            ],
-            gc=False,
-        )
-        self._decode = msgspec.json.Decoder(self._kind, dec_hook=self._keep).decode
+        usual = [*firsts[:3], *times[:1], *firsts[3:], *(path for some in paths for path in some)]
+        self._tops = [*dict.fromkeys(path[0] for path in (*usual, *times))]
+        values = [(f"f{i}", Any, msgspec.field(default=ABSENT, name=top))
+                  for i, top in enumerate(self._tops)]  # fmt: skip
+        self._kind = msgspec.defstruct("Container", values, gc=False)
+        self._decode = msgspec.json.Decoder(self._kind).decode
 
         def spot(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
             return f"f{self._tops.index(path[0])}", path[1:]
 
         self._plan = [[*map(spot, alternatives)] for alternatives in paths]
-        self._times = [spot(path) for path in times if path[0] in own]
-        self._rare_times = [f"f{self._tops.index(top)}" for top in rare]
-
-    def _keep(self, _: type, value: Any) -> _Rare:
-        self._has_rare = True
-        return _Rare(value)
+        self._times = [*map(spot, times)]
 
     def read(
         self, raws: list[bytes], wanted: list[int]
     ) -> tuple[list[Column], list[Column], bytearray]:
         """The columns of the slots `wanted`, absent where not there; all times; problems or 0."""
-        self._has_rare = False
         objects: list[Any] = []
         reasons = bytearray(len(raws))
         for first in range(0, len(raws), AT_ONCE):
@@ -266,10 +225,8 @@ class _Container:
                 objects.append(found)
                 if problem:
                     reasons[row] = _REASON[f"{self._name} {problem}"]
-        times = [_found_at(objects, *spot) for spot in self._times]
-        if self._has_rare:
-            columns = [_found_at(objects, top, ()) for top in self._rare_times]
-            times += [[v if v is ABSENT else v.value for v in column] for column in columns]
+        columns = [_found_at(objects, *spot) for spot in self._times]
+        times = [column for column in columns if column.count(ABSENT) < len(column)]
         return [_first_of(objects, self._plan[k]) for k in wanted], times, reasons
 
     def _read_with_care(self, raw: bytes) -> tuple[Any, str]:
@@ -290,13 +247,7 @@ class _Container:
             return blank, "is not JSON in UTF-8"
         if not isinstance(found, dict):
             return blank, "is no JSON object"
-        values = [found.get(top, ABSENT) for top in self._tops]
-        return self._kind(
-            *(
-                self._keep(_Rare, value) if is_rare and value is not ABSENT else value
-                for value, is_rare in zip(values, self._rare, strict=True)
-            )
-        ), ""
+        return self._kind(*(found.get(top, ABSENT) for top in self._tops)), ""
 
 
 def _containers(places: Places) -> dict[str, _Container]:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..ids import is_id
+from ..late import pa, pc
 from ..safe import one_line
-from .audit import audit_ms
-from .moments import Moments
+from .audit import Moments, audit_ms
 from .policy import ACTIONS
+from .progress import amount
 from .reconciliation import Matched, Matching, Parts, Some, reconcile
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 YES, NO, EXPLAINED, UNKNOWN = "yes", "no", "explained", "unknown"
 AUDITED = "Each read entry was audited once"
@@ -56,8 +54,6 @@ class Recorded:
 
     def add(self, part: pa.Table) -> pa.Table:
         """Take in the next records (core.audit.audit_schema); answers those of this run."""
-        import pyarrow.compute as pc
-
         told = part.select(["original_id", "action", "reason"])
         self._matching.add(told.rename_columns(["id", "action", "reason"]))
         own = part.filter(pc.equal(part["run_id"], self._run_id))
@@ -77,9 +73,6 @@ class Recorded:
 
 def _padded(ids: Any) -> pa.Array:
     """Entry ids as texts that sort as Redis orders them; null for what is no id."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     texts = ids if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.string())
     parts = pc.extract_regex(texts, r"^(?P<ms>\d+)-(?P<seq>\d+)$")
     digits = [pc.utf8_lpad(pc.struct_field(parts, [k]), 20, "0") for k in (0, 1)]
@@ -145,7 +138,7 @@ def _audited(run: Json, plan: Json, recorded: Recorded | None) -> Verdict:
     if findings:
         return Verdict(AUDITED, NO, "; ".join(findings))
     earlier = f"; {recorded.earlier:,} more by earlier runs of the plan" if recorded.earlier else ""
-    told = f"{counts.total():,} entries read, {recorded.rows:,} records, none twice{earlier}."
+    told = f"{amount(counts.total())} read, {recorded.rows:,} records, none twice{earlier}."
     return Verdict(AUDITED, YES, told)
 
 
@@ -233,7 +226,7 @@ def _pace(run: Json, recorded: Recorded | None) -> Verdict:
     if recorded is None:
         return Verdict(claim, UNKNOWN, _UNREAD)
     worst = recorded.moments.busiest_second()
-    told = f"The worst second holds {worst:,} events"
+    told = f"The worst second holds {amount(worst, 'events')}"
     if not throttle:
         return Verdict(claim, YES, f"{told}; no throttle was set.")
     limit = math.ceil(throttle)

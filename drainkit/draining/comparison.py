@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..core.plan import Plan
 from ..errors import RefusedError, UsageError
 from ..safe import one_line
 from .plan_files import PlanFile
@@ -40,90 +39,63 @@ def read_side(path: Path) -> Side:
     Raises UsageError for what is neither, RefusedError for a plan that was edited and for a live
     run without a readable audit.
     """
-    loaded = PlanFile.load(path)
-    plan = loaded.plan
-    run = _read_run(path / RUN) if path.is_dir() else {}
-    if run.get("mode") == "live":
-        run_id, source, fates = str(run.get("run_id")), "outcome", _audited(path / AUDIT)
+    planned = PlanFile.load(path)
+    said = planned.plan.to_json()
+    settings = {name: value for name, value in said.items() if name not in _NOT_SETTINGS}
+    settings |= {f"policy.{name}": value for name, value in settings.pop("policy").items()}
+    run: Any = {}
+    if path.is_dir() and (path / RUN).exists():  # drain makes a plan in a folder without it
+        try:
+            run = json.loads((path / RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            raise UsageError(f"{path / RUN} cannot be read; name an evidence folder") from None
+    run_id, source, names = planned.plan.run_id, "planned", ["id", "action"]
+    if not isinstance(run, dict) or run.get("mode") != "live":
+        table = planned.table(names)
     else:
-        run_id, source = plan.run_id, "planned"
-        table = loaded.table(("id", "action"))
-        columns = (table[name].to_pylist() for name in ("id", "action"))
-        fates = dict(zip(*columns, strict=True))
-    return Side(str(path), run_id, source, settings_of(plan), fates)
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}  # a plan that drain made in a folder
-    except (OSError, ValueError, RecursionError):
-        raise UsageError(f"{path} cannot be read; name an evidence folder") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _audited(path: Path) -> dict[str, str]:
-    try:
-        with files.parquet_file(path) as stored:
-            table = stored.read(columns=["original_id", "action"])
-        columns = [table[name].to_pylist() for name in ("original_id", "action")]
-    except (OSError, ValueError, KeyError, NotImplementedError):
-        raise RefusedError(
-            f"{path} of a live run cannot be read; drainkit run --close completes it"
-        ) from None
-    return {str(entry): str(action) for entry, action in zip(*columns, strict=True)}
-
-
-def settings_of(plan: Plan) -> dict[str, Any]:
-    """All of a plan that decides what becomes of the events, the policy's parts by name."""
-    found = {name: value for name, value in plan.to_json().items() if name not in _NOT_SETTINGS}
-    policy = found.pop("policy")
-    return {**found, **{f"policy.{name}": value for name, value in policy.items()}}
+        run_id, source, names = str(run.get("run_id")), "outcome", ["original_id", "action"]
+        try:
+            with files.parquet_file(path / AUDIT) as stored:
+                table = stored.read(columns=names)
+        except (OSError, ValueError, KeyError, NotImplementedError):
+            raise RefusedError(
+                f"{path / AUDIT} of a live run cannot be read; drainkit run --close completes it"
+            ) from None
+    ids, actions = (map(str, table[name].to_pylist()) for name in names)
+    return Side(str(path), run_id, source, settings, dict(zip(ids, actions, strict=True)))
 
 
 def compare(a: Side, b: Side) -> dict[str, Any]:
     """What differs, JSON-ready: settings, fates of the events in both, and events in one only."""
-    names = [*a.settings, *(name for name in b.settings if name not in a.settings)]
     both = a.fates.keys() & b.fates.keys()
-    pairs = Counter((a.fates[entry], b.fates[entry]) for entry in both)
     changed = [entry for entry in a.fates if entry in both and a.fates[entry] != b.fates[entry]]
+    pairs = Counter((a.fates[entry], b.fates[entry]) for entry in changed)
     firsts: dict[tuple[str, str], str] = {}
     for entry in changed:
         firsts.setdefault((a.fates[entry], b.fates[entry]), entry)
-    return {
-        "a": _head(a),
-        "b": _head(b),
-        "settings": [
-            {"name": name, "a": a.settings.get(name), "b": b.settings.get(name)}
-            for name in names
-            if a.settings.get(name) != b.settings.get(name)
-        ],
-        "in_both": len(both),
-        "same_fate": len(both) - len(changed),
-        "other_fate": [
-            {"a": before, "b": after, "events": pairs[before, after], "first_id": entry}
-            for (before, after), entry in sorted(firsts.items())
-        ],
-        "only_in_a": _only(a, b),
-        "only_in_b": _only(b, a),
-    }
-
-
-def _head(side: Side) -> dict[str, Any]:
-    return {
-        "path": side.path, "run_id": side.run_id, "source": side.source, "events": len(side.fates),
+    found: dict[str, Any] = {
+        name: {"path": one.path, "run_id": one.run_id, "source": one.source,
+               "events": len(one.fates)}
+        for name, one in (("a", a), ("b", b))
     }  # fmt: skip
-
-
-def _only(side: Side, other: Side) -> dict[str, Any]:
-    ids = [entry for entry in side.fates if entry not in other.fates]
-    counts = Counter(side.fates[entry] for entry in ids)
-    return {
-        "events": len(ids),
-        "by_action": dict(sorted(counts.items())),
-        "first_id": ids[0] if ids else None,
-    }
+    found["settings"] = [
+        {"name": name, "a": a.settings.get(name), "b": b.settings.get(name)}
+        for name in {**a.settings, **b.settings}
+        if a.settings.get(name) != b.settings.get(name)
+    ]
+    found |= {"in_both": len(both), "same_fate": len(both) - len(changed)}
+    found["other_fate"] = [
+        {"a": before, "b": after, "events": pairs[before, after], "first_id": entry}
+        for (before, after), entry in sorted(firsts.items())
+    ]
+    for name, one in (("a", a), ("b", b)):
+        ids = [entry for entry in one.fates if entry not in both]
+        counts = Counter(one.fates[entry] for entry in ids)
+        found[f"only_in_{name}"] = {
+            "events": len(ids), "by_action": dict(sorted(counts.items())),
+            "first_id": ids[0] if ids else None,
+        }  # fmt: skip
+    return found
 
 
 _SOURCES = {"planned": "as a dry run planned it", "outcome": "as the live run's audit has it"}

@@ -1,37 +1,46 @@
-"""The dry run: decides without a trace, and makes the plan."""
+"""The dry run: decides without a trace, and makes the plan.
+
+In a run's folder 01 keeps what it read: 02 plans from that, with the scope as it was then, and it
+goes. The plan says what was seen, and 03 holds each entry against the server.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
+from .. import files
 from ..core.collection import collection_paused
 from ..core.events import Events, decoder_of
+from ..core.frame import event_schema, record_batch
 from ..core.plan import VERSION, Plan, allowlist_notes, decisions_table, payload_hashes, seal
 from ..core.policy import Decisions, decide
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS, RawEntry
-from ..files import write_json
 from ..safe import text
-from ..server import scopes
-from ..server.connection import Server
+from ..server import reading, scopes
+from ..server.scope import Scope
 from ..settings import Settings
-from .books import Books
-from .job import Job, Progress
 from .plan_files import DecisionsWriter
+from .run import Progress, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+KEPT = "events.parquet"
+_SCOPE, _SETTINGS = b"scope", b"settings"
+
 
 def plan_run(
-    server: Server,
-    job: Job,
+    run: Run,
     path: Path | None,
     *,
     pages: Iterable[Page] | None = None,
@@ -46,62 +55,54 @@ def plan_run(
     with DecisionsWriter(path) as out:
 
         def keep(page: Page, decisions: Decisions) -> None:
-            table = decisions_table(page.hashes(), page.events, decisions, job.policy)
+            table = decisions_table(page.hashes(), page.events, decisions, run.policy)
             out.add(table)
             if on_table:
                 on_table(table)
 
-        summary = dry_run(server, job, pages=pages, on_page=keep, on_progress=on_progress)
-    plan = make_plan(server, job, summary, out)
+        summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
+    plan = _make_plan(run, out)
     if path is not None:
-        write_json(path, plan.to_json())
+        files.write_json(path, plan.to_json())
         summary.plan_path, summary.plan_digest = str(path), plan.digest
     return summary, plan
 
 
-def make_plan(server: Server, job: Job, summary: Summary, decisions: DecisionsWriter) -> Plan:
-    """The plan of a dry run, sealed with its digest."""
-    settings, scope = job.settings, job.scope
+def _make_plan(run: Run, decisions: DecisionsWriter) -> Plan:
+    settings, scope, summary = run.settings, run.scope, run.summary
+    same = ("stream", "consumer_group", "consumer_name", "throttle", "max_events", "until", "from_",
+            "min_idle_min", "history_group")  # fmt: skip
     return seal(
         Plan(
             version=VERSION,
-            run_id=job.run_id,
+            run_id=run.run_id,
             created_at=summary.started_at,
-            stream=settings.stream,
-            consumer_group=settings.consumer_group,
-            consumer_name=settings.consumer_name,
             scope=scope.name,
             position=scope.group_position,
             history_position=scope.position if scope.name == "history" else None,
             boundary_id=scope.boundary,
-            policy=job.policy.as_dict(),
-            throttle=settings.throttle,
-            max_events=settings.max_events,
+            policy=run.policy.as_dict(),
             as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
-            until=settings.until,
-            from_=settings.from_,
-            min_idle_min=settings.min_idle_min,
             from_consumer=list(settings.from_consumer),
-            history_group=settings.history_group,
-            audit_stream=text(server.keys.audit),
+            audit_stream=text(run.server.keys.audit),
             environment=settings.env,
             server=summary.server or "",
             fields=settings.fields.as_dict(),
             decisions_sha256=decisions.sha256,
+            **{name: getattr(settings, name) for name in same},
             **decisions.tally.said(),
         )
     )
 
 
-def summary_of(server: Server, job: Job, plan: Plan) -> Summary:
+def books_of(run: Run, plan: Plan) -> Summary:
     """The books of a plan that was made before; only what remains is counted anew."""
-    books = Books.opened(server, job)
-    books.summary.total_read = plan.total_read
+    summary = run.begin()
+    summary.total_read = plan.total_read
     for action, events in plan.counts.items():
-        setattr(books.summary, action, events)
-    books.count_left()
-    books.close(None)
-    return books.summary
+        setattr(summary, action, events)
+    run.count_left()
+    return run.close(None)
 
 
 def turn_times_us(first: int, n: int, *, start_us: int, settings: Settings) -> np.ndarray:
@@ -127,10 +128,9 @@ class Page:
         return payload_hashes(self.entries) if self.sha256 is None else self.sha256
 
 
-def read_pages(server: Server, job: Job) -> Iterator[Page]:
-    """The entries of the job's scope, as many as it may take."""
-    decoder, left = decoder_of(job.settings), job.max_events
-    for page in scopes.scope_entries(server, job.scope):
+def _read_pages(run: Run) -> Iterator[Page]:
+    decoder, left = decoder_of(run.settings), run.max_events
+    for page in scopes.scope_entries(run.server, run.scope):
         entries = page if left is None else page[:left]
         yield Page(decoder.decode(entries), entries)
         if left is not None:
@@ -141,8 +141,7 @@ def read_pages(server: Server, job: Job) -> Iterator[Page]:
 
 @collection_paused()
 def dry_run(
-    server: Server,
-    job: Job,
+    run: Run,
     *,
     pages: Iterable[Page] | None = None,
     on_page: Callable[[Page, Decisions], None] | None = None,
@@ -152,15 +151,13 @@ def dry_run(
 
     `pages`: the same entries, where they were read already.
     """
-    books = Books.opened(server, job)
-    summary = books.summary
-    start_us, invalid = server.now_us(), np.zeros(len(INVALID_REASONS), np.int64)
-    symbols = set[str]()
-    for page in read_pages(server, job) if pages is None else pages:
+    summary, start_us = run.begin(), run.clock.now_us()
+    invalid, symbols = np.zeros(len(INVALID_REASONS), np.int64), set[str]()
+    for page in _read_pages(run) if pages is None else pages:
         times = turn_times_us(
-            summary.total_read, len(page.events), start_us=start_us, settings=job.settings
+            summary.total_read, len(page.events), start_us=start_us, settings=run.settings
         )
-        decisions = decide(page.events, job.policy, times)
+        decisions = decide(page.events, run.policy, times)
         summary.count(decisions)
         symbols |= page.events.symbols_here()
         invalid += np.bincount(page.events.invalid, minlength=len(INVALID_REASONS))
@@ -170,7 +167,66 @@ def dry_run(
             on_progress(summary)
         del page  # or two pages would be in memory
     summary.unreadable = {INVALID_REASONS[i]: int(invalid[i]) for i in np.flatnonzero(invalid) if i}
-    summary.notes = allowlist_notes(job.policy.allowlist, symbols) or None
-    books.count_left()
-    books.close(None)
-    return summary
+    summary.notes = allowlist_notes(run.policy.allowlist, symbols) or None
+    run.count_left()
+    return run.close(None)
+
+
+@contextmanager
+def keeping(
+    run: Run, folder: Path | None
+) -> Iterator[Callable[[Sequence[RawEntry], Events], None]]:
+    """A function that keeps entries and their events, as many as the dry run takes.
+
+    With `folder` None it keeps nothing.
+    """
+    import pyarrow as pa
+
+    if folder is None:
+        yield lambda *_: None
+        return
+    left = sys.maxsize if run.max_events is None else run.max_events
+    seen = {_SCOPE: msgspec.json.encode(asdict(run.scope)), _SETTINGS: _settings(run)}
+    schema = event_schema().append(pa.field("payload_sha256", pa.binary(32))).with_metadata(seen)
+    with files.TableWriter(files.interim(folder, KEPT), schema) as out:
+
+        def keep(entries: Sequence[RawEntry], events: Events) -> None:
+            nonlocal left
+            if left:
+                batch = record_batch(events.part(slice(left)))
+                hashes = payload_hashes(entries[:left])
+                out.write(pa.table([*batch.columns, hashes], schema=schema))
+                left -= len(batch)
+
+        yield keep
+
+
+def kept(run: Run, folder: Path) -> Iterator[Page] | None:
+    """What 01 read, with its scope from now on the run's; None where it read by other settings."""
+    from pyarrow import parquet
+
+    path = files.interim(folder, KEPT)
+    seen = parquet.read_schema(path).metadata if path.exists() else {}
+    if seen.get(_SETTINGS) != _settings(run):
+        return None
+    run.scope = msgspec.json.decode(seen[_SCOPE], type=Scope)
+    return _pages(path)
+
+
+def drop(folder: Path) -> None:
+    """Remove what was kept, once it is used."""
+    files.remove(files.interim(folder, KEPT))
+
+
+def _pages(path: Path) -> Iterator[Page]:
+    import pyarrow as pa
+
+    with files.parquet_file(path) as stored:
+        for group in range(stored.num_row_groups):
+            for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):
+                events = Events.from_arrow(pa.Table.from_batches([batch]))
+                yield Page(events, sha256=batch.column("payload_sha256"))
+
+
+def _settings(run: Run) -> bytes:
+    return run.settings.model_dump_json(exclude={"redis_url"}).encode()

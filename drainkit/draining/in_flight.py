@@ -15,9 +15,8 @@ from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import ConnectionLostError, DrainkitError
 from ..server import reading, writing
-from ..server.connection import Clock, Server
 from ..server.writing import Batch, Committed
-from .job import Job
+from .run import Run
 
 ROUND_TRIPS = 8  # of so many commits the shortest counts
 
@@ -46,36 +45,18 @@ class InFlight:
     A request of unknown outcome is never sent again: the group itself says later what was done.
     """
 
-    def __init__(self, server: Server, job: Job, clock: Clock, audit_id: str) -> None:
-        self._server = server
-        self._job = job
-        self._reach = job.reach
-        self._clock = clock
+    def __init__(self, run: Run, audit_id: str) -> None:
+        self._server, self._clock = run.server, run.clock
+        self._reach, self._rate, self._run_id = run.reach, run.settings.throttle, run.run_id
         self._requests: deque[ReadRequest | CommitRequest] = deque()
-        self.takeovers = server.takeovers  # of the server, when the run began
+        self.reading = False  # whether one of them is a read
+        self.events = 0  # entries that wait for the reply to their commit
+        self.round_trip_sec = 0.0  # of a commit and its reply: the shortest of the last ones
+        self.takeovers = run.server.takeovers  # of the server, when the run began
         self._deadline = self._unknown_until = 0  # us, by the server's clock
         self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)  # seconds
         self.audit_id = audit_id  # the audit's last id, as seen last
         self.uncertain = False  # a commit's outcome was unknown: the audit itself must be counted
-
-    @property
-    def reading(self) -> bool:
-        """Whether a read is in flight."""
-        return any(isinstance(request, ReadRequest) for request in self._requests)
-
-    @property
-    def events(self) -> int:
-        """How many entries wait for the reply to their commit."""
-        return sum(r.batch.size for r in self._requests if isinstance(r, CommitRequest))
-
-    def is_sent(self, batch: Batch) -> bool:
-        """Whether a batch was sent and its reply is still to come."""
-        return any(isinstance(r, CommitRequest) and r.batch is batch for r in self._requests)
-
-    @property
-    def round_trip_sec(self) -> float:
-        """How long a commit and its reply are under way: the shortest of the last ones."""
-        return min(self._round_trips, default=0.0)
 
     def oldest(self) -> ReadRequest | CommitRequest | None:
         """The request whose reply comes next."""
@@ -83,8 +64,10 @@ class InFlight:
 
     def read(self, after: str, counters: bytes, last: str, count: int) -> None:
         """Ask for up to `count` new entries after an id."""
-        reading.send_page(self._server, after, last, count)
+        first = reading.next_id(after)
+        self._server.send("XRANGE", self._server.stream, first, last, "COUNT", count)
         self._requests.append(ReadRequest(after, counters))
+        self.reading = True
 
     def commit(
         self,
@@ -97,20 +80,20 @@ class InFlight:
         credit_us: int,
     ) -> None:
         """Send a batch to be committed, as decided at `now_us`, with the records made of that."""
-        job = self._job
         writing.send_commit(
-            self._server, self._reach, batch, made, drained_at=iso(now_us),
-            rate=job.settings.throttle, run_id=job.run_id, deadline_us=self._new_deadline_us(),
-            audit_id=self.audit_id, credit_us=credit_us,
+            self._server, self._reach, batch, made, drained_at=iso(now_us), rate=self._rate,
+            run_id=self._run_id, deadline_us=self._new_deadline_us(), audit_id=self.audit_id,
+            credit_us=credit_us,
         )  # fmt: skip
         self._requests.append(CommitRequest(batch, events, decisions, time.monotonic()))
+        self.events += batch.size
 
     def probe(self, after: str, counters: bytes) -> Committed:
         """A commit without records; the drains at work learn of this one's throttle."""
         sent_sec = time.monotonic()
         reply = writing.probe(
             self._server, self._reach, after=after, counters=counters, audit_id=self.audit_id,
-            deadline_us=self._new_deadline_us(), rate=self._job.settings.throttle,
+            deadline_us=self._new_deadline_us(), rate=self._rate,
         )  # fmt: skip
         self._note(reply, sent_sec)
         return reply
@@ -118,7 +101,8 @@ class InFlight:
     def receive_page(self) -> list[RawEntry]:
         """The reply to the oldest request, a read."""
         with self._reply():
-            return reading.receive_page(self._server)
+            entries: list[RawEntry] = self._server.receive()
+            return entries
 
     def receive_commit(self) -> Committed:
         """The reply to the oldest request, a commit."""
@@ -131,6 +115,7 @@ class InFlight:
 
     def _note(self, reply: Committed, sent_sec: float) -> None:
         self._round_trips.append(time.monotonic() - sent_sec)
+        self.round_trip_sec = min(self._round_trips)
         self._clock.sync(reply.now_us)
         if reply.done:
             self.audit_id = reply.audit_id
@@ -146,9 +131,16 @@ class InFlight:
         except ConnectionLostError:
             raise
         except DrainkitError:
-            self._requests.popleft()
+            self._settle()
             raise
-        self._requests.popleft()
+        self._settle()
+
+    def _settle(self) -> None:
+        request = self._requests.popleft()
+        if isinstance(request, CommitRequest):
+            self.events -= request.batch.size
+        else:
+            self.reading = False
 
     def _new_deadline_us(self) -> int:
         """When a request sent now will be given up; the server refuses it after that."""
@@ -157,10 +149,11 @@ class InFlight:
 
     def mark_unknown(self) -> None:
         """Note that what is in flight may be done or not, or may even be done later."""
-        if any(isinstance(request, CommitRequest) for request in self._requests):
+        if self.events:
             self._unknown_until = self._deadline
             self.uncertain = True
         self._requests.clear()
+        self.reading, self.events = False, 0
 
     def wait_out(self) -> None:
         """Wait until no request of unknown outcome can still reach the server it was sent to.

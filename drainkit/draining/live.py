@@ -1,24 +1,27 @@
-"""The live drain: `apply` is the one way from a job to its summary."""
+"""The live drain: `apply` is the one way from an opened run to its closed books."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
+from ..core.timestamps import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
-from ..server import audit_log, scopes, writing
+from ..server import ledger, recorded, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
-from . import vanished
-from .books import Books
-from .job import Job, Progress, done_of_plan, preflight
-from .loop import INTERRUPTED, LOST, Loop
+from ..server.look import Seen, look
+from ..server.reading import id_key, next_id, pages
+from ..server.scope import Scope
+from .loop import INTERRUPTED, LOST, Loop, Opening
+from .opening import done_of_plan, preflight
 from .plan_files import PlanFile
-from .vanished import vanished_ids
+from .run import Progress, Run, note_end, recount
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,107 +30,167 @@ VANISHED = "deleted by others before it could be delivered"
 
 
 def apply(
-    server: Server,
-    job: Job,
+    run: Run,
+    seen: Seen | None = None,
     *,
     stopping: threading.Event | None = None,
     on_progress: Progress | None = None,
 ) -> Summary:
-    """Drain the job's scope, and hold the outcome against the plan.
+    """Drain the run's scope, and hold the outcome against the plan.
 
+    `seen`: what `opening.check` returned just before.
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
-    notes = preflight(server, job)
-    books = Books.opened(server, job)
-    books.summary.notes = notes or None
-    audit = audit_log.extent(server)
-    books.note_start(audit.last_id)
-    loop = Loop(
-        server, job, books.summary, audit_id=audit.last_id,
-        stopping=stopping or threading.Event(), on_progress=on_progress,
-    )  # fmt: skip
+    seen, probed, notes = preflight(run, seen, rate=run.settings.throttle)
+    if run.planned is not None and run.to_drain is not None and not run.to_drain.count:
+        for start in ledger.starts_of(run.server, run.planned.plan.digest)[-1:]:
+            notes.append(f"this plan was applied already by {start.run_id} at {start.at}")
+    run.begin().notes = notes or None
+    run.note_start(seen.audit.last_id)
+    stopping = stopping or threading.Event()
+    loop = Loop(run, seen, probed, stopping=stopping, on_progress=on_progress)
     failure: DrainkitError | None = None
     try:
-        if job.scope.name == "history":
-            writing.open_history(server, job.scope)
+        if run.scope.name == "history":
+            writing.open_history(run.server, run.scope)
         loop.run()
     except DrainkitError as error:
         failure = error
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
-        server.close()
+        run.server.close()
         loop.in_flight.mark_unknown()
         loop.in_flight.uncertain = True
         failure = InterruptedRunError(INTERRUPTED)
-    _close(books, loop, audit, failure)
-    return books.summary
+    _close(run, loop, seen, failure)
+    return run.summary
 
 
-def _close(
-    books: Books, loop: Loop, audit: audit_log.Extent, failure: DrainkitError | None
-) -> None:
+def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> None:
     """Close the books: what came out, what is left, what ended the run; the ledger gets it too."""
-    server, job, summary = books.server, books.job, books.summary
+    server, summary = run.server, run.summary
     try:
-        failure = _settle(books, loop, failure)
+        failure = _settle(run, loop, failure)
         if loop.changes is not None and not loop.in_flight.uncertain:
             summary.changes = loop.changes.table()
-        vanished.account(server, job, summary, loop.begun, *books.count_left())
-        failure = failure or _unkept(server, job, summary, audit, loop.in_flight.audit_id)
+        seen = look(server, run.scope)
+        run.clock.sync(seen.now_us)
+        _account(run, loop.begun, *run.count_left(seen))
+        if failure is None and (reason := _unkept(run, loop, begun, seen)):
+            failure = DrainkitError(reason)
         try:
-            if (found := all_changes(server, job, summary)) is not None:
+            if (found := _all_changes(run)) is not None:
                 note_drift(summary, found)
         except DrainkitError as error:
             failure = failure or error
-        books.close(failure)
-        books.note_end()
+        run.close(failure)
+        at = iso(run.clock.now_us())
+        note_end(server, run.start, summary, at, vanished=summary.vanished)
     except DrainkitError as error:
         failure = failure or error
         if summary.audit_records is None and (loop.in_flight.uncertain or not server.connected):
             summary.is_counted = False
             failure.args = (f"{failure}; what was recorded is not known: see the audit stream",)
-        summary.close(failure, books.clock.now_us())
+        summary.close(failure, run.clock.now_us())
 
 
-def _settle(books: Books, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:
+def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:
     """After the loop: replies still in flight into the books, and the history group closed.
 
     Where the data may have gone back the audit that is there now is counted; if it lacks records of
     this run, that is what failed.
     """
-    server, scope, summary = books.server, books.job.scope, books.summary
+    server, scope, summary = run.server, run.scope, run.summary
     if server.connected:
         loop.finish()
     is_same = server.recheck() == loop.in_flight.takeovers
     loop.in_flight.wait_out()
     if loop.in_flight.uncertain or not is_same:
         counted = summary.total_read
-        books.recount()
+        recount(server, summary)
         if summary.total_read < counted:
             lost = UnreachableError(f"{LOST}: {counted - summary.total_read:,} records are lost")
             failure = failure or lost
     if failure is None and scope.name == "history" and not writing.close_history(server, scope):
-        _close_behind_recorded(books)
+        # also where all that is left has its records from other scopes
+        now = scopes.current(server, scope)
+        whole = replace(now, boundary=scope.group_position)
+        with closing(scopes.scope_entries(server, whole)) as left:
+            if next(left, None) is None:
+                writing.close_history(server, replace(now, group_position=now.position))
     return failure
 
 
-def _close_behind_recorded(books: Books) -> None:
-    """End the history group also where all that is left has its records from other scopes."""
-    server, scope = books.server, books.job.scope
-    now = scopes.current(server, scope)
-    with closing(scopes.scope_entries(server, replace(now, boundary=scope.group_position))) as left:
-        if next(left, None) is None:
-            writing.close_history(server, replace(now, group_position=now.position))
+def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
+    """What a run that came to its end must have kept, and did not: its plan, the audit's records.
 
-
-def _unkept(
-    server: Server, job: Job, summary: Summary, audit: audit_log.Extent, last_id: str
-) -> DrainkitError | None:
-    """What a run that came to its end must have kept: its plan, and the audit's records."""
-    if reason := vanished.unkept(server, job, summary):
-        return DrainkitError(reason)
-    if not audit_log.extent(server).has_kept(audit, summary.total_read, last_id):
-        return DrainkitError(writing.FAILURES["unaudited"])
+    None: nothing.
+    """
+    summary = run.summary
+    if run.to_drain is not None:
+        promised = run.to_drain.count + len(run.trimmed)
+        left = promised - summary.total_read - summary.vanished
+        if left > 0:
+            left = len(_undone(run)) + len(run.trimmed) - summary.vanished
+        if left > 0:
+            return (
+                f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
+                "them during the run; see remaining, and make a new plan"
+            )
+    if not seen.audit.has_kept(begun.audit, summary.total_read, loop.in_flight.audit_id):
+        return writing.FAILURES["unaudited"]
     return None
+
+
+# ------------------------------------------------------------ what was neither recorded nor left
+# On a capped stream a producer deletes from the front all the time, also what is undelivered yet.
+# A commit sees only what is deleted between its read and itself; the rest is told by counting. What
+# was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
+
+
+def _account(run: Run, begun: Opening | None, here: Scope, undelivered: int) -> None:
+    """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
+
+    `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
+    The audit and the stream are read again only if the numbers leave something to explain.
+    """
+    server, summary = run.server, run.summary
+    if run.to_drain is not None:
+        summary.vanished = len(run.trimmed)
+        if summary.total_read < run.to_drain.count:
+            summary.vanished += len(vanished_ids(run, sorted(_undone(run))))
+    if begun is None:
+        return
+    if not here.group_exists and here.name != "history":
+        return  # without its group nobody knows what is undelivered
+    gone = begun.undelivered - undelivered
+    if gone == summary.total_read + summary.vanished:
+        return
+    first, last = next_id(begun.position), run.scope.boundary
+    owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
+    found = recorded.audited_ids(server).get(owner, set())
+    known = {entry for entry in found if low <= id_key(entry) <= high}
+    passed = min(here.position, last, key=id_key)
+    there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
+    summary.passed_over = len(there - known)
+    summary.vanished = max(0, gone - len(there | known))
+
+
+def _undone(run: Run) -> set[str]:
+    """Those of the plan's entries that this run was to drain and that have no record."""
+    ids = run.to_drain.entries.ids.to_pylist() if run.to_drain else []
+    return set(ids) - done_of_plan(run)
+
+
+def vanished_ids(run: Run, lacking: Sequence[str]) -> list[str]:
+    """Those of a plan's entries without a record that are not in the stream any more."""
+    if run.scope.name == "pending" or not lacking:
+        return []
+    ids = sorted(lacking, key=id_key)
+    there = scopes.there(run.server, [entry.encode() for entry in ids])
+    return [entry for entry in ids if entry.encode() not in there]
+
+
+# ------------------------------------------------------------ what came out otherwise than planned
 
 
 def note_drift(summary: Summary, found: pa.Table) -> None:
@@ -144,24 +207,24 @@ def note_drift(summary: Summary, found: pa.Table) -> None:
         )
 
 
-def all_changes(server: Server, job: Job, summary: Summary) -> pa.Table | None:
+def _all_changes(run: Run) -> pa.Table | None:
     """What came out otherwise than planned (core.reconciliation.DRIFT_COLUMNS); None: no plan.
 
     From the drain's own decisions; from the audit where an outcome was unknown.
     """
-    if job.planned is None:
+    if run.planned is None:
         return None
     import pyarrow as pa  # a drain without a plan has no use for its time and memory
 
-    found = summary.changes
+    found = run.summary.changes
     if found is None:
-        found = changes(server, job.planned, job.run_id)
-    if not summary.vanished:
+        found = changes(run.server, run.planned, run.run_id)
+    if not run.summary.vanished:
         return found
-    done = done_of_plan(server, job)
-    planned = job.planned.table(("id", "action"))
+    done = done_of_plan(run)
+    planned = run.planned.table(("id", "action"))
     actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
-    gone = vanished_ids(server, job, [entry for entry in actions if entry not in done])
+    gone = vanished_ids(run, [entry for entry in actions if entry not in done])
     rows = [(entry, actions[entry], "vanished", VANISHED) for entry in gone]
     more = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
     return pa.concat_tables([found, pa.table(more, found.schema)]) if rows else found

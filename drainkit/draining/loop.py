@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from ..core.audit import records
 from ..core.entries import Changes
 from ..core.events import decoder_of
 from ..core.policy import decide
-from ..core.summary import Summary
 from ..errors import (
     ConnectionLostError,
     DrainkitError,
@@ -24,13 +24,13 @@ from ..errors import (
     UnreachableError,
 )
 from ..server import recorded, scopes
-from ..server.connection import Clock, Server
+from ..server.look import Seen, look
 from ..server.topology import check_primary
-from ..server.writing import Batch, ForgottenError
-from . import vanished
+from ..server.writing import Batch, Committed, ForgottenError
 from .in_flight import CommitRequest, InFlight, ReadRequest
-from .job import MAX_CLOCK_WAIT_SEC, Job, Progress, future_audit
+from .opening import MAX_CLOCK_WAIT_SEC, future_audit
 from .reader import PAGE_ENTRIES, Reader
+from .run import Progress, Run
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
@@ -55,6 +55,14 @@ def turn_entries(rate: float, round_trip_sec: float) -> int:
     return max(range((most + 1) // 2, most + 1), key=lambda n: (second // n * n, n))
 
 
+@dataclass(frozen=True)
+class Opening:
+    """Where the group stood when the run began, and how many entries it had before it."""
+
+    position: str
+    undelivered: int  # up to the run's boundary
+
+
 class ReadAgainError(DrainkitError):
     """A batch was not committed and has to be read anew; what was sent after it, too."""
 
@@ -73,30 +81,32 @@ class Loop:
 
     def __init__(
         self,
-        server: Server,
-        job: Job,
-        summary: Summary,
+        run: Run,
+        seen: Seen,
+        probed: Committed,
         *,
-        audit_id: str,
         stopping: threading.Event,
         on_progress: Progress | None,
     ) -> None:
-        self._server = server
-        self._job = job
-        self._summary = summary
+        """`seen` and `probed`: how all stood just before."""
+        self._run, self._server, self._clock = run, run.server, run.clock
+        self._summary = run.summary
         self._stopping = stopping
         self._on_progress = on_progress
-        self._clock = Clock(server.now_us())
-        self.in_flight = InFlight(server, job, self._clock, audit_id)
-        self._reader = Reader(server, job, self.in_flight)
-        self._decoder = decoder_of(job.settings)
-        self._rate = job.settings.throttle  # the lowest of all drains at work
+        self.in_flight = InFlight(run, seen.audit.last_id)
+        self._reader = Reader(run, self.in_flight)
+        self._decoder = decoder_of(run.settings)
+        self._rate = probed.rate  # the lowest of all drains at work
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
-        self.changes = None if job.to_drain is None else Changes(job.policy)
-        self.begun: vanished.Opening | None = None  # counted before the first commit
+        self.changes = None if run.to_drain is None else Changes(run.policy)
+        self.begun: Opening | None = None  # counted before the first commit
         self._is_open = False
+        self._seen: Seen | None = seen
+        # still so when new entries are read, unless others are drained before
+        is_first = run.scope.name == "undelivered" and not seen.has_own
+        self._probed = probed if is_first else None
 
     def run(self) -> None:
         """Drain until the scope, the budget or the patience with a broken server is exhausted."""
@@ -121,22 +131,51 @@ class Loop:
             self._reader.start_over()
 
     def _drain(self) -> None:
+        seen = self._seen or look(self._server, self._run.scope)
+        self._seen = None
         if not self._is_open:
-            self.begun = vanished.opening(self._server, self._job)
-            self._summary.expected = vanished.expected(self._server, self._job, self.begun)
+            self._count(seen)
             self._is_open = True
-        for batch in self._reader.pending(self._room):
+        for batch in self._reader.pending(seen, self._room):
             self._commit(batch)
             self._settle_all()
-        if self._job.scope.name != "pending":
-            self._rate = self._reader.probe()
+        if self._run.scope.name != "pending":
+            self._probe(self._probed)
+            self._probed = None
             while (new := self._next()) is not None:
                 self._commit(new)
             self._settle_all()
-            if self._room() > 0:  # not the budget but the stream has ended: if it is still the one
-                self._reader.probe()
+            # not the budget but the stream has ended: if it is still the one
+            if self._room() > 0 and not self._reader.is_at_end():
+                self._probe()
         if self._stopping.is_set():
             raise InterruptedRunError(INTERRUPTED)
+
+    def _count(self, seen: Seen) -> None:
+        """Before the first commit: what is undelivered, and how many events the run is to take.
+
+        With a plan the entries are known by name; pending entries do not vanish, they are recorded
+        as missing.
+        """
+        run, server = self._run, self._server
+        if run.to_drain is not None:
+            self._summary.expected = run.to_drain.count
+            return
+        here = scopes.current(server, run.scope, seen)
+        if here.name != "pending":
+            self.begun = Opening(here.position, scopes.undelivered(server, here, seen))
+        if self.begun is None or here.name == "history":  # it comes upon what is recorded already
+            count = scopes.remaining(server, here)
+        else:
+            own = scopes.own_ids(server, here) if seen.has_own else ()
+            count = self.begun.undelivered + sum(map(len, own))
+        self._summary.expected = count if run.max_events is None else min(count, run.max_events)
+
+    def _probe(self, known: Committed | None = None) -> None:
+        """Refused if the stream or the group is not what it was; where it stands, and the rate."""
+        found = known or self.in_flight.probe(self._reader.position, self._reader.counters)
+        self._reader.stand(found)
+        self._rate = found.rate
 
     def _room(self) -> int:
         """How many entries the next batch may have; 0 when the budget is spent or interrupted."""
@@ -151,7 +190,7 @@ class Loop:
         """How many entries may still be sent."""
         if self._stopping.is_set():
             return 0
-        budget = self._job.max_events
+        budget = self._run.max_events
         if budget is None:
             return sys.maxsize
         return budget - self._summary.total_read - self.in_flight.events
@@ -182,7 +221,7 @@ class Loop:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
         is_new = batch.owners is None
         if self._rate is None and is_new:
-            self._read_ahead(batch)
+            self._read_ahead(batch.size)
         events = batch.events
         if events is None:
             events = self._decoder.decode(batch.entries)
@@ -190,9 +229,9 @@ class Loop:
             if self._rate is not None and not self._wait():
                 return  # interrupted: the batch stays as it is for the same command run again
             now_us = self._clock.now_us()
-            as_of_us = self._job.settings.as_of_us
-            decisions = decide(events, self._job.policy, now_us if as_of_us is None else as_of_us)
-            made = records(events, decisions, self._job.policy)
+            as_of_us = self._run.settings.as_of_us
+            decisions = decide(events, self._run.policy, now_us if as_of_us is None else as_of_us)
+            made = records(events, decisions, self._run.policy)
             self._settle_all()  # as late as can be: until then the server has its commit to do
             self.in_flight.commit(
                 batch, events, decisions, made, now_us=now_us, credit_us=self._credit_us
@@ -200,13 +239,16 @@ class Loop:
             if self._rate is None:
                 return
             if is_new:
-                self._read_ahead(batch)
-            if self._settle_turn():
+                self._read_ahead(0)
+            while isinstance(self.in_flight.oldest(), ReadRequest):
+                self._reader.take_page()
+            request = self.in_flight.oldest()  # told to wait, it is decided anew
+            if not isinstance(request, CommitRequest) or self._settle(request, may_wait=True):
                 return
 
-    def _read_ahead(self, batch: Batch) -> None:
+    def _read_ahead(self, to_send: int) -> None:
         if not (self._reader.has_page() or self.in_flight.reading):
-            self._reader.ask(self._budget() - (0 if self.in_flight.is_sent(batch) else batch.size))
+            self._reader.ask(self._budget() - to_send)
 
     def _wait(self) -> bool:
         """Wait until it is time to send; False if interrupted meanwhile."""
@@ -223,13 +265,6 @@ class Loop:
     def _settle_all(self) -> None:
         while isinstance(request := self.in_flight.oldest(), CommitRequest):
             self._settle(request)
-
-    def _settle_turn(self) -> bool:
-        """Take the reply of a turn's commit; False if it has to wait for another turn."""
-        while isinstance(self.in_flight.oldest(), ReadRequest):
-            self._reader.take_page()
-        request = self.in_flight.oldest()
-        return not isinstance(request, CommitRequest) or self._settle(request, may_wait=True)
 
     def _settle(self, request: CommitRequest, *, may_wait: bool = False) -> bool:
         """Take the reply of the oldest commit into the books; False if it has to wait."""
@@ -281,12 +316,13 @@ class Loop:
 
     def _exhausted(self, *, progress: bool) -> bool:
         """Whether nothing is left to do; raises if something is that could not be done."""
-        budget = self._job.max_events
+        budget = self._run.max_events
         if budget is not None and self._summary.total_read >= budget:
             return True
         # as far as a plan goes: what it leaves alone would be waited for forever
-        scope = scopes.current(self._server, self._reader.bounds)
-        if any(scopes.own_ids(self._server, scope)):
+        seen = look(self._server, self._run.scope)
+        scope = scopes.current(self._server, self._reader.bounds, seen)
+        if seen.has_own and any(scopes.own_ids(self._server, scope)):
             return False
         if scope.name != "pending" or not self._refused:
             return True
@@ -302,7 +338,7 @@ class Loop:
         """Make the recorded set fit again; what a run must not go on from ends it."""
         if looks > MAX_LOOKS:
             raise error
-        scope = self._job.scope
+        scope = self._run.scope
         if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
             raise DrainkitError("; ".join(notes))
 

@@ -17,7 +17,7 @@ from ..core.collection import give_back_freed
 from ..core.plan import COLUMNS, Plan, Tally, allowlist_notes, decisions_schema, from_json
 from ..errors import RefusedError, UsageError
 from ..files import CHUNK, TableWriter, file_sha256, write_bytes, write_chunks, write_json
-from ..settings import Settings
+from ..settings import FROM_PLAN, Settings, build, outside, shown
 from ..settings.kinds import os_user
 from ..signing import load_signatures, required_approvals, signatures_path
 
@@ -87,7 +87,7 @@ class PlanFile:
             plan = from_json(path.read_text(encoding="utf-8"), path.name)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise UsageError(f"--plan {path}: {reason}") from None
+            raise UsageError(f"{path}: {reason}; name a plan or an evidence folder") from None
         beside, tally = decisions_path(path), Tally()
         with _opened(beside) as file:
             found = cls(plan, load_signatures(path), beside, _mark(file))
@@ -97,6 +97,45 @@ class PlanFile:
                 tally.add(block)
             tally.check(plan)
         give_back_freed()
+        return found
+
+    @classmethod
+    def of_run(cls, settings: Settings) -> tuple[Settings, PlanFile | None]:
+        """The plan that a live run was told to apply, and the settings with what it gives."""
+        if settings.plan is None or settings.mode != "live":
+            return settings, None
+        planned = cls.load(settings.plan)
+        return planned.laid_under(settings), planned
+
+    def laid_under(self, settings: Settings) -> Settings:
+        """The settings with what the plan gives; refuses what was asked for and differs.
+
+        Throttle, as_of, audit stream and the like are the plan's, whatever drainkit.toml or the
+        environment say; another value given with the command, or in a notebook's cell, is refused,
+        and so is a plan that was made for another environment.
+        """
+        plan = self.plan
+        if settings.env != plan.environment:
+            envs = (plan.environment, settings.env)
+            then, now = (f"--env {env}" if env else "no --env" for env in envs)
+            raise RefusedError(
+                f"environment: the plan has {then}, asked for {now}; make a new plan"
+            )
+        layer = {
+            **{n: getattr(plan, n) for n in ("stream", "consumer_group", "scope", "consumer_name")},
+            **{n: plan.policy[n] for n in ("max_age_min", "min_conf", "allowlist")},
+            **{n: getattr(settings, n) for n in settings.given},
+            **{n: getattr(plan, n) for n in FROM_PLAN},
+            "fields": {**plan.fields, "only": True},
+        }
+        found = build(layer, asked=settings.asked)
+        for name in [n for n in FROM_PLAN if n in settings.asked]:
+            planned, asked = getattr(found, name), getattr(settings, name)
+            if asked != planned:
+                raise RefusedError(
+                    f"{outside(name)}: the plan has {shown(name, planned) or 'none'}, asked for "
+                    f"{shown(name, asked) or 'none'}; leave it out, or make a new plan"
+                )
         return found
 
     @property
@@ -170,4 +209,6 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         with path.open("rb") as file:
             yield file
     except (OSError, ValueError, NotImplementedError):  # what pyarrow raises is one of these
-        raise RefusedError(f"the plan's decisions, {path.name}, cannot be read") from None
+        raise RefusedError(
+            f"the plan's decisions, {path.name}, cannot be read: send both files"
+        ) from None

@@ -13,11 +13,11 @@ from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..safe import text
 from ..server import reading, recorded, scopes, writing
-from ..server.connection import Server
+from ..server.look import Seen
 from ..server.recorded import Recorded
-from ..server.writing import Batch
+from ..server.writing import Batch, Committed
 from .in_flight import InFlight, ReadRequest
-from .job import Job
+from .run import Run
 
 # the server sends at most 64 to 128 KB at once: the rest of a larger page would wait for the commit
 # that comes after it, and this side for that
@@ -34,21 +34,19 @@ class Reader:
     New entries come in pages, of which one is read ahead; a batch is cut from one page.
     """
 
-    def __init__(self, server: Server, job: Job, in_flight: InFlight) -> None:
-        self._server = server
-        self._job = job
-        self._in_flight = in_flight
+    def __init__(self, run: Run, in_flight: InFlight) -> None:
+        self._server, self._to_drain, self._in_flight = run.server, run.to_drain, in_flight
         self._count = FIRST_ENTRIES  # how many to ask for at once
-        self.bounds = job.reach  # of what may be read
+        self.bounds = run.reach  # of what may be read
         self.position = self.bounds.position  # of the group, as seen last; never goes back
-        self._counters = b""
+        self.counters = b""  # the stream's, as seen last
         self._page: list[RawEntry] = []  # what is left of the page read last
         self._sizes: list[int] = []  # bytes of its entries; empty where all are small
         self._page_counters = b""  # the stream's, from before it was read
         self._cut = self._after = self.position  # up to here all is in batches; is read
         self._recorded: Recorded | None = None
         self._cursor: Cursor | None = None
-        straight = job.to_drain.straight if job.to_drain else None
+        straight = run.to_drain.straight if run.to_drain else None
         self._columns = None if straight is None else _Columns(straight)
 
     def start_over(self) -> None:
@@ -63,31 +61,28 @@ class Reader:
         """
         if reading.id_key(position) < reading.id_key(self.position):
             raise RefusedError(writing.REFUSALS["moved_back"])
-        self.position, self._counters = position, counters
+        self.position, self.counters = position, counters
         if self._page and (here := reading.id_key(position)) > reading.id_key(self._cut):
             # others were delivered what is next here
             passed = sum(reading.id_key(entry[0]) <= here for entry in self._page)
             self._page, self._sizes = self._page[passed:], self._sizes[passed:]
             self._cut = position
 
-    def probe(self) -> float | None:
-        """Where the group stands, and the rate that holds.
-
-        Refused if the stream or the group is not what it was.
-        """
-        found = self._in_flight.probe(self.position, self._counters)
+    def stand(self, found: Committed) -> None:
+        """Read on from where a probe found the group."""
         self.note(found.position, found.counters)
         self._cut = self._after = found.position
-        return found.rate
 
-    def pending(self, room: Callable[[], int]) -> Iterator[Batch]:
+    def pending(self, seen: Seen, room: Callable[[], int]) -> Iterator[Batch]:
         """What is pending already: first this consumer's own, then others' (scope pending)."""
-        scope = scopes.current(self._server, self.bounds)
-        mine = chain.from_iterable(scopes.own_ids(self._server, scope))
-        own = ((entry, scope.consumer) for entry in mine)
-        others = chain.from_iterable(scopes.scope_ids(self._server, scope))
-        wanted = (row for row in others if self._is_planned(row[0]))
-        for rows in (own, wanted) if scope.name == "pending" else (own,):
+        scope = scopes.current(self._server, self.bounds, seen)
+        mine = scopes.own_ids(self._server, scope) if seen.has_own else ()
+        sources = [((entry, scope.consumer) for entry in chain.from_iterable(mine))]
+        if scope.name == "pending":
+            others = chain.from_iterable(scopes.scope_ids(self._server, scope))
+            planned = self._to_drain.entries.rows if self._to_drain else None
+            sources.append(row for row in others if planned is None or row[0] in planned)
+        for rows in sources:
             while (most := room()) > 0:
                 most = max(1, min(most, self._count))
                 # those of several consumers lie among each other
@@ -101,6 +96,10 @@ class Reader:
                 owners = [row[1] for row in chosen]
                 yield Batch(entries, owners=owners, planned=self._planned([e[0] for e in entries]))
 
+    def is_at_end(self) -> bool:
+        """Whether the group has all entries up to the boundary."""
+        return reading.id_key(self.position) >= reading.id_key(self.bounds.boundary)
+
     def ask(self, budget: int) -> bool:
         """Ask for the next page, if there is more up to the boundary; False if there is not."""
         # where another drain went meanwhile this one need not read any more
@@ -110,7 +109,7 @@ class Reader:
         count = max(1, min(PAGE_ENTRIES, self._count))
         if not self._known().touches(after, self.bounds.boundary):  # else some count for nothing
             count = min(count, budget)
-        self._in_flight.read(after, self._counters, self.bounds.boundary, count)
+        self._in_flight.read(after, self.counters, self.bounds.boundary, count)
         return True
 
     def take_page(self) -> None:
@@ -138,7 +137,7 @@ class Reader:
             return None
         if self._columns is not None:
             known = self._known().touches(self.position, self.bounds.boundary)
-            is_so = self._columns.holds(self._counters) and not known
+            is_so = self._columns.holds(self.counters) and not known
             if is_so and (found := self._columns.take(room)) is not None:
                 self._cut = self._after = self._columns.after
                 return found
@@ -162,19 +161,19 @@ class Reader:
         return max(1, room)
 
     def _known(self) -> Recorded:
-        """What is recorded already for the group; looked up when it is first needed."""
-        if self._recorded is None:
-            self._recorded = recorded.of_scope(self._server, self.bounds.consumer_group)
-        return self._recorded
+        """What is recorded already for the group; looked up when it is first needed.
 
-    def _is_planned(self, entry_id: bytes) -> bool:
-        return self._job.to_drain is None or entry_id in self._job.to_drain.entries.rows
+        The set is whole: it was made so before the first commit, and each commit looks at that.
+        """
+        if self._recorded is None:
+            self._recorded = recorded.in_set(self._server, self.bounds.consumer_group)
+        return self._recorded
 
     def _planned(self, ids: Sequence[bytes]) -> np.ndarray | None:
         """The plan's actions for the ids (codes); -1 for one that has its record already."""
-        if self._job.to_drain is None:
+        if self._to_drain is None:
             return None
-        entries = self._job.to_drain.entries
+        entries = self._to_drain.entries
         self._cursor = self._cursor or Cursor(entries)
         rows = self._cursor.find(ids)
         for row in np.flatnonzero(rows < 0).tolist():

@@ -7,6 +7,7 @@ side by side neither lose nor double an entry (commit.py sees to that).
 from __future__ import annotations
 
 import secrets
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,10 +19,13 @@ from ..core.policy import ACTIONS
 from ..errors import DrainkitError, RefusedError
 from ..server import scopes, writing
 from ..server.connection import Server
+from ..server.look import Seen
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
-from .dry import turn_times_us
+from .dry import dry_run, turn_times_us
+from .opening import check
 from .plan_files import PlanFile
+from .run import Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +45,7 @@ def turn(settings: Settings, *, over: int) -> Iterator[str | None]:
     if settings.mode == "live":
         require_limits(settings.limits)
     with Server.of(settings) as server:
-        left = backlog_count(server, settings)
+        left = scopes.remaining(server, scopes.open_scope(server, settings))
         if left <= over:
             yield f"nothing to do: the backlog of {left:,} is not over {over:,}"
         elif settings.mode == "dry-run":
@@ -57,11 +61,6 @@ def turn(settings: Settings, *, over: int) -> Iterator[str | None]:
                         f"(its lease ends in {held_ms / 1000:.0f} s, if it does not renew it)"
                     )
                 )
-
-
-def backlog_count(server: Server, settings: Settings) -> int:
-    """Entries of the settings' scope that are not drained, counted."""
-    return scopes.remaining(server, scopes.open_scope(server, settings))
 
 
 @contextmanager
@@ -127,6 +126,28 @@ def check_readable(settings: Settings, entries: int, unreadable: Mapping[str, in
         f"{odd:,} of {entries:,} events cannot be read: {reasons}; drainkit fields shows what "
         "would help; --allow-invalid acknowledges them all the same"
     )
+
+
+def check_run(run: Run) -> Seen | None:
+    """What holds back a live drain that no person was asked about.
+
+    It is looked at before the drain only as far as something of it could hold the drain back.
+    Returns what `check` found, unless that took a while.
+    """
+    settings = run.settings
+    if run.planned is not None:
+        check(run)
+        check_planned(run.server, settings, run.planned)
+        return None
+    is_limited = any(value is not None for _, value in settings.limits)
+    seen = check(run)  # what would be refused is refused before a long look
+    most = min(seen.info.length, run.max_events or sys.maxsize)
+    if not is_limited and (settings.allow_invalid or most < MANY_UNREADABLE):
+        return seen
+    found = dry_run(run.rehearsal())
+    check_readable(settings, found.total_read, found.unreadable)
+    check_limits(settings.limits, vars(found))
+    return None
 
 
 def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None:

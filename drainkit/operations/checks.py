@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
-from ..safe import one_line, text
+from ..safe import text
 from ..server.connection import Server
 from ..server.keeping import eviction_words, keeping
 from ..server.reading import find_streams
 from ..settings import Settings
-from .losses import Lost
 from .state import (
     CONSUMER_STATES,
     HISTORY_GROUP,
     GroupState,
+    Lost,
     StreamState,
     known,
     read_state,
@@ -40,7 +40,7 @@ class Limits:
     max_pending: int | None = 1000
     max_pending_age_min: float | None = 60  # of the oldest pending entry, minutes
     max_lost: int = 0  # entries trimmed before the group read them
-    must_know_lost: bool = False  # whether it is a finding where the server's counters do not tell
+    must_know_lost: bool = False  # whether not knowing is a finding
     max_dead: int | None = None  # consumers idle at least `dead_after_min`
     max_audit: int | None = None  # entries of the audit stream, which nothing trims
     dead_after_min: float = 60
@@ -56,8 +56,8 @@ class Finding:
     text: str
 
     def line(self) -> str:
-        """The finding as one safe line."""
-        where = one_line(self.stream) + (f" {one_line(self.group)}" if self.group else "")
+        """The finding as one line."""
+        where = f"{self.stream} {self.group}" if self.group else self.stream
         return f"{self.severity.upper()}: {where}: {self.text}"
 
 
@@ -96,14 +96,9 @@ class Report:
 
 
 def check(
-    server: Server,
-    settings: Settings,
-    limits: Limits,
-    *,
-    groups: Sequence[str] = (),
-    pattern: str | None = None,
-    audits: bool = False,
-) -> Report:
+    server: Server, settings: Settings, limits: Limits, *, groups: Sequence[str] = (),
+    pattern: str | None = None, audits: bool = False,
+) -> Report:  # fmt: skip
     """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown.
 
     `audits`: for metrics, so the audit is counted by action, and backlogs are counted to the end.
@@ -134,8 +129,7 @@ def check(
 
 def unreadable(name: str, error: DrainkitError) -> Report:
     """The report where nothing could be read."""
-    findings = [Finding("unknown", name, None, one_line(str(error), 600))]
-    return Report(findings, readable=False)
+    return Report([Finding("unknown", name, None, str(error))], readable=False)
 
 
 def _each_stream(
@@ -156,7 +150,7 @@ def _each_stream(
         try:
             name = raw.decode()
         except UnicodeDecodeError:
-            report.add("unknown", text(raw), None, "the stream's name is no UTF-8")
+            report.add("unknown", text(raw), None, "the stream's name is not UTF-8")
             continue
         with ExitStack() as stack:
             try:
@@ -170,16 +164,13 @@ def _each_stream(
 
 
 def judge(
-    report: Report,
-    state: StreamState,
-    limits: Limits,
-    groups: Sequence[str] = (),
+    report: Report, state: StreamState, limits: Limits, groups: Sequence[str] = (),
     kept: Mapping[str, Any] | None = None,
-) -> None:
-    """Judge a stream, its groups (all without `groups`), and what its server keeps, if told."""
+) -> None:  # fmt: skip
+    """Judge a stream, its groups (all without `groups`), and what its server `kept`."""
     name = state.info.name
-    if kept and (told := eviction_words(kept)):
-        report.add("warning" if kept["may_evict"] else "unknown", name, None, told)
+    if kept and (words := eviction_words(kept)):
+        report.add("warning" if kept["may_evict"] else "unknown", name, None, words)
     # groups of scope history are the drain's own
     mine = [g for g in state.groups if not g.group.name.endswith(HISTORY_GROUP)]
     state = replace(state, groups=mine)
@@ -192,16 +183,17 @@ def judge(
     for g in state.groups:
         if not groups or g.group.name in groups:
             before = len(report.findings)
-            _judge_group(report, name, g, limits)
+            by = _judge_group(report, name, g, limits)
             if len(report.findings) == before:
-                report.add("ok", name, g.group.name, _healthy(g))
+                report.add("ok", name, g.group.name, _healthy(g, by))
             elif g.lost == Lost() and not limits.must_know_lost:
                 report.add("ok", name, g.group.name, f"how many {LOST} is unknown")
     if not state.groups and not groups:
         report.add("ok", name, None, f"{state.info.length:,} entries, and no group reads them")
 
 
-def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> None:
+def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> str:
+    """Add what is near or beyond a limit; what is to be said of the oldest one's age."""
     group = g.group.name
     counted = g.backlog.undelivered  # None: it stopped at the limit
     undelivered = limits.max_backlog + 1 if counted is None else counted
@@ -213,8 +205,10 @@ def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> No
     _judge_lost(report, name, g, limits)
     _add(report, name, group, "{} entries pending", g.group.pending, limits.max_pending)
     _add(report, name, group, "{} dead consumers", g.by_state.get("dead", 0), limits.max_dead)
+    by_id = g.oldest_by == "entry id"
+    by = " (the first by its id; too many to look at each event)" * by_id
     for what, n, age_sec, most, note in (
-        ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min, _by(g)),
+        ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min, by),
         ("pending", g.group.pending, g.oldest_pending_age_sec, limits.max_pending_age_min, ""),
     ):
         if n and age_sec is None and most is not None:
@@ -222,11 +216,7 @@ def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> No
         elif n and age_sec is not None:
             text = f"the oldest {what} entry is {{}} min old{note}"
             _add(report, name, group, text, age_sec / 60, most)
-
-
-def _by(g: GroupState) -> str:
-    """What is to be said of the oldest one's age."""
-    return " (the first by its id; too many to look at each event)" * (g.oldest_by == "entry id")
+    return by
 
 
 def _add(
@@ -246,17 +236,16 @@ def _judge_lost(report: Report, name: str, g: GroupState, limits: Limits) -> Non
     if lost.exact or lost.least > most:
         _add(report, name, g.group.name, f"{{}} {LOST}", lost.least, most, bound=str(lost))
     elif (lost.most is not None and lost.most > most) or lost.least:
-        text = f"{lost} {LOST}, now or earlier: the server does not tell; limit {most:,}"
+        text = f"{lost} {LOST}, now or earlier: the server does not say; limit {most:,}"
         report.add("unknown", name, g.group.name, text)
     elif lost.most is None and limits.must_know_lost:
         report.add("unknown", name, g.group.name, f"how many {LOST} is unknown")
 
 
-def _healthy(g: GroupState) -> str:
-    age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min{_by(g)}"
+def _healthy(g: GroupState, by: str) -> str:
+    age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min{by}"
     states = ", ".join(f"{g.by_state[s]} {s}" for s in CONSUMER_STATES if g.by_state.get(s))
     return (
         f"{known(g.backlog.undelivered)} undelivered{age}, {g.group.pending:,} pending, "
-        f"{g.lost} lost; lag reported "
-        f"{known(g.group.lag_reported)}; {states or 'no'} consumers"
+        f"{g.lost} lost; lag reported {known(g.group.lag_reported)}; {states or 'no'} consumers"
     )

@@ -1,4 +1,4 @@
-"""Single entries: what they hold, how they were read, every filter's verdict, whose they are."""
+"""How entries are read: one by one, with every filter's verdict; or a sample, and its fields."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..core.audit import parse
 from ..core.events import Events, decoder_of
-from ..core.places import Place, places, shown
+from ..core.places import places, shown
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
+from ..core.shapes import Findings, examine
 from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import RefusedError, UsageError
-from ..ids import FIRST_ID, id_key, is_id
+from ..ids import FIRST_ID, id_key, is_id, last_of, next_id
 from ..safe import one_line, text
-from ..server import audit_log, reading
+from ..server import audit_log, reading, scopes
 from ..server.connection import Server
+from ..server.counting import sampled
 from ..settings import Settings
 
+SAMPLE = 500  # entries at most
+TOO_MANY = 0.2  # of them unreadable: a live drain would be refused
 MAX_AUDIT_RECORDS = 1_000_000  # searched for the entries; beyond that the answer says so
 
 
@@ -27,8 +33,8 @@ def show(
 ) -> list[dict[str, Any]]:
     """All that is known of single entries, JSON-ready; reads only.
 
-    Raises UsageError for what is no entry id, RefusedError if an entry is neither in the stream nor
-    pending nor audited.
+    Raises UsageError for what is not an entry id, RefusedError if an entry is neither in the stream
+    nor pending nor audited.
     """
     for entry_id in ids:
         if not is_id(entry_id):
@@ -52,47 +58,40 @@ def show(
 
 def _decided(settings: Settings, policy: Policy, entry: RawEntry, now_us: int) -> dict[str, Any]:
     events = decoder_of(settings).decode([entry])
+    texts = [text(part) for part in entry[1] or ()]
+    pairs = [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+    found = [
+        # JSON can hold numbers that JSON cannot write again: as text each can be shown
+        vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
+        for p in places(settings.fields, entry, events)
+    ]
+    fields = None if entry[1] is None else pairs
     return judged(events, decide(events, policy, now_us), policy) | {
-        "fields": None if entry[1] is None else _pairs(entry[1]),
-        "places": [_place(place) for place in places(settings.fields, entry, events)],
-    }
+        "fields": fields, "places": found,
+    }  # fmt: skip
 
 
 def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, Any]:
     """What is known of a single event without its entry."""
     time_us, age_us = int(events.event_time_us[0]), int(decisions.age_us[0])
-    id_us = int(id_times_us(events.ids)[0])
+    id_us, confidence = int(id_times_us(events.ids)[0]), float(events.confidence[0])
     known = time_us != NO_TIME
+    values: dict[str, Any] = {name: shown(events, name) for name in ("symbol", "side", "source")}
+    values["confidence"] = None if np.isnan(confidence) else confidence
     return {
         "id": events.ids[0].decode(),
         "id_time": None if id_us == NO_TIME else iso(id_us),
         "fields": None,
-        "values": _values(events),
+        "values": values,
         "places": [],
         "event_time": iso(time_us) if known else None,
+        "decided_at": iso(time_us + age_us) if known else None,
         "time_source": TIME_SOURCES[int(events.time_source[0])],
         "age_sec": round(age_us / 1e6, 2) if known else None,
         "action": ACTIONS[int(decisions.action[0])],
         "reason": reasons(events, decisions, policy)[0],
         "filters": _filters(events, decisions, policy),
     }
-
-
-def _pairs(body: Sequence[bytes]) -> list[list[str]]:
-    texts = [text(part) for part in body]
-    return [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
-
-
-def _values(events: Events) -> dict[str, Any]:
-    number = float(events.confidence[0])
-    texts: dict[str, Any] = {name: shown(events, name) for name in ("symbol", "side", "source")}
-    return {**texts, "confidence": number if number == number else None}  # noqa: PLR0124 - nan
-
-
-def _place(place: Place) -> dict[str, Any]:
-    # JSON can hold numbers that JSON cannot write again: as text each can be shown
-    raw = text(place.raw) if isinstance(place.raw, bytes) else repr(place.raw)
-    return {**dataclasses.asdict(place), "raw": raw}
 
 
 def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[str, Any]]:
@@ -109,7 +108,7 @@ def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[
         "dropped_invalid": invalid or "every value can be read",
         "dropped_not_allowlisted": "any symbol passes" if allowed is None else
         f"{'no valid symbol' if symbol is None else symbol}, {len(allowed):,} are allowed",
-        "dropped_low_conf": "no valid confidence to judge" if number != number else  # noqa: PLR0124 - nan
+        "dropped_low_conf": "no valid confidence to judge" if np.isnan(number) else
         f"confidence {number!r}, minimum {policy.min_conf!r}",
     }  # fmt: skip
     bits = int(decisions.failed[0])
@@ -122,11 +121,7 @@ def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[
 def _groups(server: Server, entry_id: str) -> Iterator[dict[str, Any]]:
     """What each group has to do with the entry."""
     for group in reading.positions(server).values():
-        rows = [
-            row
-            for page in reading.pending_ids(server, group.name, entry_id, first=entry_id)
-            for row in page
-        ]
+        rows = next(reading.pending_ids(server, group.name, entry_id, first=entry_id), [])
         yield {
             "name": str(group.name),
             "position": group.position,
@@ -192,7 +187,8 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
          f"{verdict['says']}")
         for verdict in found["filters"]
     ]  # fmt: skip
-    rows.append(("decision", found["action"], found["reason"]))
+    at = f"as of {found['decided_at'][:19]}: " if found["decided_at"] else ""
+    rows.append(("decision", found["action"], at + found["reason"]))
     for group in found["groups"]:
         pending = group["pending"]
         state = "delivered" if group["delivered"] else "not delivered yet"
@@ -201,7 +197,7 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("group", group["name"], state))
     audit = found["audit"]
     for record in audit["records"]:
-        rows.append(("audit", record["action"], f"at {record['drained_at_ts']} in "
+        rows.append(("audit", record["action"], f"recorded at {record['drained_at_ts']} in "
                      f"{record['consumer_group']}, run {record['run_id']}: "
                      f"{record['reason']}"))  # fmt: skip
     if not audit["records"]:
@@ -209,3 +205,31 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("audit", "none", f"{audit['searched']:,} records searched{whole}"))
     return [(part, one_line(str(name), 60), one_line(str(value), 2000))
             for part, name, value in rows]  # fmt: skip
+
+
+def fields_of(server: Server, settings: Settings) -> Findings:
+    """What the backlog's events hold, which fields are chosen, and what would mend them."""
+    return examine(sample(server, settings), settings.fields)
+
+
+def unreadable(server: Server, settings: Settings) -> Findings | None:
+    """What is wrong with the backlog's events; None where at most a fifth cannot be read."""
+    entries = sample(server, settings)
+    bad = (decoder_of(settings).decode(entries).invalid > 0).sum()
+    return examine(entries, settings.fields) if bad > TOO_MANY * len(entries) else None
+
+
+def sample(server: Server, settings: Settings) -> list[RawEntry]:
+    """Entries from all over what is undelivered; of the whole stream if nothing is."""
+    info, settings = reading.stream_info(server), scopes.at_now(server, settings)
+    last = info.boundary_id
+    if settings.until is not None:
+        last = min(last, last_of(settings.until), key=id_key)
+    group = reading.positions(server).get(settings.consumer_group)
+    for first in (next_id(group.position) if group else None, info.first_id):
+        pages = sampled(server, first, last) if first and id_key(first) <= id_key(last) else ()
+        if found := [entry for page in pages for entry in page]:
+            # by chance: producers that take turns would keep time with equal steps
+            rows = np.random.default_rng(0).permutation(len(found))[:SAMPLE]
+            return [found[row] for row in sorted(rows.tolist())]
+    return []

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from .. import files
 from ..core.collection import collection_paused
@@ -24,15 +24,12 @@ from ..server import scopes
 from ..server.connection import Server
 from ..settings import Settings
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 PART_ROWS = 1_000_000
 BY_HAND = 64  # texts around one that is not UTF-8
 DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
-Fields = Callable[[Sequence[RawEntry]], "pa.Array"]
+Fields = Callable[[Sequence[RawEntry]], pa.Array]
 
 
 @collection_paused()
@@ -41,13 +38,11 @@ def export(server: Server, settings: Settings, target: str) -> int:
 
     A `target` that ends in a slash becomes a dataset `date=YYYY-MM-DD/part-N.parquet` by the UTC
     day of the entry's id (of an id that is not a time: null). Every file has the columns of
-    `FrameBuilder`, texts as plain texts, and `fields`: the entry's own in order (null where the
+    `events_frame`, texts as plain texts, and `fields`: the entry's own in order (null where the
     body is gone, escapes where a name or a value is not UTF-8), in Parquet a list of structs
     (name, value), in CSV a JSON list of [name, value].
     Whole or not at all. Raises UsageError for another name, RefusedError for a folder in use.
     """
-    import pyarrow as pa
-
     path, is_folder = Path(target), target.endswith("/")
     if not is_folder and path.suffix not in (".parquet", ".csv"):
         raise UsageError(f"{path.name}: the name must end in .parquet or .csv, or a folder's in /")
@@ -93,7 +88,7 @@ class _Dataset:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None and not self._parts.keys() - {NO_DATE}:
-            # an empty part: readers take columns and kinds, that of `date` too, from what is there
+            # an empty part, from which readers take the columns and their types, that of `date` too
             self._next_part(self._today)
         self._open.__exit__(kind, *error)  # type: ignore[arg-type]
 
@@ -137,8 +132,6 @@ def _day(time_us: int) -> str:
 
 def as_structs(page: Sequence[RawEntry]) -> pa.Array:
     """Each entry's fields as a list of structs (name, value)."""
-    import pyarrow as pa
-
     parts = [*chain.from_iterable(body or () for _, body in page)]
     columns = [_texts(pa.array(parts[first::2], pa.binary())) for first in (0, 1)]
     ends = np.cumsum([0, *(len(body or ()) // 2 for _, body in page)], dtype=np.int32)
@@ -149,8 +142,6 @@ def as_structs(page: Sequence[RawEntry]) -> pa.Array:
 
 def _texts(parts: pa.Array) -> pa.Array:
     """The bytes as texts; what is not UTF-8 is searched by halves and shown as escapes."""
-    import pyarrow as pa
-
     try:
         return parts.cast(pa.string())
     except pa.ArrowInvalid:
@@ -162,8 +153,6 @@ def _texts(parts: pa.Array) -> pa.Array:
 
 def as_json(page: Sequence[RawEntry]) -> pa.Array:
     """Each entry's fields as a JSON list of [name, value], in printable ASCII: inert anywhere."""
-    import pyarrow as pa
-
     return pa.array([None if body is None else _json(body) for _, body in page], pa.string())
 
 

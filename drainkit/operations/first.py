@@ -1,4 +1,4 @@
-"""The first screen: how it stands, what would pass now, who is at work, what to do next."""
+"""The first screen: the verdict, what would pass now, which drains are at work, what to do next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.events import Decoder, Events
 from ..core.policy import ACTIONS, decide
-from ..core.progress import span
+from ..core.progress import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS
 from ..errors import RefusedError, UsageError
@@ -18,14 +18,14 @@ from ..ids import next_id
 from ..safe import one_line
 from ..server import ledger
 from ..server.connection import Server
+from ..server.counting import sampled
 from ..server.keeping import keeping_words
 from ..server.reading import stop_words
-from ..server.splitting import sampled
 from ..settings import Settings
 from .checks import Limits, Report, judge
 from .ranges import Lens
 from .running import running_drains
-from .state import OLDEST_OF, StreamState, baseline, known, next_drain, read_state
+from .state import OLDEST_OF, StreamState, baseline, known, own_pending, read_state
 
 TOP = 5  # symbols that are named
 SUSPECT = 0.2  # of the events unreadable: the mapping is wrong, rather than the events
@@ -94,11 +94,8 @@ def _decided(
     }
 
 
-# ---------------------------------------------------------------- as words
-
-
 def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
-    """The first screen but for the next command, each fact on a line; the verdict is the first."""
+    """The first screen but for the next command, a fact on each line; the verdict comes first."""
     info, groups = found["stream"], {g["name"]: g for g in found["groups"]}
     own = groups.get(settings.consumer_group)
     lines = [
@@ -107,8 +104,7 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
         f"{found['as_of'][11:19]} UTC",
     ]
     if own is None:
-        names = ", ".join(one_line(name, 60) for name in groups) or "none"
-        lines.append(f"Groups: {names}")
+        lines.append(f"Groups: {', '.join(one_line(name, 60) for name in groups) or 'none'}")
     else:
         more = f" ({len(groups) - 1:,} more: --all)" if len(groups) > 1 else ""
         lines += [f"Group: {one_line(own['name'], 60)}{more}", _backlog(own)]
@@ -117,9 +113,8 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     if found["unread"]:
         lines.append(f"Kill switch and audit are not known: {found['unread']}")
     else:
-        told = found["stop"] and stop_words(**found["stop"])
-        lines.append(f"Stopped: {told}; drainkit resume lifts it" if told else
-                     "Kill switch: not set")  # fmt: skip
+        stopped = found["stop"] and f"{stop_words(**found['stop'])}; drainkit resume lifts it"
+        lines.append(f"Stopped: {stopped}" if stopped else "Kill switch: not set")
     if kept := keeping_words(found["server"]):
         lines.append(f"Server: {'; '.join(kept)}")
     is_busy = any(drain["alive"] for drain in found["running_drains"])
@@ -128,11 +123,10 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
 
 def _verdict(verdict: Mapping[str, Any], group: str) -> str:
     bad = [f for f in verdict["findings"] if f["severity"] != "ok"]
-    of = {
-        f["group"]: f" ({one_line(f['group'], 40)})" for f in bad if f["group"] not in (None, group)
-    }
-    told = "; ".join(f["text"] + of.get(f["group"], "") for f in bad)
-    return f"{verdict['status'].upper()}: {told or 'nothing is near a limit of drainkit check'}"
+    others = {f["group"] for f in bad} - {None, group}
+    of = {name: f" ({one_line(name, 40)})" for name in others}
+    words = "; ".join(f["text"] + of.get(f["group"], "") for f in bad)
+    return f"{verdict['status'].upper()}: {words or 'nothing is near a limit of drainkit check'}"
 
 
 def _backlog(group: Mapping[str, Any]) -> str:
@@ -165,7 +159,7 @@ def _runs(found: Mapping[str, Any]) -> list[str]:
     lines = [drain["line"] + more for drain in drains[:1]]
     if last is None:
         return [*lines, "Last run: none in the ledger"]
-    who = one_line(last["operator"], 40) or "nobody known"
+    who = one_line(last["operator"], 40) or "unknown"
     return [*lines, f"Last run: {one_line(last['at'][:19], 20)}Z by {who}: "
             f"{one_line(last['outcome'], 20)}, {last['total_read']:,} read, "
             f"{last['drained_ok']:,} passed"]  # fmt: skip
@@ -188,3 +182,17 @@ def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str
     )  # fmt: skip
     found_case = next(((command, why) for case, command, why in cases if case), None)
     return found_case or ("check", "nothing waits")
+
+
+def next_drain(status: Mapping[str, Any], settings: Settings) -> str:
+    """What a drain with these settings would take, as one line."""
+    for g in status["groups"]:
+        if g["name"] == settings.consumer_group:
+            scope, own = settings.scope, own_pending(g, settings.consumer_name)
+            entries = g["backlog"][scope] + (own if scope == "undelivered" else 0)
+            taken = next_run_words(entries, settings.max_events, settings.throttle)
+            return f"Next drain: {entries_words(scope, entries, own)}; it takes {taken}"
+    return (
+        f"Next drain: none; no group is named {settings.consumer_group}; "
+        "drain --consumer-group takes another"
+    )

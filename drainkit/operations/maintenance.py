@@ -1,7 +1,7 @@
 """Clean up safely: dead consumers, trimming, archive and restore.
 
-What a list shows is checked again inside the step that removes (commit.py), because a consumer can
-come back and a group can fall behind between the two.
+What a list shows is checked again inside the step that removes (server/writing.py), because a
+consumer can come back and a group can fall behind between the two.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from .. import files
 from ..core.timestamps import EARLIEST_ID_MS, iso
 from ..core.values import RawEntry
@@ -27,7 +25,7 @@ from ..errors import (
     UsageError,
 )
 from ..ids import is_id
-from ..safe import one_line, text
+from ..safe import text
 from ..server import ledger, reading, writing
 from ..server.connection import Server
 from ..server.reading import StreamInfo
@@ -46,57 +44,45 @@ Step = TypeVar("Step")
 
 @dataclass(frozen=True)
 class DeadConsumer:
-    """A consumer that has been idle at least the threshold, and why it must stay ("": it need not).
-
-    Its pending entries would be lost with it, so only an empty one is removable.
-    """
+    """A consumer that has been idle at least the threshold."""
 
     name: str
     pending: int
     idle_ms: int
-    why_kept: str
+    why_kept: str  # pending entries, which would be lost with it; "": it can be removed
 
 
 def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[DeadConsumer]:
     """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
     reading.position_of(server, group)
-    return [
-        DeadConsumer(
-            c.name, c.pending, c.idle_ms, _why_kept("pending", c.pending) if c.pending else ""
-        )
-        for c in reading.consumers(server, group)
-        if c.idle_ms >= min_idle_ms
-    ]
+    dead = [c for c in reading.consumers(server, group) if c.idle_ms >= min_idle_ms]
+    why = [_why_kept("pending", c.pending) if c.pending else "" for c in dead]
+    return [DeadConsumer(c.name, c.pending, c.idle_ms, w) for c, w in zip(dead, why, strict=True)]
 
 
 def remove_consumers(
-    server: Server,
-    group: str,
-    names: Sequence[str],
-    *,
-    min_idle_ms: int,
-    operator: str | None = None,
-    stopping: threading.Event | None = None,
-) -> tuple[list[str], dict[str, str]]:
+    server: Server, group: str, names: Sequence[str], *, min_idle_ms: int,
+    operator: str | None = None, stopping: threading.Event | None = None,
+) -> tuple[list[str], dict[str, str]]:  # fmt: skip
     """Remove what is safe to remove now; returns the names removed, and why each other stayed.
 
-    In a group of more than `writing.MAX_LISTED` consumers, how long each idles is as of a list that
-    is taken first; what is pending is looked up in the removing step in any case. The ledger notes
-    what was removed, with the operator (else the OS user), also if `stopping` or an error ends it.
+    Idle times of a group with more than `writing.MAX_LISTED` consumers are of a list read just
+    before; what is pending is looked up in the removing step in any case. The ledger gets what was
+    removed, with the operator (else the OS user), also if `stopping` or an error ends it.
     """
     check_primary(server.info)
     ledger.check(server)
     removed: list[str] = []
     kept: dict[str, str] = {}
-    there = {reading.raw_name(c.name): c.idle_ms for c in reading.consumers(server, group)}
+    there: dict[str, int] = {c.name: c.idle_ms for c in reading.consumers(server, group)}
     known = len(there) > writing.MAX_LISTED
     if known:
         for name in names:
-            idle_ms = there.get(reading.raw_name(name))
+            idle_ms = there.get(name)
             if idle_ms is None or idle_ms < min_idle_ms:
                 kept[name] = _why_kept("gone" if idle_ms is None else "active", idle_ms or 0)
         names = [name for name in names if name not in kept]
-    # where the list is known, each removal is held against what the list of groups tells
+    # where the list is known, each removal is checked against the list of groups
     size = max(1, BATCH_CONSUMERS // len(reading.positions(server) if known else "1"))
 
     def remove(step: Sequence[str]) -> int:
@@ -111,8 +97,8 @@ def remove_consumers(
         return len(removed) - before
 
     def look(step: Sequence[str]) -> int:
-        left = {reading.raw_name(c.name) for c in reading.consumers(server, group)}
-        return sum(reading.raw_name(name) not in left for name in step)
+        left: set[str] = {c.name for c in reading.consumers(server, group)}
+        return sum(name not in left for name in step)
 
     steps = (names[first : first + size] for first in range(0, len(names), size))
     who = operator or os_user()
@@ -124,15 +110,11 @@ def remove_consumers(
 
 
 def _by_steps(
-    server: Server,
-    what: str,
-    steps: Iterable[Step],
-    remove: Callable[[Step], int],
-    look: Callable[[Step], int],
-    note: Callable[[int], ledger.Entry],
+    server: Server, what: str, steps: Iterable[Step], remove: Callable[[Step], int],
+    look: Callable[[Step], int], note: Callable[[int], ledger.Entry],
     stopping: threading.Event | None,
-) -> int:
-    """Remove step by step; whatever ends it, the ledger and the error tell how many are removed.
+) -> int:  # fmt: skip
+    """Remove step by step; whatever ends it, ledger and error say how many were removed.
 
     `look` says how many of a step are gone, where the reply to it was lost.
     """
@@ -210,16 +192,9 @@ def trim_plan(
     floor = min(by_group, by_age or by_group, key=reading.id_key)
     bound = "age" if floor != by_group else "end" if floor == end else "group"
     held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
-    return TrimPlan(
-        floor=floor,
-        bound=bound,
-        group_floor=by_group,
-        age_floor=by_age,
-        held_by=held_by if bound == "group" else {},
-        entries=sum(len(page) for page in entries_before(server, floor)),
-        length=info.length,
-        groups=len(groups),
-    )
+    entries = sum(len(page) for page in entries_before(server, floor))
+    held_by = held_by if bound == "group" else {}
+    return TrimPlan(floor, bound, by_group, by_age, held_by, entries, info.length, len(groups))
 
 
 def _age_floor(server: Server, info: StreamInfo, keep_days: float) -> str:
@@ -256,37 +231,30 @@ def entries_before(server: Server, floor: str) -> Iterator[list[RawEntry]]:
 
 
 def trim(
-    server: Server,
-    plan: TrimPlan,
-    *,
-    archive: Path | None = None,
-    without_groups: bool = False,
-    operator: str | None = None,
-    stopping: threading.Event | None = None,
-) -> int:
+    server: Server, plan: TrimPlan, *, archive: Path | None = None, without_groups: bool = False,
+    operator: str | None = None, stopping: threading.Event | None = None,
+) -> int:  # fmt: skip
     """Remove the entries before the plan's floor, archived first; returns how many.
 
     Each batch is removed by its own ids, and only if no group needs one of them by then. With an
     archive just its entries are removed, and none unless it was written and can be read. The
-    ledger notes what was removed, and the operator (else the OS user), also if `stopping` or an
-    error ends it early. What was archived and not removed is in both places then.
+    ledger gets what was removed, and the operator (else the OS user), also if `stopping` or an
+    error ends it early. What was archived and not removed is then in both places.
     """
     check_primary(server.info)
     ledger.check(server)
     if plan.groups > writing.MAX_LISTED:
         raise RefusedError(
             f"the stream has {plan.groups:,} groups; to judge more than {writing.MAX_LISTED:,} in "
-            "the removing step would hold up the server: destroy those that nobody uses first"
+            "the removing step would hold up the server: first destroy those that are not used"
         )
+    pages = entries_before(server, plan.floor)
     if archive is not None:
-        _write_archive(archive, _until(stopping, entries_before(server, plan.floor)))
-        sized: Iterable[tuple[bytes, int]] = _archived(archive)
-    else:
-        pages = entries_before(server, plan.floor)
-        sized = ((entry[0], reading.size_of(entry)) for page in pages for entry in page)
+        _write_archive(archive, _until(stopping, pages))
+        pages = _archived(archive)
     who, kept = operator or os_user(), archive.name if archive else ""
     return _by_steps(
-        server, "entries", _steps(sized),
+        server, "entries", _steps(entry for page in pages for entry in page),
         lambda ids: writing.trim(server, ids, without_groups=without_groups),
         lambda ids: sum(fields is None for _, fields in reading.bodies(server, ids)),
         lambda n: ledger.Trimmed(who, iso(server.now_us()), n, plan.floor, plan.bound, kept),
@@ -294,22 +262,23 @@ def trim(
     )  # fmt: skip
 
 
-def _steps(sized: Iterable[tuple[bytes, int]]) -> Iterator[list[bytes]]:
-    """Ids, given with their entries' bytes, in the parts that are removed in one step."""
+def _steps(entries: Iterable[RawEntry]) -> Iterator[list[bytes]]:
+    """The entries' ids, in the parts that are removed in one step."""
     ids: list[bytes] = []
     room = TRIM_BYTES
-    for entry_id, size in sized:
+    for entry in entries:
+        size = reading.size_of(entry)
         if ids and (size > room or len(ids) == TRIM_ENTRIES):
             yield ids
             ids, room = [], TRIM_BYTES
-        ids.append(entry_id)
+        ids.append(entry[0])
         room -= size
     if ids:
         yield ids
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a name that is no Parquet file's, or a file that is there already."""
+    """Refuse a name without .parquet, or a file that exists already."""
     if path.suffix != ".parquet":
         raise UsageError(f"--archive {path.name}: the name must end in .parquet")
     if path.exists():
@@ -334,18 +303,6 @@ def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
         raise DrainkitError(f"{path} is not what was written; nothing was removed")
 
 
-def _archived(path: Path) -> Iterator[tuple[bytes, int]]:
-    """An archive's ids, and about how many bytes each entry has."""
-    import pyarrow.compute as pc
-
-    for batch in _read_archive(path):
-        offsets = batch["fields"].offsets.to_numpy()
-        parts = pc.binary_length(batch["fields"].values).to_numpy()
-        ends = np.concatenate([[0], np.cumsum(parts + reading.PART_BYTES)])
-        for entry_id, size in zip(batch["id"].to_pylist(), np.diff(ends[offsets]), strict=True):
-            yield entry_id.encode(), int(size)
-
-
 def _archive_schema() -> pa.Schema:
     import pyarrow as pa
 
@@ -359,7 +316,7 @@ def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         with files.parquet_file(path) as file:
             if not file.schema_arrow.equals(_archive_schema()):
-                raise UsageError(f"{path.name} is no archive of drainkit trim (id, fields)")
+                raise UsageError(f"{path.name} is not an archive of drainkit trim (id, fields)")
             for group in range(file.num_row_groups):  # of large entries it holds few
                 yield from file.iter_batches(TRIM_ENTRIES, row_groups=[group])
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -374,22 +331,24 @@ def restore(server: Server, key: str, path: Path) -> int:
     """
     check_primary(server.info)
     before = (0, 0)
-    for entry_id, fields in _entries(path):
-        has_id = is_id(entry_id or "") and before < (before := reading.id_key(entry_id))
+    for entry_id, fields in (entry for page in _archived(path) for entry in page):
+        name = text(entry_id)
+        has_id = is_id(name) and before < (before := reading.id_key(name))
         if not has_id or not fields or len(fields) % 2 or None in fields:
-            found = one_line(str(entry_id), 60)
-            raise UsageError(f"{path.name}: {found} is not an entry of an archive")
+            raise UsageError(f"{path.name}: {name[:60]} is not an entry of an archive")
     if reading.type_of(server, key.encode()) != "none":
         raise RefusedError(f"{key} exists already; restore into a new --stream")
-    entries = ((entry_id.encode(), fields) for entry_id, fields in _entries(path))
     try:
-        return writing.add_entries(server, key.encode(), entries)
+        return writing.add_entries(
+            server, key.encode(), (entry for page in _archived(path) for entry in page)
+        )
     except (DrainkitError, KeyboardInterrupt) as error:
         failure = error if isinstance(error, DrainkitError) else InterruptedRunError("interrupted")
         failure.args = (f"{failure} (if {key} is there, delete it and restore again)",)
         raise failure from None
 
 
-def _entries(path: Path) -> Iterator[tuple[str, list[bytes]]]:
+def _archived(path: Path) -> Iterator[list[RawEntry]]:
+    """An archive's entries; an id that is none is empty."""
     for batch in _read_archive(path):
-        yield from ((row["id"], row["fields"]) for row in batch.to_pylist())
+        yield [[(row["id"] or "").encode(), row["fields"]] for row in batch.to_pylist()]

@@ -13,7 +13,7 @@ from ..core.policy import Policy
 from ..errors import UsageError
 from ..server import reading, scopes
 from ..server.connection import Server
-from ..server.splitting import split
+from ..server.counting import split
 from ..settings import Fields, Settings
 from ..settings.config import load
 
@@ -59,7 +59,7 @@ class IdRange:
 
 
 def ranges(url_env: str, stream: str, n: int) -> list[IdRange]:
-    """The stream as it is now in `n` parts of about equal size, by a few looks at its ids.
+    """The stream as it is now in `n` equal parts; its ids are counted once.
 
     `url_env` is the name of the environment variable that holds the server's URL (a replica will
     do). Every entry lies in exactly one part; a part may be empty. Policy (`max_age_min`,

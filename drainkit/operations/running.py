@@ -6,11 +6,9 @@ import datetime as dt
 import math
 import os
 import socket
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ..safe import one_line
 from ..server import counting, ledger, reading
 from ..server.audit_log import run_counts
 from ..server.connection import Server
@@ -25,20 +23,20 @@ class RunningDrain:
 
     run_id: str
     consumer_group: str
-    consumers: list[str]  # one, or one for each worker
+    consumer: str
     started_at: str  # ISO 8601 UTC
     done: int  # audit records of the run
     remaining: int  # of its scope up to its boundary, or of its budget
     events_per_sec: float  # since it started
     eta_sec: float | None  # None: nothing done yet, or it died
-    silent_sec: float | None  # since one of its consumers was last seen; None: they are gone
+    silent_sec: float | None  # since its consumer was last seen; None: the consumer is gone
     alive: bool  # False: its process is gone, or it has been silent for too long
     throttle: float | None = None  # its own, events per second; None: none
     held_to: float | None = None  # the lower throttle of another drain at work, which holds for all
 
     def line(self) -> str:
-        """The drain as one safe line."""
-        who = f"{one_line(self.run_id)} by {one_line(', '.join(self.consumers))}"
+        """The drain as one line."""
+        who = f"{self.run_id} by {self.consumer}"
         books = f"{self.done:,} done, {self.remaining:,} remaining"
         if not self.alive:
             return (
@@ -63,14 +61,11 @@ def running_drains(server: Server) -> list[RunningDrain]:
             open_runs[entry.consumer_group, entry.consumer] = entry
         elif isinstance(entry, ledger.End):
             open_runs.pop((entry.consumer_group, entry.consumer), None)
-    runs: dict[str, list[ledger.Start]] = {}
-    for start in open_runs.values():
-        runs.setdefault(start.run_id, []).append(start)
-    done = run_counts(server, set(runs), "run_id")
+    done = run_counts(server, {start.run_id for start in open_runs.values()}, "run_id")
     found = []
-    for run_id, starts in runs.items():
-        with suppress(ValueError, ArithmeticError):
-            found.append(_running(server, starts, done[run_id]))
+    for start in open_runs.values():
+        with suppress(ValueError, ArithmeticError):  # anybody can have written a value there
+            found.append(_running(server, start, done[start.run_id]))
     throttles = [run.throttle for run in found if run.alive and run.throttle is not None]
     lowest = min(throttles, default=math.inf)
     return [
@@ -79,62 +74,50 @@ def running_drains(server: Server) -> list[RunningDrain]:
     ]
 
 
-def _running(server: Server, starts: list[ledger.Start], done: int) -> RunningDrain:
-    first = starts[0]
-    names = [start.consumer for start in starts]
-    group = reading.positions(server).get(first.consumer_group)
+def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
+    if start.throttle is not None and not 0 < start.throttle < math.inf:
+        raise ValueError(start.throttle)
+    group = reading.positions(server).get(start.consumer_group)
     left, silent_ms = 0, None
     if group is not None:
-        left = _left_of(server, group, first, names)
-        seen = [c.idle_ms for c in reading.consumers(server, group.name) if c.name in names]
-        silent_ms = min(seen, default=None)
-    budgets = [start.max_events for start in starts]
-    if None not in budgets:
-        left = min(left, max(0, sum(budget or 0 for budget in budgets) - done))
-    begun = dt.datetime.fromisoformat(first.at).timestamp()
+        left = _left_of(server, group, start)
+        there = reading.consumers(server, group.name)
+        silent_ms = next((c.idle_ms for c in there if c.name == start.consumer), None)
+    if start.max_events is not None:
+        left = min(left, max(0, start.max_events - done))
+    begun = dt.datetime.fromisoformat(start.at).timestamp()
     rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
     # below one event a minute a consumer is silent for longer than that, and well
-    pause_ms = 0.0 if first.throttle is None else 3000 / first.throttle
-    longest_ms = max(_GONE_MS if _are_gone(starts) else ACTIVE_MS, pause_ms)
+    pause_ms = 0.0 if start.throttle is None else 3000 / start.throttle
+    longest_ms = max(_GONE_MS if _is_gone(start) else ACTIVE_MS, pause_ms)
     alive = silent_ms is not None and silent_ms < longest_ms
     return RunningDrain(
-        run_id=first.run_id,
-        consumer_group=first.consumer_group,
-        consumers=names,
-        started_at=first.at,
-        done=done,
-        remaining=left,
+        start.run_id, start.consumer_group, start.consumer, start.at, done, left,
         events_per_sec=round(rate, 2),
         eta_sec=round(left / rate, 1) if rate and alive else None,
         silent_sec=None if silent_ms is None else silent_ms / 1000,
         alive=alive,
-        throttle=first.throttle,
-    )
+        throttle=start.throttle,
+    )  # fmt: skip
 
 
-def _are_gone(starts: Sequence[ledger.Start]) -> bool:
-    """Whether the processes that began the run on this very machine have all ended."""
-    return all(start.host == socket.gethostname() and _is_gone(start.pid) for start in starts)
-
-
-def _is_gone(pid: int) -> bool:
-    if pid <= 0:  # not told
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        return False
+def _is_gone(start: ledger.Start) -> bool:
+    """Whether the process that began the run on this very machine has ended."""
+    if start.pid > 0 and start.host == socket.gethostname():
+        with suppress(PermissionError, OverflowError):
+            try:
+                os.kill(start.pid, 0)
+            except ProcessLookupError:
+                return True
     return False
 
 
-def _left_of(server: Server, group: Group, start: ledger.Start, names: Sequence[str]) -> int:
+def _left_of(server: Server, group: Group, start: ledger.Start) -> int:
     """Entries of the run's scope that are not drained, counted."""
     boundary = start.boundary_id
     rows = reading.pending_ids(server, group.name, boundary, first=start.from_id)
     if start.scope == "pending":
         return sum(len(page) for page in rows)
-    own = sum(row[1] in names for page in rows for row in page)
+    own = sum(row[1] == start.consumer for page in rows for row in page)
     first = reading.next_id(group.position)
     return own + counting.count_between(server, first, boundary)

@@ -1,4 +1,4 @@
-"""What the server holds: streams, groups with counted backlogs, consumers, losses, audit."""
+"""The state of a stream: groups with counted backlogs, consumers, losses, kill switch, audit."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from typing import Any
 import numpy as np
 
 from ..core.events import Decoder, Events, decoder_of
-from ..core.progress import entries_words, next_run_words
 from ..core.timestamps import NO_TIME, id_times_us
 from ..errors import RefusedError
 from ..safe import one_line, text
 from ..server import counting, ledger, reading
 from ..server.audit_log import audit_counts
 from ..server.connection import Server
-from ..server.keeping import keeping, keeping_words
+from ..server.keeping import keeping
 from ..server.reading import (
     ACTIVE_MS,
+    FIRST_ID,
     Backlog,
     Consumer,
     Group,
     StopSwitch,
     StreamInfo,
-    stop_words,
+    id_key,
+    next_id,
 )
+from ..server.topology import ServerInfo
 from ..settings import Settings
-from .losses import Lost, lost_to
 
 SAMPLES = 3
 OLDEST_OF = 5000  # undelivered entries are looked through for the oldest event
@@ -37,6 +38,56 @@ _NEVER = np.iinfo(np.int64).max
 OLDEST_BYTES = 64 << 20  # of entries, about; of more the first one's id has to do
 CONSUMER_STATES = ("active", "idle", "dead")
 HISTORY_GROUP = ".drain_history"
+#: Servers whose entries-read is right also after a gap (Redis #13958; measured on Valkey 9.1).
+COUNTER_FOLLOWS = {"redis": (8, 2), "valkey": (9, 0)}
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Entries trimmed before a group read them: at least, and at most where that is known."""
+
+    least: int = 0
+    most: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is just so many."""
+        return self.least == self.most
+
+    def as_dict(self) -> dict[str, Any] | None:
+        """JSON-ready; not `exact`: at least so many. None: nothing is proven."""
+        return {"entries": self.least, "exact": self.exact} if self.least or self.exact else None
+
+    def __str__(self) -> str:
+        if self.exact or self.least:
+            return f"{self.least:,}" if self.exact else f"at least {self.least:,}"
+        return "unknown" if self.most is None else f"up to {self.most:,}"
+
+
+def lost_to(group: Group, info: StreamInfo, server: ServerInfo) -> Lost:
+    """How many entries after the group's position were trimmed, as far as its counters prove.
+
+    Once the group has passed a gap, nothing of it is missing any more, and no counter shows it.
+    """
+    start = info.first_id if info.first_id is not None else info.boundary_id
+    if id_key(group.position) >= id_key(start):  # a trim takes the smallest ids
+        return Lost(0, 0)
+    if info.entries_added is None:
+        return Lost()
+    gone, read = info.entries_added - info.length, group.entries_read
+    # else some of them may have been deleted, one by one
+    only_trimmed = id_key(info.max_deleted_id or FIRST_ID) <= id_key(group.position)
+    if read == 0:  # also from a file of Redis 6.2, which counted nothing: at least so many
+        return Lost(gone if only_trimmed else 0)
+    if read is None:  # no server says when a group was made; one without consumers never read
+        never_read = group.position == FIRST_ID and not group.consumers
+        return Lost(gone, gone) if never_read and only_trimmed else Lost()
+    most = gone - read  # all entries that are there lie after the position
+    if not 0 <= most <= gone:  # XSETID and ENTRIESREAD let anybody set what contradicts itself
+        return Lost()
+    # older servers add 1 to entries-read when a group passes a gap, however many it held
+    follows = server.version_tuple >= COUNTER_FOLLOWS.get(server.kind, (10**6,))
+    return Lost(most if follows and only_trimmed else 0, most)
 
 
 @dataclass(frozen=True)
@@ -85,17 +136,12 @@ class StreamState:
 
 
 def read_state(
-    server: Server,
-    settings: Settings | None = None,
-    *,
-    dead_after_min: float = 60,
-    audits: bool = False,
-    most: int | None = None,
-    seen: list[Events] | None = None,
-) -> StreamState:
+    server: Server, settings: Settings | None = None, *, dead_after_min: float = 60,
+    audits: bool = False, most: int | None = None, seen: list[Events] | None = None,
+) -> StreamState:  # fmt: skip
     """The stream as it is now; with `settings`, which name the fields, also the oldest ages.
 
-    `audits`: also count the audit by action, for which all of it is read, and tell each group's
+    `audits`: also count the audit by action, for which all of it is read, and give each group's
     last runs. `most`: count no more undelivered entries than that (and one). `seen` gets the events
     that were decoded for the ages: of a group with at most OLDEST_OF undelivered the first so many.
     """
@@ -108,17 +154,11 @@ def read_state(
     for group in groups:
         consumers = reading.consumers(server, group.name) if group.consumers else []
         event_us, by = oldest.get(group.position, (NO_TIME, None))
-        states.append(
-            GroupState(
-                group,
-                lost_to(group, info, server.info),
-                consumers,
-                Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers),
-                _age_sec(now_us, event_us),
-                by,
-                _age_sec(now_us, _oldest_pending(server, decoder, group)),
-            )
-        )
+        by_state = Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers)
+        ages = (_age_sec(now_us, event_us), by)
+        pending = _age_sec(now_us, _oldest_pending(server, decoder, group))
+        lost = lost_to(group, info, server.info)
+        states.append(GroupState(group, lost, consumers, by_state, *ages, pending))
     try:
         switch = reading.stop_switch(server)
         entries = reading.length_of(server, server.keys.audit)
@@ -130,57 +170,47 @@ def read_state(
 
 
 def _oldest(
-    server: Server,
-    decoder: Decoder,
-    info: StreamInfo,
-    groups: Sequence[Group],
+    server: Server, decoder: Decoder, info: StreamInfo, groups: Sequence[Group],
     seen: list[Events] | None,
-) -> dict[str, tuple[int, str]]:
+) -> dict[str, tuple[int, str]]:  # fmt: skip
     """By position: the time of the oldest undelivered event, and by what it was found.
 
     One look at the newest entries serves all groups that have at most OLDEST_OF undelivered.
     """
     counts = {g.position: g.backlog.undelivered if g.backlog else None for g in groups}
-    few = [reading.id_key(p) for p, n in counts.items() if n is None or 0 < n <= OLDEST_OF]
+    few = [id_key(p) for p, n in counts.items() if n is None or 0 < n <= OLDEST_OF]
     ids: list[tuple[int, int]] = []  # the newest first
     times, n_bytes, is_all = [np.empty(0, np.int64)], 0, False
-    if few:
-        newest = reading.pages(
-            server, server.stream, reading.FIRST_ID, info.boundary_id, newest_first=True
-        )
-        for page in newest:
-            ids += [reading.id_key(entry[0]) for entry in page]
-            times.append((events := decoder.decode(page)).event_time_us)
-            if seen is not None:
-                seen.append(events)
-            n_bytes += len(page) * reading.entry_bytes(page)
-            if ids[-1] <= min(few) or len(ids) > OLDEST_OF or n_bytes > OLDEST_BYTES:
-                break
-        else:
-            is_all = True
+    stream, boundary = server.stream, info.boundary_id
+    for page in reading.pages(server, stream, FIRST_ID, boundary, newest_first=True) if few else ():
+        ids += [id_key(entry[0]) for entry in page]
+        times.append((events := decoder.decode(page)).event_time_us)
+        if seen is not None:
+            seen.append(events)
+        n_bytes += len(page) * reading.entry_bytes(page)
+        if ids[-1] <= min(few) or len(ids) > OLDEST_OF or n_bytes > OLDEST_BYTES:
+            break
+    else:
+        is_all = bool(few)
     event_us = np.concatenate(times)
     event_us[event_us == NO_TIME] = _NEVER
     oldest_us, found = np.minimum.accumulate(event_us), {}
     for position in (p for p, n in counts.items() if n != 0):
-        low, high = reading.id_key(position)
+        low, high = id_key(position)
         n = bisect_left(ids, (-low, -high), key=lambda i: (-i[0], -i[1]))
         if 0 < n <= OLDEST_OF and (is_all or n < len(ids)):
             time_us = int(oldest_us[n - 1])
             found[position] = NO_TIME if time_us == _NEVER else time_us, "event time"
-            continue
-        first = reading.next_id(position)
-        for page in reading.pages(server, server.stream, first, info.boundary_id, page=1):
+        elif page := next(reading.pages(server, stream, next_id(position), boundary, page=1), []):
             found[position] = int(id_times_us([page[0][0]])[0]), "entry id"
-            break
     return found
 
 
 def _oldest_pending(server: Server, decoder: Decoder | None, group: Group) -> int:
     """The time of the pending event of the lowest id; NO_TIME without one."""
-    lowest = reading.lowest_pending(server, group.name) if decoder and group.pending else None
-    if decoder is None or lowest is None:
-        return NO_TIME
-    return int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
+    if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
+        return int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
+    return NO_TIME
 
 
 def _age_sec(now_us: int, event_us: int) -> float | None:
@@ -203,9 +233,7 @@ def state_as_dict(state: StreamState) -> dict[str, Any]:
     return {
         "stream": asdict(state.info),
         "stopped": None if switch is None else switch.reason,
-        "stop": None if switch is None else {
-            "reason": switch.reason, "operator": switch.operator, "at": switch.at,
-        },
+        "stop": None if switch is None else asdict(switch),
         "unread": state.unread,
         "audit_entries": state.audit_entries,
         "audit_by_action": state.audit_by_action,
@@ -234,51 +262,15 @@ def baseline(server: Server, state: StreamState | None = None) -> dict[str, Any]
         shown["consumer_list"] = [asdict(consumer) for consumer in g.consumers]
         shown["why"] = why(state.info, g)
     who = {"kind": server.info.kind, "version": server.info.version, **keeping(server)}
-    return {"server": who, **found, "samples": samples(server)}
-
-
-def samples(server: Server) -> list[dict[str, Any]]:
-    """The newest entries, every value as one safe line."""
-    newest = reading.newest(server, server.stream, SAMPLES)
-    return [
+    samples = [
         {"id": text(entry_id), "fields": [one_line(text(part)) for part in fields]}
-        for entry_id, fields in newest
+        for entry_id, fields in reading.newest(server, server.stream, SAMPLES)
     ]
-
-
-# ---------------------------------------------------------------- as rows and words
-
-
-def group_rows(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each group of a state's JSON (or of a baseline.json), whoever shows it.
-
-    None is unknown, ages are minutes; `known` makes a value fit to be shown.
-    """
-    return [
-        {
-            "stream": state["stream"]["name"],
-            "group": g["name"],
-            "position": g["position"],
-            **g["backlog"],
-            "lag reported": g["lag_reported"],
-            "they agree": g.get("lag_agrees"),
-            "lost": g.get("lost"),
-            "oldest, min": _minutes(g.get("oldest_age_sec")),
-            "oldest by": g.get("oldest_by") or "",
-            "oldest pending, min": _minutes(g.get("oldest_pending_age_sec")),
-            "consumers": g["consumers"],
-            "dead consumers": g.get("consumers_by_state", {}).get("dead"),
-        }
-        for g in state["groups"]
-    ]
-
-
-def _minutes(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds / 60
+    return {"server": who, **found, "samples": samples}
 
 
 def known(value: Any) -> str:
-    """A value of a row as text; None is "unknown", never 0."""
+    """A value as text; None is "unknown", never 0."""
     if value is None:
         return "unknown"
     if isinstance(value, Mapping):  # what a group lost
@@ -289,11 +281,6 @@ def known(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.1f}" if isinstance(value, float) else one_line(str(value))
-
-
-def cell(value: Any) -> Any:
-    """A value of a row for a table, which sets whole numbers to the right; else `known`."""
-    return value if type(value) is int else known(value)
 
 
 def why(info: StreamInfo, g: GroupState) -> str:
@@ -344,51 +331,3 @@ def _lag_words(info: StreamInfo, g: GroupState) -> list[str]:
 def own_pending(group: Mapping[str, Any], consumer: str) -> int:
     """What an earlier drain of this consumer left pending in a group of a state's JSON."""
     return sum(c["pending"] for c in group.get("consumer_list", ()) if c["name"] == consumer)
-
-
-def next_drain(status: Mapping[str, Any], settings: Settings) -> str:
-    """What a drain with these settings would take, as one line."""
-    for g in status["groups"]:
-        if g["name"] == settings.consumer_group:
-            scope, own = settings.scope, own_pending(g, settings.consumer_name)
-            entries = g["backlog"][scope] + (own if scope == "undelivered" else 0)
-            taken = next_run_words(entries, settings.max_events, settings.throttle)
-            return f"Next drain: {entries_words(scope, entries, own)}; it takes {taken}"
-    named = one_line(settings.consumer_group)
-    return f"Next drain: none; no group is named {named}; drain --consumer-group takes another"
-
-
-def as_text(status: Mapping[str, Any]) -> str:
-    """The baseline for a terminal."""
-    info = status["stream"]
-    lines = [
-        f"Stream: {one_line(info['name'])}",
-        f"  Length: {info['length']:,}   First: {info['first_id']}   Last: {info['last_id']}   "
-        f"Boundary: {info['boundary_id']}",
-    ]
-    if status["stop"]:
-        lines.append(f"  {stop_words(**status['stop'])}; drainkit resume lifts it")
-    lines += [f"  Note: {told}" for told in keeping_words(status["server"])]
-    if status["unread"]:
-        lines.append(f"  Kill switch and audit are not known: {status['unread']}")
-    for g, row in zip(status["groups"], group_rows(status), strict=True):
-        shown = {name: known(value) for name, value in row.items()}
-        lines += [
-            f"Group: {one_line(g['name'])}",
-            f"  Position: {shown['position']}   Consumers: {shown['consumers']}   "
-            f"Entries read: {known(g['entries_read'])}",
-            f"  Backlog counted: {shown['undelivered']} undelivered, {shown['pending']} pending, "
-            f"{shown['history']} history   Lost: {shown['lost']}   "
-            f"Lag reported: {shown['lag reported']}",
-            f"  Why: {g['why']}",
-        ]
-        waiting = [c for c in g["consumer_list"] if c["pending"]]
-        lines += [
-            f"  Consumer {one_line(c['name'])}: {c['pending']:,} pending, "
-            f"idle {c['idle_ms'] / 1000:,.0f} s"
-            for c in sorted(waiting, key=lambda c: -c["pending"])[:10]
-        ]
-    if not status["groups"]:
-        lines.append("No group reads this stream.")
-    lines += [f"Newest: {e['id']}  {one_line(' '.join(e['fields']))}" for e in status["samples"]]
-    return "\n".join(lines)

@@ -1,16 +1,26 @@
 """One run for each stream of a pattern, one after another, or as tasks of a Dask cluster.
 
-A stream's failure stops no other. Whether a run of a lost worker drained anything is told by its
-ledger and audit; the same command again goes on where it ended.
+A stream's failure stops no other. Dask gives the tasks of a worker that died to another worker,
+whatever `retries` says: a mark on the scheduler keeps such a task from draining again. It is told
+as failed; whether it drained anything its ledger and audit tell, and the same command again goes
+on where it ended.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from ..draining import unattended
+from ..draining.plan_files import PlanFile
+from ..draining.run import Run
 from ..errors import (
     DrainkitError,
     InterruptedRunError,
@@ -21,8 +31,13 @@ from ..errors import (
 from ..safe import one_line, text
 from ..server import reading
 from ..server.connection import Server
-from ..settings import Settings
+from ..settings import Settings, build
+from ..settings.kinds import allowlist_symbols, is_url
+from . import runner
 
+URL = "DRAINKIT_REDIS_URL"
+_POLL_SEC = 1.0
+_WAIT_SEC = 30.0  # for Dask's first worker
 SUMS = (
     "total_read", "dropped_old", "dropped_not_allowlisted", "dropped_low_conf", "dropped_invalid",
     "dropped_missing", "drained_ok", "errors", "remaining",
@@ -101,11 +116,6 @@ def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[s
     return found, outcomes
 
 
-def settings_for(settings: Settings, stream: str) -> Settings:
-    """The same settings for another stream."""
-    return settings.model_copy(update={"stream": stream})
-
-
 def run_in_turn(
     settings: Settings,
     streams: list[str],
@@ -121,16 +131,18 @@ def run_in_turn(
             outcome = Outcome.failed(stream, error)
         else:
             try:
-                outcome = Outcome.of(stream, run_one(settings_for(settings, stream)))
+                outcome = Outcome.of(
+                    stream, run_one(settings.model_copy(update={"stream": stream}))
+                )
             except Exception as error:
-                outcome = Outcome.failed(stream, as_told(error))
+                outcome = Outcome.failed(stream, _told(error))
             if outcome.exit_code == InterruptedRunError.exit_code:
                 stopping.set()  # at a question: the others are not to be asked for
         tell(outcome)
         yield outcome
 
 
-def as_told(error: Exception) -> DrainkitError:
+def _told(error: Exception) -> DrainkitError:
     """Any error as one line: no stream's end may stop another."""
     if isinstance(error, DrainkitError):
         return error
@@ -140,17 +152,14 @@ def as_told(error: Exception) -> DrainkitError:
 def summary(pattern: str, settings: Settings, outcomes: list[Outcome]) -> dict[str, Any]:
     """All runs together, JSON-ready: counts added up, the worst exit code, each run below."""
     sums = {name: sum(int(outcome.result.get(name) or 0) for outcome in outcomes) for name in SUMS}
-    worst = max((o.exit_code for o in outcomes), key=_badness, default=0)
+    codes = (o.exit_code for o in outcomes)
+    worst = max(codes, key=lambda c: _BADNESS.index(c if c in _BADNESS else 1), default=0)
     return {
         "pattern": pattern, "mode": settings.mode, "consumer_group": settings.consumer_group,
         "exit_code": worst, "done": sum(not o.exit_code for o in outcomes),
         "not_done": [o.stream for o in outcomes if o.exit_code],
         **sums, "streams": [outcome.as_dict() for outcome in outcomes],
     }  # fmt: skip
-
-
-def _badness(code: int) -> int:
-    return _BADNESS.index(code) if code in _BADNESS else _BADNESS.index(1)
 
 
 HEAD = ("Stream", "Outcome", "Exit", "Read", "Drained OK", "Remaining", "Evidence or reason")
@@ -175,3 +184,146 @@ def last_line(found: dict[str, Any]) -> str:
         f"{found['done']:,} of {len(found['streams']):,} streams done: {found['total_read']:,} "
         f"read, {found['drained_ok']:,} drained OK, {found['remaining']:,} remaining."
     )
+
+
+# ---------------------------------------------------------------- as tasks of a Dask cluster
+
+
+def run_with_dask(
+    settings: Settings, streams: list[str], address: str, *, tell: Tell, stopping: threading.Event
+) -> Iterator[Outcome]:
+    """Run the streams as tasks of the cluster at `address`, or of a `local` one of this machine.
+
+    The workers take the server's URL from their own DRAINKIT_REDIS_URL (no password travels), and
+    refuse another server than the one seen here. A relative reports folder is this process's.
+    """
+    with _cluster(settings, address, len(streams)) as client:
+        from dask.distributed import Event, as_completed
+
+        run = secrets.token_hex(6)
+        stop = Event(f"drainkit-{run}-stop", client=client)
+        futures = {
+            client.submit(
+                run_stream, _plain(settings, stream), _server_id(settings, stream), run,
+                key=f"drainkit-{run}-{one_line(stream, 60)}-{number}", retries=0, pure=False,
+            ): stream
+            for number, stream in enumerate(streams)
+        }  # fmt: skip
+        try:
+            with _passed_on(stopping, stop):
+                for future in as_completed(futures):
+                    outcome = _outcome(futures[future], future)
+                    tell(outcome)
+                    yield outcome
+        finally:
+            for name in [stop, *(Event(_mark(run, s), client=client) for s in streams)]:
+                name.clear()
+
+
+@contextmanager
+def _passed_on(stopping: Any, stop: Any) -> Iterator[None]:
+    """While this lasts, the event `stop` follows `stopping`."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_POLL_SEC):
+            if stopping.is_set():
+                stop.set()
+                return
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+
+
+def _outcome(stream: str, future: Any) -> Outcome:
+    if future.status == "finished":
+        return Outcome(**future.result())
+    # what Dask says may hold what it likes
+    kind = type(future.exception()).__name__ if future.status == "error" else future.status
+    lost = DrainkitError(
+        f"its Dask task ended without a result ({kind}); run the same command again to go on"
+    )
+    return Outcome.failed(stream, lost)
+
+
+@contextmanager
+def _cluster(settings: Settings, address: str, tasks: int) -> Iterator[Any]:
+    try:
+        from dask.distributed import Client, LocalCluster
+    except ImportError:
+        raise UsageError("--dask needs a package: pip install 'drainkit[dask]'") from None
+    with ExitStack() as stack:
+        try:
+            if address == "local":
+                os.environ[URL] = settings.redis_url.get_secret_value()  # workers inherit it
+                cluster = LocalCluster(
+                    n_workers=max(1, min(tasks, os.cpu_count() or 1)), threads_per_worker=1,
+                    processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                )  # fmt: skip
+                client = stack.enter_context(Client(stack.enter_context(cluster)))
+            else:
+                client = stack.enter_context(Client(address, timeout=_WAIT_SEC))
+            client.wait_for_workers(1, timeout=_WAIT_SEC)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise UsageError(
+                f"--dask {address}: {str(error) or type(error).__name__}; "
+                "start dask scheduler and dask worker, or say --dask local"
+            ) from None
+        yield client
+
+
+def _plain(settings: Settings, stream: str) -> dict[str, Any]:
+    """A stream's settings without the URL, such that they mean the same on another machine."""
+    values = {**settings.model_dump(exclude={"redis_url"}), "stream": stream}
+    if settings.allowlist is not None and settings.allowlist.startswith("@"):
+        found = allowlist_symbols(settings.allowlist)
+        values["allowlist"] = ",".join(sorted(found)) if isinstance(found, frozenset) else None
+    if not is_url(settings.reports_dir):
+        values["reports_dir"] = Path(settings.reports_dir).resolve()
+    return values
+
+
+def _server_id(settings: Settings, stream: str) -> str:
+    with Server.of(settings, stream) as server:
+        return server.info.run_id
+
+
+def _mark(run: str, stream: str) -> str:
+    return f"drainkit-{run}-begun-{stream}"
+
+
+def run_stream(values: dict[str, Any], server_id: str, run: str) -> dict[str, Any]:
+    """One stream's run, on a worker; an Outcome's fields."""
+    from dask.distributed import Event
+
+    stream, stopping = str(values["stream"]), threading.Event()
+    begun, stop = Event(_mark(run, stream)), Event(f"drainkit-{run}-stop")
+    try:
+        if begun.is_set():
+            raise DrainkitError(
+                "its Dask worker was lost in the middle, and it is not run twice by itself; "
+                "run the same command again to go on"
+            )
+        if stop.is_set():
+            raise InterruptedRunError("not run: interrupted")
+        begun.set()
+        settings = build({**values, "redis_url": os.environ.get(URL, "")}, asked=frozenset())
+        if not settings.redis_url.get_secret_value():
+            raise UsageError(f"the Dask worker has no {URL}; start it with the same as here")
+        if _server_id(settings, stream) != server_id:
+            raise RefusedError(f"the Dask worker's {URL} leads to another server than here")
+
+        def confirm(one: Run, planned: PlanFile) -> None:
+            unattended.check_planned(one.server, settings, planned)
+
+        with _passed_on(stop, stopping):
+            result, _ = runner.run(settings, confirm=confirm, stopping=stopping)
+        return vars(Outcome.of(stream, result))
+    except Exception as error:  # what Dask would do with it is not ours
+        return vars(Outcome.failed(stream, _told(error)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.audit import audit_table, parse
 from ..core.collection import collection_paused
@@ -90,19 +90,21 @@ class Extent:
         return self.length >= then.length + records and id_key(self.last_id) >= id_key(last_id)
 
 
-def extent(server: Server) -> Extent:
-    """How much the audit stream holds now; a missing one holds nothing."""
-    if not server.call("EXISTS", server.keys.audit):
+def extent_in(reply: list[Any]) -> Extent:
+    """How much a stream holds, as a reply of XINFO STREAM says; one that is missing nothing."""
+    if not reply:
         return Extent(gone=0)
-    info = pairs(server.call("XINFO", "STREAM", server.keys.audit))
+    info = pairs(reply)
     added = info.get("entries-added")
     gone = None if added is None else added - info["length"]
     return Extent(text(info["last-generated-id"]), info["length"], gone)
 
 
-def check_owner(server: Server, audit: Extent) -> None:
-    """Refuse an audit stream that holds another stream's records: they could not be told apart."""
-    known = server.call("HGET", server.keys.state, "audit") if audit.length else None
+def check_owner(server: Server, audit: Extent, known: str) -> None:
+    """Refuse an audit stream that holds another stream's records: they could not be told apart.
+
+    `known`: its last id as of this stream's last commit; "" where there was none.
+    """
     if not audit.length or (known and id_key(audit.last_id) <= id_key(known)):
         return  # nobody's, or a commit of this stream was the last
     run_id = parse(reading.newest(server, server.keys.audit, 1)[0]).run_id

@@ -1,4 +1,4 @@
-"""The one connection to Redis: single server, Sentinel, Cluster, TLS, unix socket.
+"""The one connection to Redis: requests, replies, and its errors as drainkit's own.
 
 A run talks to the primary that holds the stream, over one connection that never retries by
 itself: redis-py's own retries would send a commit twice. Replies stay bytes as they came, because
@@ -6,7 +6,7 @@ decoding one invalid byte would raise for a whole batch that the pending list al
 
 A Cluster may hand the stream's slot, side keys and all, to another of its primaries while a drain
 is at work. What the old owner refuses then did not run, so it goes to the new one. While a slot is
-half moved (SETSLOT MIGRATING), both refuse a script of several keys: it waits for the end of that.
+half moved (SETSLOT MIGRATING), both refuse a script of several keys: the drain waits.
 Clocks of two primaries can differ. Where the new one's is behind, the next commit waits until it
 has passed the audit's last id; where it is ahead, ages grow by the difference. By the audit's ids
 the throttle holds in both cases.
@@ -14,25 +14,55 @@ the throttle holds in both cases.
 
 from __future__ import annotations
 
-import contextlib
+import re
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import hiredis
 import redis
 from redis.connection import Connection
+from redis.exceptions import AskError, ClusterDownError, TryAgainError
 
-from ..errors import ReplyTooLargeError
+from ..errors import (
+    ConnectionLostError,
+    DrainkitError,
+    RefusedError,
+    ReplyTooLargeError,
+    ServerBusyError,
+    SlotMovedError,
+    UnreachableError,
+    UsageError,
+)
 from ..safe import keep_secret, one_line, secret_words
 from ..settings import Settings
 from . import topology
 from .keys import Keys, side_keys
 from .topology import Place, ServerInfo
-from .translate import SLOT_ERRORS, translated
 
 _FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
+# the request did not run: the slot is elsewhere (MovedError is an AskError), half moved, or nowhere
+SLOT_ERRORS = (AskError, TryAgainError, ClusterDownError)
+# code in the reply -> the error it becomes and what it says; the first that fits counts
+_CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
+    ("NoPermissionError|NOPERM|ACL failure|can't run this command", RefusedError,
+     "Redis denies a command; grant what `drainkit acl` prints"),
+    ("ReadOnlyError|READONLY", RefusedError,
+     "this Redis is a read-only replica; point --redis-url at a primary"),
+    ("no such key", RefusedError, "the stream is gone; check --stream and the database number"),
+    ("NOGROUP", RefusedError, "the stream or the group is gone; check --stream, --consumer-group"),
+    ("WRONGTYPE", RefusedError, "a key is not of the type it must have; check --audit-stream"),
+    ("LOADING|BUSY", ServerBusyError, "Redis is busy (it loads, or a script runs); try again"),
+    ("DB index is out of range", UsageError,
+     "--redis-url names a database that this server does not have"),
+    ("OutOfMemoryError|OOM", DrainkitError,
+     "Redis is out of memory (maxmemory) and refuses writes; free some"),
+    ("MISCONF", DrainkitError, "Redis cannot save to disk and refuses writes; see its log"),
+    ("NOREPLICAS", DrainkitError, "Redis has too few replicas and refuses writes; see its log"),
+)  # fmt: skip
 
 
 class _Counted:
@@ -55,23 +85,20 @@ class _Counted:
         return getattr(self._sock, name)
 
 
-class _Link:
-    """The connection and its requests in the order of sending; raises redis-py's errors.
+class Server:
+    """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
 
-    Wherever the primary that serves `stream` is by now, what it holds is told by `takeovers`.
+    A connection that the server closed while it was idle is opened again before the next request.
+    A request that was sent is never sent again, unless its reply says that it did not run because
+    of its slot: whether it ran is for the caller to find out.
     """
 
     info: ServerInfo  # who is at the other end
 
     def __init__(
-        self,
-        url: str,
-        stream: str,
-        audit_stream: str | None = None,
-        *,
-        place: Place | None = None,
-        anywhere: bool = False,
-    ) -> None:
+        self, url: str, stream: str, audit_stream: str | None = None, *,
+        place: Place | None = None, anywhere: bool = False,
+    ) -> None:  # fmt: skip
         """`place`: this node of a Cluster; `anywhere`: any of its nodes, to ask for the others."""
         self._url = url
         self.stream = stream.encode()  # its key
@@ -87,16 +114,25 @@ class _Link:
 
         Its replication id tells: a restart (an older file too), a failover, a primary that was a
         replica meanwhile, each give it a new one. The owner of a slot that moved within its
-        Cluster, with all that was in it, is not counted. A primary's very first replica gives it
-        a new one too, though nothing went back: that is rare, and told apart by nothing.
+        Cluster, with all that was in it, is not counted, nor a primary's very first replica, which
+        gives it a new one too: the process is the same then, and never was a replica itself.
         """
-        with self._translated():
+        with translated(self.shown_url, self.close):
             self._open()
 
-    @property
-    def reply_timeout_sec(self) -> float:
-        """After how long without a reply the connection counts as lost."""
-        return getattr(self._link, "socket_timeout", None) or topology.REPLY_TIMEOUT_SEC
+    @classmethod
+    def of(cls, settings: Settings, stream: str | None = None, *, anywhere: bool = False) -> Server:
+        """The settings' server and stream, or another stream of it with its own audit."""
+        url = settings.redis_url.get_secret_value()
+        if stream is not None:
+            return cls(url, stream)
+        return cls(url, settings.stream, settings.audit_stream, anywhere=anywhere)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Drop the connection; what the server still works on goes on there."""
@@ -106,8 +142,93 @@ class _Link:
             self._link.disconnect()
             self._link = None
 
-    def _translated(self) -> contextlib.AbstractContextManager[None]:
-        return translated(self.shown_url, self.close)
+    @property
+    def reply_timeout_sec(self) -> float:
+        """After how long without a reply the connection counts as lost."""
+        return getattr(self._link, "socket_timeout", None) or topology.REPLY_TIMEOUT_SEC
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up, as far as this side knows."""
+        return self._link is not None
+
+    def reconnect(self) -> None:
+        """Connect again, by way of Sentinel and Cluster; the caller compares `takeovers`."""
+        with translated(self.shown_url, self.close):
+            self._reopen()
+
+    def recheck(self) -> int:
+        """`takeovers` as of now: Sentinel, Cluster and server are asked again; none in flight."""
+        self._check_order()
+        self.reconnect()
+        return self.takeovers
+
+    def call(self, *args: bytes | str | int) -> Any:
+        """Send one command and return its reply, bytes undecoded."""
+        self._check_order()
+        self.send(*args)
+        return self.receive()
+
+    def send(self, *args: bytes | str | int) -> None:
+        """Send one command without waiting; replies come in the order of sending."""
+        with translated(self.shown_url, self.close):
+            self._send([args])
+
+    def receive(self, most_bytes: int | None = None) -> Any:
+        """The oldest reply not yet received; ReplyTooLargeError if `received` exceeds the bytes."""
+        with translated(self.shown_url, self.close):
+            return self._receive(most_bytes)
+
+    @property
+    def received(self) -> int:
+        """Bytes that came since a request was sent with no other in flight."""
+        return self._socket.received
+
+    def pipeline(
+        self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
+    ) -> list[Any]:
+        """Replies to `commands`, sent at once; the first error among them is raised at the end."""
+        self._check_order()
+        replies: list[Any] = []
+        failure: redis.ResponseError | None = None
+        with translated(self.shown_url, self.close):
+            self._send(commands)
+            for _ in commands:
+                try:
+                    replies.append(self._receive(most_bytes))
+                except redis.ResponseError as error:
+                    failure = failure or error
+            if failure:
+                raise failure
+        return replies
+
+    def _check_order(self) -> None:
+        """A command here would get the reply of another that is under way."""
+        if self._sent:
+            raise RuntimeError(f"{len(self._sent)} replies are still to come")
+
+    def now_us(self) -> int:
+        """The server's clock (TIME), microseconds since the epoch."""
+        seconds, micros = self.call("TIME")
+        return int(seconds) * 1_000_000 + int(micros)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The stream and its side keys; RefusedError for one in another slot of a Cluster."""
+        return side_keys(self.stream, self._audit_stream, is_cluster=self.info.cluster)
+
+    def primaries(self) -> list[Place | None]:
+        """Where each primary of a Cluster is, for `at`; of another server: there alone."""
+        if not self.info.cluster:
+            return [None]
+        with translated(self.shown_url, self.close):
+            return [*dict.fromkeys(place for _, _, place in topology.slots(self._connected()))]
+
+    def at(self, place: Place | None) -> Server:
+        """A connection to one primary; UnreachableError names it."""
+        return Server(self._url, self.stream.decode(), place=place)
+
+    # ------------------------------------------------ what follows raises redis-py's errors
 
     def _open(self) -> None:
         """Connect to the primary that serves the stream's slot, or to the node that was named."""
@@ -125,12 +246,15 @@ class _Link:
         self._place: Place | None = None if unix else (link.host, int(link.port))
 
     def _reopen(self) -> None:
-        """Connect anew, resolving Sentinel and Cluster again."""
+        """Connect again, by way of Sentinel and Cluster."""
         before, place = self.info, self._place
         self.close()
         self._open()
-        if (self.info.replid, self.info.role) == (before.replid, before.role):
+        now = self.info
+        if now.role == before.role and now.replid == before.replid:
             return
+        if now.role == before.role and now.run_id == before.run_id and not now.was_replica:
+            return  # its first replica came
         if place and self.info.cluster:
             moved = topology.has_handed_over(self._url, self.stream, place, before, self.info)
             self.takeovers += not moved
@@ -190,7 +314,7 @@ class _Link:
         return self._link
 
     def _fresh(self) -> Connection:
-        """The connection for a request; with none in flight, opened anew if the server closed it.
+        """The connection for a request; with none in flight, opened again if the server closed it.
 
         Not to another server than before: the caller has to know that it restarted.
         """
@@ -209,110 +333,6 @@ class _Link:
         return self._connected()
 
 
-class Server(_Link):
-    """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
-
-    A connection that the server closed while it was idle is opened anew before the next request.
-    A request that was sent is never sent again, unless its reply says that it did not run because
-    of its slot: whether it ran is for the caller to find out.
-    """
-
-    @classmethod
-    def of(cls, settings: Settings, stream: str | None = None, *, anywhere: bool = False) -> Server:
-        """The settings' server and stream, or another stream of it with its own audit."""
-        url = settings.redis_url.get_secret_value()
-        if stream is not None:
-            return cls(url, stream)
-        return cls(url, settings.stream, settings.audit_stream, anywhere=anywhere)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def connected(self) -> bool:
-        """Whether the connection is up, as far as this side knows."""
-        return self._link is not None
-
-    def reconnect(self) -> None:
-        """Connect anew, resolving Sentinel and Cluster again; the caller compares `takeovers`."""
-        with self._translated():
-            self._reopen()
-
-    def recheck(self) -> int:
-        """`takeovers` as of now: Sentinel, Cluster and server are asked again; none in flight."""
-        self._check_order()
-        self.reconnect()
-        return self.takeovers
-
-    def call(self, *args: bytes | str | int) -> Any:
-        """Send one command and return its reply, bytes undecoded."""
-        self._check_order()
-        self.send(*args)
-        return self.receive()
-
-    def send(self, *args: bytes | str | int) -> None:
-        """Send one command without waiting; replies come in the order of sending."""
-        with self._translated():
-            self._send([args])
-
-    def receive(self, most_bytes: int | None = None) -> Any:
-        """The oldest reply not yet received; ReplyTooLargeError if `received` exceeds the bytes."""
-        with self._translated():
-            return self._receive(most_bytes)
-
-    @property
-    def received(self) -> int:
-        """Bytes that came since a request was sent with no other in flight."""
-        return self._socket.received
-
-    def pipeline(
-        self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
-    ) -> list[Any]:
-        """Replies to `commands`, sent at once; the first error among them is raised at the end."""
-        self._check_order()
-        with self._translated():
-            self._send(commands)
-            replies: list[Any] = []
-            errors: list[redis.ResponseError] = []
-            for _ in commands:
-                try:
-                    replies.append(self._receive(most_bytes))
-                except redis.ResponseError as error:
-                    errors.append(error)
-            if errors:
-                raise errors[0]
-            return replies
-
-    def _check_order(self) -> None:
-        """A command here would get the reply of another that is under way."""
-        if self._sent:
-            raise RuntimeError(f"{len(self._sent)} replies are still to come")
-
-    def now_us(self) -> int:
-        """The server's clock (TIME), microseconds since the epoch."""
-        seconds, micros = self.call("TIME")
-        return int(seconds) * 1_000_000 + int(micros)
-
-    @cached_property
-    def keys(self) -> Keys:
-        """The stream and its side keys; RefusedError for one in another slot of a Cluster."""
-        return side_keys(self.stream, self._audit_stream, is_cluster=self.info.cluster)
-
-    def primaries(self) -> list[Place | None]:
-        """Where each primary of a Cluster is, for `at`; of another server: there alone."""
-        if not self.info.cluster:
-            return [None]
-        with self._translated():
-            return [*dict.fromkeys(place for _, _, place in topology.slots(self._connected()))]
-
-    def at(self, place: Place | None) -> Server:
-        """A connection to one primary; UnreachableError names it."""
-        return Server(self._url, self.stream.decode(), place=place)
-
-
 class Clock:
     """The server's time without asking each time: its last TIME plus this host's monotonic clock.
 
@@ -329,3 +349,52 @@ class Clock:
     def now_us(self) -> int:
         """Microseconds since the epoch, by the server's clock."""
         return self._offset_us + time.monotonic_ns() // 1000
+
+
+def _of_reply(error: redis.ResponseError) -> DrainkitError:
+    """The drainkit error for an error reply; what was asked did not run."""
+    if isinstance(error, SLOT_ERRORS):
+        return SlotMovedError(
+            "the Cluster does not serve the stream's slot now; run the same command again"
+        )
+    # redis-py has a class in the place of some codes, and 6.2 wraps the errors of a script in text
+    # of its own ("Error running script ... -OOM"), so all of it is searched
+    words = f"{type(error).__name__} {getattr(error, 'status_code', None)} {error}"
+    for codes, kind, message in _CODES:
+        if re.search(rf"\b({codes})\b", words):
+            return kind(f"{message} ({error})")
+    return DrainkitError(f"Redis says: {error}")
+
+
+@contextmanager
+def translated(shown_url: str, lost: Callable[[], None]) -> Iterator[None]:
+    """Turn redis-py's exceptions into drainkit's; `lost` is called for a link of no more use."""
+    try:
+        yield
+    except redis.ResponseError as error:
+        raise _of_reply(error) from error
+    except ReplyTooLargeError:  # its rest would be taken for the next reply
+        lost()
+        raise
+    except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
+        raise UnreachableError(
+            f"Redis at {shown_url} refuses the login ({error}); "
+            "check user and password in DRAINKIT_REDIS_URL"
+        ) from error
+    except redis.BusyLoadingError as error:
+        raise ServerBusyError("Redis is loading its data; try again in a while") from error
+    except redis.exceptions.InvalidResponse as error:
+        lost()
+        raise UnreachableError(
+            f"what answers at {shown_url} does not speak Redis's protocol; "
+            "check host, port and TLS in --redis-url"
+        ) from error
+    except (redis.RedisError, OSError) as error:
+        lost()
+        reason = str(error).rstrip(".") or type(error).__name__
+        advice = "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+        if "closed by server" in str(error):
+            advice = "its log says why: it ended, or this client (client-output-buffer-limit?)"
+        raise ConnectionLostError(
+            f"cannot reach Redis at {shown_url}: {reason}; {advice}"
+        ) from error

@@ -1,8 +1,9 @@
-"""Counts entries by reading as few of them as it can: Redis's own lag can be wrong.
+"""Counts, samples and cuts a stream by reading as few entries as it can.
 
-XINFO STREAM tells length and both ends in one atomic reply, so all or none of a stream is known
-without reading. In the middle of a stream the entries of the range and those around it are read
-alternately: the smaller side ends first, and the length tells the other.
+Redis's own lag can be wrong, so entries are counted. XINFO STREAM tells length and both ends in one
+atomic reply: all or none of a stream is known without reading. In the middle of a stream the
+entries of the range and those around it are read alternately: the smaller side ends first, and the
+length gives the other.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 
 from ..core.collection import collection_paused
 from ..core.values import RawEntry
+from ..safe import text
 from . import reading
 from .connection import Server
 from .reading import Backlog, Group, StreamInfo, id_key, next_id, previous_id
 
+SPREAD = (64, 4, 25)  # a sample's places, how often each is read at most, and entries each time
+_SEQUENCES = 1 << 64
 Pages = Iterator[Sequence[RawEntry]]
 
 
@@ -31,7 +35,7 @@ def count_between(server: Server, first: str, last: str) -> int:
 def count(
     server: Server, info: StreamInfo, first: str, last: str, *, most: int | None = None
 ) -> tuple[int, bool]:
-    """How many entries lay from `first` to `last` when `info` was told, and whether that is all.
+    """How many entries lay from `first` to `last` when `info` was read, and whether that is all.
 
     With `most` it ends as soon as there are more, and answers `most` + 1 and False.
     """
@@ -96,3 +100,63 @@ def groups(server: Server, info: StreamInfo, *, most: int | None = None) -> list
         backlog = Backlog(new, group.pending, None if new is None else max(0, info.length - new))
         states.append(dataclasses.replace(group, backlog=backlog))
     return states
+
+
+@collection_paused()
+def split(server: Server, n: int) -> list[tuple[str, str]]:
+    """The stream's n equal parts in order: the first and the last id of each, both included.
+
+    The last part ends at the boundary of now. A part without entries ends before it begins.
+    """
+    info, before = reading.stream_info(server), 0
+    begins = [info.first_id or next_id(info.boundary_id)]
+    for page in reading.pages(server, server.stream, begins[0], info.boundary_id, ahead=True):
+        while len(begins) < n and (at := info.length * len(begins) // n) < before + len(page):
+            begins.append(text(page[at - before][0]))
+        before += len(page)
+    begins += [next_id(info.boundary_id)] * (n + 1 - len(begins))
+    return [(begin, previous_id(end)) for begin, end in pairwise(begins)]
+
+
+def sampled(server: Server, first: str, last: str) -> Iterator[list[RawEntry]]:
+    """Some 5,000 entries from all over a range of ids, none twice; all, of a small one.
+
+    Places of equal span are read; what goes on after what was read there is cut into places again,
+    so that most entries come from where most are, be it a burst in a quiet month.
+    """
+    places, times, most = SPREAD
+    spans, count = [(_number(first), _number(last))], 1
+    for _ in range(times):
+        cut = [part for span in spans for part in _equal(*span, places // len(spans))]
+        found: list[list[RawEntry]] = server.pipeline(
+            [("XRANGE", server.stream, _id(a), _id(b), "COUNT", count) for a, b in cut]
+        )
+        spans = [
+            (_number(page[-1][0]) + 1, end)
+            for (_, end), page in zip(cut, found, strict=True)
+            if len(page) == count and _number(page[-1][0]) < end
+        ]
+        read = [page for page in found if page]
+        yield from read
+        if not spans:
+            return
+        count = max(
+            1, min(most, reading.PAGE_BYTES // places // max(map(reading.entry_bytes, read)))
+        )
+
+
+def _equal(first: int, last: int, n: int) -> list[tuple[int, int]]:
+    """The span in up to n parts, each of at least one id."""
+    n = max(1, min(n, last - first + 1))
+    cuts = [first + (last - first + 1) * i // n for i in range(n + 1)]
+    return [(a, b - 1) for a, b in pairwise(cuts)]
+
+
+def _number(entry_id: str | bytes) -> int:
+    ms, sequence = id_key(entry_id)
+    return ms * _SEQUENCES + sequence
+
+
+def _id(number: int) -> str:
+    ms, sequence = divmod(number, _SEQUENCES)
+    return f"{ms}-{sequence}"

@@ -1,4 +1,4 @@
-"""Whether the server has room for a drain's records, and keeps them: what its INFO tells."""
+"""Whether the server has room for a drain's records, and keeps them, by its INFO."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ WORK_BYTES = 1 << 20  # what scripts, requests and replies take for a moment (me
 
 
 def keeping(server: Server) -> dict[str, Any]:
-    """JSON-ready; None is what INFO does not tell."""
-    told: dict[str, str] = {}
-    for reply in server.pipeline([("INFO", "memory"), ("INFO", "persistence")]):
-        lines = reply.decode("utf-8", "replace").splitlines()
-        told |= dict(line.split(":", 1) for line in lines if ":" in line)
+    """JSON-ready; None: INFO does not say."""
+    return keeping_in(b"\n".join(server.pipeline([("INFO", "memory"), ("INFO", "persistence")])))
+
+
+def keeping_in(info: bytes) -> dict[str, Any]:
+    """As `keeping`, from what INFO said."""
+    lines = info.decode("utf-8", "replace").splitlines()
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
     most, used, aof, saves = (
-        int(told[name]) if told.get(name, "").isdecimal() else None
+        int(values[name]) if values.get(name, "").isdecimal() else None
         for name in ("maxmemory", "used_memory", "aof_enabled", "rdb_saves")
     )
-    policy = told.get("maxmemory_policy")
-    is_told = most is not None and policy is not None
-    may_evict = bool(most) and str(policy).startswith("allkeys") if is_told else None
+    policy = values.get("maxmemory_policy")
+    is_known = most is not None and policy is not None
+    may_evict = bool(most) and str(policy).startswith("allkeys") if is_known else None
     return {
         "maxmemory": most,
         "used_memory": used,
@@ -43,10 +46,10 @@ def keeping(server: Server) -> dict[str, Any]:
 def eviction_words(kept: Mapping[str, Any]) -> str:
     """What is to be said of keys that the server may remove; "" where it removes none."""
     if kept["may_evict"] is None:
-        return "whether the server may evict keys is unknown: its INFO does not tell"
+        return "whether the server may evict keys is unknown: its INFO does not say"
     policy = f"{one_line(str(kept['maxmemory_policy']))}, maxmemory {_size(kept['maxmemory'] or 0)}"
-    told = f"the server may evict any key ({policy}): audit, ledger and kill switch may be lost"
-    return told if kept["may_evict"] else ""
+    words = f"the server may evict any key ({policy}): audit, ledger and kill switch may be lost"
+    return words if kept["may_evict"] else ""
 
 
 def keeping_words(kept: Mapping[str, Any]) -> list[str]:
@@ -54,27 +57,25 @@ def keeping_words(kept: Mapping[str, Any]) -> list[str]:
     if "may_evict" not in kept:  # a baseline of an older version
         return []
     disk = {
-        None: "whether the server keeps anything on disk is unknown: its INFO does not tell",
+        None: "whether the server keeps anything on disk is unknown: its INFO does not say",
         False: "the server has kept nothing on disk since it started (no append-only file, no "
         "snapshot): a crash loses audit and ledger",
         True: "",
     }
-    return [told for told in (eviction_words(kept), disk[kept["on_disk"]]) if told]
+    return [words for words in (eviction_words(kept), disk[kept["on_disk"]]) if words]
 
 
-def check_room(server: Server, scope: Scope, max_events: int | None) -> None:
-    """Refuse a drain whose records would not fit into what `maxmemory` leaves."""
-    kept = keeping(server)
+def check_room(server: Server, scope: Scope, max_events: int | None, memory: bytes) -> None:
+    """Refuse a drain whose records would not fit into what `maxmemory` leaves, as INFO told."""
+    kept = keeping_in(memory)
     if not kept["maxmemory"] or kept["used_memory"] is None:
         return
     left = max(0, kept["maxmemory"] - kept["used_memory"])
     one = RECORD_BYTES + len(scope.group) + PENDING_BYTES * (scope.name == "pending")
-    events = max_events
-    if (
-        events is None or events * one * MARGIN + WORK_BYTES > left
-    ):  # else there is no need to count
-        left_over = scopes.remaining(server, scope)
-        events = min(left_over, events or left_over)
+    if max_events is not None and max_events * one * MARGIN + WORK_BYTES <= left:
+        return  # there is no need to count
+    events = scopes.remaining(server, scope)
+    events = min(events, max_events or events)
     if (needed := round(events * one * MARGIN) + WORK_BYTES) > left:
         raise RefusedError(
             f"the records of {events:,} events need about {_size(needed)} of memory, and maxmemory "

@@ -1,14 +1,42 @@
-"""The stream's side keys, and the slot that they share on a Cluster."""
+"""The stream's side keys, the slot that they share on a Cluster, and who may use them how.
+
+ACL rules are least privilege by role: analyst, drainer, historian, janitor. Scripts run with their
+caller's rights, so what a script may do is what these rules say. From 7.0 on keys are granted for
+reading or per command (selectors); Redis 6.2 knows neither, so there a drainer could also add to
+the stream, and a janitor trim the ledger. No rule lets a drainer trim, delete or overwrite the
+stream: the kill switch is set by SETNX and lifted by GETDEL, which leave keys of other types alone.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from redis.crc import key_slot
 
 from ..errors import RefusedError, UsageError
 from ..safe import text
-from .topology import hash_tag
+from .topology import ServerInfo
+
+READING = (
+    "ping", "select", "info", "time", "type", "exists", "xinfo", "xrange", "xrevrange", "xlen",
+    "xpending", "get", "hget", "hmget", "hgetall", "zrangebylex", "zcard", "smembers", "scan",
+    "cluster|keyslot", "cluster|slots",
+)  # fmt: skip
+DRAINING = ("eval", "xreadgroup", "xack")
+HISTORY = ("xgroup|create", "xgroup|destroy")
+RECORDING = ("zadd", "zrem", "zremrangebylex")
+CLEANING = ("eval", "xgroup|delconsumer", "xtrim")
+
+#: What no rule can forbid a role, on any server; a line each.
+NOT_FORBIDDEN = (
+    "no rule looks at arguments: who may add to the audit or the run ledger can also empty it "
+    "(XADD audit MAXLEN 0) or write what never was",
+    "who may XREADGROUP can also take what others have (CLAIM, from 8.4 on) or read for another "
+    "group of the stream; who may XACK can acknowledge what was never audited",
+    "a historian can destroy any group of the stream, a drainer write the drains' common state "
+    "(pace, what is recorded), and who may EVAL hold the server with a script that does not end",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +57,7 @@ def side_keys(stream: bytes, audit_stream: str | None, *, is_cluster: bool) -> K
     A Cluster's slot is that of the hash tag (redis.io, Cluster specification).
     """
     base = stream
-    if is_cluster and not hash_tag(base):
+    if is_cluster and not re.search(rb"^[^{]*\{[^}]+\}", base):  # else it has a hash tag
         if b"}" in base:
             raise RefusedError(
                 "the stream's name has a } and no hash tag, so on a Cluster no key can share "
@@ -53,3 +81,50 @@ def check_slot(stream: bytes, key: bytes) -> None:
             f"{text(key)} is in another Cluster slot than the stream, so both could not be used in "
             "one step; give it a name with the stream's hash tag"
         )
+
+
+def rules(
+    keys: Keys, info: ServerInfo, *, allowlist_key: bytes | None = None
+) -> dict[str, list[str]]:
+    """Each role's rules, ready for `ACL SETUSER name on >password ...`."""
+    side = [keys.audit, keys.runs, keys.stop, keys.state, keys.recorded]
+    looked_at = [keys.stream, *side, *([allowlist_key] if allowlist_key else [])]
+    allowed = {
+        "analyst": (),
+        "drainer": DRAINING,
+        "historian": (*DRAINING, *HISTORY),
+        "janitor": CLEANING,
+    }
+    stream, audit, runs, stop, state, recorded = (
+        f"~{_pattern(key)}" for key in (keys.stream, *side)
+    )
+    if info.version_tuple < (7, 0):
+        seen = [f"~{_pattern(key)}" for key in looked_at]
+        writing = [*(f"+{name}" for name in ("xadd", "hset", "setnx", "getdel", *RECORDING))]
+        # on 6.2 a key is granted to every command, so a janitor gets only what he needs
+        granted = {"analyst": seen, "janitor": [stream, runs]}
+        added = {"analyst": [], "janitor": ["+xadd"]}
+    else:
+        readable = [f"%R~{_pattern(key)}" for key in looked_at]
+        # EVAL needs all its keys at once; what the script then calls is checked call by call
+        scripted = [stream, audit, runs, stop, state, recorded, *readable[6:]]
+        seen = scripted
+        writing = [f"({audit} {runs} +xadd)", f"({state} +hset)", f"({stop} +setnx +getdel)"]
+        writing.append(f"({recorded} {' '.join(f'+{name}' for name in RECORDING)})")
+        granted = {"analyst": readable, "janitor": [stream, *readable[1:6]]}
+        added = {"analyst": [], "janitor": [f"({runs} +xadd)"]}
+    return {
+        role: [
+            "resetkeys", "resetchannels", "-@all",
+            *granted.get(role, seen),
+            *(f"+{name}" for name in (*READING, *commands)),
+            *added.get(role, writing),
+        ]
+        for role, commands in allowed.items()
+    }  # fmt: skip
+
+
+def _pattern(key: bytes) -> str:
+    """The key as a pattern that fits nothing else; white space, which no rule may hold, is `?`."""
+    text = re.sub(r"([*?\[\]\\^])", r"\\\1", key.decode("utf-8", "backslashreplace"))
+    return re.sub(r"[\s\x00]", "?", text, flags=re.ASCII)

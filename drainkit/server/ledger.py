@@ -1,14 +1,16 @@
 """The run ledger in Redis: a typed entry for each thing that a run, or an operator, leaves there.
 
-Nobody else knows the fields' names. Whoever may write to the ledger could have put anything there:
-what cannot be read as one of these is left out.
+The fields' names are known here alone. Anybody who may write to the ledger could have put anything
+there: what cannot be read as one of these is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import msgspec
 
 from ..core.summary import RUN_ID
 from ..errors import RefusedError
@@ -201,18 +203,8 @@ def _read(flat: list[bytes]) -> Entry | None:
         return None
     if kind in (Start, End, Sealed) and not RUN_ID.fullmatch(found.get("run_id", "")):
         return None
+    values = {n: None if v == _WORDS.get(n) else v for n, v in found.items()}
     try:
-        values: dict[str, Any] = {
-            f.name: _value(str(f.type), found[f.name], _WORDS.get(f.name))
-            for f in fields(kind)
-            if f.name in found or f.default is MISSING
-        }
-        return kind(**values)
-    except (KeyError, ValueError):
+        return msgspec.convert(values, kind, strict=False)  # numbers are texts there
+    except msgspec.ValidationError:
         return None
-
-
-def _value(kind: str, shown: str, none: str | None) -> Any:
-    if shown == none and "None" in kind:
-        return None
-    return float(shown) if "float" in kind else int(shown) if "int" in kind else shown

@@ -16,7 +16,7 @@ from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
 
-# ruff: noqa: PLC0414 - whoever reads the stream needs ids and names, so they are exported again
+# ruff: noqa: PLC0414 - code that reads the stream needs ids and names, so they are exported again
 from ..ids import FIRST_ID as FIRST_ID
 from ..ids import LAST_ID as LAST_ID
 from ..ids import id_key as id_key
@@ -24,10 +24,10 @@ from ..ids import next_id as next_id
 from ..ids import previous_id as previous_id
 from ..safe import one_line, text
 from .connection import Server
-from .names import Name as Name
-from .names import named as named
-from .names import raw_name as raw_name
-from .names import told_apart
+from .scope import Name as Name
+from .scope import named as named
+from .scope import raw_name as raw_name
+from .scope import told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
@@ -89,9 +89,9 @@ class StreamInfo:
         return b"%d %d" % (self.entries_added, self.entries_added - self.length)
 
     def has_all_of(self, then: StreamInfo) -> bool:
-        """Whether all entries of `then` are still there: none deleted, the stream not made anew.
+        """Whether all entries of `then` are still there: none deleted, and it is the same stream.
 
-        6.2 has no counters to tell; there it must be the same in all.
+        6.2 has no counters; there nothing at all may differ.
         """
         if self.entries_added is None or then.entries_added is None:
             return astuple(self) == astuple(then)
@@ -116,6 +116,11 @@ class StopSwitch:
         return stop_words(self.reason, self.operator, self.at)
 
     @classmethod
+    def odd(cls, server: Server, kind: str) -> StopSwitch:
+        """A key of another type in the switch's place."""
+        return cls(f"{one_line(text(server.keys.stop))} is a {kind}", "", None)
+
+    @classmethod
     def read(cls, raw: bytes) -> StopSwitch:
         """From the switch's value; one that was set by hand has no reason that can be read."""
         try:
@@ -138,11 +143,21 @@ def stop_words(reason: str, operator: str, at: str | None) -> str:
 
 def stream_info(server: Server) -> StreamInfo:
     """The stream's ends and length; a missing stream or another type is refused."""
-    kind = server.call("TYPE", server.stream)
-    if kind != b"stream":
+    try:
+        return stream_in(server, server.call("XINFO", "STREAM", server.stream))
+    except RefusedError:
+        kind = server.call("TYPE", server.stream)
+        if kind == b"stream":
+            raise
         found = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a stream"
-        raise RefusedError(f"{text(server.stream)} {found}; check --stream and the database number")
-    info = pairs(server.call("XINFO", "STREAM", server.stream))
+        raise RefusedError(
+            f"{text(server.stream)} {found}; check --stream and the database number"
+        ) from None
+
+
+def stream_in(server: Server, reply: list[Any]) -> StreamInfo:
+    """The server's stream as a reply of XINFO STREAM says."""
+    info = pairs(reply)
     deleted = info.get("max-deleted-entry-id")
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
     return StreamInfo(
@@ -157,12 +172,12 @@ def stream_info(server: Server) -> StreamInfo:
 
 
 def type_of(server: Server, key: bytes) -> str:
-    """The type of what a key holds, as TYPE says; "none" where there is no such key."""
+    """The type of what a key holds, as TYPE says; "none" for a missing key."""
     return text(server.call("TYPE", key))
 
 
 def length_of(server: Server, key: bytes) -> int:
-    """How many entries a stream has; 0 where there is no such stream."""
+    """How many entries a stream has; 0 for a missing one."""
     return int(server.call("XLEN", key))
 
 
@@ -180,16 +195,23 @@ def lowest_pending(server: Server, group: str) -> bytes | None:
 
 def stop_switch(server: Server) -> StopSwitch | None:
     """The kill switch, if it is set; a key of another type in its place stops drains too."""
-    kind = type_of(server, server.keys.stop)
-    if kind not in ("none", "string"):
-        return StopSwitch(f"{one_line(text(server.keys.stop))} is a {kind}", "", None)
-    found = server.call("GET", server.keys.stop)
+    try:
+        found = server.call("GET", server.keys.stop)
+    except RefusedError:
+        if (kind := type_of(server, server.keys.stop)) == "string":
+            raise
+        return StopSwitch.odd(server, kind)
     return None if found is None else StopSwitch.read(found)
 
 
 def positions(server: Server) -> dict[str, Group]:
     """Every group of the stream by its name, which equals a text only if its bytes do."""
-    replies = [pairs(reply) for reply in server.call("XINFO", "GROUPS", server.stream)]
+    return groups_in(server.call("XINFO", "GROUPS", server.stream))
+
+
+def groups_in(reply: list[Any]) -> dict[str, Group]:
+    """The groups that a reply of XINFO GROUPS names."""
+    replies = [pairs(one) for one in reply]
     return {
         name: Group(
             name=name,
@@ -208,7 +230,7 @@ def position_of(server: Server, group: str) -> Group:
     groups = positions(server)
     if group not in groups:
         if any(str(name) == group for name in groups):
-            raise RefusedError(f"{group}: the group's name is no UTF-8; drain another")
+            raise RefusedError(f"{group}: the group's name is not UTF-8; drain another")
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
             f"{text(server.stream)} has no group {group}; it has: {known}"
@@ -225,15 +247,9 @@ def consumers(server: Server, group: str) -> list[Consumer]:
 
 
 def pages(
-    server: Server,
-    key: bytes,
-    first: str,
-    last: str,
-    *,
-    page: int = PAGE_ENTRIES,
-    ahead: bool = False,
-    newest_first: bool = False,
-) -> Generator[list[RawEntry]]:
+    server: Server, key: bytes, first: str, last: str, *,
+    page: int = PAGE_ENTRIES, ahead: bool = False, newest_first: bool = False,
+) -> Generator[list[RawEntry]]:  # fmt: skip
     """Entries from `first` to `last`, both included, in pages of at most `page`.
 
     A page of more than MOST_BYTES is given up while it comes, and asked for in smaller ones. With
@@ -292,17 +308,6 @@ def size_of(entry: RawEntry) -> int:
     return 1 + PART_BYTES * len(parts) + sum(map(len, parts))
 
 
-def receive_page(server: Server) -> list[RawEntry]:
-    """The reply to `send_page`."""
-    entries: list[RawEntry] = server.receive()
-    return entries
-
-
-def send_page(server: Server, after: str, last: str, count: int) -> None:
-    """Ask for up to `count` entries after one id up to another; `receive_page` brings them."""
-    server.send("XRANGE", server.stream, next_id(after), last, "COUNT", count)
-
-
 def bodies(server: Server, ids: Sequence[bytes], most_bytes: int | None = None) -> list[RawEntry]:
     """Each id with its fields, or with None where the body is gone."""
     commands: list[Any] = [("XRANGE", server.stream, entry, entry) for entry in ids]
@@ -325,28 +330,21 @@ def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]
 
 
 def pending_ids(
-    server: Server,
-    group: str,
-    boundary: str,
-    *,
-    consumer: str | None = None,
-    min_idle_ms: int = 0,
-    first: str = FIRST_ID,
-    page: int = 1000,
-) -> Iterator[list[tuple[bytes, Name, int]]]:
+    server: Server, group: str, boundary: str, *, consumer: str | None = None,
+    min_idle_ms: int = 0, first: str = FIRST_ID, page: int = 1000,
+) -> Iterator[list[tuple[bytes, Name, int]]]:  # fmt: skip
     """Pages of (id, owner, idle_ms) from `first` to `boundary`, idle at least `min_idle_ms`."""
-    start = first
     idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
     owner = (raw_name(consumer),) if consumer is not None else ()
-    while id_key(start) <= id_key(boundary):
+    while id_key(first) <= id_key(boundary):
         found = server.call(
-            "XPENDING", server.stream, raw_name(group), *idle, start, boundary, page, *owner
+            "XPENDING", server.stream, raw_name(group), *idle, first, boundary, page, *owner
         )
         if found:
             yield [(row[0], Name(row[1]), row[2]) for row in found]
         if len(found) < page:
             return
-        start = next_id(text(found[-1][0]))
+        first = next_id(text(found[-1][0]))
 
 
 def pairs(reply: list[Any]) -> dict[str, Any]:

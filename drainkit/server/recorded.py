@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 from ..core.values import RawEntry
+from ..errors import RefusedError
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .reading import FIRST_ID, LAST_ID, id_key, next_id, pairs
+from .reading import FIRST_ID, LAST_ID, Name, id_key, next_id, pairs
 
 Key = tuple[int, int]  # an id, as ids.id_key has it
 _PAGE = 1000  # members, or intervals, in one request
@@ -65,11 +67,19 @@ class Recorded:
 
 def of_scope(server: Server, consumer_group: str) -> Recorded:
     """What is recorded for a consumer group; by the audit itself where the set is not as it was."""
-    if not _is_whole(server):
-        found = audited_ids(server).get(consumer_group.encode(), set())
-        spans = [*_intervals(server, found)]
-    else:
-        spans = [*_members(server, consumer_group)]
+    group = consumer_group.encode()
+    if _is_whole(server):
+        return in_set(server, consumer_group)
+    return _of(_intervals(server, group, audited_ids(server).get(group, set())))
+
+
+def in_set(server: Server, consumer_group: str) -> Recorded:
+    """What the recorded set says of a consumer group."""
+    return _of(_members(server, consumer_group))
+
+
+def _of(intervals: Iterator[tuple[Key, Key]]) -> Recorded:
+    spans = [*intervals]
     return Recorded([span[0] for span in spans], [span[1] for span in spans])
 
 
@@ -105,21 +115,29 @@ def _make_again(server: Server, after: str) -> None:
     spans = [
         (group, f"{a}-{b}", f"{c}-{d}")
         for group, ids in audited_ids(server, after).items()
-        for (a, b), (c, d) in _intervals(server, ids)
+        for (a, b), (c, d) in _intervals(server, group, ids)
     ]
     for at in range(0, len(spans) or 1, _PAGE):
         is_last = at + _PAGE >= len(spans)
         writing.remember(server, spans[at : at + _PAGE], last if is_last else "")
 
 
-def _intervals(server: Server, ids: set[bytes]) -> Iterator[tuple[Key, Key]]:
-    """The ids as intervals that hold no other entry of the stream."""
+def _intervals(server: Server, group: bytes, ids: set[bytes]) -> Iterator[tuple[Key, Key]]:
+    """The ids as intervals that hold no other entry of the stream, nor one pending for the group.
+
+    The body of one that is pending may be gone.
+    """
     if not ids:
         return
     keys = sorted(map(id_key, ids))
     (a, b), (c, d) = keys[0], keys[-1]
-    between = reading.pages(server, server.stream, f"{a}-{b}", f"{c}-{d}")
-    others = [id_key(entry[0]) for page in between for entry in page if entry[0] not in ids]
+    first, last = f"{a}-{b}", f"{c}-{d}"
+    between = chain.from_iterable(reading.pages(server, server.stream, first, last))
+    others = [id_key(entry[0]) for entry in between if entry[0] not in ids]
+    with suppress(RefusedError):  # a group that is gone has nothing pending
+        pages = reading.pending_ids(server, Name(group), last, first=first)
+        others += [id_key(row[0]) for row in chain.from_iterable(pages) if row[0] not in ids]
+    others.sort()
     for _, part in groupby(keys, lambda key: bisect_left(others, key)):
         span = [*part]
         yield span[0], span[-1]

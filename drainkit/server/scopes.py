@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from typing import NamedTuple
 
 from ..core.values import RawEntry
-from ..errors import RefusedError
-from ..ids import FIRST_ID, at_moment, first_of, id_key, last_of, next_id, previous_id
+from ..errors import RefusedError, UsageError
+from ..ids import (
+    FIRST_ID,
+    at_moment,
+    first_of,
+    id_key,
+    last_of,
+    lies_after,
+    next_id,
+    previous_id,
+)
 from ..safe import text
 from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
 from . import recorded
 from .connection import Server
-from .counting import count_between
+from .counting import count, count_between
 from .keys import check_slot
+from .look import Seen
 from .reading import (
     Name,
     body_pages,
@@ -45,12 +56,7 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     first = FIRST_ID if settings.from_ is None else first_of(settings.from_)
     wanted: list[Name] = []
     if settings.scope == "history":
-        own = positions(server).get(settings.drain_group)
-        exists = own is not None
-        if exists:
-            check_history_group(server, settings)
-        position = own.position if own else history_done(server, settings.drain_group)
-        position = _history_start(server, position, first, exists=exists)
+        position, exists = _history_start(server, settings.drain_group, first)
         boundary = min(main.position, boundary, key=id_key)
     if settings.scope == "pending" and settings.from_consumer:
         there = [c.name for c in consumers(server, settings.consumer_group)]
@@ -59,18 +65,11 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
                 raise RefusedError(f"--from-consumer: the group has no {given}")
             wanted.append(name)
     return Scope(
-        name=settings.scope,
-        group=settings.drain_group,
-        consumer_group=settings.consumer_group,
-        consumer=settings.consumer_name,
-        position=position,
-        group_position=main.position,
-        boundary=boundary,
-        group_exists=exists,
-        min_idle_ms=round(settings.min_idle_min * 60_000),
-        from_consumers=tuple(wanted),
+        settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,
+        position=position, group_position=main.position, boundary=boundary, group_exists=exists,
+        min_idle_ms=round(settings.min_idle_min * 60_000), from_consumers=tuple(wanted),
         first=first,
-    )
+    )  # fmt: skip
 
 
 def at_now(server: Server, settings: Settings) -> Settings:
@@ -79,56 +78,49 @@ def at_now(server: Server, settings: Settings) -> Settings:
     if not bounds:
         return settings
     now_us = server.now_us()
-    return settings.model_copy(update={n: at_moment(b, now_us) for n, b in bounds.items()})
+    found = settings.model_copy(update={n: at_moment(b, now_us) for n, b in bounds.items()})
+    if found.from_ and found.until and lies_after(found.from_, found.until):
+        raise UsageError("--from lies after --until")
+    return found
 
 
-def _history_start(server: Server, position: str, first: str, *, exists: bool) -> str:
-    """Where scope history's group stands, or would be made, for a run from `first` on.
+def _history_start(server: Server, group: str, first: str) -> tuple[str, bool]:
+    """The position of scope history's group for a run from `first` on, and whether it exists.
 
     A group reads on from its position and cannot skip. So with --from a new group is made at the id
-    before `first`, and one that is there must have nothing left before it. What a new group leaves
+    before `first`, and one that exists must have nothing left before it. What a new group leaves
     out stays out, as a later history drain goes on where the last commit left its group. It takes
     another --history-group, and --until, to drain what was left out.
     """
-    start = max(position, previous_id(first), key=id_key)
-    if exists and start != position:
-        left = next(pages(server, server.stream, next_id(position), start, page=1), [])
-        if left:
-            raise RefusedError(
-                f"--from: the history group stands at {position}, before it, and a group cannot "
-                "skip; leave --from out, or name another --history-group"
-            )
-        return position
-    return start
-
-
-def check_history_group(server: Server, settings: Settings) -> None:
-    """Refuse a group that is somebody's: scope history acknowledges all it has, and destroys it."""
-    group = settings.drain_group
+    own = positions(server).get(group)
+    if own is None:
+        return max(history_done(server, group), previous_id(first), key=id_key), False
+    # it acknowledges all that the group has, and destroys it
     if server.call("HGET", server.keys.state, f"history_group:{group}") != b"made":
         raise RefusedError(not_ours(group))
+    before = pages(server, server.stream, next_id(own.position), previous_id(first), page=1)
+    if any(before):
+        raise RefusedError(
+            f"--from: the history group is at {own.position}, before it, and a group cannot skip; "
+            "leave --from out, or name another --history-group"
+        )
+    return own.position, True
 
 
 def history_done(server: Server, group: str) -> str:
-    """Where scope history's last commit left its group, be it exhausted or destroyed since."""
+    """The position at which scope history's last commit left its group, even if destroyed since."""
     done = server.call("HGET", server.keys.state, f"history:{group}")
     return text(done) if done else FIRST_ID
 
 
 def scope_ids(server: Server, scope: Scope) -> Iterator[list[tuple[bytes, Name]]]:
     """Scope pending: pages of (id, owner) that a drain may take, its own come first elsewhere."""
-    owners = scope.from_consumers or (None,)
-    for owner in owners:
+    for owner in scope.from_consumers or (None,):
         for page in pending_ids(
-            server,
-            scope.group,
-            scope.boundary,
-            consumer=owner,
-            min_idle_ms=scope.min_idle_ms,
+            server, scope.group, scope.boundary, consumer=owner, min_idle_ms=scope.min_idle_ms,
             first=scope.first,
-        ):
-            rows = [(row_id, name) for row_id, name, _ in page if name != scope.consumer]
-            if rows:
+        ):  # fmt: skip
+            if rows := [(row_id, name) for row_id, name, _ in page if name != scope.consumer]:
                 yield rows
 
 
@@ -152,40 +144,57 @@ def scope_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
             if fresh := [row[0] for row in rows if not done.has(row[0])]:
                 yield from body_pages(server, fresh)
         return
-    with closing(_new_entries(server, scope)) as found:
+    first = next_id(scope.position)
+    with closing(pages(server, server.stream, first, scope.boundary, ahead=True)) as found:
         for page in found:
             if entries := done.without(page):
                 yield entries
 
 
-def _new_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
-    yield from pages(server, server.stream, next_id(scope.position), scope.boundary, ahead=True)
-
-
 def remaining(server: Server, scope: Scope) -> int:
     """Entries of the scope, up to the boundary, not yet drained; counted."""
-    return left(server, scope)[0]
+    return left(server, scope).fresh
 
 
-def left(server: Server, scope: Scope) -> tuple[int, int]:
-    """What is `remaining`, and how many entries, recorded or not, are undelivered."""
+class Left(NamedTuple):
+    """What a scope has left: entries not yet drained, those of its own consumer, undelivered ones.
+
+    The own and the undelivered ones count whether they have their records or not.
+    """
+
+    fresh: int
+    own: int
+    undelivered: int
+
+
+def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
+    """What the scope has left, counted; `seen`: as of then."""
+    own = [i for ids in own_ids(server, scope) for i in ids] if seen is None or seen.has_own else []
+    new = undelivered(server, scope, seen)
+    if scope.name != "pending" and not own and not new:
+        return Left(0, 0, 0)
     done = recorded.of_scope(server, scope.consumer_group)
-    own = sum(not done.has(entry) for ids in own_ids(server, scope) for entry in ids)
+    fresh = sum(not done.has(entry) for entry in own)
     if scope.name == "pending":
         rows = (row for page in scope_ids(server, scope) for row in page)
-        return own + sum(not done.has(row[0]) for row in rows), 0
-    parts = [*done.parts(next_id(scope.position), scope.boundary)]
+        return Left(fresh + sum(not done.has(row[0]) for row in rows), len(own), 0)
+    first = next_id(scope.position)
+    parts = [*done.parts(first, scope.boundary)]
     if len(parts) > recorded.SCANNED:
-        pages = [(len(done.without(page)), len(page)) for page in _new_entries(server, scope)]
-        return own + sum(fresh for fresh, _ in pages), sum(n for _, n in pages)
+        found = pages(server, server.stream, first, scope.boundary, ahead=True)
+        counts = [(len(done.without(page)), len(page)) for page in found]
+        return Left(fresh + sum(n for n, _ in counts), len(own), sum(n for _, n in counts))
     counted = sum(count_between(server, *part) for part in parts)
-    new = undelivered(server, scope)
-    return own + new - counted, new
+    return Left(fresh + new - counted, len(own), new)
 
 
-def undelivered(server: Server, scope: Scope) -> int:
+def undelivered(server: Server, scope: Scope, seen: Seen | None = None) -> int:
     """Entries after the group's position up to the boundary, recorded or not; counted."""
-    return count_between(server, next_id(scope.position), scope.boundary)
+    if scope.name == "pending":
+        return 0
+    if seen is None:
+        return count_between(server, next_id(scope.position), scope.boundary)
+    return count(server, seen.info, next_id(scope.position), scope.boundary)[0]
 
 
 def there(server: Server, ids: Sequence[bytes]) -> set[bytes]:
@@ -197,15 +206,16 @@ def there(server: Server, ids: Sequence[bytes]) -> set[bytes]:
     return {entry[0] for page in found for entry in page if entry[0] in wanted}
 
 
-def current(server: Server, scope: Scope) -> Scope:
-    """`scope` with the group's position of now (and whether a history group still exists)."""
-    found = positions(server).get(scope.group)
-    if found is None:
-        done = FIRST_ID
-        if scope.name == "history":
-            done = max(history_done(server, scope.group), previous_id(scope.first), key=id_key)
-        return dataclasses.replace(scope, position=done, group_exists=False)
-    return dataclasses.replace(scope, position=found.position, group_exists=True)
+def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
+    """`scope` with the group's position of now, or as `seen` (and whether that group exists)."""
+    found = (positions(server) if seen is None else seen.groups).get(scope.group)
+    if found is not None:
+        return replace(scope, position=found.position, group_exists=True)
+    done = FIRST_ID
+    if scope.name == "history":
+        done = history_done(server, scope.group) if seen is None else seen.history_done
+        done = max(done, previous_id(scope.first), key=id_key)
+    return replace(scope, position=done, group_exists=False)
 
 
 def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
@@ -222,5 +232,5 @@ def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
         what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"
         raise RefusedError(f"--allowlist {settings.allowlist}: the key {what}")
     members = server.call("SMEMBERS", found)
-    # as latin-1 what is no ASCII stays none, and so is refused
+    # as latin-1 whatever is not ASCII stays so, and is refused
     return check_symbols([member.decode("latin-1") for member in members], settings.allowlist)

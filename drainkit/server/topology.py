@@ -77,6 +77,7 @@ class ServerInfo:
     role: str  # "master" or "slave"
     cluster: bool
     replid: str = ""  # of its data's history: new whenever the data may have gone back
+    was_replica: bool = False  # of another one, whose history it went on with
 
     @property
     def version_tuple(self) -> tuple[int, ...]:
@@ -175,7 +176,10 @@ def _answers(urls: list[str], ask: Callable[[str, Connection], T]) -> Iterator[T
 def owner_node(url: str, link: Connection, key: bytes) -> Connection:
     """A connection to the Cluster node that serves `key`; `link` leads to any of its nodes."""
     if not url.startswith("unix:"):
-        place = _slot_owner(link, key)
+        slot = key_slot(key)
+        place = next((place for first, last, place in slots(link) if first <= slot <= last), None)
+        if place is None:
+            raise SlotMovedError("no node of the Cluster serves the stream's slot; check it")
         link.disconnect()
         return node(url, *place)
     try:  # a socket leads to one node only
@@ -231,7 +235,7 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
 
 @contextmanager
 def _login() -> Iterator[None]:
-    """The errors of a login; a server may repeat what it was told, so no other text is shown."""
+    """The errors of a login; a server may repeat a password, so no other text of it is shown."""
     try:
         yield
     except redis.exceptions.InvalidResponse:
@@ -247,7 +251,7 @@ def _check_password(url: str) -> None:
     query = url.partition("?")[2]
     if "#" in url or not re.fullmatch(r"(?:[A-Za-z_%\d]+=[^&]*(?:&|$))*", query):
         raise UsageError(
-            "--redis-url: a # or ? of the password stands as it is; write %23 for #, %3F for ?, "
+            "--redis-url: a # or ? of the password must be encoded; write %23 for #, %3F for ?, "
             "%2F for /, %40 for @"
         )
 
@@ -272,22 +276,10 @@ def read_info(link: Connection) -> ServerInfo:
     values = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     kind = values.get("server_name", "redis")
     version = values.get(f"{kind}_version") or values.get("redis_version", "0")
-    return ServerInfo(
-        kind=kind,
-        version=version,
-        run_id=values.get("run_id", ""),
-        role=values.get("role", ""),
-        cluster=values.get("cluster_enabled") == "1",
-        replid=values.get("master_replid") or values.get("run_id", ""),
-    )
-
-
-def _slot_owner(link: Connection, key: bytes) -> Place:
-    slot = key_slot(key)
-    for first, last, place in slots(link):
-        if first <= slot <= last:
-            return place
-    raise SlotMovedError("no node of the Cluster serves the stream's slot; check the Cluster")
+    run_id, is_cluster = values.get("run_id", ""), values.get("cluster_enabled") == "1"
+    replid = values.get("master_replid") or run_id
+    return ServerInfo(kind, version, run_id, values.get("role", ""), is_cluster, replid,
+                      bool(values.get("master_replid2", "").strip("0")))  # fmt: skip
 
 
 def slots(link: Connection) -> Iterator[tuple[int, int, Place]]:
@@ -323,13 +315,6 @@ def has_handed_over(
     return (info.replid, info.role, owner_info.replid) == (before.replid, "master", now.replid)
 
 
-def hash_tag(key: bytes) -> bytes:
-    """The tag that decides a key's slot (redis.io, Cluster specification), or b""."""
-    _, opened, rest = key.partition(b"{")
-    tag, closed, _ = rest.partition(b"}")
-    return tag if opened and closed else b""
-
-
 def netloc(host: str, port: int) -> str:
-    """Host and port as they stand in a URL."""
+    """Host and port as a URL has them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -23,7 +23,7 @@ from ..core.audit import OF_EVENT, Records
 from ..core.events import Events
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
-from ..safe import one_line, text
+from ..safe import text
 from .connection import Server
 from .reading import FIRST_ID, PAGE_BYTES, StopSwitch, next_id, raw_name, size_of, type_of
 from .scope import Scope, not_ours
@@ -34,7 +34,7 @@ REFUSALS = {
     "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
     "many_groups": "the stream has more than {:,} groups, and to look up a position among them "
-    "would hold up the server; remove groups that nobody reads with",
+    "would hold up the server; remove groups that are not used",
 }
 FAILURES = {
     "unaudited": "the audit stream was deleted or trimmed during the run: records are missing; "
@@ -43,15 +43,8 @@ FAILURES = {
     "than were decided; compare the audit with the stream before the next run",
 }
 MAX_LISTED = 1_000  # groups or consumers; a script that lists so many takes 3 to 5 ms
-_WAITING: list[Any] = [
-    b"none",
-    b"",
-    b"",
-    b"0-0",
-    0,
-    0,
-    0,
-]  # what a reply that says to wait leaves out
+# what a reply that says to wait leaves out
+_WAITING: list[Any] = [b"none", b"", b"", b"0-0", 0, 0, 0]
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
 TRIM_REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was removed",
@@ -89,7 +82,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Committed:
-    """What became of a batch: done, or told to wait; and where group and stream stand then."""
+    """What became of a batch: done, or to be sent later; and the state of group and stream."""
 
     done: bool
     now_us: int
@@ -105,18 +98,9 @@ class Committed:
 
 
 def send_commit(
-    server: Server,
-    scope: Scope,
-    batch: Batch,
-    records: Records,
-    *,
-    drained_at: str,
-    rate: float | None,
-    run_id: str,
-    deadline_us: int,
-    audit_id: str,
-    credit_us: int = 0,
-) -> None:
+    server: Server, scope: Scope, batch: Batch, records: Records, *, drained_at: str,
+    rate: float | None, run_id: str, deadline_us: int, audit_id: str, credit_us: int = 0,
+) -> None:  # fmt: skip
     """Send a batch to be committed, with what its records say (`audit.records`).
 
     After `deadline_us`, by the server's clock, the request does nothing any more. `audit_id` is the
@@ -131,7 +115,7 @@ def send_commit(
         kind = ("pending", batch.counters, scope.min_idle_ms)
     keys = server.keys
     server.send(
-        "EVAL", _script("commit"), 5, keys.stream, keys.audit, keys.stop, keys.state, keys.recorded,
+        "EVAL", script("commit"), 5, keys.stream, keys.audit, keys.stop, keys.state, keys.recorded,
         scope.group, scope.consumer, "none" if rate is None else repr(rate), run_id, deadline_us,
         scope.boundary, *kind, drained_at, scope.consumer_group, audit_id, credit_us, MAX_LISTED,
         msgspec.msgpack.encode([*texts, actions, reasons]), *map(raw_name, batch.owners or ()),
@@ -174,16 +158,10 @@ def stopped(switch: StopSwitch) -> StoppedError:
 
 
 def probe(
-    server: Server,
-    scope: Scope,
-    *,
-    after: str,
-    counters: bytes,
-    deadline_us: int,
-    audit_id: str = FIRST_ID,
-    rate: float | None = None,
-) -> Committed:
-    """A commit without records: proves that one could work, and tells where the group stands.
+    server: Server, scope: Scope, *, after: str, counters: bytes, deadline_us: int,
+    audit_id: str = FIRST_ID, rate: float | None = None,
+) -> Committed:  # fmt: skip
+    """A commit without records: proves that one could work, and brings the group's position.
 
     It refuses what a commit refuses: a position below `after`, counters that went back. With `rate`
     the drains at work learn of this one's throttle.
@@ -198,12 +176,12 @@ def probe(
 def begin(server: Server, group: str, consumer_group: str) -> tuple[str, str]:
     """Hold the state against stream, audit and recorded set, before a first commit (begin.lua).
 
-    Returns how they stand to each other ("whole", "anew", "behind", "ahead") and, if "ahead", after
+    Returns how they compare ("whole", "anew", "behind", "ahead") and, if "ahead", after
     which of the audit's ids the set lacks its records.
     """
     keys = server.keys
     how, after = server.call(
-        "EVAL", _script("begin"), 4, keys.stream, keys.audit, keys.state, keys.recorded,
+        "EVAL", script("begin"), 4, keys.stream, keys.audit, keys.state, keys.recorded,
         group, consumer_group,
     )  # fmt: skip
     if how == b"gone":
@@ -217,7 +195,7 @@ def remember(server: Server, spans: Sequence[tuple[bytes | str, ...]], audit_id:
     With the last of them, `audit_id` says up to which id of the audit they are complete.
     """
     server.call(
-        "EVAL", _script("remember"), 2, server.keys.state, server.keys.recorded, audit_id,
+        "EVAL", script("remember"), 2, server.keys.state, server.keys.recorded, audit_id,
         *chain.from_iterable(spans),
     )  # fmt: skip
 
@@ -233,11 +211,11 @@ def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> boo
 
     False if it was set already: then it keeps its first reason, but none that expires.
 
-    SETNX and GETDEL, not SET and DEL: on 6.2 an ACL cannot tell keys apart by command, and a
+    SETNX and GETDEL, not SET and DEL: on 6.2 an ACL grants a command for all keys or none, and a
     drainer must not be able to overwrite or delete the stream.
     """
     switch = {"reason": reason, "operator": operator, "at_us": now_us}
-    kind = text(server.call("EVAL", _script("stop"), 1, server.keys.stop, json.dumps(switch)))
+    kind = text(server.call("EVAL", script("stop"), 1, server.keys.stop, json.dumps(switch)))
     if kind not in ("", "string"):
         raise RefusedError(not_a_switch(server, kind))
     return not kind
@@ -254,7 +232,7 @@ def resume(server: Server) -> StopSwitch | None:
 def not_a_switch(server: Server, kind: str) -> str:
     """What to say of a key of another type in the kill switch's place."""
     return (
-        f"{one_line(text(server.keys.stop))} is a {kind}, no kill switch of drainkit's: no drain "
+        f"{text(server.keys.stop)} is a {kind}, no kill switch of drainkit's: no drain "
         "goes on as long as it is there; rename it, and drainkit stop"
     )
 
@@ -266,11 +244,11 @@ def open_history(server: Server, scope: Scope) -> None:
     and a second one of the same consumer group.
     """
     made, *other = server.call(
-        "EVAL", _script("history_open"), 2, server.stream, server.keys.state, scope.group,
+        "EVAL", script("history_open"), 2, server.stream, server.keys.state, scope.group,
         scope.consumer_group, scope.position,
     )  # fmt: skip
     if made == -1:
-        raise RefusedError(f"{text(server.stream)} is no stream any more")
+        raise RefusedError(f"{text(server.stream)} is not a stream any more")
     if made == -2:
         raise RefusedError(not_ours(scope.group))
     if made == -3:
@@ -287,7 +265,7 @@ def close_history(server: Server, scope: Scope) -> bool:
     All history counts, not just what --until or a plan let this run take.
     """
     reply = server.call(
-        "EVAL", _script("history_close"), 2, server.stream, server.keys.state, scope.group,
+        "EVAL", script("history_close"), 2, server.stream, server.keys.state, scope.group,
         scope.group_position,
     )  # fmt: skip
     return bool(reply)
@@ -307,10 +285,10 @@ def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
 
 
 @cache
-def _script(name: str) -> str:
+def script(name: str) -> str:
     """A script's text, with those before it that it needs."""
     folder = resources.files("drainkit.server").joinpath("lua")
-    needs = {"commit": 2, "begin": 2, "remember": 2, "trim": 1, "history_open": 1}
+    needs = {"commit": 2, "begin": 2, "remember": 2, "trim": 1, "history_open": 1, "look": 1}
     names = (*("ids", "recorded")[: needs.get(name, 0)], name)
     text = "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
     return re.sub(r"(?m)^ *--.*\n", "", text)  # it travels, and is summed up, with each commit
@@ -349,7 +327,7 @@ def remove_consumers(
     ms) or ("gone", 0).
     """
     reply = server.call(
-        "EVAL", _script("remove_consumers"), 1, server.stream, group,
+        "EVAL", script("remove_consumers"), 1, server.stream, group,
         "" if min_idle_ms is None else min_idle_ms, *map(raw_name, names),
     )  # fmt: skip
     return [(text(status), int(number)) for status, number in reply]
@@ -362,7 +340,7 @@ def trim(server: Server, ids: Sequence[bytes], *, without_groups: bool = False) 
     """
     last = text(ids[-1])
     status, *detail = server.call(
-        "EVAL", _script("trim"), 1, server.stream, last, next_id(last), len(ids),
+        "EVAL", script("trim"), 1, server.stream, last, next_id(last), len(ids),
         hashlib.sha1(b"".join(i + b"\n" for i in ids), usedforsecurity=False).hexdigest(),
         "1" if without_groups else "0",
     )  # fmt: skip
@@ -380,6 +358,6 @@ def hold_lease(server: Server, group: str, token: str, ttl_ms: int) -> int:
     Returns 0 if it is `token`'s now, else for how many ms another one still holds it.
     """
     reply = server.call(
-        "EVAL", _script("lease"), 1, server.keys.state, f"lease:{group}", token, ttl_ms
+        "EVAL", script("lease"), 1, server.keys.state, f"lease:{group}", token, ttl_ms
     )
     return int(reply)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +54,7 @@ USUAL_FIELDS: dict[str, tuple[str, ...]] = {
                   "generated_at", "timestamp_ms"),
     "source": ("source",),
 }  # fmt: skip
+_ANY_US = 4 * 10**15  # of two ages one is the earlier at any moment
 _NOT_IN_NAMES = {'"', "\\", *map(chr, range(32))}  # the JSON decoder cannot look for these
 OF_THE_FILE = ("limits", "approval")  # what holds a run back stands in drainkit.toml alone
 
@@ -256,11 +256,7 @@ class Settings(BaseModel):
         """The group that the run reads and acknowledges in (scope history has its own)."""
         if self.scope != "history":
             return self.consumer_group
-        return self.history_group or self._own_history_group
-
-    @property
-    def _own_history_group(self) -> str:
-        return f"{self.consumer_group}.drain_history"
+        return self.history_group or f"{self.consumer_group}.drain_history"
 
     @check("fields", mode="before")
     @classmethod
@@ -277,8 +273,9 @@ class Settings(BaseModel):
         if value and info.data.get("scope") == "undelivered":
             raise ValueError("is for scopes pending and history only: a group cannot skip")
         if value and until:
-            first, last = (ids.at_moment(bound, time.time_ns() // 1000) for bound in (value, until))
-            if ids.id_key(ids.first_of(first)) > ids.id_key(ids.last_of(last)):
+            # a time and an age are held against each other once the server's clock is known
+            first, last = (ids.at_moment(bound, _ANY_US) for bound in (value, until))
+            if (first == value) == (last == until) and ids.lies_after(first, last):
                 raise ValueError("lies after --until")
         return value
 

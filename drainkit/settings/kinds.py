@@ -160,10 +160,11 @@ def _holds(is_right: Callable[[float], bool], text: str) -> AfterValidator:
 
 
 _Number = Annotated[float, BeforeValidator(_to_number)]
-Share = Annotated[_Number, _holds(lambda x: 0 <= x <= 1, "must be within 0..1")]
+Share = Annotated[_Number, _holds(lambda x: 0 <= x <= 1, "must be within 0..1, as 0.60 for 60 %")]
 Minutes = Annotated[
     _Number, _holds(lambda x: 0 <= x <= MAX_MIN, f"must be >= 0 minutes, at most {MAX_MIN:,}")
 ]
+Amount = Annotated[_Number, _holds(lambda x: x >= 0, "must be 0 or more")]
 PositiveMinutes = Annotated[
     _Number, _holds(lambda x: 0 < x <= MAX_MIN, f"must be > 0 minutes, at most {MAX_MIN:,}")
 ]

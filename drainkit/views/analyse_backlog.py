@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pandas as pd
 
+from ..core.places import value_of
 from ..core.plan import allowlist_notes
 from ..core.policy import ACTIONS, Policy
-from ..core.progress import entries_words, next_run_words, span
+from ..core.progress import amount, entries_words, next_run_words, span
 from ..core.timestamps import iso
-from ..operations.entry import rows_of, show
-from ..operations.fields import unreadable
+from ..errors import RefusedError, UsageError
+from ..operations.entry import rows_of, show, unreadable
 from ..operations.state import baseline, own_pending
 from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from . import figures
-from .backlog import MOST_ROWS, Backlog, waiting
-from .sealed_run import SealedRun
+from .backlog import MOST_ROWS, Backlog, SealedRun, waiting
 from .session import RunSession
-from .tables import SAMPLE_ROWS, Table, consumers_frame, groups_frame, markdown, read_json, safe
+from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,7 +54,9 @@ class _Figures(RunSession):
         return self._of_sample(figures.confidence(self.frame["confidence"].to_numpy(), self.policy))
 
     def by(self, column: str) -> go.Figure:
-        """By symbol, source or side."""
+        """By symbol, source, side or any other column, such as one of `with_fields`."""
+        if column not in self.frame:
+            raise UsageError(f"no column {column}; analysis.with_fields({column!r}) adds it")
         return self._of_sample(figures.by_category(self.frame, column))
 
     def arrivals(self) -> go.Figure:
@@ -87,6 +90,7 @@ class Analysis(_Figures):
         else:
             self._look()
         self.frame = self.backlog.frame
+        self._decided = {*self.frame}  # its own columns
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -104,7 +108,7 @@ class Analysis(_Figures):
         if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
             counted = scopes.remaining(self.server, self.job.scope)
         is_of_run = self.folder_run_id is not None and self.planned is None
-        pages = waiting(self.server, self.job, self.at_us, self.run_dir if is_of_run else None)
+        pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
         self.backlog = Backlog(pages, counted)
 
     @property
@@ -132,6 +136,28 @@ class Analysis(_Figures):
             )
         return markdown("\n\n".join(lines))
 
+    def with_fields(self, *names: str) -> Table:
+        """Add columns of the entries' own fields to `frame`: `model`, `payload.entry_price`.
+
+        The scope is read once more for them. Numbers of JSON are numbers, all else is text.
+        """
+        if self.sealed is not None:
+            raise RefusedError("a sealed run keeps no fields of its entries; ask the stream's own")
+        if taken := [name for name in names if name in self._decided]:
+            raise UsageError(f"{taken[0]} is a column already, of what was decided")
+        index = pd.Index(self.frame["id"])
+        columns = {name: np.full(len(index), None, object) for name in names}
+        for page in scopes.scope_entries(self.server, self.job.scope):
+            rows = index.get_indexer([text(entry[0]) for entry in page]).tolist()
+            for row, (_, body) in zip(rows, page, strict=True):
+                for name, column in columns.items() if row >= 0 else ():
+                    column[row] = value_of(body or (), name)
+        for name, column in columns.items():
+            self.frame[name] = pd.Series(column).infer_objects()
+        there = self.frame[[*names]]
+        found = {"events": [*there.notna().sum()], "values": [*there.nunique()]}
+        return Table(found, index=pd.Index([one_line(name) for name in names], name="field"))
+
     def why(self) -> str:
         """Why the group's backlog is as large or small as it is."""
         return str(self.group["why"])
@@ -148,7 +174,14 @@ class Analysis(_Figures):
 
     def consumers_table(self) -> pd.DataFrame:
         """The group's consumers, those with pending entries first."""
-        return consumers_frame(self.group)
+        frame = pd.DataFrame(self.group["consumer_list"], columns=["name", "pending", "idle_ms"])
+        frame = frame.sort_values(["pending", "idle_ms"], ascending=False)
+        frame["idle"] = [span(ms / 1000) for ms in frame.pop("idle_ms")]
+        if len(rest := frame[SAMPLE_ROWS:]):
+            more = [[f"and {len(rest):,} more", int(rest["pending"].sum()), ""]]
+            told = pd.DataFrame(more, columns=frame.columns)
+            frame = pd.concat([frame[:SAMPLE_ROWS], told])
+        return safe(frame)
 
     def head(self) -> pd.DataFrame:
         """The first events of the backlog."""
@@ -162,22 +195,16 @@ class Analysis(_Figures):
 
     def invalid_table(self) -> pd.DataFrame:
         """Events that cannot be read, by reason, with an example of each (escaped)."""
-        bad = self.frame[self.frame["invalid"].astype(str).ne("") & ~self.frame["missing"]]
-        first = bad.groupby(bad["invalid"].astype(str))["id"].first()
-        counts = bad["invalid"].astype(str).value_counts()
-        ids = [str(first[reason]).encode() for reason in counts.index]
-        raw = [] if self.sealed else reading.bodies(self.server, ids)
-        examples = [
-            one_line(" ".join(text(part) for part in (entry[1] or [])), 100) for entry in raw
-        ] or ["not kept"] * len(ids)
-        return Table(
-            {
-                "events": counts.to_numpy(),
-                "example": [entry_id.decode() for entry_id in ids],
-                "raw": examples,
-            },
-            index=pd.Index(counts.index, name="reason"),
+        bad = self.frame[self.frame["invalid"].ne("") & ~self.frame["missing"]]
+        groups = bad.groupby(bad["invalid"].astype(str), sort=False)["id"].agg(["size", "first"])
+        groups = groups.sort_values("size", ascending=False, kind="stable")
+        raw = (
+            [] if self.sealed else reading.bodies(self.server, [*map(str.encode, groups["first"])])
         )
+        texts = [one_line(" ".join(text(part) for part in entry[1] or []), 100) for entry in raw]
+        columns = {"events": groups["size"], "example": groups["first"],
+                   "raw": texts or ["not kept"] * len(groups)}  # fmt: skip
+        return Table(columns, index=pd.Index(groups.index, name="reason"))
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
@@ -230,9 +257,9 @@ def _waiting(analysis: Analysis) -> str:
     summed = f" ({entries_words(scope, total, own)})" if own else ""
     when = "now" if settings.as_of is None else f"as of {settings.as_of:%F %T%z}"
     told = (
-        f"**{total:,} entries** wait in scope `{scope}`{summed}, and **{passing:,} of them "
-        f"({share(passing, total)}) would pass** every filter {when}: still good signals, which a "
-        "drain acknowledges and does **not** execute."
+        f"**{amount(total)}** {'waits' if total == 1 else 'wait'} in scope `{scope}`{summed}, and "
+        f"**{passing:,} of them ({share(passing, total)}) would pass** every filter {when}: still "
+        "good signals, which a drain acknowledges and does **not** execute."
     )
     if not total:
         return told

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 
-from ..core.policy import COLOURS
 from .picture import svg
 
 # middle grey: as far from white as from JupyterLab's dark paper; where a page knows better, STYLE
@@ -78,33 +76,6 @@ def named_rows(figure: Canvas, names: list[str]) -> None:
     figure.update_layout(bargap=0.25)
 
 
-def two_colours(
-    figure: Canvas, edges: np.ndarray, counts: np.ndarray, first: int,
-    names: tuple[str, str], *, over: bool, unit: str = "",
-) -> None:  # fmt: skip
-    """Bars below and from bin 0 on, which begins at the limit, in the colours of their fate."""
-    middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    colours = [COLOURS["drained_ok"], COLOURS["dropped_old" if over else "dropped_low_conf"]]
-    beyond = np.arange(len(counts)) + first >= 0
-    said = [
-        f"{low:.4g} to {high:.4g}{unit}: {events(n)}"
-        for low, high, n in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
-    ]
-    for chosen, name, colour in zip(
-        (~beyond, beyond), names, colours if over else reversed(colours), strict=True
-    ):
-        if counts[chosen].any():
-            figure.add_trace(
-                go.Bar(x=middles[chosen].round(6).tolist(), y=counts[chosen].tolist(), name=name,
-                       marker_color=colour, width=widths[chosen].round(6).tolist(),
-                       hovertext=[said[k] for k in np.flatnonzero(chosen)], hoverinfo="text")
-            )  # fmt: skip
-    figure.update_layout(bargap=0, barmode="overlay")
-    most = int(counts.max()) if len(counts) else 0
-    figure.update_yaxes(range=[0, 1.18 * most or 1])  # room for the limit's name
-    counted(figure, "y", most)
-
-
 def counted(figure: Canvas, axis: str, most: int) -> Canvas:
     """Whole numbers along the axis of counts; where nothing is drawn, a word instead of axes."""
     update = figure.update_xaxes if axis == "x" else figure.update_yaxes
@@ -115,17 +86,3 @@ def counted(figure: Canvas, axis: str, most: int) -> Canvas:
         figure.add_annotation(text="no events", x=0.5, y=0.5, xref="paper", yref="paper",
                               showarrow=False)  # fmt: skip
     return figure
-
-
-def limit_at(figure: Canvas, at: float, text: str, *, left: bool) -> Canvas:
-    """A dashed line at a limit, with its name."""
-    figure.add_vline(
-        x=at, line_dash="dash", line_color=LINE, annotation_text=f" {text} ",
-        annotation_position="top left" if left else "top right",
-    )  # fmt: skip
-    return figure
-
-
-def events(n: int) -> str:
-    """A number of events in words."""
-    return f"{n:,} event" if n == 1 else f"{n:,} events"

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..core.policy import ACTIONS
-from ..core.progress import span
-from ..draining.dry import plan_run, summary_of
-from ..draining.snapshot import drop, kept
+from ..core.progress import amount, span
+from ..draining.dry import books_of, drop, kept, plan_run
 from . import figures
 from .session import RunSession
 from .tables import SAMPLE_ROWS, counts_frame, markdown, safe
@@ -25,21 +24,19 @@ class DryRun(RunSession):
 
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
-        server, run_dir = self.server, self.run_dir
+        run_dir = self.run_dir
         self._samples: dict[str, pd.DataFrame] = {}  # by action
         if self.folder_run_id and self.planned:  # the run applies a plan that was made before
             self.plan = self.planned.plan
             for block in self.planned.blocks():
                 self._keep_samples(block)
-            self.summary = summary_of(server, self.job, self.plan)
+            self.summary = books_of(self.job, self.plan)
             return
         path = None if run_dir is None else run_dir / "plan.json"
         read = None
         if run_dir and self.folder_run_id:  # only in a run do the notebooks have one boundary
-            self.job, read = kept(self.job, run_dir)
-        self.summary, self.plan = plan_run(
-            server, self.job, path, pages=read, on_table=self._keep_samples
-        )
+            read = kept(self.job, run_dir)
+        self.summary, self.plan = plan_run(self.job, path, pages=read, on_table=self._keep_samples)
         if run_dir is not None:
             drop(run_dir)
             self.summary.plan_path = "plan.json"
@@ -50,7 +47,7 @@ class DryRun(RunSession):
         """What the live run would do, and how long it would take."""
         summary, left = self.summary, (self.summary.remaining or 0) - self.summary.total_read
         text = (
-            f"A live run would read **{summary.total_read:,} entries** and pass "
+            f"A live run would read **{amount(summary.total_read)}** and pass "
             f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; "
             f"{self.duration()}."
         )

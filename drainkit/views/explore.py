@@ -6,16 +6,27 @@ notebook. What a person sets is shown as a line to paste; nothing here changes a
 
 from __future__ import annotations
 
+import asyncio
 import html
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ..core.events import Events
-from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, decide, passing_at
+from ..core.frame import decisions_of
+from ..core.policy import (
+    ACTIONS,
+    COLOURS,
+    FAILED_NAMES,
+    NAMES,
+    Decisions,
+    Policy,
+    decide,
+    passing_at,
+)
 from ..core.progress import span
 from ..errors import DrainkitError
 from ..safe import share
@@ -29,14 +40,13 @@ if TYPE_CHECKING:
 SAMPLE = 5_000  # rows of the table
 OF_EACH = 50  # of each action at least, where there are as many
 MOST_SYMBOLS = 200  # to choose from, beside those of the allowlist
+SETTLED_SEC = 0.4  # without a move until the table follows
 AGES_MIN = (
     0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 75, 90, 105, 120, 150, 180, 210,
     240, 300, 360, 420, 480, 540, 600, 720, 1080, 1440, 2160, 2880, 4320, 7200, 10_080, 20_160,
     43_200, 129_600, 525_600,
 )  # fmt: skip
-AROUND = (-3, -2, -1, 0, 1, 2, 3, 4)  # rows of the what-if, in steps of the age slider
-ACROSS = (-20, -15, -10, -5, 0, 5, 10, 15, 20)  # columns, in steps of the confidence slider
-Open = Callable[[str], str]  # an entry by its id, as HTML
+FAILED = [", ".join(NAMES[name] for name in names.split(",") if name) for names in FAILED_NAMES]
 
 
 def person_is_here() -> bool:
@@ -52,13 +62,6 @@ def person_is_here() -> bool:
         return bool(request["metadata"]["cellId"])
     except Exception:  # outside a kernel, or in one of an unknown kind
         return False
-
-
-def age_limits(oldest_sec: float, policy: Policy) -> list[float]:
-    """The steps of the age slider (minutes), up to the first that no event is older than."""
-    steps = sorted({*AGES_MIN, policy.max_age_min})
-    enough = next((step for step in steps if step * 60 >= oldest_sec), steps[-1])
-    return [step for step in steps if step <= max(enough, policy.max_age_min)]
 
 
 def sample_rows(actions: np.ndarray) -> np.ndarray:
@@ -83,48 +86,49 @@ class Exploration:
         frame: pd.DataFrame,
         policy: Policy,
         settings: Settings,
-        open_entry: Open,
+        open_entry: Callable[[str], str],  # an entry by its id, as HTML
         *,
         at_us: int | np.ndarray,
         step: int = 1,
     ) -> None:
         import ipywidgets as w
 
-        self._frame, self._policy, self._settings = frame, policy, settings
+        self._frame, self._given, self._settings = frame, policy, settings
         self._open, self._at_us, self._step = open_entry, at_us, step
         self._html = macros()
         self._events = Events.from_frame(frame.assign(id=""))  # ids would take 60 MB a million
-        oldest = frame["age_sec"].max() if frame["age_sec"].notna().any() else 0.0
-        self._ages = ages = age_limits(oldest, policy)
-        self._confidences = confidences = sorted({*(n / 100 for n in range(101)), policy.min_conf})
+        ages, oldest_min = sorted({*AGES_MIN, policy.max_age_min}), frame["age_sec"].max() / 60
+        enough = next((age for age in ages if age >= oldest_min), policy.max_age_min)
+        self._ages = [age for age in ages if age <= max(enough, policy.max_age_min)]
+        self._confidences = sorted({*(n / 100 for n in range(101)), policy.min_conf})
         wide = {"layout": w.Layout(width="34rem"), "style": {"description_width": "8rem"}}
         self.age = w.SelectionSlider(
-            options=[(span(minutes * 60), k) for k, minutes in enumerate(ages)],
-            value=ages.index(policy.max_age_min), description="maximum age", **wide,
+            options=[(span(minutes * 60), k) for k, minutes in enumerate(self._ages)],
+            value=self._ages.index(policy.max_age_min), description="maximum age", **wide,
         )  # fmt: skip
         self.confidence = w.SelectionSlider(
-            options=[(f"{c:g}", k) for k, c in enumerate(confidences)],
-            value=confidences.index(policy.min_conf), description="min confidence", **wide,
+            options=[(f"{c:g}", k) for k, c in enumerate(self._confidences)],
+            value=self._confidences.index(policy.min_conf), description="min confidence", **wide,
         )  # fmt: skip
-        allowed = policy.allowlist
+        allowed = policy.allowlist or frozenset()
         self.which = w.ToggleButtons(
-            options=[("any symbol", False), ("only these", True)], value=allowed is not None,
-            description="allowlist", style={"description_width": "8rem"},
+            options=[("any symbol", False), ("only these", True)],
+            value=policy.allowlist is not None, description="allowlist",
+            style={"description_width": "8rem"},
         )  # fmt: skip
         self.which.add_class("widget-inline-hbox")  # the name beside it, as with the sliders
-        choice = _choosable([*frame["symbol"].value_counts().index], allowed or frozenset())
+        others = [symbol for symbol in frame["symbol"].value_counts().index
+                  if symbol not in allowed][:MOST_SYMBOLS]  # fmt: skip
+        choice = [symbol for symbol in (*sorted(allowed), *others)  # that a command line can name
+                  if "," not in symbol and not symbol.startswith(("@", "redis:"))]  # fmt: skip
         self.symbols = w.SelectMultiple(
-            options=choice, value=[s for s in choice if s in (allowed or ())], rows=5,
+            options=choice, value=[s for s in choice if s in allowed], rows=5,
             description="symbols", **wide,
         )  # fmt: skip
-        self.counts, self.what_if, self.setting = w.HTML(), w.HTML(), w.HTML()
-        for chooser in (self.age, self.confidence, self.which, self.symbols):
-            chooser.observe(self._show, "value")
+        self.counts, self.what_if, self.setting, self.entry = (w.HTML() for _ in range(4))
         self.entry_id = w.Text(
             description="entry id", placeholder="1766602826755-0", continuous_update=False, **wide
         )
-        self.entry = w.HTML()
-        self.entry_id.observe(self._show_entry, "value")
         self.table, told = self._searchable()
         self.widget = w.VBox([
             self.age, self.confidence, self.which, self.symbols,
@@ -134,6 +138,15 @@ class Exploration:
         for part in (self.counts, self.what_if, self.setting, self.entry):
             part.add_class("drainkit-shown")
         self._show()
+        for chooser in (self.age, self.confidence, self.which, self.symbols):
+            chooser.observe(self._moved, "value")
+        self.entry_id.observe(self._show_entry, "value")
+
+    @property
+    def policy(self) -> Policy:
+        """The limits chosen."""
+        allowed = frozenset(self.symbols.value) if self.which.value else None
+        return Policy(self._ages[self.age.value], allowed, self._confidences[self.confidence.value])
 
     def _searchable(self) -> tuple[w.Widget, str]:
         """The searchable table, and which events it holds."""
@@ -144,16 +157,16 @@ class Exploration:
         shown = safe(part[["id", "symbol", "side", "source"]])
         shown.insert(1, "age, min", _numbers((part["age_sec"] / 60).round(2)))
         shown["confidence"] = _numbers(part["confidence"])
-        shown["what becomes of it"] = [NAMES[action] for action in part["action"]]
-        shown["filters it fails"] = [
-            ", ".join(NAMES[name] for name in names.split(",") if name) for names in part["failed"]
-        ]
+        self._shown = shown
+        self._follows: asyncio.TimerHandle | None = None
         table = ITable(
-            shown, select="single", allow_html=False, maxBytes=0, maxColumns=0, showIndex=False,
-            classes="display compact", style="table-layout:auto;width:100%", pageLength=10,
+            self._judged(decisions_of(part), slice(None)), select="single", allow_html=False,
+            maxBytes=0, maxColumns=0, showIndex=False, pageLength=10,
+            classes="display compact", style="table-layout:auto;width:100%",
             columnDefs=[{"targets": 0, "className": "dt-nowrap"}],  # an id is one word
             text_in_header_can_be_selected=False,  # a click anywhere in a header sorts
             layout={"bottomEnd": {"paging": {"firstLast": False}}},  # in one line
+            stateSave=True, stateDuration=-1,  # search and order stay when the limits move
         )  # fmt: skip
         table.add_class("drainkit-events")
         table.observe(self._row_chosen, "selected_rows")
@@ -166,15 +179,29 @@ class Exploration:
             )
         if self._step > 1:
             told += f" (of one in {self._step})"
-        return table, told + ", judged by the parameters above. A row that is clicked is opened."
+        return table, told + ", judged by the limits above. A row that is clicked is opened."
 
-    @property
-    def policy(self) -> Policy:
-        """The limits chosen."""
-        allowed = frozenset(self.symbols.value) if self.which.value else None
-        return Policy(self._ages[self.age.value], allowed, self._confidences[self.confidence.value])
+    def _judged(self, decisions: Decisions, rows: np.ndarray | slice) -> pd.DataFrame:
+        """The table's events with what becomes of them."""
+        becomes = [NAMES[ACTIONS[code]] for code in decisions.action[rows].tolist()]
+        fails = [FAILED[bits] for bits in decisions.failed[rows].tolist()]
+        return self._shown.assign(**{"what becomes of it": becomes, "filters it fails": fails})
 
-    def _show(self, _: object = None) -> None:
+    def _moved(self, _: object) -> None:
+        """Counts follow at once, the table when nothing was moved for a moment."""
+        decisions = self._show()
+
+        def follow() -> None:
+            self.table.update(self._judged(decisions, self._rows))
+
+        if self._follows is not None:
+            self._follows.cancel()
+        try:
+            self._follows = asyncio.get_running_loop().call_later(SETTLED_SEC, follow)
+        except RuntimeError:  # in no kernel
+            follow()
+
+    def _show(self) -> Decisions:
         self.symbols.disabled = not self.which.value
         chosen = self.policy
         decisions = decide(self._events, chosen, self._at_us)
@@ -185,8 +212,8 @@ class Exploration:
             for action, n in zip(ACTIONS, counts, strict=True)
         ]
         self.counts.value = self._html.counts(rows, total)
-        ages = _near(self._ages, self.age.value, AROUND)
-        confidences = _near(self._confidences, self.confidence.value, ACROSS)
+        ages = _near(self._ages, self.age.value, 1, 8)
+        confidences = _near(self._confidences, self.confidence.value, 5, 9)
         passing = passing_at(decisions, self._events.confidence, ages, confidences).tolist()
         grid = [*zip(ages, (span(age * 60) for age in ages), passing, strict=True)]
         most = max(map(max, passing)) or 1
@@ -196,14 +223,15 @@ class Exploration:
         self.setting.value = (
             "<b>Choose at least one symbol</b>, or any."
             if chosen.allowlist == frozenset()
-            else self._html.setting(*setting(self._settings, self._policy, chosen), stays)
+            else self._html.setting(*setting(self._settings, self._given, chosen), stays)
         )
+        return decisions
 
     def _row_chosen(self, change: Any) -> None:
         if change["new"]:
             self.entry_id.value = str(self._frame["id"].iloc[self._rows[change["new"][0]]])
 
-    def _show_entry(self, _: object = None) -> None:
+    def _show_entry(self, _: object) -> None:
         entry_id = self.entry_id.value.strip()
         try:
             self.entry.value = self._open(entry_id) if entry_id else ""
@@ -217,7 +245,7 @@ def setting(settings: Settings, given: Policy, chosen: Policy) -> tuple[str, str
     for name in ("stream", "consumer_group", "scope"):
         if getattr(settings, name) != type(settings).model_fields[name].default:
             words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    age, confidence = _plain(chosen.max_age_min), _plain(chosen.min_conf)
+    age, confidence = f"{chosen.max_age_min:.15g}", f"{chosen.min_conf:.15g}"
     words += ["--max-age-min", age, "--min-conf", confidence]
     text = None if chosen.allowlist is None else ",".join(sorted(chosen.allowlist))
     if settings.allowlist is not None and chosen.allowlist == given.allowlist:
@@ -228,24 +256,14 @@ def setting(settings: Settings, given: Policy, chosen: Policy) -> tuple[str, str
     return shlex.join(words), "\n".join(lines)
 
 
-def _near(limits: list[float], at: int, steps: Sequence[int]) -> list[float]:
-    """The limits some steps away from the one at this place."""
-    return [limits[at + step] for step in steps if 0 <= at + step < len(limits)]
-
-
-def _choosable(symbols: list[str], allowed: frozenset[str]) -> list[str]:
-    """Symbols that an allowlist on a command line can name, the allowed ones first."""
-    found = [*sorted(allowed), *(s for s in symbols if s not in allowed)][
-        : MOST_SYMBOLS + len(allowed)
-    ]
-    return [s for s in found if "," not in s and not s.startswith(("@", "redis:"))]
+def _near(limits: list[float], at: int, stride: int, n: int) -> list[float]:
+    """`n` limits a stride apart, with the one at this place, in the middle where there is room:
+    always as many, so that nothing jumps."""
+    places = range(at % stride, len(limits), stride)
+    first = max(0, min(places.index(at) - (n - 1) // 2, len(places) - n))
+    return [limits[place] for place in places[first : first + n]]
 
 
 def _numbers(values: pd.Series) -> pd.Series:
     """Numbers for a table, with nothing where there is none (a table would say NaN)."""
     return values.astype(object).where(values.notna(), "").reset_index(drop=True)
-
-
-def _plain(number: float) -> str:
-    short = f"{number:g}"
-    return short if float(short) == number else repr(number)

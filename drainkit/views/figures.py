@@ -8,60 +8,121 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..core.frame import decisions_of
-from ..core.moments import Moments
+from ..core.audit import Moments
+from ..core.frame import decisions_of, microseconds
 from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
-from ..core.progress import span
+from ..core.progress import amount, span
+from ..core.timestamps import NO_TIME
 from ..safe import label, share
-from .bins import (
-    MAX_BINS,
-    age_step_min,
-    histogram,
-    pace_bins,
-    what_if_limits,
-    without_outliers,
-)
-from .canvas import LINE, Canvas, canvas, counted, events, limit_at, named_rows, two_colours
+from .canvas import LINE, Canvas, canvas, counted, named_rows
+from .picture import TIME_STEPS_SEC, round_step
 
 READ = "#0072B2"
 TOP = 12
+MAX_BINS = 80
+MINUTE_US = 60_000_000
 _EPOCH = dt.datetime(1970, 1, 1)
 MAX_COMBINATIONS = 12
 # of a signal's confidence; the first of which the limit is a multiple, so that no bin is cut
 CONFIDENCE_STEPS = (0.02, 0.05, 0.03, 0.01)
-TIME_STEPS_SEC = (
-    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200,
-    86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400,
-)  # fmt: skip
+
+
+def without_outliers(values: np.ndarray, limit: float) -> float:
+    """How far an axis reaches, so that a few wrong clocks do not squeeze all others into a bar."""
+    if not len(values):
+        return limit
+    most, usual = float(values.max()), float(np.quantile(values, 0.99))
+    return most if most <= 3 * usual else max(1.5 * usual, 2 * limit)
+
+
+def age_step_min(limit: float, high: float) -> float:
+    """The width of a bin (minutes): a whole part or a multiple of the limit, at most 80 bins."""
+    least = high / MAX_BINS
+    parts = (60, 50, 40, 30, 20, 15, 12, 10, 6, 5, 4, 3, 2, 1)
+    fits = (limit / part for part in parts if limit / part >= least)
+    return next(fits, None) or limit * round_step(least / limit)
+
+
+def histogram(
+    values: np.ndarray, limit: float, step: float, *, over: bool
+) -> tuple[int, np.ndarray]:
+    """Number of the first bin, and the counts: bin k reaches from limit + k step to the next.
+
+    The limit is an edge. Exactly at it passes: it is counted below with a maximum (`over`), above
+    with a minimum.
+    """
+    if not len(values):
+        return 0, np.zeros(0, dtype=np.int64)
+    # rounded: 0.58 is an edge, though its last binary digits may say a hair less
+    places = np.round((values - limit) / step, 9)
+    bins = (np.ceil(places) - 1 if over else np.floor(places)).astype(np.int64)
+    # no rounding carries an event over the limit
+    beyond = values > limit if over else values >= limit
+    bins = np.where(beyond, np.maximum(bins, 0), np.minimum(bins, -1))
+    first = int(bins.min())
+    return first, np.bincount(bins - first)
+
+
+def _against_limit(
+    figure: Canvas, values: np.ndarray, limit: float, step: float, said: str,
+    names: tuple[str, str], *, over: bool, left: bool, size: float = 1, unit: str = "",
+) -> float:  # fmt: skip
+    """Bars on both sides of a dashed line at the limit, in the colours of their fate; how far they
+    reach. An axis of other units has `size` of the values' in each."""
+    first, counts = histogram(values, limit, step, over=over)
+    edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0) / size
+    middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    colours = [COLOURS["drained_ok"], COLOURS["dropped_old" if over else "dropped_low_conf"]]
+    beyond = np.arange(len(counts)) + first >= 0
+    for chosen, name, colour in zip(
+        (~beyond, beyond), names, colours if over else reversed(colours), strict=True
+    ):
+        if counts[chosen].any():
+            bars = [f"{edges[k]:.4g} to {edges[k + 1]:.4g}{unit}: {amount(counts[k], 'events')}"
+                    for k in np.flatnonzero(chosen)]  # fmt: skip
+            figure.add_trace(
+                go.Bar(x=middles[chosen].round(6).tolist(), y=counts[chosen].tolist(), name=name,
+                       marker_color=colour, width=widths[chosen].round(6).tolist(),
+                       hovertext=bars, hoverinfo="text")
+            )  # fmt: skip
+    figure.update_layout(bargap=0, barmode="overlay")
+    most = int(counts.max(initial=0))
+    figure.update_yaxes(range=[0, 1.18 * most or 1])  # room for the limit's name
+    counted(figure, "y", most)
+    figure.add_vline(
+        x=limit / size, line_dash="dash", line_color=LINE, annotation_text=f" {said} ",
+        annotation_position="top left" if left else "top right",
+    )  # fmt: skip
+    return float(edges[-1])
 
 
 def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     """How old the events are, against the maximum age."""
-    minutes, limit = ages_sec[np.isfinite(ages_sec)] / 60, policy.max_age_min
-    old = int((minutes > limit).sum())
+    ages_us = microseconds(ages_sec)
+    old = int(policy.is_old(ages_us).sum())
+    minutes, limit = ages_us[ages_us != NO_TIME] / MINUTE_US, policy.max_age_us / MINUTE_US
     high = without_outliers(minutes, limit)
     size, unit = next(
         (pair for pair in ((1440, "days"), (60, "hours")) if high >= 4 * pair[0]), (1, "minutes")
     )
-    x_title = f"age ({unit})"
+    x_title, said = f"age ({unit})", f"{policy.max_age_min:g} min"
     if beyond := int((minutes > high).sum()):
         x_title += f"; the last bar also holds {beyond:,} up to {span(minutes.max() * 60)}"
-    title = f"{share(old, len(ages_sec))} of the events are older than {limit:g} min"
-    if not old:
-        title = f"No event is older than {limit:g} min"
-    figure = canvas(title, x_title, "events", legend=True)
+    title = f"{share(old, len(ages_sec))} of the events are older than {said}"
+    figure = canvas(title if old else f"No event is older than {said}", x_title, "events",
+                    legend=True)  # fmt: skip
     step = age_step_min(limit, high)
     shown = np.clip(minutes, min(step, limit) / 2, high)  # none is below the first bar
-    first, counts = histogram(shown, limit, step, over=True)
-    edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0) / size
-    two_colours(figure, edges, counts, first, ("young enough", "too old"), over=True,
-                unit=f" {unit if size > 1 else 'min'}")  # fmt: skip
-    return limit_at(figure, limit / size, f"max age {limit:g} min", left=limit > 0.7 * high)
+    _against_limit(figure, shown, limit, step, f"max age {said}", ("young enough", "too old"),
+                   over=True, left=limit > 0.7 * high, size=size,
+                   unit=f" {unit if size > 1 else 'min'}")  # fmt: skip
+    return figure
 
 
 def confidence(values: np.ndarray, policy: Policy) -> Canvas:
@@ -75,17 +136,27 @@ def confidence(values: np.ndarray, policy: Policy) -> Canvas:
     step = next((s for s in CONFIDENCE_STEPS if abs(limit / s - round(limit / s)) < 1e-9), 0.02)
     # 1.0 belongs into the last bar below 1, unless it is the limit itself
     shown = np.minimum(valid, max(limit, 1 - step / 2))
-    first, counts = histogram(shown, limit, step, over=False)
-    edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0)
-    two_colours(figure, edges, counts, first, ("too low", "high enough"), over=False)
-    figure.update_xaxes(range=[0, max(1.0, float(edges[-1]))])
-    return limit_at(figure, limit, f"min confidence {limit:g}", left=limit > 0.7)
+    reach = _against_limit(figure, shown, limit, step, f"min confidence {limit:g}",
+                           ("too low", "high enough"), over=False, left=limit > 0.7)  # fmt: skip
+    figure.update_xaxes(range=[0, max(1.0, reach)])
+    return figure
+
+
+def _by_action(actions: pd.Series, bins: np.ndarray, n: int) -> Iterator[tuple[str, np.ndarray]]:
+    """For each action that occurs, how many of its events lie in each of `n` bins."""
+    for action in ACTIONS:
+        counts = np.bincount(bins[(actions == action).to_numpy()], minlength=n)
+        if counts.any():
+            yield action, counts
 
 
 def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     """Events by symbol, source or side, split by what becomes of them."""
-    values = frame[column].astype("category").cat
-    names, codes = values.categories, values.codes.to_numpy()
+    whole = frame[column]
+    if pd.api.types.is_numeric_dtype(whole) and whole.nunique() > TOP:
+        whole = pd.qcut(whole, TOP, duplicates="drop")  # ranges that hold as many events each
+    values = whole.astype("category").cat
+    names, codes = values.categories.astype(str), values.codes.to_numpy()
     order = np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")
     order = order[:TOP]
     # rows by number, not by name: an event may call itself "(other)"
@@ -97,26 +168,24 @@ def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     totals = np.bincount(rows, minlength=len(shown))
     kept = [k for k in range(len(shown)) if totals[k]]
     ok = np.bincount(rows[(frame["action"] == "drained_ok").to_numpy()], minlength=len(shown))
-    named = ok[: len(order)]
+    named, unnamed = ok[: len(order)], ok[-1]
     best = int(named.argmax()) if len(named) else 0
-    title = f"By {column}: no event passes"
+    title = f"By {label(column)}: no event passes"
     if len(named) and ok[best]:
-        title = (
-            f"By {column}: {shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
-        )
+        few = f"{unnamed:,} that pass name none; of the others " * bool(unnamed > ok[best])
+        most = f"{shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
+        title = f"By {label(column)}: {few}{most}"
     elif ok.any():
         lacking = "is one of the most frequent" if len(named) else "names one"
-        title = f"By {column}: none of the {ok.sum():,} that pass {lacking}"
+        title = f"By {label(column)}: none of the {ok.sum():,} that pass {lacking}"
     figure = canvas(title, "events", "", height=150 + 26 * max(2, len(kept)), legend=True)
-    for action in ACTIONS:
-        counts = np.bincount(rows[(frame["action"] == action).to_numpy()], minlength=len(shown))
-        if counts.any():
-            said = [f"{shown[k]}, {NAMES[action]}: {events(counts[k])}" for k in kept]
-            figure.add_trace(
-                go.Bar(y=list(range(len(kept))), x=[int(counts[k]) for k in kept],
-                       orientation="h", name=NAMES[action], marker_color=COLOURS[action],
-                       hovertext=said, hoverinfo="text")
-            )  # fmt: skip
+    for action, counts in _by_action(frame["action"], rows, len(shown)):
+        said = [f"{shown[k]}, {NAMES[action]}: {amount(counts[k], 'events')}" for k in kept]
+        figure.add_trace(
+            go.Bar(y=list(range(len(kept))), x=[int(counts[k]) for k in kept],
+                   orientation="h", name=NAMES[action], marker_color=COLOURS[action],
+                   hovertext=said, hoverinfo="text")
+        )  # fmt: skip
     figure.update_layout(barmode="stack")
     named_rows(figure, [shown[k] for k in kept])
     return counted(figure, "x", int(totals.max()))
@@ -139,21 +208,19 @@ def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
     counts = np.bincount(bins)
     peak = _moment(start + int(counts.argmax()) * step)
     began = f"{peak:%d %b %H:%M:%S}" if step < 86_400 else peak.date().isoformat()
-    title = f"The busiest {span(step)} began {began}: {events(counts.max())}"
+    title = f"The busiest {span(step)} began {began}: {amount(counts.max(), 'events')}"
     if before := int((times < start).sum()):
         first = _moment(times.min()).date().isoformat()
         x_title += f"; the first bar also holds {before:,} back to {first}"
     figure = canvas(title, x_title, f"events per {span(step)}", legend=True)
     middles = [_moment(start + (k + 0.5) * step).isoformat() for k in range(len(counts))]
-    for action in ACTIONS:
-        part = np.bincount(bins[(known["action"] == action).to_numpy()], minlength=len(counts))
-        if part.any():
-            figure.add_trace(
-                go.Bar(x=middles, y=part.tolist(), name=NAMES[action],
-                       marker_color=COLOURS[action], width=step * 1000,
-                       hovertemplate=f"{span(step)} around %{{x}}: %{{y:,}} events, "
-                                     f"{NAMES[action]}<extra></extra>")
-            )  # fmt: skip
+    for action, part in _by_action(known["action"], bins, len(counts)):
+        figure.add_trace(
+            go.Bar(x=middles, y=part.tolist(), name=NAMES[action],
+                   marker_color=COLOURS[action], width=step * 1000,
+                   hovertemplate=f"{span(step)} around %{{x}}: %{{y:,}} events, "
+                                 f"{NAMES[action]}<extra></extra>")
+        )  # fmt: skip
     figure.update_layout(barmode="stack", bargap=0)
     return counted(figure, "y", int(counts.max()))
 
@@ -182,16 +249,23 @@ def overlap(frame: pd.DataFrame) -> Canvas:
     colours = [
         COLOURS[str(key).split(",")[0]] if key else COLOURS["drained_ok"] for key in counts.index
     ]
+    said = [f"{name}: {amount(n, 'events')}" for name, n in zip(names, counts, strict=True)]
     figure.add_trace(
         go.Bar(y=list(range(len(names))), x=[int(n) for n in counts], orientation="h",
                marker_color=colours, text=[f"{n:,}" for n in counts], textposition="outside",
-               cliponaxis=False, hoverinfo="text",
-               hovertext=[f"{name}: {events(n)}" for name, n in zip(names, counts, strict=True)])
+               cliponaxis=False, hoverinfo="text", hovertext=said)
     )  # fmt: skip
     named_rows(figure, names)
     most = int(counts.max()) if len(counts) else 0
     figure.update_xaxes(range=[0, 1.12 * most or 1])  # room for the longest bar's number
     return counted(figure, "x", most)
+
+
+def what_if_limits(policy: Policy) -> tuple[list[float], list[float]]:
+    """Limits around the policy's own, which are among them."""
+    own, factors = policy.max_age_min, (1 / 6, 1 / 3, 1 / 2, 2, 4, 8, 24, 48)
+    ages = {own, *(round(own * factor, 4) for factor in factors)}
+    return sorted(ages), sorted({policy.min_conf, *(n / 10 for n in range(10))})
 
 
 def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
@@ -234,31 +308,19 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
 def waterfall(counts: dict[str, int]) -> Canvas:
     """From all that was read to what passed, one step for each filter."""
     read, ok = sum(counts.values()), counts["drained_ok"]
-    title = f"{ok:,} of {read:,} events pass ({share(ok, read)})"
+    what = "event passes" if read == 1 else "events pass"
+    title = f"{ok:,} of {read:,} {what} ({share(ok, read)})"
     figure = canvas(title, "", "events", height=380)
     heights = [read, *[counts[action] for action in ACTIONS]]
-    left = read - np.cumsum([counts[action] for action in ACTIONS])
-    bases = [0, *left[:-1].tolist(), 0]
+    left = read - np.cumsum(heights[1:])
+    names = ["read", *[NAMES[action] for action in ACTIONS]]
+    texts = [f"{'-' if 0 < k < len(ACTIONS) and n else ''}{n:,}" for k, n in enumerate(heights)]
+    said = [f"{name}: {amount(n, 'events')}" for name, n in zip(names, heights, strict=True)]
     figure.add_trace(
-        go.Bar(
-            x=["read", *[NAMES[action] for action in ACTIONS]],
-            y=heights,
-            base=bases,
-            marker_color=[READ, *[COLOURS[action] for action in ACTIONS]],
-            text=[
-                f"{'-' if 0 < k < len(ACTIONS) and n else ''}{n:,}" for k, n in enumerate(heights)
-            ],
-            textposition="outside",
-            cliponaxis=False,
-            hovertext=[
-                f"{name}: {events(n)}"
-                for name, n in zip(
-                    ["read", *[NAMES[action] for action in ACTIONS]], heights, strict=True
-                )
-            ],
-            hoverinfo="text",
-        )
-    )
+        go.Bar(x=names, y=heights, base=[0, *left[:-1].tolist(), 0], text=texts,
+               marker_color=[READ, *[COLOURS[action] for action in ACTIONS]],
+               textposition="outside", cliponaxis=False, hovertext=said, hoverinfo="text")
+    )  # fmt: skip
     for k, level in enumerate([read, *left[:-1].tolist()] if read else []):
         figure.add_shape(
             type="line", x0=k + 0.4, x1=k + 0.6, y0=level, y1=level, line={"color": "#888888"}
@@ -272,7 +334,14 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
     figure = canvas(pace_title(moments, rate), "seconds since the first", "events per second")
     if len(moments):
         ms, n = moments.counts()
-        width, in_ms = pace_bins(int(ms[-1] - ms[0]), rate)
+        span_sec = int(ms[-1] - ms[0]) / 1000
+        if rate is None or rate >= 1:
+            # whole seconds: a bar of 1.7 s could show more than the throttle where none was broken
+            width: float = max(1, math.ceil(span_sec / MAX_BINS))
+            in_ms = int(width * 1000)
+        else:  # ten events' worth; ids are whole milliseconds: each gap can look 1 ms too short
+            tens = max(1, math.ceil(span_sec * rate / 10 / MAX_BINS))
+            width, in_ms = tens * 10 / rate, int(tens * 10_000 / rate) - 10 * tens
         counts = np.bincount((ms - ms[0]) // in_ms, n)
         figure.add_trace(
             go.Bar(x=[(k + 0.5) * width for k in range(len(counts))], y=(counts / width).tolist(),
@@ -293,8 +362,8 @@ def pace_title(moments: Moments, rate: float | None) -> str:
         return "Nothing was drained, so there is no pace to measure"
     worst = moments.busiest_second()
     if rate is None:
-        return f"The busiest second holds {events(worst)} (no throttle)"
+        return f"The busiest second holds {amount(worst, 'events')} (no throttle)"
     if rate >= 1 or len(moments) < 2:
-        return f"The busiest second holds {events(worst)} ({math.ceil(rate):,} allowed)"
+        return f"The busiest second holds {amount(worst, 'events')} ({math.ceil(rate):,} allowed)"
     gap = moments.closest_ms() / 1000
     return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"

@@ -7,20 +7,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 from IPython.display import clear_output
 
 from .. import files
-from ..core.progress import Step, span
+from ..core.progress import Step, amount, span
 from ..core.summary import Summary
 from ..draining import unattended
-from ..draining.books import recount
-from ..draining.job import resolve
 from ..draining.live import apply, changes, note_drift
+from ..draining.opening import resolve
 from ..draining.plan_files import PlanFile
+from ..draining.run import recount
 from ..errors import DrainkitError, RefusedError, UsageError, error_of
 from ..evidence.statement import working_on
 from ..operations.state import baseline
@@ -80,8 +79,8 @@ class LiveDrain(RunSession):
             return
         again = self.summary.run_id if self.summary else None  # this cell was run before
         run_id = self.folder_run_id or again
-        job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
-        self.job = replace(job, folder=str(self.run_dir.resolve()) if self.folder_run_id else "")
+        self.job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
+        self.job.folder = str(self.run_dir.resolve()) if self.folder_run_id else ""
         if not _is_of_run():  # else it was held against them, or a person was asked
             unattended.check_planned(self.server, self.settings, planned)
         if not (self.run_dir / "baseline.json").exists():
@@ -89,8 +88,9 @@ class LiveDrain(RunSession):
         earlier = ledger.starts_of(self.server, planned.plan.digest)
         # to the end of the books, however often a signal comes
         with working_on(self.run_dir), _graceful_interrupt() as stopping:
-            self.summary = apply(self.server, self.job, stopping=stopping, on_progress=self._show)
-            if any(start.run_id == self.job.run_id for start in earlier):
+            self.summary = apply(self.job, stopping=stopping, on_progress=self._show)
+            if mine := [start for start in earlier if start.run_id == self.job.run_id]:
+                self.summary.count_from(mine[0].at)
                 recount(self.server, self.summary)  # with what it drained before
                 try:
                     note_drift(self.summary, changes(self.server, planned, self.job.run_id))
@@ -139,11 +139,12 @@ class LiveDrain(RunSession):
         if self.summary is None:
             return markdown(f"**Not armed.** This run changed nothing.{note}")
         s = self.summary
+        rate = f" ({s.events_per_sec:,.1f} per second)" if s.events_per_sec else ""
         if not s.is_counted:
             return markdown(f"**What was recorded is not known:** the audit stream tells.{note}")
         return markdown(
-            f"**{s.total_read:,} entries were audited and acknowledged** in {span(s.elapsed_sec)} "
-            f"({s.events_per_sec or 0:,.1f} per second); {s.drained_ok:,} had passed every filter. "
+            f"**{amount(s.total_read)} audited and acknowledged** in {span(s.elapsed_sec)}"
+            f"{rate}; {s.drained_ok:,} had passed every filter. "
             + ("How many remain is not known." if s.remaining is None
                else f"{s.remaining:,} of the scope remain.")
             + note
@@ -168,8 +169,8 @@ class LiveDrain(RunSession):
         if not n:
             return markdown("**No drift:** each event met the fate that the plan foresaw.")
         return markdown(
-            f"**{n:,} events met another fate than planned:** their age counts at the moment of "
-            "the drain (or at its as_of)."
+            f"**{amount(n, 'events')} met another fate than planned:** ages count at the "
+            "moment of the drain (or at its as_of)."
         )
 
 

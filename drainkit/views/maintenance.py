@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
-from ..errors import RefusedError, UsageError
+from ..core.progress import amount
+from ..errors import RefusedError
 from ..operations import maintenance
 from ..safe import verbatim
 from ..server.connection import Server
 from ..settings import Settings
-from ..settings.kinds import MAX_MIN
-from .session import Session
+from ..settings.kinds import Amount, Flag, Minutes
+from .session import Session, checked
 from .tables import markdown, safe
 
 if TYPE_CHECKING:
@@ -38,12 +39,11 @@ class Maintenance(Session):
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with the notebook's `globals()`."""
         board = super().open(names)
-        board.delete = _flag(names, "delete_consumers")
-        board.apply = _flag(names, "apply_trim")
+        board.delete = checked(names, "delete_consumers", Flag, False)
+        board.apply = checked(names, "apply_trim", Flag, False)
         board.archive = str(names.get("archive") or "")
-        board.min_idle_ms = round(_number(names, "min_idle_min", "minutes", default=60) * 60_000)
-        if names.get("keep_days") is not None:
-            board.keep_days = _number(names, "keep_days", "days")
+        board.min_idle_ms = round(checked(names, "min_idle_min", Minutes, 60) * 60_000)
+        board.keep_days = checked(names, "keep_days", Amount | None)
         return board
 
     def bottom_line(self) -> Markdown:
@@ -85,7 +85,7 @@ class Maintenance(Session):
             self.server, plan, archive=archive, operator=self.settings.operator
         )
         kept = f", archived first in {verbatim(self.archive)}" if archive else ""
-        return markdown(f"**{removed:,} entries removed**{kept}.")
+        return markdown(f"**{amount(removed)} removed**{kept}.")
 
     def _dead(self) -> list[maintenance.DeadConsumer]:
         group = self.settings.consumer_group
@@ -101,22 +101,3 @@ class Maintenance(Session):
             return f"{text}: what is younger than {self.keep_days:g} days stays."
         held = "; ".join(verbatim(f"{g}: {why}") for g, why in plan.held_by.items())
         return text + (f", held back by {held}." if held else ".")
-
-
-def _number(
-    names: Mapping[str, Any], name: str, unit: str, *, default: float | None = None
-) -> float:
-    value = names.get(name, default)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= MAX_MIN:
-        raise UsageError(f"{name} must be a number of {unit}, 0 or more")
-    return float(value)
-
-
-def _flag(names: Mapping[str, Any], name: str) -> bool:
-    value = names.get(name, False)
-    if value in (True, False):
-        return bool(value)
-    if value in ("true", "false"):  # papermill's -p gives text
-        return bool(value == "true")
-    raise UsageError(f"{name} must be true or false")

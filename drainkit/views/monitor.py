@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 import pyarrow as pa
 
 from ..core.audit import audit_ms, audit_schema, audit_table
+from ..core.progress import span
+from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.running import RunningDrain, running_drains
-from ..operations.state import StreamState, state_as_dict
-from ..safe import text, verbatim
+from ..operations.state import GroupState, StreamState, known, state_as_dict
+from ..safe import one_line, text, verbatim
 from ..server import audit_log, ledger
 from ..server.connection import Server
-from . import figures, tiles
+from ..settings.kinds import Amount
+from . import figures
 from .explore import person_is_here
-from .session import Session
-from .tables import Table, groups_frame, markdown, safe
+from .session import Session, checked
+from .tables import Table, groups_frame, macros, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,6 +38,11 @@ GROUP_COLUMNS = (
     "stream", "group", "undelivered", "lost", "lag reported", "they agree", "pending",
     "oldest, min", "oldest by", "oldest pending, min", "dead consumers",
 )  # fmt: skip
+REFRESH_SEC = 60
+# from the best to the worst, in Okabe and Ito's colours; a word stands beside each
+STATES = {"ok": ("#009E73", "OK"), "warning": ("#E69F00", "warning"),
+          "unknown": ("#808080", "unknown"), "critical": ("#D55E00", "critical")}  # fmt: skip
+_RUNNING, _NEVER_ENDED = ("#56B4E9", "running"), ("#D55E00", "never ended")
 
 
 class Monitor(Session):
@@ -39,6 +50,7 @@ class Monitor(Session):
 
     extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min", "max_lost")
 
+    _next: ClassVar[asyncio.TimerHandle | None] = None  # when to look again
     pattern: str | None = None
     look: Callable[[], checks.Report]  # looks at the server
     report: checks.Report  # of the latest look
@@ -51,9 +63,9 @@ class Monitor(Session):
         if not isinstance(board.pattern, str | None):
             raise UsageError("pattern takes a glob pattern of stream names, as a text")
         limits = checks.Limits(
-            max_backlog=_whole(names, "max_backlog"),
-            max_age_min=_whole(names, "max_backlog_age_min"),
-            max_lost=_whole({"max_lost": 0, **names}, "max_lost"),
+            max_backlog=int(checked(names, "max_backlog", Amount)),
+            max_age_min=checked(names, "max_backlog_age_min", Amount),
+            max_lost=int(checked(names, "max_lost", Amount, 0)),
         )
         board.look = lambda: checks.check(
             board.server, board.settings, limits, pattern=board.pattern, audits=True
@@ -79,28 +91,62 @@ class Monitor(Session):
         return [(text(one.stream), run) for one in self._each() for run in running_drains(one)]
 
     def board(self) -> HTML | Widget:
-        """Each group's state and numbers, and drains at work; with a button where a person is."""
+        """Each group's state and numbers, and drains at work.
+
+        Where a person or Voila is it looks again each minute, and when its button is clicked.
+        """
         from IPython.display import HTML
 
-        if not person_is_here():
+        is_served = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+        if not (is_served or person_is_here()):
             return HTML(self._board_html())  # type: ignore[no-untyped-call]
         import ipywidgets as w
 
         button = w.Button(description="Look again", icon="refresh")
         place = w.HTML(self._board_html())
 
-        def look_again(_: object) -> None:
+        def look_again(_: object = None) -> None:
             try:
                 self.report = self.look()
                 place.value = self._board_html()
             except DrainkitError as error:  # what is shown would be taken for the present
                 place.value = f"<p>{html.escape(str(error))}</p>"
+            wait()
+
+        def wait() -> None:
+            if Monitor._next is not None:  # of this kernel's board before, too
+                Monitor._next.cancel()
+            with suppress(RuntimeError):  # in no kernel
+                Monitor._next = asyncio.get_running_loop().call_later(REFRESH_SEC, look_again)
 
         button.on_click(look_again)
+        wait()
         return w.VBox([button, place])
 
     def _board_html(self) -> str:
-        return tiles.board(self.report, self._drains(), self.server.now_us())
+        """Each group's state and numbers, drains at work, and as of when."""
+        groups = {(s.info.name, g.group.name): g for s in self.states for g in s.groups}
+        sections = []
+        for (stream, name), group in groups.items():
+            found = [f for f in self.report.findings if (f.stream, f.group) == (stream, name)]
+            worst = max((f.severity for f in found), key=list(STATES).index, default="unknown")
+            bad = [f.text for f in found if f.severity != "ok"]
+            sections.append(_section(STATES[worst], f"{stream} {name}", _numbers(group), bad))
+        sections += [  # of a stream that could not be read, or that has no group
+            _section(STATES[f.severity], f"{f.stream} {f.group or ''}", {}, [f.text])
+            for f in self.report.findings
+            if f.severity != "ok" and (f.stream, f.group) not in groups
+        ]
+        for stream, drain in self._drains():
+            values = {
+                "done": f"{drain.done:,}", "remaining": f"{drain.remaining:,}",
+                "per second": f"{drain.events_per_sec:,.1f}",
+                "left": "unknown" if drain.eta_sec is None else span(drain.eta_sec),
+            }  # fmt: skip
+            state = _RUNNING if drain.alive else _NEVER_ENDED
+            sections.append(_section(state, f"{stream} drain {drain.run_id}", values))
+        at = iso(self.server.now_us())[:19].replace("T", " ")
+        return str(macros().board(at, sections))
 
     def bottom_line(self) -> Markdown:
         """The worst finding and how many there are; the board tells each."""
@@ -138,8 +184,8 @@ class Monitor(Session):
 
     def runs_table(self) -> pd.DataFrame:
         """The newest of the ledgers: runs, and what operators did."""
-        columns = ["stream", "event", "operator", "run_id", "reason", "scope", "total_read",
-                   "drained_ok", "outcome", "entries", "removed", "at"]  # fmt: skip
+        columns = ["at", "stream", "event", "outcome", "run_id", "total_read", "drained_ok",
+                   "operator", "reason", "scope", "entries", "removed"]  # fmt: skip
         rows = [
             {"stream": text(one.stream), "event": entry.event, **vars(entry)}
             for one in self._each()
@@ -155,10 +201,23 @@ class Monitor(Session):
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
 
 
-def _whole(names: Mapping[str, Any], name: str) -> int:
-    value = names.get(name)
-    if isinstance(value, str) and value.isdecimal() and len(value) < 19:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UsageError(f"{name} must be a whole number, 0 or more")
-    return value
+def _numbers(group: GroupState) -> dict[str, str]:
+    oldest, undelivered = group.oldest_age_sec, group.backlog.undelivered
+    by_id = " by id" * (group.oldest_by == "entry id")
+    unknown = "unknown" if undelivered else "none"
+    return {
+        "undelivered": known(undelivered),
+        "lost": str(group.lost),
+        f"oldest{by_id}": unknown if oldest is None else span(oldest),
+        "pending": f"{group.group.pending:,}",
+        "dead consumers": f"{group.by_state.get('dead', 0):,}",
+    }
+
+
+def _section(
+    state: tuple[str, str], title: str, values: Mapping[str, str], reasons: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A colour and a word, numbers below it, and why it is so."""
+    safe = [one_line(reason, 600) for reason in reasons]
+    return {"colour": state[0], "word": state[1], "title": one_line(title, 600),
+            "values": values, "reasons": safe}  # fmt: skip

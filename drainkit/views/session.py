@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from .. import files
 from ..core.summary import RUN_ID, Summary
-from ..draining.job import Job, adopt, resolve
+from ..draining.opening import resolve
 from ..draining.plan_files import PLAN, PlanFile
+from ..draining.run import Run
 from ..errors import UsageError
 from ..safe import one_line
 from ..server.connection import Server
@@ -37,16 +39,26 @@ def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
     What papermill injects stands in a cell of its own, which begins with "# Parameters".
     """
     known = {*NOTEBOOK, *EXTRA, *extra}
-    for source in map(str, names.get("In", [])):
-        stored = _stored_names(source)
-        if "redis_url_env" in stored and not source.startswith("# Parameters"):
-            known &= stored
-    for source in map(str, names.get("In", [])):
-        stored = _stored_names(source)
+    cells = [(source, _stored_names(source)) for source in map(str, names.get("In", []))]
+    own = [k for k, (source, stored) in enumerate(cells)
+           if "redis_url_env" in stored and not source.startswith("# Parameters")]  # fmt: skip
+    if own:
+        known &= cells[own[-1]][1]
+        cells = cells[own[-1] :]  # what stood in it before it was run again counts no more
+    for source, stored in cells:
         if source.startswith("# Parameters") or "redis_url_env" in stored:
             for name in stored - {"Optional"}:
                 if name not in known or name not in names:
                     raise UsageError(f"{name}: no such parameter; check its spelling")
+
+
+def checked(names: Mapping[str, Any], name: str, kind: Any, default: Any = None) -> Any:
+    """A parameter of one notebook alone, as its kind; a quoted "5" or "false" is understood."""
+    try:
+        return TypeAdapter(kind).validate_python(names.get(name, default))
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name} {why}") from None
 
 
 def _stored_names(source: str) -> set[str]:
@@ -133,12 +145,12 @@ class RunSession(Session):
             if cls.adopts_plan or RUN_ID.fullmatch(folder.name):
                 planned = PlanFile.load(folder)
             if planned is not None and cls.adopts_plan:
-                settings = adopt(settings, planned.plan)
+                settings = planned.laid_under(settings)
         return cls(settings, Server.of(settings), folder, planned)
 
     @cached_property
-    def job(self) -> Job:
-        """The job that a drain with these settings is; run id and boundary are the run's."""
+    def job(self) -> Run:
+        """The run that a drain with these settings is; run id and boundary are the folder's."""
         return resolve(
             self.server, self.settings, run_id=self.folder_run_id, boundary=self.boundary
         )

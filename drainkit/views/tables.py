@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..core.policy import ACTIONS
-from ..core.progress import span
 from ..core.summary import Summary
-from ..operations.state import cell, group_rows
+from ..operations.facts import cell, group_rows
 from ..safe import UNTYPESET, one_line, share
 
 if TYPE_CHECKING:
@@ -99,12 +98,3 @@ def read_json(run_dir: Path | None, name: str) -> dict[str, Any] | None:
         return None
     found = json.loads((run_dir / name).read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else None
-
-
-def consumers_frame(group: Mapping[str, Any]) -> Table:
-    """A group's consumers as a baseline has them, those with pending entries first."""
-    frame = pd.DataFrame(group["consumer_list"], columns=["name", "pending", "idle_ms"])
-    frame = frame.sort_values(["pending", "idle_ms"], ascending=False).head(SAMPLE_ROWS)
-    frame["name"] = frame["name"].map(one_line)
-    frame["idle"] = [span(ms / 1000) for ms in frame.pop("idle_ms")]
-    return Table(frame.reset_index(drop=True))

@@ -12,8 +12,9 @@ from .. import files
 from ..core.audit import audit_schema
 from ..core.collection import collection_paused
 from ..core.policy import ACTIONS
+from ..core.progress import amount
 from ..core.verdicts import BOOKS, NO, Recorded, Verdict, left_of, verdicts
-from ..draining.vanished import vanished_ids
+from ..draining.live import vanished_ids
 from ..errors import DrainkitError
 from ..operations.state import baseline
 from ..safe import text, verbatim
@@ -98,7 +99,7 @@ class Verification(RunSession):
                 if kept is not None:
                     kept.write(own)
         if self.live:
-            recorded.finish(lambda lacking: vanished_ids(self.server, self.job, lacking))
+            recorded.finish(lambda lacking: vanished_ids(self.job, lacking))
         return recorded
 
     @property
@@ -124,7 +125,7 @@ class Verification(RunSession):
             return markdown("**Nothing was drained, and nothing changed.**")
         earlier = self.recorded.earlier
         told = (
-            f"**The books balance:** {self.recorded.rows + earlier:,} entries were read, audited "
+            f"**The books balance:** {amount(self.recorded.rows + earlier)} read, audited "
             f"and acknowledged{' by all runs of this plan' if earlier else ''}, each once; nothing "
             "is pending for the drain's consumer."
         )

@@ -43,8 +43,8 @@ return #ids
 
 def drainkit(url: str, group: str, entries: str) -> Result:
     """`drainkit drain`, without the command line around it."""
-    from drainkit.draining.job import resolve
     from drainkit.draining.live import apply
+    from drainkit.draining.opening import resolve
     from drainkit.server.connection import Server
     from drainkit.settings import build
 
@@ -58,7 +58,7 @@ def drainkit(url: str, group: str, entries: str) -> Result:
     )  # fmt: skip
     result: Result = {}
     with Server.of(settings) as server, measured(result):
-        summary = apply(server, resolve(server, settings))
+        summary = apply(resolve(server, settings))
     assert summary.exit_code == 0, summary
     return {**result, "done": summary.total_read}
 
@@ -172,13 +172,7 @@ def record(entry_id: bytes, fields: dict[bytes, bytes], group: str) -> dict[str,
     }
 
 
-WORKS = {
-    "drainkit": drainkit,
-    "multi": multi,
-    "constants": constants,
-    "walrus": walrus,
-    "one_by_one": one_by_one,
-}
+WORKS = {one.__name__: one for one in (drainkit, multi, constants, walrus, one_by_one)}
 SLOW = ("walrus", "one_by_one")
 
 
@@ -187,29 +181,23 @@ def measure(server: Any, entries: int, names: list[str], rounds: int) -> dict[st
 
     def run(name: str) -> Result:
         wanted = min(entries, SLOW_ENTRIES) if name in SLOW else entries
-        with server.client() as client:
-            client.xgroup_create(KEY, "bench", id="0-0")
+        with rig.group(server) as client:
             client.config_resetstat()
             client.slowlog_reset()
             client.config_set("slowlog-log-slower-than", 2000)
             client.config_set("slowlog-max-len", 10000)
-            before = client.info("cpu")
-            result = rig.child(Path(__file__), name, server.tcp_url, "bench", str(wanted))
-            after = client.info("cpu")
+            before = rig.server_cpu(server)
+            result = rig.child(Path(__file__), name, server.tcp_url, rig.GROUP, str(wanted))
+            server_cpu = rig.server_cpu(server) - before
             slow = [row["duration"] / 1000 for row in client.slowlog_get(10000)
                     if row["command"].startswith(b"EVAL")]  # fmt: skip
             assert result["done"] == wanted, result
             assert client.xlen(AUDIT) == wanted
-            assert client.xpending(KEY, "bench")["pending"] == 0
-            client.xgroup_destroy(KEY, "bench")
-            client.delete(AUDIT, *(f"{KEY}.drain_{side}" for side in ("runs", "state")))
-        rate = result["done"] / result["sec"]
-        used = ("used_cpu_user", "used_cpu_sys")
-        server_cpu = sum(after[part] - before[part] for part in used)
+            assert client.xpending(KEY, rig.GROUP)["pending"] == 0
         return {
             **result,
             "server_cpu_sec": server_cpu,
-            "rate": rate,
+            "rate": result["done"] / result["sec"],
             "slowest_ms": max(slow, default=0.0),
             "over": sum(ms > SLOW_MS for ms in slow),
         }

@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-KEY = "bench.intent"
+KEY, GROUP = "bench.intent", "bench"
 ALLOWLIST = (
     "BTCUSDT", "ETHUSDT", "SOLUSDT", "RENDERUSDT", "ARBUSDT", "GALAUSDT",
     "CFXUSDT", "XRPUSDT", "ADAUSDT", "DOGEUSDT", "AVAXUSDT", "DOTUSDT",
@@ -42,6 +42,24 @@ def filled_server(kind: str, entries: int) -> Iterator[Any]:
     with servers.start(kind, port=True) as server:
         child(HERE / "rig.py", "seed", server.tcp_url, str(entries))
         yield server
+
+
+@contextmanager
+def group(server: Any) -> Iterator[Any]:
+    """A client, and a group at the stream's start; all that a drain wrote goes with it."""
+    with server.client() as client:
+        client.xgroup_create(KEY, GROUP, id="0-0")
+        yield client
+        client.xgroup_destroy(KEY, GROUP)
+        for key in client.keys(f"{KEY}.*"):
+            client.delete(key)
+
+
+def server_cpu(server: Any) -> float:
+    """The CPU seconds that the server took so far."""
+    with server.client() as client:
+        used = client.info("cpu")
+    return float(used["used_cpu_sys"]) + float(used["used_cpu_user"])
 
 
 def seed(url: str, entries: str) -> Result:
@@ -85,11 +103,11 @@ def as_child(works: Mapping[str, Callable[..., Result]]) -> bool:
 def measured(result: Result) -> Iterator[None]:
     """Adds seconds, CPU seconds and the peak memory in MB above what it was before."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
-    before_mb, cpu, started = _memory_mb("VmRSS"), _cpu_sec(), time.perf_counter()
+    before_mb, cpu, started = memory_mb("VmRSS"), _cpu_sec(), time.perf_counter()
     yield
     result["sec"] = time.perf_counter() - started
     result["cpu_sec"] = _cpu_sec() - cpu
-    result["peak_mb"] = _memory_mb("VmHWM") - before_mb
+    result["peak_mb"] = memory_mb("VmHWM") - before_mb
 
 
 def _cpu_sec() -> float:
@@ -97,9 +115,10 @@ def _cpu_sec() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _memory_mb(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+def memory_mb(name: str, pid: int | str = "self") -> float:
+    """A line of man 5 proc's status: VmRSS is what it holds, VmHWM the most it held."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(name + ":")), 0) / 1024
 
 
 def in_turns(works: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, Result]:

@@ -15,29 +15,28 @@ import argparse
 import bisect
 import compileall
 import os
-import re
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import rig
-from rig import KEY, Result
+from rig import GROUP, KEY, Result
 
-GROUP = "bench"
 AUDIT = f"{KEY}.drain_audit"
 COUNTED = 10_012  # entries of the run whose reads are counted
 EXPORTED = 200_000
-Row = tuple[str, ...]
+RUN = ("run", "--mode", "live", "--yes", "--throttle", "none", "--max-events", "all",
+       "--allowlist", ",".join(rig.ALLOWLIST))  # fmt: skip
 PLAIN = """
 import json, sys, pyarrow, pyarrow.parquet, redis
 client, first, ids, bodies = redis.Redis.from_url(sys.argv[1]), "-", [], []
@@ -57,15 +56,17 @@ def cost(package: Path, server: Any, folder: Path, name: str, *options: str) -> 
     if name in ("run", "export"):
         arguments += ["--consumer-group", GROUP]
     env = {**os.environ, "PYTHONPATH": str(package), "DRAINKIT_REDIS_URL": server.tcp_url}
-    before, on_server = _children_cpu(), _server_cpu(server)
+    before, on_server = _children_cpu(), rig.server_cpu(server)
     started, peak_mb = time.perf_counter(), 0.0
     cpu_sec: dict[int, float] = {}  # a run's kernels are nobody's children that are waited for
     with (folder / "said").open("w+") as said:
         process = subprocess.Popen(arguments, cwd=folder, env=env, stdout=said, stderr=said)
         while process.poll() is None:
-            family = _family(process.pid)
-            peak_mb = max([peak_mb, *map(_peak_mb, family)])
-            cpu_sec |= {pid: sec for pid in family if (sec := _cpu_sec(pid))}
+            with suppress(psutil.Error, OSError):  # one of them is gone meanwhile
+                one = psutil.Process(process.pid)
+                for member in (one, *one.children(recursive=True)):
+                    peak_mb = max(peak_mb, rig.memory_mb("VmHWM", member.pid))
+                    cpu_sec[member.pid] = sum(member.cpu_times()[:2])
             time.sleep(0.1)
         said.seek(0)
         if process.returncode not in (0, 1, 2) or (process.returncode and name != "check"):
@@ -73,7 +74,7 @@ def cost(package: Path, server: Any, folder: Path, name: str, *options: str) -> 
     return {
         "sec": time.perf_counter() - started,
         "cpu_sec": max(_children_cpu() - before, sum(cpu_sec.values())),
-        "server_sec": _server_cpu(server) - on_server,
+        "server_sec": rig.server_cpu(server) - on_server,
         "peak_mb": peak_mb,
     }
 
@@ -83,94 +84,37 @@ def _children_cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _server_cpu(server: Any) -> float:
-    with server.client() as client:
-        found = client.info("cpu")
-    return float(found["used_cpu_sys"]) + float(found["used_cpu_user"])
-
-
-def _family(pid: int) -> list[int]:
-    """The process and all that it started."""
-    found = [pid]
-    for one in found:
-        for path in Path(f"/proc/{one}/task").glob("*/children"):
-            try:
-                found += map(int, path.read_text().split())
-            except OSError:
-                continue
-    return found
-
-
-def _cpu_sec(pid: int) -> float:
-    """Of the process alone, as far as it has come; 0 when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _peak_mb(pid: int) -> float:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    match = re.search(r"VmHWM:\s+(\d+)", text)
-    return int(match[1]) / 1024 if match else 0.0
-
-
-@contextmanager
-def group(server: Any, position: str = "0-0") -> Iterator[None]:
-    """The group for one run; audit and ledger go with it."""
-    with server.client() as client:
-        client.xgroup_create(KEY, GROUP, id=position)
-        yield
-        client.xgroup_destroy(KEY, GROUP)
-        client.delete(*(f"{KEY}.drain_{side}" for side in ("audit", "runs", "state")))
-
-
 def live_run(package: Path, server: Any, folder: Path) -> Result:
     """`drainkit run` of everything, unthrottled."""
-    with group(server):
-        return cost(package, server, folder, "run", "--mode", "live", "--yes", "--throttle", "none",
-                    "--max-events", "all", "--allowlist", ",".join(rig.ALLOWLIST))  # fmt: skip
+    with rig.group(server):
+        return cost(package, server, folder, *RUN)
 
 
 def reads(package: Path, server: Any, folder: Path) -> Result:
     """How often a run reads each entry of the stream, and each audit record."""
-    seen: list[bytes] = []
-    over = threading.Event()
+    seen: list[list[str]] = []
+    with rig.group(server) as client, client.monitor() as monitor:
 
-    def watch() -> None:
-        port = int(server.tcp_url.rpartition(":")[2].partition("/")[0])
-        with socket.create_connection(("127.0.0.1", port)) as link:
-            link.sendall(b"MONITOR\r\n")
-            for line in link.makefile("rb"):
-                watching.set()
-                if over.is_set():
+        def watch() -> None:
+            for said in monitor.listen():
+                name, *rest = said["command"].split(" ")
+                if name == "PING":  # what is read from here on is this script's
                     return
-                if b'"XRANGE"' in line[:90] or b'"XREVRANGE"' in line[:90]:
-                    seen.append(line)
+                if name in ("XRANGE", "XREVRANGE"):
+                    key, first, last, *count = rest
+                    span = (first, last) if name == "XRANGE" else (last, first)
+                    seen.append([key, *span, *count])
 
-    watching = threading.Event()
-    watcher = threading.Thread(target=watch, daemon=True)
-    with group(server), server.client() as client:
+        watcher = threading.Thread(target=watch)
         watcher.start()
-        watching.wait()
-        cost(package, server, folder, "run", "--mode", "live", "--yes", "--throttle", "none",
-             "--max-events", "all", "--allowlist", ",".join(rig.ALLOWLIST))  # fmt: skip
-        over.set()  # what is read from here on is this script's
+        cost(package, server, folder, *RUN)
         client.ping()
-        watcher.join(5)
+        watcher.join()
         ids = {key: sorted(map(_pair, (e[0] for e in client.xrange(key)))) for key in (KEY, AUDIT)}
     total: Counter[str] = Counter()
-    for line in seen:
-        parts = [part.decode() for part in re.findall(rb'"([^"]*)"', line)]
-        name, key, first, last, *count = parts
-        first, last = (last, first) if name == "XREVRANGE" else (first, last)
-        low, high = _pair(first), _pair(last)
+    for key, first, last, *count in seen:
         there = ids.get(key, [])
-        n = bisect.bisect_right(there, high) - bisect.bisect_left(there, low)
+        n = bisect.bisect_right(there, _pair(last)) - bisect.bisect_left(there, _pair(first))
         total[key] += min(n, int(count[1])) if count else n
     return {
         "stream_reads": total[KEY] / len(ids[KEY]),
@@ -188,7 +132,7 @@ def _pair(entry_id: str | bytes) -> tuple[int, int]:
 
 def beside(package: Path, server: Any, folder: Path) -> Result:
     """What reads without a run: CPU seconds of status and check of a group at the start."""
-    with group(server):
+    with rig.group(server):
         return {
             name: cost(package, server, folder, name)["cpu_sec"] for name in ("status", "check")
         }
@@ -196,7 +140,7 @@ def beside(package: Path, server: Any, folder: Path) -> Result:
 
 def export(package: Path, server: Any, folder: Path) -> Result:
     """The whole stream as Parquet."""
-    with group(server):
+    with rig.group(server):
         return cost(package, server, folder, "export", "a.parquet")
 
 
@@ -208,7 +152,9 @@ def plain(server: Any, folder: Path) -> Result:
     return {"cpu_sec": _children_cpu() - before, "sec": time.perf_counter() - started}
 
 
-def row(work: str, found: list[Result], name: str, digits: int, unit: str, target: str = "") -> Row:
+def row(
+    work: str, found: list[Result], name: str, digits: int, unit: str, target: str = ""
+) -> tuple[str, ...]:
     """A row of the table: one number of each package."""
     return work, *(f"{result[name]:.{digits}f} {unit}".strip() for result in found), target
 

@@ -19,25 +19,11 @@ ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m"
 BIDI = "\u202egpj.exe\u2066"
 #: what one may find in a stream that others write to
 HOSTILE = [
-    ESCAPES,
-    BIDI,
-    "a\r\nDrained OK: 9999",
-    "\x00\x08\x7f\u2028\u2029\ufeff",
-    "<script>alert(1)</script>",
-    '=HYPERLINK("http://x","y")',
-    "+1+1",
-    "-1+1",
-    "@SUM(A1)",
-    "\t=1+1",
-    "\r=1+1",
-    "\uff1d1+1",
-    "|calc",
-    "%0A=1",
-    '"; DROP TABLE x; --',
-    "{0.__class__} %s %(x)s {{7*7}} ${jndi:ldap://x}",
-    "\ud7ff\U0001f4a3",
-    "\\x1b[2J",
-]
+    ESCAPES, BIDI, "a\r\nDrained OK: 9999", "\x00\x08\x7f\u2028\u2029\ufeff",
+    "<script>alert(1)</script>", '=HYPERLINK("http://x","y")', "+1+1", "-1+1", "@SUM(A1)",
+    "\t=1+1", "\r=1+1", "\uff1d1+1", "|calc", "%0A=1", '"; DROP TABLE x; --',
+    "{0.__class__} %s %(x)s {{7*7}} ${jndi:ldap://x}", "\ud7ff\U0001f4a3", "\\x1b[2J",
+]  # fmt: skip
 
 
 def hostile_stream(server: Server, name: str) -> int:

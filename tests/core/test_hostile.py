@@ -1,115 +1,42 @@
-"""Hostile entries: each gets its action, none passes unless truly valid, none harms another."""
+"""Single entries, odd and hostile: times, bounds, and that none passes or harms another."""
 
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
-from event_samples import GOOD, ID_MS, entry
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from event_samples import (
+    GOOD,
+    HOSTILE_BY_ACTION,
+    ID,
+    ID_MS,
+    ISO,
+    entry,
+    flat,
+    nested,
+    one,
+    payload,
+    why,
+)
 
 from drainkit.core.audit import records
-from drainkit.core.events import Decoder
-from drainkit.core.frame import FrameBuilder, decide_frame
-from drainkit.core.policy import ACTIONS, Policy, decide, reasons
-from drainkit.core.timestamps import NO_TIME
-from drainkit.core.values import INVALID_REASONS
+from drainkit.core.events import (
+    MAX_LAYOUTS,
+    MAX_VOCABULARY,
+    MAX_VOCABULARY_CHARACTERS,
+    Decoder,
+)
+from drainkit.core.frame import decide_frame, load_frame
+from drainkit.core.policy import ACTIONS, Policy, decide
+from drainkit.settings import Fields
 
 NOW_US = (ID_MS + 10_000) * 1000  # every entry is ten seconds old by its id
-ID = b"%d-1" % ID_MS
 POLICY = Policy(max_age_min=30, allowlist=frozenset({"BTCUSDT", "ETHUSDT"}), min_conf=0.6)
-
-
-def flat(**changes: Any) -> list[bytes]:
-    """The flat fields of a good event with some values replaced (None: left out)."""
-    fields: list[bytes] = entry({k: v for k, v in {**GOOD, **changes}.items() if v is not None})[1]
-    return fields
-
-
-def nested(**changes: Any) -> list[bytes]:
-    """The same in a JSON payload, where None becomes null."""
-    return [b"payload", json.dumps({**GOOD, **changes}).encode()]
-
-
-def raw(text: bytes | str, field: bytes = b"payload") -> list[bytes]:
-    return [field, text if isinstance(text, bytes) else text.encode()]
-
-
-def spliced(more: str) -> list[bytes]:
-    """A good payload with a further piece of JSON text at its end."""
-    return raw(json.dumps(GOOD)[:-1] + "," + more + "}")
-
-
-BODY = json.dumps(GOOD).encode()
-#: By action; single values that are odd are in test_values and in the reference's strategies.
-TABLE: dict[str, list[list[bytes] | None]] = {
-    "drained_ok": [
-        # what should pass, so that the table does not only refuse
-        flat(), nested(), raw(BODY, b"data"), flat(timestamp=None), flat(side=None, source=None),
-        [b"", b"", *flat()], nested(confidence="0.9"), flat(confidence="75e-2"),
-        # odd where nobody looks
-        nested(side={"x": 1}), nested(source=5), spliced('"price":1e999'), flat(source=b"\xff"),
-        [*flat(), b"trace", b"\xff\xfe"], [b"\xff", b"x", *flat()],
-        spliced('"x":"' + "[{" * 1000 + '"'),
-        # times: in each unit, unreadable ones, a minute ahead
-        nested(timestamp=ID_MS // 1000), nested(timestamp=ID_MS * 1000),
-        nested(timestamp=ID_MS * 10**6), nested(timestamp=ID_MS * 10**9),
-        nested(timestamp=ID_MS + 60_000), flat(timestamp="yesterday"), nested(timestamp=True),
-        spliced('"timestamp":1e999'), flat(timestamp="9" * 10**6),
-        # escaped letters are letters
-        raw(BODY.replace(b"BTC", b"\\u0042TC")), raw(BODY.replace(b'"symbol', b'"s\\u0079mbol')),
-    ],
-    "dropped_missing": [None],
-    "dropped_old": [
-        nested(timestamp=0), flat(timestamp="-1"), nested(timestamp=ID_MS - 3_600_000)
-    ],
-    "dropped_low_conf": [
-        nested(confidence=-0.0), spliced('"confidence":0.1'),
-        [b"confidence", b"0.1", *flat()],  # of two the first
-    ],
-    "dropped_not_allowlisted": [
-        flat(symbol="<script>alert(1)</script>"), flat(symbol="=HYPERLINK(0)"),
-        flat(symbol="$(reboot)"), flat(symbol="btcusdt"), flat(symbol="A" * 64),
-    ],
-    "dropped_invalid": [
-        # missing and given twice
-        [], flat(symbol=None), flat(confidence=None), [b"symbol", b"", *flat()],
-        [*raw("{"), *raw(BODY)], spliced('"symbol":null'),
-        # nesting and types
-        raw(json.dumps({"payload": GOOD})), nested(symbol=["BTCUSDT"]), nested(symbol=1),
-        nested(symbol={"symbol": "BTCUSDT"}), nested(symbol=None), nested(confidence=[0.9]),
-        nested(confidence=True), raw(json.dumps(json.dumps(GOOD))), raw(json.dumps([GOOD])),
-        raw("null"), raw(""), raw(BODY[:-3]), raw(BODY + b"{}"), raw(b"/* */" + BODY),
-        raw(repr(GOOD)),
-        # numbers
-        nested(confidence=float("nan")), nested(confidence=float("inf")), spliced('"price":NaN'),
-        spliced('"confidence":1e999'), spliced('"confidence":' + "9" * 5000),
-        flat(confidence="nan"), flat(confidence="75%"), flat(confidence="0,75"),
-        flat(confidence="0.7_5"), flat(confidence="1e" + "9" * 390), flat(confidence=" 0.9"),
-        flat(confidence="\uff10.\uff19"), nested(confidence=-0.1),
-        nested(confidence=1.0000000000000002), spliced('"timestamp":1e999,"price":NaN'),
-        # size, depth, encoding
-        raw(BODY[:-1] + b',"x":"' + b"x" * 5_000_000 + b'"}'), raw(b"[" * 100_000),
-        spliced('"x":' + "[" * 100_000 + "]" * 100_000),
-        spliced('"x":' + '{"a":' * 100_000 + "1" + "}" * 100_000), flat(symbol=b"BTC\xff"),
-        raw(BODY[:-1] + b',"x":"\xff"}'), raw(BODY[:-1] + b',"x":"\xc0\x80"}'),
-        raw(json.dumps(GOOD).encode("utf-16")), raw(json.dumps(GOOD).encode("utf-32")),
-        raw(b"\xef\xbb\xbf" + BODY), raw(BODY + b"\x00"), nested(source="x\udfff"),
-        spliced('"source":"\\ud800","confidence":1e999'),
-        spliced('"timestamp":1e999,"source":"\\ud800"'), raw(BODY.replace(b"ai", b"a\ni")),
-        raw(bytes.fromhex("1f8b0800000000000003")),
-        # times, symbols
-        nested(timestamp=ID_MS + 60_001), flat(timestamp="9999-12-31T23:59:59Z"),
-        *(flat(symbol=symbol) for symbol in (
-            "A" * 65, "A" * 10**6, "\x1b[31mBTC", "BTC\u200bUSDT", "\u0412TCUSDT", "\uff22TCUSDT",
-            "BTCUSDT ", "BTCUSDT\n", "")),
-        nested(symbol="\u202eBTCUSDT"), nested(symbol="BTC\x00USDT"), nested(symbol="\ud800"),
-    ],
-}  # fmt: skip
-CASES = [(fields, action) for action, cases in TABLE.items() for fields in cases]
+CASES = [(fields, action) for action, some in HOSTILE_BY_ACTION.items() for fields in some]
 
 
 def action_of(entries: list[Any]) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -120,86 +47,179 @@ def action_of(entries: list[Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     return [ACTIONS[code] for code in decisions.action], made
 
 
-BEFORE = [b"%d-0" % ID_MS, flat(symbol="ETHUSDT")]
-AFTER = [b"%d-2" % ID_MS, nested()]
-NEIGHBOURS = [action_of([BEFORE])[1][0], action_of([AFTER])[1][0]]
-
-
-@pytest.mark.parametrize("number", range(len(CASES)))
-def test_each_gets_its_action_and_harms_nobody(number: int) -> None:
-    """The entry's action is the table's; the records of its neighbours are as if it were not."""
-    fields, expected = CASES[number]
-    actions, made = action_of([BEFORE, [ID, fields], AFTER])
-    assert actions == ["drained_ok", expected, "drained_ok"], str(fields)[:200]
-    assert [made[0], made[2]] == NEIGHBOURS
-    assert all(part.isprintable() and len(part) <= 64 for part in made[1])
-    checked = reference.event([ID, fields])
-    assert checked.valid == (Decoder().decode([[ID, fields]]).invalid[0] == 0)
-    assert checked.valid or expected != "drained_ok"
-
-
-def test_all_at_once_in_one_batch_and_one_frame() -> None:
-    """The whole table, at least 60 cases and each action, as one batch and as a DataFrame."""
+def test_each_gets_its_action_and_harms_nobody() -> None:
+    """Of at least 60 hostile entries and each action: the table's action, the records of its
+    neighbours as if it were not; all at once, and as a DataFrame, the same."""
+    before, after = [b"%d-0" % ID_MS, flat(symbol="ETHUSDT")], [b"%d-2" % ID_MS, nested()]
+    neighbours = [action_of([before])[1][0], action_of([after])[1][0]]
     assert len(CASES) >= 60
-    assert set(TABLE) == set(ACTIONS)
+    assert set(HOSTILE_BY_ACTION) == set(ACTIONS)
+    for fields, expected in CASES:
+        actions, made = action_of([before, [ID, fields], after])
+        assert actions == ["drained_ok", expected, "drained_ok"], str(fields)[:200]
+        assert [made[0], made[2]] == neighbours
+        assert all(part.isprintable() and len(part) <= 64 for part in made[1])
+        checked = reference.event([ID, fields])
+        assert checked.valid == one([ID, fields]).valid, str(fields)[:200]
+        assert checked.valid or expected != "drained_ok"
     entries = [[b"%d-%d" % (ID_MS, i), fields] for i, (fields, _) in enumerate(CASES)]
-    expected = [action for _, action in CASES]
-    assert action_of(entries)[0] == expected
-    builder = FrameBuilder(Decoder())
-    builder.append(entries)
-    assert decide_frame(builder.frame(), POLICY, NOW_US)["action"].tolist() == expected
+    expected_all = [action for _, action in CASES]
+    assert action_of(entries)[0] == expected_all
+    frame = load_frame([entries], Decoder())
+    assert decide_frame(frame, POLICY, NOW_US)["action"].tolist() == expected_all
 
 
-names = st.sampled_from([k.encode() for k in [*GOOD, "action", "payload", "data"]]) | st.binary()
-contents = st.one_of(
-    st.binary(max_size=40),
-    st.sampled_from([part for fields, _ in CASES for part in fields or []]).filter(
-        lambda part: len(part) < 2000
-    ),
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-        lambda inner: (
-            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD]), inner)
-        ),
-        max_leaves=8,
-    ).map(lambda value: json.dumps(value).encode()),
-)
-bodies = st.lists(st.tuples(names, contents), max_size=7).map(
-    lambda pairs: [part for pair in pairs for part in pair]
-)
-changed = st.tuples(bodies, st.sampled_from([flat(), nested()])).map(lambda two: two[0] + two[1])
-entry_ids = st.just(ID) | st.integers(0, 2**64 - 1).map(lambda ms: b"%d-3" % ms)
+# ---------------------------------------------------------------- times
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(st.lists(st.tuples(entry_ids, bodies | changed | st.none()).map(list), max_size=8))
-def test_nothing_passes_that_is_not_truly_valid(batch: list[Any]) -> None:
-    """Arbitrary fields never raise, and drained_ok needs symbol, confidence and time by an
-    independent check."""
-    actions, made = action_of([BEFORE, *batch, AFTER])
-    assert (actions[0], actions[-1]) == ("drained_ok", "drained_ok")
-    assert [made[0], made[-1]] == NEIGHBOURS
-    for raw_entry, action in zip(batch, actions[1:-1], strict=True):
-        checked = reference.event(raw_entry)
-        assert (action == "dropped_missing") == (raw_entry[1] is None)
-        if action == "drained_ok":
-            assert checked.valid
-            assert POLICY.allowlist is not None
-            assert checked.symbol in POLICY.allowlist
-            assert checked.confidence is not None
-            assert checked.confidence >= POLICY.min_conf
-            assert checked.time_us is not None
-            assert NOW_US - checked.time_us <= POLICY.max_age_us
+@pytest.mark.parametrize(
+    ("stamp", "expected_us"),
+    [
+        ("1766605798.664912", 1_766_605_798_664_912), (1766605798.664912, 1_766_605_798_664_912),
+        (ID_MS, ID_MS * 1000), (ID_MS * 1000 + 7, ID_MS * 1000 + 7),
+        (ID_MS * 10**6 + 7999, ID_MS * 1000 + 7), (float(ID_MS * 10**6), ID_MS * 1000),
+        ("-1.0000005", -1_000_001), (-1e-113, -1), ("1.766605798664E12", ID_MS * 1000),
+        ("5e-05", 50), (99_999_999_999, 99_999_999_999_000_000), (0, 0),
+        ("2025-12-24", 1_766_534_400_000_000), ("20251224T194958Z", 1_766_605_798_000_000),
+        ("2025-12-24T20:49:58+01:00", 1_766_605_798_000_000),
+        ("2025-12-24T19:49:58.6649129Z", 1_766_605_798_664_912),
+    ],
+)  # fmt: skip
+def test_timestamps_are_read_in_every_unit(stamp: Any, expected_us: int) -> None:
+    """ISO 8601 and epoch s, ms, us and ns give whole microseconds, rounded down."""
+    raw = entry({"payload": json.dumps({**GOOD, "timestamp": stamp})}, b"253402300799999-0")
+    assert (one(raw).time_us, one(raw).time_source) == (expected_us, "timestamp")
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(st.lists(st.tuples(entry_ids, bodies | changed).map(list), max_size=4))
-def test_no_raw_value_reaches_a_reason(batch: list[Any]) -> None:
-    """A reason is made of fixed texts and checked numbers, whatever the entry holds."""
-    events = Decoder().decode(batch)
-    decisions = decide(events, POLICY, NOW_US)
-    fixed = {*INVALID_REASONS, "passed every filter", "symbol not in the allowlist"}
-    for row, text in enumerate(reasons(events, decisions, POLICY)):
-        age_us, confidence = int(decisions.age_us[row]), float(events.confidence[row])
-        compared = {f"age {age_us / 1e6:.2f} s > 1800.00 s"} if age_us != NO_TIME else set()
-        assert text in fixed | compared | {f"confidence {confidence!r} < 0.6"}
+@pytest.mark.parametrize(
+    "stamp",
+    [None, True, "", "soon", "1" * 21, 10**20, 1e300, " 1766605798", "1_766", "2025-13-01", [ISO],
+     "0001-01-01T00:00:00+05:00", "2016-12-31T23:59:60Z", "1e9999", "\uff11" * 10, "inf", "+", ".",
+     "2025-12-24T19:49:58Z" + " " * 60, "2025-12-24T19:49.5Z", "2025-12-24 19.5"],
+)  # fmt: skip
+def test_an_unreadable_timestamp_leaves_the_time_of_the_id(stamp: Any) -> None:
+    """What cannot be read as a time does not make the event invalid: the id's time counts."""
+    found = one(payload({**GOOD, "timestamp": stamp}))
+    assert (found.time_us, found.time_source, found.valid) == (ID_MS * 1000, "entry_id", True)
+
+
+@pytest.mark.parametrize(
+    ("ahead_us", "source", "valid"),
+    [(-1, "timestamp", True), (0, "timestamp", True), (1, "entry_id", True),
+     (60_000_000, "entry_id", True), (60_000_001, "entry_id", False)],
+)  # fmt: skip
+def test_the_earlier_time_counts(ahead_us: int, source: str, valid: bool) -> None:
+    """A timestamp can only make an event older; more than 60 s after the id it is invalid."""
+    found = one(payload({**GOOD, "timestamp": ID_MS * 1000 + ahead_us}))
+    assert found.time_us == ID_MS * 1000 + min(ahead_us, 0)
+    assert (found.time_source, found.valid) == (source, valid)
+
+
+@pytest.mark.parametrize("entry_id", [b"0-1", b"1262303999999-9", b"253402300800000-0"])
+def test_ids_that_are_no_times(entry_id: bytes) -> None:
+    """With such an id the timestamp alone counts; without one the age cannot be judged."""
+    assert one(entry(GOOD, entry_id)).time_us == ID_MS * 1000
+    without = entry({**GOOD, "timestamp": "?"}, entry_id)
+    assert (one(without).time_us, one(without).time_source) == (None, "unknown")
+    assert why(without) == "no usable time"
+    gone = one([entry_id, None])
+    assert (gone.time_us, gone.missing, gone.valid) == (None, True, True)
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def test_minus_zero_is_zero() -> None:
+    """-0.0 is a number in 0..1, and is not written with a sign, which a spreadsheet may act on."""
+    assert repr(one(payload({**GOOD, "confidence": -0.0})).confidence) == "0.0"
+
+
+def test_bounds_of_a_payload_are_exact() -> None:
+    """1 MiB and a depth of 64 pass; one byte or one level more does not."""
+    body = json.dumps(GOOD)
+    for some in (body.encode(), body.replace('"ai"', '"\u00e9"').encode()):
+        assert one(entry({"payload": some.ljust(1024 * 1024)})).valid
+        assert why(entry({"payload": some.ljust(1024 * 1024 + 1)})) == "payload over 1 MiB"
+    for levels, reason in ((63, ""), (64, "payload nested deeper than 64")):
+        nested = body[:-1] + ', "x": ' + "[" * levels + "]" * levels + "}"
+        assert why(entry({"payload": nested})) == reason
+    flat = body[:-1] + ', "é": "' + "[" * 100 + '\\"{", "y": [' + "[]," * 100 + "0]}"
+    assert why(entry({"payload": flat})) == ""
+
+
+WORST = {
+    "a text that never ends": b'{"a":"' + b'\\"' * 500_000 + b"[" * 100,
+    "many brackets": b'{"a":[' + b"[]," * 340_000 + b"0]}",
+    "only brackets": b"[" * 1_000_000,
+    "only quotes": b'"' * 1_000_000 + b"[" * 70,
+    "a number of a million digits": b'{"confidence":' + b"9" * 1_000_000 + b"}",
+    "a time of a million digits": b'{"timestamp":"' + b"9" * 1_000_000 + b'"}',
+    "a text of a million digits": b'{"confidence":"' + b"9" * 1_000_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("what", WORST)
+def test_hostile_content_takes_linear_time(what: str) -> None:
+    """A full-size payload of the worst content is refused within a second."""
+    started = time.process_time()
+    assert why(entry({"payload": WORST[what]})) != ""
+    assert time.process_time() - started < 1
+
+
+def test_many_fields_take_linear_time() -> None:
+    """An entry of 100,000 fields is decoded within a second, and its layout is not kept."""
+    raw = entry({f"f{i}": "" for i in range(100_000)} | GOOD)
+    decoder = Decoder()
+    started = time.process_time()
+    assert decoder.decode([raw]).invalid[0] == 0
+    assert time.process_time() - started < 1
+    assert not decoder._layouts
+
+
+def test_memory_of_a_decoder_is_bounded() -> None:
+    """New symbols, texts and field names without end do not stay, and earlier rows stay right."""
+    decoder = Decoder()
+    kept = decoder.decode([entry(GOOD)])
+    for i in range(4000):
+        odd = {f"f{i}": "", "symbol": f"S{i}", "source": f"s{i}" * 1000, "side": "\x00" * i}
+        assert decoder.decode([entry({**GOOD, **odd})]).symbol(0) == f"S{i}"
+        assert len(decoder._symbols._codes) <= MAX_VOCABULARY + 3
+        assert decoder._sources._characters <= MAX_VOCABULARY_CHARACTERS + 10_000
+        assert len(decoder._layouts) <= MAX_LAYOUTS
+    assert kept.symbol(0) == "BTCUSDT"
+    before = len(decoder._symbols._codes)
+    decoder.decode([entry({**GOOD, "symbol": "BAD " + "x" * i}) for i in range(100)])
+    assert len(decoder._symbols._codes) <= before
+
+
+@pytest.mark.parametrize(
+    ("raw", "number"),
+    [(78, 0.78), ("78", 0.78), ("78%", 0.78), (0.5, 0.005), ("7.85e1%", 0.785), (100, 1.0),
+     (0, 0.0), ("0%", 0.0), ("100.1%", None), (101, None), (-1, None), ("78 %", None),
+     ("78%%", None), ("%", None), (True, None), ("\uff17\uff18%", None)],
+)  # fmt: skip
+def test_a_percentage_is_read_where_fields_say_so(raw: Any, number: float | None) -> None:
+    """confidence_percent = true reads 0..100 with or without a trailing %, in JSON and flat;
+    without it a % is never read."""
+    bodies = [{"payload": json.dumps({**GOOD, "confidence": raw})}]
+    bodies += [{**GOOD, "confidence": raw}] if isinstance(raw, str) else []
+    events = Decoder(Fields(confidence_percent=True)).decode([entry(body) for body in bodies])
+    found = [None if np.isnan(one) else one for one in events.confidence.tolist()]
+    assert found == [number] * len(bodies)
+    assert (events.invalid == 0).tolist() == [number is not None] * len(bodies)
+    if isinstance(raw, str) and "%" in raw:
+        assert (Decoder().decode([entry(body) for body in bodies]).invalid > 0).all()
+
+
+@pytest.mark.parametrize("other", ["null", "1", '"x"', "", "[]", "{}"])
+@pytest.mark.parametrize("others", [1, 20, 40])
+def test_depth_is_each_events_own(other: str, others: int) -> None:
+    """Beside payloads without a bracket, JSON nested deeper than 64 is as invalid as alone."""
+    for depth, valid in ((64, True), (65, False), (95, False)):
+        deep = entry({"payload": json.dumps(GOOD)[:-1] + ', "z": ' + "[" * (depth - 1)
+                      + "]" * (depth - 1) + "}"})  # fmt: skip
+        batch = [deep, *[entry({"payload": other})] * others]
+        for order in (batch, batch[::-1]):
+            found = Decoder().decode(order)
+            row = order.index(deep)
+            assert bool(found.invalid[row] == 0) is valid, depth

@@ -27,28 +27,20 @@ def text_of(plan: Plan, **other: Any) -> str:
 # ---------------------------------------------------------------- the plan's digest
 
 
-def test_a_plan_comes_back_from_its_json() -> None:
-    """What was written is read again, digest and all."""
-    plan = plan_of()
-    assert plans.from_json(text_of(plan), "plan.json") == plan
-    assert plan.digest.startswith("sha256:")
-    assert len(plan.digest) == len("sha256:") + 64
-
-
-def test_the_digest_is_over_canonical_json() -> None:
-    """Anyone can compute it: SHA-256 of the JSON without `digest`, keys sorted, no spaces."""
+def test_anyone_can_compute_the_digest() -> None:
+    """SHA-256 of the JSON without `digest`, keys sorted, no spaces; what was written is read again,
+    whatever its order of keys, spaces and escapes."""
     plan = plan_of(stream="größe")
     content = {k: v for k, v in plan.to_json().items() if k != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert plan.digest == "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def test_layout_does_not_matter() -> None:
-    """Order of keys, spaces and escapes are not the plan."""
-    plan = plan_of(stream="größe")
     data = dict(reversed(plan.to_json().items()))
-    for text in (json.dumps(data, indent=4), json.dumps(data, ensure_ascii=False)):
-        assert plans.from_json(text, "plan.json") == plan
+    for written in (
+        json.dumps(data, indent=4),
+        json.dumps(data, ensure_ascii=False),
+        text_of(plan),
+    ):
+        assert plans.from_json(written, "plan.json") == plan
 
 
 def changed(value: Any, other: Any) -> Any:
@@ -118,25 +110,17 @@ def test_the_keys_are_those_of_a_plan() -> None:
             plans.from_json("{" + double + json.dumps(data)[1:], "plan.json")
 
 
-def test_what_is_no_plan_is_bad_usage() -> None:
+def test_what_is_no_plan_or_of_another_version_says_so() -> None:
     """Another file than a plan, or one with a number that JSON has not, is a mistake of the call
-    (2), not an edited plan (4)."""
+    (2), not an edited plan (4); text that no UTF-8 can hold, and any other version, is refused."""
     text = text_of(plan_of())
     odd = [text.replace("5.0", number) for number in ("NaN", "Infinity", "-Infinity")]
     for other in ("", "{", "[]", "7", "null", '"plan"', "{}", '{"run_id": "x"}', "[" * 100_000,
                   "\ufeff{}", *odd):  # fmt: skip
         with pytest.raises(UsageError, match=r"plan\.json"):
             plans.from_json(other, "plan.json")
-
-
-def test_half_a_surrogate_is_refused() -> None:
-    """Text that no UTF-8 can hold is refused in one line, not with a traceback."""
     with pytest.raises(RefusedError):
-        plans.from_json(text_of(plan_of()).replace('"group"', '"\\ud800"'), "plan.json")
-
-
-def test_another_version_is_named() -> None:
-    """A plan of another drainkit, earlier or later, says so, whatever keys it has."""
+        plans.from_json(text.replace('"group"', '"\\ud800"'), "plan.json")
     for version in (2, 4):
         text = json.dumps({"version": version, "something_new": 1, "digest": "sha256:0"})
         with pytest.raises(RefusedError, match=f"version {version}, not 3; make a new one"):
@@ -207,10 +191,6 @@ def test_the_decisions_say_what_was_decided_and_why() -> None:
     assert (rows[3]["symbol"], rows[3]["payload_sha256"]) == (None, None)
     assert (rows[4]["event_time"], rows[4]["age_sec"]) == (None, None)
     assert [bool(row["invalid"]) for row in rows] == [False, False, True, False, True]
-
-
-def test_an_empty_table_has_the_same_columns() -> None:
-    """No events: the same schema, so that pages can be joined to it."""
     assert plans.decisions_schema() == table_of().schema == table_of([]).schema
 
 
@@ -239,12 +219,9 @@ def test_a_plan_is_held_against_its_decisions(point: str, other: Any, part: int)
     st.none() | st.lists(st.binary(max_size=4), max_size=6),
 )
 def test_a_digest_stands_for_one_payload(one: list[bytes], other: list[bytes] | None) -> None:
-    """Fields that differ in any byte or boundary have other digests; a body that is gone, none."""
+    """Fields that differ in any byte or boundary have other digests; a body that is gone, none.
+    It is the SHA-256 of all lengths, a colon and all parts."""
     assume(one != other)
     assert plans.payload_sha256(one) != plans.payload_sha256(other)
-
-
-def test_the_payload_digest_can_be_computed_by_anyone() -> None:
-    """It is the SHA-256 of all lengths, a colon and all parts."""
     assert plans.payload_sha256([b"a", b"12"]) == hashlib.sha256(b"1,2:a12").digest()
     assert plans.payload_sha256(None) is None

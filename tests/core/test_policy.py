@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drainkit.core.events import Decoder, Events
-from drainkit.core.frame import FrameBuilder, decide_frame
+from drainkit.core.frame import decide_frame, load_frame
 from drainkit.core.policy import ACTIONS, FAILED_NAMES, Policy, decide, other_failed, reasons
 from drainkit.core.timestamps import NO_TIME
 from drainkit.core.values import INVALID_REASONS
@@ -118,58 +117,36 @@ def test_each_event_has_its_own_moment(batch: list[Any], policy: Policy, step_us
         assert together.age_us[row] == alone.age_us[row]
 
 
-@pytest.mark.parametrize(
-    ("row", "action"),
-    [
-        ((30 * MINUTE, 0, 0.6, 0, False), "drained_ok"),
-        ((30 * MINUTE + 1, 0, 0.6, 0, False), "dropped_old"),
-        ((30 * MINUTE, 0, np.nextafter(0.6, 0), 0, False), "dropped_low_conf"),
-        ((0, 1, 0.9, 0, False), "dropped_not_allowlisted"),
-        ((0, 2, 0.9, 0, False), "dropped_not_allowlisted"),
-        ((0, 0, 0.9, 1, False), "dropped_invalid"),
-        ((None, 0, 0.9, 0, False), "dropped_invalid"),
-        ((2**55, -1, float("nan"), 9, False), "dropped_old"),
-        ((2**55, -1, float("nan"), 0, True), "dropped_missing"),
-        ((-5 * MINUTE, 0, 0.9, 0, False), "drained_ok"),
-    ],
-)
-def test_limits_and_order(row: Any, action: str) -> None:
-    """Exactly at a limit passes, case counts, and the contract's order decides."""
-    assert ACTIONS[decide(events_of([row]), ALL, NOW_US).action[0]] == action
+NAN = float("nan")
+BAD_SYMBOL = INVALID_REASONS.index("symbol not valid")
+CASES: list[tuple[Any, str, str]] = [
+    ((30 * MINUTE, 0, 0.6, 0, False), "drained_ok", "passed every filter"),
+    ((30 * MINUTE + 1, 0, 0.6, 0, False), "dropped_old", "age 1800.00 s > 1800.00 s"),
+    ((31 * MINUTE, 0, 0.9, 0, False), "dropped_old", "age 1860.00 s > 1800.00 s"),
+    ((0, 0, 0.25, 0, False), "dropped_low_conf", "confidence 0.25 < 0.6"),
+    ((30 * MINUTE, 0, np.nextafter(0.6, 0), 0, False), "dropped_low_conf",
+     "confidence 0.5999999999999999 < 0.6"),
+    ((0, 1, 0.9, 0, False), "dropped_not_allowlisted", "symbol not in the allowlist"),
+    ((0, 2, 0.9, 0, False), "dropped_not_allowlisted", "symbol not in the allowlist"),
+    ((0, -1, 0.9, BAD_SYMBOL, False), "dropped_invalid", "symbol not valid"),
+    ((None, 0, 0.9, 0, False), "dropped_invalid", "no usable time"),
+    ((2**55, -1, NAN, 9, False), "dropped_old", "age 36028797018.96 s > 1800.00 s"),
+    ((2**55, -1, NAN, 0, True), "dropped_missing", "the entry's body is gone (trimmed or deleted)"),
+    ((-5 * MINUTE, 0, 0.9, 0, False), "drained_ok", "passed every filter"),
+]  # fmt: skip
 
 
-def test_a_fraction_of_a_minute_is_exact() -> None:
-    """0.1 minutes are 6 s to the microsecond, and a huge age limit does not overflow."""
-    policy = Policy(0.1, None, 0.0)
+def test_limits_order_and_reasons() -> None:
+    """Exactly at a limit passes, case counts, the contract's order decides, and the reason has the
+    numbers that were compared; 0.1 minutes are exact, a huge age limit does not overflow."""
+    events = events_of([row for row, _, _ in CASES])
+    decisions = decide(events, ALL, NOW_US)
+    found = zip(decisions.action, reasons(events, decisions, ALL), strict=True)
+    assert [(ACTIONS[code], reason) for code, reason in found] == [case[1:] for case in CASES]
     events = events_of([(6_000_000, 0, 1.0, 0, False), (6_000_001, 0, 1.0, 0, False)])
-    assert [ACTIONS[a] for a in decide(events, policy, NOW_US).action] == [
-        "drained_ok",
-        "dropped_old",
-    ]
-    assert set(decide(events, Policy(1e30, None, 0.0), NOW_US).action) == {5}
-
-
-def test_reasons_say_what_was_compared() -> None:
-    """One line for each event, with the numbers that were compared."""
-    batch = [
-        (31 * MINUTE, 0, 0.9, 0, False),
-        (0, 0, 0.25, 0, False),
-        (0, 1, 0.9, 0, False),
-        (0, -1, 0.9, INVALID_REASONS.index("symbol not valid"), False),
-        (None, 0, 0.9, 0, False),
-        (None, -1, float("nan"), 0, True),
-        (0, 0, 0.9, 0, False),
-    ]
-    events = events_of(batch)
-    assert reasons(events, decide(events, ALL, NOW_US), ALL) == [
-        "age 1860.00 s > 1800.00 s",
-        "confidence 0.25 < 0.6",
-        "symbol not in the allowlist",
-        "symbol not valid",
-        "no usable time",
-        "the entry's body is gone (trimmed or deleted)",
-        "passed every filter",
-    ]
+    for limit, expected in ((0.1, ["drained_ok", "dropped_old"]), (1e30, ["drained_ok"] * 2)):
+        actions = decide(events, Policy(limit, None, 0.0), NOW_US).action
+        assert [ACTIONS[code] for code in actions] == expected
 
 
 @settings(deadline=None)  # pytest's own limit; imports may fall into it
@@ -186,9 +163,7 @@ def test_a_frame_is_decided_as_its_events(order: list[int], policy: Policy) -> N
         [b"symbol", b"btcusdt", b"confidence", b"0.9", b"timestamp", b"0"],
     ]
     entries = [[b"%d-%d" % (ms - 40_000 * i, i) if i else b"0-1", flat[i]] for i in range(6)]
-    builder = FrameBuilder(Decoder())
-    builder.append(entries)
-    frame = builder.frame().iloc[order]
+    frame = load_frame([entries], Decoder()).iloc[order]
     found = decide_frame(frame, policy, NOW_US)
     direct = decide(Decoder().decode([entries[i] for i in order]), policy, NOW_US)
     assert found.index.equals(frame.index)

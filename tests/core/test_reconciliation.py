@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from drainkit.core import reconciliation
 from drainkit.core.policy import ACTIONS
-from drainkit.core.reconciliation import Matching, drift, drift_counts, reconcile
+from drainkit.core.reconciliation import Matching, drift_counts, reconcile
 
 Rows = list[tuple[str, str]]
 books = st.dictionaries(
@@ -74,9 +74,9 @@ def test_every_single_fault_is_found(
     fault = data.draw(st.sampled_from(["lost", "doubled", "foreign", "relabelled"]))
     at = data.draw(st.integers(0, len(rows) - 1))
     expected = {
-        "lost": "1 planned entries have no record, first " + rows[at][0],
-        "doubled": "1 entries are recorded more than once, first " + rows[at][0],
-        "foreign": "1 recorded entries were not planned, first 100-0",
+        "lost": "planned entries without a record: 1, first " + rows[at][0],
+        "doubled": "entries recorded more than once: 1, first " + rows[at][0],
+        "foreign": "recorded entries that were not planned: 1, first 100-0",
         "relabelled": "relabelled: the run counted 0, the audit 1",
     }[fault]
     if fault == "lost":
@@ -98,7 +98,7 @@ def test_a_record_written_twice_is_found_without_a_plan() -> None:
     """Nothing is planned, and still no entry may be recorded twice."""
     rows = [("1-0", "drained_ok"), ("2-0", "drained_ok"), ("1-0", "drained_ok")]
     (line,) = findings(None, rows, [1], {"drained_ok": 3})
-    assert line == "1 entries are recorded more than once, first 1-0"
+    assert line == "entries recorded more than once: 1, first 1-0"
 
 
 def test_what_vanished_needs_no_record() -> None:
@@ -123,7 +123,10 @@ def test_drift_lists_every_change(planned: dict[str, str], happened: dict[str, s
     """(id, planned, happened, reason) for exactly the entries whose action changed."""
     both = planned.keys() & happened.keys()
     changed = {(k, planned[k], happened[k]) for k in both if planned[k] != happened[k]}
-    found = drift(table([*planned.items()]), table([*happened.items()]))
+    matching = Matching(lambda: [table([*planned.items()])])
+    matching.add(table([*happened.items()]))
+    matching.finish()
+    found = matching.drift()
     rows = [tuple(row.values()) for row in found.to_pylist()]
     assert {row[:3] for row in rows} == changed
     assert len(rows) == len(changed)

@@ -70,13 +70,25 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], int, str]] = {
                  "side": "payload.signal.side"}, 100, ""),
     "parts alone": (lambda i: {"payload": json.dumps({"signal": signal(i, confidence=None)})},
                     {}, 0, ""),
+    "other names": (lambda _: FLAT, {"symbol": "ticker", "confidence": "score"}, 200, ""),
+    "deep": (lambda _: NESTED, {"symbol": "msg.sig.pair", "confidence": "msg.sig.prob",
+                                "timestamp": "msg.sig.emittedAt"}, 200, ""),
+    "no names": (lambda _: UNHINTED, {}, 0, ""),  # nothing is guessed from values
+    "one": (lambda _: {"symbol": "BTCUSDT", "score": "0.5"}, {"confidence": "score"}, 200, ""),
+    "no share": (lambda _: {"symbol": "BTCUSDT", "score": "187"}, {}, 0, ""),
+    "half a pair": (lambda _: {"ticker": "BTCUSDT", "note": "hello"}, {}, 0, ""),  # mends nothing
+    "nothing": (lambda _: {"note": "hello"}, {}, 0, ""),
+    "odd": (lambda _: {"the \U0001f4a3 ticker": "BTCUSDT", "score": "0.5"},
+            {"symbol": "the \U0001f4a3 ticker", "confidence": "score"}, 200, ""),
+    "not TOML": (lambda _: {'a"ticker': "BTCUSDT", "score\\": "0.5"}, {}, 0, ""),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_signals_own_fields_are_proposed(shape: str) -> None:
     """Of signals with sub-models, flat, mixed, in small letters and percentages as many can be read
-    with the lines as can at all, no line is for nothing, and no sub-model's value is chosen."""
+    with the lines as can at all, no line is for nothing, and no sub-model's value is chosen; the
+    lines are TOML to paste, with which the decoder reads the events."""
     body, table, readable, note = SHAPES[shape]
     sample = entries(*map(body, range(200)), n=200)
     found = examine(sample, Fields())
@@ -88,33 +100,6 @@ def test_a_signals_own_fields_are_proposed(shape: str) -> None:
     assert not [path for path in chosen if "model" in path]
     assert note in " ".join(found.notes)
     assert bool(note) == bool(found.notes)
-
-
-@pytest.mark.parametrize(
-    ("body", "table"),
-    [
-        (FLAT, {"symbol": "ticker", "confidence": "score"}),
-        (NESTED, {"symbol": "msg.sig.pair", "confidence": "msg.sig.prob",
-                  "timestamp": "msg.sig.emittedAt"}),
-        (UNHINTED, {}),  # nothing is guessed from values
-        ({"symbol": "BTCUSDT", "score": "0.5"}, {"confidence": "score"}),
-        ({"symbol": "BTCUSDT", "score": "187"}, {}),  # nor is a percentage
-        ({"ticker": "BTCUSDT", "note": "hello"}, {}),  # it would mend nothing
-        ({"note": "hello"}, {}),
-        ({"the \U0001f4a3 ticker": "BTCUSDT", "score": "0.5"},
-         {"symbol": "the \U0001f4a3 ticker", "confidence": "score"}),
-        ({'a"ticker': "BTCUSDT", "score\\": "0.5"}, {}),  # [fields] takes no such names
-    ],
-)  # fmt: skip
-def test_the_proposal_can_be_pasted_and_read(body: dict[str, Any], table: dict[str, str]) -> None:
-    """It is TOML that names just the right fields, and with it the decoder reads the events."""
-    sample = entries(body)
-    found = examine(sample, Fields())
-    assert found.unreadable == 40
-    assert tomllib.loads(found.snippet()).get("fields", {}) == table
-    invalid = Decoder(build({"fields": table}).fields).decode(sample).invalid
-    assert found.readable == int((invalid == 0).sum())
-    assert found.readable == (40 if "confidence" in table else 0)
 
 
 def test_what_can_be_read_needs_no_advice() -> None:

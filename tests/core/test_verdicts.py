@@ -73,7 +73,7 @@ AFTER = ["900-10", *[f"{5 + i // 3}-{i % 3 + 8}" for i in range(1, N)]]
 MOVED = {**OTHER, "position": "2-0", "pending": 5}
 USED = {**OTHER, "consumer_list": [{"name": ME}]}
 CASES: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"table": records(ids=TWICE)}, "Each read entry", "no", "recorded more than once, first 5-8"),
+    ({"table": records(ids=TWICE)}, "Each read entry", "no", "more than once: 1, first 5-8"),
     ({"dropped_old": 201}, "Each read entry", "no", "the run counted 201, the audit 200"),
     ({"table": records(n=320), "remaining": 1680}, "The plan was met", "no",
      "1,680 of 2,000 planned entries were not drained."),

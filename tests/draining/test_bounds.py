@@ -240,7 +240,7 @@ def test_history_from_where_its_group_would_skip(valkey: Server, cli: Cli, strea
     assert cli(*live(valkey, stream, *history, "--max-events", "10")).rc == 0
     for command in (live(valkey, stream, *history, "--from", ids[60]),
                     ("drain", *at(valkey, stream), *history, "--from", ids[60])):  # fmt: skip
-        assert f"stands at {ids[9]}, before it" in cli.fails(4, *command)
+        assert f"is at {ids[9]}, before it" in cli.fails(4, *command)
     assert len(audit(valkey, stream)) == 10
     # nothing lies between: there is nothing to skip
     cli.done(*live(valkey, stream, *history, "--from", ids[10], "--max-events", "5"))

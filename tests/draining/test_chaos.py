@@ -1,7 +1,7 @@
 """The long form of the fault suite: `pytest -m chaos`, some minutes of random faults.
 
-It prints a table for the README: runs, faults, entries, lost, doubled.
-`CHAOS_SEED=n` repeats a run's choices; `CHAOS_ROUNDS=n` makes it longer or shorter.
+It prints a table for the README: each fault, how often it came, and what became of the entries.
+`CHAOS_SEED=n` repeats a run's choices; `CHAOS_ROUNDS=n` is how often each fault comes.
 """
 
 from __future__ import annotations
@@ -9,399 +9,406 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
-from books import GROUP, ME, ask, at, audit, backlog, seed
-from clusters import Cluster, SentinelSetup
+from books import GROUP, ME, ask, audit, backlog, deliver, fill, seed
+from clusters import Cluster
 from conftest import Cli
-from faults import COMMIT, READ, Attempt, assert_counts, attempt
-from proxy import FaultKind, Proxy
-from servers import Server, wait_until
+from faults import COMMIT, READ, Attempt, Clock, assert_counts, at_once, attempt, complete, key
+from proxy import FaultKind, Proxy, SlowLink
+from servers import KINDS, Server, wait_until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 StartServer = Callable[..., Server]
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "8"))
+ALONE = {"throttle": "none", "min_idle_min": 0, "allow_active_consumers": True}
+SCOPES = ("undelivered", "pending", "history")
 WIRE: list[FaultKind] = [
     "cut_before", "cut_after", "half_reply", "delay_request", "delay_reply", "black_hole",
 ]  # fmt: skip
 
 
-@dataclass
-class Tally:
-    """What one kind of chaos did and what became of its entries."""
-
-    kind: str
-    runs: int = 0
-    faults: int = 0
-    entries: int = 0
-    lost: int = 0
-    doubled: int = 0
-
-    def settle(self, server: Server, stream: str, ids: list[str]) -> None:
-        """Hold the audit against the entries; what was never to be drained counts as doubled."""
-        found = Counter(record["original_id"] for record in audit(server, stream))
-        self.entries += len(ids)
-        self.lost += sum(entry not in found for entry in ids)
-        self.doubled += sum(found.values()) - len(set(found) & set(ids))
-        left = ask(server, "XPENDING", stream, GROUP, "-", "+", 10, ME)
-        assert left == [], "still pending for the drain's consumer"
+Tally = Counter[Any]  # of a fault: the columns below, and exit codes of the runs that it struck
+COLUMNS = ("times", "runs", "entries", "lost", "doubled")
 
 
-@dataclass
-class Table:
-    rows: list[Tally] = field(default_factory=list)
-
-    def row(self, kind: str) -> Tally:
-        self.rows.append(Tally(kind))
-        return self.rows[-1]
-
-    def __str__(self) -> str:
-        whole = Tally("all")
-        for row in self.rows:
-            for name in ("runs", "faults", "entries", "lost", "doubled"):
-                setattr(whole, name, getattr(whole, name) + getattr(row, name))
-        lines = ["| Faults of | Runs | Faults | Entries | Lost | Doubled |", "|" + " --- |" * 6]
-        lines += [
-            f"| {t.kind} | {t.runs:,} | {t.faults:,} | {t.entries:,} | {t.lost} | {t.doubled} |"
-            for t in (*self.rows, whole)
-        ]
-        return "\n".join(lines)
+def row(name: str, tally: Tally) -> str:
+    ends = ", ".join(f"{rc}: {tally[rc]}" for rc in sorted(set(tally) - {*COLUMNS}))
+    return " | ".join(("|", name, *(f"{tally[column]:,}" for column in COLUMNS), ends, "|"))[2:]
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[Table]:
+def table(request: pytest.FixtureRequest) -> Iterator[defaultdict[str, Tally]]:
     """One table of all tests of this module, printed at the end whatever the capturing says."""
-    found = Table()
+    found: defaultdict[str, Tally] = defaultdict(Counter)
     yield found
+    rows = [row(*one) for one in (*found.items(), ("all", sum(found.values(), Counter())))]
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print(f"\nchaos, seed {SEED}:\n\n{found}\n")
+        print(f"\nchaos, seed {SEED}:\n\n| Fault |", *map("{} |".format, COLUMNS), "Ended with |")
+        print("\n".join(["|" + " --- |" * 7, *rows]), "\n")
 
 
-@pytest.fixture
-def chance(request: pytest.FixtureRequest) -> random.Random:
-    """Each test's own choices, the same again with the same CHAOS_SEED."""
-    return random.Random(f"{SEED} {request.node.name}")
+@dataclass
+class Scene:
+    """A stream under faults: who serves it, who drains it, how many records each id is to have."""
+
+    server: Server
+    spare: Server  # may take over
+    proxy: Proxy  # where the drains connect, whoever serves
+    chance: random.Random
+    cli: Cli
+    clock: Clock
+    stream: str = ""
+    wanted: Counter[str] = field(default_factory=Counter)
+    drains: list[subprocess.Popen[str]] = field(default_factory=list)  # at work
+    url: str = ""
+
+    def begin(self) -> None:
+        """A stream of its own for the next rounds."""
+        self.stream = f"s{self.chance.randrange(10**9)}"
+        self.wanted = Counter()
+        ask(self.server, "XGROUP", "CREATE", self.stream, GROUP, "0-0", "MKSTREAM")
+
+    def ask(self, *command: str | bytes | int) -> Any:
+        return ask(self.server, *command)
+
+    def add(self, n: int) -> None:
+        """n more entries at the stream's end, as a producer adds them."""
+        now_ms = int(self.ask("TIME")[0]) * 1000
+        entries = [("*", fields) for _, fields in backlog(now_ms, n, gap_ms=0)]
+        ids = fill(self.server.client(), self.stream, entries)
+        self.wanted.update(entry.decode() for entry in ids)
+
+    def ids(self) -> list[str]:
+        return [entry[0].decode() for entry in self.ask("XRANGE", self.stream, "-", "+")]
+
+    def found(self) -> Counter[str]:
+        return Counter(record["original_id"] for record in audit(self.server, self.stream))
+
+    def drain(self, scope: str, name: str) -> None:
+        """Start a live drain; for scopes pending and history there is something then."""
+        if scope == "pending":
+            deliver(self.server, self.stream, "dead", 100)
+        elif scope == "history":
+            self.ask("XGROUP", "SETID", self.stream, GROUP, self.chance.choice(self.ids()))
+        self.drains.append(self.cli.start(
+            "drain", "--mode", "live", "--yes", "--json", "--max-events", "all", "--allow-invalid",
+            "--allow-active-consumers", "--min-idle-min", "0", "--redis-url", self.url,
+            "--stream", self.stream, "--scope", scope, "--consumer-name", name,
+            "--throttle", self.chance.choice(["none", "1000", "2500"]),
+        ))  # fmt: skip
+
+    def at_work(self) -> bool:
+        return any(drain.poll() is None for drain in self.drains)
+
+    def sweep(self) -> None:
+        """Run until nothing is left in any scope; each run's books are right."""
+        for scope in SCOPES:
+            errors = []
+            for _ in range(8):
+                run = attempt(self.proxy.url, self.stream, scope=scope, **ALONE)
+                assert_counts(audit(self.server, self.stream), run.summary)
+                errors.append(run.error)
+                if run.rc == 0:
+                    break
+            else:
+                raise AssertionError(f"the fault is over and no run ends well: {errors}")
 
 
-def until_done(
-    tally: Tally, server: Server, stream: str, run: Callable[[bool], Attempt | None], faults: int
-) -> None:
-    """Run the same command until it ends well with no more faults to come; check each run's books.
-
-    `run` gets whether faults are still to come, and answers None for a run that was killed.
-    """
-    before = tally.faults
-    for _ in range(20 * faults + 20):
-        more = tally.faults - before < faults
-        tally.runs += 1
-        ended = run(more)
-        if ended is not None and "counts are too low" not in ended.error:
-            assert_counts(audit(server, stream), ended.summary)
-        if ended is not None and ended.rc == 0 and not more:
-            return
-    raise AssertionError("the faults are over and no run ends well")
+Fault = Callable[[Scene], Iterator[Callable[[], Any]]]
+FAULTS: dict[str, Fault] = {}
 
 
-def struck(
-    tally: Tally, work: Callable[[], Attempt], fault: Callable[[], Any], after_sec: float
-) -> Attempt:
-    """The work, with a fault after a moment; it counts only if the work was still going on."""
-    going_on = threading.Event()
-    going_on.set()
+def fault(name: str) -> Callable[[Fault], Fault]:
+    """A generator: prepares, yields what strikes the drains at work, and mends when they ended."""
+
+    def add(function: Fault) -> Fault:
+        FAULTS[name] = function
+        return function
+
+    return add
+
+
+@fault("none but one another")
+def nothing(scene: Scene) -> Iterator[Callable[[], Any]]:
+    yield lambda: None
+
+
+@fault("requests and replies cut, delayed, lost")
+def wire(scene: Scene) -> Iterator[Callable[[], Any]]:
+    chance = scene.chance
+    yield partial(
+        scene.proxy.arm, chance.choice(WIRE), match=chance.choice([READ, COMMIT, b"EVAL", b"XADD"]),
+        nth=chance.randint(1, 3), times=chance.choice([1, 1, 2, 4]),
+        delay_sec=chance.uniform(0.1, 0.6),
+    )  # fmt: skip
+    scene.proxy.disarm()
+
+
+@fault("a slow network, then cut")
+def slow(scene: Scene) -> Iterator[Callable[[], Any]]:
+    path = Path(scene.proxy.url.removeprefix("unix://").partition("?")[0])
+    link = SlowLink(path, scene.chance.uniform(0.005, 0.05))
+    scene.url = link.url
+    yield scene.proxy.cut_all
+    link.close()
+
+
+@fault("the server killed, back from its last save")
+def crash(scene: Scene) -> Iterator[Callable[[], Any]]:
+    def strike() -> None:
+        scene.ask("SAVE")
+        time.sleep(scene.chance.choice([0, 0.05, 0.2]))  # what was done since is lost
+        scene.server.kill()
+        scene.server.start()
+
+    yield strike
+
+
+@fault("a replica promoted that lacks the last writes")
+def promoted(scene: Scene) -> Iterator[Callable[[], Any]]:
+    old, new = scene.server, scene.spare
+    ask(new, "REPLICAOF", "127.0.0.1", str(old.port))
+    wait_until("it follows", lambda: ask(new, "ROLE")[3] == b"connected")
+    wait_until("it is in step", lambda: ask(old, "WAIT", 1, 1000) == 1)
 
     def strike() -> None:
-        tally.faults += going_on.is_set()
-        fault()
+        ask(new, "REPLICAOF", "NO", "ONE")
+        time.sleep(scene.chance.choice([0, 0.05, 0.2]))
+        scene.server, scene.spare, scene.proxy.upstream = new, old, new.socket
+        scene.proxy.cut_all()
 
-    timer = threading.Timer(after_sec, strike)
-    timer.start()
-    ended = work()
-    going_on.clear()
-    timer.join()
-    return ended
+    yield strike
 
 
-def refill(server: Server, stream: str, n: int) -> list[str]:
-    """n more entries at the stream's end."""
-    seconds, micros = ask(server, "TIME")
-    entries = backlog(int(seconds) * 1000 + int(micros) // 1000, n, gap_ms=0)
-    client = server.client()
-    with client.pipeline(transaction=False) as pipe:
-        for _, fields in entries:
-            pipe.execute_command("XADD", stream, "*", *[x for p in fields.items() for x in p])
-        found = [entry.decode() for entry in pipe.execute()]
-    client.close()
-    return found
+@fault("writes refused, scripts flushed, a paused server")
+def refused(scene: Scene) -> Iterator[Callable[[], Any]]:
+    yield partial(ask, scene.server, *scene.chance.choice([
+        ("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "min-replicas-to-write", "1"),
+        ("REPLICAOF", "127.0.0.1", "1"), ("SCRIPT", "FLUSH"), ("CLIENT", "PAUSE", "300"),
+    ]))  # fmt: skip
+    scene.ask("REPLICAOF", "NO", "ONE")
+    for name in ("maxmemory", "min-replicas-to-write"):
+        scene.ask("CONFIG", "SET", name, "0")
 
 
-def test_wire(
-    server: Server, stream: str, start_proxy: Any, chance: random.Random, table: Table
-) -> None:
-    """Random faults of the network, all scripts, throttled or not."""
-    tally = table.row(f"the network, {server.version}")
-    ids = seed(server, stream, 3000, delivered=0)
-    proxy: Proxy = start_proxy(server)
+@fault("the server's clock set back or ahead")
+def clock(scene: Scene) -> Iterator[Callable[[], Any]]:
+    yield lambda: scene.clock.step(scene.chance.choice([-2, -1, 1, 90, 3600]))
 
-    def run(more: bool) -> Attempt:
-        if more:
-            proxy.arm(
-                chance.choice(WIRE), match=chance.choice([READ, COMMIT, b"EVAL", b"XADD"]),
-                nth=chance.randint(1, 5), times=chance.choice([1, 1, 2, 4]),
-                delay_sec=chance.uniform(0.1, 0.6),
-            )  # fmt: skip
-        ended = attempt(
-            f"{proxy.url}&socket_timeout=0.3",
+
+@fault("the stream made anew, renamed over, restored over")
+def replaced(scene: Scene) -> Iterator[Callable[[], Any]]:
+    chance, stream = scene.chance, scene.stream
+    how = chance.choice(["DEL", "DEL, same ids", "RENAME", "RESTORE"])
+
+    def strike() -> None:
+        old = scene.ids()
+        last = key(old[-1])[0]
+        new = [f"{last + 1 + i}-1" for i in range(chance.choice([20, len(old) + 300]))]
+        if how == "DEL, same ids":
+            new = [*old, *new]
+        entries = [(entry, {"symbol": "BTCUSDT", "n": str(i)}) for i, entry in enumerate(new)]
+        beside = stream if how.startswith("DEL") else f"{stream}:new"
+        if beside == stream:
+            scene.ask("DEL", stream)
+            then = scene.found()
+        fill(scene.server.client(), beside, entries, group=GROUP)
+        if how == "RENAME":
+            scene.ask("RENAME", beside, stream)
+        elif how == "RESTORE":
+            scene.ask("RESTORE", stream, 0, scene.ask("DUMP", beside), "REPLACE")
+        if beside != stream:
+            then = scene.found()
+        # what had no record went with the old stream
+        scene.wanted = Counter({entry: n for entry, n in then.items() if entry in scene.wanted})
+        scene.wanted.update(new)
+
+    yield strike
+
+
+@fault("its entries trimmed and deleted")
+def trimmed(scene: Scene) -> Iterator[Callable[[], Any]]:
+    def strike() -> None:
+        ids = scene.ids()
+        scene.ask("XTRIM", scene.stream, "MAXLEN", scene.chance.randrange(len(ids)))
+        scene.ask("XDEL", scene.stream, *scene.chance.sample(ids, 20))
+
+    yield strike
+    rows = scene.ask("XPENDING", scene.stream, GROUP, "-", "+", 10**6)
+    kept = {*scene.ids(), *scene.found(), *(row[0].decode() for row in rows)}
+    scene.wanted = Counter({entry: n for entry, n in scene.wanted.items() if entry in kept})
+
+
+@fault("the group's position set back and forth")
+def position(scene: Scene) -> Iterator[Callable[[], Any]]:
+    def strike() -> None:
+        for entry in scene.chance.choices(scene.ids(), k=scene.chance.randint(1, 3)):
+            scene.ask("XGROUP", "SETID", scene.stream, GROUP, entry)
+            time.sleep(scene.chance.choice([0, 0.03]))
+
+    yield strike
+
+
+@fault("what is recorded, or the state, deleted")
+def forgotten(scene: Scene) -> Iterator[Callable[[], Any]]:
+    names = scene.chance.choice([["state"], ["recorded"], ["state", "recorded"]])
+    yield partial(scene.ask, "DEL", *(f"{scene.stream}.drain_{name}" for name in names))
+
+
+@fault("stop, and resume")
+def stopped(scene: Scene) -> Iterator[Callable[[], Any]]:
+    where = ("--redis-url", scene.server.url, "--stream", scene.stream)
+    at_stop: list[int] = []
+
+    def strike() -> None:
+        scene.cli.done("stop", "--reason", "chaos", *where)
+        at_stop.append(sum(scene.found().values()))
+
+    yield strike
+    assert [sum(scene.found().values())] == at_stop, "acknowledged after stop"
+    scene.cli.done("resume", *where)
+
+
+@fault("SIGKILL, SIGTERM, SIGINT")
+def signals(scene: Scene) -> Iterator[Callable[[], Any]]:
+    def strike() -> None:
+        for drain in scene.drains:
+            drain.send_signal(scene.chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+
+    yield strike
+
+
+@fault("suspended through takeovers, SETID and XCLAIM")
+def suspended(scene: Scene) -> Iterator[Callable[[], Any]]:
+    chance, stream = scene.chance, scene.stream
+
+    def other() -> None:
+        attempt(
+            scene.server.url,
             stream,
-            throttle=chance.choice(["none", "2500"]),
-            max_events=chance.choice(["all", "200"]) if more else "all",
+            scope=chance.choice(SCOPES),
+            **ALONE,
+            consumer_name=chance.choice([ME, "other"]),
+            max_events=chance.choice([50, "all"]),
         )
-        tally.faults += proxy.fired
-        proxy.fired = 0
-        if not more:
-            proxy.disarm()
-        if more and ended.rc == 0:
-            ids.extend(refill(server, stream, 300))
-        return ended
 
-    until_done(tally, server, stream, run, 5 * ROUNDS)
-    tally.settle(server, stream, ids)
-    assert (tally.lost, tally.doubled) == (0, 0)
+    def set_back() -> None:
+        scene.ask("XGROUP", "SETID", stream, GROUP, chance.choice(scene.ids()))
 
+    def claim() -> None:
+        for row in scene.ask("XPENDING", stream, GROUP, "-", "+", 20):
+            scene.ask("XCLAIM", stream, GROUP, chance.choice(["A", ME]), 0, row[0])
 
-@pytest.mark.parametrize("kind", ["valkey", "redis", "redis62"])
-def test_crashes_of_the_server(
-    start_server: StartServer,
-    stream: str,
-    chance: random.Random,
-    table: Table,
-    kind: str,
-) -> None:
-    """SIGKILL and restart at random moments, with the AOF at `always` or `everysec`."""
-    server = start_server(kind, config={"appendonly": "yes", "appendfsync": "everysec"})
-    tally = table.row(f"crashes of {server.version}")
-    ids = seed(server, stream, 1500, delivered=0)
+    def strike() -> None:
+        for drain in scene.drains:
+            drain.send_signal(signal.SIGSTOP)
+        for what in chance.choices([other, set_back, claim], k=chance.randint(1, 5)):
+            what()
+        for drain in scene.drains:
+            drain.send_signal(signal.SIGCONT)
 
-    def crash() -> None:
-        server.kill()
-        server.start()
-        ask(server, "CONFIG", "SET", "appendfsync", chance.choice(["always", "everysec"]))
-
-    def run(more: bool) -> Attempt:
-        throttle = chance.choice(["none", "1500"])
-        work = partial(attempt, server.url, stream, throttle=throttle)
-        if not more:
-            return work()
-        ended = struck(tally, work, crash, chance.uniform(0.01, 0.3))
-        ids.extend(refill(server, stream, 600))
-        return ended
-
-    until_done(tally, server, stream, run, ROUNDS)
-    tally.settle(server, stream, ids)
-    assert (tally.lost, tally.doubled) == (0, 0)
+    yield strike
 
 
-def test_signals_to_the_client(
-    valkey: Server, stream: str, cli: Cli, chance: random.Random, table: Table
-) -> None:
-    """SIGKILL, SIGTERM and SIGINT at random moments, and sleeps that others use to take over."""
-    tally = table.row("the client's process")
-    ids = seed(valkey, stream, 3000, delivered=0)
-    drain = (
-        "drain", "--mode", "live", "--yes", "--json", "--max-events", "all",
-        "--allow-active-consumers", *at(valkey, stream),
-    )  # fmt: skip
-
-    def run(more: bool) -> Attempt | None:
-        process = cli.start(*drain, "--throttle", chance.choice(["none", "1500"]))
-        if more:
-            begun = ask(valkey, "XLEN", f"{stream}.drain_audit")
-            wait_until(
-                "it works, or is done",
-                lambda: (
-                    ask(valkey, "XLEN", f"{stream}.drain_audit") > begun
-                    or process.poll() is not None
-                ),
-            )
-            time.sleep(chance.uniform(0, 0.1))
-            how = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP])
-            tally.faults += process.poll() is None
-            process.send_signal(how)
-            if how == signal.SIGSTOP:
-                time.sleep(0.1)
-                attempt(
-                    valkey.url, stream, consumer_name="other", max_events="200", throttle="none",
-                    allow_active_consumers=True,
-                )  # fmt: skip
-                tally.runs += 1
-                process.send_signal(signal.SIGCONT)
-        ended = cli.finish(process)
-        if more:
-            ids.extend(refill(valkey, stream, 600))
-        summary = ended.json() if ended.out else None
-        return None if ended.rc < 0 else Attempt(ended.rc, summary, ended.err)
-
-    until_done(tally, valkey, stream, run, 2 * ROUNDS)
-    tally.settle(valkey, stream, ids)
-    assert (tally.lost, tally.doubled) == (0, 0)
+def play(scene: Scene, name: str, tally: Tally) -> None:
+    """One fault under one to three drains at once; afterwards all is drained and counted."""
+    chance = scene.chance
+    if not scene.stream or chance.random() < 0.1:
+        scene.begin()
+    scene.add(n := chance.randint(200, 500))
+    scene.url = f"{scene.proxy.url}&socket_timeout={chance.choice([0.4, 2])}"
+    scene.drains = []
+    with contextmanager(FAULTS[name])(scene) as strike:
+        begun = scene.ask("XLEN", f"{scene.stream}.drain_audit")
+        for _ in range(chance.choice([1, 1, 2, 3])):
+            scene.drain(chance.choice(["undelivered", *SCOPES]), chance.choice([ME, "two"]))
+        if chance.random() < 0.8:
+            wait_until("a drain works, or all ended", lambda: not scene.at_work()
+                       or scene.ask("XLEN", f"{scene.stream}.drain_audit") > begun)  # fmt: skip
+        time.sleep(chance.uniform(0, 0.15))
+        tally["times"] += scene.at_work()
+        strike()
+        ended = [scene.cli.finish(drain) for drain in scene.drains]
+    for run in ended:
+        assert "Traceback" not in run.err
+        tally[run.rc] += 1
+        assert_counts(audit(scene.server, scene.stream), run.json() if run.out else None)
+    scene.sweep()
+    found = scene.found()
+    lost, doubled = scene.wanted - found, found - scene.wanted
+    tally["runs"] += len(ended) + len(SCOPES)
+    tally["entries"] += n
+    tally["lost"] += lost.total()
+    tally["doubled"] += doubled.total()
+    assert not lost, [run.err for run in ended]
+    assert not doubled, [run.err for run in ended]
+    assert scene.ask("XPENDING", scene.stream, GROUP)[0] == 0
 
 
-def test_writes_refused(server: Server, stream: str, chance: random.Random, table: Table) -> None:
-    """OOM, NOREPLICAS, READONLY, flushed scripts, a paused server, at random moments."""
-    tally = table.row(f"writes refused, {server.version}")
-    ids = seed(server, stream, 2000, delivered=0)
-    undo = {"maxmemory": "0", "min-replicas-to-write": "0"}
-
-    def harm() -> None:
-        which = chance.choice(["maxmemory", "min-replicas-to-write", "replica", "flush", "pause"])
-        if which == "replica":
-            ask(server, "REPLICAOF", "127.0.0.1", "1")
-        elif which == "flush":
-            ask(server, "SCRIPT", "FLUSH")
-        elif which == "pause":
-            ask(server, "CLIENT", "PAUSE", 300)
-        else:
-            ask(server, "CONFIG", "SET", which, "1")
-
-    def heal() -> None:
-        ask(server, "REPLICAOF", "NO", "ONE")
-        for name, value in undo.items():
-            ask(server, "CONFIG", "SET", name, value)
-
-    def run(more: bool) -> Attempt:
-        throttle = chance.choice(["none", "1500"])
-        work = partial(attempt, server.url, stream, throttle=throttle)
-        if not more:
-            return work()
-        ended = struck(tally, work, harm, chance.uniform(0.02, 0.3))
-        heal()
-        ids.extend(refill(server, stream, 600))
-        return ended
-
-    until_done(tally, server, stream, run, ROUNDS)
-    tally.settle(server, stream, ids)
-    assert (tally.lost, tally.doubled) == (0, 0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_faults_at_random(
+    start_server: StartServer, start_proxy: Any, cli: Cli, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, table: defaultdict[str, Tally], kind: str,
+) -> None:  # fmt: skip
+    """Each fault many times, in any order, under drains of all scopes: nothing lost or doubled."""
+    clock = Clock(tmp_path, monkeypatch)
+    server, spare = (start_server(kind, port=True) for _ in range(2))
+    chance = random.Random(f"{SEED} {kind}")
+    scene = Scene(server, spare, start_proxy(server), chance, cli, clock)
+    names = [*FAULTS] * ROUNDS
+    chance.shuffle(names)
+    for number, name in enumerate(names):
+        try:
+            play(scene, name, table[name])
+        except BaseException:
+            print(f"seed {SEED}, round {number}, {name}")
+            raise
 
 
-def test_drains_at_once(server: Server, stream: str, chance: random.Random, table: Table) -> None:
-    """Two to four drains at once, of one name or several: no faults but one another."""
-    tally = table.row(f"drains side by side, {server.version}")
-    ids = seed(server, stream, 1000, delivered=0)
-    for _ in range(ROUNDS):
-        names = [chance.choice([ME, "two", "three"]) for _ in range(chance.randint(2, 4))]
-        ended: list[Attempt] = []
-
-        def drain(name: str, throttle: str, ended: list[Attempt] = ended) -> None:
-            free: dict[str, Any] = {"consumer_name": name, "allow_active_consumers": True}
-            ended.append(attempt(server.url, stream, throttle=throttle, **free))
-
-        threads = [
-            threading.Thread(target=drain, args=(name, chance.choice(["none", "2000"])))
-            for name in names
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        tally.runs += len(names)
-        records = audit(server, stream)
-        for one in ended:
-            assert one.rc == 0, one.error
-            assert_counts(records, one.summary)
-        ids.extend(refill(server, stream, 400))
-    assert attempt(server.url, stream, allow_active_consumers=True).rc == 0
-    tally.runs += 1
-    tally.settle(server, stream, ids)
-    assert (tally.lost, tally.doubled) == (0, 0)
-
-
-def role(node: Server) -> list[Any]:
-    """What ROLE says; a node whose role is changing cuts its clients off."""
-    try:
-        found: list[Any] = ask(node, "ROLE")
-    except redis.ConnectionError:
-        return [b"changing"]
-    return found
-
-
-def test_failovers(
-    sentinel: SentinelSetup, stream: str, chance: random.Random, table: Table
-) -> None:
-    """Sentinel fails over mid-drain, forth and back; a replica in step loses nothing."""
-    tally = table.row("failovers by Sentinel")
-    url = f"redis+sentinel://127.0.0.1:{sentinel.sentinels[0].port}/{sentinel.name}/0"
-    ids = seed(sentinel.primary, stream, 1500, delivered=0)
-    pair = [sentinel.primary, sentinel.replica]
-
-    def run(more: bool) -> Attempt:
-        primary = next(node for node in pair if node.port == sentinel.primary_port())
-        other = next(node for node in pair if node is not primary)
-        if not more:
-            return attempt(url, stream)
-        wait_until("the other is in step", lambda: ask(primary, "WAIT", 1, 1000) == 1)
-
-        failover = partial(ask, sentinel.sentinels[0], "SENTINEL", "FAILOVER", sentinel.name)
-        work = partial(attempt, url, stream, throttle="1000")
-        ended = struck(tally, work, failover, chance.uniform(0.05, 0.3))
-        wait_until("the failover", lambda: sentinel.primary_port() == other.port, timeout_sec=30)
-        wait_until("the promotion", lambda: role(other)[0] == b"master")
-        wait_until(
-            "the old primary follows",
-            lambda: role(primary)[:4:3] == [b"slave", b"connected"],
-            timeout_sec=30,
-        )
-        ids.extend(refill(other, stream, 500))
-        # a demoted primary may have recorded a batch that the new one never got: what counts is
-        # the server that lives, so this run's summary is not held against it
-        return Attempt(ended.rc, None, ended.error)
-
-    primary = sentinel.primary
-    until_done(tally, primary, stream, run, max(1, ROUNDS // 5))
-    home = next(node for node in pair if node.port == sentinel.primary_port())
-    tally.settle(home, stream, ids)
-    assert (tally.lost, tally.doubled) == (0, 0)
-
-
-def test_slots_that_move(
-    cluster: Cluster, stream: str, chance: random.Random, table: Table
-) -> None:
+def test_slots_that_move(cluster: Cluster, stream: str, table: defaultdict[str, Tally]) -> None:
     """The stream's slot goes from primary to primary mid-drain: every run goes on to its end."""
-    tally = table.row("a Cluster's slots on the move")
+    tally = table["a Cluster's slot on the move"]
+    chance = random.Random(SEED)
     stream = f"{{{stream}}}"
-    ids = seed(cluster.primary_of(stream), stream, 1500, delivered=0)
-    for _ in range(ROUNDS):
+    ids = [entry.encode() for entry in seed(cluster.primary_of(stream), stream, 1500, delivered=0)]
+    for _ in range(2 * ROUNDS):
         over = threading.Event()
 
         def move_on(over: threading.Event = over) -> None:
             while not over.wait(chance.uniform(0, 0.4)):
-                cluster.move_slot(
-                    stream, atomically=chance.random() < 0.5, pause_sec=chance.uniform(0, 0.1)
-                )
-                tally.faults += not over.is_set()
+                is_atomic, pause_sec = chance.random() < 0.5, chance.uniform(0, 0.1)
+                cluster.move_slot(stream, atomically=is_atomic, pause_sec=pause_sec)
+                tally["times"] += not over.is_set()
 
-        moving = threading.Thread(target=move_on)
-        moving.start()
-        try:
-            ended = attempt(cluster.url, stream, throttle=chance.choice(["none", "500", "2000"]))
-        finally:
-            over.set()
-            moving.join()
-        tally.runs += 1
+        def drain(over: threading.Event = over) -> Attempt:
+            try:
+                return attempt(cluster.url, stream, throttle=chance.choice(["none", "500", "2000"]))
+            finally:
+                over.set()
+
+        ended, _ = at_once(drain, move_on)
+        tally.update(["runs", ended.rc])
         assert ended.rc == 0, ended.error
         home = cluster.primary_of(stream)
         assert_counts(audit(home, stream), ended.summary)
-        ids.extend(refill(home, stream, 800))
-    tally.runs += 1
-    assert attempt(cluster.url, stream).rc == 0
-    tally.settle(cluster.primary_of(stream), stream, ids)
-    assert (tally.lost, tally.doubled) == (0, 0)
+        ids += fill(home, stream, [("*", {"symbol": "BTCUSDT"})] * 800)
+    wanted = Counter(ids)
+    assert_counts(audit(home, stream), complete(cluster.url, stream).summary)
+    found = Counter(r["original_id"].encode() for r in audit(cluster.primary_of(stream), stream))
+    lost, doubled = (wanted - found).total(), (found - wanted).total()
+    tally.update({"runs": 1, "entries": len(ids), "lost": lost, "doubled": doubled})
+    assert (lost, doubled) == (0, 0)

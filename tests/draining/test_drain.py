@@ -27,6 +27,7 @@ from books import (
     seed,
 )
 from conftest import Cli, intent
+from faults import key
 from servers import Server
 
 from drainkit.server import reading
@@ -61,6 +62,24 @@ def test_live_run_of_undelivered_balances(server: Server, stream: str, cli: Cli)
     assert_books_balance(server, stream, summary)
     assert pending(server, stream) == 0
     assert ask(server, "XLEN", stream) == 300
+
+
+def test_a_small_drain_asks_little(valkey: Server, stream: str, cli: Cli) -> None:
+    """For ten entries the server gets 28 requests at most: what it told once is not asked again.
+
+    Not counted are what scripts call by themselves and the handshake of a connection.
+    """
+    seed(valkey, stream, 110)
+    found: list[str] = []
+    with valkey.client().monitor() as monitor:
+        cli.done(*LIVE, *at(valkey, stream), "--throttle", "50")
+        ask(valkey, "ECHO", "over")
+        while (line := monitor.next_command())["command"] != "ECHO over":
+            if line["client_type"] != "lua":
+                found.append(line["command"][:60])
+    handshake = ("HELLO", "AUTH", "CLIENT", "SELECT")
+    assert len(audit(valkey, stream)) == 10
+    assert len([one for one in found if not one.startswith(handshake)]) <= 28, found
 
 
 def test_dry_run_and_live_run_agree(server: Server, stream: str, cli: Cli) -> None:
@@ -212,16 +231,12 @@ def test_a_busy_producer_cannot_keep_the_drain_going(server: Server, stream: str
         done.set()
         producer.join()
     assert run.rc == 0, run.err
-    boundary = _key(run.json()["boundary_id"])
-    assert all(_key(r["original_id"]) <= boundary for r in audit(server, stream))
+    boundary = key(run.json()["boundary_id"])
+    assert all(key(r["original_id"]) <= boundary for r in audit(server, stream))
     group = ask(server, "XINFO", "GROUPS", stream)[0]
-    assert _key(group[group.index(b"last-delivered-id") + 1].decode()) <= boundary
-    assert any(_key(entry.decode()) > boundary for entry in produced)
+    assert key(group[group.index(b"last-delivered-id") + 1].decode()) <= boundary
+    assert any(key(entry.decode()) > boundary for entry in produced)
     assert pending(server, stream) == 0
-
-
-def _key(entry_id: str) -> tuple[int, ...]:
-    return tuple(map(int, entry_id.split("-")))
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
@@ -293,6 +308,26 @@ def test_the_first_pages_of_large_entries_are_small(valkey: Server, stream: str,
         reads = [c for c in commands if c[0] == b"XRANGE" and b"COUNT" in c]
         assert max(int(read[-1]) for read in reads) <= 8
     assert len(audit(valkey, stream)) == 20
+
+
+@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("small", [0, 16])
+def test_large_entries_hold_up_nobody(
+    valkey: Server, stream: str, cli: Cli, small: int, planned: bool
+) -> None:
+    """Among entries of 1 MiB, each sixteenth small or none, no commit takes 100 ms."""
+    large, tiny = {"x": "x" * (1 << 20)}, {"x": "y"}
+    entries = [(i + 1, tiny if small and i % small == 0 else large) for i in range(80)]
+    fill(valkey, stream, entries, group=GROUP)
+    plan = ("--plan", "p.json") if planned else ()
+    options = (*FAST, "--allow-invalid", *at(valkey, stream), *plan)
+    cli.done("drain", *options)
+    ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "10000")
+    ask(valkey, "SLOWLOG", "RESET")
+    cli.done(*LIVE, *(options[len(FAST) :] if planned else options))
+    commits = [row[2] for row in ask(valkey, "SLOWLOG", "GET", 1000) if row[3][0] == b"EVAL"]
+    assert max(commits, default=0) < 100_000
+    assert len(audit(valkey, stream)) == 80
 
 
 @pytest.mark.parametrize("ahead", [False, True])

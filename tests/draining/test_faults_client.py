@@ -8,12 +8,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
-from books import GROUP, ME, ask, audit, fill, pending, seed
+from books import GROUP, ME, ask, audit, deliver, fill, pending, seed
 from conftest import ROOT, Cli, intent
-from faults import COMMIT, READ, Attempt, assert_once, assert_settled, attempt, complete, key
+from faults import COMMIT, READ, Attempt, assert_settled, at_once, attempt, complete
 from proxy import FaultKind, Proxy
 from servers import Server, wait_until
 
@@ -93,7 +94,7 @@ def test_a_worker_that_slept_through_its_takeover(
     """
     ids = seed(valkey, stream, 280, delivered=100)[100:]
     if scope == "pending":
-        ask(valkey, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 180, "STREAMS", stream, ">")
+        deliver(valkey, stream, "dead", 180)
     proxy = start_proxy(valkey)
     held: FaultKind = "delay_reply" if match == READ else "delay_request"
     proxy.arm(held, match=match, nth=2, delay_sec=2)
@@ -123,43 +124,14 @@ def test_two_drains_at_once(
 ) -> None:
     """Two drains of one group, of one name or two, share the entries; each is audited once."""
     ids = seed(server, stream, 1600, delivered=100)[100:]
-    runs: list[Attempt] = []
-
-    def drain(name: str) -> None:
-        run = attempt(
-            server.url, stream, consumer_name=name, throttle=throttle, allow_active_consumers=True
-        )
-        runs.append(run)
-
-    threads = [threading.Thread(target=drain, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    runs = at_once(*(
+        partial(attempt, server.url, stream, consumer_name=name, throttle=throttle,
+                allow_active_consumers=True)
+        for name in names
+    ))  # fmt: skip
     assert [run.rc for run in runs] == [0, 0], runs
     assert_settled(server, stream, ids, runs)
     assert pending(server, stream) == 0
-
-
-class Consumer(threading.Thread):
-    """A live consumer of the group: reads, works for a moment, acknowledges, again and again."""
-
-    def __init__(self, server: Server, stream: str) -> None:
-        super().__init__()
-        self.client: Any = server.client(protocol=2)
-        self.stream = stream
-        self.read: list[str] = []
-        self.acked = 0
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.is_set():
-            reply = self.client.xreadgroup(GROUP, "live", {self.stream: ">"}, count=3)
-            for entry, _ in reply[0][1] if reply else ():
-                self.read.append(entry.decode())
-                self.done.wait(0.002)
-                self.acked += self.client.xack(self.stream, GROUP, entry)
-            self.done.wait(0.005)
 
 
 @pytest.mark.parametrize("scope", ["undelivered", "pending"])
@@ -167,131 +139,88 @@ def test_a_live_consumer_keeps_its_entries(server: Server, stream: str, scope: s
     """At work beside the drain, it loses nothing: each entry goes to one of the two."""
     ids = seed(server, stream, 1100, delivered=100)[100:]
     if scope == "pending":
-        ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 500, "STREAMS", stream, ">")
+        deliver(server, stream, "dead", 500)
         time.sleep(0.7)
-    consumer = Consumer(server, stream)
-    consumer.start()
-    try:
-        wait_until("the consumer works", lambda: consumer.acked > 5)
-        run = attempt(
-            server.url, stream, throttle="1000", allow_active_consumers=True, scope=scope,
-            min_idle_min=0.01,
-        )  # fmt: skip
-    finally:
-        consumer.done.set()
-        consumer.join()
-    assert run.rc == 0, run.error
+    done, read, acked = threading.Event(), [], [0]
+
+    def consume() -> None:
+        client: Any = server.client(protocol=2)
+        while not done.wait(0.005):
+            reply = client.xreadgroup(GROUP, "live", {stream: ">"}, count=3)
+            for entry, _ in reply[0][1] if reply else ():
+                read.append(entry.decode())
+                time.sleep(0.002)
+                acked[0] += client.xack(stream, GROUP, entry)
+
+    def drain() -> Attempt:
+        try:
+            wait_until("the consumer works", lambda: acked[0] > 5)
+            return complete(server.url, stream, throttle="1000", allow_active_consumers=True,
+                            scope=scope, min_idle_min=0.01)  # fmt: skip
+        finally:
+            done.set()
+
+    run, _ = at_once(drain, consume)
     drained = {record["original_id"] for record in audit(server, stream)}
-    assert drained.isdisjoint(consumer.read)
-    assert consumer.acked == len(consumer.read) > 5
-    if scope == "pending":
-        assert_settled(server, stream, ids[:500], [run])
-    else:
-        assert drained | set(consumer.read) == set(ids)
-        assert_settled(server, stream, sorted(drained, key=key), [run])
+    assert drained.isdisjoint(read)
+    assert acked[0] == len(read) > 5
+    if scope == "undelivered":
+        assert drained | set(read) == set(ids)
+    assert_settled(server, stream, ids[:500] if scope == "pending" else sorted(drained), [run])
 
 
-@pytest.mark.parametrize("owner", [None, "dead", ME], ids=["undelivered", "pending", "its own"])
-def test_entries_taken_from_the_drain_stay_taken(
-    server: Server, stream: str, start_proxy: StartProxy, owner: str | None
+#: whose the entries are, and what happens to some of them while the second commit is on its way
+MEDDLING: dict[str, tuple[str, str]] = {
+    "undelivered, read by another": ("", "read"),
+    "pending, claimed by another": ("dead", "claimed"),
+    "its own, claimed by another": (ME, "claimed"),
+    "pending, their owner came back": ("dead", "touched"),
+    "pending, all idle": ("dead", ""),
+    "undelivered, deleted": ("", "deleted"),
+    "undelivered, the last deleted": ("", "deleted last"),
+}
+
+
+@pytest.mark.parametrize("case", MEDDLING)
+def test_what_happens_to_entries_before_their_commit(
+    server: Server, stream: str, start_proxy: StartProxy, case: str
 ) -> None:
-    """What a consumer takes while the drain's commit is on its way is left to that consumer."""
-    ids = seed(server, stream, 300, delivered=100)[100:]
-    if owner:
-        ask(server, "XREADGROUP", "GROUP", GROUP, owner, "COUNT", 200, "STREAMS", stream, ">")
-    scope = "pending" if owner == "dead" else "undelivered"
-    proxy = start_proxy(server)
-    proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=0.6)
-    taken = [entry.encode() for entry in ids[40:70]]
-
-    def take() -> None:
-        proxy.wait_fired()
-        if owner:
-            ask(server, "XCLAIM", stream, GROUP, "live", "0", *taken, "JUSTID")
-        else:
-            ask(server, "XREADGROUP", "GROUP", GROUP, "live", "COUNT", 30, "STREAMS", stream, ">")
-
-    taker = threading.Thread(target=take)
-    taker.start()
-    run = attempt(proxy.url, stream, scope=scope, min_idle_min=0)
-    taker.join()
-    assert run.rc == 0, run.error
-    left = [i for i in ids if i.encode() not in taken]
-    rows = ask(server, "XPENDING", stream, GROUP, "-", "+", 100)
-    assert [(row[0], row[1]) for row in rows] == [(entry, b"live") for entry in taken]
-    assert_settled(server, stream, left, [run])
-
-
-@pytest.mark.parametrize("owner", ["gone", "back"])
-def test_an_owner_that_came_back_keeps_its_entries(
-    server: Server, stream: str, start_proxy: StartProxy, owner: str
-) -> None:
-    """Scope pending asks in the commit itself whether an entry still idles long enough."""
-    ids = seed(server, stream, 180, delivered=100)[100:]
-    ask(server, "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 80, "STREAMS", stream, ">")
-    hour = ("IDLE", 3_600_000, "JUSTID")
-    ask(server, "XCLAIM", stream, GROUP, "dead", "0", *ids, *hour)
-    proxy = start_proxy(server)
-    proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=0.6)
-    touched = [entry.encode() for entry in ids[50:60]] if owner == "back" else []
-
-    def touch() -> None:
-        proxy.wait_fired()
-        if touched:
-            ask(server, "XCLAIM", stream, GROUP, "dead", "0", *touched, "JUSTID")
-
-    toucher = threading.Thread(target=touch)
-    toucher.start()
-    run = attempt(proxy.url, stream, scope="pending", min_idle_min=30)
-    toucher.join()
-    assert run.rc == 0, run.error
-    assert [row[0] for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 100)] == touched
-    assert_settled(server, stream, [i for i in ids if i.encode() not in touched], [run])
-
-
-def cut_off(proxy: Proxy, stream: str, fault: FaultKind, match: bytes) -> Attempt:
-    """A run that loses each connection after its first 20 events, and is then interrupted."""
-    stopping = threading.Event()
-
-    def cut() -> None:
-        proxy.arm(fault, match=match, times=None)
-        threading.Timer(0.3, stopping.set).start()
-
-    url = f"{proxy.url}&socket_timeout=0.5"
-    run = attempt(url, stream, throttle="1000", at=(20, cut), stopping=stopping)
-    proxy.disarm()
-    assert run.rc == 130
-    return run
-
-
-@pytest.mark.parametrize("batch", [2, 4], ids=["midway", "last"])
-def test_deleted_in_a_commit(
-    server: Server, stream: str, start_proxy: StartProxy, batch: int
-) -> None:
-    """Deleted between read and commit, they are simply gone; nothing else is taken in their place.
-
-    After the last batch lie entries that a producer added after the run's boundary.
-    """
+    """What others took meanwhile is left to them, what was deleted is gone, nothing else is taken
+    in their place, nor what came after the boundary; asked in the commit itself."""
+    owner, what = MEDDLING[case]
     ids = seed(server, stream, 260, delivered=100)[100:]
+    if owner:
+        deliver(server, stream, owner, 160)
+        ask(server, "XCLAIM", stream, GROUP, owner, 0, *ids, "IDLE", 3_600_000, "JUSTID")
+    batch = 4 if what == "deleted last" else 2
     proxy = start_proxy(server)
     proxy.arm("delay_request", match=COMMIT, nth=batch, delay_sec=0.6)
-    deleted = ids[40 * batch - 20 : 40 * batch - 17]
+    some = ids[40 * batch - 20 : 40 * batch - 3] if what else []
+    if what == "read":
+        some = ids[40:70]  # what comes next
     later: list[bytes] = []
 
     def meddle() -> None:
         proxy.wait_fired()
-        ask(server, "XDEL", stream, *deleted)
+        if what == "read":
+            deliver(server, stream, "live", 30)
+        elif what.startswith("deleted"):
+            ask(server, "XDEL", stream, *some)
+        elif what:
+            who = "live" if what == "claimed" else owner
+            ask(server, "XCLAIM", stream, GROUP, who, 0, *some, "JUSTID")
         later.extend(ask(server, "XADD", stream, "*", "symbol", "BTCUSDT") for _ in range(9))
 
-    meddler = threading.Thread(target=meddle)
-    meddler.start()
-    run = attempt(proxy.url, stream)
-    meddler.join()
+    scope = "pending" if owner == "dead" else "undelivered"
+    drain = partial(attempt, proxy.url, stream, scope=scope, min_idle_min=30)
+    run, _ = at_once(drain, meddle)
     assert run.rc == 0, run.error
-    assert_settled(server, stream, [i for i in ids if i not in deleted], [run])
-    assert pending(server, stream) == 0
-    unread = ask(server, "XREADGROUP", "GROUP", GROUP, "live", "COUNT", 99, "STREAMS", stream, ">")
-    assert [entry[0] for entry in unread[0][1]] == later
+    rows = ask(server, "XPENDING", stream, GROUP, "-", "+", 100)
+    holder = owner if what == "touched" else "live"
+    kept = [] if what.startswith("deleted") else [(entry, holder) for entry in some]
+    assert [(row[0].decode(), row[1].decode()) for row in rows] == kept
+    assert_settled(server, stream, [i for i in ids if i not in some], [run])
+    assert deliver(server, stream, "live", 99) == [entry.decode() for entry in later]
 
 
 WRONG_CLOCK = """
@@ -330,22 +259,8 @@ def test_nothing_in_the_package_asks_for_the_hosts_time() -> None:
     )
     found = {
         f"{path.name}: {line.strip()}"
-        for path in package.glob("*.py")
+        for path in package.rglob("*.py")
         for line in path.read_text().splitlines()
         if clock.search(line)
     }
     assert found == set()
-
-
-def test_a_drain_that_died_is_not_doubled_by_scope_pending(
-    valkey: Server, stream: str, start_proxy: StartProxy
-) -> None:
-    """A drain's commit lost on its way, and its entries taken over by scope pending: once each."""
-    ids = seed(valkey, stream, 160, delivered=100)[100:]
-    proxy = start_proxy(valkey)
-    first = cut_off(proxy, stream, "cut_after", b"EVAL")
-    other = attempt(valkey.url, stream, scope="pending", min_idle_min=0, consumer_name="other")
-    again = attempt(valkey.url, stream, allow_active_consumers=True)
-    assert (first.rc, other.rc, again.rc) == (130, 0, 0)
-    assert_once(audit(valkey, stream), ids)
-    assert_settled(valkey, stream, ids, [first, other, again])

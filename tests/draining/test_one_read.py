@@ -11,11 +11,11 @@ import pytest
 from books import GROUP, ME, ask, assert_books_balance, audit, deliver, seed
 from servers import Server
 
-from drainkit.draining.dry import plan_run
-from drainkit.draining.job import Job, adopt, look_straight, resolve
+from drainkit.draining.dry import drop, kept, plan_run
 from drainkit.draining.live import apply
+from drainkit.draining.opening import look_straight, resolve
 from drainkit.draining.plan_files import PlanFile
-from drainkit.draining.snapshot import drop, kept
+from drainkit.draining.run import Run
 from drainkit.errors import RefusedError
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
@@ -41,20 +41,20 @@ def link(request: pytest.FixtureRequest, stream: str) -> Iterator[Link]:
         yield opened
 
 
-def job_of(link: Link, server: Server, stream: str, **options: Any) -> Job:
+def run_of(link: Link, server: Server, stream: str, **options: Any) -> Run:
     values = {"redis_url": server.url, "stream": stream, **ALL, **options}
     return resolve(link, build(values))
 
 
 def planned_of(link: Link, server: Server, stream: str, folder: Path) -> PlanFile:
     path = folder / "plan.json"
-    plan_run(link, job_of(link, server, stream), path)
+    plan_run(run_of(link, server, stream), path)
     return PlanFile.load(path)
 
 
-def to_apply(link: Link, server: Server, stream: str, planned: PlanFile, **options: Any) -> Job:
+def to_apply(link: Link, server: Server, stream: str, planned: PlanFile, **options: Any) -> Run:
     values = {"redis_url": server.url, "stream": stream, "mode": "live", **options}
-    settings = adopt(build(values), planned.plan)
+    settings = planned.laid_under(build(values))
     return resolve(link, settings, planned=planned)
 
 
@@ -72,9 +72,9 @@ def test_what_was_seen_is_not_read_again(
     """All of the plan, in its order, as it says; 6.2, which counts no deletions, reads again."""
     seed(server, stream)
     planned = planned_of(link, server, stream, tmp_path)
-    job = to_apply(link, server, stream, planned)
+    run = to_apply(link, server, stream, planned)
     ask(server, "CONFIG", "RESETSTAT")
-    summary = apply(link, job)
+    summary = apply(run)
     assert (reads(server) == 0) == (server.kind != "redis62")
     assert (summary.exit_code, summary.drift) == (0, [])
     assert_books_balance(server, stream, summary.as_dict())
@@ -104,7 +104,7 @@ def test_the_counters_guard_what_is_not_read_again(
     """An entry deleted after all were seen vanished: not recorded, and no other is for it."""
     ids = seed(server, stream)
     planned = planned_of(link, server, stream, tmp_path)
-    job = to_apply(link, server, stream, planned)
+    run = to_apply(link, server, stream, planned)
     gone = ids[7] if meanwhile == "deleted elsewhere" else ids[150]
 
     def change(_: object = None) -> None:
@@ -117,7 +117,7 @@ def test_the_counters_guard_what_is_not_read_again(
     is_later = meanwhile == "deleted later"
     if not is_later:
         change()
-    summary = apply(link, job, on_progress=change if is_later else None)
+    summary = apply(run, on_progress=change if is_later else None)
     assert summary.exit_code == 0, summary.error
     assert [r["original_id"] for r in audit(server, stream)] == [
         entry for entry in ids[100:] if meanwhile == "added" or entry != gone
@@ -141,12 +141,12 @@ def test_a_stream_or_group_that_changed_after_it_was_seen_ends_the_drain(
     """Nothing is recorded of a stream that is another now, nor of what others were delivered."""
     ids = seed(valkey, stream)
     planned = planned_of(link, valkey, stream, tmp_path)
-    job = to_apply(link, valkey, stream, planned)
-    assert job.to_drain
-    assert job.to_drain.straight
+    run = to_apply(link, valkey, stream, planned)
+    assert run.to_drain
+    assert run.to_drain.straight
     meanwhile(valkey, stream, ids)
     try:
-        error = apply(link, job).error or ""
+        error = apply(run).error or ""
     except RefusedError as refusal:
         error = str(refusal)
     assert told in error
@@ -173,7 +173,7 @@ def test_a_plan_that_does_not_fit_to_the_byte_is_looked_at_closely(
         ask(valkey, "XGROUP", "CREATE", stream, GROUP, ids[99])
     else:
         anew(valkey, stream, ids, **{kind: ids[at]})
-    assert look_straight(link, job_of(link, valkey, stream, mode="live"), planned) is None
+    assert look_straight(run_of(link, valkey, stream, mode="live"), planned) is None
     if kind in ("gone", "change"):
         with pytest.raises(RefusedError, match=ids[at]):
             to_apply(link, valkey, stream, planned)
@@ -183,9 +183,9 @@ def test_a_plan_that_does_not_fit_to_the_byte_is_looked_at_closely(
 # ---------------------------------------------------------------- 01 to 02
 
 
-def look(link: Link, job: Job, folder: Path) -> None:
+def look(run: Run, folder: Path) -> None:
     """What 01 of a run does: all of the scope decided, and kept."""
-    for _ in waiting(link, job, link.now_us(), folder):
+    for _ in waiting(run, run.server.now_us(), folder):
         pass
 
 
@@ -199,19 +199,20 @@ def test_what_was_kept_makes_the_same_plan(
     deliver(server, stream, ME, 9)
     given = {"max_events": max_events, "as_of": "2026-01-01T00:00:00Z", "scope": scope,
              "min_idle_min": 0}  # fmt: skip
-    job = job_of(link, server, stream, **given)
-    assert kept(job, tmp_path) == (job, None)
-    look(link, job, tmp_path)
+    run = run_of(link, server, stream, **given)
+    assert kept(run, tmp_path) is None
+    look(run, tmp_path)
     found: list[pa.Table] = []
     read: list[pa.Table] = []
-    same, pages = kept(job_of(link, server, stream, **given), tmp_path)
-    plan_run(link, same, None, pages=pages, on_table=found.append)
-    plan_run(link, job, None, on_table=read.append)
+    same = run_of(link, server, stream, **given)
+    pages = kept(same, tmp_path)
+    plan_run(same, None, pages=pages, on_table=found.append)
+    plan_run(run, None, on_table=read.append)
     assert pages is not None
     rows = [pa.concat_tables(part).to_pylist() for part in (found, read)]
     assert rows[0] == rows[1]
     for other in ({"min_conf": 0.1}, {"fields": {"symbol": "ticker"}}):
-        assert kept(job_of(link, server, stream, **{**given, **other}), tmp_path)[1] is None
+        assert kept(run_of(link, server, stream, **{**given, **other}), tmp_path) is None
     drop(tmp_path)
     assert [*tmp_path.iterdir()] == []
 
@@ -233,10 +234,11 @@ def test_a_plan_of_what_was_kept_is_held_against_the_server(
     """02 plans what 01 saw, from where the group stood then; 03 refuses what changed meanwhile,
     and nothing is recorded."""
     ids = seed(valkey, stream)
-    look(link, job_of(link, valkey, stream), tmp_path)
+    look(run_of(link, valkey, stream), tmp_path)
     change(valkey, stream, ids)
-    job, pages = kept(job_of(link, valkey, stream), tmp_path)
-    _, plan = plan_run(link, job, tmp_path / "plan.json", pages=pages)
+    run = run_of(link, valkey, stream)
+    pages = kept(run, tmp_path)
+    _, plan = plan_run(run, tmp_path / "plan.json", pages=pages)
     assert (plan.total_read, plan.position) == (200, ids[99])
     with pytest.raises(RefusedError, match=told):
         to_apply(link, valkey, stream, PlanFile.load(tmp_path))

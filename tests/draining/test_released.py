@@ -29,7 +29,7 @@ local redis = setmetatable({call = function(name, ...)
   return reply
 end}, {__index = redis})
 """
-real_script, real_call = writing._script, Link.call
+real_script, real_call = writing.script, Link.call
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def released(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = real_call(self, *args)
         return [[row[0], b"", -1, row[3]] if row[1] == b"dead" else row for row in rows]
 
-    monkeypatch.setattr(writing, "_script", script)
+    monkeypatch.setattr(writing, "script", script)
     monkeypatch.setattr(Link, "call", call)
 
 
@@ -73,7 +73,7 @@ def test_a_run_that_leaves_what_it_promised_is_not_done(
     seed(valkey, stream, 150, delivered=100)
     deliver(valkey, stream, b"dead", 50)
     stubborn = AS_8_8.replace("row[3] = -1", "row[3] = 0")
-    monkeypatch.setattr(writing, "_script", lambda name: stubborn + real_script(name))
+    monkeypatch.setattr(writing, "script", lambda name: stubborn + real_script(name))
     run = attempt(valkey.url, stream, scope="pending", min_idle_min=60)
     assert run.rc == 1
     assert "50 idle entries" in run.error

@@ -87,17 +87,6 @@ def test_after_setid_back_nothing_is_recorded_again(server: Server, stream: str,
     assert pending(server, stream) == 0
 
 
-def test_an_audit_of_before_there_were_marks(valkey: Server, stream: str, cli: Cli) -> None:
-    """Without its marks in the state the audit itself says what is recorded."""
-    ids = seed(valkey, stream, 120, delivered=60)
-    assert cli(*LIVE, "--max-events", "30", *at(valkey, stream)).rc == 0
-    ask(valkey, "DEL", f"{stream}.drain_state")
-    ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[59])
-    assert cli(*LIVE, *ALL, *at(valkey, stream)).rc == 0
-    assert cli(*LIVE, *ALL, "--scope", "history", *at(valkey, stream)).rc == 0
-    each_once(valkey, stream, [*ids[60:], *ids[:60]])
-
-
 @pytest.mark.parametrize(("first", "second"), [("history", "pending"), ("pending", "history")])
 @pytest.mark.parametrize("throttle", ["400", "none"])
 def test_what_another_scope_records_meanwhile_is_not_recorded_again(

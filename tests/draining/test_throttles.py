@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise, repeat
 
 import pytest
 from books import ask, at, audit, live, now_ms, reached, seed, wait_for, worst_window
 from conftest import Cli
-from faults import Attempt, attempt, complete
+from faults import Attempt, at_once, attempt, complete
 from proxy import SlowLink
 from servers import Server
 
@@ -54,7 +54,7 @@ def test_a_slow_network_keeps_rate(valkey: Server, stream: str, round_trip_ms: i
     """Over round trips of 5 to 50 ms rates hold, and are reached."""
     link = SlowLink(valkey.socket, round_trip_ms / 1000)
     hold_and_reach(valkey, link.url, stream, (5, 50, 1000))
-    link.close()
+    link.stop()
 
 
 @pytest.mark.parametrize("rate", ["0.01", "0.5"])
@@ -103,35 +103,19 @@ def test_below_one_per_second_no_two_come_closer(valkey: Server, stream: str, cl
     assert min(b - a for a, b in pairwise(times)) >= 1250
 
 
-def both(
-    server: Server, stream: str, slow: dict[str, object], fast: dict[str, object]
-) -> list[Attempt]:
-    """Two drains at once, the fast one begun first."""
-    found: list[Attempt] = []
-    threads = [
-        threading.Thread(target=lambda o=options: found.append(  # type: ignore[misc]
-            attempt(server.url, stream, allow_active_consumers=True, **o)))
-        for options in (fast, slow)
-    ]  # fmt: skip
-    for thread in threads:
-        thread.start()
-        time.sleep(0.5)
-    for thread in threads:
-        thread.join()
-    return found
-
-
 @pytest.mark.parametrize("fast", ["80", "1000", "none"])
 def test_the_lowest_throttle_holds(server: Server, stream: str, fast: str) -> None:
     """Beside a drain of 20/s no other is faster; when it has ended the other one is again."""
     seed(server, stream, 500, delivered=100)
     if fast == "none":  # held from its start, or it would be over before the slow one begins
         ask(server, "HSET", f"{stream}.drain_state", "pace", f"0 20.0@{now_ms(server) + 1500}")
-    found = both(
-        server, stream,
-        {"throttle": "20", "max_events": 25, "consumer_name": "slow"},
-        {"throttle": fast, "max_events": 200, "consumer_name": "fast"},
-    )  # fmt: skip
+    drain = partial(attempt, server.url, stream, allow_active_consumers=True)
+
+    def slow() -> Attempt:
+        time.sleep(0.5)
+        return drain(throttle="20", max_events=25, consumer_name="slow")
+
+    found = at_once(partial(drain, throttle=fast, max_events=200, consumer_name="fast"), slow)
     assert [run.rc for run in found] == [0, 0], found
     records = audit(server, stream)
     assert len({r["original_id"] for r in records}) == len(records) == 225

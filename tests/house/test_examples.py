@@ -15,7 +15,7 @@ from conftest import Cli
 
 import drainkit
 from drainkit.draining.unattended import require_limits
-from drainkit.operations.metrics import METRICS
+from drainkit.operations.facts import METRICS
 
 EXAMPLES = Path(drainkit.__file__).parent / "examples"
 
@@ -79,6 +79,9 @@ def test_unit_files_call_options_that_exist(cli: Cli) -> None:
     """Each command line in the examples has what it names; SIGTERM is for drainkit alone."""
     assert "\nKillMode=mixed\n" in (EXAMPLES / "drainkit.service").read_text()
     text = "\n".join(p.read_text() for p in EXAMPLES.iterdir() if p.suffix != ".json")
+    job = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    text += "\ndrainkit " + " ".join(pod["containers"][0]["args"])
     lines = re.findall(r"drainkit (run|check|drain|stop|resume|acl)\b([^`\n]*)", text)
     assert {command for command, _ in lines} >= {"run", "check"}
     helps = {command: cli(command, "--help").out for command, _ in lines}

@@ -22,10 +22,11 @@ REFERENCE = "drainkit/examples/REFERENCE.md"
 README = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", REFERENCE))
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    return [re.sub(r"(?m)^ +", "", block).strip() for block in found]
+def block(language: str) -> str:
+    """The first fenced block of a language."""
+    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert found
+    return found[1]
 
 
 def test_the_help_in_the_readme_is_the_programs(cli: Cli) -> None:
@@ -165,20 +166,15 @@ def test_the_python_example_runs(valkey: Server, cli: Cli) -> None:
     seed(valkey, STREAM)
     env = {**os.environ, "DRAINKIT_REDIS_URL": valkey.url}
     shown = subprocess.run(
-        [sys.executable, "-c", blocks_of("python")[0]],
+        [sys.executable, "-c", block("python")],
         env=env, cwd=cli.cwd, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "total_read=200" in shown.stdout
 
 
-def blocks_of(language: str) -> list[str]:
-    """The fenced blocks of a language, indented as they are."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
 def test_the_toml_example_is_understood(cli: Cli) -> None:
     """The example of drainkit.toml has no key that drainkit refuses."""
-    (cli.cwd / "drainkit.toml").write_text(blocks("toml")[0])
+    (cli.cwd / "drainkit.toml").write_text(block("toml"))
     run = cli("drain", "--env", "production", "--redis-url", "redis://127.0.0.1:1/0")
     assert run.rc == 3, run.err
 

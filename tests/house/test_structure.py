@@ -57,7 +57,7 @@ def test_help_is_light() -> None:
 WALLS = {
     "Redis is talked to in server/": (("server",), r"\.(call|send|receive|pipeline)\("),
     "server/writing.py alone sends commands that write": (
-        ("server.writing", "server.acl"),
+        ("server.writing", "server.keys"),
         r"""["'](EVAL\w*|FCALL\w*|X(ADD|ACK\w*|DEL\w*|TRIM|CLAIM|AUTOCLAIM|READGROUP|GROUP|SETID)|"""
         r"""[HM]?SET\w*|GETDEL|DEL|UNLINK|RENAME\w*|EXPIRE\w*|FLUSH\w*|CONFIG)["' ]""",
     ),

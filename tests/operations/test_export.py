@@ -284,8 +284,8 @@ def peak_mb(
 
 @pytest.mark.parametrize("target", ["a.parquet", "a.csv", "a/"])
 def test_memory_stays_flat(valkey: Server, stream: str, tmp_path: Path, target: str) -> None:
-    """300,000 entries, each of a symbol and a source of its own, need less than 150 MB."""
-    n = 300_000
+    """200,000 entries, each of a symbol and a source of its own, need less than 150 MB."""
+    n = 200_000
     script = (
         "for i=0,ARGV[1]-1 do redis.call('XADD',KEYS[1],ARGV[2]+i*1000 ..'-0','symbol','S'..i,"
         "'confidence','0.8','side','BUY','source',string.rep('x',100)..i) end"

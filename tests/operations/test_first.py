@@ -6,7 +6,6 @@ import json
 import signal
 import time
 
-import pytest
 from books import ALLOW, GROUP, ask, at, fill, live, now_ms, seed
 from conftest import Cli, intent
 from servers import Server
@@ -74,23 +73,21 @@ def test_it_names_the_next_command(valkey: Server, stream: str, cli: Cli) -> Non
     assert "redis-url" not in cli("status", "--redis-url", url, "--stream", stream).out
 
 
-@pytest.mark.parametrize("form", [(), ("--json",)])
-def test_watch_goes_on_until_it_is_interrupted(
-    valkey: Server, stream: str, cli: Cli, form: tuple[str, ...]
-) -> None:
+def test_watch_goes_on_until_it_is_interrupted(valkey: Server, stream: str, cli: Cli) -> None:
     """Each second one screen, or one JSON object, of the state then; an interrupt ends with 130."""
     seed(valkey, stream, 30, delivered=10)
-    process = cli.start("status", "--watch", 1, *form, *at(valkey, stream))
+    watch = ("status", "--watch", 1, *at(valkey, stream))
+    processes = [cli.start(*watch), cli.start(*watch, "--json")]
     time.sleep(2.5)
     ask(valkey, "XADD", stream, "*", "x", "y")
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    run = cli.finish(process)
-    assert run.rc == 130, run
-    if form:
-        counts = [json.loads(line)["decided"]["undelivered"] for line in run.out.splitlines()]
-    else:
-        lines = [line.split() for line in run.out.splitlines() if line.startswith("Backlog: ")]
-        counts = [int(line[1]) for line in lines]
-    assert (counts[0], counts[-1]) == (20, 21)
-    assert len(counts) > 2
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    text, objects = (cli.finish(process) for process in processes)
+    lines = [line.split() for line in text.out.splitlines() if line.startswith("Backlog: ")]
+    for run, counts in (
+        (text, [int(line[1]) for line in lines]),
+        (objects, [json.loads(o)["decided"]["undelivered"] for o in objects.out.splitlines()]),
+    ):
+        assert (run.rc, counts[0], counts[-1]) == (130, 20, 21), run
+        assert len(counts) > 2

@@ -9,9 +9,8 @@ import math
 from collections.abc import Callable
 
 import pytest
-from books import GROUP, ask, at, everything, seed
+from books import GROUP, ask, at, everything, metrics, seed
 from conftest import Cli
-from prometheus_client.parser import text_string_to_metric_families
 from servers import Server
 
 READ = ("XREADGROUP", "GROUP", GROUP, "c", "NOACK", "COUNT")
@@ -87,14 +86,8 @@ def test_losses_are_named_everywhere(server: Server, stream: str, cli: Cli) -> N
     text = cli("status", "--all", *at(server, stream)).out
     check = cli("check", *at(server, stream))
     strict = cli("check", "--max-lost", 0, *at(server, stream))
-    found = {
-        (s.name, *(s.labels[k] for k in sorted(s.labels))): s.value
-        for family in text_string_to_metric_families(
-            cli("check", "--format", "prometheus", *at(server, stream)).out
-        )
-        for s in family.samples
-    }
-    metric = found[("drainkit_lost_entries", GROUP, stream)]
+    measured = metrics(cli("check", "--format", "prometheus", *at(server, stream)).out)
+    metric = measured["drainkit_lost_entries", GROUP, stream]
     assert "is wrong" not in text
     assert everything(server) == before
     if server.kind != "valkey":  # 6.2 does not count, 7.0 counts on past a gap as if there was none

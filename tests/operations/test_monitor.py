@@ -9,50 +9,42 @@ from typing import Any
 import clusters
 import pytest
 import servers
-from books import GROUP, ask, at, everything, fill, now_ms, seed
+from books import GROUP, ask, at, everything, fill, metrics, now_ms, seed
 from conftest import Cli, intent, one_line_error
-from prometheus_client.parser import text_string_to_metric_families
 from servers import Server
 
 SECRET = "s3cr3t-pa55"
 
 
-def samples(text: str) -> dict[tuple[str, ...], float]:
-    """Metrics by (name, label values in the order of their names)."""
-    return {
-        (s.name, *(s.labels[k] for k in sorted(s.labels))): s.value
-        for family in text_string_to_metric_families(text)
-        for s in family.samples
-    }
-
-
 # ---------------------------------------------------------------- judging
 
 
-@pytest.mark.parametrize(
-    ("undelivered", "code", "word"),
-    [(0, 0, "OK"), (79, 0, "OK"), (80, 1, "WARNING"), (100, 1, "WARNING"), (101, 2, "CRITICAL")],
-)
-def test_backlog_thresholds(
-    valkey: Server, stream: str, cli: Cli, undelivered: int, code: int, word: str
-) -> None:
-    """Critical above the limit, warning from 80 % of it on, at each edge."""
-    seed(valkey, stream, 120, delivered=120 - undelivered)
-    run = cli("check", "--max-backlog", 100, *at(valkey, stream))
-    assert run.rc == code, run
-    assert run.out.startswith(f"{word}: {stream} {GROUP}: ")
-    assert run.out.count("\n") == 1
-
-
-@pytest.mark.parametrize(("age_min", "code"), [(40, 0), (50, 1), (61, 2)])
-def test_age_thresholds(valkey: Server, stream: str, cli: Cli, age_min: int, code: int) -> None:
-    """The oldest undelivered entry's event time counts, its timestamp if that is earlier."""
+def test_thresholds(valkey: Server, cli: Cli) -> None:
+    """Critical above a limit, warning from 80 % of it on, at each edge: of the backlog, and of the
+    age of the oldest undelivered event, by its timestamp where that is earlier than its id."""
+    backlogs = {0: "ok", 79: "ok", 80: "warning", 100: "warning", 101: "critical"}
+    ages = {40: "ok", 50: "warning", 61: "critical"}
+    ids = seed(valkey, "q:b", 120, delivered=120)
+    for n in backlogs:
+        ask(valkey, "XGROUP", "CREATE", "q:b", f"{n}", ids[119 - n])
     now = now_ms(valkey)
-    fill(valkey, stream, [(now, intent(timestamp=now - age_min * 60_000))], group=GROUP)
-    run = cli("check", "--json", *at(valkey, stream))
-    assert run.rc == code, run
-    age = run.json()["streams"][0]["groups"][0]["oldest_age_sec"]
-    assert age == pytest.approx(age_min * 60, abs=30)
+    for n in ages:
+        event = intent(timestamp=now - n * 60_000)
+        fill(valkey, f"q:a{n}", [(now, event)], group=f"{n}")
+    options = ("--max-backlog", 100, "--redis-url", valkey.url, "--all-streams", "q:*")
+    run = cli("check", "--json", *options)
+    assert run.rc == 2, run
+    found = {(f["stream"], f["group"]): f["severity"] for f in run.json()["findings"]}
+    expected = {("q:b", f"{n}"): severity for n, severity in backlogs.items()}
+    expected |= {(f"q:a{n}", f"{n}"): severity for n, severity in ages.items()}
+    assert found == expected | {("q:b", GROUP): "ok"}
+    groups = {g["name"]: g for s in run.json()["streams"] for g in s["groups"]}
+    for n in ages:
+        assert groups[f"{n}"]["oldest_age_sec"] == pytest.approx(n * 60, abs=30)
+    for group, code, word in (("79", 0, "OK"), ("80", 1, "WARNING"), ("101", 2, "CRITICAL")):
+        one = cli("check", "--max-backlog", 100, "--group", group, *at(valkey, "q:b"))
+        assert (one.rc, one.out.count("\n")) == (code, 1), one
+        assert one.out.startswith(f"{word}: q:b {group}: ")
 
 
 def test_each_criterion_is_judged(valkey: Server, stream: str, cli: Cli) -> None:
@@ -182,7 +174,7 @@ def test_it_counts_where_redis_errs(server: Server, stream: str, cli: Cli, how: 
     reported = group["lag_reported"]
     assert group["lag_agrees"] is (None if reported is None else reported == undelivered)
     assert cli("check", "--max-backlog", undelivered - 1, *at(server, stream)).rc == 2
-    found = samples(cli("check", "--format", "prometheus", *at(server, stream)).out)
+    found = metrics(cli("check", "--format", "prometheus", *at(server, stream)).out)
     value = found[("drainkit_lag_reported_entries", GROUP, stream)]
     assert math.isnan(value) if reported is None else value == reported
     assert found[("drainkit_lag_counted_entries", GROUP, stream)] == undelivered
@@ -208,7 +200,7 @@ def test_metrics_say_what_is_there(server: Server, stream: str, cli: Cli) -> Non
         ask(server, "XADD", f"{stream}.drain_runs", "*", *flat)
     before = everything(server)
     run = cli.done("check", "--format", "prometheus", *at(server, stream))
-    found = samples(run.out)
+    found = metrics(run.out)
     last = {k[2]: v for k, v in found.items() if k[0] == "drainkit_last_run_timestamp_seconds"}
     assert last == {"done": 1767225609, "failed": 1767225602}
     assert found[("drainkit_up",)] == 1
@@ -232,8 +224,8 @@ def test_the_textfile_is_whole(valkey: Server, stream: str, cli: Cli) -> None:
     seed(valkey, stream, 5, delivered=5)
     run = cli.done("check", "--textfile", "d.prom", *at(valkey, stream))
     assert run.out.startswith("OK: ")
-    assert samples((cli.cwd / "d.prom").read_text())[("drainkit_up",)] == 1
+    assert metrics((cli.cwd / "d.prom").read_text())[("drainkit_up",)] == 1
     url = f"redis://127.0.0.1:{servers.free_port()}/0"
     assert cli("check", "--textfile", "d.prom", "--redis-url", url).rc == 3
-    assert samples((cli.cwd / "d.prom").read_text())[("drainkit_up",)] == 0
+    assert metrics((cli.cwd / "d.prom").read_text())[("drainkit_up",)] == 0
     assert [p.name for p in cli.cwd.iterdir()] == ["d.prom"]

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from books import GROUP, ask, at, fill, now_ms
+from books import GROUP, ask, at, fill, metrics, now_ms
 from conftest import Cli
-from prometheus_client.parser import text_string_to_metric_families
 from servers import KINDS, Server
 
 LIMIT = 6  # entries undelivered, in these small histories
@@ -142,14 +141,6 @@ def judge(server: Server, history: History, group: dict[str, Any]) -> int:
     times, age = [ms - history.age_ms[ms] for ms in new], group["oldest_age_sec"]
     assert (age is None) is (not new)
     return round(min(times) + 1000 * age) if new else 0
-
-
-def metrics(text: str) -> dict[tuple[str, ...], float]:
-    """By name and label values, in the order of their names; each only once."""
-    samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
-    found = {(s.name, *(s.labels[k] for k in sorted(s.labels))): s.value for s in samples}
-    assert len(found) == len(samples)
-    return found
 
 
 @pytest.mark.timeout(3600)

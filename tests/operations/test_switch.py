@@ -6,7 +6,7 @@ import getpass
 from datetime import UTC, datetime
 
 import pytest
-from books import PASSWORD, ask, at, ledger_of, live, make_user, seed, wait_for
+from books import PASSWORD, ask, at, everything, ledger_of, live, make_user, seed, wait_for
 from conftest import Cli
 from servers import Server
 
@@ -39,11 +39,34 @@ def test_everybody_hears_who_stopped_and_why(server: Server, stream: str, cli: C
     assert cut_off.json()["error"] in cut_off.err
 
 
-def test_the_ledger_notes_stop_and_resume(valkey: Server, stream: str, cli: Cli) -> None:
-    """Each leaves one entry with operator, reason and time; the OS user where none is named."""
+def test_stop_needs_a_reason_and_a_stream(valkey: Server, stream: str, cli: Cli) -> None:
+    """No reason is bad usage; a misspelt stream is refused: its drain would go on."""
     seed(valkey, stream, 5, delivered=0)
-    assert cli("stop", *WHO, *at(valkey, stream)).rc == 0
-    assert cli("stop", "--reason", "more", *at(valkey, stream)).rc == 0
+    before = everything(valkey)
+    assert cli("stop", *at(valkey, stream)).rc == 2
+    assert cli("stop", "--reason", " ", *at(valkey, stream)).rc == 2
+    assert "does not exist" in cli.fails(4, "stop", "--reason", "r", *at(valkey, f"{stream}x"))
+    assert everything(valkey) == before
+
+
+def test_no_setting_hinders_the_kill_switch(valkey: Server, stream: str, cli: Cli) -> None:
+    """stop and resume work whatever else is wrong in the environment or in drainkit.toml."""
+    seed(valkey, stream, 5, delivered=0)
+    (cli.cwd / "drainkit.toml").write_text("[fields]\nsymbl = 'x'\n[env.other]\ntrottle = 5\n")
+    odd = {"DRAINKIT_ALLOWLIST": "@missing", "DRAINKIT_MAX_EVENTS": "x"}
+    for verb, is_set in (("stop", "--reason", "test"), 1), (("resume",), 0):
+        cli.done(*verb, *at(valkey, stream), env=odd)
+        assert ask(valkey, "EXISTS", f"{stream}.drain_stop") == is_set
+
+
+def test_the_ledger_notes_stop_and_resume(valkey: Server, stream: str, cli: Cli) -> None:
+    """Each leaves one entry with operator, reason and time; the OS user where none is named. A
+    second stop says that it was stopped, and keeps the first reason."""
+    seed(valkey, stream, 5, delivered=0)
+    assert cli("stop", *WHO, "--json", *at(valkey, stream)).json()["was_stopped"] is False
+    second = cli("stop", "--reason", "more", "--json", *at(valkey, stream)).json()
+    assert (second["stopped"], second["was_stopped"]) == (True, True)
+    assert "before (" in cli("stop", "--reason", "third", *at(valkey, stream)).out
     run = cli("resume", "--json", *at(valkey, stream)).json()
     assert (run["was_stopped"], run["operator"]) == (True, getpass.getuser())
     assert cli("resume", *at(valkey, stream)).out.strip() == "It was not stopped."
@@ -126,15 +149,13 @@ def test_03_says_who(
 @pytest.mark.parametrize(
     ("raw", "shown"),
     [
-        (b"", "(no reason given)"),
-        (b"{}", "(no reason given)"),
-        (b'"x"', "(no reason given)"),
+        (b"", "(no reason given)"), (b"{}", "(no reason given)"), (b'"x"', "(no reason given)"),
         (b'{"reason": "r"}', "(r)"),
         (b'{"reason": "r", "at_us": 1e400, "operator": 5}', "(r) by 5"),
         (b'{"reason": "r", "at_us": 0, "operator": null}', "(r) at 1970-01-01T00:00:00.000000"),
         (b'{"reason": "a\\nb", "at_us": 99999999999999999999}', "(a\\nb)"),
     ],
-)
+)  # fmt: skip
 def test_a_switch_set_by_hand_is_read(raw: bytes, shown: str) -> None:
     """Whatever stands in the key, the switch is set, and what can be read of it is shown."""
     assert shown in str(StopSwitch.read(raw))

@@ -35,7 +35,7 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
         assert line, "the run ended before"
 
 
-@pytest.mark.parametrize("after_sec", [0, 0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("after_sec", [0, 0.15, 0.4])
 def test_an_early_signal_is_not_lost(
     valkey: Server, stream: str, cli: Cli, after_sec: float
 ) -> None:
@@ -111,12 +111,3 @@ def test_a_run_interrupted_in_its_first_notebook(valkey: Server, stream: str, cl
     assert audit(valkey, stream) == []
     assert judged(only_run(cli.cwd))[MET]["verdict"] == "unknown"  # there was no plan yet
     assert cli("verify", "reports").rc == 0
-
-
-def test_braces_in_the_name_of_the_reports_folder(valkey: Server, stream: str, cli: Cli) -> None:
-    """papermill formats paths; a folder's braces are none of its parameters."""
-    seed(valkey, stream)
-    folder = cli.cwd / "a{stream}b{}c}"
-    cli.done("run", "--reports-dir", folder, *at(valkey, stream))
-    (made,) = (path for path in folder.iterdir() if path.is_dir())
-    assert {path.name for path in made.iterdir()} == FILES - {"drift.parquet"}

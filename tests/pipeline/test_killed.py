@@ -16,13 +16,15 @@ import psutil
 import pytest
 from books import ask, at, audit, ledger_of, pending, seed, wait_for
 from conftest import Cli, lacking
+from faults import COMMIT, Clock
+from proxy import Proxy
 from servers import Server
 
 from drainkit import files
 from drainkit.errors import RefusedError
 from drainkit.evidence import seal as sealing
 from drainkit.evidence.verify import verify
-from drainkit.pipeline import ending
+from drainkit.pipeline.closing import close as close_run
 from drainkit.settings import build
 
 LIVE = ("run", "--mode", "live", "--yes", "--json", "--max-events", "all", "--throttle")
@@ -48,7 +50,7 @@ def live_run(cli: Cli) -> Path | None:
 
 
 def close(server: Server, folder: Path) -> dict[str, object]:
-    return ending.close(build({"redis_url": server.url}), folder)
+    return close_run(build({"redis_url": server.url}), folder)
 
 
 def findings(folder: Path, server: Server, stream: str) -> list[str]:
@@ -99,7 +101,33 @@ def test_a_killed_run_is_named_and_closed(valkey: Server, stream: str, cli: Cli)
     assert findings(folder.parent, valkey, stream) == []
 
 
-@pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "10"))))
+def test_a_clock_that_went_back_under_a_run(
+    start_server: Callable[..., Server], start_proxy: Callable[[Server], Proxy], stream: str,
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its records are earlier than its run id: killed, it is closed with them, its plan goes on."""
+    clock = Clock(tmp_path, monkeypatch)
+    server = start_server("valkey")
+    ids = seed(server, stream, 120, delivered=0)
+    proxy = start_proxy(server)
+    proxy.arm("delay_request", match=COMMIT, delay_sec=1)
+    where = ("--redis-url", proxy.url, "--stream", stream)
+    plan = ("--plan", cli.cwd / "plan.json")
+    cli.done("drain", *plan, "--max-events", "all", "--throttle", "60", *where)
+    process = cli.start("run", "--mode", "live", "--yes", *plan, *where)
+    proxy.wait_fired()
+    clock.step(-5)
+    wait_for(server, stream, 20)
+    kill(process)
+    folder = live_run(cli)
+    assert folder is not None
+    closed = cli.done("run", "--close", folder, "--json", "--redis-url", proxy.url).json()
+    assert 20 <= closed["total_read"] == len(audit(server, stream)) < 120
+    cli.done("drain", "--mode", "live", "--yes", *plan, *where)
+    assert [r["original_id"] for r in audit(server, stream)] == ids
+
+
+@pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "4"))))
 def test_killed_at_a_random_moment(valkey: Server, stream: str, cli: Cli, seed_number: int) -> None:
     """Before 02, in 03, while sealing: the folder is true, can be closed, nothing is doubled."""
     seed(valkey, stream, 700)

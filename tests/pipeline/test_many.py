@@ -6,17 +6,16 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import psutil
 import pytest
-from books import GROUP, ask, assert_books_balance, audit, fill, seed
+from books import GROUP, assert_books_balance, audit, fill, seed, wait_for
 from clusters import Cluster
 from conftest import Cli, lacking
-from servers import Server
+from servers import Server, wait_until
 
 from drainkit import Server as Connection
 from drainkit.errors import InterruptedRunError
@@ -142,9 +141,7 @@ def dask_cluster(cli: Cli) -> Iterator[Callable[[str], tuple[str, list[psutil.Pr
             workers = [
                 dask("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard") for _ in range(2)
             ]
-            deadline = time.monotonic() + 60
-            while not file.exists() and time.monotonic() < deadline:
-                time.sleep(0.1)
+            wait_until("the scheduler is there", file.exists, timeout_sec=60)
             return json.loads(file.read_text())["address"], workers
 
         yield start
@@ -160,13 +157,6 @@ def end(process: psutil.Process) -> None:
         if one.is_running():
             one.kill()
     process.wait(10)
-
-
-def until(is_so: Callable[[], bool], timeout_sec: float = 120) -> None:
-    deadline = time.monotonic() + timeout_sec
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.1)
 
 
 def test_a_local_cluster_runs_them(valkey: Server, stream: str, cli: Cli) -> None:
@@ -197,7 +187,8 @@ def test_a_killed_workers_stream_is_told_and_not_run_twice(
     address, workers = dask_cluster(valkey.url)
     command = run_all(valkey, prefix, "--throttle", "10", "--max-events", "all", "--dask", address)
     running = cli.start(*command)
-    until(lambda: all(int(ask(valkey, "XLEN", f"{n}.drain_audit")) > 5 for n in names))
+    for name in names:
+        wait_for(valkey, name, 6)
     end(workers[0])
     run = cli.finish(running, timeout_sec=250)
     assert run.rc == 1, run.err
@@ -253,7 +244,10 @@ def test_forty_streams_of_a_cluster(
         return [r["original_id"] for r in audit(cluster.primary_of(name), name)]
 
     running = cli.start(*command)
-    until(lambda: sum(bool(recorded(name)) for name in names) > streams / 4, timeout_sec=900)
+    wait_until(
+        "a quarter has records", lambda: sum(map(bool, map(recorded, names))) > streams / 4,
+        timeout_sec=900,
+    )  # fmt: skip
     end(workers[0])
     first = cli.finish(running, timeout_sec=1800)
     assert first.rc == 1, first.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -36,49 +37,95 @@ from servers import Server
 SECRET = "s3cr3t-pa55"
 
 
-def test_a_live_run_leaves_sealed_evidence(valkey: Server, stream: str, cli: Cli) -> None:
-    """All files of the contract are there; drainkit, sha256sum and the server confirm them."""
-    seed(valkey, stream)
-    run = cli.done(
-        "run", "--mode", "live", "--yes", "--json", "--throttle", "500", "--max-events", "all",
-        "--allowlist", "BTCUSDT,ETHUSDT", *at(valkey, stream),
-    )  # fmt: skip
+PRODUCER = """
+import sys, time, redis
+client = redis.Redis.from_url(sys.argv[1])
+while True:
+    client.xadd(sys.argv[2], {"symbol": "BTCUSDT", "confidence": "0.9"})
+    time.sleep(0.005)
+"""
+
+
+def test_a_live_run_beside_a_producer_leaves_sealed_evidence_of_one_truth(
+    valkey: Server, stream: str, cli: Cli
+) -> None:
+    """All files of the contract are there; drainkit, sha256sum and the server confirm them.
+    Baseline, notebooks, plan, summary, report and statement name one boundary and one count."""
+    seed(valkey, stream, 400)
+    producer = subprocess.Popen([sys.executable, "-c", PRODUCER, valkey.url, stream])
+    try:
+        servers.wait_until("it produces", lambda: ask(valkey, "XLEN", stream) > 410)
+        run = cli.done(
+            "run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
+            "--allowlist", "BTCUSDT,ETHUSDT", *at(valkey, stream),
+        )  # fmt: skip
+        assert producer.poll() is None
+    finally:
+        producer.kill()
+        producer.wait()
     result, folder = run.json(), only_run(cli.cwd)
     assert result["evidence"].endswith(folder.name)
     assert {path.name for path in folder.iterdir()} == FILES
     assert_books_balance(valkey, stream, result)
-    assert result["total_read"] == 200
     assert cli("verify", "reports").rc == 0
     assert cli("verify", folder, "--redis-url", valkey.url).rc == 0
     sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, check=False)
     assert sums.returncode == 0
-    statement = json.loads((folder / "statement.json").read_text())
+    found = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".json", ".ipynb")}
+    baseline, plan, statement = (
+        json.loads(found[f"{name}.json"]) for name in ("baseline", "plan", "statement")
+    )
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
     subjects = {subject["name"] for subject in statement["subject"]}
     assert subjects == FILES - {"statement.json", "SHA256SUMS"}
+    boundary = baseline["stream"]["boundary_id"]
+    count = baseline["groups"][0]["backlog"]["undelivered"]
+    assert count > 310
+    for told in (result, plan, json.loads(found["run.json"]), statement["predicate"]):
+        assert (told["run_id"], told["boundary_id"]) == (folder.name, boundary)
+        assert told["total_read"] == count
+    for name in ("01_analyse_backlog", "02_dry_run", "03_live_drain"):
+        cells = json.loads(found[f"{name}.ipynb"])["cells"]
+        shown = json.dumps([cell["outputs"] for cell in cells if cell["cell_type"] == "code"])
+        assert boundary in shown, name
+        assert f"{count:,} entries" in shown.replace("**", ""), name
+    report = (folder / "report.html").read_text()
+    assert f"{count:,}" in report
+    assert set(re.findall(r"boundary[^0-9]{1,40}(\d{13}-\d+)", report)) == {boundary}
 
 
-def test_a_dry_run_by_notebooks_leaves_no_trace(valkey: Server, stream: str, cli: Cli) -> None:
-    """`run` is a dry run by default: the server is as it was, and the evidence is there."""
+def test_a_dry_run_leaves_no_trace_and_a_signed_plan(valkey: Server, stream: str, cli: Cli) -> None:
+    """`run` is a dry run by default: the server is as it was, and the evidence is there, signed
+    (--sign-key), in a folder whose braces are none of papermill's parameters. `--plan FOLDER`
+    then drains exactly that plan, with `run` as with `drain`; verify tells whose signature it is,
+    and whose it is not."""
     seed(valkey, stream)
-    before = everything(valkey)
-    cli.done("run", "--throttle", "500", *at(valkey, stream))
-    assert everything(valkey) == before
-    assert {path.name for path in only_run(cli.cwd).iterdir()} == FILES - {"drift.parquet"}
-    cli.done("drain", "--mode", "live", "--yes", "--plan", only_run(cli.cwd), *at(valkey, stream))
-    assert len(audit(valkey, stream)) == 200
-
-
-def test_an_earlier_plan_is_applied(valkey: Server, stream: str, cli: Cli) -> None:
-    """`run --mode live --plan FOLDER` drains exactly the entries of that plan."""
-    seed(valkey, stream)
-    cli("run", "--max-events", "50", "--throttle", "none", *at(valkey, stream))
-    folder = only_run(cli.cwd)
-    run = cli.done(
-        "run", "--mode", "live", "--yes", "--json", "--plan", folder, *at(valkey, stream)
+    key, reports = cli.cwd / "key", cli.cwd / "a{stream}b{}c}"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=30
     )
-    assert run.json()["total_read"] == 50
-    assert cli("verify", "reports").rc == 0
+    public = " ".join((cli.cwd / "key.pub").read_text().split()[:2])
+    (cli.cwd / "signers").write_text(f"auditor {public}\n")
+    before = everything(valkey)
+    where = ("--reports-dir", reports, *at(valkey, stream))
+    cli.done("run", "--max-events", "50", "--throttle", "none", "--sign-key", key, *where)
+    assert everything(valkey) == before
+    (folder,) = (path for path in reports.iterdir() if path.is_dir())
+    signed = {"statement.json.sig"}
+    assert {path.name for path in folder.iterdir()} == FILES - {"drift.parquet"} | signed
+    verify = ("--json", "--allowed-signers", "signers", "--identity")
+    for place in (folder, reports):
+        assert cli("verify", place, *verify, "auditor").rc == 0
+    live = ("--mode", "live", "--yes", "--json", "--plan", folder)
+    assert cli.done("run", *live, *where).json()["total_read"] == 50
+    assert cli("verify", reports).rc == 0
+    assert cli.done("drain", *live, *at(valkey, stream)).json()["total_read"] == 0
+    (folder / "report.html").write_text("changed")
+    found = cli("verify", folder, *verify, "somebody")
+    assert found.rc == 1
+    findings = " ".join(found.json()["findings"][folder.name])
+    assert "not signed by somebody" in findings
+    assert "report.html" in findings
 
 
 @pytest.mark.parametrize(("rc", "outcome"), [(1, "failed"), (130, "interrupted")])
@@ -193,28 +240,6 @@ def test_evidence_does_not_grow_with_the_backlog(valkey: Server, stream: str, cl
     assert shown[-1].stat().st_size < 300_000
     rest = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".parquet")
     assert rest < 700_000
-
-
-def test_a_run_can_be_signed(valkey: Server, stream: str, cli: Cli) -> None:
-    """`--sign-key` signs the statement; verify tells whose signature it is, and whose it is not."""
-    seed(valkey, stream)
-    key = cli.cwd / "key"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=30
-    )
-    public = " ".join((cli.cwd / "key.pub").read_text().split()[:2])
-    (cli.cwd / "signers").write_text(f"auditor {public}\n")
-    assert cli("run", "--sign-key", key, *at(valkey, stream)).rc == 0
-    folder = only_run(cli.cwd)
-    verify = ("verify", folder, "--json", "--allowed-signers", "signers", "--identity")
-    assert cli(*verify, "auditor").rc == 0
-    assert cli("verify", "reports", *verify[2:], "auditor").rc == 0
-    (folder / "report.html").write_text("changed")
-    found = cli(*verify, "somebody")
-    assert found.rc == 1
-    findings = " ".join(found.json()["findings"][folder.name])
-    assert "not signed by somebody" in findings
-    assert "report.html" in findings
 
 
 def test_a_key_that_cannot_sign_drains_nothing(valkey: Server, stream: str, cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -79,13 +80,8 @@ def denied(url: str, *command: str) -> bool:
             return True
         except redis.ResponseError as error:
             # what a script may not do is said in other words, and in others again by 6.2
-            said = (
-                "NOPERM",
-                "ACL failure in script",
-                "can't run this",
-                "can't access at least one",
-            )
-            return any(words in str(error) for words in said)
+            said = "NOPERM|ACL failure in script|can't run this|can't access at least one"
+            return re.search(said, str(error)) is not None
         return False
 
 
@@ -213,14 +209,15 @@ def test_rules_fit_odd_stream_names(valkey: Server, cli: Cli, name: str) -> None
     assert cli("status", "--redis-url", url, "--stream", "axxb").rc == 4
 
 
-@pytest.mark.parametrize("name", ["01_analyse_backlog", "02_dry_run", "monitor"])
-def test_the_reading_notebooks_run_for_the_analyst(valkey: Server, cli: Cli, name: str) -> None:
-    """The notebooks that only read need no more than the analyst's rules."""
+def test_the_reading_notebooks_run_for_the_analyst(valkey: Server, cli: Cli) -> None:
+    """The notebooks that only read (01, 02 and 04 of a dry run, the monitor) need no more than the
+    analyst's rules."""
     stream = "quantum:stream:trade.intent"
     seed(valkey, stream)
     url = make_user(cli, valkey, stream, "analyst")
     before = everything(valkey)
-    notebook = ROOT / "notebooks" / f"{name}.ipynb"
+    cli.done("run", env={"DRAINKIT_REDIS_URL": url}, secret=PASSWORD)
+    notebook = ROOT / "notebooks" / "monitor.ipynb"
     done = subprocess.run(
         [sys.executable, "-m", "papermill", str(notebook), str(cli.cwd / "out.ipynb")],
         env={**os.environ, "DRAINKIT_REDIS_URL": url},

@@ -9,7 +9,7 @@ from books import GROUP, ME, ask, at, audit, deliver, everything, live, pending,
 from conftest import Cli
 from servers import Server
 
-from drainkit.draining.job import resolve
+from drainkit.draining.opening import resolve
 from drainkit.server import reading, writing
 from drainkit.server.connection import Server as Link
 from drainkit.server.reading import Name

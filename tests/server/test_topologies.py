@@ -50,15 +50,7 @@ def test_side_keys_share_the_slot(cluster: Cluster, stream: str, cli: Cli, tagge
     )  # fmt: skip
     home = cluster.primary_of(name)
     base = name if tagged else f"{{{stream}}}"
-    side = {
-        f"{base}.{suffix}"
-        for suffix in (
-            "drain_audit",
-            "drain_runs",
-            "drain_state",
-            "drain_recorded",
-        )
-    }
+    side = {f"{base}.drain_{name}" for name in ("audit", "runs", "state", "recorded")}
     assert {key.decode() for key in ask(home, "KEYS", "*")} == {name, *side}
     slots = {ask(home, "CLUSTER", "KEYSLOT", key) for key in (name, *side, f"{base}.drain_stop")}
     assert len(slots) == 1
@@ -129,7 +121,7 @@ def test_the_socket_of_another_node_is_no_way(cluster: Cluster, stream: str, cli
 @pytest.mark.parametrize("atomically", [True, False], ids=["MIGRATESLOTS", "SETSLOT"])
 def test_a_slot_that_moves_midway(cluster: Cluster, stream: str, atomically: bool) -> None:
     """A drain goes on where its slot went, and back: one run, nothing lost, throttle kept."""
-    ids = fill_cluster(cluster, stream, 600)
+    ids = fill_cluster(cluster, stream, 900)
     home = cluster.primary_of(stream)
     visited: list[Server] = []
 
@@ -144,7 +136,7 @@ def test_a_slot_that_moves_midway(cluster: Cluster, stream: str, atomically: boo
             wait_until("it drains there", lambda begun=begun: records() > begun)  # type: ignore
 
     moving = threading.Thread(target=go_round)
-    run = attempt(cluster.url, stream, throttle="500", at=(50, moving.start))
+    run = attempt(cluster.url, stream, throttle="300", at=(50, moving.start))
     moving.join()
     assert run.rc == 0, run.error
     assert len({node.port for node in visited}) == 3
@@ -152,8 +144,8 @@ def test_a_slot_that_moves_midway(cluster: Cluster, stream: str, atomically: boo
     assert_settled(home, stream, ids, [run], audit_key=f"{{{stream}}}.drain_audit")
     found = audit(home, stream, f"{{{stream}}}.drain_audit")
     assert {record["run_id"] for record in found} == {run.summary and run.summary["run_id"]}
-    assert worst_window(found, 1000) <= 500
-    assert worst_window(found, 100) <= 100
+    assert worst_window(found, 1000) <= 300
+    assert worst_window(found, 100) <= 60
 
 
 def test_a_failover_is_no_move(cluster: Cluster, stream: str) -> None:
@@ -173,7 +165,7 @@ def test_a_failover_is_no_move(cluster: Cluster, stream: str) -> None:
     assert first.rc == 3
     assert "another took over" in first.error
     again = complete(cluster.url, stream)
-    assert_settled(replica, stream, ids, [again], audit_key=f"{{{stream}}}.drain_audit")
+    assert_settled(replica, stream, ids, [first, again], audit_key=f"{{{stream}}}.drain_audit")
 
 
 def _is_primary(node: Server) -> bool:
@@ -205,7 +197,7 @@ def test_a_primary_killed_midway(cluster: Cluster, stream: str) -> None:
     wait_until("the replica has taken over", taken_over, timeout_sec=30)
     again = complete(url, stream)
     new_home = next(n for n in others if _is_primary(n) and ask(n, "KEYS", stream))
-    assert_settled(new_home, stream, ids, [again], audit_key=f"{{{stream}}}.drain_audit")
+    assert_settled(new_home, stream, ids, [first, again], audit_key=f"{{{stream}}}.drain_audit")
 
 
 # ---------------------------------------------------------------- sentinel
@@ -227,8 +219,8 @@ def test_a_failover_midway(sentinel: SentinelSetup, stream: str) -> None:
     wait_until("the promotion", lambda: _is_primary(sentinel.replica))
     again = complete(url, stream)
     # what the old primary recorded after its last word to the replica is lost with it: the books
-    # that hold are those of the server that lives
-    assert_settled(sentinel.replica, stream, ids, [again])
+    # are those of the server that lives, or say that nothing is known
+    assert_settled(sentinel.replica, stream, ids, [first, again])
     assert pending(sentinel.replica, stream) == 0
 
 
@@ -286,11 +278,11 @@ def test_user_and_password(
     scheme = "redis" if over == "tcp" else "unix"
     login = f"drainer-x:{quote(PASSWORD, safe='')}@"
     wrong_word = quote(PASSWORD + "!", safe="")
-    wrong = drained(
-        cli, f"{scheme}://drainer-x:{wrong_word}@{place}", stream, (wrong_word, *secret)
-    )
+    wrong_url = f"{scheme}://drainer-x:{wrong_word}@{place}"
+    wrong = drained(cli, wrong_url, stream, (wrong_word, *secret))
     assert wrong.rc == 3
     assert "refuses the login" in wrong.err
+    assert cli("--debug", "status", "--redis-url", wrong_url, secret=(wrong_word, *secret)).rc == 3
     run = drained(cli, f"{scheme}://{login}{place}", stream, secret)
     assert run.rc == 0, run.err
     assert_settled(server, stream, ids, [Attempt(0, run.json(), "")])
@@ -301,30 +293,32 @@ def test_user_and_password(
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "codes"),
     [
-        "redis://user:{word}@127.0.0.1:1/0",
-        "redis://user:{word}@nowhere.invalid:6379/0",
-        "redis://:{word}@127.0.0.1:port/0",
-        "redis://user:{word}@[::1/0",
-        "http://user:{word}@127.0.0.1/0",
-        "redis+sentinel://user:{word}@127.0.0.1:1/orders",
-        "redis+cluster://user:{word}@127.0.0.1:1,127.0.0.1:2/0",
-        "unix://user:{word}@/tmp/no-such-socket?db=0",
-        "redis://127.0.0.1:1/0?username=user&password={word}",
-        "redis://user:{word} and {word}@127.0.0.1:1/0",
-        "redis://user:{word}/{word}@127.0.0.1:1/0",
-        "rediss://user:{word}@127.0.0.1:1/0?ssl_cert_reqs=none&ssl_password={word}",
+        ("redis://user:{word}@127.0.0.1:1/0", {3}),
+        ("redis://user:{word}@nowhere.invalid:6379/0", {3}),
+        ("redis://:{word}@127.0.0.1:port/0", {2}),
+        ("redis://user:{word}@[::1/0", {2}),
+        ("http://user:{word}@127.0.0.1/0", {2}),
+        ("redis+sentinel://user:{word}@127.0.0.1:1/orders", {3}),
+        ("redis+cluster://user:{word}@127.0.0.1:1,127.0.0.1:2/0", {3}),
+        ("unix://user:{word}@/tmp/no-such-socket?db=0", {3}),
+        ("redis://127.0.0.1:1/0?username=user&password={word}", {3}),
+        ("redis://user:{word} and {word}@127.0.0.1:1/0", {2, 3}),
+        ("redis://user:{word}/{word}@127.0.0.1:1/0", {2, 3}),
+        ("rediss://user:{word}@127.0.0.1:1/0?ssl_cert_reqs=none&ssl_password={word}", {3}),
     ],
-)
-@pytest.mark.parametrize("debug", [(), ("--debug",)], ids=["plain", "debug"])
-def test_a_url_that_leads_nowhere(cli: Cli, url: str, debug: tuple[str, ...]) -> None:
+)  # fmt: skip
+def test_a_url_that_leads_nowhere(cli: Cli, url: str, codes: set[int]) -> None:
     """Exit 2 or 3 with one line, and no word of the password, not even in a traceback."""
     word = "s3cretw0rd"
-    run = cli(*debug, "status", env={"DRAINKIT_REDIS_URL": url.format(word=word)}, secret=(word,))
-    assert run.rc in (2, 3), run.err
-    if not debug:
-        assert run.err.count("\n") == 1
+    env = {"DRAINKIT_REDIS_URL": url.format(word=word)}
+    plain, drain = cli("status", env=env, secret=word), cli("drain", env=env, secret=word)
+    debug = cli("--debug", "status", env=env, secret=word)
+    assert {plain.rc, drain.rc, debug.rc} <= codes, plain
+    assert plain.err.count("\n") == drain.err.count("\n") == 1
+    if url.startswith("redis://user:{word}@127.0.0.1:1"):
+        assert "127.0.0.1:1" in plain.err
 
 
 def test_a_connection_refused_or_no_server_at_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -56,6 +57,25 @@ def test_one_can_look_again(valkey: Server, stream: str, monkeypatch: pytest.Mon
     ask(valkey, "DEL", stream)
     button.click()
     assert "<b>150</b>" not in shown.value
+
+
+def test_it_looks_again_by_itself(
+    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kernel serves somebody (Voila too) the board is of the last minute."""
+    seed(valkey, stream)
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5")
+    monkeypatch.setattr("drainkit.views.monitor.REFRESH_SEC", 0.1)
+    monitor = opened(valkey, stream, monkeypatch, most=1000)
+
+    async def watched() -> str:
+        _, shown = monitor.board().children
+        deliver(valkey, stream, "me", 50)
+        await asyncio.sleep(1)
+        return str(shown.value)
+
+    assert "<b>150</b>undelivered" in asyncio.run(watched())
+    assert [*monitor.runs_table().columns][:4] == ["at", "stream", "event", "outcome"]
 
 
 def test_a_pattern_is_shown(valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drainkit.core.audit import Moments
 from drainkit.core.events import Decoder
-from drainkit.core.frame import FrameBuilder, decide_frame, decisions_of
-from drainkit.core.moments import Moments
+from drainkit.core.frame import decide_frame, decisions_of, load_frame
 from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
 from drainkit.core.values import RawEntry
 from drainkit.demo.backlog import ALLOWLIST, sample_entries
 from drainkit.safe import share
 from drainkit.views import figures
-from drainkit.views.bins import MAX_BINS, age_step_min, histogram, what_if_limits
+from drainkit.views.figures import MAX_BINS, age_step_min, histogram, what_if_limits
 from drainkit.views.picture import svg
 
 NOW_MS = 1_800_000_000_000
@@ -38,9 +38,7 @@ def raw(ms: int, number: int = 0, **fields: str) -> RawEntry:
 
 
 def frame_of(entries: list[RawEntry], policy: Policy = POLICY) -> pd.DataFrame:
-    builder = FrameBuilder(Decoder())
-    builder.append(entries)
-    frame = builder.frame()
+    frame = load_frame([entries], Decoder())
     return pd.concat([frame, decide_frame(frame, policy, NOW_MS * 1000)], axis=1)
 
 
@@ -152,9 +150,14 @@ def test_one_wrong_clock_does_not_squeeze_the_rest() -> None:
 # ---------------------------------------------------------------- what they say
 
 
+def title(figure: Any) -> str:
+    found: str = figure.layout.title.text
+    return found
+
+
 def test_titles_say_the_finding(backlog: pd.DataFrame) -> None:
-    """The numbers in the titles are those of the frame."""
-    found = {name: figure.layout.title.text for name, figure in all_figures(backlog).items()}
+    """The numbers in the titles are those of the frame, of all its events; one is no plural."""
+    found = {name: title(figure) for name, figure in all_figures(backlog).items()}
     old = (backlog["age_sec"] > 1800).mean()
     assert found["age"] == f"{100 * old:.0f} % of the events are older than 30 min"
     ok = backlog[backlog["action"] == "drained_ok"]
@@ -166,6 +169,29 @@ def test_titles_say_the_finding(backlog: pd.DataFrame) -> None:
     assert found["waterfall"].startswith(f"{len(ok):,} of {len(backlog):,} events pass")
     assert found["what_if"].startswith(f"{len(ok):,} would pass as set")
     assert found["pace"] == "The busiest second holds 5 events (5 allowed)"
+    bad = [raw(NOW_MS, k, confidence="") for k in range(99)]
+    few = frame_of([*bad, raw(NOW_MS, 99, confidence="0.1")])["confidence"].to_numpy()
+    assert title(figures.confidence(few, POLICY)).startswith("1 % of the events")
+    one = frame_of([raw(NOW_MS - 1)])
+    figure = figures.by_category(one, "symbol").to_dict()
+    assert figure["data"][0]["hovertext"] == ["BTCUSDT, passes: 1 event"]
+    assert title(all_figures(one)["waterfall"]).startswith("1 of 1 event passes")
+
+
+def test_what_passes_without_a_name_passes() -> None:
+    """Of events that name no source, or a rare symbol, a title does not say that none passes, and
+    calls no source the one with the most below a longer bar of those that name none."""
+    entries = [raw(NOW_MS - i, symbol=f"S{i % 20}", confidence="0.1") for i in range(100)]
+    frame = frame_of([*entries, raw(NOW_MS, 1, symbol="RARE")], Policy(30.0, None, 0.6))
+    by = {name: title(figures.by_category(frame, name)) for name in ("source", "symbol")}
+    assert by == {
+        "source": "By source: none of the 1 that pass names one",
+        "symbol": "By symbol: none of the 1 that pass is one of the most frequent",
+    }
+    named = [raw(NOW_MS - i, i, source=f"s{i % 2}") for i in range(10)]
+    for unnamed, said in ((40, "40 that pass name none; of the others s"), (1, "s")):
+        frame = frame_of([*named, *(raw(NOW_MS - i, i) for i in range(50, 50 + unnamed))])
+        assert title(figures.by_category(frame, "source")).startswith(f"By source: {said}")
 
 
 def test_what_if_agrees_with_the_policy(backlog: pd.DataFrame) -> None:
@@ -180,6 +206,10 @@ def test_what_if_agrees_with_the_policy(backlog: pd.DataFrame) -> None:
             policy = Policy(age, POLICY.allowlist, confidence)
             decided = decide_frame(frame[frame.columns[:9]], policy, NOW_MS * 1000)
             assert passing[row, column] == (decided["action"] == "drained_ok").sum()
+    young = frame_of(sample_entries(NOW_MS)[8000:])  # it ends with the first age that all are below
+    assert 30 < young["age_sec"].max() / 60 < 60
+    rows = figures.what_if(young, POLICY).to_dict()["data"][0]["y"]
+    assert list(rows) == ["5 min", "10 min", "15 min", "30 min", "60 min"]
 
 
 def test_an_empty_backlog_still_has_its_figures() -> None:
@@ -190,26 +220,15 @@ def test_an_empty_backlog_still_has_its_figures() -> None:
             assert "no events" in list(texts(figure.to_dict())), name
 
 
-@pytest.mark.parametrize("column", ["symbol", "source", "side"])
-def test_no_text_of_an_event_is_markup(column: str) -> None:
+def test_no_text_of_an_event_is_markup() -> None:
     """Tags, links, bidi and control characters of events arrive in a figure as inert text."""
     hostile = ["<script>x</script>", "<a/href='javascript:x'>y</a>", "<b>bold</b>", "\u202eevil",
                "\x1b[31mred", "&lt;i&gt;", "=1+1"]  # fmt: skip
-    entries = [raw(NOW_MS - 70 + i, **{column: hostile[i % len(hostile)]}) for i in range(70)]
-    found = list(texts(figures.by_category(frame_of(entries), column).to_dict()))
-    assert not [text for text in found if "<" in text or not text.isprintable()]
-    assert any("&lt;script&gt;" in text for text in found)
-
-
-def test_what_passes_without_a_name_passes() -> None:
-    """Of events that name no source, or a rare symbol, a title does not say that none passes."""
-    entries = [raw(NOW_MS - i, symbol=f"S{i % 20}", confidence="0.1") for i in range(100)]
-    frame = frame_of([*entries, raw(NOW_MS, 1, symbol="RARE")], Policy(30.0, None, 0.6))
-    by = {name: figures.by_category(frame, name).layout.title.text for name in ("source", "symbol")}
-    assert by == {
-        "source": "By source: none of the 1 that pass names one",
-        "symbol": "By symbol: none of the 1 that pass is one of the most frequent",
-    }
+    for column in ("symbol", "source", "side"):
+        entries = [raw(NOW_MS - 70 + i, **{column: hostile[i % len(hostile)]}) for i in range(70)]
+        found = list(texts(figures.by_category(frame_of(entries), column).to_dict()))
+        assert not [text for text in found if "<" in text or not text.isprintable()]
+        assert any("&lt;script&gt;" in text for text in found)
 
 
 def test_names_that_look_like_ours_stay_apart() -> None:
@@ -286,14 +305,6 @@ def test_times_of_any_year_are_drawn(year: str, share_of_them: float) -> None:
         assert re.search(r"began \d{4}-\d\d-\d\d:", figure.layout.title.text)
 
 
-def test_titles_count_all_events() -> None:
-    """Of 100 events of which one has a confidence, one is 1 %, not 100 %."""
-    bad = [raw(NOW_MS, k, confidence="") for k in range(99)]
-    frame = frame_of([*bad, raw(NOW_MS, 99, confidence="0.1")])
-    title = figures.confidence(frame["confidence"].to_numpy(), POLICY).layout.title.text
-    assert title.startswith("1 % of the events")
-
-
 @pytest.mark.parametrize(
     ("part", "whole", "said"),
     [(0, 0, "none"), (0, 9, "0 %"), (1, 1000, "under 1 %"), (1, 2, "50 %"),
@@ -335,15 +346,6 @@ def test_hovers_are_sentences(backlog: pd.DataFrame) -> None:
     for name, figure in all_figures(backlog).items():
         for trace in figure.to_dict()["data"]:
             assert "hovertext" in trace or "<extra></extra>" in trace["hovertemplate"], name
-
-
-def test_ages_that_no_event_has_are_left_out() -> None:
-    """The heat map ends with the first age that lets every event through."""
-    young = frame_of(sample_entries(NOW_MS)[8000:])
-    oldest = young["age_sec"].max() / 60
-    rows = figures.what_if(young, POLICY).to_dict()["data"][0]["y"]
-    assert 30 < oldest < 60
-    assert list(rows) == ["5 min", "10 min", "15 min", "30 min", "60 min"]
 
 
 def test_a_page_without_plotly_has_a_picture(backlog: pd.DataFrame) -> None:

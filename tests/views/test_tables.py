@@ -30,6 +30,7 @@ def test_a_table_reads_well_and_is_inert() -> None:
     assert table.loc["b", "events"] == 7
     assert "text-align:left" in shown
     assert "NaN" not in shown + pd.DataFrame()._repr_html_()
+    assert "drained_ok" in Table({"audited": [1]}, ["drained_ok"])._repr_html_()
 
 
 def test_a_table_without_rows_says_so() -> None:

@@ -174,6 +174,38 @@ for i = 1, taken do
   end
 end
 
+-- Make intervals of the rows `list`, as few as can be. None may hold what has no record: neither an
+-- entry that lies between, nor an id that is pending for the consumer group though its body is gone.
+local MOST_BETWEEN, MOST_GAPS = 1000, 8
+local function cover_batch(list, low)
+  local found = redis.pcall('XPENDING', stream, owner, low, ids[list[#list]], MOST_BETWEEN)
+  local others, mine, o = {}, {}, 1
+  for _, r in ipairs(#found > 0 and list or {}) do mine[ids[r]] = true end
+  for _, row in ipairs(found) do
+    if not mine[row[1]] then others[#others + 1] = key_of(row[1]) end
+  end
+  -- nothing lies between the position and the batch's first, so it is joined to what ends there
+  if kind == 'new' and #others == 0 and #found < MOST_BETWEEN then
+    return cover(recorded, prefix, first_key, last_key, met)
+  end
+  local first, gaps = 1, 0
+  for i = 1, #list do
+    local id, next_id = ids[list[i]], ids[list[i + 1]]
+    local is_end = not next_id or #found == MOST_BETWEEN or gaps == MOST_GAPS
+    if not is_end then
+      while others[o] and others[o] < key_of(id) do o = o + 1 end
+      -- what lies between may be large, so it is looked at only until some gaps were found
+      is_end = others[o] ~= nil and others[o] < key_of(next_id) or kind == 'pending'
+        and #redis.call('XRANGE', stream, '(' .. id, '(' .. next_id, 'COUNT', 1) > 0
+    end
+    if is_end then
+      local from, to = key_of(ids[list[first]]), key_of(id)
+      cover(recorded, prefix, from, to, intervals(recorded, prefix, from, to, 8))
+      first, gaps = i + 1, math.min(gaps + 1, MOST_GAPS)
+    end
+  end
+end
+
 -- Pace of all drains of the stream together. `log` holds (ms, count) of the last second by the
 -- audit's ids; the clock of those ids and TIME can differ by 1 ms, which is kept as a guard.
 -- Without a throttle at work, the commits of COARSE_MS count as if all came with the last of them:
@@ -293,9 +325,8 @@ if taken > 0 then
         or entries[taken][1] ~= ids[accepted[taken]] then
       return refused('other')
     end
+    cover_batch(accepted, '(' .. position)
     position = ids[accepted[taken]]
-    -- nothing lies between the position and the batch's first, so it is joined to what ends there
-    cover(recorded, prefix, first_key, last_key, met)
   else
     local part = {}
     for i = 1, taken do
@@ -305,10 +336,7 @@ if taken > 0 then
         part = {}
       end
     end
-    for i = 1, n do
-      local key = key_of(ids[fresh[i]])
-      redis.call('ZADD', recorded, 0, member(prefix, key, key))
-    end
+    if n > 0 then cover_batch(fresh, ids[fresh[1]]) end
   end
   if n > 0 then
     recorded_ms = tonumber(audit_last:match('^%d+'))

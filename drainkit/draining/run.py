@@ -1,0 +1,156 @@
+"""One run from its opening to its end: what it was told, what it may take, its clock, its books."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..core.audit import audit_ms
+from ..core.entries import ToDrain
+from ..core.policy import ACTIONS, Policy
+from ..core.summary import Summary
+from ..core.timestamps import iso
+from ..errors import DrainkitError
+from ..server import ledger, scopes
+from ..server.audit_log import run_tables, values_of
+from ..server.connection import Clock, Server
+from ..server.look import Seen
+from ..server.scope import Scope
+from ..settings import Settings
+from .plan_files import PlanFile
+
+Progress = Callable[[Summary], None]
+
+
+@dataclass
+class Run:
+    """What a run needs, resolved once, and its books on the way (`opening.resolve` makes it)."""
+
+    server: Server
+    settings: Settings
+    scope: Scope
+    policy: Policy
+    run_id: str
+    clock: Clock
+    planned: PlanFile | None = None  # live with a plan
+    to_drain: ToDrain | None = None  # live with a plan: these entries and no others
+    trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
+    approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
+    folder: str = ""  # where its evidence will be sealed; "": it leaves none
+    summary: Summary = field(init=False)
+    start: ledger.Start = field(init=False)  # as the ledger has it
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> Summary:
+        """Open the books: the run begins now."""
+        self.summary = Summary.opened(
+            self.settings,
+            run_id=self.run_id,
+            boundary=self.scope.boundary,
+            now_us=self.clock.now_us(),
+            plan_digest=self.planned.plan.digest if self.planned else None,
+            approvers=self.approvers,
+        )
+        return self.summary
+
+    def rehearsal(self) -> Run:
+        """The dry run of what this live run would do."""
+        return replace(self, settings=self.settings.model_copy(update={"mode": "dry-run"}))
+
+    @property
+    def max_events(self) -> int | None:
+        """How many events this run may take; with a plan, just the plan's."""
+        return self.settings.max_events if self.to_drain is None else self.to_drain.count
+
+    @property
+    def reach(self) -> Scope:
+        """The scope as far as this run may read: with a plan, to its last entry."""
+        if self.to_drain is None or not self.to_drain.count:
+            return self.scope
+        return replace(self.scope, boundary=self.to_drain.last_id)
+
+    def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:
+        """Count what is left; returns where the scope stands now, and what is undelivered."""
+        scope = scopes.current(self.server, self.scope, seen)
+        if not scope.group_exists and scope.name != "history":
+            self.summary.pending_own = 0
+            return scope, 0  # without its group nobody knows what was delivered
+        left = scopes.left(self.server, scope, seen)
+        self.summary.remaining, self.summary.pending_own = left.fresh, left.own
+        return scope, left.undelivered
+
+    def close(self, failure: DrainkitError | None) -> Summary:
+        """Close, once what is left was counted; entries pending for the drain are a failure."""
+        summary = self.summary
+        exhausted = self.max_events is None or summary.total_read < self.max_events
+        if failure is None and summary.mode == "live" and exhausted and summary.pending_own:
+            failure = DrainkitError(
+                f"the books do not balance: {summary.pending_own} entries are still pending for "
+                f"{self.scope.consumer}; run the same command again"
+            )
+        return summary.close(failure, self.clock.now_us())
+
+    def note_start(self, audit_id: str) -> None:
+        """The ledger's entry that this run begins, after the audit's id `audit_id`."""
+        scope, settings = self.scope, self.settings
+        self.start = ledger.Start(
+            run_id=self.run_id,
+            scope=scope.name,
+            consumer_group=scope.group,
+            consumer=scope.consumer,
+            boundary_id=scope.boundary,
+            throttle=settings.throttle,
+            max_events=settings.max_events,
+            plan_digest=self.planned.plan.digest if self.planned else "",
+            at=iso(self.clock.now_us()),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            operator=settings.operator,
+            approvers=",".join(self.approvers),
+            from_id=scope.first,
+            audit_id=audit_id,
+            audit_stream=settings.audit_stream or "",
+            folder=self.folder,
+        )
+        ledger.append(self.server, self.start)
+
+
+def note_end(server: Server, start: ledger.Start, summary: Summary, at: str, **more: int) -> None:
+    """The ledger's entry that the books of a run are closed."""
+    end = ledger.End(
+        run_id=start.run_id,
+        scope=start.scope,
+        consumer_group=start.consumer_group,
+        consumer=start.consumer,
+        boundary_id=start.boundary_id,
+        outcome=summary.outcome,
+        total_read=summary.total_read,
+        remaining="" if summary.remaining is None else str(summary.remaining),
+        at=at,
+        operator=start.operator,
+        **{action: getattr(summary, action) for action in ACTIONS},
+        **more,
+    )
+    ledger.append(server, end)
+
+
+def recount(server: Server, summary: Summary) -> None:
+    """Take a run's counts, and its pace, from the audit itself."""
+    counts: Counter[str] = Counter()
+    summary.pace = type(summary.pace)()
+    for part in run_tables(server, {summary.run_id}):
+        counts.update(values_of(part["action"]))
+        times, records = np.unique(audit_ms(part), return_counts=True)
+        for ms, n in zip(times.tolist(), records.tolist(), strict=True):
+            summary.pace.note(ms, n)
+    for action in ACTIONS:
+        setattr(summary, action, counts[action])
+    summary.total_read = summary.audit_records = sum(counts.values())
+    summary.events_per_sec = summary.pace.events_per_sec()

@@ -1,0 +1,23 @@
+-- What a live drain has to know of stream, group and side keys, as of one moment; writes nothing.
+-- Needs ids.lua before it.
+-- KEYS: stream, audit, stop, state, recorded, runs; ARGV: group, consumer, how many groups the stream
+-- may have. Returns {now in us, the types of all keys, the kill switch, XINFO STREAM of stream and
+-- audit, XINFO GROUPS, the audit's last id as of the last commit, where scope history's last commit
+-- left the group, how many entries are pending for the consumer (at most 1), INFO memory}; or
+-- {"many_groups"}.
+local time, types = redis.call('TIME'), {}
+for i, key in ipairs(KEYS) do types[i] = redis.call('TYPE', key).ok end
+local function info_of(i) return types[i] == 'stream' and redis.call('XINFO', 'STREAM', KEYS[i]) or {} end
+local info, groups, own = info_of(1), {}, {}
+if #info > 0 then
+  if field(info, 'groups') > tonumber(ARGV[3]) then return {'many_groups'} end
+  groups = redis.call('XINFO', 'GROUPS', KEYS[1])
+end
+for _, group in ipairs(groups) do
+  if field(group, 'name') == ARGV[1] then
+    own = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+  end
+end
+local state = types[4] == 'hash' and redis.call('HMGET', KEYS[4], 'audit', 'history:' .. ARGV[1]) or {}
+return {int(time[1] * 1000000 + time[2]), types, types[3] == 'string' and redis.call('GET', KEYS[3]) or '',
+  info, info_of(2), groups, state[1] or '', state[2] or '', #own, redis.call('INFO', 'memory')}

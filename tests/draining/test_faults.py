@@ -1,0 +1,456 @@
+"""The server fails, is refused its means, or has its keys changed under a drain at work."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from books import GROUP, ME, ask, audit, deliver, fill, pending, seed
+from clusters import SentinelSetup
+from conftest import intent
+from faults import Clock, assert_once, assert_settled, attempt, complete
+from servers import KINDS, Server, wait_until
+
+Clean = Callable[[str], Server]
+StartServer = Callable[..., Server]
+Mend = Callable[[], Any]
+MAX_ID = "18446744073709551615-18446744073709551615"
+
+
+def consumers(server: Server, stream: str) -> list[Any]:
+    return list(ask(server, "XINFO", "CONSUMERS", stream, GROUP))
+
+
+def position(server: Server, stream: str) -> bytes:
+    info = ask(server, "XINFO", "GROUPS", stream)[0]
+    return bytes(info[info.index(b"last-delivered-id") + 1])
+
+
+def refuse(*settings: object) -> Callable[[Server, str], Mend]:
+    """CONFIG SET of names and values, until it is mended."""
+
+    def strike(server: Server, _: str) -> Mend:
+        for name, value in zip(settings[::2], settings[1::2], strict=True):
+            ask(server, "CONFIG", "SET", str(name), str(value))
+        return lambda: ask(server, "CONFIG", "SET", str(settings[0]), "0")
+
+    return strike
+
+
+def demote(server: Server, _: str) -> Mend:
+    ask(server, "REPLICAOF", "127.0.0.1", "1")  # nobody is there, so its data stays
+    return lambda: ask(server, "REPLICAOF", "NO", "ONE")
+
+
+def crash(server: Server, _: str) -> Mend:
+    server.kill()
+    server.start()
+    return lambda: None
+
+
+def lose_disk(server: Server, _: str) -> Mend:
+    shutil.rmtree(ask(server, "CONFIG", "GET", "dir")[1])  # where even root cannot write then
+    ask(server, "BGSAVE")
+    failed = b"rdb_last_bgsave_status:err"
+    wait_until("the save failed", lambda: failed in ask(server, "INFO", "persistence"))
+
+    def mend() -> None:
+        ask(server, "CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+        ask(server, "CONFIG", "SET", "save", "")  # an orderly end would try again
+
+    return mend
+
+
+def endless_script(server: Server) -> threading.Thread:
+    """A script that blocks the server until it is killed; by now the server answers BUSY."""
+    ask(server, "CONFIG", "SET", "busy-reply-threshold", "50")
+    blocker = server.client()
+
+    def loop() -> None:
+        with pytest.raises(redis.ResponseError):
+            blocker.eval("while true do end", 0)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    time.sleep(0.3)
+    return thread
+
+
+def block(server: Server, _: str) -> Mend:
+    thread = endless_script(server)
+    threading.Timer(0.8, lambda: server.client().script_kill()).start()
+    return thread.join
+
+
+def flush(server: Server, _: str) -> Mend:
+    done = threading.Event()
+
+    def again_and_again() -> None:
+        client = server.client()
+        while not done.wait(0.005):
+            client.script_flush()
+
+    flusher = threading.Thread(target=again_and_again)
+    flusher.start()
+    return lambda: (done.set(), flusher.join())
+
+
+def move_back(server: Server, stream: str) -> Mend:
+    before = position(server, stream)
+    ask(server, "XGROUP", "SETID", stream, GROUP, "0-0")
+    return lambda: ask(server, "XGROUP", "SETID", stream, GROUP, before)
+
+
+def another_audit(server: Server, stream: str) -> Mend:
+    name = f"{stream}.drain_audit"
+    ask(server, "RENAME", name, "kept")
+    ask(server, "SET", name, "text")
+    return lambda: ask(server, "RENAME", "kept", name)
+
+
+def foreign_entries(server: Server, stream: str) -> Mend:
+    name = f"{stream}.drain_audit"
+    ids = [ask(server, "XADD", name, "*", *two) for two in (("\xff", "\x1b[2J"), ("a", "b"))]
+    return lambda: ask(server, "XDEL", name, *ids)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens in the middle of a drain, and how that has to end before it is mended."""
+
+    strike: Callable[[Server, str], Mend]
+    rc: int = 0
+    says: str = ""
+    kinds: tuple[str, ...] = KINDS
+    config: dict[str, str] = field(default_factory=dict)  # of a server of its own
+
+
+def aof(fsync: str) -> dict[str, str]:
+    return {"appendonly": "yes", "appendfsync": fsync}
+
+
+AGAIN = "run the same command again"
+MIDWAY = {
+    "crash, AOF always": Fault(crash, 3, AGAIN, ("valkey",), aof("always")),
+    "crash, AOF every second": Fault(crash, 3, AGAIN, ("redis", "redis62"), aof("everysec")),
+    "OOM": Fault(
+        refuse("maxmemory", "100kb", "maxmemory-policy", "noeviction"), 1, "out of memory"
+    ),
+    "NOREPLICAS": Fault(refuse("min-replicas-to-write", 1), 1, "too few replicas"),
+    "READONLY": Fault(demote, 4, "replica"),
+    "a disk that is gone": Fault(lose_disk, 1, "disk", config={"save": "3600 1"}),
+    "a script that blocks": Fault(block, kinds=("valkey",)),
+    "scripts flushed": Fault(flush),
+    "group moved back": Fault(move_back, 4, "moved back"),
+    "audit of another type": Fault(another_audit, 4, "type"),
+    "no records in the audit": Fault(foreign_entries),
+}
+
+
+@pytest.mark.parametrize("throttle", ["2000", "none"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, fault in MIDWAY.items() for kind in fault.kinds]
+)
+def test_a_fault_midway(
+    clean: Clean, start_server: StartServer, stream: str, tmp_path: Path, name: str, kind: str,
+    throttle: str,
+) -> None:  # fmt: skip
+    """The run goes on or ends soon, and says why; mended, the same command finishes it."""
+    fault = MIDWAY[name]
+    (folder := tmp_path / "data").mkdir()
+    config = {**fault.config, "dir": str(folder)}
+    server = start_server(kind, config=config) if fault.config else clean(kind)
+    ids = seed(server, stream, 2500, delivered=100)[100:]
+    mends: list[Mend] = []
+    started = time.monotonic()
+    first = attempt(server.url, stream, throttle=throttle,
+                    at=(400, lambda: mends.append(fault.strike(server, stream))))  # fmt: skip
+    assert time.monotonic() - started < 8
+    mends[0]()
+    assert (first.rc, fault.says in first.error) == (fault.rc, True), first.error
+    assert first.books["errors"] == (fault.rc in (1, 3))
+    again = complete(server.url, stream, throttle="none")
+    assert_settled(server, stream, ids, [first, again])
+    assert pending(server, stream) == 0
+
+
+def stream_anew(n: int, position: str) -> Callable[[Server, str], Any]:
+    """Deleted and made anew, with n new entries and a group at `position`."""
+
+    def strike(server: Server, stream: str) -> None:
+        ask(server, "DEL", stream)
+        fill(server, stream, [("*", intent())] * n, group=GROUP, position=position)
+
+    return strike
+
+
+def old_copy(server: Server, stream: str) -> None:
+    """As after a failover to a replica that lagged: fewer entries, and the group at the last."""
+    ids = [entry[0] for entry in ask(server, "XRANGE", stream, "-", "+")][:150]
+    ask(server, "DEL", stream)
+    fill(server, stream, [(entry, intent()) for entry in ids], group=GROUP, position="$")
+
+
+ENDS: dict[str, tuple[Callable[[Server, str], Any], str, tuple[str, ...]]] = {
+    "group destroyed": (lambda *of: ask(of[0], "XGROUP", "DESTROY", of[1], GROUP), "group", KINDS),
+    "stream deleted": (lambda server, stream: ask(server, "DEL", stream), "stream", KINDS),
+    "another type": (
+        lambda *of: (ask(of[0], "DEL", of[1]), ask(of[0], "SET", of[1], "text")), "stream", KINDS,
+    ),
+    "made anew": (stream_anew(5, "0-0"), "moved back|made anew", KINDS),
+    # without counters (6.2) a group that wants only what is to come looks like one that is done
+    "made anew for the new": (stream_anew(1, "$"), "made anew", ("valkey", "redis")),
+    "an old copy": (old_copy, "made anew", KINDS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("throttle", ["2000", "none"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, (*_, kinds) in ENDS.items() for kind in kinds]
+)
+def test_another_stream_or_group_midway(
+    clean: Clean, stream: str, name: str, kind: str, throttle: str
+) -> None:
+    """The run refuses to go on (exit 4): nothing new is recorded, what was recorded is counted."""
+    server, (change, text, _) = clean(kind), ENDS[name]
+    ids = seed(server, stream, 2500, delivered=100)[100:]
+    at_change: list[int] = []
+
+    def happen() -> None:
+        change(server, stream)
+        at_change.append(len(audit(server, stream)))
+
+    run = attempt(server.url, stream, throttle=throttle, at=(400, happen))
+    assert run.rc == 4, run.error
+    assert re.search(text, run.error)
+    records = audit(server, stream)
+    assert [len(records)] == at_change
+    assert_once(records, ids[: len(records)])
+    assert run.books["total_read"] == len(records)
+    if name in ("group destroyed", "stream deleted"):
+        assert run.books["remaining"] is None  # without its group nobody knows
+
+
+def test_rights_taken_away_midway(clean: Clean, stream: str) -> None:
+    """Without the right to one of its commands any more, nothing is recorded without its ACK."""
+    server = clean("redis")
+    ids = seed(server, stream, 600, delivered=100)[100:]
+    ask(server, "ACL", "SETUSER", "d", "on", ">word", "~*", "+@all")
+    url = server.url.replace("unix://", "unix://d:word@")
+    runs = []
+    for command in ("xack", "xadd", "hset", "xreadgroup"):
+        take = partial(ask, server, "ACL", "SETUSER", "d", f"-{command}")
+        runs.append(attempt(url, stream, max_events="150", throttle="1000", at=(20, take)))
+        assert runs[-1].rc == 4
+        assert "drainkit acl" in runs[-1].error
+        assert "word" not in runs[-1].error
+        ask(server, "ACL", "SETUSER", "d", f"+{command}")
+    runs.append(complete(url, stream))
+    assert_settled(server, stream, ids, runs)
+
+
+@pytest.mark.parametrize("name", ["OOM", "NOREPLICAS", "READONLY"])
+def test_writes_refused_from_the_start(server: Server, stream: str, name: str) -> None:
+    """A server that refuses writes ends the run before anything is written."""
+    fault = MIDWAY[name]
+    # what memory it needs is held against maxmemory before it is met
+    rc, text = (4, "maxmemory") if name == "OOM" else (fault.rc, fault.says)
+    seed(server, stream, 200)
+    mend = fault.strike(server, stream)
+    run = attempt(server.url, stream)
+    mend()
+    assert (run.rc, run.summary) == (rc, None)
+    assert text in run.error
+    assert pending(server, stream) == 0
+    assert consumers(server, stream) == []
+
+
+@pytest.mark.parametrize("suffix", ["drain_audit", "drain_runs", "drain_state", "drain_recorded"])
+def test_a_side_key_of_another_type(server: Server, stream: str, suffix: str) -> None:
+    """Looked at before anything is written, and named."""
+    seed(server, stream, 200)
+    ask(server, "SET", f"{stream}.{suffix}", "text")
+    run = attempt(server.url, stream)
+    assert (run.rc, run.summary) == (4, None)
+    assert f"{stream}.{suffix} is a string" in run.error
+    assert consumers(server, stream) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_that_went_back_in_a_process(
+    start_server: StartServer, stream: str, kind: str
+) -> None:
+    """A primary that was its replica's replica meanwhile has lost records: exit 3, then all."""
+    server, other = start_server(kind, port=True), start_server(kind, port=True)
+    follow(other, server)
+    ids = seed(server, stream, 700, delivered=100)[100:]
+    wait_until("the other has it", lambda: ask(server, "WAIT", 1, 1000) == 1)
+
+    def back() -> None:
+        follow(server, other)
+        ask(server, "REPLICAOF", "NO", "ONE")
+        ask(server, "CLIENT", "KILL", "TYPE", "normal")
+
+    todo = [(100, lambda: ask(other, "REPLICAOF", "NO", "ONE")), (300, back)]
+    first = attempt(server.url, stream, throttle="1000", at=todo[0], then=todo[1])
+    assert first.rc == 3
+    again = complete(server.url, stream, throttle="none")
+    assert_settled(server, stream, ids, [first, again])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_replica_is_no_takeover(start_server: StartServer, stream: str, kind: str) -> None:
+    """It gives its primary a new replication id, and nothing went back: the run goes on."""
+    server, other = start_server(kind, port=True), start_server(kind, port=True)
+    ids = seed(server, stream, 400, delivered=0)
+
+    def come() -> None:
+        follow(other, server)
+        ask(server, "CLIENT", "KILL", "TYPE", "normal")
+
+    run = complete(server.url, stream, throttle="1000", at=(100, come))
+    assert_settled(server, stream, ids, [run])
+
+
+def test_another_primary_is_named_midway(sentinel: SentinelSetup, stream: str) -> None:
+    """Though the drain's own goes on, the books are those of whom Sentinel names: exit 3."""
+    watcher, new = sentinel.sentinels[0], sentinel.replica
+    ids = seed(sentinel.primary, stream, 400, delivered=0)
+    url = f"redis+sentinel://127.0.0.1:{watcher.port}/{sentinel.name}/0"
+
+    def name_another() -> None:
+        ask(new, "REPLICAOF", "NO", "ONE")
+        ask(watcher, "SENTINEL", "REMOVE", sentinel.name)
+        ask(watcher, "SENTINEL", "MONITOR", sentinel.name, "127.0.0.1", str(new.port), "1")
+
+    first = attempt(url, stream, throttle="1000", at=(40, name_another))
+    assert len(audit(sentinel.primary, stream)) == 400
+    assert first.rc == 3
+    assert 0 < first.books["total_read"] == len(audit(new, stream)) < 100
+    assert_settled(new, stream, ids, [first, complete(url, stream)])
+
+
+def follow(replica: Server, primary: Server) -> None:
+    """REPLICAOF, until all is there."""
+    ask(replica, "REPLICAOF", "127.0.0.1", str(primary.port))
+    wait_until("it follows", lambda: ask(replica, "ROLE")[3] == b"connected")
+
+
+def test_a_server_that_is_loading(start_server: StartServer, stream: str) -> None:
+    """While the server loads its data, a run exits 3 and says so; afterwards it works."""
+    slow = {"key-load-delay": "20000", "loading-process-events-interval-bytes": "1024"}
+    server = start_server("redis", config=slow)
+    ids = seed(server, stream, 150, delivered=100)[100:]
+    for number in range(100):
+        ask(server, "SET", f"other:{number}", secrets.token_hex(1000))
+    ask(server, "SAVE")
+    server.kill()
+    starting = threading.Thread(target=server.start)
+    starting.start()
+
+    def loading() -> bool:
+        try:
+            return b"loading:1" in ask(server, "INFO", "persistence")
+        except redis.RedisError:
+            return False
+
+    wait_until("it loads", loading)
+    early = attempt(server.url, stream)
+    starting.join()
+    assert early.rc == 3
+    assert "load" in early.error
+    again = complete(server.url, stream)
+    assert_settled(server, stream, ids, [early, again])
+
+
+def test_a_script_that_outlasts_us(
+    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the run ends with exit code 3 and says why; the same command finishes it later."""
+    monkeypatch.setattr("drainkit.draining.loop.RECOVERY_WAITS_SEC", (0.05, 0.1))
+    ids = seed(valkey, stream, 300, delivered=100)[100:]
+    blocked: list[threading.Thread] = []
+    first = attempt(valkey.url, stream, at=(80, lambda: blocked.append(endless_script(valkey))))
+    valkey.client().script_kill()
+    blocked[0].join()
+    assert (first.rc, "busy" in first.error) == (3, True)
+    assert_settled(valkey, stream, ids, [first, complete(valkey.url, stream)])
+
+
+def test_entries_deleted_while_pending(server: Server, stream: str) -> None:
+    """Delivered to this drain's consumer long ago and deleted now, each is recorded as missing."""
+    ids = seed(server, stream, 200, delivered=100)[100:]
+    deliver(server, stream, ME, 60)
+    delete = partial(ask, server, "XDEL", stream, *ids[40:50])
+    run = complete(server.url, stream, throttle="1000", at=(10, delete))
+    assert run.books["dropped_missing"] == 10
+    assert_settled(server, stream, ids, [run])
+
+
+# ---------------------------------------------------------------- ids and clocks
+
+
+@pytest.mark.parametrize("last", [MAX_ID, "18446744073709551615-18446744073709551612"])
+@pytest.mark.parametrize("when", [0, 80])
+def test_audit_ids_that_are_used_up(server: Server, stream: str, last: str, when: int) -> None:
+    """Without ids to give, nothing is recorded or acknowledged; another audit stream helps."""
+    ids = seed(server, stream, 400, delivered=100)[100:]
+    use_up = partial(ask, server, "XADD", f"{stream}.drain_audit", last, "not", "a record")
+    if when == 0:
+        use_up()
+        first = attempt(server.url, stream)
+        assert first.summary is None
+        assert consumers(server, stream) == []
+    else:
+        first = attempt(server.url, stream, at=(when, use_up))
+        assert first.books["total_read"] == 80
+    assert first.rc == 1
+    assert "--audit-stream" in first.error
+    again = complete(server.url, stream, audit_stream=f"{stream}.audit2")
+    assert_settled(server, stream, ids[when:], [again], audit_key=f"{stream}.audit2")
+
+
+def test_an_audit_id_whose_millisecond_is_full(server: Server, stream: str) -> None:
+    """Ids that run out within one millisecond go on in the next; the batch is whole."""
+    ids = seed(server, stream, 900, delivered=100)[100:]
+    used: list[bytes] = []
+
+    def fill_up() -> None:
+        seconds, micros = ask(server, "TIME")
+        last = f"{int(seconds) * 1000 + int(micros) // 1000}-18446744073709551610"
+        used.append(ask(server, "XADD", f"{stream}.drain_audit", last, "original_id", "0-1"))
+
+    run = complete(server.url, stream, throttle="none", at=(400, fill_up))
+    ask(server, "XDEL", f"{stream}.drain_audit", *used)
+    assert_settled(server, stream, ids, [run])
+
+
+def test_the_end_of_ids_in_the_stream_itself(server: Server, stream: str) -> None:
+    """A stream whose own last id is the greatest there is is drained like any other."""
+    fill(server, stream, [(1, intent()), (2, intent()), (MAX_ID, intent())], group=GROUP)
+    assert_settled(server, stream, ["1-0", "2-0", MAX_ID], [complete(server.url, stream)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_servers_clock_goes_back(
+    start_server: StartServer, stream: str, tmp_path: Path, kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A drain waits until its records' ids are later than the last; nothing is lost or doubled."""
+    clock = Clock(tmp_path, monkeypatch)
+    server = start_server(kind)
+    ids = seed(server, stream, 200, delivered=100)[100:]
+    started = time.monotonic()
+    run = complete(server.url, stream, throttle="1000", at=(40, lambda: clock.step(-2)))
+    assert time.monotonic() - started > 1.5
+    assert_settled(server, stream, ids, [run])

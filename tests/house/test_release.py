@@ -1,0 +1,190 @@
+"""What is installed: the same bytes each time; whole, or without notebooks, which it then says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import yaml
+from books import add_consumers, at, live, seed
+from conftest import ROOT, Cli, CliResult, one_line_error
+from packaging.requirements import Requirement
+from servers import Server
+
+from drainkit.pipeline.kernels import PACKAGES
+
+EXAMPLES = ROOT / "drainkit" / "examples"
+JOB = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())
+POD = JOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(command: Sequence[object], cwd: Path, **env: str) -> CliResult:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, env={**inherited, **env}, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    return CliResult(tuple(map(str, command)), done.returncode, done.stdout, done.stderr)
+
+
+def test_two_builds_are_one_and_the_sdist_is_whole(tmp_path: Path, cli: Cli) -> None:
+    """The unpacked sdist builds the very bytes again; one version in all; no picture is missed."""
+    build = [sys.executable, "-m", "hatchling", "build", "-d"]
+    assert run([*build, tmp_path / "first"], ROOT).rc == 0
+    version = PROJECT["version"]
+    names = [f"drainkit-{version}-py3-none-any.whl", f"drainkit-{version}.tar.gz"]
+    with tarfile.open(tmp_path / "first" / names[1]) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / f"drainkit-{version}"
+    assert run([*build, tmp_path / "second"], unpacked).rc == 0
+    for name in names:
+        first, second = ((tmp_path / which / name).read_bytes() for which in ("first", "second"))
+        assert first == second, name
+    assert {".ci/run", "reports/example/run.json", "tests/conftest.py", "notebooks/README.md"} <= {
+        str(path.relative_to(unpacked)) for path in unpacked.glob("**/*")
+    }
+    with ZipFile(tmp_path / "first" / names[0]) as wheel:
+        shipped, about = wheel.namelist(), wheel.read(f"drainkit-{version}.dist-info/METADATA")
+    assert {name.split("/")[0] for name in shipped} == {"drainkit", f"drainkit-{version}.dist-info"}
+    assert {"drainkit/notebooks/01_analyse_backlog.ipynb", "drainkit/examples/Containerfile"} < {
+        *shipped
+    }
+    assert b"\nAuthor: The drainkit developers\n" in about
+    assert not re.search(rb"\]\((?!https?:)", about), "a picture or page that the index has not"
+    assert cli.done("--version").out == f"drainkit, version {version}\n"
+    assert POD["containers"][0]["image"].endswith(f"/drainkit:{version}")
+    assert re.search(rf"(?m)^## \[?{re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text())
+
+
+# ---------------------------------------------------------------- without notebooks
+
+
+def lean_requirements() -> list[str]:
+    lines = (EXAMPLES / "requirements-lean.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def needed(names: Sequence[str], found: set[str]) -> set[str]:
+    """Distributions and all that they depend on here."""
+    for name in names:
+        if name not in found:
+            found.add(name)
+            said = map(Requirement, metadata.requires(name) or [])
+            needed(
+                [r.name for r in said if not r.marker or r.marker.evaluate({"extra": ""})], found
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def lean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with drainkit and what requirements-lean.txt brings, no more."""
+    home = tmp_path_factory.mktemp("lean")
+    venv.create(home, symlinks=True)
+    (site,) = home.glob("lib/python*/site-packages")
+    brought = needed([Requirement(line).name for line in lean_requirements()], set())
+    for name in ("drainkit", *brought):  # of the former what an editable installation has
+        for file in metadata.files(name) or []:
+            link = site / file.parts[0]
+            if file.parts[0] != ".." and not link.exists():
+                link.symlink_to(Path(str(file.locate())).parents[len(file.parts) - 1] / link.name)
+    return home / "bin" / "python"
+
+
+def test_every_dependency_is_lean_or_named_when_it_is_missed() -> None:
+    """requirements-lean.txt and PACKAGES are the project's dependencies, each in one of both."""
+    lean, all_of_them = set(lean_requirements()), set(PROJECT["dependencies"])
+    assert lean < all_of_them
+    assert {Requirement(line).name for line in all_of_them - lean} == set(PACKAGES)
+
+
+def test_a_lean_installation_drains_and_watches(
+    lean: Path, valkey: Server, stream: str, tmp_path: Path
+) -> None:
+    """Without Jupyter, pandas and plotly all but run, lab and demo work; these name it."""
+    ids = seed(valkey, stream)
+    add_consumers(valkey, stream, 1)
+    here = at(valkey, stream)
+
+    def drainkit(*args: object) -> CliResult:
+        return run([lean, "-m", "drainkit", *args], tmp_path)
+
+    assert run([lean, "-c", "import pandas"], tmp_path).rc == 1
+    for args in (
+        ("status", "--all", *here), ("fields", *here), ("show", ids[0], *here), ("acl", *here),
+        ("stop", "--reason", "a test", *here), ("resume", *here),
+        ("export", "backlog.parquet", *here), ("export", "backlog/", *here),
+        ("drain", "--max-events", "all", "--plan", "plan.json", *here),
+        ("diff", "plan.json", "plan.json"),
+        live(valkey, stream, "--allow-active-consumers"),
+        ("consumers", "--min-idle-min", 0, "--delete", "--yes", *here),
+        ("trim", "--apply", "--yes", "--archive", "old.parquet", *here), ("check", *here),
+        ("check", "--format", "prometheus", *here), ("notebooks", "books"),
+        ("verify", ROOT / "reports" / "example"),
+        ("runs", ROOT / "reports", "--html", "runs.html"),
+    ):  # fmt: skip
+        done = drainkit(*args)
+        assert done.rc == 0, done
+    for args in (("run", *here), ("run", "--all-streams", "*", *here), ("lab",), ("demo",)):
+        done = drainkit(*args)
+        assert done.rc == 2, done
+        assert all(name in one_line_error(done.err) for name in PACKAGES)
+    assert not (tmp_path / "reports").exists()
+
+
+# ---------------------------------------------------------------- where it runs
+
+
+def test_the_containers_steps_are_the_projects() -> None:
+    """Files that exist, a Python of the classifiers, no root; a CronJob with few rights."""
+    text = re.sub(r"(?m)^#.*\n", "", (EXAMPLES / "Containerfile").read_text())
+    stages = [stage.split("\n") for stage in re.split(r"(?m)^FROM ", text)[1:]]
+    assert [stage[0].partition(" AS ")[2] for stage in stages] == ["wheel", "lean", ""]
+    for stage in stages[:2]:
+        version = re.search(r"python:([\d.]+)-slim", stage[0])
+        assert version
+        assert f"Programming Language :: Python :: {version[1]}" in PROJECT["classifiers"]
+    for stage in stages[1:]:
+        assert [line for line in stage if line.startswith("USER")][-1] == "USER 10001"
+    assert 'ENTRYPOINT ["drainkit"]' in stages[1]
+    for sources in re.findall(r"(?m)^COPY (?!--from)(.*) \S+$", text):
+        assert all((ROOT / source).exists() for source in sources.split())
+    (container,) = POD["containers"]
+    assert POD["securityContext"]["runAsUser"] == 10001
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} > {"/drains", "/tmp"}
+
+
+def test_windows_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Where the locks of files are missing the program says so, and nothing else."""
+    without = "import runpy, sys; sys.modules['fcntl'] = None; runpy.run_module('drainkit')"
+    code = without.replace("'drainkit'", "'drainkit', run_name='__main__'")
+    done = run([sys.executable, "-c", code, "--help"], tmp_path, PYTHONPATH=str(ROOT))
+    assert (done.rc, done.out) == (2, "")
+    assert "WSL" in one_line_error(done.err)
+
+
+def test_the_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    """The README's line makes bash complete `drainkit sta` and `drainkit drain --max-`."""
+    line = 'eval "$(_DRAINKIT_COMPLETE=bash_source drainkit)"'
+    script = line
+    for words in ("drainkit sta", "drainkit drain --max-"):  # as bash asks
+        at = words.count(" ")
+        script += (
+            f"\nCOMPREPLY=(); COMP_WORDS=({words}); COMP_CWORD={at}; _drainkit_completion drainkit"
+        )
+        script += "\necho ${COMPREPLY[@]}"
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = run(["bash", "-c", script], tmp_path, PATH=programs)
+    assert done.out.split("\n")[:2] == ["status", "--max-age-min --max-events"], done

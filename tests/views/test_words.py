@@ -1,0 +1,143 @@
+"""What a person reads in notebooks: counts of one, limits that move, columns of their own."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from books import GROUP, ask, at, deliver, fill, seed
+from conftest import Cli, intent
+from servers import Server
+from test_explore import explored
+from test_figures import NOW_MS, POLICY, frame_of
+
+from drainkit.demo.backlog import sample_entries
+from drainkit.errors import RefusedError, UsageError
+from drainkit.views.analyse_backlog import Analysis
+from drainkit.views.dry_run import DryRun
+from drainkit.views.live_drain import LiveDrain
+
+
+@pytest.fixture(autouse=True)
+def _server(valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+
+
+def test_the_table_follows_the_sliders_and_nothing_jumps() -> None:
+    """What becomes of each event of the table is what the sliders say; the what-if keeps its rows
+    and columns wherever they stand."""
+    shown = explored(frame_of(sample_entries(NOW_MS, n=2000)))
+    shapes = set()
+    for age in range(len(shown.age.options)):
+        shown.age.value, shown.confidence.value = age, 2 * age
+        shapes.add((shown.what_if.value.count("<tr>"), shown.what_if.value.count("<td")))
+    assert len(shapes) == 1
+    passing = int((shown.table.df["what becomes of it"] == "passes").sum())
+    assert f'action="drained_ok"><td class="l">passes</td><td>{passing:,}</td>' in (
+        shown.counts.value
+    )
+    assert shown.policy != POLICY
+
+
+def test_own_fields_become_columns_and_figures(valkey: Server, stream: str) -> None:
+    """with_fields adds flat fields and paths, numbers as numbers; by draws them; without it by
+    says how; the backlog is read once more for it."""
+    now_ms = int(time.time() * 1000)
+    fill(valkey, stream, [
+        (now_ms - 1000 + i, {**intent(), "desk": f"d{i % 2}",
+                             "extra": json.dumps({"model": "m1" if i % 3 else "m2", "price": i})})
+        for i in range(60)
+    ], group=GROUP)  # fmt: skip
+    analysis = Analysis.open({"stream": stream})
+    with pytest.raises(UsageError, match="with_fields"):
+        analysis.by("extra.model")
+    with pytest.raises(UsageError, match="column already"):
+        analysis.with_fields("symbol")
+    told = analysis.with_fields("desk", "extra.model", "extra.price", "nowhere")
+    assert told["events"].tolist() == [60, 60, 60, 0]
+    assert told["values"].tolist() == [2, 2, 60, 0]
+    frame = analysis.frame
+    assert frame["desk"].tolist() == [f"d{i % 2}" for i in range(60)]
+    assert frame["extra.price"].tolist() == [*range(60)]
+    assert pd.api.types.is_numeric_dtype(frame["extra.price"])
+    bars = analysis.by("extra.model").to_dict()
+    assert sum(map(sum, (bar["x"] for bar in bars["data"]))) == 60
+    assert "By extra.model: m1 has the most that pass, 40 of 40" in bars["layout"]["title"]["text"]
+    prices = analysis.by("extra.price").to_dict()["data"][0]
+    assert sorted(prices["x"]) == [5] * 12
+
+
+def test_more_consumers_than_shown_are_counted(valkey: Server, stream: str) -> None:
+    """Of 35 consumers the table shows eight, and how many more there are."""
+    seed(valkey, stream)
+    deliver(valkey, stream, "busy", 3)
+    for n in range(34):
+        ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, f"c{n}")
+    table = Analysis.open({"stream": stream}).consumers_table()
+    assert table["name"].tolist()[0] == "busy"
+    assert table["name"].tolist()[-1] == "and 27 more"
+    assert len(table) == 9
+
+
+def test_a_misspelt_parameter_can_be_mended() -> None:
+    """It is refused while it stands in the cell, and no longer once the cell was run without it."""
+    cell = "redis_url_env = 'DRAINKIT_REDIS_URL'\nstream = 'no-such'"
+    names: dict[str, Any] = {"redis_url_env": "DRAINKIT_REDIS_URL", "stream": "no-such",
+                             "max_agemin": 5, "In": ["", f"{cell}\nmax_agemin = 5"]}  # fmt: skip
+    with pytest.raises(UsageError, match="max_agemin"):
+        LiveDrain.open(names)
+    LiveDrain.open({**names, "In": [*names["In"], cell]})
+
+
+def test_02_without_a_folder_has_no_digest(valkey: Server, stream: str) -> None:
+    """A plan that is saved nowhere cannot be approved, so its digest is not shown."""
+    seed(valkey, stream, 20, delivered=10)
+    dry = DryRun.open({"stream": stream})
+    assert dry.plan.digest not in dry.digest().data
+
+
+def test_a_plan_that_was_applied_says_so(valkey: Server, stream: str, cli: Cli) -> None:
+    """Applying it again names the run that did it, and when."""
+    seed(valkey, stream, 40, delivered=10)
+    cli.done("drain", "--plan", "plan.json", "--throttle", "none", *at(valkey, stream))
+    live = ("drain", "--mode", "live", "--yes", "--plan", "plan.json", *at(valkey, stream))
+    run = cli.done(*live, "--json").json()
+    again = cli.done(*live)
+    assert f"applied already by {run['run_id']} at {run['started_at'][:10]}" in again.out
+
+
+def test_a_decision_shown_says_as_of_when(valkey: Server, stream: str, cli: Cli) -> None:
+    """`show` of a drained entry: the decision is as of now, the audit's is the one recorded."""
+    ids = seed(valkey, stream, 40, delivered=10)
+    cli.done("drain", "--mode", "live", "--yes", "--throttle", "none", *at(valkey, stream))
+    shown = cli.done("show", ids[20], "--as-of", "2030-01-01T00:00:00Z", *at(valkey, stream)).out
+    text = " ".join(shown.split())
+    assert "decision dropped_old as of 2030-01-01T00:00:00: age" in text
+    assert "recorded at 20" in text
+
+
+def test_a_resumed_run_counts_all_its_attempts(valkey: Server, stream: str, cli: Cli) -> None:
+    """03 stopped midway and run again: entries, time and rate are those of both attempts."""
+    seed(valkey, stream, 70, delivered=10)
+    Path("run").mkdir()
+    plan = DryRun.open({"stream": stream, "throttle": 50, "run_dir": "run"}).plan
+    live = LiveDrain.open({"run_dir": "run", "approve": plan.digest})
+    stop = threading.Timer(0.5, lambda: cli("stop", "--reason", "x", *at(valkey, stream)))
+    stop.start()
+    with pytest.raises(RefusedError):
+        live.run()
+    stop.join()
+    cli.done("resume", *at(valkey, stream))
+    time.sleep(1.5)
+    live.run()
+    summary = live.summary
+    assert summary is not None
+    assert summary.total_read == 60
+    assert summary.elapsed_sec > 60 / 50 + 1.5
+    assert summary.events_per_sec < 60 / 2.5
