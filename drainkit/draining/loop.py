@@ -280,7 +280,6 @@ class Loop:
             if not may_wait or rate is None or batch.size > max(1, rate / 5):
                 raise ReadAgainError("the batch has to wait, or to be smaller, and is read anew")
             return False
-        self._reader.note(reply.position, reply.counters)
         taken = reply.rejected | reply.had
         rows: np.ndarray | slice = slice(None)
         if taken:
@@ -294,6 +293,7 @@ class Loop:
         if batch.owners is not None:
             rows_of = zip(request.events.ids, batch.owners, strict=True)
             self._refused |= {row for row in rows_of if row[0] in reply.rejected}
+        self._reader.note(reply.position, reply.counters)  # what was done is counted by then
         if self._on_progress:
             self._on_progress(self._summary)
         return True
