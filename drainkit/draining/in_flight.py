@@ -66,8 +66,7 @@ class InFlight:
 
     def read(self, after: str, counters: bytes, last: str, count: int) -> None:
         """Ask for up to `count` new entries after an id."""
-        first = reading.next_id(after)
-        self._server.send("XRANGE", self._server.stream, first, last, "COUNT", count)
+        reading.send_page(self._server, after, last, count)
         self._requests.append(ReadRequest(after, counters))
         self.reading = True
 
@@ -103,8 +102,7 @@ class InFlight:
     def receive_page(self) -> list[RawEntry]:
         """The reply to the oldest request, a read."""
         with self._reply():
-            entries: list[RawEntry] = self._server.receive()
-            return entries
+            return reading.receive_page(self._server)
 
     def receive_commit(self) -> Committed:
         """The reply to the oldest request, a commit."""
