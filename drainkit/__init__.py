@@ -21,7 +21,7 @@ only from those before it (a test holds it).
     draining/      dry run and live drain, by hand or by a timer
     operations/    what an operator asks between drains
     evidence/      seals a run's folder, verifies it later, signs it
-    demo/          a sample backlog on a private server
+    demo.py        a sample backlog on a private server
     views/         what each notebook shows; runs inside a kernel
     pipeline/      runs the notebooks in kernels, writes the report, closes the evidence
     cli/           parse, call one verb, print, exit

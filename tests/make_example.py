@@ -17,7 +17,7 @@ from books import GROUP, original_backlog
 from browsers import demo_lab, run_in_lab
 from playwright.sync_api import Page, sync_playwright
 
-from drainkit.demo.embedded import EmbeddedServer
+from drainkit.demo import EmbeddedServer
 from drainkit.evidence import seal
 from drainkit.pipeline import runner
 from drainkit.server import writing

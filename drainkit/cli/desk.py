@@ -19,7 +19,7 @@ from .options import DEBUG, GROUP, JSON, WHERE, command, option, settings_of
 from .terminal import connected, emit, tell
 
 if TYPE_CHECKING:
-    from ..demo.embedded import EmbeddedServer
+    from ..demo import EmbeddedServer
     from ..settings import Settings
 
 _FOLDER = "drainkit-notebooks"
@@ -34,7 +34,7 @@ _BINARY = option("--server", "binary", metavar="PROGRAM",
          DEBUG, JSON)  # fmt: skip
 def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
-    from ..demo.embedded import EmbeddedServer
+    from ..demo import EmbeddedServer
     from ..pipeline.kernels import check_installed
 
     if not serve:
@@ -124,7 +124,7 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
     variables: dict[str, str] = {}
     with ExitStack() as stack_:
         if is_demo:
-            from ..demo.embedded import EmbeddedServer
+            from ..demo import EmbeddedServer
 
             for name in [name for name in os.environ if name.startswith("DRAINKIT_")]:
                 del os.environ[name]  # the demo's settings are all there is
@@ -161,14 +161,14 @@ def _become_lab(home: Path, variables: dict[str, str], further: list[str]) -> No
 
 def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Settings:
     """The demo's settings, once the server holds the sample backlog; shows its state."""
-    from ..demo import backlog
+    from .. import demo
     from ..operations.facts import as_text
     from ..operations.state import baseline
     from ..server.connection import Server
 
-    settings = backlog.settings_of(embedded.url, reports_dir)
+    settings = demo.settings_of(embedded.url, reports_dir)
     with Server(embedded.url, settings.stream) as server:
-        backlog.fill(server, stream=settings.stream, group=settings.consumer_group,
+        demo.fill(server, stream=settings.stream, group=settings.consumer_group,
                      consumer=settings.consumer_name)  # fmt: skip
         tell(*as_text(baseline(server)), "", err=as_json)
     return settings

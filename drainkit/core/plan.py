@@ -24,7 +24,7 @@ from ..safe import one_line
 from .events import Events, word_codes
 from .frame import event_schema, microseconds, record_batch
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reason_codes
-from .values import RawEntry
+from .values import RawEntry, no_constant
 
 VERSION = 3  # 3: audit stream, environment, server, unreadable; a digest of the decisions' bytes
 COLUMNS = (  # `invalid`: what made the event invalid, empty for one that is not
@@ -107,7 +107,7 @@ def from_json(text: str, where: str) -> Plan:
 def parse(text: str, where: str) -> dict[str, Any]:
     """The JSON of a plan, of whatever version; UsageError if it is none."""
     try:
-        data = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+        data = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=no_constant)
     except (ValueError, RecursionError):
         raise UsageError(f"{where} is no JSON; name a plan or an evidence folder") from None
     if not isinstance(data, dict) or "digest" not in data:
@@ -130,10 +130,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         double = next(name for name in names if names.count(name) > 1)
         raise RefusedError(f"the plan has the key {double} twice: it was edited")
     return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _check_types(text: str, data: dict[str, Any]) -> None:

@@ -100,7 +100,10 @@ def times_us(values: Sequence[Any]) -> np.ndarray:
                 of_size = np.flatnonzero(sizes == len(shape))
                 is_all = len(of_size) == len(texts)
                 chosen = texts if is_all else [texts[i] for i in of_size.tolist()]
-                whole = _joined(chosen) if kind == _STR else b"".join(chosen)
+                # each character a byte: what is not ASCII becomes a question mark
+                whole = (
+                    "".join(chosen).encode("ascii", "replace") if kind == _STR else b"".join(chosen)
+                )
                 times[rows[of_size]] = _iso_times_us(whole, shape)
     rows = np.flatnonzero(kinds == _INT)
     numbers = [values[row] for row in rows.tolist()]
@@ -125,11 +128,6 @@ def earliest_us(
     earliest = np.where(times == NO_TIME, never, times)
     np.minimum.at(earliest, np.array(more_rows), np.where(others == NO_TIME, never, others))
     return np.where(earliest == never, NO_TIME, earliest)
-
-
-def _joined(texts: list[str]) -> bytes:
-    """The texts in a row, each character a byte; what is not ASCII becomes a question mark."""
-    return "".join(texts).encode("ascii", "replace")
 
 
 def _iso_times_us(texts: bytes, shape: bytes) -> np.ndarray:

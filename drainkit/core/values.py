@@ -299,14 +299,15 @@ def _walk(value: Any, path: Sequence[str]) -> Any:
 
 def _read_json(text: str) -> Any:
     """As strict as the fast decoder, but numbers beyond float64 become infinite."""
-    found = json.loads(text, parse_constant=_refuse, parse_int=_integer)
+    found = json.loads(text, parse_constant=no_constant, parse_int=_integer)
     # raises for lone surrogates
     json.dumps(found, ensure_ascii=False).encode()
     return found
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(text)
+def no_constant(name: str) -> Any:
+    """What Python's JSON reads beyond JSON: NaN, Infinity; for `parse_constant`."""
+    raise ValueError(f"{name} is no JSON")
 
 
 def _integer(text: str) -> int | float:

@@ -41,14 +41,15 @@ def apply(
     `seen`: what `opening.check` returned just before.
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
-    seen, probed, notes = preflight(run, seen, rate=run.settings.throttle)
+    ready = preflight(run, seen, rate=run.settings.throttle)
+    notes, seen = ready.notes, ready.seen
     if run.planned is not None and run.to_drain is not None and not run.to_drain.count:
         for start in ledger.starts_of(run.server, run.planned.plan.digest)[-1:]:
             notes.append(f"this plan was applied already by {start.run_id} at {start.at}")
     run.begin().notes = notes or None
     run.note_start(seen.audit.last_id)
     stopping = stopping or threading.Event()
-    loop = Loop(run, seen, probed, stopping=stopping, on_progress=on_progress)
+    loop = Loop(run, ready, stopping=stopping, on_progress=on_progress)
     failure: DrainkitError | None = None
     try:
         if run.scope.name == "history":

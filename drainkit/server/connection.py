@@ -25,6 +25,7 @@ from typing import Any
 import hiredis
 import redis
 from redis.connection import Connection
+from redis.exceptions import AskError, ClusterDownError, TryAgainError
 
 from ..errors import (
     ConnectionLostError,
@@ -44,11 +45,7 @@ from .topology import Place, ServerInfo
 
 _FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
 # the request did not run: the slot is elsewhere (MovedError is an AskError), half moved, or nowhere
-SLOT_ERRORS = (
-    redis.exceptions.AskError,
-    redis.exceptions.TryAgainError,
-    redis.exceptions.ClusterDownError,
-)
+SLOT_ERRORS = (AskError, TryAgainError, ClusterDownError)
 # code in the reply -> the error it becomes and what it says; the first that fits counts
 _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
     ("NoPermissionError|NOPERM|ACL failure|can't run this command", RefusedError,

@@ -204,7 +204,7 @@ class Analysis(_Figures):
         texts = [one_line(" ".join(text(part) for part in entry[1] or []), 100) for entry in raw]
         columns = {"events": groups["size"], "example": groups["first"],
                    "raw": texts or ["not kept"] * len(groups)}  # fmt: skip
-        return Table(columns, index=groups.index.rename("reason"))
+        return Table(columns, index=pd.Index(groups.index, name="reason"))
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""

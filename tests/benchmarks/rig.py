@@ -64,7 +64,7 @@ def server_cpu(server: Any) -> float:
 
 def seed(url: str, entries: str) -> Result:
     """Fill KEY, six hours with each million; in a child, for as objects these need a gigabyte."""
-    from drainkit.demo.backlog import SPAN_MS, sample_entries
+    from drainkit.demo import SPAN_MS, sample_entries
     from drainkit.server import writing
     from drainkit.server.connection import Server
 

@@ -31,7 +31,7 @@ LINES: list[tuple[str, str, str]] = [
     ("drain --throttle 1e10", "", "0.000001 to 1000000000"),
     ("drain --redis-url redis://127.0.0.1:1/O", "", "database"),
     ("drain --redis-url redis://127.0.0.1:1/0?protocol=3", "", "RESP2"),
-    ("drain --mode live --yes --plan .", "", "--plan"),
+    ("drain --mode live --yes --plan .", "", "plan.json"),
     ("drain --until '\x1b[31myesterday'", "", "--until must be an ISO 8601 time"),
     ("drain --scope history --from 6-0 --until 5-0", "", "--from lies after --until"),
     *((f"drain {flag}", given, "--from is for scopes pending and history only")

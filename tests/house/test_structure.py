@@ -63,7 +63,7 @@ WALLS = {
     ),
     "files.py alone writes files": (
         # the embedded server's private folder goes with it; papermill writes into the run's folder
-        ("files", "demo.embedded", "pipeline"),
+        ("files", "demo", "pipeline"),
         r"\.(write_(text|bytes|table|csv|html|image)|mkdir|makedirs|unlink|rmdir|rmtree|touch|rename|"
         r"mk[ds]temp|to_(parquet|csv|pickle|excel)|copy\w*file\w*|ParquetWriter)\("
         r"|open\([^)]*[\"'][wax+]b?[\"']",

@@ -15,8 +15,7 @@ from servers import Server, wait_until
 
 from drainkit.core.events import Decoder
 from drainkit.core.policy import ACTIONS
-from drainkit.demo.backlog import SYMBOLS, fill, sample_entries
-from drainkit.demo.embedded import EmbeddedServer
+from drainkit.demo import SYMBOLS, EmbeddedServer, fill, sample_entries
 
 
 def test_the_demo_shows_every_action_and_balances(cli: Cli) -> None:
@@ -52,7 +51,7 @@ def test_the_sample_backlog_is_what_the_readme_says(valkey: Server) -> None:
 def test_the_embedded_server_is_gone_with_its_parent() -> None:
     """SIGKILL of the process that started it ends the server, and its folder is removed."""
     code = (
-        "from drainkit.demo.embedded import EmbeddedServer\nimport time\n"
+        "from drainkit.demo import EmbeddedServer\nimport time\n"
         "with EmbeddedServer() as server:\n print(server.url, flush=True)\n time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -20,7 +20,7 @@ from test_figures import NOW_MS, POLICY, frame_of, raw
 
 from drainkit.core.frame import decide_frame
 from drainkit.core.policy import Policy
-from drainkit.demo.backlog import sample_entries
+from drainkit.demo import sample_entries
 from drainkit.settings.config import load
 from drainkit.views.explore import SAMPLE, Exploration
 

@@ -21,7 +21,7 @@ from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, decisions_of, load_frame
 from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
 from drainkit.core.values import RawEntry
-from drainkit.demo.backlog import ALLOWLIST, sample_entries
+from drainkit.demo import ALLOWLIST, sample_entries
 from drainkit.safe import share
 from drainkit.views import figures
 from drainkit.views.figures import MAX_BINS, age_step_min, histogram, what_if_limits

