@@ -18,10 +18,10 @@ from ..server.connection import Server
 from ..server.look import Seen, look
 from ..server.reading import id_key, next_id, pages
 from ..server.scope import Scope
-from .loop import INTERRUPTED, LOST, Loop, Opening
+from .loop import INTERRUPTED, LOST, Loop
 from .opening import done_of_plan, preflight
 from .plan_files import PlanFile
-from .run import Progress, Run, note_end, recount
+from .run import Opening, Progress, Run, note_end, recount
 
 if TYPE_CHECKING:
     import pyarrow as pa

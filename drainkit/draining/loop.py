@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from ..server.writing import Batch, Committed, ForgottenError
 from .in_flight import CommitRequest, InFlight, ReadRequest
 from .opening import MAX_CLOCK_WAIT_SEC, Ready, future_audit
 from .reader import PAGE_ENTRIES, Reader
-from .run import Progress, Run
+from .run import Opening, Progress, Run
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
@@ -53,14 +52,6 @@ def turn_entries(rate: float, round_trip_sec: float) -> int:
     most = max(1, min(math.ceil(rate * turn_sec), int(rate / 5)))
     second = math.ceil(rate)
     return max(range((most + 1) // 2, most + 1), key=lambda n: (second // n * n, n))
-
-
-@dataclass(frozen=True)
-class Opening:
-    """Where the group stood when the run began, and how many entries it had before it."""
-
-    position: str
-    undelivered: int  # up to the run's boundary
 
 
 class ReadAgainError(DrainkitError):
@@ -161,7 +152,9 @@ class Loop:
             return
         here = scopes.current(server, run.scope, seen)
         if here.name != "pending":
-            self.begun = Opening(here.position, scopes.undelivered(server, here, seen))
+            self.begun = run.opening or Opening(
+                here.position, scopes.undelivered(server, here, seen)
+            )
         if self.begun is None or here.name == "history":  # it comes upon what is recorded already
             count = scopes.remaining(server, here)
         else:

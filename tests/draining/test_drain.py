@@ -72,7 +72,7 @@ def test_a_small_drain_asks_little(valkey: Server, stream: str, cli: Cli) -> Non
     seed(valkey, stream, 110)
     found: list[str] = []
     with valkey.client().monitor() as monitor:
-        cli.done(*LIVE, *at(valkey, stream), "--throttle", "50")
+        cli.done(*LIVE, *at(valkey, stream), *FAST)
         ask(valkey, "ECHO", "over")
         while (line := monitor.next_command())["command"] != "ECHO over":
             if line["client_type"] != "lua":
