@@ -226,6 +226,7 @@ def replaced(scene: Scene) -> Iterator[Callable[[], Any]]:
             scene.ask("RENAME", beside, stream)
         elif how == "RESTORE":
             scene.ask("RESTORE", stream, 0, scene.ask("DUMP", beside), "REPLACE")
+            scene.ask("DEL", beside)
         if beside != stream:
             then = scene.found()
         # what had no record went with the old stream
