@@ -109,6 +109,15 @@ class Proxy(Running):
         if not self._hit.wait(timeout_sec):
             raise TimeoutError("the armed fault hit no request")
 
+    def cut_all(self) -> None:
+        """Ends all connections that are open now."""
+
+        async def cut() -> None:
+            for pump in self._running:
+                pump.cancel()
+
+        self._do(cut())
+
     def stop(self) -> None:
         async def end() -> None:
             self._listener.close()

@@ -161,7 +161,7 @@ def slow(scene: Scene) -> Iterator[Callable[[], Any]]:
     link = SlowLink(path, scene.chance.uniform(0.005, 0.05))
     scene.url = link.url
     yield scene.proxy.cut_all
-    link.close()
+    link.stop()
 
 
 @fault("the server killed, back from its last save")
