@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import clusters
 import guard
+import hypothesis
 import pytest
 import servers
 import stores
@@ -31,6 +32,9 @@ from proxy import Proxy
 from servers import Server
 
 pytest_plugins = ["runs"]  # its fixtures
+# pytest's own limit holds; imports may fall into an example
+hypothesis.settings.register_profile("drainkit", deadline=None)
+hypothesis.settings.load_profile("drainkit")
 
 ROOT = Path(__file__).parents[1]
 if TYPE_CHECKING:

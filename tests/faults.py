@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from books import GROUP, ME, ask, audit
 from conftest import lacking
-from servers import Server
+from proxy import FaultKind
+from servers import Server, wait_until
 
 from drainkit.core.policy import ACTIONS
 from drainkit.core.summary import Summary
@@ -29,6 +30,12 @@ from drainkit.settings import build
 READ = b"\r\nXRANGE\r\n"
 LOOK = b"local stream, audit, stop, state, recorded = KEYS"
 COMMIT = b"+00:00\r\n$%d\r\n%s" % (len(GROUP), GROUP.encode())  # drained_at_ts, and whose group
+
+
+WIRE: list[FaultKind] = [
+    "cut_before", "cut_after", "half_reply", "delay_request", "delay_reply", "black_hole",
+]  # fmt: skip
+ALONE = {"throttle": "none", "min_idle_min": 0, "allow_active_consumers": True}
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,21 @@ class Clock:
             file.write(self.ahead_sec.to_bytes(8, "little", signed=True))
 
 
+def follow(replica: Server, primary: Server) -> None:
+    """REPLICAOF, until all is there."""
+    ask(replica, "REPLICAOF", "127.0.0.1", str(primary.port))
+    in_step(replica, primary)
+
+
+def in_step(replica: Server, primary: Server) -> None:
+    """Until the replica has all that was written; WAIT answers for one connection's writes only."""
+
+    def has_all() -> bool:
+        return bool(ask(replica, "ROLE")[3:5] == [b"connected", ask(primary, "ROLE")[1]])
+
+    wait_until("the replica is in step", has_all)
+
+
 def complete(*where: str, **options: Any) -> Attempt:
     """A live run that has to end with 0."""
     run = attempt(*where, **options)
@@ -165,6 +187,6 @@ def assert_counts(records: Sequence[dict[str, str]], summary: dict[str, Any] | N
     counts = Counter(record["action"] for record in own)
     if summary["total_read"] is None:  # the server was gone when the books closed
         return
-    assert {a: summary[a] for a in ACTIONS} == {a: counts[a] for a in ACTIONS}
+    assert {a: summary[a] for a in ACTIONS} == {a: counts[a] for a in ACTIONS}, summary
     assert summary["total_read"] == len(own)
     assert all(key(r["original_id"]) <= key(summary["boundary_id"]) for r in own)

@@ -7,10 +7,13 @@ requests before it get their replies, and what the server did or did not do is c
 from __future__ import annotations
 
 import asyncio
+import queue
+import socket
 import threading
+import time
 from asyncio import StreamReader, StreamWriter
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,22 +50,73 @@ async def frame(source: StreamReader) -> bytes:
     return line + b"".join([await frame(source) for _ in range(follow)])
 
 
-class _Between(Running):
-    """Listens for clients, and connects each with the unix socket of a server; in a thread."""
+async def _close(*writers: StreamWriter) -> None:
+    for writer in writers:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
-    def __init__(self, upstream: Path, listen: Path | None = None) -> None:
+
+@dataclass
+class _Fault:
+    kind: FaultKind
+    match: bytes = b""
+    nth: int = 1
+    times: int | None = 1
+    delay_sec: float = 0.0
+    seen: int = field(default=0, init=False)
+
+
+class Proxy(Running):
+    """Listens on a unix socket (`listen`), and talks to `upstream`.
+
+    Without an armed fault it passes everything on. It knows RESP without MONITOR and SUBSCRIBE,
+    whose replies belong to no request.
+    """
+
+    def __init__(self, upstream: Path, listen: Path) -> None:
         self.upstream = upstream
+        self.url = f"unix://{listen}?db=0"
+        self.fired = 0  #: requests hit by the fault armed last
+        self._fault: _Fault | None = None
+        self._lock = threading.Lock()
+        self._hit = threading.Event()
         self._running: set[asyncio.Future[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._listener = self._do(
-            asyncio.start_unix_server(self._serve, listen, limit=LIMIT_BYTES)
-            if listen
-            else asyncio.start_server(self._serve, LOOPBACK, 0)
-        )
-        port = None if listen else self._listener.sockets[0].getsockname()[1]
-        self.url = f"unix://{listen}?db=0" if listen else f"redis://{LOOPBACK}:{port}/0"
+        start = asyncio.start_unix_server(self._serve, listen, limit=LIMIT_BYTES)
+        self._listener = self._do(start)
+
+    def arm(self, kind: FaultKind, **how: Any) -> None:
+        """From now on: the `nth` request that contains `match`, and the ones that match after
+        it until `times` are hit (None: until `disarm`); delays are of `delay_sec`. Replaces what
+        was armed before.
+
+        Mind that a new connection's own requests (HELLO, CLIENT SETINFO) match `b""` too.
+        """
+        with self._lock:
+            self._fault, self.fired = _Fault(kind, **how), 0
+            self._hit.clear()
+
+    def disarm(self) -> None:
+        """Passes everything on again, on new connections and on those not already broken."""
+        with self._lock:
+            self._fault = None
+
+    def wait_fired(self, timeout_sec: float = 20.0) -> None:
+        """Waits until a request was hit; raises TimeoutError when none is."""
+        if not self._hit.wait(timeout_sec):
+            raise TimeoutError("the armed fault hit no request")
+
+    def cut_all(self) -> None:
+        """Ends all connections that are open now."""
+
+        async def cut() -> None:
+            for pump in self._running:
+                pump.cancel()
+
+        self._do(cut())
 
     def stop(self) -> None:
         async def end() -> None:
@@ -86,7 +140,12 @@ class _Between(Running):
         except OSError:  # as a client sees a server that is down behind a real proxy
             await _close(client[1])
             return
-        pumps = {asyncio.ensure_future(pump) for pump in self._pumps(client, server)}
+        # what to do with the reply of each request that is under way, oldest first
+        awaited: deque[_Fault | None] = deque()
+        pumps: set[asyncio.Future[None]] = {
+            asyncio.ensure_future(self._requests(client[0], server[1], awaited)),
+            asyncio.ensure_future(self._replies(server[0], client[1], awaited)),
+        }
         self._running |= pumps
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for pump in pumps:
@@ -94,62 +153,6 @@ class _Between(Running):
         await asyncio.wait(pumps)
         self._running -= pumps
         await _close(client[1], server[1])
-
-    def _pumps(self, client: Any, server: Any) -> tuple[Coroutine[Any, Any, None], ...]:
-        raise NotImplementedError
-
-
-async def _close(*writers: StreamWriter) -> None:
-    for writer in writers:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-
-
-@dataclass
-class _Fault:
-    kind: FaultKind
-    match: bytes = b""
-    nth: int = 1
-    times: int | None = 1
-    delay_sec: float = 0.0
-    seen: int = field(default=0, init=False)
-
-
-class Proxy(_Between):
-    """Listens on a unix socket (`listen`), and talks to `upstream`.
-
-    Without an armed fault it passes everything on. It knows RESP without MONITOR and SUBSCRIBE,
-    whose replies belong to no request.
-    """
-
-    def __init__(self, upstream: Path, listen: Path) -> None:
-        self.fired = 0  #: requests hit by the fault armed last
-        self._fault: _Fault | None = None
-        self._lock = threading.Lock()
-        self._hit = threading.Event()
-        super().__init__(upstream, listen)
-
-    def arm(self, kind: FaultKind, **how: Any) -> None:
-        """From now on: the `nth` request that contains `match`, and the ones that match after
-        it until `times` are hit (None: until `disarm`); delays are of `delay_sec`. Replaces what
-        was armed before.
-
-        Mind that a new connection's own requests (HELLO, CLIENT SETINFO) match `b""` too.
-        """
-        with self._lock:
-            self._fault, self.fired = _Fault(kind, **how), 0
-            self._hit.clear()
-
-    def disarm(self) -> None:
-        """Passes everything on again, on new connections and on those not already broken."""
-        with self._lock:
-            self._fault = None
-
-    def wait_fired(self, timeout_sec: float = 20.0) -> None:
-        """Waits until a request was hit; raises TimeoutError when none is."""
-        if not self._hit.wait(timeout_sec):
-            raise TimeoutError("the armed fault hit no request")
 
     def _match(self, request: bytes) -> _Fault | None:
         with self._lock:
@@ -162,14 +165,6 @@ class Proxy(_Between):
                 return None
             self.fired += 1
             return fault
-
-    def _pumps(self, client: Any, server: Any) -> tuple[Coroutine[Any, Any, None], ...]:
-        # what to do with the reply of each request that is under way, oldest first
-        awaited: deque[_Fault | None] = deque()
-        return (
-            self._requests(client[0], server[1], awaited),
-            self._replies(server[0], client[1], awaited),
-        )
 
     async def _requests(
         self, client: StreamReader, server: StreamWriter, awaited: deque[_Fault | None]
@@ -218,18 +213,58 @@ class Proxy(_Between):
                     awaited.popleft()
 
 
-class SlowLink(_Between):
-    """A network with a round trip to a server's unix socket: each byte comes half of it later."""
+class SlowLink(Running):
+    """A network with a round trip to a server's unix socket: each byte comes half of it later.
+
+    In threads, because an event loop wakes up to a millisecond late.
+    """
 
     def __init__(self, upstream: Path, round_trip_sec: float) -> None:
-        self._delay_sec = round_trip_sec / 2
-        super().__init__(upstream)
+        self._upstream, self._delay_sec = upstream, round_trip_sec / 2
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.url = f"redis://{LOOPBACK}:{self._listener.getsockname()[1]}/0"
+        self._start(self._accept)
 
-    def _pumps(self, client: Any, server: Any) -> tuple[Coroutine[Any, Any, None], ...]:
-        return self._carry(client[0], server[1]), self._carry(server[0], client[1])
+    @staticmethod
+    def _start(target: Callable[..., None], *args: object) -> None:
+        threading.Thread(target=target, args=args, daemon=True).start()
 
-    async def _carry(self, source: StreamReader, sink: StreamWriter) -> None:
+    def _accept(self) -> None:
         with suppress(OSError):
-            while chunk := await source.read(1 << 16):
-                self._loop.call_later(self._delay_sec, sink.write, chunk)
-        await asyncio.sleep(self._delay_sec)
+            while True:
+                client, _ = self._listener.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._upstream))
+                self._sockets += [client, server]
+                self._start(self._take, client, server)
+                self._start(self._take, server, client)
+
+    def _take(self, source: socket.socket, sink: socket.socket) -> None:
+        late: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        self._start(self._give, sink, late)
+        chunk = b"-"
+        while chunk:
+            try:
+                chunk = source.recv(1 << 16)
+            except OSError:
+                chunk = b""
+            late.put((time.monotonic() + self._delay_sec, chunk))
+
+    def _give(self, sink: socket.socket, late: queue.SimpleQueue[tuple[float, bytes]]) -> None:
+        with suppress(OSError):
+            while True:
+                due, chunk = late.get()
+                time.sleep(max(0.0, due - time.monotonic()))
+                if not chunk:
+                    sink.shutdown(socket.SHUT_RDWR)
+                    return
+                sink.sendall(chunk)
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._sockets:
+            one.close()

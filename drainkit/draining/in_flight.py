@@ -45,16 +45,18 @@ class InFlight:
     A request of unknown outcome is never sent again: the group itself says later what was done.
     """
 
-    def __init__(self, run: Run, audit_id: str) -> None:
+    def __init__(self, run: Run, audit_id: str, round_trip_sec: float) -> None:
         self._server, self._clock = run.server, run.clock
         self._reach, self._rate, self._run_id = run.reach, run.settings.throttle, run.run_id
         self._requests: deque[ReadRequest | CommitRequest] = deque()
         self.reading = False  # whether one of them is a read
         self.events = 0  # entries that wait for the reply to their commit
-        self.round_trip_sec = 0.0  # of a commit and its reply: the shortest of the last ones
+        self.round_trip_sec = (
+            round_trip_sec  # of a commit and its reply: the shortest of the last ones
+        )
         self.takeovers = run.server.takeovers  # of the server, when the run began
         self._deadline = self._unknown_until = 0  # us, by the server's clock
-        self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)  # seconds
+        self._round_trips = deque([round_trip_sec], maxlen=ROUND_TRIPS)
         self.audit_id = audit_id  # the audit's last id, as seen last
         self.uncertain = False  # a commit's outcome was unknown: the audit itself must be counted
 
@@ -64,8 +66,7 @@ class InFlight:
 
     def read(self, after: str, counters: bytes, last: str, count: int) -> None:
         """Ask for up to `count` new entries after an id."""
-        first = reading.next_id(after)
-        self._server.send("XRANGE", self._server.stream, first, last, "COUNT", count)
+        reading.send_page(self._server, after, last, count)
         self._requests.append(ReadRequest(after, counters))
         self.reading = True
 
@@ -101,8 +102,7 @@ class InFlight:
     def receive_page(self) -> list[RawEntry]:
         """The reply to the oldest request, a read."""
         with self._reply():
-            entries: list[RawEntry] = self._server.receive()
-            return entries
+            return reading.receive_page(self._server)
 
     def receive_commit(self) -> Committed:
         """The reply to the oldest request, a commit."""

@@ -18,10 +18,10 @@ from ..server.connection import Server
 from ..server.look import Seen, look
 from ..server.reading import id_key, next_id, pages
 from ..server.scope import Scope
-from .loop import INTERRUPTED, LOST, Loop, Opening
+from .loop import INTERRUPTED, LOST, Loop
 from .opening import done_of_plan, preflight
 from .plan_files import PlanFile
-from .run import Progress, Run, note_end, recount
+from .run import Opening, Progress, Run, note_end, recount
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,14 +41,15 @@ def apply(
     `seen`: what `opening.check` returned just before.
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
-    seen, probed, notes = preflight(run, seen, rate=run.settings.throttle)
+    ready = preflight(run, seen, rate=run.settings.throttle)
+    notes, seen = ready.notes, ready.seen
     if run.planned is not None and run.to_drain is not None and not run.to_drain.count:
         for start in ledger.starts_of(run.server, run.planned.plan.digest)[-1:]:
             notes.append(f"this plan was applied already by {start.run_id} at {start.at}")
     run.begin().notes = notes or None
     run.note_start(seen.audit.last_id)
     stopping = stopping or threading.Event()
-    loop = Loop(run, seen, probed, stopping=stopping, on_progress=on_progress)
+    loop = Loop(run, ready, stopping=stopping, on_progress=on_progress)
     failure: DrainkitError | None = None
     try:
         if run.scope.name == "history":

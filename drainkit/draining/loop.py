@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,9 +27,9 @@ from ..server.look import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Batch, Committed, ForgottenError
 from .in_flight import CommitRequest, InFlight, ReadRequest
-from .opening import MAX_CLOCK_WAIT_SEC, future_audit
+from .opening import MAX_CLOCK_WAIT_SEC, Ready, future_audit
 from .reader import PAGE_ENTRIES, Reader
-from .run import Progress, Run
+from .run import Opening, Progress, Run
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
@@ -55,14 +54,6 @@ def turn_entries(rate: float, round_trip_sec: float) -> int:
     return max(range((most + 1) // 2, most + 1), key=lambda n: (second // n * n, n))
 
 
-@dataclass(frozen=True)
-class Opening:
-    """Where the group stood when the run began, and how many entries it had before it."""
-
-    position: str
-    undelivered: int  # up to the run's boundary
-
-
 class ReadAgainError(DrainkitError):
     """A batch was not committed and has to be read anew; what was sent after it, too."""
 
@@ -82,31 +73,29 @@ class Loop:
     def __init__(
         self,
         run: Run,
-        seen: Seen,
-        probed: Committed,
+        ready: Ready,
         *,
         stopping: threading.Event,
         on_progress: Progress | None,
     ) -> None:
-        """`seen` and `probed`: how all stood just before."""
         self._run, self._server, self._clock = run, run.server, run.clock
         self._summary = run.summary
         self._stopping = stopping
         self._on_progress = on_progress
-        self.in_flight = InFlight(run, seen.audit.last_id)
+        self.in_flight = InFlight(run, ready.seen.audit.last_id, ready.round_trip_sec)
         self._reader = Reader(run, self.in_flight)
         self._decoder = decoder_of(run.settings)
-        self._rate = probed.rate  # the lowest of all drains at work
+        self._rate = ready.probed.rate  # the lowest of all drains at work
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
         self.changes = None if run.to_drain is None else Changes(run.policy)
         self.begun: Opening | None = None  # counted before the first commit
         self._is_open = False
-        self._seen: Seen | None = seen
+        self._seen: Seen | None = ready.seen
         # still so when new entries are read, unless others are drained before
-        is_first = run.scope.name == "undelivered" and not seen.has_own
-        self._probed = probed if is_first else None
+        is_first = run.scope.name == "undelivered" and not ready.seen.has_own
+        self._probed = ready.probed if is_first else None
 
     def run(self) -> None:
         """Drain until the scope, the budget or the patience with a broken server is exhausted."""
@@ -163,7 +152,9 @@ class Loop:
             return
         here = scopes.current(server, run.scope, seen)
         if here.name != "pending":
-            self.begun = Opening(here.position, scopes.undelivered(server, here, seen))
+            self.begun = run.opening or Opening(
+                here.position, scopes.undelivered(server, here, seen)
+            )
         if self.begun is None or here.name == "history":  # it comes upon what is recorded already
             count = scopes.remaining(server, here)
         else:
@@ -282,7 +273,6 @@ class Loop:
             if not may_wait or rate is None or batch.size > max(1, rate / 5):
                 raise ReadAgainError("the batch has to wait, or to be smaller, and is read anew")
             return False
-        self._reader.note(reply.position, reply.counters)
         taken = reply.rejected | reply.had
         rows: np.ndarray | slice = slice(None)
         if taken:
@@ -296,6 +286,7 @@ class Loop:
         if batch.owners is not None:
             rows_of = zip(request.events.ids, batch.owners, strict=True)
             self._refused |= {row for row in rows_of if row[0] in reply.rejected}
+        self._reader.note(reply.position, reply.counters)  # what was done is counted by then
         if self._on_progress:
             self._on_progress(self._summary)
         return True

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -213,25 +214,33 @@ def done_of_plan(run: Run) -> set[str]:
     return {entry for part in tables for entry in part["original_id"].to_pylist()}
 
 
-def preflight(
-    run: Run, seen: Seen | None = None, *, rate: float | None = None
-) -> tuple[Seen, Committed, list[str]]:
+@dataclass(frozen=True)
+class Ready:
+    """What `preflight` found: how stream, group and audit are just before the first commit."""
+
+    seen: Seen
+    probed: Committed
+    round_trip_sec: float  # of a commit and its reply
+    notes: list[str]  # what the run has to say of stream and audit (`recorded.prepare`)
+
+
+def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) -> Ready:
     """Everything that must hold before the first write, the right to write too.
 
-    Returns how all stands before the first commit, how the group does at the last moment, and what
-    the run has to say of stream and audit (`recorded.prepare`). With `rate` the drains at work
-    learn of this one's throttle. `seen`: what `check` returned just before.
+    With `rate` the drains at work learn of this one's throttle. `seen`: what `check` returned just
+    before.
     """
     server, seen = run.server, seen or check(run)
     # the group of scope history may not exist yet, so it is the consumer group that is looked at
     main = replace(run.scope, group=run.settings.consumer_group)
     notes = recorded.prepare(server, main.group, main.consumer_group)
-    found = writing.probe(
+    sent_sec = time.monotonic()
+    probed = writing.probe(
         server, main, after=reading.FIRST_ID, counters=b"", rate=rate,
         deadline_us=run.clock.now_us() + round(server.reply_timeout_sec * 1e6),
     )  # fmt: skip
-    run.clock.sync(found.now_us)
-    return seen, found, notes
+    run.clock.sync(probed.now_us)
+    return Ready(seen, probed, time.monotonic() - sent_sec, notes)
 
 
 def check(run: Run) -> Seen:

@@ -27,6 +27,14 @@ from .plan_files import PlanFile
 Progress = Callable[[Summary], None]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """Where the group stood when the run began, and how many entries it had before it."""
+
+    position: str
+    undelivered: int  # up to the run's boundary
+
+
 @dataclass
 class Run:
     """What a run needs, resolved once, and its books on the way (`opening.resolve` makes it)."""
@@ -41,6 +49,7 @@ class Run:
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
+    opening: Opening | None = None  # where that is counted already, just before the drain
     folder: str = ""  # where its evidence will be sealed; "": it leaves none
     summary: Summary = field(init=False)
     start: ledger.Start = field(init=False)  # as the ledger has it

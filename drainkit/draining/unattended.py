@@ -19,13 +19,15 @@ from ..core.policy import ACTIONS
 from ..errors import DrainkitError, RefusedError
 from ..server import scopes, writing
 from ..server.connection import Server
+from ..server.counting import count
 from ..server.look import Seen
+from ..server.reading import next_id
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
 from .dry import dry_run, turn_times_us
 from .opening import check
 from .plan_files import PlanFile
-from .run import Run
+from .run import Opening, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,13 +143,27 @@ def check_run(run: Run) -> Seen | None:
         return None
     is_limited = any(value is not None for _, value in settings.limits)
     seen = check(run)  # what would be refused is refused before a long look
-    most = min(seen.info.length, run.max_events or sys.maxsize)
-    if not is_limited and (settings.allow_invalid or most < MANY_UNREADABLE):
+    if not is_limited and (settings.allow_invalid or _are_few(run, seen)):
         return seen
     found = dry_run(run.rehearsal())
     check_readable(settings, found.total_read, found.unreadable)
     check_limits(settings.limits, vars(found))
     return None
+
+
+def _are_few(run: Run, seen: Seen) -> bool:
+    """Whether fewer entries wait than could hold the drain back; then they are counted for good."""
+    most, scope = MANY_UNREADABLE - 1, scopes.current(run.server, run.scope, seen)
+    if min(seen.info.length, run.max_events or sys.maxsize) <= most:
+        return True
+    if scope.name != "undelivered" or seen.has_own:
+        return False
+    first = next_id(scope.position)
+    n, is_all = count(run.server, seen.info, first, scope.boundary, most=most)
+    if not is_all or n > most:
+        return False
+    run.opening = Opening(scope.position, n)
+    return True
 
 
 def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None:

@@ -68,6 +68,16 @@ def check_open_files() -> None:
         )
 
 
+def _failure(name: str, problem: str, *, interrupted: bool) -> DrainkitError:
+    kind, _, message = problem.partition(": ")
+    cause = errors.named(kind)
+    if interrupted or cause is InterruptedRunError:
+        return InterruptedRunError(INTERRUPTED)
+    if issubclass(cause, UnwritableError):  # the reports folder went away under the run
+        cause = DrainkitError
+    return cause(f"{name} failed: {message or problem}")
+
+
 def _what_failed(path: Path) -> str:
     """Why an executed notebook is no success, in one line; empty if it is one."""
     try:
@@ -188,15 +198,10 @@ class Kernels:
                 deadline = math.inf
         self.end(manager)
         problem = _what_failed(out)
-        if problem or raised:
-            told = problem or one_line(str(raised[0]) or type(raised[0]).__name__)
-            kind, _, message = told.partition(": ")
-            cause = errors.named(kind)
-            if interrupted or cause is InterruptedRunError:
-                raise InterruptedRunError(INTERRUPTED)
-            if issubclass(cause, UnwritableError):  # the reports folder went away under the run
-                cause = DrainkitError
-            raise cause(f"{template.stem} failed: {message or told}")
+        if raised and not problem:
+            problem = one_line(str(raised[0]) or type(raised[0]).__name__)
+        if problem:
+            raise _failure(template.stem, problem, interrupted=interrupted)
 
     def _interrupt(self, manager: Any, *, is_live: bool) -> None:
         """Interrupt a notebook; a live drain finishes its commit, or does not begin at all."""

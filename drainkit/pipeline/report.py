@@ -97,7 +97,7 @@ def _template() -> Any:
 
     def breakable(name: str) -> Markup:
         """A key's name that may be broken after its separators."""
-        return Markup("<wbr>").join(re.split(r"(?<=[:./])", one_line(name, MAX_NAME)))
+        return Markup("<wbr>").join(re.split(r"(?<=[:./_])", one_line(name, MAX_NAME)))
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

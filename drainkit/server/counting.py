@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain, pairwise
 
@@ -110,10 +111,15 @@ def split(server: Server, n: int) -> list[tuple[str, str]]:
     """
     info, before = reading.stream_info(server), 0
     begins = [info.first_id or next_id(info.boundary_id)]
-    for page in reading.pages(server, server.stream, begins[0], info.boundary_id, ahead=True):
-        while len(begins) < n and (at := info.length * len(begins) // n) < before + len(page):
-            begins.append(text(page[at - before][0]))
-        before += len(page)
+    with closing(
+        reading.pages(server, server.stream, begins[0], info.boundary_id, ahead=True)
+    ) as pages:
+        for page in pages:
+            while len(begins) < n and (at := info.length * len(begins) // n) < before + len(page):
+                begins.append(text(page[at - before][0]))
+            if len(begins) == n:  # the last part is whatever follows
+                break
+            before += len(page)
     begins += [next_id(info.boundary_id)] * (n + 1 - len(begins))
     return [(begin, previous_id(end)) for begin, end in pairwise(begins)]
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from ..errors import RefusedError
 from ..ids import FIRST_ID
 from ..safe import text
+from . import writing
 from .audit_log import Extent, extent_in
 from .connection import Server
 from .reading import Group, StopSwitch, StreamInfo, groups_in, stream_in
 from .scope import Scope
-from .writing import MAX_LISTED, REFUSALS, script
+from .writing import MAX_LISTED, REFUSALS
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ def look(server: Server, scope: Scope) -> Seen:
     """
     keys = server.keys
     names = (keys.stream, keys.audit, keys.stop, keys.state, keys.recorded, keys.runs)
-    reply = server.call(
-        "EVAL", script("look"), len(names), *names, scope.group, scope.consumer, MAX_LISTED
-    )
+    reply = writing.look(server, names, scope)
     if reply == [b"many_groups"]:
         raise RefusedError(REFUSALS["many_groups"].format(MAX_LISTED))
     now_us, kinds, switch, info, audit, groups, known, done, own, memory = reply

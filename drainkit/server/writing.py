@@ -173,6 +173,14 @@ def probe(
     return receive_commit(server)
 
 
+def look(server: Server, keys: Sequence[bytes], scope: Scope) -> list[Any]:
+    """What look.lua says; it is a script that writes nothing."""
+    reply: list[Any] = server.call(
+        "EVAL", script("look"), len(keys), *keys, scope.group, scope.consumer, MAX_LISTED
+    )
+    return reply
+
+
 def begin(server: Server, group: str, consumer_group: str) -> tuple[str, str]:
     """Hold the state against stream, audit and recorded set, before a first commit (begin.lua).
 

@@ -93,7 +93,8 @@ def live_run(package: Path, server: Any, folder: Path) -> Result:
 def reads(package: Path, server: Any, folder: Path) -> Result:
     """How often a run reads each entry of the stream, and each audit record."""
     seen: list[list[str]] = []
-    with rig.group(server) as client, client.monitor() as monitor:
+    patient = server.client(socket_timeout=None)
+    with rig.group(server) as client, patient.monitor() as monitor:
 
         def watch() -> None:
             for said in monitor.listen():

@@ -72,7 +72,7 @@ def test_a_small_drain_asks_little(valkey: Server, stream: str, cli: Cli) -> Non
     seed(valkey, stream, 110)
     found: list[str] = []
     with valkey.client().monitor() as monitor:
-        cli.done(*LIVE, *at(valkey, stream), "--throttle", "50")
+        cli.done(*LIVE, *at(valkey, stream), *FAST)
         ask(valkey, "ECHO", "over")
         while (line := monitor.next_command())["command"] != "ECHO over":
             if line["client_type"] != "lua":
@@ -316,11 +316,12 @@ def test_large_entries_hold_up_nobody(
     valkey: Server, stream: str, cli: Cli, small: int, planned: bool
 ) -> None:
     """Among entries of 1 MiB, each sixteenth small or none, no commit takes 100 ms."""
-    large, tiny = {"x": "x" * (1 << 20)}, {"x": "y"}
-    entries = [(i + 1, tiny if small and i % small == 0 else large) for i in range(80)]
+    large, tiny = intent(x="x" * (1 << 20)), intent()
+    now = now_ms(valkey)
+    entries = [(now + i, tiny if small and i % small == 0 else large) for i in range(80)]
     fill(valkey, stream, entries, group=GROUP)
     plan = ("--plan", "p.json") if planned else ()
-    options = (*FAST, "--allow-invalid", *at(valkey, stream), *plan)
+    options = (*FAST, *at(valkey, stream), *plan)
     cli.done("drain", *options)
     ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "10000")
     ask(valkey, "SLOWLOG", "RESET")

@@ -117,23 +117,6 @@ def test_a_worker_that_slept_through_its_takeover(
     assert pending(valkey, stream) == 0
 
 
-@pytest.mark.parametrize("names", [(ME, ME), ("one", "two")], ids=["one name", "two names"])
-@pytest.mark.parametrize("throttle", ["none", "1500"])
-def test_two_drains_at_once(
-    server: Server, stream: str, names: tuple[str, str], throttle: str
-) -> None:
-    """Two drains of one group, of one name or two, share the entries; each is audited once."""
-    ids = seed(server, stream, 1600, delivered=100)[100:]
-    runs = at_once(*(
-        partial(attempt, server.url, stream, consumer_name=name, throttle=throttle,
-                allow_active_consumers=True)
-        for name in names
-    ))  # fmt: skip
-    assert [run.rc for run in runs] == [0, 0], runs
-    assert_settled(server, stream, ids, runs)
-    assert pending(server, stream) == 0
-
-
 @pytest.mark.parametrize("scope", ["undelivered", "pending"])
 def test_a_live_consumer_keeps_its_entries(server: Server, stream: str, scope: str) -> None:
     """At work beside the drain, it loses nothing: each entry goes to one of the two."""

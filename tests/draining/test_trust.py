@@ -6,13 +6,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from books import GROUP, ask, audit, deliver, fill, seed
-from faults import attempt, complete, key
-from servers import Server
+from books import GROUP, ask, audit, deliver, fill, now_ms, seed
+from faults import ALONE, Clock, attempt, complete, key
+from servers import KINDS, Server
 
-ALONE = {"throttle": "none", "min_idle_min": 0, "allow_active_consumers": True}
 LIVE = ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all")
 
 
@@ -75,13 +75,21 @@ def test_consumers_in_another_order_than_their_entries(server: Server, stream: s
     assert (len(audit(server, stream)), doubled(server, stream)) == (1000, [])
 
 
-def test_ids_hours_ahead_of_the_clock(server: Server, stream: str) -> None:
-    """Entries whose ids lie an hour ahead are recorded once by whatever scopes."""
-    ahead_ms = (int(server.client().time()[0]) + 7200) * 1000
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_hours_ahead_of_the_clock(
+    start_server: Callable[[str], Server], stream: str, kind: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Entries whose ids lie two hours ahead are recorded once, also when that time has come."""
+    clock = Clock(tmp_path, monkeypatch)
+    server = start_server(kind)
+    ahead_ms = now_ms(server) + 7_200_000
     entries = [(f"{ahead_ms + i}-0", {"symbol": "BTCUSDT", "confidence": "0.9"}) for i in range(40)]
-    fill(server.client(), stream, entries, group=GROUP)
-    for scope in ("undelivered", "history"):
+    fill(server, stream, entries, group=GROUP)
+    for scope in ("undelivered", "history", "undelivered"):
         assert attempt(server.url, stream, scope=scope, **ALONE).rc == 0
+        clock.step(3 * 3600)
+        ask(server, "XGROUP", "SETID", stream, GROUP, "0-0" if scope == "history" else "$")
     assert (len(audit(server, stream)), doubled(server, stream)) == (40, [])
 
 
@@ -285,15 +293,24 @@ class Steps:
     def drain(self, *, inside: bool = False) -> None:
         rng, some = self.rng, None
         if not inside and rng.random() < 0.5:
-            more = rng.randrange(1, 4)
-            some = (rng.randrange(1, 20), lambda: [self.step(inside=True) for _ in range(more)])
+            some = (rng.randrange(1, 40), self.meanwhile)
+        options = {**ALONE, "scope": rng.choice(["undelivered", "pending", "history"])}
+        if options["scope"] == "pending" and rng.random() < 0.5:
+            options["from_consumer"] = rng.sample("AB", 2)
         run = attempt(
             self.server.url, self.stream, consumer_name=rng.choice(["backlog_drain_1", "other"]),
-            scope=rng.choice(["undelivered", "pending", "history"]), at=some, certain=False,
-            max_events=rng.choice([1, 7, 40, "all"]),
-            **{**ALONE, "throttle": rng.choice(["none", "5000"])},
+            at=some, certain=False, max_events=rng.choice([1, 7, 40, "all"]),
+            **{**options, "throttle": rng.choice(["none", "1500"])},
         )  # fmt: skip
         assert run.rc in (0, 1, 4), run.error
+
+    def meanwhile(self) -> None:
+        """While a drain is suspended; often the group is put back to where it left it."""
+        here = position(self.server, self.stream)
+        for _ in range(self.rng.randrange(1, 4)):
+            self.step(inside=True)
+        if self.rng.random() < 0.5:
+            ask(self.server, "XGROUP", "SETID", self.stream, GROUP, here)
 
     def set_position(self) -> None:
         if passed := self.entries(self.furthest):

@@ -57,9 +57,8 @@ def test_two_builds_are_one_and_the_sdist_is_whole(tmp_path: Path, cli: Cli) -> 
     with ZipFile(tmp_path / "first" / names[0]) as wheel:
         shipped, about = wheel.namelist(), wheel.read(f"drainkit-{version}.dist-info/METADATA")
     assert {name.split("/")[0] for name in shipped} == {"drainkit", f"drainkit-{version}.dist-info"}
-    assert {"drainkit/notebooks/01_analyse_backlog.ipynb", "drainkit/examples/Containerfile"} < {
-        *shipped
-    }
+    assert {"drainkit/notebooks/01_analyse_backlog.ipynb", "drainkit/examples/Containerfile",
+            "drainkit/schemas/statement.schema.json"} < {*shipped}  # fmt: skip
     assert b"\nAuthor: The drainkit developers\n" in about
     assert not re.search(rb"\]\((?!https?:)", about), "a picture or page that the index has not"
     assert cli.done("--version").out == f"drainkit, version {version}\n"

@@ -116,7 +116,7 @@ def test_a_clock_that_went_back_under_a_run(
     cli.done("drain", *plan, "--max-events", "all", "--throttle", "60", *where)
     process = cli.start("run", "--mode", "live", "--yes", *plan, *where)
     proxy.wait_fired()
-    clock.step(-5)
+    clock.step(-30)
     wait_for(server, stream, 20)
     kill(process)
     folder = live_run(cli)

@@ -34,6 +34,9 @@ from books import (
 from conftest import ROOT, Cli
 from servers import Server
 
+from drainkit.errors import UsageError
+from drainkit.views.live_drain import LiveDrain
+
 SECRET = "s3cr3t-pa55"
 
 
@@ -190,14 +193,7 @@ def papermill(
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [
-        ("throtle", "5", "throtle"),
-        ("throttle", "-1", "throttle must be"),
-        ("max_events", "false", "max_events must be"),
-        ("redis_url_env", "redis://x:y@z", "never a URL"),
-        ("approve", "sha256:00", "run_dir"),
-    ],
+    ("option", "value", "said"), [("throtle", "5", "throtle"), ("approve", "sha256:00", "run_dir")]
 )
 def test_wrong_parameters_are_refused(
     valkey: Server, tmp_path: Path, option: str, value: str, said: str
@@ -209,6 +205,20 @@ def test_wrong_parameters_are_refused(
     assert done.returncode != 0
     assert said in done.stderr
     assert everything(valkey) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("throttle", -1, "throttle must be"),
+        ("max_events", False, "max-events must be"),  # what papermill makes of -p max_events false
+        ("redis_url_env", "redis://x:y@z", "never a URL"),
+    ],
+)
+def test_wrong_values_of_a_cell_are_refused(option: str, value: object, said: str) -> None:
+    """Before anything is connected to, by the checks that the command line has."""
+    with pytest.raises(UsageError, match=said):
+        LiveDrain.open({option: value})
 
 
 def test_a_live_run_unapproved_changes_nothing(valkey: Server, stream: str, cli: Cli) -> None:

@@ -13,7 +13,7 @@ import pytest
 from books import GROUP, ask, at, audit, backlog, everything, pending, seed, worst_window
 from clusters import Cluster, SentinelSetup
 from conftest import Cli, need
-from faults import Attempt, assert_once, assert_settled, attempt, complete
+from faults import Attempt, assert_once, assert_settled, attempt, complete, in_step
 from servers import Server, wait_until
 from tls import start_tls
 
@@ -210,7 +210,7 @@ def test_a_failover_midway(sentinel: SentinelSetup, stream: str) -> None:
     url = f"redis+sentinel://{hosts}/{sentinel.name}/0"
 
     def crash() -> None:
-        assert ask(sentinel.primary, "WAIT", 1, 2000) == 1
+        in_step(sentinel.replica, sentinel.primary)
         sentinel.primary.kill()
 
     first = attempt(url, stream, at=(120, crash))

@@ -352,8 +352,11 @@ if taken > 0 then
   local values = {'pace', pace_after(0), 'audit', audit_last, 'recorded',
     int(redis.call('ZCARD', recorded)), 'life', life_of(info)}
   if kind == 'new' and group ~= owner then
-    values[#values + 1] = 'history:' .. group
-    values[#values + 1] = position
+    -- all of it: the state may have been lost since history_open.lua
+    for _, value in ipairs({'history:' .. group, position, 'history_group:' .. group, 'made',
+        'history_of:' .. owner, group}) do
+      values[#values + 1] = value
+    end
   end
   redis.call('HSET', state, unpack(values))
 end
