@@ -159,15 +159,17 @@ class Exploration:
         shown["confidence"] = _numbers(part["confidence"])
         self._shown = shown
         self._follows: asyncio.TimerHandle | None = None
-        table = ITable(
-            self._judged(decisions_of(part), slice(None)), select="single", allow_html=False,
-            maxBytes=0, maxColumns=0, showIndex=False, pageLength=10,
-            classes="display compact", style="table-layout:auto;width:100%",
-            columnDefs=[{"targets": 0, "className": "dt-nowrap"}],  # an id is one word
-            text_in_header_can_be_selected=False,  # a click anywhere in a header sorts
-            layout={"bottomEnd": {"paging": {"firstLast": False}}},  # in one line
-            stateSave=True, stateDuration=-1,  # search and order stay when the limits move
-        )  # fmt: skip
+        # given again with each update: what is left out there is as by default
+        self._table_options: dict[str, Any] = {
+            "select": "single", "allow_html": False, "maxBytes": 0, "maxColumns": 0,
+            "showIndex": False, "pageLength": 10, "classes": "display compact",
+            "style": "table-layout:auto;width:100%",
+            "columnDefs": [{"targets": 0, "className": "dt-nowrap"}],  # an id is one word
+            "text_in_header_can_be_selected": False,  # a click anywhere in a header sorts
+            "layout": {"bottomEnd": {"paging": {"firstLast": False}}},  # in one line
+            "stateSave": True, "stateDuration": -1,  # search and order stay when the limits move
+        }  # fmt: skip
+        table = ITable(self._judged(decisions_of(part), slice(None)), **self._table_options)
         table.add_class("drainkit-events")
         table.observe(self._row_chosen, "selected_rows")
         total = len(self._frame)
@@ -192,7 +194,7 @@ class Exploration:
         decisions = self._show()
 
         def follow() -> None:
-            self.table.update(self._judged(decisions, self._rows))
+            self.table.update(self._judged(decisions, self._rows), **self._table_options)
 
         if self._follows is not None:
             self._follows.cancel()

@@ -41,6 +41,8 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
         page.wait_for_timeout(250)
     assert len(drawn) >= 6
     before = passing(page)
+    table = page.locator("table.dataTable").last
+    table.locator("tbody tr").first.evaluate("row => row.classList.add('before')")
     page.locator(".noUi-handle").first.click()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
@@ -49,8 +51,9 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
     )
     assert passing(page) > before
     assert page.locator(".drainkit-shown pre").first.inner_text().startswith("drainkit run ")
-    page.wait_for_timeout(5000)  # until the table has followed the slider: it is made anew
-    table = page.locator("table.dataTable").last
+    # the table follows the slider: its rows are made anew
+    expect(page.locator("tr.before")).to_have_count(0, timeout=60_000)
+    page.wait_for_timeout(2000)
     for way in ("ascending", "descending"):  # a click on the words, not on the arrows beside them
         table.locator("th", has_text="age, min").locator(".dt-column-title").click()
         expect(table.locator("th", has_text="age, min")).to_have_attribute("aria-sort", way)
