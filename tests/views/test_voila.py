@@ -44,6 +44,7 @@ def test_voila_serves_the_monitor(valkey: Server, voila: str, browser: object) -
     page.goto(voila, wait_until="load", timeout=120_000)
     page.wait_for_selector("text=looked at", timeout=60_000)
     page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
+    page.wait_for_selector("text=limit 123", timeout=60_000)  # it looks again each minute
     text = page.inner_text("body")
     assert GROUP in text
     assert "<b>dead</b>" in text
