@@ -15,7 +15,7 @@ import click
 from ..errors import UsageError
 from . import BLAS_THREADS, IS_BLAS_GIVEN
 from .draining import run_and_tell
-from .options import DEBUG, GROUP, JSON, WHERE, command, option, settings_of
+from .program import DEBUG, GROUP, JSON, WHERE, command, option, settings_of
 from .terminal import connected, emit, tell
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _BINARY = option("--server", "binary", metavar="PROGRAM",
 def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
     from ..demo import EmbeddedServer
-    from ..pipeline.kernels import check_installed
+    from ..pipeline.notebooks import check_installed
 
     if not serve:
         check_installed()
@@ -66,7 +66,7 @@ def notebooks(folder: str, force: bool, as_json: bool) -> None:
       drainkit notebooks my-notebooks
       drainkit run --notebooks-dir my-notebooks
     """
-    from ..pipeline.templates import copy_to
+    from ..pipeline.notebooks import copy_to
 
     done = copy_to(Path(folder), force=force)
     data = {"folder": folder, "copied": done.copied, "unchanged": done.equal}
@@ -108,8 +108,7 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
     from ..evidence.statement import is_sealed
-    from ..pipeline.kernels import check_installed
-    from ..pipeline.templates import copy_to, of_sealed
+    from ..pipeline.notebooks import check_installed, copy_to, of_sealed
     from ..settings.config import config_variable, kernel_variables
 
     check_installed()

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .cards import fields_blocks, question_card, report
-from .options import (
+from .program import (
     DRAIN,
     GROUP,
     JSON,
@@ -28,6 +27,7 @@ from .options import (
     setting,
     settings_of,
 )
+from .review import fields_blocks, question_card, report
 from .terminal import (
     Block,
     Table,
@@ -209,7 +209,7 @@ def run(as_json: bool, yes: bool, if_backlog_over: int | None, sign_key: str | N
       drainkit run --mode live --yes --all-streams 'quantum:stream:*' --dask local
       drainkit run --reports-dir s3://bucket/reports
     """
-    from ..pipeline.kernels import check_installed
+    from ..pipeline.notebooks import check_installed
 
     settings = settings_of(flags)
     if closing is not None:
@@ -246,7 +246,7 @@ def run_and_tell(
 
 def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None) -> int:
     """`run --close`: 0 when the folder is sealed now, whatever the run's own outcome was."""
-    from ..pipeline.closing import close
+    from ..pipeline.folder import close
 
     folder = Path(closing)
     result = close(settings, folder, sign_key=_sign_key(sign_key))

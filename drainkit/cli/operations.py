@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DrainkitError, UsageError
-from .options import (
+from .program import (
     AUDIT,
     GROUP,
     JSON,

@@ -27,7 +27,7 @@ from ..evidence.statement import RUN_JSON, read_or
 from ..operations.state import own_pending
 from ..safe import one_line, share
 from ..server.keeping import keeping_words
-from .kernels import NOTEBOOKS
+from .notebooks import NOTEBOOKS
 
 VERDICTS = "verdicts.json"
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"  # a figure of ours is in both

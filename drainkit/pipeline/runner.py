@@ -26,9 +26,9 @@ from ..operations.state import baseline
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
 from ..settings.config import config_variable, kernel_variables
-from . import templates
+from . import notebooks as templates
 from .folder import RunFolder
-from .kernels import LIVE, Kernels, check_open_files
+from .notebooks import LIVE, Kernels, check_open_files
 
 Confirm = Callable[[Run, PlanFile], None]  # raises RefusedError if it is not approved
 Announce = Callable[[str], None]

@@ -20,8 +20,7 @@ from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from . import figures
 from .backlog import MOST_ROWS, Backlog, SealedRun, waiting
-from .session import RunSession
-from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
+from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, read_json, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

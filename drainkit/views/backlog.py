@@ -36,8 +36,7 @@ from ..operations.entry import judged, rows_of
 from ..safe import one_line, share, verbatim
 from ..server import scopes
 from ..settings import NOTEBOOK, build, shown
-from .session import check_names
-from .tables import Table
+from .session import Table, check_names
 
 MOST_ROWS = 2_000_000  # so many events are a DataFrame as a whole
 ROWS_OF_MORE = 1_000_000  # of more: at most so many rows, evenly spread

@@ -10,8 +10,7 @@ from ..core.policy import ACTIONS
 from ..core.progress import amount, span
 from ..draining.dry import books_of, drop, kept, plan_run
 from . import figures
-from .session import RunSession
-from .tables import SAMPLE_ROWS, counts_frame, markdown, safe
+from .session import SAMPLE_ROWS, RunSession, counts_frame, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

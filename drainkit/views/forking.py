@@ -24,7 +24,7 @@ def main() -> None:
     from ..core.collection import give_back_buffers
 
     give_back_buffers()  # before anything else imports Arrow
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type] # as in pipeline.kernels
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type] # as in pipeline.notebooks
     import nbformat  # noqa: F401 # plotly's first figure imports it
     import plotly.graph_objects  # noqa: F401
     from ipykernel import kernelapp  # noqa: F401

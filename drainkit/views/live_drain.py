@@ -26,8 +26,7 @@ from ..operations.state import baseline
 from ..safe import verbatim
 from ..server import ledger, reading
 from ..settings import NOTEBOOK
-from .session import EXTRA, RunSession
-from .tables import Table, counts_frame, markdown
+from .session import EXTRA, RunSession, Table, counts_frame, markdown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown

@@ -17,7 +17,7 @@ from ..core.progress import span
 from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
-from ..operations.running import RunningDrain, running_drains
+from ..operations.first import RunningDrain, running_drains
 from ..operations.state import GroupState, StreamState, known, state_as_dict
 from ..safe import one_line, text, verbatim
 from ..server import audit_log, ledger
@@ -25,8 +25,7 @@ from ..server.connection import Server
 from ..settings.kinds import Amount
 from . import figures
 from .explore import person_is_here
-from .session import Session, checked
-from .tables import Table, groups_frame, macros, markdown, safe
+from .session import Session, Table, checked, groups_frame, macros, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
