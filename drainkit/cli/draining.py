@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,12 @@ from .program import (
 from .review import fields_blocks, question_card, report
 from .terminal import (
     Block,
+    Moving,
     Table,
     confirm,
     connected,
     emit,
     interruptible,
-    progress,
     stop_signals,
     tell,
     tell_error,
@@ -143,7 +144,7 @@ def drain(as_json: bool, yes: bool, **flags: Any) -> int:
 def _drain_dry(run: Run) -> Summary:
     from ..draining.dry import dry_run, plan_run
 
-    with progress() as moving:
+    with closing(Moving()) as moving:
         if run.settings.plan is None:
             return dry_run(run, on_progress=moving.tick)
         return plan_run(run, run.settings.plan, on_progress=moving.tick)[0]
@@ -165,7 +166,7 @@ def _drain_live(run: Run, *, yes: bool) -> Summary:
             notes = dry.notes or []
         unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
         _question(run, plan, notes, yes=False)
-    with stop_signals() as stopping, progress() as moving:
+    with stop_signals() as stopping, closing(Moving()) as moving:
         return apply(run, seen, stopping=stopping, on_progress=moving.tick)
 
 
@@ -289,10 +290,10 @@ def _run_notebooks(
         with interruptible():
             _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
 
-    with progress() as moving:
+    with closing(Moving()) as moving:
 
         def announce(name: str) -> None:
-            moving.end()
+            moving.close()
             tell(f"running {name} ...", err=True)
 
         return runner.run(
