@@ -28,7 +28,7 @@ PRELOADED = (
     "drainkit.cli.review", "drainkit.draining.live", "drainkit.draining.dry",
     "drainkit.draining.unattended", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
-    "drainkit.operations.facts", "prometheus_client", "drainkit.operations.entry",
+    "drainkit.operations.first", "prometheus_client", "drainkit.operations.entry",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2",
     "nbclient", "pandas",
     "papermill", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",

@@ -30,7 +30,6 @@ from .program import (
 )
 from .review import fields_blocks, question_card, report
 from .terminal import (
-    Block,
     Moving,
     Table,
     confirm,
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     import threading
 
     from ..core.plan import Plan
-    from ..core.shapes import Findings
     from ..core.summary import Summary
     from ..draining.plan_files import PlanFile
     from ..draining.run import Run
@@ -67,7 +65,7 @@ def status(is_all: bool, watch_sec: int | None, as_json: bool, **flags: Any) -> 
       drainkit status --watch 5
     """
     from ..operations.entry import unreadable
-    from ..operations.first import first_screen, next_command
+    from ..operations.first import as_text, first_screen, next_command
 
     settings = settings_of(flags)
     with connected(settings) as server:
@@ -82,7 +80,10 @@ def status(is_all: bool, watch_sec: int | None, as_json: bool, **flags: Any) -> 
                 # as it is: a command that is broken into lines cannot be pasted
                 click.echo(f"Next ({why}): drainkit {step}{as_given(step, flags)}")
                 if is_all:
-                    tell(*_all_of(found, odd))
+                    drains = [drain["line"] for drain in found["running_drains"]]
+                    tell("", *as_text(found), *drains)
+                    if odd is not None:
+                        tell("", *fields_blocks(odd))
             if watch_sec is None:
                 return
             sys.stdout.flush()
@@ -105,14 +106,6 @@ def _first_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     return [part for row in rows for part in row]
 
 
-def _all_of(found: Mapping[str, Any], odd: Findings | None) -> list[Block]:
-    """Stream, groups, consumers, the newest entries, and what is wrong with these."""
-    from ..operations.facts import as_text
-
-    drains = [drain["line"] for drain in found["running_drains"]]
-    return ["", *as_text(found), *drains, *([] if odd is None else ["", *fields_blocks(odd)])]
-
-
 @command(*DRAIN, *WHERE, JSON)
 def drain(as_json: bool, yes: bool, **flags: Any) -> int:
     """Dry run or live drain of the backlog, without notebooks.
@@ -124,6 +117,7 @@ def drain(as_json: bool, yes: bool, **flags: Any) -> int:
       drainkit drain --mode dry-run --plan plan.json && \\
       drainkit drain --mode live --yes --plan plan.json
     """
+    from ..draining.dry import dry_run, plan_run
     from ..draining.opening import resolve
     from ..draining.plan_files import PlanFile
 
@@ -135,19 +129,15 @@ def drain(as_json: bool, yes: bool, **flags: Any) -> int:
         run = resolve(server, settings, planned=planned)
         if (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
-        summary = _drain_live(run, yes=yes) if settings.mode == "live" else _drain_dry(run)
+        if settings.mode == "live":
+            summary = _drain_live(run, yes=yes)
+        else:
+            with closing(Moving()) as moving:
+                summary = (dry_run(run, on_progress=moving.tick) if settings.plan is None else
+                           plan_run(run, settings.plan, on_progress=moving.tick)[0])  # fmt: skip
     tell_error(summary.error)
     emit(as_json, summary.as_dict(), *report(summary.as_dict()))
     return summary.exit_code or 0
-
-
-def _drain_dry(run: Run) -> Summary:
-    from ..draining.dry import dry_run, plan_run
-
-    with closing(Moving()) as moving:
-        if run.settings.plan is None:
-            return dry_run(run, on_progress=moving.tick)
-        return plan_run(run, run.settings.plan, on_progress=moving.tick)[0]
 
 
 def _drain_live(run: Run, *, yes: bool) -> Summary:

@@ -89,7 +89,11 @@ def verify(
         found.archived = [run.name for run in runs if run.is_archived]
         chain = found.findings.setdefault(runs[0].name if alone else "chain", [])
         if not alone:
-            chain += chain_findings(folder, runs) + _stray(folder)
+            chain += chain_findings(folder, runs)
+            chain += [
+                f"stray: {one_line(name)} lies beside the runs and is not one"
+                for name in listing(folder) if not _BESIDE.fullmatch(name)
+            ]  # fmt: skip
         if url is not None:
             ledgers = Ledgers.read(url, {*streams, *(s for run in runs for s in run.streams)})
             for run in runs:
@@ -109,14 +113,6 @@ def verify(
 def run_dirs(reports_dir: Path) -> list[Path]:
     """What is named like a run."""
     return [path for name, path in listing(reports_dir).items() if RUN_ID.fullmatch(name)]
-
-
-def _stray(reports_dir: Path) -> list[str]:
-    return [
-        f"stray: {one_line(name)} lies beside the runs and is not one"
-        for name in listing(reports_dir)
-        if not _BESIDE.fullmatch(name)
-    ]
 
 
 # ---------------------------------------------------------------- the server's run ledgers
@@ -151,23 +147,20 @@ class Ledgers:
                 except RefusedError as error:
                     found.odd.append(f"changed: the run ledger of {name}: {error}")
                     continue
-                found._add(server)
+                for entry in ledger.entries(server):
+                    if isinstance(entry, Sealed):
+                        found.sealed.setdefault(entry.run_id, []).append(entry)
+                    elif isinstance(entry, Start):
+                        found.starts.setdefault(entry.run_id, entry)
+                        found.stream_of.setdefault(entry.run_id, text(server.stream))
+                    elif isinstance(entry, End):
+                        found.ends[entry.run_id] = entry
                 if lost := ledger.lost(server):
                     found.odd.append(
                         f"changed: the run ledger of {name} lacks {lost:,} of the entries that it "
                         "had: it was trimmed, or they were deleted"
                     )
         return found
-
-    def _add(self, server: Server) -> None:
-        for entry in ledger.entries(server):
-            if isinstance(entry, Sealed):
-                self.sealed.setdefault(entry.run_id, []).append(entry)
-            elif isinstance(entry, Start):
-                self.starts.setdefault(entry.run_id, entry)
-                self.stream_of.setdefault(entry.run_id, text(server.stream))
-            elif isinstance(entry, End):
-                self.ends[entry.run_id] = entry
 
     def findings(self, run: Examined) -> list[str]:
         """Where a run's folder is not what was sealed; a dry run leaves nothing on the server."""

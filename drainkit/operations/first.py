@@ -26,9 +26,9 @@ from ..server.audit_log import run_counts
 from ..server.connection import Server
 from ..server.counting import sampled
 from ..server.keeping import keeping_words
-from ..server.reading import ACTIVE_MS, Group, stop_words
+from ..server.reading import ACTIVE_MS, stop_words
 from ..settings import Settings
-from .checks import Limits, Report, judge
+from .checks import Limits, Report, group_rows, judge
 from .export import Lens
 from .state import OLDEST_OF, StreamState, baseline, known, own_pending, read_state
 
@@ -103,8 +103,13 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     """The first screen but for the next command, a fact on each line; the verdict comes first."""
     info, groups = found["stream"], {g["name"]: g for g in found["groups"]}
     own = groups.get(settings.consumer_group)
+    bad = [f for f in found["verdict"]["findings"] if f["severity"] != "ok"]
+    others = {f["group"] for f in bad} - {None, settings.consumer_group}
+    of = {name: f" ({one_line(name, 40)})" for name in others}
+    words = "; ".join(f["text"] + of.get(f["group"], "") for f in bad)
+    well = "nothing is near a limit of drainkit check"
     lines = [
-        _verdict(found["verdict"], settings.consumer_group),
+        f"{found['verdict']['status'].upper()}: {words or well}",
         f"Stream: {one_line(info['name'], 36)}, {info['length']:,} entries, at "
         f"{found['as_of'][11:19]} UTC",
     ]
@@ -112,7 +117,13 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
         lines.append(f"Groups: {', '.join(one_line(name, 60) for name in groups) or 'none'}")
     else:
         more = f" ({len(groups) - 1:,} more: --all)" if len(groups) > 1 else ""
-        lines += [f"Group: {one_line(own['name'], 60)}{more}", _backlog(own)]
+        oldest = "" if (age := own["oldest_age_sec"]) is None else f", oldest {span(age)}"
+        by_id = " by its id" if own["oldest_by"] == "entry id" else ""
+        lines += [
+            f"Group: {one_line(own['name'], 60)}{more}",
+            f"Backlog: {known(own['backlog']['undelivered'])} undelivered{oldest}{by_id}; "
+            f"{own['pending']:,} pending; {known(own['lost'])} lost",
+        ]
         lines += _decided_lines(found["decided"])
     lines += _runs(found)
     if found["unread"]:
@@ -126,20 +137,38 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     return lines if is_busy else [*lines, next_drain(found, settings)]
 
 
-def _verdict(verdict: Mapping[str, Any], group: str) -> str:
-    bad = [f for f in verdict["findings"] if f["severity"] != "ok"]
-    others = {f["group"] for f in bad} - {None, group}
-    of = {name: f" ({one_line(name, 40)})" for name in others}
-    words = "; ".join(f["text"] + of.get(f["group"], "") for f in bad)
-    return f"{verdict['status'].upper()}: {words or 'nothing is near a limit of drainkit check'}"
-
-
-def _backlog(group: Mapping[str, Any]) -> str:
-    age, lost = group["oldest_age_sec"], known(group["lost"])
-    oldest = "" if age is None else f", oldest {span(age)}"
-    by_id = " by its id" if group["oldest_by"] == "entry id" else ""
-    return (f"Backlog: {known(group['backlog']['undelivered'])} undelivered{oldest}{by_id}; "
-            f"{group['pending']:,} pending; {lost} lost")  # fmt: skip
+def as_text(state: Mapping[str, Any]) -> list[str]:
+    """A baseline for a terminal, line by line."""
+    info = state["stream"]
+    lines = [
+        f"Stream: {info['name']}",
+        f"  Length: {info['length']:,}   First: {info['first_id']}   Last: {info['last_id']}   "
+        f"Boundary: {info['boundary_id']}",
+    ]
+    if state["stop"]:
+        lines.append(f"  {stop_words(**state['stop'])}; drainkit resume lifts it")
+    lines += [f"  Note: {words}" for words in keeping_words(state["server"])]
+    if state["unread"]:
+        lines.append(f"  Kill switch and audit are not known: {state['unread']}")
+    for g, row in zip(state["groups"], group_rows(state), strict=True):
+        shown = {name: known(value) for name, value in row.items()}
+        lines += [
+            f"Group: {g['name']}",
+            f"  Position: {shown['position']}   Consumers: {shown['consumers']}   "
+            f"Entries read: {known(g['entries_read'])}",
+            f"  Backlog counted: {shown['undelivered']} undelivered, {shown['pending']} pending, "
+            f"{shown['history']} history   Lost: {shown['lost']}   "
+            f"Lag reported: {shown['lag reported']}",
+            f"  Why: {g['why']}",
+        ]
+        waiting = sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10]
+        lines += [
+            f"  Consumer {c['name']}: {c['pending']:,} pending, idle {c['idle_ms'] / 1000:,.0f} s"
+            for c in waiting if c["pending"]
+        ]  # fmt: skip
+    if not state["groups"]:
+        lines.append("No group reads this stream.")
+    return [*lines, *(f"Newest: {e['id']}  {' '.join(e['fields'])}" for e in state["samples"])]
 
 
 def _decided_lines(decided: Mapping[str, Any]) -> list[str]:
@@ -271,7 +300,13 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
     group = reading.positions(server).get(start.consumer_group)
     left, silent_ms = 0, None
     if group is not None:
-        left = _left_of(server, group, start)
+        pending = reading.pending_ids(server, group.name, start.boundary_id, first=start.from_id)
+        if start.scope == "pending":
+            left = sum(len(page) for page in pending)
+        else:
+            after = reading.next_id(group.position)
+            left = counting.count_between(server, after, start.boundary_id)
+            left += sum(row[1] == start.consumer for page in pending for row in page)
         there = reading.consumers(server, group.name)
         silent_ms = next((c.idle_ms for c in there if c.name == start.consumer), None)
     if start.max_events is not None:
@@ -301,14 +336,3 @@ def _is_gone(start: ledger.Start) -> bool:
             except ProcessLookupError:
                 return True
     return False
-
-
-def _left_of(server: Server, group: Group, start: ledger.Start) -> int:
-    """Entries of the run's scope that are not drained, counted."""
-    boundary = start.boundary_id
-    rows = reading.pending_ids(server, group.name, boundary, first=start.from_id)
-    if start.scope == "pending":
-        return sum(len(page) for page in rows)
-    own = sum(row[1] == start.consumer for page in rows for row in page)
-    first = reading.next_id(group.position)
-    return own + counting.count_between(server, first, boundary)

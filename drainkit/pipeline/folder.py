@@ -78,7 +78,9 @@ class RunFolder:
         """
         started_at, summary = run.summary.started_at, run.summary
         found = read_or(self.path / RUN_JSON, {})
-        if found.get("finished_at") and self._is_own(found):
+        named = RUN_ID.fullmatch(self.path.name)
+        own = (self.path.name, named and named.group(1))  # not another run's, or of another mode
+        if found.get("finished_at") and (found.get("run_id"), found.get("mode")) == own:
             summary = Summary.read(found)
         else:
             try:
@@ -95,12 +97,6 @@ class RunFolder:
         summary.close(failure, run.clock.now_us())
         summary.started_at = started_at
         return self.write_up(summary)
-
-    def _is_own(self, found: Mapping[str, Any]) -> bool:
-        """Whether run.json is this run's own summary, not that of another run or mode."""
-        named = RUN_ID.fullmatch(self.path.name)
-        mode = named.group(1) if named else None
-        return (found.get("run_id"), found.get("mode")) == (self.path.name, mode)
 
     def write_up(self, summary: Summary, *, renew: bool = False, **more: str) -> dict[str, Any]:
         """Write the last files and seal; returns run.json's content, whatever the disk says.

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .. import errors, files
@@ -259,20 +260,6 @@ def _what_failed(path: Path) -> str:
     return ""
 
 
-@dataclass
-class _Told:
-    """A file for papermill to print into."""
-
-    on_line: Callable[[str], None]
-
-    def write(self, text: str) -> None:
-        for line in text.splitlines():
-            self.on_line(line)
-
-    def flush(self) -> None:
-        """What was written has been told already."""
-
-
 class Kernels:
     """Kernels, one for each notebook, from one parent that has their imports done."""
 
@@ -331,6 +318,9 @@ class Kernels:
             raise InterruptedRunError(INTERRUPTED)
         out = folder / template.name
         raised: list[BaseException] = []
+        printed = on_line and SimpleNamespace(  # a file for papermill to print into
+            write=lambda text: [*map(on_line, text.splitlines())], flush=lambda: None
+        )
         manager = self.start()
 
         def work() -> None:
@@ -342,7 +332,7 @@ class Kernels:
                     parameters=parameters,
                     kernel_name="python3",
                     progress_bar=False,
-                    stdout_file=_Told(on_line) if on_line else None,
+                    stdout_file=printed,
                     km=manager,
                 )  # fmt: skip
             except BaseException as error:

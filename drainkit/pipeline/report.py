@@ -23,7 +23,7 @@ from ..core.summary import approvers_words
 from ..core.verdicts import NO, Json, Recorded, group_of, verdicts
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError
-from ..evidence.statement import RUN_JSON, read_or
+from ..evidence.statement import RUN_JSON, STATEMENT, SUMS, read_or
 from ..operations.state import own_pending
 from ..safe import one_line, share
 from ..server.keeping import keeping_words
@@ -52,6 +52,8 @@ def build(folder: Path) -> str:
     approved = ", ".join(map(str, run.get("approvers") or ()))
     if isinstance(keys, Mapping) and required:
         approved = approvers_words(keys, int(required))
+    # what lies beside the report; the last two come when the run is sealed
+    beside = sorted({*(p.name for p in folder.iterdir() if p.is_file()), SUMS, STATEMENT})
     page: str = _template().render(
         folder=folder.name,
         run=run,
@@ -78,7 +80,7 @@ def build(folder: Path) -> str:
         table="audit.parquet" if live else "decisions.parquet",
         samples=_samples(folder / ("audit.parquet" if live else "decisions.parquet")),
         next_steps=_next_steps(folder, run, after or before),
-        files=_files(folder),
+        files=[(urllib.parse.quote(n), n) for n in beside if n[0] != "." and n != "report.html"],
         figures=figures,
         first_figures=BASELINE_FIGURES,
     )  # fmt: skip
@@ -207,13 +209,6 @@ def _samples(path: Path) -> dict[str, Any] | None:
     if rows > ALL_OF_THEM:
         chosen.sort(key=lambda event: ACTIONS.index(event["action"]))
     return {"rows": rows, "events": chosen, "all": rows <= ALL_OF_THEM}
-
-
-def _files(folder: Path) -> list[tuple[str, str]]:
-    """(address, name) of what lies beside the report; nothing leads outside of the folder."""
-    there = {path.name for path in folder.iterdir() if path.is_file()}
-    names = sorted(there | {"SHA256SUMS", "statement.json"})  # these come when the run is sealed
-    return [(urllib.parse.quote(n), n) for n in names if n[0] != "." and n != "report.html"]
 
 
 def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:

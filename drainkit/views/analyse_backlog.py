@@ -122,7 +122,7 @@ class Analysis(_Figures):
         ages = self.frame["age_sec"].dropna()
         if len(ages):
             lines.append(f"{_oldest(ages)}; the limit is {self.policy.max_age_min:g} min.")
-        lines.append(self.why())
+        lines.append(str(self.group["why"]))
         slips = allowlist_notes(self.policy.allowlist, self.backlog.symbols)
         lines += [verbatim(note) for note in slips]
         step, total = self.backlog.step, self.backlog.total
@@ -156,10 +156,6 @@ class Analysis(_Figures):
         there = self.frame[[*names]]
         found = {"events": [*there.notna().sum()], "values": [*there.nunique()]}
         return Table(found, index=pd.Index([one_line(name) for name in names], name="field"))
-
-    def why(self) -> str:
-        """Why the group's backlog is as large or small as it is."""
-        return str(self.group["why"])
 
     def stream_table(self) -> pd.DataFrame:
         """The stream as XINFO says."""

@@ -115,16 +115,13 @@ class SealedRun:
         allowed = plan.policy["allowlist"]
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(plan.policy["max_age_min"], symbols, plan.policy["min_conf"])
-        self.backlog = Backlog(self._decided(), plan.total_read)
+        decided = ((Events.from_arrow(b), decisions_in(b)) for b in self.planned.blocks())
+        self.backlog = Backlog(decided, plan.total_read)
         self.frame = self.backlog.frame
         self.is_live = self.run.get("mode") == "live" and (self.folder / AUDIT).exists()
         self.happened = dict.fromkeys(ACTIONS, 0)  # by action
         if self.is_live:
             self._add_outcomes()
-
-    def _decided(self) -> Iterator[tuple[Events, Decisions]]:
-        for block in self.planned.blocks():
-            yield Events.from_arrow(block), decisions_in(block)
 
     def _add_outcomes(self) -> None:
         """What became of each event, where the run has its record, beside what was decided."""

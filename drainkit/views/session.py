@@ -24,7 +24,8 @@ from ..draining.opening import resolve
 from ..draining.plan_files import PLAN, PlanFile
 from ..draining.run import Run
 from ..errors import UsageError
-from ..operations.facts import cell, group_rows
+from ..operations.checks import group_rows
+from ..operations.state import known
 from ..safe import UNTYPESET, one_line, share
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
@@ -89,15 +90,10 @@ GROUP_COLUMNS = (
 
 def groups_frame(*states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS) -> Table:
     """The groups of states (or of a baseline.json), one row each; what is unknown says so."""
-    frame = pd.DataFrame(
-        [
-            {name: cell(row[name]) for name in columns}
-            for state in states
-            for row in group_rows(state)
-        ],
-        columns=list(columns),
-    )
-    return Table(frame.set_index(columns[0]))
+    rows = [row for state in states for row in group_rows(state)]
+    # whole numbers stay such, which a table sets to the right
+    shown = [[v if type(v := row[n]) is int else known(v) for n in columns] for row in rows]
+    return Table(shown, columns=[*columns]).set_index(columns[0])
 
 
 def counts_frame(summary: Summary | None) -> pd.DataFrame:
