@@ -244,7 +244,11 @@ def load_range(
     are categories, the same ones in each. What was trimmed since is not in it. It works as
     `dask.dataframe.from_map(drainkit.load_range, drainkit.ranges(...))`.
     """
-    wanted = _columns(columns)
+    known = (*BASE, *DECIDED)
+    wanted = list(known) if columns is None else [*columns]
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"load_range: no column {name}; there are {known}")
     settings = _settings(url_env, part.stream)
     with Server.of(settings, part.stream) as server:
         lens = part.lens or Lens.of(server, settings)
@@ -257,15 +261,6 @@ def load_range(
     for name in set(wanted) & set(_OPEN):
         frame[name] = frame[name].astype(frame["id"].dtype)
     return frame[wanted]
-
-
-def _columns(columns: Sequence[str] | None) -> list[str]:
-    known = (*BASE, *DECIDED)
-    wanted = list(known) if columns is None else [*columns]
-    for name in wanted:
-        if name not in known:
-            raise UsageError(f"load_range: no column {name}; there are {known}")
-    return wanted
 
 
 def _settings(url_env: str, stream: str) -> Settings:

@@ -50,11 +50,6 @@ class Template:
         """As the statement holds it."""
         return {"name": self.path.name, "sha256": self.sha256, "packaged": self.packaged}
 
-    def check_unchanged(self) -> None:
-        """DrainkitError where the file is not the one that was looked at when the run began."""
-        if files.file_sha256(self.path) != self.sha256:
-            raise DrainkitError(f"{self.path} was changed while the run was at work")
-
 
 @dataclass(frozen=True)
 class Copied:

@@ -87,7 +87,15 @@ class Analysis(_Figures):
             self.baseline, self.policy = sealed.baseline, sealed.policy
             self.at_us, self.backlog = sealed.at_us, sealed.backlog
         else:
-            self._look()
+            of_run = read_json(self.run_dir, "baseline.json") if self.folder_run_id else None
+            self.baseline = of_run or baseline(self.server)
+            self.at_us, self.policy = self.now_us(), self.job.policy
+            counted = self.group["backlog"][self.settings.scope]
+            if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
+                counted = scopes.remaining(self.server, self.job.scope)
+            is_of_run = self.folder_run_id is not None and self.planned is None
+            pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
+            self.backlog = Backlog(pages, counted)
         self.frame = self.backlog.frame
         self._decided = {*self.frame}  # its own columns
 
@@ -97,18 +105,6 @@ class Analysis(_Figures):
         if (sealed := SealedRun.of(names)) is None:
             return super().open(names)
         return cls(sealed.settings, None, sealed.folder, sealed.planned, sealed=sealed)
-
-    def _look(self) -> None:
-        """Read the scope as it is."""
-        of_run = read_json(self.run_dir, "baseline.json") if self.folder_run_id else None
-        self.baseline = of_run or baseline(self.server)
-        self.at_us, self.policy = self.now_us(), self.job.policy
-        counted = self.group["backlog"][self.settings.scope]
-        if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
-            counted = scopes.remaining(self.server, self.job.scope)
-        is_of_run = self.folder_run_id is not None and self.planned is None
-        pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
-        self.backlog = Backlog(pages, counted)
 
     @property
     def group(self) -> dict[str, Any]:

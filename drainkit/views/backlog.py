@@ -121,19 +121,16 @@ class SealedRun:
         self.is_live = self.run.get("mode") == "live" and (self.folder / AUDIT).exists()
         self.happened = dict.fromkeys(ACTIONS, 0)  # by action
         if self.is_live:
-            self._add_outcomes()
-
-    def _add_outcomes(self) -> None:
-        """What became of each event, where the run has its record, beside what was decided."""
-        try:
-            audit = parquet.read_table(self.folder / AUDIT, columns=["original_id", "action"])
-        except (OSError, ValueError):
-            raise RefusedError(f"{AUDIT} cannot be read: the seal {self.seal()}") from None
-        rows = pc.index_in(pa.array(self.frame["id"]), value_set=audit["original_id"])
-        happened = audit["action"].take(rows).to_pandas()
-        self.frame["happened"] = pd.Categorical(happened, categories=list(ACTIONS))
-        counts = audit["action"].value_counts().to_pylist()
-        self.happened |= {action["values"]: action["counts"] for action in counts}
+            try:
+                audit = parquet.read_table(self.folder / AUDIT, columns=["original_id", "action"])
+            except (OSError, ValueError):
+                raise RefusedError(f"{AUDIT} cannot be read: the seal {self.seal()}") from None
+            rows = pc.index_in(pa.array(self.frame["id"]), value_set=audit["original_id"])
+            happened = audit["action"].take(rows).to_pandas()
+            # what became of each event, where the run has its record, beside what was decided
+            self.frame["happened"] = pd.Categorical(happened, categories=list(ACTIONS))
+            counts = audit["action"].value_counts().to_pylist()
+            self.happened |= {action["values"]: action["counts"] for action in counts}
 
     @property
     def at_us(self) -> int:
