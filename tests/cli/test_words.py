@@ -55,12 +55,6 @@ def test_lab_as_root_says_what_to_do(valkey: Server, stream: str, cli: Cli) -> N
     )
 
 
-def test_help_has_whole_summaries(cli: Cli) -> None:
-    """No summary of a command ends in dots."""
-    told = cli.done("--help").out
-    assert "..." not in told[told.index("Commands") :]
-
-
 def test_a_command_that_is_shown_can_be_pasted(tmp_path: Path) -> None:
     """On a narrow terminal a long command stays one line."""
     code = (

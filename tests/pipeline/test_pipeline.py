@@ -230,16 +230,6 @@ def test_wrong_values_of_a_cell_are_refused(option: str, value: object, said: st
         LiveDrain.open({option: value})
 
 
-def test_a_live_run_unapproved_changes_nothing(valkey: Server, stream: str, cli: Cli) -> None:
-    """Without --yes and without a terminal: exit code 4, no folder, no change."""
-    seed(valkey, stream)
-    before = everything(valkey)
-    assert cli("run", "--mode", "live", *at(valkey, stream)).rc == 4
-    assert everything(valkey) == before
-    assert not (cli.cwd / "reports").exists()
-    assert GROUP in str(ask(valkey, "XINFO", "GROUPS", stream))
-
-
 def test_evidence_does_not_grow_with_the_backlog(valkey: Server, stream: str, cli: Cli) -> None:
     """Notebooks and report of ten times the entries are at most a fifth larger, the report of
     20,000 is below 300 KB, and all but the tables below 700 KB."""
