@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from .errors import DrainkitError, RefusedError, UnwritableError, UsageError
+from .late import pa
 from .safe import without_formulas
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyarrow import parquet
 
 ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
@@ -207,8 +207,6 @@ class TableWriter:
                 self._sink.close()
 
     def _flush(self) -> None:
-        import pyarrow as pa
-
         table = pa.concat_tables(self._tables)
         self._tables, self._rows, self._bytes = [], 0, 0
         with _told(self._path):

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -24,16 +23,13 @@ from ..core.policy import Policy
 from ..core.timestamps import NO_TIME, id_times_us
 from ..core.values import RawEntry
 from ..errors import UsageError
-from ..late import pa
+from ..late import pa, pd
 from ..safe import text
 from ..server import reading, scopes
 from ..server.connection import Server
 from ..server.counting import split
 from ..settings import Fields, Settings
 from ..settings.config import load
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PART_ROWS = 1_000_000
 BY_HAND = 64  # texts around one that is not UTF-8

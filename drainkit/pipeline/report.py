@@ -24,6 +24,7 @@ from ..core.verdicts import NO, Json, Recorded, group_of, verdicts
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError
 from ..evidence.statement import RUN_JSON, STATEMENT, SUMS, read_or
+from ..late import pa, pc
 from ..operations.state import own_pending
 from ..safe import one_line, share
 from ..server.keeping import keeping_words
@@ -189,8 +190,6 @@ def _next_steps(folder: Path, run: Json, state: Json) -> list[tuple[str, str]]:
 
 def _samples(path: Path) -> dict[str, Any] | None:
     """Of a table of events its rows, and all of them or the first of each action."""
-    import pyarrow.compute as pc
-
     names = ("original_id", "id", "symbol", "age_sec", "confidence", "action", "reason")
     wanted, chosen = dict.fromkeys(ACTIONS, SAMPLES), []
     try:
@@ -248,8 +247,6 @@ def write_verdicts(folder: Path) -> None:
 
 
 def _recorded(folder: Path, run: Json, planned: PlanFile | None) -> Recorded | None:
-    import pyarrow as pa
-
     parts = None if planned is None else lambda: planned.blocks(("id", "action"))
     recorded = Recorded(folder.name, str(run.get("boundary_id")), parts)
     try:

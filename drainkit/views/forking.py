@@ -32,7 +32,7 @@ def main() -> None:
     from . import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
 
     sys.modules.pop("rfc3987_syntax")
-    live_drain.heed_stop_signal()
+    signal.signal(signal.SIGUSR1, live_drain.stop)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     gc.collect()
     gc.freeze()  # the kernels' collectors leave all this alone

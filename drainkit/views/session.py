@@ -93,7 +93,7 @@ def groups_frame(*states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLU
     rows = [row for state in states for row in group_rows(state)]
     # whole numbers stay such, which a table sets to the right
     shown = [[v if type(v := row[n]) is int else known(v) for n in columns] for row in rows]
-    return Table(shown, columns=[*columns]).set_index(columns[0])
+    return Table(pd.DataFrame(shown, columns=[*columns]).set_index(columns[0]))
 
 
 def counts_frame(summary: Summary | None) -> pd.DataFrame:
