@@ -1,4 +1,5 @@
-"""Judges backlogs by limits, after the monitoring convention."""
+"""Judges backlogs by limits, after the monitoring convention; and the values of a group, each
+declared once, with the rows and metrics made of them."""
 
 from __future__ import annotations
 
@@ -248,6 +249,8 @@ def _judge_lost(report: Report, name: str, g: GroupState, limits: Limits) -> Non
 
 
 # ---------------------------------------------------------------- values of a group: rows, metrics
+#
+# Here a state is its JSON (state_as_dict), or an older baseline.json, which may lack some values.
 
 
 @dataclass(frozen=True)
