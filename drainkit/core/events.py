@@ -49,6 +49,7 @@ MAX_VOCABULARY_CHARACTERS = 4_000_000
 MAX_LAYOUTS, MAX_LAYOUT_NAMES, MAX_LAYOUT_BYTES = 1_000, 64, 4_096
 MAX_NUMBER_CHARACTERS = 400
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
+_ANY_TEXT = re.compile(r".+", re.DOTALL)
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NAMES: Callable[[list[bytes]], list[bytes]] = itemgetter(slice(None, None, 2))
 _NAN = float("nan")
@@ -171,7 +172,9 @@ class Decoder:
             stamps += found.stamps
             refused += found.refused
             order += rows
-        stamp_us = earliest_us(times_us(stamps), more_rows, more_stamps)
+        stamp_us = times_us(stamps)
+        if more_rows:
+            stamp_us = earliest_us(stamp_us, more_rows, times_us(more_stamps))
         row_of = np.fromiter(order, np.int64, len(order))
         return self._events(ids, missing, values, stamp_us, refused, row_of)
 
@@ -184,7 +187,17 @@ class Decoder:
                 names = found
                 rows = groups.setdefault(tuple(names), [])
             rows.append(row)
-        return [(self._layout(names), rows) for names, rows in groups.items()]
+        found_rows = []
+        for key, rows in groups.items():
+            layout = self._layouts.get(key)
+            if layout is None:
+                layout = Layout(key, self._places)
+                if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
+                    self._layouts.clear()
+                if len(key) <= MAX_LAYOUT_NAMES and sum(map(len, key)) <= MAX_LAYOUT_BYTES:
+                    self._layouts[key] = layout
+            found_rows.append((layout, rows))
+        return found_rows
 
     def _events(
         self,
@@ -207,7 +220,9 @@ class Decoder:
             invalid, symbol_code, self._sides.codes(sides), self._sources.codes(sources),
             confidence, stamp_us,
         ]  # fmt: skip
-        columns = [_in_order(column, order) for column in columns]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        columns = [column[back] for column in columns]
         invalid, symbol_code, side_code, source_code, confidence, stamp_us = columns
         time_us, time_source, is_ahead = event_times(id_times_us(ids), stamp_us)
         invalid[(invalid == 0) & is_ahead] = AHEAD
@@ -229,34 +244,16 @@ class Decoder:
         )
 
     def _forget(self) -> None:
-        self._symbols = _Vocabulary(_valid_symbol)
-        self._sides = _Vocabulary(_any_text)
-        self._sources = _Vocabulary(_any_text)
-
-    def _layout(self, names: tuple[bytes, ...]) -> Layout:
-        layout = self._layouts.get(names)
-        if layout is None:
-            layout = Layout(names, self._places)
-            if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
-                self._layouts.clear()
-            if len(names) <= MAX_LAYOUT_NAMES and sum(map(len, names)) <= MAX_LAYOUT_BYTES:
-                self._layouts[names] = layout
-        return layout
-
-
-def _in_order(column: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The column with its i-th value at row `order[i]`."""
-    whole = np.empty_like(column)
-    whole[order] = column
-    return whole
+        self._symbols = _Vocabulary(_SYMBOL)
+        self._sides, self._sources = _Vocabulary(_ANY_TEXT), _Vocabulary(_ANY_TEXT)
 
 
 class _Vocabulary:
     """Codes for the valid texts seen; -1 for everything else, which is not remembered."""
 
-    def __init__(self, read: Callable[[Any], str | None]) -> None:
+    def __init__(self, valid: re.Pattern[str]) -> None:
         self.values: list[str] = []
-        self._read = read
+        self._valid = valid
         self._codes: dict[Any, int] = {ABSENT: -1}  # by str and by bytes
         self._characters = 0
 
@@ -282,8 +279,8 @@ class _Vocabulary:
         code = self._codes.get(value)
         if code is not None:
             return code
-        text = self._read(value)
-        if text is None:
+        text = as_text(value)
+        if text is None or not self._valid.fullmatch(text):
             return -1
         code = self._codes.get(text)
         if code is None:
@@ -294,16 +291,6 @@ class _Vocabulary:
         return code
 
 
-def _any_text(value: Any) -> str | None:
-    text = as_text(value)
-    return text or None
-
-
-def _valid_symbol(value: Any) -> str | None:
-    text = as_text(value)
-    return text if text is not None and _SYMBOL.fullmatch(text) else None
-
-
 def _confidences(values: Column, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The numbers (float64, nan where not valid) and the reasons (uint8, 0 valid).
 
@@ -312,39 +299,29 @@ def _confidences(values: Column, most: int) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.array([value if type(value) is float else _NAN for value in values], float)
     reasons = np.zeros(len(values), dtype=np.uint8)
     odd = np.flatnonzero(~((numbers >= 0) & (numbers <= most)))
-    if len(odd):
-        found = [_confidence(values[row], most) for row in odd.tolist()]
-        numbers[odd], reasons[odd] = zip(*found, strict=True)
+    for row in odd.tolist():
+        value = values[row]
+        # few digits, so the same texts again and again
+        read = _known_confidence if type(value) is bytes and len(value) <= 16 else _confidence
+        numbers[row], reasons[row] = read(value, most)
     return np.abs(numbers) / most, reasons  # -0.0 is 0
 
 
 def _confidence(value: Any, most: int) -> tuple[float, int]:
     """The number and 0, or nan and the reason."""
-    kind = type(value)
-    if kind is float or kind is int:
-        return _within(value, most)
     if value is ABSENT:
         return np.nan, NO_CONFIDENCE
-    if kind is bytes and len(value) <= 16:  # few digits, so the same texts again and again
-        return _confidence_text(value, most)
-    return _number(as_text(value), most)
+    if type(value) is not int and type(value) is not float:
+        text = as_text(value)
+        if text is not None and most > 1:
+            text = text.removesuffix("%")
+        if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
+            return np.nan, NO_NUMBER
+        value = float(text)
+    return (float(value), 0) if 0 <= value <= most else (np.nan, OUTSIDE)
 
 
-@lru_cache(1024)
-def _confidence_text(text: bytes, most: int) -> tuple[float, int]:
-    return _number(as_text(text), most)
-
-
-def _number(text: str | None, most: int) -> tuple[float, int]:
-    if text is not None and most > 1:
-        text = text.removesuffix("%")
-    if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
-        return np.nan, NO_NUMBER
-    return _within(float(text), most)
-
-
-def _within(number: float, most: int) -> tuple[float, int]:
-    return (float(number), 0) if 0 <= number <= most else (np.nan, OUTSIDE)
+_known_confidence = lru_cache(1024)(_confidence)
 
 
 def decoder_of(settings: Settings) -> Decoder:

@@ -68,19 +68,13 @@ def id_times_us(ids: list[bytes]) -> np.ndarray:
     chars = np.array(ids, dtype="S14").view(np.uint8).reshape(-1, 14)
     digits = chars[:, :13] - np.uint8(ord("0"))
     fits = (digits <= 9).all(axis=1) & (chars[:, 13] == ord("-"))
-    times = _number(digits) * 1000
+    # as floats, which are exact below 2**53 and multiplied many times faster than integers
+    times = (digits @ 10.0 ** np.arange(12, -1, -1)).astype(np.int64) * 1000
     for row in np.flatnonzero(~fits).tolist():
         ms = int(ids[row].partition(b"-")[0])
         times[row] = ms * 1000 if ms <= LATEST_ID_MS else NO_TIME
     times[times < EARLIEST_ID_MS * 1000] = NO_TIME
     return times
-
-
-def _number(digits: np.ndarray) -> np.ndarray:
-    """The number that each row of at most 15 digits writes (int64); 0 for no digits."""
-    # as floats, which are exact below 2**53 and multiplied many times faster than integers
-    number: np.ndarray = digits @ 10.0 ** np.arange(digits.shape[1] - 1, -1, -1)
-    return number.astype(np.int64)
 
 
 def times_us(values: Sequence[Any]) -> np.ndarray:
@@ -117,16 +111,11 @@ def times_us(values: Sequence[Any]) -> np.ndarray:
     return times
 
 
-def earliest_us(
-    times: np.ndarray, more_rows: Sequence[int], more_values: Sequence[Any]
-) -> np.ndarray:
-    """The times, or what more timestamps of the same rows say where that is earlier."""
-    if not more_rows:
-        return times
+def earliest_us(times: np.ndarray, rows: Sequence[int], others: np.ndarray) -> np.ndarray:
+    """The times, or the others, of the rows that `rows` names, where these are earlier."""
     never = np.iinfo(np.int64).max
-    others = times_us(more_values)
     earliest = np.where(times == NO_TIME, never, times)
-    np.minimum.at(earliest, np.array(more_rows), np.where(others == NO_TIME, never, others))
+    np.minimum.at(earliest, np.array(rows), np.where(others == NO_TIME, never, others))
     return np.where(earliest == never, NO_TIME, earliest)
 
 

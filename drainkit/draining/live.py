@@ -21,7 +21,7 @@ from ..server.scope import Scope
 from .loop import INTERRUPTED, LOST, Loop
 from .opening import done_of_plan, preflight
 from .plan_files import PlanFile
-from .run import Opening, Progress, Run, note_end, recount
+from .run import Progress, Run, note_end, recount
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,8 +59,8 @@ def apply(
         failure = error
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
         run.server.close()
-        loop.in_flight.mark_unknown()
-        loop.in_flight.uncertain = True
+        loop.mark_unknown()
+        loop.uncertain = True
         failure = InterruptedRunError(INTERRUPTED)
     _close(run, loop, seen, failure)
     return run.summary
@@ -71,11 +71,11 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
     server, summary = run.server, run.summary
     try:
         failure = _settle(run, loop, failure)
-        if loop.changes is not None and not loop.in_flight.uncertain:
+        if loop.changes is not None and not loop.uncertain:
             summary.changes = loop.changes.table()
         seen = look(server, run.scope)
         run.clock.sync(seen.now_us)
-        _account(run, loop.begun, *run.count_left(seen))
+        _account(run, *run.count_left(seen))
         if failure is None and (reason := _unkept(run, loop, begun, seen)):
             failure = DrainkitError(reason)
         try:
@@ -88,7 +88,7 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         note_end(server, run.start, summary, at, vanished=summary.vanished)
     except DrainkitError as error:
         failure = failure or error
-        if summary.audit_records is None and (loop.in_flight.uncertain or not server.connected):
+        if summary.audit_records is None and (loop.uncertain or not server.connected):
             summary.is_counted = False
             failure.args = (f"{failure}; what was recorded is not known: see the audit stream",)
         summary.close(failure, run.clock.now_us())
@@ -103,9 +103,9 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
     server, scope, summary = run.server, run.scope, run.summary
     if server.connected:
         loop.finish()
-    is_same = server.recheck() == loop.in_flight.takeovers
-    loop.in_flight.wait_out()
-    if loop.in_flight.uncertain or not is_same:
+    is_same = server.recheck() == loop.takeovers
+    loop.wait_out()
+    if loop.uncertain or not is_same:
         counted = summary.total_read
         recount(server, summary)
         if summary.total_read < counted:
@@ -137,7 +137,7 @@ def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
                 f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
                 "them during the run; see remaining, and make a new plan"
             )
-    if not seen.audit.has_kept(begun.audit, summary.total_read, loop.in_flight.audit_id):
+    if not seen.audit.has_kept(begun.audit, summary.total_read, loop.audit_id):
         return writing.FAILURES["unaudited"]
     return None
 
@@ -148,13 +148,13 @@ def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
 # was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
 
 
-def _account(run: Run, begun: Opening | None, here: Scope, undelivered: int) -> None:
+def _account(run: Run, here: Scope, undelivered: int) -> None:
     """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
 
     `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
     The audit and the stream are read again only if the numbers leave something to explain.
     """
-    server, summary = run.server, run.summary
+    server, summary, begun = run.server, run.summary, run.opening
     if run.to_drain is not None:
         summary.vanished = len(run.trimmed)
         if summary.total_read < run.to_drain.count:

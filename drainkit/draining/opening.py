@@ -237,7 +237,7 @@ def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) 
     sent_sec = time.monotonic()
     probed = writing.probe(
         server, main, after=reading.FIRST_ID, counters=b"", rate=rate,
-        deadline_us=run.clock.now_us() + round(server.reply_timeout_sec * 1e6),
+        deadline_us=run.new_deadline_us(),
     )  # fmt: skip
     run.clock.sync(probed.now_us)
     return Ready(seen, probed, time.monotonic() - sent_sec, notes)

@@ -49,7 +49,7 @@ class Run:
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
-    opening: Opening | None = None  # where that is counted already, just before the drain
+    opening: Opening | None = None  # as counted just before the drain
     folder: str = ""  # where its evidence will be sealed; "": it leaves none
     summary: Summary = field(init=False)
     start: ledger.Start = field(init=False)  # as the ledger has it
@@ -84,6 +84,29 @@ class Run:
         if self.to_drain is None or not self.to_drain.count:
             return self.scope
         return replace(self.scope, boundary=self.to_drain.last_id)
+
+    def new_deadline_us(self) -> int:
+        """When a request sent now will be given up; the server refuses it after that."""
+        return self.clock.now_us() + round(self.server.reply_timeout_sec * 1e6)
+
+    def count_first(self, seen: Seen) -> None:
+        """Before the first commit: what is undelivered, and how many events the run is to take.
+
+        With a plan the entries are known by name; pending entries do not vanish, they are recorded
+        as missing.
+        """
+        if self.to_drain is not None:
+            self.summary.expected = self.to_drain.count
+            return
+        here = scopes.current(self.server, self.scope, seen)
+        if here.name != "pending" and self.opening is None:
+            self.opening = Opening(here.position, scopes.undelivered(self.server, here, seen))
+        if self.opening is None or here.name == "history":  # it comes upon what is recorded already
+            count = scopes.remaining(self.server, here)
+        else:
+            own = scopes.own_ids(self.server, here) if seen.has_own else ()
+            count = self.opening.undelivered + sum(map(len, own))
+        self.summary.expected = min(count, self.max_events or count)
 
     def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:
         """Count what is left; returns where the scope stands now, and what is undelivered."""
