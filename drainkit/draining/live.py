@@ -103,7 +103,8 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
     server, scope, summary = run.server, run.scope, run.summary
     if server.connected:
         loop.finish()
-    is_same = server.recheck() == loop.takeovers
+    server.reconnect()
+    is_same = server.takeovers == loop.takeovers
     loop.wait_out()
     if loop.uncertain or not is_same:
         counted = summary.total_read

@@ -157,17 +157,9 @@ class Server:
         with translated(self.shown_url, self.close):
             self._reopen()
 
-    def recheck(self) -> int:
-        """`takeovers` as of now: Sentinel, Cluster and server are asked again; none in flight."""
-        self._check_order()
-        self.reconnect()
-        return self.takeovers
-
     def call(self, *args: bytes | str | int) -> Any:
         """Send one command and return its reply, bytes undecoded."""
-        self._check_order()
-        self.send(*args)
-        return self.receive()
+        return self.pipeline([args])[0]
 
     def send(self, *args: bytes | str | int) -> None:
         """Send one command without waiting; replies come in the order of sending."""
@@ -188,7 +180,8 @@ class Server:
         self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
     ) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
-        self._check_order()
+        if self._sent:  # the first reply would be that of another
+            raise RuntimeError(f"{len(self._sent)} replies are still to come")
         replies: list[Any] = []
         failure: redis.ResponseError | None = None
         with translated(self.shown_url, self.close):
@@ -201,11 +194,6 @@ class Server:
             if failure:
                 raise failure
         return replies
-
-    def _check_order(self) -> None:
-        """A command here would get the reply of another that is under way."""
-        if self._sent:
-            raise RuntimeError(f"{len(self._sent)} replies are still to come")
 
     def now_us(self) -> int:
         """The server's clock (TIME), microseconds since the epoch."""

@@ -39,7 +39,8 @@ def look(server: Server, scope: Scope) -> Seen:
     """
     keys = server.keys
     names = (keys.stream, keys.audit, keys.stop, keys.state, keys.recorded, keys.runs)
-    reply = writing.look(server, names, scope)
+    told = (scope.group, scope.consumer, MAX_LISTED)
+    reply = writing.evaluate(server, "look", names, *told)
     if reply == [b"many_groups"]:
         raise RefusedError(REFUSALS["many_groups"].format(MAX_LISTED))
     now_us, kinds, switch, info, audit, groups, known, done, own, memory = reply

@@ -10,7 +10,6 @@ import threading
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -214,8 +213,13 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
 
     `patience_sec`: how long it may take at most, and each reply.
     """
-    _check_options(url)
+    _check_password(url)
     try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+            raise UsageError("--redis-url: what follows the host must be the database's number")
+        if "protocol" in urllib.parse.parse_qs(parts.query):
+            raise UsageError("--redis-url: leave out protocol=; drainkit speaks RESP2")
         options = {**_OPTIONS, **parse_url(url)}
         for name in ("socket_connect_timeout", "socket_timeout"):
             if not 0 < options[name] <= LONGEST_TIMEOUT_SEC:
@@ -228,22 +232,16 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
     if not isinstance(link, Connection | SSLConnection | UnixDomainSocketConnection):
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}")
-    with _login():
-        link.connect()  # type: ignore[no-untyped-call]
-    return link  # type: ignore[return-value]
-
-
-@contextmanager
-def _login() -> Iterator[None]:
-    """The errors of a login; a server may repeat a password, so no other text of it is shown."""
     try:
-        yield
+        link.connect()  # type: ignore[no-untyped-call]
     except redis.exceptions.InvalidResponse:
         raise redis.exceptions.InvalidResponse from None
     except (*ERROR_REPLIES, ValueError) as error:  # redis-py reads some replies, MOVED say
+        # a server may repeat a password, so no other text of it is shown
         said = f"{getattr(error, 'status_code', None)} {error}"
         known = next((text for text in _AT_LOGIN if text in said), "what it says is not shown")
         raise _AT_LOGIN.get(known, redis.AuthenticationError)(known) from None
+    return link  # type: ignore[return-value]
 
 
 def _check_password(url: str) -> None:
@@ -254,19 +252,6 @@ def _check_password(url: str) -> None:
             "--redis-url: a # or ? of the password must be encoded; write %23 for #, %3F for ?, "
             "%2F for /, %40 for @"
         )
-
-
-def _check_options(url: str) -> None:
-    """Refuse what redis-py would take for something else, or what drainkit does not speak."""
-    _check_password(url)
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:
-        raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
-    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
-        raise UsageError("--redis-url: what follows the host must be the database's number")
-    if "protocol" in urllib.parse.parse_qs(parts.query):
-        raise UsageError("--redis-url: leave out protocol=; drainkit speaks RESP2")
 
 
 def read_info(link: Connection) -> ServerInfo:
