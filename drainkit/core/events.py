@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from ..late import pa, pd
-from ..settings import Fields, Settings
+from ..settings import Fields
 from .timestamps import (
+    MAX_AHEAD_US,
     NO_TIME,
     TIME_SOURCES,
     as_text,
     earliest_us,
-    event_times,
     id_times_us,
     times_us,
 )
@@ -149,7 +149,7 @@ class Decoder:
         Of several things wrong with one event, `invalid` names the first of: its JSON, symbol,
         confidence, time.
         """
-        if any(words.is_large() for words in (self._symbols, self._sides, self._sources)):
+        if any(words.is_large for words in (self._symbols, self._sides, self._sources)):
             self._forget()
         ids: list[bytes] = [*map(itemgetter(0), entries)]
         bodies: list[Any] = [*map(itemgetter(1), entries)]
@@ -224,14 +224,20 @@ class Decoder:
         back[order] = np.arange(len(order))
         columns = [column[back] for column in columns]
         invalid, symbol_code, side_code, source_code, confidence, stamp_us = columns
-        time_us, time_source, is_ahead = event_times(id_times_us(ids), stamp_us)
-        invalid[(invalid == 0) & is_ahead] = AHEAD
+        # the earlier of the two counts: a wrong clock makes an event older, never younger
+        id_us = id_times_us(ids)
+        has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
+        by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
+        time_us = np.where(by_stamp, stamp_us, id_us)
+        both = has_id & has_stamp
+        ahead_us = np.where(both, stamp_us, 0) - np.where(both, id_us, 0)
+        invalid[(invalid == 0) & (ahead_us > MAX_AHEAD_US)] = AHEAD
         invalid[(invalid == 0) & (time_us == NO_TIME)] = TIMELESS
         invalid[missing] = 0
         return Events(
             ids=ids,
             event_time_us=time_us,
-            time_source=time_source,
+            time_source=np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8),
             symbol_code=symbol_code,
             side_code=side_code,
             source_code=source_code,
@@ -256,10 +262,7 @@ class _Vocabulary:
         self._valid = valid
         self._codes: dict[Any, int] = {ABSENT: -1}  # by str and by bytes
         self._characters = 0
-
-    def is_large(self) -> bool:
-        """Whether it is time to begin a new one, so that memory stays bounded."""
-        return len(self._codes) > MAX_VOCABULARY or self._characters > MAX_VOCABULARY_CHARACTERS
+        self.is_large = False  # then it is time to begin a new one, so that memory stays bounded
 
     def codes(self, values: Column) -> np.ndarray:
         """The codes of many values (int32)."""
@@ -288,6 +291,8 @@ class _Vocabulary:
             self.values.append(text)
         self._codes[value] = code
         self._characters += len(text)
+        is_long = self._characters > MAX_VOCABULARY_CHARACTERS
+        self.is_large = is_long or len(self._codes) > MAX_VOCABULARY
         return code
 
 
@@ -322,8 +327,3 @@ def _confidence(value: Any, most: int) -> tuple[float, int]:
 
 
 _known_confidence = lru_cache(1024)(_confidence)
-
-
-def decoder_of(settings: Settings) -> Decoder:
-    """A decoder with the field names of the settings."""
-    return Decoder(settings.fields)

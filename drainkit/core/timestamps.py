@@ -46,22 +46,6 @@ def as_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def event_times(
-    id_us: np.ndarray, stamp_us: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Event time, code into TIME_SOURCES, and whether the timestamp is too far ahead of the id.
-
-    The earlier of the two counts: a wrong clock makes an event older, never younger.
-    """
-    has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
-    both = has_id & has_stamp
-    by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
-    time_us = np.where(by_stamp, stamp_us, id_us)
-    time_source = np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8)
-    is_ahead = both & (np.where(both, stamp_us, 0) - np.where(both, id_us, 0) > MAX_AHEAD_US)
-    return time_us, time_source, is_ahead
-
-
 def id_times_us(ids: list[bytes]) -> np.ndarray:
     """The ids' milliseconds as microseconds (int64), NO_TIME for ids that are plainly no times."""
     # milliseconds have 13 digits from 2001 to 2286; other ids are read one by one

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..core.plan import some
 from ..errors import RefusedError, UsageError
 from ..safe import one_line
 from .plan_files import PlanFile
@@ -131,13 +132,8 @@ def _difference(a: Any, b: Any) -> str:
     if isinstance(a, list) and isinstance(b, list):
         more, less = sorted(set(b) - set(a)), sorted(set(a) - set(b))
         if more or less:
-            return f"B has {_some(more)} besides, and not {_some(less)}"
+            return f"B has {some(more)} besides, and not {some(less)}"
     return f"{_text(a)} | {_text(b)}"
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return (one_line(", ".join(names[:5]), 100) or "none") + rest
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import files
 from ..core.collection import collection_paused
-from ..core.events import Events, decoder_of
+from ..core.events import Decoder, Events
 from ..core.frame import event_schema, record_batch
 from ..core.plan import VERSION, Plan, allowlist_notes, decisions_table, payload_hashes, seal
 from ..core.policy import Decisions, decide
@@ -61,18 +61,10 @@ def plan_run(
                 on_table(table)
 
         summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
-    plan = _make_plan(run, out)
-    if path is not None:
-        files.write_json(path, plan.to_json())
-        summary.plan_path, summary.plan_digest = str(path), plan.digest
-    return summary, plan
-
-
-def _make_plan(run: Run, decisions: DecisionsWriter) -> Plan:
-    settings, scope, summary = run.settings, run.scope, run.summary
+    settings, scope = run.settings, run.scope
     same = ("stream", "consumer_group", "consumer_name", "throttle", "max_events", "until", "from_",
             "min_idle_min", "history_group")  # fmt: skip
-    return seal(
+    plan = seal(
         Plan(
             version=VERSION,
             run_id=run.run_id,
@@ -88,11 +80,15 @@ def _make_plan(run: Run, decisions: DecisionsWriter) -> Plan:
             environment=settings.env,
             server=summary.server or "",
             fields=settings.fields.as_dict(),
-            decisions_sha256=decisions.sha256,
+            decisions_sha256=out.sha256,
             **{name: getattr(settings, name) for name in same},
-            **decisions.tally.said(),
+            **out.tally.said(),
         )
     )
+    if path is not None:
+        files.write_json(path, plan.to_json())
+        summary.plan_path, summary.plan_digest = str(path), plan.digest
+    return summary, plan
 
 
 def books_of(run: Run, plan: Plan) -> Summary:
@@ -129,7 +125,7 @@ class Page:
 
 
 def _read_pages(run: Run) -> Iterator[Page]:
-    decoder, left = decoder_of(run.settings), run.max_events
+    decoder, left = Decoder(run.settings.fields), run.max_events
     for page in scopes.scope_entries(run.server, run.scope):
         entries = page if left is None else page[:left]
         yield Page(decoder.decode(entries), entries)

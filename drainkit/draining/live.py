@@ -6,12 +6,12 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
+from ..late import pa
 from ..server import ledger, recorded, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
@@ -22,9 +22,6 @@ from .loop import INTERRUPTED, LOST, Loop
 from .opening import done_of_plan, preflight
 from .plan_files import PlanFile
 from .run import Progress, Run, note_end, recount
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 VANISHED = "deleted by others before it could be delivered"
 
@@ -79,8 +76,8 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         if failure is None and (reason := _unkept(run, loop, begun, seen)):
             failure = DrainkitError(reason)
         try:
-            if (found := _all_changes(run)) is not None:
-                note_drift(summary, found)
+            if run.planned is not None:
+                note_drift(summary, _all_changes(run, run.planned))
         except DrainkitError as error:
             failure = failure or error
         run.close(failure)
@@ -138,9 +135,12 @@ def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
                 f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
                 "them during the run; see remaining, and make a new plan"
             )
-    if not seen.audit.has_kept(begun.audit, summary.total_read, loop.audit_id):
-        return writing.FAILURES["unaudited"]
-    return None
+    then, now = begun.audit, seen.audit
+    is_kept = now.length >= then.length + summary.total_read
+    is_kept = is_kept and id_key(now.last_id) >= id_key(loop.audit_id)
+    if now.gone is not None and then.gone is not None:
+        is_kept = is_kept and now.gone <= then.gone
+    return None if is_kept else writing.FAILURES["unaudited"]
 
 
 # ------------------------------------------------------------ what was neither recorded nor left
@@ -209,22 +209,18 @@ def note_drift(summary: Summary, found: pa.Table) -> None:
         )
 
 
-def _all_changes(run: Run) -> pa.Table | None:
-    """What came out otherwise than planned (core.reconciliation.DRIFT_COLUMNS); None: no plan.
+def _all_changes(run: Run, plan: PlanFile) -> pa.Table:
+    """What came out otherwise than planned (core.reconciliation.DRIFT_COLUMNS).
 
     From the drain's own decisions; from the audit where an outcome was unknown.
     """
-    if run.planned is None:
-        return None
-    import pyarrow as pa  # a drain without a plan has no use for its time and memory
-
     found = run.summary.changes
     if found is None:
-        found = changes(run.server, run.planned, run.run_id)
+        found = changes(run.server, plan, run.run_id)
     if not run.summary.vanished:
         return found
     done = done_of_plan(run)
-    planned = run.planned.table(("id", "action"))
+    planned = plan.table(("id", "action"))
     actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
     gone = vanished_ids(run, [entry for entry in actions if entry not in done])
     rows = [(entry, actions[entry], "vanished", VANISHED) for entry in gone]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.audit import records
 from ..core.entries import Changes
-from ..core.events import Events, decoder_of
+from ..core.events import Decoder, Events
 from ..core.policy import Decisions, decide
 from ..core.timestamps import iso
 from ..errors import (
@@ -93,7 +93,7 @@ class Loop:
         self._stopping = stopping
         self._on_progress = on_progress
         self._reader = Reader(run)
-        self._decoder = decoder_of(run.settings)
+        self._decoder = Decoder(run.settings.fields)
         self._sent: deque[ReadRequest | CommitRequest] = deque()  # replies come in this order
         self._round_trips = deque([ready.round_trip_sec], maxlen=ROUND_TRIPS)
         self._deadline = self._unknown_until = 0  # us, by the server's clock
@@ -197,12 +197,9 @@ class Loop:
             most = min(most, turn_entries(self._rate, min(self._round_trips)))
         return min(most, self._budget())
 
-    def _is_reading(self) -> bool:
-        return any(isinstance(request, ReadRequest) for request in self._sent)
-
     def _read_ahead(self, to_send: int = 0) -> bool:
         """Ask for a page, if none is there or on its way; False if there are no more entries."""
-        if not (self._reader.has_page() or self._is_reading()):
+        if not (self._reader.has_page() or self._reader.is_asked):
             if (request := self._reader.ask(self._budget() - to_send)) is None:
                 return False
             self._sent.append(request)
@@ -213,12 +210,12 @@ class Loop:
         while True:
             if (batch := self._reader.batch(self._room())) is not None:
                 return batch
-            if self._reader.has_page() or not self._is_reading():
+            if self._reader.has_page() or not self._reader.is_asked:
                 # the budget was all in flight; what was rejected of that leaves room again
                 self._settle_all()
                 if self._room() < 1 or not self._read_ahead():
                     return None
-            while self._is_reading():
+            while self._reader.is_asked:
                 self._take()
 
     def _commit(self, batch: Batch) -> None:
@@ -257,7 +254,7 @@ class Loop:
             if self._stopping.wait(min(seconds, HEARD_SEC)):
                 return False
             if seconds > HEARD_SEC:
-                while self._is_reading():
+                while self._reader.is_asked:
                     self._take()
                 before = self._rate
                 if self._probe(b"").rate != before:  # a slower one came, or is gone: ask at once

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.collection import collection_paused
 from ..core.entries import Cursor, Entries, Feed, Straight, ToDrain, fits
-from ..core.events import decoder_of
+from ..core.events import Decoder
 from ..core.plan import differences, payload_hashes
 from ..core.policy import Policy
 from ..core.summary import new_run_id
@@ -113,7 +113,7 @@ def look_straight(run: Run, planned: PlanFile) -> Straight | None:
     those of the plan), or where the server does not count what is deleted (6.2): then each has to
     be looked at, and read again to be drained.
     """
-    server, scope, decoder = run.server, run.scope, decoder_of(run.settings)
+    server, scope, decoder = run.server, run.scope, Decoder(run.settings.fields)
     counters = reading.stream_info(server).counters  # before the first is read
     if scope.name == "pending" or not counters:
         return None

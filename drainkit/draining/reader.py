@@ -51,6 +51,7 @@ class Reader:
         self._page: list[RawEntry] = []  # what is left of the page read last
         self._sizes: list[int] = []  # bytes of its entries; empty where all are small
         self._page_counters = b""  # the stream's, from before it was read
+        self.is_asked = False  # for a page
         self._cut = self._after = self.position  # up to here all is in batches; is read
         self._recorded: Recorded | None = None
         self._cursor: Cursor | None = None
@@ -60,7 +61,7 @@ class Reader:
     def start_over(self) -> None:
         """Forget what was read; what is recorded already is looked up anew."""
         self._recorded = self._columns = None
-        self._page = []
+        self._page, self.is_asked = [], False
 
     def note(self, found: Committed, *, is_start: bool = False) -> None:
         """Take over where a reply says that group and stream stand; a start is read on from there.
@@ -132,10 +133,12 @@ class Reader:
         if not self._known().touches(after, self.bounds.boundary):  # else some count for nothing
             count = min(count, budget)
         reading.send_page(self._server, after, self.bounds.boundary, count)
+        self.is_asked = True
         return ReadRequest(after, self.counters)
 
     def put(self, request: ReadRequest, page: list[RawEntry]) -> None:
         """The page that was asked for; all of the one before it is in batches by then."""
+        self.is_asked = False
         if not page:
             self._after = self.bounds.boundary  # no more
             return
@@ -165,21 +168,17 @@ class Reader:
             self._columns = None  # no more, or otherwise than when they were looked at
         if not self._page:
             return None
-        n = self._fitting(room)
-        entries, self._page, self._sizes = self._page[:n], self._page[n:], self._sizes[n:]
-        after, self._cut = self._cut, text(entries[-1][0])
-        planned = self._planned([entry[0] for entry in entries])
-        return Batch(entries, after, self._page_counters, planned=planned)
-
-    def _fitting(self, room: int) -> int:
-        """How many entries of the page make a batch: by number and by bytes, at least one."""
         page, known = self._page, self._known()
         if known.touches(text(page[0][0]), text(page[-1][0])):
             fresh = [at for at, entry in enumerate(page) if not known.has(entry[0])]
             room = fresh[room] if len(fresh) > room else len(page)
         if sum(self._sizes) > BATCH_BYTES:
             room = min(room, sum(total <= BATCH_BYTES for total in accumulate(self._sizes)))
-        return max(1, room)
+        n = max(1, room)
+        entries, self._page, self._sizes = self._page[:n], self._page[n:], self._sizes[n:]
+        after, self._cut = self._cut, text(entries[-1][0])
+        planned = self._planned([entry[0] for entry in entries])
+        return Batch(entries, after, self._page_counters, planned=planned)
 
     def _known(self) -> Recorded:
         """What is recorded already for the group; looked up when it is first needed.

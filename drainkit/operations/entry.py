@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.audit import parse
-from ..core.events import Events, decoder_of
+from ..core.events import Decoder, Events
 from ..core.places import places, shown
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
 from ..core.shapes import Findings, examine
@@ -57,7 +57,7 @@ def show(
 
 
 def _decided(settings: Settings, policy: Policy, entry: RawEntry, now_us: int) -> dict[str, Any]:
-    events = decoder_of(settings).decode([entry])
+    events = Decoder(settings.fields).decode([entry])
     texts = [text(part) for part in entry[1] or ()]
     pairs = [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
     found = [
@@ -215,7 +215,7 @@ def fields_of(server: Server, settings: Settings) -> Findings:
 def unreadable(server: Server, settings: Settings) -> Findings | None:
     """What is wrong with the backlog's events; None where at most a fifth cannot be read."""
     entries = sample(server, settings)
-    bad = (decoder_of(settings).decode(entries).invalid > 0).sum()
+    bad = (Decoder(settings.fields).decode(entries).invalid > 0).sum()
     return examine(entries, settings.fields) if bad > TOO_MANY * len(entries) else None
 
 

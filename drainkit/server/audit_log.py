@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.audit import audit_table, parse
 from ..core.collection import collection_paused
@@ -16,7 +16,7 @@ from ..errors import RefusedError
 from ..safe import text
 from . import ledger, reading
 from .connection import Server
-from .reading import id_key, pairs
+from .reading import id_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,22 +82,6 @@ class Extent:
     last_id: str = reading.FIRST_ID
     length: int = 0
     gone: int | None = None  # entries that were removed; None: older than 7.0
-
-    def has_kept(self, then: Extent, records: int, last_id: str) -> bool:
-        """Whether all of `then` is there, and so many records more, up to `last_id`."""
-        if self.gone is not None and then.gone is not None and self.gone > then.gone:
-            return False
-        return self.length >= then.length + records and id_key(self.last_id) >= id_key(last_id)
-
-
-def extent_in(reply: list[Any]) -> Extent:
-    """How much a stream holds, as a reply of XINFO STREAM says; one that is missing nothing."""
-    if not reply:
-        return Extent(gone=0)
-    info = pairs(reply)
-    added = info.get("entries-added")
-    gone = None if added is None else added - info["length"]
-    return Extent(text(info["last-generated-id"]), info["length"], gone)
 
 
 def check_owner(server: Server, audit: Extent, known: str) -> None:

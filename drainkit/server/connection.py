@@ -252,7 +252,9 @@ class Server:
     def _send(self, commands: list[tuple[bytes | str | int, ...]]) -> None:
         # redis-py's own would look at each of a commit's thousands of arguments in Python
         requests = [hiredis.pack_command(args) for args in commands]  # type: ignore[arg-type] # its stub: one
-        self._fresh().send_packed_command(requests, check_health=False)
+        if not self._sent:
+            self._refresh()
+        self._connected().send_packed_command(requests, check_health=False)
         self._sent.extend(requests)
 
     def _receive(self, most_bytes: int | None = None) -> Any:
@@ -301,24 +303,21 @@ class Server:
             raise redis.ConnectionError("not connected")
         return self._link
 
-    def _fresh(self) -> Connection:
-        """The connection for a request; with none in flight, opened again if the server closed it.
+    def _refresh(self) -> None:
+        """Before a request with none in flight: open again what the server closed meanwhile.
 
         Not to another server than before: the caller has to know that it restarted.
         """
-        if self._sent:
-            return self._connected()
         self._socket.received = 0
         try:
             if self._link is not None and not self._link.can_read(timeout=0):
-                return self._link
+                return
         except (redis.RedisError, OSError):
             pass
         takeovers = self.takeovers
         self._reopen()
         if self.takeovers != takeovers:
             raise redis.ConnectionError("the server restarted, or another one took over")
-        return self._connected()
 
 
 class Clock:

@@ -9,9 +9,9 @@ from ..errors import RefusedError
 from ..ids import FIRST_ID
 from ..safe import text
 from . import writing
-from .audit_log import Extent, extent_in
+from .audit_log import Extent
 from .connection import Server
-from .reading import Group, StopSwitch, StreamInfo, groups_in, stream_in
+from .reading import Group, StopSwitch, StreamInfo, groups_in, pairs, stream_in
 from .scope import Scope
 from .writing import MAX_LISTED, REFUSALS
 
@@ -47,6 +47,12 @@ def look(server: Server, scope: Scope) -> Seen:
     if not info:
         raise RefusedError(REFUSALS["gone"])
     types = dict(zip(names, map(text, kinds), strict=True))
+    extent = Extent(gone=0)
+    if audit:
+        of = pairs(audit)
+        added, length = of.get("entries-added"), of["length"]
+        gone = None if added is None else added - length
+        extent = Extent(text(of["last-generated-id"]), length, gone)
     odd = types[keys.stop] not in ("none", "string")
     return Seen(
         now_us=int(now_us),
@@ -55,7 +61,7 @@ def look(server: Server, scope: Scope) -> Seen:
         else StopSwitch.read(switch) if types[keys.stop] == "string" else None,
         info=stream_in(server, info),
         groups=groups_in(groups),
-        audit=extent_in(audit),
+        audit=extent,
         audit_known=text(known),
         history_done=text(done) or FIRST_ID,
         has_own=own > 0,

@@ -15,6 +15,7 @@ from itertools import chain, groupby
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
+from ..ids import is_id
 from ..safe import text
 from . import reading, writing
 from .connection import Server
@@ -126,7 +127,7 @@ def audited_ids(server: Server, after: str = FIRST_ID) -> dict[bytes, set[bytes]
             record = dict(zip((fields or ())[::2], (fields or ())[1::2], strict=False))
             entry = record.get(b"original_id", b"")
             # whoever may write to the audit could have put anything there
-            if _is_id(entry):
+            if is_id(text(entry)):
                 found.setdefault(record.get(b"consumer_group", b""), set()).add(entry)
     return found
 
@@ -174,8 +175,3 @@ def _audit_id(server: Server) -> str:
     if not server.call("EXISTS", server.keys.audit):
         return FIRST_ID
     return text(pairs(server.call("XINFO", "STREAM", server.keys.audit))["last-generated-id"])
-
-
-def _is_id(entry: bytes) -> bool:
-    ms, dash, seq = entry.partition(b"-")
-    return dash == b"-" and ms.isdigit() and seq.isdigit() and len(entry) <= 41

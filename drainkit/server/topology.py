@@ -94,11 +94,17 @@ def find(url: str) -> Connection:
     """The first connection that opens: the server, a Cluster's node, or Sentinel's primary."""
     if not _SCHEMES.match(url):
         raise UsageError(f"--redis-url must start with one of {URL_FORMS}")
+    # a # or ? of the password's own: what follows would be taken for a host or an option
+    query = url.partition("?")[2]
+    if "#" in url or not re.fullmatch(r"(?:[A-Za-z_%\d]+=[^&]*(?:&|$))*", query):
+        raise UsageError(
+            "--redis-url: a # or ? of the password must be encoded; write %23 for #, %3F for ?, "
+            "%2F for /, %40 for @"
+        )
     scheme, _, rest = url.partition("://")
     if "+" not in scheme:
         return connect(url)
     base, _, topology = scheme.partition("+")
-    _check_password(url)
     login, hosts, path = _split(rest)
     if topology == "cluster":
         seeds = [f"{base}://{login}{seed}/{path}" for seed in hosts.split(",")]
@@ -213,7 +219,6 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
 
     `patience_sec`: how long it may take at most, and each reply.
     """
-    _check_password(url)
     try:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
@@ -242,16 +247,6 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
         known = next((text for text in _AT_LOGIN if text in said), "what it says is not shown")
         raise _AT_LOGIN.get(known, redis.AuthenticationError)(known) from None
     return link  # type: ignore[return-value]
-
-
-def _check_password(url: str) -> None:
-    """Refuse a password's own # or ?: what follows would be taken for a host or an option."""
-    query = url.partition("?")[2]
-    if "#" in url or not re.fullmatch(r"(?:[A-Za-z_%\d]+=[^&]*(?:&|$))*", query):
-        raise UsageError(
-            "--redis-url: a # or ? of the password must be encoded; write %23 for #, %3F for ?, "
-            "%2F for /, %40 for @"
-        )
 
 
 def read_info(link: Connection) -> ServerInfo:
