@@ -141,7 +141,7 @@ class Decoder:
         fields = fields or Fields()
         self._places, self._most = Places(fields), 100 if fields.confidence_percent else 1
         self._layouts: dict[tuple[bytes, ...], Layout] = {}
-        self._forget()
+        self._words: list[_Vocabulary] = []  # of symbols, sides, sources
 
     def decode(self, entries: Sequence[RawEntry]) -> Events:
         """The entries as Events, one row each, in their order; never raises for their content.
@@ -149,8 +149,8 @@ class Decoder:
         Of several things wrong with one event, `invalid` names the first of: its JSON, symbol,
         confidence, time.
         """
-        if any(words.is_large for words in (self._symbols, self._sides, self._sources)):
-            self._forget()
+        if not self._words or any(words.is_large for words in self._words):
+            self._words = [_Vocabulary(_SYMBOL), _Vocabulary(_ANY_TEXT), _Vocabulary(_ANY_TEXT)]
         ids: list[bytes] = [*map(itemgetter(0), entries)]
         bodies: list[Any] = [*map(itemgetter(1), entries)]
         values: list[Column] = [[] for _ in VALUES]
@@ -210,14 +210,15 @@ class Decoder:
     ) -> Events:
         """Columns of raw values, the i-th of row `order[i]`, as typed columns."""
         symbols, sides, confidences, sources = values
-        symbol_code = self._symbols.codes(symbols)
+        of_symbols, of_sides, of_sources = self._words
+        symbol_code = of_symbols.codes(symbols)
         confidence, wrong = _confidences(confidences, self._most)
         invalid = np.frombuffer(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = NO_SYMBOL if symbols[row] is ABSENT else BAD_SYMBOL
         invalid = np.where(invalid == 0, wrong, invalid)
         columns = [
-            invalid, symbol_code, self._sides.codes(sides), self._sources.codes(sources),
+            invalid, symbol_code, of_sides.codes(sides), of_sources.codes(sources),
             confidence, stamp_us,
         ]  # fmt: skip
         back = np.empty_like(order)
@@ -244,14 +245,10 @@ class Decoder:
             confidence=confidence,
             invalid=invalid,
             missing=missing,
-            symbols=self._symbols.values,
-            sides=self._sides.values,
-            sources=self._sources.values,
+            symbols=of_symbols.values,
+            sides=of_sides.values,
+            sources=of_sources.values,
         )
-
-    def _forget(self) -> None:
-        self._symbols = _Vocabulary(_SYMBOL)
-        self._sides, self._sources = _Vocabulary(_ANY_TEXT), _Vocabulary(_ANY_TEXT)
 
 
 class _Vocabulary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Sequence
 from contextlib import closing
@@ -44,7 +46,27 @@ def apply(
         for start in ledger.starts_of(run.server, run.planned.plan.digest)[-1:]:
             notes.append(f"this plan was applied already by {start.run_id} at {start.at}")
     run.begin().notes = notes or None
-    run.note_start(seen.audit.last_id)
+    scope, settings = run.scope, run.settings
+    run.start = ledger.Start(
+        run_id=run.run_id,
+        scope=scope.name,
+        consumer_group=scope.group,
+        consumer=scope.consumer,
+        boundary_id=scope.boundary,
+        throttle=settings.throttle,
+        max_events=settings.max_events,
+        plan_digest=run.planned.plan.digest if run.planned else "",
+        at=iso(run.clock.now_us()),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        operator=settings.operator,
+        approvers=",".join(run.approvers),
+        from_id=scope.first,
+        audit_id=seen.audit.last_id,
+        audit_stream=settings.audit_stream or "",
+        folder=run.folder,
+    )
+    ledger.append(run.server, run.start)
     stopping = stopping or threading.Event()
     loop = Loop(run, ready, stopping=stopping, on_progress=on_progress)
     failure: DrainkitError | None = None

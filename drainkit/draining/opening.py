@@ -85,7 +85,17 @@ def _take_plan(run: Run, planned: PlanFile) -> None:
         raise RefusedError("the plan is for something else: " + "; ".join(found))
     runs = {start.run_id for start in ledger.starts_of(server, plan.digest)}
     done = [part["original_id"] for part in run_tables(server, runs) if len(part)]
-    _check_position(run, planned, resumed=bool(done))
+    moved = run.scope.group_position != plan.position
+    here, last = run.scope.group_position, plan.last_id or plan.position
+    if run.scope.name == "history":
+        here = run.scope.position
+        moved = moved or here != plan.history_position
+    # a run of this plan that died has moved the position itself, at most to the plan's last entry
+    if moved and not (done and reading.id_key(here) <= reading.id_key(last)):
+        raise RefusedError(
+            f"the group's position moved since the plan was made: from {plan.position} to "
+            f"{run.scope.group_position}; make a new plan"
+        )
     run.scope = replace(run.scope, boundary=plan.boundary_id)
     if not done and (straight := look_straight(run, planned)):
         load = partial(_entries, planned)
@@ -133,24 +143,6 @@ def look_straight(run: Run, planned: PlanFile) -> Straight | None:
         return None
     found = np.concatenate([*sizes, np.zeros(0, np.int32)])
     return Straight(scope.position, counters, planned.blocks, found)
-
-
-def _check_position(run: Run, planned: PlanFile, *, resumed: bool) -> None:
-    scope, plan = run.scope, planned.plan
-    moved = scope.group_position != plan.position
-    if scope.name == "history":
-        moved = moved or scope.position != plan.history_position
-    if not moved:
-        return
-    # a run of this plan that died has moved the position itself, at most to the plan's last entry
-    here = scope.position if scope.name == "history" else scope.group_position
-    last = plan.last_id or plan.position
-    if resumed and reading.id_key(here) <= reading.id_key(last):
-        return
-    raise RefusedError(
-        f"the group's position moved since the plan was made: from {plan.position} to "
-        f"{scope.group_position}; make a new plan"
-    )
 
 
 @collection_paused()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
 
 import numpy as np
@@ -45,7 +45,9 @@ class Reader:
     def __init__(self, run: Run) -> None:
         self._server, self._scope, self._to_drain = run.server, run.scope, run.to_drain
         self._count = FIRST_ENTRIES  # how many to ask for at once
-        self.bounds = run.reach  # of what may be read
+        self.bounds = run.scope  # of what may be read: with a plan, to its last entry
+        if run.to_drain is not None and run.to_drain.count:
+            self.bounds = replace(run.scope, boundary=run.to_drain.last_id)
         self.position = self.bounds.position  # of the group, as seen last; never goes back
         self.counters = b""  # the stream's, as seen last
         self._page: list[RawEntry] = []  # what is left of the page read last

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +12,6 @@ from ..core.audit import audit_ms
 from ..core.entries import ToDrain
 from ..core.policy import ACTIONS, Policy
 from ..core.summary import Summary
-from ..core.timestamps import iso
 from ..errors import DrainkitError
 from ..server import ledger, scopes
 from ..server.audit_log import run_tables, values_of
@@ -78,13 +75,6 @@ class Run:
         """How many events this run may take; with a plan, just the plan's."""
         return self.settings.max_events if self.to_drain is None else self.to_drain.count
 
-    @property
-    def reach(self) -> Scope:
-        """The scope as far as this run may read: with a plan, to its last entry."""
-        if self.to_drain is None or not self.to_drain.count:
-            return self.scope
-        return replace(self.scope, boundary=self.to_drain.last_id)
-
     def new_deadline_us(self) -> int:
         """When a request sent now will be given up; the server refuses it after that."""
         return self.clock.now_us() + round(self.server.reply_timeout_sec * 1e6)
@@ -128,30 +118,6 @@ class Run:
                 f"{self.scope.consumer}; run the same command again"
             )
         return summary.close(failure, self.clock.now_us())
-
-    def note_start(self, audit_id: str) -> None:
-        """The ledger's entry that this run begins, after the audit's id `audit_id`."""
-        scope, settings = self.scope, self.settings
-        self.start = ledger.Start(
-            run_id=self.run_id,
-            scope=scope.name,
-            consumer_group=scope.group,
-            consumer=scope.consumer,
-            boundary_id=scope.boundary,
-            throttle=settings.throttle,
-            max_events=settings.max_events,
-            plan_digest=self.planned.plan.digest if self.planned else "",
-            at=iso(self.clock.now_us()),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            operator=settings.operator,
-            approvers=",".join(self.approvers),
-            from_id=scope.first,
-            audit_id=audit_id,
-            audit_stream=settings.audit_stream or "",
-            folder=self.folder,
-        )
-        ledger.append(self.server, self.start)
 
 
 def note_end(server: Server, start: ledger.Start, summary: Summary, at: str, **more: int) -> None:
