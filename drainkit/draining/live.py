@@ -17,9 +17,9 @@ from ..late import pa
 from ..server import ledger, recorded, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
-from ..server.look import Seen, look
 from ..server.reading import id_key, next_id, pages
 from ..server.scope import Scope
+from ..server.scopes import Seen, look
 from .loop import INTERRUPTED, LOST, Loop
 from .opening import done_of_plan, preflight
 from .plan_files import PlanFile

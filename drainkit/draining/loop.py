@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..ids import id_key
 from ..server import reading, recorded, writing
-from ..server.look import Seen, look
+from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Batch, Committed, ForgottenError
 from .opening import MAX_CLOCK_WAIT_SEC, Ready, future_audit

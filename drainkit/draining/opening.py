@@ -26,8 +26,8 @@ from ..safe import text
 from ..server import keeping, ledger, reading, recorded, scopes, writing
 from ..server.audit_log import check_owner, run_tables
 from ..server.connection import Clock, Server
-from ..server.look import Seen, look
 from ..server.reading import ACTIVE_MS
+from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Committed
 from ..settings import Settings

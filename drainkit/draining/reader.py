@@ -14,8 +14,8 @@ from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 from ..safe import text
 from ..server import reading, recorded, scopes, writing
-from ..server.look import Seen, look
 from ..server.recorded import Recorded
+from ..server.scopes import Seen, look
 from ..server.writing import Batch, Committed
 from .run import Run
 

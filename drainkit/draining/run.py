@@ -16,8 +16,8 @@ from ..errors import DrainkitError
 from ..server import ledger, scopes
 from ..server.audit_log import run_tables, values_of
 from ..server.connection import Clock, Server
-from ..server.look import Seen
 from ..server.scope import Scope
+from ..server.scopes import Seen
 from ..settings import Settings
 from .plan_files import PlanFile
 

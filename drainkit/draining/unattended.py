@@ -20,8 +20,8 @@ from ..late import pa
 from ..server import scopes, writing
 from ..server.connection import Server
 from ..server.counting import count
-from ..server.look import Seen
 from ..server.reading import next_id
+from ..server.scopes import Seen
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
 from .dry import dry_run, turn_times_us
