@@ -62,7 +62,7 @@ def apply(
         operator=settings.operator,
         approvers=",".join(run.approvers),
         from_id=scope.first,
-        audit_id=seen.audit.last_id,
+        audit_id=seen.audit.boundary_id,
         audit_stream=settings.audit_stream or "",
         folder=run.folder,
     )
@@ -159,7 +159,7 @@ def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
             )
     then, now = begun.audit, seen.audit
     is_kept = now.length >= then.length + summary.total_read
-    is_kept = is_kept and id_key(now.last_id) >= id_key(loop.audit_id)
+    is_kept = is_kept and id_key(now.boundary_id) >= id_key(loop.audit_id)
     if now.gone is not None and then.gone is not None:
         is_kept = is_kept and now.gone <= then.gone
     return None if is_kept else writing.FAILURES["unaudited"]

@@ -98,7 +98,7 @@ class Loop:
         self._round_trips = deque([ready.round_trip_sec], maxlen=ROUND_TRIPS)
         self._deadline = self._unknown_until = 0  # us, by the server's clock
         self.takeovers = run.server.takeovers  # of the server, when the run began
-        self.audit_id = ready.seen.audit.last_id  # the audit's last id, as seen last
+        self.audit_id = ready.seen.audit.boundary_id  # the audit's last id, as seen last
         self.uncertain = False  # a commit's outcome was unknown: the audit itself must be counted
         self._rate = ready.probed.rate  # the lowest of all drains at work
         self._next_turn = 0.0  # time.monotonic()

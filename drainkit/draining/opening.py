@@ -256,7 +256,7 @@ def check(run: Run) -> Seen:
             raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
     check_owner(server, seen.audit, seen.audit_known)
     keeping.check_room(server, scope, run.max_events, seen.memory)
-    ahead_sec = reading.id_key(seen.audit.last_id)[0] / 1000 - seen.now_us / 1e6
+    ahead_sec = reading.id_key(seen.audit.boundary_id)[0] / 1000 - seen.now_us / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))
     if scope.name == "undelivered" and not run.settings.allow_active_consumers:

@@ -19,7 +19,7 @@ from ..ids import is_id
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .reading import FIRST_ID, LAST_ID, Name, id_key, next_id, pairs
+from .reading import FIRST_ID, LAST_ID, Name, id_key, next_id
 
 Key = tuple[int, int]  # an id, as ids.id_key has it
 _PAGE = 1000  # members, or intervals, in one request
@@ -174,4 +174,5 @@ def _audit_id(server: Server) -> str:
     """The audit's last id; 0-0 without an audit stream."""
     if not server.call("EXISTS", server.keys.audit):
         return FIRST_ID
-    return text(pairs(server.call("XINFO", "STREAM", server.keys.audit))["last-generated-id"])
+    key = server.keys.audit
+    return reading.stream_in(key, server.call("XINFO", "STREAM", key)).boundary_id

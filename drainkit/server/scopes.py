@@ -23,7 +23,6 @@ from ..safe import text
 from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
 from . import recorded, writing
-from .audit_log import Extent
 from .connection import Server
 from .counting import count, count_between
 from .keys import check_slot
@@ -37,7 +36,6 @@ from .reading import (
     groups_in,
     named,
     pages,
-    pairs,
     pending_ids,
     position_of,
     positions,
@@ -57,7 +55,7 @@ class Seen:
     switch: StopSwitch | None
     info: StreamInfo
     groups: Mapping[str, Group]
-    audit: Extent
+    audit: StreamInfo
     audit_known: str  # the audit's last id as of the last commit; "" before the first
     history_done: str  # where scope history's last commit left the scope's group
     has_own: bool  # whether entries are pending for the scope's consumer
@@ -79,21 +77,15 @@ def look(server: Server, scope: Scope) -> Seen:
     if not info:
         raise RefusedError(REFUSALS["gone"])
     types = dict(zip(names, map(text, kinds), strict=True))
-    extent = Extent(gone=0)
-    if audit:
-        of = pairs(audit)
-        added, length = of.get("entries-added"), of["length"]
-        gone = None if added is None else added - length
-        extent = Extent(text(of["last-generated-id"]), length, gone)
     odd = types[keys.stop] not in ("none", "string")
     return Seen(
         now_us=int(now_us),
         kinds=types,
         switch=StopSwitch.odd(server, types[keys.stop]) if odd
         else StopSwitch.read(switch) if types[keys.stop] == "string" else None,
-        info=stream_in(server, info),
+        info=stream_in(keys.stream, info),
         groups=groups_in(groups),
-        audit=extent,
+        audit=stream_in(keys.audit, audit),
         audit_known=text(known),
         history_done=text(done) or FIRST_ID,
         has_own=own > 0,
