@@ -13,7 +13,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -274,7 +274,7 @@ def copy_file(source: Path, target: Path) -> None:
     write_bytes(target, data)
 
 
-def open_plain(path: Path, most_bytes: int = MAX_BYTES) -> BufferedReader:
+def open_plain(path: Path, most_bytes: int = MAX_BYTES) -> FileIO:
     """A plain file, opened for reading; OSError for a link, a pipe, a device, or a larger file.
 
     Nothing waits for a pipe, and no device is opened.
@@ -283,7 +283,7 @@ def open_plain(path: Path, most_bytes: int = MAX_BYTES) -> BufferedReader:
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check_plain(os.fstat(handle), most_bytes)  # it may have been swapped since
-        return os.fdopen(handle, "rb")
+        return os.fdopen(handle, "rb", buffering=0)
     except BaseException:
         os.close(handle)
         raise

@@ -92,7 +92,10 @@ def message(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in struck(redact(text)))
+    safe: str = struck(redact(text))
+    if safe.isprintable():
+        return safe
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in safe)
 
 
 def keep_secret(words: Iterable[str], known: str = "") -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +104,6 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
     if len(found.findings) > MOST:
         found.findings[MOST:] = [f"and {len(found.findings) - MOST:,} more"]
     return found
-
-
-def examine_all(
-    run_dirs: Iterable[Path], signers: bytes | None = None, identity: str | None = None
-) -> list[Examined]:
-    """Each run's folder, two at a time: to read and to hash leaves the interpreter free."""
-    with ThreadPoolExecutor(2) as pool:
-        return [*pool.map(partial(examine, signers=signers, identity=identity), run_dirs)]
 
 
 def listing(folder: Path) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UsageError
 from ..safe import one_line
 from ..settings.kinds import is_url
-from .examined import Examined, examine_all
+from .examined import Examined, examine
 from .ledgers import Ledgers
 from .remote import local_copy
 from .verify import run_dirs
@@ -36,7 +36,7 @@ def runs(
     with local_copy(place) as folder:
         if not folder.is_dir():
             raise UsageError(f"{one_line(place)} is not a folder; name a reports folder, or a URL")
-        examined = examine_all(run_dirs(folder))
+        examined = [*map(examine, run_dirs(folder))]
     found, ledgers = [_of_folder(run, place) for run in examined], Ledgers()
     if url is not None:
         ledgers = Ledgers.read(url, {*streams, *(s for run in examined for s in run.streams)})

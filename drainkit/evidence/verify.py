@@ -18,7 +18,7 @@ from .chain import (
     read_checkpoint,
     write_checkpoint,
 )
-from .examined import examine_all, is_run, listing
+from .examined import examine, is_run, listing
 from .ledgers import Ledgers
 from .remote import local_copy
 from .statement import CHAIN
@@ -74,7 +74,9 @@ def verify(
         alone = is_run(folder)
         if alone and checkpoint is not None:
             raise UsageError("--checkpoint is of a chain of runs; name a reports folder")
-        runs = examine_all([folder] if alone else run_dirs(folder), signers, identity)
+        runs = [
+            examine(run, signers, identity) for run in ([folder] if alone else run_dirs(folder))
+        ]
         found = Verified({run.name: run.findings for run in runs})
         found.archived = [run.name for run in runs if run.is_archived]
         chain = found.findings.setdefault(runs[0].name if alone else "chain", [])
