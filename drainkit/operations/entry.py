@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.audit import parse
-from ..core.events import Events, decoder_of
+from ..core.events import Decoder, Events
 from ..core.places import places, shown
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
 from ..core.shapes import Findings, examine
@@ -41,7 +41,7 @@ def show(
             raise UsageError(f"{entry_id} is no entry id; write one such as 1766602826755-0")
     wanted = [entry_id.encode() for entry_id in ids]
     entries = reading.bodies(server, wanted)
-    audits, decoder = _audits(server, wanted), decoder_of(settings)
+    audits, decoder = _audits(server, wanted), Decoder(settings.fields)
     found = []
     for entry in entries:
         groups = list(_groups(server, entry[0].decode()))
@@ -210,7 +210,7 @@ def fields_of(server: Server, settings: Settings) -> Findings:
 def unreadable(server: Server, settings: Settings) -> Findings | None:
     """What is wrong with the backlog's events; None where at most a fifth cannot be read."""
     entries = sample(server, settings)
-    bad = (decoder_of(settings).decode(entries).invalid > 0).sum()
+    bad = (Decoder(settings.fields).decode(entries).invalid > 0).sum()
     return examine(entries, settings.fields) if bad > TOO_MANY * len(entries) else None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import files
 from ..core.collection import collection_paused
-from ..core.events import Decoder, decoder_of
+from ..core.events import Decoder
 from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import Policy
 from ..core.timestamps import NO_TIME, id_times_us
@@ -52,7 +52,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
     path, is_folder = Path(target), target.endswith("/")
     if not is_folder and path.suffix not in (".parquet", ".csv"):
         raise UsageError(f"{path.name}: the name must end in .parquet or .csv, or a folder's in /")
-    decoder = decoder_of(settings)
+    decoder = Decoder(settings.fields)
     # texts in the place of codes: a dictionary that grows with the backlog would be in memory
     plain = pa.schema(
         [(f.name, pa.string() if f.name in WORDS else f.type) for f in event_schema()]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.events import Decoder, Events, decoder_of
+from ..core.events import Decoder, Events
 from ..core.timestamps import NO_TIME, id_times_us
 from ..errors import RefusedError
 from ..safe import one_line, text
@@ -147,7 +147,7 @@ def read_state(
     """
     info = reading.stream_info(server)
     groups = counting.groups(server, info, most=most)
-    decoder = None if settings is None else decoder_of(settings)
+    decoder = None if settings is None else Decoder(settings.fields)
     now_us = server.now_us()
     oldest = {} if decoder is None else _oldest(server, decoder, info, groups, seen)
     states = []

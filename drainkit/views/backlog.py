@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ..core.collection import collection_paused, give_back_freed
-from ..core.events import Decoder, Events, decoder_of
+from ..core.events import Decoder, Events
 from ..core.frame import decisions_of, events_frame, record_batch
 from ..core.plan import decisions_in
 from ..core.policy import ACTIONS, Decisions, Policy, decide
@@ -74,7 +74,7 @@ class Backlog:
 
 def waiting(run: Run, at_us: int, run_dir: Path | None) -> Iterator[tuple[Events, Decisions]]:
     """The scope's events as decided at one moment; in a run's folder they are kept for 02."""
-    decoder = decoder_of(run.settings)
+    decoder = Decoder(run.settings.fields)
     with keeping(run, run_dir) as keep:
         for page in scopes.scope_entries(run.server, run.scope):
             keep(page, events := decoder.decode(page))
