@@ -13,7 +13,7 @@ import numpy as np
 
 from ..late import pa, pc
 from .events import Events
-from .policy import ACTIONS, Decisions, Policy, reasons
+from .policy import ACTIONS, Decisions, Policy, reason_codes
 from .timestamps import NO_TIME
 from .values import RawEntry
 
@@ -50,6 +50,7 @@ def records(events: Events, decisions: Decisions, policy: Policy) -> Records:
     ages = [f"{age_sec:.2f}" for age_sec in (decisions.age_us / 1e6).tolist()]
     for row in np.flatnonzero(decisions.age_us == NO_TIME).tolist():
         ages[row] = "null"
+    codes, texts = reason_codes(events, decisions, policy)
     confidences = np.where(np.isnan(events.confidence), -1.0, events.confidence)
     return [
         [*map(bytes.decode, events.ids)],
@@ -57,7 +58,7 @@ def records(events: Events, decisions: Decisions, policy: Policy) -> Records:
         ages,
         [*map(_number_text, confidences.tolist())],
         [*map(ACTIONS.__getitem__, decisions.action.tolist())],
-        reasons(events, decisions, policy),
+        [*map(texts.__getitem__, codes.tolist())],
     ]
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from ..late import pa, pd
-from ..settings import Fields, Settings
+from ..settings import Fields
 from .timestamps import (
+    MAX_AHEAD_US,
     NO_TIME,
     TIME_SOURCES,
     as_text,
     earliest_us,
-    event_times,
     id_times_us,
     times_us,
 )
@@ -49,6 +49,7 @@ MAX_VOCABULARY_CHARACTERS = 4_000_000
 MAX_LAYOUTS, MAX_LAYOUT_NAMES, MAX_LAYOUT_BYTES = 1_000, 64, 4_096
 MAX_NUMBER_CHARACTERS = 400
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}")
+_ANY_TEXT = re.compile(r".+", re.DOTALL)
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NAMES: Callable[[list[bytes]], list[bytes]] = itemgetter(slice(None, None, 2))
 _NAN = float("nan")
@@ -140,7 +141,7 @@ class Decoder:
         fields = fields or Fields()
         self._places, self._most = Places(fields), 100 if fields.confidence_percent else 1
         self._layouts: dict[tuple[bytes, ...], Layout] = {}
-        self._forget()
+        self._words: list[_Vocabulary] = []  # of symbols, sides, sources
 
     def decode(self, entries: Sequence[RawEntry]) -> Events:
         """The entries as Events, one row each, in their order; never raises for their content.
@@ -148,8 +149,8 @@ class Decoder:
         Of several things wrong with one event, `invalid` names the first of: its JSON, symbol,
         confidence, time.
         """
-        if any(words.is_large() for words in (self._symbols, self._sides, self._sources)):
-            self._forget()
+        if not self._words or any(words.is_large for words in self._words):
+            self._words = [_Vocabulary(_SYMBOL), _Vocabulary(_ANY_TEXT), _Vocabulary(_ANY_TEXT)]
         ids: list[bytes] = [*map(itemgetter(0), entries)]
         bodies: list[Any] = [*map(itemgetter(1), entries)]
         values: list[Column] = [[] for _ in VALUES]
@@ -171,7 +172,9 @@ class Decoder:
             stamps += found.stamps
             refused += found.refused
             order += rows
-        stamp_us = earliest_us(times_us(stamps), more_rows, more_stamps)
+        stamp_us = times_us(stamps)
+        if more_rows:
+            stamp_us = earliest_us(stamp_us, more_rows, times_us(more_stamps))
         row_of = np.fromiter(order, np.int64, len(order))
         return self._events(ids, missing, values, stamp_us, refused, row_of)
 
@@ -184,7 +187,17 @@ class Decoder:
                 names = found
                 rows = groups.setdefault(tuple(names), [])
             rows.append(row)
-        return [(self._layout(names), rows) for names, rows in groups.items()]
+        found_rows = []
+        for key, rows in groups.items():
+            layout = self._layouts.get(key)
+            if layout is None:
+                layout = Layout(key, self._places)
+                if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
+                    self._layouts.clear()
+                if len(key) <= MAX_LAYOUT_NAMES and sum(map(len, key)) <= MAX_LAYOUT_BYTES:
+                    self._layouts[key] = layout
+            found_rows.append((layout, rows))
+        return found_rows
 
     def _events(
         self,
@@ -197,72 +210,56 @@ class Decoder:
     ) -> Events:
         """Columns of raw values, the i-th of row `order[i]`, as typed columns."""
         symbols, sides, confidences, sources = values
-        symbol_code = self._symbols.codes(symbols)
+        of_symbols, of_sides, of_sources = self._words
+        symbol_code = of_symbols.codes(symbols)
         confidence, wrong = _confidences(confidences, self._most)
         invalid = np.frombuffer(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = NO_SYMBOL if symbols[row] is ABSENT else BAD_SYMBOL
         invalid = np.where(invalid == 0, wrong, invalid)
         columns = [
-            invalid, symbol_code, self._sides.codes(sides), self._sources.codes(sources),
+            invalid, symbol_code, of_sides.codes(sides), of_sources.codes(sources),
             confidence, stamp_us,
         ]  # fmt: skip
-        columns = [_in_order(column, order) for column in columns]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        columns = [column[back] for column in columns]
         invalid, symbol_code, side_code, source_code, confidence, stamp_us = columns
-        time_us, time_source, is_ahead = event_times(id_times_us(ids), stamp_us)
-        invalid[(invalid == 0) & is_ahead] = AHEAD
+        # the earlier of the two counts: a wrong clock makes an event older, never younger
+        id_us = id_times_us(ids)
+        has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
+        by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
+        time_us = np.where(by_stamp, stamp_us, id_us)
+        both = has_id & has_stamp
+        ahead_us = np.where(both, stamp_us, 0) - np.where(both, id_us, 0)
+        invalid[(invalid == 0) & (ahead_us > MAX_AHEAD_US)] = AHEAD
         invalid[(invalid == 0) & (time_us == NO_TIME)] = TIMELESS
         invalid[missing] = 0
         return Events(
             ids=ids,
             event_time_us=time_us,
-            time_source=time_source,
+            time_source=np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8),
             symbol_code=symbol_code,
             side_code=side_code,
             source_code=source_code,
             confidence=confidence,
             invalid=invalid,
             missing=missing,
-            symbols=self._symbols.values,
-            sides=self._sides.values,
-            sources=self._sources.values,
+            symbols=of_symbols.values,
+            sides=of_sides.values,
+            sources=of_sources.values,
         )
-
-    def _forget(self) -> None:
-        self._symbols = _Vocabulary(_valid_symbol)
-        self._sides = _Vocabulary(_any_text)
-        self._sources = _Vocabulary(_any_text)
-
-    def _layout(self, names: tuple[bytes, ...]) -> Layout:
-        layout = self._layouts.get(names)
-        if layout is None:
-            layout = Layout(names, self._places)
-            if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
-                self._layouts.clear()
-            if len(names) <= MAX_LAYOUT_NAMES and sum(map(len, names)) <= MAX_LAYOUT_BYTES:
-                self._layouts[names] = layout
-        return layout
-
-
-def _in_order(column: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The column with its i-th value at row `order[i]`."""
-    whole = np.empty_like(column)
-    whole[order] = column
-    return whole
 
 
 class _Vocabulary:
     """Codes for the valid texts seen; -1 for everything else, which is not remembered."""
 
-    def __init__(self, read: Callable[[Any], str | None]) -> None:
+    def __init__(self, valid: re.Pattern[str]) -> None:
         self.values: list[str] = []
-        self._read = read
+        self._valid = valid
         self._codes: dict[Any, int] = {ABSENT: -1}  # by str and by bytes
         self._characters = 0
-
-    def is_large(self) -> bool:
-        """Whether it is time to begin a new one, so that memory stays bounded."""
-        return len(self._codes) > MAX_VOCABULARY or self._characters > MAX_VOCABULARY_CHARACTERS
+        self.is_large = False  # then it is time to begin a new one, so that memory stays bounded
 
     def codes(self, values: Column) -> np.ndarray:
         """The codes of many values (int32)."""
@@ -282,8 +279,8 @@ class _Vocabulary:
         code = self._codes.get(value)
         if code is not None:
             return code
-        text = self._read(value)
-        if text is None:
+        text = as_text(value)
+        if text is None or not self._valid.fullmatch(text):
             return -1
         code = self._codes.get(text)
         if code is None:
@@ -291,17 +288,9 @@ class _Vocabulary:
             self.values.append(text)
         self._codes[value] = code
         self._characters += len(text)
+        is_long = self._characters > MAX_VOCABULARY_CHARACTERS
+        self.is_large = is_long or len(self._codes) > MAX_VOCABULARY
         return code
-
-
-def _any_text(value: Any) -> str | None:
-    text = as_text(value)
-    return text or None
-
-
-def _valid_symbol(value: Any) -> str | None:
-    text = as_text(value)
-    return text if text is not None and _SYMBOL.fullmatch(text) else None
 
 
 def _confidences(values: Column, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -312,41 +301,26 @@ def _confidences(values: Column, most: int) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.array([value if type(value) is float else _NAN for value in values], float)
     reasons = np.zeros(len(values), dtype=np.uint8)
     odd = np.flatnonzero(~((numbers >= 0) & (numbers <= most)))
-    if len(odd):
-        found = [_confidence(values[row], most) for row in odd.tolist()]
-        numbers[odd], reasons[odd] = zip(*found, strict=True)
+    for row in odd.tolist():
+        value = values[row]
+        # few digits, so the same texts again and again
+        read = _known_confidence if type(value) is bytes and len(value) <= 16 else _confidence
+        numbers[row], reasons[row] = read(value, most)
     return np.abs(numbers) / most, reasons  # -0.0 is 0
 
 
 def _confidence(value: Any, most: int) -> tuple[float, int]:
     """The number and 0, or nan and the reason."""
-    kind = type(value)
-    if kind is float or kind is int:
-        return _within(value, most)
     if value is ABSENT:
         return np.nan, NO_CONFIDENCE
-    if kind is bytes and len(value) <= 16:  # few digits, so the same texts again and again
-        return _confidence_text(value, most)
-    return _number(as_text(value), most)
+    if type(value) is not int and type(value) is not float:
+        text = as_text(value)
+        if text is not None and most > 1:
+            text = text.removesuffix("%")
+        if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
+            return np.nan, NO_NUMBER
+        value = float(text)
+    return (float(value), 0) if 0 <= value <= most else (np.nan, OUTSIDE)
 
 
-@lru_cache(1024)
-def _confidence_text(text: bytes, most: int) -> tuple[float, int]:
-    return _number(as_text(text), most)
-
-
-def _number(text: str | None, most: int) -> tuple[float, int]:
-    if text is not None and most > 1:
-        text = text.removesuffix("%")
-    if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
-        return np.nan, NO_NUMBER
-    return _within(float(text), most)
-
-
-def _within(number: float, most: int) -> tuple[float, int]:
-    return (float(number), 0) if 0 <= number <= most else (np.nan, OUTSIDE)
-
-
-def decoder_of(settings: Settings) -> Decoder:
-    """A decoder with the field names of the settings."""
-    return Decoder(settings.fields)
+_known_confidence = lru_cache(1024)(_confidence)

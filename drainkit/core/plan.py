@@ -99,7 +99,21 @@ def from_json(text: str, where: str) -> Plan:
     odd = sorted(set(data) ^ {field.name for field in fields(Plan)})
     if odd:
         raise RefusedError(f"the plan's key {odd[0]} is missing or unknown: it was edited")
-    _check_types(text, data)
+    try:
+        TypeAdapter(Plan).validate_json(text, strict=True)
+        policy = data["policy"]
+        if set(policy) != {field.name for field in fields(Policy)}:
+            raise RefusedError("the plan's policy has a missing or unknown key: it was edited")
+        TypeAdapter(Policy).validate_json(json.dumps(policy), strict=True)
+    except ValidationError as error:
+        at = error.errors()[0]["loc"]
+        point = f"key {one_line(str(at[0]), 80)}" if at else "JSON"
+        raise RefusedError(
+            f"the plan's {point} is not of the type it must be: it was edited"
+        ) from None
+    symbols = policy["allowlist"]
+    if symbols is not None and symbols != sorted(set(symbols)):
+        raise RefusedError("the plan's policy allowlist is not sorted: it was edited")
     check_digest(data)
     return Plan(**data)
 
@@ -132,24 +146,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_types(text: str, data: dict[str, Any]) -> None:
-    try:
-        TypeAdapter(Plan).validate_json(text, strict=True)
-        policy = data["policy"]
-        if set(policy) != {field.name for field in fields(Policy)}:
-            raise RefusedError("the plan's policy has a missing or unknown key: it was edited")
-        TypeAdapter(Policy).validate_json(json.dumps(policy), strict=True)
-    except ValidationError as error:
-        at = error.errors()[0]["loc"]
-        point = f"key {one_line(str(at[0]), 80)}" if at else "JSON"
-        raise RefusedError(
-            f"the plan's {point} is not of the type it must be: it was edited"
-        ) from None
-    symbols = policy["allowlist"]
-    if symbols is not None and symbols != sorted(set(symbols)):
-        raise RefusedError("the plan's policy allowlist is not sorted: it was edited")
-
-
 def differences(
     plan: Plan, *, stream: str, consumer_group: str, scope: str, policy: Policy
 ) -> list[str]:
@@ -165,17 +161,15 @@ def differences(
         )
         if planned != asked
     ]
-    planned_list, asked_list = plan.policy.get("allowlist"), policy.as_dict()["allowlist"]
-    if planned_list != asked_list:
-        found.append(f"policy allowlist: {_list_change(planned_list, asked_list)}")
+    lists: tuple[Any, Any] = (plan.policy.get("allowlist"), policy.as_dict()["allowlist"])
+    if lists[0] != lists[1]:
+        then, now = ("any symbol" if one is None else f"{len(one)} symbols" for one in lists)
+        told = f"the plan has {then}, asked for {now}"
+        if None not in lists:
+            then, now = (some(sorted({*a} - {*b})) for a, b in (lists, lists[::-1]))
+            told = f"added {now}; removed {then}"
+        found.append(f"policy allowlist: {told}")
     return found
-
-
-def _list_change(planned: Any, asked: Any) -> str:
-    if planned is None or asked is None:
-        return f"the plan has {_size(planned)}, asked for {_size(asked)}"
-    more, less = sorted(set(asked) - set(planned)), sorted(set(planned) - set(asked))
-    return f"added {_some(more)}; removed {_some(less)}"
 
 
 def allowlist_notes(
@@ -192,16 +186,13 @@ def allowlist_notes(
     absent = sorted(allowed - set(symbols) - set(cased))
     told = [f"{symbol} (events have {near[symbol.casefold()]})" for symbol in cased]
     notes = {"allowlist: other letter case than in events": told, f"allowlist: in {of}": absent}
-    return [f"{note}: {_some(found)}" for note, found in notes.items() if found]
+    return [f"{note}: {some(found)}" for note, found in notes.items() if found]
 
 
-def _some(symbols: list[str]) -> str:
+def some(symbols: Sequence[str]) -> str:
+    """The first of many symbols, and how many more there are."""
     shown = one_line(", ".join(symbols[:5]), 100) or "none"
-    return shown if len(symbols) <= 5 else f"{shown} and {len(symbols) - 5} more"
-
-
-def _size(symbols: Any) -> str:
-    return "any symbol" if symbols is None else f"{len(symbols)} symbols"
+    return shown if len(symbols) <= 5 else f"{shown} and {len(symbols) - 5:,} more"
 
 
 def payload_sha256(raw: Sequence[bytes] | None) -> bytes | None:

@@ -46,41 +46,19 @@ def as_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def event_times(
-    id_us: np.ndarray, stamp_us: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Event time, code into TIME_SOURCES, and whether the timestamp is too far ahead of the id.
-
-    The earlier of the two counts: a wrong clock makes an event older, never younger.
-    """
-    has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
-    both = has_id & has_stamp
-    by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
-    time_us = np.where(by_stamp, stamp_us, id_us)
-    time_source = np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8)
-    is_ahead = both & (np.where(both, stamp_us, 0) - np.where(both, id_us, 0) > MAX_AHEAD_US)
-    return time_us, time_source, is_ahead
-
-
 def id_times_us(ids: list[bytes]) -> np.ndarray:
     """The ids' milliseconds as microseconds (int64), NO_TIME for ids that are plainly no times."""
     # milliseconds have 13 digits from 2001 to 2286; other ids are read one by one
     chars = np.array(ids, dtype="S14").view(np.uint8).reshape(-1, 14)
     digits = chars[:, :13] - np.uint8(ord("0"))
     fits = (digits <= 9).all(axis=1) & (chars[:, 13] == ord("-"))
-    times = _number(digits) * 1000
+    # as floats, which are exact below 2**53 and multiplied many times faster than integers
+    times = (digits @ 10.0 ** np.arange(12, -1, -1)).astype(np.int64) * 1000
     for row in np.flatnonzero(~fits).tolist():
         ms = int(ids[row].partition(b"-")[0])
         times[row] = ms * 1000 if ms <= LATEST_ID_MS else NO_TIME
     times[times < EARLIEST_ID_MS * 1000] = NO_TIME
     return times
-
-
-def _number(digits: np.ndarray) -> np.ndarray:
-    """The number that each row of at most 15 digits writes (int64); 0 for no digits."""
-    # as floats, which are exact below 2**53 and multiplied many times faster than integers
-    number: np.ndarray = digits @ 10.0 ** np.arange(digits.shape[1] - 1, -1, -1)
-    return number.astype(np.int64)
 
 
 def times_us(values: Sequence[Any]) -> np.ndarray:
@@ -117,16 +95,11 @@ def times_us(values: Sequence[Any]) -> np.ndarray:
     return times
 
 
-def earliest_us(
-    times: np.ndarray, more_rows: Sequence[int], more_values: Sequence[Any]
-) -> np.ndarray:
-    """The times, or what more timestamps of the same rows say where that is earlier."""
-    if not more_rows:
-        return times
+def earliest_us(times: np.ndarray, rows: Sequence[int], others: np.ndarray) -> np.ndarray:
+    """The times, or the others, of the rows that `rows` names, where these are earlier."""
     never = np.iinfo(np.int64).max
-    others = times_us(more_values)
     earliest = np.where(times == NO_TIME, never, times)
-    np.minimum.at(earliest, np.array(more_rows), np.where(others == NO_TIME, never, others))
+    np.minimum.at(earliest, np.array(rows), np.where(others == NO_TIME, never, others))
     return np.where(earliest == never, NO_TIME, earliest)
 
 

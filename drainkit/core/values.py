@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -68,12 +69,24 @@ class Places:
         # a slot is a value and its names of one rank
         self.slots = [(value, names) for value in VALUES for names in fields.ranks(value)]
         self.times = fields.timestamp
-        self.containers = _containers(self)
-
-    def better(self, slot: int) -> list[int]:
-        """The slot and those of the same value that go before it."""
-        value = self.slots[slot][0]
-        return [k for k in range(slot + 1) if self.slots[k][0] == value]
+        self.by_value = [
+            [k for k, slot in enumerate(self.slots) if slot[0] == value] for value in VALUES
+        ]
+        # of each slot itself and those of the same value that go before it
+        self.better = [own[: i + 1] for own in self.by_value for i in range(len(own))]
+        # a reader for each JSON field that may hold values, in the order in which they count
+        names = [(name, slot) for slot, (_, of_rank) in enumerate(self.slots) for name in of_rank]
+        roots: dict[str, list[tuple[tuple[str, ...], int]]] = {name: [] for name in _CONTAINERS}
+        for name, slot in [*names, *((name, _TIME) for name in self.times)]:
+            first, *rest = name.split(".")
+            for root in (first,) if rest else _CONTAINERS:
+                roots.setdefault(root, []).append((tuple(rest) if rest else (name,), slot))
+        self.containers = {
+            # made when it is met, once: that takes a while
+            name: cache(partial(_Container, name, paths, len(self.slots)))
+            for name, paths in roots.items()
+            if paths
+        }
 
 
 class Layout:
@@ -88,17 +101,15 @@ class Layout:
         ]
         self._flat = [spots[0] if spots else None for spots in found]
         self._times = [at[name.encode()] for name in places.times if name.encode() in at]
-        slots = range(len(places.slots))
-        self._better = [places.better(k) for k in slots]
-        self._by_value = [[k for k in slots if places.slots[k][0] == value] for value in VALUES]
-        self._readers = [
-            (at[name.encode()], container, [k for k in container.may if self._is_open(k)])
-            for name, container in places.containers.items()
-            if name.encode() in at
-        ]
-
-    def _is_open(self, slot: int) -> bool:
-        return all(self._flat[k] is None for k in self._better[slot])
+        self._better, self._by_value = places.better, places.by_value
+        self._readers: list[tuple[int, _Container, list[int]]] = []
+        for name, made in places.containers.items():
+            if name.encode() in at:
+                container = made()
+                wanted = [
+                    k for k in container.may if all(self._flat[j] is None for j in self._better[k])
+                ]
+                self._readers.append((at[name.encode()], container, wanted))
 
     def find(self, bodies: Sequence[Any]) -> Found:
         """The raw values in the order of VALUES, all timestamps, and JSON problems."""
@@ -113,7 +124,11 @@ class Layout:
             needed = rows if wanted else ()
             if number:  # only what the first one left open
                 rows = [row for row in rows if not refused[row]]
-                needed = [row for row in rows if self._lacks(wanted, slots, row)]
+                # where a wanted slot would be better than what has been found
+                needed = [
+                    row for row in rows
+                    if any(all(slots[j][row] is ABSENT for j in self._better[k]) for k in wanted)
+                ]  # fmt: skip
             if not container.has_times:
                 rows = needed
             if not rows:
@@ -143,10 +158,6 @@ class Layout:
             refused=refused,
         )
 
-    def _lacks(self, wanted: list[int], slots: list[Column], row: int) -> bool:
-        """Whether a wanted slot of this row would be better than what has been found."""
-        return any(all(slots[j][row] is ABSENT for j in self._better[k]) for k in wanted)
-
 
 def _is_known(column: Column, stamps: list[Stamps]) -> bool:
     """Whether the first stamps say the same in each row: an envelope repeats its payload's time."""
@@ -167,10 +178,10 @@ def _fill_gaps(column: Column, rows: Sequence[int], found: Column) -> None:
 class _Container:
     """Reads the values out of one JSON field, `payload`, `data` or one named by a path."""
 
-    def __init__(
-        self, name: str, paths: list[list[tuple[str, ...]]], times: list[tuple[str, ...]]
-    ) -> None:
-        """`paths` by slot."""
+    def __init__(self, name: str, places: list[tuple[tuple[str, ...], int]], slots: int) -> None:
+        """`places` are paths, and the slot of each."""
+        paths = [[path for path, at in places if at == slot] for slot in range(slots)]
+        times = [*dict.fromkeys(path for path, at in places if at == _TIME)]
         self._name = name if name in _CONTAINERS else "mapped field"
         self.may = [k for k, alternatives in enumerate(paths) if alternatives]
         self.has_times = bool(times)
@@ -242,31 +253,13 @@ class _Container:
                 return self._decode(raw), ""
             except msgspec.ValidationError:
                 # no object, or a number beyond float64: the rest has not been looked at
-                found = _read_json(text)
+                found = json.loads(text, parse_constant=no_constant, parse_int=_integer)
+                json.dumps(found, ensure_ascii=False).encode()  # raises for lone surrogates
         except (msgspec.DecodeError, ValueError):
             return blank, "is not JSON in UTF-8"
         if not isinstance(found, dict):
             return blank, "is no JSON object"
         return self._kind(*(found.get(top, ABSENT) for top in self._tops)), ""
-
-
-def _containers(places: Places) -> dict[str, _Container]:
-    """A reader for each JSON field that may hold values, in the order in which they count."""
-    names = [(name, slot) for slot, (_, of_rank) in enumerate(places.slots) for name in of_rank]
-    roots: dict[str, list[tuple[tuple[str, ...], int]]] = {name: [] for name in _CONTAINERS}
-    for name, slot in [*names, *((name, _TIME) for name in places.times)]:
-        first, *rest = name.split(".")
-        for root in (first,) if rest else _CONTAINERS:
-            roots.setdefault(root, []).append((tuple(rest) if rest else (name,), slot))
-    return {
-        name: _Container(
-            name,
-            [[path for path, at in paths if at == slot] for slot in range(len(places.slots))],
-            [*dict.fromkeys(path for path, at in paths if at == _TIME)],
-        )
-        for name, paths in roots.items()
-        if paths
-    }
 
 
 def _first_of(objects: list[Any], alternatives: list[tuple[str, tuple[str, ...]]]) -> Column:
@@ -295,14 +288,6 @@ def _walk(value: Any, path: Sequence[str]) -> Any:
             return ABSENT
         value = value[name]
     return value
-
-
-def _read_json(text: str) -> Any:
-    """As strict as the fast decoder, but numbers beyond float64 become infinite."""
-    found = json.loads(text, parse_constant=no_constant, parse_int=_integer)
-    # raises for lone surrogates
-    json.dumps(found, ensure_ascii=False).encode()
-    return found
 
 
 def no_constant(name: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..core.plan import some
 from ..errors import RefusedError, UsageError
 from ..safe import one_line
 from .plan_files import PlanFile
@@ -69,10 +70,9 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
     """What differs, JSON-ready: settings, fates of the events in both, and events in one only."""
     both = a.fates.keys() & b.fates.keys()
     changed = [entry for entry in a.fates if entry in both and a.fates[entry] != b.fates[entry]]
-    pairs = Counter((a.fates[entry], b.fates[entry]) for entry in changed)
-    firsts: dict[tuple[str, str], str] = {}
+    pairs: dict[tuple[str, str], list[str]] = {}
     for entry in changed:
-        firsts.setdefault((a.fates[entry], b.fates[entry]), entry)
+        pairs.setdefault((a.fates[entry], b.fates[entry]), []).append(entry)
     found: dict[str, Any] = {
         name: {"path": one.path, "run_id": one.run_id, "source": one.source,
                "events": len(one.fates)}
@@ -85,8 +85,8 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
     ]
     found |= {"in_both": len(both), "same_fate": len(both) - len(changed)}
     found["other_fate"] = [
-        {"a": before, "b": after, "events": pairs[before, after], "first_id": entry}
-        for (before, after), entry in sorted(firsts.items())
+        {"a": before, "b": after, "events": len(ids), "first_id": ids[0]}
+        for (before, after), ids in sorted(pairs.items())
     ]
     for name, one in (("a", a), ("b", b)):
         ids = [entry for entry in one.fates if entry not in both]
@@ -131,13 +131,8 @@ def _difference(a: Any, b: Any) -> str:
     if isinstance(a, list) and isinstance(b, list):
         more, less = sorted(set(b) - set(a)), sorted(set(a) - set(b))
         if more or less:
-            return f"B has {_some(more)} besides, and not {_some(less)}"
+            return f"B has {some(more)} besides, and not {some(less)}"
     return f"{_text(a)} | {_text(b)}"
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return (one_line(", ".join(names[:5]), 100) or "none") + rest
 
 
 def _text(value: Any) -> str:

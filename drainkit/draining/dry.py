@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +18,28 @@ import numpy as np
 
 from .. import files
 from ..core.collection import collection_paused
-from ..core.events import Events, decoder_of
+from ..core.events import Decoder, Events
 from ..core.frame import event_schema, record_batch
-from ..core.plan import VERSION, Plan, allowlist_notes, decisions_table, payload_hashes, seal
+from ..core.plan import (
+    VERSION,
+    Plan,
+    Tally,
+    allowlist_notes,
+    decisions_schema,
+    decisions_table,
+    payload_hashes,
+    seal,
+)
 from ..core.policy import Decisions, decide
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS, RawEntry
+from ..errors import UsageError
 from ..safe import text
 from ..server import reading, scopes
 from ..server.scope import Scope
 from ..settings import Settings
-from .plan_files import DecisionsWriter
+from .plan_files import decisions_path
 from .run import Progress, Run
 
 if TYPE_CHECKING:
@@ -52,23 +62,32 @@ def plan_run(
     `pages`: the entries, where they were read already. `on_table` gets each page's decisions too
     (plan.COLUMNS).
     """
-    with DecisionsWriter(path) as out:
+    if path is not None and path.is_dir():
+        raise UsageError(f"--plan {path} is a folder; name a file in it to write to")
+    decisions, tally = None if path is None else decisions_path(path), Tally()
+    with ExitStack() as stack:
+        out = None
+        if decisions is not None:
+            out = stack.enter_context(files.TableWriter(decisions, decisions_schema()))
 
-        def keep(page: Page, decisions: Decisions) -> None:
-            table = decisions_table(page.hashes(), page.events, decisions, run.policy)
-            out.add(table)
+        def keep(page: Page, decided: Decisions) -> None:
+            table = decisions_table(page.hashes(), page.events, decided, run.policy)
+            tally.add(table)
+            if out is not None:
+                out.write(table)
             if on_table:
                 on_table(table)
 
         summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
-    plan = _make_plan(run, out)
+    sha256 = "" if decisions is None else files.file_sha256(decisions, sys.maxsize)
+    plan = _plan_of(run, tally, sha256)
     if path is not None:
         files.write_json(path, plan.to_json())
         summary.plan_path, summary.plan_digest = str(path), plan.digest
     return summary, plan
 
 
-def _make_plan(run: Run, decisions: DecisionsWriter) -> Plan:
+def _plan_of(run: Run, tally: Tally, sha256: str) -> Plan:
     settings, scope, summary = run.settings, run.scope, run.summary
     same = ("stream", "consumer_group", "consumer_name", "throttle", "max_events", "until", "from_",
             "min_idle_min", "history_group")  # fmt: skip
@@ -88,9 +107,9 @@ def _make_plan(run: Run, decisions: DecisionsWriter) -> Plan:
             environment=settings.env,
             server=summary.server or "",
             fields=settings.fields.as_dict(),
-            decisions_sha256=decisions.sha256,
+            decisions_sha256=sha256,
             **{name: getattr(settings, name) for name in same},
-            **decisions.tally.said(),
+            **tally.said(),
         )
     )
 
@@ -129,7 +148,7 @@ class Page:
 
 
 def _read_pages(run: Run) -> Iterator[Page]:
-    decoder, left = decoder_of(run.settings), run.max_events
+    decoder, left = Decoder(run.settings.fields), run.max_events
     for page in scopes.scope_entries(run.server, run.scope):
         entries = page if left is None else page[:left]
         yield Page(decoder.decode(entries), entries)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..core.reconciliation import Matching, drift_counts
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
+from ..late import pa
 from ..server import ledger, recorded, scopes, writing
 from ..server.audit_log import run_tables
 from ..server.connection import Server
-from ..server.look import Seen, look
 from ..server.reading import id_key, next_id, pages
 from ..server.scope import Scope
+from ..server.scopes import Seen, look
 from .loop import INTERRUPTED, LOST, Loop
 from .opening import done_of_plan, preflight
 from .plan_files import PlanFile
-from .run import Opening, Progress, Run, note_end, recount
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from .run import Progress, Run, note_end, recount
 
 VANISHED = "deleted by others before it could be delivered"
 
@@ -47,7 +46,27 @@ def apply(
         for start in ledger.starts_of(run.server, run.planned.plan.digest)[-1:]:
             notes.append(f"this plan was applied already by {start.run_id} at {start.at}")
     run.begin().notes = notes or None
-    run.note_start(seen.audit.last_id)
+    scope, settings = run.scope, run.settings
+    run.start = ledger.Start(
+        run_id=run.run_id,
+        scope=scope.name,
+        consumer_group=scope.group,
+        consumer=scope.consumer,
+        boundary_id=scope.boundary,
+        throttle=settings.throttle,
+        max_events=settings.max_events,
+        plan_digest=run.planned.plan.digest if run.planned else "",
+        at=iso(run.clock.now_us()),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        operator=settings.operator,
+        approvers=",".join(run.approvers),
+        from_id=scope.first,
+        audit_id=seen.audit.boundary_id,
+        audit_stream=settings.audit_stream or "",
+        folder=run.folder,
+    )
+    ledger.append(run.server, run.start)
     stopping = stopping or threading.Event()
     loop = Loop(run, ready, stopping=stopping, on_progress=on_progress)
     failure: DrainkitError | None = None
@@ -59,8 +78,8 @@ def apply(
         failure = error
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
         run.server.close()
-        loop.in_flight.mark_unknown()
-        loop.in_flight.uncertain = True
+        loop.mark_unknown()
+        loop.uncertain = True
         failure = InterruptedRunError(INTERRUPTED)
     _close(run, loop, seen, failure)
     return run.summary
@@ -71,16 +90,16 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
     server, summary = run.server, run.summary
     try:
         failure = _settle(run, loop, failure)
-        if loop.changes is not None and not loop.in_flight.uncertain:
+        if loop.changes is not None and not loop.uncertain:
             summary.changes = loop.changes.table()
         seen = look(server, run.scope)
         run.clock.sync(seen.now_us)
-        _account(run, loop.begun, *run.count_left(seen))
+        _account(run, *run.count_left(seen))
         if failure is None and (reason := _unkept(run, loop, begun, seen)):
             failure = DrainkitError(reason)
         try:
-            if (found := _all_changes(run)) is not None:
-                note_drift(summary, found)
+            if run.planned is not None:
+                note_drift(summary, _all_changes(run, run.planned))
         except DrainkitError as error:
             failure = failure or error
         run.close(failure)
@@ -88,7 +107,7 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         note_end(server, run.start, summary, at, vanished=summary.vanished)
     except DrainkitError as error:
         failure = failure or error
-        if summary.audit_records is None and (loop.in_flight.uncertain or not server.connected):
+        if summary.audit_records is None and (loop.uncertain or not server.connected):
             summary.is_counted = False
             failure.args = (f"{failure}; what was recorded is not known: see the audit stream",)
         summary.close(failure, run.clock.now_us())
@@ -103,9 +122,10 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
     server, scope, summary = run.server, run.scope, run.summary
     if server.connected:
         loop.finish()
-    is_same = server.recheck() == loop.in_flight.takeovers
-    loop.in_flight.wait_out()
-    if loop.in_flight.uncertain or not is_same:
+    server.reconnect()
+    is_same = server.takeovers == loop.takeovers
+    loop.wait_out()
+    if loop.uncertain or not is_same:
         counted = summary.total_read
         recount(server, summary)
         if summary.total_read < counted:
@@ -137,9 +157,12 @@ def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
                 f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
                 "them during the run; see remaining, and make a new plan"
             )
-    if not seen.audit.has_kept(begun.audit, summary.total_read, loop.in_flight.audit_id):
-        return writing.FAILURES["unaudited"]
-    return None
+    then, now = begun.audit, seen.audit
+    is_kept = now.length >= then.length + summary.total_read
+    is_kept = is_kept and id_key(now.boundary_id) >= id_key(loop.audit_id)
+    if now.gone is not None and then.gone is not None:
+        is_kept = is_kept and now.gone <= then.gone
+    return None if is_kept else writing.FAILURES["unaudited"]
 
 
 # ------------------------------------------------------------ what was neither recorded nor left
@@ -148,13 +171,13 @@ def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
 # was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
 
 
-def _account(run: Run, begun: Opening | None, here: Scope, undelivered: int) -> None:
+def _account(run: Run, here: Scope, undelivered: int) -> None:
     """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
 
     `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
     The audit and the stream are read again only if the numbers leave something to explain.
     """
-    server, summary = run.server, run.summary
+    server, summary, begun = run.server, run.summary, run.opening
     if run.to_drain is not None:
         summary.vanished = len(run.trimmed)
         if summary.total_read < run.to_drain.count:
@@ -208,22 +231,18 @@ def note_drift(summary: Summary, found: pa.Table) -> None:
         )
 
 
-def _all_changes(run: Run) -> pa.Table | None:
-    """What came out otherwise than planned (core.reconciliation.DRIFT_COLUMNS); None: no plan.
+def _all_changes(run: Run, plan: PlanFile) -> pa.Table:
+    """What came out otherwise than planned (core.reconciliation.DRIFT_COLUMNS).
 
     From the drain's own decisions; from the audit where an outcome was unknown.
     """
-    if run.planned is None:
-        return None
-    import pyarrow as pa  # a drain without a plan has no use for its time and memory
-
     found = run.summary.changes
     if found is None:
-        found = changes(run.server, run.planned, run.run_id)
+        found = changes(run.server, plan, run.run_id)
     if not run.summary.vanished:
         return found
     done = done_of_plan(run)
-    planned = run.planned.table(("id", "action"))
+    planned = plan.table(("id", "action"))
     actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
     gone = vanished_ids(run, [entry for entry in actions if entry not in done])
     rows = [(entry, actions[entry], "vanished", VANISHED) for entry in gone]

@@ -6,14 +6,18 @@ import math
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..core.audit import records
 from ..core.entries import Changes
-from ..core.events import decoder_of
-from ..core.policy import decide
+from ..core.events import Decoder, Events
+from ..core.policy import Decisions, decide
+from ..core.timestamps import iso
 from ..errors import (
     ConnectionLostError,
     DrainkitError,
@@ -22,17 +26,18 @@ from ..errors import (
     SlotMovedError,
     UnreachableError,
 )
-from ..server import recorded, scopes
-from ..server.look import Seen, look
+from ..ids import id_key
+from ..server import reading, recorded, writing
+from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Batch, Committed, ForgottenError
-from .in_flight import CommitRequest, InFlight, ReadRequest
 from .opening import MAX_CLOCK_WAIT_SEC, Ready, future_audit
-from .reader import PAGE_ENTRIES, Reader
-from .run import Opening, Progress, Run
+from .reader import PAGE_ENTRIES, Reader, ReadRequest
+from .run import Progress, Run
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
+ROUND_TRIPS = 8  # of so many commits the shortest counts
 CREDIT_US = 50_000  # a busy client makes up for so much delay of its turn
 HEARD_SEC = 5.0  # a drain that waits longer for its turn says that it is at work (commit.lua)
 # a request that is early costs a round trip more, so over a long one it aims so much later
@@ -58,12 +63,22 @@ class ReadAgainError(DrainkitError):
     """A batch was not committed and has to be read anew; what was sent after it, too."""
 
 
+@dataclass(frozen=True)
+class CommitRequest:
+    """A batch was sent to be committed."""
+
+    batch: Batch
+    events: Events
+    decisions: Decisions
+    sent_sec: float  # time.monotonic()
+
+
 class Loop:
     """Reads as a dry run does, and writes by commits, one at a time.
 
     Nothing is claimed beforehand: until its commit an entry stays as undelivered, or as pending for
     its owner, as it was. So whatever happens before leaves no trace, and after a fault the group
-    itself says what was done.
+    itself says what was done: a request of unknown outcome is never sent again.
 
     With a throttle, commits take turns: the batch of a turn is decided when it comes, and its
     request is sent half a round trip before. Without one the server commits and reads on while this
@@ -71,26 +86,25 @@ class Loop:
     """
 
     def __init__(
-        self,
-        run: Run,
-        ready: Ready,
-        *,
-        stopping: threading.Event,
-        on_progress: Progress | None,
+        self, run: Run, ready: Ready, *, stopping: threading.Event, on_progress: Progress | None
     ) -> None:
         self._run, self._server, self._clock = run, run.server, run.clock
         self._summary = run.summary
         self._stopping = stopping
         self._on_progress = on_progress
-        self.in_flight = InFlight(run, ready.seen.audit.last_id, ready.round_trip_sec)
-        self._reader = Reader(run, self.in_flight)
-        self._decoder = decoder_of(run.settings)
+        self._reader = Reader(run)
+        self._decoder = Decoder(run.settings.fields)
+        self._sent: deque[ReadRequest | CommitRequest] = deque()  # replies come in this order
+        self._round_trips = deque([ready.round_trip_sec], maxlen=ROUND_TRIPS)
+        self._deadline = self._unknown_until = 0  # us, by the server's clock
+        self.takeovers = run.server.takeovers  # of the server, when the run began
+        self.audit_id = ready.seen.audit.boundary_id  # the audit's last id, as seen last
+        self.uncertain = False  # a commit's outcome was unknown: the audit itself must be counted
         self._rate = ready.probed.rate  # the lowest of all drains at work
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
         self.changes = None if run.to_drain is None else Changes(run.policy)
-        self.begun: Opening | None = None  # counted before the first commit
         self._is_open = False
         self._seen: Seen | None = ready.seen
         # still so when new entries are read, unless others are drained before
@@ -104,14 +118,20 @@ class Loop:
             before = self._summary.total_read
             try:
                 self._drain()
-                if self._exhausted(progress=self._summary.total_read > before):
+                read, most = self._summary.total_read, self._run.max_events
+                is_spent = most is not None and read >= most
+                if is_spent or self._reader.is_done(self._refused, progress=read > before):
                     return
                 # somebody of the same name was delivered entries meanwhile: they are ours as well
             except (ReadAgainError, ForgottenError) as error:
                 self.finish()
                 looks = looks + 1 if self._summary.total_read == before else 0
-                if isinstance(error, ForgottenError):
-                    self._remember(error, looks)
+                if isinstance(error, ForgottenError):  # the recorded set has to fit again
+                    if looks > MAX_LOOKS:
+                        raise
+                    scope = self._run.scope
+                    if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
+                        raise DrainkitError("; ".join(notes)) from None
                 self._wait()
             except (ConnectionLostError, ServerBusyError, SlotMovedError) as error:
                 if self._summary.total_read > before:
@@ -123,123 +143,110 @@ class Loop:
         seen = self._seen or look(self._server, self._run.scope)
         self._seen = None
         if not self._is_open:
-            self._count(seen)
+            self._run.count_first(seen)
             self._is_open = True
         for batch in self._reader.pending(seen, self._room):
             self._commit(batch)
             self._settle_all()
         if self._run.scope.name != "pending":
-            self._probe(self._probed)
+            reader = self._reader
+            reader.note(self._probed or self._probe(reader.counters), is_start=True)
             self._probed = None
             while (new := self._next()) is not None:
                 self._commit(new)
             self._settle_all()
             # not the budget but the stream has ended: if it is still the one
-            if self._room() > 0 and not self._reader.is_at_end():
-                self._probe()
+            if self._room() > 0 and id_key(reader.position) < id_key(reader.bounds.boundary):
+                reader.note(self._probe(reader.counters), is_start=True)
         if self._stopping.is_set():
             raise InterruptedRunError(INTERRUPTED)
 
-    def _count(self, seen: Seen) -> None:
-        """Before the first commit: what is undelivered, and how many events the run is to take.
+    def _probe(self, counters: bytes) -> Committed:
+        """A commit without records: refused if the stream or the group is not what it was.
 
-        With a plan the entries are known by name; pending entries do not vanish, they are recorded
-        as missing.
+        The drains at work learn of this one's throttle.
         """
-        run, server = self._run, self._server
-        if run.to_drain is not None:
-            self._summary.expected = run.to_drain.count
-            return
-        here = scopes.current(server, run.scope, seen)
-        if here.name != "pending":
-            self.begun = run.opening or Opening(
-                here.position, scopes.undelivered(server, here, seen)
-            )
-        if self.begun is None or here.name == "history":  # it comes upon what is recorded already
-            count = scopes.remaining(server, here)
-        else:
-            own = scopes.own_ids(server, here) if seen.has_own else ()
-            count = self.begun.undelivered + sum(map(len, own))
-        self._summary.expected = count if run.max_events is None else min(count, run.max_events)
+        sent_sec, self._deadline = time.monotonic(), self._run.new_deadline_us()
+        reply = writing.probe(
+            self._server, self._reader.bounds, after=self._reader.position, counters=counters,
+            audit_id=self.audit_id, deadline_us=self._deadline, rate=self._run.settings.throttle,
+        )  # fmt: skip
+        self._note(reply, sent_sec)
+        return reply
 
-    def _probe(self, known: Committed | None = None) -> None:
-        """Refused if the stream or the group is not what it was; where it stands, and the rate."""
-        found = known or self.in_flight.probe(self._reader.position, self._reader.counters)
-        self._reader.stand(found)
-        self._rate = found.rate
+    def _note(self, reply: Committed, sent_sec: float) -> None:
+        """What each reply to a commit tells."""
+        self._round_trips.append(time.monotonic() - sent_sec)
+        self._clock.sync(reply.now_us)
+        self._rate = reply.rate
+        if reply.done:
+            self.audit_id = reply.audit_id
+
+    def _budget(self) -> int:
+        """How many entries may still be sent; none once interrupted."""
+        if self._stopping.is_set():
+            return 0
+        sent = sum(r.batch.size for r in self._sent if isinstance(r, CommitRequest))
+        most = self._run.max_events
+        return sys.maxsize if most is None else most - self._summary.total_read - sent
 
     def _room(self) -> int:
         """How many entries the next batch may have; 0 when the budget is spent or interrupted."""
-        if self._stopping.is_set():
-            return 0
         most = PAGE_ENTRIES
         if self._rate is not None:
-            most = min(most, turn_entries(self._rate, self.in_flight.round_trip_sec))
+            most = min(most, turn_entries(self._rate, min(self._round_trips)))
         return min(most, self._budget())
 
-    def _budget(self) -> int:
-        """How many entries may still be sent."""
-        if self._stopping.is_set():
-            return 0
-        budget = self._run.max_events
-        if budget is None:
-            return sys.maxsize
-        return budget - self._summary.total_read - self.in_flight.events
+    def _read_ahead(self, to_send: int = 0) -> bool:
+        """Ask for a page, if none is there or on its way; False if there are no more entries."""
+        if not (self._reader.has_page() or self._reader.is_asked):
+            if (request := self._reader.ask(self._budget() - to_send)) is None:
+                return False
+            self._sent.append(request)
+        return True
 
     def _next(self) -> Batch | None:
         """New entries, of the plan or as read; None: no more, or the budget is spent."""
         while True:
             if (batch := self._reader.batch(self._room())) is not None:
                 return batch
-            if self._reader.has_page() or not self.in_flight.reading:
+            if self._reader.has_page() or not self._reader.is_asked:
                 # the budget was all in flight; what was rejected of that leaves room again
                 self._settle_all()
-                if self._room() < 1:
+                if self._room() < 1 or not self._read_ahead():
                     return None
-                if not self._reader.has_page() and not self._reader.ask(self._budget()):
-                    return None
-            self._take_page()
-
-    def _take_page(self) -> None:
-        """Take replies until the page that was asked for is there."""
-        while (request := self.in_flight.oldest()) is not None and self.in_flight.reading:
-            if isinstance(request, ReadRequest):
-                self._reader.take_page()
-            else:
-                self._settle(request)
+            while self._reader.is_asked:
+                self._take()
 
     def _commit(self, batch: Batch) -> None:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
-        is_new = batch.owners is None
+        run, is_new = self._run, batch.owners is None
         if self._rate is None and is_new:
             self._read_ahead(batch.size)
-        events = batch.events
-        if events is None:
-            events = self._decoder.decode(batch.entries)
+        events = self._decoder.decode(batch.entries) if batch.events is None else batch.events
+        as_of_us = run.settings.as_of_us
         while True:
             if self._rate is not None and not self._wait():
                 return  # interrupted: the batch stays as it is for the same command run again
             now_us = self._clock.now_us()
-            as_of_us = self._run.settings.as_of_us
-            decisions = decide(events, self._run.policy, now_us if as_of_us is None else as_of_us)
-            made = records(events, decisions, self._run.policy)
+            decisions = decide(events, run.policy, now_us if as_of_us is None else as_of_us)
+            made = records(events, decisions, run.policy)
             self._settle_all()  # as late as can be: until then the server has its commit to do
-            self.in_flight.commit(
-                batch, events, decisions, made, now_us=now_us, credit_us=self._credit_us
-            )
+            self._deadline = run.new_deadline_us()
+            writing.send_commit(
+                self._server, self._reader.bounds, batch, made, drained_at=iso(now_us),
+                rate=run.settings.throttle, run_id=run.run_id, deadline_us=self._deadline,
+                audit_id=self.audit_id, credit_us=self._credit_us,
+            )  # fmt: skip
+            self._sent.append(CommitRequest(batch, events, decisions, time.monotonic()))
             if self._rate is None:
                 return
             if is_new:
-                self._read_ahead(0)
-            while isinstance(self.in_flight.oldest(), ReadRequest):
-                self._reader.take_page()
-            request = self.in_flight.oldest()  # told to wait, it is decided anew
-            if not isinstance(request, CommitRequest) or self._settle(request, may_wait=True):
+                self._read_ahead()
+            while isinstance(self._sent[0], ReadRequest):
+                self._take()
+            if self._take(may_wait=True):
                 return
-
-    def _read_ahead(self, to_send: int) -> None:
-        if not (self._reader.has_page() or self.in_flight.reading):
-            self._reader.ask(self._budget() - to_send)
 
     def _wait(self) -> bool:
         """Wait until it is time to send; False if interrupted meanwhile."""
@@ -247,26 +254,48 @@ class Loop:
             if self._stopping.wait(min(seconds, HEARD_SEC)):
                 return False
             if seconds > HEARD_SEC:
-                self._take_page()
-                reply = self.in_flight.probe(self._reader.position, b"")
-                if reply.rate != self._rate:  # a slower drain came, or is gone: ask at once
-                    self._rate, self._next_turn = reply.rate, 0.0
+                while self._reader.is_asked:
+                    self._take()
+                before = self._rate
+                if self._probe(b"").rate != before:  # a slower one came, or is gone: ask at once
+                    self._next_turn = 0.0
         return not self._stopping.is_set()
 
     def _settle_all(self) -> None:
-        while isinstance(request := self.in_flight.oldest(), CommitRequest):
-            self._settle(request)
+        while self._sent and isinstance(self._sent[0], CommitRequest):
+            self._take()
 
-    def _settle(self, request: CommitRequest, *, may_wait: bool = False) -> bool:
-        """Take the reply of the oldest commit into the books; False if it has to wait."""
-        reply = self.in_flight.receive_commit()
+    def _take(self, *, may_wait: bool = False) -> bool:
+        """Take the oldest reply: a page, or a commit into the books; False if that has to wait.
+
+        It settles its request, as an error too; a lost one does not.
+        """
+        request = self._sent[0]
+        receive: Any = writing.receive_commit
+        if isinstance(request, ReadRequest):
+            receive = reading.receive_page
+        try:
+            reply = receive(self._server)
+        except DrainkitError as error:
+            if not isinstance(error, ConnectionLostError):
+                self._sent.popleft()
+            raise
+        if isinstance(request, CommitRequest):
+            self._note(reply, request.sent_sec)
+        self._sent.popleft()
+        if isinstance(request, CommitRequest):
+            return self._settle(request, reply, may_wait=may_wait)
+        self._reader.put(request, reply)
+        return True
+
+    def _settle(self, request: CommitRequest, reply: Committed, *, may_wait: bool) -> bool:
+        """Take a commit's reply into the books; False if it has to wait."""
         # half a round trip brought the reply, and half a one will take the next request
-        early_sec = self.in_flight.round_trip_sec
+        early_sec = min(self._round_trips)
         if early_sec > NEAR_SEC:
             early_sec -= LATE_SEC
         self._next_turn = time.monotonic() + reply.wait_us / 1e6 - early_sec
-        self._rate = rate = reply.rate
-        batch = request.batch
+        rate, batch = reply.rate, request.batch
         if not reply.done:
             if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (rate or 1)) * 1e6:
                 raise DrainkitError(future_audit(reply.wait_us / 1e6))
@@ -286,67 +315,50 @@ class Loop:
         if batch.owners is not None:
             rows_of = zip(request.events.ids, batch.owners, strict=True)
             self._refused |= {row for row in rows_of if row[0] in reply.rejected}
-        self._reader.note(reply.position, reply.counters)  # what was done is counted by then
+        self._reader.note(reply)  # what was done is counted by then
         if self._on_progress:
             self._on_progress(self._summary)
         return True
 
     def finish(self) -> None:
         """Take what is still in flight into the books: a commit in flight is a commit."""
-        while request := self.in_flight.oldest():
+        while self._sent:
             try:
-                if isinstance(request, ReadRequest):
-                    self.in_flight.receive_page()
-                else:
-                    self._settle(request)
+                self._take()
             except ConnectionLostError:
-                self.in_flight.mark_unknown()
-                return
+                self.mark_unknown()
             except DrainkitError:  # refused by the server: nothing of it ran
                 continue
 
-    def _exhausted(self, *, progress: bool) -> bool:
-        """Whether nothing is left to do; raises if something is that could not be done."""
-        budget = self._run.max_events
-        if budget is not None and self._summary.total_read >= budget:
-            return True
-        # as far as a plan goes: what it leaves alone would be waited for forever
-        seen = look(self._server, self._run.scope)
-        scope = scopes.current(self._server, self._reader.bounds, seen)
-        if seen.has_own and any(scopes.own_ids(self._server, scope)):
-            return False
-        if scope.name != "pending" or not self._refused:
-            return True
-        rows = (row for page in scopes.scope_ids(self._server, scope) for row in page)
-        left = sum(row in self._refused for row in rows)  # what another took since is its own
-        if left and not progress:
-            raise DrainkitError(
-                f"{left} idle entries of the scope could not be taken; run the same command again"
-            )
-        return not left
+    def mark_unknown(self) -> None:
+        """Note that what is in flight may be done or not, or may even be done later."""
+        if any(isinstance(request, CommitRequest) for request in self._sent):
+            self._unknown_until = self._deadline
+            self.uncertain = True
+        self._sent.clear()
 
-    def _remember(self, error: ForgottenError, looks: int) -> None:
-        """Make the recorded set fit again; what a run must not go on from ends it."""
-        if looks > MAX_LOOKS:
-            raise error
-        scope = self._run.scope
-        if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
-            raise DrainkitError("; ".join(notes))
+    def wait_out(self) -> None:
+        """Wait until no request of unknown outcome can still reach the server it was sent to.
+
+        A network may deliver a request long after its connection broke; the books close after it.
+        """
+        if self._server.takeovers == self.takeovers:  # or it has the slot from it as it was
+            time.sleep(max(0.0, self._unknown_until - self._clock.now_us()) / 1e6)
 
     def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
         """After a fault: look again. What is still undelivered or pending was not committed."""
-        self.in_flight.mark_unknown()
+        self.mark_unknown()
         for wait in attempts:
             if self._stopping.wait(wait):
                 raise InterruptedRunError(INTERRUPTED)
             try:
                 owner = self._server.info.replid
                 self._server.reconnect()
-                if not self.in_flight.is_same_server:
+                if self._server.takeovers != self.takeovers:
                     raise UnreachableError(f"{LOST}; run the same command again to go on")
                 check_primary(self._server.info)
                 if self._server.info.replid != owner:  # deadlines were by the other one's clock
-                    self.in_flight.wait_out()
+                    self.wait_out()
                 self._clock.sync(self._server.now_us())
             except (ConnectionLostError, ServerBusyError, SlotMovedError):
                 continue

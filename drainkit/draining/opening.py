@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.collection import collection_paused
 from ..core.entries import Cursor, Entries, Feed, Straight, ToDrain, fits
-from ..core.events import decoder_of
+from ..core.events import Decoder
 from ..core.plan import differences, payload_hashes
 from ..core.policy import Policy
 from ..core.summary import new_run_id
@@ -26,8 +26,8 @@ from ..safe import text
 from ..server import keeping, ledger, reading, recorded, scopes, writing
 from ..server.audit_log import check_owner, run_tables
 from ..server.connection import Clock, Server
-from ..server.look import Seen, look
 from ..server.reading import ACTIVE_MS
+from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Committed
 from ..settings import Settings
@@ -85,7 +85,17 @@ def _take_plan(run: Run, planned: PlanFile) -> None:
         raise RefusedError("the plan is for something else: " + "; ".join(found))
     runs = {start.run_id for start in ledger.starts_of(server, plan.digest)}
     done = [part["original_id"] for part in run_tables(server, runs) if len(part)]
-    _check_position(run, planned, resumed=bool(done))
+    moved = run.scope.group_position != plan.position
+    here, last = run.scope.group_position, plan.last_id or plan.position
+    if run.scope.name == "history":
+        here = run.scope.position
+        moved = moved or here != plan.history_position
+    # a run of this plan that died has moved the position itself, at most to the plan's last entry
+    if moved and not (done and reading.id_key(here) <= reading.id_key(last)):
+        raise RefusedError(
+            f"the group's position moved since the plan was made: from {plan.position} to "
+            f"{run.scope.group_position}; make a new plan"
+        )
     run.scope = replace(run.scope, boundary=plan.boundary_id)
     if not done and (straight := look_straight(run, planned)):
         load = partial(_entries, planned)
@@ -113,7 +123,7 @@ def look_straight(run: Run, planned: PlanFile) -> Straight | None:
     those of the plan), or where the server does not count what is deleted (6.2): then each has to
     be looked at, and read again to be drained.
     """
-    server, scope, decoder = run.server, run.scope, decoder_of(run.settings)
+    server, scope, decoder = run.server, run.scope, Decoder(run.settings.fields)
     counters = reading.stream_info(server).counters  # before the first is read
     if scope.name == "pending" or not counters:
         return None
@@ -133,24 +143,6 @@ def look_straight(run: Run, planned: PlanFile) -> Straight | None:
         return None
     found = np.concatenate([*sizes, np.zeros(0, np.int32)])
     return Straight(scope.position, counters, planned.blocks, found)
-
-
-def _check_position(run: Run, planned: PlanFile, *, resumed: bool) -> None:
-    scope, plan = run.scope, planned.plan
-    moved = scope.group_position != plan.position
-    if scope.name == "history":
-        moved = moved or scope.position != plan.history_position
-    if not moved:
-        return
-    # a run of this plan that died has moved the position itself, at most to the plan's last entry
-    here = scope.position if scope.name == "history" else scope.group_position
-    last = plan.last_id or plan.position
-    if resumed and reading.id_key(here) <= reading.id_key(last):
-        return
-    raise RefusedError(
-        f"the group's position moved since the plan was made: from {plan.position} to "
-        f"{scope.group_position}; make a new plan"
-    )
 
 
 @collection_paused()
@@ -237,7 +229,7 @@ def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) 
     sent_sec = time.monotonic()
     probed = writing.probe(
         server, main, after=reading.FIRST_ID, counters=b"", rate=rate,
-        deadline_us=run.clock.now_us() + round(server.reply_timeout_sec * 1e6),
+        deadline_us=run.new_deadline_us(),
     )  # fmt: skip
     run.clock.sync(probed.now_us)
     return Ready(seen, probed, time.monotonic() - sent_sec, notes)
@@ -264,7 +256,7 @@ def check(run: Run) -> Seen:
             raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
     check_owner(server, seen.audit, seen.audit_known)
     keeping.check_room(server, scope, run.max_events, seen.memory)
-    ahead_sec = reading.id_key(seen.audit.last_id)[0] / 1000 - seen.now_us / 1e6
+    ahead_sec = reading.id_key(seen.audit.boundary_id)[0] / 1000 - seen.now_us / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))
     if scope.name == "undelivered" and not run.settings.allow_active_consumers:

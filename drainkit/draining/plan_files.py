@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn
 
 from ..core.collection import give_back_freed
 from ..core.plan import COLUMNS, Plan, Tally, allowlist_notes, decisions_schema, from_json
 from ..errors import RefusedError, UsageError
-from ..files import CHUNK, TableWriter, file_sha256, write_bytes, write_chunks, write_json
+from ..files import CHUNK, write_bytes, write_chunks, write_json
 from ..settings import FROM_PLAN, Settings, build, outside, shown
 from ..settings.kinds import os_user
 from ..signing import load_signatures, required_approvals, signatures_path
@@ -31,37 +30,6 @@ def decisions_path(plan_path: Path) -> Path:
     """Beside plan.json decisions.parquet, beside X.json X.decisions.parquet."""
     name = DECISIONS if plan_path.name == PLAN else f"{plan_path.stem}.{DECISIONS}"
     return plan_path.with_name(name)
-
-
-class DecisionsWriter:
-    """Decisions as they come: counted, and into the file beside the plan, if there is one.
-
-    A context manager: the file is whole, and `sha256` known, when the block has ended.
-    """
-
-    def __init__(self, plan_path: Path | None) -> None:
-        if plan_path is not None and plan_path.is_dir():
-            raise UsageError(f"--plan {plan_path} is a folder; name a file in it to write to")
-        self._path = None if plan_path is None else decisions_path(plan_path)
-        self._out = None if self._path is None else TableWriter(self._path, decisions_schema())
-        self.tally = Tally()
-        self.sha256 = ""
-
-    def __enter__(self) -> Self:
-        if self._out is not None:
-            self._out.__enter__()
-        return self
-
-    def add(self, table: pa.Table) -> None:
-        """The next rows."""
-        self.tally.add(table)
-        if self._out is not None:
-            self._out.write(table)
-
-    def __exit__(self, *failure: Any) -> None:
-        if self._out is not None and self._path is not None:
-            self._out.__exit__(*failure)
-            self.sha256 = file_sha256(self._path, sys.maxsize) if failure[0] is None else ""
 
 
 @dataclass(frozen=True)

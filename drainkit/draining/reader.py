@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
 
 import numpy as np
@@ -10,13 +11,12 @@ import numpy as np
 from ..core.entries import PIECE, Cursor, Feed, Straight, action_codes
 from ..core.events import Events
 from ..core.values import RawEntry
-from ..errors import RefusedError
+from ..errors import DrainkitError, RefusedError
 from ..safe import text
 from ..server import reading, recorded, scopes, writing
-from ..server.look import Seen
 from ..server.recorded import Recorded
+from ..server.scopes import Seen, look
 from ..server.writing import Batch, Committed
-from .in_flight import InFlight, ReadRequest
 from .run import Run
 
 # the server sends at most 64 to 128 KB at once: the rest of a larger page would wait for the commit
@@ -28,21 +28,32 @@ FIRST_ENTRIES = 8  # before it is known how large they are; after that twice as 
 SMALL_PAGE_BYTES = 256 << 10
 
 
+@dataclass(frozen=True)
+class ReadRequest:
+    """New entries after an id were asked for; with the stream's counters as known then."""
+
+    after: str
+    counters: bytes
+
+
 class Reader:
     """Brings the entries of a job's scope as batches; nothing is claimed by reading.
 
     New entries come in pages, of which one is read ahead; a batch is cut from one page.
     """
 
-    def __init__(self, run: Run, in_flight: InFlight) -> None:
-        self._server, self._to_drain, self._in_flight = run.server, run.to_drain, in_flight
+    def __init__(self, run: Run) -> None:
+        self._server, self._scope, self._to_drain = run.server, run.scope, run.to_drain
         self._count = FIRST_ENTRIES  # how many to ask for at once
-        self.bounds = run.reach  # of what may be read
+        self.bounds = run.scope  # of what may be read: with a plan, to its last entry
+        if run.to_drain is not None and run.to_drain.count:
+            self.bounds = replace(run.scope, boundary=run.to_drain.last_id)
         self.position = self.bounds.position  # of the group, as seen last; never goes back
         self.counters = b""  # the stream's, as seen last
         self._page: list[RawEntry] = []  # what is left of the page read last
         self._sizes: list[int] = []  # bytes of its entries; empty where all are small
         self._page_counters = b""  # the stream's, from before it was read
+        self.is_asked = False  # for a page
         self._cut = self._after = self.position  # up to here all is in batches; is read
         self._recorded: Recorded | None = None
         self._cursor: Cursor | None = None
@@ -52,26 +63,24 @@ class Reader:
     def start_over(self) -> None:
         """Forget what was read; what is recorded already is looked up anew."""
         self._recorded = self._columns = None
-        self._page = []
+        self._page, self.is_asked = [], False
 
-    def note(self, position: str, counters: bytes) -> None:
-        """Take over where a reply says that the group and the stream stand.
+    def note(self, found: Committed, *, is_start: bool = False) -> None:
+        """Take over where a reply says that group and stream stand; a start is read on from there.
 
         A group never goes back by itself; 6.2 has no counters to tell of a stream made anew.
         """
-        if reading.id_key(position) < reading.id_key(self.position):
+        here = reading.id_key(found.position)
+        if here < reading.id_key(self.position):
             raise RefusedError(writing.REFUSALS["moved_back"])
-        self.position, self.counters = position, counters
-        if self._page and (here := reading.id_key(position)) > reading.id_key(self._cut):
+        self.position, self.counters = found.position, found.counters
+        if self._page and here > reading.id_key(self._cut):
             # others were delivered what is next here
             passed = sum(reading.id_key(entry[0]) <= here for entry in self._page)
             self._page, self._sizes = self._page[passed:], self._sizes[passed:]
-            self._cut = position
-
-    def stand(self, found: Committed) -> None:
-        """Read on from where a probe found the group."""
-        self.note(found.position, found.counters)
-        self._cut = self._after = found.position
+            self._cut = self.position
+        if is_start:
+            self._cut = self._after = self.position
 
     def pending(self, seen: Seen, room: Callable[[], int]) -> Iterator[Batch]:
         """What is pending already: first this consumer's own, then others' (scope pending)."""
@@ -96,27 +105,43 @@ class Reader:
                 owners = [row[1] for row in chosen]
                 yield Batch(entries, owners=owners, planned=self._planned([e[0] for e in entries]))
 
-    def is_at_end(self) -> bool:
-        """Whether the group has all entries up to the boundary."""
-        return reading.id_key(self.position) >= reading.id_key(self.bounds.boundary)
+    def is_done(self, refused: Collection[tuple[bytes, str]], *, progress: bool) -> bool:
+        """Whether nothing is left to do; raises if something is that could not be done.
 
-    def ask(self, budget: int) -> bool:
-        """Ask for the next page, if there is more up to the boundary; False if there is not."""
+        `refused`: pending ids and their owners, which a commit did not take.
+        """
+        # as far as a plan goes: what it leaves alone would be waited for forever
+        seen = look(self._server, self._scope)
+        scope = scopes.current(self._server, self.bounds, seen)
+        if seen.has_own and any(scopes.own_ids(self._server, scope)):
+            return False
+        if scope.name != "pending" or not refused:
+            return True
+        rows = (row for page in scopes.scope_ids(self._server, scope) for row in page)
+        left = sum(row in refused for row in rows)  # what another took since is its own
+        if left and not progress:
+            raise DrainkitError(
+                f"{left} idle entries of the scope could not be taken; run the same command again"
+            )
+        return not left
+
+    def ask(self, budget: int) -> ReadRequest | None:
+        """Ask for the next page, if there is more up to the boundary; None if there is not."""
         # where another drain went meanwhile this one need not read any more
         after = max(self._after, self.position, key=reading.id_key)
         if budget < 1 or reading.id_key(after) >= reading.id_key(self.bounds.boundary):
-            return False
+            return None
         count = max(1, min(PAGE_ENTRIES, self._count))
         if not self._known().touches(after, self.bounds.boundary):  # else some count for nothing
             count = min(count, budget)
-        self._in_flight.read(after, self.counters, self.bounds.boundary, count)
-        return True
+        reading.send_page(self._server, after, self.bounds.boundary, count)
+        self.is_asked = True
+        return ReadRequest(after, self.counters)
 
-    def take_page(self) -> None:
-        """Receive the page that was asked for; all of the one before it is in batches by then."""
-        request = self._in_flight.oldest()
-        page = self._in_flight.receive_page()
-        if not page or not isinstance(request, ReadRequest):
+    def put(self, request: ReadRequest, page: list[RawEntry]) -> None:
+        """The page that was asked for; all of the one before it is in batches by then."""
+        self.is_asked = False
+        if not page:
             self._after = self.bounds.boundary  # no more
             return
         self._page, self._page_counters, self._cut = page, request.counters, request.after
@@ -136,29 +161,26 @@ class Reader:
         if room < 1:
             return None
         if self._columns is not None:
-            known = self._known().touches(self.position, self.bounds.boundary)
-            is_so = self._columns.holds(self.counters) and not known
+            # a commit would look by itself which are there, but each of them: that takes long
+            is_so = self.counters.split()[1:] == self._columns.counters.split()[1:]
+            is_so = is_so and not self._known().touches(self.position, self.bounds.boundary)
             if is_so and (found := self._columns.take(room)) is not None:
                 self._cut = self._after = self._columns.after
                 return found
             self._columns = None  # no more, or otherwise than when they were looked at
         if not self._page:
             return None
-        n = self._fitting(room)
-        entries, self._page, self._sizes = self._page[:n], self._page[n:], self._sizes[n:]
-        after, self._cut = self._cut, text(entries[-1][0])
-        planned = self._planned([entry[0] for entry in entries])
-        return Batch(entries, after, self._page_counters, planned=planned)
-
-    def _fitting(self, room: int) -> int:
-        """How many entries of the page make a batch: by number and by bytes, at least one."""
         page, known = self._page, self._known()
         if known.touches(text(page[0][0]), text(page[-1][0])):
             fresh = [at for at, entry in enumerate(page) if not known.has(entry[0])]
             room = fresh[room] if len(fresh) > room else len(page)
         if sum(self._sizes) > BATCH_BYTES:
             room = min(room, sum(total <= BATCH_BYTES for total in accumulate(self._sizes)))
-        return max(1, room)
+        n = max(1, room)
+        entries, self._page, self._sizes = self._page[:n], self._page[n:], self._sizes[n:]
+        after, self._cut = self._cut, text(entries[-1][0])
+        planned = self._planned([entry[0] for entry in entries])
+        return Batch(entries, after, self._page_counters, planned=planned)
 
     def _known(self) -> Recorded:
         """What is recorded already for the group; looked up when it is first needed.
@@ -186,19 +208,13 @@ class _Columns:
     """A plan's entries as batches, from its own columns."""
 
     def __init__(self, straight: Straight) -> None:
-        self._straight = straight
+        self.counters = straight.counters
+        self._sizes = straight.sizes
         self._feed = Feed(straight.blocks())
         self._events: Events | None = None  # a piece of the plan, from which batches are cut
         self._actions = np.zeros(0, np.int64)
         self._at = self._row = 0  # in the piece; in the plan
         self.after = straight.after  # up to here they were taken
-
-    def holds(self, counters: bytes) -> bool:
-        """Whether nothing was deleted since the entries were seen.
-
-        A commit would look by itself which are there, but each of them, and that takes long.
-        """
-        return counters.split()[1:] == self._straight.counters.split()[1:]
 
     def take(self, room: int) -> Batch | None:
         """The next entries, up to `room`; None: no more."""
@@ -208,11 +224,11 @@ class _Columns:
                 return None
             self._events, self._at = Events.from_arrow(table), 0
             self._actions = action_codes(table["action"])
-        sums = np.cumsum(self._straight.sizes[self._row : self._row + min(room, PAGE_ENTRIES)])
+        sums = np.cumsum(self._sizes[self._row : self._row + min(room, PAGE_ENTRIES)])
         n = max(1, int(np.searchsorted(sums, BATCH_BYTES, side="right")))
         part = slice(self._at, self._at + n)
         events, after = self._events.part(part), self.after
         self._at += len(events)
         self._row += len(events)
         self.after = text(events.ids[-1])
-        return Batch([], after, self._straight.counters, planned=self._actions[part], events=events)
+        return Batch([], after, self.counters, planned=self._actions[part], events=events)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,13 +12,12 @@ from ..core.audit import audit_ms
 from ..core.entries import ToDrain
 from ..core.policy import ACTIONS, Policy
 from ..core.summary import Summary
-from ..core.timestamps import iso
 from ..errors import DrainkitError
 from ..server import ledger, scopes
 from ..server.audit_log import run_tables, values_of
 from ..server.connection import Clock, Server
-from ..server.look import Seen
 from ..server.scope import Scope
+from ..server.scopes import Seen
 from ..settings import Settings
 from .plan_files import PlanFile
 
@@ -49,7 +46,7 @@ class Run:
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
     approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
-    opening: Opening | None = None  # where that is counted already, just before the drain
+    opening: Opening | None = None  # as counted just before the drain
     folder: str = ""  # where its evidence will be sealed; "": it leaves none
     summary: Summary = field(init=False)
     start: ledger.Start = field(init=False)  # as the ledger has it
@@ -78,12 +75,28 @@ class Run:
         """How many events this run may take; with a plan, just the plan's."""
         return self.settings.max_events if self.to_drain is None else self.to_drain.count
 
-    @property
-    def reach(self) -> Scope:
-        """The scope as far as this run may read: with a plan, to its last entry."""
-        if self.to_drain is None or not self.to_drain.count:
-            return self.scope
-        return replace(self.scope, boundary=self.to_drain.last_id)
+    def new_deadline_us(self) -> int:
+        """When a request sent now will be given up; the server refuses it after that."""
+        return self.clock.now_us() + round(self.server.reply_timeout_sec * 1e6)
+
+    def count_first(self, seen: Seen) -> None:
+        """Before the first commit: what is undelivered, and how many events the run is to take.
+
+        With a plan the entries are known by name; pending entries do not vanish, they are recorded
+        as missing.
+        """
+        if self.to_drain is not None:
+            self.summary.expected = self.to_drain.count
+            return
+        here = scopes.current(self.server, self.scope, seen)
+        if here.name != "pending" and self.opening is None:
+            self.opening = Opening(here.position, scopes.undelivered(self.server, here, seen))
+        if self.opening is None or here.name == "history":  # it comes upon what is recorded already
+            count = scopes.remaining(self.server, here)
+        else:
+            own = scopes.own_ids(self.server, here) if seen.has_own else ()
+            count = self.opening.undelivered + sum(map(len, own))
+        self.summary.expected = min(count, self.max_events or count)
 
     def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:
         """Count what is left; returns where the scope stands now, and what is undelivered."""
@@ -105,30 +118,6 @@ class Run:
                 f"{self.scope.consumer}; run the same command again"
             )
         return summary.close(failure, self.clock.now_us())
-
-    def note_start(self, audit_id: str) -> None:
-        """The ledger's entry that this run begins, after the audit's id `audit_id`."""
-        scope, settings = self.scope, self.settings
-        self.start = ledger.Start(
-            run_id=self.run_id,
-            scope=scope.name,
-            consumer_group=scope.group,
-            consumer=scope.consumer,
-            boundary_id=scope.boundary,
-            throttle=settings.throttle,
-            max_events=settings.max_events,
-            plan_digest=self.planned.plan.digest if self.planned else "",
-            at=iso(self.clock.now_us()),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            operator=settings.operator,
-            approvers=",".join(self.approvers),
-            from_id=scope.first,
-            audit_id=audit_id,
-            audit_stream=settings.audit_stream or "",
-            folder=self.folder,
-        )
-        ledger.append(self.server, self.start)
 
 
 def note_end(server: Server, start: ledger.Start, summary: Summary, at: str, **more: int) -> None:

@@ -11,26 +11,23 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.policy import ACTIONS
+from ..core.policy import ACTIONS, Policy
 from ..errors import DrainkitError, RefusedError
+from ..late import pa
 from ..server import scopes, writing
 from ..server.connection import Server
 from ..server.counting import count
-from ..server.look import Seen
 from ..server.reading import next_id
+from ..server.scopes import Seen
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
 from .dry import dry_run, turn_times_us
 from .opening import check
 from .plan_files import PlanFile
 from .run import Opening, Run
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LEASE_MS = 60_000  # a run that died blocks the next ones for at most this long
 RENEW_SEC = 15.0
@@ -170,22 +167,16 @@ def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None
     """What holds back a live drain of a plan that no person was asked about."""
     plan = planned.plan
     check_readable(settings, plan.total_read, plan.unreadable)
-    max_age_min = float(plan.policy["max_age_min"])
+    max_age_us = Policy(float(plan.policy["max_age_min"]), None, 0).max_age_us
     drift = first = 0
     now_us = server.now_us()
     for block in planned.blocks(("event_time", "action")):
+        # too old at their turns, and not as planned
         turns = turn_times_us(first, len(block), start_us=now_us, settings=settings)
-        drift += expected_drift(block, turns, max_age_min=max_age_min)
+        times = block["event_time"].cast(pa.int64())
+        old = times.is_valid().to_numpy() & (turns - times.fill_null(0).to_numpy() > max_age_us)
+        drift += int(
+            np.sum(old & ~np.isin(block["action"].to_numpy(), ("dropped_old", "dropped_missing")))
+        )
         first += len(block)
     check_limits(settings.limits, plan.counts, drift=drift)
-
-
-def expected_drift(table: pa.Table, turns: np.ndarray, *, max_age_min: float) -> int:
-    """How many of a plan's events will be too old at their turns (us), and were not as planned."""
-    import pyarrow as pa
-
-    times = table["event_time"].cast(pa.int64())
-    planned = table["action"].to_numpy(zero_copy_only=False)
-    known = ~times.is_null().to_numpy(zero_copy_only=False)
-    old = turns - times.fill_null(0).to_numpy(zero_copy_only=False) > max_age_min * 60e6
-    return int(np.sum(known & old & ~np.isin(planned, ("dropped_old", "dropped_missing"))))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.audit import audit_table, parse
 from ..core.collection import collection_paused
@@ -16,7 +15,7 @@ from ..errors import RefusedError
 from ..safe import text
 from . import ledger, reading
 from .connection import Server
-from .reading import id_key, pairs
+from .reading import StreamInfo, id_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,37 +74,12 @@ def audit_counts(server: Server) -> dict[str, int]:
     return counts
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How much the audit stream holds."""
-
-    last_id: str = reading.FIRST_ID
-    length: int = 0
-    gone: int | None = None  # entries that were removed; None: older than 7.0
-
-    def has_kept(self, then: Extent, records: int, last_id: str) -> bool:
-        """Whether all of `then` is there, and so many records more, up to `last_id`."""
-        if self.gone is not None and then.gone is not None and self.gone > then.gone:
-            return False
-        return self.length >= then.length + records and id_key(self.last_id) >= id_key(last_id)
-
-
-def extent_in(reply: list[Any]) -> Extent:
-    """How much a stream holds, as a reply of XINFO STREAM says; one that is missing nothing."""
-    if not reply:
-        return Extent(gone=0)
-    info = pairs(reply)
-    added = info.get("entries-added")
-    gone = None if added is None else added - info["length"]
-    return Extent(text(info["last-generated-id"]), info["length"], gone)
-
-
-def check_owner(server: Server, audit: Extent, known: str) -> None:
+def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
     """Refuse an audit stream that holds another stream's records: they could not be told apart.
 
     `known`: its last id as of this stream's last commit; "" where there was none.
     """
-    if not audit.length or (known and id_key(audit.last_id) <= id_key(known)):
+    if not audit.length or (known and id_key(audit.boundary_id) <= id_key(known)):
         return  # nobody's, or a commit of this stream was the last
     run_id = parse(reading.newest(server, server.keys.audit, 1)[0]).run_id
     if RUN_ID.fullmatch(run_id) and not any(

@@ -157,17 +157,9 @@ class Server:
         with translated(self.shown_url, self.close):
             self._reopen()
 
-    def recheck(self) -> int:
-        """`takeovers` as of now: Sentinel, Cluster and server are asked again; none in flight."""
-        self._check_order()
-        self.reconnect()
-        return self.takeovers
-
     def call(self, *args: bytes | str | int) -> Any:
         """Send one command and return its reply, bytes undecoded."""
-        self._check_order()
-        self.send(*args)
-        return self.receive()
+        return self.pipeline([args])[0]
 
     def send(self, *args: bytes | str | int) -> None:
         """Send one command without waiting; replies come in the order of sending."""
@@ -188,7 +180,8 @@ class Server:
         self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
     ) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
-        self._check_order()
+        if self._sent:  # the first reply would be that of another
+            raise RuntimeError(f"{len(self._sent)} replies are still to come")
         replies: list[Any] = []
         failure: redis.ResponseError | None = None
         with translated(self.shown_url, self.close):
@@ -201,11 +194,6 @@ class Server:
             if failure:
                 raise failure
         return replies
-
-    def _check_order(self) -> None:
-        """A command here would get the reply of another that is under way."""
-        if self._sent:
-            raise RuntimeError(f"{len(self._sent)} replies are still to come")
 
     def now_us(self) -> int:
         """The server's clock (TIME), microseconds since the epoch."""
@@ -264,7 +252,9 @@ class Server:
     def _send(self, commands: list[tuple[bytes | str | int, ...]]) -> None:
         # redis-py's own would look at each of a commit's thousands of arguments in Python
         requests = [hiredis.pack_command(args) for args in commands]  # type: ignore[arg-type] # its stub: one
-        self._fresh().send_packed_command(requests, check_health=False)
+        if not self._sent:
+            self._refresh()
+        self._connected().send_packed_command(requests, check_health=False)
         self._sent.extend(requests)
 
     def _receive(self, most_bytes: int | None = None) -> Any:
@@ -313,24 +303,21 @@ class Server:
             raise redis.ConnectionError("not connected")
         return self._link
 
-    def _fresh(self) -> Connection:
-        """The connection for a request; with none in flight, opened again if the server closed it.
+    def _refresh(self) -> None:
+        """Before a request with none in flight: open again what the server closed meanwhile.
 
         Not to another server than before: the caller has to know that it restarted.
         """
-        if self._sent:
-            return self._connected()
         self._socket.received = 0
         try:
             if self._link is not None and not self._link.can_read(timeout=0):
-                return self._link
+                return
         except (redis.RedisError, OSError):
             pass
         takeovers = self.takeovers
         self._reopen()
         if self.takeovers != takeovers:
             raise redis.ConnectionError("the server restarted, or another one took over")
-        return self._connected()
 
 
 class Clock:

@@ -161,8 +161,8 @@ def lost(server: Server) -> int:
     """How many entries the ledger had and lacks; 0 where the server does not count (6.2)."""
     if not server.call("EXISTS", server.keys.runs):
         return 0
-    info = reading.pairs(server.call("XINFO", "STREAM", server.keys.runs))
-    return int(info.get("entries-added", info["length"]) - info["length"])
+    key = server.keys.runs
+    return reading.stream_in(key, server.call("XINFO", "STREAM", key)).gone or 0
 
 
 def entries_of(server: Server, run_id: str) -> list[OfRun]:

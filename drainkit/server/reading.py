@@ -82,11 +82,15 @@ class StreamInfo:
     max_deleted_id: str | None = None  # the largest id ever taken by XDEL (trims leave it alone)
 
     @property
+    def gone(self) -> int | None:
+        """How many entries were removed; None: older than 7.0."""
+        return None if self.entries_added is None else self.entries_added - self.length
+
+    @property
     def counters(self) -> bytes:
-        """As commit.lua has them: "added deleted"; empty where the server does not count."""
-        if self.entries_added is None:
-            return b""
-        return b"%d %d" % (self.entries_added, self.entries_added - self.length)
+        """As commit.lua has them: "added gone"; empty where the server does not count."""
+        gone = self.gone
+        return b"" if gone is None else b"%d %d" % (self.length + gone, gone)
 
     def has_all_of(self, then: StreamInfo) -> bool:
         """Whether all entries of `then` are still there: none deleted, and it is the same stream.
@@ -97,7 +101,7 @@ class StreamInfo:
             return astuple(self) == astuple(then)
         return (
             self.entries_added >= then.entries_added
-            and self.counters.split()[1:] == then.counters.split()[1:]
+            and self.gone == then.gone
             and self.first_id == then.first_id
             and self.max_deleted_id == then.max_deleted_id
             and id_key(self.boundary_id) >= id_key(then.boundary_id)
@@ -144,7 +148,7 @@ def stop_words(reason: str, operator: str, at: str | None) -> str:
 def stream_info(server: Server) -> StreamInfo:
     """The stream's ends and length; a missing stream or another type is refused."""
     try:
-        return stream_in(server, server.call("XINFO", "STREAM", server.stream))
+        return stream_in(server.stream, server.call("XINFO", "STREAM", server.stream))
     except RefusedError:
         kind = server.call("TYPE", server.stream)
         if kind == b"stream":
@@ -155,13 +159,15 @@ def stream_info(server: Server) -> StreamInfo:
         ) from None
 
 
-def stream_in(server: Server, reply: list[Any]) -> StreamInfo:
-    """The server's stream as a reply of XINFO STREAM says."""
+def stream_in(key: bytes, reply: list[Any]) -> StreamInfo:
+    """A stream as a reply of XINFO STREAM says; without one it is missing, so nothing was in it."""
+    if not reply:
+        return StreamInfo(text(key), 0, None, None, FIRST_ID, 0)
     info = pairs(reply)
     deleted = info.get("max-deleted-entry-id")
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
     return StreamInfo(
-        name=text(server.stream),
+        name=text(key),
         length=info["length"],
         first_id=ends[0],
         last_id=ends[1],

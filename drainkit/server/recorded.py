@@ -15,10 +15,11 @@ from itertools import chain, groupby
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
+from ..ids import is_id
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .reading import FIRST_ID, LAST_ID, Name, id_key, next_id, pairs
+from .reading import FIRST_ID, LAST_ID, Name, id_key, next_id
 
 Key = tuple[int, int]  # an id, as ids.id_key has it
 _PAGE = 1000  # members, or intervals, in one request
@@ -30,6 +31,8 @@ BEHIND = (
     "the audit stream lacks records that it had: it was deleted, trimmed or put back from an older "
     "copy; what is missing there is not recorded again"
 )
+
+_NOTES = {b"whole": "", b"anew": ANEW, b"behind": BEHIND}
 
 
 @dataclass(frozen=True)
@@ -67,34 +70,53 @@ class Recorded:
 
 def of_scope(server: Server, consumer_group: str) -> Recorded:
     """What is recorded for a consumer group; by the audit itself where the set is not as it was."""
-    group = consumer_group.encode()
     if _is_whole(server):
         return in_set(server, consumer_group)
-    return _of(_intervals(server, group, audited_ids(server).get(group, set())))
+    group = consumer_group.encode()
+    spans = [*_intervals(server, group, audited_ids(server).get(group, set()))]
+    return Recorded([span[0] for span in spans], [span[1] for span in spans])
 
 
 def in_set(server: Server, consumer_group: str) -> Recorded:
     """What the recorded set says of a consumer group."""
-    return _of(_members(server, consumer_group))
-
-
-def _of(intervals: Iterator[tuple[Key, Key]]) -> Recorded:
-    spans = [*intervals]
-    return Recorded([span[0] for span in spans], [span[1] for span in spans])
+    name, starts, ends = consumer_group.encode(), list[Key](), list[Key]()
+    prefix = b"%d:%b\0" % (len(name), name)
+    after, last = b"[" + prefix, b"(" + prefix + b":"
+    while True:
+        found = server.call("ZRANGEBYLEX", server.keys.recorded, after, last, "LIMIT", 0, _PAGE)
+        for member in found:
+            to, _, start = member[len(prefix) :].partition(b"\0")
+            starts.append((int(start[:20]), int(start[20:])))
+            ends.append((int(to[:20]), int(to[20:])))
+        if len(found) < _PAGE:
+            return Recorded(starts, ends)
+        after = b"(" + found[-1]
 
 
 def prepare(server: Server, group: str, consumer_group: str) -> list[str]:
-    """Make the set fit for a drain; returns what the run has to say of stream and audit."""
-    notes = []
+    """Make the set fit for a drain; returns what the run has to say of stream and audit.
+
+    begin.lua says how state, stream, audit and set compare; where the audit is ahead of the set,
+    its records from an id on are added, and with the last of them up to which they are complete.
+    """
+    side = server.keys
+    keys = [side.stream, side.audit, side.state, side.recorded]
     while True:
-        how, after = writing.begin(server, group, consumer_group)
-        if how == "ahead":
-            _make_again(server, after)
-            continue
-        if how != "whole":
-            notes.append({"anew": ANEW, "behind": BEHIND}[how])
-        if how in ("whole", "anew", "behind"):
-            return notes
+        how, after = writing.evaluate(server, "begin", keys, group, consumer_group)
+        if how == b"gone":
+            raise RefusedError(writing.REFUSALS["gone"])
+        if how != b"ahead":
+            return [note for note in (_NOTES[how],) if note]
+        last = _audit_id(server)
+        spans: list[tuple[bytes | str, ...]] = [
+            (owner, f"{a}-{b}", f"{c}-{d}")
+            for owner, ids in audited_ids(server, text(after)).items()
+            for (a, b), (c, d) in _intervals(server, owner, ids)
+        ]
+        for at in range(0, len(spans) or 1, _PAGE):
+            upto = last if at + _PAGE >= len(spans) else ""
+            part = chain.from_iterable(spans[at : at + _PAGE])
+            writing.evaluate(server, "remember", [side.state, side.recorded], upto, *part)
 
 
 def audited_ids(server: Server, after: str = FIRST_ID) -> dict[bytes, set[bytes]]:
@@ -105,21 +127,9 @@ def audited_ids(server: Server, after: str = FIRST_ID) -> dict[bytes, set[bytes]
             record = dict(zip((fields or ())[::2], (fields or ())[1::2], strict=False))
             entry = record.get(b"original_id", b"")
             # whoever may write to the audit could have put anything there
-            if _is_id(entry):
+            if is_id(text(entry)):
                 found.setdefault(record.get(b"consumer_group", b""), set()).add(entry)
     return found
-
-
-def _make_again(server: Server, after: str) -> None:
-    last = _audit_id(server)
-    spans = [
-        (group, f"{a}-{b}", f"{c}-{d}")
-        for group, ids in audited_ids(server, after).items()
-        for (a, b), (c, d) in _intervals(server, group, ids)
-    ]
-    for at in range(0, len(spans) or 1, _PAGE):
-        is_last = at + _PAGE >= len(spans)
-        writing.remember(server, spans[at : at + _PAGE], last if is_last else "")
 
 
 def _intervals(server: Server, group: bytes, ids: set[bytes]) -> Iterator[tuple[Key, Key]]:
@@ -143,22 +153,6 @@ def _intervals(server: Server, group: bytes, ids: set[bytes]) -> Iterator[tuple[
         yield span[0], span[-1]
 
 
-def _members(server: Server, consumer_group: str) -> Iterator[tuple[Key, Key]]:
-    name = consumer_group.encode()
-    prefix = b"%d:%b\0" % (len(name), name)
-    after = b"[" + prefix
-    while True:
-        found = server.call(
-            "ZRANGEBYLEX", server.keys.recorded, after, b"(" + prefix + b":", "LIMIT", 0, _PAGE
-        )
-        for member in found:
-            to, _, start = member[len(prefix) :].partition(b"\0")
-            yield (int(start[:20]), int(start[20:])), (int(to[:20]), int(to[20:]))
-        if len(found) < _PAGE:
-            return
-        after = b"(" + found[-1]
-
-
 def _is_whole(server: Server) -> bool:
     """Whether audit and set are as the last commit left them."""
     keys = server.keys
@@ -180,9 +174,5 @@ def _audit_id(server: Server) -> str:
     """The audit's last id; 0-0 without an audit stream."""
     if not server.call("EXISTS", server.keys.audit):
         return FIRST_ID
-    return text(pairs(server.call("XINFO", "STREAM", server.keys.audit))["last-generated-id"])
-
-
-def _is_id(entry: bytes) -> bool:
-    ms, dash, seq = entry.partition(b"-")
-    return dash == b"-" and ms.isdigit() and seq.isdigit() and len(entry) <= 41
+    key = server.keys.audit
+    return reading.stream_in(key, server.call("XINFO", "STREAM", key)).boundary_id

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..core.values import RawEntry
@@ -22,23 +22,75 @@ from ..ids import (
 from ..safe import text
 from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
-from . import recorded
+from . import recorded, writing
 from .connection import Server
 from .counting import count, count_between
 from .keys import check_slot
-from .look import Seen
 from .reading import (
+    Group,
     Name,
+    StopSwitch,
+    StreamInfo,
     body_pages,
     consumers,
+    groups_in,
     named,
     pages,
     pending_ids,
     position_of,
     positions,
+    stream_in,
     stream_info,
 )
 from .scope import Scope, not_ours
+from .writing import MAX_LISTED, REFUSALS
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Stream, group and side keys as of one moment."""
+
+    now_us: int
+    kinds: Mapping[bytes, str]  # by key, as TYPE says
+    switch: StopSwitch | None
+    info: StreamInfo
+    groups: Mapping[str, Group]
+    audit: StreamInfo
+    audit_known: str  # the audit's last id as of the last commit; "" before the first
+    history_done: str  # where scope history's last commit left the scope's group
+    has_own: bool  # whether entries are pending for the scope's consumer
+    memory: bytes  # INFO memory
+
+
+def look(server: Server, scope: Scope) -> Seen:
+    """How stream, the scope's group and the side keys are now; writes nothing.
+
+    A stream that is gone is refused.
+    """
+    keys = server.keys
+    names = (keys.stream, keys.audit, keys.stop, keys.state, keys.recorded, keys.runs)
+    told = (scope.group, scope.consumer, MAX_LISTED)
+    reply = writing.evaluate(server, "look", names, *told)
+    if reply == [b"many_groups"]:
+        raise RefusedError(REFUSALS["many_groups"].format(MAX_LISTED))
+    now_us, kinds, switch, info, audit, groups, known, done, own, memory = reply
+    if not info:
+        raise RefusedError(REFUSALS["gone"])
+    types = dict(zip(names, map(text, kinds), strict=True))
+    odd = types[keys.stop] not in ("none", "string")
+    return Seen(
+        now_us=int(now_us),
+        kinds=types,
+        switch=StopSwitch.odd(server, types[keys.stop]) if odd
+        else StopSwitch.read(switch) if types[keys.stop] == "string" else None,
+        info=stream_in(keys.stream, info),
+        groups=groups_in(groups),
+        audit=stream_in(keys.audit, audit),
+        audit_known=text(known),
+        history_done=text(done) or FIRST_ID,
+        has_own=own > 0,
+        memory=memory,
+    )  # fmt: skip
 
 
 def open_scope(server: Server, settings: Settings, *, boundary: str | None = None) -> Scope:

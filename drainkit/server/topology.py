@@ -10,7 +10,6 @@ import threading
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -95,11 +94,17 @@ def find(url: str) -> Connection:
     """The first connection that opens: the server, a Cluster's node, or Sentinel's primary."""
     if not _SCHEMES.match(url):
         raise UsageError(f"--redis-url must start with one of {URL_FORMS}")
+    # a # or ? of the password's own: what follows would be taken for a host or an option
+    query = url.partition("?")[2]
+    if "#" in url or not re.fullmatch(r"(?:[A-Za-z_%\d]+=[^&]*(?:&|$))*", query):
+        raise UsageError(
+            "--redis-url: a # or ? of the password must be encoded; write %23 for #, %3F for ?, "
+            "%2F for /, %40 for @"
+        )
     scheme, _, rest = url.partition("://")
     if "+" not in scheme:
         return connect(url)
     base, _, topology = scheme.partition("+")
-    _check_password(url)
     login, hosts, path = _split(rest)
     if topology == "cluster":
         seeds = [f"{base}://{login}{seed}/{path}" for seed in hosts.split(",")]
@@ -214,8 +219,12 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
 
     `patience_sec`: how long it may take at most, and each reply.
     """
-    _check_options(url)
     try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+            raise UsageError("--redis-url: what follows the host must be the database's number")
+        if "protocol" in urllib.parse.parse_qs(parts.query):
+            raise UsageError("--redis-url: leave out protocol=; drainkit speaks RESP2")
         options = {**_OPTIONS, **parse_url(url)}
         for name in ("socket_connect_timeout", "socket_timeout"):
             if not 0 < options[name] <= LONGEST_TIMEOUT_SEC:
@@ -228,45 +237,16 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
     if not isinstance(link, Connection | SSLConnection | UnixDomainSocketConnection):
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}")
-    with _login():
-        link.connect()  # type: ignore[no-untyped-call]
-    return link  # type: ignore[return-value]
-
-
-@contextmanager
-def _login() -> Iterator[None]:
-    """The errors of a login; a server may repeat a password, so no other text of it is shown."""
     try:
-        yield
+        link.connect()  # type: ignore[no-untyped-call]
     except redis.exceptions.InvalidResponse:
         raise redis.exceptions.InvalidResponse from None
     except (*ERROR_REPLIES, ValueError) as error:  # redis-py reads some replies, MOVED say
+        # a server may repeat a password, so no other text of it is shown
         said = f"{getattr(error, 'status_code', None)} {error}"
         known = next((text for text in _AT_LOGIN if text in said), "what it says is not shown")
         raise _AT_LOGIN.get(known, redis.AuthenticationError)(known) from None
-
-
-def _check_password(url: str) -> None:
-    """Refuse a password's own # or ?: what follows would be taken for a host or an option."""
-    query = url.partition("?")[2]
-    if "#" in url or not re.fullmatch(r"(?:[A-Za-z_%\d]+=[^&]*(?:&|$))*", query):
-        raise UsageError(
-            "--redis-url: a # or ? of the password must be encoded; write %23 for #, %3F for ?, "
-            "%2F for /, %40 for @"
-        )
-
-
-def _check_options(url: str) -> None:
-    """Refuse what redis-py would take for something else, or what drainkit does not speak."""
-    _check_password(url)
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:
-        raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
-    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
-        raise UsageError("--redis-url: what follows the host must be the database's number")
-    if "protocol" in urllib.parse.parse_qs(parts.query):
-        raise UsageError("--redis-url: leave out protocol=; drainkit speaks RESP2")
+    return link  # type: ignore[return-value]
 
 
 def read_info(link: Connection) -> ServerInfo:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import chain
 from typing import Any
 
 import msgspec
@@ -173,39 +172,9 @@ def probe(
     return receive_commit(server)
 
 
-def look(server: Server, keys: Sequence[bytes], scope: Scope) -> list[Any]:
-    """What look.lua says; it is a script that writes nothing."""
-    reply: list[Any] = server.call(
-        "EVAL", script("look"), len(keys), *keys, scope.group, scope.consumer, MAX_LISTED
-    )
-    return reply
-
-
-def begin(server: Server, group: str, consumer_group: str) -> tuple[str, str]:
-    """Hold the state against stream, audit and recorded set, before a first commit (begin.lua).
-
-    Returns how they compare ("whole", "anew", "behind", "ahead") and, if "ahead", after
-    which of the audit's ids the set lacks its records.
-    """
-    keys = server.keys
-    how, after = server.call(
-        "EVAL", script("begin"), 4, keys.stream, keys.audit, keys.state, keys.recorded,
-        group, consumer_group,
-    )  # fmt: skip
-    if how == b"gone":
-        raise RefusedError(REFUSALS["gone"])
-    return text(how), text(after)
-
-
-def remember(server: Server, spans: Sequence[tuple[bytes | str, ...]], audit_id: str) -> None:
-    """Add intervals (consumer group, first, last id) to the recorded set.
-
-    With the last of them, `audit_id` says up to which id of the audit they are complete.
-    """
-    server.call(
-        "EVAL", script("remember"), 2, server.keys.state, server.keys.recorded, audit_id,
-        *chain.from_iterable(spans),
-    )  # fmt: skip
+def evaluate(server: Server, name: str, keys: Sequence[bytes], *args: bytes | str | int) -> Any:
+    """What a script of lua/ answers; its header says what it takes."""
+    return server.call("EVAL", script(name), len(keys), *keys, *args)
 
 
 def add_to_ledger(server: Server, fields: Mapping[str, object]) -> None:
@@ -223,7 +192,7 @@ def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> boo
     drainer must not be able to overwrite or delete the stream.
     """
     switch = {"reason": reason, "operator": operator, "at_us": now_us}
-    kind = text(server.call("EVAL", script("stop"), 1, server.keys.stop, json.dumps(switch)))
+    kind = text(evaluate(server, "stop", [server.keys.stop], json.dumps(switch)))
     if kind not in ("", "string"):
         raise RefusedError(not_a_switch(server, kind))
     return not kind
@@ -251,10 +220,9 @@ def open_history(server: Server, scope: Scope) -> None:
     It begins at the scope's position if that is later. Refuses a group that drainkit did not make,
     and a second one of the same consumer group.
     """
-    made, *other = server.call(
-        "EVAL", script("history_open"), 2, server.stream, server.keys.state, scope.group,
-        scope.consumer_group, scope.position,
-    )  # fmt: skip
+    keys = [server.stream, server.keys.state]
+    told = (scope.group, scope.consumer_group, scope.position)
+    made, *other = evaluate(server, "history_open", keys, *told)
     if made == -1:
         raise RefusedError(f"{text(server.stream)} is not a stream any more")
     if made == -2:
@@ -272,11 +240,8 @@ def close_history(server: Server, scope: Scope) -> bool:
 
     All history counts, not just what --until or a plan let this run take.
     """
-    reply = server.call(
-        "EVAL", script("history_close"), 2, server.stream, server.keys.state, scope.group,
-        scope.group_position,
-    )  # fmt: skip
-    return bool(reply)
+    keys = [server.stream, server.keys.state]
+    return bool(evaluate(server, "history_close", keys, scope.group, scope.group_position))
 
 
 def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
@@ -334,10 +299,9 @@ def remove_consumers(
     With None how long they idle is known. For each: ("removed", 0), ("pending", 0), ("active", idle
     ms) or ("gone", 0).
     """
-    reply = server.call(
-        "EVAL", script("remove_consumers"), 1, server.stream, group,
-        "" if min_idle_ms is None else min_idle_ms, *map(raw_name, names),
-    )  # fmt: skip
+    least = "" if min_idle_ms is None else min_idle_ms
+    raws = map(raw_name, names)
+    reply = evaluate(server, "remove_consumers", [server.stream], group, least, *raws)
     return [(text(status), int(number)) for status, number in reply]
 
 
@@ -347,11 +311,9 @@ def trim(server: Server, ids: Sequence[bytes], *, without_groups: bool = False) 
     Refuses, in the same step, what a group has not delivered or acknowledged by now.
     """
     last = text(ids[-1])
-    status, *detail = server.call(
-        "EVAL", script("trim"), 1, server.stream, last, next_id(last), len(ids),
-        hashlib.sha1(b"".join(i + b"\n" for i in ids), usedforsecurity=False).hexdigest(),
-        "1" if without_groups else "0",
-    )  # fmt: skip
+    digest = hashlib.sha1(b"".join(i + b"\n" for i in ids), usedforsecurity=False).hexdigest()
+    told = (last, next_id(last), len(ids), digest, "1" if without_groups else "0")
+    status, *detail = evaluate(server, "trim", [server.stream], *told)
     if status == b"ok":
         return int(detail[0])
     if status == b"held":
@@ -365,7 +327,4 @@ def hold_lease(server: Server, group: str, token: str, ttl_ms: int) -> int:
 
     Returns 0 if it is `token`'s now, else for how many ms another one still holds it.
     """
-    reply = server.call(
-        "EVAL", script("lease"), 1, server.keys.state, f"lease:{group}", token, ttl_ms
-    )
-    return int(reply)
+    return int(evaluate(server, "lease", [server.keys.state], f"lease:{group}", token, ttl_ms))

@@ -220,23 +220,6 @@ def test_what_was_to_be_dropped_and_passed(valkey: Server, stream: str, cli: Cli
     assert passed[0]["events"] == run.json()["drained_ok"] > 0
 
 
-def test_a_moved_position_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
-    """If the group was read by somebody else since, the plan no longer applies."""
-    seed(valkey, stream)
-    make_plan(cli, valkey, stream)
-    ask(valkey, "XREADGROUP", "GROUP", GROUP, "other", "COUNT", 1, "STREAMS", stream, ">")
-    assert "position moved" in cli.fails(4, *apply(cli, valkey, stream, "--allow-active-consumers"))
-
-
-def test_a_trimmed_entry_is_refused(server: Server, stream: str, cli: Cli) -> None:
-    """An entry of the plan that is gone is named, and nothing is done."""
-    ids = seed(server, stream)
-    make_plan(cli, server, stream)
-    ask(server, "XDEL", stream, ids[120])
-    assert ids[120] in cli.fails(4, *apply(cli, server, stream))
-    assert audit(server, stream) == []
-
-
 def test_a_plan_that_died_is_finished(valkey: Server, stream: str, cli: Cli) -> None:
     """Killed in the middle, the same command drains the rest of the plan; a third is refused."""
     seed(valkey, stream, 600)

@@ -107,12 +107,17 @@ def test_what_another_scope_records_meanwhile_is_not_recorded_again(
 
 
 def test_a_history_group_of_others_is_refused(server: Server, stream: str, cli: Cli) -> None:
-    """Also one of the default name; and a second one of the same consumer group."""
+    """In a dry run too one that drainkit did not make is neither drained nor destroyed, also one of
+    the default name; nor is there a second one of the same consumer group."""
     seed(server, stream, 60, delivered=40)
-    ask(server, "XGROUP", "CREATE", stream, f"{GROUP}.drain_history", "0")
-    before = everything(server)
-    assert "did not make" in cli.fails(4, *LIVE, *ALL, *at(server, stream), "--scope", "history")
-    assert everything(server) == before
+    for name, *given in ((f"{GROUP}.drain_history",), ("risk", "--history-group", "risk")):
+        ask(server, "XGROUP", "CREATE", stream, name, "0")
+        before = everything(server)
+        for mode in ("dry-run", "live"):
+            history = (*at(server, stream), "--scope", "history", *given)
+            said = cli.fails(4, "drain", "--mode", mode, "--yes", *ALL, *history)
+            assert f"{name}: drainkit did not make" in said
+        assert everything(server) == before
     mine = (*LIVE, *at(server, stream), "--scope", "history", "--history-group")
     assert cli(*mine, "mine", "--max-events", "10").rc == 0
     second = cli(*mine, "other", "--max-events", "10")

@@ -137,15 +137,15 @@ def test_a_plan_on_a_capped_stream_is_applied(
     assert {r["original_id"] for r in audit(server, stream)} <= set(planned)
 
 
-def test_a_plan_whose_middle_is_gone_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
+def test_a_plan_whose_middle_is_gone_is_refused(server: Server, stream: str, cli: Cli) -> None:
     """Trimmed from the front: applied. Deleted in the middle before the run: refused, none done."""
-    ids = seed(valkey, stream)
+    ids = seed(server, stream)
 
     def front_and_middle() -> None:
-        ask(valkey, "XTRIM", stream, "MINID", "=", ids[110])
-        ask(valkey, "XDEL", stream, ids[130])
+        ask(server, "XTRIM", stream, "MINID", "=", ids[110])
+        ask(server, "XDEL", stream, ids[130])
 
-    run = plan_and_apply(cli, valkey, stream, "--throttle", "none", between=front_and_middle)
+    run = plan_and_apply(cli, server, stream, "--throttle", "none", between=front_and_middle)
     assert run.rc == 4
     assert ids[130] in run.err
-    assert audit(valkey, stream) == []
+    assert audit(server, stream) == []

@@ -18,9 +18,9 @@ from servers import Server
 
 import drainkit
 from drainkit import IdRange, RefusedError, UsageError, load_range, load_settings, ranges
-from drainkit.core.events import decoder_of
+from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
-from drainkit.operations.ranges import Lens
+from drainkit.operations.export import Lens
 from drainkit.server import reading
 
 URL = "SCALE_TEST_URL"
@@ -39,7 +39,7 @@ def whole_frame(server: Server, stream: str, lens: Lens) -> pd.DataFrame:
     settings = load_settings({"redis_url": server.url, "stream": stream})
     with drainkit.Server.of(settings) as link:
         pages = reading.pages(link, link.stream, "0-0", reading.LAST_ID)
-        frame = load_frame(pages, decoder_of(settings))
+        frame = load_frame(pages, Decoder(settings.fields))
     return pd.concat([frame, decide_frame(frame, lens.policy, lens.at_us)], axis=1)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-import pytest
-from books import GROUP, ME, ask, at, audit, deliver, everything, live, pending, seed
+from books import GROUP, ME, ask, at, audit, deliver, live, pending, seed
 from conftest import Cli
 from servers import Server
 
@@ -24,18 +23,6 @@ def audited(server: Server, key: str) -> list[str]:
 
 
 # ---------------------------------------------------------------- groups
-
-
-@pytest.mark.parametrize("mode", ["dry-run", "live"])
-def test_history_takes_over_no_group(server: Server, stream: str, cli: Cli, mode: str) -> None:
-    """A group that drainkit did not make is neither drained nor destroyed: exit code 4."""
-    seed(server, stream, 20, delivered=10)
-    ask(server, "XGROUP", "CREATE", stream, "risk", "0")
-    before = everything(server)
-    said = cli.fails(4, "drain", "--mode", mode, "--yes", *at(server, stream), "--scope", "history",
-                     "--history-group", "risk")  # fmt: skip
-    assert "risk" in said
-    assert everything(server) == before
 
 
 def test_a_history_group_of_another_name_is_ended(server: Server, stream: str, cli: Cli) -> None:
