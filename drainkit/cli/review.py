@@ -311,13 +311,14 @@ def fields_blocks(found: Findings) -> list[Block]:
 
 def _where(plan: Plan) -> Rows:
     until = f" (until {plan.until})" if plan.until else ""
+    # what is pending lies before the position
+    after = "" if plan.scope == "pending" else f" after {plan.history_position or plan.position}"
     return [
         ("Environment", plan.environment or "none (no --env)"),
         ("Stream", plan.stream),
         ("Audit", plan.audit_stream),
         ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
-        ("Scope", f"{plan.scope}, after {plan.history_position or plan.position} up to "
-                  f"{plan.boundary_id}{until}"),
+        ("Scope", f"{plan.scope},{after} up to {plan.boundary_id}{until}"),
     ]  # fmt: skip
 
 

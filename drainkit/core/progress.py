@@ -94,8 +94,10 @@ def duration_words(events: int, throttle: float | None) -> str:
     return f"{span(events / throttle)} at {throttle:g} per second"
 
 
-def next_run_words(entries: int, max_events: int | None, throttle: float | None) -> str:
-    """What the next run would take of what waits, and how long that lasts."""
+def next_run_words(
+    entries: int, max_events: int | None, throttle: float | None, them: str = "them"
+) -> str:
+    """What the next run would take of what waits (`them`), and how long that lasts."""
     taken = entries if max_events is None else min(entries, max_events)
     all_of = "all" if taken == entries else f"the first {taken:,}"
-    return f"{all_of} of them, {duration_words(taken, throttle)}"
+    return f"{all_of} of {them}, {duration_words(taken, throttle)}"

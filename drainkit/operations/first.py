@@ -182,7 +182,7 @@ def _decided_lines(decided: Mapping[str, Any]) -> list[str]:
     named = ", ".join(f"{symbol} {n:,}" for symbol, n in symbols[:TOP])
     more = f", {len(symbols) - TOP:,} more" if len(symbols) > TOP else ""
     bad = decided["unreadable"]
-    why = "; ".join(f"{reason} {n:,}" for reason, n in bad.items())
+    why = "; ".join(f"{n:,} {reason}" for reason, n in bad.items())  # it may be cut at its end
     return [
         f"Would pass now: {decided['would_pass']:,} {of}" + (f": {named}{more}" if named else ""),
         f"Unreadable: {sum(bad.values()):,} {of}" + (f": {why}" if bad else ""),
@@ -227,8 +227,11 @@ def next_drain(status: Mapping[str, Any], settings: Settings) -> str:
         if g["name"] == settings.consumer_group:
             scope, own = settings.scope, own_pending(g, settings.consumer_name)
             entries = g["backlog"][scope] + (own if scope == "undelivered" else 0)
-            taken = next_run_words(entries, settings.max_events, settings.throttle)
-            return f"Next drain: {entries_words(scope, entries, own)}; it takes {taken}"
+            if not entries:
+                return f"Next drain: nothing; 0 {scope}"
+            limits = settings.max_events, settings.throttle
+            taken = next_run_words(entries, *limits, f"{entries:,}")
+            return f"Next drain: {taken}: {entries_words(scope, entries, own)}"
     return (
         f"Next drain: none; no group is named {settings.consumer_group}; "
         "drain --consumer-group takes another"

@@ -85,4 +85,7 @@ class DryRun(RunSession):
         """The plan's digest, which arms the live run."""
         if self.run_dir is None:
             return markdown("No run_dir, so no plan was saved that could be approved.")
-        return markdown(f"Plan digest, to approve exactly this plan:\n\n`{self.plan.digest}`")
+        kind, _, digits = self.plan.digest.partition(":")  # in a narrow window on two lines, whole
+        return markdown(
+            f"Plan digest, to approve exactly this plan:\n\n<code>{kind}:<wbr>{digits}</code>"
+        )

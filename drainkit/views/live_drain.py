@@ -23,7 +23,7 @@ from ..draining.run import recount
 from ..errors import DrainkitError, RefusedError, UsageError, error_of
 from ..evidence.statement import working_on
 from ..operations.state import baseline
-from ..safe import verbatim
+from ..safe import one_line, verbatim
 from ..server import ledger, reading
 from ..settings import NOTEBOOK
 from .session import EXTRA, RunSession, Table, counts_frame, markdown
@@ -88,6 +88,9 @@ class LiveDrain(RunSession):
         # to the end of the books, however often a signal comes
         with working_on(self.run_dir), _graceful_interrupt() as stopping:
             self.summary = apply(self.job, stopping=stopping, on_progress=self._show)
+            if self.summary.total_read:  # interrupted between two lines: say what was done
+                self._next_line = 0.0
+                self._show(self.summary)
             if mine := [start for start in earlier if start.run_id == self.job.run_id]:
                 self.summary.count_from(mine[0].at)
                 recount(self.server, self.summary)  # with what it drained before
@@ -99,6 +102,8 @@ class LiveDrain(RunSession):
             if self.summary.changes is not None:
                 files.write_table(self.run_dir / "drift.parquet", self.summary.changes)
             self.write_summary(self.summary)
+        for note in self.summary.notes or ():
+            print(f"Note: {one_line(note)}")
         if self.summary.error:
             raise error_of(self.summary.exit_code or 1, self.summary.error)
 

@@ -241,8 +241,11 @@ def _line(x0: float, y0: float, x1: float, y1: float, colour: str, *, dashed: bo
 TEXT, GRID, LINE = "#787878", "rgba(128,128,128,0.25)", "#808080"
 _TEXTS = (".gtitle", ".xtitle", ".ytitle", ".legendtext", ".annotation-text", ".bartext-outside",
           ".xtick text", ".ytick text", ".heatmap-label text")  # fmt: skip
+# JupyterLab (4.6) hides cells that are out of sight, and a figure made anew in a hidden cell is
+# 700 px wide for good: cut off in a narrow window
+_SHOWN = ".jp-content-visibility-mode .jp-Cell{content-visibility:visible!important}"
 STYLE = (
-    "<style>.js-plotly-plot .main-svg :is("
+    f"<style>{_SHOWN}.js-plotly-plot .main-svg :is("
     + ",".join(_TEXTS)
     + "){fill:var(--jp-content-font-color1,currentColor)!important}</style>"
 )

@@ -135,6 +135,9 @@ def test_numbers_of_two_places_agree(
     assert f"Remaining: 20 ({told})" in cli("drain", *at(valkey, stream)).out
     _, said = on_a_terminal("drain", *LIVE, *at(valkey, stream), answer="n\n", NO_COLOR="1")
     assert told in said
+    pending = ("drain", *LIVE, "--scope", "pending", "--min-idle-min", "0", *at(valkey, stream))
+    _, said = on_a_terminal(*pending, answer="n\n", NO_COLOR="1")
+    assert "pending, up to " in said  # it lies before the position
 
 
 @pytest.mark.parametrize("old", [0, 700])

@@ -33,6 +33,9 @@ def test_it_says_what_check_dry_run_and_ledger_say(server: Server, stream: str, 
     assert text.out.startswith("WARNING: 860 entries undelivered, limit 1,000")
     assert f"Would pass now: {dry['drained_ok']:,} of 860: " in text.out
     assert "by olga: done, 40 read, " in text.out
+    assert "Next drain: the first 500 of 860, 100 s at 5 per second: 860 undelivered" in text.out
+    why, n = next(iter(decided["unreadable"].items()))  # what may be cut is the reason
+    assert f"Unreadable: {dry['dropped_invalid']} of 860: {n} {why}" in text.out
     assert text.out.splitlines()[-1].endswith(f"--allowlist {ALLOW}")
     assert "Newest: " not in text.out
     assert "Newest: " in cli("status", "-v", *where).out
@@ -67,6 +70,8 @@ def test_it_names_the_next_command(valkey: Server, stream: str, cli: Cli) -> Non
     assert pending.endswith("--consumer-group mine") or "--consumer-group mine " in pending
     ask(valkey, "XACK", stream, "mine", ask(valkey, "XRANGE", stream, "-", "+")[0][0])
     assert "nothing waits" in told("--consumer-group", "mine")
+    nothing = cli("status", "--consumer-group", "mine", *at(valkey, stream)).out
+    assert "Next drain: nothing; 0 undelivered" in nothing
     assert cli("stop", "--reason", "r", *at(valkey, stream)).rc == 0
     assert "drainkit resume --redis-url" in told()
     url = valkey.tcp_url.replace("redis://", "redis://default:pw@")

@@ -11,6 +11,7 @@ from browsers import Watched, demo_lab, run_in_lab
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.browser
+FIGURES = "[...document.querySelectorAll('.js-plotly-plot')]"
 
 
 @pytest.fixture
@@ -80,3 +81,14 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
     expect(shown).to_contain_text("dropped_invalid")
     assert watched.outside == []
     assert "Traceback" not in page.content()
+    # run again in a narrow window, figures out of sight too are as wide as their place
+    page.set_viewport_size({"width": 1000, "height": 700})
+    page.evaluate(f"{FIGURES}.forEach(figure => figure.classList.add('before'))")
+    for item in ("Run", "Run All Cells"):
+        page.get_by_role("menuitem", name=item, exact=True).click()
+    page.wait_for_function(
+        f"{FIGURES}.length == 8 && {FIGURES}.every(figure => !figure.matches('.before') &&"
+        " figure.clientWidth && Math.abs(figure.clientWidth - "
+        "figure.querySelector('.main-svg').getAttribute('width')) < 2)",
+        timeout=60_000,
+    )

@@ -77,6 +77,21 @@ def test_parameters_explain_themselves(path: Path) -> None:
         assert known["default"] != "None" or "default" in known["help"], name
 
 
+def test_notebooks_speak_of_what_is_there() -> None:
+    """01, 02 and 04 begin with a title of one line, parameters and bottom line; none speaks of a
+    command to repeat, or promises a seal to who works by hand."""
+    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        sources = ["".join(cell["source"]) for cell in cells]
+        assert "same command" not in "".join(sources)
+        if "03" not in path.name:
+            assert len(sources[0]) <= 40
+            assert cells[1]["metadata"]["tags"] == ["parameters"]
+            assert sources[2].endswith(".bottom_line()")
+        if "04" in path.name:
+            assert sources[-1].endswith("A folder that was worked on by hand has no seal.")
+
+
 def test_maintenance_acts_only_when_told(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from test_explore import explored
 from test_figures import NOW_MS, POLICY, frame_of
 
 from drainkit.demo import sample_entries
-from drainkit.errors import RefusedError, UsageError
+from drainkit.errors import InterruptedRunError, RefusedError, UsageError
 from drainkit.views.analyse_backlog import Analysis
 from drainkit.views.dry_run import DryRun
 from drainkit.views.live_drain import LiveDrain
@@ -99,7 +101,10 @@ def test_02_without_a_folder_has_no_digest(valkey: Server, stream: str) -> None:
     """A plan that is saved nowhere cannot be approved, so its digest is not shown."""
     seed(valkey, stream, 20, delivered=10)
     dry = DryRun.open({"stream": stream})
-    assert dry.plan.digest not in dry.digest().data
+    assert dry.plan.digest.removeprefix("sha256:") not in dry.digest().data
+    Path("run").mkdir()
+    dry = DryRun.open({"stream": stream, "run_dir": "run"})
+    assert dry.plan.digest in dry.digest().data.replace("<wbr>", "")
 
 
 def test_a_plan_that_was_applied_says_so(valkey: Server, stream: str, cli: Cli) -> None:
@@ -110,6 +115,31 @@ def test_a_plan_that_was_applied_says_so(valkey: Server, stream: str, cli: Cli) 
     run = cli.done(*live, "--json").json()
     again = cli.done(*live)
     assert f"applied already by {run['run_id']} at {run['started_at'][:10]}" in again.out
+
+
+def test_03_says_how_far_it_came_and_what_to_do(
+    valkey: Server, stream: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted, its last line has all that was drained, and the error speaks of the cell; run
+    again it goes on, and once more it says that the plan was applied already."""
+    seed(valkey, stream, 110, delivered=10)
+    Path("run").mkdir()
+    plan = DryRun.open({"stream": stream, "throttle": 50, "run_dir": "run"}).plan
+    live = LiveDrain.open({"run_dir": "run", "approve": plan.digest})
+    interrupt = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(InterruptedRunError) as raised:
+        live.run()
+    interrupt.join()
+    assert "interrupted; run this cell again" in raised.value._render_traceback_()[0]
+    assert live.summary is not None
+    assert 0 < live.summary.total_read < 100
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"drained {live.summary.total_read} of 100, " in last
+    live.run()
+    assert "already" not in capsys.readouterr().out
+    live.run()
+    assert f"applied already by {live.summary.run_id} at 20" in capsys.readouterr().out
 
 
 def test_a_decision_shown_says_as_of_when(valkey: Server, stream: str, cli: Cli) -> None:

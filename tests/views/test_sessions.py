@@ -222,5 +222,7 @@ def test_an_error_in_a_notebook_is_one_line_without_flags() -> None:
     said = "RefusedError: it was active; stop it, or set allow_active_consumers (a parameter of"
     (line,) = (done.stdout + done.stderr).strip().splitlines()
     assert line.startswith(said)
+    again = RefusedError("interrupted; run the same command again to go on")
+    assert again._render_traceback_() == ["RefusedError: interrupted; run this cell again to go on"]
     lost = RefusedError("check that it runs and --redis-url (or DRAINKIT_REDIS_URL)")
     assert lost._render_traceback_() == ["RefusedError: check that it runs and DRAINKIT_REDIS_URL"]
