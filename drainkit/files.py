@@ -12,16 +12,16 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from .errors import DrainkitError, RefusedError, UnwritableError, UsageError
+from .late import pa
 from .safe import without_formulas
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyarrow import parquet
 
 ROW_GROUP = 65_536  # rows; what is read of a Parquet file at once
@@ -37,25 +37,14 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
     Raises DrainkitError when the disk is full or broken, UnwritableError for an impossible place.
     """
-    with _told(path):
-        part = _Unfinished(path)
-        try:
-            part.file.write(data)
-            part.finish()
-        finally:
-            part.discard()
+    write_chunks(path, [data])
 
 
-def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write a file as it comes, whole or not at all."""
-    with _told(path):
-        part = _Unfinished(path)
-        try:
-            for chunk in chunks:
-                part.file.write(chunk)
-            part.finish()
-        finally:
-            part.discard()
+    with _told(path), _whole(path) as file:
+        for chunk in chunks:
+            file.write(chunk)
 
 
 def interim(folder: Path, name: str) -> Path:
@@ -63,33 +52,28 @@ def interim(folder: Path, name: str) -> Path:
     return folder / f"{_UNFINISHED}{name}"
 
 
-class _Unfinished:
-    """A file on its way: under another name until it is whole.
+@contextmanager
+def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write into, under another name until the block ends; an error leaves nothing.
 
     With `new` it never takes another file's place, also not of one that came meanwhile.
     """
-
-    def __init__(self, path: Path, *, new: bool = False) -> None:
-        self._path, self._new = path, new
-        self._own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        # not tempfile: its 0600 could only be widened by guessing at the umask
-        self.file = os.fdopen(_held(self._own, lambda: os.open(self._own, flags, 0o666)), "wb")
-
-    def finish(self) -> None:
-        """On the disk, and under its own name."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        if self._new:
-            self._path.touch(exist_ok=False)
-        self._own.replace(self._path)
-        _sync_folder(self._path.parent)
-
-    def discard(self) -> None:
-        """Close, and remove what was not finished."""
+    own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    # not tempfile: its 0600 could only be widened by guessing at the umask
+    file = os.fdopen(_held(own, lambda: os.open(own, flags, 0o666)), "wb")
+    try:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        if new:
+            path.touch(exist_ok=False)
+        own.replace(path)
+        _sync_folder(path.parent)
+    finally:
         with suppress(OSError):  # what could not be flushed is not wanted any more
-            self.file.close()
-        self._own.unlink(missing_ok=True)
+            file.close()
+        own.unlink(missing_ok=True)
 
 
 def _held(own: Path, make: Callable[[], int]) -> int:
@@ -181,20 +165,17 @@ class TableWriter:
     def __enter__(self) -> Self:
         from pyarrow import csv, parquet
 
-        with _told(self._path):
-            self._part = _Unfinished(self._path, new=self._new)
-            file = self._part.file
-            try:
-                if self._path.suffix == ".parquet":
-                    self._sink: Any = parquet.ParquetWriter(
-                        file, self._schema, compression="zstd", use_dictionary=self._words
-                    )
-                else:
-                    safe = without_formulas(self._schema.empty_table()).schema
-                    self._sink = csv.CSVWriter(file, safe)
-            except BaseException:
-                self._part.discard()
-                raise
+        with _told(self._path), ExitStack() as stack:
+            file = stack.enter_context(_whole(self._path, new=self._new))
+            if self._path.suffix == ".parquet":
+                self._sink: Any = parquet.ParquetWriter(
+                    file, self._schema, compression="zstd", use_dictionary=self._words
+                )
+            else:
+                safe = without_formulas(self._schema.empty_table()).schema
+                self._sink = csv.CSVWriter(file, safe)
+            stack.push(self._finish)
+            self._open = stack.pop_all()
         return self
 
     def write(self, table: pa.Table) -> None:
@@ -211,22 +192,21 @@ class TableWriter:
             if self._bytes >= ROW_GROUP_BYTES:
                 self._flush()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with _told(self._path):
-            try:
-                if kind is None:
-                    if self._tables:
-                        self._flush()
-                    self._sink.close()
-                    self._part.finish()
-            finally:
-                with suppress(Exception):  # else its footer would be written to a closed file
-                    self._sink.close()
-                self._part.discard()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        with _told(self._path) if kind is None else nullcontext():  # else it is not of this file
+            self._open.__exit__(kind, *error)
+
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                if self._tables:
+                    self._flush()
+                self._sink.close()
+        finally:
+            with suppress(Exception):  # else its footer would be written to a closed file
+                self._sink.close()
 
     def _flush(self) -> None:
-        import pyarrow as pa
-
         table = pa.concat_tables(self._tables)
         self._tables, self._rows, self._bytes = [], 0, 0
         with _told(self._path):

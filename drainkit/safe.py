@@ -184,16 +184,12 @@ def _written(c: str) -> str:
         "".join(f"%(?:25)*(?i:{byte})" for byte in utf8),
         f"&(?:amp;)*#(?:0*{code}|(?i:x0*{code:x}));",
     ]
-    forms += [rf"&(?:amp;)*{name}" for name in _entities(c)]
+    forms += [rf"&(?:amp;)*{name}" for name, its in html5.items() if its == c and name[-1] == ";"]
     if c == " ":
         forms.append(r"\+")
     if c in _ESCAPED or c in _ESCAPES:
         forms.append(slash + re.escape(_ESCAPES.get(c, c)))
     return f"(?:{'|'.join(forms)})"
-
-
-def _entities(c: str) -> list[str]:
-    return [name for name, text in html5.items() if text == c and name[-1] == ";"]
 
 
 @cache

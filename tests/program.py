@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = (
-    "drainkit.cli.main", "drainkit.cli.review", "drainkit.draining.live", "drainkit.draining.dry",
+    "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining", "drainkit.cli.operations",
+    "drainkit.cli.review", "drainkit.draining.live", "drainkit.draining.dry",
     "drainkit.draining.unattended", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
-    "drainkit.operations.facts", "prometheus_client", "drainkit.operations.entry",
+    "drainkit.operations.first", "prometheus_client", "drainkit.operations.entry",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2",
     "nbclient", "pandas",
     "papermill", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
@@ -164,7 +165,7 @@ _exit_code: list[int] = []
 def main() -> None:
     atexit.register(_exit_at_once)  # first, so that it is called last
     sys.path[0] = ""  # as with -m: not this folder
-    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment] # as in pipeline.kernels
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment] # as in pipeline.notebooks
     for name in PRELOADED:
         __import__(name)
     del sys.modules["rfc3987_syntax"]

@@ -15,7 +15,7 @@ import click
 from ..errors import UsageError
 from . import BLAS_THREADS, IS_BLAS_GIVEN
 from .draining import run_and_tell
-from .options import DEBUG, GROUP, JSON, WHERE, command, option, settings_of
+from .program import DEBUG, GROUP, JSON, WHERE, command, option, settings_of
 from .terminal import connected, emit, tell
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ _BINARY = option("--server", "binary", metavar="PROGRAM",
          DEBUG, JSON)  # fmt: skip
 def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
+    from .. import demo as demo_data
     from ..demo import EmbeddedServer
-    from ..pipeline.kernels import check_installed
+    from ..pipeline.notebooks import check_installed
 
     if not serve:
         check_installed()
@@ -43,7 +44,13 @@ def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> in
         settings = _filled(embedded, reports_dir, as_json=as_json)
         if not serve:
             return run_and_tell(settings, as_json, yes=True)
-        commands = _next_commands(settings)
+        at = f"--redis-url {shlex.quote(embedded.url)}"
+        allowed = ",".join(demo_data.ALLOWLIST[:3])
+        # the sample's dead consumers are a moment old
+        run = (f"drainkit run {at} --allow-active-consumers --allowlist {allowed} "
+               f"--reports-dir {_DEMO_REPORTS}")  # fmt: skip
+        commands = [f"drainkit status {at}", f"drainkit lab {at}", run,
+                    f"{run} --mode live --throttle 100 --max-events all"]  # fmt: skip
         data = {"redis_url": embedded.url, "stream": settings.stream, "next": commands}
         emit(as_json, data, f"The server: {embedded.url}", "In another terminal:",
              *(f"  {c}" for c in commands), "Ctrl-C ends it.")  # fmt: skip
@@ -66,7 +73,7 @@ def notebooks(folder: str, force: bool, as_json: bool) -> None:
       drainkit notebooks my-notebooks
       drainkit run --notebooks-dir my-notebooks
     """
-    from ..pipeline.templates import copy_to
+    from ..pipeline.notebooks import copy_to
 
     done = copy_to(Path(folder), force=force)
     data = {"folder": folder, "copied": done.copied, "unchanged": done.equal}
@@ -108,8 +115,7 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
     from ..evidence.statement import is_sealed
-    from ..pipeline.kernels import check_installed
-    from ..pipeline.templates import copy_to, of_sealed
+    from ..pipeline.notebooks import check_installed, copy_to, of_sealed
     from ..settings.config import config_variable, kernel_variables
 
     check_installed()
@@ -162,7 +168,7 @@ def _become_lab(home: Path, variables: dict[str, str], further: list[str]) -> No
 def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Settings:
     """The demo's settings, once the server holds the sample backlog; shows its state."""
     from .. import demo
-    from ..operations.facts import as_text
+    from ..operations.first import as_text
     from ..operations.state import baseline
     from ..server.connection import Server
 
@@ -172,19 +178,3 @@ def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Set
                      consumer=settings.consumer_name)  # fmt: skip
         tell(*as_text(baseline(server)), "", err=as_json)
     return settings
-
-
-def _next_commands(settings: Settings) -> list[str]:
-    """What to try on the demo's server."""
-    url = shlex.quote(settings.redis_url.get_secret_value())
-    policy = (
-        f"--allowlist {','.join(settings.allowlist.split(',')[:3])}" if settings.allowlist else ""
-    )
-    beside = "--allow-active-consumers"  # the sample's dead consumers are a moment old
-    run = f"drainkit run --redis-url {url} {beside} {policy} --reports-dir {_DEMO_REPORTS}"
-    return [
-        f"drainkit status --redis-url {url}",
-        f"drainkit lab --redis-url {url}",
-        run,
-        f"{run} --mode live --throttle 100 --max-events all",
-    ]

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .cards import fields_blocks, question_card, report
-from .options import (
+from .program import (
     DRAIN,
     GROUP,
     JSON,
@@ -28,14 +28,14 @@ from .options import (
     setting,
     settings_of,
 )
+from .review import fields_blocks, question_card, report
 from .terminal import (
-    Block,
+    Moving,
     Table,
     confirm,
     connected,
     emit,
     interruptible,
-    progress,
     stop_signals,
     tell,
     tell_error,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     import threading
 
     from ..core.plan import Plan
-    from ..core.shapes import Findings
     from ..core.summary import Summary
     from ..draining.plan_files import PlanFile
     from ..draining.run import Run
@@ -66,7 +65,7 @@ def status(is_all: bool, watch_sec: int | None, as_json: bool, **flags: Any) -> 
       drainkit status --watch 5
     """
     from ..operations.entry import unreadable
-    from ..operations.first import first_screen, next_command
+    from ..operations.first import as_text, first_screen, next_command
 
     settings = settings_of(flags)
     with connected(settings) as server:
@@ -81,7 +80,10 @@ def status(is_all: bool, watch_sec: int | None, as_json: bool, **flags: Any) -> 
                 # as it is: a command that is broken into lines cannot be pasted
                 click.echo(f"Next ({why}): drainkit {step}{as_given(step, flags)}")
                 if is_all:
-                    tell(*_all_of(found, odd))
+                    drains = [drain["line"] for drain in found["running_drains"]]
+                    tell("", *as_text(found), *drains)
+                    if odd is not None:
+                        tell("", *fields_blocks(odd))
             if watch_sec is None:
                 return
             sys.stdout.flush()
@@ -104,14 +106,6 @@ def _first_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     return [part for row in rows for part in row]
 
 
-def _all_of(found: Mapping[str, Any], odd: Findings | None) -> list[Block]:
-    """Stream, groups, consumers, the newest entries, and what is wrong with these."""
-    from ..operations.facts import as_text
-
-    drains = [drain["line"] for drain in found["running_drains"]]
-    return ["", *as_text(found), *drains, *([] if odd is None else ["", *fields_blocks(odd)])]
-
-
 @command(*DRAIN, *WHERE, JSON)
 def drain(as_json: bool, yes: bool, **flags: Any) -> int:
     """Dry run or live drain of the backlog, without notebooks.
@@ -123,6 +117,7 @@ def drain(as_json: bool, yes: bool, **flags: Any) -> int:
       drainkit drain --mode dry-run --plan plan.json && \\
       drainkit drain --mode live --yes --plan plan.json
     """
+    from ..draining.dry import dry_run, plan_run
     from ..draining.opening import resolve
     from ..draining.plan_files import PlanFile
 
@@ -134,19 +129,15 @@ def drain(as_json: bool, yes: bool, **flags: Any) -> int:
         run = resolve(server, settings, planned=planned)
         if (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
-        summary = _drain_live(run, yes=yes) if settings.mode == "live" else _drain_dry(run)
+        if settings.mode == "live":
+            summary = _drain_live(run, yes=yes)
+        else:
+            with closing(Moving()) as moving:
+                summary = (dry_run(run, on_progress=moving.tick) if settings.plan is None else
+                           plan_run(run, settings.plan, on_progress=moving.tick)[0])  # fmt: skip
     tell_error(summary.error)
     emit(as_json, summary.as_dict(), *report(summary.as_dict()))
     return summary.exit_code or 0
-
-
-def _drain_dry(run: Run) -> Summary:
-    from ..draining.dry import dry_run, plan_run
-
-    with progress() as moving:
-        if run.settings.plan is None:
-            return dry_run(run, on_progress=moving.tick)
-        return plan_run(run, run.settings.plan, on_progress=moving.tick)[0]
 
 
 def _drain_live(run: Run, *, yes: bool) -> Summary:
@@ -165,7 +156,7 @@ def _drain_live(run: Run, *, yes: bool) -> Summary:
             notes = dry.notes or []
         unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
         _question(run, plan, notes, yes=False)
-    with stop_signals() as stopping, progress() as moving:
+    with stop_signals() as stopping, closing(Moving()) as moving:
         return apply(run, seen, stopping=stopping, on_progress=moving.tick)
 
 
@@ -209,7 +200,7 @@ def run(as_json: bool, yes: bool, if_backlog_over: int | None, sign_key: str | N
       drainkit run --mode live --yes --all-streams 'quantum:stream:*' --dask local
       drainkit run --reports-dir s3://bucket/reports
     """
-    from ..pipeline.kernels import check_installed
+    from ..pipeline.notebooks import check_installed
 
     settings = settings_of(flags)
     if closing is not None:
@@ -246,7 +237,7 @@ def run_and_tell(
 
 def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None) -> int:
     """`run --close`: 0 when the folder is sealed now, whatever the run's own outcome was."""
-    from ..pipeline.closing import close
+    from ..pipeline.folder import close
 
     folder = Path(closing)
     result = close(settings, folder, sign_key=_sign_key(sign_key))
@@ -289,10 +280,10 @@ def _run_notebooks(
         with interruptible():
             _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
 
-    with progress() as moving:
+    with closing(Moving()) as moving:
 
         def announce(name: str) -> None:
-            moving.end()
+            moving.close()
             tell(f"running {name} ...", err=True)
 
         return runner.run(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DrainkitError, UsageError
-from .options import (
+from .program import (
     AUDIT,
     GROUP,
     JSON,
@@ -109,7 +109,7 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str
       drainkit check --textfile /var/lib/node_exporter/drainkit.prom
     """
     from .. import files
-    from ..operations import checks, facts
+    from ..operations import checks
 
     if as_json and form == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
@@ -126,12 +126,13 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str
                 server, settings, limits, groups=groups, pattern=pattern, audits=audits
             )
     except DrainkitError as error:
-        report = checks.unreadable(settings.stream, error)
+        report = checks.Report(readable=False)
+        report.add("unknown", settings.stream, None, str(error))
         tell_error(error)
     if textfile:
-        files.write_bytes(Path(textfile), facts.exposition(report))
+        files.write_bytes(Path(textfile), checks.exposition(report))
     elif form == "prometheus":
-        click.echo(facts.exposition(report), nl=False)
+        click.echo(checks.exposition(report), nl=False)
         return report.exit_code
     emit(as_json, report.as_dict(), *(finding.line() for finding in report.findings))
     return report.exit_code

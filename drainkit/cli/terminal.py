@@ -265,7 +265,7 @@ class Moving:
         if step := Step.read(line):
             self._show(step)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Take the line away, so that others can be printed."""
         if self._bar is not None:
             self._bar.stop()
@@ -292,16 +292,6 @@ class Moving:
             task, completed=step.done, total=step.total or None,
             description=f"{step.line}, {step.done - step.passed:,} dropped",
         )  # fmt: skip
-
-
-@contextmanager
-def progress() -> Iterator[Moving]:
-    """A line that moves, and is gone at the end."""
-    moving = Moving()
-    try:
-        yield moving
-    finally:
-        moving.end()
 
 
 def confirm(question: str, yes: bool, does: str = "this changes the server") -> None:

@@ -139,43 +139,37 @@ class Store:
 
 
 class Reports:
-    """Where runs leave their evidence: a folder."""
+    """Where runs leave their evidence: a folder; or an object store, by way of a folder here."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None) -> None:
         self.folder = folder  # where the run's folder is made
+        self._store = None if url is None else Store(url)
+        self._tail: Link | None = None  # the newest run there
+        self._failure: DrainkitError | None = None
+        if self._store is not None:
+            self._store.check()
+            self._tail = newest(self._store.links())
 
     def shown(self, run_dir: Path) -> str:
         """Where the run's evidence will be found."""
-        return str(run_dir)
+        return f"{self._store.url}/{run_dir.name}" if self._store else str(run_dir)
 
     def seal(self, run_dir: Path, work: Callable[[], str]) -> str:
-        """Seal the run's folder by `work`; the statement's digest."""
-        return work()
+        """Seal the run's folder by `work`; the statement's digest.
 
-    def deliver(self, run_dir: Path) -> None:
-        """Bring the sealed folder to where it belongs; DrainkitError names the folder if not."""
-
-
-class RemoteReports(Reports):
-    """Where runs leave their evidence: an object store, by way of a folder of the run's own."""
-
-    def __init__(self, url: str, folder: Path | None = None) -> None:
-        self._store = Store(url)
-        self._store.check()
-        self._tail = newest(self._store.links())
-        self._failure: DrainkitError | None = None
-        super().__init__(folder or Path(SPOOL) / secrets.token_hex(4))
-
-    def shown(self, run_dir: Path) -> str:
-        return f"{self._store.url}/{run_dir.name}"
-
-    def seal(self, run_dir: Path, work: Callable[[], str]) -> str:
-        """As the run after the newest one there; again if another run came first meanwhile."""
+        In a store as the run after the newest one there; again if another came first meanwhile.
+        """
+        if self._store is None:
+            return work()
         for _ in range(MAX_TURNS):
             try:
                 self._tail = newest(self._store.links())
                 digest = self._sealed(run_dir, work)
-                if self._claim(run_dir.name, digest):
+                before = key_of(self._tail)
+                link = {"run_id": run_dir.name, "statement_sha256": digest}
+                created = self._store.create(f"{LINKS}/{before}.json", json.dumps(link).encode())
+                # a try that was cut off may have come through all the same
+                if created or self._store.links().get(before) == link:
                     return digest
             except DrainkitError as error:
                 self._failure = error
@@ -191,16 +185,13 @@ class RemoteReports(Reports):
             files.write_json(self.folder / CHAIN, self._tail)
         return work()
 
-    def _claim(self, run_id: str, digest: str) -> bool:
-        before = key_of(self._tail)
-        link = {"run_id": run_id, "statement_sha256": digest}
-        if self._store.create(f"{LINKS}/{before}.json", json.dumps(link).encode()):
-            return True
-        # a try that was cut off may have come through all the same
-        return self._store.links().get(before) == link
-
     def deliver(self, run_dir: Path) -> None:
-        """Copy the folder, the statement last, and remove it here."""
+        """To a store: copy the sealed folder, the statement last, and remove it here.
+
+        DrainkitError names the folder if it could not be copied.
+        """
+        if self._store is None:
+            return
         try:
             if self._failure is not None:
                 raise self._failure
@@ -218,14 +209,16 @@ class RemoteReports(Reports):
 
 def reports_at(place: Path | str) -> Reports:
     """The reports folder of a path, or the store of a URL, checked before anything is drained."""
-    return RemoteReports(str(place)) if is_url(place) else Reports(Path(place))
+    if is_url(place):
+        return Reports(Path(SPOOL) / secrets.token_hex(4), str(place))
+    return Reports(Path(place))
 
 
 def reports_of(run_dir: Path, place: Path | str) -> Reports:
     """Where a run that was begun leaves its evidence: if it is in a spool, the store of the URL."""
     folder = run_dir.resolve().parent
     if is_url(place) and folder.parent.name == SPOOL:
-        return RemoteReports(str(place), folder)
+        return Reports(folder, str(place))
     return Reports(run_dir.parent)
 
 

@@ -12,9 +12,8 @@ from ..errors import UsageError
 from ..safe import one_line
 from ..settings.kinds import is_url
 from .examined import Examined, examine
-from .ledgers import Ledgers
 from .remote import local_copy
-from .verify import run_dirs
+from .verify import Ledgers, run_dirs
 
 REPORT = "report.html"
 #: The keys of a row, in order.

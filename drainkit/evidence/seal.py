@@ -164,7 +164,10 @@ def secret_of(run_dir: Path, words: Sequence[str]) -> re.Pattern[str] | None:
     A password that is a word of drainkit, or of this run (a stream's name), is found only where a
     password can stand: everywhere else it is that word.
     """
-    return secret_pattern(words, _checked_text(run_dir)) if any(words) else None
+    checked = [read_or(run_dir / name, {}) for name in CHECKED]
+    # but for errors, which are free text
+    texts = [json.dumps({**one, "error": None}, ensure_ascii=False) for one in checked]
+    return secret_pattern(words, "\n".join(texts)) if any(words) else None
 
 
 def strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
@@ -183,9 +186,3 @@ def strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
             write_text(path, after)
             struck.append(path.name)
     return struck
-
-
-def _checked_text(run_dir: Path) -> str:
-    """The words of this run: what its checked files hold, but for errors, which are free text."""
-    found = [read_or(run_dir / name, {}) for name in CHECKED]
-    return "\n".join(json.dumps({**one, "error": None}, ensure_ascii=False) for one in found)

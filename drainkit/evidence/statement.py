@@ -16,14 +16,8 @@ from ..files import read_plain
 from ..safe import one_line
 from ..settings.kinds import is_url
 
-STATEMENT, SUMS, CHAIN, SIGNATURE, APPROVALS, RUN_JSON = (
-    "statement.json",
-    "SHA256SUMS",
-    "chain.json",
-    "statement.json.sig",
-    "plan.json.sig",
-    "run.json",
-)
+STATEMENT, SUMS, CHAIN = "statement.json", "SHA256SUMS", "chain.json"
+SIGNATURE, APPROVALS, RUN_JSON = "statement.json.sig", "plan.json.sig", "run.json"
 Link = Mapping[str, str]  # to a run: run_id, statement_sha256
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import datetime as dt
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -127,11 +129,6 @@ def check(
     return report
 
 
-def unreadable(name: str, error: DrainkitError) -> Report:
-    """The report where nothing could be read."""
-    return Report([Finding("unknown", name, None, str(error))], readable=False)
-
-
 def _each_stream(
     server: Server, settings: Settings, pattern: str | None, report: Report
 ) -> Iterator[Server]:
@@ -249,3 +246,118 @@ def _healthy(g: GroupState, by: str) -> str:
         f"{known(g.backlog.undelivered)} undelivered{age}, {g.group.pending:,} pending, "
         f"{g.lost} lost; lag reported {known(g.group.lag_reported)}; {states or 'no'} consumers"
     )
+
+
+# ---------------------------------------------------------------- values of a group: rows, metrics
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One value of a group, by the keys that lead to it; None is unknown, never 0."""
+
+    path: str
+    column: str  # in tables; `, min`: minutes there, where JSON and metrics have seconds
+    metric: str = ""
+    help: str = ""
+    of: str = ""  # of these entries it is the age: where there is none, the metric is 0
+
+    def cell(self, group: Mapping[str, Any]) -> Any:
+        """The value as its column has it."""
+        value = _at(group, self.path)
+        return value / 60 if self.column.endswith(", min") and value is not None else value
+
+    def number(self, group: Mapping[str, Any]) -> float:
+        """The value as its metric has it; NaN, which no alert takes for a number, is unknown."""
+        value = _at(group, self.path)
+        if self.of and not _at(group, self.of):
+            return 0.0
+        if isinstance(value, Mapping):  # what a group lost
+            value = value["entries"]
+        return math.nan if value is None else float(value)
+
+
+def _at(group: Any, path: str) -> Any:
+    for key in path.split("."):
+        group = group and group.get(key)
+    return group
+
+
+FACTS = (
+    Fact("name", "group"),
+    Fact("position", "position"),
+    Fact("backlog.undelivered", "undelivered", "drainkit_lag_counted_entries",
+         "Entries after the position, counted"),
+    Fact("backlog.pending", "pending", "drainkit_pending_entries", "Delivered, not acknowledged"),
+    Fact("backlog.history", "history"),
+    Fact("lag_reported", "lag reported", "drainkit_lag_reported_entries",
+         "Lag that Redis reports; NaN unknown"),
+    Fact("lag_agrees", "they agree", "drainkit_lag_agrees",
+         "1 if both lags are the same, lost entries aside; NaN unknown"),
+    Fact("lost", "lost", "drainkit_lost_entries",
+         "Trimmed before the group read them (at least so many); NaN unknown"),
+    Fact("oldest_age_sec", "oldest, min", "drainkit_oldest_age_seconds",
+         "Age of the oldest event of up to 5,000 undelivered, else of the first entry by its id; "
+         "0 if none, NaN unknown", of="lag_counted"),
+    Fact("oldest_by", "oldest by"),
+    Fact("oldest_pending_age_sec", "oldest pending, min", "drainkit_oldest_pending_age_seconds",
+         "Age of the oldest pending entry; 0 if none, NaN unknown", of="pending"),
+    Fact("consumers", "consumers"),
+    Fact("consumers_by_state.dead", "dead consumers"),
+)  # fmt: skip
+#: What each metric means, by name; the labels beside it.
+METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "drainkit_up": ("1 if the server could be read", ()),
+    "drainkit_check_status": ("Worst finding: 0 OK, 1 warning, 2 critical, 3 unknown", ()),
+    "drainkit_stream_entries": ("Entries in the stream", ("stream",)),
+    "drainkit_stopped": ("1 while the kill switch is set", ("stream",)),
+    "drainkit_audit_entries": ("Audit entries by action", ("stream", "action")),
+    "drainkit_backlog_entries": ("Entries by scope, counted", ("stream", "group", "scope")),
+    **{fact.metric: (fact.help, ("stream", "group")) for fact in FACTS if fact.metric},
+    "drainkit_last_run_timestamp_seconds": (
+        "End of the last live run, by the ledger", ("stream", "group", "outcome"),
+    ),
+    "drainkit_consumers": ("Consumers by state", ("stream", "group", "state")),
+}  # fmt: skip
+
+
+def group_rows(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each group of a state; `known` makes a value fit to be shown."""
+    name = state["stream"]["name"]
+    return [
+        {"stream": name} | {fact.column: fact.cell(g) for fact in FACTS} for g in state["groups"]
+    ]
+
+
+def exposition(report: Report) -> bytes:
+    """A check's report as Prometheus metrics."""
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+    registry = CollectorRegistry()
+    gauges = {name: Gauge(name, *known, registry=registry) for name, known in METRICS.items()}
+
+    def add(name: str, value: float | None, *labels: str) -> None:
+        gauge = gauges[name].labels(*labels) if labels else gauges[name]
+        gauge.set(math.nan if value is None else value)
+
+    add("drainkit_up", report.readable)
+    add("drainkit_check_status", report.exit_code)
+    for state in report.states:
+        stream = state.info.name
+        add("drainkit_stream_entries", state.info.length, stream)
+        add("drainkit_stopped", state.switch is not None, stream)
+        for action, n in (state.audit_by_action or {}).items():
+            add("drainkit_audit_entries", n, stream, action)
+        for end in state.last_ends:
+            with suppress(ValueError):  # anybody can have written a time there
+                at = dt.datetime.fromisoformat(end.at).timestamp()
+                where = (stream, end.consumer_group, end.outcome)
+                add("drainkit_last_run_timestamp_seconds", at, *where)
+        for g in state_as_dict(state)["groups"]:
+            for fact in FACTS:
+                if fact.metric:
+                    add(fact.metric, fact.number(g), stream, g["name"])
+            for scope, n in g["backlog"].items():
+                add("drainkit_backlog_entries", n, stream, g["name"], scope)
+            for kind, n in g["consumers_by_state"].items():
+                add("drainkit_consumers", n, stream, g["name"], kind)
+    return generate_latest(registry)

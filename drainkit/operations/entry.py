@@ -41,7 +41,7 @@ def show(
             raise UsageError(f"{entry_id} is no entry id; write one such as 1766602826755-0")
     wanted = [entry_id.encode() for entry_id in ids]
     entries = reading.bodies(server, wanted)
-    audits = _audits(server, wanted)
+    audits, decoder = _audits(server, wanted), Decoder(settings.fields)
     found = []
     for entry in entries:
         groups = list(_groups(server, entry[0].decode()))
@@ -51,24 +51,19 @@ def show(
                 f"entry {text(entry[0])} is not in the stream, not pending and not "
                 f"among the {audit['searched']:,} audit records searched; check the id"
             )
-        found.append({**_decided(settings, policy, entry, now_us), "groups": groups,
-                      "audit": audit})  # fmt: skip
+        events = decoder.decode([entry])
+        texts = [text(part) for part in entry[1] or ()]
+        pairs = [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+        found.append(judged(events, decide(events, policy, now_us), policy) | {
+            "fields": None if entry[1] is None else pairs,
+            # JSON can hold numbers that JSON cannot write again: as text each can be shown
+            "places": [
+                vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
+                for p in places(settings.fields, entry, events)
+            ],
+            "groups": groups, "audit": audit,
+        })  # fmt: skip
     return found
-
-
-def _decided(settings: Settings, policy: Policy, entry: RawEntry, now_us: int) -> dict[str, Any]:
-    events = Decoder(settings.fields).decode([entry])
-    texts = [text(part) for part in entry[1] or ()]
-    pairs = [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
-    found = [
-        # JSON can hold numbers that JSON cannot write again: as text each can be shown
-        vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
-        for p in places(settings.fields, entry, events)
-    ]
-    fields = None if entry[1] is None else pairs
-    return judged(events, decide(events, policy, now_us), policy) | {
-        "fields": fields, "places": found,
-    }  # fmt: skip
 
 
 def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
+import os
 import shlex
+import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..core.events import Decoder, Events
@@ -16,15 +21,15 @@ from ..core.values import INVALID_REASONS
 from ..errors import RefusedError, UsageError
 from ..ids import next_id
 from ..safe import one_line
-from ..server import ledger
+from ..server import counting, ledger, reading
+from ..server.audit_log import run_counts
 from ..server.connection import Server
 from ..server.counting import sampled
 from ..server.keeping import keeping_words
-from ..server.reading import stop_words
+from ..server.reading import ACTIVE_MS, stop_words
 from ..settings import Settings
-from .checks import Limits, Report, judge
-from .ranges import Lens
-from .running import running_drains
+from .checks import Limits, Report, group_rows, judge
+from .export import Lens
 from .state import OLDEST_OF, StreamState, baseline, known, own_pending, read_state
 
 TOP = 5  # symbols that are named
@@ -98,8 +103,13 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     """The first screen but for the next command, a fact on each line; the verdict comes first."""
     info, groups = found["stream"], {g["name"]: g for g in found["groups"]}
     own = groups.get(settings.consumer_group)
+    bad = [f for f in found["verdict"]["findings"] if f["severity"] != "ok"]
+    others = {f["group"] for f in bad} - {None, settings.consumer_group}
+    of = {name: f" ({one_line(name, 40)})" for name in others}
+    words = "; ".join(f["text"] + of.get(f["group"], "") for f in bad)
+    well = "nothing is near a limit of drainkit check"
     lines = [
-        _verdict(found["verdict"], settings.consumer_group),
+        f"{found['verdict']['status'].upper()}: {words or well}",
         f"Stream: {one_line(info['name'], 36)}, {info['length']:,} entries, at "
         f"{found['as_of'][11:19]} UTC",
     ]
@@ -107,7 +117,13 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
         lines.append(f"Groups: {', '.join(one_line(name, 60) for name in groups) or 'none'}")
     else:
         more = f" ({len(groups) - 1:,} more: --all)" if len(groups) > 1 else ""
-        lines += [f"Group: {one_line(own['name'], 60)}{more}", _backlog(own)]
+        oldest = "" if (age := own["oldest_age_sec"]) is None else f", oldest {span(age)}"
+        by_id = " by its id" if own["oldest_by"] == "entry id" else ""
+        lines += [
+            f"Group: {one_line(own['name'], 60)}{more}",
+            f"Backlog: {known(own['backlog']['undelivered'])} undelivered{oldest}{by_id}; "
+            f"{own['pending']:,} pending; {known(own['lost'])} lost",
+        ]
         lines += _decided_lines(found["decided"])
     lines += _runs(found)
     if found["unread"]:
@@ -121,20 +137,38 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     return lines if is_busy else [*lines, next_drain(found, settings)]
 
 
-def _verdict(verdict: Mapping[str, Any], group: str) -> str:
-    bad = [f for f in verdict["findings"] if f["severity"] != "ok"]
-    others = {f["group"] for f in bad} - {None, group}
-    of = {name: f" ({one_line(name, 40)})" for name in others}
-    words = "; ".join(f["text"] + of.get(f["group"], "") for f in bad)
-    return f"{verdict['status'].upper()}: {words or 'nothing is near a limit of drainkit check'}"
-
-
-def _backlog(group: Mapping[str, Any]) -> str:
-    age, lost = group["oldest_age_sec"], known(group["lost"])
-    oldest = "" if age is None else f", oldest {span(age)}"
-    by_id = " by its id" if group["oldest_by"] == "entry id" else ""
-    return (f"Backlog: {known(group['backlog']['undelivered'])} undelivered{oldest}{by_id}; "
-            f"{group['pending']:,} pending; {lost} lost")  # fmt: skip
+def as_text(state: Mapping[str, Any]) -> list[str]:
+    """A baseline for a terminal, line by line."""
+    info = state["stream"]
+    lines = [
+        f"Stream: {info['name']}",
+        f"  Length: {info['length']:,}   First: {info['first_id']}   Last: {info['last_id']}   "
+        f"Boundary: {info['boundary_id']}",
+    ]
+    if state["stop"]:
+        lines.append(f"  {stop_words(**state['stop'])}; drainkit resume lifts it")
+    lines += [f"  Note: {words}" for words in keeping_words(state["server"])]
+    if state["unread"]:
+        lines.append(f"  Kill switch and audit are not known: {state['unread']}")
+    for g, row in zip(state["groups"], group_rows(state), strict=True):
+        shown = {name: known(value) for name, value in row.items()}
+        lines += [
+            f"Group: {g['name']}",
+            f"  Position: {shown['position']}   Consumers: {shown['consumers']}   "
+            f"Entries read: {known(g['entries_read'])}",
+            f"  Backlog counted: {shown['undelivered']} undelivered, {shown['pending']} pending, "
+            f"{shown['history']} history   Lost: {shown['lost']}   "
+            f"Lag reported: {shown['lag reported']}",
+            f"  Why: {g['why']}",
+        ]
+        waiting = sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10]
+        lines += [
+            f"  Consumer {c['name']}: {c['pending']:,} pending, idle {c['idle_ms'] / 1000:,.0f} s"
+            for c in waiting if c["pending"]
+        ]  # fmt: skip
+    if not state["groups"]:
+        lines.append("No group reads this stream.")
+    return [*lines, *(f"Newest: {e['id']}  {' '.join(e['fields'])}" for e in state["samples"])]
 
 
 def _decided_lines(decided: Mapping[str, Any]) -> list[str]:
@@ -196,3 +230,109 @@ def next_drain(status: Mapping[str, Any], settings: Settings) -> str:
         f"Next drain: none; no group is named {settings.consumer_group}; "
         "drain --consumer-group takes another"
     )
+
+
+# ---------------------------------------------------------------- drains at work
+
+_GONE_MS = 500  # silent for so long and without its process: another machine can have our name
+
+
+@dataclass(frozen=True)
+class RunningDrain:
+    """A live run that the ledger knows the start of, but no end."""
+
+    run_id: str
+    consumer_group: str
+    consumer: str
+    started_at: str  # ISO 8601 UTC
+    done: int  # audit records of the run
+    remaining: int  # of its scope up to its boundary, or of its budget
+    events_per_sec: float  # since it started
+    eta_sec: float | None  # None: nothing done yet, or it died
+    silent_sec: float | None  # since its consumer was last seen; None: the consumer is gone
+    alive: bool  # False: its process is gone, or it has been silent for too long
+    throttle: float | None = None  # its own, events per second; None: none
+    held_to: float | None = None  # the lower throttle of another drain at work, which holds for all
+
+    def line(self) -> str:
+        """The drain as one line."""
+        who = f"{self.run_id} by {self.consumer}"
+        books = f"{self.done:,} done, {self.remaining:,} remaining"
+        if not self.alive:
+            return (
+                f"Died: {who}: {books}; the same command goes on, and drainkit run --close seals "
+                "the folder of a run that left one"
+            )
+        eta = "unknown" if self.eta_sec is None else f"{self.eta_sec:,.0f} s"
+        held = "" if self.held_to is None else f", held to {self.held_to:g}/s by another drain"
+        return f"Running: {who}: {books}, {self.events_per_sec:,.1f}/s, ETA {eta}{held}"
+
+
+def running_drains(server: Server) -> list[RunningDrain]:
+    """Live runs of the stream without an end in the ledger, oldest first.
+
+    A run that died leaves no end; it is listed until its consumer's next run starts.
+    """
+    open_runs: dict[tuple[str, str], ledger.Start] = {}  # by group and consumer
+    if reading.type_of(server, server.keys.runs) != "stream":
+        return []
+    for entry in ledger.entries(server):
+        if isinstance(entry, ledger.Start):
+            open_runs[entry.consumer_group, entry.consumer] = entry
+        elif isinstance(entry, ledger.End):
+            open_runs.pop((entry.consumer_group, entry.consumer), None)
+    done = run_counts(server, {start.run_id for start in open_runs.values()}, "run_id")
+    found = []
+    for start in open_runs.values():
+        with suppress(ValueError, ArithmeticError):  # anybody can have written a value there
+            found.append(_running(server, start, done[start.run_id]))
+    throttles = [run.throttle for run in found if run.alive and run.throttle is not None]
+    lowest = min(throttles, default=math.inf)
+    return [
+        replace(run, held_to=lowest) if run.alive and lowest < (run.throttle or math.inf) else run
+        for run in found
+    ]
+
+
+def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
+    if start.throttle is not None and not 0 < start.throttle < math.inf:
+        raise ValueError(start.throttle)
+    group = reading.positions(server).get(start.consumer_group)
+    left, silent_ms = 0, None
+    if group is not None:
+        pending = reading.pending_ids(server, group.name, start.boundary_id, first=start.from_id)
+        if start.scope == "pending":
+            left = sum(len(page) for page in pending)
+        else:
+            after = reading.next_id(group.position)
+            left = counting.count_between(server, after, start.boundary_id)
+            left += sum(row[1] == start.consumer for page in pending for row in page)
+        there = reading.consumers(server, group.name)
+        silent_ms = next((c.idle_ms for c in there if c.name == start.consumer), None)
+    if start.max_events is not None:
+        left = min(left, max(0, start.max_events - done))
+    begun = dt.datetime.fromisoformat(start.at).timestamp()
+    rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
+    # below one event a minute a consumer is silent for longer than that, and well
+    pause_ms = 0.0 if start.throttle is None else 3000 / start.throttle
+    longest_ms = max(_GONE_MS if _is_gone(start) else ACTIVE_MS, pause_ms)
+    alive = silent_ms is not None and silent_ms < longest_ms
+    return RunningDrain(
+        start.run_id, start.consumer_group, start.consumer, start.at, done, left,
+        events_per_sec=round(rate, 2),
+        eta_sec=round(left / rate, 1) if rate and alive else None,
+        silent_sec=None if silent_ms is None else silent_ms / 1000,
+        alive=alive,
+        throttle=start.throttle,
+    )  # fmt: skip
+
+
+def _is_gone(start: ledger.Start) -> bool:
+    """Whether the process that began the run on this very machine has ended."""
+    if start.pid > 0 and start.host == socket.gethostname():
+        with suppress(PermissionError, OverflowError):
+            try:
+                os.kill(start.pid, 0)
+            except ProcessLookupError:
+                return True
+    return False

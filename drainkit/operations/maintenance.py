@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from .. import files
 from ..core.timestamps import EARLIEST_ID_MS, iso
@@ -25,15 +25,13 @@ from ..errors import (
     UsageError,
 )
 from ..ids import is_id
+from ..late import pa
 from ..safe import text
 from ..server import ledger, reading, writing
 from ..server.connection import Server
 from ..server.reading import StreamInfo
 from ..server.topology import check_primary
 from ..settings.kinds import os_user
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BATCH_CONSUMERS = 500  # removed in one step: 4 ms of the server
 TRIM_ENTRIES = 1000
@@ -55,9 +53,11 @@ class DeadConsumer:
 def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[DeadConsumer]:
     """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
     reading.position_of(server, group)
-    dead = [c for c in reading.consumers(server, group) if c.idle_ms >= min_idle_ms]
-    why = [_why_kept("pending", c.pending) if c.pending else "" for c in dead]
-    return [DeadConsumer(c.name, c.pending, c.idle_ms, w) for c, w in zip(dead, why, strict=True)]
+    return [
+        DeadConsumer(c.name, c.pending, c.idle_ms,
+                     _why_kept("pending", c.pending) if c.pending else "")
+        for c in reading.consumers(server, group) if c.idle_ms >= min_idle_ms
+    ]  # fmt: skip
 
 
 def remove_consumers(
@@ -290,8 +290,6 @@ def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
 
     It is a new file, whole on the disk: of two that write one name at once one is refused.
     """
-    import pyarrow as pa
-
     check_archive(path)
     schema, written = _archive_schema(), 0
     with files.TableWriter(path, schema, new=True) as out:
@@ -304,15 +302,11 @@ def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
 
 
 def _archive_schema() -> pa.Schema:
-    import pyarrow as pa
-
     return pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
 
 
 def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
     """The archive in batches of a trim's size; UsageError where it cannot be read, or is none."""
-    import pyarrow as pa
-
     try:
         with files.parquet_file(path) as file:
             if not file.schema_arrow.equals(_archive_schema()):

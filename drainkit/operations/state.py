@@ -154,11 +154,18 @@ def read_state(
     for group in groups:
         consumers = reading.consumers(server, group.name) if group.consumers else []
         event_us, by = oldest.get(group.position, (NO_TIME, None))
-        by_state = Counter(_consumer_state(c.idle_ms, dead_after_min) for c in consumers)
+        by_state = Counter(
+            "dead" if c.idle_ms >= dead_after_min * 60_000 else
+            "active" if c.idle_ms < ACTIVE_MS else "idle" for c in consumers
+        )  # fmt: skip
         ages = (_age_sec(now_us, event_us), by)
-        pending = _age_sec(now_us, _oldest_pending(server, decoder, group))
+        pending_us = NO_TIME
+        if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
+            pending_us = int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
         lost = lost_to(group, info, server.info)
-        states.append(GroupState(group, lost, consumers, by_state, *ages, pending))
+        states.append(GroupState(
+            group, lost, consumers, by_state, *ages, _age_sec(now_us, pending_us)
+        ))  # fmt: skip
     try:
         switch = reading.stop_switch(server)
         entries = reading.length_of(server, server.keys.audit)
@@ -206,22 +213,9 @@ def _oldest(
     return found
 
 
-def _oldest_pending(server: Server, decoder: Decoder | None, group: Group) -> int:
-    """The time of the pending event of the lowest id; NO_TIME without one."""
-    if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
-        return int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
-    return NO_TIME
-
-
 def _age_sec(now_us: int, event_us: int) -> float | None:
     """An event's age; None without a usable time."""
     return None if event_us == NO_TIME else max(0.0, (now_us - event_us) / 1e6)
-
-
-def _consumer_state(idle_ms: int, dead_after_min: float) -> str:
-    if idle_ms >= dead_after_min * 60_000:
-        return "dead"
-    return "active" if idle_ms < ACTIVE_MS else "idle"
 
 
 # ---------------------------------------------------------------- as JSON
@@ -310,22 +304,17 @@ def why(info: StreamInfo, g: GroupState) -> str:
             f"How many after it were trimmed before the group read them is unknown{most}: the "
             "server's counters do not tell."
         )
-    return " ".join([*parts, *_lag_words(info, g)])
-
-
-def _lag_words(info: StreamInfo, g: GroupState) -> list[str]:
-    """What is to be said of the lag that Redis reports, where it is not just the count."""
     lag, counted = g.group.lag_reported, g.backlog.undelivered or 0
     more = (lag or 0) - counted
     if lag is None:
-        return ["Redis does not know the lag; the count is exact."]
-    if more == 0:
-        return []
-    if g.lag_agrees:
-        return [f"Redis reports a lag of {lag:,}: it counts the lost ones too."]
-    if 0 < more <= (info.entries_added or 0) - info.length:
-        return [f"Redis reports a lag of {lag:,}, which counts {more:,} that are gone."]
-    return [f"Redis reports a lag of {lag:,}, which is wrong; the count is exact."]
+        parts.append("Redis does not know the lag; the count is exact.")
+    elif more and g.lag_agrees:
+        parts.append(f"Redis reports a lag of {lag:,}: it counts the lost ones too.")
+    elif 0 < more <= (info.entries_added or 0) - info.length:
+        parts.append(f"Redis reports a lag of {lag:,}, which counts {more:,} that are gone.")
+    elif more:
+        parts.append(f"Redis reports a lag of {lag:,}, which is wrong; the count is exact.")
+    return " ".join(parts)
 
 
 def own_pending(group: Mapping[str, Any], consumer: str) -> int:

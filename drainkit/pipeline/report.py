@@ -23,11 +23,12 @@ from ..core.summary import approvers_words
 from ..core.verdicts import NO, Json, Recorded, group_of, verdicts
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError
-from ..evidence.statement import RUN_JSON, read_or
+from ..evidence.statement import RUN_JSON, STATEMENT, SUMS, read_or
+from ..late import pa, pc
 from ..operations.state import own_pending
 from ..safe import one_line, share
 from ..server.keeping import keeping_words
-from .kernels import NOTEBOOKS
+from .notebooks import NOTEBOOKS
 
 VERDICTS = "verdicts.json"
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"  # a figure of ours is in both
@@ -48,16 +49,19 @@ def build(folder: Path) -> str:
     live = run.get("mode") == "live"
     checks = read_or(folder / VERDICTS, [])
     figures, analysed = _figures(folder)
+    keys, required = run.get("approver_keys"), run.get("approvals_required")
+    approved = ", ".join(map(str, run.get("approvers") or ()))
+    if isinstance(keys, Mapping) and required:
+        approved = approvers_words(keys, int(required))
+    # what lies beside the report; the last two come when the run is sealed
+    beside = sorted({*(p.name for p in folder.iterdir() if p.is_file()), SUMS, STATEMENT})
     page: str = _template().render(
         folder=folder.name,
         run=run,
         plan=plan,
         live=live,
-        header=_header(run, plan, before),
-        verdict=_verdict(run),
         unmet=[check for check in checks if check["verdict"] == NO],
         judged=Counter(check["verdict"] for check in checks),
-        facts=_facts(run, live),
         actions=[
             {"name": action, "meaning": NAMES[action], "colour": COLOURS[action],
              "events": run.get(action, 0), "planned": plan.get("counts", {}).get(action),
@@ -65,7 +69,8 @@ def build(folder: Path) -> str:
             for action in ACTIONS
         ],
         checks=checks,
-        parameters=_parameters(run, plan),
+        approved=approved,
+        keeps="; ".join(keeping_words(before.get("server") or {})),
         before=before,
         after=after,
         own=group_of(before, run.get("consumer_group")),
@@ -75,9 +80,8 @@ def build(folder: Path) -> str:
         names_drift=(folder / "drift.parquet").exists(),
         table="audit.parquet" if live else "decisions.parquet",
         samples=_samples(folder / ("audit.parquet" if live else "decisions.parquet")),
-        metrics=_METRICS,
         next_steps=_next_steps(folder, run, after or before),
-        files=_files(folder),
+        files=[(urllib.parse.quote(n), n) for n in beside if n[0] != "." and n != "report.html"],
         figures=figures,
         first_figures=BASELINE_FIGURES,
     )  # fmt: skip
@@ -106,7 +110,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(n=_number, breakable=breakable)
+    environment.filters.update(n=_number, when=_when, share=share, breakable=breakable)
     return environment.get_template("report.html.j2")
 
 
@@ -126,88 +130,6 @@ def _when(value: Any) -> str:
     except (ValueError, OverflowError):
         return str(value or "")
     return f"{time.day} {time:%B %Y, %H:%M:%S} UTC"
-
-
-def _header(run: Json, plan: Json, before: Json) -> list[tuple[str, str]]:
-    server = before.get("server") or {}
-    found = [
-        ("date", _when(run.get("started_at"))),
-        ("mode", run.get("mode")),
-        ("server", f"{server.get('kind', '')} {server.get('version', '')}".strip()),
-        ("what it keeps", "; ".join(keeping_words(server))),
-        ("address", run.get("server")),
-        ("environment", run.get("environment")),
-        ("operator", run.get("operator")),
-        ("approved by", _approved(run)),
-        ("run", run.get("run_id")),
-        ("plan digest", plan.get("digest") or run.get("plan_digest")),
-        ("stream", run.get("stream")),
-        ("group", run.get("consumer_group")),
-        ("scope", run.get("scope")),
-    ]
-    return [(name, str(value)) for name, value in found if value]
-
-
-def _approved(run: Json) -> str:
-    keys = run.get("approver_keys")
-    if isinstance(keys, Mapping) and run.get("approvals_required"):
-        return approvers_words(keys, int(run["approvals_required"]))
-    return ", ".join(map(str, run.get("approvers") or ()))
-
-
-def _facts(run: Json, live: bool) -> list[tuple[str, str]]:
-    found = [
-        ("entries read", _number(run.get("total_read", 0))),
-        ("passed every filter", _number(run.get("drained_ok", 0))),
-        ("remaining in the scope", _number(run.get("remaining"))),
-        (f"seconds of the {'drain' if live else 'dry run'}", f"{run.get('elapsed_sec') or 0:,.1f}"),
-    ]
-    if live:
-        found.append(("events per second", f"{run.get('events_per_sec') or 0:,.1f}"))
-    return found
-
-
-def _verdict(run: Json) -> str:
-    read, ok = run.get("total_read", 0), run.get("drained_ok", 0)
-    outcome, live = run.get("outcome"), run.get("mode") == "live"
-    if outcome == "done" and live:
-        return (
-            f"{read:,} entries were audited and acknowledged, each once. {ok:,} of them "
-            f"({share(ok, read)}) had passed every filter: still good signals, acknowledged and "
-            "not executed. Nothing was traded or deleted."
-        )
-    if outcome == "done":
-        return (
-            f"A live drain would read {read:,} entries and pass {ok:,}: still good signals, which "
-            "it would acknowledge and not execute. Nothing was changed."
-        )
-    reason = str(run.get("error") or "no reason known").removeprefix(f"{outcome}; ")
-    done = f"{read or 0:,} entries had been audited and acknowledged by then, each once."
-    if read is None:
-        done = "What was recorded is not known: the audit stream tells."
-    return f"The run ended early ({outcome}): {reason}. {done if live else 'Nothing was changed.'}"
-
-
-def _parameters(run: Json, plan: Json) -> list[tuple[str, str]]:
-    """What decided the outcome, as the plan holds it."""
-    if not plan:
-        return []
-    policy, allowed = plan["policy"], plan["policy"]["allowlist"]
-    throttle, taken = run.get("throttle", plan.get("throttle")), plan.get("max_events", "unknown")
-    found = [
-        ("maximum age", f"{policy['max_age_min']:g} min"),
-        ("minimum confidence", f"{policy['min_conf']:g}"),
-        ("allowlist", "any symbol" if allowed is None else ", ".join(allowed)),
-        ("throttle", f"{throttle:g} events per second" if throttle else "none"),
-        ("max events", "all" if taken is None else _number(taken)),
-        ("ages measured", _when(plan["as_of"]) if plan.get("as_of") else "at each decision"),
-        ("from", plan.get("from_")),
-        ("until", plan.get("until")),
-        ("idle at least", plan.get("scope") == "pending" and f"{plan['min_idle_min']:g} min"),
-        ("entries", f"{plan['total_read']:,}, {plan['first_id']} to {plan['last_id']}"),
-        ("boundary", run.get("boundary_id")),
-    ]  # fmt: skip
-    return [(name, str(value)) for name, value in found if value]
 
 
 def _moments(
@@ -234,17 +156,6 @@ def _moments(
         read, passed = run.get("total_read", 0), run.get("drained_ok", 0)
         steps.append(("happened, each at its turn", at, read, passed))
     return steps
-
-
-_METRICS = (
-    ("started_at", "the run began, before its notebooks"),
-    ("finished_at", "the books of the drain were closed"),
-    ("elapsed_sec", "of the drain or dry run alone: from its first read to the closed books"),
-    ("events_per_sec", "from the first to the last audit record"),
-    ("boundary_id", "the last entry that there was: nothing after it was touched"),
-    ("outcome", ""),
-    ("exit_code", ""),
-)
 
 
 def _next_steps(folder: Path, run: Json, state: Json) -> list[tuple[str, str]]:
@@ -279,8 +190,6 @@ def _next_steps(folder: Path, run: Json, state: Json) -> list[tuple[str, str]]:
 
 def _samples(path: Path) -> dict[str, Any] | None:
     """Of a table of events its rows, and all of them or the first of each action."""
-    import pyarrow.compute as pc
-
     names = ("original_id", "id", "symbol", "age_sec", "confidence", "action", "reason")
     wanted, chosen = dict.fromkeys(ACTIONS, SAMPLES), []
     try:
@@ -299,13 +208,6 @@ def _samples(path: Path) -> dict[str, Any] | None:
     if rows > ALL_OF_THEM:
         chosen.sort(key=lambda event: ACTIONS.index(event["action"]))
     return {"rows": rows, "events": chosen, "all": rows <= ALL_OF_THEM}
-
-
-def _files(folder: Path) -> list[tuple[str, str]]:
-    """(address, name) of what lies beside the report; nothing leads outside of the folder."""
-    there = {path.name for path in folder.iterdir() if path.is_file()}
-    names = sorted(there | {"SHA256SUMS", "statement.json"})  # these come when the run is sealed
-    return [(urllib.parse.quote(n), n) for n in names if n[0] != "." and n != "report.html"]
 
 
 def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:
@@ -345,8 +247,6 @@ def write_verdicts(folder: Path) -> None:
 
 
 def _recorded(folder: Path, run: Json, planned: PlanFile | None) -> Recorded | None:
-    import pyarrow as pa
-
     parts = None if planned is None else lambda: planned.blocks(("id", "action"))
     recorded = Recorded(folder.name, str(run.get("boundary_id")), parts)
     try:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..core.collection import give_back_buffers
 from ..draining.opening import preflight, resolve
 from ..draining.plan_files import PlanFile
@@ -26,9 +27,9 @@ from ..operations.state import baseline
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
 from ..settings.config import config_variable, kernel_variables
-from . import templates
+from . import notebooks as templates
 from .folder import RunFolder
-from .kernels import LIVE, Kernels, check_open_files
+from .notebooks import LIVE, Kernels, check_open_files
 
 Confirm = Callable[[Run, PlanFile], None]  # raises RefusedError if it is not approved
 Announce = Callable[[str], None]
@@ -121,7 +122,8 @@ def _run_notebooks(
                 parameters["approve"] = planned.plan.digest
             announce(name)
             try:
-                template.check_unchanged()
+                if files.file_sha256(template.path) != template.sha256:
+                    raise DrainkitError(f"{template.path} was changed while the run was at work")
                 kernels.execute(
                     template.path, folder, parameters, stopping,
                     is_live=is_live, on_line=on_line if is_live else None,

@@ -20,8 +20,7 @@ from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from . import figures
 from .backlog import MOST_ROWS, Backlog, SealedRun, waiting
-from .session import RunSession
-from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
+from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, read_json, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -88,7 +87,15 @@ class Analysis(_Figures):
             self.baseline, self.policy = sealed.baseline, sealed.policy
             self.at_us, self.backlog = sealed.at_us, sealed.backlog
         else:
-            self._look()
+            of_run = read_json(self.run_dir, "baseline.json") if self.folder_run_id else None
+            self.baseline = of_run or baseline(self.server)
+            self.at_us, self.policy = self.now_us(), self.job.policy
+            counted = self.group["backlog"][self.settings.scope]
+            if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
+                counted = scopes.remaining(self.server, self.job.scope)
+            is_of_run = self.folder_run_id is not None and self.planned is None
+            pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
+            self.backlog = Backlog(pages, counted)
         self.frame = self.backlog.frame
         self._decided = {*self.frame}  # its own columns
 
@@ -98,18 +105,6 @@ class Analysis(_Figures):
         if (sealed := SealedRun.of(names)) is None:
             return super().open(names)
         return cls(sealed.settings, None, sealed.folder, sealed.planned, sealed=sealed)
-
-    def _look(self) -> None:
-        """Read the scope as it is."""
-        of_run = read_json(self.run_dir, "baseline.json") if self.folder_run_id else None
-        self.baseline = of_run or baseline(self.server)
-        self.at_us, self.policy = self.now_us(), self.job.policy
-        counted = self.group["backlog"][self.settings.scope]
-        if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
-            counted = scopes.remaining(self.server, self.job.scope)
-        is_of_run = self.folder_run_id is not None and self.planned is None
-        pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
-        self.backlog = Backlog(pages, counted)
 
     @property
     def group(self) -> dict[str, Any]:
@@ -123,7 +118,7 @@ class Analysis(_Figures):
         ages = self.frame["age_sec"].dropna()
         if len(ages):
             lines.append(f"{_oldest(ages)}; the limit is {self.policy.max_age_min:g} min.")
-        lines.append(self.why())
+        lines.append(str(self.group["why"]))
         slips = allowlist_notes(self.policy.allowlist, self.backlog.symbols)
         lines += [verbatim(note) for note in slips]
         step, total = self.backlog.step, self.backlog.total
@@ -157,10 +152,6 @@ class Analysis(_Figures):
         there = self.frame[[*names]]
         found = {"events": [*there.notna().sum()], "values": [*there.nunique()]}
         return Table(found, index=pd.Index([one_line(name) for name in names], name="field"))
-
-    def why(self) -> str:
-        """Why the group's backlog is as large or small as it is."""
-        return str(self.group["why"])
 
     def stream_table(self) -> pd.DataFrame:
         """The stream as XINFO says."""

@@ -36,8 +36,7 @@ from ..operations.entry import judged, rows_of
 from ..safe import one_line, share, verbatim
 from ..server import scopes
 from ..settings import NOTEBOOK, build, shown
-from .session import check_names
-from .tables import Table
+from .session import Table, check_names
 
 MOST_ROWS = 2_000_000  # so many events are a DataFrame as a whole
 ROWS_OF_MORE = 1_000_000  # of more: at most so many rows, evenly spread
@@ -116,28 +115,22 @@ class SealedRun:
         allowed = plan.policy["allowlist"]
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(plan.policy["max_age_min"], symbols, plan.policy["min_conf"])
-        self.backlog = Backlog(self._decided(), plan.total_read)
+        decided = ((Events.from_arrow(b), decisions_in(b)) for b in self.planned.blocks())
+        self.backlog = Backlog(decided, plan.total_read)
         self.frame = self.backlog.frame
         self.is_live = self.run.get("mode") == "live" and (self.folder / AUDIT).exists()
         self.happened = dict.fromkeys(ACTIONS, 0)  # by action
         if self.is_live:
-            self._add_outcomes()
-
-    def _decided(self) -> Iterator[tuple[Events, Decisions]]:
-        for block in self.planned.blocks():
-            yield Events.from_arrow(block), decisions_in(block)
-
-    def _add_outcomes(self) -> None:
-        """What became of each event, where the run has its record, beside what was decided."""
-        try:
-            audit = parquet.read_table(self.folder / AUDIT, columns=["original_id", "action"])
-        except (OSError, ValueError):
-            raise RefusedError(f"{AUDIT} cannot be read: the seal {self.seal()}") from None
-        rows = pc.index_in(pa.array(self.frame["id"]), value_set=audit["original_id"])
-        happened = audit["action"].take(rows).to_pandas()
-        self.frame["happened"] = pd.Categorical(happened, categories=list(ACTIONS))
-        counts = audit["action"].value_counts().to_pylist()
-        self.happened |= {action["values"]: action["counts"] for action in counts}
+            try:
+                audit = parquet.read_table(self.folder / AUDIT, columns=["original_id", "action"])
+            except (OSError, ValueError):
+                raise RefusedError(f"{AUDIT} cannot be read: the seal {self.seal()}") from None
+            rows = pc.index_in(pa.array(self.frame["id"]), value_set=audit["original_id"])
+            happened = audit["action"].take(rows).to_pandas()
+            # what became of each event, where the run has its record, beside what was decided
+            self.frame["happened"] = pd.Categorical(happened, categories=list(ACTIONS))
+            counts = audit["action"].value_counts().to_pylist()
+            self.happened |= {action["values"]: action["counts"] for action in counts}
 
     @property
     def at_us(self) -> int:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..core.policy import ACTIONS
 from ..core.progress import amount, span
 from ..draining.dry import books_of, drop, kept, plan_run
 from . import figures
-from .session import RunSession
-from .tables import SAMPLE_ROWS, counts_frame, markdown, safe
+from .session import SAMPLE_ROWS, RunSession, counts_frame, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    import pyarrow as pa
     from IPython.display import Markdown
 
 
@@ -45,22 +45,20 @@ class DryRun(RunSession):
 
     def bottom_line(self) -> Markdown:
         """What the live run would do, and how long it would take."""
-        summary, left = self.summary, (self.summary.remaining or 0) - self.summary.total_read
+        summary, throttle = self.summary, self.settings.throttle
+        left = (summary.remaining or 0) - summary.total_read
+        takes = "without a throttle it takes as long as the server needs"
+        if throttle is not None:
+            seconds = span(summary.total_read / throttle)
+            takes = f"at {throttle:g} events per second that takes {seconds}"
         text = (
             f"A live run would read **{amount(summary.total_read)}** and pass "
             f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; "
-            f"{self.duration()}."
+            f"{takes}."
         )
         if left > 0:
             text += f" {left:,} more entries of the scope lie beyond its limit of events."
         return markdown(text + "\n\nNothing was changed: no group moved, no consumer was made.")
-
-    def duration(self) -> str:
-        """How long the live run takes at this throttle."""
-        if self.settings.throttle is None:
-            return "without a throttle it takes as long as the server needs"
-        seconds = self.summary.total_read / self.settings.throttle
-        return f"at {self.settings.throttle:g} events per second that takes {span(seconds)}"
 
     def counts_table(self) -> pd.DataFrame:
         """Events by action."""
@@ -71,8 +69,6 @@ class DryRun(RunSession):
         return figures.waterfall({action: getattr(self.summary, action) for action in ACTIONS})
 
     def _keep_samples(self, table: pa.Table) -> None:
-        import pyarrow.compute as pc
-
         for action in ACTIONS:
             found = self._samples.get(action, pd.DataFrame())
             if len(found) < SAMPLE_ROWS:

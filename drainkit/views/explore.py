@@ -30,7 +30,7 @@ from ..core.policy import (
 from ..core.progress import span
 from ..errors import DrainkitError
 from ..safe import share
-from .tables import macros, safe
+from .session import macros, safe
 
 if TYPE_CHECKING:
     import ipywidgets as w

@@ -20,8 +20,7 @@ from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
 from ..core.progress import amount, span
 from ..core.timestamps import NO_TIME
 from ..safe import label, share
-from .canvas import LINE, Canvas, canvas, counted, named_rows
-from .picture import TIME_STEPS_SEC, round_step
+from .picture import LINE, TIME_STEPS_SEC, Canvas, canvas, counted, named_rows, round_step
 
 READ = "#0072B2"
 TOP = 12

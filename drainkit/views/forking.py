@@ -24,7 +24,7 @@ def main() -> None:
     from ..core.collection import give_back_buffers
 
     give_back_buffers()  # before anything else imports Arrow
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type] # as in pipeline.kernels
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type] # as in pipeline.notebooks
     import nbformat  # noqa: F401 # plotly's first figure imports it
     import plotly.graph_objects  # noqa: F401
     from ipykernel import kernelapp  # noqa: F401
@@ -32,7 +32,7 @@ def main() -> None:
     from . import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
 
     sys.modules.pop("rfc3987_syntax")
-    live_drain.heed_stop_signal()
+    signal.signal(signal.SIGUSR1, live_drain.stop)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     gc.collect()
     gc.freeze()  # the kernels' collectors leave all this alone

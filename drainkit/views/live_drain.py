@@ -26,8 +26,7 @@ from ..operations.state import baseline
 from ..safe import verbatim
 from ..server import ledger, reading
 from ..settings import NOTEBOOK
-from .session import EXTRA, RunSession
-from .tables import Table, counts_frame, markdown
+from .session import EXTRA, RunSession, Table, counts_frame, markdown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -177,21 +176,17 @@ class LiveDrain(RunSession):
 _STOP = threading.Event()
 
 
-def _stop(*_: object) -> None:
-    _STOP.set()
-
-
-def heed_stop_signal() -> None:
-    """In a kernel of `drainkit run`: SIGUSR1 ends its drain, also one that has yet to begin.
+def stop(*_: object) -> None:
+    """What SIGUSR1 does in a kernel of `drainkit run`: its drain ends, also one yet to begin.
 
     An interrupt would be lost between two cells, and can break the kernel within its own code.
     """
-    signal.signal(signal.SIGUSR1, _stop)
+    _STOP.set()
 
 
 def _is_of_run() -> bool:
     """Whether this kernel is one of `drainkit run`."""
-    return signal.getsignal(signal.SIGUSR1) is _stop
+    return signal.getsignal(signal.SIGUSR1) is stop
 
 
 @contextmanager

@@ -15,8 +15,7 @@ from ..safe import verbatim
 from ..server.connection import Server
 from ..settings import Settings
 from ..settings.kinds import Amount, Flag, Minutes
-from .session import Session, checked
-from .tables import markdown, safe
+from .session import Session, checked, markdown, safe
 
 if TYPE_CHECKING:
     from IPython.display import Markdown

@@ -17,16 +17,15 @@ from ..core.progress import span
 from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
-from ..operations.running import RunningDrain, running_drains
-from ..operations.state import GroupState, StreamState, known, state_as_dict
+from ..operations.first import RunningDrain, running_drains
+from ..operations.state import StreamState, known, state_as_dict
 from ..safe import one_line, text, verbatim
 from ..server import audit_log, ledger
 from ..server.connection import Server
 from ..settings.kinds import Amount
 from . import figures
 from .explore import person_is_here
-from .session import Session, checked
-from .tables import Table, groups_frame, macros, markdown, safe
+from .session import Session, Table, checked, groups_frame, macros, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -131,7 +130,17 @@ class Monitor(Session):
             found = [f for f in self.report.findings if (f.stream, f.group) == (stream, name)]
             worst = max((f.severity for f in found), key=list(STATES).index, default="unknown")
             bad = [f.text for f in found if f.severity != "ok"]
-            sections.append(_section(STATES[worst], f"{stream} {name}", _numbers(group), bad))
+            oldest, undelivered = group.oldest_age_sec, group.backlog.undelivered
+            by_id = " by id" * (group.oldest_by == "entry id")
+            unknown = "unknown" if undelivered else "none"
+            numbers = {
+                "undelivered": known(undelivered),
+                "lost": str(group.lost),
+                f"oldest{by_id}": unknown if oldest is None else span(oldest),
+                "pending": f"{group.group.pending:,}",
+                "dead consumers": f"{group.by_state.get('dead', 0):,}",
+            }
+            sections.append(_section(STATES[worst], f"{stream} {name}", numbers, bad))
         sections += [  # of a stream that could not be read, or that has no group
             _section(STATES[f.severity], f"{f.stream} {f.group or ''}", {}, [f.text])
             for f in self.report.findings
@@ -199,19 +208,6 @@ class Monitor(Session):
         """Drains that have started and not ended."""
         lines = [verbatim(f"{stream}: {run.line()}") for stream, run in self._drains()]
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
-
-
-def _numbers(group: GroupState) -> dict[str, str]:
-    oldest, undelivered = group.oldest_age_sec, group.backlog.undelivered
-    by_id = " by id" * (group.oldest_by == "entry id")
-    unknown = "unknown" if undelivered else "none"
-    return {
-        "undelivered": known(undelivered),
-        "lost": str(group.lost),
-        f"oldest{by_id}": unknown if oldest is None else span(oldest),
-        "pending": f"{group.group.pending:,}",
-        "dead consumers": f"{group.by_state.get('dead', 0):,}",
-    }
 
 
 def _section(

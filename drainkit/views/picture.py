@@ -1,6 +1,7 @@
-"""A figure as a picture (SVG), for pages that have no plotly: bars, heat maps, limits, names.
+"""What the figures are drawn on: a plotly figure in JupyterLab's colours, and as a picture (SVG).
 
-It draws what figures.py makes, and nothing else of what plotly can do. Its text takes the colour
+The picture is for pages that have no plotly (an exported page, a page printed without scripts). It
+draws what figures.py makes, and nothing else of what plotly can do. Its text takes the colour
 of the page's. Texts in a figure are escaped when they are made; here the tags that plotly would
 read are not needed, so all of it is escaped once more where it is not yet.
 """
@@ -9,9 +10,13 @@ from __future__ import annotations
 
 import datetime as dt
 import html
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+import plotly.io
 
 from ..safe import UNTYPESET
 
@@ -229,3 +234,80 @@ def _line(x0: float, y0: float, x1: float, y1: float, colour: str, *, dashed: bo
     dash = " stroke-dasharray='6 4'" if dashed else ""
     ends = f"x1='{x0:.1f}' y1='{y0:.1f}' x2='{x1:.1f}' y2='{y1:.1f}'"
     return f"<line {ends} stroke='{colour}'{dash}/>"
+
+
+# ---------------------------------------------------------------- for plotly
+
+# middle grey: as far from white as from JupyterLab's dark paper; where a page knows better, STYLE
+# gives its own text colour
+TEXT, GRID, LINE = "#787878", "rgba(128,128,128,0.25)", "#808080"
+_TEXTS = (".gtitle", ".xtitle", ".ytitle", ".legendtext", ".annotation-text", ".bartext-outside",
+          ".xtick text", ".ytick text", ".heatmap-label text")  # fmt: skip
+STYLE = (
+    "<style>.js-plotly-plot .main-svg :is("
+    + ",".join(_TEXTS)
+    + "){fill:var(--jp-content-font-color1,currentColor)!important}</style>"
+)
+
+
+class Canvas(go.Figure):  # type: ignore[misc]
+    """A plotly figure that shows itself in the colours of the page it is on."""
+
+    def show(self, *_: object, **__: object) -> None:
+        """Show it in a notebook: for plotly, and as a picture for pages without it."""
+        from IPython.display import HTML, display
+
+        figure = json.loads(self.to_json())
+        renderer = plotly.io.renderers["plotly_mimetype"]
+        renderer.config["typesetMath"] = False  # `$` in a name is no formula
+        bundle = renderer.to_mimebundle(figure)
+        display(HTML(STYLE))  # type: ignore[no-untyped-call]
+        display({**bundle, "image/svg+xml": svg(figure)}, raw=True)  # type: ignore[no-untyped-call]
+
+
+def canvas(
+    title: str, x_title: str, y_title: str, *, height: int = 340, legend: bool = False
+) -> Canvas:
+    """An empty figure with its title and axes."""
+    figure = Canvas(layout={"template": "none"})  # plotly's own would be 7 KB in each figure
+    figure.update_layout(
+        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
+               "pad": {"t": 14}, "font": {"size": 17}},
+        height=height,
+        margin={"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": TEXT, "activecolor": LINE},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
+        showlegend=legend,
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
+    )  # fmt: skip
+    axis = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID, "title_font_size": 13}
+    figure.update_xaxes(title_text=x_title, **axis)
+    figure.update_yaxes(title_text=y_title, **axis)
+    return figure
+
+
+def named_rows(figure: Canvas, names: list[str]) -> None:
+    """Horizontal bars from top to bottom, a name beside each; counts along the axis."""
+    figure.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=[f"{name} " for name in names],
+        range=[max(len(names), 2) - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_layout(bargap=0.25)
+
+
+def counted(figure: Canvas, axis: str, most: int) -> Canvas:
+    """Whole numbers along the axis of counts; where nothing is drawn, a word instead of axes."""
+    update = figure.update_xaxes if axis == "x" else figure.update_yaxes
+    update(tickformat=",", dtick=1 if 0 < most <= 5 else None)
+    if not figure.data or not most:
+        figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
+        figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
+        figure.add_annotation(text="no events", x=0.5, y=0.5, xref="paper", yref="paper",
+                              showarrow=False)  # fmt: skip
+    return figure

@@ -21,8 +21,7 @@ from ..safe import text, verbatim
 from ..server import ledger, reading
 from ..server.audit_log import run_tables
 from . import figures
-from .session import RunSession
-from .tables import SAMPLE_ROWS, Table, groups_frame, markdown, read_json, safe
+from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, read_json, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

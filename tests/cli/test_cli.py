@@ -47,11 +47,13 @@ def test_a_signal_while_the_program_starts(how: signal.Signals) -> None:
 
 
 def test_live_needs_yes_without_a_terminal(valkey: Server, stream: str, cli: Cli) -> None:
-    """Without a terminal to ask on and without --yes nothing is done: exit code 4."""
+    """Without a terminal to ask on and without --yes nothing is done: exit code 4, no folder."""
     seed(valkey, stream)
     before = everything(valkey)
-    assert "--yes" in cli.fails(4, "drain", "--mode", "live", *at(valkey, stream))
+    for command in ("drain", "run"):
+        assert "--yes" in cli.fails(4, command, "--mode", "live", *at(valkey, stream))
     assert everything(valkey) == before
+    assert not (cli.cwd / "reports").exists()
 
 
 @pytest.mark.parametrize("mode", ["dry-run", "live"])
@@ -172,9 +174,11 @@ def test_status_counts_and_says_why(server: Server, stream: str, cli: Cli) -> No
 
 
 def test_help_is_complete(cli: Cli) -> None:
-    """--help works for every command."""
-    commands = re.findall(r"(?m)^  (\S+)", cli.done("--help").out.partition("Commands:\n")[2])
+    """--help works for every command; the summary of none ends in dots."""
+    listed = cli.done("--help").out.partition("Commands:\n")[2]
+    commands = re.findall(r"(?m)^  (\S+)", listed)
     assert len(commands) == 20
+    assert "..." not in listed
     for command in commands:
         assert cli(command, "--help").rc == 0
 

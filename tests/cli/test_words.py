@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import subprocess
@@ -54,20 +53,6 @@ def test_lab_as_root_says_what_to_do(valkey: Server, stream: str, cli: Cli) -> N
     assert "JupyterLab refuses root: be another user, or end the command with -- --allow-root" in (
         told.err
     )
-
-
-def test_help_has_whole_summaries(cli: Cli) -> None:
-    """No summary of a command ends in dots."""
-    told = cli.done("--help").out
-    assert "..." not in told[told.index("Commands") :]
-
-
-def test_a_run_names_its_plan_from_here(valkey: Server, stream: str, cli: Cli) -> None:
-    """The path that is printed leads to the plan from where the command was called."""
-    seed(valkey, stream, 40, delivered=10)
-    run = cli.done("run", *at(valkey, stream)).out
-    (line,) = (line for line in run.splitlines() if line.startswith("Plan:"))
-    assert json.loads((cli.cwd / line.split()[-1]).read_text())["stream"] == stream
 
 
 def test_a_command_that_is_shown_can_be_pasted(tmp_path: Path) -> None:

@@ -120,18 +120,17 @@ def read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-@pytest.mark.parametrize("text", FORMULAS)
 @pytest.mark.parametrize(
     "kind",
     [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
     ids=str,
 )
-def test_no_formula_gets_into_a_spreadsheet(tmp_path: Path, text: str, kind: pa.DataType) -> None:
+def test_no_formula_gets_into_a_spreadsheet(tmp_path: Path, kind: pa.DataType) -> None:
     """Texts that a spreadsheet would run get an apostrophe, also after blanks and in categories."""
-    column = pa.array([text, "BUY", None]).cast(kind)
+    column = pa.array([*FORMULAS, "BUY", None]).cast(kind)
     files.write_table(tmp_path / "x.csv", pa.table({"side": column}))
-    rows = read_csv(tmp_path / "x.csv")
-    assert rows[1:3] == [["'" + text], ["BUY"]]
+    _, *rows = read_csv(tmp_path / "x.csv")
+    assert rows[: len(FORMULAS) + 1] == [*(["'" + text] for text in FORMULAS), ["BUY"]]
 
 
 def test_numbers_and_harmless_text_stay_in_csv(tmp_path: Path) -> None:

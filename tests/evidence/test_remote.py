@@ -17,7 +17,7 @@ from stores import S3, SECRET
 from drainkit import files
 from drainkit.errors import DrainkitError
 from drainkit.evidence import remote
-from drainkit.evidence.remote import RemoteReports, Reports, local_copy, reports_at
+from drainkit.evidence.remote import Reports, local_copy, reports_at
 from drainkit.evidence.seal import open_run, seal
 from drainkit.evidence.statement import STATEMENT
 from drainkit.evidence.verify import verify
@@ -112,7 +112,6 @@ def test_runs_at_once_never_fork_the_chain(s3: S3) -> None:
 def test_a_claim_that_was_cut_off_is_not_somebody_elses(s3: S3) -> None:
     """A link that came through although its reply was lost is our own, and is not claimed twice."""
     reports = reports_at(URL)
-    assert isinstance(reports, RemoteReports)
     create = reports._store.create
 
     def twice(name: str, data: bytes) -> bool:

@@ -15,7 +15,7 @@ from conftest import Cli
 
 import drainkit
 from drainkit.draining.unattended import require_limits
-from drainkit.operations.facts import METRICS
+from drainkit.operations.checks import METRICS
 
 EXAMPLES = Path(drainkit.__file__).parent / "examples"
 

@@ -21,7 +21,7 @@ from conftest import ROOT, Cli, CliResult, one_line_error
 from packaging.requirements import Requirement
 from servers import Server
 
-from drainkit.pipeline.kernels import PACKAGES
+from drainkit.pipeline.notebooks import PACKAGES
 
 EXAMPLES = ROOT / "drainkit" / "examples"
 JOB = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())

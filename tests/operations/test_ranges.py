@@ -20,7 +20,7 @@ import drainkit
 from drainkit import IdRange, RefusedError, UsageError, load_range, load_settings, ranges
 from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
-from drainkit.operations.ranges import Lens
+from drainkit.operations.export import Lens
 from drainkit.server import reading
 
 URL = "SCALE_TEST_URL"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +17,21 @@ from servers import Server
 pytestmark = pytest.mark.browser
 
 
-def a_run(server: Server, stream: str, cli: Cli) -> Path:
+@pytest.fixture
+def folder(valkey: Server, stream: str, cli: Cli) -> Path:
+    """The evidence of a live run over a hostile backlog."""
+    hostile_backlog(valkey, stream)
     run = cli.done(
         "run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
-        *at(server, stream), "--consumer-group", GROUP,
+        *at(valkey, stream), "--consumer-group", GROUP,
     )  # fmt: skip
     return cli.cwd / "reports" / run.json()["run_id"]
 
 
-def test_the_report_opens_offline(valkey: Server, stream: str, cli: Cli, browser: Browser) -> None:
-    """Without scripts every figure is there and nothing is fetched; whatever the width and the
-    theme, axe finds no fault, nothing is cut off, and the verdict is on the first screen."""
-    hostile_backlog(valkey, stream)
-    folder = a_run(valkey, stream, cli)
+def test_the_evidence_opens_offline(folder: Path, browser: Browser) -> None:
+    """report.html and notebooks of one run. Without scripts every figure is there and nothing is
+    fetched; whatever the width and the theme, axe finds no fault, nothing is cut off, and the
+    verdict is on the first screen."""
     address = f"file://{folder}/report.html"
     bare = browser.new_context(java_script_enabled=False).new_page()
     bare.goto(address)
@@ -63,34 +64,26 @@ def test_the_report_opens_offline(valkey: Server, stream: str, cli: Cli, browser
     assert page.evaluate(f"{broken}.length") == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 688
     assert page.pdf(format="A4").startswith(b"%PDF")
+    opens_in_jupyterlab(folder, browser)
 
 
-@pytest.fixture
-def jupyterlab(tmp_path: Path) -> Iterator[str]:
-    """A JupyterLab over the test's folder; answers its address."""
+def opens_in_jupyterlab(folder: Path, browser: Browser) -> None:
+    """Its executed analysis opens offline with its figures drawn, and events are inert."""
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", *LAB]
-    with serving([*command, f"--ServerApp.root_dir={tmp_path}"], tmp_path, os.environ) as (at, _):
-        yield at
-
-
-def test_an_executed_notebook_opens_in_jupyterlab(
-    valkey: Server, stream: str, cli: Cli, browser: Browser, jupyterlab: str
-) -> None:
-    """The analysis opens in JupyterLab offline with its figures drawn, and events are inert."""
-    hostile_backlog(valkey, stream)
-    folder = a_run(valkey, stream, cli)
-    watched = Watched(browser, jupyterlab)
-    page = watched.page
-    page.goto(f"{jupyterlab}/lab/tree/reports/{folder.name}/01_analyse_backlog.ipynb")
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    drawn: set[str] = set()
-    page.mouse.move(700, 600)
-    for step in range(400):  # cells that are out of sight are not drawn; slow machines draw late
-        drawn.update(page.locator(".js-plotly-plot .gtitle").all_text_contents())
-        if len(drawn) >= 8:
-            break
-        page.mouse.wheel(0, 700 if step // 40 % 2 == 0 else -700)
-        page.wait_for_timeout(250)
-    assert len(drawn) >= 8, drawn
-    assert page.evaluate("window.pwned") is None
-    assert watched.outside == []
+    command.append(f"--ServerApp.root_dir={folder}")
+    with serving(command, folder.parent, os.environ) as (address, _):
+        watched = Watched(browser, address)
+        page = watched.page
+        page.goto(f"{address}/lab/tree/01_analyse_backlog.ipynb")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        drawn: set[str] = set()
+        page.mouse.move(700, 600)
+        for step in range(400):  # what is out of sight is not drawn; slow machines draw late
+            drawn.update(page.locator(".js-plotly-plot .gtitle").all_text_contents())
+            if len(drawn) >= 8:
+                break
+            page.mouse.wheel(0, 700 if step // 40 % 2 == 0 else -700)
+            page.wait_for_timeout(250)
+        assert len(drawn) >= 8, drawn
+        assert page.evaluate("window.pwned") is None
+        assert watched.outside == []

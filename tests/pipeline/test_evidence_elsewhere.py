@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 
@@ -13,6 +14,9 @@ from servers import Server
 from stores import S3, SECRET
 
 from drainkit import files
+from drainkit.core.policy import ACTIONS
+from drainkit.errors import UsageError
+from drainkit.views.analyse_backlog import Analysis
 
 URL = "s3://evidence/prod/drains"
 pytestmark = pytest.mark.filterwarnings("default")  # botocore's and moto's own
@@ -23,9 +27,10 @@ def run(server: Server, stream: str, *options: str) -> tuple[str, ...]:
 
 
 def test_a_run_in_the_bucket_is_verified_from_anywhere(
-    valkey: Server, stream: str, cli: Cli, s3: S3
+    valkey: Server, stream: str, cli: Cli, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dry run and live run are sealed into the bucket, nothing stays here; one change is named."""
+    """Dry run and live run are sealed into the bucket, nothing stays here; one change is named. 01
+    opens the run by its URL as it would its folder; the copy is gone with the analysis."""
     seed(valkey, stream, 60, delivered=20)
     results = []
     key = cli.cwd / "key"
@@ -39,6 +44,18 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     assert (found.rc, found.json()["ok"]) == (0, True), found.out
     evidence = results[1]["evidence"]
     assert cli("verify", evidence, "--redis-url", valkey.url).rc == 0
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", "redis://127.0.0.1:1/0")  # no server is asked
+    analysis = Analysis.open({"run_dir": evidence})
+    assert analysis.outcomes()["recorded"].tolist() == [results[1][name] for name in ACTIONS]
+    opened = (analysis.entry(one).to_numpy().tolist() for one in analysis.frame["id"][:20])
+    assert ("audit", "drained_ok") in {(part, name) for rows in opened for part, name, _ in rows}
+    copy = analysis.run_dir
+    assert copy.is_dir()
+    del analysis
+    gc.collect()
+    assert not copy.exists()
+    with pytest.raises(UsageError, match="run_dir"):
+        Analysis.open({"run_dir": URL})
     name = f"prod/drains/{results[1]['run_id']}/audit.parquet"
     objects = s3.client.list_objects_v2(Bucket="evidence", Prefix=name.rpartition("/")[0])
     assert "statement.json.sig" in {item["Key"].rpartition("/")[2] for item in objects["Contents"]}

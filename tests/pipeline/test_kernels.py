@@ -11,7 +11,7 @@ import psutil
 import pytest
 from servers import wait_until
 
-from drainkit.pipeline.kernels import Kernels
+from drainkit.pipeline.notebooks import Kernels
 from drainkit.pipeline.warm import Forked
 
 

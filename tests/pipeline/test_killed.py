@@ -24,7 +24,7 @@ from drainkit import files
 from drainkit.errors import RefusedError
 from drainkit.evidence import seal as sealing
 from drainkit.evidence.verify import verify
-from drainkit.pipeline.closing import close as close_run
+from drainkit.pipeline.folder import close as close_run
 from drainkit.settings import build
 
 LIVE = ("run", "--mode", "live", "--yes", "--json", "--max-events", "all", "--throttle")

@@ -9,14 +9,9 @@ import shlex
 import time
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from books import at, seed
-from conftest import Cli
-from nbconvert import HTMLExporter
-from servers import Server
 from test_figures import NOW_MS, POLICY, frame_of, raw
 
 from drainkit.core.frame import decide_frame
@@ -126,21 +121,3 @@ def test_the_sample_says_what_it_is_and_leaves_out_no_action(frame: pd.DataFrame
     assert 4000 < rows <= SAMPLE
     assert "missing" in set(shown.table.df["what becomes of it"])
     assert not shown.table.df.isna().any().any()
-
-
-def test_where_nobody_is_there_is_nothing(valkey: Server, stream: str, cli: Cli) -> None:
-    """Run by papermill: no widget, small; exported as HTML each figure is a picture, offline."""
-    seed(valkey, stream)
-    run = cli.done("run", "--json", "--reports-dir", cli.cwd, *at(valkey, stream))
-    path = cli.cwd / run.json()["run_id"] / "01_analyse_backlog.ipynb"
-    assert path.stat().st_size < 1.1 * 196_978  # as it was without an exploration
-    book = nbformat.read(path, as_version=4)
-    assert "widgets" not in book.metadata
-    (cell,) = (c for c in book.cells if "explore()" in c.source)
-    assert cell.outputs == []
-    page, _ = HTMLExporter().from_notebook_node(book)
-    assert "widget-view" not in page
-    figures = sum("plotly" in str(o) for c in book.cells for o in c.get("outputs", []))
-    # pictures in the page itself
-    assert page.count("<svg xmlns") + page.count("data:image/svg+xml") >= 8
-    assert figures >= 8

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,7 +16,6 @@ import pytest
 from books import at, seed
 from conftest import ROOT, Cli, one_line_error
 from servers import Server, wait_until
-from stores import S3
 
 from drainkit.core.policy import ACTIONS
 from drainkit.errors import RefusedError, UsageError
@@ -47,6 +46,28 @@ def sealed(server: Server, stream: str, cli: Cli, *options: object) -> dict[str,
     return found
 
 
+def notebook_of_lab(cli: Cli, folder: Path) -> Path:
+    """`lab --run` asks no server, and its 01 holds the run's folder; one that was changed stays.
+    What is no sealed run, or comes with other settings, is refused."""
+    command = [sys.executable, "-m", "drainkit", "lab", "--run", folder, "--no-browser"]
+    for _ in range(2):
+        lab = subprocess.Popen([*command, "--", "--help"], cwd=cli.cwd, stdout=subprocess.PIPE)
+        wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
+        called = psutil.Process(lab.pid).cmdline()
+        lab.kill()
+        lab.communicate()
+        notebook = cli.cwd / "drainkit-notebooks" / called[-1]
+        assert str(folder) in notebook.read_text(encoding="utf-8")
+        notebook.write_text(mark := notebook.read_text(encoding="utf-8") + "\n")
+    assert notebook.read_text(encoding="utf-8") == mark
+    for options in (("--run", cli.cwd), ("--run", folder, "--stream", "s"), ("--run", folder,
+                    "--demo"), ("--run", "s3://evidence")):  # fmt: skip
+        refused = cli("lab", *options)
+        assert refused.rc == 2
+        one_line_error(refused.err)
+    return notebook
+
+
 def events_of(summary: dict[str, Any]) -> list[int]:
     return [summary[action] for action in ACTIONS]
 
@@ -55,15 +76,18 @@ def events_of(summary: dict[str, Any]) -> list[int]:
 def test_01_shows_a_sealed_run_without_a_server(
     valkey: Server, stream: str, cli: Cli, no_server: socket.socket, mode: str
 ) -> None:
-    """By papermill: its decisions, outcomes and moment; counts and outcomes are the sealed ones,
-    an entry opens to what is kept, no connection is tried, and the folder verifies as before."""
+    """By papermill or through Lab: its decisions, outcomes and moment; counts and outcomes are the
+    sealed ones, an entry opens to what is kept, no connection is tried, and the folder verifies as
+    before."""
     run = sealed(valkey, stream, cli, "--mode", mode, *["--yes"] * (mode == "live"))
     folder = cli.cwd / run["evidence"]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    out = cli.cwd / "out.ipynb"
+    out, template, options = cli.cwd / "out.ipynb", TEMPLATE, ["-p", "run_dir", folder]
+    if mode == "dry-run":
+        template, options = notebook_of_lab(cli, folder), []
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", TEMPLATE, out, "-p", "run_dir", folder],
-        capture_output=True, text=True, check=False, cwd=cli.cwd,
+        [sys.executable, "-m", "papermill", template, out, *options],
+        capture_output=True, text=True, check=False, cwd=template.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     plan = json.loads(before["plan.json"])
@@ -107,56 +131,3 @@ def test_01_shows_a_sealed_run_without_a_server(
         "does not hold: changed: after.json"
         in Analysis.open({"run_dir": str(folder)}).bottom_line().data
     )
-
-
-@pytest.mark.filterwarnings("default")  # botocore's and moto's own
-def test_01_opens_a_run_in_a_bucket(
-    valkey: Server, stream: str, cli: Cli, s3: S3, no_server: socket.socket
-) -> None:
-    """By its URL, the same as its folder would show; an entry still opens later, and the copy is
-    gone with the analysis; a reports folder's URL is refused in one line."""
-    url = "s3://evidence/prod"
-    run = sealed(valkey, stream, cli, "--mode", "live", "--yes", "--reports-dir", url)
-    analysis = Analysis.open({"run_dir": run["evidence"]})
-    assert analysis.outcomes()["recorded"].tolist() == events_of(run)
-    assert ("audit", "drained_ok") in {
-        (part, name)
-        for one in analysis.frame["id"][:20]
-        for part, name, _ in analysis.entry(one).to_numpy().tolist()
-    }
-    copy = analysis.run_dir
-    assert copy.is_dir()
-    del analysis
-    gc.collect()
-    assert not copy.exists()
-    with pytest.raises(UsageError, match="run_dir"):
-        Analysis.open({"run_dir": url})
-
-
-def test_lab_opens_a_sealed_run_without_a_server(
-    valkey: Server, stream: str, cli: Cli, no_server: socket.socket
-) -> None:
-    """`lab --run` asks no server, and its 01 holds the run's folder; one that was changed stays.
-    What is no sealed run, or comes with other settings, is refused."""
-    folder = cli.cwd / sealed(valkey, stream, cli)["evidence"]
-    command = [sys.executable, "-m", "drainkit", "lab", "--run", folder, "--no-browser"]
-    for _ in range(2):
-        lab = subprocess.Popen([*command, "--", "--help"], cwd=cli.cwd, stdout=subprocess.PIPE)
-        wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
-        called = psutil.Process(lab.pid).cmdline()
-        lab.kill()
-        lab.communicate()
-        notebook = cli.cwd / "drainkit-notebooks" / called[-1]
-        assert str(folder) in notebook.read_text(encoding="utf-8")
-        notebook.write_text(mark := notebook.read_text(encoding="utf-8") + "\n")
-    assert notebook.read_text(encoding="utf-8") == mark
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", notebook, "-"],
-        capture_output=True, text=True, check=False, cwd=notebook.parent,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for options in (("--run", cli.cwd), ("--run", folder, "--stream", "s"), ("--run", folder,
-                    "--demo"), ("--run", "s3://evidence")):  # fmt: skip
-        refused = cli("lab", *options)
-        assert refused.rc == 2
-        one_line_error(refused.err)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from drainkit.views.tables import Table
+from drainkit.views.session import Table
 
 
 def test_a_table_reads_well_and_is_inert() -> None:

@@ -230,33 +230,25 @@ def test_a_drain_says_what_it_knows(planned: str, cli: Cli) -> None:
     ],
 )
 def test_parameters_of_another_kind_are_named(
-    drained: str, board: type[Session], given: dict[str, object], named: str
-) -> None:
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, board: type[Session],
+    given: dict[str, object], named: str,
+) -> None:  # fmt: skip
     """They are refused in one line, as bad usage."""
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     limits = {"max_backlog": 1000, "max_backlog_age_min": 60}
     with pytest.raises(UsageError, match=named):
-        board.open({"stream": drained, **limits, **given})
+        board.open({"stream": "s", **limits, **given})
 
 
-def test_a_misspelt_line_of_the_parameters_cell_is_refused(drained: str) -> None:
-    """Typed in JupyterLab as well as injected by papermill."""
-    cell = 'redis_url_env = "DRAINKIT_REDIS_URL"\nmax_age_mins = 0.001'
-    names = {"stream": drained, "In": ["", cell], "max_age_mins": 0.001, "redis_url_env": None}
-    with pytest.raises(UsageError, match="max_age_mins"):
-        DryRun.open(names)
-
-
-def test_names_of_groups_are_no_markup(drained: str, valkey: Server) -> None:
-    """In Markdown a name stands between backticks, and holds none; on the board it is escaped."""
-    hostile = "<script>alert(9)</script>`**x**"
-    ask(valkey, "XGROUP", "CREATE", drained, hostile, "0-0")
-    shown = Monitor.open({"stream": drained, "max_backlog": 10, "max_backlog_age_min": 1})
-    kept = Maintenance.open({"stream": drained, "delete_consumers": False})
+def test_names_of_groups_are_no_markup(
+    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Markdown a name stands between backticks, and holds none (on the board: test_board.py)."""
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    seed(valkey, stream)
+    ask(valkey, "XGROUP", "CREATE", stream, "<script>alert(9)</script>`**x**", "0-0")
+    kept = Maintenance.open({"stream": stream, "delete_consumers": False})
     text = kept.bottom_line().data
+    kept.server.close()
     assert "<script>" in text
     assert "<script>" not in re.sub("`[^`]*`", "", text)
-    board = shown.board().data
-    assert "&lt;script&gt;alert(9)" in board
-    assert "<script>" not in board
-    for board in (shown, kept):
-        board.server.close()
