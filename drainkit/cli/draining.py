@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -65,7 +65,7 @@ def status(is_all: bool, watch_sec: int | None, as_json: bool, **flags: Any) -> 
       drainkit status --watch 5
     """
     from ..operations.entry import unreadable
-    from ..operations.first import as_text, first_screen, next_command
+    from ..operations.first import as_lines, as_text, first_screen, next_command
 
     settings = settings_of(flags)
     with connected(settings) as server:
@@ -74,7 +74,14 @@ def status(is_all: bool, watch_sec: int | None, as_json: bool, **flags: Any) -> 
             found["unreadable"] = None if odd is None else odd.as_dict()
             if watch_sec and not as_json:
                 click.clear()  # in place; nothing happens where there is no terminal
-            emit(as_json, found, *_first_lines(found, settings))
+            lines = as_lines(found, settings)
+            if sys.stdout.isatty():  # 14 rows, however long the names are; these may have two each
+                two = ("CRITICAL", "WARNING", "UNKNOWN", "Running", "Would pass")
+                width = shutil.get_terminal_size().columns
+                rows = (textwrap.wrap(line, width, max_lines=1 + line.startswith(two),
+                                      placeholder=" ...") for line in lines)  # fmt: skip
+                lines = [part for row in rows for part in row]
+            emit(as_json, found, *lines)
             if not as_json:
                 step, why = next_command(found, settings)
                 # as it is: a command that is broken into lines cannot be pasted
@@ -88,22 +95,6 @@ def status(is_all: bool, watch_sec: int | None, as_json: bool, **flags: Any) -> 
                 return
             sys.stdout.flush()
             time.sleep(watch_sec)
-
-
-def _first_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
-    """The first screen but for its end; on a terminal 14 rows, however long the names are."""
-    from ..operations.first import as_lines
-
-    lines = as_lines(found, settings)
-    if not sys.stdout.isatty():
-        return lines
-    width = shutil.get_terminal_size().columns
-    two = ("CRITICAL", "WARNING", "UNKNOWN", "Running", "Would pass")  # rows
-    rows = (
-        textwrap.wrap(line, width, max_lines=1 + line.startswith(two), placeholder=" ...")
-        for line in lines
-    )
-    return [part for row in rows for part in row]
 
 
 @command(*DRAIN, *WHERE, JSON)
@@ -298,7 +289,10 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
     """Run each stream of the pattern, print all together; the worst exit code."""
     from ..pipeline import many
 
-    many.check_settings(settings)
+    for name in ("plan", "audit_stream"):
+        if getattr(settings, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} belongs to one stream; leave out --all-streams")
     if address is not None:
         if sign_key is not None:
             raise UsageError("--sign-key: the key is not where Dask runs; leave out --dask")

@@ -1,4 +1,5 @@
-"""Judges backlogs by limits, after the monitoring convention."""
+"""Judges backlogs by limits, after the monitoring convention; and the values of a group, each
+declared once, with the rows and metrics made of them."""
 
 from __future__ import annotations
 
@@ -182,7 +183,15 @@ def judge(
             before = len(report.findings)
             by = _judge_group(report, name, g, limits)
             if len(report.findings) == before:
-                report.add("ok", name, g.group.name, _healthy(g, by))
+                age = g.oldest_age_sec
+                oldest = "" if age is None else f", oldest {age / 60:,.1f} min{by}"
+                kinds = (f"{g.by_state[s]} {s}" for s in CONSUMER_STATES if g.by_state.get(s))
+                report.add(
+                    "ok", name, g.group.name,
+                    f"{known(g.backlog.undelivered)} undelivered{oldest}, {g.group.pending:,} "
+                    f"pending, {g.lost} lost; lag reported {known(g.group.lag_reported)}; "
+                    f"{', '.join(kinds) or 'no'} consumers",
+                )  # fmt: skip
             elif g.lost == Lost() and not limits.must_know_lost:
                 report.add("ok", name, g.group.name, f"how many {LOST} is unknown")
     if not state.groups and not groups:
@@ -239,16 +248,9 @@ def _judge_lost(report: Report, name: str, g: GroupState, limits: Limits) -> Non
         report.add("unknown", name, g.group.name, f"how many {LOST} is unknown")
 
 
-def _healthy(g: GroupState, by: str) -> str:
-    age = "" if g.oldest_age_sec is None else f", oldest {g.oldest_age_sec / 60:,.1f} min{by}"
-    states = ", ".join(f"{g.by_state[s]} {s}" for s in CONSUMER_STATES if g.by_state.get(s))
-    return (
-        f"{known(g.backlog.undelivered)} undelivered{age}, {g.group.pending:,} pending, "
-        f"{g.lost} lost; lag reported {known(g.group.lag_reported)}; {states or 'no'} consumers"
-    )
-
-
 # ---------------------------------------------------------------- values of a group: rows, metrics
+#
+# Here a state is its JSON (state_as_dict), or an older baseline.json, which may lack some values.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The first screen: the verdict, what would pass now, which drains are at work, what to do next."""
+"""The first screen: the verdict, what would pass now, which drains are at work, what to do next.
+
+A drain at work is a live run that the ledger knows the start of, but no end.
+"""
 
 from __future__ import annotations
 

@@ -77,14 +77,6 @@ RunOne = Callable[[Settings], dict[str, Any]]  # runs one stream; its run.json
 Tell = Callable[[Outcome], None]
 
 
-def check_settings(settings: Settings) -> None:
-    """Refuse what is of one stream only."""
-    for name in ("plan", "audit_stream"):
-        if getattr(settings, name) is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} belongs to one stream; leave out --all-streams")
-
-
 def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[str], list[Outcome]]:
     """The pattern's streams that have the consumer group; RefusedError where there is none.
 
@@ -212,7 +204,15 @@ def run_with_dask(
         try:
             with _passed_on(stopping, stop):
                 for future in as_completed(futures):
-                    outcome = _outcome(futures[future], future)
+                    if future.status == "finished":
+                        outcome = Outcome(**future.result())
+                    else:  # what Dask says may hold what it likes
+                        is_error = future.status == "error"
+                        kind = type(future.exception()).__name__ if is_error else future.status
+                        outcome = Outcome.failed(futures[future], DrainkitError(
+                            f"its Dask task ended without a result ({kind}); run the same command "
+                            "again to go on"
+                        ))  # fmt: skip
                     tell(outcome)
                     yield outcome
         finally:
@@ -238,17 +238,6 @@ def _passed_on(stopping: Any, stop: Any) -> Iterator[None]:
     finally:
         over.set()
         watching.join()
-
-
-def _outcome(stream: str, future: Any) -> Outcome:
-    if future.status == "finished":
-        return Outcome(**future.result())
-    # what Dask says may hold what it likes
-    kind = type(future.exception()).__name__ if future.status == "error" else future.status
-    lost = DrainkitError(
-        f"its Dask task ended without a result ({kind}); run the same command again to go on"
-    )
-    return Outcome.failed(stream, lost)
 
 
 @contextmanager

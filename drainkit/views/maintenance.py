@@ -50,7 +50,15 @@ class Maintenance(Session):
         dead = self._dead()
         free = sum(not c.why_kept for c in dead)
         text = f"**{free} of {len(dead)} dead consumers** can be removed without losing an entry. "
-        return markdown(text + self._trim_line())
+        try:
+            plan = maintenance.trim_plan(self.server, keep_days=self.keep_days)
+        except RefusedError as error:
+            return markdown(text + verbatim(str(error)))
+        text += f"A trim would remove **{plan.entries:,} of {plan.length:,} entries**"
+        if plan.bound == "age":
+            return markdown(f"{text}: what is younger than {self.keep_days:g} days stays.")
+        held = "; ".join(verbatim(f"{g}: {why}") for g, why in plan.held_by.items())
+        return markdown(text + (f", held back by {held}." if held else "."))
 
     def consumers_table(self) -> pd.DataFrame:
         """Dead consumers, and why some must stay."""
@@ -89,14 +97,3 @@ class Maintenance(Session):
     def _dead(self) -> list[maintenance.DeadConsumer]:
         group = self.settings.consumer_group
         return maintenance.dead_consumers(self.server, group, min_idle_ms=self.min_idle_ms)
-
-    def _trim_line(self) -> str:
-        try:
-            plan = maintenance.trim_plan(self.server, keep_days=self.keep_days)
-        except RefusedError as error:
-            return verbatim(str(error))
-        text = f"A trim would remove **{plan.entries:,} of {plan.length:,} entries**"
-        if plan.bound == "age":
-            return f"{text}: what is younger than {self.keep_days:g} days stays."
-        held = "; ".join(verbatim(f"{g}: {why}") for g, why in plan.held_by.items())
-        return text + (f", held back by {held}." if held else ".")

@@ -61,7 +61,12 @@ class _Axis:
         step = next((s for s in TIME_STEPS_SEC if is_time and s >= least), round_step(least))
         low, high = sorted((self.low, self.high))
         for n in range(math.ceil(low / step), math.floor(high / step) + 1):
-            yield n * step, _tick(n * step, step, is_time)
+            value = n * step
+            if not is_time:
+                yield value, f"{value:,.0f}" if step >= 1 else f"{value:.3g}"
+                continue
+            form = "%Y-%m-%d" if step >= 86_400 else "%d %b %H:%M" if step >= 60 else "%H:%M:%S"
+            yield value, (_EPOCH + dt.timedelta(seconds=value)).strftime(form)
 
 
 class _Bar(NamedTuple):
@@ -207,13 +212,6 @@ def round_step(least: float) -> float:
     """The first of 1, 2, 5, 10, ... that is at least that."""
     decade: float = 10.0 ** math.floor(math.log10(least))
     return next(n * decade for n in (1, 2, 5, 10) if n * decade >= least * 0.999)
-
-
-def _tick(value: float, step: float, is_time: bool) -> str:
-    if not is_time:
-        return f"{value:,.0f}" if step >= 1 else f"{value:.3g}"
-    form = "%Y-%m-%d" if step >= 86_400 else "%d %b %H:%M" if step >= 60 else "%H:%M:%S"
-    return (_EPOCH + dt.timedelta(seconds=value)).strftime(form)
 
 
 def _text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What all notebooks share: parameters checked, a connection, and the settings as understood.
+"""What all notebooks share: tables, parameters checked, a connection, settings as understood.
 
 A notebook opens its class with `globals()`: names that its parameters cell does not have are
 refused, values are checked by settings.py, and the URL comes from the environment alone. What a

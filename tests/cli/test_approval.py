@@ -7,15 +7,15 @@ import json
 import os
 import pwd
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from books import GROUP, ask, at, audit, everything, seed
 from conftest import ROOT, Cli, CliResult, one_line_error
 from servers import Server
-
-from drainkit.views.live_drain import LiveDrain
 
 OPERATOR, ENV = ("--operator", "olga"), ("--env", "production")
 NAMES = ("ann", "bob", "eve", "olga", "ca")
@@ -271,16 +271,16 @@ def test_the_evidence_holds_the_approvals(desk: Desk) -> None:
     assert desk.cli(*verify, fewer).rc == 0
 
 
-def test_a_notebook_by_hand_drains_what_was_approved(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_notebook_by_hand_drains_what_was_approved(desk: Desk) -> None:
     """03 with an approved plan's digest in `approve`, under the environment that asks for it (that
     it refuses one that is not approved: views/test_sessions.py)."""
     desk.approve("ann", "bob")
     digest = json.loads((desk.cli.cwd / "plan.json").read_text())["digest"]
-    monkeypatch.chdir(desk.cli.cwd)
-    for name, value in (("REDIS_URL", desk.server.url), ("ENV", "production"),
-                        ("OPERATOR", "olga"), ("ALLOW_ACTIVE_CONSUMERS", "1")):  # fmt: skip
-        monkeypatch.setenv(f"DRAINKIT_{name}", value)
-    LiveDrain.open({"stream": desk.stream, "run_dir": ".", "approve": digest}).run()
+    env = {**os.environ, "DRAINKIT_REDIS_URL": desk.server.url, "DRAINKIT_ENV": "production",
+           "DRAINKIT_OPERATOR": "olga", "DRAINKIT_ALLOW_ACTIVE_CONSUMERS": "1"}  # fmt: skip
+    command: list[Any] = [
+        sys.executable, "-m", "papermill", ROOT / "notebooks" / "03_live_drain.ipynb", "03.ipynb",
+        "-r", "stream", desk.stream, "-r", "run_dir", ".", "-r", "approve", digest,
+    ]  # fmt: skip
+    subprocess.run(command, env=env, cwd=desk.cli.cwd, capture_output=True, check=True)
     assert len(audit(desk.server, desk.stream)) == 9
