@@ -128,7 +128,11 @@ def found_fields(entries: Sequence[RawEntry], *, percent: bool = False) -> list[
     examples: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for _, body in entries:
-        own = dict(_leaves(body or ()))
+        own: dict[str, str] = {}  # each name, flat or a path into a JSON object, and its value
+        for raw_name, raw in zip((body or ())[::2], (body or ())[1::2], strict=True):
+            if name := as_text(raw_name):
+                inner = json_object(raw)
+                own |= _inside(name, inner if isinstance(inner, dict) else raw, MAX_LEVELS)
         counts.update(own.keys())
         examples |= {name: text for name, text in own.items() if name not in examples}
     bare = [Found(name, counts[name], text, {}) for name, text in examples.items()]
@@ -177,7 +181,11 @@ class _Trial:
     def __init__(self, entries: Sequence[RawEntry], fields: Fields) -> None:
         self._entries, self._fields = entries, fields
         self._found = found_fields(entries, percent=fields.confidence_percent)
-        self._now = {value: _reach(getattr(fields, value)) for value in USUAL_FIELDS}
+        self._now = {  # the paths where each value is looked for now
+            value: {f"{place}{name}" for name in getattr(fields, value)
+                    for place in (("",) if "." in name else ("", "payload.", "data."))}
+            for value in USUAL_FIELDS
+        }  # fmt: skip
         self._chosen: dict[str, dict[str, int]] = {}
         self._least = max(1, LEAST * len(entries))
         self.events = self._read({})
@@ -293,14 +301,6 @@ class _Trial:
         return rows
 
 
-def _leaves(body: Sequence[bytes]) -> Iterator[tuple[str, str]]:
-    """Each name of an entry, flat or a path into a JSON object, with its value as text."""
-    for raw_name, raw in zip(body[::2], body[1::2], strict=True):
-        if name := as_text(raw_name):
-            inner = json_object(raw)
-            yield from _inside(name, inner if isinstance(inner, dict) else raw, MAX_LEVELS)
-
-
 def _inside(path: str, value: object, levels: int) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and levels:
         for key, inner in value.items():
@@ -331,12 +331,6 @@ def _masks(events: Events | None) -> Masks:
     codes = {"symbol": events.symbol_code, "side": events.side_code, "source": events.source_code}
     found = {value: column >= 0 for value, column in codes.items()}
     return found | {"confidence": events.confidence >= 0, "timestamp": stamped}
-
-
-def _reach(names: Sequence[str]) -> set[str]:
-    """The paths where a value of these names is looked for."""
-    return {f"{place}{name}" for name in names
-            for place in (("",) if "." in name else ("", "payload.", "data."))}  # fmt: skip
 
 
 def _words(name: str) -> set[str]:

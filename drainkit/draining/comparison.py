@@ -109,7 +109,12 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines.append(f"{name.upper()}: {one_line(side['path'])}, run {one_line(side['run_id'])}: "
                      f"{side['events']:,} events, {_SOURCES[side['source']]}")  # fmt: skip
     lines.append("Settings that differ:" if found["settings"] else "No setting differs.")
-    lines += [f"  {row['name']}: {_difference(row['a'], row['b'])}" for row in found["settings"]]
+    for row in found["settings"]:
+        told, sides = f"{_text(row['a'])} | {_text(row['b'])}", (row["a"], row["b"])
+        if all(isinstance(side, list) for side in sides) and set(sides[0]) != set(sides[1]):
+            less, more = (some(sorted({*x} - {*y})) for x, y in (sides, sides[::-1]))
+            told = f"B has {more} besides, and not {less}"
+        lines.append(f"  {row['name']}: {told}")
     others = found["in_both"] - found["same_fate"]
     lines.append(f"Of {found['in_both']:,} events in both, {found['same_fate']:,} met the same "
                  f"fate, {others:,} another.")  # fmt: skip
@@ -125,14 +130,6 @@ def as_text(found: Mapping[str, Any]) -> str:
             lines.append(f"Only in {name.upper()}: {only['events']:,} ({by}), first "
                          f"{one_line(only['first_id'])}")  # fmt: skip
     return "\n".join(lines)
-
-
-def _difference(a: Any, b: Any) -> str:
-    if isinstance(a, list) and isinstance(b, list):
-        more, less = sorted(set(b) - set(a)), sorted(set(a) - set(b))
-        if more or less:
-            return f"B has {some(more)} besides, and not {some(less)}"
-    return f"{_text(a)} | {_text(b)}"
 
 
 def _text(value: Any) -> str:
