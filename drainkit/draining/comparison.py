@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines.append(f"{name.upper()}: {one_line(side['path'])}, run {one_line(side['run_id'])}: "
                      f"{side['events']:,} events, {_SOURCES[side['source']]}")  # fmt: skip
     lines.append("Settings that differ:" if found["settings"] else "No setting differs.")
-    for row in found["settings"]:
-        told, sides = f"{_text(row['a'])} | {_text(row['b'])}", (row["a"], row["b"])
-        if all(isinstance(side, list) for side in sides) and set(sides[0]) != set(sides[1]):
-            less, more = (some(sorted({*x} - {*y})) for x, y in (sides, sides[::-1]))
-            told = f"B has {more} besides, and not {less}"
-        lines.append(f"  {row['name']}: {told}")
+    lines += [f"  {row['name']}: {_difference(row['a'], row['b'])}" for row in found["settings"]]
     others = found["in_both"] - found["same_fate"]
     lines.append(f"Of {found['in_both']:,} events in both, {found['same_fate']:,} met the same "
                  f"fate, {others:,} another.")  # fmt: skip
@@ -132,7 +128,18 @@ def as_text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _difference(a: Any, b: Any) -> str:
+    if isinstance(a, list) and isinstance(b, list):
+        more, less = sorted(set(b) - set(a)), sorted(set(a) - set(b))
+        if more or less:
+            return f"B has {some(more)} besides, and not {some(less)}"
+    texts = [_text(a), _text(b)]
+    # what both begin with is left out where it would push the difference out of sight
+    start = max(0, len(commonprefix(texts)) - 40)  # noqa: RUF071 (texts, not paths)
+    return " | ".join("..." * bool(start) + one_line(text[start:], 100) for text in texts)
+
+
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return f"a list of {len(value):,}"
-    return "none" if value is None else one_line(str(value), 100)
+        value = ", ".join(map(str, value))
+    return "none" if value is None else one_line(str(value), 10_000)

@@ -25,6 +25,8 @@ def test_the_line_is_the_contracts() -> None:
     assert Step.read(step.line) == step
     fast = Step.of(summary_of(1001, 3, 1001, throttle="none", seconds=1))
     assert fast.line == "drained 1,001 of 1,001, 1,000.0/s, 3 passed"
+    at_once = Step.of(summary_of(250, 250, 250, throttle="none", seconds=0))
+    assert at_once.line == "drained 250 of 250, 250 passed"  # in one millisecond: no rate
     assert Step.read("Not armed: approve is empty, so nothing was changed.") is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def test_settings_and_fates_that_differ_are_counted(valkey: Server, cli: Cli, st
     assert "policy.min_conf: 0.2 | 0.8" in text
     assert "policy.allowlist: B has ETHUSDT besides, and not none" in text
     assert "as a dry run planned it" in text
+
+
+def test_values_that_differ_never_look_equal(tmp_path: Path) -> None:
+    """Two long texts that differ at their ends, and two lists in another order, show where."""
+    side = read_side(plan_file(tmp_path, "a.json"))
+    a = replace(side, settings={"stream": "s" * 150 + ".live", "fields.symbol": ["pair", "symbol"]})
+    b = replace(side, settings={"stream": "s" * 150 + ".test", "fields.symbol": ["symbol", "pair"]})
+    text = as_text(compare(a, b))
+    assert f"stream: ...{'s' * 39}.live | ...{'s' * 39}.test" in text
+    assert "fields.symbol: pair, symbol | symbol, pair" in text
 
 
 def test_of_a_live_run_the_outcome_counts(tmp_path: Path) -> None:
