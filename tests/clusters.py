@@ -168,6 +168,10 @@ class SentinelSetup(Running):
         said = self.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
         return int(said[1])
 
+    def flags(self) -> bytes:
+        """What the first sentinel thinks of the primary; `master` where all is well."""
+        return pairs(self.sentinels[0].ask("SENTINEL", "MASTER", self.name))[b"flags"]
+
     def stop(self) -> None:
         for server in (*self.sentinels, self.replica, self.primary):
             server.kill()

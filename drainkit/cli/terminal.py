@@ -11,8 +11,10 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -300,7 +302,8 @@ def confirm(question: str, yes: bool, does: str = "this changes the server") -> 
         return
     if not sys.stdin.isatty():
         raise RefusedError(f"{does}: say --yes when there is no terminal to ask on")
-    if not click.confirm(one_line(question, LONGEST), err=True):
+    width = max(20, shutil.get_terminal_size().columns - len(" [y/N]: "))
+    if not click.confirm(textwrap.fill(one_line(question, LONGEST), width), err=True):
         raise RefusedError("not confirmed; nothing was done")
 
 

@@ -76,6 +76,9 @@ def test_the_question_comes_last_with_all_that_it_is_about(
         assert any(name in line and value in line for line in card.splitlines()), (name, card)
     assert "good signals will be acknowledged and not executed" in card
     assert "not confirmed" in question
+    _, narrow = on_a_terminal(*what, NO_COLOR="1", answer="n\n", columns=66)
+    asked = narrow.split("\u256f\n")[1].splitlines()  # below the card
+    assert asked[1].startswith("Acknowledge and"), asked  # no word is broken by the terminal's edge
 
 
 def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(

@@ -91,6 +91,8 @@ def test_walls_stand(wall: str) -> None:
 
 def test_git_holds_no_trace_of_this_machine() -> None:
     """No file in git names a package registry's host or a path of the machine it was made on."""
+    if (ROOT / "PKG-INFO").exists():
+        pytest.skip("an unpacked sdist, which was made of what git has")
     said = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, check=False,

@@ -141,7 +141,10 @@ def dask_cluster(cli: Cli) -> Iterator[Callable[[str], tuple[str, list[psutil.Pr
             workers = [
                 dask("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard") for _ in range(2)
             ]
-            wait_until("the scheduler is there", file.exists, timeout_sec=60)
+            wait_until(
+                "the scheduler's file is whole",
+                lambda: file.exists() and file.read_text().endswith("}"), timeout_sec=60,
+            )  # fmt: skip
             return json.loads(file.read_text())["address"], workers
 
         yield start
