@@ -179,6 +179,13 @@ def test_the_toml_example_is_understood(cli: Cli) -> None:
     assert run.rc == 3, run.err
 
 
+def test_a_drift_is_no_contradiction() -> None:
+    """A plan fixes which entries are drained, not their fates: the README says so."""
+    text = " ".join(README.split())
+    assert "drains exactly the entries that the dry run saw" in text
+    assert "Each is decided once more at its own moment; a fate that differs is told" in text
+
+
 def test_the_long_form_of_the_fault_suite_is_there() -> None:
     """`pytest -m chaos` finds the tests whose table the README shows."""
     assert "`pytest -m chaos`" in README
