@@ -12,8 +12,7 @@ from ..late import pa, pc
 from .events import Events
 from .frame import record_batch
 from .plan import newest
-from .policy import ACTIONS, Decisions, Policy, reasons
-from .reconciliation import DRIFT_COLUMNS
+from .policy import ACTIONS
 
 WINDOW = 20_000  # entries that the cursor looks ahead, where several drain one plan
 PIECE = 4_000  # rows of a plan that are made events at once
@@ -148,34 +147,3 @@ class Cursor:
             rows = np.array([known.get(entry, -1) for entry in ids], dtype=np.int64)
         self._at = max(at, int(rows.max(initial=-1)) + 1)
         return rows
-
-
-class Changes:
-    """What a drain decides otherwise than planned, from its own decisions."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._tables: list[pa.Table] = []
-
-    def note(
-        self, events: Events, decisions: Decisions, rows: np.ndarray | slice, planned: np.ndarray
-    ) -> None:
-        """These rows were recorded of events for which these actions (codes) were planned."""
-        differs = np.zeros(len(events), dtype=bool)
-        differs[rows] = (planned != decisions.action)[rows]
-        if not differs.any():
-            return
-        texts = reasons(events, decisions, self._policy)
-        changed = np.flatnonzero(differs).tolist()
-        columns = [
-            [events.ids[row].decode() for row in changed],
-            [ACTIONS[planned[row]] for row in changed],
-            [ACTIONS[decisions.action[row]] for row in changed],
-            [texts[row] for row in changed],
-        ]
-        self._tables.append(pa.table(columns, names=list(DRIFT_COLUMNS)))
-
-    def table(self) -> pa.Table:
-        """All of it (DRIFT_COLUMNS)."""
-        schema = pa.schema([(name, pa.string()) for name in DRIFT_COLUMNS])
-        return pa.concat_tables([schema.empty_table(), *self._tables])

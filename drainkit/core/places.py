@@ -1,7 +1,7 @@
 """One entry taken apart: every place where a value stands, and which of them counts.
 
-The decoder answers for whole columns and keeps no places. Here it is asked again for each place
-alone; so what counts is always what it decided, by whatever rules.
+The decoder answers for whole columns and keeps no places; the rules are the same (the contract,
+section 3).
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..settings import Fields
-from .events import Decoder, Events
-from .timestamps import TIME_SOURCES, as_text
-from .values import MAX_CONTAINER_BYTES, RawEntry
-
-WANTED = ("symbol", "side", "confidence", "source", "timestamp")
-_CONTAINERS = ("payload", "data")
+from .events import Events
+from .timestamps import TIME_SOURCES, as_text, times_us
+from .values import CONTAINERS, MAX_CONTAINER_BYTES, VALUES, RawEntry
 
 
 @dataclass(frozen=True)
 class Place:
     """Where something stands under one of a value's names."""
 
-    value: str  # of WANTED
+    value: str  # of VALUES, or timestamp
     where: str  # "field symbol", or the path "payload.signal.symbol"
     raw: Any  # bytes of a flat field, else what JSON holds there
     counts: bool  # whether the event has its value from here
@@ -33,26 +30,31 @@ class Place:
 def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
     """All places of one entry, whose event is the only row of `events`, value by value."""
     found: list[Place] = []
-    alone = Decoder(Fields(confidence_percent=fields.confidence_percent))
-    for value in WANTED:
-        taken = False
-        for where, raw in candidates(getattr(fields, value), entry[1] or ()):
-            fits = not taken and _is_same(value, _alone(entry[0], value, raw, alone), events)
-            taken = taken or fits
-            found.append(Place(value, where, raw, fits))
+    by_stamp = events.time_source[0] == TIME_SOURCES.index("timestamp")
+    for value in (*VALUES, "timestamp"):
+        there = [place for rank in fields.ranks(value) for place in candidates(rank, entry[1])]
+        counts = -1  # of symbol, side, confidence and source the first
+        if value == "timestamp" and by_stamp:  # of these the earliest
+            is_it = times_us([raw for _, raw in there]) == events.event_time_us[0]
+            counts = int(is_it.argmax()) if is_it.any() else -1
+        elif value == "confidence":
+            counts += bool(events.confidence[0] >= 0)
+        elif value != "timestamp":
+            counts += shown(events, value) is not None
+        found += [Place(value, *place, counts == n) for n, place in enumerate(there)]
     return found
 
 
-def candidates(names: Sequence[str], body: Sequence[bytes]) -> Iterator[tuple[str, Any]]:
+def candidates(names: Sequence[str], body: Sequence[bytes] | None) -> Iterator[tuple[str, Any]]:
     """What stands under the names: flat fields first, then payload, data and mapped fields."""
     # backwards, so that of a field given twice the first counts
-    flat = dict(zip(reversed(body[::2]), reversed(body[1::2]), strict=True))
-    paths: dict[str, list[list[str]]] = {name: [] for name in _CONTAINERS}
+    flat = dict(zip(reversed((body or ())[::2]), reversed((body or ())[1::2]), strict=True))
+    paths: dict[str, list[list[str]]] = {name: [] for name in CONTAINERS}
     for name in names:
         if name.encode() in flat:
             yield f"field {name}", flat[name.encode()]
         root, *rest = name.split(".")
-        for container in (root,) if rest else _CONTAINERS:
+        for container in (root,) if rest else CONTAINERS:
             paths.setdefault(container, []).append(rest or [name])
     for container, alternatives in paths.items():
         whole = json_object(flat.get(container.encode()))
@@ -88,34 +90,8 @@ def json_object(raw: bytes | None) -> Any:
         return None
 
 
-def _alone(entry_id: bytes, value: str, raw: Any, decoder: Decoder) -> Events | None:
-    """The event that an entry would be that held nothing else; None where nothing can hold it."""
-    if isinstance(raw, bytes):
-        body = [value.encode(), raw]
-    else:
-        try:
-            body = [b"payload", json.dumps({value: raw}).encode()]
-        except (ValueError, RecursionError):
-            return None
-    return decoder.decode([[entry_id, body]])
-
-
-def _is_same(value: str, one: Events | None, events: Events) -> bool:
-    """Whether the event has this value from there."""
-    if one is None:
-        return False
-    if value == "confidence":
-        return bool(one.confidence[0] == events.confidence[0])
-    if value == "timestamp":
-        stamp = TIME_SOURCES.index("timestamp")
-        both = one.time_source[0] == events.time_source[0] == stamp
-        return bool(both and one.event_time_us[0] == events.event_time_us[0])
-    own = shown(one, value)
-    return own is not None and own == shown(events, value)
-
-
 def shown(events: Events, value: str) -> str | None:
     """The symbol, side or source of the only row; None where not valid."""
     code = int(getattr(events, f"{value}_code")[0])
-    texts: list[str] = getattr(events, {"symbol": "symbols", "side": "sides"}.get(value, "sources"))
+    texts: list[str] = getattr(events, f"{value}s")
     return texts[code] if code >= 0 else None

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from ..late import pa, pc
 from ..safe import one_line
-from .policy import ACTIONS
+from .events import Events
+from .policy import ACTIONS, Decisions, Policy, reasons
 
 WINDOW = 20_000  # planned entries looked at for a record, at least
-DRIFT_COLUMNS = ("id", "planned", "happened", "reason")
 Parts = Callable[[], "Iterable[pa.Table]"]  # the same rows at each call
 
 
 @dataclass(frozen=True)
-class Some:
-    """Some entries: how many, and the first of them."""
-
-    n: int = 0
-    first: str = ""
-
-
-@dataclass(frozen=True)
 class Matched:
-    """What plan and records say of each other; without a plan only `twice` is known."""
+    """What plan and records say of each other, by ids; without a plan only `twice` is known."""
 
-    twice: Some  # recorded more than once
-    lacking: Some = Some()  # planned, not recorded
-    beyond: Some = Some()  # recorded, not planned
+    twice: Sequence[str] = ()  # recorded more than once
+    lacking: Sequence[str] = ()  # planned, not recorded
+    beyond: Sequence[str] = ()  # recorded, not planned
     vanished: int = 0  # planned, and deleted before they could be delivered
 
 
@@ -87,37 +80,50 @@ class Matching:
         found = pc.value_counts(extras["id"])
         doubled = found.filter(pc.greater(found.field("counts"), 1)).field("values").to_pylist()
         if self._planned is None:
-            return Matched(_some(doubled))
-        doubled = set(doubled)
-        known = self._known(extras["id"])
-        ids = found.field("values").to_pylist()
+            return Matched(doubled)
+        known: set[str] = set()  # those of them that are planned
+        for part in self._planned() if len(extras) else ():
+            planned = _texts(part, "id")["id"]
+            known.update(planned.filter(pc.is_in(planned, value_set=extras["id"])).to_pylist())
+        doubled, ids = set(doubled), found.field("values").to_pylist()
         # a planned one has had its record; of the others each may have one before it is twice
         twice = [entry for entry in ids if entry in known or entry in doubled]
         beyond = [entry for entry in ids if entry not in known]
-        return Matched(_some(twice), _some(lacking), _some(beyond), len(gone))
+        return Matched(twice, lacking, beyond, len(gone))
 
     def drift(self) -> pa.Table:
-        """Where what happened differs from the plan (DRIFT_COLUMNS), as far as it was added."""
-        return pa.concat_tables([_empty(*DRIFT_COLUMNS), *self._drift])
-
-    def _known(self, ids: pa.ChunkedArray) -> set[str]:
-        """Those of the ids that are planned; the plan is read again only if there are any."""
-        found: set[str] = set()
-        if len(ids) and self._planned is not None:
-            for part in self._planned():
-                planned = _texts(part, "id")["id"]
-                found.update(planned.filter(pc.is_in(planned, value_set=ids)).to_pylist())
-        return found
+        """Where what happened differs from the plan (`drift_table`), as far as it was added."""
+        return pa.concat_tables([drift_table(), *self._drift])
 
     def _pair(self, planned: pa.Table, recorded: pa.Table) -> None:
         differs = pc.not_equal(planned["action"], recorded["action"])
         if pc.any(differs).as_py():
-            changed = recorded.filter(differs)
-            columns = [
-                changed["id"], planned["action"].filter(differs), changed["action"],
-                changed["reason"],
-            ]  # fmt: skip
-            self._drift.append(pa.table(columns, names=list(DRIFT_COLUMNS)))
+            was, now = planned["action"].filter(differs), recorded.filter(differs)
+            self._drift.append(drift_table(now["id"], was, now["action"], now["reason"]))
+
+
+def drift_table(*columns: Any) -> pa.Table:
+    """Entries whose fate was not the planned one, by id, planned, happened, reason; none: empty."""
+    texts = pa.schema([(name, pa.string()) for name in ("id", "planned", "happened", "reason")])
+    return pa.table([*columns], texts.names).cast(texts) if columns else texts.empty_table()
+
+
+def drift_of(
+    events: Events, decisions: Decisions, rows: np.ndarray | slice, planned: np.ndarray,
+    policy: Policy,
+) -> list[pa.Table]:  # fmt: skip
+    """What a drain decided otherwise than planned (`drift_table`), from its own decisions.
+
+    These rows were recorded, of events for which these actions (codes) were planned.
+    """
+    differs = np.zeros(len(events), dtype=bool)
+    differs[rows] = (planned != decisions.action)[rows]
+    if not differs.any():
+        return []
+    texts, changed = reasons(events, decisions, policy), np.flatnonzero(differs).tolist()
+    actions = [[ACTIONS[codes[row]] for row in changed] for codes in (planned, decisions.action)]
+    ids = [events.ids[row].decode() for row in changed]
+    return [drift_table(ids, *actions, [texts[row] for row in changed])]
 
 
 def drift_counts(drift: pa.Table) -> list[dict[str, str | int]]:
@@ -138,7 +144,7 @@ def reconcile(
     `audited` are the run's records by action, `counts` the run's own numbers.
     """
     findings = []
-    if matched.twice.n:
+    if matched.twice:
         findings.append(_line("entries recorded more than once", matched.twice))
     for action in sorted({*ACTIONS, *audited, *counts}):
         if audited.get(action, 0) != counts.get(action, 0):
@@ -146,20 +152,16 @@ def reconcile(
                 f"{one_line(action)}: the run counted {counts.get(action, 0)}, "
                 f"the audit {audited.get(action, 0)}"
             )
-    if matched.lacking.n:
+    if matched.lacking:
         findings.append(_line("planned entries without a record", matched.lacking))
-    if matched.beyond.n:
+    if matched.beyond:
         findings.append(_line("recorded entries that were not planned", matched.beyond))
     return findings
 
 
-def _line(finding: str, some: Some) -> str:
+def _line(finding: str, ids: Sequence[str]) -> str:
     # whoever may write to the audit stream could have put anything there
-    return f"{finding}: {some.n:,}, first {one_line(some.first)}"
-
-
-def _some(ids: list[str]) -> Some:
-    return Some(len(ids), ids[0]) if ids else Some()
+    return f"{finding}: {len(ids):,}, first {one_line(ids[0])}"
 
 
 def _texts(table: pa.Table, *names: str) -> pa.Table:

@@ -70,7 +70,7 @@ class Summary:
     notes: list[str] | None = None  # of stream and audit before a live run; a dry run's allowlist
     drift: list[dict[str, Any]] | None = None  # live with a plan: planned, happened, events
     unreadable: dict[str, int] = field(default_factory=dict)  # dry run: events by what is wrong
-    changes: pa.Table | None = None  # the same, event by event (reconciliation.DRIFT_COLUMNS)
+    changes: pa.Table | None = None  # the same, event by event (reconciliation.drift_table)
     is_counted: bool = True  # False: what the run recorded is not known; its counts are null
     expected: int = 0  # events of a live run, as counted when it began; 0: not counted yet
     pace: Pace = field(default_factory=lambda: Pace())  # noqa: PLW0108 - it is defined below

@@ -17,7 +17,7 @@ from ..safe import one_line
 from .audit import Moments, audit_ms
 from .policy import ACTIONS
 from .progress import amount
-from .reconciliation import Matched, Matching, Parts, Some, reconcile
+from .reconciliation import Matched, Matching, Parts, reconcile
 
 YES, NO, EXPLAINED, UNKNOWN = "yes", "no", "explained", "unknown"
 AUDITED = "Each read entry was audited once"
@@ -44,7 +44,7 @@ class Recorded:
         self.moments = Moments()
         self.earlier = 0  # records of earlier runs of the same plan
         self.beyond = 0  # records of entries after the boundary
-        self.matched = Matched(Some())
+        self.matched = Matched()
         self._matching, self._run_id, self._boundary = Matching(planned), run_id, boundary
 
     @property

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..core.audit import records
-from ..core.entries import Changes
 from ..core.events import Decoder, Events
 from ..core.policy import Decisions, decide
+from ..core.reconciliation import drift_of
 from ..core.timestamps import iso
 from ..errors import (
     ConnectionLostError,
@@ -27,6 +27,7 @@ from ..errors import (
     UnreachableError,
 )
 from ..ids import id_key
+from ..late import pa
 from ..server import reading, recorded, writing
 from ..server.scopes import Seen, look
 from ..server.topology import check_primary
@@ -104,7 +105,7 @@ class Loop:
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
-        self.changes = None if run.to_drain is None else Changes(run.policy)
+        self.changes: list[pa.Table] = []  # what was decided otherwise than planned
         self._is_open = False
         self._seen: Seen | None = ready.seen
         # still so when new entries are read, unless others are drained before
@@ -306,8 +307,10 @@ class Loop:
         rows: np.ndarray | slice = slice(None)
         if taken:
             rows = np.array([entry not in taken for entry in request.events.ids])
-        if self.changes is not None and batch.planned is not None:
-            self.changes.note(request.events, request.decisions, rows, batch.planned)
+        if batch.planned is not None:
+            self.changes += drift_of(
+                request.events, request.decisions, rows, batch.planned, self._run.policy
+            )
         if counted := self._summary.count(request.decisions, rows):
             self._summary.pace.note(reply.audit_ms, counted)
             self._credit_us = CREDIT_US

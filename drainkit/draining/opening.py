@@ -107,7 +107,7 @@ def _take_plan(run: Run, planned: PlanFile) -> None:
         left = pc.invert(pc.is_in(entries.ids, value_set=recorded))
         entries = entries.only(left.to_numpy(zero_copy_only=False))
     there = _check_entries(run, entries, resumed=bool(done))
-    run.trimmed = frozenset(e.encode() for e in entries.ids.filter(pa.array(~there)).to_pylist())
+    run.gone = entries.ids.filter(pa.array(~there)).to_pylist()
     run.to_drain = ToDrain.of(entries.only(there))
 
 

@@ -44,7 +44,7 @@ class Run:
     clock: Clock
     planned: PlanFile | None = None  # live with a plan
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
-    trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
+    gone: list[str] = field(default_factory=list)  # of the plan, deleted before it was their turn
     approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
     opening: Opening | None = None  # as counted just before the drain
     folder: str = ""  # where its evidence will be sealed; "": it leaves none

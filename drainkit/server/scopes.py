@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -247,15 +247,6 @@ def undelivered(server: Server, scope: Scope, seen: Seen | None = None) -> int:
     if seen is None:
         return count_between(server, next_id(scope.position), scope.boundary)
     return count(server, seen.info, next_id(scope.position), scope.boundary)[0]
-
-
-def there(server: Server, ids: Sequence[bytes]) -> set[bytes]:
-    """Those of `ids`, ascending, that are in the stream."""
-    if not ids:
-        return set()
-    wanted = frozenset(ids)
-    found = pages(server, server.stream, text(ids[0]), text(ids[-1]))
-    return {entry[0] for page in found for entry in page if entry[0] in wanted}
 
 
 def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
