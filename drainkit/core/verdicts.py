@@ -15,6 +15,7 @@ from ..ids import is_id
 from ..late import pa, pc
 from ..safe import one_line
 from .audit import Moments, audit_ms
+from .frame import word_counts
 from .policy import ACTIONS
 from .progress import amount
 from .reconciliation import Matched, Matching, Parts, reconcile
@@ -58,8 +59,7 @@ class Recorded:
         self._matching.add(told.rename_columns(["id", "action", "reason"]))
         own = part.filter(pc.equal(part["run_id"], self._run_id))
         self.earlier += len(part) - len(own)
-        for pair in pc.value_counts(own["action"]).to_pylist():
-            self.counts[pair["values"]] += pair["counts"]
+        self.counts.update(word_counts(own["action"]))
         self.moments.add(audit_ms(own))
         if is_id(self._boundary):
             later = pc.greater(_padded(own["original_id"]), _padded([self._boundary])[0])

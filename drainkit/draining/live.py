@@ -13,12 +13,13 @@ from ..core.reconciliation import Matching, drift_counts, drift_table
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
+from ..ids import id_key, next_id
 from ..late import pa, pc
 from ..safe import text
 from ..server import ledger, recorded, scopes, writing
-from ..server.audit_log import run_tables
 from ..server.connection import Server
-from ..server.reading import StreamInfo, id_key, next_id, pages
+from ..server.ledger import run_tables
+from ..server.reading import StreamInfo, pages
 from ..server.scope import Scope
 from ..server.scopes import Seen, look
 from .loop import INTERRUPTED, LOST, Loop

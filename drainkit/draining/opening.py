@@ -15,17 +15,17 @@ from functools import partial
 import numpy as np
 
 from ..core.collection import collection_paused
-from ..core.entries import Cursor, Entries, Feed, Straight, ToDrain, fits
 from ..core.events import Decoder
 from ..core.plan import differences, payload_hashes
 from ..core.policy import Policy
+from ..core.reconciliation import Cursor, Entries, Feed, Straight, ToDrain, fits
 from ..core.summary import new_run_id
-from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
+from ..ids import FIRST_ID, id_key, next_id
 from ..safe import text
 from ..server import keeping, ledger, reading, recorded, scopes, writing
-from ..server.audit_log import check_owner, run_tables
 from ..server.connection import Clock, Server
+from ..server.ledger import check_owner, run_tables
 from ..server.reading import ACTIVE_MS
 from ..server.scopes import Seen, look
 from ..server.topology import check_primary
@@ -91,7 +91,7 @@ def _take_plan(run: Run, planned: PlanFile) -> None:
         here = run.scope.position
         moved = moved or here != plan.history_position
     # a run of this plan that died has moved the position itself, at most to the plan's last entry
-    if moved and not (done and reading.id_key(here) <= reading.id_key(last)):
+    if moved and not (done and id_key(here) <= id_key(last)):
         raise RefusedError(
             f"the group's position moved since the plan was made: from {plan.position} to "
             f"{run.scope.group_position}; make a new plan"
@@ -129,7 +129,7 @@ def look_straight(run: Run, planned: PlanFile) -> Straight | None:
         return None
     rows, last = Feed(planned.blocks()), planned.plan.last_id or scope.position
     sizes: list[np.ndarray] = []
-    first = reading.next_id(scope.position)
+    first = next_id(scope.position)
     with closing(reading.pages(server, server.stream, first, last, ahead=True)) as pages:
         for page in pages:
             part = rows.take(len(page))
@@ -168,26 +168,21 @@ def _check_entries(run: Run, entries: Entries, *, resumed: bool) -> np.ndarray:
         there[rows] = True
         if not left:
             break
-    if left or odd:
-        _check_missing(run, entries.ids.filter(pa.array(~there)).to_pylist(), odd, resumed)
-    return there
-
-
-def _check_missing(run: Run, unseen: list[str], odd: list[RawEntry], resumed: bool) -> None:
-    """Refuse what is gone or changed, and was not trimmed from the front."""
+    if not left and not odd:
+        return there
     first_id = reading.stream_info(run.server).first_id
-    passed = reading.id_key(run.scope.position) if resumed else (0, 0)
+    passed = id_key(run.scope.position) if resumed else (0, 0)
 
     def is_trimmed(entry: str) -> bool:
-        key = reading.id_key(entry)
-        return first_id is None or key < reading.id_key(first_id) or key <= passed
+        key = id_key(entry)
+        return first_id is None or key < id_key(first_id) or key <= passed
 
     for entry_id, fields in odd:  # one that is pending stays so without its body
         if fields is not None or not is_trimmed(entry_id.decode()):
             gone = text(entry_id)
             raise RefusedError(f"entry {gone} of the plan is gone or changed; make a new plan")
-    is_pending = run.scope.name == "pending"
-    if lost := [entry for entry in unseen if is_pending or not is_trimmed(entry)]:
+    unseen, name = entries.ids.filter(pa.array(~there)).to_pylist(), run.scope.name
+    if lost := [entry for entry in unseen if name == "pending" or not is_trimmed(entry)]:
         if done_of_plan(run).issuperset(lost):  # since this run asked what was done
             raise RefusedError(
                 "another run of this plan is at work; when it has ended, run the same command "
@@ -196,6 +191,7 @@ def _check_missing(run: Run, unseen: list[str], odd: list[RawEntry], resumed: bo
         raise RefusedError(
             f"entries of the plan are gone: {len(lost):,}, first {lost[0]}; make a new plan"
         )
+    return there
 
 
 def done_of_plan(run: Run) -> set[str]:
@@ -228,7 +224,7 @@ def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) 
     notes = recorded.prepare(server, main.group, main.consumer_group)
     sent_sec = time.monotonic()
     probed = writing.probe(
-        server, main, after=reading.FIRST_ID, counters=b"", rate=rate,
+        server, main, after=FIRST_ID, counters=b"", rate=rate,
         deadline_us=run.new_deadline_us(),
     )  # fmt: skip
     run.clock.sync(probed.now_us)
@@ -256,7 +252,7 @@ def check(run: Run) -> Seen:
             raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
     check_owner(server, seen.audit, seen.audit_known)
     keeping.check_room(server, scope, run.max_events, seen.memory)
-    ahead_sec = reading.id_key(seen.audit.boundary_id)[0] / 1000 - seen.now_us / 1e6
+    ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - seen.now_us / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))
     if scope.name == "undelivered" and not run.settings.allow_active_consumers:

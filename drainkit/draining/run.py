@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..core.audit import audit_ms
-from ..core.entries import ToDrain
+from ..core.frame import word_counts
 from ..core.policy import ACTIONS, Policy
+from ..core.reconciliation import ToDrain
 from ..core.summary import Summary
 from ..errors import DrainkitError
 from ..server import ledger, scopes
-from ..server.audit_log import run_tables, values_of
 from ..server.connection import Clock, Server
+from ..server.ledger import run_tables
 from ..server.scope import Scope
 from ..server.scopes import Seen
 from ..settings import Settings
@@ -144,7 +145,7 @@ def recount(server: Server, summary: Summary) -> None:
     counts: Counter[str] = Counter()
     summary.pace = type(summary.pace)()
     for part in run_tables(server, {summary.run_id}):
-        counts.update(values_of(part["action"]))
+        counts.update(word_counts(part["action"]))
         times, records = np.unique(audit_ms(part), return_counts=True)
         for ms, n in zip(times.tolist(), records.tolist(), strict=True):
             summary.pace.note(ms, n)

@@ -16,11 +16,11 @@ import numpy as np
 
 from ..core.policy import ACTIONS, Policy
 from ..errors import DrainkitError, RefusedError
+from ..ids import next_id
 from ..late import pa
 from ..server import scopes, writing
 from ..server.connection import Server
 from ..server.counting import count
-from ..server.reading import next_id
 from ..server.scopes import Seen
 from ..server.topology import check_primary
 from ..settings import Limits, Settings

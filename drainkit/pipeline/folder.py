@@ -34,8 +34,8 @@ from ..evidence.statement import RUN_JSON, STATEMENT, alone_with, is_plain, read
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
-from ..server.audit_log import run_tables
 from ..server.connection import Server
+from ..server.ledger import run_tables
 from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
 from . import report

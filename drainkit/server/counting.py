@@ -16,10 +16,11 @@ from itertools import chain, pairwise
 
 from ..core.collection import collection_paused
 from ..core.values import RawEntry
+from ..ids import id_key, next_id, previous_id
 from ..safe import text
 from . import reading
 from .connection import Server
-from .reading import Backlog, Group, StreamInfo, id_key, next_id, previous_id
+from .reading import Backlog, Group, StreamInfo
 
 SPREAD = (64, 4, 25)  # a sample's places, how often each is read at most, and entries each time
 _SEQUENCES = 1 << 64

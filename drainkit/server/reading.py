@@ -15,19 +15,10 @@ from typing import Any
 from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
-
-# ruff: noqa: PLC0414 - code that reads the stream needs ids and names, so they are exported again
-from ..ids import FIRST_ID as FIRST_ID
-from ..ids import LAST_ID as LAST_ID
-from ..ids import id_key as id_key
-from ..ids import next_id as next_id
-from ..ids import previous_id as previous_id
+from ..ids import FIRST_ID, LAST_ID, id_key, next_id, previous_id
 from ..safe import one_line, text
 from .connection import Server
-from .scope import Name as Name
-from .scope import named as named
-from .scope import raw_name as raw_name
-from .scope import told_apart
+from .scope import Name, raw_name, told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are

@@ -15,11 +15,11 @@ from itertools import chain, groupby
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
-from ..ids import is_id
+from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .reading import FIRST_ID, LAST_ID, Name, id_key, next_id
+from .scope import Name
 
 Key = tuple[int, int]  # an id, as ids.id_key has it
 _PAGE = 1000  # members, or intervals, in one request

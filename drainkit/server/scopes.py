@@ -28,13 +28,11 @@ from .counting import count, count_between
 from .keys import check_slot
 from .reading import (
     Group,
-    Name,
     StopSwitch,
     StreamInfo,
     body_pages,
     consumers,
     groups_in,
-    named,
     pages,
     pending_ids,
     position_of,
@@ -42,7 +40,7 @@ from .reading import (
     stream_in,
     stream_info,
 )
-from .scope import Scope, not_ours
+from .scope import Name, Scope, named, not_ours
 from .writing import MAX_LISTED, REFUSALS
 
 

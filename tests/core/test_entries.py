@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_samples import ENTRIES, NOW_US, POLICY, table_of
 
-from drainkit.core import entries as module
-from drainkit.core.entries import Cursor, Entries
+from drainkit.core import reconciliation as module
 from drainkit.core.events import Decoder
 from drainkit.core.policy import decide
-from drainkit.core.reconciliation import drift_of
+from drainkit.core.reconciliation import Cursor, Entries, drift_of
 
 MANY = [[b"%d-%d" % (9 + i // 3, i % 3), [b"symbol", b"BTCUSDT"]] for i in range(30)]
 
