@@ -168,6 +168,11 @@ def stream_in(key: bytes, reply: list[Any]) -> StreamInfo:
     )
 
 
+def stream_at(server: Server, key: bytes) -> StreamInfo:
+    """A side stream as XINFO STREAM says; a missing one is empty."""
+    return stream_in(key, server.call("EXISTS", key) and server.call("XINFO", "STREAM", key))
+
+
 def type_of(server: Server, key: bytes) -> str:
     """The type of what a key holds, as TYPE says; "none" for a missing key."""
     return text(server.call("TYPE", key))
