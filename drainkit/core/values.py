@@ -45,11 +45,7 @@ _TIME = -1  # in the place of a slot
 VALUES = ("symbol", "side", "confidence", "source")
 
 
-class _Absent:
-    """Told apart from None, which JSON's null becomes."""
-
-
-ABSENT: Any = _Absent()
+ABSENT: Any = object()  # told apart from None, which JSON's null becomes
 
 
 @dataclass(frozen=True)
@@ -267,13 +263,10 @@ def _first_of(objects: list[Any], alternatives: list[tuple[str, tuple[str, ...]]
     if not alternatives:
         return [ABSENT] * len(objects)
     column = _found_at(objects, *alternatives[0])
-    for top, path in alternatives[1:]:
-        gaps = [row for row, value in enumerate(column) if value is ABSENT]
-        if not gaps:
+    for spot in alternatives[1:]:
+        if not column.count(ABSENT):
             break
-        others = _found_at([objects[row] for row in gaps], top, path)
-        for row, value in zip(gaps, others, strict=True):
-            column[row] = value
+        _fill_gaps(column, range(len(column)), _found_at(objects, *spot))
     return column
 
 
