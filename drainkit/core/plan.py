@@ -1,6 +1,6 @@
 """The plan: what a dry run decided, with a digest that no edit survives.
 
-Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/opening.py holds it
+Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/run.py holds it
 against a server. The contract, section 7.
 """
 

@@ -23,9 +23,8 @@ from ..server.reading import StreamInfo, pages
 from ..server.scope import Scope
 from ..server.scopes import Seen, look
 from .loop import INTERRUPTED, LOST, Loop
-from .opening import done_of_plan, preflight
 from .plan_files import PlanFile
-from .run import Progress, Run, note_end, recount
+from .run import Progress, Run, done_of_plan, preflight
 
 VANISHED = "deleted by others before it could be delivered"
 
@@ -39,7 +38,7 @@ def apply(
 ) -> Summary:
     """Drain the run's scope, and hold the outcome against the plan.
 
-    `seen`: what `opening.check` returned just before.
+    `seen`: what `run.check` returned just before.
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
     ready = preflight(run, seen, rate=run.settings.throttle)
@@ -104,7 +103,9 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         except DrainkitError as error:
             failure = failure or error
         run.close(failure)
-        note_end(server, run.start, summary, iso(run.clock.now_us()), vanished=summary.vanished)
+        ledger.note_end(
+            server, run.start, summary, iso(run.clock.now_us()), vanished=summary.vanished
+        )
     except DrainkitError as error:
         failure = failure or error
         if summary.audit_records is None and (loop.uncertain or not server.connected):
@@ -127,7 +128,7 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
     loop.wait_out()
     if loop.uncertain or not is_same:
         counted = summary.total_read
-        recount(server, summary)
+        ledger.recount(server, summary)
         if summary.total_read < counted:
             lost = UnreachableError(f"{LOST}: {counted - summary.total_read:,} records are lost")
             failure = failure or lost

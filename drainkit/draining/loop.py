@@ -32,9 +32,8 @@ from ..server import reading, recorded, writing
 from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Batch, Committed, ForgottenError
-from .opening import MAX_CLOCK_WAIT_SEC, Ready, future_audit
 from .reader import PAGE_ENTRIES, Reader, ReadRequest
-from .run import Progress, Run
+from .run import MAX_CLOCK_WAIT_SEC, Progress, Ready, Run, future_audit
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up

@@ -26,9 +26,8 @@ from ..server.scopes import Seen
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
 from .dry import dry_run, turn_times_us
-from .opening import check
 from .plan_files import PlanFile
-from .run import Opening, Run
+from .run import Opening, Run, check
 
 LEASE_MS = 60_000  # a run that died blocks the next ones for at most this long
 RENEW_SEC = 15.0

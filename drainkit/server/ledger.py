@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
+import numpy as np
 
-from ..core.audit import audit_table, parse
+from ..core.audit import audit_ms, audit_table, parse
 from ..core.collection import collection_paused
 from ..core.frame import word_counts
 from ..core.policy import ACTIONS
-from ..core.summary import RUN_ID
+from ..core.summary import RUN_ID, Summary
 from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..ids import FIRST_ID, LAST_ID, id_key, next_id
@@ -202,6 +203,15 @@ def _read(flat: list[bytes]) -> Entry | None:
     return entry
 
 
+def note_end(server: Server, start: Start, summary: Summary, at: str, **more: int) -> None:
+    """The ledger's entry that the books of a run are closed."""
+    same = ("run_id", "scope", "consumer_group", "consumer", "boundary_id", "operator")
+    found = {name: getattr(start, name) for name in same}
+    found |= {name: getattr(summary, name) for name in ("outcome", "total_read", *ACTIONS)}
+    left = "" if summary.remaining is None else str(summary.remaining)
+    append(server, End(**found, remaining=left, at=at, **more))
+
+
 # ---------------------------------------------------------------- the audit stream
 
 
@@ -264,3 +274,18 @@ def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
             f"{run_id}, which this stream's ledger does not know: it belongs "
             "to another stream; choose another --audit-stream, or rename it"
         )
+
+
+def recount(server: Server, summary: Summary) -> None:
+    """Take a run's counts, and its pace, from the audit itself."""
+    counts: Counter[str] = Counter()
+    summary.pace = type(summary.pace)()
+    for part in run_tables(server, {summary.run_id}):
+        counts.update(word_counts(part["action"]))
+        times, records = np.unique(audit_ms(part), return_counts=True)
+        for ms, n in zip(times.tolist(), records.tolist(), strict=True):
+            summary.pace.note(ms, n)
+    for action in ACTIONS:
+        setattr(summary, action, counts[action])
+    summary.total_read = summary.audit_records = sum(counts.values())
+    summary.events_per_sec = summary.pace.events_per_sec()

@@ -8,7 +8,7 @@ from books import GROUP, ME, ask, at, audit, deliver, live, pending, seed
 from conftest import Cli
 from servers import Server
 
-from drainkit.draining.opening import resolve
+from drainkit.draining.run import resolve
 from drainkit.server import writing
 from drainkit.server.connection import Server as Link
 from drainkit.server.scope import Name, raw_name
