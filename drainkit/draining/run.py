@@ -170,14 +170,9 @@ def _take_plan(run: Run, planned: PlanFile) -> None:
     """Let the run drain exactly the plan's entries that earlier runs of it left."""
     plan, server = planned.plan, run.server
     run.approvers = planned.approvers(run.settings)
-    found = differences(
-        plan,
-        stream=run.settings.stream,
-        consumer_group=run.settings.consumer_group,
-        scope=run.settings.scope,
-        policy=run.policy,
-    )
-    if found:
+    same = ("stream", "consumer_group", "scope")
+    asked = {name: getattr(run.settings, name) for name in same}
+    if found := differences(plan, policy=run.policy, **asked):
         raise RefusedError("the plan is for something else: " + "; ".join(found))
     runs = {start.run_id for start in ledger.starts_of(server, plan.digest)}
     done = [part["original_id"] for part in run_tables(server, runs) if len(part)]

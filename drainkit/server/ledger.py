@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -203,13 +203,13 @@ def _read(flat: list[bytes]) -> Entry | None:
     return entry
 
 
-def note_end(server: Server, start: Start, summary: Summary, at: str, **more: int) -> None:
+def note_end(server: Server, start: Start, summary: Summary, at: str, vanished: int = 0) -> None:
     """The ledger's entry that the books of a run are closed."""
     same = ("run_id", "scope", "consumer_group", "consumer", "boundary_id", "operator")
-    found = {name: getattr(start, name) for name in same}
+    found: dict[str, Any] = {name: getattr(start, name) for name in same}
     found |= {name: getattr(summary, name) for name in ("outcome", "total_read", *ACTIONS)}
     left = "" if summary.remaining is None else str(summary.remaining)
-    append(server, End(**found, remaining=left, at=at, **more))
+    append(server, End(**found, remaining=left, at=at, vanished=vanished))
 
 
 # ---------------------------------------------------------------- the audit stream
