@@ -114,21 +114,13 @@ class Approval(BaseModel):
     required: int = Field(default=1, gt=0, strict=True)  # different people, without the operator
 
 
-def _setting(
-    default: Any,
-    help_text: str,
-    metavar: str = "",
-    *,
-    shown: str | None = None,
-    notebook: bool = False,
-    from_plan: bool = False,
-) -> Any:
-    """A parameter: `shown` is its default in words; `notebook`: notebooks have it too;
-    `from_plan`: a live run with a plan takes the plan's."""
-    more: dict[str, Any] = {
-        "metavar": metavar, "shown": shown, "notebook": notebook, "from_plan": from_plan,
-    }  # fmt: skip
-    return Field(default, description=help_text, json_schema_extra=more)
+def _setting(default: Any, help: str, metavar: str = "", uses: str = "", shown: str = "") -> Any:
+    """A parameter: `shown` is its default in words; `uses` says who else has it.
+
+    "notebook": notebooks do; "plan": a live run with a plan takes the plan's.
+    """
+    more: dict[str, Any] = {"metavar": metavar, "shown": shown, "uses": uses.split()}
+    return Field(default, description=help, json_schema_extra=more)
 
 
 class Settings(BaseModel):
@@ -140,66 +132,56 @@ class Settings(BaseModel):
         "dry-run", "dry-run changes nothing.", "dry-run|live"
     )
     allowlist: kinds.Allowlist = _setting(
-        None, "Symbols that pass.", "A,B|@FILE|redis:KEY", shown="any", notebook=True
+        None, "Symbols that pass.", "A,B|@FILE|redis:KEY", "notebook", shown="any"
     )
-    min_conf: kinds.Share = _setting(
-        0.60, "Minimum confidence.", "0..1", shown="0.60", notebook=True
-    )
-    max_age_min: kinds.PositiveMinutes = _setting(
-        30.0, "Maximum age, minutes.", "MIN", notebook=True
-    )
+    min_conf: kinds.Share = _setting(0.60, "Minimum confidence.", "0..1", "notebook", shown="0.60")
+    max_age_min: kinds.PositiveMinutes = _setting(30.0, "Maximum age, minutes.", "MIN", "notebook")
     as_of: kinds.Time = _setting(
-        None, "Measure ages against this ISO 8601 time.", "TIME", shown="now", notebook=True,
-        from_plan=True,
-    )  # fmt: skip
+        None, "Measure ages against this ISO 8601 time.", "TIME", "notebook plan", shown="now"
+    )
     throttle: kinds.Rate = _setting(
         5.0,
         "Events per second, or none; of drains at once the lowest holds.",
         "RATE",
-        notebook=True,
-        from_plan=True,
+        "notebook plan",
     )
-    max_events: kinds.Count = _setting(
-        500, "Events of this run, or all.", "N", notebook=True, from_plan=True
-    )
+    max_events: kinds.Count = _setting(500, "Events of this run, or all.", "N", "notebook plan")
     redis_url: SecretStr = _setting(
         SecretStr(DEFAULT_REDIS_URL),
         "",
         "URL",
         shown=f"$DRAINKIT_REDIS_URL, else {DEFAULT_REDIS_URL}",
     )
-    stream: kinds.Name = _setting("quantum:stream:trade.intent", "", "KEY", notebook=True)
+    stream: kinds.Name = _setting("quantum:stream:trade.intent", "", "KEY", "notebook")
     consumer_group: kinds.Name = _setting(
-        "quantum:group:execution:trade.intent", "", "NAME", notebook=True
+        "quantum:group:execution:trade.intent", "", "NAME", "notebook"
     )
     consumer_name: kinds.Name = _setting(
-        "backlog_drain_1", "The drain's consumer.", "NAME", notebook=True
+        "backlog_drain_1", "The drain's consumer.", "NAME", "notebook"
     )
     audit_stream: kinds.Name | None = _setting(
-        None, "", "KEY", shown="<stream>.drain_audit", notebook=True, from_plan=True
+        None, "", "KEY", "notebook plan", shown="<stream>.drain_audit"
     )
     scope: Literal["undelivered", "pending", "history"] = _setting(
-        "undelivered", "Which entries.", "undelivered|pending|history", notebook=True
+        "undelivered", "Which entries.", "undelivered|pending|history", "notebook"
     )
     min_idle_min: kinds.Minutes = _setting(
-        60.0, "Scope pending: idle at least, minutes.", "MIN", from_plan=True
+        60.0, "Scope pending: idle at least, minutes.", "MIN", "plan"
     )
-    from_consumer: kinds.Names = _setting(
-        (), "Scope pending: only this one.", "NAME", from_plan=True
-    )
+    from_consumer: kinds.Names = _setting((), "Scope pending: only this one.", "NAME", "plan")
     history_group: kinds.Name | None = _setting(
-        None, "", "NAME", shown="<consumer-group>.drain_history", from_plan=True
+        None, "", "NAME", "plan", shown="<consumer-group>.drain_history"
     )
     until: kinds.Bound = _setting(
-        None, "No entry after this ISO 8601 time (UTC), entry id, or age (30m, 2h, 1d).",
-        "TIME|ID|AGE", notebook=True,
-        from_plan=True,
-    )  # fmt: skip
+        None,
+        "No entry after this ISO 8601 time (UTC), entry id, or age (30m, 2h, 1d).",
+        "TIME|ID|AGE",
+        "notebook plan",
+    )
     # to users it is `from`, which Python keeps for itself
     from_: kinds.Bound = _setting(
-        None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", notebook=True,
-        from_plan=True,
-    )  # fmt: skip
+        None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", "notebook plan"
+    )
     plan: kinds.PlanPath = _setting(
         None, "Dry run: write this plan. Live: apply exactly it.", "PATH"
     )
@@ -285,7 +267,7 @@ def outside(name: str) -> str:
 
 
 def facts(name: str) -> Mapping[str, Any]:
-    """What a parameter's users know of it: metavar, help, default in words, notebook, from_plan."""
+    """What a parameter's users know of it: metavar, help, default in words, uses."""
     field = Settings.model_fields[name]
     more = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     words = more.get("shown") or (
@@ -308,8 +290,8 @@ def shown(name: str, value: Any) -> str:
 
 
 #: Parameters that notebooks have, and those that a live run takes from its plan.
-NOTEBOOK = tuple(n for n in Settings.model_fields if facts(n).get("notebook"))
-FROM_PLAN = tuple(n for n in Settings.model_fields if facts(n).get("from_plan"))
+NOTEBOOK = tuple(n for n in Settings.model_fields if "notebook" in facts(n).get("uses", ()))
+FROM_PLAN = tuple(n for n in Settings.model_fields if "plan" in facts(n).get("uses", ()))
 
 
 def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> Settings:
