@@ -174,7 +174,7 @@ def _account(run: Run, here: Scope, undelivered: int) -> int:
     The audit and the stream are read again only if the numbers leave something to explain.
     Returns how many entries of the plan are neither recorded nor vanished.
     """
-    server, summary, begun = run.server, run.summary, run.opening
+    server, summary = run.server, run.summary
     if run.to_drain is not None:
         undone: set[str] = set()
         if summary.total_read < run.to_drain.count:
@@ -183,12 +183,13 @@ def _account(run: Run, here: Scope, undelivered: int) -> int:
         run.gone += gone_now
         summary.vanished = len(run.gone)
         return len(undone) - len(gone_now)
-    if begun is None or (not here.group_exists and here.name != "history"):
+    if run.opening is None or (not here.group_exists and here.name != "history"):
         return 0  # without its group nobody knows what is undelivered
-    gone = begun.undelivered - undelivered
+    position, had = run.opening
+    gone = had - undelivered
     if gone == summary.total_read + summary.vanished:
         return 0
-    first, last = next_id(begun.position), run.scope.boundary
+    first, last = next_id(position), run.scope.boundary
     owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
     found = recorded.audited_ids(server).get(owner, set())
     known = {entry for entry in found if low <= id_key(entry) <= high}

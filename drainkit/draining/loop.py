@@ -271,22 +271,22 @@ class Loop:
         It settles its request, as an error too; a lost one does not.
         """
         request = self._sent[0]
-        receive: Any = writing.receive_commit
-        if isinstance(request, ReadRequest):
-            receive = reading.receive_page
+        is_read = isinstance(request, ReadRequest)
+        receive: Any = reading.receive_page if is_read else writing.receive_commit
         try:
             reply = receive(self._server)
-        except DrainkitError as error:
-            if not isinstance(error, ConnectionLostError):
-                self._sent.popleft()
+        except ConnectionLostError:
             raise
-        if isinstance(request, CommitRequest):
-            self._note(reply, request.sent_sec)
+        except DrainkitError:
+            self._sent.popleft()
+            raise
+        if isinstance(request, ReadRequest):
+            self._sent.popleft()
+            self._reader.put(request, reply)
+            return True
+        self._note(reply, request.sent_sec)
         self._sent.popleft()
-        if isinstance(request, CommitRequest):
-            return self._settle(request, reply, may_wait=may_wait)
-        self._reader.put(request, reply)
-        return True
+        return self._settle(request, reply, may_wait=may_wait)
 
     def _settle(self, request: CommitRequest, reply: Committed, *, may_wait: bool) -> bool:
         """Take a commit's reply into the books; False if it has to wait."""

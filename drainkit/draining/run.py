@@ -40,14 +40,6 @@ Progress = Callable[[Summary], None]
 MAX_CLOCK_WAIT_SEC = 60.0
 
 
-@dataclass(frozen=True)
-class Opening:
-    """Where the group stood when the run began, and how many entries it had before it."""
-
-    position: str
-    undelivered: int  # up to the run's boundary
-
-
 @dataclass
 class Run:
     """What a run needs, resolved once, and its books on the way (`resolve` makes it)."""
@@ -62,7 +54,8 @@ class Run:
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     gone: list[str] = field(default_factory=list)  # of the plan, deleted before it was their turn
     approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
-    opening: Opening | None = None  # as counted just before the drain
+    # the group's position just before the drain, and what it had before it up to the boundary
+    opening: tuple[str, int] | None = None
     folder: str = ""  # where its evidence will be sealed; "": it leaves none
     summary: Summary = field(init=False)
     start: ledger.Start = field(init=False)  # as the ledger has it
@@ -106,12 +99,12 @@ class Run:
             return
         here = scopes.current(self.server, self.scope, seen)
         if here.name != "pending" and self.opening is None:
-            self.opening = Opening(here.position, scopes.undelivered(self.server, here, seen))
+            self.opening = here.position, scopes.undelivered(self.server, here, seen)
         if self.opening is None or here.name == "history":  # it comes upon what is recorded already
             count = scopes.remaining(self.server, here)
         else:
             own = scopes.own_ids(self.server, here) if seen.has_own else ()
-            count = self.opening.undelivered + sum(map(len, own))
+            count = self.opening[1] + sum(map(len, own))
         self.summary.expected = min(count, self.max_events or count)
 
     def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:

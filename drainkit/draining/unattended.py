@@ -27,7 +27,7 @@ from ..server.topology import check_primary
 from ..settings import Limits, Settings
 from .dry import dry_run, turn_times_us
 from .plan_files import PlanFile
-from .run import Opening, Run, check
+from .run import Run, check
 
 LEASE_MS = 60_000  # a run that died blocks the next ones for at most this long
 RENEW_SEC = 15.0
@@ -148,7 +148,7 @@ def _are_few(run: Run, seen: Seen) -> bool:
     n, is_all = count(run.server, seen.info, first, scope.boundary, most=most)
     if not is_all or n > most:
         return False
-    run.opening = Opening(scope.position, n)
+    run.opening = scope.position, n
     return True
 
 

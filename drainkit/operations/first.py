@@ -30,7 +30,7 @@ from ..server import counting, ledger, reading
 from ..server.connection import Server
 from ..server.counting import sampled
 from ..server.keeping import keeping_words
-from ..server.reading import ACTIVE_MS, stop_words
+from ..server.reading import ACTIVE_MS, StopSwitch
 from ..settings import Settings
 from .checks import Limits, Report, group_rows, judge
 from .export import Lens
@@ -133,7 +133,7 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     if found["unread"]:
         lines.append(f"Kill switch and audit are not known: {found['unread']}")
     else:
-        stopped = found["stop"] and f"{stop_words(**found['stop'])}; drainkit resume lifts it"
+        stopped = found["stop"] and f"{StopSwitch(**found['stop'])}; drainkit resume lifts it"
         lines.append(f"Stopped: {stopped}" if stopped else "Kill switch: not set")
     if kept := keeping_words(found["server"]):
         lines.append(f"Server: {'; '.join(kept)}")
@@ -150,7 +150,7 @@ def as_text(state: Mapping[str, Any]) -> list[str]:
         f"Boundary: {info['boundary_id']}",
     ]
     if state["stop"]:
-        lines.append(f"  {stop_words(**state['stop'])}; drainkit resume lifts it")
+        lines.append(f"  {StopSwitch(**state['stop'])}; drainkit resume lifts it")
     lines += [f"  Note: {words}" for words in keeping_words(state["server"])]
     if state["unread"]:
         lines.append(f"  Kill switch and audit are not known: {state['unread']}")

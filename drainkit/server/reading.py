@@ -108,7 +108,11 @@ class StopSwitch:
     at: str | None  # ISO 8601 UTC, by the server's clock; None where it is not known
 
     def __str__(self) -> str:
-        return stop_words(self.reason, self.operator, self.at)
+        who, when = (
+            f" by {self.operator}" if self.operator else "",
+            f" at {self.at}" if self.at else "",
+        )
+        return f"the kill switch is set ({self.reason}){who}{when}"
 
     @classmethod
     def odd(cls, server: Server, kind: str) -> StopSwitch:
@@ -128,12 +132,6 @@ class StopSwitch:
         except (ValueError, KeyError, TypeError, OverflowError):
             at = None
         return cls(reason, one_line(str(operator)) if operator else "", at)
-
-
-def stop_words(reason: str, operator: str, at: str | None) -> str:
-    """Who set the kill switch, when and why, in one line."""
-    who, when = f" by {operator}" if operator else "", f" at {at}" if at else ""
-    return f"the kill switch is set ({reason}){who}{when}"
 
 
 def stream_info(server: Server) -> StreamInfo:
