@@ -27,6 +27,7 @@ from ..late import pa, pc
 from ..safe import text
 from ..server import keeping, ledger, reading, recorded, scopes, writing
 from ..server.connection import Clock, Server
+from ..server.counting import count
 from ..server.ledger import check_owner, run_tables
 from ..server.reading import ACTIVE_MS
 from ..server.scope import Scope
@@ -99,13 +100,14 @@ class Run:
             return
         here = scopes.current(self.server, self.scope, seen)
         if here.name != "pending" and self.opening is None:
-            self.opening = here.position, scopes.undelivered(self.server, here, seen)
+            first, last = next_id(here.position), here.boundary
+            self.opening = here.position, count(self.server, seen.info, first, last)[0]
         if self.opening is None or here.name == "history":  # it comes upon what is recorded already
-            count = scopes.remaining(self.server, here)
+            entries = scopes.remaining(self.server, here)
         else:
             own = scopes.own_ids(self.server, here) if seen.has_own else ()
-            count = self.opening[1] + sum(map(len, own))
-        self.summary.expected = min(count, self.max_events or count)
+            entries = self.opening[1] + sum(map(len, own))
+        self.summary.expected = min(entries, self.max_events or entries)
 
     def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:
         """Count what is left; returns where the scope stands now, and what is undelivered."""

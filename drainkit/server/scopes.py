@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
 from .. import ids
@@ -16,7 +17,7 @@ from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
 from . import reading, recorded, writing
 from .connection import Server
-from .counting import count, count_between
+from .counting import count
 from .keys import check_slot
 from .scope import Name, Scope, named, not_ours
 from .writing import MAX_LISTED, REFUSALS
@@ -198,31 +199,23 @@ class Left(NamedTuple):
 def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
     """What the scope has left, counted; `seen`: as of then."""
     own = [i for ids in own_ids(server, scope) for i in ids] if seen is None or seen.has_own else []
-    new = undelivered(server, scope, seen)
-    if scope.name != "pending" and not own and not new:
+    if scope.name == "pending":
+        done = recorded.of_scope(server, scope.consumer_group)
+        entries = chain(own, (row[0] for page in scope_ids(server, scope) for row in page))
+        return Left(sum(not done.has(entry) for entry in entries), len(own), 0)
+    first, info = next_id(scope.position), seen.info if seen else reading.stream_info(server)
+    new = count(server, info, first, scope.boundary)[0]
+    if not own and not new:
         return Left(0, 0, 0)
     done = recorded.of_scope(server, scope.consumer_group)
     fresh = sum(not done.has(entry) for entry in own)
-    if scope.name == "pending":
-        rows = (row for page in scope_ids(server, scope) for row in page)
-        return Left(fresh + sum(not done.has(row[0]) for row in rows), len(own), 0)
-    first = next_id(scope.position)
     parts = [*done.parts(first, scope.boundary)]
     if len(parts) > recorded.SCANNED:
         found = reading.pages(server, server.stream, first, scope.boundary, ahead=True)
         counts = [(len(done.without(page)), len(page)) for page in found]
         return Left(fresh + sum(n for n, _ in counts), len(own), sum(n for _, n in counts))
-    counted = sum(count_between(server, *part) for part in parts)
+    counted = sum(count(server, info, *part)[0] for part in parts)
     return Left(fresh + new - counted, len(own), new)
-
-
-def undelivered(server: Server, scope: Scope, seen: Seen | None = None) -> int:
-    """Entries after the group's position up to the boundary, recorded or not; counted."""
-    if scope.name == "pending":
-        return 0
-    if seen is None:
-        return count_between(server, next_id(scope.position), scope.boundary)
-    return count(server, seen.info, next_id(scope.position), scope.boundary)[0]
 
 
 def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
