@@ -65,22 +65,21 @@ def plan_run(
     """
     if path is not None and path.is_dir():
         raise UsageError(f"--plan {path} is a folder; name a file in it to write to")
-    decisions, tally = None if path is None else decisions_path(path), Tally()
+    tally, sha256 = Tally(), ""
+    takers = [tally.add, *([on_table] if on_table else [])]
+
+    def keep(page: Page, decided: Decisions) -> None:
+        table = decisions_table(page[1](), page[0], decided, run.policy)
+        for take in takers:
+            take(table)
+
     with ExitStack() as stack:
-        out = None
-        if decisions is not None:
-            out = stack.enter_context(files.TableWriter(decisions, decisions_schema()))
-
-        def keep(page: Page, decided: Decisions) -> None:
-            table = decisions_table(page[1](), page[0], decided, run.policy)
-            tally.add(table)
-            if out is not None:
-                out.write(table)
-            if on_table:
-                on_table(table)
-
+        if path is not None:
+            out = files.TableWriter(decisions_path(path), decisions_schema())
+            takers.append(stack.enter_context(out).write)
         summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
-    sha256 = "" if decisions is None else files.file_sha256(decisions, sys.maxsize)
+    if path is not None:
+        sha256 = files.file_sha256(decisions_path(path), sys.maxsize)
     plan = _plan_of(run, tally, sha256)
     if path is not None:
         files.write_json(path, plan.to_json())
