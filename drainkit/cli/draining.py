@@ -7,7 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ..core.summary import Summary
     from ..draining.plan_files import PlanFile
     from ..draining.run import Run
+    from ..pipeline.kernels import Kernels
     from ..pipeline.many import Outcome
     from ..settings import Settings
 
@@ -255,8 +256,9 @@ def _sign_key(sign_key: str | None) -> Path | None:
 
 
 def _run_notebooks(
-    settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None
-) -> dict[str, Any]:
+    settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None,
+    kernels: Kernels | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One stream's run; its run.json."""
     from ..draining import unattended
     from ..pipeline import runner
@@ -279,7 +281,7 @@ def _run_notebooks(
 
         return runner.run(
             settings, confirm=approve, announce=announce, on_line=moving.line, stopping=stopping,
-            sign_key=key,
+            sign_key=key, kernels=kernels,
         )[0]  # fmt: skip
 
 
@@ -288,6 +290,7 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
               yes: bool) -> int:  # fmt: skip
     """Run each stream of the pattern, print all together; the worst exit code."""
     from ..pipeline import many
+    from ..pipeline.runner import open_kernels
 
     for name in ("plan", "audit_stream"):
         if getattr(settings, name) is not None:
@@ -310,11 +313,12 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
 
     for outcome in missed:
         tell(f"{outcome.stream}: {outcome.error}", err=True)
-    with stop_signals() as stopping:
+    with stop_signals() as stopping, ExitStack() as stack:
         if address is None:
+            kernels = stack.enter_context(open_kernels())
             outcomes = many.run_in_turn(
-                settings, streams, lambda s: one(s, stopping=stopping), tell=show,
-                stopping=stopping,
+                settings, streams, lambda s: one(s, stopping=stopping, kernels=kernels),
+                tell=show, stopping=stopping,
             )  # fmt: skip
         else:
             outcomes = many.run_with_dask(settings, streams, address, tell=show, stopping=stopping)
