@@ -107,7 +107,9 @@ def approve(plan: str, sign_key: str, yes: bool, as_json: bool) -> None:
     from ..signing import add_signature
 
     found = PlanFile.load(Path(plan)).plan
-    tell(plan_card(found), err=True)
+    made = f"{found.created_at} by {found.run_id}, at {found.server}"
+    rows = [*_where(found), *_what(found), ("Made", made), ("Digest", found.digest)]
+    tell(Table((), rows, "Plan"), err=True)
     confirm("Approve this plan?", yes, "this signs the plan")
     path, keys = add_signature(Path(plan), found.digest, Path(sign_key))
     data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
@@ -169,7 +171,8 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: str | No
         tell_error(line)
     if html is not None:
         files.write_text(Path(html), evidence.page(found, reports, Path(html)))
-    emit(as_json, {"runs": found}, *evidence.lines(found))
+    rows = [[*evidence.row(run).values()] for run in found]
+    emit(as_json, {"runs": found}, Table([*evidence.row({})], rows))
 
 
 def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
@@ -258,12 +261,6 @@ def _throughput(result: Mapping[str, Any]) -> str | None:
     if not throttle:
         return "a live run goes as fast as the server"
     return f"a live run takes {result['total_read'] / throttle:,.1f} s at {throttle:g} events/sec"
-
-
-def plan_card(plan: Plan) -> Table:
-    """A plan for the person who has to judge it."""
-    made = f"{plan.created_at} by {plan.run_id}, at {plan.server}"
-    return Table((), [*_where(plan), *_what(plan), ("Made", made), ("Digest", plan.digest)], "Plan")
 
 
 def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: int) -> Table:
