@@ -28,10 +28,9 @@ from .program import (
     setting,
     settings_of,
 )
-from .review import fields_blocks, question_card, report
+from .review import fields_blocks, question_card, report, streams_report
 from .terminal import (
     Moving,
-    Table,
     confirm,
     connected,
     emit,
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from ..draining.plan_files import PlanFile
     from ..draining.run import Run
     from ..pipeline.kernels import Kernels
-    from ..pipeline.many import Outcome
     from ..settings import Settings
 
 
@@ -303,14 +301,6 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
             confirm(f"Drain every stream of {pattern} without being asked again?", yes)
     with connected(settings, anywhere=True) as server:
         streams, missed = many.streams_of(server, settings, pattern)
-    left = len(streams)
-
-    def show(outcome: Outcome) -> None:
-        nonlocal left
-        left -= 1
-        line = f"{outcome.stream}: {outcome.outcome}, {left:,} to go"
-        tell(f"{line}: {outcome.error}" if outcome.error else line, err=True)
-
     for outcome in missed:
         tell(f"{outcome.stream}: {outcome.error}", err=True)
     with stop_signals() as stopping, ExitStack() as stack:
@@ -318,10 +308,16 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
             kernels = stack.enter_context(open_kernels())
             outcomes = many.run_in_turn(
                 settings, streams, lambda s: one(s, stopping=stopping, kernels=kernels),
-                tell=show, stopping=stopping,
+                stopping=stopping,
             )  # fmt: skip
         else:
-            outcomes = many.run_with_dask(settings, streams, address, tell=show, stopping=stopping)
-        found = many.summary(pattern, settings, [*missed, *outcomes])
-    emit(as_json, found, Table(many.HEAD, many.rows(found)), many.last_line(found))
+            outcomes = many.run_with_dask(settings, streams, address, stopping=stopping)
+        ended = [*missed]
+        for outcome in outcomes:
+            ended.append(outcome)
+            left = len(streams) + len(missed) - len(ended)
+            line = f"{outcome.stream}: {outcome.outcome}, {left:,} to go"
+            tell(f"{line}: {outcome.error}" if outcome.error else line, err=True)
+    found = many.summary(pattern, settings, ended)
+    emit(as_json, found, *streams_report(found))
     return int(found["exit_code"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..safe import one_line
 from .program import (
     AUDIT,
     DEBUG,
@@ -239,6 +240,23 @@ def report(result: Mapping[str, Any]) -> list[Block]:
         good = result.get("drained_ok", 0)
         blocks.append(f"A live run acknowledges {good:,} good signals and executes none of them.")
     return [*blocks, *(f"Note: {note}" for note in result.get("notes") or ())]
+
+
+def streams_report(found: Mapping[str, Any]) -> list[Block]:
+    """A run of many streams: how each ended, and the sum of all."""
+    head = ("Stream", "Outcome", "Exit", "Read", "Drained OK", "Remaining", "Evidence or reason")
+    names = ("total_read", "drained_ok", "remaining")
+    rows = [
+        [run["stream"], run["outcome"], run["exit_code"],
+         *("-" if run.get(name) is None else run[name] for name in names),
+         one_line(str(run.get("error") or run.get("evidence") or ""))]
+        for run in found["streams"]
+    ]  # fmt: skip
+    told = (
+        f"{found['done']:,} of {len(found['streams']):,} streams done: {found['total_read']:,} "
+        f"read, {found['drained_ok']:,} drained OK, {found['remaining']:,} remaining."
+    )
+    return [Table(head, rows), told]
 
 
 def _remaining(result: Mapping[str, Any]) -> str | None:

@@ -71,7 +71,18 @@ def of_run(folder: Path | None) -> dict[str, Template]:
     found = {}
     for name in NOTEBOOKS:
         path = home / f"{name}.ipynb"
-        _check_takes_parameters(path)
+        try:
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        except FileNotFoundError:
+            raise UsageError(
+                f"{home} has no {path.name}: drainkit notebooks {home} copies it there"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(f"{path} is not a notebook that can be read") from None
+        if len(tagged) != 1:
+            # without it, papermill's cell would come first and the notebook's own values would win
+            raise UsageError(f"{path} must have one cell tagged parameters")
         digest = files.file_sha256(path)
         found[name] = Template(path, digest, packaged=known.get(path.name) == digest)
     if home.resolve() == (PACKAGE / "notebooks").resolve():
@@ -120,22 +131,6 @@ def of_sealed(place: str, folder: Path) -> str:
     if not path.exists():
         files.write_json(path, notebook)
     return path.name
-
-
-def _check_takes_parameters(path: Path) -> None:
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
-    except FileNotFoundError:
-        where = path.parent
-        raise UsageError(
-            f"{where} has no {path.name}: drainkit notebooks {where} copies it there"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{path} is not a notebook that can be read") from None
-    if len(tagged) != 1:
-        # without it, papermill's cell would come first and the notebook's own values would win
-        raise UsageError(f"{path} must have one cell tagged parameters")
 
 
 def _recorded() -> dict[str, str]:

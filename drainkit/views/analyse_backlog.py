@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
     from ipywidgets import Widget
 
-    from ..core.shapes import Findings
-
 
 class Analysis(RunSession):
     """01: the backlog as a DataFrame, decided as of now; writes nothing.
@@ -197,7 +195,18 @@ class Analysis(RunSession):
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
         found = None if self.sealed else unreadable(self.server, self.settings)
-        return None if found is None else _advice(found)
+        if found is None:
+            return None
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
+        names = "\n".join(
+            f"- {value}: {verbatim(path)} in {entries:,}, such as {verbatim(example)}; "
+            f"{'**chosen**, ' if chosen else ''}{why}"
+            for value, path, entries, example, chosen, why in found.paths
+        )
+        notes = [*map(verbatim, found.notes), found.advice()]
+        if snippet := found.snippet():
+            notes.append(f"```toml\n{snippet}\n```")
+        return markdown("\n\n".join([f"**{found.title()}**: {reasons}. Fields:", names, *notes]))
 
     def outcomes(self) -> Table | None:
         """Of a sealed live run: what was decided, and what became of it."""
@@ -256,21 +265,3 @@ def _waiting(analysis: Analysis) -> str:
         return f"{told}."
     first = analysis.frame["action"].head(settings.max_events or total)
     return f"{told}; decided {when}, {int((first == 'drained_ok').sum()):,} of these would pass."
-
-
-def _advice(found: Findings) -> Markdown:
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
-    names = "\n".join(
-        f"- {value}: {verbatim(path)} in {entries:,}, such as {verbatim(example)}; "
-        f"{'**chosen**, ' if chosen else ''}{why}"
-        for value, path, entries, example, chosen, why in found.paths
-    )
-    lines = [
-        f"**{found.title()}**: {reasons}. Fields:",
-        names,
-        *map(verbatim, found.notes),
-        found.advice(),
-    ]
-    if snippet := found.snippet():
-        lines.append(f"```toml\n{snippet}\n```")
-    return markdown("\n\n".join(lines))

@@ -249,9 +249,7 @@ class RunSession(Session):
 
     def noted(self, name: str) -> dict[str, Any]:
         """What a JSON file of run_dir holds; empty where there is none."""
-        path = (
-            self.run_dir and self.run_dir / name
-        )  # of any size: a group can have 100,000 consumers
+        path = self.run_dir and self.run_dir / name  # of any size: groups have many consumers
         found = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
         return found if isinstance(found, dict) else {}
 
