@@ -224,16 +224,15 @@ def open_history(server: Server, scope: Scope) -> None:
     keys = [server.stream, server.keys.state]
     told = (scope.group, scope.consumer_group, scope.position)
     made, *other = evaluate(server, "history_open", keys, *told)
-    if made == -1:
-        raise RefusedError(f"{text(server.stream)} is not a stream any more")
-    if made == -2:
-        raise RefusedError(not_ours(scope.group))
-    if made == -3:
-        name = text(other[0])
-        raise RefusedError(
-            f"scope history of this consumer group is at work with group {name}; "
-            f"finish it with --history-group {name}"
-        )
+    name = text(other[0]) if other else ""
+    refusals = {
+        -1: f"{text(server.stream)} is not a stream any more",
+        -2: not_ours(scope.group),
+        -3: f"scope history of this consumer group is at work with group {name}; finish it with "
+        f"--history-group {name}",
+    }
+    if made in refusals:
+        raise RefusedError(refusals[made])
 
 
 def close_history(server: Server, scope: Scope) -> bool:
