@@ -259,7 +259,7 @@ def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
     """
     if not audit.length or (known and id_key(audit.boundary_id) <= id_key(known)):
         return  # nobody's, or a commit of this stream was the last
-    run_id = parse(reading.newest(server, server.keys.audit, 1)[0]).run_id
+    run_id = parse(reading.newest(server, server.keys.audit, 1)[0])["run_id"]
     if RUN_ID.fullmatch(run_id) and not any(
         isinstance(e, OfRun) and e.run_id == run_id for e in entries(server)
     ):
