@@ -297,27 +297,16 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder that is there for as long as the block runs, for this user alone."""
-    with tempfile.TemporaryDirectory(prefix="drainkit-") as folder:
-        yield Path(folder)
-
-
 def remove(path: Path) -> None:
     """Remove a file, if there is one."""
     path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and all that is in it."""
+    """Remove a folder and all that is in it, and the folder above if nothing else is there."""
     shutil.rmtree(folder)
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Remove a folder in which nothing is."""
     with suppress(OSError):
-        folder.rmdir()
+        folder.parent.rmdir()
 
 
 @contextmanager

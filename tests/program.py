@@ -29,7 +29,7 @@ PRELOADED = (
     "drainkit.draining.unattended", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
     "drainkit.operations.first", "prometheus_client", "drainkit.operations.entry",
-    "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2",
+    "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
     "nbclient", "pandas",
     "papermill", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
     "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..safe import one_line
 from .program import (
     AUDIT,
     DEBUG,
@@ -107,7 +108,9 @@ def approve(plan: str, sign_key: str, yes: bool, as_json: bool) -> None:
     from ..signing import add_signature
 
     found = PlanFile.load(Path(plan)).plan
-    tell(plan_card(found), err=True)
+    made = f"{found.created_at} by {found.run_id}, at {found.server}"
+    rows = [*_where(found), *_what(found), ("Made", made), ("Digest", found.digest)]
+    tell(Table((), rows, "Plan"), err=True)
     confirm("Approve this plan?", yes, "this signs the plan")
     path, keys = add_signature(Path(plan), found.digest, Path(sign_key))
     data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
@@ -169,7 +172,8 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: str | No
         tell_error(line)
     if html is not None:
         files.write_text(Path(html), evidence.page(found, reports, Path(html)))
-    emit(as_json, {"runs": found}, *evidence.lines(found))
+    rows = [[*evidence.row(run).values()] for run in found]
+    emit(as_json, {"runs": found}, Table([*evidence.row({})], rows))
 
 
 def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
@@ -238,6 +242,23 @@ def report(result: Mapping[str, Any]) -> list[Block]:
     return [*blocks, *(f"Note: {note}" for note in result.get("notes") or ())]
 
 
+def streams_report(found: Mapping[str, Any]) -> list[Block]:
+    """A run of many streams: how each ended, and the sum of all."""
+    head = ("Stream", "Outcome", "Exit", "Read", "Drained OK", "Remaining", "Evidence or reason")
+    names = ("total_read", "drained_ok", "remaining")
+    rows = [
+        [run["stream"], run["outcome"], run["exit_code"],
+         *("-" if run.get(name) is None else run[name] for name in names),
+         one_line(str(run.get("error") or run.get("evidence") or ""))]
+        for run in found["streams"]
+    ]  # fmt: skip
+    told = (
+        f"{found['done']:,} of {len(found['streams']):,} streams done: {found['total_read']:,} "
+        f"read, {found['drained_ok']:,} drained OK, {found['remaining']:,} remaining."
+    )
+    return [Table(head, rows), told]
+
+
 def _remaining(result: Mapping[str, Any]) -> str | None:
     """The number, and where it comes from if that is more than one place."""
     from ..core.progress import entries_words
@@ -258,12 +279,6 @@ def _throughput(result: Mapping[str, Any]) -> str | None:
     if not throttle:
         return "a live run goes as fast as the server"
     return f"a live run takes {result['total_read'] / throttle:,.1f} s at {throttle:g} events/sec"
-
-
-def plan_card(plan: Plan) -> Table:
-    """A plan for the person who has to judge it."""
-    made = f"{plan.created_at} by {plan.run_id}, at {plan.server}"
-    return Table((), [*_where(plan), *_what(plan), ("Made", made), ("Digest", plan.digest)], "Plan")
 
 
 def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: int) -> Table:

@@ -32,7 +32,6 @@ from ..files import (
 from ..safe import secret_pattern, strike, strike_text
 from ..settings.kinds import os_user
 from ..signing import OF_STATEMENT, sign, signer
-from .chain import newest_in, read_chain
 from .examined import OF_RUN
 from .statement import (
     CHAIN,
@@ -42,7 +41,9 @@ from .statement import (
     STATEMENT_TYPE,
     SUMS,
     locked,
+    newest_in,
     plain_files,
+    read_chain,
     read_or,
     sums_of,
 )

@@ -322,7 +322,14 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
     rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
     # below one event a minute a consumer is silent for longer than that, and well
     pause_ms = 0.0 if start.throttle is None else 3000 / start.throttle
-    longest_ms = max(_GONE_MS if _is_gone(start) else ACTIVE_MS, pause_ms)
+    is_gone = False  # whether the process that began the run on this very machine has ended
+    if start.pid > 0 and start.host == socket.gethostname():
+        with suppress(PermissionError, OverflowError):
+            try:
+                os.kill(start.pid, 0)
+            except ProcessLookupError:
+                is_gone = True
+    longest_ms = max(_GONE_MS if is_gone else ACTIVE_MS, pause_ms)
     alive = silent_ms is not None and silent_ms < longest_ms
     return RunningDrain(
         start.run_id, start.consumer_group, start.consumer, start.at, done, left,
@@ -332,14 +339,3 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
         alive=alive,
         throttle=start.throttle,
     )  # fmt: skip
-
-
-def _is_gone(start: ledger.Start) -> bool:
-    """Whether the process that began the run on this very machine has ended."""
-    if start.pid > 0 and start.host == socket.gethostname():
-        with suppress(PermissionError, OverflowError):
-            try:
-                os.kill(start.pid, 0)
-            except ProcessLookupError:
-                return True
-    return False

@@ -13,6 +13,7 @@ import shlex
 import urllib.parse
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def build(folder: Path) -> str:
     return page
 
 
+@cache
 def _template() -> Any:
     import jinja2
     from markupsafe import Markup

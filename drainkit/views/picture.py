@@ -255,38 +255,43 @@ class Canvas(go.Figure):  # type: ignore[misc]
     """A plotly figure that shows itself in the colours of the page it is on."""
 
     def show(self, *_: object, **__: object) -> None:
-        """Show it in a notebook: for plotly, and as a picture for pages without it."""
+        """Show it in a notebook."""
         from IPython.display import HTML, display
 
+        display(HTML(STYLE))  # type: ignore[no-untyped-call]
+        display(self.bundle(), raw=True)  # type: ignore[no-untyped-call]
+
+    def bundle(self) -> dict[str, Any]:
+        """The figure by MIME type: for plotly, and as a picture for pages without it."""
         figure = json.loads(self.to_json())
         renderer = plotly.io.renderers["plotly_mimetype"]
         renderer.config["typesetMath"] = False  # `$` in a name is no formula
-        bundle = renderer.to_mimebundle(figure)
-        display(HTML(STYLE))  # type: ignore[no-untyped-call]
-        display({**bundle, "image/svg+xml": svg(figure)}, raw=True)  # type: ignore[no-untyped-call]
+        return {**renderer.to_mimebundle(figure), "image/svg+xml": svg(figure)}
 
 
 def canvas(
     title: str, x_title: str, y_title: str, *, height: int = 340, legend: bool = False
 ) -> Canvas:
     """An empty figure with its title and axes."""
-    figure = Canvas(layout={"template": "none"})  # plotly's own would be 7 KB in each figure
-    figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
-               "pad": {"t": 14}, "font": {"size": 17}},
-        height=height,
-        margin={"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": TEXT, "activecolor": LINE},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
-        showlegend=legend,
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-    )  # fmt: skip
-    axis = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID, "title_font_size": 13}
-    figure.update_xaxes(title_text=x_title, **axis)
-    figure.update_yaxes(title_text=y_title, **axis)
-    return figure
+    axis = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID}
+    titles = [{"text": text, "font": {"size": 13}} for text in (x_title, y_title)]
+    # all at once: plotly checks a layout again whenever something of it changes
+    return Canvas(layout={
+        "template": "none",  # plotly's own would be 7 KB in each figure
+        "title": {"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
+                  "pad": {"t": 14}, "font": {"size": 17}},
+        "height": height,
+        "margin": {"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": TEXT, "activecolor": LINE},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
+        "showlegend": legend,
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom",
+                   "traceorder": "normal"},
+        "xaxis": {"title": titles[0], **axis},
+        "yaxis": {"title": titles[1], **axis},
+    })  # fmt: skip
 
 
 def named_rows(figure: Canvas, names: list[str]) -> None:
