@@ -13,22 +13,13 @@ import numpy as np
 from ..core.events import Decoder, Events
 from ..core.timestamps import NO_TIME, id_times_us
 from ..errors import RefusedError
+from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
 from ..server import counting, ledger, reading
 from ..server.audit_log import audit_counts
 from ..server.connection import Server
 from ..server.keeping import keeping
-from ..server.reading import (
-    ACTIVE_MS,
-    FIRST_ID,
-    Backlog,
-    Consumer,
-    Group,
-    StopSwitch,
-    StreamInfo,
-    id_key,
-    next_id,
-)
+from ..server.reading import Backlog, Consumer, Group, StopSwitch, StreamInfo
 from ..server.topology import ServerInfo
 from ..settings import Settings
 
@@ -156,7 +147,7 @@ def read_state(
         event_us, by = oldest.get(group.position, (NO_TIME, None))
         by_state = Counter(
             "dead" if c.idle_ms >= dead_after_min * 60_000 else
-            "active" if c.idle_ms < ACTIVE_MS else "idle" for c in consumers
+            "active" if c.idle_ms < reading.ACTIVE_MS else "idle" for c in consumers
         )  # fmt: skip
         ages = (_age_sec(now_us, event_us), by)
         pending_us = NO_TIME
