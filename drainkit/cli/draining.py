@@ -194,7 +194,14 @@ def run(as_json: bool, yes: bool, if_backlog_over: int | None, sign_key: str | N
 
     settings = settings_of(flags)
     if closing is not None:
-        return _close(settings, closing, as_json, sign_key)
+        from ..pipeline.folder import close
+
+        folder = Path(closing)
+        result = close(settings, folder, sign_key=_sign_key(sign_key))
+        code = _tell(result, as_json)
+        # done when the folder is sealed now, whatever the run's own outcome was
+        is_sealed = "://" in result["evidence"] or (folder / "statement.json").exists()
+        return 0 if is_sealed else code
     check_installed()
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
@@ -223,17 +230,6 @@ def run_and_tell(
     with stop_signals() as stopping:
         result = _run_notebooks(settings, stopping=stopping, yes=yes, sign_key=sign_key)
     return _tell(result, as_json)
-
-
-def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None) -> int:
-    """`run --close`: 0 when the folder is sealed now, whatever the run's own outcome was."""
-    from ..pipeline.folder import close
-
-    folder = Path(closing)
-    result = close(settings, folder, sign_key=_sign_key(sign_key))
-    code = _tell(result, as_json)
-    is_sealed = "://" in result["evidence"] or (folder / "statement.json").exists()
-    return 0 if is_sealed else code
 
 
 def _tell(result: dict[str, Any], as_json: bool) -> int:

@@ -212,12 +212,23 @@ MORE_LINES = {
 
 def report(result: Mapping[str, Any]) -> list[Block]:
     """The original report's lines, and what became of a plan otherwise than planned."""
-    shown = {
+    from ..core.progress import entries_words
+
+    rate, throttle = result.get("events_per_sec"), result.get("throttle")
+    pace = None if rate is None else f"{rate:.2f} events/sec"
+    if result.get("mode") != "live" and rate is None:  # how long the live run takes
+        pace = "a live run goes as fast as the server"
+        if throttle:
+            sec = result["total_read"] / throttle
+            pace = f"a live run takes {sec:,.1f} s at {throttle:g} events/sec"
+    shown: dict[str, Any] = {
         "mode": str(result.get("mode", "")).upper(),
         "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s",
-        "events_per_sec": _throughput(result),
-        "remaining": _remaining(result),
+        "events_per_sec": pace,
     }
+    left, own = result.get("remaining"), result.get("pending_own") or 0
+    if left is not None and own and result.get("scope") == "undelivered":  # of two places
+        shown["remaining"] = f"{left} ({entries_words('undelivered', left, own)})"
     blocks: list[Block] = []
     if changed := result.get("drift"):
         n = sum(change["events"] for change in changed)
@@ -256,28 +267,6 @@ def streams_report(found: Mapping[str, Any]) -> list[Block]:
         f"read, {found['drained_ok']:,} drained OK, {found['remaining']:,} remaining."
     )
     return [Table(head, rows), told]
-
-
-def _remaining(result: Mapping[str, Any]) -> str | None:
-    """The number, and where it comes from if that is more than one place."""
-    from ..core.progress import entries_words
-
-    left, own = result.get("remaining"), result.get("pending_own") or 0
-    if left is None or not own or result.get("scope") != "undelivered":
-        return None if left is None else str(left)
-    return f"{left} ({entries_words('undelivered', left, own)})"
-
-
-def _throughput(result: Mapping[str, Any]) -> str | None:
-    """The pace of a live run; of a dry run, how long the live run takes."""
-    rate, throttle = result.get("events_per_sec"), result.get("throttle")
-    if rate is not None:
-        return f"{rate:.2f} events/sec"
-    if result.get("mode") == "live":
-        return None
-    if not throttle:
-        return "a live run goes as fast as the server"
-    return f"a live run takes {result['total_read'] / throttle:,.1f} s at {throttle:g} events/sec"
 
 
 def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: int) -> Table:

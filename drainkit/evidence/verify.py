@@ -98,11 +98,7 @@ def verify(
                 chain += ledgers.gone({run.run_id for run in runs if run.run_id == run.name})
                 found.drains = ledgers.drains()
         if checkpoint is not None:
-            # the runs from the first on, as their statements name each other
-            order = walk({
-                key_of(run.previous): {"run_id": run.name, "statement_sha256": run.digest or ""}
-                for run in runs if run.is_linked
-            })  # fmt: skip
+            order = order_of(runs)
             chain += checkpoint_findings(kept, order)
             if not found.bad:
                 newest = order[-1]["statement_sha256"]
@@ -119,6 +115,14 @@ def run_dirs(reports_dir: Path) -> list[Path]:
 #
 # A keeper's checkpoint is three lines that somebody else keeps of the chain; it must go on from
 # there.
+
+
+def order_of(runs: Sequence[Examined]) -> list[Link]:
+    """The runs from the first on, as their statements name each other."""
+    return walk({
+        key_of(run.previous): {"run_id": run.name, "statement_sha256": run.digest or ""}
+        for run in runs if run.is_linked
+    })  # fmt: skip
 
 
 def chain_findings(reports_dir: Path, runs: Sequence[Examined]) -> list[str]:

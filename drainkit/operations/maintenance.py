@@ -287,7 +287,7 @@ def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
             columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
             out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
             written += len(page)
-    if sum(batch.num_rows for batch in _read_archive(path)) != written:
+    if sum(map(len, _archived(path))) != written:
         raise DrainkitError(f"{path} is not what was written; nothing was removed")
 
 
@@ -295,14 +295,19 @@ def _archive_schema() -> pa.Schema:
     return pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
 
 
-def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
-    """The archive in batches of a trim's size; UsageError where it cannot be read, or is none."""
+def _archived(path: Path) -> Iterator[list[RawEntry]]:
+    """The entries of an archive by a trim's size; an id that is none is empty.
+
+    UsageError where it cannot be read, or is no archive.
+    """
     try:
         with files.parquet_file(path) as file:
             if not file.schema_arrow.equals(_archive_schema()):
                 raise UsageError(f"{path.name} is not an archive of drainkit trim (id, fields)")
             for group in range(file.num_row_groups):  # of large entries it holds few
-                yield from file.iter_batches(TRIM_ENTRIES, row_groups=[group])
+                for batch in file.iter_batches(TRIM_ENTRIES, row_groups=[group]):
+                    rows = batch.to_pylist()
+                    yield [[(row["id"] or "").encode(), row["fields"]] for row in rows]
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
 
@@ -330,9 +335,3 @@ def restore(server: Server, key: str, path: Path) -> int:
         failure = error if isinstance(error, DrainkitError) else InterruptedRunError("interrupted")
         failure.args = (f"{failure} (if {key} is there, delete it and restore again)",)
         raise failure from None
-
-
-def _archived(path: Path) -> Iterator[list[RawEntry]]:
-    """An archive's entries; an id that is none is empty."""
-    for batch in _read_archive(path):
-        yield [[(row["id"] or "").encode(), row["fields"]] for row in batch.to_pylist()]

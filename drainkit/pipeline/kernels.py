@@ -141,11 +141,7 @@ class Kernels:
             if stopping.is_set() and not interrupted:
                 interrupted = True
                 deadline = math.inf if is_live else time.monotonic() + PATIENCE_SEC
-                with suppress(RuntimeError, OSError):  # a kernel that died needs no signal
-                    if is_live:  # it finishes its commit, or does not begin to drain at all
-                        run_sync(manager.signal_kernel)(signal.SIGUSR1)
-                    else:
-                        run_sync(manager.interrupt_kernel)()
+                self._interrupt(manager, is_live=is_live)
             if time.monotonic() > deadline:
                 self.end(manager)  # it changes nothing on the server; its output is not needed
                 deadline = math.inf
@@ -155,6 +151,14 @@ class Kernels:
             problem = one_line(str(raised[0]) or type(raised[0]).__name__)
         if problem:
             raise _failure(template.stem, problem, interrupted=interrupted)
+
+    def _interrupt(self, manager: Any, *, is_live: bool) -> None:
+        """Interrupt a notebook; a live drain finishes its commit, or does not begin at all."""
+        with suppress(RuntimeError, OSError):  # a kernel that died needs none
+            if is_live:
+                run_sync(manager.signal_kernel)(signal.SIGUSR1)
+            else:
+                run_sync(manager.interrupt_kernel)()
 
     def end(self, manager: Any) -> None:
         """Shut a kernel down at once: its notebook is saved, its files are written."""
