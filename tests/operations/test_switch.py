@@ -6,7 +6,8 @@ import getpass
 from datetime import UTC, datetime
 
 import pytest
-from books import PASSWORD, ask, at, everything, ledger_of, live, make_user, seed, wait_for
+from backlogs import seed
+from books import PASSWORD, ask, at, audit, everything, ledger_of, live, make_user, wait_for
 from conftest import Cli
 from servers import Server
 
@@ -16,12 +17,14 @@ WHO = ("--operator", "alice", "--reason", "odd\x1b[31m fills")
 
 
 def test_everybody_hears_who_stopped_and_why(server: Server, stream: str, cli: Cli) -> None:
-    """status, check, a refused drain and a drain that is stopped say operator, time and reason."""
+    """status, check, a refused drain and a drain that is stopped say operator, time and reason;
+    once `stop` returned nothing more is acknowledged until `resume`."""
     seed(server, stream, 300, delivered=0)
     process = cli.start(*live(server, stream, "--throttle", 20))
     wait_for(server, stream, 5)
     before = datetime.now(UTC)
     assert cli("stop", *WHO, *at(server, stream)).rc == 0
+    at_stop = len(audit(server, stream))
     cut_off, refused = cli.finish(process), cli(*live(server, stream))
     status = cli("status", "--json", *at(server, stream)).json()["stop"]
     texts = [
@@ -30,6 +33,7 @@ def test_everybody_hears_who_stopped_and_why(server: Server, stream: str, cli: C
         cli("stop", "--reason", "again", *at(server, stream)).out,
     ]  # fmt: skip
     assert (cut_off.rc, refused.rc) == (4, 4)
+    assert len(audit(server, stream)) == at_stop == cut_off.json()["total_read"]
     assert (status["operator"], status["reason"]) == ("alice", "odd\\x1b[31m fills")
     assert abs((datetime.fromisoformat(status["at"]) - before).total_seconds()) < 30
     for said in texts:
@@ -37,6 +41,9 @@ def test_everybody_hears_who_stopped_and_why(server: Server, stream: str, cli: C
         assert f"by alice at {status['at']}" in said
         assert "\x1b" not in said
     assert cut_off.json()["error"] in cut_off.err
+    assert cli("resume", *at(server, stream)).rc == 0
+    assert cli(*live(server, stream)).rc == 0
+    assert len(audit(server, stream)) == 300
 
 
 def test_stop_needs_a_reason_and_a_stream(valkey: Server, stream: str, cli: Cli) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import servers
-from books import FILES, assert_books_balance, at, audit, only_run, seed, wait_for
+from backlogs import seed
+from books import FILES, assert_books_balance, at, audit, only_run, wait_for
 from conftest import Cli
 from servers import Server
 

@@ -12,13 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from books import GROUP, ask, at, deliver, fill, seed
+from backlogs import GROUP, deliver, fill, seed
+from books import ask, at
 from conftest import Cli, intent
 from servers import Server
-from test_explore import explored
-from test_figures import NOW_MS, POLICY, frame_of
 
-from drainkit.demo import sample_entries
 from drainkit.errors import InterruptedRunError, RefusedError, UsageError
 from drainkit.views.analyse_backlog import Analysis
 from drainkit.views.dry_run import DryRun
@@ -29,22 +27,6 @@ from drainkit.views.live_drain import LiveDrain
 def _server(valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
-
-
-def test_the_table_follows_the_sliders_and_nothing_jumps() -> None:
-    """What becomes of each event of the table is what the sliders say; the what-if keeps its rows
-    and columns wherever they stand."""
-    shown = explored(frame_of(sample_entries(NOW_MS, n=2000)))
-    shapes = set()
-    for age in range(len(shown.age.options)):
-        shown.age.value, shown.confidence.value = age, 2 * age
-        shapes.add((shown.what_if.value.count("<tr>"), shown.what_if.value.count("<td")))
-    assert len(shapes) == 1
-    passing = int((shown.table.df["what becomes of it"] == "passes").sum())
-    assert f'action="drained_ok"><td class="l">passes</td><td>{passing:,}</td>' in (
-        shown.counts.value
-    )
-    assert shown.policy != POLICY
 
 
 def test_own_fields_become_columns_and_figures(valkey: Server, stream: str) -> None:
