@@ -114,24 +114,28 @@ def _shared() -> Iterator[Shared]:
     shared = Shared()
     yield shared
     shared.stop()
-    left = _left_behind(set())
+    left = _left_behind(set(), set())
     guard.close_guard()
     assert not left, f"servers outlived the session: {left}"
 
 
-def _left_behind(expected: set[int]) -> set[int]:
-    """Our servers beyond `expected`; those that are just ending get 3 s to do so."""
+def _left_behind(known: set[Path], expected: set[int]) -> set[int]:
+    """Our servers in folders beyond `known`, but for `expected`.
+
+    Those that are just ending get 3 s to do so.
+    """
     deadline = time.monotonic() + 3
-    while (left := guard.running_pids() - expected) and time.monotonic() < deadline:
+    new = {*guard.guard().folder.iterdir()} - known
+    while (left := guard.running_pids(new) - expected) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
 @pytest.fixture(autouse=True)
 def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
-    before = guard.running_pids()
+    before = {*guard.guard().folder.iterdir()}
     yield
-    left = _left_behind(before | _shared.pids())
+    left = _left_behind(before, _shared.pids())
     for pid in left:
         os.kill(pid, 9)
     assert not left, f"this test left server processes behind: {left}"

@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -159,11 +160,21 @@ class Server(Running):
 
     def ask(self, *command: str | bytes | int) -> Any:
         """One command's reply as it came on the wire, not as redis-py's classes."""
+        with self._asking() as ask:
+            return ask(*command)
+
+    @contextmanager
+    def _asking(self) -> Iterator[Callable[..., Any]]:
+        """`ask` over one connection."""
         pool = redis.ConnectionPool.from_url(self.url, protocol=2, **self.client_options)
         link = pool.make_connection()
-        try:
+
+        def ask(*command: str | bytes | int) -> Any:
             link.send_command(*command)
             return link.read_response(disable_decoding=True)
+
+        try:
+            yield ask
         finally:
             link.disconnect()
 
@@ -209,18 +220,19 @@ class Server(Running):
             self._reset()
 
     def _reset(self) -> None:
-        self.ask("CLIENT", "UNPAUSE")
-        self.ask("REPLICAOF", "NO", "ONE")
-        changed = pairs(self.ask("CONFIG", "GET", "*"))
-        for name, value in self._first_settings.items():
-            if changed[name] != value and name not in (b"replicaof", b"slaveof"):
-                self.ask("CONFIG", "SET", name, value)
-        for user in self.ask("ACL", "USERS"):
-            if user != b"default":
-                self.ask("ACL", "DELUSER", user)
-        self.ask("ACL", "SETUSER", "default", "reset", *self._first_rules)
-        for command in (("SCRIPT", "FLUSH"), ("FLUSHALL",), ("CONFIG", "RESETSTAT")):
-            self.ask(*command)
+        with self._asking() as ask:
+            ask("CLIENT", "UNPAUSE")
+            ask("REPLICAOF", "NO", "ONE")
+            changed = pairs(ask("CONFIG", "GET", "*"))
+            for name, value in self._first_settings.items():
+                if changed[name] != value and name not in (b"replicaof", b"slaveof"):
+                    ask("CONFIG", "SET", name, value)
+            for user in ask("ACL", "USERS"):
+                if user != b"default":
+                    ask("ACL", "DELUSER", user)
+            ask("ACL", "SETUSER", "default", "reset", *self._first_rules)
+            for command in (("SCRIPT", "FLUSH"), ("FLUSHALL",), ("CONFIG", "RESETSTAT")):
+                ask(*command)
 
     def _remember(self) -> None:
         """Keeps the settings and the default user's rules, for reset()."""
