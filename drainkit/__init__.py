@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .core.policy import ACTIONS, Policy, decide
     from .core.summary import Summary, new_run_id
     from .draining.dry import dry_run
-    from .draining.opening import resolve
+    from .draining.run import resolve
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
     from .operations.export import IdRange, load_range, ranges
     from .server.connection import Server
@@ -73,7 +73,7 @@ _HOMES = {
     "core.policy": ("ACTIONS", "Policy", "decide"),
     "core.summary": ("Summary", "new_run_id"),
     "draining.dry": ("dry_run",),
-    "draining.opening": ("resolve",),
+    "draining.run": ("resolve",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
     "operations.export": ("IdRange", "load_range", "ranges"),
     "server.connection": ("Server",),

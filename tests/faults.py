@@ -23,7 +23,7 @@ from drainkit.core.policy import ACTIONS
 from drainkit.core.summary import Summary
 from drainkit.draining.dry import dry_run
 from drainkit.draining.live import apply
-from drainkit.draining.opening import resolve
+from drainkit.draining.run import resolve
 from drainkit.errors import DrainkitError
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build

@@ -109,8 +109,8 @@ def drain(as_json: bool, yes: bool, **flags: Any) -> int:
       drainkit drain --mode live --yes --plan plan.json
     """
     from ..draining.dry import dry_run, plan_run
-    from ..draining.opening import resolve
     from ..draining.plan_files import PlanFile
+    from ..draining.run import resolve
 
     settings = settings_of(flags)
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
@@ -135,7 +135,7 @@ def _drain_live(run: Run, *, yes: bool) -> Summary:
     from ..draining import unattended
     from ..draining.dry import plan_run
     from ..draining.live import apply
-    from ..draining.opening import check
+    from ..draining.run import check
 
     seen = unattended.check_run(run) if yes else None
     if not yes:

@@ -26,8 +26,8 @@ from .program import (
 from .terminal import Block, Table, confirm, connected, emit, tell, tell_error
 
 if TYPE_CHECKING:
+    from ..core.fields import Findings
     from ..core.plan import Plan
-    from ..core.shapes import Findings
     from ..draining.run import Run
 
 

@@ -53,7 +53,6 @@ _ANY_TEXT = re.compile(r".+", re.DOTALL)
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NAMES: Callable[[list[bytes]], list[bytes]] = itemgetter(slice(None, None, 2))
 _NAN = float("nan")
-_UNSEEN = -2  # no code of a vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,51 +244,41 @@ class Decoder:
             confidence=confidence,
             invalid=invalid,
             missing=missing,
-            symbols=of_symbols.values,
-            sides=of_sides.values,
-            sources=of_sources.values,
+            symbols=of_symbols.texts,
+            sides=of_sides.texts,
+            sources=of_sources.texts,
         )
 
 
-class _Vocabulary:
-    """Codes for the valid texts seen; -1 for everything else, which is not remembered."""
+class _Vocabulary(dict[Any, int]):
+    """Codes for the valid texts seen, by str and by bytes; -1 for all else, which is not kept."""
 
     def __init__(self, valid: re.Pattern[str]) -> None:
-        self.values: list[str] = []
-        self._valid = valid
-        self._codes: dict[Any, int] = {ABSENT: -1}  # by str and by bytes
-        self._characters = 0
-        self.is_large = False  # then it is time to begin a new one, so that memory stays bounded
+        super().__init__({ABSENT: -1})
+        self.texts: list[str] = []
+        self._valid, self._characters = valid, 0
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is time to begin a new one, so that memory stays bounded."""
+        return self._characters > MAX_VOCABULARY_CHARACTERS or len(self) > MAX_VOCABULARY
 
     def codes(self, values: Column) -> np.ndarray:
         """The codes of many values (int32)."""
         try:
-            known = map(self._codes.get, values, repeat(_UNSEEN))
-            codes = np.fromiter(known, np.int32, len(values))
+            return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
         except TypeError:  # JSON objects and arrays have no hash
-            codes = np.full(len(values), _UNSEEN, np.int32)
-        for row in np.flatnonzero(codes == _UNSEEN).tolist():
-            codes[row] = self._code(values[row])
-        return codes
+            return np.array([self[v] if type(v) in (str, bytes) else -1 for v in values], np.int32)
 
-    def _code(self, value: Any) -> int:
-        kind = type(value)
-        if kind is not str and kind is not bytes:
-            return -1
-        code = self._codes.get(value)
-        if code is not None:
-            return code
-        text = as_text(value)
+    def __missing__(self, value: Any) -> int:
+        text = as_text(value) if type(value) in (str, bytes) else None
         if text is None or not self._valid.fullmatch(text):
             return -1
-        code = self._codes.get(text)
-        if code is None:
-            code = self._codes[text] = len(self.values)
-            self.values.append(text)
-        self._codes[value] = code
+        code = self.setdefault(text, len(self.texts))
+        if code == len(self.texts):
+            self.texts.append(text)
+        self[value] = code
         self._characters += len(text)
-        is_long = self._characters > MAX_VOCABULARY_CHARACTERS
-        self.is_large = is_long or len(self._codes) > MAX_VOCABULARY
         return code
 
 

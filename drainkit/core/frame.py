@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import chain
@@ -42,6 +43,12 @@ def words(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
     codes = codes.astype(np.int32)
     indices = pa.array(codes, mask=codes < 0)
     return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
+
+
+def word_counts(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value occurs; none counts as ""."""
+    pairs = column.value_counts().to_pylist()
+    return Counter({pair["values"] or "": pair["counts"] for pair in pairs})
 
 
 def decided_columns(decisions: Decisions) -> dict[str, pa.Array]:

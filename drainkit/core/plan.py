@@ -1,6 +1,6 @@
 """The plan: what a dry run decided, with a digest that no edit survives.
 
-Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/opening.py holds it
+Pure: no Redis, no clock, no files. draining/plan_files.py keeps it, draining/run.py holds it
 against a server. The contract, section 7.
 """
 
@@ -22,7 +22,7 @@ from ..ids import id_key
 from ..late import pa, pc
 from ..safe import one_line
 from .events import Events, word_codes
-from .frame import event_schema, microseconds, record_batch
+from .frame import event_schema, microseconds, record_batch, word_counts
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reason_codes
 from .values import RawEntry, no_constant
 
@@ -261,9 +261,8 @@ class Tally:
         if not len(table):
             return
         self.rows += len(table)
-        for counter, name in ((self._counts, "action"), (self._unreadable, "invalid")):
-            for pair in table[name].value_counts().to_pylist():
-                counter[pair["values"] or ""] += pair["counts"]
+        self._counts.update(word_counts(table["action"]))
+        self._unreadable.update(word_counts(table["invalid"]))
         self._first = self._first or table["id"][0].as_py()
         self._last = table["id"][-1].as_py()
         self._newest = max(self._newest, newest(table["id"]))

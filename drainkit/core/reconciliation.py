@@ -1,37 +1,37 @@
-"""Whether the books balance: what was planned against what was recorded, by a cursor over both."""
+"""A plan held against what is there and what was done: its entries, its records, what drifted.
+
+A drain meets the entries in the plan's own order, and records come in it; any other order gives the
+same answer, by a cursor that looks ahead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from ..late import pa, pc
 from ..safe import one_line
-from .policy import ACTIONS
+from .events import Events, word_codes
+from .frame import record_batch
+from .plan import newest
+from .policy import ACTIONS, Decisions, Policy, reasons
 
-WINDOW = 20_000  # planned entries looked at for a record, at least
-DRIFT_COLUMNS = ("id", "planned", "happened", "reason")
+WINDOW = 20_000  # planned entries that are looked ahead at
 Parts = Callable[[], "Iterable[pa.Table]"]  # the same rows at each call
 
 
 @dataclass(frozen=True)
-class Some:
-    """Some entries: how many, and the first of them."""
-
-    n: int = 0
-    first: str = ""
-
-
-@dataclass(frozen=True)
 class Matched:
-    """What plan and records say of each other; without a plan only `twice` is known."""
+    """What plan and records say of each other, by ids; without a plan only `twice` is known."""
 
-    twice: Some  # recorded more than once
-    lacking: Some = Some()  # planned, not recorded
-    beyond: Some = Some()  # recorded, not planned
+    twice: Sequence[str] = ()  # recorded more than once
+    lacking: Sequence[str] = ()  # planned, not recorded
+    beyond: Sequence[str] = ()  # recorded, not planned
     vanished: int = 0  # planned, and deleted before they could be delivered
 
 
@@ -87,37 +87,50 @@ class Matching:
         found = pc.value_counts(extras["id"])
         doubled = found.filter(pc.greater(found.field("counts"), 1)).field("values").to_pylist()
         if self._planned is None:
-            return Matched(_some(doubled))
-        doubled = set(doubled)
-        known = self._known(extras["id"])
-        ids = found.field("values").to_pylist()
+            return Matched(doubled)
+        known: set[str] = set()  # those of them that are planned
+        for part in self._planned() if len(extras) else ():
+            planned = _texts(part, "id")["id"]
+            known.update(planned.filter(pc.is_in(planned, value_set=extras["id"])).to_pylist())
+        doubled, ids = set(doubled), found.field("values").to_pylist()
         # a planned one has had its record; of the others each may have one before it is twice
         twice = [entry for entry in ids if entry in known or entry in doubled]
         beyond = [entry for entry in ids if entry not in known]
-        return Matched(_some(twice), _some(lacking), _some(beyond), len(gone))
+        return Matched(twice, lacking, beyond, len(gone))
 
     def drift(self) -> pa.Table:
-        """Where what happened differs from the plan (DRIFT_COLUMNS), as far as it was added."""
-        return pa.concat_tables([_empty(*DRIFT_COLUMNS), *self._drift])
-
-    def _known(self, ids: pa.ChunkedArray) -> set[str]:
-        """Those of the ids that are planned; the plan is read again only if there are any."""
-        found: set[str] = set()
-        if len(ids) and self._planned is not None:
-            for part in self._planned():
-                planned = _texts(part, "id")["id"]
-                found.update(planned.filter(pc.is_in(planned, value_set=ids)).to_pylist())
-        return found
+        """Where what happened differs from the plan (`drift_table`), as far as it was added."""
+        return pa.concat_tables([drift_table(), *self._drift])
 
     def _pair(self, planned: pa.Table, recorded: pa.Table) -> None:
         differs = pc.not_equal(planned["action"], recorded["action"])
         if pc.any(differs).as_py():
-            changed = recorded.filter(differs)
-            columns = [
-                changed["id"], planned["action"].filter(differs), changed["action"],
-                changed["reason"],
-            ]  # fmt: skip
-            self._drift.append(pa.table(columns, names=list(DRIFT_COLUMNS)))
+            was, now = planned["action"].filter(differs), recorded.filter(differs)
+            self._drift.append(drift_table(now["id"], was, now["action"], now["reason"]))
+
+
+def drift_table(*columns: Any) -> pa.Table:
+    """Entries whose fate was not the planned one, by id, planned, happened, reason; none: empty."""
+    texts = pa.schema([(name, pa.string()) for name in ("id", "planned", "happened", "reason")])
+    return pa.table([*columns], texts.names).cast(texts) if columns else texts.empty_table()
+
+
+def drift_of(
+    events: Events, decisions: Decisions, rows: np.ndarray | slice, planned: np.ndarray,
+    policy: Policy,
+) -> list[pa.Table]:  # fmt: skip
+    """What a drain decided otherwise than planned (`drift_table`), from its own decisions.
+
+    These rows were recorded, of events for which these actions (codes) were planned.
+    """
+    differs = np.zeros(len(events), dtype=bool)
+    differs[rows] = (planned != decisions.action)[rows]
+    if not differs.any():
+        return []
+    texts, changed = reasons(events, decisions, policy), np.flatnonzero(differs).tolist()
+    actions = [[ACTIONS[codes[row]] for row in changed] for codes in (planned, decisions.action)]
+    ids = [events.ids[row].decode() for row in changed]
+    return [drift_table(ids, *actions, [texts[row] for row in changed])]
 
 
 def drift_counts(drift: pa.Table) -> list[dict[str, str | int]]:
@@ -138,7 +151,7 @@ def reconcile(
     `audited` are the run's records by action, `counts` the run's own numbers.
     """
     findings = []
-    if matched.twice.n:
+    if matched.twice:
         findings.append(_line("entries recorded more than once", matched.twice))
     for action in sorted({*ACTIONS, *audited, *counts}):
         if audited.get(action, 0) != counts.get(action, 0):
@@ -146,20 +159,16 @@ def reconcile(
                 f"{one_line(action)}: the run counted {counts.get(action, 0)}, "
                 f"the audit {audited.get(action, 0)}"
             )
-    if matched.lacking.n:
+    if matched.lacking:
         findings.append(_line("planned entries without a record", matched.lacking))
-    if matched.beyond.n:
+    if matched.beyond:
         findings.append(_line("recorded entries that were not planned", matched.beyond))
     return findings
 
 
-def _line(finding: str, some: Some) -> str:
+def _line(finding: str, ids: Sequence[str]) -> str:
     # whoever may write to the audit stream could have put anything there
-    return f"{finding}: {some.n:,}, first {one_line(some.first)}"
-
-
-def _some(ids: list[str]) -> Some:
-    return Some(len(ids), ids[0]) if ids else Some()
+    return f"{finding}: {len(ids):,}, first {one_line(ids[0])}"
 
 
 def _texts(table: pa.Table, *names: str) -> pa.Table:
@@ -169,3 +178,130 @@ def _texts(table: pa.Table, *names: str) -> pa.Table:
 
 def _empty(*names: str) -> pa.Table:
     return pa.schema([(name, pa.string()) for name in names]).empty_table()
+
+
+PIECE = 4_000  # rows of a plan that are made events at once
+COMPARED = ("id", "event_time", "symbol", "side", "confidence", "source", "invalid")
+
+
+class Entries:
+    """Entries of a plan in its order: ids, hashes of their payloads, planned actions."""
+
+    def __init__(self, decisions: pa.Table) -> None:
+        """`decisions` needs the columns id, action and payload_sha256."""
+        table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
+        self.ids = pa.concat_arrays([pa.array([], pa.string()), *table["id"].chunks])
+        self.hashes = pa.concat_arrays(
+            [pa.array([], pa.binary(32)), *table["payload_sha256"].chunks]
+        )
+        self.actions = word_codes(table["action"], ACTIONS)[0].astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def only(self, rows: np.ndarray) -> Entries:
+        """Those that `rows` (bool) marks."""
+        if rows.all():
+            return self
+        found = object.__new__(Entries)
+        mask = pa.array(rows)
+        found.ids, found.hashes = self.ids.filter(mask), self.hashes.filter(mask)
+        found.actions = self.actions[rows]
+        return found
+
+    def last(self) -> str:
+        """The largest id."""
+        return "{}-{}".format(*newest(self.ids))
+
+    @cached_property
+    def rows(self) -> dict[bytes, int]:
+        """The row of each id; large, so made only where the order is not the plan's."""
+        return {entry.encode(): row for row, entry in enumerate(self.ids.to_pylist())}
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A plan's entries as they were seen: all that the stream has there, with the plan's values.
+
+    So they need not be read again, as long as `counters` say that nothing was deleted since.
+    """
+
+    after: str  # the id after which they begin: the group's position
+    counters: bytes  # the stream's, from before they were looked at
+    blocks: Callable[[], Iterator[pa.Table]]
+    sizes: np.ndarray  # int32, bytes of each entry's fields
+
+
+@dataclass(frozen=True)
+class ToDrain:
+    """The entries of a plan that a run is to drain."""
+
+    count: int
+    last_id: str  # the largest
+    load: Callable[[], Entries]
+    straight: Straight | None = None
+
+    @classmethod
+    def of(cls, entries: Entries) -> ToDrain:
+        """Just these."""
+        return cls(len(entries), entries.last() if len(entries) else "", lambda: entries)
+
+    @cached_property
+    def entries(self) -> Entries:
+        """All of them; large, so loaded only by who meets them in another order than the plan's."""
+        return self.load()
+
+
+class Feed:
+    """Rows of tables that come in parts, as many at a time as are asked for."""
+
+    def __init__(self, parts: Iterator[pa.Table]) -> None:
+        self._parts = parts
+        self._held: list[pa.Table] = []
+
+    def take(self, n: int) -> pa.Table | None:
+        """The next `n` rows, fewer at the end; None when there are no more."""
+        while sum(map(len, self._held)) < n and (part := next(self._parts, None)) is not None:
+            self._held.append(part)
+        if not self._held:
+            return None
+        table = pa.concat_tables(self._held)
+        self._held = [table.slice(n)] if len(table) > n else []
+        return table.slice(0, n)
+
+
+def fits(rows: pa.Table, events: Events, hashes: pa.Array) -> bool:
+    """Whether a plan's rows say of these events what they are, and of their payloads."""
+    if not rows["payload_sha256"].combine_chunks().equals(hashes):
+        return False
+    found = pa.Table.from_batches([record_batch(events)])
+
+    def values(table: pa.Table, name: str) -> pa.ChunkedArray:
+        column = table[name]
+        return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+    return all(values(rows, name).equals(values(found, name)) for name in COMPARED)
+
+
+class Cursor:
+    """Where a reader of the plan's entries stands; mostly the next ones are those looked for."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        self._at = 0
+
+    def find(self, ids: Sequence[bytes]) -> np.ndarray:
+        """The rows of the ids (int64); -1 for what is not planned."""
+        wanted = pa.array(ids, pa.binary()).cast(pa.string())
+        n, at, planned = len(ids), self._at, self._entries.ids
+        if planned.slice(at, n).equals(wanted):
+            self._at = at + n
+            return np.arange(at, at + n)
+        ahead = pc.index_in(wanted, value_set=planned.slice(at, WINDOW + n))
+        if not ahead.null_count:
+            rows: np.ndarray = ahead.to_numpy().astype(np.int64) + at
+        else:
+            known = self._entries.rows
+            rows = np.array([known.get(entry, -1) for entry in ids], dtype=np.int64)
+        self._at = max(at, int(rows.max(initial=-1)) + 1)
+        return rows

@@ -70,7 +70,7 @@ class Summary:
     notes: list[str] | None = None  # of stream and audit before a live run; a dry run's allowlist
     drift: list[dict[str, Any]] | None = None  # live with a plan: planned, happened, events
     unreadable: dict[str, int] = field(default_factory=dict)  # dry run: events by what is wrong
-    changes: pa.Table | None = None  # the same, event by event (reconciliation.DRIFT_COLUMNS)
+    changes: pa.Table | None = None  # the same, event by event (reconciliation.drift_table)
     is_counted: bool = True  # False: what the run recorded is not known; its counts are null
     expected: int = 0  # events of a live run, as counted when it began; 0: not counted yet
     pace: Pace = field(default_factory=lambda: Pace())  # noqa: PLW0108 - it is defined below
@@ -88,22 +88,18 @@ class Summary:
     ) -> Summary:
         """The books of a run that begins now; `now_us` by the server's clock."""
         live = settings.mode == "live"
+        same = ("mode", "scope", "stream", "consumer_group", "throttle", "operator")
         return cls(
             run_id=run_id,
-            mode=settings.mode,
-            scope=settings.scope,
-            stream=settings.stream,
-            consumer_group=settings.consumer_group,
             boundary_id=boundary,
             started_at=iso(now_us),
-            throttle=settings.throttle,
-            operator=settings.operator,
             plan_digest=plan_digest,
             approvers=[*(approvers or ())] if live else None,
             approver_keys=dict(approvers) if approvers else None,
             approvals_required=settings.approval.required if live and settings.approval else None,
             environment=settings.env,
             server=address(settings.redis_url.get_secret_value()),
+            **{name: getattr(settings, name) for name in same},
         )
 
     def count(self, decisions: Decisions, rows: np.ndarray | slice = slice(None)) -> int:
@@ -167,11 +163,8 @@ class Pace:
         """So many records reached the audit at this millisecond."""
         if records:
             self.first_ms = ms if self.first_ms is None else min(self.first_ms, ms)
-            self.at_last = (
-                records + (self.at_last if ms == self.last_ms else 0)
-                if (ms >= self.last_ms)
-                else self.at_last
-            )
+            if ms >= self.last_ms:
+                self.at_last = records + (self.at_last if ms == self.last_ms else 0)
             self.last_ms = max(self.last_ms, ms)
             self.records += records
 

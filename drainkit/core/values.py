@@ -40,16 +40,12 @@ MAX_DEPTH = 64
 AT_ONCE = 32  # JSON texts; more at once are more to read again for one that is odd
 # possessive, and to the end if need be: a text that never ends must not be tried at each quote
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_CONTAINERS = ("payload", "data")
+CONTAINERS = ("payload", "data")
 _TIME = -1  # in the place of a slot
 VALUES = ("symbol", "side", "confidence", "source")
 
 
-class _Absent:
-    """Told apart from None, which JSON's null becomes."""
-
-
-ABSENT: Any = _Absent()
+ABSENT: Any = object()  # told apart from None, which JSON's null becomes
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,10 @@ class Places:
         self.better = [own[: i + 1] for own in self.by_value for i in range(len(own))]
         # a reader for each JSON field that may hold values, in the order in which they count
         names = [(name, slot) for slot, (_, of_rank) in enumerate(self.slots) for name in of_rank]
-        roots: dict[str, list[tuple[tuple[str, ...], int]]] = {name: [] for name in _CONTAINERS}
+        roots: dict[str, list[tuple[tuple[str, ...], int]]] = {name: [] for name in CONTAINERS}
         for name, slot in [*names, *((name, _TIME) for name in self.times)]:
             first, *rest = name.split(".")
-            for root in (first,) if rest else _CONTAINERS:
+            for root in (first,) if rest else CONTAINERS:
                 roots.setdefault(root, []).append((tuple(rest) if rest else (name,), slot))
         self.containers = {
             # made when it is met, once: that takes a while
@@ -182,7 +178,7 @@ class _Container:
         """`places` are paths, and the slot of each."""
         paths = [[path for path, at in places if at == slot] for slot in range(slots)]
         times = [*dict.fromkeys(path for path, at in places if at == _TIME)]
-        self._name = name if name in _CONTAINERS else "mapped field"
+        self._name = name if name in CONTAINERS else "mapped field"
         self.may = [k for k, alternatives in enumerate(paths) if alternatives]
         self.has_times = bool(times)
         # the decoder seeks a key from the one before on, so those that are usual come first
@@ -267,13 +263,10 @@ def _first_of(objects: list[Any], alternatives: list[tuple[str, tuple[str, ...]]
     if not alternatives:
         return [ABSENT] * len(objects)
     column = _found_at(objects, *alternatives[0])
-    for top, path in alternatives[1:]:
-        gaps = [row for row, value in enumerate(column) if value is ABSENT]
-        if not gaps:
+    for spot in alternatives[1:]:
+        if not column.count(ABSENT):
             break
-        others = _found_at([objects[row] for row in gaps], top, path)
-        for row, value in zip(gaps, others, strict=True):
-            column[row] = value
+        _fill_gaps(column, range(len(column)), _found_at(objects, *spot))
     return column
 
 

@@ -15,9 +15,10 @@ from ..ids import is_id
 from ..late import pa, pc
 from ..safe import one_line
 from .audit import Moments, audit_ms
+from .frame import word_counts
 from .policy import ACTIONS
 from .progress import amount
-from .reconciliation import Matched, Matching, Parts, Some, reconcile
+from .reconciliation import Matched, Matching, Parts, reconcile
 
 YES, NO, EXPLAINED, UNKNOWN = "yes", "no", "explained", "unknown"
 AUDITED = "Each read entry was audited once"
@@ -44,7 +45,7 @@ class Recorded:
         self.moments = Moments()
         self.earlier = 0  # records of earlier runs of the same plan
         self.beyond = 0  # records of entries after the boundary
-        self.matched = Matched(Some())
+        self.matched = Matched()
         self._matching, self._run_id, self._boundary = Matching(planned), run_id, boundary
 
     @property
@@ -58,8 +59,7 @@ class Recorded:
         self._matching.add(told.rename_columns(["id", "action", "reason"]))
         own = part.filter(pc.equal(part["run_id"], self._run_id))
         self.earlier += len(part) - len(own)
-        for pair in pc.value_counts(own["action"]).to_pylist():
-            self.counts[pair["values"]] += pair["counts"]
+        self.counts.update(word_counts(own["action"]))
         self.moments.add(audit_ms(own))
         if is_id(self._boundary):
             later = pc.greater(_padded(own["original_id"]), _padded([self._boundary])[0])

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,22 +65,21 @@ def plan_run(
     """
     if path is not None and path.is_dir():
         raise UsageError(f"--plan {path} is a folder; name a file in it to write to")
-    decisions, tally = None if path is None else decisions_path(path), Tally()
+    tally, sha256 = Tally(), ""
+    takers = [tally.add, *([on_table] if on_table else [])]
+
+    def keep(page: Page, decided: Decisions) -> None:
+        table = decisions_table(page[1](), page[0], decided, run.policy)
+        for take in takers:
+            take(table)
+
     with ExitStack() as stack:
-        out = None
-        if decisions is not None:
-            out = stack.enter_context(files.TableWriter(decisions, decisions_schema()))
-
-        def keep(page: Page, decided: Decisions) -> None:
-            table = decisions_table(page.hashes(), page.events, decided, run.policy)
-            tally.add(table)
-            if out is not None:
-                out.write(table)
-            if on_table:
-                on_table(table)
-
+        if path is not None:
+            out = files.TableWriter(decisions_path(path), decisions_schema())
+            takers.append(stack.enter_context(out).write)
         summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
-    sha256 = "" if decisions is None else files.file_sha256(decisions, sys.maxsize)
+    if path is not None:
+        sha256 = files.file_sha256(decisions_path(path), sys.maxsize)
     plan = _plan_of(run, tally, sha256)
     if path is not None:
         files.write_json(path, plan.to_json())
@@ -134,24 +134,15 @@ def turn_times_us(first: int, n: int, *, start_us: int, settings: Settings) -> n
     return start_us + turns.astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Page:
-    """Events of a dry run, with their entries as read, or else with the hashes of these."""
-
-    events: Events
-    entries: Sequence[RawEntry] = ()
-    sha256: pa.Array | None = None
-
-    def hashes(self) -> pa.Array:
-        """The hash of each entry's payload."""
-        return payload_hashes(self.entries) if self.sha256 is None else self.sha256
+#: Events of a dry run, and what gives the hashes of their entries' payloads.
+Page = tuple[Events, Callable[[], "pa.Array"]]
 
 
 def _read_pages(run: Run) -> Iterator[Page]:
     decoder, left = Decoder(run.settings.fields), run.max_events
     for page in scopes.scope_entries(run.server, run.scope):
         entries = page if left is None else page[:left]
-        yield Page(decoder.decode(entries), entries)
+        yield decoder.decode(entries), partial(payload_hashes, entries)
         if left is not None:
             left -= len(entries)
             if left <= 0:
@@ -173,18 +164,17 @@ def dry_run(
     summary, start_us = run.begin(), run.clock.now_us()
     invalid, symbols = np.zeros(len(INVALID_REASONS), np.int64), set[str]()
     for page in _read_pages(run) if pages is None else pages:
-        times = turn_times_us(
-            summary.total_read, len(page.events), start_us=start_us, settings=run.settings
-        )
-        decisions = decide(page.events, run.policy, times)
+        events, first = page[0], summary.total_read
+        times = turn_times_us(first, len(events), start_us=start_us, settings=run.settings)
+        decisions = decide(events, run.policy, times)
         summary.count(decisions)
-        symbols |= page.events.symbols_here()
-        invalid += np.bincount(page.events.invalid, minlength=len(INVALID_REASONS))
+        symbols |= events.symbols_here()
+        invalid += np.bincount(events.invalid, minlength=len(INVALID_REASONS))
         if on_page:
             on_page(page, decisions)
         if on_progress:
             on_progress(summary)
-        del page  # or two pages would be in memory
+        del page, events  # or two pages would be in memory
     summary.unreadable = {INVALID_REASONS[i]: int(invalid[i]) for i in np.flatnonzero(invalid) if i}
     summary.notes = allowlist_notes(run.policy.allowlist, symbols) or None
     run.count_left()
@@ -244,7 +234,7 @@ def _pages(path: Path) -> Iterator[Page]:
         for group in range(stored.num_row_groups):
             for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):
                 events = Events.from_arrow(pa.Table.from_batches([batch]))
-                yield Page(events, sha256=batch.column("payload_sha256"))
+                yield events, partial(batch.column, "payload_sha256")
 
 
 def _settings(run: Run) -> bytes:

@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import replace
 
-from ..core.reconciliation import Matching, drift_counts
+from ..core.reconciliation import Matching, drift_counts, drift_table
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
-from ..late import pa
+from ..ids import id_key, next_id
+from ..late import pa, pc
+from ..safe import text
 from ..server import ledger, recorded, scopes, writing
-from ..server.audit_log import run_tables
 from ..server.connection import Server
-from ..server.reading import id_key, next_id, pages
+from ..server.ledger import run_tables
+from ..server.reading import StreamInfo, pages
 from ..server.scope import Scope
 from ..server.scopes import Seen, look
 from .loop import INTERRUPTED, LOST, Loop
-from .opening import done_of_plan, preflight
 from .plan_files import PlanFile
-from .run import Progress, Run, note_end, recount
+from .run import Progress, Run, done_of_plan, preflight
 
 VANISHED = "deleted by others before it could be delivered"
 
@@ -37,7 +38,7 @@ def apply(
 ) -> Summary:
     """Drain the run's scope, and hold the outcome against the plan.
 
-    `seen`: what `opening.check` returned just before.
+    `seen`: what `run.check` returned just before.
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
     ready = preflight(run, seen, rate=run.settings.throttle)
@@ -90,21 +91,21 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
     server, summary = run.server, run.summary
     try:
         failure = _settle(run, loop, failure)
-        if loop.changes is not None and not loop.uncertain:
-            summary.changes = loop.changes.table()
+        if run.planned is not None and not loop.uncertain:
+            summary.changes = pa.concat_tables([drift_table(), *loop.changes])
         seen = look(server, run.scope)
         run.clock.sync(seen.now_us)
-        _account(run, *run.count_left(seen))
-        if failure is None and (reason := _unkept(run, loop, begun, seen)):
-            failure = DrainkitError(reason)
+        left = _account(run, *run.count_left(seen))
+        failure = failure or _unkept(loop, begun.audit, seen.audit, summary.total_read, left)
         try:
             if run.planned is not None:
-                note_drift(summary, _all_changes(run, run.planned))
+                note_drift(summary, _drift(run, run.planned))
         except DrainkitError as error:
             failure = failure or error
         run.close(failure)
-        at = iso(run.clock.now_us())
-        note_end(server, run.start, summary, at, vanished=summary.vanished)
+        ledger.note_end(
+            server, run.start, summary, iso(run.clock.now_us()), vanished=summary.vanished
+        )
     except DrainkitError as error:
         failure = failure or error
         if summary.audit_records is None and (loop.uncertain or not server.connected):
@@ -127,7 +128,7 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
     loop.wait_out()
     if loop.uncertain or not is_same:
         counted = summary.total_read
-        recount(server, summary)
+        ledger.recount(server, summary)
         if summary.total_read < counted:
             lost = UnreachableError(f"{LOST}: {counted - summary.total_read:,} records are lost")
             failure = failure or lost
@@ -141,28 +142,23 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
     return failure
 
 
-def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
+def _unkept(
+    loop: Loop, then: StreamInfo, now: StreamInfo, recorded: int, left: int
+) -> DrainkitError | None:
     """What a run that came to its end must have kept, and did not: its plan, the audit's records.
 
-    None: nothing.
+    `then` and `now` are the audit; `left` are entries of the plan.
     """
-    summary = run.summary
-    if run.to_drain is not None:
-        promised = run.to_drain.count + len(run.trimmed)
-        left = promised - summary.total_read - summary.vanished
-        if left > 0:
-            left = len(_undone(run)) + len(run.trimmed) - summary.vanished
-        if left > 0:
-            return (
-                f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
-                "them during the run; see remaining, and make a new plan"
-            )
-    then, now = begun.audit, seen.audit
-    is_kept = now.length >= then.length + summary.total_read
+    if left:
+        return DrainkitError(
+            f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
+            "them during the run; see remaining, and make a new plan"
+        )
+    is_kept = now.length >= then.length + recorded
     is_kept = is_kept and id_key(now.boundary_id) >= id_key(loop.audit_id)
     if now.gone is not None and then.gone is not None:
         is_kept = is_kept and now.gone <= then.gone
-    return None if is_kept else writing.FAILURES["unaudited"]
+    return None if is_kept else DrainkitError(writing.FAILURES["unaudited"])
 
 
 # ------------------------------------------------------------ what was neither recorded nor left
@@ -171,25 +167,29 @@ def _unkept(run: Run, loop: Loop, begun: Seen, seen: Seen) -> str | None:
 # was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
 
 
-def _account(run: Run, here: Scope, undelivered: int) -> None:
+def _account(run: Run, here: Scope, undelivered: int) -> int:
     """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
 
     `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
     The audit and the stream are read again only if the numbers leave something to explain.
+    Returns how many entries of the plan are neither recorded nor vanished.
     """
-    server, summary, begun = run.server, run.summary, run.opening
+    server, summary = run.server, run.summary
     if run.to_drain is not None:
-        summary.vanished = len(run.trimmed)
+        undone: set[str] = set()
         if summary.total_read < run.to_drain.count:
-            summary.vanished += len(vanished_ids(run, sorted(_undone(run))))
-    if begun is None:
-        return
-    if not here.group_exists and here.name != "history":
-        return  # without its group nobody knows what is undelivered
-    gone = begun.undelivered - undelivered
+            undone = set(run.to_drain.entries.ids.to_pylist()) - done_of_plan(run)
+        gone_now = vanished_ids(run, undone)
+        run.gone += gone_now
+        summary.vanished = len(run.gone)
+        return len(undone) - len(gone_now)
+    if run.opening is None or (not here.group_exists and here.name != "history"):
+        return 0  # without its group nobody knows what is undelivered
+    position, had = run.opening
+    gone = had - undelivered
     if gone == summary.total_read + summary.vanished:
-        return
-    first, last = next_id(begun.position), run.scope.boundary
+        return 0
+    first, last = next_id(position), run.scope.boundary
     owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
     found = recorded.audited_ids(server).get(owner, set())
     known = {entry for entry in found if low <= id_key(entry) <= high}
@@ -197,21 +197,17 @@ def _account(run: Run, here: Scope, undelivered: int) -> None:
     there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
     summary.passed_over = len(there - known)
     summary.vanished = max(0, gone - len(there | known))
+    return 0
 
 
-def _undone(run: Run) -> set[str]:
-    """Those of the plan's entries that this run was to drain and that have no record."""
-    ids = run.to_drain.entries.ids.to_pylist() if run.to_drain else []
-    return set(ids) - done_of_plan(run)
-
-
-def vanished_ids(run: Run, lacking: Sequence[str]) -> list[str]:
+def vanished_ids(run: Run, lacking: Collection[str]) -> list[str]:
     """Those of a plan's entries without a record that are not in the stream any more."""
     if run.scope.name == "pending" or not lacking:
         return []
-    ids = sorted(lacking, key=id_key)
-    there = scopes.there(run.server, [entry.encode() for entry in ids])
-    return [entry for entry in ids if entry.encode() not in there]
+    ids, wanted = sorted(lacking, key=id_key), set(lacking)
+    for page in pages(run.server, run.server.stream, ids[0], ids[-1]):
+        wanted.difference_update(text(entry[0]) for entry in page)
+    return [entry for entry in ids if entry in wanted]
 
 
 # ------------------------------------------------------------ what came out otherwise than planned
@@ -231,23 +227,19 @@ def note_drift(summary: Summary, found: pa.Table) -> None:
         )
 
 
-def _all_changes(run: Run, plan: PlanFile) -> pa.Table:
-    """What came out otherwise than planned (core.reconciliation.DRIFT_COLUMNS).
+def _drift(run: Run, planned: PlanFile) -> pa.Table:
+    """What came out otherwise than planned (reconciliation.drift_table).
 
     From the drain's own decisions; from the audit where an outcome was unknown.
     """
     found = run.summary.changes
     if found is None:
-        found = changes(run.server, plan, run.run_id)
-    if not run.summary.vanished:
-        return found
-    done = done_of_plan(run)
-    planned = plan.table(("id", "action"))
-    actions = dict(zip(planned["id"].to_pylist(), planned["action"].to_pylist(), strict=True))
-    gone = vanished_ids(run, [entry for entry in actions if entry not in done])
-    rows = [(entry, actions[entry], "vanished", VANISHED) for entry in gone]
-    more = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-    return pa.concat_tables([found, pa.table(more, found.schema)]) if rows else found
+        found = changes(run.server, planned, run.run_id)
+    for block in planned.blocks(("id", "action")) if run.gone else ():
+        gone = block.filter(pc.is_in(block["id"], value_set=pa.array(run.gone)))
+        fate = [["vanished"] * len(gone), [VANISHED] * len(gone)]
+        found = pa.concat_tables([found, drift_table(gone["id"], gone["action"], *fate)])
+    return found
 
 
 def changes(server: Server, planned: PlanFile, run_id: str) -> pa.Table:

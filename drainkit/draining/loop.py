@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..core.audit import records
-from ..core.entries import Changes
 from ..core.events import Decoder, Events
 from ..core.policy import Decisions, decide
+from ..core.reconciliation import drift_of
 from ..core.timestamps import iso
 from ..errors import (
     ConnectionLostError,
@@ -27,13 +27,13 @@ from ..errors import (
     UnreachableError,
 )
 from ..ids import id_key
+from ..late import pa
 from ..server import reading, recorded, writing
 from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Batch, Committed, ForgottenError
-from .opening import MAX_CLOCK_WAIT_SEC, Ready, future_audit
 from .reader import PAGE_ENTRIES, Reader, ReadRequest
-from .run import Progress, Run
+from .run import MAX_CLOCK_WAIT_SEC, Progress, Ready, Run, future_audit
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
 MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
@@ -104,7 +104,7 @@ class Loop:
         self._next_turn = 0.0  # time.monotonic()
         self._credit_us = 0  # a drain begins without
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
-        self.changes = None if run.to_drain is None else Changes(run.policy)
+        self.changes: list[pa.Table] = []  # what was decided otherwise than planned
         self._is_open = False
         self._seen: Seen | None = ready.seen
         # still so when new entries are read, unless others are drained before
@@ -271,22 +271,22 @@ class Loop:
         It settles its request, as an error too; a lost one does not.
         """
         request = self._sent[0]
-        receive: Any = writing.receive_commit
-        if isinstance(request, ReadRequest):
-            receive = reading.receive_page
+        is_read = isinstance(request, ReadRequest)
+        receive: Any = reading.receive_page if is_read else writing.receive_commit
         try:
             reply = receive(self._server)
-        except DrainkitError as error:
-            if not isinstance(error, ConnectionLostError):
-                self._sent.popleft()
+        except ConnectionLostError:
             raise
-        if isinstance(request, CommitRequest):
-            self._note(reply, request.sent_sec)
+        except DrainkitError:
+            self._sent.popleft()
+            raise
+        if isinstance(request, ReadRequest):
+            self._sent.popleft()
+            self._reader.put(request, reply)
+            return True
+        self._note(reply, request.sent_sec)
         self._sent.popleft()
-        if isinstance(request, CommitRequest):
-            return self._settle(request, reply, may_wait=may_wait)
-        self._reader.put(request, reply)
-        return True
+        return self._settle(request, reply, may_wait=may_wait)
 
     def _settle(self, request: CommitRequest, reply: Committed, *, may_wait: bool) -> bool:
         """Take a commit's reply into the books; False if it has to wait."""
@@ -306,8 +306,10 @@ class Loop:
         rows: np.ndarray | slice = slice(None)
         if taken:
             rows = np.array([entry not in taken for entry in request.events.ids])
-        if self.changes is not None and batch.planned is not None:
-            self.changes.note(request.events, request.decisions, rows, batch.planned)
+        if batch.planned is not None:
+            self.changes += drift_of(
+                request.events, request.decisions, rows, batch.planned, self._run.policy
+            )
         if counted := self._summary.count(request.decisions, rows):
             self._summary.pace.note(reply.audit_ms, counted)
             self._credit_us = CREDIT_US

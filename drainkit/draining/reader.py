@@ -8,10 +8,12 @@ from itertools import accumulate, chain, islice
 
 import numpy as np
 
-from ..core.entries import PIECE, Cursor, Feed, Straight, action_codes
-from ..core.events import Events
+from ..core.events import Events, word_codes
+from ..core.policy import ACTIONS
+from ..core.reconciliation import PIECE, Cursor, Feed, Straight
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
+from ..ids import id_key
 from ..safe import text
 from ..server import reading, recorded, scopes, writing
 from ..server.recorded import Recorded
@@ -70,13 +72,13 @@ class Reader:
 
         A group never goes back by itself; 6.2 has no counters to tell of a stream made anew.
         """
-        here = reading.id_key(found.position)
-        if here < reading.id_key(self.position):
+        here = id_key(found.position)
+        if here < id_key(self.position):
             raise RefusedError(writing.REFUSALS["moved_back"])
         self.position, self.counters = found.position, found.counters
-        if self._page and here > reading.id_key(self._cut):
+        if self._page and here > id_key(self._cut):
             # others were delivered what is next here
-            passed = sum(reading.id_key(entry[0]) <= here for entry in self._page)
+            passed = sum(id_key(entry[0]) <= here for entry in self._page)
             self._page, self._sizes = self._page[passed:], self._sizes[passed:]
             self._cut = self.position
         if is_start:
@@ -95,7 +97,7 @@ class Reader:
             while (most := room()) > 0:
                 most = max(1, min(most, self._count))
                 # those of several consumers lie among each other
-                chosen = sorted(islice(rows, most), key=lambda row: reading.id_key(row[0]))
+                chosen = sorted(islice(rows, most), key=lambda row: id_key(row[0]))
                 if not chosen:
                     break
                 entries = reading.bodies(self._server, [row[0] for row in chosen])
@@ -128,8 +130,8 @@ class Reader:
     def ask(self, budget: int) -> ReadRequest | None:
         """Ask for the next page, if there is more up to the boundary; None if there is not."""
         # where another drain went meanwhile this one need not read any more
-        after = max(self._after, self.position, key=reading.id_key)
-        if budget < 1 or reading.id_key(after) >= reading.id_key(self.bounds.boundary):
+        after = max(self._after, self.position, key=id_key)
+        if budget < 1 or id_key(after) >= id_key(self.bounds.boundary):
             return None
         count = max(1, min(PAGE_ENTRIES, self._count))
         if not self._known().touches(after, self.bounds.boundary):  # else some count for nothing
@@ -223,7 +225,7 @@ class _Columns:
             if table is None:
                 return None
             self._events, self._at = Events.from_arrow(table), 0
-            self._actions = action_codes(table["action"])
+            self._actions = word_codes(table["action"], ACTIONS)[0]
         sums = np.cumsum(self._sizes[self._row : self._row + min(room, PAGE_ENTRIES)])
         n = max(1, int(np.searchsorted(sums, BATCH_BYTES, side="right")))
         part = slice(self._at, self._at + n)

@@ -1,40 +1,49 @@
-"""One run from its opening to its end: what it was told, what it may take, its clock, its books."""
+"""One run from its opening to its end: resolved once, its plan held against the stream, its books.
+
+Nothing here writes to the server but `preflight`, and that only what a first commit needs.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import datetime as dt
+import math
+import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
-from ..core.audit import audit_ms
-from ..core.entries import ToDrain
-from ..core.policy import ACTIONS, Policy
-from ..core.summary import Summary
-from ..errors import DrainkitError
-from ..server import ledger, scopes
-from ..server.audit_log import run_tables, values_of
+from ..core.collection import collection_paused
+from ..core.events import Decoder
+from ..core.plan import differences, payload_hashes
+from ..core.policy import Policy
+from ..core.reconciliation import Cursor, Entries, Feed, Straight, ToDrain, fits
+from ..core.summary import Summary, new_run_id
+from ..errors import DrainkitError, RefusedError
+from ..ids import FIRST_ID, id_key, next_id
+from ..late import pa, pc
+from ..safe import text
+from ..server import keeping, ledger, reading, recorded, scopes, writing
 from ..server.connection import Clock, Server
+from ..server.counting import count
+from ..server.ledger import check_owner, run_tables
+from ..server.reading import ACTIVE_MS
 from ..server.scope import Scope
-from ..server.scopes import Seen
+from ..server.scopes import Seen, look
+from ..server.topology import check_primary
+from ..server.writing import Committed
 from ..settings import Settings
 from .plan_files import PlanFile
 
 Progress = Callable[[Summary], None]
-
-
-@dataclass(frozen=True)
-class Opening:
-    """Where the group stood when the run began, and how many entries it had before it."""
-
-    position: str
-    undelivered: int  # up to the run's boundary
+MAX_CLOCK_WAIT_SEC = 60.0
 
 
 @dataclass
 class Run:
-    """What a run needs, resolved once, and its books on the way (`opening.resolve` makes it)."""
+    """What a run needs, resolved once, and its books on the way (`resolve` makes it)."""
 
     server: Server
     settings: Settings
@@ -44,9 +53,10 @@ class Run:
     clock: Clock
     planned: PlanFile | None = None  # live with a plan
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
-    trimmed: frozenset[bytes] = frozenset()  # of the plan, but deleted before this run began
+    gone: list[str] = field(default_factory=list)  # of the plan, deleted before it was their turn
     approvers: Mapping[str, str] = field(default_factory=dict)  # who signed the plan: their keys
-    opening: Opening | None = None  # as counted just before the drain
+    # the group's position just before the drain, and what it had before it up to the boundary
+    opening: tuple[str, int] | None = None
     folder: str = ""  # where its evidence will be sealed; "": it leaves none
     summary: Summary = field(init=False)
     start: ledger.Start = field(init=False)  # as the ledger has it
@@ -90,13 +100,14 @@ class Run:
             return
         here = scopes.current(self.server, self.scope, seen)
         if here.name != "pending" and self.opening is None:
-            self.opening = Opening(here.position, scopes.undelivered(self.server, here, seen))
+            first, last = next_id(here.position), here.boundary
+            self.opening = here.position, count(self.server, seen.info, first, last)[0]
         if self.opening is None or here.name == "history":  # it comes upon what is recorded already
-            count = scopes.remaining(self.server, here)
+            entries = scopes.remaining(self.server, here)
         else:
             own = scopes.own_ids(self.server, here) if seen.has_own else ()
-            count = self.opening.undelivered + sum(map(len, own))
-        self.summary.expected = min(count, self.max_events or count)
+            entries = self.opening[1] + sum(map(len, own))
+        self.summary.expected = min(entries, self.max_events or entries)
 
     def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:
         """Count what is left; returns where the scope stands now, and what is undelivered."""
@@ -120,35 +131,235 @@ class Run:
         return summary.close(failure, self.clock.now_us())
 
 
-def note_end(server: Server, start: ledger.Start, summary: Summary, at: str, **more: int) -> None:
-    """The ledger's entry that the books of a run are closed."""
-    end = ledger.End(
-        run_id=start.run_id,
-        scope=start.scope,
-        consumer_group=start.consumer_group,
-        consumer=start.consumer,
-        boundary_id=start.boundary_id,
-        outcome=summary.outcome,
-        total_read=summary.total_read,
-        remaining="" if summary.remaining is None else str(summary.remaining),
-        at=at,
-        operator=start.operator,
-        **{action: getattr(summary, action) for action in ACTIONS},
-        **more,
+def resolve(
+    server: Server,
+    settings: Settings,
+    *,
+    planned: PlanFile | None = None,
+    run_id: str | None = None,
+    boundary: str | None = None,
+) -> Run:
+    """The run that these settings ask for: the only place that makes one.
+
+    `boundary` is that of a run which has begun already (a notebook of it), else the stream's last
+    id now. With a plan the run drains exactly the plan's entries; whatever differs is refused, and
+    the message names it (the contract, section 7).
+    """
+    _ = server.keys  # refuses names that could not share the stream's slot
+    policy = Policy(
+        max_age_min=settings.max_age_min,
+        allowlist=scopes.allowlist(server, settings),
+        min_conf=settings.min_conf,
     )
-    ledger.append(server, end)
+    settings = scopes.at_now(server, settings)
+    scope = scopes.open_scope(server, settings, boundary=boundary)
+    now_us = server.now_us()
+    run_id = run_id or new_run_id(settings.mode, now_us)
+    run = Run(server, settings, scope, policy, run_id, Clock(now_us), planned)
+    if planned is not None:
+        _take_plan(run, planned)
+    return run
 
 
-def recount(server: Server, summary: Summary) -> None:
-    """Take a run's counts, and its pace, from the audit itself."""
-    counts: Counter[str] = Counter()
-    summary.pace = type(summary.pace)()
-    for part in run_tables(server, {summary.run_id}):
-        counts.update(values_of(part["action"]))
-        times, records = np.unique(audit_ms(part), return_counts=True)
-        for ms, n in zip(times.tolist(), records.tolist(), strict=True):
-            summary.pace.note(ms, n)
-    for action in ACTIONS:
-        setattr(summary, action, counts[action])
-    summary.total_read = summary.audit_records = sum(counts.values())
-    summary.events_per_sec = summary.pace.events_per_sec()
+def _take_plan(run: Run, planned: PlanFile) -> None:
+    """Let the run drain exactly the plan's entries that earlier runs of it left."""
+    plan, server = planned.plan, run.server
+    run.approvers = planned.approvers(run.settings)
+    same = ("stream", "consumer_group", "scope")
+    asked = {name: getattr(run.settings, name) for name in same}
+    if found := differences(plan, policy=run.policy, **asked):
+        raise RefusedError("the plan is for something else: " + "; ".join(found))
+    runs = {start.run_id for start in ledger.starts_of(server, plan.digest)}
+    done = [part["original_id"] for part in run_tables(server, runs) if len(part)]
+    moved = run.scope.group_position != plan.position
+    here, last = run.scope.group_position, plan.last_id or plan.position
+    if run.scope.name == "history":
+        here = run.scope.position
+        moved = moved or here != plan.history_position
+    # a run of this plan that died has moved the position itself, at most to the plan's last entry
+    if moved and not (done and id_key(here) <= id_key(last)):
+        raise RefusedError(
+            f"the group's position moved since the plan was made: from {plan.position} to "
+            f"{run.scope.group_position}; make a new plan"
+        )
+    run.scope = replace(run.scope, boundary=plan.boundary_id)
+    if not done and (straight := look_straight(run, planned)):
+        load = partial(_entries, planned)
+        run.to_drain = ToDrain(planned.rows, plan.last_id or "", load, straight)
+        return
+    entries = _entries(planned)
+    if done:
+        recorded = pa.concat_arrays([chunk for ids in done for chunk in ids.chunks])
+        left = pc.invert(pc.is_in(entries.ids, value_set=recorded))
+        entries = entries.only(left.to_numpy(zero_copy_only=False))
+    there = _check_entries(run, entries, resumed=bool(done))
+    run.gone = entries.ids.filter(pa.array(~there)).to_pylist()
+    run.to_drain = ToDrain.of(entries.only(there))
+
+
+def _entries(planned: PlanFile) -> Entries:
+    return Entries(planned.table(("id", "action", "payload_sha256")))
+
+
+@collection_paused()
+def look_straight(run: Run, planned: PlanFile) -> Straight | None:
+    """Look at all entries of the plan by one read: whether they are as the plan says, to the byte.
+
+    None where something is otherwise (entries are missing, changed, pending already, or between
+    those of the plan), or where the server does not count what is deleted (6.2): then each has to
+    be looked at, and read again to be drained.
+    """
+    server, scope, decoder = run.server, run.scope, Decoder(run.settings.fields)
+    counters = reading.stream_info(server).counters  # before the first is read
+    if scope.name == "pending" or not counters:
+        return None
+    rows, last = Feed(planned.blocks()), planned.plan.last_id or scope.position
+    sizes: list[np.ndarray] = []
+    first = next_id(scope.position)
+    with closing(reading.pages(server, server.stream, first, last, ahead=True)) as pages:
+        for page in pages:
+            part = rows.take(len(page))
+            if part is None or len(part) != len(page):
+                return None
+            if not fits(part, decoder.decode(page), payload_hashes(page)):
+                return None
+            sizes.append(np.array([reading.size_of(entry) for entry in page], np.int32))
+            del page, part  # or two pages would be in memory
+    if rows.take(1) is not None:
+        return None
+    found = np.concatenate([*sizes, np.zeros(0, np.int32)])
+    return Straight(scope.position, counters, planned.blocks, found)
+
+
+@collection_paused()
+def _check_entries(run: Run, entries: Entries, *, resumed: bool) -> np.ndarray:
+    """Every entry of the plan must be there as it was; but for those that are not marked as there.
+
+    These were trimmed from the front, as a capped stream does all the time; or they vanished under
+    an earlier run of this plan, which has passed them.
+    """
+    cursor, there = Cursor(entries), np.zeros(len(entries), dtype=bool)
+    left, odd = len(entries), []
+    for page in scopes.scope_entries(run.server, run.scope) if left else ():
+        rows = cursor.find([entry[0] for entry in page])
+        chosen = np.flatnonzero(rows >= 0)
+        rows = rows[chosen]
+        found = payload_hashes([page[i] for i in chosen.tolist()])
+        if not found.equals(planned := entries.hashes.take(rows)):
+            pairs = zip(chosen.tolist(), found.to_pylist(), planned.to_pylist(), strict=True)
+            odd += [page[i] for i, now, then in pairs if now != then]
+        left -= len(rows) - int(there[rows].sum())
+        there[rows] = True
+        if not left:
+            break
+    if not left and not odd:
+        return there
+    first_id = reading.stream_info(run.server).first_id
+    passed = id_key(run.scope.position) if resumed else (0, 0)
+
+    def is_trimmed(entry: str) -> bool:
+        key = id_key(entry)
+        return first_id is None or key < id_key(first_id) or key <= passed
+
+    for entry_id, fields in odd:  # one that is pending stays so without its body
+        if fields is not None or not is_trimmed(entry_id.decode()):
+            gone = text(entry_id)
+            raise RefusedError(f"entry {gone} of the plan is gone or changed; make a new plan")
+    unseen, name = entries.ids.filter(pa.array(~there)).to_pylist(), run.scope.name
+    if lost := [entry for entry in unseen if name == "pending" or not is_trimmed(entry)]:
+        if done_of_plan(run).issuperset(lost):  # since this run asked what was done
+            raise RefusedError(
+                "another run of this plan is at work; when it has ended, run the same command "
+                "again for what it left"
+            )
+        raise RefusedError(
+            f"entries of the plan are gone: {len(lost):,}, first {lost[0]}; make a new plan"
+        )
+    return there
+
+
+def done_of_plan(run: Run) -> set[str]:
+    """Ids that runs of the run's plan have recorded by now: two may be at work at once."""
+    digest = run.planned.plan.digest if run.planned else ""
+    runs = {start.run_id for start in ledger.starts_of(run.server, digest)}
+    tables = run_tables(run.server, runs | {run.run_id})
+    return {entry for part in tables for entry in part["original_id"].to_pylist()}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What `preflight` found: how stream, group and audit are just before the first commit."""
+
+    seen: Seen
+    probed: Committed
+    round_trip_sec: float  # of a commit and its reply
+    notes: list[str]  # what the run has to say of stream and audit (`recorded.prepare`)
+
+
+def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) -> Ready:
+    """Everything that must hold before the first write, the right to write too.
+
+    With `rate` the drains at work learn of this one's throttle. `seen`: what `check` returned just
+    before.
+    """
+    server, seen = run.server, seen or check(run)
+    # the group of scope history may not exist yet, so it is the consumer group that is looked at
+    main = replace(run.scope, group=run.settings.consumer_group)
+    notes = recorded.prepare(server, main.group, main.consumer_group)
+    sent_sec = time.monotonic()
+    probed = writing.probe(
+        server, main, after=FIRST_ID, counters=b"", rate=rate,
+        deadline_us=run.new_deadline_us(),
+    )  # fmt: skip
+    run.clock.sync(probed.now_us)
+    return Ready(seen, probed, time.monotonic() - sent_sec, notes)
+
+
+def check(run: Run) -> Seen:
+    """What can be known without a trace before a drain; refuses with what to do."""
+    server, keys, scope = run.server, run.server.keys, run.scope
+    check_primary(server.info)
+    if run.settings.approval is not None and run.planned is None:
+        raise RefusedError(
+            "drainkit.toml asks for approvals, and there is no plan that others could have "
+            "approved: make one (drain --plan FILE), let it be approved (drainkit approve FILE), "
+            "then apply it with --plan FILE"
+        )
+    seen = look(server, scope)
+    run.clock.sync(seen.now_us)
+    if seen.switch is not None:
+        raise writing.stopped(seen.switch)
+    rights = {keys.audit: "stream", keys.runs: "stream", keys.state: "hash", keys.recorded: "zset"}
+    for key, right in rights.items():
+        if (kind := seen.kinds[key]) not in (right, "none"):
+            advice = " or choose another --audit-stream" if key == keys.audit else ""
+            raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
+    check_owner(server, seen.audit, seen.audit_known)
+    keeping.check_room(server, scope, run.max_events, seen.memory)
+    ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - seen.now_us / 1e6
+    if ahead_sec > MAX_CLOCK_WAIT_SEC:
+        raise DrainkitError(future_audit(ahead_sec))
+    if scope.name == "undelivered" and not run.settings.allow_active_consumers:
+        others = reading.consumers(server, scope.group)
+        active = [c for c in others if c.name != scope.consumer and c.idle_ms < ACTIVE_MS]
+        if active:
+            raise RefusedError(
+                f"consumer {active[0].name} of this group was active "
+                f"{active[0].idle_ms / 1000:.0f} s ago; stop it, or set --allow-active-consumers"
+            )
+    return seen
+
+
+def future_audit(ahead_sec: float) -> str:
+    """What to say of an audit stream whose last id lies so far in the future."""
+    if ahead_sec > 10 * 365 * 86400:
+        wait = "its ids are used up"
+    else:
+        wait = (
+            "the server's clock was ahead when it was made, or has gone back since; a drain can "
+            f"begin in {dt.timedelta(seconds=math.ceil(ahead_sec))} (h:mm:ss)"
+        )
+    return (
+        f"the audit stream's last id lies in the future: {wait}; set the clock right, wait, or "
+        "choose another --audit-stream"
+    )

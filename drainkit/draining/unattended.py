@@ -11,23 +11,23 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import numpy as np
 
 from ..core.policy import ACTIONS, Policy
 from ..errors import DrainkitError, RefusedError
+from ..ids import next_id
 from ..late import pa
 from ..server import scopes, writing
 from ..server.connection import Server
 from ..server.counting import count
-from ..server.reading import next_id
 from ..server.scopes import Seen
 from ..server.topology import check_primary
 from ..settings import Limits, Settings
 from .dry import dry_run, turn_times_us
-from .opening import check
 from .plan_files import PlanFile
-from .run import Opening, Run
+from .run import Run, check
 
 LEASE_MS = 60_000  # a run that died blocks the next ones for at most this long
 RENEW_SEC = 15.0
@@ -43,49 +43,38 @@ def turn(settings: Settings, *, over: int) -> Iterator[str | None]:
     """
     if settings.mode == "live":
         require_limits(settings.limits)
+    ended = threading.Event()
     with Server.of(settings) as server:
         left = scopes.remaining(server, scopes.open_scope(server, settings))
         if left <= over:
             yield f"nothing to do: the backlog of {left:,} is not over {over:,}"
-        elif settings.mode == "dry-run":
+            return
+        if settings.mode == "dry-run":
             yield None
-        else:
-            check_primary(server.info)
-            with _leased(server, settings) as held_ms:
-                yield (
-                    None
-                    if not held_ms
-                    else (
-                        "nothing to do: another scheduled run of this group is at work "
-                        f"(its lease ends in {held_ms / 1000:.0f} s, if it does not renew it)"
-                    )
-                )
+            return
+        check_primary(server.info)
+        lease = partial(writing.hold_lease, server, settings.drain_group, secrets.token_hex(8))
+        if held_ms := lease(LEASE_MS):
+            yield (
+                "nothing to do: another scheduled run of this group is at work (its lease ends in "
+                f"{held_ms / 1000:.0f} s, if it does not renew it)"
+            )
+            return
 
+        def renew() -> None:
+            while not ended.wait(RENEW_SEC):
+                with suppress(DrainkitError):
+                    lease(LEASE_MS)
 
-@contextmanager
-def _leased(server: Server, settings: Settings) -> Iterator[int]:
-    """Hold the lease while the body runs; yields 0, or for how many ms another one holds it."""
-    group, token = settings.drain_group, secrets.token_hex(8)
-    held_ms = writing.hold_lease(server, group, token, LEASE_MS)
-    if held_ms:
-        yield held_ms
-        return
-    over = threading.Event()
-
-    def renew() -> None:
-        while not over.wait(RENEW_SEC):
+        renewing = threading.Thread(target=renew, daemon=True)
+        renewing.start()
+        try:
+            yield None
+        finally:
+            ended.set()
+            renewing.join()
             with suppress(DrainkitError):
-                writing.hold_lease(server, group, token, LEASE_MS)
-
-    renewing = threading.Thread(target=renew, daemon=True)
-    renewing.start()
-    try:
-        yield 0
-    finally:
-        over.set()
-        renewing.join()
-        with suppress(DrainkitError):
-            writing.hold_lease(server, group, token, 0)
+                lease(0)
 
 
 def require_limits(limits: Limits) -> None:
@@ -159,7 +148,7 @@ def _are_few(run: Run, seen: Seen) -> bool:
     n, is_all = count(run.server, seen.info, first, scope.boundary, most=most)
     if not is_all or n > most:
         return False
-    run.opening = Opening(scope.position, n)
+    run.opening = scope.position, n
     return True
 
 

@@ -10,15 +10,14 @@ import numpy as np
 
 from ..core.audit import parse
 from ..core.events import Decoder, Events
-from ..core.places import places, shown
+from ..core.fields import Findings, examine, places, shown
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
-from ..core.shapes import Findings, examine
 from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import RefusedError, UsageError
 from ..ids import FIRST_ID, id_key, is_id, last_of, next_id
 from ..safe import one_line, text
-from ..server import audit_log, reading, scopes
+from ..server import ledger, reading, scopes
 from ..server.connection import Server
 from ..server.counting import sampled
 from ..settings import Settings
@@ -137,7 +136,7 @@ def _audits(server: Server, wanted: Sequence[bytes]) -> dict[bytes, dict[str, An
     first = f"{start_ms}-0" if start_ms else FIRST_ID
     records: dict[bytes, list[dict[str, Any]]] = {entry_id: [] for entry_id in wanted}
     searched, complete = 0, True
-    for page in audit_log.pages(server, first):
+    for page in ledger.audit_pages(server, first):
         if searched >= MAX_AUDIT_RECORDS:
             complete = False
             break

@@ -13,8 +13,10 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import structs
 
 from ..core.events import Decoder, Events
 from ..core.policy import ACTIONS, decide
@@ -25,11 +27,10 @@ from ..errors import RefusedError, UsageError
 from ..ids import next_id
 from ..safe import one_line
 from ..server import counting, ledger, reading
-from ..server.audit_log import run_counts
 from ..server.connection import Server
 from ..server.counting import sampled
 from ..server.keeping import keeping_words
-from ..server.reading import ACTIVE_MS, stop_words
+from ..server.reading import ACTIVE_MS, StopSwitch
 from ..settings import Settings
 from .checks import Limits, Report, group_rows, judge
 from .export import Lens
@@ -58,7 +59,7 @@ def first_screen(server: Server, settings: Settings) -> dict[str, Any]:
         "verdict": {name: judged[name] for name in ("status", "exit_code", "findings")},
         "decided": _decided(server, settings, state, seen),
         "running_drains": [vars(drain) | {"line": drain.line()} for drain in running],
-        "last_run": None if last is None else asdict(last),
+        "last_run": None if last is None else structs.asdict(last),
     }
 
 
@@ -132,7 +133,7 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     if found["unread"]:
         lines.append(f"Kill switch and audit are not known: {found['unread']}")
     else:
-        stopped = found["stop"] and f"{stop_words(**found['stop'])}; drainkit resume lifts it"
+        stopped = found["stop"] and f"{StopSwitch(**found['stop'])}; drainkit resume lifts it"
         lines.append(f"Stopped: {stopped}" if stopped else "Kill switch: not set")
     if kept := keeping_words(found["server"]):
         lines.append(f"Server: {'; '.join(kept)}")
@@ -149,7 +150,7 @@ def as_text(state: Mapping[str, Any]) -> list[str]:
         f"Boundary: {info['boundary_id']}",
     ]
     if state["stop"]:
-        lines.append(f"  {stop_words(**state['stop'])}; drainkit resume lifts it")
+        lines.append(f"  {StopSwitch(**state['stop'])}; drainkit resume lifts it")
     lines += [f"  Note: {words}" for words in keeping_words(state["server"])]
     if state["unread"]:
         lines.append(f"  Kill switch and audit are not known: {state['unread']}")
@@ -287,7 +288,7 @@ def running_drains(server: Server) -> list[RunningDrain]:
             open_runs[entry.consumer_group, entry.consumer] = entry
         elif isinstance(entry, ledger.End):
             open_runs.pop((entry.consumer_group, entry.consumer), None)
-    done = run_counts(server, {start.run_id for start in open_runs.values()}, "run_id")
+    done = ledger.run_counts(server, {start.run_id for start in open_runs.values()}, "run_id")
     found = []
     for start in open_runs.values():
         with suppress(ValueError, ArithmeticError):  # anybody can have written a value there
@@ -310,7 +311,7 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
         if start.scope == "pending":
             left = sum(len(page) for page in pending)
         else:
-            after = reading.next_id(group.position)
+            after = next_id(group.position)
             left = counting.count_between(server, after, start.boundary_id)
             left += sum(row[1] == start.consumer for page in pending for row in page)
         there = reading.consumers(server, group.name)

@@ -24,7 +24,7 @@ from ..errors import (
     RefusedError,
     UsageError,
 )
-from ..ids import is_id
+from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..late import pa
 from ..safe import text
 from ..server import ledger, reading, writing
@@ -186,10 +186,10 @@ def trim_plan(
         raise RefusedError(writing.TRIM_REFUSALS["no_groups"])
     floors = {name: _floor(server, name, group) for name, group in groups.items()}
     # a group set beyond the stream's end must not give away entries that are yet to come
-    end = min(reading.next_id(info.boundary_id), reading.LAST_ID, key=reading.id_key)
-    by_group = min([end, *(needed for needed, _ in floors.values())], key=reading.id_key)
+    end = min(next_id(info.boundary_id), LAST_ID, key=id_key)
+    by_group = min([end, *(needed for needed, _ in floors.values())], key=id_key)
     by_age = None if keep_days is None else _age_floor(server, info, keep_days)
-    floor = min(by_group, by_age or by_group, key=reading.id_key)
+    floor = min(by_group, by_age or by_group, key=id_key)
     bound = "age" if floor != by_group else "end" if floor == end else "group"
     held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
     entries = sum(len(page) for page in entries_before(server, floor))
@@ -201,7 +201,7 @@ def _age_floor(server: Server, info: StreamInfo, keep_days: float) -> str:
     """The first id that is younger than so many days; ids that are not times are refused."""
     now_ms = server.now_us() // 1000
     if info.first_id is not None and info.last_id is not None:
-        first_ms, last_ms = (reading.id_key(end)[0] for end in (info.first_id, info.last_id))
+        first_ms, last_ms = (id_key(end)[0] for end in (info.first_id, info.last_id))
         if first_ms < EARLIEST_ID_MS or last_ms > now_ms + DAY_MS:
             odd = info.first_id if first_ms < EARLIEST_ID_MS else info.last_id
             raise RefusedError(
@@ -213,10 +213,10 @@ def _age_floor(server: Server, info: StreamInfo, keep_days: float) -> str:
 
 def _floor(server: Server, name: str, group: reading.Group) -> tuple[str, str]:
     """The first id that the group still needs, and why."""
-    after = reading.next_id(group.position)
+    after = next_id(group.position)
     if group.pending:
         lowest = reading.lowest_pending(server, name)
-        if lowest is not None and reading.id_key(lowest) < reading.id_key(after):
+        if lowest is not None and id_key(lowest) < id_key(after):
             entry = text(lowest)
             return entry, f"{entry} is delivered but not acknowledged ({group.pending:,} pending)"
     return after, f"nothing after its position {group.position} is delivered"
@@ -224,8 +224,8 @@ def _floor(server: Server, name: str, group: reading.Group) -> tuple[str, str]:
 
 def entries_before(server: Server, floor: str) -> Iterator[list[RawEntry]]:
     """Pages of the entries before `floor`, oldest first."""
-    for page in reading.pages(server, server.stream, reading.FIRST_ID, floor, page=TRIM_ENTRIES):
-        kept = [entry for entry in page if reading.id_key(entry[0]) < reading.id_key(floor)]
+    for page in reading.pages(server, server.stream, FIRST_ID, floor, page=TRIM_ENTRIES):
+        kept = [entry for entry in page if id_key(entry[0]) < id_key(floor)]
         if kept:
             yield kept
 
@@ -327,7 +327,7 @@ def restore(server: Server, key: str, path: Path) -> int:
     before = (0, 0)
     for entry_id, fields in (entry for page in _archived(path) for entry in page):
         name = text(entry_id)
-        has_id = is_id(name) and before < (before := reading.id_key(name))
+        has_id = is_id(name) and before < (before := id_key(name))
         if not has_id or not fields or len(fields) % 2 or None in fields:
             raise UsageError(f"{path.name}: {name[:60]} is not an entry of an archive")
     if reading.type_of(server, key.encode()) != "none":

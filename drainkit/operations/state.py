@@ -13,22 +13,12 @@ import numpy as np
 from ..core.events import Decoder, Events
 from ..core.timestamps import NO_TIME, id_times_us
 from ..errors import RefusedError
+from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
 from ..server import counting, ledger, reading
-from ..server.audit_log import audit_counts
 from ..server.connection import Server
 from ..server.keeping import keeping
-from ..server.reading import (
-    ACTIVE_MS,
-    FIRST_ID,
-    Backlog,
-    Consumer,
-    Group,
-    StopSwitch,
-    StreamInfo,
-    id_key,
-    next_id,
-)
+from ..server.reading import ACTIVE_MS, Backlog, Consumer, Group, StopSwitch, StreamInfo
 from ..server.topology import ServerInfo
 from ..settings import Settings
 
@@ -169,7 +159,7 @@ def read_state(
     try:
         switch = reading.stop_switch(server)
         entries = reading.length_of(server, server.keys.audit)
-        counts = audit_counts(server) if audits else None
+        counts = ledger.audit_counts(server) if audits else None
         ends = ledger.last_ends(server) if audits else ()
     except RefusedError as error:  # a user who may read the stream, but not its side keys
         return StreamState(info, states, unread=str(error))

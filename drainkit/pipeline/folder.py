@@ -25,7 +25,7 @@ from ..core.summary import OUTCOMES, RUN_ID, Summary
 from ..core.timestamps import EPOCH, iso
 from ..draining.live import changes
 from ..draining.plan_files import PlanFile
-from ..draining.run import Run, note_end, recount
+from ..draining.run import Run
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, UsageError
 from ..evidence.examined import examine
 from ..evidence.remote import Reports, reports_of
@@ -34,8 +34,8 @@ from ..evidence.statement import RUN_JSON, STATEMENT, alone_with, is_plain, read
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
-from ..server.audit_log import run_tables
 from ..server.connection import Server
+from ..server.ledger import run_tables
 from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
 from . import report
@@ -47,7 +47,7 @@ def recount_settled(server: Server, summary: Summary) -> None:
     """Recount a live run whose process died: a commit that it had sent may still arrive."""
     if summary.mode == "live":
         time.sleep(_SETTLE_SEC)
-        recount(server, summary)
+        ledger.recount(server, summary)
 
 
 @dataclass
@@ -234,7 +234,7 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
                 )
             summary = _books(this, mine, planned)
             for start in starts[sum(isinstance(entry, ledger.End) for entry in mine) :]:
-                note_end(server, start, summary, iso(server.now_us()))
+                ledger.note_end(server, start, summary, iso(server.now_us()))
             if summary.changes is not None:
                 files.write_table(folder / "drift.parquet", summary.changes)
             return this.write_up(summary, renew=True, closed_at=iso(server.now_us()))

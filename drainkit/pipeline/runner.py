@@ -16,9 +16,8 @@ from typing import Any
 
 from .. import files
 from ..core.collection import give_back_buffers
-from ..draining.opening import preflight, resolve
 from ..draining.plan_files import PlanFile
-from ..draining.run import Run
+from ..draining.run import Run, preflight, resolve
 from ..errors import DrainkitError
 from ..evidence.remote import reports_at
 from ..evidence.seal import open_run

@@ -233,21 +233,21 @@ class Server:
         unix = self._url.startswith("unix:")
         self._place: Place | None = None if unix else (link.host, int(link.port))
 
-    def _reopen(self) -> None:
-        """Connect again, by way of Sentinel and Cluster."""
+    def _reopen(self) -> bool:
+        """Connect again, by way of Sentinel and Cluster; whether the data cannot have gone back."""
         before, place = self.info, self._place
         self.close()
         self._open()
         now = self.info
-        if now.role == before.role and now.replid == before.replid:
-            return
-        if now.role == before.role and now.run_id == before.run_id and not now.was_replica:
-            return  # its first replica came
-        if place and self.info.cluster:
-            moved = topology.has_handed_over(self._url, self.stream, place, before, self.info)
-            self.takeovers += not moved
-        else:
-            self.takeovers += 1
+        # a primary that stays one gets a new replication id when its first replica comes
+        is_first = now.run_id == before.run_id and not now.was_replica
+        if now.role == before.role and (now.replid == before.replid or is_first):
+            return True
+        has_moved = topology.has_handed_over
+        if place and now.cluster and has_moved(self._url, self.stream, place, before, now):
+            return True
+        self.takeovers += 1
+        return False
 
     def _send(self, commands: list[tuple[bytes | str | int, ...]]) -> None:
         # redis-py's own would look at each of a commit's thousands of arguments in Python
@@ -279,9 +279,8 @@ class Server:
         sent, replies = self._sent.copy(), self._replies.copy()
         replies.extend(self._read() for _ in range(len(sent) - len(replies)))
         while time.monotonic() < until and any(isinstance(r, SLOT_ERRORS) for r in replies):
-            owner, takeovers = self.info.replid, self.takeovers
-            self._reopen()
-            if self.takeovers != takeovers:
+            owner = self.info.replid
+            if not self._reopen():
                 raise redis.ConnectionError("another server took over")
             if self.info.replid == owner:
                 time.sleep(wait)
@@ -314,9 +313,7 @@ class Server:
                 return
         except (redis.RedisError, OSError):
             pass
-        takeovers = self.takeovers
-        self._reopen()
-        if self.takeovers != takeovers:
+        if not self._reopen():
             raise redis.ConnectionError("the server restarted, or another one took over")
 
 

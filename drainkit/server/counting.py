@@ -16,10 +16,11 @@ from itertools import chain, pairwise
 
 from ..core.collection import collection_paused
 from ..core.values import RawEntry
+from ..ids import id_key, next_id, previous_id
 from ..safe import text
 from . import reading
 from .connection import Server
-from .reading import Backlog, Group, StreamInfo, id_key, next_id, previous_id
+from .reading import Backlog, Group, StreamInfo
 
 SPREAD = (64, 4, 25)  # a sample's places, how often each is read at most, and entries each time
 _SEQUENCES = 1 << 64
@@ -133,7 +134,11 @@ def sampled(server: Server, first: str, last: str) -> Iterator[list[RawEntry]]:
     places, times, most = SPREAD
     spans, count = [(_number(first), _number(last))], 1
     for _ in range(times):
-        cut = [part for span in spans for part in _equal(*span, places // len(spans))]
+        cut = []
+        for low, high in spans:  # each in up to so many parts, each of at least one id
+            parts = max(1, min(places // len(spans), high - low + 1))
+            ends = [low + (high - low + 1) * i // parts for i in range(parts + 1)]
+            cut += [(a, b - 1) for a, b in pairwise(ends)]
         found: list[list[RawEntry]] = server.pipeline(
             [("XRANGE", server.stream, _id(a), _id(b), "COUNT", count) for a, b in cut]
         )
@@ -149,13 +154,6 @@ def sampled(server: Server, first: str, last: str) -> Iterator[list[RawEntry]]:
         count = max(
             1, min(most, reading.PAGE_BYTES // places // max(map(reading.entry_bytes, read)))
         )
-
-
-def _equal(first: int, last: int, n: int) -> list[tuple[int, int]]:
-    """The span in up to n parts, each of at least one id."""
-    n = max(1, min(n, last - first + 1))
-    cuts = [first + (last - first + 1) * i // n for i in range(n + 1)]
-    return [(a, b - 1) for a, b in pairwise(cuts)]
 
 
 def _number(entry_id: str | bytes) -> int:

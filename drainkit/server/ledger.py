@@ -1,30 +1,44 @@
-"""The run ledger in Redis: a typed entry for each thing that a run, or an operator, leaves there.
+"""The side streams, as read: the run ledger, and the audit.
 
-The fields' names are known here alone. Anybody who may write to the ledger could have put anything
+The ledger has a typed entry for each thing that a run, or an operator, leaves there; the fields'
+names are known here alone. Anybody who may write to the ledger could have put anything
 there: what cannot be read as one of these is left out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
-from ..core.summary import RUN_ID
+from ..core.audit import audit_ms, audit_table, parse
+from ..core.collection import collection_paused
+from ..core.frame import word_counts
+from ..core.policy import ACTIONS
+from ..core.summary import RUN_ID, Summary
+from ..core.values import RawEntry
 from ..errors import RefusedError
+from ..ids import FIRST_ID, LAST_ID, id_key, next_id
+from ..late import pa, pc
 from ..safe import text
 from . import reading, writing
 from .connection import Server
+from .reading import StreamInfo
+
+RunId = Annotated[str, msgspec.Meta(pattern=rf"\A{RUN_ID.pattern}\Z")]
 
 
-@dataclass(frozen=True)
-class Start:
+class _Entry(msgspec.Struct, frozen=True, tag_field="event"):
+    """What is common to the ledger's entries: the field `event` names the kind."""
+
+
+class Start(_Entry, frozen=True, tag="start"):
     """A live run begins to drain."""
 
-    event: ClassVar[str] = "start"
-    run_id: str
+    run_id: RunId
     scope: str
     consumer_group: str  # the group that it drains: scope history has its own
     consumer: str
@@ -37,18 +51,16 @@ class Start:
     pid: int = 0
     operator: str = ""
     approvers: str = ""  # identities that signed the plan; none of them holds a comma
-    from_id: str = reading.FIRST_ID  # scope pending: no entry before this is the run's
-    audit_id: str = reading.FIRST_ID  # the audit's last id then: the run's records come after it
+    from_id: str = FIRST_ID  # scope pending: no entry before this is the run's
+    audit_id: str = FIRST_ID  # the audit's last id then: the run's records come after it
     audit_stream: str = ""  # "" for the usual one
     folder: str = ""  # `run`: the absolute path where it will be sealed; "" for a plain drain
 
 
-@dataclass(frozen=True)
-class End:
+class End(_Entry, frozen=True, tag="end"):
     """A live run closed its books."""
 
-    event: ClassVar[str] = "end"
-    run_id: str
+    run_id: RunId
     scope: str
     consumer_group: str
     consumer: str
@@ -67,42 +79,34 @@ class End:
     operator: str = ""
 
 
-@dataclass(frozen=True)
-class Sealed:
+class Sealed(_Entry, frozen=True, tag="evidence"):
     """A live run's evidence was sealed."""
 
-    event: ClassVar[str] = "evidence"
-    run_id: str
+    run_id: RunId
     statement_sha256: str
     folder: str = ""  # where it was sealed: an absolute path, or a URL
     host: str = ""
 
 
-@dataclass(frozen=True)
-class Stopped:
+class Stopped(_Entry, frozen=True, tag="stop"):
     """The kill switch was set."""
 
-    event: ClassVar[str] = "stop"
     operator: str
     at: str
     reason: str
 
 
-@dataclass(frozen=True)
-class Resumed:
+class Resumed(_Entry, frozen=True, tag="resume"):
     """The kill switch was lifted."""
 
-    event: ClassVar[str] = "resume"
     operator: str
     at: str
     reason: str  # that it had been set for
 
 
-@dataclass(frozen=True)
-class Trimmed:
+class Trimmed(_Entry, frozen=True, tag="trim"):
     """Entries that no group needed were removed."""
 
-    event: ClassVar[str] = "trim"
     operator: str
     at: str
     entries: int
@@ -111,11 +115,9 @@ class Trimmed:
     archive: str = ""  # the file's name; "" without one
 
 
-@dataclass(frozen=True)
-class Deleted:
+class Deleted(_Entry, frozen=True, tag="consumers_delete"):
     """Dead consumers were removed."""
 
-    event: ClassVar[str] = "consumers_delete"
     operator: str
     at: str
     consumer_group: str
@@ -125,17 +127,14 @@ class Deleted:
 
 OfRun = Start | End | Sealed
 Entry = OfRun | Stopped | Resumed | Trimmed | Deleted
-_KINDS: dict[str, type[Entry]] = {
-    kind.event: kind for kind in (Start, End, Sealed, Stopped, Resumed, Trimmed, Deleted)
-}
 _WORDS = {"throttle": "none", "max_events": "all"}  # for None
 
 
 def append(server: Server, entry: Entry) -> None:
     """Add an entry at the ledger's end."""
-    values = {f.name: getattr(entry, f.name) for f in fields(entry)}
-    shown = {n: _WORDS.get(n, "") if v is None else str(v) for n, v in values.items()}
-    writing.add_to_ledger(server, {"event": entry.event, **shown})
+    values = msgspec.to_builtins(entry).items()
+    shown = {name: _WORDS.get(name, "") if v is None else str(v) for name, v in values}
+    writing.add_to_ledger(server, shown)
 
 
 def check(server: Server) -> None:
@@ -150,7 +149,7 @@ def check(server: Server) -> None:
 
 def entries(server: Server) -> Iterator[Entry]:
     """The ledger's entries that can be read, oldest first."""
-    for page in reading.pages(server, server.keys.runs, reading.FIRST_ID, reading.LAST_ID):
+    for page in reading.pages(server, server.keys.runs, FIRST_ID, LAST_ID):
         for _, flat in page:
             found = _read(flat)
             if found is not None:
@@ -159,10 +158,7 @@ def entries(server: Server) -> Iterator[Entry]:
 
 def lost(server: Server) -> int:
     """How many entries the ledger had and lacks; 0 where the server does not count (6.2)."""
-    if not server.call("EXISTS", server.keys.runs):
-        return 0
-    key = server.keys.runs
-    return reading.stream_in(key, server.call("XINFO", "STREAM", key)).gone or 0
+    return reading.stream_at(server, server.keys.runs).gone or 0
 
 
 def entries_of(server: Server, run_id: str) -> list[OfRun]:
@@ -196,15 +192,100 @@ def starts_of(server: Server, plan_digest: str) -> list[Start]:
 
 
 def _read(flat: list[bytes]) -> Entry | None:
+    """The entry of its fields; None where they are not those of any kind."""
     texts = [text(part) for part in flat]
     found = dict(zip(texts[::2], texts[1::2], strict=True))
-    kind = _KINDS.get(found.get("event", ""))
-    if kind is None:
-        return None
-    if kind in (Start, End, Sealed) and not RUN_ID.fullmatch(found.get("run_id", "")):
-        return None
     values = {n: None if v == _WORDS.get(n) else v for n, v in found.items()}
     try:
-        return msgspec.convert(values, kind, strict=False)  # numbers are texts there
+        entry: Entry = msgspec.convert(values, Entry, strict=False)  # numbers are texts there
     except msgspec.ValidationError:
         return None
+    return entry
+
+
+def note_end(server: Server, start: Start, summary: Summary, at: str, vanished: int = 0) -> None:
+    """The ledger's entry that the books of a run are closed."""
+    same = ("run_id", "scope", "consumer_group", "consumer", "boundary_id", "operator")
+    found: dict[str, Any] = {name: getattr(start, name) for name in same}
+    found |= {name: getattr(summary, name) for name in ("outcome", "total_read", *ACTIONS)}
+    left = "" if summary.remaining is None else str(summary.remaining)
+    append(server, End(**found, remaining=left, at=at, vanished=vanished))
+
+
+# ---------------------------------------------------------------- the audit stream
+
+
+def audit_pages(server: Server, first: str = FIRST_ID) -> Iterator[list[RawEntry]]:
+    """The audit stream's entries from an id on, in pages."""
+    return reading.pages(server, server.keys.audit, first, LAST_ID)
+
+
+def run_tables(server: Server, run_ids: set[str]) -> Iterator[pa.Table]:
+    """The audit records of some runs as tables (core.audit.audit_schema), in the audit's order.
+
+    They are read from where the audit ended when the first of them began, as the ledger has it: the
+    time in a run id may be by a clock that has gone back since.
+    """
+    if not run_ids:
+        return
+    begun: dict[str, str] = {}
+    for entry in entries(server):
+        if isinstance(entry, Start):
+            begun.setdefault(entry.run_id, entry.audit_id)  # 03 may begin again
+    first = min((begun.get(run_id, FIRST_ID) for run_id in run_ids), key=id_key)
+    wanted = pa.array(sorted(run_ids), pa.string())
+    for page in audit_pages(server, next_id(first)):
+        table = audit_table(page)
+        yield table.filter(pc.is_in(table["run_id"], value_set=wanted))
+
+
+def run_counts(server: Server, run_ids: set[str], column: str = "action") -> Counter[str]:
+    """How many records some runs have, by the values of a column."""
+    counts = Counter[str]()
+    with collection_paused():
+        for table in run_tables(server, run_ids):
+            counts.update(word_counts(table[column]))
+    return counts
+
+
+def audit_counts(server: Server) -> dict[str, int]:
+    """Audit entries by action; an action that nobody knows counts as "other"."""
+    counts = dict.fromkeys((*ACTIONS, "other"), 0)
+    with collection_paused():
+        for page in audit_pages(server):
+            for action, n in word_counts(audit_table(page)["action"]).items():
+                counts[action if action in counts else "other"] += n
+    return counts
+
+
+def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
+    """Refuse an audit stream that holds another stream's records: they could not be told apart.
+
+    `known`: its last id as of this stream's last commit; "" where there was none.
+    """
+    if not audit.length or (known and id_key(audit.boundary_id) <= id_key(known)):
+        return  # nobody's, or a commit of this stream was the last
+    run_id = parse(reading.newest(server, server.keys.audit, 1)[0]).run_id
+    if RUN_ID.fullmatch(run_id) and not any(
+        isinstance(e, OfRun) and e.run_id == run_id for e in entries(server)
+    ):
+        raise RefusedError(
+            f"the audit stream {text(server.keys.audit)} holds records of run "
+            f"{run_id}, which this stream's ledger does not know: it belongs "
+            "to another stream; choose another --audit-stream, or rename it"
+        )
+
+
+def recount(server: Server, summary: Summary) -> None:
+    """Take a run's counts, and its pace, from the audit itself."""
+    counts: Counter[str] = Counter()
+    summary.pace = type(summary.pace)()
+    for part in run_tables(server, {summary.run_id}):
+        counts.update(word_counts(part["action"]))
+        times, records = np.unique(audit_ms(part), return_counts=True)
+        for ms, n in zip(times.tolist(), records.tolist(), strict=True):
+            summary.pace.note(ms, n)
+    for action in ACTIONS:
+        setattr(summary, action, counts[action])
+    summary.total_read = summary.audit_records = sum(counts.values())
+    summary.events_per_sec = summary.pace.events_per_sec()

@@ -15,19 +15,10 @@ from typing import Any
 from ..core.timestamps import iso
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
-
-# ruff: noqa: PLC0414 - code that reads the stream needs ids and names, so they are exported again
-from ..ids import FIRST_ID as FIRST_ID
-from ..ids import LAST_ID as LAST_ID
-from ..ids import id_key as id_key
-from ..ids import next_id as next_id
-from ..ids import previous_id as previous_id
+from ..ids import FIRST_ID, LAST_ID, id_key, next_id, previous_id
 from ..safe import one_line, text
 from .connection import Server
-from .scope import Name as Name
-from .scope import named as named
-from .scope import raw_name as raw_name
-from .scope import told_apart
+from .scope import Name, raw_name, told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
@@ -117,7 +108,11 @@ class StopSwitch:
     at: str | None  # ISO 8601 UTC, by the server's clock; None where it is not known
 
     def __str__(self) -> str:
-        return stop_words(self.reason, self.operator, self.at)
+        who, when = (
+            f" by {self.operator}" if self.operator else "",
+            f" at {self.at}" if self.at else "",
+        )
+        return f"the kill switch is set ({self.reason}){who}{when}"
 
     @classmethod
     def odd(cls, server: Server, kind: str) -> StopSwitch:
@@ -137,12 +132,6 @@ class StopSwitch:
         except (ValueError, KeyError, TypeError, OverflowError):
             at = None
         return cls(reason, one_line(str(operator)) if operator else "", at)
-
-
-def stop_words(reason: str, operator: str, at: str | None) -> str:
-    """Who set the kill switch, when and why, in one line."""
-    who, when = f" by {operator}" if operator else "", f" at {at}" if at else ""
-    return f"the kill switch is set ({reason}){who}{when}"
 
 
 def stream_info(server: Server) -> StreamInfo:
@@ -175,6 +164,11 @@ def stream_in(key: bytes, reply: list[Any]) -> StreamInfo:
         entries_added=info.get("entries-added"),
         max_deleted_id=None if deleted is None else text(deleted),
     )
+
+
+def stream_at(server: Server, key: bytes) -> StreamInfo:
+    """A side stream as XINFO STREAM says; a missing one is empty."""
+    return stream_in(key, server.call("EXISTS", key) and server.call("XINFO", "STREAM", key))
 
 
 def type_of(server: Server, key: bytes) -> str:

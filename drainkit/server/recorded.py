@@ -15,11 +15,11 @@ from itertools import chain, groupby
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
-from ..ids import is_id
+from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .reading import FIRST_ID, LAST_ID, Name, id_key, next_id
+from .scope import Name
 
 Key = tuple[int, int]  # an id, as ids.id_key has it
 _PAGE = 1000  # members, or intervals, in one request
@@ -107,7 +107,7 @@ def prepare(server: Server, group: str, consumer_group: str) -> list[str]:
             raise RefusedError(writing.REFUSALS["gone"])
         if how != b"ahead":
             return [note for note in (_NOTES[how],) if note]
-        last = _audit_id(server)
+        last = reading.stream_at(server, server.keys.audit).boundary_id
         spans: list[tuple[bytes | str, ...]] = [
             (owner, f"{a}-{b}", f"{c}-{d}")
             for owner, ids in audited_ids(server, text(after)).items()
@@ -155,24 +155,10 @@ def _intervals(server: Server, group: bytes, ids: set[bytes]) -> Iterator[tuple[
 
 def _is_whole(server: Server) -> bool:
     """Whether audit and set are as the last commit left them."""
-    keys = server.keys
+    keys, state = server.keys, ("HMGET", server.keys.state, "audit", "recorded", "life")
     while True:  # a drain may be at work
-        then = _state(server)
-        found = _audit_id(server), server.call("ZCARD", keys.recorded)
-        if then == (now := _state(server)):
-            return now[:2] == found
-
-
-def _state(server: Server) -> tuple[str, int, str]:
-    """The audit's last id and the set's size as of the last commit, and the stream's life then."""
-    values = server.call("HMGET", server.keys.state, "audit", "recorded", "life")
-    audit_id, count, life = (text(value or b"") for value in values)
-    return audit_id or FIRST_ID, int(count or 0), life
-
-
-def _audit_id(server: Server) -> str:
-    """The audit's last id; 0-0 without an audit stream."""
-    if not server.call("EXISTS", server.keys.audit):
-        return FIRST_ID
-    key = server.keys.audit
-    return reading.stream_in(key, server.call("XINFO", "STREAM", key)).boundary_id
+        then = server.call(*state)
+        last = reading.stream_at(server, keys.audit).boundary_id
+        count = server.call("ZCARD", keys.recorded)
+        if then == server.call(*state):
+            return (text(then[0] or b"0-0"), int(then[1] or 0)) == (last, count)

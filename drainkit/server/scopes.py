@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
+from .. import ids
 from ..core.values import RawEntry
 from ..errors import RefusedError, UsageError
-from ..ids import (
-    FIRST_ID,
-    at_moment,
-    first_of,
-    id_key,
-    last_of,
-    lies_after,
-    next_id,
-    previous_id,
-)
+from ..ids import FIRST_ID, id_key, next_id, previous_id
 from ..safe import text
 from ..settings import Settings
 from ..settings.kinds import allowlist_symbols, check_symbols
-from . import recorded, writing
+from . import reading, recorded, writing
 from .connection import Server
-from .counting import count, count_between
+from .counting import count
 from .keys import check_slot
-from .reading import (
-    Group,
-    Name,
-    StopSwitch,
-    StreamInfo,
-    body_pages,
-    consumers,
-    groups_in,
-    named,
-    pages,
-    pending_ids,
-    position_of,
-    positions,
-    stream_in,
-    stream_info,
-)
-from .scope import Scope, not_ours
+from .scope import Name, Scope, named, not_ours
 from .writing import MAX_LISTED, REFUSALS
 
 
@@ -52,10 +29,10 @@ class Seen:
 
     now_us: int
     kinds: Mapping[bytes, str]  # by key, as TYPE says
-    switch: StopSwitch | None
-    info: StreamInfo
-    groups: Mapping[str, Group]
-    audit: StreamInfo
+    switch: reading.StopSwitch | None
+    info: reading.StreamInfo
+    groups: Mapping[str, reading.Group]
+    audit: reading.StreamInfo
     audit_known: str  # the audit's last id as of the last commit; "" before the first
     history_done: str  # where scope history's last commit left the scope's group
     has_own: bool  # whether entries are pending for the scope's consumer
@@ -81,11 +58,11 @@ def look(server: Server, scope: Scope) -> Seen:
     return Seen(
         now_us=int(now_us),
         kinds=types,
-        switch=StopSwitch.odd(server, types[keys.stop]) if odd
-        else StopSwitch.read(switch) if types[keys.stop] == "string" else None,
-        info=stream_in(keys.stream, info),
-        groups=groups_in(groups),
-        audit=stream_in(keys.audit, audit),
+        switch=reading.StopSwitch.odd(server, types[keys.stop]) if odd
+        else reading.StopSwitch.read(switch) if types[keys.stop] == "string" else None,
+        info=reading.stream_in(keys.stream, info),
+        groups=reading.groups_in(groups),
+        audit=reading.stream_in(keys.audit, audit),
         audit_known=text(known),
         history_done=text(done) or FIRST_ID,
         has_own=own > 0,
@@ -100,18 +77,18 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     it lies at most there. With `from_` scope pending begins there, and the group of scope history
     is made just before it: see `_history_start`.
     """
-    settings, info = at_now(server, settings), stream_info(server)
-    main = position_of(server, settings.consumer_group)
+    settings, info = at_now(server, settings), reading.stream_info(server)
+    main = reading.position_of(server, settings.consumer_group)
     position, boundary, exists = main.position, boundary or info.boundary_id, True
     if settings.until is not None:
-        boundary = min(boundary, last_of(settings.until), key=id_key)
-    first = FIRST_ID if settings.from_ is None else first_of(settings.from_)
+        boundary = min(boundary, ids.last_of(settings.until), key=id_key)
+    first = FIRST_ID if settings.from_ is None else ids.first_of(settings.from_)
     wanted: list[Name] = []
     if settings.scope == "history":
         position, exists = _history_start(server, settings.drain_group, first)
         boundary = min(main.position, boundary, key=id_key)
     if settings.scope == "pending" and settings.from_consumer:
-        there = [c.name for c in consumers(server, settings.consumer_group)]
+        there = [c.name for c in reading.consumers(server, settings.consumer_group)]
         for given in settings.from_consumer:
             if (name := named(there, given)) is None:
                 raise RefusedError(f"--from-consumer: the group has no {given}")
@@ -130,8 +107,8 @@ def at_now(server: Server, settings: Settings) -> Settings:
     if not bounds:
         return settings
     now_us = server.now_us()
-    found = settings.model_copy(update={n: at_moment(b, now_us) for n, b in bounds.items()})
-    if found.from_ and found.until and lies_after(found.from_, found.until):
+    found = settings.model_copy(update={n: ids.at_moment(b, now_us) for n, b in bounds.items()})
+    if found.from_ and found.until and ids.lies_after(found.from_, found.until):
         raise UsageError("--from lies after --until")
     return found
 
@@ -144,13 +121,13 @@ def _history_start(server: Server, group: str, first: str) -> tuple[str, bool]:
     out stays out, as a later history drain goes on where the last commit left its group. It takes
     another --history-group, and --until, to drain what was left out.
     """
-    own = positions(server).get(group)
+    own = reading.positions(server).get(group)
     if own is None:
         return max(history_done(server, group), previous_id(first), key=id_key), False
     # it acknowledges all that the group has, and destroys it
     if server.call("HGET", server.keys.state, f"history_group:{group}") != b"made":
         raise RefusedError(not_ours(group))
-    before = pages(server, server.stream, next_id(own.position), previous_id(first), page=1)
+    before = reading.pages(server, server.stream, next_id(own.position), previous_id(first), page=1)
     if any(before):
         raise RefusedError(
             f"--from: the history group is at {own.position}, before it, and a group cannot skip; "
@@ -168,7 +145,7 @@ def history_done(server: Server, group: str) -> str:
 def scope_ids(server: Server, scope: Scope) -> Iterator[list[tuple[bytes, Name]]]:
     """Scope pending: pages of (id, owner) that a drain may take, its own come first elsewhere."""
     for owner in scope.from_consumers or (None,):
-        for page in pending_ids(
+        for page in reading.pending_ids(
             server, scope.group, scope.boundary, consumer=owner, min_idle_ms=scope.min_idle_ms,
             first=scope.first,
         ):  # fmt: skip
@@ -179,7 +156,7 @@ def scope_ids(server: Server, scope: Scope) -> Iterator[list[tuple[bytes, Name]]
 def own_ids(server: Server, scope: Scope) -> Iterator[list[bytes]]:
     """Pages of ids that an earlier run of this consumer left unfinished."""
     if scope.group_exists:
-        for page in pending_ids(
+        for page in reading.pending_ids(
             server, scope.group, scope.boundary, consumer=scope.consumer, first=scope.first
         ):
             yield [row[0] for row in page]
@@ -188,16 +165,16 @@ def own_ids(server: Server, scope: Scope) -> Iterator[list[bytes]]:
 def scope_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
     """Pages of the entries that a live run would drain, in its order, read without a trace."""
     done = recorded.of_scope(server, scope.consumer_group)
-    for ids in own_ids(server, scope):
-        if fresh := [entry for entry in ids if not done.has(entry)]:
-            yield from body_pages(server, fresh)
+    for own in own_ids(server, scope):
+        if fresh := [entry for entry in own if not done.has(entry)]:
+            yield from reading.body_pages(server, fresh)
     if scope.name == "pending":
         for rows in scope_ids(server, scope):
             if fresh := [row[0] for row in rows if not done.has(row[0])]:
-                yield from body_pages(server, fresh)
+                yield from reading.body_pages(server, fresh)
         return
     first = next_id(scope.position)
-    with closing(pages(server, server.stream, first, scope.boundary, ahead=True)) as found:
+    with closing(reading.pages(server, server.stream, first, scope.boundary, ahead=True)) as found:
         for page in found:
             if entries := done.without(page):
                 yield entries
@@ -222,45 +199,28 @@ class Left(NamedTuple):
 def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
     """What the scope has left, counted; `seen`: as of then."""
     own = [i for ids in own_ids(server, scope) for i in ids] if seen is None or seen.has_own else []
-    new = undelivered(server, scope, seen)
-    if scope.name != "pending" and not own and not new:
+    if scope.name == "pending":
+        done = recorded.of_scope(server, scope.consumer_group)
+        entries = chain(own, (row[0] for page in scope_ids(server, scope) for row in page))
+        return Left(sum(not done.has(entry) for entry in entries), len(own), 0)
+    first, info = next_id(scope.position), seen.info if seen else reading.stream_info(server)
+    new = count(server, info, first, scope.boundary)[0]
+    if not own and not new:
         return Left(0, 0, 0)
     done = recorded.of_scope(server, scope.consumer_group)
     fresh = sum(not done.has(entry) for entry in own)
-    if scope.name == "pending":
-        rows = (row for page in scope_ids(server, scope) for row in page)
-        return Left(fresh + sum(not done.has(row[0]) for row in rows), len(own), 0)
-    first = next_id(scope.position)
     parts = [*done.parts(first, scope.boundary)]
     if len(parts) > recorded.SCANNED:
-        found = pages(server, server.stream, first, scope.boundary, ahead=True)
+        found = reading.pages(server, server.stream, first, scope.boundary, ahead=True)
         counts = [(len(done.without(page)), len(page)) for page in found]
         return Left(fresh + sum(n for n, _ in counts), len(own), sum(n for _, n in counts))
-    counted = sum(count_between(server, *part) for part in parts)
+    counted = sum(count(server, info, *part)[0] for part in parts)
     return Left(fresh + new - counted, len(own), new)
-
-
-def undelivered(server: Server, scope: Scope, seen: Seen | None = None) -> int:
-    """Entries after the group's position up to the boundary, recorded or not; counted."""
-    if scope.name == "pending":
-        return 0
-    if seen is None:
-        return count_between(server, next_id(scope.position), scope.boundary)
-    return count(server, seen.info, next_id(scope.position), scope.boundary)[0]
-
-
-def there(server: Server, ids: Sequence[bytes]) -> set[bytes]:
-    """Those of `ids`, ascending, that are in the stream."""
-    if not ids:
-        return set()
-    wanted = frozenset(ids)
-    found = pages(server, server.stream, text(ids[0]), text(ids[-1]))
-    return {entry[0] for page in found for entry in page if entry[0] in wanted}
 
 
 def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
     """`scope` with the group's position of now, or as `seen` (and whether that group exists)."""
-    found = (positions(server) if seen is None else seen.groups).get(scope.group)
+    found = (reading.positions(server) if seen is None else seen.groups).get(scope.group)
     if found is not None:
         return replace(scope, position=found.position, group_exists=True)
     done = FIRST_ID

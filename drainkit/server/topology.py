@@ -8,7 +8,6 @@ import queue
 import re
 import threading
 import urllib.parse
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -33,7 +32,6 @@ CONNECT_TIMEOUT_SEC = 5.0
 REPLY_TIMEOUT_SEC = 10.0
 LONGEST_TIMEOUT_SEC = 86_400.0
 HANGS_SEC = 1.5  # to connect, and again for a reply: a node of many that takes longer is left out
-HEAD_START_SEC = 0.3  # of a seed or Sentinel, before the next is asked as well
 _OPTIONS: dict[str, Any] = {
     "protocol": 2,
     "decode_responses": False,
@@ -145,7 +143,7 @@ def _primary_of(service: str, urls: list[str]) -> Place:
 def _answers(urls: list[str], ask: Callable[[str, Connection], T]) -> Iterator[T]:
     """What `ask` gets to know at each url, in the order of the answers; at least one.
 
-    The next is asked when one has failed, or has not answered for a moment: it may hang.
+    All are asked at once, because one of them may hang.
     """
     answers: queue.SimpleQueue[tuple[T] | Exception] = queue.SimpleQueue()
 
@@ -157,25 +155,19 @@ def _answers(urls: list[str], ask: Callable[[str, Connection], T]) -> Iterator[T
         except Exception as error:
             answers.put(error)
 
-    left, asked, failure, any_answer = deque(urls), 0, None, False
-    while left or asked:
-        if left:
-            threading.Thread(target=work, args=[left.popleft()], daemon=True).start()
-            asked += 1
-        try:
-            answer = answers.get(timeout=HEAD_START_SEC if left else None)
-        except queue.Empty:
-            continue
-        asked -= 1
+    for url in urls:
+        threading.Thread(target=work, args=[url], daemon=True).start()
+    failures: list[Exception] = []
+    for _ in urls:
+        answer = answers.get()
         if isinstance(answer, UsageError):
             raise answer
         if isinstance(answer, Exception):
-            failure = answer
+            failures.append(answer)
         else:
-            any_answer = True
             yield answer[0]
-    if failure and not any_answer:
-        raise failure
+    if len(failures) == len(urls):
+        raise failures[-1]
 
 
 def owner_node(url: str, link: Connection, key: bytes) -> Connection:

@@ -22,10 +22,11 @@ from ..core.audit import OF_EVENT, Records
 from ..core.events import Events
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
+from ..ids import FIRST_ID, next_id
 from ..safe import text
 from .connection import Server
-from .reading import FIRST_ID, PAGE_BYTES, StopSwitch, next_id, raw_name, size_of, type_of
-from .scope import Scope, not_ours
+from .reading import PAGE_BYTES, StopSwitch, size_of, type_of
+from .scope import Scope, not_ours, raw_name
 
 REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",

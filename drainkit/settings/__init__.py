@@ -26,24 +26,8 @@ from pydantic import field_validator as check
 from .. import ids
 from ..errors import UsageError
 from ..safe import keep_secret, one_line, secret_words
-from .kinds import (
-    Allowlist,
-    Bound,
-    Count,
-    Flag,
-    Minutes,
-    Name,
-    Names,
-    Operator,
-    Place,
-    PlanPath,
-    PositiveMinutes,
-    Rate,
-    Share,
-    Time,
-    is_url,
-    os_user,
-)
+from . import kinds
+from .kinds import is_url, os_user
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 USUAL_FIELDS: dict[str, tuple[str, ...]] = {
@@ -130,21 +114,13 @@ class Approval(BaseModel):
     required: int = Field(default=1, gt=0, strict=True)  # different people, without the operator
 
 
-def _setting(
-    default: Any,
-    help_text: str,
-    metavar: str = "",
-    *,
-    shown: str | None = None,
-    notebook: bool = False,
-    from_plan: bool = False,
-) -> Any:
-    """A parameter: `shown` is its default in words; `notebook`: notebooks have it too;
-    `from_plan`: a live run with a plan takes the plan's."""
-    more: dict[str, Any] = {
-        "metavar": metavar, "shown": shown, "notebook": notebook, "from_plan": from_plan,
-    }  # fmt: skip
-    return Field(default, description=help_text, json_schema_extra=more)
+def _setting(default: Any, help: str, metavar: str = "", uses: str = "", shown: str = "") -> Any:
+    """A parameter: `shown` is its default in words; `uses` says who else has it.
+
+    "notebook": notebooks do; "plan": a live run with a plan takes the plan's.
+    """
+    more: dict[str, Any] = {"metavar": metavar, "shown": shown, "uses": uses.split()}
+    return Field(default, description=help, json_schema_extra=more)
 
 
 class Settings(BaseModel):
@@ -155,74 +131,72 @@ class Settings(BaseModel):
     mode: Literal["dry-run", "live"] = _setting(
         "dry-run", "dry-run changes nothing.", "dry-run|live"
     )
-    allowlist: Allowlist = _setting(
-        None, "Symbols that pass.", "A,B|@FILE|redis:KEY", shown="any", notebook=True
+    allowlist: kinds.Allowlist = _setting(
+        None, "Symbols that pass.", "A,B|@FILE|redis:KEY", "notebook", shown="any"
     )
-    min_conf: Share = _setting(0.60, "Minimum confidence.", "0..1", shown="0.60", notebook=True)
-    max_age_min: PositiveMinutes = _setting(30.0, "Maximum age, minutes.", "MIN", notebook=True)
-    as_of: Time = _setting(
-        None, "Measure ages against this ISO 8601 time.", "TIME", shown="now", notebook=True,
-        from_plan=True,
-    )  # fmt: skip
-    throttle: Rate = _setting(
+    min_conf: kinds.Share = _setting(0.60, "Minimum confidence.", "0..1", "notebook", shown="0.60")
+    max_age_min: kinds.PositiveMinutes = _setting(30.0, "Maximum age, minutes.", "MIN", "notebook")
+    as_of: kinds.Time = _setting(
+        None, "Measure ages against this ISO 8601 time.", "TIME", "notebook plan", shown="now"
+    )
+    throttle: kinds.Rate = _setting(
         5.0,
         "Events per second, or none; of drains at once the lowest holds.",
         "RATE",
-        notebook=True,
-        from_plan=True,
+        "notebook plan",
     )
-    max_events: Count = _setting(
-        500, "Events of this run, or all.", "N", notebook=True, from_plan=True
-    )
+    max_events: kinds.Count = _setting(500, "Events of this run, or all.", "N", "notebook plan")
     redis_url: SecretStr = _setting(
         SecretStr(DEFAULT_REDIS_URL),
         "",
         "URL",
         shown=f"$DRAINKIT_REDIS_URL, else {DEFAULT_REDIS_URL}",
     )
-    stream: Name = _setting("quantum:stream:trade.intent", "", "KEY", notebook=True)
-    consumer_group: Name = _setting(
-        "quantum:group:execution:trade.intent", "", "NAME", notebook=True
+    stream: kinds.Name = _setting("quantum:stream:trade.intent", "", "KEY", "notebook")
+    consumer_group: kinds.Name = _setting(
+        "quantum:group:execution:trade.intent", "", "NAME", "notebook"
     )
-    consumer_name: Name = _setting(
-        "backlog_drain_1", "The drain's consumer.", "NAME", notebook=True
+    consumer_name: kinds.Name = _setting(
+        "backlog_drain_1", "The drain's consumer.", "NAME", "notebook"
     )
-    audit_stream: Name | None = _setting(
-        None, "", "KEY", shown="<stream>.drain_audit", notebook=True, from_plan=True
+    audit_stream: kinds.Name | None = _setting(
+        None, "", "KEY", "notebook plan", shown="<stream>.drain_audit"
     )
     scope: Literal["undelivered", "pending", "history"] = _setting(
-        "undelivered", "Which entries.", "undelivered|pending|history", notebook=True
+        "undelivered", "Which entries.", "undelivered|pending|history", "notebook"
     )
-    min_idle_min: Minutes = _setting(
-        60.0, "Scope pending: idle at least, minutes.", "MIN", from_plan=True
+    min_idle_min: kinds.Minutes = _setting(
+        60.0, "Scope pending: idle at least, minutes.", "MIN", "plan"
     )
-    from_consumer: Names = _setting((), "Scope pending: only this one.", "NAME", from_plan=True)
-    history_group: Name | None = _setting(
-        None, "", "NAME", shown="<consumer-group>.drain_history", from_plan=True
+    from_consumer: kinds.Names = _setting((), "Scope pending: only this one.", "NAME", "plan")
+    history_group: kinds.Name | None = _setting(
+        None, "", "NAME", "plan", shown="<consumer-group>.drain_history"
     )
-    until: Bound = _setting(
-        None, "No entry after this ISO 8601 time (UTC), entry id, or age (30m, 2h, 1d).",
-        "TIME|ID|AGE", notebook=True,
-        from_plan=True,
-    )  # fmt: skip
+    until: kinds.Bound = _setting(
+        None,
+        "No entry after this ISO 8601 time (UTC), entry id, or age (30m, 2h, 1d).",
+        "TIME|ID|AGE",
+        "notebook plan",
+    )
     # to users it is `from`, which Python keeps for itself
-    from_: Bound = _setting(
-        None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", notebook=True,
-        from_plan=True,
-    )  # fmt: skip
-    plan: PlanPath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
-    allow_active_consumers: Flag = _setting(
+    from_: kinds.Bound = _setting(
+        None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", "notebook plan"
+    )
+    plan: kinds.PlanPath = _setting(
+        None, "Dry run: write this plan. Live: apply exactly it.", "PATH"
+    )
+    allow_active_consumers: kinds.Flag = _setting(
         False, "Drain although another consumer of the group is active."
     )
-    allow_invalid: Flag = _setting(
+    allow_invalid: kinds.Flag = _setting(
         False, "Live: drain although more than a fifth of the events cannot be read."
     )
-    operator: Operator = Field(
+    operator: kinds.Operator = Field(
         default_factory=os_user,
         description="Who answers for it; stands in the ledger.",
         json_schema_extra={"metavar": "NAME", "shown": "the OS user"},
     )
-    reports_dir: Place = _setting(Path("reports"), "", "DIR|s3://BUCKET/PREFIX")
+    reports_dir: kinds.Place = _setting(Path("reports"), "", "DIR|s3://BUCKET/PREFIX")
     notebooks_dir: Path | None = _setting(
         None, "Notebooks of your own.", "DIR", shown="the packaged ones"
     )
@@ -293,7 +267,7 @@ def outside(name: str) -> str:
 
 
 def facts(name: str) -> Mapping[str, Any]:
-    """What a parameter's users know of it: metavar, help, default in words, notebook, from_plan."""
+    """What a parameter's users know of it: metavar, help, default in words, uses."""
     field = Settings.model_fields[name]
     more = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     words = more.get("shown") or (
@@ -316,8 +290,8 @@ def shown(name: str, value: Any) -> str:
 
 
 #: Parameters that notebooks have, and those that a live run takes from its plan.
-NOTEBOOK = tuple(n for n in Settings.model_fields if facts(n).get("notebook"))
-FROM_PLAN = tuple(n for n in Settings.model_fields if facts(n).get("from_plan"))
+NOTEBOOK = tuple(n for n in Settings.model_fields if "notebook" in facts(n).get("uses", ()))
+FROM_PLAN = tuple(n for n in Settings.model_fields if "plan" in facts(n).get("uses", ()))
 
 
 def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> Settings:

@@ -10,11 +10,10 @@ import math
 import os
 import pwd
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import BeforeValidator
 
 from ..errors import UsageError
 from ..ids import bound
@@ -31,13 +30,23 @@ _REDIS_SET = "redis:"
 _COMMENT = re.compile(r"(^|\s)#.*")  # "#" itself may stand in a symbol
 
 
-def _to_number(value: Any) -> float:
-    if isinstance(value, str) and _DECIMAL.fullmatch(value):
-        value = float(value)
-    # bool is an int to Python, but a `true` in a number's place is a mistake
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("must be a number")
-    return float(value)
+def _number(least: float, most: float, words: str, none: str | None = None) -> BeforeValidator:
+    """A number within two limits, as digits too; `none` is a word for None."""
+
+    def look(value: Any) -> float | None:
+        if none is not None and value in (None, none):
+            return None
+        if isinstance(value, str) and _DECIMAL.fullmatch(value):
+            value = float(value)
+        # bool is an int to Python, but a `true` in a number's place is a mistake
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise ValueError("must be a number")
+        if not least <= value <= most:
+            raise ValueError(f"must be {words}")
+        return float(value)
+
+    return BeforeValidator(look)
 
 
 def _to_name(value: Any) -> str:
@@ -150,32 +159,13 @@ def _to_plan(value: Any) -> Any:
     return value
 
 
-def _holds(is_right: Callable[[float], bool], text: str) -> AfterValidator:
-    def look(value: float) -> float:
-        if not is_right(value):
-            raise ValueError(text)
-        return value
-
-    return AfterValidator(look)
-
-
-_Number = Annotated[float, BeforeValidator(_to_number)]
-Share = Annotated[_Number, _holds(lambda x: 0 <= x <= 1, "must be within 0..1, as 0.60 for 60 %")]
-Minutes = Annotated[
-    _Number, _holds(lambda x: 0 <= x <= MAX_MIN, f"must be >= 0 minutes, at most {MAX_MIN:,}")
-]
-Amount = Annotated[_Number, _holds(lambda x: x >= 0, "must be 0 or more")]
-PositiveMinutes = Annotated[
-    _Number, _holds(lambda x: 0 < x <= MAX_MIN, f"must be > 0 minutes, at most {MAX_MIN:,}")
-]
-_Rate = Annotated[
-    _Number,
-    _holds(
-        lambda x: 1e-6 <= x <= 1e9,
-        "must be > 0 events per second (0.000001 to 1000000000), or none",
-    ),
-]
-Rate = Annotated[_Rate | None, BeforeValidator(lambda v: None if v == "none" else v)]
+_TINY = math.ulp(0)
+Share = Annotated[float, _number(0, 1, "within 0..1, as 0.60 for 60 %")]
+Minutes = Annotated[float, _number(0, MAX_MIN, f">= 0 minutes, at most {MAX_MIN:,}")]
+Amount = Annotated[float, _number(0, math.inf, "0 or more")]
+PositiveMinutes = Annotated[float, _number(_TINY, MAX_MIN, f"> 0 minutes, at most {MAX_MIN:,}")]
+_RATES = "> 0 events per second (0.000001 to 1000000000), or none"
+Rate = Annotated[float | None, _number(1e-6, 1e9, _RATES, none="none")]
 Count = Annotated[int | None, BeforeValidator(_to_count)]
 Name = Annotated[str, BeforeValidator(_to_name)]
 Operator = Annotated[str, BeforeValidator(_to_operator)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
-from ..core.places import value_of
+from ..core.fields import value_of
 from ..core.plan import allowlist_notes
 from ..core.policy import ACTIONS, Policy
 from ..core.progress import amount, entries_words, next_run_words, span
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
     from ipywidgets import Widget
 
-    from ..core.shapes import Findings
+    from ..core.fields import Findings
 
 
 class _Figures(RunSession):

@@ -17,9 +17,8 @@ from ..core.progress import Step, amount, span
 from ..core.summary import Summary
 from ..draining import unattended
 from ..draining.live import apply, changes, note_drift
-from ..draining.opening import resolve
 from ..draining.plan_files import PlanFile
-from ..draining.run import recount
+from ..draining.run import resolve
 from ..errors import DrainkitError, RefusedError, UsageError, error_of
 from ..evidence.statement import working_on
 from ..operations.state import baseline
@@ -93,7 +92,7 @@ class LiveDrain(RunSession):
                 self._show(self.summary)
             if mine := [start for start in earlier if start.run_id == self.job.run_id]:
                 self.summary.count_from(mine[0].at)
-                recount(self.server, self.summary)  # with what it drained before
+                ledger.recount(self.server, self.summary)  # with what it drained before
                 try:
                     note_drift(self.summary, changes(self.server, planned, self.job.run_id))
                 except DrainkitError as error:

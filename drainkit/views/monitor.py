@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 import pyarrow as pa
+from msgspec import to_builtins
 
 from ..core.audit import audit_ms, audit_schema, audit_table
 from ..core.progress import span
@@ -20,7 +21,7 @@ from ..operations import checks
 from ..operations.first import RunningDrain, running_drains
 from ..operations.state import StreamState, known, state_as_dict
 from ..safe import one_line, text, verbatim
-from ..server import audit_log, ledger
+from ..server import ledger
 from ..server.connection import Server
 from ..settings.kinds import Amount
 from . import figures
@@ -185,7 +186,7 @@ class Monitor(Session):
 
     def audit_growth(self) -> go.Figure:
         """Audit records of the streams over time, by action."""
-        pages = [audit_table(page) for one in self._each() for page in audit_log.pages(one)]
+        pages = [audit_table(page) for one in self._each() for page in ledger.audit_pages(one)]
         table = pa.concat_tables([audit_schema().empty_table(), *pages])
         times = pd.to_datetime(audit_ms(table), unit="ms", utc=True).as_unit("us")
         frame = pd.DataFrame({"event_time": times, "action": table["action"].to_pandas()})
@@ -196,7 +197,7 @@ class Monitor(Session):
         columns = ["at", "stream", "event", "outcome", "run_id", "total_read", "drained_ok",
                    "operator", "reason", "scope", "entries", "removed"]  # fmt: skip
         rows = [
-            {"stream": text(one.stream), "event": entry.event, **vars(entry)}
+            {"stream": text(one.stream), **to_builtins(entry)}
             for one in self._each()
             for entry in ledger.entries(one)
             if not isinstance(entry, ledger.Sealed)

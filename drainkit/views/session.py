@@ -20,9 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from .. import files
 from ..core.policy import ACTIONS
 from ..core.summary import RUN_ID, Summary
-from ..draining.opening import resolve
 from ..draining.plan_files import PLAN, PlanFile
-from ..draining.run import Run
+from ..draining.run import Run, resolve
 from ..errors import UsageError
 from ..operations.checks import group_rows
 from ..operations.state import known

@@ -19,7 +19,7 @@ from ..errors import DrainkitError
 from ..operations.state import baseline
 from ..safe import text, verbatim
 from ..server import ledger, reading
-from ..server.audit_log import run_tables
+from ..server.ledger import run_tables
 from . import figures
 from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, read_json, safe
 

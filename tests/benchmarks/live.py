@@ -44,7 +44,7 @@ return #ids
 def drainkit(url: str, group: str, entries: str) -> Result:
     """`drainkit drain`, without the command line around it."""
     from drainkit.draining.live import apply
-    from drainkit.draining.opening import resolve
+    from drainkit.draining.run import resolve
     from drainkit.server.connection import Server
     from drainkit.settings import build
 

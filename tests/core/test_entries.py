@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_samples import ENTRIES, NOW_US, POLICY, table_of
 
-from drainkit.core import entries as module
-from drainkit.core.entries import Changes, Cursor, Entries
+from drainkit.core import reconciliation as module
 from drainkit.core.events import Decoder
 from drainkit.core.policy import decide
+from drainkit.core.reconciliation import Cursor, Entries, drift_of
 
 MANY = [[b"%d-%d" % (9 + i // 3, i % 3), [b"symbol", b"BTCUSDT"]] for i in range(30)]
 
@@ -51,12 +51,10 @@ def test_what_is_decided_otherwise_is_noted_with_its_reason() -> None:
     events = Decoder().decode(ENTRIES)
     later = decide(events, POLICY, NOW_US + 3_600_000_000)
     for rows, expected in ((slice(None), [0, 2]), (np.array([1, 1, 1, 1, 1]) == 0, [])):
-        changes = Changes(POLICY)
-        changes.note(events, later, rows, Entries(planned).actions)
-        found = changes.table().to_pylist()
+        parts = drift_of(events, later, rows, Entries(planned).actions, POLICY)
+        found = [row for part in parts for row in part.to_pylist()]
         assert [row["id"].encode() for row in found] == [ENTRIES[i][0] for i in expected]
         assert {row["happened"] for row in found} <= {"dropped_old"}
         assert all("1800.00 s" in row["reason"] for row in found)
-    same = Changes(POLICY)
-    same.note(events, decide(events, POLICY, NOW_US), slice(None), Entries(planned).actions)
-    assert same.table().num_rows == 0
+    same = decide(events, POLICY, NOW_US)
+    assert drift_of(events, same, slice(None), Entries(planned).actions, POLICY) == []

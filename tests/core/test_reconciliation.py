@@ -106,7 +106,7 @@ def test_what_vanished_needs_no_record() -> None:
     matching = Matching(lambda: [table([(f"{n}-0", "drained_ok") for n in range(1, 5)])])
     matching.add(table([("2-0", "drained_ok")]))
     matched = matching.finish(lambda ids: [entry for entry in ids if entry in ("1-0", "4-0")])
-    assert (matched.lacking.n, matched.lacking.first) == (1, "3-0")
+    assert matched.lacking == ["3-0"]
 
 
 def test_findings_are_one_safe_line_each() -> None:

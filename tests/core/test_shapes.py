@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drainkit.core.events import Decoder
-from drainkit.core.shapes import examine, found_fields
+from drainkit.core.fields import examine, found_fields
 from drainkit.settings import Fields, build
 
 NOW_MS = 1_766_602_826_755

@@ -26,6 +26,7 @@ from conftest import Cli, intent
 from faults import key
 from servers import Server
 
+from drainkit.ids import LAST_ID
 from drainkit.server import reading
 from drainkit.server.connection import Server as Link
 
@@ -246,7 +247,7 @@ def test_large_entries_come_in_small_pages(valkey: Server, stream: str, ahead: b
     sizes = [10] * 6000 + [1_000_000] * 30 + [10] * 50
     ids = fill(valkey, stream, [(1000 + i, {"payload": "x" * n}) for i, n in enumerate(sizes)])
     with Link(valkey.url, stream) as link:
-        whole = (link, stream.encode(), "0-0", reading.LAST_ID)
+        whole = (link, stream.encode(), "0-0", LAST_ID)
         found = list(reading.pages(*whole, ahead=ahead))
         assert link.call("PING") == b"PONG"
         partly = reading.pages(*whole, ahead=ahead)

@@ -14,9 +14,8 @@ from servers import Server
 
 from drainkit.draining.dry import drop, kept, plan_run
 from drainkit.draining.live import apply
-from drainkit.draining.opening import look_straight, resolve
 from drainkit.draining.plan_files import PlanFile
-from drainkit.draining.run import Run
+from drainkit.draining.run import Run, look_straight, resolve
 from drainkit.errors import RefusedError
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from servers import Server
 
 from drainkit.core.events import Decoder
-from drainkit.core.places import places
+from drainkit.core.fields import places
 from drainkit.operations.entry import rows_of
 from drainkit.settings import Fields
 from drainkit.views.analyse_backlog import Analysis

@@ -26,6 +26,7 @@ from drainkit import Server as Connection
 from drainkit.core.frame import load_frame
 from drainkit.errors import RefusedError
 from drainkit.files import whole_folder
+from drainkit.ids import LAST_ID
 from drainkit.operations.export import as_json, as_structs
 from drainkit.safe import text
 from drainkit.server import reading
@@ -158,7 +159,7 @@ def test_a_dataset_by_day_is_one_table(
     # as one table it is what load_frame makes of the same entries
     table = ds.dataset(cli.cwd / "backlog", partitioning="hive").to_table()
     with Connection(server.url, stream) as link:
-        frame = load_frame(reading.pages(link, link.stream, "0-0", reading.LAST_ID), Decoder())
+        frame = load_frame(reading.pages(link, link.stream, "0-0", LAST_ID), Decoder())
     read = table.to_pandas().sort_values("id").reset_index(drop=True)
     expected = frame.sort_values("id").reset_index(drop=True)
     for name in frame.columns:

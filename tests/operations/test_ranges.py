@@ -19,6 +19,7 @@ import drainkit
 from drainkit import IdRange, RefusedError, UsageError, load_range, load_settings, ranges
 from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
+from drainkit.ids import LAST_ID, id_key
 from drainkit.operations.export import Lens
 from drainkit.server import reading
 
@@ -37,7 +38,7 @@ def whole_frame(server: Server, stream: str, lens: Lens) -> pd.DataFrame:
     """What `01` makes of the whole stream: load_frame and decide_frame in one process."""
     settings = load_settings({"redis_url": server.url, "stream": stream})
     with drainkit.Server.of(settings) as link:
-        pages = reading.pages(link, link.stream, "0-0", reading.LAST_ID)
+        pages = reading.pages(link, link.stream, "0-0", LAST_ID)
         frame = load_frame(pages, Decoder(settings.fields))
     return pd.concat([frame, decide_frame(frame, lens.policy, lens.at_us)], axis=1)
 
@@ -85,7 +86,7 @@ def test_small_streams_have_empty_parts(url: Server, stream: str, shape: str) ->
     fill(url, stream, entries, group=GROUP)
     parts = ranges(URL, stream, 9)
     newest = entries[-1][0] if entries else "0-0"
-    later = f"{reading.id_key(newest)[0] + 1}-0"
+    later = f"{id_key(newest)[0] + 1}-0"
     fill(url, stream, [(later, intent())])
     frames = [load_range(part, URL) for part in parts]
     assert len(frames) == 9

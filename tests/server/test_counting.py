@@ -12,6 +12,7 @@ from books import ask, at
 from conftest import Cli
 from servers import Server
 
+from drainkit.ids import FIRST_ID, LAST_ID
 from drainkit.server import counting, reading
 from drainkit.server.connection import Server as Link
 
@@ -44,14 +45,14 @@ def test_any_range_is_counted_exactly(link: Link) -> None:
         first, last = (f"{draw.randrange(5, 75)}-{draw.randrange(2)}" for _ in range(2))
         there = len(link.call("XRANGE", link.stream, first, last))
         assert counting.count_between(link, first, last) == there, (first, last)
-    assert counting.count_between(link, reading.FIRST_ID, reading.LAST_ID) == 55
+    assert counting.count_between(link, FIRST_ID, LAST_ID) == 55
 
 
 def test_a_whole_stream_is_counted_without_a_read(link: Link, server: Server) -> None:
     """A position before the first entry means all, at or after the last none."""
     before = reads(server)
-    assert counting.count_between(link, "10-1", reading.LAST_ID) == 55
-    assert counting.count_between(link, "68-1", reading.LAST_ID) == 0
+    assert counting.count_between(link, "10-1", LAST_ID) == 55
+    assert counting.count_between(link, "68-1", LAST_ID) == 0
     assert counting.count_between(link, "0-0", "10-9") == 0
     assert reads(server) == before
 
@@ -60,7 +61,7 @@ def test_a_whole_stream_is_counted_without_a_read(link: Link, server: Server) ->
 def test_the_smaller_side_is_read(link: Link, server: Server, first: str) -> None:
     """Near an end of the stream a few pages are enough, whichever end it is."""
     before = reads(server)
-    assert counting.count_between(link, first, reading.LAST_ID) in (52, 3)
+    assert counting.count_between(link, first, LAST_ID) in (52, 3)
     assert reads(server) - before <= 6
 
 
@@ -78,8 +79,8 @@ def test_a_check_reads_no_more_than_its_limit(link: Link, server: Server, cli: C
     assert status["groups"][0]["backlog"]["undelivered"] == 31
     info = reading.stream_info(link)
     before = reads(server)
-    assert counting.count(link, info, "36-0", reading.LAST_ID, most=4) == (5, False)
-    assert counting.count(link, info, "36-0", reading.LAST_ID, most=31) == (31, True)
+    assert counting.count(link, info, "36-0", LAST_ID, most=4) == (5, False)
+    assert counting.count(link, info, "36-0", LAST_ID, most=31) == (31, True)
     assert reads(server) - before <= 26
 
 
@@ -95,5 +96,5 @@ def test_a_deletion_while_it_counts_is_noticed(
         return read(*args, **options)
 
     monkeypatch.setattr(reading, "pages", read_and_delete)
-    assert counting.count_between(link, "16-0", reading.LAST_ID) == 51
+    assert counting.count_between(link, "16-0", LAST_ID) == 51
     assert counting.count_between(link, "16-0", "60-0") == 43

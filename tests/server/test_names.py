@@ -9,10 +9,10 @@ from books import ask, at, live, pending, recorded
 from conftest import Cli
 from servers import Server
 
-from drainkit.draining.opening import resolve
-from drainkit.server import reading, writing
+from drainkit.draining.run import resolve
+from drainkit.server import writing
 from drainkit.server.connection import Server as Link
-from drainkit.server.reading import Name
+from drainkit.server.scope import Name, raw_name
 from drainkit.settings import build
 
 ODD = b"w\xff\n\xe9"  # no UTF-8
@@ -134,5 +134,5 @@ def test_a_name_is_sent_as_it_came(server: Server) -> None:
 
     name = Name(ODD)
     for same in (name, copy.deepcopy(name), pickle.loads(pickle.dumps(name))):  # noqa: S301
-        assert reading.raw_name(same) == ODD
-    assert reading.raw_name("é") == "é".encode()
+        assert raw_name(same) == ODD
+    assert raw_name("é") == "é".encode()

@@ -1,7 +1,8 @@
-"""Which fields and paths a sample of entries holds, which are chosen for what, and what that mends.
+"""Where the values of events stand: in one entry, and in a sample of a stream that is not known.
 
-What a field could stand for is tried with the decoder itself, and so is each line that is proposed:
-one that mends nothing is left out.
+The decoder answers for whole columns and keeps no places; the rules here are the same (the
+contract, section 3). A field is proposed for a value if its name fits, it lies in the symbol's
+object or around it, and the decoder itself reads more events with it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +20,89 @@ from ..errors import UsageError
 from ..safe import one_line
 from ..settings import USUAL_FIELDS, Fields, build
 from .events import Decoder, Events
-from .places import json_object
-from .timestamps import EARLIEST_ID_MS, TIME_SOURCES, as_text
-from .values import INVALID_REASONS, RawEntry
+from .timestamps import EARLIEST_ID_MS, TIME_SOURCES, as_text, times_us
+from .values import CONTAINERS, INVALID_REASONS, MAX_CONTAINER_BYTES, VALUES, RawEntry
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands under one of a value's names."""
+
+    value: str  # of VALUES, or timestamp
+    where: str  # "field symbol", or the path "payload.signal.symbol"
+    raw: Any  # bytes of a flat field, else what JSON holds there
+    counts: bool  # whether the event has its value from here
+
+
+def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
+    """All places of one entry, whose event is the only row of `events`, value by value."""
+    found: list[Place] = []
+    by_stamp = events.time_source[0] == TIME_SOURCES.index("timestamp")
+    for value in (*VALUES, "timestamp"):
+        there = [place for rank in fields.ranks(value) for place in candidates(rank, entry[1])]
+        counts = -1  # of symbol, side, confidence and source the first
+        if value == "timestamp" and by_stamp:  # of these the earliest
+            is_it = times_us([raw for _, raw in there]) == events.event_time_us[0]
+            counts = int(is_it.argmax()) if is_it.any() else -1
+        elif value == "confidence":
+            counts += bool(events.confidence[0] >= 0)
+        elif value != "timestamp":
+            counts += shown(events, value) is not None
+        found += [Place(value, *place, counts == n) for n, place in enumerate(there)]
+    return found
+
+
+def candidates(names: Sequence[str], body: Sequence[bytes] | None) -> Iterator[tuple[str, Any]]:
+    """What stands under the names: flat fields first, then payload, data and mapped fields."""
+    # backwards, so that of a field given twice the first counts
+    flat = dict(zip(reversed((body or ())[::2]), reversed((body or ())[1::2]), strict=True))
+    paths: dict[str, list[list[str]]] = {name: [] for name in CONTAINERS}
+    for name in names:
+        if name.encode() in flat:
+            yield f"field {name}", flat[name.encode()]
+        root, *rest = name.split(".")
+        for container in (root,) if rest else CONTAINERS:
+            paths.setdefault(container, []).append(rest or [name])
+    for container, alternatives in paths.items():
+        whole = json_object(flat.get(container.encode()))
+        for path in alternatives:
+            at: Any = whole
+            for step in path:
+                at = at.get(step, _NOTHING) if isinstance(at, dict) else _NOTHING
+            if at is not _NOTHING:
+                yield ".".join([container, *path]), at
+
+
+_NOTHING: Any = object()
+
+
+def value_of(body: Sequence[bytes], name: str) -> str | float | None:
+    """What an entry holds first under a name, or a path such as `payload.model`.
+
+    Numbers of JSON as numbers, all else as text; None where there is nothing, or no text.
+    """
+    _, found = next(candidates([name], body), ("", None))
+    if isinstance(found, bytes | str):
+        return as_text(found)
+    return found if isinstance(found, int | float | None) else json.dumps(found)
+
+
+def json_object(raw: bytes | None) -> Any:
+    """The JSON object in a field; None where there is none that could be read."""
+    if raw is None or len(raw) > MAX_CONTAINER_BYTES:
+        return None
+    try:
+        return json.loads(raw.decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+def shown(events: Events, value: str) -> str | None:
+    """The symbol, side or source of the only row; None where not valid."""
+    code = int(getattr(events, f"{value}_code")[0])
+    texts: list[str] = getattr(events, f"{value}s")
+    return texts[code] if code >= 0 else None
+
 
 MAX_NAMES, MAX_LEVELS = 60, 6
 LEAST = 0.005  # of the entries must gain by a line
@@ -33,11 +115,9 @@ SYNONYMS = {
     "source": "source origin producer strategy",
 }
 LIMITS = {"threshold", "min", "max", "limit"}  # what such a name holds is no event's value
-BESIDE, AROUND, ELSEWHERE = range(3)  # where a path lies, as seen from the symbol
-_WHY = ("beside the symbol", "around the symbol", "nowhere nearer")
 Masks = Mapping[str, np.ndarray]  # by value (of USUAL_FIELDS): which entries could be read
 Row = tuple[str, str, int, str, bool, str]  # value, path, entries, example, chosen, why
-Chosen = Mapping[str, Mapping[str, int]]  # by value and name: where it lies
+Lines = Mapping[str, Sequence[str] | bool]  # of [fields]
 
 
 @dataclass(frozen=True)
@@ -56,12 +136,18 @@ class Found:
 
     def rank(self, value: str) -> tuple[bool, int, int] | None:
         """How well its own name fits a value, the least is best; None: not at all."""
-        own = _words(self.name.rpartition(".")[2])
-        if own & LIMITS:
-            return None
+        # the words of emittedAt are emitted and at
+        spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", self.name.rpartition(".")[2])
+        own = {*re.split(r"[^a-z]+", spaced.lower())}
         words = SYNONYMS[value].split()
         found = min((k for k, word in enumerate(words) if word in own), default=None)
-        return None if found is None else ("|" in words[:found], self.name.count("."), found)
+        if found is None or own & LIMITS:
+            return None
+        return "|" in words[:found], self.name.count("."), found
+
+    def is_near(self, homes: set[str]) -> bool:
+        """Whether it lies in one of these objects or around it, and not in one beside them."""
+        return not self.home or any(f"{home}.".startswith(f"{self.home}.") for home in homes)
 
 
 @dataclass(frozen=True)
@@ -71,7 +157,7 @@ class Findings:
     entries: int
     reasons: Mapping[str, int]  # events that cannot be read now, by reason
     paths: Sequence[Row]
-    lines: Mapping[str, Sequence[str] | bool]  # of [fields], those of now included; empty: none
+    lines: Lines  # those of now included; empty: none
     readable: int  # events that could be read with the lines
     notes: Sequence[str] = ()
 
@@ -134,12 +220,12 @@ def found_fields(entries: Sequence[RawEntry], *, percent: bool = False) -> list[
                 inner = json_object(raw)
                 own |= _inside(name, inner if isinstance(inner, dict) else raw, MAX_LEVELS)
         counts.update(own.keys())
-        examples |= {name: text for name, text in own.items() if name not in examples}
-    bare = [Found(name, counts[name], text, {}) for name, text in examples.items()]
+        examples = own | examples
+    bare = [Found(name, counts[name], examples[name], {}) for name in counts]
     told = sorted(bare, key=lambda one: all(one.rank(value) is None for value in SYNONYMS))
     kept = {one.name for one in told[:MAX_NAMES]}
     return [
-        replace(one, readable=_masks(_alone(entries, one.name, percent)))
+        replace(one, readable=_alone(entries, one.name, percent))
         for one in bare if one.name in kept
     ]  # fmt: skip
 
@@ -147,12 +233,10 @@ def found_fields(entries: Sequence[RawEntry], *, percent: bool = False) -> list[
 def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
     """What a sample holds, and the lines that would let more of it be read."""
     there = [entry for entry in entries if entry[1] is not None]
-    plain = _Trial(there, fields)
-    plain.run()
-    best, notes = plain, []
+    plain = best = _Trial(there, fields)
+    notes = []
     if not fields.confidence_percent and plain.valid < len(there):
         percent = _Trial(there, fields.model_copy(update={"confidence_percent": True}))
-        percent.run()
         more = percent.valid - plain.valid
         if plain.valid * 10 < percent.valid:
             best = percent
@@ -169,14 +253,14 @@ def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
         notes.append(
             f"symbols in small letters, such as {small[0]}: an allowlist must spell them so"
         )
-    now = Decoder(fields).decode(there)
-    bad = Counter(INVALID_REASONS[code] for code in now.invalid[now.invalid > 0].tolist())
-    reasons, lines = dict(bad.most_common()), best.lines(fields)
-    return Findings(len(there), reasons, best.rows(), lines, best.valid, notes)
+    now = plain.before.invalid
+    bad = Counter(INVALID_REASONS[code] for code in now[now > 0].tolist())
+    lines = best.lines(fields)
+    return Findings(len(there), dict(bad.most_common()), best.rows(), lines, best.valid, notes)
 
 
 class _Trial:
-    """Lines for a sample, found one by one, each tried by the decoder."""
+    """Names for the values of a sample, found one by one, each tried by the decoder."""
 
     def __init__(self, entries: Sequence[RawEntry], fields: Fields) -> None:
         self._entries, self._fields = entries, fields
@@ -186,118 +270,81 @@ class _Trial:
                     for place in (("",) if "." in name else ("", "payload.", "data."))}
             for value in USUAL_FIELDS
         }  # fmt: skip
-        self._chosen: dict[str, dict[str, int]] = {}
-        self._least = max(1, LEAST * len(entries))
-        self.events = self._read({})
+        self._chosen: dict[str, list[str]] = {value: [] for value in SYNONYMS}
+        self.before = self.events = Decoder(fields).decode(entries)
+        for value in ("symbol", "confidence"):
+            self._choose(value)
+        for value in ("confidence", "symbol"):  # names without which as much can be read
+            for name in [*self._chosen[value]]:
+                self._take(value, [other for other in self._chosen[value] if other != name])
+        for value in ("timestamp", "side", "source") if self.valid else ():
+            self._choose(value)
 
     @property
     def valid(self) -> int:
         """Events that can be read."""
         return int((self.events.invalid == 0).sum())
 
-    def run(self) -> None:
-        """Choose symbol, confidence, and what goes with them."""
-        for value in ("symbol", "confidence"):
-            self._choose(value)
-        self._prune()
-        for value in ("timestamp", "side", "source") if self.valid else ():
-            self._choose(value)
-
     def _choose(self, value: str) -> None:
-        fitting = [one for one in self._found if one.rank(value) and one.readable[value].any()]
-        places = {one.name: self._place(value, one) for one in fitting}
-        fitting.sort(key=lambda one: (places[one.name], one.rank(value)))
-        for one in fitting:
-            have, place = _masks(self.events), places[one.name]
-            gain = one.readable[value] & ~have[value]
-            is_apart = place == ELSEWHERE and not self._is_alone(value, one, fitting, gain)
-            if is_apart or gain.sum() < self._least:
-                continue
-            names = {**self._chosen, value: {**self._chosen.get(value, {}), one.name: place}}
-            then = self._read(names)
-            more = _masks(then)[value].sum() - have[value].sum()
-            if more >= self._least and (then.invalid == 0).sum() >= self.valid:
-                self._chosen, self.events = names, then
+        """Take the names by which more events have this value, the nearest to the symbol first."""
+        homes = self._homes() if value != "symbol" else {one.home for one in self._found}
+        fitting = [one for one in self._found if one.rank(value)]
+        near = [one for one in fitting if one.is_near(homes)]
+        # where no other name fits, what lies apart is no part's own
+        near = near or (fitting if len(fitting) == 1 and value == "confidence" else [])
+        for one in sorted(near, key=lambda one: (one.home not in homes, one.rank(value))):
+            had = _masks(self.events)[value].sum() + max(1, LEAST * len(self._entries))
+            if one.readable[value].any():  # else [fields] may not even take such a name
+                self._take(value, [*self._chosen[value], one.name], had)
 
-    def _place(self, value: str, one: Found) -> int:
-        homes = self._homes()
-        if value == "symbol" or one.home in homes:
-            return BESIDE
-        is_around = any(f"{home}.".startswith(f"{one.home}.") for home in homes) or not one.home
-        return AROUND if is_around else ELSEWHERE
-
-    def _homes(self) -> dict[str, np.ndarray]:
-        """The objects that symbols are read in, and in which entries."""
-        homes: dict[str, np.ndarray] = {}
-        names = self._now["symbol"] | self._chosen.get("symbol", {}).keys()
-        for one in self._found:
-            if one.name in names:
-                homes[one.home] = homes.get(one.home, False) | one.readable["symbol"]
-        return homes
-
-    def _is_alone(self, value: str, one: Found, fitting: Sequence[Found], gain: np.ndarray) -> bool:
-        """Whether a confidence that lies elsewhere can only be the event's: no sub-model's."""
-        if value != "confidence":
-            return False
-        for home, mask in self._homes().items():
-            own = (other for other in self._found if other.home == home and other.rank(value))
-            if (mask & gain).any() and any(own):
-                return False  # its own is missing or not readable, which is no reason for another
-        rivals = (other for other in fitting if other is not one and other.home != one.home
-                  and other.name.count(".") <= one.name.count("."))  # fmt: skip
-        return not any((other.readable[value] & gain).any() for other in rivals)
-
-    def _prune(self) -> None:
-        """Leave out names of symbol and confidence without which as much can be read."""
-        for value in ("confidence", "symbol"):
-            for name in [*self._chosen.get(value, ())]:
-                fewer = {n: place for n, place in self._chosen[value].items() if n != name}
-                names = {**self._chosen, value: fewer}
-                then = self._read(names)
-                if (then.invalid == 0).sum() >= self.valid:
-                    self._chosen, self.events = names, then
-
-    def _read(self, chosen: Chosen) -> Events:
+    def _take(self, value: str, names: list[str], least: float = 0) -> None:
+        """Choose these names if at least so many events have the value then, and none is lost."""
+        chosen = {**self._chosen, value: names}
         wider = any(chosen.values()) and build({"fields": self._table(chosen)}).fields
-        return Decoder(wider or self._fields).decode(self._entries)
+        then = Decoder(wider or self._fields).decode(self._entries)
+        if _masks(then)[value].sum() >= least and (then.invalid == 0).sum() >= self.valid:
+            self._chosen, self.events = chosen, then
 
-    def _table(self, chosen: Chosen) -> dict[str, Sequence[str] | bool]:
+    def _homes(self) -> set[str]:
+        """The objects that symbols are read in."""
+        names = {*self._now["symbol"], *self._chosen["symbol"]}
+        return {o.home for o in self._found if o.name in names and o.readable["symbol"].any()}
+
+    def _table(self, chosen: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str] | bool]:
         """The whole of [fields]: what it adds to the usual names now, and what was chosen."""
         table: dict[str, Sequence[str] | bool] = {}
         for value, usual in USUAL_FIELDS.items():
             own = [name for name in getattr(self._fields, value) if name not in usual]
             if value == "timestamp":  # those beside a mapped value come by themselves
                 own = [name for name in own if name.rpartition(".")[2] not in usual]
-            if names := (*own, *chosen.get(value, ())):
+            if names := (*own, *chosen[value]):
                 table[value] = names
         return table | ({"confidence_percent": True} if self._fields.confidence_percent else {})
 
-    def lines(self, fields: Fields) -> dict[str, Sequence[str] | bool]:
+    def lines(self, fields: Fields) -> Lines:
         """The lines that were found, with those of now; empty where nothing is new."""
         is_new = any(self._chosen.values()) or self._fields != fields
         return self._table(self._chosen) if is_new else {}
 
     def rows(self) -> list[Row]:
         """The paths that are read, or could be by their names, and why they are chosen or not."""
-        rows = []
+        rows, homes = list[Row](), self._homes()
         for value in SYNONYMS:
-            chosen = self._chosen.get(value, {})
             for one in self._found:
-                is_known = one.name in self._now[value]
+                is_known, is_new = one.name in self._now[value], one.name in self._chosen[value]
                 if not is_known and one.rank(value) is None:
                     continue
-                name, example = one_line(one.name, 100), one_line(one.example, 60)
-                is_chosen = one.name in chosen or (is_known and bool(one.readable[value].any()))
-                is_apart = self._place(value, one) == ELSEWHERE
-                if not one.readable[value].any():
+                is_readable, is_near = bool(one.readable[value].any()), one.is_near(homes)
+                why = "in the symbol's object, or around it" if is_near else "apart from the symbol"
+                if not is_readable:
                     why = "cannot be read as such"
                 elif is_known:
-                    why = "known already" + (", but apart from the symbol" if is_apart else "")
-                elif is_chosen:
-                    why = _WHY[chosen[one.name]]
-                else:
-                    why = "apart from the symbol: a part's own" if is_apart else "not needed"
-                rows.append((value, name, one.entries, example, is_chosen, why))
+                    why = "known already" if is_near else "known already, but apart from the symbol"
+                elif not is_new and is_near:
+                    why = "not needed"
+                chosen = is_new or (is_known and is_readable)
+                name, example = one_line(one.name, 100), one_line(one.example, 60)
+                rows.append((value, name, one.entries, example, chosen, why))
         return rows
 
 
@@ -312,27 +359,20 @@ def _inside(path: str, value: object, levels: int) -> Iterator[tuple[str, str]]:
         yield path, "(not text)" if text is None else text
 
 
-def _alone(entries: Sequence[RawEntry], name: str, percent: bool) -> Events | None:
-    """The events where each value is looked for under one name; None: [fields] takes no such."""
+def _alone(entries: Sequence[RawEntry], name: str, percent: bool) -> Masks:
+    """Which entries have a value if it is looked for under this name alone."""
     only = {**dict.fromkeys(USUAL_FIELDS, name), "only": True, "confidence_percent": percent}
     try:
-        return Decoder(build({"fields": only}).fields).decode(entries)
-    except UsageError:
-        return None
-
-
-def _masks(events: Events | None) -> Masks:
-    """Which entries have a usable value, by value."""
-    if events is None:
+        return _masks(Decoder(build({"fields": only}).fields).decode(entries))
+    except UsageError:  # [fields] takes no such name
         return dict.fromkeys(USUAL_FIELDS, np.zeros(1, bool))
+
+
+def _masks(events: Events) -> Masks:
+    """Which entries have a usable value, by value."""
     stamped = events.time_source == TIME_SOURCES.index("timestamp")
     # any number is some time since 1970
     stamped &= events.event_time_us >= EARLIEST_ID_MS * 1000
     codes = {"symbol": events.symbol_code, "side": events.side_code, "source": events.source_code}
     found = {value: column >= 0 for value, column in codes.items()}
     return found | {"confidence": events.confidence >= 0, "timestamp": stamped}
-
-
-def _words(name: str) -> set[str]:
-    """The words of a name: `emittedAt` has emitted and at."""
-    return {*re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())}
