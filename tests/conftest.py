@@ -29,12 +29,8 @@ import stores
 from clusters import Cluster
 from program import Program, Programs
 from proxy import Proxy
+from quick import sitecustomize  # noqa: F401 # for this interpreter too
 from servers import Server
-
-from drainkit.pipeline.notebooks import quick_imports
-
-with quick_imports():
-    import nbformat  # noqa: F401 # test modules import it
 
 pytest_plugins = ["runs"]  # its fixtures
 # pytest's own limit holds; imports may fall into an example
