@@ -181,10 +181,11 @@ class Kernels(subprocess.Popen[str]):
         self._child_created = True
 
 
-def _popen(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+def _popen(*given: Any, **options: Any) -> subprocess.Popen[Any]:
     """In the place of subprocess.Popen; a fork beside threads might never get their locks."""
-    is_parent = command[-1] == KERNELS and threading.active_count() == 1
-    return (Kernels if is_parent else _Popen)(command, **options)
+    is_parent = given and isinstance(given[0], list) and given[0][-1:] == [KERNELS]
+    forks = is_parent and threading.active_count() == 1
+    return (Kernels if forks else _Popen)(*given, **options)
 
 
 _Popen = subprocess.Popen

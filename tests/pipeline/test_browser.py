@@ -43,7 +43,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory, _programs: Programs) -> I
         hostile_backlog(server, "s", *TEX)
         run = cli.done(
             "run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
-            *at(server, "s"), "--consumer-group", GROUP,
+            "--allow-active-consumers", *at(server, "s"), "--consumer-group", GROUP,
         )  # fmt: skip
     yield cli.cwd / "reports" / run.json()["run_id"]
     cli.close()

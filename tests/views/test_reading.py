@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from backlogs import GROUP, deliver, fill, seed
@@ -21,6 +23,7 @@ from drainkit.errors import InterruptedRunError, RefusedError, UsageError
 from drainkit.views.analyse_backlog import Analysis
 from drainkit.views.dry_run import DryRun
 from drainkit.views.live_drain import LiveDrain
+from drainkit.views.session import Table
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +156,29 @@ def test_a_resumed_run_counts_all_its_attempts(valkey: Server, stream: str, cli:
     assert summary.total_read == 100
     assert summary.elapsed_sec > 99 / 20 + 1.5
     assert 0 < (summary.events_per_sec or 0) < 17
+
+
+def test_a_table_reads_well_and_is_inert() -> None:
+    """Numbers have separators and stand to the right, text to the left; no NaN; all is escaped. A
+    table without rows says so."""
+    table = Table(
+        {
+            "events": [12345, 7],
+            "age": [1.5, np.nan],
+            "symbol": ["<script>x</script>", None],
+        },
+        index=pd.Index(["<b>a</b>", "b"], name="group"),
+    )
+    shown = table._repr_html_()
+    cells = re.findall(r"<td([^>]*)>(.*?)</td>", shown)
+    assert [text for _, text in cells] == [
+        "&lt;b&gt;a&lt;/b&gt;", "12,345", "1.50", "&lt;script&gt;x&lt;/script&gt;",
+        "b", "7", "", "",
+    ]  # fmt: skip
+    assert [place for place, _ in cells[:4]] == ["", " class='n'", " class='n'", ""]
+    assert table.loc["b", "events"] == 7
+    assert "text-align:left" in shown
+    assert "NaN" not in shown + pd.DataFrame()._repr_html_()
+    assert "drained_ok" in Table({"audited": [1]}, ["drained_ok"])._repr_html_()
+    empty = Table({"bytes": []}, index=pd.Index([], name="file"))
+    assert "<td colspan='2'>none</td>" in empty._repr_html_()  # a head over nothing looks broken
