@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import servers
-from books import fill, seed
+from backlogs import GROUP, fill, seed
 from conftest import ROOT
 from playwright.sync_api import Browser, Page, Request
 from servers import Server
@@ -50,16 +50,26 @@ class Watched:
             route.abort()  # type: ignore[attr-defined]
 
 
-def hostile_backlog(server: Server, stream: str) -> None:
-    """A recent backlog in which symbols, sides and sources try to get out of their place."""
+def hostile_backlog(server: Server, stream: str, *names: str) -> None:
+    """A recent backlog in which symbols, sides and sources try to get out of their place.
+
+    With `names`, which do so too, there is a group and a consumer of each name.
+    """
     seed(server, stream, 400)
     now = int(time.time() * 1000)
-    events = (
+    events = [
         {"symbol": text, "side": text, "source": text + "\u202e\x1b[31m", "confidence": 0.9}
         for text in HOSTILE * 10
-    )
+    ]
+    events += [
+        {"symbol": name.replace(" ", ""), "side": name, "source": name, "confidence": 0.9}
+        for name in names * 10
+    ]
     payloads = [*map(json.dumps, events), "<script>window.pwned=1</script>"]
     fill(server, stream, [(now + i, {"payload": text}) for i, text in enumerate(payloads)])
+    for name in names:
+        server.ask("XGROUP", "CREATE", stream, name, "0")
+        server.ask("XGROUP", "CREATECONSUMER", stream, GROUP, name)
 
 
 @contextmanager
@@ -69,7 +79,7 @@ def demo_lab(folder: Path, *where: str) -> Iterator[str]:
     In CI from the wheel, in the environment that the README's demo made; else from the checkout.
     """
     python = os.environ.get("WHEEL_PYTHON")
-    source = {} if python else {"PYTHONPATH": str(ROOT)}
+    source = {} if python else {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
     own = {name: str(folder / name) for name in (
         "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",

@@ -159,9 +159,10 @@ class SentinelSetup(Running):
     sentinels: list[Server]
 
     @property
-    def addresses(self) -> list[tuple[str, int]]:
-        """Host and port of each sentinel, as redis.sentinel.Sentinel takes them."""
-        return [(LOOPBACK, sentinel.port) for sentinel in self.sentinels if sentinel.port]
+    def url(self) -> str:
+        """As `--redis-url` names them all."""
+        hosts = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{self.name}/0"
 
     def primary_port(self) -> int:
         """The port of the primary as the first sentinel says now."""

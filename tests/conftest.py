@@ -29,6 +29,7 @@ import stores
 from clusters import Cluster
 from program import Program, Programs
 from proxy import Proxy
+from quick import sitecustomize  # noqa: F401 # for this interpreter too
 from servers import Server
 
 pytest_plugins = ["runs"]  # its fixtures
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 # left behind is known as ours, and nothing stays on the disk. pytest itself keeps its own place.
 tempfile.gettempdir()
 os.environ["TMPDIR"] = str(guard.guard().folder)
+quick = [str(ROOT / "tests" / "quick"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(quick)
 
 
 def pytest_report_header() -> list[str]:
@@ -107,24 +110,28 @@ def _shared() -> Iterator[Shared]:
     shared = Shared()
     yield shared
     shared.stop()
-    left = _left_behind(set())
+    left = _left_behind(set(), set())
     guard.close_guard()
     assert not left, f"servers outlived the session: {left}"
 
 
-def _left_behind(expected: set[int]) -> set[int]:
-    """Our servers beyond `expected`; those that are just ending get 3 s to do so."""
+def _left_behind(known: set[Path], expected: set[int]) -> set[int]:
+    """Our servers in folders beyond `known`, but for `expected`.
+
+    Those that are just ending get 3 s to do so.
+    """
     deadline = time.monotonic() + 3
-    while (left := guard.running_pids() - expected) and time.monotonic() < deadline:
+    new = {*guard.guard().folder.iterdir()} - known
+    while (left := guard.running_pids(new) - expected) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
 @pytest.fixture(autouse=True)
 def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
-    before = guard.running_pids()
+    before = {*guard.guard().folder.iterdir()}
     yield
-    left = _left_behind(before | _shared.pids())
+    left = _left_behind(before, _shared.pids())
     for pid in left:
         os.kill(pid, 9)
     assert not left, f"this test left server processes behind: {left}"
@@ -322,16 +329,28 @@ class Cli:
         assert run.rc == rc, run
         return one_line_error(run.err)
 
+    def papermill(self, *args: object, env: Mapping[str, str] | None = None) -> CliResult:
+        """As `python -m papermill` with these arguments."""
+        own = {**os.environ, "PYTHONUTF8": "1", **(env or {})}
+        words = [*map(str, args)]
+        with Program(self.programs, words, self.cwd, own, module="papermill") as process:
+            out, err = process.communicate(timeout=120)
+        return CliResult(tuple(words), process.returncode, out, err)
+
     def start(
         self,
         *args: object,
         env: Mapping[str, str] | None = None,
         secret: str | Sequence[str] = (),
+        terminal: int | None = None,
     ) -> subprocess.Popen[str]:
-        """Starts it and returns at once (to send it a signal); `finish` waits for the result."""
+        """Starts it and returns at once (to send it a signal); `finish` waits for the result.
+
+        With the file descriptor of a `terminal`, that is all three of its streams.
+        """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
         own = {**inherited, "PYTHONUTF8": "1", **(env or {})}
-        process = Program(self.programs, [*map(str, args)], self.cwd, own)
+        process = Program(self.programs, [*map(str, args)], self.cwd, own, terminal)
         self._started.append(process)
         self._secrets[process.pid] = (secret,) if isinstance(secret, str) else tuple(secret)
         return process

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import reference
 
-from drainkit.core.events import (
-    Decoder,
-    Events,
-)
+from drainkit.core.events import Decoder, Events
 from drainkit.core.timestamps import NO_TIME, TIME_SOURCES
 from drainkit.core.values import INVALID_REASONS
 from drainkit.settings import Fields
@@ -31,8 +28,8 @@ def entry(fields: dict[str, Any] | None, entry_id: bytes = ID) -> list[Any]:
     return [entry_id, [x if isinstance(x, bytes) else str(x).encode() for x in flat]]
 
 
-def payload(content: Any, **flat: Any) -> list[Any]:
-    return entry({**flat, "payload": json.dumps(content)})
+def payload(content: Any, entry_id: bytes = ID, **flat: Any) -> list[Any]:
+    return entry({**flat, "payload": json.dumps(content)}, entry_id)
 
 
 def one(raw: list[Any], fields: Fields | None = None) -> reference.Event:

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from books import GROUP, ME, ask, audit
+from backlogs import GROUP, ME
+from books import ask, audit
 from conftest import lacking
 from proxy import FaultKind
 from servers import Server, wait_until
@@ -35,6 +37,11 @@ COMMIT = b"+00:00\r\n$%d\r\n%s" % (len(GROUP), GROUP.encode())  # drained_at_ts,
 WIRE: list[FaultKind] = [
     "cut_before", "cut_after", "half_reply", "delay_request", "delay_reply", "black_hole",
 ]  # fmt: skip
+#: Which server under which throttle: each of both, the bundled server under all.
+MIXED = {
+    throttles: [*product(["valkey"], throttles), ("redis", throttles[0]), ("redis62", throttles[1])]
+    for throttles in (("none", "1000", "100"), ("none", "400"), ("none", "300"))
+}
 ALONE = {"throttle": "none", "min_idle_min": 0, "allow_active_consumers": True}
 
 

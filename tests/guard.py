@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -87,20 +88,19 @@ def close_guard() -> None:
         guard.cache_clear()
 
 
-def running_pids() -> set[int]:
-    """Every Redis or Valkey process that this test process, or anything it started, runs.
+def running_pids(folders: Iterable[Path]) -> set[int]:
+    """Every Redis or Valkey process whose folder is, or lies in, one of these.
 
-    That is: its descendants, and servers whose folder lies in ours. The latter finds those that
-    a dead program left behind, as conftest.py points TMPDIR of all programs here. (A mark in
-    the environment would not do: servers overwrite theirs with their process title.)
+    So those are found too that a dead program left behind, as conftest.py points TMPDIR of all
+    programs to our folder. (A mark in the environment would not do: servers overwrite theirs with
+    their process title.)
     """
-    offspring = {process.pid for process in psutil.Process().children(recursive=True)}
-    here, found = os.path.realpath(guard().folder), set()
-    for process in psutil.process_iter():
+    places, found = tuple(os.path.realpath(folder) for folder in folders), set()
+    for process in psutil.process_iter() if places else ():  # which takes 0.1 s
         with contextlib.suppress(psutil.Error):  # gone meanwhile, or another user's
             is_server = any(name in process.name() for name in ("redis", "valkey"))
             if not is_server or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.pid in offspring or process.cwd().startswith(here):
+            if process.cwd().startswith(places):
                 found.add(process.pid)
     return found

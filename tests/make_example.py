@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import servers
-from books import GROUP, original_backlog
+from backlogs import GROUP, original_backlog
 from browsers import demo_lab, run_in_lab
 from playwright.sync_api import Page, sync_playwright
 

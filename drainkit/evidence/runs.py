@@ -96,6 +96,13 @@ def row(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each run, below the names of what stands in it; rich takes seconds for 3,000."""
+    rows = [list(row({}))] + [[*row(run).values()] for run in found]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, cells, wide)).rstrip() for cells in rows]
+
+
 def page(found: Sequence[Mapping[str, Any]], place: str, path: Path) -> str:
     """The rows as one page without a script, each run with a link to its report."""
     import jinja2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -140,8 +139,8 @@ def _audits(server: Server, wanted: Sequence[bytes]) -> dict[bytes, dict[str, An
             for part in entry[1] or ():
                 if part in records:
                     record = parse(entry)
-                    if record.original_id.encode() == part:
-                        records[part].append(dataclasses.asdict(record))
+                    if record["original_id"].encode() == part:
+                        records[part].append(record)
                         break
     return {
         entry_id: {"searched_from": first, "searched": searched, "complete": complete,

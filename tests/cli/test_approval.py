@@ -7,13 +7,12 @@ import json
 import os
 import pwd
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-from books import GROUP, ask, at, audit, everything, seed
+from backlogs import GROUP, seed
+from books import ask, at, audit, everything
 from conftest import ROOT, Cli, CliResult, one_line_error
 from servers import Server
 
@@ -276,11 +275,22 @@ def test_a_notebook_by_hand_drains_what_was_approved(desk: Desk) -> None:
     it refuses one that is not approved: views/test_sessions.py)."""
     desk.approve("ann", "bob")
     digest = json.loads((desk.cli.cwd / "plan.json").read_text())["digest"]
-    env = {**os.environ, "DRAINKIT_REDIS_URL": desk.server.url, "DRAINKIT_ENV": "production",
+    env = {"DRAINKIT_REDIS_URL": desk.server.url, "DRAINKIT_ENV": "production",
            "DRAINKIT_OPERATOR": "olga", "DRAINKIT_ALLOW_ACTIVE_CONSUMERS": "1"}  # fmt: skip
-    command: list[Any] = [
-        sys.executable, "-m", "papermill", ROOT / "notebooks" / "03_live_drain.ipynb", "03.ipynb",
-        "-r", "stream", desk.stream, "-r", "run_dir", ".", "-r", "approve", digest,
-    ]  # fmt: skip
-    subprocess.run(command, env=env, cwd=desk.cli.cwd, capture_output=True, check=True)
+    done = desk.cli.papermill(
+        ROOT / "notebooks" / "03_live_drain.ipynb", "03.ipynb", "-r", "stream", desk.stream,
+        "-r", "run_dir", ".", "-r", "approve", digest, env=env,
+    )  # fmt: skip
+    assert done.rc == 0, done.err
     assert len(audit(desk.server, desk.stream)) == 9
+
+
+def test_a_plan_alone_says_what_it_lacks(valkey: Server, stream: str, cli: Cli) -> None:
+    """A plan that was sent without its decisions: send both. To sign it changes no server."""
+    seed(valkey, stream, 40, delivered=10)
+    cli.done("drain", "--plan", "plan.json", *at(valkey, stream))
+    said = cli("approve", "plan.json", "--sign-key", "key").err
+    assert "this signs the plan: say --yes" in said
+    next(cli.cwd.glob("*decisions*.parquet")).unlink()
+    said = cli("drain", "--mode", "live", "--yes", "--plan", "plan.json", *at(valkey, stream)).err
+    assert "cannot be read: send both files" in said

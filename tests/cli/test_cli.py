@@ -10,7 +10,8 @@ import sys
 import time
 
 import pytest
-from books import GROUP, ask, at, everything, fill, seed
+from backlogs import fill, seed
+from books import ask, at, everything
 from conftest import Cli, intent, one_line_error
 from servers import Server
 
@@ -47,9 +48,12 @@ def test_a_signal_while_the_program_starts(how: signal.Signals) -> None:
 
 
 def test_live_needs_yes_without_a_terminal(valkey: Server, stream: str, cli: Cli) -> None:
-    """Without a terminal to ask on and without --yes nothing is done: exit code 4, no folder."""
+    """Without a terminal to ask on and without --yes nothing is done: exit code 4, no folder. A dry
+    run's plan is not written over a folder either: exit code 2."""
     seed(valkey, stream)
     before = everything(valkey)
+    for folder in (".", "/"):
+        assert "--plan" in cli.fails(2, "drain", *at(valkey, stream), "--plan", folder)
     for command in ("drain", "run"):
         assert "--yes" in cli.fails(4, command, "--mode", "live", *at(valkey, stream))
     assert everything(valkey) == before
@@ -71,65 +75,26 @@ def test_missing_and_mistyped_keys(server: Server, stream: str, cli: Cli, mode: 
     assert everything(server) == before
 
 
-def test_a_replica_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
-    """A live drain on a replica is refused; a dry run may read from it."""
-    seed(valkey, stream)
-    ask(valkey, "REPLICAOF", "127.0.0.1", "1")
-    try:
-        where = at(valkey, stream)
-        assert "replica" in cli.fails(4, "drain", "--mode", "live", "--yes", *where)
-        assert cli("drain", *where).rc == 0
-    finally:
-        ask(valkey, "REPLICAOF", "NO", "ONE")
-
-
-@pytest.mark.parametrize("key", ["audit", "runs"])
-def test_side_keys_of_another_type(valkey: Server, stream: str, cli: Cli, key: str) -> None:
-    """An audit stream or ledger that is no stream stops the drain before anything is claimed."""
-    seed(valkey, stream)
-    ask(valkey, "SET", f"{stream}.drain_{key}", "x")
-    said = cli.fails(4, "drain", "--mode", "live", "--yes", *at(valkey, stream))
-    assert f"drain_{key}" in said
-    assert ask(valkey, "XINFO", "CONSUMERS", stream, GROUP) == []
-
-
 def test_precedence_is_flag_environment_file_default(valkey: Server, stream: str, cli: Cli) -> None:
-    """A flag beats the environment, that beats drainkit.toml, that beats the default."""
+    """A flag beats the environment, that beats drainkit.toml, that beats the default; a DRAINKIT_
+    variable that is no setting does nothing, and stderr says so."""
     seed(valkey, stream)
     (cli.cwd / "drainkit.toml").write_text(
         f'stream = "{stream}"\nredis_url = "{valkey.url}"\nmax_events = 7\n'
         '[env.testnet]\nmax_events = 9\nallowlist = ["BTCUSDT"]\n'
     )
-    read = lambda *a, **k: cli("drain", "--json", *a, **k).json()["total_read"]  # noqa: E731 - short
-    assert read() == 7
-    assert read("--env", "testnet") == 9
-    assert read(env={"DRAINKIT_MAX_EVENTS": "11"}) == 11
-    assert read("--max-events", "13", env={"DRAINKIT_MAX_EVENTS": "11"}) == 13
-    assert read(env={"DRAINKIT_ENV": "testnet"}) == 9
-
-
-def test_a_misspelt_variable_is_named(valkey: Server, stream: str, cli: Cli) -> None:
-    """A DRAINKIT_ variable that is no setting does nothing, and stderr says so."""
-    seed(valkey, stream, 5, delivered=0)
-    where = ("--json", *at(valkey, stream))
-    run = cli.done("drain", *where, env={"DRAINKIT_ALLOW_LIST": "ETHUSDT"})
+    for options, env, read in (
+        ((), {}, 7),
+        (("--env", "testnet"), {}, 9),
+        ((), {"DRAINKIT_MAX_EVENTS": "11"}, 11),
+        (("--max-events", "13"), {"DRAINKIT_MAX_EVENTS": "11"}, 13),
+        ((), {"DRAINKIT_ENV": "testnet"}, 9),
+        ((), {"DRAINKIT_ALLOWLIST": "ETHUSDT"}, 7),
+    ):
+        run = cli("drain", "--json", *options, env=env)
+        assert (run.json()["total_read"], run.err) == (read, "")
+    run = cli.done("drain", "--json", env={"DRAINKIT_ALLOW_LIST": "ETHUSDT"})
     assert "DRAINKIT_ALLOW_LIST" in one_line_error(run.err)
-    assert cli("drain", *where, env={"DRAINKIT_ALLOWLIST": "ETHUSDT"}).err == ""
-
-
-def test_a_plan_is_not_written_over_a_folder(valkey: Server, stream: str, cli: Cli) -> None:
-    """drain --plan . as a dry run: exit code 2 before anything is read."""
-    ask(valkey, "XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
-    for folder in (".", "/"):
-        assert "--plan" in cli.fails(2, "drain", *at(valkey, stream), "--plan", folder)
-
-
-def test_the_program_alone_shows_its_help(cli: Cli) -> None:
-    """drainkit without a command prints its help, line by line, and exits with 2."""
-    run = cli()
-    assert run.rc == 2
-    assert "\n  drain " in run.err
-    assert run.err.splitlines()[0] == "Usage: drainkit [OPTIONS] COMMAND [ARGS]..."
 
 
 def test_allowlists_from_a_file_and_from_a_redis_set(server: Server, stream: str, cli: Cli) -> None:
@@ -174,13 +139,17 @@ def test_status_counts_and_says_why(server: Server, stream: str, cli: Cli) -> No
 
 
 def test_help_is_complete(cli: Cli) -> None:
-    """--help works for every command; the summary of none ends in dots."""
+    """--help works for every command; the summary of none ends in dots. Without a command the
+    program prints its help, line by line, and exits with 2."""
     listed = cli.done("--help").out.partition("Commands:\n")[2]
     commands = re.findall(r"(?m)^  (\S+)", listed)
     assert len(commands) == 20
     assert "..." not in listed
     for command in commands:
         assert cli(command, "--help").rc == 0
+    alone = cli()
+    assert (alone.rc, "\n  drain " in alone.err) == (2, True)
+    assert alone.err.splitlines()[0] == "Usage: drainkit [OPTIONS] COMMAND [ARGS]..."
 
 
 def test_a_drain_says_how_far_it_is(valkey: Server, stream: str, cli: Cli) -> None:

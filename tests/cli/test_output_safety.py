@@ -11,7 +11,8 @@ import unicodedata
 from typing import Any
 
 import pytest
-from books import GROUP, ME, ask, at, fill
+from backlogs import GROUP, ME, fill
+from books import ask, at
 from conftest import Cli, CliResult, intent
 from servers import Server
 

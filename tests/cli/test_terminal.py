@@ -12,10 +12,12 @@ import sys
 import termios
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 
 import pytest
-from books import GROUP, ME, ask, at, fill, now_ms, seed
+from backlogs import GROUP, ME, fill, now_ms, seed
+from books import ask, at
 from conftest import Cli, intent
 from servers import Server
 
@@ -31,20 +33,15 @@ def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
     def run(*args: object, columns: int = 100, answer: str = "y\n", **env: str) -> tuple[int, str]:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-        ours_env = {k: v for k, v in os.environ.items() if k != "COLUMNS"}  # of another width
-        process = subprocess.Popen(
-            [sys.executable, "-m", "drainkit", *map(str, args)], cwd=cli.cwd,
-            stdin=theirs, stdout=theirs, stderr=theirs, env={**ours_env, "TERM": "xterm", **env},
-        )  # fmt: skip
+        own = {"COLUMNS": "", "TERM": "xterm", **env}  # as wide as the terminal
+        process = cli.start(*args, env=own, terminal=theirs)
         os.close(theirs)
         said = bytearray()
 
         def read() -> None:
-            while True:
-                try:
+            with suppress(OSError):  # the other end is closed
+                while True:
                     said.extend(os.read(ours, 4096))
-                except OSError:  # the other end is closed
-                    return
 
         reader = Thread(target=read)
         reader.start()
@@ -228,3 +225,17 @@ def _start_of_a_dead_drain(group: str) -> list[str]:
         "max_events": "all", "at": "2026-01-01T00:00:00Z", "plan_digest": "",
     }  # fmt: skip
     return [part for pair in start.items() for part in pair]
+
+
+def test_a_command_that_is_shown_can_be_pasted(tmp_path: Path) -> None:
+    """On a narrow terminal a long command stays one line."""
+    code = (
+        "from drainkit.cli.terminal import tell\n"
+        "tell('drainkit run ' + ' '.join(f'--option{n} value' for n in range(20)), 'a ' * 90)"
+    )
+    leader, follower = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], stdout=follower, check=True, cwd=tmp_path)
+    lines = []
+    while not lines or lines[-1].count("a ") < 5:
+        lines += os.read(leader, 65536).decode().splitlines()
+    assert sum("--option0 " in line and "--option19" in line for line in lines) == 1

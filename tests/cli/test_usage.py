@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from books import GROUP
+from backlogs import GROUP
 from conftest import Cli, one_line_error
 
 SECRET = "s3cr3t-pa55"
@@ -26,6 +26,13 @@ VALUES = {
 #: Command, drainkit.toml or variable, and what the line says.
 LINES: list[tuple[str, str, str]] = [
     ("drain --no-such-option", "", "--no-such-option"),
+    # what to write instead, in the words of the command that was called
+    ("drain --live", "", "write --mode live"),
+    ("run --dry-run", "", "write --mode dry-run"),
+    ("drain --min-conf 60", "", "0.60 for 60 %"),
+    ("drain --min-conf high", "", "--min-conf must be a number"),
+    ("diff a.json b.json", "", "a.json: there is no such file; name a"),
+    ("acl --allowlist BTCUSDT", "", "takes redis:KEY"),
     ("drain --max-events 1000000000000000000", "", "999,999,999,999,999,999"),
     ("drain --max-age-min 6000000000", "", "5,256,000,000"),
     ("drain --throttle 1e10", "", "0.000001 to 1000000000"),
@@ -60,7 +67,8 @@ CASES = [
 
 @pytest.mark.parametrize(("command", "given", "said"), CASES)
 def test_bad_usage_is_one_line(cli: Cli, command: str, given: str, said: str) -> None:
-    """Whatever is wrong, wherever it was given, is named before anything is connected to."""
+    """Whatever is wrong, wherever it was given, is named before anything is connected to, in the
+    words of the command that was called."""
     (cli.cwd / "reports").mkdir()
     env = {"DRAINKIT_REDIS_URL": "redis://127.0.0.1:1/0"}
     if given.startswith("DRAINKIT_"):
@@ -71,4 +79,5 @@ def test_bad_usage_is_one_line(cli: Cli, command: str, given: str, said: str) ->
     assert run.rc == 2, run
     assert said in one_line_error(run.err)
     assert "\x1b" not in run.err
+    assert "--plan" in command or "--plan" not in run.err
     assert run.out == ""

@@ -185,9 +185,71 @@ SHAPES = {
         symbol="eth-perp", confidence="75",
     ),
 }  # fmt: skip
+LATEST, PERCENT = b"253402300799999-0", {"confidence_percent": True}
+STAMPS: list[tuple[Any, int]] = [
+    ("1766605798.664912", 1_766_605_798_664_912), (1766605798.664912, 1_766_605_798_664_912),
+    (ID_MS, ID_MS * 1000), (ID_MS * 1000 + 7, ID_MS * 1000 + 7),
+    (ID_MS * 10**6 + 7999, ID_MS * 1000 + 7), (float(ID_MS * 10**6), ID_MS * 1000),
+    ("-1.0000005", -1_000_001), (-1e-113, -1), ("1.766605798664E12", ID_MS * 1000),
+    ("5e-05", 50), (99_999_999_999, 99_999_999_999_000_000), (0, 0),
+    ("2025-12-24", 1_766_534_400_000_000), ("20251224T194958Z", 1_766_605_798_000_000),
+    ("2025-12-24T20:49:58+01:00", 1_766_605_798_000_000),
+    ("2025-12-24T19:49:58.6649129Z", 1_766_605_798_664_912),
+]  # fmt: skip
+NO_STAMPS = [
+    None, True, "", "soon", "1" * 21, 10**20, 1e300, " 1766605798", "1_766", "2025-13-01", [ISO],
+    "0001-01-01T00:00:00+05:00", "2016-12-31T23:59:60Z", "1e9999", "\uff11" * 10, "inf", "+", ".",
+    "2025-12-24T19:49:58Z" + " " * 60, "2025-12-24T19:49.5Z", "2025-12-24 19.5",
+]  # fmt: skip
+BODY, TIMELESS = json.dumps(GOOD), {**GOOD, "timestamp": "?"}
+FLAT = BODY[:-1] + ', "é": "' + "[" * 100 + '\\"{", "y": [' + "[]," * 100 + "0]}"
+PERCENTAGES: list[tuple[Any, float | None]] = [
+    (78, 0.78), ("78", 0.78), ("78%", 0.78), (0.5, 0.005), ("7.85e1%", 0.785), (100, 1.0), (0, 0.0),
+    ("0%", 0.0), ("100.1%", None), (101, None), (-1, None), ("78 %", None), ("78%%", None),
+    ("%", None), (True, None), ("\uff17\uff18%", None),
+]  # fmt: skip
 # claim: [(entry, [fields], what it gives, or why it is invalid)]
 Case = tuple[list[Any], dict[str, Any], dict[str, Any] | str]
 CLAIMS: dict[str, list[Case]] = {
+    "ISO 8601 and epoch s, ms, us and ns give whole microseconds, rounded down": [
+        (payload({**GOOD, "timestamp": stamp}, entry_id=LATEST), {},
+         {"time_us": time_us, "time_source": "timestamp"}) for stamp, time_us in STAMPS
+    ],
+    "what cannot be read as a time makes no event invalid: the id's time counts": [
+        (payload({**GOOD, "timestamp": stamp}), {},
+         {"time_us": ID_MS * 1000, "time_source": "entry_id", "valid": True}) for stamp in NO_STAMPS
+    ],
+    "a timestamp can only make an event older; more than 60 s after the id it is invalid": [
+        (payload({**GOOD, "timestamp": ID_MS * 1000 + ahead_us}), {},
+         {"time_us": ID_MS * 1000 + min(ahead_us, 0), "valid": ahead_us <= 60_000_000,
+          "time_source": "entry_id" if ahead_us > 0 else "timestamp"})
+        for ahead_us in (-1, 0, 1, 60_000_000, 60_000_001)
+    ],
+    "by an id that is no time the timestamp alone counts; without one the age is not known": [
+        case for odd in (b"0-1", b"1262303999999-9", b"253402300800000-0") for case in (
+            (entry(GOOD, odd), {}, {"time_us": ID_MS * 1000}),
+            (entry(TIMELESS, odd), {}, "no usable time"),
+            (entry(TIMELESS, odd), {}, {"time_us": None, "time_source": "unknown"}),
+            ([odd, None], {}, {"time_us": None, "missing": True, "valid": True}))
+    ],
+    "1 MiB and a depth of 64 pass; one byte or one level more does not": [
+        *(case for body in (BODY.encode(), BODY.replace('"ai"', '"\u00e9"').encode()) for case in (
+            (entry({"payload": body.ljust(1024 * 1024)}), {}, ""),
+            (entry({"payload": body.ljust(1024 * 1024 + 1)}), {}, "payload over 1 MiB"))),
+        *((entry({"payload": f'{BODY[:-1]}, "x": {"[" * deep}{"]" * deep}}}'}), {}, told)
+          for deep, told in ((63, ""), (64, "payload nested deeper than 64"))),
+        (entry({"payload": FLAT}), {}, ""),
+    ],
+    "confidence_percent reads 0..100 with or without a trailing %, in JSON and flat": [
+        (raw, PERCENT, {"confidence": share, "valid": share is not None})
+        for told, share in PERCENTAGES
+        for raw in (payload({**GOOD, "confidence": told}),
+                    *([entry({**GOOD, "confidence": told})] if isinstance(told, str) else []))
+    ],
+    "without confidence_percent a % is never read": [
+        (entry({**GOOD, "confidence": told}), {}, {"confidence": None, "valid": False})
+        for told, _ in PERCENTAGES if "%" in str(told)
+    ],
     "flat goes before payload before data, and side before action before direction": [
         (entry({"confidence": "0.25", "data": json.dumps({**GOOD, "symbol": "D", "source": "d"}),
                 "payload": '{"symbol": "P", "confidence": 1, "direction": "x", "action": "a"}'}),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from datetime import datetime
-from typing import Any
 
 import pytest
-from books import GROUP, ME, ask, assert_books_balance, at, audit, deliver, fill, live, now_ms
+from backlogs import GROUP, ME, deliver, fill, now_ms, producing
+from books import ask, assert_books_balance, at, live, positions, recorded
 from conftest import Cli, intent, one_line_error
 from servers import Server
 
@@ -17,10 +16,6 @@ from drainkit.server import ledger
 from drainkit.server.connection import Server as Connection
 
 EVERY_AGE = ("--max-age-min", "100000", "--allow-active-consumers")
-
-
-def ids_of(records: list[dict[str, str]]) -> list[str]:
-    return [record["original_id"] for record in records]
 
 
 def old_and_new(server: Server, stream: str) -> tuple[list[str], int]:
@@ -35,27 +30,13 @@ def test_until_leaves_the_fresh_to_consumers(server: Server, cli: Cli, stream: s
     """Beside a producer only what is older than 10 minutes goes, and a restarted consumer gets
     all the rest; audit and consumer together hold each entry once."""
     ids, ten_ago = old_and_new(server, stream)
-    stopping = threading.Event()
-
-    def produce() -> None:
-        client = server.client()
-        while not stopping.wait(0.002):
-            client.xadd(stream, {"symbol": "BTCUSDT", "confidence": "0.9"})
-
-    producer = threading.Thread(target=produce)
-    producer.start()
-    try:
-        result = cli(*live(server, stream, "--until", iso(ten_ago * 1000), *EVERY_AGE))
-    finally:
-        stopping.set()
-        producer.join()
-    assert result.rc == 0, result.err
+    with producing(server, stream, 500):
+        result = cli.done(*live(server, stream, "--until", iso(ten_ago * 1000), *EVERY_AGE))
     summary = result.json()
     old = [entry for entry in ids if int(entry.partition("-")[0]) <= ten_ago]
     assert 0 < len(old) < len(ids)
-    assert ids_of(audit(server, stream)) == old
-    assert summary["total_read"] == len(old)
-    assert summary["remaining"] == 0
+    assert recorded(server, stream) == old
+    assert (summary["total_read"], summary["remaining"]) == (len(old), 0)
     assert_books_balance(server, stream, summary)
     everything = [entry[0].decode() for entry in ask(server, "XRANGE", stream, "-", "+")]
     assert len(everything) > len(ids)
@@ -76,7 +57,7 @@ def test_until_counts_alike(valkey: Server, cli: Cli, stream: str) -> None:
     assert (part["total_read"], part["remaining"]) == (20, 30)
     rest = cli(*live(valkey, stream, *until, *EVERY_AGE)).json()
     assert (rest["total_read"], rest["remaining"]) == (30, 0)
-    assert ids_of(audit(valkey, stream)) == ids[:50]
+    assert recorded(valkey, stream) == ids[:50]
     own = ask(valkey, "XPENDING", stream, GROUP, "-", "+", 100, ME)
     assert [row[0].decode() for row in own] == ids[50:60]
 
@@ -99,7 +80,7 @@ def test_until_is_part_of_the_plan(valkey: Server, cli: Cli, stream: str) -> Non
     done = cli.done("drain", "--mode", "live", "--yes", "--json", "--plan", "p.json",
                     "--allow-active-consumers", *where)  # fmt: skip
     assert done.json()["plan_digest"] == digest
-    assert ids_of(audit(valkey, stream)) == ids[:10]
+    assert recorded(valkey, stream) == ids[:10]
 
 
 def test_from_takes_no_pending_entry_before_it(server: Server, cli: Cli, stream: str) -> None:
@@ -111,23 +92,9 @@ def test_from_takes_no_pending_entry_before_it(server: Server, cli: Cli, stream:
     assert cli("drain", "--json", *at(server, stream), *part).json()["total_read"] == 20
     done = cli(*live(server, stream, *part, *EVERY_AGE)).json()
     assert (done["total_read"], done["remaining"]) == (20, 0)
-    assert sorted(ids_of(audit(server, stream))) == ids[10:30]
+    assert sorted(recorded(server, stream)) == ids[10:30]
     left = [row[0].decode() for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 100)]
     assert left == ids[:10] + ids[30:40]
-
-
-@pytest.mark.parametrize("how", ["flag", "environment", "file"])
-def test_from_is_refused_where_a_group_cannot_skip(
-    valkey: Server, cli: Cli, stream: str, how: str
-) -> None:
-    """Scope undelivered refuses --from, however it is given, before it looks at the server."""
-    if how == "file":
-        (cli.cwd / "drainkit.toml").write_text('from = "2025-12-24T19:49:58Z"\n')
-    env = {"DRAINKIT_FROM": "5-0"} if how == "environment" else {}
-    flags = ("--from", "5-0") if how == "flag" else ()
-    refused = cli("drain", *at(valkey, stream), *flags, env=env)
-    assert refused.rc == 2
-    assert "--from is for scopes pending and history only" in one_line_error(refused.err)
 
 
 @pytest.mark.parametrize(("age", "minutes"), [("10m", 10), ("0.15h", 9), ("0.01d", 14.4)])
@@ -148,51 +115,21 @@ def test_an_age_is_made_a_time_once(
     assert plan["until"] in dry.err
     done = cli("drain", "--mode", "live", "--yes", "--json", "--plan", "p.json", *where)
     assert done.rc == 0, done.err
-    assert ids_of(audit(valkey, stream)) == old
+    assert recorded(valkey, stream) == old
 
 
-def test_all_of_a_run_has_one_until(valkey: Server, cli: Cli, stream: str) -> None:
-    """Of `run --until 10m` the notebooks, the plan and the statement name the same time."""
-    old_and_new(valkey, stream)
-    run = cli("run", "--json", "--until", "10m", *at(valkey, stream))
-    folder = cli.cwd / run.json()["evidence"]
-    until = json.loads((folder / "plan.json").read_text())["until"]
-    for name in ("01_analyse_backlog.ipynb", "02_dry_run.ipynb", "statement.json"):
-        text = (folder / name).read_text()
-        assert until in text, name
-        assert "10m" not in text, name
-
-
-def test_a_time_without_an_offset_is_utc_and_said_so(valkey: Server, cli: Cli, stream: str) -> None:
-    """2025-12-24T10:00 is 10:00 UTC wherever it is said; one with its offset needs no word."""
+def test_how_a_bound_is_understood(valkey: Server, cli: Cli, stream: str) -> None:
+    """2025-12-24T10:00 is 10:00 UTC wherever it is said, and said so; one with its offset needs no
+    word. Ages the wrong way round are bad usage."""
     old_and_new(valkey, stream)
     for given, told in (("2025-12-24T10:00", True), ("2025-12-24T10:00Z", False), ("5-0", False)):
-        run = cli("drain", "--until", given, *at(valkey, stream), env={"TZ": "Asia/Tokyo"})
-        assert run.rc == 0
+        run = cli.done("drain", "--until", given, *at(valkey, stream), env={"TZ": "Asia/Tokyo"})
         said = "--until without an offset is UTC: 2025-12-24T10:00:00+00:00"
         assert (said in run.err) is told, run.err
-
-
-def test_wrong_bounds_are_named(valkey: Server, cli: Cli, stream: str) -> None:
-    """What is neither a time nor an id, or the wrong way round, is bad usage, in one line."""
-    bad = cli("drain", *at(valkey, stream), "--until", "\x1b[31myesterday")
-    assert bad.rc == 2
-    assert "--until must be an ISO 8601 time" in one_line_error(bad.err)
-    assert "\x1b" not in bad.err
-    for first, last in (("6-0", "5-0"), ("1h", "2h"), ("1m", "2025-12-24")):
-        twisted = cli("drain", "--scope", "history", *at(valkey, stream), "--from", first,
-                      "--until", last)  # fmt: skip
-        assert twisted.rc == 2
-        assert "--from lies after --until" in twisted.err
-
-
-def groups(server: Server, stream: str) -> dict[str, str]:
-    """Each group's position."""
-    found: dict[str, str] = {}
-    for row in ask(server, "XINFO", "GROUPS", stream):
-        info: dict[Any, Any] = dict(zip(row[::2], row[1::2], strict=True))
-        found[info[b"name"].decode()] = info[b"last-delivered-id"].decode()
-    return found
+    for first, last in (("1h", "2h"), ("1m", "2025-12-24T00:00Z")):
+        bounds = ("--scope", "history", "--from", first, "--until", last)
+        said = cli.fails(2, "drain", *at(valkey, stream), *bounds)
+        assert "--from lies after --until" in said
 
 
 def test_history_in_parts_by_until(server: Server, cli: Cli, stream: str) -> None:
@@ -202,13 +139,13 @@ def test_history_in_parts_by_until(server: Server, cli: Cli, stream: str) -> Non
     history = ("--scope", "history", *EVERY_AGE)
     first = cli(*live(server, stream, *history, "--until", ids[39])).json()
     assert (first["total_read"], first["remaining"]) == (40, 0)
-    assert groups(server, stream) == {GROUP: ids[99], f"{GROUP}.drain_history": ids[39]}
+    assert positions(server, stream) == {GROUP: ids[99], f"{GROUP}.drain_history": ids[39]}
     again = cli(*live(server, stream, *history, "--until", ids[39])).json()
     assert again["total_read"] == 0
     rest = cli(*live(server, stream, *history)).json()
     assert (rest["total_read"], rest["remaining"]) == (60, 0)
-    assert ids_of(audit(server, stream)) == ids[:100]
-    assert groups(server, stream) == {GROUP: ids[99]}
+    assert recorded(server, stream) == ids[:100]
+    assert positions(server, stream) == {GROUP: ids[99]}
 
 
 def test_history_from_an_id_on(server: Server, cli: Cli, stream: str) -> None:
@@ -222,14 +159,14 @@ def test_history_from_an_id_on(server: Server, cli: Cli, stream: str) -> None:
     assert (first["total_read"], first["remaining"]) == (15, 25)
     rest = cli(*live(server, stream, *part)).json()
     assert (rest["total_read"], rest["remaining"]) == (25, 0)
-    assert ids_of(audit(server, stream)) == ids[60:100]
-    assert groups(server, stream) == {GROUP: ids[99]}
+    assert recorded(server, stream) == ids[60:100]
+    assert positions(server, stream) == {GROUP: ids[99]}
     again = cli(*live(server, stream, "--scope", "history", *EVERY_AGE)).json()
     assert again["total_read"] == 0
     other = cli(*live(server, stream, "--scope", "history", "--history-group", "left-out",
                       "--until", ids[59], *EVERY_AGE)).json()  # fmt: skip
     assert other["total_read"] == 60
-    assert sorted(ids_of(audit(server, stream))) == ids[:100]
+    assert sorted(recorded(server, stream)) == ids[:100]
 
 
 def test_history_from_where_its_group_would_skip(valkey: Server, cli: Cli, stream: str) -> None:
@@ -241,10 +178,10 @@ def test_history_from_where_its_group_would_skip(valkey: Server, cli: Cli, strea
     for command in (live(valkey, stream, *history, "--from", ids[60]),
                     ("drain", *at(valkey, stream), *history, "--from", ids[60])):  # fmt: skip
         assert f"is at {ids[9]}, before it" in cli.fails(4, *command)
-    assert len(audit(valkey, stream)) == 10
+    assert recorded(valkey, stream) == ids[:10]
     # nothing lies between: there is nothing to skip
     cli.done(*live(valkey, stream, *history, "--from", ids[10], "--max-events", "5"))
-    assert ids_of(audit(valkey, stream)) == ids[:15]
+    assert recorded(valkey, stream) == ids[:15]
 
 
 def test_a_running_drain_counts_its_own_part(valkey: Server, cli: Cli, stream: str) -> None:

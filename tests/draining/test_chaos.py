@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from books import GROUP, ME, ask, audit, backlog, fill, now_ms
+from backlogs import GROUP, ME, backlog, fill, now_ms
+from books import ask, audit
 from clusters import Cluster
 from conftest import Cli
 from faults import ALONE, COMMIT, READ, WIRE, Clock, assert_counts, at_once, attempt, follow

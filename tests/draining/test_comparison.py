@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from books import ME, at, seed
+from backlogs import ME, seed
+from books import at
 from conftest import Cli, one_line_error
 from plan_samples import plan_of, save_plan, table_of
 from pyarrow import parquet
@@ -24,17 +25,6 @@ def plan_file(folder: Path, name: str, table: pa.Table | None = None, **other: A
     table = table_of() if table is None else table
     save_plan(folder / name, plan_of(table, **other), [table])
     return folder / name
-
-
-def test_a_plan_is_like_itself(tmp_path: Path) -> None:
-    """A plan and its own copy: no setting differs, and every event met the same fate."""
-    path = plan_file(tmp_path, "a.json")
-    found = compare(read_side(path), read_side(path))
-    assert found["settings"] == found["other_fate"] == []
-    assert (found["in_both"], found["same_fate"]) == (5, 5)
-    assert found["only_in_a"] == found["only_in_b"] == {
-        "events": 0, "by_action": {}, "first_id": None,
-    }  # fmt: skip
 
 
 def test_settings_and_fates_that_differ_are_counted(valkey: Server, cli: Cli, stream: str) -> None:
@@ -103,15 +93,19 @@ def test_of_a_live_run_the_outcome_counts(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_named(cli: Cli) -> None:
-    """A missing or edited plan ends in one line, with its code."""
-    good = plan_file(cli.cwd, "good.json")
-    edited = plan_file(cli.cwd, "edited.json")
+    """A missing or edited plan ends in one line, with its code; a plan is like itself: no setting
+    differs, and every event met the same fate."""
+    good, edited = (plan_file(cli.cwd, name) for name in ("good.json", "edited.json"))
     edited.write_text(edited.read_text().replace('"throttle": 5.0', '"throttle": 6.0'))
     for path, code in ((cli.cwd / "nothing.json", 2), (edited, 4)):
         result = cli("diff", good, path)
-        assert result.rc == code
+        assert (result.rc, result.out) == (code, "")
         one_line_error(result.err)
-        assert result.out == ""
+    found = cli.done("diff", good, good, "--json").json()
+    assert found["settings"] == found["other_fate"] == []
+    assert (found["in_both"], found["same_fate"]) == (5, 5)
+    nothing = {"events": 0, "by_action": {}, "first_id": None}
+    assert found["only_in_a"] == found["only_in_b"] == nothing
 
 
 def test_hostile_names_are_shown_inert(tmp_path: Path) -> None:

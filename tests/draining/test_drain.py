@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 import random
 import signal
-import threading
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import pytest
+from backlogs import ALLOW, GROUP, ME, deliver, fill, now_ms, original_backlog, producing, seed
 from books import (
-    ALLOW,
-    GROUP,
-    ME,
     ask,
     assert_books_balance,
     at,
     audit,
-    deliver,
     everything,
-    fill,
-    now_ms,
-    original_backlog,
     pending,
-    seed,
+    positions,
+    recorded,
+    wait_for,
 )
 from conftest import Cli, intent
 from faults import key
@@ -38,31 +34,28 @@ LIVE = ("drain", "--mode", "live", "--yes", "--json")
 FAST = ("--throttle", "none", "--max-events", "all")
 
 
-@pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
-def test_dry_run_leaves_no_trace(server: Server, stream: str, cli: Cli, scope: str) -> None:
-    """A dry run of each scope leaves keys, groups, consumers and the change count as they were."""
-    seed(server, stream)
-    deliver(server, stream, "dead", 30)
-    before = everything(server)
-    run = cli.done(
-        "drain", *at(server, stream), "--scope", scope, "--allowlist", ALLOW,
-        "--max-events", "all", "--min-idle-min", "0", "--json",
-    )  # fmt: skip
-    assert run.json()["total_read"] == {"undelivered": 170, "pending": 30, "history": 130}[scope]
-    assert everything(server) == before
-
-
 def test_live_run_of_undelivered_balances(server: Server, stream: str, cli: Cli) -> None:
-    """A live drain audits and acknowledges each entry after the position once, and no other."""
+    """A live drain audits and acknowledges each entry after the position once, and no other; a
+    record has the contract's fields in order, and its times fit its age within 0.05 s."""
     ids = seed(server, stream)
     run = cli.done(*LIVE, *at(server, stream), *FAST, "--allowlist", ALLOW)
-    summary = run.json()
-    assert summary["total_read"] == 200
-    assert summary["remaining"] == 0
-    assert [r["original_id"] for r in audit(server, stream)] == ids[100:]
+    summary, records = run.json(), audit(server, stream)
+    assert (summary["total_read"], summary["remaining"]) == (200, 0)
+    assert [record["original_id"] for record in records] == ids[100:]
     assert_books_balance(server, stream, summary)
     assert pending(server, stream) == 0
     assert ask(server, "XLEN", stream) == 300
+    for record in records:
+        assert list(record) == [
+            "audit_id", "original_id", "symbol", "age_sec", "confidence", "action",
+            "drained_at_ts", "reason", "consumer_group", "run_id",
+        ]  # fmt: skip
+        event_sec = int(record["original_id"].partition("-")[0]) / 1000
+        drained_at = datetime.fromisoformat(record["drained_at_ts"])
+        assert drained_at.utcoffset() == timedelta(0)
+        assert abs(drained_at.timestamp() - event_sec - float(record["age_sec"])) <= 0.05
+        audit_sec = int(record["audit_id"].partition("-")[0]) / 1000
+        assert abs(audit_sec - drained_at.timestamp()) < 5  # decided a moment before; one clock
 
 
 def test_a_small_drain_asks_little(valkey: Server, stream: str, cli: Cli) -> None:
@@ -100,54 +93,47 @@ def test_dry_run_and_live_run_agree(server: Server, stream: str, cli: Cli) -> No
 
 
 def test_live_run_of_pending_takes_idle_entries_only(server: Server, stream: str, cli: Cli) -> None:
-    """Scope pending drains what idles long enough, bodies gone included, and leaves the rest."""
+    """Scope pending drains what idles long enough, bodies gone included, of those consumers alone
+    that --from-consumer names, and leaves the rest."""
     seed(server, stream)
-    dead = deliver(server, stream, "dead", 20)
-    hour_ms = 3_600_000
-    ask(server, "XCLAIM", stream, GROUP, "dead", 0, *dead, "IDLE", hour_ms, "JUSTID")
+    dead, other, third = (deliver(server, stream, name, n) for name, n in
+                          (("dead", 20), ("other", 5), ("third", 5)))  # fmt: skip
+    for name, ids in (("dead", dead), ("other", other), ("third", third)):
+        ask(server, "XCLAIM", stream, GROUP, name, 0, *ids, "IDLE", 3_600_000, "JUSTID")
     ask(server, "XDEL", stream, dead[3], dead[7])
     alive = deliver(server, stream, "alive", 10)
-    run = cli.done(*LIVE, *at(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
-    summary = run.json()
-    assert [r["original_id"] for r in audit(server, stream)] == dead
+    command = (*LIVE, *at(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
+    summary = cli.done(*command, "--from-consumer", "third", "--from-consumer", "dead").json()
+    assert sorted(recorded(server, stream)) == sorted(dead + third)
     assert summary["dropped_missing"] == 2
     assert_books_balance(server, stream, summary)
+    assert pending(server, stream) == 5 + 10
+    cli.done(*command)
+    assert recorded(server, stream)[25:] == other
     left = ask(server, "XPENDING", stream, GROUP, "-", "+", 100)
     assert [row[0].decode() for row in left] == alive
 
 
-def test_from_consumer_takes_from_nobody_else(valkey: Server, stream: str, cli: Cli) -> None:
-    """--from-consumer leaves the pending entries of every other consumer alone."""
-    seed(valkey, stream)
-    first = deliver(valkey, stream, "dead-1", 5)
-    deliver(valkey, stream, "dead-2", 5)
-    third = deliver(valkey, stream, "dead-3", 5)
-    cli.done(
-        *LIVE, *at(valkey, stream), *FAST, "--scope", "pending", "--min-idle-min", "0",
-        "--from-consumer", "dead-3", "--from-consumer", "dead-1",
-    )  # fmt: skip
-    assert sorted(r["original_id"] for r in audit(valkey, stream)) == sorted(first + third)
-    assert pending(valkey, stream) == 5
-
-
-def test_history_is_drained_in_batches_once(server: Server, stream: str, cli: Cli) -> None:
-    """Scope history keeps its group between batches, ends it when exhausted, repeats nothing."""
+@pytest.mark.parametrize("named", [False, True])
+def test_history_is_drained_in_batches_once(
+    server: Server, stream: str, cli: Cli, named: bool
+) -> None:
+    """Scope history keeps its group, of whatever name, between batches, ends it when exhausted,
+    repeats nothing; made anew by somebody else it is refused."""
     ids = seed(server, stream)
-    history = (*LIVE, *at(server, stream), "--throttle", "none", "--scope", "history")
-    group = f"{GROUP}.drain_history".encode()
+    name = "mine" if named else f"{GROUP}.drain_history"
+    history = (*LIVE, *at(server, stream), "--throttle", "none", "--scope", "history",
+               *(("--history-group", name) if named else ()))  # fmt: skip
     first = cli(*history, "--max-events", "60").json()
-    assert first["remaining"] == 40
-    assert group in [_name(g) for g in ask(server, "XINFO", "GROUPS", stream)]
+    assert (first["total_read"], first["remaining"]) == (60, 40)
+    assert {*positions(server, stream)} == {GROUP, name}
     second = cli(*history, "--max-events", "all").json()
-    assert second["remaining"] == 0
-    assert [_name(g) for g in ask(server, "XINFO", "GROUPS", stream)] == [GROUP.encode()]
-    third = cli(*history, "--max-events", "all").json()
-    assert third["total_read"] == 0
-    assert [r["original_id"] for r in audit(server, stream)] == ids[:100]
-
-
-def _name(group: list[bytes]) -> bytes:
-    return group[group.index(b"name") + 1]
+    assert (second["total_read"], second["remaining"]) == (40, 0)
+    assert [*positions(server, stream)] == [GROUP]
+    assert cli(*history, "--max-events", "all").json()["total_read"] == 0
+    assert recorded(server, stream) == ids[:100]
+    ask(server, "XGROUP", "CREATE", stream, name, "0")
+    assert cli(*history).rc == 4
 
 
 def test_the_story_of_the_original_report(server: Server, stream: str, cli: Cli) -> None:
@@ -166,111 +152,34 @@ def test_the_story_of_the_original_report(server: Server, stream: str, cli: Cli)
     ]
 
 
-def test_records_are_exact(valkey: Server, stream: str, cli: Cli) -> None:
-    """A record has the contract's fields in order, and its times fit its age within 0.05 s."""
-    seed(valkey, stream)
-    cli(*LIVE, *at(valkey, stream), "--throttle", "200", "--max-events", "100")
-    records = audit(valkey, stream)
-    assert len(records) == 100
-    for record in records:
-        assert list(record) == [
-            "audit_id", "original_id", "symbol", "age_sec", "confidence", "action",
-            "drained_at_ts", "reason", "consumer_group", "run_id",
-        ]  # fmt: skip
-        event_sec = int(record["original_id"].partition("-")[0]) / 1000
-        drained_at = datetime.fromisoformat(record["drained_at_ts"])
-        assert drained_at.utcoffset() == timedelta(0)
-        assert abs(drained_at.timestamp() - event_sec - float(record["age_sec"])) <= 0.05
-        audit_sec = int(record["audit_id"].partition("-")[0]) / 1000
-        assert abs(audit_sec - drained_at.timestamp()) < 5  # decided a moment before; one clock
-
-
 def test_sigkill_50_times_loses_and_doubles_nothing(valkey: Server, stream: str, cli: Cli) -> None:
     """Killed at 50 random moments and run again each time, every entry is audited exactly once."""
     ids = seed(valkey, stream, 30_000, delivered=1000)
-    boundary = ids[-1]
-    kills = 0
     drain = (*LIVE, *at(valkey, stream), "--throttle", "4000", "--max-events", "all")
-    while kills < 50:
+    for kill in range(50):
         before = ask(valkey, "XLEN", f"{stream}.drain_audit")
         process = cli.start(*drain)
-        if kills % 2:  # half of them surely in the middle of the work
-            wait_for_more(valkey, stream, before)
-        time.sleep(random.uniform(0, 0.1 if kills % 2 else 0.5))
+        if kill % 2:  # half of them surely in the middle of the work
+            with suppress(TimeoutError):
+                wait_for(valkey, stream, before + 1, timeout_sec=5)
+        time.sleep(random.uniform(0, 0.1 if kill % 2 else 0.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
-    fill(valkey, stream, [(int(boundary.partition("-")[0]) + 10**6, intent())])
-    ask(valkey, "XDEL", stream, f"{int(boundary.partition('-')[0]) + 10**6}-0")
     cli.done(*LIVE, *at(valkey, stream), *FAST)
-    assert [r["original_id"] for r in audit(valkey, stream)] == ids[1000:]
+    assert recorded(valkey, stream) == ids[1000:]
     assert pending(valkey, stream) == 0
-
-
-def wait_for_more(server: Server, stream: str, before: int) -> None:
-    deadline = time.monotonic() + 5
-    while ask(server, "XLEN", f"{stream}.drain_audit") <= before and time.monotonic() < deadline:
-        time.sleep(0.005)
 
 
 def test_a_busy_producer_cannot_keep_the_drain_going(server: Server, stream: str, cli: Cli) -> None:
     """While a producer adds entries, the drain ends and touches nothing after its boundary."""
     seed(server, stream, 4000)
-    done = threading.Event()
-    produced: list[bytes] = []
-
-    def produce() -> None:
-        client = server.client()
-        while not done.is_set():
-            produced.append(client.xadd(stream, intent()))  # type: ignore[arg-type]
-
-    producer = threading.Thread(target=produce)
-    producer.start()
-    try:
-        run = cli(*LIVE, *at(server, stream), "--throttle", "none", "--max-events", "all")
-    finally:
-        done.set()
-        producer.join()
-    assert run.rc == 0, run.err
+    with producing(server, stream) as produced:
+        run = cli.done(*LIVE, *at(server, stream), *FAST)
     boundary = key(run.json()["boundary_id"])
-    assert all(key(r["original_id"]) <= boundary for r in audit(server, stream))
-    group = ask(server, "XINFO", "GROUPS", stream)[0]
-    assert key(group[group.index(b"last-delivered-id") + 1].decode()) <= boundary
+    assert all(key(entry) <= boundary for entry in recorded(server, stream))
+    assert key(positions(server, stream)[GROUP]) <= boundary
     assert any(key(entry.decode()) > boundary for entry in produced)
     assert pending(server, stream) == 0
-
-
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_balanced(valkey: Server, stream: str, cli: Cli, which: signal.Signals) -> None:
-    """SIGINT and SIGTERM finish the commit in flight, write the summary and exit 130."""
-    seed(valkey, stream, 2000)
-    process = cli.start(*LIVE, *at(valkey, stream), "--throttle", "100", "--max-events", "all")
-    wait_for_more(valkey, stream, 20)
-    process.send_signal(which)
-    run = cli.finish(process)
-    assert run.rc == 130
-    summary = run.json()
-    assert 0 < summary["total_read"] < 1900
-    assert summary["total_read"] == len(audit(valkey, stream))
-    cli.done(*LIVE, *at(valkey, stream), *FAST)
-    assert len({r["original_id"] for r in audit(valkey, stream)}) == 1900
-
-
-def test_the_kill_switch_stops_a_running_drain(valkey: Server, stream: str, cli: Cli) -> None:
-    """After `stop` returns nothing more is acknowledged; the drain exits 4; resume lifts it."""
-    seed(valkey, stream, 2000)
-    drain = (*LIVE, *at(valkey, stream), "--throttle", "300", "--max-events", "all")
-    process = cli.start(*drain)
-    wait_for_more(valkey, stream, 20)
-    assert cli("stop", "--reason", "test", *at(valkey, stream)).rc == 0
-    at_stop = len(audit(valkey, stream))
-    run = cli.finish(process)
-    assert run.rc == 4
-    assert len(audit(valkey, stream)) == at_stop == run.json()["total_read"]
-    assert cli(*drain).rc == 4
-    assert cli("resume", *at(valkey, stream)).rc == 0
-    assert cli(*LIVE, *at(valkey, stream), *FAST).rc == 0
-    assert len(audit(valkey, stream)) == 1900
 
 
 def test_own_unfinished_entries_come_first(server: Server, stream: str, cli: Cli) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from itertools import product
 
 import pytest
-from books import GROUP, ask, audit, deliver, pending, seed
+from backlogs import GROUP, deliver, seed
+from books import ask, audit, pending
 from faults import COMMIT, LOOK, READ, WIRE, assert_settled, attempt, complete
 from proxy import FaultKind, Proxy
 from servers import Server

@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-from books import ask, audit, deliver, pending, seed
+from backlogs import deliver, seed
+from books import ask, audit, pending
 from faults import attempt, complete, rehearse
 from servers import Server
 

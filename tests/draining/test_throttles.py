@@ -11,7 +11,8 @@ from functools import partial
 from itertools import pairwise, repeat
 
 import pytest
-from books import ask, at, audit, live, now_ms, reached, seed, wait_for, worst_window
+from backlogs import now_ms, seed
+from books import ask, at, audit, live, reached, wait_for, worst_window
 from conftest import Cli
 from faults import Attempt, at_once, attempt, complete
 from proxy import SlowLink

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, audit, deliver, fill, now_ms, seed
-from faults import ALONE, Clock, attempt, complete, key
+from backlogs import GROUP, deliver, fill, now_ms, seed
+from books import ask, audit, positions, recorded
+from faults import ALONE, MIXED, Clock, attempt, complete, key
 from servers import KINDS, Server
 
-LIVE = ("drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all")
+Clean = Callable[[str], Server]
 
 
 def doubled(server: Server, stream: str) -> list[tuple[tuple[str, str], int]]:
@@ -21,21 +22,13 @@ def doubled(server: Server, stream: str) -> list[tuple[tuple[str, str], int]]:
     return [pair for pair in found.items() if pair[1] > 1]
 
 
-def position(server: Server, stream: str, group: str = GROUP) -> str:
-    for row in ask(server, "XINFO", "GROUPS", stream):
-        if row[row.index(b"name") + 1] == group.encode():
-            return str(row[row.index(b"last-delivered-id") + 1].decode())
-    return "0-0"
-
-
 def unrecorded(server: Server, stream: str) -> list[str]:
     """Entries that the group has passed, that are pending for nobody, and have no record."""
-    here = key(position(server, stream))
+    here = key(positions(server, stream)[GROUP])
     waiting = {row[0] for row in ask(server, "XPENDING", stream, GROUP, "-", "+", 100_000)}
-    done = {r["original_id"] for r in audit(server, stream)}
+    done = {entry.encode() for entry in recorded(server, stream)} | waiting
     entries = [row[0] for row in ask(server, "XRANGE", stream, "-", "+")]
-    passed = [e for e in entries if key(e.decode()) <= here and e not in waiting]
-    return [e.decode() for e in passed if e.decode() not in done]
+    return [e.decode() for e in entries if key(e.decode()) <= here and e not in done]
 
 
 def test_two_streams_do_not_share_an_audit(valkey: Server, stream: str) -> None:
@@ -49,7 +42,7 @@ def test_two_streams_do_not_share_an_audit(valkey: Server, stream: str) -> None:
     )
     assert (first.rc, second.rc) == (0, 4), second.error
     assert "--audit-stream" in second.error
-    assert position(valkey, other) == "0-0"
+    assert positions(valkey, other)[GROUP] == "0-0"
 
 
 def test_a_group_named_like_a_history_group_is_its_own(server: Server, stream: str) -> None:
@@ -93,13 +86,16 @@ def test_ids_hours_ahead_of_the_clock(
     assert (len(audit(server, stream)), doubled(server, stream)) == (40, [])
 
 
-@pytest.mark.parametrize("throttle", ["none", "400"])
-def test_a_suspended_drain_goes_on_after_setid(server: Server, stream: str, throttle: str) -> None:
+@pytest.mark.parametrize(("kind", "throttle"), MIXED["none", "400"])
+def test_a_suspended_drain_goes_on_after_setid(
+    clean: Clean, stream: str, kind: str, throttle: str
+) -> None:
     """While it sleeps another drains all, and the group is put back: it records none again."""
+    server = clean(kind)
     seed(server, stream, 600, delivered=0)
 
     def meanwhile() -> None:
-        here = position(server, stream)
+        here = positions(server, stream)[GROUP]
         assert attempt(server.url, stream, **ALONE, consumer_name="other").rc == 0
         ask(server, "XGROUP", "SETID", stream, GROUP, here)
 
@@ -120,13 +116,14 @@ REPLACED: dict[str, Callable[[Server, str], None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("throttle", ["none", "1000", "100"])
+@pytest.mark.parametrize(("kind", "throttle"), MIXED["none", "1000", "100"])
 @pytest.mark.parametrize("same_ids", [True, False], ids=["same ids", "other ids"])
 @pytest.mark.parametrize("how", REPLACED)
 def test_a_stream_replaced_by_a_larger_one(
-    server: Server, stream: str, throttle: str, how: str, same_ids: bool
+    clean: Clean, stream: str, kind: str, throttle: str, how: str, same_ids: bool
 ) -> None:
     """Nothing of the new one is acknowledged without its record, at any rate."""
+    server = clean(kind)
     ids = seed(server, stream, 1500, delivered=0)
     client = server.client()
     new = [(entry, {"n": str(i)}) for i, entry in enumerate(ids)] if same_ids else []
@@ -146,7 +143,7 @@ def test_a_stream_replaced_by_a_larger_one(
                   if throttle == "none" else 200)  # fmt: skip
     assert run.rc != 0
     if same_ids:  # an id's record would be the old stream's
-        assert position(server, stream) == "0-0"
+        assert positions(server, stream)[GROUP] == "0-0"
     assert unrecorded(server, stream) == []
 
 
@@ -177,12 +174,13 @@ LOST = {
 
 
 @pytest.mark.parametrize("scope", ["undelivered", "history"])
-@pytest.mark.parametrize("throttle", ["none", "300"])
+@pytest.mark.parametrize(("kind", "throttle"), MIXED["none", "300"])
 @pytest.mark.parametrize("lost", LOST)
 def test_what_is_lost_in_the_middle_is_noticed(
-    server: Server, stream: str, lost: str, throttle: str, scope: str
+    clean: Clean, stream: str, lost: str, kind: str, throttle: str, scope: str
 ) -> None:
     """Set and state are made again from the audit, none doubled; a lost audit ends it with 1."""
+    server = clean(kind)
     seed(server, stream, 600, delivered=300 if scope == "history" else 0)
     if scope == "history":  # its second half is recorded already
         assert attempt(server.url, stream, **ALONE).rc == 0
@@ -258,7 +256,7 @@ def test_pending_entries_without_a_body_get_their_records(
     run = complete(server.url, stream, scope="pending", **ALONE)
     assert run.books["dropped_missing"] == len(gone)
     assert attempt(server.url, stream, **ALONE).rc == 0
-    assert sorted(r["original_id"] for r in audit(server, stream)) == sorted(ids)
+    assert sorted(recorded(server, stream)) == sorted(ids)
 
 
 def test_pending_neighbours_are_one_interval(server: Server, stream: str) -> None:
@@ -271,7 +269,7 @@ def test_pending_neighbours_are_one_interval(server: Server, stream: str) -> Non
     for who, most in (("A", 10), ("B", 20)):
         complete(server.url, stream, scope="pending", from_consumer=[who], **ALONE)
         assert 2 <= ask(server, "ZCARD", name) <= most
-    assert sorted(r["original_id"] for r in audit(server, stream)) == sorted(ids)
+    assert sorted(recorded(server, stream)) == sorted(ids)
 
 
 @dataclass
@@ -306,7 +304,7 @@ class Steps:
 
     def meanwhile(self) -> None:
         """While a drain is suspended; often the group is put back to where it left it."""
-        here = position(self.server, self.stream)
+        here = positions(self.server, self.stream)[GROUP]
         for _ in range(self.rng.randrange(1, 4)):
             self.step(inside=True)
         if self.rng.random() < 0.5:
@@ -342,7 +340,7 @@ class Steps:
             self.drain(inside=inside)
         else:
             self.rng.choice(others)()
-        self.furthest = max(self.furthest, position(self.server, self.stream), key=key)
+        self.furthest = max(self.furthest, positions(self.server, self.stream)[GROUP], key=key)
 
 
 def random_steps(server: Server, stream: str, seed_: int) -> None:
@@ -355,8 +353,8 @@ def random_steps(server: Server, stream: str, seed_: int) -> None:
     assert unrecorded(server, stream) == [], f"seed {seed_}"
     left = steps.waiting()
     assert attempt(server.url, stream, scope="pending", **ALONE).rc == 0
-    done = {record["original_id"].encode() for record in audit(server, stream)}
-    assert [entry for entry in left if entry not in done] == [], f"seed {seed_}"
+    done = {*recorded(server, stream)}
+    assert [entry for entry in left if entry.decode() not in done] == [], f"seed {seed_}"
     assert doubled(server, stream) == [], f"seed {seed_}"
 
 

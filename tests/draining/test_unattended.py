@@ -6,20 +6,9 @@ import json
 import time
 
 import pytest
-from books import (
-    ALLOW,
-    GROUP,
-    PASSWORD,
-    ask,
-    at,
-    audit,
-    everything,
-    live,
-    make_user,
-    now_ms,
-    seed,
-)
-from conftest import Cli
+from backlogs import ALLOW, GROUP, fill, now_ms, seed
+from books import PASSWORD, ask, assert_books_balance, at, audit, everything, live, make_user
+from conftest import Cli, intent
 from servers import Server
 
 from drainkit.draining.unattended import check_limits, require_limits
@@ -36,8 +25,9 @@ def scheduled(server: Server, stream: str, *options: object) -> tuple[object, ..
 # ---------------------------------------------------------------- scheduled runs
 
 
-def test_below_the_limit_nothing_is_done(valkey: Server, stream: str, cli: Cli) -> None:
-    """--if-backlog-over: at or below N it ends with 0, no evidence, nothing written."""
+def test_only_a_backlog_over_the_limit_is_drained(valkey: Server, stream: str, cli: Cli) -> None:
+    """--if-backlog-over N: at or below N it ends with 0, no evidence, nothing written; above N it
+    drains, with evidence, as the drainer's user, and the lease is free again."""
     (cli.cwd / "drainkit.toml").write_text(LIMITS)
     seed(valkey, stream, 150, delivered=100)
     before = everything(valkey)
@@ -46,15 +36,8 @@ def test_below_the_limit_nothing_is_done(valkey: Server, stream: str, cli: Cli) 
         assert "nothing to do" in run.json()["skipped"]
     assert everything(valkey) == before
     assert not (cli.cwd / "reports").exists()
-
-
-def test_above_the_limit_it_drains(valkey: Server, stream: str, cli: Cli) -> None:
-    """Above N the scheduled run drains, with evidence, as the drainer's user; the lease is free."""
-    (cli.cwd / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, 150, delivered=100)
     url = make_user(cli, valkey, stream, "drainer")
-    command = ("run", "--mode", "live", "--yes", "--json", "--redis-url", url, "--stream", stream,
-               "--throttle", "none", "--if-backlog-over", 49)  # fmt: skip
+    command = (*scheduled(valkey, stream, "--if-backlog-over", 49), "--redis-url", url)
     run = cli.done(*command, secret=PASSWORD)
     assert run.json()["total_read"] == 50
     assert (cli.cwd / "reports" / run.json()["run_id"] / "SHA256SUMS").exists()
@@ -138,18 +121,22 @@ def test_runs_stay_within_limits(valkey: Server, stream: str, cli: Cli) -> None:
 
 
 def test_a_plan_that_aged_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
-    """max_drift counts the plan's events that grew too old since; beyond it nothing is drained."""
-    seed(valkey, stream, 120, delivered=100)
-    old = ("--max-age-min", "0.1", "--throttle", "none", "--max-events", "all")
+    """max_drift counts the plan's events that grew too old since; beyond it nothing is drained,
+    within it they are dropped_old, and listed as drift."""
+    first = now_ms(valkey) + 1500  # ahead, so that there is time to plan
+    fill(valkey, stream, [(first + i, intent()) for i in range(20)], group=GROUP)
+    old = ("--max-age-min", "0.05", "--throttle", "none", "--max-events", "all")
     assert cli("drain", "--plan", "plan.json", *old, *at(valkey, stream)).rc == 0
-    time.sleep(6)
+    time.sleep(max(0, first + 3100 - now_ms(valkey)) / 1000)
     (cli.cwd / "drainkit.toml").write_text(LIMITS)
     run = cli(*live(valkey, stream, "--plan", "plan.json"))
     assert (run.rc, "max_drift is 0" in run.err) == (4, True)
     assert audit(valkey, stream) == []
     (cli.cwd / "drainkit.toml").write_text(LIMITS.replace("max_drift = 0", "max_drift = 20"))
     run = cli.done(*live(valkey, stream, "--plan", "plan.json"))
-    assert len(run.json()["drift"]) > 0
+    drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 20}
+    assert run.json()["drift"] == [drift]
+    assert_books_balance(valkey, stream, run.json())
 
 
 def test_environments_have_own_values(valkey: Server, stream: str, cli: Cli) -> None:

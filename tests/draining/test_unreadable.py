@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from books import GROUP, at, audit, fill, now_ms
+from backlogs import GROUP, fill, now_ms
+from books import at, audit
 from conftest import Cli, intent, one_line_error
 from servers import Server
 
@@ -60,20 +61,13 @@ def test_a_fifth_and_twenty_are_the_limits(
     assert len(audit(valkey, stream)) == min(bad + good, most)
 
 
-def test_the_dry_run_says_what_is_not_executed(valkey: Server, stream: str, cli: Cli) -> None:
-    """How many good signals a live run would acknowledge, and that it executes none (of the
-    question: test_terminal.py)."""
-    odd(valkey, stream, 2, 7)
-    dry = cli("drain", *at(valkey, stream))
-    assert "acknowledges 7 good signals and executes none of them" in dry.out
-
-
 def test_a_slip_of_the_allowlist_is_named(
     valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A symbol of the list that is in no event, and one that is there in another letter case:
-    said by the dry run (text and JSON) and 01 (the card: test_terminal.py)."""
-    odd(valkey, stream, 0, 7)
+    said by the dry run (text and JSON) and 01 (the card: test_terminal.py). The dry run says also
+    how many good signals a live run would acknowledge, and that it executes none."""
+    odd(valkey, stream, 2, 7)
     given = ("drain", *at(valkey, stream), "--allowlist")
     notes = cli(*given, "btcusdt,BTCUSD,ETHUSDT", "--json").json()["notes"]
     assert notes == [
@@ -82,7 +76,9 @@ def test_a_slip_of_the_allowlist_is_named(
     ]
     said = cli(*given, "btcusdt,BTCUSD,ETHUSDT").out
     assert all(f"Note: {note}" in said for note in notes)
-    assert "allowlist:" not in cli(*given, "BTCUSDT").out
+    plain = cli(*given, "BTCUSDT").out
+    assert "allowlist:" not in plain
+    assert "acknowledges 7 good signals and executes none of them" in plain
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     view = Analysis.open({"stream": stream, "allowlist": "btcusdt,BTCUSD,ETHUSDT"})
     assert all(note in view.bottom_line().data for note in notes)

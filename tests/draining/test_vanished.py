@@ -5,43 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from books import GROUP, ask, assert_books_balance, at, audit, pending, seed
-from conftest import Cli, intent
+from backlogs import GROUP, producing, seed
+from books import ask, assert_books_balance, at, audit, pending, recorded
+from conftest import Cli
 from faults import attempt, complete, key
+from pyarrow import parquet
 from servers import Server
 
 LIVE = ("drain", "--mode", "live", "--yes", "--json")
+CAPPED: dict[str, Any] = {"maxlen": 1000, "approximate": True}
 SLOW = pytest.param("5", marks=pytest.mark.chaos)  # the default
-
-
-@contextmanager
-def capped_producer(server: Server, stream: str, per_sec: int) -> Iterator[threading.Event]:
-    """A producer that, once its event is set, adds with MAXLEN ~ 1000 until the end."""
-    begin, done = threading.Event(), threading.Event()
-
-    def produce() -> None:
-        client = server.client()
-        begin.wait()
-        started, n = time.monotonic(), 0
-        while not done.is_set():
-            while n < (time.monotonic() - started) * per_sec and not done.is_set():
-                client.xadd(stream, intent(), maxlen=1000, approximate=True)  # type: ignore[arg-type]
-                n += 1
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=produce)
-    thread.start()
-    try:
-        yield begin
-    finally:
-        begin.set()
-        done.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("per_sec", [100, 1000])
@@ -52,7 +28,8 @@ def test_a_drain_on_a_capped_stream_ends_by_itself(
     """Each undelivered entry is recorded, vanished or left; none past the boundary is touched."""
     ids = seed(server, stream, 1100, delivered=600)[600:]
     ask(server, "XADD", stream, "*", "note", "the last")
-    with capped_producer(server, stream, per_sec) as begin:
+    begin = threading.Event()
+    with producing(server, stream, per_sec, begin=begin, **CAPPED):
         if throttle == "none":
             begin.set()
             time.sleep(0.3)
@@ -63,9 +40,9 @@ def test_a_drain_on_a_capped_stream_ends_by_itself(
     assert run.rc == 0, run.error
     found = run.books
     assert_books_balance(server, stream, found)
-    records = audit(server, stream)
-    assert all(key(r["original_id"]) <= key(found["boundary_id"]) for r in records)
-    assert len({r["original_id"] for r in records}) == len(records)
+    ids_done = recorded(server, stream)
+    assert all(key(entry) <= key(found["boundary_id"]) for entry in ids_done)
+    assert len({*ids_done}) == len(ids_done)
     assert pending(server, stream) == 0
     if throttle != "none":  # the producer began after the run
         assert found["total_read"] + found["vanished"] + found["remaining"] == len(ids) + 1
@@ -82,9 +59,7 @@ def test_what_is_deleted_between_read_and_commit_is_counted(server: Server, stre
     run = complete(server.url, stream, throttle="100", at=(20, delete))
     found = run.books
     assert (found["total_read"], found["vanished"], found["remaining"]) == (183, 17, 0)
-    assert [r["original_id"] for r in audit(server, stream)] == [
-        *ids[:21], *ids[28:60], *ids[70:]
-    ]  # fmt: skip
+    assert recorded(server, stream) == [*ids[:21], *ids[28:60], *ids[70:]]
 
 
 def test_a_group_moved_forward_is_told(server: Server, stream: str) -> None:
@@ -97,8 +72,7 @@ def test_a_group_moved_forward_is_told(server: Server, stream: str) -> None:
 
     run = complete(server.url, stream, throttle="1000", at=(40, forward))
     found = run.books
-    recorded = {r["original_id"] for r in audit(server, stream)}
-    assert found["passed_over"] == len(set(ids[:81]) - recorded) > 20
+    assert found["passed_over"] == len({*ids[:81]} - {*recorded(server, stream)}) > 20
     assert (found["vanished"], found["remaining"]) == (1, 0)
 
 
@@ -119,7 +93,8 @@ def test_a_plan_on_a_capped_stream_is_applied(
     """What was trimmed before and during the run is vanished and drift; the rest is drained."""
     seed(server, stream, 1100, delivered=1000 if events == 80 else 500)
     options = ("--throttle", throttle, "--max-events", events)
-    with capped_producer(server, stream, per_sec) as begin:
+    begin = threading.Event()
+    with producing(server, stream, per_sec, begin=begin, **CAPPED):
         run = plan_and_apply(cli, server, stream, *options, between=begin.set)
     assert run.rc == 0, run.err
     found = run.json()
@@ -131,10 +106,8 @@ def test_a_plan_on_a_capped_stream_is_applied(
     for row in found["drift"]:
         happened[row["happened"]] += row.get("events", 1)
     assert happened["vanished"] == found["vanished"]
-    import pandas as pd
-
-    planned = pd.read_parquet(cli.cwd / "decisions.parquet")["id"]
-    assert {r["original_id"] for r in audit(server, stream)} <= set(planned)
+    planned = parquet.read_table(cli.cwd / "decisions.parquet")["id"].to_pylist()
+    assert {*recorded(server, stream)} <= {*planned}
 
 
 def test_a_plan_whose_middle_is_gone_is_refused(server: Server, stream: str, cli: Cli) -> None:

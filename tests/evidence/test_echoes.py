@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -15,7 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, fill
+from backlogs import GROUP, fill
+from books import ask
 from conftest import ROOT, Cli, intent
 from guard import guard
 from servers import Server
@@ -146,18 +144,14 @@ def test_no_byte_of_a_password_comes_back(cli: Cli, echo: Echo, form: str, answe
     assert list(cli.cwd.iterdir()) == []
 
 
-def test_no_byte_of_a_password_stays_in_a_notebook(echo: Echo, tmp_path: Path) -> None:
+def test_no_byte_of_a_password_stays_in_a_notebook(cli: Cli, echo: Echo) -> None:
     """Run by plain papermill, whose page and log hold the error."""
     echo.answer = "late"
-    out = tmp_path / "out.ipynb"
     url = FORMS["user"].format(pw=ENCODED, **echo.places)
-    run = subprocess.run(
-        [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "01_analyse_backlog.ipynb"),
-         str(out)], env={**os.environ, "DRAINKIT_REDIS_URL": url},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "you said" in run.stderr
-    assert shown_in(out.read_text() + run.stdout + run.stderr) == []
+    run = cli.papermill(ROOT / "notebooks" / "01_analyse_backlog.ipynb", "out.ipynb",
+                        env={"DRAINKIT_REDIS_URL": url})  # fmt: skip
+    assert "you said" in run.err
+    assert shown_in((cli.cwd / "out.ipynb").read_text() + run.out + run.err) == []
 
 
 S3_URLS = ("s3://bucket?secret={}", "s3://bucket/a b?secret=a {}", "s3://key:{}@bucket/p",

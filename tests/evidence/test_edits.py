@@ -19,7 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from books import at, seed
+from backlogs import seed
+from books import at
 from conftest import Cli, lacking
 from plan_samples import plan_of, save_plan, table_of
 from pyarrow import parquet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import multiprocessing
 import os
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from books import at, seed
+from backlogs import seed
+from books import at
 from conftest import Cli
 from plan_samples import table_of
 from runs import names
@@ -37,23 +39,18 @@ def test_a_run_id_has_the_contracts_form() -> None:
     assert ids[0] != ids[1]
 
 
-def test_a_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    """Parents are made; a folder that is there already is never shared."""
-    folder = sealing.open_run(tmp_path / "a" / "b", "run")
-    assert folder.is_dir()
-    with pytest.raises(UsageError, match="reports-dir"):
-        sealing.open_run(tmp_path / "a" / "b", "run")
-
-
 def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
-    """A missing folder, a folder in the file's place, a file in the folder's: one line each."""
+    """A missing folder, a folder in the file's place, a file in the folder's, a run's folder that
+    is there already: one line each. Parents of a run's folder are made."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "no" / "x.json", tmp_path, tmp_path / "file" / "x.json"):
         with pytest.raises(UsageError):
             files.write_json(path, {})
-    with pytest.raises(UsageError):
-        sealing.open_run(tmp_path / "file", "run")
-    assert names(tmp_path) == ["file"]
+    assert sealing.open_run(tmp_path / "a" / "b", "run").is_dir()
+    for reports in (tmp_path / "file", tmp_path / "a" / "b"):
+        with pytest.raises(UsageError, match="reports-dir"):
+            sealing.open_run(reports, "run")
+    assert names(tmp_path) == ["a", "file"]
 
 
 def write_beyond_the_limit(path: Path, out: Any) -> None:
@@ -115,39 +112,25 @@ FORMULAS = [
 ]  # fmt: skip
 
 
-def read_csv(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
-
-
 @pytest.mark.parametrize(
     "kind",
     [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
     ids=str,
 )
-def test_no_formula_gets_into_a_spreadsheet(tmp_path: Path, kind: pa.DataType) -> None:
-    """Texts that a spreadsheet would run get an apostrophe, also after blanks and in categories."""
-    column = pa.array([*FORMULAS, "BUY", None]).cast(kind)
-    files.write_table(tmp_path / "x.csv", pa.table({"side": column}))
-    _, *rows = read_csv(tmp_path / "x.csv")
-    assert rows[: len(FORMULAS) + 1] == [*(["'" + text] for text in FORMULAS), ["BUY"]]
-
-
-def test_numbers_and_harmless_text_stay_in_csv(tmp_path: Path) -> None:
-    """Only text is escaped: a negative number stays a number, quotes and newlines stay."""
-    texts = ['a "b", c', "x\ny=1", "a-b"]
-    files.write_table(tmp_path / "x.csv", pa.table({"n": [-1.5, 2.0, -3.0], "t": texts}))
-    rows = read_csv(tmp_path / "x.csv")
-    assert [row[1] for row in rows[1:]] == texts
-    assert [float(row[0]) for row in rows[1:]] == [-1.5, 2.0, -3.0]
-
-
-def test_no_terminal_escape_gets_into_csv(tmp_path: Path) -> None:
-    """Control characters and bidi overrides are replaced, a carriage return before = too."""
-    bad = ["\x1b[2J", "a\u202eb", "\r=1", "\x00"]
-    files.write_table(tmp_path / "x.csv", pa.table({"t": bad}))
-    text = (tmp_path / "x.csv").read_bytes().decode()
-    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", text)
+def test_nothing_in_a_spreadsheet_acts(tmp_path: Path, kind: pa.DataType) -> None:
+    """Texts that a spreadsheet would run get an apostrophe, also after blanks and in categories;
+    controls and bidi overrides are replaced. Numbers, quotes and newlines stay what they are."""
+    harmless, acting = ["BUY", 'a "b", c', "x\ny=1", "a-b"], ["\x1b[2J", "a\u202eb", "\r=1", "\x00"]
+    texts = [*FORMULAS, *harmless, *acting]
+    numbers = [-1.5 * n for n in range(len(texts))]
+    table = pa.table({"n": numbers, "side": pa.array(texts).cast(kind)})
+    files.write_table(tmp_path / "x.csv", table)
+    written = (tmp_path / "x.csv").read_bytes().decode()
+    _, *rows = csv.reader(io.StringIO(written, newline=""))
+    assert [float(row[0]) for row in rows] == numbers
+    kept = [*("'" + text for text in FORMULAS), *harmless]
+    assert [row[1] for row in rows[: len(kept)]] == kept
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", written.replace("\t=1", ""))
 
 
 def test_a_table_is_parquet_or_csv(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from books import GROUP, at, live, seed
+from backlogs import GROUP, seed
+from books import at, live
 from conftest import Cli
 from playwright.sync_api import Browser
 from runs import flip

@@ -14,9 +14,10 @@ from runs import RUN, all_findings, make_run, names, seal, statement, verify_run
 from drainkit.errors import DrainkitError
 
 
-def test_the_statement_is_an_in_toto_statement(sealed: Path) -> None:
+def test_the_statement_is_an_in_toto_statement(sealed: Path, reports: Path) -> None:
     """Type, subjects with SHA-256 of every other file, and a predicate that says how it came; in
-    SHA256SUMS stands every file, the statement too."""
+    SHA256SUMS stands every file, the statement too. A second seal would name the run as its own
+    predecessor: it is refused, nothing changes."""
     listed = [line.split("  ")[1] for line in (sealed / "SHA256SUMS").read_text().splitlines()]
     assert sorted([*listed, "SHA256SUMS"]) == names(sealed)
     found = statement(sealed)
@@ -38,6 +39,11 @@ def test_the_statement_is_an_in_toto_statement(sealed: Path) -> None:
     assert predicate["host"]
     assert predicate["user"]
     assert predicate["previous"] is None
+    before = {path.name: path.read_bytes() for path in sealed.iterdir()}
+    with pytest.raises(DrainkitError, match="sealed already"):
+        seal(sealed)
+    assert {path.name: path.read_bytes() for path in sealed.iterdir()} == before
+    assert all_findings(reports) == ""
 
 
 def test_each_statement_names_the_one_sealed_before(chain: list[Path], reports: Path) -> None:
@@ -77,15 +83,6 @@ def test_a_crash_before_the_chain_file_is_healed(chain: list[Path], reports: Pat
     assert statement(later)["predicate"]["previous"]["run_id"] == crashed.name
     assert all_findings(reports) == ""
     assert chain
-
-
-def test_a_run_is_sealed_once(sealed: Path, reports: Path) -> None:
-    """A second seal would name the run as its own predecessor; it is refused, nothing changes."""
-    before = {path.name: path.read_bytes() for path in sealed.iterdir()}
-    with pytest.raises(DrainkitError, match="sealed already"):
-        seal(sealed)
-    assert {path.name: path.read_bytes() for path in sealed.iterdir()} == before
-    assert all_findings(reports) == ""
 
 
 def test_runs_that_end_together_do_not_fork(reports: Path) -> None:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Cli, one_line_error
 from runs import make_run, names, seal, statement, verify_run
 
 from drainkit import RefusedError, files
@@ -48,28 +47,6 @@ def test_a_password_that_is_a_word_strikes_no_other(tmp_path: Path, word: str) -
     assert statement["parameters"] == {"stream": RUN["stream"]}
     assert statement["secrets_struck_out_of"] == ["03_live_drain.ipynb"]
     assert verify_run(folder) == []
-
-
-URLS = [
-    "redis://u:{}@127.0.0.1:1/0", "redis://:{}@127.0.0.1:1", "redis://127.0.0.1:1/0?password={}",
-    "redis://127.0.0.1:1/0?pass%77ord={}", "redis://127.0.0.1:1/0?db=0&%70assword={}",
-    "redis://127.0.0.1:1?ssl_password={}&password={}", "redis+cluster://u:{}@127.0.0.1:1",
-    "redis+sentinel://u:{}@127.0.0.1:1/service", "redis+sentinel://127.0.0.1:1/s?password={}",
-    "unix:///nowhere?password={}", "nonsense://u:{}@h",
-]  # fmt: skip
-
-
-WORDS = [*(f"Zq9{mark}Xw7" for mark in "#?/@&"), "77?Zq9@Xw7"]
-
-
-@pytest.mark.parametrize(
-    ("url", "word"), [(url, WORDS[k % 6]) for k, url in enumerate(URLS + URLS[1:])]
-)
-def test_no_error_shows_a_part_of_a_password(cli: Cli, url: str, word: str) -> None:
-    """The command line's error is one line without any part of it, whatever is not encoded."""
-    run = cli("status", "--redis-url", url.format(word, word), secret=("Zq9", "Xw7"))
-    assert run.rc in (2, 3)
-    one_line_error(run.err)
 
 
 def test_an_error_makes_what_it_says_safe_itself() -> None:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, audit, deliver, fill, original_backlog, pending, seed
+from backlogs import GROUP, deliver, fill, original_backlog, seed
+from books import ask, audit, pending
 from conftest import ROOT, Cli, CliResult
 from runs import make_run, seal
 from servers import Server

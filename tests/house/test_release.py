@@ -16,7 +16,8 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
-from books import add_consumers, at, live, seed
+from backlogs import add_consumers, seed
+from books import at, live
 from conftest import ROOT, Cli, CliResult, one_line_error
 from packaging.requirements import Requirement
 from servers import Server

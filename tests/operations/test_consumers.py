@@ -7,18 +7,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from books import (
-    GROUP,
-    add_consumers,
-    ask,
-    at,
-    audit,
-    deliver,
-    everything,
-    ledger_of,
-    pending,
-    seed,
-)
+from backlogs import GROUP, add_consumers, deliver, seed
+from books import ask, at, audit, everything, ledger_of, pending
 from conftest import Cli
 from proxy import Proxy
 from servers import Server

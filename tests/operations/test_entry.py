@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from books import GROUP, ask, at, deliver, everything, fill, live, make_user, now_ms
+from backlogs import GROUP, deliver, fill, now_ms
+from books import ask, at, everything, live, make_user
 from conftest import Cli, intent, one_line_error
 from hypothesis import given
 from hypothesis import strategies as st

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from books import GROUP, ask, at, everything, fill, seed
+from backlogs import GROUP, fill, seed
+from books import ask, at, everything
 from conftest import ROOT, Cli, intent
 from hypothesis import example, given
 from hypothesis import strategies as st

@@ -6,7 +6,8 @@ import json
 import signal
 import time
 
-from books import ALLOW, GROUP, ask, at, fill, live, now_ms, seed
+from backlogs import ALLOW, GROUP, fill, now_ms, seed
+from books import ask, at, live
 from conftest import Cli, intent
 from servers import Server
 

@@ -9,19 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from books import (
-    GROUP,
-    add_consumers,
-    ask,
-    at,
-    deliver,
-    everything,
-    fill,
-    ledger_of,
-    now_ms,
-    pending,
-    seed,
-)
+from backlogs import GROUP, add_consumers, deliver, fill, now_ms, seed
+from books import ask, at, everything, ledger_of, pending
 from conftest import Cli, intent, one_line_error
 from proxy import Proxy
 from servers import Server

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
 
 import pandas as pd
 import pytest
-from books import GROUP, ask, backlog, everything, fill, make_user, now_ms, seed
+from backlogs import GROUP, backlog, fill, now_ms, seed
+from books import ask, everything, make_user
 from clusters import SentinelSetup
 from conftest import Cli, intent, lacking
 from servers import Server
@@ -107,21 +106,16 @@ def test_parts_together_are_what_01_shows(server: Server, stream: str) -> None:
         assert_same(frame, whole_frame(server, stream, parts[0].lens))
 
 
-def test_an_analyst_may_split_and_load(
-    url: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+def test_who_only_reads_may_split_and_load(
+    sentinel: SentinelSetup, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The read-only user can do all of it."""
-    seed(url, stream, 50, delivered=0)
-    monkeypatch.setenv(URL, make_user(cli, url, stream, "analyst"))
-    assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 50
-
-
-def test_a_replica(sentinel: SentinelSetup, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splitting and loading work on a replica."""
-    fill(sentinel.primary, stream, [(i, intent()) for i in range(1, 101)])
+    """The read-only user can do all of it, and on a replica too."""
+    fill(sentinel.primary, stream, [(i, intent()) for i in range(1, 101)], group=GROUP)
     ask(sentinel.primary, "WAIT", 1, 5000)
-    monkeypatch.setenv(URL, sentinel.replica.url)
-    assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 100
+    url = make_user(cli, sentinel.primary, stream, "analyst")
+    for one in (url, sentinel.replica.url):
+        monkeypatch.setenv(URL, one)
+        assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 100
 
 
 def test_parts_are_decided_alike(url: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,27 +157,15 @@ def test_columns_are_chosen_and_checked(url: Server, stream: str) -> None:
 # ---------------------------------------------------------------- several processes
 
 
-@pytest.fixture
-def dask_client() -> Iterator[Any]:
-    """A Dask cluster of two worker processes."""
+@pytest.mark.filterwarnings("default")  # Dask's own
+def test_several_processes_see_the_same_as_one(url: Server, stream: str) -> None:
+    """Dask's from_map on two processes is load_frame row for row, also where entries were trimmed;
+    without Dask the standard library's pool does the same."""
     try:
-        from dask.distributed import Client, LocalCluster
+        import dask
+        import dask.dataframe as dd
     except ImportError:
         lacking("dask (drainkit[dask])")
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
-                     silence_logs=50) as cluster,
-        Client(cluster) as client,
-    ):  # fmt: skip
-        yield client
-
-
-@pytest.mark.filterwarnings("default")  # Dask's own
-def test_dask_sees_the_same_as_one_process(url: Server, stream: str, dask_client: Any) -> None:
-    """from_map on two processes is load_frame row for row, also where entries were trimmed."""
-    import dask
-    import dask.dataframe as dd
-
     entries = backlog(now_ms(url), 3_000)
     # a symbol that only the first part has: categories would not fit together
     entries[0] = (entries[0][0], intent("ONLYHERE", source="x"))
@@ -191,23 +173,20 @@ def test_dask_sees_the_same_as_one_process(url: Server, stream: str, dask_client
     parts = ranges(URL, stream, 5)
     assert parts[0].lens is not None
     empty = IdRange(stream, "9-0", "8-0", parts[0].lens)
-    dask.config.set({"dataframe.convert-string": False})  # else texts become another kind of text
-    ddf = dd.from_map(load_range, [*parts, empty], url_env=URL)
     frame = whole_frame(url, stream, parts[0].lens)
-    assert_same(ddf.compute(), frame.copy())
-    medians = ddf.groupby("symbol")["confidence"].mean().compute()
-    assert medians["ONLYHERE"] == pytest.approx(0.8)
-    counts = ddf["action"].value_counts().compute()
-    assert counts.to_dict() == frame["action"].value_counts().to_dict()
-    assert ddf["action"].cat.known
-    ask(url, "XTRIM", stream, "MAXLEN", 2_500)
-    assert_same(ddf.compute(), frame[500:].reset_index(drop=True))
-
-
-def test_a_process_pool_will_do(url: Server, stream: str) -> None:
-    """Without Dask the standard library's pool does the same."""
-    ids = seed(url, stream)
-    parts = ranges(URL, stream, 4)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        frames = list(pool.map(load_range, parts, [URL] * 4))
-    assert pd.concat(frames)["id"].tolist() == ids
+    with (
+        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
+        dask.config.set({"scheduler": "processes", "pool": pool,
+                         "dataframe.convert-string": False}),  # else texts become another kind
+    ):  # fmt: skip
+        alone = pd.concat(pool.map(load_range, parts, [URL] * 5))
+        ddf = dd.from_map(load_range, [*parts, empty], url_env=URL)
+        for found in (alone, ddf.compute()):
+            assert_same(found, frame.copy())
+        medians = ddf.groupby("symbol")["confidence"].mean().compute()
+        assert medians["ONLYHERE"] == pytest.approx(0.8)
+        counts = ddf["action"].value_counts().compute()
+        assert counts.to_dict() == frame["action"].value_counts().to_dict()
+        assert ddf["action"].cat.known
+        ask(url, "XTRIM", stream, "MAXLEN", 2_500)
+        assert_same(ddf.compute(), frame[500:].reset_index(drop=True))

@@ -6,7 +6,8 @@ import time
 from datetime import datetime
 
 import pytest
-from books import GROUP, ask, at, live, seed, wait_for
+from backlogs import GROUP, seed
+from books import ask, at, live, wait_for
 from conftest import Cli
 from servers import Server
 

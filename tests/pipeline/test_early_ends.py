@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import servers
-from books import FILES, assert_books_balance, at, audit, only_run, seed, wait_for
+from backlogs import seed
+from books import FILES, assert_books_balance, at, audit, only_run, wait_for
 from conftest import Cli
 from servers import Server
 
@@ -35,23 +36,33 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
         assert line, "the run ended before"
 
 
-@pytest.mark.parametrize("after_sec", [0, 0.3])
+@pytest.mark.parametrize(
+    ("line", "after_sec", "how"),
+    [("01_analyse", 0, signal.SIGINT), ("03_live_drain", 0, signal.SIGTERM),
+     ("03_live_drain", 0.3, signal.SIGTERM)],
+)  # fmt: skip
 def test_an_early_signal_is_not_lost(
-    valkey: Server, stream: str, cli: Cli, after_sec: float
+    valkey: Server, stream: str, cli: Cli, line: str, after_sec: float, how: signal.Signals
 ) -> None:
-    """However early in the live notebook it comes, hardly anything is drained: exit code 130."""
+    """However early it comes, in the first notebook or the live one, hardly anything is drained:
+    exit code 130; what the run did not come to is undone, and its summary is complete."""
     seed(valkey, stream, 400)
     process = start_live(cli, valkey, stream)
-    wait_for_line(process, "03_live_drain")
+    wait_for_line(process, line)
     time.sleep(after_sec)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(how)
     run = cli.finish(process)
     assert run.rc == 130, run
-    assert len(audit(valkey, stream)) <= 10  # a second's worth; 300 were waiting
-    result = json.loads((only_run(cli.cwd) / "run.json").read_text())
+    drained, folder = len(audit(valkey, stream)), only_run(cli.cwd)
+    assert drained <= 10  # a second's worth; 300 were waiting
+    result = json.loads((folder / "run.json").read_text())
     assert (result["outcome"], result["exit_code"]) == ("interrupted", 130)
-    assert result["total_read"] == len(audit(valkey, stream))
-    assert result["remaining"] == 300 - result["total_read"]
+    assert (result["total_read"], result["remaining"]) == (drained, 300 - drained)
+    times = [datetime.fromisoformat(result[name]) for name in ("started_at", "finished_at")]
+    assert times[0] < times[1]
+    assert result["elapsed_sec"] > 0
+    if line == "01_analyse":  # there was no plan yet
+        assert (drained, judged(folder)[MET]["verdict"]) == (0, "unknown")
     assert cli("verify", "reports").rc == 0
 
 
@@ -91,23 +102,4 @@ def test_a_server_lost_under_the_live_notebook(stream: str, cli: Cli) -> None:
     assert run.json()["outcome"] == "failed"
     verdicts = {one["verdict"] for one in judged(only_run(cli.cwd)).values()}
     assert verdicts == {"unknown", "yes"}  # nothing is met that could not be looked at
-    assert cli("verify", "reports").rc == 0
-
-
-def test_a_run_interrupted_in_its_first_notebook(valkey: Server, stream: str, cli: Cli) -> None:
-    """What it did not come to is left undone, and its summary is complete all the same."""
-    seed(valkey, stream, 400)
-    process = start_live(cli, valkey, stream)
-    wait_for_line(process, "01_analyse")
-    process.send_signal(signal.SIGINT)
-    run = cli.finish(process)
-    assert run.rc == 130, run
-    result = run.json()
-    assert (result["total_read"], result["remaining"]) == (0, 300)
-    assert datetime.fromisoformat(result["started_at"]) < datetime.fromisoformat(
-        result["finished_at"]
-    )
-    assert result["elapsed_sec"] > 0
-    assert audit(valkey, stream) == []
-    assert judged(only_run(cli.cwd))[MET]["verdict"] == "unknown"  # there was no plan yet
     assert cli("verify", "reports").rc == 0

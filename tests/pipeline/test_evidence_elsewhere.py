@@ -7,7 +7,8 @@ import json
 import subprocess
 
 import pytest
-from books import at, audit, seed
+from backlogs import seed
+from books import at, audit
 from conftest import Cli, one_line_error
 from faults import attempt
 from servers import Server

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from books import ask, at, audit, ledger_of, pending, seed, wait_for
+from backlogs import seed
+from books import ask, at, audit, ledger_of, pending, wait_for
 from conftest import Cli, lacking
 from faults import COMMIT, Clock
 from proxy import Proxy

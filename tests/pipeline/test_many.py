@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from books import GROUP, assert_books_balance, audit, fill, seed, wait_for
+from backlogs import GROUP, fill, seed
+from books import assert_books_balance, audit, recorded, wait_for
 from clusters import Cluster
 from conftest import Cli, lacking
 from servers import Server, wait_until
@@ -128,23 +129,21 @@ def dask_cluster(cli: Cli) -> Iterator[Callable[[str], tuple[str, list[psutil.Pr
         import distributed  # noqa: F401
     except ImportError:
         lacking("dask (drainkit[dask])")
+    file = cli.cwd.parent / f"{cli.cwd.name}-scheduler.json"
     with ExitStack() as started:
 
-        def start(url: str) -> tuple[str, list[psutil.Process]]:
+        def dask(url: str, *args: str) -> psutil.Process:
+            command = [sys.executable, "-m", "dask", *args, "--scheduler-file", str(file)]
+            log = started.enter_context((file.parent / f"{file.stem}-{args[0]}").open("ab"))
             env = {**os.environ, "DRAINKIT_REDIS_URL": url}
-            file = cli.cwd.parent / f"{cli.cwd.name}-scheduler.json"
+            process = psutil.Popen(command, env=env, cwd=cli.cwd, stdout=log, stderr=log)
+            started.callback(end, process)
+            return process
 
-            def dask(*args: str) -> psutil.Process:
-                command = [sys.executable, "-m", "dask", *args, "--scheduler-file", str(file)]
-                log = started.enter_context((file.parent / f"{file.stem}-{args[0]}").open("ab"))
-                process = psutil.Popen(command, env=env, cwd=cli.cwd, stdout=log, stderr=log)
-                started.callback(end, process)
-                return process
-
-            dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-            workers = [
-                dask("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard") for _ in range(2)
-            ]
+        def start(url: str) -> tuple[str, list[psutil.Process]]:
+            dask(url, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+            worker = ("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard")
+            workers = [dask(url, *worker) for _ in range(2)]
             wait_until(
                 "the scheduler's file is whole",
                 lambda: file.exists() and file.read_text().endswith("}"), timeout_sec=60,
@@ -184,14 +183,21 @@ def test_a_local_cluster_runs_them(valkey: Server, stream: str, cli: Cli) -> Non
 
 
 def test_a_killed_workers_stream_is_told_and_not_run_twice(
-    valkey: Server, stream: str, cli: Cli, dask_cluster: Any
+    valkey: Server, stream: str, cli: Cli, dask_cluster: Any, start_server: Any
 ) -> None:
-    """A worker dies in the middle: its stream failed, the other is done, a rerun ends it."""
+    """A worker dies in the middle: its stream failed, the other is done, a rerun ends it. A worker
+    whose URL leads to another server than the command's drains nothing there."""
     prefix = prefix_of(stream)
     names = [f"{prefix}:{letter}" for letter in "ab"]
     for name in names:
         seed(valkey, name, 150, delivered=0)
     address, workers = dask_cluster(valkey.url)
+    other = start_server("valkey")
+    seed(other, names[0], 30, delivered=10)
+    refused = cli(*run_all(other, prefix, *FAST, "--dask", address), timeout_sec=200)
+    assert refused.rc == 4, refused.err
+    assert "another server" in refused.json()["streams"][0]["error"]
+    assert audit(other, names[0]) == audit(valkey, names[0]) == []
     command = run_all(valkey, prefix, "--throttle", "10", "--max-events", "all", "--dask", address)
     running = cli.start(*command)
     for name in names:
@@ -208,23 +214,8 @@ def test_a_killed_workers_stream_is_told_and_not_run_twice(
     assert len(audit(valkey, lost)) < 150
     cli.done(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=250)
     for name in names:
-        ids = [record["original_id"] for record in audit(valkey, name)]
-        assert len(ids) == len(set(ids)) == 150
-
-
-def test_a_worker_of_another_server_is_refused(
-    valkey: Server, stream: str, cli: Cli, dask_cluster: Any, start_server: Any
-) -> None:
-    """A worker whose URL leads elsewhere drains nothing there; without a URL it says so."""
-    prefix = prefix_of(stream)
-    other = start_server("valkey")
-    for server in (valkey, other):
-        seed(server, f"{prefix}:a", 30, delivered=10)
-    address, _ = dask_cluster(other.url)
-    run = cli(*run_all(valkey, prefix, *FAST, "--dask", address), timeout_sec=200)
-    assert run.rc == 4, run.err
-    assert "another server" in run.json()["streams"][0]["error"]
-    assert audit(other, f"{prefix}:a") == audit(valkey, f"{prefix}:a") == []
+        ids = recorded(valkey, name)
+        assert len(ids) == len({*ids}) == 150
 
 
 @pytest.mark.chaos
@@ -247,12 +238,12 @@ def test_forty_streams_of_a_cluster(
         *FAST, "--redis-url", cluster.url, "--dask", address,
     )  # fmt: skip
 
-    def recorded(name: str) -> list[str]:
-        return [r["original_id"] for r in audit(cluster.primary_of(name), name)]
+    def done(name: str) -> list[str]:
+        return recorded(cluster.primary_of(name), name)
 
     running = cli.start(*command)
     wait_until(
-        "a quarter has records", lambda: sum(map(bool, map(recorded, names))) > streams / 4,
+        "a quarter has records", lambda: sum(map(bool, map(done, names))) > streams / 4,
         timeout_sec=900,
     )  # fmt: skip
     end(workers[0])
@@ -261,13 +252,13 @@ def test_forty_streams_of_a_cluster(
     found = first.json()
     assert len(found["not_done"]) == 1
     for one in found["streams"]:
-        ids = recorded(one["stream"])
+        ids = done(one["stream"])
         assert len(ids) == len(set(ids)) <= entries
         assert one["exit_code"] or sorted(ids) == sorted(backlogs[one["stream"]])
     again = cli.done(*command, timeout_sec=1800)
     assert again.json()["done"] == len(names)
     for name, ids in backlogs.items():
-        assert sorted(recorded(name)) == sorted(ids)
+        assert sorted(done(name)) == sorted(ids)
     for folder in (cli.cwd / "reports").glob("*-live-*"):  # the killed one's, not sealed yet
         if not (folder / "statement.json").exists():
             closed = cli("run", "--close", folder, "--redis-url", cluster.url)

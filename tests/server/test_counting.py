@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from books import GROUP, ask, at
+from backlogs import GROUP
+from books import ask, at
 from conftest import Cli
 from servers import Server
 

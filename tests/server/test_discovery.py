@@ -10,7 +10,8 @@ from contextlib import contextmanager, nullcontext
 
 import clusters
 import pytest
-from books import GROUP, ask, at, seed
+from backlogs import GROUP, seed
+from books import ask, at
 from clusters import Cluster
 from conftest import Cli, need
 from servers import Server
@@ -89,9 +90,7 @@ def test_a_sentinel_that_hangs(stream: str, cli: Cli) -> None:
     """It costs at most 3 s where another one answers."""
     with clusters.start_sentinel(need("valkey"), sentinels=2) as setup:
         ask(setup.primary, "XADD", stream, "*", "a", "b")
-        hosts = ",".join(f"127.0.0.1:{one.port}" for one in setup.sentinels)
-        url = f"redis+sentinel://{hosts}/{setup.name}/0"
-        assert_quick(cli, setup.sentinels[0], "status", "--redis-url", url, "--stream", stream)
+        assert_quick(cli, setup.sentinels[0], "status", *at(setup, stream))
 
 
 def test_an_output_buffer_limit_is_named(valkey: Server, stream: str, cli: Cli) -> None:

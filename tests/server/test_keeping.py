@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from books import ask, at, audit, everything, live, seed
+from backlogs import seed
+from books import ask, at, audit, everything, live
 from conftest import Cli
 from servers import Server
 

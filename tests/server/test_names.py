@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from books import GROUP, ME, ask, at, audit, deliver, live, pending, seed
+from backlogs import GROUP, ME, deliver, seed
+from books import ask, at, live, pending, recorded
 from conftest import Cli
 from servers import Server
 
@@ -16,26 +17,6 @@ from drainkit.settings import build
 
 ODD = b"w\xff\n\xe9"  # no UTF-8
 SHOWN = "w\\xff\n\\xe9"  # as JSON has it; a name of its own, too
-
-
-def audited(server: Server, key: str) -> list[str]:
-    return [record["original_id"] for record in audit(server, key)]
-
-
-# ---------------------------------------------------------------- groups
-
-
-def test_a_history_group_of_another_name_is_ended(server: Server, stream: str, cli: Cli) -> None:
-    """Made by the first batch and destroyed by the last; made anew by somebody else, refused."""
-    ids = seed(server, stream, 30, delivered=20)
-    history = (*live(server, stream), "--scope", "history", "--history-group", "mine")
-    first = cli(*history, "--max-events", "8").json()
-    second = cli(*history).json()
-    assert (first["total_read"], first["remaining"]) == (8, 12)
-    assert (second["total_read"], second["remaining"]) == (12, 0)
-    assert audited(server, stream) == ids[:20]
-    ask(server, "XGROUP", "CREATE", stream, "mine", "0")
-    assert cli(*history).rc == 4
 
 
 # ---------------------------------------------------------------- names given twice
@@ -50,14 +31,14 @@ def test_a_consumer_named_twice_is_drained_once(server: Server, stream: str, cli
     dry = cli("drain", "--json", *at(server, stream), *twice).json()
     run = cli(*live(server, stream), *twice).json()
     assert dry["total_read"] == run["total_read"] == 7
-    assert audited(server, stream) == ids
+    assert recorded(server, stream) == ids
 
 
 def test_a_batch_with_an_entry_twice_records_it_once(server: Server, stream: str) -> None:
     """The commit script itself writes no second record, whoever owns the entry."""
     seed(server, stream, 10, delivered=0)
     for owner in (b"w", ME.encode()):
-        before = len(audit(server, stream))
+        before = len(recorded(server, stream))
         (entry,) = deliver(server, stream, owner, 1)
         settings = build({"redis_url": server.url, "stream": stream, "scope": "pending",
                           "min_idle_min": 0})  # fmt: skip
@@ -71,7 +52,7 @@ def test_a_batch_with_an_entry_twice_records_it_once(server: Server, stream: str
             )  # fmt: skip
             found = writing.receive_commit(link)
         assert found.done
-        assert audited(server, stream)[before:] == [entry]
+        assert recorded(server, stream)[before:] == [entry]
 
 
 # ---------------------------------------------------------------- names in no UTF-8
@@ -86,7 +67,7 @@ def test_pending_of_a_consumer_with_an_odd_name(server: Server, stream: str, cli
     only = cli(*live(server, stream), *scope, "--from-consumer", SHOWN).json()
     run = cli(*live(server, stream), *scope).json()
     assert (dry["total_read"], only["total_read"], run["total_read"]) == (8, 5, 3)
-    assert sorted(audited(server, stream)) == ids
+    assert sorted(recorded(server, stream)) == ids
     assert pending(server, stream) == 0
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from books import GROUP, ask, at, audit, backlog, everything, pending, seed, worst_window
+from backlogs import GROUP, backlog, seed
+from books import ask, at, audit, everything, pending, worst_window
 from clusters import Cluster, SentinelSetup
-from conftest import Cli, need
+from conftest import Cli, need, one_line_error
 from faults import Attempt, assert_once, assert_settled, attempt, complete, in_step
 from servers import Server, wait_until
 from tls import start_tls
@@ -206,20 +207,18 @@ def test_a_primary_killed_midway(cluster: Cluster, stream: str) -> None:
 def test_a_failover_midway(sentinel: SentinelSetup, stream: str) -> None:
     """A changed run_id stops the drain (exit 3); the same command goes on at the new primary."""
     ids = seed(sentinel.primary, stream, 700, delivered=100)[100:]
-    hosts = ",".join(f"{host}:{port}" for host, port in sentinel.addresses)
-    url = f"redis+sentinel://{hosts}/{sentinel.name}/0"
 
     def crash() -> None:
         in_step(sentinel.replica, sentinel.primary)
         sentinel.primary.kill()
 
-    first = attempt(url, stream, at=(120, crash))
+    first = attempt(sentinel.url, stream, at=(120, crash))
     assert first.rc == 3
     wait_until("the failover", lambda: sentinel.primary_port() == sentinel.replica.port)
     wait_until("the promotion", lambda: _is_primary(sentinel.replica))
     # a busy machine's Sentinel may take it for down for a moment
     wait_until("Sentinel sees it", lambda: sentinel.flags() == b"master")
-    again = complete(url, stream)
+    again = complete(sentinel.url, stream)
     # what the old primary recorded after its last word to the replica is lost with it: the books
     # are those of the server that lives, or say that nothing is known
     assert_settled(sentinel.replica, stream, ids, [first, again])
@@ -228,11 +227,9 @@ def test_a_failover_midway(sentinel: SentinelSetup, stream: str) -> None:
 
 def test_a_sentinel_without_the_service(sentinel: SentinelSetup, cli: Cli) -> None:
     """An unknown or missing service name is one clear line."""
-    host, port = sentinel.addresses[0]
-    assert "nobody" in cli.fails(
-        3, "status", "--redis-url", f"redis+sentinel://{host}:{port}/nobody"
-    )
-    assert "SERVICE" in cli.fails(2, "status", "--redis-url", f"redis+sentinel://{host}:{port}")
+    url, _, _ = sentinel.url.rpartition(f"/{sentinel.name}/")
+    assert "nobody" in cli.fails(3, "status", "--redis-url", f"{url}/nobody")
+    assert "SERVICE" in cli.fails(2, "status", "--redis-url", url)
 
 
 # ---------------------------------------------------------------- TLS, logins, sockets
@@ -294,33 +291,46 @@ def test_user_and_password(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("url", "codes"),
-    [
-        ("redis://user:{word}@127.0.0.1:1/0", {3}),
-        ("redis://user:{word}@nowhere.invalid:6379/0", {3}),
-        ("redis://:{word}@127.0.0.1:port/0", {2}),
-        ("redis://user:{word}@[::1/0", {2}),
-        ("http://user:{word}@127.0.0.1/0", {2}),
-        ("redis+sentinel://user:{word}@127.0.0.1:1/orders", {3}),
-        ("redis+cluster://user:{word}@127.0.0.1:1,127.0.0.1:2/0", {3}),
-        ("unix://user:{word}@/tmp/no-such-socket?db=0", {3}),
-        ("redis://127.0.0.1:1/0?username=user&password={word}", {3}),
-        ("redis://user:{word} and {word}@127.0.0.1:1/0", {2, 3}),
-        ("redis://user:{word}/{word}@127.0.0.1:1/0", {2, 3}),
-        ("rediss://user:{word}@127.0.0.1:1/0?ssl_cert_reqs=none&ssl_password={word}", {3}),
-    ],
-)  # fmt: skip
-def test_a_url_that_leads_nowhere(cli: Cli, url: str, codes: set[int]) -> None:
-    """Exit 2 or 3 with one line, and no word of the password, not even in a traceback."""
-    word = "s3cretw0rd"
+#: URLs that lead nowhere, and the exit codes that they may have.
+NOWHERE = {
+    "redis://user:{word}@127.0.0.1:1/0": {3},
+    "redis://user:{word}@nowhere.invalid:6379/0": {3},
+    "redis://:{word}@127.0.0.1:port/0": {2},
+    "redis://:{word}@127.0.0.1:1": {3},
+    "redis://user:{word}@[::1/0": {2},
+    "http://user:{word}@127.0.0.1/0": {2},
+    "nonsense://user:{word}@h": {2},
+    "redis+sentinel://user:{word}@127.0.0.1:1/orders": {3},
+    "redis+sentinel://127.0.0.1:1/s?password={word}": {3},
+    "redis+cluster://user:{word}@127.0.0.1:1,127.0.0.1:2/0": {3},
+    "unix://user:{word}@/tmp/no-such-socket?db=0": {3},
+    "unix:///nowhere?password={word}": {3},
+    "redis://127.0.0.1:1/0?username=user&password={word}": {3},
+    "redis://127.0.0.1:1/0?pass%77ord={word}": {3},
+    "redis://127.0.0.1:1/0?db=0&%70assword={word}": {3},
+    "redis://127.0.0.1:1?ssl_password={word}&password={word}": {3},
+    "redis://user:{word} and {word}@127.0.0.1:1/0": {2, 3},
+    "redis://user:{word}/{word}@127.0.0.1:1/0": {2, 3},
+    "rediss://user:{word}@127.0.0.1:1/0?ssl_cert_reqs=none&ssl_password={word}": {3},
+}
+ODD = [*(f"Zq9{mark}Xw7" for mark in "#?/@&"), "77?Zq9@Xw7"]  # what nobody encoded
+
+
+@pytest.mark.parametrize(("n", "url"), [*enumerate(NOWHERE)])
+def test_a_url_that_leads_nowhere(cli: Cli, n: int, url: str) -> None:
+    """Exit 2 or 3 with one line, and no word of the password, not even in a traceback; nor a part
+    of it where it is not encoded."""
+    word, odd = "s3cretw0rd", ODD[n % len(ODD)]
     env = {"DRAINKIT_REDIS_URL": url.format(word=word)}
     plain, drain = cli("status", env=env, secret=word), cli("drain", env=env, secret=word)
     debug = cli("--debug", "status", env=env, secret=word)
-    assert {plain.rc, drain.rc, debug.rc} <= codes, plain
+    assert {plain.rc, drain.rc, debug.rc} <= NOWHERE[url], plain
     assert plain.err.count("\n") == drain.err.count("\n") == 1
     if url.startswith("redis://user:{word}@127.0.0.1:1"):
         assert "127.0.0.1:1" in plain.err
+    run = cli("status", "--redis-url", url.format(word=odd), secret=("Zq9", "Xw7"))
+    assert run.rc in (2, 3)
+    one_line_error(run.err)
 
 
 def test_a_connection_refused_or_no_server_at_all(

@@ -6,7 +6,8 @@ import asyncio
 import re
 
 import pytest
-from books import GROUP, ask, deliver, ledger_of, seed
+from backlogs import GROUP, deliver, seed
+from books import ask, ledger_of
 from faults import attempt
 from servers import Server
 

@@ -42,9 +42,11 @@ def explored(frame: pd.DataFrame, policy: Policy = POLICY, **given: object) -> E
 
 @pytest.mark.parametrize("allowed", [None, ["BTCUSDT"], []])
 def test_other_limits_are_decided(frame: pd.DataFrame, allowed: list[str] | None) -> None:
-    """Wherever the sliders stand, counts by action and the framed cell are the decision's."""
+    """Wherever the sliders stand, counts by action, the framed cell and what becomes of each event
+    of the table are the decision's; the what-if keeps its rows and columns."""
     shown = explored(frame)
     shown.which.value, shown.symbols.value = allowed is not None, allowed or []
+    shapes = set()
     for age in range(0, len(shown.age.options), 7):
         for confidence in range(0, len(shown.confidence.options), 29):
             shown.age.value, shown.confidence.value = age, confidence
@@ -54,6 +56,10 @@ def test_other_limits_are_decided(frame: pd.DataFrame, allowed: list[str] | None
             assert {action: int(n.replace(",", "")) for action, n in rows} == counts.to_dict()
             (framed,) = re.findall(r"outline[^>]*>([\d,]+)</td>", shown.what_if.value)
             assert int(framed.replace(",", "")) == counts["drained_ok"]
+            becomes = shown.table.df["what becomes of it"]
+            assert (becomes == "passes").sum() == counts["drained_ok"]
+            shapes.add((shown.what_if.value.count("<tr>"), shown.what_if.value.count("<td")))
+    assert len(shapes) == 1
 
 
 def test_a_million_events_follow_a_slider_at_once(frame: pd.DataFrame) -> None:

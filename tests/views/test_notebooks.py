@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, everything, fill, original_backlog, seed
-from conftest import ROOT
+from backlogs import GROUP, fill, original_backlog, seed
+from books import ask, everything
+from conftest import ROOT, Cli
 from papermill.inspection import inspect_notebook
 from servers import Server
 
@@ -93,7 +94,7 @@ def test_notebooks_speak_of_what_is_there() -> None:
 
 
 def test_maintenance_acts_only_when_told(
-    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    valkey: Server, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quoted "false" is no yes, "maybe" is refused; told to (by papermill), it removes the empty
     consumer and keeps the other."""
@@ -106,10 +107,8 @@ def test_maintenance_acts_only_when_told(
     with pytest.raises(UsageError, match="apply_trim"):
         Maintenance.open({"apply_trim": "maybe"})
     assert everything(valkey) == before
-    subprocess.run(
-        [sys.executable, "-m", "papermill", ROOT / "notebooks" / "maintenance.ipynb", "out.ipynb",
-         "-p", "min_idle_min", "0", "-p", "delete_consumers", "True"],
-        cwd=tmp_path, capture_output=True, timeout=120, check=True,
-    )  # fmt: skip
+    done = cli.papermill(ROOT / "notebooks" / "maintenance.ipynb", "out.ipynb",
+                         "-p", "min_idle_min", "0", "-p", "delete_consumers", "True")  # fmt: skip
+    assert done.rc == 0, done.err
     left = [row[1] for row in ask(valkey, "XINFO", "CONSUMERS", STREAM, GROUP)]
     assert left == [b"busy"]

@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
-from books import GROUP, ask, at, deliver, fill, seed
+from backlogs import GROUP, deliver, fill, seed
+from books import ask, at
 from conftest import Cli, intent
 from servers import Server
-from test_explore import explored
-from test_figures import NOW_MS, POLICY, frame_of
 
-from drainkit.demo import sample_entries
 from drainkit.errors import InterruptedRunError, RefusedError, UsageError
 from drainkit.views.analyse_backlog import Analysis
 from drainkit.views.dry_run import DryRun
 from drainkit.views.live_drain import LiveDrain
+from drainkit.views.session import Table
 
 
 @pytest.fixture(autouse=True)
 def _server(valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
-
-
-def test_the_table_follows_the_sliders_and_nothing_jumps() -> None:
-    """What becomes of each event of the table is what the sliders say; the what-if keeps its rows
-    and columns wherever they stand."""
-    shown = explored(frame_of(sample_entries(NOW_MS, n=2000)))
-    shapes = set()
-    for age in range(len(shown.age.options)):
-        shown.age.value, shown.confidence.value = age, 2 * age
-        shapes.add((shown.what_if.value.count("<tr>"), shown.what_if.value.count("<td")))
-    assert len(shapes) == 1
-    passing = int((shown.table.df["what becomes of it"] == "passes").sum())
-    assert f'action="drained_ok"><td class="l">passes</td><td>{passing:,}</td>' in (
-        shown.counts.value
-    )
-    assert shown.policy != POLICY
 
 
 def test_own_fields_become_columns_and_figures(valkey: Server, stream: str) -> None:
@@ -171,3 +156,29 @@ def test_a_resumed_run_counts_all_its_attempts(valkey: Server, stream: str, cli:
     assert summary.total_read == 100
     assert summary.elapsed_sec > 99 / 20 + 1.5
     assert 0 < (summary.events_per_sec or 0) < 17
+
+
+def test_a_table_reads_well_and_is_inert() -> None:
+    """Numbers have separators and stand to the right, text to the left; no NaN; all is escaped. A
+    table without rows says so."""
+    table = Table(
+        {
+            "events": [12345, 7],
+            "age": [1.5, np.nan],
+            "symbol": ["<script>x</script>", None],
+        },
+        index=pd.Index(["<b>a</b>", "b"], name="group"),
+    )
+    shown = table._repr_html_()
+    cells = re.findall(r"<td([^>]*)>(.*?)</td>", shown)
+    assert [text for _, text in cells] == [
+        "&lt;b&gt;a&lt;/b&gt;", "12,345", "1.50", "&lt;script&gt;x&lt;/script&gt;",
+        "b", "7", "", "",
+    ]  # fmt: skip
+    assert [place for place, _ in cells[:4]] == ["", " class='n'", " class='n'", ""]
+    assert table.loc["b", "events"] == 7
+    assert "text-align:left" in shown
+    assert "NaN" not in shown + pd.DataFrame()._repr_html_()
+    assert "drained_ok" in Table({"audited": [1]}, ["drained_ok"])._repr_html_()
+    empty = Table({"bytes": []}, index=pd.Index([], name="file"))
+    assert "<td colspan='2'>none</td>" in empty._repr_html_()  # a head over nothing looks broken

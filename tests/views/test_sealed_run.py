@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from books import at, seed
+from backlogs import seed
+from books import at
 from conftest import ROOT, Cli, one_line_error
 from servers import Server, wait_until
 
@@ -49,13 +49,11 @@ def sealed(server: Server, stream: str, cli: Cli, *options: object) -> dict[str,
 def notebook_of_lab(cli: Cli, folder: Path) -> Path:
     """`lab --run` asks no server, and its 01 holds the run's folder; one that was changed stays.
     What is no sealed run, or comes with other settings, is refused."""
-    command = [sys.executable, "-m", "drainkit", "lab", "--run", folder, "--no-browser"]
     for _ in range(2):
-        lab = subprocess.Popen([*command, "--", "--help"], cwd=cli.cwd, stdout=subprocess.PIPE)
+        lab = cli.start("lab", "--run", folder, "--no-browser", "--", "--help")
         wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
         called = psutil.Process(lab.pid).cmdline()
         lab.kill()
-        lab.communicate()
         notebook = cli.cwd / "drainkit-notebooks" / called[-1]
         assert str(folder) in notebook.read_text(encoding="utf-8")
         notebook.write_text(mark := notebook.read_text(encoding="utf-8") + "\n")
@@ -85,11 +83,8 @@ def test_01_shows_a_sealed_run_without_a_server(
     out, template, options = cli.cwd / "out.ipynb", TEMPLATE, ["-p", "run_dir", folder]
     if mode == "dry-run":
         template, options = notebook_of_lab(cli, folder), []
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", template, out, *options],
-        capture_output=True, text=True, check=False, cwd=template.parent,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = replace(cli, cwd=template.parent).papermill(template, out, *options)
+    assert done.rc == 0, done.err
     plan = json.loads(before["plan.json"])
     shown = json.dumps(json.loads(out.read_text())["cells"])
     when = plan["created_at"][:19].replace("T", " ")

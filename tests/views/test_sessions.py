@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from books import GROUP, ask, at, audit, fill, seed
+from backlogs import GROUP, fill, seed
+from books import ask, at, audit
 from conftest import Cli, intent
 from servers import Server, wait_until
 
@@ -109,22 +111,17 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
     for table, words in (("[limits]\nmax_events = 29\n", "max_events is 29"),
                          ('[approval]\nallowed_signers = "x"\n', "allowed_signers")):  # fmt: skip
         (here / "drainkit.toml").write_text(table)
-        lab = subprocess.Popen(
-            [sys.executable, "-m", "drainkit", "lab", *at(valkey, stream),
-             "--no-browser", "--", "--help"], cwd=here, stdout=subprocess.PIPE,
-        )  # fmt: skip
+        lab = cli.start("lab", *at(valkey, stream), "--no-browser", "--", "--help")
         wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
         kernels = psutil.Process(lab.pid).environ()
         lab.kill()
-        lab.communicate()
-        done = subprocess.run(
-            [sys.executable, "-m", "papermill", "03_live_drain.ipynb", "-", "-r", "run_dir", here,
-             "-r", "approve", digest], env=kernels, cwd=here / "drainkit-notebooks",
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        # a kernel's folder, which has no drainkit.toml
+        done = replace(cli, cwd=here / "drainkit-notebooks").papermill(
+            "03_live_drain.ipynb", "-", "-r", "run_dir", here, "-r", "approve", digest, env=kernels
+        )
         assert audit(valkey, stream) == []
-        assert words in done.stderr
-        assert done.returncode != 0
+        assert words in done.err
+        assert done.rc != 0
 
 
 def test_cells_where_the_server_closes_connections(valkey: Server, stream: str, here: Path) -> None:

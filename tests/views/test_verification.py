@@ -10,7 +10,8 @@ from pathlib import Path
 
 import books
 import pytest
-from books import GROUP, ME, ask, at, deliver, seed, wait_for
+from backlogs import GROUP, ME, deliver, seed
+from books import ask, at, wait_for
 from conftest import Cli
 from servers import Server
 
@@ -227,13 +228,18 @@ def test_a_drain_says_what_it_knows(planned: str, cli: Cli) -> None:
         (Monitor, {"pattern": ["x"]}, "pattern"),
         (Maintenance, {"min_idle_min": float("nan")}, "min_idle_min"),
         (Maintenance, {"min_idle_min": float("inf")}, "min_idle_min"),
+        (LiveDrain, {"throttle": -1}, "throttle must be"),
+        # what papermill makes of -p max_events false
+        (LiveDrain, {"max_events": False}, "max-events must be"),
+        (LiveDrain, {"redis_url_env": "redis://x:y@z"}, "never a URL"),
     ],
 )
-def test_parameters_of_another_kind_are_named(
+def test_wrong_parameters_are_named(
     valkey: Server, monkeypatch: pytest.MonkeyPatch, board: type[Session],
     given: dict[str, object], named: str,
 ) -> None:  # fmt: skip
-    """They are refused in one line, as bad usage."""
+    """Wrong kinds and values are refused in one line, as bad usage, by the checks that the command
+    line has."""
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     limits = {"max_backlog": 1000, "max_backlog_age_min": 60}
     with pytest.raises(UsageError, match=named):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from books import GROUP, ask, everything
+from backlogs import GROUP
+from books import ask, everything
 from browsers import Watched, hostile_backlog, serving
 from conftest import ROOT
 from servers import Server
