@@ -257,23 +257,19 @@ def copy_file(source: Path, target: Path) -> None:
 def open_plain(path: Path, most_bytes: int = MAX_BYTES) -> FileIO:
     """A plain file, opened for reading; OSError for a link, a pipe, a device, or a larger file.
 
-    Nothing waits for a pipe, and no device is opened.
+    Nothing waits for a pipe, and of a device nothing is read.
     """
-    _check_plain(path.lstat(), most_bytes)
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _check_plain(os.fstat(handle), most_bytes)  # it may have been swapped since
+        found = os.fstat(handle)  # of what was opened: the path may lead elsewhere by now
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")
+        if found.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"larger than {most_bytes >> 20:,} MiB, so not read")
         return os.fdopen(handle, "rb", buffering=0)
     except BaseException:
         os.close(handle)
         raise
-
-
-def _check_plain(found: os.stat_result, most_bytes: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "not a plain file")
-    if found.st_size > most_bytes:
-        raise OSError(errno.EFBIG, f"larger than {most_bytes >> 20:,} MiB, so not read")
 
 
 def read_plain(path: Path) -> bytes:
@@ -297,27 +293,16 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder that is there for as long as the block runs, for this user alone."""
-    with tempfile.TemporaryDirectory(prefix="drainkit-") as folder:
-        yield Path(folder)
-
-
 def remove(path: Path) -> None:
     """Remove a file, if there is one."""
     path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and all that is in it."""
+    """Remove a folder and all that is in it, and the folder above if nothing else is there."""
     shutil.rmtree(folder)
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Remove a folder in which nothing is."""
     with suppress(OSError):
-        folder.rmdir()
+        folder.parent.rmdir()
 
 
 @contextmanager

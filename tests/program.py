@@ -32,7 +32,7 @@ PRELOADED = (
     "drainkit.draining.unattended", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
     "drainkit.operations.first", "prometheus_client", "drainkit.operations.entry",
-    "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.warm", "jinja2",
+    "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
     "drainkit.views.analyse_backlog", "drainkit.views.dry_run", "drainkit.views.live_drain",
     "drainkit.views.verify", "ipykernel.kernelapp", "nbclient", "pandas",
     "papermill.cli", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",

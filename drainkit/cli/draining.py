@@ -7,7 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,9 @@ from .program import (
     setting,
     settings_of,
 )
-from .review import fields_blocks, question_card, report
+from .review import fields_blocks, question_card, report, streams_report
 from .terminal import (
     Moving,
-    Table,
     confirm,
     connected,
     emit,
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from ..core.summary import Summary
     from ..draining.plan_files import PlanFile
     from ..draining.run import Run
-    from ..pipeline.many import Outcome
+    from ..pipeline.kernels import Kernels
     from ..settings import Settings
 
 
@@ -195,7 +194,14 @@ def run(as_json: bool, yes: bool, if_backlog_over: int | None, sign_key: str | N
 
     settings = settings_of(flags)
     if closing is not None:
-        return _close(settings, closing, as_json, sign_key)
+        from ..pipeline.folder import close
+
+        folder = Path(closing)
+        result = close(settings, folder, sign_key=_sign_key(sign_key))
+        code = _tell(result, as_json)
+        # done when the folder is sealed now, whatever the run's own outcome was
+        is_sealed = "://" in result["evidence"] or (folder / "statement.json").exists()
+        return 0 if is_sealed else code
     check_installed()
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
@@ -226,17 +232,6 @@ def run_and_tell(
     return _tell(result, as_json)
 
 
-def _close(settings: Settings, closing: str, as_json: bool, sign_key: str | None) -> int:
-    """`run --close`: 0 when the folder is sealed now, whatever the run's own outcome was."""
-    from ..pipeline.folder import close
-
-    folder = Path(closing)
-    result = close(settings, folder, sign_key=_sign_key(sign_key))
-    code = _tell(result, as_json)
-    is_sealed = "://" in result["evidence"] or (folder / "statement.json").exists()
-    return 0 if is_sealed else code
-
-
 def _tell(result: dict[str, Any], as_json: bool) -> int:
     page = f"{result['evidence']}/report.html"
     is_there = "://" in page or Path(page).exists()
@@ -255,8 +250,9 @@ def _sign_key(sign_key: str | None) -> Path | None:
 
 
 def _run_notebooks(
-    settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None
-) -> dict[str, Any]:
+    settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None,
+    kernels: Kernels | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One stream's run; its run.json."""
     from ..draining import unattended
     from ..pipeline import runner
@@ -279,7 +275,7 @@ def _run_notebooks(
 
         return runner.run(
             settings, confirm=approve, announce=announce, on_line=moving.line, stopping=stopping,
-            sign_key=key,
+            sign_key=key, kernels=kernels,
         )[0]  # fmt: skip
 
 
@@ -288,6 +284,7 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
               yes: bool) -> int:  # fmt: skip
     """Run each stream of the pattern, print all together; the worst exit code."""
     from ..pipeline import many
+    from ..pipeline.runner import open_kernels
 
     for name in ("plan", "audit_stream"):
         if getattr(settings, name) is not None:
@@ -300,24 +297,23 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
             confirm(f"Drain every stream of {pattern} without being asked again?", yes)
     with connected(settings, anywhere=True) as server:
         streams, missed = many.streams_of(server, settings, pattern)
-    left = len(streams)
-
-    def show(outcome: Outcome) -> None:
-        nonlocal left
-        left -= 1
-        line = f"{outcome.stream}: {outcome.outcome}, {left:,} to go"
-        tell(f"{line}: {outcome.error}" if outcome.error else line, err=True)
-
     for outcome in missed:
         tell(f"{outcome.stream}: {outcome.error}", err=True)
-    with stop_signals() as stopping:
+    with stop_signals() as stopping, ExitStack() as stack:
         if address is None:
+            kernels = stack.enter_context(open_kernels())
             outcomes = many.run_in_turn(
-                settings, streams, lambda s: one(s, stopping=stopping), tell=show,
+                settings, streams, lambda s: one(s, stopping=stopping, kernels=kernels),
                 stopping=stopping,
             )  # fmt: skip
         else:
-            outcomes = many.run_with_dask(settings, streams, address, tell=show, stopping=stopping)
-        found = many.summary(pattern, settings, [*missed, *outcomes])
-    emit(as_json, found, Table(many.HEAD, many.rows(found)), many.last_line(found))
+            outcomes = many.run_with_dask(settings, streams, address, stopping=stopping)
+        ended = [*missed]
+        for outcome in outcomes:
+            ended.append(outcome)
+            left = len(streams) + len(missed) - len(ended)
+            line = f"{outcome.stream}: {outcome.outcome}, {left:,} to go"
+            tell(f"{line}: {outcome.error}" if outcome.error else line, err=True)
+    found = many.summary(pattern, settings, ended)
+    emit(as_json, found, *streams_report(found))
     return int(found["exit_code"])

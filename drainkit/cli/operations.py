@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,32 +28,6 @@ from .terminal import Table, confirm, connected, emit, stop_signals, tell_error
 if TYPE_CHECKING:
     from ..server.connection import Server
     from ..server.ledger import Entry
-
-
-class _Monitoring(click.Command):
-    """A command by the monitoring convention: whatever goes wrong is 3, unknown."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _unknown():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _unknown():
-            return super().invoke(ctx)
-
-
-class _UnknownStateError(DrainkitError):
-    exit_code = 3
-
-
-@contextmanager
-def _unknown() -> Iterator[None]:
-    try:
-        yield
-    except click.ClickException as error:
-        raise _UnknownStateError(f"{error.format_message()}; see --help") from error
-    except DrainkitError as error:
-        raise _UnknownStateError(str(error)) from error
 
 
 class _Number(click.FloatRange):
@@ -95,7 +68,7 @@ CHECK: list[Any] = [
 ]  # fmt: skip
 
 
-@command(*CHECK, *WHERE, JSON, cls=_Monitoring)
+@command(*CHECK, *WHERE, JSON)
 def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str | None,
           as_json: bool, **flags: Any) -> int:  # fmt: skip
     """Judge backlogs: exit code 0 OK, 1 warning, 2 critical, 3 unknown.

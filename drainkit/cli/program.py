@@ -37,6 +37,15 @@ _ORDER = (
 
 
 class _Program(click.Group):
+    running = ""  # the command that is carried out
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, found, rest = super().resolve_command(ctx, args)
+        self.running = name or ""
+        return name, found, rest
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.commands, key=_ORDER.index)
 
@@ -209,4 +218,6 @@ def _fail(error: DrainkitError, debug: bool) -> int:
     if cause is not None:
         error = DrainkitError("too few open files are allowed here; raise `ulimit -n`")
     tell_error(error)
+    if program.running == "check" and not isinstance(error, InterruptedRunError):
+        return 3  # the monitoring convention: unknown
     return error.exit_code

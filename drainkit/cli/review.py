@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..safe import one_line
 from .program import (
     AUDIT,
     DEBUG,
@@ -107,7 +108,9 @@ def approve(plan: str, sign_key: str, yes: bool, as_json: bool) -> None:
     from ..signing import add_signature
 
     found = PlanFile.load(Path(plan)).plan
-    tell(plan_card(found), err=True)
+    made = f"{found.created_at} by {found.run_id}, at {found.server}"
+    rows = [*_where(found), *_what(found), ("Made", made), ("Digest", found.digest)]
+    tell(Table((), rows, "Plan"), err=True)
     confirm("Approve this plan?", yes, "this signs the plan")
     path, keys = add_signature(Path(plan), found.digest, Path(sign_key))
     data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
@@ -209,12 +212,23 @@ MORE_LINES = {
 
 def report(result: Mapping[str, Any]) -> list[Block]:
     """The original report's lines, and what became of a plan otherwise than planned."""
-    shown = {
+    from ..core.progress import entries_words
+
+    rate, throttle = result.get("events_per_sec"), result.get("throttle")
+    pace = None if rate is None else f"{rate:.2f} events/sec"
+    if result.get("mode") != "live" and rate is None:  # how long the live run takes
+        pace = "a live run goes as fast as the server"
+        if throttle:
+            sec = result["total_read"] / throttle
+            pace = f"a live run takes {sec:,.1f} s at {throttle:g} events/sec"
+    shown: dict[str, Any] = {
         "mode": str(result.get("mode", "")).upper(),
         "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s",
-        "events_per_sec": _throughput(result),
-        "remaining": _remaining(result),
+        "events_per_sec": pace,
     }
+    left, own = result.get("remaining"), result.get("pending_own") or 0
+    if left is not None and own and result.get("scope") == "undelivered":  # of two places
+        shown["remaining"] = f"{left} ({entries_words('undelivered', left, own)})"
     blocks: list[Block] = []
     if changed := result.get("drift"):
         n = sum(change["events"] for change in changed)
@@ -238,32 +252,21 @@ def report(result: Mapping[str, Any]) -> list[Block]:
     return [*blocks, *(f"Note: {note}" for note in result.get("notes") or ())]
 
 
-def _remaining(result: Mapping[str, Any]) -> str | None:
-    """The number, and where it comes from if that is more than one place."""
-    from ..core.progress import entries_words
-
-    left, own = result.get("remaining"), result.get("pending_own") or 0
-    if left is None or not own or result.get("scope") != "undelivered":
-        return None if left is None else str(left)
-    return f"{left} ({entries_words('undelivered', left, own)})"
-
-
-def _throughput(result: Mapping[str, Any]) -> str | None:
-    """The pace of a live run; of a dry run, how long the live run takes."""
-    rate, throttle = result.get("events_per_sec"), result.get("throttle")
-    if rate is not None:
-        return f"{rate:.2f} events/sec"
-    if result.get("mode") == "live":
-        return None
-    if not throttle:
-        return "a live run goes as fast as the server"
-    return f"a live run takes {result['total_read'] / throttle:,.1f} s at {throttle:g} events/sec"
-
-
-def plan_card(plan: Plan) -> Table:
-    """A plan for the person who has to judge it."""
-    made = f"{plan.created_at} by {plan.run_id}, at {plan.server}"
-    return Table((), [*_where(plan), *_what(plan), ("Made", made), ("Digest", plan.digest)], "Plan")
+def streams_report(found: Mapping[str, Any]) -> list[Block]:
+    """A run of many streams: how each ended, and the sum of all."""
+    head = ("Stream", "Outcome", "Exit", "Read", "Drained OK", "Remaining", "Evidence or reason")
+    names = ("total_read", "drained_ok", "remaining")
+    rows = [
+        [run["stream"], run["outcome"], run["exit_code"],
+         *("-" if run.get(name) is None else run[name] for name in names),
+         one_line(str(run.get("error") or run.get("evidence") or ""))]
+        for run in found["streams"]
+    ]  # fmt: skip
+    told = (
+        f"{found['done']:,} of {len(found['streams']):,} streams done: {found['total_read']:,} "
+        f"read, {found['drained_ok']:,} drained OK, {found['remaining']:,} remaining."
+    )
+    return [Table(head, rows), told]
 
 
 def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: int) -> Table:

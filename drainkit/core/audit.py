@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -22,23 +21,11 @@ OF_EVENT = ("original_id", "symbol", "age_sec", "confidence", "action", "reason"
 _NUMBERS = ("age_sec", "confidence")
 
 
-@dataclass(frozen=True)
-class AuditRecord:
-    """One entry of the audit stream: its id, and its fields in their order."""
-
-    audit_id: str
-    original_id: str
-    symbol: str  # UNKNOWN where not valid
-    age_sec: float | None
-    confidence: float | None
-    action: str
-    drained_at_ts: str  # ISO 8601 UTC with microseconds and offset
-    reason: str
-    consumer_group: str
-    run_id: str
-
-
-RECORD_FIELDS = tuple(field.name for field in fields(AuditRecord))[1:]
+#: The fields of a record in their order (the contract, section 5).
+RECORD_FIELDS = (
+    "original_id", "symbol", "age_sec", "confidence", "action", "drained_at_ts", "reason",
+    "consumer_group", "run_id",
+)  # fmt: skip
 _NAMES = [name.encode() for name in RECORD_FIELDS]
 _WIDTH = 2 * len(RECORD_FIELDS)
 Records = Sequence[Sequence[str]]  # columns, one for each name in OF_EVENT
@@ -71,13 +58,16 @@ def _number_text(number: float) -> str:
     return repr(number) if number >= 0 else "null"
 
 
-def parse(entry: RawEntry) -> AuditRecord:
-    """An entry of the audit stream as a record; what is missing or odd becomes empty or None."""
+def parse(entry: RawEntry) -> dict[str, Any]:
+    """An entry of the audit stream, as a row of an audit table; what is missing or odd is empty.
+
+    Of the numbers it is None.
+    """
     texts = [part.decode("utf-8", "replace") for part in entry[1] or []]
     there = dict(zip(texts[::2], texts[1::2], strict=True))
     found: dict[str, Any] = {name: there.get(name, "") for name in RECORD_FIELDS}
     found |= {name: _number(found[name]) for name in _NUMBERS}
-    return AuditRecord(entry[0].decode(), **found)
+    return {"audit_id": entry[0].decode(), **found}
 
 
 def audit_schema() -> pa.Schema:
@@ -98,7 +88,7 @@ def audit_table(entries: Sequence[RawEntry]) -> pa.Table:
             return pa.table(list(map(_column, columns, kinds)), audit_schema())
         except pa.ArrowInvalid:  # no UTF-8, or no number that Arrow knows
             pass
-    return pa.Table.from_pylist([vars(parse(entry)) for entry in entries], audit_schema())
+    return pa.Table.from_pylist([parse(entry) for entry in entries], audit_schema())
 
 
 def audit_ms(table: pa.Table) -> np.ndarray:

@@ -215,17 +215,17 @@ class Decoder:
         invalid = np.frombuffer(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = NO_SYMBOL if symbols[row] is ABSENT else BAD_SYMBOL
-        invalid = np.where(invalid == 0, wrong, invalid)
-        columns = [
-            invalid, symbol_code, of_sides.codes(sides), of_sources.codes(sources),
-            confidence, stamp_us,
-        ]  # fmt: skip
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        columns = [column[back] for column in columns]
-        invalid, symbol_code, side_code, source_code, confidence, stamp_us = columns
+        columns = {
+            "invalid": np.where(invalid == 0, wrong, invalid)[back],
+            "symbol_code": symbol_code[back],
+            "side_code": of_sides.codes(sides)[back],
+            "source_code": of_sources.codes(sources)[back],
+            "confidence": confidence[back],
+        }
+        invalid, stamp_us, id_us = columns["invalid"], stamp_us[back], id_times_us(ids)
         # the earlier of the two counts: a wrong clock makes an event older, never younger
-        id_us = id_times_us(ids)
         has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
         by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
         time_us = np.where(by_stamp, stamp_us, id_us)
@@ -234,20 +234,11 @@ class Decoder:
         invalid[(invalid == 0) & (ahead_us > MAX_AHEAD_US)] = AHEAD
         invalid[(invalid == 0) & (time_us == NO_TIME)] = TIMELESS
         invalid[missing] = 0
+        source = np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8)
         return Events(
-            ids=ids,
-            event_time_us=time_us,
-            time_source=np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8),
-            symbol_code=symbol_code,
-            side_code=side_code,
-            source_code=source_code,
-            confidence=confidence,
-            invalid=invalid,
-            missing=missing,
-            symbols=of_symbols.texts,
-            sides=of_sides.texts,
-            sources=of_sources.texts,
-        )
+            ids, time_us, source, **columns, missing=missing, symbols=of_symbols.texts,
+            sides=of_sides.texts, sources=of_sources.texts,
+        )  # fmt: skip
 
 
 class _Vocabulary(dict[Any, int]):

@@ -270,17 +270,12 @@ def _first_of(objects: list[Any], alternatives: list[tuple[str, tuple[str, ...]]
     return column
 
 
-def _found_at(objects: list[Any], top: str, path: tuple[str, ...]) -> Column:
+def _found_at(objects: list[Any], top: str, path: Sequence[str]) -> Column:
+    """For each object what is at a place in it."""
     found = [*map(attrgetter(top), objects)]
-    return [_walk(value, path) for value in found] if path else found
-
-
-def _walk(value: Any, path: Sequence[str]) -> Any:
     for name in path:
-        if not isinstance(value, dict) or name not in value:
-            return ABSENT
-        value = value[name]
-    return value
+        found = [value.get(name, ABSENT) if isinstance(value, dict) else ABSENT for value in found]
+    return found
 
 
 def no_constant(name: str) -> Any:

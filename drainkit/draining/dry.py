@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -36,15 +35,13 @@ from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import UsageError
+from ..late import pa
 from ..safe import text
 from ..server import reading, scopes
 from ..server.scope import Scope
 from ..settings import Settings
 from .plan_files import decisions_path
 from .run import Progress, Run
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 KEPT = "events.parquet"
 _SCOPE, _SETTINGS = b"scope", b"settings"
@@ -189,8 +186,6 @@ def keeping(
 
     With `folder` None it keeps nothing.
     """
-    import pyarrow as pa
-
     if folder is None:
         yield lambda *_: None
         return
@@ -228,8 +223,6 @@ def drop(folder: Path) -> None:
 
 
 def _pages(path: Path) -> Iterator[Page]:
-    import pyarrow as pa
-
     with files.parquet_file(path) as stored:
         for group in range(stored.num_row_groups):
             for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):

@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from ..core.collection import give_back_freed
 from ..core.plan import COLUMNS, Plan, Tally, allowlist_notes, decisions_schema, from_json
 from ..errors import RefusedError, UsageError
 from ..files import CHUNK, write_bytes, write_chunks, write_json
+from ..late import pa
 from ..settings import FROM_PLAN, Settings, build, outside, shown
 from ..settings.kinds import os_user
 from ..signing import load_signatures, required_approvals, signatures_path
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 PLAN, DECISIONS = "plan.json", "decisions.parquet"
 
@@ -128,8 +126,6 @@ class PlanFile:
 
     def table(self, columns: Sequence[str] = COLUMNS) -> pa.Table:
         """All rows of some columns."""
-        import pyarrow as pa
-
         schema = pa.schema([decisions_schema().field(name) for name in columns])
         return pa.concat_tables([schema.empty_table(), *self.blocks(columns)])
 

@@ -127,29 +127,21 @@ def check_run(run: Run) -> Seen | None:
         check(run)
         check_planned(run.server, settings, run.planned)
         return None
-    is_limited = any(value is not None for _, value in settings.limits)
     seen = check(run)  # what would be refused is refused before a long look
-    if not is_limited and (settings.allow_invalid or _are_few(run, seen)):
-        return seen
+    if all(value is None for _, value in settings.limits):
+        most, scope = MANY_UNREADABLE - 1, scopes.current(run.server, run.scope, seen)
+        few = min(seen.info.length, run.max_events or sys.maxsize)
+        if few > most and scope.name == "undelivered" and not seen.has_own:
+            first = next_id(scope.position)
+            few, _ = count(run.server, seen.info, first, scope.boundary, most=most)
+            if few <= most:
+                run.opening = scope.position, few  # counted for good
+        if settings.allow_invalid or few <= most:  # too few could hold it back
+            return seen
     found = dry_run(run.rehearsal())
     check_readable(settings, found.total_read, found.unreadable)
     check_limits(settings.limits, vars(found))
     return None
-
-
-def _are_few(run: Run, seen: Seen) -> bool:
-    """Whether fewer entries wait than could hold the drain back; then they are counted for good."""
-    most, scope = MANY_UNREADABLE - 1, scopes.current(run.server, run.scope, seen)
-    if min(seen.info.length, run.max_events or sys.maxsize) <= most:
-        return True
-    if scope.name != "undelivered" or seen.has_own:
-        return False
-    first = next_id(scope.position)
-    n, is_all = count(run.server, seen.info, first, scope.boundary, most=most)
-    if not is_all or n > most:
-        return False
-    run.opening = scope.position, n
-    return True
 
 
 def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None:

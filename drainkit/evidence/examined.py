@@ -76,15 +76,21 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
         found.findings = [f"changed: {one_line(name)} is a link or a file, not a folder"]
         return found
     there = listing(run_dir)
-    run = _run_json(run_dir, found)
-    data, statement = _statement(there, found)
-    predicate = statement["predicate"] if statement else {}
-    _describe(found, predicate, run)
+    run, data, statement = _read(there, found)
     found.is_open = not {STATEMENT, SUMS} & there.keys()
-    if STATEMENT not in there:
-        found.findings = _unsealed(name, there, run)
+    if STATEMENT not in there:  # a killed run's folder, or the statement was removed
+        state = "interrupted"
+        if (outcome := run.get("outcome")) not in (None, "running"):
+            state = shown(outcome, 40)
+        found.findings = [
+            f"missing: {STATEMENT} (it was removed, or the run was killed while sealing)"
+            if SUMS in there else
+            f"{state}, not sealed (missing: {STATEMENT}; never sealed, or it was removed); "
+            f"drainkit run --close {one_line(name)} completes it"
+        ]  # fmt: skip
         return found
-    if statement is not None:
+    if statement:
+        predicate = statement["predicate"]
         found.is_archived = there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}
         found.findings += _contradictions(found, predicate, run)
         try:
@@ -115,37 +121,30 @@ def listing(folder: Path) -> dict[str, Path]:
         raise UsageError(f"{one_line(str(folder))}: {reason}; name a folder of evidence") from None
 
 
-def _run_json(run_dir: Path, found: Examined) -> dict[str, Any]:
-    """run.json; empty where it is none."""
-    try:
-        run = read_json(run_dir / RUN_JSON)
-        if isinstance(run, dict):
-            return run
-        reason = "not a summary"
-    except FileNotFoundError:
-        return {}  # named where its digest is missed
-    except (OSError, ValueError) as error:
-        reason = _reason(error)
-    found.findings.append(f"changed: {RUN_JSON} ({reason})")
-    return {}
-
-
-def _statement(there: dict[str, Path], found: Examined) -> tuple[bytes, dict[str, Any] | None]:
-    """The statement's bytes, and what they say; None where they are none."""
+def _read(
+    there: Mapping[str, Path], found: Examined
+) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
+    """run.json, the statement's bytes and what they say, each empty where it is none of these."""
+    run: dict[str, Any] = {}
+    statement: dict[str, Any] = {}
     data = b""
+    try:
+        if RUN_JSON in there:  # else it is named where its digest is missed
+            if not isinstance(said := read_json(there[RUN_JSON]), dict):
+                raise ValueError("not a summary")
+            run = said
+    except (OSError, ValueError) as error:
+        found.findings.append(f"changed: {RUN_JSON} ({_reason(error)})")
     try:
         if STATEMENT in there:
             data = read_plain(there[STATEMENT])
             found.digest = hashlib.sha256(data).hexdigest()
-            return data, statement_of(data)
+            statement = statement_of(data)
     except (OSError, ValueError) as error:
         found.findings.append(
             f"changed: {STATEMENT} (not readable as an in-toto statement: {_reason(error)})"
         )
-    return data, None
-
-
-def _describe(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -> None:
+    predicate = statement.get("predicate", {})
     parameters = predicate.get("parameters")
     parameters = parameters if isinstance(parameters, dict) else {}
     run_id = predicate.get("run_id")
@@ -158,16 +157,7 @@ def _describe(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -
     found.streams = frozenset(name for name in streams if isinstance(name, str) and name)
     found.says = {**parameters, **predicate, **run}
     found.says_live = "live" in (run.get("mode"), parameters.get("mode"))
-
-
-def _unsealed(name: str, there: dict[str, Path], run: dict[str, Any]) -> list[str]:
-    """What to say of a folder without a statement: a killed run's, or a removed statement."""
-    if SUMS in there:
-        return [f"missing: {STATEMENT} (it was removed, or the run was killed while sealing)"]
-    outcome = run.get("outcome")
-    state = "interrupted" if outcome in (None, "running") else shown(outcome, 40)
-    said = f"{state}, not sealed (missing: {STATEMENT}; never sealed, or it was removed)"
-    return [f"{said}; drainkit run --close {one_line(name)} completes it"]
+    return run, data, statement
 
 
 def _contradictions(found: Examined, predicate: dict[str, Any], run: dict[str, Any]) -> list[str]:
@@ -291,8 +281,15 @@ def _approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: byt
     approver and has no signatures needed none.
     """
     named = predicate.get("approvers") or []
+    said = predicate.get("plan_digest")
     try:
-        digest = _plan_digest(run_dir, predicate)
+        digest = str(said)  # of an archived run, which has no plan.json
+        with suppress(FileNotFoundError):
+            plan = parse(read_plain(run_dir / "plan.json").decode("utf-8"), "plan.json")
+            check_digest(plan)  # of an earlier version too
+            digest = str(plan["digest"])
+            if said not in (None, digest):
+                raise ValueError("plan.json is not the plan whose digest the statement names")
         try:
             signatures = read_plain(run_dir / APPROVALS)
         except FileNotFoundError:
@@ -316,21 +313,6 @@ def _approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: byt
     if not isinstance(required, int) or len(valid) < required:
         findings.append(f"approvals: {required} were required, there are {len(valid)}")
     return findings
-
-
-def _plan_digest(run_dir: Path, predicate: Mapping[str, Any]) -> str:
-    """The digest of plan.json, which must be the statement's; of an archived run the latter."""
-    said = predicate.get("plan_digest")
-    try:
-        text = read_plain(run_dir / "plan.json").decode("utf-8")
-    except FileNotFoundError:
-        return str(said)
-    plan = parse(text, "plan.json")  # of an earlier version too
-    check_digest(plan)
-    digest = str(plan["digest"])
-    if said not in (None, digest):
-        raise ValueError("plan.json is not the plan whose digest the statement names")
-    return digest
 
 
 def _moment(time: Any) -> str:

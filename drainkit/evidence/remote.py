@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,8 +24,17 @@ from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
 from ..safe import keep_secret, one_line, secret_words
 from ..settings.kinds import is_url, store_problem, url_parts
-from .chain import key_of, newest
-from .statement import CHAIN, STATEMENT, SUMS, Link, json_of, link_of, plain_files
+from .statement import (
+    CHAIN,
+    STATEMENT,
+    SUMS,
+    Link,
+    json_of,
+    key_of,
+    link_of,
+    newest,
+    plain_files,
+)
 
 SPOOL = "drainkit-spool"  # in the folder where the run was started
 LINKS = "chain"
@@ -204,7 +214,6 @@ class Reports:
                 f"{self.shown(run_dir)}: {error}"
             ) from None
         files.remove_folder(self.folder)
-        files.remove_if_empty(self.folder.parent)
 
 
 def reports_at(place: Path | str) -> Reports:
@@ -233,7 +242,8 @@ def local_copy(place: str) -> Iterator[Path]:
         return
     above, _, name = place.rstrip("/").rpartition("/")
     is_run = RUN_ID.fullmatch(name) is not None
-    with files.temporary_folder() as folder:
+    with tempfile.TemporaryDirectory(prefix="drainkit-") as own:
+        folder = Path(own)
         try:
             store = Store(above if is_run else place)
             names = store.names(name if is_run else "")

@@ -88,8 +88,8 @@ def row(run: Mapping[str, Any]) -> dict[str, Any]:
         "Stream": run.get("stream") or "",
         "Mode": run.get("mode") or "",
         "Outcome": run.get("outcome") or "no end",
-        "Read": _count(run.get("total_read")),
-        "Passed": _count(run.get("drained_ok")),
+        "Read": "" if (n := run.get("total_read")) is None else f"{n:,}",
+        "Passed": "" if (n := run.get("drained_ok")) is None else f"{n:,}",
         "Operator": run.get("operator") or "",
         "Approvers": ", ".join(run.get("approvers") or ()),
         "Seal": run.get("seal") or "no evidence",
@@ -97,14 +97,10 @@ def row(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each run, below the names of what stands in it."""
+    """A line for each run, below the names of what stands in it; rich takes seconds for 3,000."""
     rows = [list(row({}))] + [[*row(run).values()] for run in found]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, cells, wide)).rstrip() for cells in rows]
-
-
-def _count(n: int | None) -> str:
-    return "" if n is None else f"{n:,}"
 
 
 def page(found: Sequence[Mapping[str, Any]], place: str, path: Path) -> str:

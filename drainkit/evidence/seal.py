@@ -18,21 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import DrainkitError, UsageError
-from ..files import (
-    file_sha256,
-    json_bytes,
-    make_folder,
-    open_plain,
-    remove_unfinished,
-    write_bytes,
-    write_json,
-    write_text,
-)
 from ..safe import secret_pattern, strike, strike_text
 from ..settings.kinds import os_user
 from ..signing import OF_STATEMENT, sign, signer
-from .chain import newest_in, read_chain
 from .examined import OF_RUN
 from .statement import (
     CHAIN,
@@ -42,7 +32,9 @@ from .statement import (
     STATEMENT_TYPE,
     SUMS,
     locked,
+    newest_in,
     plain_files,
+    read_chain,
     read_or,
     sums_of,
 )
@@ -60,7 +52,7 @@ PACKAGES = (
 def open_run(reports_dir: Path, run_id: str) -> Path:
     """A new, empty folder for the run; its parents are made where they are missing."""
     try:
-        return make_folder(reports_dir / run_id)
+        return files.make_folder(reports_dir / run_id)
     except OSError as error:
         reason = error.strerror or "cannot be made"
         raise UsageError(f"--reports-dir {reports_dir}: {reason}") from None
@@ -84,13 +76,13 @@ def seal(
     that got into a file is struck out, and the statement says so. Raises DrainkitError for a run
     that is sealed already.
     """
-    remove_unfinished(run_dir)
+    files.remove_unfinished(run_dir)
     secret = secret_of(run_dir, secret_words)
     struck = strike_files(run_dir, secret)
     # the key of a signature over nothing, for the one over the statement comes last
     signed_by = sign_key and signer(b"", sign(b"", sign_key, OF_STATEMENT), OF_STATEMENT)
     digests = {
-        path.name: file_sha256(path)
+        path.name: files.file_sha256(path)
         for path in plain_files(run_dir)
         if path.name not in (STATEMENT, SUMS, SIGNATURE)
     }
@@ -116,13 +108,14 @@ def seal(
                 "previous": previous,
             },
         }
-        data = json_bytes(statement)
+        data = files.json_bytes(statement)
         digest = hashlib.sha256(data).hexdigest()
-        write_bytes(run_dir / SUMS, sums_of({**digests, STATEMENT: digest}))
+        files.write_bytes(run_dir / SUMS, sums_of({**digests, STATEMENT: digest}))
         if sign_key is not None:
-            write_bytes(run_dir / SIGNATURE, sign(data, sign_key, OF_STATEMENT))
-        write_bytes(run_dir / STATEMENT, data)
-        write_json(run_dir.parent / CHAIN, {"run_id": run_dir.name, "statement_sha256": digest})
+            files.write_bytes(run_dir / SIGNATURE, sign(data, sign_key, OF_STATEMENT))
+        files.write_bytes(run_dir / STATEMENT, data)
+        link = {"run_id": run_dir.name, "statement_sha256": digest}
+        files.write_json(run_dir.parent / CHAIN, link)
     return digest
 
 
@@ -135,7 +128,7 @@ def name_newest(reports_dir: Path) -> bool:
         except ValueError:
             is_behind = True
         if is_behind and last is not None:
-            write_json(reports_dir / CHAIN, last)
+            files.write_json(reports_dir / CHAIN, last)
         return is_behind
 
 
@@ -151,7 +144,7 @@ def _versions() -> dict[str, str | None]:
 def _sealing(reports_dir: Path) -> Iterator[None]:
     """One run at a time seals in a folder, so that two that end together do not fork the chain."""
     with locked(reports_dir):
-        remove_unfinished(reports_dir)  # a chain.json that a killed process was writing
+        files.remove_unfinished(reports_dir)  # a chain.json that a killed process was writing
         yield
 
 
@@ -177,12 +170,12 @@ def strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
         if path.name in _KEPT or path.suffix in _KEPT_KINDS:
             continue
         try:
-            with open_plain(path) as file:
+            with files.open_plain(path) as file:
                 before = file.read().decode("utf-8")
         except (UnicodeDecodeError, OSError):
             continue  # not a text; a file too large to read is not one of a notebook's
         after = strike_text(before, secret, is_json=path.suffix in (".json", ".ipynb"))
         if after != before:
-            write_text(path, after)
+            files.write_text(path, after)
             struck.append(path.name)
     return struck

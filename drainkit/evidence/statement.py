@@ -1,12 +1,16 @@
-"""A run's folder: its files, how JSON is read from them, and who works on it."""
+"""A run's folder: its files, how JSON is read from them, who works on it; the chain of runs.
+
+Each statement names the run before it, chain.json the newest.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from ..settings.kinds import is_url
 STATEMENT, SUMS, CHAIN = "statement.json", "SHA256SUMS", "chain.json"
 SIGNATURE, APPROVALS, RUN_JSON = "statement.json.sig", "plan.json.sig", "run.json"
 Link = Mapping[str, str]  # to a run: run_id, statement_sha256
+FIRST = "first"  # in the place of a digest: before the first run there is no statement
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 
 
@@ -134,3 +139,60 @@ def alone_with(run_dir: Path) -> Iterator[None]:
                 f"{run_dir.name} is being worked on; wait until that run has ended"
             ) from None
         yield
+
+
+# ---------------------------------------------------------------- the chain of runs
+
+
+def walk(links: Mapping[str, Link], start: Link | None = None) -> list[Link]:
+    """The chain from `start` on, or from the first run on; `links`: to each run, by `key_of`."""
+    found = [] if start is None else [start]
+    at, met = key_of(start), set[str]()
+    while at not in met and (link := links.get(at)) is not None:
+        met.add(at)
+        found.append(link)
+        at = link["statement_sha256"]
+    return found
+
+
+def key_of(before: Link | None) -> str:
+    """The digest of the run before; FIRST where there is none."""
+    return FIRST if before is None else before["statement_sha256"]
+
+
+def newest(links: Mapping[str, Link], start: Link | None = None) -> Link | None:
+    """The last link of the chain."""
+    return next(reversed(walk(links, start)), None)
+
+
+def read_chain(reports_dir: Path) -> Link | None:
+    """What chain.json names; None without one; ValueError where it cannot be read."""
+    try:
+        link = link_of(read_json(reports_dir / CHAIN))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError("not readable") from error
+    if link is None:
+        raise ValueError("not a link")
+    return link
+
+
+def newest_in(reports_dir: Path, without: Path | None = None) -> Link | None:
+    """The run sealed last: what chain.json names, then along the links.
+
+    A crash between a statement and chain.json leaves chain.json behind; a chain.json that is gone
+    or unreadable is no reason to leave no evidence (verify names it).
+    """
+    start, links = None, dict[str, Link]()
+    with suppress(ValueError):
+        start = read_chain(reports_dir)
+    for run in sorted(reports_dir.iterdir()):
+        if run == without or not RUN_ID.fullmatch(run.name):
+            continue
+        with suppress(OSError, ValueError, KeyError):
+            data = read_plain(run / STATEMENT)
+            before = link_of(statement_of(data)["predicate"]["previous"])
+            digest = hashlib.sha256(data).hexdigest()
+            links[key_of(before)] = {"run_id": run.name, "statement_sha256": digest}
+    return newest(links, start)

@@ -14,25 +14,20 @@ from pathlib import Path
 
 from ..core.summary import RUN_ID
 from ..errors import RefusedError, UsageError
-from ..files import file_sha256, read_plain
+from ..files import file_sha256, read_plain, write_text
 from ..safe import one_line, text
 from ..server import ledger
 from ..server.connection import Server
 from ..server.ledger import End, Sealed, Start
 from ..settings import build
-from .chain import (
-    chain_findings,
-    checkpoint_findings,
-    order_of,
-    read_checkpoint,
-    write_checkpoint,
-)
 from .examined import Examined, examine, is_run, listing
 from .remote import local_copy
-from .statement import CHAIN, STATEMENT, shown
+from .statement import CHAIN, STATEMENT, Link, key_of, read_chain, shown, walk
 
 #: What may lie beside the runs: the chain, a page about them, a list of them, an example.
 _BESIDE = re.compile(rf"{RUN_ID.pattern}|{re.escape(CHAIN)}|README\.md|index\.html|example.*")
+
+_CHECKPOINT = re.compile(r"drainkit checkpoint v1\n([1-9]\d{0,8})\n([0-9a-f]{64})\n?")
 
 
 @dataclass
@@ -106,13 +101,108 @@ def verify(
             order = order_of(runs)
             chain += checkpoint_findings(kept, order)
             if not found.bad:
-                write_checkpoint(checkpoint, order)
+                newest = order[-1]["statement_sha256"]
+                write_text(checkpoint, f"drainkit checkpoint v1\n{len(order)}\n{newest}\n")
     return found
 
 
 def run_dirs(reports_dir: Path) -> list[Path]:
     """What is named like a run."""
     return [path for name, path in listing(reports_dir).items() if RUN_ID.fullmatch(name)]
+
+
+# ---------------------------------------------------------------- the chain, and a keeper's lines
+#
+# A keeper's checkpoint is three lines that somebody else keeps of the chain; it must go on from
+# there.
+
+
+def order_of(runs: Sequence[Examined]) -> list[Link]:
+    """The runs from the first on, as their statements name each other."""
+    return walk({
+        key_of(run.previous): {"run_id": run.name, "statement_sha256": run.digest or ""}
+        for run in runs if run.is_linked
+    })  # fmt: skip
+
+
+def chain_findings(reports_dir: Path, runs: Sequence[Examined]) -> list[str]:
+    """Where the links from run to run do not fit; `runs` are the folders named like runs."""
+    findings = [
+        f"changed: {run.name} names no run before it (its {STATEMENT})"
+        for run in runs if run.digest is not None and not run.is_linked
+    ]  # fmt: skip
+    # by the run, or chain.json, that holds the link
+    links = {run.name: run.previous for run in runs if run.is_linked}
+    firsts = sorted(name for name, link in links.items() if link is None)
+    if len(firsts) > 1:
+        findings.append(f"forked: {', '.join(firsts)} each claim to be the first run")
+    try:
+        links[CHAIN] = read_chain(reports_dir)
+    except ValueError:
+        findings.append(f"changed: {CHAIN} (not readable)")
+    else:
+        if links[CHAIN] is None:
+            findings.append(
+                f"missing: {CHAIN}, which names the newest run" if runs
+                else f"missing: there is no run in {shown(reports_dir.name)}"
+            )  # fmt: skip
+    digests = {run.name: run.digest for run in runs}
+    followed: dict[str, str] = {}
+    for name, link in links.items():
+        if link is None:
+            continue
+        before = link["run_id"]
+        if before not in digests:
+            findings.append(
+                f"removed: run {shown(before)}, which {name} names as the one before it"
+            )
+        elif digests[before] != link["statement_sha256"]:
+            findings.append(f"changed: the statement of {before} is not the one that {name} names")
+        if before in followed:
+            findings.append(f"forked: {name} and {followed[before]} both follow {shown(before)}")
+        followed[before] = name
+    return findings + [
+        f"left out: nothing follows {name}, and {CHAIN} does not name it"
+        for name, digest in sorted(digests.items())
+        if digest is not None and name not in followed
+    ]
+
+
+def read_checkpoint(path: Path) -> tuple[int, str] | None:
+    """How many runs there were, and the newest one's digest; None where there is no file."""
+    try:
+        found = _CHECKPOINT.fullmatch(read_plain(path.resolve()).decode("ascii"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        found = None
+    if found is None:
+        raise UsageError(f"--checkpoint {path} is not a drainkit checkpoint")
+    return int(found[1]), found[2]
+
+
+def checkpoint_findings(known: tuple[int, str] | None, chain: Sequence[Link]) -> list[str]:
+    """What became of the run that the checkpoint names, if it is not where it was."""
+    if known is None:
+        return []
+    place, digest = known
+    at = next((n for n, link in enumerate(chain, 1) if link["statement_sha256"] == digest), 0)
+    what = f"the checkpoint's run {place:,} (statement {digest[:12]}...)"
+    if at == place:
+        return []
+    if at:
+        changed = "removed before it" if at < place else "put in before it"
+        return [f"{what} is run {at:,} now, {chain[at - 1]['run_id']}: {changed}"]
+    if len(chain) < place:
+        return [
+            f"removed: {what} is not in the chain, which has {len(chain):,} runs; "
+            f"{place - len(chain):,} were removed, or the chain was made anew"
+        ]
+    return [
+        f"made anew: {what} is not in the chain, whose run {place:,} is "
+        f"{chain[place - 1]['run_id']}; a run up to there was changed, put in between, put in "
+        "another order or removed, and the rest sealed anew"
+    ]
 
 
 # ---------------------------------------------------------------- the server's run ledgers

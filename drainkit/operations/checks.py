@@ -7,7 +7,7 @@ import bisect
 import datetime as dt
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -106,12 +106,19 @@ def check(
 
     `audits`: for metrics, so the audit is counted by action, and backlogs are counted to the end.
     """
+    if pattern is not None and settings.audit_stream is not None:
+        raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
     report = Report()
     most = None if audits else limits.max_backlog
     asked: set[str] = set()
-    for one in _each_stream(server, settings, pattern, report):
-        name = text(one.stream)
+    found = streams(server, settings, pattern) if pattern else [(settings.stream, server)]
+    is_any = False
+    for name, one in found:
+        is_any = True
         try:
+            if isinstance(one, DrainkitError):
+                raise one
+            _ = one.keys  # of a Cluster, where a name may have no place for a hash tag
             state = read_state(
                 one, settings, dead_after_min=limits.dead_after_min, audits=audits, most=most
             )
@@ -123,6 +130,10 @@ def check(
         kept = None if one.info.run_id in asked else keeping(one)  # once for each server
         asked.add(one.info.run_id)
         judge(report, state, limits, groups, kept)
+    if not is_any:
+        report.add(
+            "unknown", pattern or "", None, "no stream fits this pattern; check --all-streams"
+        )
     seen = {g.group.name for state in report.states for g in state.groups}
     for group in groups:
         if group not in seen and report.states:
@@ -130,35 +141,24 @@ def check(
     return report
 
 
-def _each_stream(
-    server: Server, settings: Settings, pattern: str | None, report: Report
-) -> Iterator[Server]:
-    """The streams to check, each with a connection to where it is."""
-    if pattern is None:
-        yield server
-        return
-    if settings.audit_stream is not None:
-        raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
+def streams(
+    server: Server, settings: Settings, pattern: str
+) -> Iterator[tuple[str, Server | DrainkitError]]:
+    """Each stream of a pattern with a connection to where it is, open until the next is asked for.
+
+    In its place why there is none: a name that is not UTF-8, a node that hangs (which has the
+    pattern's name, for nobody knows which streams it has).
+    """
     names, missed = find_streams(server, pattern)
-    for error in missed:
-        report.add("unknown", pattern, None, str(error))
-    if not names and not missed:
-        report.add("unknown", pattern, None, "no stream fits this pattern; check --all-streams")
+    yield from ((pattern, error) for error in missed)
     for raw in names:
         try:
-            name = raw.decode()
+            with Server.of(settings, raw.decode()) as one:
+                yield text(raw), one
         except UnicodeDecodeError:
-            report.add("unknown", text(raw), None, "the stream's name is not UTF-8")
-            continue
-        with ExitStack() as stack:
-            try:
-                one = stack.enter_context(Server.of(settings, name))
-                _ = one.keys
-            # its node hangs; or a Cluster, and a name without a place for a hash tag
-            except (UnreachableError, RefusedError) as error:
-                report.add("unknown", name, None, str(error))
-                continue
-            yield one
+            yield text(raw), RefusedError("the stream's name is not UTF-8")
+        except (UnreachableError, RefusedError) as error:
+            yield text(raw), error
 
 
 def judge(
@@ -208,7 +208,14 @@ def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> st
         note="" if g.lag_agrees else f" (lag reported by Redis: {known(g.group.lag_reported)})",
         bound=f"more than {limits.max_backlog:,}" if counted is None else "",
     )  # fmt: skip
-    _judge_lost(report, name, g, limits)
+    lost, most_lost = g.lost, limits.max_lost
+    if lost.exact or lost.least > most_lost:
+        _add(report, name, group, f"{{}} {LOST}", lost.least, most_lost, bound=str(lost))
+    elif (lost.most is not None and lost.most > most_lost) or lost.least:
+        text = f"{lost} {LOST}, now or earlier: the server does not say; limit {most_lost:,}"
+        report.add("unknown", name, group, text)
+    elif lost.most is None and limits.must_know_lost:
+        report.add("unknown", name, group, f"how many {LOST} is unknown")
     _add(report, name, group, "{} entries pending", g.group.pending, limits.max_pending)
     _add(report, name, group, "{} dead consumers", g.by_state.get("dead", 0), limits.max_dead)
     by_id = g.oldest_by == "entry id"
@@ -235,17 +242,6 @@ def _add(
     severity = "critical" if value > limit else "warning"
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
     report.add(severity, name, group, f"{text.format(bound or shown)}, limit {limit:,}{note}")
-
-
-def _judge_lost(report: Report, name: str, g: GroupState, limits: Limits) -> None:
-    lost, most = g.lost, limits.max_lost
-    if lost.exact or lost.least > most:
-        _add(report, name, g.group.name, f"{{}} {LOST}", lost.least, most, bound=str(lost))
-    elif (lost.most is not None and lost.most > most) or lost.least:
-        text = f"{lost} {LOST}, now or earlier: the server does not say; limit {most:,}"
-        report.add("unknown", name, g.group.name, text)
-    elif lost.most is None and limits.must_know_lost:
-        report.add("unknown", name, g.group.name, f"how many {LOST} is unknown")
 
 
 # ---------------------------------------------------------------- values of a group: rows, metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -72,6 +71,25 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
     known = time_us != NO_TIME
     values: dict[str, Any] = {name: shown(events, name) for name in ("symbol", "side", "source")}
     values["confidence"] = None if np.isnan(confidence) else confidence
+    filters = [{"filter": "dropped_missing", "passes": False, "says": "the entry's body is gone"}]
+    if not events.missing[0]:
+        symbol, allowed = events.symbol(0), policy.allowlist
+        says = {
+            "dropped_missing": "the entry's body is there",
+            "dropped_old": f"age {age_us / 1e6:.2f} s, limit {policy.max_age_us / 1e6:.2f} s"
+            if age_us != NO_TIME else "no usable time to judge",
+            "dropped_invalid": INVALID_REASONS[int(events.invalid[0])] or
+            "every value can be read",
+            "dropped_not_allowlisted": "any symbol passes" if allowed is None else
+            f"{'no valid symbol' if symbol is None else symbol}, {len(allowed):,} are allowed",
+            "dropped_low_conf": "no valid confidence to judge" if np.isnan(confidence) else
+            f"confidence {confidence!r}, minimum {policy.min_conf!r}",
+        }  # fmt: skip
+        failed = int(decisions.failed[0])
+        filters = [  # in the order in which they decide: whether the event passes, and why
+            {"filter": action, "passes": not failed >> place & 1, "says": says[action]}
+            for place, action in enumerate(ACTIONS[:-1])
+        ]
     return {
         "id": events.ids[0].decode(),
         "id_time": None if id_us == NO_TIME else iso(id_us),
@@ -84,32 +102,8 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
         "age_sec": round(age_us / 1e6, 2) if known else None,
         "action": ACTIONS[int(decisions.action[0])],
         "reason": reasons(events, decisions, policy)[0],
-        "filters": _filters(events, decisions, policy),
+        "filters": filters,
     }
-
-
-def _filters(events: Events, decisions: Decisions, policy: Policy) -> list[dict[str, Any]]:
-    """Each filter in the order in which they decide: whether it lets the event pass, and why."""
-    if events.missing[0]:
-        return [{"filter": "dropped_missing", "passes": False, "says": "the entry's body is gone"}]
-    symbol, number = events.symbol(0), float(events.confidence[0])
-    age_us, invalid = int(decisions.age_us[0]), INVALID_REASONS[int(events.invalid[0])]
-    allowed = policy.allowlist
-    says = {
-        "dropped_missing": "the entry's body is there",
-        "dropped_old": "no usable time to judge" if age_us == NO_TIME else
-        f"age {age_us / 1e6:.2f} s, limit {policy.max_age_us / 1e6:.2f} s",
-        "dropped_invalid": invalid or "every value can be read",
-        "dropped_not_allowlisted": "any symbol passes" if allowed is None else
-        f"{'no valid symbol' if symbol is None else symbol}, {len(allowed):,} are allowed",
-        "dropped_low_conf": "no valid confidence to judge" if np.isnan(number) else
-        f"confidence {number!r}, minimum {policy.min_conf!r}",
-    }  # fmt: skip
-    bits = int(decisions.failed[0])
-    return [
-        {"filter": action, "passes": not bits >> place & 1, "says": says[action]}
-        for place, action in enumerate(ACTIONS[:-1])
-    ]
 
 
 def _groups(server: Server, entry_id: str) -> Iterator[dict[str, Any]]:
@@ -145,8 +139,8 @@ def _audits(server: Server, wanted: Sequence[bytes]) -> dict[bytes, dict[str, An
             for part in entry[1] or ():
                 if part in records:
                     record = parse(entry)
-                    if record.original_id.encode() == part:
-                        records[part].append(dataclasses.asdict(record))
+                    if record["original_id"].encode() == part:
+                        records[part].append(record)
                         break
     return {
         entry_id: {"searched_from": first, "searched": searched, "complete": complete,

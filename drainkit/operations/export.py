@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -64,62 +65,49 @@ def export(server: Server, settings: Settings, target: str) -> int:
         return found.append_column("fields", fields(page))
 
     schema, rows = table([]).schema, 0
-    pages = scopes.scope_entries(server, scopes.open_scope(server, settings))
-    with ExitStack() as stack:
-        if is_folder:
-            folder = stack.enter_context(files.whole_folder(path))
-            today = _day(server.now_us())
-            out: _Dataset | files.TableWriter = _Dataset(folder, schema, today)
-        else:
-            out = files.TableWriter(path, schema, words=WORDS)
-        stack.enter_context(out)
-        for page in pages:
-            out.write(table(page))
-            rows += len(page)
+    tables = map(table, scopes.scope_entries(server, scopes.open_scope(server, settings)))
+    if is_folder:
+        with files.whole_folder(path) as folder:
+            return _write_days(folder, schema, _day(server.now_us()), tables)
+    with files.TableWriter(path, schema, words=WORDS) as out:
+        for part in tables:
+            out.write(part)
+            rows += len(part)
+            del part  # or two pages would be in memory
     return rows
 
 
-class _Dataset:
-    """Parts by day: each is closed when the day changes or it is full."""
+def _write_days(folder: Path, schema: pa.Schema, today: str, tables: Iterator[pa.Table]) -> int:
+    """Parts by day: each is closed when the day changes or it is full; how many rows there are."""
+    parts, rows = Counter[str](), 0  # by day: how many there are
+    with ExitStack() as opened:
 
-    def __init__(self, folder: Path, schema: pa.Schema, today: str) -> None:
-        self._folder, self._schema, self._today = folder, schema, today
-        self._parts: dict[str, int] = {}  # by day: how many there are
-        self._day: str | None = None  # of the open part
-        self._room = 0  # rows that the open part still takes
-        self._open = ExitStack()
+        def begin(day: str) -> files.TableWriter:
+            opened.close()
+            home = folder / f"date={day}"
+            if not parts[day]:
+                files.make_folder(home)
+            path = home / f"part-{parts[day]}.parquet"
+            parts[day] += 1
+            return opened.enter_context(files.TableWriter(path, schema, words=WORDS))
 
-    def __enter__(self) -> _Dataset:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None and not self._parts.keys() - {NO_DATE}:
+        now, room = "", 0  # the open part's day, and the rows that it still takes
+        for table in tables:
+            rows += len(table)
+            for day, first, end in _days(table["id"].cast("binary")):
+                left = table.slice(first, end - first)
+                while len(left):
+                    if day != now or not room:
+                        out, now, room = begin(day), day, PART_ROWS
+                    part = left.slice(0, room)
+                    out.write(part)
+                    room -= len(part)
+                    left = left.slice(len(part))
+            del table, left, part  # or two pages would be in memory
+        if not parts.keys() - {NO_DATE}:
             # an empty part, from which readers take the columns and their types, that of `date` too
-            self._next_part(self._today)
-        self._open.__exit__(kind, *error)  # type: ignore[arg-type]
-
-    def write(self, table: pa.Table) -> None:
-        """Add rows."""
-        for day, first, end in _days(table["id"].cast("binary")):
-            left = table.slice(first, end - first)
-            while len(left):
-                if day != self._day or not self._room:
-                    self._next_part(day)
-                part = left.slice(0, self._room)
-                self._out.write(part)
-                self._room -= len(part)
-                left = left.slice(len(part))
-
-    def _next_part(self, day: str) -> None:
-        self._open.close()
-        number = self._parts.get(day, 0)
-        self._parts[day] = number + 1
-        home = self._folder / f"date={day}"
-        if not number:
-            files.make_folder(home)
-        part = files.TableWriter(home / f"part-{number}.parquet", self._schema, words=WORDS)
-        self._out = self._open.enter_context(part)
-        self._day, self._room = day, PART_ROWS
+            begin(today)
+    return rows
 
 
 def _days(ids: pa.ChunkedArray) -> Iterator[tuple[str, int, int]]:

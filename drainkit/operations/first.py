@@ -107,10 +107,10 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     """The first screen but for the next command, a fact on each line; the verdict comes first."""
     info, groups = found["stream"], {g["name"]: g for g in found["groups"]}
     own = groups.get(settings.consumer_group)
-    bad = [f for f in found["verdict"]["findings"] if f["severity"] != "ok"]
-    others = {f["group"] for f in bad} - {None, settings.consumer_group}
-    of = {name: f" ({one_line(name, 40)})" for name in others}
-    words = "; ".join(f["text"] + of.get(f["group"], "") for f in bad)
+    findings = [f for f in found["verdict"]["findings"] if f["severity"] != "ok"]
+    others = {f["group"] for f in findings} - {None, settings.consumer_group}
+    of_group = {name: f" ({one_line(name, 40)})" for name in others}
+    words = "; ".join(f["text"] + of_group.get(f["group"], "") for f in findings)
     well = "nothing is near a limit of drainkit check"
     lines = [
         f"{found['verdict']['status'].upper()}: {words or well}",
@@ -128,7 +128,20 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
             f"Backlog: {known(own['backlog']['undelivered'])} undelivered{oldest}{by_id}; "
             f"{own['pending']:,} pending; {known(own['lost'])} lost",
         ]
-        lines += _decided_lines(found["decided"])
+        decided = found["decided"]
+        if decided["why_not"]:
+            lines.append(f"Would pass: not known: {decided['why_not']}")
+        else:
+            of = f"of {decided['events']:,}" + " sampled" * decided["is_sample"]
+            symbols, bad = list(decided["symbols"].items()), decided["unreadable"]
+            named = ", ".join(f"{symbol} {n:,}" for symbol, n in symbols[:TOP])
+            named += f", {len(symbols) - TOP:,} more" if len(symbols) > TOP else ""
+            # the reasons come last, where they may be cut
+            why = "; ".join(f"{n:,} {reason}" for reason, n in bad.items())
+            lines += [
+                f"Would pass now: {decided['would_pass']:,} {of}" + (named and f": {named}"),
+                f"Unreadable: {sum(bad.values()):,} {of}" + (why and f": {why}"),
+            ]
     lines += _runs(found)
     if found["unread"]:
         lines.append(f"Kill switch and audit are not known: {found['unread']}")
@@ -173,21 +186,6 @@ def as_text(state: Mapping[str, Any]) -> list[str]:
     if not state["groups"]:
         lines.append("No group reads this stream.")
     return [*lines, *(f"Newest: {e['id']}  {' '.join(e['fields'])}" for e in state["samples"])]
-
-
-def _decided_lines(decided: Mapping[str, Any]) -> list[str]:
-    if decided["why_not"]:
-        return [f"Would pass: not known: {decided['why_not']}"]
-    of = f"of {decided['events']:,}" + " sampled" * decided["is_sample"]
-    symbols = list(decided["symbols"].items())
-    named = ", ".join(f"{symbol} {n:,}" for symbol, n in symbols[:TOP])
-    more = f", {len(symbols) - TOP:,} more" if len(symbols) > TOP else ""
-    bad = decided["unreadable"]
-    why = "; ".join(f"{n:,} {reason}" for reason, n in bad.items())  # it may be cut at its end
-    return [
-        f"Would pass now: {decided['would_pass']:,} {of}" + (f": {named}{more}" if named else ""),
-        f"Unreadable: {sum(bad.values()):,} {of}" + (f": {why}" if bad else ""),
-    ]
 
 
 def _runs(found: Mapping[str, Any]) -> list[str]:
@@ -322,7 +320,14 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
     rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
     # below one event a minute a consumer is silent for longer than that, and well
     pause_ms = 0.0 if start.throttle is None else 3000 / start.throttle
-    longest_ms = max(_GONE_MS if _is_gone(start) else ACTIVE_MS, pause_ms)
+    is_gone = False  # whether the process that began the run on this very machine has ended
+    if start.pid > 0 and start.host == socket.gethostname():
+        with suppress(PermissionError, OverflowError):
+            try:
+                os.kill(start.pid, 0)
+            except ProcessLookupError:
+                is_gone = True
+    longest_ms = max(_GONE_MS if is_gone else ACTIVE_MS, pause_ms)
     alive = silent_ms is not None and silent_ms < longest_ms
     return RunningDrain(
         start.run_id, start.consumer_group, start.consumer, start.at, done, left,
@@ -332,14 +337,3 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
         alive=alive,
         throttle=start.throttle,
     )  # fmt: skip
-
-
-def _is_gone(start: ledger.Start) -> bool:
-    """Whether the process that began the run on this very machine has ended."""
-    if start.pid > 0 and start.host == socket.gethostname():
-        with suppress(PermissionError, OverflowError):
-            try:
-                os.kill(start.pid, 0)
-            except ProcessLookupError:
-                return True
-    return False

@@ -29,7 +29,6 @@ from ..late import pa
 from ..safe import text
 from ..server import ledger, reading, writing
 from ..server.connection import Server
-from ..server.reading import StreamInfo
 from ..server.topology import check_primary
 from ..settings.kinds import os_user
 
@@ -184,42 +183,33 @@ def trim_plan(
     groups = reading.positions(server)
     if not groups and not without_groups:
         raise RefusedError(writing.TRIM_REFUSALS["no_groups"])
-    floors = {name: _floor(server, name, group) for name, group in groups.items()}
+    floors: dict[str, tuple[str, str]] = {}  # by group the first id that it still needs, and why
+    for name, group in groups.items():
+        after = next_id(group.position)
+        floors[name] = after, f"nothing after its position {group.position} is delivered"
+        lowest = reading.lowest_pending(server, name) if group.pending else None
+        if lowest is not None and id_key(lowest) < id_key(after):
+            entry, pending = text(lowest), f"({group.pending:,} pending)"
+            floors[name] = entry, f"{entry} is delivered but not acknowledged {pending}"
     # a group set beyond the stream's end must not give away entries that are yet to come
     end = min(next_id(info.boundary_id), LAST_ID, key=id_key)
     by_group = min([end, *(needed for needed, _ in floors.values())], key=id_key)
-    by_age = None if keep_days is None else _age_floor(server, info, keep_days)
+    by_age = None
+    if keep_days is not None:
+        now_ms = server.now_us() // 1000
+        for odd in filter(None, (info.first_id, info.last_id)):
+            if not EARLIEST_ID_MS <= id_key(odd)[0] <= now_ms + DAY_MS:
+                raise RefusedError(
+                    f"--keep-days: the stream's ids are not times ({odd}), so nothing says how old "
+                    "an entry is; leave it out"
+                )
+        by_age = f"{max(0, now_ms - math.floor(keep_days * DAY_MS))}-0"
     floor = min(by_group, by_age or by_group, key=id_key)
     bound = "age" if floor != by_group else "end" if floor == end else "group"
     held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
     entries = sum(len(page) for page in entries_before(server, floor))
     held_by = held_by if bound == "group" else {}
     return TrimPlan(floor, bound, by_group, by_age, held_by, entries, info.length, len(groups))
-
-
-def _age_floor(server: Server, info: StreamInfo, keep_days: float) -> str:
-    """The first id that is younger than so many days; ids that are not times are refused."""
-    now_ms = server.now_us() // 1000
-    if info.first_id is not None and info.last_id is not None:
-        first_ms, last_ms = (id_key(end)[0] for end in (info.first_id, info.last_id))
-        if first_ms < EARLIEST_ID_MS or last_ms > now_ms + DAY_MS:
-            odd = info.first_id if first_ms < EARLIEST_ID_MS else info.last_id
-            raise RefusedError(
-                f"--keep-days: the stream's ids are not times ({odd}), so nothing says how old an "
-                "entry is; leave it out"
-            )
-    return f"{max(0, now_ms - math.floor(keep_days * DAY_MS))}-0"
-
-
-def _floor(server: Server, name: str, group: reading.Group) -> tuple[str, str]:
-    """The first id that the group still needs, and why."""
-    after = next_id(group.position)
-    if group.pending:
-        lowest = reading.lowest_pending(server, name)
-        if lowest is not None and id_key(lowest) < id_key(after):
-            entry = text(lowest)
-            return entry, f"{entry} is delivered but not acknowledged ({group.pending:,} pending)"
-    return after, f"nothing after its position {group.position} is delivered"
 
 
 def entries_before(server: Server, floor: str) -> Iterator[list[RawEntry]]:
@@ -297,7 +287,7 @@ def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
             columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
             out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
             written += len(page)
-    if sum(batch.num_rows for batch in _read_archive(path)) != written:
+    if sum(map(len, _archived(path))) != written:
         raise DrainkitError(f"{path} is not what was written; nothing was removed")
 
 
@@ -305,14 +295,19 @@ def _archive_schema() -> pa.Schema:
     return pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
 
 
-def _read_archive(path: Path) -> Iterator[pa.RecordBatch]:
-    """The archive in batches of a trim's size; UsageError where it cannot be read, or is none."""
+def _archived(path: Path) -> Iterator[list[RawEntry]]:
+    """The entries of an archive by a trim's size; an id that is none is empty.
+
+    UsageError where it cannot be read, or is no archive.
+    """
     try:
         with files.parquet_file(path) as file:
             if not file.schema_arrow.equals(_archive_schema()):
                 raise UsageError(f"{path.name} is not an archive of drainkit trim (id, fields)")
             for group in range(file.num_row_groups):  # of large entries it holds few
-                yield from file.iter_batches(TRIM_ENTRIES, row_groups=[group])
+                for batch in file.iter_batches(TRIM_ENTRIES, row_groups=[group]):
+                    rows = batch.to_pylist()
+                    yield [[(row["id"] or "").encode(), row["fields"]] for row in rows]
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
 
@@ -340,9 +335,3 @@ def restore(server: Server, key: str, path: Path) -> int:
         failure = error if isinstance(error, DrainkitError) else InterruptedRunError("interrupted")
         failure.args = (f"{failure} (if {key} is there, delete it and restore again)",)
         raise failure from None
-
-
-def _archived(path: Path) -> Iterator[list[RawEntry]]:
-    """An archive's entries; an id that is none is empty."""
-    for batch in _read_archive(path):
-        yield [[(row["id"] or "").encode(), row["fields"]] for row in batch.to_pylist()]

@@ -18,7 +18,7 @@ from ..safe import one_line, text
 from ..server import counting, ledger, reading
 from ..server.connection import Server
 from ..server.keeping import keeping
-from ..server.reading import ACTIVE_MS, Backlog, Consumer, Group, StopSwitch, StreamInfo
+from ..server.reading import Backlog, Consumer, Group, StopSwitch, StreamInfo
 from ..server.topology import ServerInfo
 from ..settings import Settings
 
@@ -146,7 +146,7 @@ def read_state(
         event_us, by = oldest.get(group.position, (NO_TIME, None))
         by_state = Counter(
             "dead" if c.idle_ms >= dead_after_min * 60_000 else
-            "active" if c.idle_ms < ACTIVE_MS else "idle" for c in consumers
+            "active" if c.idle_ms < reading.ACTIVE_MS else "idle" for c in consumers
         )  # fmt: skip
         ages = (_age_sec(now_us, event_us), by)
         pending_us = NO_TIME

@@ -129,7 +129,16 @@ class RunFolder:
 
             digest = self.reports.seal(folder, sealed)
         except (OSError, DrainkitError) as error:
-            return self._not_sealed(result, error)
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            before = f"{result['error']}; " if result.get("error") else ""
+            if result.get("exit_code") in (0, 2, None):
+                result |= {"exit_code": 1, "outcome": "failed"}
+            told = (
+                f"{before}the evidence in {one_line(str(folder))} is not complete "
+                f"({one_line(reason)}); these books hold all the same; make room, then drainkit "
+                "run --close with that folder"
+            )
+            return result | {"evidence": str(folder), "error": told}
         self.tell_ledger(result, digest)
         try:
             self.reports.deliver(folder)
@@ -152,19 +161,6 @@ class RunFolder:
                         out.write(part)
         if renew or not (self.path / report.VERDICTS).exists():
             report.write_verdicts(self.path)
-
-    def _not_sealed(self, result: dict[str, Any], error: Exception) -> dict[str, Any]:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        before = f"{result['error']}; " if result.get("error") else ""
-        if result.get("exit_code") in (0, 2, None):
-            result["exit_code"], result["outcome"] = 1, "failed"
-        result["evidence"] = str(self.path)
-        result["error"] = (
-            f"{before}the evidence in {one_line(str(self.path))} is not complete "
-            f"({one_line(reason)}); these books hold all the same; make room, then drainkit run "
-            "--close with that folder"
-        )
-        return result
 
     def tell_ledger(self, result: dict[str, Any], digest: str) -> None:
         """The ledger's entry of a live run's evidence; a failure is told in the result."""
@@ -204,10 +200,19 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
     Raises UsageError for what is not a run's folder, RefusedError for one that no run of the ledger
     began, that is sealed already, or that is still being worked on.
     """
-    _check_folder(folder)
+    if not folder.is_dir():
+        raise UsageError(f"--close {folder} is not a folder; name a run's")
+    for path in folder.iterdir():
+        if not is_plain(path):
+            raise RefusedError(f"{path.name} is not a plain file; take it out of there")
+    noted = read_or(folder / RUN_JSON, {})
+    if not RUN_ID.fullmatch(folder.name):
+        if RUN_ID.fullmatch(run_id := str(noted.get("run_id", ""))):
+            raise UsageError(f"--close: this is the folder of {run_id}; give it that name again")
+        raise UsageError(f"--close {folder} is not a run's folder")
     reports = reports_of(folder, settings.reports_dir)
     with alone_with(folder):
-        said = None if "stream" in settings.asked else read_or(folder / RUN_JSON, {}).get("stream")
+        said = None if "stream" in settings.asked else noted.get("stream")
         stream = build({"stream": said or settings.stream}).stream  # refuses what is no name
         with Server.of(settings, stream) as server:
             ledger.check(server)
@@ -238,20 +243,6 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
             if summary.changes is not None:
                 files.write_table(folder / "drift.parquet", summary.changes)
             return this.write_up(summary, renew=True, closed_at=iso(server.now_us()))
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UsageError(f"--close {folder} is not a folder; name a run's")
-    for path in folder.iterdir():
-        if not is_plain(path):
-            raise RefusedError(f"{path.name} is not a plain file; take it out of there")
-    if RUN_ID.fullmatch(folder.name):
-        return
-    run_id = str(read_or(folder / RUN_JSON, {}).get("run_id", ""))
-    if RUN_ID.fullmatch(run_id):
-        raise UsageError(f"--close: this is the folder of {run_id}; give it that name again")
-    raise UsageError(f"--close {folder} is not a run's folder")
 
 
 def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:

@@ -28,7 +28,8 @@ from ..errors import (
     UnreachableError,
     UsageError,
 )
-from ..safe import one_line, text
+from ..operations.checks import streams
+from ..safe import one_line
 from ..server import reading
 from ..server.connection import Server
 from ..settings import Settings, build
@@ -63,18 +64,16 @@ class Outcome:
         return cls(stream, code, str(result.get("outcome")), result.get("error"), result)
 
     @classmethod
-    def failed(cls, stream: str, error: DrainkitError) -> Outcome:
-        """Of a run that did not begin, or whose end nobody saw."""
+    def failed(cls, stream: str, error: Exception) -> Outcome:
+        """Of a run that did not begin, or whose end nobody saw; any error is one line of it."""
+        if not isinstance(error, DrainkitError):
+            error = DrainkitError(f"unexpected {type(error).__name__}: {error}")
         word = {130: "interrupted", 4: "refused"}.get(error.exit_code, "failed")
         return cls(stream, error.exit_code, word, str(error), {})
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the run's summary, with stream and end in any case."""
         return {**self.result, **{k: v for k, v in asdict(self).items() if k != "result"}}
-
-
-RunOne = Callable[[Settings], dict[str, Any]]  # runs one stream; its run.json
-Tell = Callable[[Outcome], None]
 
 
 def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[str], list[Outcome]]:
@@ -85,21 +84,17 @@ def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[s
     waits to be drained is left out in silence.
     """
     found: list[str] = []
-    names, missed = reading.find_streams(server, pattern)
-    outcomes = [Outcome.failed(one_line(pattern), error) for error in missed]
-    for raw in names:
+    outcomes: list[Outcome] = []
+    for name, one in streams(server, settings, pattern):
+        if isinstance(one, RefusedError):
+            raise RefusedError(f"{name}: {one}; use a narrower pattern")
         try:
-            name = raw.decode()
-        except UnicodeDecodeError:
-            raise RefusedError(
-                f"{text(raw)}: the stream's name is not UTF-8; use a narrower pattern"
-            ) from None
-        try:
-            with Server.of(settings, name) as one:
-                if settings.consumer_group in reading.positions(one):
-                    found.append(name)
+            if isinstance(one, DrainkitError):
+                raise one
+            if settings.consumer_group in reading.positions(one):
+                found.append(name)
         except UnreachableError as error:
-            outcomes.append(Outcome.failed(name, error))
+            outcomes.append(Outcome.failed(one_line(name), error))
     if not found and not outcomes:
         raise RefusedError(
             f"--all-streams {pattern}: no stream has the group "
@@ -111,34 +106,22 @@ def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[s
 def run_in_turn(
     settings: Settings,
     streams: list[str],
-    run_one: RunOne,
+    run_one: Callable[[Settings], dict[str, Any]],  # runs one stream; its run.json
     *,
-    tell: Tell,
     stopping: threading.Event,
 ) -> Iterator[Outcome]:
     """Run the streams one after another; after an interruption the rest is told as not run."""
     for stream in streams:
-        if stopping.is_set():
-            error = InterruptedRunError("not run: interrupted before its turn")
+        try:
+            if stopping.is_set():
+                raise InterruptedRunError("not run: interrupted before its turn")
+            result = run_one(settings.model_copy(update={"stream": stream}))
+            outcome = Outcome.of(stream, result)
+        except Exception as error:
             outcome = Outcome.failed(stream, error)
-        else:
-            try:
-                outcome = Outcome.of(
-                    stream, run_one(settings.model_copy(update={"stream": stream}))
-                )
-            except Exception as error:
-                outcome = Outcome.failed(stream, _told(error))
-            if outcome.exit_code == InterruptedRunError.exit_code:
-                stopping.set()  # at a question: the others are not to be asked for
-        tell(outcome)
+        if outcome.exit_code == InterruptedRunError.exit_code:
+            stopping.set()  # at a question: the others are not to be asked for
         yield outcome
-
-
-def _told(error: Exception) -> DrainkitError:
-    """Any error as one line: no stream's end may stop another."""
-    if isinstance(error, DrainkitError):
-        return error
-    return DrainkitError(f"unexpected {type(error).__name__}: {error}")
 
 
 def summary(pattern: str, settings: Settings, outcomes: list[Outcome]) -> dict[str, Any]:
@@ -154,41 +137,24 @@ def summary(pattern: str, settings: Settings, outcomes: list[Outcome]) -> dict[s
     }  # fmt: skip
 
 
-HEAD = ("Stream", "Outcome", "Exit", "Read", "Drained OK", "Remaining", "Evidence or reason")
-
-
-def rows(found: dict[str, Any]) -> list[list[object]]:
-    """The same, a row of HEAD for each stream; every text is one safe line."""
-    return [
-        [
-            one_line(run["stream"], 60), str(run["outcome"]), run["exit_code"],
-            *("-" if run.get(name) is None else run[name] for name in
-              ("total_read", "drained_ok", "remaining")),
-            one_line(str(run.get("error") or run.get("evidence") or "")),
-        ]
-        for run in found["streams"]
-    ]  # fmt: skip
-
-
-def last_line(found: dict[str, Any]) -> str:
-    """The sum of all streams."""
-    return (
-        f"{found['done']:,} of {len(found['streams']):,} streams done: {found['total_read']:,} "
-        f"read, {found['drained_ok']:,} drained OK, {found['remaining']:,} remaining."
-    )
-
-
 # ---------------------------------------------------------------- as tasks of a Dask cluster
 
 
 def run_with_dask(
-    settings: Settings, streams: list[str], address: str, *, tell: Tell, stopping: threading.Event
+    settings: Settings, streams: list[str], address: str, *, stopping: threading.Event
 ) -> Iterator[Outcome]:
     """Run the streams as tasks of the cluster at `address`, or of a `local` one of this machine.
 
     The workers take the server's URL from their own DRAINKIT_REDIS_URL (no password travels), and
     refuse another server than the one seen here. A relative reports folder is this process's.
     """
+    # the settings without the URL, such that they mean the same on another machine
+    values = settings.model_dump(exclude={"redis_url"})
+    if settings.allowlist is not None and settings.allowlist.startswith("@"):
+        found = allowlist_symbols(settings.allowlist)
+        values["allowlist"] = ",".join(sorted(found)) if isinstance(found, frozenset) else None
+    if not is_url(settings.reports_dir):
+        values["reports_dir"] = Path(settings.reports_dir).resolve()
     with _cluster(settings, address, len(streams)) as client:
         from dask.distributed import Event, as_completed
 
@@ -196,7 +162,7 @@ def run_with_dask(
         stop = Event(f"drainkit-{run}-stop", client=client)
         futures = {
             client.submit(
-                run_stream, _plain(settings, stream), _server_id(settings, stream), run,
+                run_stream, {**values, "stream": stream}, _server_id(settings, stream), run,
                 key=f"drainkit-{run}-{one_line(stream, 60)}-{number}", retries=0, pure=False,
             ): stream
             for number, stream in enumerate(streams)
@@ -205,16 +171,14 @@ def run_with_dask(
             with _passed_on(stopping, stop):
                 for future in as_completed(futures):
                     if future.status == "finished":
-                        outcome = Outcome(**future.result())
-                    else:  # what Dask says may hold what it likes
-                        is_error = future.status == "error"
-                        kind = type(future.exception()).__name__ if is_error else future.status
-                        outcome = Outcome.failed(futures[future], DrainkitError(
-                            f"its Dask task ended without a result ({kind}); run the same command "
-                            "again to go on"
-                        ))  # fmt: skip
-                    tell(outcome)
-                    yield outcome
+                        yield Outcome(**future.result())
+                        continue
+                    is_error = future.status == "error"  # which may hold what it likes
+                    kind = type(future.exception()).__name__ if is_error else future.status
+                    yield Outcome.failed(futures[future], DrainkitError(
+                        f"its Dask task ended without a result ({kind}); run the same command "
+                        "again to go on"
+                    ))  # fmt: skip
         finally:
             for name in [stop, *(Event(_mark(run, s), client=client) for s in streams)]:
                 name.clear()
@@ -267,17 +231,6 @@ def _cluster(settings: Settings, address: str, tasks: int) -> Iterator[Any]:
         yield client
 
 
-def _plain(settings: Settings, stream: str) -> dict[str, Any]:
-    """A stream's settings without the URL, such that they mean the same on another machine."""
-    values = {**settings.model_dump(exclude={"redis_url"}), "stream": stream}
-    if settings.allowlist is not None and settings.allowlist.startswith("@"):
-        found = allowlist_symbols(settings.allowlist)
-        values["allowlist"] = ",".join(sorted(found)) if isinstance(found, frozenset) else None
-    if not is_url(settings.reports_dir):
-        values["reports_dir"] = Path(settings.reports_dir).resolve()
-    return values
-
-
 def _server_id(settings: Settings, stream: str) -> str:
     with Server.of(settings, stream) as server:
         return server.info.run_id
@@ -315,4 +268,4 @@ def run_stream(values: dict[str, Any], server_id: str, run: str) -> dict[str, An
             result, _ = runner.run(settings, confirm=confirm, stopping=stopping)
         return vars(Outcome.of(stream, result))
     except Exception as error:  # what Dask would do with it is not ours
-        return vars(Outcome.failed(stream, _told(error)))
+        return vars(Outcome.failed(stream, error))

@@ -13,6 +13,7 @@ import shlex
 import urllib.parse
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,11 @@ def build(folder: Path) -> str:
         names_drift=(folder / "drift.parquet").exists(),
         table="audit.parquet" if live else "decisions.parquet",
         samples=_samples(folder / ("audit.parquet" if live else "decisions.parquet")),
-        next_steps=_next_steps(folder, run, after or before),
+        left=group_of(after or before, run.get("consumer_group")),
+        dead_ms=DEAD_MIN * 60_000,
+        where=f"--stream {shlex.quote(str(run.get('stream', '')))} "
+              f"--consumer-group {shlex.quote(str(run.get('consumer_group', '')))}",
+        place=shlex.quote(str(run.get("evidence") or f"reports/{folder.name}")),
         files=[(urllib.parse.quote(n), n) for n in beside if n[0] != "." and n != "report.html"],
         figures=figures,
         first_figures=BASELINE_FIGURES,
@@ -88,6 +93,7 @@ def build(folder: Path) -> str:
     return page
 
 
+@cache
 def _template() -> Any:
     import jinja2
     from markupsafe import Markup
@@ -155,36 +161,6 @@ def _moments(
         at = as_of or f"until {_when(run.get('finished_at'))}"
         read, passed = run.get("total_read", 0), run.get("drained_ok", 0)
         steps.append(("happened, each at its turn", at, read, passed))
-    return steps
-
-
-def _next_steps(folder: Path, run: Json, state: Json) -> list[tuple[str, str]]:
-    """(what is left, the command that goes on)."""
-    group = group_of(state, run.get("consumer_group"))
-    at = (f"--stream {shlex.quote(str(run.get('stream', '')))} "
-          f"--consumer-group {shlex.quote(str(run.get('consumer_group', '')))}")  # fmt: skip
-    place = shlex.quote(str(run.get("evidence") or f"reports/{folder.name}"))
-    live, backlog = run.get("mode") == "live", group.get("backlog", {})
-    steps = []
-    if not live and run.get("outcome") == "done":
-        told = "Apply exactly this plan, while the group's position stays where it is."
-        steps.append((told, f"drainkit run --mode live --plan {place}"))
-    if live and (left := run.get("remaining")):
-        told = f"{left:,} entries of the scope remain up to this run's boundary."
-        steps.append((told, f"drainkit run --mode live --scope {run.get('scope')} {at}"))
-    if pending := backlog.get("pending"):
-        told = f"{pending:,} entries are pending: delivered to consumers, never acknowledged."
-        steps.append((told, f"drainkit run --scope pending {at}"))
-    if history := backlog.get("history"):
-        told = f"{history:,} entries lie at or before the position: no consumer reads them again."
-        steps.append((told + " Drain them only if the fate of each must be recorded; what "
-                      "the audit holds is not recorded twice.",
-                      f"drainkit run --scope history {at}"))  # fmt: skip
-    dead = [c for c in group.get("consumer_list", ()) if c["idle_ms"] >= DEAD_MIN * 60_000]
-    if dead:
-        told = f"{len(dead):,} consumers have been idle for an hour or more."
-        steps.append((told, f"drainkit consumers {at}"))
-    steps.append(("Check this folder, and the chain of all runs.", f"drainkit verify {place}"))
     return steps
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import resource
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..core.collection import give_back_buffers
@@ -26,10 +28,13 @@ from ..operations.state import baseline
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
 from ..settings.config import config_variable, kernel_variables
-from . import notebooks as templates
 from .folder import RunFolder
-from .notebooks import LIVE, Kernels, check_open_files
+from .notebooks import LIVE, Template, of_run, quick_imports
 
+if TYPE_CHECKING:
+    from .kernels import Kernels
+
+OPEN_FILES = 64  # of a run
 Confirm = Callable[[Run, PlanFile], None]  # raises RefusedError if it is not approved
 Announce = Callable[[str], None]
 
@@ -46,6 +51,14 @@ def parameters_of(run: Run) -> dict[str, Any]:
     return values
 
 
+def open_kernels() -> Kernels:
+    """Kernels for one run or for many."""
+    with quick_imports():
+        from .kernels import Kernels
+
+    return Kernels()
+
+
 def run(
     settings: Settings,
     *,
@@ -54,18 +67,23 @@ def run(
     on_line: Announce | None = None,
     stopping: threading.Event | None = None,
     sign_key: Path | None = None,
+    kernels: Kernels | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run all notebooks and seal the evidence; returns run.json's content and the folder.
 
     `on_line` gets the lines that the live notebook prints. `sign_key`: an SSH key to sign the
-    statement with.
+    statement with. `kernels`: those of several runs, which stay open.
     Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
     stands in the evidence, with its exit code.
     """
     stopping = stopping or threading.Event()
-    check_open_files()
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= allowed < OPEN_FILES:  # libzmq would end the run at once
+        raise DrainkitError(
+            f"a run needs {OPEN_FILES} open files, and {allowed} are allowed; raise `ulimit -n`"
+        )
     give_back_buffers()
-    notebooks = templates.of_run(settings.notebooks_dir)
+    templates = of_run(settings.notebooks_dir)
     settings, planned = PlanFile.of_run(settings)
     with Server.of(settings) as server:
         before = baseline(server)
@@ -80,16 +98,17 @@ def run(
             server,
             reports,
             {**parameters_of(this), "mode": settings.mode},
-            [template.as_dict() for template in notebooks.values()],
+            [template.as_dict() for template in templates.values()],
             sign_key,
         )
         with working_on(folder.path):
             folder.begin(this, before)
             try:
-                failure = _run_notebooks(
-                    this, folder.path, notebooks, stopping,
-                    confirm=confirm, announce=announce, on_line=on_line,
-                )  # fmt: skip
+                with nullcontext(kernels) if kernels else open_kernels() as found:
+                    failure = _run_notebooks(
+                        this, folder.path, templates, found, stopping,
+                        confirm=confirm, announce=announce, on_line=on_line,
+                    )  # fmt: skip
             except DrainkitError as error:
                 failure = error
             return folder.finish(this, failure), folder.path
@@ -98,7 +117,8 @@ def run(
 def _run_notebooks(
     this: Run,
     folder: Path,
-    notebooks: Mapping[str, templates.Template],
+    templates: Mapping[str, Template],
+    kernels: Kernels,
     stopping: threading.Event,
     *,
     confirm: Confirm,
@@ -110,26 +130,25 @@ def _run_notebooks(
     env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
     env |= kernel_variables(this.settings) | config_variable()
     given = {**parameters_of(this), "run_dir": str(folder)}
+    parameters = {key: value for key, value in given.items() if value is not None}
     failure: DrainkitError | None = None
-    with Kernels(env) as kernels:
-        for name, template in notebooks.items():
-            parameters = {key: value for key, value in given.items() if value is not None}
-            is_live = name == LIVE
-            if is_live and this.settings.mode == "live":
-                planned = PlanFile.load(folder)
-                confirm(this, planned)
-                parameters["approve"] = planned.plan.digest
-            announce(name)
-            try:
-                if files.file_sha256(template.path) != template.sha256:
-                    raise DrainkitError(f"{template.path} was changed while the run was at work")
-                kernels.execute(
-                    template.path, folder, parameters, stopping,
-                    is_live=is_live, on_line=on_line if is_live else None,
-                )  # fmt: skip
-            except DrainkitError as error:
-                failure = failure or error
-                if not is_live:
-                    return failure
-                stopping = threading.Event()
+    for name, template in templates.items():
+        is_live, approved = name == LIVE, dict[str, str]()
+        if is_live and this.settings.mode == "live":
+            planned = PlanFile.load(folder)
+            confirm(this, planned)
+            approved["approve"] = planned.plan.digest
+        announce(name)
+        try:
+            if files.file_sha256(template.path) != template.sha256:
+                raise DrainkitError(f"{template.path} was changed while the run was at work")
+            kernels.execute(
+                template.path, folder, parameters | approved, env, stopping,
+                is_live=is_live, on_line=on_line if is_live else None,
+            )  # fmt: skip
+        except DrainkitError as error:
+            failure = failure or error
+            if not is_live:
+                return failure
+            stopping = threading.Event()
     return failure

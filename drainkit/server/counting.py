@@ -34,6 +34,7 @@ def count_between(server: Server, first: str, last: str) -> int:
     return count(server, reading.stream_info(server), first, last)[0]
 
 
+@collection_paused()
 def count(
     server: Server, info: StreamInfo, first: str, last: str, *, most: int | None = None
 ) -> tuple[int, bool]:
@@ -56,28 +57,17 @@ def count(
         read(next_id(last), info.last_id) if tail else (),
     )
     within: Pages = read(first, min(last, info.last_id, key=id_key))
-    return _read(server, info, within, around, most)
-
-
-@collection_paused()
-def _read(
-    server: Server, info: StreamInfo, within: Pages, around: Pages, most: int | None
-) -> tuple[int, bool]:
-    """Read the range and what is around it alternately, until one of them ends."""
     inside = outside = 0
-    while True:
-        if not (page := next(within, None)):
-            return inside, True
+    while page := next(within, None):
         inside += len(page)
         if most is not None and inside > most:
             return most + 1, False
-        del page
+        del page  # or two pages would be in memory
         if not (page := next(around, None)):
-            break
+            is_whole = reading.stream_info(server).has_all_of(info)  # else its length says too much
+            return info.length - outside if is_whole else inside + sum(map(len, within)), True
         outside += len(page)
-    if reading.stream_info(server).has_all_of(info):  # else its length says too much
-        return info.length - outside, True
-    return inside + sum(map(len, within)), True
+    return inside, True
 
 
 def groups(server: Server, info: StreamInfo, *, most: int | None = None) -> list[Group]:

@@ -150,10 +150,7 @@ def check(server: Server) -> None:
 def entries(server: Server) -> Iterator[Entry]:
     """The ledger's entries that can be read, oldest first."""
     for page in reading.pages(server, server.keys.runs, FIRST_ID, LAST_ID):
-        for _, flat in page:
-            found = _read(flat)
-            if found is not None:
-                yield found
+        yield from filter(None, (_read(flat) for _, flat in page))
 
 
 def lost(server: Server) -> int:
@@ -168,11 +165,8 @@ def entries_of(server: Server, run_id: str) -> list[OfRun]:
 
 def newest_run(server: Server) -> str:
     """The run that the ledger's newest entry of a run is about; "" where there is none."""
-    for _, flat in reading.newest(server, server.keys.runs, 100):
-        found = _read(flat)
-        if isinstance(found, OfRun):
-            return found.run_id
-    return ""
+    found = (_read(flat) for _, flat in reading.newest(server, server.keys.runs, 100))
+    return next((entry.run_id for entry in found if isinstance(entry, OfRun)), "")
 
 
 def last_ends(server: Server) -> list[End]:
@@ -265,7 +259,7 @@ def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
     """
     if not audit.length or (known and id_key(audit.boundary_id) <= id_key(known)):
         return  # nobody's, or a commit of this stream was the last
-    run_id = parse(reading.newest(server, server.keys.audit, 1)[0]).run_id
+    run_id = parse(reading.newest(server, server.keys.audit, 1)[0])["run_id"]
     if RUN_ID.fullmatch(run_id) and not any(
         isinstance(e, OfRun) and e.run_id == run_id for e in entries(server)
     ):

@@ -194,25 +194,24 @@ def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> boo
     """
     switch = {"reason": reason, "operator": operator, "at_us": now_us}
     kind = text(evaluate(server, "stop", [server.keys.stop], json.dumps(switch)))
-    if kind not in ("", "string"):
-        raise RefusedError(not_a_switch(server, kind))
+    _check_switch(server, kind)
     return not kind
 
 
 def resume(server: Server) -> StopSwitch | None:
     """Lift the kill switch; the one that was lifted, None if there was none."""
-    if (kind := type_of(server, server.keys.stop)) not in ("none", "string"):
-        raise RefusedError(not_a_switch(server, kind))
+    _check_switch(server, type_of(server, server.keys.stop))
     found = server.call("GETDEL", server.keys.stop)
     return None if found is None else StopSwitch.read(found)
 
 
-def not_a_switch(server: Server, kind: str) -> str:
-    """What to say of a key of another type in the kill switch's place."""
-    return (
-        f"{text(server.keys.stop)} is a {kind}, no kill switch of drainkit's: no drain "
-        "goes on as long as it is there; rename it, and drainkit stop"
-    )
+def _check_switch(server: Server, kind: str) -> None:
+    """Refuse a key of another type in the kill switch's place."""
+    if kind not in ("", "none", "string"):
+        raise RefusedError(
+            f"{text(server.keys.stop)} is a {kind}, no kill switch of drainkit's: no drain "
+            "goes on as long as it is there; rename it, and drainkit stop"
+        )
 
 
 def open_history(server: Server, scope: Scope) -> None:
@@ -224,16 +223,15 @@ def open_history(server: Server, scope: Scope) -> None:
     keys = [server.stream, server.keys.state]
     told = (scope.group, scope.consumer_group, scope.position)
     made, *other = evaluate(server, "history_open", keys, *told)
-    if made == -1:
-        raise RefusedError(f"{text(server.stream)} is not a stream any more")
-    if made == -2:
-        raise RefusedError(not_ours(scope.group))
-    if made == -3:
-        name = text(other[0])
-        raise RefusedError(
-            f"scope history of this consumer group is at work with group {name}; "
-            f"finish it with --history-group {name}"
-        )
+    name = text(other[0]) if other else ""
+    refusals = {
+        -1: f"{text(server.stream)} is not a stream any more",
+        -2: not_ours(scope.group),
+        -3: f"scope history of this consumer group is at work with group {name}; finish it with "
+        f"--history-group {name}",
+    }
+    if made in refusals:
+        raise RefusedError(refusals[made])
 
 
 def close_history(server: Server, scope: Scope) -> bool:

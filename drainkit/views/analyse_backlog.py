@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..core.fields import value_of
 from ..core.plan import allowlist_notes
-from ..core.policy import ACTIONS, Policy
+from ..core.policy import ACTIONS
 from ..core.progress import amount, entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..errors import RefusedError, UsageError
@@ -20,23 +20,76 @@ from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from . import figures
 from .backlog import MOST_ROWS, Backlog, SealedRun, waiting
-from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, read_json, safe
+from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
     from ipywidgets import Widget
 
-    from ..core.fields import Findings
 
+class Analysis(RunSession):
+    """01: the backlog as a DataFrame, decided as of now; writes nothing.
 
-class _Figures(RunSession):
-    """What 01 draws of decided events."""
+    With the `run_dir` of a sealed run it is that run's: its own decisions, and no server.
+    """
 
-    backlog: Backlog
-    frame: pd.DataFrame
-    policy: Policy
-    at_us: int
+    def __init__(self, *opened: Any, sealed: SealedRun | None = None) -> None:
+        super().__init__(*opened)
+        self.sealed = sealed
+        if sealed is not None:
+            self.baseline, self.policy = sealed.baseline, sealed.policy
+            self.at_us, self.backlog = sealed.at_us, sealed.backlog
+        else:
+            of_run = self.noted("baseline.json") if self.folder_run_id else {}
+            self.baseline = of_run or baseline(self.server)
+            self.at_us, self.policy = self.now_us(), self.job.policy
+            counted = self.group["backlog"][self.settings.scope]
+            if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
+                counted = scopes.remaining(self.server, self.job.scope)
+            is_of_run = self.folder_run_id is not None and self.planned is None
+            pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
+            self.backlog = Backlog(pages, counted)
+        self.frame = self.backlog.frame
+        self._decided = {*self.frame}  # its own columns
+
+    @classmethod
+    def open(cls, names: Mapping[str, Any]) -> Self:
+        """Open with a notebook's `globals()`; a sealed run by its folder or URL."""
+        if (sealed := SealedRun.of(names)) is None:
+            return super().open(names)
+        return cls(sealed.settings, None, sealed.folder, sealed.planned, sealed=sealed)
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The consumer group as it was when the run began."""
+        name = self.settings.consumer_group
+        return next(group for group in self.baseline["groups"] if group["name"] == name)
+
+    def bottom_line(self) -> Markdown:
+        """How much, how old, how much would pass, and why the backlog is what it is."""
+        lines = [_waiting(self) if self.sealed is None else self.sealed.told()]
+        ages = self.frame["age_sec"].dropna()
+        if len(ages):
+            oldest = f"The oldest is {span(ages.max())} old"
+            if ages.max() < 0:
+                oldest = "They lie in the future, by the server's clock"
+            elif ages.median() > 0 and ages.min() < ages.max():
+                oldest = (f"Half of them are older than {span(ages.median())}, "
+                          f"the oldest is {span(ages.max())} old")  # fmt: skip
+            lines.append(f"{oldest}; the limit is {self.policy.max_age_min:g} min.")
+        lines.append(str(self.group["why"]))
+        slips = allowlist_notes(self.policy.allowlist, self.backlog.symbols)
+        lines += [verbatim(note) for note in slips]
+        step, total = self.backlog.step, self.backlog.total
+        if step > 1:
+            lines.append(
+                f"All that follows, and `analysis.frame`, holds **one event in {step}**, "
+                f"{len(self.frame):,} of {total:,}. To see them all: "
+                f"{'`decisions.parquet`' if self.sealed else '`drainkit export DIR/`'} "
+                "is a dataset of them, which DuckDB, Polars or pyarrow read."
+            )
+        return markdown("\n\n".join(lines))
 
     def _of_sample(self, figure: go.Figure) -> go.Figure:
         """Says in the title if not every event is in it."""
@@ -72,64 +125,6 @@ class _Figures(RunSession):
         passing = int(self.backlog.counts[ACTIONS.index("drained_ok")])
         told = {"at": iso(self.at_us), "entries": self.backlog.total, "pass": passing}
         return figure.update_layout(meta=told)  # for the report's table
-
-
-class Analysis(_Figures):
-    """01: the backlog as a DataFrame, decided as of now; writes nothing.
-
-    With the `run_dir` of a sealed run it is that run's: its own decisions, and no server.
-    """
-
-    def __init__(self, *opened: Any, sealed: SealedRun | None = None) -> None:
-        super().__init__(*opened)
-        self.sealed = sealed
-        if sealed is not None:
-            self.baseline, self.policy = sealed.baseline, sealed.policy
-            self.at_us, self.backlog = sealed.at_us, sealed.backlog
-        else:
-            of_run = read_json(self.run_dir, "baseline.json") if self.folder_run_id else None
-            self.baseline = of_run or baseline(self.server)
-            self.at_us, self.policy = self.now_us(), self.job.policy
-            counted = self.group["backlog"][self.settings.scope]
-            if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
-                counted = scopes.remaining(self.server, self.job.scope)
-            is_of_run = self.folder_run_id is not None and self.planned is None
-            pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
-            self.backlog = Backlog(pages, counted)
-        self.frame = self.backlog.frame
-        self._decided = {*self.frame}  # its own columns
-
-    @classmethod
-    def open(cls, names: Mapping[str, Any]) -> Self:
-        """Open with a notebook's `globals()`; a sealed run by its folder or URL."""
-        if (sealed := SealedRun.of(names)) is None:
-            return super().open(names)
-        return cls(sealed.settings, None, sealed.folder, sealed.planned, sealed=sealed)
-
-    @property
-    def group(self) -> dict[str, Any]:
-        """The consumer group as it was when the run began."""
-        name = self.settings.consumer_group
-        return next(group for group in self.baseline["groups"] if group["name"] == name)
-
-    def bottom_line(self) -> Markdown:
-        """How much, how old, how much would pass, and why the backlog is what it is."""
-        lines = [_waiting(self) if self.sealed is None else self.sealed.told()]
-        ages = self.frame["age_sec"].dropna()
-        if len(ages):
-            lines.append(f"{_oldest(ages)}; the limit is {self.policy.max_age_min:g} min.")
-        lines.append(str(self.group["why"]))
-        slips = allowlist_notes(self.policy.allowlist, self.backlog.symbols)
-        lines += [verbatim(note) for note in slips]
-        step, total = self.backlog.step, self.backlog.total
-        if step > 1:
-            lines.append(
-                f"All that follows, and `analysis.frame`, holds **one event in {step}**, "
-                f"{len(self.frame):,} of {total:,}. To see them all: "
-                f"{'`decisions.parquet`' if self.sealed else '`drainkit export DIR/`'} "
-                "is a dataset of them, which DuckDB, Polars or pyarrow read."
-            )
-        return markdown("\n\n".join(lines))
 
     def with_fields(self, *names: str) -> Table:
         """Add columns of the entries' own fields to `frame`: `model`, `payload.entry_price`.
@@ -200,7 +195,18 @@ class Analysis(_Figures):
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
         found = None if self.sealed else unreadable(self.server, self.settings)
-        return None if found is None else _advice(found)
+        if found is None:
+            return None
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
+        names = "\n".join(
+            f"- {value}: {verbatim(path)} in {entries:,}, such as {verbatim(example)}; "
+            f"{'**chosen**, ' if chosen else ''}{why}"
+            for value, path, entries, example, chosen, why in found.paths
+        )
+        notes = [*map(verbatim, found.notes), found.advice()]
+        if snippet := found.snippet():
+            notes.append(f"```toml\n{snippet}\n```")
+        return markdown("\n\n".join([f"**{found.title()}**: {reasons}. Fields:", names, *notes]))
 
     def outcomes(self) -> Table | None:
         """Of a sealed live run: what was decided, and what became of it."""
@@ -259,30 +265,3 @@ def _waiting(analysis: Analysis) -> str:
         return f"{told}."
     first = analysis.frame["action"].head(settings.max_events or total)
     return f"{told}; decided {when}, {int((first == 'drained_ok').sum()):,} of these would pass."
-
-
-def _oldest(ages: pd.Series) -> str:
-    """How old the events are; ages in seconds."""
-    if ages.max() < 0:
-        return "They lie in the future, by the server's clock"
-    some = ages.median() > 0 and ages.min() < ages.max()
-    middle = f"Half of them are older than {span(ages.median())}, the oldest is "
-    return (middle if some else "The oldest is ") + f"{span(ages.max())} old"
-
-
-def _advice(found: Findings) -> Markdown:
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
-    names = "\n".join(
-        f"- {value}: {verbatim(path)} in {entries:,}, such as {verbatim(example)}; "
-        f"{'**chosen**, ' if chosen else ''}{why}"
-        for value, path, entries, example, chosen, why in found.paths
-    )
-    lines = [
-        f"**{found.title()}**: {reasons}. Fields:",
-        names,
-        *map(verbatim, found.notes),
-        found.advice(),
-    ]
-    if snippet := found.snippet():
-        lines.append(f"```toml\n{snippet}\n```")
-    return markdown("\n\n".join(lines))

@@ -13,7 +13,15 @@ import os
 import signal
 import sys
 import threading
+from importlib import import_module
 from typing import NoReturn
+
+#: What a kernel imports beside what our modules do.
+IMPORTED = (
+    "nbformat", "plotly.graph_objects", "ipykernel.kernelapp", "ipykernel.debugger",
+    "IPython.core.completerlib", "IPython.core.oinspect", "IPython.extensions.storemagic",
+    "pyarrow.pandas_compat", "sqlite3", "tornado.platform.asyncio", "tornado.queues",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -22,15 +30,20 @@ def main() -> None:
         signal.signal(number, lambda *_: None)  # and not SIG_IGN: a kernel's own programs get it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     from ..core.collection import give_back_buffers
+    from ..core.policy import ACTIONS
 
     give_back_buffers()  # before anything else imports Arrow
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type] # as in pipeline.notebooks
-    import nbformat  # noqa: F401 # plotly's first figure imports it
-    import plotly.graph_objects  # noqa: F401
-    from ipykernel import kernelapp  # noqa: F401
+    # as in pipeline.notebooks; and nobody debugs these kernels, each of which would import debugpy
+    for unwanted in ("rfc3987_syntax", "debugpy"):
+        sys.modules.setdefault(unwanted, None)  # type: ignore[arg-type]
+    for name in IMPORTED:
+        import_module(name)
+    from . import analyse_backlog, dry_run, figures, live_drain, verify  # noqa: F401
+    from .session import macros
 
-    from . import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
-
+    # what the first figure and the first table of a process do is done once for all
+    figures.waterfall(dict.fromkeys(ACTIONS, 1)).bundle()
+    macros()
     sys.modules.pop("rfc3987_syntax")
     signal.signal(signal.SIGUSR1, live_drain.stop)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies

@@ -134,21 +134,16 @@ class _Picture:
             f"<svg class='{UNTYPESET}' xmlns='http://www.w3.org/2000/svg' "
             f"viewBox='0 0 {WIDTH} {self.height}' width='{WIDTH}' height='{self.height}' "
             f"role='img' style='max-width:100%' {_STYLE}><title>{title}</title>",
-            f"<text x='0' y='24' font-size='16'>{title}</text>",
-            *self._legend(), *self._axes(), *map(self._bar, self.bars),
-            *(cell for trace in self.maps for cell in self._cells(trace)),
-            *map(self._shape, self.layout.get("shapes", ())),
-            *map(self._note, self.layout.get("annotations", ())), "</svg>",
+            f"<text x='0' y='24' font-size='16'>{title}</text>", *self._marks(), "</svg>",
         ])  # fmt: skip
 
-    def _legend(self) -> Iterator[str]:
+    def _marks(self) -> Iterator[str]:
+        """Legend, axes, bars, cells, and on top of them limits and notes."""
         x = self.x.start
         for trace in self.traces if self.layout.get("showlegend") else ():
             yield _box(x, self.top - 37, 11, 11, trace["marker"]["color"])
             yield _label(x + 16, self.top - 27, trace["name"])
             x += 40 + _CHARACTER * len(trace["name"])
-
-    def _axes(self) -> Iterator[str]:
         for value, name in self.x.ticks:
             yield _label(self.x.at(value), self.y.start + 17, name, "middle")
         for value, name in self.y.ticks:
@@ -158,6 +153,18 @@ class _Picture:
                 yield _line(self.x.start, y, self.x.end, y, "rgba(128,128,128,0.25)")
         yield _label((self.x.start + self.x.end) / 2, self.height - 8, self.x.title, "middle")
         yield _label(0, self.top - 8, self.y.title)
+        yield from map(self._bar, self.bars)
+        width, height = self.x.at(1) - self.x.at(0), self.y.at(0) - self.y.at(1)
+        for trace in self.maps:
+            most = max(1, *map(max, trace["z"]))
+            for row, cells in enumerate(trace["z"]):
+                for column, n in enumerate(cells):
+                    x, y = self.x.at(column), self.y.at(row)
+                    colour = f"rgba(0,158,115,{0.6 * n / most:.2f})"
+                    yield _box(x - width / 2, y - height / 2, width - 1, height - 1, colour)
+                    yield _label(x, y + 4, f"{n:,}", "middle")
+        yield from map(self._shape, self.layout.get("shapes", ()))
+        yield from map(self._note, self.layout.get("annotations", ()))
 
     def _bar(self, bar: _Bar) -> str:
         along, sides = (self.y, self.x) if self.across else (self.x, self.y)
@@ -170,16 +177,6 @@ class _Picture:
         elif bar.text:
             box += _label((left + right) / 2, upper - 5, bar.text, "middle")
         return box
-
-    def _cells(self, trace: Mapping[str, Any]) -> Iterator[str]:
-        most = max(1, *map(max, trace["z"]))
-        width, height = self.x.at(1) - self.x.at(0), self.y.at(0) - self.y.at(1)
-        for row, cells in enumerate(trace["z"]):
-            for column, n in enumerate(cells):
-                x, y = self.x.at(column), self.y.at(row)
-                colour = f"rgba(0,158,115,{0.6 * n / most:.2f})"
-                yield _box(x - width / 2, y - height / 2, width - 1, height - 1, colour)
-                yield _label(x, y + 4, f"{n:,}", "middle")
 
     def _shape(self, shape: Mapping[str, Any]) -> str:
         """A limit, or the frame of a cell."""
@@ -255,38 +252,43 @@ class Canvas(go.Figure):  # type: ignore[misc]
     """A plotly figure that shows itself in the colours of the page it is on."""
 
     def show(self, *_: object, **__: object) -> None:
-        """Show it in a notebook: for plotly, and as a picture for pages without it."""
+        """Show it in a notebook."""
         from IPython.display import HTML, display
 
+        display(HTML(STYLE))  # type: ignore[no-untyped-call]
+        display(self.bundle(), raw=True)  # type: ignore[no-untyped-call]
+
+    def bundle(self) -> dict[str, Any]:
+        """The figure by MIME type: for plotly, and as a picture for pages without it."""
         figure = json.loads(self.to_json())
         renderer = plotly.io.renderers["plotly_mimetype"]
         renderer.config["typesetMath"] = False  # `$` in a name is no formula
-        bundle = renderer.to_mimebundle(figure)
-        display(HTML(STYLE))  # type: ignore[no-untyped-call]
-        display({**bundle, "image/svg+xml": svg(figure)}, raw=True)  # type: ignore[no-untyped-call]
+        return {**renderer.to_mimebundle(figure), "image/svg+xml": svg(figure)}
 
 
 def canvas(
     title: str, x_title: str, y_title: str, *, height: int = 340, legend: bool = False
 ) -> Canvas:
     """An empty figure with its title and axes."""
-    figure = Canvas(layout={"template": "none"})  # plotly's own would be 7 KB in each figure
-    figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
-               "pad": {"t": 14}, "font": {"size": 17}},
-        height=height,
-        margin={"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": TEXT, "activecolor": LINE},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
-        showlegend=legend,
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-    )  # fmt: skip
-    axis = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID, "title_font_size": 13}
-    figure.update_xaxes(title_text=x_title, **axis)
-    figure.update_yaxes(title_text=y_title, **axis)
-    return figure
+    axis = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID}
+    titles = [{"text": text, "font": {"size": 13}} for text in (x_title, y_title)]
+    # all at once: plotly checks a layout again whenever something of it changes
+    return Canvas(layout={
+        "template": "none",  # plotly's own would be 7 KB in each figure
+        "title": {"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
+                  "pad": {"t": 14}, "font": {"size": 17}},
+        "height": height,
+        "margin": {"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": TEXT, "activecolor": LINE},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
+        "showlegend": legend,
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom",
+                   "traceorder": "normal"},
+        "xaxis": {"title": titles[0], **axis},
+        "yaxis": {"title": titles[1], **axis},
+    })  # fmt: skip
 
 
 def named_rows(figure: Canvas, names: list[str]) -> None:

@@ -8,6 +8,7 @@ notebook leaves at None is as drainkit.toml and the environment say.
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
@@ -44,15 +45,11 @@ class Table(pd.DataFrame):
     def _repr_html_(self) -> str:
         named = not isinstance(self.index, pd.RangeIndex)
         frame = self.reset_index(names=str(self.index.name or "")) if named else self
-        right = [_is_number(frame[name]) for name in frame.columns]
+        right = []  # the columns of numbers
+        for name in frame.columns:
+            there = [value for value in frame[name].tolist() if value == value]  # noqa: PLR0124 - nan
+            right.append({*map(type, there)} <= {int, float} and bool(there))
         return str(macros().table([*frame.columns], frame.itertuples(index=False), right))
-
-
-def _is_number(values: pd.Series) -> bool:
-    known = [value for value in values.tolist() if value == value]  # noqa: PLR0124 - nan
-    return bool(known) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in known
-    )
 
 
 @cache
@@ -100,15 +97,6 @@ def counts_frame(summary: Summary | None) -> pd.DataFrame:
     counts = [getattr(summary, action) if summary else 0 for action in ACTIONS]
     shares = [share(n, sum(counts)) for n in counts]
     return Table({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
-
-
-def read_json(run_dir: Path | None, name: str) -> dict[str, Any] | None:
-    import json
-
-    if run_dir is None or not (run_dir / name).exists():
-        return None
-    found = json.loads((run_dir / name).read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else None
 
 
 DEFAULT_URL_ENV = "DRAINKIT_REDIS_URL"
@@ -171,7 +159,14 @@ class Session:
         """The settings that a notebook's `globals()` ask for, and its run_dir."""
         check_names(names, cls.extra)
         given = {name: names[name] for name in NOTEBOOK if names.get(name) is not None}
-        settings = load({**given, **_url(names.get("redis_url_env")), "mode": cls.mode})
+        variable = names.get("redis_url_env") or DEFAULT_URL_ENV
+        if not isinstance(variable, str) or "://" in variable:
+            raise UsageError("redis_url_env takes the name of a variable, never a URL")
+        if variable != DEFAULT_URL_ENV:  # which is read in any case
+            if not os.environ.get(variable):
+                raise UsageError(f"the environment variable {variable} is not set; set it")
+            given["redis_url"] = os.environ[variable]
+        settings = load({**given, "mode": cls.mode})
         run_dir = names.get("run_dir") or None
         if run_dir is not None and not (isinstance(run_dir, str) and Path(run_dir).is_dir()):
             raise UsageError(f"run_dir {run_dir} is not a folder; make it, or leave it out")
@@ -248,13 +243,19 @@ class RunSession(Session):
         """The boundary that the run resolved; None: the notebook resolves its own."""
         if self.folder_run_id is None:
             return None
-        found = read_json(self.run_dir, "baseline.json")
+        found = self.noted("baseline.json")
         return str(found["stream"]["boundary_id"]) if found else None
+
+    def noted(self, name: str) -> dict[str, Any]:
+        """What a JSON file of run_dir holds; empty where there is none."""
+        path = self.run_dir and self.run_dir / name  # of any size: groups have many consumers
+        found = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+        return found if isinstance(found, dict) else {}
 
     def write_summary(self, summary: Summary) -> None:
         """run.json; what the run noted there about itself stays until its end."""
         if self.run_dir is not None:
-            noted = read_json(self.run_dir, "run.json") or {}
+            noted = self.noted("run.json")
             kept = {k: noted[k] for k in ("parameters", "templates") if k in noted}
             files.write_json(self.run_dir / "run.json", summary.as_dict() | kept)
 
@@ -265,15 +266,3 @@ class RunSession(Session):
             "allowlist": shown("allowlist", allowed),  # as read now, from a file or a set too
             "boundary": f"{self.job.scope.boundary} ({whose})",
         }
-
-
-def _url(variable: Any) -> dict[str, str]:
-    """The URL from a variable that the notebook names; the usual one is read as ever."""
-    variable = variable or DEFAULT_URL_ENV
-    if not isinstance(variable, str) or "://" in variable:
-        raise UsageError("redis_url_env takes the name of a variable, never a URL")
-    if variable == DEFAULT_URL_ENV:
-        return {}
-    if not os.environ.get(variable):
-        raise UsageError(f"the environment variable {variable} is not set; set it")
-    return {"redis_url": os.environ[variable]}

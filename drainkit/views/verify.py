@@ -21,7 +21,7 @@ from ..safe import text, verbatim
 from ..server import ledger, reading
 from ..server.ledger import run_tables
 from . import figures
-from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, read_json, safe
+from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -39,7 +39,7 @@ class Verification(RunSession):
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
         run_dir = self.run_dir
-        self.before, self.after = read_json(run_dir, "baseline.json") or {}, baseline(self.server)
+        self.before, self.after = self.noted("baseline.json"), baseline(self.server)
         self.plan = {} if self.planned is None else self.planned.plan.to_json()
         self.run = self._find_run()
         self.first = audit_schema().empty_table()  # the first records of this run
@@ -56,17 +56,17 @@ class Verification(RunSession):
 
     def _find_run(self) -> dict[str, Any]:
         """The run to look at, as run.json says; else as the ledger says, which has no numbers."""
-        found = read_json(self.run_dir, "run.json")
-        live = found is not None and found.get("mode") == "live"
+        found = self.noted("run.json")
+        live = found.get("mode") == "live"
         digest = self.plan.get("digest")
         starts = ledger.starts_of(self.server, digest) if digest else []
         self.runs = {start.run_id for start in starts}  # all of this plan
-        if found and live and found.get("finished_at"):
+        if live and found.get("finished_at"):
             return found
-        run_id, rate = str(found["run_id"]) if found and live else "", self.settings.throttle
+        run_id, rate = str(found["run_id"]) if live else "", self.settings.throttle
         if not run_id and starts:  # it died, or run.json is that of a later dry run
             run_id = starts[-1].run_id
-        elif found is None:
+        elif not found:
             run_id = ledger.newest_run(self.server)
         rate = next((s.throttle for s in reversed(starts) if s.run_id == run_id), rate)
         group, boundary = self.settings.consumer_group, self.job.scope.boundary

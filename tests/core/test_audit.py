@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import asdict
 from typing import Any
 
 from hypothesis import given, settings
@@ -79,18 +78,19 @@ def test_records_come_back_as_they_were(rows: list[tuple[int, float | None, byte
     parsed = [parse([b"5-0", flat([*map(str.encode, record)])]) for record in whole]
     texts = reasons(events, decisions, POLICY)
     for row, record in enumerate(parsed):
-        assert record.original_id.encode() == entries[row][0]
-        assert record.symbol == (events.symbol(row) or "UNKNOWN")
-        assert record.confidence == rows[row][1]
-        assert record.action == ACTIONS[decisions.action[row]]
-        assert record.reason == texts[row]
-        assert (record.audit_id, record.consumer_group, record.run_id) == ("5-0", "group", "run")
+        assert record["original_id"].encode() == entries[row][0]
+        assert record["symbol"] == (events.symbol(row) or "UNKNOWN")
+        assert record["confidence"] == rows[row][1]
+        assert record["action"] == ACTIONS[decisions.action[row]]
+        assert record["reason"] == texts[row]
+        of_commit = [record[name] for name in ("audit_id", "consumer_group", "run_id")]
+        assert of_commit == ["5-0", GROUP, RUN]
         if events.event_time_us[row] == NO_TIME:
-            assert record.age_sec is None
+            assert record["age_sec"] is None
         else:
-            drained = dt.datetime.fromisoformat(record.drained_at_ts).timestamp()
-            assert record.age_sec is not None
-            assert abs(drained - events.event_time_us[row] / 1e6 - record.age_sec) < 0.05
+            drained = dt.datetime.fromisoformat(record["drained_at_ts"]).timestamp()
+            assert record["age_sec"] is not None
+            assert abs(drained - events.event_time_us[row] / 1e6 - record["age_sec"]) < 0.05
 
 
 def test_a_foreign_entry_of_the_audit_stream_is_parsed_too() -> None:
@@ -98,8 +98,9 @@ def test_a_foreign_entry_of_the_audit_stream_is_parsed_too() -> None:
     odd = parse(
         [b"1-0", [b"action", b"\xff", b"age_sec", b"nan", b"confidence", b"inf", b"x", b"y"]]
     )
-    assert (odd.action, odd.age_sec, odd.confidence, odd.run_id) == ("\ufffd", None, None, "")
-    assert parse([b"1-0", None]).original_id == ""
+    names = ("action", "age_sec", "confidence", "run_id")
+    assert [odd[name] for name in names] == ["\ufffd", None, None, ""]
+    assert parse([b"1-0", None])["original_id"] == ""
 
 
 @settings(deadline=None)  # pytest's own limit; imports may fall into it
@@ -122,6 +123,6 @@ def test_a_page_is_each_record_parsed(values: list[tuple[bytes, bytes]], foreign
     ]
     if 0 <= foreign < len(entries):
         entries[foreign] = [b"7-7", [b"x", b"y", b"age_sec", b"2"]]
-    rows = [asdict(parse(entry)) for entry in entries]
+    rows = [parse(entry) for entry in entries]
     assert audit_table(entries).to_pylist() == rows
     assert audit_ms(audit_table(entries)).tolist() == [int(e[0].split(b"-")[0]) for e in entries]

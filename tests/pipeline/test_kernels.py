@@ -11,14 +11,13 @@ import psutil
 import pytest
 from servers import wait_until
 
-from drainkit.pipeline.notebooks import Kernels
-from drainkit.pipeline.warm import Forked
+from drainkit.pipeline.kernels import Forked, Kernels
 
 
 def test_kernels_are_apart_and_end_with_the_run() -> None:
     """Each kernel has a session of its own, one may die, and none outlives the run."""
-    with Kernels(dict(os.environ)) as kernels:
-        managers = [kernels.start() for _ in range(2)]
+    with Kernels() as kernels:
+        managers = [kernels.start(os.environ) for _ in range(2)]
         first, second = (manager.provisioner.process for manager in managers)
         assert isinstance(first, Forked)
         assert len({os.getsid(pid) for pid in (os.getpid(), first.pid, second.pid)}) == 3
@@ -37,8 +36,8 @@ def test_a_kernel_that_still_starts_ends_with_the_run(tmp_path: Path) -> None:
     startup.mkdir(parents=True)
     seen = tmp_path / "seen"
     (startup / "00.py").write_text(f"open({str(seen)!r}, 'w')\nimport time\ntime.sleep(100)")
-    with Kernels({**os.environ, "IPYTHONDIR": str(tmp_path)}) as kernels:
-        manager = kernels.start()
+    with Kernels() as kernels:
+        manager = kernels.start({**os.environ, "IPYTHONDIR": str(tmp_path)})
         wait_until("it starts", seen.exists, timeout_sec=60)
     wait_until("it ended", lambda: has_ended(manager.provisioner.process))
     kernels.end(manager)
@@ -61,8 +60,8 @@ def test_a_kernel_takes_no_tcp_port_that_another_program_may_take_first(
         scratch = Path(short, "" if is_short else "x" * 100)
         scratch.mkdir(exist_ok=True)
         monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-        with Kernels(dict(os.environ)) as kernels:
-            manager = kernels.start()
+        with Kernels() as kernels:
+            manager = kernels.start(os.environ)
             kernel = psutil.Process(manager.provisioner.process.pid)
 
             def files() -> set[str]:

@@ -19,8 +19,10 @@ from conftest import Cli, lacking
 from servers import Server, wait_until
 
 from drainkit import Server as Connection
+from drainkit.cli.review import streams_report
+from drainkit.cli.terminal import Table, emit
 from drainkit.errors import InterruptedRunError
-from drainkit.pipeline.many import Outcome, last_line, rows, run_in_turn, streams_of, summary
+from drainkit.pipeline.many import Outcome, run_in_turn, streams_of, summary
 from drainkit.settings import build
 
 FAST = ("--throttle", "none", "--max-events", "all")
@@ -93,14 +95,13 @@ def test_an_unexpected_error_stops_no_other_and_holds_no_password() -> None:
             raise error
         return {"exit_code": 0, "outcome": "done"}
 
-    told: list[Outcome] = []
-    list(run_in_turn(settings, list("abcd"), one, tell=told.append, stopping=threading.Event()))
+    told = list(run_in_turn(settings, list("abcd"), one, stopping=threading.Event()))
     assert [outcome.exit_code for outcome in told] == [1, 0, 130, 130]
     assert told[0].error == "unexpected ValueError: of ***\\n"
     assert "not run" in str(told[3].error)
 
 
-def test_the_worst_exit_code_counts() -> None:
+def test_the_worst_exit_code_counts(capsys: pytest.CaptureFixture[str]) -> None:
     """Failed is worse than lost, lost worse than refused; the table has a line for each stream."""
     settings = build({})
     for codes, worst in (((0, 4), 4), ((4, 3, 0), 3), ((3, 1, 4), 1), ((1, 130), 130), ((0,), 0)):
@@ -110,9 +111,12 @@ def test_the_worst_exit_code_counts() -> None:
         ]
         found = summary("s*", settings, outcomes)
         assert found["exit_code"] == worst
-        assert len(rows(found)) == len(codes)
-        assert "\x1b" not in str(rows(found))
-        assert f"{codes.count(0)} of {len(codes)} streams done" in last_line(found)
+        table, last_line = streams_report(found)
+        assert isinstance(table, Table)
+        assert len(table.rows) == len(codes)
+        emit(False, found, table)
+        assert "\x1b" not in capsys.readouterr().out
+        assert f"{codes.count(0)} of {len(codes)} streams done" in last_line
 
 
 # ---------------------------------------------------------------- Dask

@@ -1,0 +1,223 @@
+"""Kernels for the notebooks, forked from one parent that has done what each of them would import.
+
+papermill executes the notebooks, each in a kernel of its own; whether one ran to its end is seen
+afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_core.utils import run_sync
+
+from .. import errors
+from ..errors import DrainkitError, InterruptedRunError, UnwritableError
+from ..safe import one_line
+from .notebooks import quick_imports
+
+SOCKET_NAME_BYTES = 96  # the systems allow 104 and 108, and a number follows
+PATIENCE_SEC = 10.0  # for a notebook that was interrupted
+INTERRUPTED = "interrupted; run the same command again to go on"
+
+
+class Forked(psutil.Process):
+    """A kernel: another process's child, for jupyter_client like a child of its own."""
+
+    stdin = stdout = stderr = None
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+        return None if self.is_running() else 0
+
+    def send_signal(self, sig: int) -> None:
+        """Like a Popen's: nothing where it has ended already."""
+        with suppress(psutil.NoSuchProcess):
+            super().send_signal(sig)
+
+
+class Kernels:
+    """Kernels, one for each notebook of one run or of many; their parent imports once for all."""
+
+    def __init__(self) -> None:
+        self._parent = _parent()
+        self._sockets = tempfile.TemporaryDirectory(prefix="drainkit-")
+
+    def __enter__(self) -> Kernels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parent.communicate()  # kernels that still run end with their parent
+        self._sockets.cleanup()
+
+    def fork(self, arguments: list[str], env: Mapping[str, str]) -> Forked:
+        """A new kernel's process; DrainkitError if there can be none."""
+        if self._parent.poll() is not None:  # it was killed: the next run is not to fail too
+            self._parent = _parent()
+        ask, answers = self._parent.stdin, self._parent.stdout
+        try:
+            print(json.dumps([arguments, env]), file=ask, flush=True)
+            return Forked(int(answers.readline() if answers else ""))
+        except (OSError, ValueError, psutil.Error) as error:
+            raise DrainkitError("no kernel starts on this machine; try drainkit lab") from error
+
+    def start(self, env: Mapping[str, str]) -> Any:
+        """A kernel with this environment for the next notebook.
+
+        It listens on files if their names are not too long. jupyter_client chooses a TCP port
+        before the kernel binds it, and on a busy machine another program takes it between the two.
+        """
+        manager = AsyncKernelManager(kernel_name="python3")
+        files = f"{self._sockets.name}/kernel"
+        if len(os.fsencode(files)) < SOCKET_NAME_BYTES:
+            manager.transport, manager.ip = "ipc", files
+        manager.provisioner = _Provisioner(self, manager)
+        run_sync(manager.start_kernel)(env=dict(env))
+        return manager
+
+    def execute(
+        self,
+        template: Path,
+        folder: Path,
+        parameters: Mapping[str, Any],
+        env: Mapping[str, str],
+        stopping: threading.Event,
+        *,
+        is_live: bool,
+        on_line: Callable[[str], None] | None,
+    ) -> None:
+        """Execute one notebook in a worker thread, so that signals reach this one.
+
+        `on_line` gets the lines that its cells print. Raises what the notebook failed by.
+        """
+        with quick_imports():
+            import papermill
+
+        if stopping.is_set():
+            raise InterruptedRunError(INTERRUPTED)
+        out = folder / template.name
+        raised: list[BaseException] = []
+        printed = on_line and SimpleNamespace(  # a file for papermill to print into
+            write=lambda text: [*map(on_line, text.splitlines())], flush=lambda: None
+        )
+        manager = self.start(env)
+
+        def work() -> None:
+            try:
+                papermill.execute_notebook(
+                    # papermill keeps it in the metadata, and formats paths with the parameters
+                    *(path.replace("{", "{{").replace("}", "}}")
+                      for path in (os.path.relpath(template), str(out))),
+                    parameters=parameters,
+                    kernel_name="python3",
+                    progress_bar=False,
+                    stdout_file=printed,
+                    km=manager,
+                )  # fmt: skip
+            except BaseException as error:
+                raised.append(error)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        interrupted, deadline = False, math.inf
+        while worker.is_alive():
+            worker.join(0.1)
+            if stopping.is_set() and not interrupted:
+                interrupted = True
+                deadline = math.inf if is_live else time.monotonic() + PATIENCE_SEC
+                self._interrupt(manager, is_live=is_live)
+            if time.monotonic() > deadline:
+                self.end(manager)  # it changes nothing on the server; its output is not needed
+                deadline = math.inf
+        self.end(manager)
+        problem = _what_failed(out)
+        if raised and not problem:
+            problem = one_line(str(raised[0]) or type(raised[0]).__name__)
+        if problem:
+            raise _failure(template.stem, problem, interrupted=interrupted)
+
+    def _interrupt(self, manager: Any, *, is_live: bool) -> None:
+        """Interrupt a notebook; a live drain finishes its commit, or does not begin at all."""
+        with suppress(RuntimeError, OSError):  # a kernel that died needs none
+            if is_live:
+                run_sync(manager.signal_kernel)(signal.SIGUSR1)
+            else:
+                run_sync(manager.interrupt_kernel)()
+
+    def end(self, manager: Any) -> None:
+        """Shut a kernel down at once: its notebook is saved, its files are written."""
+        run_sync(manager.shutdown_kernel)(now=True)
+
+
+class _Provisioner(LocalProvisioner):
+    """Launches a kernel by a fork of the parent."""
+
+    def __init__(self, kernels: Kernels, manager: Any) -> None:
+        super().__init__(kernel_id="", kernel_spec=manager.kernel_spec, parent=manager)
+        self._kernels = kernels
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Fork a kernel with the arguments that follow the launcher's name."""
+        process = self._kernels.fork(cmd[cmd.index("-f") :], kwargs["env"])
+        self.process = process  # type: ignore[assignment] # it has what is used of a Popen
+        self.pid = self.pgid = process.pid
+        return self.connection_info
+
+
+def _parent() -> subprocess.Popen[str]:
+    """The process that kernels are forked from; it imports while the run prepares."""
+    # signals are for the run alone, whoever gets them: the parent ends with its stdin
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "drainkit.views.forking"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _what_failed(path: Path) -> str:
+    """Why an executed notebook is no success, in one line; empty if it is one."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        return "the executed notebook was not written"
+    for cell in cells:
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                return one_line(f"{output['ename']}: {output['evalue']}", 400)
+        if cell["execution_count"] is None:
+            return "the kernel died in the middle (a cell was never finished)"
+    return ""
+
+
+def _failure(name: str, problem: str, *, interrupted: bool) -> DrainkitError:
+    kind, _, message = problem.partition(": ")
+    cause = errors.named(kind)
+    if interrupted or cause is InterruptedRunError:
+        return InterruptedRunError(INTERRUPTED)
+    if issubclass(cause, UnwritableError):  # the reports folder went away under the run
+        cause = DrainkitError
+    return cause(f"{name} failed: {message or problem}")
