@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+KERNELS = "drainkit.views.forking"  # the parent of a run's
 PRELOADED = (
     "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining", "drainkit.cli.operations",
     "drainkit.cli.review", "drainkit.draining.live", "drainkit.draining.dry",
@@ -33,12 +34,11 @@ PRELOADED = (
     "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
     "drainkit.operations.first", "prometheus_client", "drainkit.operations.entry",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
-    "drainkit.views.analyse_backlog", "drainkit.views.dry_run", "drainkit.views.live_drain",
-    "drainkit.views.verify", "ipykernel.kernelapp", "nbclient", "pandas",
+    KERNELS, "drainkit.views.analyse_backlog", "drainkit.views.dry_run",
+    "drainkit.views.live_drain", "drainkit.views.verify", "nbclient", "pandas",
     "papermill.cli", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
     "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",
 )  # fmt: skip
-KERNELS = "drainkit.views.forking"  # the parent of a run's
 THREADLESS = "background_thread:false"  # of a fork beside a thread Python 3.12 warns
 
 
@@ -215,8 +215,11 @@ _exit_code: list[int] = []
 def main() -> None:
     atexit.register(_exit_at_once)  # first, so that it is called last
     sys.path[0] = ""  # as with -m: not this folder
-    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment] # as in pipeline.notebooks
+    for unwanted in ("rfc3987_syntax", "debugpy"):
+        sys.modules[unwanted] = None  # type: ignore[assignment] # as in views.forking
     for name in PRELOADED:
+        __import__(name)
+    for name in sys.modules.pop(KERNELS).IMPORTED:  # it is to run as a program
         __import__(name)
     del sys.modules["rfc3987_syntax"]
     gc.collect()

@@ -84,6 +84,7 @@ def test_real_output_is_as_the_schemas_say(valkey: Server, stream: str, cli: Cli
     holds("status", cli("status", "--json", *where).json())
     cli.done("stop", "--reason", "x", *where)
     assert cli(*live(valkey, stream)).rc == 4
+    (cli.cwd / "reports").mkdir()
     for command in ("status", "check"):
         holds(command, cli(command, "--json", *where).json())
     holds("runs", cli("runs", "--json", *where).json())

@@ -105,7 +105,7 @@ def seen_in(page: Page) -> tuple[set[str], set[str]]:
 
 def opens_with_its_figures(page: Page, address: str) -> None:
     """An executed notebook opens with its figures drawn, and events are inert."""
-    page.goto(f"{address}/lab/tree/sealed.ipynb")
+    page.goto(f"{address}/lab/workspaces/sealed/tree/sealed.ipynb")  # Lab opens it there only
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
     drawn: set[str] = set()
     page.mouse.move(700, 600)

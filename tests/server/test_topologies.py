@@ -111,7 +111,7 @@ def test_the_socket_of_another_node_is_no_way(cluster: Cluster, stream: str, cli
     """The socket of the stream's own node is; of another one it is bad usage, which says so."""
     fill_cluster(cluster, stream, 20)
     home = cluster.primary_of(stream)
-    other = next(n for n in cluster.nodes[:3] if n is not home and _is_primary(n))
+    other = next(n for n in cluster.nodes if n is not home and _is_primary(n))
     for node, rc in ((home, 0), (other, 2)):
         url = f"unix://{ask(node, 'CONFIG', 'GET', 'unixsocket')[1].decode()}"
         run = cli("status", "--redis-url", url, "--stream", stream)
@@ -308,7 +308,7 @@ NOWHERE = {
     "redis://127.0.0.1:1/0?username=user&password={word}": {3},
     "redis://127.0.0.1:1/0?pass%77ord={word}": {3},
     "redis://127.0.0.1:1/0?db=0&%70assword={word}": {3},
-    "redis://127.0.0.1:1?ssl_password={word}&password={word}": {3},
+    "redis://127.0.0.1:1?ssl_password={word}&password={word}": {2},
     "redis://user:{word} and {word}@127.0.0.1:1/0": {2, 3},
     "redis://user:{word}/{word}@127.0.0.1:1/0": {2, 3},
     "rediss://user:{word}@127.0.0.1:1/0?ssl_cert_reqs=none&ssl_password={word}": {3},
