@@ -235,9 +235,12 @@ def reports_of(run_dir: Path, place: Path | str) -> Reports:
 def local_copy(place: str) -> Iterator[Path]:
     """The folder itself; of a URL a copy, for as long as the block runs.
 
-    A copy of a reports folder holds a chain.json that names the newest run of the chain.
+    A copy of a reports folder holds a chain.json that names the newest run of the chain. Raises
+    UsageError for what is no folder, or cannot be read.
     """
     if not is_url(place):
+        if not Path(place).is_dir():
+            raise UsageError(f"{one_line(place)} is not a folder; name a run's, or that of reports")
         yield Path(place)
         return
     above, _, name = place.rstrip("/").rpartition("/")

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
 from ..safe import one_line
 from ..settings.kinds import is_url
 from .examined import Examined, examine
@@ -33,8 +32,6 @@ def runs(
     With `url` also the live runs that the ledgers (of the runs' streams, and `streams`) have alone.
     """
     with local_copy(place) as folder:
-        if not folder.is_dir():
-            raise UsageError(f"{one_line(place)} is not a folder; name a reports folder, or a URL")
         examined = [*map(examine, run_dirs(folder))]
     found, ledgers = [_of_folder(run, place) for run in examined], Ledgers()
     if url is not None:

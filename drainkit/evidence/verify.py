@@ -66,14 +66,11 @@ def verify(
     try:
         signers = None if allowed_signers is None else read_plain(allowed_signers.resolve())
     except OSError:
-        name = one_line(str(allowed_signers))
-        raise UsageError(f"--allowed-signers {name} is not a file that can be read") from None
+        raise UsageError(
+            f"--allowed-signers {allowed_signers} is not a file that can be read"
+        ) from None
     kept = None if checkpoint is None else read_checkpoint(checkpoint)
     with local_copy(str(path)) as folder:
-        if not folder.is_dir():
-            raise UsageError(
-                f"{one_line(str(path))} is not a folder; name an evidence or a reports folder"
-            )
         alone = is_run(folder)
         if alone and checkpoint is not None:
             raise UsageError("--checkpoint is of a chain of runs; name a reports folder")
@@ -280,23 +277,24 @@ class Ledgers:
 
     def gone(self, here: Collection[str]) -> list[str]:
         """The live runs that left evidence, or began to, and are not in the folder."""
-        sealed = [
-            f"{run_id} is gone: the server's run ledger has it as a live run, sealed"
-            f"{_place(entry.folder, entry.host)}"
-            for run_id, (entry, *_) in sorted(self.sealed.items())
-            if run_id not in here and not self.is_elsewhere(run_id)
-        ]
-        return sealed + [
-            f"{run_id} is gone: the server's run ledger has it as a live run that began at "
-            f"{shown(start.at, 40)}{_place(start.folder, start.host)} and was never sealed"
-            for run_id, start in sorted(self.starts.items())
-            if start.folder and run_id not in here and run_id not in self.sealed
-            and not self.is_elsewhere(run_id)
-        ]  # fmt: skip
+        findings = []
+        for run_id in sorted({*self.starts, *self.sealed} - {*here}):
+            last = self._last(run_id)
+            if self.is_elsewhere(run_id) or not (last.folder or run_id in self.sealed):
+                continue
+            place = f" in {shown(last.folder, 200)} on {shown(last.host)}" if last.folder else ""
+            told = f", sealed{place}"
+            if isinstance(last, Start):
+                told = f" that began at {shown(last.at, 40)}{place} and was never sealed"
+            findings.append(f"{run_id} is gone: the server's run ledger has it as a live run{told}")
+        return findings
+
+    def _last(self, run_id: str) -> Sealed | Start:
+        return self.sealed[run_id][0] if run_id in self.sealed else self.starts[run_id]
 
     def is_elsewhere(self, run_id: str) -> bool:
         """Whether the run lies, as it was sealed (or not yet), elsewhere on this machine."""
-        entry = self.sealed[run_id][0] if run_id in self.sealed else self.starts[run_id]
+        entry = self._last(run_id)
         if not entry.folder or entry.host != socket.gethostname():
             return False
         if isinstance(entry, Start):
@@ -314,7 +312,3 @@ class Ledgers:
             for run_id, start in sorted(self.starts.items())
             if not start.folder and run_id not in self.sealed
         ]
-
-
-def _place(folder: str, host: str) -> str:
-    return f" in {shown(folder, 200)} on {shown(host)}" if folder else ""
