@@ -107,6 +107,8 @@ def _told(path: Path) -> Iterator[None]:
         raise RefusedError(f"{path} exists already; choose another name") from None
     except OSError as error:
         reason = error.strerror or "cannot be written"
+        if error.errno == errno.ENOTEMPTY:
+            raise RefusedError(f"{path} is not empty; choose another folder") from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise DrainkitError(f"{path}: {reason}; free some room") from None
         raise UnwritableError(f"{path}: {reason}; choose another place") from None
@@ -316,21 +318,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     own = folder.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
     with _told(folder):
         if folder.exists() and any(folder.iterdir()):
-            raise RefusedError(f"{folder} is not empty; choose another folder")
+            raise OSError(errno.ENOTEMPTY, "not empty")
         handle = _held(own, lambda: _new_folder(own))
     try:
         yield own
         with _told(folder):
             for path in (*own.glob("**/"), own):
                 _sync_folder(path)
-            try:
-                own.rename(folder)  # takes the place of an empty folder, never of a full one
-            except OSError as error:
-                if error.errno == errno.ENOTEMPTY:
-                    raise RefusedError(
-                        f"{folder} is not empty any more; choose another folder"
-                    ) from None
-                raise
+            own.rename(folder)  # takes the place of an empty folder, never of a full one
             _sync_folder(folder.parent)
     finally:
         shutil.rmtree(own, ignore_errors=True)

@@ -117,8 +117,8 @@ def listing(folder: Path) -> dict[str, Path]:
     try:
         return {path.name: path for path in sorted(folder.iterdir(), key=lambda p: p.name)}
     except OSError as error:
-        reason = one_line(error.strerror or "cannot be read")
-        raise UsageError(f"{one_line(str(folder))}: {reason}; name a folder of evidence") from None
+        reason = error.strerror or "cannot be read"
+        raise UsageError(f"{folder}: {reason}; name a folder of evidence") from None
 
 
 def _read(

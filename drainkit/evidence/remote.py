@@ -45,10 +45,6 @@ _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
-class _MissingError(DrainkitError):
-    """No such bucket, or no such object."""
-
-
 class Store:
     """A folder of an object store, by fsspec."""
 
@@ -81,8 +77,6 @@ class Store:
             yield
         except (ImportError, FileExistsError, DrainkitError):
             raise
-        except FileNotFoundError as error:
-            raise _MissingError(f"{self.url}: {error}") from None
         except Exception as error:
             raise DrainkitError(f"{self.url}: {str(error) or type(error).__name__}") from None
 

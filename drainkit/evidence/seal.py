@@ -12,8 +12,8 @@ import json
 import platform
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def seal(
         for path in plain_files(run_dir)
         if path.name not in (STATEMENT, SUMS, SIGNATURE)
     }
-    with _sealing(run_dir.parent):
+    with locked(run_dir.parent):  # of two that end together one follows the other: no fork
         previous = newest_in(run_dir.parent, without=run_dir)
         if (run_dir / STATEMENT).exists() or (previous and previous["run_id"] == run_dir.name):
             raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
@@ -121,7 +121,7 @@ def seal(
 
 def name_newest(reports_dir: Path) -> bool:
     """Write chain.json anew where a process died between a statement and its link there."""
-    with _sealing(reports_dir):
+    with locked(reports_dir):
         last = newest_in(reports_dir)
         try:
             is_behind = last != read_chain(reports_dir)
@@ -138,14 +138,6 @@ def _versions() -> dict[str, str | None]:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return {"python": platform.python_version(), **found}
-
-
-@contextmanager
-def _sealing(reports_dir: Path) -> Iterator[None]:
-    """One run at a time seals in a folder, so that two that end together do not fork the chain."""
-    with locked(reports_dir):
-        files.remove_unfinished(reports_dir)  # a chain.json that a killed process was writing
-        yield
 
 
 # ---------------------------------------------------------------- passwords

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,15 @@ def shown(value: Any, limit: int = 80) -> str:
 
 @contextmanager
 def locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """While this lasts, the folder is locked."""
+    """While this lasts, the folder is locked; RefusedError where that was not to be waited for."""
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(handle, how)
+        try:
+            fcntl.flock(handle, how)
+        except BlockingIOError:
+            raise RefusedError(
+                f"{folder.name} is being worked on; wait until that run has ended"
+            ) from None
         yield
     finally:
         os.close(handle)
@@ -128,17 +133,9 @@ def working_on(run_dir: Path) -> AbstractContextManager[None]:
     return locked(run_dir, fcntl.LOCK_SH)
 
 
-@contextmanager
-def alone_with(run_dir: Path) -> Iterator[None]:
+def alone_with(run_dir: Path) -> AbstractContextManager[None]:
     """Refuses a folder that somebody works on; while this lasts, nobody else does."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(run_dir, fcntl.LOCK_EX | fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise RefusedError(
-                f"{run_dir.name} is being worked on; wait until that run has ended"
-            ) from None
-        yield
+    return locked(run_dir, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # ---------------------------------------------------------------- the chain of runs

@@ -69,7 +69,7 @@ def verify(
         raise UsageError(
             f"--allowed-signers {allowed_signers} is not a file that can be read"
         ) from None
-    kept = None if checkpoint is None else read_checkpoint(checkpoint)
+    kept = (0, "") if checkpoint is None else read_checkpoint(checkpoint)
     with local_copy(str(path)) as folder:
         alone = is_run(folder)
         if alone and checkpoint is not None:
@@ -96,7 +96,7 @@ def verify(
                 found.drains = ledgers.drains()
         if checkpoint is not None:
             order = order_of(runs)
-            chain += checkpoint_findings(kept, order)
+            chain += checkpoint_findings(*kept, order)
             if not found.bad:
                 newest = order[-1]["statement_sha256"]
                 write_text(checkpoint, f"drainkit checkpoint v1\n{len(order)}\n{newest}\n")
@@ -130,33 +130,27 @@ def chain_findings(reports_dir: Path, runs: Sequence[Examined]) -> list[str]:
     ]  # fmt: skip
     # by the run, or chain.json, that holds the link
     links = {run.name: run.previous for run in runs if run.is_linked}
-    firsts = sorted(name for name, link in links.items() if link is None)
-    if len(firsts) > 1:
-        findings.append(f"forked: {', '.join(firsts)} each claim to be the first run")
     try:
-        links[CHAIN] = read_chain(reports_dir)
-    except ValueError:
-        findings.append(f"changed: {CHAIN} (not readable)")
-    else:
-        if links[CHAIN] is None:
+        if newest := read_chain(reports_dir):
+            links[CHAIN] = newest
+        else:
             findings.append(
                 f"missing: {CHAIN}, which names the newest run" if runs
                 else f"missing: there is no run in {shown(reports_dir.name)}"
             )  # fmt: skip
+    except ValueError:
+        findings.append(f"changed: {CHAIN} (not readable)")
     digests = {run.name: run.digest for run in runs}
-    followed: dict[str, str] = {}
+    followed: dict[str | None, str] = {}
     for name, link in links.items():
-        if link is None:
-            continue
-        before = link["run_id"]
-        if before not in digests:
-            findings.append(
-                f"removed: run {shown(before)}, which {name} names as the one before it"
-            )
-        elif digests[before] != link["statement_sha256"]:
-            findings.append(f"changed: the statement of {before} is not the one that {name} names")
+        before = link["run_id"] if link else None  # it claims to be the first
+        told = shown(before) if before is not None else "no run"
+        if link and before not in digests:
+            findings.append(f"removed: run {told}, which {name} names as the one before it")
+        elif link and digests[link["run_id"]] != link["statement_sha256"]:
+            findings.append(f"changed: the statement of {told} is not the one that {name} names")
         if before in followed:
-            findings.append(f"forked: {name} and {followed[before]} both follow {shown(before)}")
+            findings.append(f"forked: {name} and {followed[before]} both follow {told}")
         followed[before] = name
     return findings + [
         f"left out: nothing follows {name}, and {CHAIN} does not name it"
@@ -165,12 +159,12 @@ def chain_findings(reports_dir: Path, runs: Sequence[Examined]) -> list[str]:
     ]
 
 
-def read_checkpoint(path: Path) -> tuple[int, str] | None:
-    """How many runs there were, and the newest one's digest; None where there is no file."""
+def read_checkpoint(path: Path) -> tuple[int, str]:
+    """How many runs there were, and the newest one's digest; no run where there is no file."""
     try:
         found = _CHECKPOINT.fullmatch(read_plain(path.resolve()).decode("ascii"))
     except FileNotFoundError:
-        return None
+        return 0, ""
     except (OSError, ValueError):
         found = None
     if found is None:
@@ -178,11 +172,8 @@ def read_checkpoint(path: Path) -> tuple[int, str] | None:
     return int(found[1]), found[2]
 
 
-def checkpoint_findings(known: tuple[int, str] | None, chain: Sequence[Link]) -> list[str]:
+def checkpoint_findings(place: int, digest: str, chain: Sequence[Link]) -> list[str]:
     """What became of the run that the checkpoint names, if it is not where it was."""
-    if known is None:
-        return []
-    place, digest = known
     at = next((n for n, link in enumerate(chain, 1) if link["statement_sha256"] == digest), 0)
     what = f"the checkpoint's run {place:,} (statement {digest[:12]}...)"
     if at == place:

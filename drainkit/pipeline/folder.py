@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
 from ..server.connection import Server
-from ..server.ledger import run_tables
+from ..server.ledger import End, Start, run_tables
 from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
 from . import report
@@ -112,21 +113,19 @@ class RunFolder:
                 result["error"] = strike(result["error"], secret_of(folder, words))
             files.write_json(folder / RUN_JSON, result)
             self._complete(summary, renew=renew)
-            files.remove_unfinished(folder)
             files.write_text(folder / "report.html", report.build(folder))
 
-            def sealed() -> str:
-                info = self.server.info
-                return seal(
-                    folder,
-                    run=result,
-                    parameters=self.parameters,
-                    templates=self.templates,
-                    server={"kind": info.kind, "version": info.version},
-                    secret_words=words,
-                    sign_key=self.sign_key,
-                )
-
+            info = self.server.info
+            sealed = partial(
+                seal,
+                folder,
+                run=result,
+                parameters=self.parameters,
+                templates=self.templates,
+                server={"kind": info.kind, "version": info.version},
+                secret_words=words,
+                sign_key=self.sign_key,
+            )
             digest = self.reports.seal(folder, sealed)
         except (OSError, DrainkitError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -217,8 +216,9 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
         with Server.of(settings, stream) as server:
             ledger.check(server)
             mine = ledger.entries_of(server, folder.name)
-        starts = [entry for entry in mine if isinstance(entry, ledger.Start)]
-        is_sealed = any(isinstance(entry, ledger.Sealed) for entry in mine)
+        starts = [entry for entry in mine if isinstance(entry, Start)]
+        ends = [entry for entry in mine if isinstance(entry, End)]
+        is_sealed = len(starts) + len(ends) < len(mine)
         if "-live-" in folder.name and not starts:
             raise RefusedError(
                 f"the run ledger of {stream} has no start of {folder.name}, so it "
@@ -230,22 +230,25 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
             parameters = settings.model_dump(mode="json", include={*settings.given} & {*NOTEBOOK})
             parameters["mode"] = settings.mode
             this = RunFolder(folder, settings, server, reports, parameters, sign_key=sign_key)
-            if (folder / STATEMENT).exists():
-                return _finish_seal(this, mine, planned, is_known=is_sealed)
-            if is_sealed:
+            has_statement = (folder / STATEMENT).exists()
+            if is_sealed and not has_statement:
                 raise RefusedError(
                     f"{folder.name} was sealed, as the run ledger says, and has lost its "
                     "statement; look for the original"
                 )
-            summary = _books(this, mine, planned)
-            for start in starts[sum(isinstance(entry, ledger.End) for entry in mine) :]:
+            if has_statement and (is_sealed or not starts):
+                return _finish_seal(this, None)
+            summary = _books(this, starts, ends, planned)
+            if has_statement:
+                return _finish_seal(this, summary)
+            for start in starts[len(ends) :]:
                 ledger.note_end(server, start, summary, iso(server.now_us()))
             if summary.changes is not None:
                 files.write_table(folder / "drift.parquet", summary.changes)
             return this.write_up(summary, renew=True, closed_at=iso(server.now_us()))
 
 
-def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:
+def _plan_of(folder: Path, starts: Sequence[Start]) -> PlanFile | None:
     """The plan in the folder; refused where it is not the one that the ledger, or its name, has."""
     has_decisions = (folder / "decisions.parquet").exists()
     if not (folder / "plan.json").exists() and not (starts and has_decisions):
@@ -260,7 +263,7 @@ def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:
 
 
 def _settings_of(
-    settings: Settings, stream: str, starts: Sequence[ledger.Start], planned: PlanFile | None
+    settings: Settings, stream: str, starts: Sequence[Start], planned: PlanFile | None
 ) -> Settings:
     """The settings of the run itself: those of its plan, else what the ledger has of them."""
     last = starts[-1] if starts else None
@@ -285,18 +288,15 @@ def _settings_of(
     return build(found)
 
 
-def _finish_seal(
-    this: RunFolder, mine: Sequence[ledger.OfRun], planned: PlanFile | None, *, is_known: bool
-) -> dict[str, Any]:
-    """Already sealed; only chain.json or the ledger's entry may be missing."""
+def _finish_seal(this: RunFolder, summary: Summary | None) -> dict[str, Any]:
+    """Already sealed; only chain.json may be missing, or, with a `summary`, the ledger's entry."""
     folder = this.path
     found = examine(folder)
     if found.findings:
         raise RefusedError(f"{folder.name} was sealed and changed since: {found.findings[0]}")
     run: dict[str, Any] = read_or(folder / RUN_JSON, {})
-    is_live = this.settings.mode == "live"
-    if is_live and not is_known:
-        books = _books(this, mine, planned).as_dict()
+    if summary is not None:
+        books = summary.as_dict()
         for name in ("total_read", *ACTIONS, "operator", "approvers", "plan_digest"):
             if (run.get(name) or None) != (books.get(name) or None):
                 raise RefusedError(
@@ -304,18 +304,18 @@ def _finish_seal(
                     f"ledger and audit have {shown(books.get(name), 60)}"
                 )
     linked = name_newest(folder.parent)
-    if is_live and not is_known:
+    if summary is not None:
         this.tell_ledger(run, found.digest or "")
     elif not linked:
         raise RefusedError(f"{folder.name} is sealed already; a run is closed once")
     return run
 
 
-def _books(this: RunFolder, mine: Sequence[ledger.OfRun], planned: PlanFile | None) -> Summary:
+def _books(
+    this: RunFolder, starts: Sequence[Start], ends: Sequence[End], planned: PlanFile | None
+) -> Summary:
     """The books of a run that was killed, by ledger and audit; of a dry run, by its plan."""
     server, run_id = this.server, this.path.name
-    starts = [entry for entry in mine if isinstance(entry, ledger.Start)]
-    ends = [entry for entry in mine if isinstance(entry, ledger.End)]
     plan = planned.plan if planned else None
     boundary = starts[-1].boundary_id if starts else plan.boundary_id if plan else ""
     digest = starts[-1].plan_digest if starts else plan.digest if plan else ""

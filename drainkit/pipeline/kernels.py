@@ -142,7 +142,10 @@ class Kernels:
             if stopping.is_set() and not interrupted:
                 interrupted = True
                 deadline = math.inf if is_live else time.monotonic() + PATIENCE_SEC
-                self._interrupt(manager, is_live=is_live)
+                # a live drain finishes its commit, or does not begin at all
+                sign = signal.SIGUSR1 if is_live else signal.SIGINT
+                with suppress(RuntimeError, OSError):  # a kernel that died needs none
+                    run_sync(manager.signal_kernel)(sign)
             if time.monotonic() > deadline:
                 self.end(manager)  # it changes nothing on the server; its output is not needed
                 deadline = math.inf
@@ -152,14 +155,6 @@ class Kernels:
             problem = one_line(str(raised[0]) or type(raised[0]).__name__)
         if problem:
             raise _failure(template.stem, problem, interrupted=interrupted)
-
-    def _interrupt(self, manager: Any, *, is_live: bool) -> None:
-        """Interrupt a notebook; a live drain finishes its commit, or does not begin at all."""
-        with suppress(RuntimeError, OSError):  # a kernel that died needs none
-            if is_live:
-                run_sync(manager.signal_kernel)(signal.SIGUSR1)
-            else:
-                run_sync(manager.interrupt_kernel)()
 
     def end(self, manager: Any) -> None:
         """Shut a kernel down at once: its notebook is saved, its files are written."""

@@ -14,10 +14,11 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.policy import ACTIONS
 from ..draining import unattended
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
@@ -39,10 +40,7 @@ from . import runner
 URL = "DRAINKIT_REDIS_URL"
 _POLL_SEC = 1.0
 _WAIT_SEC = 30.0  # for Dask's first worker
-SUMS = (
-    "total_read", "dropped_old", "dropped_not_allowlisted", "dropped_low_conf", "dropped_invalid",
-    "dropped_missing", "drained_ok", "errors", "remaining",
-)  # fmt: skip
+SUMS = ("total_read", *ACTIONS, "errors", "remaining")
 # from good to bad: refused may be meant so, what failed is to be looked at first
 _BADNESS = (0, 4, 2, 3, 1, 130)
 
@@ -73,7 +71,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the run's summary, with stream and end in any case."""
-        return {**self.result, **{k: v for k, v in asdict(self).items() if k != "result"}}
+        return {**self.result, **{k: v for k, v in vars(self).items() if k != "result"}}
 
 
 def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[str], list[Outcome]]:
@@ -171,7 +169,7 @@ def run_with_dask(
             with _passed_on(stopping, stop):
                 for future in as_completed(futures):
                     if future.status == "finished":
-                        yield Outcome(**future.result())
+                        yield future.result()
                         continue
                     is_error = future.status == "error"  # which may hold what it likes
                     kind = type(future.exception()).__name__ if is_error else future.status
@@ -240,8 +238,8 @@ def _mark(run: str, stream: str) -> str:
     return f"drainkit-{run}-begun-{stream}"
 
 
-def run_stream(values: dict[str, Any], server_id: str, run: str) -> dict[str, Any]:
-    """One stream's run, on a worker; an Outcome's fields."""
+def run_stream(values: dict[str, Any], server_id: str, run: str) -> Outcome:
+    """One stream's run, on a worker."""
     from dask.distributed import Event
 
     stream, stopping = str(values["stream"]), threading.Event()
@@ -266,6 +264,6 @@ def run_stream(values: dict[str, Any], server_id: str, run: str) -> dict[str, An
 
         with _passed_on(stop, stopping):
             result, _ = runner.run(settings, confirm=confirm, stopping=stopping)
-        return vars(Outcome.of(stream, result))
+        return Outcome.of(stream, result)
     except Exception as error:  # what Dask would do with it is not ours
-        return vars(Outcome.failed(stream, error))
+        return Outcome.failed(stream, error)

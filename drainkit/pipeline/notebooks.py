@@ -1,19 +1,15 @@
 """The notebooks as files: where they are, which are the packaged ones, copies.
 
-What the package once held is known from elsewhere than the files themselves: an installed wheel's
-RECORD lists their SHA-256; in a checkout the packaged ones are those of git's last commit.
+The SHA-256 of the packaged ones are here, not beside the files, so that an edit of one shows.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,9 +18,15 @@ from ..errors import DrainkitError, RefusedError, UsageError
 from ..settings.kinds import is_url
 
 LIVE = "03_live_drain"
-NOTEBOOKS = ("01_analyse_backlog", "02_dry_run", LIVE, "04_verify")
+#: A run's notebooks in turn, with the SHA-256 of the packaged ones; test_release.py checks it.
+NOTEBOOKS = {
+    "01_analyse_backlog": "7cb596da4113e91516a22a6800dcc7e7da3a12004e9b83c8e699a7bf8778d929",
+    "02_dry_run": "c893cdc5cabb3327526e9665c66cde470f7b4f50f5c37034eb14070cfcad7092",
+    LIVE: "ea0c9a73f4a2f45488d131366070397586a1e727719b86d726eb99bf9da6ef06",
+    "04_verify": "3dd401a01e7fc9b9cbfc7831df3ca4fb4ec54e3078e75fc9974c34f80f6f7a80",
+}
+FIRST, *_ = NOTEBOOKS
 PACKAGE = Path(__file__).parents[1]
-_GIT_TIMEOUT_SEC = 10.0
 _GRAMMAR = "rfc3987_syntax"  # see quick_imports
 #: what examples/requirements-lean.txt leaves out
 PACKAGES = ("ipywidgets", "itables", "jupyterlab", "pandas", "papermill", "plotly", "psutil")
@@ -55,7 +57,7 @@ class Copied:
 def packaged_dir() -> Path:
     """Where the notebooks are: in the installed package, or beside it in a checkout."""
     for folder in (PACKAGE / "notebooks", PACKAGE.parent / "notebooks"):
-        if (folder / f"{NOTEBOOKS[0]}.ipynb").exists():
+        if (folder / f"{FIRST}.ipynb").exists():
             return folder
     raise DrainkitError("the notebooks are not installed with drainkit; install it again")
 
@@ -67,9 +69,8 @@ def of_run(folder: Path | None) -> dict[str, Template]:
     or does not take parameters.
     """
     home = folder or packaged_dir()
-    known = _recorded() or _committed()
     found = {}
-    for name in NOTEBOOKS:
+    for name, packaged in NOTEBOOKS.items():
         path = home / f"{name}.ipynb"
         try:
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -84,14 +85,13 @@ def of_run(folder: Path | None) -> dict[str, Template]:
             # without it, papermill's cell would come first and the notebook's own values would win
             raise UsageError(f"{path} must have one cell tagged parameters")
         digest = files.file_sha256(path)
-        found[name] = Template(path, digest, packaged=known.get(path.name) == digest)
-    if home.resolve() == (PACKAGE / "notebooks").resolve():
-        edited = [t.path.name for t in found.values() if t.path.name in known and not t.packaged]
-        if edited:
-            raise RefusedError(
-                f"{', '.join(edited)} was edited inside the installed package: install drainkit "
-                "again, and work on a copy (drainkit notebooks DIR, run --notebooks-dir DIR)"
-            )
+        found[name] = Template(path, digest, packaged=digest == packaged)
+    edited = [one.path.name for one in found.values() if not one.packaged]
+    if edited and home.resolve() == (PACKAGE / "notebooks").resolve():
+        raise RefusedError(
+            f"{', '.join(edited)} was edited inside the installed package: install drainkit "
+            "again, and work on a copy (drainkit notebooks DIR, run --notebooks-dir DIR)"
+        )
     return found
 
 
@@ -124,49 +124,13 @@ def of_sealed(place: str, folder: Path) -> str:
     """01 with this run as its `run_dir`, in `folder`; its name. One that is there stays."""
     run_dir = place if is_url(place) else str(Path(place).resolve())
     path = folder / f"01_{Path(run_dir).name}.ipynb"
-    notebook = json.loads((packaged_dir() / f"{NOTEBOOKS[0]}.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((packaged_dir() / f"{FIRST}.ipynb").read_text(encoding="utf-8"))
     (cell,) = (c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", []))
     empty, full = 'run_dir: str = ""', f"run_dir: str = {json.dumps(run_dir)}"
     cell["source"] = [line.replace(empty, full) for line in cell["source"]]
     if not path.exists():
         files.write_json(path, notebook)
     return path.name
-
-
-def _recorded() -> dict[str, str]:
-    """SHA-256 (hex) by name as the installed wheel's RECORD says; empty in a checkout."""
-    try:
-        listed = metadata.distribution("drainkit").files or []
-    except metadata.PackageNotFoundError:
-        return {}
-    found = {}
-    for path in listed:
-        inside = path.parts[:2] == ("drainkit", "notebooks")
-        if inside and path.hash is not None and path.hash.mode == "sha256":
-            if Path(str(path.locate())).resolve().parent != (PACKAGE / "notebooks").resolve():
-                return {}  # another drainkit is installed than the one that runs
-            value = path.hash.value
-            digest = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
-            found[path.name] = digest.hex()
-    return found
-
-
-def _committed() -> dict[str, str]:
-    """SHA-256 (hex) by name of a checkout's notebooks that are as git's last commit has them."""
-    folder = packaged_dir()
-    command = ["git", "--no-optional-locks", "-C", str(folder), "ls-files", "-z", "--", "*.ipynb"]
-    changed = [*command[:4], "diff", "--name-only", "--relative", "-z", "HEAD", "--", "*.ipynb"]
-    try:
-        tracked, edited = (
-            subprocess.run(
-                args, capture_output=True, timeout=_GIT_TIMEOUT_SEC, check=True
-            ).stdout.decode().split("\0")
-            for args in (command, changed)
-        )  # fmt: skip
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return {}  # no git, or no checkout: then nothing is known
-    names = [name for name in tracked if name and name not in edited]
-    return {name: files.file_sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
 @contextmanager

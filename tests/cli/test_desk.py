@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -139,14 +138,6 @@ def installed(site: Path) -> Path:
     shutil.copytree(ROOT / "drainkit", site / "drainkit")
     notebooks = site / "drainkit" / "notebooks"
     shutil.copytree(ROOT / "notebooks", notebooks)
-    info = site / "drainkit-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: drainkit\nVersion: 0.1.0\n")
-    lines = []
-    for path in sorted(notebooks.glob("*.ipynb")):
-        digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest())
-        lines.append(f"drainkit/notebooks/{path.name},sha256={digest.decode().rstrip('=')},1\n")
-    (info / "RECORD").write_text("".join(lines))
     return notebooks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ from conftest import ROOT, Cli, CliResult, one_line_error
 from packaging.requirements import Requirement
 from servers import Server
 
-from drainkit.pipeline.notebooks import PACKAGES
+from drainkit.pipeline.notebooks import NOTEBOOKS, PACKAGES
 
 EXAMPLES = ROOT / "drainkit" / "examples"
 JOB = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())
@@ -37,6 +38,14 @@ def run(command: Sequence[object], cwd: Path, **env: str) -> CliResult:
         check=False, timeout=120,
     )  # fmt: skip
     return CliResult(tuple(map(str, command)), done.returncode, done.stdout, done.stderr)
+
+
+def test_the_code_knows_the_packaged_notebooks() -> None:
+    """Their SHA-256 in pipeline/notebooks.py are those of the files: note an edit there."""
+    assert {
+        path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))
+    } == NOTEBOOKS
 
 
 def test_two_builds_are_one_and_the_sdist_is_whole(tmp_path: Path, cli: Cli) -> None:
