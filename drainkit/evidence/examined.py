@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.plan import VERSION, check_digest, parse
 from ..core.summary import RUN_ID
-from ..errors import DrainkitError, UsageError
+from ..errors import DrainkitError
 from ..files import file_sha256, read_plain
 from ..safe import one_line
 from ..signing import OF_STATEMENT, approvals, check_signed, signer
@@ -25,6 +25,7 @@ from .statement import (
     Link,
     is_plain,
     link_of,
+    listing,
     read_json,
     read_or,
     shown,
@@ -110,15 +111,6 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
     if len(found.findings) > MOST:
         found.findings[MOST:] = [f"and {len(found.findings) - MOST:,} more"]
     return found
-
-
-def listing(folder: Path) -> dict[str, Path]:
-    """What is in a folder, by name."""
-    try:
-        return {path.name: path for path in sorted(folder.iterdir(), key=lambda p: p.name)}
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise UsageError(f"{folder}: {reason}; name a folder of evidence") from None
 
 
 def _read(

@@ -12,7 +12,8 @@ from ..safe import one_line
 from ..settings.kinds import is_url
 from .examined import Examined, examine
 from .remote import local_copy
-from .verify import Ledgers, run_dirs
+from .statement import run_dirs
+from .verify import Ledgers
 
 REPORT = "report.html"
 #: The keys of a row, in order.

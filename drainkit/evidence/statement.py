@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.summary import RUN_ID
-from ..errors import RefusedError
+from ..errors import RefusedError, UsageError
 from ..files import read_plain
 from ..safe import one_line
 from ..settings.kinds import is_url
@@ -34,8 +34,22 @@ def is_sealed(place: str) -> bool:
     return is_plain(Path(place) / STATEMENT)
 
 
+def listing(folder: Path) -> dict[str, Path]:
+    """What is in a folder, by name."""
+    try:
+        return {path.name: path for path in sorted(folder.iterdir(), key=lambda p: p.name)}
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise UsageError(f"{folder}: {reason}; name a folder of evidence") from None
+
+
+def run_dirs(reports_dir: Path) -> list[Path]:
+    """What is named like a run."""
+    return [path for name, path in listing(reports_dir).items() if RUN_ID.fullmatch(name)]
+
+
 def plain_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if is_plain(path))
+    return [path for path in listing(folder).values() if is_plain(path)]
 
 
 def is_plain(path: Path) -> bool:
@@ -184,8 +198,8 @@ def newest_in(reports_dir: Path, without: Path | None = None) -> Link | None:
     start, links = None, dict[str, Link]()
     with suppress(ValueError):
         start = read_chain(reports_dir)
-    for run in sorted(reports_dir.iterdir()):
-        if run == without or not RUN_ID.fullmatch(run.name):
+    for run in run_dirs(reports_dir):
+        if run == without:
             continue
         with suppress(OSError, ValueError, KeyError):
             data = read_plain(run / STATEMENT)

@@ -20,9 +20,9 @@ from ..server import ledger
 from ..server.connection import Server
 from ..server.ledger import End, Sealed, Start
 from ..settings import build
-from .examined import Examined, examine, is_run, listing
+from .examined import Examined, examine, is_run
 from .remote import local_copy
-from .statement import CHAIN, STATEMENT, Link, key_of, read_chain, shown, walk
+from .statement import CHAIN, STATEMENT, Link, key_of, listing, read_chain, run_dirs, shown, walk
 
 #: What may lie beside the runs: the chain, a page about them, a list of them, an example.
 _BESIDE = re.compile(rf"{RUN_ID.pattern}|{re.escape(CHAIN)}|README\.md|index\.html|example.*")
@@ -101,11 +101,6 @@ def verify(
                 newest = order[-1]["statement_sha256"]
                 write_text(checkpoint, f"drainkit checkpoint v1\n{len(order)}\n{newest}\n")
     return found
-
-
-def run_dirs(reports_dir: Path) -> list[Path]:
-    """What is named like a run."""
-    return [path for name, path in listing(reports_dir).items() if RUN_ID.fullmatch(name)]
 
 
 # ---------------------------------------------------------------- the chain, and a keeper's lines

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,32 +114,24 @@ class Kernels:
         if stopping.is_set():
             raise InterruptedRunError(INTERRUPTED)
         out = folder / template.name
-        raised: list[BaseException] = []
         printed = on_line and SimpleNamespace(  # a file for papermill to print into
             write=lambda text: [*map(on_line, text.splitlines())], flush=lambda: None
         )
         manager = self.start(env)
 
-        def work() -> None:
-            try:
-                papermill.execute_notebook(
-                    # papermill keeps it in the metadata, and formats paths with the parameters
-                    *(path.replace("{", "{{").replace("}", "}}")
-                      for path in (os.path.relpath(template), str(out))),
-                    parameters=parameters,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    stdout_file=printed,
-                    km=manager,
-                )  # fmt: skip
-            except BaseException as error:
-                raised.append(error)
-
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
+        running = ThreadPoolExecutor(1).submit(
+            papermill.execute_notebook,
+            # papermill keeps it in the metadata, and formats paths with the parameters
+            *(path.replace("{", "{{").replace("}", "}}")
+              for path in (os.path.relpath(template), str(out))),
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=printed,
+            km=manager,
+        )  # fmt: skip
         interrupted, deadline = False, math.inf
-        while worker.is_alive():
-            worker.join(0.1)
+        while wait([running], 0.1).not_done:
             if stopping.is_set() and not interrupted:
                 interrupted = True
                 deadline = math.inf if is_live else time.monotonic() + PATIENCE_SEC
@@ -151,8 +144,8 @@ class Kernels:
                 deadline = math.inf
         self.end(manager)
         problem = _what_failed(out)
-        if raised and not problem:
-            problem = one_line(str(raised[0]) or type(raised[0]).__name__)
+        if (error := running.exception()) and not problem:
+            problem = one_line(str(error) or type(error).__name__)
         if problem:
             raise _failure(template.stem, problem, interrupted=interrupted)
 

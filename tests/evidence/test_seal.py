@@ -76,7 +76,7 @@ def test_a_crash_before_the_chain_file_is_healed(chain: list[Path], reports: Pat
     crashed = make_run(reports, 1)
     seal(crashed)
     (reports / "chain.json").write_bytes(behind)
-    (reports / ".writing-0123").write_text("{")
+    (reports / ".writing-0123456789abcdef").write_text("{")
     assert crashed.name in all_findings(reports)
     later = make_run(reports, 2)
     seal(later)
