@@ -245,17 +245,6 @@ def scratch(data: bytes) -> Iterator[int]:
         yield file.fileno()
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file whole or not at all; the target's folder is made where it is missing."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        data = source.read_bytes()
-    except OSError as error:
-        reason = error.strerror or "cannot be made"
-        raise UsageError(f"{target}: {reason}; choose another place") from None
-    write_bytes(target, data)
-
-
 def open_plain(path: Path, most_bytes: int = MAX_BYTES) -> FileIO:
     """A plain file, opened for reading; OSError for a link, a pipe, a device, or a larger file.
 

@@ -79,8 +79,7 @@ class RunFolder:
         """
         started_at, summary = run.summary.started_at, run.summary
         found = read_or(self.path / RUN_JSON, {})
-        named = RUN_ID.fullmatch(self.path.name)
-        own = (self.path.name, named and named.group(1))  # not another run's, or of another mode
+        own = (summary.run_id, summary.mode)  # not another run's, or of another mode
         if found.get("finished_at") and (found.get("run_id"), found.get("mode")) == own:
             summary = Summary.read(found)
         else:

@@ -118,7 +118,6 @@ class Kernels:
             write=lambda text: [*map(on_line, text.splitlines())], flush=lambda: None
         )
         manager = self.start(env)
-
         running = ThreadPoolExecutor(1).submit(
             papermill.execute_notebook,
             # papermill keeps it in the metadata, and formats paths with the parameters

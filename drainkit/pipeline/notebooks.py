@@ -103,10 +103,13 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> Copied:
     """
     sources = sorted(packaged_dir().glob("*.ipynb"))
     try:
+        if not folder.exists():
+            files.make_folder(folder)
         there = {s.name: files.file_sha256(folder / s.name) for s in sources
                  if (folder / s.name).exists()}  # fmt: skip
     except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror or ''}") from None
+        reason = error.strerror or "cannot be made"
+        raise UsageError(f"{folder}: {reason}; choose another place") from None
     equal = [s.name for s in sources if there.get(s.name) == files.file_sha256(s)]
     differ = [name for name in there if name not in equal]
     if differ and not (force or keep):
@@ -116,7 +119,7 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> Copied:
         )
     wanted = [s for s in sources if s.name not in equal and (force or s.name not in differ)]
     for source in wanted:
-        files.copy_file(source, folder / source.name)
+        files.write_bytes(folder / source.name, source.read_bytes())
     return Copied([s.name for s in wanted], [] if force else differ, equal)
 
 
