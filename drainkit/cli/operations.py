@@ -100,7 +100,7 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str
             )
     except DrainkitError as error:
         report = checks.Report(readable=False)
-        report.add("unknown", settings.stream, None, str(error))
+        report.add(settings.stream, None, ("unknown", str(error)))
         tell_error(error)
     if textfile:
         files.write_bytes(Path(textfile), checks.exposition(report))
@@ -184,7 +184,7 @@ def consumers(delete: bool, yes: bool, as_json: bool, **flags: Any) -> None:
     with connected(settings) as server:
         dead = maintenance.dead_consumers(server, group, min_idle_ms=idle_ms)
         removable = [c.name for c in dead if not c.why_kept]
-        kept = {c.name: c.why_kept for c in dead if c.why_kept}
+        kept: dict[str, str] = {c.name: c.why_kept for c in dead if c.why_kept}
         removed: list[str] = []
         if delete and removable:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
