@@ -87,10 +87,8 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str
     if as_json and form == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
     given = {name: flags.pop(name) for name in checks.Limits.__dataclass_fields__ if name in flags}
-    must_know_lost = given["max_lost"] is not None
-    limits = checks.Limits(
-        **given | {"max_lost": given["max_lost"] or 0}, must_know_lost=must_know_lost
-    )
+    is_given = {name: limit for name, limit in given.items() if limit is not None}
+    limits = checks.Limits(**is_given, must_know_lost="max_lost" in is_given)
     settings = settings_of(flags)
     audits = form == "prometheus" or textfile is not None
     try:

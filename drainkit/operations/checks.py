@@ -17,7 +17,6 @@ from ..server.keeping import eviction_words, keeping
 from ..server.reading import find_streams
 from ..settings import Settings
 from .state import (
-    HISTORY_GROUP,
     GroupState,
     Lost,
     StreamState,
@@ -29,6 +28,7 @@ from .state import (
 #: From best to worst, with the exit codes of the monitoring convention.
 SEVERITIES = {"ok": 0, "warning": 1, "unknown": 3, "critical": 2}
 WARN_FROM = 0.8  # of a limit
+HISTORY_GROUP = ".drain_history"  # how the names of scope history's groups end
 LOST = "entries were trimmed before the group read them"
 
 
@@ -112,9 +112,7 @@ def check(
     most = None if audits else limits.max_backlog
     asked: set[str] = set()
     found = streams(server, settings, pattern) if pattern else [(settings.stream, server)]
-    is_any = False
     for name, one in found:
-        is_any = True
         try:
             if isinstance(one, DrainkitError):
                 raise one
@@ -130,7 +128,7 @@ def check(
         kept = None if one.info.run_id in asked else keeping(one)  # once for each server
         asked.add(one.info.run_id)
         judge(report, state, limits, groups, kept)
-    if not is_any:
+    if not report.findings and not report.states:
         words = "no stream fits this pattern; check --all-streams"
         report.add(pattern or "", None, ("unknown", words))
     seen = {g.name for state in report.states for g in state.groups}

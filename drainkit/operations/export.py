@@ -110,12 +110,9 @@ def _write_days(folder: Path, schema: pa.Schema, today: str, tables: Iterator[pa
 
 def _days(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     """The runs of rows whose ids are of one UTC day, each with the day."""
-    ids = table["id"].cast("binary")
-    times = id_times_us([ids[0].as_py(), ids[-1].as_py()])
-    if NO_TIME in times or len({*times // DAY_US}) > 1:  # else all between are of that day
-        times = id_times_us(ids.to_pylist())
+    times = id_times_us(table["id"].cast("binary").to_pylist())
     starts = [0, *(np.flatnonzero(np.diff(times // DAY_US)) + 1).tolist()]
-    for first, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+    for first, end in zip(starts, [*starts[1:], len(table)], strict=True):
         yield _day(times[first]), table.slice(first, end - first)
 
 

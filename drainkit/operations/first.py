@@ -153,18 +153,13 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
 
 
 def as_text(state: Mapping[str, Any]) -> list[str]:
-    """A baseline for a terminal, line by line."""
+    """A baseline's stream, groups, consumers and newest entries, line by line."""
     info = state["stream"]
     lines = [
         f"Stream: {info['name']}",
         f"  Length: {info['length']:,}   First: {info['first_id']}   Last: {info['last_id']}   "
         f"Boundary: {info['boundary_id']}",
     ]
-    if state["stop"]:
-        lines.append(f"  {StopSwitch(**state['stop'])}; drainkit resume lifts it")
-    lines += [f"  Note: {words}" for words in keeping_words(state["server"])]
-    if state["unread"]:
-        lines.append(f"  Kill switch and audit are not known: {state['unread']}")
     for g, row in zip(state["groups"], group_rows(state), strict=True):
         shown = {name: known(value) for name, value in row.items()}
         lines += [

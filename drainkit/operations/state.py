@@ -27,7 +27,6 @@ OLDEST_OF = 5000  # undelivered entries are looked through for the oldest event
 _NEVER = np.iinfo(np.int64).max
 OLDEST_BYTES = 64 << 20  # of entries, about; of more the first one's id has to do
 CONSUMER_STATES = ("active", "idle", "dead")
-HISTORY_GROUP = ".drain_history"
 #: Servers whose entries-read is right also after a gap (Redis #13958; measured on Valkey 9.1).
 COUNTER_FOLLOWS = {"redis": (8, 2), "valkey": (9, 0)}
 

@@ -60,14 +60,9 @@ class Maintenance(Session):
 
     def consumers_table(self) -> pd.DataFrame:
         """Dead consumers, and why some must stay."""
-        rows = [
-            {"consumer": c.name, "pending": c.pending, "idle, min": round(c.idle_ms / 60_000, 1),
-             "why it stays": c.why_kept}
-            for c in self._dead()
-        ]  # fmt: skip
-        return safe(
-            pd.DataFrame(rows, columns=["consumer", "pending", "idle, min", "why it stays"])
-        )
+        rows = [(c.name, c.pending, round(c.idle_ms / 60_000, 1), c.why_kept) for c in self._dead()]
+        names = ["consumer", "pending", "idle, min", "why it stays"]
+        return safe(pd.DataFrame(rows, columns=names))
 
     def delete_dead(self) -> Markdown:
         """Remove those that are safe to remove, if told to."""
