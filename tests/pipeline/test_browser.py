@@ -122,8 +122,8 @@ def opens_with_its_figures(page: Page, address: str) -> None:
 def test_nothing_in_lab_is_typeset_and_its_folder_is_not_imported(
     evidence: Path, valkey: Server, stream: str, tmp_path: Path, browser: Browser
 ) -> None:
-    """01 runs in Lab: no formula; the run's executed analysis opens offline with its figures, events
-    inert; a calendar.py beside them runs nowhere."""
+    """01 runs in Lab: no formula; the run's executed analysis opens offline with its figures and
+    inert events; a calendar.py beside them runs nowhere."""
     hostile_backlog(valkey, stream, *TEX)
     ran, mine = tmp_path / "ran", tmp_path / "mine"
     mine.mkdir()
