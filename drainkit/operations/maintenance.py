@@ -240,7 +240,16 @@ def trim(
         )
     pages = entries_before(server, plan.floor)
     if archive is not None:
-        _write_archive(archive, _until(stopping, pages))
+        check_archive(archive)
+        schema, written = _archive_schema(), 0
+        # a new file, whole on the disk: of two that write one name at once one is refused
+        with files.TableWriter(archive, schema, new=True) as out:
+            for page in _until(stopping, pages):
+                columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
+                out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
+                written += len(page)
+        if sum(map(len, _archived(archive))) != written:
+            raise DrainkitError(f"{archive} is not what was written; nothing was removed")
         pages = _archived(archive)
     who, kept = operator or os_user(), archive.name if archive else ""
     return _by_steps(
@@ -275,23 +284,8 @@ def check_archive(path: Path) -> None:
         raise RefusedError(f"--archive {path} exists already; choose another name")
 
 
-def _write_archive(path: Path, pages: Iterator[list[RawEntry]]) -> None:
-    """Ids and raw fields (field, value, ...; any bytes) as Parquet, page by page, and read back.
-
-    It is a new file, whole on the disk: of two that write one name at once one is refused.
-    """
-    check_archive(path)
-    schema, written = _archive_schema(), 0
-    with files.TableWriter(path, schema, new=True) as out:
-        for page in pages:
-            columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
-            out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
-            written += len(page)
-    if sum(map(len, _archived(path))) != written:
-        raise DrainkitError(f"{path} is not what was written; nothing was removed")
-
-
 def _archive_schema() -> pa.Schema:
+    """Of an archive: ids and raw fields (field, value, ...; any bytes)."""
     return pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
 
 

@@ -69,6 +69,7 @@ class Kernels:
     def fork(self, arguments: list[str], env: Mapping[str, str]) -> Forked:
         """A new kernel's process; DrainkitError if there can be none."""
         if self._parent.poll() is not None:  # it was killed: the next run is not to fail too
+            self._parent.communicate()  # which closes its pipes
             self._parent = _parent()
         ask, answers = self._parent.stdin, self._parent.stdout
         try:

@@ -43,6 +43,18 @@ def test_a_kernel_that_still_starts_ends_with_the_run(tmp_path: Path) -> None:
     kernels.end(manager)
 
 
+def test_a_parent_that_was_killed_has_a_successor() -> None:
+    """A killed parent ends its kernels, and the run of the next stream has kernels all the same."""
+    with Kernels() as kernels:
+        first = kernels.start(os.environ)
+        psutil.Process(first.provisioner.process.ppid()).kill()
+        wait_until("it ended", lambda: has_ended(first.provisioner.process))
+        second = kernels.start(os.environ)
+        assert second.provisioner.process.poll() is None
+        for manager in (first, second):
+            kernels.end(manager)
+
+
 def has_ended(process: psutil.Process) -> bool:
     """Whether a process ended; its zombie counts, for the system may be slow to take it away."""
     try:
