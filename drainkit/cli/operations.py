@@ -300,11 +300,10 @@ def acl(as_json: bool, **flags: Any) -> None:
     `trim --apply`.
     """
     from ..server.keys import NOT_FORBIDDEN, rules
-    from ..settings.kinds import allowlist_symbols
+    from ..settings.kinds import allowlist_key
 
     settings = settings_of(flags)
-    allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
-    key = allowed if isinstance(allowed, bytes) else None
+    key = allowlist_key(settings.allowlist)
     if flags["allowlist"] and key is None:
         raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
     with connected(settings) as server:
