@@ -23,6 +23,7 @@ from ..core.policy import ACTIONS, decide
 from ..core.progress import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS
+from ..core.verdicts import group_of
 from ..errors import RefusedError, UsageError
 from ..ids import next_id
 from ..safe import one_line
@@ -33,11 +34,11 @@ from ..server.keeping import keeping_words
 from ..server.reading import ACTIVE_MS, StopSwitch
 from ..settings import Settings
 from .checks import Limits, Report, group_rows, judge
+from .entry import TOO_MANY
 from .export import Lens
 from .state import OLDEST_OF, StreamState, baseline, known, own_pending, read_state
 
 TOP = 5  # symbols that are named
-SUSPECT = 0.2  # of the events unreadable: the mapping is wrong, rather than the events
 
 
 def first_screen(server: Server, settings: Settings) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _decided(
 
 def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     """The first screen but for the next command, a fact on each line; the verdict comes first."""
-    info, own, groups = found["stream"], _own(found, settings), found["groups"]
+    info, groups = found["stream"], found["groups"]
     findings = [f for f in found["verdict"]["findings"] if f["severity"] != "ok"]
     others = {f["group"] for f in findings} - {None, settings.consumer_group}
     of_group = {name: f" ({one_line(name, 40)})" for name in others}
@@ -115,7 +116,7 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
         f"Stream: {one_line(info['name'], 36)}, {info['length']:,} entries, at "
         f"{found['as_of'][11:19]} UTC",
     ]
-    if own is None:
+    if not (own := group_of(found, settings.consumer_group)):
         lines.append(f"Groups: {', '.join(one_line(g['name'], 60) for g in groups) or 'none'}")
     else:
         more = f" ({len(groups) - 1:,} more: --all)" if len(groups) > 1 else ""
@@ -196,7 +197,8 @@ def _runs(found: Mapping[str, Any]) -> list[str]:
 
 def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str]:
     """The command that helps most now, and why."""
-    decided, groups, own = found["decided"] or {}, found["groups"], _own(found, settings)
+    decided, groups = found["decided"] or {}, found["groups"]
+    own = group_of(found, settings.consumer_group)
     bad = sum(decided.get("unreadable", {}).values())
     first = shlex.quote(one_line(groups[0]["name"])) if groups else ""
     dry = "a dry run: it changes nothing"
@@ -204,8 +206,8 @@ def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str
         (found["stop"], "resume", "when its reason is gone"),
         (any(drain["alive"] for drain in found["running_drains"]), "status --watch 5",
          "a drain is at work"),
-        (groups and own is None, f"status --consumer-group {first}", "a group that is there"),
-        (bad > SUSPECT * decided.get("events", 0), "fields", "many events cannot be read"),
+        (groups and not own, f"status --consumer-group {first}", "a group that is there"),
+        (bad > TOO_MANY * decided.get("events", 0), "fields", "many events cannot be read"),
         (decided.get("undelivered"), "run", dry),
         (own and own["pending"], "run --scope pending", dry),
     )  # fmt: skip
@@ -215,7 +217,7 @@ def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str
 
 def next_drain(found: Mapping[str, Any], settings: Settings) -> str:
     """What a drain with these settings would take, as one line."""
-    if (own := _own(found, settings)) is None:
+    if not (own := group_of(found, settings.consumer_group)):
         return (
             f"Next drain: none; no group is named {settings.consumer_group}; "
             "drain --consumer-group takes another"
@@ -226,11 +228,6 @@ def next_drain(found: Mapping[str, Any], settings: Settings) -> str:
         return f"Next drain: nothing; 0 {scope}"
     taken = next_run_words(entries, settings.max_events, settings.throttle, f"{entries:,}")
     return f"Next drain: {taken}: {entries_words(scope, entries, left)}"
-
-
-def _own(found: Mapping[str, Any], settings: Settings) -> dict[str, Any] | None:
-    """The settings' group in a state's JSON."""
-    return next((g for g in found["groups"] if g["name"] == settings.consumer_group), None)
 
 
 # ---------------------------------------------------------------- drains at work
