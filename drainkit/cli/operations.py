@@ -87,10 +87,8 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str
     if as_json and form == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
     given = {name: flags.pop(name) for name in checks.Limits.__dataclass_fields__ if name in flags}
-    must_know_lost = given["max_lost"] is not None
-    limits = checks.Limits(
-        **given | {"max_lost": given["max_lost"] or 0}, must_know_lost=must_know_lost
-    )
+    is_given = {name: limit for name, limit in given.items() if limit is not None}
+    limits = checks.Limits(**is_given, must_know_lost="max_lost" in is_given)
     settings = settings_of(flags)
     audits = form == "prometheus" or textfile is not None
     try:
@@ -100,7 +98,7 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str
             )
     except DrainkitError as error:
         report = checks.Report(readable=False)
-        report.add("unknown", settings.stream, None, str(error))
+        report.add(settings.stream, None, ("unknown", str(error)))
         tell_error(error)
     if textfile:
         files.write_bytes(Path(textfile), checks.exposition(report))
@@ -184,7 +182,7 @@ def consumers(delete: bool, yes: bool, as_json: bool, **flags: Any) -> None:
     with connected(settings) as server:
         dead = maintenance.dead_consumers(server, group, min_idle_ms=idle_ms)
         removable = [c.name for c in dead if not c.why_kept]
-        kept = {c.name: c.why_kept for c in dead if c.why_kept}
+        kept: dict[str, str] = {c.name: c.why_kept for c in dead if c.why_kept}
         removed: list[str] = []
         if delete and removable:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
@@ -302,11 +300,10 @@ def acl(as_json: bool, **flags: Any) -> None:
     `trim --apply`.
     """
     from ..server.keys import NOT_FORBIDDEN, rules
-    from ..settings.kinds import allowlist_symbols
+    from ..settings.kinds import allowlist_key
 
     settings = settings_of(flags)
-    allowed = allowlist_symbols(settings.allowlist) if settings.allowlist else None
-    key = allowed if isinstance(allowed, bytes) else None
+    key = allowlist_key(settings.allowlist)
     if flags["allowlist"] and key is None:
         raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
     with connected(settings) as server:

@@ -135,7 +135,8 @@ def settings_of(flags: dict[str, Any]) -> Settings:
 
     for name in unknown_variables():
         tell_error(f"{name} is not a setting; ignored. Check its spelling")
-    settings = load(_given(flags), env_name=flags.get("env"))
+    given = _given(flags)
+    settings = load(given, env_name=flags.get("env"))
     for name in ("as_of", "until", "from_"):
         with suppress(TypeError, ValueError):  # not given, or no time
             if dt.datetime.fromisoformat(flags.get(name)).tzinfo is None:  # type: ignore[arg-type]

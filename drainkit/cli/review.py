@@ -222,6 +222,7 @@ def report(result: Mapping[str, Any]) -> list[Block]:
             sec = result["total_read"] / throttle
             pace = f"a live run takes {sec:,.1f} s at {throttle:g} events/sec"
     shown: dict[str, Any] = {
+        **result,
         "mode": str(result.get("mode", "")).upper(),
         "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s",
         "events_per_sec": pace,
@@ -240,12 +241,11 @@ def report(result: Mapping[str, Any]) -> list[Block]:
     if (result.get("dropped_invalid") or 0) * 2 > (result.get("total_read") or 0):
         blocks.append("Most events cannot be read; drainkit fields says why, and what would help.")
     for name, key in REPORT_LINES.items():
-        value = shown.get(key, result.get(key))
+        value = shown.get(key)
         blocks.append(f"{name}: {'unknown' if value is None else value}")
     if result.get("evidence") and result.get("plan_path"):  # as seen from where the person is
         shown["plan_path"] = f"{result['evidence']}/{result['plan_path']}"
-    blocks += [f"{name}: {shown.get(key, result[key])}"
-               for name, key in MORE_LINES.items() if result.get(key)]  # fmt: skip
+    blocks += [f"{name}: {shown[key]}" for name, key in MORE_LINES.items() if shown.get(key)]
     if result.get("mode") == "dry-run":
         good = result.get("drained_ok", 0)
         blocks.append(f"A live run acknowledges {good:,} good signals and executes none of them.")

@@ -62,6 +62,7 @@ def plan_run(
     """
     if path is not None and path.is_dir():
         raise UsageError(f"--plan {path} is a folder; name a file in it to write to")
+    beside = None if path is None else decisions_path(path)
     tally, sha256 = Tally(), ""
     takers = [tally.add, *([on_table] if on_table else [])]
 
@@ -71,12 +72,12 @@ def plan_run(
             take(table)
 
     with ExitStack() as stack:
-        if path is not None:
-            out = files.TableWriter(decisions_path(path), decisions_schema())
+        if beside is not None:
+            out = files.TableWriter(beside, decisions_schema())
             takers.append(stack.enter_context(out).write)
         summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
-    if path is not None:
-        sha256 = files.file_sha256(decisions_path(path), sys.maxsize)
+    if beside is not None:
+        sha256 = files.file_sha256(beside, sys.maxsize)
     plan = _plan_of(run, tally, sha256)
     if path is not None:
         files.write_json(path, plan.to_json())

@@ -47,6 +47,7 @@ class PlanFile:
     def load(cls, path: Path) -> PlanFile:
         """A plan, by its file or its evidence folder; refuses one that was edited."""
         path = path / PLAN if path.is_dir() else path
+        beside, signatures = decisions_path(path), load_signatures(path)
         try:
             if not path.is_file():
                 raise FileNotFoundError(0, "there is no such file")
@@ -54,9 +55,9 @@ class PlanFile:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UsageError(f"{path}: {reason}; name a plan or an evidence folder") from None
-        beside, tally = decisions_path(path), Tally()
+        tally = Tally()
         with _opened(beside) as file:
-            found = cls(plan, load_signatures(path), beside, _mark(file))
+            found = cls(plan, signatures, beside, _mark(file))
             if hashlib.file_digest(file, "sha256").hexdigest() != plan.decisions_sha256:
                 found._refuse()
             for block in found.blocks(("id", "action", "invalid")):

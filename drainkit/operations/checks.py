@@ -3,12 +3,11 @@ declared once, with the rows and metrics made of them."""
 
 from __future__ import annotations
 
-import bisect
 import datetime as dt
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
@@ -18,8 +17,6 @@ from ..server.keeping import eviction_words, keeping
 from ..server.reading import find_streams
 from ..settings import Settings
 from .state import (
-    CONSUMER_STATES,
-    HISTORY_GROUP,
     GroupState,
     Lost,
     StreamState,
@@ -31,6 +28,7 @@ from .state import (
 #: From best to worst, with the exit codes of the monitoring convention.
 SEVERITIES = {"ok": 0, "warning": 1, "unknown": 3, "critical": 2}
 WARN_FROM = 0.8  # of a limit
+HISTORY_GROUP = ".drain_history"  # how the names of scope history's groups end
 LOST = "entries were trimmed before the group read them"
 
 
@@ -64,6 +62,9 @@ class Finding:
         return f"{self.severity.upper()}: {where}: {self.text}"
 
 
+Found = tuple[str, str]  # a severity, and what was found
+
+
 @dataclass
 class Report:
     """What a check saw and judged, worst finding first."""
@@ -75,27 +76,26 @@ class Report:
     @property
     def severity(self) -> str:
         """The worst one."""
-        names = [finding.severity for finding in self.findings] or ["unknown"]
-        return max(names, key=list(SEVERITIES).index)
+        return self.findings[0].severity if self.findings else "unknown"
 
     @property
     def exit_code(self) -> int:
         """0 OK, 1 warning, 2 critical, 3 unknown."""
         return SEVERITIES[self.severity]
 
-    def add(self, severity: str, stream_name: str, group: str | None, text: str) -> None:
-        """Add a finding in its place."""
-        found = Finding(severity, stream_name, group, text)
-        bisect.insort_right(self.findings, found, key=lambda f: -list(SEVERITIES).index(f.severity))
+    def add(self, stream: str, group: str | None, *found: Found) -> None:
+        """Add findings, each in its place."""
+        self.findings += [Finding(severity, stream, group, text) for severity, text in found]
+        self.findings.sort(key=lambda f: -list(SEVERITIES).index(f.severity))
+
+    def verdict(self) -> dict[str, Any]:
+        """JSON-ready: what was judged."""
+        findings = [*map(vars, self.findings)]
+        return {"status": self.severity, "exit_code": self.exit_code, "findings": findings}
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "status": self.severity,
-            "exit_code": self.exit_code,
-            "findings": [asdict(finding) for finding in self.findings],
-            "streams": [state_as_dict(state) for state in self.states],
-        }
+        """JSON-ready: what was judged, and seen."""
+        return self.verdict() | {"streams": [*map(state_as_dict, self.states)]}
 
 
 def check(
@@ -112,9 +112,7 @@ def check(
     most = None if audits else limits.max_backlog
     asked: set[str] = set()
     found = streams(server, settings, pattern) if pattern else [(settings.stream, server)]
-    is_any = False
     for name, one in found:
-        is_any = True
         try:
             if isinstance(one, DrainkitError):
                 raise one
@@ -125,19 +123,19 @@ def check(
         except DrainkitError as error:
             if pattern is None and isinstance(error, UnreachableError):
                 raise
-            report.add("unknown", name, None, str(error))
+            report.add(name, None, ("unknown", str(error)))
             continue
         kept = None if one.info.run_id in asked else keeping(one)  # once for each server
         asked.add(one.info.run_id)
         judge(report, state, limits, groups, kept)
-    if not is_any:
-        report.add(
-            "unknown", pattern or "", None, "no stream fits this pattern; check --all-streams"
-        )
-    seen = {g.group.name for state in report.states for g in state.groups}
+    if not report.findings and not report.states:
+        words = "no stream fits this pattern; check --all-streams"
+        report.add(pattern or "", None, ("unknown", words))
+    seen = {g.name for state in report.states for g in state.groups}
     for group in groups:
         if group not in seen and report.states:
-            report.add("unknown", pattern or settings.stream, group, "no such group; check --group")
+            words = "no such group; check --group"
+            report.add(pattern or settings.stream, group, ("unknown", words))
     return report
 
 
@@ -166,82 +164,76 @@ def judge(
     kept: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Judge a stream, its groups (all without `groups`), and what its server `kept`."""
-    name = state.info.name
+    name, found = state.info.name, list[Found]()  # of the stream
     if kept and (words := eviction_words(kept)):
-        report.add("warning" if kept["may_evict"] else "unknown", name, None, words)
+        found.append(("warning" if kept["may_evict"] else "unknown", words))
     # groups of scope history are the drain's own
-    mine = [g for g in state.groups if not g.group.name.endswith(HISTORY_GROUP)]
-    state = replace(state, groups=mine)
-    report.states.append(state)
+    mine = [g for g in state.groups if not g.name.endswith(HISTORY_GROUP)]
+    report.states.append(replace(state, groups=mine))
     if state.switch is not None:
-        report.add("warning", name, None, str(state.switch))
+        found.append(("warning", str(state.switch)))
     if state.audit_entries is None:
-        report.add("unknown", name, None, state.unread)
-    _add(report, name, None, "{} audit entries", state.audit_entries or 0, limits.max_audit)
-    for g in state.groups:
-        if not groups or g.group.name in groups:
-            before = len(report.findings)
-            by = _judge_group(report, name, g, limits)
-            if len(report.findings) == before:
-                age = g.oldest_age_sec
-                oldest = "" if age is None else f", oldest {age / 60:,.1f} min{by}"
-                kinds = (f"{g.by_state[s]} {s}" for s in CONSUMER_STATES if g.by_state.get(s))
-                report.add(
-                    "ok", name, g.group.name,
-                    f"{known(g.backlog.undelivered)} undelivered{oldest}, {g.group.pending:,} "
-                    f"pending, {g.lost} lost; lag reported {known(g.group.lag_reported)}; "
-                    f"{', '.join(kinds) or 'no'} consumers",
-                )  # fmt: skip
-            elif g.lost == Lost() and not limits.must_know_lost:
-                report.add("ok", name, g.group.name, f"how many {LOST} is unknown")
-    if not state.groups and not groups:
-        report.add("ok", name, None, f"{state.info.length:,} entries, and no group reads them")
+        found.append(("unknown", state.unread))
+    found += _near("{} audit entries", state.audit_entries or 0, limits.max_audit)
+    if not mine and not groups:
+        found.append(("ok", f"{state.info.length:,} entries, and no group reads them"))
+    report.add(name, None, *found)
+    for g in mine:
+        if not groups or g.name in groups:
+            report.add(name, g.name, *_of_group(g, limits))
 
 
-def _judge_group(report: Report, name: str, g: GroupState, limits: Limits) -> str:
-    """Add what is near or beyond a limit; what is to be said of the oldest one's age."""
-    group = g.group.name
+def _of_group(g: GroupState, limits: Limits) -> list[Found]:
+    """What is near or beyond a limit, else that all is well."""
     counted = g.backlog.undelivered  # None: it stopped at the limit
     undelivered = limits.max_backlog + 1 if counted is None else counted
-    _add(
-        report, name, group, "{} entries undelivered", undelivered, limits.max_backlog,
-        note="" if g.lag_agrees else f" (lag reported by Redis: {known(g.group.lag_reported)})",
+    found = _near(
+        "{} entries undelivered", undelivered, limits.max_backlog,
+        note="" if g.lag_agrees else f" (lag reported by Redis: {known(g.lag_reported)})",
         bound=f"more than {limits.max_backlog:,}" if counted is None else "",
     )  # fmt: skip
     lost, most_lost = g.lost, limits.max_lost
     if lost.exact or lost.least > most_lost:
-        _add(report, name, group, f"{{}} {LOST}", lost.least, most_lost, bound=str(lost))
+        found += _near(f"{{}} {LOST}", lost.least, most_lost, bound=str(lost))
     elif (lost.most is not None and lost.most > most_lost) or lost.least:
-        text = f"{lost} {LOST}, now or earlier: the server does not say; limit {most_lost:,}"
-        report.add("unknown", name, group, text)
+        words = f"{lost} {LOST}, now or earlier: the server does not say; limit {most_lost:,}"
+        found.append(("unknown", words))
     elif lost.most is None and limits.must_know_lost:
-        report.add("unknown", name, group, f"how many {LOST} is unknown")
-    _add(report, name, group, "{} entries pending", g.group.pending, limits.max_pending)
-    _add(report, name, group, "{} dead consumers", g.by_state.get("dead", 0), limits.max_dead)
+        found.append(("unknown", f"how many {LOST} is unknown"))
+    found += _near("{} entries pending", g.pending, limits.max_pending)
+    found += _near("{} dead consumers", g.consumers_by_state["dead"], limits.max_dead)
     by_id = g.oldest_by == "entry id"
     by = " (the first by its id; too many to look at each event)" * by_id
     for what, n, age_sec, most, note in (
         ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min, by),
-        ("pending", g.group.pending, g.oldest_pending_age_sec, limits.max_pending_age_min, ""),
+        ("pending", g.pending, g.oldest_pending_age_sec, limits.max_pending_age_min, ""),
     ):
         if n and age_sec is None and most is not None:
-            report.add("unknown", name, group, f"the oldest {what} entry has no usable time")
+            found.append(("unknown", f"the oldest {what} entry has no usable time"))
         elif n and age_sec is not None:
-            text = f"the oldest {what} entry is {{}} min old{note}"
-            _add(report, name, group, text, age_sec / 60, most)
-    return by
+            found += _near(f"the oldest {what} entry is {{}} min old{note}", age_sec / 60, most)
+    if not found:
+        age = g.oldest_age_sec
+        oldest = "" if age is None else f", oldest {age / 60:,.1f} min{by}"
+        kinds = ", ".join(f"{n} {kind}" for kind, n in g.consumers_by_state.items() if n)
+        found.append((
+            "ok", f"{known(counted)} undelivered{oldest}, {g.pending:,} pending, {lost} lost; "
+            f"lag reported {known(g.lag_reported)}; {kinds or 'no'} consumers",
+        ))  # fmt: skip
+    elif lost == Lost() and not limits.must_know_lost:
+        found.append(("ok", f"how many {LOST} is unknown"))
+    return found
 
 
-def _add(
-    report: Report, name: str, group: str | None, text: str, value: float, limit: float | None,
-    *, note: str = "", bound: str = "",
-) -> None:  # fmt: skip
+def _near(
+    text: str, value: float, limit: float | None, *, note: str = "", bound: str = ""
+) -> list[Found]:
     """A finding, if the value is above the limit or from 80 % of it on; `bound`: in words."""
-    if limit is None or (value < limit * WARN_FROM or value == 0):
-        return
+    if limit is None or value < limit * WARN_FROM or value == 0:
+        return []
     severity = "critical" if value > limit else "warning"
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-    report.add(severity, name, group, f"{text.format(bound or shown)}, limit {limit:,}{note}")
+    return [(severity, f"{text.format(bound or shown)}, limit {limit:,}{note}")]
 
 
 # ---------------------------------------------------------------- values of a group: rows, metrics
@@ -254,24 +246,22 @@ class Fact:
     """One value of a group, by the keys that lead to it; None is unknown, never 0."""
 
     path: str
-    column: str  # in tables; `, min`: minutes there, where JSON and metrics have seconds
+    column: str  # "": in no table; `, min`: in minutes; JSON and metrics have seconds
     metric: str = ""
     help: str = ""
     of: str = ""  # of these entries it is the age: where there is none, the metric is 0
+    labels: tuple[str, ...] = ()  # one, where the metric has several values
 
     def cell(self, group: Mapping[str, Any]) -> Any:
         """The value as its column has it."""
         value = _at(group, self.path)
         return value / 60 if self.column.endswith(", min") and value is not None else value
 
-    def number(self, group: Mapping[str, Any]) -> float:
-        """The value as its metric has it; NaN, which no alert takes for a number, is unknown."""
-        value = _at(group, self.path)
-        if self.of and not _at(group, self.of):
-            return 0.0
-        if isinstance(value, Mapping):  # what a group lost
-            value = value["entries"]
-        return math.nan if value is None else float(value)
+    def numbers(self, group: Mapping[str, Any]) -> Iterator[tuple[float, tuple[str, ...]]]:
+        """The metric's values, each with its label; NaN, no number to an alert, is unknown."""
+        value: Any = 0 if self.of and not _at(group, self.of) else _at(group, self.path)
+        for label, n in value.items() if self.labels else [("", value)]:
+            yield math.nan if n is None else float(n), (label,) if self.labels else ()
 
 
 def _at(group: Any, path: str) -> Any:
@@ -282,6 +272,7 @@ def _at(group: Any, path: str) -> Any:
 
 FACTS = (
     Fact("name", "group"),
+    Fact("backlog", "", "drainkit_backlog_entries", "Entries by scope, counted", labels=("scope",)),
     Fact("position", "position"),
     Fact("backlog.undelivered", "undelivered", "drainkit_lag_counted_entries",
          "Entries after the position, counted"),
@@ -291,7 +282,8 @@ FACTS = (
          "Lag that Redis reports; NaN unknown"),
     Fact("lag_agrees", "they agree", "drainkit_lag_agrees",
          "1 if both lags are the same, lost entries aside; NaN unknown"),
-    Fact("lost", "lost", "drainkit_lost_entries",
+    Fact("lost", "lost"),
+    Fact("lost.entries", "", "drainkit_lost_entries",
          "Trimmed before the group read them (at least so many); NaN unknown"),
     Fact("oldest_age_sec", "oldest, min", "drainkit_oldest_age_seconds",
          "Age of the oldest event of up to 5,000 undelivered, else of the first entry by its id; "
@@ -300,6 +292,7 @@ FACTS = (
     Fact("oldest_pending_age_sec", "oldest pending, min", "drainkit_oldest_pending_age_seconds",
          "Age of the oldest pending entry; 0 if none, NaN unknown", of="pending"),
     Fact("consumers", "consumers"),
+    Fact("consumers_by_state", "", "drainkit_consumers", "Consumers by state", labels=("state",)),
     Fact("consumers_by_state.dead", "dead consumers"),
 )  # fmt: skip
 #: What each metric means, by name; the labels beside it.
@@ -309,21 +302,18 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "drainkit_stream_entries": ("Entries in the stream", ("stream",)),
     "drainkit_stopped": ("1 while the kill switch is set", ("stream",)),
     "drainkit_audit_entries": ("Audit entries by action", ("stream", "action")),
-    "drainkit_backlog_entries": ("Entries by scope, counted", ("stream", "group", "scope")),
-    **{fact.metric: (fact.help, ("stream", "group")) for fact in FACTS if fact.metric},
+    **{f.metric: (f.help, ("stream", "group", *f.labels)) for f in FACTS if f.metric},
     "drainkit_last_run_timestamp_seconds": (
         "End of the last live run, by the ledger", ("stream", "group", "outcome"),
     ),
-    "drainkit_consumers": ("Consumers by state", ("stream", "group", "state")),
 }  # fmt: skip
 
 
 def group_rows(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each group of a state; `known` makes a value fit to be shown."""
     name = state["stream"]["name"]
-    return [
-        {"stream": name} | {fact.column: fact.cell(g) for fact in FACTS} for g in state["groups"]
-    ]
+    columns = [fact for fact in FACTS if fact.column]
+    return [{"stream": name} | {f.column: f.cell(g) for f in columns} for g in state["groups"]]
 
 
 def exposition(report: Report) -> bytes:
@@ -333,9 +323,8 @@ def exposition(report: Report) -> bytes:
     registry = CollectorRegistry()
     gauges = {name: Gauge(name, *known, registry=registry) for name, known in METRICS.items()}
 
-    def add(name: str, value: float | None, *labels: str) -> None:
-        gauge = gauges[name].labels(*labels) if labels else gauges[name]
-        gauge.set(math.nan if value is None else value)
+    def add(name: str, value: float, *labels: str) -> None:
+        (gauges[name].labels(*labels) if labels else gauges[name]).set(value)
 
     add("drainkit_up", report.readable)
     add("drainkit_check_status", report.exit_code)
@@ -351,11 +340,7 @@ def exposition(report: Report) -> bytes:
                 where = (stream, end.consumer_group, end.outcome)
                 add("drainkit_last_run_timestamp_seconds", at, *where)
         for g in state_as_dict(state)["groups"]:
-            for fact in FACTS:
-                if fact.metric:
-                    add(fact.metric, fact.number(g), stream, g["name"])
-            for scope, n in g["backlog"].items():
-                add("drainkit_backlog_entries", n, stream, g["name"], scope)
-            for kind, n in g["consumers_by_state"].items():
-                add("drainkit_consumers", n, stream, g["name"], kind)
+            for fact in (fact for fact in FACTS if fact.metric):
+                for number, label in fact.numbers(g):
+                    add(fact.metric, number, stream, g["name"], *label)
     return generate_latest(registry)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.audit import parse
+from ..core.audit import audit_table
 from ..core.events import Decoder, Events
 from ..core.fields import Findings, examine, places, shown
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
@@ -15,6 +15,7 @@ from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import RefusedError, UsageError
 from ..ids import FIRST_ID, id_key, is_id, last_of, next_id
+from ..late import pa, pc
 from ..safe import one_line, text
 from ..server import ledger, reading, scopes
 from ..server.connection import Server
@@ -129,24 +130,18 @@ def _audits(server: Server, wanted: Sequence[bytes]) -> dict[bytes, dict[str, An
     start_ms = max(0, int(times.min()) // 1000 - 60_000) if (times != NO_TIME).all() else 0
     first = f"{start_ms}-0" if start_ms else FIRST_ID
     records: dict[bytes, list[dict[str, Any]]] = {entry_id: [] for entry_id in wanted}
-    searched, complete = 0, True
+    searched, complete, ids = 0, True, pa.array([entry_id.decode() for entry_id in wanted])
     for page in ledger.audit_pages(server, first):
         if searched >= MAX_AUDIT_RECORDS:
             complete = False
             break
         searched += len(page)
-        for entry in page:
-            for part in entry[1] or ():
-                if part in records:
-                    record = parse(entry)
-                    if record["original_id"].encode() == part:
-                        records[part].append(record)
-                        break
-    return {
-        entry_id: {"searched_from": first, "searched": searched, "complete": complete,
-                   "records": found}
-        for entry_id, found in records.items()
-    }  # fmt: skip
+        table = audit_table(page)
+        found = table.filter(pc.is_in(table["original_id"], value_set=ids))
+        for record in found.to_pylist():
+            records[record["original_id"].encode()].append(record)
+    told = {"searched_from": first, "searched": searched, "complete": complete}
+    return {entry_id: {**told, "records": found} for entry_id, found in records.items()}
 
 
 def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:

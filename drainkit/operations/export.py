@@ -94,30 +94,26 @@ def _write_days(folder: Path, schema: pa.Schema, today: str, tables: Iterator[pa
         now, room = "", 0  # the open part's day, and the rows that it still takes
         for table in tables:
             rows += len(table)
-            for day, first, end in _days(table["id"].cast("binary")):
-                left = table.slice(first, end - first)
+            for day, part in _days(table):
+                left = part
                 while len(left):
                     if day != now or not room:
                         out, now, room = begin(day), day, PART_ROWS
-                    part = left.slice(0, room)
-                    out.write(part)
-                    room -= len(part)
-                    left = left.slice(len(part))
-            del table, left, part  # or two pages would be in memory
+                    out.write(left.slice(0, room))
+                    left, room = left.slice(room), max(0, room - len(left))
+            del table, part, left  # or two pages would be in memory
         if not parts.keys() - {NO_DATE}:
             # an empty part, from which readers take the columns and their types, that of `date` too
             begin(today)
     return rows
 
 
-def _days(ids: pa.ChunkedArray) -> Iterator[tuple[str, int, int]]:
-    """Runs of ids of one UTC day: the day, the first row and the row after the last."""
-    times = id_times_us([ids[0].as_py(), ids[-1].as_py()])
-    if NO_TIME in times or len({*times // DAY_US}) > 1:  # else all between are of that day
-        times = id_times_us(ids.to_pylist())
+def _days(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The runs of rows whose ids are of one UTC day, each with the day."""
+    times = id_times_us(table["id"].cast("binary").to_pylist())
     starts = [0, *(np.flatnonzero(np.diff(times // DAY_US)) + 1).tolist()]
-    for first, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-        yield _day(times[first]), first, end
+    for first, end in zip(starts, [*starts[1:], len(table)], strict=True):
+        yield _day(times[first]), table.slice(first, end - first)
 
 
 def _day(time_us: int) -> str:
@@ -164,12 +160,10 @@ def _json(body: Sequence[bytes]) -> str:
 
 # ---------------------------------------------------------------- in parts
 
-BASE = (
+COLUMNS = (
     "id", "event_time", "time_source", "symbol", "side", "source", "confidence", "invalid",
-    "missing",
+    "missing", "age_sec", "action", "failed",
 )  # fmt: skip
-DECIDED = ("age_sec", "action", "failed")
-_OPEN = ("symbol", "side", "source")  # their values differ from part to part
 
 
 @dataclass(frozen=True)
@@ -228,21 +222,17 @@ def load_range(
     are categories, the same ones in each. What was trimmed since is not in it. It works as
     `dask.dataframe.from_map(drainkit.load_range, drainkit.ranges(...))`.
     """
-    known = (*BASE, *DECIDED)
-    wanted = list(known) if columns is None else [*columns]
+    wanted = [*(COLUMNS if columns is None else columns)]
     for name in wanted:
-        if name not in known:
-            raise UsageError(f"load_range: no column {name}; there are {known}")
+        if name not in COLUMNS:
+            raise UsageError(f"load_range: no column {name}; there are {COLUMNS}")
     settings = _settings(url_env, part.stream)
     with Server.of(settings, part.stream) as server:
         lens = part.lens or Lens.of(server, settings)
         pages = reading.pages(server, server.stream, part.first, part.last, ahead=True)
         frame = load_frame(pages, Decoder(lens.fields))
-    if set(wanted) & set(DECIDED):
-        decided = decide_frame(frame, lens.policy, lens.at_us)
-        for name in DECIDED:
-            frame[name] = decided[name]
-    for name in set(wanted) & set(_OPEN):
+    frame = frame.join(decide_frame(frame, lens.policy, lens.at_us))
+    for name in ("symbol", "side", "source"):  # their values differ from part to part
         frame[name] = frame[name].astype(frame["id"].dtype)
     return frame[wanted]
 

@@ -23,6 +23,7 @@ from ..core.policy import ACTIONS, decide
 from ..core.progress import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS
+from ..core.verdicts import group_of
 from ..errors import RefusedError, UsageError
 from ..ids import next_id
 from ..safe import one_line
@@ -33,11 +34,11 @@ from ..server.keeping import keeping_words
 from ..server.reading import ACTIVE_MS, StopSwitch
 from ..settings import Settings
 from .checks import Limits, Report, group_rows, judge
+from .entry import TOO_MANY
 from .export import Lens
 from .state import OLDEST_OF, StreamState, baseline, known, own_pending, read_state
 
 TOP = 5  # symbols that are named
-SUSPECT = 0.2  # of the events unreadable: the mapping is wrong, rather than the events
 
 
 def first_screen(server: Server, settings: Settings) -> dict[str, Any]:
@@ -52,11 +53,10 @@ def first_screen(server: Server, settings: Settings) -> dict[str, Any]:
         last = next(reversed(ledger.last_ends(server)), None)
     except RefusedError as error:  # a user who may read the stream, but not its side keys
         found["unread"] = found["unread"] or str(error)
-    judged = report.as_dict()
     return {
         **found,
         "as_of": iso(server.now_us()),
-        "verdict": {name: judged[name] for name in ("status", "exit_code", "findings")},
+        "verdict": report.verdict(),
         "decided": _decided(server, settings, state, seen),
         "running_drains": [vars(drain) | {"line": drain.line()} for drain in running],
         "last_run": None if last is None else structs.asdict(last),
@@ -70,10 +70,10 @@ def _decided(
 
     All of them where they were decoded already, else a sample from all over them.
     """
-    mine = [g.group for g in state.groups if g.group.name == settings.consumer_group]
-    if not mine or not mine[0].backlog:
+    mine = next((g for g in state.groups if g.name == settings.consumer_group), None)
+    if mine is None:
         return None
-    entries, first = mine[0].backlog.undelivered or 0, next_id(mine[0].position)
+    entries, first = mine.backlog.undelivered or 0, next_id(mine.position)
     is_all = entries <= min(OLDEST_OF, sum(map(len, seen)))
     found = {"undelivered": entries, "events": 0, "is_sample": not is_all, "would_pass": None}
     try:
@@ -105,8 +105,7 @@ def _decided(
 
 def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     """The first screen but for the next command, a fact on each line; the verdict comes first."""
-    info, groups = found["stream"], {g["name"]: g for g in found["groups"]}
-    own = groups.get(settings.consumer_group)
+    info, groups = found["stream"], found["groups"]
     findings = [f for f in found["verdict"]["findings"] if f["severity"] != "ok"]
     others = {f["group"] for f in findings} - {None, settings.consumer_group}
     of_group = {name: f" ({one_line(name, 40)})" for name in others}
@@ -117,8 +116,8 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
         f"Stream: {one_line(info['name'], 36)}, {info['length']:,} entries, at "
         f"{found['as_of'][11:19]} UTC",
     ]
-    if own is None:
-        lines.append(f"Groups: {', '.join(one_line(name, 60) for name in groups) or 'none'}")
+    if not (own := group_of(found, settings.consumer_group)):
+        lines.append(f"Groups: {', '.join(one_line(g['name'], 60) for g in groups) or 'none'}")
     else:
         more = f" ({len(groups) - 1:,} more: --all)" if len(groups) > 1 else ""
         oldest = "" if (age := own["oldest_age_sec"]) is None else f", oldest {span(age)}"
@@ -155,18 +154,13 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
 
 
 def as_text(state: Mapping[str, Any]) -> list[str]:
-    """A baseline for a terminal, line by line."""
+    """A baseline's stream, groups, consumers and newest entries, line by line."""
     info = state["stream"]
     lines = [
         f"Stream: {info['name']}",
         f"  Length: {info['length']:,}   First: {info['first_id']}   Last: {info['last_id']}   "
         f"Boundary: {info['boundary_id']}",
     ]
-    if state["stop"]:
-        lines.append(f"  {StopSwitch(**state['stop'])}; drainkit resume lifts it")
-    lines += [f"  Note: {words}" for words in keeping_words(state["server"])]
-    if state["unread"]:
-        lines.append(f"  Kill switch and audit are not known: {state['unread']}")
     for g, row in zip(state["groups"], group_rows(state), strict=True):
         shown = {name: known(value) for name, value in row.items()}
         lines += [
@@ -203,16 +197,17 @@ def _runs(found: Mapping[str, Any]) -> list[str]:
 
 def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str]:
     """The command that helps most now, and why."""
-    decided, groups = found["decided"] or {}, {g["name"]: g for g in found["groups"]}
-    bad, own = sum(decided.get("unreadable", {}).values()), groups.get(settings.consumer_group)
-    other = f"status --consumer-group {shlex.quote(one_line(next(iter(groups), '')))}"
+    decided, groups = found["decided"] or {}, found["groups"]
+    own = group_of(found, settings.consumer_group)
+    bad = sum(decided.get("unreadable", {}).values())
+    first = shlex.quote(one_line(groups[0]["name"])) if groups else ""
     dry = "a dry run: it changes nothing"
     cases = (
         (found["stop"], "resume", "when its reason is gone"),
         (any(drain["alive"] for drain in found["running_drains"]), "status --watch 5",
          "a drain is at work"),
-        (groups and own is None, other, "a group that is there"),
-        (bad > SUSPECT * decided.get("events", 0), "fields", "many events cannot be read"),
+        (groups and not own, f"status --consumer-group {first}", "a group that is there"),
+        (bad > TOO_MANY * decided.get("events", 0), "fields", "many events cannot be read"),
         (decided.get("undelivered"), "run", dry),
         (own and own["pending"], "run --scope pending", dry),
     )  # fmt: skip
@@ -220,21 +215,19 @@ def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str
     return found_case or ("check", "nothing waits")
 
 
-def next_drain(status: Mapping[str, Any], settings: Settings) -> str:
+def next_drain(found: Mapping[str, Any], settings: Settings) -> str:
     """What a drain with these settings would take, as one line."""
-    for g in status["groups"]:
-        if g["name"] == settings.consumer_group:
-            scope, own = settings.scope, own_pending(g, settings.consumer_name)
-            entries = g["backlog"][scope] + (own if scope == "undelivered" else 0)
-            if not entries:
-                return f"Next drain: nothing; 0 {scope}"
-            limits = settings.max_events, settings.throttle
-            taken = next_run_words(entries, *limits, f"{entries:,}")
-            return f"Next drain: {taken}: {entries_words(scope, entries, own)}"
-    return (
-        f"Next drain: none; no group is named {settings.consumer_group}; "
-        "drain --consumer-group takes another"
-    )
+    if not (own := group_of(found, settings.consumer_group)):
+        return (
+            f"Next drain: none; no group is named {settings.consumer_group}; "
+            "drain --consumer-group takes another"
+        )
+    scope, left = settings.scope, own_pending(own, settings.consumer_name)
+    entries = own["backlog"][scope] + (left if scope == "undelivered" else 0)
+    if not entries:
+        return f"Next drain: nothing; 0 {scope}"
+    taken = next_run_words(entries, settings.max_events, settings.throttle, f"{entries:,}")
+    return f"Next drain: {taken}: {entries_words(scope, entries, left)}"
 
 
 # ---------------------------------------------------------------- drains at work

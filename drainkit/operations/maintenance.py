@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from ..late import pa
 from ..safe import text
 from ..server import ledger, reading, writing
 from ..server.connection import Server
+from ..server.reading import Consumer
 from ..server.topology import check_primary
 from ..settings.kinds import os_user
 
@@ -40,12 +42,9 @@ Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
-class DeadConsumer:
+class DeadConsumer(Consumer):
     """A consumer that has been idle at least the threshold."""
 
-    name: str
-    pending: int
-    idle_ms: int
     why_kept: str  # pending entries, which would be lost with it; "": it can be removed
 
 
@@ -53,10 +52,10 @@ def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[Dead
     """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
     reading.position_of(server, group)
     return [
-        DeadConsumer(c.name, c.pending, c.idle_ms,
-                     _why_kept("pending", c.pending) if c.pending else "")
-        for c in reading.consumers(server, group) if c.idle_ms >= min_idle_ms
-    ]  # fmt: skip
+        DeadConsumer(**vars(c), why_kept=_why_kept("pending", c.pending) if c.pending else "")
+        for c in reading.consumers(server, group)
+        if c.idle_ms >= min_idle_ms
+    ]
 
 
 def remove_consumers(
@@ -71,29 +70,25 @@ def remove_consumers(
     """
     check_primary(server.info)
     ledger.check(server)
+    idle_ms: dict[str, int] = {c.name: c.idle_ms for c in reading.consumers(server, group)}
+    known = len(idle_ms) > writing.MAX_LISTED
     removed: list[str] = []
-    kept: dict[str, str] = {}
-    there: dict[str, int] = {c.name: c.idle_ms for c in reading.consumers(server, group)}
-    known = len(there) > writing.MAX_LISTED
-    if known:
-        for name in names:
-            idle_ms = there.get(name)
-            if idle_ms is None or idle_ms < min_idle_ms:
-                kept[name] = _why_kept("gone" if idle_ms is None else "active", idle_ms or 0)
-        names = [name for name in names if name not in kept]
+    kept = {
+        name: _why_kept("active" if name in idle_ms else "gone", idle_ms.get(name, 0))
+        for name in names if known and idle_ms.get(name, -1) < min_idle_ms
+    }  # fmt: skip
+    names = [name for name in names if name not in kept]
     # where the list is known, each removal is checked against the list of groups
     size = max(1, BATCH_CONSUMERS // len(reading.positions(server) if known else "1"))
 
     def remove(step: Sequence[str]) -> int:
-        before = len(removed)
         least = None if known else min_idle_ms
-        outcomes = writing.remove_consumers(server, group, step, min_idle_ms=least)
-        for name, (status, number) in zip(step, outcomes, strict=True):
-            if status == "removed":
-                removed.append(name)
-            else:
-                kept[name] = _why_kept(status, number)
-        return len(removed) - before
+        told = writing.remove_consumers(server, group, step, min_idle_ms=least)
+        outcomes = [*zip(step, told, strict=True)]
+        gone = [name for name, (status, _) in outcomes if status == "removed"]
+        kept.update({name: _why_kept(*outcome) for name, outcome in outcomes if name not in gone})
+        removed.extend(gone)
+        return len(gone)
 
     def look(step: Sequence[str]) -> int:
         left: set[str] = {c.name for c in reading.consumers(server, group)}
@@ -248,12 +243,12 @@ def trim(
                 columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
                 out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
                 written += len(page)
-        if sum(map(len, _archived(archive))) != written:
+        if sum(1 for _ in _archived(archive)) != written:
             raise DrainkitError(f"{archive} is not what was written; nothing was removed")
-        pages = _archived(archive)
+    entries = chain.from_iterable(pages) if archive is None else _archived(archive)
     who, kept = operator or os_user(), archive.name if archive else ""
     return _by_steps(
-        server, "entries", _steps(entry for page in pages for entry in page),
+        server, "entries", _steps(entries),
         lambda ids: writing.trim(server, ids, without_groups=without_groups),
         lambda ids: sum(fields is None for _, fields in reading.bodies(server, ids)),
         lambda n: ledger.Trimmed(who, iso(server.now_us()), n, plan.floor, plan.bound, kept),
@@ -289,8 +284,8 @@ def _archive_schema() -> pa.Schema:
     return pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
 
 
-def _archived(path: Path) -> Iterator[list[RawEntry]]:
-    """The entries of an archive by a trim's size; an id that is none is empty.
+def _archived(path: Path) -> Iterator[RawEntry]:
+    """The entries of an archive; an id that is none is empty.
 
     UsageError where it cannot be read, or is no archive.
     """
@@ -300,8 +295,8 @@ def _archived(path: Path) -> Iterator[list[RawEntry]]:
                 raise UsageError(f"{path.name} is not an archive of drainkit trim (id, fields)")
             for group in range(file.num_row_groups):  # of large entries it holds few
                 for batch in file.iter_batches(TRIM_ENTRIES, row_groups=[group]):
-                    rows = batch.to_pylist()
-                    yield [[(row["id"] or "").encode(), row["fields"]] for row in rows]
+                    for row in batch.to_pylist():
+                        yield [(row["id"] or "").encode(), row["fields"]]
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
 
@@ -314,7 +309,7 @@ def restore(server: Server, key: str, path: Path) -> int:
     """
     check_primary(server.info)
     before = (0, 0)
-    for entry_id, fields in (entry for page in _archived(path) for entry in page):
+    for entry_id, fields in _archived(path):
         name = text(entry_id)
         has_id = is_id(name) and before < (before := id_key(name))
         if not has_id or not fields or len(fields) % 2 or None in fields:
@@ -322,9 +317,7 @@ def restore(server: Server, key: str, path: Path) -> int:
     if reading.type_of(server, key.encode()) != "none":
         raise RefusedError(f"{key} exists already; restore into a new --stream")
     try:
-        return writing.add_entries(
-            server, key.encode(), (entry for page in _archived(path) for entry in page)
-        )
+        return writing.add_entries(server, key.encode(), _archived(path))
     except (DrainkitError, KeyboardInterrupt) as error:
         failure = error if isinstance(error, DrainkitError) else InterruptedRunError("interrupted")
         failure.args = (f"{failure} (if {key} is there, delete it and restore again)",)

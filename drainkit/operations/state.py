@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ OLDEST_OF = 5000  # undelivered entries are looked through for the oldest event
 _NEVER = np.iinfo(np.int64).max
 OLDEST_BYTES = 64 << 20  # of entries, about; of more the first one's id has to do
 CONSUMER_STATES = ("active", "idle", "dead")
-HISTORY_GROUP = ".drain_history"
 #: Servers whose entries-read is right also after a gap (Redis #13958; measured on Valkey 9.1).
 COUNTER_FOLLOWS = {"redis": (8, 2), "valkey": (9, 0)}
 
@@ -80,25 +79,20 @@ def lost_to(group: Group, info: StreamInfo, server: ServerInfo) -> Lost:
     return Lost(most if follows and only_trimmed else 0, most)
 
 
-@dataclass(frozen=True)
-class GroupState:
+@dataclass(frozen=True, kw_only=True)
+class GroupState(Group):
     """One group as counted; ages in seconds by the server's clock, None: nothing there, or no time.
 
     An age is that of the event: the earlier of its timestamp and its id's time.
     """
 
-    group: Group
+    backlog: Backlog
     lost: Lost  # trimmed before the group read them
-    consumers: Sequence[Consumer]
-    by_state: Mapping[str, int]  # consumers by CONSUMER_STATES
-    oldest_age_sec: float | None = None  # also None where ages were not asked for
-    oldest_by: str | None = None  # "event time", or of a large backlog the first "entry id"
-    oldest_pending_age_sec: float | None = None  # of the lowest id
-
-    @property
-    def backlog(self) -> Backlog:
-        """Entries per scope, counted."""
-        return self.group.backlog or Backlog(None, self.group.pending, None)
+    consumer_list: Sequence[Consumer]
+    consumers_by_state: Mapping[str, int]  # each of CONSUMER_STATES
+    oldest_age_sec: float | None  # also None where ages were not asked for
+    oldest_by: str | None  # "event time", or of a large backlog the first "entry id"
+    oldest_pending_age_sec: float | None  # of the lowest id
 
     @property
     def lag_agrees(self) -> bool | None:
@@ -106,7 +100,7 @@ class GroupState:
 
         None where it is not known.
         """
-        lag, undelivered = self.group.lag_reported, self.backlog.undelivered
+        lag, undelivered = self.lag_reported, self.backlog.undelivered
         if lag is None or undelivered is None:
             return None
         return lag in (undelivered, undelivered + (self.lost.least if self.lost.exact else 0))
@@ -143,19 +137,20 @@ def read_state(
     states = []
     for group in groups:
         consumers = reading.consumers(server, group.name) if group.consumers else []
-        event_us, by = oldest.get(group.position, (NO_TIME, None))
-        by_state = Counter(
+        kinds = Counter(
             "dead" if c.idle_ms >= dead_after_min * 60_000 else
             "active" if c.idle_ms < reading.ACTIVE_MS else "idle" for c in consumers
         )  # fmt: skip
-        ages = (_age_sec(now_us, event_us), by)
+        event_us, by = oldest.get(group.position, (NO_TIME, None))
         pending_us = NO_TIME
         if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
             pending_us = int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
-        lost = lost_to(group, info, server.info)
-        states.append(GroupState(
-            group, lost, consumers, by_state, *ages, _age_sec(now_us, pending_us)
-        ))  # fmt: skip
+        states.append(GroupState(**vars(group) | {
+            "lost": lost_to(group, info, server.info), "consumer_list": consumers,
+            "consumers_by_state": {kind: kinds[kind] for kind in CONSUMER_STATES},
+            "oldest_age_sec": _age_sec(now_us, event_us), "oldest_by": by,
+            "oldest_pending_age_sec": _age_sec(now_us, pending_us),
+        }))  # fmt: skip
     try:
         switch = reading.stop_switch(server)
         entries = reading.length_of(server, server.keys.audit)
@@ -211,40 +206,39 @@ def _age_sec(now_us: int, event_us: int) -> float | None:
 # ---------------------------------------------------------------- as JSON
 
 
-def state_as_dict(state: StreamState) -> dict[str, Any]:
-    """JSON-ready; the lag three ways: as reported, as counted, and whether they agree."""
-    switch = state.switch
+def state_as_dict(state: StreamState, *, whole: bool = False) -> dict[str, Any]:
+    """JSON-ready; the lag three ways: as reported, as counted, and whether they agree.
+
+    `whole`: with each consumer, and why each backlog is as it is.
+    """
+    switch, groups = state.switch, []
+    for g in state.groups:
+        groups.append(shown := vars(g) | {
+            "backlog": vars(g.backlog),
+            "lag_counted": g.backlog.undelivered,
+            "lag_agrees": g.lag_agrees,
+            "lost": g.lost.as_dict(),
+            "pending_by_consumer": {c.name: c.pending for c in g.consumer_list if c.pending},
+            "consumer_list": [*map(vars, g.consumer_list)],
+        })  # fmt: skip
+        if whole:
+            shown["why"] = why(state.info, g)
+        else:
+            del shown["consumer_list"]
     return {
-        "stream": asdict(state.info),
+        "stream": vars(state.info),
         "stopped": None if switch is None else switch.reason,
-        "stop": None if switch is None else asdict(switch),
+        "stop": None if switch is None else vars(switch),
         "unread": state.unread,
         "audit_entries": state.audit_entries,
         "audit_by_action": state.audit_by_action,
-        "groups": [
-            {
-                **asdict(g.group),
-                "lag_counted": g.backlog.undelivered,
-                "lag_agrees": g.lag_agrees,
-                "lost": g.lost.as_dict(),
-                "oldest_age_sec": g.oldest_age_sec,
-                "oldest_by": g.oldest_by,
-                "oldest_pending_age_sec": g.oldest_pending_age_sec,
-                "consumers_by_state": {name: g.by_state.get(name, 0) for name in CONSUMER_STATES},
-                "pending_by_consumer": {c.name: c.pending for c in g.consumers if c.pending},
-            }
-            for g in state.groups
-        ],
-    }  # fmt: skip
+        "groups": groups,
+    }
 
 
 def baseline(server: Server, state: StreamState | None = None) -> dict[str, Any]:
-    """The state as JSON, with each consumer, the reasons, samples, and what the server keeps."""
-    state = state or read_state(server)
-    found = state_as_dict(state)
-    for shown, g in zip(found["groups"], state.groups, strict=True):
-        shown["consumer_list"] = [asdict(consumer) for consumer in g.consumers]
-        shown["why"] = why(state.info, g)
+    """The whole state as JSON, with samples, and what the server keeps."""
+    found = state_as_dict(state or read_state(server), whole=True)
     who = {"kind": server.info.kind, "version": server.info.version, **keeping(server)}
     samples = [
         {"id": text(entry_id), "fields": [one_line(text(part)) for part in fields]}
@@ -269,7 +263,7 @@ def known(value: Any) -> str:
 
 def why(info: StreamInfo, g: GroupState) -> str:
     """In words and numbers, why the group's backlog is as large or small as it is."""
-    position, new, old = g.group.position, g.backlog.undelivered, g.backlog.history
+    position, new, old = g.position, g.backlog.undelivered, g.backlog.history
     parts = [
         f"Of the stream's {info.length:,} entries, {known(new)} lie after the group's position "
         f"{position} and can still be read through it (scope undelivered)."
@@ -280,8 +274,8 @@ def why(info: StreamInfo, g: GroupState) -> str:
             f"The other {old:,} lie at or before it: delivered once, or skipped when the group was "
             "made; the group itself never reads them again (scope history)."
         )
-    if g.group.pending:
-        parts.append(f"{g.group.pending:,} were delivered but never acknowledged (scope pending).")
+    if g.pending:
+        parts.append(f"{g.pending:,} were delivered but never acknowledged (scope pending).")
     if g.lost.least:
         shown = str(g.lost)
         parts.append(
@@ -294,7 +288,7 @@ def why(info: StreamInfo, g: GroupState) -> str:
             f"How many after it were trimmed before the group read them is unknown{most}: the "
             "server's counters do not tell."
         )
-    lag, counted = g.group.lag_reported, g.backlog.undelivered or 0
+    lag, counted = g.lag_reported, g.backlog.undelivered or 0
     more = (lag or 0) - counted
     if lag is None:
         parts.append("Redis does not know the lag; the count is exact.")

@@ -149,8 +149,7 @@ def run_with_dask(
     # the settings without the URL, such that they mean the same on another machine
     values = settings.model_dump(exclude={"redis_url"})
     if settings.allowlist is not None and settings.allowlist.startswith("@"):
-        found = allowlist_symbols(settings.allowlist)
-        values["allowlist"] = ",".join(sorted(found)) if isinstance(found, frozenset) else None
+        values["allowlist"] = ",".join(sorted(allowlist_symbols(settings.allowlist)))
     if not is_url(settings.reports_dir):
         values["reports_dir"] = Path(settings.reports_dir).resolve()
     with _cluster(settings, address, len(streams)) as client:

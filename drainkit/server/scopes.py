@@ -14,7 +14,7 @@ from ..errors import RefusedError, UsageError
 from ..ids import FIRST_ID, id_key, next_id, previous_id
 from ..safe import text
 from ..settings import Settings
-from ..settings.kinds import allowlist_symbols, check_symbols
+from ..settings.kinds import allowlist_key, allowlist_symbols, check_symbols
 from . import reading, recorded, writing
 from .connection import Server
 from .counting import count
@@ -234,15 +234,14 @@ def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
     """The symbols of this run, read now from the flag, the file or the Redis set."""
     if settings.allowlist is None:
         return None
-    found = allowlist_symbols(settings.allowlist)
-    if isinstance(found, frozenset):
-        return found
+    if (key := allowlist_key(settings.allowlist)) is None:
+        return allowlist_symbols(settings.allowlist)
     if server.info.cluster:
-        check_slot(server.stream, found)
-    kind = server.call("TYPE", found)
+        check_slot(server.stream, key)
+    kind = server.call("TYPE", key)
     if kind != b"set":
         what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"
         raise RefusedError(f"--allowlist {settings.allowlist}: the key {what}")
-    members = server.call("SMEMBERS", found)
+    members = server.call("SMEMBERS", key)
     # as latin-1 whatever is not ASCII stays so, and is refused
     return check_symbols([member.decode("latin-1") for member in members], settings.allowlist)

@@ -112,14 +112,16 @@ def _to_names(value: Any) -> tuple[str, ...]:
 
 
 def _to_allowlist(value: Any) -> str | None:
+    if value is None:
+        return None
     if isinstance(value, list | tuple):  # a notebook's or TOML's list
         if not all(isinstance(symbol, str) for symbol in value):
             raise ValueError("must hold symbols (texts) only")
         value = ",".join(value)
-    if value is not None and (not isinstance(value, str) or not value.strip(" ,")):
+    if not isinstance(value, str) or not value.strip(" ,"):
         raise ValueError("is given but empty; leave it out to let any symbol pass")
-    if value is not None:
-        allowlist_symbols(value)  # what is wrong with it shows before anything is connected to
+    if allowlist_key(value) is None:
+        allowlist_symbols(value)  # validate before connecting
     return value
 
 
@@ -178,13 +180,17 @@ Place = Annotated[Path | str, BeforeValidator(_to_place)]  # a folder, or a stor
 PlanPath = Annotated[Path | None, BeforeValidator(_to_plan)]
 
 
-def allowlist_symbols(spec: str, *, folder: Path | None = None) -> frozenset[str] | bytes:
-    """The symbols that `spec` names, or the key (bytes) of the Redis set that holds them."""
-    if spec.startswith(_REDIS_SET):
-        key = spec.removeprefix(_REDIS_SET)
-        if not key:
-            raise UsageError("--allowlist redis:KEY names no key")
-        return key.encode()
+def allowlist_key(spec: str | None) -> bytes | None:
+    """The key of the Redis set that holds the symbols; None where `spec` is of another form."""
+    if spec is None or not spec.startswith(_REDIS_SET):
+        return None
+    if spec == _REDIS_SET:
+        raise UsageError("--allowlist redis:KEY names no key")
+    return spec.removeprefix(_REDIS_SET).encode()
+
+
+def allowlist_symbols(spec: str, *, folder: Path | None = None) -> frozenset[str]:
+    """The symbols that `spec`, or the file that it names, holds."""
     if spec.startswith("@"):
         try:
             # a BOM is no part of the first symbol

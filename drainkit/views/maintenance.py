@@ -12,8 +12,6 @@ from ..core.progress import amount
 from ..errors import RefusedError
 from ..operations import maintenance
 from ..safe import verbatim
-from ..server.connection import Server
-from ..settings import Settings
 from ..settings.kinds import Amount, Flag, Minutes
 from .session import Session, checked, markdown, safe
 
@@ -28,11 +26,11 @@ class Maintenance(Session):
         "min_idle_min", "delete_consumers", "apply_trim", "keep_days", "archive",
     )  # fmt: skip
 
-    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        super().__init__(settings, server, run_dir)
-        self.delete, self.apply, self.archive = False, False, ""
-        self.keep_days: float | None = None
-        self.min_idle_ms = round(settings.min_idle_min * 60_000)
+    delete: bool
+    apply: bool
+    archive: str  # a file's name; "" without one
+    keep_days: float | None
+    min_idle_ms: int
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -62,14 +60,9 @@ class Maintenance(Session):
 
     def consumers_table(self) -> pd.DataFrame:
         """Dead consumers, and why some must stay."""
-        rows = [
-            {"consumer": c.name, "pending": c.pending, "idle, min": round(c.idle_ms / 60_000, 1),
-             "why it stays": c.why_kept}
-            for c in self._dead()
-        ]  # fmt: skip
-        return safe(
-            pd.DataFrame(rows, columns=["consumer", "pending", "idle, min", "why it stays"])
-        )
+        rows = [(c.name, c.pending, round(c.idle_ms / 60_000, 1), c.why_kept) for c in self._dead()]
+        names = ["consumer", "pending", "idle, min", "why it stays"]
+        return safe(pd.DataFrame(rows, columns=names))
 
     def delete_dead(self) -> Markdown:
         """Remove those that are safe to remove, if told to."""

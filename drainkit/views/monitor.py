@@ -19,7 +19,7 @@ from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.first import RunningDrain, running_drains
-from ..operations.state import StreamState, known, state_as_dict
+from ..operations.state import known, state_as_dict
 from ..safe import one_line, text, verbatim
 from ..server import ledger
 from ..server.connection import Server
@@ -74,16 +74,16 @@ class Monitor(Session):
         return board
 
     @property
-    def states(self) -> list[StreamState]:
-        """The streams that were looked at."""
-        return self.report.states
+    def states(self) -> list[dict[str, Any]]:
+        """The streams that were looked at, as JSON has them."""
+        return [*map(state_as_dict, self.report.states)]
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
         if self.pattern is None:
             yield self.server
         for state in self.states if self.pattern else ():
-            with Server.of(self.settings, state.info.name) as server:
+            with Server.of(self.settings, state["stream"]["name"]) as server:
                 yield server
 
     def _drains(self) -> list[tuple[str, RunningDrain]]:
@@ -125,27 +125,26 @@ class Monitor(Session):
 
     def _board_html(self) -> str:
         """Each group's state and numbers, drains at work, and as of when."""
-        groups = {(s.info.name, g.group.name): g for s in self.states for g in s.groups}
+        rows = {(r["stream"], r["group"]): r for s in self.states for r in checks.group_rows(s)}
         sections = []
-        for (stream, name), group in groups.items():
+        for (stream, name), row in rows.items():
             found = [f for f in self.report.findings if (f.stream, f.group) == (stream, name)]
-            worst = max((f.severity for f in found), key=list(STATES).index, default="unknown")
-            bad = [f.text for f in found if f.severity != "ok"]
-            oldest, undelivered = group.oldest_age_sec, group.backlog.undelivered
-            by_id = " by id" * (group.oldest_by == "entry id")
-            unknown = "unknown" if undelivered else "none"
+            worst = found[0].severity if found else "unknown"
+            oldest, by_id = row["oldest, min"], " by id" * (row["oldest by"] == "entry id")
+            unknown = "unknown" if row["undelivered"] else "none"
             numbers = {
-                "undelivered": known(undelivered),
-                "lost": str(group.lost),
-                f"oldest{by_id}": unknown if oldest is None else span(oldest),
-                "pending": f"{group.group.pending:,}",
-                "dead consumers": f"{group.by_state.get('dead', 0):,}",
+                "undelivered": known(row["undelivered"]),
+                "lost": known(row["lost"]),
+                f"oldest{by_id}": unknown if oldest is None else span(oldest * 60),
+                "pending": known(row["pending"]),
+                "dead consumers": known(row["dead consumers"]),
             }
+            bad = [f.text for f in found if f.severity != "ok"]
             sections.append(_section(STATES[worst], f"{stream} {name}", numbers, bad))
         sections += [  # of a stream that could not be read, or that has no group
             _section(STATES[f.severity], f"{f.stream} {f.group or ''}", {}, [f.text])
             for f in self.report.findings
-            if f.severity != "ok" and (f.stream, f.group) not in groups
+            if f.severity != "ok" and (f.stream, f.group) not in rows
         ]
         for stream, drain in self._drains():
             values = {
@@ -169,17 +168,16 @@ class Monitor(Session):
 
     def groups_table(self) -> pd.DataFrame:
         """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
-        frame = groups_frame(*map(state_as_dict, self.states), columns=GROUP_COLUMNS)
+        frame = groups_frame(*self.states, columns=GROUP_COLUMNS)
         return Table(frame.reset_index())
 
     def pending_table(self) -> pd.DataFrame:
         """Pending entries by consumer, most first."""
         rows = [
-            {"stream": s.info.name, "group": g.group.name, "consumer": c.name, "pending": c.pending}
+            (s["stream"]["name"], g["name"], consumer, pending)
             for s in self.states
-            for g in s.groups
-            for c in g.consumers
-            if c.pending
+            for g in s["groups"]
+            for consumer, pending in g["pending_by_consumer"].items()
         ]
         frame = pd.DataFrame(rows, columns=["stream", "group", "consumer", "pending"])
         return safe(frame.sort_values("pending", ascending=False).head(20))

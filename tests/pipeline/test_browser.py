@@ -122,8 +122,8 @@ def opens_with_its_figures(page: Page, address: str) -> None:
 def test_nothing_in_lab_is_typeset_and_its_folder_is_not_imported(
     evidence: Path, valkey: Server, stream: str, tmp_path: Path, browser: Browser
 ) -> None:
-    """The run's executed analysis opens offline with its figures, events inert; 01 runs in Lab: no
-    formula; a calendar.py beside them runs nowhere."""
+    """01 runs in Lab: no formula; the run's executed analysis opens offline with its figures and
+    inert events; a calendar.py beside them runs nowhere."""
     hostile_backlog(valkey, stream, *TEX)
     ran, mine = tmp_path / "ran", tmp_path / "mine"
     mine.mkdir()
@@ -132,13 +132,14 @@ def test_nothing_in_lab_is_typeset_and_its_folder_is_not_imported(
     where = (*at(valkey, stream), "--consumer-group", GROUP)
     with demo_lab(tmp_path, *where) as address:
         watched = Watched(browser, address)
-        opens_with_its_figures(watched.page, address)
-        assert watched.outside == []
-        watched = Watched(browser, address)
         run_in_lab(watched.page, address, "01_analyse_backlog")
         texts, formulas = seen_in(watched.page)
         assert "$\\color{white}{x}$" in {text.strip() for text in texts}
         assert formulas == set()
+        watched.page.close()
+        watched = Watched(browser, address)
+        opens_with_its_figures(watched.page, address)
+        assert watched.outside == []
     assert not ran.exists()
 
 
