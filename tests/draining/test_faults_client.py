@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from backlogs import GROUP, ME, deliver, fill, seed
 from books import ask, audit, pending
@@ -156,7 +157,7 @@ def test_a_live_consumer_keeps_its_entries(server: Server, stream: str, scope: s
     assert_settled(server, stream, ids[:500] if scope == "pending" else sorted(drained), [run])
 
 
-#: whose the entries are, and what happens to some of them while the second commit is on its way
+#: whose the entries are, and what happens to some of them while their commit is on its way
 MEDDLING: dict[str, tuple[str, str]] = {
     "undelivered, read by another": ("", "read"),
     "pending, claimed by another": ("dead", "claimed"),
@@ -179,18 +180,16 @@ def test_what_happens_to_entries_before_their_commit(
     if owner:
         deliver(server, stream, owner, 160)
         ask(server, "XCLAIM", stream, GROUP, owner, 0, *ids, "IDLE", 3_600_000, "JUSTID")
-    batch = 4 if what == "deleted last" else 2
-    proxy = start_proxy(server)
-    proxy.arm("delay_request", match=COMMIT, nth=batch, delay_sec=0.6)
-    some = ids[40 * batch - 20 : 40 * batch - 3] if what else []
-    if what == "read":
-        some = ids[40:70]  # what comes next
+    first = 140 if what == "deleted last" else 60
+    some = ids[first : first + 17] if what not in ("", "read") else []
+    proxy = start_proxy(server)  # the commit that has a record of the first: of 40 or more entries
+    proxy.arm("delay_request", match=msgspec.msgpack.encode(ids[first]), delay_sec=0.6)
     later: list[bytes] = []
 
     def meddle() -> None:
         proxy.wait_fired()
         if what == "read":
-            deliver(server, stream, "live", 30)
+            some.extend(deliver(server, stream, "live", 30))  # what comes next
         elif what.startswith("deleted"):
             ask(server, "XDEL", stream, *some)
         elif what:

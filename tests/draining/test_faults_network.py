@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -94,19 +95,19 @@ def test_a_lost_reply_is_followed_by_a_look_not_by_a_resend(
     valkey: Server, stream: str, start_proxy: StartProxy
 ) -> None:
     """After a commit whose reply was lost, the next script the server sees commits nothing."""
-    ids = seed(valkey, stream, 200, delivered=100)[100:]
+    ids = seed(valkey, stream, 240, delivered=100)[100:]
     ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "0")
     ask(valkey, "CONFIG", "SET", "slowlog-max-len", "1000")
     ask(valkey, "SLOWLOG", "RESET")
     proxy = start_proxy(valkey)
     proxy.arm("cut_after", match=COMMIT, nth=2)
-    run = complete(impatient(proxy.url), stream)
+    run = complete(impatient(proxy.url), stream, throttle="500")  # 100 a commit at most
     calls = [entry[3] for entry in reversed(ask(valkey, "SLOWLOG", "GET", "-1"))]
     # after the script, five keys and their number: group, consumer, rate, run id (none in a look)
     steps = [
         "commit" if call[11] else "look" for call in calls if call[0] == b"EVAL" and len(call) > 15
     ]
-    assert " ".join(steps) == "look commit commit look commit"
+    assert re.fullmatch("look commit commit look( commit)*", " ".join(steps))
     assert_settled(valkey, stream, ids, [run])
 
 
@@ -120,7 +121,9 @@ def test_a_late_request_does_nothing(
     proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=1.5)
     if ends == "interrupted":
         threading.Timer(0.3, stopping.set).start()
-    run = attempt(impatient(proxy.url), stream, max_events="60", stopping=stopping)
+    run = attempt(
+        impatient(proxy.url), stream, max_events="60", throttle="200", stopping=stopping
+    )  # at most 40 a commit
     assert (run.rc, proxy.fired) == (130 if ends == "interrupted" else 0, 1), run.error
     time.sleep(1.2)
     assert run.books["total_read"] == len(audit(valkey, stream)) <= 60
@@ -135,7 +138,7 @@ def test_a_server_that_stays_away(valkey: Server, stream: str, start_proxy: Star
     def break_all() -> None:
         proxy.arm("cut_before", times=None)
 
-    run = attempt(impatient(proxy.url), stream, at=(80, break_all))
+    run = attempt(impatient(proxy.url), stream, throttle="200", at=(80, break_all))  # 40 a commit
     assert run.rc == 3
     assert "cannot reach Redis" in run.error
     again = complete(valkey.url, stream)
@@ -143,5 +146,5 @@ def test_a_server_that_stays_away(valkey: Server, stream: str, start_proxy: Star
     counted = run.summary and run.summary["total_read"]
     own = [r for r in audit(valkey, stream) if r["run_id"] == (run.summary or {})["run_id"]]
     # with no reply to be had, the books can only say what was confirmed
-    assert counted == 80 or (counted is None and "is not known" in run.error)
-    assert 80 <= len(own) <= 120
+    assert counted is not None or "is not known" in run.error
+    assert 80 <= (counted or 80) <= len(own) < 160
