@@ -30,8 +30,8 @@ from ..draining.run import Run
 from ..errors import RefusedError, UsageError
 from ..evidence.examined import examine
 from ..evidence.remote import local_copy
-from ..evidence.statement import RUN_JSON, is_sealed, read_json
-from ..files import parquet_file
+from ..evidence.seal import RUN_JSON, is_sealed, json_of
+from ..files import parquet_file, read_plain
 from ..operations.entry import judged, rows_of
 from ..safe import one_line, share, verbatim
 from ..server import scopes
@@ -101,7 +101,7 @@ class SealedRun:
         self._open = ExitStack()  # a copy from a URL stays as long as this does
         self.folder = self._open.enter_context(local_copy(place))
         try:
-            self.run, self.baseline = (read_json(self.folder / name) for name in _READ)
+            self.run, self.baseline = (json_of(read_plain(self.folder / name)) for name in _READ)
             self.planned = PlanFile.load(self.folder)
         except (OSError, ValueError, UsageError):
             raise UsageError(

@@ -20,7 +20,7 @@ from ..draining.live import apply, changes, note_drift
 from ..draining.plan_files import PlanFile
 from ..draining.run import resolve
 from ..errors import DrainkitError, RefusedError, UsageError, error_of
-from ..evidence.statement import working_on
+from ..evidence.seal import locked
 from ..operations.state import baseline
 from ..safe import one_line, verbatim
 from ..server import ledger, reading
@@ -85,7 +85,7 @@ class LiveDrain(RunSession):
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
         # to the end of the books, however often a signal comes
-        with working_on(self.run_dir), _graceful_interrupt() as stopping:
+        with locked(self.run_dir, shared=True), _graceful_interrupt() as stopping:
             self.summary = apply(self.job, stopping=stopping, on_progress=self._show)
             if self.summary.total_read:  # interrupted between two lines: say what was done
                 self._next_line = 0.0

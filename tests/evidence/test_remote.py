@@ -18,8 +18,7 @@ from drainkit import files
 from drainkit.errors import DrainkitError
 from drainkit.evidence import remote
 from drainkit.evidence.remote import Reports, local_copy, reports_at
-from drainkit.evidence.seal import open_run, seal
-from drainkit.evidence.statement import STATEMENT
+from drainkit.evidence.seal import STATEMENT, open_run
 from drainkit.evidence.verify import verify
 
 URL = "s3://evidence/of/drains"
@@ -31,8 +30,7 @@ def sealed(reports: Reports, number: int, mode: str = "live") -> tuple[Path, str
     run_dir = open_run(reports.folder, f"20260101T00000{number % 10}Z-{mode}-{number:06x}")
     files.write_json(run_dir / "run.json", {"mode": mode, "number": number})
     files.write_bytes(run_dir / "audit.parquet", bytes([number]) * 1000)
-    run = {"outcome": "done"}
-    return run_dir, reports.seal(run_dir, lambda: seal(run_dir, run=run, parameters={}, server={}))
+    return run_dir, reports.seal(run_dir, run={"outcome": "done"}, parameters={}, server={})
 
 
 def delivered(number: int, url: str = URL) -> tuple[str, str]:
