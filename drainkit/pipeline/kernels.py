@@ -193,12 +193,9 @@ def _what_failed(path: Path) -> str:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):
         return "the executed notebook was not written"
-    for cell in cells:
-        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
-            continue
-        for output in cell["outputs"]:
-            if output["output_type"] == "error":
-                return one_line(f"{output['ename']}: {output['evalue']}", 400)
-        if cell["execution_count"] is None:
-            return "the kernel died in the middle (a cell was never finished)"
-    return ""
+    code = [c for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+    for output in (output for cell in code for output in cell["outputs"]):
+        if output["output_type"] == "error":
+            return one_line(f"{output['ename']}: {output['evalue']}", 400)
+    is_dead = any(cell["execution_count"] is None for cell in code)
+    return "the kernel died in the middle (a cell was never finished)" * is_dead

@@ -17,8 +17,9 @@ from drainkit.errors import RefusedError, UsageError
 
 
 def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> None:
-    """By its file's name, and the decisions stand beside it; or by its evidence folder."""
-    folder = tmp_path / "plans"
+    """By its file's name, and the decisions stand beside it; or by its evidence folder. `env=prod/`
+    in the path is no partition of the decisions."""
+    folder = tmp_path / "env=prod"
     folder.mkdir()
     for name in ("plan.json", "monday.json"):
         save_plan(folder / name, plan_of(), [table_of()])
@@ -29,14 +30,6 @@ def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> No
         "decisions.parquet", "monday.decisions.parquet", "monday.json", "plan.json",
     ]  # fmt: skip
     assert PlanFile.load(sealed).plan == plan_of()
-
-
-def test_folders_named_like_columns_add_none(tmp_path: Path) -> None:
-    """`env=prod/` in the path is no partition of the decisions."""
-    folder = tmp_path / "env=prod"
-    folder.mkdir()
-    save_plan(folder / "plan.json", plan_of(), [table_of()])
-    assert PlanFile.load(folder).table().equals(table_of())
 
 
 def other(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object]:

@@ -164,12 +164,3 @@ def test_a_bucket_with_object_lock_will_do(s3: S3) -> None:
     assert "DeleteMarkers" not in versions
     names = [item["Key"] for item in versions["Versions"]]
     assert len(names) == len(set(names))
-
-
-def test_a_folder_is_a_folder(tmp_path: Path) -> None:
-    """Local evidence stays where it is made."""
-    reports = reports_at(tmp_path / "r")
-    run_dir, _ = sealed(reports, 1)
-    reports.deliver(run_dir)
-    assert run_dir == tmp_path / "r" / run_dir.name
-    assert checked(str(tmp_path / "r")) == {run_dir.name: [], "chain": []}

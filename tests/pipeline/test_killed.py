@@ -19,6 +19,7 @@ from books import ask, at, audit, ledger_of, pending, wait_for
 from conftest import Cli, lacking
 from faults import COMMIT, Clock
 from proxy import Proxy
+from runs import keygen
 from servers import Server
 
 from drainkit import files
@@ -223,9 +224,7 @@ def test_closing_believes_ledger_and_audit_only(
 def test_a_closed_run_keeps_its_approvers(valkey: Server, stream: str, cli: Cli) -> None:
     """Operator, approvers and plan are sealed as the ledger has them, and verify confirms them;
     another plan in the folder is refused."""
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", cli.cwd / "ann"],
-                   check=True)  # fmt: skip
-    public = " ".join((cli.cwd / "ann.pub").read_text().split()[:2])
+    public = keygen(cli.cwd / "ann")
     (cli.cwd / "allowed").write_text(f"ann@example.com {public}\n")
     (cli.cwd / "drainkit.toml").write_text('[approval]\nallowed_signers = "allowed"\n')
     seed(valkey, stream, 90, delivered=10)

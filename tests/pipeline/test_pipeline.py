@@ -30,6 +30,7 @@ from books import (
 )
 from conftest import ROOT, Cli
 from nbconvert import HTMLExporter
+from runs import keygen
 from schemas import evidence_holds
 from servers import Server
 
@@ -103,11 +104,7 @@ def test_a_dry_run_leaves_no_trace_and_a_signed_plan(valkey: Server, stream: str
     --until as an age notebooks, plan and statement name one time."""
     seed(valkey, stream)
     key, reports = cli.cwd / "key", cli.cwd / "a{stream}b{}c}"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=30
-    )
-    public = " ".join((cli.cwd / "key.pub").read_text().split()[:2])
-    (cli.cwd / "signers").write_text(f"auditor {public}\n")
+    (cli.cwd / "signers").write_text(f"auditor {keygen(key)}\n")
     before = everything(valkey)
     where = ("--reports-dir", reports.name, *at(valkey, stream))
     said = cli.done("run", "--max-events", "50", "--throttle", "none", "--sign-key", key, "--until",

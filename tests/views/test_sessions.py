@@ -172,8 +172,8 @@ def test_a_backlog_larger_than_a_frame_is_shown_by_a_sample(
     whole = Analysis.open({"stream": stream})
     assert whole.backlog.step == 1
     assert whole.frame["id"].tolist() == ids
-    monkeypatch.setattr("drainkit.views.backlog.MOST_ROWS", 100)
-    monkeypatch.setattr("drainkit.views.backlog.ROWS_OF_MORE", 50)
+    monkeypatch.setattr("drainkit.core.frame.MOST_ROWS", 100)
+    monkeypatch.setattr("drainkit.core.frame.ROWS_OF_MORE", 50)
     part = Analysis.open({"stream": stream})
     assert part.frame["id"].tolist() == ids[::6]
     assert part.backlog.counts.tolist() == whole.backlog.counts.tolist()
