@@ -253,7 +253,7 @@ def _settings_of(
         found |= {"mode": "live", "operator": last.operator or "(unknown)"}
         found["audit_stream"] = last.audit_stream or settings.audit_stream
     if planned is not None:
-        return planned.laid_under(build(found, asked=frozenset()))
+        return planned.plan.laid_under(build(found, asked=frozenset()))
     if "consumer_group" in settings.given:
         found["consumer_group"] = settings.consumer_group
     if starts:

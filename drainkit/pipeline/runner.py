@@ -40,7 +40,7 @@ from ..server import reading
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build, shown
 from ..settings.config import config_variable, kernel_variables
-from ..settings.kinds import allowlist_symbols, is_url
+from ..settings.kinds import is_url
 from .folder import RunFolder
 from .notebooks import LIVE, Template, of_run, quick_imports
 
@@ -264,8 +264,8 @@ def run_with_dask(
     """
     # the settings without the URL, such that they mean the same on another machine
     values = settings.model_dump(exclude={"redis_url"})
-    if settings.allowlist is not None and settings.allowlist.startswith("@"):
-        values["allowlist"] = ",".join(sorted(allowlist_symbols(settings.allowlist)))
+    if settings.symbols is not None:
+        values["allowlist"] = ",".join(sorted(settings.symbols))
     if not is_url(settings.reports_dir):
         values["reports_dir"] = Path(settings.reports_dir).resolve()
     with _cluster(settings, address, len(streams)) as client:
@@ -372,12 +372,11 @@ def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
             raise UsageError(f"the Dask worker has no {URL}; start it with the same as here")
         if _server_id(settings, stream) != server_id:
             raise RefusedError(f"the Dask worker's {URL} leads to another server than here")
-
-        def confirm(one: Run, planned: PlanFile) -> None:
-            unattended.check_planned(one.server, settings, planned)
-
         with _passed_on(stop, stopping):
-            result, _ = run(settings, confirm=confirm, stopping=stopping)
+            result, _ = run(
+                settings, stopping=stopping,
+                confirm=lambda one, plan: unattended.check_planned(one.server, one.settings, plan),
+            )  # fmt: skip
         return outcome_of(stream, result)
     except Exception as error:  # what Dask would do with it is not ours
         return failed(stream, error)

@@ -308,7 +308,7 @@ class SealedAnalysis(Analysis):
             ) from None
         findings, own = examined.examine(folder).findings, planned.plan
         self.seal = f"does not hold: {one_line(findings[0])}" if findings else "holds"
-        self.settings = planned.laid_under(build({"env": own.environment}, asked=frozenset()))
+        self.settings = own.laid_under(build({"env": own.environment}, asked=frozenset()))
         allowed = own.policy["allowlist"]
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(own.policy["max_age_min"], symbols, own.policy["min_conf"])

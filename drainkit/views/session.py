@@ -178,7 +178,7 @@ class Session:
         is_named = cls.adopts_plan or RUN_ID.fullmatch(folder.name if folder else "")
         if cls.is_of_run and folder and is_named and (folder / PLAN).exists():
             planned = PlanFile.load(folder)
-            settings = planned.laid_under(settings) if cls.adopts_plan else settings
+            settings = planned.plan.laid_under(settings) if cls.adopts_plan else settings
         return cls(settings, Server.of(settings), folder, planned)
 
     @cached_property
