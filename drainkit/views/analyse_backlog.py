@@ -62,14 +62,15 @@ class Analysis(Session):
 
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
-        of_run = self.noted("baseline.json") if self.folder_run_id else {}
-        self.baseline = of_run or state.baseline(self.server)
-        self.at_us, self.policy = self.now_us(), self.job.policy
+        of_run, as_of = self.folder_run_id is not None, self.settings.as_of_us
+        self.baseline = (self.before if of_run else {}) or state.baseline(self.server)
+        self.at_us = self.server.now_us() if as_of is None else as_of
+        self.policy = self.job.policy
         counted = self.group["backlog"][self.settings.scope]
         if counted > frame.MOST_ROWS:  # a run that goes on, or one with --until, has fewer
             counted = scopes.remaining(self.server, self.job.scope)
-        is_of_run = self.folder_run_id is not None and self.planned is None
-        pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
+        folder = self.run_dir if of_run and self.planned is None else None
+        pages = waiting(self.job, self.at_us, folder)
         self.backlog = frame.Backlog(pages, counted)
         self.frame = self.backlog.frame
         self._decided = {*self.frame}  # its own columns

@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 
 from ..core.policy import ACTIONS
 from ..core.progress import amount, span
+from ..core.summary import Summary
 from ..draining import dry
 from . import figures
-from .session import SAMPLE_ROWS, Session, counts_frame, markdown, safe
+from .session import SAMPLE_ROWS, Session, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 class DryRun(Session):
     """02: decides as the live run would; with a run_dir saves the plan."""
+
+    summary: Summary
 
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
@@ -58,10 +61,6 @@ class DryRun(Session):
             f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; {takes}."
             f"{more}\n\nNothing was changed: no group moved, no consumer was made."
         )
-
-    def counts_table(self) -> pd.DataFrame:
-        """Events by action."""
-        return counts_frame(self.summary)
 
     def waterfall(self) -> go.Figure:
         """From read to passed."""

@@ -24,7 +24,7 @@ from ..operations.state import baseline
 from ..safe import one_line, verbatim
 from ..server import ledger, reading
 from ..settings import NOTEBOOK
-from .session import EXTRA, Session, Table, counts_frame, markdown
+from .session import EXTRA, Session, Table, markdown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -57,7 +57,6 @@ class LiveDrain(Session):
         self._names: Mapping[str, Any] = {}  # the notebook's, as they are now
         self._opened_with: dict[str, Any] = {}
         self.approve = ""
-        self.summary: Summary | None = None
         self._next_line = 0.0  # when to say again how far it is, by the monotonic clock
 
     def _parameters(self) -> dict[str, Any]:
@@ -150,10 +149,6 @@ class LiveDrain(Session):
             f"**{amount(s.total_read)} audited and acknowledged** in {span(s.elapsed_sec)}"
             f"{rate}; {s.drained_ok:,} had passed every filter. {left}{note}"
         )
-
-    def counts_table(self) -> pd.DataFrame:
-        """Events by action."""
-        return counts_frame(self.summary)
 
     def drift_table(self) -> pd.DataFrame:
         """How many events met which other fate; drift.parquet names each."""

@@ -97,13 +97,6 @@ def groups_frame(*states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLU
     return Table(pd.DataFrame(shown, columns=[*columns]).set_index(columns[0]))
 
 
-def counts_frame(summary: Summary | None) -> pd.DataFrame:
-    """Events by action, with shares."""
-    counts = [getattr(summary, action) if summary else 0 for action in ACTIONS]
-    shares = [share(n, sum(counts)) for n in counts]
-    return Table({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
-
-
 def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
     """Refuse a name that the notebook's parameters cell does not have: a misspelt one.
 
@@ -147,6 +140,7 @@ class Session:
     extra: ClassVar[tuple[str, ...]] = ()  # parameters of this notebook alone
     is_of_run: ClassVar[bool] = True  # whether it is a step of a run
     adopts_plan: ClassVar[bool] = False  # whether the plan in run_dir says what the settings are
+    summary: Summary | None = None  # of a dry run or a live drain
 
     def __init__(
         self,
@@ -157,6 +151,12 @@ class Session:
     ) -> None:
         self.settings, self.server = settings, server
         self.run_dir, self.planned = run_dir, planned
+        # the run whose folder this is, and its boundary; None: the notebook stands alone
+        name = run_dir.name if run_dir else ""
+        self.folder_run_id = name if RUN_ID.fullmatch(name) else None
+        self.before = self.noted("baseline.json") if self.is_of_run else {}
+        before = self.before if self.folder_run_id else {}
+        self.boundary = str(before["stream"]["boundary_id"]) if before else None
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -187,18 +187,6 @@ class Session:
         run_id, boundary = self.folder_run_id, self.boundary
         return resolve(self.server, self.settings, run_id=run_id, boundary=boundary)
 
-    @property
-    def folder_run_id(self) -> str | None:
-        """The id of the run whose folder this is; None: the notebook stands alone."""
-        folder = self.run_dir
-        return folder.name if folder is not None and RUN_ID.fullmatch(folder.name) else None
-
-    @property
-    def boundary(self) -> str | None:
-        """The boundary that the run resolved; None: the notebook resolves its own."""
-        found = self.noted("baseline.json") if self.folder_run_id else {}
-        return str(found["stream"]["boundary_id"]) if found else None
-
     def noted(self, name: str) -> dict[str, Any]:
         """What a JSON file of run_dir holds; empty where there is none."""
         path = self.run_dir and self.run_dir / name  # of any size: groups have many consumers
@@ -211,11 +199,6 @@ class Session:
             noted = self.noted("run.json")
             kept = {k: noted[k] for k in ("parameters", "templates") if k in noted}
             files.write_json(self.run_dir / "run.json", summary.as_dict() | kept)
-
-    def now_us(self) -> int:
-        """The moment that ages are measured against: as_of, or the server's now."""
-        as_of = self.settings.as_of_us
-        return self.server.now_us() if as_of is None else as_of
 
     def settings_table(self) -> pd.DataFrame:
         """The parameters as understood, without secrets."""
@@ -235,6 +218,12 @@ class Session:
             whose = "the run's" if self.boundary else "this notebook's own"
             found["boundary"] = f"{self.job.scope.boundary} ({whose})"
         return found
+
+    def counts_table(self) -> pd.DataFrame:
+        """Events by action, with shares."""
+        counts = [getattr(self.summary, action) if self.summary else 0 for action in ACTIONS]
+        shares = [share(n, sum(counts)) for n in counts]
+        return Table({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
 
     def files(self) -> pd.DataFrame:
         """What this run has written so far."""

@@ -38,7 +38,7 @@ class Verification(Session):
 
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
-        self.before, self.after = self.noted("baseline.json"), baseline(self.server)
+        self.after = baseline(self.server)
         self.plan = {} if self.planned is None else self.planned.plan.to_json()
         self._find_run()
         self.first = audit_schema().empty_table()  # the first records of this run
