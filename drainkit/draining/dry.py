@@ -38,7 +38,7 @@ from ..errors import UsageError
 from ..late import pa
 from ..safe import text
 from ..server import reading, scopes
-from ..server.scope import Scope
+from ..server.keys import Scope
 from ..settings import Settings
 from .plan_files import decisions_path
 from .run import Progress, Run
@@ -215,20 +215,20 @@ def kept(run: Run, folder: Path) -> Iterator[Page] | None:
     if seen.get(_SETTINGS) != _settings(run):
         return None
     run.scope = msgspec.json.decode(seen[_SCOPE], type=Scope)
-    return _pages(path)
+
+    def pages() -> Iterator[Page]:
+        with files.parquet_file(path) as stored:
+            for group in range(stored.num_row_groups):
+                for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):
+                    events = Events.from_arrow(pa.Table.from_batches([batch]))
+                    yield events, partial(batch.column, "payload_sha256")
+
+    return pages()
 
 
 def drop(folder: Path) -> None:
     """Remove what was kept, once it is used."""
     files.remove(files.interim(folder, KEPT))
-
-
-def _pages(path: Path) -> Iterator[Page]:
-    with files.parquet_file(path) as stored:
-        for group in range(stored.num_row_groups):
-            for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):
-                events = Events.from_arrow(pa.Table.from_batches([batch]))
-                yield events, partial(batch.column, "payload_sha256")
 
 
 def _settings(run: Run) -> bytes:

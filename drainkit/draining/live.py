@@ -18,9 +18,9 @@ from ..late import pa, pc
 from ..safe import text
 from ..server import ledger, recorded, scopes, writing
 from ..server.connection import Server
+from ..server.keys import Scope
 from ..server.ledger import run_tables
 from ..server.reading import StreamInfo, pages
-from ..server.scope import Scope
 from ..server.scopes import Seen, look
 from .loop import INTERRUPTED, LOST, Loop
 from .plan_files import PlanFile

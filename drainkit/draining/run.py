@@ -28,9 +28,9 @@ from ..safe import text
 from ..server import keeping, ledger, reading, recorded, scopes, writing
 from ..server.connection import Clock, Server
 from ..server.counting import count
+from ..server.keys import Scope
 from ..server.ledger import check_owner, run_tables
 from ..server.reading import ACTIVE_MS
-from ..server.scope import Scope
 from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Committed

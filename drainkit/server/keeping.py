@@ -9,7 +9,7 @@ from ..errors import RefusedError
 from ..safe import one_line
 from . import scopes
 from .connection import Server
-from .scope import Scope
+from .keys import Scope
 
 # an audit record, with a reason of usual length and without the group's name; and one more id of
 # scope pending among what is recorded (measured on 6.2, 7.0 and Valkey 9.1)

@@ -18,7 +18,7 @@ from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, Unreachabl
 from ..ids import FIRST_ID, LAST_ID, id_key, next_id, previous_id
 from ..safe import one_line, text
 from .connection import Server
-from .scope import Name, raw_name, told_apart
+from .keys import Name, raw_name, told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
@@ -244,17 +244,6 @@ def consumers(server: Server, group: str) -> list[Consumer]:
     replies = [pairs(r) for r in server.call("XINFO", "CONSUMERS", server.stream, raw_name(group))]
     names = told_apart([reply["name"] for reply in replies])
     return [Consumer(name, r["pending"], r["idle"]) for name, r in zip(names, replies, strict=True)]
-
-
-def send_page(server: Server, after: str, last: str, count: int) -> None:
-    """Ask for up to `count` entries after an id; `receive_page` takes them."""
-    server.send("XRANGE", server.stream, next_id(after), last, "COUNT", count)
-
-
-def receive_page(server: Server) -> list[RawEntry]:
-    """The entries that were asked for."""
-    entries: list[RawEntry] = server.receive()
-    return entries
 
 
 def pages(

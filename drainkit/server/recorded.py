@@ -19,7 +19,7 @@ from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .scope import Name
+from .keys import Name
 
 Key = tuple[int, int]  # an id, as ids.id_key has it
 _PAGE = 1000  # members, or intervals, in one request

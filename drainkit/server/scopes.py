@@ -18,8 +18,7 @@ from ..settings.kinds import check_symbols
 from . import reading, recorded, writing
 from .connection import Server
 from .counting import count
-from .keys import check_slot
-from .scope import Name, Scope, named, not_ours
+from .keys import Name, Scope, check_slot, named, not_ours
 from .writing import MAX_LISTED, REFUSALS
 
 

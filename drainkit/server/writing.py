@@ -25,8 +25,8 @@ from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..ids import FIRST_ID, next_id
 from ..safe import text
 from .connection import Server
+from .keys import Scope, not_ours, raw_name
 from .reading import PAGE_BYTES, StopSwitch, size_of, type_of
-from .scope import Scope, not_ours, raw_name
 
 REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",
