@@ -89,27 +89,16 @@ def _plan_of(run: Run, tally: Tally, sha256: str) -> Plan:
     settings, scope, summary = run.settings, run.scope, run.summary
     same = ("stream", "consumer_group", "consumer_name", "throttle", "max_events", "until", "from_",
             "min_idle_min", "history_group")  # fmt: skip
-    return seal(
-        Plan(
-            version=VERSION,
-            run_id=run.run_id,
-            created_at=summary.started_at,
-            scope=scope.name,
-            position=scope.group_position,
-            history_position=scope.position if scope.name == "history" else None,
-            boundary_id=scope.boundary,
-            policy=run.policy.as_dict(),
-            as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
-            from_consumer=list(settings.from_consumer),
-            audit_stream=text(run.server.keys.audit),
-            environment=settings.env,
-            server=summary.server or "",
-            fields=settings.fields.as_dict(),
-            decisions_sha256=sha256,
-            **{name: getattr(settings, name) for name in same},
-            **tally.said(),
-        )
-    )
+    plan = Plan(
+        version=VERSION, run_id=run.run_id, created_at=summary.started_at, scope=scope.name,
+        position=scope.group_position, boundary_id=scope.boundary, policy=run.policy.as_dict(),
+        history_position=scope.position if scope.name == "history" else None,
+        as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
+        from_consumer=list(settings.from_consumer), audit_stream=text(run.server.keys.audit),
+        environment=settings.env, server=summary.server or "", fields=settings.fields.as_dict(),
+        decisions_sha256=sha256, **{name: getattr(settings, name) for name in same}, **tally.said(),
+    )  # fmt: skip
+    return seal(plan)
 
 
 def books_of(run: Run, plan: Plan) -> Summary:

@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..ids import id_key
 from ..late import pa
-from ..server import recorded, writing
+from ..server import reading, recorded, writing
 from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Batch, Committed, ForgottenError
@@ -272,8 +272,9 @@ class Loop:
         """
         request = self._sent[0]
         is_read = isinstance(request, ReadRequest)
+        receive: Any = reading.receive_page if is_read else writing.receive_commit
         try:
-            reply: Any = self._server.receive() if is_read else writing.receive_commit(self._server)
+            reply = receive(self._server)
         except ConnectionLostError:
             raise
         except DrainkitError:

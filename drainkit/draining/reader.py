@@ -13,7 +13,7 @@ from ..core.policy import ACTIONS
 from ..core.reconciliation import PIECE, Cursor, Feed, Straight
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
-from ..ids import id_key, next_id
+from ..ids import id_key
 from ..safe import text
 from ..server import reading, recorded, scopes, writing
 from ..server.recorded import Recorded
@@ -136,8 +136,7 @@ class Reader:
         count = max(1, min(PAGE_ENTRIES, self._count))
         if not self._known().touches(after, self.bounds.boundary):  # else some count for nothing
             count = min(count, budget)
-        last, key = self.bounds.boundary, self._server.stream
-        self._server.send("XRANGE", key, next_id(after), last, "COUNT", count)
+        reading.send_page(self._server, after, self.bounds.boundary, count)
         self.is_asked = True
         return ReadRequest(after, self.counters)
 

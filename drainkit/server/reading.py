@@ -246,6 +246,17 @@ def consumers(server: Server, group: str) -> list[Consumer]:
     return [Consumer(name, r["pending"], r["idle"]) for name, r in zip(names, replies, strict=True)]
 
 
+def send_page(server: Server, after: str, last: str, count: int) -> None:
+    """Ask for up to `count` entries after an id; `receive_page` takes them."""
+    server.send("XRANGE", server.stream, next_id(after), last, "COUNT", count)
+
+
+def receive_page(server: Server) -> list[RawEntry]:
+    """The entries that were asked for."""
+    entries: list[RawEntry] = server.receive()
+    return entries
+
+
 def pages(
     server: Server, key: bytes, first: str, last: str, *,
     page: int = PAGE_ENTRIES, ahead: bool = False, newest_first: bool = False,

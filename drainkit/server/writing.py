@@ -138,18 +138,11 @@ def receive_commit(server: Server) -> Committed:
     rest += _WAITING[len(rest) :]
     rate, position, counters, audit_id, audit_ms, vanished, rejected, *ids = rest
     return Committed(
-        done=status == b"ok",
-        now_us=int(now_us),
-        wait_us=int(wait_us),
-        rate=None if rate == b"none" else float(rate),
-        position=text(position),
-        counters=counters,
-        audit_id=text(audit_id),
-        audit_ms=int(audit_ms),
-        vanished=int(vanished),
-        rejected=frozenset(ids[: int(rejected)]),
-        had=frozenset(ids[int(rejected) :]),
-    )
+        done=status == b"ok", now_us=int(now_us), wait_us=int(wait_us),
+        rate=None if rate == b"none" else float(rate), position=text(position), counters=counters,
+        audit_id=text(audit_id), audit_ms=int(audit_ms), vanished=int(vanished),
+        rejected=frozenset(ids[: int(rejected)]), had=frozenset(ids[int(rejected) :]),
+    )  # fmt: skip
 
 
 def stopped(switch: StopSwitch) -> StoppedError:
