@@ -114,7 +114,7 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
       drainkit lab my-notebooks -- --port=9999
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
-    from ..evidence.statement import is_sealed
+    from ..evidence.seal import is_sealed
     from ..pipeline.notebooks import check_installed, copy_to, of_sealed
     from ..settings.config import config_variable, kernel_variables
 

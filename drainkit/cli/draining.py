@@ -283,8 +283,7 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
               one: Callable[..., dict[str, Any]], as_json: bool, *, sign_key: str | None,
               yes: bool) -> int:  # fmt: skip
     """Run each stream of the pattern, print all together; the worst exit code."""
-    from ..pipeline import many
-    from ..pipeline.runner import open_kernels
+    from ..pipeline import runner
 
     for name in ("plan", "audit_stream"):
         if getattr(settings, name) is not None:
@@ -296,24 +295,24 @@ def _run_many(settings: Settings, pattern: str, address: str | None,
         if settings.mode == "live":
             confirm(f"Drain every stream of {pattern} without being asked again?", yes)
     with connected(settings, anywhere=True) as server:
-        streams, missed = many.streams_of(server, settings, pattern)
+        streams, missed = runner.streams_of(server, settings, pattern)
     for outcome in missed:
-        tell(f"{outcome.stream}: {outcome.error}", err=True)
+        tell(f"{outcome['stream']}: {outcome['error']}", err=True)
     with stop_signals() as stopping, ExitStack() as stack:
         if address is None:
-            kernels = stack.enter_context(open_kernels())
-            outcomes = many.run_in_turn(
+            kernels = stack.enter_context(runner.open_kernels())
+            outcomes = runner.run_in_turn(
                 settings, streams, lambda s: one(s, stopping=stopping, kernels=kernels),
                 stopping=stopping,
             )  # fmt: skip
         else:
-            outcomes = many.run_with_dask(settings, streams, address, stopping=stopping)
+            outcomes = runner.run_with_dask(settings, streams, address, stopping=stopping)
         ended = [*missed]
         for outcome in outcomes:
             ended.append(outcome)
             left = len(streams) + len(missed) - len(ended)
-            line = f"{outcome.stream}: {outcome.outcome}, {left:,} to go"
-            tell(f"{line}: {outcome.error}" if outcome.error else line, err=True)
-    found = many.summary(pattern, settings, ended)
+            line = f"{outcome['stream']}: {outcome['outcome']}, {left:,} to go"
+            tell(f"{line}: {outcome['error']}" if outcome["error"] else line, err=True)
+    found = runner.summary(pattern, settings, ended)
     emit(as_json, found, *streams_report(found))
     return int(found["exit_code"])
