@@ -14,7 +14,8 @@ from ..core.policy import ACTIONS
 from ..core.progress import amount, entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..errors import RefusedError, UsageError
-from ..operations.entry import rows_of, show, unreadable
+from ..operations.events import rows_of, show
+from ..operations.first import unreadable
 from ..operations.state import baseline, own_pending
 from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes

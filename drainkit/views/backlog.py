@@ -32,7 +32,7 @@ from ..evidence.examined import examine
 from ..evidence.remote import local_copy
 from ..evidence.statement import RUN_JSON, is_sealed, read_json
 from ..files import parquet_file
-from ..operations.entry import judged, rows_of
+from ..operations.events import judged, rows_of
 from ..safe import one_line, share, verbatim
 from ..server import scopes
 from ..settings import NOTEBOOK, build, shown

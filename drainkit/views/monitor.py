@@ -19,7 +19,7 @@ from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.first import RunningDrain, running_drains
-from ..operations.state import known, state_as_dict
+from ..operations.state import group_rows, known
 from ..safe import one_line, text, verbatim
 from ..server import ledger
 from ..server.connection import Server
@@ -76,7 +76,7 @@ class Monitor(Session):
     @property
     def states(self) -> list[dict[str, Any]]:
         """The streams that were looked at, as JSON has them."""
-        return [*map(state_as_dict, self.report.states)]
+        return self.report.states
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
@@ -125,7 +125,7 @@ class Monitor(Session):
 
     def _board_html(self) -> str:
         """Each group's state and numbers, drains at work, and as of when."""
-        rows = {(r["stream"], r["group"]): r for s in self.states for r in checks.group_rows(s)}
+        rows = {(r["stream"], r["group"]): r for s in self.states for r in group_rows(s)}
         sections = []
         for (stream, name), row in rows.items():
             found = [f for f in self.report.findings if (f.stream, f.group) == (stream, name)]
