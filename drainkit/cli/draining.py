@@ -92,14 +92,11 @@ def drain(yes: bool, **flags: Any) -> int:
       drainkit drain --mode live --yes --plan plan.json
     """
     from ..draining.dry import dry_run, plan_run
-    from ..draining.plan_files import PlanFile
-    from ..draining.run import resolve
+    from ..draining.run import opened
 
     settings = _answerable(settings_of(flags), yes)
-    settings, planned = PlanFile.of_run(settings)
-    with connected(settings) as server, closing(Moving()) as moving:
-        run = resolve(server, settings, planned=planned)
-        if (until := run.settings.until) != settings.until:
+    with opened(settings) as run, closing(Moving()) as moving:
+        if run.planned is None and (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
             summary = _drain_live(run, moving, yes=yes)
@@ -216,8 +213,9 @@ def run_and_tell(settings: Settings, *, yes: bool, sign_key: str | None = None) 
 def _tell(result: dict[str, Any]) -> int:
     page = f"{result['evidence']}/report.html"
     is_there = "://" in page or Path(page).exists()
+    lines = [*terminal.report(result), *([f"Report: {page}"] if is_there else [])]
     tell_error(result.get("error"))
-    emit(result, *terminal.report(result), *([f"Report: {page}"] if is_there else []))
+    emit(result, *lines)
     return int(result.get("exit_code") or 0)
 
 
@@ -230,28 +228,29 @@ def _sign_key(sign_key: str | None) -> Path | None:
     return Path(sign_key)
 
 
+def _approve(run: Run, planned: PlanFile, *, yes: bool) -> None:
+    """Refuses a plan that the limits hold back, or a person."""
+    from ..draining import unattended
+
+    if yes:
+        unattended.check_planned(run.server, run.settings, planned)
+    else:
+        unattended.check_readable(run.settings, planned.rows, planned.plan.unreadable)
+    try:  # a signal, or the end of the input, ends the question at once
+        with terminal.handled(terminal.interrupt):
+            _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
+    except (click.Abort, KeyboardInterrupt):
+        raise InterruptedRunError("interrupted at the question; nothing was drained") from None
+
+
 def _run_notebooks(
     settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None,
     kernels: Kernels | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One stream's run; its run.json."""
-    from ..draining import unattended
     from ..pipeline import runner
 
     key = _sign_key(sign_key)
-
-    def approve(run: Run, planned: PlanFile) -> None:
-        if yes:
-            unattended.check_planned(run.server, settings, planned)
-        else:
-            unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
-        try:  # a signal, or the end of the input, ends the question at once
-            with terminal.handled(terminal.interrupt):
-                _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
-        except (click.Abort, KeyboardInterrupt):
-            words = "interrupted at the question; nothing was drained"
-            raise InterruptedRunError(words) from None
-
     with closing(Moving()) as moving:
 
         def announce(name: str) -> None:
@@ -259,8 +258,8 @@ def _run_notebooks(
             tell(f"running {name} ...", err=True)
 
         return runner.run(
-            settings, confirm=approve, announce=announce, on_line=moving.line, stopping=stopping,
-            sign_key=key, kernels=kernels,
+            settings, confirm=partial(_approve, yes=yes), announce=announce, on_line=moving.line,
+            stopping=stopping, sign_key=key, kernels=kernels,
         )[0]  # fmt: skip
 
 

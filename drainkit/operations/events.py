@@ -37,6 +37,7 @@ from ..settings import Fields, Settings
 from ..settings.config import load
 
 PART_ROWS = 1_000_000
+BY_HAND = 32  # texts around one that is not UTF-8
 DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
@@ -291,23 +292,32 @@ def _day(time_us: int) -> str:
 
 def as_structs(page: Sequence[RawEntry]) -> pa.Array:
     """Each entry's fields as a list of structs (name, value)."""
-    raw = pa.array([*chain.from_iterable(body or () for _, body in page)], pa.binary())
-    try:
-        texts = raw.cast(pa.string())
-    except pa.ArrowInvalid:  # one of them is not UTF-8
-        texts = pa.array([*map(text, raw.to_pylist())], pa.string())
+    parts = [*chain.from_iterable(body or () for _, body in page)]
+    columns = [_texts(pa.array(parts[first::2], pa.binary())) for first in (0, 1)]
     ends = np.cumsum([0, *(len(body or ()) // 2 for _, body in page)], dtype=np.int32)
     gone = pa.array([body is None for _, body in page], pa.bool_())
-    columns = [texts.take(pa.array(np.arange(first, len(texts), 2))) for first in (0, 1)]
     pairs = pa.StructArray.from_arrays(columns, ["name", "value"])
     return pa.ListArray.from_arrays(ends, pairs, mask=gone)
+
+
+def _texts(parts: pa.Array) -> pa.Array:
+    """The bytes as texts; what is not UTF-8 is searched by halves and shown as escapes."""
+    try:
+        return parts.cast(pa.string())
+    except pa.ArrowInvalid:
+        if (middle := len(parts) // 2) < BY_HAND:
+            return pa.array([*map(text, parts.to_pylist())], pa.string())
+        return pa.concat_arrays([_texts(parts[:middle]), _texts(parts[middle:])])
 
 
 def as_json(page: Sequence[RawEntry]) -> pa.Array:
     """Each entry's fields as a JSON list of [name, value], in printable ASCII: inert anywhere."""
     found: list[str | None] = []
     for _, body in page:
-        texts = [part.decode("utf-8", "backslashreplace") for part in body or ()]
+        try:
+            texts = [*map(bytes.decode, body or ())]
+        except UnicodeDecodeError:
+            texts = [*map(text, body or ())]
         pairs = [*zip(texts[::2], texts[1::2], strict=True)]
         whole = None if body is None else msgspec.json.encode(pairs).decode()
         if whole and (not whole.isascii() or "\x7f" in whole):

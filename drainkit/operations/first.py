@@ -27,7 +27,7 @@ from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..core.verdicts import group_of
 from ..errors import RefusedError, UsageError
-from ..ids import id_key, last_of, next_id
+from ..ids import id_key, next_id
 from ..safe import one_line
 from ..server import counting, ledger, reading, scopes
 from ..server.connection import Server
@@ -108,9 +108,7 @@ def _decided(
 def sample(server: Server, settings: Settings) -> list[RawEntry]:
     """Entries from all over what is undelivered; of the whole stream if nothing is."""
     info, settings = reading.stream_info(server), scopes.at_now(server, settings)
-    last = info.boundary_id
-    if settings.until is not None:
-        last = min(last, last_of(settings.until), key=id_key)
+    last = min(info.boundary_id, settings.last_id, key=id_key)
     group = reading.positions(server).get(settings.consumer_group)
     for first in (next_id(group.position) if group else None, info.first_id):
         is_range = first and id_key(first) <= id_key(last)

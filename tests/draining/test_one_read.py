@@ -54,7 +54,7 @@ def planned_of(link: Link, server: Server, stream: str, folder: Path) -> PlanFil
 
 def to_apply(link: Link, server: Server, stream: str, planned: PlanFile, **options: Any) -> Run:
     values = {"redis_url": server.url, "stream": stream, "mode": "live", **options}
-    settings = planned.laid_under(build(values))
+    settings = planned.plan.laid_under(build(values))
     return resolve(link, settings, planned=planned)
 
 
