@@ -26,7 +26,7 @@ from ..draining.plan_files import PlanFile
 from ..draining.run import Run
 from ..errors import RefusedError, UsageError
 from ..evidence import examined, remote, seal
-from ..operations import entry, state
+from ..operations import events, first, state
 from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from ..settings import NOTEBOOK, build, shown
@@ -238,7 +238,7 @@ class Analysis(Session):
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
-        found = None if self.is_sealed else entry.unreadable(self.server, self.settings)
+        found = None if self.is_sealed else first.unreadable(self.server, self.settings)
         if found is None:
             return None
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
@@ -261,10 +261,10 @@ class Analysis(Session):
 
         Of a sealed run what is kept of it.
         """
-        (found,) = entry.show(
+        (found,) = events.show(
             self.server, self.settings, self.policy, [entry_id], now_us=self.at_us
         )
-        return Table(entry.rows_of(found), columns=["part", "name", "value"])
+        return Table(events.rows_of(found), columns=["part", "name", "value"])
 
     def _moments_us(self) -> int | np.ndarray:
         return self.at_us
@@ -377,7 +377,7 @@ class SealedAnalysis(Analysis):
                 f"{one_line(entry_id)} is none of the {self.backlog.total:,} entries that this run "
                 "decided; check the id"
             )
-        found = entry.judged(Events.from_arrow(row), plan.decisions_in(row), self.policy)
+        found = events.judged(Events.from_arrow(row), plan.decisions_in(row), self.policy)
         (kept,) = row.select(["reason", "payload_sha256"]).to_pylist()
         if (sha256 := kept["payload_sha256"]) is not None:
             found["body"] = f"not kept; the SHA-256 of its payload is {sha256.hex()}"
@@ -387,4 +387,4 @@ class SealedAnalysis(Analysis):
             records = parquet.read_table(self.run_dir / AUDIT, filters=chosen).to_pylist()
         audit = {"records": records, "searched": sum(self.happened.values()), "complete": True}
         found |= {"reason": kept["reason"], "groups": [], "audit": audit}
-        return Table(entry.rows_of(found), columns=["part", "name", "value"])
+        return Table(events.rows_of(found), columns=["part", "name", "value"])

@@ -19,7 +19,7 @@ from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.first import RunningDrain, running_drains
-from ..operations.state import known, state_as_dict
+from ..operations.state import group_rows, known
 from ..safe import one_line, text, verbatim
 from ..server import ledger
 from ..server.connection import Server
@@ -77,7 +77,7 @@ class Monitor(Session):
     @property
     def states(self) -> list[dict[str, Any]]:
         """The streams that were looked at, as JSON has them."""
-        return [*map(state_as_dict, self.report.states)]
+        return self.report.states
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
@@ -132,7 +132,7 @@ class Monitor(Session):
             safe = [one_line(reason, 600) for reason in reasons]
             sections.append((*STATES[state], one_line(title, 600), values, safe))
 
-        rows = {(r["stream"], r["group"]): r for s in self.states for r in checks.group_rows(s)}
+        rows = {(r["stream"], r["group"]): r for s in self.states for r in group_rows(s)}
         for (stream, name), row in rows.items():
             found = [f for f in self.report.findings if (f.stream, f.group) == (stream, name)]
             oldest, by_id = row["oldest, min"], " by id" * (row["oldest by"] == "entry id")

@@ -24,8 +24,7 @@ from ..core.summary import RUN_ID, Summary
 from ..draining.plan_files import PLAN, PlanFile
 from ..draining.run import Run, resolve
 from ..errors import UsageError
-from ..operations.checks import group_rows
-from ..operations.state import known
+from ..operations.state import group_rows, known
 from ..safe import UNTYPESET, one_line, share
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
