@@ -212,7 +212,7 @@ MORE_LINES = {
 
 def report(result: Mapping[str, Any]) -> list[Block]:
     """The original report's lines, and what became of a plan otherwise than planned."""
-    from ..core.progress import entries_words
+    from ..core.summary import entries_words
 
     rate, throttle = result.get("events_per_sec"), result.get("throttle")
     pace = None if rate is None else f"{rate:.2f} events/sec"
@@ -275,8 +275,7 @@ def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: 
     `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A run
     with a plan applies just this one; otherwise it decides again, at each event's turn.
     """
-    from ..core.progress import entries_words
-    from ..core.summary import approvers_words
+    from ..core.summary import approvers_words, entries_words
     from ..server.keeping import keeping, keeping_words
 
     server = run.server
@@ -326,7 +325,7 @@ def _where(plan: Plan) -> Rows:
 
 
 def _what(plan: Plan) -> Rows:
-    from ..core.progress import duration_words
+    from ..core.summary import duration_words
 
     policy, allowed = plan.policy, plan.policy["allowlist"]
     symbols = "any symbol" if allowed is None else ", ".join(allowed)

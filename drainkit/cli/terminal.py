@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table as RichTable
 
-    from ..core.progress import Step
-    from ..core.summary import Summary
+    from ..core.summary import Step, Summary
     from ..server.connection import Server
     from ..settings import Settings
 
@@ -251,20 +250,20 @@ class Moving:
     """How far a drain is: one line that moves on a terminal; elsewhere a line at each tenth."""
 
     def __init__(self) -> None:
-        from ..core.progress import Tenths
+        from ..core.summary import Tenths
 
         self._tenths = Tenths()
         self._bar: Progress | None = None
 
     def tick(self, summary: Summary) -> None:
         """Show how far this run is."""
-        from ..core.progress import Step
+        from ..core.summary import Step
 
         self._show(Step.of(summary))
 
     def line(self, line: str) -> None:
         """Show a line that another process printed, if it says how far a drain is."""
-        from ..core.progress import Step
+        from ..core.summary import Step
 
         if step := Step.read(line):
             self._show(step)

@@ -9,8 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..late import pa, pd
-from .collection import collection_paused
+from ..late import collection_paused, pa, pd
 from .events import Decoder, Events
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, decide
 from .timestamps import NO_TIME, TIME_SOURCES

@@ -17,14 +17,13 @@ import msgspec
 import numpy as np
 
 from .. import files
-from ..core.collection import collection_paused
 from ..core.events import Decoder
 from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import Policy
 from ..core.timestamps import NO_TIME, id_times_us
 from ..core.values import RawEntry
 from ..errors import UsageError
-from ..late import pa, pd
+from ..late import collection_paused, pa, pd
 from ..safe import text
 from ..server import reading, scopes
 from ..server.connection import Server

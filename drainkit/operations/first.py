@@ -20,7 +20,7 @@ from msgspec import structs
 
 from ..core.events import Decoder, Events
 from ..core.policy import ACTIONS, decide
-from ..core.progress import entries_words, next_run_words, span
+from ..core.summary import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS
 from ..core.verdicts import group_of

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..core.collection import give_back_buffers
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run, preflight, resolve
 from ..errors import DrainkitError
 from ..evidence.remote import reports_at
 from ..evidence.seal import open_run
 from ..evidence.statement import working_on
+from ..late import give_back_buffers
 from ..operations.state import baseline
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown

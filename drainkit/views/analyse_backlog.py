@@ -11,7 +11,7 @@ import pandas as pd
 from ..core.fields import value_of
 from ..core.plan import allowlist_notes
 from ..core.policy import ACTIONS
-from ..core.progress import amount, entries_words, next_run_words, span
+from ..core.summary import amount, entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..errors import RefusedError, UsageError
 from ..operations.entry import rows_of, show, unreadable

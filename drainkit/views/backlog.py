@@ -17,12 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from ..core.collection import collection_paused, give_back_freed
 from ..core.events import Decoder, Events
 from ..core.frame import decisions_of, events_frame, record_batch
 from ..core.plan import decisions_in
 from ..core.policy import ACTIONS, Decisions, Policy, decide
-from ..core.progress import amount
+from ..core.summary import amount
 from ..core.timestamps import NO_TIME, iso, times_us
 from ..draining.dry import keeping
 from ..draining.plan_files import PlanFile
@@ -32,6 +31,7 @@ from ..evidence.examined import examine
 from ..evidence.remote import local_copy
 from ..evidence.statement import RUN_JSON, is_sealed, read_json
 from ..files import parquet_file
+from ..late import collection_paused, give_back_freed
 from ..operations.entry import judged, rows_of
 from ..safe import one_line, share, verbatim
 from ..server import scopes

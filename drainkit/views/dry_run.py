@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.policy import ACTIONS
-from ..core.progress import amount, span
+from ..core.summary import amount, span
 from ..draining.dry import books_of, drop, kept, plan_run
 from . import figures
 from .session import SAMPLE_ROWS, RunSession, counts_frame, markdown, safe

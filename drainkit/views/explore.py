@@ -27,7 +27,7 @@ from ..core.policy import (
     decide,
     passing_at,
 )
-from ..core.progress import span
+from ..core.summary import span
 from ..errors import DrainkitError
 from ..safe import share
 from .session import macros, safe
