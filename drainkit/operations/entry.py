@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.audit import audit_table
 from ..core.events import Decoder, Events
-from ..core.fields import Findings, examine, places, shown
+from ..core.fields import Findings, examine, places
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
 from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
@@ -70,7 +70,7 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
     time_us, age_us = int(events.event_time_us[0]), int(decisions.age_us[0])
     id_us, confidence = int(id_times_us(events.ids)[0]), float(events.confidence[0])
     known = time_us != NO_TIME
-    values: dict[str, Any] = {name: shown(events, name) for name in ("symbol", "side", "source")}
+    values: dict[str, Any] = {name: events.word(name) for name in ("symbol", "side", "source")}
     values["confidence"] = None if np.isnan(confidence) else confidence
     filters = [{"filter": "dropped_missing", "passes": False, "says": "the entry's body is gone"}]
     if not events.missing[0]:

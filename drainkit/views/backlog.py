@@ -19,7 +19,6 @@ from pyarrow import parquet
 
 from ..core.events import Decoder, Events
 from ..core.frame import decisions_of, events_frame, record_batch
-from ..core.plan import decisions_in
 from ..core.policy import ACTIONS, Decisions, Policy, decide
 from ..core.summary import amount
 from ..core.timestamps import NO_TIME, iso, times_us
@@ -115,7 +114,7 @@ class SealedRun:
         allowed = plan.policy["allowlist"]
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(plan.policy["max_age_min"], symbols, plan.policy["min_conf"])
-        decided = ((Events.from_arrow(b), decisions_in(b)) for b in self.planned.blocks())
+        decided = ((Events.from_arrow(b), decisions_of(b)) for b in self.planned.blocks())
         self.backlog = Backlog(decided, plan.total_read)
         self.frame = self.backlog.frame
         self.is_live = self.run.get("mode") == "live" and (self.folder / AUDIT).exists()
@@ -190,7 +189,7 @@ class SealedRun:
                 f"{one_line(entry_id)} is none of the {self.backlog.total:,} entries that this run "
                 "decided; check the id"
             )
-        found = judged(Events.from_arrow(row), decisions_in(row), self.policy)
+        found = judged(Events.from_arrow(row), decisions_of(row), self.policy)
         (kept,) = row.select(["reason", "payload_sha256"]).to_pylist()
         if (sha256 := kept["payload_sha256"]) is not None:
             found["body"] = f"not kept; the SHA-256 of its payload is {sha256.hex()}"
