@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from ..core.audit import Moments
 from ..core.frame import decisions_of, microseconds
 from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
-from ..core.progress import amount, span
+from ..core.summary import amount, span
 from ..core.timestamps import NO_TIME
 from ..safe import label, share
 from .picture import LINE, TIME_STEPS_SEC, Canvas, canvas, counted, moment, round_step

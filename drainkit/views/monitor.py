@@ -14,7 +14,7 @@ import pyarrow as pa
 from msgspec import to_builtins
 
 from ..core.audit import audit_ms, audit_schema, audit_table
-from ..core.progress import span
+from ..core.summary import span
 from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks

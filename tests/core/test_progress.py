@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from drainkit.core.progress import Step, Tenths, entries_words, next_run_words
-from drainkit.core.summary import Summary
+from drainkit.core.summary import Step, Summary, Tenths, entries_words, next_run_words
 from drainkit.settings import build
 
 
