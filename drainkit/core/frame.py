@@ -18,6 +18,7 @@ from .values import INVALID_REASONS, RawEntry
 
 MOST_ROWS = 2_000_000  # so many events are a DataFrame as a whole
 ROWS_OF_MORE = 1_000_000  # of more: at most so many rows, evenly spread
+FEW = ("time_source", "invalid", "action", "failed")  # columns of at most 100 words
 #: A sample's pages are small, and each by itself would take twice the memory of its rows: so many
 #: pages of fewer rows than that are made one.
 MERGED_PAGES, SMALL_PAGE = 64, 2_000
@@ -77,14 +78,16 @@ def events_frame(batches: Iterable[pa.RecordBatch]) -> pd.DataFrame:
     """
     pages: list[pa.RecordBatch] = []
     small = 0  # of the last of them
+    narrow = pa.dictionary(pa.int8(), pa.string())
     for batch in batches:
-        pages.append(batch)
+        columns = {n: batch[n].cast(narrow) if n in FEW else batch[n] for n in batch.schema.names}
+        pages.append(pa.record_batch(columns))
         small = small + 1 if len(batch) < SMALL_PAGE else 0
         if small == MERGED_PAGES:
             merged = pa.Table.from_batches(pages[-small:]).unify_dictionaries().combine_chunks()
             pages[-small:] = merged.to_batches() or pages[-1:]  # of no rows: none
             small = 0
-        del batch  # or it would be in memory beside the next one
+        del batch, columns  # or it would be in memory beside the next one
     table = pa.Table.from_batches(pages).unify_dictionaries()
     del pages
     text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
