@@ -23,7 +23,8 @@ from drainkit.core.policy import ACTIONS
 from drainkit.core.summary import Summary
 from drainkit.draining.dry import dry_run
 from drainkit.draining.live import apply
-from drainkit.draining.run import resolve
+from drainkit.draining.plan_files import PlanFile
+from drainkit.draining.run import Run, resolve
 from drainkit.errors import DrainkitError
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
@@ -68,22 +69,28 @@ def attempt(
     then: tuple[int, Callable[[], Any]] | None = None,
     stopping: threading.Event | None = None,
     certain: bool = True,
+    planned: PlanFile | None = None,
+    ready: Callable[[Run], Any] = lambda _: None,
     **options: Any,
 ) -> Attempt:
-    """One live run. `at`, `then`: once so many events are in its books, a fault happens, once."""
+    """One live run. `at`, `then`: once so many events are in its books, a fault happens, once.
+
+    `ready` is called before it begins, when all that it will drain was seen.
+    """
     todo = [fault for fault in (then, at) if fault]
 
     def progress(summary: Summary) -> None:
         if todo and summary.total_read >= todo[-1][0]:
             todo.pop()[1]()
 
-    settings = build(
-        {"redis_url": url, "stream": stream, "mode": "live", "throttle": "2000",
-         "max_events": "all", **options}
-    )  # fmt: skip
+    usual = {} if planned else {"throttle": "2000", "max_events": "all"}
+    settings = build({"redis_url": url, "stream": stream, "mode": "live", **usual, **options})
+    if planned:
+        settings = planned.laid_under(settings)
     try:
         with Link.of(settings) as link:
-            summary = apply(resolve(link, settings), stopping=stopping, on_progress=progress)
+            ready(run := resolve(link, settings, planned=planned))
+            summary = apply(run, stopping=stopping, on_progress=progress)
     except DrainkitError as error:
         return Attempt(error.exit_code, None, str(error))
     finally:

@@ -195,7 +195,7 @@ class Server(Running):
                 stderr=log,
                 start_new_session=True,
             )
-        guard().add(self.process.pid)
+        guard().note("+", self.process.pid)
         try:
             wait_until(f"{self.version} answers", self._answers)
         except BaseException:

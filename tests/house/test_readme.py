@@ -122,6 +122,7 @@ def test_every_command_of_the_runbook_works(valkey: Server, cli: Cli) -> None:
     assert pending(valkey, STREAM) == 0
 
 
+@pytest.mark.slow
 def test_every_command_of_the_notebooks_page_works(valkey: Server, cli: Cli) -> None:
     """Copies run whole and one by one; the digest of 02 arms 03, and the books balance."""
     seed(valkey, STREAM, 115)
@@ -132,6 +133,7 @@ def test_every_command_of_the_notebooks_page_works(valkey: Server, cli: Cli) -> 
 
 
 @pytest.mark.parametrize("how", ["as sealed", "changed", "added", "anew", "another archive"])
+@pytest.mark.slow
 def test_an_auditor_needs_no_drainkit(how: str, cli: Cli) -> None:
     """The commands pass the example in silence, fail on a changed file, and name an added one; a
     keeper's lines are signed, time-stamped and hold the chain; an archived run comes back."""
