@@ -86,7 +86,7 @@ def attempt(
     usual = {} if planned else {"throttle": "2000", "max_events": "all"}
     settings = build({"redis_url": url, "stream": stream, "mode": "live", **usual, **options})
     if planned:
-        settings = planned.laid_under(settings)
+        settings = planned.plan.laid_under(settings)
     try:
         with Link.of(settings) as link:
             ready(run := resolve(link, settings, planned=planned))

@@ -108,16 +108,13 @@ def drain(as_json: bool, yes: bool, **flags: Any) -> int:
       drainkit drain --mode live --yes --plan plan.json
     """
     from ..draining.dry import dry_run, plan_run
-    from ..draining.plan_files import PlanFile
-    from ..draining.run import resolve
+    from ..draining.run import opened
 
     settings = settings_of(flags)
     if settings.mode == "live" and not yes and not sys.stdin.isatty():
         confirm("", yes)
-    settings, planned = PlanFile.of_run(settings)
-    with connected(settings) as server:
-        run = resolve(server, settings, planned=planned)
-        if (until := run.settings.until) != settings.until:
+    with opened(settings) as run:
+        if run.planned is None and (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
             summary = _drain_live(run, yes=yes)
@@ -235,8 +232,9 @@ def run_and_tell(
 def _tell(result: dict[str, Any], as_json: bool) -> int:
     page = f"{result['evidence']}/report.html"
     is_there = "://" in page or Path(page).exists()
+    lines = [*report(result), *([f"Report: {page}"] if is_there else [])]
     tell_error(result.get("error"))
-    emit(as_json, result, *report(result), *([f"Report: {page}"] if is_there else []))
+    emit(as_json, result, *lines)
     return int(result.get("exit_code") or 0)
 
 
@@ -249,24 +247,26 @@ def _sign_key(sign_key: str | None) -> Path | None:
     return Path(sign_key)
 
 
+def _approve(run: Run, planned: PlanFile, *, yes: bool) -> None:
+    """Refuses a plan that the limits hold back, or a person."""
+    from ..draining import unattended
+
+    if yes:
+        unattended.check_planned(run.server, run.settings, planned)
+    else:
+        unattended.check_readable(run.settings, planned.rows, planned.plan.unreadable)
+    with interruptible():
+        _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
+
+
 def _run_notebooks(
     settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None,
     kernels: Kernels | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One stream's run; its run.json."""
-    from ..draining import unattended
     from ..pipeline import runner
 
     key = _sign_key(sign_key)
-
-    def approve(run: Run, planned: PlanFile) -> None:
-        if yes:
-            unattended.check_planned(run.server, settings, planned)
-        else:
-            unattended.check_readable(settings, planned.rows, planned.plan.unreadable)
-        with interruptible():
-            _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
-
     with closing(Moving()) as moving:
 
         def announce(name: str) -> None:
@@ -274,8 +274,8 @@ def _run_notebooks(
             tell(f"running {name} ...", err=True)
 
         return runner.run(
-            settings, confirm=approve, announce=announce, on_line=moving.line, stopping=stopping,
-            sign_key=key, kernels=kernels,
+            settings, confirm=partial(_approve, yes=yes), announce=announce, on_line=moving.line,
+            stopping=stopping, sign_key=key, kernels=kernels,
         )[0]  # fmt: skip
 
 

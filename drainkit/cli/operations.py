@@ -300,10 +300,9 @@ def acl(as_json: bool, **flags: Any) -> None:
     `trim --apply`.
     """
     from ..server.keys import NOT_FORBIDDEN, rules
-    from ..settings.kinds import allowlist_key
 
     settings = settings_of(flags)
-    key = allowlist_key(settings.allowlist)
+    key = settings.allowlist_key
     if flags["allowlist"] and key is None:
         raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
     with connected(settings) as server:

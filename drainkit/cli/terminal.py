@@ -123,26 +123,25 @@ Block = str | Table  # a line, whatever text from outside is in it, or a table o
 
 def emit(as_json: bool, data: Any, *blocks: Block) -> None:
     """Print the result: one JSON object, or lines and tables."""
-    if as_json:
-        click.echo(json.dumps(struck(data), ensure_ascii=True))
-    else:
+    if not as_json:
         tell(*blocks)
+    else:
+        click.echo(json.dumps(struck(data), ensure_ascii=True))
 
 
 def tell(*blocks: Block, err: bool = False) -> None:
     """Print lines and tables, made fit to show."""
     stream = sys.stderr if err else sys.stdout
-    safe = [one_line(block, LONGEST) if isinstance(block, str) else block for block in blocks]
-    if not stream.isatty() and all(isinstance(block, str) for block in safe):
-        click.echo("\n".join(map(str, safe)), err=err)  # as it is, and rich is not needed
-        return
-    console = _console(err)
-    with console.capture() as captured:
-        for block in safe:
-            for part in _parts(block, console.is_terminal):
-                console.print(part, soft_wrap=getattr(part, "no_wrap", False))
-    lines = captured.get().splitlines()
-    click.echo("\n".join(line.rstrip() for line in lines), err=err)
+    if stream.isatty() or any(isinstance(block, Table) for block in blocks):
+        console = _console(err)
+        with console.capture() as captured:
+            for block in blocks:
+                for part in _parts(block, console.is_terminal):
+                    console.print(part, soft_wrap=getattr(part, "no_wrap", False))
+        lines = [line.rstrip() for line in captured.get().splitlines()]
+    else:  # as they are, and rich is not needed
+        lines = [one_line(str(block), LONGEST) for block in blocks]
+    click.echo("\n".join(lines), err=err)
 
 
 def _console(err: bool) -> Console:
@@ -163,21 +162,24 @@ def _parts(block: Block, tty: bool) -> Iterator[Any]:
     from rich.panel import Panel
     from rich.text import Text
 
-    if isinstance(block, str) and block.lstrip(" ").startswith("drainkit "):
-        yield Text(block, no_wrap=True)  # a command that is broken into lines cannot be pasted
-    elif isinstance(block, str):
-        text = Text(block.lstrip(" "), overflow="fold")
-        for pattern, style in _COLOURS.items():
-            if found := re.match(pattern, text.plain):
-                text.stylize(style, *found.span())
-                break
-        yield Padding(text, (0, 0, 0, len(block) - len(text.plain)))
-    elif tty and not block.head:
-        yield Panel(_table(block, tty), title=Text(block.title), title_align="left", expand=False)
-    else:
-        if block.title:
+    if isinstance(block, Table):
+        table: Any = _table(block, tty)
+        if tty and not block.head:
+            table = Panel(table, title=Text(block.title), title_align="left", expand=False)
+        elif block.title:
             yield Text(one_line(block.title, LONGEST), style="bold")
-        yield _table(block, tty)
+        yield table
+        return
+    line = one_line(block, LONGEST)
+    text = Text(line.lstrip(" "), overflow="fold")
+    if text.plain.startswith("drainkit "):
+        yield Text(line, no_wrap=True)  # a command that is broken into lines cannot be pasted
+        return
+    for pattern, style in _COLOURS.items():
+        if found := re.match(pattern, text.plain):
+            text.stylize(style, *found.span())
+            break
+    yield Padding(text, (0, 0, 0, len(line) - len(text.plain)))
 
 
 def _table(block: Table, tty: bool) -> RichTable:

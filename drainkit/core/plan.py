@@ -21,6 +21,7 @@ from ..errors import RefusedError, UsageError
 from ..ids import id_key
 from ..late import pa, pc
 from ..safe import one_line
+from ..settings import FROM_PLAN, Settings, build, outside, shown
 from .events import Events, word_codes
 from .frame import event_schema, microseconds, record_batch, word_counts
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reason_codes
@@ -71,6 +72,41 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, in the order of the fields."""
         return asdict(self)
+
+    @property
+    def boundary_key(self) -> tuple[int, int]:
+        """The boundary as a pair of integers, to be compared."""
+        return id_key(self.boundary_id)
+
+    def laid_under(self, settings: Settings) -> Settings:
+        """The settings with what the plan gives; refuses what was asked for and differs.
+
+        Throttle, as_of, audit stream and the like are the plan's, whatever drainkit.toml or the
+        environment say; another value given with the command, or in a notebook's cell, is refused,
+        and so is a plan that was made for another environment.
+        """
+        if settings.env != self.environment:
+            envs = (self.environment, settings.env)
+            then, now = (f"--env {env}" if env else "no --env" for env in envs)
+            raise RefusedError(
+                f"environment: the plan has {then}, asked for {now}; make a new plan"
+            )
+        layer = {
+            **{n: getattr(self, n) for n in ("stream", "consumer_group", "scope", "consumer_name")},
+            **{n: self.policy[n] for n in ("max_age_min", "min_conf", "allowlist")},
+            **{n: getattr(settings, n) for n in settings.given},
+            **{n: getattr(self, n) for n in FROM_PLAN},
+            "fields": {**self.fields, "only": True},
+        }
+        found = build(layer, asked=settings.asked)
+        for name in [n for n in FROM_PLAN if n in settings.asked]:
+            planned, asked = getattr(found, name), getattr(settings, name)
+            if asked != planned:
+                raise RefusedError(
+                    f"{outside(name)}: the plan has {shown(name, planned) or 'none'}, asked for "
+                    f"{shown(name, asked) or 'none'}; leave it out, or make a new plan"
+                )
+        return found
 
 
 def seal(plan: Plan) -> Plan:
@@ -282,7 +318,7 @@ class Tally:
         odd = [name for name, value in self.said().items() if getattr(plan, name) != value]
         if self._counts.keys() - set(ACTIONS):
             odd.append("counts")
-        if self._newest > id_key(plan.boundary_id):
+        if self._newest > plan.boundary_key:
             odd.append("boundary_id")
         if plan.max_events is not None and self.rows > plan.max_events:
             odd.append("max_events")

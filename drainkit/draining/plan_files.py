@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from io import BufferedReader
 from pathlib import Path
 from typing import NoReturn
@@ -17,7 +17,7 @@ from ..core.plan import COLUMNS, Plan, Tally, allowlist_notes, decisions_schema,
 from ..errors import RefusedError, UsageError
 from ..files import CHUNK, write_bytes, write_chunks, write_json
 from ..late import pa
-from ..settings import FROM_PLAN, Settings, build, outside, shown
+from ..settings import Settings
 from ..settings.kinds import os_user
 from ..signing import load_signatures, required_approvals, signatures_path
 
@@ -39,7 +39,7 @@ class PlanFile:
     """
 
     plan: Plan
-    signatures: bytes
+    _path: Path
     _decisions: Path
     _seen: tuple[int, ...]  # what tells the file of decisions from any other, and from a later one
 
@@ -47,17 +47,18 @@ class PlanFile:
     def load(cls, path: Path) -> PlanFile:
         """A plan, by its file or its evidence folder; refuses one that was edited."""
         path = path / PLAN if path.is_dir() else path
-        beside, signatures = decisions_path(path), load_signatures(path)
+        beside = decisions_path(path)
         try:
             if not path.is_file():
                 raise FileNotFoundError(0, "there is no such file")
-            plan = from_json(path.read_text(encoding="utf-8"), path.name)
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UsageError(f"{path}: {reason}; name a plan or an evidence folder") from None
         tally = Tally()
         with _opened(beside) as file:
-            found = cls(plan, signatures, beside, _mark(file))
+            plan = from_json(text, path.name)
+            found = cls(plan, path, beside, _mark(file))
             if hashlib.file_digest(file, "sha256").hexdigest() != plan.decisions_sha256:
                 found._refuse()
             for block in found.blocks(("id", "action", "invalid")):
@@ -72,38 +73,12 @@ class PlanFile:
         if settings.plan is None or settings.mode != "live":
             return settings, None
         planned = cls.load(settings.plan)
-        return planned.laid_under(settings), planned
+        return planned.plan.laid_under(settings), planned
 
-    def laid_under(self, settings: Settings) -> Settings:
-        """The settings with what the plan gives; refuses what was asked for and differs.
-
-        Throttle, as_of, audit stream and the like are the plan's, whatever drainkit.toml or the
-        environment say; another value given with the command, or in a notebook's cell, is refused,
-        and so is a plan that was made for another environment.
-        """
-        plan = self.plan
-        if settings.env != plan.environment:
-            envs = (plan.environment, settings.env)
-            then, now = (f"--env {env}" if env else "no --env" for env in envs)
-            raise RefusedError(
-                f"environment: the plan has {then}, asked for {now}; make a new plan"
-            )
-        layer = {
-            **{n: getattr(plan, n) for n in ("stream", "consumer_group", "scope", "consumer_name")},
-            **{n: plan.policy[n] for n in ("max_age_min", "min_conf", "allowlist")},
-            **{n: getattr(settings, n) for n in settings.given},
-            **{n: getattr(plan, n) for n in FROM_PLAN},
-            "fields": {**plan.fields, "only": True},
-        }
-        found = build(layer, asked=settings.asked)
-        for name in [n for n in FROM_PLAN if n in settings.asked]:
-            planned, asked = getattr(found, name), getattr(settings, name)
-            if asked != planned:
-                raise RefusedError(
-                    f"{outside(name)}: the plan has {shown(name, planned) or 'none'}, asked for "
-                    f"{shown(name, asked) or 'none'}; leave it out, or make a new plan"
-                )
-        return found
+    @cached_property
+    def signatures(self) -> bytes:
+        """The approvals beside it; empty without any."""
+        return load_signatures(self._path)
 
     @property
     def rows(self) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import datetime as dt
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -49,8 +49,8 @@ class Run:
     settings: Settings
     scope: Scope
     policy: Policy
-    run_id: str
     clock: Clock
+    run_id: str = ""  # "": a new one
     planned: PlanFile | None = None  # live with a plan
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     gone: list[str] = field(default_factory=list)  # of the plan, deleted before it was their turn
@@ -62,6 +62,7 @@ class Run:
     start: ledger.Start = field(init=False)  # as the ledger has it
 
     def __post_init__(self) -> None:
+        self.run_id = self.run_id or new_run_id(self.settings.mode, self.clock.now_us())
         self.begin()
 
     def begin(self) -> Summary:
@@ -131,6 +132,14 @@ class Run:
         return summary.close(failure, self.clock.now_us())
 
 
+@contextmanager
+def opened(settings: Settings) -> Iterator[Run]:
+    """The run that these settings ask for, with its plan and its connection, closed at the end."""
+    settings, planned = PlanFile.of_run(settings)
+    with Server.of(settings) as server:
+        yield resolve(server, settings, planned=planned)
+
+
 def resolve(
     server: Server,
     settings: Settings,
@@ -146,16 +155,11 @@ def resolve(
     the message names it (the contract, section 7).
     """
     _ = server.keys  # refuses names that could not share the stream's slot
-    policy = Policy(
-        max_age_min=settings.max_age_min,
-        allowlist=scopes.allowlist(server, settings),
-        min_conf=settings.min_conf,
-    )
     settings = scopes.at_now(server, settings)
     scope = scopes.open_scope(server, settings, boundary=boundary)
-    now_us = server.now_us()
-    run_id = run_id or new_run_id(settings.mode, now_us)
-    run = Run(server, settings, scope, policy, run_id, Clock(now_us), planned)
+    allowed = scopes.allowlist(server, settings)
+    policy = Policy(settings.max_age_min, allowed, settings.min_conf)
+    run = Run(server, settings, scope, policy, Clock(server.now_us()), run_id or "", planned)
     if planned is not None:
         _take_plan(run, planned)
     return run

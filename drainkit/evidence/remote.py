@@ -23,7 +23,7 @@ from .. import files
 from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
 from ..safe import keep_secret, one_line, secret_words
-from ..settings.kinds import is_url, store_problem, url_parts
+from ..settings.kinds import is_url, store_problem
 from .statement import (
     CHAIN,
     STATEMENT,
@@ -49,9 +49,9 @@ class Store:
     """A folder of an object store, by fsspec."""
 
     def __init__(self, url: str) -> None:
-        scheme, rest = url_parts(url)
-        if problem := store_problem(url):
-            raise UsageError(f"{scheme}://...: {problem}")
+        """`url`: one that evidence can be kept at (settings.kinds)."""
+        scheme, _, rest = url.partition("://")
+        scheme = scheme.lower()
         keep_secret(os.environ[name] for name in _SECRETS if os.environ.get(name))
         for name in _ENDPOINTS:
             keep_secret(secret_words(os.environ.get(name, "")))
@@ -237,6 +237,8 @@ def local_copy(place: str) -> Iterator[Path]:
             raise UsageError(f"{one_line(place)} is not a folder; name a run's, or that of reports")
         yield Path(place)
         return
+    if problem := store_problem(place):
+        raise UsageError(f"{place.partition('://')[0]}://...: {problem}")
     above, _, name = place.rstrip("/").rpartition("/")
     is_run = RUN_ID.fullmatch(name) is not None
     with tempfile.TemporaryDirectory(prefix="drainkit-") as own:

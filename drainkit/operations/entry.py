@@ -14,7 +14,7 @@ from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
 from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import RefusedError, UsageError
-from ..ids import FIRST_ID, id_key, is_id, last_of, next_id
+from ..ids import FIRST_ID, id_key, is_id, next_id
 from ..late import pa, pc
 from ..safe import one_line, text
 from ..server import ledger, reading, scopes
@@ -205,9 +205,7 @@ def unreadable(server: Server, settings: Settings) -> Findings | None:
 def sample(server: Server, settings: Settings) -> list[RawEntry]:
     """Entries from all over what is undelivered; of the whole stream if nothing is."""
     info, settings = reading.stream_info(server), scopes.at_now(server, settings)
-    last = info.boundary_id
-    if settings.until is not None:
-        last = min(last, last_of(settings.until), key=id_key)
+    last = min(info.boundary_id, settings.last_id, key=id_key)
     group = reading.positions(server).get(settings.consumer_group)
     for first in (next_id(group.position) if group else None, info.first_id):
         pages = sampled(server, first, last) if first and id_key(first) <= id_key(last) else ()

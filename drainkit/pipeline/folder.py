@@ -273,7 +273,7 @@ def _settings_of(
         "audit_stream": (last.audit_stream if last else "") or settings.audit_stream,
     }  # fmt: skip
     if planned is not None:
-        return planned.laid_under(build(found, asked=frozenset()))
+        return planned.plan.laid_under(build(found, asked=frozenset()))
     if "consumer_group" in settings.given:
         found["consumer_group"] = settings.consumer_group
     if last:

@@ -34,7 +34,7 @@ from ..safe import one_line
 from ..server import reading
 from ..server.connection import Server
 from ..settings import Settings, build
-from ..settings.kinds import allowlist_symbols, is_url
+from ..settings.kinds import is_url
 from . import runner
 
 URL = "DRAINKIT_REDIS_URL"
@@ -148,8 +148,8 @@ def run_with_dask(
     """
     # the settings without the URL, such that they mean the same on another machine
     values = settings.model_dump(exclude={"redis_url"})
-    if settings.allowlist is not None and settings.allowlist.startswith("@"):
-        values["allowlist"] = ",".join(sorted(allowlist_symbols(settings.allowlist)))
+    if settings.symbols is not None:
+        values["allowlist"] = ",".join(sorted(settings.symbols))
     if not is_url(settings.reports_dir):
         values["reports_dir"] = Path(settings.reports_dir).resolve()
     with _cluster(settings, address, len(streams)) as client:

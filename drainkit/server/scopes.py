@@ -14,7 +14,7 @@ from ..errors import RefusedError, UsageError
 from ..ids import FIRST_ID, id_key, next_id, previous_id
 from ..safe import text
 from ..settings import Settings
-from ..settings.kinds import allowlist_key, allowlist_symbols, check_symbols
+from ..settings.kinds import check_symbols
 from . import reading, recorded, writing
 from .connection import Server
 from .counting import count
@@ -79,25 +79,23 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     """
     settings, info = at_now(server, settings), reading.stream_info(server)
     main = reading.position_of(server, settings.consumer_group)
-    position, boundary, exists = main.position, boundary or info.boundary_id, True
-    if settings.until is not None:
-        boundary = min(boundary, ids.last_of(settings.until), key=id_key)
-    first = FIRST_ID if settings.from_ is None else ids.first_of(settings.from_)
     wanted: list[Name] = []
-    if settings.scope == "history":
-        position, exists = _history_start(server, settings.drain_group, first)
-        boundary = min(main.position, boundary, key=id_key)
     if settings.scope == "pending" and settings.from_consumer:
         there = [c.name for c in reading.consumers(server, settings.consumer_group)]
         for given in settings.from_consumer:
             if (name := named(there, given)) is None:
                 raise RefusedError(f"--from-consumer: the group has no {given}")
             wanted.append(name)
+    position, exists = main.position, True
+    ends = [boundary or info.boundary_id, settings.last_id]
+    if settings.scope == "history":
+        position, exists = _history_start(server, settings.drain_group, settings.before_id)
+        ends.append(main.position)
     return Scope(
         settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,
-        position=position, group_position=main.position, boundary=boundary, group_exists=exists,
-        min_idle_ms=round(settings.min_idle_min * 60_000), from_consumers=tuple(wanted),
-        first=first,
+        position=position, group_position=main.position, boundary=min(ends, key=id_key),
+        group_exists=exists, min_idle_ms=round(settings.min_idle_min * 60_000),
+        from_consumers=tuple(wanted), first=settings.first_id,
     )  # fmt: skip
 
 
@@ -113,27 +111,28 @@ def at_now(server: Server, settings: Settings) -> Settings:
     return found
 
 
-def _history_start(server: Server, group: str, first: str) -> tuple[str, bool]:
-    """The position of scope history's group for a run from `first` on, and whether it exists.
+def _history_start(server: Server, group: str, before: str) -> tuple[str, bool]:
+    """The position of scope history's group for a run of what follows `before`; whether it exists.
 
-    A group reads on from its position and cannot skip. So with --from a new group is made at the id
-    before `first`, and one that exists must have nothing left before it. What a new group leaves
+    A group reads on from its position and cannot skip. So with --from a new group is made at
+    `before`, and one that exists must have nothing left before it. What a new group leaves
     out stays out, as a later history drain goes on where the last commit left its group. It takes
     another --history-group, and --until, to drain what was left out.
     """
     own = reading.positions(server).get(group)
-    if own is None:
-        return max(history_done(server, group), previous_id(first), key=id_key), False
-    # it acknowledges all that the group has, and destroys it
-    if server.call("HGET", server.keys.state, f"history_group:{group}") != b"made":
-        raise RefusedError(not_ours(group))
-    before = reading.pages(server, server.stream, next_id(own.position), previous_id(first), page=1)
-    if any(before):
-        raise RefusedError(
-            f"--from: the history group is at {own.position}, before it, and a group cannot skip; "
-            "leave --from out, or name another --history-group"
-        )
-    return own.position, True
+    made, done = server.call(
+        "HMGET", server.keys.state, *(f"{what}:{group}" for what in ("history_group", "history"))
+    )
+    if own is not None:
+        if made != b"made":  # scope history acknowledges all that the group has, and destroys it
+            raise RefusedError(not_ours(group))
+        if any(reading.pages(server, server.stream, next_id(own.position), before, page=1)):
+            raise RefusedError(
+                f"--from: the history group is at {own.position}, before it, and a group cannot "
+                "skip; leave --from out, or name another --history-group"
+            )
+        return own.position, True
+    return max(text(done or b"0-0"), before, key=id_key), False
 
 
 def history_done(server: Server, group: str) -> str:
@@ -231,11 +230,9 @@ def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
 
 
 def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
-    """The symbols of this run, read now from the flag, the file or the Redis set."""
-    if settings.allowlist is None:
-        return None
-    if (key := allowlist_key(settings.allowlist)) is None:
-        return allowlist_symbols(settings.allowlist)
+    """The symbols of this run; those of a Redis set are read now."""
+    if (key := settings.allowlist_key) is None:
+        return settings.symbols
     if server.info.cluster:
         check_slot(server.stream, key)
     kind = server.call("TYPE", key)
@@ -244,4 +241,5 @@ def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
         raise RefusedError(f"--allowlist {settings.allowlist}: the key {what}")
     members = server.call("SMEMBERS", key)
     # as latin-1 whatever is not ASCII stays so, and is refused
-    return check_symbols([member.decode("latin-1") for member in members], settings.allowlist)
+    found = [member.decode("latin-1") for member in members]
+    return check_symbols(found, str(settings.allowlist))

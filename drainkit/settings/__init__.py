@@ -207,6 +207,7 @@ class Settings(BaseModel):
 
     _given: frozenset[str] = PrivateAttr(frozenset())
     _asked: frozenset[str] = PrivateAttr(frozenset())
+    _symbols: frozenset[str] | None = PrivateAttr(None)
 
     @property
     def given(self) -> frozenset[str]:
@@ -219,11 +220,37 @@ class Settings(BaseModel):
         return self._asked
 
     @property
+    def symbols(self) -> frozenset[str] | None:
+        """The allowlist as read when the settings were made; None: any, or those of a Redis set."""
+        return self._symbols
+
+    @property
+    def allowlist_key(self) -> bytes | None:
+        """The key of the Redis set that holds the allowlist's symbols, if it is such a one."""
+        found = (self.allowlist or "").partition(kinds.REDIS_SET)
+        return found[2].encode() if found[1] and not found[0] else None
+
+    @property
     def as_of_us(self) -> int | None:
         """`as_of` as microseconds since the epoch, UTC."""
         if self.as_of is None:
             return None
         return (self.as_of - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
+
+    @property
+    def first_id(self) -> str:
+        """The first entry that `from_` lets through; an age must have been made a time before."""
+        return ids.FIRST_ID if self.from_ is None else ids.first_of(self.from_)
+
+    @property
+    def before_id(self) -> str:
+        """The last entry before those that `from_` lets through; as `first_id`."""
+        return ids.previous_id(self.first_id)
+
+    @property
+    def last_id(self) -> str:
+        """The last entry that `until` lets through; as `first_id`."""
+        return ids.LAST_ID if self.until is None else ids.last_of(self.until)
 
     @property
     def drain_group(self) -> str:
@@ -305,6 +332,8 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
         raise UsageError("; ".join(_explain(item) for item in error.errors())) from None
     own = settings.model_dump_json(exclude={"redis_url"})
     keep_secret(secret_words(settings.redis_url.get_secret_value()), own)
+    if settings.allowlist is not None and settings.allowlist_key is None:
+        settings._symbols = kinds.allowlist_symbols(settings.allowlist)
     settings._given = frozenset(values)
     settings._asked = settings._given if asked is None else asked
     return settings

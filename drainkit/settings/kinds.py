@@ -23,10 +23,10 @@ MAX_MIN = 5_256_000_000  # minutes; ten thousand years: still fits int64 microse
 MAX_COUNT = 10**18 - 1
 
 STORES = ("s3", "s3a", "gs", "gcs")  # they write an object only if it is missing
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
-_REDIS_SET = "redis:"
+REDIS_SET = "redis:"
 _COMMENT = re.compile(r"(^|\s)#.*")  # "#" itself may stand in a symbol
 
 
@@ -120,8 +120,8 @@ def _to_allowlist(value: Any) -> str | None:
         value = ",".join(value)
     if not isinstance(value, str) or not value.strip(" ,"):
         raise ValueError("is given but empty; leave it out to let any symbol pass")
-    if allowlist_key(value) is None:
-        allowlist_symbols(value)  # validate before connecting
+    if value == REDIS_SET:
+        raise ValueError("redis:KEY names no key")
     return value
 
 
@@ -130,16 +130,10 @@ def is_url(place: object) -> bool:
     return isinstance(place, str) and _URL.match(place) is not None
 
 
-def url_parts(url: str) -> tuple[str, str]:
-    """Scheme (small letters) and what follows it."""
-    found = _URL.match(url)
-    return (found[1].lower(), found[2]) if found else ("", url)
-
-
 def store_problem(url: str) -> str | None:
     """Why evidence cannot be kept at this URL; None if it can."""
-    scheme, rest = url_parts(url)
-    if scheme not in STORES:
+    scheme, _, rest = url.partition("://")
+    if (scheme := scheme.lower()) not in STORES:
         return f"cannot keep evidence at {scheme}://; name a folder or s3://BUCKET/PREFIX"
     if "@" in rest or "?" in rest or not rest.strip("/"):
         return f"must be {scheme}://BUCKET/PREFIX alone; key and secret belong in the environment"
@@ -180,21 +174,12 @@ Place = Annotated[Path | str, BeforeValidator(_to_place)]  # a folder, or a stor
 PlanPath = Annotated[Path | None, BeforeValidator(_to_plan)]
 
 
-def allowlist_key(spec: str | None) -> bytes | None:
-    """The key of the Redis set that holds the symbols; None where `spec` is of another form."""
-    if spec is None or not spec.startswith(_REDIS_SET):
-        return None
-    if spec == _REDIS_SET:
-        raise UsageError("--allowlist redis:KEY names no key")
-    return spec.removeprefix(_REDIS_SET).encode()
-
-
-def allowlist_symbols(spec: str, *, folder: Path | None = None) -> frozenset[str]:
+def allowlist_symbols(spec: str) -> frozenset[str]:
     """The symbols that `spec`, or the file that it names, holds."""
     if spec.startswith("@"):
         try:
             # a BOM is no part of the first symbol
-            lines = ((folder or Path()) / spec[1:]).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(spec[1:]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UsageError(f"--allowlist {spec}: {reason}") from None

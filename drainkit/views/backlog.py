@@ -111,7 +111,7 @@ class SealedRun:
         self.findings = examine(self.folder).findings
         plan = self.planned.plan
         env = build({"env": plan.environment}, asked=frozenset())
-        self.settings = self.planned.laid_under(env)
+        self.settings = self.planned.plan.laid_under(env)
         allowed = plan.policy["allowlist"]
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(plan.policy["max_age_min"], symbols, plan.policy["min_conf"])

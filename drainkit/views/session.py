@@ -222,7 +222,7 @@ class RunSession(Session):
             if cls.adopts_plan or RUN_ID.fullmatch(folder.name):
                 planned = PlanFile.load(folder)
             if planned is not None and cls.adopts_plan:
-                settings = planned.laid_under(settings)
+                settings = planned.plan.laid_under(settings)
         return cls(settings, Server.of(settings), folder, planned)
 
     @cached_property
