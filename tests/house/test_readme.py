@@ -55,14 +55,17 @@ def run_document(name: str, cli: Cli, url: str = "", **env: str) -> CliResult:
         elif block.startswith("cd "):
             folder /= block.removeprefix("cd ")
         else:
-            own = all(line.startswith("drainkit ") for line in block.splitlines())
-            told = ""
+            told, here = "", {**env, "PATH": programs}
+            own = any(line.startswith(("drainkit ", "papermill ")) for line in block.splitlines())
             for command in block.splitlines() if own else [block]:
-                done = (
-                    cli(*shlex.split(command)[1:], env=env)
-                    if own
-                    else _in_shell(command, folder, {**env, "PATH": programs})
-                )
+                program, _, words = command.partition(" ")
+                if program == "drainkit":
+                    done = cli(*shlex.split(words), env=env)
+                elif program == "papermill":  # forked, as `drainkit` is; its words as a shell has
+                    words = _in_shell(f"printf '%s\\n' {words}", folder, here).out
+                    done = cli.papermill(*words.splitlines(), env=env)
+                else:
+                    done = _in_shell(command, folder, here)
                 told += done.out + done.err
                 if done.rc != 0:
                     return done
