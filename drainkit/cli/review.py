@@ -277,7 +277,7 @@ def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: 
     """
     from ..core.progress import entries_words
     from ..core.summary import approvers_words
-    from ..server.keeping import keeping, keeping_words
+    from ..server.scopes import keeping, keeping_words
 
     server = run.server
     keeps = "; ".join(keeping_words(keeping(server)))

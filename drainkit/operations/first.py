@@ -30,8 +30,8 @@ from ..safe import one_line
 from ..server import counting, ledger, reading
 from ..server.connection import Server
 from ..server.counting import sampled
-from ..server.keeping import keeping_words
 from ..server.reading import ACTIVE_MS, StopSwitch
+from ..server.scopes import keeping_words
 from ..settings import Settings
 from .checks import Limits, Report, group_rows, judge
 from .entry import TOO_MANY

@@ -17,7 +17,7 @@ from drainkit.draining.run import resolve
 from drainkit.ids import FIRST_ID, LAST_ID
 from drainkit.server import counting, reading, writing
 from drainkit.server.connection import Server as Link
-from drainkit.server.scope import Name, raw_name
+from drainkit.server.keys import Name, raw_name
 from drainkit.settings import build
 
 # ---------------------------------------------------------------- counting
