@@ -17,8 +17,7 @@ from typing import Any
 
 from .. import files
 from ..core.policy import ACTIONS, COLOURS, NAMES
-from ..core.progress import entries_words
-from ..core.summary import approvers_words
+from ..core.summary import approvers_words, entries_words
 from ..core.verdicts import Json, Recorded, group_of, verdicts
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError

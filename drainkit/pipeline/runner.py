@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..core.collection import give_back_buffers
 from ..core.policy import ACTIONS
 from ..draining import unattended
 from ..draining.plan_files import PlanFile
@@ -33,6 +32,7 @@ from ..draining.run import Run, preflight, resolve
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, UsageError
 from ..evidence.remote import reports_at
 from ..evidence.seal import locked, open_run
+from ..late import give_back_buffers
 from ..operations import checks
 from ..operations.state import baseline
 from ..safe import one_line

@@ -17,16 +17,16 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from .. import files
-from ..core import fields, frame, plan, progress, timestamps
+from ..core import fields, frame, plan, summary, timestamps
 from ..core.events import Decoder, Events
 from ..core.policy import ACTIONS, Decisions, Policy, decide
-from ..core.progress import amount, span
+from ..core.summary import amount, span
 from ..draining.dry import keeping
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
 from ..errors import RefusedError, UsageError
 from ..evidence import examined, remote, seal
-from ..operations import entry, state
+from ..operations import events, first, state
 from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from ..settings import NOTEBOOK, build, shown
@@ -122,7 +122,7 @@ class Analysis(Session):
         settings, scope, total = self.settings, self.job.scope.name, self.backlog.total
         passing, name = int(self.backlog.counts[OK]), settings.consumer_name
         own = state.own_pending(self.group, name) if scope == "undelivered" else 0
-        summed = f" ({progress.entries_words(scope, total, own)})" if own else ""
+        summed = f" ({summary.entries_words(scope, total, own)})" if own else ""
         when = "now" if settings.as_of is None else f"as of {settings.as_of:%F %T%z}"
         them = "waits" if total == 1 else "wait"
         told = (
@@ -132,7 +132,7 @@ class Analysis(Session):
         )
         if not total:
             return told
-        taken = progress.next_run_words(total, settings.max_events, settings.throttle)
+        taken = summary.next_run_words(total, settings.max_events, settings.throttle)
         told += f" The next run takes {taken}"
         if self.backlog.step > 1:  # the frame is a sample
             return f"{told}."
@@ -238,7 +238,7 @@ class Analysis(Session):
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
-        found = None if self.is_sealed else entry.unreadable(self.server, self.settings)
+        found = None if self.is_sealed else first.unreadable(self.server, self.settings)
         if found is None:
             return None
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
@@ -261,10 +261,10 @@ class Analysis(Session):
 
         Of a sealed run what is kept of it.
         """
-        (found,) = entry.show(
+        (found,) = events.show(
             self.server, self.settings, self.policy, [entry_id], now_us=self.at_us
         )
-        return Table(entry.rows_of(found), columns=["part", "name", "value"])
+        return Table(events.rows_of(found), columns=["part", "name", "value"])
 
     def _moments_us(self) -> int | np.ndarray:
         return self.at_us
@@ -315,7 +315,7 @@ class SealedAnalysis(Analysis):
         self.policy = Policy(own.policy["max_age_min"], symbols, own.policy["min_conf"])
         # when the decisions began; with as_of what they were measured against
         self.at_us = int(timestamps.times_us([own.as_of or own.created_at])[0])
-        decided = ((Events.from_arrow(b), plan.decisions_in(b)) for b in planned.blocks())
+        decided = ((Events.from_arrow(b), frame.decisions_of(b)) for b in planned.blocks())
         self.backlog = frame.Backlog(decided, own.total_read)
         self.frame = self.backlog.frame
         self.is_live = self.run.get("mode") == "live" and (folder / AUDIT).exists()
@@ -377,7 +377,7 @@ class SealedAnalysis(Analysis):
                 f"{one_line(entry_id)} is none of the {self.backlog.total:,} entries that this run "
                 "decided; check the id"
             )
-        found = entry.judged(Events.from_arrow(row), plan.decisions_in(row), self.policy)
+        found = events.judged(Events.from_arrow(row), frame.decisions_of(row), self.policy)
         (kept,) = row.select(["reason", "payload_sha256"]).to_pylist()
         if (sha256 := kept["payload_sha256"]) is not None:
             found["body"] = f"not kept; the SHA-256 of its payload is {sha256.hex()}"
@@ -387,4 +387,4 @@ class SealedAnalysis(Analysis):
             records = parquet.read_table(self.run_dir / AUDIT, filters=chosen).to_pylist()
         audit = {"records": records, "searched": sum(self.happened.values()), "complete": True}
         found |= {"reason": kept["reason"], "groups": [], "audit": audit}
-        return Table(entry.rows_of(found), columns=["part", "name", "value"])
+        return Table(events.rows_of(found), columns=["part", "name", "value"])

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.policy import ACTIONS
-from ..core.progress import amount, span
-from ..core.summary import Summary
+from ..core.summary import Summary, amount, span
 from ..draining import dry
 from . import figures
 from .session import SAMPLE_ROWS, Session, markdown, safe

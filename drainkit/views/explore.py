@@ -20,7 +20,7 @@ from ..core import policy as rules
 from ..core.events import Events
 from ..core.frame import decisions_of
 from ..core.policy import ACTIONS, NAMES, Decisions, Policy, decide
-from ..core.progress import span
+from ..core.summary import span
 from ..errors import DrainkitError
 from .session import macros, safe
 

@@ -13,8 +13,7 @@ import pandas as pd
 from IPython.display import clear_output
 
 from .. import files
-from ..core.progress import Step, amount, span
-from ..core.summary import Summary
+from ..core.summary import Step, Summary, amount, span
 from ..draining import live, unattended
 from ..draining.plan_files import PlanFile
 from ..draining.run import resolve

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from ..core.progress import amount
+from ..core.summary import amount
 from ..errors import RefusedError
 from ..operations import maintenance
 from ..safe import verbatim

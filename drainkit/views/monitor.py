@@ -18,7 +18,7 @@ from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.first import RunningDrain, running_drains
-from ..operations.state import state_as_dict
+from ..operations.state import group_rows
 from ..safe import text, verbatim
 from ..server import ledger
 from ..server.connection import Server
@@ -72,7 +72,7 @@ class Monitor(Session):
     @property
     def states(self) -> list[dict[str, Any]]:
         """The streams that were looked at, as JSON has them."""
-        return [*map(state_as_dict, self.report.states)]
+        return self.report.states
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
@@ -121,7 +121,7 @@ class Monitor(Session):
 
     def _board_html(self) -> str:
         """Each group's state and numbers, drains at work, and as of when."""
-        rows = {(r["stream"], r["group"]): r for s in self.states for r in checks.group_rows(s)}
+        rows = {(r["stream"], r["group"]): r for s in self.states for r in group_rows(s)}
         at = iso(self.server.now_us())[:19].replace("T", " ")
         return str(macros().board(at, rows, self.report.findings, self._drains()))
 

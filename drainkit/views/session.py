@@ -21,13 +21,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from .. import files
 from ..core.policy import ACTIONS, COLOURS, NAMES
-from ..core.progress import span
-from ..core.summary import RUN_ID, Summary
+from ..core.summary import RUN_ID, Summary, span
 from ..draining.plan_files import PLAN, PlanFile
 from ..draining.run import Run, resolve
 from ..errors import UsageError
-from ..operations.checks import group_rows
-from ..operations.state import known
+from ..operations.state import group_rows, known
 from ..safe import UNTYPESET, one_line, share
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown

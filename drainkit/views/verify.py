@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from .. import files
 from ..core.audit import audit_schema
-from ..core.collection import collection_paused
 from ..core.policy import ACTIONS
-from ..core.progress import amount
+from ..core.summary import amount
 from ..core.verdicts import BOOKS, NO, Recorded, Verdict, left_of, verdicts
 from ..draining.live import vanished_ids
 from ..errors import DrainkitError
+from ..late import collection_paused
 from ..operations.state import baseline
 from ..safe import text, verbatim
 from ..server import ledger, reading

@@ -19,7 +19,7 @@ from conftest import Cli, lacking
 from servers import Server, wait_until
 
 from drainkit import Server as Connection
-from drainkit.cli.review import streams_report
+from drainkit.cli.draining import streams_report
 from drainkit.cli.terminal import Table, emit
 from drainkit.errors import InterruptedRunError
 from drainkit.pipeline.runner import outcome_of, run_in_turn, streams_of, summary
@@ -115,7 +115,7 @@ def test_the_worst_exit_code_counts(capsys: pytest.CaptureFixture[str]) -> None:
         table, last_line = streams_report(found)
         assert isinstance(table, Table)
         assert len(table.rows) == len(codes)
-        emit(False, found, table)
+        emit(found, table)
         assert "\x1b" not in capsys.readouterr().out
         assert f"{codes.count(0)} of {len(codes)} streams done" in last_line
 

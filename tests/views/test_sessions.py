@@ -119,7 +119,7 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
     for table, words in (("[limits]\nmax_events = 29\n", "max_events is 29"),
                          ('[approval]\nallowed_signers = "x"\n', "allowed_signers")):  # fmt: skip
         (here / "drainkit.toml").write_text(table)
-        lab = cli.start("lab", *at(valkey, stream), "--no-browser", "--", "--help")
+        lab = cli.start("lab", *at(valkey, stream), "--", "--no-browser", "--help")
         wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
         kernels = psutil.Process(lab.pid).environ()
         lab.kill()
