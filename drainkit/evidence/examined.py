@@ -82,7 +82,10 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
         predicate = statement["predicate"]
         found.is_archived = there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}
         found.findings += _contradictions(found, predicate, run)
-        found.findings += _of_signature(run_dir, data, predicate, signers, identity)
+        try:
+            found.findings += _of_signature(run_dir, data, predicate, signers, identity)
+        except DrainkitError as error:  # there is no ssh-keygen
+            found.findings.append(str(error))
         if signers is not None:
             found.findings += _of_approvals(run_dir, predicate, signers)
         if not found.is_archived:

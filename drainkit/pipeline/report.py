@@ -10,8 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import re
 import shlex
-import urllib.parse
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -44,48 +42,16 @@ DEAD_MIN = 60  # minutes without a sign of life
 
 def build(folder: Path) -> str:
     """The report of a run's folder as HTML, from what is in the folder alone."""
-    names = (RUN_JSON, "plan.json", "baseline.json", "after.json")
-    run, plan, before, after = (read_or(folder / name, {}) for name in names)
-    live = run.get("mode") == "live"
+    names = {"run": RUN_JSON, "plan": "plan.json", "before": "baseline.json", "after": "after.json"}
+    told: dict[str, Any] = {key: read_or(folder / name, {}) for key, name in names.items()}
+    live = told["run"].get("mode") == "live"
     table = "audit.parquet" if live else "decisions.parquet"
     figures, analysed = _figures(folder)
-    keys, required = run.get("approver_keys"), run.get("approvals_required")
-    approved = ", ".join(map(str, run.get("approvers") or ()))
-    if isinstance(keys, Mapping) and required:
-        approved = approvers_words(keys, int(required))
-    own = group_of(before, run.get("consumer_group"))
     # what lies beside the report; the last two come when the run is sealed
     beside = sorted({*(p.name for p in folder.iterdir() if p.is_file()), SUMS, STATEMENT})
     page: str = _template().render(
-        folder=folder.name,
-        run=run,
-        plan=plan,
-        live=live,
-        actions=ACTIONS,
-        meanings=NAMES,
-        colours=COLOURS,
-        checks=read_or(folder / VERDICTS, []),
-        approved=approved,
-        keeps="; ".join(keeping_words(before.get("server") or {})),
-        before=before,
-        after=after,
-        own=own,
-        own_after=group_of(after, run.get("consumer_group")),
-        own_pending=own_pending(own, plan.get("consumer_name", "")),
-        entries_words=entries_words,
-        most=MAX_GROUPS,
-        analysed=analysed,
-        names_drift=(folder / "drift.parquet").exists(),
-        table=table,
-        samples=_samples(folder / table),
-        left=group_of(after or before, run.get("consumer_group")),
-        dead_ms=DEAD_MIN * 60_000,
-        where=f"--stream {shlex.quote(str(run.get('stream', '')))} "
-              f"--consumer-group {shlex.quote(str(run.get('consumer_group', '')))}",
-        place=shlex.quote(str(run.get("evidence") or f"reports/{folder.name}")),
-        files=[(urllib.parse.quote(n), n) for n in beside if n[0] != "." and n != "report.html"],
-        figures=figures,
-        first_figures=BASELINE_FIGURES,
+        **told, folder=folder.name, live=live, checks=read_or(folder / VERDICTS, []), table=table,
+        samples=_samples(folder / table), figures=figures, analysed=analysed, beside=beside,
     )  # fmt: skip
     return page
 
@@ -107,13 +73,16 @@ def _template() -> Any:
         return Markup("<wbr>").join(re.split(r"(?<=[:./_])", one_line(name, MAX_NAME)))
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=shown,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters.update(n=_number, when=_when, share=share, breakable=breakable)
+    environment.globals.update(
+        actions=ACTIONS, meanings=NAMES, colours=COLOURS, most=MAX_GROUPS, group_of=group_of,
+        own_pending=own_pending, entries_words=entries_words, approvers_words=approvers_words,
+        keeping_words=keeping_words, quote=shlex.quote, dead_ms=DEAD_MIN * 60_000,
+        first_figures=BASELINE_FIGURES,
+    )  # fmt: skip
     return environment.get_template("report.html.j2")
 
 

@@ -19,10 +19,9 @@ import pandas as pd
 from ..core import policy as rules
 from ..core.events import Events
 from ..core.frame import decisions_of
-from ..core.policy import ACTIONS, COLOURS, NAMES, Decisions, Policy, decide
+from ..core.policy import ACTIONS, NAMES, Decisions, Policy, decide
 from ..core.summary import span
 from ..errors import DrainkitError
-from ..safe import share
 from .session import macros, safe
 
 if TYPE_CHECKING:
@@ -196,18 +195,12 @@ class Exploration:
         chosen, total = self.policy, len(self._events)
         decisions = decide(self._events, chosen, self._at_us)
         counts = np.bincount(decisions.action, minlength=len(ACTIONS)).tolist()
-        rows = [
-            (a, NAMES[a], COLOURS[a], n, share(n, total))
-            for a, n in zip(ACTIONS, counts, strict=True)
-        ]
-        self.counts.value = self._html.counts(rows, total)
+        self.counts.value = self._html.counts(dict(zip(ACTIONS, counts, strict=True)), total)
         ages = _near(self._ages, self.age.value, 1, 8)
         confidences = _near(self._confidences, self.confidence.value, 5, 9)
         known = self._events.confidence
         passing = rules.passing_at(decisions, known, ages, confidences).tolist()
-        grid = [*zip(ages, (span(age * 60) for age in ages), passing, strict=True)]
-        most = max(map(max, passing)) or 1
-        self.what_if.value = self._html.what_if(grid, confidences, chosen, most)
+        self.what_if.value = self._html.what_if(ages, confidences, passing, chosen)
         # a command line cannot take back what a file or a variable says
         stays = chosen.allowlist is None and self._settings.allowlist is not None
         self.setting.value = "<b>Choose at least one symbol</b>, or any."

@@ -14,13 +14,12 @@ import pyarrow as pa
 from msgspec import to_builtins
 
 from ..core.audit import audit_ms, audit_schema, audit_table
-from ..core.summary import span
 from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.first import RunningDrain, running_drains
-from ..operations.state import group_rows, known
-from ..safe import one_line, text, verbatim
+from ..operations.state import group_rows
+from ..safe import text, verbatim
 from ..server import ledger
 from ..server.connection import Server
 from ..settings.kinds import Amount
@@ -39,10 +38,6 @@ GROUP_COLUMNS = (
     "oldest, min", "oldest by", "oldest pending, min", "dead consumers",
 )  # fmt: skip
 REFRESH_SEC = 60
-# from the best to the worst, in Okabe and Ito's colours; a word stands beside each
-STATES = {"ok": ("#009E73", "OK"), "warning": ("#E69F00", "warning"),
-          "unknown": ("#808080", "unknown"), "critical": ("#D55E00", "critical"),
-          "running": ("#56B4E9", "running"), "dead": ("#D55E00", "never ended")}  # fmt: skip
 
 
 class Monitor(Session):
@@ -126,36 +121,9 @@ class Monitor(Session):
 
     def _board_html(self) -> str:
         """Each group's state and numbers, drains at work, and as of when."""
-        sections = []  # a colour and a word, a title, numbers below it, and why it is so
-
-        def add(state: str, title: str, values: Mapping[str, str], *reasons: str) -> None:
-            safe = [one_line(reason, 600) for reason in reasons]
-            sections.append((*STATES[state], one_line(title, 600), values, safe))
-
         rows = {(r["stream"], r["group"]): r for s in self.states for r in group_rows(s)}
-        for (stream, name), row in rows.items():
-            found = [f for f in self.report.findings if (f.stream, f.group) == (stream, name)]
-            oldest, by_id = row["oldest, min"], " by id" * (row["oldest by"] == "entry id")
-            unknown = "unknown" if row["undelivered"] else "none"
-            numbers = {
-                "undelivered": known(row["undelivered"]), "lost": known(row["lost"]),
-                f"oldest{by_id}": unknown if oldest is None else span(oldest * 60),
-                "pending": known(row["pending"]), "dead consumers": known(row["dead consumers"]),
-            }  # fmt: skip
-            bad = [f.text for f in found if f.severity != "ok"]
-            add(found[0].severity if found else "unknown", f"{stream} {name}", numbers, *bad)
-        for f in self.report.findings:  # of a stream that could not be read, or that has no group
-            if f.severity != "ok" and (f.stream, f.group) not in rows:
-                add(f.severity, f"{f.stream} {f.group or ''}", {}, f.text)
-        for stream, drain in self._drains():
-            values = {
-                "done": f"{drain.done:,}", "remaining": f"{drain.remaining:,}",
-                "per second": f"{drain.events_per_sec:,.1f}",
-                "left": "unknown" if drain.eta_sec is None else span(drain.eta_sec),
-            }  # fmt: skip
-            add("running" if drain.alive else "dead", f"{stream} drain {drain.run_id}", values)
         at = iso(self.server.now_us())[:19].replace("T", " ")
-        return str(macros().board(at, sections))
+        return str(macros().board(at, rows, self.report.findings, self._drains()))
 
     def bottom_line(self) -> Markdown:
         """The worst finding and how many there are; the board tells each."""

@@ -18,18 +18,13 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io
 
-from ..safe import UNTYPESET
+from .session import macros
 
 WIDTH, LEFT_MIN, RIGHT, BOTTOM = 760, 62, 44, 46
 TIME_STEPS_SEC = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200,
     86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400,
 )  # fmt: skip
-_STYLE = (
-    "font-family='system-ui,sans-serif' font-size='12' fill='currentColor' "
-    "shape-rendering='crispEdges'"  # or seams show between bars
-)
-_ANCHORS = {"left": ("start", 4), "right": ("end", -4)}  # beside a line, not on it
 _CHARACTER = 6.6  # pixels, about
 
 
@@ -51,38 +46,16 @@ def svg(figure: Mapping[str, Any]) -> str:
     longest = max((len(html.unescape(name)) for _, name in y.ticks), default=0)
     left = max(LEFT_MIN, min(300, 30 + _CHARACTER * longest))
     x = _Axis(layout["xaxis"], xs, names[0], left, WIDTH - RIGHT)
-    title = _text(layout["title"]["text"])
-    marks = [
-        f"<svg class='{UNTYPESET}' xmlns='http://www.w3.org/2000/svg' "
-        f"viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}' "
-        f"role='img' style='max-width:100%' {_STYLE}><title>{title}</title>",
-        f"<text x='0' y='24' font-size='16'>{title}</text>",
-    ]
-    for trace in traces if layout.get("showlegend") else ():
-        marks += [_box(left, top - 37, 11, 11, trace["marker"]["color"]),
-                  _label(left + 16, top - 27, trace["name"])]  # fmt: skip
-        left += 40 + _CHARACTER * len(trace["name"])
-    marks += [_label(x.at(value), y.start + 17, name, "middle") for value, name in x.ticks]
-    for value, name in y.ticks:
-        marks.append(_label(x.start - 8, y.at(value) + 4, name, "end"))
-        if not y.is_named:
-            marks.append(_line(x.start, y.at(value), x.end, y.at(value), GRID))
-    marks += [_label((x.start + x.end) / 2, height - 8, x.title, "middle"),
-              _label(0, top - 8, y.title)]  # fmt: skip
+    boxes = []
     for first, last, low, high, colour, text in bars:
         along, sides = (y, x) if across else (x, y)
         ends, reach = sorted(map(along.at, (first, last))), sorted(map(sides.at, (low, high)))
-        (x0, x1), (y0, y1) = (reach, ends) if across else (ends, reach)
-        marks.append(_box(x0, y0, x1 - x0, y1 - y0, colour))
-        if text and across:
-            marks.append(_label(x1 + 5, (y0 + y1) / 2 + 4, text))
-        elif text:
-            marks.append(_label((x0 + x1) / 2, y0 - 5, text, "middle"))
-    for trace in maps:
-        marks += _cells(trace["z"], x, y)
-    marks += [_shape(shape, x, y) for shape in layout.get("shapes", ())]
-    marks += [_note(note, x, y) for note in layout.get("annotations", ())]
-    return "".join([*marks, "</svg>"])
+        columns, rows = (reach, ends) if across else (ends, reach)
+        boxes.append((*columns, *rows, colour, text))
+    drawn = {"width": WIDTH, "height": height, "top": top, "x": x, "y": y, "boxes": boxes,
+             "across": across, "character": _CHARACTER, "grid": GRID}  # fmt: skip
+    legend = traces if layout.get("showlegend") else []
+    return str(macros().picture(layout, drawn, maps, legend))
 
 
 class _Axis:
@@ -143,37 +116,6 @@ def _bars(
             )  # fmt: skip
 
 
-def _cells(rows: Sequence[Sequence[int]], x: _Axis, y: _Axis) -> Iterator[str]:
-    width, height, most = x.at(1) - x.at(0), y.at(0) - y.at(1), max(1, *map(max, rows))
-    for row, cells in enumerate(rows):
-        for column, n in enumerate(cells):
-            colour = f"rgba(0,158,115,{0.6 * n / most:.2f})"
-            left, upper = x.at(column) - width / 2, y.at(row) - height / 2
-            yield _box(left, upper, width - 1, height - 1, colour)
-            yield _label(x.at(column), y.at(row) + 4, f"{n:,}", "middle")
-
-
-def _shape(shape: Mapping[str, Any], x: _Axis, y: _Axis) -> str:
-    """A limit, or the frame of a cell."""
-    whole_y, whole_x = "y " in shape.get("yref", ""), "x " in shape.get("xref", "")
-    x0, x1 = (x.start, x.end) if whole_x else (x.at(shape["x0"]), x.at(shape["x1"]))
-    y0, y1 = (y.end, y.start) if whole_y else (y.at(shape["y0"]), y.at(shape["y1"]))
-    colour = shape["line"]["color"]
-    if shape["type"] == "rect":
-        return _box(x0, min(y0, y1), x1 - x0, abs(y1 - y0), "none", colour)
-    return _line(x0, y0, x1, y1, colour, dashed="dash" in shape["line"])
-
-
-def _note(note: Mapping[str, Any], x: _Axis, y: _Axis) -> str:
-    """A text beside a limit, or in the middle; its place is a value's, or a share of the axis."""
-    across = x.at(note["x"])
-    if note.get("xref") not in ("x", None):
-        across = x.start + note["x"] * (x.end - x.start)
-    up = y.at(note["y"]) if note.get("yref") == "y" else y.start - note["y"] * (y.start - y.end)
-    anchor, beside = _ANCHORS.get(note.get("xanchor", ""), ("middle", 0))
-    return _label(across + beside, up - 5 + 12 * (note["y"] == 1), note["text"], anchor)
-
-
 def moment(epoch_sec: float) -> dt.datetime:
     """The time (UTC, naive) of any year that datetime knows; pandas ends in 1677 and 2262."""
     from_year_1, to_year_9999 = -62_135_596_800, 253_402_300_799
@@ -185,26 +127,6 @@ def round_step(least: float) -> float:
     """The first of 1, 2, 5, 10, ... that is at least that."""
     decade: float = 10.0 ** math.floor(math.log10(least))
     return next(n * decade for n in (1, 2, 5, 10) if n * decade >= least * 0.999)
-
-
-def _text(text: str) -> str:
-    return html.escape(html.unescape(text), quote=False)
-
-
-def _label(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f"<text x='{x:.0f}' y='{y:.0f}' text-anchor='{anchor}'>{_text(text.strip())}</text>"
-
-
-def _box(x: float, y: float, width: float, height: float, fill: str, stroke: str = "") -> str:
-    edge = f" stroke='{stroke}' stroke-width='3'" if stroke else ""
-    place = f"x='{x:.5g}' y='{y:.4g}' width='{width:.3g}' height='{height:.3g}'"
-    return f"<rect {place} fill='{fill}'{edge}/>"
-
-
-def _line(x0: float, y0: float, x1: float, y1: float, colour: str, *, dashed: bool = False) -> str:
-    dash = " stroke-dasharray='6 4'" if dashed else ""
-    ends = f"x1='{x0:.1f}' y1='{y0:.1f}' x2='{x1:.1f}' y2='{y1:.1f}'"
-    return f"<line {ends} stroke='{colour}'{dash}/>"
 
 
 # ---------------------------------------------------------------- for plotly

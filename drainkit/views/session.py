@@ -8,6 +8,7 @@ notebook leaves at None is as drainkit.toml and the environment say.
 from __future__ import annotations
 
 import ast
+import html
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,8 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from .. import files
-from ..core.policy import ACTIONS
-from ..core.summary import RUN_ID, Summary
+from ..core.policy import ACTIONS, COLOURS, NAMES
+from ..core.summary import RUN_ID, Summary, span
 from ..draining.plan_files import PLAN, PlanFile
 from ..draining.run import Run, resolve
 from ..errors import UsageError
@@ -63,7 +64,10 @@ def macros() -> Any:
 
     pages = Environment(loader=PackageLoader(__package__, ""), autoescape=True)
     template = pages.get_template("views.html.j2")
-    return template.make_module({"untypeset": UNTYPESET})
+    given = {"untypeset": UNTYPESET, "known": known, "span": span, "line": one_line,
+             "unescape": html.unescape, "share": share, "names": NAMES,
+             "colours": COLOURS}  # fmt: skip
+    return template.make_module(given)
 
 
 def markdown(text: str) -> Markdown:
