@@ -110,7 +110,7 @@ def stop(reason: str, **flags: Any) -> None:
     """Set the kill switch: from now on no drain of the stream acknowledges anything."""
     from ..core.timestamps import iso
     from ..safe import one_line
-    from ..server import keeping, ledger, reading, writing
+    from ..server import ledger, reading, scopes, writing
 
     if not reason.strip():
         raise UsageError("--reason: say why; it is kept with the switch")
@@ -125,8 +125,8 @@ def stop(reason: str, **flags: Any) -> None:
         before = None if is_set else reading.stop_switch(server)
         kept: dict[str, Any] = {"may_evict": None}
         with suppress(DrainkitError):
-            kept = keeping.keeping(server)
-    if warning := keeping.eviction_words(kept):
+            kept = scopes.keeping(server)
+    if warning := scopes.eviction_words(kept):
         tell_error(f"{warning}; drains go on if the switch is gone")
     said = "Stopped" if before is None else f"It was stopped before ({before})"
     data = {"stream": settings.stream, "stopped": True, "reason": reason, "operator": operator,

@@ -329,7 +329,7 @@ def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: 
     """
     from ..core.progress import entries_words
     from ..core.summary import approvers_words
-    from ..server.keeping import keeping, keeping_words
+    from ..server.scopes import keeping, keeping_words
 
     server, wanted = run.server, run.settings.approval
     where, what = plan_rows(plan)

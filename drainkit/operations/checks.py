@@ -12,8 +12,8 @@ from typing import Any
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..safe import text
 from ..server.connection import Server
-from ..server.keeping import eviction_words, keeping
 from ..server.reading import StopSwitch, find_streams
+from ..server.scopes import eviction_words, keeping
 from ..settings import Settings
 from .state import FACTS, State, known, read_state
 

@@ -31,8 +31,8 @@ from ..ids import id_key, next_id
 from ..safe import one_line
 from ..server import counting, ledger, reading, scopes
 from ..server.connection import Server
-from ..server.keeping import keeping_words
 from ..server.reading import ACTIVE_MS, StopSwitch
+from ..server.scopes import keeping_words
 from ..settings import Settings
 from .checks import Limits, Report, judge
 from .events import Lens

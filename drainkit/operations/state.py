@@ -21,8 +21,8 @@ from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
 from ..server import counting, ledger, reading
 from ..server.connection import Server
-from ..server.keeping import keeping
 from ..server.reading import Group, StreamInfo
+from ..server.scopes import keeping
 from ..server.topology import ServerInfo
 from ..settings import Settings
 

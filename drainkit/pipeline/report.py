@@ -28,7 +28,7 @@ from ..evidence.statement import RUN_JSON, STATEMENT, SUMS, read_or
 from ..late import pa, pc
 from ..operations.state import own_pending
 from ..safe import one_line, share
-from ..server.keeping import keeping_words
+from ..server.scopes import keeping_words
 from .notebooks import NOTEBOOKS
 
 VERDICTS = "verdicts.json"

@@ -12,7 +12,7 @@ from servers import Server
 from drainkit.draining.run import resolve
 from drainkit.server import writing
 from drainkit.server.connection import Server as Link
-from drainkit.server.scope import Name, raw_name
+from drainkit.server.keys import Name, raw_name
 from drainkit.settings import build
 
 ODD = b"w\xff\n\xe9"  # no UTF-8
