@@ -9,7 +9,7 @@
 The house: an owner for each concept, and folders that say what their code may touch. Each imports
 only from those before it (a test holds it).
 
-    late.py        large packages, imported when something of them is first used
+    late.py        large packages imported late, memory given back while reading
     safe.py        texts from outside made fit to show; passwords struck out
     errors.py      one class for each exit code; what is told in it made fit to show
     ids.py         entry ids as Redis orders them

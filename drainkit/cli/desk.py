@@ -258,7 +258,7 @@ def lab(
       drainkit lab my-notebooks -- --port=9999
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
-    from ..evidence.statement import is_sealed
+    from ..evidence.seal import is_sealed
     from ..pipeline.notebooks import check_installed, copy_to, of_sealed
     from ..settings.config import config_variable, kernel_variables
 

@@ -267,8 +267,7 @@ def _run_many(
     settings: Settings, pattern: str, address: str | None, *, sign_key: str | None, yes: bool
 ) -> int:
     """Run each stream of the pattern, print all together; the worst exit code."""
-    from ..pipeline import many
-    from ..pipeline.runner import open_kernels
+    from ..pipeline import runner
 
     for name in ("plan", "audit_stream"):
         if getattr(settings, name) is not None:
@@ -280,23 +279,24 @@ def _run_many(
         if settings.mode == "live":
             confirm(f"Drain every stream of {pattern} without being asked again?", yes)
     with connected(settings, anywhere=True) as server:
-        streams, ended = many.streams_of(server, settings, pattern)
+        streams, ended = runner.streams_of(server, settings, pattern)
     for outcome in ended:
-        tell(f"{outcome.stream}: {outcome.error}", err=True)
+        tell(f"{outcome['stream']}: {outcome['error']}", err=True)
     with stop_signals() as stopping, ExitStack() as stack:
         if address is None:
             one: Callable[[Settings], dict[str, Any]] = partial(
                 _run_notebooks, stopping=stopping, yes=yes, sign_key=sign_key,
-                kernels=stack.enter_context(open_kernels()),
+                kernels=stack.enter_context(runner.open_kernels()),
             )  # fmt: skip
-            outcomes = many.run_in_turn(settings, streams, one, stopping=stopping)
+            outcomes = runner.run_in_turn(settings, streams, one, stopping=stopping)
         else:
-            outcomes = many.run_with_dask(settings, streams, address, stopping=stopping)
+            outcomes = runner.run_with_dask(settings, streams, address, stopping=stopping)
         for n, outcome in enumerate(outcomes, 1):
             ended.append(outcome)
-            why = f": {outcome.error}" if outcome.error else ""
-            tell(f"{outcome.stream}: {outcome.outcome}, {len(streams) - n:,} to go{why}", err=True)
-    found = many.summary(pattern, settings, ended)
+            why = f": {outcome['error']}" if outcome["error"] else ""
+            left = f"{len(streams) - n:,} to go"
+            tell(f"{outcome['stream']}: {outcome['outcome']}, {left}{why}", err=True)
+    found = runner.summary(pattern, settings, ended)
     emit(found, *streams_report(found))
     return int(found["exit_code"])
 

@@ -29,8 +29,7 @@ from ..safe import one_line, struck
 if TYPE_CHECKING:
     from ..core.fields import Findings
     from ..core.plan import Plan
-    from ..core.progress import Step
-    from ..core.summary import Summary
+    from ..core.summary import Step, Summary
     from ..draining.run import Run
     from ..server.connection import Server
     from ..settings import Settings
@@ -227,7 +226,7 @@ class Moving:
     """How far a drain is: one line that moves on a terminal; elsewhere a line at each tenth."""
 
     def __init__(self) -> None:
-        from ..core.progress import Step, Tenths
+        from ..core.summary import Step, Tenths
 
         self._tenths, self._steps, self._is_shown = Tenths(), Step, False
 
@@ -287,7 +286,7 @@ _OPTIONAL = {"vanished", "passed_over", "plan_path", "plan_digest", "evidence"}
 
 def report(result: Mapping[str, Any]) -> list[Block]:
     """The original report's lines, and what became of a plan otherwise than planned."""
-    from ..core.progress import entries_words
+    from ..core.summary import entries_words
 
     rate, throttle, evidence = map(result.get, ("events_per_sec", "throttle", "evidence"))
     left, own, read = (result.get(key) or 0 for key in ("remaining", "pending_own", "total_read"))
@@ -327,8 +326,7 @@ def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: 
     `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A run
     with a plan applies just this one; otherwise it decides again, at each event's turn.
     """
-    from ..core.progress import entries_words
-    from ..core.summary import approvers_words
+    from ..core.summary import approvers_words, entries_words
     from ..server.scopes import keeping, keeping_words
 
     server, wanted = run.server, run.settings.approval
@@ -364,7 +362,7 @@ def fields_blocks(found: Findings) -> list[Block]:
 
 def plan_rows(plan: Plan) -> tuple[Rows, Rows]:
     """Where a plan drains, and what it would do there."""
-    from ..core.progress import duration_words
+    from ..core.summary import duration_words
 
     until = f" (until {plan.until})" if plan.until else ""
     # what is pending lies before the position

@@ -19,16 +19,15 @@ import numpy as np
 
 from .. import files
 from ..core.audit import audit_table
-from ..core.collection import collection_paused
 from ..core.events import Decoder, Events
-from ..core.fields import places, shown
+from ..core.fields import places
 from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
 from ..core.timestamps import NO_TIME, TIME_SOURCES, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import RefusedError, UsageError
 from ..ids import FIRST_ID, id_key, is_id
-from ..late import pa, pc, pd
+from ..late import collection_paused, pa, pc, pd
 from ..safe import one_line, text
 from ..server import ledger, reading, scopes
 from ..server.connection import Server
@@ -102,7 +101,7 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
     time_us, age_us = int(events.event_time_us[0]), int(decisions.age_us[0])
     id_us, confidence = int(id_times_us(events.ids)[0]), float(events.confidence[0])
     has_time, has_confidence = time_us != NO_TIME, not np.isnan(confidence)
-    values: dict[str, Any] = {name: shown(events, name) for name in ("symbol", "side", "source")}
+    values: dict[str, Any] = {name: events.word(name) for name in ("symbol", "side", "source")}
     filters = [{"filter": "dropped_missing", "passes": False, "says": "the entry's body is gone"}]
     if not events.missing[0]:
         symbol, allowed = values["symbol"] or "no valid symbol", policy.allowlist

@@ -22,7 +22,7 @@ from msgspec import structs
 from ..core.events import Decoder, Events
 from ..core.fields import Findings, examine
 from ..core.policy import ACTIONS, decide
-from ..core.progress import entries_words, next_run_words, span
+from ..core.summary import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..core.verdicts import group_of
