@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .draining.dry import dry_run
     from .draining.run import resolve
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
-    from .operations.export import IdRange, load_range, ranges
+    from .operations.events import IdRange, load_range, ranges
     from .server.connection import Server
     from .settings import Settings
     from .settings.config import load as load_settings
@@ -75,7 +75,7 @@ _HOMES = {
     "draining.dry": ("dry_run",),
     "draining.run": ("resolve",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
-    "operations.export": ("IdRange", "load_range", "ranges"),
+    "operations.events": ("IdRange", "load_range", "ranges"),
     "server.connection": ("Server",),
     "settings": ("Settings",),
 }

@@ -138,7 +138,7 @@ def deliver(
 ) -> list[str]:
     """Delivers the next n entries to a consumer that never acknowledges them; answers their ids."""
     reply = server.ask("XREADGROUP", "GROUP", group, consumer, "COUNT", n, "STREAMS", stream, ">")
-    return [entry[0].decode() for entry in reply[0][1]]
+    return [entry[0].decode() for entry in (reply[0][1] if reply else ())]
 
 
 def add_consumers(server: Server, stream: str, n: int) -> None:

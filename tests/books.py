@@ -32,12 +32,6 @@ def recorded(server: Server, stream: str, key: str | None = None) -> list[str]:
     return [record["original_id"] for record in audit(server, stream, key)]
 
 
-def positions(server: Server, stream: str) -> dict[str, str]:
-    """Where each group stands, in the order in which Redis tells them."""
-    rows = (pairs(row[:8]) for row in ask(server, "XINFO", "GROUPS", stream))
-    return {row[b"name"].decode(): row[b"last-delivered-id"].decode() for row in rows}
-
-
 def _texts(fields: list[bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in pairs(fields).items()}
 

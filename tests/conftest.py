@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,7 +32,7 @@ from proxy import Proxy
 from quick import sitecustomize  # noqa: F401 # for this interpreter too
 from servers import Server
 
-pytest_plugins = ["runs"]  # its fixtures
+pytest_plugins = ["runs", "place"]  # its fixtures
 # pytest's own limit holds; imports may fall into an example
 hypothesis.settings.register_profile("drainkit", deadline=None)
 hypothesis.settings.load_profile("drainkit")
@@ -77,31 +77,27 @@ def chromium() -> Path:
 # ---------------------------------------------------------------- servers
 
 
-@dataclass
 class Shared:
     """The servers that a session's tests share, each started when the first test needs it."""
 
-    servers: dict[str, Server] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._started: dict[str, Any] = {}
 
-    def server(self, kind: str) -> Server:
-        if kind not in self.servers:
-            self.servers[kind] = servers.start(need(kind), port=True)
-        return self.servers[kind]
-
-    @cached_property
-    def cluster(self) -> Cluster:
-        return clusters.start_cluster(need("valkey"))
-
-    @property
-    def _cluster(self) -> list[Cluster]:
-        return [self.cluster] if "cluster" in self.__dict__ else []
+    def get(self, kind: str) -> Any:
+        """The Server of a kind; of `cluster` the Cluster."""
+        if kind not in self._started:
+            if kind == "cluster":
+                self._started[kind] = clusters.start_cluster(need("valkey"))
+            else:
+                self._started[kind] = servers.start(need(kind), port=True)
+        return self._started[kind]
 
     def pids(self) -> set[int]:
-        nodes = [node for cluster in self._cluster for node in cluster.nodes]
-        return {server.pid for server in (*self.servers.values(), *nodes) if server.running}
+        every = [getattr(one, "nodes", [one]) for one in self._started.values()]
+        return {node.pid for nodes in every for node in nodes if node.running}
 
     def stop(self) -> None:
-        for one in (*self.servers.values(), *self._cluster):
+        for one in self._started.values():
             one.stop()
 
 
@@ -138,7 +134,17 @@ def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("quiet") is not None)  # these come last
+    """Each worker's share begins with slow tests (whole runs, most of them), so that none trails;
+    those that measure time come last."""
+    quiet = [item for item in items if item.get_closest_marker("quiet")]
+    slow = [item for item in items
+            if item.get_closest_marker("slow") or item.path.parent.name == "pipeline"]  # fmt: skip
+    marked = {*quiet, *slow}
+    others = [item for item in items if item not in marked]
+    n = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    size = -(-len(others) // n)
+    shares = [[*slow[i::n], *others[i * size : (i + 1) * size]] for i in range(n)]
+    items[:] = [*chain(*shares), *quiet]
 
 
 @pytest.fixture(autouse=True)
@@ -158,13 +164,13 @@ def _room(
 
 
 @pytest.fixture
-def clean(_shared: Shared, _no_server_left_behind: None) -> Iterator[Callable[[str], Server]]:
+def clean(_shared: Shared, _no_server_left_behind: None) -> Iterator[Callable[[str], Any]]:
     """The shared server of a kind, made as new when this test first asks for it."""
-    used: dict[str, Server] = {}
+    used: dict[str, Any] = {}
 
-    def get(kind: str) -> Server:
+    def get(kind: str) -> Any:
         if kind not in used:
-            used[kind] = _shared.server(kind)
+            used[kind] = _shared.get(kind)
             used[kind].reset()
         return used[kind]
 
@@ -200,11 +206,9 @@ def start_server(_no_server_left_behind: None) -> Iterator[Callable[..., Server]
 
 
 @pytest.fixture
-def cluster(_shared: Shared, _no_server_left_behind: None) -> Iterator[Cluster]:
+def cluster(clean: Callable[[str], Any]) -> Cluster:
     """An empty cluster of the bundled kind: three primaries, each with a replica."""
-    _shared.cluster.reset()
-    yield _shared.cluster
-    _shared.cluster.close_clients()
+    return clean("cluster")
 
 
 @pytest.fixture
@@ -304,18 +308,10 @@ class Cli:
     _secrets: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def __call__(
-        self,
-        *args: object,
-        env: Mapping[str, str] | None = None,
-        secret: str | Sequence[str] = (),
-        stdin: str = "",
-        timeout_sec: float = 120,
+        self, *args: object, stdin: str = "", timeout_sec: float = 120, **how: Any
     ) -> CliResult:
-        """Runs to the end. `secret`: words that must not be in what it says, nor in `args`' echo.
-
-        The environment is the test's, without DRAINKIT_* and CI's own, plus `env`.
-        """
-        return self.finish(self.start(*args, env=env, secret=secret), stdin, timeout_sec)
+        """Runs to the end, as `start` says."""
+        return self.finish(self.start(*args, **how), stdin, timeout_sec)
 
     def done(self, *args: object, **options: Any) -> CliResult:
         """As a call, and it has to end with 0."""
@@ -346,7 +342,8 @@ class Cli:
     ) -> subprocess.Popen[str]:
         """Starts it and returns at once (to send it a signal); `finish` waits for the result.
 
-        With the file descriptor of a `terminal`, that is all three of its streams.
+        The environment is the test's, without DRAINKIT_*, plus `env`. `secret`: words that must not
+        be in what it says. With the file descriptor of a `terminal`, that is all three streams.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
         own = {**inherited, "PYTHONUTF8": "1", **(env or {})}

@@ -5,25 +5,24 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from backlogs import GROUP, ME
-from books import ask, audit
+from backlogs import GROUP
+from books import ask
 from conftest import lacking
 from proxy import FaultKind
 from servers import Server, wait_until
 
 from drainkit.core.policy import ACTIONS
 from drainkit.core.summary import Summary
-from drainkit.draining.dry import dry_run
 from drainkit.draining.live import apply
-from drainkit.draining.run import resolve
+from drainkit.draining.plan_files import PlanFile
+from drainkit.draining.run import Run, resolve
 from drainkit.errors import DrainkitError
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
@@ -37,11 +36,6 @@ COMMIT = b"+00:00\r\n$%d\r\n%s" % (len(GROUP), GROUP.encode())  # drained_at_ts,
 WIRE: list[FaultKind] = [
     "cut_before", "cut_after", "half_reply", "delay_request", "delay_reply", "black_hole",
 ]  # fmt: skip
-#: Which server under which throttle: each of both, the bundled server under all.
-MIXED = {
-    throttles: [*product(["valkey"], throttles), ("redis", throttles[0]), ("redis62", throttles[1])]
-    for throttles in (("none", "1000", "100"), ("none", "400"), ("none", "300"))
-}
 ALONE = {"throttle": "none", "min_idle_min": 0, "allow_active_consumers": True}
 
 
@@ -68,22 +62,28 @@ def attempt(
     then: tuple[int, Callable[[], Any]] | None = None,
     stopping: threading.Event | None = None,
     certain: bool = True,
+    planned: PlanFile | None = None,
+    ready: Callable[[Run], Any] = lambda _: None,
     **options: Any,
 ) -> Attempt:
-    """One live run. `at`, `then`: once so many events are in its books, a fault happens, once."""
+    """One live run. `at`, `then`: once so many events are in its books, a fault happens, once.
+
+    `ready` is called before it begins, when all that it will drain was seen.
+    """
     todo = [fault for fault in (then, at) if fault]
 
     def progress(summary: Summary) -> None:
         if todo and summary.total_read >= todo[-1][0]:
             todo.pop()[1]()
 
-    settings = build(
-        {"redis_url": url, "stream": stream, "mode": "live", "throttle": "2000",
-         "max_events": "all", **options}
-    )  # fmt: skip
+    usual = {} if planned else {"throttle": "2000", "max_events": "all"}
+    settings = build({"redis_url": url, "stream": stream, "mode": "live", **usual, **options})
+    if planned:
+        settings = planned.plan.laid_under(settings)
     try:
         with Link.of(settings) as link:
-            summary = apply(resolve(link, settings), stopping=stopping, on_progress=progress)
+            ready(run := resolve(link, settings, planned=planned))
+            summary = apply(run, stopping=stopping, on_progress=progress)
     except DrainkitError as error:
         return Attempt(error.exit_code, None, str(error))
     finally:
@@ -146,36 +146,9 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
-def rehearse(url: str, stream: str, **options: Any) -> dict[str, Any]:
-    """The summary of one dry run."""
-    settings = build({"redis_url": url, "stream": stream, "max_events": "all", **options})
-    with Link.of(settings) as link:
-        return dry_run(resolve(link, settings)).as_dict()
-
-
 def key(entry_id: str) -> tuple[int, ...]:
     """An id in the order of ids."""
     return tuple(map(int, entry_id.split("-")))
-
-
-def assert_settled(
-    server: Server,
-    stream: str,
-    expected: Sequence[str],
-    attempts: Iterable[Attempt] = (),
-    *,
-    group: str = GROUP,
-    audit_key: str | None = None,
-) -> None:
-    """Each expected entry has one record and no other has; nothing of ours is left pending.
-
-    Of each attempt: its counts are its records, and none of those lies after its boundary.
-    """
-    records = audit(server, stream, audit_key)
-    assert_once(records, expected)
-    assert ask(server, "XPENDING", stream, group, "-", "+", 10, ME) == []
-    for one in attempts:
-        assert_counts(records, one.summary)
 
 
 def assert_once(records: Sequence[dict[str, str]], expected: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import IO
 
 import psutil
 
@@ -48,25 +47,15 @@ class _Guard:
             start_new_session=True,  # Ctrl-C in the terminal must not end the guard first
         )
 
-    def add(self, pid: int) -> None:
-        self._say(f"+ {pid}\n")
-
-    def discard(self, pid: int) -> None:
-        self._say(f"- {pid}\n")
+    def note(self, sign: str, pid: int) -> None:
+        """`+`: a server of ours; `-`: it ended."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(f"{sign} {pid}\n")
+        self._child.stdin.flush()
 
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self._pipe.close()
-        self._child.wait(20)
-
-    def _say(self, line: str) -> None:
-        self._pipe.write(line)
-        self._pipe.flush()
-
-    @property
-    def _pipe(self) -> IO[str]:
-        assert self._child.stdin is not None
-        return self._child.stdin
+            self._child.communicate(timeout=20)
 
 
 @cache
@@ -78,7 +67,7 @@ def guard() -> _Guard:
 def forget(pid: int) -> None:
     """It ended; there may be no guard any more when the last fixtures of a session end."""
     if guard.cache_info().currsize:
-        guard().discard(pid)
+        guard().note("-", pid)
 
 
 def close_guard() -> None:

@@ -1,7 +1,7 @@
 """The contract's section 3 once more, one entry at a time and without any shortcut.
 
 What the fast decoder is compared with: written from the contract, it shares no code with
-drainkit.events and uses other means (json, Decimal, Fraction, a loop over characters).
+drainkit.events and uses other means (json, Decimal, Fraction).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
 ABSENT = object()
@@ -28,7 +29,10 @@ NAMES = {
 TIMES = ["timestamp", "ts", "ts_epoch", "time", "event_time", "created_at", "generated_at",
          "timestamp_ms"]  # fmt: skip
 Names = dict[str, list[list[str]]]
-DIGITS = "0123456789"
+# plain ASCII digits with at most one point, at least one digit, and maybe an exponent
+DECIMAL = re.compile(
+    r"(?P<digits>[0-9]+\.?[0-9]*|\.[0-9]+)([eE](?P<exponent>[+-]?[0-9]+))?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -169,24 +173,9 @@ def integer(text: str) -> int | float:
 
 
 def depth(text: str) -> int:
-    now = most = 0
-    in_text = escaped = False
-    for char in text:
-        if in_text:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_text = False
-        elif char == '"':
-            in_text = True
-        elif char in "{[":
-            now += 1
-            most = max(most, now)
-        elif char in "}]":
-            now -= 1
-    return most
+    """Of the brackets outside of texts."""
+    brackets = re.findall(r"[\[{\]}]", re.sub(r'"(?:\\.|[^"\\])*"', "", text, flags=re.DOTALL))
+    return max(accumulate(1 if char in "[{" else -1 for char in brackets), default=0)
 
 
 def text_of(value: Any) -> str | None:
@@ -204,37 +193,20 @@ def symbol_of(value: Any) -> str | None:
     return text if fine else None
 
 
-def is_decimal(text: str) -> bool:
-    """Plain ASCII digits with at most one point, at least one digit, and maybe an exponent."""
-    mantissa, mark, exponent = text.replace("E", "e").partition("e")
-    bare = mantissa.replace(".", "", 1)
-    if mark and not is_whole(exponent[1:] if exponent[:1] in ("+", "-") else exponent):
-        return False
-    return is_whole(bare)
-
-
-def is_whole(text: str) -> bool:
-    return bool(text) and all(char in DIGITS for char in text)
-
-
-def exponent_of(text: str) -> int:
-    """The exponent that stands in a decimal."""
-    return int(text.lower().partition("e")[2] or "0")
-
-
 def confidence_of(value: Any) -> float | None:
     if isinstance(value, bool) or value is ABSENT:
         return None
     if isinstance(value, int | float):
         return float(value) if 0 <= value <= 1 else None
     text = text_of(value)
-    if text is None or len(text) > 400 or not is_decimal(text):
+    if text is None or len(text) > 400 or not (found := DECIMAL.fullmatch(text)):
         return None
-    if abs(exponent_of(text)) > 1000:  # beyond any float, whatever the (at most 400) digits
-        is_zero = not any(char in "123456789" for char in text.lower().partition("e")[0])
-        return 0.0 if is_zero or exponent_of(text) < 0 else None
-    number = float(Fraction(Decimal(text)))
-    return number if Fraction(Decimal(text)) <= 1 or number == 1.0 else None
+    exponent = int(found["exponent"] or 0)
+    if abs(exponent) > 1000:  # beyond any float, whatever the (at most 400) digits
+        is_zero = not any(char in "123456789" for char in found["digits"])
+        return 0.0 if is_zero or exponent < 0 else None
+    exact = Fraction(Decimal(text))
+    return float(exact) if exact <= 1 or float(exact) == 1.0 else None
 
 
 def id_time(entry_id: bytes) -> int | None:
@@ -255,10 +227,9 @@ def timestamp_of(value: Any) -> int | None:
     if text is None or len(text) > 64 or not text.isascii():
         return None
     unsigned = text[1:] if text[:1] in ("+", "-") else text
-    if is_decimal(unsigned) and unsigned[0] != ".":
-        if len(unsigned.lower().partition("e")[2].lstrip("+-")) > 3:
-            return None
-        return epoch(Fraction(Decimal(text)))
+    if unsigned[:1] != "." and (found := DECIMAL.fullmatch(unsigned)):
+        is_far = len((found["exponent"] or "").lstrip("+-")) > 3
+        return None if is_far else epoch(Fraction(Decimal(text)))
     time, point, _ = text.replace(",", ".").partition(".")
     if point and not re.search("[0-9]{2}(:?)[0-9]{2}(:?)[0-9]{2}$", time):
         return None  # a fraction of an hour or a minute, which Python takes for one of a second

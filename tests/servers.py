@@ -21,8 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -160,21 +159,11 @@ class Server(Running):
 
     def ask(self, *command: str | bytes | int) -> Any:
         """One command's reply as it came on the wire, not as redis-py's classes."""
-        with self._asking() as ask:
-            return ask(*command)
-
-    @contextmanager
-    def _asking(self) -> Iterator[Callable[..., Any]]:
-        """`ask` over one connection."""
         pool = redis.ConnectionPool.from_url(self.url, protocol=2, **self.client_options)
         link = pool.make_connection()
-
-        def ask(*command: str | bytes | int) -> Any:
+        try:
             link.send_command(*command)
             return link.read_response(disable_decoding=True)
-
-        try:
-            yield ask
         finally:
             link.disconnect()
 
@@ -195,7 +184,7 @@ class Server(Running):
                 stderr=log,
                 start_new_session=True,
             )
-        guard().add(self.process.pid)
+        guard().note("+", self.process.pid)
         try:
             wait_until(f"{self.version} answers", self._answers)
         except BaseException:
@@ -220,19 +209,17 @@ class Server(Running):
             self._reset()
 
     def _reset(self) -> None:
-        with self._asking() as ask:
-            ask("CLIENT", "UNPAUSE")
-            ask("REPLICAOF", "NO", "ONE")
-            changed = pairs(ask("CONFIG", "GET", "*"))
-            for name, value in self._first_settings.items():
-                if changed[name] != value and name not in (b"replicaof", b"slaveof"):
-                    ask("CONFIG", "SET", name, value)
-            for user in ask("ACL", "USERS"):
-                if user != b"default":
-                    ask("ACL", "DELUSER", user)
-            ask("ACL", "SETUSER", "default", "reset", *self._first_rules)
-            for command in (("SCRIPT", "FLUSH"), ("FLUSHALL",), ("CONFIG", "RESETSTAT")):
-                ask(*command)
+        self.ask("CLIENT", "UNPAUSE")
+        self.ask("REPLICAOF", "NO", "ONE")
+        changed = pairs(self.ask("CONFIG", "GET", "*"))
+        for name, value in self._first_settings.items():
+            if changed[name] != value and name not in (b"replicaof", b"slaveof"):
+                self.ask("CONFIG", "SET", name, value)
+        for user in {*self.ask("ACL", "USERS")} - {b"default"}:
+            self.ask("ACL", "DELUSER", user)
+        self.ask("ACL", "SETUSER", "default", "reset", *self._first_rules)
+        for command in (("SCRIPT", "FLUSH"), ("FLUSHALL",), ("CONFIG", "RESETSTAT")):
+            self.ask(*command)
 
     def _remember(self) -> None:
         """Keeps the settings and the default user's rules, for reset()."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 
 import numpy as np
 
-from ..late import collection_paused, pa, pd
+from ..late import collection_paused, give_back_freed, pa, pd
 from .events import Decoder, Events, word_codes
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, decide
 from .timestamps import NO_TIME, TIME_SOURCES
 from .values import INVALID_REASONS, RawEntry
 
+MOST_ROWS = 2_000_000  # so many events are a DataFrame as a whole
+ROWS_OF_MORE = 1_000_000  # of more: at most so many rows, evenly spread
+FEW = ("time_source", "invalid", "action", "failed")  # columns of at most 100 words
 #: A sample's pages are small, and each by itself would take twice the memory of its rows: so many
 #: pages of fewer rows than that are made one.
 MERGED_PAGES, SMALL_PAGE = 64, 2_000
@@ -74,14 +78,16 @@ def events_frame(batches: Iterable[pa.RecordBatch]) -> pd.DataFrame:
     """
     pages: list[pa.RecordBatch] = []
     small = 0  # of the last of them
+    narrow = pa.dictionary(pa.int8(), pa.string())
     for batch in batches:
-        pages.append(batch)
+        columns = {n: batch[n].cast(narrow) if n in FEW else batch[n] for n in batch.schema.names}
+        pages.append(pa.record_batch(columns))
         small = small + 1 if len(batch) < SMALL_PAGE else 0
         if small == MERGED_PAGES:
             merged = pa.Table.from_batches(pages[-small:]).unify_dictionaries().combine_chunks()
             pages[-small:] = merged.to_batches() or pages[-1:]  # of no rows: none
             small = 0
-        del batch  # or it would be in memory beside the next one
+        del batch, columns  # or it would be in memory beside the next one
     table = pa.Table.from_batches(pages).unify_dictionaries()
     del pages
     text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
@@ -131,3 +137,30 @@ def load_frame(entries: Iterable[Sequence[RawEntry]], decoder: Decoder) -> pd.Da
     """The entries as a DataFrame of typed columns (see events_frame); payloads stay behind."""
     with collection_paused():
         return events_frame(record_batch(decoder.decode(page)) for page in chain([()], entries))
+
+
+class Backlog:
+    """All events of `pages` counted by action; as a DataFrame all of them, or one in `step`.
+
+    `counted`: how many there may be.
+    """
+
+    @collection_paused()
+    def __init__(self, pages: Iterable[tuple[Events, Decisions]], counted: int) -> None:
+        self.step = 1 if counted <= MOST_ROWS else math.ceil(counted / ROWS_OF_MORE)
+        self.total = 0  # events
+        self.symbols = set[str]()  # that occur in them
+        self.counts = np.zeros(len(ACTIONS), np.int64)  # by action
+        self.frame = events_frame(self._counted(pages))
+        give_back_freed()
+
+    def _counted(self, pages: Iterable[tuple[Events, Decisions]]) -> Iterator[pa.RecordBatch]:
+        nothing = Decoder().decode([])
+        yield record_batch(nothing, decide(nothing, Policy(0, None, 0), 0))
+        for events, decisions in pages:
+            self.counts += np.bincount(decisions.action, minlength=len(ACTIONS))
+            self.symbols |= events.symbols_here()
+            rows = slice(-self.total % self.step, None, self.step)
+            self.total += len(events)
+            yield record_batch(events.part(rows), decisions.part(rows))
+            del events, decisions  # or two pages would be in memory

@@ -10,11 +10,12 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import astuple
 
 from ..settings import Fields
 
@@ -22,6 +23,7 @@ Column = list[Any]
 RawEntry = Sequence[Any]  # [id: bytes, [field, value, ...] | None]; None: the body is gone
 Path = tuple[str, ...]  # of names, into a JSON object
 Stamps = list[tuple[Sequence[int], Column]]  # rows, and what each holds under a time's name
+Tops = tuple[Any, ...]  # what is under one key of some JSON objects
 INVALID_REASONS = (
     "",
     *(f"{field} {problem}" for field in ("payload", "data", "mapped field") for problem in (
@@ -167,8 +169,7 @@ class _Container:
         self._kind = msgspec.defstruct("Container", values, gc=False)
         self._decode = msgspec.json.Decoder(self._kind).decode
         self._spots = [
-            [(f"f{self._tops.index(path[0])}", path[1:]) for path in dict.fromkeys(own)]
-            for own in paths
+            [(self._tops.index(path[0]), path[1:]) for path in dict.fromkeys(own)] for own in paths
         ]
 
     def read(
@@ -195,9 +196,11 @@ class _Container:
                 found, problem = self._read_with_care(raw)
                 objects.append(found)
                 reasons[row] = problem and self._first_reason + problem - 1
-        columns = [_found_at(objects, *spot) for spot in self._spots[-1]]
-        times = [column for column in columns if column.count(ABSENT) < len(column)]
-        return [_first_of(objects, self._spots[k]) for k in wanted], times, reasons
+        nothing = (ABSENT,) * len(raws)
+        # a tuple of each at once: as attributes they take three times as long
+        tops = [*zip(*map(astuple, objects), strict=True)] or [nothing] * len(self._tops)
+        times = [_found_at(tops, *spot) for spot in self._spots[-1] if tops[spot[0]] != nothing]
+        return [_first_of(tops, self._spots[k]) for k in wanted], times, reasons
 
     def _read_with_care(self, raw: bytes) -> tuple[Any, int]:
         """The object's values and 0, or blanks and which of a field's problems it has (1 to 4)."""
@@ -220,18 +223,18 @@ class _Container:
         return self._kind(*(found.get(top, ABSENT) for top in self._tops)), 0
 
 
-def _first_of(objects: list[Any], spots: list[tuple[str, Path]]) -> Column:
+def _first_of(tops: list[Tops], spots: list[tuple[int, Path]]) -> Column:
     """For each object the value at the first of the places that has one."""
-    column = _found_at(objects, *spots[0])
+    column = _found_at(tops, *spots[0])
     for spot in spots[1:]:
         if column.count(ABSENT):
-            column = _filled(column, range(len(column)), _found_at(objects, *spot))
+            column = _filled(column, range(len(column)), _found_at(tops, *spot))
     return column
 
 
-def _found_at(objects: list[Any], top: str, path: Path) -> Column:
+def _found_at(tops: list[Tops], top: int, path: Path) -> Column:
     """For each object what is at a place in it."""
-    found = [*map(attrgetter(top), objects)]
+    found = [*tops[top]]
     for name in path:
         found = [value.get(name, ABSENT) if isinstance(value, dict) else ABSENT for value in found]
     return found

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import filterfalse
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -69,32 +70,32 @@ def read_side(path: Path) -> Side:
 
 def compare(a: Side, b: Side) -> dict[str, Any]:
     """What differs, JSON-ready: settings, fates of the events in both, and events in one only."""
-    both = a.fates.keys() & b.fates.keys()
-    changed = [entry for entry in a.fates if entry in both and a.fates[entry] != b.fates[entry]]
-    pairs: dict[tuple[str, str], list[str]] = {}
-    for entry in changed:
-        pairs.setdefault((a.fates[entry], b.fates[entry]), []).append(entry)
+    sides = {"a": a, "b": b}
+    both = [entry for entry in a.fates if entry in b.fates]
+    others: dict[tuple[str, str], list[str]] = {}
+    for entry in both:
+        if a.fates[entry] != b.fates[entry]:
+            others.setdefault((a.fates[entry], b.fates[entry]), []).append(entry)
     found: dict[str, Any] = {
         name: {"path": one.path, "run_id": one.run_id, "source": one.source,
                "events": len(one.fates)}
-        for name, one in (("a", a), ("b", b))
+        for name, one in sides.items()
     }  # fmt: skip
     found["settings"] = [
         {"name": name, "a": a.settings.get(name), "b": b.settings.get(name)}
         for name in {**a.settings, **b.settings}
         if a.settings.get(name) != b.settings.get(name)
     ]
-    found |= {"in_both": len(both), "same_fate": len(both) - len(changed)}
+    found |= {"in_both": len(both), "same_fate": len(both) - sum(map(len, others.values()))}
     found["other_fate"] = [
         {"a": before, "b": after, "events": len(ids), "first_id": ids[0]}
-        for (before, after), ids in sorted(pairs.items())
+        for (before, after), ids in sorted(others.items())
     ]
-    for name, one in (("a", a), ("b", b)):
-        ids = [entry for entry in one.fates if entry not in both]
-        counts = Counter(one.fates[entry] for entry in ids)
+    for name, one in sides.items():
+        ids = [*filterfalse(set(both).__contains__, one.fates)]
         found[f"only_in_{name}"] = {
-            "events": len(ids), "by_action": dict(sorted(counts.items())),
-            "first_id": ids[0] if ids else None,
+            "events": len(ids), "first_id": ids[0] if ids else None,
+            "by_action": dict(sorted(Counter(map(one.fates.__getitem__, ids)).items())),
         }  # fmt: skip
     return found
 
@@ -104,28 +105,24 @@ _SOURCES = {"planned": "as a dry run planned it", "outcome": "as the live run's 
 
 def as_text(found: Mapping[str, Any]) -> str:
     """What differs, for a terminal."""
-    lines = []
-    for name in ("a", "b"):
-        side = found[name]
-        lines.append(f"{name.upper()}: {one_line(side['path'])}, run {one_line(side['run_id'])}: "
-                     f"{side['events']:,} events, {_SOURCES[side['source']]}")  # fmt: skip
+    lines = [
+        f"{name.upper()}: {found[name]['path']}, run {found[name]['run_id']}: "
+        f"{found[name]['events']:,} events, {_SOURCES[found[name]['source']]}"
+        for name in ("a", "b")
+    ]
     lines.append("Settings that differ:" if found["settings"] else "No setting differs.")
     lines += [f"  {row['name']}: {_difference(row['a'], row['b'])}" for row in found["settings"]]
     others = found["in_both"] - found["same_fate"]
     lines.append(f"Of {found['in_both']:,} events in both, {found['same_fate']:,} met the same "
                  f"fate, {others:,} another.")  # fmt: skip
-    lines += [
-        f"  {one_line(row['a'])} -> {one_line(row['b'])}: {row['events']:,}, first "
-        f"{one_line(row['first_id'])}"
-        for row in found["other_fate"]
-    ]
+    lines += [f"  {row['a']} -> {row['b']}: {row['events']:,}, first {row['first_id']}"
+              for row in found["other_fate"]]  # fmt: skip
     for name in ("a", "b"):
-        only = found[f"only_in_{name}"]
-        if only["events"]:
-            by = ", ".join(f"{n:,} {one_line(action)}" for action, n in only["by_action"].items())
+        if (only := found[f"only_in_{name}"])["events"]:
+            by = ", ".join(f"{n:,} {action}" for action, n in only["by_action"].items())
             lines.append(f"Only in {name.upper()}: {only['events']:,} ({by}), first "
-                         f"{one_line(only['first_id'])}")  # fmt: skip
-    return "\n".join(lines)
+                         f"{only['first_id']}")  # fmt: skip
+    return "\n".join(one_line(line, 10_000) for line in lines)
 
 
 def _difference(a: Any, b: Any) -> str:
@@ -133,13 +130,8 @@ def _difference(a: Any, b: Any) -> str:
         more, less = sorted(set(b) - set(a)), sorted(set(a) - set(b))
         if more or less:
             return f"B has {some(more)} besides, and not {some(less)}"
-    texts = [_text(a), _text(b)]
+        a, b = ", ".join(map(str, a)), ", ".join(map(str, b))
+    texts = ["none" if value is None else str(value) for value in (a, b)]
     # what both begin with is left out where it would push the difference out of sight
     start = max(0, len(commonprefix(texts)) - 40)  # noqa: RUF071 (texts, not paths)
     return " | ".join("..." * bool(start) + one_line(text[start:], 100) for text in texts)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return "none" if value is None else one_line(str(value), 10_000)

@@ -37,7 +37,7 @@ from ..errors import UsageError
 from ..late import collection_paused, pa
 from ..safe import text
 from ..server import reading, scopes
-from ..server.scope import Scope
+from ..server.keys import Scope
 from ..settings import Settings
 from .plan_files import decisions_path
 from .run import Progress, Run
@@ -88,27 +88,16 @@ def _plan_of(run: Run, tally: Tally, sha256: str) -> Plan:
     settings, scope, summary = run.settings, run.scope, run.summary
     same = ("stream", "consumer_group", "consumer_name", "throttle", "max_events", "until", "from_",
             "min_idle_min", "history_group")  # fmt: skip
-    return seal(
-        Plan(
-            version=VERSION,
-            run_id=run.run_id,
-            created_at=summary.started_at,
-            scope=scope.name,
-            position=scope.group_position,
-            history_position=scope.position if scope.name == "history" else None,
-            boundary_id=scope.boundary,
-            policy=run.policy.as_dict(),
-            as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
-            from_consumer=list(settings.from_consumer),
-            audit_stream=text(run.server.keys.audit),
-            environment=settings.env,
-            server=summary.server or "",
-            fields=settings.fields.as_dict(),
-            decisions_sha256=sha256,
-            **{name: getattr(settings, name) for name in same},
-            **tally.said(),
-        )
-    )
+    plan = Plan(
+        version=VERSION, run_id=run.run_id, created_at=summary.started_at, scope=scope.name,
+        position=scope.group_position, boundary_id=scope.boundary, policy=run.policy.as_dict(),
+        history_position=scope.position if scope.name == "history" else None,
+        as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
+        from_consumer=list(settings.from_consumer), audit_stream=text(run.server.keys.audit),
+        environment=settings.env, server=summary.server or "", fields=settings.fields.as_dict(),
+        decisions_sha256=sha256, **{name: getattr(settings, name) for name in same}, **tally.said(),
+    )  # fmt: skip
+    return seal(plan)
 
 
 def books_of(run: Run, plan: Plan) -> Summary:
@@ -214,20 +203,20 @@ def kept(run: Run, folder: Path) -> Iterator[Page] | None:
     if seen.get(_SETTINGS) != _settings(run):
         return None
     run.scope = msgspec.json.decode(seen[_SCOPE], type=Scope)
-    return _pages(path)
+
+    def pages() -> Iterator[Page]:
+        with files.parquet_file(path) as stored:
+            for group in range(stored.num_row_groups):
+                for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):
+                    events = Events.from_arrow(pa.Table.from_batches([batch]))
+                    yield events, partial(batch.column, "payload_sha256")
+
+    return pages()
 
 
 def drop(folder: Path) -> None:
     """Remove what was kept, once it is used."""
     files.remove(files.interim(folder, KEPT))
-
-
-def _pages(path: Path) -> Iterator[Page]:
-    with files.parquet_file(path) as stored:
-        for group in range(stored.num_row_groups):
-            for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):
-                events = Events.from_arrow(pa.Table.from_batches([batch]))
-                yield events, partial(batch.column, "payload_sha256")
 
 
 def _settings(run: Run) -> bytes:

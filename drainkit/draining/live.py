@@ -18,9 +18,9 @@ from ..late import pa, pc
 from ..safe import text
 from ..server import ledger, recorded, scopes, writing
 from ..server.connection import Server
+from ..server.keys import Scope
 from ..server.ledger import run_tables
-from ..server.reading import StreamInfo, pages
-from ..server.scope import Scope
+from ..server.reading import pages
 from ..server.scopes import Seen, look
 from .loop import INTERRUPTED, LOST, Loop
 from .plan_files import PlanFile
@@ -49,24 +49,13 @@ def apply(
     run.begin().notes = notes or None
     scope, settings = run.scope, run.settings
     run.start = ledger.Start(
-        run_id=run.run_id,
-        scope=scope.name,
-        consumer_group=scope.group,
-        consumer=scope.consumer,
-        boundary_id=scope.boundary,
-        throttle=settings.throttle,
-        max_events=settings.max_events,
-        plan_digest=run.planned.plan.digest if run.planned else "",
-        at=iso(run.clock.now_us()),
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        operator=settings.operator,
-        approvers=",".join(run.approvers),
-        from_id=scope.first,
-        audit_id=seen.audit.boundary_id,
-        audit_stream=settings.audit_stream or "",
-        folder=run.folder,
-    )
+        run_id=run.run_id, scope=scope.name, consumer_group=scope.group, consumer=scope.consumer,
+        boundary_id=scope.boundary, throttle=settings.throttle, max_events=settings.max_events,
+        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(run.clock.now_us()),
+        host=socket.gethostname(), pid=os.getpid(), operator=settings.operator,
+        approvers=",".join(run.approvers), from_id=scope.first, folder=run.folder,
+        audit_id=seen.audit.boundary_id, audit_stream=settings.audit_stream or "",
+    )  # fmt: skip
     ledger.append(run.server, run.start)
     stopping = stopping or threading.Event()
     loop = Loop(run, ready, stopping=stopping, on_progress=on_progress)
@@ -96,7 +85,18 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         seen = look(server, run.scope)
         run.clock.sync(seen.now_us)
         left = _account(run, *run.count_left(seen))
-        failure = failure or _unkept(loop, begun.audit, seen.audit, summary.total_read, left)
+        then, now = begun.audit, seen.audit
+        is_kept = now.length >= then.length + summary.total_read
+        is_kept = is_kept and id_key(now.boundary_id) >= id_key(loop.audit_id)
+        if now.gone is not None and then.gone is not None:
+            is_kept = is_kept and now.gone <= then.gone
+        if left:
+            failure = failure or DrainkitError(
+                f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
+                "them during the run; see remaining, and make a new plan"
+            )
+        elif not is_kept:
+            failure = failure or DrainkitError(writing.FAILURES["unaudited"])
         try:
             if run.planned is not None:
                 note_drift(summary, _drift(run, run.planned))
@@ -140,25 +140,6 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
             if next(left, None) is None:
                 writing.close_history(server, replace(now, group_position=now.position))
     return failure
-
-
-def _unkept(
-    loop: Loop, then: StreamInfo, now: StreamInfo, recorded: int, left: int
-) -> DrainkitError | None:
-    """What a run that came to its end must have kept, and did not: its plan, the audit's records.
-
-    `then` and `now` are the audit; `left` are entries of the plan.
-    """
-    if left:
-        return DrainkitError(
-            f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
-            "them during the run; see remaining, and make a new plan"
-        )
-    is_kept = now.length >= then.length + recorded
-    is_kept = is_kept and id_key(now.boundary_id) >= id_key(loop.audit_id)
-    if now.gone is not None and then.gone is not None:
-        is_kept = is_kept and now.gone <= then.gone
-    return None if is_kept else DrainkitError(writing.FAILURES["unaudited"])
 
 
 # ------------------------------------------------------------ what was neither recorded nor left

@@ -24,12 +24,12 @@ from ..errors import DrainkitError, RefusedError
 from ..ids import FIRST_ID, id_key, next_id
 from ..late import collection_paused, pa, pc
 from ..safe import text
-from ..server import keeping, ledger, reading, recorded, scopes, writing
+from ..server import ledger, reading, recorded, scopes, writing
 from ..server.connection import Clock, Server
 from ..server.counting import count
+from ..server.keys import Scope
 from ..server.ledger import check_owner, run_tables
 from ..server.reading import ACTIVE_MS
-from ..server.scope import Scope
 from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Committed
@@ -338,7 +338,7 @@ def check(run: Run) -> Seen:
             advice = " or choose another --audit-stream" if key == keys.audit else ""
             raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
     check_owner(server, seen.audit, seen.audit_known)
-    keeping.check_room(server, scope, run.max_events, seen.memory)
+    scopes.check_room(server, scope, run.max_events, seen.memory)
     ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - seen.now_us / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))

@@ -17,15 +17,21 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 import hiredis
 import redis
 from redis.connection import Connection
-from redis.exceptions import AskError, ClusterDownError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    AuthorizationError,
+    ClusterDownError,
+    InvalidResponse,
+    TryAgainError,
+)
 
 from ..errors import (
     ConnectionLostError,
@@ -46,6 +52,18 @@ from .topology import Place, ServerInfo
 _FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
 # the request did not run: the slot is elsewhere (MovedError is an AskError), half moved, or nowhere
 SLOT_ERRORS = (AskError, TryAgainError, ClusterDownError)
+# redis-py's error -> drainkit's and what it says; the first that fits counts
+_KINDS: tuple[tuple[tuple[type[Exception], ...], type[DrainkitError], str], ...] = (
+    (SLOT_ERRORS, SlotMovedError,
+     "the Cluster does not serve the stream's slot now; run the same command again"),
+    ((redis.AuthenticationError, AuthorizationError), UnreachableError,
+     "Redis at {where} refuses the login ({error}); check user and password in DRAINKIT_REDIS_URL"),
+    ((redis.BusyLoadingError,), ServerBusyError,
+     "Redis is loading its data; try again in a while"),
+    ((InvalidResponse,), UnreachableError,
+     "what answers at {where} does not speak Redis's protocol; check host, port and TLS in "
+     "--redis-url"),
+)  # fmt: skip
 # code in the reply -> the error it becomes and what it says; the first that fits counts
 _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
     ("NoPermissionError|NOPERM|ACL failure|can't run this command", RefusedError,
@@ -85,7 +103,7 @@ class _Counted:
         return getattr(self._sock, name)
 
 
-class Server:
+class Server(AbstractContextManager["Server"]):
     """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
 
     A connection that the server closed while it was idle is opened again before the next request.
@@ -117,7 +135,7 @@ class Server:
         Cluster, with all that was in it, is not counted, nor a primary's very first replica, which
         gives it a new one too: the process is the same then, and never was a replica itself.
         """
-        with translated(self.shown_url, self.close):
+        with self._told():
             self._open()
 
     @classmethod
@@ -127,9 +145,6 @@ class Server:
         if stream is not None:
             return cls(url, stream)
         return cls(url, settings.stream, settings.audit_stream, anywhere=anywhere)
-
-    def __enter__(self) -> Server:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -154,7 +169,7 @@ class Server:
 
     def reconnect(self) -> None:
         """Connect again, by way of Sentinel and Cluster; the caller compares `takeovers`."""
-        with translated(self.shown_url, self.close):
+        with self._told():
             self._reopen()
 
     def call(self, *args: bytes | str | int) -> Any:
@@ -163,12 +178,12 @@ class Server:
 
     def send(self, *args: bytes | str | int) -> None:
         """Send one command without waiting; replies come in the order of sending."""
-        with translated(self.shown_url, self.close):
+        with self._told():
             self._send([args])
 
     def receive(self, most_bytes: int | None = None) -> Any:
         """The oldest reply not yet received; ReplyTooLargeError if `received` exceeds the bytes."""
-        with translated(self.shown_url, self.close):
+        with self._told():
             return self._receive(most_bytes)
 
     @property
@@ -184,7 +199,7 @@ class Server:
             raise RuntimeError(f"{len(self._sent)} replies are still to come")
         replies: list[Any] = []
         failure: redis.ResponseError | None = None
-        with translated(self.shown_url, self.close):
+        with self._told():
             self._send(commands)
             for _ in commands:
                 try:
@@ -209,7 +224,7 @@ class Server:
         """Where each primary of a Cluster is, for `at`; of another server: there alone."""
         if not self.info.cluster:
             return [None]
-        with translated(self.shown_url, self.close):
+        with self._told():
             return [*dict.fromkeys(place for _, _, place in topology.slots(self._connected()))]
 
     def at(self, place: Place | None) -> Server:
@@ -253,7 +268,12 @@ class Server:
         # redis-py's own would look at each of a commit's thousands of arguments in Python
         requests = [hiredis.pack_command(args) for args in commands]  # type: ignore[arg-type] # its stub: one
         if not self._sent:
-            self._refresh()
+            self._socket.received, is_open = 0, False
+            with suppress(redis.RedisError, OSError):
+                is_open = self._link is not None and not self._link.can_read(timeout=0)
+            # the server closed it meanwhile; the caller has to know if it restarted
+            if not is_open and not self._reopen():
+                raise redis.ConnectionError("the server restarted, or another one took over")
         self._connected().send_packed_command(requests, check_health=False)
         self._sent.extend(requests)
 
@@ -302,19 +322,18 @@ class Server:
             raise redis.ConnectionError("not connected")
         return self._link
 
-    def _refresh(self) -> None:
-        """Before a request with none in flight: open again what the server closed meanwhile.
-
-        Not to another server than before: the caller has to know that it restarted.
-        """
-        self._socket.received = 0
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn redis-py's errors into drainkit's; a link of no more use is dropped."""
         try:
-            if self._link is not None and not self._link.can_read(timeout=0):
-                return
-        except (redis.RedisError, OSError):
-            pass
-        if not self._reopen():
-            raise redis.ConnectionError("the server restarted, or another one took over")
+            yield
+        except ReplyTooLargeError:  # its rest would be taken for the next reply
+            self.close()
+            raise
+        except (redis.RedisError, OSError) as error:
+            if not isinstance(error, topology.ERROR_REPLIES):
+                self.close()
+            raise _of(error, self.shown_url) from error
 
 
 class Clock:
@@ -335,50 +354,21 @@ class Clock:
         return self._offset_us + time.monotonic_ns() // 1000
 
 
-def _of_reply(error: redis.ResponseError) -> DrainkitError:
-    """The drainkit error for an error reply; what was asked did not run."""
-    if isinstance(error, SLOT_ERRORS):
-        return SlotMovedError(
-            "the Cluster does not serve the stream's slot now; run the same command again"
-        )
-    # redis-py has a class in the place of some codes, and 6.2 wraps the errors of a script in text
-    # of its own ("Error running script ... -OOM"), so all of it is searched
-    words = f"{type(error).__name__} {getattr(error, 'status_code', None)} {error}"
-    for codes, kind, message in _CODES:
-        if re.search(rf"\b({codes})\b", words):
-            return kind(f"{message} ({error})")
-    return DrainkitError(f"Redis says: {error}")
-
-
-@contextmanager
-def translated(shown_url: str, lost: Callable[[], None]) -> Iterator[None]:
-    """Turn redis-py's exceptions into drainkit's; `lost` is called for a link of no more use."""
-    try:
-        yield
-    except redis.ResponseError as error:
-        raise _of_reply(error) from error
-    except ReplyTooLargeError:  # its rest would be taken for the next reply
-        lost()
-        raise
-    except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
-        raise UnreachableError(
-            f"Redis at {shown_url} refuses the login ({error}); "
-            "check user and password in DRAINKIT_REDIS_URL"
-        ) from error
-    except redis.BusyLoadingError as error:
-        raise ServerBusyError("Redis is loading its data; try again in a while") from error
-    except redis.exceptions.InvalidResponse as error:
-        lost()
-        raise UnreachableError(
-            f"what answers at {shown_url} does not speak Redis's protocol; "
-            "check host, port and TLS in --redis-url"
-        ) from error
-    except (redis.RedisError, OSError) as error:
-        lost()
-        reason = str(error).rstrip(".") or type(error).__name__
-        advice = "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
-        if "closed by server" in str(error):
-            advice = "its log says why: it ended, or this client (client-output-buffer-limit?)"
-        raise ConnectionLostError(
-            f"cannot reach Redis at {shown_url}: {reason}; {advice}"
-        ) from error
+def _of(error: redis.RedisError | OSError, where: str) -> DrainkitError:
+    """The drainkit error for redis-py's; what an error reply was about did not run."""
+    for kinds, kind, message in _KINDS:
+        if isinstance(error, kinds):
+            return kind(message.format(where=where, error=error))
+    if isinstance(error, redis.ResponseError):
+        # redis-py has a class in the place of some codes, and 6.2 wraps the errors of a script in
+        # text of its own ("Error running script ... -OOM"), so all of it is searched
+        words = f"{type(error).__name__} {getattr(error, 'status_code', None)} {error}"
+        for codes, kind, message in _CODES:
+            if re.search(rf"\b({codes})\b", words):
+                return kind(f"{message} ({error})")
+        return DrainkitError(f"Redis says: {error}")
+    reason = str(error).rstrip(".") or type(error).__name__
+    advice = "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+    if "closed by server" in str(error):
+        advice = "its log says why: it ended, or this client (client-output-buffer-limit?)"
+    return ConnectionLostError(f"cannot reach Redis at {where}: {reason}; {advice}")

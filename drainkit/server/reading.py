@@ -18,7 +18,7 @@ from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, Unreachabl
 from ..ids import FIRST_ID, LAST_ID, id_key, next_id, previous_id
 from ..safe import one_line, text
 from .connection import Server
-from .scope import Name, raw_name, told_apart
+from .keys import Name, raw_name, told_apart
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
+from typing import Any
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
@@ -19,7 +20,7 @@ from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .scope import Name
+from .keys import Name
 
 Key = tuple[int, int]  # an id, as ids.id_key has it
 _PAGE = 1000  # members, or intervals, in one request
@@ -70,7 +71,12 @@ class Recorded:
 
 def of_scope(server: Server, consumer_group: str) -> Recorded:
     """What is recorded for a consumer group; by the audit itself where the set is not as it was."""
-    if _is_whole(server):
+    keys, state = server.keys, ("HMGET", server.keys.state, "audit", "recorded", "life")
+    then: Any = None
+    while then != (then := server.call(*state)):  # or a drain wrote meanwhile
+        last = reading.stream_at(server, keys.audit).boundary_id
+        count = server.call("ZCARD", keys.recorded)
+    if (text(then[0] or b"0-0"), int(then[1] or 0)) == (last, count):
         return in_set(server, consumer_group)
     group = consumer_group.encode()
     spans = [*_intervals(server, group, audited_ids(server).get(group, set()))]
@@ -151,14 +157,3 @@ def _intervals(server: Server, group: bytes, ids: set[bytes]) -> Iterator[tuple[
     for _, part in groupby(keys, lambda key: bisect_left(others, key)):
         span = [*part]
         yield span[0], span[-1]
-
-
-def _is_whole(server: Server) -> bool:
-    """Whether audit and set are as the last commit left them."""
-    keys, state = server.keys, ("HMGET", server.keys.state, "audit", "recorded", "life")
-    while True:  # a drain may be at work
-        then = server.call(*state)
-        last = reading.stream_at(server, keys.audit).boundary_id
-        count = server.call("ZCARD", keys.recorded)
-        if then == server.call(*state):
-            return (text(then[0] or b"0-0"), int(then[1] or 0)) == (last, count)

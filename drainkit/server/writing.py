@@ -25,8 +25,8 @@ from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..ids import FIRST_ID, next_id
 from ..safe import text
 from .connection import Server
+from .keys import Scope, not_ours, raw_name
 from .reading import PAGE_BYTES, StopSwitch, size_of, type_of
-from .scope import Scope, not_ours, raw_name
 
 REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",
@@ -138,18 +138,11 @@ def receive_commit(server: Server) -> Committed:
     rest += _WAITING[len(rest) :]
     rate, position, counters, audit_id, audit_ms, vanished, rejected, *ids = rest
     return Committed(
-        done=status == b"ok",
-        now_us=int(now_us),
-        wait_us=int(wait_us),
-        rate=None if rate == b"none" else float(rate),
-        position=text(position),
-        counters=counters,
-        audit_id=text(audit_id),
-        audit_ms=int(audit_ms),
-        vanished=int(vanished),
-        rejected=frozenset(ids[: int(rejected)]),
-        had=frozenset(ids[int(rejected) :]),
-    )
+        done=status == b"ok", now_us=int(now_us), wait_us=int(wait_us),
+        rate=None if rate == b"none" else float(rate), position=text(position), counters=counters,
+        audit_id=text(audit_id), audit_ms=int(audit_ms), vanished=int(vanished),
+        rejected=frozenset(ids[: int(rejected)]), had=frozenset(ids[int(rejected) :]),
+    )  # fmt: skip
 
 
 def stopped(switch: StopSwitch) -> StoppedError:

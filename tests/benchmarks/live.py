@@ -3,8 +3,7 @@
     python tests/benchmarks/live.py [--entries 100000 1000000] [--rounds 3] [--kind redis]
 
 Every way works on the same stream through a group of its own: read, decode, decide, audit, ACK.
-The slow ways get fewer entries, and rates are compared. Needs walrus (pip install walrus), which
-is no dependency of anything here; `--without walrus` leaves it out.
+The slow one gets fewer entries, and rates are compared.
 """
 
 from __future__ import annotations
@@ -99,25 +98,6 @@ def one_by_one(url: str, group: str, entries: str) -> Result:
     return result
 
 
-def walrus(url: str, group: str, entries: str) -> Result:
-    """walrus's consumer group, one event at a time."""
-    from walrus import Database
-
-    result: Result = {"done": 0}
-    database = Database.from_url(url)
-    source = database.consumer_group(group, [KEY], consumer="bench")
-    stream = getattr(source, KEY.replace(".", "_"))
-    audit = database.Stream(AUDIT)
-    with measured(result):
-        while result["done"] < int(entries):
-            ((entry_id, fields),) = stream.read(count=1)
-            audit.add(record(entry_id, fields, group))
-            stream.ack(entry_id)
-            result["done"] += 1
-    database.close()
-    return result
-
-
 def constants(url: str, group: str, entries: str) -> Result:
     """The whole job by a script on the server, with constants for what would be decided."""
     import redis
@@ -172,15 +152,14 @@ def record(entry_id: bytes, fields: dict[bytes, bytes], group: str) -> dict[str,
     }
 
 
-WORKS = {one.__name__: one for one in (drainkit, multi, constants, walrus, one_by_one)}
-SLOW = ("walrus", "one_by_one")
+WORKS = {one.__name__: one for one in (drainkit, multi, constants, one_by_one)}
 
 
 def measure(server: Any, entries: int, names: list[str], rounds: int) -> dict[str, Result]:
-    """Medians of each way over the first `entries` (the slow ones: SLOW_ENTRIES) of the stream."""
+    """Medians of each way over the first `entries` (the slow one: SLOW_ENTRIES) of the stream."""
 
     def run(name: str) -> Result:
-        wanted = min(entries, SLOW_ENTRIES) if name in SLOW else entries
+        wanted = min(entries, SLOW_ENTRIES) if name == "one_by_one" else entries
         with rig.group(server) as client:
             client.config_resetstat()
             client.slowlog_reset()
@@ -212,14 +191,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kind", default="redis")
     parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--without", nargs="+", choices=WORKS, default=[])
     given = parser.parse_args()
-    names = [name for name in given.only if name not in given.without]
-    targets = {"multi": "at least 2.5", "constants": "at least 0.6", "walrus": "at least 20",
-               "one_by_one": "at least 40"}  # fmt: skip
+    targets = {"multi": "at least 2.5", "constants": "at least 0.6", "one_by_one": "at least 40"}
     for entries in given.entries:
         with rig.filled_server(given.kind, entries) as server:
-            found = measure(server, entries, names, given.rounds)
+            found = measure(server, entries, given.only, given.rounds)
             print(rig.title(server) + f" of {given.rounds}; {entries:,} entries\n")
         ours = found["drainkit"]
         rows = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drainkit.core.audit import OF_EVENT, RECORD_FIELDS, audit_ms, audit_table, parse, records
@@ -54,7 +54,6 @@ def test_a_whole_second_keeps_its_microseconds() -> None:
     assert iso(NOW_US // 10**6 * 10**6) == "2025-12-24T19:49:58.000000+00:00"
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(
     st.lists(
         st.tuples(
@@ -103,7 +102,6 @@ def test_a_foreign_entry_of_the_audit_stream_is_parsed_too() -> None:
     assert parse([b"1-0", None])["original_id"] == ""
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(
     st.lists(
         st.one_of(

@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,34 +17,35 @@ from drainkit.late import collection_paused
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_it_is_as_it_was_also_after_an_error(enabled: bool) -> None:
-    """Within nothing is collected; afterwards it is on or off as before, whatever happened."""
-    if not enabled:
-        gc.disable()
+    """While pages are decoded nothing is collected; afterwards it is on or off as before, whatever
+    happened."""
+    seen = []
+
+    def pages() -> Iterator[list[Any]]:
+        seen.append(gc.isenabled())
+        yield [[b"1-0", [b"symbol", b"BTCUSDT"]]]
 
     @collection_paused()
     def failing() -> None:
-        assert not gc.isenabled()
+        seen.append(gc.isenabled())
         raise ZeroDivisionError
 
+    if not enabled:
+        gc.disable()
     try:
         with pytest.raises(ZeroDivisionError):
             failing()
-        assert gc.isenabled() is enabled
+        assert len(load_frame(pages(), Decoder())) == 1
+        assert (seen, gc.isenabled()) == ([False, False], enabled)
     finally:
         gc.enable()
 
 
-def test_reading_a_frame_is_not_collected() -> None:
-    """Pages are decoded while the collector pauses."""
-    seen = []
-
-    def pages() -> Iterator[list[list[object]]]:
-        seen.append(gc.isenabled())
-        yield [[b"1-0", [b"symbol", b"BTCUSDT"]]]
-
-    assert len(load_frame(pages(), Decoder())) == 1  # type: ignore[arg-type]
-    assert seen == [False]
-    assert gc.isenabled()
+def printed(code: str) -> list[str]:
+    """What an interpreter of its own prints."""
+    said = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True,
+                          timeout=60, check=True)  # fmt: skip
+    return said.stdout.split()
 
 
 def test_a_kernels_imports_are_frozen_and_few() -> None:
@@ -53,11 +55,7 @@ def test_a_kernels_imports_are_frozen_and_few() -> None:
         "print(gc.get_freeze_count(), gc.isenabled(), 'nbformat' in sys.modules, "
         "'lark' in sys.modules, 'rfc3987_syntax' in sys.modules)"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=60,
-        check=True,
-    )  # fmt: skip
-    frozen, *rest = said.stdout.split()
+    frozen, *rest = printed(code)
     assert int(frozen) > 50_000
     assert rest == ["True", "True", "False", "False"]
 
@@ -72,7 +70,4 @@ def test_all_of_arrow_takes_the_systems_allocator() -> None:
         "if name != 'system']\n"
         "print(pa.system_memory_pool().max_memory() > 0, sum(pool().max_memory() for pool in own))"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert said.stdout.split() == ["True", "0"]
+    assert printed(code) == ["True", "0"]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import reference
 from event_samples import GOOD, HOSTILE, ID, ID_MS, ISO, as_reference, entry, one, payload, why
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drainkit.core.events import MAX_VOCABULARY, Decoder, Events
@@ -100,29 +100,31 @@ MAPPINGS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(st.lists(entries, max_size=12), st.sampled_from(MAPPINGS))
-def test_decoding_agrees_with_the_reference(batch: list[Any], mapping: Any) -> None:
-    """Whatever a batch holds and [fields] says, each row is what the reference makes of it."""
+@given(
+    st.lists(entries, max_size=12), st.integers(1, 5), st.sampled_from([1, 3, 64]),
+    st.sampled_from(MAPPINGS),
+)  # fmt: skip
+def test_decoding_agrees_with_the_reference(
+    batch: list[Any], size: int, merged: int, mapping: Any
+) -> None:
+    """Whatever pages hold and [fields] says, each row is what the reference makes of its entry
+    alone; so it is when the pages were made one frame, and back through from_frame."""
     given_fields, names, times = mapping
-    names = {**reference.NAMES, **names}
-    decoded = Decoder(Fields(**given_fields)).decode(batch)
-    assert len(decoded) == len(batch)
-    for row, raw in enumerate(batch):
-        assert as_reference(decoded, row) == reference.event(raw, names, times), raw
+    fields, names = Fields(**given_fields), {**reference.NAMES, **names}
+    expected = [reference.event(raw, names, times) for raw in batch]
+    pages = [batch[at : at + size] for at in range(0, len(batch), size)]
+    decoder = Decoder(fields)
+    decoded = [decoder.decode(page) for page in pages]
+    rows = [as_reference(page, row) for page in decoded for row in range(len(page))]
+    assert rows == expected, batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drainkit.core.frame.MERGED_PAGES", merged)
+        back = Events.from_frame(load_frame(pages, Decoder(fields)))
+    assert back.ids == [raw[0] for raw in batch]
+    assert [as_reference(back, row) for row in range(len(batch))] == expected
+    assert back.invalid.tolist() == [code for page in decoded for code in page.invalid]
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(st.lists(entries, min_size=1, max_size=8), st.integers(1, 4))
-def test_a_row_does_not_depend_on_its_batch(batch: list[Any], size: int) -> None:
-    """One decoder over pages of any size says the same as a fresh decoder for each entry."""
-    decoder = Decoder()
-    pages = [decoder.decode(batch[i : i + size]) for i in range(0, len(batch), size)]
-    paged = [as_reference(page, row) for page in pages for row in range(len(page))]
-    assert paged == [one(raw) for raw in batch]
-
-
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(
     st.one_of(
         st.datetimes(timezones=st.just(dt.UTC)).map(dt.datetime.isoformat),
@@ -146,7 +148,6 @@ def test_column_parsing_of_iso_times_is_fromisoformat(text: str) -> None:
     assert found.tolist() == [NO_TIME if expected is None else expected] * 2 + [NO_TIME]
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.lists(entries, max_size=4))
 def test_no_raw_value_reaches_a_reason(batch: list[Any]) -> None:
     """A reason is made of fixed texts and checked numbers, whatever the entry holds."""
@@ -347,19 +348,6 @@ def test_each_time_makes_an_event_older(key: str) -> None:
 
 
 # ---------------------------------------------------------------- the frame
-
-
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(st.lists(entries, max_size=10), st.integers(1, 4), st.sampled_from([1, 3, 64]))
-def test_a_frame_holds_what_was_decoded(batch: list[Any], size: int, merged: int) -> None:
-    """Pages made one frame and back through from_frame are the rows that were decoded."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drainkit.core.frame.MERGED_PAGES", merged)
-        pages = (batch[at : at + size] for at in range(0, len(batch), size))
-        back = Events.from_frame(load_frame(pages, Decoder()))
-    assert back.ids == [raw[0] for raw in batch]
-    assert [as_reference(back, row) for row in range(len(batch))] == [one(raw) for raw in batch]
-    assert back.invalid.tolist() == Decoder().decode(batch).invalid.tolist()
 
 
 @pytest.mark.parametrize("merged", [3, 64])

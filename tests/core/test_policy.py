@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drainkit.core.events import Decoder, Events
@@ -86,35 +86,25 @@ policies = st.builds(
 )
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(st.lists(rows, max_size=20), policies)
-def test_decisions_agree_with_the_rules_by_hand(batch: list[Any], policy: Policy) -> None:
-    """The action is the first failed filter in the contract's order, `failed` names them all."""
+@given(st.lists(rows, max_size=20), policies, st.integers(0, 10**10))
+def test_decisions_agree_with_the_rules_by_hand(
+    batch: list[Any], policy: Policy, step_us: int
+) -> None:
+    """The action is the first failed filter in the contract's order, `failed` names them all; each
+    event at its own moment."""
     events = events_of(batch)
-    decisions = decide(events, policy, NOW_US)
-    expected = [by_hand(row, policy) for row in batch]
+    moments = NOW_US + np.arange(len(batch), dtype=np.int64) * step_us
+    decisions = decide(events, policy, moments if step_us else NOW_US)
+    ages = [None if row[0] is None else row[0] + i * step_us for i, row in enumerate(batch)]
+    expected = [by_hand((age, *row[1:]), policy) for age, row in zip(ages, batch, strict=True)]
     assert names_of(decisions.failed) == [",".join(names) for names in expected]
     actions = [ACTIONS[code] for code in decisions.action]
     assert actions == [names[0] if names else "drained_ok" for names in expected]
     assert names_of(other_failed(decisions)) == [",".join(names[1:]) for names in expected]
-    assert decisions.age_us.tolist() == [NO_TIME if row[0] is None else row[0] for row in batch]
+    assert decisions.age_us.tolist() == [NO_TIME if age is None else age for age in ages]
     texts = reasons(events, decisions, policy)
     assert len(texts) == len(batch)
     assert all(text and text.isprintable() for text in texts)
-
-
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
-@given(st.lists(rows, min_size=1, max_size=10), policies, st.integers(0, 10**10))
-def test_each_event_has_its_own_moment(batch: list[Any], policy: Policy, step_us: int) -> None:
-    """An array of moments decides each event as its own moment alone would."""
-    events = events_of(batch)
-    moments = NOW_US + np.arange(len(batch), dtype=np.int64) * step_us
-    together = decide(events, policy, moments)
-    for row, moment in enumerate(moments.tolist()):
-        alone = decide(events, policy, moment)
-        assert together.action[row] == alone.action[row]
-        assert together.failed[row] == alone.failed[row]
-        assert together.age_us[row] == alone.age_us[row]
 
 
 NAN = float("nan")
@@ -149,7 +139,6 @@ def test_limits_order_and_reasons() -> None:
         assert [ACTIONS[code] for code in actions] == expected
 
 
-@settings(deadline=None)  # pytest's own limit; imports may fall into it
 @given(st.permutations(range(6)), policies)
 def test_a_frame_is_decided_as_its_events(order: list[int], policy: Policy) -> None:
     """decide_frame says row for row what decide says, also for a reordered frame."""

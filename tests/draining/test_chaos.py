@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backlogs import GROUP, ME, backlog, fill, now_ms
-from books import ask, audit
+from backlogs import GROUP, ME, backlog, fill
 from clusters import Cluster
 from conftest import Cli
-from faults import ALONE, COMMIT, READ, WIRE, Clock, assert_counts, at_once, attempt, follow
+from faults import ALONE, COMMIT, READ, WIRE, Clock, assert_counts, at_once, follow
+from place import Place
 from proxy import Proxy, SlowLink
 from servers import KINDS, Server, wait_until
 
@@ -57,56 +57,43 @@ def table(request: pytest.FixtureRequest) -> Iterator[defaultdict[str, Tally]]:
         print("\n".join(["|" + " --- |" * 7, *rows]), "\n")
 
 
-@dataclass
-class Scene:
+@dataclass(kw_only=True)
+class Scene(Place):
     """A stream under faults: who serves it, who drains it, how many records each id is to have."""
 
-    server: Server
     spare: Server  # may take over
     proxy: Proxy  # where the drains connect, whoever serves
     chance: random.Random
-    cli: Cli
     clock: Clock
-    stream: str = ""
     wanted: Counter[str] = field(default_factory=Counter)
     drains: list[subprocess.Popen[str]] = field(default_factory=list)  # at work
-    url: str = ""
 
     def begin(self) -> None:
         """A stream of its own for the next rounds."""
-        self.stream = f"s{self.chance.randrange(10**9)}"
+        self.stream = self.base = f"s{self.chance.randrange(10**9)}"
         self.wanted = Counter()
-        ask(self.server, "XGROUP", "CREATE", self.stream, GROUP, "0-0", "MKSTREAM")
-
-    def ask(self, *command: str | bytes | int) -> Any:
-        return ask(self.server, *command)
+        self.fill([])
 
     def add(self, n: int) -> None:
         """n more entries at the stream's end, as a producer adds them."""
-        now_ms = int(self.ask("TIME")[0]) * 1000
-        entries = [("*", fields) for _, fields in backlog(now_ms, n, gap_ms=0)]
-        ids = fill(self.server.client(), self.stream, entries)
-        self.wanted.update(entry.decode() for entry in ids)
+        entries = [("*", fields) for _, fields in backlog(self.now_ms(), n, gap_ms=0)]
+        self.wanted.update(entry.decode() for entry in self.fill(entries, None))
 
     def ids(self) -> list[str]:
-        return [entry[0].decode() for entry in self.ask("XRANGE", self.stream, "-", "+")]
+        return [entry[0].decode() for entry in self.alter("XRANGE", "-", "+")]
 
     def found(self) -> Counter[str]:
-        return Counter(record["original_id"] for record in audit(self.server, self.stream))
+        return Counter(self.recorded())
 
     def drain(self, scope: str, name: str) -> None:
         """Start a live drain; for scopes pending and history there is something then."""
         if scope == "pending":
-            self.ask(
-                "XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 150, "STREAMS", self.stream, ">"
-            )
+            self.deliver("dead", 150)
         elif scope == "history":
-            self.ask("XGROUP", "SETID", self.stream, GROUP, self.chance.choice(self.ids()))
-        self.drains.append(self.cli.start(
-            "drain", "--mode", "live", "--yes", "--json", "--max-events", "all", "--allow-invalid",
-            "--allow-active-consumers", "--min-idle-min", "0", "--redis-url", self.url,
-            "--stream", self.stream, "--scope", scope, "--consumer-name", name,
-            "--throttle", self.chance.choice(["none", "500", "1500"]),
+            self.set_position(self.chance.choice(self.ids()))
+        self.drains.append(self.start(
+            "--allow-invalid", "--allow-active-consumers", "--min-idle-min", "0", "--scope", scope,
+            "--consumer-name", name, "--throttle", self.chance.choice(["none", "500", "1500"]),
         ))  # fmt: skip
 
     def at_work(self) -> bool:
@@ -117,8 +104,8 @@ class Scene:
         for scope in SCOPES:
             errors = []
             for _ in range(8):
-                run = attempt(self.proxy.url, self.stream, scope=scope, **ALONE)
-                assert_counts(audit(self.server, self.stream), run.summary)
+                run = self.attempt(self.proxy.url, scope=scope, **ALONE)
+                assert_counts(self.audit(), run.summary)
                 errors.append(run.error)
                 if run.rc == 0:
                     break
@@ -182,7 +169,7 @@ def promoted(scene: Scene) -> Iterator[Callable[[], Any]]:
     follow(new, old)
 
     def strike() -> None:
-        ask(new, "REPLICAOF", "NO", "ONE")
+        new.ask("REPLICAOF", "NO", "ONE")
         time.sleep(scene.chance.choice([0, 0.05, 0.2]))
         scene.server, scene.spare, scene.proxy.upstream = new, old, new.socket
         scene.proxy.cut_all()
@@ -192,7 +179,7 @@ def promoted(scene: Scene) -> Iterator[Callable[[], Any]]:
 
 @fault("writes refused, scripts flushed, a paused server")
 def refused(scene: Scene) -> Iterator[Callable[[], Any]]:
-    yield partial(ask, scene.server, *scene.chance.choice([
+    yield partial(scene.server.ask, *scene.chance.choice([
         ("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "min-replicas-to-write", "1"),
         ("REPLICAOF", "127.0.0.1", "1"), ("SCRIPT", "FLUSH"), ("CLIENT", "PAUSE", "300"),
     ]))  # fmt: skip
@@ -220,7 +207,7 @@ def replaced(scene: Scene) -> Iterator[Callable[[], Any]]:
         entries = [(entry, {"symbol": "BTCUSDT", "n": str(i)}) for i, entry in enumerate(new)]
         beside = stream if how.startswith("DEL") else f"{stream}:new"
         if beside == stream:
-            scene.ask("DEL", stream)
+            scene.alter("DEL")
             then = scene.found()
         fill(scene.server.client(), beside, entries, group=GROUP)
         if how == "RENAME":
@@ -241,12 +228,11 @@ def replaced(scene: Scene) -> Iterator[Callable[[], Any]]:
 def trimmed(scene: Scene) -> Iterator[Callable[[], Any]]:
     def strike() -> None:
         ids = scene.ids()
-        scene.ask("XTRIM", scene.stream, "MAXLEN", scene.chance.randrange(len(ids)))
-        scene.ask("XDEL", scene.stream, *scene.chance.sample(ids, 20))
+        scene.alter("XTRIM", "MAXLEN", scene.chance.randrange(len(ids)))
+        scene.alter("XDEL", *scene.chance.sample(ids, 20))
 
     yield strike
-    rows = scene.ask("XPENDING", scene.stream, GROUP, "-", "+", 10**6)
-    kept = {*scene.ids(), *scene.found(), *(row[0].decode() for row in rows)}
+    kept = {*scene.ids(), *scene.found(), *(entry for entry, _ in scene.waiting())}
     scene.wanted = Counter({entry: n for entry, n in scene.wanted.items() if entry in kept})
 
 
@@ -254,7 +240,7 @@ def trimmed(scene: Scene) -> Iterator[Callable[[], Any]]:
 def position(scene: Scene) -> Iterator[Callable[[], Any]]:
     def strike() -> None:
         for entry in scene.chance.choices(scene.ids(), k=scene.chance.randint(1, 3)):
-            scene.ask("XGROUP", "SETID", scene.stream, GROUP, entry)
+            scene.set_position(entry)
             time.sleep(scene.chance.choice([0, 0.03]))
 
     yield strike
@@ -263,7 +249,7 @@ def position(scene: Scene) -> Iterator[Callable[[], Any]]:
 @fault("what is recorded, or the state, deleted")
 def forgotten(scene: Scene) -> Iterator[Callable[[], Any]]:
     names = scene.chance.choice([["state"], ["recorded"], ["state", "recorded"]])
-    yield partial(scene.ask, "DEL", *(f"{scene.stream}.drain_{name}" for name in names))
+    yield partial(scene.ask, "DEL", *map(scene.side, names))
     # without the state nobody knows who made this group: refused until it is gone
     scene.ask("XGROUP", "DESTROY", scene.stream, f"{GROUP}.drain_history")
 
@@ -293,22 +279,19 @@ def signals(scene: Scene) -> Iterator[Callable[[], Any]]:
 
 @fault("suspended through takeovers, SETID and XCLAIM")
 def suspended(scene: Scene) -> Iterator[Callable[[], Any]]:
-    chance, stream = scene.chance, scene.stream
+    chance = scene.chance
 
     def other() -> None:
-        options = {
-            **ALONE,
-            "scope": chance.choice(SCOPES),
-            "max_events": chance.choice([50, "all"]),
-        }
-        attempt(scene.server.url, stream, consumer_name=chance.choice([ME, "other"]), **options)
+        scene.attempt(scene.server.url, scope=chance.choice(SCOPES), **ALONE,
+                      max_events=chance.choice([50, "all"]),
+                      consumer_name=chance.choice([ME, "other"]))  # fmt: skip
 
     def set_back() -> None:
-        scene.ask("XGROUP", "SETID", stream, GROUP, chance.choice(scene.ids()))
+        scene.set_position(chance.choice(scene.ids()))
 
     def claim() -> None:
-        for row in scene.ask("XPENDING", stream, GROUP, "-", "+", 20):
-            scene.ask("XCLAIM", stream, GROUP, chance.choice(["A", ME]), 0, row[0])
+        for entry, _ in scene.waiting()[:20]:
+            scene.alter("XCLAIM", GROUP, chance.choice(["A", ME]), 0, entry)
 
     def strike() -> None:
         for drain in scene.drains:
@@ -334,24 +317,24 @@ def play(scene: Scene, name: str, tally: Tally) -> None:
     scene.url = f"{scene.proxy.url}&socket_timeout={chance.choice([0.4, 2])}"
     scene.drains = []
     with contextmanager(FAULTS[name])(scene) as strike:
-        begun = scene.ask("XLEN", f"{scene.stream}.drain_audit")
+        begun = len(scene.audit())
         for _ in range(chance.choice([1, 1, 2, 3])):
             scene.drain(chance.choice(["undelivered", *SCOPES]), chance.choice([ME, "two"]))
         if chance.random() < 0.8:
             wait_until("a drain works, or all ended", lambda: not scene.at_work()
-                       or scene.ask("XLEN", f"{scene.stream}.drain_audit") > begun)  # fmt: skip
+                       or len(scene.audit()) > begun)  # fmt: skip
         time.sleep(chance.uniform(0, 0.15))
         tally["times"] += scene.at_work()
         strike()
         # books that were closed before tell of what is lost by now
-        after_sec = now_ms(scene.server) / 1000 if name in LOSSY else 0.0
+        after_sec = scene.now_ms() / 1000 if name in LOSSY else 0.0
         ended = [scene.cli.finish(drain) for drain in scene.drains]
     for run in ended:
         assert "Traceback" not in run.err
         tally[run.rc] += 1
         books = run.json() if run.out else None
         if books and datetime.fromisoformat(books["finished_at"]).timestamp() >= after_sec:
-            assert_counts(audit(scene.server, scene.stream), books)
+            assert_counts(scene.audit(), books)
     scene.sweep()
     found = scene.found()
     lost, doubled = scene.wanted - found, found - scene.wanted
@@ -361,7 +344,7 @@ def play(scene: Scene, name: str, tally: Tally) -> None:
     tally["doubled"] += doubled.total()
     assert not lost, [run.err for run in ended]
     assert not doubled, [run.err for run in ended]
-    assert scene.ask("XPENDING", scene.stream, GROUP)[0] == 0
+    assert scene.waiting() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -373,7 +356,9 @@ def test_faults_at_random(
     clock = Clock(tmp_path, monkeypatch)
     server, spare = (start_server(kind, port=True) for _ in range(2))
     chance = random.Random(f"{SEED} {kind}")
-    scene = Scene(server, spare, start_proxy(server), chance, cli, clock)
+    scene = Scene(
+        server, "", cli, spare=spare, proxy=start_proxy(server), chance=chance, clock=clock
+    )
     names = [*FAULTS] * ROUNDS
     chance.shuffle(names)
     failures = []
@@ -389,17 +374,16 @@ def test_faults_at_random(
     assert failures == [], f"seed {SEED}"
 
 
-def test_slots_that_move(cluster: Cluster, stream: str, table: defaultdict[str, Tally]) -> None:
+def test_slots_that_move(
+    cluster: Cluster, stream: str, cli: Cli, table: defaultdict[str, Tally]
+) -> None:
     """The stream's slot goes from primary to primary mid-drain: every run goes on to its end."""
-    tally, chance, stream = (
-        table["a Cluster's slot on the move"],
-        random.Random(SEED),
-        f"{{{stream}}}",
-    )
+    tally, chance = table["a Cluster's slot on the move"], random.Random(SEED)
+    stream = f"{{{stream}}}"
     ids: list[bytes] = []
     for _ in range(2 * ROUNDS):
-        entries = [("*", {"symbol": "BTCUSDT"})] * 800
-        ids += fill(cluster.primary_of(stream), stream, entries, group=None if ids else GROUP)
+        place = Place(cluster.primary_of(stream), stream, cli, cluster.url)
+        ids += place.fill([("*", {"symbol": "BTCUSDT"})] * 800, None if ids else "0-0")
         over = threading.Event()
 
         def move_on(over: threading.Event = over) -> None:
@@ -408,14 +392,14 @@ def test_slots_that_move(cluster: Cluster, stream: str, table: defaultdict[str, 
                 cluster.move_slot(stream, atomically=is_atomic, pause_sec=pause_sec)
                 tally["times"] += not over.is_set()
 
-        def drain(over: threading.Event = over) -> Any:
+        def drain(place: Place = place, over: threading.Event = over) -> Any:
             try:
-                return attempt(cluster.url, stream, throttle=chance.choice(["none", "500", "2000"]))
+                return place.attempt(throttle=chance.choice(["none", "500", "2000"]))
             finally:
                 over.set()
 
         ended, _ = at_once(drain, move_on)
-        records = audit(cluster.primary_of(stream), stream)
+        records = Place(cluster.primary_of(stream), stream, cli).audit()
         assert_counts(records, ended.summary)
         found, wanted = Counter(r["original_id"].encode() for r in records), Counter(ids)
         lost, doubled = (wanted - found).total(), (found - wanted).total()

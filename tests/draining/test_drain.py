@@ -1,4 +1,4 @@
-"""The drain on real servers: what issue "The drain works, end to end" must show."""
+"""The drain on real servers: what is drained, in which order, how evenly, what is left alone."""
 
 from __future__ import annotations
 
@@ -8,43 +8,31 @@ import signal
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import cache, partial
+from typing import Any
 
 import pytest
-from backlogs import ALLOW, GROUP, ME, deliver, fill, now_ms, original_backlog, producing, seed
-from books import (
-    ask,
-    assert_books_balance,
-    at,
-    audit,
-    everything,
-    pending,
-    positions,
-    recorded,
-    wait_for,
-)
+from backlogs import ALLOW, GROUP, ME, original_backlog, producing
 from conftest import Cli, intent
-from faults import key
+from faults import at_once, key
+from place import BUNDLED, Place
 from servers import Server
 
 from drainkit.ids import LAST_ID
-from drainkit.server import reading
+from drainkit.server import reading, writing
 from drainkit.server.connection import Server as Link
 
-LIVE = ("drain", "--mode", "live", "--yes", "--json")
-FAST = ("--throttle", "none", "--max-events", "all")
 
-
-def test_live_run_of_undelivered_balances(server: Server, stream: str, cli: Cli) -> None:
+def test_live_run_of_undelivered_balances(place: Place) -> None:
     """A live drain audits and acknowledges each entry after the position once, and no other; a
     record has the contract's fields in order, and its times fit its age within 0.05 s."""
-    ids = seed(server, stream)
-    run = cli.done(*LIVE, *at(server, stream), *FAST, "--allowlist", ALLOW)
-    summary, records = run.json(), audit(server, stream)
+    ids = place.seed()
+    summary = place.live("--allowlist", ALLOW)
+    records = place.audit()
     assert (summary["total_read"], summary["remaining"]) == (200, 0)
     assert [record["original_id"] for record in records] == ids[100:]
-    assert_books_balance(server, stream, summary)
-    assert pending(server, stream) == 0
-    assert ask(server, "XLEN", stream) == 300
+    place.balanced(summary)
+    assert (place.waiting(), place.alter("XLEN")) == ([], 300)
     for record in records:
         assert list(record) == [
             "audit_id", "original_id", "symbol", "age_sec", "confidence", "action",
@@ -58,196 +46,171 @@ def test_live_run_of_undelivered_balances(server: Server, stream: str, cli: Cli)
         assert abs(audit_sec - drained_at.timestamp()) < 5  # decided a moment before; one clock
 
 
-def test_a_small_drain_asks_little(valkey: Server, stream: str, cli: Cli) -> None:
+@BUNDLED
+def test_a_small_drain_asks_little(place: Place) -> None:
     """For ten entries the server gets 28 requests at most: what it told once is not asked again.
 
     Not counted are what scripts call by themselves and the handshake of a connection.
     """
-    seed(valkey, stream, 110)
+    place.seed(110)
     found: list[str] = []
-    with valkey.client().monitor() as monitor:
-        cli.done(*LIVE, *at(valkey, stream), *FAST)
-        ask(valkey, "ECHO", "over")
+    with place.server.client().monitor() as monitor:
+        place.live()
+        place.ask("ECHO", "over")
         while (line := monitor.next_command())["command"] != "ECHO over":
             if line["client_type"] != "lua":
                 found.append(line["command"][:60])
     handshake = ("HELLO", "AUTH", "CLIENT", "SELECT")
-    assert len(audit(valkey, stream)) == 10
+    assert len(place.audit()) == 10
     assert len([one for one in found if not one.startswith(handshake)]) <= 28, found
 
 
-def test_dry_run_and_live_run_agree(server: Server, stream: str, cli: Cli) -> None:
-    """With a fixed time, the dry run counts exactly what the live run then does."""
-    seed(server, stream)
-    options = (
-        *at(server, stream), *FAST, "--allowlist", ALLOW, "--max-age-min", "0.2",
-        "--as-of", time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
-    )  # fmt: skip
-    dry = cli("drain", "--json", *options).json()
-    live = cli(*LIVE, *options).json()
-    for name, value in dry.items():
-        if name.startswith("dropped") or name in ("drained_ok", "total_read"):
-            assert live[name] == value, name
-    assert dry["dropped_old"] > 0
-    assert dry["drained_ok"] > 0
-
-
-def test_live_run_of_pending_takes_idle_entries_only(server: Server, stream: str, cli: Cli) -> None:
+def test_live_run_of_pending_takes_idle_entries_only(place: Place) -> None:
     """Scope pending drains what idles long enough, bodies gone included, of those consumers alone
-    that --from-consumer names, and leaves the rest."""
-    seed(server, stream)
-    dead, other, third = (deliver(server, stream, name, n) for name, n in
+    that --from-consumer names, one that is named twice too, and leaves the rest."""
+    place.seed()
+    dead, other, third = (place.deliver(*given) for given in
                           (("dead", 20), ("other", 5), ("third", 5)))  # fmt: skip
     for name, ids in (("dead", dead), ("other", other), ("third", third)):
-        ask(server, "XCLAIM", stream, GROUP, name, 0, *ids, "IDLE", 3_600_000, "JUSTID")
-    ask(server, "XDEL", stream, dead[3], dead[7])
-    alive = deliver(server, stream, "alive", 10)
-    command = (*LIVE, *at(server, stream), *FAST, "--scope", "pending", "--min-idle-min", "30")
-    summary = cli.done(*command, "--from-consumer", "third", "--from-consumer", "dead").json()
-    assert sorted(recorded(server, stream)) == sorted(dead + third)
+        place.alter("XCLAIM", GROUP, name, 0, *ids, "IDLE", 3_600_000, "JUSTID")
+    place.alter("XDEL", dead[3], dead[7])
+    alive = place.deliver("alive", 10)
+    idle = ("--scope", "pending", "--min-idle-min", "30")
+    named = [word for name in ("third", "dead", "third") for word in ("--from-consumer", name)]
+    assert place.dry(*idle, *named)["total_read"] == 25
+    summary = place.live(*idle, *named)
+    assert sorted(place.recorded()) == sorted(dead + third)
     assert summary["dropped_missing"] == 2
-    assert_books_balance(server, stream, summary)
-    assert pending(server, stream) == 5 + 10
-    cli.done(*command)
-    assert recorded(server, stream)[25:] == other
-    left = ask(server, "XPENDING", stream, GROUP, "-", "+", 100)
-    assert [row[0].decode() for row in left] == alive
+    place.balanced(summary)
+    assert len(place.waiting()) == 5 + 10
+    place.live(*idle)
+    assert place.recorded()[25:] == other
+    assert place.waiting() == [(entry, "alive") for entry in alive]
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_history_is_drained_in_batches_once(
-    server: Server, stream: str, cli: Cli, named: bool
-) -> None:
+def test_history_is_drained_in_batches_once(place: Place, named: bool) -> None:
     """Scope history keeps its group, of whatever name, between batches, ends it when exhausted,
     repeats nothing; made anew by somebody else it is refused."""
-    ids = seed(server, stream)
+    ids = place.seed()
     name = "mine" if named else f"{GROUP}.drain_history"
-    history = (*LIVE, *at(server, stream), "--throttle", "none", "--scope", "history",
-               *(("--history-group", name) if named else ()))  # fmt: skip
-    first = cli(*history, "--max-events", "60").json()
-    assert (first["total_read"], first["remaining"]) == (60, 40)
-    assert {*positions(server, stream)} == {GROUP, name}
-    second = cli(*history, "--max-events", "all").json()
-    assert (second["total_read"], second["remaining"]) == (40, 0)
-    assert [*positions(server, stream)] == [GROUP]
-    assert cli(*history, "--max-events", "all").json()["total_read"] == 0
-    assert recorded(server, stream) == ids[:100]
-    ask(server, "XGROUP", "CREATE", stream, name, "0")
-    assert cli(*history).rc == 4
+    history = ("--scope", "history", *(("--history-group", name) if named else ()))
+    for most, told, groups in (("60", (60, 40), {GROUP, name}), ("all", (40, 0), {GROUP}),
+                               ("all", (0, 0), {GROUP})):  # fmt: skip
+        found = place.live(*history, "--max-events", most)
+        assert (found["total_read"], found["remaining"]) == told
+        assert {*place.groups} == groups
+    assert place.recorded() == ids[:100]
+    place.ask("XGROUP", "CREATE", place.stream, name, "0")
+    assert place.lived(*history).rc == 4
 
 
-def test_the_story_of_the_original_report(server: Server, stream: str, cli: Cli) -> None:
+def test_the_story_of_the_original_report(place: Place) -> None:
     """2 of the 3 entries were too old; the third had passed, and the original tool lost it."""
-    fill(server, stream, original_backlog(), group=GROUP, position="1766594572014-0")
-    cli.done(
-        *LIVE, *at(server, stream), "--as-of", "2025-12-24T19:49:58+00:00",
-        "--allowlist", "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT",
-    )  # fmt: skip
-    assert ask(server, "XLEN", stream) == 10_012
-    got = [(r["symbol"], r["action"], r["age_sec"]) for r in audit(server, stream)]
-    assert got == [
+    place.fill(original_backlog(), "1766594572014-0")
+    place.live("--as-of", "2025-12-24T19:49:58+00:00", "--throttle", "5", "--max-events", "500",
+               "--allowlist", "BTCUSDT,ETHUSDT,SOLUSDT,RENDERUSDT")  # fmt: skip
+    assert place.alter("XLEN") == 10_012
+    assert [(r["symbol"], r["action"], r["age_sec"]) for r in place.audit()] == [
         ("TESTUSDT", "dropped_old", "2971.24"),
         ("TESTUSDT", "dropped_old", "2905.23"),
         ("RENDERUSDT", "drained_ok", "1731.99"),
     ]
 
 
+@pytest.mark.slow
 def test_sigkill_50_times_loses_and_doubles_nothing(valkey: Server, stream: str, cli: Cli) -> None:
     """Killed at 50 random moments and run again each time, every entry is audited exactly once."""
-    ids = seed(valkey, stream, 30_000, delivered=1000)
-    drain = (*LIVE, *at(valkey, stream), "--throttle", "4000", "--max-events", "all")
-    for kill in range(50):
-        before = ask(valkey, "XLEN", f"{stream}.drain_audit")
-        process = cli.start(*drain)
-        if kill % 2:  # half of them surely in the middle of the work
-            with suppress(TimeoutError):
-                wait_for(valkey, stream, before + 1, timeout_sec=5)
-        time.sleep(random.uniform(0, 0.1 if kill % 2 else 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    cli.done(*LIVE, *at(valkey, stream), *FAST)
-    assert recorded(valkey, stream) == ids[1000:]
-    assert pending(valkey, stream) == 0
+
+    def killed(number: int) -> None:
+        place = Place(valkey, f"{stream}:{number}", cli)
+        ids = place.seed(15_000, delivered=1000)
+        for kill in range(25):
+            before = place.ask("XLEN", place.side("audit"))
+            process = place.start("--throttle", "4000")
+            if kill % 2:  # half of them surely in the middle of the work
+                with suppress(TimeoutError):
+                    place.wait_for(before + 1, timeout_sec=5)
+            time.sleep(random.uniform(0, 0.1 if kill % 2 else 0.5))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        place.live()
+        assert place.recorded() == ids[1000:]
+        assert place.waiting() == []
+
+    at_once(partial(killed, 0), partial(killed, 1))
 
 
-def test_a_busy_producer_cannot_keep_the_drain_going(server: Server, stream: str, cli: Cli) -> None:
+def test_a_busy_producer_cannot_keep_the_drain_going(place: Place) -> None:
     """While a producer adds entries, the drain ends and touches nothing after its boundary."""
-    seed(server, stream, 4000)
-    with producing(server, stream) as produced:
-        run = cli.done(*LIVE, *at(server, stream), *FAST)
-    boundary = key(run.json()["boundary_id"])
-    assert all(key(entry) <= boundary for entry in recorded(server, stream))
-    assert key(positions(server, stream)[GROUP]) <= boundary
+    place.seed(4000)
+    with producing(place.server, place.stream) as produced:
+        boundary = key(place.live()["boundary_id"])
+    assert max(map(key, place.recorded())) <= boundary
+    assert key(place.position) <= boundary
     assert any(key(entry.decode()) > boundary for entry in produced)
-    assert pending(server, stream) == 0
+    assert place.waiting() == []
 
 
-def test_own_unfinished_entries_come_first(server: Server, stream: str, cli: Cli) -> None:
-    """What an earlier run left pending for this consumer is drained before anything new."""
-    seed(server, stream)
-    mine = deliver(server, stream, ME, 7)
-    ask(server, "XDEL", stream, mine[2])
-    cli.done(*LIVE, *at(server, stream), "--throttle", "none", "--max-events", "10")
-    records = audit(server, stream)
+def test_own_unfinished_entries_come_first(place: Place) -> None:
+    """While another consumer was active, scope undelivered refuses and changes nothing; allowed,
+    it takes what an earlier run left pending for this consumer before anything new."""
+    place.seed()
+    mine = place.deliver(ME, 7)
+    place.alter("XDEL", mine[2])
+    alive = place.deliver("alive", 1)
+    before = place.everything()
+    assert "alive" in place.refused()
+    assert {**place.everything(), "changes": 0} == {**before, "changes": 0}
+    place.live("--max-events", "10", "--allow-active-consumers")
+    records = place.audit()
     assert [r["original_id"] for r in records[:7]] == mine
     assert records[2]["action"] == "dropped_missing"
     assert len(records) == 10
-    assert pending(server, stream) == 0
+    assert place.waiting() == [(alive[0], "alive")]
 
 
-def test_an_active_consumer_is_not_robbed(server: Server, stream: str, cli: Cli) -> None:
-    """Scope undelivered refuses while another consumer was active, and changes nothing."""
-    seed(server, stream)
-    deliver(server, stream, "alive", 1)
-    before = everything(server)
-    assert "alive" in cli.fails(4, *LIVE, *at(server, stream))
-    after = everything(server)
-    before.pop("changes"), after.pop("changes")
-    assert after == before
-    assert cli(*LIVE, *at(server, stream), *FAST, "--allow-active-consumers").rc == 0
+# ---------------------------------------------------------------- large entries
 
 
-def test_the_first_pages_of_large_entries_are_small(valkey: Server, stream: str, cli: Cli) -> None:
+@BUNDLED
+def test_the_first_pages_of_large_entries_are_small(place: Place) -> None:
     """Before an entry was seen, drain and dry run ask for 8 at most; then for 4 MiB."""
-    fill(valkey, stream, [(i + 1, {"x": "x" * (2 << 20)}) for i in range(20)], group=GROUP)
-    ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "0", "slowlog-max-len", "1000")
-    for options in ((), ("--mode", "live", "--yes", "--throttle", "none", "--allow-invalid")):
-        ask(valkey, "SLOWLOG", "RESET")
-        assert cli("drain", *options, *at(valkey, stream)).rc == 0
-        commands = [entry[3] for entry in ask(valkey, "SLOWLOG", "GET", 1000)]
+    place.fill((i + 1, {"x": "x" * (2 << 20)}) for i in range(20))
+    place.ask("CONFIG", "SET", "slowlog-log-slower-than", "0", "slowlog-max-len", "1000")
+    for drain in (place.dry, partial(place.live, "--allow-invalid")):
+        place.ask("SLOWLOG", "RESET")
+        drain()
+        commands = [entry[3] for entry in place.ask("SLOWLOG", "GET", 1000)]
         reads = [c for c in commands if c[0] == b"XRANGE" and b"COUNT" in c]
         assert max(int(read[-1]) for read in reads) <= 8
-    assert len(audit(valkey, stream)) == 20
+    assert len(place.audit()) == 20
 
 
-@pytest.mark.parametrize("planned", [False, True])
-@pytest.mark.parametrize("small", [0, 16])
-def test_large_entries_hold_up_nobody(
-    valkey: Server, stream: str, cli: Cli, small: int, planned: bool
-) -> None:
+@BUNDLED
+@pytest.mark.parametrize(("small", "planned"), [(0, False), (16, True)])
+def test_large_entries_hold_up_nobody(place: Place, small: int, planned: bool) -> None:
     """Among entries of 1 MiB, each sixteenth small or none, no commit takes 100 ms."""
-    large, tiny = intent(x="x" * (1 << 20)), intent()
-    now = now_ms(valkey)
-    entries = [(now + i, tiny if small and i % small == 0 else large) for i in range(80)]
-    fill(valkey, stream, entries, group=GROUP)
+    large, tiny, now = intent(x="x" * (1 << 20)), intent(), place.now_ms()
+    place.fill((now + i, tiny if small and i % small == 0 else large) for i in range(80))
     plan = ("--plan", "p.json") if planned else ()
-    options = (*FAST, *at(valkey, stream), *plan)
-    cli.done("drain", *options)
-    ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", "10000")
-    ask(valkey, "SLOWLOG", "RESET")
-    cli.done(*LIVE, *(options[len(FAST) :] if planned else options))
-    commits = [row[2] for row in ask(valkey, "SLOWLOG", "GET", 1000) if row[3][0] == b"EVAL"]
+    place.dry("--throttle", "none", "--max-events", "all", *plan)
+    place.ask("CONFIG", "SET", "slowlog-log-slower-than", "10000")
+    place.ask("SLOWLOG", "RESET")
+    place.live(*plan)
+    commits = [row[2] for row in place.ask("SLOWLOG", "GET", 1000) if row[3][0] == b"EVAL"]
     assert max(commits, default=0) < 100_000
-    assert len(audit(valkey, stream)) == 80
+    assert len(place.audit()) == 80
 
 
+@BUNDLED
 @pytest.mark.parametrize("ahead", [False, True])
-def test_large_entries_come_in_small_pages(valkey: Server, stream: str, ahead: bool) -> None:
+def test_large_entries_come_in_small_pages(place: Place, ahead: bool) -> None:
     """Pages bring each entry once, in order, and hold 8 MiB at most, whatever came before."""
     sizes = [10] * 6000 + [1_000_000] * 30 + [10] * 50
-    ids = fill(valkey, stream, [(1000 + i, {"payload": "x" * n}) for i, n in enumerate(sizes)])
-    with Link(valkey.url, stream) as link:
-        whole = (link, stream.encode(), "0-0", LAST_ID)
+    ids = place.fill((1000 + i, {"payload": "x" * n}) for i, n in enumerate(sizes))
+    with Link(place.server.url, place.stream) as link:
+        whole = (link, place.stream.encode(), "0-0", LAST_ID)
         found = list(reading.pages(*whole, ahead=ahead))
         assert link.call("PING") == b"PONG"
         partly = reading.pages(*whole, ahead=ahead)
@@ -259,30 +222,75 @@ def test_large_entries_come_in_small_pages(valkey: Server, stream: str, ahead: b
     assert max(map(len, found)) > 1000
 
 
-def test_producers_shapes_meet_one_fate(server: Server, stream: str, cli: Cli) -> None:
+# ---------------------------------------------------------------- shapes of events and of servers
+
+
+def test_producers_shapes_meet_one_fate(place: Place) -> None:
     """Flat, data, payload or a nested signal, times in ts or created_at: old is old in both, and
     what has no symbol or confidence, which the original tool let through, is dropped_invalid."""
-    now, old = now_ms(server), now_ms(server) - 7_200_000
+    now = place.now_ms()
+    old = now - 7_200_000
     good = {"symbol": "BTCUSDT", "confidence": "5e-1"}
-    stamps = [{"ts": old // 1000}, {"created_at": old}, {"event_time": f"{old / 1000:e}"}, {}]
-    shapes = [
-        shape
-        for stamp in stamps
-        for shape in (
-            {**good, **stamp},
-            {"data": json.dumps({**good, **stamp})},
-            {"payload": json.dumps({**good, **stamp}), "ts": now},
-            {"payload": json.dumps({"signal": {**good, **stamp}})},
-        )
-    ]
-    shapes += [{"symbol": "BTCUSDT"}, {"confidence": "0.9"}, {"note": "x"}]
-    (cli.cwd / "drainkit.toml").write_text(
+    shapes: list[dict[str, Any]] = [{"symbol": "BTCUSDT"}, {"confidence": "0.9"}, {"note": "x"}]
+    for stamp in ({"ts": old // 1000}, {"created_at": old}, {"event_time": f"{old / 1000:e}"}, {}):
+        event = json.dumps(body := {**good, **stamp})
+        shapes += [body, {"data": event}, {"payload": event, "ts": now},
+                   {"payload": json.dumps({"signal": body})}]  # fmt: skip
+    (place.cli.cwd / "drainkit.toml").write_text(
         '[fields]\nsymbol = "payload.signal.symbol"\nconfidence = "payload.signal.confidence"\n'
     )
-    entries = [(now + i, shape) for i, shape in enumerate(shapes)]
-    fill(server, stream, entries, group=GROUP)
-    command = ("drain", "--json", "--throttle", "none", "--min-conf", "0.5", *at(server, stream))
-    found = [cli(*command, *live).json() for live in ((), ("--mode", "live", "--yes"))]
-    for run in found:
+    place.fill((now + i, shape) for i, shape in enumerate(shapes))
+    for run in (place.dry("--min-conf", "0.5", "--throttle", "none"),
+                place.live("--min-conf", "0.5")):  # fmt: skip
         counts = (run["dropped_old"], run["dropped_invalid"], run["drained_ok"], run["total_read"])
         assert counts == (12, 3, 4, 19)
+
+
+# what XPENDING answers in a script of Redis 8.8, which none of these servers is: entries of
+# consumer "dead" were released by XNACK, are nobody's, and idle for -1 ms
+AS_8_8 = """
+local call_ = redis.call
+local redis = setmetatable({call = function(name, ...)
+  local reply = call_(name, ...)
+  if name == 'XPENDING' then
+    for _, row in ipairs(reply) do
+      if row[2] == 'dead' then row[2] = '' row[3] = -1 end
+    end
+  end
+  return reply
+end}, {__index = redis})
+"""
+real_script, real_call = writing.script, Link.call
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_released_entries_are_drained_as_idle(
+    place: Place, monkeypatch: pytest.MonkeyPatch, stubborn: bool
+) -> None:
+    """Planned, drained and audited by scope pending whatever --min-idle-min says. Should commits
+    not take what the reads promise, the run says so and exits 1."""
+    around = AS_8_8.replace("row[3] = -1", "row[3] = 0") if stubborn else AS_8_8
+
+    def call(self: Link, *args: Any) -> Any:
+        if args[0] != "XPENDING" or len(args) == 3:
+            return real_call(self, *args)
+        if args[3] == "IDLE":
+            args = (*args[:3], *args[5:])
+        rows = real_call(self, *args)
+        return [[row[0], b"", -1, row[3]] if row[1] == b"dead" else row for row in rows]
+
+    monkeypatch.setattr(writing, "script", cache(lambda name: around + real_script(name)))
+    monkeypatch.setattr(Link, "call", call)
+    ids = place.seed(150)[100:]
+    assert place.deliver("dead", 50) == ids
+    options: dict[str, Any] = {"scope": "pending", "min_idle_min": 60}
+    assert place.rehearse(**options)["total_read"] == 50
+    run = place.attempt(**options)
+    assert run.rc == stubborn, run.error
+    if stubborn:
+        assert "50 idle entries" in run.error
+        assert (run.books["outcome"], run.books["remaining"]) == ("failed", 50)
+        assert place.ask("EXISTS", place.side("audit")) == 0
+        return
+    assert (run.books["total_read"], run.books["remaining"]) == (50, 0)
+    assert (place.recorded(), place.waiting()) == (ids, [])

@@ -1,4 +1,4 @@
-"""Drains that are killed, paused or doubled at each step; other consumers at work meanwhile."""
+"""The network breaks, or a drain is killed, paused or doubled, at each step; others are at work."""
 
 from __future__ import annotations
 
@@ -11,19 +11,151 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from itertools import product
 from typing import Any
 
 import msgspec
 import pytest
-from backlogs import GROUP, ME, deliver, fill, seed
-from books import ask, audit, pending
-from conftest import ROOT, Cli, intent
-from faults import COMMIT, READ, Attempt, assert_settled, at_once, attempt, complete
+from backlogs import GROUP, ME
+from conftest import ROOT, intent
+from faults import COMMIT, LOOK, READ, WIRE, Attempt, at_once
+from place import BUNDLED, Place
 from proxy import FaultKind, Proxy
-from servers import Server, wait_until
+from servers import wait_until
 
 StartProxy = Callable[..., Proxy]
+
+
+def impatient(url: str, seconds: float = 0.8) -> str:
+    """The URL with a shorter patience than the usual ten seconds."""
+    return f"{url}&socket_timeout={seconds}"
+
+
+# ---------------------------------------------------------------- the network
+
+MOMENTS = {"read": READ, "commit": COMMIT}
+HITS = [  # server, scope, throttle, fault, at which request
+    *product(["valkey"], ["undelivered"], ["2000", "none"], WIRE, MOMENTS),
+    # elsewhere those that leave a commit's outcome open
+    *product(["redis", "redis62"], ["undelivered"], ["2000"], WIRE[:3], ["commit"]),
+    *product(["valkey"], ["pending", "history"], ["2000"], WIRE[:2], MOMENTS),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "scope", "throttle", "fault", "moment"), HITS, indirect=["place"]
+)
+def test_one_fault_is_settled_within_the_run(
+    place: Place, start_proxy: StartProxy, scope: str, throttle: str, fault: FaultKind, moment: str
+) -> None:
+    """Whatever happens to one read or commit, the run goes on and audits each entry once."""
+    ids = place.seed(800)
+    if scope == "pending":  # some without their bodies
+        place.deliver("dead", 700)
+        place.alter("XDEL", ids[205], ids[300])
+    elif scope == "history":
+        place.set_position(ids[-1])
+    proxy = start_proxy(place.server)
+    proxy.arm(fault, match=MOMENTS[moment], nth=2, delay_sec=1.1)
+    run = place.attempt(impatient(proxy.url), scope=scope, throttle=throttle, min_idle_min=0)
+    assert (run.rc, proxy.fired) == (0, 1), run.error
+    place.settled(ids if scope == "history" else ids[100:], run)
+    assert run.books["dropped_missing"] == (2 if scope == "pending" else 0)
+    assert (place.waiting(), len(place.groups)) == ([], 1)
+
+
+@BUNDLED
+@pytest.mark.parametrize("fault", ["cut_before", "cut_after"])
+@pytest.mark.parametrize(
+    "match",
+    [b"XGROUP', 'DESTROY", b"XGROUP', 'CREATE", b"\r\nXADD\r\n", LOOK],
+    ids=["history's end", "history's begin", "ledger", "probe"],
+)
+def test_a_cut_outside_the_loop_ends_the_run_harmlessly(
+    place: Place, start_proxy: StartProxy, fault: FaultKind, match: bytes
+) -> None:
+    """Cut at its first or last steps, a run exits 3, and the same command again finishes it."""
+    ids = place.seed(100)
+    proxy = start_proxy(place.server)
+    proxy.arm(fault, match=match)
+    first = place.attempt(impatient(proxy.url), scope="history")
+    assert (first.rc, proxy.fired) == (3, 1)
+    place.settled(ids, first, place.complete(proxy.url, scope="history"))
+    assert len(place.groups) == 1
+
+
+@BUNDLED
+def test_two_seconds_are_only_slow(place: Place, start_proxy: StartProxy) -> None:
+    """2 s of delay on a request and on a reply are waited for: nothing is asked twice."""
+    ids = place.seed(140)[100:]
+    proxy = start_proxy(place.server)
+    proxy.arm("delay_reply", match=COMMIT, delay_sec=2)
+    run = place.complete(proxy.url, throttle="none")
+    assert run.books["elapsed_sec"] >= 2
+    assert "audit_records" not in run.books  # no recount: no outcome was ever unknown
+    place.settled(ids, run)
+
+
+@BUNDLED
+def test_a_lost_reply_is_followed_by_a_look_not_by_a_resend(
+    place: Place, start_proxy: StartProxy
+) -> None:
+    """After a commit whose reply was lost, the next script the server sees commits nothing."""
+    ids = place.seed(240)[100:]
+    for name, value in (("log-slower-than", "0"), ("max-len", "1000")):
+        place.ask("CONFIG", "SET", f"slowlog-{name}", value)
+    place.ask("SLOWLOG", "RESET")
+    proxy = start_proxy(place.server)
+    proxy.arm("cut_after", match=COMMIT, nth=2)
+    run = place.complete(impatient(proxy.url), throttle="500")  # 100 a commit at most
+    calls = [entry[3] for entry in reversed(place.ask("SLOWLOG", "GET", "-1"))]
+    # after the script, five keys and their number: group, consumer, rate, run id (none in a look)
+    steps = [
+        "commit" if call[11] else "look" for call in calls if call[0] == b"EVAL" and len(call) > 15
+    ]
+    assert re.fullmatch("look commit commit look( commit)*", " ".join(steps))
+    place.settled(ids, run)
+
+
+@BUNDLED
+@pytest.mark.parametrize("ends", ["by its budget", "interrupted"])
+def test_a_late_request_does_nothing(place: Place, start_proxy: StartProxy, ends: str) -> None:
+    """A commit that arrives after its run went on or ended without it is refused by the server."""
+    ids = place.seed(200)[100:]
+    proxy, stopping = start_proxy(place.server), threading.Event()
+    proxy.arm("delay_request", match=COMMIT, nth=2, delay_sec=2)
+    if ends == "interrupted":
+        threading.Timer(0.3, stopping.set).start()
+    run = place.attempt(
+        impatient(proxy.url), max_events="60", throttle="200", stopping=stopping
+    )  # at most 40 a commit
+    assert (run.rc, proxy.fired) == (130 if ends == "interrupted" else 0, 1), run.error
+    time.sleep(1.4)
+    assert run.books["total_read"] == len(place.audit()) <= 60
+    place.settled(ids, run, place.complete())
+
+
+@BUNDLED
+def test_a_server_that_stays_away(place: Place, start_proxy: StartProxy) -> None:
+    """When no new connection works either, the run gives up with exit code 3 and says so."""
+    ids = place.seed()[100:]
+    proxy = start_proxy(place.server)
+
+    def break_all() -> None:
+        proxy.arm("cut_before", times=None)
+
+    run = place.attempt(impatient(proxy.url), throttle="200", at=(80, break_all))  # 40 a commit
+    assert run.rc == 3
+    assert "cannot reach Redis" in run.error
+    place.settled(ids, place.complete())
+    counted = run.books["total_read"]
+    own = [r for r in place.audit() if r["run_id"] == run.books["run_id"]]
+    # with no reply to be had, the books can only say what was confirmed
+    assert counted is not None or "is not known" in run.error
+    assert 80 <= (counted or 80) <= len(own) < 160
+
+
+# ---------------------------------------------------------------- the drain itself
 
 #: where a drain is when the signal reaches it: what its proxy does to which request
 STEPS: dict[str, tuple[bytes, FaultKind]] = {
@@ -34,180 +166,159 @@ STEPS: dict[str, tuple[bytes, FaultKind]] = {
 }
 
 
-def live(url: str, stream: str, *options: object) -> tuple[object, ...]:
-    return (
-        "drain", "--mode", "live", "--yes", "--json", "--max-events", "all", "--allow-invalid",
-        "--redis-url", url, "--stream", stream, *options,
-    )  # fmt: skip
+def start(place: Place, url: str, *options: object) -> subprocess.Popen[str]:
+    return place.start("--allow-invalid", "--redis-url", url, *options)
 
 
-def outcome(cli: Cli, process: subprocess.Popen[str]) -> Attempt:
-    run = cli.finish(process)
+def outcome(place: Place, process: subprocess.Popen[str]) -> Attempt:
+    run = place.cli.finish(process)
     return Attempt(run.rc, run.json() if run.out else None, run.err)
 
 
+@BUNDLED
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
     ("how", "throttle"),
-    [
-        (signal.SIGKILL, "200"), (signal.SIGKILL, "none"),
-        (signal.SIGTERM, "200"), (signal.SIGINT, "none"),
-    ],
-)  # fmt: skip
+    [*product([signal.SIGKILL], ["200", "none"]), (signal.SIGTERM, "200"), (signal.SIGINT, "none")],
+)
 def test_a_signal_at_each_step(
-    valkey: Server,
-    stream: str,
-    cli: Cli,
-    start_proxy: StartProxy,
-    how: signal.Signals,
-    step: str,
-    throttle: str,
+    place: Place, start_proxy: StartProxy, how: signal.Signals, step: str, throttle: str
 ) -> None:
     """Killed or stopped there, and run again: each entry audited once, the books true each time."""
-    ids = seed(valkey, stream, 1500 if throttle == "none" else 140, delivered=100)[100:]
-    proxy = start_proxy(valkey)
+    ids = place.seed(1500 if throttle == "none" else 140)[100:]
+    proxy = start_proxy(place.server)
     match, fault = STEPS[step]
-    proxy.arm(fault, match=match, nth=3, delay_sec=1)
-    process = cli.start(*live(f"{proxy.url}&socket_timeout=2", stream, "--throttle", throttle))
+    proxy.arm(fault, match=match, nth=3, delay_sec=0.7)
+    process = start(place, impatient(proxy.url, 1.4), "--throttle", throttle)
     proxy.wait_fired()
-    later = ask(valkey, "XADD", stream, "*", "symbol", "BTCUSDT", "confidence", "0.9").decode()
+    later = place.alter("XADD", "*", "symbol", "BTCUSDT", "confidence", "0.9").decode()
     process.send_signal(how)
-    first = outcome(cli, process)
+    first = outcome(place, process)
     assert first.rc == (-how if how == signal.SIGKILL else 130), first.error
     assert (first.summary is None) == (how == signal.SIGKILL)
-    assert later not in {r["original_id"] for r in audit(valkey, stream)}
-    again = complete(valkey.url, stream, throttle="none")
-    assert_settled(valkey, stream, [*ids, later], [first, again])
-    assert pending(valkey, stream) == 0
+    assert later not in place.recorded()
+    place.settled([*ids, later], first, place.complete(throttle="none"))
+    assert place.waiting() == []
 
 
+@BUNDLED
 @pytest.mark.parametrize("scope", ["undelivered", "pending"])
-@pytest.mark.parametrize("takeover", ["another consumer", "the same consumer"])
+@pytest.mark.parametrize("takeover", ["other", ME])
 @pytest.mark.parametrize("match", [READ, COMMIT], ids=["deciding", "committing"])
 def test_a_worker_that_slept_through_its_takeover(
-    valkey: Server,
-    stream: str,
-    cli: Cli,
-    start_proxy: StartProxy,
-    takeover: str,
-    match: bytes,
-    scope: str,
+    place: Place, start_proxy: StartProxy, takeover: str, match: bytes, scope: str
 ) -> None:
     """Woken after another drain took its entries, it neither acknowledges nor records them again.
 
     Once it slept with the entries before it, once with a commit on its way to the server.
     """
-    ids = seed(valkey, stream, 280, delivered=100)[100:]
+    ids = place.seed(280)[100:]
     if scope == "pending":
-        deliver(valkey, stream, "dead", 180)
-    proxy = start_proxy(valkey)
+        place.deliver("dead", 180)
+    proxy = start_proxy(place.server)
     held: FaultKind = "delay_reply" if match == READ else "delay_request"
-    proxy.arm(held, match=match, nth=2, delay_sec=2)
-    more = ("--scope", scope, "--min-idle-min", "0")
-    process = cli.start(*live(proxy.url, stream, "--throttle", "400", *more))
+    proxy.arm(held, match=match, nth=2, delay_sec=1.5)
+    process = start(place, proxy.url, "--throttle", "400", "--scope", scope, "--min-idle-min", "0")
     proxy.wait_fired()
     process.send_signal(signal.SIGSTOP)
-    before = len(audit(valkey, stream))
-    name = ME if takeover == "the same consumer" else "other"
-    other = complete(
-        valkey.url, stream, scope=scope, min_idle_min=0, consumer_name=name, throttle="none",
-        allow_active_consumers=True,
-    )  # fmt: skip
-    assert len(audit(valkey, stream)) == 180 > before
-    time.sleep(2)  # what was on its way arrives
+    before = len(place.audit())
+    other = place.complete(scope=scope, min_idle_min=0, consumer_name=takeover, throttle="none",
+                           allow_active_consumers=True)  # fmt: skip
+    assert len(place.audit()) == 180 > before
+    time.sleep(1.5)  # what was on its way arrives
     process.send_signal(signal.SIGCONT)
-    first = outcome(cli, process)
+    first = outcome(place, process)
     assert first.rc == 0, first.error
-    assert_settled(valkey, stream, ids, [first, other])
-    assert pending(valkey, stream) == 0
+    place.settled(ids, first, other)
+    assert place.waiting() == []
 
 
 @pytest.mark.parametrize("scope", ["undelivered", "pending"])
-def test_a_live_consumer_keeps_its_entries(server: Server, stream: str, scope: str) -> None:
+def test_a_live_consumer_keeps_its_entries(place: Place, scope: str) -> None:
     """At work beside the drain, it loses nothing: each entry goes to one of the two."""
-    ids = seed(server, stream, 1100, delivered=100)[100:]
+    ids = place.seed(1100)[100:]
     if scope == "pending":
-        deliver(server, stream, "dead", 500)
+        place.deliver("dead", 500)
         time.sleep(0.7)
     done, read, acked = threading.Event(), [], [0]
 
     def consume() -> None:
-        client: Any = server.client(protocol=2)
+        client: Any = place.server.client(protocol=2)
         while not done.wait(0.005):
-            reply = client.xreadgroup(GROUP, "live", {stream: ">"}, count=3)
+            reply = client.xreadgroup(GROUP, "live", {place.stream: ">"}, count=3)
             for entry, _ in reply[0][1] if reply else ():
                 read.append(entry.decode())
                 time.sleep(0.002)
-                acked[0] += client.xack(stream, GROUP, entry)
+                acked[0] += client.xack(place.stream, GROUP, entry)
 
     def drain() -> Attempt:
         try:
             wait_until("the consumer works", lambda: acked[0] > 5)
-            return complete(server.url, stream, throttle="1000", allow_active_consumers=True,
-                            scope=scope, min_idle_min=0.01)  # fmt: skip
+            return place.complete(throttle="1000", allow_active_consumers=True, scope=scope,
+                                  min_idle_min=0.01)  # fmt: skip
         finally:
             done.set()
 
     run, _ = at_once(drain, consume)
-    drained = {record["original_id"] for record in audit(server, stream)}
+    drained = {*place.recorded()}
     assert drained.isdisjoint(read)
     assert acked[0] == len(read) > 5
     if scope == "undelivered":
         assert drained | set(read) == set(ids)
-    assert_settled(server, stream, ids[:500] if scope == "pending" else sorted(drained), [run])
+    place.settled(ids[:500] if scope == "pending" else sorted(drained), run)
 
 
 #: whose the entries are, and what happens to some of them while their commit is on its way
-MEDDLING: dict[str, tuple[str, str]] = {
-    "undelivered, read by another": ("", "read"),
-    "pending, claimed by another": ("dead", "claimed"),
-    "its own, claimed by another": (ME, "claimed"),
-    "pending, their owner came back": ("dead", "touched"),
-    "pending, all idle": ("dead", ""),
-    "undelivered, deleted": ("", "deleted"),
-    "undelivered, the last deleted": ("", "deleted last"),
+MEDDLING: dict[str, tuple[str, str, slice]] = {
+    "undelivered, read by another": ("", "read", slice(60, 60)),  # what comes next
+    "pending, claimed by another": ("dead", "claimed", slice(60, 77)),
+    "its own, claimed by another": (ME, "claimed", slice(60, 77)),
+    "pending, their owner came back": ("dead", "touched", slice(60, 77)),
+    "pending, all idle": ("dead", "", slice(60, 60)),
+    "undelivered, deleted": ("", "deleted", slice(60, 155)),  # ends of batches, and whole ones
+    "undelivered, the last deleted": ("", "deleted", slice(140, 157)),
 }
 
 
 @pytest.mark.parametrize("case", MEDDLING)
 def test_what_happens_to_entries_before_their_commit(
-    server: Server, stream: str, start_proxy: StartProxy, case: str
+    place: Place, start_proxy: StartProxy, case: str
 ) -> None:
-    """What others took meanwhile is left to them, what was deleted is gone, nothing else is taken
-    in their place, nor what came after the boundary; asked in the commit itself."""
-    owner, what = MEDDLING[case]
-    ids = seed(server, stream, 260, delivered=100)[100:]
+    """What others took meanwhile is left to them, what was deleted is gone and counted as vanished,
+    nothing else is taken in their place, nor what came after the boundary; asked in the commit
+    itself."""
+    owner, what, which = MEDDLING[case]
+    ids = place.seed(260)[100:]
     if owner:
-        deliver(server, stream, owner, 160)
-        ask(server, "XCLAIM", stream, GROUP, owner, 0, *ids, "IDLE", 3_600_000, "JUSTID")
-    first = 140 if what == "deleted last" else 60
-    some = ids[first : first + 17] if what not in ("", "read") else []
-    proxy = start_proxy(server)  # the commit that has a record of the first: of 40 or more entries
-    proxy.arm("delay_request", match=msgspec.msgpack.encode(ids[first]), delay_sec=0.6)
+        place.deliver(owner, 160)
+        place.alter("XCLAIM", GROUP, owner, 0, *ids, "IDLE", 3_600_000, "JUSTID")
+    some = ids[which]
+    proxy = start_proxy(place.server)  # the commit that has a record of the first: of 40 or more
+    proxy.arm("delay_request", match=msgspec.msgpack.encode(ids[which.start]), delay_sec=0.6)
     later: list[bytes] = []
 
     def meddle() -> None:
         proxy.wait_fired()
         if what == "read":
-            some.extend(deliver(server, stream, "live", 30))  # what comes next
-        elif what.startswith("deleted"):
-            ask(server, "XDEL", stream, *some)
+            some.extend(place.deliver("live", 30))
+        elif what == "deleted":
+            place.alter("XDEL", *some)
         elif what:
             who = "live" if what == "claimed" else owner
-            ask(server, "XCLAIM", stream, GROUP, who, 0, *some, "JUSTID")
-        later.extend(ask(server, "XADD", stream, "*", "symbol", "BTCUSDT") for _ in range(9))
+            place.alter("XCLAIM", GROUP, who, 0, *some, "JUSTID")
+        later.extend(place.alter("XADD", "*", "symbol", "BTCUSDT") for _ in range(9))
 
     scope = "pending" if owner == "dead" else "undelivered"
-    drain = partial(attempt, proxy.url, stream, scope=scope, min_idle_min=30)
-    run, _ = at_once(drain, meddle)
+    run, _ = at_once(lambda: place.attempt(proxy.url, scope=scope, min_idle_min=30), meddle)
     assert run.rc == 0, run.error
-    rows = ask(server, "XPENDING", stream, GROUP, "-", "+", 100)
     holder = owner if what == "touched" else "live"
-    kept = [] if what.startswith("deleted") else [(entry, holder) for entry in some]
-    assert [(row[0].decode(), row[1].decode()) for row in rows] == kept
-    assert_settled(server, stream, [i for i in ids if i not in some], [run])
-    assert deliver(server, stream, "live", 99) == [entry.decode() for entry in later]
+    assert place.waiting() == [(entry, holder) for entry in some if what != "deleted"]
+    assert run.books["vanished"] == (len(some) if what == "deleted" else 0)
+    place.settled([i for i in ids if i not in some], run)
+    assert place.deliver("live", 99) == [entry.decode() for entry in later]
 
+
+# ---------------------------------------------------------------- the host's clock
 
 WRONG_CLOCK = """
 import datetime, time
@@ -218,38 +329,34 @@ time.time_ns = lambda: real_ns() + DAY * 10**9
 """
 
 
+@BUNDLED
 @pytest.mark.parametrize("days", [1, -1])
-def test_a_host_whose_clock_is_wrong_by_a_day(
-    valkey: Server, stream: str, cli: Cli, days: int
-) -> None:
+def test_a_host_whose_clock_is_wrong_by_a_day(place: Place, days: int) -> None:
     """Ages, records and the run's id follow the server's clock; the host's plays no part."""
-    (cli.cwd / "sitecustomize.py").write_text(WRONG_CLOCK.format(days=days))
-    ids = seed(valkey, stream, 130, delivered=100)[100:]
-    old = f"{int(ids[0].partition('-')[0]) - 3_600_000}-0"
-    fill(valkey, f"{stream}.old", [(old, intent()), *((i, intent()) for i in ids)], group=GROUP)
-    command = live(valkey.url, f"{stream}.old", "--throttle", "none")
+    (place.cli.cwd / "sitecustomize.py").write_text(WRONG_CLOCK.format(days=days))
+    now = place.now_ms()
+    ids = [f"{now - 3_600_000}-0", *(f"{now - 30 + i}-0" for i in range(30))]
+    place.fill((entry, intent()) for entry in ids)
     told = subprocess.check_output(  # an interpreter of its own, which heeds sitecustomize
-        [sys.executable, "-m", "drainkit", *map(str, command)],
-        env={**os.environ, "PYTHONPATH": str(cli.cwd)}, cwd=ROOT,
+        [sys.executable, "-m", "drainkit", "drain", "--mode", "live", "--yes", "--json",
+         "--throttle", "none", *place.where],
+        env={**os.environ, "PYTHONPATH": str(place.cli.cwd)}, cwd=ROOT,
     )  # fmt: skip
     run = json.loads(told)
     assert (run["dropped_old"], run["drained_ok"]) == (1, 30)
-    now = ask(valkey, "TIME")[0].decode()
-    shown = time.strftime("%Y%m%dT%H", time.gmtime(int(now)))
-    earlier = time.strftime("%Y%m%dT%H", time.gmtime(int(now) - 60))
-    assert run["run_id"].startswith((shown, earlier))
-    assert_settled(valkey, f"{stream}.old", [old, *ids], [Attempt(0, run, "")])
+    hours = [time.strftime("%Y%m%dT%H", time.gmtime(now // 1000 + sec)) for sec in (0, 60)]
+    assert run["run_id"].startswith(tuple(hours))
+    place.settled(ids, Attempt(0, run, ""))
 
 
 def test_nothing_in_the_package_asks_for_the_hosts_time() -> None:
     """No module reads the host's wall clock: the server's TIME and a monotonic clock are all."""
-    package = ROOT / "drainkit"
     clock = re.compile(
         r"\btime\.time(_ns)?\(|\.(utc)?now\(\)|\.now\((dt\.)?UTC|\.today\(|\btime\.(gmtime|localtime)"
     )
     found = {
         f"{path.name}: {line.strip()}"
-        for path in package.rglob("*.py")
+        for path in (ROOT / "drainkit").rglob("*.py")
         for line in path.read_text().splitlines()
         if clock.search(line)
     }

@@ -1,4 +1,4 @@
-"""Drains that nobody watches: --if-needed, limits, environments."""
+"""What holds a live drain back: scheduled runs, limits, environments, what cannot be read."""
 
 from __future__ import annotations
 
@@ -6,80 +6,82 @@ import json
 import time
 
 import pytest
-from backlogs import ALLOW, GROUP, fill, now_ms, seed
-from books import PASSWORD, ask, assert_books_balance, at, audit, everything, live, make_user
-from conftest import Cli, intent
-from servers import Server
+from backlogs import ALLOW, GROUP
+from books import PASSWORD, make_user
+from conftest import CliResult, intent
+from place import BUNDLED, Place
 
 from drainkit.draining.unattended import check_limits, require_limits
+from drainkit.errors import RefusedError
+from drainkit.server import writing
+from drainkit.server.connection import Server as Link
 from drainkit.settings import Limits
+from drainkit.views.analyse_backlog import Analysis
 
 LIMITS = "[limits]\nmax_events = 200\nmax_drained_ok = 200\nmax_drift = 0\n"
 
 
-def scheduled(server: Server, stream: str, *options: object) -> tuple[object, ...]:
-    return ("run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events",
-            "all", *at(server, stream), *options)  # fmt: skip
+def limit(place: Place, name: str = "", value: int = 0) -> None:
+    """drainkit.toml with LIMITS, of which one is another."""
+    lines = (f"{name} = {value}" if line.startswith(f"{name} ") else line
+             for line in LIMITS.splitlines())  # fmt: skip
+    (place.cli.cwd / "drainkit.toml").write_text("\n".join(lines))
+
+
+def scheduled(place: Place, over: int, *options: object) -> CliResult:
+    """A run as a timer starts it."""
+    return place.says("run", "--mode", "live", "--yes", "--json", "--throttle", "none",
+                      "--max-events", "all", "--if-backlog-over", over, *options,
+                      secret=PASSWORD)  # fmt: skip
 
 
 # ---------------------------------------------------------------- scheduled runs
 
 
-def test_only_a_backlog_over_the_limit_is_drained(valkey: Server, stream: str, cli: Cli) -> None:
+@BUNDLED
+def test_only_a_backlog_over_the_limit_is_drained(place: Place) -> None:
     """--if-backlog-over N: at or below N it ends with 0, no evidence, nothing written; above N it
     drains, with evidence, as the drainer's user, and the lease is free again."""
-    (cli.cwd / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, 150, delivered=100)
-    before = everything(valkey)
+    limit(place)
+    place.seed(150)
+    before = place.everything()
     for n in (50, 51):
-        run = cli.done(*scheduled(valkey, stream, "--if-backlog-over", n))
-        assert "nothing to do" in run.json()["skipped"]
-    assert everything(valkey) == before
-    assert not (cli.cwd / "reports").exists()
-    url = make_user(cli, valkey, stream, "drainer")
-    command = (*scheduled(valkey, stream, "--if-backlog-over", 49), "--redis-url", url)
-    run = cli.done(*command, secret=PASSWORD)
-    assert run.json()["total_read"] == 50
-    assert (cli.cwd / "reports" / run.json()["run_id"] / "SHA256SUMS").exists()
-    assert cli(*command, secret=PASSWORD).json()["skipped"].startswith("nothing to do: the backlog")
+        assert "nothing to do" in scheduled(place, n).json()["skipped"]
+    assert place.everything() == before
+    assert not (place.cli.cwd / "reports").exists()
+    url = make_user(place.cli, place.server, place.stream, "drainer")
+    run = scheduled(place, 49, "--redis-url", url).json()
+    assert run["total_read"] == 50
+    assert (place.cli.cwd / "reports" / run["run_id"] / "SHA256SUMS").exists()
+    again = scheduled(place, 49, "--redis-url", url).json()
+    assert again["skipped"].startswith("nothing to do: the backlog")
 
 
-def test_runs_do_not_pile_up(valkey: Server, stream: str, cli: Cli) -> None:
-    """While one holds the group's lease the next ends with 0; a lease that ran out is taken."""
-    from drainkit.server import writing
-    from drainkit.server.connection import Server as Link
+def test_runs_do_not_pile_up(place: Place) -> None:
+    """While one holds the group's lease the next ends with 0; a lease that ran out is taken. One
+    that a dead run holds for an hour, by the server's clock of now, runs out in 60 s."""
+    limit(place)
+    place.seed(120)
+    with Link(place.server.url, place.stream) as link:
 
-    (cli.cwd / "drainkit.toml").write_text(LIMITS)
-    seed(valkey, stream, 120, delivered=100)
-    with Link(valkey.url, stream) as link:
-        assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
-        assert writing.hold_lease(link, GROUP, "me", 60_000) == 0
-        assert 59_000 < writing.hold_lease(link, GROUP, "you", 60_000) <= 60_000
-        assert writing.hold_lease(link, "another group", "you", 60_000) == 0
-        run = cli.done(*scheduled(valkey, stream, "--if-backlog-over", 0))
-        assert "another scheduled run" in run.json()["skipped"]
-        assert audit(valkey, stream) == []
-        assert writing.hold_lease(link, GROUP, "you", 0) > 0
-        assert writing.hold_lease(link, GROUP, "me", 200) == 0
+        def held(who: str, ms: int, group: str = GROUP) -> int:
+            return writing.hold_lease(link, group, who, ms)
+
+        assert (held("me", 60_000), held("me", 60_000)) == (0, 0)
+        assert 59_000 < held("you", 60_000) <= 60_000
+        assert held("you", 60_000, "another group") == 0
+        assert "another scheduled run" in scheduled(place, 0).json()["skipped"]
+        assert place.audit() == []
+        assert held("you", 0) > 0
+        assert held("me", 200) == 0
         time.sleep(0.3)
-        assert writing.hold_lease(link, GROUP, "you", 60_000) == 0
-        assert writing.hold_lease(link, GROUP, "you", 0) == 0
-        assert writing.hold_lease(link, GROUP, "me", 0) == 0
-
-
-def test_a_clock_set_back_holds_timers_for_a_minute_at_most(
-    server: Server, stream: str, cli: Cli
-) -> None:
-    """A dead run's lease that ends in an hour, by the server's clock of now, runs out in 60 s."""
-    (cli.cwd / "drainkit.toml").write_text(LIMITS)
-    seed(server, stream, 120, delivered=100)
-    now = now_ms(server)
-    ask(server, "HSET", f"{stream}.drain_state", f"lease:{GROUP}", f"dead {now + 3_600_000}")
-    run = cli(*scheduled(server, stream, "--if-backlog-over", 0))
-    assert "another scheduled run" in run.json()["skipped"]
-    lease = ask(server, "HGET", f"{stream}.drain_state", f"lease:{GROUP}").split()
-    assert lease[0] == b"dead"
-    assert int(lease[1]) <= now_ms(server) + 60_000
+        assert (held("you", 60_000), held("you", 0), held("me", 0)) == (0, 0, 0)
+    until = place.now_ms() + 3_600_000
+    place.ask("HSET", place.side("state"), f"lease:{GROUP}", f"dead {until}")
+    assert "another scheduled run" in scheduled(place, 0).json()["skipped"]
+    holder, until = place.ask("HGET", place.side("state"), f"lease:{GROUP}").split()
+    assert holder == b"dead"
+    assert int(until) <= place.now_ms() + 60_000
 
 
 # ---------------------------------------------------------------- limits, environments
@@ -87,8 +89,6 @@ def test_a_clock_set_back_holds_timers_for_a_minute_at_most(
 
 def test_limits_are_needed_and_kept() -> None:
     """An unattended run needs every limit; each one refuses what is beyond it, just beyond it."""
-    from drainkit.errors import RefusedError
-
     limits = Limits(max_events=10, max_drained_ok=5, max_drift=1)
     require_limits(limits)
     for name in ("max_events", "max_drained_ok", "max_drift"):
@@ -100,72 +100,136 @@ def test_limits_are_needed_and_kept() -> None:
             check_limits(limits, counts, drift=drift)
 
 
-def test_runs_stay_within_limits(valkey: Server, stream: str, cli: Cli) -> None:
+@BUNDLED
+def test_runs_stay_within_limits(place: Place) -> None:
     """Without limits a scheduled run is refused; beyond them run and drain are; nothing changes."""
-    seed(valkey, stream, 150, delivered=100)
-    before = ask(valkey, "XINFO", "STREAM", stream, "FULL", "COUNT", 0)
-    run = cli(*scheduled(valkey, stream, "--if-backlog-over", 0))
+    place.seed(150)
+    before = place.ask("DUMP", place.stream)
+    run = scheduled(place, 0)
     assert (run.rc, "[limits]" in run.err) == (4, True)
-    toml = cli.cwd / "drainkit.toml"
-    toml.write_text(LIMITS.replace("max_events = 200", "max_events = 49"))
-    for command in (
-        scheduled(valkey, stream, "--if-backlog-over", 0),
-        live(valkey, stream),
-    ):
-        run = cli(*command)
+    limit(place, "max_events", 49)
+    for run in (scheduled(place, 0), place.lived()):
         assert (run.rc, "max_events is 49" in run.err) == (4, True)
-    toml.write_text(LIMITS.replace("max_drained_ok = 200", "max_drained_ok = 0"))
-    assert "max_drained_ok is 0" in cli(*live(valkey, stream)).err
-    assert ask(valkey, "XINFO", "STREAM", stream, "FULL", "COUNT", 0) == before
-    assert audit(valkey, stream) == []
+    limit(place, "max_drained_ok", 0)
+    assert "max_drained_ok is 0" in place.lived().err
+    assert place.ask("DUMP", place.stream) == before
+    assert place.audit() == []
 
 
-def test_a_plan_that_aged_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
+@BUNDLED
+def test_a_plan_that_aged_is_refused(place: Place) -> None:
     """max_drift counts the plan's events that grew too old since; beyond it nothing is drained,
     within it they are dropped_old, and listed as drift."""
-    first = now_ms(valkey) + 1500  # ahead, so that there is time to plan
-    fill(valkey, stream, [(first + i, intent()) for i in range(20)], group=GROUP)
-    old = ("--max-age-min", "0.05", "--throttle", "none", "--max-events", "all")
-    assert cli("drain", "--plan", "plan.json", *old, *at(valkey, stream)).rc == 0
-    time.sleep(max(0, first + 3100 - now_ms(valkey)) / 1000)
-    (cli.cwd / "drainkit.toml").write_text(LIMITS)
-    run = cli(*live(valkey, stream, "--plan", "plan.json"))
-    assert (run.rc, "max_drift is 0" in run.err) == (4, True)
-    assert audit(valkey, stream) == []
-    (cli.cwd / "drainkit.toml").write_text(LIMITS.replace("max_drift = 0", "max_drift = 20"))
-    run = cli.done(*live(valkey, stream, "--plan", "plan.json"))
+    first = place.now_ms() + 1500  # ahead, so that there is time to plan
+    place.fill((first + i, intent()) for i in range(20))
+    place.dry("--plan", "plan.json", "--max-age-min", "0.05", "--throttle", "none",
+              "--max-events", "all")  # fmt: skip
+    time.sleep(max(0, first + 3100 - place.now_ms()) / 1000)
+    limit(place)
+    assert "max_drift is 0" in place.refused("--plan", "plan.json")
+    assert place.audit() == []
+    limit(place, "max_drift", 20)
+    run = place.live("--plan", "plan.json")
     drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 20}
-    assert run.json()["drift"] == [drift]
-    assert_books_balance(valkey, stream, run.json())
+    assert run["drift"] == [drift]
+    place.balanced(run)
 
 
-def test_environments_have_own_values(valkey: Server, stream: str, cli: Cli) -> None:
-    """--env picks allowlist (list, file, Redis set) and limits; the plan records the symbols."""
-    (cli.cwd / "drainkit.toml").write_text(
-        'stream = "nothing"\n'
-        f'[env.testnet]\nstream = "{stream}"\nallowlist = ["BTCUSDT"]\n'
-        f'[env.file]\nstream = "{stream}"\nallowlist = "@symbols.txt"\n'
-        f'[env.production]\nstream = "{stream}"\nallowlist = "redis:allowed"\n'
-        "[env.production.limits]\nmax_events = 1\nmax_drained_ok = 1\nmax_drift = 1\n"
-    )
-    (cli.cwd / "symbols.txt").write_text("ETHUSDT # one\n")
-    ask(valkey, "SADD", "allowed", "BTCUSDT", "ETHUSDT")
-    seed(valkey, stream, 60, delivered=0)
+@BUNDLED
+def test_environments_have_own_values(place: Place) -> None:
+    """--env picks allowlist (list, file, Redis set) and limits; the plan records the symbols, and
+    a set that changed since is a changed policy: refused, and nothing is done."""
+    cwd = place.cli.cwd
+    given = {"testnet": '["BTCUSDT"]', "file": '"@symbols.txt"', "production": '"redis:allowed"'}
+    tables = (f'[env.{env}]\nstream = "{place.stream}"\nallowlist = {symbols}\n'
+              for env, symbols in given.items())  # fmt: skip
+    limits = "[env.production.limits]\nmax_events = 1\nmax_drained_ok = 1\nmax_drift = 1\n"
+    (cwd / "drainkit.toml").write_text('stream = "nothing"\n' + "".join(tables) + limits)
+    (cwd / "symbols.txt").write_text("ETHUSDT # one\n")
+    place.ask("SADD", "allowed", "BTCUSDT", "ETHUSDT")
+    place.seed(60, 0)
     expected = {"testnet": ["BTCUSDT"], "file": ["ETHUSDT"], "production": sorted(ALLOW.split(","))}
+    here = ("drain", "--redis-url", place.server.url, "--env")
     for env, symbols in expected.items():
-        run = cli.done("drain", "--redis-url", valkey.url, "--env", env, "--plan", f"{env}.json")
-        plan = json.loads((cli.cwd / f"{env}.json").read_text())
+        place.cli.done(*here, env, "--plan", f"{env}.json")
+        plan = json.loads((cwd / f"{env}.json").read_text())
         assert plan["policy"]["allowlist"] == symbols
-    run = cli("drain", "--mode", "live", "--yes", "--redis-url", valkey.url, "--env", "production")
-    assert (run.rc, "max_events is 1" in run.err) == (4, True)
+    live = (*here, "production", "--mode", "live", "--yes")
+    assert "max_events is 1" in place.cli.fails(4, *live)
+    place.ask("SADD", "allowed", "DOGEUSDT")
+    assert "allowlist" in place.cli.fails(4, *live, "--plan", "production.json")
+    assert place.audit() == []
 
 
-def test_a_changed_allowlist_is_a_changed_policy(valkey: Server, stream: str, cli: Cli) -> None:
-    """A Redis set that changed between plan and live run refuses the plan, and nothing is done."""
-    ask(valkey, "SADD", "allowed", "BTCUSDT")
-    seed(valkey, stream, 60, delivered=0)
-    options = (*at(valkey, stream), "--allowlist", "redis:allowed", "--plan", "p.json")
-    assert cli("drain", *options).rc == 0
-    ask(valkey, "SADD", "allowed", "DOGEUSDT")
-    assert "allowlist" in cli.fails(4, "drain", "--mode", "live", "--yes", *options)
-    assert audit(valkey, stream) == []
+# ---------------------------------------------------------------- what cannot be read
+
+
+def odd(place: Place, bad: int, good: int, *, age_ms: int = 1000) -> None:
+    """A backlog of events with percentages as confidence, then of good ones."""
+    first = place.now_ms() - age_ms - bad - good
+    place.fill((first + i, intent(confidence="78%" if i < bad else 0.8)) for i in range(bad + good))
+
+
+@BUNDLED
+@pytest.mark.parametrize(
+    ("command", "age_ms"),
+    [("drain", 1000), ("drain", 4_000_000), ("drain --plan plan.json", 4_000_000), ("run", 1000)],
+)
+def test_unreadable_is_refused(place: Place, command: str, age_ms: int) -> None:
+    """600 events with "78%" as confidence, too old or not: a live drain is refused (4) with the
+    reason and `drainkit fields`, and audits nothing; --allow-invalid lets it go on."""
+    odd(place, 600, 10, age_ms=age_ms)
+    verb, *plan = command.split()
+    every = (verb, "--max-events", "all", "--throttle", "none", *plan)
+    if plan:
+        assert place.says(*every).rc == 0
+    live = (*every, "--mode", "live", "--yes")
+    refused = place.says(*live)
+    assert (refused.rc, place.audit()) == (4, []), refused
+    for words in ("600 of 610 events cannot be read: confidence not a number (600)",
+                  "drainkit fields", "--allow-invalid"):  # fmt: skip
+        assert words in refused.err
+    if verb == "drain":
+        assert place.says(*live, "--allow-invalid").rc == 0
+        assert len(place.audit()) == 610
+
+
+@BUNDLED
+@pytest.mark.parametrize(
+    ("bad", "good", "most", "refused"),
+    [(19, 1, 99, False), (20, 80, 100, False), (21, 79, 100, True), (30, 970, 100, True),
+     (20, 0, 19, False)],
+)  # fmt: skip
+def test_a_fifth_and_twenty_are_the_limits(
+    place: Place, bad: int, good: int, most: int, refused: bool
+) -> None:
+    """Refused are more than a fifth, at least 20, of the entries that this drain would take."""
+    odd(place, bad, good)
+    if refused:
+        assert f"{bad} of " in place.refused("--max-events", most)
+    else:
+        assert place.live("--max-events", most)["total_read"] == min(bad + good, most)
+
+
+@BUNDLED
+def test_a_slip_of_the_allowlist_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A symbol of the list that is in no event, and one that is there in another letter case:
+    said by the dry run (text and JSON) and 01 (the card: test_terminal.py). The dry run says also
+    how many good signals a live run would acknowledge, and that it executes none."""
+    odd(place, 2, 7)
+    slip = "btcusdt,BTCUSD,ETHUSDT"
+    notes = place.dry("--allowlist", slip)["notes"]
+    assert notes == [
+        "allowlist: other letter case than in events: btcusdt (events have BTCUSDT)",
+        "allowlist: in no event: BTCUSD, ETHUSDT",
+    ]
+    said = place.says("drain", "--allowlist", slip).out
+    assert all(f"Note: {note}" in said for note in notes)
+    plain = place.says("drain", "--allowlist", "BTCUSDT").out
+    assert "allowlist:" not in plain
+    assert "acknowledges 7 good signals and executes none of them" in plain
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", place.server.url)
+    view = Analysis.open({"stream": place.stream, "allowlist": slip})
+    assert all(note in view.bottom_line().data for note in notes)
+    told = Analysis.open({"stream": place.stream}).bottom_line().data
+    assert "still good signals, which a drain acknowledges and does **not** execute" in told

@@ -1,4 +1,4 @@
-"""The examples are what they say: each line is a command, each metric exists."""
+"""The examples are what they say: each line is a command, each metric exists, no step is wrong."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
+import tomllib
 
 import pytest
 import yaml
-from conftest import Cli
+from conftest import ROOT, Cli
 
-import drainkit
 from drainkit.draining.unattended import require_limits
 from drainkit.operations.checks import METRICS
+from drainkit.settings import build
+from drainkit.settings.config import read_config
 
-EXAMPLES = Path(drainkit.__file__).parent / "examples"
+EXAMPLES = ROOT / "drainkit" / "examples"
+JOB = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())
+POD = JOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+CONTAINER = POD["containers"][0]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def metric_names(text: str) -> set[str]:
@@ -28,8 +33,8 @@ def test_alert_rules_have_promtools_form_and_use_our_metrics() -> None:
     """Each rule has a name of its own, an expression on metrics that exist, and says what to do."""
     data = yaml.safe_load((EXAMPLES / "alerts.yml").read_text())
     assert set(data) == {"groups"}
-    rules = [rule for group in data["groups"] for rule in group["rules"]]
     assert all(set(group) == {"name", "rules"} for group in data["groups"])
+    rules = [rule for group in data["groups"] for rule in group["rules"]]
     assert len({rule["alert"] for rule in rules}) == len(rules) >= 8
     for rule in rules:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}, rule
@@ -50,25 +55,19 @@ def test_the_dashboard_shows_every_metric() -> None:
     board = json.loads((EXAMPLES / "dashboard.json").read_text())
     assert board["title"]
     assert isinstance(board["schemaVersion"], int)
-    cells: list[tuple[int, int]] = []
-    for panel in board["panels"]:
-        at = panel["gridPos"]
-        assert at["x"] + at["w"] <= 24
-        cells += [(x, y) for x in range(at["x"], at["x"] + at["w"])
-                  for y in range(at["y"], at["y"] + at["h"])]  # fmt: skip
+    places = [panel["gridPos"] for panel in board["panels"]]
+    assert max(at["x"] + at["w"] for at in places) <= 24
+    cells = [(at["x"] + x, at["y"] + y)
+             for at in places for x in range(at["w"]) for y in range(at["h"])]  # fmt: skip
     assert len(cells) == len(set(cells))
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
     shown = metric_names(" ".join(t["expr"] for p in board["panels"] for t in p["targets"]))
     assert shown == set(METRICS)
-    queries = metric_names(json.dumps(board["templating"]))
-    assert queries <= set(METRICS)
+    assert metric_names(json.dumps(board["templating"])) <= set(METRICS)
 
 
 def test_the_example_configuration_is_valid() -> None:
     """drainkit.toml of the examples loads in every environment, and its limits are complete."""
-    from drainkit.settings import build
-    from drainkit.settings.config import read_config
-
     for env in ("testnet", "production"):
         settings = build(read_config(EXAMPLES / "drainkit.toml", env))
         require_limits(settings.limits)
@@ -79,9 +78,7 @@ def test_unit_files_call_options_that_exist(cli: Cli) -> None:
     """Each command line in the examples has what it names; SIGTERM is for drainkit alone."""
     assert "\nKillMode=mixed\n" in (EXAMPLES / "drainkit.service").read_text()
     text = "\n".join(p.read_text() for p in EXAMPLES.iterdir() if p.suffix != ".json")
-    job = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())
-    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    text += "\ndrainkit " + " ".join(pod["containers"][0]["args"])
+    text += "\ndrainkit " + " ".join(CONTAINER["args"])
     lines = re.findall(r"drainkit (run|check|drain|stop|resume|acl)\b([^`\n]*)", text)
     assert {command for command, _ in lines} >= {"run", "check"}
     helps = {command: cli(command, "--help").out for command, _ in lines}
@@ -91,27 +88,42 @@ def test_unit_files_call_options_that_exist(cli: Cli) -> None:
 
 
 def test_schedulers_do_not_retry_what_was_refused() -> None:
-    """Kubernetes' form, and Airflow's task: exit 4 and 2 end it, 1 and 3 are tried again."""
-    job = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
-    spec = job["spec"]["jobTemplate"]["spec"]
-    pod = spec["template"]["spec"]
-    (rule,) = spec["podFailurePolicy"]["rules"]
+    """Kubernetes' form, with few rights, and Airflow's task: exit 4 and 2 end it, 1 and 3 are tried
+    again; jupyter-scheduler retries nothing, and writes parameters as they are into a cell."""
+    assert (JOB["apiVersion"], JOB["kind"]) == ("batch/v1", "CronJob")
+    (rule,) = JOB["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
     assert rule["onExitCodes"]["values"] == [2, 4]
-    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
-    assert pod["restartPolicy"] == "Never"  # podFailurePolicy needs it
-    mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
-    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    assert rule["onExitCodes"]["containerName"] == CONTAINER["name"]
+    assert POD["restartPolicy"] == "Never"  # podFailurePolicy needs it
+    assert CONTAINER["image"].endswith(f"/drainkit:{PROJECT['version']}")
+    assert POD["securityContext"]["runAsUser"] == 10001
+    assert CONTAINER["securityContext"]["readOnlyRootFilesystem"] is True
+    mounts = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
+    assert {*mounts} == {volume["name"] for volume in POD["volumes"]}
+    assert {*mounts.values()} > {"/drains", "/tmp"}
     tree = ast.parse((EXAMPLES / "airflow_dag.txt").read_text())
     task = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "drain")
     first, second = (node for node in task.body if isinstance(node, ast.If))
     assert ast.unparse(first.test) == "code in (2, 4)"
     assert "AirflowFailException" in ast.unparse(first)
     assert "AirflowException" in ast.unparse(second)
-    # jupyter-scheduler retries nothing, and writes parameters as they are into a cell
     job = json.loads((EXAMPLES / "jupyter-scheduler.json").read_text())
     assert all(isinstance(ast.literal_eval(v), str) for v in job["parameters"].values())
+
+
+def test_the_containers_steps_are_the_projects() -> None:
+    """Files that exist, a Python of the classifiers, no root."""
+    text = re.sub(r"(?m)^#.*\n", "", (EXAMPLES / "Containerfile").read_text())
+    stages = [stage.split("\n") for stage in re.split(r"(?m)^FROM ", text)[1:]]
+    assert [stage[0].partition(" AS ")[2] for stage in stages] == ["wheel", "lean", ""]
+    for version in re.findall(r"(?m)^FROM .*python:([\d.]+)-slim", text):
+        assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
+    for stage in stages[1:]:
+        assert [line for line in stage if line.startswith("USER")][-1] == "USER 10001"
+    assert 'ENTRYPOINT ["drainkit"]' in stages[1]
+    for sources in re.findall(r"(?m)^COPY (?!--from)(.*) \S+$", text):
+        assert all((ROOT / source).exists() for source in sources.split())
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")

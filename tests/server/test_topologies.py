@@ -1,20 +1,26 @@
-"""Cluster, Sentinel, TLS, passwords and unix sockets, on real servers that the tests start."""
+"""Cluster, Sentinel, TLS, passwords and unix sockets, on real servers that the tests start: how the
+server is found, through nodes that hang, by whatever name; and how a link ends."""
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
+import clusters
 import pytest
-from backlogs import GROUP, backlog, seed
-from books import ask, at, audit, everything, pending, worst_window
+from backlogs import backlog
+from books import worst_window
 from clusters import Cluster, SentinelSetup
 from conftest import Cli, need, one_line_error
-from faults import Attempt, assert_once, assert_settled, attempt, complete, in_step
+from faults import Attempt, assert_once, in_step
+from place import BUNDLED, Place
 from servers import Server, wait_until
 from tls import start_tls
 
@@ -22,19 +28,16 @@ StartServer = Callable[..., Server]
 PASSWORD = "s3cr:t/p@ss?#é"
 
 
-def fill_cluster(cluster: Cluster, stream: str, n: int) -> list[str]:
-    """A backlog of n recent entries, its group at the beginning; answers the ids."""
-    entries = backlog(int(time.time() * 1000), n)
-    node = cluster.primary_of(stream)
-    # over one node's own connection: a thousand redirections would only be slow
-    client = node.client()
-    with client.pipeline(transaction=False) as pipe:
-        for entry, fields in entries:
-            flat = [part for pair in fields.items() for part in pair]
-            pipe.execute_command("XADD", stream, entry, *flat)
-        pipe.execute_command("XGROUP", "CREATE", stream, GROUP, "0-0")
-        pipe.execute()
-    return [entry for entry, _ in entries]
+def on_cluster(cluster: Cluster, stream: str, cli: Cli, n: int) -> tuple[Place, list[str]]:
+    """The stream on its primary, reached by any node; n recent entries, and their ids."""
+    base = stream if "{" in stream else f"{{{stream}}}"
+    place = Place(cluster.primary_of(stream), stream, cli, cluster.url, base)
+    ids = place.fill(backlog(int(time.time() * 1000), n))
+    return place, [entry.decode() for entry in ids]
+
+
+def is_primary(node: Server) -> bool:
+    return bool(node.ask("ROLE")[0] == b"master")
 
 
 # ---------------------------------------------------------------- cluster
@@ -44,202 +47,223 @@ def fill_cluster(cluster: Cluster, stream: str, n: int) -> list[str]:
 def test_side_keys_share_the_slot(cluster: Cluster, stream: str, cli: Cli, tagged: bool) -> None:
     """On a Cluster a drain works from any node; its side keys have the stream's hash tag."""
     name = f"{{{stream}}}.intents" if tagged else stream
-    ids = fill_cluster(cluster, name, 60)
-    run = cli.done(
-        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
-        "--redis-url", cluster.nodes[-1].tcp_url, "--stream", name,
-    )  # fmt: skip
-    home = cluster.primary_of(name)
-    base = name if tagged else f"{{{stream}}}"
-    side = {f"{base}.drain_{name}" for name in ("audit", "runs", "state", "recorded")}
-    assert {key.decode() for key in ask(home, "KEYS", "*")} == {name, *side}
-    slots = {ask(home, "CLUSTER", "KEYSLOT", key) for key in (name, *side, f"{base}.drain_stop")}
+    place, ids = on_cluster(cluster, name, cli, 60)
+    run = place.live("--redis-url", cluster.nodes[-1].tcp_url)
+    side = {*map(place.side, ("audit", "runs", "state", "recorded"))}
+    assert {key.decode() for key in place.ask("KEYS", "*")} == {name, *side}
+    slots = {place.ask("CLUSTER", "KEYSLOT", key) for key in (name, *side, place.side("stop"))}
     assert len(slots) == 1
-    once = Attempt(0, run.json(), "")
-    assert_settled(home, name, ids, [once], audit_key=f"{base}.drain_audit")
+    place.settled(ids, Attempt(0, run, ""))
 
 
-def test_an_audit_stream_elsewhere_is_refused(cluster: Cluster, stream: str, cli: Cli) -> None:
-    """It is refused with the reason, before anything is written; with the tag it is taken."""
-    ids = fill_cluster(cluster, stream, 20)
-    home = cluster.primary_of(stream)
-    before = everything(home)
-    options = (
-        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none",
-        *at(cluster, stream), "--audit-stream",
-    )  # fmt: skip
-    run = cli(*options, "elsewhere")
-    assert run.rc == 4
-    assert "another Cluster slot" in run.err
-    assert "hash tag" in run.err
-    assert run.err.count("\n") == 1
-    assert everything(home) == before
-    run = cli.done(*options, f"{{{stream}}}:mine")
-    assert_once(audit(home, stream, f"{{{stream}}}:mine"), ids)
-
-
-def test_an_allowlist_in_another_slot_is_refused(cluster: Cluster, stream: str, cli: Cli) -> None:
-    """It is refused with the reason; with the stream's hash tag it is taken."""
-    fill_cluster(cluster, stream, 20)
-    drain = ("drain", "--json", *at(cluster, stream), "--allowlist")
-    near = f"{{{stream}}}:allowed"
-    ask(cluster.primary_of(near), "SADD", near, "BTCUSDT")
-    far = next(
-        name for i in range(99) if cluster.primary_of(name := f"allowed{i}")
-        is not cluster.primary_of(stream)
-    )  # fmt: skip
-    assert "hash tag" in cli.fails(4, *drain, f"redis:{far}")
-    assert cli(*drain, f"redis:{near}").rc == 0
-
-
-def test_a_name_without_side_keys_is_one_finding(cluster: Cluster, stream: str, cli: Cli) -> None:
-    """A stream `x{}y` is unknown to `check --all-streams`, and the others are judged."""
-    fill_cluster(cluster, stream, 20)
-    odd = f"{stream}{{}}odd"
-    home = cluster.primary_of(odd)
-    ask(home, "XADD", odd, "*", "a", "b")
-    ask(home, "XGROUP", "CREATE", odd, GROUP, "0")
+def test_a_key_elsewhere_is_refused(cluster: Cluster, stream: str, cli: Cli) -> None:
+    """An audit stream, or an allowlist, in another slot is refused with the reason, before anything
+    is written; with the tag it is taken. A stream that can have no side keys (`x{}y`) is unknown to
+    `check --all-streams`, and the others are judged."""
+    place, ids = on_cluster(cluster, stream, cli, 20)
+    before, near = place.everything(), f"{{{stream}}}:allowed"
+    cluster.primary_of(near).ask("SADD", near, "BTCUSDT")
+    far = next(name for i in range(99)
+               if cluster.primary_of(name := f"allowed{i}") is not place.server)  # fmt: skip
+    said = place.refused("--audit-stream", "elsewhere")
+    assert "another Cluster slot" in said
+    assert "hash tag" in said
+    assert "hash tag" in place.refused("--allowlist", f"redis:{far}")
+    place.dry("--allowlist", f"redis:{near}")
+    place.ask("DEL", near)
+    assert {**place.everything(), "changes": 0} == {**before, "changes": 0}
+    place.live("--audit-stream", f"{{{stream}}}:mine")
+    assert_once(place.audit(f"{{{stream}}}:mine"), ids)
+    odd = Place(cluster.primary_of(f"{stream}{{}}odd"), f"{stream}{{}}odd", cli, cluster.url)
+    odd.fill([("*", {"a": "b"})])
+    more = [("*", {"a": "b"})] * 6
+    place.fill(more, None)
     checked = cli("check", "--json", "--redis-url", cluster.url, "--all-streams", f"{stream}*",
                   "--max-backlog", "5")  # fmt: skip
     found = {(f["stream"], f["severity"]) for f in checked.json()["findings"]}
-    assert (odd, "unknown") in found
-    assert (stream, "critical") in found
-    assert "no hash tag" in cli.fails(4, "drain", *at(cluster, odd))
+    assert {(odd.stream, "unknown"), (stream, "critical")} <= found
+    assert "no hash tag" in odd.refused()
 
 
 def test_the_socket_of_another_node_is_no_way(cluster: Cluster, stream: str, cli: Cli) -> None:
     """The socket of the stream's own node is; of another one it is bad usage, which says so."""
-    fill_cluster(cluster, stream, 20)
-    home = cluster.primary_of(stream)
-    other = next(n for n in cluster.nodes if n is not home and _is_primary(n))
-    for node, rc in ((home, 0), (other, 2)):
-        url = f"unix://{ask(node, 'CONFIG', 'GET', 'unixsocket')[1].decode()}"
+    place, _ = on_cluster(cluster, stream, cli, 20)
+    other = next(n for n in cluster.nodes if n is not place.server and is_primary(n))
+    for node, rc in ((place.server, 0), (other, 2)):
+        url = f"unix://{node.ask('CONFIG', 'GET', 'unixsocket')[1].decode()}"
         run = cli("status", "--redis-url", url, "--stream", stream)
         assert run.rc == rc, run
     assert "host and port" in run.err
 
 
 @pytest.mark.parametrize("atomically", [True, False], ids=["MIGRATESLOTS", "SETSLOT"])
-def test_a_slot_that_moves_midway(cluster: Cluster, stream: str, atomically: bool) -> None:
+def test_a_slot_that_moves_midway(
+    cluster: Cluster, stream: str, cli: Cli, atomically: bool
+) -> None:
     """A drain goes on where its slot went, and back: one run, nothing lost, throttle kept."""
-    ids = fill_cluster(cluster, stream, 900)
-    home = cluster.primary_of(stream)
+    place, ids = on_cluster(cluster, stream, cli, 900)
     visited: list[Server] = []
-
-    def records() -> int:
-        return int(ask(visited[-1], "XLEN", f"{{{stream}}}.drain_audit"))
 
     def go_round() -> None:
         for _ in range(3):
             cluster.move_slot(stream, atomically=atomically, pause_sec=0.05)
             visited.append(cluster.primary_of(stream))
-            begun = records()
-            wait_until("it drains there", lambda begun=begun: records() > begun)  # type: ignore
+            there = Place(visited[-1], stream, cli, base=place.base)
+            there.wait_for(len(there.audit()) + 1, 20)
 
     moving = threading.Thread(target=go_round)
-    run = attempt(cluster.url, stream, throttle="300", at=(50, moving.start))
+    run = place.attempt(throttle="300", at=(50, moving.start))
     moving.join()
     assert run.rc == 0, run.error
     assert len({node.port for node in visited}) == 3
-    assert visited[-1] is home
-    assert_settled(home, stream, ids, [run], audit_key=f"{{{stream}}}.drain_audit")
-    found = audit(home, stream, f"{{{stream}}}.drain_audit")
-    assert {record["run_id"] for record in found} == {run.summary and run.summary["run_id"]}
+    assert visited[-1] is place.server
+    place.settled(ids, run)
+    found = place.audit()
+    assert {record["run_id"] for record in found} == {run.books["run_id"]}
     assert worst_window(found, 1000) <= 300
     assert worst_window(found, 100) <= 60
 
 
-def test_a_failover_is_no_move(cluster: Cluster, stream: str) -> None:
-    """Where a replica takes over a drain ends with 3: what its primary did last may be lost."""
-    ids = fill_cluster(cluster, stream, 300)
-    home = cluster.primary_of(stream)
-    replica = next(
-        node for node in cluster.nodes
-        if ask(node, "ROLE")[0] == b"slave" and ask(node, "ROLE")[2] == home.port
-    )  # fmt: skip
+@pytest.mark.parametrize("how", ["failover", "killed"])
+def test_a_replica_that_takes_over_is_no_move(
+    cluster: Cluster, stream: str, cli: Cli, how: str
+) -> None:
+    """Where it does, also as its primary was killed, a drain ends with 3: what the primary did last
+    may be lost; the same command finishes it."""
+    place, ids = on_cluster(cluster, stream, cli, 600)
+    home = place.server
+    replica = next(node for node in cluster.nodes if node.ask("ROLE")[0] == b"slave"
+                   and node.ask("ROLE")[2] == home.port)  # fmt: skip
+    nodes = (home, *(node for node in cluster.nodes if node is not home))
+    url = f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in nodes)}/0"
 
     def take_over() -> None:
-        ask(replica, "CLUSTER", "FAILOVER")
-        wait_until("the old one follows", lambda: ask(home, "ROLE")[0] == b"slave")
+        if how == "killed":  # what the replica has not got yet is lost with its primary
+            assert home.ask("WAIT", 1, 2000) >= 1
+            home.kill()
+        else:
+            replica.ask("CLUSTER", "FAILOVER")
+            wait_until("the old one follows", lambda: not is_primary(home))
 
-    first = attempt(cluster.url, stream, at=(120, take_over))
+    first = place.attempt(url, at=(120, take_over))
     assert first.rc == 3
-    assert "another took over" in first.error
-    again = complete(cluster.url, stream)
-    assert_settled(replica, stream, ids, [first, again], audit_key=f"{{{stream}}}.drain_audit")
+    if how == "failover":
+        assert "another took over" in first.error
 
+    def is_well() -> bool:
+        told = [node.ask("CLUSTER", "INFO") for node in nodes if node.running]
+        return is_primary(replica) and all(b"cluster_state:ok" in one for one in told)
 
-def _is_primary(node: Server) -> bool:
-    return bool(ask(node, "ROLE")[0] == b"master")
-
-
-def test_a_primary_killed_midway(cluster: Cluster, stream: str) -> None:
-    """Its replica takes over and the run ends with exit code 3; the same command finishes it."""
-    ids = fill_cluster(cluster, stream, 600)
-    home = cluster.primary_of(stream)
-    others = [node for node in cluster.nodes if node is not home]
-    hosts = ",".join(f"127.0.0.1:{node.port}" for node in (home, *others))
-    url = f"redis+cluster://{hosts}/0"
-
-    def crash() -> None:
-        # what the replica has not got yet is lost with its primary; here it has everything
-        assert ask(home, "WAIT", 1, 2000) >= 1
-        home.kill()
-
-    first = attempt(url, stream, at=(120, crash))
-    assert first.rc == 3
-
-    def taken_over() -> bool:
-        infos = [node.ask("CLUSTER", "NODES").decode() for node in others if _is_primary(node)]
-        return len(infos) == 3 and all(
-            b"cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in others
-        )
-
-    wait_until("the replica has taken over", taken_over, timeout_sec=30)
-    again = complete(url, stream)
-    new_home = next(n for n in others if _is_primary(n) and ask(n, "KEYS", stream))
-    assert_settled(new_home, stream, ids, [first, again], audit_key=f"{{{stream}}}.drain_audit")
+    wait_until("the replica has taken over", is_well, timeout_sec=30)
+    again = place.complete(url)
+    Place(replica, stream, cli, base=place.base).settled(ids, first, again)
 
 
 # ---------------------------------------------------------------- sentinel
 
 
-def test_a_failover_midway(sentinel: SentinelSetup, stream: str) -> None:
-    """A changed run_id stops the drain (exit 3); the same command goes on at the new primary."""
-    ids = seed(sentinel.primary, stream, 700, delivered=100)[100:]
+def test_a_failover_midway(sentinel: SentinelSetup, stream: str, cli: Cli) -> None:
+    """A changed run_id stops the drain (exit 3); the same command goes on at the new primary. An
+    unknown or missing service name is one clear line."""
+    service, _, _ = sentinel.url.rpartition(f"/{sentinel.name}/")
+    assert "nobody" in cli.fails(3, "status", "--redis-url", f"{service}/nobody")
+    assert "SERVICE" in cli.fails(2, "status", "--redis-url", service)
+    place = Place(sentinel.primary, stream, cli, sentinel.url)
+    ids = place.seed(700)[100:]
 
     def crash() -> None:
         in_step(sentinel.replica, sentinel.primary)
         sentinel.primary.kill()
 
-    first = attempt(sentinel.url, stream, at=(120, crash))
+    first = place.attempt(at=(120, crash))
     assert first.rc == 3
     wait_until("the failover", lambda: sentinel.primary_port() == sentinel.replica.port)
-    wait_until("the promotion", lambda: _is_primary(sentinel.replica))
+    wait_until("the promotion", lambda: is_primary(sentinel.replica))
     # a busy machine's Sentinel may take it for down for a moment
     wait_until("Sentinel sees it", lambda: sentinel.flags() == b"master")
-    again = complete(sentinel.url, stream)
     # what the old primary recorded after its last word to the replica is lost with it: the books
     # are those of the server that lives, or say that nothing is known
-    assert_settled(sentinel.replica, stream, ids, [first, again])
-    assert pending(sentinel.replica, stream) == 0
+    new = Place(sentinel.replica, stream, cli, sentinel.url)
+    new.settled(ids, first, new.complete())
+    assert new.waiting() == []
 
 
-def test_a_sentinel_without_the_service(sentinel: SentinelSetup, cli: Cli) -> None:
-    """An unknown or missing service name is one clear line."""
-    url, _, _ = sentinel.url.rpartition(f"/{sentinel.name}/")
-    assert "nobody" in cli.fails(3, "status", "--redis-url", f"{url}/nobody")
-    assert "SERVICE" in cli.fails(2, "status", "--redis-url", url)
+# ---------------------------------------------------------------- nodes that hang, odd names
+
+
+@contextmanager
+def frozen(server: Server) -> Iterator[None]:
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def assert_quick(place: Place, hanging: Server) -> None:
+    """`status` takes at most 3 s longer while `hanging` hangs."""
+    times: list[float] = []
+    assert place.cli("status", "--help").rc == 0  # the first starts what the programs share
+    for server in (None, hanging):
+        with frozen(server) if server else nullcontext():
+            begun = time.monotonic()
+            run = place.says("status", "--json")
+            times.append(time.monotonic() - begun)
+            assert run.rc == 0, run.err
+    assert times[1] - times[0] < 3
+
+
+@pytest.mark.parametrize("named", ["unknown-endpoint", "hostname"])
+def test_how_a_clusters_nodes_are_called(stream: str, cli: Cli, named: str) -> None:
+    """Nodes without a name, or with one that nobody set, are found where their Cluster says."""
+    config = {"cluster-preferred-endpoint-type": named}
+    with clusters.start_cluster(need("redis"), replicas=0, config=config) as cluster:
+        place, _ = on_cluster(cluster, stream, cli, 20)
+        for node in cluster.nodes:
+            assert place.dry("--redis-url", node.tcp_url)["total_read"] == 20
+        run = cli("check", "--json", "--redis-url", cluster.url, "--all-streams", f"{stream}*")
+        assert {found["stream"] for found in run.json()["findings"]} == {stream}, run
+
+
+@pytest.mark.slow
+def test_a_node_that_hangs_holds_up_nobody_else(stream: str, cli: Cli) -> None:
+    """A hanging seed costs at most 3 s; --all-streams goes on with the others and names it."""
+    config = {"cluster-node-timeout": "600000", "cluster-require-full-coverage": "no"}
+    with clusters.start_cluster(need("valkey"), replicas=0, config=config) as cluster:
+        seeds = ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes)
+        places = []
+        for node in cluster.nodes:
+            name = next(name for i in range(99)
+                        if cluster.primary_of(name := f"{stream}.{i}") is node)  # fmt: skip
+            places.append(Place(node, name, cli, f"redis+cluster://{seeds}"))
+            places[-1].fill([("*", {"a": "b"})] * 20)
+        hanging = places[0]
+        assert_quick(places[1], hanging.server)
+        with frozen(hanging.server):
+            for command in ("run", "check"):
+                run = hanging.says(command, "--json", "--all-streams", f"{stream}*")
+                assert run.rc == 3, run
+                done = {one["stream"]["name"] if command == "check" else one["stream"]
+                        for one in run.json()["streams"] if not one.get("exit_code")}  # fmt: skip
+                assert done == {place.stream for place in places[1:]}
+                assert f"127.0.0.1:{hanging.server.port}" in run.out
+
+
+def test_a_sentinel_that_hangs(stream: str, cli: Cli) -> None:
+    """It costs at most 3 s where another one answers."""
+    with clusters.start_sentinel(need("valkey"), sentinels=2) as setup:
+        place = Place(setup.primary, stream, cli, setup.url)
+        place.fill([("*", {"a": "b"})], None)
+        assert_quick(place, setup.sentinels[0])
 
 
 # ---------------------------------------------------------------- TLS, logins, sockets
 
 
-def drained(cli: Cli, url: str, stream: str, secret: tuple[str, ...] = ()) -> Any:
-    return cli(
-        "drain", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
-        "--stream", stream, env={"DRAINKIT_REDIS_URL": url}, secret=secret,
-    )  # fmt: skip
+def drained(place: Place, url: str, *secret: str) -> Any:
+    return place.cli("drain", "--mode", "live", "--yes", "--json", "--throttle", "none",
+                     "--stream", place.stream, env={"DRAINKIT_REDIS_URL": url},
+                     secret=secret)  # fmt: skip
 
 
 @pytest.mark.parametrize("client_certs", [False, True], ids=["server only", "both sides"])
@@ -247,48 +271,41 @@ def test_tls(stream: str, cli: Cli, client_certs: bool) -> None:
     """Drained over TLS with the authority's file; without it, or without a certificate, exit 3."""
     need("redis")
     with start_tls(client_certs=client_certs) as tls:
-        ids = seed(tls.server, stream, 150, delivered=100)[100:]
+        place = Place(tls.server, stream, cli)
+        ids = place.seed(150)[100:]
         trusted = f"{tls.url}?ssl_ca_certs={tls.folder}/ca.crt"
         if client_certs:
-            denied = drained(cli, trusted, stream)
+            denied = drained(place, trusted)
             assert denied.rc == 3, denied.err
             own = tls.folder / "client"
             trusted += f"&ssl_certfile={own}.crt&ssl_keyfile={own}.key"
-        unknown = drained(cli, tls.url, stream)
-        assert unknown.rc == 3
-        assert "certificate" in unknown.err
-        assert pending(tls.server, stream) == 0
-        run = drained(cli, trusted, stream)
+        unknown = drained(place, tls.url)
+        assert (unknown.rc, "certificate" in unknown.err) == (3, True)
+        assert place.waiting() == []
+        run = drained(place, trusted)
         assert run.rc == 0, run.err
-        assert_settled(tls.server, stream, ids, [Attempt(0, run.json(), "")])
+        place.settled(ids, Attempt(0, run.json(), ""))
 
 
-@pytest.mark.parametrize("kind", ["valkey", "redis62"])
-@pytest.mark.parametrize("over", ["tcp", "unix"])
-def test_user_and_password(
-    start_server: StartServer, stream: str, cli: Cli, kind: str, over: str
-) -> None:
+@pytest.mark.parametrize(
+    ("place", "over"), [("valkey", "unix"), ("redis62", "tcp")], indirect=["place"]
+)
+def test_user_and_password(place: Place, over: str) -> None:
     """A login with odd characters works, a wrong one is exit 3; neither word is ever printed."""
-    server = start_server(kind, port=True)
-    ids = seed(server, stream, 150, delivered=100)[100:]
-    ask(server, "ACL", "SETUSER", "drainer-x", "on", f">{PASSWORD}", "~*", "+@all")
-    secret = (PASSWORD, quote(PASSWORD, safe=""), "drainer-x:")
-    place = f"127.0.0.1:{server.port}/0" if over == "tcp" else f"{server.socket}?db=0"
-    scheme = "redis" if over == "tcp" else "unix"
-    login = f"drainer-x:{quote(PASSWORD, safe='')}@"
-    wrong_word = quote(PASSWORD + "!", safe="")
-    wrong_url = f"{scheme}://drainer-x:{wrong_word}@{place}"
-    wrong = drained(cli, wrong_url, stream, (wrong_word, *secret))
-    assert wrong.rc == 3
-    assert "refuses the login" in wrong.err
-    assert cli("--debug", "status", "--redis-url", wrong_url, secret=(wrong_word, *secret)).rc == 3
-    run = drained(cli, f"{scheme}://{login}{place}", stream, secret)
+    ids = place.seed(150)[100:]
+    place.ask("ACL", "SETUSER", "drainer-x", "on", f">{PASSWORD}", "~*", "+@all")
+    word, wrong_word = quote(PASSWORD, safe=""), quote(PASSWORD + "!", safe="")
+    secret = (PASSWORD, word, "drainer-x:", wrong_word)
+    scheme, rest = (place.server.tcp_url if over == "tcp" else place.server.url).split("://")
+    wrong_url, url = (f"{scheme}://drainer-x:{one}@{rest}" for one in (wrong_word, word))
+    wrong = drained(place, wrong_url, *secret)
+    assert (wrong.rc, "refuses the login" in wrong.err) == (3, True), wrong
+    debug = place.cli("--debug", "status", "--redis-url", wrong_url, secret=secret)
+    assert debug.rc == 3
+    run = drained(place, url, *secret)
     assert run.rc == 0, run.err
-    assert_settled(server, stream, ids, [Attempt(0, run.json(), "")])
-    cli.done(
-        "status", "--json", "--stream", stream, "--redis-url", f"{scheme}://{login}{place}",
-        secret=secret,
-    )  # fmt: skip
+    place.settled(ids, Attempt(0, run.json(), ""))
+    assert place.says("status", "--json", "--redis-url", url, secret=secret).rc == 0
 
 
 #: URLs that lead nowhere, and the exit codes that they may have.
@@ -333,15 +350,24 @@ def test_a_url_that_leads_nowhere(cli: Cli, n: int, url: str) -> None:
     one_line_error(run.err)
 
 
-def test_a_connection_refused_or_no_server_at_all(
-    stream: str, cli: Cli, start_server: StartServer
-) -> None:
-    """A server that is gone, or a port that speaks something else, is exit 3 with what to do."""
-    server = start_server("valkey", port=True)
-    server.kill()
-    assert "check that it runs" in cli.fails(
-        3, "status", "--redis-url", server.tcp_url, "--stream", stream
-    )
+@BUNDLED
+def test_links_that_cannot_be(place: Place, start_server: StartServer) -> None:
+    """A server that is gone, or a port that speaks something else, is exit 3 with what to do; so is
+    a reply over which the server ends the link, by the limit it may have. A timeout that is none,
+    a database that is not there: exit code 2, which names it."""
+    cli, url = place.cli, place.server.tcp_url
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        for value in ("-1", "0", "nan", "1e300"):
+            odd = f"{url}?{name}={value}"
+            assert name in cli.fails(2, "status", "--redis-url", odd), value
+    said = cli.fails(2, "status", "--redis-url", url.removesuffix("/0") + "/99")
+    assert "--redis-url" in said
+    place.seed()
+    place.ask("CONFIG", "SET", "client-output-buffer-limit", "normal 5kb 0 0")
+    assert "client-output-buffer-limit" in cli.fails(3, "drain", *place.where)
+    gone = start_server("valkey", port=True)
+    gone.kill()
+    assert "check that it runs" in cli.fails(3, "status", "--redis-url", gone.tcp_url)
     babble = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -354,8 +380,7 @@ def test_a_connection_refused_or_no_server_at_all(
         talker = threading.Thread(target=talk)
         talker.start()
         port = listener.getsockname()[1]
-        other = cli("status", "--redis-url", f"redis://127.0.0.1:{port}/0", "--stream", stream)
+        other = cli("status", "--redis-url", f"redis://127.0.0.1:{port}/0")
         babble.set()
         talker.join()
-    assert other.rc == 3
-    assert "protocol" in other.err
+    assert (other.rc, "protocol" in other.err) == (3, True), other

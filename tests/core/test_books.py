@@ -1,0 +1,363 @@
+"""The books: one fault in plan, audit or counts is found, in whatever order the records come; what
+a run says of them, of its pace and of how far it is."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plan_samples import ENTRIES, NOW_US, POLICY, table_of
+
+from drainkit.core import reconciliation
+from drainkit.core.audit import audit_schema
+from drainkit.core.events import Decoder
+from drainkit.core.policy import ACTIONS, decide
+from drainkit.core.reconciliation import (
+    Cursor,
+    Entries,
+    Matching,
+    drift_counts,
+    drift_of,
+    reconcile,
+)
+from drainkit.core.summary import Pace, Step, Summary, Tenths, entries_words, next_run_words
+from drainkit.core.verdicts import Recorded, verdicts
+from drainkit.errors import RefusedError
+from drainkit.settings import build
+
+Rows = list[tuple[str, str]]
+books = st.dictionaries(
+    st.integers(1, 99).map(lambda n: f"{n}-0"), st.sampled_from(ACTIONS), min_size=1, max_size=9
+)
+sizes = st.lists(st.integers(1, 4), min_size=10, max_size=10)
+
+
+@pytest.fixture(autouse=True)
+def _small_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciliation, "WINDOW", 2)
+
+
+def table(rows: Rows) -> pa.Table:
+    columns = {
+        "id": pa.array([entry for entry, _ in rows], pa.string()),
+        "action": pa.array([action for _, action in rows], pa.string()).dictionary_encode(),
+        "reason": pa.array([f"why {entry}" for entry, _ in rows], pa.string()),
+    }
+    return pa.table(columns)
+
+
+def parts(rows: Rows, sizes: list[int]) -> list[pa.Table]:
+    whole, found = table(rows), []
+    for size in sizes:
+        found.append(whole.slice(0, size))
+        whole = whole.slice(size)
+    return found
+
+
+def findings(
+    planned: Rows | None, recorded: Rows, sizes: list[int], counts: dict[str, int]
+) -> list[str]:
+    matching = Matching(None if planned is None else lambda: parts(planned, sizes[::-1]))
+    for part in parts(recorded, sizes):
+        matching.add(part)
+    audited = Counter(action for _, action in recorded)
+    return reconcile(matching.finish(), audited=audited, counts=counts)
+
+
+# ---------------------------------------------------------------- plan, audit, counts
+
+
+@given(books, st.booleans(), sizes, st.randoms(), st.data())
+def test_every_single_fault_is_found(
+    actions: dict[str, str], planned: bool, sizes: list[int], draw: Any, data: st.DataObject
+) -> None:
+    """Every planned entry recorded once, in any order, the counts equal: no finding. One lost,
+    doubled, foreign or relabelled entry gives a finding that names it; of a doubled one also
+    where nothing was planned."""
+    rows, counts = [*actions.items()], Counter(actions.values())
+    plan = [*rows] if planned else None
+    draw.shuffle(rows)
+    assert findings(plan, rows, sizes, counts) == []
+    fault = data.draw(st.sampled_from(["lost", "doubled", "foreign", "relabelled"]))
+    at = data.draw(st.integers(0, len(rows) - 1))
+    entry = rows[at][0]
+    expected = {
+        "lost": f"planned entries without a record: 1, first {entry}",
+        "doubled": f"entries recorded more than once: 1, first {entry}",
+        "foreign": "recorded entries that were not planned: 1, first 100-0",
+        "relabelled": "relabelled: the run counted 0, the audit 1",
+    }[fault]
+    if fault == "lost":
+        del rows[at]
+    elif fault == "relabelled":
+        rows[at] = (entry, "relabelled")
+    else:
+        more = rows[at] if fault == "doubled" else ("100-0", rows[at][1])
+        rows.insert(data.draw(st.integers(0, len(rows))), more)
+    found = findings(plan, rows, sizes, counts)
+    assert (expected in found) is (planned or fault in ("doubled", "relabelled"))
+    others = [line for line in found if line != expected]
+    assert others
+    assert all("the run counted" in line for line in others)
+
+
+def test_what_vanished_needs_no_record() -> None:
+    """A planned entry that was deleted before it could be delivered is not lacking; another is."""
+    matching = Matching(lambda: [table([(f"{n}-0", "drained_ok") for n in range(1, 5)])])
+    matching.add(table([("2-0", "drained_ok")]))
+    matched = matching.finish(lambda ids: [entry for entry in ids if entry in ("1-0", "4-0")])
+    assert matched.lacking == ["3-0"]
+
+
+def test_findings_are_one_safe_line_each() -> None:
+    """Whatever stands in the audit stream, a finding cannot move a terminal's cursor."""
+    evil = ("\x1b[2J\n1", "\u202edone\n")
+    found = findings([], [evil, evil], [2, 2], {})
+    assert len(found) == 3
+    assert all(line.isprintable() for line in found)
+
+
+@given(books, books)
+def test_drift_lists_every_change(planned: dict[str, str], happened: dict[str, str]) -> None:
+    """(id, planned, happened, reason) for exactly the entries whose action changed."""
+    both = planned.keys() & happened.keys()
+    changed = {(k, planned[k], happened[k], f"why {k}") for k in both if planned[k] != happened[k]}
+    matching = Matching(lambda: [table([*planned.items()])])
+    matching.add(table([*happened.items()]))
+    matching.finish()
+    found = matching.drift()
+    rows = [tuple(row.values()) for row in found.to_pylist()]
+    assert ({*rows}, len(rows)) == (changed, len(changed))
+    counts = {(c["planned"], c["happened"]): c["events"] for c in drift_counts(found)}
+    assert counts == Counter((was, now) for _, was, now, _ in changed)
+
+
+def test_what_is_decided_otherwise_is_noted_with_its_reason() -> None:
+    """Only recorded rows whose action differs from the plan's."""
+    planned, events = table_of(), Decoder().decode(ENTRIES)
+    later = decide(events, POLICY, NOW_US + 3_600_000_000)
+    for rows, expected in ((slice(None), [0, 2]), (np.array([1, 1, 1, 1, 1]) == 0, [])):
+        tables = drift_of(events, later, rows, Entries(planned).actions, POLICY)
+        found = [row for part in tables for row in part.to_pylist()]
+        assert [row["id"].encode() for row in found] == [ENTRIES[i][0] for i in expected]
+        assert {row["happened"] for row in found} <= {"dropped_old"}
+        assert all("1800.00 s" in row["reason"] for row in found)
+    same = decide(events, POLICY, NOW_US)
+    assert drift_of(events, same, slice(None), Entries(planned).actions, POLICY) == []
+
+
+# ---------------------------------------------------------------- a plan's entries
+
+MANY = [[b"%d-%d" % (9 + i // 3, i % 3), [b"symbol", b"BTCUSDT"]] for i in range(30)]
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@given(draw=st.randoms(use_true_random=False))
+def test_ids_are_found_in_any_order(window: int, draw: random.Random) -> None:
+    """In the plan's order, ahead, back and forth: each id's own row, -1 for what is not planned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconciliation, "WINDOW", window)
+        planned = Entries(table_of(MANY))
+        cursor, left = Cursor(planned), [entry[0] for entry in MANY]
+        if draw.random() < 0.5:
+            draw.shuffle(left)
+        while left:
+            ids = left[: draw.randrange(1, 6)]
+            left = left[len(ids) :]
+            if draw.random() < 0.1:
+                ids = [*ids, b"8-0"]
+            assert cursor.find(ids).tolist() == [planned.rows.get(wanted, -1) for wanted in ids]
+
+
+def test_the_last_entry_is_the_largest_id() -> None:
+    """By milliseconds and number, not as texts, and wherever it stands in the plan."""
+    ids = [b"9-10", b"10-2", b"10-18446744073709551615", b"10-9", b"9-99"]
+    assert Entries(table_of([[entry, None] for entry in ids])).last() == "10-18446744073709551615"
+
+
+# ---------------------------------------------------------------- a run's pace and progress
+
+NOTES = st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 50)), max_size=30)
+
+
+def pace_of(notes: list[tuple[int, int]]) -> Pace:
+    pace = Pace()
+    for ms, n in sorted(notes):
+        pace.note(ms, n)
+    return pace
+
+
+@given(NOTES)
+def test_the_rate_is_what_came_before_the_last_millisecond(notes: list[tuple[int, int]]) -> None:
+    """(records before the last ms) / (last - first), rounded down; 0 where both are one."""
+    rate = pace_of(notes).events_per_sec()
+    times = [ms for ms, _ in notes]
+    if not times or min(times) == max(times):
+        assert rate == 0
+        return
+    before = sum(n for ms, n in notes if ms < max(times))
+    exact = before / ((max(times) - min(times)) / 1000)
+    assert exact - 0.0101 <= rate <= exact
+
+
+@given(st.integers(1, 2000), st.integers(2, 500))
+def test_an_even_pace_is_never_above_its_throttle(rate: int, n: int) -> None:
+    """Events a turn apart, by milliseconds rounded up, never look faster than the throttle."""
+    due = [-(-k * (1000 / rate) // 1) for k in range(n)]
+    assert all(b >= a for a, b in pairwise(due))
+    assert pace_of([(int(ms), 1) for ms in due]).events_per_sec() <= rate
+
+
+def summary_of(*notes: tuple[int, int], throttle: object = 5, **counts: int) -> Summary:
+    settings = build({"mode": "live", "stream": "s", "throttle": throttle})
+    summary = Summary.opened(settings, run_id="r", boundary="1-0", now_us=10**15)
+    for name, value in counts.items():
+        setattr(summary, name, value)
+    for ms, n in notes:
+        summary.pace.note(ms, n)
+    return summary
+
+
+def test_books_read_and_closed_again_keep_times_and_rate() -> None:
+    """What `as_dict` wrote is the same after `read`; a later failure adds only itself."""
+    summary = summary_of((1000, 5), (2000, 1))
+    summary.close(None, 10**15 + 1_500_000)
+    again = Summary.read(summary.as_dict())
+    assert again.as_dict() == summary.as_dict()
+    again.close(RefusedError("late"), 10**15 + 9_000_000)
+    assert (again.events_per_sec, again.elapsed_sec, again.outcome) == (5.0, 1.5, "refused")
+
+
+def step_of(done: int, passed: int, total: int, *, sec: int = 200, throttle: object = 5) -> Step:
+    return Step.of(summary_of((0, done - 1), (sec * 1000, 1), throttle=throttle, total_read=done,
+                              drained_ok=passed, expected=total))  # fmt: skip
+
+
+def test_the_line_is_the_contracts() -> None:
+    """Done of all, rate of throttle, time left, passed; read again, it is the same step."""
+    step = step_of(1001, 412, 10_001)
+    assert step.line == "drained 1,001 of 10,001, 5.0/s of 5, 30 min left, 412 passed"
+    assert Step.read(step.line) == step
+    fast = step_of(1001, 3, 1001, throttle="none", sec=1)
+    assert fast.line == "drained 1,001 of 1,001, 1,000.0/s, 3 passed"
+    at_once = step_of(250, 250, 250, throttle="none", sec=0)
+    assert at_once.line == "drained 250 of 250, 250 passed"  # in one millisecond: no rate
+    assert Step.read("Not armed: approve is empty, so nothing was changed.") is None
+
+
+def test_there_is_a_line_at_each_tenth() -> None:
+    """Ten lines of a hundred events, whatever steps they come in; none without a total."""
+    tenths = Tenths()
+    steps = [step_of(done, 0, 100) for done in range(1, 101)]
+    assert [step.done for step in steps if tenths.is_next(step)] == [*range(10, 101, 10)]
+    assert not Tenths().is_next(step_of(1, 0, 0))
+
+
+def test_entries_of_two_places_are_told_as_their_sum() -> None:
+    """What an earlier drain left stands beside what is undelivered, wherever the sum stands."""
+    told = "3,168 undelivered + 6 pending of this drain's own consumer = 3,174"
+    assert entries_words("undelivered", 3174, 6) == told
+    assert entries_words("undelivered", 3168, 0) == "3,168 undelivered"
+    assert entries_words("pending", 6, 6) == "6 pending"
+    assert next_run_words(3174, 500, 5) == "the first 500 of them, 100 s at 5 per second"
+
+
+# ---------------------------------------------------------------- its verdicts
+
+N = 2000
+ME = "backlog_drain_1"
+ACTION = [ACTIONS[-1] if i % 10 else ACTIONS[1] for i in range(N)]
+IDS = [f"{5 + i // 3}-{i % 3 + 8}" for i in range(N)]
+GROUP = {"name": "g", "position": "1-0", "pending": 0, "consumer_list": []}
+OTHER = {**GROUP, "name": "other"}
+
+
+def records(*, ids: list[str] = IDS, n: int = N, gap_ms: int = 200) -> pa.Table:
+    """The audit of a run at 5 per second: each record at its turn."""
+    columns = {
+        "audit_id": [f"{1000 + i * gap_ms}-0" for i in range(n)],
+        "original_id": ids[:n], "action": ACTION[:n], "run_id": ["r"] * n,
+    }  # fmt: skip
+    return pa.table(
+        [pa.array(columns.get(field.name, [None] * n), field.type) for field in audit_schema()],
+        audit_schema(),
+    )
+
+
+def state(*others: dict[str, Any], length: int = N, **own: Any) -> dict[str, Any]:
+    return {"stream": {"length": length}, "groups": [{**GROUP, **own}, *(others or (OTHER,))]}
+
+
+def judged(
+    table: pa.Table | None = None, after: dict[str, Any] | None = None, **run: Any
+) -> dict[str, tuple[str, str]]:
+    """Verdict and reason by claim, of a run of a plan of N entries."""
+    table = records() if table is None else table
+    summary: dict[str, Any] = {
+        "mode": "live", "consumer_group": "g", "boundary_id": "900-9", "throttle": 5.0, "drift": [],
+        "finished_at": "2026", "remaining": 0, **Counter(ACTION[: len(table)]), **run,
+    }  # fmt: skip
+    recorded = Recorded("r", "900-9", None)
+    for start in range(0, len(table), 300):
+        recorded.add(table.slice(start, 300))
+    recorded.finish()
+    plan = {"total_read": N}
+    found = verdicts(summary, plan, state(), after or state(), recorded, consumer=ME)
+    return {verdict.claim: (verdict.verdict, verdict.because) for verdict in found}
+
+
+def fate(planned: str, happened: str, events: int) -> dict[str, Any]:
+    return {"drift": [{"planned": planned, "happened": happened, "events": events}]}
+
+
+NEW, HISTORY = {**OTHER, "name": "new\n"}, {**OTHER, "name": "g.drain_history"}
+MOVED = {**OTHER, "position": "2-0", "pending": 5}
+USED = {**OTHER, "consumer_list": [{"name": ME}]}
+CASES: list[tuple[dict[str, Any], str, str, str]] = [
+    ({}, "The throttle was kept", "yes", "The worst second holds 5 events, 5 are allowed."),
+    ({"table": records(ids=["5-8", *IDS])}, "Each read", "no", "more than once: 1, first 5-8"),
+    ({"dropped_old": 201}, "Each read entry", "no", "the run counted 201, the audit 200"),
+    ({"table": records(n=320), "remaining": 1680}, "The plan was met", "no",
+     "1,680 of 2,000 planned entries were not drained."),
+    ({"table": records(n=1999), "vanished": 1}, "The plan was met", "explained", "1 had been del"),
+    (fate("drained_ok", "dropped_old", 50), "The plan was met", "explained", "50 met another fate"),
+    (fate("dropped_old", "drained_ok", 1), "The plan was met", "no", "0 of them by growing"),
+    ({"drift": None}, "The plan was met", "unknown", "not compared"),
+    ({"pending_own": 3}, "Pending", "no", "3 entries are still pending"),
+    ({"after": state(pending=1)}, "Pending", "explained", "delivered to other consumers"),
+    ({"after": state(OTHER, NEW)}, "Other groups", "no", "group new\\n appeared during the run"),
+    ({"after": state(USED)}, "Other groups", "no", f"other now has a consumer {ME}"),
+    ({"after": state(MOVED)}, "Other groups", "explained", "0 of 1 are as they were"),
+    ({"after": state(OTHER, HISTORY)}, "Other groups", "yes", "1 oth"),
+    ({"table": records(gap_ms=166)}, "The throttle", "no", "The worst second holds 7 events"),
+    ({"table": records(ids=["900-10", *IDS[1:]])}, "Nothing after", "no",
+     "1 records are of entries after 900-9"),
+    ({"after": state(length=1999)}, "The stream was not", "explained", "others deleted or trimmed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "claim", "verdict", "because"), CASES)
+def test_each_verdict_fails_by_itself(
+    change: dict[str, Any], claim: str, verdict: str, because: str
+) -> None:
+    """A good run meets all eight; what is wrong shows at its own claim, with its numbers, and at
+    no other."""
+    found = judged(**change)
+    assert len(found) == 8
+    (own,) = (name for name in found if name.startswith(claim))
+    assert (found[own][0], because in found[own][1]) == (verdict, True), found[own]
+    assert {other for name, (other, _) in found.items() if name != own} == {"yes"}
+
+
+def test_what_is_not_known_is_not_met() -> None:
+    """Without audit, states and comparison nothing is met but what the program cannot do."""
+    found = {v.claim: v.verdict for v in verdicts({"mode": "live"}, {}, {}, {}, None)}
+    assert found.pop("No path to an order") == "yes"
+    assert set(found.values()) == {"unknown"}

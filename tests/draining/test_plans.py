@@ -1,0 +1,294 @@
+"""Plan and apply: a live run drains exactly its plan, or refuses and names the point; and how two
+of them are compared."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from backlogs import ME, backlog
+from conftest import Cli, one_line_error
+from place import BUNDLED, Place
+from plan_samples import plan_of, save_plan, table_of, table_sha256
+from pyarrow import parquet
+
+from drainkit import files
+from drainkit.core import plan as plans
+from drainkit.core.policy import Policy
+from drainkit.core.timestamps import iso
+from drainkit.draining.comparison import as_text, compare, read_side
+from drainkit.errors import RefusedError
+
+APPLY = ("drain", "--json", "--mode", "live", "--yes", "--plan", "plan.json")
+
+
+def make_plan(place: Place, *options: object) -> Path:
+    made = place.dry("--throttle", "none", "--max-events", "150", "--allowlist", "BTCUSDT,ETHUSDT",
+                     "--plan", "plan.json", *options)  # fmt: skip
+    assert made["plan_digest"].startswith("sha256:")
+    return place.cli.cwd / "plan.json"
+
+
+def refused(place: Place, *options: object) -> str:
+    return place.cli.fails(4, *APPLY, *place.where, *options)
+
+
+@pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
+def test_a_live_run_drains_its_plan(place: Place, scope: str) -> None:
+    """The audit holds the plan's entries, in its order, with its actions, and nothing else; so
+    with a fixed time the live run counts exactly what the dry run did."""
+    place.seed(400)
+    place.deliver("dead", 160)
+    scoped = ("--scope", scope, "--min-idle-min", "0", "--allow-active-consumers")
+    before, as_of = place.everything(), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    dry = place.dry("--throttle", "none", "--max-events", "150", "--allowlist", "BTCUSDT,ETHUSDT",
+                    "--plan", "plan.json", "--as-of", as_of, "--max-age-min", "0.1",
+                    *scoped)  # fmt: skip
+    assert place.everything() == before
+    place.fill(backlog(place.now_ms() + 50_000, 20), None)
+    live = place.cli.done(*APPLY, *place.where, *scoped).json()
+    decisions = parquet.read_table(place.cli.cwd / "decisions.parquet")
+    assert place.recorded() == decisions["id"].to_pylist()
+    assert [r["action"] for r in place.audit()] == decisions["action"].to_pylist()
+    assert live["drift"] == []
+    for name, value in dry.items():
+        if name.startswith("dropped") or name in ("drained_ok", "total_read"):
+            assert live[name] == value, name
+    assert dry["dropped_old"] > 0
+
+
+@BUNDLED
+def test_what_nobody_set_comes_from_the_plan(place: Place) -> None:
+    """Without policy flags the live run uses the plan's; with other flags it refuses, for another
+    stream, too. A plan made with --env a is refused with --env b, and by who leaves it out; plan
+    and books name the environment, the plan the server."""
+    place.seed()
+    (place.cli.cwd / "drainkit.toml").write_text("[env.a]\n[env.b]\n")
+    plan = json.loads(make_plan(place, "--min-conf", "0.5", "--env", "a").read_text())
+    assert (plan["environment"], plan["server"]) == ("a", place.server.url)
+    assert plan["audit_stream"] == place.side("audit")
+    place.ask("COPY", place.stream, "another")  # the same entries under another name
+    for options, point in (
+        (("--min-conf", "0.6"), "min_conf"), (("--max-age-min", "31"), "max_age_min"),
+        (("--allowlist", "BTCUSDT"), "allowlist"), (("--consumer-group", "other"), "group"),
+        (("--scope", "history"), "scope"), (("--stream", "another"), "stream"),
+        (("--env", "b"), "the plan has --env a, asked for --env b"),
+    ):  # fmt: skip
+        assert point in refused(place, "--env", "a", *options)
+    assert "the plan has --env a, asked for no --env" in refused(place)
+    assert place.audit() == []
+    assert place.cli.done(*APPLY, *place.where, "--env", "a").json()["environment"] == "a"
+    assert len(place.audit()) == 150
+
+
+@BUNDLED
+@pytest.mark.parametrize("point", ["as_of", "audit_stream", "throttle", "max_events"])
+def test_all_that_decides_is_the_plans(place: Place, point: str) -> None:
+    """What a variable or drainkit.toml say gives way to the plan, another value asked for with the
+    command is refused with both named: what was planned as dropped_old stays so."""
+    ids = place.seed(160)[100:]
+    made = place.dry("--throttle", "none", "--plan", "plan.json", "--max-events", 60,
+                     "--max-age-min", "0.00001")  # fmt: skip
+    assert made["dropped_old"] == 60
+    planned, value = {
+        "as_of": ("none", iso((place.now_ms() - 3_600_000) * 1000)), "max_events": ("60", "8"),
+        "audit_stream": (place.side("audit"), f"{place.stream}.other"), "throttle": ("none", "7"),
+    }[point]  # fmt: skip
+    said = refused(place, f"--{point.replace('_', '-')}", value)
+    assert point.replace("_", "-") in said
+    assert f"the plan has {planned}, asked for {value}" in said
+    assert place.ask("EXISTS", f"{place.stream}.other") == 0
+    (place.cli.cwd / "drainkit.toml").write_text(f'{point} = "{value}"\n')
+    place.cli.done(*APPLY, *place.where, env={f"DRAINKIT_{point.upper()}": value})
+    assert place.recorded() == ids
+    assert {r["action"] for r in place.audit()} == {"dropped_old"}
+
+
+def remade(path: Path, decisions: Any = None, **values: Any) -> None:
+    """The plan with other values, and a digest that anyone can compute."""
+    plan = json.loads(path.read_text()) | values
+    if decisions is not None:
+        files.write_table(path.with_name("decisions.parquet"), decisions)
+        plan["decisions_sha256"] = table_sha256(decisions)
+    path.write_text(json.dumps(plan | {"digest": plans.digest_of(plan)}))
+
+
+def with_actions(table: pa.Table, actions: list[str]) -> pa.Table:
+    at = table.column_names.index("action")
+    column = pa.array(actions).dictionary_encode()
+    return table.set_column(at, table.schema.field(at), column.cast(table.schema.field(at).type))
+
+
+@BUNDLED
+def test_an_edited_plan_is_refused(place: Place) -> None:
+    """Whatever was edited in plan.json or decisions.parquet, the digest no longer fits. A plan that
+    says otherwise of its decisions than they do, its digest made anew, is refused (4) by drain,
+    run, approve and diff: nobody is shown one entry and drains 150."""
+    place.seed()
+    path = make_plan(place)
+    beside, text = path.with_name("decisions.parquet"), path.read_text()
+    plan, table = json.loads(text), parquet.read_table(beside)
+    counts, last = plan["counts"], "1" if plan["digest"][-1] == "0" else "0"
+    for edit in ({"counts": counts | {"drained_ok": counts["drained_ok"] + 1}}, {"throttle": 5},
+                 {"digest": plan["digest"][:-1] + last}, {"note": "edited"}):  # fmt: skip
+        path.write_text(json.dumps(plan | edit))
+        assert "edited" in refused(place), edit
+    subprocess.run(["ssh-keygen", "-q", "-N", "", "-f", place.cli.cwd / "key"], check=True)
+    drain = (*APPLY, *place.where)
+    every = [drain, ("run", *drain[1:]), ("diff", "plan.json", "plan.json"),
+             ("approve", "plan.json", "--yes", "--sign-key", place.cli.cwd / "key")]  # fmt: skip
+    said: tuple[dict[str, Any], ...] = (
+        {"counts": {**dict.fromkeys(counts, 0), "dropped_old": 1}, "total_read": 1},
+        {"first_id": "1-1"}, {"last_id": "1-1"}, {"boundary_id": "1-1"}, {"max_events": 1},
+    )  # fmt: skip
+    for values in said:
+        path.write_text(text)
+        remade(path, **values)
+        for command in every if "counts" in values else [drain]:
+            assert "does not fit its own decisions" in place.cli.fails(4, *command), command
+    path.write_text(text)
+    files.write_table(
+        beside, with_actions(table, ["dropped_old", *table["action"].to_pylist()[1:]])
+    )
+    assert "edited" in refused(place)
+    assert place.audit() == []
+
+
+@BUNDLED
+def test_what_was_to_be_dropped_and_passed(place: Place) -> None:
+    """A drift from dropped to drained_ok ends with 1 and is listed: the plan was of other
+    decisions, or the clock went back."""
+    place.seed()
+    path = make_plan(place)
+    table = parquet.read_table(path.with_name("decisions.parquet"))
+    none = dict.fromkeys(json.loads(path.read_text())["counts"], 0)
+    remade(path, with_actions(table, ["dropped_old"] * len(table)),
+           counts={**none, "dropped_old": len(table)})  # fmt: skip
+    run = place.cli(*APPLY, *place.where)
+    assert run.rc == 1, run.out
+    assert "passed that the plan had dropped" in run.err
+    passed = [row for row in run.json()["drift"] if row["happened"] == "drained_ok"]
+    assert passed[0]["events"] == run.json()["drained_ok"] > 0
+
+
+@BUNDLED
+def test_a_plan_that_died_is_finished(place: Place) -> None:
+    """Killed in the middle, the same command drains the rest of the plan, two at once too: neither
+    fails for what the other took, or asks for a new plan; one more drains nothing."""
+    place.seed(600)
+    make_plan(place, "--max-events", "400", "--throttle", "200")
+    command = (*APPLY, *place.where)
+    process = place.cli.start(*command)
+    place.wait_for(50)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(place.audit())
+    assert 0 < done < 400
+    runs = [place.cli.finish(one) for one in [place.cli.start(*command) for _ in range(2)]]
+    assert not any("new plan" in run.err for run in runs), runs
+    assert all(run.rc == 0 or (run.rc, "at work" in run.err) == (4, True) for run in runs), runs
+    assert done + sum(run.json()["total_read"] for run in runs if run.out) == 400
+    assert len({*place.recorded()}) == len(place.recorded()) == 400
+    assert place.waiting() == []
+    assert place.cli(*command).rc == 4 or place.cli(*command).json()["total_read"] == 0
+
+
+# ---------------------------------------------------------------- drainkit diff
+
+
+def plan_file(folder: Path, name: str, **other: Any) -> Path:
+    save_plan(folder / name, plan_of(table_of(), **other), [table_of()])
+    return folder / name
+
+
+@BUNDLED
+def test_settings_and_fates_that_differ_are_counted(place: Place) -> None:
+    """Two dry runs with other limits: just these settings differ, and the events are joined by
+    id, not by place."""
+    ids = place.seed()
+    fixed = ("--as-of", "2030-01-01T00:00:00Z", "--max-age-min", "100000000", "--max-events")
+    for name, options in (("a.json", ("150", "--min-conf", "0.2", "--allowlist", "BTCUSDT")),
+                          ("b.json", ("all", "--min-conf", "0.8", "--allowlist",
+                                      "BTCUSDT,ETHUSDT", "--until", ids[-2]))):  # fmt: skip
+        place.dry("--plan", name, *fixed, *options)
+    cwd = place.cli.cwd
+    found = place.cli.done("diff", "--json", "a.json", "b.json").json()
+    tables = [parquet.read_table(cwd / f"{n}.decisions.parquet").to_pylist() for n in "ab"]
+    a, b = ({row["id"]: row["action"] for row in table} for table in tables)
+    changed = [entry for entry in a if a[entry] != b[entry]]
+    assert changed
+    assert sum(row["events"] for row in found["other_fate"]) == len(changed)
+    assert {(row["a"], row["b"]) for row in found["other_fate"]} == {(a[e], b[e]) for e in changed}
+    assert found["same_fate"] == 150 - len(changed)
+    assert found["only_in_a"]["events"] == 0
+    assert (found["only_in_b"]["events"], found["only_in_b"]["first_id"]) == (49, ids[250])
+    names = {row["name"] for row in found["settings"]}
+    assert names == {"boundary_id", "max_events", "until", "policy.min_conf", "policy.allowlist"}
+    text = place.cli("diff", "a.json", "b.json").out
+    assert "policy.min_conf: 0.2 | 0.8" in text
+    assert "policy.allowlist: B has ETHUSDT besides, and not none" in text
+    assert "as a dry run planned it" in text
+
+
+def test_values_that_differ_never_look_equal(tmp_path: Path) -> None:
+    """Two long texts that differ at their ends, and two lists in another order, show where; symbols
+    and consumers of a plan cannot write to the terminal."""
+    side = read_side(plan_file(tmp_path, "a.json"))
+    a = replace(side, settings={"stream": "s" * 150 + ".live", "fields.symbol": ["pair", "symbol"]})
+    b = replace(side, settings={"stream": "s" * 150 + ".test", "fields.symbol": ["symbol", "pair"]})
+    text = as_text(compare(a, b))
+    assert f"stream: ...{'s' * 39}.live | ...{'s' * 39}.test" in text
+    assert "fields.symbol: pair, symbol | symbol, pair" in text
+    odd = plan_file(tmp_path, "a.json", consumer_name=ME, from_consumer=["x\x1b[31m", "y"])
+    policy = Policy(30.0, frozenset({"<b>"}), 0.6).as_dict()
+    evil = plan_file(tmp_path, "b.json", consumer_name="\u202eevil\n", policy=policy)
+    text = as_text(compare(read_side(odd), read_side(evil)))
+    assert text.replace("\n", "").isprintable()
+    assert "\\u202eevil\\n" in text
+
+
+def test_of_a_live_run_the_outcome_counts(tmp_path: Path) -> None:
+    """A live folder is read from its audit, not from the plan that lies in it; what the audit
+    lacks is in one only."""
+    planned = plan_file(tmp_path, "plan.json")
+    (live := tmp_path / "live").mkdir()
+    plan_file(live, "plan.json")
+    (live / "run.json").write_text(json.dumps({"mode": "live", "run_id": "the live one"}))
+    rows = table_of().to_pylist()[:-1]
+    before, rows[0]["action"] = rows[0]["action"], "dropped_old"
+    table = pa.table({"original_id": [r["id"] for r in rows],
+                      "action": [r["action"] for r in rows]})  # fmt: skip
+    parquet.write_table(table, live / "audit.parquet")
+    found = compare(read_side(planned), read_side(live))
+    assert (found["a"]["source"], found["b"]["source"]) == ("planned", "outcome")
+    assert found["b"]["run_id"] == "the live one"
+    assert found["other_fate"] == [
+        {"a": before, "b": "dropped_old", "events": 1, "first_id": rows[0]["id"]}
+    ]
+    assert found["only_in_a"]["events"] == 1
+    (live / "audit.parquet").unlink()
+    with pytest.raises(RefusedError, match="cannot be read"):
+        read_side(live)
+
+
+def test_what_is_no_run_is_named(cli: Cli) -> None:
+    """A missing or edited plan ends in one line, with its code; a plan is like itself: no setting
+    differs, and every event met the same fate."""
+    good, edited = (plan_file(cli.cwd, name) for name in ("good.json", "edited.json"))
+    edited.write_text(edited.read_text().replace('"throttle": 5.0', '"throttle": 6.0'))
+    for path, code in ((cli.cwd / "nothing.json", 2), (edited, 4)):
+        result = cli("diff", good, path)
+        assert (result.rc, result.out) == (code, "")
+        one_line_error(result.err)
+    found = cli.done("diff", good, good, "--json").json()
+    assert found["settings"] == found["other_fate"] == []
+    assert (found["in_both"], found["same_fate"]) == (5, 5)
+    nothing = {"events": 0, "by_action": {}, "first_id": None}
+    assert found["only_in_a"] == found["only_in_b"] == nothing

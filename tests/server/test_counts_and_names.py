@@ -1,0 +1,240 @@
+"""What is read of a server: counts, its memory and disk, names that are not what they seem."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from backlogs import GROUP, ME
+from place import Place
+
+from drainkit.draining.run import resolve
+from drainkit.ids import FIRST_ID, LAST_ID
+from drainkit.server import counting, reading, writing
+from drainkit.server.connection import Server as Link
+from drainkit.server.keys import Name, raw_name
+from drainkit.settings import build
+
+# ---------------------------------------------------------------- counting
+
+
+@pytest.fixture
+def link(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
+    """A stream of ids 10-0 to 69-0 with gaps, read in pages of 3 and more."""
+    monkeypatch.setattr(reading, "FIRST_PAGE_ENTRIES", 3)
+    place.fill(((ms, {"symbol": "BTCUSDT"}) for ms in range(10, 70)), None)
+    place.alter("XDEL", *(f"{ms}-0" for ms in (10, 13, 40, 41, 69)))
+    with Link(place.server.url, place.stream) as opened:
+        yield opened
+
+
+def reads(place: Place) -> int:
+    """How many pages the server was asked for."""
+    lines = place.ask("INFO", "commandstats").decode()
+    return sum(map(int, re.findall(r"cmdstat_x(?:rev)?range:calls=(\d+)", lines)))
+
+
+def test_any_range_is_counted_exactly(place: Place, link: Link) -> None:
+    """Inside, around, across both ends, empty: as many as XRANGE brings. The whole stream is
+    counted without a read; near an end a few pages are enough, whichever end it is."""
+    draw = random.Random(1)
+    for _ in range(60):
+        first, last = (f"{draw.randrange(5, 75)}-{draw.randrange(2)}" for _ in range(2))
+        there = len(link.call("XRANGE", link.stream, first, last))
+        assert counting.count_between(link, first, last) == there, (first, last)
+    for first, last, n, most in (
+        (FIRST_ID, LAST_ID, 55, 0), ("10-1", LAST_ID, 55, 0), ("68-1", LAST_ID, 0, 0),
+        ("0-0", "10-9", 0, 0), ("15-0", LAST_ID, 52, 6), ("66-0", LAST_ID, 3, 6),
+    ):  # fmt: skip
+        before = reads(place)
+        assert counting.count_between(link, first, last) == n
+        assert reads(place) - before <= most
+
+
+def test_a_check_reads_no_more_than_its_limit(place: Place, link: Link) -> None:
+    """In the middle of the stream it stops at the limit, says "more than", and null in JSON."""
+    place.ask("XGROUP", "CREATE", place.stream, GROUP, "35-0")
+    run = place.says("check", "--max-backlog", "4", "--max-age-min", "1e9")
+    assert run.rc == 2
+    assert "more than 4 entries undelivered, limit 4" in run.out
+    found = place.says("check", "--max-backlog", "4", "--json").json()["streams"][0]["groups"][0]
+    assert found["backlog"] == {"undelivered": None, "pending": 0, "history": None}
+    assert found["lag_counted"] is found["lag_agrees"] is None
+    status = place.says("status", "--json").json()
+    assert status["groups"][0]["backlog"]["undelivered"] == 31
+    info = reading.stream_info(link)
+    before = reads(place)
+    assert counting.count(link, info, "36-0", LAST_ID, most=4) == (5, False)
+    assert counting.count(link, info, "36-0", LAST_ID, most=31) == (31, True)
+    assert reads(place) - before <= 26
+
+
+@pytest.mark.parametrize("gone", ["11-0", "14-0"])
+def test_a_deletion_while_it_counts_is_noticed(
+    place: Place, link: Link, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """What is deleted on the side that was read does not count as being on the other."""
+    read = reading.pages
+
+    def read_and_delete(*args: Any, **options: Any) -> Any:
+        place.alter("XDEL", gone)
+        return read(*args, **options)
+
+    monkeypatch.setattr(reading, "pages", read_and_delete)
+    assert counting.count_between(link, "16-0", LAST_ID) == 51
+    assert counting.count_between(link, "16-0", "60-0") == 43
+
+
+# ---------------------------------------------------------------- room for what is recorded
+
+EVICTS = "the server may evict any key (allkeys-lru, maxmemory "
+
+
+@pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru"])
+def test_a_drain_without_room(place: Place, policy: str) -> None:
+    """4,000 events and 2 MB: exit code 4 with both numbers, nothing written, nothing evicted."""
+    place.seed(4000, 0)
+    used = int(place.server.client().info("memory")["used_memory"])
+    place.ask("CONFIG", "SET", "maxmemory", used + 2_000_000)
+    place.ask("CONFIG", "SET", "maxmemory-policy", policy)
+    before = place.everything()
+    run = place.lived()
+    assert (run.rc, place.everything()) == (4, before)
+    said = re.search("of 4,000 events need about (.*) KB of .* leaves (.*) KB; raise", run.err)
+    assert said is not None
+    needed, left = (int(number.replace(",", "")) for number in said.groups())
+    assert left < 2100 < needed < 4000 * 0.4 + 1100
+    place.live("--max-events", 200)
+    assert len(place.audit()) == 200
+    assert place.server.client().info("stats")["evicted_keys"] == 0
+
+
+def test_a_server_that_loses_things_is_named(place: Place) -> None:
+    """Eviction: status and a warning of check. Nothing on disk: status. Untold: unknown."""
+    place.seed(5, 5)
+
+    def told() -> tuple[tuple[bool, bool | None], str]:
+        found = place.says("status", "--json").json()["server"]
+        return (found["may_evict"], found["on_disk"]), place.says("status").out
+
+    counts_snapshots = place.server.kind != "redis62"
+    words = "has kept nothing on disk" if counts_snapshots else "on disk is unknown"
+    found, text = told()
+    assert found == (False, False if counts_snapshots else None)
+    assert words in text
+    assert place.says("check").rc == 0
+    place.ask("CONFIG", "SET", "maxmemory", 10**9)
+    place.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    place.ask("CONFIG", "SET", "appendonly", "yes")
+    found, text = told()
+    assert (found, EVICTS in text, "on disk" in text) == ((True, True), True, False)
+    run = place.says("check")
+    assert (run.rc, run.out.count(EVICTS)) == (1, 1)
+    assert run.out.startswith(f"WARNING: {place.stream}: {EVICTS}")
+
+
+# ---------------------------------------------------------------- names in no UTF-8
+
+ODD = b"w\xff\n\xe9"  # no UTF-8
+SHOWN = "w\\xff\n\\xe9"  # as JSON has it; a name of its own, too
+
+
+def test_a_batch_with_an_entry_twice_records_it_once(place: Place) -> None:
+    """The commit script itself writes no second record, whoever owns the entry."""
+    place.seed(10, 0)
+    for owner in (b"w", ME.encode()):
+        before = len(place.recorded())
+        (entry,) = place.deliver(owner, 1)
+        settings = build({"redis_url": place.server.url, "stream": place.stream, "scope": "pending",
+                          "min_idle_min": 0})  # fmt: skip
+        with Link(place.server.url, place.stream) as link:
+            job = resolve(link, settings)
+            record = [entry, "S", "1.00", "0.5", "drained_ok", ""]
+            batch = writing.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
+            writing.send_commit(
+                link, job.scope, batch, [[value] * 2 for value in record], drained_at="now",
+                rate=None, run_id="run", deadline_us=link.now_us() + 10**7, audit_id="0-0",
+            )  # fmt: skip
+            assert writing.receive_commit(link).done
+        assert place.recorded()[before:] == [entry]
+
+
+def test_consumers_with_odd_names(place: Place) -> None:
+    """Their entries are planned and drained like others, and --from-consumer takes the name as
+    shown; consumers --delete removes a dead one, and lists it as one safe line."""
+    place.seed(30, 0)
+    ids = place.deliver(ODD, 5) + place.deliver("w", 3)
+    scope = ("--scope", "pending", "--min-idle-min", "0")
+    dry = place.dry(*scope)
+    only = place.live(*scope, "--from-consumer", SHOWN)
+    run = place.live(*scope)
+    assert (dry["total_read"], only["total_read"], run["total_read"]) == (8, 5, 3)
+    assert sorted(place.recorded()) == ids
+    assert place.waiting() == []
+    command = ("consumers", "--min-idle-min", "0")
+    assert "\\xff" in place.says(*command).out
+    removed = place.says(*command, "--delete", "--yes", "--json").json()["removed"]
+    assert SHOWN in removed
+    assert place.ask("XINFO", "CONSUMERS", place.stream, GROUP) == []
+
+
+def test_a_group_with_an_odd_name_hides_nothing(place: Place) -> None:
+    """status, check and trim count a group whose name is no UTF-8 like any other."""
+    place.seed(30, 20)
+    place.ask("XGROUP", "CREATE", place.stream, ODD, "0")
+    place.deliver(ODD, 2, ODD)
+    groups = {g["name"]: g for g in place.says("status", "--json").json()["groups"]}
+    assert groups[SHOWN]["backlog"] == {"undelivered": 28, "pending": 2, "history": 2}
+    assert groups[SHOWN]["consumer_list"][0]["name"] == SHOWN
+    assert place.says("status").rc == 0
+    checked = place.says("check", "--json", "--max-backlog", "20")
+    assert checked.rc == 2
+    texts = [f["text"] for f in checked.json()["findings"] if f["group"] == SHOWN]
+    assert any(re.match("(28|more than 20) entries undelivered", text) for text in texts)
+    assert place.says("check", "--format", "prometheus").rc == 0
+    held = place.says("trim", "--json").json()
+    assert (held["entries"], list(held["held_by"])) == (0, [SHOWN])
+
+
+def test_names_that_look_alike_are_two(place: Place) -> None:
+    """Two groups, and two consumers, of which one is shown as the other is written."""
+    ids = place.seed(30, 0)
+    for i, raw in enumerate((ODD, SHOWN.encode())):
+        place.ask("XGROUP", "CREATE", place.stream, raw, ids[9 + i])
+        for j, consumer in enumerate((ODD, SHOWN.encode())):
+            place.deliver(consumer, 2 + i + j, raw)
+    shown = place.says("status", "--json").json()["groups"][1:]
+    checked = place.says("check", "--json").json()["streams"][0]["groups"][1:]
+    # Redis keeps groups in the order of their bytes
+    for found in (shown, checked):
+        assert [g["backlog"]["undelivered"] for g in found] == [12, 15]
+        assert [sorted(g["pending_by_consumer"].values()) for g in found] == [[3, 4], [2, 3]]
+    assert len({g["name"] for g in checked} | {SHOWN}) == 2
+    text = place.says("check", "--format", "prometheus").out
+    lines = [line.partition("} ")[0] for line in text.splitlines() if "{" in line]
+    assert len(lines) == len(set(lines))
+
+    def pending(group: str | bytes) -> int:
+        return int(place.ask("XPENDING", place.stream, group)[0])
+
+    mine = ("--consumer-group", SHOWN)
+    drained = place.live(*mine, "--allow-active-consumers")
+    assert (drained["total_read"], pending(SHOWN)) == (12, 7)
+    other = next(n for n in checked[0]["pending_by_consumer"] if n != SHOWN)
+    for name, n in ((SHOWN, 4), (other, 3)):
+        taken = ("--scope", "pending", "--min-idle-min", "0", "--from-consumer", name)
+        assert place.live(*mine, *taken)["total_read"] == n
+    assert pending(ODD) == 5
+
+
+def test_a_name_is_sent_as_it_came() -> None:
+    """A copied name keeps its bytes; a text is sent as UTF-8."""
+    name = Name(ODD)
+    for same in (name, copy.deepcopy(name), pickle.loads(pickle.dumps(name))):  # noqa: S301
+        assert raw_name(same) == ODD
+    assert raw_name("é") == "é".encode()
