@@ -9,7 +9,7 @@
 The house: an owner for each concept, and folders that say what their code may touch. Each imports
 only from those before it (a test holds it).
 
-    late.py        large packages, imported when something of them is first used
+    late.py        large packages imported late, memory given back while reading
     safe.py        texts from outside made fit to show; passwords struck out
     errors.py      one class for each exit code; what is told in it made fit to show
     ids.py         entry ids as Redis orders them
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .draining.dry import dry_run
     from .draining.run import resolve
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
-    from .operations.export import IdRange, load_range, ranges
+    from .operations.events import IdRange, load_range, ranges
     from .server.connection import Server
     from .settings import Settings
     from .settings.config import load as load_settings
@@ -75,7 +75,7 @@ _HOMES = {
     "draining.dry": ("dry_run",),
     "draining.run": ("resolve",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),
-    "operations.export": ("IdRange", "load_range", "ranges"),
+    "operations.events": ("IdRange", "load_range", "ranges"),
     "server.connection": ("Server",),
     "settings": ("Settings",),
 }

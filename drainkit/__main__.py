@@ -19,7 +19,7 @@ def main() -> NoReturn:
         sys.exit(UsageError.exit_code)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
-    from .cli import desk, draining, operations, review  # noqa: F401 - they add their commands
+    from .cli import desk, draining, operations  # noqa: F401 - they add their commands
     from .cli.program import main as command_line
 
     command_line()

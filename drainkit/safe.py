@@ -11,13 +11,11 @@ import json
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from html.entities import html5
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from typing import Any
 
 #: The classes by which MathJax, old and new, leaves an element alone: `$` is no formula here.
 UNTYPESET = "tex2jax_ignore mathjax_ignore"
@@ -30,11 +28,9 @@ _OTHER_OPTIONS = re.compile(
 )
 _SECRET_OPTIONS = {"password", "ssl_password", "username"}
 _OPTION = re.compile(r"[?&]([\w%+.-]+)=")
-_VALUE = re.compile(r"\S*")  # to the next blank: it may hold an & or a # that was not encoded
-# what is before a password in a text: in a URL, after its option's name, in an AUTH command
-_BEFORE_SECRETS = (
-    "://", ":", "password=", "password='", 'password="', "password': '", 'password": "', "auth ",
-)  # fmt: skip
+# what is before a password in a text: in a URL; after its option's name, in an AUTH command
+_BEFORE_IN_URL = "(?<=://)|(?<=:)"
+_BEFORE_IN_TEXT = """(?<=password=)|(?<=password=['"])|(?<=password['"]: ['"])|(?<=auth )"""
 _MIN_SECRET = 3  # characters; a shorter one is looked for only where a password can be
 _ESCAPES = {"\n": "n", "\r": "r", "\t": "t"}
 _ESCAPED = "\"'`/\\"  # what has a backslash before it in JSON or Python
@@ -51,7 +47,12 @@ def redact(text: str) -> str:
     if ":/" in text:
         text = _OTHER_LOGIN.sub(r"\1***@", _LOGIN.sub(_without_login, text))
         text = _OTHER_OPTIONS.sub(r"\1***", text)
-    return _without_options(text)
+    place = 0  # the values of a URL's options that are secret, however they are written
+    while option := _OPTION.search(text, place):
+        place = option.end()
+        if _option_name(option[1]) in _SECRET_OPTIONS:  # to the next blank: & or # may be its own
+            text = text[:place] + re.sub(r"\S*", "***", text[place:], count=1)
+    return text
 
 
 def _without_login(found: re.Match[str]) -> str:
@@ -59,15 +60,6 @@ def _without_login(found: re.Match[str]) -> str:
     # an @ in an option's value: what follows it belongs to the password
     in_option = any(_option_name(name) in _SECRET_OPTIONS for name in _OPTION.findall(login))
     return f"{scheme}***" if in_option else f"{scheme}***@{rest}"
-
-
-def _without_options(text: str) -> str:
-    """The text without the values of a URL's options that are secret, however they are written."""
-    for option in _OPTION.finditer(text):
-        if _option_name(option.group(1)) in _SECRET_OPTIONS:
-            rest = _VALUE.sub("***", text[option.end() :], count=1)
-            return text[: option.end()] + _without_options(rest)
-    return text
 
 
 def _option_name(written: str) -> str:
@@ -103,9 +95,7 @@ def keep_secret(words: Iterable[str], known: str = "") -> None:
 
     `known`: texts that hold none, such as the names of streams and groups.
     """
-    for word in words:
-        if known or word not in _kept:
-            _kept[word] = secret_pattern([word], known)
+    _kept.update({w: secret_pattern([w], known) for w in words if known or w not in _kept})
 
 
 def struck(value: Any) -> Any:
@@ -120,31 +110,6 @@ def address(url: str) -> str:
     place, _, options = redact(url).replace("***@", "").partition("?")
     db = re.search(r"(?<![^&])db=\d+", options)
     return one_line(f"{place}?{db[0]}" if db else place)
-
-
-def without_formulas(table: pa.Table) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    for index, field in enumerate(table.schema):
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-        if not any(is_text(kind) for is_text in texts):
-            continue
-        # a category's column is a dictionary: the CSV would hold its values as they are
-        column = table.column(index).cast(pa.large_string())
-        # a lone control character or a bidi mark would be acted on by who shows the file
-        column = pc.replace_substring_regex(
-            column, r"[\x00-\x08\x0b-\x1f\x7f\x{202a}-\x{202e}\x{2066}-\x{2069}]", "\ufffd"
-        )
-        # spreadsheets skip blanks; the last four are the full-width = + - @
-        safe = pc.replace_substring_regex(
-            column,
-            r"^([\s\p{Z}\x{feff}]*[=+\-@\t\r\n\x{ff1d}\x{ff0b}\x{ff0d}\x{ff20}])",
-            r"'\1",
-        )
-        table = table.set_column(index, field.name, safe)
-    return table
 
 
 def secret_pattern(words: Iterable[str], known: str = "") -> re.Pattern[str] | None:
@@ -163,9 +128,8 @@ def secret_pattern(words: Iterable[str], known: str = "") -> re.Pattern[str] | N
     parts = anywhere
     if in_place:
         found = "|".join(in_place)
-        before = "|".join(f"(?<={re.escape(text)})" for text in _BEFORE_SECRETS[2:])
-        login = "|".join(f"(?<={re.escape(text)})" for text in _BEFORE_SECRETS[:2])
-        parts = [*parts, rf"(?:{login})(?:{found})(?=@)|(?i:{before})(?:{found})(?!\w)"]
+        parts = [*anywhere, f"(?:{_BEFORE_IN_URL})(?:{found})(?=@)",
+                 rf"(?i:{_BEFORE_IN_TEXT})(?:{found})(?!\w)"]  # fmt: skip
     return re.compile("|".join(parts)) if parts else None
 
 
@@ -215,13 +179,9 @@ def strike(value: Any, secret: re.Pattern[str] | None) -> Any:
 
 
 def strike_text(text: str, secret: re.Pattern[str] | None, *, is_json: bool) -> str:
-    if is_json:
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            after = strike(data, secret)
+    with suppress(ValueError, RecursionError):
+        if is_json:
+            after = strike(data := json.loads(text), secret)
             return text if after == data else json.dumps(after, indent=1) + "\n"
     return str(strike(text, secret))
 

@@ -21,6 +21,9 @@ from .safe import one_line
 # what a signature is for; one made for something else does not count
 OF_PLAN, OF_STATEMENT = "drainkit-approve", "drainkit"
 MAX_SIGNATURES = 100
+#: By what ssh-keygen says.
+_WHY_NOT = {"expired": "is by a key whose time is over",
+            "not yet valid": "is by a key that is not valid yet"}  # fmt: skip
 _FINGERPRINT = re.compile(rb"SHA256:[A-Za-z0-9+/]{43}")
 _BLOCK = re.compile(
     rb"-----BEGIN SSH SIGNATURE-----\n[A-Za-z0-9+/=\n]+-----END SSH SIGNATURE-----\n?"
@@ -40,16 +43,14 @@ def ssh_keygen(*arguments: str | bytes, stdin: bytes = b"") -> bytes:
     """
     with ExitStack() as files:
         parts = [a if isinstance(a, str) else files.enter_context(scratch(a)) for a in arguments]
-        command = [a if isinstance(a, str) else f"/dev/fd/{a}" for a in parts]
+        command = ["ssh-keygen", *(a if isinstance(a, str) else f"/dev/fd/{a}" for a in parts)]
+        given = [a for a in parts if isinstance(a, int)]
         try:
             return subprocess.run(
-                ["ssh-keygen", *command], input=stdin, capture_output=True, check=True,
-                pass_fds=[a for a in parts if isinstance(a, int)],
-            ).stdout  # fmt: skip
+                command, input=stdin, capture_output=True, check=True, pass_fds=given
+            ).stdout
         except FileNotFoundError:
-            raise UsageError(
-                "ssh-keygen is not installed; it makes and checks signatures"
-            ) from None
+            raise UsageError("ssh-keygen, which makes and checks signatures, is missing") from None
         except subprocess.CalledProcessError as error:
             said = (error.stderr or error.stdout).decode("utf-8", "replace").strip()
             raise DrainkitError(f"ssh-keygen refuses: {said}") from None
@@ -101,7 +102,7 @@ def add_signature(plan_path: Path, digest: str, key: Path) -> tuple[Path, list[s
 
     Raises UsageError for a key that cannot sign, RefusedError if it signed this plan before.
     """
-    before, line = load_signatures(plan_path), _line(digest)
+    before, line = load_signatures(plan_path), f"{digest}\n".encode()
     block = sign(line, key, OF_PLAN)
     *keys, own = [signer(line, one, OF_PLAN) for one in [*_blocks(before), block]]
     if own in keys:
@@ -109,10 +110,6 @@ def add_signature(plan_path: Path, digest: str, key: Path) -> tuple[Path, list[s
     path = signatures_path(plan_path)
     write_bytes(path, before + block)
     return path, [*filter(None, keys), own]
-
-
-def _line(digest: str) -> bytes:
-    return f"{digest}\n".encode()
 
 
 def _blocks(signatures: bytes) -> list[bytes]:
@@ -135,33 +132,35 @@ def approvals(
     when the signatures must have been valid, else now. Raises RefusedError where a file cannot be
     read, or a line of the signers names more than one person and one plain key.
     """
-    lines = _signers(signers)
-    people = _people(lines, own)
+    line, lines = f"{digest}\n".encode(), _signers(signers)
+    people, operators = _people(lines, own), {name.casefold() for name in own}
     identities: dict[str, str] = {}
     rejected: list[str] = []
     counted: list[set[str]] = []
     for block in _blocks(signatures):
-        key = signer(_line(digest), block, OF_PLAN)
-        shown = f"the signature of {key}"
+        key = signer(line, block, OF_PLAN)
         names = [name for name, its_key in lines if its_key == key]
         person = next((one for one in people if key in one), set())
+        whys = {}
         if not key:
             rejected.append("a signature is not over this plan's digest")
-        elif not names:
-            rejected.append(f"{shown} is by a stranger: no allowed signer has this key")
-        elif person & {name.casefold() for name in own}:
-            rejected.append(f"{shown} is the operator's own ({one_line(names[0], 60)})")
+            continue
+        if not names:
+            why = "is by a stranger: no allowed signer has this key"
+        elif person & operators:
+            why = f"is the operator's own ({one_line(names[0], 60)})"
         elif key in identities.values():
-            rejected.append(f"{shown} is there twice and counts once")
+            why = "is there twice and counts once"
         elif person in counted:
-            rejected.append(f"{shown} is a second one of {one_line(names[0], 60)}")
+            why = f"is a second one of {one_line(names[0], 60)}"
         else:
-            whys = {name: _why_not(digest, block, signers, name, at) for name in names}
-            if valid := [name for name, why in whys.items() if not why]:
-                identities[valid[0]] = key
-                counted.append(person)
-            else:
-                rejected.append(f"{shown} {whys[names[0]]}")
+            whys = {name: _why_not(line, block, signers, name, at) for name in names}
+            why = whys[names[0]]
+        if valid := [name for name, reason in whys.items() if not reason]:
+            identities[valid[0]] = key
+            counted.append(person)
+        else:
+            rejected.append(f"the signature of {key} {why}")
     return identities, rejected
 
 
@@ -213,19 +212,14 @@ def check_signed(
         ssh_keygen("-Y", "verify", "-n", namespace, "-I", one, *given, stdin=data)
 
 
-def _why_not(digest: str, block: bytes, signers: bytes, name: str, at: str | None) -> str:
+def _why_not(line: bytes, block: bytes, signers: bytes, name: str, at: str | None) -> str:
     """Why a signature is not this allowed signer's, by purpose and date; "" if it is."""
     try:
-        check_signed(_line(digest), block, signers, name, OF_PLAN, at)
+        check_signed(line, block, signers, name, OF_PLAN, at)
     except DrainkitError as error:
-        said = str(error)
-    else:
-        return ""
-    if "expired" in said:
-        return "is by a key whose time is over, by the allowed signers"
-    if "not yet valid" in said:
-        return "is by a key that is not valid yet, by the allowed signers"
-    return "may not sign for this purpose, by the allowed signers"
+        why = (words for said, words in _WHY_NOT.items() if said in str(error))
+        return f"{next(why, 'may not sign for this purpose')}, by the allowed signers"
+    return ""
 
 
 def required_approvals(

@@ -85,7 +85,7 @@ def demo_lab(folder: Path, *where: str) -> Iterator[str]:
         "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
     )}  # fmt: skip
     command = [python or sys.executable, "-m", "drainkit", "lab", *(where or ["--demo"]),
-               "--no-browser", "mine", "--", *LAB, "--ServerApp.password=",
+               "mine", "--", "--no-browser", *LAB, "--ServerApp.password=",
                "--LabApp.news_url=None"]  # fmt: skip
     with serving(command, folder, {**inherited, **own, **source}) as (address, process):
         started = process.children(recursive=True)

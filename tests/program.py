@@ -29,10 +29,10 @@ from typing import Any
 KERNELS = "drainkit.views.forking"  # the parent of a run's
 PRELOADED = (
     "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining", "drainkit.cli.operations",
-    "drainkit.cli.review", "drainkit.draining.live", "drainkit.draining.dry",
+    "drainkit.draining.live", "drainkit.draining.dry",
     "drainkit.draining.unattended", "drainkit.evidence.verify",
-    "drainkit.operations.checks", "drainkit.operations.export", "drainkit.operations.maintenance",
-    "drainkit.operations.first", "prometheus_client", "drainkit.operations.entry",
+    "drainkit.operations.checks", "drainkit.operations.events", "drainkit.operations.maintenance",
+    "drainkit.operations.first", "prometheus_client",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
     KERNELS, "drainkit.views.analyse_backlog", "drainkit.views.dry_run",
     "drainkit.views.live_drain", "drainkit.views.verify", "nbclient", "pandas",

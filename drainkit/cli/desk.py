@@ -1,4 +1,6 @@
-"""Commands for a person at a desk: the demo, the notebooks, JupyterLab."""
+"""Commands for a person at a desk: single entries, fields, two runs, a plan to approve, evidence;
+the demo, the notebooks, JupyterLab.
+"""
 
 from __future__ import annotations
 
@@ -15,44 +17,189 @@ import click
 from ..errors import UsageError
 from . import BLAS_THREADS, IS_BLAS_GIVEN
 from .draining import run_and_tell
-from .program import DEBUG, GROUP, JSON, WHERE, command, option, settings_of
-from .terminal import connected, emit, tell
+from .program import AUDIT, COMMON, GROUP, POLICY, WHERE, YES, command, option, setting, settings_of
+from .terminal import Table, confirm, connected, emit, fields_blocks, plan_rows, tell, tell_error
 
 if TYPE_CHECKING:
     from ..demo import EmbeddedServer
     from ..settings import Settings
 
-_FOLDER = "drainkit-notebooks"
-_DEMO_REPORTS = "demo-reports"
-_BINARY = option("--server", "binary", metavar="PROGRAM",
-                 help="Demo: a redis-server. [the bundled Valkey]")  # fmt: skip
+
+@command(click.argument("ids", nargs=-1, required=True, metavar="ID ..."),
+         *POLICY, *GROUP, AUDIT, *WHERE)  # fmt: skip
+def show(ids: tuple[str, ...], **flags: Any) -> None:
+    """Single entries: raw fields, decoded values and where each was found, every verdict.
+
+    The audit is searched from a minute before the oldest of the ids on.
+
+    \b
+    Examples:
+      drainkit show 1766602826755-0
+      drainkit show 1766602826755-0 --allowlist BTCUSDT --as-of 2025-12-24T19:49:58Z --json
+    """
+    from ..core.timestamps import iso
+    from ..operations import events
+
+    settings = settings_of(flags)
+    with connected(settings) as server:
+        lens = events.Lens.of(server, settings)
+        found = events.show(server, settings, lens.policy, ids, now_us=lens.at_us)
+    data = {"stream": settings.stream, "decided_at": iso(lens.at_us),
+            "policy": lens.policy.as_dict(), "entries": found}  # fmt: skip
+    head = ("part", "name", "value")
+    emit(data, *(Table(head, events.rows_of(one), one["id"]) for one in found))
 
 
-@command(_BINARY,
-         option("--reports-dir", metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]"),
+@command(*GROUP, *WHERE)
+def fields(**flags: Any) -> None:
+    """Which fields the backlog's events have, which are chosen, and a [fields] that was tried.
+
+    It looks at up to 500 entries, spread over all that is undelivered. The lines for drainkit.toml
+    are tried on them by the decoder that a drain uses; lines that mend nothing are left out.
+    """
+    from ..core.fields import examine
+    from ..operations.first import sample
+
+    settings = settings_of(flags)
+    with connected(settings) as server:
+        found = examine(sample(server, settings), settings.fields)
+    emit({"stream": settings.stream, **found.as_dict()}, *fields_blocks(found))
+
+
+@command(click.argument("first", metavar="RUN"), click.argument("second", metavar="RUN"), *COMMON)
+def diff(first: str, second: str) -> None:
+    """Two plans or evidence folders: differing settings, and events that met another fate.
+
+    Of a live run's folder it takes what happened (audit.parquet), else what was planned.
+
+    \b
+    Examples:
+      drainkit diff monday.json tuesday.json
+      drainkit diff reports/20260101T000000Z-dry-run-abc123 reports/20260101T000500Z-live-def456
+    """
+    from ..draining import comparison
+
+    found = comparison.compare(*(comparison.read_side(Path(path)) for path in (first, second)))
+    emit(found, *comparison.as_text(found).splitlines())
+
+
+@command(click.argument("plan", metavar="PLAN"),
+         option("--sign-key", metavar="KEY", required=True, help="Your SSH key (ssh-keygen)."),
+         YES, *COMMON)  # fmt: skip
+def approve(plan: str, sign_key: str, yes: bool) -> None:
+    """A second person's signature under a plan (a file or an evidence folder).
+
+    It shows the plan, asks, and adds an SSH signature of its digest to <plan>.sig beside it. Where
+    drainkit.toml has [approval], a live drain needs as many as it says, none its operator's.
+
+    \b
+    Example:
+      drainkit approve plan.json --sign-key ~/.ssh/id_ed25519
+    """
+    from ..draining.plan_files import PlanFile
+    from ..signing import add_signature
+
+    found = PlanFile.load(Path(plan)).plan
+    made = f"{found.created_at} by {found.run_id}, at {found.server}"
+    where, what = plan_rows(found)
+    tell(Table((), [*where, *what, ("Made", made), ("Digest", found.digest)], "Plan"), err=True)
+    confirm("Approve this plan?", yes, "this signs the plan")
+    path, keys = add_signature(Path(plan), found.digest, Path(sign_key))
+    data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
+    many = "signatures" if len(keys) > 1 else "signature"
+    emit(data, f"Approved {found.digest} by {keys[-1]}: {path} holds {len(keys)} {many}.")
+
+
+@command(click.argument("path"),
+         option("--redis-url", metavar="URL", help="Also ask this server's run ledger."),
+         *setting("stream"),
+         option("--allowed-signers", metavar="FILE", type=Path,
+                help="Who may approve and sign (ssh-keygen)."),
+         option("--identity", metavar="NAME", help="Who must have signed the statement."),
+         option("--checkpoint", metavar="FILE", type=Path,
+                help="A keeper's lines that the chain must go on from."),
+         *COMMON)  # fmt: skip
+def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers: Path | None,
+           identity: str | None, checkpoint: Path | None) -> int:  # fmt: skip
+    """Check evidence: RUN_DIR, or REPORTS_DIR with the chain over all its runs.
+
+    With --redis-url the server's run ledgers decide which live runs there must be: those of the
+    streams that the runs name, and of --stream. With --checkpoint the chain must hold the run that
+    FILE names at its place; where all is well FILE is written, or moves on to the newest run.
+    """
+    from ..evidence import verify as evidence
+
+    found = evidence.verify(path, redis_url, allowed_signers, identity,
+                            streams=_streams(redis_url, stream), checkpoint=checkpoint)  # fmt: skip
+    runs = len(found.findings.keys() - {"chain"})
+    well = f"All well: {runs} run(s), every file as it was sealed."
+    if found.archived:
+        well += f" {len(found.archived)} archived: only the statement is left."
+    data = {"ok": not found.bad, "findings": found.findings, "archived": found.archived,
+            "drains": found.drains}  # fmt: skip
+    drains = [f"live drain without evidence: {line}" for line in found.drains]
+    emit(data, *drains, *(found.bad or [well]))
+    return 1 if found.bad else 0
+
+
+@command(click.argument("reports", metavar="[REPORTS_DIR]", default="reports"),
+         option("--redis-url", metavar="URL",
+                help="Also live runs that this server's ledger has alone."),
+         *setting("stream"),
+         option("--html", metavar="FILE", type=Path,
+                help="Also write them as a page, without a script."),
+         *COMMON)  # fmt: skip
+def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | None) -> None:
+    """All runs, newest first; whether the seal of each holds.
+
+    Live runs without evidence (a plain drain, or a folder that is gone) are in the ledgers that
+    --redis-url asks: those of the streams that the runs name, and of --stream.
+    """
+    from .. import files
+    from ..evidence import runs as evidence
+
+    found, odd = evidence.runs(reports, redis_url, _streams(redis_url, stream))
+    for line in odd:
+        tell_error(line)
+    if html is not None:
+        files.write_text(html, evidence.page(found, reports, html))
+    emit({"runs": found}, *evidence.lines(found))
+
+
+def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
+    """The stream whose ledger a server is asked for, as the settings say where none is given."""
+    from ..settings.config import load
+
+    return () if redis_url is None else (load({} if stream is None else {"stream": stream}).stream,)
+
+
+# ---------------------------------------------------------------- demo, notebooks, Lab
+
+_FOLDER, _DEMO_REPORTS = "drainkit-notebooks", "demo-reports"
+
+
+@command(option("--reports-dir", metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]"),
          option("--serve", is_flag=True, help="Drain nothing; keep the server until interrupted."),
-         DEBUG, JSON)  # fmt: skip
-def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> int:
+         *COMMON)  # fmt: skip
+def demo(reports_dir: str, serve: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
-    from .. import demo as demo_data
-    from ..demo import EmbeddedServer
+    from ..demo import ALLOWLIST, EmbeddedServer
     from ..pipeline.notebooks import check_installed
 
     if not serve:
         check_installed()
-    with EmbeddedServer(binary) as embedded:
-        settings = _filled(embedded, reports_dir, as_json=as_json)
+    with EmbeddedServer() as embedded:
+        settings = _filled(embedded, reports_dir)
         if not serve:
-            return run_and_tell(settings, as_json, yes=True)
+            return run_and_tell(settings, yes=True)
         at = f"--redis-url {shlex.quote(embedded.url)}"
-        allowed = ",".join(demo_data.ALLOWLIST[:3])
         # the sample's dead consumers are a moment old
-        run = (f"drainkit run {at} --allow-active-consumers --allowlist {allowed} "
+        run = (f"drainkit run {at} --allow-active-consumers --allowlist {','.join(ALLOWLIST[:3])} "
                f"--reports-dir {_DEMO_REPORTS}")  # fmt: skip
         commands = [f"drainkit status {at}", f"drainkit lab {at}", run,
                     f"{run} --mode live --throttle 100 --max-events all"]  # fmt: skip
         data = {"redis_url": embedded.url, "stream": settings.stream, "next": commands}
-        emit(as_json, data, f"The server: {embedded.url}", "In another terminal:",
+        emit(data, f"The server: {embedded.url}", "In another terminal:",
              *(f"  {c}" for c in commands), "Ctrl-C ends it.")  # fmt: skip
         sys.stdout.flush()
         try:
@@ -64,8 +211,8 @@ def demo(binary: str | None, reports_dir: str, serve: bool, as_json: bool) -> in
 
 @command(click.argument("folder", metavar="DIR"),
          option("--force", is_flag=True, help="Replace notebooks there that differ."),
-         DEBUG, JSON)  # fmt: skip
-def notebooks(folder: str, force: bool, as_json: bool) -> None:
+         *COMMON)  # fmt: skip
+def notebooks(folder: str, force: bool) -> None:
     """Copy the notebooks into DIR, to work with them there.
 
     \b
@@ -78,19 +225,16 @@ def notebooks(folder: str, force: bool, as_json: bool) -> None:
     done = copy_to(Path(folder), force=force)
     data = {"folder": folder, "copied": done.copied, "unchanged": done.equal}
     last = f"{folder} holds all notebooks. drainkit lab {shlex.quote(folder)} opens them."
-    emit(as_json, data, *(f"copied {name}" for name in done.copied), last)
+    emit(data, *(f"copied {name}" for name in done.copied), last)
 
 
 class _Lab(click.Command):
     """A command that hands all that follows `--` on."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own, further = args, []
-        if "--" in args:
-            at = args.index("--")
-            own, further = args[:at], args[at + 1 :]
-        ctx.obj = further
-        return super().parse_args(ctx, own)
+        end = args.index("--") if "--" in args else len(args)
+        ctx.obj = args[end + 1 :]
+        return super().parse_args(ctx, args[:end])
 
 
 @command(click.argument("folder", metavar="", default=_FOLDER, required=False),
@@ -98,11 +242,11 @@ class _Lab(click.Command):
                 help="A server with a sample backlog, while Lab runs."),
          option("--run", "sealed", metavar="RUN_DIR",
                 help="Open 01 of a sealed run (a folder or a URL); no server is asked."),
-         option("--no-browser", is_flag=True, help="Open no browser; Lab prints its address."),
-         _BINARY, *WHERE, *GROUP, click.pass_context,
+         *WHERE[:-1], *GROUP, click.pass_obj,
          cls=_Lab, options_metavar="[OPTIONS] [DIR] [-- ARGS]")  # fmt: skip
-def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, no_browser: bool,
-        binary: str | None, **flags: Any) -> None:  # fmt: skip
+def lab(
+    further: list[str], /, folder: str, is_demo: bool, sealed: str | None, **flags: Any
+) -> None:
     """JupyterLab on the notebooks in DIR (drainkit-notebooks), copied there where missing.
 
     Notebooks that were changed stay as they are. ARGS go to `jupyter lab`.
@@ -114,13 +258,11 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
       drainkit lab my-notebooks -- --port=9999
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
-    from ..evidence.statement import is_sealed
+    from ..evidence.seal import is_sealed
     from ..pipeline.notebooks import check_installed, copy_to, of_sealed
     from ..settings.config import config_variable, kernel_variables
 
     check_installed()
-    home = Path(folder)
-    further = ["--no-browser"] * no_browser + list(ctx.obj)
     others = [*flags.values(), sealed if is_demo else None]
     if (is_demo or sealed is not None) and any(value is not None for value in others):
         alone = "--demo" if is_demo else "--run"
@@ -128,53 +270,45 @@ def lab(ctx: click.Context, /, folder: str, is_demo: bool, sealed: str | None, n
     if sealed is not None and not is_sealed(sealed):
         raise UsageError(f"--run {sealed} is not a sealed run; name its folder or URL")
     variables: dict[str, str] = {}
-    with ExitStack() as stack_:
+    with ExitStack() as stack:
         if is_demo:
             from ..demo import EmbeddedServer
 
             for name in [name for name in os.environ if name.startswith("DRAINKIT_")]:
                 del os.environ[name]  # the demo's settings are all there is
-            embedded = stack_.enter_context(EmbeddedServer(binary))
-            settings = _filled(embedded, _DEMO_REPORTS, as_json=True)
+            embedded = stack.enter_context(EmbeddedServer())
+            variables = kernel_variables(_filled(embedded, _DEMO_REPORTS))
             embedded.outlive_exec()
-            variables = kernel_variables(settings)
         elif sealed is None:
             settings = settings_of(flags)
             os.environ.update(config_variable())
             with connected(settings):  # before a person waits for a browser
                 variables = kernel_variables(settings)
-        done = copy_to(home, keep=True)
-        for name in done.kept:
+        for name in copy_to(Path(folder), keep=True).kept:
             tell(f"{name} in {folder} was changed, and stays as it is", err=True)
         if sealed is not None:
-            further.append(of_sealed(sealed, home))
-        _become_lab(home, variables, further)
+            further = [*further, of_sealed(sealed, Path(folder))]
+        os.environ.update(variables)
+        if not IS_BLAS_GIVEN:
+            os.environ.pop(BLAS_THREADS, None)
+        if os.geteuid() == 0 and "--allow-root" not in further:
+            tell("JupyterLab refuses root: be another user, or end the command with "
+                 "-- --allow-root", err=True)  # fmt: skip
+        os.chdir(folder)
+        # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
+        program = [sys.executable, "-P", "-m", "jupyterlab", *further]
+        os.execv(program[0], program)  # noqa: S606 - a list, and no shell
 
 
-def _become_lab(home: Path, variables: dict[str, str], further: list[str]) -> None:
-    """Replace this process by JupyterLab in `home`; its kernels get the variables."""
-    # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
-    program = [sys.executable, "-P", "-m", "jupyterlab", *further]
-    os.environ.update(variables)
-    if not IS_BLAS_GIVEN:
-        os.environ.pop(BLAS_THREADS, None)
-    if os.geteuid() == 0 and "--allow-root" not in further:
-        tell("JupyterLab refuses root: be another user, or end the command with -- --allow-root",
-             err=True)  # fmt: skip
-    os.chdir(home)
-    os.execv(program[0], program)  # noqa: S606 - a list, and no shell
-
-
-def _filled(embedded: EmbeddedServer, reports_dir: str, *, as_json: bool) -> Settings:
+def _filled(embedded: EmbeddedServer, reports_dir: str) -> Settings:
     """The demo's settings, once the server holds the sample backlog; shows its state."""
     from .. import demo
-    from ..operations.first import as_text
-    from ..operations.state import baseline
+    from ..operations.state import as_text, baseline
     from ..server.connection import Server
 
     settings = demo.settings_of(embedded.url, reports_dir)
     with Server(embedded.url, settings.stream) as server:
         demo.fill(server, stream=settings.stream, group=settings.consumer_group,
-                     consumer=settings.consumer_name)  # fmt: skip
-        tell(*as_text(baseline(server)), "", err=as_json)
+                  consumer=settings.consumer_name)  # fmt: skip
+        tell(*as_text(baseline(server)), "", err=True)
     return settings

@@ -13,7 +13,6 @@ from ..errors import DrainkitError, UsageError
 from .program import (
     AUDIT,
     GROUP,
-    JSON,
     OPERATOR,
     SCOPE,
     WHERE,
@@ -21,56 +20,52 @@ from .program import (
     command,
     option,
     settings_of,
-    switch_settings,
 )
-from .terminal import Table, confirm, connected, emit, stop_signals, tell_error
+from .terminal import Table, confirm, connected, emit, stop_signals, tell_error, wants_json
 
 if TYPE_CHECKING:
     from ..server.connection import Server
     from ..server.ledger import Entry
 
+_FOR_SWITCH = frozenset({"redis_url", "stream", "operator"})
 
-class _Number(click.FloatRange):
+
+def _number(value: str) -> float:
     """Minutes or days; neither nan nor inf."""
+    from ..settings.kinds import MAX_MIN
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        from ..settings.kinds import MAX_MIN
-
-        number = float(super().convert(value, param, ctx))
-        if not number <= MAX_MIN:
-            self.fail(f"{value} is not a number up to {MAX_MIN:,}", param, ctx)
-        return number
+    with suppress(ValueError):
+        if 0 <= (number := float(value)) <= MAX_MIN:
+            return number
+    raise click.BadParameter(f"{value} is not a number from 0 to {MAX_MIN:,}")
 
 
 def _limit(name: str, default: int | None, text: str, shown: str = "") -> Any:
     is_age = name.endswith("-min")
-    kind: Any = _Number(min=0) if is_age else click.IntRange(min=0)
+    kind: Any = _number if is_age else click.IntRange(min=0)
     return option(name, type=kind, default=default, metavar="MIN" if is_age else "N",
                   help=f"{text} [{shown or default}]")  # fmt: skip
 
 
-CHECK: list[Any] = [
-    _limit("--max-backlog", 1000, "Entries undelivered, per group."),
-    _limit("--max-age-min", 60, "Age of the oldest of them, minutes."),
-    _limit("--max-pending", 1000, "Entries pending, per group."),
-    _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes."),
-    _limit("--max-lost", None, "Entries trimmed before a group read them.",
-           "0; given: unknown if not counted"),
-    _limit("--max-dead", None, "Dead consumers, per group.", "not judged"),
-    _limit("--dead-after-min", 60, "Dead: idle at least, minutes."),
-    _limit("--max-audit", None, "Entries of the audit stream.", "not judged"),
-    option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. [each]"),
-    option("--all-streams", "pattern", metavar="PATTERN", help="Each stream whose name fits."),
-    AUDIT,
-    option("--format", "form", type=click.Choice(["text", "prometheus"]), default="text",
-           help="Findings, or metrics. [text]"),
-    option("--textfile", metavar="FILE", help="Write metrics here, for node_exporter."),
-]  # fmt: skip
-
-
-@command(*CHECK, *WHERE, JSON)
-def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str | None,
-          as_json: bool, **flags: Any) -> int:  # fmt: skip
+@command(_limit("--max-backlog", 1000, "Entries undelivered, per group."),
+         _limit("--max-age-min", 60, "Age of the oldest of them, minutes."),
+         _limit("--max-pending", 1000, "Entries pending, per group."),
+         _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes."),
+         _limit("--max-lost", None, "Entries trimmed before a group read them.",
+                "0; given: unknown if not counted"),
+         _limit("--max-dead", None, "Dead consumers, per group.", "not judged"),
+         _limit("--dead-after-min", 60, "Dead: idle at least, minutes."),
+         _limit("--max-audit", None, "Entries of the audit stream.", "not judged"),
+         option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. [each]"),
+         option("--all-streams", "pattern", metavar="PATTERN", help="Each stream whose name fits."),
+         AUDIT,
+         option("--format", "form", type=click.Choice(["text", "prometheus"]), default="text",
+                help="Findings, or metrics. [text]"),
+         option("--textfile", metavar="FILE", help="Write metrics here, for node_exporter."),
+         *WHERE)  # fmt: skip
+def check(
+    groups: tuple[str, ...], pattern: str | None, form: str, textfile: str | None, **flags: Any
+) -> int:
     """Judge backlogs: exit code 0 OK, 1 warning, 2 critical, 3 unknown.
 
     Critical above a limit, warning from 80 % of it on.
@@ -84,11 +79,11 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str
     from .. import files
     from ..operations import checks
 
-    if as_json and form == "prometheus":
+    if wants_json() and form == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
-    given = {name: flags.pop(name) for name in checks.Limits.__dataclass_fields__ if name in flags}
-    is_given = {name: limit for name, limit in given.items() if limit is not None}
-    limits = checks.Limits(**is_given, must_know_lost="max_lost" in is_given)
+    names = [name for name in checks.Limits.__dataclass_fields__ if flags.get(name) is not None]
+    given = {name: flags.pop(name) for name in names}
+    limits = checks.Limits(**given, must_know_lost="max_lost" in given)
     settings = settings_of(flags)
     audits = form == "prometheus" or textfile is not None
     try:
@@ -102,16 +97,16 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, textfile: str
         tell_error(error)
     if textfile:
         files.write_bytes(Path(textfile), checks.exposition(report))
-    elif form == "prometheus":
+    if form == "prometheus" and not textfile:
         click.echo(checks.exposition(report), nl=False)
-        return report.exit_code
-    emit(as_json, report.as_dict(), *(finding.line() for finding in report.findings))
+    else:
+        emit(report.as_dict(), *(finding.line() for finding in report.findings))
     return report.exit_code
 
 
 @command(option("--reason", required=True, metavar="TEXT", help="Why; kept with the switch."),
-         OPERATOR, *WHERE, JSON)  # fmt: skip
-def stop(reason: str, as_json: bool, **flags: Any) -> None:
+         OPERATOR, *WHERE)  # fmt: skip
+def stop(reason: str, **flags: Any) -> None:
     """Set the kill switch: from now on no drain of the stream acknowledges anything."""
     from ..core.timestamps import iso
     from ..safe import one_line
@@ -119,7 +114,7 @@ def stop(reason: str, as_json: bool, **flags: Any) -> None:
 
     if not reason.strip():
         raise UsageError("--reason: say why; it is kept with the switch")
-    settings = switch_settings(flags)
+    settings = settings_of(flags, only=_FOR_SWITCH)
     operator = settings.operator
     with connected(settings) as server:
         # a drain of a misspelt stream would go on, and somebody would think that it does not
@@ -133,31 +128,27 @@ def stop(reason: str, as_json: bool, **flags: Any) -> None:
             kept = scopes.keeping(server)
     if warning := scopes.eviction_words(kept):
         tell_error(f"{warning}; drains go on if the switch is gone")
-    data = {
-        "stream": settings.stream, "stopped": True, "reason": reason, "operator": operator,
-        "was_stopped": not is_set, "may_be_evicted": kept["may_evict"],
-    }  # fmt: skip
     said = "Stopped" if before is None else f"It was stopped before ({before})"
-    emit(as_json, data,
-         f"{said}: no drain of {settings.stream} goes on. drainkit resume lifts it.")  # fmt: skip
+    data = {"stream": settings.stream, "stopped": True, "reason": reason, "operator": operator,
+            "was_stopped": not is_set, "may_be_evicted": kept["may_evict"]}  # fmt: skip
+    emit(data, f"{said}: no drain of {settings.stream} goes on. drainkit resume lifts it.")
 
 
-@command(OPERATOR, *WHERE, JSON)
-def resume(as_json: bool, **flags: Any) -> None:
+@command(OPERATOR, *WHERE)
+def resume(**flags: Any) -> None:
     """Lift the kill switch."""
     from ..core.timestamps import iso
     from ..server import ledger, writing
 
-    settings = switch_settings(flags)
+    settings = settings_of(flags, only=_FOR_SWITCH)
+    operator = settings.operator
     with connected(settings) as server:
-        lifted = writing.resume(server)
-        if lifted is not None:
-            at = iso(server.now_us())
-            _note(server, ledger.Resumed(settings.operator, at, lifted.reason))
+        if (lifted := writing.resume(server)) is not None:
+            _note(server, ledger.Resumed(operator, iso(server.now_us()), lifted.reason))
+    was = "It was not stopped." if lifted is None else f"Resumed: {lifted}."
     data = {"stream": settings.stream, "stopped": False, "was_stopped": lifted is not None,
-            "operator": settings.operator}  # fmt: skip
-    was = str(lifted).replace("is set", "was set", 1)
-    emit(as_json, data, "It was not stopped." if lifted is None else f"Resumed: {was}.")
+            "operator": operator}  # fmt: skip
+    emit(data, was.replace("is set", "was set", 1))
 
 
 def _note(server: Server, entry: Entry) -> None:
@@ -172,15 +163,15 @@ def _note(server: Server, entry: Entry) -> None:
 
 @command(option("--delete", is_flag=True, help="Remove those that are safe to remove."),
          option("--min-idle-min", metavar="MIN", help="Dead: idle at least, minutes. [60]"),
-         YES, OPERATOR, *GROUP, *WHERE, JSON)  # fmt: skip
-def consumers(delete: bool, yes: bool, as_json: bool, **flags: Any) -> None:
+         YES, OPERATOR, *GROUP, *WHERE)  # fmt: skip
+def consumers(delete: bool, yes: bool, **flags: Any) -> None:
     """List dead consumers; --delete removes those that have nothing pending."""
     from ..operations import maintenance
 
     settings = settings_of(flags)
-    group, idle_ms = settings.consumer_group, round(settings.min_idle_min * 60_000)
+    group, idle_min = settings.consumer_group, settings.min_idle_min
     with connected(settings) as server:
-        dead = maintenance.dead_consumers(server, group, min_idle_ms=idle_ms)
+        dead = maintenance.dead_consumers(server, group, min_idle_ms=round(idle_min * 60_000))
         removable = [c.name for c in dead if not c.why_kept]
         kept: dict[str, str] = {c.name: c.why_kept for c in dead if c.why_kept}
         removed: list[str] = []
@@ -188,34 +179,31 @@ def consumers(delete: bool, yes: bool, as_json: bool, **flags: Any) -> None:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
             with stop_signals() as stopping:
                 removed, stayed = maintenance.remove_consumers(
-                    server, group, removable, min_idle_ms=idle_ms, operator=settings.operator,
-                    stopping=stopping,
+                    server, group, removable, min_idle_ms=round(idle_min * 60_000),
+                    operator=settings.operator, stopping=stopping,
                 )  # fmt: skip
             kept |= stayed
-    data = {
-        "stream": settings.stream, "consumer_group": group, "min_idle_min": settings.min_idle_min,
-        "dead": [vars(c) for c in dead], "removable": removable, "removed": removed, "kept": kept,
-    }  # fmt: skip
-    found = (f"{len(dead):,} consumers of {group} have been idle at least "
-             f"{settings.min_idle_min:g} min; {len(removable):,} can be removed.")  # fmt: skip
+    data = {"stream": settings.stream, "consumer_group": group, "min_idle_min": idle_min,
+            "dead": [vars(c) for c in dead], "removable": removable, "removed": removed,
+            "kept": kept}  # fmt: skip
+    otherwise = "removed" if delete else "can be removed"
     rows = [(c.name, f"{c.idle_ms / 60_000:,.0f}", c.pending,
-             f"stays: {kept[c.name]}" if c.name in kept else
-             "removed" if delete else "can be removed")
-            for c in dead]  # fmt: skip
-    head = ("Consumer", "Idle, min", "Pending", "")
-    emit(as_json, data, found, *([f"Removed: {len(removed):,}."] if delete else []),
-         *([Table(head, rows)] if rows else []))  # fmt: skip
+             f"stays: {kept[c.name]}" if c.name in kept else otherwise) for c in dead]  # fmt: skip
+    found = (f"{len(dead):,} consumers of {group} have been idle at least {idle_min:g} min; "
+             f"{len(removable):,} can be removed.")  # fmt: skip
+    emit(data, found, *([f"Removed: {len(removed):,}."] if delete else []),
+         *([Table(("Consumer", "Idle, min", "Pending", ""), rows)] if rows else []))  # fmt: skip
 
 
 @command(option("--apply", is_flag=True, help="Remove what is shown."),
-         option("--keep-days", type=_Number(min=0), metavar="N",
+         option("--keep-days", type=_number, metavar="N",
                 help="Keep whatever is younger, days."),
          option("--archive", metavar="FILE", help="Write it to this .parquet file first."),
          option("--without-groups", is_flag=True,
                 help="Trim although no group says what is needed."),
-         YES, OPERATOR, *WHERE, JSON)  # fmt: skip
+         YES, OPERATOR, *WHERE)  # fmt: skip
 def trim(apply: bool, keep_days: float | None, archive: str | None, without_groups: bool, yes: bool,
-         as_json: bool, **flags: Any) -> None:  # fmt: skip
+         **flags: Any) -> None:  # fmt: skip
     """Show what no group needs any more; --apply removes it from the stream.
 
     \b
@@ -242,7 +230,6 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
                     operator=settings.operator, stopping=stopping,
                 )  # fmt: skip
     archive = archive if removed else None  # nothing to remove, nothing written
-    data = {"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}
     lines = [f"{settings.stream}: {plan.entries:,} of {plan.length:,} entries lie before "
              f"{plan.floor} and are needed by none of its {plan.groups:,} groups."]  # fmt: skip
     lines += [f"  held back by {name}: {why}" for name, why in plan.held_by.items()]
@@ -251,11 +238,11 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
                      f"{plan.group_floor}: the {plan.bound} holds")  # fmt: skip
     if apply:
         lines.append(f"Removed: {removed:,}." + (f" Archive: {archive}" if archive else ""))
-    emit(as_json, data, *lines)
+    emit({"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}, *lines)
 
 
-@command(click.argument("target", metavar="FILE|DIR/"), *SCOPE, *GROUP, *WHERE, JSON)
-def export(target: str, as_json: bool, **flags: Any) -> None:
+@command(click.argument("target", metavar="FILE|DIR/"), *SCOPE, *GROUP, *WHERE)
+def export(target: str, **flags: Any) -> None:
     """The backlog of a scope as a file, or as a dataset by day; reads only.
 
     FILE ends in .parquet or .csv. DIR/ (with the slash) becomes a Parquet dataset
@@ -266,17 +253,17 @@ def export(target: str, as_json: bool, **flags: Any) -> None:
       drainkit export backlog.parquet
       drainkit export backlog/ --scope history
     """
-    from ..operations.export import export
+    from ..operations.events import export
 
     settings = settings_of(flags)
     with connected(settings) as server:
         n = export(server, settings, target)
     data = {"stream": settings.stream, "scope": settings.scope, "entries": n, "file": target}
-    emit(as_json, data, f"{n:,} entries ({settings.scope}) in {target}")
+    emit(data, f"{n:,} entries ({settings.scope}) in {target}")
 
 
-@command(click.argument("file"), YES, *WHERE, JSON)
-def restore(file: str, yes: bool, as_json: bool, **flags: Any) -> None:
+@command(click.argument("file"), YES, *WHERE)
+def restore(file: str, yes: bool, **flags: Any) -> None:
     """Put an archive of trim into a new stream, named by --stream."""
     from ..operations import maintenance
 
@@ -287,12 +274,12 @@ def restore(file: str, yes: bool, as_json: bool, **flags: Any) -> None:
         confirm(f"Write {file} to the new stream {settings.stream}?", yes)
         n = maintenance.restore(server, settings.stream, Path(file))
     data = {"stream": settings.stream, "entries": n, "file": file}
-    emit(as_json, data, f"{n:,} entries in the new stream {settings.stream}")
+    emit(data, f"{n:,} entries in the new stream {settings.stream}")
 
 
 @command(AUDIT, option("--allowlist", metavar="redis:KEY", help="Also let all read this set."),
-         *WHERE, JSON)  # fmt: skip
-def acl(as_json: bool, **flags: Any) -> None:
+         *WHERE)  # fmt: skip
+def acl(**flags: Any) -> None:
     """Least-privilege ACL rules by role: analyst, drainer, historian, janitor.
 
     An analyst only reads. A drainer drains what is undelivered or pending, a historian also the
@@ -309,8 +296,8 @@ def acl(as_json: bool, **flags: Any) -> None:
         found = rules(server.keys, server.info, allowlist_key=key)
     for warning in NOT_FORBIDDEN:
         tell_error(warning)
-    emit(as_json, found, *(f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, of_role))}"
-                           for role, of_role in found.items()))  # fmt: skip
+    emit(found, *(f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, of_role))}"
+                  for role, of_role in found.items()))  # fmt: skip
 
 
 def _quoted(rule: str) -> str:

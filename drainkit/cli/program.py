@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 option = click.option
-DEBUG = option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
-JSON = option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 YES = option("--yes", is_flag=True, help="Do not ask.")
-AUDIT = option("--audit-stream", metavar="KEY", help="[<stream>.drain_audit]")
+DEBUG = option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+COMMON: list[Any] = [
+    DEBUG,
+    option("--json", is_flag=True, expose_value=False, help="One JSON object on stdout.",
+           callback=lambda context, _, given: context.meta.update(json=given)),
+]  # fmt: skip
 # in the order of the contract, not of the alphabet
 _ORDER = (
     "demo", "status", "fields", "drain", "run", "verify", "runs", "stop", "resume", "check",
@@ -37,23 +40,12 @@ _ORDER = (
 
 
 class _Program(click.Group):
-    running = ""  # the command that is carried out
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, found, rest = super().resolve_command(ctx, args)
-        self.running = name or ""
-        return name, found, rest
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self.commands, key=_ORDER.index)
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Each with its whole summary; click would cut it."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=200))
-                                for name in self.list_commands(ctx)])  # fmt: skip
+            formatter.write_dl(
+                [(name, self.commands[name].get_short_help_str(limit=200)) for name in _ORDER]
+            )
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,53 +85,43 @@ def setting(*names: str) -> list[Any]:
 
     options = []
     for name in names:
-        known = facts(name)
-        default = f"[{known['shown']}]" if known["shown"] else ""
-        flag = (f"--{outside(name)}", name)
-        words = " ".join(part for part in (known["help"], default) if part)
-        if Settings.model_fields[name].default is False:
-            options.append(option(*flag, is_flag=True, default=None, help=known["help"]))
-        else:
-            many = Settings.model_fields[name].default == ()
-            options.append(option(*flag, metavar=known["metavar"], multiple=many, help=words))
+        known, default = facts(name), Settings.model_fields[name].default
+        shape: dict[str, Any] = {"metavar": known["metavar"], "multiple": default == ()}
+        if default is False:
+            shape = {"is_flag": True, "default": None}
+        elif known["shown"]:
+            shape["help"] = f"{known['help']} [{known['shown']}]".strip()
+        options.append(option(f"--{outside(name)}", name, **{"help": known["help"], **shape}))
     return options
 
 
-WHERE: list[Any] = [
-    *setting("redis_url", "stream"),
-    option("--env", metavar="NAME", help="Table [env.NAME] of drainkit.toml."),
-    DEBUG,
-]
-OPERATOR: Any = setting("operator")[0]
+_ENV = option("--env", metavar="NAME", help="Table [env.NAME] of drainkit.toml.")
+WHERE: list[Any] = [*setting("redis_url", "stream"), _ENV, *COMMON]
+AUDIT, OPERATOR = setting("audit_stream", "operator")
 GROUP = setting("consumer_group")
 SCOPE = setting("scope", "min_idle_min", "from_consumer", "history_group", "until", "from_")
 POLICY = setting("allowlist", "min_conf", "max_age_min", "as_of")
-DRAIN: list[Any] = [
-    *setting("mode"),
-    *POLICY,
-    *setting("throttle", "max_events"),
-    *GROUP,
-    *setting("consumer_name", "audit_stream"),
-    *SCOPE,
-    OPERATOR,
-    *setting("plan"),
-    option("--yes", is_flag=True, help="Live: do not ask."),
-    *setting("allow_active_consumers", "allow_invalid"),
-]
+DRAIN: list[Any] = [*setting("mode"), *POLICY, *setting("throttle", "max_events"), *GROUP]
+DRAIN += [*setting("consumer_name"), AUDIT, *SCOPE, OPERATOR, *setting("plan")]
+DRAIN += [option("--yes", is_flag=True, help="Live: do not ask.")]
+DRAIN += setting("allow_active_consumers", "allow_invalid")
 
 
-def settings_of(flags: dict[str, Any]) -> Settings:
-    """Checked settings from the options that were really given."""
+def settings_of(flags: dict[str, Any], *, only: frozenset[str] | None = None) -> Settings:
+    """Checked settings from the options that were really given; with `only`, just of these names.
+
+    A mistake elsewhere must not keep the kill switch from working.
+    """
     from ..settings import outside, shown
     from ..settings.config import load, unknown_variables
 
-    for name in unknown_variables():
+    for name in unknown_variables() if only is None else ():
         tell_error(f"{name} is not a setting; ignored. Check its spelling")
-    given = _given(flags)
-    settings = load(given, env_name=flags.get("env"))
+    given = {n: v for n, v in flags.items() if v is not None and v != () and n != "env"}
+    settings = load(given, env_name=flags.get("env"), only=only)
     for name in ("as_of", "until", "from_"):
         with suppress(TypeError, ValueError):  # not given, or no time
-            if dt.datetime.fromisoformat(flags.get(name)).tzinfo is None:  # type: ignore[arg-type]
+            if dt.datetime.fromisoformat(given.get(name)).tzinfo is None:  # type: ignore[arg-type]
                 time = shown(name, getattr(settings, name))
                 tell_error(f"--{outside(name)} without an offset is UTC: {time}")
     return settings
@@ -162,21 +144,8 @@ def as_given(command: str, flags: dict[str, Any]) -> str:
     )
 
 
-def switch_settings(flags: dict[str, Any]) -> Settings:
-    """Only where the stream is: a mistake elsewhere must not keep the kill switch from working."""
-    from ..settings.config import load
-
-    only = frozenset({"redis_url", "stream", "operator"})
-    return load(_given(flags), env_name=flags.get("env"), only=only)
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {n: v for n, v in flags.items() if v is not None and v != () and n != "env"}
-
-
 def main() -> NoReturn:
     """Run the program and exit with a code of the contract."""
-    debug = "--debug" in sys.argv
     stdout = safe_streams()
     # a scheduler's SIGTERM ends a program that waits for a server just as Ctrl-C does
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -192,15 +161,15 @@ def main() -> NoReturn:
         words = error.format_message().removesuffix(".")
         if isinstance(error, click.NoSuchOption) and error.option_name in ("--live", "--dry-run"):
             words = f"no option {error.option_name}: write --mode {error.option_name[2:]}"
-        code = _fail(UsageError(f"{words}; see drainkit --help"), debug)
+        code = _fail(UsageError(f"{words}; see drainkit --help"))
     except (click.Abort, KeyboardInterrupt):
-        code = _fail(InterruptedRunError("interrupted"), debug)
+        code = _fail(InterruptedRunError("interrupted"))
     except DrainkitError as error:
-        code = _fail(error, debug)
+        code = _fail(error)
     except Exception as error:
         odd = DrainkitError(f"unexpected {type(error).__name__}: {error}; --debug shows where")
         odd.__cause__ = error
-        code = _fail(odd, debug)
+        code = _fail(odd)
     sys.stdout.flush()
     if stdout.lost is not None:
         code = code or 1
@@ -210,8 +179,8 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(error: DrainkitError, debug: bool) -> int:
-    if debug:  # a traceback holds what servers and libraries say
+def _fail(error: DrainkitError) -> int:
+    if "--debug" in sys.argv:  # a traceback holds what servers and libraries say
         tell(*traceback.format_exc().splitlines(), err=True)
     cause: BaseException | None = error  # it may lie far below, in whatever words
     while cause is not None and getattr(cause, "errno", 0) not in (errno.EMFILE, errno.ENFILE):
@@ -219,6 +188,7 @@ def _fail(error: DrainkitError, debug: bool) -> int:
     if cause is not None:
         error = DrainkitError("too few open files are allowed here; raise `ulimit -n`")
     tell_error(error)
-    if program.running == "check" and not isinstance(error, InterruptedRunError):
+    called = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if called == "check" and not isinstance(error, InterruptedRunError):
         return 3  # the monitoring convention: unknown
     return error.exit_code

@@ -1,4 +1,4 @@
-"""What a terminal sees: results, tables, questions, progress, signals.
+"""What a terminal sees: results, tables, questions, progress, signals; a run's report, the cards.
 
 rich lays out and colours, on a terminal only: in a pipe each line is what it was given as. Its
 markup is never read, so `[red]` in a name is text.
@@ -16,29 +16,27 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..errors import InterruptedRunError, RefusedError
+from ..errors import RefusedError
 from ..safe import one_line, struck
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.table import Table as RichTable
-
-    from ..core.progress import Step
-    from ..core.summary import Summary
+    from ..core.fields import Findings
+    from ..core.plan import Plan
+    from ..core.summary import Step, Summary
+    from ..draining.run import Run
     from ..server.connection import Server
     from ..settings import Settings
 
 PIPE_WIDTH = 10_000  # columns; nothing is wrapped in a pipe
 LONGEST = 10_000  # characters of a line; 2,000 of a cell
-_BAR_WIDTH = 12
+_CLEARED = "\r\x1b[K"  # the terminal's line, from its beginning
 #: What is coloured in a line, the first that fits.
 _COLOURS = {
     r"(drainkit|CRITICAL|Died|Errors: [1-9]\d*)(?=:|$)": "bold red",
@@ -48,7 +46,7 @@ _COLOURS = {
 }
 
 
-class Outlet(io.RawIOBase):
+class Outlet(io.FileIO):
     """A standard stream whose end is not its program's: what it cannot print is gone, no more.
 
     A full disk, a reader who left and a stream that was closed all end here.
@@ -56,25 +54,12 @@ class Outlet(io.RawIOBase):
 
     lost: OSError | None = None  # why something could not be printed
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
-
-    def writable(self) -> bool:
-        return True
-
     def write(self, data: Any) -> int:
         """Print what can be printed; all counts as written."""
         try:
-            return os.write(self._descriptor, data)
-        except BlockingIOError:
-            select.select([], [self._descriptor], [])
-            return self.write(data)
+            while (written := super().write(data)) is None:  # a full pipe that does not wait
+                select.select([], [self], [])
+            return written
         except OSError as error:
             self.lost = error
             return len(data)
@@ -88,15 +73,13 @@ def safe_streams() -> Outlet:
         except OSError:  # closed: the next file or socket to be opened would be the stream
             os.open(os.devnull, os.O_RDONLY)
     sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115 - until the end
-    outlets = []
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        outlets.append(outlet := Outlet(descriptor))
+    outlets = [Outlet(descriptor, "w", closefd=False) for descriptor in (1, 2)]
+    for name, outlet in zip(("stdout", "stderr"), outlets, strict=True):
         before = getattr(sys, name)
-        text = io.TextIOWrapper(
-            io.BufferedWriter(outlet), encoding=getattr(before, "encoding", "utf-8"),
-            errors=getattr(before, "errors", "backslashreplace"), line_buffering=True,
-        )  # fmt: skip
-        setattr(sys, name, text)
+        encoding = getattr(before, "encoding", "utf-8")
+        errors = getattr(before, "errors", "backslashreplace")
+        buffer = io.BufferedWriter(outlet)
+        setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=True))
     return outlets[0]
 
 
@@ -121,90 +104,92 @@ class Table:
 Block = str | Table  # a line, whatever text from outside is in it, or a table of such texts
 
 
-def emit(as_json: bool, data: Any, *blocks: Block) -> None:
-    """Print the result: one JSON object, or lines and tables."""
-    if not as_json:
-        tell(*blocks)
-    else:
+def wants_json() -> bool:
+    """Whether the command was called with --json."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get("json"))
+
+
+def emit(data: Any, *blocks: Block) -> None:
+    """Print the result: with --json one object, else lines and tables."""
+    if wants_json():
         click.echo(json.dumps(struck(data), ensure_ascii=True))
+    else:
+        tell(*blocks)
 
 
 def tell(*blocks: Block, err: bool = False) -> None:
     """Print lines and tables, made fit to show."""
-    stream = sys.stderr if err else sys.stdout
-    if stream.isatty() or any(isinstance(block, Table) for block in blocks):
-        console = _console(err)
-        with console.capture() as captured:
-            for block in blocks:
-                for part in _parts(block, console.is_terminal):
-                    console.print(part, soft_wrap=getattr(part, "no_wrap", False))
-        lines = [line.rstrip() for line in captured.get().splitlines()]
-    else:  # as they are, and rich is not needed
-        lines = [one_line(str(block), LONGEST) for block in blocks]
-    click.echo("\n".join(lines), err=err)
-
-
-def _console(err: bool) -> Console:
-    """As wide as the terminal; colours unless NO_COLOR is set."""
-    from rich.console import Console
-
+    safe = [one_line(block, LONGEST) if isinstance(block, str) else block for block in blocks]
     stream = sys.stderr if err else sys.stdout
     tty, plain = stream.isatty(), bool(os.environ.get("NO_COLOR"))
-    return Console(
+    if not tty and all(isinstance(block, str) for block in safe):
+        click.echo("\n".join(map(str, safe)), err=err)  # as it is, and rich is not needed
+        return
+    from rich.console import Console
+
+    console = Console(
         file=stream, force_terminal=tty, width=None if tty else PIPE_WIDTH, markup=False,
         highlight=False, emoji=False, color_system="auto" if tty and not plain else None,
     )  # fmt: skip
+    with console.capture() as captured:
+        for block in safe:
+            if isinstance(block, str):
+                # a command that is broken into lines cannot be pasted
+                is_command = block.lstrip().startswith("drainkit ")
+                console.print(_line(block, whole=is_command), soft_wrap=is_command)
+            else:
+                console.print(*_table(block, tty), sep="\n")
+    lines = captured.get().splitlines()
+    click.echo("\n".join(line.rstrip() for line in lines), err=err)
 
 
-def _parts(block: Block, tty: bool) -> Iterator[Any]:
-    """A line, wrapped below its own beginning; a table."""
+def tell_error(error: object) -> None:
+    """An error or a warning of the program; a run's before its result, on which the eye ends."""
+    if error:
+        tell(f"drainkit: {error}", err=True)
+
+
+def _line(line: str, *, whole: bool) -> Any:
+    """For rich: a line, wrapped below its own beginning unless it is to stay `whole`."""
     from rich.padding import Padding
-    from rich.panel import Panel
     from rich.text import Text
 
-    if isinstance(block, Table):
-        table: Any = _table(block, tty)
-        if tty and not block.head:
-            table = Panel(table, title=Text(block.title), title_align="left", expand=False)
-        elif block.title:
-            yield Text(one_line(block.title, LONGEST), style="bold")
-        yield table
-        return
-    line = one_line(block, LONGEST)
-    text = Text(line.lstrip(" "), overflow="fold")
-    if text.plain.startswith("drainkit "):
-        yield Text(line, no_wrap=True)  # a command that is broken into lines cannot be pasted
-        return
+    text = Text(line if whole else line.lstrip(" "), overflow="fold", no_wrap=whole)
     for pattern, style in _COLOURS.items():
         if found := re.match(pattern, text.plain):
             text.stylize(style, *found.span())
             break
-    yield Padding(text, (0, 0, 0, len(line) - len(text.plain)))
+    return text if whole else Padding(text, (0, 0, 0, len(line) - len(text.plain)))
 
 
-def _table(block: Table, tty: bool) -> RichTable:
+def _table(block: Table, tty: bool) -> list[Any]:
+    """For rich: a table below its title, or a card within its frame."""
     from rich import box
+    from rich.panel import Panel
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    is_card, title = not block.head, Text(one_line(block.title, LONGEST), style="bold")
     table = RichTable(
-        box=box.SIMPLE_HEAD if tty and block.head else None, show_header=bool(block.head),
+        box=box.SIMPLE_HEAD if tty and not is_card else None, show_header=not is_card,
         padding=(0, 2, 0, 0), pad_edge=False, show_edge=False,
     )  # fmt: skip
-    width = len(block.rows[0]) if block.rows else len(block.head)
-    for place in range(width):
-        numbers = block.rows and all(isinstance(row[place], int) for row in block.rows)
+    for place, column in enumerate(zip(*block.rows, strict=True) if block.rows else block.head):
+        numbers = bool(block.rows) and all(isinstance(value, int) for value in column)
         table.add_column(
-            Text(block.head[place]) if block.head else "",
+            Text("" if is_card else block.head[place]),
             justify="right" if numbers else "left",
-            style="bold" if not block.head and place == 0 else "",
-            no_wrap=bool(numbers) or place == 0,
+            style="bold" if is_card and place == 0 else "",
+            no_wrap=numbers or place == 0,
             overflow="fold",
         )
     for row in block.rows:
         shown = (f"{v:,}" if type(v) is int else one_line(str(v), 2000) for v in row)
         table.add_row(*map(Text, shown))
-    return table
+    if is_card and tty:
+        return [Panel(table, title=title, title_align="left", expand=False)]
+    return [title, table] if block.title else [table]
 
 
 _INTERRUPTED = threading.Event()
@@ -217,7 +202,7 @@ def interrupt(*_: object) -> NoReturn:
 
 
 @contextmanager
-def _handled(handler: Callable[..., object]) -> Iterator[None]:
+def handled(handler: Callable[..., object]) -> Iterator[None]:
     """Both signals go to the handler for a while."""
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -233,69 +218,41 @@ def stop_signals() -> Iterator[threading.Event]:
     stopping = threading.Event()
     if _INTERRUPTED.is_set():
         stopping.set()
-    with _handled(lambda *_: stopping.set()):
+    with handled(lambda *_: stopping.set()):
         yield stopping
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Within `stop_signals`: a question that a signal, or the end of the input, ends at once."""
-    try:
-        with _handled(interrupt):
-            yield
-    except (click.Abort, KeyboardInterrupt):
-        raise InterruptedRunError("interrupted at the question; nothing was drained") from None
 
 
 class Moving:
     """How far a drain is: one line that moves on a terminal; elsewhere a line at each tenth."""
 
     def __init__(self) -> None:
-        from ..core.progress import Tenths
+        from ..core.summary import Step, Tenths
 
-        self._tenths = Tenths()
-        self._bar: Progress | None = None
+        self._tenths, self._steps, self._is_shown = Tenths(), Step, False
 
     def tick(self, summary: Summary) -> None:
         """Show how far this run is."""
-        from ..core.progress import Step
-
-        self._show(Step.of(summary))
+        self._show(self._steps.of(summary))
 
     def line(self, line: str) -> None:
         """Show a line that another process printed, if it says how far a drain is."""
-        from ..core.progress import Step
-
-        if step := Step.read(line):
+        if step := self._steps.read(line):
             self._show(step)
 
     def close(self) -> None:
         """Take the line away, so that others can be printed."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._is_shown:
+            click.echo(_CLEARED, err=True, nl=False)
+        self._is_shown = False
 
     def _show(self, step: Step) -> None:
-        if not sys.stderr.isatty():
-            if self._tenths.is_next(step):
-                click.echo(step.line, err=True)
-            return
-        if self._bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn
-            from rich.table import Column
-
-            whole = Column(no_wrap=True, overflow="ellipsis")
-            text = TextColumn("{task.description}", markup=False, table_column=whole)
-            self._bar = Progress(
-                BarColumn(_BAR_WIDTH), text, console=_console(err=True), transient=True
-            )
-            self._bar.add_task("", total=None)
-            self._bar.start()
-        (task,) = self._bar.task_ids
-        self._bar.update(
-            task, completed=step.done, total=step.total or None,
-            description=f"{step.line}, {step.done - step.passed:,} dropped",
-        )  # fmt: skip
+        if sys.stderr.isatty():
+            words = f"{step.line}, {step.done - step.passed:,} dropped"
+            columns = shutil.get_terminal_size().columns - 1
+            click.echo(_CLEARED + words[:columns], err=True, nl=False)
+            self._is_shown = True
+        elif self._tenths.is_next(step):
+            click.echo(step.line, err=True)
 
 
 def confirm(question: str, yes: bool, does: str = "this changes the server") -> None:
@@ -309,7 +266,125 @@ def confirm(question: str, yes: bool, does: str = "this changes the server") -> 
         raise RefusedError("not confirmed; nothing was done")
 
 
-def tell_error(error: object) -> None:
-    """An error or a warning of the program; a run's before its result, on which the eye ends."""
-    if error:
-        tell(f"drainkit: {error}", err=True)
+# ---------------------------------------------------------------- a run's report, and the cards
+
+Rows = list[tuple[str, str]]
+#: The original report's lines and more, each with its key in run.json.
+REPORT_LINES = {
+    "Mode": "mode", "Total Read": "total_read", "Dropped (old)": "dropped_old",
+    "Dropped (not allowlisted)": "dropped_not_allowlisted",
+    "Dropped (low confidence)": "dropped_low_conf", "Dropped (invalid)": "dropped_invalid",
+    "Dropped (missing)": "dropped_missing", "Drained OK": "drained_ok", "Errors": "errors",
+    "Elapsed": "elapsed_sec", "Throughput": "events_per_sec", "Remaining": "remaining",
+    "Run": "run_id", "Vanished (deleted by others)": "vanished",
+    "Passed over (taken by others)": "passed_over", "Plan": "plan_path",
+    "Plan digest": "plan_digest", "Evidence": "evidence",
+}  # fmt: skip
+# shown where there is something to say; of the others what is not known is said to be unknown
+_OPTIONAL = {"vanished", "passed_over", "plan_path", "plan_digest", "evidence"}
+
+
+def report(result: Mapping[str, Any]) -> list[Block]:
+    """The original report's lines, and what became of a plan otherwise than planned."""
+    from ..core.summary import entries_words
+
+    rate, throttle, evidence = map(result.get, ("events_per_sec", "throttle", "evidence"))
+    left, own, read = (result.get(key) or 0 for key in ("remaining", "pending_own", "total_read"))
+    is_dry, shown = result.get("mode") != "live", dict(result)
+    shown["mode"] = str(result.get("mode", "")).upper()
+    shown["elapsed_sec"] = f"{result.get('elapsed_sec', 0):.2f}s"
+    if rate is not None:
+        shown["events_per_sec"] = f"{rate:.2f} events/sec"
+    elif is_dry:  # how long the live run takes
+        takes = throttle and f"takes {read / throttle:,.1f} s at {throttle:g} events/sec"
+        shown["events_per_sec"] = f"a live run {takes or 'goes as fast as the server'}"
+    if own and result.get("remaining") is not None and result.get("scope") == "undelivered":
+        shown["remaining"] = f"{left} ({entries_words('undelivered', left, own)})"  # of two places
+    if evidence and result.get("plan_path"):  # as seen from where the person is
+        shown["plan_path"] = f"{evidence}/{result['plan_path']}"
+    blocks: list[Block] = []
+    if changed := result.get("drift"):
+        n = sum(change["events"] for change in changed)
+        rows = [[c["events"], c["planned"], c["happened"]] for c in changed]
+        title = f"Drift: {n:,} {'event' if n == 1 else 'events'} met another fate than planned"
+        title += "; drift.parquet names each" if evidence else ""
+        blocks.append(Table(("Events", "Planned", "Happened"), rows, title))
+    if (result.get("dropped_invalid") or 0) * 2 > read:
+        blocks.append("Most events cannot be read; drainkit fields says why, and what would help.")
+    for name, key in REPORT_LINES.items():
+        if shown.get(key) or key not in _OPTIONAL:
+            blocks.append(f"{name}: {'unknown' if shown.get(key) is None else shown[key]}")
+    if result.get("mode") == "dry-run":
+        good = result.get("drained_ok", 0)
+        blocks.append(f"A live run acknowledges {good:,} good signals and executes none of them.")
+    return [*blocks, *(f"Note: {note}" for note in result.get("notes") or ())]
+
+
+def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: int) -> Table:
+    """What a live drain of this plan would do, and where.
+
+    `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A run
+    with a plan applies just this one; otherwise it decides again, at each event's turn.
+    """
+    from ..core.summary import approvers_words, entries_words
+    from ..server.scopes import keeping, keeping_words
+
+    server, wanted = run.server, run.settings.approval
+    where, what = plan_rows(plan)
+    no_plan = "none: decided again at each event's turn (--plan binds a drain to a dry run)"
+    rows = [
+        ("Server", f"{server.info.kind} {server.info.version} at {server.shown_url}"),
+        ("Keeps", "; ".join(keeping_words(keeping(server)))),
+        *where,
+        ("Waiting", entries_words(plan.scope, waiting, own)),
+        *what,
+        *(("Note", note) for note in notes),
+        ("Digest", plan.digest if run.planned else no_plan),
+        ("Approved by", approvers_words(run.approvers, wanted.required) if wanted else ""),
+    ]
+    return Table((), [row for row in rows if row[1]], "Live drain")
+
+
+def fields_blocks(found: Findings) -> list[Block]:
+    """Why events cannot be read, which fields there are, and what would help."""
+    reasons = [(events, reason) for reason, events in found.reasons.items()]
+    rows = [(value, path, entries, example, ("chosen: " if chosen else "") + why)
+            for value, path, entries, example, chosen, why in found.paths]  # fmt: skip
+    return [
+        *([Table(("Events", "Reason"), reasons, f"{found.title()}:")] if reasons else []),
+        Table(("Value", "Path", "Entries", "Example", "Why"), rows,
+              f"Fields of {found.entries:,} entries, spread over the backlog:"),
+        *(f"Note: {note}" for note in found.notes),
+        found.advice(),
+        *found.snippet().splitlines(),
+    ]  # fmt: skip
+
+
+def plan_rows(plan: Plan) -> tuple[Rows, Rows]:
+    """Where a plan drains, and what it would do there."""
+    from ..core.summary import duration_words
+
+    until = f" (until {plan.until})" if plan.until else ""
+    # what is pending lies before the position
+    after = "" if plan.scope == "pending" else f" after {plan.history_position or plan.position}"
+    policy, allowed = plan.policy, plan.policy["allowlist"]
+    symbols = "any symbol" if allowed is None else ", ".join(allowed)
+    others = ", ".join(f"{n:,} {a}" for a, n in plan.counts.items() if n and a != "drained_ok")
+    limit = "no limit" if plan.max_events is None else f"at most {plan.max_events:,}"
+    as_of = f", as of {plan.as_of}" if plan.as_of else ""
+    where = [
+        ("Environment", plan.environment or "none (no --env)"),
+        ("Stream", plan.stream),
+        ("Audit", plan.audit_stream),
+        ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
+        ("Scope", f"{plan.scope},{after} up to {plan.boundary_id}{until}"),
+    ]
+    return where, [
+        ("Passes", f"{symbols}; confidence from {policy['min_conf']:g}; up to "
+                   f"{policy['max_age_min']:g} min old{as_of}"),
+        ("Entries", f"{plan.total_read:,} ({limit}), {plan.first_id or 'none'} to "
+                    f"{plan.last_id or 'none'}"),
+        ("Would pass", f"{plan.counts.get('drained_ok', 0):,} drained_ok: still good signals, "
+                       "acknowledged and NOT executed" + (f"; not: {others}" if others else "")),
+        ("Duration", duration_words(plan.total_read, plan.throttle)),
+    ]  # fmt: skip

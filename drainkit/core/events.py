@@ -7,8 +7,8 @@ every other row as it was. The rules are those of the contract, section 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import repeat
 from operator import is_, itemgetter
@@ -18,32 +18,11 @@ import numpy as np
 
 from ..late import pa, pd
 from ..settings import Fields
-from .timestamps import (
-    MAX_AHEAD_US,
-    NO_TIME,
-    TIME_SOURCES,
-    as_text,
-    earliest_us,
-    id_times_us,
-    times_us,
-)
-from .values import (
-    ABSENT,
-    AHEAD,
-    BAD_SYMBOL,
-    INVALID_REASONS,
-    NO_CONFIDENCE,
-    NO_NUMBER,
-    NO_SYMBOL,
-    OUTSIDE,
-    TIMELESS,
-    VALUES,
-    Column,
-    Layout,
-    Places,
-    RawEntry,
-)
+from . import values as v
+from .timestamps import NO_TIME, TIME_SOURCES, as_text, id_times_us, times_us
+from .values import ABSENT, INVALID_REASONS, Column, Layout, Places, RawEntry
 
+MAX_AHEAD_US = 60_000_000
 MAX_VOCABULARY = 2_000
 MAX_VOCABULARY_CHARACTERS = 4_000_000
 MAX_LAYOUTS, MAX_LAYOUT_NAMES, MAX_LAYOUT_BYTES = 1_000, 64, 4_096
@@ -53,6 +32,7 @@ _ANY_TEXT = re.compile(r".+", re.DOTALL)
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NAMES: Callable[[list[bytes]], list[bytes]] = itemgetter(slice(None, None, 2))
 _NAN = float("nan")
+_NEVER = 2**63 - 1  # later than any time
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +57,13 @@ class Events:
 
     def symbol(self, row: int) -> str | None:
         """The symbol of one row, None where not valid."""
-        code = int(self.symbol_code[row])
-        return self.symbols[code] if code >= 0 else None
+        return self.word("symbol", row)
+
+    def word(self, value: str, row: int = 0) -> str | None:
+        """The symbol, side or source of one row; None where not valid."""
+        code = int(getattr(self, f"{value}_code")[row])
+        words: list[str] = getattr(self, f"{value}s")
+        return words[code] if code >= 0 else None
 
     def symbols_here(self) -> set[str]:
         """The valid symbols of these rows; the vocabulary may hold those of others."""
@@ -86,7 +71,8 @@ class Events:
 
     def part(self, rows: slice) -> Events:
         """Some of the rows; the vocabularies stay whole."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+        columns = [name for name in self.__slots__ if name not in ("symbols", "sides", "sources")]
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Events:
@@ -96,23 +82,18 @@ class Events:
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Events:
         """The columns of `frame.record_batch` (a table of decisions has them too) as events."""
-        symbol, symbols = word_codes(table["symbol"])
-        side, sides = word_codes(table["side"])
-        source, sources = word_codes(table["source"])
+        words: dict[str, Any] = {}
+        for name in ("symbol", "side", "source"):
+            words[f"{name}_code"], words[f"{name}s"] = word_codes(table[name])
         time = table["event_time"].cast(pa.timestamp("us", tz="UTC"), safe=False)
         return cls(
             ids=table["id"].cast(pa.binary()).to_pylist(),
             event_time_us=time.cast(pa.int64()).fill_null(NO_TIME).to_numpy(),
             time_source=word_codes(table["time_source"], TIME_SOURCES)[0].astype(np.uint8),
-            symbol_code=symbol,
-            side_code=side,
-            source_code=source,
             confidence=table["confidence"].fill_null(_NAN).to_numpy(),
             invalid=word_codes(table["invalid"], INVALID_REASONS)[0].astype(np.uint8),
             missing=table["missing"].to_numpy(),
-            symbols=symbols,
-            sides=sides,
-            sources=sources,
+            **words,
         )
 
 
@@ -128,9 +109,6 @@ def word_codes(
     if known is None:
         return found, values
     return np.array([*map(known.index, values), -1])[found], [*known]
-
-
-_COLUMNS = tuple(field.name for field in fields(Events))[:-3]
 
 
 class Decoder:
@@ -152,41 +130,40 @@ class Decoder:
             self._words = [_Vocabulary(_SYMBOL), _Vocabulary(_ANY_TEXT), _Vocabulary(_ANY_TEXT)]
         ids: list[bytes] = [*map(itemgetter(0), entries)]
         bodies: list[Any] = [*map(itemgetter(1), entries)]
-        values: list[Column] = [[] for _ in VALUES]
-        stamps: Column = []
-        more_rows: list[int] = []
-        more_stamps: Column = []
-        refused = bytearray()
-        order: list[int] = []
         missing = np.fromiter(map(is_, bodies, repeat(None)), bool, len(bodies))
         if missing.any():  # a body that is gone is like one without fields
             bodies = [body or [] for body in bodies]
+        values: list[Column] = [[] for _ in v.VALUES]
+        stamps: Column = []
+        stamp_rows: list[np.ndarray] = [np.zeros(0, np.int64)]
+        refused = bytearray()
+        order: list[np.ndarray] = []
         for layout, rows in self._by_layout(bodies):
-            found = layout.find([*map(bodies.__getitem__, rows)])
+            is_all = len(rows) == len(bodies)
+            found = layout.find(bodies if is_all else [bodies[row] for row in rows.tolist()])
             for column, part in zip(values, found.values, strict=True):
                 column.extend(part)
-            for places, column in found.more_stamps:
-                more_rows += [len(order) + place for place in places]
-                more_stamps += column
-            stamps += found.stamps
+            for places, column in found.stamps:
+                stamp_rows.append(rows if len(places) == len(rows) else rows[places])
+                stamps += column
             refused += found.refused
-            order += rows
-        stamp_us = times_us(stamps)
-        if more_rows:
-            stamp_us = earliest_us(stamp_us, more_rows, times_us(more_stamps))
-        row_of = np.fromiter(order, np.int64, len(order))
+            order.append(rows)
+        times = times_us(stamps)
+        known = times != NO_TIME
+        stamp_us = np.full(len(ids), _NEVER)  # of several the earliest
+        np.minimum.at(stamp_us, np.concatenate(stamp_rows)[known], times[known])
+        row_of = np.concatenate(order)
         return self._events(ids, missing, values, stamp_us, refused, row_of)
 
-    def _by_layout(self, bodies: Sequence[list[bytes]]) -> list[tuple[Layout, list[int]]]:
-        """The rows of each layout."""
-        groups: dict[tuple[bytes, ...], list[int]] = {}
-        names: list[bytes] | None = None
-        for row, found in enumerate(map(_NAMES, bodies)):
-            if found != names:  # most streams have one producer, so one layout
-                names = found
-                rows = groups.setdefault(tuple(names), [])
-            rows.append(row)
-        found_rows = []
+    def _by_layout(self, bodies: Sequence[list[bytes]]) -> Iterator[tuple[Layout, np.ndarray]]:
+        """The rows of each layout; at least one, also without any rows."""
+        names = _NAMES(bodies[0]) if bodies else []
+        groups: dict[tuple[bytes, ...], Any] = {}
+        if all(map(names.__eq__, map(_NAMES, bodies))):  # most streams have one producer
+            groups[tuple(names)] = np.arange(len(bodies))
+        else:
+            for row, key in enumerate(map(tuple, map(_NAMES, bodies))):
+                groups.setdefault(key, []).append(row)
         for key, rows in groups.items():
             layout = self._layouts.get(key)
             if layout is None:
@@ -195,8 +172,7 @@ class Decoder:
                     self._layouts.clear()
                 if len(key) <= MAX_LAYOUT_NAMES and sum(map(len, key)) <= MAX_LAYOUT_BYTES:
                     self._layouts[key] = layout
-            found_rows.append((layout, rows))
-        return found_rows
+            yield layout, np.asarray(rows)
 
     def _events(
         self,
@@ -214,31 +190,33 @@ class Decoder:
         confidence, wrong = _confidences(confidences, self._most)
         invalid = np.frombuffer(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
-            invalid[row] = NO_SYMBOL if symbols[row] is ABSENT else BAD_SYMBOL
+            invalid[row] = v.NO_SYMBOL if symbols[row] is ABSENT else v.BAD_SYMBOL
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        columns = {
-            "invalid": np.where(invalid == 0, wrong, invalid)[back],
-            "symbol_code": symbol_code[back],
-            "side_code": of_sides.codes(sides)[back],
-            "source_code": of_sources.codes(sources)[back],
-            "confidence": confidence[back],
-        }
-        invalid, stamp_us, id_us = columns["invalid"], stamp_us[back], id_times_us(ids)
+        invalid, id_us = np.where(invalid == 0, wrong, invalid)[back], id_times_us(ids)
         # the earlier of the two counts: a wrong clock makes an event older, never younger
-        has_id, has_stamp = id_us != NO_TIME, stamp_us != NO_TIME
+        has_id, has_stamp = id_us != NO_TIME, stamp_us != _NEVER
         by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
         time_us = np.where(by_stamp, stamp_us, id_us)
-        both = has_id & has_stamp
-        ahead_us = np.where(both, stamp_us, 0) - np.where(both, id_us, 0)
-        invalid[(invalid == 0) & (ahead_us > MAX_AHEAD_US)] = AHEAD
-        invalid[(invalid == 0) & (time_us == NO_TIME)] = TIMELESS
+        is_ahead = has_id & has_stamp & ~by_stamp
+        is_ahead[is_ahead] = stamp_us[is_ahead] - id_us[is_ahead] > MAX_AHEAD_US
+        invalid[(invalid == 0) & is_ahead] = v.AHEAD
+        invalid[(invalid == 0) & (time_us == NO_TIME)] = v.TIMELESS
         invalid[missing] = 0
-        source = np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8)
         return Events(
-            ids, time_us, source, **columns, missing=missing, symbols=of_symbols.texts,
-            sides=of_sides.texts, sources=of_sources.texts,
-        )  # fmt: skip
+            ids=ids,
+            event_time_us=time_us,
+            time_source=np.where(by_stamp, 0, np.where(has_id, 1, 2)).astype(np.uint8),
+            symbol_code=symbol_code[back],
+            side_code=of_sides.codes(sides)[back],
+            source_code=of_sources.codes(sources)[back],
+            confidence=confidence[back],
+            invalid=invalid,
+            missing=missing,
+            symbols=of_symbols.texts,
+            sides=of_sides.texts,
+            sources=of_sources.texts,
+        )
 
 
 class _Vocabulary(dict[Any, int]):
@@ -259,7 +237,7 @@ class _Vocabulary(dict[Any, int]):
         try:
             return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
         except TypeError:  # JSON objects and arrays have no hash
-            return np.array([self[v] if type(v) in (str, bytes) else -1 for v in values], np.int32)
+            return np.array([self[x] if type(x) in (str, bytes) else -1 for x in values], np.int32)
 
     def __missing__(self, value: Any) -> int:
         text = as_text(value) if type(value) in (str, bytes) else None
@@ -292,15 +270,15 @@ def _confidences(values: Column, most: int) -> tuple[np.ndarray, np.ndarray]:
 def _confidence(value: Any, most: int) -> tuple[float, int]:
     """The number and 0, or nan and the reason."""
     if value is ABSENT:
-        return np.nan, NO_CONFIDENCE
+        return np.nan, v.NO_CONFIDENCE
     if type(value) is not int and type(value) is not float:
         text = as_text(value)
         if text is not None and most > 1:
             text = text.removesuffix("%")
         if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):
-            return np.nan, NO_NUMBER
+            return np.nan, v.NO_NUMBER
         value = float(text)
-    return (float(value), 0) if 0 <= value <= most else (np.nan, OUTSIDE)
+    return (float(value), 0) if 0 <= value <= most else (np.nan, v.OUTSIDE)
 
 
 _known_confidence = lru_cache(1024)(_confidence)

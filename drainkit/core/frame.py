@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 
 import numpy as np
 
-from ..late import pa, pd
-from .collection import collection_paused
-from .events import Decoder, Events
+from ..late import collection_paused, give_back_freed, pa, pd
+from .events import Decoder, Events, word_codes
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, decide
 from .timestamps import NO_TIME, TIME_SOURCES
 from .values import INVALID_REASONS, RawEntry
 
+MOST_ROWS = 2_000_000  # so many events are a DataFrame as a whole
+ROWS_OF_MORE = 1_000_000  # of more: at most so many rows, evenly spread
+FEW = ("time_source", "invalid", "action", "failed")  # columns of at most 100 words
 #: A sample's pages are small, and each by itself would take twice the memory of its rows: so many
 #: pages of fewer rows than that are made one.
 MERGED_PAGES, SMALL_PAGE = 64, 2_000
@@ -35,13 +38,12 @@ def record_batch(events: Events, decisions: Decisions | None = None) -> pa.Recor
         "invalid": words(events.invalid, INVALID_REASONS),
         "missing": pa.array(events.missing),
     }
-    return pa.record_batch(columns if decisions is None else columns | decided_columns(decisions))
+    return pa.record_batch(columns if decisions is None else columns | _decided(decisions))
 
 
 def words(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
     """Codes into words as a column; a file of Parquet brings back the very same kind."""
-    codes = codes.astype(np.int32)
-    indices = pa.array(codes, mask=codes < 0)
+    indices = pa.array(codes.astype(np.int32), mask=codes.astype(np.int32) < 0)
     return pa.DictionaryArray.from_arrays(indices, pa.array(values, pa.string()))
 
 
@@ -51,11 +53,10 @@ def word_counts(column: pa.ChunkedArray) -> Counter[str]:
     return Counter({pair["values"] or "": pair["counts"] for pair in pairs})
 
 
-def decided_columns(decisions: Decisions) -> dict[str, pa.Array]:
+def _decided(decisions: Decisions) -> dict[str, pa.Array]:
     """The columns of `decide_frame`."""
-    age_us = decisions.age_us
     return {
-        "age_sec": pa.array(age_us / 1e6, mask=age_us == NO_TIME),
+        "age_sec": pa.array(decisions.age_us / 1e6, mask=decisions.age_us == NO_TIME),
         "action": words(decisions.action, ACTIONS),
         "failed": words(decisions.failed, FAILED_NAMES),
     }
@@ -77,21 +78,21 @@ def events_frame(batches: Iterable[pa.RecordBatch]) -> pd.DataFrame:
     """
     pages: list[pa.RecordBatch] = []
     small = 0  # of the last of them
+    narrow = pa.dictionary(pa.int8(), pa.string())
     for batch in batches:
-        pages.append(batch)
+        columns = {n: batch[n].cast(narrow) if n in FEW else batch[n] for n in batch.schema.names}
+        pages.append(pa.record_batch(columns))
         small = small + 1 if len(batch) < SMALL_PAGE else 0
         if small == MERGED_PAGES:
             merged = pa.Table.from_batches(pages[-small:]).unify_dictionaries().combine_chunks()
             pages[-small:] = merged.to_batches() or pages[-1:]  # of no rows: none
             small = 0
-        del batch  # or it would be in memory beside the next one
+        del batch, columns  # or it would be in memory beside the next one
     table = pa.Table.from_batches(pages).unify_dictionaries()
     del pages
     text = pd.StringDtype("pyarrow", na_value=np.nan)  # what pandas 3 calls str
     frame: pd.DataFrame = table.to_pandas(
-        types_mapper=lambda kind: text if kind == pa.string() else None,
-        self_destruct=True,
-        split_blocks=True,
+        types_mapper={pa.string(): text}.get, self_destruct=True, split_blocks=True
     )
     for name in ("symbol", "side", "source"):
         words = frame[name].cat
@@ -106,19 +107,26 @@ def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) 
     failed filters, comma-separated in the order of ACTIONS).
     """
     decisions = decide(Events.from_frame(frame), policy, now_us)
-    found: pd.DataFrame = pa.table(decided_columns(decisions)).to_pandas()
+    found: pd.DataFrame = pa.table(_decided(decisions)).to_pandas()
     return found.set_index(frame.index)
 
 
-def decisions_of(frame: pd.DataFrame) -> Decisions:
-    """What was decided of a frame's rows, back from the columns of `decide_frame`."""
-    action, failed = (frame[name].cat.codes.to_numpy() for name in ("action", "failed"))
-    ages = microseconds(frame["age_sec"].to_numpy())
-    return Decisions(action.astype(np.uint8), failed.astype(np.uint8), ages)
+def decisions_of(decided: pd.DataFrame | pa.Table) -> Decisions:
+    """What was decided, back from the columns of `decide_frame` or of a plan's decisions.
+
+    `failed` holds the filter that decided too, which a plan's column leaves out.
+    """
+    names = ["age_sec", "action", "failed"]
+    table = decided if isinstance(decided, pa.Table) else pa.Table.from_pandas(decided[names])
+    action = word_codes(table["action"], ACTIONS)[0].astype(np.uint8)
+    failed = word_codes(table["failed"], FAILED_NAMES)[0].astype(np.uint8)
+    first = np.where(action == ACTIONS.index("drained_ok"), 0, np.uint8(1) << action)
+    ages_us = microseconds(table["age_sec"].to_numpy())
+    return Decisions(action, failed | first.astype(np.uint8), ages_us)
 
 
 def microseconds(ages_sec: np.ndarray) -> np.ndarray:
-    """Ages of `decided_columns` as they were decided (int64); NO_TIME where there is none."""
+    """Ages in seconds as they were decided (int64); NO_TIME where there is none."""
     known = ~np.isnan(ages_sec)
     return np.where(known, np.rint(np.where(known, ages_sec, 0) * 1e6), NO_TIME).astype(np.int64)
 
@@ -127,3 +135,30 @@ def load_frame(entries: Iterable[Sequence[RawEntry]], decoder: Decoder) -> pd.Da
     """The entries as a DataFrame of typed columns (see events_frame); payloads stay behind."""
     with collection_paused():
         return events_frame(record_batch(decoder.decode(page)) for page in chain([()], entries))
+
+
+class Backlog:
+    """All events of `pages` counted by action; as a DataFrame all of them, or one in `step`.
+
+    `counted`: how many there may be.
+    """
+
+    @collection_paused()
+    def __init__(self, pages: Iterable[tuple[Events, Decisions]], counted: int) -> None:
+        self.step = 1 if counted <= MOST_ROWS else math.ceil(counted / ROWS_OF_MORE)
+        self.total = 0  # events
+        self.symbols = set[str]()  # that occur in them
+        self.counts = np.zeros(len(ACTIONS), np.int64)  # by action
+        self.frame = events_frame(self._counted(pages))
+        give_back_freed()
+
+    def _counted(self, pages: Iterable[tuple[Events, Decisions]]) -> Iterator[pa.RecordBatch]:
+        nothing = Decoder().decode([])
+        yield record_batch(nothing, decide(nothing, Policy(0, None, 0), 0))
+        for events, decisions in pages:
+            self.counts += np.bincount(decisions.action, minlength=len(ACTIONS))
+            self.symbols |= events.symbols_here()
+            rows = slice(-self.total % self.step, None, self.step)
+            self.total += len(events)
+            yield record_batch(events.part(rows), decisions.part(rows))
+            del events, decisions  # or two pages would be in memory

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RefusedError, UsageError
@@ -22,9 +21,9 @@ from ..ids import id_key
 from ..late import pa, pc
 from ..safe import one_line
 from ..settings import FROM_PLAN, Settings, build, outside, shown
-from .events import Events, word_codes
-from .frame import event_schema, microseconds, record_batch, word_counts
-from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, other_failed, reason_codes
+from .events import Decoder, Events
+from .frame import record_batch, word_counts
+from .policy import ACTIONS, Decisions, Policy, decide, other_failed, reason_codes
 from .values import RawEntry, no_constant
 
 VERSION = 3  # 3: audit stream, environment, server, unreadable; a digest of the decisions' bytes
@@ -73,11 +72,6 @@ class Plan:
         """JSON-ready, in the order of the fields."""
         return asdict(self)
 
-    @property
-    def boundary_key(self) -> tuple[int, int]:
-        """The boundary as a pair of integers, to be compared."""
-        return id_key(self.boundary_id)
-
     def laid_under(self, settings: Settings) -> Settings:
         """The settings with what the plan gives; refuses what was asked for and differs.
 
@@ -86,8 +80,9 @@ class Plan:
         and so is a plan that was made for another environment.
         """
         if settings.env != self.environment:
-            envs = (self.environment, settings.env)
-            then, now = (f"--env {env}" if env else "no --env" for env in envs)
+            then, now = (
+                f"--env {e}" if e else "no --env" for e in (self.environment, settings.env)
+            )
             raise RefusedError(
                 f"environment: the plan has {then}, asked for {now}; make a new plan"
             )
@@ -100,11 +95,13 @@ class Plan:
         }
         found = build(layer, asked=settings.asked)
         for name in [n for n in FROM_PLAN if n in settings.asked]:
-            planned, asked = getattr(found, name), getattr(settings, name)
-            if asked != planned:
+            planned, asked = (
+                shown(name, getattr(one, name)) or "none" for one in (found, settings)
+            )
+            if getattr(found, name) != getattr(settings, name):
                 raise RefusedError(
-                    f"{outside(name)}: the plan has {shown(name, planned) or 'none'}, asked for "
-                    f"{shown(name, asked) or 'none'}; leave it out, or make a new plan"
+                    f"{outside(name)}: the plan has {planned}, asked for {asked}; leave it out, or "
+                    "make a new plan"
                 )
         return found
 
@@ -132,26 +129,28 @@ def from_json(text: str, where: str) -> Plan:
         raise RefusedError(
             f"the plan is of version {data['version']}, not {VERSION}; make a new one"
         )
-    odd = sorted(set(data) ^ {field.name for field in fields(Plan)})
-    if odd:
-        raise RefusedError(f"the plan's key {odd[0]} is missing or unknown: it was edited")
-    try:
-        TypeAdapter(Plan).validate_json(text, strict=True)
-        policy = data["policy"]
-        if set(policy) != {field.name for field in fields(Policy)}:
-            raise RefusedError("the plan's policy has a missing or unknown key: it was edited")
-        TypeAdapter(Policy).validate_json(json.dumps(policy), strict=True)
-    except ValidationError as error:
-        at = error.errors()[0]["loc"]
-        point = f"key {one_line(str(at[0]), 80)}" if at else "JSON"
-        raise RefusedError(
-            f"the plan's {point} is not of the type it must be: it was edited"
-        ) from None
-    symbols = policy["allowlist"]
+    _check(data, Plan, "the plan's")
+    _check(data["policy"], Policy, "the plan's policy")
+    symbols = data["policy"]["allowlist"]
     if symbols is not None and symbols != sorted(set(symbols)):
         raise RefusedError("the plan's policy allowlist is not sorted: it was edited")
     check_digest(data)
     return Plan(**data)
+
+
+def _check(found: dict[str, Any], kind: type[Plan | Policy], whose: str) -> None:
+    """Refuse keys that are missing or unknown, and values of other types."""
+    odd = sorted(found.keys() ^ {field.name for field in fields(kind)})
+    if odd:
+        raise RefusedError(f"{whose} key {odd[0]} is missing or unknown: it was edited")
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(found), strict=True)
+    except ValidationError as error:
+        at = error.errors()[0]["loc"]
+        point = f"key {one_line(str(at[0]), 80)}" if at else "JSON"
+        raise RefusedError(
+            f"{whose} {point} is not of the type it must be: it was edited"
+        ) from None
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
@@ -176,8 +175,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # a plan that says something else to who approves it
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
+        ((double, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise RefusedError(f"the plan has the key {double} twice: it was edited")
     return found
 
@@ -186,18 +184,17 @@ def differences(
     plan: Plan, *, stream: str, consumer_group: str, scope: str, policy: Policy
 ) -> list[str]:
     """One line for each point in which the plan is for something else than asked for."""
+    asked: dict[str, Any] = {"stream": stream, "consumer group": consumer_group, "scope": scope}
+    planned = dict(zip(asked, (plan.stream, plan.consumer_group, plan.scope), strict=True))
+    asked |= {f"policy {name}": value for name, value in policy.as_dict().items()}
+    planned |= {f"policy {name}": value for name, value in plan.policy.items()}
+    lists: Any = planned.pop("policy allowlist"), asked.pop("policy allowlist")
     found = [
-        f"{name}: the plan has {one_line(repr(planned), 80)}, asked for {one_line(repr(asked), 80)}"
-        for name, planned, asked in (
-            ("stream", plan.stream, stream),
-            ("consumer group", plan.consumer_group, consumer_group),
-            ("scope", plan.scope, scope),
-            ("policy max_age_min", plan.policy.get("max_age_min"), policy.max_age_min),
-            ("policy min_conf", plan.policy.get("min_conf"), policy.min_conf),
-        )
-        if planned != asked
+        f"{name}: the plan has {one_line(repr(planned[name]), 80)}, asked for "
+        f"{one_line(repr(value), 80)}"
+        for name, value in asked.items()
+        if planned[name] != value
     ]
-    lists: tuple[Any, Any] = (plan.policy.get("allowlist"), policy.as_dict()["allowlist"])
     if lists[0] != lists[1]:
         then, now = ("any symbol" if one is None else f"{len(one)} symbols" for one in lists)
         told = f"the plan has {then}, asked for {now}"
@@ -245,12 +242,8 @@ def payload_sha256(raw: Sequence[bytes] | None) -> bytes | None:
 @cache
 def decisions_schema() -> pa.Schema:
     """The columns of a decisions table (COLUMNS): those of events, and what was decided."""
-    words = pa.dictionary(pa.int32(), pa.string())
-    kinds = {field.name: field.type for field in event_schema()} | {
-        "age_sec": pa.float64(), "action": words, "failed": words, "reason": words,
-        "payload_sha256": pa.binary(32),
-    }  # fmt: skip
-    return pa.schema([(name, kinds[name]) for name in COLUMNS])
+    events, policy = Decoder().decode([]), Policy(0, None, 0)
+    return decisions_table(payload_hashes([]), events, decide(events, policy, 0), policy).schema
 
 
 def payload_hashes(entries: Sequence[RawEntry]) -> pa.Array:
@@ -262,24 +255,14 @@ def decisions_table(
     hashes: pa.Array, events: Events, decisions: Decisions, policy: Policy
 ) -> pa.Table:
     """One row for each event (COLUMNS): what it is, what was decided and why."""
-    others = replace(decisions, failed=other_failed(decisions))
-    batch = record_batch(events, others)
+    batch = record_batch(events, replace(decisions, failed=other_failed(decisions)))
     reason, texts = reason_codes(events, decisions, policy)
     columns = {
         **dict(zip(batch.schema.names, batch.columns, strict=True)),
         "reason": pa.array(texts, pa.string()).take(pa.array(reason)).dictionary_encode(),
         "payload_sha256": hashes,
     }
-    return pa.table([columns[name] for name in COLUMNS], decisions_schema())
-
-
-def decisions_in(table: pa.Table) -> Decisions:
-    """What a decisions table says of its events, with the filter that decided among the failed."""
-    action = word_codes(table["action"], ACTIONS)[0].astype(np.uint8)
-    others = word_codes(table["failed"], FAILED_NAMES)[0].astype(np.uint8)
-    first = np.where(action == ACTIONS.index("drained_ok"), 0, np.uint8(1) << action)
-    ages = microseconds(table["age_sec"].to_numpy())
-    return Decisions(action, others | first.astype(np.uint8), ages)
+    return pa.table({name: columns[name] for name in COLUMNS})
 
 
 class Tally:
@@ -318,7 +301,7 @@ class Tally:
         odd = [name for name, value in self.said().items() if getattr(plan, name) != value]
         if self._counts.keys() - set(ACTIONS):
             odd.append("counts")
-        if self._newest > plan.boundary_key:
+        if self._newest > id_key(plan.boundary_id):
             odd.append("boundary_id")
         if plan.max_events is not None and self.rows > plan.max_events:
             odd.append("max_events")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,39 +34,52 @@ class Matched:
     vanished: int = 0  # planned, and deleted before they could be delivered
 
 
+class Feed:
+    """Rows of tables that come in parts, as many at a time as are asked for."""
+
+    def __init__(self, parts: Iterator[pa.Table]) -> None:
+        self._parts = parts
+        self._held: list[pa.Table] = []
+
+    def take(self, n: int) -> pa.Table | None:
+        """The next `n` rows, fewer at the end; None when there are no more."""
+        while sum(map(len, self._held)) < n and (part := next(self._parts, None)) is not None:
+            self._held.append(part)
+        if not self._held:
+            return None
+        table = pa.concat_tables(self._held)
+        self._held = [table.slice(n)] if len(table) > n else []
+        return table.slice(0, n)
+
+
 class Matching:
     """Holds records against a plan; both come in parts, and mostly in the same order.
 
-    In memory are the next planned entries and what had no counterpart yet: as much as the two
-    orders differ, whatever their length. Any order gives the same answer.
+    In memory is what had no counterpart yet: as much as the two orders differ, whatever their
+    length. Any order gives the same answer.
     """
 
     def __init__(self, planned: Parts | None) -> None:
         self._planned = planned
-        self._left = (_texts(part, "id", "action") for part in (planned() if planned else ()))
-        self._window = _empty("id", "action")
-        self._extras: list[pa.Table] = []
+        self._feed = Feed(_texts(part, "id", "action") for part in (planned() if planned else ()))
+        self._open, self._extras = [_texts(None, "id", "action")], [_texts(None, *_RECORDED)]
+        self._loose, self._most = 0, WINDOW  # rows of them; looked through when there are more
         self._drift: list[pa.Table] = []
 
     def add(self, recorded: pa.Table) -> None:
         """Some records: columns id, action and reason."""
-        recorded = _texts(recorded, "id", "action", "reason")
-        n = len(recorded)
-        while len(self._window) < n + WINDOW and (part := next(self._left, None)) is not None:
-            self._window = pa.concat_tables([self._window, part])
-        self._window = self._window.combine_chunks()
-        head = self._window.slice(0, n)
-        if len(head) == n and head["id"].equals(recorded["id"]):
-            self._window = self._window.slice(n)
-            self._pair(head, recorded)
+        recorded = _texts(recorded, *_RECORDED)
+        planned = self._feed.take(len(recorded))
+        if planned is not None and planned["id"].equals(recorded["id"]):
+            self._pair(planned, recorded)
             return
-        places = pc.index_in(recorded["id"], value_set=self._window["id"])
-        places = places.fill_null(-1).to_numpy()
-        _, first = np.unique(places, return_index=True)
-        rows = np.sort(first[places[first] >= 0])  # the first record of each planned entry
-        self._pair(self._window.take(places[rows]), recorded.take(rows))
-        self._extras.append(recorded.take(np.delete(np.arange(n), rows)))
-        self._window = self._window.take(np.delete(np.arange(len(self._window)), places[rows]))
+        self._extras.append(recorded)
+        self._loose += len(recorded)
+        if planned is not None:
+            self._open.append(planned)
+            if self._loose > self._most:
+                self._match()
+                self._most = 2 * self._loose + WINDOW
 
     def finish(self, vanished: Callable[[list[str]], Collection[str]] | None = None) -> Matched:
         """What does not fit, once all records were added.
@@ -75,15 +87,13 @@ class Matching:
         `vanished` says which of the ids that lack a record need none, deleted as they were before
         they could be delivered.
         """
-        extras = pa.concat_tables([_empty("id", "action", "reason"), *self._extras])
-        lacking: list[str] = []
-        for part in chain([self._window], self._left):
-            rows = pc.index_in(part["id"], value_set=extras["id"]).fill_null(-1).to_numpy()
-            self._pair(part.filter(pa.array(rows >= 0)), extras.take(rows[rows >= 0]))
-            extras = extras.take(np.delete(np.arange(len(extras)), rows[rows >= 0]))
-            lacking += part["id"].filter(pa.array(rows < 0)).to_pylist()
+        lacking = self._match()
+        while (part := self._feed.take(WINDOW)) is not None:
+            self._open = [part]
+            lacking += self._match()
         gone = set(vanished(lacking)) if lacking and vanished is not None else set()
         lacking = [entry for entry in lacking if entry not in gone]
+        extras = pa.concat_tables(self._extras)
         found = pc.value_counts(extras["id"])
         doubled = found.filter(pc.greater(found.field("counts"), 1)).field("values").to_pylist()
         if self._planned is None:
@@ -102,6 +112,22 @@ class Matching:
         """Where what happened differs from the plan (`drift_table`), as far as it was added."""
         return pa.concat_tables([drift_table(), *self._drift])
 
+    def _match(self) -> list[str]:
+        """Pair what has its counterpart by now; returns the ids that are left of the plan."""
+        planned = pa.concat_tables(self._open).combine_chunks()
+        if not len(planned):
+            return []
+        recorded = pa.concat_tables(self._extras).combine_chunks()
+        places = pc.index_in(recorded["id"], value_set=planned["id"]).fill_null(-1).to_numpy()
+        _, first = np.unique(places, return_index=True)
+        rows = np.sort(first[places[first] >= 0])  # the first record of each planned entry
+        self._pair(planned.take(places[rows]), recorded.take(rows))
+        self._open = [planned.take(np.delete(np.arange(len(planned)), places[rows]))]
+        self._extras = [recorded.take(np.delete(np.arange(len(recorded)), rows))]
+        self._loose = len(self._extras[0])
+        left: list[str] = self._open[0]["id"].to_pylist()
+        return left
+
     def _pair(self, planned: pa.Table, recorded: pa.Table) -> None:
         differs = pc.not_equal(planned["action"], recorded["action"])
         if pc.any(differs).as_py():
@@ -109,10 +135,13 @@ class Matching:
             self._drift.append(drift_table(now["id"], was, now["action"], now["reason"]))
 
 
+_RECORDED = ("id", "action", "reason")
+
+
 def drift_table(*columns: Any) -> pa.Table:
     """Entries whose fate was not the planned one, by id, planned, happened, reason; none: empty."""
-    texts = pa.schema([(name, pa.string()) for name in ("id", "planned", "happened", "reason")])
-    return pa.table([*columns], texts.names).cast(texts) if columns else texts.empty_table()
+    names = ["id", "planned", "happened", "reason"]
+    return _texts(pa.table([*columns], names) if columns else None, *names)
 
 
 def drift_of(
@@ -141,43 +170,35 @@ def drift_counts(drift: pa.Table) -> list[dict[str, str | int]]:
 
 
 def reconcile(
-    matched: Matched,
-    *,
-    audited: Mapping[str, int],
-    counts: Mapping[str, int],
+    matched: Matched, *, audited: Mapping[str, int], counts: Mapping[str, int]
 ) -> list[str]:
     """What does not balance, one line each; empty when the books do.
 
     `audited` are the run's records by action, `counts` the run's own numbers.
     """
-    findings = []
-    if matched.twice:
-        findings.append(_line("entries recorded more than once", matched.twice))
-    for action in sorted({*ACTIONS, *audited, *counts}):
-        if audited.get(action, 0) != counts.get(action, 0):
-            findings.append(
-                f"{one_line(action)}: the run counted {counts.get(action, 0)}, "
-                f"the audit {audited.get(action, 0)}"
-            )
-    if matched.lacking:
-        findings.append(_line("planned entries without a record", matched.lacking))
-    if matched.beyond:
-        findings.append(_line("recorded entries that were not planned", matched.beyond))
-    return findings
+    numbers = [
+        f"{one_line(action)}: the run counted {counts.get(action, 0)}, "
+        f"the audit {audited.get(action, 0)}"
+        for action in sorted({*ACTIONS, *audited, *counts})
+        if audited.get(action, 0) != counts.get(action, 0)
+    ]
+    return [
+        *_line("entries recorded more than once", matched.twice),
+        *numbers,
+        *_line("planned entries without a record", matched.lacking),
+        *_line("recorded entries that were not planned", matched.beyond),
+    ]
 
 
-def _line(finding: str, ids: Sequence[str]) -> str:
+def _line(finding: str, ids: Sequence[str]) -> list[str]:
     # whoever may write to the audit stream could have put anything there
-    return f"{finding}: {len(ids):,}, first {one_line(ids[0])}"
+    return [f"{finding}: {len(ids):,}, first {one_line(ids[0])}"] if ids else []
 
 
-def _texts(table: pa.Table, *names: str) -> pa.Table:
-    """Some columns as plain texts: a plan's are dictionaries."""
-    return table.select(names).cast(pa.schema([(name, pa.string()) for name in names]))
-
-
-def _empty(*names: str) -> pa.Table:
-    return pa.schema([(name, pa.string()) for name in names]).empty_table()
+def _texts(table: pa.Table | None, *names: str) -> pa.Table:
+    """Some columns as plain texts (a plan's are dictionaries); of no table without rows."""
+    schema = pa.schema([(name, pa.string()) for name in names])
+    return schema.empty_table() if table is None else table.select(names).cast(schema)
 
 
 PIECE = 4_000  # rows of a plan that are made events at once
@@ -189,25 +210,17 @@ class Entries:
 
     def __init__(self, decisions: pa.Table) -> None:
         """`decisions` needs the columns id, action and payload_sha256."""
-        table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
-        self.ids = pa.concat_arrays([pa.array([], pa.string()), *table["id"].chunks])
-        self.hashes = pa.concat_arrays(
-            [pa.array([], pa.binary(32)), *table["payload_sha256"].chunks]
-        )
-        self.actions = word_codes(table["action"], ACTIONS)[0].astype(np.uint8)
+        self._table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
+        self.ids = self._table["id"].combine_chunks()
+        self.hashes = self._table["payload_sha256"].combine_chunks()
+        self.actions = word_codes(self._table["action"], ACTIONS)[0].astype(np.uint8)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def only(self, rows: np.ndarray) -> Entries:
         """Those that `rows` (bool) marks."""
-        if rows.all():
-            return self
-        found = object.__new__(Entries)
-        mask = pa.array(rows)
-        found.ids, found.hashes = self.ids.filter(mask), self.hashes.filter(mask)
-        found.actions = self.actions[rows]
-        return found
+        return self if rows.all() else Entries(self._table.filter(pa.array(rows)))
 
     def last(self) -> str:
         """The largest id."""
@@ -252,35 +265,14 @@ class ToDrain:
         return self.load()
 
 
-class Feed:
-    """Rows of tables that come in parts, as many at a time as are asked for."""
-
-    def __init__(self, parts: Iterator[pa.Table]) -> None:
-        self._parts = parts
-        self._held: list[pa.Table] = []
-
-    def take(self, n: int) -> pa.Table | None:
-        """The next `n` rows, fewer at the end; None when there are no more."""
-        while sum(map(len, self._held)) < n and (part := next(self._parts, None)) is not None:
-            self._held.append(part)
-        if not self._held:
-            return None
-        table = pa.concat_tables(self._held)
-        self._held = [table.slice(n)] if len(table) > n else []
-        return table.slice(0, n)
-
-
 def fits(rows: pa.Table, events: Events, hashes: pa.Array) -> bool:
     """Whether a plan's rows say of these events what they are, and of their payloads."""
     if not rows["payload_sha256"].combine_chunks().equals(hashes):
         return False
-    found = pa.Table.from_batches([record_batch(events)])
-
-    def values(table: pa.Table, name: str) -> pa.ChunkedArray:
-        column = table[name]
-        return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
-
-    return all(values(rows, name).equals(values(found, name)) for name in COMPARED)
+    found = pa.Table.from_batches([record_batch(events)]).select(COMPARED)
+    kinds = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in found.schema]
+    plain = pa.schema([*zip(COMPARED, kinds, strict=True)])
+    return bool(rows.select(COMPARED).cast(plain).equals(found.cast(plain)))
 
 
 class Cursor:

@@ -1,4 +1,4 @@
-"""The books of a run: run id, counts, and how it ended."""
+"""The books of a run: run id, counts, how far it is and how it ended, as data and in words."""
 
 from __future__ import annotations
 
@@ -20,9 +20,42 @@ from .policy import ACTIONS, Decisions
 from .timestamps import iso
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-(dry-run|live)-[0-9a-f]{6}")
-_INNER = {"changes", "expected", "is_counted", "pace", "unreadable"}  # kept beside the JSON
 COUNTS = ("total_read", *ACTIONS, "vanished", "passed_over", "events_per_sec")
 OUTCOMES = {0: "done", 4: "refused", 130: "interrupted"}  # by exit code; all others: "failed"
+_INNER = {"changes", "expected", "is_counted", "pace", "unreadable"}  # kept beside the JSON
+_OR_NULL = {*COUNTS, "remaining", "throttle", "exit_code", "pending_own"}  # else None is left out
+_STEPS = 10  # lines of a whole drain, where there is no terminal
+_DRAINED = re.compile(r"drained ([\d,]+) of ([\d,]+), .*?([\d,]+) passed")
+
+
+@dataclass
+class Pace:
+    """When a run's records reached the audit, in milliseconds of the audit's ids."""
+
+    first_ms: int | None = None
+    last_ms: int = 0
+    at_last: int = 0  # records of the last millisecond
+    records: int = 0
+
+    def note(self, ms: int, records: int) -> None:
+        """So many records reached the audit at this millisecond."""
+        if records:
+            self.first_ms = ms if self.first_ms is None else min(self.first_ms, ms)
+            if ms >= self.last_ms:
+                self.at_last = records + (self.at_last if ms == self.last_ms else 0)
+            self.last_ms = max(self.last_ms, ms)
+            self.records += records
+
+    def events_per_sec(self) -> float:
+        """Records before the last millisecond over the time from the first to the last; or 0.
+
+        Never above the throttle: the last millisecond's records belong to the time after it.
+        """
+        if self.first_ms is None or self.last_ms <= self.first_ms:
+            return 0.0
+        span_sec = (self.last_ms - self.first_ms) / 1000
+        # rounded down: 1000.00 of 1000 allowed must not become 1000.01
+        return math.floor((self.records - self.at_last) / span_sec * 100) / 100
 
 
 @dataclass
@@ -73,21 +106,15 @@ class Summary:
     changes: pa.Table | None = None  # the same, event by event (reconciliation.drift_table)
     is_counted: bool = True  # False: what the run recorded is not known; its counts are null
     expected: int = 0  # events of a live run, as counted when it began; 0: not counted yet
-    pace: Pace = field(default_factory=lambda: Pace())  # noqa: PLW0108 - it is defined below
+    pace: Pace = field(default_factory=Pace)
 
     @classmethod
     def opened(
-        cls,
-        settings: Settings,
-        *,
-        run_id: str,
-        boundary: str,
-        now_us: int,
-        plan_digest: str | None = None,
-        approvers: Mapping[str, str] | None = None,
-    ) -> Summary:
+        cls, settings: Settings, *, run_id: str, boundary: str, now_us: int,
+        plan_digest: str | None = None, approvers: Mapping[str, str] | None = None,
+    ) -> Summary:  # fmt: skip
         """The books of a run that begins now; `now_us` by the server's clock."""
-        live = settings.mode == "live"
+        live, approval = settings.mode == "live", settings.approval
         same = ("mode", "scope", "stream", "consumer_group", "throttle", "operator")
         return cls(
             run_id=run_id,
@@ -96,7 +123,7 @@ class Summary:
             plan_digest=plan_digest,
             approvers=[*(approvers or ())] if live else None,
             approver_keys=dict(approvers) if approvers else None,
-            approvals_required=settings.approval.required if live and settings.approval else None,
+            approvals_required=approval.required if live and approval else None,
             environment=settings.env,
             server=address(settings.redis_url.get_secret_value()),
             **{name: getattr(settings, name) for name in same},
@@ -104,11 +131,11 @@ class Summary:
 
     def count(self, decisions: Decisions, rows: np.ndarray | slice = slice(None)) -> int:
         """Add the actions of the chosen rows; returns how many they are."""
-        found = np.bincount(decisions.action[rows], minlength=len(ACTIONS))
-        for action, n in zip(ACTIONS, found.tolist(), strict=True):
+        found = np.bincount(decisions.action[rows], minlength=len(ACTIONS)).tolist()
+        for action, n in zip(ACTIONS, found, strict=True):
             setattr(self, action, getattr(self, action) + n)
-        self.total_read += int(found.sum())
-        return int(found.sum())
+        self.total_read += sum(found)
+        return sum(found)
 
     def close(self, failure: DrainkitError | None, now_us: int) -> Summary:
         """Close the books: how the run ended, and when, by the server's clock.
@@ -135,13 +162,10 @@ class Summary:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; keys that do not apply are left out."""
-        optional = ("plan_path", "plan_digest", "error", "audit_records", "drift", "notes",
-                    "operator", "approvers", "approver_keys", "approvals_required", "environment",
-                    "server")  # fmt: skip
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _INNER}
         if not self.is_counted:
             values |= dict.fromkeys(COUNTS)
-        return {k: v for k, v in values.items() if v is not None or k not in optional}
+        return {k: v for k, v in values.items() if v is not None or k in _OR_NULL}
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Summary:
@@ -150,40 +174,99 @@ class Summary:
         return cls(**{name: value for name, value in found.items() if name in names})
 
 
-@dataclass
-class Pace:
-    """When a run's records reached the audit, in milliseconds of the audit's ids."""
-
-    first_ms: int | None = None
-    last_ms: int = 0
-    at_last: int = 0  # records of the last millisecond
-    records: int = 0
-
-    def note(self, ms: int, records: int) -> None:
-        """So many records reached the audit at this millisecond."""
-        if records:
-            self.first_ms = ms if self.first_ms is None else min(self.first_ms, ms)
-            if ms >= self.last_ms:
-                self.at_last = records + (self.at_last if ms == self.last_ms else 0)
-            self.last_ms = max(self.last_ms, ms)
-            self.records += records
-
-    def events_per_sec(self) -> float:
-        """Records before the last millisecond over the time from the first to the last; or 0.
-
-        Never above the throttle: the last millisecond's records belong to the time after it.
-        """
-        if self.first_ms is None or self.last_ms <= self.first_ms:
-            return 0.0
-        span_sec = (self.last_ms - self.first_ms) / 1000
-        # rounded down: 1000.00 of 1000 allowed must not become 1000.01
-        return math.floor((self.records - self.at_last) / span_sec * 100) / 100
-
-
 def new_run_id(mode: str, now_us: int) -> str:
     """YYYYMMDDTHHMMSSZ-<mode>-<6 hex>, from the server's time."""
     now = dt.datetime.fromtimestamp(now_us // 1_000_000, tz=dt.UTC)
     return f"{now:%Y%m%dT%H%M%SZ}-{mode}-{secrets.token_hex(3)}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a run is: `done` of `total` events (0: not known), and the line that says it."""
+
+    done: int
+    total: int
+    passed: int
+    line: str
+
+    @classmethod
+    def of(cls, summary: Summary) -> Step:
+        """`drained 1,000 of 10,000, 5.0/s of 5, 30 min left, 412 passed`.
+
+        The rate is that of the audit's ids so far, of the throttle if there is one. A dry run
+        decides as fast as it can.
+        """
+        done, total, passed = summary.total_read, summary.expected, summary.drained_ok
+        if summary.mode != "live":
+            return cls(done, total, passed, f"decided {done:,}, {passed:,} passed")
+        line = f"drained {done:,} of {total:,}, "
+        if rate := summary.pace.events_per_sec():  # else all came in one millisecond
+            limit = "" if summary.throttle is None else f" of {summary.throttle:g}"
+            left = f"{span((total - done) / rate)} left, " if total > done else ""
+            line += f"{rate:,.1f}/s{limit}, {left}"
+        return cls(done, total, passed, f"{line}{passed:,} passed")
+
+    @classmethod
+    def read(cls, line: str) -> Step | None:
+        """The step of a line that another process printed; None: it is another line."""
+        if (found := _DRAINED.match(line)) is None:
+            return None
+        done, total, passed = (int(number.replace(",", "")) for number in found.groups())
+        return cls(done, total, passed, line)
+
+
+@dataclass
+class Tenths:
+    """Which steps to show where there is no terminal: one at each tenth of a live drain."""
+
+    _shown: int = field(default=0, init=False)
+
+    def is_next(self, step: Step) -> bool:
+        """Whether another tenth is done with this step."""
+        tenth = step.done * _STEPS // step.total if step.total else 0
+        is_new, self._shown = tenth > self._shown, max(tenth, self._shown)
+        return is_new
+
+
+def span(seconds: float) -> str:
+    """A duration as a reader says it: `90.5 s`, `30 min`, `2.4 h`."""
+    sizes = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next((pair for pair in sizes if abs(seconds) >= 2 * pair[0]), sizes[-1])
+    n = seconds / size
+    return f"{n:,.0f} {unit}" if abs(n) >= 999 else f"{n:.3g} {unit}"
+
+
+def amount(n: int, what: str = "entries") -> str:
+    """`1 entry`, `2,000 events`."""
+    return f"{n:,} {what}" if n != 1 else {"entries": "1 entry", "events": "1 event"}[what]
+
+
+def entries_words(scope: str, entries: int, own: int) -> str:
+    """`3,168 undelivered + 6 pending of this drain's own consumer = 3,174`.
+
+    `entries` wait in all; `own` of them were left by an earlier run of the consumer, which a drain
+    of scope undelivered finishes first (in the other scopes they are part of it).
+    """
+    if scope != "undelivered" or not own:
+        return f"{entries:,} {scope}"
+    told = f"{entries - own:,} {scope} + {own:,} pending of this drain's own consumer"
+    return f"{told} = {entries:,}"
+
+
+def duration_words(events: int, throttle: float | None) -> str:
+    """How long a live drain of so many events takes."""
+    if throttle is None:
+        return "as fast as the server"
+    return f"{span(events / throttle)} at {throttle:g} per second"
+
+
+def next_run_words(
+    entries: int, max_events: int | None, throttle: float | None, them: str = "them"
+) -> str:
+    """What the next run would take of what waits (`them`), and how long that lasts."""
+    taken = entries if max_events is None else min(entries, max_events)
+    all_of = "all" if taken == entries else f"the first {taken:,}"
+    return f"{all_of} of {them}, {duration_words(taken, throttle)}"
 
 
 def approvers_words(keys: Mapping[str, str], required: int | None) -> str:

@@ -10,14 +10,12 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from itertools import repeat
-from math import isfinite
 from typing import Any
 
 import numpy as np
 
 NO_TIME = np.iinfo(np.int64).min
 TIME_SOURCES = ("timestamp", "entry_id", "unknown")
-MAX_AHEAD_US = 60_000_000
 EARLIEST_ID_MS = 1_262_304_000_000  # 2010-01-01: smaller ids are plainly no times
 LATEST_ID_MS = 253_402_300_799_999  # the end of year 9999: datetime knows no later time
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -95,14 +93,6 @@ def times_us(values: Sequence[Any]) -> np.ndarray:
     return times
 
 
-def earliest_us(times: np.ndarray, rows: Sequence[int], others: np.ndarray) -> np.ndarray:
-    """The times, or the others, of the rows that `rows` names, where these are earlier."""
-    never = np.iinfo(np.int64).max
-    earliest = np.where(times == NO_TIME, never, times)
-    np.minimum.at(earliest, np.array(rows), np.where(others == NO_TIME, never, others))
-    return np.where(earliest == never, NO_TIME, earliest)
-
-
 def _iso_times_us(texts: bytes, shape: bytes) -> np.ndarray:
     """Texts, each as long as `shape`, as times (int64, us); NO_TIME for others than `shape`.
 
@@ -127,21 +117,14 @@ def _iso_times_us(texts: bytes, shape: bytes) -> np.ndarray:
 
 def _time_us(value: Any) -> int | None:
     """Microseconds since the epoch; None where there is no readable timestamp."""
-    kind = type(value)
-    if kind is int:
+    if type(value) is int:
         return _epoch_us(value, 1)
-    if kind is float:
-        # the shortest text that gives this number, so that 1735069798.664912 loses nothing
-        return _epoch_us(*Decimal(repr(value)).as_integer_ratio()) if isfinite(value) else None
-    text = as_text(value)
+    # the shortest text that gives this number, so that 1735069798.664912 loses nothing
+    text = repr(value) if type(value) is float else as_text(value)
     if text is None or len(text) > 64 or not text.isascii():
         return None
     if _EPOCH_TEXT.fullmatch(text):
         return _epoch_us(*Decimal(text).as_integer_ratio())
-    return _iso_us(text)
-
-
-def _iso_us(text: str) -> int | None:
     before, mark, _ = text.replace(",", ".").partition(".")
     if mark and not _WITH_SECONDS.search(before):
         return None  # fromisoformat takes 19:20.5 for half a second after 19:20
@@ -150,7 +133,10 @@ def _iso_us(text: str) -> int | None:
         delta = (time if time.tzinfo else time.replace(tzinfo=dt.UTC)) - EPOCH
     except (ValueError, OverflowError):
         return None
-    micros = (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+    return _in_calendar((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds)
+
+
+def _in_calendar(micros: int) -> int | None:
     return micros if _EARLIEST_US <= micros <= _LATEST_US else None
 
 
@@ -160,12 +146,10 @@ def _epoch_us(numerator: int, denominator: int) -> int | None:
     The units lie a factor of 1,000 apart and today's seconds are 1.8e9, so they cannot be
     mistaken for one another.
     """
-    scales = (n for limit, n in _MAGNITUDES if abs(numerator) < limit * denominator)
-    scale = next(scales, None)
-    if scale is None:
-        return None
-    micros = numerator * scale // (denominator * 1000)
-    return micros if _EARLIEST_US <= micros <= _LATEST_US else None
+    for limit, scale in _MAGNITUDES:
+        if abs(numerator) < limit * denominator:
+            return _in_calendar(numerator * scale // (denominator * 1000))
+    return None
 
 
 # (magnitude below which it is that unit, thousandths of a microsecond in the unit)

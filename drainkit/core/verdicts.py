@@ -17,8 +17,8 @@ from ..safe import one_line
 from .audit import Moments, audit_ms
 from .frame import word_counts
 from .policy import ACTIONS
-from .progress import amount
 from .reconciliation import Matched, Matching, Parts, reconcile
+from .summary import amount
 
 YES, NO, EXPLAINED, UNKNOWN = "yes", "no", "explained", "unknown"
 AUDITED = "Each read entry was audited once"
@@ -26,7 +26,13 @@ PENDING = "Pending has not grown"
 OTHERS = "Other groups were not touched"
 BOUNDARY = "Nothing after the boundary was touched"
 BOOKS = {AUDITED, PENDING, OTHERS, BOUNDARY}  # books with a "no" at one of these do not balance
+_THROTTLE = "The throttle was kept"
+_NO_ORDER = (
+    "drainkit speaks to Redis only and has no exchange client; statement.json lists what was "
+    "installed beside it."
+)
 Json = Mapping[str, Any]
+Told = tuple[str, str]  # verdict, because
 
 
 class Verdict(NamedTuple):
@@ -62,8 +68,8 @@ class Recorded:
         self.counts.update(word_counts(own["action"]))
         self.moments.add(audit_ms(own))
         if is_id(self._boundary):
-            later = pc.greater(_padded(own["original_id"]), _padded([self._boundary])[0])
-            self.beyond += pc.sum(later).as_py() or 0
+            edge = _padded(pa.array([self._boundary]))[0]
+            self.beyond += pc.sum(pc.greater(_padded(own["original_id"]), edge)).as_py() or 0
         return own
 
     def finish(self, vanished: Callable[[list[str]], Collection[str]] | None = None) -> None:
@@ -71,10 +77,9 @@ class Recorded:
         self.matched = self._matching.finish(vanished)
 
 
-def _padded(ids: Any) -> pa.Array:
+def _padded(ids: pa.Array) -> pa.Array:
     """Entry ids as texts that sort as Redis orders them; null for what is no id."""
-    texts = ids if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.string())
-    parts = pc.extract_regex(texts, r"^(?P<ms>\d+)-(?P<seq>\d+)$")
+    parts = pc.extract_regex(ids, r"^(?P<ms>\d+)-(?P<seq>\d+)$")
     digits = [pc.utf8_lpad(pc.struct_field(parts, [k]), 20, "0") for k in (0, 1)]
     return pc.binary_join_element_wise(*digits, "")
 
@@ -85,6 +90,11 @@ def left_of(run: Json, plan: Json, recorded: Recorded | None) -> int:
         return 0
     vanished = max(recorded.matched.vanished, int(run.get("vanished") or 0))
     return max(0, int(plan["total_read"]) - recorded.rows - recorded.earlier - vanished)
+
+
+def group_of(state: Json, name: object) -> Json:
+    """One group of baseline.json or after.json; empty where it is not there."""
+    return next((g for g in state.get("groups", ()) if g.get("name") == name), {})
 
 
 def verdicts(
@@ -102,31 +112,29 @@ def verdicts(
     `run` and `plan` as their files say (empty: there is none), `before` and `after` the server's
     state; `unacknowledged` are recorded entries that the group holds as pending.
     """
-    live = run.get("mode") == "live"
-    others = _others(run, plan, before, after, consumer)
-    found = [_pending(run, before, after, unacknowledged), others]
+    found: dict[str, Told] = {}
+    live, left = run.get("mode") == "live", left_of(run, plan, recorded)
     if live:
-        found = [_audited(run, plan, recorded), _met(run, plan, recorded), *found,
-                 _pace(run, recorded), _boundary(run, recorded)]  # fmt: skip
+        found[AUDITED] = _audited(run, recorded, left)
+        found["The plan was met, or what differs is explained"] = _met(run, plan, left)
+    found[PENDING] = _pending(run, before, after, unacknowledged)
+    found[OTHERS] = _others(run, plan, before, after, consumer)
+    if live:
+        found[_THROTTLE], found[BOUNDARY] = _pace(run, recorded), _boundary(run, recorded)
     else:
-        found.append(_untouched(before, after))
-    return [*found, _length(before, after), _NO_ORDER]
+        found["Nothing was written"] = _untouched(before, after)
+    found["The stream was not shortened"] = _length(before, after)
+    found["No path to an order"] = YES, _NO_ORDER
+    return [Verdict(claim, *told) for claim, told in found.items()]
 
 
-_NO_ORDER = Verdict(
-    "No path to an order",
-    YES,
-    "drainkit speaks to Redis only and has no exchange client; statement.json lists what was "
-    "installed beside it.",
-)
-_UNREAD = "The audit records could not be read."
+_UNREAD: Told = UNKNOWN, "The audit records could not be read."
 
 
-def _audited(run: Json, plan: Json, recorded: Recorded | None) -> Verdict:
+def _audited(run: Json, recorded: Recorded | None, left: int) -> Told:
     if recorded is None:
-        return Verdict(AUDITED, UNKNOWN, _UNREAD)
-    left, matched, counts = left_of(run, plan, recorded), recorded.matched, recorded.counts
-    findings = []
+        return _UNREAD
+    matched, counts, findings = recorded.matched, recorded.counts, []
     if run.get("finished_at"):
         counts = Counter({action: int(run.get(action) or 0) for action in ACTIONS})
     elif left:
@@ -136,129 +144,111 @@ def _audited(run: Json, plan: Json, recorded: Recorded | None) -> Verdict:
         matched = Matched(matched.twice)
     findings += reconcile(matched, audited=recorded.counts, counts=counts)
     if findings:
-        return Verdict(AUDITED, NO, "; ".join(findings))
+        return NO, "; ".join(findings)
     earlier = f"; {recorded.earlier:,} more by earlier runs of the plan" if recorded.earlier else ""
-    told = f"{amount(counts.total())} read, {recorded.rows:,} records, none twice{earlier}."
-    return Verdict(AUDITED, YES, told)
+    return YES, f"{amount(counts.total())} read, {recorded.rows:,} records, none twice{earlier}."
 
 
-def _met(run: Json, plan: Json, recorded: Recorded | None) -> Verdict:
-    claim = "The plan was met, or what differs is explained"
-    drift, vanished = run.get("drift"), int(run.get("vanished") or 0)
-    told = []
-    if left := left_of(run, plan, recorded):
+def _met(run: Json, plan: Json, left: int) -> Told:
+    drift, vanished, told = run.get("drift"), int(run.get("vanished") or 0), []
+    if left:
         told.append(f"{left:,} of {plan['total_read']:,} planned entries were not drained.")
     elif not plan or drift is None:
-        return Verdict(claim, UNKNOWN, "Plan and outcome were not compared.")
+        return UNKNOWN, "Plan and outcome were not compared."
     fates = Counter[str]()
     for item in drift or ():
         fates[str(item["happened"])] += int(item["events"])
+    aged = fates["dropped_old"]
     if changed := fates.total() - fates["vanished"]:
-        aged = fates["dropped_old"]
         how = "all" if aged == changed else f"{aged:,} of them"
         told.append(f"{changed:,} met another fate than planned, {how} by growing too old.")
     if vanished:
         told.append(f"{vanished:,} had been deleted by others before their turn.")
     if not told:
-        return Verdict(claim, YES, "Each event met the fate that the plan foresaw.")
-    is_explained = not left and changed == fates["dropped_old"]
-    return Verdict(claim, EXPLAINED if is_explained else NO, " ".join(told))
+        return YES, "Each event met the fate that the plan foresaw."
+    return EXPLAINED if not left and changed == aged else NO, " ".join(told)
 
 
-def group_of(state: Json, name: object) -> Json:
-    """One group of baseline.json or after.json; empty where it is not there."""
-    return next((g for g in state.get("groups", ()) if g.get("name") == name), {})
-
-
-def _pending(run: Json, before: Json, after: Json, unacknowledged: Sequence[str]) -> Verdict:
-    group, own = run.get("consumer_group"), run.get("pending_own")
+def _pending(run: Json, before: Json, after: Json, unacknowledged: Sequence[str]) -> Told:
     if unacknowledged:
         told = f"{len(unacknowledged):,} audited entries are pending in the group, first "
-        return Verdict(PENDING, NO, told + one_line(unacknowledged[0]))
-    if own:
-        return Verdict(PENDING, NO, f"{own:,} entries are still pending for the drain's consumer")
-    old, new = group_of(before, group).get("pending"), group_of(after, group).get("pending")
+        return NO, told + one_line(unacknowledged[0])
+    if own := run.get("pending_own"):
+        return NO, f"{own:,} entries are still pending for the drain's consumer"
+    group = run.get("consumer_group")
+    old, new = (group_of(state, group).get("pending") for state in (before, after))
     if old is None or new is None:
-        return Verdict(PENDING, UNKNOWN, "The group was not read before and after the run.")
+        return UNKNOWN, "The group was not read before and after the run."
     told = f"{old:,} before, {new:,} after."
-    if new > old:
-        told += " None is the drain's own: they were delivered to other consumers meanwhile."
-        return Verdict(PENDING, EXPLAINED, told)
-    return Verdict(PENDING, YES, told)
+    if new <= old:
+        return YES, told
+    why = "None is the drain's own: they were delivered to other consumers meanwhile."
+    return EXPLAINED, f"{told} {why}"
 
 
-def _others(run: Json, plan: Json, before: Json, after: Json, consumer: str) -> Verdict:
+def _others(run: Json, plan: Json, before: Json, after: Json, consumer: str) -> Told:
     """Traces of a drain in groups that are not its own; their own consumers may move them."""
     if not before or not after:
-        return Verdict(OTHERS, UNKNOWN, "The groups were not read before and after the run.")
+        return UNKNOWN, "The groups were not read before and after the run."
     group = str(run.get("consumer_group"))
     # that of scope history is the drain's own; it ends with the last batch
     own = {group, plan.get("history_group") or f"{group}.drain_history"}
     old, new = ({g["name"]: g for g in state["groups"] if g["name"] not in own}
                 for state in (before, after))  # fmt: skip
-    names = {name: one_line(str(name)) for name in [*old, *new]}
-    findings = [f"group {names[name]} appeared during the run" for name in new.keys() - old.keys()]
-    findings += [f"group {names[name]} went during the run" for name in old.keys() - new.keys()]
+    findings = [f"group {one_line(str(name))} {'went' if name in old else 'appeared'} during "
+                "the run" for name in old.keys() ^ new.keys()]  # fmt: skip
     moved = []
-    for name in sorted(new.keys() & old.keys()):
-        was, now = old[name], new[name]
-        if consumer in _consumers(now) - _consumers(was):
-            findings.append(f"group {names[name]} now has a consumer {one_line(consumer)}")
-        if any(was[key] != now[key] for key in ("position", "pending")):
-            moved.append(f"{names[name]} from {was['position']} to {now['position']}, pending "
+    for key in sorted(new.keys() & old.keys()):
+        was, now, name = old[key], new[key], one_line(str(key))
+        had, has = ({c["name"] for c in g.get("consumer_list", ())} for g in (was, now))
+        if consumer in has - had:
+            findings.append(f"group {name} now has a consumer {one_line(consumer)}")
+        if any(was[point] != now[point] for point in ("position", "pending")):
+            moved.append(f"{name} from {was['position']} to {now['position']}, pending "
                          f"{was['pending']:,} to {now['pending']:,}")  # fmt: skip
     if findings:
-        return Verdict(OTHERS, NO, "; ".join(sorted(findings)))
-    both = len(new)
+        return NO, "; ".join(sorted(findings))
     if moved:
-        told = f"{both - len(moved):,} of {both:,} are as they were. Their own consumers moved: "
-        return Verdict(OTHERS, EXPLAINED, told + "; ".join(moved))
-    told = f"{both:,} others: positions and pending as before." if both else "There is none."
-    return Verdict(OTHERS, YES, told)
+        told = f"{len(new) - len(moved):,} of {len(new):,} are as they were."
+        return EXPLAINED, f"{told} Their own consumers moved: {'; '.join(moved)}"
+    told = f"{len(new):,} others: positions and pending as before." if new else "There is none."
+    return YES, told
 
 
-def _consumers(group: Json) -> set[str]:
-    return {consumer["name"] for consumer in group.get("consumer_list", ())}
-
-
-def _pace(run: Json, recorded: Recorded | None) -> Verdict:
-    claim, throttle = "The throttle was kept", run.get("throttle")
+def _pace(run: Json, recorded: Recorded | None) -> Told:
     if recorded is None:
-        return Verdict(claim, UNKNOWN, _UNREAD)
-    worst = recorded.moments.busiest_second()
+        return _UNREAD
+    worst, throttle = recorded.moments.busiest_second(), run.get("throttle")
     told = f"The worst second holds {amount(worst, 'events')}"
     if not throttle:
-        return Verdict(claim, YES, f"{told}; no throttle was set.")
+        return YES, f"{told}; no throttle was set."
     limit = math.ceil(throttle)
-    return Verdict(claim, YES if worst <= limit else NO, f"{told}, {limit:,} are allowed.")
+    return YES if worst <= limit else NO, f"{told}, {limit:,} are allowed."
 
 
-def _boundary(run: Json, recorded: Recorded | None) -> Verdict:
+def _boundary(run: Json, recorded: Recorded | None) -> Told:
     edge = one_line(str(run.get("boundary_id")))
     if recorded is None or not is_id(edge):
-        return Verdict(BOUNDARY, UNKNOWN, _UNREAD if recorded is None else "It is not known.")
+        return _UNREAD if recorded is None else (UNKNOWN, "It is not known.")
     if recorded.beyond:
-        return Verdict(BOUNDARY, NO, f"{recorded.beyond:,} records are of entries after {edge}.")
-    return Verdict(BOUNDARY, YES, f"No record is of an entry after {edge}.")
+        return NO, f"{recorded.beyond:,} records are of entries after {edge}."
+    return YES, f"No record is of an entry after {edge}."
 
 
-def _untouched(before: Json, after: Json) -> Verdict:
-    claim = "Nothing was written"
+def _untouched(before: Json, after: Json) -> Told:
     old, new = before.get("audit_entries"), after.get("audit_entries")
     if old is None or new is None:
-        return Verdict(claim, UNKNOWN, "The audit stream's length is not known.")
+        return UNKNOWN, "The audit stream's length is not known."
     if old != new:
-        told = f"The audit stream's length went from {old:,} to {new:,}: another run."
-        return Verdict(claim, EXPLAINED, told)
-    return Verdict(claim, YES, f"The audit stream holds {new:,} entries, as before.")
+        return EXPLAINED, f"The audit stream's length went from {old:,} to {new:,}: another run."
+    return YES, f"The audit stream holds {new:,} entries, as before."
 
 
-def _length(before: Json, after: Json) -> Verdict:
-    claim = "The stream was not shortened"
+def _length(before: Json, after: Json) -> Told:
     if not before or not after:
-        return Verdict(claim, UNKNOWN, "The stream was not read before and after the run.")
+        return UNKNOWN, "The stream was not read before and after the run."
     old, new = before["stream"]["length"], after["stream"]["length"]
     told = f"{old:,} entries before, {new:,} after. A drain deletes nothing"
-    if new >= old:
-        return Verdict(claim, YES, f"{told}.")
-    return Verdict(claim, EXPLAINED, f"{told}: others deleted or trimmed meanwhile.")
+    return (YES, f"{told}.") if new >= old else (
+        EXPLAINED, f"{told}: others deleted or trimmed meanwhile."
+    )  # fmt: skip

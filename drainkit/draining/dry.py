@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 
 from .. import files
-from ..core.collection import collection_paused
 from ..core.events import Decoder, Events
 from ..core.frame import event_schema, record_batch
 from ..core.plan import (
@@ -35,7 +34,7 @@ from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import UsageError
-from ..late import pa
+from ..late import collection_paused, pa
 from ..safe import text
 from ..server import reading, scopes
 from ..server.keys import Scope

@@ -12,11 +12,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NoReturn
 
-from ..core.collection import give_back_freed
 from ..core.plan import COLUMNS, Plan, Tally, allowlist_notes, decisions_schema, from_json
 from ..errors import RefusedError, UsageError
 from ..files import CHUNK, write_bytes, write_chunks, write_json
-from ..late import pa
+from ..late import give_back_freed, pa
 from ..settings import Settings
 from ..settings.kinds import os_user
 from ..signing import load_signatures, required_approvals, signatures_path

@@ -15,7 +15,6 @@ from functools import partial
 
 import numpy as np
 
-from ..core.collection import collection_paused
 from ..core.events import Decoder
 from ..core.plan import differences, payload_hashes
 from ..core.policy import Policy
@@ -23,7 +22,7 @@ from ..core.reconciliation import Cursor, Entries, Feed, Straight, ToDrain, fits
 from ..core.summary import Summary, new_run_id
 from ..errors import DrainkitError, RefusedError
 from ..ids import FIRST_ID, id_key, next_id
-from ..late import pa, pc
+from ..late import collection_paused, pa, pc
 from ..safe import text
 from ..server import ledger, reading, recorded, scopes, writing
 from ..server.connection import Clock, Server

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,9 @@ from ..errors import DrainkitError
 from ..files import file_sha256, read_plain
 from ..safe import one_line
 from ..signing import OF_STATEMENT, approvals, check_signed, signer
-from .statement import (
-    APPROVALS,
-    RUN_JSON,
-    SIGNATURE,
-    STATEMENT,
-    SUMS,
-    Link,
-    is_plain,
-    link_of,
-    listing,
-    read_json,
-    read_or,
-    shown,
-    statement_of,
-    sums_of,
-)
+from . import seal
+from .seal import APPROVALS, OF_RUN, RUN_JSON, SIGNATURE, STATEMENT, SUMS, Link, shown
 
-#: What the statement repeats of run.json.
-OF_RUN = (
-    "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
-    "plan_digest", "environment", "server", "approver_keys", "approvals_required",
-)  # fmt: skip
 MOST = 1000  # findings of a run; a folder can hold millions of odd things
 
 
@@ -56,6 +37,15 @@ class Examined:
     is_open: bool = False  # neither statement nor sums: at work, or interrupted
     is_archived: bool = False  # only its statement and signatures are left
     says: Mapping[str, Any] = field(default_factory=dict)  # run.json, before it the statement
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """What cannot be read is a finding."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            self.findings.append(f"changed: {what} ({shown(said or type(error).__name__)})")
 
 
 def is_run(folder: Path) -> bool:
@@ -76,37 +66,27 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
     if run_dir.is_symlink() or (run_dir.exists() and not run_dir.is_dir()):
         found.findings = [f"changed: {one_line(name)} is a link or a file, not a folder"]
         return found
-    there = listing(run_dir)
+    there = seal.listing(run_dir)
     run, data, statement = _read(there, found)
     found.is_open = not {STATEMENT, SUMS} & there.keys()
     if STATEMENT not in there:  # a killed run's folder, or the statement was removed
-        state = "interrupted"
-        if (outcome := run.get("outcome")) not in (None, "running"):
-            state = shown(outcome, 40)
+        outcome = run.get("outcome")
+        state = "interrupted" if outcome in (None, "running") else shown(outcome, 40)
         found.findings = [
             f"missing: {STATEMENT} (it was removed, or the run was killed while sealing)"
             if SUMS in there else
             f"{state}, not sealed (missing: {STATEMENT}; never sealed, or it was removed); "
             f"drainkit run --close {one_line(name)} completes it"
         ]  # fmt: skip
-        return found
     if statement:
         predicate = statement["predicate"]
         found.is_archived = there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}
         found.findings += _contradictions(found, predicate, run)
-        try:
-            _check_signature(run_dir, data, predicate, signers, identity)
-        except DrainkitError as error:
-            found.findings.append(str(error))
+        found.findings += _of_signature(run_dir, data, predicate, signers, identity)
         if signers is not None:
-            found.findings += _approval_findings(run_dir, predicate, signers)
+            found.findings += _of_approvals(run_dir, predicate, signers)
         if not found.is_archived:
-            subjects = _subjects(statement, found.findings)
-            _compare(there, subjects, found)
-            plan = read_or(run_dir / "plan.json", {})
-            digest = plan.get("decisions_sha256") if plan.get("version") == VERSION else None
-            if digest and subjects.get("decisions.parquet", digest) != digest:
-                found.findings.append("changed: decisions.parquet is not what plan.json decided")
+            _compare(there, statement, found)
     found.findings = list(dict.fromkeys(found.findings))
     if len(found.findings) > MOST:
         found.findings[MOST:] = [f"and {len(found.findings) - MOST:,} more"]
@@ -120,22 +100,16 @@ def _read(
     run: dict[str, Any] = {}
     statement: dict[str, Any] = {}
     data = b""
-    try:
+    with found.reading(RUN_JSON):
         if RUN_JSON in there:  # else it is named where its digest is missed
-            if not isinstance(said := read_json(there[RUN_JSON]), dict):
+            if not isinstance(said := seal.json_of(read_plain(there[RUN_JSON])), dict):
                 raise ValueError("not a summary")
             run = said
-    except (OSError, ValueError) as error:
-        found.findings.append(f"changed: {RUN_JSON} ({_reason(error)})")
-    try:
+    with found.reading(f"{STATEMENT}, not readable as an in-toto statement"):
         if STATEMENT in there:
             data = read_plain(there[STATEMENT])
             found.digest = hashlib.sha256(data).hexdigest()
-            statement = statement_of(data)
-    except (OSError, ValueError) as error:
-        found.findings.append(
-            f"changed: {STATEMENT} (not readable as an in-toto statement: {_reason(error)})"
-        )
+            statement = seal.statement_of(data)
     predicate = statement.get("predicate", {})
     parameters = predicate.get("parameters")
     parameters = parameters if isinstance(parameters, dict) else {}
@@ -144,7 +118,7 @@ def _read(
         run_id = run.get("run_id")
     found.run_id = found.name if run_id is None else shown(run_id)
     with suppress(KeyError, ValueError):
-        found.previous, found.is_linked = link_of(predicate["previous"]), True
+        found.previous, found.is_linked = seal.link_of(predicate["previous"]), True
     streams = (run.get("stream"), parameters.get("stream"))
     found.streams = frozenset(name for name in streams if isinstance(name, str) and name)
     found.says = {**parameters, **predicate, **run}
@@ -181,60 +155,46 @@ def _contradictions(found: Examined, predicate: dict[str, Any], run: dict[str, A
     return findings
 
 
-def _compare(there: dict[str, Path], subjects: dict[str, str], found: Examined) -> None:
-    """Each file against the statement, and SHA256SUMS against what it must be."""
-    findings = found.findings
-    sums = sums_of({**subjects, STATEMENT: found.digest or ""})
+def _compare(there: dict[str, Path], statement: dict[str, Any], found: Examined) -> None:
+    """Each file against the statement, SHA256SUMS and the plan against what they must be."""
+    subjects: dict[str, str] = {}
+    with found.reading(f"{STATEMENT}, its subjects"):
+        for subject in statement["subject"]:
+            name, sha = str(subject["name"]), str(subject["digest"]["sha256"])
+            if "/" in name or name in (".", "..", STATEMENT, SUMS) or name in subjects:
+                raise ValueError(f"{shown(name)} is named twice, or no file of a run")
+            subjects[name] = sha
     for name in sorted({*subjects, SUMS}):
-        try:
+        with found.reading(shown(name)):
             if name not in there:
-                findings.append(f"missing: {shown(name)}")
+                found.findings.append(f"missing: {shown(name)}")
             elif name == SUMS:
+                sums = seal.sums_of({**subjects, STATEMENT: found.digest or ""})
                 if read_plain(there[name]) != sums:
-                    findings.append(f"changed: {SUMS} and {STATEMENT} do not fit each other")
+                    raise ValueError(f"it and {STATEMENT} do not fit each other")
             elif file_sha256(there[name]) != subjects[name]:
-                findings.append(f"changed: {shown(name)} (its SHA-256 is another)")
-        except OSError as error:
-            findings.append(f"changed: {shown(name)} ({_reason(error)})")
-    findings += [
-        f"added: {one_line(name)}{'' if is_plain(there[name]) else ' (not a plain file)'}"
+                raise ValueError("its SHA-256 is another")
+    found.findings += [
+        f"added: {one_line(name)}{'' if seal.is_plain(there[name]) else ' (not a plain file)'}"
         for name in sorted(there.keys() - subjects.keys() - {STATEMENT, SUMS, SIGNATURE})
     ]
-
-
-def _subjects(statement: dict[str, Any], findings: list[str]) -> dict[str, str]:
-    try:
-        pairs = [(str(s["name"]), str(s["digest"]["sha256"])) for s in statement["subject"]]
-    except (KeyError, TypeError, RecursionError):
-        findings.append(f"changed: {STATEMENT} (not readable as an in-toto statement: subjects)")
-        return {}
-    subjects: dict[str, str] = {}
-    for name, sha in pairs:
-        if "/" in name or name in (".", "..", STATEMENT, SUMS):
-            findings.append(f"changed: {STATEMENT} (subject {shown(name)})")
-        elif name in subjects:
-            findings.append(f"changed: {STATEMENT} (names {shown(name)} twice)")
-        else:
-            subjects[name] = sha
-    return subjects
-
-
-def _reason(error: Exception) -> str:
-    said = error.strerror if isinstance(error, OSError) else str(error)
-    return shown(said or type(error).__name__)
+    plan = seal.read_or(there["plan.json"], {}) if "plan.json" in there else {}
+    digest = plan.get("decisions_sha256") if plan.get("version") == VERSION else None
+    if digest and subjects.get("decisions.parquet", digest) != digest:
+        found.findings.append("changed: decisions.parquet is not what plan.json decided")
 
 
 # ---------------------------------------------------------------- signatures (ssh-keygen -Y)
 
 
-def _check_signature(
+def _of_signature(
     run_dir: Path,
     statement: bytes,
     predicate: Mapping[str, Any],
     signers: bytes | None,
     identity: str | None,
-) -> None:
-    """Raises DrainkitError with what is wrong with the statement's signature.
+) -> Iterator[str]:
+    """What is wrong with the statement's signature.
 
     Without `signers` (those who may have made it) nobody can say who signed, but a signature of
     other bytes shows, and so does one that is gone or was made with another key.
@@ -243,37 +203,34 @@ def _check_signature(
     try:
         signature = read_plain(run_dir / SIGNATURE)
     except FileNotFoundError:
-        if signed_by is None and identity is None:
-            return
-        by = f"not signed by {shown(identity)}" if identity else f"it was by {shown(signed_by)}"
-        raise DrainkitError(f"missing: {SIGNATURE} ({by})") from None
+        if signed_by is not None or identity is not None:
+            by = f"not signed by {shown(identity)}" if identity else f"it was by {shown(signed_by)}"
+            yield f"missing: {SIGNATURE} ({by})"
+        return
     except OSError as error:
-        raise DrainkitError(f"changed: {SIGNATURE} ({error.strerror or 'not readable'})") from None
+        yield f"changed: {SIGNATURE} ({error.strerror or 'not readable'})"
+        return
     key = signer(statement, signature, OF_STATEMENT)
     if not key:
-        raise DrainkitError(f"changed: {SIGNATURE} does not fit {STATEMENT}")
-    if signed_by not in (None, key):
-        by = f"{shown(signed_by)}, as the statement says"
-        raise DrainkitError(f"changed: {SIGNATURE} is not by {by}")
-    if signers is None:
-        return
-    try:
-        # by the time of the run: a key may have expired since
-        when = _moment(predicate.get("finished_at"))
-        check_signed(statement, signature, signers, identity, OF_STATEMENT, when)
-    except (DrainkitError, ValueError, OverflowError) as error:
-        who = shown(identity or "an allowed signer")
-        raise DrainkitError(f"not signed by {who}, but by {key} ({shown(error)})") from None
+        yield f"changed: {SIGNATURE} does not fit {STATEMENT}"
+    elif signed_by not in (None, key):
+        yield f"changed: {SIGNATURE} is not by {shown(signed_by)}, as the statement says"
+    elif signers is not None:
+        try:  # by the time of the run: a key may have expired since
+            when = _moment(predicate.get("finished_at"))
+            check_signed(statement, signature, signers, identity, OF_STATEMENT, when)
+        except (DrainkitError, ValueError, OverflowError) as error:
+            who = shown(identity or "an allowed signer")
+            yield f"not signed by {who}, but by {key} ({shown(error)})"
 
 
-def _approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: bytes) -> list[str]:
+def _of_approvals(run_dir: Path, predicate: Mapping[str, Any], signers: bytes) -> Iterator[str]:
     """One line for each approver of a live run without a valid signature of its plan's digest.
 
     What must have been valid when the run began may have expired since. A run that names no
     approver and has no signatures needed none.
     """
-    named = predicate.get("approvers") or []
-    said = predicate.get("plan_digest")
+    named, said = predicate.get("approvers") or [], predicate.get("plan_digest")
     try:
         digest = str(said)  # of an archived run, which has no plan.json
         with suppress(FileNotFoundError):
@@ -286,25 +243,21 @@ def _approval_findings(run_dir: Path, predicate: Mapping[str, Any], signers: byt
             signatures = read_plain(run_dir / APPROVALS)
         except FileNotFoundError:
             if not named:
-                return []
+                return
             raise ValueError(f"{APPROVALS} is missing") from None
-        valid, rejected = approvals(
-            digest, signatures, signers,
-            own={str(predicate.get(name) or "") for name in ("operator", "user")} - {""},
-            at=_moment(predicate.get("started_at")),
-        )  # fmt: skip
+        own = {str(predicate.get(name) or "") for name in ("operator", "user")} - {""}
+        when = _moment(predicate.get("started_at"))
+        valid, rejected = approvals(digest, signatures, signers, own=own, at=when)
     except (OSError, ValueError, OverflowError, DrainkitError) as error:
-        return [f"approvals: {APPROVALS} or plan.json: {shown(error, 200)}"]
+        yield f"approvals: {APPROVALS} or plan.json: {shown(error, 200)}"
+        return
     reasons = "; ".join(rejected) or "there is no signature of it"
-    findings = [
-        f"approvals: {shown(name, 60)} is named and did not approve this plan ({reasons})"
-        for name in named
-        if name not in valid or (predicate.get("approver_keys") or valid).get(name) != valid[name]
-    ]
+    for name in named:
+        if name not in valid or (predicate.get("approver_keys") or valid).get(name) != valid[name]:
+            yield f"approvals: {shown(name, 60)} is named and did not approve this plan ({reasons})"
     required = predicate.get("approvals_required") or 0
     if not isinstance(required, int) or len(valid) < required:
-        findings.append(f"approvals: {required} were required, there are {len(valid)}")
-    return findings
+        yield f"approvals: {required} were required, there are {len(valid)}"
 
 
 def _moment(time: Any) -> str:

@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,12 @@ from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
 from ..safe import keep_secret, one_line, secret_words
 from ..settings.kinds import is_url, store_problem
-from .statement import (
-    CHAIN,
-    STATEMENT,
-    SUMS,
-    Link,
-    json_of,
-    key_of,
-    link_of,
-    newest,
-    plain_files,
-)
+from .seal import CHAIN, STATEMENT, SUMS, Link, json_of, key_of, link_of, newest, plain_files, seal
 
 SPOOL = "drainkit-spool"  # in the folder where the run was started
-LINKS = "chain"
 MARKER = ".drainkit"
 _MARK = b"Evidence of drainkit: one folder for each run, and chain/ with the link to each.\n"
 MAX_TURNS = 100  # so many other runs may come first
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
 class Store:
@@ -52,8 +39,9 @@ class Store:
         """`url`: one that evidence can be kept at (settings.kinds)."""
         scheme, _, rest = url.partition("://")
         scheme = scheme.lower()
-        keep_secret(os.environ[name] for name in _SECRETS if os.environ.get(name))
-        for name in _ENDPOINTS:
+        keep_secret({os.environ.get("AWS_SECRET_ACCESS_KEY", ""),
+                     os.environ.get("AWS_SESSION_TOKEN", "")} - {""})  # fmt: skip
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
             keep_secret(secret_words(os.environ.get(name, "")))
         self.url = f"{scheme}://{rest.rstrip('/')}"
         self._root = rest.strip("/")
@@ -82,16 +70,12 @@ class Store:
 
     def check(self) -> None:
         """Refuse, before anything is drained, a store that refuses us or could fork the chain."""
-        try:
+        with _at_the_door():
             if self.create(MARKER, _MARK) and self.create(MARKER, b""):
                 raise UsageError(
                     f"{self.url}: this store overwrites an object that must be new, so "
                     "two runs could fork the chain; choose another"
                 )
-        except UsageError:
-            raise
-        except DrainkitError as error:
-            raise UsageError(f"{error}; check the URL and the credentials") from None
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless there is one of this name; whether it was written."""
@@ -123,23 +107,42 @@ class Store:
             found = self._fs.find(f"{prefix}{below}")
         return sorted(key.removeprefix(prefix) for key in found if key.startswith(prefix))
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Copy an object into a file."""
-        with self._told(), self._fs.open(f"{self._root}/{name}", "rb") as there:
-            files.write_chunks(path, iter(lambda: there.read(files.CHUNK), b""))
+    def fetch(self, name: str, folder: Path) -> None:
+        """Copy an object of a run; below a folder in it just that folder, which verify names."""
+        run_id, _, rest = name.partition("/")
+        top, nested, _ = rest.partition("/")
+        if top in ("", ".", "..") or "\0" in top:
+            top, nested = "object-with-an-impossible-name", "/"
+        path = folder / run_id / top
+        home = path if nested else path.parent
+        if not home.exists():
+            files.make_folder(home)
+        if not nested:
+            with self._told(), self._fs.open(f"{self._root}/{name}", "rb") as there:
+                files.write_chunks(path, iter(lambda: there.read(files.CHUNK), b""))
 
     def links(self) -> dict[str, Link]:
         """The chain: by a run's digest (or FIRST) the link to the run that follows it."""
-        names = [name for name in self.names(LINKS) if name.endswith(".json")]
+        names = [f"{self._root}/{name}" for name in self.names("chain") if name.endswith(".json")]
         with self._told():
-            found = self._fs.cat([f"{self._root}/{name}" for name in names]) if names else {}
+            found = self._fs.cat(names) if names else {}
         links: dict[str, Link] = {}
         for key, data in found.items():
             with suppress(ValueError):
-                link = link_of(json_of(data))
-                if link is not None:
+                if link := link_of(json_of(data)):
                     links[key.rpartition("/")[2].removesuffix(".json")] = link
         return links
+
+
+@contextmanager
+def _at_the_door() -> Iterator[None]:
+    """A store that refuses us is bad usage: exit code 1 says that evidence does not fit."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except DrainkitError as error:
+        raise UsageError(f"{error}; check the URL and the credentials") from None
 
 
 class Reports:
@@ -158,36 +161,36 @@ class Reports:
         """Where the run's evidence will be found."""
         return f"{self._store.url}/{run_dir.name}" if self._store else str(run_dir)
 
-    def seal(self, run_dir: Path, work: Callable[[], str]) -> str:
-        """Seal the run's folder by `work`; the statement's digest.
+    def seal(self, run_dir: Path, **told: Any) -> str:
+        """Seal the run's folder, `told` as `seal.seal` takes it; the statement's digest.
 
         In a store as the run after the newest one there; again if another came first meanwhile.
         """
         if self._store is None:
-            return work()
+            return seal(run_dir, **told)
         for _ in range(MAX_TURNS):
             try:
                 self._tail = newest(self._store.links())
-                digest = self._sealed(run_dir, work)
+                digest = self._seal_after_tail(run_dir, told)
                 before = key_of(self._tail)
                 link = {"run_id": run_dir.name, "statement_sha256": digest}
-                created = self._store.create(f"{LINKS}/{before}.json", json.dumps(link).encode())
+                created = self._store.create(f"chain/{before}.json", json.dumps(link).encode())
                 # a try that was cut off may have come through all the same
                 if created or self._store.links().get(before) == link:
                     return digest
             except DrainkitError as error:
                 self._failure = error
-                return self._sealed(run_dir, work)  # evidence there must be, here at least
+                return self._seal_after_tail(run_dir, told)  # evidence there must be, here at least
         self._failure = DrainkitError(f"{self._store.url}: other runs always came first")
         return digest
 
-    def _sealed(self, run_dir: Path, work: Callable[[], str]) -> str:
+    def _seal_after_tail(self, run_dir: Path, told: dict[str, Any]) -> str:
         files.remove(run_dir / STATEMENT)  # of a seal after a run that is not the newest any more
         if self._tail is None:
             files.remove(self.folder / CHAIN)
         else:
             files.write_json(self.folder / CHAIN, self._tail)
-        return work()
+        return seal(run_dir, **told)
 
     def deliver(self, run_dir: Path) -> None:
         """To a store: copy the sealed folder, the statement last, and remove it here.
@@ -199,9 +202,10 @@ class Reports:
         try:
             if self._failure is not None:
                 raise self._failure
-            paths = {path.name: path for path in plain_files(run_dir)}
-            for name in sorted(paths, key=lambda name: (name == STATEMENT, name == SUMS, name)):
-                self._store.put(paths[name], f"{run_dir.name}/{name}")
+            last = (SUMS, STATEMENT)
+            for path in sorted(plain_files(run_dir), key=lambda path: last.index(path.name)
+                               if path.name in last else -1):  # fmt: skip
+                self._store.put(path, f"{run_dir.name}/{path.name}")
         except (DrainkitError, OSError) as error:
             raise DrainkitError(
                 f"the evidence is in {run_dir} still and could not be copied to "
@@ -210,19 +214,17 @@ class Reports:
         files.remove_folder(self.folder)
 
 
-def reports_at(place: Path | str) -> Reports:
-    """The reports folder of a path, or the store of a URL, checked before anything is drained."""
+def reports_at(place: Path | str, begun: Path | None = None) -> Reports:
+    """The reports folder of a path, or the store of a URL, checked before anything is drained.
+
+    With the folder of a run that was `begun`, its own: if that is in a spool, the store of the URL.
+    """
+    if begun is not None and not (is_url(place) and begun.resolve().parents[1].name == SPOOL):
+        return Reports(begun.parent)
     if is_url(place):
-        return Reports(Path(SPOOL) / secrets.token_hex(4), str(place))
+        spool = begun.resolve().parent if begun else Path(SPOOL) / secrets.token_hex(4)
+        return Reports(spool, str(place))
     return Reports(Path(place))
-
-
-def reports_of(run_dir: Path, place: Path | str) -> Reports:
-    """Where a run that was begun leaves its evidence: if it is in a spool, the store of the URL."""
-    folder = run_dir.resolve().parent
-    if is_url(place) and folder.parent.name == SPOOL:
-        return Reports(folder, str(place))
-    return Reports(run_dir.parent)
 
 
 @contextmanager
@@ -243,32 +245,13 @@ def local_copy(place: str) -> Iterator[Path]:
     is_run = RUN_ID.fullmatch(name) is not None
     with tempfile.TemporaryDirectory(prefix="drainkit-") as own:
         folder = Path(own)
-        try:
+        with _at_the_door():
             store = Store(above if is_run else place)
-            names = store.names(name if is_run else "")
-            if not names:
+            if not (names := store.names(name if is_run else "")):
                 raise UsageError(f"{one_line(place, 400)} holds nothing; check the URL")
             for one in names:
                 if RUN_ID.fullmatch(one.partition("/")[0]):
-                    _fetch(store, one, folder)
+                    store.fetch(one, folder)
             if not is_run and (last := newest(store.links())):
                 files.write_json(folder / CHAIN, last)
-        except UsageError:
-            raise
-        except DrainkitError as error:  # not 1, which says that evidence does not fit
-            raise UsageError(f"{error}; check the URL and the credentials") from None
         yield folder / name if is_run else folder
-
-
-def _fetch(store: Store, name: str, folder: Path) -> None:
-    """One object of a run; below a folder in it just that folder, which verify tells as added."""
-    run_id, _, rest = name.partition("/")
-    top, nested, _ = rest.partition("/")
-    if top in ("", ".", "..") or "\0" in top:
-        top, nested = "object-with-an-impossible-name", "/"
-    path = folder / run_id / top
-    home = path if nested else path.parent
-    if not home.exists():
-        files.make_folder(home)
-    if not nested:
-        store.fetch(name, path)

@@ -8,21 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 from ..safe import one_line
 from ..settings.kinds import is_url
-from .examined import Examined, examine
+from .examined import examine
 from .remote import local_copy
-from .statement import run_dirs
+from .seal import run_dirs
 from .verify import Ledgers
 
-REPORT = "report.html"
 #: The keys of a row, in order.
 ROW = (
     "run_id", "started_at", "stream", "consumer_group", "mode", "outcome", "total_read",
     "drained_ok", "operator", "approvers", "evidence", "seal",
 )  # fmt: skip
-_TEXTS = ("started_at", "stream", "consumer_group", "outcome", "operator")
-_NUMBERS = ("total_read", "drained_ok")
 
 
 def runs(
@@ -34,45 +33,45 @@ def runs(
     """
     with local_copy(place) as folder:
         examined = [*map(examine, run_dirs(folder))]
-    found, ledgers = [_of_folder(run, place) for run in examined], Ledgers()
+    found, ledgers = [], Ledgers()
+    for run in examined:
+        seal = "broken" if run.findings else "archived" if run.is_archived else "ok"
+        evidence = f"{place.rstrip('/')}/{run.name}"
+        found.append(_row(run.name, run.says, evidence, "interrupted" if run.is_open else seal))
     if url is not None:
         ledgers = Ledgers.read(url, {*streams, *(s for run in examined for s in run.streams)})
-        gone = ledgers.starts.keys() - {run.name for run in examined}
-        found += [_of_ledger(ledgers, run) for run in gone if not ledgers.is_elsewhere(run)]
+        for run_id in ledgers.starts.keys() - {run.name for run in examined}:
+            if not ledgers.is_elsewhere(run_id):
+                start, end = ledgers.starts[run_id], ledgers.ends.get(run_id)
+                says = (asdict(end) if end else {}) | asdict(start)
+                says["approvers"] = [name for name in start.approvers.split(",") if name.strip()]
+                says |= {"started_at": start.at, "stream": ledgers.stream_of[run_id]}
+                found.append(_row(run_id, says, None, None))
     # by the second in the run's id, then by the start, which says more
     found.sort(key=lambda run: (run["run_id"][:16], run["started_at"] or ""), reverse=True)
     return found, ledgers.odd
 
 
-def _of_folder(run: Examined, place: str) -> dict[str, Any]:
-    """A run's row, from what its folder says: anybody can have written anything there."""
-    texts = {name: _text(run.says.get(name)) for name in _TEXTS}
-    numbers = {n: run.says[n] if type(run.says.get(n)) is int else None for n in _NUMBERS}
-    approvers = run.says.get("approvers")
-    seal = "broken" if run.findings else "archived" if run.is_archived else "ok"
-    return dict.fromkeys(ROW) | texts | numbers | {
-        "run_id": run.name,
-        "mode": "live" if "-live-" in run.name else "dry-run",
-        "approvers": [_text(name) for name in approvers] if isinstance(approvers, list) else [],
-        "evidence": f"{place.rstrip('/')}/{run.name}",
-        "seal": "interrupted" if run.is_open else seal,
+def _row(
+    run_id: str, says: Mapping[str, Any], evidence: str | None, seal: str | None
+) -> dict[str, Any]:
+    """A row from what folder or ledger say of a run: anybody can have written anything there."""
+
+    def text(value: Any) -> str | None:
+        return one_line(value.strip()) if isinstance(value, str) and value else None
+
+    texts = ("started_at", "stream", "consumer_group", "outcome", "operator")
+    numbers = {
+        n: says[n] if type(says.get(n)) is int else None for n in ("total_read", "drained_ok")
+    }
+    approvers = says.get("approvers")
+    return dict.fromkeys(ROW) | {name: text(says.get(name)) for name in texts} | numbers | {
+        "run_id": run_id,
+        "mode": "live" if "-live-" in run_id else "dry-run",
+        "approvers": [*map(text, approvers)] if isinstance(approvers, list) else [],
+        "evidence": evidence,
+        "seal": seal,
     }  # fmt: skip
-
-
-def _of_ledger(ledgers: Ledgers, run_id: str) -> dict[str, Any]:
-    """A row of the ledger's; a run without an end is at work still, or died."""
-    start, end = ledgers.starts[run_id], ledgers.ends.get(run_id)
-    ended = {n: getattr(end, n) for n in ("outcome", *_NUMBERS)} if end else {}
-    texts = {name: _text(getattr(start, name)) for name in ("consumer_group", "operator")}
-    return dict.fromkeys(ROW) | ended | texts | {
-        "run_id": run_id, "started_at": _text(start.at), "stream": ledgers.stream_of[run_id],
-        "mode": "live", "outcome": _text(ended.get("outcome")),
-        "approvers": [_text(name.strip()) for name in start.approvers.split(",") if name.strip()],
-    }  # fmt: skip
-
-
-def _text(value: Any) -> str | None:
-    return one_line(value) if isinstance(value, str) and value else None
 
 
 # ---------------------------------------------------------------- as rows and as a page
@@ -80,9 +79,8 @@ def _text(value: Any) -> str | None:
 
 def row(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run as people read it, by column."""
-    time = (run.get("started_at") or "")[:19].replace("T", " ")
     return {
-        "Time (UTC)": time,
+        "Time (UTC)": (run.get("started_at") or "")[:19].replace("T", " "),
         "Stream": run.get("stream") or "",
         "Mode": run.get("mode") or "",
         "Outcome": run.get("outcome") or "no end",
@@ -118,12 +116,10 @@ def page(found: Sequence[Mapping[str, Any]], place: str, path: Path) -> str:
 
 def _link(run: Mapping[str, Any], page_path: Path) -> str | None:
     """From the page to the run's report; None where there is none."""
-    evidence = run["evidence"]
-    if evidence is None or run["seal"] == "archived":
+    if run["evidence"] is None or run["seal"] == "archived":
         return None
-    report = f"{evidence}/{REPORT}"
+    report = f"{run['evidence']}/report.html"
     if is_url(report):
         return report
-    if not Path(report).is_file():
-        return None
-    return urllib.parse.quote(os.path.relpath(report, page_path.resolve().parent))
+    here = page_path.resolve().parent
+    return urllib.parse.quote(os.path.relpath(report, here)) if Path(report).is_file() else None

@@ -1,52 +1,226 @@
-"""Seals a run's folder: statement, sums, and its link in the chain of runs.
+"""A run's folder: how its files are read, who works on it, its seal; and the chain of runs.
 
-Passwords are struck out before, where one can have got in: what drainkit writes from checked values
-alone (plan, summary, tables) cannot hold one and keeps its bytes; what a notebook put out, what the
-server said, and whatever else lies in the folder, may.
+Each statement names the run before it, chain.json the newest. Passwords are struck out before the
+seal, where one can have got in: what drainkit writes from checked values alone (plan, summary,
+tables) cannot hold one and keeps its bytes; what a notebook put out, what the server said, and
+whatever else lies in the folder, may.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import re
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..errors import DrainkitError, UsageError
-from ..safe import secret_pattern, strike, strike_text
-from ..settings.kinds import os_user
+from ..core.summary import RUN_ID
+from ..errors import DrainkitError, RefusedError, UsageError
+from ..safe import one_line, secret_pattern, strike, strike_text
+from ..settings.kinds import is_url, os_user
 from ..signing import OF_STATEMENT, sign, signer
-from .examined import OF_RUN
-from .statement import (
-    CHAIN,
-    RUN_JSON,
-    SIGNATURE,
-    STATEMENT,
-    STATEMENT_TYPE,
-    SUMS,
-    locked,
-    newest_in,
-    plain_files,
-    read_chain,
-    read_or,
-    sums_of,
-)
 
-CHECKED = ("plan.json", RUN_JSON)
-_KEPT = {*CHECKED, STATEMENT, SUMS, SIGNATURE, CHAIN}
-_KEPT_KINDS = {".parquet", ".sig"}
+STATEMENT, SUMS, CHAIN = "statement.json", "SHA256SUMS", "chain.json"
+SIGNATURE, APPROVALS, RUN_JSON = "statement.json.sig", "plan.json.sig", "run.json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:drainkit:run:v1"
+#: What the statement repeats of run.json.
+OF_RUN = (
+    "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
+    "plan_digest", "environment", "server", "approver_keys", "approvals_required",
+)  # fmt: skip
 PACKAGES = (
     "drainkit", "redis", "hiredis", "numpy", "pandas", "pyarrow", "plotly", "papermill",
     "jupyterlab", "nbconvert", "msgspec",
 )  # fmt: skip
+CHECKED = ("plan.json", RUN_JSON)
+_KEPT = {*CHECKED, STATEMENT, SUMS, SIGNATURE, CHAIN}
+Link = Mapping[str, str]  # to a run: run_id, statement_sha256
+FIRST = "first"  # in the place of a digest: before the first run there is no statement
+
+
+def is_sealed(place: str) -> bool:
+    """Whether a place is one sealed run's: a folder with its statement, or a URL named so."""
+    if is_url(place):
+        return bool(RUN_ID.fullmatch(place.rstrip("/").rpartition("/")[2]))
+    return is_plain(Path(place) / STATEMENT)
+
+
+def listing(folder: Path) -> dict[str, Path]:
+    """What is in a folder, by name."""
+    try:
+        return {path.name: path for path in sorted(folder.iterdir(), key=lambda p: p.name)}
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise UsageError(f"{folder}: {reason}; name a folder of evidence") from None
+
+
+def run_dirs(reports_dir: Path) -> list[Path]:
+    """What is named like a run."""
+    return [path for name, path in listing(reports_dir).items() if RUN_ID.fullmatch(name)]
+
+
+def plain_files(folder: Path) -> list[Path]:
+    return [path for path in listing(folder).values() if is_plain(path)]
+
+
+def is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def json_of(data: bytes) -> Any:
+    """JSON from bytes; ValueError for anything that two readers could read differently."""
+
+    def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) != len(pairs):
+            raise ValueError("a key stands in it twice")
+        return found
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=once_each)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def read_or(path: Path, otherwise: Any) -> Any:
+    """JSON of a plain file if it is of the type of `otherwise`, else that."""
+    with suppress(OSError, ValueError):
+        if isinstance(found := json_of(files.read_plain(path)), type(otherwise)):
+            return found
+    return otherwise
+
+
+def statement_of(data: bytes) -> dict[str, Any]:
+    """A statement with its predicate from the file's bytes; ValueError where it is none."""
+    found = json_of(data)
+    if not isinstance(found, dict) or found.get("_type") != STATEMENT_TYPE:
+        raise ValueError("not an in-toto statement")
+    if not isinstance(found.get("predicate"), dict):
+        raise ValueError("no predicate")
+    return found
+
+
+def sums_of(digests: Mapping[str, str]) -> bytes:
+    """SHA256SUMS of these files, as `sha256sum --check` reads it."""
+    lines = [f"{sha}  {name}\n" for name, sha in sorted(digests.items())]
+    return "".join(lines).encode("utf-8", "backslashreplace")
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value from evidence in a line of a finding; whatever it is, briefly and soon."""
+    if isinstance(value, dict | list):
+        return f"({type(value).__name__})"
+    # cut first: to look for passwords in megabytes can take hours
+    return one_line(str(value)[: 50 * limit], limit)
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """While this lasts, the folder is locked; RefusedError where that was not to be waited for.
+
+    The lock ends with its holder. A run and the kernel of its live notebook hold their folder
+    together, `shared` (the kernel outlives a killed run by a moment); who closes the folder holds
+    it alone.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        try:
+            fcntl.flock(handle, how if wait else how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                f"{folder.name} is being worked on; wait until that run has ended"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+# ---------------------------------------------------------------- the chain of runs
+
+
+def link_of(data: Any) -> Link | None:
+    """A link of the chain from JSON, None for the start; ValueError where it is neither."""
+    if data is None:
+        return None
+    names = ("run_id", "statement_sha256")
+    if not isinstance(data, dict) or not all(isinstance(data.get(n), str) for n in names):
+        raise ValueError("not a link")
+    return {name: data[name] for name in names}
+
+
+def key_of(before: Link | None) -> str:
+    """The digest of the run before; FIRST where there is none."""
+    return FIRST if before is None else before["statement_sha256"]
+
+
+def walk(links: Mapping[str, Link], start: Link | None = None) -> list[Link]:
+    """The chain from `start` on, or from the first run on; `links`: to each run, by `key_of`."""
+    found = [] if start is None else [start]
+    at, met = key_of(start), set[str]()
+    while at not in met and (link := links.get(at)) is not None:
+        met.add(at)
+        found.append(link)
+        at = link["statement_sha256"]
+    return found
+
+
+def newest(links: Mapping[str, Link], start: Link | None = None) -> Link | None:
+    """The last link of the chain."""
+    return next(reversed(walk(links, start)), None)
+
+
+def read_chain(reports_dir: Path) -> Link | None:
+    """What chain.json names; None without one; ValueError where it cannot be read."""
+    try:
+        if link := link_of(json_of(files.read_plain(reports_dir / CHAIN))):
+            return link
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError("not readable") from error
+    raise ValueError("not a link")
+
+
+def newest_in(reports_dir: Path, without: Path | None = None) -> Link | None:
+    """The run sealed last: what chain.json names, then along the links.
+
+    A crash between a statement and chain.json leaves chain.json behind; a chain.json that is gone
+    or unreadable is no reason to leave no evidence (verify names it).
+    """
+    start, links = None, dict[str, Link]()
+    with suppress(ValueError):
+        start = read_chain(reports_dir)
+    for run in run_dirs(reports_dir):
+        with suppress(OSError, ValueError, KeyError):
+            if run != without:
+                data = files.read_plain(run / STATEMENT)
+                before = link_of(statement_of(data)["predicate"]["previous"])
+                digest = hashlib.sha256(data).hexdigest()
+                links[key_of(before)] = {"run_id": run.name, "statement_sha256": digest}
+    return newest(links, start)
+
+
+def name_newest(reports_dir: Path) -> bool:
+    """Write chain.json anew where a process died between a statement and its link there."""
+    with locked(reports_dir):
+        named, last = None, newest_in(reports_dir)
+        with suppress(ValueError):
+            named = read_chain(reports_dir)
+        if last is not None and last != named:
+            files.write_json(reports_dir / CHAIN, last)
+        return last != named
+
+
+# ---------------------------------------------------------------- sealing
 
 
 def open_run(reports_dir: Path, run_id: str) -> Path:
@@ -78,7 +252,7 @@ def seal(
     """
     files.remove_unfinished(run_dir)
     secret = secret_of(run_dir, secret_words)
-    struck = strike_files(run_dir, secret)
+    struck = _strike_files(run_dir, secret)
     # the key of a signature over nothing, for the one over the statement comes last
     signed_by = sign_key and signer(b"", sign(b"", sign_key, OF_STATEMENT), OF_STATEMENT)
     digests = {
@@ -90,25 +264,24 @@ def seal(
         previous = newest_in(run_dir.parent, without=run_dir)
         if (run_dir / STATEMENT).exists() or (previous and previous["run_id"] == run_dir.name):
             raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
-        statement = {
-            "_type": STATEMENT_TYPE,
-            "subject": [{"name": n, "digest": {"sha256": sha}} for n, sha in digests.items()],
-            "predicateType": PREDICATE_TYPE,
-            "predicate": {
-                "run_id": run_dir.name,
-                **strike({name: run.get(name) for name in OF_RUN}, secret),
-                "parameters": strike(dict(parameters), secret),
-                "versions": {**_versions(), "server": strike(dict(server), secret)},
-                "templates": [dict(template) for template in templates],
-                "host": socket.gethostname(),
-                "user": os_user(),
-                "approvers": run.get("approvers") or [],
-                "secrets_struck_out_of": struck,
-                "signed_by": signed_by,
-                "previous": previous,
-            },
+        predicate = {
+            "run_id": run_dir.name,
+            **strike({name: run.get(name) for name in OF_RUN}, secret),
+            "parameters": strike(dict(parameters), secret),
+            "versions": {**_versions(), "server": strike(dict(server), secret)},
+            "templates": [dict(template) for template in templates],
+            "host": socket.gethostname(),
+            "user": os_user(),
+            "approvers": run.get("approvers") or [],
+            "secrets_struck_out_of": struck,
+            "signed_by": signed_by,
+            "previous": previous,
         }
-        data = files.json_bytes(statement)
+        subjects = [{"name": n, "digest": {"sha256": sha}} for n, sha in digests.items()]
+        statement = {"_type": STATEMENT_TYPE, "subject": subjects}
+        data = files.json_bytes(
+            {**statement, "predicateType": PREDICATE_TYPE, "predicate": predicate}
+        )
         digest = hashlib.sha256(data).hexdigest()
         files.write_bytes(run_dir / SUMS, sums_of({**digests, STATEMENT: digest}))
         if sign_key is not None:
@@ -119,28 +292,12 @@ def seal(
     return digest
 
 
-def name_newest(reports_dir: Path) -> bool:
-    """Write chain.json anew where a process died between a statement and its link there."""
-    with locked(reports_dir):
-        last = newest_in(reports_dir)
-        try:
-            is_behind = last != read_chain(reports_dir)
-        except ValueError:
-            is_behind = True
-        if is_behind and last is not None:
-            files.write_json(reports_dir / CHAIN, last)
-        return is_behind
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+def _versions() -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return {"python": platform.python_version(), **found}
-
-
-# ---------------------------------------------------------------- passwords
+    return found
 
 
 def secret_of(run_dir: Path, words: Sequence[str]) -> re.Pattern[str] | None:
@@ -155,11 +312,11 @@ def secret_of(run_dir: Path, words: Sequence[str]) -> re.Pattern[str] | None:
     return secret_pattern(words, "\n".join(texts)) if any(words) else None
 
 
-def strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
+def _strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
     """Strike the secret out of the files that can hold it; returns the names of those that did."""
     struck = []
     for path in plain_files(run_dir) if secret else ():
-        if path.name in _KEPT or path.suffix in _KEPT_KINDS:
+        if path.name in _KEPT or path.suffix in (".parquet", ".sig"):
             continue
         try:
             with files.open_plain(path) as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..server.ledger import End, Sealed, Start
 from ..settings import build
 from .examined import Examined, examine, is_run
 from .remote import local_copy
-from .statement import CHAIN, STATEMENT, Link, key_of, listing, read_chain, run_dirs, shown, walk
+from .seal import CHAIN, STATEMENT, Link, key_of, listing, read_chain, run_dirs, shown, walk
 
 #: What may lie beside the runs: the chain, a page about them, a list of them, an example.
 _BESIDE = re.compile(rf"{RUN_ID.pattern}|{re.escape(CHAIN)}|README\.md|index\.html|example.*")
@@ -69,19 +69,18 @@ def verify(
         raise UsageError(
             f"--allowed-signers {allowed_signers} is not a file that can be read"
         ) from None
-    kept = (0, "") if checkpoint is None else read_checkpoint(checkpoint)
+    kept = (0, "") if checkpoint is None else _read_checkpoint(checkpoint)
     with local_copy(str(path)) as folder:
         alone = is_run(folder)
         if alone and checkpoint is not None:
             raise UsageError("--checkpoint is of a chain of runs; name a reports folder")
-        runs = [
-            examine(run, signers, identity) for run in ([folder] if alone else run_dirs(folder))
-        ]
+        places = [folder] if alone else run_dirs(folder)
+        runs = [examine(run, signers, identity) for run in places]
         found = Verified({run.name: run.findings for run in runs})
         found.archived = [run.name for run in runs if run.is_archived]
         chain = found.findings.setdefault(runs[0].name if alone else "chain", [])
         if not alone:
-            chain += chain_findings(folder, runs)
+            chain += _of_chain(folder, runs)
             chain += [
                 f"stray: {one_line(name)} lies beside the runs and is not one"
                 for name in listing(folder) if not _BESIDE.fullmatch(name)
@@ -95,66 +94,59 @@ def verify(
                 chain += ledgers.gone({run.run_id for run in runs if run.run_id == run.name})
                 found.drains = ledgers.drains()
         if checkpoint is not None:
-            order = order_of(runs)
-            chain += checkpoint_findings(*kept, order)
+            # the runs from the first on, as their statements name each other
+            order = walk({
+                key_of(run.previous): {"run_id": run.name, "statement_sha256": run.digest or ""}
+                for run in runs if run.is_linked
+            })  # fmt: skip
+            chain += _of_checkpoint(*kept, order)
             if not found.bad:
                 newest = order[-1]["statement_sha256"]
                 write_text(checkpoint, f"drainkit checkpoint v1\n{len(order)}\n{newest}\n")
     return found
 
 
-# ---------------------------------------------------------------- the chain, and a keeper's lines
-#
-# A keeper's checkpoint is three lines that somebody else keeps of the chain; it must go on from
-# there.
-
-
-def order_of(runs: Sequence[Examined]) -> list[Link]:
-    """The runs from the first on, as their statements name each other."""
-    return walk({
-        key_of(run.previous): {"run_id": run.name, "statement_sha256": run.digest or ""}
-        for run in runs if run.is_linked
-    })  # fmt: skip
-
-
-def chain_findings(reports_dir: Path, runs: Sequence[Examined]) -> list[str]:
+def _of_chain(reports_dir: Path, runs: Sequence[Examined]) -> Iterator[str]:
     """Where the links from run to run do not fit; `runs` are the folders named like runs."""
-    findings = [
-        f"changed: {run.name} names no run before it (its {STATEMENT})"
-        for run in runs if run.digest is not None and not run.is_linked
-    ]  # fmt: skip
     # by the run, or chain.json, that holds the link
     links = {run.name: run.previous for run in runs if run.is_linked}
+    digests = {run.name: run.digest for run in runs}
+    yield from (
+        f"changed: {run.name} names no run before it (its {STATEMENT})"
+        for run in runs if run.digest is not None and not run.is_linked
+    )  # fmt: skip
     try:
         if newest := read_chain(reports_dir):
             links[CHAIN] = newest
+        elif runs:
+            yield f"missing: {CHAIN}, which names the newest run"
         else:
-            findings.append(
-                f"missing: {CHAIN}, which names the newest run" if runs
-                else f"missing: there is no run in {shown(reports_dir.name)}"
-            )  # fmt: skip
+            yield f"missing: there is no run in {shown(reports_dir.name)}"
     except ValueError:
-        findings.append(f"changed: {CHAIN} (not readable)")
-    digests = {run.name: run.digest for run in runs}
+        yield f"changed: {CHAIN} (not readable)"
     followed: dict[str | None, str] = {}
     for name, link in links.items():
         before = link["run_id"] if link else None  # it claims to be the first
         told = shown(before) if before is not None else "no run"
         if link and before not in digests:
-            findings.append(f"removed: run {told}, which {name} names as the one before it")
+            yield f"removed: run {told}, which {name} names as the one before it"
         elif link and digests[link["run_id"]] != link["statement_sha256"]:
-            findings.append(f"changed: the statement of {told} is not the one that {name} names")
+            yield f"changed: the statement of {told} is not the one that {name} names"
         if before in followed:
-            findings.append(f"forked: {name} and {followed[before]} both follow {told}")
+            yield f"forked: {name} and {followed[before]} both follow {told}"
         followed[before] = name
-    return findings + [
+    yield from (
         f"left out: nothing follows {name}, and {CHAIN} does not name it"
         for name, digest in sorted(digests.items())
         if digest is not None and name not in followed
-    ]
+    )
 
 
-def read_checkpoint(path: Path) -> tuple[int, str]:
+# A keeper's checkpoint is three lines that somebody else keeps of the chain; it must go on from
+# there.
+
+
+def _read_checkpoint(path: Path) -> tuple[int, str]:
     """How many runs there were, and the newest one's digest; no run where there is no file."""
     try:
         found = _CHECKPOINT.fullmatch(read_plain(path.resolve()).decode("ascii"))
@@ -167,25 +159,24 @@ def read_checkpoint(path: Path) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def checkpoint_findings(place: int, digest: str, chain: Sequence[Link]) -> list[str]:
+def _of_checkpoint(place: int, digest: str, chain: Sequence[Link]) -> Iterator[str]:
     """What became of the run that the checkpoint names, if it is not where it was."""
     at = next((n for n, link in enumerate(chain, 1) if link["statement_sha256"] == digest), 0)
     what = f"the checkpoint's run {place:,} (statement {digest[:12]}...)"
-    if at == place:
-        return []
-    if at:
+    if at and at != place:
         changed = "removed before it" if at < place else "put in before it"
-        return [f"{what} is run {at:,} now, {chain[at - 1]['run_id']}: {changed}"]
-    if len(chain) < place:
-        return [
+        yield f"{what} is run {at:,} now, {chain[at - 1]['run_id']}: {changed}"
+    elif at != place and len(chain) < place:
+        yield (
             f"removed: {what} is not in the chain, which has {len(chain):,} runs; "
             f"{place - len(chain):,} were removed, or the chain was made anew"
-        ]
-    return [
-        f"made anew: {what} is not in the chain, whose run {place:,} is "
-        f"{chain[place - 1]['run_id']}; a run up to there was changed, put in between, put in "
-        "another order or removed, and the rest sealed anew"
-    ]
+        )
+    elif at != place:
+        yield (
+            f"made anew: {what} is not in the chain, whose run {place:,} is "
+            f"{chain[place - 1]['run_id']}; a run up to there was changed, put in between, put in "
+            "another order or removed, and the rest sealed anew"
+        )
 
 
 # ---------------------------------------------------------------- the server's run ledgers
@@ -235,35 +226,28 @@ class Ledgers:
                     )
         return found
 
-    def findings(self, run: Examined) -> list[str]:
+    def findings(self, run: Examined) -> Iterator[str]:
         """Where a run's folder is not what was sealed; a dry run leaves nothing on the server."""
-        findings = []
         if run.name != run.run_id:
-            findings.append(f"renamed: {one_line(run.name)} holds the evidence of {run.run_id}")
+            yield f"renamed: {one_line(run.name)} holds the evidence of {run.run_id}"
         ids = {run.name, run.run_id}
         is_live = ids & (self.starts.keys() | self.sealed.keys()) or any("-live-" in i for i in ids)
         if not is_live and not run.says_live:
-            return findings
-        known = [entry for one in sorted(ids) for entry in self.sealed.get(one, ())]
+            return
+        known = [entry.statement_sha256 for i in sorted(ids) for entry in self.sealed.get(i, ())]
         if not known:
             where = ", ".join(self.asked)
-            findings.append(
-                f"the server's run ledger has no digest of this run's evidence (streams: {where})"
-            )
+            yield f"the server's run ledger has no digest of this run's evidence (streams: {where})"
         elif run.digest is None:
-            findings.append("the server's run ledger has it sealed, but it has no statement")
+            yield "the server's run ledger has it sealed, but it has no statement"
         # the first: whoever seals a folder anew can only add another entry after it
-        elif run.digest != known[0].statement_sha256:
-            findings.append("changed: the server's run ledger has another digest of its statement")
-        elif any(entry.statement_sha256 != run.digest for entry in known[1:]):
-            findings.append(
-                "changed: the server's run ledger has it sealed a second time, otherwise"
-            )
-        return findings
+        elif run.digest != known[0]:
+            yield "changed: the server's run ledger has another digest of its statement"
+        elif {*known} != {run.digest}:
+            yield "changed: the server's run ledger has it sealed a second time, otherwise"
 
-    def gone(self, here: Collection[str]) -> list[str]:
+    def gone(self, here: Collection[str]) -> Iterator[str]:
         """The live runs that left evidence, or began to, and are not in the folder."""
-        findings = []
         for run_id in sorted({*self.starts, *self.sealed} - {*here}):
             last = self._last(run_id)
             if self.is_elsewhere(run_id) or not (last.folder or run_id in self.sealed):
@@ -272,8 +256,7 @@ class Ledgers:
             told = f", sealed{place}"
             if isinstance(last, Start):
                 told = f" that began at {shown(last.at, 40)}{place} and was never sealed"
-            findings.append(f"{run_id} is gone: the server's run ledger has it as a live run{told}")
-        return findings
+            yield f"{run_id} is gone: the server's run ledger has it as a live run{told}"
 
     def _last(self, run_id: str) -> Sealed | Start:
         return self.sealed[run_id][0] if run_id in self.sealed else self.starts[run_id]

@@ -1,5 +1,4 @@
-"""Judges backlogs by limits, after the monitoring convention; and the values of a group, each
-declared once, with the rows and metrics made of them."""
+"""Judges backlogs by limits, after the monitoring convention; and tells them as metrics."""
 
 from __future__ import annotations
 
@@ -7,23 +6,16 @@ import datetime as dt
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..safe import text
 from ..server.connection import Server
-from ..server.reading import find_streams
+from ..server.reading import StopSwitch, find_streams
 from ..server.scopes import eviction_words, keeping
 from ..settings import Settings
-from .state import (
-    GroupState,
-    Lost,
-    StreamState,
-    known,
-    read_state,
-    state_as_dict,
-)
+from .state import FACTS, State, known, read_state
 
 #: From best to worst, with the exit codes of the monitoring convention.
 SEVERITIES = {"ok": 0, "warning": 1, "unknown": 3, "critical": 2}
@@ -70,7 +62,7 @@ class Report:
     """What a check saw and judged, worst finding first."""
 
     findings: list[Finding] = field(default_factory=list)
-    states: list[StreamState] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
     readable: bool = True  # False: the server could not be asked
 
     @property
@@ -94,8 +86,14 @@ class Report:
         return {"status": self.severity, "exit_code": self.exit_code, "findings": findings}
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: what was judged, and seen."""
-        return self.verdict() | {"streams": [*map(state_as_dict, self.states)]}
+        """JSON-ready: what was judged, and seen; without each consumer."""
+        inner = {"consumer_list", "why"}
+        streams = [
+            {key: value for key, value in state.items() if key != "last_ends"}
+            | {"groups": [{k: v for k, v in g.items() if k not in inner} for g in state["groups"]]}
+            for state in self.states
+        ]
+        return self.verdict() | {"streams": streams}
 
 
 def check(
@@ -108,11 +106,9 @@ def check(
     """
     if pattern is not None and settings.audit_stream is not None:
         raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
-    report = Report()
+    report, asked = Report(), set[str]()
     most = None if audits else limits.max_backlog
-    asked: set[str] = set()
-    found = streams(server, settings, pattern) if pattern else [(settings.stream, server)]
-    for name, one in found:
+    for name, one in streams(server, settings, pattern) if pattern else [(settings.stream, server)]:
         try:
             if isinstance(one, DrainkitError):
                 raise one
@@ -131,9 +127,9 @@ def check(
     if not report.findings and not report.states:
         words = "no stream fits this pattern; check --all-streams"
         report.add(pattern or "", None, ("unknown", words))
-    seen = {g.name for state in report.states for g in state.groups}
-    for group in groups:
-        if group not in seen and report.states:
+    seen = {g["name"] for state in report.states for g in state["groups"]}
+    for group in groups if report.states else ():
+        if group not in seen:
             words = "no such group; check --group"
             report.add(pattern or settings.stream, group, ("unknown", words))
     return report
@@ -160,67 +156,70 @@ def streams(
 
 
 def judge(
-    report: Report, state: StreamState, limits: Limits, groups: Sequence[str] = (),
+    report: Report, state: State, limits: Limits, groups: Sequence[str] = (),
     kept: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Judge a stream, its groups (all without `groups`), and what its server `kept`."""
-    name, found = state.info.name, list[Found]()  # of the stream
+    info, found = state["stream"], list[Found]()  # of the stream
     if kept and (words := eviction_words(kept)):
         found.append(("warning" if kept["may_evict"] else "unknown", words))
     # groups of scope history are the drain's own
-    mine = [g for g in state.groups if not g.name.endswith(HISTORY_GROUP)]
-    report.states.append(replace(state, groups=mine))
-    if state.switch is not None:
-        found.append(("warning", str(state.switch)))
-    if state.audit_entries is None:
-        found.append(("unknown", state.unread))
-    found += _near("{} audit entries", state.audit_entries or 0, limits.max_audit)
+    mine = [g for g in state["groups"] if not g["name"].endswith(HISTORY_GROUP)]
+    report.states.append(state | {"groups": mine})
+    if state["stop"]:
+        found.append(("warning", str(StopSwitch(**state["stop"]))))
+    if state["unread"]:
+        found.append(("unknown", state["unread"]))
+    found += _near("{} audit entries", state["audit_entries"] or 0, limits.max_audit)
     if not mine and not groups:
-        found.append(("ok", f"{state.info.length:,} entries, and no group reads them"))
-    report.add(name, None, *found)
+        found.append(("ok", f"{info['length']:,} entries, and no group reads them"))
+    report.add(info["name"], None, *found)
     for g in mine:
-        if not groups or g.name in groups:
-            report.add(name, g.name, *_of_group(g, limits))
+        if not groups or g["name"] in groups:
+            report.add(info["name"], g["name"], *_of_group(g, limits))
 
 
-def _of_group(g: GroupState, limits: Limits) -> list[Found]:
+def _of_group(g: Mapping[str, Any], limits: Limits) -> list[Found]:
     """What is near or beyond a limit, else that all is well."""
-    counted = g.backlog.undelivered  # None: it stopped at the limit
+    counted, lost, at_most = g["lag_counted"], g["lost"], g["lost_at_most"]
+    least, is_exact = (lost["entries"], lost["exact"]) if lost else (0, False)
+    lost_words = known(lost) if lost or at_most is None else f"up to {at_most:,}"
+    # None: it stopped at the limit
     undelivered = limits.max_backlog + 1 if counted is None else counted
     found = _near(
         "{} entries undelivered", undelivered, limits.max_backlog,
-        note="" if g.lag_agrees else f" (lag reported by Redis: {known(g.lag_reported)})",
+        note="" if g["lag_agrees"] else f" (lag reported by Redis: {known(g['lag_reported'])})",
         bound=f"more than {limits.max_backlog:,}" if counted is None else "",
     )  # fmt: skip
-    lost, most_lost = g.lost, limits.max_lost
-    if lost.exact or lost.least > most_lost:
-        found += _near(f"{{}} {LOST}", lost.least, most_lost, bound=str(lost))
-    elif (lost.most is not None and lost.most > most_lost) or lost.least:
-        words = f"{lost} {LOST}, now or earlier: the server does not say; limit {most_lost:,}"
-        found.append(("unknown", words))
-    elif lost.most is None and limits.must_know_lost:
+    is_unknown = at_most is None and not least
+    if is_exact or least > limits.max_lost:
+        found += _near(f"{{}} {LOST}", least, limits.max_lost, bound=lost_words)
+    elif least or (at_most or 0) > limits.max_lost:
+        words = f"{lost_words} {LOST}, now or earlier: the server does not say"
+        found.append(("unknown", f"{words}; limit {limits.max_lost:,}"))
+    elif is_unknown and limits.must_know_lost:
         found.append(("unknown", f"how many {LOST} is unknown"))
-    found += _near("{} entries pending", g.pending, limits.max_pending)
-    found += _near("{} dead consumers", g.consumers_by_state["dead"], limits.max_dead)
-    by_id = g.oldest_by == "entry id"
+    found += _near("{} entries pending", g["pending"], limits.max_pending)
+    found += _near("{} dead consumers", g["consumers_by_state"]["dead"], limits.max_dead)
+    by_id = g["oldest_by"] == "entry id"
     by = " (the first by its id; too many to look at each event)" * by_id
     for what, n, age_sec, most, note in (
-        ("undelivered", undelivered, g.oldest_age_sec, limits.max_age_min, by),
-        ("pending", g.pending, g.oldest_pending_age_sec, limits.max_pending_age_min, ""),
+        ("undelivered", undelivered, g["oldest_age_sec"], limits.max_age_min, by),
+        ("pending", g["pending"], g["oldest_pending_age_sec"], limits.max_pending_age_min, ""),
     ):
         if n and age_sec is None and most is not None:
             found.append(("unknown", f"the oldest {what} entry has no usable time"))
         elif n and age_sec is not None:
             found += _near(f"the oldest {what} entry is {{}} min old{note}", age_sec / 60, most)
     if not found:
-        age = g.oldest_age_sec
+        age = g["oldest_age_sec"]
         oldest = "" if age is None else f", oldest {age / 60:,.1f} min{by}"
-        kinds = ", ".join(f"{n} {kind}" for kind, n in g.consumers_by_state.items() if n)
+        kinds = ", ".join(f"{n} {kind}" for kind, n in g["consumers_by_state"].items() if n)
         found.append((
-            "ok", f"{known(counted)} undelivered{oldest}, {g.pending:,} pending, {lost} lost; "
-            f"lag reported {known(g.lag_reported)}; {kinds or 'no'} consumers",
+            "ok", f"{known(counted)} undelivered{oldest}, {g['pending']:,} pending, {lost_words} "
+            f"lost; lag reported {known(g['lag_reported'])}; {kinds or 'no'} consumers",
         ))  # fmt: skip
-    elif lost == Lost() and not limits.must_know_lost:
+    elif is_unknown and not limits.must_know_lost:
         found.append(("ok", f"how many {LOST} is unknown"))
     return found
 
@@ -232,69 +231,11 @@ def _near(
     if limit is None or value < limit * WARN_FROM or value == 0:
         return []
     severity = "critical" if value > limit else "warning"
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-    return [(severity, f"{text.format(bound or shown)}, limit {limit:,}{note}")]
+    return [(severity, f"{text.format(bound or known(value))}, limit {limit:,}{note}")]
 
 
-# ---------------------------------------------------------------- values of a group: rows, metrics
-#
-# Here a state is its JSON (state_as_dict), or an older baseline.json, which may lack some values.
+# ---------------------------------------------------------------- as metrics
 
-
-@dataclass(frozen=True)
-class Fact:
-    """One value of a group, by the keys that lead to it; None is unknown, never 0."""
-
-    path: str
-    column: str  # "": in no table; `, min`: in minutes; JSON and metrics have seconds
-    metric: str = ""
-    help: str = ""
-    of: str = ""  # of these entries it is the age: where there is none, the metric is 0
-    labels: tuple[str, ...] = ()  # one, where the metric has several values
-
-    def cell(self, group: Mapping[str, Any]) -> Any:
-        """The value as its column has it."""
-        value = _at(group, self.path)
-        return value / 60 if self.column.endswith(", min") and value is not None else value
-
-    def numbers(self, group: Mapping[str, Any]) -> Iterator[tuple[float, tuple[str, ...]]]:
-        """The metric's values, each with its label; NaN, no number to an alert, is unknown."""
-        value: Any = 0 if self.of and not _at(group, self.of) else _at(group, self.path)
-        for label, n in value.items() if self.labels else [("", value)]:
-            yield math.nan if n is None else float(n), (label,) if self.labels else ()
-
-
-def _at(group: Any, path: str) -> Any:
-    for key in path.split("."):
-        group = group and group.get(key)
-    return group
-
-
-FACTS = (
-    Fact("name", "group"),
-    Fact("backlog", "", "drainkit_backlog_entries", "Entries by scope, counted", labels=("scope",)),
-    Fact("position", "position"),
-    Fact("backlog.undelivered", "undelivered", "drainkit_lag_counted_entries",
-         "Entries after the position, counted"),
-    Fact("backlog.pending", "pending", "drainkit_pending_entries", "Delivered, not acknowledged"),
-    Fact("backlog.history", "history"),
-    Fact("lag_reported", "lag reported", "drainkit_lag_reported_entries",
-         "Lag that Redis reports; NaN unknown"),
-    Fact("lag_agrees", "they agree", "drainkit_lag_agrees",
-         "1 if both lags are the same, lost entries aside; NaN unknown"),
-    Fact("lost", "lost"),
-    Fact("lost.entries", "", "drainkit_lost_entries",
-         "Trimmed before the group read them (at least so many); NaN unknown"),
-    Fact("oldest_age_sec", "oldest, min", "drainkit_oldest_age_seconds",
-         "Age of the oldest event of up to 5,000 undelivered, else of the first entry by its id; "
-         "0 if none, NaN unknown", of="lag_counted"),
-    Fact("oldest_by", "oldest by"),
-    Fact("oldest_pending_age_sec", "oldest pending, min", "drainkit_oldest_pending_age_seconds",
-         "Age of the oldest pending entry; 0 if none, NaN unknown", of="pending"),
-    Fact("consumers", "consumers"),
-    Fact("consumers_by_state", "", "drainkit_consumers", "Consumers by state", labels=("state",)),
-    Fact("consumers_by_state.dead", "dead consumers"),
-)  # fmt: skip
 #: What each metric means, by name; the labels beside it.
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "drainkit_up": ("1 if the server could be read", ()),
@@ -309,38 +250,33 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def group_rows(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each group of a state; `known` makes a value fit to be shown."""
-    name = state["stream"]["name"]
-    columns = [fact for fact in FACTS if fact.column]
-    return [{"stream": name} | {f.column: f.cell(g) for f in columns} for g in state["groups"]]
-
-
 def exposition(report: Report) -> bytes:
-    """A check's report as Prometheus metrics."""
+    """A check's report as Prometheus metrics; NaN, no number to an alert, is unknown."""
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()
     gauges = {name: Gauge(name, *known, registry=registry) for name, known in METRICS.items()}
 
-    def add(name: str, value: float, *labels: str) -> None:
-        (gauges[name].labels(*labels) if labels else gauges[name]).set(value)
+    def add(name: str, value: float | None, *labels: str) -> None:
+        gauge = gauges[f"drainkit_{name}"]
+        (gauge.labels(*labels) if labels else gauge).set(math.nan if value is None else value)
 
-    add("drainkit_up", report.readable)
-    add("drainkit_check_status", report.exit_code)
+    add("up", report.readable)
+    add("check_status", report.exit_code)
     for state in report.states:
-        stream = state.info.name
-        add("drainkit_stream_entries", state.info.length, stream)
-        add("drainkit_stopped", state.switch is not None, stream)
-        for action, n in (state.audit_by_action or {}).items():
-            add("drainkit_audit_entries", n, stream, action)
-        for end in state.last_ends:
+        stream = state["stream"]["name"]
+        add("stream_entries", state["stream"]["length"], stream)
+        add("stopped", state["stop"] is not None, stream)
+        for action, n in (state["audit_by_action"] or {}).items():
+            add("audit_entries", n, stream, action)
+        for end in state.get("last_ends", ()):
             with suppress(ValueError):  # anybody can have written a time there
                 at = dt.datetime.fromisoformat(end.at).timestamp()
-                where = (stream, end.consumer_group, end.outcome)
-                add("drainkit_last_run_timestamp_seconds", at, *where)
-        for g in state_as_dict(state)["groups"]:
+                add("last_run_timestamp_seconds", at, stream, end.consumer_group, end.outcome)
+        for g in state["groups"]:
             for fact in (fact for fact in FACTS if fact.metric):
-                for number, label in fact.numbers(g):
-                    add(fact.metric, number, stream, g["name"], *label)
+                value: Any = 0 if fact.of and not g[fact.of] else fact.read(g)
+                for label, n in value.items() if fact.labels else [(None, value)]:
+                    labels = (stream, g["name"], *((label,) if fact.labels else ()))
+                    add(fact.metric.removeprefix("drainkit_"), n, *labels)
     return generate_latest(registry)

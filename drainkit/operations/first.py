@@ -16,37 +16,38 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from msgspec import structs
 
 from ..core.events import Decoder, Events
+from ..core.fields import Findings, examine
 from ..core.policy import ACTIONS, decide
-from ..core.progress import entries_words, next_run_words, span
+from ..core.summary import entries_words, next_run_words, span
 from ..core.timestamps import iso
-from ..core.values import INVALID_REASONS
+from ..core.values import INVALID_REASONS, RawEntry
 from ..core.verdicts import group_of
 from ..errors import RefusedError, UsageError
-from ..ids import next_id
+from ..ids import id_key, next_id
 from ..safe import one_line
-from ..server import counting, ledger, reading
+from ..server import counting, ledger, reading, scopes
 from ..server.connection import Server
-from ..server.counting import sampled
 from ..server.reading import ACTIVE_MS, StopSwitch
 from ..server.scopes import keeping_words
 from ..settings import Settings
-from .checks import Limits, Report, group_rows, judge
-from .entry import TOO_MANY
-from .export import Lens
-from .state import OLDEST_OF, StreamState, baseline, known, own_pending, read_state
+from .checks import Limits, Report, judge
+from .events import Lens
+from .state import OLDEST_OF, State, baseline, known, own_pending, read_state
 
 TOP = 5  # symbols that are named
+SAMPLE = 500  # entries at most
+TOO_MANY = 0.2  # of them unreadable: a live drain would be refused
 
 
 def first_screen(server: Server, settings: Settings) -> dict[str, Any]:
     """All that `status` knows, JSON-ready."""
     seen: list[Events] = []
-    state = read_state(server, settings, seen=seen)
-    found = baseline(server, state)
-    judge(report := Report(), state, Limits(), kept=found["server"])
+    found = baseline(server, read_state(server, settings, seen=seen))
+    judge(report := Report(), found, Limits(), kept=found["server"])
     running, last = [], None
     try:
         running = running_drains(server)
@@ -57,32 +58,35 @@ def first_screen(server: Server, settings: Settings) -> dict[str, Any]:
         **found,
         "as_of": iso(server.now_us()),
         "verdict": report.verdict(),
-        "decided": _decided(server, settings, state, seen),
+        "decided": _decided(server, settings, found, seen),
         "running_drains": [vars(drain) | {"line": drain.line()} for drain in running],
         "last_run": None if last is None else structs.asdict(last),
     }
 
 
 def _decided(
-    server: Server, settings: Settings, state: StreamState, seen: list[Events]
+    server: Server, settings: Settings, state: State, seen: list[Events]
 ) -> dict[str, Any] | None:
     """What the policy says of the group's undelivered entries now; None without such a group.
 
     All of them where they were decoded already, else a sample from all over them.
     """
-    mine = next((g for g in state.groups if g.name == settings.consumer_group), None)
-    if mine is None:
+    if not (mine := group_of(state, settings.consumer_group)):
         return None
-    entries, first = mine.backlog.undelivered or 0, next_id(mine.position)
+    entries, boundary = mine["lag_counted"] or 0, state["stream"]["boundary_id"]
     is_all = entries <= min(OLDEST_OF, sum(map(len, seen)))
-    found = {"undelivered": entries, "events": 0, "is_sample": not is_all, "would_pass": None}
+    found: State = {
+        "undelivered": entries, "events": 0, "is_sample": not is_all, "would_pass": None,
+        "symbols": {}, "unreadable": {}, "why_not": None,
+    }  # fmt: skip
     try:
         lens = Lens.of(server, settings)
     except (RefusedError, UsageError) as error:  # an allowlist that cannot be read
-        return {**found, "symbols": {}, "unreadable": {}, "why_not": str(error)}
+        return found | {"why_not": str(error)}
     decoder = Decoder(lens.fields)
     pages: Iterable[Events] = seen if is_all else (
-        decoder.decode(page) for page in sampled(server, first, state.info.boundary_id)
+        decoder.decode(page)
+        for page in counting.sampled(server, next_id(mine["position"]), boundary)
     )  # fmt: skip
     passing, unreadable, events = Counter[str](), Counter[str](), 0
     for page in pages:
@@ -93,19 +97,42 @@ def _decided(
         passing.update(some.symbols[code] for code in some.symbol_code[passes].tolist())
         invalid = decisions.failed >> ACTIONS.index("dropped_invalid") & 1 == 1
         unreadable.update(INVALID_REASONS[code] for code in some.invalid[invalid].tolist())
-    return {
-        **found,
+    return found | {
         "events": events,
         "would_pass": passing.total(),
         "symbols": dict(passing.most_common()),
         "unreadable": dict(unreadable.most_common()),
-        "why_not": None,
     }
+
+
+def sample(server: Server, settings: Settings) -> list[RawEntry]:
+    """Entries from all over what is undelivered; of the whole stream if nothing is."""
+    info, settings = reading.stream_info(server), scopes.at_now(server, settings)
+    last = min(info.boundary_id, settings.last_id, key=id_key)
+    group = reading.positions(server).get(settings.consumer_group)
+    for first in (next_id(group.position) if group else None, info.first_id):
+        is_range = first and id_key(first) <= id_key(last)
+        pages = counting.sampled(server, first or "", last) if is_range else ()
+        if found := [entry for page in pages for entry in page]:
+            # by chance: producers that take turns would keep time with equal steps
+            rows = np.random.default_rng(0).permutation(len(found))[:SAMPLE]
+            return [found[row] for row in sorted(rows.tolist())]
+    return []
+
+
+def unreadable(server: Server, settings: Settings) -> Findings | None:
+    """What is wrong with the backlog's events; None where at most a fifth cannot be read."""
+    entries = sample(server, settings)
+    bad = (Decoder(settings.fields).decode(entries).invalid > 0).sum()
+    return examine(entries, settings.fields) if bad > TOO_MANY * len(entries) else None
+
+
+# ---------------------------------------------------------------- in lines
 
 
 def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     """The first screen but for the next command, a fact on each line; the verdict comes first."""
-    info, groups = found["stream"], found["groups"]
+    info, groups, drains = found["stream"], found["groups"], found["running_drains"]
     findings = [f for f in found["verdict"]["findings"] if f["severity"] != "ok"]
     others = {f["group"] for f in findings} - {None, settings.consumer_group}
     of_group = {name: f" ({one_line(name, 40)})" for name in others}
@@ -119,80 +146,68 @@ def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
     if not (own := group_of(found, settings.consumer_group)):
         lines.append(f"Groups: {', '.join(one_line(g['name'], 60) for g in groups) or 'none'}")
     else:
-        more = f" ({len(groups) - 1:,} more: --all)" if len(groups) > 1 else ""
         oldest = "" if (age := own["oldest_age_sec"]) is None else f", oldest {span(age)}"
         by_id = " by its id" if own["oldest_by"] == "entry id" else ""
         lines += [
-            f"Group: {one_line(own['name'], 60)}{more}",
-            f"Backlog: {known(own['backlog']['undelivered'])} undelivered{oldest}{by_id}; "
+            f"Group: {one_line(own['name'], 60)}{_more(groups)}",
+            f"Backlog: {known(own['lag_counted'])} undelivered{oldest}{by_id}; "
             f"{own['pending']:,} pending; {known(own['lost'])} lost",
+            *_passing(found["decided"]),
         ]
-        decided = found["decided"]
-        if decided["why_not"]:
-            lines.append(f"Would pass: not known: {decided['why_not']}")
-        else:
-            of = f"of {decided['events']:,}" + " sampled" * decided["is_sample"]
-            symbols, bad = list(decided["symbols"].items()), decided["unreadable"]
-            named = ", ".join(f"{symbol} {n:,}" for symbol, n in symbols[:TOP])
-            named += f", {len(symbols) - TOP:,} more" if len(symbols) > TOP else ""
-            # the reasons come last, where they may be cut
-            why = "; ".join(f"{n:,} {reason}" for reason, n in bad.items())
-            lines += [
-                f"Would pass now: {decided['would_pass']:,} {of}" + (named and f": {named}"),
-                f"Unreadable: {sum(bad.values()):,} {of}" + (why and f": {why}"),
-            ]
-    lines += _runs(found)
+    lines += [drain["line"] + _more(drains) for drain in drains[:1]]
+    if (last := found["last_run"]) is None:
+        lines.append("Last run: none in the ledger")
+    else:
+        who = one_line(last["operator"], 40) or "unknown"
+        lines.append(
+            f"Last run: {one_line(last['at'][:19], 20)}Z by {who}: {one_line(last['outcome'], 20)}"
+            f", {last['total_read']:,} read, {last['drained_ok']:,} passed"
+        )
     if found["unread"]:
         lines.append(f"Kill switch and audit are not known: {found['unread']}")
+    elif found["stop"]:
+        lines.append(f"Stopped: {StopSwitch(**found['stop'])}; drainkit resume lifts it")
     else:
-        stopped = found["stop"] and f"{StopSwitch(**found['stop'])}; drainkit resume lifts it"
-        lines.append(f"Stopped: {stopped}" if stopped else "Kill switch: not set")
+        lines.append("Kill switch: not set")
     if kept := keeping_words(found["server"]):
         lines.append(f"Server: {'; '.join(kept)}")
-    is_busy = any(drain["alive"] for drain in found["running_drains"])
-    return lines if is_busy else [*lines, next_drain(found, settings)]
+    is_busy = any(drain["alive"] for drain in drains)
+    return lines if is_busy else [*lines, _next_drain(own, settings)]
 
 
-def as_text(state: Mapping[str, Any]) -> list[str]:
-    """A baseline's stream, groups, consumers and newest entries, line by line."""
-    info = state["stream"]
-    lines = [
-        f"Stream: {info['name']}",
-        f"  Length: {info['length']:,}   First: {info['first_id']}   Last: {info['last_id']}   "
-        f"Boundary: {info['boundary_id']}",
+def _more(things: list[Any]) -> str:
+    return f" ({len(things) - 1:,} more: --all)" if len(things) > 1 else ""
+
+
+def _passing(decided: Mapping[str, Any]) -> list[str]:
+    """What would pass now, and what cannot be read."""
+    if decided["why_not"]:
+        return [f"Would pass: not known: {decided['why_not']}"]
+    of = f"of {decided['events']:,}" + " sampled" * decided["is_sample"]
+    symbols, bad = list(decided["symbols"].items()), decided["unreadable"]
+    named = ", ".join(f"{symbol} {n:,}" for symbol, n in symbols[:TOP])
+    named += f", {len(symbols) - TOP:,} more" if len(symbols) > TOP else ""
+    # the reasons come last, where they may be cut
+    why = "; ".join(f"{n:,} {reason}" for reason, n in bad.items())
+    return [
+        f"Would pass now: {decided['would_pass']:,} {of}" + (named and f": {named}"),
+        f"Unreadable: {sum(bad.values()):,} {of}" + (why and f": {why}"),
     ]
-    for g, row in zip(state["groups"], group_rows(state), strict=True):
-        shown = {name: known(value) for name, value in row.items()}
-        lines += [
-            f"Group: {g['name']}",
-            f"  Position: {shown['position']}   Consumers: {shown['consumers']}   "
-            f"Entries read: {known(g['entries_read'])}",
-            f"  Backlog counted: {shown['undelivered']} undelivered, {shown['pending']} pending, "
-            f"{shown['history']} history   Lost: {shown['lost']}   "
-            f"Lag reported: {shown['lag reported']}",
-            f"  Why: {g['why']}",
-        ]
-        waiting = sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10]
-        lines += [
-            f"  Consumer {c['name']}: {c['pending']:,} pending, idle {c['idle_ms'] / 1000:,.0f} s"
-            for c in waiting if c["pending"]
-        ]  # fmt: skip
-    if not state["groups"]:
-        lines.append("No group reads this stream.")
-    return [*lines, *(f"Newest: {e['id']}  {' '.join(e['fields'])}" for e in state["samples"])]
 
 
-def _runs(found: Mapping[str, Any]) -> list[str]:
-    """The drains at work (or that died), and the last run."""
-    drains, last = found["running_drains"], found["last_run"]
-    more = f" ({len(drains) - 1:,} more: --all)" if len(drains) > 1 else ""
-    lines = [drain["line"] + more for drain in drains[:1]]
-    if last is None:
-        return [*lines, "Last run: none in the ledger"]
-    who = one_line(last["operator"], 40) or "unknown"
-    return [*lines, f"Last run: {one_line(last['at'][:19], 20)}Z by {who}: "
-            f"{one_line(last['outcome'], 20)}, {last['total_read']:,} read, "
-            f"{last['drained_ok']:,} passed"]  # fmt: skip
+def _next_drain(own: Mapping[str, Any], settings: Settings) -> str:
+    """What a drain with these settings would take, as one line."""
+    if not own:
+        return (
+            f"Next drain: none; no group is named {settings.consumer_group}; "
+            "drain --consumer-group takes another"
+        )
+    scope, left = settings.scope, own_pending(own, settings.consumer_name)
+    entries = own["backlog"][scope] + (left if scope == "undelivered" else 0)
+    if not entries:
+        return f"Next drain: nothing; 0 {scope}"
+    taken = next_run_words(entries, settings.max_events, settings.throttle, f"{entries:,}")
+    return f"Next drain: {taken}: {entries_words(scope, entries, left)}"
 
 
 def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str]:
@@ -210,24 +225,9 @@ def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str
         (bad > TOO_MANY * decided.get("events", 0), "fields", "many events cannot be read"),
         (decided.get("undelivered"), "run", dry),
         (own and own["pending"], "run --scope pending", dry),
+        (True, "check", "nothing waits"),
     )  # fmt: skip
-    found_case = next(((command, why) for case, command, why in cases if case), None)
-    return found_case or ("check", "nothing waits")
-
-
-def next_drain(found: Mapping[str, Any], settings: Settings) -> str:
-    """What a drain with these settings would take, as one line."""
-    if not (own := group_of(found, settings.consumer_group)):
-        return (
-            f"Next drain: none; no group is named {settings.consumer_group}; "
-            "drain --consumer-group takes another"
-        )
-    scope, left = settings.scope, own_pending(own, settings.consumer_name)
-    entries = own["backlog"][scope] + (left if scope == "undelivered" else 0)
-    if not entries:
-        return f"Next drain: nothing; 0 {scope}"
-    taken = next_run_words(entries, settings.max_events, settings.throttle, f"{entries:,}")
-    return f"Next drain: {taken}: {entries_words(scope, entries, left)}"
+    return next((command, why) for case, command, why in cases if case)
 
 
 # ---------------------------------------------------------------- drains at work
@@ -284,8 +284,7 @@ def running_drains(server: Server) -> list[RunningDrain]:
     for start in open_runs.values():
         with suppress(ValueError, ArithmeticError):  # anybody can have written a value there
             found.append(_running(server, start, done[start.run_id]))
-    throttles = [run.throttle for run in found if run.alive and run.throttle is not None]
-    lowest = min(throttles, default=math.inf)
+    lowest = min((r.throttle for r in found if r.alive and r.throttle), default=math.inf)
     return [
         replace(run, held_to=lowest) if run.alive and lowest < (run.throttle or math.inf) else run
         for run in found
@@ -295,16 +294,14 @@ def running_drains(server: Server) -> list[RunningDrain]:
 def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
     if start.throttle is not None and not 0 < start.throttle < math.inf:
         raise ValueError(start.throttle)
-    group = reading.positions(server).get(start.consumer_group)
     left, silent_ms = 0, None
-    if group is not None:
+    if (group := reading.positions(server).get(start.consumer_group)) is not None:
         pending = reading.pending_ids(server, group.name, start.boundary_id, first=start.from_id)
-        if start.scope == "pending":
-            left = sum(len(page) for page in pending)
-        else:
-            after = next_id(group.position)
-            left = counting.count_between(server, after, start.boundary_id)
-            left += sum(row[1] == start.consumer for page in pending for row in page)
+        is_own = [start.scope == "pending" or row[1] == start.consumer
+                  for page in pending for row in page]  # fmt: skip
+        left = sum(is_own)
+        if start.scope != "pending":
+            left += counting.count_between(server, next_id(group.position), start.boundary_id)
         there = reading.consumers(server, group.name)
         silent_ms = next((c.idle_ms for c in there if c.name == start.consumer), None)
     if start.max_events is not None:
@@ -315,11 +312,11 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
     pause_ms = 0.0 if start.throttle is None else 3000 / start.throttle
     is_gone = False  # whether the process that began the run on this very machine has ended
     if start.pid > 0 and start.host == socket.gethostname():
-        with suppress(PermissionError, OverflowError):
-            try:
+        try:
+            with suppress(PermissionError, OverflowError):
                 os.kill(start.pid, 0)
-            except ProcessLookupError:
-                is_gone = True
+        except ProcessLookupError:
+            is_gone = True
     longest_ms = max(_GONE_MS if is_gone else ACTIVE_MS, pause_ms)
     alive = silent_ms is not None and silent_ms < longest_ms
     return RunningDrain(

@@ -15,20 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from .. import files
+from .. import errors, files
 from ..core.timestamps import EARLIEST_ID_MS, iso
 from ..core.values import RawEntry
-from ..errors import (
-    ConnectionLostError,
-    DrainkitError,
-    InterruptedRunError,
-    RefusedError,
-    UsageError,
-)
-from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
+from ..errors import DrainkitError, RefusedError, UsageError
+from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id, previous_id
 from ..late import pa
 from ..safe import text
-from ..server import ledger, reading, writing
+from ..server import counting, ledger, reading, writing
 from ..server.connection import Server
 from ..server.reading import Consumer
 from ..server.topology import check_primary
@@ -58,6 +52,15 @@ def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[Dead
     ]
 
 
+def _why_kept(status: str, number: int) -> str:
+    if status == "pending":
+        what = f"{number:,} pending" if number else "pending"
+        return f"{what} entries would be lost; drain --scope pending takes them first"
+    if status == "active":
+        return f"it came back: active {number / 1000:.0f} s ago"
+    return "it is gone already"
+
+
 def remove_consumers(
     server: Server, group: str, names: Sequence[str], *, min_idle_ms: int,
     operator: str | None = None, stopping: threading.Event | None = None,
@@ -71,42 +74,39 @@ def remove_consumers(
     check_primary(server.info)
     ledger.check(server)
     idle_ms: dict[str, int] = {c.name: c.idle_ms for c in reading.consumers(server, group)}
-    known = len(idle_ms) > writing.MAX_LISTED
+    is_listed = len(idle_ms) > writing.MAX_LISTED
     removed: list[str] = []
     kept = {
         name: _why_kept("active" if name in idle_ms else "gone", idle_ms.get(name, 0))
-        for name in names if known and idle_ms.get(name, -1) < min_idle_ms
+        for name in names if is_listed and idle_ms.get(name, -1) < min_idle_ms
     }  # fmt: skip
-    names = [name for name in names if name not in kept]
+    left = [name for name in names if name not in kept]
     # where the list is known, each removal is checked against the list of groups
-    size = max(1, BATCH_CONSUMERS // len(reading.positions(server) if known else "1"))
+    size = max(1, BATCH_CONSUMERS // len(reading.positions(server) if is_listed else "1"))
 
     def remove(step: Sequence[str]) -> int:
-        least = None if known else min_idle_ms
+        least = None if is_listed else min_idle_ms
         told = writing.remove_consumers(server, group, step, min_idle_ms=least)
-        outcomes = [*zip(step, told, strict=True)]
-        gone = [name for name, (status, _) in outcomes if status == "removed"]
-        kept.update({name: _why_kept(*outcome) for name, outcome in outcomes if name not in gone})
-        removed.extend(gone)
-        return len(gone)
+        why = {name: _why_kept(*it) for name, it in zip(step, told, strict=True)
+               if it[0] != "removed"}  # fmt: skip
+        kept.update(why)
+        removed.extend(name for name in step if name not in why)
+        return len(step) - len(why)
 
     def look(step: Sequence[str]) -> int:
-        left: set[str] = {c.name for c in reading.consumers(server, group)}
-        return sum(name not in left for name in step)
+        return len({*step} - {c.name for c in reading.consumers(server, group)})
 
-    steps = (names[first : first + size] for first in range(0, len(names), size))
-    who = operator or os_user()
-    _by_steps(
-        server, "consumers", steps, remove, look,
-        lambda n: ledger.Deleted(who, iso(server.now_us()), group, n, len(kept)), stopping,
-    )  # fmt: skip
+    def note(n: int) -> ledger.Entry:
+        return ledger.Deleted(operator or os_user(), iso(server.now_us()), group, n, len(kept))
+
+    steps = (left[first : first + size] for first in range(0, len(left), size))
+    _by_steps(server, "consumers", _until(stopping, steps), remove, look, note)
     return removed, kept
 
 
 def _by_steps(
     server: Server, what: str, steps: Iterable[Step], remove: Callable[[Step], int],
     look: Callable[[Step], int], note: Callable[[int], ledger.Entry],
-    stopping: threading.Event | None,
 ) -> int:  # fmt: skip
     """Remove step by step; whatever ends it, ledger and error say how many were removed.
 
@@ -115,14 +115,14 @@ def _by_steps(
     removed, under_way = 0, None
     failure: DrainkitError | None = None
     try:
-        for step in _until(stopping, steps):
+        for step in steps:
             under_way = step
             removed += remove(step)
             under_way = None
     except DrainkitError as error:
         failure = error
         with suppress(DrainkitError):
-            if under_way is not None and isinstance(error, ConnectionLostError):
+            if under_way is not None and isinstance(error, errors.ConnectionLostError):
                 server.reconnect()
                 removed += look(under_way)
     try:
@@ -139,17 +139,8 @@ def _by_steps(
 def _until(stopping: threading.Event | None, steps: Iterable[Step]) -> Iterator[Step]:
     for step in steps:
         if stopping is not None and stopping.is_set():
-            raise InterruptedRunError("interrupted")
+            raise errors.InterruptedRunError("interrupted")
         yield step
-
-
-def _why_kept(status: str, number: int) -> str:
-    if status == "pending":
-        what = f"{number:,} pending" if number else "pending"
-        return f"{what} entries would be lost; drain --scope pending takes them first"
-    if status == "active":
-        return f"it came back: active {number / 1000:.0f} s ago"
-    return "it is gone already"
 
 
 @dataclass(frozen=True)
@@ -174,8 +165,7 @@ def trim_plan(
     With `keep_days` nothing younger than so many days goes either. Refuses a stream without groups
     unless `without_groups`: nothing would say what is needed.
     """
-    info = reading.stream_info(server)
-    groups = reading.positions(server)
+    info, groups = reading.stream_info(server), reading.positions(server)
     if not groups and not without_groups:
         raise RefusedError(writing.TRIM_REFUSALS["no_groups"])
     floors: dict[str, tuple[str, str]] = {}  # by group the first id that it still needs, and why
@@ -201,18 +191,10 @@ def trim_plan(
         by_age = f"{max(0, now_ms - math.floor(keep_days * DAY_MS))}-0"
     floor = min(by_group, by_age or by_group, key=id_key)
     bound = "age" if floor != by_group else "end" if floor == end else "group"
-    held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
-    entries = sum(len(page) for page in entries_before(server, floor))
+    held_by = {name: why for name, (needed, why) in floors.items() if needed == floor}
+    entries, _ = counting.count(server, info, FIRST_ID, previous_id(floor))
     held_by = held_by if bound == "group" else {}
     return TrimPlan(floor, bound, by_group, by_age, held_by, entries, info.length, len(groups))
-
-
-def entries_before(server: Server, floor: str) -> Iterator[list[RawEntry]]:
-    """Pages of the entries before `floor`, oldest first."""
-    for page in reading.pages(server, server.stream, FIRST_ID, floor, page=TRIM_ENTRIES):
-        kept = [entry for entry in page if id_key(entry[0]) < id_key(floor)]
-        if kept:
-            yield kept
 
 
 def trim(
@@ -233,7 +215,9 @@ def trim(
             f"the stream has {plan.groups:,} groups; to judge more than {writing.MAX_LISTED:,} in "
             "the removing step would hold up the server: first destroy those that are not used"
         )
-    pages = entries_before(server, plan.floor)
+    last = previous_id(plan.floor)
+    pages = reading.pages(server, server.stream, FIRST_ID, last, page=TRIM_ENTRIES)
+    entries: Iterator[RawEntry] = chain.from_iterable(pages)
     if archive is not None:
         check_archive(archive)
         schema, written = _archive_schema(), 0
@@ -245,14 +229,13 @@ def trim(
                 written += len(page)
         if sum(1 for _ in _archived(archive)) != written:
             raise DrainkitError(f"{archive} is not what was written; nothing was removed")
-    entries = chain.from_iterable(pages) if archive is None else _archived(archive)
-    who, kept = operator or os_user(), archive.name if archive else ""
+        entries = _archived(archive)
+    who, name = operator or os_user(), archive.name if archive else ""
     return _by_steps(
-        server, "entries", _steps(entries),
+        server, "entries", _until(stopping, _steps(entries)),
         lambda ids: writing.trim(server, ids, without_groups=without_groups),
         lambda ids: sum(fields is None for _, fields in reading.bodies(server, ids)),
-        lambda n: ledger.Trimmed(who, iso(server.now_us()), n, plan.floor, plan.bound, kept),
-        stopping,
+        lambda n: ledger.Trimmed(who, iso(server.now_us()), n, plan.floor, plan.bound, name),
     )  # fmt: skip
 
 
@@ -319,6 +302,7 @@ def restore(server: Server, key: str, path: Path) -> int:
     try:
         return writing.add_entries(server, key.encode(), _archived(path))
     except (DrainkitError, KeyboardInterrupt) as error:
-        failure = error if isinstance(error, DrainkitError) else InterruptedRunError("interrupted")
+        known = isinstance(error, DrainkitError)
+        failure = error if known else errors.InterruptedRunError("interrupted")
         failure.args = (f"{failure} (if {key} is there, delete it and restore again)",)
         raise failure from None

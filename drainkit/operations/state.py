@@ -1,4 +1,8 @@
-"""The state of a stream: groups with counted backlogs, consumers, losses, kill switch, audit."""
+"""The state of a stream: groups with counted backlogs, consumers, losses, kill switch, audit.
+
+It is one JSON-ready description (`read_state`), from which its text, rows and metrics derive; so an
+older baseline.json, which may lack some values, is shown in the same way.
+"""
 
 from __future__ import annotations
 
@@ -17,113 +21,57 @@ from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
 from ..server import counting, ledger, reading
 from ..server.connection import Server
-from ..server.reading import Backlog, Consumer, Group, StopSwitch, StreamInfo
+from ..server.reading import Group, StreamInfo
 from ..server.scopes import keeping
 from ..server.topology import ServerInfo
 from ..settings import Settings
 
+State = dict[str, Any]
 SAMPLES = 3
 OLDEST_OF = 5000  # undelivered entries are looked through for the oldest event
-_NEVER = np.iinfo(np.int64).max
 OLDEST_BYTES = 64 << 20  # of entries, about; of more the first one's id has to do
-CONSUMER_STATES = ("active", "idle", "dead")
+_NEVER = np.iinfo(np.int64).max
 #: Servers whose entries-read is right also after a gap (Redis #13958; measured on Valkey 9.1).
 COUNTER_FOLLOWS = {"redis": (8, 2), "valkey": (9, 0)}
 
 
-@dataclass(frozen=True)
-class Lost:
-    """Entries trimmed before a group read them: at least, and at most where that is known."""
-
-    least: int = 0
-    most: int | None = None
-
-    @property
-    def exact(self) -> bool:
-        """Whether it is just so many."""
-        return self.least == self.most
-
-    def as_dict(self) -> dict[str, Any] | None:
-        """JSON-ready; not `exact`: at least so many. None: nothing is proven."""
-        return {"entries": self.least, "exact": self.exact} if self.least or self.exact else None
-
-    def __str__(self) -> str:
-        if self.exact or self.least:
-            return f"{self.least:,}" if self.exact else f"at least {self.least:,}"
-        return "unknown" if self.most is None else f"up to {self.most:,}"
-
-
-def lost_to(group: Group, info: StreamInfo, server: ServerInfo) -> Lost:
+def lost_to(group: Group, info: StreamInfo, server: ServerInfo) -> tuple[int, int | None]:
     """How many entries after the group's position were trimmed, as far as its counters prove.
 
-    Once the group has passed a gap, nothing of it is missing any more, and no counter shows it.
+    At least, and at most, None where that is not known. Once the group has passed a gap, nothing of
+    it is missing any more, and no counter shows it.
     """
     start = info.first_id if info.first_id is not None else info.boundary_id
     if id_key(group.position) >= id_key(start):  # a trim takes the smallest ids
-        return Lost(0, 0)
-    if info.entries_added is None:
-        return Lost()
-    gone, read = info.entries_added - info.length, group.entries_read
+        return 0, 0
+    if (gone := info.gone) is None:
+        return 0, None
     # else some of them may have been deleted, one by one
     only_trimmed = id_key(info.max_deleted_id or FIRST_ID) <= id_key(group.position)
+    read = group.entries_read
     if read == 0:  # also from a file of Redis 6.2, which counted nothing: at least so many
-        return Lost(gone if only_trimmed else 0)
+        return gone if only_trimmed else 0, None
     if read is None:  # no server says when a group was made; one without consumers never read
         never_read = group.position == FIRST_ID and not group.consumers
-        return Lost(gone, gone) if never_read and only_trimmed else Lost()
+        return (gone, gone) if never_read and only_trimmed else (0, None)
     most = gone - read  # all entries that are there lie after the position
     if not 0 <= most <= gone:  # XSETID and ENTRIESREAD let anybody set what contradicts itself
-        return Lost()
+        return 0, None
     # older servers add 1 to entries-read when a group passes a gap, however many it held
     follows = server.version_tuple >= COUNTER_FOLLOWS.get(server.kind, (10**6,))
-    return Lost(most if follows and only_trimmed else 0, most)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupState(Group):
-    """One group as counted; ages in seconds by the server's clock, None: nothing there, or no time.
-
-    An age is that of the event: the earlier of its timestamp and its id's time.
-    """
-
-    backlog: Backlog
-    lost: Lost  # trimmed before the group read them
-    consumer_list: Sequence[Consumer]
-    consumers_by_state: Mapping[str, int]  # each of CONSUMER_STATES
-    oldest_age_sec: float | None  # also None where ages were not asked for
-    oldest_by: str | None  # "event time", or of a large backlog the first "entry id"
-    oldest_pending_age_sec: float | None  # of the lowest id
-
-    @property
-    def lag_agrees(self) -> bool | None:
-        """Whether the lag that Redis reports is what was counted, with or without the lost ones.
-
-        None where it is not known.
-        """
-        lag, undelivered = self.lag_reported, self.backlog.undelivered
-        if lag is None or undelivered is None:
-            return None
-        return lag in (undelivered, undelivered + (self.lost.least if self.lost.exact else 0))
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """One stream, its groups, its kill switch and its audit."""
-
-    info: StreamInfo
-    groups: Sequence[GroupState]
-    switch: StopSwitch | None = None
-    audit_entries: int | None = None  # None: see `unread`
-    audit_by_action: Mapping[str, int] | None = None  # where it was asked for
-    last_ends: Sequence[ledger.End] = ()  # where the audit was asked for
-    unread: str = ""  # why this user could not look at kill switch and audit
+    return most if follows and only_trimmed else 0, most
 
 
 def read_state(
     server: Server, settings: Settings | None = None, *, dead_after_min: float = 60,
     audits: bool = False, most: int | None = None, seen: list[Events] | None = None,
-) -> StreamState:  # fmt: skip
+) -> State:  # fmt: skip
     """The stream as it is now; with `settings`, which name the fields, also the oldest ages.
+
+    `stream` is a StreamInfo, each of `groups` a Group and: the lag three ways (as reported, as
+    counted, whether they agree), entries lost (see `lost_to`), ages in seconds by the server's
+    clock, of the events (the earlier of timestamp and id's time), consumers. None is not known.
+    `unread`: why this user could not look at kill switch (`stop`) and audit.
 
     `audits`: also count the audit by action, for which all of it is read, and give each group's
     last runs. `most`: count no more undelivered entries than that (and one). `seen` gets the events
@@ -134,31 +82,56 @@ def read_state(
     decoder = None if settings is None else Decoder(settings.fields)
     now_us = server.now_us()
     oldest = {} if decoder is None else _oldest(server, decoder, info, groups, seen)
-    states = []
-    for group in groups:
-        consumers = reading.consumers(server, group.name) if group.consumers else []
-        kinds = Counter(
-            "dead" if c.idle_ms >= dead_after_min * 60_000 else
-            "active" if c.idle_ms < reading.ACTIVE_MS else "idle" for c in consumers
-        )  # fmt: skip
-        event_us, by = oldest.get(group.position, (NO_TIME, None))
-        pending_us = NO_TIME
-        if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
-            pending_us = int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
-        states.append(GroupState(**vars(group) | {
-            "lost": lost_to(group, info, server.info), "consumer_list": consumers,
-            "consumers_by_state": {kind: kinds[kind] for kind in CONSUMER_STATES},
-            "oldest_age_sec": _age_sec(now_us, event_us), "oldest_by": by,
-            "oldest_pending_age_sec": _age_sec(now_us, pending_us),
-        }))  # fmt: skip
+    found = [_of_group(server, info, group, decoder, dead_after_min) for group in groups]
+    for group in found:  # None also where no ages are asked for
+        event_us, by = oldest.get(group["position"], (NO_TIME, None))
+        group["oldest_by"] = by  # "event time", or of a large backlog the first "entry id"
+        group["oldest_age_sec"] = _age_sec(now_us, event_us)
+        group["oldest_pending_age_sec"] = _age_sec(now_us, group.pop("pending_us"))
+    state: State = {
+        "stream": vars(info), "groups": found, "stopped": None, "stop": None, "unread": "",
+        "audit_entries": None, "audit_by_action": None,
+    }  # fmt: skip
     try:
         switch = reading.stop_switch(server)
         entries = reading.length_of(server, server.keys.audit)
-        counts = ledger.audit_counts(server) if audits else None
-        ends = ledger.last_ends(server) if audits else ()
+        if audits:
+            state["audit_by_action"] = ledger.audit_counts(server)
+            state["last_ends"] = ledger.last_ends(server)
     except RefusedError as error:  # a user who may read the stream, but not its side keys
-        return StreamState(info, states, unread=str(error))
-    return StreamState(info, states, switch, entries, counts, ends)
+        return state | {"unread": str(error)}
+    stop = {"stopped": switch.reason, "stop": vars(switch)} if switch else {}
+    return state | stop | {"audit_entries": entries}
+
+
+def _of_group(
+    server: Server, info: StreamInfo, group: Group, decoder: Decoder | None, dead_after_min: float
+) -> dict[str, Any]:
+    """A group without its ages; `pending_us` is the time of its lowest pending id's event."""
+    consumers = reading.consumers(server, group.name) if group.consumers else []
+    kinds = Counter(
+        "dead" if c.idle_ms >= dead_after_min * 60_000 else
+        "active" if c.idle_ms < reading.ACTIVE_MS else "idle" for c in consumers
+    )  # fmt: skip
+    pending_us = NO_TIME
+    if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
+        pending_us = int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
+    least, at_most = lost_to(group, info, server.info)
+    is_exact = least == at_most
+    new, lag = group.backlog and group.backlog.undelivered, group.lag_reported
+    is_known = lag is not None and new is not None
+    shown = vars(group) | {
+        "backlog": vars(group.backlog),
+        "lag_counted": new,
+        "lag_agrees": lag in (new, (new or 0) + is_exact * least) if is_known else None,
+        "lost": {"entries": least, "exact": is_exact} if least or is_exact else None,
+        "lost_at_most": at_most,
+        "consumers_by_state": {kind: kinds[kind] for kind in ("active", "idle", "dead")},
+        "pending_by_consumer": {c.name: c.pending for c in consumers if c.pending},
+        "consumer_list": [*map(vars, consumers)],
+        "pending_us": pending_us,
+    }
+    return shown | {"why": why(info, shown)}
 
 
 def _oldest(
@@ -203,48 +176,22 @@ def _age_sec(now_us: int, event_us: int) -> float | None:
     return None if event_us == NO_TIME else max(0.0, (now_us - event_us) / 1e6)
 
 
-# ---------------------------------------------------------------- as JSON
-
-
-def state_as_dict(state: StreamState, *, whole: bool = False) -> dict[str, Any]:
-    """JSON-ready; the lag three ways: as reported, as counted, and whether they agree.
-
-    `whole`: with each consumer, and why each backlog is as it is.
-    """
-    switch, groups = state.switch, []
-    for g in state.groups:
-        groups.append(shown := vars(g) | {
-            "backlog": vars(g.backlog),
-            "lag_counted": g.backlog.undelivered,
-            "lag_agrees": g.lag_agrees,
-            "lost": g.lost.as_dict(),
-            "pending_by_consumer": {c.name: c.pending for c in g.consumer_list if c.pending},
-            "consumer_list": [*map(vars, g.consumer_list)],
-        })  # fmt: skip
-        if whole:
-            shown["why"] = why(state.info, g)
-        else:
-            del shown["consumer_list"]
-    return {
-        "stream": vars(state.info),
-        "stopped": None if switch is None else switch.reason,
-        "stop": None if switch is None else vars(switch),
-        "unread": state.unread,
-        "audit_entries": state.audit_entries,
-        "audit_by_action": state.audit_by_action,
-        "groups": groups,
-    }
-
-
-def baseline(server: Server, state: StreamState | None = None) -> dict[str, Any]:
-    """The whole state as JSON, with samples, and what the server keeps."""
-    found = state_as_dict(state or read_state(server), whole=True)
+def baseline(server: Server, state: State | None = None) -> State:
+    """The whole state, with samples, and what the server keeps."""
     who = {"kind": server.info.kind, "version": server.info.version, **keeping(server)}
     samples = [
         {"id": text(entry_id), "fields": [one_line(text(part)) for part in fields]}
         for entry_id, fields in reading.newest(server, server.stream, SAMPLES)
     ]
-    return {"server": who, **found, "samples": samples}
+    return {"server": who, **(state or read_state(server)), "samples": samples}
+
+
+def own_pending(group: Mapping[str, Any], consumer: str) -> int:
+    """What an earlier drain of this consumer left pending in a group of a state."""
+    return sum(c["pending"] for c in group.get("consumer_list", ()) if c["name"] == consumer)
+
+
+# ---------------------------------------------------------------- in words, rows and numbers
 
 
 def known(value: Any) -> str:
@@ -252,8 +199,7 @@ def known(value: Any) -> str:
     if value is None:
         return "unknown"
     if isinstance(value, Mapping):  # what a group lost
-        n = value["entries"]
-        return str(Lost(n, n if value["exact"] else None))
+        return f"{'' if value['exact'] else 'at least '}{value['entries']:,}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -261,12 +207,12 @@ def known(value: Any) -> str:
     return f"{value:,.1f}" if isinstance(value, float) else one_line(str(value))
 
 
-def why(info: StreamInfo, g: GroupState) -> str:
+def why(info: StreamInfo, g: Mapping[str, Any]) -> str:
     """In words and numbers, why the group's backlog is as large or small as it is."""
-    position, new, old = g.position, g.backlog.undelivered, g.backlog.history
+    new, old, lost, lag = g["lag_counted"], g["backlog"]["history"], g["lost"], g["lag_reported"]
     parts = [
         f"Of the stream's {info.length:,} entries, {known(new)} lie after the group's position "
-        f"{position} and can still be read through it (scope undelivered)."
+        f"{g['position']} and can still be read through it (scope undelivered)."
         if info.length else "The stream holds no entry."
     ]  # fmt: skip
     if old:
@@ -274,33 +220,102 @@ def why(info: StreamInfo, g: GroupState) -> str:
             f"The other {old:,} lie at or before it: delivered once, or skipped when the group was "
             "made; the group itself never reads them again (scope history)."
         )
-    if g.pending:
-        parts.append(f"{g.pending:,} were delivered but never acknowledged (scope pending).")
-    if g.lost.least:
-        shown = str(g.lost)
-        parts.append(
-            f"{shown[0].upper()}{shown[1:]} after it were trimmed before the group read them: they "
-            "are lost to it."
-        )
-    elif not g.lost.exact:
-        most = "" if g.lost.most is None else f" (at most {g.lost.most:,})"
+    if g["pending"]:
+        parts.append(f"{g['pending']:,} were delivered but never acknowledged (scope pending).")
+    if lost is None:
+        most = "" if g["lost_at_most"] is None else f" (at most {g['lost_at_most']:,})"
         parts.append(
             f"How many after it were trimmed before the group read them is unknown{most}: the "
             "server's counters do not tell."
         )
-    lag, counted = g.lag_reported, g.backlog.undelivered or 0
-    more = (lag or 0) - counted
+    elif lost["entries"]:
+        parts.append(
+            f"{known(lost).capitalize()} after it were trimmed before the group read them: they "
+            "are lost to it."
+        )
+    more = (lag or 0) - (new or 0)
     if lag is None:
         parts.append("Redis does not know the lag; the count is exact.")
-    elif more and g.lag_agrees:
+    elif more and g["lag_agrees"]:
         parts.append(f"Redis reports a lag of {lag:,}: it counts the lost ones too.")
-    elif 0 < more <= (info.entries_added or 0) - info.length:
+    elif 0 < more <= (info.gone or 0):
         parts.append(f"Redis reports a lag of {lag:,}, which counts {more:,} that are gone.")
     elif more:
         parts.append(f"Redis reports a lag of {lag:,}, which is wrong; the count is exact.")
     return " ".join(parts)
 
 
-def own_pending(group: Mapping[str, Any], consumer: str) -> int:
-    """What an earlier drain of this consumer left pending in a group of a state's JSON."""
-    return sum(c["pending"] for c in group.get("consumer_list", ()) if c["name"] == consumer)
+@dataclass(frozen=True)
+class Fact:
+    """One value of a group, by the keys that lead to it; None is unknown, never 0."""
+
+    path: str
+    column: str  # "": in no table; `, min`: in minutes; JSON and metrics have seconds
+    metric: str = ""
+    help: str = ""
+    of: str = ""  # of these entries it is the age: where there is none, the metric is 0
+    labels: tuple[str, ...] = ()  # one, where the metric has several values
+
+    def read(self, group: Any) -> Any:
+        """The value; None where a key is missing."""
+        for key in self.path.split("."):
+            group = group and group.get(key)
+        return group
+
+
+FACTS = (
+    Fact("name", "group"),
+    Fact("backlog", "", "drainkit_backlog_entries", "Entries by scope, counted", labels=("scope",)),
+    Fact("position", "position"),
+    Fact("backlog.undelivered", "undelivered", "drainkit_lag_counted_entries",
+         "Entries after the position, counted"),
+    Fact("backlog.pending", "pending", "drainkit_pending_entries", "Delivered, not acknowledged"),
+    Fact("backlog.history", "history"),
+    Fact("lag_reported", "lag reported", "drainkit_lag_reported_entries",
+         "Lag that Redis reports; NaN unknown"),
+    Fact("lag_agrees", "they agree", "drainkit_lag_agrees",
+         "1 if both lags are the same, lost entries aside; NaN unknown"),
+    Fact("lost", "lost"),
+    Fact("lost.entries", "", "drainkit_lost_entries",
+         "Trimmed before the group read them (at least so many); NaN unknown"),
+    Fact("oldest_age_sec", "oldest, min", "drainkit_oldest_age_seconds",
+         "Age of the oldest event of up to 5,000 undelivered, else of the first entry by its id; "
+         "0 if none, NaN unknown", of="lag_counted"),
+    Fact("oldest_by", "oldest by"),
+    Fact("oldest_pending_age_sec", "oldest pending, min", "drainkit_oldest_pending_age_seconds",
+         "Age of the oldest pending entry; 0 if none, NaN unknown", of="pending"),
+    Fact("consumers", "consumers"),
+    Fact("consumers_by_state", "", "drainkit_consumers", "Consumers by state", labels=("state",)),
+    Fact("consumers_by_state.dead", "dead consumers"),
+)  # fmt: skip
+
+
+def group_rows(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each group of a state; `known` makes a value fit to be shown."""
+    rows = []
+    for g in state["groups"]:
+        row = {fact.column: fact.read(g) for fact in FACTS if fact.column}
+        minutes = {c: v / 60 for c, v in row.items() if c.endswith(", min") and v is not None}
+        rows.append({"stream": state["stream"]["name"], **row, **minutes})
+    return rows
+
+
+def as_text(state: Mapping[str, Any]) -> list[str]:
+    """A baseline's stream, groups, consumers and newest entries, line by line."""
+    info = state["stream"]
+    lines = [
+        f"Stream: {info['name']}",
+        f"  length: {info['length']:,}   first: {info['first_id']}   last: {info['last_id']}   "
+        f"boundary: {info['boundary_id']}",
+    ]
+    for g, row in zip(state["groups"], group_rows(state), strict=True):
+        facts = [f"{name}: {known(value)}" for name, value in row.items()][2:]
+        waiting = sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10]
+        lines += [f"Group: {g['name']}", f"  {'   '.join(facts)}", f"  Why: {g['why']}"]
+        lines += [
+            f"  Consumer {c['name']}: {c['pending']:,} pending, idle {c['idle_ms'] / 1000:,.0f} s"
+            for c in waiting if c["pending"]
+        ]  # fmt: skip
+    if not state["groups"]:
+        lines.append("No group reads this stream.")
+    return [*lines, *(f"Newest: {e['id']}  {' '.join(e['fields'])}" for e in state["samples"])]

@@ -11,10 +11,9 @@ from __future__ import annotations
 import datetime as dt
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,20 @@ from ..draining.live import changes
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, UsageError
+from ..evidence import seal
 from ..evidence.examined import examine
-from ..evidence.remote import Reports, reports_of
-from ..evidence.seal import name_newest, seal, secret_of
-from ..evidence.statement import RUN_JSON, STATEMENT, alone_with, is_plain, read_or, shown
+from ..evidence.remote import Reports, reports_at
+from ..evidence.seal import RUN_JSON, STATEMENT, read_or, shown
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes
 from ..server.connection import Server
-from ..server.ledger import End, Start, run_tables
 from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
 from . import report
 
 _SETTLE_SEC = 0.2  # for a commit that a killed kernel had sent already
+KILLED = "the run was killed; its books were closed later, from the ledger and the audit"
 
 
 def recount_settled(server: Server, summary: Summary) -> None:
@@ -80,15 +79,12 @@ class RunFolder:
         started_at, summary = run.summary.started_at, run.summary
         found = read_or(self.path / RUN_JSON, {})
         own = (summary.run_id, summary.mode)  # not another run's, or of another mode
-        if found.get("finished_at") and (found.get("run_id"), found.get("mode")) == own:
-            summary = Summary.read(found)
-        else:
-            try:
-                recount_settled(self.server, summary)
-            except DrainkitError as error:
-                failure = failure or error
-            failure = failure or DrainkitError("the notebooks left no summary")
         try:
+            if found.get("finished_at") and (found.get("run_id"), found.get("mode")) == own:
+                summary = Summary.read(found)
+            else:
+                recount_settled(self.server, summary)
+                failure = failure or DrainkitError("the notebooks left no summary")
             if not summary.finished_at:  # it did not come to a drain, or that drain died
                 scope = scopes.current(self.server, run.scope)
                 summary.remaining = scopes.remaining(self.server, scope)
@@ -104,28 +100,20 @@ class RunFolder:
         `renew`: also a table of the audit that is there already. Where the folder cannot be
         completed, exit code and error say so, and name it.
         """
-        folder = self.path
+        folder, info = self.path, self.server.info
         result = {**summary.as_dict(), "evidence": self.reports.shown(folder), **more}
         try:
             words = secret_words(self.settings.redis_url.get_secret_value())
             if "error" in result:
-                result["error"] = strike(result["error"], secret_of(folder, words))
+                result["error"] = strike(result["error"], seal.secret_of(folder, words))
             files.write_json(folder / RUN_JSON, result)
             self._complete(summary, renew=renew)
             files.write_text(folder / "report.html", report.build(folder))
-
-            info = self.server.info
-            sealed = partial(
-                seal,
-                folder,
-                run=result,
-                parameters=self.parameters,
-                templates=self.templates,
-                server={"kind": info.kind, "version": info.version},
-                secret_words=words,
+            digest = self.reports.seal(
+                folder, run=result, parameters=self.parameters, templates=self.templates,
+                server={"kind": info.kind, "version": info.version}, secret_words=words,
                 sign_key=self.sign_key,
-            )
-            digest = self.reports.seal(folder, sealed)
+            )  # fmt: skip
         except (OSError, DrainkitError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             before = f"{result['error']}; " if result.get("error") else ""
@@ -138,10 +126,8 @@ class RunFolder:
             )
             return result | {"evidence": str(folder), "error": told}
         self.tell_ledger(result, digest)
-        try:
+        with _noted(result):
             self.reports.deliver(folder)
-        except DrainkitError as error:
-            _note(result, error)
         if folder.exists():  # else it was copied to where `evidence` says
             result["evidence"] = str(folder)
         return result
@@ -155,7 +141,7 @@ class RunFolder:
             if self.server.connected and (renew or not audit.exists()):
                 runs = {summary.run_id} if summary.mode == "live" else set()
                 with files.TableWriter(audit, audit_schema()) as out:
-                    for part in run_tables(self.server, runs):
+                    for part in ledger.run_tables(self.server, runs):
                         out.write(part)
         if renew or not (self.path / report.VERDICTS).exists():
             report.write_verdicts(self.path)
@@ -164,32 +150,28 @@ class RunFolder:
         """The ledger's entry of a live run's evidence; a failure is told in the result."""
         if result["mode"] != "live":
             return
-        place = self.reports.shown(self.path)
-        sealed = ledger.Sealed(
-            run_id=self.path.name,
-            statement_sha256=digest,
-            folder=place if is_url(place) else str(self.path.resolve()),
-            host=socket.gethostname(),
-        )
-        try:
+        place, name = self.reports.shown(self.path), self.path.name
+        with _noted(result):
             if not self.server.connected:
                 raise DrainkitError(
                     "the run ledger does not have the evidence; drainkit run --close adds it"
                 )
+            folder = place if is_url(place) else str(self.path.resolve())
+            sealed = ledger.Sealed(name, digest, folder=folder, host=socket.gethostname())
             ledger.append(self.server, sealed)
-        except DrainkitError as error:
-            _note(result, error)
 
 
-def _note(result: dict[str, Any], error: DrainkitError) -> None:
+@contextmanager
+def _noted(result: dict[str, Any]) -> Iterator[None]:
     """A failure after the seal: told, and the exit code's reason if there is none yet."""
-    result["exit_code"] = result["exit_code"] or error.exit_code
-    result["error"] = result.get("error") or str(error)
+    try:
+        yield
+    except DrainkitError as error:
+        result["exit_code"] = result["exit_code"] or error.exit_code
+        result["error"] = result.get("error") or str(error)
 
 
 # ---------------------------------------------------------------- of a run that was killed
-
-KILLED = "the run was killed; its books were closed later, from the ledger and the audit"
 
 
 def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> dict[str, Any]:
@@ -200,27 +182,26 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
     """
     if not folder.is_dir():
         raise UsageError(f"--close {folder} is not a folder; name a run's")
-    for path in folder.iterdir():
-        if not is_plain(path):
-            raise RefusedError(f"{path.name} is not a plain file; take it out of there")
-    noted = read_or(folder / RUN_JSON, {})
-    if not RUN_ID.fullmatch(folder.name):
+    if odd := [path.name for path in folder.iterdir() if not seal.is_plain(path)]:
+        raise RefusedError(f"{odd[0]} is not a plain file; take it out of there")
+    noted, name = read_or(folder / RUN_JSON, {}), folder.name
+    if not RUN_ID.fullmatch(name):
         if RUN_ID.fullmatch(run_id := str(noted.get("run_id", ""))):
             raise UsageError(f"--close: this is the folder of {run_id}; give it that name again")
         raise UsageError(f"--close {folder} is not a run's folder")
-    reports = reports_of(folder, settings.reports_dir)
-    with alone_with(folder):
+    reports = reports_at(settings.reports_dir, folder)
+    with seal.locked(folder, wait=False):
         said = None if "stream" in settings.asked else noted.get("stream")
         stream = build({"stream": said or settings.stream}).stream  # refuses what is no name
         with Server.of(settings, stream) as server:
             ledger.check(server)
-            mine = ledger.entries_of(server, folder.name)
-        starts = [entry for entry in mine if isinstance(entry, Start)]
-        ends = [entry for entry in mine if isinstance(entry, End)]
+            mine = ledger.entries_of(server, name)
+        starts = [entry for entry in mine if isinstance(entry, ledger.Start)]
+        ends = [entry for entry in mine if isinstance(entry, ledger.End)]
         is_sealed = len(starts) + len(ends) < len(mine)
-        if "-live-" in folder.name and not starts:
+        if "-live-" in name and not starts:
             raise RefusedError(
-                f"the run ledger of {stream} has no start of {folder.name}, so it "
+                f"the run ledger of {stream} has no start of {name}, so it "
                 "drained nothing there; give its --stream and --redis-url, or remove the folder"
             )
         planned = _plan_of(folder, starts)
@@ -232,7 +213,7 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
             has_statement = (folder / STATEMENT).exists()
             if is_sealed and not has_statement:
                 raise RefusedError(
-                    f"{folder.name} was sealed, as the run ledger says, and has lost its "
+                    f"{name} was sealed, as the run ledger says, and has lost its "
                     "statement; look for the original"
                 )
             if has_statement and (is_sealed or not starts):
@@ -247,7 +228,7 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
             return this.write_up(summary, renew=True, closed_at=iso(server.now_us()))
 
 
-def _plan_of(folder: Path, starts: Sequence[Start]) -> PlanFile | None:
+def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:
     """The plan in the folder; refused where it is not the one that the ledger, or its name, has."""
     has_decisions = (folder / "decisions.parquet").exists()
     if not (folder / "plan.json").exists() and not (starts and has_decisions):
@@ -262,56 +243,54 @@ def _plan_of(folder: Path, starts: Sequence[Start]) -> PlanFile | None:
 
 
 def _settings_of(
-    settings: Settings, stream: str, starts: Sequence[Start], planned: PlanFile | None
+    settings: Settings, stream: str, starts: Sequence[ledger.Start], planned: PlanFile | None
 ) -> Settings:
     """The settings of the run itself: those of its plan, else what the ledger has of them."""
-    last = starts[-1] if starts else None
-    found: dict[str, Any] = {
-        "redis_url": settings.redis_url, "stream": stream,
-        "mode": "live" if last else "dry-run",
-        "operator": (last.operator or "(unknown)") if last else settings.operator,
-        "audit_stream": (last.audit_stream if last else "") or settings.audit_stream,
-    }  # fmt: skip
+    found: dict[str, Any] = {"redis_url": settings.redis_url, "stream": stream}
+    found |= {name: getattr(settings, name) for name in ("operator", "audit_stream")}
+    if starts:
+        last = starts[-1]
+        found |= {"mode": "live", "operator": last.operator or "(unknown)"}
+        found["audit_stream"] = last.audit_stream or settings.audit_stream
     if planned is not None:
         return planned.plan.laid_under(build(found, asked=frozenset()))
     if "consumer_group" in settings.given:
         found["consumer_group"] = settings.consumer_group
-    if last:
-        found["history_group" if last.scope == "history" else "consumer_group"] = (
-            last.consumer_group
-        )
+    if starts:
+        group = "history_group" if last.scope == "history" else "consumer_group"
         found |= {
-            "scope": last.scope, "consumer_name": last.consumer, "throttle": last.throttle,
-            "max_events": last.max_events,
+            group: last.consumer_group, "scope": last.scope, "consumer_name": last.consumer,
+            "throttle": last.throttle, "max_events": last.max_events,
         }  # fmt: skip
     return build(found)
 
 
 def _finish_seal(this: RunFolder, summary: Summary | None) -> dict[str, Any]:
     """Already sealed; only chain.json may be missing, or, with a `summary`, the ledger's entry."""
-    folder = this.path
-    found = examine(folder)
+    name, found = this.path.name, examine(this.path)
     if found.findings:
-        raise RefusedError(f"{folder.name} was sealed and changed since: {found.findings[0]}")
-    run: dict[str, Any] = read_or(folder / RUN_JSON, {})
-    if summary is not None:
-        books = summary.as_dict()
-        for name in ("total_read", *ACTIONS, "operator", "approvers", "plan_digest"):
-            if (run.get(name) or None) != (books.get(name) or None):
-                raise RefusedError(
-                    f"{folder.name} is sealed with {name} {shown(run.get(name), 60)}, "
-                    f"ledger and audit have {shown(books.get(name), 60)}"
-                )
-    linked = name_newest(folder.parent)
-    if summary is not None:
+        raise RefusedError(f"{name} was sealed and changed since: {found.findings[0]}")
+    run: dict[str, Any] = read_or(this.path / RUN_JSON, {})
+    books = {} if summary is None else summary.as_dict()
+    for key in ("total_read", *ACTIONS, "operator", "approvers", "plan_digest") if books else ():
+        if (run.get(key) or None) != (books.get(key) or None):
+            raise RefusedError(
+                f"{name} is sealed with {key} {shown(run.get(key), 60)}, "
+                f"ledger and audit have {shown(books.get(key), 60)}"
+            )
+    linked = seal.name_newest(this.path.parent)
+    if books:
         this.tell_ledger(run, found.digest or "")
     elif not linked:
-        raise RefusedError(f"{folder.name} is sealed already; a run is closed once")
+        raise RefusedError(f"{name} is sealed already; a run is closed once")
     return run
 
 
 def _books(
-    this: RunFolder, starts: Sequence[Start], ends: Sequence[End], planned: PlanFile | None
+    this: RunFolder,
+    starts: Sequence[ledger.Start],
+    ends: Sequence[ledger.End],
+    planned: PlanFile | None,
 ) -> Summary:
     """The books of a run that was killed, by ledger and audit; of a dry run, by its plan."""
     server, run_id = this.server, this.path.name
@@ -322,35 +301,31 @@ def _books(
     summary = Summary.opened(
         this.settings, run_id=run_id, boundary=boundary, now_us=now_us, plan_digest=digest or None
     )
-    if not starts:
-        for action, n in (plan.counts if plan else {}).items():
+    if starts:
+        summary.started_at = starts[0].at
+        summary.approvers = [name for name in starts[-1].approvers.split(",") if name]
+        recount_settled(server, summary)
+        if planned is not None:
+            summary.changes = changes(server, planned, run_id)
+            summary.drift = drift_counts(summary.changes)
+        summary.vanished = sum(end.vanished for end in ends)
+        now_us = summary.pace.last_ms * 1000 or now_us
+    elif plan:
+        for action, n in plan.counts.items():
             setattr(summary, action, n)
-        summary.total_read = plan.total_read if plan else 0
-        summary.remaining = _remaining(this, boundary)
+        summary.total_read = plan.total_read
+    ended = ends[-1] if starts and len(ends) >= len(starts) else None
+    if ended and ended.remaining.isdecimal():
+        summary.remaining = int(ended.remaining)
+    else:
+        with suppress(RefusedError):  # the stream or the group is gone
+            scope = scopes.open_scope(server, this.settings, boundary=boundary or None)
+            summary.remaining = scopes.remaining(server, scope)
+    if ended is None:
         return summary.close(InterruptedRunError(KILLED), now_us)
-    summary.started_at = starts[0].at
-    summary.approvers = [name for name in starts[-1].approvers.split(",") if name]
-    recount_settled(server, summary)
-    if planned is not None:
-        summary.changes = changes(server, planned, run_id)
-        summary.drift = drift_counts(summary.changes)
-    summary.vanished = sum(end.vanished for end in ends)
-    if len(ends) < len(starts):
-        summary.remaining = _remaining(this, boundary)
-        return summary.close(InterruptedRunError(KILLED), summary.pace.last_ms * 1000 or now_us)
     codes = {outcome: code for code, outcome in OUTCOMES.items()}
     summary.exit_code = max(codes.get(end.outcome, 1) for end in ends)
     if summary.exit_code:
-        summary.error = f"{KILLED} (its drain had ended: {one_line(ends[-1].outcome, 40)})"
-    left = ends[-1].remaining
-    summary.remaining = int(left) if left.isdecimal() else _remaining(this, boundary)
-    ended = dt.datetime.fromisoformat(ends[-1].at)
-    return summary.close(None, (ended - EPOCH) // dt.timedelta(microseconds=1))
-
-
-def _remaining(this: RunFolder, boundary: str) -> int | None:
-    try:
-        scope = scopes.open_scope(this.server, this.settings, boundary=boundary or None)
-        return scopes.remaining(this.server, scope)
-    except RefusedError:  # the stream or the group is gone
-        return None
+        summary.error = f"{KILLED} (its drain had ended: {one_line(ended.outcome, 40)})"
+    at = dt.datetime.fromisoformat(ended.at)
+    return summary.close(None, (at - EPOCH) // dt.timedelta(microseconds=1))

@@ -28,8 +28,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import run_sync
 
-from .. import errors
-from ..errors import DrainkitError, InterruptedRunError, UnwritableError
+from ..errors import DrainkitError, InterruptedRunError, UnwritableError, named
 from ..safe import one_line
 from .notebooks import quick_imports
 
@@ -118,16 +117,13 @@ class Kernels:
             write=lambda text: [*map(on_line, text.splitlines())], flush=lambda: None
         )
         manager = self.start(env)
+        # papermill keeps the paths in the metadata, and formats them with the parameters
+        paths = [
+            p.replace("{", "{{").replace("}", "}}") for p in (os.path.relpath(template), str(out))
+        ]
         running = ThreadPoolExecutor(1).submit(
-            papermill.execute_notebook,
-            # papermill keeps it in the metadata, and formats paths with the parameters
-            *(path.replace("{", "{{").replace("}", "}}")
-              for path in (os.path.relpath(template), str(out))),
-            parameters=parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=printed,
-            km=manager,
+            papermill.execute_notebook, *paths, parameters=parameters, kernel_name="python3",
+            progress_bar=False, stdout_file=printed, km=manager,
         )  # fmt: skip
         interrupted, deadline = False, math.inf
         while wait([running], 0.1).not_done:
@@ -145,8 +141,15 @@ class Kernels:
         problem = _what_failed(out)
         if (error := running.exception()) and not problem:
             problem = one_line(str(error) or type(error).__name__)
-        if problem:
-            raise _failure(template.stem, problem, interrupted=interrupted)
+        if not problem:
+            return
+        kind, _, message = problem.partition(": ")
+        cause = named(kind)
+        if interrupted or cause is InterruptedRunError:
+            raise InterruptedRunError(INTERRUPTED)
+        if issubclass(cause, UnwritableError):  # the reports folder went away under the run
+            cause = DrainkitError
+        raise cause(f"{template.stem} failed: {message or problem}")
 
     def end(self, manager: Any) -> None:
         """Shut a kernel down at once: its notebook is saved, its files are written."""
@@ -190,22 +193,9 @@ def _what_failed(path: Path) -> str:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):
         return "the executed notebook was not written"
-    for cell in cells:
-        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
-            continue
-        for output in cell["outputs"]:
-            if output["output_type"] == "error":
-                return one_line(f"{output['ename']}: {output['evalue']}", 400)
-        if cell["execution_count"] is None:
-            return "the kernel died in the middle (a cell was never finished)"
-    return ""
-
-
-def _failure(name: str, problem: str, *, interrupted: bool) -> DrainkitError:
-    kind, _, message = problem.partition(": ")
-    cause = errors.named(kind)
-    if interrupted or cause is InterruptedRunError:
-        return InterruptedRunError(INTERRUPTED)
-    if issubclass(cause, UnwritableError):  # the reports folder went away under the run
-        cause = DrainkitError
-    return cause(f"{name} failed: {message or problem}")
+    code = [c for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+    for output in (output for cell in code for output in cell["outputs"]):
+        if output["output_type"] == "error":
+            return one_line(f"{output['ename']}: {output['evalue']}", 400)
+    is_dead = any(cell["execution_count"] is None for cell in code)
+    return "the kernel died in the middle (a cell was never finished)" * is_dead

@@ -9,9 +9,9 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import files
 from ..errors import DrainkitError, RefusedError, UsageError
@@ -32,21 +32,15 @@ _GRAMMAR = "rfc3987_syntax"  # see quick_imports
 PACKAGES = ("ipywidgets", "itables", "jupyterlab", "pandas", "papermill", "plotly", "psutil")
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(NamedTuple):
     """A notebook that a run executes."""
 
     path: Path
     sha256: str  # hex
     packaged: bool  # whether drainkit came with just these bytes
 
-    def as_dict(self) -> dict[str, object]:
-        """As the statement holds it."""
-        return {"name": self.path.name, "sha256": self.sha256, "packaged": self.packaged}
 
-
-@dataclass(frozen=True)
-class Copied:
+class Copied(NamedTuple):
     """The names of notebooks, by what `copy_to` did with them."""
 
     copied: list[str]
@@ -68,8 +62,7 @@ def of_run(folder: Path | None) -> dict[str, Template]:
     RefusedError where one was edited inside the installed package; UsageError where one is missing
     or does not take parameters.
     """
-    home = folder or packaged_dir()
-    found = {}
+    home, found = folder or packaged_dir(), dict[str, Template]()
     for name, packaged in NOTEBOOKS.items():
         path = home / f"{name}.ipynb"
         try:
@@ -105,8 +98,8 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> Copied:
     try:
         if not folder.exists():
             files.make_folder(folder)
-        there = {s.name: files.file_sha256(folder / s.name) for s in sources
-                 if (folder / s.name).exists()}  # fmt: skip
+        paths = [folder / source.name for source in sources]
+        there = {path.name: files.file_sha256(path) for path in paths if path.exists()}
     except OSError as error:
         reason = error.strerror or "cannot be made"
         raise UsageError(f"{folder}: {reason}; choose another place") from None

@@ -11,20 +11,19 @@ import datetime as dt
 import re
 import shlex
 import urllib.parse
-from collections import Counter
 from collections.abc import Mapping
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..core.policy import ACTIONS, COLOURS, NAMES
-from ..core.progress import entries_words
-from ..core.summary import approvers_words
-from ..core.verdicts import NO, Json, Recorded, group_of, verdicts
+from ..core.summary import approvers_words, entries_words
+from ..core.verdicts import Json, Recorded, group_of, verdicts
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError
-from ..evidence.statement import RUN_JSON, STATEMENT, SUMS, read_or
+from ..evidence.seal import RUN_JSON, STATEMENT, SUMS, read_or
 from ..late import pa, pc
 from ..operations.state import own_pending
 from ..safe import one_line, share
@@ -48,12 +47,13 @@ def build(folder: Path) -> str:
     names = (RUN_JSON, "plan.json", "baseline.json", "after.json")
     run, plan, before, after = (read_or(folder / name, {}) for name in names)
     live = run.get("mode") == "live"
-    checks = read_or(folder / VERDICTS, [])
+    table = "audit.parquet" if live else "decisions.parquet"
     figures, analysed = _figures(folder)
     keys, required = run.get("approver_keys"), run.get("approvals_required")
     approved = ", ".join(map(str, run.get("approvers") or ()))
     if isinstance(keys, Mapping) and required:
         approved = approvers_words(keys, int(required))
+    own = group_of(before, run.get("consumer_group"))
     # what lies beside the report; the last two come when the run is sealed
     beside = sorted({*(p.name for p in folder.iterdir() if p.is_file()), SUMS, STATEMENT})
     page: str = _template().render(
@@ -61,26 +61,23 @@ def build(folder: Path) -> str:
         run=run,
         plan=plan,
         live=live,
-        unmet=[check for check in checks if check["verdict"] == NO],
-        judged=Counter(check["verdict"] for check in checks),
-        actions=[
-            {"name": action, "meaning": NAMES[action], "colour": COLOURS[action],
-             "events": run.get(action, 0), "planned": plan.get("counts", {}).get(action),
-             "share": share(run.get(action) or 0, run.get("total_read") or 0)}
-            for action in ACTIONS
-        ],
-        checks=checks,
+        actions=ACTIONS,
+        meanings=NAMES,
+        colours=COLOURS,
+        checks=read_or(folder / VERDICTS, []),
         approved=approved,
         keeps="; ".join(keeping_words(before.get("server") or {})),
         before=before,
         after=after,
-        own=group_of(before, run.get("consumer_group")),
+        own=own,
         own_after=group_of(after, run.get("consumer_group")),
+        own_pending=own_pending(own, plan.get("consumer_name", "")),
+        entries_words=entries_words,
         most=MAX_GROUPS,
-        moments=_moments(run, plan, before, analysed),
+        analysed=analysed,
         names_drift=(folder / "drift.parquet").exists(),
-        table="audit.parquet" if live else "decisions.parquet",
-        samples=_samples(folder / ("audit.parquet" if live else "decisions.parquet")),
+        table=table,
+        samples=_samples(folder / table),
         left=group_of(after or before, run.get("consumer_group")),
         dead_ms=DEAD_MIN * 60_000,
         where=f"--stream {shlex.quote(str(run.get('stream', '')))} "
@@ -138,32 +135,6 @@ def _when(value: Any) -> str:
     return f"{time.day} {time:%B %Y, %H:%M:%S} UTC"
 
 
-def _moments(
-    run: Json, plan: Json, before: Json, analysed: Json
-) -> list[tuple[str, str, Any, Any]]:
-    """(what, as of when, entries, passing): how many pass depends on when that is decided."""
-    steps: list[tuple[str, str, Any, Any]] = []
-    group, scope = group_of(before, run.get("consumer_group")), str(run.get("scope"))
-    waiting = group.get("backlog", {}).get(scope)
-    if waiting is not None:
-        own = own_pending(group, plan.get("consumer_name", "")) if scope == "undelivered" else 0
-        told = entries_words(scope, waiting + own, own)
-        steps.append((f"waiting: {told}", _when(run.get("started_at")), waiting + own, None))
-    if analysed:
-        at = _when(analysed["at"])
-        steps.append(("analysed, all at one moment", at, analysed["entries"], analysed["pass"]))
-    as_of = plan.get("as_of") and f"as of {_when(plan['as_of'])}"
-    if plan:
-        at = as_of or f"from {_when(plan.get('created_at'))} on, at the throttle"
-        passing = plan.get("counts", {}).get("drained_ok")
-        steps.append(("planned, each at its turn", at, plan["total_read"], passing))
-    if run.get("mode") == "live":
-        at = as_of or f"until {_when(run.get('finished_at'))}"
-        read, passed = run.get("total_read", 0), run.get("drained_ok", 0)
-        steps.append(("happened, each at its turn", at, read, passed))
-    return steps
-
-
 def _samples(path: Path) -> dict[str, Any] | None:
     """Of a table of events its rows, and all of them or the first of each action."""
     names = ("original_id", "id", "symbol", "age_sec", "confidence", "action", "reason")
@@ -206,25 +177,16 @@ def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:
     return found, noted
 
 
-# ---------------------------------------------------------------- verdicts where 04 left none
-
-
 def write_verdicts(folder: Path) -> None:
-    """Judge the run by what its folder holds; what that does not tell is unknown."""
+    """Judge a run that 04 did not by what its folder holds; what that does not tell is unknown."""
     names = (RUN_JSON, "baseline.json", "after.json")
     run, before, after = (read_or(folder / name, {}) for name in names)
-    try:
+    planned = parts = None
+    with suppress(DrainkitError, OSError):
         planned = PlanFile.load(folder)
-    except (DrainkitError, OSError):
-        planned = None
-    plan = {} if planned is None else planned.plan.to_json()
-    found = verdicts(run, plan, before, after, _recorded(folder, run, planned))
-    files.write_json(folder / VERDICTS, [verdict._asdict() for verdict in found])
-
-
-def _recorded(folder: Path, run: Json, planned: PlanFile | None) -> Recorded | None:
-    parts = None if planned is None else lambda: planned.blocks(("id", "action"))
+        parts = partial(planned.blocks, ("id", "action"))
     recorded = Recorded(folder.name, str(run.get("boundary_id")), parts)
+    known: Recorded | None = recorded
     try:
         with files.parquet_file(folder / "audit.parquet") as stored:
             for batch in stored.iter_batches(10_000):
@@ -232,5 +194,7 @@ def _recorded(folder: Path, run: Json, planned: PlanFile | None) -> Recorded | N
         # no server says which entries without a record are gone: as many as the run counted
         recorded.finish(lambda lacking: lacking[: int(run.get("vanished") or 0)])
     except (DrainkitError, OSError, ValueError):  # pyarrow's own errors are children of these
-        return None
-    return recorded
+        known = None
+    plan = {} if planned is None else planned.plan.to_json()
+    found = verdicts(run, plan, before, after, known)
+    files.write_json(folder / VERDICTS, [verdict._asdict() for verdict in found])

@@ -14,9 +14,9 @@ from contextlib import closing
 from functools import partial
 from itertools import chain, pairwise
 
-from ..core.collection import collection_paused
 from ..core.values import RawEntry
 from ..ids import id_key, next_id, previous_id
+from ..late import collection_paused
 from ..safe import text
 from . import reading
 from .connection import Server

@@ -15,14 +15,13 @@ import msgspec
 import numpy as np
 
 from ..core.audit import audit_ms, audit_table, parse
-from ..core.collection import collection_paused
 from ..core.frame import word_counts
 from ..core.policy import ACTIONS
 from ..core.summary import RUN_ID, Summary
 from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..ids import FIRST_ID, LAST_ID, id_key, next_id
-from ..late import pa, pc
+from ..late import collection_paused, pa, pc
 from ..safe import text
 from . import reading, writing
 from .connection import Server

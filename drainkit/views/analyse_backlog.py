@@ -1,64 +1,92 @@
-"""01_analyse_backlog: the backlog as a DataFrame, decided as of now."""
+"""01_analyse_backlog: the backlog as a DataFrame, decided as of now; or a sealed run's.
+
+Of a sealed run it is what was decided and what became of it; no server, and nothing written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
 
-from ..core.fields import value_of
-from ..core.plan import allowlist_notes
-from ..core.policy import ACTIONS
-from ..core.progress import amount, entries_words, next_run_words, span
-from ..core.timestamps import iso
+from .. import files
+from ..core import fields, frame, plan, summary, timestamps
+from ..core.events import Decoder, Events
+from ..core.policy import ACTIONS, Decisions, Policy, decide
+from ..core.summary import amount, span
+from ..draining.dry import keeping
+from ..draining.plan_files import PlanFile
+from ..draining.run import Run
 from ..errors import RefusedError, UsageError
-from ..operations.entry import rows_of, show, unreadable
-from ..operations.state import baseline, own_pending
+from ..evidence import examined, remote, seal
+from ..operations import events, first, state
 from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
+from ..settings import NOTEBOOK, build, shown
 from . import figures
-from .backlog import MOST_ROWS, Backlog, SealedRun, waiting
-from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, safe
+from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, listed, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
     from ipywidgets import Widget
 
+AUDIT = "audit.parquet"
+OK = ACTIONS.index("drained_ok")
 
-class Analysis(RunSession):
+
+def waiting(run: Run, at_us: int, run_dir: Path | None) -> Iterator[tuple[Events, Decisions]]:
+    """The scope's events as decided at one moment; in a run's folder they are kept for 02."""
+    decoder = Decoder(run.settings.fields)
+    with keeping(run, run_dir) as keep:
+        for page in scopes.scope_entries(run.server, run.scope):
+            keep(page, events := decoder.decode(page))
+            del page  # or two pages would be in memory
+            yield events, decide(events, run.policy, at_us)
+
+
+class Analysis(Session):
     """01: the backlog as a DataFrame, decided as of now; writes nothing.
 
     With the `run_dir` of a sealed run it is that run's: its own decisions, and no server.
     """
 
-    def __init__(self, *opened: Any, sealed: SealedRun | None = None) -> None:
+    is_sealed = False
+
+    def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
-        self.sealed = sealed
-        if sealed is not None:
-            self.baseline, self.policy = sealed.baseline, sealed.policy
-            self.at_us, self.backlog = sealed.at_us, sealed.backlog
-        else:
-            of_run = self.noted("baseline.json") if self.folder_run_id else {}
-            self.baseline = of_run or baseline(self.server)
-            self.at_us, self.policy = self.now_us(), self.job.policy
-            counted = self.group["backlog"][self.settings.scope]
-            if counted > MOST_ROWS:  # a run that goes on, or one with --until, has fewer
-                counted = scopes.remaining(self.server, self.job.scope)
-            is_of_run = self.folder_run_id is not None and self.planned is None
-            pages = waiting(self.job, self.at_us, self.run_dir if is_of_run else None)
-            self.backlog = Backlog(pages, counted)
+        of_run, as_of = self.folder_run_id is not None, self.settings.as_of_us
+        self.baseline = (self.before if of_run else {}) or state.baseline(self.server)
+        self.at_us = self.server.now_us() if as_of is None else as_of
+        self.policy = self.job.policy
+        counted = self.group["backlog"][self.settings.scope]
+        if counted > frame.MOST_ROWS:  # a run that goes on, or one with --until, has fewer
+            counted = scopes.remaining(self.server, self.job.scope)
+        folder = self.run_dir if of_run and self.planned is None else None
+        pages = waiting(self.job, self.at_us, folder)
+        self.backlog = frame.Backlog(pages, counted)
         self.frame = self.backlog.frame
         self._decided = {*self.frame}  # its own columns
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with a notebook's `globals()`; a sealed run by its folder or URL."""
-        if (sealed := SealedRun.of(names)) is None:
-            return super().open(names)
-        return cls(sealed.settings, None, sealed.folder, sealed.planned, sealed=sealed)
+        place = names.get("run_dir")
+        if isinstance(place, str) and seal.is_sealed(place):
+            check_names(names)
+            if given := [name for name in NOTEBOOK if names.get(name) is not None]:
+                raise UsageError(
+                    f"run_dir is a sealed run, which says its {given[0]}; leave that out"
+                )
+            return SealedAnalysis(place)  # type: ignore[return-value]
+        return super().open(names)
 
     @property
     def group(self) -> dict[str, Any]:
@@ -68,7 +96,7 @@ class Analysis(RunSession):
 
     def bottom_line(self) -> Markdown:
         """How much, how old, how much would pass, and why the backlog is what it is."""
-        lines = [_waiting(self) if self.sealed is None else self.sealed.told()]
+        lines = [self._waiting()]
         ages = self.frame["age_sec"].dropna()
         if len(ages):
             oldest = f"The oldest is {span(ages.max())} old"
@@ -78,18 +106,39 @@ class Analysis(RunSession):
                 oldest = (f"Half of them are older than {span(ages.median())}, "
                           f"the oldest is {span(ages.max())} old")  # fmt: skip
             lines.append(f"{oldest}; the limit is {self.policy.max_age_min:g} min.")
-        lines.append(str(self.group["why"]))
-        slips = allowlist_notes(self.policy.allowlist, self.backlog.symbols)
-        lines += [verbatim(note) for note in slips]
-        step, total = self.backlog.step, self.backlog.total
-        if step > 1:
+        slips = plan.allowlist_notes(self.policy.allowlist, self.backlog.symbols)
+        lines += [str(self.group["why"]), *map(verbatim, slips)]
+        if (step := self.backlog.step) > 1:
             lines.append(
                 f"All that follows, and `analysis.frame`, holds **one event in {step}**, "
-                f"{len(self.frame):,} of {total:,}. To see them all: "
-                f"{'`decisions.parquet`' if self.sealed else '`drainkit export DIR/`'} "
+                f"{len(self.frame):,} of {self.backlog.total:,}. To see them all: "
+                f"{'`decisions.parquet`' if self.is_sealed else '`drainkit export DIR/`'} "
                 "is a dataset of them, which DuckDB, Polars or pyarrow read."
             )
         return markdown("\n\n".join(lines))
+
+    def _waiting(self) -> str:
+        """How many entries wait, what would pass now, and what the next run would take of them."""
+        settings, scope, total = self.settings, self.job.scope.name, self.backlog.total
+        passing, name = int(self.backlog.counts[OK]), settings.consumer_name
+        own = state.own_pending(self.group, name) if scope == "undelivered" else 0
+        summed = f" ({summary.entries_words(scope, total, own)})" if own else ""
+        when = "now" if settings.as_of is None else f"as of {settings.as_of:%F %T%z}"
+        them = "waits" if total == 1 else "wait"
+        told = (
+            f"**{amount(total)}** {them} in scope `{scope}`{summed}, and **{passing:,} of them "
+            f"({share(passing, total)}) would pass** every filter {when}: still good signals, "
+            "which a drain acknowledges and does **not** execute."
+        )
+        if not total:
+            return told
+        taken = summary.next_run_words(total, settings.max_events, settings.throttle)
+        told += f" The next run takes {taken}"
+        if self.backlog.step > 1:  # the frame is a sample
+            return f"{told}."
+        first = self.frame["action"].head(settings.max_events or total)
+        n = int((first == "drained_ok").sum())
+        return f"{told}; decided {when}, {n:,} of these would pass."
 
     def _of_sample(self, figure: go.Figure) -> go.Figure:
         """Says in the title if not every event is in it."""
@@ -122,8 +171,8 @@ class Analysis(RunSession):
     def what_if(self) -> go.Figure:
         """What would pass at other limits."""
         figure = self._of_sample(figures.what_if(self.frame, self.policy))
-        passing = int(self.backlog.counts[ACTIONS.index("drained_ok")])
-        told = {"at": iso(self.at_us), "entries": self.backlog.total, "pass": passing}
+        told = {"at": timestamps.iso(self.at_us), "entries": self.backlog.total,
+                "pass": int(self.backlog.counts[OK])}  # fmt: skip
         return figure.update_layout(meta=told)  # for the report's table
 
     def with_fields(self, *names: str) -> Table:
@@ -131,7 +180,7 @@ class Analysis(RunSession):
 
         The scope is read once more for them. Numbers of JSON are numbers, all else is text.
         """
-        if self.sealed is not None:
+        if self.is_sealed:
             raise RefusedError("a sealed run keeps no fields of its entries; ask the stream's own")
         if taken := [name for name in names if name in self._decided]:
             raise UsageError(f"{taken[0]} is a column already, of what was decided")
@@ -141,7 +190,7 @@ class Analysis(RunSession):
             rows = index.get_indexer([text(entry[0]) for entry in page]).tolist()
             for row, (_, body) in zip(rows, page, strict=True):
                 for name, column in columns.items() if row >= 0 else ():
-                    column[row] = value_of(body or (), name)
+                    column[row] = fields.value_of(body or (), name)
         for name, column in columns.items():
             self.frame[name] = pd.Series(column).infer_objects()
         there = self.frame[[*names]]
@@ -151,8 +200,8 @@ class Analysis(RunSession):
     def stream_table(self) -> pd.DataFrame:
         """The stream as XINFO says."""
         info = self.baseline["stream"]
-        words = [f"{v:,}" if isinstance(v, int) else one_line(str(v)) for v in info.values()]
-        return Table({"value": words}, index=pd.Index(list(info), name="stream"))
+        words = {k: f"{v:,}" if isinstance(v, int) else one_line(str(v)) for k, v in info.items()}
+        return listed(words, "value", "stream")
 
     def groups_table(self) -> pd.DataFrame:
         """Each group, its backlog counted, its lag as reported."""
@@ -160,22 +209,18 @@ class Analysis(RunSession):
 
     def consumers_table(self) -> pd.DataFrame:
         """The group's consumers, those with pending entries first."""
-        frame = pd.DataFrame(self.group["consumer_list"], columns=["name", "pending", "idle_ms"])
-        frame = frame.sort_values(["pending", "idle_ms"], ascending=False)
-        frame["idle"] = [span(ms / 1000) for ms in frame.pop("idle_ms")]
-        if len(rest := frame[SAMPLE_ROWS:]):
-            more = [[f"and {len(rest):,} more", int(rest["pending"].sum()), ""]]
-            told = pd.DataFrame(more, columns=frame.columns)
-            frame = pd.concat([frame[:SAMPLE_ROWS], told])
-        return safe(frame)
+        found = sorted(self.group["consumer_list"], key=lambda c: (-c["pending"], -c["idle_ms"]))
+        rows = [(c["name"], c["pending"], span(c["idle_ms"] / 1000)) for c in found]
+        if rest := rows[SAMPLE_ROWS:]:
+            rows[SAMPLE_ROWS:] = [(f"and {len(rest):,} more", sum(n for _, n, _ in rest), "")]
+        return safe(pd.DataFrame(rows, columns=["name", "pending", "idle"]))
 
     def head(self) -> pd.DataFrame:
         """The first events of the backlog."""
         hidden = ["time_source", "invalid", "missing", "failed"]
         shown = self.frame.head(SAMPLE_ROWS).drop(columns=hidden)
-        shown["event_time"] = shown["event_time"].map(
-            lambda time: "" if pd.isna(time) else str(time)[:23]
-        )
+        times = shown["event_time"].map(lambda time: "" if pd.isna(time) else str(time)[:23])
+        shown["event_time"] = times
         shown.columns = shown.columns.str.replace("event_time", "event_time (UTC)")
         return safe(shown)
 
@@ -184,17 +229,16 @@ class Analysis(RunSession):
         bad = self.frame[self.frame["invalid"].ne("") & ~self.frame["missing"]]
         groups = bad.groupby(bad["invalid"].astype(str), sort=False)["id"].agg(["size", "first"])
         groups = groups.sort_values("size", ascending=False, kind="stable")
-        raw = (
-            [] if self.sealed else reading.bodies(self.server, [*map(str.encode, groups["first"])])
-        )
-        texts = [one_line(" ".join(text(part) for part in entry[1] or []), 100) for entry in raw]
-        columns = {"events": groups["size"], "example": groups["first"],
-                   "raw": texts or ["not kept"] * len(groups)}  # fmt: skip
+        raw = ["not kept"] * len(groups)
+        if not self.is_sealed:
+            entries = reading.bodies(self.server, [*map(str.encode, groups["first"])])
+            raw = [one_line(" ".join(map(text, entry[1] or [])), 100) for entry in entries]
+        columns = {"events": groups["size"], "example": groups["first"], "raw": raw}
         return Table(columns, index=pd.Index(groups.index, name="reason"))
 
     def unreadable(self) -> Markdown | None:
         """Where most events cannot be read: why, which fields there are, what would help."""
-        found = None if self.sealed else unreadable(self.server, self.settings)
+        found = None if self.is_sealed else first.unreadable(self.server, self.settings)
         if found is None:
             return None
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
@@ -210,20 +254,20 @@ class Analysis(RunSession):
 
     def outcomes(self) -> Table | None:
         """Of a sealed live run: what was decided, and what became of it."""
-        return None if self.sealed is None else self.sealed.outcomes()
+        return None
 
     def entry(self, entry_id: str) -> Table:
         """One entry as `drainkit show` has it: fields, values, verdicts, groups, audit.
 
         Of a sealed run what is kept of it.
         """
-        if self.sealed is not None:
-            return self.sealed.entry(entry_id)
-        (found,) = show(self.server, self.settings, self.policy, [entry_id], now_us=self.at_us)
-        return Table(rows_of(found), columns=["part", "name", "value"])
+        (found,) = events.show(
+            self.server, self.settings, self.policy, [entry_id], now_us=self.at_us
+        )
+        return Table(events.rows_of(found), columns=["part", "name", "value"])
 
-    def _more_settings(self) -> dict[str, str]:
-        return super()._more_settings() if self.sealed is None else self.sealed.parameters()
+    def _moments_us(self) -> int | np.ndarray:
+        return self.at_us
 
     def explore(self, *, anyway: bool = False) -> Widget | None:
         """Limits to move and events to search, where a person is; elsewhere nothing.
@@ -235,33 +279,112 @@ class Analysis(RunSession):
         if not (anyway or person_is_here()):
             return None
         self.exploration = Exploration(
-            self.frame,
-            self.policy,
-            self.settings,
-            lambda one: self.entry(one)._repr_html_(),
-            at_us=self.at_us if self.sealed is None else self.sealed.moments_us(),
-            step=self.backlog.step,
-        )
+            self.frame, self.policy, self.settings, lambda one: self.entry(one)._repr_html_(),
+            at_us=self._moments_us(), step=self.backlog.step,
+        )  # fmt: skip
         return self.exploration.widget
 
 
-def _waiting(analysis: Analysis) -> str:
-    """How many entries wait, what would pass now, and what the next run would take of them."""
-    settings, scope, backlog = analysis.settings, analysis.job.scope.name, analysis.backlog
-    total, passing = backlog.total, int(backlog.counts[ACTIONS.index("drained_ok")])
-    name = settings.consumer_name
-    own = own_pending(analysis.group, name) if scope == "undelivered" else 0
-    summed = f" ({entries_words(scope, total, own)})" if own else ""
-    when = "now" if settings.as_of is None else f"as of {settings.as_of:%F %T%z}"
-    told = (
-        f"**{amount(total)}** {'waits' if total == 1 else 'wait'} in scope `{scope}`{summed}, and "
-        f"**{passing:,} of them ({share(passing, total)}) would pass** every filter {when}: still "
-        "good signals, which a drain acknowledges and does **not** execute."
-    )
-    if not total:
-        return told
-    told += f" The next run takes {next_run_words(total, settings.max_events, settings.throttle)}"
-    if backlog.step > 1:  # the frame is a sample
-        return f"{told}."
-    first = analysis.frame["action"].head(settings.max_events or total)
-    return f"{told}; decided {when}, {int((first == 'drained_ok').sum()):,} of these would pass."
+class SealedAnalysis(Analysis):
+    """01 of a sealed run: its decisions as the backlog, and the records of its live drain."""
+
+    is_sealed = True
+    run_dir: Path
+    planned: PlanFile
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self._open = ExitStack()  # a copy from a URL stays as long as this does
+        folder = self.run_dir = self._open.enter_context(remote.local_copy(place))
+        try:
+            names = (seal.RUN_JSON, "baseline.json")
+            self.run, self.baseline = (
+                seal.json_of(files.read_plain(folder / name)) for name in names
+            )
+            planned = self.planned = PlanFile.load(folder)
+        except (OSError, ValueError, UsageError):
+            raise UsageError(
+                f"{one_line(place)} holds no decisions that could be shown: it is archived, or its "
+                "run ended before the plan"
+            ) from None
+        findings, own = examined.examine(folder).findings, planned.plan
+        self.seal = f"does not hold: {one_line(findings[0])}" if findings else "holds"
+        self.settings = own.laid_under(build({"env": own.environment}, asked=frozenset()))
+        allowed = own.policy["allowlist"]
+        symbols = None if allowed is None else frozenset(allowed)
+        self.policy = Policy(own.policy["max_age_min"], symbols, own.policy["min_conf"])
+        # when the decisions began; with as_of what they were measured against
+        self.at_us = int(timestamps.times_us([own.as_of or own.created_at])[0])
+        decided = ((Events.from_arrow(b), frame.decisions_of(b)) for b in planned.blocks())
+        self.backlog = frame.Backlog(decided, own.total_read)
+        self.frame = self.backlog.frame
+        self.is_live = self.run.get("mode") == "live" and (folder / AUDIT).exists()
+        self.happened = dict.fromkeys(ACTIONS, 0)  # by action
+        if self.is_live:
+            try:
+                audit = parquet.read_table(folder / AUDIT, columns=["original_id", "action"])
+            except (OSError, ValueError):
+                raise RefusedError(f"{AUDIT} cannot be read: the seal {self.seal}") from None
+            rows = pc.index_in(pa.array(self.frame["id"]), value_set=audit["original_id"])
+            happened = audit["action"].take(rows).to_pandas()
+            # what became of each event, where the run has its record, beside what was decided
+            self.frame["happened"] = pd.Categorical(happened, categories=list(ACTIONS))
+            self.happened |= frame.word_counts(audit["action"])
+
+    def _waiting(self) -> str:
+        """Which run it is, as of when, and what became of its events."""
+        passing, total = int(self.backlog.counts[OK]), self.backlog.total
+        when = timestamps.iso(self.at_us)[:19].replace("T", " ")
+        seal = self.seal if self.seal == "holds" else verbatim(self.seal)
+        words = (
+            f"**As of {when} UTC, from the sealed run** {verbatim(str(self.run.get('run_id')))}, "
+            f"whose seal {seal}: of **{amount(total)}** in scope `{self.settings.scope}`, "
+            f"**{passing:,} ({share(passing, total)}) would pass** every filter. Nothing of it is "
+            "asked of a server."
+        )
+        if self.is_live:
+            drained, ok = sum(self.happened.values()), self.happened["drained_ok"]
+            words += f" Its live drain recorded {drained:,} of them; {ok:,} passed."
+        return words
+
+    def _more_settings(self) -> dict[str, str]:
+        own = self.planned.plan
+        return {
+            "server": f"none is asked; the run's was {own.server or 'not noted'}",
+            "run_dir": self.place, "seal": self.seal,
+            "allowlist": shown("allowlist", self.policy.allowlist),
+            "boundary": f"{own.boundary_id} (the run's)",
+        }  # fmt: skip
+
+    def outcomes(self) -> Table | None:
+        """Events by action, as decided and as recorded; None where nothing was live."""
+        decided = [self.planned.plan.counts[action] for action in ACTIONS]
+        columns = {"decided": decided, "recorded": [*self.happened.values()]}
+        return Table(columns, index=pd.Index(ACTIONS, name="action")) if self.is_live else None
+
+    def _moments_us(self) -> np.ndarray:
+        """When each event of the frame was decided: a dry run keeps the pace of the live one."""
+        ages = frame.decisions_of(self.frame).age_us
+        times = Events.from_frame(self.frame.assign(id="")).event_time_us
+        return np.where(ages == timestamps.NO_TIME, 0, times + ages)
+
+    def entry(self, entry_id: str) -> Table:
+        """What is kept of one entry: values, verdicts, its payload's SHA-256, its records."""
+        rows = (block.filter(pc.equal(block["id"], entry_id)) for block in self.planned.blocks())
+        row = next(filter(len, rows), None)
+        if row is None:
+            raise RefusedError(
+                f"{one_line(entry_id)} is none of the {self.backlog.total:,} entries that this run "
+                "decided; check the id"
+            )
+        found = events.judged(Events.from_arrow(row), frame.decisions_of(row), self.policy)
+        (kept,) = row.select(["reason", "payload_sha256"]).to_pylist()
+        if (sha256 := kept["payload_sha256"]) is not None:
+            found["body"] = f"not kept; the SHA-256 of its payload is {sha256.hex()}"
+        records = []
+        if self.is_live:
+            chosen = [("original_id", "==", entry_id)]
+            records = parquet.read_table(self.run_dir / AUDIT, filters=chosen).to_pylist()
+        audit = {"records": records, "searched": sum(self.happened.values()), "complete": True}
+        found |= {"reason": kept["reason"], "groups": [], "audit": audit}
+        return Table(events.rows_of(found), columns=["part", "name", "value"])

@@ -9,18 +9,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.policy import ACTIONS
-from ..core.progress import amount, span
-from ..draining.dry import books_of, drop, kept, plan_run
+from ..core.summary import Summary, amount, span
+from ..draining import dry
 from . import figures
-from .session import SAMPLE_ROWS, RunSession, counts_frame, markdown, safe
+from .session import SAMPLE_ROWS, Session, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
 
 
-class DryRun(RunSession):
+class DryRun(Session):
     """02: decides as the live run would; with a run_dir saves the plan."""
+
+    summary: Summary
 
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
@@ -30,15 +32,16 @@ class DryRun(RunSession):
             self.plan = self.planned.plan
             for block in self.planned.blocks():
                 self._keep_samples(block)
-            self.summary = books_of(self.job, self.plan)
+            self.summary = dry.books_of(self.job, self.plan)
             return
-        path = None if run_dir is None else run_dir / "plan.json"
-        read = None
-        if run_dir and self.folder_run_id:  # only in a run do the notebooks have one boundary
-            read = kept(self.job, run_dir)
-        self.summary, self.plan = plan_run(self.job, path, pages=read, on_table=self._keep_samples)
+        # only in a run do the notebooks have one boundary
+        read = dry.kept(self.job, run_dir) if run_dir and self.folder_run_id else None
+        path = run_dir and run_dir / "plan.json"
+        self.summary, self.plan = dry.plan_run(
+            self.job, path, pages=read, on_table=self._keep_samples
+        )
         if run_dir is not None:
-            drop(run_dir)
+            dry.drop(run_dir)
             self.summary.plan_path = "plan.json"
             if "-live-" not in run_dir.name:  # there run.json tells of the live run alone
                 self.write_summary(self.summary)
@@ -51,18 +54,12 @@ class DryRun(RunSession):
         if throttle is not None:
             seconds = span(summary.total_read / throttle)
             takes = f"at {throttle:g} events per second that takes {seconds}"
-        text = (
+        more = f" {left:,} more entries of the scope lie beyond its limit of events." * (left > 0)
+        return markdown(
             f"A live run would read **{amount(summary.total_read)}** and pass "
-            f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; "
-            f"{takes}."
+            f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; {takes}."
+            f"{more}\n\nNothing was changed: no group moved, no consumer was made."
         )
-        if left > 0:
-            text += f" {left:,} more entries of the scope lie beyond its limit of events."
-        return markdown(text + "\n\nNothing was changed: no group moved, no consumer was made.")
-
-    def counts_table(self) -> pd.DataFrame:
-        """Events by action."""
-        return counts_frame(self.summary)
 
     def waterfall(self) -> go.Figure:
         """From read to passed."""

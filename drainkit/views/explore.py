@@ -8,33 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import html
+import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from ..core import policy as rules
 from ..core.events import Events
 from ..core.frame import decisions_of
-from ..core.policy import (
-    ACTIONS,
-    COLOURS,
-    FAILED_NAMES,
-    NAMES,
-    Decisions,
-    Policy,
-    decide,
-    passing_at,
-)
-from ..core.progress import span
+from ..core.policy import ACTIONS, COLOURS, NAMES, Decisions, Policy, decide
+from ..core.summary import span
 from ..errors import DrainkitError
 from ..safe import share
 from .session import macros, safe
 
 if TYPE_CHECKING:
-    import ipywidgets as w
-
     from ..settings import Settings
 
 SAMPLE = 5_000  # rows of the table
@@ -46,7 +37,8 @@ AGES_MIN = (
     240, 300, 360, 420, 480, 540, 600, 720, 1080, 1440, 2160, 2880, 4320, 7200, 10_080, 20_160,
     43_200, 129_600, 525_600,
 )  # fmt: skip
-FAILED = [", ".join(NAMES[name] for name in names.split(",") if name) for names in FAILED_NAMES]
+_CAN_BE_NAMED = re.compile("(?!@|redis:)[^,]+")  # on a command line, with others
+FAILED = [", ".join(NAMES[one] for one in names.split(",") if one) for names in rules.FAILED_NAMES]
 
 
 def person_is_here() -> bool:
@@ -68,12 +60,11 @@ def sample_rows(actions: np.ndarray) -> np.ndarray:
     """Numbers of the rows shown: spread evenly over all, and some of each action (codes)."""
     if len(actions) <= SAMPLE:
         return np.arange(len(actions))
-    chosen = []
-    for code in np.unique(actions):
-        rows = np.flatnonzero(actions == code)
+    chosen, rest = [], SAMPLE
+    for rows in (np.flatnonzero(actions == code) for code in np.unique(actions)):
         few = min(OF_EACH, len(rows))
         chosen.append(rows[np.linspace(0, len(rows) - 1, few).astype(int)])
-    rest = SAMPLE - sum(map(len, chosen))
+        rest -= few
     chosen.append(np.linspace(0, len(actions) - 1, rest).astype(int))
     return np.unique(np.concatenate(chosen))
 
@@ -94,7 +85,7 @@ class Exploration:
         import ipywidgets as w
 
         self._frame, self._given, self._settings = frame, policy, settings
-        self._open, self._at_us, self._step = open_entry, at_us, step
+        self._open, self._at_us = open_entry, at_us
         self._html = macros()
         self._events = Events.from_frame(frame.assign(id=""))  # ids would take 60 MB a million
         ages, oldest_min = sorted({*AGES_MIN, policy.max_age_min}), frame["age_sec"].max() / 60
@@ -102,43 +93,39 @@ class Exploration:
         self._ages = [age for age in ages if age <= max(enough, policy.max_age_min)]
         self._confidences = sorted({*(n / 100 for n in range(101)), policy.min_conf})
         wide = {"layout": w.Layout(width="34rem"), "style": {"description_width": "8rem"}}
-        self.age = w.SelectionSlider(
-            options=[(span(minutes * 60), k) for k, minutes in enumerate(self._ages)],
-            value=self._ages.index(policy.max_age_min), description="maximum age", **wide,
-        )  # fmt: skip
-        self.confidence = w.SelectionSlider(
-            options=[(f"{c:g}", k) for k, c in enumerate(self._confidences)],
-            value=self._confidences.index(policy.min_conf), description="min confidence", **wide,
-        )  # fmt: skip
-        allowed = policy.allowlist or frozenset()
+
+        def slider(name: str, words: Sequence[str], at: int) -> Any:
+            options = [(word, place) for place, word in enumerate(words)]
+            return w.SelectionSlider(options=options, value=at, description=name, **wide)
+
+        spans = [span(minutes * 60) for minutes in self._ages]
+        self.age = slider("maximum age", spans, self._ages.index(policy.max_age_min))
+        numbers, now = [f"{c:g}" for c in self._confidences], policy.min_conf
+        self.confidence = slider("min confidence", numbers, self._confidences.index(now))
         self.which = w.ToggleButtons(
-            options=[("any symbol", False), ("only these", True)],
-            value=policy.allowlist is not None, description="allowlist",
-            style={"description_width": "8rem"},
+            options=[("any symbol", False), ("only these", True)], description="allowlist",
+            value=policy.allowlist is not None, style=wide["style"],
         )  # fmt: skip
         self.which.add_class("widget-inline-hbox")  # the name beside it, as with the sliders
-        others = [symbol for symbol in frame["symbol"].value_counts().index
-                  if symbol not in allowed][:MOST_SYMBOLS]  # fmt: skip
-        choice = [symbol for symbol in (*sorted(allowed), *others)  # that a command line can name
-                  if "," not in symbol and not symbol.startswith(("@", "redis:"))]  # fmt: skip
+        allowed = policy.allowlist or frozenset()
+        choice = _symbols(frame, allowed)
         self.symbols = w.SelectMultiple(
             options=choice, value=[s for s in choice if s in allowed], rows=5,
             description="symbols", **wide,
         )  # fmt: skip
-        self.counts, self.what_if, self.setting, self.entry = (w.HTML() for _ in range(4))
+        shown = self.counts, self.what_if, self.setting, self.entry = [w.HTML() for _ in range(4)]
+        for part in shown:
+            part.add_class("drainkit-shown")
         self.entry_id = w.Text(
             description="entry id", placeholder="1766602826755-0", continuous_update=False, **wide
         )
-        self.table, told = self._searchable()
+        choosers = [self.age, self.confidence, self.which, self.symbols]
         self.widget = w.VBox([
-            self.age, self.confidence, self.which, self.symbols,
-            w.HBox([self.counts, self.what_if], layout=w.Layout(flex_flow="row wrap")),
-            self.setting, w.HTML(told), self.table, self.entry_id, self.entry,
+            *choosers, w.HBox([self.counts, self.what_if], layout=w.Layout(flex_flow="row wrap")),
+            self.setting, w.HTML(self._make_table(step)), self.table, self.entry_id, self.entry,
         ])  # fmt: skip
-        for part in (self.counts, self.what_if, self.setting, self.entry):
-            part.add_class("drainkit-shown")
         self._show()
-        for chooser in (self.age, self.confidence, self.which, self.symbols):
+        for chooser in choosers:
             chooser.observe(self._moved, "value")
         self.entry_id.observe(self._show_entry, "value")
 
@@ -148,16 +135,19 @@ class Exploration:
         allowed = frozenset(self.symbols.value) if self.which.value else None
         return Policy(self._ages[self.age.value], allowed, self._confidences[self.confidence.value])
 
-    def _searchable(self) -> tuple[w.Widget, str]:
-        """The searchable table, and which events it holds."""
+    def _make_table(self, step: int) -> str:
+        """The searchable table; returns which events it holds."""
         from itables.widget import ITable
 
         self._rows = sample_rows(self._frame["action"].cat.codes.to_numpy())
         part = self._frame.iloc[self._rows]
-        shown = safe(part[["id", "symbol", "side", "source"]])
-        shown.insert(1, "age, min", _numbers((part["age_sec"] / 60).round(2)))
-        shown["confidence"] = _numbers(part["confidence"])
-        self._shown = shown
+
+        def numbers(values: pd.Series) -> pd.Series:  # nothing where there is none, not NaN
+            return values.astype(object).where(values.notna(), "").reset_index(drop=True)
+
+        shown = self._shown = safe(part[["id", "symbol", "side", "source"]])
+        shown.insert(1, "age, min", numbers((part["age_sec"] / 60).round(2)))
+        shown["confidence"] = numbers(part["confidence"])
         self._follows: asyncio.TimerHandle | None = None
         # given again with each update: what is left out there is as by default
         self._table_options: dict[str, Any] = {
@@ -169,19 +159,17 @@ class Exploration:
             "layout": {"bottomEnd": {"paging": {"firstLast": False}}},  # in one line
             "stateSave": True, "stateDuration": -1,  # search and order stay when the limits move
         }  # fmt: skip
-        table = ITable(self._judged(decisions_of(part), slice(None)), **self._table_options)
-        table.add_class("drainkit-events")
-        table.observe(self._row_chosen, "selected_rows")
-        total = len(self._frame)
-        told = f"<b>All {total:,} events</b>"
-        if len(shown) < total:
+        self.table = ITable(self._judged(decisions_of(part), slice(None)), **self._table_options)
+        self.table.add_class("drainkit-events")
+        self.table.observe(self._row_chosen, "selected_rows")
+        told = f"<b>All {len(self._frame):,} events</b>"
+        if len(shown) < len(self._frame):
             told = (
-                f"<b>{len(shown):,} of {total:,} events</b>, spread evenly over the backlog, with "
-                f"some of each action: search and sorting see these"
+                f"<b>{len(shown):,} of {len(self._frame):,} events</b>, spread evenly over the "
+                "backlog, with some of each action: search and sorting see these"
             )
-        if self._step > 1:
-            told += f" (of one in {self._step})"
-        return table, told + ", judged by the limits above. A row that is clicked is opened."
+        one_in = f" (of one in {step})" * (step > 1)
+        return f"{told}{one_in}, judged by the limits above. A row that is clicked is opened."
 
     def _judged(self, decisions: Decisions, rows: np.ndarray | slice) -> pd.DataFrame:
         """The table's events with what becomes of them."""
@@ -205,28 +193,27 @@ class Exploration:
 
     def _show(self) -> Decisions:
         self.symbols.disabled = not self.which.value
-        chosen = self.policy
+        chosen, total = self.policy, len(self._events)
         decisions = decide(self._events, chosen, self._at_us)
         counts = np.bincount(decisions.action, minlength=len(ACTIONS)).tolist()
-        total = len(self._events)
         rows = [
-            (action, NAMES[action], n, share(n, total), COLOURS[action])
-            for action, n in zip(ACTIONS, counts, strict=True)
+            (a, NAMES[a], COLOURS[a], n, share(n, total))
+            for a, n in zip(ACTIONS, counts, strict=True)
         ]
         self.counts.value = self._html.counts(rows, total)
         ages = _near(self._ages, self.age.value, 1, 8)
         confidences = _near(self._confidences, self.confidence.value, 5, 9)
-        passing = passing_at(decisions, self._events.confidence, ages, confidences).tolist()
+        known = self._events.confidence
+        passing = rules.passing_at(decisions, known, ages, confidences).tolist()
         grid = [*zip(ages, (span(age * 60) for age in ages), passing, strict=True)]
         most = max(map(max, passing)) or 1
         self.what_if.value = self._html.what_if(grid, confidences, chosen, most)
         # a command line cannot take back what a file or a variable says
         stays = chosen.allowlist is None and self._settings.allowlist is not None
-        self.setting.value = (
-            "<b>Choose at least one symbol</b>, or any."
-            if chosen.allowlist == frozenset()
-            else self._html.setting(*setting(self._settings, self._given, chosen), stays)
-        )
+        self.setting.value = "<b>Choose at least one symbol</b>, or any."
+        if chosen.allowlist != frozenset():
+            told = setting(self._settings, self._given, chosen)
+            self.setting.value = self._html.setting(*told, stays)
         return decisions
 
     def _row_chosen(self, change: Any) -> None:
@@ -252,10 +239,15 @@ def setting(settings: Settings, given: Policy, chosen: Policy) -> tuple[str, str
     text = None if chosen.allowlist is None else ",".join(sorted(chosen.allowlist))
     if settings.allowlist is not None and chosen.allowlist == given.allowlist:
         text = settings.allowlist  # as it was given: @file and redis:KEY stay what they are
-    if text is not None:
-        words += ["--allowlist", text]
+    words += ["--allowlist", text] if text is not None else []
     lines = [f"allowlist = {text!r}", f"min_conf = {confidence}", f"max_age_min = {age}"]
     return shlex.join(words), "\n".join(lines)
+
+
+def _symbols(frame: pd.DataFrame, allowed: frozenset[str]) -> list[str]:
+    """What can be named on a command line: the allowlist's, then the most frequent."""
+    others = [s for s in frame["symbol"].value_counts().index if s not in allowed]
+    return [s for s in (*sorted(allowed), *others[:MOST_SYMBOLS]) if _CAN_BE_NAMED.fullmatch(s)]
 
 
 def _near(limits: list[float], at: int, stride: int, n: int) -> list[float]:
@@ -264,8 +256,3 @@ def _near(limits: list[float], at: int, stride: int, n: int) -> list[float]:
     places = range(at % stride, len(limits), stride)
     first = max(0, min(places.index(at) - (n - 1) // 2, len(places) - n))
     return [limits[place] for place in places[first : first + n]]
-
-
-def _numbers(values: pd.Series) -> pd.Series:
-    """Numbers for a table, with nothing where there is none (a table would say NaN)."""
-    return values.astype(object).where(values.notna(), "").reset_index(drop=True)

@@ -6,9 +6,8 @@ Each title says the finding. Colours are Okabe and Ito's, which colour-blind peo
 
 from __future__ import annotations
 
-import datetime as dt
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,16 +16,15 @@ import plotly.graph_objects as go
 from ..core.audit import Moments
 from ..core.frame import decisions_of, microseconds
 from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
-from ..core.progress import amount, span
+from ..core.summary import amount, span
 from ..core.timestamps import NO_TIME
 from ..safe import label, share
-from .picture import LINE, TIME_STEPS_SEC, Canvas, canvas, counted, named_rows, round_step
+from .picture import LINE, TIME_STEPS_SEC, Canvas, canvas, counted, moment, round_step
 
 READ = "#0072B2"
 TOP = 12
 MAX_BINS = 80
 MINUTE_US = 60_000_000
-_EPOCH = dt.datetime(1970, 1, 1)
 MAX_COMBINATIONS = 12
 # of a signal's confidence; the first of which the limit is a multiple, so that no bin is cut
 CONFIDENCE_STEPS = (0.02, 0.05, 0.03, 0.01)
@@ -58,14 +56,40 @@ def histogram(
     """
     if not len(values):
         return 0, np.zeros(0, dtype=np.int64)
+    places = values - limit  # from here on in place: of a million events each array has 8 MB
+    places /= step
     # rounded: 0.58 is an edge, though its last binary digits may say a hair less
-    places = np.round((values - limit) / step, 9)
-    bins = (np.ceil(places) - 1 if over else np.floor(places)).astype(np.int64)
+    np.round(places, 9, out=places)
+    (np.ceil if over else np.floor)(places, out=places)
+    places -= over
     # no rounding carries an event over the limit
     beyond = values > limit if over else values >= limit
-    bins = np.where(beyond, np.maximum(bins, 0), np.minimum(bins, -1))
-    first = int(bins.min())
-    return first, np.bincount(bins - first)
+    np.maximum(places, 0, out=places, where=beyond)
+    np.minimum(places, -1, out=places, where=~beyond)
+    first = int(places.min())
+    places -= first
+    return first, np.bincount(places.astype(np.int64))
+
+
+def _bars(figure: Canvas, x: Sequence[object], y: Sequence[object], colour: object,
+          said: Sequence[str] | str, **more: object) -> None:  # fmt: skip
+    """A trace of bars; `said` is what each says when pointed at, or the form of it for all."""
+    if isinstance(said, str):
+        told: dict[str, object] = {"hovertemplate": f"{said}<extra></extra>"}
+    else:
+        told = {"hovertext": said, "hoverinfo": "text"}
+    figure.add_trace(go.Bar(x=x, y=y, marker_color=colour, **told, **more))
+
+
+def _named_rows(figure: Canvas, names: Sequence[str], most: int) -> Canvas:
+    """Horizontal bars from top to bottom, a name beside each; counts along the axis."""
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=[f"{name} " for name in names],
+        range=[max(len(names), 2) - 0.5, -0.5], showgrid=False, zeroline=False,
+    )  # fmt: skip
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_layout(bargap=0.25)
+    return counted(figure, "x", most)
 
 
 def _against_limit(
@@ -77,22 +101,20 @@ def _against_limit(
     first, counts = histogram(values, limit, step, over=over)
     edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0) / size
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    colours = [COLOURS["drained_ok"], COLOURS["dropped_old" if over else "dropped_low_conf"]]
+    fates = ("drained_ok", "dropped_old") if over else ("dropped_low_conf", "drained_ok")
     beyond = np.arange(len(counts)) + first >= 0
-    for chosen, name, colour in zip(
-        (~beyond, beyond), names, colours if over else reversed(colours), strict=True
-    ):
-        if counts[chosen].any():
-            bars = [f"{edges[k]:.4g} to {edges[k + 1]:.4g}{unit}: {amount(counts[k], 'events')}"
-                    for k in np.flatnonzero(chosen)]  # fmt: skip
-            figure.add_trace(
-                go.Bar(x=middles[chosen].round(6).tolist(), y=counts[chosen].tolist(), name=name,
-                       marker_color=colour, width=widths[chosen].round(6).tolist(),
-                       hovertext=bars, hoverinfo="text")
-            )  # fmt: skip
-    figure.update_layout(bargap=0, barmode="overlay")
+    for rows, name, fate in zip((~beyond, beyond), names, fates, strict=True):
+        if counts[rows].any():
+            told = [f"{edges[k]:.4g} to {edges[k + 1]:.4g}{unit}: {amount(counts[k], 'events')}"
+                    for k in np.flatnonzero(rows)]  # fmt: skip
+            _bars(figure, middles[rows].round(6).tolist(), counts[rows].tolist(), COLOURS[fate],
+                  told, name=name, width=widths[rows].round(6).tolist())  # fmt: skip
     most = int(counts.max(initial=0))
-    figure.update_yaxes(range=[0, 1.18 * most or 1])  # room for the limit's name
+    figure.update_layout(
+        bargap=0,
+        barmode="overlay",
+        yaxis_range=[0, 1.18 * most or 1],  # room for the limit's name
+    )
     counted(figure, "y", most)
     figure.add_vline(
         x=limit / size, line_dash="dash", line_color=LINE, annotation_text=f" {said} ",
@@ -106,16 +128,16 @@ def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     ages_us = microseconds(ages_sec)
     old = int(policy.is_old(ages_us).sum())
     minutes, limit = ages_us[ages_us != NO_TIME] / MINUTE_US, policy.max_age_us / MINUTE_US
+    del ages_us
     high = without_outliers(minutes, limit)
-    size, unit = next(
-        (pair for pair in ((1440, "days"), (60, "hours")) if high >= 4 * pair[0]), (1, "minutes")
-    )
+    units = ((1440, "days"), (60, "hours"))
+    size, unit = next((pair for pair in units if high >= 4 * pair[0]), (1, "minutes"))
     x_title, said = f"age ({unit})", f"{policy.max_age_min:g} min"
     if beyond := int((minutes > high).sum()):
         x_title += f"; the last bar also holds {beyond:,} up to {span(minutes.max() * 60)}"
     title = f"{share(old, len(ages_sec))} of the events are older than {said}"
-    figure = canvas(title if old else f"No event is older than {said}", x_title, "events",
-                    legend=True)  # fmt: skip
+    title = title if old else f"No event is older than {said}"
+    figure = canvas(title, x_title, "events", legend=True)
     step = age_step_min(limit, high)
     shown = np.clip(minutes, min(step, limit) / 2, high)  # none is below the first bar
     _against_limit(figure, shown, limit, step, f"max age {said}", ("young enough", "too old"),
@@ -129,8 +151,7 @@ def confidence(values: np.ndarray, policy: Policy) -> Canvas:
     valid, limit = values[np.isfinite(values)], policy.min_conf
     low = int((valid < limit).sum())
     title = f"{share(low, len(values))} of the events are below confidence {limit:g}"
-    if not low:
-        title = f"No event is below confidence {limit:g}"
+    title = title if low else f"No event is below confidence {limit:g}"
     figure = canvas(title, "confidence (0 to 1)", "events", legend=True)
     step = next((s for s in CONFIDENCE_STEPS if abs(limit / s - round(limit / s)) < 1e-9), 0.02)
     # 1.0 belongs into the last bar below 1, unless it is the limit itself
@@ -165,29 +186,25 @@ def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     rows = row_of[codes]
     shown = [*map(label, names[order]), f"({len(names) - len(order):,} others)", "(none)"]
     totals = np.bincount(rows, minlength=len(shown))
-    kept = [k for k in range(len(shown)) if totals[k]]
+    kept = np.flatnonzero(totals)
     ok = np.bincount(rows[(frame["action"] == "drained_ok").to_numpy()], minlength=len(shown))
     named, unnamed = ok[: len(order)], ok[-1]
     best = int(named.argmax()) if len(named) else 0
-    title = f"By {label(column)}: no event passes"
+    told = "no event passes"
     if len(named) and ok[best]:
         few = f"{unnamed:,} that pass name none; of the others " * bool(unnamed > ok[best])
-        most = f"{shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
-        title = f"By {label(column)}: {few}{most}"
+        told = f"{few}{shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
     elif ok.any():
         lacking = "is one of the most frequent" if len(named) else "names one"
-        title = f"By {label(column)}: none of the {ok.sum():,} that pass {lacking}"
-    figure = canvas(title, "events", "", height=150 + 26 * max(2, len(kept)), legend=True)
+        told = f"none of the {ok.sum():,} that pass {lacking}"
+    height = 150 + 26 * max(2, len(kept))
+    figure = canvas(f"By {label(column)}: {told}", "events", "", height=height, legend=True)
     for action, counts in _by_action(frame["action"], rows, len(shown)):
         said = [f"{shown[k]}, {NAMES[action]}: {amount(counts[k], 'events')}" for k in kept]
-        figure.add_trace(
-            go.Bar(y=list(range(len(kept))), x=[int(counts[k]) for k in kept],
-                   orientation="h", name=NAMES[action], marker_color=COLOURS[action],
-                   hovertext=said, hoverinfo="text")
-        )  # fmt: skip
+        _bars(figure, counts[kept].tolist(), list(range(len(kept))), COLOURS[action], said,
+              orientation="h", name=NAMES[action])  # fmt: skip
     figure.update_layout(barmode="stack")
-    named_rows(figure, [shown[k] for k in kept])
-    return counted(figure, "x", int(totals.max()))
+    return _named_rows(figure, [shown[k] for k in kept], int(totals.max()))
 
 
 def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
@@ -197,38 +214,26 @@ def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
         title = "No event has a usable time" if len(frame) else "There is no event"
         return counted(canvas(title, x_title, "events"), "y", 0)
     times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
-    ages = times.max() - times
-    reach = without_outliers(ages, 0)
+    reach = without_outliers(times.max() - times, 0)
     year = TIME_STEPS_SEC[-1]
     years = math.ceil(reach / year / MAX_BINS) * year  # wrong clocks reach from year 1 to 9999
     step = next((s for s in TIME_STEPS_SEC if reach / s <= MAX_BINS), years)
     start = math.floor((times.max() - reach) / step) * step
     bins = np.maximum((times - start) // step, 0).astype(np.int64)
     counts = np.bincount(bins)
-    peak = _moment(start + int(counts.argmax()) * step)
+    peak = moment(start + int(counts.argmax()) * step)
     began = f"{peak:%d %b %H:%M:%S}" if step < 86_400 else peak.date().isoformat()
     title = f"The busiest {span(step)} began {began}: {amount(counts.max(), 'events')}"
     if before := int((times < start).sum()):
-        first = _moment(times.min()).date().isoformat()
-        x_title += f"; the first bar also holds {before:,} back to {first}"
+        x_title += f"; the first bar also holds {before:,} back to {moment(times.min()):%Y-%m-%d}"
     figure = canvas(title, x_title, f"events per {span(step)}", legend=True)
-    middles = [_moment(start + (k + 0.5) * step).isoformat() for k in range(len(counts))]
+    middles = [(start + (k + 0.5) * step) * 1000 for k in range(len(counts))]
     for action, part in _by_action(known["action"], bins, len(counts)):
-        figure.add_trace(
-            go.Bar(x=middles, y=part.tolist(), name=NAMES[action],
-                   marker_color=COLOURS[action], width=step * 1000,
-                   hovertemplate=f"{span(step)} around %{{x}}: %{{y:,}} events, "
-                                 f"{NAMES[action]}<extra></extra>")
-        )  # fmt: skip
-    figure.update_layout(barmode="stack", bargap=0)
+        said = f"{span(step)} around %{{x}}: %{{y:,}} events, {NAMES[action]}"
+        _bars(figure, middles, part.tolist(), COLOURS[action], said, name=NAMES[action],
+              width=step * 1000)  # fmt: skip
+    figure.update_layout(barmode="stack", bargap=0, xaxis_type="date")
     return counted(figure, "y", int(counts.max()))
-
-
-def _moment(epoch_sec: float) -> dt.datetime:
-    """The time (UTC, naive) of any year that datetime knows; pandas ends in 1677 and 2262."""
-    most = (dt.datetime.max - _EPOCH).total_seconds() - 1
-    least = (dt.datetime.min - _EPOCH).total_seconds()
-    return _EPOCH + dt.timedelta(seconds=min(max(float(epoch_sec), least), most))
 
 
 def overlap(frame: pd.DataFrame) -> Canvas:
@@ -238,26 +243,19 @@ def overlap(frame: pd.DataFrame) -> Canvas:
     several = int(sum(n for names, n in counts.items() if "," in str(names)))
     counts = counts[:MAX_COMBINATIONS]
     title = f"{share(several, len(frame))} of the events fail more than one filter"
-    if not several:
-        title = "No event fails more than one filter"
+    title = title if several else "No event fails more than one filter"
     figure = canvas(title, "events", "", height=110 + 26 * max(2, len(counts)))
-    names = [
-        " + ".join(NAMES[part] for part in str(key).split(",")) if key else "passes all"
-        for key in counts.index
-    ]
-    colours = [
-        COLOURS[str(key).split(",")[0]] if key else COLOURS["drained_ok"] for key in counts.index
-    ]
+    failed = [str(key).split(",") if key else ["drained_ok"] for key in counts.index]
+    names = [" + ".join(NAMES[part] for part in parts) for parts in failed]
+    names = ["passes all" if parts == ["drained_ok"] else name
+             for name, parts in zip(names, failed, strict=True)]  # fmt: skip
     said = [f"{name}: {amount(n, 'events')}" for name, n in zip(names, counts, strict=True)]
-    figure.add_trace(
-        go.Bar(y=list(range(len(names))), x=[int(n) for n in counts], orientation="h",
-               marker_color=colours, text=[f"{n:,}" for n in counts], textposition="outside",
-               cliponaxis=False, hoverinfo="text", hovertext=said)
-    )  # fmt: skip
-    named_rows(figure, names)
+    _bars(figure, counts.tolist(), list(range(len(names))), [COLOURS[part[0]] for part in failed],
+          said, orientation="h", text=[f"{n:,}" for n in counts], textposition="outside",
+          cliponaxis=False)  # fmt: skip
     most = int(counts.max()) if len(counts) else 0
     figure.update_xaxes(range=[0, 1.12 * most or 1])  # room for the longest bar's number
-    return counted(figure, "x", most)
+    return _named_rows(figure, names, most)
 
 
 def what_if_limits(policy: Policy) -> tuple[list[float], list[float]]:
@@ -279,22 +277,14 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
         f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these limits"
     )
     figure = canvas(title, "minimum confidence", "maximum age", height=400)
-    figure.add_trace(
-        go.Heatmap(
-            z=passing.tolist(),
-            x=[f"{c:.15g}" for c in confidences],
-            y=[span(minutes * 60) for minutes in ages],
-            texttemplate="%{z:,}",
-            hovertemplate="at most %{y} old, confidence at least %{x}: "
-            "%{z:,} would pass<extra></extra>",
-            colorscale=[[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
-            zmin=0,
-            zmax=max(1, int(passing.max())),
-            showscale=False,
-            xgap=1,
-            ygap=1,
-        )
-    )
+    figure.add_trace(go.Heatmap(
+        z=passing.tolist(), x=[f"{c:.15g}" for c in confidences],
+        y=[span(minutes * 60) for minutes in ages], texttemplate="%{z:,}",
+        hovertemplate="at most %{y} old, confidence at least %{x}: "
+                      "%{z:,} would pass<extra></extra>",
+        colorscale=[[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
+        zmin=0, zmax=max(1, int(passing.max())), showscale=False, xgap=1, ygap=1,
+    ))  # fmt: skip
     figure.add_shape(
         type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5,
         line={"color": COLOURS["dropped_invalid"], "width": 3},
@@ -308,22 +298,20 @@ def waterfall(counts: dict[str, int]) -> Canvas:
     """From all that was read to what passed, one step for each filter."""
     read, ok = sum(counts.values()), counts["drained_ok"]
     what = "event passes" if read == 1 else "events pass"
-    title = f"{ok:,} of {read:,} {what} ({share(ok, read)})"
-    figure = canvas(title, "", "events", height=380)
+    figure = canvas(f"{ok:,} of {read:,} {what} ({share(ok, read)})", "", "events", height=380)
     heights = [read, *[counts[action] for action in ACTIONS]]
-    left = read - np.cumsum(heights[1:])
-    names = ["read", *[NAMES[action] for action in ACTIONS]]
+    levels = (read - np.cumsum([0, *heights[1:-1]])).tolist()  # before each filter
+    names = ["read", *NAMES.values()]
     texts = [f"{'-' if 0 < k < len(ACTIONS) and n else ''}{n:,}" for k, n in enumerate(heights)]
     said = [f"{name}: {amount(n, 'events')}" for name, n in zip(names, heights, strict=True)]
-    figure.add_trace(
-        go.Bar(x=names, y=heights, base=[0, *left[:-1].tolist(), 0], text=texts,
-               marker_color=[READ, *[COLOURS[action] for action in ACTIONS]],
-               textposition="outside", cliponaxis=False, hovertext=said, hoverinfo="text")
-    )  # fmt: skip
-    for k, level in enumerate([read, *left[:-1].tolist()] if read else []):
+    _bars(figure, list(range(len(names))), heights, [READ, *COLOURS.values()], said,
+          base=[0, *levels[1:], 0], text=texts, textposition="outside",
+          cliponaxis=False)  # fmt: skip
+    for k, level in enumerate(levels if read else []):
         figure.add_shape(
             type="line", x0=k + 0.4, x1=k + 0.6, y0=level, y1=level, line={"color": "#888888"}
         )
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names)
     figure.update_yaxes(range=[0, read * 1.12 or 1])
     return counted(figure, "y", read)
 
@@ -342,12 +330,9 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
             tens = max(1, math.ceil(span_sec * rate / 10 / MAX_BINS))
             width, in_ms = tens * 10 / rate, int(tens * 10_000 / rate) - 10 * tens
         counts = np.bincount((ms - ms[0]) // in_ms, n)
-        figure.add_trace(
-            go.Bar(x=[(k + 0.5) * width for k in range(len(counts))], y=(counts / width).tolist(),
-                   width=width * 0.95, marker_color=COLOURS["drained_ok"],
-                   hovertemplate="around second %{x:.4g}: %{y:.4g} events per second"
-                                 "<extra></extra>")
-        )  # fmt: skip
+        middles = [(k + 0.5) * width for k in range(len(counts))]
+        _bars(figure, middles, (counts / width).tolist(), COLOURS["drained_ok"],
+              "around second %{x:.4g}: %{y:.4g} events per second", width=width * 0.95)  # fmt: skip
     if rate is not None:
         # a window of one second may hold the rate rounded up
         figure.add_hline(y=rate if rate < 1 else math.ceil(rate), line_dash="dash",

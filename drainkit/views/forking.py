@@ -29,8 +29,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the run, which blocked them here
         signal.signal(number, lambda *_: None)  # and not SIG_IGN: a kernel's own programs get it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-    from ..core.collection import give_back_buffers
     from ..core.policy import ACTIONS
+    from ..late import give_back_buffers
 
     give_back_buffers()  # before anything else imports Arrow
     # as in pipeline.notebooks; and nobody debugs these kernels, each of which would import debugpy

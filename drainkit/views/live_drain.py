@@ -13,19 +13,17 @@ import pandas as pd
 from IPython.display import clear_output
 
 from .. import files
-from ..core.progress import Step, amount, span
-from ..core.summary import Summary
-from ..draining import unattended
-from ..draining.live import apply, changes, note_drift
+from ..core.summary import Step, Summary, amount, span
+from ..draining import live, unattended
 from ..draining.plan_files import PlanFile
 from ..draining.run import resolve
 from ..errors import DrainkitError, RefusedError, UsageError, error_of
-from ..evidence.statement import working_on
+from ..evidence.seal import locked
 from ..operations.state import baseline
 from ..safe import one_line, verbatim
 from ..server import ledger, reading
 from ..settings import NOTEBOOK
-from .session import EXTRA, RunSession, Table, counts_frame, markdown
+from .session import EXTRA, Session, Table, markdown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -33,20 +31,12 @@ if TYPE_CHECKING:
 LINE_EVERY_SEC = 1.0
 
 
-class LiveDrain(RunSession):
+class LiveDrain(Session):
     """03: drains the plan in run_dir, but only when `approve` holds its digest."""
 
     mode = "live"
     adopts_plan = True
     _newest: ClassVar[object] = None  # of those opened in this kernel: no other one is armed
-
-    def __init__(self, *opened: Any) -> None:
-        super().__init__(*opened)
-        self._names: Mapping[str, Any] = {}  # the notebook's, as they are now
-        self._opened_with = self._parameters()
-        self.approve = ""
-        self.summary: Summary | None = None
-        self._next_line = 0.0  # when to say again how far it is, by the monotonic clock
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -60,6 +50,13 @@ class LiveDrain(RunSession):
         session._opened_with = session._parameters()
         LiveDrain._newest = session
         return session
+
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        self._names: Mapping[str, Any] = {}  # the notebook's, as they are now
+        self._opened_with: dict[str, Any] = {}
+        self.approve = ""
+        self._next_line = 0.0  # when to say again how far it is, by the monotonic clock
 
     def _parameters(self) -> dict[str, Any]:
         return {name: self._names.get(name) for name in (*NOTEBOOK, *EXTRA)}
@@ -85,26 +82,28 @@ class LiveDrain(RunSession):
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
         # to the end of the books, however often a signal comes
-        with working_on(self.run_dir), _graceful_interrupt() as stopping:
-            self.summary = apply(self.job, stopping=stopping, on_progress=self._show)
-            if self.summary.total_read:  # interrupted between two lines: say what was done
+        with locked(self.run_dir, shared=True), _graceful_interrupt() as stopping:
+            summary = live.apply(self.job, stopping=stopping, on_progress=self._show)
+            self.summary = summary
+            if summary.total_read:  # interrupted between two lines: say what was done
                 self._next_line = 0.0
-                self._show(self.summary)
+                self._show(summary)
             if mine := [start for start in earlier if start.run_id == self.job.run_id]:
-                self.summary.count_from(mine[0].at)
-                ledger.recount(self.server, self.summary)  # with what it drained before
+                summary.count_from(mine[0].at)
+                ledger.recount(self.server, summary)  # with what it drained before
                 try:
-                    note_drift(self.summary, changes(self.server, planned, self.job.run_id))
+                    changes = live.changes(self.server, planned, self.job.run_id)
+                    live.note_drift(summary, changes)
                 except DrainkitError as error:
-                    self.summary.close(error, self.server.now_us())
-            self.summary.plan_path = "plan.json"
-            if self.summary.changes is not None:
-                files.write_table(self.run_dir / "drift.parquet", self.summary.changes)
-            self.write_summary(self.summary)
-        for note in self.summary.notes or ():
+                    summary.close(error, self.server.now_us())
+            summary.plan_path = "plan.json"
+            if summary.changes is not None:
+                files.write_table(self.run_dir / "drift.parquet", summary.changes)
+            self.write_summary(summary)
+        for note in summary.notes or ():
             print(f"Note: {one_line(note)}")
-        if self.summary.error:
-            raise error_of(self.summary.exit_code or 1, self.summary.error)
+        if summary.error:
+            raise error_of(summary.exit_code or 1, summary.error)
 
     def _approved(self) -> PlanFile | None:
         """The plan that `approve` names, if this is what the notebook shows; None: not armed."""
@@ -126,36 +125,29 @@ class LiveDrain(RunSession):
 
     def _show(self, summary: Summary) -> None:
         """One line, replaced once a second: a bar would leave its state in the notebook."""
-        step = Step.of(summary)
-        now = time.monotonic()
-        if now < self._next_line and step.done != step.total:
-            return
-        self._next_line = now + LINE_EVERY_SEC
-        clear_output(wait=True)  # type: ignore[no-untyped-call]
-        print(step.line, flush=True)
+        step, now = Step.of(summary), time.monotonic()
+        if now >= self._next_line or step.done == step.total:
+            self._next_line = now + LINE_EVERY_SEC
+            clear_output(wait=True)  # type: ignore[no-untyped-call]
+            print(step.line, flush=True)
 
     def bottom_line(self) -> Markdown:
         """What was done."""
-        switch = reading.stop_switch(self.server) if self.server.connected else None
-        stopped = f" **Stopped:** {verbatim(str(switch))}; no drain of the stream goes on."
-        note = "" if switch is None else stopped
-        if self.summary is None:
+        s, note = self.summary, ""
+        if self.server.connected and (switch := reading.stop_switch(self.server)) is not None:
+            note = f" **Stopped:** {verbatim(str(switch))}; no drain of the stream goes on."
+        if s is None:
             return markdown(f"**Not armed.** This run changed nothing.{note}")
-        s = self.summary
-        rate = f" ({s.events_per_sec:,.1f} per second)" if s.events_per_sec else ""
         if not s.is_counted:
             return markdown(f"**What was recorded is not known:** the audit stream tells.{note}")
+        rate = f" ({s.events_per_sec:,.1f} per second)" if s.events_per_sec else ""
+        left = "How many remain is not known."
+        if s.remaining is not None:
+            left = f"{s.remaining:,} of the scope remain."
         return markdown(
             f"**{amount(s.total_read)} audited and acknowledged** in {span(s.elapsed_sec)}"
-            f"{rate}; {s.drained_ok:,} had passed every filter. "
-            + ("How many remain is not known." if s.remaining is None
-               else f"{s.remaining:,} of the scope remain.")
-            + note
-        )  # fmt: skip
-
-    def counts_table(self) -> pd.DataFrame:
-        """Events by action."""
-        return counts_frame(self.summary)
+            f"{rate}; {s.drained_ok:,} had passed every filter. {left}{note}"
+        )
 
     def drift_table(self) -> pd.DataFrame:
         """How many events met which other fate; drift.parquet names each."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from ..core.progress import amount
+from ..core.summary import amount
 from ..errors import RefusedError
 from ..operations import maintenance
 from ..safe import verbatim
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 class Maintenance(Session):
     """Dead consumers and trimming; lists only, unless told to act."""
 
-    extra: ClassVar[tuple[str, ...]] = (
-        "min_idle_min", "delete_consumers", "apply_trim", "keep_days", "archive",
-    )  # fmt: skip
+    extra = ("min_idle_min", "delete_consumers", "apply_trim", "keep_days", "archive")
+    is_of_run = False
 
     delete: bool
     apply: bool
@@ -42,6 +41,10 @@ class Maintenance(Session):
         board.min_idle_ms = round(checked(names, "min_idle_min", Minutes, 60) * 60_000)
         board.keep_days = checked(names, "keep_days", Amount | None)
         return board
+
+    def _dead(self) -> list[maintenance.DeadConsumer]:
+        group = self.settings.consumer_group
+        return maintenance.dead_consumers(self.server, group, min_idle_ms=self.min_idle_ms)
 
     def bottom_line(self) -> Markdown:
         """What could be cleaned up."""
@@ -80,13 +83,7 @@ class Maintenance(Session):
         if not self.apply:
             return markdown("`apply_trim` is off: nothing was removed.")
         plan = maintenance.trim_plan(self.server, keep_days=self.keep_days)
-        archive = Path(self.archive) if self.archive else None
-        removed = maintenance.trim(
-            self.server, plan, archive=archive, operator=self.settings.operator
-        )
+        archive, operator = Path(self.archive) if self.archive else None, self.settings.operator
+        removed = maintenance.trim(self.server, plan, archive=archive, operator=operator)
         kept = f", archived first in {verbatim(self.archive)}" if archive else ""
         return markdown(f"**{amount(removed)} removed**{kept}.")
-
-    def _dead(self) -> list[maintenance.DeadConsumer]:
-        group = self.settings.consumer_group
-        return maintenance.dead_consumers(self.server, group, min_idle_ms=self.min_idle_ms)

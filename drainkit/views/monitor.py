@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -14,12 +14,12 @@ import pyarrow as pa
 from msgspec import to_builtins
 
 from ..core.audit import audit_ms, audit_schema, audit_table
-from ..core.progress import span
+from ..core.summary import span
 from ..core.timestamps import iso
 from ..errors import DrainkitError, UsageError
 from ..operations import checks
 from ..operations.first import RunningDrain, running_drains
-from ..operations.state import known, state_as_dict
+from ..operations.state import group_rows, known
 from ..safe import one_line, text, verbatim
 from ..server import ledger
 from ..server.connection import Server
@@ -41,14 +41,15 @@ GROUP_COLUMNS = (
 REFRESH_SEC = 60
 # from the best to the worst, in Okabe and Ito's colours; a word stands beside each
 STATES = {"ok": ("#009E73", "OK"), "warning": ("#E69F00", "warning"),
-          "unknown": ("#808080", "unknown"), "critical": ("#D55E00", "critical")}  # fmt: skip
-_RUNNING, _NEVER_ENDED = ("#56B4E9", "running"), ("#D55E00", "never ended")
+          "unknown": ("#808080", "unknown"), "critical": ("#D55E00", "critical"),
+          "running": ("#56B4E9", "running"), "dead": ("#D55E00", "never ended")}  # fmt: skip
 
 
 class Monitor(Session):
     """Every stream of a pattern, its groups, pending, audit and runs; reads only."""
 
-    extra: ClassVar[tuple[str, ...]] = ("pattern", "max_backlog", "max_backlog_age_min", "max_lost")
+    extra = ("pattern", "max_backlog", "max_backlog_age_min", "max_lost")
+    is_of_run = False
 
     _next: ClassVar[asyncio.TimerHandle | None] = None  # when to look again
     pattern: str | None = None
@@ -76,7 +77,7 @@ class Monitor(Session):
     @property
     def states(self) -> list[dict[str, Any]]:
         """The streams that were looked at, as JSON has them."""
-        return [*map(state_as_dict, self.report.states)]
+        return self.report.states
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
@@ -105,6 +106,12 @@ class Monitor(Session):
         button = w.Button(description="Look again", icon="refresh")
         place = w.HTML(self._board_html())
 
+        def wait() -> None:
+            if Monitor._next is not None:  # of this kernel's board before, too
+                Monitor._next.cancel()
+            with suppress(RuntimeError):  # in no kernel
+                Monitor._next = asyncio.get_running_loop().call_later(REFRESH_SEC, look_again)
+
         def look_again(_: object = None) -> None:
             try:
                 self.report = self.look()
@@ -113,47 +120,40 @@ class Monitor(Session):
                 place.value = f"<p>{html.escape(str(error))}</p>"
             wait()
 
-        def wait() -> None:
-            if Monitor._next is not None:  # of this kernel's board before, too
-                Monitor._next.cancel()
-            with suppress(RuntimeError):  # in no kernel
-                Monitor._next = asyncio.get_running_loop().call_later(REFRESH_SEC, look_again)
-
         button.on_click(look_again)
         wait()
         return w.VBox([button, place])
 
     def _board_html(self) -> str:
         """Each group's state and numbers, drains at work, and as of when."""
-        rows = {(r["stream"], r["group"]): r for s in self.states for r in checks.group_rows(s)}
-        sections = []
+        sections = []  # a colour and a word, a title, numbers below it, and why it is so
+
+        def add(state: str, title: str, values: Mapping[str, str], *reasons: str) -> None:
+            safe = [one_line(reason, 600) for reason in reasons]
+            sections.append((*STATES[state], one_line(title, 600), values, safe))
+
+        rows = {(r["stream"], r["group"]): r for s in self.states for r in group_rows(s)}
         for (stream, name), row in rows.items():
             found = [f for f in self.report.findings if (f.stream, f.group) == (stream, name)]
-            worst = found[0].severity if found else "unknown"
             oldest, by_id = row["oldest, min"], " by id" * (row["oldest by"] == "entry id")
             unknown = "unknown" if row["undelivered"] else "none"
             numbers = {
-                "undelivered": known(row["undelivered"]),
-                "lost": known(row["lost"]),
+                "undelivered": known(row["undelivered"]), "lost": known(row["lost"]),
                 f"oldest{by_id}": unknown if oldest is None else span(oldest * 60),
-                "pending": known(row["pending"]),
-                "dead consumers": known(row["dead consumers"]),
-            }
+                "pending": known(row["pending"]), "dead consumers": known(row["dead consumers"]),
+            }  # fmt: skip
             bad = [f.text for f in found if f.severity != "ok"]
-            sections.append(_section(STATES[worst], f"{stream} {name}", numbers, bad))
-        sections += [  # of a stream that could not be read, or that has no group
-            _section(STATES[f.severity], f"{f.stream} {f.group or ''}", {}, [f.text])
-            for f in self.report.findings
-            if f.severity != "ok" and (f.stream, f.group) not in rows
-        ]
+            add(found[0].severity if found else "unknown", f"{stream} {name}", numbers, *bad)
+        for f in self.report.findings:  # of a stream that could not be read, or that has no group
+            if f.severity != "ok" and (f.stream, f.group) not in rows:
+                add(f.severity, f"{f.stream} {f.group or ''}", {}, f.text)
         for stream, drain in self._drains():
             values = {
                 "done": f"{drain.done:,}", "remaining": f"{drain.remaining:,}",
                 "per second": f"{drain.events_per_sec:,.1f}",
                 "left": "unknown" if drain.eta_sec is None else span(drain.eta_sec),
             }  # fmt: skip
-            state = _RUNNING if drain.alive else _NEVER_ENDED
-            sections.append(_section(state, f"{stream} drain {drain.run_id}", values))
+            add("running" if drain.alive else "dead", f"{stream} drain {drain.run_id}", values)
         at = iso(self.server.now_us())[:19].replace("T", " ")
         return str(macros().board(at, sections))
 
@@ -168,8 +168,7 @@ class Monitor(Session):
 
     def groups_table(self) -> pd.DataFrame:
         """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
-        frame = groups_frame(*self.states, columns=GROUP_COLUMNS)
-        return Table(frame.reset_index())
+        return Table(groups_frame(*self.states, columns=GROUP_COLUMNS).reset_index())
 
     def pending_table(self) -> pd.DataFrame:
         """Pending entries by consumer, most first."""
@@ -207,12 +206,3 @@ class Monitor(Session):
         """Drains that have started and not ended."""
         lines = [verbatim(f"{stream}: {run.line()}") for stream, run in self._drains()]
         return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
-
-
-def _section(
-    state: tuple[str, str], title: str, values: Mapping[str, str], reasons: Sequence[str] = ()
-) -> dict[str, Any]:
-    """A colour and a word, numbers below it, and why it is so."""
-    safe = [one_line(reason, 600) for reason in reasons]
-    return {"colour": state[0], "word": state[1], "title": one_line(title, 600),
-            "values": values, "reasons": safe}  # fmt: skip

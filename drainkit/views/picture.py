@@ -13,7 +13,7 @@ import html
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
@@ -31,12 +31,58 @@ _STYLE = (
 )
 _ANCHORS = {"left": ("start", 4), "right": ("end", -4)}  # beside a line, not on it
 _CHARACTER = 6.6  # pixels, about
-_EPOCH = dt.datetime(1970, 1, 1)
 
 
 def svg(figure: Mapping[str, Any]) -> str:
     """The figure (as its JSON says) as SVG."""
-    return _Picture(figure["data"], figure["layout"]).draw()
+    traces, layout = figure["data"], figure["layout"]
+    height, top = int(layout.get("height") or 340), int(layout["margin"]["t"])
+    across = any(trace.get("orientation") == "h" for trace in traces)
+    maps = [trace for trace in traces if trace["type"] == "heatmap"]
+    bars = [*_bars([t for t in traces if t["type"] == "bar"], layout, across=across)]
+    places = [place for bar in bars for place in bar[:2]]
+    sizes = [size for bar in bars for size in bar[2:4]]
+    xs, ys = (sizes, places) if across else (places, sizes)
+    names: tuple[Any, Any] = (None, None)
+    for trace in maps:
+        names = (trace["x"], trace["y"])
+        xs, ys = ([-0.5, len(some) - 0.5] for some in names)
+    y = _Axis(layout["yaxis"], ys, names[1], height - BOTTOM, top)
+    longest = max((len(html.unescape(name)) for _, name in y.ticks), default=0)
+    left = max(LEFT_MIN, min(300, 30 + _CHARACTER * longest))
+    x = _Axis(layout["xaxis"], xs, names[0], left, WIDTH - RIGHT)
+    title = _text(layout["title"]["text"])
+    marks = [
+        f"<svg class='{UNTYPESET}' xmlns='http://www.w3.org/2000/svg' "
+        f"viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}' "
+        f"role='img' style='max-width:100%' {_STYLE}><title>{title}</title>",
+        f"<text x='0' y='24' font-size='16'>{title}</text>",
+    ]
+    for trace in traces if layout.get("showlegend") else ():
+        marks += [_box(left, top - 37, 11, 11, trace["marker"]["color"]),
+                  _label(left + 16, top - 27, trace["name"])]  # fmt: skip
+        left += 40 + _CHARACTER * len(trace["name"])
+    marks += [_label(x.at(value), y.start + 17, name, "middle") for value, name in x.ticks]
+    for value, name in y.ticks:
+        marks.append(_label(x.start - 8, y.at(value) + 4, name, "end"))
+        if not y.is_named:
+            marks.append(_line(x.start, y.at(value), x.end, y.at(value), GRID))
+    marks += [_label((x.start + x.end) / 2, height - 8, x.title, "middle"),
+              _label(0, top - 8, y.title)]  # fmt: skip
+    for first, last, low, high, colour, text in bars:
+        along, sides = (y, x) if across else (x, y)
+        ends, reach = sorted(map(along.at, (first, last))), sorted(map(sides.at, (low, high)))
+        (x0, x1), (y0, y1) = (reach, ends) if across else (ends, reach)
+        marks.append(_box(x0, y0, x1 - x0, y1 - y0, colour))
+        if text and across:
+            marks.append(_label(x1 + 5, (y0 + y1) / 2 + 4, text))
+        elif text:
+            marks.append(_label((x0 + x1) / 2, y0 - 5, text, "middle"))
+    for trace in maps:
+        marks += _cells(trace["z"], x, y)
+    marks += [_shape(shape, x, y) for shape in layout.get("shapes", ())]
+    marks += [_note(note, x, y) for note in layout.get("annotations", ())]
+    return "".join([*marks, "</svg>"])
 
 
 class _Axis:
@@ -44,165 +90,95 @@ class _Axis:
 
     def __init__(
         self, layout: Mapping[str, Any], values: Sequence[float], names: Sequence[str] | None,
-        start: float, end: float, *, is_time: bool = False,
+        start: float, end: float,
     ) -> None:  # fmt: skip
-        self.start, self.end, self.is_named = start, end, names is not None
+        self.start, self.end = start, end
         self.title = (layout.get("title") or {}).get("text") or ""
         low, high = layout.get("range") or (min(values, default=0), max(values, default=1))
         self.low, self.high = float(low), float(high) if high != low else float(low) + 1
-        ticks = self._numbers(is_time) if names is None else enumerate(names)
+        names = layout.get("ticktext") or names
+        self.is_named = names is not None
+        ticks = self._numbers(layout.get("type") == "date") if names is None else enumerate(names)
         self.ticks = [] if layout.get("showticklabels") is False else [*ticks]
 
     def at(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def _numbers(self, is_time: bool) -> Iterator[tuple[float, str]]:
+        """Round numbers, or times (milliseconds)."""
         least = abs(self.high - self.low) / 6
-        step = next((s for s in TIME_STEPS_SEC if is_time and s >= least), round_step(least))
+        times = (sec * 1000 for sec in TIME_STEPS_SEC if is_time and sec * 1000 >= least)
+        step = next(times, round_step(least))
         low, high = sorted((self.low, self.high))
+        sec = step / 1000
+        form = "%Y-%m-%d" if sec >= 86_400 else "%d %b %H:%M" if sec >= 60 else "%H:%M:%S"
         for n in range(math.ceil(low / step), math.floor(high / step) + 1):
-            value = n * step
-            if not is_time:
-                yield value, f"{value:,.0f}" if step >= 1 else f"{value:.3g}"
-                continue
-            form = "%Y-%m-%d" if step >= 86_400 else "%d %b %H:%M" if step >= 60 else "%H:%M:%S"
-            yield value, (_EPOCH + dt.timedelta(seconds=value)).strftime(form)
+            if is_time:
+                yield n * step, moment(n * step / 1000).strftime(form)
+            else:
+                yield n * step, f"{n * step:,.0f}" if step >= 1 else f"{n * step:.3g}"
 
 
-class _Bar(NamedTuple):
-    """From where to where along the axis of places, and along that of sizes."""
+def _bars(
+    traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], *, across: bool
+) -> Iterator[tuple[float, float, float, float, str, str]]:
+    """From where to where along the axis of places, and along that of sizes; colour and text."""
+    reached: dict[float, float] = {}  # of those that stand one on the other
 
-    first: float
-    last: float
-    low: float
-    high: float
-    colour: str
-    text: str
+    def of(values: Any, k: int, otherwise: Any) -> Any:
+        if values is None:
+            return otherwise
+        return values[k] if isinstance(values, list) else values
 
-
-class _Picture:
-    def __init__(self, traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> None:
-        self.layout, self.traces = layout, traces
-        self.height, self.top = int(layout.get("height") or 340), int(layout["margin"]["t"])
-        bars = [trace for trace in traces if trace["type"] == "bar"]
-        self.maps = [trace for trace in traces if trace["type"] == "heatmap"]
-        self.across = any(trace.get("orientation") == "h" for trace in bars)
-        named = [p for trace in bars for p in trace["y" if self.across else "x"]
-                 if isinstance(p, str)]  # fmt: skip
-        self.is_time = bool(named) and named[0][:4].isdigit()
-        self.bars = [*self._bars(bars)]
-        names = {axis: layout[axis].get("ticktext") for axis in ("xaxis", "yaxis")}
-        if named and not self.is_time:
-            names["xaxis"] = named
-        places = [v for bar in self.bars for v in (bar.first, bar.last)]
-        sizes = [v for bar in self.bars for v in (bar.low, bar.high)]
-        xs, ys = (sizes, places) if self.across else (places, sizes)
-        for trace in self.maps:
-            names = {"xaxis": trace["x"], "yaxis": trace["y"]}
-            xs, ys = ([-0.5, len(names[axis]) - 0.5] for axis in ("xaxis", "yaxis"))
-        longest = max((len(html.unescape(n)) for n in names["yaxis"] or ()), default=0)
-        longest = longest or len(f"{max(ys, default=0):,.0f}")
-        left = max(LEFT_MIN, min(300, 30 + _CHARACTER * longest))
-        self.x = _Axis(layout["xaxis"], xs, names["xaxis"], left, WIDTH - RIGHT,
-                       is_time=self.is_time)  # fmt: skip
-        self.y = _Axis(layout["yaxis"], ys, names["yaxis"], self.height - BOTTOM, self.top)
-
-    def _bars(self, traces: Sequence[Mapping[str, Any]]) -> Iterator[_Bar]:
-        reached: dict[float, float] = {}  # of those that stand one on the other
-        for trace in traces:
-            pair = ("y", "x") if self.across else ("x", "y")
-            for k, (place, size) in enumerate(zip(*map(trace.get, pair), strict=True)):
-                at = float(k if isinstance(place, str) else place)
-                width = _of(trace.get("width"), k, 0.75)
-                if self.is_time:
-                    at, width = (
-                        (dt.datetime.fromisoformat(place) - _EPOCH).total_seconds(),
-                        width / 1000,
-                    )
-                low = _of(trace.get("base"), k, 0.0)
-                if self.layout.get("barmode") == "stack":
-                    low += reached.get(at, 0.0)
-                reached[at] = high = low + float(size)
-                colour, texts = trace["marker"]["color"], trace.get("text")
-                yield _Bar(at - width / 2, at + width / 2, low, high,
-                           colour if isinstance(colour, str) else colour[k],
-                           texts[k] if texts else "")  # fmt: skip
-
-    def draw(self) -> str:
-        title = _text(self.layout["title"]["text"])
-        return "".join([
-            f"<svg class='{UNTYPESET}' xmlns='http://www.w3.org/2000/svg' "
-            f"viewBox='0 0 {WIDTH} {self.height}' width='{WIDTH}' height='{self.height}' "
-            f"role='img' style='max-width:100%' {_STYLE}><title>{title}</title>",
-            f"<text x='0' y='24' font-size='16'>{title}</text>", *self._marks(), "</svg>",
-        ])  # fmt: skip
-
-    def _marks(self) -> Iterator[str]:
-        """Legend, axes, bars, cells, and on top of them limits and notes."""
-        x = self.x.start
-        for trace in self.traces if self.layout.get("showlegend") else ():
-            yield _box(x, self.top - 37, 11, 11, trace["marker"]["color"])
-            yield _label(x + 16, self.top - 27, trace["name"])
-            x += 40 + _CHARACTER * len(trace["name"])
-        for value, name in self.x.ticks:
-            yield _label(self.x.at(value), self.y.start + 17, name, "middle")
-        for value, name in self.y.ticks:
-            y = self.y.at(value)
-            yield _label(self.x.start - 8, y + 4, name, "end")
-            if not self.y.is_named:
-                yield _line(self.x.start, y, self.x.end, y, "rgba(128,128,128,0.25)")
-        yield _label((self.x.start + self.x.end) / 2, self.height - 8, self.x.title, "middle")
-        yield _label(0, self.top - 8, self.y.title)
-        yield from map(self._bar, self.bars)
-        width, height = self.x.at(1) - self.x.at(0), self.y.at(0) - self.y.at(1)
-        for trace in self.maps:
-            most = max(1, *map(max, trace["z"]))
-            for row, cells in enumerate(trace["z"]):
-                for column, n in enumerate(cells):
-                    x, y = self.x.at(column), self.y.at(row)
-                    colour = f"rgba(0,158,115,{0.6 * n / most:.2f})"
-                    yield _box(x - width / 2, y - height / 2, width - 1, height - 1, colour)
-                    yield _label(x, y + 4, f"{n:,}", "middle")
-        yield from map(self._shape, self.layout.get("shapes", ()))
-        yield from map(self._note, self.layout.get("annotations", ()))
-
-    def _bar(self, bar: _Bar) -> str:
-        along, sides = (self.y, self.x) if self.across else (self.x, self.y)
-        places = sorted(map(along.at, (bar.first, bar.last)))
-        sizes = sorted(map(sides.at, (bar.low, bar.high)))
-        (left, right), (upper, lower) = (sizes, places) if self.across else (places, sizes)
-        box = _box(left, upper, right - left, lower - upper, bar.colour)
-        if bar.text and self.across:
-            box += _label(right + 5, (upper + lower) / 2 + 4, bar.text)
-        elif bar.text:
-            box += _label((left + right) / 2, upper - 5, bar.text, "middle")
-        return box
-
-    def _shape(self, shape: Mapping[str, Any]) -> str:
-        """A limit, or the frame of a cell."""
-        whole_y, whole_x = "y " in shape.get("yref", ""), "x " in shape.get("xref", "")
-        xs = (self.x.start, self.x.end) if whole_x else [self.x.at(shape[k]) for k in ("x0", "x1")]
-        ys = (self.y.end, self.y.start) if whole_y else [self.y.at(shape[k]) for k in ("y0", "y1")]
-        colour = shape["line"]["color"]
-        if shape["type"] == "rect":
-            return _box(xs[0], min(ys), xs[1] - xs[0], abs(ys[1] - ys[0]), "none", colour)
-        return _line(xs[0], ys[0], xs[1], ys[1], colour, dashed="dash" in shape["line"])
-
-    def _note(self, note: Mapping[str, Any]) -> str:
-        x = self.x.at(note["x"])
-        if note.get("xref") not in ("x", None):  # a share of the width
-            x = self.x.start + note["x"] * (self.x.end - self.x.start)
-        y = self.y.at(note["y"]) - 5
-        if note.get("yref") != "y":
-            y = self.y.start - note["y"] * (self.y.start - self.y.end)
-        anchor, beside = _ANCHORS.get(note.get("xanchor", ""), ("middle", 0))
-        return _label(x + beside, y + 12 * (note["y"] == 1), note["text"], anchor)
+    for trace in traces:
+        for k, pair in enumerate(zip(trace["x"], trace["y"], strict=True)):
+            size, at = pair if across else pair[::-1]
+            width, low = of(trace.get("width"), k, 0.75), of(trace.get("base"), k, 0.0)
+            if layout.get("barmode") == "stack":
+                low += reached.get(at, 0.0)
+            reached[at] = low + size
+            yield (
+                at - width / 2, at + width / 2, low, low + size,
+                of(trace["marker"]["color"], k, ""), of(trace.get("text"), k, ""),
+            )  # fmt: skip
 
 
-def _of(values: Any, k: int, default: float) -> float:
-    if values is None:
-        return default
-    return float(values[k] if isinstance(values, list) else values)
+def _cells(rows: Sequence[Sequence[int]], x: _Axis, y: _Axis) -> Iterator[str]:
+    width, height, most = x.at(1) - x.at(0), y.at(0) - y.at(1), max(1, *map(max, rows))
+    for row, cells in enumerate(rows):
+        for column, n in enumerate(cells):
+            colour = f"rgba(0,158,115,{0.6 * n / most:.2f})"
+            left, upper = x.at(column) - width / 2, y.at(row) - height / 2
+            yield _box(left, upper, width - 1, height - 1, colour)
+            yield _label(x.at(column), y.at(row) + 4, f"{n:,}", "middle")
+
+
+def _shape(shape: Mapping[str, Any], x: _Axis, y: _Axis) -> str:
+    """A limit, or the frame of a cell."""
+    whole_y, whole_x = "y " in shape.get("yref", ""), "x " in shape.get("xref", "")
+    x0, x1 = (x.start, x.end) if whole_x else (x.at(shape["x0"]), x.at(shape["x1"]))
+    y0, y1 = (y.end, y.start) if whole_y else (y.at(shape["y0"]), y.at(shape["y1"]))
+    colour = shape["line"]["color"]
+    if shape["type"] == "rect":
+        return _box(x0, min(y0, y1), x1 - x0, abs(y1 - y0), "none", colour)
+    return _line(x0, y0, x1, y1, colour, dashed="dash" in shape["line"])
+
+
+def _note(note: Mapping[str, Any], x: _Axis, y: _Axis) -> str:
+    """A text beside a limit, or in the middle; its place is a value's, or a share of the axis."""
+    across = x.at(note["x"])
+    if note.get("xref") not in ("x", None):
+        across = x.start + note["x"] * (x.end - x.start)
+    up = y.at(note["y"]) if note.get("yref") == "y" else y.start - note["y"] * (y.start - y.end)
+    anchor, beside = _ANCHORS.get(note.get("xanchor", ""), ("middle", 0))
+    return _label(across + beside, up - 5 + 12 * (note["y"] == 1), note["text"], anchor)
+
+
+def moment(epoch_sec: float) -> dt.datetime:
+    """The time (UTC, naive) of any year that datetime knows; pandas ends in 1677 and 2262."""
+    from_year_1, to_year_9999 = -62_135_596_800, 253_402_300_799
+    sec = min(max(float(epoch_sec), from_year_1), to_year_9999)
+    return dt.datetime(1970, 1, 1) + dt.timedelta(seconds=sec)
 
 
 def round_step(least: float) -> float:
@@ -235,7 +211,7 @@ def _line(x0: float, y0: float, x1: float, y1: float, colour: str, *, dashed: bo
 
 # middle grey: as far from white as from JupyterLab's dark paper; where a page knows better, STYLE
 # gives its own text colour
-TEXT, GRID, LINE = "#787878", "rgba(128,128,128,0.25)", "#808080"
+TEXT, GRID, LINE, NONE = "#787878", "rgba(128,128,128,0.25)", "#808080", "rgba(0,0,0,0)"
 _TEXTS = (".gtitle", ".xtitle", ".ytitle", ".legendtext", ".annotation-text", ".bartext-outside",
           ".xtick text", ".ytick text", ".heatmap-label text")  # fmt: skip
 # JupyterLab (4.6) hides cells that are out of sight, and a figure made anew in a hidden cell is
@@ -279,38 +255,24 @@ def canvas(
                   "pad": {"t": 14}, "font": {"size": 17}},
         "height": height,
         "margin": {"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": TEXT, "activecolor": LINE},
+        "paper_bgcolor": NONE, "plot_bgcolor": NONE,
+        "modebar": {"bgcolor": NONE, "color": TEXT, "activecolor": LINE},
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
         "showlegend": legend,
         "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom",
                    "traceorder": "normal"},
-        "xaxis": {"title": titles[0], **axis},
-        "yaxis": {"title": titles[1], **axis},
+        "xaxis": {"title": titles[0], **axis}, "yaxis": {"title": titles[1], **axis},
     })  # fmt: skip
-
-
-def named_rows(figure: Canvas, names: list[str]) -> None:
-    """Horizontal bars from top to bottom, a name beside each; counts along the axis."""
-    figure.update_yaxes(
-        tickvals=list(range(len(names))),
-        ticktext=[f"{name} " for name in names],
-        range=[max(len(names), 2) - 0.5, -0.5],
-        showgrid=False,
-        zeroline=False,
-    )
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_layout(bargap=0.25)
 
 
 def counted(figure: Canvas, axis: str, most: int) -> Canvas:
     """Whole numbers along the axis of counts; where nothing is drawn, a word instead of axes."""
-    update = figure.update_xaxes if axis == "x" else figure.update_yaxes
-    update(tickformat=",", dtick=1 if 0 < most <= 5 else None)
+    figure.update_layout(
+        {f"{axis}axis": {"tickformat": ",", "dtick": 1 if 0 < most <= 5 else None}}
+    )
     if not figure.data or not most:
-        figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
-        figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
+        hidden = {"showticklabels": False, "showgrid": False, "zeroline": False}
+        figure.update_layout(xaxis=hidden, yaxis=hidden)
         figure.add_annotation(text="no events", x=0.5, y=0.5, xref="paper", yref="paper",
                               showarrow=False)  # fmt: skip
     return figure

@@ -24,8 +24,7 @@ from ..core.summary import RUN_ID, Summary
 from ..draining.plan_files import PLAN, PlanFile
 from ..draining.run import Run, resolve
 from ..errors import UsageError
-from ..operations.checks import group_rows
-from ..operations.state import known
+from ..operations.state import group_rows, known
 from ..safe import UNTYPESET, one_line, share
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
@@ -36,6 +35,11 @@ if TYPE_CHECKING:
 
 pd.set_option("display.html.use_mathjax", False)  # a plain frame's `$` is no formula either
 SAMPLE_ROWS = 8
+DEFAULT_URL_ENV = "DRAINKIT_REDIS_URL"
+EXTRA = ("redis_url_env", "run_dir", "approve")
+GROUP_COLUMNS = (
+    "group", "position", "undelivered", "pending", "history", "lost", "lag reported", "consumers",
+)  # fmt: skip
 
 
 class Table(pd.DataFrame):
@@ -79,9 +83,9 @@ def safe(frame: pd.DataFrame) -> Table:
     return Table(shown.reset_index(drop=True))
 
 
-GROUP_COLUMNS = (
-    "group", "position", "undelivered", "pending", "history", "lost", "lag reported", "consumers",
-)  # fmt: skip
+def listed(values: Mapping[str, Any], column: str, name: str) -> Table:
+    """A table of one column, its rows by name."""
+    return Table({column: values.values()}, index=pd.Index(values, name=name))
 
 
 def groups_frame(*states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS) -> Table:
@@ -92,24 +96,21 @@ def groups_frame(*states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLU
     return Table(pd.DataFrame(shown, columns=[*columns]).set_index(columns[0]))
 
 
-def counts_frame(summary: Summary | None) -> pd.DataFrame:
-    """Events by action, with shares."""
-    counts = [getattr(summary, action) if summary else 0 for action in ACTIONS]
-    shares = [share(n, sum(counts)) for n in counts]
-    return Table({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
-
-
-DEFAULT_URL_ENV = "DRAINKIT_REDIS_URL"
-EXTRA = ("redis_url_env", "run_dir", "approve")
-
-
 def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
     """Refuse a name that the notebook's parameters cell does not have: a misspelt one.
 
     What papermill injects stands in a cell of its own, which begins with "# Parameters".
     """
+
+    def stored_in(source: str) -> set[str]:
+        try:
+            nodes = list(ast.walk(ast.parse(source)))
+        except SyntaxError:  # a cell of magics is not one of parameters
+            return set()
+        return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
     known = {*NOTEBOOK, *EXTRA, *extra}
-    cells = [(source, _stored_names(source)) for source in map(str, names.get("In", []))]
+    cells = [(source, stored_in(source)) for source in map(str, names.get("In", []))]
     own = [k for k, (source, stored) in enumerate(cells)
            if "redis_url_env" in stored and not source.startswith("# Parameters")]  # fmt: skip
     if own:
@@ -131,32 +132,34 @@ def checked(names: Mapping[str, Any], name: str, kind: Any, default: Any = None)
         raise UsageError(f"{name} {why}") from None
 
 
-def _stored_names(source: str) -> set[str]:
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except SyntaxError:  # a cell of magics is not one of parameters
-        return set()
-    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-
 class Session:
-    """Checked parameters and a connection."""
+    """Checked parameters, a connection, and the run's folder where there is one."""
 
-    mode = "dry-run"
+    mode: ClassVar[str] = "dry-run"
     extra: ClassVar[tuple[str, ...]] = ()  # parameters of this notebook alone
+    is_of_run: ClassVar[bool] = True  # whether it is a step of a run
+    adopts_plan: ClassVar[bool] = False  # whether the plan in run_dir says what the settings are
+    summary: Summary | None = None  # of a dry run or a live drain
 
-    def __init__(self, settings: Settings, server: Server, run_dir: Path | None) -> None:
-        self.settings, self.server, self.run_dir = settings, server, run_dir
+    def __init__(
+        self,
+        settings: Settings,
+        server: Server,
+        run_dir: Path | None,
+        planned: PlanFile | None = None,  # the plan in run_dir
+    ) -> None:
+        self.settings, self.server = settings, server
+        self.run_dir, self.planned = run_dir, planned
+        # the run whose folder this is, and its boundary; None: the notebook stands alone
+        name = run_dir.name if run_dir else ""
+        self.folder_run_id = name if RUN_ID.fullmatch(name) else None
+        self.before = self.noted("baseline.json") if self.is_of_run else {}
+        before = self.before if self.folder_run_id else {}
+        self.boundary = str(before["stream"]["boundary_id"]) if before else None
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
-        """Open with a notebook's `globals()`."""
-        settings, folder = cls.understood(names)
-        return cls(settings, Server.of(settings), folder)
-
-    @classmethod
-    def understood(cls, names: Mapping[str, Any]) -> tuple[Settings, Path | None]:
-        """The settings that a notebook's `globals()` ask for, and its run_dir."""
+        """Open with a notebook's `globals()`; a plan that is followed is loaded once."""
         check_names(names, cls.extra)
         given = {name: names[name] for name in NOTEBOOK if names.get(name) is not None}
         variable = names.get("redis_url_env") or DEFAULT_URL_ENV
@@ -166,85 +169,22 @@ class Session:
             if not os.environ.get(variable):
                 raise UsageError(f"the environment variable {variable} is not set; set it")
             given["redis_url"] = os.environ[variable]
-        settings = load({**given, "mode": cls.mode})
+        settings, planned = load({**given, "mode": cls.mode}), None
         run_dir = names.get("run_dir") or None
         if run_dir is not None and not (isinstance(run_dir, str) and Path(run_dir).is_dir()):
             raise UsageError(f"run_dir {run_dir} is not a folder; make it, or leave it out")
-        return settings, Path(run_dir) if run_dir else None
-
-    def settings_table(self) -> pd.DataFrame:
-        """The parameters as understood, without secrets."""
-        values = {name: shown(name, getattr(self.settings, name)) for name in NOTEBOOK}
-        values |= self._more_settings()
-        rows = {name: one_line(value) for name, value in values.items() if value}
-        return Table({"value": rows.values()}, index=pd.Index(rows, name="parameter"))
-
-    def _more_settings(self) -> dict[str, str]:
-        info = self.server.info
-        return {
-            "server": f"{info.kind} {info.version} at {self.server.shown_url}",
-            "run_dir": str(self.run_dir or "(none: nothing is written)"),
-        }
-
-    def now_us(self) -> int:
-        """The moment that ages are measured against: as_of, or the server's now."""
-        as_of = self.settings.as_of_us
-        return self.server.now_us() if as_of is None else as_of
-
-    def files(self) -> pd.DataFrame:
-        """What this run has written so far."""
-        paths = sorted(self.run_dir.iterdir()) if self.run_dir else []
-        sizes = {one_line(path.name): path.stat().st_size for path in paths if path.is_file()}
-        return Table({"bytes": sizes.values()}, index=pd.Index(sizes, name="file"))
-
-
-class RunSession(Session):
-    """A session of a run: its job is that of the folder, or its own where there is none."""
-
-    adopts_plan = False  # whether the plan in run_dir says what the settings are
-
-    def __init__(
-        self,
-        settings: Settings,
-        server: Server,
-        run_dir: Path | None,
-        planned: PlanFile | None = None,  # the plan in run_dir
-    ) -> None:
-        super().__init__(settings, server, run_dir)
-        self.planned = planned
-
-    @classmethod
-    def open(cls, names: Mapping[str, Any]) -> Self:
-        """Open with a notebook's `globals()`; a plan that is followed is loaded once."""
-        settings, folder = cls.understood(names)
-        planned = None
-        if folder is not None and (folder / PLAN).exists():
-            if cls.adopts_plan or RUN_ID.fullmatch(folder.name):
-                planned = PlanFile.load(folder)
-            if planned is not None and cls.adopts_plan:
-                settings = planned.plan.laid_under(settings)
+        folder = Path(run_dir) if run_dir else None
+        is_named = cls.adopts_plan or RUN_ID.fullmatch(folder.name if folder else "")
+        if cls.is_of_run and folder and is_named and (folder / PLAN).exists():
+            planned = PlanFile.load(folder)
+            settings = planned.plan.laid_under(settings) if cls.adopts_plan else settings
         return cls(settings, Server.of(settings), folder, planned)
 
     @cached_property
     def job(self) -> Run:
         """The run that a drain with these settings is; run id and boundary are the folder's."""
-        return resolve(
-            self.server, self.settings, run_id=self.folder_run_id, boundary=self.boundary
-        )
-
-    @property
-    def folder_run_id(self) -> str | None:
-        """The id of the run whose folder this is; None: the notebook stands alone."""
-        folder = self.run_dir
-        return folder.name if folder is not None and RUN_ID.fullmatch(folder.name) else None
-
-    @property
-    def boundary(self) -> str | None:
-        """The boundary that the run resolved; None: the notebook resolves its own."""
-        if self.folder_run_id is None:
-            return None
-        found = self.noted("baseline.json")
-        return str(found["stream"]["boundary_id"]) if found else None
+        run_id, boundary = self.folder_run_id, self.boundary
+        return resolve(self.server, self.settings, run_id=run_id, boundary=boundary)
 
     def noted(self, name: str) -> dict[str, Any]:
         """What a JSON file of run_dir holds; empty where there is none."""
@@ -259,10 +199,33 @@ class RunSession(Session):
             kept = {k: noted[k] for k in ("parameters", "templates") if k in noted}
             files.write_json(self.run_dir / "run.json", summary.as_dict() | kept)
 
+    def settings_table(self) -> pd.DataFrame:
+        """The parameters as understood, without secrets."""
+        values = {name: shown(name, getattr(self.settings, name)) for name in NOTEBOOK}
+        values |= self._more_settings()
+        rows = {name: one_line(value) for name, value in values.items() if value}
+        return listed(rows, "value", "parameter")
+
     def _more_settings(self) -> dict[str, str]:
-        allowed = self.job.policy.allowlist
-        whose = "the run's" if self.boundary else "this notebook's own"
-        return super()._more_settings() | {
-            "allowlist": shown("allowlist", allowed),  # as read now, from a file or a set too
-            "boundary": f"{self.job.scope.boundary} ({whose})",
+        info = self.server.info
+        found = {
+            "server": f"{info.kind} {info.version} at {self.server.shown_url}",
+            "run_dir": str(self.run_dir or "(none: nothing is written)"),
         }
+        if self.is_of_run:  # the allowlist as read now, from a file or a set too
+            found["allowlist"] = shown("allowlist", self.job.policy.allowlist)
+            whose = "the run's" if self.boundary else "this notebook's own"
+            found["boundary"] = f"{self.job.scope.boundary} ({whose})"
+        return found
+
+    def counts_table(self) -> pd.DataFrame:
+        """Events by action, with shares."""
+        counts = [getattr(self.summary, action) if self.summary else 0 for action in ACTIONS]
+        shares = [share(n, sum(counts)) for n in counts]
+        return Table({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
+
+    def files(self) -> pd.DataFrame:
+        """What this run has written so far."""
+        paths = sorted(self.run_dir.iterdir()) if self.run_dir else []
+        sizes = {one_line(path.name): path.stat().st_size for path in paths if path.is_file()}
+        return listed(sizes, "bytes", "file")

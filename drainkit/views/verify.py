@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .. import files
 from ..core.audit import audit_schema
-from ..core.collection import collection_paused
 from ..core.policy import ACTIONS
-from ..core.progress import amount
+from ..core.summary import amount
 from ..core.verdicts import BOOKS, NO, Recorded, Verdict, left_of, verdicts
 from ..draining.live import vanished_ids
 from ..errors import DrainkitError
+from ..late import collection_paused
 from ..operations.state import baseline
 from ..safe import text, verbatim
 from ..server import ledger, reading
-from ..server.ledger import run_tables
 from . import figures
-from .session import SAMPLE_ROWS, RunSession, Table, groups_frame, markdown, safe
+from .session import SAMPLE_ROWS, Session, Table, groups_frame, listed, markdown, safe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from IPython.display import Markdown
 
 
-class Verification(RunSession):
+class Verification(Session):
     """04: before and after, plan against audit against group.
 
     With a run_dir it writes after.json, audit.parquet and verdicts.json.
@@ -38,10 +38,9 @@ class Verification(RunSession):
 
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
-        run_dir = self.run_dir
-        self.before, self.after = self.noted("baseline.json"), baseline(self.server)
+        self.after = baseline(self.server)
         self.plan = {} if self.planned is None else self.planned.plan.to_json()
-        self.run = self._find_run()
+        self._find_run()
         self.first = audit_schema().empty_table()  # the first records of this run
         self.unacknowledged: list[str] = []  # recorded, and pending
         self.recorded = self._read_audit()
@@ -50,76 +49,64 @@ class Verification(RunSession):
             consumer=self.job.scope.consumer, unacknowledged=self.unacknowledged,
         )  # fmt: skip
         self.findings = [v.because for v in self.verdicts if v.verdict == NO and v.claim in BOOKS]
-        if run_dir is not None:
+        if (run_dir := self.run_dir) is not None:
             files.write_json(run_dir / "after.json", self.after)
             files.write_json(run_dir / "verdicts.json", [v._asdict() for v in self.verdicts])
 
-    def _find_run(self) -> dict[str, Any]:
+    def _find_run(self) -> None:
         """The run to look at, as run.json says; else as the ledger says, which has no numbers."""
-        found = self.noted("run.json")
-        live = found.get("mode") == "live"
-        digest = self.plan.get("digest")
+        found, digest = self.noted("run.json"), self.plan.get("digest")
+        is_live = found.get("mode") == "live"
         starts = ledger.starts_of(self.server, digest) if digest else []
         self.runs = {start.run_id for start in starts}  # all of this plan
-        if live and found.get("finished_at"):
-            return found
-        run_id, rate = str(found["run_id"]) if live else "", self.settings.throttle
-        if not run_id and starts:  # it died, or run.json is that of a later dry run
-            run_id = starts[-1].run_id
-        elif not found:
-            run_id = ledger.newest_run(self.server)
-        rate = next((s.throttle for s in reversed(starts) if s.run_id == run_id), rate)
-        group, boundary = self.settings.consumer_group, self.job.scope.boundary
-        return {"run_id": run_id, "mode": "live" if run_id else "dry-run", "throttle": rate,
-                "consumer_group": group, "boundary_id": boundary}  # fmt: skip
+        if not (is_live and found.get("finished_at")):
+            run_id, rate = str(found["run_id"]) if is_live else "", self.settings.throttle
+            if not run_id and starts:  # it died, or run.json is that of a later dry run
+                run_id = starts[-1].run_id
+            elif not found:
+                run_id = ledger.newest_run(self.server)
+            rate = next((s.throttle for s in reversed(starts) if s.run_id == run_id), rate)
+            found = {"run_id": run_id, "mode": "live" if run_id else "dry-run", "throttle": rate,
+                     "consumer_group": self.settings.consumer_group,
+                     "boundary_id": self.job.scope.boundary}  # fmt: skip
+        self.run = found
+        self.live = bool(found["mode"] == "live")  # whether there is a live run to look at
 
     @collection_paused()
     def _read_audit(self) -> Recorded:
         """The records of the plan's runs, read once; those of this run go into audit.parquet."""
         run_id, planned = self.run["run_id"] if self.live else "", self.planned
-        recorded = Recorded(
-            run_id,
-            str(self.run["boundary_id"]),
-            None if planned is None else lambda: planned.blocks(("id", "action")),
-        )
-        pending = self._pending() if self.live else set()
+        parts = None if planned is None else lambda: planned.blocks(("id", "action"))
+        recorded = Recorded(run_id, str(self.run["boundary_id"]), parts)
+        group, pending = self.job.scope.group, list[str]()
+        if self.live and group in {g["name"] for g in self.after["groups"]}:
+            boundary = self.after["stream"]["boundary_id"]
+            pages = reading.pending_ids(self.server, group, boundary)
+            pending = [text(entry) for page in pages for entry, _, _ in page]
+        ids = pa.array(pending, pa.string())
         with ExitStack() as stack:
             kept = None
             if self.run_dir is not None:
                 kept = files.TableWriter(self.run_dir / "audit.parquet", audit_schema())
                 stack.enter_context(kept)
-            for part in run_tables(self.server, (self.runs | {run_id}) - {""}):
+            for part in ledger.run_tables(self.server, (self.runs | {run_id}) - {""}):
                 own = recorded.add(part)
                 if pending:
-                    ids = own["original_id"].to_pylist()
-                    self.unacknowledged += [entry for entry in ids if entry in pending]
+                    there = own["original_id"].filter(pc.is_in(own["original_id"], value_set=ids))
+                    self.unacknowledged += there.to_pylist()
                 if len(self.first) < SAMPLE_ROWS:
-                    self.first = pa.concat_tables([self.first, own.slice(0, SAMPLE_ROWS)])
+                    self.first = pa.concat_tables([self.first, own])[:SAMPLE_ROWS]
                 if kept is not None:
                     kept.write(own)
         if self.live:
             recorded.finish(lambda lacking: vanished_ids(self.job, lacking))
         return recorded
 
-    @property
-    def live(self) -> bool:
-        """Whether there is a live run to look at."""
-        return bool(self.run["mode"] == "live")
-
-    def _pending(self) -> set[str]:
-        group, boundary = self.job.scope.group, self.after["stream"]["boundary_id"]
-        if group not in {g["name"] for g in self.after["groups"]}:
-            return set()
-        pages = reading.pending_ids(self.server, group, boundary)
-        return {text(entry) for page in pages for entry, _, _ in page}
-
     def bottom_line(self) -> Markdown:
         """Whether the books balance."""
         if self.findings:
-            return markdown(
-                "**The books do not balance:**\n\n"
-                + "\n".join(f"- {verbatim(f)}" for f in self.findings)
-            )
+            lines = "\n".join(f"- {verbatim(finding)}" for finding in self.findings)
+            return markdown(f"**The books do not balance:**\n\n{lines}")
         if not self.live:
             return markdown("**Nothing was drained, and nothing changed.**")
         earlier = self.recorded.earlier
@@ -152,8 +139,7 @@ class Verification(RunSession):
 
     def counts_table(self) -> pd.DataFrame:
         """Events by action, as the audit has them."""
-        audited = [self.recorded.counts[action] for action in ACTIONS]
-        return Table({"audited": audited}, pd.Index(ACTIONS, name="action"))
+        return listed({a: self.recorded.counts[a] for a in ACTIONS}, "audited", "action")
 
     def pace(self) -> go.Figure:
         """Throttle compliance, measured from the audit's ids."""
@@ -161,4 +147,4 @@ class Verification(RunSession):
 
     def samples(self) -> pd.DataFrame:
         """The first audit records."""
-        return safe(self.first.slice(0, SAMPLE_ROWS).to_pandas())
+        return safe(self.first.to_pandas())

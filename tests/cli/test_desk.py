@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import nbformat
@@ -95,12 +94,6 @@ def test_kernels_get_the_settings_given(cli: Cli, monkeypatch: pytest.MonkeyPatc
     same = {name for name in type(settings).model_fields if name != "allowlist"}
     assert {n: getattr(again, n) for n in same} == {n: getattr(settings, n) for n in same}
     assert again.allowlist == f"@{cli.cwd}/allowed.txt"
-
-
-def test_both_programs_are_one() -> None:
-    """`jupyter drainkit` finds an executable of that name, with the same entry."""
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts["jupyter-drainkit"] == scripts["drainkit"]
 
 
 def test_the_demo_can_be_served(cli: Cli) -> None:

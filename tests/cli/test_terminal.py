@@ -21,7 +21,7 @@ from books import ask, at
 from conftest import Cli, intent
 from servers import Server
 
-from drainkit.cli import review, terminal
+from drainkit.cli import terminal
 
 LIVE = ("--mode", "live", "--throttle", "none")
 
@@ -115,7 +115,7 @@ def test_drift_is_a_table_by_planned_and_happened(capsys: pytest.CaptureFixture[
     """However many events met another fate, each pair is one row; the original lines follow."""
     drift = [{"planned": "drained_ok", "happened": "dropped_old", "events": 1234}]
     result = {"mode": "live", "events_per_sec": 5.0, "drift": drift, "evidence": "reports/x"}
-    terminal.emit(False, result, *review.report(result))
+    terminal.emit(result, *terminal.report(result))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Drift: 1,234 events")
     assert "drift.parquet" in lines[0]

@@ -19,7 +19,6 @@ from drainkit.core import reconciliation
 from drainkit.core.audit import audit_schema
 from drainkit.core.events import Decoder
 from drainkit.core.policy import ACTIONS, decide
-from drainkit.core.progress import Step, Tenths, entries_words, next_run_words
 from drainkit.core.reconciliation import (
     Cursor,
     Entries,
@@ -28,7 +27,7 @@ from drainkit.core.reconciliation import (
     drift_of,
     reconcile,
 )
-from drainkit.core.summary import Pace, Summary
+from drainkit.core.summary import Pace, Step, Summary, Tenths, entries_words, next_run_words
 from drainkit.core.verdicts import Recorded, verdicts
 from drainkit.errors import RefusedError
 from drainkit.settings import build

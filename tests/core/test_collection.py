@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from drainkit.core.collection import collection_paused
 from drainkit.core.events import Decoder
 from drainkit.core.frame import load_frame
+from drainkit.late import collection_paused
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -63,7 +63,7 @@ def test_a_kernels_imports_are_frozen_and_few() -> None:
 def test_all_of_arrow_takes_the_systems_allocator() -> None:
     """Also its Parquet files, which do not heed `set_memory_pool`."""
     code = (
-        "from drainkit.core.collection import give_back_buffers; give_back_buffers()\n"
+        "from drainkit.late import give_back_buffers; give_back_buffers()\n"
         "import io, pyarrow as pa; from pyarrow import parquet\n"
         "parquet.write_table(pa.table({'a': range(10_000)}), io.BytesIO())\n"
         "own = [getattr(pa, f'{name}_memory_pool') for name in pa.supported_memory_backends() "

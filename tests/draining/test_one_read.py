@@ -18,7 +18,7 @@ from drainkit.draining.plan_files import PlanFile
 from drainkit.draining.run import Run, look_straight, resolve
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
-from drainkit.views.backlog import waiting
+from drainkit.views.analyse_backlog import waiting
 
 ALL = {"max_events": "all", "throttle": "none", "allowlist": "BTCUSDT,ETHUSDT"}
 BATCH = 40  # entries of a commit: a plan of 200 takes several

@@ -1,4 +1,5 @@
-"""Files are written whole or not at all, and no text in them acts on who opens them."""
+"""Files are written whole or not at all, and no text in them acts on who opens them; a plan and its
+decisions stand for each other, or the plan is refused."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import os
 import re
 import resource
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ import pytest
 from backlogs import seed
 from books import at
 from conftest import Cli
-from plan_samples import table_of
-from runs import names
+from plan_samples import plan_of, save_plan, table_of, table_sha256
+from runs import flip, names
 from servers import Server, wait_until
 
 from drainkit import files
 from drainkit.core.summary import RUN_ID, new_run_id
-from drainkit.errors import DrainkitError, UsageError
+from drainkit.draining.plan_files import PlanFile
+from drainkit.errors import DrainkitError, RefusedError, UsageError
 from drainkit.evidence import seal as sealing
 
 
@@ -133,20 +136,10 @@ def test_nothing_in_a_spreadsheet_acts(tmp_path: Path, kind: pa.DataType) -> Non
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", written.replace("\t=1", ""))
 
 
-def test_a_table_is_parquet_or_csv(tmp_path: Path) -> None:
-    """Parquet comes back as it was; another ending is bad usage and leaves nothing."""
-    files.write_table(tmp_path / "x.parquet", table_of())
-    from pyarrow import parquet
-
-    assert parquet.read_table(tmp_path / "x.parquet").equals(table_of())
-    with pytest.raises(UsageError, match=r"\.parquet or \.csv"):
-        files.write_table(tmp_path / "x.xlsx", table_of())
-    assert names(tmp_path) == ["x.parquet"]
-
-
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: str) -> None:
-    """Parts of any size become the same table in row groups; what failed leaves no file."""
+    """Parts of any size become the same table in row groups; what failed, or has another ending,
+    leaves no file."""
     from pyarrow import csv as arrow_csv
     from pyarrow import parquet
 
@@ -163,6 +156,8 @@ def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: 
     else:
         assert arrow_csv.read_csv(path)["id"].to_pylist() == whole["id"].to_pylist()
     path.unlink()
+    with pytest.raises(UsageError, match=r"\.parquet or \.csv"):
+        files.write_table(tmp_path / "x.xlsx", table_of())
     with pytest.raises(pa.ArrowInvalid), files.TableWriter(path, whole.schema, row_group=4) as out:
         out.write(pa.concat_tables([whole, pa.table({"id": ["1-0"]})]))
     assert names(tmp_path) == []
@@ -193,3 +188,70 @@ def test_what_a_killed_writer_left_goes(valkey: Server, stream: str, cli: Cli, t
     started[1].send_signal(signal.SIGCONT)
     assert cli.finish(started[1]).rc == 0
     assert sorted(path.name for path in cli.cwd.iterdir()) == [target.strip("/"), "b.parquet"]
+
+
+def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> None:
+    """By its file's name, and the decisions stand beside it; or by its evidence folder. `env=prod/`
+    in the path is no partition of the decisions."""
+    folder = tmp_path / "env=prod"
+    folder.mkdir()
+    for name in ("plan.json", "monday.json"):
+        save_plan(folder / name, plan_of(), [table_of()])
+        loaded = PlanFile.load(folder / name)
+        assert loaded.plan == plan_of()
+        assert loaded.table().equals(table_of())
+    assert names(folder) == [
+        "decisions.parquet", "monday.decisions.parquet", "monday.json", "plan.json",
+    ]  # fmt: skip
+    assert PlanFile.load(sealed).plan == plan_of()
+
+
+def other(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object]:
+    return lambda path: files.write_table(path, change(table_of()))
+
+
+NESTED = pa.array([["x"]] * 5, pa.list_(pa.string()))
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "gone": lambda p: p.unlink(),
+    "flipped": lambda p: flip(p, p.stat().st_size // 2),
+    "cut": lambda p: p.write_bytes(p.read_bytes()[:-9]),
+    "empty": lambda p: p.write_bytes(b""),
+    "row": other(lambda table: table.slice(1)),
+    "column": other(lambda table: table.drop(["failed"])),
+    "other": other(lambda _: pa.table({"id": ["1-0"]})),
+    "nested": other(lambda table: table.set_column(3, "symbol", NESTED)),
+    "nanoseconds": other(
+        lambda table: table.set_column(1, "event_time", pa.array(range(5), pa.timestamp("ns")))
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_decisions_that_do_not_fit_are_refused(tmp_path: Path, how: str) -> None:
+    """Decisions that are gone, broken or edited are named, exit code 4, never a traceback."""
+    save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
+    SPOILT[how](tmp_path / "decisions.parquet")
+    with pytest.raises(RefusedError, match=r"decisions\.parquet"):
+        PlanFile.load(tmp_path)
+
+
+def test_decisions_and_plan_stand_for_each_other(tmp_path: Path) -> None:
+    """A plan made anew over decisions of other columns is refused, and so are decisions that
+    change while they are read, though they were well when the plan was loaded."""
+    less = table_of().drop(["failed"])
+    save_plan(tmp_path / "other.json", plan_of(decisions_sha256=table_sha256(less)), [less])
+    with pytest.raises(RefusedError, match="other types"):
+        PlanFile.load(tmp_path / "other.json")
+    save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
+    loaded = PlanFile.load(tmp_path)
+    files.write_table(tmp_path / "decisions.parquet", table_of())
+    with pytest.raises(RefusedError, match="edited"):
+        loaded.table()
+
+
+def test_no_such_plan_is_bad_usage(tmp_path: Path) -> None:
+    """A missing file, a folder without a plan and a file of bytes: exit code 2, the path named."""
+    (tmp_path / "bytes.json").write_bytes(b"\xff")
+    for path in (tmp_path / "no.json", tmp_path, tmp_path / "bytes.json"):
+        with pytest.raises(UsageError, match=re.escape(path.name)):
+            PlanFile.load(path)

@@ -18,8 +18,7 @@ from drainkit import files
 from drainkit.errors import DrainkitError
 from drainkit.evidence import remote
 from drainkit.evidence.remote import Reports, local_copy, reports_at
-from drainkit.evidence.seal import open_run, seal
-from drainkit.evidence.statement import STATEMENT
+from drainkit.evidence.seal import STATEMENT, open_run
 from drainkit.evidence.verify import verify
 
 URL = "s3://evidence/of/drains"
@@ -31,8 +30,7 @@ def sealed(reports: Reports, number: int, mode: str = "live") -> tuple[Path, str
     run_dir = open_run(reports.folder, f"20260101T00000{number % 10}Z-{mode}-{number:06x}")
     files.write_json(run_dir / "run.json", {"mode": mode, "number": number})
     files.write_bytes(run_dir / "audit.parquet", bytes([number]) * 1000)
-    run = {"outcome": "done"}
-    return run_dir, reports.seal(run_dir, lambda: seal(run_dir, run=run, parameters={}, server={}))
+    return run_dir, reports.seal(run_dir, run={"outcome": "done"}, parameters={}, server={})
 
 
 def delivered(number: int, url: str = URL) -> tuple[str, str]:
@@ -166,12 +164,3 @@ def test_a_bucket_with_object_lock_will_do(s3: S3) -> None:
     assert "DeleteMarkers" not in versions
     names = [item["Key"] for item in versions["Versions"]]
     assert len(names) == len(set(names))
-
-
-def test_a_folder_is_a_folder(tmp_path: Path) -> None:
-    """Local evidence stays where it is made."""
-    reports = reports_at(tmp_path / "r")
-    run_dir, _ = sealed(reports, 1)
-    reports.deliver(run_dir)
-    assert run_dir == tmp_path / "r" / run_dir.name
-    assert checked(str(tmp_path / "r")) == {run_dir.name: [], "chain": []}

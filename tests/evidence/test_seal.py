@@ -1,9 +1,11 @@
-"""How runs are sealed: an in-toto statement, sums, and a chain that no crash forks."""
+"""How runs are sealed: an in-toto statement, sums, a chain that no crash forks, and no password:
+never in anything written or shown, and no other word struck out for one."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 from runs import RUN, all_findings, make_run, names, seal, statement, verify_run
 
+from drainkit import RefusedError, files
 from drainkit.errors import DrainkitError
+from drainkit.evidence import seal as sealing
 
 
 def test_the_statement_is_an_in_toto_statement(sealed: Path, reports: Path) -> None:
@@ -94,3 +98,96 @@ def test_runs_that_end_together_do_not_fork(reports: Path) -> None:
     assert all_findings(reports) == ""
     firsts = [run for run in runs if statement(run)["predicate"]["previous"] is None]
     assert len(firsts) == 1
+
+
+LEAKY = {"run_id": "20260101T000000Z-live-00000a", "mode": "live", "stream": "quantum:stream:x",
+       "outcome": "done", "exit_code": 0, "error": "redis://u:***@h"}  # fmt: skip
+SECRET = 'p"ä/s&<w>ord'
+
+
+def notebook(text: str) -> dict[str, object]:
+    output = {"output_type": "stream", "name": "stdout", "text": [text]}
+    cell = {"cell_type": "code", "source": ["x"], "outputs": [output], "execution_count": 1}
+    return {"cells": [cell], "metadata": {}, "nbformat": 4}
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["quantum", "live", "done", "stdout", "code", "ab", "events", "null", "run", "500", "true"],
+)
+def test_a_password_that_is_a_word_strikes_no_other(tmp_path: Path, word: str) -> None:
+    """plan.json and run.json keep their bytes, prose stays; where a password stands it goes."""
+    folder = sealing.open_run(tmp_path, str(LEAKY["run_id"]))
+    files.write_json(folder / "run.json", LEAKY)
+    files.write_json(folder / "plan.json", {"stream": LEAKY["stream"], "mode": "live"})
+    said = f"live quantum done events ab {word}"
+    leak = f"redis://u:{word}@h and redis://h/0?password={word} and password='{word}'"
+    files.write_json(folder / "03_live_drain.ipynb", notebook(f"{said}\n{leak}"))
+    kept = {name: (folder / name).read_bytes() for name in ("run.json", "plan.json")}
+    sealing.seal(folder, run=LEAKY, parameters={"stream": LEAKY["stream"]}, server={},
+                 secret_words=[word])  # fmt: skip
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    found = json.loads((folder / "03_live_drain.ipynb").read_text())
+    text = found["cells"][0]["outputs"][0].pop("text")[0]
+    assert text == (f"{said}\nredis://u:***@h and redis://h/0?password=*** and password='***'")
+    assert found == {**notebook(""), "cells": [{**found["cells"][0]}]}
+    assert found["cells"][0]["outputs"] == [{"output_type": "stream", "name": "stdout"}]
+    statement = json.loads((folder / "statement.json").read_text())["predicate"]
+    assert statement["parameters"] == {"stream": LEAKY["stream"]}
+    assert statement["secrets_struck_out_of"] == ["03_live_drain.ipynb"]
+    assert verify_run(folder) == []
+
+
+def test_an_error_makes_what_it_says_safe_itself() -> None:
+    """One line without controls and logins; too long, it keeps its beginning and its advice."""
+    name = "a\x1b[31m\n\u202eb redis://u:Zq9@h" + 9000 * "x"
+    said = str(RefusedError(f"no group {name}; check --consumer-group"))
+    assert said.startswith("no group a\\x1b[31m\\n\\u202eb redis://***@h")
+    assert said.endswith("xx; check --consumer-group")
+    assert len(said) == 600
+
+
+def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
+    """In whatever spelling a file has it; the JSON stays JSON, and the statement says where."""
+    import html
+    import urllib.parse
+
+    folder = make_run(reports)
+    twice = json.dumps({"url": f"redis://u:{SECRET}@h"})
+    files.write_json(folder / "after.json", {"a": [SECRET], "output": twice, "n": 5, SECRET: 1,
+                                             "name": f"{SECRET} x", "id": SECRET})  # fmt: skip
+    files.write_json(folder / "baseline.json", {"shown": json.dumps({"output": twice})})
+    (folder / "x.log").write_text(f"{SECRET} {urllib.parse.quote(SECRET, safe='')}")
+    (folder / "no_ending").write_text(SECRET)
+    label = html.escape(SECRET, quote=False)  # as in a figure, whose JSON stands in the page
+    (folder / "report.html").write_text(f"<p>{html.escape(SECRET)}</p>{json.dumps([label])}")
+    (folder / ".writing-half").write_text(f'{{"url": "{SECRET}')
+    seal(folder, secret_words=[SECRET], parameters={"note": f"x{SECRET}x", "throttle": 5.0})
+    for path in folder.iterdir():
+        if path.suffix == ".parquet":
+            continue
+        text = path.read_text()
+        for form in (SECRET, "ä/s", "u00e4/s", "w>ord", "&lt;w&gt;ord", "%C3%A4"):
+            assert form not in text, (path.name, form)
+    after = json.loads((folder / "after.json").read_text())
+    assert after == {"a": ["***"], "output": '{"url": "redis://u:***@h"}', "n": 5, "***": 1,
+                     "name": "*** x", "id": "***"}  # fmt: skip
+    predicate = statement(folder)["predicate"]
+    assert predicate["parameters"] == {"note": "x***x", "throttle": 5.0}
+    assert predicate["secrets_struck_out_of"] == [
+        "after.json", "baseline.json", "no_ending", "report.html", "x.log",
+    ]  # fmt: skip
+    assert ".writing-half" not in names(folder)
+    assert verify_run(folder) == []
+
+
+def test_the_longer_of_two_secrets_goes_whole(reports: Path) -> None:
+    """A secret that begins like another leaves no end of itself; where there is none, the bytes
+    stay."""
+    folder = make_run(reports)
+    (folder / "x.log").write_text("first-secret and first-secret-tail")
+    (folder / "y.json").write_text('{ "a" :1}')
+    seal(folder, secret_words=["first-secret", "first-secret-tail", ""])
+    assert (folder / "x.log").read_text() == "*** and ***"
+    assert (folder / "y.json").read_text() == '{ "a" :1}'
+    assert statement(folder)["predicate"]["secrets_struck_out_of"] == ["x.log"]

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -126,7 +127,10 @@ def test_notebooks_are_stripped_and_define_nothing() -> None:
 
 
 def test_both_names_are_the_same_program(cli: Cli) -> None:
-    """`python -m drainkit` and the installed `drainkit` say the same."""
+    """`python -m drainkit` and the installed `drainkit` say the same; `jupyter drainkit` finds an
+    executable of that name, with the same entry."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts["jupyter-drainkit"] == scripts["drainkit"]
     installed = Path(sys.executable).with_name("drainkit")
     said = subprocess.run([installed, "--help"], capture_output=True, text=True, check=True)
     result = cli("--help")

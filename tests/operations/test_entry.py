@@ -15,7 +15,7 @@ from servers import Server
 
 from drainkit.core.events import Decoder
 from drainkit.core.fields import places
-from drainkit.operations.entry import rows_of
+from drainkit.operations.events import rows_of
 from drainkit.settings import Fields
 from drainkit.views.analyse_backlog import Analysis
 
@@ -104,7 +104,6 @@ def test_whose_it_is_and_whether_it_was_audited(server: Server, cli: Cli, stream
     records = [entry["audit"]["records"] for entry in found]
     assert [len(r) for r in records] == [0, 1, 0, 0]
     assert records[1][0]["run_id"] == done.json()["run_id"]
-    assert all(entry["audit"]["complete"] for entry in found)
 
 
 def test_what_is_nowhere_is_refused(valkey: Server, cli: Cli, stream: str) -> None:

@@ -27,7 +27,7 @@ from drainkit.core.frame import load_frame
 from drainkit.errors import RefusedError
 from drainkit.files import whole_folder
 from drainkit.ids import LAST_ID
-from drainkit.operations.export import as_json, as_structs
+from drainkit.operations.events import as_json, as_structs
 from drainkit.safe import text
 from drainkit.server import reading
 
@@ -82,23 +82,6 @@ def test_fields_come_back(bodies: list[list[bytes]]) -> None:
     assert gone is gone_too is None
 
 
-def test_a_wrong_name_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
-    """A file that is neither .parquet nor .csv is bad usage."""
-    seed(valkey, stream, 3, delivered=0)
-    assert ".parquet or .csv" in cli.fails(2, "export", "a.xlsx", *at(valkey, stream))
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_an_empty_backlog(valkey: Server, stream: str, cli: Cli, suffix: str) -> None:
-    """Without a single entry the file has every column and no row."""
-    seed(valkey, stream, 3, delivered=3)
-    cli.done("export", f"a.{suffix}", *at(valkey, stream))
-    file = cli.cwd / f"a.{suffix}"
-    frame = pd.read_parquet(file) if suffix == "parquet" else pd.read_csv(file)
-    assert len(frame) == 0
-    assert {"id", "event_time", "symbol", "confidence", "fields"} <= set(frame.columns)
-
-
 # ---------------------------------------------------------------- datasets by day
 
 
@@ -118,18 +101,14 @@ def test_entries_between_ids_that_are_no_times_keep_their_day(
     valkey: Server, stream: str, cli: Cli
 ) -> None:
     """A page that begins and ends with ids that are no times holds a day's entry in that day."""
-    ids = ("5-1", f"{MIDNIGHT_MS}-0", f"{2**63}-0")
-    fill(valkey, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP)
+    days = {"5-1": "None", f"{MIDNIGHT_MS}-0": "2024-10-04", f"{2**63}-0": "None"}
+    fill(valkey, stream, [(entry_id, intent()) for entry_id in days], group=GROUP)
     cli.done("export", "backlog/", *at(valkey, stream))
     rows = ds.dataset(cli.cwd / "backlog", partitioning="hive").to_table().to_pylist()
-    assert {row["id"]: str(row["date"]) for row in rows} == dict(
-        zip(ids, ("None", "2024-10-04", "None"), strict=True)
-    )
+    assert {row["id"]: str(row["date"]) for row in rows} == days
 
 
-def test_a_dataset_by_day_is_one_table(
-    server: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_by_day_is_one_table(server: Server, stream: str, cli: Cli) -> None:
     """Each entry lies in the UTC day of its id, once and in order; all parts have one schema."""
     ids = days_of(stream, server)
     before = everything(server)
@@ -144,18 +123,12 @@ def test_a_dataset_by_day_is_one_table(
     assert {part.name for part in parts} == {"part-0.parquet"}
     assert len({pq.read_schema(part).to_string() for part in parts}) == 1
     assert {pq.read_schema(part).field("symbol").type for part in parts} == {pa.string()}
-    kept = [
-        i
-        for part in (parts[-1], *parts[:-1])
-        for i in pq.ParquetFile(part).read()["id"].to_pylist()
-    ]
-    assert kept == ids
+    tables = [pq.ParquetFile(part).read() for part in (parts[-1], *parts[:-1])]
+    assert pa.concat_tables(tables)["id"].to_pylist() == ids
     for part in parts[:-1]:
-        times = pd.to_datetime(
-            pq.ParquetFile(part).read()["id"].to_pandas().str.split("-").str[0].astype("int64"),
-            unit="ms",
-        )
-        assert set(times.dt.strftime("date=%Y-%m-%d")) == {part.parent.name}
+        ids_ms = pq.ParquetFile(part).read()["id"].to_pandas().str.split("-").str[0].astype("int64")
+        days = pd.to_datetime(ids_ms, unit="ms").dt.strftime("date=%Y-%m-%d")
+        assert set(days) == {part.parent.name}
     # as one table it is what load_frame makes of the same entries
     table = ds.dataset(cli.cwd / "backlog", partitioning="hive").to_table()
     with Connection(server.url, stream) as link:
@@ -174,13 +147,13 @@ def test_a_full_part_is_followed_by_another(
 ) -> None:
     """A day with more entries than a part holds has parts 0, 1, ... in order."""
     from drainkit import load_settings
-    from drainkit.operations import export
+    from drainkit.operations import events
 
     ids = days_of(stream, valkey)
-    monkeypatch.setattr(export, "PART_ROWS", 1_000)
+    monkeypatch.setattr(events, "PART_ROWS", 1_000)
     settings = load_settings({"redis_url": valkey.url, "stream": stream})
     with Connection.of(settings) as link:
-        assert export.export(link, settings, f"{tmp_path}/b/") == len(ids)
+        assert events.export(link, settings, f"{tmp_path}/b/") == len(ids)
     found = []
     for day in ("2024-10-03", "2024-10-04", "2024-10-05", "2024-10-06"):
         parts = list((tmp_path / "b" / f"date={day}").iterdir())
@@ -194,20 +167,28 @@ def test_a_full_part_is_followed_by_another(
 
 
 @pytest.mark.parametrize("entries", [0, 2])
-def test_a_dataset_without_days_can_be_read(
+def test_without_a_day_or_an_entry_it_can_be_read(
     valkey: Server, stream: str, cli: Cli, entries: int
 ) -> None:
-    """Readers find the columns also where there is no entry, or none whose id is a time."""
+    """File and dataset have every column also where there is no entry, or none whose id is a
+    time."""
     fill(valkey, stream, [(f"{i}-1", intent()) for i in range(5, 5 + entries)], group=GROUP)
-    assert cli("export", "b/", *at(valkey, stream)).rc == 0
-    table = ds.dataset(cli.cwd / "b", partitioning="hive").to_table()
-    assert table.num_rows == table["date"].null_count == entries
-    assert {"id", "event_time", "fields", "date"} <= set(table.column_names)
+    for target in ("a.parquet", "a.csv", "b/"):
+        cli.done("export", target, *at(valkey, stream))
+    dataset = ds.dataset(cli.cwd / "b", partitioning="hive").to_table()
+    assert dataset["date"].null_count == entries
+    for frame in (
+        dataset.to_pandas(), pd.read_parquet(cli.cwd / "a.parquet"), pd.read_csv(cli.cwd / "a.csv"),
+    ):  # fmt: skip
+        assert len(frame) == entries
+        assert {"id", "event_time", "symbol", "confidence", "fields"} <= set(frame.columns)
 
 
 def test_a_folder_in_use_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
-    """What stands in the folder stays; an empty folder is taken; nothing unfinished is left."""
+    """What stands in the folder stays; an empty folder is taken; nothing unfinished is left. A file
+    that is neither .parquet nor .csv is bad usage."""
     seed(valkey, stream, 30, delivered=0)
+    assert ".parquet or .csv" in cli.fails(2, "export", "a.xlsx", *at(valkey, stream))
     (cli.cwd / "full").mkdir()
     (cli.cwd / "full" / "old").write_text("old")
     (cli.cwd / "empty").mkdir()
@@ -248,7 +229,7 @@ PEAK = """
 import re, sys
 import numpy, pandas, pyarrow, pyarrow.csv, pyarrow.parquet, redis, msgspec, pydantic, hiredis
 from drainkit import Server, load_settings
-from drainkit.operations.export import export
+from drainkit.operations.events import export
 url, stream, target, scope = sys.argv[1:]
 settings = {"redis_url": url, "stream": stream, "scope": scope, "min_idle_min": 0}
 settings = load_settings(settings)

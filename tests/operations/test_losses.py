@@ -14,6 +14,9 @@ from books import ask, at, everything, metrics
 from conftest import Cli
 from servers import Server
 
+from drainkit.views.analyse_backlog import Analysis
+from drainkit.views.monitor import Monitor
+
 READ = ("XREADGROUP", "GROUP", GROUP, "c", "NOACK", "COUNT")
 #: name -> (what happens to 500 entries of which the group has read none,
 #:          the number in JSON where the counters prove one, and by kind of server the exit codes
@@ -69,20 +72,15 @@ def test_a_file_of_6_2_proves_a_lower_bound(
     assert cli(*options, 9).rc == 2
 
 
-# ---------------------------------------------------------------- where it is shown
-
-
-def lose_350(server: Server, stream: str) -> None:
-    """500 added, 100 of them read, trimmed to 50."""
+def test_losses_are_named_everywhere(
+    server: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 500 added 100 were read, then 50 were left: status, check, metrics, 01 and the monitor,
+    which is critical, say 350; where it is not proven they say unknown, never 0. Once the group
+    reads on, nothing is missing any more; with nothing left, all of it is."""
     seed(server, stream, 500, delivered=0)
-    ask(server, "XREADGROUP", "GROUP", GROUP, "c", "NOACK", "COUNT", 100, "STREAMS", stream, ">")
+    ask(server, *READ, 100, "STREAMS", stream, ">")
     ask(server, "XTRIM", stream, "MAXLEN", 50)
-
-
-def test_losses_are_named_everywhere(server: Server, stream: str, cli: Cli) -> None:
-    """status, check and metrics say 350; where it is not proven they say unknown, never 0. Once the
-    group reads on, nothing is missing any more; with nothing left, all of it is."""
-    lose_350(server, stream)
     before = everything(server)
     shown = cli("status", "--json", *at(server, stream)).json()["groups"][0]
     text = cli("status", "--all", *at(server, stream)).out
@@ -95,7 +93,7 @@ def test_losses_are_named_everywhere(server: Server, stream: str, cli: Cli) -> N
     if server.kind != "valkey":  # 6.2 does not count, 7.0 counts on past a gap as if there was none
         assert shown["lost"] is None
         assert math.isnan(metric)
-        assert "Lost: unknown" in text
+        assert "lost: unknown" in text
         up_to = "up to 350 entries were trimmed before the group read them, now or earlier"
         assert (up_to in check.out, check.rc) == (
             (True, 3) if server.kind == "redis" else (False, 0)
@@ -105,36 +103,24 @@ def test_losses_are_named_everywhere(server: Server, stream: str, cli: Cli) -> N
     assert shown["lost"] == {"entries": 350, "exact": True}
     assert shown["lag_agrees"] is True
     assert metric == 350
-    assert "Lost: 350" in text
+    assert "lost: 350" in text
     assert "350 after it were trimmed before the group read them" in text
     assert (check.rc, strict.rc) == (2, 2)
     assert "350 entries were trimmed before the group read them, limit 0" in check.out
     assert cli("check", "--max-lost", 349, *at(server, stream)).rc == 2
     assert cli("check", "--max-lost", 350, *at(server, stream)).rc == 1
     assert cli("check", "--max-lost", 500, *at(server, stream)).rc == 0
-    ask(server, "XREADGROUP", "GROUP", GROUP, "c", "NOACK", "COUNT", 1, "STREAMS", stream, ">")
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", server.url)
+    analysis = Analysis.open({"stream": stream, "consumer_group": GROUP})
+    assert "350 after it were trimmed before the group read them" in analysis.bottom_line().data
+    board = Monitor.open({"stream": stream, "max_backlog": 1000, "max_backlog_age_min": 60})
+    assert "CRITICAL" in board.bottom_line().data
+    for view in (analysis, board):
+        assert list(view.groups_table()["lost"]) == ["350"]
+        view.server.close()
+    ask(server, *READ, 1, "STREAMS", stream, ">")
     assert cli("check", *at(server, stream)).rc == 0
     ask(server, "XTRIM", stream, "MAXLEN", 0)
     shown = cli("status", "--json", *at(server, stream)).json()["groups"][0]
     assert shown["lost"] == {"entries": 49, "exact": True}
     assert "49 after it were trimmed" in shown["why"]
-
-
-def test_notebooks_name_losses(
-    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """01's bottom line and the monitor's table hold the number; the monitor is critical."""
-    from drainkit.views.analyse_backlog import Analysis
-    from drainkit.views.monitor import Monitor
-
-    lose_350(valkey, stream)
-    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
-    names = {"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream}
-    analysis = Analysis.open({**names, "consumer_group": GROUP})
-    assert "350 after it were trimmed before the group read them" in analysis.bottom_line().data
-    assert list(analysis.groups_table()["lost"]) == ["350"]
-    board = Monitor.open({**names, "max_backlog": 1000, "max_backlog_age_min": 60})
-    assert list(board.groups_table()["lost"]) == ["350"]
-    assert "CRITICAL" in board.bottom_line().data
-    analysis.server.close()
-    board.server.close()

@@ -20,7 +20,7 @@ from drainkit import IdRange, RefusedError, UsageError, load_range, load_setting
 from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
 from drainkit.ids import LAST_ID, id_key
-from drainkit.operations.export import Lens
+from drainkit.operations.events import Lens
 from drainkit.server import reading
 
 URL = "SCALE_TEST_URL"
@@ -66,31 +66,23 @@ def shapes(server: Server, shape: str) -> list[tuple[str, dict[str, object]]]:
     return [(f"{now + i}-0", intent()) for i in range({"none": 0, "one": 1, "few": 5}[shape])]
 
 
-@pytest.mark.parametrize("shape", ["even", "one millisecond", "no times", "bursts"])
+@pytest.mark.parametrize(
+    "shape", ["even", "one millisecond", "no times", "bursts", "none", "one", "few"]
+)
 def test_parts_are_of_equal_size(url: Server, stream: str, shape: str) -> None:
-    """Each entry is in exactly one part, in order, and no part is larger than another by two."""
+    """Each entry is in exactly one of n parts, in order, and no part is larger than another by two;
+    an empty one has every column, and what is added later is in none."""
     entries = shapes(url, shape)
-    fill(url, stream, entries)
+    fill(url, stream, entries, group=GROUP)
     before = everything(url)
     parts = ranges(URL, stream, 6)
     assert everything(url) == before
-    found = [load_range(part, URL, ["id"])["id"].tolist() for part in parts]
-    assert [entry_id for ids in found for entry_id in ids] == [entry_id for entry_id, _ in entries]
-    assert max(map(len, found)) - min(map(len, found)) < 2
-
-
-@pytest.mark.parametrize("shape", ["none", "one", "few"])
-def test_small_streams_have_empty_parts(url: Server, stream: str, shape: str) -> None:
-    """There are always n parts; an empty one has every column and takes nothing new."""
-    entries = shapes(url, shape)
-    fill(url, stream, entries, group=GROUP)
-    parts = ranges(URL, stream, 9)
     newest = entries[-1][0] if entries else "0-0"
-    later = f"{id_key(newest)[0] + 1}-0"
-    fill(url, stream, [(later, intent())])
+    fill(url, stream, [(f"{id_key(newest)[0] + 1}-0", intent())])
     frames = [load_range(part, URL) for part in parts]
-    assert len(frames) == 9
-    assert sum(map(len, frames)) == len(entries)
+    found = [entry_id for frame in frames for entry_id in frame["id"]]
+    assert found == [entry_id for entry_id, _ in entries]
+    assert max(map(len, frames)) - min(map(len, frames)) < 2
     assert len({tuple(frame.dtypes.astype(str).items()) for frame in frames}) == 1
 
 

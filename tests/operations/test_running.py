@@ -37,40 +37,31 @@ def test_status_shows_running_drains(valkey: Server, stream: str, cli: Cli) -> N
     assert cli("status", "--json", *at(valkey, stream)).json()["running_drains"] == []
 
 
-def test_odd_ledgers_do_not_break_status(valkey: Server, stream: str, cli: Cli) -> None:
-    """A ledger with foreign entries, or a key of another type in its place, is no obstacle."""
-    seed(valkey, stream, 5, delivered=0)
-    ask(valkey, "XADD", f"{stream}.drain_runs", "*", "event", "start", "run_id", "x\x1b[31m")
-    ask(valkey, "XADD", f"{stream}.drain_runs", "*", "event", "start", "run_id",
-        "20260101T000000Z-live-abc123", "consumer_group", "g", "consumer", "c", "scope", "s",
-        "boundary_id", "?", "throttle", "?", "max_events", "?", "at", "?")  # fmt: skip
-    assert cli("status", "--json", *at(valkey, stream)).json()["running_drains"] == []
-    ask(valkey, "DEL", f"{stream}.drain_runs")
-    ask(valkey, "SET", f"{stream}.drain_runs", "x")
-    assert cli("status", *at(valkey, stream)).rc == 0
-
-
+#: What may be wrong with a start entry that is right otherwise.
 ODD = [
     ("throttle", "0"), ("throttle", "nan"), ("throttle", "?"), ("boundary_id", "?"),
     ("boundary_id", ""), ("max_events", "?"), ("at", "?"), ("at", "0001-01-01T00:00:00"),
-    ("scope", "?"), ("consumer_group", "nobody"),
+    ("scope", "?"), ("consumer_group", "nobody"), ("run_id", "x\x1b[31m"),
 ]  # fmt: skip
 
 
-def test_odd_values_in_the_ledger_do_not_break_status(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
-    """A start entry that is right but for one value costs at most its own line."""
+def test_odd_ledgers_do_not_break_status(valkey: Server, stream: str, cli: Cli) -> None:
+    """A start entry that is right but for one value costs at most its own line, as a foreign entry
+    does; a key of another type in the ledger's place is no obstacle."""
     ids = seed(valkey, stream, 5, delivered=0)
     good = {
         "event": "start", "run_id": "20260101T000000Z-live-abc123", "consumer_group": GROUP,
         "consumer": "c", "scope": "undelivered", "boundary_id": ids[-1], "throttle": "5",
         "max_events": "5", "at": "2026-01-01T00:00:00Z", "plan_digest": "",
     }  # fmt: skip
+    ask(valkey, "XADD", f"{stream}.drain_runs", "*", "event", "start", "run_id", "x\x1b[31m")
     for i, (field, value) in enumerate([*ODD, ("consumer", "right")]):
         start = good | {"run_id": f"20260101T000000Z-live-abc{i:03}", "consumer": f"c{i}"}
         flat = [part for pair in (start | {field: value}).items() for part in pair]
         ask(valkey, "XADD", f"{stream}.drain_runs", "*", *flat)
     found = cli.done("status", "--json", *at(valkey, stream)).json()["running_drains"]
     assert "right" in {drain["consumer"] for drain in found}
+    cli.done("status", *at(valkey, stream))
+    ask(valkey, "DEL", f"{stream}.drain_runs")
+    ask(valkey, "SET", f"{stream}.drain_runs", "x")
     cli.done("status", *at(valkey, stream))

@@ -12,13 +12,17 @@ from conftest import Cli
 from servers import Server
 
 from drainkit.server.reading import StopSwitch
+from drainkit.views.live_drain import LiveDrain
 
 WHO = ("--operator", "alice", "--reason", "odd\x1b[31m fills")
 
 
-def test_everybody_hears_who_stopped_and_why(server: Server, stream: str, cli: Cli) -> None:
-    """status, check, a refused drain and a drain that is stopped say operator, time and reason;
-    once `stop` returned nothing more is acknowledged until `resume`."""
+def test_everybody_hears_who_stopped_and_why(
+    server: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """status, check, a refused drain, a drain that is stopped, and the live notebook, armed or not,
+    say operator, time and reason; once `stop` returned nothing more is acknowledged until `resume`.
+    """
     seed(server, stream, 300, delivered=0)
     process = cli.start(*live(server, stream, "--throttle", 20))
     wait_for(server, stream, 5)
@@ -32,6 +36,10 @@ def test_everybody_hears_who_stopped_and_why(server: Server, stream: str, cli: C
         cli("check", *at(server, stream)).out,
         cli("stop", "--reason", "again", *at(server, stream)).out,
     ]  # fmt: skip
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", server.url)
+    view = LiveDrain.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream})
+    texts.append(view.bottom_line().data)
+    view.server.close()
     assert (cut_off.rc, refused.rc) == (4, 4)
     assert len(audit(server, stream)) == at_stop == cut_off.json()["total_read"]
     assert (status["operator"], status["reason"]) == ("alice", "odd\\x1b[31m fills")
@@ -122,22 +130,6 @@ def test_stop_says_that_the_server_may_evict_it(server: Server, stream: str, cli
         run = cli("stop", *WHO, "--json", *at(server, stream))
         assert (run.rc, run.json()["may_be_evicted"]) == (0, may)
         assert ("may evict any key (allkeys-lru" in run.err) == may
-
-
-def test_03_says_who(
-    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The live notebook shows operator, time and reason, also where it is not armed."""
-    from drainkit.views.live_drain import LiveDrain
-
-    seed(valkey, stream, 5, delivered=0)
-    assert cli("stop", *WHO, *at(valkey, stream)).rc == 0
-    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
-    view = LiveDrain.open({"redis_url_env": "DRAINKIT_REDIS_URL", "stream": stream})
-    shown = view.bottom_line().data
-    view.server.close()
-    assert "by alice at " in shown
-    assert "(odd\\x1b[31m fills)" in shown
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 
 import pytest
 from backlogs import seed
 from books import at, audit
 from conftest import Cli, one_line_error
 from faults import attempt
+from runs import keygen
 from servers import Server
 from stores import S3, SECRET
 
@@ -34,8 +34,7 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     opens the run by its URL as it would its folder; the copy is gone with the analysis."""
     seed(valkey, stream, 60, delivered=20)
     results = []
-    key = cli.cwd / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    keygen(key := cli.cwd / "key")
     for options in ((), ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))):
         done = cli.done(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
         results.append(done.json())

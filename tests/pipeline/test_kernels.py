@@ -1,16 +1,25 @@
-"""A run's kernels: forked, apart from each other, gone with the run."""
+"""What is started beside a run: its kernels, forked, apart from each other, and gone with it; and
+the demo's server: one command on a machine without one, every action, balanced books."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
-from servers import wait_until
+from conftest import Cli
+from servers import Server, wait_until
 
+from drainkit.core.events import Decoder
+from drainkit.core.policy import ACTIONS
+from drainkit.demo import SYMBOLS, fill, sample_entries
 from drainkit.pipeline.kernels import Forked, Kernels
 
 
@@ -87,3 +96,55 @@ def test_a_kernel_takes_no_tcp_port_that_another_program_may_take_first(
             assert bool(files()) == is_short
             kernels.end(manager)
         assert not [*scratch.iterdir()]
+
+
+def test_the_demo_shows_every_action_and_balances(cli: Cli) -> None:
+    """`drainkit demo` ends with 0 within 60 s; every action occurs; nothing stays pending."""
+    started = time.monotonic()
+    run = cli.done("demo", "--json")
+    assert time.monotonic() - started < 60
+    summary = run.json()
+    assert all(summary[action] > 0 for action in ACTIONS)
+    assert summary["total_read"] == sum(summary[action] for action in ACTIONS)
+    assert summary["pending_own"] == summary["remaining"] == summary["errors"] == 0
+
+
+def test_the_sample_backlog_is_what_the_readme_says(valkey: Server) -> None:
+    """10,012 entries in four wire shapes, 20 symbols, dead consumers, the same every time."""
+    entries = sample_entries(1_800_000_000_000)
+    assert entries == sample_entries(1_800_000_000_000)
+    shapes = Counter(tuple(entry[1][::2]) for entry in entries)
+    for shape in ((b"event_type", b"correlation_id", b"timestamp", b"source", b"payload"),
+                  (b"data",), (b"payload",)):  # fmt: skip
+        assert shapes[shape] > 1000
+    events = Decoder().decode(entries)
+    assert set(SYMBOLS) <= set(events.symbols)
+    assert len(SYMBOLS) == 20
+    from drainkit.server.connection import Server as Link
+
+    with Link(valkey.url, "sample") as link:
+        fill(link, stream="sample", group="g", consumer="me")
+        assert link.call("XLEN", "sample") == 10_012
+        assert len(link.call("XINFO", "CONSUMERS", "sample", "g")) == 35
+
+
+def test_the_embedded_server_is_private_and_gone_with_its_parent() -> None:
+    """Nobody but this user reaches the demo's server: no TCP port, a private folder. SIGKILL of the
+    process that started it ends the server, and its folder is removed."""
+    code = (
+        "from drainkit.demo import EmbeddedServer\nimport time\n"
+        "with EmbeddedServer() as server:\n print(server.url, flush=True)\n time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    url = parent.stdout.readline()
+    folder = Path(url.removeprefix("unix://").partition("?")[0]).parent
+    servers = psutil.Process(parent.pid).children(recursive=True)
+    assert str(folder) in {process.cwd() for process in servers}
+    assert folder.stat().st_mode & 0o077 == 0
+    ports = [c for p in servers for c in p.net_connections("inet") if c.status == "LISTEN"]
+    assert ports == []
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    wait_until("the server is gone", lambda: all(map(has_ended, servers)))
+    wait_until("its folder is gone", lambda: not folder.exists())

@@ -19,10 +19,10 @@ from conftest import Cli, lacking
 from servers import Server, wait_until
 
 from drainkit import Server as Connection
-from drainkit.cli.review import streams_report
+from drainkit.cli.draining import streams_report
 from drainkit.cli.terminal import Table, emit
 from drainkit.errors import InterruptedRunError
-from drainkit.pipeline.many import Outcome, run_in_turn, streams_of, summary
+from drainkit.pipeline.runner import outcome_of, run_in_turn, streams_of, summary
 from drainkit.settings import build
 
 FAST = ("--throttle", "none", "--max-events", "all")
@@ -96,9 +96,9 @@ def test_an_unexpected_error_stops_no_other_and_holds_no_password() -> None:
         return {"exit_code": 0, "outcome": "done"}
 
     told = list(run_in_turn(settings, list("abcd"), one, stopping=threading.Event()))
-    assert [outcome.exit_code for outcome in told] == [1, 0, 130, 130]
-    assert told[0].error == "unexpected ValueError: of ***\\n"
-    assert "not run" in str(told[3].error)
+    assert [outcome["exit_code"] for outcome in told] == [1, 0, 130, 130]
+    assert told[0]["error"] == "unexpected ValueError: of ***\\n"
+    assert "not run" in str(told[3]["error"])
 
 
 def test_the_worst_exit_code_counts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,15 +106,16 @@ def test_the_worst_exit_code_counts(capsys: pytest.CaptureFixture[str]) -> None:
     settings = build({})
     for codes, worst in (((0, 4), 4), ((4, 3, 0), 3), ((3, 1, 4), 1), ((1, 130), 130), ((0,), 0)):
         outcomes = [
-            Outcome(f"s{i}\x1b", code, "x", "why" if code else None, {"total_read": 1_000})
+            outcome_of(f"s{i}\x1b", {"exit_code": code, "outcome": "x", "total_read": 1_000,
+                                     "error": "why" if code else None})
             for i, code in enumerate(codes)
-        ]
+        ]  # fmt: skip
         found = summary("s*", settings, outcomes)
         assert found["exit_code"] == worst
         table, last_line = streams_report(found)
         assert isinstance(table, Table)
         assert len(table.rows) == len(codes)
-        emit(False, found, table)
+        emit(found, table)
         assert "\x1b" not in capsys.readouterr().out
         assert f"{codes.count(0)} of {len(codes)} streams done" in last_line
 

@@ -50,7 +50,7 @@ def notebook_of_lab(cli: Cli, folder: Path) -> Path:
     """`lab --run` asks no server, and its 01 holds the run's folder; one that was changed stays.
     What is no sealed run, or comes with other settings, is refused."""
     for _ in range(2):
-        lab = cli.start("lab", "--run", folder, "--no-browser", "--", "--help")
+        lab = cli.start("lab", "--run", folder, "--", "--no-browser", "--help")
         wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
         called = psutil.Process(lab.pid).cmdline()
         lab.kill()

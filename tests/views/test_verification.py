@@ -249,7 +249,7 @@ def test_wrong_parameters_are_named(
 def test_names_of_groups_are_no_markup(
     valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In Markdown a name stands between backticks, and holds none (on the board: test_board.py)."""
+    """In Markdown a name stands between backticks and holds none (board: test_notebooks.py)."""
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
     seed(valkey, stream)
     ask(valkey, "XGROUP", "CREATE", stream, "<script>alert(9)</script>`**x**", "0-0")
