@@ -112,10 +112,10 @@ def wants_json() -> bool:
 
 def emit(data: Any, *blocks: Block) -> None:
     """Print the result: with --json one object, else lines and tables."""
-    if wants_json():
-        click.echo(json.dumps(struck(data), ensure_ascii=True))
-    else:
+    if not wants_json():
         tell(*blocks)
+    else:
+        click.echo(json.dumps(struck(data), ensure_ascii=True))
 
 
 def tell(*blocks: Block, err: bool = False) -> None:

@@ -140,13 +140,14 @@ class Decoder:
         order: list[np.ndarray] = []
         for layout, rows in self._by_layout(bodies):
             is_all = len(rows) == len(bodies)
-            found = layout.find(bodies if is_all else [bodies[row] for row in rows.tolist()])
-            for column, part in zip(values, found.values, strict=True):
+            chosen = bodies if is_all else [bodies[row] for row in rows.tolist()]
+            parts, found_stamps, problems = layout.find(chosen)
+            for column, part in zip(values, parts, strict=True):
                 column.extend(part)
-            for places, column in found.stamps:
+            for places, column in found_stamps:
                 stamp_rows.append(rows if len(places) == len(rows) else rows[places])
                 stamps += column
-            refused += found.refused
+            refused += problems
             order.append(rows)
         times = times_us(stamps)
         known = times != NO_TIME

@@ -116,8 +116,10 @@ def decisions_of(decided: pd.DataFrame | pa.Table) -> Decisions:
 
     `failed` holds the filter that decided too, which a plan's column leaves out.
     """
-    names = ["age_sec", "action", "failed"]
-    table = decided if isinstance(decided, pa.Table) else pa.Table.from_pandas(decided[names])
+    table = decided
+    if not isinstance(table, pa.Table):
+        part = table[["age_sec", "action", "failed"]]
+        table = pa.Table.from_pandas(part, preserve_index=False)
     action = word_codes(table["action"], ACTIONS)[0].astype(np.uint8)
     failed = word_codes(table["failed"], FAILED_NAMES)[0].astype(np.uint8)
     first = np.where(action == ACTIONS.index("drained_ok"), 0, np.uint8(1) << action)

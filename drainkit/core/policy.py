@@ -51,11 +51,7 @@ class Policy:
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; the allowlist sorted."""
         symbols = None if self.allowlist is None else sorted(self.allowlist)
-        return {
-            "max_age_min": self.max_age_min,
-            "allowlist": symbols,
-            "min_conf": self.min_conf,
-        }
+        return {**vars(self), "allowlist": symbols}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +114,10 @@ _FIRST_FAILED: NDArray[np.uint8] = np.array(
 )
 
 
-_FIXED = {
-    _OK: "passed every filter",
-    _NOT_ALLOWLISTED: "symbol not in the allowlist",
-    _MISSING: "the entry's body is gone (trimmed or deleted)",
-}
-_FIXED_CODES: NDArray[np.int64] = np.zeros(len(ACTIONS), np.int64)
-_FIXED_CODES[[*_FIXED]] = range(len(_FIXED))
+_FIXED = (  # by action; empty where each event has its own
+    "the entry's body is gone (trimmed or deleted)", "", "", "symbol not in the allowlist", "",
+    "passed every filter",
+)  # fmt: skip
 
 
 def reasons(events: Events, decisions: Decisions, policy: Policy) -> list[str]:
@@ -137,8 +130,8 @@ def reason_codes(
     events: Events, decisions: Decisions, policy: Policy
 ) -> tuple[NDArray[np.int64], list[str]]:
     """The reasons as codes into texts; a text can be there more than once."""
-    texts = [*_FIXED.values(), *(reason or "no usable time" for reason in INVALID_REASONS)]
-    codes = _FIXED_CODES[decisions.action]
+    texts = [*_FIXED, *(reason or "no usable time" for reason in INVALID_REASONS)]
+    codes = decisions.action.astype(np.int64)
     rows = np.flatnonzero(decisions.action == _INVALID)
     codes[rows] = len(_FIXED) + events.invalid[rows].astype(np.int64)
     rows = np.flatnonzero(decisions.action == _OLD)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from ..settings import Fields
 Column = list[Any]
 RawEntry = Sequence[Any]  # [id: bytes, [field, value, ...] | None]; None: the body is gone
 Path = tuple[str, ...]  # of names, into a JSON object
+Stamps = list[tuple[Sequence[int], Column]]  # rows, and what each holds under a time's name
 Tops = tuple[Any, ...]  # what is under one key of some JSON objects
 INVALID_REASONS = (
     "",
@@ -53,14 +54,6 @@ def paths_in(root: str, names: Iterable[str]) -> list[Path]:
     if root in CONTAINERS:
         paths = [path if len(path) > 1 else (root, *path) for path in paths]
     return [path[1:] for path in paths if path[0] == root and len(path) > 1]
-
-
-class Found(NamedTuple):
-    """What some entries hold: for each of VALUES a column of raw values (bytes where flat)."""
-
-    values: list[Column]
-    stamps: list[tuple[Sequence[int], Column]]  # rows, and what each holds under a time's name
-    refused: bytearray  # for each row what is wrong with its JSON, or 0
 
 
 class Places:
@@ -99,15 +92,16 @@ class Layout:
                 open_ = [k for k in may if all(self._flat[j] is None for j in self._better[k])]
                 self._readers.append((at[name.encode()], made(), open_))
 
-    def find(self, bodies: Sequence[Any]) -> Found:
-        """The raw values in the order of VALUES, all timestamps, and JSON problems."""
+    def find(self, bodies: Sequence[Any]) -> tuple[list[Column], Stamps, bytearray]:
+        """For each of VALUES a column of raw values (bytes where flat), and all timestamps.
+
+        At last for each row what is wrong with its JSON, or 0.
+        """
         n = len(bodies)
         slots: list[Column] = [
             [ABSENT] * n if at is None else [*map(itemgetter(at), bodies)] for at in self._flat
         ]
-        stamps: list[tuple[Sequence[int], Column]] = [
-            (range(n), [*map(itemgetter(at), bodies)]) for at in self._times
-        ]
+        stamps: Stamps = [(range(n), [*map(itemgetter(at), bodies)]) for at in self._times]
         refused = bytearray(n)
         for at, container, wanted in self._readers:
             rows: Sequence[int] = range(n)
@@ -129,14 +123,14 @@ class Layout:
             for k in others:
                 slots[first] = _filled(slots[first], range(n), slots[k])
             values.append(slots[first])
-        return Found(values, stamps, refused)
+        return values, stamps, refused
 
     def _is_open(self, row: int, slots: list[Column], wanted: list[int]) -> bool:
         """Whether a wanted slot would be better than what has been found."""
         return any(all(slots[j][row] is ABSENT for j in self._better[k]) for k in wanted)
 
 
-def _is_known(column: Column, stamps: list[tuple[Sequence[int], Column]]) -> bool:
+def _is_known(column: Column, stamps: Stamps) -> bool:
     """Whether the first stamps say the same in each row: an envelope repeats its payload's time."""
     if not stamps or len(stamps[0][1]) != len(column):
         return False

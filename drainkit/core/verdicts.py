@@ -112,17 +112,25 @@ def verdicts(
     `run` and `plan` as their files say (empty: there is none), `before` and `after` the server's
     state; `unacknowledged` are recorded entries that the group holds as pending.
     """
-    found: dict[str, Told] = {}
-    live, left = run.get("mode") == "live", left_of(run, plan, recorded)
-    if live:
-        found[AUDITED] = _audited(run, recorded, left)
-        found["The plan was met, or what differs is explained"] = _met(run, plan, left)
-    found[PENDING] = _pending(run, before, after, unacknowledged)
+    found: dict[str, Told] = {PENDING: _pending(run, before, after, unacknowledged)}
     found[OTHERS] = _others(run, plan, before, after, consumer)
-    if live:
-        found[_THROTTLE], found[BOUNDARY] = _pace(run, recorded), _boundary(run, recorded)
+    if run.get("mode") == "live":
+        left = left_of(run, plan, recorded)
+        by_audit = dict.fromkeys((AUDITED, _THROTTLE, BOUNDARY), _UNREAD)
+        if recorded is not None:
+            by_audit = _by_audit(run, recorded, left)
+        met = {"The plan was met, or what differs is explained": _met(run, plan, left)}
+        found = {AUDITED: by_audit.pop(AUDITED), **met, **found, **by_audit}
     else:
-        found["Nothing was written"] = _untouched(before, after)
+        old, new = before.get("audit_entries"), after.get("audit_entries")
+        if old is None or new is None:
+            told = UNKNOWN, "The audit stream's length is not known."
+        elif old == new:
+            told = YES, f"The audit stream holds {new:,} entries, as before."
+        else:
+            why = f"The audit stream's length went from {old:,} to {new:,}: another run."
+            told = EXPLAINED, why
+        found["Nothing was written"] = told
     found["The stream was not shortened"] = _length(before, after)
     found["No path to an order"] = YES, _NO_ORDER
     return [Verdict(claim, *told) for claim, told in found.items()]
@@ -131,9 +139,23 @@ def verdicts(
 _UNREAD: Told = UNKNOWN, "The audit records could not be read."
 
 
-def _audited(run: Json, recorded: Recorded | None, left: int) -> Told:
-    if recorded is None:
-        return _UNREAD
+def _by_audit(run: Json, recorded: Recorded, left: int) -> dict[str, Told]:
+    worst, throttle = recorded.moments.busiest_second(), run.get("throttle")
+    told = f"The worst second holds {amount(worst, 'events')}"
+    pace: Told = YES, f"{told}; no throttle was set."
+    if throttle:
+        limit = math.ceil(throttle)
+        pace = YES if worst <= limit else NO, f"{told}, {limit:,} are allowed."
+    edge = one_line(str(run.get("boundary_id")))
+    kept: Told = YES, f"No record is of an entry after {edge}."
+    if not is_id(edge):
+        kept = UNKNOWN, "It is not known."
+    elif recorded.beyond:
+        kept = NO, f"{recorded.beyond:,} records are of entries after {edge}."
+    return {AUDITED: _audited(run, recorded, left), _THROTTLE: pace, BOUNDARY: kept}
+
+
+def _audited(run: Json, recorded: Recorded, left: int) -> Told:
     matched, counts, findings = recorded.matched, recorded.counts, []
     if run.get("finished_at"):
         counts = Counter({action: int(run.get(action) or 0) for action in ACTIONS})
@@ -213,35 +235,6 @@ def _others(run: Json, plan: Json, before: Json, after: Json, consumer: str) -> 
         return EXPLAINED, f"{told} Their own consumers moved: {'; '.join(moved)}"
     told = f"{len(new):,} others: positions and pending as before." if new else "There is none."
     return YES, told
-
-
-def _pace(run: Json, recorded: Recorded | None) -> Told:
-    if recorded is None:
-        return _UNREAD
-    worst, throttle = recorded.moments.busiest_second(), run.get("throttle")
-    told = f"The worst second holds {amount(worst, 'events')}"
-    if not throttle:
-        return YES, f"{told}; no throttle was set."
-    limit = math.ceil(throttle)
-    return YES if worst <= limit else NO, f"{told}, {limit:,} are allowed."
-
-
-def _boundary(run: Json, recorded: Recorded | None) -> Told:
-    edge = one_line(str(run.get("boundary_id")))
-    if recorded is None or not is_id(edge):
-        return _UNREAD if recorded is None else (UNKNOWN, "It is not known.")
-    if recorded.beyond:
-        return NO, f"{recorded.beyond:,} records are of entries after {edge}."
-    return YES, f"No record is of an entry after {edge}."
-
-
-def _untouched(before: Json, after: Json) -> Told:
-    old, new = before.get("audit_entries"), after.get("audit_entries")
-    if old is None or new is None:
-        return UNKNOWN, "The audit stream's length is not known."
-    if old != new:
-        return EXPLAINED, f"The audit stream's length went from {old:,} to {new:,}: another run."
-    return YES, f"The audit stream holds {new:,} entries, as before."
 
 
 def _length(before: Json, after: Json) -> Told:

@@ -26,8 +26,7 @@ from pydantic import field_validator as check
 from .. import ids
 from ..errors import UsageError
 from ..safe import keep_secret, one_line, secret_words
-from . import kinds
-from .kinds import is_url, os_user
+from . import kinds as k
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 USUAL_FIELDS: dict[str, tuple[str, ...]] = {
@@ -67,7 +66,7 @@ class Fields(BaseModel):
     def _complete(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        lists = {k: _to_names(v) for k, v in given.items() if k in USUAL_FIELDS}
+        lists = {name: _to_names(v) for name, v in given.items() if name in USUAL_FIELDS}
         is_only = given.get("only", False) is not False
         if not is_only:
             lists = {name: [*names, *USUAL_FIELDS[name]] for name, names in lists.items()}
@@ -120,7 +119,8 @@ def _setting(default: Any, help: str, metavar: str = "", uses: str = "", shown: 
     "notebook": notebooks do; "plan": a live run with a plan takes the plan's.
     """
     more: dict[str, Any] = {"metavar": metavar, "shown": shown, "uses": uses.split()}
-    return Field(default, description=help, json_schema_extra=more)
+    first = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**first, description=help, json_schema_extra=more)
 
 
 class Settings(BaseModel):
@@ -128,78 +128,52 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
+    # fmt: off
     mode: Literal["dry-run", "live"] = _setting(
-        "dry-run", "dry-run changes nothing.", "dry-run|live"
-    )
-    allowlist: kinds.Allowlist = _setting(
-        None, "Symbols that pass.", "A,B|@FILE|redis:KEY", "notebook", shown="any"
-    )
-    min_conf: kinds.Share = _setting(0.60, "Minimum confidence.", "0..1", "notebook", shown="0.60")
-    max_age_min: kinds.PositiveMinutes = _setting(30.0, "Maximum age, minutes.", "MIN", "notebook")
-    as_of: kinds.Time = _setting(
-        None, "Measure ages against this ISO 8601 time.", "TIME", "notebook plan", shown="now"
-    )
-    throttle: kinds.Rate = _setting(
-        5.0,
-        "Events per second, or none; of drains at once the lowest holds.",
-        "RATE",
-        "notebook plan",
-    )
-    max_events: kinds.Count = _setting(500, "Events of this run, or all.", "N", "notebook plan")
+        "dry-run", "dry-run changes nothing.", "dry-run|live")
+    allowlist: k.Allowlist = _setting(
+        None, "Symbols that pass.", "A,B|@FILE|redis:KEY", "notebook", shown="any")
+    min_conf: k.Share = _setting(0.60, "Minimum confidence.", "0..1", "notebook", shown="0.60")
+    max_age_min: k.PositiveMinutes = _setting(30.0, "Maximum age, minutes.", "MIN", "notebook")
+    as_of: k.Time = _setting(
+        None, "Measure ages against this ISO 8601 time.", "TIME", "notebook plan", shown="now")
+    throttle: k.Rate = _setting(
+        5.0, "Events per second, or none; of drains at once the lowest holds.", "RATE",
+        "notebook plan")
+    max_events: k.Count = _setting(500, "Events of this run, or all.", "N", "notebook plan")
     redis_url: SecretStr = _setting(
-        SecretStr(DEFAULT_REDIS_URL),
-        "",
-        "URL",
-        shown=f"$DRAINKIT_REDIS_URL, else {DEFAULT_REDIS_URL}",
-    )
-    stream: kinds.Name = _setting("quantum:stream:trade.intent", "", "KEY", "notebook")
-    consumer_group: kinds.Name = _setting(
-        "quantum:group:execution:trade.intent", "", "NAME", "notebook"
-    )
-    consumer_name: kinds.Name = _setting(
-        "backlog_drain_1", "The drain's consumer.", "NAME", "notebook"
-    )
-    audit_stream: kinds.Name | None = _setting(
-        None, "", "KEY", "notebook plan", shown="<stream>.drain_audit"
-    )
+        SecretStr(DEFAULT_REDIS_URL), "", "URL",
+        shown=f"$DRAINKIT_REDIS_URL, else {DEFAULT_REDIS_URL}")
+    stream: k.Name = _setting("quantum:stream:trade.intent", "", "KEY", "notebook")
+    consumer_group: k.Name = _setting(
+        "quantum:group:execution:trade.intent", "", "NAME", "notebook")
+    consumer_name: k.Name = _setting("backlog_drain_1", "The drain's consumer.", "NAME", "notebook")
+    audit_stream: k.Name | None = _setting(
+        None, "", "KEY", "notebook plan", shown="<stream>.drain_audit")
     scope: Literal["undelivered", "pending", "history"] = _setting(
-        "undelivered", "Which entries.", "undelivered|pending|history", "notebook"
-    )
-    min_idle_min: kinds.Minutes = _setting(
-        60.0, "Scope pending: idle at least, minutes.", "MIN", "plan"
-    )
-    from_consumer: kinds.Names = _setting((), "Scope pending: only this one.", "NAME", "plan")
-    history_group: kinds.Name | None = _setting(
-        None, "", "NAME", "plan", shown="<consumer-group>.drain_history"
-    )
-    until: kinds.Bound = _setting(
-        None,
-        "No entry after this ISO 8601 time (UTC), entry id, or age (30m, 2h, 1d).",
-        "TIME|ID|AGE",
-        "notebook plan",
-    )
+        "undelivered", "Which entries.", "undelivered|pending|history", "notebook")
+    min_idle_min: k.Minutes = _setting(
+        60.0, "Scope pending: idle at least, minutes.", "MIN", "plan")
+    from_consumer: k.Names = _setting((), "Scope pending: only this one.", "NAME", "plan")
+    history_group: k.Name | None = _setting(
+        None, "", "NAME", "plan", shown="<consumer-group>.drain_history")
+    until: k.Bound = _setting(
+        None, "No entry after this ISO 8601 time (UTC), entry id, or age (30m, 2h, 1d).",
+        "TIME|ID|AGE", "notebook plan")
     # to users it is `from`, which Python keeps for itself
-    from_: kinds.Bound = _setting(
-        None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", "notebook plan"
-    )
-    plan: kinds.PlanPath = _setting(
-        None, "Dry run: write this plan. Live: apply exactly it.", "PATH"
-    )
-    allow_active_consumers: kinds.Flag = _setting(
-        False, "Drain although another consumer of the group is active."
-    )
-    allow_invalid: kinds.Flag = _setting(
-        False, "Live: drain although more than a fifth of the events cannot be read."
-    )
-    operator: kinds.Operator = Field(
-        default_factory=os_user,
-        description="Who answers for it; stands in the ledger.",
-        json_schema_extra={"metavar": "NAME", "shown": "the OS user"},
-    )
-    reports_dir: kinds.Place = _setting(Path("reports"), "", "DIR|s3://BUCKET/PREFIX")
+    from_: k.Bound = _setting(
+        None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", "notebook plan")
+    plan: k.PlanPath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
+    allow_active_consumers: k.Flag = _setting(
+        False, "Drain although another consumer of the group is active.")
+    allow_invalid: k.Flag = _setting(
+        False, "Live: drain although more than a fifth of the events cannot be read.")
+    operator: k.Operator = _setting(
+        k.os_user, "Who answers for it; stands in the ledger.", "NAME", shown="the OS user")
+    reports_dir: k.Place = _setting(Path("reports"), "", "DIR|s3://BUCKET/PREFIX")
     notebooks_dir: Path | None = _setting(
-        None, "Notebooks of your own.", "DIR", shown="the packaged ones"
-    )
+        None, "Notebooks of your own.", "DIR", shown="the packaged ones")
+    # fmt: on
     fields: Fields = Field(default_factory=Fields, description="names of the event's values")
     limits: Limits = Field(default_factory=Limits, description="limits of unattended live runs")
     approval: Approval | None = Field(None, description="who must have approved a live run's plan")
@@ -227,7 +201,7 @@ class Settings(BaseModel):
     @property
     def allowlist_key(self) -> bytes | None:
         """The key of the Redis set that holds the allowlist's symbols, if it is such a one."""
-        found = (self.allowlist or "").partition(kinds.REDIS_SET)
+        found = (self.allowlist or "").partition(k.REDIS_SET)
         return found[2].encode() if found[1] and not found[0] else None
 
     @property
@@ -333,7 +307,7 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
     own = settings.model_dump_json(exclude={"redis_url"})
     keep_secret(secret_words(settings.redis_url.get_secret_value()), own)
     if settings.allowlist is not None and settings.allowlist_key is None:
-        settings._symbols = kinds.allowlist_symbols(settings.allowlist)
+        settings._symbols = k.allowlist_symbols(settings.allowlist)
     settings._given = frozenset(values)
     settings._asked = settings._given if asked is None else asked
     return settings
@@ -358,7 +332,7 @@ def _explain(item: Any) -> str:
     if item["type"] == "literal_error":
         text = "must be " + item["ctx"]["expected"].replace("'", "")
     # a URL may hold a password, so its value is never shown
-    is_shown = item["loc"] and name != "redis_url" and not is_url(item["input"])
+    is_shown = item["loc"] and name != "redis_url" and not k.is_url(item["input"])
     value = f" (not {one_line(repr(item['input']))})" if is_shown else ""
     where = f"--{outside(name)}"
     if name in ("fields", *OF_THE_FILE):

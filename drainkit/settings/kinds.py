@@ -10,6 +10,7 @@ import math
 import os
 import pwd
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,26 +26,27 @@ MAX_COUNT = 10**18 - 1
 STORES = ("s3", "s3a", "gs", "gcs")  # they write an object only if it is missing
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"\d{1,40}", re.ASCII)
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
 REDIS_SET = "redis:"
 _COMMENT = re.compile(r"(^|\s)#.*")  # "#" itself may stand in a symbol
 
 
-def _number(least: float, most: float, words: str, none: str | None = None) -> BeforeValidator:
+def _number(
+    least: float, most: float, words: str, none: str | None = None, *, whole: bool = False
+) -> BeforeValidator:
     """A number within two limits, as digits too; `none` is a word for None."""
 
     def look(value: Any) -> float | None:
         if none is not None and value in (None, none):
             return None
-        if isinstance(value, str) and _DECIMAL.fullmatch(value):
-            value = float(value)
+        if isinstance(value, str) and (_WHOLE if whole else _DECIMAL).fullmatch(value):
+            value = int(value) if whole else float(value)
         # bool is an int to Python, but a `true` in a number's place is a mistake
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):
-            raise ValueError("must be a number")
-        if not least <= value <= most:
+        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:  # nan is within none
             raise ValueError(f"must be {words}")
-        return float(value)
+        return int(value) if whole else float(value)
 
     return BeforeValidator(look)
 
@@ -71,17 +73,6 @@ def _to_operator(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value.strip()) <= 200:
         raise ValueError("must be a name of 1 to 200 characters")
     return one_line(value.strip())
-
-
-def _to_count(value: Any) -> int | None:
-    if value in (None, "all"):
-        return None
-    if isinstance(value, str) and re.fullmatch(r"\d{1,40}", value, re.ASCII):
-        value = int(value)
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    if not is_count or not 1 <= value <= MAX_COUNT:
-        raise ValueError(f"must be an integer > 0 (at most {MAX_COUNT:,}), or all")
-    return int(value)
 
 
 def _to_time(value: Any) -> dt.datetime | None:
@@ -142,9 +133,8 @@ def store_problem(url: str) -> str | None:
 
 def _to_place(value: Any) -> Any:
     if not is_url(value):
-        return value if not isinstance(value, str) else Path(value)
-    problem = store_problem(value)
-    if problem:
+        return Path(value) if isinstance(value, str) else value
+    if problem := store_problem(value):
         raise ValueError(problem)
     return value
 
@@ -156,13 +146,17 @@ def _to_plan(value: Any) -> Any:
 
 
 _TINY = math.ulp(0)
-Share = Annotated[float, _number(0, 1, "within 0..1, as 0.60 for 60 %")]
-Minutes = Annotated[float, _number(0, MAX_MIN, f">= 0 minutes, at most {MAX_MIN:,}")]
-Amount = Annotated[float, _number(0, math.inf, "0 or more")]
-PositiveMinutes = Annotated[float, _number(_TINY, MAX_MIN, f"> 0 minutes, at most {MAX_MIN:,}")]
-_RATES = "> 0 events per second (0.000001 to 1000000000), or none"
+_LARGEST = sys.float_info.max
+_RATES = "a number > 0 of events per second (0.000001 to 1000000000), or none"
+_COUNTS = f"an integer > 0 (at most {MAX_COUNT:,}), or all"
+Share = Annotated[float, _number(0, 1, "a number within 0..1, as 0.60 for 60 %")]
+Amount = Annotated[float, _number(0, _LARGEST, "a number, 0 or more")]
+Minutes = Annotated[float, _number(0, MAX_MIN, f"a number >= 0 of minutes, at most {MAX_MIN:,}")]
+PositiveMinutes = Annotated[
+    float, _number(_TINY, MAX_MIN, f"a number > 0 of minutes, at most {MAX_MIN:,}")
+]
 Rate = Annotated[float | None, _number(1e-6, 1e9, _RATES, none="none")]
-Count = Annotated[int | None, BeforeValidator(_to_count)]
+Count = Annotated[int | None, _number(1, MAX_COUNT, _COUNTS, none="all", whole=True)]
 Name = Annotated[str, BeforeValidator(_to_name)]
 Operator = Annotated[str, BeforeValidator(_to_operator)]
 Time = Annotated[dt.datetime | None, BeforeValidator(_to_time)]
