@@ -1,7 +1,7 @@
 """Unattended runs: only above a backlog, one at a time for each group, within written limits.
 
 The lease keeps scheduled runs from piling up, nothing more: whatever becomes of it, drains that run
-side by side neither lose nor double an entry (commit.py sees to that).
+side by side neither lose nor double an entry (commit.lua sees to that).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Kinds of parameters: what comes from a flag, a file or a notebook's cell as a checked value.
 
-Each raises ValueError with what it takes; settings.py makes one line of it.
+Each raises ValueError with what it takes; the settings make one line of it.
 """
 
 from __future__ import annotations

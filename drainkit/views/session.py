@@ -1,7 +1,7 @@
 """What all notebooks share: tables, parameters checked, a connection, settings as understood.
 
 A notebook opens its class with `globals()`: names that its parameters cell does not have are
-refused, values are checked by settings.py, and the URL comes from the environment alone. What a
+refused, values are checked by settings, and the URL comes from the environment alone. What a
 notebook leaves at None is as drainkit.toml and the environment say.
 """
 
