@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
+from IPython.display import HTML, display
 
 from ..core.audit import Moments
 from ..core.frame import decisions_of, microseconds
@@ -47,8 +48,6 @@ class Canvas(go.Figure):  # type: ignore[misc]
 
     def show(self, *_: object, **__: object) -> None:
         """Show it in a notebook."""
-        from IPython.display import HTML, display
-
         display(HTML(STYLE))  # type: ignore[no-untyped-call]
         display(self.bundle(), raw=True)  # type: ignore[no-untyped-call]
 

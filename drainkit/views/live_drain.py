@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from IPython.display import clear_output
+from IPython.display import Markdown, clear_output
 
 from .. import files
 from ..core.summary import Step, Summary, amount, span
@@ -23,9 +23,6 @@ from ..safe import one_line, verbatim
 from ..server import ledger, reading
 from ..settings import NOTEBOOK
 from .session import EXTRA, Session, Table, markdown
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
 
 LINE_EVERY_SEC = 1.0
 
@@ -143,22 +140,13 @@ class LiveDrain(Session):
             f"{rate}; {s.drained_ok:,} had passed every filter. {left}{note}"
         )
 
-    def drift_table(self) -> Table:
+    def drift_table(self) -> Table | Markdown:
         """How many events met which other fate; drift.parquet names each."""
-        rows = (self.summary.drift if self.summary else None) or []
-        return Table(rows, columns=["planned", "happened", "events"])
-
-    def drift_line(self) -> Markdown:
-        """How much differs from the plan."""
         if self.summary is None:
             return markdown("Not armed, so there is nothing to compare.")
         if self.summary.drift is None:
             return markdown("**The drift is not known:** the run ended before it was read.")
-        n = sum(change["events"] for change in self.summary.drift)
-        return markdown(
-            f"**{amount(n, 'events')} met another fate than planned**; ages count at the moment of "
-            "the drain (or at its as_of)."
-        )
+        return Table(self.summary.drift, columns=["planned", "happened", "events"])
 
 
 _STOP = threading.Event()

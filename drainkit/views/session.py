@@ -14,9 +14,10 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
+from IPython.display import Markdown
 from pydantic import TypeAdapter, ValidationError
 
 from .. import files, safe
@@ -29,9 +30,6 @@ from ..operations.state import group_rows, known
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, shown
 from ..settings.config import load
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
 
 pd.set_option("display.html.use_mathjax", False)  # a plain frame's `$` is no formula either
 SAMPLE_ROWS = 8
@@ -68,8 +66,6 @@ def macros() -> Any:
 
 def markdown(text: str) -> Markdown:
     """Text as a notebook shows it."""
-    from IPython.display import Markdown
-
     return Markdown(text)  # type: ignore[no-untyped-call]
 
 

@@ -288,22 +288,12 @@ def test_02_without_a_folder_has_no_digest(valkey: Server, stream: str) -> None:
     assert dry.plan.digest in dry.digest().data.replace("<wbr>", "")
 
 
-def test_a_plan_that_was_applied_says_so(valkey: Server, stream: str, cli: Cli) -> None:
-    """Applying it again names the run that did it, and when."""
-    seed(valkey, stream, 40, delivered=10)
-    cli.done("drain", "--plan", "plan.json", "--throttle", "none", *at(valkey, stream))
-    live = ("drain", "--mode", "live", "--yes", "--plan", "plan.json", *at(valkey, stream))
-    run = cli.done(*live, "--json").json()
-    again = cli.done(*live)
-    assert f"applied already by {run['run_id']} at {run['started_at'][:10]}" in again.out
-
-
 def test_03_that_was_interrupted_goes_on(
-    valkey: Server, stream: str, capsys: pytest.CaptureFixture[str]
+    valkey: Server, stream: str, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Interrupted, its last line has all that was drained, and the error speaks of the cell; run
-    again it goes on, and entries, time and rate are those of both attempts; once more it says that
-    the plan was applied already."""
+    again it goes on, and entries, time and rate are those of both attempts; once more, here or by
+    the command line, it says which run applied the plan, and when."""
     seed(valkey, stream, 70, delivered=10)
     Path("run").mkdir()
     plan = DryRun.open({"stream": stream, "throttle": 50, "run_dir": "run"}).plan
@@ -326,6 +316,8 @@ def test_03_that_was_interrupted_goes_on(
     assert "already" not in capsys.readouterr().out
     live.run()
     assert f"applied already by {live.summary.run_id} at 20" in capsys.readouterr().out
+    drain = ("drain", "--mode", "live", "--yes", "--plan", "run", *at(valkey, stream))
+    assert f"applied already by {live.summary.run_id} at 20" in cli.done(*drain).out
 
 
 def test_a_decision_shown_says_as_of_when(valkey: Server, stream: str, cli: Cli) -> None:
