@@ -15,7 +15,7 @@ from msgspec import to_builtins
 
 from ..core.audit import audit_ms, audit_schema, audit_table
 from ..core.timestamps import iso
-from ..errors import DrainkitError, UsageError
+from ..errors import DrainkitError
 from ..operations import checks
 from ..operations.first import running_drains
 from ..operations.state import group_rows
@@ -50,9 +50,7 @@ class Monitor(Session):
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with the notebook's `globals()`."""
         board = super().open(names)
-        board.pattern = names.get("pattern") or None
-        if not isinstance(board.pattern, str | None):
-            raise UsageError("pattern takes a glob pattern of stream names, as a text")
+        board.pattern = checked(names, "pattern", str | None) or None
         board.limits = checks.Limits(
             max_backlog=int(checked(names, "max_backlog", Amount)),
             max_age_min=checked(names, "max_backlog_age_min", Amount),
