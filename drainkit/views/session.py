@@ -197,11 +197,9 @@ class Session:
         return found if isinstance(found, dict) else {}
 
     def write_summary(self, summary: Summary) -> None:
-        """run.json; what the run noted there about itself stays until its end."""
+        """run.json, where there is a folder."""
         if self.run_dir is not None:
-            noted = self.noted("run.json")
-            kept = {k: noted[k] for k in ("parameters", "templates") if k in noted}
-            files.write_json(self.run_dir / "run.json", summary.as_dict() | kept)
+            files.write_json(self.run_dir / "run.json", summary.as_dict())
 
     def settings_table(self) -> pd.DataFrame:
         """The parameters as understood, without secrets."""
