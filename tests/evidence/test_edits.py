@@ -22,13 +22,12 @@ import pytest
 from backlogs import seed
 from books import at
 from conftest import Cli, lacking
-from plan_samples import plan_of, save_plan, table_of
+from plan_samples import plan_of
 from pyarrow import parquet
-from runs import flip, keygen
+from runs import flip, keygen, make_run, seal
 from servers import Server
 
 from drainkit import files
-from drainkit.evidence import seal as sealing
 from drainkit.evidence.verify import verify as verify_evidence
 from drainkit.signing import add_signature
 
@@ -47,26 +46,15 @@ class Evidence:
 
     def __init__(self, reports: Path, keys: Path) -> None:
         self.reports, self.keys = reports, keys
-        self.stream = "s"
 
     def __truediv__(self, name: str) -> Path:
         return self.reports / name
 
     def make(self, name: str, **more: Any) -> Path:
-        """A sealed run, as `drainkit run` leaves it, small."""
-        folder = sealing.open_run(self.reports, name)
-        mode = "live" if "-live-" in name else "dry-run"
-        run = {"run_id": name, "mode": mode, "stream": self.stream, "outcome": "done",
-               "exit_code": 0, "total_read": 7, "drained_ok": 3, "operator": "olga",
-               "plan_digest": plan_of().digest,
-               "started_at": "2026-01-01T00:00:00+00:00",
-               "finished_at": "2026-01-01T00:01:00+00:00", **more}  # fmt: skip
-        files.write_json(folder / "run.json", run)
-        for other in ("baseline.json", "after.json", "03_live_drain.ipynb"):
-            files.write_json(folder / other, {"of": name})
-        files.write_text(folder / "report.html", f"<p>{name}</p>")
-        files.write_table(folder / "audit.parquet", pa.table({"id": [name]}))
-        save_plan(folder / "plan.json", plan_of(), [table_of()])
+        """A run as `drainkit run` leaves it, small, not sealed yet."""
+        run = {"run_id": name, "mode": "live" if "-live-" in name else "dry-run", "stream": "s",
+               "plan_digest": plan_of().digest, **more}  # fmt: skip
+        folder = make_run(self.reports, name=name, **run)
         if run.get("approvers"):
             add_signature(folder, plan_of().digest, self.keys / "ann")
         return folder
@@ -79,9 +67,8 @@ class Evidence:
         if chain.exists() and json.loads(chain.read_text())["run_id"] == name:
             chain.unlink()
         run = json.loads((self / name / "run.json").read_text())
-        sealing.seal(self / name, run=run, server={},
-                     parameters={"stream": run.get("stream"), "mode": run.get("mode")},
-                     sign_key=self.keys / key if key else None)  # fmt: skip
+        seal(self / name, run=run, parameters={n: run.get(n) for n in ("stream", "mode")},
+             sign_key=self.keys / key if key else None)  # fmt: skip
 
     def seal_all(self, key: Callable[[str], str] = str) -> None:
         """All runs anew, in the order of their names (by `key`), so that the chain fits."""
