@@ -62,8 +62,8 @@ def sample_entries(now_ms: int, n: int = ENTRIES, seed: int = 20251224) -> list[
     for ms in times:
         seq = seq + 1 if ms == last_ms else 0
         last_ms = ms
-        body = [part if isinstance(part, bytes) else str(part).encode()
-                for pair in _fields(rng, ms).items() for part in pair]  # fmt: skip
+        parts = [part for pair in _fields(rng, ms).items() for part in pair]
+        body = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
         entries.append([f"{ms}-{seq}".encode(), body])
     return entries
 

@@ -28,7 +28,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import run_sync
 
-from ..errors import DrainkitError, InterruptedRunError, UnwritableError, named
+from ..errors import DrainkitError, InterruptedRunError, UnwritableError, error_class
 from ..safe import one_line
 from .notebooks import quick_imports
 
@@ -144,7 +144,7 @@ class Kernels:
         if not problem:
             return
         kind, _, message = problem.partition(": ")
-        cause = named(kind)
+        cause = error_class(kind)
         if interrupted or cause is InterruptedRunError:
             raise InterruptedRunError(INTERRUPTED)
         if issubclass(cause, UnwritableError):  # the reports folder went away under the run
