@@ -73,7 +73,7 @@ def test_runs_are_verified_there(s3: S3, tmp_path: Path, monkeypatch: pytest.Mon
     found = checked()
     assert found[names[0]] == []
     assert found[names[1]] == ["changed: audit.parquet (its SHA-256 is another)"]
-    assert found[names[2]] == ["added: object-with-an-impossible-name (not a plain file)"]
+    assert found[names[2]] == ["added: ..%2Fsly"]
 
 
 def digest_of(s3: S3, name: str) -> str:
