@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -53,33 +53,28 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _descriptor(path: Path, flags: int) -> Iterator[int]:
-    handle = os.open(path, flags)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _unfinished(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
-    """What `make` makes under another name beside `path`, its descriptor; removed unless renamed.
+def _unfinished(path: Path, flags: int) -> Iterator[tuple[Path, int]]:
+    """A new file (or folder: O_DIRECTORY) under another name beside `path`, and its descriptor;
+    removed unless renamed.
 
     It is locked as long as somebody writes it: what a killed process left is locked by nobody, and
     removed by the next one that writes beside it.
     """
     own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
     for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
-        with suppress(OSError), _descriptor(left, _READ) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(left)
+        with suppress(OSError):
+            handle = os.open(left, _READ)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(left)
+            finally:
+                os.close(handle)
     while True:
         with _told(path):
-            handle = make(own)
+            if flags & os.O_DIRECTORY:
+                own.mkdir()
+            # not tempfile: its 0600 could only be widened by guessing at the umask
+            handle = os.open(own, flags | os.O_CLOEXEC, 0o666)
         with suppress(OSError):  # where nothing can be locked nothing is removed either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
@@ -89,13 +84,16 @@ def _unfinished(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path,
         yield own, handle
     finally:
         os.close(handle)
-        _remove(own)
+        remove(own)
 
 
 def _sync_folders(*folders: Path) -> None:
     for folder in folders:  # a rename is on disk only when its folder is
-        with _descriptor(folder, os.O_RDONLY) as handle:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -104,9 +102,7 @@ def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
 
     With `new` it never takes another file's place, also not of one that came meanwhile.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    # not tempfile: its 0600 could only be widened by guessing at the umask
-    with _unfinished(path, lambda own: os.open(own, flags, 0o666)) as (own, handle):
+    with _unfinished(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as (own, handle):
         file = os.fdopen(handle, "wb", closefd=False)
         try:
             yield file
@@ -130,14 +126,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     where something stands in `folder` already, UsageError for a place that cannot be.
     """
     folder = folder.resolve()  # a link to a folder stays a link
-
-    def make(own: Path) -> int:
+    with _told(folder):
         if folder.exists() and any(folder.iterdir()):
             raise OSError(errno.ENOTEMPTY, "not empty")
-        own.mkdir()
-        return os.open(own, os.O_RDONLY | os.O_CLOEXEC)
-
-    with _unfinished(folder, make) as (own, _):
+    with _unfinished(folder, os.O_RDONLY | os.O_DIRECTORY) as (own, _):
         yield own
         with _told(folder):
             _sync_folders(*own.glob("**/"), own)
@@ -324,8 +316,8 @@ def make_folder(folder: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if there is one."""
-    path.unlink(missing_ok=True)
+    """Remove a file, or a folder and all that can be removed in it, if there is one."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:

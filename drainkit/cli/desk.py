@@ -6,25 +6,26 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
-import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import Argument, Option
 
 from ..errors import UsageError
 from . import BLAS_THREADS, IS_BLAS_GIVEN
 from .draining import run_and_tell
-from .program import AUDIT, COMMON, GROUP, POLICY, WHERE, YES, command, connected, option, setting
+from .program import AUDIT, COMMON, GROUP, POLICY, WHERE, YES, command, connected, setting
 from .terminal import Table, confirm, emit, plan_rows, tell, tell_error
 
 if TYPE_CHECKING:
     from ..demo import EmbeddedServer
     from ..settings import Settings
 
-_LEDGER = [option("--redis-url", metavar="URL", help="Also ask this server's run ledger."),
+_LEDGER = [Option(["--redis-url"], metavar="URL", help="Also ask this server's run ledger."),
            *setting("stream")]  # fmt: skip
 
 
@@ -35,11 +36,11 @@ def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
     return () if redis_url is None else (load({} if stream is None else {"stream": stream}).stream,)
 
 
-@command(click.argument("path"), *_LEDGER,
-         option("--allowed-signers", metavar="FILE", type=Path,
+@command(Argument(["path"]), *_LEDGER,
+         Option(["--allowed-signers"], metavar="FILE", type=Path,
                 help="Who may approve and sign (ssh-keygen)."),
-         option("--identity", metavar="NAME", help="Who must have signed the statement."),
-         option("--checkpoint", metavar="FILE", type=Path,
+         Option(["--identity"], metavar="NAME", help="Who must have signed the statement."),
+         Option(["--checkpoint"], metavar="FILE", type=Path,
                 help="A keeper's lines that the chain must go on from."),
          *COMMON)  # fmt: skip
 def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers: Path | None,
@@ -65,8 +66,8 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
     return 1 if found.bad else 0
 
 
-@command(click.argument("reports", metavar="[REPORTS_DIR]", default="reports"), *_LEDGER,
-         option("--html", metavar="FILE", type=Path,
+@command(Argument(["reports"], metavar="[REPORTS_DIR]", default="reports"), *_LEDGER,
+         Option(["--html"], metavar="FILE", type=Path,
                 help="Also write them as a page, without a script."),
          *COMMON)  # fmt: skip
 def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | None) -> None:
@@ -86,7 +87,7 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | N
     emit({"runs": found}, *evidence.lines(found))
 
 
-@command(click.argument("ids", nargs=-1, required=True, metavar="ID ..."),
+@command(Argument(["ids"], nargs=-1, required=True, metavar="ID ..."),
          *POLICY, *GROUP, AUDIT, *WHERE)  # fmt: skip
 def show(ids: tuple[str, ...], **flags: Any) -> None:
     """Single entries: raw fields, decoded values and where each was found, every verdict.
@@ -110,7 +111,7 @@ def show(ids: tuple[str, ...], **flags: Any) -> None:
     emit(data, *(Table(head, events.rows_of(one), one["id"]) for one in found))
 
 
-@command(click.argument("first", metavar="RUN"), click.argument("second", metavar="RUN"), *COMMON)
+@command(Argument(["first"], metavar="RUN"), Argument(["second"], metavar="RUN"), *COMMON)
 def diff(first: str, second: str) -> None:
     """Two plans or evidence folders: differing settings, and events that met another fate.
 
@@ -127,8 +128,8 @@ def diff(first: str, second: str) -> None:
     emit(found, *comparison.as_text(found).splitlines())
 
 
-@command(click.argument("plan", metavar="PLAN", type=Path),
-         option("--sign-key", metavar="KEY", required=True, type=Path,
+@command(Argument(["plan"], metavar="PLAN", type=Path),
+         Option(["--sign-key"], metavar="KEY", required=True, type=Path,
                 help="Your SSH key (ssh-keygen)."),
          YES, *COMMON)  # fmt: skip
 def approve(plan: Path, sign_key: Path, yes: bool) -> None:
@@ -174,8 +175,8 @@ def _filled(embedded: EmbeddedServer, reports_dir: str) -> Settings:
     return settings
 
 
-@command(option("--reports-dir", metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]"),
-         option("--serve", is_flag=True, help="Drain nothing; keep the server until interrupted."),
+@command(Option(["--reports-dir"], metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]"),
+         Option(["--serve"], is_flag=True, help="Drain nothing: keep the server until Ctrl-C."),
          *COMMON)  # fmt: skip
 def demo(reports_dir: str, serve: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
@@ -197,16 +198,14 @@ def demo(reports_dir: str, serve: bool) -> int:
         data = {"redis_url": embedded.url, "stream": settings.stream, "next": commands}
         emit(data, f"The server: {embedded.url}", "In another terminal:",
              *(f"  {c}" for c in commands), "Ctrl-C ends it.")  # fmt: skip
-        sys.stdout.flush()
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:  # the way to end it, so nothing went wrong
-            return 0
+        with suppress(KeyboardInterrupt):  # the way to end it, so nothing went wrong
+            sys.stdout.flush()
+            signal.pause()
+        return 0
 
 
-@command(click.argument("folder", metavar="DIR"),
-         option("--force", is_flag=True, help="Replace notebooks there that differ."),
+@command(Argument(["folder"], metavar="DIR"),
+         Option(["--force"], is_flag=True, help="Replace notebooks there that differ."),
          *COMMON)  # fmt: skip
 def notebooks(folder: str, force: bool) -> None:
     """Copy the notebooks into DIR, to work with them there.
@@ -234,16 +233,14 @@ class _Lab(click.Command):
         return super().parse_args(ctx, args[:end])
 
 
-@command(click.argument("folder", metavar="", default=_FOLDER, required=False),
-         option("--demo", "is_demo", is_flag=True,
+@command(Argument(["folder"], metavar="", default=_FOLDER, required=False),
+         Option(["--demo", "is_demo"], is_flag=True,
                 help="A server with a sample backlog, while Lab runs."),
-         option("--run", "sealed", metavar="RUN_DIR",
+         Option(["--run", "sealed"], metavar="RUN_DIR",
                 help="Open 01 of a sealed run (a folder or a URL); no server is asked."),
-         *WHERE[:-1], *GROUP, click.pass_obj,
+         *WHERE[:-1], *GROUP,
          cls=_Lab, options_metavar="[OPTIONS] [DIR] [-- ARGS]")  # fmt: skip
-def lab(
-    further: list[str], /, folder: str, is_demo: bool, sealed: str | None, **flags: Any
-) -> None:
+def lab(folder: str, is_demo: bool, sealed: str | None, **flags: Any) -> None:
     """JupyterLab on the notebooks in DIR (drainkit-notebooks), copied there where missing.
 
     Notebooks that were changed stay as they are. ARGS go to `jupyter lab`.
@@ -260,6 +257,7 @@ def lab(
     from ..settings.config import config_variable, kernel_variables
 
     check_installed()
+    further: list[str] = click.get_current_context().obj
     others = [*flags.values(), sealed if is_demo else None]
     if (is_demo or sealed is not None) and any(value is not None for value in others):
         alone = "--demo" if is_demo else "--run"
@@ -283,7 +281,7 @@ def lab(
             if how == "kept":
                 tell(f"{name} in {folder} was changed, and stays as it is", err=True)
         if sealed is not None:
-            further = [*further, of_sealed(sealed, Path(folder))]
+            further.append(of_sealed(sealed, Path(folder)))
         os.environ.update(variables)
         if not IS_BLAS_GIVEN:
             os.environ.pop(BLAS_THREADS, None)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import Option
 
 from ..errors import InterruptedRunError, UsageError
 from ..safe import address, one_line
 from . import terminal
-from .program import DRAIN, GROUP, POLICY, WHERE, command, connected, option, setting, settings_of
+from .program import DRAIN, GROUP, POLICY, WHERE, command, connected, setting, settings_of
 from .terminal import Block, Progress, Table, confirm, emit, signals, tell, tell_error
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 
-@command(option("-v", "--all", "is_all", is_flag=True, help="All groups, and newest entries."),
-         option("--watch", "watch_sec", type=click.IntRange(1, 86_400), metavar="SEC",
+@command(Option(["-v", "--all", "is_all"], is_flag=True, help="All groups, and newest entries."),
+         Option(["--watch", "watch_sec"], type=click.IntRange(1, 86_400), metavar="SEC",
                 help="Again each SEC seconds, until interrupted."),
          *POLICY, *GROUP, *WHERE)  # fmt: skip
 def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
@@ -116,9 +117,7 @@ def drain(yes: bool, **flags: Any) -> int:
       drainkit drain --mode dry-run --plan plan.json && \\
       drainkit drain --mode live --yes --plan plan.json
     """
-    from ..draining import unattended
     from ..draining.dry import dry_run, plan_run
-    from ..draining.live import apply
     from ..draining.run import check, opened
 
     settings = settings_of(flags)
@@ -128,6 +127,8 @@ def drain(yes: bool, **flags: Any) -> int:
         if run.planned is None and (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
+            from ..draining import live, unattended
+
             seen = unattended.check_run(run) if yes else None
             if not yes:
                 check(run)  # what would be refused is refused before a long look
@@ -139,7 +140,7 @@ def drain(yes: bool, **flags: Any) -> int:
                 unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
                 _question(run, plan, notes, yes=False)
             with signals() as stopping:
-                summary = apply(run, seen, stopping=stopping, on_progress=progress.show)
+                summary = live.apply(run, seen, stopping=stopping, on_progress=progress.show)
         elif settings.plan is None:
             summary = dry_run(run, on_progress=progress.show)
         else:
@@ -152,11 +153,24 @@ def drain(yes: bool, **flags: Any) -> int:
 
 
 def _question(run: Run, plan: Plan, notes: list[str], *, yes: bool) -> None:
-    """The card, and the question after it."""
+    """Show what a live drain of this plan would do, and where; then ask.
+
+    A run with a plan applies just this one; otherwise it decides again, at each event's turn.
+    """
+    from ..core.summary import approvers_words, entries_words
     from ..server import scopes
 
-    left = scopes.left(run.server, run.scope)
-    tell(terminal.question_card(run, plan, notes, waiting=left.fresh, own=left.own), err=True)
+    server, wanted, left = run.server, run.settings.approval, scopes.left(run.server, run.scope)
+    no_plan = "none: decided again at each event's turn (--plan binds a drain to a dry run)"
+    rows = [
+        ("Server", f"{server.info.kind} {server.info.version} at {server.shown_url}"),
+        ("Keeps", "; ".join(scopes.keeping_words(scopes.keeping(server)))),
+        *terminal.plan_rows(plan, entries_words(plan.scope, left.fresh, left.own)),
+        *(("Note", note) for note in notes),
+        ("Digest", plan.digest if run.planned else no_plan),
+        ("Approved by", approvers_words(run.approvers, wanted.required) if wanted else ""),
+    ]
+    tell(Table((), [row for row in rows if row[1]], "Live drain"), err=True)
     confirm(
         f"{plan.counts['drained_ok']:,} good signals will be acknowledged and not executed. "
         f"Acknowledge and audit {plan.total_read:,} of {left.fresh:,} entries?", yes,
@@ -164,15 +178,15 @@ def _question(run: Run, plan: Plan, notes: list[str], *, yes: bool) -> None:
 
 
 @command(*DRAIN, *setting("reports_dir", "notebooks_dir"),
-         option("--all-streams", "pattern", metavar="PATTERN",
+         Option(["--all-streams", "pattern"], metavar="PATTERN",
                 help="Each stream whose name fits and that has the group, one run each."),
-         option("--dask", "cluster", metavar="ADDRESS|local",
+         Option(["--dask", "cluster"], metavar="ADDRESS|local",
                 help="With --all-streams: as tasks of this Dask cluster."),
-         option("--if-backlog-over", type=click.IntRange(min=0), metavar="N",
+         Option(["--if-backlog-over"], type=click.IntRange(min=0), metavar="N",
                  help="Scheduled: only if the scope holds more than N entries."),
-         option("--sign-key", metavar="FILE", type=Path,
+         Option(["--sign-key"], metavar="FILE", type=Path,
                 help="Sign the statement with this SSH key."),
-         option("--close", "closed", metavar="RUN_DIR", type=Path,
+         Option(["--close", "closed"], metavar="RUN_DIR", type=Path,
                  help="Complete and seal the folder that a killed run left; drains nothing. "
                  "With the run's --reports-dir URL it is copied there."),
          *WHERE)  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import Argument, Option
 
 from ..errors import DrainkitError, UsageError
 from .program import (
@@ -19,7 +20,6 @@ from .program import (
     YES,
     command,
     connected,
-    option,
     settings_of,
 )
 from .terminal import Table, confirm, emit, signals, tell_error, wants_json
@@ -41,11 +41,11 @@ def _number(value: str) -> float:
     raise click.BadParameter(f"{value} is not a number from 0 to {MAX_MIN:,}")
 
 
-def _limit(name: str, default: int | None, text: str) -> Any:
+def _limit(name: str, default: int | None, text: str) -> Option:
     shown = text if default is None else f"{text} [{default}]"
     if name.endswith("-min"):
-        return option(name, type=_number, default=default, metavar="MIN", help=shown)
-    return option(name, type=click.IntRange(min=0), default=default, metavar="N", help=shown)
+        return Option([name], type=_number, default=default, metavar="MIN", help=shown)
+    return Option([name], type=click.IntRange(min=0), default=default, metavar="N", help=shown)
 
 
 @command(_limit("--max-backlog", 1000, "Entries undelivered, per group."),
@@ -54,12 +54,12 @@ def _limit(name: str, default: int | None, text: str) -> Any:
          _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes."),
          _limit("--max-lost", None, "Entries trimmed before a group read them. [0; given: unknown "
                 "if not counted]"),
-         option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. [each]"),
-         option("--all-streams", "pattern", metavar="PATTERN", help="Each stream whose name fits."),
+         Option(["--group", "groups"], multiple=True, metavar="NAME", help="Just this one. [each]"),
+         Option(["--all-streams", "pattern"], metavar="PATTERN", help="Each stream that fits it."),
          AUDIT,
-         option("--format", "form", type=click.Choice(["text", "prometheus"]), default="text",
+         Option(["--format", "form"], type=click.Choice(["text", "prometheus"]), default="text",
                 help="Findings, or metrics. [text]"),
-         option("--textfile", metavar="FILE", type=Path,
+         Option(["--textfile"], metavar="FILE", type=Path,
                 help="Write metrics here, for node_exporter."),
          *WHERE)  # fmt: skip
 def check(
@@ -105,7 +105,7 @@ def check(
     return report.exit_code
 
 
-@command(option("--reason", required=True, metavar="TEXT", help="Why; kept with the switch."),
+@command(Option(["--reason"], required=True, metavar="TEXT", help="Why; kept with the switch."),
          OPERATOR, *WHERE)  # fmt: skip
 def stop(reason: str, **flags: Any) -> None:
     """Set the kill switch: from now on no drain of the stream acknowledges anything."""
@@ -160,8 +160,8 @@ def _note(server: Server, entry: Entry) -> None:
         tell_error(f"it is done, but the ledger does not have it: {error}")
 
 
-@command(option("--delete", is_flag=True, help="Remove those that are safe to remove."),
-         option("--min-idle-min", metavar="MIN", help="Dead: idle at least, minutes. [60]"),
+@command(Option(["--delete"], is_flag=True, help="Remove those that are safe to remove."),
+         Option(["--min-idle-min"], metavar="MIN", help="Dead: idle at least, minutes. [60]"),
          YES, OPERATOR, *GROUP, *WHERE)  # fmt: skip
 def consumers(delete: bool, yes: bool, **flags: Any) -> None:
     """List dead consumers; --delete removes those that have nothing pending."""
@@ -194,11 +194,11 @@ def consumers(delete: bool, yes: bool, **flags: Any) -> None:
          *([Table(("Consumer", "Idle, min", "Pending", ""), rows)] if rows else []))  # fmt: skip
 
 
-@command(option("--apply", is_flag=True, help="Remove what is shown."),
-         option("--keep-days", type=_number, metavar="N",
+@command(Option(["--apply"], is_flag=True, help="Remove what is shown."),
+         Option(["--keep-days"], type=_number, metavar="N",
                 help="Keep whatever is younger, days."),
-         option("--archive", metavar="FILE", help="Write it to this .parquet file first."),
-         option("--without-groups", is_flag=True,
+         Option(["--archive"], metavar="FILE", help="Write it to this .parquet file first."),
+         Option(["--without-groups"], is_flag=True,
                 help="Trim although no group says what is needed."),
          YES, OPERATOR, *WHERE)  # fmt: skip
 def trim(apply: bool, keep_days: float | None, archive: str | None, without_groups: bool, yes: bool,
@@ -238,7 +238,7 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
     emit({"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}, *lines)
 
 
-@command(click.argument("target", metavar="FILE|DIR/"), *SCOPE, *GROUP, *WHERE)
+@command(Argument(["target"], metavar="FILE|DIR/"), *SCOPE, *GROUP, *WHERE)
 def export(target: str, **flags: Any) -> None:
     """The backlog of a scope as a file, or as a dataset by day; reads only.
 
@@ -258,7 +258,7 @@ def export(target: str, **flags: Any) -> None:
     emit(data, f"{n:,} entries ({scope}) in {target}")
 
 
-@command(click.argument("file", type=Path), YES, *WHERE)
+@command(Argument(["file"], type=Path), YES, *WHERE)
 def restore(file: Path, yes: bool, **flags: Any) -> None:
     """Put an archive of trim into a new stream, named by --stream."""
     from ..operations import maintenance
@@ -273,7 +273,7 @@ def restore(file: Path, yes: bool, **flags: Any) -> None:
     emit(data, f"{n:,} entries in {new}")
 
 
-@command(AUDIT, option("--allowlist", metavar="redis:KEY", help="Also let all read this set."),
+@command(AUDIT, Option(["--allowlist"], metavar="redis:KEY", help="Also let all read this set."),
          *WHERE)  # fmt: skip
 def acl(**flags: Any) -> None:
     """Least-privilege ACL rules by role: analyst, drainer, historian, janitor.

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click import Option
 
 from ..errors import DrainkitError, InterruptedRunError, UsageError
 from .terminal import interrupt, safe_streams, tell, tell_error
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from ..server.connection import Server
     from ..settings import Settings
 
-option = click.option
-YES = option("--yes", is_flag=True, help="Do not ask.")
-DEBUG = option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
-COMMON: list[Any] = [
+YES = Option(["--yes"], is_flag=True, help="Do not ask.")
+DEBUG = Option(["--debug"], is_flag=True, expose_value=False, help="Show tracebacks.")
+COMMON: list[click.Parameter] = [
     DEBUG,
-    option("--json", is_flag=True, expose_value=False, help="One JSON object on stdout.",
+    Option(["--json"], is_flag=True, expose_value=False, help="One JSON object on stdout.",
            callback=lambda context, _, given: context.meta.update(json=given)),
 ]  # fmt: skip
 
@@ -44,6 +44,7 @@ class _Program(click.Group):
 
 
 program = _Program(
+    params=[DEBUG],
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Drain a stale Redis stream backlog safely: read, filter, acknowledge, audit.
 
@@ -57,24 +58,17 @@ program = _Program(
       drainkit drain --mode live --yes --throttle 5 --max-events 500
     """,
 )
-DEBUG(click.version_option(package_name="drainkit")(program))
+click.version_option(package_name="drainkit")(program)
 
 
 def command(
-    *parameters: Callable[[Any], Any], **known: Any
+    *params: click.Parameter, **known: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a function a command of the program, with these options and arguments in this order."""
-
-    def decorate(function: Callable[..., Any]) -> click.Command:
-        for parameter in reversed(parameters):
-            function = parameter(function)
-        made: click.Command = program.command(**known)(function)
-        return made
-
-    return decorate
+    return program.command(params=[*params], **known)
 
 
-def setting(*names: str) -> list[Any]:
+def setting(*names: str) -> list[Option]:
     """The options of these settings, as settings/ declares them."""
     from ..settings import Settings, facts, outside
 
@@ -86,19 +80,19 @@ def setting(*names: str) -> list[Any]:
             shape = {"is_flag": True, "default": None}
         elif known["shown"]:
             shape["help"] = f"{known['help']} [{known['shown']}]".strip()
-        options.append(option(f"--{outside(name)}", name, **{"help": known["help"], **shape}))
+        options.append(Option([f"--{outside(name)}", name], **{"help": known["help"], **shape}))
     return options
 
 
-_ENV = option("--env", metavar="NAME", help="Table [env.NAME] of drainkit.toml.")
-WHERE: list[Any] = [*setting("redis_url", "stream"), _ENV, *COMMON]
+_ENV = Option(["--env"], metavar="NAME", help="Table [env.NAME] of drainkit.toml.")
+WHERE = [*setting("redis_url", "stream"), _ENV, *COMMON]
 AUDIT, OPERATOR = setting("audit_stream", "operator")
 GROUP = setting("consumer_group")
 SCOPE = setting("scope", "min_idle_min", "from_consumer", "history_group", "until", "from_")
 POLICY = setting("allowlist", "min_conf", "max_age_min", "as_of")
-DRAIN: list[Any] = [*setting("mode"), *POLICY, *setting("throttle", "max_events"), *GROUP]
+DRAIN = [*setting("mode"), *POLICY, *setting("throttle", "max_events"), *GROUP]
 DRAIN += [*setting("consumer_name"), AUDIT, *SCOPE, OPERATOR, *setting("plan")]
-DRAIN += [option("--yes", is_flag=True, help="Live: do not ask.")]
+DRAIN += [Option(["--yes"], is_flag=True, help="Live: do not ask.")]
 DRAIN += setting("allow_active_consumers", "allow_invalid")
 
 

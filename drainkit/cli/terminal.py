@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..core.fields import Findings
     from ..core.plan import Plan
     from ..core.summary import Summary
-    from ..draining.run import Run
 
 PIPE_WIDTH = 10_000  # columns; nothing is wrapped in a pipe
 LONGEST = 10_000  # characters of a line; 2,000 of a cell
@@ -283,28 +282,6 @@ def report(result: Mapping[str, Any]) -> list[Block]:
         good = result.get("drained_ok", 0)
         blocks.append(f"A live run acknowledges {good:,} good signals and executes none of them.")
     return [*blocks, *(f"Note: {note}" for note in result.get("notes") or ())]
-
-
-def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: int) -> Table:
-    """What a live drain of this plan would do, and where.
-
-    `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A run
-    with a plan applies just this one; otherwise it decides again, at each event's turn.
-    """
-    from ..core.summary import approvers_words, entries_words
-    from ..server.scopes import keeping, keeping_words
-
-    server, wanted = run.server, run.settings.approval
-    no_plan = "none: decided again at each event's turn (--plan binds a drain to a dry run)"
-    rows = [
-        ("Server", f"{server.info.kind} {server.info.version} at {server.shown_url}"),
-        ("Keeps", "; ".join(keeping_words(keeping(server)))),
-        *plan_rows(plan, entries_words(plan.scope, waiting, own)),
-        *(("Note", note) for note in notes),
-        ("Digest", plan.digest if run.planned else no_plan),
-        ("Approved by", approvers_words(run.approvers, wanted.required) if wanted else ""),
-    ]
-    return Table((), [row for row in rows if row[1]], "Live drain")
 
 
 def plan_rows(plan: Plan, waiting: str = "") -> list[tuple[str, str]]:

@@ -119,23 +119,16 @@ def test_allowlists_from_a_file_and_from_a_redis_set(valkey: Server, stream: str
         assert cli(*drain, spec).rc == rc
 
 
-def test_status_counts_and_says_why(server: Server, stream: str, cli: Cli) -> None:
+def test_status_counts_and_says_why(valkey: Server, stream: str, cli: Cli) -> None:
     """The counted backlog per scope is right where Redis's own lag is not, and is explained."""
-    ids = seed(server, stream)
-    ask(server, "XDEL", stream, ids[150], ids[160])
-    where = ("status", "--all", *at(server, stream))
-    found = cli(*where, "--json").json()
-    group = found["groups"][0]
-    assert group["backlog"] == {"undelivered": 198, "pending": 0, "history": 100}
-    assert found["stream"]["boundary_id"] == ids[-1]
-    assert {"name", "length", "first_id", "last_id", "entries_added"} <= set(found["stream"])
-    assert {"name", "position", "consumers", "pending", "entries_read", "lag_reported"} <= set(
-        group
-    )
-    text = cli(*where).out
+    ids = seed(valkey, stream)
+    ask(valkey, "XDEL", stream, ids[150], ids[160])
+    found = cli("status", *at(valkey, stream), "--json").json()
+    backlog = {"undelivered": 198, "pending": 0, "history": 100}
+    assert (found["groups"][0]["backlog"], found["stream"]["boundary_id"]) == (backlog, ids[-1])
+    text = cli("status", "--all", *at(valkey, stream), env={"DRAINKIT_CONSUMER_GROUP": "other"}).out
     assert "198 lie after the group's position" in text
-    other = cli(*where, env={"DRAINKIT_CONSUMER_GROUP": "other"}).out
-    assert "no group is named other; drain --consumer-group takes another" in other
+    assert "no group is named other; drain --consumer-group takes another" in text
 
 
 def test_help_is_complete(cli: Cli) -> None:

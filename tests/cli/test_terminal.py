@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
-import struct
 import sys
 import termios
 from collections.abc import Callable
@@ -21,17 +19,19 @@ from conftest import Cli, intent
 from servers import Server
 
 from drainkit.cli import terminal
+from drainkit.cli.terminal import Table
 
 LIVE = ("--mode", "live", "--throttle", "none")
+OnTerminal = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
+def on_a_terminal(cli: Cli) -> OnTerminal:
     """Runs a command on a terminal of so many columns; exit code, and all that was on it."""
 
     def run(*args: object, columns: int = 100, answer: str = "y\n", **env: str) -> tuple[int, str]:
         ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        termios.tcsetwinsize(theirs, (30, columns))
         own = {"COLUMNS": "", "TERM": "xterm", **env}  # as wide as the terminal
         process = cli.start(*args, env=own, terminal=theirs)
         os.close(theirs)
@@ -54,7 +54,7 @@ def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
 
 
 def test_the_question_comes_last_with_all_that_it_is_about(
-    valkey: Server, stream: str, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, cli: Cli, on_a_terminal: OnTerminal
 ) -> None:
     """A live drain shows server, stream, group, scope, entries, what would pass, then asks. Status,
     dry run and card say one sum of what is undelivered and what its own consumer left."""
@@ -85,7 +85,7 @@ def test_the_question_comes_last_with_all_that_it_is_about(
 
 
 def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
-    valkey: Server, stream: str, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, cli: Cli, on_a_terminal: OnTerminal
 ) -> None:
     """The same words: wrapped between them, coloured unless NO_COLOR is set; plain in a pipe."""
     entries = [(1_790_000_000_000 + n, intent()) for n in range(30)]
@@ -102,19 +102,6 @@ def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
     assert max(map(len, words)) <= 60
     why = next(line for line in piped.splitlines() if line.startswith("  Why: "))
     assert " ".join(why.split()) in " ".join(plain.split())
-
-
-def test_markup_is_text(valkey: Server, on_a_terminal: Callable[..., tuple[int, str]]) -> None:
-    """What rich reads as markup is shown as it is: in a line, a table and a card."""
-    name = "[red]a[/link][link=http://x]b[/red]:boom:[1]"
-    fill(valkey, name, [(1, intent(name)), (2, intent())], group=GROUP)
-    ask(valkey, "XREADGROUP", "GROUP", GROUP, name, "COUNT", 1, "STREAMS", name, ">")
-    where = at(valkey, name)
-    for command in (("status", "--all", *where), ("consumers", "--min-idle-min", "0", *where),
-                    ("drain", *LIVE, "--allow-active-consumers", *where)):  # fmt: skip
-        code, said = on_a_terminal(*command, columns=200, NO_COLOR="1", answer="n\n")
-        assert code in (0, 4), said
-        assert name in said, command
 
 
 def test_drift_is_a_table_by_planned_and_happened(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +162,7 @@ def test_an_interrupt_that_gets_lost_ends_the_drain_all_the_same() -> None:
 
 
 def test_the_first_screen_is_one_screen(
-    valkey: Server, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, cli: Cli, on_a_terminal: OnTerminal
 ) -> None:
     """With all there is to say, and a long name, status has at most 15 rows of 80 columns."""
     stream, group = "quantum:stream:trade.intent.of.many.words", "quantum:group:" + "execution." * 9
@@ -208,12 +195,18 @@ def test_the_first_screen_is_one_screen(
             assert sum(row.startswith(start) for row in rows) == 1, (start, said)
 
 
-def test_a_command_that_is_shown_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a narrow terminal a long command stays one line."""
+def test_markup_is_text_and_a_command_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rich reads as markup is shown as it is: in a line, a table and a card. On a narrow
+    terminal a long command stays one line, so that it can be pasted."""
+    name = "[red]a[/link][link=http://x]b[/red]:boom:[1]"
+    table, card = Table(("name",), [[name]], name), Table((), [[name, "x"]], name)
     ours, theirs = pty.openpty()
     with os.fdopen(ours), os.fdopen(theirs, "w") as terminal_of_80:
         monkeypatch.setattr(sys, "stdout", terminal_of_80)
-        terminal.tell(f"drainkit run {'--option value ' * 20}", "a " * 90)
-        lines = os.read(ours, 65536).decode().splitlines()
+        monkeypatch.setenv("NO_COLOR", "1")
+        terminal.tell(f"drainkit run {'--option value ' * 20}", "a " * 90, name, table, card)
+        said = os.read(ours, 65536).decode()
+    assert said.count(name) == 5
+    lines = said.splitlines()
     assert [line.count("--option") for line in lines if "--option" in line] == [20]
     assert sum("a a" in line for line in lines) == 3
