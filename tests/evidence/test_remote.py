@@ -108,7 +108,8 @@ def test_runs_at_once_never_fork_the_chain(s3: S3) -> None:
 
 
 def test_a_claim_that_was_cut_off_is_not_somebody_elses(s3: S3) -> None:
-    """A link that came through although its reply was lost is our own, and is not claimed twice."""
+    """A link that came through although its reply was lost is our own, and is not claimed twice; so
+    is an object of the same content, but no other."""
     reports = reports_at(URL)
     create = reports._store.create
 
@@ -118,8 +119,13 @@ def test_a_claim_that_was_cut_off_is_not_somebody_elses(s3: S3) -> None:
 
     reports._store.create = twice  # type: ignore[method-assign]
     run_dir, _ = sealed(reports, 1)
+    reports._store.put(run_dir / STATEMENT, f"{run_dir.name}/{STATEMENT}")
     reports.deliver(run_dir)
     assert checked() == {run_dir.name: [], "chain": []}
+    run_dir, _ = sealed(reports_at(URL), 2)
+    reports._store.put(Path(__file__), f"{run_dir.name}/{STATEMENT}")
+    with pytest.raises(DrainkitError, match="is there already, with other content"):
+        reports.deliver(run_dir)
 
 
 @pytest.mark.parametrize("when", ["it seals", "it copies"])
