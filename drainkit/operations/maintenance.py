@@ -204,31 +204,25 @@ def trim(
     """Remove the entries before the plan's floor, archived first; returns how many.
 
     Each batch is removed by its own ids, and only if no group needs one of them by then. With an
-    archive just its entries are removed, and none unless it was written and can be read. The
-    ledger gets what was removed, and the operator (else the OS user), also if `stopping` or an
-    error ends it early. What was archived and not removed is then in both places.
+    archive just the entries are removed that are read from it, once it is whole. The ledger gets
+    what was removed, and the operator (else the OS user), also if `stopping` or an error ends it
+    early. What was archived and not removed is then in both places.
     """
     check_primary(server.info)
     ledger.check(server)
     if plan.groups > writing.MAX_LISTED:
-        raise RefusedError(
-            f"the stream has {plan.groups:,} groups; to judge more than {writing.MAX_LISTED:,} in "
-            "the removing step would hold up the server: first destroy those that are not used"
-        )
+        raise RefusedError(writing.REFUSALS["many_groups"].format(writing.MAX_LISTED))
     last = previous_id(plan.floor)
     pages = reading.pages(server, server.stream, FIRST_ID, last, page=TRIM_ENTRIES)
     entries: Iterator[RawEntry] = chain.from_iterable(pages)
     if archive is not None:
         check_archive(archive)
-        schema, written = _archive_schema(), 0
+        schema = _archive_schema()
         # a new file, whole on the disk: of two that write one name at once one is refused
         with files.TableWriter(archive, schema, new=True) as out:
             for page in _until(stopping, pages):
                 columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
                 out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
-                written += len(page)
-        if sum(1 for _ in _archived(archive)) != written:
-            raise DrainkitError(f"{archive} is not what was written; nothing was removed")
         entries = _archived(archive)
     who, name = operator or os_user(), archive.name if archive else ""
     return _by_steps(
