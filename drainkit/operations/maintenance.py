@@ -149,8 +149,6 @@ class TrimPlan:
 
     floor: str  # the first id that stays
     bound: str  # what holds it there: "group", "age" or "end" (of the stream)
-    group_floor: str  # where the groups would hold it
-    age_floor: str | None  # where the age would; None: it does not matter
     held_by: dict[str, str]  # group -> why it holds the trim at the floor
     entries: int  # how many lie before the floor, counted
     length: int  # of the stream now
@@ -179,7 +177,7 @@ def trim_plan(
     # a group set beyond the stream's end must not give away entries that are yet to come
     end = min(next_id(info.boundary_id), LAST_ID, key=id_key)
     by_group = min([end, *(needed for needed, _ in floors.values())], key=id_key)
-    by_age = None
+    floor = by_group
     if keep_days is not None:
         now_ms = server.now_us() // 1000
         for odd in filter(None, (info.first_id, info.last_id)):
@@ -189,12 +187,12 @@ def trim_plan(
                     "an entry is; leave it out"
                 )
         by_age = f"{max(0, now_ms - math.floor(keep_days * DAY_MS))}-0"
-    floor = min(by_group, by_age or by_group, key=id_key)
+        floor = min(by_group, by_age, key=id_key)
     bound = "age" if floor != by_group else "end" if floor == end else "group"
-    held_by = {name: why for name, (needed, why) in floors.items() if needed == floor}
+    held_by = {name: why for name, (needed, why) in floors.items()
+               if bound == "group" and needed == floor}  # fmt: skip
     entries, _ = counting.count(server, info, FIRST_ID, previous_id(floor))
-    held_by = held_by if bound == "group" else {}
-    return TrimPlan(floor, bound, by_group, by_age, held_by, entries, info.length, len(groups))
+    return TrimPlan(floor, bound, held_by, entries, info.length, len(groups))
 
 
 def trim(

@@ -108,8 +108,7 @@ def test_trim_keeps_what_is_younger(
     assert (shown["entries"], shown["bound"]) == (removed, bound)
     assert list(shown["held_by"]) == ([GROUP] if bound == "group" else [])
     text = place.says(*command, "--apply", "--yes").out
-    assert f"floor by age ({days:g} days) " in text
-    assert f"the {bound} holds" in text
+    assert f"younger than {days:g} days stays: the {bound} holds" in text
     assert ids_of(place) == ids[removed:]
 
 
