@@ -259,7 +259,8 @@ def _approve(run: Run, planned: PlanFile, *, yes: bool) -> None:
     if yes:
         unattended.check_planned(run.server, run.settings, planned)
     else:
-        unattended.check_readable(run.settings, planned.rows, planned.plan.unreadable)
+        plan = planned.plan
+        unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
     try:  # a signal, or the end of the input, ends the question at once
         with signals(terminal.interrupt):
             _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)

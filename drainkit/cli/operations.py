@@ -228,11 +228,10 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
                 )  # fmt: skip
     archive = archive if removed else None  # nothing to remove, nothing written
     lines = [f"{settings.stream}: {plan.entries:,} of {plan.length:,} entries lie before "
-             f"{plan.floor} and are needed by none of its {plan.groups:,} groups.",
-             *(f"  held back by {name}: {why}" for name, why in plan.held_by.items())]  # fmt: skip
-    if plan.age_floor is not None:
-        lines.append(f"  floor by age ({keep_days:g} days) {plan.age_floor}, floor by group "
-                     f"{plan.group_floor}: the {plan.bound} holds")  # fmt: skip
+             f"{plan.floor} and are needed by none of its {plan.groups:,} groups."]  # fmt: skip
+    lines += [f"  held back by {name}: {why}" for name, why in plan.held_by.items()]
+    if keep_days is not None:
+        lines.append(f"  what is younger than {keep_days:g} days stays: the {plan.bound} holds")
     if apply:
         lines.append(f"Removed: {removed:,}." + (f" Archive: {archive}" if archive else ""))
     emit({"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}, *lines)
