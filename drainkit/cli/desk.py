@@ -63,7 +63,7 @@ def fields(**flags: Any) -> None:
     settings = settings_of(flags)
     with connected(settings) as server:
         found = examine(sample(server, settings), settings.fields)
-    emit({"stream": settings.stream, **found.as_dict()}, *fields_blocks(found))
+    emit({"stream": settings.stream, **vars(found)}, *fields_blocks(found))
 
 
 @command(click.argument("first", metavar="RUN"), click.argument("second", metavar="RUN"), *COMMON)

@@ -51,7 +51,7 @@ def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
     with connected(settings) as server:
         while True:
             found, odd = first_screen(server, settings), unreadable(server, settings)
-            found["unreadable"] = None if odd is None else odd.as_dict()
+            found["unreadable"] = None if odd is None else vars(odd)
             lines = as_lines(found, settings)
             if sys.stdout.isatty():  # 14 rows, however long the names are; these may have two each
                 two = ("CRITICAL", "WARNING", "UNKNOWN", "Running", "Would pass")

@@ -243,13 +243,14 @@ class Analysis(Session):
             return None
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
         names = "\n".join(
-            f"- {value}: {verbatim(path)} in {entries:,}, such as {verbatim(example)}; "
-            f"{'**chosen**, ' if chosen else ''}{why}"
-            for value, path, entries, example, chosen, why in found.paths
+            f"- {value}: {verbatim(row['path'])} in {row['entries']:,}, such as "
+            f"{verbatim(row['example'])}; {'**chosen**, ' if row['chosen'] else ''}{row['why']}"
+            for value, rows in found.fields.items()
+            for row in rows
         )
         notes = [*map(verbatim, found.notes), found.advice()]
-        if snippet := found.snippet():
-            notes.append(f"```toml\n{snippet}\n```")
+        if found.snippet:
+            notes.append(f"```toml\n{found.snippet}\n```")
         return markdown("\n\n".join([f"**{found.title()}**: {reasons}. Fields:", names, *notes]))
 
     def outcomes(self) -> Table | None:
