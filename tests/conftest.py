@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import clusters
-import guard
 import hypothesis
 import pytest
 import servers
 import stores
 from clusters import Cluster
+from guard import guard, running_pids
 from program import Program, Programs
 from proxy import Proxy
 from quick import sitecustomize  # noqa: F401 # for this interpreter too
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # Everything that a test starts makes its temporary files in the guard's folder: so a server
 # left behind is known as ours, and nothing stays on the disk. pytest itself keeps its own place.
 tempfile.gettempdir()
-os.environ["TMPDIR"] = str(guard.guard().folder)
+os.environ["TMPDIR"] = str(guard().folder)
 quick = [str(ROOT / "tests" / "quick"), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(quick)
 
@@ -107,7 +107,7 @@ def _shared() -> Iterator[Shared]:
     yield shared
     shared.stop()
     left = _left_behind(set(), set())
-    guard.close_guard()
+    guard().close()
     assert not left, f"servers outlived the session: {left}"
 
 
@@ -117,15 +117,15 @@ def _left_behind(known: set[Path], expected: set[int]) -> set[int]:
     Those that are just ending get 3 s to do so.
     """
     deadline = time.monotonic() + 3
-    new = {*guard.guard().folder.iterdir()} - known
-    while (left := guard.running_pids(new) - expected) and time.monotonic() < deadline:
+    new = {*guard().folder.iterdir()} - known
+    while (left := running_pids(new) - expected) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
 @pytest.fixture(autouse=True)
 def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
-    before = {*guard.guard().folder.iterdir()}
+    before = {*guard().folder.iterdir()}
     yield
     left = _left_behind(before, _shared.pids())
     for pid in left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,68 +14,33 @@ from pathlib import Path
 
 import psutil
 
-_GUARD = """
-import os, shutil, signal, sys
-folder, alive = sys.argv[1], set()
-for line in sys.stdin:
-    sign, pid = line.split()
-    (alive.add if sign == "+" else alive.discard)(int(pid))
-for pid in alive:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-shutil.rmtree(folder, ignore_errors=True)
-"""
 
-
-class _Guard:
+class Guard:
     """Kills this process's servers and removes their folders once this process is gone.
 
-    A child process reads our servers' pids from a pipe. The kernel closes the pipe when we die,
-    by SIGKILL too; the child then does its work and ends. (PR_SET_PDEATHSIG would do half of
-    it, but fires when the *thread* that started the server ends, exists on Linux only, and
-    needs a preexec_fn, which Python warns about in a process with threads.)
+    A child reads a pipe from us to its end. The kernel closes it when we die, by SIGKILL too; the
+    child then does its work. (PR_SET_PDEATHSIG would do half of it, but fires when the *thread*
+    that started the server ends.)
     """
 
     def __init__(self) -> None:
         # The shortest folder there is: a socket's whole path may have 107 bytes (104 on macOS).
         self.folder = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))
         self._child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _GUARD, self.folder],
+            [sys.executable, "-I", __file__, self.folder],
             stdin=subprocess.PIPE,
-            text=True,
             start_new_session=True,  # Ctrl-C in the terminal must not end the guard first
         )
 
-    def note(self, sign: str, pid: int) -> None:
-        """`+`: a server of ours; `-`: it ended."""
-        assert self._child.stdin is not None
-        self._child.stdin.write(f"{sign} {pid}\n")
-        self._child.stdin.flush()
-
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._child.communicate(timeout=20)
+        """Ends every server still running, and removes every folder."""
+        self._child.communicate(timeout=20)
 
 
 @cache
-def guard() -> _Guard:
+def guard() -> Guard:
     """The one of this process, made with its first server."""
-    return _Guard()
-
-
-def forget(pid: int) -> None:
-    """It ended; there may be no guard any more when the last fixtures of a session end."""
-    if guard.cache_info().currsize:
-        guard().note("-", pid)
-
-
-def close_guard() -> None:
-    """Ends the guard, and with it every server still running and every folder."""
-    if guard.cache_info().currsize:
-        guard().close()
-        guard.cache_clear()
+    return Guard()
 
 
 def running_pids(folders: Iterable[Path]) -> set[int]:
@@ -93,3 +59,10 @@ def running_pids(folders: Iterable[Path]) -> set[int]:
             if process.cwd().startswith(places):
                 found.add(process.pid)
     return found
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    for pid in running_pids([Path(sys.argv[1])]):
+        os.kill(pid, 9)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)

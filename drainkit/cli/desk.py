@@ -156,7 +156,7 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | N
     --redis-url asks: those of the streams that the runs name, and of --stream.
     """
     from .. import files
-    from ..evidence import runs as evidence
+    from ..evidence import verify as evidence
 
     found, odd = evidence.runs(reports, redis_url, _streams(redis_url, stream))
     for line in odd:
@@ -223,9 +223,10 @@ def notebooks(folder: str, force: bool) -> None:
     from ..pipeline.notebooks import copy_to
 
     done = copy_to(Path(folder), force=force)
-    data = {"folder": folder, "copied": done.copied, "unchanged": done.equal}
+    data = {how: [name for name, one in done.items() if one == how]
+            for how in ("copied", "unchanged")}  # fmt: skip
     last = f"{folder} holds all notebooks. drainkit lab {shlex.quote(folder)} opens them."
-    emit(data, *(f"copied {name}" for name in done.copied), last)
+    emit({"folder": folder, **data}, *(f"copied {name}" for name in data["copied"]), last)
 
 
 class _Lab(click.Command):
@@ -284,8 +285,9 @@ def lab(
             os.environ.update(config_variable())
             with connected(settings):  # before a person waits for a browser
                 variables = kernel_variables(settings)
-        for name in copy_to(Path(folder), keep=True).kept:
-            tell(f"{name} in {folder} was changed, and stays as it is", err=True)
+        for name, how in copy_to(Path(folder), keep=True).items():
+            if how == "kept":
+                tell(f"{name} in {folder} was changed, and stays as it is", err=True)
         if sealed is not None:
             further = [*further, of_sealed(sealed, Path(folder))]
         os.environ.update(variables)

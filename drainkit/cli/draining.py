@@ -44,14 +44,13 @@ def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
       drainkit status --allowlist BTCUSDT,ETHUSDT
       drainkit status --watch 5
     """
-    from ..operations.first import as_lines, first_screen, next_command, unreadable
+    from ..operations.first import as_lines, first_screen, next_command
     from ..operations.state import as_text
 
     settings = settings_of(flags)
     with connected(settings) as server:
         while True:
-            found, odd = first_screen(server, settings), unreadable(server, settings)
-            found["unreadable"] = None if odd is None else vars(odd)
+            found, odd = first_screen(server, settings)
             lines = as_lines(found, settings)
             if sys.stdout.isatty():  # 14 rows, however long the names are; these may have two each
                 two = ("CRITICAL", "WARNING", "UNKNOWN", "Running", "Would pass")

@@ -53,9 +53,6 @@ def _limit(name: str, default: int | None, text: str, shown: str = "") -> Any:
          _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes."),
          _limit("--max-lost", None, "Entries trimmed before a group read them.",
                 "0; given: unknown if not counted"),
-         _limit("--max-dead", None, "Dead consumers, per group.", "not judged"),
-         _limit("--dead-after-min", 60, "Dead: idle at least, minutes."),
-         _limit("--max-audit", None, "Entries of the audit stream.", "not judged"),
          option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. [each]"),
          option("--all-streams", "pattern", metavar="PATTERN", help="Each stream whose name fits."),
          AUDIT,
@@ -100,7 +97,8 @@ def check(
     if form == "prometheus" and not textfile:
         click.echo(checks.exposition(report), nl=False)
     else:
-        emit(report.as_dict(), *(finding.line() for finding in report.findings))
+        data = report.verdict() | {"streams": report.states}
+        emit(data, *(finding.line() for finding in report.findings))
     return report.exit_code
 
 

@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
 from ..safe import keep_secret, one_line, secret_words
 from ..settings.kinds import is_url, store_problem
-from .seal import CHAIN, STATEMENT, SUMS, Link, json_of, key_of, link_of, newest, plain_files, seal
+from .seal import CHAIN, STATEMENT, SUMS, Link, key_of, newest, parse, plain_files, seal
 
 SPOOL = "drainkit-spool"  # in the folder where the run was started
 MARKER = ".drainkit"
@@ -33,7 +34,13 @@ MAX_TURNS = 100  # so many other runs may come first
 
 
 class Store:
-    """A folder of an object store, by fsspec."""
+    """A folder of an object store, by fsspec.
+
+    Until it `is_checked`, a store that refuses us is bad usage: exit code 1 says that evidence does
+    not fit.
+    """
+
+    is_checked = False
 
     def __init__(self, url: str) -> None:
         """`url`: one that evidence can be kept at (settings.kinds)."""
@@ -66,16 +73,10 @@ class Store:
         except (ImportError, FileExistsError, DrainkitError):
             raise
         except Exception as error:
-            raise DrainkitError(f"{self.url}: {str(error) or type(error).__name__}") from None
-
-    def check(self) -> None:
-        """Refuse, before anything is drained, a store that refuses us or could fork the chain."""
-        with _at_the_door():
-            if self.create(MARKER, _MARK) and self.create(MARKER, b""):
-                raise UsageError(
-                    f"{self.url}: this store overwrites an object that must be new, so "
-                    "two runs could fork the chain; choose another"
-                )
+            said = f"{self.url}: {str(error) or type(error).__name__}"
+            if self.is_checked:
+                raise DrainkitError(said) from None
+            raise UsageError(f"{said}; check the URL and the credentials") from None
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless there is one of this name; whether it was written."""
@@ -108,18 +109,13 @@ class Store:
         return sorted(key.removeprefix(prefix) for key in found if key.startswith(prefix))
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Copy an object of a run; below a folder in it just that folder, which verify names."""
+        """Copy an object of a run; one that is no file of a run under a name that verify adds."""
         run_id, _, rest = name.partition("/")
-        top, nested, _ = rest.partition("/")
-        if top in ("", ".", "..") or "\0" in top:
-            top, nested = "object-with-an-impossible-name", "/"
-        path = folder / run_id / top
-        home = path if nested else path.parent
-        if not home.exists():
-            files.make_folder(home)
-        if not nested:
-            with self._told(), self._fs.open(f"{self._root}/{name}", "rb") as there:
-                files.write_chunks(path, iter(lambda: there.read(files.CHUNK), b""))
+        path = folder / run_id / (urllib.parse.quote(rest, safe="") if rest.strip(".") else "%2E")
+        if not path.parent.exists():
+            files.make_folder(path.parent)
+        with self._told(), self._fs.open(f"{self._root}/{name}", "rb") as there:
+            files.write_chunks(path, iter(lambda: there.read(files.CHUNK), b""))
 
     def links(self) -> dict[str, Link]:
         """The chain: by a run's digest (or FIRST) the link to the run that follows it."""
@@ -129,33 +125,27 @@ class Store:
         links: dict[str, Link] = {}
         for key, data in found.items():
             with suppress(ValueError):
-                if link := link_of(json_of(data)):
-                    links[key.rpartition("/")[2].removesuffix(".json")] = link
+                links[key.rpartition("/")[2].removesuffix(".json")] = parse(data, Link)
         return links
-
-
-@contextmanager
-def _at_the_door() -> Iterator[None]:
-    """A store that refuses us is bad usage: exit code 1 says that evidence does not fit."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except DrainkitError as error:
-        raise UsageError(f"{error}; check the URL and the credentials") from None
 
 
 class Reports:
     """Where runs leave their evidence: a folder; or an object store, by way of a folder here."""
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
+        """Refuses, before anything is drained, a store that refuses us or could fork the chain."""
         self.folder = folder  # where the run's folder is made
-        self._store = None if url is None else Store(url)
+        self._store = store = None if url is None else Store(url)
         self._tail: Link | None = None  # the newest run there
         self._failure: DrainkitError | None = None
-        if self._store is not None:
-            self._store.check()
-            self._tail = newest(self._store.links())
+        if store is not None:
+            if store.create(MARKER, _MARK) and store.create(MARKER, b""):
+                raise UsageError(
+                    f"{store.url}: this store overwrites an object that must be new, so "
+                    "two runs could fork the chain; choose another"
+                )
+            self._tail = newest(store.links())
+            store.is_checked = True
 
     def shown(self, run_dir: Path) -> str:
         """Where the run's evidence will be found."""
@@ -168,8 +158,8 @@ class Reports:
         """
         if self._store is None:
             return seal(run_dir, **told)
-        for _ in range(MAX_TURNS):
-            try:
+        try:
+            for _ in range(MAX_TURNS):
                 self._tail = newest(self._store.links())
                 digest = self._seal_after_tail(run_dir, told)
                 before = key_of(self._tail)
@@ -178,11 +168,10 @@ class Reports:
                 # a try that was cut off may have come through all the same
                 if created or self._store.links().get(before) == link:
                     return digest
-            except DrainkitError as error:
-                self._failure = error
-                return self._seal_after_tail(run_dir, told)  # evidence there must be, here at least
-        self._failure = DrainkitError(f"{self._store.url}: other runs always came first")
-        return digest
+            raise DrainkitError(f"{self._store.url}: other runs always came first")
+        except DrainkitError as error:
+            self._failure = error
+            return self._seal_after_tail(run_dir, told)  # evidence there must be, here at least
 
     def _seal_after_tail(self, run_dir: Path, told: dict[str, Any]) -> str:
         files.remove(run_dir / STATEMENT)  # of a seal after a run that is not the newest any more
@@ -202,9 +191,8 @@ class Reports:
         try:
             if self._failure is not None:
                 raise self._failure
-            last = (SUMS, STATEMENT)
-            for path in sorted(plain_files(run_dir), key=lambda path: last.index(path.name)
-                               if path.name in last else -1):  # fmt: skip
+            for path in sorted(plain_files(run_dir), key=lambda p: (p.name == STATEMENT,
+                                                                    p.name == SUMS)):  # fmt: skip
                 self._store.put(path, f"{run_dir.name}/{path.name}")
         except (DrainkitError, OSError) as error:
             raise DrainkitError(
@@ -219,12 +207,10 @@ def reports_at(place: Path | str, begun: Path | None = None) -> Reports:
 
     With the folder of a run that was `begun`, its own: if that is in a spool, the store of the URL.
     """
-    if begun is not None and not (is_url(place) and begun.resolve().parents[1].name == SPOOL):
-        return Reports(begun.parent)
-    if is_url(place):
+    if is_url(place) and (begun is None or begun.resolve().parents[1].name == SPOOL):
         spool = begun.resolve().parent if begun else Path(SPOOL) / secrets.token_hex(4)
         return Reports(spool, str(place))
-    return Reports(Path(place))
+    return Reports(begun.parent if begun else Path(place))
 
 
 @contextmanager
@@ -245,13 +231,12 @@ def local_copy(place: str) -> Iterator[Path]:
     is_run = RUN_ID.fullmatch(name) is not None
     with tempfile.TemporaryDirectory(prefix="drainkit-") as own:
         folder = Path(own)
-        with _at_the_door():
-            store = Store(above if is_run else place)
-            if not (names := store.names(name if is_run else "")):
-                raise UsageError(f"{one_line(place, 400)} holds nothing; check the URL")
-            for one in names:
-                if RUN_ID.fullmatch(one.partition("/")[0]):
-                    store.fetch(one, folder)
-            if not is_run and (last := newest(store.links())):
-                files.write_json(folder / CHAIN, last)
+        store = Store(above if is_run else place)
+        if not (names := store.names(name if is_run else "")):
+            raise UsageError(f"{one_line(place, 400)} holds nothing; check the URL")
+        for one in names:
+            if RUN_ID.fullmatch(one.partition("/")[0]):
+                store.fetch(one, folder)
+        if not is_run and (last := newest(store.links())):
+            files.write_json(folder / CHAIN, last)
         yield folder / name if is_run else folder

@@ -19,7 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar
+
+import msgspec
 
 from .. import files
 from ..core.summary import RUN_ID
@@ -30,8 +32,6 @@ from ..signing import OF_STATEMENT, sign, signer
 
 STATEMENT, SUMS, CHAIN = "statement.json", "SHA256SUMS", "chain.json"
 SIGNATURE, APPROVALS, RUN_JSON = "statement.json.sig", "plan.json.sig", "run.json"
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "urn:drainkit:run:v1"
 #: What the statement repeats of run.json.
 OF_RUN = (
     "boundary_id", "total_read", "outcome", "exit_code", "started_at", "finished_at", "operator",
@@ -41,10 +41,44 @@ PACKAGES = (
     "drainkit", "redis", "hiredis", "numpy", "pandas", "pyarrow", "plotly", "papermill",
     "jupyterlab", "nbconvert", "msgspec",
 )  # fmt: skip
-CHECKED = ("plan.json", RUN_JSON)
-_KEPT = {*CHECKED, STATEMENT, SUMS, SIGNATURE, CHAIN}
-Link = Mapping[str, str]  # to a run: run_id, statement_sha256
 FIRST = "first"  # in the place of a digest: before the first run there is no statement
+_CHECKED = ("plan.json", RUN_JSON)
+_Kind = TypeVar("_Kind")
+
+
+class Link(TypedDict):
+    """A run, as chain.json and the run after it name it."""
+
+    run_id: str
+    statement_sha256: str
+
+
+class _Subject(TypedDict):
+    name: str
+    digest: dict[str, str]
+
+
+class _Predicate(msgspec.Struct):
+    """What is read again of a predicate; statements of 65c9fb9 lack what has a value here."""
+
+    run_id: str
+    parameters: dict[str, Any]
+    previous: Link | None
+    approvers: list[str]
+    operator: str | None
+    started_at: str | None
+    finished_at: str | None
+    signed_by: str | None = None
+    user: str | None = None
+    plan_digest: str | None = None
+    approver_keys: dict[str, str] | None = None
+    approvals_required: int | None = None
+
+
+class _Statement(msgspec.Struct):
+    type: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
+    subject: list[_Subject]
+    predicate: _Predicate
 
 
 def is_sealed(place: str) -> bool:
@@ -76,35 +110,35 @@ def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def json_of(data: bytes) -> Any:
-    """JSON from bytes; ValueError for anything that two readers could read differently."""
+def parse(data: bytes, kind: type[_Kind]) -> _Kind:
+    """JSON of this kind; ValueError for any other, and for what two readers could read in two ways.
+
+    `kind`: whatever msgspec converts to.
+    """
 
     def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) != len(pairs):
-            raise ValueError("a key stands in it twice")
+            raise ValueError("it has a key twice")
         return found
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=once_each)
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=once_each)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    return msgspec.convert(found, kind)
 
 
 def read_or(path: Path, otherwise: Any) -> Any:
     """JSON of a plain file if it is of the type of `otherwise`, else that."""
     with suppress(OSError, ValueError):
-        if isinstance(found := json_of(files.read_plain(path)), type(otherwise)):
-            return found
+        return parse(files.read_plain(path), type(otherwise))
     return otherwise
 
 
 def statement_of(data: bytes) -> dict[str, Any]:
-    """A statement with its predicate from the file's bytes; ValueError where it is none."""
-    found = json_of(data)
-    if not isinstance(found, dict) or found.get("_type") != STATEMENT_TYPE:
-        raise ValueError("not an in-toto statement")
-    if not isinstance(found.get("predicate"), dict):
-        raise ValueError("no predicate")
+    """A statement from the file's bytes; ValueError where it is none of ours."""
+    found: dict[str, Any] = parse(data, dict)
+    msgspec.convert(found, _Statement)
     return found
 
 
@@ -147,16 +181,6 @@ def locked(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator
 # ---------------------------------------------------------------- the chain of runs
 
 
-def link_of(data: Any) -> Link | None:
-    """A link of the chain from JSON, None for the start; ValueError where it is neither."""
-    if data is None:
-        return None
-    names = ("run_id", "statement_sha256")
-    if not isinstance(data, dict) or not all(isinstance(data.get(n), str) for n in names):
-        raise ValueError("not a link")
-    return {name: data[name] for name in names}
-
-
 def key_of(before: Link | None) -> str:
     """The digest of the run before; FIRST where there is none."""
     return FIRST if before is None else before["statement_sha256"]
@@ -179,15 +203,10 @@ def newest(links: Mapping[str, Link], start: Link | None = None) -> Link | None:
 
 
 def read_chain(reports_dir: Path) -> Link | None:
-    """What chain.json names; None without one; ValueError where it cannot be read."""
-    try:
-        if link := link_of(json_of(files.read_plain(reports_dir / CHAIN))):
-            return link
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ValueError("not readable") from error
-    raise ValueError("not a link")
+    """What chain.json names; None where there is none, or it cannot be read."""
+    with suppress(OSError, ValueError):
+        return parse(files.read_plain(reports_dir / CHAIN), Link)
+    return None
 
 
 def newest_in(reports_dir: Path, without: Path | None = None) -> Link | None:
@@ -196,25 +215,21 @@ def newest_in(reports_dir: Path, without: Path | None = None) -> Link | None:
     A crash between a statement and chain.json leaves chain.json behind; a chain.json that is gone
     or unreadable is no reason to leave no evidence (verify names it).
     """
-    start, links = None, dict[str, Link]()
-    with suppress(ValueError):
-        start = read_chain(reports_dir)
+    links: dict[str, Link] = {}
     for run in run_dirs(reports_dir):
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError):
             if run != without:
                 data = files.read_plain(run / STATEMENT)
-                before = link_of(statement_of(data)["predicate"]["previous"])
+                before = key_of(statement_of(data)["predicate"]["previous"])
                 digest = hashlib.sha256(data).hexdigest()
-                links[key_of(before)] = {"run_id": run.name, "statement_sha256": digest}
-    return newest(links, start)
+                links[before] = {"run_id": run.name, "statement_sha256": digest}
+    return newest(links, read_chain(reports_dir))
 
 
 def name_newest(reports_dir: Path) -> bool:
     """Write chain.json anew where a process died between a statement and its link there."""
     with locked(reports_dir):
-        named, last = None, newest_in(reports_dir)
-        with suppress(ValueError):
-            named = read_chain(reports_dir)
+        named, last = read_chain(reports_dir), newest_in(reports_dir)
         if last is not None and last != named:
             files.write_json(reports_dir / CHAIN, last)
         return last != named
@@ -255,49 +270,40 @@ def seal(
     struck = _strike_files(run_dir, secret)
     # the key of a signature over nothing, for the one over the statement comes last
     signed_by = sign_key and signer(b"", sign(b"", sign_key, OF_STATEMENT), OF_STATEMENT)
-    digests = {
-        path.name: files.file_sha256(path)
-        for path in plain_files(run_dir)
-        if path.name not in (STATEMENT, SUMS, SIGNATURE)
-    }
+    own = (STATEMENT, SUMS, SIGNATURE)
+    paths = [path for path in plain_files(run_dir) if path.name not in own]
+    digests = {path.name: files.file_sha256(path) for path in paths}
+    versions = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     with locked(run_dir.parent):  # of two that end together one follows the other: no fork
         previous = newest_in(run_dir.parent, without=run_dir)
         if (run_dir / STATEMENT).exists() or (previous and previous["run_id"] == run_dir.name):
             raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
-        predicate = {
-            "run_id": run_dir.name,
-            **strike({name: run.get(name) for name in OF_RUN}, secret),
-            "parameters": strike(dict(parameters), secret),
-            "versions": {**_versions(), "server": strike(dict(server), secret)},
-            "templates": [dict(template) for template in templates],
-            "host": socket.gethostname(),
-            "user": os_user(),
-            "approvers": run.get("approvers") or [],
-            "secrets_struck_out_of": struck,
-            "signed_by": signed_by,
-            "previous": previous,
-        }
-        subjects = [{"name": n, "digest": {"sha256": sha}} for n, sha in digests.items()]
-        statement = {"_type": STATEMENT_TYPE, "subject": subjects}
-        data = files.json_bytes(
-            {**statement, "predicateType": PREDICATE_TYPE, "predicate": predicate}
-        )
+        data = files.json_bytes({
+            "_type": "https://in-toto.io/Statement/v1",
+            "subject": [{"name": n, "digest": {"sha256": sha}} for n, sha in digests.items()],
+            "predicateType": "urn:drainkit:run:v1",
+            "predicate": {
+                "run_id": run_dir.name,
+                **strike({name: run.get(name) for name in OF_RUN}, secret),
+                "parameters": strike(dict(parameters), secret),
+                "versions": {**versions, "server": strike(dict(server), secret)},
+                "templates": [dict(template) for template in templates],
+                "host": socket.gethostname(), "user": os_user(),
+                "approvers": run.get("approvers") or [], "secrets_struck_out_of": struck,
+                "signed_by": signed_by, "previous": previous,
+            },
+        })  # fmt: skip
         digest = hashlib.sha256(data).hexdigest()
         files.write_bytes(run_dir / SUMS, sums_of({**digests, STATEMENT: digest}))
         if sign_key is not None:
             files.write_bytes(run_dir / SIGNATURE, sign(data, sign_key, OF_STATEMENT))
         files.write_bytes(run_dir / STATEMENT, data)
-        link = {"run_id": run_dir.name, "statement_sha256": digest}
+        link: Link = {"run_id": run_dir.name, "statement_sha256": digest}
         files.write_json(run_dir.parent / CHAIN, link)
     return digest
-
-
-def _versions() -> dict[str, Any]:
-    found: dict[str, Any] = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def secret_of(run_dir: Path, words: Sequence[str]) -> re.Pattern[str] | None:
@@ -306,7 +312,7 @@ def secret_of(run_dir: Path, words: Sequence[str]) -> re.Pattern[str] | None:
     A password that is a word of drainkit, or of this run (a stream's name), is found only where a
     password can stand: everywhere else it is that word.
     """
-    checked = [read_or(run_dir / name, {}) for name in CHECKED]
+    checked = [read_or(run_dir / name, {}) for name in _CHECKED]
     # but for errors, which are free text
     texts = [json.dumps({**one, "error": None}, ensure_ascii=False) for one in checked]
     return secret_pattern(words, "\n".join(texts)) if any(words) else None
@@ -316,7 +322,7 @@ def _strike_files(run_dir: Path, secret: re.Pattern[str] | None) -> list[str]:
     """Strike the secret out of the files that can hold it; returns the names of those that did."""
     struck = []
     for path in plain_files(run_dir) if secret else ():
-        if path.name in _KEPT or path.suffix in (".parquet", ".sig"):
+        if path.name in (*_CHECKED, STATEMENT, SUMS) or path.suffix in (".parquet", ".sig"):
             continue
         try:
             with files.open_plain(path) as file:

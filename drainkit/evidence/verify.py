@@ -1,4 +1,4 @@
-"""All of `drainkit verify`: every file of a run, the chain over the runs, signers and ledger.
+"""All runs of a folder: what does not fit (`drainkit verify`), and as a list (`drainkit runs`).
 
 A ledger decides which runs were live and what their statements were, never the folder: whoever
 can rewrite a folder as a whole cannot change what Redis keeps.
@@ -6,11 +6,16 @@ can rewrite a folder as a whole cannot change what Redis keeps.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import urllib.parse
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from msgspec.structs import asdict
 
 from ..core.summary import RUN_ID
 from ..errors import RefusedError, UsageError
@@ -20,13 +25,18 @@ from ..server import ledger
 from ..server.connection import Server
 from ..server.ledger import End, Sealed, Start
 from ..settings import build
+from ..settings.kinds import is_url
 from .examined import Examined, examine, is_run
 from .remote import local_copy
 from .seal import CHAIN, STATEMENT, Link, key_of, listing, read_chain, run_dirs, shown, walk
 
+#: The keys of a row of `runs`, in order.
+ROW = (
+    "run_id", "started_at", "stream", "consumer_group", "mode", "outcome", "total_read",
+    "drained_ok", "operator", "approvers", "evidence", "seal",
+)  # fmt: skip
 #: What may lie beside the runs: the chain, a page about them, a list of them, an example.
 _BESIDE = re.compile(rf"{RUN_ID.pattern}|{re.escape(CHAIN)}|README\.md|index\.html|example.*")
-
 _CHECKPOINT = re.compile(r"drainkit checkpoint v1\n([1-9]\d{0,8})\n([0-9a-f]{64})\n?")
 
 
@@ -86,7 +96,7 @@ def verify(
                 for name in listing(folder) if not _BESIDE.fullmatch(name)
             ]  # fmt: skip
         if url is not None:
-            ledgers = Ledgers.read(url, {*streams, *(s for run in runs for s in run.streams)})
+            ledgers = Ledgers.read(url, runs, streams)
             for run in runs:
                 run.findings += ledgers.findings(run)
             chain += ledgers.odd
@@ -111,23 +121,16 @@ def _of_chain(reports_dir: Path, runs: Sequence[Examined]) -> Iterator[str]:
     # by the run, or chain.json, that holds the link
     links = {run.name: run.previous for run in runs if run.is_linked}
     digests = {run.name: run.digest for run in runs}
-    yield from (
-        f"changed: {run.name} names no run before it (its {STATEMENT})"
-        for run in runs if run.digest is not None and not run.is_linked
-    )  # fmt: skip
-    try:
-        if newest := read_chain(reports_dir):
-            links[CHAIN] = newest
-        elif runs:
-            yield f"missing: {CHAIN}, which names the newest run"
-        else:
-            yield f"missing: there is no run in {shown(reports_dir.name)}"
-    except ValueError:
+    if newest := read_chain(reports_dir):
+        links[CHAIN] = newest
+    elif os.path.lexists(reports_dir / CHAIN):
         yield f"changed: {CHAIN} (not readable)"
+    else:
+        yield f"missing: {CHAIN}, which names the newest run"
     followed: dict[str | None, str] = {}
     for name, link in links.items():
         before = link["run_id"] if link else None  # it claims to be the first
-        told = shown(before) if before is not None else "no run"
+        told = "no run" if before is None else shown(before)
         if link and before not in digests:
             yield f"removed: run {told}, which {name} names as the one before it"
         elif link and digests[link["run_id"]] != link["statement_sha256"]:
@@ -160,18 +163,17 @@ def _read_checkpoint(path: Path) -> tuple[int, str]:
 
 
 def _of_checkpoint(place: int, digest: str, chain: Sequence[Link]) -> Iterator[str]:
-    """What became of the run that the checkpoint names, if it is not where it was."""
-    at = next((n for n, link in enumerate(chain, 1) if link["statement_sha256"] == digest), 0)
+    """What became of the run that the checkpoint names, if it is not where it was.
+
+    It cannot be elsewhere: a statement's digest holds those of all runs before it.
+    """
     what = f"the checkpoint's run {place:,} (statement {digest[:12]}...)"
-    if at and at != place:
-        changed = "removed before it" if at < place else "put in before it"
-        yield f"{what} is run {at:,} now, {chain[at - 1]['run_id']}: {changed}"
-    elif at != place and len(chain) < place:
+    if len(chain) < place:
         yield (
             f"removed: {what} is not in the chain, which has {len(chain):,} runs; "
             f"{place - len(chain):,} were removed, or the chain was made anew"
         )
-    elif at != place:
+    elif place and chain[place - 1]["statement_sha256"] != digest:
         yield (
             f"made anew: {what} is not in the chain, whose run {place:,} is "
             f"{chain[place - 1]['run_id']}; a run up to there was changed, put in between, put in "
@@ -194,10 +196,10 @@ class Ledgers:
     odd: list[str] = field(default_factory=list)  # findings about the ledgers themselves
 
     @classmethod
-    def read(cls, url: str, streams: Iterable[str]) -> Ledgers:
-        """Ask the ledger of each stream."""
+    def read(cls, url: str, runs: Iterable[Examined], streams: Iterable[str]) -> Ledgers:
+        """Ask the ledger of each of the `streams`, and of those that the runs name."""
         found = cls()
-        for stream in sorted(streams):
+        for stream in sorted({*streams, *(name for run in runs for name in run.streams)}):
             name = shown(stream)
             try:
                 build({"stream": stream})
@@ -232,31 +234,23 @@ class Ledgers:
             yield f"renamed: {one_line(run.name)} holds the evidence of {run.run_id}"
         ids = {run.name, run.run_id}
         is_live = ids & (self.starts.keys() | self.sealed.keys()) or any("-live-" in i for i in ids)
-        if not is_live and not run.says_live:
+        if not is_live and run.says.get("mode") != "live":
             return
-        known = [entry.statement_sha256 for i in sorted(ids) for entry in self.sealed.get(i, ())]
+        # all of them: whoever seals a folder anew can only add another entry
+        known = {entry.statement_sha256 for i in ids for entry in self.sealed.get(i, ())}
         if not known:
             where = ", ".join(self.asked)
             yield f"the server's run ledger has no digest of this run's evidence (streams: {where})"
-        elif run.digest is None:
-            yield "the server's run ledger has it sealed, but it has no statement"
-        # the first: whoever seals a folder anew can only add another entry after it
-        elif run.digest != known[0]:
+        elif known != {run.digest}:
             yield "changed: the server's run ledger has another digest of its statement"
-        elif {*known} != {run.digest}:
-            yield "changed: the server's run ledger has it sealed a second time, otherwise"
 
     def gone(self, here: Collection[str]) -> Iterator[str]:
         """The live runs that left evidence, or began to, and are not in the folder."""
         for run_id in sorted({*self.starts, *self.sealed} - {*here}):
             last = self._last(run_id)
-            if self.is_elsewhere(run_id) or not (last.folder or run_id in self.sealed):
-                continue
-            place = f" in {shown(last.folder, 200)} on {shown(last.host)}" if last.folder else ""
-            told = f", sealed{place}"
-            if isinstance(last, Start):
-                told = f" that began at {shown(last.at, 40)}{place} and was never sealed"
-            yield f"{run_id} is gone: the server's run ledger has it as a live run{told}"
+            if not self.is_elsewhere(run_id) and (last.folder or run_id in self.sealed):
+                place = f" in {shown(last.folder, 200)} on {shown(last.host)}" * bool(last.folder)
+                yield f"{run_id} is gone: the server's run ledger has it as a live run{place}"
 
     def _last(self, run_id: str) -> Sealed | Start:
         return self.sealed[run_id][0] if run_id in self.sealed else self.starts[run_id]
@@ -281,3 +275,99 @@ class Ledgers:
             for run_id, start in sorted(self.starts.items())
             if not start.folder and run_id not in self.sealed
         ]
+
+
+# ---------------------------------------------------------------- the list of runs
+
+
+def runs(
+    place: str, url: str | None = None, streams: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The runs of a folder or URL as the contract's JSON has them, newest first; what is odd.
+
+    With `url` also the live runs that the ledgers (of the runs' streams, and `streams`) have alone.
+    """
+    with local_copy(place) as folder:
+        examined = [*map(examine, run_dirs(folder))]
+    found, ledgers = [], Ledgers()
+    for run in examined:
+        seal = "broken" if run.findings else "archived" if run.is_archived else "ok"
+        evidence = f"{place.rstrip('/')}/{run.name}"
+        found.append(_row(run.name, run.says, evidence, "interrupted" if run.is_open else seal))
+    if url is not None:
+        ledgers = Ledgers.read(url, examined, streams)
+        for run_id in ledgers.starts.keys() - {run.name for run in examined}:
+            if not ledgers.is_elsewhere(run_id):
+                start, end = ledgers.starts[run_id], ledgers.ends.get(run_id)
+                says = (asdict(end) if end else {}) | asdict(start)
+                says["approvers"] = [name for name in start.approvers.split(",") if name.strip()]
+                says |= {"started_at": start.at, "stream": ledgers.stream_of[run_id]}
+                found.append(_row(run_id, says, None, None))
+    # by the second in the run's id, then by the start, which says more
+    found.sort(key=lambda run: (run["run_id"][:16], run["started_at"] or ""), reverse=True)
+    return found, ledgers.odd
+
+
+def _row(
+    run_id: str, says: Mapping[str, Any], evidence: str | None, seal: str | None
+) -> dict[str, Any]:
+    """A row from what folder or ledger say of a run: anybody can have written anything there."""
+    row = dict.fromkeys(ROW) | {"run_id": run_id, "evidence": evidence, "seal": seal}
+    for name in ("started_at", "stream", "consumer_group", "outcome", "operator"):
+        if isinstance(value := says.get(name), str) and value:
+            row[name] = one_line(value.strip())
+    for name in ("total_read", "drained_ok"):
+        row[name] = says[name] if type(says.get(name)) is int else None
+    row["mode"] = "live" if "-live-" in run_id else "dry-run"
+    approvers = says.get("approvers")
+    names = approvers if isinstance(approvers, list) else []
+    return row | {"approvers": [one_line(name) for name in names if isinstance(name, str)]}
+
+
+def row(run: Mapping[str, Any]) -> dict[str, str]:
+    """A run as people read it, by column."""
+    read, passed = (run.get(name) for name in ("total_read", "drained_ok"))
+    return {
+        "Time (UTC)": (run.get("started_at") or "")[:19].replace("T", " "),
+        "Stream": run.get("stream") or "",
+        "Mode": run.get("mode") or "",
+        "Outcome": run.get("outcome") or "no end",
+        "Read": "" if read is None else f"{read:,}",
+        "Passed": "" if passed is None else f"{passed:,}",
+        "Operator": run.get("operator") or "",
+        "Approvers": ", ".join(run.get("approvers") or ()),
+        "Seal": run.get("seal") or "no evidence",
+    }
+
+
+def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each run, below the names of what stands in it; rich takes seconds for 3,000."""
+    rows = [[*row({})], *([*row(run).values()] for run in found)]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, cells, wide)).rstrip() for cells in rows]
+
+
+def page(found: Sequence[Mapping[str, Any]], place: str, path: Path) -> str:
+    """The rows as one page without a script, each run with a link to its report."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    shown = [{"link": _link(run, path), "cells": row(run), "seal": run["seal"]} for run in found]
+    made: str = environment.get_template("runs.html.j2").render(
+        place=one_line(place), names=list(row({})), runs=shown
+    )
+    return made
+
+
+def _link(run: Mapping[str, Any], page_path: Path) -> str | None:
+    """From the page to the run's report; None where there is none."""
+    if run["evidence"] is None or run["seal"] == "archived":
+        return None
+    report = f"{run['evidence']}/report.html"
+    if is_url(report):
+        return report
+    here = page_path.resolve().parent
+    return urllib.parse.quote(os.path.relpath(report, here)) if Path(report).is_file() else None

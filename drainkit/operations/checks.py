@@ -11,9 +11,8 @@ from typing import Any
 
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..safe import text
+from ..server import ledger, reading, scopes
 from ..server.connection import Server
-from ..server.reading import StopSwitch, find_streams
-from ..server.scopes import eviction_words, keeping
 from ..settings import Settings
 from .state import FACTS, State, known, read_state
 
@@ -26,17 +25,14 @@ LOST = "entries were trimmed before the group read them"
 
 @dataclass(frozen=True)
 class Limits:
-    """Critical above these, warning from 80 % of them; None: not judged."""
+    """Critical above these, warning from 80 % of them."""
 
     max_backlog: int = 1000  # undelivered entries
     max_age_min: float = 60  # of the oldest undelivered entry, minutes
-    max_pending: int | None = 1000
-    max_pending_age_min: float | None = 60  # of the oldest pending entry, minutes
+    max_pending: int = 1000
+    max_pending_age_min: float = 60  # of the oldest pending entry, minutes
     max_lost: int = 0  # entries trimmed before the group read them
     must_know_lost: bool = False  # whether not knowing is a finding
-    max_dead: int | None = None  # consumers idle at least `dead_after_min`
-    max_audit: int | None = None  # entries of the audit stream, which nothing trims
-    dead_after_min: float = 60
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,7 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    ends: list[tuple[str, ledger.End]] = field(default_factory=list)  # of runs, with the stream
     readable: bool = True  # False: the server could not be asked
 
     @property
@@ -85,16 +82,6 @@ class Report:
         findings = [*map(vars, self.findings)]
         return {"status": self.severity, "exit_code": self.exit_code, "findings": findings}
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: what was judged, and seen; without each consumer."""
-        inner = {"consumer_list", "why"}
-        streams = [
-            {key: value for key, value in state.items() if key != "last_ends"}
-            | {"groups": [{k: v for k, v in g.items() if k not in inner} for g in state["groups"]]}
-            for state in self.states
-        ]
-        return self.verdict() | {"streams": streams}
-
 
 def check(
     server: Server, settings: Settings, limits: Limits, *, groups: Sequence[str] = (),
@@ -102,7 +89,8 @@ def check(
 ) -> Report:  # fmt: skip
     """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown.
 
-    `audits`: for metrics, so the audit is counted by action, and backlogs are counted to the end.
+    `audits`: for metrics, so the audit is counted by action, backlogs are counted to the end, and
+    the ledger says how runs ended.
     """
     if pattern is not None and settings.audit_stream is not None:
         raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
@@ -113,25 +101,23 @@ def check(
             if isinstance(one, DrainkitError):
                 raise one
             _ = one.keys  # of a Cluster, where a name may have no place for a hash tag
-            state = read_state(
-                one, settings, dead_after_min=limits.dead_after_min, audits=audits, most=most
-            )
+            state = read_state(one, settings, audits=audits, most=most)
+            report.ends += [(name, end) for end in (ledger.last_ends(one) if audits else ())]
         except DrainkitError as error:
             if pattern is None and isinstance(error, UnreachableError):
                 raise
             report.add(name, None, ("unknown", str(error)))
             continue
-        kept = None if one.info.run_id in asked else keeping(one)  # once for each server
+        kept = None if one.info.run_id in asked else scopes.keeping(one)  # once for each server
         asked.add(one.info.run_id)
         judge(report, state, limits, groups, kept)
     if not report.findings and not report.states:
         words = "no stream fits this pattern; check --all-streams"
         report.add(pattern or "", None, ("unknown", words))
     seen = {g["name"] for state in report.states for g in state["groups"]}
-    for group in groups if report.states else ():
-        if group not in seen:
-            words = "no such group; check --group"
-            report.add(pattern or settings.stream, group, ("unknown", words))
+    for group in sorted({*groups} - seen) if report.states else ():
+        words = "no such group; check --group"
+        report.add(pattern or settings.stream, group, ("unknown", words))
     return report
 
 
@@ -143,7 +129,7 @@ def streams(
     In its place why there is none: a name that is not UTF-8, a node that hangs (which has the
     pattern's name, for nobody knows which streams it has).
     """
-    names, missed = find_streams(server, pattern)
+    names, missed = reading.find_streams(server, pattern)
     yield from ((pattern, error) for error in missed)
     for raw in names:
         try:
@@ -161,16 +147,13 @@ def judge(
 ) -> None:  # fmt: skip
     """Judge a stream, its groups (all without `groups`), and what its server `kept`."""
     info, found = state["stream"], list[Found]()  # of the stream
-    if kept and (words := eviction_words(kept)):
+    if kept and (words := scopes.eviction_words(kept)):
         found.append(("warning" if kept["may_evict"] else "unknown", words))
     # groups of scope history are the drain's own
     mine = [g for g in state["groups"] if not g["name"].endswith(HISTORY_GROUP)]
     report.states.append(state | {"groups": mine})
     if state["stop"]:
-        found.append(("warning", str(StopSwitch(**state["stop"]))))
-    if state["unread"]:
-        found.append(("unknown", state["unread"]))
-    found += _near("{} audit entries", state["audit_entries"] or 0, limits.max_audit)
+        found.append(("warning", str(reading.StopSwitch(**state["stop"]))))
     if not mine and not groups:
         found.append(("ok", f"{info['length']:,} entries, and no group reads them"))
     report.add(info["name"], None, *found)
@@ -181,57 +164,53 @@ def judge(
 
 def _of_group(g: Mapping[str, Any], limits: Limits) -> list[Found]:
     """What is near or beyond a limit, else that all is well."""
-    counted, lost, at_most = g["lag_counted"], g["lost"], g["lost_at_most"]
+    counted, lost, at_most, pending = g["lag_counted"], g["lost"], g["lost_at_most"], g["pending"]
     least, is_exact = (lost["entries"], lost["exact"]) if lost else (0, False)
     lost_words = known(lost) if lost or at_most is None else f"up to {at_most:,}"
+    lag = known(g["lag_reported"])
     # None: it stopped at the limit
     undelivered = limits.max_backlog + 1 if counted is None else counted
-    found = _near(
-        "{} entries undelivered", undelivered, limits.max_backlog,
-        note="" if g["lag_agrees"] else f" (lag reported by Redis: {known(g['lag_reported'])})",
-        bound=f"more than {limits.max_backlog:,}" if counted is None else "",
-    )  # fmt: skip
+    words = f"more than {limits.max_backlog:,}" if counted is None else known(counted)
+    found = _near(f"{words} entries undelivered", undelivered, limits.max_backlog,
+                  "" if g["lag_agrees"] else f" (lag reported by Redis: {lag})")  # fmt: skip
     is_unknown = at_most is None and not least
     if is_exact or least > limits.max_lost:
-        found += _near(f"{{}} {LOST}", least, limits.max_lost, bound=lost_words)
+        found += _near(f"{lost_words} {LOST}", least, limits.max_lost)
     elif least or (at_most or 0) > limits.max_lost:
         words = f"{lost_words} {LOST}, now or earlier: the server does not say"
         found.append(("unknown", f"{words}; limit {limits.max_lost:,}"))
     elif is_unknown and limits.must_know_lost:
         found.append(("unknown", f"how many {LOST} is unknown"))
-    found += _near("{} entries pending", g["pending"], limits.max_pending)
-    found += _near("{} dead consumers", g["consumers_by_state"]["dead"], limits.max_dead)
-    by_id = g["oldest_by"] == "entry id"
-    by = " (the first by its id; too many to look at each event)" * by_id
-    for what, n, age_sec, most, note in (
+    found += _near(f"{pending:,} entries pending", pending, limits.max_pending)
+    is_by_id = g["oldest_by"] == "entry id"
+    by = " (the first by its id; too many to look at each event)" if is_by_id else ""
+    for what, n, age_sec, most, how in (
         ("undelivered", undelivered, g["oldest_age_sec"], limits.max_age_min, by),
-        ("pending", g["pending"], g["oldest_pending_age_sec"], limits.max_pending_age_min, ""),
+        ("pending", pending, g["oldest_pending_age_sec"], limits.max_pending_age_min, ""),
     ):
-        if n and age_sec is None and most is not None:
+        if n and age_sec is None:
             found.append(("unknown", f"the oldest {what} entry has no usable time"))
-        elif n and age_sec is not None:
-            found += _near(f"the oldest {what} entry is {{}} min old{note}", age_sec / 60, most)
+        elif n:
+            words = f"the oldest {what} entry is {age_sec / 60:,.1f} min old{how}"
+            found += _near(words, age_sec / 60, most)
     if not found:
         age = g["oldest_age_sec"]
         oldest = "" if age is None else f", oldest {age / 60:,.1f} min{by}"
         kinds = ", ".join(f"{n} {kind}" for kind, n in g["consumers_by_state"].items() if n)
         found.append((
-            "ok", f"{known(counted)} undelivered{oldest}, {g['pending']:,} pending, {lost_words} "
-            f"lost; lag reported {known(g['lag_reported'])}; {kinds or 'no'} consumers",
+            "ok", f"{known(counted)} undelivered{oldest}, {pending:,} pending, {lost_words} lost; "
+            f"lag reported {lag}; {kinds or 'no'} consumers",
         ))  # fmt: skip
     elif is_unknown and not limits.must_know_lost:
         found.append(("ok", f"how many {LOST} is unknown"))
     return found
 
 
-def _near(
-    text: str, value: float, limit: float | None, *, note: str = "", bound: str = ""
-) -> list[Found]:
-    """A finding, if the value is above the limit or from 80 % of it on; `bound`: in words."""
-    if limit is None or value < limit * WARN_FROM or value == 0:
+def _near(words: str, value: float, limit: float, note: str = "") -> list[Found]:
+    """A finding, if the value is above the limit or from 80 % of it on."""
+    if value < limit * WARN_FROM or value == 0:
         return []
-    severity = "critical" if value > limit else "warning"
-    return [(severity, f"{text.format(bound or known(value))}, limit {limit:,}{note}")]
+    return [("critical" if value > limit else "warning", f"{words}, limit {limit:,}{note}")]
 
 
 # ---------------------------------------------------------------- as metrics
@@ -258,25 +237,25 @@ def exposition(report: Report) -> bytes:
     gauges = {name: Gauge(name, *known, registry=registry) for name, known in METRICS.items()}
 
     def add(name: str, value: float | None, *labels: str) -> None:
-        gauge = gauges[f"drainkit_{name}"]
-        (gauge.labels(*labels) if labels else gauge).set(math.nan if value is None else value)
+        gauge = gauges[name].labels(*labels) if labels else gauges[name]
+        gauge.set(math.nan if value is None else value)
 
-    add("up", report.readable)
-    add("check_status", report.exit_code)
+    add("drainkit_up", report.readable)
+    add("drainkit_check_status", report.exit_code)
+    for stream, end in report.ends:
+        with suppress(ValueError):  # anybody can have written a time there
+            at = dt.datetime.fromisoformat(end.at).timestamp()
+            name = "drainkit_last_run_timestamp_seconds"
+            add(name, at, stream, end.consumer_group, end.outcome)
     for state in report.states:
         stream = state["stream"]["name"]
-        add("stream_entries", state["stream"]["length"], stream)
-        add("stopped", state["stop"] is not None, stream)
+        add("drainkit_stream_entries", state["stream"]["length"], stream)
+        add("drainkit_stopped", state["stop"] is not None, stream)
         for action, n in (state["audit_by_action"] or {}).items():
-            add("audit_entries", n, stream, action)
-        for end in state.get("last_ends", ()):
-            with suppress(ValueError):  # anybody can have written a time there
-                at = dt.datetime.fromisoformat(end.at).timestamp()
-                add("last_run_timestamp_seconds", at, stream, end.consumer_group, end.outcome)
+            add("drainkit_audit_entries", n, stream, action)
         for g in state["groups"]:
             for fact in (fact for fact in FACTS if fact.metric):
                 value: Any = 0 if fact.of and not g[fact.of] else fact.read(g)
-                for label, n in value.items() if fact.labels else [(None, value)]:
-                    labels = (stream, g["name"], *((label,) if fact.labels else ()))
-                    add(fact.metric.removeprefix("drainkit_"), n, *labels)
+                for label, n in (value if fact.labels else {"": value}).items():
+                    add(fact.metric, n, stream, g["name"], *filter(None, (label,)))
     return generate_latest(registry)

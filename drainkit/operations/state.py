@@ -10,19 +10,18 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..core.events import Decoder, Events
 from ..core.timestamps import NO_TIME, id_times_us
-from ..errors import RefusedError
 from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
-from ..server import counting, ledger, reading
+from ..server import counting, ledger, reading, scopes
 from ..server.connection import Server
-from ..server.reading import Group, StreamInfo
-from ..server.scopes import keeping
+from ..server.reading import ACTIVE_MS, Backlog, Group, StreamInfo
 from ..server.topology import ServerInfo
 from ..settings import Settings
 
@@ -30,6 +29,7 @@ State = dict[str, Any]
 SAMPLES = 3
 OLDEST_OF = 5000  # undelivered entries are looked through for the oldest event
 OLDEST_BYTES = 64 << 20  # of entries, about; of more the first one's id has to do
+DEAD_MS = 3_600_000  # a consumer that has been idle for so long
 _NEVER = np.iinfo(np.int64).max
 #: Servers whose entries-read is right also after a gap (Redis #13958; measured on Valkey 9.1).
 COUNTER_FOLLOWS = {"redis": (8, 2), "valkey": (9, 0)}
@@ -63,7 +63,7 @@ def lost_to(group: Group, info: StreamInfo, server: ServerInfo) -> tuple[int, in
 
 
 def read_state(
-    server: Server, settings: Settings | None = None, *, dead_after_min: float = 60,
+    server: Server, settings: Settings | None = None, *,
     audits: bool = False, most: int | None = None, seen: list[Events] | None = None,
 ) -> State:  # fmt: skip
     """The stream as it is now; with `settings`, which name the fields, also the oldest ages.
@@ -71,65 +71,54 @@ def read_state(
     `stream` is a StreamInfo, each of `groups` a Group and: the lag three ways (as reported, as
     counted, whether they agree), entries lost (see `lost_to`), ages in seconds by the server's
     clock, of the events (the earlier of timestamp and id's time), consumers. None is not known.
-    `unread`: why this user could not look at kill switch (`stop`) and audit.
 
-    `audits`: also count the audit by action, for which all of it is read, and give each group's
-    last runs. `most`: count no more undelivered entries than that (and one). `seen` gets the events
-    that were decoded for the ages: of a group with at most OLDEST_OF undelivered the first so many.
+    `audits`: also count the audit by action, for which all of it is read. `most`: count no more
+    undelivered entries than that (and one). `seen` gets the events that were decoded for the ages:
+    of a group with at most OLDEST_OF undelivered the first so many.
     """
     info = reading.stream_info(server)
     groups = counting.groups(server, info, most=most)
     decoder = None if settings is None else Decoder(settings.fields)
     now_us = server.now_us()
-    oldest = {} if decoder is None else _oldest(server, decoder, info, groups, seen)
-    found = [_of_group(server, info, group, decoder, dead_after_min) for group in groups]
-    for group in found:  # None also where no ages are asked for
-        event_us, by = oldest.get(group["position"], (NO_TIME, None))
-        group["oldest_by"] = by  # "event time", or of a large backlog the first "entry id"
-        group["oldest_age_sec"] = _age_sec(now_us, event_us)
-        group["oldest_pending_age_sec"] = _age_sec(now_us, group.pop("pending_us"))
-    state: State = {
-        "stream": vars(info), "groups": found, "stopped": None, "stop": None, "unread": "",
-        "audit_entries": None, "audit_by_action": None,
-    }  # fmt: skip
-    try:
-        switch = reading.stop_switch(server)
-        entries = reading.length_of(server, server.keys.audit)
-        if audits:
-            state["audit_by_action"] = ledger.audit_counts(server)
-            state["last_ends"] = ledger.last_ends(server)
-    except RefusedError as error:  # a user who may read the stream, but not its side keys
-        return state | {"unread": str(error)}
-    stop = {"stopped": switch.reason, "stop": vars(switch)} if switch else {}
-    return state | stop | {"audit_entries": entries}
+    oldest = _oldest(server, decoder, info, groups, seen) if decoder else {}
+    switch = reading.stop_switch(server)
+    return {
+        "stream": vars(info),
+        "groups": [_of_group(server, info, group, decoder, now_us, oldest) for group in groups],
+        "stop": switch and vars(switch),
+        "audit_entries": reading.length_of(server, server.keys.audit),
+        "audit_by_action": ledger.audit_counts(server) if audits else None,
+    }
 
 
 def _of_group(
-    server: Server, info: StreamInfo, group: Group, decoder: Decoder | None, dead_after_min: float
-) -> dict[str, Any]:
-    """A group without its ages; `pending_us` is the time of its lowest pending id's event."""
+    server: Server, info: StreamInfo, group: Group, decoder: Decoder | None, now_us: int,
+    oldest: Mapping[str, tuple[int, str]],
+) -> dict[str, Any]:  # fmt: skip
     consumers = reading.consumers(server, group.name) if group.consumers else []
-    kinds = Counter(
-        "dead" if c.idle_ms >= dead_after_min * 60_000 else
-        "active" if c.idle_ms < reading.ACTIVE_MS else "idle" for c in consumers
-    )  # fmt: skip
+    kinds = Counter("active" if c.idle_ms < ACTIVE_MS else "idle" if c.idle_ms < DEAD_MS else "dead"
+                    for c in consumers)  # fmt: skip
     pending_us = NO_TIME
     if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
         pending_us = int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
+    oldest_us, by = oldest.get(group.position, (NO_TIME, None))
+    ages = (None if us == NO_TIME else max(0.0, (now_us - us) / 1e6)
+            for us in (oldest_us, pending_us))  # fmt: skip
     least, at_most = lost_to(group, info, server.info)
     is_exact = least == at_most
-    new, lag = group.backlog and group.backlog.undelivered, group.lag_reported
+    backlog, lag = group.backlog or Backlog(None, group.pending, None), group.lag_reported
+    new = backlog.undelivered
     is_known = lag is not None and new is not None
     shown = vars(group) | {
-        "backlog": vars(group.backlog),
+        "backlog": vars(backlog),
         "lag_counted": new,
         "lag_agrees": lag in (new, (new or 0) + is_exact * least) if is_known else None,
         "lost": {"entries": least, "exact": is_exact} if least or is_exact else None,
         "lost_at_most": at_most,
+        "oldest_by": by,  # "event time", or of a large backlog the first "entry id"
+        **dict(zip(("oldest_age_sec", "oldest_pending_age_sec"), ages, strict=True)),
         "consumers_by_state": {kind: kinds[kind] for kind in ("active", "idle", "dead")},
-        "pending_by_consumer": {c.name: c.pending for c in consumers if c.pending},
         "consumer_list": [*map(vars, consumers)],
-        "pending_us": pending_us,
     }
     return shown | {"why": why(info, shown)}
 
@@ -145,9 +134,9 @@ def _oldest(
     counts = {g.position: g.backlog.undelivered if g.backlog else None for g in groups}
     few = [id_key(p) for p, n in counts.items() if n is None or 0 < n <= OLDEST_OF]
     ids: list[tuple[int, int]] = []  # the newest first
-    times, n_bytes, is_all = [np.empty(0, np.int64)], 0, False
-    stream, boundary = server.stream, info.boundary_id
-    for page in reading.pages(server, stream, FIRST_ID, boundary, newest_first=True) if few else ():
+    times, n_bytes, boundary = [np.empty(0, np.int64)], 0, info.boundary_id
+    pages = partial(reading.pages, server, server.stream)
+    for page in pages(FIRST_ID, boundary, newest_first=True) if few else ():
         ids += [id_key(entry[0]) for entry in page]
         times.append((events := decoder.decode(page)).event_time_us)
         if seen is not None:
@@ -156,29 +145,24 @@ def _oldest(
         if ids[-1] <= min(few) or len(ids) > OLDEST_OF or n_bytes > OLDEST_BYTES:
             break
     else:
-        is_all = bool(few)
+        ids.append((-1, -1))  # before all there are
     event_us = np.concatenate(times)
-    event_us[event_us == NO_TIME] = _NEVER
-    oldest_us, found = np.minimum.accumulate(event_us), {}
+    known_us = np.where(event_us == NO_TIME, _NEVER, event_us)
+    oldest_us, found = np.minimum.accumulate(known_us).tolist(), {}
     for position in (p for p, n in counts.items() if n != 0):
         low, high = id_key(position)
         n = bisect_left(ids, (-low, -high), key=lambda i: (-i[0], -i[1]))
-        if 0 < n <= OLDEST_OF and (is_all or n < len(ids)):
-            time_us = int(oldest_us[n - 1])
+        if 0 < n <= OLDEST_OF and n < len(ids):
+            time_us = oldest_us[n - 1]
             found[position] = NO_TIME if time_us == _NEVER else time_us, "event time"
-        elif page := next(reading.pages(server, stream, next_id(position), boundary, page=1), []):
+        elif page := next(pages(next_id(position), boundary, page=1), []):
             found[position] = int(id_times_us([page[0][0]])[0]), "entry id"
     return found
 
 
-def _age_sec(now_us: int, event_us: int) -> float | None:
-    """An event's age; None without a usable time."""
-    return None if event_us == NO_TIME else max(0.0, (now_us - event_us) / 1e6)
-
-
 def baseline(server: Server, state: State | None = None) -> State:
     """The whole state, with samples, and what the server keeps."""
-    who = {"kind": server.info.kind, "version": server.info.version, **keeping(server)}
+    who = {"kind": server.info.kind, "version": server.info.version, **scopes.keeping(server)}
     samples = [
         {"id": text(entry_id), "fields": [one_line(text(part)) for part in fields]}
         for entry_id, fields in reading.newest(server, server.stream, SAMPLES)
@@ -209,40 +193,32 @@ def known(value: Any) -> str:
 
 def why(info: StreamInfo, g: Mapping[str, Any]) -> str:
     """In words and numbers, why the group's backlog is as large or small as it is."""
-    new, old, lost, lag = g["lag_counted"], g["backlog"]["history"], g["lost"], g["lag_reported"]
-    parts = [
-        f"Of the stream's {info.length:,} entries, {known(new)} lie after the group's position "
-        f"{g['position']} and can still be read through it (scope undelivered)."
-        if info.length else "The stream holds no entry."
-    ]  # fmt: skip
-    if old:
-        parts.append(
-            f"The other {old:,} lie at or before it: delivered once, or skipped when the group was "
-            "made; the group itself never reads them again (scope history)."
-        )
-    if g["pending"]:
-        parts.append(f"{g['pending']:,} were delivered but never acknowledged (scope pending).")
-    if lost is None:
-        most = "" if g["lost_at_most"] is None else f" (at most {g['lost_at_most']:,})"
-        parts.append(
-            f"How many after it were trimmed before the group read them is unknown{most}: the "
-            "server's counters do not tell."
-        )
-    elif lost["entries"]:
-        parts.append(
-            f"{known(lost).capitalize()} after it were trimmed before the group read them: they "
-            "are lost to it."
-        )
-    more = (lag or 0) - (new or 0)
-    if lag is None:
-        parts.append("Redis does not know the lag; the count is exact.")
-    elif more and g["lag_agrees"]:
-        parts.append(f"Redis reports a lag of {lag:,}: it counts the lost ones too.")
-    elif 0 < more <= (info.gone or 0):
-        parts.append(f"Redis reports a lag of {lag:,}, which counts {more:,} that are gone.")
-    elif more:
-        parts.append(f"Redis reports a lag of {lag:,}, which is wrong; the count is exact.")
-    return " ".join(parts)
+    new, lost, lag, most = g["lag_counted"], g["lost"], g["lag_reported"], g["lost_at_most"]
+    old, up_to = g["backlog"]["history"], "" if most is None else f" (at most {most:,})"
+    more = 0 if None in (lag, new) else lag - new
+    counts_lost, counts_gone = more and g["lag_agrees"], 0 < more <= (info.gone or 0)
+    told = (
+        (not info.length, "The stream holds no entry."),
+        (info.length,
+         f"Of the stream's {info.length:,} entries, {known(new)} lie after the group's position "
+         f"{g['position']} and can still be read through it (scope undelivered)."),
+        (old, f"The other {known(old)} lie at or before it: delivered once, or skipped when the "
+              "group was made; the group itself never reads them again (scope history)."),
+        (g["pending"],
+         f"{known(g['pending'])} were delivered but never acknowledged (scope pending)."),
+        (lost is None, "How many after it were trimmed before the group read them is unknown"
+                       f"{up_to}: the server's counters do not tell."),
+        (lost and lost["entries"],
+         f"{known(lost).capitalize()} after it were trimmed before the group read them: they are "
+         "lost to it."),
+        (lag is None, "Redis does not know the lag; the count is exact."),
+        (counts_lost, f"Redis reports a lag of {known(lag)}: it counts the lost ones too."),
+        (counts_gone and not counts_lost,
+         f"Redis reports a lag of {known(lag)}, which counts {more:,} that are gone."),
+        (more and not counts_lost and not counts_gone,
+         f"Redis reports a lag of {known(lag)}, which is wrong; the count is exact."),
+    )  # fmt: skip
+    return " ".join(words for is_so, words in told if is_so)
 
 
 @dataclass(frozen=True)

@@ -94,20 +94,22 @@ class RunFolder:
         summary.started_at = started_at
         return self.write_up(summary)
 
-    def write_up(self, summary: Summary, *, renew: bool = False, **more: str) -> dict[str, Any]:
+    def write_up(self, summary: Summary, closed_at: str | None = None) -> dict[str, Any]:
         """Write the last files and seal; returns run.json's content, whatever the disk says.
 
-        `renew`: also a table of the audit that is there already. Where the folder cannot be
-        completed, exit code and error say so, and name it.
+        `closed_at`: when a run that had died was closed; what there is of the audit is renewed.
+        Where the folder cannot be completed, exit code and error say so, and name it.
         """
         folder, info = self.path, self.server.info
-        result = {**summary.as_dict(), "evidence": self.reports.shown(folder), **more}
+        result = {**summary.as_dict(), "evidence": self.reports.shown(folder)}
+        if closed_at:
+            result["closed_at"] = closed_at
         try:
             words = secret_words(self.settings.redis_url.get_secret_value())
             if "error" in result:
                 result["error"] = strike(result["error"], seal.secret_of(folder, words))
             files.write_json(folder / RUN_JSON, result)
-            self._complete(summary, renew=renew)
+            self._complete(summary, renew=bool(closed_at))
             files.write_text(folder / "report.html", report.build(folder))
             digest = self.reports.seal(
                 folder, run=result, parameters=self.parameters, templates=self.templates,
@@ -180,25 +182,21 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
     Raises UsageError for what is not a run's folder, RefusedError for one that no run of the ledger
     began, that is sealed already, or that is still being worked on.
     """
-    if not folder.is_dir():
-        raise UsageError(f"--close {folder} is not a folder; name a run's")
+    name = folder.name
+    if not folder.is_dir() or not RUN_ID.fullmatch(name):
+        raise UsageError(f"--close {folder} is not a run's folder; name one, by its run's id")
     if odd := [path.name for path in folder.iterdir() if not seal.is_plain(path)]:
         raise RefusedError(f"{odd[0]} is not a plain file; take it out of there")
-    noted, name = read_or(folder / RUN_JSON, {}), folder.name
-    if not RUN_ID.fullmatch(name):
-        if RUN_ID.fullmatch(run_id := str(noted.get("run_id", ""))):
-            raise UsageError(f"--close: this is the folder of {run_id}; give it that name again")
-        raise UsageError(f"--close {folder} is not a run's folder")
     reports = reports_at(settings.reports_dir, folder)
     with seal.locked(folder, wait=False):
-        said = None if "stream" in settings.asked else noted.get("stream")
+        noted = read_or(folder / RUN_JSON, {}).get("stream")
+        said = None if "stream" in settings.asked else noted
         stream = build({"stream": said or settings.stream}).stream  # refuses what is no name
         with Server.of(settings, stream) as server:
             ledger.check(server)
             mine = ledger.entries_of(server, name)
         starts = [entry for entry in mine if isinstance(entry, ledger.Start)]
         ends = [entry for entry in mine if isinstance(entry, ledger.End)]
-        is_sealed = len(starts) + len(ends) < len(mine)
         if "-live-" in name and not starts:
             raise RefusedError(
                 f"the run ledger of {stream} has no start of {name}, so it "
@@ -210,22 +208,22 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
             parameters = settings.model_dump(mode="json", include={*settings.given} & {*NOTEBOOK})
             parameters["mode"] = settings.mode
             this = RunFolder(folder, settings, server, reports, parameters, sign_key=sign_key)
-            has_statement = (folder / STATEMENT).exists()
-            if is_sealed and not has_statement:
+            is_sealed = len(starts) + len(ends) < len(mine)
+            if (folder / STATEMENT).exists():
+                is_whole = is_sealed or not starts
+                books = {} if is_whole else _books(this, starts, ends, planned).as_dict()
+                return _finish_seal(this, books)
+            if is_sealed:
                 raise RefusedError(
                     f"{name} was sealed, as the run ledger says, and has lost its "
                     "statement; look for the original"
                 )
-            if has_statement and (is_sealed or not starts):
-                return _finish_seal(this, None)
             summary = _books(this, starts, ends, planned)
-            if has_statement:
-                return _finish_seal(this, summary)
             for start in starts[len(ends) :]:
                 ledger.note_end(server, start, summary, iso(server.now_us()))
             if summary.changes is not None:
                 files.write_table(folder / "drift.parquet", summary.changes)
-            return this.write_up(summary, renew=True, closed_at=iso(server.now_us()))
+            return this.write_up(summary, closed_at=iso(server.now_us()))
 
 
 def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:
@@ -246,16 +244,16 @@ def _settings_of(
     settings: Settings, stream: str, starts: Sequence[ledger.Start], planned: PlanFile | None
 ) -> Settings:
     """The settings of the run itself: those of its plan, else what the ledger has of them."""
-    found: dict[str, Any] = {"redis_url": settings.redis_url, "stream": stream}
-    found |= {name: getattr(settings, name) for name in ("operator", "audit_stream")}
+    same = ("redis_url", "operator", "audit_stream", "consumer_group")
+    found = {name: getattr(settings, name) for name in same} | {"stream": stream}
     if starts:
         last = starts[-1]
         found |= {"mode": "live", "operator": last.operator or "(unknown)"}
         found["audit_stream"] = last.audit_stream or settings.audit_stream
     if planned is not None:
+        del found["consumer_group"]
+        found["env"] = planned.plan.environment
         return planned.plan.laid_under(build(found, asked=frozenset()))
-    if "consumer_group" in settings.given:
-        found["consumer_group"] = settings.consumer_group
     if starts:
         group = "history_group" if last.scope == "history" else "consumer_group"
         found |= {
@@ -265,13 +263,12 @@ def _settings_of(
     return build(found)
 
 
-def _finish_seal(this: RunFolder, summary: Summary | None) -> dict[str, Any]:
-    """Already sealed; only chain.json may be missing, or, with a `summary`, the ledger's entry."""
+def _finish_seal(this: RunFolder, books: Mapping[str, Any]) -> dict[str, Any]:
+    """Already sealed; only chain.json may be missing, or, with its `books`, the ledger's entry."""
     name, found = this.path.name, examine(this.path)
     if found.findings:
         raise RefusedError(f"{name} was sealed and changed since: {found.findings[0]}")
     run: dict[str, Any] = read_or(this.path / RUN_JSON, {})
-    books = {} if summary is None else summary.as_dict()
     for key in ("total_read", *ACTIONS, "operator", "approvers", "plan_digest") if books else ():
         if (run.get(key) or None) != (books.get(key) or None):
             raise RefusedError(

@@ -30,7 +30,6 @@ from jupyter_core.utils import run_sync
 
 from ..errors import DrainkitError, InterruptedRunError, UnwritableError, named
 from ..safe import one_line
-from .notebooks import quick_imports
 
 SOCKET_NAME_BYTES = 96  # the systems allow 104 and 108, and a number follows
 PATIENCE_SEC = 10.0  # for a notebook that was interrupted
@@ -107,8 +106,7 @@ class Kernels:
 
         `on_line` gets the lines that its cells print. Raises what the notebook failed by.
         """
-        with quick_imports():
-            import papermill
+        import papermill
 
         if stopping.is_set():
             raise InterruptedRunError(INTERRUPTED)
@@ -138,18 +136,16 @@ class Kernels:
                 self.end(manager)  # it changes nothing on the server; its output is not needed
                 deadline = math.inf
         self.end(manager)
-        problem = _what_failed(out)
-        if (error := running.exception()) and not problem:
+        problem, error = _what_failed(out), running.exception()
+        if not problem and error:
             problem = one_line(str(error) or type(error).__name__)
-        if not problem:
-            return
         kind, _, message = problem.partition(": ")
         cause = named(kind)
-        if interrupted or cause is InterruptedRunError:
+        if problem and (interrupted or cause is InterruptedRunError):
             raise InterruptedRunError(INTERRUPTED)
-        if issubclass(cause, UnwritableError):  # the reports folder went away under the run
-            cause = DrainkitError
-        raise cause(f"{template.stem} failed: {message or problem}")
+        if problem:  # the reports folder may have gone away under the run
+            cause = DrainkitError if issubclass(cause, UnwritableError) else cause
+            raise cause(f"{template.stem} failed: {message or problem}")
 
     def end(self, manager: Any) -> None:
         """Shut a kernel down at once: its notebook is saved, its files are written."""

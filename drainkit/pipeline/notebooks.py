@@ -6,12 +6,9 @@ The SHA-256 of the packaged ones are here, not beside the files, so that an edit
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import files
 from ..errors import DrainkitError, RefusedError, UsageError
@@ -27,7 +24,6 @@ NOTEBOOKS = {
 }
 FIRST, *_ = NOTEBOOKS
 PACKAGE = Path(__file__).parents[1]
-_GRAMMAR = "rfc3987_syntax"  # see quick_imports
 #: what examples/requirements-lean.txt leaves out
 PACKAGES = ("ipywidgets", "itables", "jupyterlab", "pandas", "papermill", "plotly", "psutil")
 
@@ -38,14 +34,6 @@ class Template(NamedTuple):
     path: Path
     sha256: str  # hex
     packaged: bool  # whether drainkit came with just these bytes
-
-
-class Copied(NamedTuple):
-    """The names of notebooks, by what `copy_to` did with them."""
-
-    copied: list[str]
-    kept: list[str]  # they differ from the packaged ones, and stayed as they were
-    equal: list[str]
 
 
 def packaged_dir() -> Path:
@@ -66,8 +54,7 @@ def of_run(folder: Path | None) -> dict[str, Template]:
     for name, packaged in NOTEBOOKS.items():
         path = home / f"{name}.ipynb"
         try:
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+            tagged = _tagged(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UsageError(
                 f"{home} has no {path.name}: drainkit notebooks {home} copies it there"
@@ -88,32 +75,41 @@ def of_run(folder: Path | None) -> dict[str, Template]:
     return found
 
 
-def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> Copied:
-    """Copy all notebooks into `folder`, made if missing.
+def _tagged(notebook: Any) -> list[Any]:
+    """The cells tagged `parameters`."""
+    cells = notebook["cells"]
+    return [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
 
-    A file there that differs is replaced with `force`, stays with `keep`; with neither all stays
+
+def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> dict[str, str]:
+    """Copy all notebooks into `folder`, made if missing; by name "copied", "kept" or "unchanged".
+
+    A file there that differs is replaced with `force`, kept with `keep`; with neither all stays
     as it is and RefusedError names it.
     """
+    found: dict[str, str] = {}
     sources = sorted(packaged_dir().glob("*.ipynb"))
     try:
         if not folder.exists():
             files.make_folder(folder)
-        paths = [folder / source.name for source in sources]
-        there = {path.name: files.file_sha256(path) for path in paths if path.exists()}
+        for source in sources:
+            there, how = folder / source.name, "copied"
+            if there.exists():
+                is_equal = files.file_sha256(there) == files.file_sha256(source)
+                how = "unchanged" if is_equal else "copied" if force else "kept"
+            found[source.name] = how
     except OSError as error:
         reason = error.strerror or "cannot be made"
         raise UsageError(f"{folder}: {reason}; choose another place") from None
-    equal = [s.name for s in sources if there.get(s.name) == files.file_sha256(s)]
-    differ = [name for name in there if name not in equal]
-    if differ and not (force or keep):
+    if (kept := [name for name, how in found.items() if how == "kept"]) and not keep:
         raise RefusedError(
-            f"{', '.join(differ)} in {folder} would be overwritten; nothing was "
+            f"{', '.join(kept)} in {folder} would be overwritten; nothing was "
             "copied: choose another folder, or say --force"
         )
-    wanted = [s for s in sources if s.name not in equal and (force or s.name not in differ)]
-    for source in wanted:
-        files.write_bytes(folder / source.name, source.read_bytes())
-    return Copied([s.name for s in wanted], [] if force else differ, equal)
+    for source in sources:
+        if found[source.name] == "copied":
+            files.write_bytes(folder / source.name, source.read_bytes())
+    return found
 
 
 def of_sealed(place: str, folder: Path) -> str:
@@ -121,29 +117,12 @@ def of_sealed(place: str, folder: Path) -> str:
     run_dir = place if is_url(place) else str(Path(place).resolve())
     path = folder / f"01_{Path(run_dir).name}.ipynb"
     notebook = json.loads((packaged_dir() / f"{FIRST}.ipynb").read_text(encoding="utf-8"))
-    (cell,) = (c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", []))
+    (cell,) = _tagged(notebook)
     empty, full = 'run_dir: str = ""', f"run_dir: str = {json.dumps(run_dir)}"
     cell["source"] = [line.replace(empty, full) for line in cell["source"]]
     if not path.exists():
         files.write_json(path, notebook)
     return path.name
-
-
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """Within, nbformat is imported in a tenth of its time.
-
-    jsonschema imports rfc3987_syntax where it is there, and that builds a grammar (1.5 s of CPU) to
-    check texts of the format "iri", which the schema of notebooks does not have.
-    """
-    if _GRAMMAR in sys.modules:
-        yield
-        return
-    sys.modules[_GRAMMAR] = None  # type: ignore[assignment] # importing it raises ImportError
-    try:
-        yield
-    finally:
-        del sys.modules[_GRAMMAR]
 
 
 def check_installed() -> None:

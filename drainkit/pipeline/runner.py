@@ -18,9 +18,10 @@ import logging
 import os
 import resource
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ from ..settings import NOTEBOOK, Settings, build, shown
 from ..settings.config import config_variable, kernel_variables
 from ..settings.kinds import is_url
 from .folder import RunFolder
-from .notebooks import LIVE, Template, of_run, quick_imports
+from .notebooks import LIVE, Template, of_run
 
 if TYPE_CHECKING:
     from .kernels import Kernels
@@ -52,7 +53,6 @@ URL = "DRAINKIT_REDIS_URL"
 SUMS = ("total_read", *ACTIONS, "errors", "remaining")
 # from good to bad: refused may be meant so, what failed is to be looked at first
 _BADNESS = (0, 4, 2, 3, 1, 130)
-_POLL_SEC = 1.0
 _WAIT_SEC = 30.0  # for Dask's first worker
 Outcome = dict[str, Any]  # of one stream: its run.json, with stream, exit_code, outcome and error
 Confirm = Callable[[Run, PlanFile], None]  # raises RefusedError if it is not approved
@@ -71,8 +71,9 @@ def parameters_of(run: Run) -> dict[str, Any]:
 
 def open_kernels() -> Kernels:
     """Kernels for one run or for many."""
-    with quick_imports():
-        from .kernels import Kernels
+    # jsonschema would build a grammar (1.5 s of CPU) for a format that notebooks do not have
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    from .kernels import Kernels
 
     return Kernels()
 
@@ -94,7 +95,6 @@ def run(
     Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
     stands in the evidence, with its exit code.
     """
-    stopping = stopping or threading.Event()
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= allowed < OPEN_FILES:  # libzmq would end the run at once
         raise DrainkitError(
@@ -125,7 +125,7 @@ def run(
             try:
                 with nullcontext(kernels) if kernels else open_kernels() as found:
                     failure = _run_notebooks(
-                        this, folder.path, templates, found, stopping,
+                        this, folder.path, templates, found, stopping or threading.Event(),
                         confirm=confirm, announce=announce, on_line=on_line,
                     )  # fmt: skip
             except DrainkitError as error:
@@ -176,19 +176,19 @@ def _run_notebooks(
 # ---------------------------------------------------------------- many streams, one after another
 
 
-def outcome_of(stream: str, result: Mapping[str, Any]) -> Outcome:
-    """How the run of one stream ended, from its run.json."""
+def outcome_of(stream: str, result: Mapping[str, Any] | Exception) -> Outcome:
+    """How the run of one stream ended, from its run.json; or by what kept it from one.
+
+    Any error is one line of it.
+    """
+    if isinstance(result, Exception):
+        error = result
+        if not isinstance(error, DrainkitError):
+            error = DrainkitError(f"unexpected {type(error).__name__}: {error}")
+        word = {130: "interrupted", 4: "refused"}.get(error.exit_code, "failed")
+        result = {"exit_code": error.exit_code, "outcome": word, "error": str(error)}
     end = {"exit_code": int(result.get("exit_code") or 0), "outcome": str(result.get("outcome"))}
     return {**result, "stream": stream, **end, "error": result.get("error")}
-
-
-def failed(stream: str, error: Exception) -> Outcome:
-    """Of a run that did not begin, or whose end nobody saw; any error is one line of it."""
-    if not isinstance(error, DrainkitError):
-        error = DrainkitError(f"unexpected {type(error).__name__}: {error}")
-    word = {130: "interrupted", 4: "refused"}.get(error.exit_code, "failed")
-    told = {"exit_code": error.exit_code, "outcome": word, "error": str(error)}
-    return outcome_of(stream, told)
 
 
 def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[str], list[Outcome]]:
@@ -209,7 +209,7 @@ def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[s
             if settings.consumer_group in reading.positions(one):
                 found.append(name)
         except UnreachableError as error:
-            outcomes.append(failed(one_line(name), error))
+            outcomes.append(outcome_of(one_line(name), error))
     if not found and not outcomes:
         raise RefusedError(
             f"--all-streams {pattern}: no stream has the group "
@@ -232,7 +232,7 @@ def run_in_turn(
                 raise InterruptedRunError("not run: interrupted before its turn")
             outcome = outcome_of(stream, run_one(settings.model_copy(update={"stream": stream})))
         except Exception as error:
-            outcome = failed(stream, error)
+            outcome = outcome_of(stream, error)
         if outcome["exit_code"] == InterruptedRunError.exit_code:
             stopping.set()  # at a question: the others are not to be asked for
         yield outcome
@@ -271,50 +271,42 @@ def run_with_dask(
     with _cluster(settings, address, len(streams)) as client:
         from dask.distributed import Event, as_completed
 
-        run = secrets.token_hex(6)
-        stop = Event(f"drainkit-{run}-stop", client=client)
+        task = f"drainkit-{secrets.token_hex(6)}"
+        stop = Event(f"{task}-stop", client=client)
+        _follow(stop, stopping)
         futures = {
             client.submit(
-                run_stream, {**values, "stream": stream}, _server_id(settings, stream), run,
-                key=f"drainkit-{run}-{one_line(stream, 60)}-{number}", retries=0, pure=False,
+                run_stream, {**values, "stream": stream}, _server_id(settings, stream), task,
+                key=f"{task}-{one_line(stream, 60)}-{number}", retries=0, pure=False,
             ): stream
             for number, stream in enumerate(streams)
         }  # fmt: skip
         try:
-            with _passed_on(stopping, stop):
-                for future in as_completed(futures):
-                    if future.status == "finished":
-                        yield future.result()
-                        continue
-                    is_error = future.status == "error"  # which may hold what it likes
-                    kind = type(future.exception()).__name__ if is_error else future.status
-                    yield failed(futures[future], DrainkitError(
-                        f"its Dask task ended without a result ({kind}); run the same command "
-                        "again to go on"
-                    ))  # fmt: skip
+            for future in as_completed(futures):
+                if future.status == "finished":
+                    yield future.result()
+                    continue
+                is_error = future.status == "error"  # which may hold what it likes
+                kind = type(future.exception()).__name__ if is_error else future.status
+                yield outcome_of(futures[future], DrainkitError(
+                    f"its Dask task ended without a result ({kind}); run the same command "
+                    "again to go on"
+                ))  # fmt: skip
         finally:
-            for name in [stop, *(Event(_mark(run, s), client=client) for s in streams)]:
-                name.clear()
+            stop.set()  # ends who waits for it
+            for event in (stop, *(Event(f"{task}-begun-{s}", client=client) for s in streams)):
+                event.clear()
 
 
-@contextmanager
-def _passed_on(stopping: Any, stop: Any) -> Iterator[None]:
-    """While this lasts, the event `stop` follows `stopping`."""
-    over = threading.Event()
+def _follow(event: Any, leader: Any) -> None:
+    """From now on the event is set once its leader is, as long as both can be reached."""
 
-    def watch() -> None:
-        while not over.wait(_POLL_SEC):
-            if stopping.is_set():
-                stop.set()
-                return
+    def wait() -> None:
+        with suppress(Exception):  # the cluster has ended
+            leader.wait()
+            event.set()
 
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watching.join()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -348,16 +340,12 @@ def _server_id(settings: Settings, stream: str) -> str:
         return server.info.run_id
 
 
-def _mark(run: str, stream: str) -> str:
-    return f"drainkit-{run}-begun-{stream}"
-
-
 def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
     """One stream's run, on a worker."""
     from dask.distributed import Event
 
     stream, stopping = str(values["stream"]), threading.Event()
-    begun, stop = Event(_mark(task, stream)), Event(f"drainkit-{task}-stop")
+    begun, stop = Event(f"{task}-begun-{stream}"), Event(f"{task}-stop")
     try:
         if begun.is_set():
             raise DrainkitError(
@@ -372,11 +360,11 @@ def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
             raise UsageError(f"the Dask worker has no {URL}; start it with the same as here")
         if _server_id(settings, stream) != server_id:
             raise RefusedError(f"the Dask worker's {URL} leads to another server than here")
-        with _passed_on(stop, stopping):
-            result, _ = run(
-                settings, stopping=stopping,
-                confirm=lambda one, plan: unattended.check_planned(one.server, one.settings, plan),
-            )  # fmt: skip
+        _follow(stopping, stop)
+        result, _ = run(
+            settings, stopping=stopping,
+            confirm=lambda one, plan: unattended.check_planned(one.server, one.settings, plan),
+        )  # fmt: skip
         return outcome_of(stream, result)
     except Exception as error:  # what Dask would do with it is not ours
-        return failed(stream, error)
+        return outcome_of(stream, error)

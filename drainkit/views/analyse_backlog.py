@@ -300,7 +300,7 @@ class SealedAnalysis(Analysis):
         try:
             names = (seal.RUN_JSON, "baseline.json")
             self.run, self.baseline = (
-                seal.json_of(files.read_plain(folder / name)) for name in names
+                seal.parse(files.read_plain(folder / name), dict) for name in names
             )
             planned = self.planned = PlanFile.load(folder)
         except (OSError, ValueError, UsageError):

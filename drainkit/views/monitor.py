@@ -141,10 +141,11 @@ class Monitor(Session):
     def pending_table(self) -> pd.DataFrame:
         """Pending entries by consumer, most first."""
         rows = [
-            (s["stream"]["name"], g["name"], consumer, pending)
+            (s["stream"]["name"], g["name"], consumer["name"], consumer["pending"])
             for s in self.states
             for g in s["groups"]
-            for consumer, pending in g["pending_by_consumer"].items()
+            for consumer in g["consumer_list"]
+            if consumer["pending"]
         ]
         frame = pd.DataFrame(rows, columns=["stream", "group", "consumer", "pending"])
         return safe(frame.sort_values("pending", ascending=False).head(20))

@@ -16,7 +16,7 @@ from conftest import Cli
 from faults import Attempt, at_once, attempt, complete
 from place import BUNDLED, Place
 from proxy import SlowLink
-from servers import KINDS, Server, wait_until
+from servers import KINDS, Server
 
 
 def times_ms(records: list[dict[str, str]]) -> list[int]:
@@ -155,20 +155,6 @@ def test_the_lowest_throttle_holds(place: Place, fast: str) -> None:
     after = [t for t in at_ms if t > slow_ms[-1] + 1500]
     if fast != "none" and len(after) > 50:
         assert (len(after) - 1) * 1000 / (after[-1] - after[0]) > 40
-
-
-@BUNDLED
-def test_status_says_which_throttle_holds(place: Place) -> None:
-    """With two drains at work, `status` names the lowest throttle for both."""
-    place.seed(2000)
-    running = [place.start("--allow-active-consumers", "--throttle", rate, "--consumer-name", rate)
-               for rate in ("20", "80")]  # fmt: skip
-    wait_until("both work", lambda: len({r["run_id"] for r in place.audit()}) == 2, timeout_sec=60)
-    shown = place.says("status", "--all")
-    for process in running:
-        process.terminate()
-        place.cli.finish(process)
-    assert "held to 20/s" in shown.out, shown.out  # the other's own throttle
 
 
 def test_a_drain_begins_without_credit(valkey: Server, stream: str) -> None:

@@ -73,7 +73,7 @@ def test_runs_are_verified_there(s3: S3, tmp_path: Path, monkeypatch: pytest.Mon
     found = checked()
     assert found[names[0]] == []
     assert found[names[1]] == ["changed: audit.parquet (its SHA-256 is another)"]
-    assert found[names[2]] == ["added: object-with-an-impossible-name (not a plain file)"]
+    assert found[names[2]] == ["added: ..%2Fsly"]
 
 
 def digest_of(s3: S3, name: str) -> str:
@@ -108,7 +108,8 @@ def test_runs_at_once_never_fork_the_chain(s3: S3) -> None:
 
 
 def test_a_claim_that_was_cut_off_is_not_somebody_elses(s3: S3) -> None:
-    """A link that came through although its reply was lost is our own, and is not claimed twice."""
+    """A link that came through although its reply was lost is our own, and is not claimed twice; so
+    is an object of the same content, but no other."""
     reports = reports_at(URL)
     create = reports._store.create
 
@@ -118,8 +119,13 @@ def test_a_claim_that_was_cut_off_is_not_somebody_elses(s3: S3) -> None:
 
     reports._store.create = twice  # type: ignore[method-assign]
     run_dir, _ = sealed(reports, 1)
+    reports._store.put(run_dir / STATEMENT, f"{run_dir.name}/{STATEMENT}")
     reports.deliver(run_dir)
     assert checked() == {run_dir.name: [], "chain": []}
+    run_dir, _ = sealed(reports_at(URL), 2)
+    reports._store.put(Path(__file__), f"{run_dir.name}/{STATEMENT}")
+    with pytest.raises(DrainkitError, match="is there already, with other content"):
+        reports.deliver(run_dir)
 
 
 @pytest.mark.parametrize("when", ["it seals", "it copies"])

@@ -17,7 +17,7 @@ from stores import S3
 from test_edits import ANN, DRY, LIVE, NEW_LIVE, SIGNED, Evidence, edit
 
 from drainkit import files
-from drainkit.evidence.runs import ROW
+from drainkit.evidence.verify import ROW
 
 OPEN, GONE = "20260105T000000Z-live-00000f", "20260105T000000Z-live-0000aa"
 

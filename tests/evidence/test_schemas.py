@@ -18,7 +18,7 @@ from drainkit.core.plan import Plan
 from drainkit.core.policy import Policy
 from drainkit.core.summary import COUNTS, Summary
 from drainkit.core.verdicts import Verdict
-from drainkit.evidence import runs
+from drainkit.evidence.verify import ROW
 from drainkit.operations.checks import Finding
 from drainkit.operations.first import RunningDrain
 from drainkit.server.ledger import End
@@ -88,4 +88,4 @@ def test_real_output_is_as_the_schemas_say(valkey: Server, stream: str, cli: Cli
     for command in ("status", "check"):
         holds(command, cli(command, "--json", *where).json())
     holds("runs", cli("runs", "--json", *where).json())
-    assert [*part(schema("runs"), "runs[]")["properties"]] == [*runs.ROW]
+    assert [*part(schema("runs"), "runs[]")["properties"]] == [*ROW]

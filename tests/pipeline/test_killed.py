@@ -222,19 +222,20 @@ def test_closing_believes_ledger_and_audit_only(
 
 
 def test_a_closed_run_keeps_its_approvers(valkey: Server, stream: str, cli: Cli) -> None:
-    """Operator, approvers and plan are sealed as the ledger has them, and verify confirms them;
-    another plan in the folder is refused."""
+    """Operator, approvers and plan (and its environment) are sealed as the ledger has them, and
+    verify confirms them; another plan in the folder is refused."""
     public = keygen(cli.cwd / "ann")
     (cli.cwd / "allowed").write_text(f"ann@example.com {public}\n")
-    (cli.cwd / "drainkit.toml").write_text('[approval]\nallowed_signers = "allowed"\n')
+    (cli.cwd / "drainkit.toml").write_text('[env.test.approval]\nallowed_signers = "allowed"\n')
     seed(valkey, stream, 90, delivered=10)
+    env = ("--env", "test")
     for name, throttle in (("one", "none"), ("other", 9)):
         (cli.cwd / name).mkdir()
         plan = f"{name}/plan.json"
-        made = cli("drain", "--plan", plan, *at(valkey, stream), "--throttle", throttle)
+        made = cli("drain", "--plan", plan, *env, *at(valkey, stream), "--throttle", throttle)
         assert made.rc == cli("approve", plan, "--sign-key", "ann", "--yes").rc == 0
     live = cli.done("drain", "--mode", "live", "--yes", "--json", "--operator", "olga", "--plan",
-                    "one/plan.json", *at(valkey, stream))  # fmt: skip
+                    "one/plan.json", *env, *at(valkey, stream))  # fmt: skip
     folder = cli.cwd / "reports" / live.json()["run_id"]
     shutil.copytree(cli.cwd / "other", folder)
     close_it = ("run", "--close", folder, *at(valkey, stream))

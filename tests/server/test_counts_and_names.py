@@ -213,7 +213,7 @@ def test_names_that_look_alike_are_two(place: Place) -> None:
     # Redis keeps groups in the order of their bytes
     for found in (shown, checked):
         assert [g["backlog"]["undelivered"] for g in found] == [12, 15]
-        assert [sorted(g["pending_by_consumer"].values()) for g in found] == [[3, 4], [2, 3]]
+        assert [sorted(c["pending"] for c in g["consumer_list"]) for g in found] == [[3, 4], [2, 3]]
     assert len({g["name"] for g in checked} | {SHOWN}) == 2
     text = place.says("check", "--format", "prometheus").out
     lines = [line.partition("} ")[0] for line in text.splitlines() if "{" in line]
@@ -225,7 +225,7 @@ def test_names_that_look_alike_are_two(place: Place) -> None:
     mine = ("--consumer-group", SHOWN)
     drained = place.live(*mine, "--allow-active-consumers")
     assert (drained["total_read"], pending(SHOWN)) == (12, 7)
-    other = next(n for n in checked[0]["pending_by_consumer"] if n != SHOWN)
+    other = next(c["name"] for c in checked[0]["consumer_list"] if c["name"] != SHOWN)
     for name, n in ((SHOWN, 4), (other, 3)):
         taken = ("--scope", "pending", "--min-idle-min", "0", "--from-consumer", name)
         assert place.live(*mine, *taken)["total_read"] == n
