@@ -168,7 +168,7 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | N
 
 def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
     """The stream whose ledger a server is asked for, as the settings say where none is given."""
-    from ..settings.config import load
+    from ..settings import load
 
     return () if redis_url is None else (load({} if stream is None else {"stream": stream}).stream,)
 
@@ -261,7 +261,7 @@ def lab(
     """
     from ..evidence.seal import is_sealed
     from ..pipeline.notebooks import check_installed, copy_to, of_sealed
-    from ..settings.config import config_variable, kernel_variables
+    from ..settings import config_variable, kernel_variables
 
     check_installed()
     others = [*flags.values(), sealed if is_demo else None]

@@ -32,8 +32,7 @@ from ..safe import one_line, text
 from ..server import ledger, reading, scopes
 from ..server.connection import Server
 from ..server.counting import split
-from ..settings import Fields, Settings
-from ..settings.config import load
+from ..settings import Fields, Settings, load
 
 PART_ROWS = 1_000_000
 BY_HAND = 32  # texts around one that is not UTF-8

@@ -28,8 +28,7 @@ from ..errors import UsageError
 from ..operations.state import group_rows, known
 from ..safe import UNTYPESET, one_line, share
 from ..server.connection import Server
-from ..settings import NOTEBOOK, Settings, shown
-from ..settings.config import load
+from ..settings import NOTEBOOK, Settings, load, shown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
