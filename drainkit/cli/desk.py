@@ -31,7 +31,7 @@ _LEDGER = [Option(["--redis-url"], metavar="URL", help="Also ask this server's r
 
 def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
     """The stream whose ledger a server is asked for, as the settings say where none is given."""
-    from ..settings.config import load
+    from ..settings import load
 
     return () if redis_url is None else (load({} if stream is None else {"stream": stream}).stream,)
 
@@ -254,7 +254,7 @@ def lab(folder: str, is_demo: bool, sealed: str | None, **flags: Any) -> None:
     """
     from ..evidence.seal import is_sealed
     from ..pipeline.notebooks import check_installed, copy_to, of_sealed
-    from ..settings.config import config_variable, kernel_variables
+    from ..settings import config_variable, kernel_variables
 
     check_installed()
     further: list[str] = click.get_current_context().obj

@@ -103,7 +103,7 @@ def fields(**flags: Any) -> None:
 
     with connected(flags) as (settings, server):
         found = examine(sample(server, settings), settings.fields)
-    emit({"stream": settings.stream, **found.as_dict()}, *terminal.fields_blocks(found))
+    emit({"stream": settings.stream, **vars(found)}, *terminal.fields_blocks(found))
 
 
 @command(*DRAIN, *WHERE)

@@ -101,8 +101,7 @@ def settings_of(flags: dict[str, Any], *, only: frozenset[str] | None = None) ->
 
     A mistake elsewhere must not keep the kill switch from working.
     """
-    from ..settings import outside, shown
-    from ..settings.config import load, unknown_variables
+    from ..settings import load, outside, shown, unknown_variables
 
     for name in unknown_variables() if only is None else ():
         tell_error(f"{name} is not a setting; ignored. Check its spelling")

@@ -316,13 +316,15 @@ def plan_rows(plan: Plan, waiting: str = "") -> list[tuple[str, str]]:
 def fields_blocks(found: Findings) -> list[Block]:
     """Why events cannot be read, which fields there are, and what would help."""
     reasons = [(events, reason) for reason, events in found.reasons.items()]
-    rows = [(value, path, entries, example, ("chosen: " if chosen else "") + why)
-            for value, path, entries, example, chosen, why in found.paths]  # fmt: skip
+    rows = [
+        (value, *list(row.values())[:3], ("chosen: " if row["chosen"] else "") + row["why"])
+        for value, paths in found.fields.items() for row in paths
+    ]  # fmt: skip
     return [
         *([Table(("Events", "Reason"), reasons, f"{found.title()}:")] if reasons else []),
         Table(("Value", "Path", "Entries", "Example", "Why"), rows,
               f"Fields of {found.entries:,} entries, spread over the backlog:"),
         *(f"Note: {note}" for note in found.notes),
         found.advice(),
-        *found.snippet().splitlines(),
+        *found.snippet.splitlines(),
     ]  # fmt: skip

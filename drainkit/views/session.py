@@ -27,8 +27,7 @@ from ..draining.run import Run, resolve
 from ..errors import UsageError
 from ..operations.state import group_rows, known
 from ..server.connection import Server
-from ..settings import NOTEBOOK, Settings, shown
-from ..settings.config import load
+from ..settings import NOTEBOOK, Settings, load, shown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown

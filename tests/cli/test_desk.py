@@ -78,7 +78,7 @@ def test_a_command_has_one_thread_of_openblas_and_lab_all(valkey: Server, tmp_pa
 
 def test_kernels_get_the_settings_given(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """What drainkit.toml, a variable or a flag set arrives as it was meant, in another folder."""
-    from drainkit.settings.config import kernel_variables, load
+    from drainkit.settings import kernel_variables, load
 
     (cli.cwd / "allowed.txt").write_text("A\n")
     monkeypatch.chdir(cli.cwd)
