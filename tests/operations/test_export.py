@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -226,32 +228,50 @@ def test_a_folder_that_fills_meanwhile_is_kept(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- memory
 
 PEAK = """
-import re, sys
+import os, re, sys
 import numpy, pandas, pyarrow, pyarrow.csv, pyarrow.parquet, redis, msgspec, pydantic, hiredis
 from drainkit import Server, load_settings
 from drainkit.operations.events import export
-url, stream, target, scope = sys.argv[1:]
-settings = {"redis_url": url, "stream": stream, "scope": scope, "min_idle_min": 0}
-settings = load_settings(settings)
 def peak():  # not ru_maxrss, which begins with the parent's
     return int(re.search("VmHWM:(.*) kB", open("/proc/self/status").read())[1]) / 1024
-before = peak()
-with Server.of(settings) as server:
-    n = export(server, settings, target)
-print(n, peak() - before)
+for line in sys.stdin:
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    url, stream, target, scope = line.split()
+    settings = {"redis_url": url, "stream": stream, "scope": scope, "min_idle_min": 0}
+    settings = load_settings(settings)
+    before = peak()
+    with Server.of(settings) as server:
+        print(export(server, settings, target), peak() - before, flush=True)
+    os._exit(0)
 """
 
 
-def peak_mb(
-    server: Server, stream: str, target: str, scope: str = "undelivered"
-) -> tuple[int, float]:
+@pytest.fixture(scope="module")
+def peak_mb() -> Iterator[Callable[..., tuple[int, float]]]:
     """Entries exported by a process of its own, and its peak of memory above the imports, MB."""
-    command = [sys.executable, "-c", PEAK, server.url, stream, target, scope]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return int(said[0]), float(said[1])
+    with subprocess.Popen(
+        [sys.executable, "-c", PEAK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"JE_ARROW_MALLOC_CONF": "background_thread:false"},
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        requests, replies = process.stdin, process.stdout
+
+        def measure(
+            server: Server, stream: str, target: str, scope: str = "undelivered"
+        ) -> tuple[int, float]:
+            print(server.url, stream, target, scope, file=requests, flush=True)
+            n, peak = replies.readline().split()
+            return int(n), float(peak)
+
+        yield measure
 
 
-def test_memory_stays_flat(valkey: Server, stream: str, tmp_path: Path) -> None:
+def test_memory_stays_flat(
+    valkey: Server, stream: str, tmp_path: Path, peak_mb: Callable[..., tuple[int, float]]
+) -> None:
     """200,000 entries, each of a symbol and a source of its own, need less than 150 MB, as Parquet,
     CSV and a dataset."""
     n = 200_000
@@ -282,8 +302,9 @@ BIG = 4 << 20
     ],
 )  # fmt: skip
 def test_large_entries_do_not_add_up(
-    valkey: Server, stream: str, tmp_path: Path, scope: str, sizes: list[int]
-) -> None:
+    valkey: Server, stream: str, tmp_path: Path, scope: str, sizes: list[int],
+    peak_mb: Callable[..., tuple[int, float]],
+) -> None:  # fmt: skip
     """Wherever the large entries lie, those that come together are bounded by their bytes."""
     fill(valkey, stream, [(MIDNIGHT_MS + i, intent(blob="x" * n)) for i, n in enumerate(sizes)],
          group=GROUP)  # fmt: skip

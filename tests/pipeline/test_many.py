@@ -176,7 +176,7 @@ def test_a_killed_workers_stream_is_told_and_not_run_twice(
     prefix = prefix_of(stream)
     names = [f"{prefix}:{letter}" for letter in "ab"]
     for name in names:
-        seed(valkey, name, 150, delivered=0)
+        seed(valkey, name, 70, delivered=0)
     address, workers = dask_cluster(valkey.url)
     other = start_server("valkey")
     seed(other, names[0], 30, delivered=10)
@@ -197,12 +197,12 @@ def test_a_killed_workers_stream_is_told_and_not_run_twice(
     assert "worker was lost" in run.err
     # not run twice: what is there are the records of one run, and it is not complete
     assert len({record["run_id"] for record in audit(valkey, lost)}) == 1
-    assert len(audit(valkey, lost)) < 150
+    assert len(audit(valkey, lost)) < 70
     again = cli.done(*run_all(valkey, prefix, *FAST, "--dask", "local"), timeout_sec=250)
     assert {one["stream"] for one in again.json()["streams"]} == {*names}
     for name in names:
         ids = recorded(valkey, name)
-        assert len(ids) == len({*ids}) == 150
+        assert len(ids) == len({*ids}) == 70
     close_unsealed(cli, valkey.url)
     cli.done("verify", "reports", "--redis-url", valkey.url)
     wrong = cli(*run_all(valkey, prefix, "--dask", "tcp://127.0.0.1:9"))
