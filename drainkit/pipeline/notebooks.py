@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import files
 from ..errors import DrainkitError, RefusedError, UsageError
@@ -28,14 +28,6 @@ PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("ipywidgets", "itables", "jupyterlab", "pandas", "papermill", "plotly", "psutil")
 
 
-class Template(NamedTuple):
-    """A notebook that a run executes."""
-
-    path: Path
-    sha256: str  # hex
-    packaged: bool  # whether drainkit came with just these bytes
-
-
 def packaged_dir() -> Path:
     """Where the notebooks are: in the installed package, or beside it in a checkout."""
     for folder in (PACKAGE / "notebooks", PACKAGE.parent / "notebooks"):
@@ -44,13 +36,14 @@ def packaged_dir() -> Path:
     raise DrainkitError("the notebooks are not installed with drainkit; install it again")
 
 
-def of_run(folder: Path | None) -> dict[str, Template]:
-    """The notebooks of a run by name without suffix; those of `folder`, else the packaged ones.
+def of_run(folder: Path | None) -> dict[Path, dict[str, Any]]:
+    """The notebooks that a run executes, of `folder`, else the packaged ones; what a statement says
+    of each: name, sha256 (hex), and packaged, whether drainkit came with just these bytes.
 
     RefusedError where one was edited inside the installed package; UsageError where one is missing
     or does not take parameters.
     """
-    home, found = folder or packaged_dir(), dict[str, Template]()
+    home, found = folder or packaged_dir(), dict[Path, dict[str, Any]]()
     for name, packaged in NOTEBOOKS.items():
         path = home / f"{name}.ipynb"
         try:
@@ -65,8 +58,8 @@ def of_run(folder: Path | None) -> dict[str, Template]:
             # without it, papermill's cell would come first and the notebook's own values would win
             raise UsageError(f"{path} must have one cell tagged parameters")
         digest = files.file_sha256(path)
-        found[name] = Template(path, digest, packaged=digest == packaged)
-    edited = [one.path.name for one in found.values() if not one.packaged]
+        found[path] = {"name": path.name, "sha256": digest, "packaged": digest == packaged}
+    edited = [one["name"] for one in found.values() if not one["packaged"]]
     if edited and home.resolve() == (PACKAGE / "notebooks").resolve():
         raise RefusedError(
             f"{', '.join(edited)} was edited inside the installed package: install drainkit "

@@ -5,7 +5,7 @@ Of a sealed run it is what was decided and what became of it; no server, and not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -19,12 +19,11 @@ from pyarrow import parquet
 
 from .. import files
 from ..core import fields, frame, plan, summary, timestamps
-from ..core.events import Decoder, Events
-from ..core.policy import ACTIONS, Decisions, Policy, decide
+from ..core.events import Events
+from ..core.policy import ACTIONS, Policy
 from ..core.summary import amount, span
-from ..draining.dry import keeping
+from ..draining import dry
 from ..draining.plan_files import PlanFile
-from ..draining.run import Run
 from ..errors import RefusedError, UsageError
 from ..evidence import examined, remote, seal
 from ..operations import events, state
@@ -36,16 +35,6 @@ from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, ine
 
 AUDIT = "audit.parquet"
 OK = ACTIONS.index("drained_ok")
-
-
-def waiting(run: Run, at_us: int, run_dir: Path | None) -> Iterator[tuple[Events, Decisions]]:
-    """The scope's events as decided at one moment; in a run's folder they are kept for 02."""
-    decoder = Decoder(run.settings.fields)
-    with keeping(run, run_dir) as keep:
-        for page in scopes.scope_entries(run.server, run.scope):
-            keep(page, events := decoder.decode(page))
-            del page  # or two pages would be in memory
-            yield events, decide(events, run.policy, at_us)
 
 
 class Analysis(Session):
@@ -66,7 +55,8 @@ class Analysis(Session):
         if counted > frame.MOST_ROWS:  # a run that goes on, or one with --until, has fewer
             counted = scopes.remaining(self.server, self.job.scope)
         folder = self.run_dir if of_run and self.planned is None else None
-        self.backlog = frame.Backlog(waiting(self.job, self.at_us, folder), counted)
+        pages = dry.look(self.job, self.at_us, folder)
+        self.backlog = frame.Backlog(pages, counted)
         self.frame = self.backlog.frame
         self._decided = {*self.frame}  # its own columns
 

@@ -38,7 +38,6 @@ class DryRun(Session):
             self.job, path, pages=read, on_table=self._keep_samples
         )
         if run_dir is not None:
-            dry.drop(run_dir)
             self.summary.plan_path = "plan.json"
             if "-live-" not in run_dir.name:  # there run.json tells of the live run alone
                 self.write_summary(self.summary)

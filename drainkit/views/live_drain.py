@@ -16,7 +16,7 @@ from ..core.summary import Step, Summary, amount, span
 from ..draining import live, unattended
 from ..draining.plan_files import PlanFile
 from ..draining.run import resolve
-from ..errors import DrainkitError, RefusedError, error_of
+from ..errors import DrainkitError, RefusedError, error_class
 from ..evidence.seal import locked
 from ..operations.state import baseline
 from ..safe import one_line, verbatim
@@ -89,7 +89,7 @@ class LiveDrain(Session):
         for note in summary.notes or ():
             print(f"Note: {one_line(note)}")
         if summary.error:
-            raise error_of(summary.exit_code or 1, summary.error)
+            raise error_class(summary.exit_code or 1)(summary.error)
 
     def _approved(self) -> PlanFile | None:
         """The plan that `approve` names, if this is what the notebook shows; None: not armed."""

@@ -13,7 +13,7 @@ from ..core.summary import amount
 from ..errors import RefusedError
 from ..operations import maintenance
 from ..safe import verbatim
-from ..settings.kinds import Amount, Flag, Minutes
+from ..settings.kinds import Amount, Minutes
 from .session import Session, Table, checked, inert, markdown
 
 
@@ -33,8 +33,8 @@ class Maintenance(Session):
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with the notebook's `globals()`."""
         board = super().open(names)
-        board.delete = checked(names, "delete_consumers", Flag, False)
-        board.apply = checked(names, "apply_trim", Flag, False)
+        board.delete = checked(names, "delete_consumers", bool, False)
+        board.apply = checked(names, "apply_trim", bool, False)
         board.archive = str(names.get("archive") or "")
         board.min_idle_ms = round(checked(names, "min_idle_min", Minutes, 60) * 60_000)
         board.keep_days = checked(names, "keep_days", Amount | None)

@@ -28,8 +28,7 @@ from ..draining.run import Run, resolve
 from ..errors import UsageError
 from ..operations.state import group_rows, known
 from ..server.connection import Server
-from ..settings import NOTEBOOK, Settings, shown
-from ..settings.config import load
+from ..settings import NOTEBOOK, Settings, load, shown
 
 pd.set_option("display.html.use_mathjax", False)  # a plain frame's `$` is no formula either
 SAMPLE_ROWS = 8
@@ -184,11 +183,9 @@ class Session:
         return found if isinstance(found, dict) else {}
 
     def write_summary(self, summary: Summary) -> None:
-        """run.json; what the run noted there about itself stays until its end."""
+        """run.json, where there is a folder."""
         if self.run_dir is not None:
-            noted = self.noted("run.json")
-            kept = {k: noted[k] for k in ("parameters", "templates") if k in noted}
-            files.write_json(self.run_dir / "run.json", summary.as_dict() | kept)
+            files.write_json(self.run_dir / "run.json", summary.as_dict())
 
     def settings_table(self) -> Table:
         """The parameters as understood, without secrets."""

@@ -29,7 +29,7 @@ from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
 from drainkit.core.values import RawEntry
 from drainkit.demo import ALLOWLIST, sample_entries
 from drainkit.safe import share
-from drainkit.settings.config import load
+from drainkit.settings import load
 from drainkit.views import figures
 from drainkit.views.explore import SAMPLE, Exploration
 from drainkit.views.figures import MAX_BINS, histogram, what_if_limits

@@ -107,7 +107,7 @@ def test_03_is_armed_only_by_what_its_cell_shows(valkey: Server, stream: str, he
 
 
 def test_03_has_the_limits_and_approval_of_where_lab_was_called(
-    valkey: Server, stream: str, here: Path, cli: Cli
+    valkey: Server, stream: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel of `drainkit lab` is held back by [limits] and [approval] of the drainkit.toml where
     Lab was called, though its own folder has none; nothing is audited."""
@@ -119,16 +119,21 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
     wait_until("it is Lab", lambda: "jupyterlab" in psutil.Process(lab.pid).cmdline())
     kernels = psutil.Process(lab.pid).environ()
     lab.kill()
-    for table, words in (("[limits]\nmax_events = 29\n", "max_events is 29"),
-                         ('[approval]\nallowed_signers = "x"\n', "allowed_signers")):  # fmt: skip
-        (here / "drainkit.toml").write_text(table)
-        # a kernel's folder, which has no drainkit.toml
-        done = replace(cli, cwd=here / "drainkit-notebooks").papermill(
-            "03_live_drain.ipynb", "-", "-r", "run_dir", here, "-r", "approve", digest, env=kernels
-        )
-        assert audit(valkey, stream) == []
-        assert words in done.err
-        assert done.rc != 0
+    # a kernel's folder, which has no drainkit.toml
+    kernel = here / "drainkit-notebooks"
+    (here / "drainkit.toml").write_text('[approval]\nallowed_signers = "x"\n')
+    done = replace(cli, cwd=kernel).papermill(
+        "03_live_drain.ipynb", "-", "-r", "run_dir", here, "-r", "approve", digest, env=kernels
+    )
+    assert done.rc != 0
+    assert "allowed_signers" in done.err
+    (here / "drainkit.toml").write_text("[limits]\nmax_events = 29\n")
+    for name in kernels.keys() - os.environ.keys():
+        monkeypatch.setenv(name, kernels[name])
+    monkeypatch.chdir(kernel)
+    with pytest.raises(RefusedError, match="max_events is 29"):
+        LiveDrain.open({"run_dir": str(here), "approve": digest}).run()
+    assert audit(valkey, stream) == []
 
 
 def test_cells_where_the_server_closes_connections(valkey: Server, stream: str, here: Path) -> None:
