@@ -165,7 +165,7 @@ def written(folder: Path) -> int:
 @pytest.mark.parametrize("target", ["a.parquet", "a/"])
 def test_what_a_killed_writer_left_goes(valkey: Server, stream: str, cli: Cli, target: str) -> None:
     """A killed export leaves nothing once another ran in the folder; one at work is left alone."""
-    seed(valkey, stream, 60_000, delivered=0)
+    seed(valkey, stream, 30_000, delivered=0)
     started = []
     for _ in range(2):
         there = written(cli.cwd)
