@@ -204,7 +204,9 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
         planned = _plan_of(folder, starts)
         settings = _settings_of(settings, stream, starts, planned)
         with Server.of(settings) as server:
-            parameters = settings.model_dump(mode="json", include={*settings.given} & {*NOTEBOOK})
+            parameters = settings.model_dump(
+                mode="json", include={*settings.model_fields_set} & {*NOTEBOOK}
+            )
             parameters["mode"] = settings.mode
             this = RunFolder(folder, settings, server, reports, parameters, sign_key=sign_key)
             is_sealed = len(starts) + len(ends) < len(mine)

@@ -26,7 +26,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import run_sync
 
-from ..errors import DrainkitError, InterruptedRunError, UnwritableError, named
+from ..errors import DrainkitError, InterruptedRunError, UnwritableError, error_class
 from ..safe import one_line
 
 SOCKET_NAME_BYTES = 96  # the systems allow 104 and 108, and a number follows
@@ -134,7 +134,7 @@ class Kernels:
         if not problem and error:
             problem = one_line(str(error) or type(error).__name__)
         kind, _, message = problem.partition(": ")
-        cause = named(kind)
+        cause = error_class(kind)
         if problem and (interrupted or cause is InterruptedRunError):
             raise InterruptedRunError(INTERRUPTED)
         if problem:  # the reports folder may have gone away under the run

@@ -17,10 +17,10 @@ from ..settings.kinds import is_url
 LIVE = "03_live_drain"
 #: A run's notebooks in turn, with the SHA-256 of the packaged ones; test_release.py checks it.
 NOTEBOOKS = {
-    "01_analyse_backlog": "7cb596da4113e91516a22a6800dcc7e7da3a12004e9b83c8e699a7bf8778d929",
-    "02_dry_run": "c893cdc5cabb3327526e9665c66cde470f7b4f50f5c37034eb14070cfcad7092",
-    LIVE: "ea0c9a73f4a2f45488d131366070397586a1e727719b86d726eb99bf9da6ef06",
-    "04_verify": "3dd401a01e7fc9b9cbfc7831df3ca4fb4ec54e3078e75fc9974c34f80f6f7a80",
+    "01_analyse_backlog": "61d365e062222c331aed15dcc347f65828cf420aa4c0b43cd1b7f3bf8cd842ff",
+    "02_dry_run": "d6dfd417d1b982f52e44360802a333740863a3391e4be41193fe2d5f9eefea0c",
+    LIVE: "5baf4bb7b3428ab5dbc4e7559689430492014afb15b6886aad0592c64b8a0367",
+    "04_verify": "46fc660061b926d43f842b32e7f66c6ac8e9fecda90de20ddc4d5d16797feb26",
 }
 FIRST, *_ = NOTEBOOKS
 PACKAGE = Path(__file__).parents[1]

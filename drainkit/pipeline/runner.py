@@ -39,8 +39,7 @@ from ..operations.state import baseline
 from ..safe import one_line
 from ..server import reading
 from ..server.connection import Server
-from ..settings import NOTEBOOK, Settings, build, shown
-from ..settings.config import config_variable, kernel_variables
+from ..settings import NOTEBOOK, Settings, build, config_variable, kernel_variables, shown
 from ..settings.kinds import is_url
 from .folder import RunFolder
 from .notebooks import LIVE, of_run
