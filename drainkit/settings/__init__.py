@@ -385,7 +385,7 @@ def kernel_variables(settings: Settings) -> dict[str, str]:
         if name == "fields":
             text = value.model_dump_json(exclude_unset=True)
         elif value is None:
-            text = shown(name, value)
+            text = "" if name == "allowlist" else shown(name, value)
         elif isinstance(value, tuple):
             text = "\n".join(value)
         elif name == "allowlist" and value.startswith("@"):
