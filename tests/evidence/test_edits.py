@@ -126,10 +126,11 @@ class Verify:
         self.cli, self.evidence, self.server = cli, evidence, server
 
     def __call__(self, url: str | None = None, checkpoint: str | None = None) -> list[str]:
+        signers = None if url or checkpoint else self.evidence.keys / "allowed"
+        kept = checkpoint and self.cli.cwd / checkpoint
         found = verify_evidence(
-            self.evidence.reports, url, self.evidence.keys / "allowed", streams=("s",),
-            checkpoint=checkpoint and self.cli.cwd / checkpoint,
-        )  # fmt: skip
+            self.evidence.reports, url, signers, streams=("s",), checkpoint=kept
+        )
         lines = [line for lines in found.findings.values() for line in lines]
         assert all(line.isprintable() and len(line) < 1000 for line in lines)
         return lines
