@@ -226,9 +226,9 @@ class Moving:
     """How far a drain is: one line that moves on a terminal; elsewhere a line at each tenth."""
 
     def __init__(self) -> None:
-        from ..core.summary import Step, Tenths
+        from ..core.summary import Step
 
-        self._tenths, self._steps, self._is_shown = Tenths(), Step, False
+        self._steps, self._tenth, self._is_shown = Step, 0, False
 
     def tick(self, summary: Summary) -> None:
         """Show how far this run is."""
@@ -251,7 +251,8 @@ class Moving:
             columns = shutil.get_terminal_size().columns - 1
             click.echo(_CLEARED + words[:columns], err=True, nl=False)
             self._is_shown = True
-        elif self._tenths.is_next(step):
+        elif step.done * 10 >= step.total * (self._tenth + 1) > 0:
+            self._tenth = step.done * 10 // step.total
             click.echo(step.line, err=True)
 
 
