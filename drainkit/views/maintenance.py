@@ -13,7 +13,7 @@ from ..errors import RefusedError
 from ..operations import maintenance
 from ..safe import verbatim
 from ..settings.kinds import Amount, Minutes
-from .session import Session, checked, markdown, safe
+from .session import Session, Table, checked, inert, markdown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -61,11 +61,11 @@ class Maintenance(Session):
         held = "; ".join(verbatim(f"{g}: {why}") for g, why in plan.held_by.items())
         return markdown(text + (f", held back by {held}." if held else "."))
 
-    def consumers_table(self) -> pd.DataFrame:
+    def consumers_table(self) -> Table:
         """Dead consumers, and why some must stay."""
         rows = [(c.name, c.pending, round(c.idle_ms / 60_000, 1), c.why_kept) for c in self._dead()]
         names = ["consumer", "pending", "idle, min", "why it stays"]
-        return safe(pd.DataFrame(rows, columns=names))
+        return inert(pd.DataFrame(rows, columns=names))
 
     def delete_dead(self) -> Markdown:
         """Remove those that are safe to remove, if told to."""

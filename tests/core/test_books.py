@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_samples import ENTRIES, NOW_US, POLICY, table_of
 
-from drainkit.cli.terminal import Moving
+from drainkit.cli.terminal import Progress
 from drainkit.core import reconciliation
 from drainkit.core.audit import audit_schema
 from drainkit.core.events import Decoder
@@ -257,12 +257,12 @@ def test_the_line_is_the_contracts() -> None:
 
 def test_there_is_a_line_at_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
     """Ten lines of a hundred events, whatever steps they come in; none without a total."""
-    moving = Moving()
+    progress = Progress()
     for done in range(101):
-        moving.tick(summary_of((0, done), total_read=done, expected=100))
+        progress.show(summary_of((0, done), total_read=done, expected=100))
     said = capsys.readouterr().err.splitlines()
     assert [int(line.split()[1]) for line in said] == [*range(10, 101, 10)]
-    Moving().tick(summary_of((0, 1), total_read=1))
+    Progress().show(summary_of((0, 1), total_read=1))
     assert capsys.readouterr().err == ""
 
 
