@@ -89,7 +89,7 @@ class Plan:
         layer = {
             **{n: getattr(self, n) for n in ("stream", "consumer_group", "scope", "consumer_name")},
             **{n: self.policy[n] for n in ("max_age_min", "min_conf", "allowlist")},
-            **{n: getattr(settings, n) for n in settings.given},
+            **{n: getattr(settings, n) for n in settings.model_fields_set},
             **{n: getattr(self, n) for n in FROM_PLAN},
             "fields": {**self.fields, "only": True},
         }

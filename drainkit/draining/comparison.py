@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import filterfalse
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ _NOT_SETTINGS = {
     "version", "run_id", "created_at", "counts", "unreadable", "total_read", "first_id", "last_id",
     "decisions_sha256", "digest",
 }  # fmt: skip
+_SOURCES = {"planned": "as a dry run planned it", "outcome": "as the live run's audit has it"}
 
 
 @dataclass(frozen=True)
@@ -69,38 +67,22 @@ def read_side(path: Path) -> Side:
 
 
 def compare(a: Side, b: Side) -> dict[str, Any]:
-    """What differs, JSON-ready: settings, fates of the events in both, and events in one only."""
-    sides = {"a": a, "b": b}
-    both = [entry for entry in a.fates if entry in b.fates]
-    others: dict[tuple[str, str], list[str]] = {}
-    for entry in both:
-        if a.fates[entry] != b.fates[entry]:
-            others.setdefault((a.fates[entry], b.fates[entry]), []).append(entry)
-    found: dict[str, Any] = {
-        name: {"path": one.path, "run_id": one.run_id, "source": one.source,
-               "events": len(one.fates)}
-        for name, one in sides.items()
+    """What differs, JSON-ready: settings, and other fates of events; null: in one run only."""
+    met: dict[tuple[Any, Any], list[str]] = {}  # events by their two fates
+    for entry in {**a.fates, **b.fates}:
+        met.setdefault((a.fates.get(entry), b.fates.get(entry)), []).append(entry)
+    settings = {name: (a.settings.get(name), b.settings.get(name))
+                for name in {**a.settings, **b.settings}}  # fmt: skip
+    return {
+        **{name: {"path": one.path, "run_id": one.run_id, "source": one.source,
+                  "events": len(one.fates)} for name, one in (("a", a), ("b", b))},
+        "settings": [{"name": name, "a": one, "b": other}
+                     for name, (one, other) in settings.items() if one != other],
+        "in_both": sum(len(ids) for fates, ids in met.items() if None not in fates),
+        "same_fate": sum(len(ids) for (one, other), ids in met.items() if one == other),
+        "other_fate": [{"a": one, "b": other, "events": len(ids), "first_id": ids[0]}
+                       for (one, other), ids in met.items() if one != other],
     }  # fmt: skip
-    found["settings"] = [
-        {"name": name, "a": a.settings.get(name), "b": b.settings.get(name)}
-        for name in {**a.settings, **b.settings}
-        if a.settings.get(name) != b.settings.get(name)
-    ]
-    found |= {"in_both": len(both), "same_fate": len(both) - sum(map(len, others.values()))}
-    found["other_fate"] = [
-        {"a": before, "b": after, "events": len(ids), "first_id": ids[0]}
-        for (before, after), ids in sorted(others.items())
-    ]
-    for name, one in sides.items():
-        ids = [*filterfalse(set(both).__contains__, one.fates)]
-        found[f"only_in_{name}"] = {
-            "events": len(ids), "first_id": ids[0] if ids else None,
-            "by_action": dict(sorted(Counter(map(one.fates.__getitem__, ids)).items())),
-        }  # fmt: skip
-    return found
-
-
-_SOURCES = {"planned": "as a dry run planned it", "outcome": "as the live run's audit has it"}
 
 
 def as_text(found: Mapping[str, Any]) -> str:
@@ -112,26 +94,16 @@ def as_text(found: Mapping[str, Any]) -> str:
     ]
     lines.append("Settings that differ:" if found["settings"] else "No setting differs.")
     lines += [f"  {row['name']}: {_difference(row['a'], row['b'])}" for row in found["settings"]]
-    others = found["in_both"] - found["same_fate"]
     lines.append(f"Of {found['in_both']:,} events in both, {found['same_fate']:,} met the same "
-                 f"fate, {others:,} another.")  # fmt: skip
-    lines += [f"  {row['a']} -> {row['b']}: {row['events']:,}, first {row['first_id']}"
-              for row in found["other_fate"]]  # fmt: skip
-    for name in ("a", "b"):
-        if (only := found[f"only_in_{name}"])["events"]:
-            by = ", ".join(f"{n:,} {action}" for action, n in only["by_action"].items())
-            lines.append(f"Only in {name.upper()}: {only['events']:,} ({by}), first "
-                         f"{only['first_id']}")  # fmt: skip
+                 f"fate, {found['in_both'] - found['same_fate']:,} another.")  # fmt: skip
+    lines += [f"  {row['a'] or 'not in A'} -> {row['b'] or 'not in B'}: {row['events']:,}, first "
+              f"{row['first_id']}" for row in found["other_fate"]]  # fmt: skip
     return "\n".join(one_line(line, 10_000) for line in lines)
 
 
 def _difference(a: Any, b: Any) -> str:
-    if isinstance(a, list) and isinstance(b, list):
-        more, less = sorted(set(b) - set(a)), sorted(set(a) - set(b))
-        if more or less:
-            return f"B has {some(more)} besides, and not {some(less)}"
-        a, b = ", ".join(map(str, a)), ", ".join(map(str, b))
-    texts = ["none" if value is None else str(value) for value in (a, b)]
-    # what both begin with is left out where it would push the difference out of sight
-    start = max(0, len(commonprefix(texts)) - 40)  # noqa: RUF071 (texts, not paths)
-    return " | ".join("..." * bool(start) + one_line(text[start:], 100) for text in texts)
+    if isinstance(a, list) and isinstance(b, list) and {*a} != {*b}:
+        more, less = some(sorted({*b} - {*a})), some(sorted({*a} - {*b}))
+        return f"B has {more} besides, and not {less}"
+    texts = (", ".join(map(str, one)) if isinstance(one, list) else str(one) for one in (a, b))
+    return " | ".join("none" if text == "None" else text for text in texts)

@@ -7,8 +7,8 @@ goes. The plan says what was seen, and 03 holds each entry against the server.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,22 +17,14 @@ import msgspec
 import numpy as np
 
 from .. import files
+from ..core import plan as plans
 from ..core.events import Decoder, Events
 from ..core.frame import event_schema, record_batch
-from ..core.plan import (
-    VERSION,
-    Plan,
-    Tally,
-    allowlist_notes,
-    decisions_schema,
-    decisions_table,
-    payload_hashes,
-    seal,
-)
+from ..core.plan import Plan, payload_hashes
 from ..core.policy import Decisions, decide
 from ..core.summary import Summary
 from ..core.timestamps import iso
-from ..core.values import INVALID_REASONS, RawEntry
+from ..core.values import INVALID_REASONS
 from ..errors import UsageError
 from ..late import collection_paused, pa
 from ..safe import text
@@ -44,6 +36,8 @@ from .run import Progress, Run
 
 KEPT = "events.parquet"
 _SCOPE, _SETTINGS = b"scope", b"settings"
+_SAME = ("stream", "consumer_group", "consumer_name", "throttle", "max_events", "until", "from_",
+         "min_idle_min", "history_group")  # fmt: skip
 
 
 def plan_run(
@@ -61,43 +55,34 @@ def plan_run(
     """
     if path is not None and path.is_dir():
         raise UsageError(f"--plan {path} is a folder; name a file in it to write to")
-    beside = None if path is None else decisions_path(path)
-    tally, sha256 = Tally(), ""
+    beside, tally = path and decisions_path(path), plans.Tally()
     takers = [tally.add, *([on_table] if on_table else [])]
 
     def keep(page: Page, decided: Decisions) -> None:
-        table = decisions_table(page[1](), page[0], decided, run.policy)
+        table = plans.decisions_table(page[1](), page[0], decided, run.policy)
         for take in takers:
             take(table)
 
     with ExitStack() as stack:
         if beside is not None:
-            out = files.TableWriter(beside, decisions_schema())
+            out = files.TableWriter(beside, plans.decisions_schema())
             takers.append(stack.enter_context(out).write)
         summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
-    if beside is not None:
-        sha256 = files.file_sha256(beside, sys.maxsize)
-    plan = _plan_of(run, tally, sha256)
-    if path is not None:
-        files.write_json(path, plan.to_json())
-        summary.plan_path, summary.plan_digest = str(path), plan.digest
-    return summary, plan
-
-
-def _plan_of(run: Run, tally: Tally, sha256: str) -> Plan:
-    settings, scope, summary = run.settings, run.scope, run.summary
-    same = ("stream", "consumer_group", "consumer_name", "throttle", "max_events", "until", "from_",
-            "min_idle_min", "history_group")  # fmt: skip
-    plan = Plan(
-        version=VERSION, run_id=run.run_id, created_at=summary.started_at, scope=scope.name,
+    settings, scope = run.settings, run.scope
+    plan = plans.seal(Plan(
+        version=plans.VERSION, run_id=run.run_id, created_at=summary.started_at, scope=scope.name,
         position=scope.group_position, boundary_id=scope.boundary, policy=run.policy.as_dict(),
         history_position=scope.position if scope.name == "history" else None,
         as_of=None if settings.as_of_us is None else iso(settings.as_of_us),
         from_consumer=list(settings.from_consumer), audit_stream=text(run.server.keys.audit),
         environment=settings.env, server=summary.server or "", fields=settings.fields.as_dict(),
-        decisions_sha256=sha256, **{name: getattr(settings, name) for name in same}, **tally.said(),
-    )  # fmt: skip
-    return seal(plan)
+        decisions_sha256=files.file_sha256(beside, sys.maxsize) if beside else "",
+        **{name: getattr(settings, name) for name in _SAME}, **tally.said(),
+    ))  # fmt: skip
+    if path is not None:
+        files.write_json(path, plan.to_json())
+        summary.plan_path, summary.plan_digest = str(path), plan.digest
+    return summary, plan
 
 
 def books_of(run: Run, plan: Plan) -> Summary:
@@ -114,25 +99,12 @@ def turn_times_us(first: int, n: int, *, start_us: int, settings: Settings) -> n
     """When the throttled live run would decide events `first` to `first + n` (int64, us)."""
     if settings.as_of_us is not None:
         return np.full(n, settings.as_of_us, dtype=np.int64)
-    if settings.throttle is None:
-        return np.full(n, start_us, dtype=np.int64)
-    turns = np.arange(first, first + n, dtype=np.float64) * (1e6 / settings.throttle)
+    turns = np.arange(first, first + n, dtype=np.float64) * 1e6 / (settings.throttle or np.inf)
     return start_us + turns.astype(np.int64)
 
 
 #: Events of a dry run, and what gives the hashes of their entries' payloads.
 Page = tuple[Events, Callable[[], "pa.Array"]]
-
-
-def _read_pages(run: Run) -> Iterator[Page]:
-    decoder, left = Decoder(run.settings.fields), run.max_events
-    for page in scopes.scope_entries(run.server, run.scope):
-        entries = page if left is None else page[:left]
-        yield decoder.decode(entries), partial(payload_hashes, entries)
-        if left is not None:
-            left -= len(entries)
-            if left <= 0:
-                return
 
 
 @collection_paused()
@@ -162,45 +134,59 @@ def dry_run(
             on_progress(summary)
         del page, events  # or two pages would be in memory
     summary.unreadable = {INVALID_REASONS[i]: int(invalid[i]) for i in np.flatnonzero(invalid) if i}
-    summary.notes = allowlist_notes(run.policy.allowlist, symbols) or None
+    summary.notes = plans.allowlist_notes(run.policy.allowlist, symbols) or None
     run.count_left()
     return run.close(None)
 
 
-@contextmanager
-def keeping(
-    run: Run, folder: Path | None
-) -> Iterator[Callable[[Sequence[RawEntry], Events], None]]:
-    """A function that keeps entries and their events, as many as the dry run takes.
+def _read_pages(run: Run) -> Iterator[Page]:
+    decoder, left = Decoder(run.settings.fields), run.max_events or sys.maxsize
+    for page in scopes.scope_entries(run.server, run.scope):
+        entries = page[:left]
+        yield decoder.decode(entries), partial(payload_hashes, entries)
+        left -= len(entries)
+        if not left:
+            return
 
-    With `folder` None it keeps nothing.
+
+# ---------------------------------------------------------------- what 01 reads, for 02
+
+
+def look(run: Run, at_us: int, folder: Path | None) -> Iterator[tuple[Events, Decisions]]:
+    """The scope's events as decided at one moment.
+
+    In a run's `folder` as many as the dry run takes are kept for it.
     """
-    if folder is None:
-        yield lambda *_: None
-        return
-    left = sys.maxsize if run.max_events is None else run.max_events
+    decoder, left = Decoder(run.settings.fields), run.max_events or sys.maxsize
     seen = {_SCOPE: msgspec.json.encode(asdict(run.scope)), _SETTINGS: _settings(run)}
     schema = event_schema().append(pa.field("payload_sha256", pa.binary(32))).with_metadata(seen)
-    with files.TableWriter(files.interim(folder, KEPT), schema) as out:
-
-        def keep(entries: Sequence[RawEntry], events: Events) -> None:
-            nonlocal left
-            if left:
+    with ExitStack() as stack:
+        if folder is not None:
+            out = files.TableWriter(files.interim(folder, KEPT), schema)
+            stack.enter_context(out)
+        for page in scopes.scope_entries(run.server, run.scope):
+            events = decoder.decode(page)
+            if folder is not None and left:
                 batch = record_batch(events.part(slice(left)))
-                hashes = payload_hashes(entries[:left])
-                out.write(pa.table([*batch.columns, hashes], schema=schema))
+                columns = [*batch.columns, payload_hashes(page[:left])]
+                out.write(pa.table(columns, schema=schema))
                 left -= len(batch)
-
-        yield keep
+                del batch, columns
+            del page  # or two pages would be in memory
+            yield events, decide(events, run.policy, at_us)
 
 
 def kept(run: Run, folder: Path) -> Iterator[Page] | None:
-    """What 01 read, with its scope from now on the run's; None where it read by other settings."""
+    """What 01 read, with its scope from now on the run's; None where it read by other settings.
+
+    It goes with its last page, or at once.
+    """
     from pyarrow import parquet
 
     path = files.interim(folder, KEPT)
     seen = parquet.read_schema(path).metadata if path.exists() else {}
     if seen.get(_SETTINGS) != _settings(run):
+        files.remove(path)
         return None
     run.scope = msgspec.json.decode(seen[_SCOPE], type=Scope)
 
@@ -210,13 +196,9 @@ def kept(run: Run, folder: Path) -> Iterator[Page] | None:
                 for batch in stored.read_row_group(group).to_batches(reading.PAGE_ENTRIES):
                     events = Events.from_arrow(pa.Table.from_batches([batch]))
                     yield events, partial(batch.column, "payload_sha256")
+        files.remove(path)
 
     return pages()
-
-
-def drop(folder: Path) -> None:
-    """Remove what was kept, once it is used."""
-    files.remove(files.interim(folder, KEPT))
 
 
 def _settings(run: Run) -> bytes:

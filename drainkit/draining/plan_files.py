@@ -79,11 +79,6 @@ class PlanFile:
         """The approvals beside it; empty without any."""
         return load_signatures(self._path)
 
-    @property
-    def rows(self) -> int:
-        """How many decisions there are."""
-        return self.plan.total_read
-
     def blocks(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
         """Some columns of the decisions, a row group at a time."""
         from pyarrow import parquet

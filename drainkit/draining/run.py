@@ -188,7 +188,7 @@ def _take_plan(run: Run, planned: PlanFile) -> None:
     run.scope = replace(run.scope, boundary=plan.boundary_id)
     if not done and (straight := look_straight(run, planned)):
         load = partial(_entries, planned)
-        run.to_drain = ToDrain(planned.rows, plan.last_id or "", load, straight)
+        run.to_drain = ToDrain(plan.total_read, plan.last_id or "", load, straight)
         return
     entries = _entries(planned)
     if done:

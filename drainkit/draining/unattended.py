@@ -119,24 +119,20 @@ def check_readable(settings: Settings, entries: int, unreadable: Mapping[str, in
 def check_run(run: Run) -> Seen | None:
     """What holds back a live drain that no person was asked about.
 
-    It is looked at before the drain only as far as something of it could hold the drain back.
-    Returns what `check` found, unless that took a while.
+    Returns what `check` found, unless a long look over the backlog came after it.
     """
-    settings = run.settings
+    settings, seen = run.settings, check(run)  # what would be refused is refused before that look
     if run.planned is not None:
-        check(run)
         check_planned(run.server, settings, run.planned)
         return None
-    seen = check(run)  # what would be refused is refused before a long look
     if all(value is None for _, value in settings.limits):
-        most, scope = MANY_UNREADABLE - 1, scopes.current(run.server, run.scope, seen)
         few = min(seen.info.length, run.max_events or sys.maxsize)
-        if few > most and scope.name == "undelivered" and not seen.has_own:
-            first = next_id(scope.position)
-            few, _ = count(run.server, seen.info, first, scope.boundary, most=most)
-            if few <= most:
-                run.opening = scope.position, few  # counted for good
-        if settings.allow_invalid or few <= most:  # too few could hold it back
+        scope = scopes.current(run.server, run.scope, seen)
+        if few >= MANY_UNREADABLE and scope.name == "undelivered" and not seen.has_own:
+            first, most = next_id(scope.position), MANY_UNREADABLE - 1
+            few, is_all = count(run.server, seen.info, first, scope.boundary, most=most)
+            run.opening = (scope.position, few) if is_all else None  # counted for good
+        if few < MANY_UNREADABLE or settings.allow_invalid:  # too few could hold it back
             return seen
     found = dry_run(run.rehearsal())
     check_readable(settings, found.total_read, found.unreadable)
@@ -148,16 +144,13 @@ def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None
     """What holds back a live drain of a plan that no person was asked about."""
     plan = planned.plan
     check_readable(settings, plan.total_read, plan.unreadable)
-    max_age_us = Policy(float(plan.policy["max_age_min"]), None, 0).max_age_us
-    drift = first = 0
-    now_us = server.now_us()
+    policy = Policy(float(plan.policy["max_age_min"]), None, 0)
+    drift, first, now_us = 0, 0, server.now_us()
     for block in planned.blocks(("event_time", "action")):
         # too old at their turns, and not as planned
         turns = turn_times_us(first, len(block), start_us=now_us, settings=settings)
-        times = block["event_time"].cast(pa.int64())
-        old = times.is_valid().to_numpy() & (turns - times.fill_null(0).to_numpy() > max_age_us)
-        drift += int(
-            np.sum(old & ~np.isin(block["action"].to_numpy(), ("dropped_old", "dropped_missing")))
-        )
-        first += len(block)
+        times = block["event_time"].cast(pa.int64()).fill_null(sys.maxsize).to_numpy()
+        is_drift = policy.is_old(turns - times)
+        is_drift &= ~np.isin(block["action"].to_numpy(), ("dropped_old", "dropped_missing"))
+        drift, first = drift + int(is_drift.sum()), first + len(block)
     check_limits(settings.limits, plan.counts, drift=drift)

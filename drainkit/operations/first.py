@@ -24,7 +24,6 @@ from ..core.summary import entries_words, next_run_words, span
 from ..core.timestamps import iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..core.verdicts import group_of
-from ..errors import RefusedError, UsageError
 from ..ids import id_key, next_id
 from ..safe import one_line
 from ..server import counting, ledger, reading, scopes
@@ -53,7 +52,7 @@ def first_screen(server: Server, settings: Settings) -> tuple[dict[str, Any], Fi
         "as_of": iso(server.now_us()),
         "verdict": report.verdict(),
         "decided": decided,
-        "unreadable": odd and odd.as_dict(),
+        "unreadable": odd and vars(odd),
         "running_drains": [vars(one) | {"line": one.line()} for one in running_drains(server)],
         "last_run": last and structs.asdict(last),
     }, odd
@@ -70,13 +69,7 @@ def _decided(
         return None
     entries, boundary = mine["lag_counted"] or 0, found["stream"]["boundary_id"]
     is_all = entries <= min(state.OLDEST_OF, sum(map(len, seen)))
-    told: state.State
-    told = {"undelivered": entries, "events": 0, "is_sample": not is_all, "would_pass": None,
-            "symbols": {}, "unreadable": {}, "why_not": None}  # fmt: skip
-    try:
-        lens = Lens.of(server, settings)
-    except (RefusedError, UsageError) as error:  # an allowlist that cannot be read
-        return told | {"why_not": str(error)}
+    lens = Lens.of(server, settings)
     pages: Iterable[Events] = seen if is_all else map(
         Decoder(lens.fields).decode, counting.sampled(server, next_id(mine["position"]), boundary)
     )  # fmt: skip
@@ -89,9 +82,14 @@ def _decided(
         passing.update(some.symbols[code] for code in some.symbol_code[passes].tolist())
         invalid = decisions.failed >> ACTIONS.index("dropped_invalid") & 1 == 1
         unreadable.update(INVALID_REASONS[code] for code in some.invalid[invalid].tolist())
-    of_each = {"symbols": passing, "unreadable": unreadable}
-    told |= {name: dict(counts.most_common()) for name, counts in of_each.items()}
-    return told | {"events": events, "would_pass": passing.total()}
+    return {
+        "undelivered": entries,
+        "events": events,
+        "is_sample": not is_all,
+        "would_pass": passing.total(),
+        "symbols": dict(passing.most_common()),
+        "unreadable": dict(unreadable.most_common()),
+    }
 
 
 def sample(server: Server, settings: Settings) -> list[RawEntry]:
@@ -163,13 +161,6 @@ def _of_own(own: Mapping[str, Any], decided: Mapping[str, Any], groups: int) -> 
     """The drain's group, its backlog, what would pass now, and what cannot be read."""
     oldest = "" if (age := own["oldest_age_sec"]) is None else f", oldest {span(age)}"
     by_id = " by its id" if own["oldest_by"] == "entry id" else ""
-    lines = [
-        f"Group: {one_line(own['name'], 60)}{_more(groups)}",
-        f"Backlog: {known(own['lag_counted'])} undelivered{oldest}{by_id}; "
-        f"{own['pending']:,} pending; {known(own['lost'])} lost",
-    ]
-    if decided["why_not"]:
-        return [*lines, f"Would pass: not known: {decided['why_not']}"]
     of = f"of {decided['events']:,}" + " sampled" * decided["is_sample"]
     symbols, bad = [*decided["symbols"].items()], decided["unreadable"]
     named = ", ".join(f"{symbol} {n:,}" for symbol, n in symbols[:TOP])
@@ -177,7 +168,9 @@ def _of_own(own: Mapping[str, Any], decided: Mapping[str, Any], groups: int) -> 
     # the reasons come last, where they may be cut
     reasons = "; ".join(f"{n:,} {reason}" for reason, n in bad.items())
     return [
-        *lines,
+        f"Group: {one_line(own['name'], 60)}{_more(groups)}",
+        f"Backlog: {known(own['lag_counted'])} undelivered{oldest}{by_id}; "
+        f"{own['pending']:,} pending; {known(own['lost'])} lost",
         f"Would pass now: {decided['would_pass']:,} {of}" + (named and f": {named}"),
         f"Unreadable: {sum(bad.values()):,} {of}" + (reasons and f": {reasons}"),
     ]

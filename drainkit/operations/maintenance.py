@@ -149,8 +149,6 @@ class TrimPlan:
 
     floor: str  # the first id that stays
     bound: str  # what holds it there: "group", "age" or "end" (of the stream)
-    group_floor: str  # where the groups would hold it
-    age_floor: str | None  # where the age would; None: it does not matter
     held_by: dict[str, str]  # group -> why it holds the trim at the floor
     entries: int  # how many lie before the floor, counted
     length: int  # of the stream now
@@ -179,7 +177,7 @@ def trim_plan(
     # a group set beyond the stream's end must not give away entries that are yet to come
     end = min(next_id(info.boundary_id), LAST_ID, key=id_key)
     by_group = min([end, *(needed for needed, _ in floors.values())], key=id_key)
-    by_age = None
+    floor = by_group
     if keep_days is not None:
         now_ms = server.now_us() // 1000
         for odd in filter(None, (info.first_id, info.last_id)):
@@ -189,12 +187,12 @@ def trim_plan(
                     "an entry is; leave it out"
                 )
         by_age = f"{max(0, now_ms - math.floor(keep_days * DAY_MS))}-0"
-    floor = min(by_group, by_age or by_group, key=id_key)
+        floor = min(by_group, by_age, key=id_key)
     bound = "age" if floor != by_group else "end" if floor == end else "group"
-    held_by = {name: why for name, (needed, why) in floors.items() if needed == floor}
+    held_by = {name: why for name, (needed, why) in floors.items()
+               if bound == "group" and needed == floor}  # fmt: skip
     entries, _ = counting.count(server, info, FIRST_ID, previous_id(floor))
-    held_by = held_by if bound == "group" else {}
-    return TrimPlan(floor, bound, by_group, by_age, held_by, entries, info.length, len(groups))
+    return TrimPlan(floor, bound, held_by, entries, info.length, len(groups))
 
 
 def trim(
@@ -204,31 +202,25 @@ def trim(
     """Remove the entries before the plan's floor, archived first; returns how many.
 
     Each batch is removed by its own ids, and only if no group needs one of them by then. With an
-    archive just its entries are removed, and none unless it was written and can be read. The
-    ledger gets what was removed, and the operator (else the OS user), also if `stopping` or an
-    error ends it early. What was archived and not removed is then in both places.
+    archive just the entries are removed that are read from it, once it is whole. The ledger gets
+    what was removed, and the operator (else the OS user), also if `stopping` or an error ends it
+    early. What was archived and not removed is then in both places.
     """
     check_primary(server.info)
     ledger.check(server)
     if plan.groups > writing.MAX_LISTED:
-        raise RefusedError(
-            f"the stream has {plan.groups:,} groups; to judge more than {writing.MAX_LISTED:,} in "
-            "the removing step would hold up the server: first destroy those that are not used"
-        )
+        raise RefusedError(writing.REFUSALS["many_groups"].format(writing.MAX_LISTED))
     last = previous_id(plan.floor)
     pages = reading.pages(server, server.stream, FIRST_ID, last, page=TRIM_ENTRIES)
     entries: Iterator[RawEntry] = chain.from_iterable(pages)
     if archive is not None:
         check_archive(archive)
-        schema, written = _archive_schema(), 0
+        schema = _archive_schema()
         # a new file, whole on the disk: of two that write one name at once one is refused
         with files.TableWriter(archive, schema, new=True) as out:
             for page in _until(stopping, pages):
                 columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
                 out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
-                written += len(page)
-        if sum(1 for _ in _archived(archive)) != written:
-            raise DrainkitError(f"{archive} is not what was written; nothing was removed")
         entries = _archived(archive)
     who, name = operator or os_user(), archive.name if archive else ""
     return _by_steps(

@@ -120,7 +120,7 @@ def _of_group(
         "consumers_by_state": {kind: kinds[kind] for kind in ("active", "idle", "dead")},
         "consumer_list": [*map(vars, consumers)],
     }
-    return shown | {"why": why(info, shown)}
+    return shown | {"why": why(info.length, shown)}
 
 
 def _oldest(
@@ -191,32 +191,29 @@ def known(value: Any) -> str:
     return f"{value:,.1f}" if isinstance(value, float) else one_line(str(value))
 
 
-def why(info: StreamInfo, g: Mapping[str, Any]) -> str:
-    """In words and numbers, why the group's backlog is as large or small as it is."""
+def why(length: int, g: Mapping[str, Any]) -> str:
+    """In words and numbers, why the group's backlog is as large or small as it is.
+
+    `length`: of the stream, entries.
+    """
     new, lost, lag, most = g["lag_counted"], g["lost"], g["lag_reported"], g["lost_at_most"]
     old, up_to = g["backlog"]["history"], "" if most is None else f" (at most {most:,})"
-    more = 0 if None in (lag, new) else lag - new
-    counts_lost, counts_gone = more and g["lag_agrees"], 0 < more <= (info.gone or 0)
     told = (
-        (not info.length, "The stream holds no entry."),
-        (info.length,
-         f"Of the stream's {info.length:,} entries, {known(new)} lie after the group's position "
-         f"{g['position']} and can still be read through it (scope undelivered)."),
+        (not length, "The stream holds no entry."),
+        (length, f"Of the stream's {length:,} entries, {known(new)} lie after the group's position "
+                 f"{g['position']} and can still be read through it (scope undelivered)."),
         (old, f"The other {known(old)} lie at or before it: delivered once, or skipped when the "
               "group was made; the group itself never reads them again (scope history)."),
         (g["pending"],
          f"{known(g['pending'])} were delivered but never acknowledged (scope pending)."),
         (lost is None, "How many after it were trimmed before the group read them is unknown"
                        f"{up_to}: the server's counters do not tell."),
-        (lost and lost["entries"],
-         f"{known(lost).capitalize()} after it were trimmed before the group read them: they are "
-         "lost to it."),
+        (lost and lost["entries"], f"{known(lost).capitalize()} after it were trimmed before the "
+                                   "group read them: they are lost to it."),
         (lag is None, "Redis does not know the lag; the count is exact."),
-        (counts_lost, f"Redis reports a lag of {known(lag)}: it counts the lost ones too."),
-        (counts_gone and not counts_lost,
-         f"Redis reports a lag of {known(lag)}, which counts {more:,} that are gone."),
-        (more and not counts_lost and not counts_gone,
-         f"Redis reports a lag of {known(lag)}, which is wrong; the count is exact."),
+        (lag not in (None, new), f"Redis reports a lag of {known(lag)}"
+                                 f"{', the lost ones among them' if g['lag_agrees'] else ''}; "
+                                 "the count is exact."),
     )  # fmt: skip
     return " ".join(words for is_so, words in told if is_so)
 

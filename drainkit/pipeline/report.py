@@ -8,7 +8,6 @@ that the executed notebooks hold of their own.
 from __future__ import annotations
 
 import datetime as dt
-import re
 import shlex
 from contextlib import suppress
 from functools import cache, partial
@@ -31,7 +30,6 @@ from .notebooks import NOTEBOOKS
 VERDICTS = "verdicts.json"
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"  # a figure of ours is in both
 MAX_TEXT = 900  # characters of any text from outside
-MAX_NAME = 120  # of a group's name in a table
 MAX_GROUPS = 40  # of a table; baseline.json holds all
 MAX_FIGURES = 150_000  # characters of all figures; our own need a fifth of that
 BASELINE_FIGURES = 2  # of 01; the others follow at the end
@@ -68,15 +66,11 @@ def _template() -> Any:
             return one_line(value, MAX_TEXT)
         return value
 
-    def breakable(name: str) -> Markup:
-        """A key's name that may be broken after its separators."""
-        return Markup("<wbr>").join(re.split(r"(?<=[:./_])", one_line(name, MAX_NAME)))
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(n=_number, when=_when, share=share, breakable=breakable)
+    environment.filters.update(n=_number, when=_when, share=share)
     environment.globals.update(
         actions=ACTIONS, meanings=NAMES, colours=COLOURS, most=MAX_GROUPS, group_of=group_of,
         own_pending=own_pending, entries_words=entries_words, approvers_words=approvers_words,
@@ -107,22 +101,19 @@ def _when(value: Any) -> str:
 def _samples(path: Path) -> dict[str, Any] | None:
     """Of a table of events its rows, and all of them or the first of each action."""
     names = ("original_id", "id", "symbol", "age_sec", "confidence", "action", "reason")
-    wanted, chosen = dict.fromkeys(ACTIONS, SAMPLES), []
+    chosen: list[dict[str, Any]] = []
     try:
         with files.parquet_file(path) as stored:
             rows = stored.metadata.num_rows
+            wanted = dict.fromkeys(ACTIONS, rows if rows <= ALL_OF_THEM else SAMPLES)
             for batch in stored.iter_batches(10_000, columns=names):
-                if rows <= ALL_OF_THEM:
-                    chosen += batch.to_pylist()
-                    continue
                 for action in [action for action, n in wanted.items() if n]:
                     found = batch.filter(pc.equal(batch["action"], action))[: wanted[action]]
                     chosen += found.to_pylist()
                     wanted[action] -= len(found)
     except (OSError, ValueError, KeyError):  # pyarrow's own errors are children of these
         return None
-    if rows > ALL_OF_THEM:
-        chosen.sort(key=lambda event: ACTIONS.index(event["action"]))
+    chosen.sort(key=lambda event: ACTIONS.index(event["action"]))
     return {"rows": rows, "events": chosen, "all": rows <= ALL_OF_THEM}
 
 

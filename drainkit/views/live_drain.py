@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import pandas as pd
 from IPython.display import clear_output
 
 from .. import files
@@ -17,7 +16,7 @@ from ..core.summary import Step, Summary, amount, span
 from ..draining import live, unattended
 from ..draining.plan_files import PlanFile
 from ..draining.run import resolve
-from ..errors import DrainkitError, RefusedError, UsageError, error_of
+from ..errors import DrainkitError, RefusedError, UsageError, error_class
 from ..evidence.seal import locked
 from ..operations.state import baseline
 from ..safe import one_line, verbatim
@@ -55,16 +54,11 @@ class LiveDrain(Session):
         super().__init__(*opened)
         self._names: Mapping[str, Any] = {}  # the notebook's, as they are now
         self._opened_with: dict[str, Any] = {}
-        self.approve = ""
+        self.approve = ""  # unless it is empty the drain is armed
         self._next_line = 0.0  # when to say again how far it is, by the monotonic clock
 
     def _parameters(self) -> dict[str, Any]:
         return {name: self._names.get(name) for name in (*NOTEBOOK, *EXTRA)}
-
-    @property
-    def armed(self) -> bool:
-        """Whether a digest was given at all."""
-        return bool(self.approve)
 
     def run(self) -> None:
         """Drain the plan if armed; refuses a digest that is not the plan's."""
@@ -103,7 +97,7 @@ class LiveDrain(Session):
         for note in summary.notes or ():
             print(f"Note: {one_line(note)}")
         if summary.error:
-            raise error_of(summary.exit_code or 1, summary.error)
+            raise error_class(summary.exit_code or 1)(summary.error)
 
     def _approved(self) -> PlanFile | None:
         """The plan that `approve` names, if this is what the notebook shows; None: not armed."""
@@ -113,7 +107,7 @@ class LiveDrain(Session):
                 "the parameters are not those that this was opened with, or opening it anew "
                 "failed; nothing was changed; run the cell with LiveDrain.open again"
             )
-        if not self.armed:
+        if not self.approve:
             return None
         if self.run_dir is None:
             raise RefusedError("approve needs run_dir, the folder with the approved plan")
@@ -149,7 +143,7 @@ class LiveDrain(Session):
             f"{rate}; {s.drained_ok:,} had passed every filter. {left}{note}"
         )
 
-    def drift_table(self) -> pd.DataFrame:
+    def drift_table(self) -> Table:
         """How many events met which other fate; drift.parquet names each."""
         rows = (self.summary.drift if self.summary else None) or []
         return Table(rows, columns=["planned", "happened", "events"])
@@ -161,11 +155,9 @@ class LiveDrain(Session):
         if self.summary.drift is None:
             return markdown("**The drift is not known:** the run ended before it was read.")
         n = sum(change["events"] for change in self.summary.drift)
-        if not n:
-            return markdown("**No drift:** each event met the fate that the plan foresaw.")
         return markdown(
-            f"**{amount(n, 'events')} met another fate than planned:** ages count at the "
-            "moment of the drain (or at its as_of)."
+            f"**{amount(n, 'events')} met another fate than planned**; ages count at the moment of "
+            "the drain (or at its as_of)."
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,10 +20,9 @@ from ..operations.state import baseline
 from ..safe import text, verbatim
 from ..server import ledger, reading
 from . import figures
-from .session import SAMPLE_ROWS, Session, Table, groups_frame, listed, markdown, safe
+from .session import SAMPLE_ROWS, Session, Table, groups_frame, inert, listed, markdown
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from IPython.display import Markdown
 
 
@@ -119,7 +117,7 @@ class Verification(Session):
             told += f" **{left:,} of the plan's {self.plan['total_read']:,} are left.**"
         return markdown(told)
 
-    def verdicts_table(self) -> pd.DataFrame:
+    def verdicts_table(self) -> Table:
         """Each check: what it claims, its verdict, and what that rests on."""
         return Table(self.verdicts, columns=Verdict._fields)
 
@@ -128,7 +126,7 @@ class Verification(Session):
         if self.findings:
             raise DrainkitError("the books do not balance: " + "; ".join(self.findings))
 
-    def change_table(self) -> pd.DataFrame:
+    def change_table(self) -> Table:
         """Each group before and after."""
         columns = ["position", "undelivered", "pending"]
         after = groups_frame(self.after)[columns]
@@ -137,14 +135,14 @@ class Verification(Session):
         both = (groups_frame(self.before)[columns].astype(object), after.astype(object))
         return Table(both[0].add_suffix(" before").join(both[1].add_suffix(" after"), how="outer"))
 
-    def counts_table(self) -> pd.DataFrame:
+    def counts_table(self) -> Table:
         """Events by action, as the audit has them."""
         return listed({a: self.recorded.counts[a] for a in ACTIONS}, "audited", "action")
 
-    def pace(self) -> go.Figure:
+    def pace(self) -> figures.Canvas:
         """Throttle compliance, measured from the audit's ids."""
         return figures.pace(self.recorded.moments, self.run.get("throttle"))
 
-    def samples(self) -> pd.DataFrame:
+    def samples(self) -> Table:
         """The first audit records."""
-        return safe(self.first.to_pandas())
+        return inert(self.first.to_pandas())

@@ -23,6 +23,7 @@ from drainkit.core.reconciliation import (
     Cursor,
     Entries,
     Matching,
+    ToDrain,
     drift_counts,
     drift_of,
     reconcile,
@@ -179,7 +180,8 @@ def test_ids_are_found_in_any_order(window: int, draw: random.Random) -> None:
 def test_the_last_entry_is_the_largest_id() -> None:
     """By milliseconds and number, not as texts, and wherever it stands in the plan."""
     ids = [b"9-10", b"10-2", b"10-18446744073709551615", b"10-9", b"9-99"]
-    assert Entries(table_of([[entry, None] for entry in ids])).last() == "10-18446744073709551615"
+    entries = Entries(table_of([[entry, None] for entry in ids]))
+    assert ToDrain.of(entries).last_id == "10-18446744073709551615"
 
 
 # ---------------------------------------------------------------- a run's pace and progress

@@ -13,12 +13,12 @@ import pytest
 from backlogs import ME
 from place import BUNDLED, Place
 
-from drainkit.draining.dry import drop, kept, plan_run
+from drainkit.draining import dry
+from drainkit.draining.dry import kept, plan_run
 from drainkit.draining.plan_files import PlanFile
 from drainkit.draining.run import Run, look_straight, resolve
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
-from drainkit.views.analyse_backlog import waiting
 
 ALL = {"max_events": "all", "throttle": "none", "allowlist": "BTCUSDT,ETHUSDT"}
 BATCH = 40  # entries of a commit: a plan of 200 takes several
@@ -46,7 +46,7 @@ def planned_of(place: Place, folder: Path) -> PlanFile:
 
 def look(run: Run, folder: Path) -> None:
     """What 01 of a run does: all of the scope decided, and kept."""
-    for _ in waiting(run, run.server.now_us(), folder):
+    for _ in dry.look(run, run.server.now_us(), folder):
         pass
 
 
@@ -166,7 +166,8 @@ def test_a_plan_that_does_not_fit_to_the_byte_is_looked_at_closely(
 def test_what_was_kept_makes_the_same_plan(
     place: Place, tmp_path: Path, scope: str, max_events: Any
 ) -> None:
-    """Row for row the decisions of a dry run that reads; other settings, or nothing kept, read."""
+    """Row for row the decisions of a dry run that reads; other settings, or nothing kept, read.
+    Nothing stays kept."""
     place.seed()
     place.deliver(ME, 9)
     given = {"max_events": max_events, "as_of": "2026-01-01T00:00:00Z", "scope": scope,
@@ -183,10 +184,10 @@ def test_what_was_kept_makes_the_same_plan(
     rows = [pa.concat_tables(part).to_pylist() for part in (found, read)]
     assert rows[0] == rows[1]
     for other in ({"min_conf": 0.1}, {"fields": {"symbol": "ticker"}}):
-        with opened(place, **{**given, **other}) as run:
-            assert kept(run, tmp_path) is None
-    drop(tmp_path)
-    assert [*tmp_path.iterdir()] == []
+        assert [*tmp_path.iterdir()] == []
+        with opened(place, **given) as run, opened(place, **{**given, **other}) as odd:
+            look(run, tmp_path)
+            assert kept(odd, tmp_path) is None
 
 
 @BUNDLED

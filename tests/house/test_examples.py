@@ -12,8 +12,7 @@ from conftest import ROOT, Cli
 
 from drainkit.draining.unattended import require_limits
 from drainkit.operations.checks import METRICS
-from drainkit.settings import build
-from drainkit.settings.config import read_config
+from drainkit.settings import build, read_config
 
 EXAMPLES = ROOT / "drainkit" / "examples"
 JOB = yaml.safe_load((EXAMPLES / "kubernetes-cronjob.yaml").read_text())

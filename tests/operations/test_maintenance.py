@@ -1,256 +1,236 @@
-"""Trim and restore: nothing goes that a group needs."""
+"""Trim, restore, dead consumers: nothing goes that a group needs, and the ledger has what went."""
 
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from backlogs import GROUP, add_consumers, deliver, fill, now_ms, seed
-from books import ask, at, everything, ledger_of, pending
+from backlogs import GROUP, add_consumers, seed
+from books import at, ledger_of
 from conftest import Cli, intent, one_line_error
+from place import BUNDLED, Place
 from proxy import Proxy
 from servers import Server
 
 from drainkit.errors import RefusedError, UsageError
-from drainkit.operations.maintenance import restore, trim, trim_plan
+from drainkit.operations.maintenance import (
+    dead_consumers,
+    remove_consumers,
+    restore,
+    trim,
+    trim_plan,
+)
 from drainkit.server import writing
 from drainkit.server.connection import Server as Link
 
+APPLY = ("trim", "--apply", "--yes")
+DELETE = ("consumers", "--delete", "--yes", "--json", "--min-idle-min")
 
-def ids_of(server: Server, stream: str) -> list[str]:
-    return [entry[0].decode() for entry in ask(server, "XRANGE", stream, "-", "+")]
+
+def ids_of(place: Place) -> list[str]:
+    return [entry[0].decode() for entry in place.alter("XRANGE", "-", "+")]
 
 
-def test_trim_keeps_what_a_stalled_group_needs(server: Server, stream: str, cli: Cli) -> None:
-    """The lowest pending id of all groups is the floor; the group that sets it is named."""
-    ids = seed(server, stream, 300, delivered=0)
-    ask(server, "XGROUP", "CREATE", stream, "fast", ids[-1])
-    taken = deliver(server, stream, "stalled", 120)
-    ask(server, "XACK", stream, GROUP, *taken[:40])
-    before = everything(server)
-    shown = cli.done("trim", "--json", *at(server, stream))
-    assert shown.json()["floor"] == ids[40]
-    assert shown.json()["entries"] == 40
-    assert list(shown.json()["held_by"]) == [GROUP]
-    assert cli("trim", "--apply", *at(server, stream)).rc == 4
-    assert everything(server) == before
-    ran = cli.done("trim", "--apply", "--yes", *at(server, stream))
-    assert f"held back by {GROUP}: {ids[40]}" in ran.out
+def link_to(place: Place) -> Link:
+    return Link(place.url, place.stream)
+
+
+# ---------------------------------------------------------------- trim
+
+
+def test_trim_keeps_what_a_stalled_group_needs(place: Place) -> None:
+    """The lowest pending id of all groups is the floor; the group that sets it is named. Entries
+    after the position of the slowest group stay, pending or not. Once everything is acknowledged
+    all goes and no group is blamed; then nothing is left, and no archive claimed."""
+    ids = place.seed(300, 0)
+    place.ask("XGROUP", "CREATE", place.stream, "fast", ids[-1])
+    taken = place.deliver("stalled", 120)
+    place.ask("XACK", place.stream, GROUP, *taken[:40])
+    before = place.everything()
+    shown = place.says("trim", "--json").json()
+    assert (shown["floor"], shown["entries"], [*shown["held_by"]]) == (ids[40], 40, [GROUP])
+    assert place.says("trim", "--apply").rc == 4
+    assert place.everything() == before
+    ran = place.says(*APPLY)
+    assert (ran.rc, f"held back by {GROUP}: {ids[40]}" in ran.out) == (0, True)
     assert "Removed: 40." in ran.out
-    assert ids_of(server, stream) == ids[40:]
-    assert pending(server, stream) == 80
-
-
-def test_trim_of_all_and_of_nothing(valkey: Server, stream: str, cli: Cli) -> None:
-    """Entries after the position of the slowest group stay, pending or not. Once everything is
-    acknowledged all goes and no group is blamed; then nothing is left, and no archive claimed."""
-    ids = seed(valkey, stream, 50, delivered=20)
-    ask(valkey, "XGROUP", "CREATE", stream, "slow", ids[9])
-    command = ("trim", "--apply", "--yes", *at(valkey, stream))
-    cli.done(*command)
-    assert ids_of(valkey, stream) == ids[10:]
-    for group in (GROUP, "slow"):
-        ask(valkey, "XGROUP", "SETID", stream, group, "$")
-    ran = cli(*command, "--json").json()
-    assert (ran["removed"], ran["held_by"]) == (40, {})
-    assert ask(valkey, "XLEN", stream) == 0
-    nothing = cli(*command, "--archive", "a.parquet", "--json").json()
+    assert ids_of(place) == ids[40:]
+    assert len(place.waiting()) == 80
+    place.ask("XACK", place.stream, GROUP, *taken[40:])
+    assert place.says(*APPLY, "--json").json()["removed"] == 80
+    assert ids_of(place) == ids[120:]
+    place.set_position("$")
+    ran = place.says(*APPLY, "--json").json()
+    assert (ran["removed"], ran["held_by"], ids_of(place)) == (180, {}, [])
+    nothing = place.says(*APPLY, "--archive", "a.parquet", "--json").json()
     assert (nothing["removed"], nothing["archive"]) == (0, None)
-    assert "a.parquet" not in cli(*command, "--archive", "a.parquet").out
-    assert not (cli.cwd / "a.parquet").exists()
+    assert not (place.cli.cwd / "a.parquet").exists()
 
 
-def test_trim_at_the_end_of_the_ids(server: Server, stream: str, cli: Cli) -> None:
+def test_trim_at_the_end_of_the_ids(place: Place) -> None:
     """A position set beyond the stream's end gives away no entry that is yet to come; after the
     largest id there is none to trim up to: its entry stays, the others go."""
-    ids = seed(server, stream, 10, delivered=10)
-    ask(server, "XGROUP", "SETID", stream, GROUP, "9999999999999-0")
-    with Link(server.url, stream) as link:
+    ids = place.seed(10, 10)
+    place.set_position("9999999999999-0")
+    with link_to(place) as link:
         plan = trim_plan(link)
     ms, _, sequence = ids[-1].partition("-")
     assert (plan.entries, plan.floor) == (10, f"{ms}-{int(sequence) + 1}")
     largest = "18446744073709551615-18446744073709551615"
-    ask(server, "XADD", stream, largest, "a", "b")
-    ask(server, "XGROUP", "SETID", stream, GROUP, "$")
-    assert (
-        cli.done("trim", "--apply", "--yes", "--json", *at(server, stream)).json()["removed"] == 10
-    )
-    assert ids_of(server, stream) == [largest]
+    place.alter("XADD", largest, "a", "b")
+    place.set_position("$")
+    assert place.says(*APPLY, "--json").json()["removed"] == 10
+    assert ids_of(place) == [largest]
 
 
-def aged(server: Server, stream: str, *, position: int) -> list[str]:
-    """Ten entries, 10 to 1 days old by their ids; the group has had the first `position`."""
-    now = now_ms(server)
-    ids = [f"{now - days * 86_400_000}-0" for days in range(10, 0, -1)]
-    fill(server, stream, [(entry_id, intent()) for entry_id in ids], group=GROUP,
-         position=ids[position - 1] if position else "0-0")  # fmt: skip
-    return ids
-
-
+@BUNDLED
 @pytest.mark.parametrize(
     ("position", "days", "removed", "bound"),
     [(10, 4.5, 6, "age"), (3, 4.5, 3, "group"), (10, 0, 10, "end"), (10, 20, 0, "age"),
      (0, 4.5, 0, "group"), (6, 4.5, 6, "group")],
 )  # fmt: skip
 def test_trim_keeps_what_is_younger(
-    server: Server, stream: str, cli: Cli, position: int, days: float, removed: int,
-    bound: str,
-) -> None:  # fmt: skip
-    """Neither what is younger than --keep-days goes nor what a group needs; the bound is named."""
-    ids = aged(server, stream, position=position)
-    command = ("trim", "--keep-days", days, *at(server, stream))
-    shown = cli(*command, "--json").json()
+    place: Place, position: int, days: float, removed: int, bound: str
+) -> None:
+    """Neither what is younger than --keep-days goes nor what a group needs; the bound is named.
+    Here are ten entries, 10 to 1 days old by their ids, the first `position` of them delivered."""
+    now = place.now_ms()
+    ids = [f"{now - age * 86_400_000}-0" for age in range(10, 0, -1)]
+    place.fill([(one, intent()) for one in ids], ids[position - 1] if position else "0-0")
+    command = ("trim", "--keep-days", days)
+    shown = place.says(*command, "--json").json()
     assert (shown["entries"], shown["bound"]) == (removed, bound)
     assert list(shown["held_by"]) == ([GROUP] if bound == "group" else [])
-    text = cli(*command, "--apply", "--yes").out
-    assert f"floor by age ({days:g} days) " in text
-    assert f"the {bound} holds" in text
-    assert ids_of(server, stream) == ids[removed:]
+    text = place.says(*command, "--apply", "--yes").out
+    assert f"younger than {days:g} days stays: the {bound} holds" in text
+    assert ids_of(place) == ids[removed:]
 
 
-@pytest.mark.parametrize("odd", ["5-1", "1700000000-0", "1700000000000000-0"])
-def test_trim_by_age_needs_ids_that_are_times(
-    valkey: Server, stream: str, cli: Cli, odd: str
-) -> None:
+@BUNDLED
+def test_trim_by_age_needs_ids_that_are_times(place: Place) -> None:
     """Counters, seconds and microseconds as ids say nothing about an entry's age."""
-    ask(valkey, "XADD", stream, odd, "a", "b")
-    ask(valkey, "XGROUP", "CREATE", stream, GROUP, "$")
-    run = cli("trim", "--keep-days", 1, "--apply", "--yes", *at(valkey, stream))
-    assert (run.rc, "not times" in run.err) == (4, True)
-    assert ids_of(valkey, stream) == [odd]
+    for odd in ("5-1", "1700000000-0", "1700000000000000-0"):
+        place.alter("DEL")
+        place.fill([(odd, intent())], odd)
+        run = place.says(*APPLY, "--keep-days", 1)
+        assert (run.rc, "not times" in run.err, ids_of(place)) == (4, True, [odd])
 
 
-def test_cleaning_up_stands_in_the_ledger(valkey: Server, stream: str, cli: Cli) -> None:
-    """trim and consumers name operator and counts there; what removes nothing leaves no entry."""
-    seed(valkey, stream, 20, delivered=10)
-    ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, "gone")
-    where = ("--yes", *at(valkey, stream))
-    assert cli("trim", "--apply", "--operator", "al", *where).rc == 0
-    assert cli("trim", "--apply", "--operator", "al", *where).rc == 0
-    env = {"DRAINKIT_OPERATOR": "bo"}
-    assert cli("consumers", "--delete", "--min-idle-min", "0", *where, env=env).rc == 0
-    assert [
-        {k: e[k] for k in ("event", "operator", "entries", "bound", "removed", "kept") if k in e}
-        for e in ledger_of(valkey, stream)
-    ] == [
-        {"event": "trim", "operator": "al", "entries": "10", "bound": "group"},
-        {"event": "consumers_delete", "operator": "bo", "removed": "1", "kept": "0"},
-    ]
-    ask(valkey, "DEL", f"{stream}.drain_runs")
-    ask(valkey, "SET", f"{stream}.drain_runs", "x")
-    ask(valkey, "XGROUP", "SETID", stream, GROUP, "$")
-    run = cli("trim", "--apply", *where)
-    assert (run.rc, "is a string" in run.err) == (4, True)
-    assert ask(valkey, "XLEN", stream) == 10
-
-
+@BUNDLED
 def test_trim_refuses_groups_that_it_cannot_judge(
-    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no group says what is needed, nothing goes unless told; Redis tells a group's position
     in the list of all, and a long list would hold up the server."""
-    fill(valkey, stream, [(1_700_000_000_000 + i, intent()) for i in range(5)])
-    command = ("trim", "--apply", "--yes", *at(valkey, stream))
-    assert "--without-groups" in cli.fails(4, *command)
-    with monkeypatch.context() as patch, Link(valkey.url, stream) as link:
-        ask(valkey, "XGROUP", "CREATE", stream, GROUP, "$")
+    place.fill([(1_700_000_000_000 + i, intent()) for i in range(5)], None)
+    assert "--without-groups" in place.says(*APPLY).err
+    with monkeypatch.context() as patch, link_to(place) as link:
+        place.ask("XGROUP", "CREATE", place.stream, GROUP, "$")
         patch.setattr("drainkit.server.writing.MAX_LISTED", 0)
-        with pytest.raises(RefusedError, match="has 1 groups"):
+        with pytest.raises(RefusedError, match="more than 0 groups"):
             trim(link, trim_plan(link))
-    ask(valkey, "XGROUP", "DESTROY", stream, GROUP)
-    assert ask(valkey, "XLEN", stream) == 5
-    cli.done(*command, "--without-groups")
-    assert ask(valkey, "XLEN", stream) == 0
+    place.ask("XGROUP", "DESTROY", place.stream, GROUP)
+    assert len(ids_of(place)) == 5
+    assert place.says(*APPLY, "--without-groups").rc == 0
+    assert ids_of(place) == []
 
 
-@pytest.mark.parametrize("change", ["pending", "position", "new group", "deleted", "gone"])
-def test_trim_looks_again_when_it_removes(valkey: Server, stream: str, change: str) -> None:
+#: What happens between the list and the removal.
+CHANGES: dict[str, Callable[[Place, list[str]], object]] = {
+    "pending": lambda p, ids: (p.set_position(ids[4]), p.deliver("late", 15)),
+    "position": lambda p, ids: p.set_position(ids[4]),
+    "new group": lambda p, ids: p.ask("XGROUP", "CREATE", p.stream, "new", "0"),
+    "deleted": lambda p, ids: p.ask("XGROUP", "DESTROY", p.stream, GROUP),
+    "gone": lambda p, ids: (p.alter("RENAME", "elsewhere"), p.alter("SET", "x")),
+}
+
+
+@BUNDLED
+@pytest.mark.parametrize("change", CHANGES)
+def test_trim_looks_again_when_it_removes(place: Place, change: str) -> None:
     """Whatever changes between the list and the removal, nothing that is needed is removed."""
-    ids = seed(valkey, stream, 30, delivered=20)
-    with Link(valkey.url, stream) as link:
+    ids = place.seed(30, 20)
+    with link_to(place) as link:
         plan = trim_plan(link)
         assert plan.entries == 20
-        if change == "pending":
-            ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[4])
-            deliver(valkey, stream, "late", 15)
-        elif change == "position":
-            ask(valkey, "XGROUP", "SETID", stream, GROUP, ids[4])
-        elif change == "new group":
-            ask(valkey, "XGROUP", "CREATE", stream, "new", "0")
-        elif change == "deleted":
-            ask(valkey, "XGROUP", "DESTROY", stream, GROUP)
-        else:
-            ask(valkey, "DEL", stream)
-            ask(valkey, "SET", stream, "x")
+        CHANGES[change](place, ids)
         with pytest.raises(RefusedError):
             trim(link, plan)
-    if change != "gone":
-        assert ids_of(valkey, stream) == ids
+    stream = "elsewhere" if change == "gone" else place.stream
+    assert place.ask("XLEN", stream) == 30
 
 
-def test_an_archive_holds_exactly_what_was_removed(server: Server, stream: str, cli: Cli) -> None:
+@BUNDLED
+def test_only_what_was_shown_is_removed(place: Place) -> None:
+    """If the oldest entries are no longer those that were listed or archived, none is removed."""
+    ids = [i.encode() for i in place.seed(30, 30)]
+    with link_to(place) as link:
+        for listed in (ids[1:10], [*ids[:5], *ids[6:10]], [b"1-1", *ids[:10]]):
+            with pytest.raises(RefusedError, match="changed meanwhile"):
+                writing.trim(link, listed)
+        assert len(ids_of(place)) == 30
+        assert writing.trim(link, ids[:10]) == 10
+
+
+# ---------------------------------------------------------------- archives
+
+
+def test_an_archive_holds_exactly_what_was_removed(place: Place) -> None:
     """What trim archived and what it left are together the stream, byte for byte, and come back."""
     odd = [(1_600_000_000_000 + i, [b"\xff\x00", b"\xfe", "a", "1", "a", "2"]) for i in range(3)]
-    fill(server, stream, odd)
-    seed(server, stream, 2500, delivered=2200)
-    before = ask(server, "XRANGE", stream, "-", "+")
-    ran = cli.done(
-        "trim", "--apply", "--yes", "--json", "--archive", "old.parquet", *at(server, stream)
-    )
-    assert ran.json()["removed"] == 2203
-    assert ask(server, "XRANGE", stream, "-", "+") == before[2203:]
-    assert "exists" in cli.fails(
-        4, "trim", "--apply", "--yes", "--archive", "old.parquet", *at(server, stream)
-    )
+    place.fill(odd, None)
+    place.seed(2500, 2200)
+    before = place.alter("XRANGE", "-", "+")
+    archived = (*APPLY, "--json", "--archive", "old.parquet")
+    assert place.says(*archived).json()["removed"] == 2203
+    assert place.alter("XRANGE", "-", "+") == before[2203:]
+    again = place.says(*archived)
+    assert (again.rc, "exists" in again.err) == (4, True)
 
-    back = cli.done("restore", "old.parquet", "--yes", "--json", *at(server, f"{stream}.restored"))
-    assert back.json()["entries"] == 2203
-    assert ask(server, "XRANGE", f"{stream}.restored", "-", "+") == before[:2203]
-    assert cli("restore", "old.parquet", "--yes", *at(server, stream)).rc == 4
-    assert cli("restore", "old.parquet", "--yes", "--redis-url", server.url).rc == 2
+    command, back = ("restore", "old.parquet", "--yes", "--json"), f"{place.stream}.restored"
+    assert place.cli.done(*command, *at(place.server, back)).json()["entries"] == 2203
+    assert place.ask("XRANGE", back, "-", "+") == before[:2203]
+    assert place.says(*command).rc == 4
+    assert place.cli(*command, "--redis-url", place.url).rc == 2
 
 
+@BUNDLED
 @pytest.mark.parametrize("archive", [None, "old.parquet"])
-def test_a_removing_step_is_bounded_by_bytes(
-    valkey: Server, stream: str, cli: Cli, archive: str | None
-) -> None:
+def test_a_removing_step_is_bounded_by_bytes(place: Place, archive: str | None) -> None:
     """Whatever sizes lie beside each other, a step takes half a mebibyte, or one entry."""
     sizes = [10 if i < 300 or i % 16 == 0 else 600_000 for i in range(320)]
-    fill(valkey, stream, [(i + 1, {"x": "x" * n}) for i, n in enumerate(sizes)], group=GROUP)
-    ask(valkey, "XGROUP", "SETID", stream, GROUP, "310-0")
-    before = ask(valkey, "XRANGE", stream, "-", "+")
-    ask(valkey, "CONFIG", "SET", "slowlog-log-slower-than", 0, "slowlog-max-len", 10_000)
-    ask(valkey, "SLOWLOG", "RESET")
-    options = ("--archive", archive) if archive else ()
-    ran = cli("trim", "--apply", "--yes", "--json", *options, *at(valkey, stream))
+    place.fill([(i + 1, {"x": "x" * n}) for i, n in enumerate(sizes)], "310-0")
+    before = place.alter("XRANGE", "-", "+")
+    place.ask("CONFIG", "SET", "slowlog-log-slower-than", 0, "slowlog-max-len", 10_000)
+    place.ask("SLOWLOG", "RESET")
+    ran = place.says(*APPLY, "--json", *(("--archive", archive) if archive else ()))
     assert ran.json()["removed"] == 310, ran.err
-    assert ask(valkey, "XRANGE", stream, "-", "+") == before[310:]
-    logged = [entry[3] for entry in reversed(ask(valkey, "SLOWLOG", "GET", 10_000))]
+    assert place.alter("XRANGE", "-", "+") == before[310:]
+    logged = [entry[3] for entry in reversed(place.ask("SLOWLOG", "GET", 10_000))]
     steps = [int(command[6]) for command in logged if command[0] == b"EVAL"]
     assert sum(steps) == 310
     for n in steps:
         taken, sizes = sizes[:n], sizes[n:]
         assert n == 1 or sum(taken) < 512 << 10
     if archive:
-        assert cli("restore", archive, "--yes", *at(valkey, f"{stream}.back")).rc == 0
-        assert ask(valkey, "XRANGE", f"{stream}.back", "-", "+") == before[:310]
+        place.cli.done("restore", archive, "--yes", *at(place.server, f"{place.stream}.back"))
+        assert place.ask("XRANGE", f"{place.stream}.back", "-", "+") == before[:310]
 
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_of_two_trims_with_one_archive_one_is_refused(
-    valkey: Server, stream: str, cli: Cli, start_proxy: Callable[..., Proxy],
-    streams: int,
-) -> None:  # fmt: skip
+    valkey: Server, stream: str, cli: Cli, start_proxy: Callable[..., Proxy], streams: int
+) -> None:
     """Two timers, of one stream or of two: whatever was removed is in the archive that is there."""
     keys = [f"{stream}.{i}" for i in range(streams)]
-    for key in keys:
-        seed(valkey, key, 10_000, delivered=10_000)
-    before = ids_of(valkey, keys[-1])
-    command = ("trim", "--apply", "--yes", "--archive", "a.parquet", "--stream")
+    before = [seed(valkey, key, 10_000, delivered=10_000) for key in keys][-1]
+    command = (*APPLY, "--archive", "a.parquet", "--stream")
     proxy = start_proxy(valkey)
     proxy.arm("delay_reply", match=b"XRANGE", nth=6, delay_sec=1)  # while it archives
     first = cli.start(*command, keys[0], "--redis-url", proxy.url)
@@ -259,53 +239,23 @@ def test_of_two_trims_with_one_archive_one_is_refused(
     assert cli(*command, keys[-1], "--redis-url", valkey.url).rc == 0
     first.send_signal(signal.SIGCONT)
     assert cli.finish(first).rc == 4
-    assert [ask(valkey, "XLEN", key) for key in keys] == [10_000] * (streams - 1) + [0]
+    assert [valkey.ask("XLEN", key) for key in keys] == [10_000] * (streams - 1) + [0]
     assert pq.read_table(cli.cwd / "a.parquet")["id"].to_pylist() == before
     assert [path.name for path in cli.cwd.iterdir()] == ["a.parquet"]
 
 
-@pytest.mark.parametrize("what", ["entries", "consumers"])
-@pytest.mark.parametrize("fault", [signal.SIGINT, signal.SIGTERM, "cut_after", "cut_before"])
-def test_what_an_interrupted_one_removed_is_noted(
-    valkey: Server, stream: str, cli: Cli, start_proxy: Callable[..., Proxy],
-    what: str, fault: Any,
-) -> None:  # fmt: skip
-    """Ledger and screen tell just what is gone, also of a step whose reply was lost."""
-    seed(valkey, stream, 5_000, delivered=5_000)
-    add_consumers(valkey, stream, 2_000)
-    proxy = start_proxy(valkey)
-    lost = isinstance(fault, str)
-    proxy.arm(fault if lost else "delay_reply", match=b"EVAL", nth=3, delay_sec=1)
-    verb = ("consumers", "--delete", "--min-idle-min", 0) if what == "consumers" else (
-        "trim", "--apply")  # fmt: skip
-    process = cli.start(*verb, "--yes", *at(proxy, stream))
-    proxy.wait_fired()
-    if not lost:
-        process.send_signal(fault)
-    ran = cli.finish(process)
-    left = (
-        len(ask(valkey, "XINFO", "CONSUMERS", stream, GROUP)) if what == "consumers"
-        else ask(valkey, "XLEN", stream)
-    )  # fmt: skip
-    gone = (total := 2_000 if what == "consumers" else 5_000) - left
-    assert 0 < gone < total
-    assert ran.rc == (3 if lost else 130)
-    assert f"({gone:,} {what} were removed before)" in one_line_error(ran.err)
-    (note,) = ledger_of(valkey, stream)
-    assert note["removed" if what == "consumers" else "entries"] == str(gone)
-
-
-def test_no_archive_no_removal(valkey: Server, stream: str, cli: Cli) -> None:
+@BUNDLED
+def test_no_archive_no_removal(place: Place) -> None:
     """If the archive cannot be written, has a wrong name, or a number is none: nothing goes."""
-    seed(valkey, stream, 20, delivered=20)
-    before = everything(valkey)
-    for name in ("no/such/folder.parquet", "archive.csv"):
-        ran = cli("trim", "--apply", "--yes", "--archive", name, *at(valkey, stream))
-        assert ran.rc == 2, ran
-    for bad in (("--archive", "x.parquet"), *(("--keep-days", n) for n in
-                ("-1", "nan", "x", "inf", "1e308"))):  # fmt: skip
-        assert cli("trim", *bad, *at(valkey, stream)).rc == 2, bad
-    assert everything(valkey) == before
+    place.seed(20, 20)
+    before = place.everything()
+    for options in (
+        *(("--apply", "--yes", "--archive", name) for name in ("no/folder.parquet", "a.csv")),
+        ("--archive", "x.parquet"),
+        *(("--keep-days", n) for n in ("-1", "nan", "x", "inf", "1e308")),
+    ):
+        assert place.says("trim", *options).rc == 2, options
+    assert place.everything() == before
 
 
 FIELDS = [b"a", b"1"]
@@ -331,15 +281,152 @@ def test_restore_writes_nothing_of_a_hostile_file(valkey: Server, cli: Cli) -> N
                 restore(link, "new", odd)
             said.append(str(refused.value))
     assert "holds a part" not in "".join(said)
-    assert ask(valkey, "EXISTS", "new") == 0
+    assert valkey.ask("EXISTS", "new") == 0
 
 
-def test_only_what_was_shown_is_removed(valkey: Server, stream: str) -> None:
-    """If the oldest entries are no longer those that were listed or archived, none is removed."""
-    ids = [i.encode() for i in seed(valkey, stream, 30, delivered=30)]
-    with Link(valkey.url, stream) as link:
-        for listed in (ids[1:10], [*ids[:5], *ids[6:10]], [b"1-1", *ids[:10]]):
-            with pytest.raises(RefusedError, match="changed meanwhile"):
-                writing.trim(link, listed)
-        assert len(ids_of(valkey, stream)) == 30
-        assert writing.trim(link, ids[:10]) == 10
+# ---------------------------------------------------------------- the ledger
+
+
+@BUNDLED
+def test_cleaning_up_stands_in_the_ledger(place: Place) -> None:
+    """trim and consumers name operator and counts there; what removes nothing leaves no entry; a
+    ledger that can take none refuses."""
+    place.seed(20, 10)
+    place.ask("XGROUP", "CREATECONSUMER", place.stream, GROUP, "gone")
+    for _ in range(2):
+        assert place.says(*APPLY, "--operator", "al").rc == 0
+    assert place.says(*DELETE, 0, env={"DRAINKIT_OPERATOR": "bo"}).rc == 0
+    assert [
+        {k: e[k] for k in ("event", "operator", "entries", "bound", "removed", "kept") if k in e}
+        for e in ledger_of(place.server, place.stream)
+    ] == [
+        {"event": "trim", "operator": "al", "entries": "10", "bound": "group"},
+        {"event": "consumers_delete", "operator": "bo", "removed": "1", "kept": "0"},
+    ]
+    place.ask("DEL", place.side("runs"))
+    place.ask("SET", place.side("runs"), "x")
+    place.set_position("$")
+    run = place.says(*APPLY)
+    assert (run.rc, "is a string" in run.err, len(ids_of(place))) == (4, True, 10)
+
+
+@BUNDLED
+@pytest.mark.parametrize("what", ["entries", "consumers"])
+@pytest.mark.parametrize("fault", [signal.SIGINT, signal.SIGTERM, "cut_after", "cut_before"])
+def test_what_an_interrupted_one_removed_is_noted(
+    place: Place, start_proxy: Callable[..., Proxy], what: str, fault: Any
+) -> None:
+    """Ledger and screen tell just what is gone, also of a step whose reply was lost."""
+    place.seed(5_000, 5_000)
+    add_consumers(place.server, place.stream, 2_000)
+    proxy = start_proxy(place.server)
+    lost = isinstance(fault, str)
+    proxy.arm(fault if lost else "delay_reply", match=b"EVAL", nth=3, delay_sec=1)
+    verb = (*DELETE, 0) if what == "consumers" else APPLY
+    process = place.cli.start(*verb, *at(proxy, place.stream))
+    proxy.wait_fired()
+    if not lost:
+        process.send_signal(fault)
+    ran = place.cli.finish(process)
+    of_consumers = what == "consumers"
+    left = place.ask("XINFO", "CONSUMERS", place.stream, GROUP) if of_consumers else ids_of(place)
+    total = 2_000 if of_consumers else 5_000
+    assert 0 < (gone := total - len(left)) < total
+    assert ran.rc == (3 if lost else 130)
+    assert f"({gone:,} {what} were removed before)" in one_line_error(ran.err)
+    (note,) = ledger_of(place.server, place.stream)
+    assert note["removed" if of_consumers else "entries"] == str(gone)
+
+
+# ---------------------------------------------------------------- consumers
+
+
+def test_dead_consumers_without_pending_go(place: Place) -> None:
+    """31 of 34 dead consumers go; 3 stay for their pending until that is drained."""
+    place.seed(1_000, 50)
+    for i in range(31):
+        place.ask("XGROUP", "CREATECONSUMER", place.stream, GROUP, f"idle-{i}")
+    workers = {"worker-1": 16, "worker-2": 16, "worker-3": 18}
+    for name, n in workers.items():
+        place.deliver(name, n)
+    time.sleep(0.7)
+    options = ("consumers", "--json", "--min-idle-min", "0.01")
+    before = place.everything()
+    listed = place.says(*options).json()
+    assert (len(listed["dead"]), len(listed["removable"])) == (34, 31)
+    assert place.says(*options, "--delete").rc == 4
+    assert place.everything() == before
+    ran = place.says(*DELETE, "0.01").json()
+    assert (len(ran["removed"]), {*ran["kept"]}) == (31, {*workers})
+    assert all("pending" in why for why in ran["kept"].values())
+    assert len(place.waiting()) == 50
+    text = place.says("consumers", "--min-idle-min", "0.01").out
+    (kept,) = [line for line in text.splitlines() if line.startswith("worker-2 ")]
+    assert "stays: 16 pending entries" in kept
+    assert place.live("--scope", "pending", "--min-idle-min", "0.01")["total_read"] == 50
+    assert {*workers} <= {*place.says(*DELETE, "0.01").json()["removed"]}
+    assert (place.waiting(), len(place.audit())) == ([], 50)
+
+
+@pytest.fixture(params=[1000, 0])
+def most_listed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to how many groups or consumers a script lists: more than there are, or none."""
+    monkeypatch.setattr("drainkit.server.writing.MAX_LISTED", request.param)
+
+
+@BUNDLED
+@pytest.mark.usefixtures("most_listed")
+def test_a_consumer_that_comes_back_keeps_its_entries(place: Place) -> None:
+    """Consumers that read at the very moment of their removal never lose a pending entry."""
+    place.seed(400, 0)
+    names = [f"c{i}" for i in range(20)]
+    got: list[str] = []
+
+    def come_back() -> None:
+        client = place.server.client()
+        for i in range(400):
+            reply = client.xreadgroup(GROUP, names[i % 20], {place.stream: ">"}, count=1)
+            got.append(reply[0][1][0][0].decode())
+
+    thread = threading.Thread(target=come_back)
+    with link_to(place) as link:
+        thread.start()
+        while thread.is_alive():
+            remove_consumers(link, GROUP, names, min_idle_ms=0)
+    assert [entry for entry, _ in place.waiting()] == got
+    assert len(got) == 400
+
+
+@BUNDLED
+@pytest.mark.usefixtures("most_listed")
+def test_an_active_consumer_stays(place: Place) -> None:
+    """Listed as dead but active at the moment of removal, a consumer stays and it says so."""
+    place.seed(10, 10)
+    place.ask("XGROUP", "CREATECONSUMER", place.stream, GROUP, "sleeper")
+    time.sleep(0.3)
+    with link_to(place) as link:
+        assert [c.name for c in dead_consumers(link, GROUP, min_idle_ms=200)] == ["sleeper"]
+        place.ask("XGROUP", "CREATECONSUMER", place.stream, GROUP, "idle")
+        time.sleep(0.2)
+        place.ask("XREADGROUP", "GROUP", GROUP, "sleeper", "STREAMS", place.stream, ">")
+        names = ["sleeper", "nobody", "idle"]
+        removed, kept = remove_consumers(link, GROUP, names, min_idle_ms=200)
+    assert removed == ["idle"]
+    assert ("came back" in kept["sleeper"], "gone" in kept["nobody"]) == (True, True)
+
+
+@BUNDLED
+def test_two_operators_count_only_their_own_removals(
+    place: Place, start_proxy: Callable[..., Proxy]
+) -> None:
+    """Of 1,100 consumers that both have listed, each tells and notes those that it removed."""
+    place.seed(10, 10)
+    add_consumers(place.server, place.stream, 1_100)
+    proxy = start_proxy(place.server)
+    proxy.arm("delay_request", match=b"EVAL", nth=2, delay_sec=2)
+    slow = place.cli.start(*DELETE, 0, *at(proxy, place.stream))
+    proxy.wait_fired()
+    others = len(place.says(*DELETE, 0).json()["removed"])
+    own = len(place.cli.finish(slow).json()["removed"])
+    assert (own, others) == (500, 600)
+    assert [e["removed"] for e in ledger_of(place.server, place.stream)] == ["600", "500"]

@@ -98,7 +98,6 @@ def test_01_shows_a_sealed_run_without_a_server(
     explored = analysis.explore(anyway=True)
     assert explored is not None
     assert all(f"<td>{n:,}</td>" in analysis.exploration.counts.value for n in events_of(run))
-    assert analysis.unreadable() is None
     one = analysis.frame["id"].iloc[5]
     rows = analysis.entry(one).to_numpy().tolist()
     kept = {(part, name): value for part, name, value in rows}
