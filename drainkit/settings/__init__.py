@@ -70,7 +70,7 @@ class Fields(_Table):
             raise ValueError("must be a table (in the environment: JSON)") from None
         if not isinstance(given, dict):
             return given
-        lists = {name: k.field_names(v) for name, v in given.items() if name in USUAL_FIELDS}
+        lists = {name: [*k.field_names(v)] for name, v in given.items() if name in USUAL_FIELDS}
         is_only = given.get("only", False) is not False
         if not is_only:
             lists = {name: [*names, *USUAL_FIELDS[name]] for name, names in lists.items()}
