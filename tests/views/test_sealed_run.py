@@ -93,6 +93,8 @@ def test_01_shows_a_sealed_run_without_a_server(
     assert dict(zip(ACTIONS, analysis.backlog.counts.tolist(), strict=True)) == plan["counts"]
     assert analysis.frame["action"].value_counts().to_dict() == plan["counts"]
     assert analysis.settings.min_conf == 0.5
+    assert {*analysis.invalid_table()["raw"]} == {"not kept"}
+    assert analysis.settings_table().loc["seal", "value"] == "holds"
     explored = analysis.explore(anyway=True)
     assert explored is not None
     assert all(f"<td>{n:,}</td>" in analysis.exploration.counts.value for n in events_of(run))
