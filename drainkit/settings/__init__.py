@@ -384,8 +384,8 @@ def kernel_variables(settings: Settings) -> dict[str, str]:
         value = getattr(settings, name)
         if name == "fields":
             text = value.model_dump_json(exclude_unset=True)
-        elif value is None:
-            text = shown(name, value)
+        elif value is None:  # of an allowlist there is no word for "any symbol"
+            text = shown(name, value) if name != "allowlist" else ""
         elif isinstance(value, tuple):
             text = "\n".join(value)
         elif name == "allowlist" and value.startswith("@"):

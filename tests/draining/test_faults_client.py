@@ -233,7 +233,7 @@ def test_what_happens_to_entries_before_their_commit(
         place.alter("XCLAIM", GROUP, owner, 0, *ids, "IDLE", 3_600_000, "JUSTID")
     some = ids[which]
     proxy = start_proxy(place.server)  # the commit that has a record of the first: of 40 or more
-    proxy.arm("delay_request", match=msgspec.msgpack.encode(ids[which.start]), delay_sec=0.4)
+    proxy.arm("delay_request", match=msgspec.msgpack.encode(ids[which.start]), delay_sec=0.6)
     later: list[bytes] = []
 
     def meddle() -> None:

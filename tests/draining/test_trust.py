@@ -196,6 +196,31 @@ def test_copies_of_yesterday(place: Place, back: str) -> None:
     assert back == "audit" or unrecorded(place) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "first", "forgotten"),
+    [("redis", "history", False), ("redis62", "history", True), ("valkey", "history", True),
+     ("valkey", "undelivered", True), ("redis62", "undelivered", True)],
+    indirect=["place"],
+)  # fmt: skip
+def test_pending_entries_without_a_body_get_their_records(
+    place: Place, first: str, forgotten: bool
+) -> None:
+    """What is recorded on both sides of them passes none of them off as recorded."""
+    ids = place.seed(300, 0)
+    place.deliver("A", 200)
+    gone = [ids[0], ids[10], *ids[50:53], ids[199]]
+    place.alter("XDEL", *gone)
+    if first == "undelivered":
+        place.set_position("0-0")
+    place.complete(scope=first, **ALONE)
+    if forgotten:
+        place.ask("DEL", place.side("recorded"))
+    run = place.complete(scope="pending", **ALONE)
+    assert run.books["dropped_missing"] == len(gone)
+    place.complete(**ALONE)
+    assert sorted(place.recorded()) == sorted(ids)
+
+
 @dataclass
 class Steps:
     """Drains by random scopes, beside SETID back and forth, XCLAIM, deliveries, lost keys."""

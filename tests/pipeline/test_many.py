@@ -166,7 +166,7 @@ def end(process: psutil.Process) -> None:
 
 @pytest.mark.parametrize(
     ("streams", "entries"),
-    [(2, 70), pytest.param(40, 2_000, marks=[pytest.mark.chaos, pytest.mark.timeout(3600)])],
+    [(2, 150), pytest.param(40, 2_000, marks=[pytest.mark.chaos, pytest.mark.timeout(3600)])],
     ids=["one server", "a cluster"],
 )
 @pytest.mark.timeout(600)
