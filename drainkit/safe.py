@@ -29,7 +29,7 @@ _OTHER_OPTIONS = re.compile(
 # as redis-py reads their names (`pass%77ord` is `password`); to the next blank, for & or # may
 # belong to the value
 _SECRET_NAMES = "|".join(
-    "".join(f"(?:{c}|%(?:25)*{ord(c):x})" for c in name)
+    "".join(f"(?:{c}|%(?:25)*(?:{ord(c):x}|{ord(c.upper()):x}))" for c in name)
     for name in ("password", "ssl_password", "username")
 )
 _SECRET_OPTION = re.compile(rf"([?&](?:{_SECRET_NAMES})=)\S*", re.IGNORECASE)

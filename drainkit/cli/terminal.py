@@ -196,21 +196,20 @@ def signals(handler: Callable[..., object] | None = None) -> Iterator[threading.
 class Progress:
     """How far a drain is: one line that moves on a terminal; elsewhere a line at each tenth."""
 
-    _is_shown = False
-    _tenths: Any = None
+    _is_shown, _tenth = False, 0
 
     def show(self, of: Summary | str) -> None:
         """By a run's books, or by a line that another process printed, if it is such a step."""
-        from ..core.summary import Step, Tenths
+        from ..core.summary import Step
 
         step = Step.read(of) if isinstance(of, str) else Step.of(of)
-        self._tenths = self._tenths or Tenths()
         if step and sys.stderr.isatty():
             words = f"{step.line}, {step.done - step.passed:,} dropped"
             columns = shutil.get_terminal_size().columns - 1
             click.echo(_CLEARED + words[:columns], err=True, nl=False)
             self._is_shown = True
-        elif step and self._tenths.is_next(step):
+        elif step and step.done * 10 >= step.total * (self._tenth + 1) > 0:
+            self._tenth = step.done * 10 // step.total
             click.echo(step.line, err=True)
 
     def close(self) -> None:

@@ -281,11 +281,11 @@ class _Trial:
             is_known, is_new = path in self._now[value], path in self.chosen[value]
             if not is_known and _rank(path, value) is None:
                 continue
-            why = "in the symbol's object, or around it" if is_new else "not needed"
-            if is_known:
-                why = "known already"
-            elif path not in near:
+            why = "known already" if is_known else "not needed"
+            if not is_known and path not in near:
                 why = "apart from the symbol"
+            elif is_new:
+                why = "in the symbol's object, or around it"
             rows.append({
                 "path": one_line(path, 100), "entries": entries, "example": one_line(example, 60),
                 "chosen": is_known or is_new, "why": why,

@@ -229,8 +229,9 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
 
 def _plan_of(folder: Path, starts: Sequence[ledger.Start]) -> PlanFile | None:
     """The plan in the folder; refused where it is not the one that the ledger, or its name, has."""
-    if not (folder / "plan.json").exists():
-        return None
+    has_decisions = (folder / "decisions.parquet").exists()
+    if not (folder / "plan.json").exists() and not (starts and has_decisions):
+        return None  # a dry run that was killed between the two has decisions alone
     planned = PlanFile.load(folder)
     of_run = planned.plan.digest in {start.plan_digest for start in starts}
     if not (of_run if starts else planned.plan.run_id == folder.name):

@@ -17,10 +17,10 @@ from ..settings.kinds import is_url
 LIVE = "03_live_drain"
 #: A run's notebooks in turn, with the SHA-256 of the packaged ones; test_release.py checks it.
 NOTEBOOKS = {
-    "01_analyse_backlog": "61d365e062222c331aed15dcc347f65828cf420aa4c0b43cd1b7f3bf8cd842ff",
+    "01_analyse_backlog": "af4a25cb53a9c8048e016f3186246d5a617a0802ecc5b8ff6895c80bc35b140a",
     "02_dry_run": "d6dfd417d1b982f52e44360802a333740863a3391e4be41193fe2d5f9eefea0c",
-    LIVE: "5baf4bb7b3428ab5dbc4e7559689430492014afb15b6886aad0592c64b8a0367",
-    "04_verify": "46fc660061b926d43f842b32e7f66c6ac8e9fecda90de20ddc4d5d16797feb26",
+    LIVE: "b5c695473b215e0479e2a00d9a43272c3ef480f9a100f4406713b333405ab0b4",
+    "04_verify": "9e8a68dfd1d12247d1e7147d4f86d3de361373e30a3dc497d853f7f611c84426",
 }
 FIRST, *_ = NOTEBOOKS
 PACKAGE = Path(__file__).parents[1]

@@ -8,6 +8,7 @@ that the executed notebooks hold of their own.
 from __future__ import annotations
 
 import datetime as dt
+import re
 import shlex
 from contextlib import suppress
 from functools import cache, partial
@@ -30,6 +31,7 @@ from .notebooks import NOTEBOOKS
 VERDICTS = "verdicts.json"
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"  # a figure of ours is in both
 MAX_TEXT = 900  # characters of any text from outside
+MAX_NAME = 120  # of a group's name in a table
 MAX_GROUPS = 40  # of a table; baseline.json holds all
 MAX_FIGURES = 150_000  # characters of all figures; our own need a fifth of that
 BASELINE_FIGURES = 2  # of 01; the others follow at the end
@@ -66,11 +68,15 @@ def _template() -> Any:
             return one_line(value, MAX_TEXT)
         return value
 
+    def breakable(name: str) -> Markup:
+        """A key's name that may be broken after its separators: a phone is narrow."""
+        return Markup("<wbr>").join(re.split(r"(?<=[:./_])", one_line(name, MAX_NAME)))
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(n=_number, when=_when, share=share)
+    environment.filters.update(n=_number, when=_when, share=share, breakable=breakable)
     environment.globals.update(
         actions=ACTIONS, meanings=NAMES, colours=COLOURS, most=MAX_GROUPS, group_of=group_of,
         own_pending=own_pending, entries_words=entries_words, approvers_words=approvers_words,

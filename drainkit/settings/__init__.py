@@ -70,7 +70,7 @@ class Fields(_Table):
             raise ValueError("must be a table (in the environment: JSON)") from None
         if not isinstance(given, dict):
             return given
-        lists = {name: k.field_names(v) for name, v in given.items() if name in USUAL_FIELDS}
+        lists = {name: [*k.field_names(v)] for name, v in given.items() if name in USUAL_FIELDS}
         is_only = given.get("only", False) is not False
         if not is_only:
             lists = {name: [*names, *USUAL_FIELDS[name]] for name, names in lists.items()}
@@ -384,8 +384,8 @@ def kernel_variables(settings: Settings) -> dict[str, str]:
         value = getattr(settings, name)
         if name == "fields":
             text = value.model_dump_json(exclude_unset=True)
-        elif value is None:
-            text = shown(name, value)
+        elif value is None:  # of an allowlist there is no word for "any symbol"
+            text = shown(name, value) if name != "allowlist" else ""
         elif isinstance(value, tuple):
             text = "\n".join(value)
         elif name == "allowlist" and value.startswith("@"):

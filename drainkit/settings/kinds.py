@@ -41,13 +41,14 @@ def _number(
     def look(value: Any) -> float | None:
         if none is not None and value in (None, none):
             return None
+        kind: Any = int if whole else float
         if isinstance(value, str) and (_WHOLE if whole else _DECIMAL).fullmatch(value):
-            value = int(value) if whole else float(value)
+            value = kind(value)
         # bool is an int to Python, but a `true` in a number's place is a mistake
-        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not is_number or not least <= value <= most:  # nan is within none
             raise ValueError(f"must be {words}")
-        return int(value) if whole else float(value)
+        return kind(value)  # type: ignore[no-any-return]
 
     return BeforeValidator(look)
 
@@ -89,16 +90,15 @@ def _to_names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_to_name(name) for name in names))
 
 
-def field_names(value: Any) -> list[str]:
+def field_names(value: Any) -> tuple[str, ...]:
     """The names of `[fields]`, one or several."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names:
-        raise ValueError("must be a field name or a list of field names")
-    if not all(isinstance(name, str) and name and "" not in name.split(".") for name in names):
-        raise ValueError("must be non-empty names such as payload.signal.confidence")
-    if any(set(name) & _NOT_IN_NAMES for name in names):
-        raise ValueError("must be names without quotes, backslashes and control characters")
-    return list(names)
+    names = _to_names(value)
+    if not names or any("" in name.split(".") or {*name} & _NOT_IN_NAMES for name in names):
+        raise ValueError(
+            "must be names such as payload.signal.confidence, without quotes, backslashes and "
+            "control characters"
+        )
+    return names
 
 
 def _to_allowlist(value: Any) -> str | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from IPython.display import Markdown
 from pyarrow import parquet
 
 from .. import files
@@ -30,11 +31,7 @@ from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from ..settings import NOTEBOOK, build, shown
 from . import figures
-from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, inert, listed, markdown
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
-    from ipywidgets import Widget
+from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, inert, markdown
 
 AUDIT = "audit.parquet"
 OK = ACTIONS.index("drained_ok")
@@ -174,12 +171,6 @@ class Analysis(Session):
         found = {"events": [*there.notna().sum()], "values": [*there.nunique()]}
         return Table(found, index=pd.Index([one_line(name) for name in names], name="field"))
 
-    def stream_table(self) -> Table:
-        """The stream as XINFO says."""
-        info = self.baseline["stream"]
-        words = {k: f"{v:,}" if isinstance(v, int) else one_line(str(v)) for k, v in info.items()}
-        return listed(words, "value", "stream")
-
     def groups_table(self) -> Table:
         """Each group, its backlog counted, its lag as reported."""
         return groups_frame(self.baseline)
@@ -227,7 +218,7 @@ class Analysis(Session):
     def _moments_us(self) -> int | np.ndarray:
         return self.at_us
 
-    def explore(self, *, anyway: bool = False) -> Widget | None:
+    def explore(self, *, anyway: bool = False) -> Any:
         """Limits to move and events to search, where a person is; elsewhere nothing.
 
         `anyway` shows it in a front end that does not say that a person is there.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from IPython.display import Markdown
 
 from ..core.policy import ACTIONS
 from ..core.summary import Summary, amount, duration_words
 from ..draining import dry
 from . import figures
 from .session import SAMPLE_ROWS, Session, Table, inert, markdown
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
 
 
 class DryRun(Session):

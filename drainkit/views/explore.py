@@ -109,9 +109,6 @@ class Exploration:
             part.add_class("drainkit-shown")
         self.table: Any = ITable(self._judged(decisions_of(self._part), slice(None)), **TABLE)
         self.table.add_class("drainkit-events")
-        self.entry_id = w.Text(
-            description="entry id", placeholder="1766602826755-0", continuous_update=False, **wide
-        )
         choosers = [self.age, self.confidence, self.which, self.symbols]
         one_in = f" (one in {step})" * (step > 1)
         told = f"<b>{len(self._part):,} of {len(frame):,} events</b>{one_in}"
@@ -119,13 +116,12 @@ class Exploration:
             *choosers, w.HBox([self.counts, self.what_if], layout=w.Layout(flex_flow="row wrap")),
             self.setting, w.HTML(f"{told}, judged by the limits above: search and sorting see "
                                  "these. A row that is clicked is opened."),
-            self.table, self.entry_id, self.entry,
+            self.table, self.entry,
         ])  # fmt: skip
         self._show()
         for chooser in choosers:
             chooser.observe(self._moved, "value")
         self.table.observe(self._row_chosen, "selected_rows")
-        self.entry_id.observe(self._show_entry, "value")
 
     @property
     def policy(self) -> Policy:
@@ -181,14 +177,10 @@ class Exploration:
 
     def _row_chosen(self, change: Any) -> None:
         if change["new"]:
-            self.entry_id.value = str(self._frame["id"].iloc[self._rows[change["new"][0]]])
-
-    def _show_entry(self, _: object) -> None:
-        entry_id = self.entry_id.value.strip()
-        try:
-            self.entry.value = self._open(entry_id) if entry_id else ""
-        except DrainkitError as error:
-            self.entry.value = f"<p>{html.escape(str(error))}</p>"
+            try:
+                self.entry.value = self._open(str(self._part["id"].iloc[change["new"][0]]))
+            except DrainkitError as error:
+                self.entry.value = f"<p>{html.escape(str(error))}</p>"
 
     def _as_text(self, chosen: Policy) -> tuple[str, str]:
         """The limits as a command line (quoted for a shell), and as parameters of a notebook."""

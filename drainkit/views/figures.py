@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
+from IPython.display import HTML, display
 
 from ..core.audit import Moments
 from ..core.frame import decisions_of, microseconds
@@ -47,8 +48,6 @@ class Canvas(go.Figure):  # type: ignore[misc]
 
     def show(self, *_: object, **__: object) -> None:
         """Show it in a notebook."""
-        from IPython.display import HTML, display
-
         display(HTML(STYLE))  # type: ignore[no-untyped-call]
         display(self.bundle(), raw=True)  # type: ignore[no-untyped-call]
 
@@ -348,8 +347,11 @@ def waterfall(counts: dict[str, int]) -> Canvas:
 
 
 def pace(moments: Moments, rate: float | None) -> Canvas:
-    """Events that reached the audit over time, against the throttle (events/s)."""
-    traces = []
+    """Events that reached the audit over time, against the throttle (events/s).
+
+    The title says whether it was kept: per second, or by the gap where it is below 1/s.
+    """
+    title, traces = "Nothing was drained, so there is no pace to measure", []
     if len(moments):
         ms, n = moments.counts()
         span_sec = int(ms[-1] - ms[0]) / 1000
@@ -365,23 +367,16 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
         traces = [_bars(middles, (counts / width).tolist(), COLOURS["drained_ok"],
                         "around second %{x:.4g}: %{y:.4g} events per second",
                         width=width * 0.95)]  # fmt: skip
-    figure = canvas(pace_title(moments, rate), "seconds since the first", "events per second",
-                    traces, most=len(moments))  # fmt: skip
+        allowed = "no throttle" if rate is None else f"{math.ceil(rate):,} allowed"
+        worst = amount(moments.busiest_second(), "events")
+        title = f"The busiest second holds {worst} ({allowed})"
+        if rate is not None and rate < 1 and len(moments) > 1:
+            gap = f"{moments.closest_ms() / 1000:.1f} s apart (at least {1 / rate:.1f} s demanded)"
+            title = f"The closest two events are {gap}"
+    figure = canvas(title, "seconds since the first", "events per second", traces,
+                    most=len(moments))  # fmt: skip
     if rate is not None:
         # a window of one second may hold the rate rounded up
         figure.add_hline(y=rate if rate < 1 else math.ceil(rate), line_dash="dash",
                          line_color=LINE, annotation_text=f"throttle {rate:g}/s")  # fmt: skip
     return figure
-
-
-def pace_title(moments: Moments, rate: float | None) -> str:
-    """Whether the throttle was kept, in words: per second, or by the gap where it is below 1/s."""
-    if not len(moments):
-        return "Nothing was drained, so there is no pace to measure"
-    worst = moments.busiest_second()
-    if rate is None:
-        return f"The busiest second holds {amount(worst, 'events')} (no throttle)"
-    if rate >= 1 or len(moments) < 2:
-        return f"The busiest second holds {amount(worst, 'events')} ({math.ceil(rate):,} allowed)"
-    gap = moments.closest_ms() / 1000
-    return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"

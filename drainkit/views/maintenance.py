@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import pandas as pd
+from IPython.display import Markdown
 
 from ..core.summary import amount
 from ..errors import RefusedError
@@ -14,9 +15,6 @@ from ..operations import maintenance
 from ..safe import verbatim
 from ..settings.kinds import Amount, Minutes
 from .session import Session, Table, checked, inert, markdown
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
 
 
 class Maintenance(Session):

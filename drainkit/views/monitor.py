@@ -6,16 +6,16 @@ import asyncio
 import html
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 import pyarrow as pa
+from IPython.display import HTML, Markdown
 from msgspec import to_builtins
 
 from ..core.audit import audit_ms, audit_schema, audit_table
 from ..core.timestamps import iso
-from ..errors import DrainkitError, UsageError
+from ..errors import DrainkitError
 from ..operations import checks
 from ..operations.first import running_drains
 from ..operations.state import group_rows
@@ -26,11 +26,6 @@ from ..settings.kinds import Amount
 from . import figures
 from .explore import person_is_here
 from .session import Session, Table, checked, groups_frame, inert, macros, markdown
-
-if TYPE_CHECKING:
-    from IPython.display import HTML, Markdown
-    from ipywidgets import Widget
-
 
 GROUP_COLUMNS = (
     "stream", "group", "undelivered", "lost", "lag reported", "they agree", "pending",
@@ -55,9 +50,7 @@ class Monitor(Session):
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with the notebook's `globals()`."""
         board = super().open(names)
-        board.pattern = names.get("pattern") or None
-        if not isinstance(board.pattern, str | None):
-            raise UsageError("pattern takes a glob pattern of stream names, as a text")
+        board.pattern = checked(names, "pattern", str | None) or None
         board.limits = checks.Limits(
             max_backlog=int(checked(names, "max_backlog", Amount)),
             max_age_min=checked(names, "max_backlog_age_min", Amount),
@@ -81,28 +74,21 @@ class Monitor(Session):
             with Server.of(self.settings, state["stream"]["name"]) as server:
                 yield server
 
-    def board(self) -> HTML | Widget:
+    def board(self) -> Any:
         """Each group's state and numbers, and drains at work.
 
-        Where a person or Voila is it looks again each minute, and when its button is clicked.
+        Where a person or Voila is it looks again each minute.
         """
-        from IPython.display import HTML
-
         is_served = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
         if not (is_served or person_is_here()):
             return HTML(self._board_html())  # type: ignore[no-untyped-call]
         import ipywidgets as w
 
-        button = w.Button(description="Look again", icon="refresh")
         place = w.HTML(self._board_html())
+        if Monitor._next is not None:  # of this kernel's board before
+            Monitor._next.cancel()
 
-        def wait() -> None:
-            if Monitor._next is not None:  # of this kernel's board before, too
-                Monitor._next.cancel()
-            with suppress(RuntimeError):  # in no kernel
-                Monitor._next = asyncio.get_running_loop().call_later(REFRESH_SEC, look_again)
-
-        def look_again(_: object = None) -> None:
+        def look_again() -> None:
             try:
                 self.look()
                 place.value = self._board_html()
@@ -110,9 +96,11 @@ class Monitor(Session):
                 place.value = f"<p>{html.escape(str(error))}</p>"
             wait()
 
-        button.on_click(look_again)
+        def wait() -> None:
+            Monitor._next = asyncio.get_running_loop().call_later(REFRESH_SEC, look_again)
+
         wait()
-        return w.VBox([button, place])
+        return place
 
     def _board_html(self) -> str:
         """Each group's state and numbers, drains without an end, and as of when."""

@@ -14,9 +14,10 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
+from IPython.display import Markdown
 from pydantic import TypeAdapter, ValidationError
 
 from .. import files, safe
@@ -28,9 +29,6 @@ from ..errors import UsageError
 from ..operations.state import group_rows, known
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, load, shown
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
 
 pd.set_option("display.html.use_mathjax", False)  # a plain frame's `$` is no formula either
 SAMPLE_ROWS = 8
@@ -67,8 +65,6 @@ def macros() -> Any:
 
 def markdown(text: str) -> Markdown:
     """Text as a notebook shows it."""
-    from IPython.display import Markdown
-
     return Markdown(text)  # type: ignore[no-untyped-call]
 
 

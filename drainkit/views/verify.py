@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from IPython.display import Markdown
 
 from .. import files
 from ..core.audit import audit_schema
@@ -20,10 +21,7 @@ from ..operations.state import baseline
 from ..safe import text, verbatim
 from ..server import ledger, reading
 from . import figures
-from .session import SAMPLE_ROWS, Session, Table, groups_frame, inert, listed, markdown
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
+from .session import Session, Table, groups_frame, listed, markdown
 
 
 class Verification(Session):
@@ -39,7 +37,6 @@ class Verification(Session):
         self.after = baseline(self.server)
         self.plan = {} if self.planned is None else self.planned.plan.to_json()
         self._find_run()
-        self.first = audit_schema().empty_table()  # the first records of this run
         self.unacknowledged: list[str] = []  # recorded, and pending
         self.recorded = self._read_audit()
         self.verdicts = verdicts(
@@ -92,8 +89,6 @@ class Verification(Session):
                 if pending:
                     there = own["original_id"].filter(pc.is_in(own["original_id"], value_set=ids))
                     self.unacknowledged += there.to_pylist()
-                if len(self.first) < SAMPLE_ROWS:
-                    self.first = pa.concat_tables([self.first, own])[:SAMPLE_ROWS]
                 if kept is not None:
                     kept.write(own)
         if self.live:
@@ -142,7 +137,3 @@ class Verification(Session):
     def pace(self) -> figures.Canvas:
         """Throttle compliance, measured from the audit's ids."""
         return figures.pace(self.recorded.moments, self.run.get("throttle"))
-
-    def samples(self) -> Table:
-        """The first audit records."""
-        return inert(self.first.to_pandas())

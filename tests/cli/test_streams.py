@@ -15,6 +15,7 @@ import psutil
 import pytest
 from backlogs import seed
 from books import ask, at, audit, live, only_run
+from conftest import Cli
 from servers import Server, wait_until
 
 import drainkit
@@ -76,13 +77,16 @@ def test_the_crontab_with_a_full_disk_for_its_log(
     assert (only_run(tmp_path) / "statement.json").exists()
 
 
-def test_the_demo_shows_every_action_and_balances_without_streams_too(tmp_path: Path) -> None:
-    """`drainkit demo` whose stdout and stderr are closed ends within 60 s and leaves its evidence
-    (the exit code is 1, its run's 0): every action occurs, nothing stays pending."""
-    started = time.monotonic()
-    assert shell(tmp_path, f"{DRAINKIT} demo >&- 2>&-") == 1
+def test_the_demo_shows_every_action_and_balances_without_readers_too(cli: Cli) -> None:
+    """`drainkit demo` whose readers have left ends within 60 s and leaves its evidence (the exit
+    code is 1, its run's 0): every action occurs, nothing stays pending."""
+    demo, started = cli.start("demo"), time.monotonic()
+    for stream in (demo.stdout, demo.stderr):
+        assert stream is not None
+        stream.close()
+    assert demo.wait(120) == 1
     assert time.monotonic() - started < 60
-    (folder,) = (path.parent for path in (tmp_path / "demo-reports").glob("*/statement.json"))
+    (folder,) = (path.parent for path in (cli.cwd / "demo-reports").glob("*/statement.json"))
     summary = json.loads((folder / "run.json").read_text())
     assert all(summary[action] > 0 for action in ACTIONS)
     assert summary["total_read"] == sum(summary[action] for action in ACTIONS)

@@ -126,10 +126,11 @@ class Verify:
         self.cli, self.evidence, self.server = cli, evidence, server
 
     def __call__(self, url: str | None = None, checkpoint: str | None = None) -> list[str]:
+        signers = None if url or checkpoint else self.evidence.keys / "allowed"
+        kept = checkpoint and self.cli.cwd / checkpoint
         found = verify_evidence(
-            self.evidence.reports, url, self.evidence.keys / "allowed", streams=("s",),
-            checkpoint=checkpoint and self.cli.cwd / checkpoint,
-        )  # fmt: skip
+            self.evidence.reports, url, signers, streams=("s",), checkpoint=kept
+        )
         lines = [line for lines in found.findings.values() for line in lines]
         assert all(line.isprintable() and len(line) < 1000 for line in lines)
         return lines
@@ -220,7 +221,6 @@ def emptied_then(e: Evidence, fresh: str) -> None:
 #: Edits of one file of the newest run, by who names them once all is sealed anew.
 CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a count": ("sk", lambda d: edit(d / "run.json", total_read=8)),
-    "a fate": ("sk", lambda d: edit(d / "run.json", drained_ok=4)),
     "the outcome": ("sk", lambda d: edit(d / "run.json", outcome="failed")),
     "the operator": ("sk", lambda d: edit(d / "run.json", operator="ivan")),
     "the operator an approver": ("o", lambda d: edit(d / "run.json", operator="ann")),
@@ -243,8 +243,6 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the report": ("sk", lambda d: (d / "report.html").write_text("fine")),
     "a notebook": ("sk", lambda d: edit(d / "03_live_drain.ipynb", cells=[])),
     "the state before": ("sk", lambda d: edit(d / "baseline.json", length=1)),
-    "the state after": ("sk", lambda d: (d / "after.json").write_text("{}")),
-    "an empty file": ("sk", lambda d: (d / "report.html").write_text("")),
     "a file removed": ("sk", lambda d: (d / "baseline.json").unlink()),
     "a file added": ("sk", lambda d: (d / "note").write_text("x")),
     "a hidden file added": ("sk", lambda d: (d / ".note").write_text("x")),
@@ -254,8 +252,6 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
 #: Other edits, whatever was remade after them.
 OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "a byte of SHA256SUMS": ("o", lambda e: flip(e / LIVE / SUMS)),
-    "the last line's end": ("o", lambda e: (e / LIVE / SUMS).write_text(
-        (e / LIVE / SUMS).read_text()[:-1])),
     "a byte of the statement": ("o", lambda e: flip(e / LIVE / STATEMENT, 200)),
     "SHA256SUMS removed": ("o", lambda e: (e / LIVE / SUMS).unlink()),
     "the statement removed": ("o", lambda e: (e / LIVE / STATEMENT).unlink()),
@@ -306,7 +302,6 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "one run in the middle sealed anew": ("o", lambda e: e.seal(SIGNED, "ann")),
     "chain.json removed": ("o", lambda e: (e / "chain.json").unlink()),
     "chain.json of an earlier run": ("o", lambda e: edit(e / "chain.json", run_id=SIGNED)),
-    "chain.json too deep": ("o", lambda e: (e / "chain.json").write_text("[" * 100_000)),
     "a stray file beside the runs": ("o", lambda e: (e / "notes.txt").write_text("x")),
     "a run under no run's name": ("o", lambda e: shutil.copytree(e / LIVE, e / "old")),
     "a FIFO beside the runs": ("o", lambda e: os.mkfifo(e / "pipe")),
@@ -334,7 +329,6 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "an odd signer": ("o", predicate(signed_by=["x"])),
     "no run before": ("o", lambda e: restate(e, lambda s: s["predicate"].pop("previous"))),
     "an odd run before": ("o", predicate(previous={"run_id": 1, "statement_sha256": []})),
-    "no predicate": ("o", lambda e: restate(e, lambda s: s.pop("predicate"))),
     "another type": ("o", lambda e: restate(e, lambda s: s.update(_type="x"))),
     "subjects that are none": ("o", lambda e: restate(e, lambda s: s.update(subject=[7]))),
     "a subject twice": ("o", lambda e: restate(
@@ -344,9 +338,7 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
         e, lambda s: s["subject"].append({"name": "../chain.json", "digest": {"sha256": ""}}))),
     "a key twice": ("o", lambda e: restate(e, (e / LIVE / STATEMENT).read_text().replace(
         '"predicate": {', '"predicate": {"run_id": "x",'))),
-    "an empty statement": ("o", lambda e: restate(e, "")),
     "a statement too deep": ("o", lambda e: restate(e, "[" * 100_000)),
-    "a statement with a BOM": ("o", lambda e: restate(e, "\ufeff{}")),
 }  # fmt: skip
 
 

@@ -159,10 +159,10 @@ def test_an_end_in_the_live_notebook(
     valkey: Server, stream: str, cli: Cli, rc: int, outcome: str
 ) -> None:
     """SIGKILL to the kernel: exit code 1, failed; SIGTERM to the run: the commit is finished, 130.
-    Either way evidence is sealed, and the same command ends it."""
+    Either way evidence is sealed, and a drain ends what it left."""
     seed(valkey, stream, 1500)
-    live = ("run", "--mode", "live", "--yes", "--max-events", "all", *at(valkey, stream))
-    process = cli.start(*live, "--throttle", "100")
+    live = ("--mode", "live", "--yes", "--max-events", "all", *at(valkey, stream))
+    process = cli.start("run", *live, "--throttle", "100")
     wait_for(valkey, stream, 20)
     children = psutil.Process(process.pid).children(recursive=True)
     kernels = [child for child in children if _is_kernel(child, process.pid)]
@@ -175,7 +175,7 @@ def test_an_end_in_the_live_notebook(
     assert result["outcome"] == outcome
     assert result["total_read"] == len(audit(valkey, stream)) > 0
     assert cli("verify", folder).rc == 0
-    cli.done(*live, "--throttle", "none")
+    cli.done("drain", *live, "--throttle", "none")
     records = audit(valkey, stream)
     assert len({r["original_id"] for r in records}) == len(records) == 1400
     assert pending(valkey, stream) == 0

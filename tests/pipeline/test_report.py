@@ -42,8 +42,9 @@ ANALYSED = {"at": "2026-01-01T00:00:04+00:00", "entries": 2006, "pass": 1981}
 def built(folder: Path) -> BeautifulSoup:
     """The page, but for its style."""
     page = BeautifulSoup(report.build(folder), "html.parser")
-    for hidden in page.find_all("style"):
+    for hidden in page.find_all(["style", "wbr"]):
         hidden.decompose()
+    page.smooth()
     return page
 
 

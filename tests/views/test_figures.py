@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drainkit.core.audit import Moments
@@ -98,10 +98,10 @@ def drawn(figure: Any, axis: str = "y") -> int:
 
 
 numbers = st.floats(0, 1e6, allow_nan=False)
-steps = st.sampled_from([0.01, 0.02, 1.0, 30.0, 7200.0])
+STEPS = st.sampled_from([0.01, 0.02, 1.0, 30.0, 7200.0])
 
 
-@given(values=st.lists(numbers, max_size=60), limit=numbers, step=steps, over=st.booleans())
+@given(values=st.lists(numbers, max_size=60), limit=numbers, step=STEPS, over=st.booleans())
 def test_no_event_is_binned_on_the_wrong_side_of_the_limit(
     values: list[float], limit: float, step: float, over: bool
 ) -> None:
@@ -126,6 +126,7 @@ def test_decimal_confidences_fill_their_bins_evenly(over: bool) -> None:
         assert first == -round(limit * 100) - (1 if over else 0)
 
 
+@settings(max_examples=25)
 @given(limit=st.floats(1e-9, 1e5), ages=st.lists(st.floats(-1e3, 1e7), max_size=9))
 def test_ages_of_any_size_need_few_bars(limit: float, ages: list[float]) -> None:
     """Whatever ages (minutes) and limit are, at most 82 bars hold all of them."""
@@ -217,14 +218,6 @@ def test_what_if_agrees_with_the_policy(backlog: pd.DataFrame) -> None:
     assert list(rows) == ["5 min", "10 min", "15 min", "30 min", "60 min"]
 
 
-def test_an_empty_backlog_still_has_its_figures() -> None:
-    """Without any event each figure is there, says so, and has no axis of made-up numbers."""
-    for name, figure in all_figures(frame_of([])).items():
-        assert figure.layout.title.text, name
-        if name != "what_if":
-            assert "no events" in list(texts(figure.to_dict())), name
-
-
 def test_no_text_of_an_event_is_markup() -> None:
     """Tags, links, bidi and control characters of events arrive in a figure as inert text."""
     hostile = ["<script>x</script>", "<a/href='javascript:x'>y</a>", "<b>bold</b>", "\u202eevil",
@@ -288,10 +281,10 @@ def test_an_even_pace_never_looks_too_fast(rate: float, n: int) -> None:
 
 def test_a_broken_throttle_is_said() -> None:
     """The title gives the measured number beside the allowed one, or the gap below 1/s."""
-    slow, middle, fast = (Moments(NOW_MS + np.arange(20) * gap) for gap in (1500, 180, 1))
-    assert "6 events (5 allowed)" in figures.pace_title(middle, 5.0)
-    assert "1.5 s apart (at least 2.0 s" in figures.pace_title(slow, 0.5)
-    assert "no throttle" in figures.pace_title(fast, None)
+    for gap_ms, rate, said in ((180, 5.0, "6 events (5 allowed)"), (1, None, "no throttle"),
+                               (1500, 0.5, "1.5 s apart (at least 2.0 s")):  # fmt: skip
+        figure = figures.pace(Moments(NOW_MS + np.arange(20) * gap_ms), rate)
+        assert said in title(figure)
 
 
 @pytest.mark.parametrize("share_of_them", [0.01, 0.5, 1])
@@ -348,8 +341,9 @@ def test_figures_are_readable_on_any_paper(backlog: pd.DataFrame, shown: dict[st
 
 
 def test_a_page_without_plotly_has_a_picture(shown: dict[str, Any]) -> None:
-    """Each figure is also an SVG: well formed, with its title and every bar, texts inert."""
-    for some in (shown, all_figures(frame_of([]))):
+    """Each figure is also an SVG: well formed, with its title and every bar, texts inert. Without
+    any event each is there too, says so, and has no axis of made-up numbers."""
+    for some in (shown, empty := all_figures(frame_of([]))):
         for name, figure in some.items():
             drawn = json.loads(figure.to_json())
             picture = ElementTree.fromstring(svg(drawn))  # noqa: S314 - our own
@@ -357,6 +351,7 @@ def test_a_page_without_plotly_has_a_picture(shown: dict[str, Any]) -> None:
             assert set(tags) <= {"svg", "title", "text", "rect", "line"}, name
             words = [element.text for element in picture.iter()]
             assert drawn["layout"]["title"]["text"] in words
+            assert ("no events" in words) == (some is empty and name != "what_if"), name
             bars = sum(len(t["x"]) for t in drawn["data"] if t["type"] == "bar")
             cells = sum(len(row) for t in drawn["data"] for row in t.get("z", ()))
             assert tags["rect"] >= bars + cells, name
@@ -409,7 +404,8 @@ def test_other_limits_are_decided(frame: pd.DataFrame, allowed: list[str] | None
 
 
 def test_a_million_events_follow_a_slider_at_once(frame: pd.DataFrame) -> None:
-    """At 1,000,000 events of any age and confidence, what a slider moves at once takes 200 ms."""
+    """At 1,000,000 events of any age and confidence, what a slider moves at once takes 200 ms; the
+    table says which sample it shows."""
     many = frame.sample(1_000_000, replace=True, random_state=1).reset_index(drop=True)
     noise = np.random.default_rng(1)
     many["event_time"] = pd.to_datetime(
@@ -428,6 +424,12 @@ def test_a_million_events_follow_a_slider_at_once(frame: pd.DataFrame) -> None:
     asyncio.run(move())
     assert sorted(took)[2] < 0.2
     assert f"{len(many):,} events" in shown.counts.value
+    # of so many a few thousand are in the table, rare actions among them, and the number is told
+    rows = shown.table.df
+    assert f"<b>{len(rows):,} of {len(many):,} events</b>" in shown.widget.children[6].value
+    assert SAMPLE <= len(rows) <= SAMPLE + 50 * len(ACTIONS)
+    assert (rows["what becomes of it"] == "missing").any()
+    assert not rows.isna().any().any()
 
 
 def pasted(shown: Exploration) -> tuple[list[str], str]:
@@ -460,17 +462,3 @@ def test_a_setting_can_be_pasted(frame: pd.DataFrame, tmp_path: Path) -> None:
     assert load({"allowlist": names["allowlist"]}, environ={}).allowlist
     shown.which.value = False
     assert "take the allowlist out" in shown.setting.value
-
-
-def test_the_sample_says_what_it_is_and_leaves_out_no_action(frame: pd.DataFrame) -> None:
-    """Of many events a few thousand are shown, rare actions among them, and the number is told."""
-    common = frame[frame["action"] == "dropped_old"]
-    many = common.sample(20_000, replace=True, random_state=1)
-    rare = frame[frame["action"] == "dropped_missing"]
-    shown = explored(pd.concat([many, rare, many]).reset_index(drop=True))
-    told = shown.widget.children[6].value
-    rows = len(shown.table.df)
-    assert f"<b>{rows:,} of {2 * len(many) + len(rare):,} events</b>" in told
-    assert SAMPLE <= rows <= SAMPLE + 51
-    assert "missing" in set(shown.table.df["what becomes of it"])
-    assert not shown.table.df.isna().any().any()

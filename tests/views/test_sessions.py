@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -109,7 +107,7 @@ def test_03_is_armed_only_by_what_its_cell_shows(valkey: Server, stream: str, he
 
 
 def test_03_has_the_limits_and_approval_of_where_lab_was_called(
-    valkey: Server, stream: str, here: Path, cli: Cli
+    valkey: Server, stream: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel of `drainkit lab` is held back by [limits] and [approval] of the drainkit.toml where
     Lab was called, though its own folder has none; nothing is audited."""
@@ -121,16 +119,21 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
     wait_until("it is Lab", lambda: "jupyterlab" in psutil.Process(lab.pid).cmdline())
     kernels = psutil.Process(lab.pid).environ()
     lab.kill()
-    for table, words in (("[limits]\nmax_events = 29\n", "max_events is 29"),
-                         ('[approval]\nallowed_signers = "x"\n', "allowed_signers")):  # fmt: skip
-        (here / "drainkit.toml").write_text(table)
-        # a kernel's folder, which has no drainkit.toml
-        done = replace(cli, cwd=here / "drainkit-notebooks").papermill(
-            "03_live_drain.ipynb", "-", "-r", "run_dir", here, "-r", "approve", digest, env=kernels
-        )
-        assert audit(valkey, stream) == []
-        assert words in done.err
-        assert done.rc != 0
+    # a kernel's folder, which has no drainkit.toml
+    kernel = here / "drainkit-notebooks"
+    (here / "drainkit.toml").write_text('[approval]\nallowed_signers = "x"\n')
+    done = replace(cli, cwd=kernel).papermill(
+        "03_live_drain.ipynb", "-", "-r", "run_dir", here, "-r", "approve", digest, env=kernels
+    )
+    assert done.rc != 0
+    assert "allowed_signers" in done.err
+    (here / "drainkit.toml").write_text("[limits]\nmax_events = 29\n")
+    for name in kernels.keys() - os.environ.keys():
+        monkeypatch.setenv(name, kernels[name])
+    monkeypatch.chdir(kernel)
+    with pytest.raises(RefusedError, match="max_events is 29"):
+        LiveDrain.open({"run_dir": str(here), "approve": digest}).run()
+    assert audit(valkey, stream) == []
 
 
 def test_cells_where_the_server_closes_connections(valkey: Server, stream: str, here: Path) -> None:
@@ -212,22 +215,17 @@ def test_02_reads_nothing_that_01_of_its_run_has_read(
 
 
 def test_an_error_in_a_notebook_is_one_line_without_flags() -> None:
-    """IPython shows what to do in a notebook's words; the error's own text keeps the flags."""
-    raised = (
-        "from drainkit.errors import RefusedError; raise RefusedError("
-        "'it was active; stop it, or set --allow-active-consumers')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "IPython", "--quick", "--colors=nocolor", "-c", raised],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    said = "RefusedError: it was active; stop it, or set allow_active_consumers (a parameter of"
-    (line,) = (done.stdout + done.stderr).strip().splitlines()
-    assert line.startswith(said)
-    again = RefusedError("interrupted; run the same command again to go on")
-    assert again._render_traceback_() == ["RefusedError: interrupted; run this cell again to go on"]
-    lost = RefusedError("check that it runs and --redis-url (or DRAINKIT_REDIS_URL)")
-    assert lost._render_traceback_() == ["RefusedError: check that it runs and DRAINKIT_REDIS_URL"]
+    """What IPython shows of it says what to do in a notebook's words, not the command line's."""
+    for text, shown in (
+        ("it was active; stop it, or set --allow-active-consumers",
+         "it was active; stop it, or set allow_active_consumers (a parameter of"),
+        ("interrupted; run the same command again to go on",
+         "interrupted; run this cell again to go on"),
+        ("check that it runs and --redis-url (or DRAINKIT_REDIS_URL)",
+         "check that it runs and DRAINKIT_REDIS_URL"),
+    ):  # fmt: skip
+        (line,) = RefusedError(text)._render_traceback_()
+        assert line.startswith(f"RefusedError: {shown}")
 
 
 def test_own_fields_become_columns_and_figures(valkey: Server, stream: str) -> None:
@@ -288,22 +286,12 @@ def test_02_without_a_folder_has_no_digest(valkey: Server, stream: str) -> None:
     assert dry.plan.digest in dry.digest().data.replace("<wbr>", "")
 
 
-def test_a_plan_that_was_applied_says_so(valkey: Server, stream: str, cli: Cli) -> None:
-    """Applying it again names the run that did it, and when."""
-    seed(valkey, stream, 40, delivered=10)
-    cli.done("drain", "--plan", "plan.json", "--throttle", "none", *at(valkey, stream))
-    live = ("drain", "--mode", "live", "--yes", "--plan", "plan.json", *at(valkey, stream))
-    run = cli.done(*live, "--json").json()
-    again = cli.done(*live)
-    assert f"applied already by {run['run_id']} at {run['started_at'][:10]}" in again.out
-
-
 def test_03_that_was_interrupted_goes_on(
-    valkey: Server, stream: str, capsys: pytest.CaptureFixture[str]
+    valkey: Server, stream: str, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Interrupted, its last line has all that was drained, and the error speaks of the cell; run
-    again it goes on, and entries, time and rate are those of both attempts; once more it says that
-    the plan was applied already."""
+    again it goes on, and entries, time and rate are those of both attempts; once more, here or by
+    the command line, it says which run applied the plan, and when."""
     seed(valkey, stream, 70, delivered=10)
     Path("run").mkdir()
     plan = DryRun.open({"stream": stream, "throttle": 50, "run_dir": "run"}).plan
@@ -326,6 +314,8 @@ def test_03_that_was_interrupted_goes_on(
     assert "already" not in capsys.readouterr().out
     live.run()
     assert f"applied already by {live.summary.run_id} at 20" in capsys.readouterr().out
+    drain = ("drain", "--mode", "live", "--yes", "--plan", "run", *at(valkey, stream))
+    assert f"applied already by {live.summary.run_id} at 20" in cli.done(*drain).out
 
 
 def test_a_decision_shown_says_as_of_when(valkey: Server, stream: str, cli: Cli) -> None:
