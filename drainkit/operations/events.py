@@ -230,10 +230,10 @@ def export(server: Server, settings: Settings, target: str) -> int:
     entries = scopes.scope_entries(server, scopes.open_scope(server, settings))
     tables, rows, last = map(table, chain([()], entries)), 0, None
     with files.whole_folder(path) if is_folder else nullcontext(path) as place, ExitStack() as out:
-        today = _day(server.now_us()) if is_folder else ""
-        for home, part in (
-            _by_day(place, tables, today) if is_folder else ((place, t) for t in tables)
-        ):
+        # a generator would keep a table beside the next one
+        alone = map(lambda table: (place, table), tables)  # noqa: C417
+        parts = _by_day(place, tables, server.now_us()) if is_folder else alone
+        for home, part in parts:
             if home != last:  # what was written before is whole
                 out.close()
                 last = home
@@ -245,7 +245,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
 
 
 def _by_day(
-    folder: Path, tables: Iterator[pa.Table], today: str
+    folder: Path, tables: Iterator[pa.Table], now_us: int
 ) -> Iterator[tuple[Path, pa.Table]]:
     """The rows in pieces of one day, each with the part of the dataset that it belongs to.
 
@@ -266,7 +266,7 @@ def _by_day(
         del table  # or two pages would be in memory
     if not parts.keys() - {NO_DATE}:
         # an empty part, from which readers take the columns and their types, that of `date` too
-        yield files.make_folder(folder / f"date={today}") / "part-0.parquet", empty
+        yield files.make_folder(folder / f"date={_day(now_us)}") / "part-0.parquet", empty
 
 
 def _day(time_us: int) -> str:
@@ -294,7 +294,7 @@ def fields_column(page: Sequence[RawEntry], *, as_json: bool = False) -> pa.Arra
     for first, end in pairwise(ends.tolist()):
         whole = msgspec.json.encode(told[first:end]).decode()
         if not whole.isascii() or "\x7f" in whole:
-            whole = json.dumps(told[first:end], separators=(",", ":")).replace("\x7f", "\\u007f")
+            whole = json.dumps(told[first:end], separators=(",", ":"))
         shown.append(whole)
     return pa.array(shown, pa.string(), mask=gone.to_numpy(zero_copy_only=False))
 
