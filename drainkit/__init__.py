@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .operations.events import IdRange, load_range, ranges
     from .server.connection import Server
     from .settings import Settings
-    from .settings.config import load as load_settings
+    from .settings import load as load_settings
 
 __all__ = [
     "ACTIONS",
@@ -83,7 +83,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "load_settings":
-        return import_module(".settings.config", __name__).load
+        return import_module(".settings", __name__).load
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f".{module}", __name__), name)

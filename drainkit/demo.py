@@ -62,15 +62,26 @@ def sample_entries(now_ms: int, n: int = ENTRIES, seed: int = 20251224) -> list[
     for ms in times:
         seq = seq + 1 if ms == last_ms else 0
         last_ms = ms
-        body = [part if isinstance(part, bytes) else str(part).encode()
-                for pair in _fields(rng, ms).items() for part in pair]  # fmt: skip
+        parts = [part for pair in _fields(rng, ms).items() for part in pair]
+        body = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
         entries.append([f"{ms}-{seq}".encode(), body])
     return entries
 
 
 def _fields(rng: random.Random, ms: int) -> dict[str, Any]:
     if rng.random() < 0.012:
-        return rng.choice(_malformed(ms))
+        return rng.choice([
+            {"payload": '{"symbol": "BTCUSDT", "confidence": 0.9'},
+            {"payload": "[]"},
+            {"symbol": "BTCUSDT", "side": "BUY", "timestamp": _iso(ms)},
+            {"confidence": "0.91", "side": "SELL", "timestamp": _iso(ms)},
+            {"data": '{"symbol": "ETHUSDT", "confidence": "72%"}'},
+            {"data": '{"symbol": "ETHUSDT", "confidence": 72}'},
+            {"symbol": "<script>alert(1)</script> x", "confidence": "0.8"},
+            {"symbol": "SOLUSDT", "confidence": "NaN", "note": b"\xff\xfe"},
+            {"payload": json.dumps(
+                {"symbol": "SOLUSDT", "confidence": 0.8, "timestamp": ms + 10**6})},
+        ])  # fmt: skip
     weights = [30, 20, 12, *[6] * 9, *[2] * 8]
     lag_ms = int(rng.expovariate(1 / 400))  # the producer's clock and the way to Redis
     event: dict[str, Any] = {
@@ -98,20 +109,6 @@ def _fields(rng: random.Random, ms: int) -> dict[str, Any]:
     return {"event_type": "trade.intent", "correlation_id": _uuid(rng),
             "timestamp": event["timestamp"], "source": event["source"],
             "payload": json.dumps(body)}  # fmt: skip
-
-
-def _malformed(ms: int) -> list[dict[str, Any]]:
-    return [
-        {"payload": '{"symbol": "BTCUSDT", "confidence": 0.9'},
-        {"payload": "[]"},
-        {"symbol": "BTCUSDT", "side": "BUY", "timestamp": _iso(ms)},
-        {"confidence": "0.91", "side": "SELL", "timestamp": _iso(ms)},
-        {"data": '{"symbol": "ETHUSDT", "confidence": "72%"}'},
-        {"data": '{"symbol": "ETHUSDT", "confidence": 72}'},
-        {"symbol": "<script>alert(1)</script> x", "confidence": "0.8"},
-        {"symbol": "SOLUSDT", "confidence": "NaN", "note": b"\xff\xfe"},
-        {"payload": json.dumps({"symbol": "SOLUSDT", "confidence": 0.8, "timestamp": ms + 10**6})},
-    ]
 
 
 def _iso(ms: int) -> str:

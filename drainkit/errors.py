@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .safe import message
+from .safe import one_line
 
 _FLAG = re.compile(r"--(?=[a-z])([a-z-]+)")
 _URL_FLAG = re.compile(r"--redis-url( \(or DRAINKIT_REDIS_URL\))?")
@@ -20,7 +20,7 @@ class DrainkitError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return message(super().__str__())
+        return one_line(super().__str__(), 600, end=200)
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it: one line, in the words of a notebook, which has no flags.
@@ -62,13 +62,6 @@ class InterruptedRunError(DrainkitError):
     exit_code = 130
 
 
-def error_of(exit_code: int, message: str) -> DrainkitError:
-    """The error with this exit code of the contract."""
-    kinds = (UsageError, UnreachableError, RefusedError, InterruptedRunError)
-    kind = next((kind for kind in kinds if kind.exit_code == exit_code), DrainkitError)
-    return kind(message)
-
-
 class StoppedError(RefusedError):
     """The kill switch is set: `drainkit resume` lifts it."""
 
@@ -89,11 +82,11 @@ class SlotMovedError(UnreachableError):
     """The command did not run: the Cluster serves the stream elsewhere now."""
 
 
-def named(name: str) -> type[DrainkitError]:
-    """The class of a kernel's error, by its name; DrainkitError for what is not one of ours."""
-    if name == "KeyboardInterrupt":
+def error_class(mark: int | str) -> type[DrainkitError]:
+    """The first class with this exit code, or name (of a kernel's error); else DrainkitError."""
+    if mark == "KeyboardInterrupt":
         return InterruptedRunError
     kinds = [DrainkitError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
-    return next((kind for kind in kinds if kind.__name__ == name), DrainkitError)
+    return next((kind for kind in kinds if mark in (kind.exit_code, kind.__name__)), DrainkitError)

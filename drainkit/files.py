@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -30,6 +30,10 @@ MAX_BYTES = 2 << 30  # of a file of evidence; a larger one is refused, never rea
 MAX_TEXT_BYTES = 4 << 20  # of one that is read as a whole; as JSON it can take 25 times as much
 _UNFINISHED = ".writing-"  # before the name of a file that does not stay under it
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# spreadsheets skip blanks; the last four are the full-width = + - @
+_FORMULA = r"^([\s\p{Z}\x{feff}]*[=+\-@\t\r\n\x{ff1d}\x{ff0b}\x{ff0d}\x{ff20}])"
+# a lone control character or a bidi mark would be acted on by who shows the file
+_CONTROLS = r"[\x00-\x08\x0b-\x1f\x7f\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 
 
 @contextmanager
@@ -49,8 +53,9 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _unfinished(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
-    """What `make` makes under another name beside `path`, its descriptor; removed unless renamed.
+def _unfinished(path: Path, flags: int) -> Iterator[tuple[Path, int]]:
+    """A new file (or folder: O_DIRECTORY) under another name beside `path`, and its descriptor;
+    removed unless renamed.
 
     It is locked as long as somebody writes it: what a killed process left is locked by nobody, and
     removed by the next one that writes beside it.
@@ -61,12 +66,15 @@ def _unfinished(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path,
             handle = os.open(left, _READ)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                remove(left)
             finally:
                 os.close(handle)
     while True:
         with _told(path):
-            handle = make(own)
+            if flags & os.O_DIRECTORY:
+                own.mkdir()
+            # not tempfile: its 0600 could only be widened by guessing at the umask
+            handle = os.open(own, flags | os.O_CLOEXEC, 0o666)
         with suppress(OSError):  # where nothing can be locked nothing is removed either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
@@ -76,7 +84,7 @@ def _unfinished(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path,
         yield own, handle
     finally:
         os.close(handle)
-        shutil.rmtree(own, ignore_errors=True) if own.is_dir() else own.unlink(missing_ok=True)
+        remove(own)
 
 
 def _sync_folders(*folders: Path) -> None:
@@ -94,9 +102,7 @@ def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
 
     With `new` it never takes another file's place, also not of one that came meanwhile.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    # not tempfile: its 0600 could only be widened by guessing at the umask
-    with _unfinished(path, lambda own: os.open(own, flags, 0o666)) as (own, handle):
+    with _unfinished(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as (own, handle):
         file = os.fdopen(handle, "wb", closefd=False)
         try:
             yield file
@@ -120,14 +126,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     where something stands in `folder` already, UsageError for a place that cannot be.
     """
     folder = folder.resolve()  # a link to a folder stays a link
-
-    def make(own: Path) -> int:
+    with _told(folder):
         if folder.exists() and any(folder.iterdir()):
             raise OSError(errno.ENOTEMPTY, "not empty")
-        own.mkdir()
-        return os.open(own, os.O_RDONLY | os.O_CLOEXEC)
-
-    with _unfinished(folder, make) as (own, _):
+    with _unfinished(folder, os.O_RDONLY | os.O_DIRECTORY) as (own, _):
         yield own
         with _told(folder):
             _sync_folders(*own.glob("**/"), own)
@@ -135,23 +137,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             _sync_folders(folder.parent)
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file whole or not at all; its mode is the umask's.
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file as it comes, whole or not at all; its mode is the umask's.
 
     Raises DrainkitError when the disk is full or broken, UnwritableError for an impossible place.
     """
-    write_chunks(path, [data])
-
-
-def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file as it comes, whole or not at all."""
     with _whole(path) as file, _told(path):
         for chunk in chunks:
             file.write(chunk)
 
 
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write bytes as `write_chunks` does."""
+    write_chunks(path, [data])
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
+    """Write UTF-8 text as `write_chunks` does."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -161,7 +163,7 @@ def json_bytes(data: object) -> bytes:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON as `write_chunks` does."""
     write_bytes(path, json_bytes(data))
 
 
@@ -193,13 +195,12 @@ class TableWriter:
 
         with _whole(self._path, new=new) as file:
             with _told(self._path):
-                if self._path.suffix == ".parquet":
+                if self._path.suffix == ".csv":
+                    self._sink = csv.CSVWriter(file, _without_formulas(schema.empty_table()).schema)
+                else:
                     self._sink = parquet.ParquetWriter(
                         file, schema, compression="zstd", use_dictionary=words
                     )
-                else:
-                    safe = _without_formulas(schema.empty_table()).schema
-                    self._sink = csv.CSVWriter(file, safe)
             try:
                 yield
                 self._flush()
@@ -231,31 +232,24 @@ class TableWriter:
                 self._flush()
 
     def _flush(self) -> None:
-        if not self._tables:
-            return
-        table = pa.concat_tables(self._tables)
-        self._tables, self._rows, self._bytes = [], 0, 0
-        with _told(self._path):
-            if self._path.suffix == ".csv":
-                self._sink.write_table(_without_formulas(table))
-            else:
-                self._sink.write_table(table.unify_dictionaries(), self._row_group)
+        if self._tables:
+            table = pa.concat_tables(self._tables)
+            self._tables, self._rows, self._bytes = [], 0, 0
+            is_csv = self._path.suffix == ".csv"
+            table = _without_formulas(table) if is_csv else table.unify_dictionaries()
+            with _told(self._path):
+                self._sink.write_table(table, self._row_group)
 
 
 def _without_formulas(table: pa.Table) -> pa.Table:
     for index, field in enumerate(table.schema):
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        if kind not in (pa.string(), pa.large_string(), pa.string_view()):
-            continue
-        # a category's column is a dictionary: the CSV would hold its values as they are
-        column = table.column(index).cast(pa.large_string())
-        # a lone control character or a bidi mark would be acted on by who shows the file
-        controls = r"[\x00-\x08\x0b-\x1f\x7f\x{202a}-\x{202e}\x{2066}-\x{2069}]"
-        column = pc.replace_substring_regex(column, controls, "\ufffd")
-        # spreadsheets skip blanks; the last four are the full-width = + - @
-        formula = r"^([\s\p{Z}\x{feff}]*[=+\-@\t\r\n\x{ff1d}\x{ff0b}\x{ff0d}\x{ff20}])"
-        safe = pc.replace_substring_regex(column, formula, r"'\1")
-        table = table.set_column(index, field.name, safe)
+        if kind in (pa.string(), pa.large_string(), pa.string_view()):
+            # a category's column is a dictionary: the CSV would hold its values as they are
+            column = table.column(index).cast(pa.large_string())
+            column = pc.replace_substring_regex(column, _CONTROLS, "\ufffd")
+            column = pc.replace_substring_regex(column, _FORMULA, r"'\1")
+            table = table.set_column(index, field.name, column)
     return table
 
 
@@ -281,7 +275,6 @@ def scratch(data: bytes) -> Iterator[int]:
     """The descriptor of a file without a name, for a program that reads files only."""
     with tempfile.TemporaryFile() as file:
         file.write(data)
-        file.flush()
         file.seek(0)
         yield file.fileno()
 
@@ -291,17 +284,14 @@ def open_plain(path: Path, most_bytes: int = MAX_BYTES) -> FileIO:
 
     Nothing waits for a pipe, and of a device nothing is read.
     """
-    handle = os.open(path, _READ)
-    try:
-        found = os.fstat(handle)  # of what was opened: the path may lead elsewhere by now
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a plain file")
-        if found.st_size > most_bytes:
-            raise OSError(errno.EFBIG, f"larger than {most_bytes >> 20:,} MiB, so not read")
-        return FileIO(handle)
-    except BaseException:
-        os.close(handle)
-        raise
+    file = FileIO(os.open(path, _READ))
+    found = os.fstat(file.fileno())  # of what was opened: the path may lead elsewhere by now
+    if stat.S_ISREG(found.st_mode) and found.st_size <= most_bytes:
+        return file
+    file.close()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file")
+    raise OSError(errno.EFBIG, f"larger than {most_bytes >> 20:,} MiB, so not read")
 
 
 def read_plain(path: Path) -> bytes:
@@ -326,8 +316,8 @@ def make_folder(folder: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if there is one."""
-    path.unlink(missing_ok=True)
+    """Remove a file, or a folder and all that can be removed in it, if there is one."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:

@@ -84,16 +84,14 @@ def last_of(bound: str) -> str:
 
     So a time T holds every entry whose id's milliseconds are at most those of T.
     """
-    return bound if _ID.fullmatch(bound) else f"{_ms(bound)}-{_LARGEST}"
+    return first_of(bound, _LARGEST)
 
 
-def first_of(bound: str) -> str:
+def first_of(bound: str, seq: int = 0) -> str:
     """The first id that lies within `--from`: the id, or the first of the time's millisecond.
 
     So a time T holds every entry whose id's milliseconds are at least those of T.
     """
-    return bound if _ID.fullmatch(bound) else f"{_ms(bound)}-0"
-
-
-def _ms(time: str) -> int:
-    return (dt.datetime.fromisoformat(time) - _EPOCH) // dt.timedelta(milliseconds=1)
+    if _ID.fullmatch(bound):
+        return bound
+    return f"{(dt.datetime.fromisoformat(bound) - _EPOCH) // dt.timedelta(milliseconds=1)}-{seq}"

@@ -26,20 +26,19 @@ _OTHER_LOGIN = re.compile(r"(:/+)\S*@")  # one slash: a URL that was taken for a
 _OTHER_OPTIONS = re.compile(
     r"(?<![\w+.-])(?!(?:rediss?|unix|sentinel|cluster)\b)([\w+.-]+:/+[^\s?#]*[?#])\S+"
 )
-_SECRET_OPTIONS = {"password", "ssl_password", "username"}
-_OPTION = re.compile(r"[?&]([\w%+.-]+)=")
+# as redis-py reads their names (`pass%77ord` is `password`); to the next blank, for & or # may
+# belong to the value
+_SECRET_NAMES = "|".join(
+    "".join(f"(?:{c}|%(?:25)*(?:{ord(c):x}|{ord(c.upper()):x}))" for c in name)
+    for name in ("password", "ssl_password", "username")
+)
+_SECRET_OPTION = re.compile(rf"([?&](?:{_SECRET_NAMES})=)\S*", re.IGNORECASE)
 # what is before a password in a text: in a URL; after its option's name, in an AUTH command
 _BEFORE_IN_URL = "(?<=://)|(?<=:)"
 _BEFORE_IN_TEXT = """(?<=password=)|(?<=password=['"])|(?<=password['"]: ['"])|(?<=auth )"""
 _MIN_SECRET = 3  # characters; a shorter one is looked for only where a password can be
-_ESCAPES = {"\n": "n", "\r": "r", "\t": "t"}
-_ESCAPED = "\"'`/\\"  # what has a backslash before it in JSON or Python
+_ESCAPES = {"\n": "n", "\r": "r", "\t": "t"} | {c: c for c in "\"'`/\\"}  # of JSON, of Python
 _kept: dict[str, re.Pattern[str] | None] = {}  # passwords that this process knows
-
-
-def verbatim(text: str) -> str:
-    """A text from outside for Markdown: within backticks nothing of it is markup."""
-    return "`" + one_line(text, 600).replace("`", "'") + "`"
 
 
 def redact(text: str) -> str:
@@ -47,47 +46,74 @@ def redact(text: str) -> str:
     if ":/" in text:
         text = _OTHER_LOGIN.sub(r"\1***@", _LOGIN.sub(_without_login, text))
         text = _OTHER_OPTIONS.sub(r"\1***", text)
-    place = 0  # the values of a URL's options that are secret, however they are written
-    while option := _OPTION.search(text, place):
-        place = option.end()
-        if _option_name(option[1]) in _SECRET_OPTIONS:  # to the next blank: & or # may be its own
-            text = text[:place] + re.sub(r"\S*", "***", text[place:], count=1)
-    return text
+    return _SECRET_OPTION.sub(r"\1***", text)
 
 
 def _without_login(found: re.Match[str]) -> str:
     scheme, login, rest = found.groups()
     # an @ in an option's value: what follows it belongs to the password
-    in_option = any(_option_name(name) in _SECRET_OPTIONS for name in _OPTION.findall(login))
-    return f"{scheme}***" if in_option else f"{scheme}***@{rest}"
+    return f"{scheme}***" if _SECRET_OPTION.search(login) else f"{scheme}***@{rest}"
 
 
-def _option_name(written: str) -> str:
-    """An option's name as redis-py reads it (`pass%77ord` is `password`)."""
-    return urllib.parse.unquote_plus(urllib.parse.unquote_plus(written)).lower()
-
-
-def one_line(text: str, limit: int = 200) -> str:
+def one_line(text: str, limit: int = 200, end: int = 0) -> str:
     """`text` fit for one line of a terminal or a log: no control, bidi or unprintable characters.
 
-    Escapes are Python's (`\\x1b`), so that what was there can still be read; longer than `limit`
-    characters is cut. Secrets are struck out, since every text from outside goes through here.
+    Escapes are Python's (`\\x1b`), so that what was there can still be read; of more than `limit`
+    characters the first and the last `end` stay. Secrets are struck out, since every text from
+    outside goes through here.
     """
-    safe = _printable(text)
-    return safe if len(safe) <= limit else safe[: limit - 3] + "..."
-
-
-def message(text: str) -> str:
-    """A sentence that holds texts from outside, as `one_line`; one too long loses its middle."""
-    safe = _printable(text)
-    return safe if len(safe) <= 600 else f"{safe[:397]}...{safe[-200:]}"
-
-
-def _printable(text: str) -> str:
     safe: str = struck(redact(text))
-    if safe.isprintable():
-        return safe
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in safe)
+    if not safe.isprintable():
+        safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in safe)
+    return safe if len(safe) <= limit else f"{safe[: limit - 3 - end]}...{safe[len(safe) - end :]}"
+
+
+def verbatim(text: str) -> str:
+    """A text from outside for Markdown: within backticks nothing of it is markup."""
+    return "`" + one_line(text, 600).replace("`", "'") + "`"
+
+
+def label(text: object) -> str:
+    """A text from outside, fit for a label."""
+    # plotly would show &quot; literally; without "<" there is no tag that a quote could end
+    return html.escape(one_line(str(text), 40), quote=False)
+
+
+def text(raw: bytes) -> str:
+    """A name from the server as text; what is not UTF-8 is shown as escapes."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def share(part: int, whole: int) -> str:
+    """`part` of `whole` in percent, as a reader says it."""
+    if not whole:
+        return "none"
+    percent = 100 * part / whole
+    if 0 < percent < 1:
+        return "under 1 %"
+    return "over 99 %" if 99.5 <= percent < 100 else f"{percent:.0f} %"
+
+
+def address(url: str) -> str:
+    """A server's URL without user, password and options but the database."""
+    place, _, options = redact(url).replace("***@", "").partition("?")
+    db = re.search(r"(?<![^&])db=\d+", options)
+    return one_line(f"{place}?{db[0]}" if db else place)
+
+
+def secret_words(url: str) -> list[str]:
+    """The passwords of a URL, as written and as decoded."""
+    found = set()
+    rest = url.partition("://")[2] or url
+    # all before the last @, and before the last @ of the host's part: a # or ? in a password that
+    # was not encoded makes these two different
+    for part in (rest, re.split("[/?#]", rest, maxsplit=1)[0]):
+        if login := part.rpartition("@")[0]:
+            found.add(login.partition(":")[2] or login)
+    for name, value in urllib.parse.parse_qsl(url.partition("?")[2]):
+        if _SECRET_OPTION.match(f"?{name}=") and name.lower() != "username":
+            found.add(value)
+    return sorted({word for w in found if w for word in (w, urllib.parse.unquote(w))})
 
 
 def keep_secret(words: Iterable[str], known: str = "") -> None:
@@ -105,13 +131,6 @@ def struck(value: Any) -> Any:
     return value
 
 
-def address(url: str) -> str:
-    """A server's URL without user, password and options but the database."""
-    place, _, options = redact(url).replace("***@", "").partition("?")
-    db = re.search(r"(?<![^&])db=\d+", options)
-    return one_line(f"{place}?{db[0]}" if db else place)
-
-
 def secret_pattern(words: Iterable[str], known: str = "") -> re.Pattern[str] | None:
     """What finds the passwords, in whatever mixture of JSON, HTML, URL and Python's escapes.
 
@@ -119,17 +138,16 @@ def secret_pattern(words: Iterable[str], known: str = "") -> re.Pattern[str] | N
     ordinary word, and so is a very short one: it is found only where a password can be, as in
     `:word@` or `password=word`.
     """
-    anywhere: list[str] = []
+    parts: list[str] = []
     in_place: list[str] = []
     # the longest first, or the end of another would stay
     for word in sorted(filter(None, words), key=lambda word: (-len(word), word)):
         is_plain_word = len(word) < _MIN_SECRET or word in known or word in _own_text()
-        (in_place if is_plain_word else anywhere).append("".join(map(_written, word)))
-    parts = anywhere
+        (in_place if is_plain_word else parts).append("".join(map(_written, word)))
     if in_place:
         found = "|".join(in_place)
-        parts = [*anywhere, f"(?:{_BEFORE_IN_URL})(?:{found})(?=@)",
-                 rf"(?i:{_BEFORE_IN_TEXT})(?:{found})(?!\w)"]  # fmt: skip
+        parts += [f"(?:{_BEFORE_IN_URL})(?:{found})(?=@)",
+                  rf"(?i:{_BEFORE_IN_TEXT})(?:{found})(?!\w)"]  # fmt: skip
     return re.compile("|".join(parts)) if parts else None
 
 
@@ -147,12 +165,10 @@ def _written(c: str) -> str:
         slash + slash.join(f"(?i:x{byte})" for byte in utf8),
         "".join(f"%(?:25)*(?i:{byte})" for byte in utf8),
         f"&(?:amp;)*#(?:0*{code}|(?i:x0*{code:x}));",
+        *(rf"&(?:amp;)*{name}" for name, its in html5.items() if its == c and name[-1] == ";"),
+        *([r"\+"] if c == " " else []),
+        *([slash + re.escape(_ESCAPES[c])] if c in _ESCAPES else []),
     ]
-    forms += [rf"&(?:amp;)*{name}" for name, its in html5.items() if its == c and name[-1] == ";"]
-    if c == " ":
-        forms.append(r"\+")
-    if c in _ESCAPED or c in _ESCAPES:
-        forms.append(slash + re.escape(_ESCAPES.get(c, c)))
     return f"(?:{'|'.join(forms)})"
 
 
@@ -173,50 +189,13 @@ def strike(value: Any, secret: re.Pattern[str] | None) -> Any:
         return secret.sub("***", value)
     if isinstance(value, Mapping):
         return {strike(key, secret): strike(item, secret) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strike(item, secret) for item in value]
-    return value
+    return [strike(item, secret) for item in value] if isinstance(value, list | tuple) else value
 
 
 def strike_text(text: str, secret: re.Pattern[str] | None, *, is_json: bool) -> str:
+    """A file's text without the secret; JSON that holds none stays as it was written."""
     with suppress(ValueError, RecursionError):
         if is_json:
             after = strike(data := json.loads(text), secret)
             return text if after == data else json.dumps(after, indent=1) + "\n"
     return str(strike(text, secret))
-
-
-def label(text: object) -> str:
-    """A text from outside, fit for a label."""
-    # plotly would show &quot; literally; without "<" there is no tag that a quote could end
-    return html.escape(one_line(str(text), 40), quote=False)
-
-
-def share(part: int, whole: int) -> str:
-    """`part` of `whole` in percent, as a reader says it."""
-    if not whole:
-        return "none"
-    percent = 100 * part / whole
-    if 0 < percent < 1:
-        return "under 1 %"
-    return "over 99 %" if 99.5 <= percent < 100 else f"{percent:.0f} %"
-
-
-def secret_words(url: str) -> list[str]:
-    """The passwords of a URL, as written and as decoded."""
-    found = set()
-    rest = url.partition("://")[2] or url
-    # all before the last @, and before the last @ of the host's part: a # or ? in a password that
-    # was not encoded makes these two different
-    for part in (rest, re.split("[/?#]", rest, maxsplit=1)[0]):
-        if login := part.rpartition("@")[0]:
-            found.add(login.partition(":")[2] or login)
-    for name, value in urllib.parse.parse_qsl(url.partition("?")[2]):
-        if _option_name(name) in _SECRET_OPTIONS - {"username"}:
-            found.add(value)
-    return sorted({word for w in found if w for word in (w, urllib.parse.unquote(w))})
-
-
-def text(raw: bytes) -> str:
-    """A name from the server as text; what is not UTF-8 is shown as escapes."""
-    return raw.decode("utf-8", "backslashreplace")

@@ -36,44 +36,38 @@ _SIGNER = re.compile(
 )
 
 
-def ssh_keygen(*arguments: str | bytes, stdin: bytes = b"") -> bytes:
-    """What ssh-keygen answers on stdout; arguments of bytes are handed to it as files.
+def ssh_keygen(*arguments: str | bytes, stdin: bytes = b"") -> tuple[bytes, str]:
+    """What ssh-keygen answers on stdout, and why it refuses, if it does.
 
-    Raises DrainkitError where it refuses.
+    Arguments of bytes are handed to it as files.
     """
     with ExitStack() as files:
         parts = [a if isinstance(a, str) else files.enter_context(scratch(a)) for a in arguments]
         command = ["ssh-keygen", *(a if isinstance(a, str) else f"/dev/fd/{a}" for a in parts)]
         given = [a for a in parts if isinstance(a, int)]
         try:
-            return subprocess.run(
-                command, input=stdin, capture_output=True, check=True, pass_fds=given
-            ).stdout
+            done = subprocess.run(
+                command, input=stdin, capture_output=True, check=False, pass_fds=given
+            )
         except FileNotFoundError:
             raise UsageError("ssh-keygen, which makes and checks signatures, is missing") from None
-        except subprocess.CalledProcessError as error:
-            said = (error.stderr or error.stdout).decode("utf-8", "replace").strip()
-            raise DrainkitError(f"ssh-keygen refuses: {said}") from None
+    said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+    return (b"", f"ssh-keygen refuses: {said}") if done.returncode else (done.stdout, "")
 
 
 def sign(data: bytes, key: Path, namespace: str) -> bytes:
     """The signature of the data by this SSH key, armored; UsageError for a key that cannot."""
     if not key.is_file():
         raise UsageError(f"--sign-key {key} is not a file")
-    try:
-        return ssh_keygen("-Y", "sign", "-n", namespace, "-f", str(key), stdin=data)
-    except DrainkitError as error:
-        raise UsageError(f"--sign-key {key} cannot sign: {error}") from None
+    block, refusal = ssh_keygen("-Y", "sign", "-n", namespace, "-f", str(key), stdin=data)
+    if refusal:
+        raise UsageError(f"--sign-key {key} cannot sign: {refusal}")
+    return block
 
 
 def signer(data: bytes, block: bytes, namespace: str) -> str:
     """The fingerprint of the key that signed the data; "" if the block is no signature of it."""
-    try:
-        said = ssh_keygen("-Y", "check-novalidate", "-n", namespace, "-s", block, stdin=data)
-    except UsageError:
-        raise
-    except DrainkitError:
-        return ""
+    said, _ = ssh_keygen("-Y", "check-novalidate", "-n", namespace, "-s", block, stdin=data)
     found = _FINGERPRINT.search(said)
     return found[0].decode() if found else ""
 
@@ -138,10 +132,9 @@ def approvals(
     rejected: list[str] = []
     counted: list[set[str]] = []
     for block in _blocks(signatures):
-        key = signer(line, block, OF_PLAN)
+        key, why, whys = signer(line, block, OF_PLAN), "", list[str]()
         names = [name for name, its_key in lines if its_key == key]
         person = next((one for one in people if key in one), set())
-        whys = {}
         if not key:
             rejected.append("a signature is not over this plan's digest")
             continue
@@ -154,13 +147,12 @@ def approvals(
         elif person in counted:
             why = f"is a second one of {one_line(names[0], 60)}"
         else:
-            whys = {name: _why_not(line, block, signers, name, at) for name in names}
-            why = whys[names[0]]
-        if valid := [name for name, reason in whys.items() if not reason]:
-            identities[valid[0]] = key
+            whys = [_why_not(line, block, signers, name, at) for name in names]
+        if "" in whys:
+            identities[names[whys.index("")]] = key
             counted.append(person)
         else:
-            rejected.append(f"the signature of {key} {why}")
+            rejected.append(f"the signature of {key} {why or whys[0]}")
     return identities, rejected
 
 
@@ -207,9 +199,12 @@ def check_signed(
     `at` (YYYYMMDDHHMMSSZ) is when the signature must have been valid, else now.
     """
     given = ["-s", block, "-f", signers, *([f"-Overify-time={at}"] if at else ())]
-    names = name or ssh_keygen("-Y", "find-principals", *given).decode("utf-8")
-    for one in names.splitlines():
-        ssh_keygen("-Y", "verify", "-n", namespace, "-I", one, *given, stdin=data)
+    names, refusal = (b"", "") if name else ssh_keygen("-Y", "find-principals", *given)
+    for one in (name or names.decode("utf-8")).splitlines():
+        verify = ("-Y", "verify", "-n", namespace, "-I", one)
+        refusal = refusal or ssh_keygen(*verify, *given, stdin=data)[1]
+    if refusal:
+        raise DrainkitError(refusal)
 
 
 def _why_not(line: bytes, block: bytes, signers: bytes, name: str, at: str | None) -> str:

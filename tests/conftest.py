@@ -84,10 +84,12 @@ class Shared:
         self._started: dict[str, Any] = {}
 
     def get(self, kind: str) -> Any:
-        """The Server of a kind; of `cluster` the Cluster."""
+        """The Server of a kind; of `cluster` the Cluster, of `s3` the store."""
         if kind not in self._started:
             if kind == "cluster":
                 self._started[kind] = clusters.start_cluster(need("valkey"))
+            elif kind == "s3":
+                self._started[kind] = stores.S3()
             else:
                 self._started[kind] = servers.start(need(kind), port=True)
         return self._started[kind]
@@ -137,8 +139,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each worker's share begins with slow tests (whole runs, most of them), so that none trails;
     those that measure time come last."""
     quiet = [item for item in items if item.get_closest_marker("quiet")]
-    slow = [item for item in items
-            if item.get_closest_marker("slow") or item.path.parent.name == "pipeline"]  # fmt: skip
+    slow = [item for item in items if item.path.parent.name == "pipeline"
+            or item.get_closest_marker("slow") or item.get_closest_marker("browser")]  # fmt: skip
     marked = {*quiet, *slow}
     others = [item for item in items if item not in marked]
     n = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -248,17 +250,16 @@ def _first_batch_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[stores.S3]:
+def s3(clean: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> stores.S3:
     """An empty object store with the bucket `evidence`; the login in the environment."""
     try:
-        store = stores.start()
+        store: stores.S3 = clean("s3")
     except ImportError:
         lacking("moto or s3fs (drainkit[s3])")
     for name, value in store.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    yield store
-    store.stop()
+    return store
 
 
 # ---------------------------------------------------------------- streams

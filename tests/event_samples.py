@@ -51,7 +51,7 @@ def as_reference(decoded: Events, row: int) -> reference.Event:
     return reference.Event(
         time_us=None if moment == NO_TIME else moment,
         time_source=TIME_SOURCES[decoded.time_source[row]],
-        symbol=decoded.symbol(row),
+        symbol=decoded.word("symbol", row),
         side=text(decoded.side_code, decoded.sides),
         source=text(decoded.source_code, decoded.sources),
         confidence=None if math.isnan(confidence) else confidence,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import backlogs
@@ -156,6 +157,18 @@ class Place:
 
     def balanced(self, summary: dict[str, Any]) -> None:
         books.assert_books_balance(self.server, self.stream, summary)
+
+
+@pytest.fixture
+def own_place(start_server: Callable[..., Server], stream: str, cli: Cli) -> Callable[..., Place]:
+    """A place on a server of the test's own: `own_place("redis", port=True, config={...})`."""
+    return lambda kind, **options: Place(start_server(kind, **options), stream, cli)
+
+
+@pytest.fixture
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> faults.Clock:
+    """The clock of servers that the test starts."""
+    return faults.Clock(tmp_path, monkeypatch)
 
 
 @pytest.fixture(params=KINDS)

@@ -43,20 +43,30 @@ THREADLESS = "background_thread:false"  # of a fork beside a thread Python 3.12 
 
 
 class Programs:
-    """Starts programs by forks of one parent, in the `drainkit` that this process would import."""
+    """Starts programs by forks of one parent, in the `drainkit` that this process would import.
 
-    def __init__(self) -> None:
+    With another `python`, run in the folder `cwd`, in that of its environment.
+    """
+
+    def __init__(self, python: Path | None = None, cwd: Path | None = None) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._parent = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [python or sys.executable, __file__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
+                cwd=cwd,
                 env=os.environ | {"PYTHONUTF8": "1", "JE_ARROW_MALLOC_CONF": THREADLESS},
             )
-        self.socket = ours
+        self._socket, self._lock = ours, threading.Lock()
+
+    def send(self, request: bytes, fds: list[int]) -> None:
+        """Ask for a program; of several threads one after another."""
+        with self._lock:
+            socket.send_fds(self._socket, [struct.pack("I", len(request))], fds)
+            self._socket.sendall(request)
 
     def close(self) -> None:
-        self.socket.close()
+        self._socket.close()
         self._parent.wait()
 
 
@@ -82,8 +92,7 @@ class Program(subprocess.Popen[str]):
         self._status, status = os.pipe()
         request = json.dumps([*args[2:3], args[3:], str(cwd), env]).encode()
         fds = [stdin, stdout, stderr, status]
-        socket.send_fds(self._programs.socket, [struct.pack("I", len(request))], fds)
-        self._programs.socket.sendall(request)
+        self._programs.send(request, fds)
         for fd in {*fds} - {self._terminal}:
             os.close(fd)
         self.pid = struct.unpack("i", os.read(self._status, 4))[0]
@@ -212,15 +221,22 @@ def _exit_at_once() -> None:
 _exit_code: list[int] = []
 
 
+def _preload(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            __import__(name)
+        except ModuleNotFoundError as error:  # a lean environment has no notebooks
+            if str(error.name).startswith("drainkit"):
+                raise
+
+
 def main() -> None:
     atexit.register(_exit_at_once)  # first, so that it is called last
     sys.path[0] = ""  # as with -m: not this folder
     for unwanted in ("rfc3987_syntax", "debugpy"):
         sys.modules[unwanted] = None  # type: ignore[assignment] # as in views.forking
-    for name in PRELOADED:
-        __import__(name)
-    for name in sys.modules.pop(KERNELS).IMPORTED:  # it is to run as a program
-        __import__(name)
+    _preload(PRELOADED)
+    _preload(sys.modules.pop(KERNELS).IMPORTED)  # it is to run as a program
     del sys.modules["rfc3987_syntax"]
     gc.collect()
     gc.freeze()  # or each program's collector would visit, and so copy, all this

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from plan_samples import plan_of, save_plan, table_of
 
@@ -17,18 +18,22 @@ from drainkit.evidence.verify import verify
 RUN = {
     "outcome": "done",
     "exit_code": 0,
-    "started_at": "2025-12-24T19:49:58.000000+00:00",
-    "finished_at": "2025-12-24T19:50:00.000000+00:00",
-    "drained_ok": 1,
+    "total_read": 7,
+    "drained_ok": 3,
+    "operator": "olga",
+    "started_at": "2026-01-01T00:00:00+00:00",
+    "finished_at": "2026-01-01T00:01:00+00:00",
 }
 
 
-def make_run(reports: Path, number: int = 0, mode: str = "live") -> Path:
-    """A run's folder with every kind of file, not sealed yet."""
-    folder = sealing.open_run(reports, f"2025122{number}T194958Z-{mode}-00000{number}")
-    files.write_text(folder / "report.html", "<p>report</p>")
-    files.write_json(folder / "run.json", RUN)
-    files.write_json(folder / "01_analyse_backlog.ipynb", {"cells": []})
+def make_run(reports: Path, number: int = 0, *, name: str = "", **run: Any) -> Path:
+    """A run's folder with every kind of file, not sealed yet; `run`: more of its run.json."""
+    folder = sealing.open_run(reports, name or f"2025122{number}T194958Z-live-00000{number}")
+    files.write_json(folder / "run.json", {**RUN, **run})
+    for other in ("baseline.json", "after.json", "03_live_drain.ipynb"):
+        files.write_json(folder / other, {"of": folder.name})
+    files.write_text(folder / "report.html", f"<p>{folder.name}</p>")
+    files.write_table(folder / "audit.parquet", pa.table({"id": [folder.name]}))
     save_plan(folder / "plan.json", plan_of(), [table_of()])
     return folder
 

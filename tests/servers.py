@@ -167,12 +167,12 @@ class Server(Running):
 
     def _rested_link(self) -> Any:
         """One of an earlier ask(), if its server has not ended it; else a new one."""
-        while self._links:
-            link = self._links.pop()
-            with suppress(redis.ConnectionError):
-                if not link.can_read():
-                    return link
-            link.disconnect()
+        with suppress(IndexError):  # none is left; several threads take them
+            while link := self._links.pop():
+                with suppress(redis.ConnectionError):
+                    if not link.can_read():
+                        return link
+                link.disconnect()
         return redis.ConnectionPool.from_url(self.url, protocol=2).make_connection()
 
     def close_clients(self) -> None:

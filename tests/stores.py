@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import subprocess
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 SECRET = "no-body-may-see-this-word"
@@ -26,47 +25,52 @@ sys.stdin.read()
 """
 
 
-@dataclass
 class S3:
     """A store on loopback, and its client as an administrator has it."""
 
-    process: subprocess.Popen[str]
-    endpoint: str
-    client: Any
+    nodes = ()  # no Redis server is its part
 
-    @property
-    def env(self) -> dict[str, str]:
-        """What a user of the store sets."""
-        return {
+    def __init__(self) -> None:
+        """ImportError where a package is missing."""
+        import boto3
+        import moto.server  # noqa: F401
+        import s3fs  # noqa: F401
+
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.endpoint = f"http://127.0.0.1:{self.process.stdout.readline().strip()}"
+        self.client: Any = boto3.client(
+            "s3", endpoint_url=self.endpoint, aws_access_key_id="admin", aws_secret_access_key="x",
+            region_name="us-east-1",
+        )  # fmt: skip
+        self.env = {  # what a user of the store sets
             "AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": "somebody",
             "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
         }  # fmt: skip
 
+    def _post(self, name: str, body: bytes = b"") -> None:
+        link = http.client.HTTPConnection(self.endpoint.removeprefix("http://"))
+        link.request("POST", f"/moto-api/{name}", body, {"Content-Type": "text/plain"})
+        assert link.getresponse().status == 200
+        link.close()
+
     def check_logins(self) -> None:
         """From now on IAM's rules hold, and nobody has a login."""
-        link = http.client.HTTPConnection(self.endpoint.removeprefix("http://"))
-        link.request("POST", "/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
-        assert link.getresponse().status == 200
+        self._post("reset-auth", b"0")
+
+    def reset(self) -> None:
+        """Makes it as new, with the empty bucket `evidence`; starts it again if need be."""
+        if self.process.poll() is not None:
+            self.__init__()  # type: ignore[misc]
+        self._post("reset")
+        self._post("reset-auth", b"inf")
+        self.client.create_bucket(Bucket="evidence")
+
+    def close_clients(self) -> None:
+        """There is but one, which stays."""
 
     def stop(self) -> None:
         self.process.kill()
         self.process.communicate()
-
-
-def start() -> S3:
-    """An empty store with the bucket `evidence`; ImportError where a package is missing."""
-    import boto3
-    import moto.server  # noqa: F401
-    import s3fs  # noqa: F401
-
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    endpoint = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    client = boto3.client(
-        "s3", endpoint_url=endpoint, aws_access_key_id="admin", aws_secret_access_key="x",
-        region_name="us-east-1",
-    )  # fmt: skip
-    client.create_bucket(Bucket="evidence")
-    return S3(process, endpoint, client)

@@ -1,122 +1,46 @@
-"""Commands for a person at a desk: single entries, fields, two runs, a plan to approve, evidence;
-the demo, the notebooks, JupyterLab.
+"""Commands for a person at a desk: evidence, single entries, two runs, a plan to approve; the demo,
+the notebooks, JupyterLab.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
-import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import Argument, Option
 
 from ..errors import UsageError
 from . import BLAS_THREADS, IS_BLAS_GIVEN
 from .draining import run_and_tell
-from .program import AUDIT, COMMON, GROUP, POLICY, WHERE, YES, command, option, setting, settings_of
-from .terminal import Table, confirm, connected, emit, fields_blocks, plan_rows, tell, tell_error
+from .program import AUDIT, COMMON, GROUP, POLICY, WHERE, YES, command, connected, setting
+from .terminal import Table, confirm, emit, plan_rows, tell, tell_error
 
 if TYPE_CHECKING:
     from ..demo import EmbeddedServer
     from ..settings import Settings
 
-
-@command(click.argument("ids", nargs=-1, required=True, metavar="ID ..."),
-         *POLICY, *GROUP, AUDIT, *WHERE)  # fmt: skip
-def show(ids: tuple[str, ...], **flags: Any) -> None:
-    """Single entries: raw fields, decoded values and where each was found, every verdict.
-
-    The audit is searched from a minute before the oldest of the ids on.
-
-    \b
-    Examples:
-      drainkit show 1766602826755-0
-      drainkit show 1766602826755-0 --allowlist BTCUSDT --as-of 2025-12-24T19:49:58Z --json
-    """
-    from ..core.timestamps import iso
-    from ..operations import events
-
-    settings = settings_of(flags)
-    with connected(settings) as server:
-        lens = events.Lens.of(server, settings)
-        found = events.show(server, settings, lens.policy, ids, now_us=lens.at_us)
-    data = {"stream": settings.stream, "decided_at": iso(lens.at_us),
-            "policy": lens.policy.as_dict(), "entries": found}  # fmt: skip
-    head = ("part", "name", "value")
-    emit(data, *(Table(head, events.rows_of(one), one["id"]) for one in found))
+_LEDGER = [Option(["--redis-url"], metavar="URL", help="Also ask this server's run ledger."),
+           *setting("stream")]  # fmt: skip
 
 
-@command(*GROUP, *WHERE)
-def fields(**flags: Any) -> None:
-    """Which fields the backlog's events have, which are chosen, and a [fields] that was tried.
+def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
+    """The stream whose ledger a server is asked for, as the settings say where none is given."""
+    from ..settings import load
 
-    It looks at up to 500 entries, spread over all that is undelivered. The lines for drainkit.toml
-    are tried on them by the decoder that a drain uses; lines that mend nothing are left out.
-    """
-    from ..core.fields import examine
-    from ..operations.first import sample
-
-    settings = settings_of(flags)
-    with connected(settings) as server:
-        found = examine(sample(server, settings), settings.fields)
-    emit({"stream": settings.stream, **found.as_dict()}, *fields_blocks(found))
+    return () if redis_url is None else (load({} if stream is None else {"stream": stream}).stream,)
 
 
-@command(click.argument("first", metavar="RUN"), click.argument("second", metavar="RUN"), *COMMON)
-def diff(first: str, second: str) -> None:
-    """Two plans or evidence folders: differing settings, and events that met another fate.
-
-    Of a live run's folder it takes what happened (audit.parquet), else what was planned.
-
-    \b
-    Examples:
-      drainkit diff monday.json tuesday.json
-      drainkit diff reports/20260101T000000Z-dry-run-abc123 reports/20260101T000500Z-live-def456
-    """
-    from ..draining import comparison
-
-    found = comparison.compare(*(comparison.read_side(Path(path)) for path in (first, second)))
-    emit(found, *comparison.as_text(found).splitlines())
-
-
-@command(click.argument("plan", metavar="PLAN"),
-         option("--sign-key", metavar="KEY", required=True, help="Your SSH key (ssh-keygen)."),
-         YES, *COMMON)  # fmt: skip
-def approve(plan: str, sign_key: str, yes: bool) -> None:
-    """A second person's signature under a plan (a file or an evidence folder).
-
-    It shows the plan, asks, and adds an SSH signature of its digest to <plan>.sig beside it. Where
-    drainkit.toml has [approval], a live drain needs as many as it says, none its operator's.
-
-    \b
-    Example:
-      drainkit approve plan.json --sign-key ~/.ssh/id_ed25519
-    """
-    from ..draining.plan_files import PlanFile
-    from ..signing import add_signature
-
-    found = PlanFile.load(Path(plan)).plan
-    made = f"{found.created_at} by {found.run_id}, at {found.server}"
-    where, what = plan_rows(found)
-    tell(Table((), [*where, *what, ("Made", made), ("Digest", found.digest)], "Plan"), err=True)
-    confirm("Approve this plan?", yes, "this signs the plan")
-    path, keys = add_signature(Path(plan), found.digest, Path(sign_key))
-    data = {"plan": plan, "plan_digest": found.digest, "signatures": str(path), "keys": keys}
-    many = "signatures" if len(keys) > 1 else "signature"
-    emit(data, f"Approved {found.digest} by {keys[-1]}: {path} holds {len(keys)} {many}.")
-
-
-@command(click.argument("path"),
-         option("--redis-url", metavar="URL", help="Also ask this server's run ledger."),
-         *setting("stream"),
-         option("--allowed-signers", metavar="FILE", type=Path,
+@command(Argument(["path"]), *_LEDGER,
+         Option(["--allowed-signers"], metavar="FILE", type=Path,
                 help="Who may approve and sign (ssh-keygen)."),
-         option("--identity", metavar="NAME", help="Who must have signed the statement."),
-         option("--checkpoint", metavar="FILE", type=Path,
+         Option(["--identity"], metavar="NAME", help="Who must have signed the statement."),
+         Option(["--checkpoint"], metavar="FILE", type=Path,
                 help="A keeper's lines that the chain must go on from."),
          *COMMON)  # fmt: skip
 def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers: Path | None,
@@ -142,11 +66,8 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
     return 1 if found.bad else 0
 
 
-@command(click.argument("reports", metavar="[REPORTS_DIR]", default="reports"),
-         option("--redis-url", metavar="URL",
-                help="Also live runs that this server's ledger has alone."),
-         *setting("stream"),
-         option("--html", metavar="FILE", type=Path,
+@command(Argument(["reports"], metavar="[REPORTS_DIR]", default="reports"), *_LEDGER,
+         Option(["--html"], metavar="FILE", type=Path,
                 help="Also write them as a page, without a script."),
          *COMMON)  # fmt: skip
 def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | None) -> None:
@@ -166,11 +87,73 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | N
     emit({"runs": found}, *evidence.lines(found))
 
 
-def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
-    """The stream whose ledger a server is asked for, as the settings say where none is given."""
-    from ..settings.config import load
+@command(Argument(["ids"], nargs=-1, required=True, metavar="ID ..."),
+         *POLICY, *GROUP, AUDIT, *WHERE)  # fmt: skip
+def show(ids: tuple[str, ...], **flags: Any) -> None:
+    """Single entries: raw fields, decoded values and where each was found, every verdict.
 
-    return () if redis_url is None else (load({} if stream is None else {"stream": stream}).stream,)
+    The audit is searched from a minute before the oldest of the ids on.
+
+    \b
+    Examples:
+      drainkit show 1766602826755-0
+      drainkit show 1766602826755-0 --allowlist BTCUSDT --as-of 2025-12-24T19:49:58Z --json
+    """
+    from ..core.timestamps import iso
+    from ..operations import events
+
+    with connected(flags) as (settings, server):
+        lens = events.Lens.of(server, settings)
+        found = events.show(server, settings, lens.policy, ids, now_us=lens.at_us)
+    data = {"stream": settings.stream, "decided_at": iso(lens.at_us),
+            "policy": lens.policy.as_dict(), "entries": found}  # fmt: skip
+    head = ("part", "name", "value")
+    emit(data, *(Table(head, events.rows_of(one), one["id"]) for one in found))
+
+
+@command(Argument(["first"], metavar="RUN"), Argument(["second"], metavar="RUN"), *COMMON)
+def diff(first: str, second: str) -> None:
+    """Two plans or evidence folders: differing settings, and events that met another fate.
+
+    Of a live run's folder it takes what happened (audit.parquet), else what was planned.
+
+    \b
+    Examples:
+      drainkit diff monday.json tuesday.json
+      drainkit diff reports/20260101T000000Z-dry-run-abc123 reports/20260101T000500Z-live-def456
+    """
+    from ..draining import comparison
+
+    found = comparison.compare(*(comparison.read_side(Path(path)) for path in (first, second)))
+    emit(found, *comparison.as_text(found).splitlines())
+
+
+@command(Argument(["plan"], metavar="PLAN", type=Path),
+         Option(["--sign-key"], metavar="KEY", required=True, type=Path,
+                help="Your SSH key (ssh-keygen)."),
+         YES, *COMMON)  # fmt: skip
+def approve(plan: Path, sign_key: Path, yes: bool) -> None:
+    """A second person's signature under a plan (a file or an evidence folder).
+
+    It shows the plan, asks, and adds an SSH signature of its digest to <plan>.sig beside it. Where
+    drainkit.toml has [approval], a live drain needs as many as it says, none its operator's.
+
+    \b
+    Example:
+      drainkit approve plan.json --sign-key ~/.ssh/id_ed25519
+    """
+    from ..draining.plan_files import PlanFile
+    from ..signing import add_signature
+
+    found = PlanFile.load(plan).plan
+    made = f"{found.created_at} by {found.run_id}, at {found.server}"
+    rows = [*plan_rows(found), ("Made", made), ("Digest", found.digest)]
+    tell(Table((), rows, "Plan"), err=True)
+    confirm("Approve this plan?", yes, "this signs the plan")
+    path, keys = add_signature(plan, found.digest, sign_key)
+    data = {"plan": str(plan), "plan_digest": found.digest, "signatures": str(path), "keys": keys}
+    many = "signatures" if len(keys) > 1 else "signature"
+    emit(data, f"Approved {found.digest} by {keys[-1]}: {path} holds {len(keys)} {many}.")
 
 
 # ---------------------------------------------------------------- demo, notebooks, Lab
@@ -178,8 +161,22 @@ def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
 _FOLDER, _DEMO_REPORTS = "drainkit-notebooks", "demo-reports"
 
 
-@command(option("--reports-dir", metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]"),
-         option("--serve", is_flag=True, help="Drain nothing; keep the server until interrupted."),
+def _filled(embedded: EmbeddedServer, reports_dir: str) -> Settings:
+    """The demo's settings, once the server holds the sample backlog; shows its state."""
+    from .. import demo
+    from ..operations.state import as_text, baseline
+    from ..server.connection import Server
+
+    settings = demo.settings_of(embedded.url, reports_dir)
+    with Server.of(settings) as server:
+        demo.fill(server, stream=settings.stream, group=settings.consumer_group,
+                  consumer=settings.consumer_name)  # fmt: skip
+        tell(*as_text(baseline(server)), "", err=True)
+    return settings
+
+
+@command(Option(["--reports-dir"], metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]"),
+         Option(["--serve"], is_flag=True, help="Drain nothing: keep the server until Ctrl-C."),
          *COMMON)  # fmt: skip
 def demo(reports_dir: str, serve: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
@@ -201,16 +198,14 @@ def demo(reports_dir: str, serve: bool) -> int:
         data = {"redis_url": embedded.url, "stream": settings.stream, "next": commands}
         emit(data, f"The server: {embedded.url}", "In another terminal:",
              *(f"  {c}" for c in commands), "Ctrl-C ends it.")  # fmt: skip
-        sys.stdout.flush()
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:  # the way to end it, so nothing went wrong
-            return 0
+        with suppress(KeyboardInterrupt):  # the way to end it, so nothing went wrong
+            sys.stdout.flush()
+            signal.pause()
+        return 0
 
 
-@command(click.argument("folder", metavar="DIR"),
-         option("--force", is_flag=True, help="Replace notebooks there that differ."),
+@command(Argument(["folder"], metavar="DIR"),
+         Option(["--force"], is_flag=True, help="Replace notebooks there that differ."),
          *COMMON)  # fmt: skip
 def notebooks(folder: str, force: bool) -> None:
     """Copy the notebooks into DIR, to work with them there.
@@ -238,16 +233,14 @@ class _Lab(click.Command):
         return super().parse_args(ctx, args[:end])
 
 
-@command(click.argument("folder", metavar="", default=_FOLDER, required=False),
-         option("--demo", "is_demo", is_flag=True,
+@command(Argument(["folder"], metavar="", default=_FOLDER, required=False),
+         Option(["--demo", "is_demo"], is_flag=True,
                 help="A server with a sample backlog, while Lab runs."),
-         option("--run", "sealed", metavar="RUN_DIR",
+         Option(["--run", "sealed"], metavar="RUN_DIR",
                 help="Open 01 of a sealed run (a folder or a URL); no server is asked."),
-         *WHERE[:-1], *GROUP, click.pass_obj,
+         *WHERE[:-1], *GROUP,
          cls=_Lab, options_metavar="[OPTIONS] [DIR] [-- ARGS]")  # fmt: skip
-def lab(
-    further: list[str], /, folder: str, is_demo: bool, sealed: str | None, **flags: Any
-) -> None:
+def lab(folder: str, is_demo: bool, sealed: str | None, **flags: Any) -> None:
     """JupyterLab on the notebooks in DIR (drainkit-notebooks), copied there where missing.
 
     Notebooks that were changed stay as they are. ARGS go to `jupyter lab`.
@@ -261,9 +254,10 @@ def lab(
     """
     from ..evidence.seal import is_sealed
     from ..pipeline.notebooks import check_installed, copy_to, of_sealed
-    from ..settings.config import config_variable, kernel_variables
+    from ..settings import config_variable, kernel_variables
 
     check_installed()
+    further: list[str] = click.get_current_context().obj
     others = [*flags.values(), sealed if is_demo else None]
     if (is_demo or sealed is not None) and any(value is not None for value in others):
         alone = "--demo" if is_demo else "--run"
@@ -281,15 +275,13 @@ def lab(
             variables = kernel_variables(_filled(embedded, _DEMO_REPORTS))
             embedded.outlive_exec()
         elif sealed is None:
-            settings = settings_of(flags)
-            os.environ.update(config_variable())
-            with connected(settings):  # before a person waits for a browser
-                variables = kernel_variables(settings)
+            with connected(flags) as (settings, _):  # before a person waits for a browser
+                variables = config_variable() | kernel_variables(settings)
         for name, how in copy_to(Path(folder), keep=True).items():
             if how == "kept":
                 tell(f"{name} in {folder} was changed, and stays as it is", err=True)
         if sealed is not None:
-            further = [*further, of_sealed(sealed, Path(folder))]
+            further.append(of_sealed(sealed, Path(folder)))
         os.environ.update(variables)
         if not IS_BLAS_GIVEN:
             os.environ.pop(BLAS_THREADS, None)
@@ -300,17 +292,3 @@ def lab(
         # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
         program = [sys.executable, "-P", "-m", "jupyterlab", *further]
         os.execv(program[0], program)  # noqa: S606 - a list, and no shell
-
-
-def _filled(embedded: EmbeddedServer, reports_dir: str) -> Settings:
-    """The demo's settings, once the server holds the sample backlog; shows its state."""
-    from .. import demo
-    from ..operations.state import as_text, baseline
-    from ..server.connection import Server
-
-    settings = demo.settings_of(embedded.url, reports_dir)
-    with Server(embedded.url, settings.stream) as server:
-        demo.fill(server, stream=settings.stream, group=settings.consumer_group,
-                  consumer=settings.consumer_name)  # fmt: skip
-        tell(*as_text(baseline(server)), "", err=True)
-    return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import textwrap
@@ -14,26 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import Option
 
 from ..errors import InterruptedRunError, UsageError
-from ..safe import one_line
-from . import program, terminal
-from .program import DRAIN, GROUP, POLICY, WHERE, command, option, setting, settings_of
-from .terminal import Block, Moving, Table, confirm, connected, emit, stop_signals, tell, tell_error
+from ..safe import address, one_line
+from . import terminal
+from .program import DRAIN, GROUP, POLICY, WHERE, command, connected, setting, settings_of
+from .terminal import Block, Progress, Table, confirm, emit, signals, tell, tell_error
 
 if TYPE_CHECKING:
     import threading
 
     from ..core.plan import Plan
-    from ..core.summary import Summary
     from ..draining.plan_files import PlanFile
     from ..draining.run import Run
     from ..pipeline.kernels import Kernels
     from ..settings import Settings
 
 
-@command(option("-v", "--all", "is_all", is_flag=True, help="All groups, and newest entries."),
-         option("--watch", "watch_sec", type=click.IntRange(1, 86_400), metavar="SEC",
+@command(Option(["-v", "--all", "is_all"], is_flag=True, help="All groups, and newest entries."),
+         Option(["--watch", "watch_sec"], type=click.IntRange(1, 86_400), metavar="SEC",
                 help="Again each SEC seconds, until interrupted."),
          *POLICY, *GROUP, *WHERE)  # fmt: skip
 def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
@@ -47,8 +48,7 @@ def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
     from ..operations.first import as_lines, first_screen, next_command
     from ..operations.state import as_text
 
-    settings = settings_of(flags)
-    with connected(settings) as server:
+    with connected(flags) as (settings, server):
         while True:
             found, odd = first_screen(server, settings)
             lines = as_lines(found, settings)
@@ -64,19 +64,46 @@ def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
             if not terminal.wants_json():
                 step, why = next_command(found, settings)
                 # as it is: a command that is broken into lines cannot be pasted
-                click.echo(f"Next ({why}): drainkit {step}{program.as_given(step, flags)}")
+                click.echo(f"Next ({why}): drainkit {step}{_as_given(step, flags)}")
                 if is_all:
                     drains = [drain["line"] for drain in found["running_drains"]]
-                    tell(
-                        "",
-                        *as_text(found),
-                        *drains,
-                        *(["", *terminal.fields_blocks(odd)] if odd else []),
-                    )
+                    wrong = ["", *terminal.fields_blocks(odd)] if odd else []
+                    tell("", *as_text(found), *drains, *wrong)
             if watch_sec is None:
                 return
             sys.stdout.flush()
             time.sleep(watch_sec)
+
+
+def _as_given(command: str, flags: dict[str, Any]) -> str:
+    """The options that were given to `status`, for the command that it names; no password."""
+    from ..settings import outside
+
+    is_same = command.startswith(("run", "status"))
+    names = [n for n in flags if is_same or n in ("redis_url", "stream", "env")]
+    given = {f"--{outside(name)}": str(flags[name]) for name in names if flags[name]}
+    if address(url := given.get("--redis-url", "")) != url:
+        del given["--redis-url"]  # a login, or options, that are not to be shown
+    return "".join(
+        f" {option} {shlex.quote(one_line(value, 4096))}"
+        for option, value in given.items()
+        if option not in command
+    )
+
+
+@command(*GROUP, *WHERE)
+def fields(**flags: Any) -> None:
+    """Which fields the backlog's events have, which are chosen, and a [fields] that was tried.
+
+    It looks at up to 500 entries, spread over all that is undelivered. The lines for drainkit.toml
+    are tried on them by the decoder that a drain uses; lines that mend nothing are left out.
+    """
+    from ..core.fields import examine
+    from ..operations.first import sample
+
+    with connected(flags) as (settings, server):
+        found = examine(sample(server, settings), settings.fields)
+    emit({"stream": settings.stream, **vars(found)}, *terminal.fields_blocks(found))
 
 
 @command(*DRAIN, *WHERE)
@@ -91,56 +118,59 @@ def drain(yes: bool, **flags: Any) -> int:
       drainkit drain --mode live --yes --plan plan.json
     """
     from ..draining.dry import dry_run, plan_run
-    from ..draining.run import opened
+    from ..draining.run import check, opened
 
-    settings = _answerable(settings_of(flags), yes)
-    with opened(settings) as run, closing(Moving()) as moving:
+    settings = settings_of(flags)
+    if settings.mode == "live" and not (yes or sys.stdin.isatty()):
+        confirm("", yes)
+    with opened(settings) as run, closing(Progress()) as progress:
         if run.planned is None and (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
-            summary = _drain_live(run, moving, yes=yes)
+            from ..draining import live, unattended
+
+            seen = unattended.check_run(run) if yes else None
+            if not yes:
+                check(run)  # what would be refused is refused before a long look
+                if run.planned:
+                    plan, notes = run.planned.plan, run.planned.notes()
+                else:
+                    dry, plan = plan_run(run.rehearsal(), None)
+                    notes = dry.notes or []
+                unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
+                _question(run, plan, notes, yes=False)
+            with signals() as stopping:
+                summary = live.apply(run, seen, stopping=stopping, on_progress=progress.show)
         elif settings.plan is None:
-            summary = dry_run(run, on_progress=moving.tick)
+            summary = dry_run(run, on_progress=progress.show)
         else:
-            summary, _ = plan_run(run, settings.plan, on_progress=moving.tick)
-    tell_error(summary.error)
-    emit(summary.as_dict(), *terminal.report(summary.as_dict()))
+            summary, _ = plan_run(run, settings.plan, on_progress=progress.show)
+    if summary.error:
+        tell_error(summary.error)
+    books = summary.as_dict()
+    emit(books, *terminal.report(books))
     return summary.exit_code or 0
 
 
-def _answerable(settings: Settings, yes: bool) -> Settings:
-    """The settings, if somebody can be asked where they need an answer."""
-    if settings.mode == "live" and not sys.stdin.isatty():
-        confirm("", yes)
-    return settings
-
-
-def _drain_live(run: Run, moving: Moving, *, yes: bool) -> Summary:
-    from ..draining import unattended
-    from ..draining.dry import plan_run
-    from ..draining.live import apply
-    from ..draining.run import check
-
-    seen = unattended.check_run(run) if yes else None
-    if not yes:
-        check(run)  # what would be refused is refused before a long look
-        if run.planned:
-            plan, notes = run.planned.plan, run.planned.notes()
-        else:
-            dry, plan = plan_run(run.rehearsal(), None)
-            notes = dry.notes or []
-        unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
-        _question(run, plan, notes, yes=False)
-    with stop_signals() as stopping:
-        return apply(run, seen, stopping=stopping, on_progress=moving.tick)
-
-
 def _question(run: Run, plan: Plan, notes: list[str], *, yes: bool) -> None:
-    """The card, and the question after it."""
+    """Show what a live drain of this plan would do, and where; then ask.
+
+    A run with a plan applies just this one; otherwise it decides again, at each event's turn.
+    """
+    from ..core.summary import approvers_words, entries_words
     from ..server import scopes
 
-    left = scopes.left(run.server, run.scope)
-    tell(terminal.question_card(run, plan, notes, waiting=left.fresh, own=left.own), err=True)
+    server, wanted, left = run.server, run.settings.approval, scopes.left(run.server, run.scope)
+    no_plan = "none: decided again at each event's turn (--plan binds a drain to a dry run)"
+    rows = [
+        ("Server", f"{server.info.kind} {server.info.version} at {server.shown_url}"),
+        ("Keeps", "; ".join(scopes.keeping_words(scopes.keeping(server)))),
+        *terminal.plan_rows(plan, entries_words(plan.scope, left.fresh, left.own)),
+        *(("Note", note) for note in notes),
+        ("Digest", plan.digest if run.planned else no_plan),
+        ("Approved by", approvers_words(run.approvers, wanted.required) if wanted else ""),
+    ]
+    tell(Table((), [row for row in rows if row[1]], "Live drain"), err=True)
     confirm(
         f"{plan.counts['drained_ok']:,} good signals will be acknowledged and not executed. "
         f"Acknowledge and audit {plan.total_read:,} of {left.fresh:,} entries?", yes,
@@ -148,19 +178,20 @@ def _question(run: Run, plan: Plan, notes: list[str], *, yes: bool) -> None:
 
 
 @command(*DRAIN, *setting("reports_dir", "notebooks_dir"),
-         option("--all-streams", "pattern", metavar="PATTERN",
+         Option(["--all-streams", "pattern"], metavar="PATTERN",
                 help="Each stream whose name fits and that has the group, one run each."),
-         option("--dask", "address", metavar="ADDRESS|local",
+         Option(["--dask", "cluster"], metavar="ADDRESS|local",
                 help="With --all-streams: as tasks of this Dask cluster."),
-         option("--if-backlog-over", type=click.IntRange(min=0), metavar="N",
+         Option(["--if-backlog-over"], type=click.IntRange(min=0), metavar="N",
                  help="Scheduled: only if the scope holds more than N entries."),
-         option("--sign-key", metavar="FILE", help="Sign the statement with this SSH key."),
-         option("--close", "closed", metavar="RUN_DIR",
+         Option(["--sign-key"], metavar="FILE", type=Path,
+                help="Sign the statement with this SSH key."),
+         Option(["--close", "closed"], metavar="RUN_DIR", type=Path,
                  help="Complete and seal the folder that a killed run left; drains nothing. "
                  "With the run's --reports-dir URL it is copied there."),
          *WHERE)  # fmt: skip
-def run(yes: bool, if_backlog_over: int | None, sign_key: str | None, closed: str | None,
-        pattern: str | None, address: str | None, **flags: Any) -> int:  # fmt: skip
+def run(yes: bool, if_backlog_over: int | None, sign_key: Path | None, closed: Path | None,
+        pattern: str | None, cluster: str | None, **flags: Any) -> int:  # fmt: skip
     """Dry run or live drain through the notebooks, with sealed evidence.
 
     \b
@@ -172,59 +203,53 @@ def run(yes: bool, if_backlog_over: int | None, sign_key: str | None, closed: st
       drainkit run --mode live --yes --all-streams 'quantum:stream:*' --dask local
       drainkit run --reports-dir s3://bucket/reports
     """
+    from .. import signing
     from ..draining import unattended
     from ..pipeline.notebooks import check_installed
 
     settings = settings_of(flags)
+    if sign_key is not None:  # one that cannot is refused before the drain
+        signing.sign(b"", sign_key, signing.OF_STATEMENT)
     if closed is not None:
         from ..pipeline.folder import close
 
-        result = close(settings, Path(closed), sign_key=_sign_key(sign_key))
-        code = _tell(result)
+        result = close(settings, closed, sign_key=sign_key)
+        code = _tell_run(result)
         # done when the folder is sealed now, whatever the run's own outcome was
-        is_sealed = "://" in result["evidence"] or (Path(closed) / "statement.json").exists()
+        is_sealed = "://" in result["evidence"] or (closed / "statement.json").exists()
         return 0 if is_sealed else code
     check_installed()
-    _answerable(settings, yes)
+    if settings.mode == "live" and not (yes or sys.stdin.isatty()):
+        confirm("", yes)
     if pattern is not None:
         if if_backlog_over is not None:
             raise UsageError("--if-backlog-over is of one stream; leave out --all-streams")
-        return _run_many(settings, pattern, address, sign_key=sign_key, yes=yes)
-    if address is not None:
+        return _run_many(settings, pattern, cluster, sign_key=sign_key, yes=yes)
+    if cluster is not None:
         raise UsageError("--dask runs many streams; say which with --all-streams PATTERN")
-    scheduled = if_backlog_over is not None
-    with (
-        unattended.turn(settings, over=if_backlog_over or 0) if scheduled else nullcontext() as why
-    ):
-        if why is None:
+    over, scheduled = if_backlog_over or 0, if_backlog_over is not None
+    with unattended.turn(settings, over=over) if scheduled else nullcontext() as why_not:
+        if why_not is None:
             return run_and_tell(settings, yes=yes, sign_key=sign_key)
-        emit({"skipped": why}, why)
+        emit({"skipped": why_not}, why_not)
         return 0
 
 
-def run_and_tell(settings: Settings, *, yes: bool, sign_key: str | None = None) -> int:
+def run_and_tell(settings: Settings, *, yes: bool, sign_key: Path | None = None) -> int:
     """Run the notebooks, print the result; the exit code."""
-    with stop_signals() as stopping:
+    with signals() as stopping:
         result = _run_notebooks(settings, stopping=stopping, yes=yes, sign_key=sign_key)
-    return _tell(result)
+    return _tell_run(result)
 
 
-def _tell(result: dict[str, Any]) -> int:
+def _tell_run(result: dict[str, Any]) -> int:
     page = f"{result['evidence']}/report.html"
     is_there = "://" in page or Path(page).exists()
     lines = [*terminal.report(result), *([f"Report: {page}"] if is_there else [])]
-    tell_error(result.get("error"))
+    if result.get("error"):
+        tell_error(result["error"])
     emit(result, *lines)
     return int(result.get("exit_code") or 0)
-
-
-def _sign_key(sign_key: str | None) -> Path | None:
-    from ..signing import OF_STATEMENT, sign
-
-    if sign_key is None:
-        return None
-    sign(b"", Path(sign_key), OF_STATEMENT)  # one that cannot is refused before the drain
-    return Path(sign_key)
 
 
 def _approve(run: Run, planned: PlanFile, *, yes: bool) -> None:
@@ -237,60 +262,59 @@ def _approve(run: Run, planned: PlanFile, *, yes: bool) -> None:
         plan = planned.plan
         unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
     try:  # a signal, or the end of the input, ends the question at once
-        with terminal.handled(terminal.interrupt):
+        with signals(terminal.interrupt):
             _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
     except (click.Abort, KeyboardInterrupt):
         raise InterruptedRunError("interrupted at the question; nothing was drained") from None
 
 
 def _run_notebooks(
-    settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: str | None,
+    settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: Path | None,
     kernels: Kernels | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One stream's run; its run.json."""
     from ..pipeline import runner
 
-    key = _sign_key(sign_key)
-    with closing(Moving()) as moving:
+    with closing(Progress()) as progress:
 
         def announce(name: str) -> None:
-            moving.close()
+            progress.close()
             tell(f"running {name} ...", err=True)
 
         return runner.run(
-            settings, confirm=partial(_approve, yes=yes), announce=announce, on_line=moving.line,
-            stopping=stopping, sign_key=key, kernels=kernels,
+            settings, confirm=partial(_approve, yes=yes), announce=announce, on_line=progress.show,
+            stopping=stopping, sign_key=sign_key, kernels=kernels,
         )[0]  # fmt: skip
 
 
 def _run_many(
-    settings: Settings, pattern: str, address: str | None, *, sign_key: str | None, yes: bool
+    settings: Settings, pattern: str, cluster: str | None, *, sign_key: Path | None, yes: bool
 ) -> int:
     """Run each stream of the pattern, print all together; the worst exit code."""
     from ..pipeline import runner
+    from ..server.connection import Server
 
-    for name in ("plan", "audit_stream"):
-        if getattr(settings, name) is not None:
-            flag = f"--{name.replace('_', '-')}"
+    for flag, given in (("--plan", settings.plan), ("--audit-stream", settings.audit_stream)):
+        if given is not None:
             raise UsageError(f"{flag} belongs to one stream; leave out --all-streams")
-    if address is not None:
+    if cluster is not None:
         if sign_key is not None:
             raise UsageError("--sign-key: the key is not where Dask runs; leave out --dask")
         if settings.mode == "live":
             confirm(f"Drain every stream of {pattern} without being asked again?", yes)
-    with connected(settings, anywhere=True) as server:
+    with Server.of(settings, anywhere=True) as server:
         streams, ended = runner.streams_of(server, settings, pattern)
     for outcome in ended:
         tell(f"{outcome['stream']}: {outcome['error']}", err=True)
-    with stop_signals() as stopping, ExitStack() as stack:
-        if address is None:
+    with signals() as stopping, ExitStack() as stack:
+        if cluster is None:
             one: Callable[[Settings], dict[str, Any]] = partial(
                 _run_notebooks, stopping=stopping, yes=yes, sign_key=sign_key,
                 kernels=stack.enter_context(runner.open_kernels()),
             )  # fmt: skip
             outcomes = runner.run_in_turn(settings, streams, one, stopping=stopping)
         else:
-            outcomes = runner.run_with_dask(settings, streams, address, stopping=stopping)
+            outcomes = runner.run_with_dask(settings, streams, cluster, stopping=stopping)
         for n, outcome in enumerate(outcomes, 1):
             ended.append(outcome)
             why = f": {outcome['error']}" if outcome["error"] else ""
@@ -304,10 +328,10 @@ def _run_many(
 def streams_report(found: Mapping[str, Any]) -> list[Block]:
     """A run of many streams: how each ended, and the sum of all."""
     head = ("Stream", "Outcome", "Exit", "Read", "Drained OK", "Remaining", "Evidence or reason")
+    numbers = ("total_read", "drained_ok", "remaining")
     rows = [
         [run["stream"], run["outcome"], run["exit_code"],
-         *("-" if run.get(name) is None else run[name] for name in
-           ("total_read", "drained_ok", "remaining")),
+         *("-" if run.get(name) is None else run[name] for name in numbers),
          one_line(str(run.get("error") or run.get("evidence") or ""))]
         for run in found["streams"]
     ]  # fmt: skip

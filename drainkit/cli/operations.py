@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import Argument, Option
 
 from ..errors import DrainkitError, UsageError
 from .program import (
@@ -18,10 +19,10 @@ from .program import (
     WHERE,
     YES,
     command,
-    option,
+    connected,
     settings_of,
 )
-from .terminal import Table, confirm, connected, emit, stop_signals, tell_error, wants_json
+from .terminal import Table, confirm, emit, signals, tell_error, wants_json
 
 if TYPE_CHECKING:
     from ..server.connection import Server
@@ -40,28 +41,29 @@ def _number(value: str) -> float:
     raise click.BadParameter(f"{value} is not a number from 0 to {MAX_MIN:,}")
 
 
-def _limit(name: str, default: int | None, text: str, shown: str = "") -> Any:
-    is_age = name.endswith("-min")
-    kind: Any = _number if is_age else click.IntRange(min=0)
-    return option(name, type=kind, default=default, metavar="MIN" if is_age else "N",
-                  help=f"{text} [{shown or default}]")  # fmt: skip
+def _limit(name: str, default: int | None, text: str) -> Option:
+    shown = text if default is None else f"{text} [{default}]"
+    if name.endswith("-min"):
+        return Option([name], type=_number, default=default, metavar="MIN", help=shown)
+    return Option([name], type=click.IntRange(min=0), default=default, metavar="N", help=shown)
 
 
 @command(_limit("--max-backlog", 1000, "Entries undelivered, per group."),
          _limit("--max-age-min", 60, "Age of the oldest of them, minutes."),
          _limit("--max-pending", 1000, "Entries pending, per group."),
          _limit("--max-pending-age-min", 60, "Age of the oldest of them, minutes."),
-         _limit("--max-lost", None, "Entries trimmed before a group read them.",
-                "0; given: unknown if not counted"),
-         option("--group", "groups", multiple=True, metavar="NAME", help="Only this group. [each]"),
-         option("--all-streams", "pattern", metavar="PATTERN", help="Each stream whose name fits."),
+         _limit("--max-lost", None, "Entries trimmed before a group read them. [0; given: unknown "
+                "if not counted]"),
+         Option(["--group", "groups"], multiple=True, metavar="NAME", help="Just this one. [each]"),
+         Option(["--all-streams", "pattern"], metavar="PATTERN", help="Each stream that fits it."),
          AUDIT,
-         option("--format", "form", type=click.Choice(["text", "prometheus"]), default="text",
+         Option(["--format", "form"], type=click.Choice(["text", "prometheus"]), default="text",
                 help="Findings, or metrics. [text]"),
-         option("--textfile", metavar="FILE", help="Write metrics here, for node_exporter."),
+         Option(["--textfile"], metavar="FILE", type=Path,
+                help="Write metrics here, for node_exporter."),
          *WHERE)  # fmt: skip
 def check(
-    groups: tuple[str, ...], pattern: str | None, form: str, textfile: str | None, **flags: Any
+    groups: tuple[str, ...], pattern: str | None, form: str, textfile: Path | None, **flags: Any
 ) -> int:
     """Judge backlogs: exit code 0 OK, 1 warning, 2 critical, 3 unknown.
 
@@ -75,6 +77,7 @@ def check(
     """
     from .. import files
     from ..operations import checks
+    from ..server.connection import Server
 
     if wants_json() and form == "prometheus":
         raise UsageError("--json and --format prometheus are two forms; choose one")
@@ -84,7 +87,7 @@ def check(
     settings = settings_of(flags)
     audits = form == "prometheus" or textfile is not None
     try:
-        with connected(settings, anywhere=pattern is not None) as server:
+        with Server.of(settings, anywhere=pattern is not None) as server:
             report = checks.check(
                 server, settings, limits, groups=groups, pattern=pattern, audits=audits
             )
@@ -93,7 +96,7 @@ def check(
         report.add(settings.stream, None, ("unknown", str(error)))
         tell_error(error)
     if textfile:
-        files.write_bytes(Path(textfile), checks.exposition(report))
+        files.write_bytes(textfile, checks.exposition(report))
     if form == "prometheus" and not textfile:
         click.echo(checks.exposition(report), nl=False)
     else:
@@ -102,7 +105,7 @@ def check(
     return checks.SEVERITIES[report.severity]
 
 
-@command(option("--reason", required=True, metavar="TEXT", help="Why; kept with the switch."),
+@command(Option(["--reason"], required=True, metavar="TEXT", help="Why; kept with the switch."),
          OPERATOR, *WHERE)  # fmt: skip
 def stop(reason: str, **flags: Any) -> None:
     """Set the kill switch: from now on no drain of the stream acknowledges anything."""
@@ -112,16 +115,15 @@ def stop(reason: str, **flags: Any) -> None:
 
     if not reason.strip():
         raise UsageError("--reason: say why; it is kept with the switch")
-    settings = settings_of(flags, only=_FOR_SWITCH)
-    operator = settings.operator
-    with connected(settings) as server:
+    kept: dict[str, Any] = {"may_evict": None}
+    with connected(flags, only=_FOR_SWITCH) as (settings, server):
         # a drain of a misspelt stream would go on, and somebody would think that it does not
         reading.stream_info(server)
+        operator = settings.operator
         is_set = writing.stop(server, reason=reason, operator=operator, now_us=server.now_us())
         if is_set:
             _note(server, ledger.Stopped(operator, iso(server.now_us()), one_line(reason, 600)))
         before = None if is_set else reading.stop_switch(server)
-        kept: dict[str, Any] = {"may_evict": None}
         with suppress(DrainkitError):
             kept = scopes.keeping(server)
     if warning := scopes.eviction_words(kept):
@@ -138,9 +140,8 @@ def resume(**flags: Any) -> None:
     from ..core.timestamps import iso
     from ..server import ledger, writing
 
-    settings = settings_of(flags, only=_FOR_SWITCH)
-    operator = settings.operator
-    with connected(settings) as server:
+    with connected(flags, only=_FOR_SWITCH) as (settings, server):
+        operator = settings.operator
         if (lifted := writing.resume(server)) is not None:
             _note(server, ledger.Resumed(operator, iso(server.now_us()), lifted.reason))
     was = "It was not stopped." if lifted is None else f"Resumed: {lifted}."
@@ -159,26 +160,26 @@ def _note(server: Server, entry: Entry) -> None:
         tell_error(f"it is done, but the ledger does not have it: {error}")
 
 
-@command(option("--delete", is_flag=True, help="Remove those that are safe to remove."),
-         option("--min-idle-min", metavar="MIN", help="Dead: idle at least, minutes. [60]"),
+@command(Option(["--delete"], is_flag=True, help="Remove those that are safe to remove."),
+         Option(["--min-idle-min"], metavar="MIN", help="Dead: idle at least, minutes. [60]"),
          YES, OPERATOR, *GROUP, *WHERE)  # fmt: skip
 def consumers(delete: bool, yes: bool, **flags: Any) -> None:
     """List dead consumers; --delete removes those that have nothing pending."""
     from ..operations import maintenance
 
-    settings = settings_of(flags)
-    group, idle_min = settings.consumer_group, settings.min_idle_min
-    with connected(settings) as server:
-        dead = maintenance.dead_consumers(server, group, min_idle_ms=round(idle_min * 60_000))
+    removed: list[str] = []
+    with connected(flags) as (settings, server):
+        group, idle_min = settings.consumer_group, settings.min_idle_min
+        min_idle_ms = round(idle_min * 60_000)
+        dead = maintenance.dead_consumers(server, group, min_idle_ms=min_idle_ms)
         removable = [c.name for c in dead if not c.why_kept]
         kept: dict[str, str] = {c.name: c.why_kept for c in dead if c.why_kept}
-        removed: list[str] = []
         if delete and removable:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
-            with stop_signals() as stopping:
+            with signals() as stopping:
                 removed, stayed = maintenance.remove_consumers(
-                    server, group, removable, min_idle_ms=round(idle_min * 60_000),
-                    operator=settings.operator, stopping=stopping,
+                    server, group, removable, min_idle_ms=min_idle_ms, operator=settings.operator,
+                    stopping=stopping,
                 )  # fmt: skip
             kept |= stayed
     data = {"stream": settings.stream, "consumer_group": group, "min_idle_min": idle_min,
@@ -193,11 +194,11 @@ def consumers(delete: bool, yes: bool, **flags: Any) -> None:
          *([Table(("Consumer", "Idle, min", "Pending", ""), rows)] if rows else []))  # fmt: skip
 
 
-@command(option("--apply", is_flag=True, help="Remove what is shown."),
-         option("--keep-days", type=_number, metavar="N",
+@command(Option(["--apply"], is_flag=True, help="Remove what is shown."),
+         Option(["--keep-days"], type=_number, metavar="N",
                 help="Keep whatever is younger, days."),
-         option("--archive", metavar="FILE", help="Write it to this .parquet file first."),
-         option("--without-groups", is_flag=True,
+         Option(["--archive"], metavar="FILE", help="Write it to this .parquet file first."),
+         Option(["--without-groups"], is_flag=True,
                 help="Trim although no group says what is needed."),
          YES, OPERATOR, *WHERE)  # fmt: skip
 def trim(apply: bool, keep_days: float | None, archive: str | None, without_groups: bool, yes: bool,
@@ -211,18 +212,16 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
     """
     from ..operations import maintenance
 
-    settings = settings_of(flags)
-    path = Path(archive) if archive else None
+    path, removed = Path(archive) if archive else None, 0
     if path is not None:
         if not apply:
             raise UsageError("--archive writes what --apply removes; say --apply as well")
         maintenance.check_archive(path)
-    with connected(settings) as server:
+    with connected(flags) as (settings, server):
         plan = maintenance.trim_plan(server, without_groups=without_groups, keep_days=keep_days)
-        removed = 0
         if apply and plan.entries:
             confirm(f"Remove {plan.entries:,} of {plan.length:,} entries?", yes)
-            with stop_signals() as stopping:
+            with signals() as stopping:
                 removed = maintenance.trim(
                     server, plan, archive=path, without_groups=without_groups,
                     operator=settings.operator, stopping=stopping,
@@ -238,7 +237,7 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
     emit({"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}, *lines)
 
 
-@command(click.argument("target", metavar="FILE|DIR/"), *SCOPE, *GROUP, *WHERE)
+@command(Argument(["target"], metavar="FILE|DIR/"), *SCOPE, *GROUP, *WHERE)
 def export(target: str, **flags: Any) -> None:
     """The backlog of a scope as a file, or as a dataset by day; reads only.
 
@@ -250,31 +249,30 @@ def export(target: str, **flags: Any) -> None:
       drainkit export backlog.parquet
       drainkit export backlog/ --scope history
     """
-    from ..operations.events import export
+    from ..operations import events
 
-    settings = settings_of(flags)
-    with connected(settings) as server:
-        n = export(server, settings, target)
-    data = {"stream": settings.stream, "scope": settings.scope, "entries": n, "file": target}
-    emit(data, f"{n:,} entries ({settings.scope}) in {target}")
+    with connected(flags) as (settings, server):
+        n, scope = events.export(server, settings, target), settings.scope
+    data = {"stream": settings.stream, "scope": scope, "entries": n, "file": target}
+    emit(data, f"{n:,} entries ({scope}) in {target}")
 
 
-@command(click.argument("file"), YES, *WHERE)
-def restore(file: str, yes: bool, **flags: Any) -> None:
+@command(Argument(["file"], type=Path), YES, *WHERE)
+def restore(file: Path, yes: bool, **flags: Any) -> None:
     """Put an archive of trim into a new stream, named by --stream."""
     from ..operations import maintenance
 
     if not flags.get("stream"):
         raise UsageError("name the new stream with --stream")
-    settings = settings_of(flags)
-    with connected(settings) as server:
-        confirm(f"Write {file} to the new stream {settings.stream}?", yes)
-        n = maintenance.restore(server, settings.stream, Path(file))
-    data = {"stream": settings.stream, "entries": n, "file": file}
-    emit(data, f"{n:,} entries in the new stream {settings.stream}")
+    with connected(flags) as (settings, server):
+        new = f"the new stream {settings.stream}"
+        confirm(f"Write {file} to {new}?", yes)
+        n = maintenance.restore(server, settings.stream, file)
+    data = {"stream": settings.stream, "entries": n, "file": str(file)}
+    emit(data, f"{n:,} entries in {new}")
 
 
-@command(AUDIT, option("--allowlist", metavar="redis:KEY", help="Also let all read this set."),
+@command(AUDIT, Option(["--allowlist"], metavar="redis:KEY", help="Also let all read this set."),
          *WHERE)  # fmt: skip
 def acl(**flags: Any) -> None:
     """Least-privilege ACL rules by role: analyst, drainer, historian, janitor.
@@ -283,15 +281,13 @@ def acl(**flags: Any) -> None:
     history (only he may make and end a group). A janitor may `consumers --delete` and
     `trim --apply`.
     """
-    from ..server.keys import NOT_FORBIDDEN, rules
+    from ..server import keys
 
-    settings = settings_of(flags)
-    key = settings.allowlist_key
-    if flags["allowlist"] and key is None:
+    if flags["allowlist"] and not flags["allowlist"].startswith("redis:"):
         raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
-    with connected(settings) as server:
-        found = rules(server.keys, server.info, allowlist_key=key)
-    for warning in NOT_FORBIDDEN:
+    with connected(flags) as (settings, server):
+        found = keys.rules(server.keys, server.info, allowlist_key=settings.allowlist_key)
+    for warning in keys.NOT_FORBIDDEN:
         tell_error(warning)
     emit(found, *(f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, of_role))}"
                   for role, of_role in found.items()))  # fmt: skip

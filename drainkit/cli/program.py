@@ -8,51 +8,45 @@ from __future__ import annotations
 import datetime as dt
 import errno
 import gc
-import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click import Option
 
 from ..errors import DrainkitError, InterruptedRunError, UsageError
 from .terminal import interrupt, safe_streams, tell, tell_error
 
 if TYPE_CHECKING:
+    from ..server.connection import Server
     from ..settings import Settings
 
-option = click.option
-YES = option("--yes", is_flag=True, help="Do not ask.")
-DEBUG = option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
-COMMON: list[Any] = [
+YES = Option(["--yes"], is_flag=True, help="Do not ask.")
+DEBUG = Option(["--debug"], is_flag=True, expose_value=False, help="Show tracebacks.")
+COMMON: list[click.Parameter] = [
     DEBUG,
-    option("--json", is_flag=True, expose_value=False, help="One JSON object on stdout.",
+    Option(["--json"], is_flag=True, expose_value=False, help="One JSON object on stdout.",
            callback=lambda context, _, given: context.meta.update(json=given)),
 ]  # fmt: skip
-# in the order of the contract, not of the alphabet
-_ORDER = (
-    "demo", "status", "fields", "drain", "run", "verify", "runs", "stop", "resume", "check",
-    "consumers", "trim", "export", "restore", "show", "diff", "approve", "notebooks", "lab", "acl",
-)  # fmt: skip
 
 
 class _Program(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each with its whole summary; click would cut it."""
+        """In the order of their definition, each with its whole summary; click would cut it."""
         with formatter.section("Commands"):
             formatter.write_dl(
-                [(name, self.commands[name].get_short_help_str(limit=200)) for name in _ORDER]
+                [(name, it.get_short_help_str(limit=200)) for name, it in self.commands.items()]
             )
 
 
-@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="drainkit")
-@DEBUG
-def program() -> None:
-    """Drain a stale Redis stream backlog safely: read, filter, acknowledge, audit.
+program = _Program(
+    params=[DEBUG],
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Drain a stale Redis stream backlog safely: read, filter, acknowledge, audit.
 
     It never trades: drained means acknowledged and audited, nothing else.
 
@@ -62,24 +56,19 @@ def program() -> None:
       drainkit status                               how it stands, what to do next
       drainkit drain --allowlist BTCUSDT,ETHUSDT    dry run: what would happen
       drainkit drain --mode live --yes --throttle 5 --max-events 500
-    """
+    """,
+)
+click.version_option(package_name="drainkit")(program)
 
 
 def command(
-    *parameters: Callable[[Any], Any], **known: Any
+    *params: click.Parameter, **known: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a function a command of the program, with these options and arguments in this order."""
-
-    def decorate(function: Callable[..., Any]) -> click.Command:
-        for parameter in reversed(parameters):
-            function = parameter(function)
-        made: click.Command = program.command(**known)(function)
-        return made
-
-    return decorate
+    return program.command(params=[*params], **known)
 
 
-def setting(*names: str) -> list[Any]:
+def setting(*names: str) -> list[Option]:
     """The options of these settings, as settings/ declares them."""
     from ..settings import Settings, facts, outside
 
@@ -91,19 +80,19 @@ def setting(*names: str) -> list[Any]:
             shape = {"is_flag": True, "default": None}
         elif known["shown"]:
             shape["help"] = f"{known['help']} [{known['shown']}]".strip()
-        options.append(option(f"--{outside(name)}", name, **{"help": known["help"], **shape}))
+        options.append(Option([f"--{outside(name)}", name], **{"help": known["help"], **shape}))
     return options
 
 
-_ENV = option("--env", metavar="NAME", help="Table [env.NAME] of drainkit.toml.")
-WHERE: list[Any] = [*setting("redis_url", "stream"), _ENV, *COMMON]
+_ENV = Option(["--env"], metavar="NAME", help="Table [env.NAME] of drainkit.toml.")
+WHERE = [*setting("redis_url", "stream"), _ENV, *COMMON]
 AUDIT, OPERATOR = setting("audit_stream", "operator")
 GROUP = setting("consumer_group")
 SCOPE = setting("scope", "min_idle_min", "from_consumer", "history_group", "until", "from_")
 POLICY = setting("allowlist", "min_conf", "max_age_min", "as_of")
-DRAIN: list[Any] = [*setting("mode"), *POLICY, *setting("throttle", "max_events"), *GROUP]
+DRAIN = [*setting("mode"), *POLICY, *setting("throttle", "max_events"), *GROUP]
 DRAIN += [*setting("consumer_name"), AUDIT, *SCOPE, OPERATOR, *setting("plan")]
-DRAIN += [option("--yes", is_flag=True, help="Live: do not ask.")]
+DRAIN += [Option(["--yes"], is_flag=True, help="Live: do not ask.")]
 DRAIN += setting("allow_active_consumers", "allow_invalid")
 
 
@@ -112,8 +101,7 @@ def settings_of(flags: dict[str, Any], *, only: frozenset[str] | None = None) ->
 
     A mistake elsewhere must not keep the kill switch from working.
     """
-    from ..settings import outside, shown
-    from ..settings.config import load, unknown_variables
+    from ..settings import load, outside, shown, unknown_variables
 
     for name in unknown_variables() if only is None else ():
         tell_error(f"{name} is not a setting; ignored. Check its spelling")
@@ -127,21 +115,16 @@ def settings_of(flags: dict[str, Any], *, only: frozenset[str] | None = None) ->
     return settings
 
 
-def as_given(command: str, flags: dict[str, Any]) -> str:
-    """The options that were given to `status`, for the command that it names; no password."""
-    from ..safe import address, one_line
-    from ..settings import outside
+@contextmanager
+def connected(
+    flags: dict[str, Any], *, only: frozenset[str] | None = None
+) -> Iterator[tuple[Settings, Server]]:
+    """The settings of these options, and a connection to their server, closed at the end."""
+    from ..server.connection import Server
 
-    is_same = command.startswith(("run", "status"))
-    names = [n for n in flags if is_same or n in ("redis_url", "stream", "env")]
-    given = {f"--{outside(name)}": str(flags[name]) for name in names if flags[name]}
-    if address(url := given.get("--redis-url", "")) != url:
-        del given["--redis-url"]  # a login, or options, that are not to be shown
-    return "".join(
-        f" {option} {shlex.quote(one_line(value, 4096))}"
-        for option, value in given.items()
-        if option not in command
-    )
+    settings = settings_of(flags, only=only)
+    with Server.of(settings) as server:
+        yield settings, server
 
 
 def main() -> NoReturn:
@@ -152,8 +135,6 @@ def main() -> NoReturn:
         signal.signal(number, interrupt)
     try:
         code = program(prog_name="drainkit", standalone_mode=False) or 0
-    except click.exceptions.Exit as error:
-        code = error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
         click.echo(error.format_message(), err=True)
         code = error.exit_code
@@ -185,10 +166,8 @@ def _fail(error: DrainkitError) -> int:
     cause: BaseException | None = error  # it may lie far below, in whatever words
     while cause is not None and getattr(cause, "errno", 0) not in (errno.EMFILE, errno.ENFILE):
         cause = cause.__cause__ or cause.__context__
-    if cause is not None:
-        error = DrainkitError("too few open files are allowed here; raise `ulimit -n`")
-    tell_error(error)
+    tell_error("too few open files are allowed here; raise `ulimit -n`" if cause else error)
     called = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if called == "check" and not isinstance(error, InterruptedRunError):
         return 3  # the monitoring convention: unknown
-    return error.exit_code
+    return 1 if cause else error.exit_code

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import select
 import shutil
 import signal
@@ -29,20 +28,17 @@ from ..safe import one_line, struck
 if TYPE_CHECKING:
     from ..core.fields import Findings
     from ..core.plan import Plan
-    from ..core.summary import Step, Summary
-    from ..draining.run import Run
-    from ..server.connection import Server
-    from ..settings import Settings
+    from ..core.summary import Summary
 
 PIPE_WIDTH = 10_000  # columns; nothing is wrapped in a pipe
 LONGEST = 10_000  # characters of a line; 2,000 of a cell
 _CLEARED = "\r\x1b[K"  # the terminal's line, from its beginning
-#: What is coloured in a line, the first that fits.
+#: What is coloured at the beginning of a line.
 _COLOURS = {
-    r"(drainkit|CRITICAL|Died|Errors: [1-9]\d*)(?=:|$)": "bold red",
-    r"(WARNING|UNKNOWN|Running|Backlog)(?=:)": "yellow",
-    r"(OK(?=:)|All well|Drained OK(?=:))": "green",
-    r"[A-Z][\w ()]{1,30}(?=: )": "bold",
+    r"^(drainkit|CRITICAL|Died|Errors: [1-9]\d*)(?=:|$)": "bold red",
+    r"^(WARNING|UNKNOWN|Running|Backlog)(?=:)": "yellow",
+    r"^(OK(?=:)|All well|Drained OK(?=:))": "green",
+    r"^[A-Z][\w ()]{1,30}(?=: )": "bold",
 }
 
 
@@ -83,15 +79,6 @@ def safe_streams() -> Outlet:
     return outlets[0]
 
 
-@contextmanager
-def connected(settings: Settings, *, anywhere: bool = False) -> Iterator[Server]:
-    """A connection to the settings' server, closed at the end; `anywhere`: to look for streams."""
-    from ..server.connection import Server
-
-    with Server.of(settings, anywhere=anywhere) as server:
-        yield server
-
-
 @dataclass(frozen=True)
 class Table:
     """Rows of texts and numbers; without a head the first column names the second: a card."""
@@ -112,58 +99,45 @@ def wants_json() -> bool:
 
 def emit(data: Any, *blocks: Block) -> None:
     """Print the result: with --json one object, else lines and tables."""
-    if not wants_json():
-        tell(*blocks)
-    else:
+    if wants_json():
         click.echo(json.dumps(struck(data), ensure_ascii=True))
+    else:
+        tell(*blocks)
 
 
 def tell(*blocks: Block, err: bool = False) -> None:
     """Print lines and tables, made fit to show."""
-    safe = [one_line(block, LONGEST) if isinstance(block, str) else block for block in blocks]
     stream = sys.stderr if err else sys.stdout
-    tty, plain = stream.isatty(), bool(os.environ.get("NO_COLOR"))
-    if not tty and all(isinstance(block, str) for block in safe):
-        click.echo("\n".join(map(str, safe)), err=err)  # as it is, and rich is not needed
+    tty = stream.isatty()
+    lines = [one_line(block, LONGEST) for block in blocks if isinstance(block, str)]
+    if not tty and len(lines) == len(blocks):
+        click.echo("\n".join(lines), err=err)  # as it is, and rich is not needed
         return
     from rich.console import Console
-
-    console = Console(
-        file=stream, force_terminal=tty, width=None if tty else PIPE_WIDTH, markup=False,
-        highlight=False, emoji=False, color_system="auto" if tty and not plain else None,
-    )  # fmt: skip
-    with console.capture() as captured:
-        for block in safe:
-            if isinstance(block, str):
-                # a command that is broken into lines cannot be pasted
-                is_command = block.lstrip().startswith("drainkit ")
-                console.print(_line(block, whole=is_command), soft_wrap=is_command)
-            else:
-                console.print(*_table(block, tty), sep="\n")
-    lines = captured.get().splitlines()
-    click.echo("\n".join(line.rstrip() for line in lines), err=err)
-
-
-def tell_error(error: object) -> None:
-    """An error or a warning of the program; a run's before its result, on which the eye ends."""
-    if error:
-        tell(f"drainkit: {error}", err=True)
-
-
-def _line(line: str, *, whole: bool) -> Any:
-    """For rich: a line, wrapped below its own beginning unless it is to stay `whole`."""
     from rich.padding import Padding
     from rich.text import Text
 
-    text = Text(line if whole else line.lstrip(" "), overflow="fold", no_wrap=whole)
-    for pattern, style in _COLOURS.items():
-        if found := re.match(pattern, text.plain):
-            text.stylize(style, *found.span())
-            break
-    return text if whole else Padding(text, (0, 0, 0, len(line) - len(text.plain)))
+    console = Console(
+        file=stream, force_terminal=tty, width=None if tty else PIPE_WIDTH, markup=False,
+        highlight=False, emoji=False,
+        color_system="auto" if tty and not os.environ.get("NO_COLOR") else None,
+    )  # fmt: skip
+    with console.capture() as captured:
+        for block in blocks:
+            if not isinstance(block, str):
+                console.print(*_laid_out(block, tty), sep="\n")
+                continue
+            text = Text((line := lines.pop(0)).lstrip(" "), overflow="fold")
+            for pattern, style in _COLOURS.items():
+                text.highlight_regex(pattern, style)
+            # a command that is broken into lines cannot be pasted; others go on below their start
+            is_command = text.plain.startswith("drainkit ")
+            indented = Padding(text, (0, 0, 0, len(line) - len(text.plain)))
+            console.print(line if is_command else indented, soft_wrap=is_command)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()), err=err)
 
 
-def _table(block: Table, tty: bool) -> list[Any]:
+def _laid_out(block: Table, tty: bool) -> list[Any]:
     """For rich: a table below its title, or a card within its frame."""
     from rich import box
     from rich.panel import Panel
@@ -192,67 +166,57 @@ def _table(block: Table, tty: bool) -> list[Any]:
     return [title, table] if block.title else [table]
 
 
-_INTERRUPTED = threading.Event()
+def tell_error(error: object) -> None:
+    """An error or a warning of the program; a run's before its result, on which the eye ends."""
+    tell(f"drainkit: {error}", err=True)
+
+
+_STOPPING = threading.Event()  # a signal came
 
 
 def interrupt(*_: object) -> NoReturn:
     """The program's handler of SIGINT and SIGTERM while nothing is drained."""
-    _INTERRUPTED.set()  # an exception can get lost, in the destructor of an object, say
+    _STOPPING.set()  # an exception can get lost, in the destructor of an object, say
     raise KeyboardInterrupt
 
 
 @contextmanager
-def handled(handler: Callable[..., object]) -> Iterator[None]:
-    """Both signals go to the handler for a while."""
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+def signals(handler: Callable[..., object] | None = None) -> Iterator[threading.Event]:
+    """Both signals go to the handler for a while; without one they set the event alone, so that
+    the commit in flight can be finished."""
+    to = handler or (lambda *_: _STOPPING.set())
+    before = {number: signal.signal(number, to) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield _STOPPING
     finally:
         for number, former in before.items():
             signal.signal(number, former)
 
 
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the commit in flight can be finished."""
-    stopping = threading.Event()
-    if _INTERRUPTED.is_set():
-        stopping.set()
-    with handled(lambda *_: stopping.set()):
-        yield stopping
-
-
-class Moving:
+class Progress:
     """How far a drain is: one line that moves on a terminal; elsewhere a line at each tenth."""
 
-    def __init__(self) -> None:
-        from ..core.summary import Step, Tenths
+    _is_shown, _tenth = False, 0
 
-        self._tenths, self._steps, self._is_shown = Tenths(), Step, False
+    def show(self, of: Summary | str) -> None:
+        """By a run's books, or by a line that another process printed, if it is such a step."""
+        from ..core.summary import Step
 
-    def tick(self, summary: Summary) -> None:
-        """Show how far this run is."""
-        self._show(self._steps.of(summary))
-
-    def line(self, line: str) -> None:
-        """Show a line that another process printed, if it says how far a drain is."""
-        if step := self._steps.read(line):
-            self._show(step)
+        step = Step.read(of) if isinstance(of, str) else Step.of(of)
+        if step and sys.stderr.isatty():
+            words = f"{step.line}, {step.done - step.passed:,} dropped"
+            columns = shutil.get_terminal_size().columns - 1
+            click.echo(_CLEARED + words[:columns], err=True, nl=False)
+            self._is_shown = True
+        elif step and step.done * 10 >= step.total * (self._tenth + 1) > 0:
+            self._tenth = step.done * 10 // step.total
+            click.echo(step.line, err=True)
 
     def close(self) -> None:
         """Take the line away, so that others can be printed."""
         if self._is_shown:
             click.echo(_CLEARED, err=True, nl=False)
         self._is_shown = False
-
-    def _show(self, step: Step) -> None:
-        if sys.stderr.isatty():
-            words = f"{step.line}, {step.done - step.passed:,} dropped"
-            columns = shutil.get_terminal_size().columns - 1
-            click.echo(_CLEARED + words[:columns], err=True, nl=False)
-            self._is_shown = True
-        elif self._tenths.is_next(step):
-            click.echo(step.line, err=True)
 
 
 def confirm(question: str, yes: bool, does: str = "this changes the server") -> None:
@@ -268,7 +232,6 @@ def confirm(question: str, yes: bool, does: str = "this changes the server") -> 
 
 # ---------------------------------------------------------------- a run's report, and the cards
 
-Rows = list[tuple[str, str]]
 #: The original report's lines and more, each with its key in run.json.
 REPORT_LINES = {
     "Mode": "mode", "Total Read": "total_read", "Dropped (old)": "dropped_old",
@@ -286,7 +249,7 @@ _OPTIONAL = {"vanished", "passed_over", "plan_path", "plan_digest", "evidence"}
 
 def report(result: Mapping[str, Any]) -> list[Block]:
     """The original report's lines, and what became of a plan otherwise than planned."""
-    from ..core.summary import entries_words
+    from ..core.summary import amount, entries_words
 
     rate, throttle, evidence = map(result.get, ("events_per_sec", "throttle", "evidence"))
     left, own, read = (result.get(key) or 0 for key in ("remaining", "pending_own", "total_read"))
@@ -305,9 +268,9 @@ def report(result: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = []
     if changed := result.get("drift"):
         n = sum(change["events"] for change in changed)
-        rows = [[c["events"], c["planned"], c["happened"]] for c in changed]
-        title = f"Drift: {n:,} {'event' if n == 1 else 'events'} met another fate than planned"
+        title = f"Drift: {amount(n, 'events')} met another fate than planned"
         title += "; drift.parquet names each" if evidence else ""
+        rows = [[c["events"], c["planned"], c["happened"]] for c in changed]
         blocks.append(Table(("Events", "Planned", "Happened"), rows, title))
     if (result.get("dropped_invalid") or 0) * 2 > read:
         blocks.append("Most events cannot be read; drainkit fields says why, and what would help.")
@@ -320,48 +283,8 @@ def report(result: Mapping[str, Any]) -> list[Block]:
     return [*blocks, *(f"Note: {note}" for note in result.get("notes") or ())]
 
 
-def question_card(run: Run, plan: Plan, notes: list[str], *, waiting: int, own: int) -> Table:
-    """What a live drain of this plan would do, and where.
-
-    `waiting` entries are in the scope, `own` of them left by an earlier run of the consumer. A run
-    with a plan applies just this one; otherwise it decides again, at each event's turn.
-    """
-    from ..core.summary import approvers_words, entries_words
-    from ..server.scopes import keeping, keeping_words
-
-    server, wanted = run.server, run.settings.approval
-    where, what = plan_rows(plan)
-    no_plan = "none: decided again at each event's turn (--plan binds a drain to a dry run)"
-    rows = [
-        ("Server", f"{server.info.kind} {server.info.version} at {server.shown_url}"),
-        ("Keeps", "; ".join(keeping_words(keeping(server)))),
-        *where,
-        ("Waiting", entries_words(plan.scope, waiting, own)),
-        *what,
-        *(("Note", note) for note in notes),
-        ("Digest", plan.digest if run.planned else no_plan),
-        ("Approved by", approvers_words(run.approvers, wanted.required) if wanted else ""),
-    ]
-    return Table((), [row for row in rows if row[1]], "Live drain")
-
-
-def fields_blocks(found: Findings) -> list[Block]:
-    """Why events cannot be read, which fields there are, and what would help."""
-    reasons = [(events, reason) for reason, events in found.reasons.items()]
-    rows = [(value, path, entries, example, ("chosen: " if chosen else "") + why)
-            for value, path, entries, example, chosen, why in found.paths]  # fmt: skip
-    return [
-        *([Table(("Events", "Reason"), reasons, f"{found.title()}:")] if reasons else []),
-        Table(("Value", "Path", "Entries", "Example", "Why"), rows,
-              f"Fields of {found.entries:,} entries, spread over the backlog:"),
-        *(f"Note: {note}" for note in found.notes),
-        found.advice(),
-        *found.snippet().splitlines(),
-    ]  # fmt: skip
-
-
-def plan_rows(plan: Plan) -> tuple[Rows, Rows]:
-    """Where a plan drains, and what it would do there."""
+def plan_rows(plan: Plan, waiting: str = "") -> list[tuple[str, str]]:
+    """Where a plan drains, what waits there, and what it would do."""
     from ..core.summary import duration_words
 
     until = f" (until {plan.until})" if plan.until else ""
@@ -372,14 +295,13 @@ def plan_rows(plan: Plan) -> tuple[Rows, Rows]:
     others = ", ".join(f"{n:,} {a}" for a, n in plan.counts.items() if n and a != "drained_ok")
     limit = "no limit" if plan.max_events is None else f"at most {plan.max_events:,}"
     as_of = f", as of {plan.as_of}" if plan.as_of else ""
-    where = [
+    return [
         ("Environment", plan.environment or "none (no --env)"),
         ("Stream", plan.stream),
         ("Audit", plan.audit_stream),
         ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
         ("Scope", f"{plan.scope},{after} up to {plan.boundary_id}{until}"),
-    ]
-    return where, [
+        *([("Waiting", waiting)] if waiting else []),
         ("Passes", f"{symbols}; confidence from {policy['min_conf']:g}; up to "
                    f"{policy['max_age_min']:g} min old{as_of}"),
         ("Entries", f"{plan.total_read:,} ({limit}), {plan.first_id or 'none'} to "
@@ -387,4 +309,21 @@ def plan_rows(plan: Plan) -> tuple[Rows, Rows]:
         ("Would pass", f"{plan.counts.get('drained_ok', 0):,} drained_ok: still good signals, "
                        "acknowledged and NOT executed" + (f"; not: {others}" if others else "")),
         ("Duration", duration_words(plan.total_read, plan.throttle)),
+    ]  # fmt: skip
+
+
+def fields_blocks(found: Findings) -> list[Block]:
+    """Why events cannot be read, which fields there are, and what would help."""
+    reasons = [(events, reason) for reason, events in found.reasons.items()]
+    rows = [
+        (value, *list(row.values())[:3], ("chosen: " if row["chosen"] else "") + row["why"])
+        for value, paths in found.fields.items() for row in paths
+    ]  # fmt: skip
+    return [
+        *([Table(("Events", "Reason"), reasons, f"{found.title()}:")] if reasons else []),
+        Table(("Value", "Path", "Entries", "Example", "Why"), rows,
+              f"Fields of {found.entries:,} entries, spread over the backlog:"),
+        *(f"Note: {note}" for note in found.notes),
+        found.advice(),
+        *found.snippet.splitlines(),
     ]  # fmt: skip

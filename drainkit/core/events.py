@@ -7,7 +7,7 @@ every other row as it was. The rules are those of the contract, section 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import repeat
@@ -54,10 +54,6 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def symbol(self, row: int) -> str | None:
-        """The symbol of one row, None where not valid."""
-        return self.word("symbol", row)
 
     def word(self, value: str, row: int = 0) -> str | None:
         """The symbol, side or source of one row; None where not valid."""
@@ -126,70 +122,21 @@ class Decoder:
         Of several things wrong with one event, `invalid` names the first of: its JSON, symbol,
         confidence, time.
         """
-        if not self._words or any(words.is_large for words in self._words):
+        is_large = any(
+            len(words) > MAX_VOCABULARY or words.characters > MAX_VOCABULARY_CHARACTERS
+            for words in self._words
+        )
+        if is_large or not self._words:
             self._words = [_Vocabulary(_SYMBOL), _Vocabulary(_ANY_TEXT), _Vocabulary(_ANY_TEXT)]
         ids: list[bytes] = [*map(itemgetter(0), entries)]
         bodies: list[Any] = [*map(itemgetter(1), entries)]
         missing = np.fromiter(map(is_, bodies, repeat(None)), bool, len(bodies))
         if missing.any():  # a body that is gone is like one without fields
             bodies = [body or [] for body in bodies]
-        values: list[Column] = [[] for _ in v.VALUES]
-        stamps: Column = []
-        stamp_rows: list[np.ndarray] = [np.zeros(0, np.int64)]
-        refused = bytearray()
-        order: list[np.ndarray] = []
-        for layout, rows in self._by_layout(bodies):
-            is_all = len(rows) == len(bodies)
-            chosen = bodies if is_all else [bodies[row] for row in rows.tolist()]
-            parts, found_stamps, problems = layout.find(chosen)
-            for column, part in zip(values, parts, strict=True):
-                column.extend(part)
-            for places, column in found_stamps:
-                stamp_rows.append(rows if len(places) == len(rows) else rows[places])
-                stamps += column
-            refused += problems
-            order.append(rows)
-        times = times_us(stamps)
-        known = times != NO_TIME
-        stamp_us = np.full(len(ids), _NEVER)  # of several the earliest
-        np.minimum.at(stamp_us, np.concatenate(stamp_rows)[known], times[known])
-        row_of = np.concatenate(order)
-        return self._events(ids, missing, values, stamp_us, refused, row_of)
-
-    def _by_layout(self, bodies: Sequence[list[bytes]]) -> Iterator[tuple[Layout, np.ndarray]]:
-        """The rows of each layout; at least one, also without any rows."""
-        names = _NAMES(bodies[0]) if bodies else []
-        groups: dict[tuple[bytes, ...], Any] = {}
-        if all(map(names.__eq__, map(_NAMES, bodies))):  # most streams have one producer
-            groups[tuple(names)] = np.arange(len(bodies))
-        else:
-            for row, key in enumerate(map(tuple, map(_NAMES, bodies))):
-                groups.setdefault(key, []).append(row)
-        for key, rows in groups.items():
-            layout = self._layouts.get(key)
-            if layout is None:
-                layout = Layout(key, self._places)
-                if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
-                    self._layouts.clear()
-                if len(key) <= MAX_LAYOUT_NAMES and sum(map(len, key)) <= MAX_LAYOUT_BYTES:
-                    self._layouts[key] = layout
-            yield layout, np.asarray(rows)
-
-    def _events(
-        self,
-        ids: list[bytes],
-        missing: np.ndarray,
-        values: list[Column],
-        stamp_us: np.ndarray,
-        refused: bytearray,
-        order: np.ndarray,
-    ) -> Events:
-        """Columns of raw values, the i-th of row `order[i]`, as typed columns."""
-        symbols, sides, confidences, sources = values
+        (symbols, sides, confidences, sources), stamp_us, invalid, order = self._find(bodies)
         of_symbols, of_sides, of_sources = self._words
         symbol_code = of_symbols.codes(symbols)
         confidence, wrong = _confidences(confidences, self._most)
-        invalid = np.frombuffer(refused, dtype=np.uint8)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = v.NO_SYMBOL if symbols[row] is ABSENT else v.BAD_SYMBOL
         back = np.empty_like(order)
@@ -219,6 +166,48 @@ class Decoder:
             sources=of_sources.texts,
         )
 
+    def _find(
+        self, bodies: Sequence[list[bytes]]
+    ) -> tuple[list[Column], np.ndarray, np.ndarray, np.ndarray]:
+        """Raw values by VALUES, the earliest timestamp of each row, JSON problems, and an order.
+
+        The timestamps (int64, us; _NEVER for none) are by row; the i-th value and problem (uint8)
+        is of row `order[i]`.
+        """
+        names = _NAMES(bodies[0]) if bodies else []
+        groups: dict[tuple[bytes, ...], Any] = {}  # the rows of each layout; at least one
+        if all(map(names.__eq__, map(_NAMES, bodies))):  # most streams have one producer
+            groups[tuple(names)] = np.arange(len(bodies))
+        else:
+            for row, key in enumerate(map(tuple, map(_NAMES, bodies))):
+                groups.setdefault(key, []).append(row)
+        values: list[Column] = [[] for _ in v.VALUES]
+        stamps: Column = []
+        stamp_rows: list[np.ndarray] = [np.zeros(0, np.int64)]
+        refused = bytearray()
+        for key, of_layout in groups.items():
+            if (layout := self._layouts.get(key)) is None:
+                layout = Layout(key, self._places)
+                if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
+                    self._layouts.clear()
+                if len(key) <= MAX_LAYOUT_NAMES and sum(map(len, key)) <= MAX_LAYOUT_BYTES:
+                    self._layouts[key] = layout
+            rows, is_all = np.asarray(of_layout), len(groups) == 1
+            parts, found_stamps, problems = layout.find(
+                bodies if is_all else [bodies[row] for row in of_layout]
+            )
+            for column, part in zip(values, parts, strict=True):
+                column.extend(part)
+            for places, column in found_stamps:
+                stamp_rows.append(rows if len(places) == len(rows) else rows[places])
+                stamps += column
+            refused += problems
+        times, row_of = times_us(stamps), np.concatenate(stamp_rows)
+        stamp_us = np.full(len(bodies), _NEVER)  # of several the earliest
+        np.minimum.at(stamp_us, row_of[times != NO_TIME], times[times != NO_TIME])
+        order = np.concatenate([*map(np.asarray, groups.values())])
+        return values, stamp_us, np.frombuffer(refused, dtype=np.uint8), order
+
 
 class _Vocabulary(dict[Any, int]):
     """Codes for the valid texts seen, by str and by bytes; -1 for all else, which is not kept."""
@@ -226,12 +215,7 @@ class _Vocabulary(dict[Any, int]):
     def __init__(self, valid: re.Pattern[str]) -> None:
         super().__init__({ABSENT: -1})
         self.texts: list[str] = []
-        self._valid, self._characters = valid, 0
-
-    @property
-    def is_large(self) -> bool:
-        """Whether it is time to begin a new one, so that memory stays bounded."""
-        return self._characters > MAX_VOCABULARY_CHARACTERS or len(self) > MAX_VOCABULARY
+        self.characters, self._valid = 0, valid
 
     def codes(self, values: Column) -> np.ndarray:
         """The codes of many values (int32)."""
@@ -248,7 +232,7 @@ class _Vocabulary(dict[Any, int]):
         if code == len(self.texts):
             self.texts.append(text)
         self[value] = code
-        self._characters += len(text)
+        self.characters += len(text)
         return code
 
 

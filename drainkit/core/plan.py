@@ -10,9 +10,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -36,6 +36,8 @@ COLUMNS = (  # `invalid`: what made the event invalid, empty for one that is not
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the outcome of the live run that applies it."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     version: int
     run_id: str  # of the dry run that made it
@@ -89,7 +91,7 @@ class Plan:
         layer = {
             **{n: getattr(self, n) for n in ("stream", "consumer_group", "scope", "consumer_name")},
             **{n: self.policy[n] for n in ("max_age_min", "min_conf", "allowlist")},
-            **{n: getattr(settings, n) for n in settings.given},
+            **{n: getattr(settings, n) for n in settings.model_fields_set},
             **{n: getattr(self, n) for n in FROM_PLAN},
             "fields": {**self.fields, "only": True},
         }
@@ -129,28 +131,20 @@ def from_json(text: str, where: str) -> Plan:
         raise RefusedError(
             f"the plan is of version {data['version']}, not {VERSION}; make a new one"
         )
-    _check(data, Plan, "the plan's")
-    _check(data["policy"], Policy, "the plan's policy")
+    for kind, of in ((Plan, "key"), (Policy, "policy")):
+        try:
+            TypeAdapter(kind).validate_json(json.dumps(data if kind is Plan else data["policy"]))
+        except ValidationError as error:
+            point = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
+            raise RefusedError(
+                f"the plan's {of} {one_line(point, 80)} is missing, unknown or not of the type it "
+                "must be: it was edited"
+            ) from None
     symbols = data["policy"]["allowlist"]
     if symbols is not None and symbols != sorted(set(symbols)):
         raise RefusedError("the plan's policy allowlist is not sorted: it was edited")
     check_digest(data)
     return Plan(**data)
-
-
-def _check(found: dict[str, Any], kind: type[Plan | Policy], whose: str) -> None:
-    """Refuse keys that are missing or unknown, and values of other types."""
-    odd = sorted(found.keys() ^ {field.name for field in fields(kind)})
-    if odd:
-        raise RefusedError(f"{whose} key {odd[0]} is missing or unknown: it was edited")
-    try:
-        TypeAdapter(kind).validate_json(json.dumps(found), strict=True)
-    except ValidationError as error:
-        at = error.errors()[0]["loc"]
-        point = f"key {one_line(str(at[0]), 80)}" if at else "JSON"
-        raise RefusedError(
-            f"{whose} {point} is not of the type it must be: it was edited"
-        ) from None
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
@@ -184,24 +178,22 @@ def differences(
     plan: Plan, *, stream: str, consumer_group: str, scope: str, policy: Policy
 ) -> list[str]:
     """One line for each point in which the plan is for something else than asked for."""
-    asked: dict[str, Any] = {"stream": stream, "consumer group": consumer_group, "scope": scope}
-    planned = dict(zip(asked, (plan.stream, plan.consumer_group, plan.scope), strict=True))
-    asked |= {f"policy {name}": value for name, value in policy.as_dict().items()}
-    planned |= {f"policy {name}": value for name, value in plan.policy.items()}
-    lists: Any = planned.pop("policy allowlist"), asked.pop("policy allowlist")
-    found = [
-        f"{name}: the plan has {one_line(repr(planned[name]), 80)}, asked for "
-        f"{one_line(repr(value), 80)}"
-        for name, value in asked.items()
-        if planned[name] != value
-    ]
-    if lists[0] != lists[1]:
-        then, now = ("any symbol" if one is None else f"{len(one)} symbols" for one in lists)
-        told = f"the plan has {then}, asked for {now}"
-        if None not in lists:
-            then, now = (some(sorted({*a} - {*b})) for a, b in (lists, lists[::-1]))
-            told = f"added {now}; removed {then}"
-        found.append(f"policy allowlist: {told}")
+    points: dict[str, tuple[Any, Any]] = {
+        "stream": (plan.stream, stream),
+        "consumer group": (plan.consumer_group, consumer_group),
+        "scope": (plan.scope, scope),
+        **{f"policy {n}": (plan.policy[n], value) for n, value in policy.as_dict().items()},
+    }
+    found = []
+    for name, both in points.items():
+        then, now = (one_line(repr(value), 80) for value in both)
+        if name == "policy allowlist":  # of long lists the difference must not be cut off
+            lists = [*map(set, both)] if None not in both else []
+            then, now = ("any symbol" if a is None else f"{len(a)} symbols" for a in both)
+            if lists:
+                then, now = (f"{some(sorted(a - b))} besides" for a, b in (lists, lists[::-1]))
+        if both[0] != both[1]:
+            found.append(f"{name}: the plan has {then}, asked for {now}")
     return found
 
 

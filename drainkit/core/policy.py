@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ _MISSING, _OLD, _INVALID, _NOT_ALLOWLISTED, _LOW_CONF, _OK = range(6)
 @dataclass(frozen=True)
 class Policy:
     """What passes: not older than `max_age_min` minutes, in `allowlist`, at least `min_conf`."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     max_age_min: float
     allowlist: frozenset[str] | None  # None: any symbol

@@ -6,6 +6,7 @@ same answer, by a cursor that looks ahead.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,10 @@ from .plan import newest
 from .policy import ACTIONS, Decisions, Policy, reasons
 
 WINDOW = 20_000  # planned entries that are looked ahead at
+PIECE = 4_000  # rows of a plan that are made events at once
+COMPARED = ("id", "event_time", "symbol", "side", "confidence", "source", "invalid")
 Parts = Callable[[], "Iterable[pa.Table]"]  # the same rows at each call
+_PLANNED, _RECORDED = ("id", "action"), ("id", "action", "reason")
 
 
 @dataclass(frozen=True)
@@ -61,25 +65,23 @@ class Matching:
 
     def __init__(self, planned: Parts | None) -> None:
         self._planned = planned
-        self._feed = Feed(_texts(part, "id", "action") for part in (planned() if planned else ()))
-        self._open, self._extras = [_texts(None, "id", "action")], [_texts(None, *_RECORDED)]
-        self._loose, self._most = 0, WINDOW  # rows of them; looked through when there are more
-        self._drift: list[pa.Table] = []
+        self._feed = Feed(_texts(part, *_PLANNED) for part in (planned() if planned else ()))
+        self._open, self._extras = _texts(None, *_PLANNED), _texts(None, *_RECORDED)
+        self._most = WINDOW  # extras; looked through when there are more
+        self._drift = [drift_table()]
 
     def add(self, recorded: pa.Table) -> None:
         """Some records: columns id, action and reason."""
-        recorded = _texts(recorded, *_RECORDED)
-        planned = self._feed.take(len(recorded))
+        recorded, planned = _texts(recorded, *_RECORDED), self._feed.take(len(recorded))
         if planned is not None and planned["id"].equals(recorded["id"]):
             self._pair(planned, recorded)
             return
-        self._extras.append(recorded)
-        self._loose += len(recorded)
+        self._extras = pa.concat_tables([self._extras, recorded])
         if planned is not None:
-            self._open.append(planned)
-            if self._loose > self._most:
+            self._open = pa.concat_tables([self._open, planned])
+            if len(self._extras) > self._most:
                 self._match()
-                self._most = 2 * self._loose + WINDOW
+                self._most = 2 * len(self._extras) + WINDOW
 
     def finish(self, vanished: Callable[[list[str]], Collection[str]] | None = None) -> Matched:
         """What does not fit, once all records were added.
@@ -87,55 +89,46 @@ class Matching:
         `vanished` says which of the ids that lack a record need none, deleted as they were before
         they could be delivered.
         """
-        lacking = self._match()
-        while (part := self._feed.take(WINDOW)) is not None:
-            self._open = [part]
-            lacking += self._match()
+        if (rest := self._feed.take(sys.maxsize)) is not None:
+            self._open = pa.concat_tables([self._open, rest])
+        self._match()
+        lacking: list[str] = self._open["id"].to_pylist()
         gone = set(vanished(lacking)) if lacking and vanished is not None else set()
-        lacking = [entry for entry in lacking if entry not in gone]
-        extras = pa.concat_tables(self._extras)
-        found = pc.value_counts(extras["id"])
-        doubled = found.filter(pc.greater(found.field("counts"), 1)).field("values").to_pylist()
+        found = pc.value_counts(self._extras["id"])
+        often = pc.greater(found.field("counts"), 1)
+        twice = set(found.field("values").filter(often).to_pylist())
         if self._planned is None:
-            return Matched(doubled)
-        known: set[str] = set()  # those of them that are planned
-        for part in self._planned() if len(extras) else ():
-            planned = _texts(part, "id")["id"]
-            known.update(planned.filter(pc.is_in(planned, value_set=extras["id"])).to_pylist())
-        doubled, ids = set(doubled), found.field("values").to_pylist()
-        # a planned one has had its record; of the others each may have one before it is twice
-        twice = [entry for entry in ids if entry in known or entry in doubled]
-        beyond = [entry for entry in ids if entry not in known]
-        return Matched(twice, lacking, beyond, len(gone))
+            return Matched([*twice])
+        known: set[str] = set()  # of the extras those that are planned: these have had their record
+        for part in self._planned() if len(found) else ():
+            ids = _texts(part, "id")["id"]
+            known.update(ids.filter(pc.is_in(ids, found.field("values"))).to_pylist())
+        extras, twice = found.field("values").to_pylist(), twice | known
+        return Matched(
+            [entry for entry in extras if entry in twice],
+            [entry for entry in lacking if entry not in gone],
+            [entry for entry in extras if entry not in known], len(gone),
+        )  # fmt: skip
 
     def drift(self) -> pa.Table:
         """Where what happened differs from the plan (`drift_table`), as far as it was added."""
-        return pa.concat_tables([drift_table(), *self._drift])
+        return pa.concat_tables(self._drift)
 
-    def _match(self) -> list[str]:
-        """Pair what has its counterpart by now; returns the ids that are left of the plan."""
-        planned = pa.concat_tables(self._open).combine_chunks()
-        if not len(planned):
-            return []
-        recorded = pa.concat_tables(self._extras).combine_chunks()
+    def _match(self) -> None:
+        """Pair what has its counterpart by now."""
+        planned, recorded = self._open.combine_chunks(), self._extras.combine_chunks()
         places = pc.index_in(recorded["id"], value_set=planned["id"]).fill_null(-1).to_numpy()
         _, first = np.unique(places, return_index=True)
         rows = np.sort(first[places[first] >= 0])  # the first record of each planned entry
         self._pair(planned.take(places[rows]), recorded.take(rows))
-        self._open = [planned.take(np.delete(np.arange(len(planned)), places[rows]))]
-        self._extras = [recorded.take(np.delete(np.arange(len(recorded)), rows))]
-        self._loose = len(self._extras[0])
-        left: list[str] = self._open[0]["id"].to_pylist()
-        return left
+        self._open = planned.take(np.delete(np.arange(len(planned)), places[rows]))
+        self._extras = recorded.take(np.delete(np.arange(len(recorded)), rows))
 
     def _pair(self, planned: pa.Table, recorded: pa.Table) -> None:
         differs = pc.not_equal(planned["action"], recorded["action"])
         if pc.any(differs).as_py():
             was, now = planned["action"].filter(differs), recorded.filter(differs)
             self._drift.append(drift_table(now["id"], was, now["action"], now["reason"]))
-
-
-_RECORDED = ("id", "action", "reason")
 
 
 def drift_table(*columns: Any) -> pa.Table:
@@ -176,23 +169,18 @@ def reconcile(
 
     `audited` are the run's records by action, `counts` the run's own numbers.
     """
-    numbers = [
-        f"{one_line(action)}: the run counted {counts.get(action, 0)}, "
-        f"the audit {audited.get(action, 0)}"
-        for action in sorted({*ACTIONS, *audited, *counts})
-        if audited.get(action, 0) != counts.get(action, 0)
-    ]
-    return [
-        *_line("entries recorded more than once", matched.twice),
-        *numbers,
-        *_line("planned entries without a record", matched.lacking),
-        *_line("recorded entries that were not planned", matched.beyond),
-    ]
-
-
-def _line(finding: str, ids: Sequence[str]) -> list[str]:
+    found = {
+        "entries recorded more than once": matched.twice,
+        "planned entries without a record": matched.lacking,
+        "recorded entries that were not planned": matched.beyond,
+    }
     # whoever may write to the audit stream could have put anything there
-    return [f"{finding}: {len(ids):,}, first {one_line(ids[0])}"] if ids else []
+    return [
+        *(f"{what}: {len(ids):,}, first {one_line(ids[0])}" for what, ids in found.items() if ids),
+        *(f"{one_line(action)}: the run counted {counts.get(action, 0)}, the audit "
+          f"{audited.get(action, 0)}" for action in sorted({*ACTIONS, *audited, *counts})
+          if audited.get(action, 0) != counts.get(action, 0)),
+    ]  # fmt: skip
 
 
 def _texts(table: pa.Table | None, *names: str) -> pa.Table:
@@ -201,8 +189,7 @@ def _texts(table: pa.Table | None, *names: str) -> pa.Table:
     return schema.empty_table() if table is None else table.select(names).cast(schema)
 
 
-PIECE = 4_000  # rows of a plan that are made events at once
-COMPARED = ("id", "event_time", "symbol", "side", "confidence", "source", "invalid")
+# ---------------------------------------------------------------- the entries of a plan
 
 
 class Entries:
@@ -211,8 +198,7 @@ class Entries:
     def __init__(self, decisions: pa.Table) -> None:
         """`decisions` needs the columns id, action and payload_sha256."""
         self._table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
-        self.ids = self._table["id"].combine_chunks()
-        self.hashes = self._table["payload_sha256"].combine_chunks()
+        self.ids, _, self.hashes = (column.combine_chunks() for column in self._table.columns)
         self.actions = word_codes(self._table["action"], ACTIONS)[0].astype(np.uint8)
 
     def __len__(self) -> int:
@@ -221,10 +207,6 @@ class Entries:
     def only(self, rows: np.ndarray) -> Entries:
         """Those that `rows` (bool) marks."""
         return self if rows.all() else Entries(self._table.filter(pa.array(rows)))
-
-    def last(self) -> str:
-        """The largest id."""
-        return "{}-{}".format(*newest(self.ids))
 
     @cached_property
     def rows(self) -> dict[bytes, int]:
@@ -257,7 +239,8 @@ class ToDrain:
     @classmethod
     def of(cls, entries: Entries) -> ToDrain:
         """Just these."""
-        return cls(len(entries), entries.last() if len(entries) else "", lambda: entries)
+        last_id = "{}-{}".format(*newest(entries.ids)) if len(entries) else ""
+        return cls(len(entries), last_id, lambda: entries)
 
     @cached_property
     def entries(self) -> Entries:

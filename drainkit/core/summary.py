@@ -24,7 +24,6 @@ COUNTS = ("total_read", *ACTIONS, "vanished", "passed_over", "events_per_sec")
 OUTCOMES = {0: "done", 4: "refused", 130: "interrupted"}  # by exit code; all others: "failed"
 _INNER = {"changes", "expected", "is_counted", "pace", "unreadable"}  # kept beside the JSON
 _OR_NULL = {*COUNTS, "remaining", "throttle", "exit_code", "pending_own"}  # else None is left out
-_STEPS = 10  # lines of a whole drain, where there is no terminal
 _DRAINED = re.compile(r"drained ([\d,]+) of ([\d,]+), .*?([\d,]+) passed")
 
 
@@ -215,23 +214,12 @@ class Step:
         return cls(done, total, passed, line)
 
 
-@dataclass
-class Tenths:
-    """Which steps to show where there is no terminal: one at each tenth of a live drain."""
-
-    _shown: int = field(default=0, init=False)
-
-    def is_next(self, step: Step) -> bool:
-        """Whether another tenth is done with this step."""
-        tenth = step.done * _STEPS // step.total if step.total else 0
-        is_new, self._shown = tenth > self._shown, max(tenth, self._shown)
-        return is_new
-
-
 def span(seconds: float) -> str:
     """A duration as a reader says it: `90.5 s`, `30 min`, `2.4 h`."""
-    sizes = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
-    size, unit = next((pair for pair in sizes if abs(seconds) >= 2 * pair[0]), sizes[-1])
+    size, unit = 1, "s"
+    for more in ((60, "min"), (3600, "h"), (86_400, "days")):
+        if abs(seconds) >= 2 * more[0]:
+            size, unit = more
     n = seconds / size
     return f"{n:,.0f} {unit}" if abs(n) >= 999 else f"{n:.3g} {unit}"
 

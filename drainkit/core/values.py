@@ -23,7 +23,6 @@ Column = list[Any]
 RawEntry = Sequence[Any]  # [id: bytes, [field, value, ...] | None]; None: the body is gone
 Path = tuple[str, ...]  # of names, into a JSON object
 Stamps = list[tuple[Sequence[int], Column]]  # rows, and what each holds under a time's name
-Tops = tuple[Any, ...]  # what is under one key of some JSON objects
 INVALID_REASONS = (
     "",
     *(f"{field} {problem}" for field in ("payload", "data", "mapped field") for problem in (
@@ -42,18 +41,17 @@ VALUES = ("symbol", "side", "confidence", "source")
 ABSENT: Any = object()  # told apart from None, which JSON's null becomes
 
 
-def roots(names: Iterable[str]) -> list[str]:
-    """The fields whose JSON objects may hold the names, in the order in which they count."""
-    mapped = (name.partition(".") for name in names)
-    return [*dict.fromkeys([*CONTAINERS, *(root for root, dot, _ in mapped if dot)])]
+def paths_of(names: Iterable[str]) -> dict[str, list[Path]]:
+    """Where names lie, by the field whose JSON object holds them, in the order in which they count.
 
-
-def paths_in(root: str, names: Iterable[str]) -> list[Path]:
-    """Where the names lie in the JSON object of a field; one without a dot in payload and data."""
-    paths = [tuple(name.split(".")) for name in names]
-    if root in CONTAINERS:
-        paths = [path if len(path) > 1 else (root, *path) for path in paths]
-    return [path[1:] for path in paths if path[0] == root and len(path) > 1]
+    One without a dot lies in payload and data.
+    """
+    found: dict[str, list[Path]] = {root: [] for root in CONTAINERS}
+    for name in names:
+        root, *path = name.split(".")
+        for at in (root,) if path else CONTAINERS:
+            found.setdefault(at, []).append((*path,) or (name,))
+    return found
 
 
 class Places:
@@ -65,11 +63,13 @@ class Places:
         self.by_value = [[k for k, slot in enumerate(slots) if slot[0] == v] for v in VALUES]
         # of each slot itself and those of the same value that go before it
         self.better = [own[: i + 1] for own in self.by_value for i in range(len(own))]
-        self.names = [*(names for _, names in slots), fields.timestamp]  # the times at last
+        names = [*(names for _, names in slots), fields.timestamp]  # the times at last
+        self.names = [[name.encode() for name in of_slot] for of_slot in names]
+        paths = [paths_of(of_slot) for of_slot in names]
         self.containers = {
             # made when it is met, once: that takes a while
-            root: cache(partial(_Container, root, [paths_in(root, names) for names in self.names]))
-            for root in roots(name for names in self.names for name in names)
+            root.encode(): cache(partial(_Container, root, [own.get(root, []) for own in paths]))
+            for root in dict.fromkeys(root for own in paths for root in own)
         }
 
 
@@ -79,18 +79,14 @@ class Layout:
     def __init__(self, names: tuple[bytes, ...], places: Places) -> None:
         # backwards, so that of a field given twice the first counts
         at = {names[i]: 2 * i + 1 for i in range(len(names) - 1, -1, -1)}
-        *found, self._times = [
-            [at[name.encode()] for name in of_rank if name.encode() in at]
-            for of_rank in places.names
-        ]
+        *found, self._times = [[at[name] for name in own if name in at] for own in places.names]
         self._flat = [spots[0] if spots else None for spots in found]
         self._better, self._by_value = places.better, places.by_value
         self._readers: list[tuple[int, _Container, list[int]]] = []
-        for name, made in places.containers.items():
-            if name.encode() in at:
-                may = made().may
-                open_ = [k for k in may if all(self._flat[j] is None for j in self._better[k])]
-                self._readers.append((at[name.encode()], made(), open_))
+        for name in [name for name in places.containers if name in at]:
+            container = places.containers[name]()
+            is_open = [all(self._flat[j] is None for j in better) for better in self._better]
+            self._readers.append((at[name], container, [k for k in container.may if is_open[k]]))
 
     def find(self, bodies: Sequence[Any]) -> tuple[list[Column], Stamps, bytearray]:
         """For each of VALUES a column of raw values (bytes where flat), and all timestamps.
@@ -103,21 +99,25 @@ class Layout:
         ]
         stamps: Stamps = [(range(n), [*map(itemgetter(at), bodies)]) for at in self._times]
         refused = bytearray(n)
+
+        def is_open(row: int, wanted: list[int]) -> bool:  # would any be better than what is found?
+            return any(all(slots[j][row] is ABSENT for j in self._better[k]) for k in wanted)
+
         for at, container, wanted in self._readers:
             rows: Sequence[int] = range(n)
             if any(refused):
                 rows = [row for row in rows if not refused[row]]
             if not container.has_times:
-                rows = [row for row in rows if self._is_open(row, slots, wanted)]
+                rows = [row for row in rows if is_open(row, wanted)]
             raws = [bodies[row][at] for row in rows]
             found, times, reasons = container.read(raws, wanted)
             for row, raw, reason in zip(rows, raws, reasons, strict=True) if any(reasons) else ():
                 # looked at for a time alone, what is no object holds none; a broken one might
-                if reason and (self._is_open(row, slots, wanted) or raw.lstrip()[:1] == b"{"):
+                if reason and (is_open(row, wanted) or raw.lstrip()[:1] == b"{"):
                     refused[row] = reason
             for k, column in zip(wanted, found, strict=True):
                 slots[k] = _filled(slots[k], rows, column)
-            stamps += [(rows, column) for column in times if not _is_known(column, stamps)]
+            stamps += [(rows, column) for column in times]
         values = []
         for first, *others in self._by_value:
             for k in others:
@@ -125,26 +125,13 @@ class Layout:
             values.append(slots[first])
         return values, stamps, refused
 
-    def _is_open(self, row: int, slots: list[Column], wanted: list[int]) -> bool:
-        """Whether a wanted slot would be better than what has been found."""
-        return any(all(slots[j][row] is ABSENT for j in self._better[k]) for k in wanted)
-
-
-def _is_known(column: Column, stamps: Stamps) -> bool:
-    """Whether the first stamps say the same in each row: an envelope repeats its payload's time."""
-    if not stamps or len(stamps[0][1]) != len(column):
-        return False
-    try:
-        return stamps[0][1] == [*map(str.encode, column)]
-    except (TypeError, ValueError):  # not texts
-        return False
-
 
 def _filled(column: Column, rows: Sequence[int], found: Column) -> Column:
     """The column with what was found in these rows where it has nothing yet."""
-    if len(found) == len(column) == column.count(ABSENT):  # nothing at all: mostly
+    absent = column.count(ABSENT)
+    if len(found) == len(column) == absent:  # nothing at all: mostly
         return found
-    for row, value in zip(rows, found, strict=True):
+    for row, value in zip(rows, found, strict=True) if absent else ():
         if column[row] is ABSENT:
             column[row] = value
     return column
@@ -160,10 +147,8 @@ class _Container:
         self.has_times = bool(paths[-1])
         # the decoder seeks a key from the one before on, so those that are usual come first
         firsts = [paths[k][0] for k in self.may]
-        usual = [*firsts[:3], *paths[-1][:1], *firsts[3:]]
-        self._tops = [
-            *dict.fromkeys(path[0] for path in [*usual, *(p for own in paths for p in own)])
-        ]
+        usual = [*firsts[:3], *paths[-1][:1], *firsts[3:], *(path for own in paths for path in own)]
+        self._tops = [*dict.fromkeys(path[0] for path in usual)]
         values = [(f"f{i}", Any, msgspec.field(default=ABSENT, name=top))
                   for i, top in enumerate(self._tops)]  # fmt: skip
         self._kind = msgspec.defstruct("Container", values, gc=False)
@@ -199,8 +184,21 @@ class _Container:
         nothing = (ABSENT,) * len(raws)
         # a tuple of each at once: as attributes they take three times as long
         tops = [*zip(*map(astuple, objects), strict=True)] or [nothing] * len(self._tops)
-        times = [_found_at(tops, *spot) for spot in self._spots[-1] if tops[spot[0]] != nothing]
-        return [_first_of(tops, self._spots[k]) for k in wanted], times, reasons
+
+        def found_at(top: int, path: Path) -> Column:  # for each object what is at a place in it
+            column = [*tops[top]]
+            for name in path:
+                column = [x.get(name, ABSENT) if isinstance(x, dict) else ABSENT for x in column]
+            return column
+
+        columns = []
+        for best, *others in (self._spots[k] for k in wanted):
+            column = found_at(*best)
+            for spot in others:  # of several places the first that has one
+                column = _filled(column, range(len(raws)), found_at(*spot))
+            columns.append(column)
+        times = [found_at(*spot) for spot in self._spots[-1] if tops[spot[0]] != nothing]
+        return columns, times, reasons
 
     def _read_with_care(self, raw: bytes) -> tuple[Any, int]:
         """The object's values and 0, or blanks and which of a field's problems it has (1 to 4)."""
@@ -213,36 +211,18 @@ class _Container:
             try:
                 return self._decode(raw), 0
             except msgspec.ValidationError:
-                # no object, or a number beyond float64: the rest has not been looked at
-                found = json.loads(text, parse_constant=no_constant, parse_int=_whole)
+                # no object, or a number beyond float64: the rest has not been looked at. A whole
+                # number is beyond any timestamp then; int() of thousands of digits raises
+                found = json.loads(
+                    text, parse_constant=no_constant,
+                    parse_int=lambda digits: int(digits) if len(digits) <= 40 else float("inf"),
+                )  # fmt: skip
                 json.dumps(found, ensure_ascii=False).encode()  # raises for lone surrogates
         except (msgspec.DecodeError, ValueError):
             return self._kind(), 3
         if not isinstance(found, dict):
             return self._kind(), 4
         return self._kind(*(found.get(top, ABSENT) for top in self._tops)), 0
-
-
-def _first_of(tops: list[Tops], spots: list[tuple[int, Path]]) -> Column:
-    """For each object the value at the first of the places that has one."""
-    column = _found_at(tops, *spots[0])
-    for spot in spots[1:]:
-        if column.count(ABSENT):
-            column = _filled(column, range(len(column)), _found_at(tops, *spot))
-    return column
-
-
-def _found_at(tops: list[Tops], top: int, path: Path) -> Column:
-    """For each object what is at a place in it."""
-    found = [*tops[top]]
-    for name in path:
-        found = [value.get(name, ABSENT) if isinstance(value, dict) else ABSENT for value in found]
-    return found
-
-
-def _whole(text: str) -> int | float:
-    # beyond any timestamp; int() of thousands of digits raises, and would take long
-    return int(text) if len(text) <= 40 else float("inf")
 
 
 def no_constant(name: str) -> Any:

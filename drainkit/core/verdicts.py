@@ -98,15 +98,9 @@ def group_of(state: Json, name: object) -> Json:
 
 
 def verdicts(
-    run: Json,
-    plan: Json,
-    before: Json,
-    after: Json,
-    recorded: Recorded | None,
-    *,
-    consumer: str = "",
-    unacknowledged: Sequence[str] = (),
-) -> list[Verdict]:
+    run: Json, plan: Json, before: Json, after: Json, recorded: Recorded | None, *,
+    consumer: str = "", unacknowledged: Sequence[str] = (),
+) -> list[Verdict]:  # fmt: skip
     """What a reader would otherwise have to check by hand, in the order of importance.
 
     `run` and `plan` as their files say (empty: there is none), `before` and `after` the server's
@@ -123,15 +117,21 @@ def verdicts(
         found = {AUDITED: by_audit.pop(AUDITED), **met, **found, **by_audit}
     else:
         old, new = before.get("audit_entries"), after.get("audit_entries")
-        if old is None or new is None:
-            told = UNKNOWN, "The audit stream's length is not known."
-        elif old == new:
+        told: Told = UNKNOWN, "The audit stream's length is not known."
+        if old is not None and new is not None:
             told = YES, f"The audit stream holds {new:,} entries, as before."
-        else:
-            why = f"The audit stream's length went from {old:,} to {new:,}: another run."
-            told = EXPLAINED, why
+            if old != new:
+                why = f"The audit stream's length went from {old:,} to {new:,}: another run."
+                told = EXPLAINED, why
         found["Nothing was written"] = told
-    found["The stream was not shortened"] = _length(before, after)
+    told = UNKNOWN, "The stream was not read before and after the run."
+    if before and after:
+        old, new = before["stream"]["length"], after["stream"]["length"]
+        why = f"{old:,} entries before, {new:,} after. A drain deletes nothing"
+        told = YES, f"{why}."
+        if new < old:
+            told = EXPLAINED, f"{why}: others deleted or trimmed meanwhile."
+    found["The stream was not shortened"] = told
     found["No path to an order"] = YES, _NO_ORDER
     return [Verdict(claim, *told) for claim, told in found.items()]
 
@@ -235,13 +235,3 @@ def _others(run: Json, plan: Json, before: Json, after: Json, consumer: str) -> 
         return EXPLAINED, f"{told} Their own consumers moved: {'; '.join(moved)}"
     told = f"{len(new):,} others: positions and pending as before." if new else "There is none."
     return YES, told
-
-
-def _length(before: Json, after: Json) -> Told:
-    if not before or not after:
-        return UNKNOWN, "The stream was not read before and after the run."
-    old, new = before["stream"]["length"], after["stream"]["length"]
-    told = f"{old:,} entries before, {new:,} after. A drain deletes nothing"
-    return (YES, f"{told}.") if new >= old else (
-        EXPLAINED, f"{told}: others deleted or trimmed meanwhile."
-    )  # fmt: skip

@@ -45,13 +45,6 @@ class Examined:
             self.findings.append(f"changed: {what} ({shown(said or type(error).__name__)})")
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: by its name, or by what is in it."""
-    return bool(RUN_ID.fullmatch(folder.resolve().name)) or any(
-        (folder / name).exists() for name in (STATEMENT, SUMS, RUN_JSON)
-    )
-
-
 def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = None) -> Examined:
     """One finding for each file changed, missing or added, and for what contradicts itself.
 

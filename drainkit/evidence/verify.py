@@ -26,9 +26,10 @@ from ..server.connection import Server
 from ..server.ledger import End, Sealed, Start
 from ..settings import build
 from ..settings.kinds import is_url
-from .examined import Examined, examine, is_run
+from . import seal
+from .examined import Examined, examine
 from .remote import local_copy
-from .seal import CHAIN, STATEMENT, Link, key_of, listing, read_chain, run_dirs, shown, walk
+from .seal import CHAIN, STATEMENT, shown
 
 #: The keys of a row of `runs`, in order.
 ROW = (
@@ -81,20 +82,18 @@ def verify(
         ) from None
     kept = (0, "") if checkpoint is None else _read_checkpoint(checkpoint)
     with local_copy(str(path)) as folder:
-        alone = is_run(folder)
+        alone = RUN_ID.fullmatch(folder.resolve().name) is not None or any(
+            (folder / name).exists() for name in (STATEMENT, seal.SUMS, seal.RUN_JSON)
+        )
         if alone and checkpoint is not None:
             raise UsageError("--checkpoint is of a chain of runs; name a reports folder")
-        places = [folder] if alone else run_dirs(folder)
+        places = [folder] if alone else seal.run_dirs(folder)
         runs = [examine(run, signers, identity) for run in places]
         found = Verified({run.name: run.findings for run in runs})
         found.archived = [run.name for run in runs if run.is_archived]
         chain = found.findings.setdefault(runs[0].name if alone else "chain", [])
         if not alone:
             chain += _of_chain(folder, runs)
-            chain += [
-                f"stray: {one_line(name)} lies beside the runs and is not one"
-                for name in listing(folder) if not _BESIDE.fullmatch(name)
-            ]  # fmt: skip
         if url is not None:
             ledgers = Ledgers.read(url, runs, streams)
             for run in runs:
@@ -105,9 +104,9 @@ def verify(
                 found.drains = ledgers.drains()
         if checkpoint is not None:
             # the runs from the first on, as their statements name each other
-            order = walk({
-                key_of(run.previous): {"run_id": run.name, "statement_sha256": run.digest or ""}
-                for run in runs if run.is_linked
+            order = seal.walk({
+                seal.key_of(r.previous): {"run_id": r.name, "statement_sha256": r.digest or ""}
+                for r in runs if r.is_linked
             })  # fmt: skip
             chain += _of_checkpoint(*kept, order)
             if not found.bad:
@@ -117,11 +116,16 @@ def verify(
 
 
 def _of_chain(reports_dir: Path, runs: Sequence[Examined]) -> Iterator[str]:
-    """Where the links from run to run do not fit; `runs` are the folders named like runs."""
+    """Where the links from run to run do not fit, and what is no run; `runs` are named like one."""
+    yield from (
+        f"stray: {one_line(name)} lies beside the runs and is not one"
+        for name in seal.listing(reports_dir)
+        if not _BESIDE.fullmatch(name)
+    )
     # by the run, or chain.json, that holds the link
     links = {run.name: run.previous for run in runs if run.is_linked}
     digests = {run.name: run.digest for run in runs}
-    if newest := read_chain(reports_dir):
+    if newest := seal.read_chain(reports_dir):
         links[CHAIN] = newest
     elif os.path.lexists(reports_dir / CHAIN):
         yield f"changed: {CHAIN} (not readable)"
@@ -162,7 +166,7 @@ def _read_checkpoint(path: Path) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def _of_checkpoint(place: int, digest: str, chain: Sequence[Link]) -> Iterator[str]:
+def _of_checkpoint(place: int, digest: str, chain: Sequence[seal.Link]) -> Iterator[str]:
     """What became of the run that the checkpoint names, if it is not where it was.
 
     It cannot be elsewhere: a statement's digest holds those of all runs before it.
@@ -188,7 +192,6 @@ def _of_checkpoint(place: int, digest: str, chain: Sequence[Link]) -> Iterator[s
 class Ledgers:
     """What the ledgers of some streams say of live runs."""
 
-    asked: list[str] = field(default_factory=list)
     sealed: dict[str, list[Sealed]] = field(default_factory=dict)
     starts: dict[str, Start] = field(default_factory=dict)
     ends: dict[str, End] = field(default_factory=dict)
@@ -202,11 +205,10 @@ class Ledgers:
         for stream in sorted({*streams, *(name for run in runs for name in run.streams)}):
             name = shown(stream)
             try:
-                build({"stream": stream})
-            except UsageError:
-                found.odd.append(f"changed: a run names {name}, which is no stream's name")
+                build({"stream": stream})  # a run can name what is no stream's name
+            except UsageError as error:
+                found.odd.append(f"changed: a run's stream: {error}")
                 continue
-            found.asked.append(name)
             with Server(url, stream) as server:
                 try:
                     ledger.check(server)
@@ -239,8 +241,7 @@ class Ledgers:
         # all of them: whoever seals a folder anew can only add another entry
         known = {entry.statement_sha256 for i in ids for entry in self.sealed.get(i, ())}
         if not known:
-            where = ", ".join(self.asked)
-            yield f"the server's run ledger has no digest of this run's evidence (streams: {where})"
+            yield "the server's run ledger has no digest of this run's evidence"
         elif known != {run.digest}:
             yield "changed: the server's run ledger has another digest of its statement"
 
@@ -288,12 +289,12 @@ def runs(
     With `url` also the live runs that the ledgers (of the runs' streams, and `streams`) have alone.
     """
     with local_copy(place) as folder:
-        examined = [*map(examine, run_dirs(folder))]
+        examined = [*map(examine, seal.run_dirs(folder))]
     found, ledgers = [], Ledgers()
     for run in examined:
-        seal = "broken" if run.findings else "archived" if run.is_archived else "ok"
+        state = "broken" if run.findings else "archived" if run.is_archived else "ok"
         evidence = f"{place.rstrip('/')}/{run.name}"
-        found.append(_row(run.name, run.says, evidence, "interrupted" if run.is_open else seal))
+        found.append(_row(run.name, run.says, evidence, "interrupted" if run.is_open else state))
     if url is not None:
         ledgers = Ledgers.read(url, examined, streams)
         for run_id in ledgers.starts.keys() - {run.name for run in examined}:
@@ -309,10 +310,10 @@ def runs(
 
 
 def _row(
-    run_id: str, says: Mapping[str, Any], evidence: str | None, seal: str | None
+    run_id: str, says: Mapping[str, Any], evidence: str | None, state: str | None
 ) -> dict[str, Any]:
     """A row from what folder or ledger say of a run: anybody can have written anything there."""
-    row = dict.fromkeys(ROW) | {"run_id": run_id, "evidence": evidence, "seal": seal}
+    row = dict.fromkeys(ROW) | {"run_id": run_id, "evidence": evidence, "seal": state}
     for name in ("started_at", "stream", "consumer_group", "outcome", "operator"):
         if isinstance(value := says.get(name), str) and value:
             row[name] = one_line(value.strip())

@@ -32,8 +32,7 @@ from ..late import collection_paused, pa, pc, pd
 from ..safe import one_line, text
 from ..server import counting, ledger, reading, scopes
 from ..server.connection import Server
-from ..settings import Fields, Settings
-from ..settings.config import load
+from ..settings import Fields, Settings, load
 
 DAY_US = 86_400_000_000
 NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null

@@ -52,7 +52,7 @@ def first_screen(server: Server, settings: Settings) -> tuple[dict[str, Any], Fi
         "as_of": iso(server.now_us()),
         "verdict": report.verdict(),
         "decided": decided,
-        "unreadable": odd and odd.as_dict(),
+        "unreadable": odd and vars(odd),
         "running_drains": [vars(one) | {"line": one.line()} for one in running_drains(server)],
         "last_run": last and structs.asdict(last),
     }, odd

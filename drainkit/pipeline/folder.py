@@ -65,8 +65,7 @@ class RunFolder:
     def begin(self, run: Run, before: Mapping[str, Any]) -> None:
         """The first files: should this process be killed, none tells of another run or mode."""
         books = {**run.begin().as_dict(), "outcome": "interrupted", "exit_code": 130}
-        more = {"parameters": dict(self.parameters), "templates": list(self.templates)}
-        files.write_json(self.path / RUN_JSON, {**books, **more})
+        files.write_json(self.path / RUN_JSON, books)
         files.write_json(self.path / "baseline.json", before)
         if run.planned:
             run.planned.copy_to(self.path)
@@ -205,7 +204,9 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
         planned = _plan_of(folder, starts)
         settings = _settings_of(settings, stream, starts, planned)
         with Server.of(settings) as server:
-            parameters = settings.model_dump(mode="json", include={*settings.given} & {*NOTEBOOK})
+            parameters = settings.model_dump(
+                mode="json", include={*settings.model_fields_set} & {*NOTEBOOK}
+            )
             parameters["mode"] = settings.mode
             this = RunFolder(folder, settings, server, reports, parameters, sign_key=sign_key)
             is_sealed = len(starts) + len(ends) < len(mine)
@@ -291,10 +292,10 @@ def _books(
 ) -> Summary:
     """The books of a run that was killed, by ledger and audit; of a dry run, by its plan."""
     server, run_id = this.server, this.path.name
-    plan = planned.plan if planned else None
-    boundary = starts[-1].boundary_id if starts else plan.boundary_id if plan else ""
-    digest = starts[-1].plan_digest if starts else plan.digest if plan else ""
-    now_us = server.now_us()
+    plan, now_us = planned.plan if planned else None, server.now_us()
+    last = starts[-1] if starts else plan
+    boundary = last.boundary_id if last else ""
+    digest = starts[-1].plan_digest if starts else plan and plan.digest
     summary = Summary.opened(
         this.settings, run_id=run_id, boundary=boundary, now_us=now_us, plan_digest=digest or None
     )

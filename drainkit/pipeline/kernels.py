@@ -7,14 +7,12 @@ afterwards.
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -28,11 +26,10 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import run_sync
 
-from ..errors import DrainkitError, InterruptedRunError, UnwritableError, named
+from ..errors import DrainkitError, InterruptedRunError, UnwritableError, error_class
 from ..safe import one_line
 
 SOCKET_NAME_BYTES = 96  # the systems allow 104 and 108, and a number follows
-PATIENCE_SEC = 10.0  # for a notebook that was interrupted
 INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -123,24 +120,21 @@ class Kernels:
             papermill.execute_notebook, *paths, parameters=parameters, kernel_name="python3",
             progress_bar=False, stdout_file=printed, km=manager,
         )  # fmt: skip
-        interrupted, deadline = False, math.inf
+        interrupted = False
         while wait([running], 0.1).not_done:
             if stopping.is_set() and not interrupted:
                 interrupted = True
-                deadline = math.inf if is_live else time.monotonic() + PATIENCE_SEC
-                # a live drain finishes its commit, or does not begin at all
-                sign = signal.SIGUSR1 if is_live else signal.SIGINT
-                with suppress(RuntimeError, OSError):  # a kernel that died needs none
-                    run_sync(manager.signal_kernel)(sign)
-            if time.monotonic() > deadline:
-                self.end(manager)  # it changes nothing on the server; its output is not needed
-                deadline = math.inf
+                if is_live:  # it finishes its commit, or does not begin at all
+                    with suppress(RuntimeError, OSError):  # a kernel that died needs none
+                        run_sync(manager.signal_kernel)(signal.SIGUSR1)
+                else:  # it changes nothing on the server; its output is not needed
+                    self.end(manager)
         self.end(manager)
         problem, error = _what_failed(out), running.exception()
         if not problem and error:
             problem = one_line(str(error) or type(error).__name__)
         kind, _, message = problem.partition(": ")
-        cause = named(kind)
+        cause = error_class(kind)
         if problem and (interrupted or cause is InterruptedRunError):
             raise InterruptedRunError(INTERRUPTED)
         if problem:  # the reports folder may have gone away under the run

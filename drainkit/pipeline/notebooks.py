@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import files
 from ..errors import DrainkitError, RefusedError, UsageError
@@ -17,23 +17,15 @@ from ..settings.kinds import is_url
 LIVE = "03_live_drain"
 #: A run's notebooks in turn, with the SHA-256 of the packaged ones; test_release.py checks it.
 NOTEBOOKS = {
-    "01_analyse_backlog": "7cb596da4113e91516a22a6800dcc7e7da3a12004e9b83c8e699a7bf8778d929",
-    "02_dry_run": "c893cdc5cabb3327526e9665c66cde470f7b4f50f5c37034eb14070cfcad7092",
-    LIVE: "ea0c9a73f4a2f45488d131366070397586a1e727719b86d726eb99bf9da6ef06",
-    "04_verify": "3dd401a01e7fc9b9cbfc7831df3ca4fb4ec54e3078e75fc9974c34f80f6f7a80",
+    "01_analyse_backlog": "af4a25cb53a9c8048e016f3186246d5a617a0802ecc5b8ff6895c80bc35b140a",
+    "02_dry_run": "d6dfd417d1b982f52e44360802a333740863a3391e4be41193fe2d5f9eefea0c",
+    LIVE: "b5c695473b215e0479e2a00d9a43272c3ef480f9a100f4406713b333405ab0b4",
+    "04_verify": "9e8a68dfd1d12247d1e7147d4f86d3de361373e30a3dc497d853f7f611c84426",
 }
 FIRST, *_ = NOTEBOOKS
 PACKAGE = Path(__file__).parents[1]
 #: what examples/requirements-lean.txt leaves out
 PACKAGES = ("ipywidgets", "itables", "jupyterlab", "pandas", "papermill", "plotly", "psutil")
-
-
-class Template(NamedTuple):
-    """A notebook that a run executes."""
-
-    path: Path
-    sha256: str  # hex
-    packaged: bool  # whether drainkit came with just these bytes
 
 
 def packaged_dir() -> Path:
@@ -44,13 +36,14 @@ def packaged_dir() -> Path:
     raise DrainkitError("the notebooks are not installed with drainkit; install it again")
 
 
-def of_run(folder: Path | None) -> dict[str, Template]:
-    """The notebooks of a run by name without suffix; those of `folder`, else the packaged ones.
+def of_run(folder: Path | None) -> dict[Path, dict[str, Any]]:
+    """The notebooks that a run executes, of `folder`, else the packaged ones; what a statement says
+    of each: name, sha256 (hex), and packaged, whether drainkit came with just these bytes.
 
     RefusedError where one was edited inside the installed package; UsageError where one is missing
     or does not take parameters.
     """
-    home, found = folder or packaged_dir(), dict[str, Template]()
+    home, found = folder or packaged_dir(), dict[Path, dict[str, Any]]()
     for name, packaged in NOTEBOOKS.items():
         path = home / f"{name}.ipynb"
         try:
@@ -65,8 +58,8 @@ def of_run(folder: Path | None) -> dict[str, Template]:
             # without it, papermill's cell would come first and the notebook's own values would win
             raise UsageError(f"{path} must have one cell tagged parameters")
         digest = files.file_sha256(path)
-        found[name] = Template(path, digest, packaged=digest == packaged)
-    edited = [one.path.name for one in found.values() if not one.packaged]
+        found[path] = {"name": path.name, "sha256": digest, "packaged": digest == packaged}
+    edited = [one["name"] for one in found.values() if not one["packaged"]]
     if edited and home.resolve() == (PACKAGE / "notebooks").resolve():
         raise RefusedError(
             f"{', '.join(edited)} was edited inside the installed package: install drainkit "

@@ -69,7 +69,7 @@ def _template() -> Any:
         return value
 
     def breakable(name: str) -> Markup:
-        """A key's name that may be broken after its separators."""
+        """A key's name that may be broken after its separators: a phone is narrow."""
         return Markup("<wbr>").join(re.split(r"(?<=[:./_])", one_line(name, MAX_NAME)))
 
     environment = jinja2.Environment(
@@ -107,22 +107,19 @@ def _when(value: Any) -> str:
 def _samples(path: Path) -> dict[str, Any] | None:
     """Of a table of events its rows, and all of them or the first of each action."""
     names = ("original_id", "id", "symbol", "age_sec", "confidence", "action", "reason")
-    wanted, chosen = dict.fromkeys(ACTIONS, SAMPLES), []
+    chosen: list[dict[str, Any]] = []
     try:
         with files.parquet_file(path) as stored:
             rows = stored.metadata.num_rows
+            wanted = dict.fromkeys(ACTIONS, rows if rows <= ALL_OF_THEM else SAMPLES)
             for batch in stored.iter_batches(10_000, columns=names):
-                if rows <= ALL_OF_THEM:
-                    chosen += batch.to_pylist()
-                    continue
                 for action in [action for action, n in wanted.items() if n]:
                     found = batch.filter(pc.equal(batch["action"], action))[: wanted[action]]
                     chosen += found.to_pylist()
                     wanted[action] -= len(found)
     except (OSError, ValueError, KeyError):  # pyarrow's own errors are children of these
         return None
-    if rows > ALL_OF_THEM:
-        chosen.sort(key=lambda event: ACTIONS.index(event["action"]))
+    chosen.sort(key=lambda event: ACTIONS.index(event["action"]))
     return {"rows": rows, "events": chosen, "all": rows <= ALL_OF_THEM}
 
 

@@ -39,11 +39,10 @@ from ..operations.state import baseline
 from ..safe import one_line
 from ..server import reading
 from ..server.connection import Server
-from ..settings import NOTEBOOK, Settings, build, shown
-from ..settings.config import config_variable, kernel_variables
+from ..settings import NOTEBOOK, Settings, build, config_variable, kernel_variables, shown
 from ..settings.kinds import is_url
 from .folder import RunFolder
-from .notebooks import LIVE, Template, of_run
+from .notebooks import LIVE, of_run
 
 if TYPE_CHECKING:
     from .kernels import Kernels
@@ -116,10 +115,9 @@ def run(
             server,
             reports,
             {**parameters_of(this), "mode": settings.mode},
-            [{"name": t.path.name, "sha256": t.sha256, "packaged": t.packaged}
-             for t in templates.values()],
+            [*templates.values()],
             sign_key,
-        )  # fmt: skip
+        )
         with locked(folder.path, shared=True):
             folder.begin(this, before)
             try:
@@ -136,7 +134,7 @@ def run(
 def _run_notebooks(
     this: Run,
     folder: Path,
-    templates: Mapping[str, Template],
+    templates: Mapping[Path, Mapping[str, Any]],
     kernels: Kernels,
     stopping: threading.Event,
     *,
@@ -151,18 +149,18 @@ def _run_notebooks(
     given = {**parameters_of(this), "run_dir": str(folder)}
     parameters = {key: value for key, value in given.items() if value is not None}
     failure: DrainkitError | None = None
-    for name, template in templates.items():
-        is_live, approved = name == LIVE, dict[str, str]()
+    for path, template in templates.items():
+        is_live, approved = path.stem == LIVE, dict[str, str]()
         if is_live and this.settings.mode == "live":
             planned = PlanFile.load(folder)
             confirm(this, planned)
             approved["approve"] = planned.plan.digest
-        announce(name)
+        announce(path.stem)
         try:
-            if files.file_sha256(template.path) != template.sha256:
-                raise DrainkitError(f"{template.path} was changed while the run was at work")
+            if files.file_sha256(path) != template["sha256"]:
+                raise DrainkitError(f"{path} was changed while the run was at work")
             kernels.execute(
-                template.path, folder, parameters | approved, env, stopping,
+                path, folder, parameters | approved, env, stopping,
                 is_live=is_live, on_line=on_line if is_live else None,
             )  # fmt: skip
         except DrainkitError as error:
@@ -187,8 +185,7 @@ def outcome_of(stream: str, result: Mapping[str, Any] | Exception) -> Outcome:
             error = DrainkitError(f"unexpected {type(error).__name__}: {error}")
         word = {130: "interrupted", 4: "refused"}.get(error.exit_code, "failed")
         result = {"exit_code": error.exit_code, "outcome": word, "error": str(error)}
-    end = {"exit_code": int(result.get("exit_code") or 0), "outcome": str(result.get("outcome"))}
-    return {**result, "stream": stream, **end, "error": result.get("error")}
+    return {"error": None, **result, "stream": stream}
 
 
 def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[str], list[Outcome]]:
@@ -241,8 +238,7 @@ def run_in_turn(
 def summary(pattern: str, settings: Settings, outcomes: list[Outcome]) -> dict[str, Any]:
     """All runs together, JSON-ready: counts added up, the worst exit code, each run below."""
     sums = {name: sum(int(outcome.get(name) or 0) for outcome in outcomes) for name in SUMS}
-    codes = (o["exit_code"] for o in outcomes)
-    worst = max(codes, key=lambda c: _BADNESS.index(c if c in _BADNESS else 1), default=0)
+    worst = max((o["exit_code"] for o in outcomes), key=_BADNESS.index, default=0)
     return {
         "pattern": pattern, "mode": settings.mode, "consumer_group": settings.consumer_group,
         "exit_code": worst, "done": sum(not o["exit_code"] for o in outcomes),

@@ -88,7 +88,9 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     position, exists = main.position, True
     ends = [boundary or info.boundary_id, settings.last_id]
     if settings.scope == "history":
-        position, exists = _history_start(server, settings.drain_group, settings.before_id)
+        position, exists = _history_start(
+            server, settings.drain_group, ids.previous_id(settings.first_id)
+        )
         ends.append(main.position)
     return Scope(
         settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic import field_validator as check
 
 from .. import ids
@@ -28,6 +23,8 @@ from ..errors import UsageError
 from ..safe import keep_secret, one_line, secret_words
 from . import kinds as k
 
+CONFIG_FILE = "drainkit.toml"
+CONFIG_VARIABLE = "DRAINKIT_CONFIG"  # the file's path, for who works in another folder
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 USUAL_FIELDS: dict[str, tuple[str, ...]] = {
     "symbol": ("symbol",),
@@ -38,11 +35,16 @@ USUAL_FIELDS: dict[str, tuple[str, ...]] = {
     "source": ("source",),
 }  # fmt: skip
 _ANY_US = 4 * 10**15  # of two ages one is the earlier at any moment
-_NOT_IN_NAMES = {'"', "\\", *map(chr, range(32))}  # the JSON decoder cannot look for these
-OF_THE_FILE = ("limits", "approval")  # what holds a run back stands in drainkit.toml alone
+_OF_THE_FILE = ("limits", "approval")  # what holds a run back stands in drainkit.toml alone
+# what a kernel gets by other ways, or what is not a notebook's affair
+_NOT_FOR_KERNELS = {"redis_url", "mode", "plan", "reports_dir", "notebooks_dir", *_OF_THE_FILE}
 
 
-class Fields(BaseModel):
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+
+class Fields(_Table):
     """Where an event's values are found: names in order of preference, dotted ones reach into JSON.
 
     `[fields]` in drainkit.toml adds names before the usual ones; what it names beside `only = true`
@@ -50,8 +52,6 @@ class Fields(BaseModel):
     name reaches into (`payload.signal.symbol`) is a place of timestamps too. The lists of an object
     of this class are always complete: it is its own dump read again.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     symbol: tuple[str, ...] = USUAL_FIELDS["symbol"]
     side: tuple[str, ...] = USUAL_FIELDS["side"]
@@ -61,12 +61,16 @@ class Fields(BaseModel):
     confidence_percent: bool = Field(default=False, strict=True)  # 0..100, a trailing % allowed
     only: bool = Field(default=True, strict=True)
 
-    @model_validator(mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
     def _complete(cls, given: Any) -> Any:
+        try:
+            given = json.loads(given) if isinstance(given, str) else given
+        except ValueError:
+            raise ValueError("must be a table (in the environment: JSON)") from None
         if not isinstance(given, dict):
             return given
-        lists = {name: _to_names(v) for name, v in given.items() if name in USUAL_FIELDS}
+        lists = {name: [*k.field_names(v)] for name, v in given.items() if name in USUAL_FIELDS}
         is_only = given.get("only", False) is not False
         if not is_only:
             lists = {name: [*names, *USUAL_FIELDS[name]] for name, names in lists.items()}
@@ -89,25 +93,20 @@ class Fields(BaseModel):
 
     def as_dict(self) -> dict[str, list[str] | bool]:
         """The complete lists, as a plan keeps them; the percentages only where there are any."""
-        percent: dict[str, list[str] | bool] = {"confidence_percent": True}
-        lists = {value: list(getattr(self, value)) for value in USUAL_FIELDS}
-        return lists | (percent if self.confidence_percent else {})
+        found = self.model_dump(mode="json", exclude={"only"})
+        return {name: value for name, value in found.items() if value}
 
 
-class Limits(BaseModel):
+class Limits(_Table):
     """What an unattended live run may do at most, `[limits]` in drainkit.toml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_events: int | None = Field(default=None, gt=0, strict=True)
     max_drained_ok: int | None = Field(default=None, ge=0, strict=True)
     max_drift: int | None = Field(default=None, ge=0, strict=True)
 
 
-class Approval(BaseModel):
+class Approval(_Table):
     """Who must have approved a live run's plan, `[approval]` in drainkit.toml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     allowed_signers: Path  # ssh-keygen's ALLOWED SIGNERS; relative to drainkit.toml's folder
     required: int = Field(default=1, gt=0, strict=True)  # different people, without the operator
@@ -123,10 +122,8 @@ def _setting(default: Any, help: str, metavar: str = "", uses: str = "", shown: 
     return Field(**first, description=help, json_schema_extra=more)
 
 
-class Settings(BaseModel):
+class Settings(_Table):
     """The validated parameters of one run; frozen, passed explicitly."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     # fmt: off
     mode: Literal["dry-run", "live"] = _setting(
@@ -164,9 +161,9 @@ class Settings(BaseModel):
     from_: k.Bound = _setting(
         None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", "notebook plan")
     plan: k.PlanPath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
-    allow_active_consumers: k.Flag = _setting(
+    allow_active_consumers: bool = _setting(
         False, "Drain although another consumer of the group is active.")
-    allow_invalid: k.Flag = _setting(
+    allow_invalid: bool = _setting(
         False, "Live: drain although more than a fifth of the events cannot be read.")
     operator: k.Operator = _setting(
         k.os_user, "Who answers for it; stands in the ledger.", "NAME", shown="the OS user")
@@ -179,14 +176,8 @@ class Settings(BaseModel):
     approval: Approval | None = Field(None, description="who must have approved a live run's plan")
     env: str | None = Field(None, description="the table of drainkit.toml that was chosen")
 
-    _given: frozenset[str] = PrivateAttr(frozenset())
     _asked: frozenset[str] = PrivateAttr(frozenset())
     _symbols: frozenset[str] | None = PrivateAttr(None)
-
-    @property
-    def given(self) -> frozenset[str]:
-        """Names that a flag, a variable or drainkit.toml set (not the defaults)."""
-        return self._given
 
     @property
     def asked(self) -> frozenset[str]:
@@ -201,8 +192,8 @@ class Settings(BaseModel):
     @property
     def allowlist_key(self) -> bytes | None:
         """The key of the Redis set that holds the allowlist's symbols, if it is such a one."""
-        found = (self.allowlist or "").partition(k.REDIS_SET)
-        return found[2].encode() if found[1] and not found[0] else None
+        before, is_set, key = (self.allowlist or "").partition(k.REDIS_SET)
+        return key.encode() if is_set and not before else None
 
     @property
     def as_of_us(self) -> int | None:
@@ -217,11 +208,6 @@ class Settings(BaseModel):
         return ids.FIRST_ID if self.from_ is None else ids.first_of(self.from_)
 
     @property
-    def before_id(self) -> str:
-        """The last entry before those that `from_` lets through; as `first_id`."""
-        return ids.previous_id(self.first_id)
-
-    @property
     def last_id(self) -> str:
         """The last entry that `until` lets through; as `first_id`."""
         return ids.LAST_ID if self.until is None else ids.last_of(self.until)
@@ -233,13 +219,13 @@ class Settings(BaseModel):
             return self.consumer_group
         return self.history_group or f"{self.consumer_group}.drain_history"
 
-    @check("fields", mode="before")
+    @check("history_group")
     @classmethod
-    def _fields(cls, value: Any) -> Any:
-        try:
-            return json.loads(value) if isinstance(value, str) else value
-        except ValueError:
-            raise ValueError("must be a table (in the environment: JSON)") from None
+    def _history_group(cls, value: str | None, info: Any) -> str | None:
+        if value == info.data.get("consumer_group"):
+            # it would be drained from its position on and then destroyed
+            raise ValueError("must not be the consumer group: name a group of its own")
+        return value
 
     @check("from_")
     @classmethod
@@ -254,13 +240,6 @@ class Settings(BaseModel):
                 raise ValueError("lies after --until")
         return value
 
-    @model_validator(mode="after")
-    def _groups(self) -> Settings:
-        if self.history_group == self.consumer_group:
-            # it would be drained from its position on and then destroyed
-            raise ValueError("must not be the consumer group: name a group of its own")
-        return self
-
 
 def outside(name: str) -> str:
     """A parameter's name on the command line; `from_` has its underscore for Python alone."""
@@ -270,10 +249,8 @@ def outside(name: str) -> str:
 def facts(name: str) -> Mapping[str, Any]:
     """What a parameter's users know of it: metavar, help, default in words, uses."""
     field = Settings.model_fields[name]
-    more = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    words = more.get("shown") or (
-        None if field.default in (None, ()) else shown(name, field.default)
-    )
+    more: Any = field.json_schema_extra or {}
+    words = more.get("shown") or (field.default not in (None, ()) and shown(name, field.default))
     return {**more, "help": field.description or "", "shown": words}
 
 
@@ -293,6 +270,8 @@ def shown(name: str, value: Any) -> str:
 #: Parameters that notebooks have, and those that a live run takes from its plan.
 NOTEBOOK = tuple(n for n in Settings.model_fields if "notebook" in facts(n).get("uses", ()))
 FROM_PLAN = tuple(n for n in Settings.model_fields if "plan" in facts(n).get("uses", ()))
+_NAMES = {outside(name): name for name in Settings.model_fields}
+_VARIABLES = {name: f"DRAINKIT_{out.replace('-', '_').upper()}" for out, name in _NAMES.items()}
 
 
 def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> Settings:
@@ -308,33 +287,111 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
     keep_secret(secret_words(settings.redis_url.get_secret_value()), own)
     if settings.allowlist is not None and settings.allowlist_key is None:
         settings._symbols = k.allowlist_symbols(settings.allowlist)
-    settings._given = frozenset(values)
-    settings._asked = settings._given if asked is None else asked
+    settings._asked = frozenset(values) if asked is None else asked
     return settings
 
 
-def _to_names(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names:
-        raise ValueError("must be a field name or a list of field names")
-    if not all(isinstance(name, str) and name and "" not in name.split(".") for name in names):
-        raise ValueError("must be non-empty names such as payload.signal.confidence")
-    if any(set(name) & _NOT_IN_NAMES for name in names):
-        raise ValueError("must be names without quotes, backslashes and control characters")
-    return list(names)
-
-
 def _explain(item: Any) -> str:
-    name = str(item["loc"][0]) if item["loc"] else "history_group"  # what is checked as a whole
+    name = str(item["loc"][0])
     if item["type"] == "extra_forbidden":
         return f"{'.'.join(map(str, item['loc']))}: no such parameter; check its spelling"
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "literal_error":
         text = "must be " + item["ctx"]["expected"].replace("'", "")
     # a URL may hold a password, so its value is never shown
-    is_shown = item["loc"] and name != "redis_url" and not k.is_url(item["input"])
+    is_shown = name != "redis_url" and not k.is_url(item["input"])
     value = f" (not {one_line(repr(item['input']))})" if is_shown else ""
     where = f"--{outside(name)}"
-    if name in ("fields", *OF_THE_FILE):
+    if name in ("fields", *_OF_THE_FILE):
         where = f"[{name}]" + "".join(f" {part}:" for part in item["loc"][1:2])
     return f"{where} {text}{value}"
+
+
+# ---------------------------------------------------------------- flags, environment, drainkit.toml
+
+
+def load(
+    flags: Mapping[str, Any],
+    *,
+    env_name: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    folder: Path | None = None,
+    only: frozenset[str] | None = None,
+) -> Settings:
+    """Merge flags, environment, `drainkit.toml` in `folder` and defaults into checked settings.
+
+    `flags` holds only what was really given. `env_name` picks `[env.NAME]` of the file, whose
+    values become defaults. With `only`, all else has its default, whatever was set. Raises
+    UsageError with one line for all problems.
+    """
+    env_name = env_name if env_name is not None else environ.get(_VARIABLES["env"])
+    path = Path(environ.get(CONFIG_VARIABLE) or (folder or Path()) / CONFIG_FILE)
+    if CONFIG_VARIABLE in environ and not path.is_file():
+        raise UsageError(f"{CONFIG_VARIABLE}: {path} is not a file")
+    values = read_config(path, env_name, check_names=only is None)
+    for name, variable in _VARIABLES.items():
+        if variable in environ and name not in _OF_THE_FILE:
+            values[name] = environ[variable]
+    values.update(flags if env_name is None else {"env": env_name, **flags})
+    kept = {name: value for name, value in values.items() if only is None or name in only}
+    return build(kept, asked=frozenset(flags))
+
+
+def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -> dict[str, Any]:
+    """The values of `drainkit.toml` with those of `[env.env_name]` laid over them."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if env_name is None:
+            return {}
+        raise UsageError(f"--env {env_name}: there is no {CONFIG_FILE} here") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{CONFIG_FILE}: {error}") from None
+    tables = data.pop("env", {})
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        raise UsageError(f"{CONFIG_FILE}: write environments as tables, [env.NAME]")
+    if env_name is not None and env_name not in tables:
+        known = ", ".join(sorted(tables)) or "none"
+        raise UsageError(f"--env {env_name}: no such table in {CONFIG_FILE}; has {known}")
+    unknown = {name for table in (data, *tables.values()) for name in table
+               if outside(name) not in _NAMES}  # fmt: skip
+    if unknown and check_names:
+        raise UsageError(f"{CONFIG_FILE}: unknown key {min(unknown)}; check its spelling")
+    values = data if env_name is None else data | tables[env_name]
+    approval = values.get("approval")
+    if isinstance(approval, dict) and "allowed_signers" in approval:
+        beside = path.parent / str(approval["allowed_signers"])
+        values["approval"] = {**approval, "allowed_signers": beside}
+    return {_NAMES[outside(n)]: value for n, value in values.items() if n not in unknown}
+
+
+def unknown_variables() -> list[str]:
+    """Variables that look like settings but are not: misspelt ones, probably."""
+    known = {*_VARIABLES.values(), CONFIG_VARIABLE}
+    return sorted(name for name in os.environ if name.startswith("DRAINKIT_") and name not in known)
+
+
+def config_variable() -> dict[str, str]:
+    """The variable that lets a kernel read the drainkit.toml that holds here; empty without one."""
+    path = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE).resolve()
+    return {CONFIG_VARIABLE: str(path)} if path.exists() else {}
+
+
+def kernel_variables(settings: Settings) -> dict[str, str]:
+    """The settings that were given, as variables: a kernel's folder may have no drainkit.toml."""
+    found = {"DRAINKIT_REDIS_URL": settings.redis_url.get_secret_value()}
+    for name in sorted(settings.model_fields_set - _NOT_FOR_KERNELS):
+        value = getattr(settings, name)
+        if name == "fields":
+            text = value.model_dump_json(exclude_unset=True)
+        elif value is None:  # of an allowlist there is no word for "any symbol"
+            text = shown(name, value) if name != "allowlist" else ""
+        elif isinstance(value, tuple):
+            text = "\n".join(value)
+        elif name == "allowlist" and value.startswith("@"):
+            text = f"@{Path(value[1:]).resolve()}"
+        else:
+            text = value.isoformat() if hasattr(value, "isoformat") else str(value)
+        if text:
+            found[_VARIABLES[name]] = text
+    return found

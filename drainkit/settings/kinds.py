@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 
 from ..errors import UsageError
 from ..ids import bound
@@ -29,6 +29,7 @@ _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"\d{1,40}", re.ASCII)
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
 REDIS_SET = "redis:"
+_NOT_IN_NAMES = {'"', "\\", *map(chr, range(32))}  # the JSON decoder cannot look for these
 _COMMENT = re.compile(r"(^|\s)#.*")  # "#" itself may stand in a symbol
 
 
@@ -40,13 +41,14 @@ def _number(
     def look(value: Any) -> float | None:
         if none is not None and value in (None, none):
             return None
+        kind: Any = int if whole else float
         if isinstance(value, str) and (_WHOLE if whole else _DECIMAL).fullmatch(value):
-            value = int(value) if whole else float(value)
+            value = kind(value)
         # bool is an int to Python, but a `true` in a number's place is a mistake
-        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not is_number or not least <= value <= most:  # nan is within none
             raise ValueError(f"must be {words}")
-        return int(value) if whole else float(value)
+        return kind(value)  # type: ignore[no-any-return]
 
     return BeforeValidator(look)
 
@@ -69,12 +71,6 @@ def os_user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _to_operator(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value.strip()) <= 200:
-        raise ValueError("must be a name of 1 to 200 characters")
-    return one_line(value.strip())
-
-
 def _to_time(value: Any) -> dt.datetime | None:
     if value is None:
         return None
@@ -86,20 +82,23 @@ def _to_time(value: Any) -> dt.datetime | None:
         raise ValueError("must be an ISO 8601 time such as 2025-12-24T19:49:58+00:00") from None
 
 
-def _to_flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value in ("true", "false", "1", "0"):  # an environment variable or papermill's -p
-        return bool(value in ("true", "1"))
-    raise ValueError("must be true or false")
-
-
 def _to_names(value: Any) -> tuple[str, ...]:
     names = value.split("\n") if isinstance(value, str) and value else value or ()
     if not isinstance(names, list | tuple):
         raise ValueError("must be a name or a list of names")
     # an entry of a consumer named twice would be read, and recorded, twice
     return tuple(dict.fromkeys(_to_name(name) for name in names))
+
+
+def field_names(value: Any) -> tuple[str, ...]:
+    """The names of `[fields]`, one or several."""
+    names = _to_names(value)
+    if not names or any("" in name.split(".") or {*name} & _NOT_IN_NAMES for name in names):
+        raise ValueError(
+            "must be names such as payload.signal.confidence, without quotes, backslashes and "
+            "control characters"
+        )
+    return names
 
 
 def _to_allowlist(value: Any) -> str | None:
@@ -139,12 +138,6 @@ def _to_place(value: Any) -> Any:
     return value
 
 
-def _to_plan(value: Any) -> Any:
-    if not isinstance(value, str | Path | None) or value == "":
-        raise ValueError("must be a plan file or an evidence folder")
-    return value
-
-
 _TINY = math.ulp(0)
 _LARGEST = sys.float_info.max
 _RATES = "a number > 0 of events per second (0.000001 to 1000000000), or none"
@@ -158,14 +151,18 @@ PositiveMinutes = Annotated[
 Rate = Annotated[float | None, _number(1e-6, 1e9, _RATES, none="none")]
 Count = Annotated[int | None, _number(1, MAX_COUNT, _COUNTS, none="all", whole=True)]
 Name = Annotated[str, BeforeValidator(_to_name)]
-Operator = Annotated[str, BeforeValidator(_to_operator)]
+Operator = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    AfterValidator(one_line),
+]  # fmt: skip
 Time = Annotated[dt.datetime | None, BeforeValidator(_to_time)]
 Bound = Annotated[str | None, BeforeValidator(lambda v: None if v is None else bound(v))]
-Flag = Annotated[bool, BeforeValidator(_to_flag)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 Allowlist = Annotated[str | None, BeforeValidator(_to_allowlist)]
 Place = Annotated[Path | str, BeforeValidator(_to_place)]  # a folder, or a store's URL
-PlanPath = Annotated[Path | None, BeforeValidator(_to_plan)]
+PlanPath = Annotated[
+    Path | None, BeforeValidator(lambda v: v if isinstance(v, Path | None) else _to_name(v))
+]
 
 
 def allowlist_symbols(spec: str) -> frozenset[str]:

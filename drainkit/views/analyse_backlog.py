@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from IPython.display import Markdown
 from pyarrow import parquet
 
 from .. import files
@@ -25,17 +26,12 @@ from ..draining import dry
 from ..draining.plan_files import PlanFile
 from ..errors import RefusedError, UsageError
 from ..evidence import examined, remote, seal
-from ..operations import events, first, state
+from ..operations import events, state
 from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from ..settings import NOTEBOOK, build, shown
 from . import figures
-from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, listed, markdown, safe
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    from IPython.display import Markdown
-    from ipywidgets import Widget
+from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, inert, markdown
 
 AUDIT = "audit.parquet"
 OK = ACTIONS.index("drained_ok")
@@ -47,7 +43,7 @@ class Analysis(Session):
     With the `run_dir` of a sealed run it is that run's: its own decisions, and no server.
     """
 
-    is_sealed = False
+    more = "`drainkit export DIR/`"  # what holds all events
 
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
@@ -85,25 +81,20 @@ class Analysis(Session):
 
     def bottom_line(self) -> Markdown:
         """How much, how old, how much would pass, and why the backlog is what it is."""
-        lines = [self._waiting()]
-        ages = self.frame["age_sec"].dropna()
+        lines, ages = [self._waiting()], self.frame["age_sec"].dropna()
         if len(ages):
-            oldest = f"The oldest is {span(ages.max())} old"
-            if ages.max() < 0:
-                oldest = "They lie in the future, by the server's clock"
-            elif ages.median() > 0 and ages.min() < ages.max():
-                oldest = (f"Half of them are older than {span(ages.median())}, "
-                          f"the oldest is {span(ages.max())} old")  # fmt: skip
-            lines.append(f"{oldest}; the limit is {self.policy.max_age_min:g} min.")
+            lines.append(
+                f"Their median age is {span(ages.median())}, the greatest "
+                f"{span(ages.max())}; the limit is {self.policy.max_age_min:g} min."
+            )
         slips = plan.allowlist_notes(self.policy.allowlist, self.backlog.symbols)
         lines += [str(self.group["why"]), *map(verbatim, slips)]
         if (step := self.backlog.step) > 1:
             lines.append(
                 f"All that follows, and `analysis.frame`, holds **one event in {step}**, "
-                f"{len(self.frame):,} of {self.backlog.total:,}. To see them all: "
-                f"{'`decisions.parquet`' if self.is_sealed else '`drainkit export DIR/`'} "
-                "is a dataset of them, which DuckDB, Polars or pyarrow read."
-            )
+                f"{len(self.frame):,} of {self.backlog.total:,}. To see them all: {self.more} is a "
+                "dataset of them, which DuckDB, Polars or pyarrow read."
+            )  # fmt: skip
         return markdown("\n\n".join(lines))
 
     def _waiting(self) -> str:
@@ -113,64 +104,58 @@ class Analysis(Session):
         own = state.own_pending(self.group, name) if scope == "undelivered" else 0
         summed = f" ({summary.entries_words(scope, total, own)})" if own else ""
         when = "now" if settings.as_of is None else f"as of {settings.as_of:%F %T%z}"
-        them = "waits" if total == 1 else "wait"
-        told = (
-            f"**{amount(total)}** {them} in scope `{scope}`{summed}, and **{passing:,} of them "
+        taken = summary.next_run_words(total, settings.max_events, settings.throttle)
+        return (
+            f"Scope `{scope}` holds **{amount(total)}**{summed}, and **{passing:,} of them "
             f"({share(passing, total)}) would pass** every filter {when}: still good signals, "
             "which a drain acknowledges and does **not** execute."
+            + f" The next run takes {taken}."
+            * (total > 0)
         )
-        if not total:
-            return told
-        taken = summary.next_run_words(total, settings.max_events, settings.throttle)
-        told += f" The next run takes {taken}"
-        if self.backlog.step > 1:  # the frame is a sample
-            return f"{told}."
-        first = self.frame["action"].head(settings.max_events or total)
-        n = int((first == "drained_ok").sum())
-        return f"{told}; decided {when}, {n:,} of these would pass."
 
-    def _of_sample(self, figure: go.Figure) -> go.Figure:
+    def _of_sample(self, figure: figures.Canvas) -> figures.Canvas:
         """Says in the title if not every event is in it."""
         if self.backlog.step > 1:
             figure.layout.title.text += f" (one event in {self.backlog.step})"
         return figure
 
-    def age(self) -> go.Figure:
+    def age(self) -> figures.Canvas:
         """Ages against the limit."""
         return self._of_sample(figures.age(self.frame["age_sec"].to_numpy(), self.policy))
 
-    def confidence(self) -> go.Figure:
+    def confidence(self) -> figures.Canvas:
         """Confidences against the limit."""
         return self._of_sample(figures.confidence(self.frame["confidence"].to_numpy(), self.policy))
 
-    def by(self, column: str) -> go.Figure:
+    def by(self, column: str) -> figures.Canvas:
         """By symbol, source, side or any other column, such as one of `with_fields`."""
         if column not in self.frame:
             raise UsageError(f"no column {column}; analysis.with_fields({column!r}) adds it")
         return self._of_sample(figures.by_category(self.frame, column))
 
-    def arrivals(self) -> go.Figure:
+    def arrivals(self) -> figures.Canvas:
         """Events over time."""
         return self._of_sample(figures.arrivals(self.frame))
 
-    def overlap(self) -> go.Figure:
+    def overlap(self) -> figures.Canvas:
         """Which filters the events fail together."""
         return self._of_sample(figures.overlap(self.frame))
 
-    def what_if(self) -> go.Figure:
+    def what_if(self) -> figures.Canvas:
         """What would pass at other limits."""
         figure = self._of_sample(figures.what_if(self.frame, self.policy))
-        told = {"at": timestamps.iso(self.at_us), "entries": self.backlog.total,
-                "pass": int(self.backlog.counts[OK])}  # fmt: skip
-        return figure.update_layout(meta=told)  # for the report's table
+        figure.layout.meta = {
+            "at": timestamps.iso(self.at_us),
+            "entries": self.backlog.total,
+            "pass": int(self.backlog.counts[OK]),
+        }  # for the report's table
+        return figure
 
     def with_fields(self, *names: str) -> Table:
         """Add columns of the entries' own fields to `frame`: `model`, `payload.entry_price`.
 
         The scope is read once more for them. Numbers of JSON are numbers, all else is text.
         """
-        if self.is_sealed:
-            raise RefusedError("a sealed run keeps no fields of its entries; ask the stream's own")
         if taken := [name for name in names if name in self._decided]:
             raise UsageError(f"{taken[0]} is a column already, of what was decided")
         index = pd.Index(self.frame["id"])
@@ -186,60 +171,35 @@ class Analysis(Session):
         found = {"events": [*there.notna().sum()], "values": [*there.nunique()]}
         return Table(found, index=pd.Index([one_line(name) for name in names], name="field"))
 
-    def stream_table(self) -> pd.DataFrame:
-        """The stream as XINFO says."""
-        info = self.baseline["stream"]
-        words = {k: f"{v:,}" if isinstance(v, int) else one_line(str(v)) for k, v in info.items()}
-        return listed(words, "value", "stream")
-
-    def groups_table(self) -> pd.DataFrame:
+    def groups_table(self) -> Table:
         """Each group, its backlog counted, its lag as reported."""
         return groups_frame(self.baseline)
 
-    def consumers_table(self) -> pd.DataFrame:
+    def consumers_table(self) -> Table:
         """The group's consumers, those with pending entries first."""
         found = sorted(self.group["consumer_list"], key=lambda c: (-c["pending"], -c["idle_ms"]))
         rows = [(c["name"], c["pending"], span(c["idle_ms"] / 1000)) for c in found]
         if rest := rows[SAMPLE_ROWS:]:
             rows[SAMPLE_ROWS:] = [(f"and {len(rest):,} more", sum(n for _, n, _ in rest), "")]
-        return safe(pd.DataFrame(rows, columns=["name", "pending", "idle"]))
+        return inert(pd.DataFrame(rows, columns=["name", "pending", "idle"]))
 
-    def head(self) -> pd.DataFrame:
+    def head(self) -> Table:
         """The first events of the backlog."""
         hidden = ["time_source", "invalid", "missing", "failed"]
-        shown = self.frame.head(SAMPLE_ROWS).drop(columns=hidden)
-        times = shown["event_time"].map(lambda time: "" if pd.isna(time) else str(time)[:23])
-        shown["event_time"] = times
-        shown.columns = shown.columns.str.replace("event_time", "event_time (UTC)")
-        return safe(shown)
+        return inert(self.frame.head(SAMPLE_ROWS).drop(columns=hidden))
 
-    def invalid_table(self) -> pd.DataFrame:
+    def invalid_table(self) -> Table:
         """Events that cannot be read, by reason, with an example of each (escaped)."""
         bad = self.frame[self.frame["invalid"].ne("") & ~self.frame["missing"]]
         groups = bad.groupby(bad["invalid"].astype(str), sort=False)["id"].agg(["size", "first"])
         groups = groups.sort_values("size", ascending=False, kind="stable")
-        raw = ["not kept"] * len(groups)
-        if not self.is_sealed:
-            entries = reading.bodies(self.server, [*map(str.encode, groups["first"])])
-            raw = [one_line(" ".join(map(text, entry[1] or [])), 100) for entry in entries]
-        columns = {"events": groups["size"], "example": groups["first"], "raw": raw}
+        columns = {"events": groups["size"], "example": groups["first"],
+                   "raw": self._raw([*groups["first"]])}  # fmt: skip
         return Table(columns, index=pd.Index(groups.index, name="reason"))
 
-    def unreadable(self) -> Markdown | None:
-        """Where most events cannot be read: why, which fields there are, what would help."""
-        found = None if self.is_sealed else first.unreadable(self.server, self.settings)
-        if found is None:
-            return None
-        reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.reasons.items())
-        names = "\n".join(
-            f"- {value}: {verbatim(path)} in {entries:,}, such as {verbatim(example)}; "
-            f"{'**chosen**, ' if chosen else ''}{why}"
-            for value, path, entries, example, chosen, why in found.paths
-        )
-        notes = [*map(verbatim, found.notes), found.advice()]
-        if snippet := found.snippet():
-            notes.append(f"```toml\n{snippet}\n```")
-        return markdown("\n\n".join([f"**{found.title()}**: {reasons}. Fields:", names, *notes]))
+    def _raw(self, ids: list[str]) -> list[str]:
+        entries = reading.bodies(self.server, [*map(str.encode, ids)])
+        return [one_line(" ".join(map(text, entry[1] or [])), 100) for entry in entries]
 
     def outcomes(self) -> Table | None:
         """Of a sealed live run: what was decided, and what became of it."""
@@ -258,7 +218,7 @@ class Analysis(Session):
     def _moments_us(self) -> int | np.ndarray:
         return self.at_us
 
-    def explore(self, *, anyway: bool = False) -> Widget | None:
+    def explore(self, *, anyway: bool = False) -> Any:
         """Limits to move and events to search, where a person is; elsewhere nothing.
 
         `anyway` shows it in a front end that does not say that a person is there.
@@ -277,7 +237,7 @@ class Analysis(Session):
 class SealedAnalysis(Analysis):
     """01 of a sealed run: its decisions as the backlog, and the records of its live drain."""
 
-    is_sealed = True
+    more = "`decisions.parquet`"
     run_dir: Path
     planned: PlanFile
 
@@ -344,6 +304,13 @@ class SealedAnalysis(Analysis):
             "allowlist": shown("allowlist", self.policy.allowlist),
             "boundary": f"{own.boundary_id} (the run's)",
         }  # fmt: skip
+
+    def with_fields(self, *_: str) -> Table:
+        """Refused: entries are not kept."""
+        raise RefusedError("a sealed run keeps no fields of its entries; ask the stream's own")
+
+    def _raw(self, ids: list[str]) -> list[str]:
+        return ["not kept"] * len(ids)
 
     def outcomes(self) -> Table | None:
         """Events by action, as decided and as recorded; None where nothing was live."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from IPython.display import Markdown
 
 from ..core.policy import ACTIONS
-from ..core.summary import Summary, amount, span
+from ..core.summary import Summary, amount, duration_words
 from ..draining import dry
 from . import figures
-from .session import SAMPLE_ROWS, Session, markdown, safe
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    from IPython.display import Markdown
+from .session import SAMPLE_ROWS, Session, Table, inert, markdown
 
 
 class DryRun(Session):
@@ -27,7 +24,7 @@ class DryRun(Session):
     def __init__(self, *opened: Any) -> None:
         super().__init__(*opened)
         run_dir = self.run_dir
-        self._samples: dict[str, pd.DataFrame] = {}  # by action
+        self._samples: dict[str, list[dict[str, Any]]] = {action: [] for action in sorted(ACTIONS)}
         if self.folder_run_id and self.planned:  # the run applies a plan that was made before
             self.plan = self.planned.plan
             for block in self.planned.blocks():
@@ -51,35 +48,30 @@ class DryRun(Session):
 
     def bottom_line(self) -> Markdown:
         """What the live run would do, and how long it would take."""
-        summary, throttle = self.summary, self.settings.throttle
+        summary = self.summary
         left = (summary.remaining or 0) - summary.total_read
-        takes = "without a throttle it takes as long as the server needs"
-        if throttle is not None:
-            seconds = span(summary.total_read / throttle)
-            takes = f"at {throttle:g} events per second that takes {seconds}"
         more = f" {left:,} more entries of the scope lie beyond its limit of events." * (left > 0)
+        takes = duration_words(summary.total_read, self.settings.throttle)
         return markdown(
             f"A live run would read **{amount(summary.total_read)}** and pass "
-            f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; {takes}."
-            f"{more}\n\nNothing was changed: no group moved, no consumer was made."
+            f"**{summary.drained_ok:,}**: good signals, acknowledged and not executed; duration: "
+            f"{takes}.{more}\n\nNothing was changed: no group moved, no consumer was made."
         )
 
-    def waterfall(self) -> go.Figure:
+    def waterfall(self) -> figures.Canvas:
         """From read to passed."""
         return figures.waterfall({action: getattr(self.summary, action) for action in ACTIONS})
 
     def _keep_samples(self, table: pa.Table) -> None:
-        for action in ACTIONS:
-            found = self._samples.get(action, pd.DataFrame())
-            if len(found) < SAMPLE_ROWS:
-                more = table.filter(pc.equal(table["action"], action))[: SAMPLE_ROWS - len(found)]
-                self._samples[action] = pd.concat([found, more.to_pandas()])
+        for action, found in self._samples.items():
+            if room := SAMPLE_ROWS - len(found):
+                found.extend(table.filter(pc.equal(table["action"], action))[:room].to_pylist())
 
-    def samples(self, rows: int = 2) -> pd.DataFrame:
+    def samples(self, rows: int = 2) -> Table:
         """A few events of each action (at most 8), with the reason."""
         columns = ["action", "id", "symbol", "age_sec", "confidence", "reason", "failed"]
-        parts = [frame.head(rows) for _, frame in sorted(self._samples.items())]
-        return safe(pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns))
+        shown = [event for found in self._samples.values() for event in found[:rows]]
+        return inert(pd.DataFrame(shown, columns=columns))
 
     def digest(self) -> Markdown:
         """The plan's digest, which arms the live run."""

@@ -10,7 +10,7 @@ import asyncio
 import html
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,22 +22,30 @@ from ..core.frame import decisions_of
 from ..core.policy import ACTIONS, NAMES, Decisions, Policy, decide
 from ..core.summary import span
 from ..errors import DrainkitError
-from .session import macros, safe
+from .figures import what_if_limits
+from .session import inert, macros
 
 if TYPE_CHECKING:
     from ..settings import Settings
 
-SAMPLE = 5_000  # rows of the table
-OF_EACH = 50  # of each action at least, where there are as many
+SAMPLE = 4_700  # rows of the table, spread evenly over all
+OF_EACH = 50  # and the first so many of each action
 MOST_SYMBOLS = 200  # to choose from, beside those of the allowlist
 SETTLED_SEC = 0.4  # without a move until the table follows
-AGES_MIN = (
-    0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 75, 90, 105, 120, 150, 180, 210,
-    240, 300, 360, 420, 480, 540, 600, 720, 1080, 1440, 2160, 2880, 4320, 7200, 10_080, 20_160,
-    43_200, 129_600, 525_600,
-)  # fmt: skip
-_CAN_BE_NAMED = re.compile("(?!@|redis:)[^,]+")  # on a command line, with others
+AGES_MIN = {
+    unit * n for unit in (1, 60, 1440, 43_200) for n in (0.5, 1, 2, 3, 5, 8, 10, 15, 20, 30, 45)
+}
 FAILED = [", ".join(NAMES[one] for one in names.split(",") if one) for names in rules.FAILED_NAMES]
+# given again with each update: what is left out there is as by default
+TABLE: dict[str, Any] = {
+    "select": "single", "allow_html": False, "maxBytes": 0, "maxColumns": 0,
+    "showIndex": False, "pageLength": 10, "classes": "display compact",
+    "style": "table-layout:auto;width:100%",
+    "columnDefs": [{"targets": 0, "className": "dt-nowrap"}],  # an id is one word
+    "text_in_header_can_be_selected": False,  # a click anywhere in a header sorts
+    "layout": {"bottomEnd": {"paging": {"firstLast": False}}},  # in one line
+    "stateSave": True, "stateDuration": -1,  # search and order stay when the limits move
+}  # fmt: skip
 
 
 def person_is_here() -> bool:
@@ -55,19 +63,6 @@ def person_is_here() -> bool:
         return False
 
 
-def sample_rows(actions: np.ndarray) -> np.ndarray:
-    """Numbers of the rows shown: spread evenly over all, and some of each action (codes)."""
-    if len(actions) <= SAMPLE:
-        return np.arange(len(actions))
-    chosen, rest = [], SAMPLE
-    for rows in (np.flatnonzero(actions == code) for code in np.unique(actions)):
-        few = min(OF_EACH, len(rows))
-        chosen.append(rows[np.linspace(0, len(rows) - 1, few).astype(int)])
-        rest -= few
-    chosen.append(np.linspace(0, len(actions) - 1, rest).astype(int))
-    return np.unique(np.concatenate(chosen))
-
-
 class Exploration:
     """The widgets and what they show; `widget` is all of it."""
 
@@ -82,93 +77,67 @@ class Exploration:
         step: int = 1,
     ) -> None:
         import ipywidgets as w
+        from itables.widget import ITable
 
         self._frame, self._given, self._settings = frame, policy, settings
         self._open, self._at_us = open_entry, at_us
-        self._html = macros()
         self._events = Events.from_frame(frame.assign(id=""))  # ids would take 60 MB a million
-        ages, oldest_min = sorted({*AGES_MIN, policy.max_age_min}), frame["age_sec"].max() / 60
-        enough = next((age for age in ages if age >= oldest_min), policy.max_age_min)
-        self._ages = [age for age in ages if age <= max(enough, policy.max_age_min)]
-        self._confidences = sorted({*(n / 100 for n in range(101)), policy.min_conf})
+        self._follows: asyncio.TimerHandle | None = None
+        self._sample()
         wide = {"layout": w.Layout(width="34rem"), "style": {"description_width": "8rem"}}
 
-        def slider(name: str, words: Sequence[str], at: int) -> Any:
-            options = [(word, place) for place, word in enumerate(words)]
+        def slider(name: str, values: set[float], at: float, word: Callable[[float], str]) -> Any:
+            options = [(word(value), value) for value in sorted({*values, at})]
             return w.SelectionSlider(options=options, value=at, description=name, **wide)
 
-        spans = [span(minutes * 60) for minutes in self._ages]
-        self.age = slider("maximum age", spans, self._ages.index(policy.max_age_min))
-        numbers, now = [f"{c:g}" for c in self._confidences], policy.min_conf
-        self.confidence = slider("min confidence", numbers, self._confidences.index(now))
+        self.age = slider("maximum age", AGES_MIN, policy.max_age_min, lambda age: span(age * 60))
+        hundredths = {n / 100 for n in range(101)}
+        self.confidence = slider("min confidence", hundredths, policy.min_conf, "{:g}".format)
         self.which = w.ToggleButtons(
             options=[("any symbol", False), ("only these", True)], description="allowlist",
             value=policy.allowlist is not None, style=wide["style"],
         )  # fmt: skip
         self.which.add_class("widget-inline-hbox")  # the name beside it, as with the sliders
-        allowed = policy.allowlist or frozenset()
-        choice = _symbols(frame, allowed)
-        self.symbols = w.SelectMultiple(
-            options=choice, value=[s for s in choice if s in allowed], rows=5,
-            description="symbols", **wide,
-        )  # fmt: skip
+        allowed = sorted(policy.allowlist or ())
+        frequent = [s for s in frame["symbol"].value_counts().index if s not in allowed]
+        choice = [s for s in (*allowed, *frequent[:MOST_SYMBOLS])
+                  if re.fullmatch("(?!@|redis:)[^,]+", s)]  # a command line can name it # fmt: skip
+        self.symbols = w.SelectMultiple(options=choice, value=[s for s in choice if s in allowed],
+                                        rows=5, description="symbols", **wide)  # fmt: skip
         shown = self.counts, self.what_if, self.setting, self.entry = [w.HTML() for _ in range(4)]
         for part in shown:
             part.add_class("drainkit-shown")
-        self.entry_id = w.Text(
-            description="entry id", placeholder="1766602826755-0", continuous_update=False, **wide
-        )
+        self.table: Any = ITable(self._judged(decisions_of(self._part), slice(None)), **TABLE)
+        self.table.add_class("drainkit-events")
         choosers = [self.age, self.confidence, self.which, self.symbols]
+        one_in = f" (one in {step})" * (step > 1)
+        told = f"<b>{len(self._part):,} of {len(frame):,} events</b>{one_in}"
         self.widget = w.VBox([
             *choosers, w.HBox([self.counts, self.what_if], layout=w.Layout(flex_flow="row wrap")),
-            self.setting, w.HTML(self._make_table(step)), self.table, self.entry_id, self.entry,
+            self.setting, w.HTML(f"{told}, judged by the limits above: search and sorting see "
+                                 "these. A row that is clicked is opened."),
+            self.table, self.entry,
         ])  # fmt: skip
         self._show()
         for chooser in choosers:
             chooser.observe(self._moved, "value")
-        self.entry_id.observe(self._show_entry, "value")
+        self.table.observe(self._row_chosen, "selected_rows")
 
     @property
     def policy(self) -> Policy:
         """The limits chosen."""
         allowed = frozenset(self.symbols.value) if self.which.value else None
-        return Policy(self._ages[self.age.value], allowed, self._confidences[self.confidence.value])
+        return Policy(self.age.value, allowed, self.confidence.value)
 
-    def _make_table(self, step: int) -> str:
-        """The searchable table; returns which events it holds."""
-        from itables.widget import ITable
-
-        self._rows = sample_rows(self._frame["action"].cat.codes.to_numpy())
-        part = self._frame.iloc[self._rows]
-
-        def numbers(values: pd.Series) -> pd.Series:  # nothing where there is none, not NaN
-            return values.astype(object).where(values.notna(), "").reset_index(drop=True)
-
-        shown = self._shown = safe(part[["id", "symbol", "side", "source"]])
-        shown.insert(1, "age, min", numbers((part["age_sec"] / 60).round(2)))
-        shown["confidence"] = numbers(part["confidence"])
-        self._follows: asyncio.TimerHandle | None = None
-        # given again with each update: what is left out there is as by default
-        self._table_options: dict[str, Any] = {
-            "select": "single", "allow_html": False, "maxBytes": 0, "maxColumns": 0,
-            "showIndex": False, "pageLength": 10, "classes": "display compact",
-            "style": "table-layout:auto;width:100%",
-            "columnDefs": [{"targets": 0, "className": "dt-nowrap"}],  # an id is one word
-            "text_in_header_can_be_selected": False,  # a click anywhere in a header sorts
-            "layout": {"bottomEnd": {"paging": {"firstLast": False}}},  # in one line
-            "stateSave": True, "stateDuration": -1,  # search and order stay when the limits move
-        }  # fmt: skip
-        self.table = ITable(self._judged(decisions_of(part), slice(None)), **self._table_options)
-        self.table.add_class("drainkit-events")
-        self.table.observe(self._row_chosen, "selected_rows")
-        told = f"<b>All {len(self._frame):,} events</b>"
-        if len(shown) < len(self._frame):
-            told = (
-                f"<b>{len(shown):,} of {len(self._frame):,} events</b>, spread evenly over the "
-                "backlog, with some of each action: search and sorting see these"
-            )
-        one_in = f" (of one in {step})" * (step > 1)
-        return f"{told}{one_in}, judged by the limits above. A row that is clicked is opened."
+    def _sample(self) -> None:
+        """The table's rows: spread evenly over all, and some of each action."""
+        n, actions = len(self._frame), self._frame["action"].reset_index(drop=True)
+        first = actions.groupby(actions, observed=True).head(OF_EACH).index
+        self._rows = np.union1d(np.linspace(0, n - 1, min(n, SAMPLE)).astype(int), first)
+        part = self._part = self._frame.iloc[self._rows]
+        columns = ["id", "age, min", "symbol", "side", "source", "confidence"]
+        shown = inert(part.assign(**{"age, min": (part["age_sec"] / 60).round(2)})[columns])
+        self._shown = shown.astype(object).where(shown.notna(), "")  # nothing, not NaN
 
     def _judged(self, decisions: Decisions, rows: np.ndarray | slice) -> pd.DataFrame:
         """The table's events with what becomes of them."""
@@ -181,7 +150,7 @@ class Exploration:
         decisions = self._show()
 
         def follow() -> None:
-            self.table.update(self._judged(decisions, self._rows), **self._table_options)
+            self.table.update(self._judged(decisions, self._rows), **TABLE)
 
         if self._follows is not None:
             self._follows.cancel()
@@ -192,60 +161,38 @@ class Exploration:
 
     def _show(self) -> Decisions:
         self.symbols.disabled = not self.which.value
-        chosen, total = self.policy, len(self._events)
+        chosen, total, pages = self.policy, len(self._events), macros()
         decisions = decide(self._events, chosen, self._at_us)
         counts = np.bincount(decisions.action, minlength=len(ACTIONS)).tolist()
-        self.counts.value = self._html.counts(dict(zip(ACTIONS, counts, strict=True)), total)
-        ages = _near(self._ages, self.age.value, 1, 8)
-        confidences = _near(self._confidences, self.confidence.value, 5, 9)
-        known = self._events.confidence
-        passing = rules.passing_at(decisions, known, ages, confidences).tolist()
-        self.what_if.value = self._html.what_if(ages, confidences, passing, chosen)
+        self.counts.value = pages.counts(dict(zip(ACTIONS, counts, strict=True)), total)
+        limits = what_if_limits(chosen)  # always as many, so that nothing jumps
+        passing = rules.passing_at(decisions, self._events.confidence, *limits).tolist()
+        self.what_if.value = pages.what_if(*limits, passing, chosen)
         # a command line cannot take back what a file or a variable says
         stays = chosen.allowlist is None and self._settings.allowlist is not None
         self.setting.value = "<b>Choose at least one symbol</b>, or any."
         if chosen.allowlist != frozenset():
-            told = setting(self._settings, self._given, chosen)
-            self.setting.value = self._html.setting(*told, stays)
+            self.setting.value = pages.setting(*self._as_text(chosen), stays)
         return decisions
 
     def _row_chosen(self, change: Any) -> None:
         if change["new"]:
-            self.entry_id.value = str(self._frame["id"].iloc[self._rows[change["new"][0]]])
+            try:
+                self.entry.value = self._open(str(self._part["id"].iloc[change["new"][0]]))
+            except DrainkitError as error:
+                self.entry.value = f"<p>{html.escape(str(error))}</p>"
 
-    def _show_entry(self, _: object) -> None:
-        entry_id = self.entry_id.value.strip()
-        try:
-            self.entry.value = self._open(entry_id) if entry_id else ""
-        except DrainkitError as error:
-            self.entry.value = f"<p>{html.escape(str(error))}</p>"
-
-
-def setting(settings: Settings, given: Policy, chosen: Policy) -> tuple[str, str]:
-    """The limits as a command line (quoted for a shell), and as the parameters of a notebook."""
-    words = ["drainkit", "run"]
-    for name in ("stream", "consumer_group", "scope"):
-        if getattr(settings, name) != type(settings).model_fields[name].default:
-            words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    age, confidence = f"{chosen.max_age_min:.15g}", f"{chosen.min_conf:.15g}"
-    words += ["--max-age-min", age, "--min-conf", confidence]
-    text = None if chosen.allowlist is None else ",".join(sorted(chosen.allowlist))
-    if settings.allowlist is not None and chosen.allowlist == given.allowlist:
-        text = settings.allowlist  # as it was given: @file and redis:KEY stay what they are
-    words += ["--allowlist", text] if text is not None else []
-    lines = [f"allowlist = {text!r}", f"min_conf = {confidence}", f"max_age_min = {age}"]
-    return shlex.join(words), "\n".join(lines)
-
-
-def _symbols(frame: pd.DataFrame, allowed: frozenset[str]) -> list[str]:
-    """What can be named on a command line: the allowlist's, then the most frequent."""
-    others = [s for s in frame["symbol"].value_counts().index if s not in allowed]
-    return [s for s in (*sorted(allowed), *others[:MOST_SYMBOLS]) if _CAN_BE_NAMED.fullmatch(s)]
-
-
-def _near(limits: list[float], at: int, stride: int, n: int) -> list[float]:
-    """`n` limits a stride apart, with the one at this place, in the middle where there is room:
-    always as many, so that nothing jumps."""
-    places = range(at % stride, len(limits), stride)
-    first = max(0, min(places.index(at) - (n - 1) // 2, len(places) - n))
-    return [limits[place] for place in places[first : first + n]]
+    def _as_text(self, chosen: Policy) -> tuple[str, str]:
+        """The limits as a command line (quoted for a shell), and as parameters of a notebook."""
+        settings, words = self._settings, ["drainkit", "run"]
+        for name in ("stream", "consumer_group", "scope"):
+            if getattr(settings, name) != type(settings).model_fields[name].default:
+                words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+        age, confidence = f"{chosen.max_age_min:.15g}", f"{chosen.min_conf:.15g}"
+        words += ["--max-age-min", age, "--min-conf", confidence]
+        symbols = None if chosen.allowlist is None else ",".join(sorted(chosen.allowlist))
+        if settings.allowlist is not None and chosen.allowlist == self._given.allowlist:
+            symbols = settings.allowlist  # as it was given: @file and redis:KEY stay what they are
+        words += ["--allowlist", symbols] if symbols is not None else []
+        lines = [f"allowlist = {symbols!r}", f"min_conf = {confidence}", f"max_age_min = {age}"]
+        return shlex.join(words), "\n".join(lines)

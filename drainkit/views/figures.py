@@ -6,12 +6,16 @@ Each title says the finding. Colours are Okabe and Ito's, which colour-blind peo
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io
+from IPython.display import HTML, display
 
 from ..core.audit import Moments
 from ..core.frame import decisions_of, microseconds
@@ -19,15 +23,90 @@ from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
 from ..core.summary import amount, span
 from ..core.timestamps import NO_TIME
 from ..safe import label, share
-from .picture import LINE, TIME_STEPS_SEC, Canvas, canvas, counted, moment, round_step
+from .picture import TIME_STEPS_SEC, moment, round_step, svg
 
 READ = "#0072B2"
-TOP = 12
+TOP = 12  # rows of a figure
 MAX_BINS = 80
 MINUTE_US = 60_000_000
-MAX_COMBINATIONS = 12
-# of a signal's confidence; the first of which the limit is a multiple, so that no bin is cut
-CONFIDENCE_STEPS = (0.02, 0.05, 0.03, 0.01)
+CONFIDENCE_STEP = 0.02
+# middle grey: as far from white as from JupyterLab's dark paper; where a page knows better, STYLE
+# gives its own text colour
+TEXT, GRID, LINE, NONE = "#787878", "rgba(128,128,128,0.25)", "#808080", "rgba(0,0,0,0)"
+# JupyterLab (4.6) hides cells that are out of sight, and a figure made anew in a hidden cell is
+# 700 px wide for good: cut off in a narrow window
+STYLE = (
+    "<style>.jp-content-visibility-mode .jp-Cell{content-visibility:visible!important}"
+    ".js-plotly-plot .main-svg :is(.gtitle,.xtitle,.ytitle,.legendtext,.annotation-text,"
+    ".bartext-outside,.xtick text,.ytick text,.heatmap-label text)"
+    "{fill:var(--jp-content-font-color1,currentColor)!important}</style>"
+)
+
+
+class Canvas(go.Figure):  # type: ignore[misc]
+    """A plotly figure that shows itself in the colours of the page it is on."""
+
+    def show(self, *_: object, **__: object) -> None:
+        """Show it in a notebook."""
+        display(HTML(STYLE))  # type: ignore[no-untyped-call]
+        display(self.bundle(), raw=True)  # type: ignore[no-untyped-call]
+
+    def bundle(self) -> dict[str, Any]:
+        """The figure by MIME type: for plotly, and as a picture for pages without it."""
+        figure = json.loads(self.to_json())
+        renderer = plotly.io.renderers["plotly_mimetype"]
+        renderer.config["typesetMath"] = False  # `$` in a name is no formula
+        return {**renderer.to_mimebundle(figure), "image/svg+xml": svg(figure)}
+
+
+def canvas(
+    title: str, x_title: str, y_title: str, traces: Sequence[object], *, most: int,
+    rows: Sequence[str] | None = None, legend: bool = False, height: int = 340, **more: Any,
+) -> Canvas:  # fmt: skip
+    """A figure of events, of which the longest bar holds `most`; with 0 it says so, without axes.
+
+    `rows` are the names of horizontal bars, from top to bottom; else counts go up.
+    """
+    axis = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID}
+    if not most:
+        axis |= {"showticklabels": False, "showgrid": False, "zeroline": False}
+    axes = [{"title": {"text": name, "font": {"size": 13}}, **axis} for name in (x_title, y_title)]
+    counts = {"tickformat": ",", "dtick": 1 if 0 < most <= 5 else None}
+    axes[rows is None] |= counts
+    if rows is not None:
+        height = 110 + 40 * legend + 26 * max(2, len(rows))
+        axes[0] |= {"rangemode": "tozero"}
+        axes[1] |= {
+            "tickvals": [*range(len(rows))], "ticktext": [f"{name} " for name in rows],
+            "range": [max(len(rows), 2) - 0.5, -0.5], "showgrid": False, "zeroline": False,
+        }  # fmt: skip
+    # all at once: plotly checks a layout again whenever something of it changes
+    figure = Canvas([*traces], {
+        "template": "none",  # plotly's own would be 7 KB in each figure
+        "title": {"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
+                  "pad": {"t": 14}, "font": {"size": 17}},
+        "height": height,
+        "margin": {"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
+        "paper_bgcolor": NONE, "plot_bgcolor": NONE,
+        "modebar": {"bgcolor": NONE, "color": TEXT, "activecolor": LINE},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
+        "showlegend": legend,
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom",
+                   "traceorder": "normal"},
+        "xaxis": axes[0], "yaxis": axes[1], **more,
+    })  # fmt: skip
+    if not most:
+        figure.add_annotation(text="no events", x=0.5, y=0.5, xref="paper", yref="paper",
+                              showarrow=False)  # fmt: skip
+    return figure
+
+
+def _bars(x: Sequence[object], y: Sequence[object], colour: object, said: Sequence[str] | str,
+          **more: object) -> go.Bar:  # fmt: skip
+    """Bars; `said` is what each says when pointed at, or the form of it for all."""
+    if isinstance(said, str):
+        return go.Bar(x=x, y=y, marker_color=colour, hovertemplate=f"{said}<extra></extra>", **more)
+    return go.Bar(x=x, y=y, marker_color=colour, hovertext=said, hoverinfo="text", **more)
 
 
 def without_outliers(values: np.ndarray, limit: float) -> float:
@@ -36,14 +115,6 @@ def without_outliers(values: np.ndarray, limit: float) -> float:
         return limit
     most, usual = float(values.max()), float(np.quantile(values, 0.99))
     return most if most <= 3 * usual else max(1.5 * usual, 2 * limit)
-
-
-def age_step_min(limit: float, high: float) -> float:
-    """The width of a bin (minutes): a whole part or a multiple of the limit, at most 80 bins."""
-    least = high / MAX_BINS
-    parts = (60, 50, 40, 30, 20, 15, 12, 10, 6, 5, 4, 3, 2, 1)
-    fits = (limit / part for part in parts if limit / part >= least)
-    return next(fits, None) or limit * round_step(least / limit)
 
 
 def histogram(
@@ -71,56 +142,33 @@ def histogram(
     return first, np.bincount(places.astype(np.int64))
 
 
-def _bars(figure: Canvas, x: Sequence[object], y: Sequence[object], colour: object,
-          said: Sequence[str] | str, **more: object) -> None:  # fmt: skip
-    """A trace of bars; `said` is what each says when pointed at, or the form of it for all."""
-    if isinstance(said, str):
-        told: dict[str, object] = {"hovertemplate": f"{said}<extra></extra>"}
-    else:
-        told = {"hovertext": said, "hoverinfo": "text"}
-    figure.add_trace(go.Bar(x=x, y=y, marker_color=colour, **told, **more))
-
-
-def _named_rows(figure: Canvas, names: Sequence[str], most: int) -> Canvas:
-    """Horizontal bars from top to bottom, a name beside each; counts along the axis."""
-    figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=[f"{name} " for name in names],
-        range=[max(len(names), 2) - 0.5, -0.5], showgrid=False, zeroline=False,
-    )  # fmt: skip
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_layout(bargap=0.25)
-    return counted(figure, "x", most)
-
-
 def _against_limit(
-    figure: Canvas, values: np.ndarray, limit: float, step: float, said: str,
-    names: tuple[str, str], *, over: bool, left: bool, size: float = 1, unit: str = "",
-) -> float:  # fmt: skip
-    """Bars on both sides of a dashed line at the limit, in the colours of their fate; how far they
-    reach. An axis of other units has `size` of the values' in each."""
+    title: str, x_title: str, values: np.ndarray, limit: float, step: float, said: str,
+    names: tuple[str, str], *, over: bool, **more: Any,
+) -> Canvas:  # fmt: skip
+    """Bars on both sides of a dashed line at the limit, in the colours of their fate."""
     first, counts = histogram(values, limit, step, over=over)
-    edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0) / size
+    edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0)
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
     fates = ("drained_ok", "dropped_old") if over else ("dropped_low_conf", "drained_ok")
-    beyond = np.arange(len(counts)) + first >= 0
-    for rows, name, fate in zip((~beyond, beyond), names, fates, strict=True):
-        if counts[rows].any():
-            told = [f"{edges[k]:.4g} to {edges[k + 1]:.4g}{unit}: {amount(counts[k], 'events')}"
-                    for k in np.flatnonzero(rows)]  # fmt: skip
-            _bars(figure, middles[rows].round(6).tolist(), counts[rows].tolist(), COLOURS[fate],
-                  told, name=name, width=widths[rows].round(6).tolist())  # fmt: skip
+    beyond, traces = np.arange(len(counts)) + first >= 0, []
+    for part, name, fate in zip((~beyond, beyond), names, fates, strict=True):
+        if counts[part].any():
+            told = [f"{edges[k]:.4g} to {edges[k + 1]:.4g}{' min' * over}: "
+                    f"{amount(counts[k], 'events')}" for k in np.flatnonzero(part)]  # fmt: skip
+            traces.append(_bars(middles[part].round(6).tolist(), counts[part].tolist(),
+                                COLOURS[fate], told, name=name,
+                                width=widths[part].round(6).tolist()))  # fmt: skip
     most = int(counts.max(initial=0))
-    figure.update_layout(
-        bargap=0,
-        barmode="overlay",
-        yaxis_range=[0, 1.18 * most or 1],  # room for the limit's name
-    )
-    counted(figure, "y", most)
-    figure.add_vline(
-        x=limit / size, line_dash="dash", line_color=LINE, annotation_text=f" {said} ",
-        annotation_position="top left" if left else "top right",
+    figure = canvas(
+        title, x_title, "events", traces, most=most, legend=True, bargap=0, barmode="overlay",
+        yaxis_range=[0, 1.18 * most or 1], **more,  # room for the limit's name
     )  # fmt: skip
-    return float(edges[-1])
+    figure.add_vline(
+        x=limit, line_dash="dash", line_color=LINE, annotation_text=f" {said} ",
+        annotation_position="top left" if limit > 0.7 * edges[-1] else "top right",
+    )  # fmt: skip
+    return figure
 
 
 def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
@@ -129,21 +177,16 @@ def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     old = int(policy.is_old(ages_us).sum())
     minutes, limit = ages_us[ages_us != NO_TIME] / MINUTE_US, policy.max_age_us / MINUTE_US
     del ages_us
-    high = without_outliers(minutes, limit)
-    units = ((1440, "days"), (60, "hours"))
-    size, unit = next((pair for pair in units if high >= 4 * pair[0]), (1, "minutes"))
-    x_title, said = f"age ({unit})", f"{policy.max_age_min:g} min"
+    high, x_title = without_outliers(minutes, limit), "age (minutes)"
     if beyond := int((minutes > high).sum()):
         x_title += f"; the last bar also holds {beyond:,} up to {span(minutes.max() * 60)}"
+    said = f"{policy.max_age_min:g} min"
     title = f"{share(old, len(ages_sec))} of the events are older than {said}"
-    title = title if old else f"No event is older than {said}"
-    figure = canvas(title, x_title, "events", legend=True)
-    step = age_step_min(limit, high)
+    step = round_step(max(high, limit, 1) / MAX_BINS)
     shown = np.clip(minutes, min(step, limit) / 2, high)  # none is below the first bar
-    _against_limit(figure, shown, limit, step, f"max age {said}", ("young enough", "too old"),
-                   over=True, left=limit > 0.7 * high, size=size,
-                   unit=f" {unit if size > 1 else 'min'}")  # fmt: skip
-    return figure
+    return _against_limit(title if old else f"No event is older than {said}", x_title, shown,
+                          limit, step, f"max age {said}", ("young enough", "too old"),
+                          over=True)  # fmt: skip
 
 
 def confidence(values: np.ndarray, policy: Policy) -> Canvas:
@@ -152,14 +195,11 @@ def confidence(values: np.ndarray, policy: Policy) -> Canvas:
     low = int((valid < limit).sum())
     title = f"{share(low, len(values))} of the events are below confidence {limit:g}"
     title = title if low else f"No event is below confidence {limit:g}"
-    figure = canvas(title, "confidence (0 to 1)", "events", legend=True)
-    step = next((s for s in CONFIDENCE_STEPS if abs(limit / s - round(limit / s)) < 1e-9), 0.02)
     # 1.0 belongs into the last bar below 1, unless it is the limit itself
-    shown = np.minimum(valid, max(limit, 1 - step / 2))
-    reach = _against_limit(figure, shown, limit, step, f"min confidence {limit:g}",
-                           ("too low", "high enough"), over=False, left=limit > 0.7)  # fmt: skip
-    figure.update_xaxes(range=[0, max(1.0, reach)])
-    return figure
+    shown = np.minimum(valid, max(limit, 1 - CONFIDENCE_STEP / 2))
+    return _against_limit(title, "confidence (0 to 1)", shown, limit, CONFIDENCE_STEP,
+                          f"min confidence {limit:g}", ("too low", "high enough"), over=False,
+                          xaxis_range=[0, 1 + CONFIDENCE_STEP])  # fmt: skip
 
 
 def _by_action(actions: pd.Series, bins: np.ndarray, n: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -172,39 +212,31 @@ def _by_action(actions: pd.Series, bins: np.ndarray, n: int) -> Iterator[tuple[s
 
 def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     """Events by symbol, source or side, split by what becomes of them."""
-    whole = frame[column]
-    if pd.api.types.is_numeric_dtype(whole) and whole.nunique() > TOP:
-        whole = pd.qcut(whole, TOP, duplicates="drop")  # ranges that hold as many events each
-    values = whole.astype("category").cat
+    values = frame[column].astype("category").cat
     names, codes = values.categories.astype(str), values.codes.to_numpy()
     order = np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")
     order = order[:TOP]
-    # rows by number, not by name: an event may call itself "(other)"
+    # rows by number, not by name: an event may call itself "(none)"
     row_of = np.full(len(names) + 1, len(order))
     row_of[order] = np.arange(len(order))
     row_of[-1] = len(order) + 1  # where code -1, no value, points to
     rows = row_of[codes]
     shown = [*map(label, names[order]), f"({len(names) - len(order):,} others)", "(none)"]
     totals = np.bincount(rows, minlength=len(shown))
-    kept = np.flatnonzero(totals)
-    ok = np.bincount(rows[(frame["action"] == "drained_ok").to_numpy()], minlength=len(shown))
-    named, unnamed = ok[: len(order)], ok[-1]
-    best = int(named.argmax()) if len(named) else 0
+    passing = np.bincount(rows[(frame["action"] == "drained_ok").to_numpy()], minlength=len(shown))
+    kept, best = np.flatnonzero(totals), int(passing.argmax())
     told = "no event passes"
-    if len(named) and ok[best]:
-        few = f"{unnamed:,} that pass name none; of the others " * bool(unnamed > ok[best])
-        told = f"{few}{shown[best]} has the most that pass, {ok[best]:,} of {totals[best]:,}"
-    elif ok.any():
-        lacking = "is one of the most frequent" if len(named) else "names one"
-        told = f"none of the {ok.sum():,} that pass {lacking}"
-    height = 150 + 26 * max(2, len(kept))
-    figure = canvas(f"By {label(column)}: {told}", "events", "", height=height, legend=True)
+    if passing[best]:
+        told = f"most that pass are of {shown[best]}, {passing[best]:,} of {totals[best]:,}"
+    traces = []
     for action, counts in _by_action(frame["action"], rows, len(shown)):
         said = [f"{shown[k]}, {NAMES[action]}: {amount(counts[k], 'events')}" for k in kept]
-        _bars(figure, counts[kept].tolist(), list(range(len(kept))), COLOURS[action], said,
-              orientation="h", name=NAMES[action])  # fmt: skip
-    figure.update_layout(barmode="stack")
-    return _named_rows(figure, [shown[k] for k in kept], int(totals.max()))
+        traces.append(_bars(counts[kept].tolist(), [*range(len(kept))], COLOURS[action], said,
+                            orientation="h", name=NAMES[action]))  # fmt: skip
+    return canvas(
+        f"By {label(column)}: {told}", "events", "", traces, most=int(totals.max()),
+        rows=[shown[k] for k in kept], legend=True, barmode="stack",
+    )  # fmt: skip
 
 
 def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
@@ -212,7 +244,7 @@ def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
     known = frame.loc[frame["event_time"].notna(), ["event_time", "action"]]
     if not len(known):
         title = "No event has a usable time" if len(frame) else "There is no event"
-        return counted(canvas(title, x_title, "events"), "y", 0)
+        return canvas(title, x_title, "events", [], most=0)
     times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
     reach = without_outliers(times.max() - times, 0)
     year = TIME_STEPS_SEC[-1]
@@ -226,14 +258,15 @@ def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
     title = f"The busiest {span(step)} began {began}: {amount(counts.max(), 'events')}"
     if before := int((times < start).sum()):
         x_title += f"; the first bar also holds {before:,} back to {moment(times.min()):%Y-%m-%d}"
-    figure = canvas(title, x_title, f"events per {span(step)}", legend=True)
     middles = [(start + (k + 0.5) * step) * 1000 for k in range(len(counts))]
-    for action, part in _by_action(known["action"], bins, len(counts)):
-        said = f"{span(step)} around %{{x}}: %{{y:,}} events, {NAMES[action]}"
-        _bars(figure, middles, part.tolist(), COLOURS[action], said, name=NAMES[action],
-              width=step * 1000)  # fmt: skip
-    figure.update_layout(barmode="stack", bargap=0, xaxis_type="date")
-    return counted(figure, "y", int(counts.max()))
+    traces = [
+        _bars(middles, part.tolist(), COLOURS[action],
+              f"{span(step)} around %{{x}}: %{{y:,}} events, {NAMES[action]}",
+              name=NAMES[action], width=step * 1000)
+        for action, part in _by_action(known["action"], bins, len(counts))
+    ]  # fmt: skip
+    return canvas(title, x_title, f"events per {span(step)}", traces, most=int(counts.max()),
+                  legend=True, barmode="stack", bargap=0, xaxis_type="date")  # fmt: skip
 
 
 def overlap(frame: pd.DataFrame) -> Canvas:
@@ -241,28 +274,27 @@ def overlap(frame: pd.DataFrame) -> Canvas:
     counts = frame["failed"].value_counts()
     counts = counts[counts > 0]
     several = int(sum(n for names, n in counts.items() if "," in str(names)))
-    counts = counts[:MAX_COMBINATIONS]
+    counts = counts[:TOP]
     title = f"{share(several, len(frame))} of the events fail more than one filter"
-    title = title if several else "No event fails more than one filter"
-    figure = canvas(title, "events", "", height=110 + 26 * max(2, len(counts)))
     failed = [str(key).split(",") if key else ["drained_ok"] for key in counts.index]
     names = [" + ".join(NAMES[part] for part in parts) for parts in failed]
-    names = ["passes all" if parts == ["drained_ok"] else name
-             for name, parts in zip(names, failed, strict=True)]  # fmt: skip
     said = [f"{name}: {amount(n, 'events')}" for name, n in zip(names, counts, strict=True)]
-    _bars(figure, counts.tolist(), list(range(len(names))), [COLOURS[part[0]] for part in failed],
-          said, orientation="h", text=[f"{n:,}" for n in counts], textposition="outside",
-          cliponaxis=False)  # fmt: skip
+    traces = [_bars(counts.tolist(), [*range(len(names))], [COLOURS[part[0]] for part in failed],
+                    said, orientation="h", text=[f"{n:,}" for n in counts],
+                    textposition="outside", cliponaxis=False)]  # fmt: skip
     most = int(counts.max()) if len(counts) else 0
-    figure.update_xaxes(range=[0, 1.12 * most or 1])  # room for the longest bar's number
-    return _named_rows(figure, names, most)
+    return canvas(
+        title if several else "No event fails more than one filter", "events", "", traces,
+        most=most, rows=names, xaxis_range=[0, 1.12 * most or 1],  # room for the longest's number
+    )  # fmt: skip
 
 
 def what_if_limits(policy: Policy) -> tuple[list[float], list[float]]:
-    """Limits around the policy's own, which are among them."""
-    own, factors = policy.max_age_min, (1 / 6, 1 / 3, 1 / 2, 2, 4, 8, 24, 48)
-    ages = {own, *(round(own * factor, 4) for factor in factors)}
-    return sorted(ages), sorted({policy.min_conf, *(n / 10 for n in range(10))})
+    """Nine ages (minutes) and ten confidences, ascending, the policy's own among them."""
+    own, factors = policy.max_age_min, (1 / 6, 1 / 3, 1 / 2, 1, 2, 4, 8, 24, 48)
+    tenths = [n / 10 for n in range(10)]
+    nearest = min(tenths, key=lambda tenth: abs(tenth - policy.min_conf))
+    return [own * factor for factor in factors], sorted({*tenths} - {nearest} | {policy.min_conf})
 
 
 def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
@@ -273,24 +305,26 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
     ages = [age for age in ages if age <= enough]
     passing = passing_at(decisions_of(frame), frame["confidence"].to_numpy(), ages, confidences)
     row, column = ages.index(policy.max_age_min), confidences.index(policy.min_conf)
-    title = (
-        f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these limits"
-    )
-    figure = canvas(title, "minimum confidence", "maximum age", height=400)
-    figure.add_trace(go.Heatmap(
-        z=passing.tolist(), x=[f"{c:.15g}" for c in confidences],
-        y=[span(minutes * 60) for minutes in ages], texttemplate="%{z:,}",
-        hovertemplate="at most %{y} old, confidence at least %{x}: "
-                      "%{z:,} would pass<extra></extra>",
-        colorscale=[[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
-        zmin=0, zmax=max(1, int(passing.max())), showscale=False, xgap=1, ygap=1,
-    ))  # fmt: skip
+    names = [f"{c:.15g}" for c in confidences], [span(minutes * 60) for minutes in ages]
+    cells = go.Heatmap(
+        z=passing.tolist(), texttemplate="%{z:,}", hoverinfo="text", showscale=False, xgap=1,
+        ygap=1, colorscale=[[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
+        zmin=0, zmax=max(1, int(passing.max())),
+        hovertext=[[f"at most {age} old, confidence at least {least}: {n:,} would pass"
+                    for least, n in zip(names[0], cells, strict=True)]
+                   for age, cells in zip(names[1], passing.tolist(), strict=True)],
+    )  # fmt: skip
+    figure = canvas(
+        f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these "
+        "limits", "minimum confidence", "maximum age", [cells], most=len(cells.z), height=400,
+    )  # fmt: skip
     figure.add_shape(
         type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5,
         line={"color": COLOURS["dropped_invalid"], "width": 3},
     )  # fmt: skip
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", showgrid=False, title_standoff=14)
+    for axis, texts in zip((figure.layout.xaxis, figure.layout.yaxis), names, strict=True):
+        axis.update(tickvals=[*range(len(texts))], ticktext=texts, dtick=None, showgrid=False,
+                    range=[-0.5, len(texts) - 0.5], title_standoff=14)  # fmt: skip
     return figure
 
 
@@ -298,27 +332,26 @@ def waterfall(counts: dict[str, int]) -> Canvas:
     """From all that was read to what passed, one step for each filter."""
     read, ok = sum(counts.values()), counts["drained_ok"]
     what = "event passes" if read == 1 else "events pass"
-    figure = canvas(f"{ok:,} of {read:,} {what} ({share(ok, read)})", "", "events", height=380)
     heights = [read, *[counts[action] for action in ACTIONS]]
-    levels = (read - np.cumsum([0, *heights[1:-1]])).tolist()  # before each filter
+    base = (read - np.cumsum(heights[1:])).tolist()  # after each filter
     names = ["read", *NAMES.values()]
     texts = [f"{'-' if 0 < k < len(ACTIONS) and n else ''}{n:,}" for k, n in enumerate(heights)]
     said = [f"{name}: {amount(n, 'events')}" for name, n in zip(names, heights, strict=True)]
-    _bars(figure, list(range(len(names))), heights, [READ, *COLOURS.values()], said,
-          base=[0, *levels[1:], 0], text=texts, textposition="outside",
-          cliponaxis=False)  # fmt: skip
-    for k, level in enumerate(levels if read else []):
-        figure.add_shape(
-            type="line", x0=k + 0.4, x1=k + 0.6, y0=level, y1=level, line={"color": "#888888"}
-        )
-    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names)
-    figure.update_yaxes(range=[0, read * 1.12 or 1])
-    return counted(figure, "y", read)
+    bars = _bars([*range(len(names))], heights, [READ, *COLOURS.values()], said, base=[0, *base],
+                 text=texts, textposition="outside", cliponaxis=False)  # fmt: skip
+    return canvas(
+        f"{ok:,} of {read:,} {what} ({share(ok, read)})", "", "events", [bars], most=read,
+        height=380, yaxis_range=[0, read * 1.12 or 1], xaxis_tickvals=[*range(len(names))],
+        xaxis_ticktext=names,
+    )  # fmt: skip
 
 
 def pace(moments: Moments, rate: float | None) -> Canvas:
-    """Events that reached the audit over time, against the throttle (events/s)."""
-    figure = canvas(pace_title(moments, rate), "seconds since the first", "events per second")
+    """Events that reached the audit over time, against the throttle (events/s).
+
+    The title says whether it was kept: per second, or by the gap where it is below 1/s.
+    """
+    title, traces = "Nothing was drained, so there is no pace to measure", []
     if len(moments):
         ms, n = moments.counts()
         span_sec = int(ms[-1] - ms[0]) / 1000
@@ -331,23 +364,19 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
             width, in_ms = tens * 10 / rate, int(tens * 10_000 / rate) - 10 * tens
         counts = np.bincount((ms - ms[0]) // in_ms, n)
         middles = [(k + 0.5) * width for k in range(len(counts))]
-        _bars(figure, middles, (counts / width).tolist(), COLOURS["drained_ok"],
-              "around second %{x:.4g}: %{y:.4g} events per second", width=width * 0.95)  # fmt: skip
+        traces = [_bars(middles, (counts / width).tolist(), COLOURS["drained_ok"],
+                        "around second %{x:.4g}: %{y:.4g} events per second",
+                        width=width * 0.95)]  # fmt: skip
+        allowed = "no throttle" if rate is None else f"{math.ceil(rate):,} allowed"
+        worst = amount(moments.busiest_second(), "events")
+        title = f"The busiest second holds {worst} ({allowed})"
+        if rate is not None and rate < 1 and len(moments) > 1:
+            gap = f"{moments.closest_ms() / 1000:.1f} s apart (at least {1 / rate:.1f} s demanded)"
+            title = f"The closest two events are {gap}"
+    figure = canvas(title, "seconds since the first", "events per second", traces,
+                    most=len(moments))  # fmt: skip
     if rate is not None:
         # a window of one second may hold the rate rounded up
         figure.add_hline(y=rate if rate < 1 else math.ceil(rate), line_dash="dash",
                          line_color=LINE, annotation_text=f"throttle {rate:g}/s")  # fmt: skip
-    return counted(figure, "y", len(moments))
-
-
-def pace_title(moments: Moments, rate: float | None) -> str:
-    """Whether the throttle was kept, in words: per second, or by the gap where it is below 1/s."""
-    if not len(moments):
-        return "Nothing was drained, so there is no pace to measure"
-    worst = moments.busiest_second()
-    if rate is None:
-        return f"The busiest second holds {amount(worst, 'events')} (no throttle)"
-    if rate >= 1 or len(moments) < 2:
-        return f"The busiest second holds {amount(worst, 'events')} ({math.ceil(rate):,} allowed)"
-    gap = moments.closest_ms() / 1000
-    return f"The closest two events are {gap:.1f} s apart (at least {1 / rate:.1f} s demanded)"
+    return figure

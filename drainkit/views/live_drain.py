@@ -7,26 +7,22 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-import pandas as pd
-from IPython.display import clear_output
+from IPython.display import Markdown, clear_output
 
 from .. import files
 from ..core.summary import Step, Summary, amount, span
 from ..draining import live, unattended
 from ..draining.plan_files import PlanFile
 from ..draining.run import resolve
-from ..errors import DrainkitError, RefusedError, UsageError, error_of
+from ..errors import DrainkitError, RefusedError, error_class
 from ..evidence.seal import locked
 from ..operations.state import baseline
 from ..safe import one_line, verbatim
 from ..server import ledger, reading
 from ..settings import NOTEBOOK
-from .session import EXTRA, Session, Table, markdown
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
+from .session import EXTRA, Session, Table, checked, markdown
 
 LINE_EVERY_SEC = 1.0
 
@@ -37,34 +33,24 @@ class LiveDrain(Session):
     mode = "live"
     adopts_plan = True
     _newest: ClassVar[object] = None  # of those opened in this kernel: no other one is armed
+    approve: str  # "": not armed
+    _names: Mapping[str, Any]  # the notebook's, as they are now
+    _opened_with: dict[str, Any]
+    _next_line = 0.0  # when to say again how far it is, by the monotonic clock
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with a notebook's `globals()`, `approve` too; disarms what was opened before."""
         LiveDrain._newest = None
         session = super().open(names)
-        session.approve = names.get("approve") or ""
-        if not isinstance(session.approve, str):
-            raise UsageError("approve takes the digest that the dry run printed")
+        session.approve = checked(names, "approve", str | None) or ""
         session._names = names
         session._opened_with = session._parameters()
         LiveDrain._newest = session
         return session
 
-    def __init__(self, *opened: Any) -> None:
-        super().__init__(*opened)
-        self._names: Mapping[str, Any] = {}  # the notebook's, as they are now
-        self._opened_with: dict[str, Any] = {}
-        self.approve = ""
-        self._next_line = 0.0  # when to say again how far it is, by the monotonic clock
-
     def _parameters(self) -> dict[str, Any]:
         return {name: self._names.get(name) for name in (*NOTEBOOK, *EXTRA)}
-
-    @property
-    def armed(self) -> bool:
-        """Whether a digest was given at all."""
-        return bool(self.approve)
 
     def run(self) -> None:
         """Drain the plan if armed; refuses a digest that is not the plan's."""
@@ -103,7 +89,7 @@ class LiveDrain(Session):
         for note in summary.notes or ():
             print(f"Note: {one_line(note)}")
         if summary.error:
-            raise error_of(summary.exit_code or 1, summary.error)
+            raise error_class(summary.exit_code or 1)(summary.error)
 
     def _approved(self) -> PlanFile | None:
         """The plan that `approve` names, if this is what the notebook shows; None: not armed."""
@@ -113,7 +99,7 @@ class LiveDrain(Session):
                 "the parameters are not those that this was opened with, or opening it anew "
                 "failed; nothing was changed; run the cell with LiveDrain.open again"
             )
-        if not self.armed:
+        if not self.approve:
             return None
         if self.run_dir is None:
             raise RefusedError("approve needs run_dir, the folder with the approved plan")
@@ -149,24 +135,13 @@ class LiveDrain(Session):
             f"{rate}; {s.drained_ok:,} had passed every filter. {left}{note}"
         )
 
-    def drift_table(self) -> pd.DataFrame:
+    def drift_table(self) -> Table | Markdown:
         """How many events met which other fate; drift.parquet names each."""
-        rows = (self.summary.drift if self.summary else None) or []
-        return Table(rows, columns=["planned", "happened", "events"])
-
-    def drift_line(self) -> Markdown:
-        """How much differs from the plan."""
         if self.summary is None:
             return markdown("Not armed, so there is nothing to compare.")
         if self.summary.drift is None:
             return markdown("**The drift is not known:** the run ended before it was read.")
-        n = sum(change["events"] for change in self.summary.drift)
-        if not n:
-            return markdown("**No drift:** each event met the fate that the plan foresaw.")
-        return markdown(
-            f"**{amount(n, 'events')} met another fate than planned:** ages count at the "
-            "moment of the drain (or at its as_of)."
-        )
+        return Table(self.summary.drift, columns=["planned", "happened", "events"])
 
 
 _STOP = threading.Event()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import pandas as pd
+from IPython.display import Markdown
 
 from ..core.summary import amount
 from ..errors import RefusedError
 from ..operations import maintenance
 from ..safe import verbatim
-from ..settings.kinds import Amount, Flag, Minutes
-from .session import Session, checked, markdown, safe
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
+from ..settings.kinds import Amount, Minutes
+from .session import Session, Table, checked, inert, markdown
 
 
 class Maintenance(Session):
@@ -35,8 +33,8 @@ class Maintenance(Session):
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with the notebook's `globals()`."""
         board = super().open(names)
-        board.delete = checked(names, "delete_consumers", Flag, False)
-        board.apply = checked(names, "apply_trim", Flag, False)
+        board.delete = checked(names, "delete_consumers", bool, False)
+        board.apply = checked(names, "apply_trim", bool, False)
         board.archive = str(names.get("archive") or "")
         board.min_idle_ms = round(checked(names, "min_idle_min", Minutes, 60) * 60_000)
         board.keep_days = checked(names, "keep_days", Amount | None)
@@ -61,11 +59,11 @@ class Maintenance(Session):
         held = "; ".join(verbatim(f"{g}: {why}") for g, why in plan.held_by.items())
         return markdown(text + (f", held back by {held}." if held else "."))
 
-    def consumers_table(self) -> pd.DataFrame:
+    def consumers_table(self) -> Table:
         """Dead consumers, and why some must stay."""
         rows = [(c.name, c.pending, round(c.idle_ms / 60_000, 1), c.why_kept) for c in self._dead()]
         names = ["consumer", "pending", "idle, min", "why it stays"]
-        return safe(pd.DataFrame(rows, columns=names))
+        return inert(pd.DataFrame(rows, columns=names))
 
     def delete_dead(self) -> Markdown:
         """Remove those that are safe to remove, if told to."""

@@ -5,33 +5,27 @@ from __future__ import annotations
 import asyncio
 import html
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 import pyarrow as pa
+from IPython.display import HTML, Markdown
 from msgspec import to_builtins
 
 from ..core.audit import audit_ms, audit_schema, audit_table
 from ..core.timestamps import iso
-from ..errors import DrainkitError, UsageError
+from ..errors import DrainkitError
 from ..operations import checks
-from ..operations.first import RunningDrain, running_drains
+from ..operations.first import running_drains
 from ..operations.state import group_rows
-from ..safe import text, verbatim
+from ..safe import text
 from ..server import ledger
 from ..server.connection import Server
 from ..settings.kinds import Amount
 from . import figures
 from .explore import person_is_here
-from .session import Session, Table, checked, groups_frame, macros, markdown, safe
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    from IPython.display import HTML, Markdown
-    from ipywidgets import Widget
-
+from .session import Session, Table, checked, groups_frame, inert, macros, markdown
 
 GROUP_COLUMNS = (
     "stream", "group", "undelivered", "lost", "lag reported", "they agree", "pending",
@@ -47,32 +41,30 @@ class Monitor(Session):
     is_of_run = False
 
     _next: ClassVar[asyncio.TimerHandle | None] = None  # when to look again
-    pattern: str | None = None
-    look: Callable[[], checks.Report]  # looks at the server
+    pattern: str | None
+    limits: checks.Limits
     report: checks.Report  # of the latest look
+    states: list[dict[str, Any]]  # the streams that were looked at, as JSON has them
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
         """Open with the notebook's `globals()`."""
         board = super().open(names)
-        board.pattern = names.get("pattern") or None
-        if not isinstance(board.pattern, str | None):
-            raise UsageError("pattern takes a glob pattern of stream names, as a text")
-        limits = checks.Limits(
+        board.pattern = checked(names, "pattern", str | None) or None
+        board.limits = checks.Limits(
             max_backlog=int(checked(names, "max_backlog", Amount)),
             max_age_min=checked(names, "max_backlog_age_min", Amount),
             max_lost=int(checked(names, "max_lost", Amount, 0)),
         )
-        board.look = lambda: checks.check(
-            board.server, board.settings, limits, pattern=board.pattern, audits=True
-        )
-        board.report = board.look()
+        board.look()
         return board
 
-    @property
-    def states(self) -> list[dict[str, Any]]:
-        """The streams that were looked at, as JSON has them."""
-        return self.report.states
+    def look(self) -> None:
+        """Look at the server anew."""
+        self.report = checks.check(
+            self.server, self.settings, self.limits, pattern=self.pattern, audits=True
+        )
+        self.states = self.report.states
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
@@ -82,63 +74,54 @@ class Monitor(Session):
             with Server.of(self.settings, state["stream"]["name"]) as server:
                 yield server
 
-    def _drains(self) -> list[tuple[str, RunningDrain]]:
-        """Drains that have started and not ended, each with its stream."""
-        return [(text(one.stream), run) for one in self._each() for run in running_drains(one)]
-
-    def board(self) -> HTML | Widget:
+    def board(self) -> Any:
         """Each group's state and numbers, and drains at work.
 
-        Where a person or Voila is it looks again each minute, and when its button is clicked.
+        Where a person or Voila is it looks again each minute.
         """
-        from IPython.display import HTML
-
         is_served = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
         if not (is_served or person_is_here()):
             return HTML(self._board_html())  # type: ignore[no-untyped-call]
         import ipywidgets as w
 
-        button = w.Button(description="Look again", icon="refresh")
         place = w.HTML(self._board_html())
+        if Monitor._next is not None:  # of this kernel's board before
+            Monitor._next.cancel()
 
-        def wait() -> None:
-            if Monitor._next is not None:  # of this kernel's board before, too
-                Monitor._next.cancel()
-            with suppress(RuntimeError):  # in no kernel
-                Monitor._next = asyncio.get_running_loop().call_later(REFRESH_SEC, look_again)
-
-        def look_again(_: object = None) -> None:
+        def look_again() -> None:
             try:
-                self.report = self.look()
+                self.look()
                 place.value = self._board_html()
             except DrainkitError as error:  # what is shown would be taken for the present
                 place.value = f"<p>{html.escape(str(error))}</p>"
             wait()
 
-        button.on_click(look_again)
+        def wait() -> None:
+            Monitor._next = asyncio.get_running_loop().call_later(REFRESH_SEC, look_again)
+
         wait()
-        return w.VBox([button, place])
+        return place
 
     def _board_html(self) -> str:
-        """Each group's state and numbers, drains at work, and as of when."""
+        """Each group's state and numbers, drains without an end, and as of when."""
         rows = {(r["stream"], r["group"]): r for s in self.states for r in group_rows(s)}
         at = iso(self.server.now_us())[:19].replace("T", " ")
-        return str(macros().board(at, rows, self.report.findings, self._drains()))
+        drains = [(text(one.stream), run) for one in self._each() for run in running_drains(one)]
+        return str(macros().board(at, rows, self.report.findings, drains))
 
     def bottom_line(self) -> Markdown:
         """The worst finding and how many there are; the board tells each."""
         bad = sum(f.severity != "ok" for f in self.report.findings)
-        streams = "1 stream" if len(self.states) == 1 else f"{len(self.states):,} streams"
         return markdown(
-            f"**{self.report.severity.upper()}**: {streams} looked at, "
-            f"{bad:,} {'finding' if bad == 1 else 'findings'}."
+            f"**{self.report.severity.upper()}**; streams looked at: {len(self.states):,}; "
+            f"findings: {bad:,}."
         )
 
-    def groups_table(self) -> pd.DataFrame:
+    def groups_table(self) -> Table:
         """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
         return Table(groups_frame(*self.states, columns=GROUP_COLUMNS).reset_index())
 
-    def pending_table(self) -> pd.DataFrame:
+    def pending_table(self) -> Table:
         """Pending entries by consumer, most first."""
         rows = [
             (s["stream"]["name"], g["name"], consumer["name"], consumer["pending"])
@@ -148,9 +131,9 @@ class Monitor(Session):
             if consumer["pending"]
         ]
         frame = pd.DataFrame(rows, columns=["stream", "group", "consumer", "pending"])
-        return safe(frame.sort_values("pending", ascending=False).head(20))
+        return inert(frame.sort_values("pending", ascending=False).head(20))
 
-    def audit_growth(self) -> go.Figure:
+    def audit_growth(self) -> figures.Canvas:
         """Audit records of the streams over time, by action."""
         pages = [audit_table(page) for one in self._each() for page in ledger.audit_pages(one)]
         table = pa.concat_tables([audit_schema().empty_table(), *pages])
@@ -158,7 +141,7 @@ class Monitor(Session):
         frame = pd.DataFrame({"event_time": times, "action": table["action"].to_pandas()})
         return figures.arrivals(frame, "time of the drain (UTC)")
 
-    def runs_table(self) -> pd.DataFrame:
+    def runs_table(self) -> Table:
         """The newest of the ledgers: runs, and what operators did."""
         columns = ["at", "stream", "event", "outcome", "run_id", "total_read", "drained_ok",
                    "operator", "reason", "scope", "entries", "removed"]  # fmt: skip
@@ -169,9 +152,4 @@ class Monitor(Session):
             if not isinstance(entry, ledger.Sealed)
         ]
         rows.sort(key=lambda row: str(row.get("at")))
-        return safe(pd.DataFrame(rows[-20:], columns=columns))
-
-    def running(self) -> Markdown:
-        """Drains that have started and not ended."""
-        lines = [verbatim(f"{stream}: {run.line()}") for stream, run in self._drains()]
-        return markdown("\n".join(f"- {line}" for line in lines) or "No drain is under way.")
+        return inert(pd.DataFrame(rows[-20:], columns=columns))

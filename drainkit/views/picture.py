@@ -1,84 +1,85 @@
-"""What the figures are drawn on: a plotly figure in JupyterLab's colours, and as a picture (SVG).
+"""Figures as pictures (SVG), for pages without plotly: the report, an exported page, paper.
 
-The picture is for pages that have no plotly (an exported page, a page printed without scripts). It
-draws what figures.py makes, and nothing else of what plotly can do. Its text takes the colour
-of the page's. Texts in a figure are escaped when they are made; here the tags that plotly would
-read are not needed, so all of it is escaped once more where it is not yet.
+It draws what figures.py makes, and nothing else of what plotly can do; text takes the page's
+colour. Texts in a figure are escaped when they are made, for plotly; here all are once more.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import html
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-import plotly.io
-
 from .session import macros
 
 WIDTH, LEFT_MIN, RIGHT, BOTTOM = 760, 62, 44, 46
+CHARACTER = 6.6  # pixels, about
 TIME_STEPS_SEC = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200,
     86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400,
 )  # fmt: skip
-_CHARACTER = 6.6  # pixels, about
+YEARS_SEC = (-62_135_596_800, 253_402_300_799)  # the years 1 to 9999, all that datetime knows
 
 
 def svg(figure: Mapping[str, Any]) -> str:
     """The figure (as its JSON says) as SVG."""
     traces, layout = figure["data"], figure["layout"]
-    height, top = int(layout.get("height") or 340), int(layout["margin"]["t"])
-    across = any(trace.get("orientation") == "h" for trace in traces)
-    maps = [trace for trace in traces if trace["type"] == "heatmap"]
-    bars = [*_bars([t for t in traces if t["type"] == "bar"], layout, across=across)]
-    places = [place for bar in bars for place in bar[:2]]
-    sizes = [size for bar in bars for size in bar[2:4]]
-    xs, ys = (sizes, places) if across else (places, sizes)
-    names: tuple[Any, Any] = (None, None)
-    for trace in maps:
-        names = (trace["x"], trace["y"])
-        xs, ys = ([-0.5, len(some) - 0.5] for some in names)
-    y = _Axis(layout["yaxis"], ys, names[1], height - BOTTOM, top)
+    boxes = [*_boxes(traces, is_stacked=layout.get("barmode") == "stack")]
+    bottom, top = layout["height"] - BOTTOM, layout["margin"]["t"]
+    y = _Axis(layout["yaxis"], [end for box in boxes for end in box[2:4]], bottom, top)
     longest = max((len(html.unescape(name)) for _, name in y.ticks), default=0)
-    left = max(LEFT_MIN, min(300, 30 + _CHARACTER * longest))
-    x = _Axis(layout["xaxis"], xs, names[0], left, WIDTH - RIGHT)
-    boxes = []
-    for first, last, low, high, colour, text in bars:
-        along, sides = (y, x) if across else (x, y)
-        ends, reach = sorted(map(along.at, (first, last))), sorted(map(sides.at, (low, high)))
-        columns, rows = (reach, ends) if across else (ends, reach)
-        boxes.append((*columns, *rows, colour, text))
-    drawn = {"width": WIDTH, "height": height, "top": top, "x": x, "y": y, "boxes": boxes,
-             "across": across, "character": _CHARACTER, "grid": GRID}  # fmt: skip
-    legend = traces if layout.get("showlegend") else []
-    return str(macros().picture(layout, drawn, maps, legend))
+    left = max(LEFT_MIN, min(300, 30 + CHARACTER * longest))
+    x = _Axis(layout["xaxis"], [end for box in boxes for end in box[:2]], left, WIDTH - RIGHT)
+    return str(macros().picture(layout, traces, boxes, x, y, WIDTH, CHARACTER))
+
+
+def _boxes(
+    traces: Sequence[Mapping[str, Any]], *, is_stacked: bool
+) -> Iterator[tuple[float, float, float, float, str, str]]:
+    """Bars and cells: from where to where along x and y, in the axes' units; colour and text."""
+    reached: dict[float, float] = {}  # of bars that stand one on the other, by place
+    for trace in traces:
+        if trace["type"] == "heatmap":
+            most = max(1, *map(max, trace["z"]))
+            for row, cells in enumerate(trace["z"]):
+                for k, n in enumerate(cells):
+                    colour = f"rgba(0,158,115,{0.6 * n / most:.2f})"
+                    yield k - 0.5, k + 0.5, row - 0.5, row + 0.5, colour, f"{n:,}"
+            continue
+        given = (trace.get("width", 0.75), trace.get("base", 0.0), trace["marker"]["color"],
+                 trace.get("text", ""))  # fmt: skip
+        is_across = trace.get("orientation") == "h"
+        for k, pair in enumerate(zip(trace["x"], trace["y"], strict=True)):
+            size, at = pair if is_across else pair[::-1]
+            width, base, colour, words = (v[k] if isinstance(v, list) else v for v in given)
+            base += reached.get(at, 0.0) if is_stacked else 0
+            reached[at] = base + size
+            ends, sides = (base, base + size), (at - width / 2, at + width / 2)
+            yield *(ends if is_across else sides), *(sides if is_across else ends), colour, words
 
 
 class _Axis:
     """Places along one axis: from values to pixels, and its ticks."""
 
     def __init__(
-        self, layout: Mapping[str, Any], values: Sequence[float], names: Sequence[str] | None,
-        start: float, end: float,
-    ) -> None:  # fmt: skip
+        self, layout: Mapping[str, Any], values: Sequence[float], start: float, end: float
+    ) -> None:
         self.start, self.end = start, end
-        self.title = (layout.get("title") or {}).get("text") or ""
+        self.title = layout["title"].get("text", "")
         low, high = layout.get("range") or (min(values, default=0), max(values, default=1))
         self.low, self.high = float(low), float(high) if high != low else float(low) + 1
-        names = layout.get("ticktext") or names
-        self.is_named = names is not None
-        ticks = self._numbers(layout.get("type") == "date") if names is None else enumerate(names)
-        self.ticks = [] if layout.get("showticklabels") is False else [*ticks]
+        self.is_named = "ticktext" in layout
+        ticks = enumerate(layout["ticktext"]) if self.is_named else self._numbers(layout)
+        self.ticks = [*ticks] if layout.get("showticklabels", True) else []
 
     def at(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def _numbers(self, is_time: bool) -> Iterator[tuple[float, str]]:
+    def _numbers(self, layout: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
         """Round numbers, or times (milliseconds)."""
+        is_time = layout.get("type") == "date"
         least = abs(self.high - self.low) / 6
         times = (sec * 1000 for sec in TIME_STEPS_SEC if is_time and sec * 1000 >= least)
         step = next(times, round_step(least))
@@ -92,34 +93,9 @@ class _Axis:
                 yield n * step, f"{n * step:,.0f}" if step >= 1 else f"{n * step:.3g}"
 
 
-def _bars(
-    traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], *, across: bool
-) -> Iterator[tuple[float, float, float, float, str, str]]:
-    """From where to where along the axis of places, and along that of sizes; colour and text."""
-    reached: dict[float, float] = {}  # of those that stand one on the other
-
-    def of(values: Any, k: int, otherwise: Any) -> Any:
-        if values is None:
-            return otherwise
-        return values[k] if isinstance(values, list) else values
-
-    for trace in traces:
-        for k, pair in enumerate(zip(trace["x"], trace["y"], strict=True)):
-            size, at = pair if across else pair[::-1]
-            width, low = of(trace.get("width"), k, 0.75), of(trace.get("base"), k, 0.0)
-            if layout.get("barmode") == "stack":
-                low += reached.get(at, 0.0)
-            reached[at] = low + size
-            yield (
-                at - width / 2, at + width / 2, low, low + size,
-                of(trace["marker"]["color"], k, ""), of(trace.get("text"), k, ""),
-            )  # fmt: skip
-
-
 def moment(epoch_sec: float) -> dt.datetime:
     """The time (UTC, naive) of any year that datetime knows; pandas ends in 1677 and 2262."""
-    from_year_1, to_year_9999 = -62_135_596_800, 253_402_300_799
-    sec = min(max(float(epoch_sec), from_year_1), to_year_9999)
+    sec = min(max(float(epoch_sec), YEARS_SEC[0]), YEARS_SEC[1])
     return dt.datetime(1970, 1, 1) + dt.timedelta(seconds=sec)
 
 
@@ -127,74 +103,3 @@ def round_step(least: float) -> float:
     """The first of 1, 2, 5, 10, ... that is at least that."""
     decade: float = 10.0 ** math.floor(math.log10(least))
     return next(n * decade for n in (1, 2, 5, 10) if n * decade >= least * 0.999)
-
-
-# ---------------------------------------------------------------- for plotly
-
-# middle grey: as far from white as from JupyterLab's dark paper; where a page knows better, STYLE
-# gives its own text colour
-TEXT, GRID, LINE, NONE = "#787878", "rgba(128,128,128,0.25)", "#808080", "rgba(0,0,0,0)"
-_TEXTS = (".gtitle", ".xtitle", ".ytitle", ".legendtext", ".annotation-text", ".bartext-outside",
-          ".xtick text", ".ytick text", ".heatmap-label text")  # fmt: skip
-# JupyterLab (4.6) hides cells that are out of sight, and a figure made anew in a hidden cell is
-# 700 px wide for good: cut off in a narrow window
-_SHOWN = ".jp-content-visibility-mode .jp-Cell{content-visibility:visible!important}"
-STYLE = (
-    f"<style>{_SHOWN}.js-plotly-plot .main-svg :is("
-    + ",".join(_TEXTS)
-    + "){fill:var(--jp-content-font-color1,currentColor)!important}</style>"
-)
-
-
-class Canvas(go.Figure):  # type: ignore[misc]
-    """A plotly figure that shows itself in the colours of the page it is on."""
-
-    def show(self, *_: object, **__: object) -> None:
-        """Show it in a notebook."""
-        from IPython.display import HTML, display
-
-        display(HTML(STYLE))  # type: ignore[no-untyped-call]
-        display(self.bundle(), raw=True)  # type: ignore[no-untyped-call]
-
-    def bundle(self) -> dict[str, Any]:
-        """The figure by MIME type: for plotly, and as a picture for pages without it."""
-        figure = json.loads(self.to_json())
-        renderer = plotly.io.renderers["plotly_mimetype"]
-        renderer.config["typesetMath"] = False  # `$` in a name is no formula
-        return {**renderer.to_mimebundle(figure), "image/svg+xml": svg(figure)}
-
-
-def canvas(
-    title: str, x_title: str, y_title: str, *, height: int = 340, legend: bool = False
-) -> Canvas:
-    """An empty figure with its title and axes."""
-    axis = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID}
-    titles = [{"text": text, "font": {"size": 13}} for text in (x_title, y_title)]
-    # all at once: plotly checks a layout again whenever something of it changes
-    return Canvas(layout={
-        "template": "none",  # plotly's own would be 7 KB in each figure
-        "title": {"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
-                  "pad": {"t": 14}, "font": {"size": 17}},
-        "height": height,
-        "margin": {"l": 60, "r": 20, "t": 84 if legend else 60, "b": 50},
-        "paper_bgcolor": NONE, "plot_bgcolor": NONE,
-        "modebar": {"bgcolor": NONE, "color": TEXT, "activecolor": LINE},
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": TEXT},
-        "showlegend": legend,
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom",
-                   "traceorder": "normal"},
-        "xaxis": {"title": titles[0], **axis}, "yaxis": {"title": titles[1], **axis},
-    })  # fmt: skip
-
-
-def counted(figure: Canvas, axis: str, most: int) -> Canvas:
-    """Whole numbers along the axis of counts; where nothing is drawn, a word instead of axes."""
-    figure.update_layout(
-        {f"{axis}axis": {"tickformat": ",", "dtick": 1 if 0 < most <= 5 else None}}
-    )
-    if not figure.data or not most:
-        hidden = {"showticklabels": False, "showgrid": False, "zeroline": False}
-        figure.update_layout(xaxis=hidden, yaxis=hidden)
-        figure.add_annotation(text="no events", x=0.5, y=0.5, xref="paper", yref="paper",
-                              showarrow=False)  # fmt: skip
-    return figure

@@ -14,25 +14,21 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
+from IPython.display import Markdown
 from pydantic import TypeAdapter, ValidationError
 
-from .. import files
+from .. import files, safe
 from ..core.policy import ACTIONS, COLOURS, NAMES
 from ..core.summary import RUN_ID, Summary, span
 from ..draining.plan_files import PLAN, PlanFile
 from ..draining.run import Run, resolve
 from ..errors import UsageError
 from ..operations.state import group_rows, known
-from ..safe import UNTYPESET, one_line, share
 from ..server.connection import Server
-from ..settings import NOTEBOOK, Settings, shown
-from ..settings.config import load
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
+from ..settings import NOTEBOOK, Settings, load, shown
 
 pd.set_option("display.html.use_mathjax", False)  # a plain frame's `$` is no formula either
 SAMPLE_ROWS = 8
@@ -41,6 +37,7 @@ EXTRA = ("redis_url_env", "run_dir", "approve")
 GROUP_COLUMNS = (
     "group", "position", "undelivered", "pending", "history", "lost", "lag reported", "consumers",
 )  # fmt: skip
+NUMBERS = ("integer", "floating", "mixed-integer-float")
 
 
 class Table(pd.DataFrame):
@@ -50,11 +47,8 @@ class Table(pd.DataFrame):
     def _repr_html_(self) -> str:
         named = not isinstance(self.index, pd.RangeIndex)
         frame = self.reset_index(names=str(self.index.name or "")) if named else self
-        right = []  # the columns of numbers
-        for name in frame.columns:
-            there = [value for value in frame[name].tolist() if value == value]  # noqa: PLR0124 - nan
-            right.append({*map(type, there)} <= {int, float} and bool(there))
-        return str(macros().table([*frame.columns], frame.itertuples(index=False), right))
+        right = [pd.api.types.infer_dtype(frame[name]) in NUMBERS for name in frame]
+        return str(macros().table([*frame], frame.itertuples(index=False), right))
 
 
 @cache
@@ -63,28 +57,25 @@ def macros() -> Any:
     from jinja2 import Environment, PackageLoader
 
     pages = Environment(loader=PackageLoader(__package__, ""), autoescape=True)
-    template = pages.get_template("views.html.j2")
-    given = {"untypeset": UNTYPESET, "known": known, "span": span, "line": one_line,
-             "unescape": html.unescape, "share": share, "names": NAMES,
-             "colours": COLOURS}  # fmt: skip
-    return template.make_module(given)
+    return pages.get_template("views.html.j2").make_module({
+        "untypeset": safe.UNTYPESET, "known": known, "span": span, "line": safe.one_line,
+        "unescape": html.unescape, "share": safe.share, "names": NAMES, "colours": COLOURS,
+    })  # fmt: skip
 
 
 def markdown(text: str) -> Markdown:
     """Text as a notebook shows it."""
-    from IPython.display import Markdown
-
     return Markdown(text)  # type: ignore[no-untyped-call]
 
 
-def safe(frame: pd.DataFrame) -> Table:
+def inert(frame: pd.DataFrame) -> Table:
     """Texts from outside without control and bidi characters; HTML is escaped when shown."""
-    shown = frame.copy()
+    shown = frame.reset_index(drop=True)
     for column in shown:
         if not pd.api.types.is_numeric_dtype(shown[column]):
             texts = shown[column].astype(object)
-            shown[column] = texts.map(lambda v: "" if pd.isna(v) else one_line(str(v), 60))
-    return Table(shown.reset_index(drop=True))
+            shown[column] = texts.map(lambda v: "" if pd.isna(v) else safe.one_line(str(v), 60))
+    return Table(shown)
 
 
 def listed(values: Mapping[str, Any], column: str, name: str) -> Table:
@@ -105,26 +96,21 @@ def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
 
     What papermill injects stands in a cell of its own, which begins with "# Parameters".
     """
-
-    def stored_in(source: str) -> set[str]:
+    known = every = {*NOTEBOOK, *EXTRA, *extra}
+    given = set[str]()
+    for source in map(str, names.get("In", [])):
         try:
-            nodes = list(ast.walk(ast.parse(source)))
+            nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
         except SyntaxError:  # a cell of magics is not one of parameters
-            return set()
-        return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-    known = {*NOTEBOOK, *EXTRA, *extra}
-    cells = [(source, stored_in(source)) for source in map(str, names.get("In", []))]
-    own = [k for k, (source, stored) in enumerate(cells)
-           if "redis_url_env" in stored and not source.startswith("# Parameters")]  # fmt: skip
-    if own:
-        known &= cells[own[-1]][1]
-        cells = cells[own[-1] :]  # what stood in it before it was run again counts no more
-    for source, stored in cells:
-        if source.startswith("# Parameters") or "redis_url_env" in stored:
-            for name in stored - {"Optional"}:
-                if name not in known or name not in names:
-                    raise UsageError(f"{name}: no such parameter; check its spelling")
+            continue
+        stored = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+        if source.startswith("# Parameters"):
+            given |= stored
+        elif "redis_url_env" in stored:  # what stood there before it was run again counts no more
+            given, known = stored, every & stored
+    for name in given:
+        if name not in known or name not in names:
+            raise UsageError(f"{name}: no such parameter; check its spelling")
 
 
 def checked(names: Mapping[str, Any], name: str, kind: Any, default: Any = None) -> Any:
@@ -197,17 +183,15 @@ class Session:
         return found if isinstance(found, dict) else {}
 
     def write_summary(self, summary: Summary) -> None:
-        """run.json; what the run noted there about itself stays until its end."""
+        """run.json, where there is a folder."""
         if self.run_dir is not None:
-            noted = self.noted("run.json")
-            kept = {k: noted[k] for k in ("parameters", "templates") if k in noted}
-            files.write_json(self.run_dir / "run.json", summary.as_dict() | kept)
+            files.write_json(self.run_dir / "run.json", summary.as_dict())
 
-    def settings_table(self) -> pd.DataFrame:
+    def settings_table(self) -> Table:
         """The parameters as understood, without secrets."""
         values = {name: shown(name, getattr(self.settings, name)) for name in NOTEBOOK}
         values |= self._more_settings()
-        rows = {name: one_line(value) for name, value in values.items() if value}
+        rows = {name: safe.one_line(value) for name, value in values.items() if value}
         return listed(rows, "value", "parameter")
 
     def _more_settings(self) -> dict[str, str]:
@@ -222,14 +206,8 @@ class Session:
             found["boundary"] = f"{self.job.scope.boundary} ({whose})"
         return found
 
-    def counts_table(self) -> pd.DataFrame:
+    def counts_table(self) -> Table:
         """Events by action, with shares."""
         counts = [getattr(self.summary, action) if self.summary else 0 for action in ACTIONS]
-        shares = [share(n, sum(counts)) for n in counts]
+        shares = [safe.share(n, sum(counts)) for n in counts]
         return Table({"events": counts, "share": shares}, index=pd.Index(ACTIONS, name="action"))
-
-    def files(self) -> pd.DataFrame:
-        """What this run has written so far."""
-        paths = sorted(self.run_dir.iterdir()) if self.run_dir else []
-        sizes = {one_line(path.name): path.stat().st_size for path in paths if path.is_file()}
-        return listed(sizes, "bytes", "file")

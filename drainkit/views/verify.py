@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from IPython.display import Markdown
 
 from .. import files
 from ..core.audit import audit_schema
@@ -21,11 +21,7 @@ from ..operations.state import baseline
 from ..safe import text, verbatim
 from ..server import ledger, reading
 from . import figures
-from .session import SAMPLE_ROWS, Session, Table, groups_frame, listed, markdown, safe
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    from IPython.display import Markdown
+from .session import Session, Table, groups_frame, listed, markdown
 
 
 class Verification(Session):
@@ -41,7 +37,6 @@ class Verification(Session):
         self.after = baseline(self.server)
         self.plan = {} if self.planned is None else self.planned.plan.to_json()
         self._find_run()
-        self.first = audit_schema().empty_table()  # the first records of this run
         self.unacknowledged: list[str] = []  # recorded, and pending
         self.recorded = self._read_audit()
         self.verdicts = verdicts(
@@ -94,8 +89,6 @@ class Verification(Session):
                 if pending:
                     there = own["original_id"].filter(pc.is_in(own["original_id"], value_set=ids))
                     self.unacknowledged += there.to_pylist()
-                if len(self.first) < SAMPLE_ROWS:
-                    self.first = pa.concat_tables([self.first, own])[:SAMPLE_ROWS]
                 if kept is not None:
                     kept.write(own)
         if self.live:
@@ -119,7 +112,7 @@ class Verification(Session):
             told += f" **{left:,} of the plan's {self.plan['total_read']:,} are left.**"
         return markdown(told)
 
-    def verdicts_table(self) -> pd.DataFrame:
+    def verdicts_table(self) -> Table:
         """Each check: what it claims, its verdict, and what that rests on."""
         return Table(self.verdicts, columns=Verdict._fields)
 
@@ -128,7 +121,7 @@ class Verification(Session):
         if self.findings:
             raise DrainkitError("the books do not balance: " + "; ".join(self.findings))
 
-    def change_table(self) -> pd.DataFrame:
+    def change_table(self) -> Table:
         """Each group before and after."""
         columns = ["position", "undelivered", "pending"]
         after = groups_frame(self.after)[columns]
@@ -137,14 +130,10 @@ class Verification(Session):
         both = (groups_frame(self.before)[columns].astype(object), after.astype(object))
         return Table(both[0].add_suffix(" before").join(both[1].add_suffix(" after"), how="outer"))
 
-    def counts_table(self) -> pd.DataFrame:
+    def counts_table(self) -> Table:
         """Events by action, as the audit has them."""
         return listed({a: self.recorded.counts[a] for a in ACTIONS}, "audited", "action")
 
-    def pace(self) -> go.Figure:
+    def pace(self) -> figures.Canvas:
         """Throttle compliance, measured from the audit's ids."""
         return figures.pace(self.recorded.moments, self.run.get("throttle"))
-
-    def samples(self) -> pd.DataFrame:
-        """The first audit records."""
-        return safe(self.first.to_pandas())

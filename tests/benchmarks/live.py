@@ -1,9 +1,8 @@
-"""Live drains, unthrottled, against other ways to do the whole job; prints tables.
+"""Live drains, unthrottled, against a plain pipeline that does the whole job; prints tables.
 
     python tests/benchmarks/live.py [--entries 100000 1000000] [--rounds 3] [--kind redis]
 
-Every way works on the same stream through a group of its own: read, decode, decide, audit, ACK.
-The slow one gets fewer entries, and rates are compared.
+Both work on the same stream through a group of their own: read, decode, decide, audit, ACK.
 """
 
 from __future__ import annotations
@@ -19,28 +18,10 @@ import rig
 from rig import KEY, Result, measured
 
 AUDIT = KEY + ".bench_audit"
-SLOW_ENTRIES = 5_000
 SLOW_MS = 20  # SLOWLOG target: no commit holds the server for longer
-# a script that does the job with constants: no bodies leave the server, nothing is decided
-CONSTANTS = """
-local read = redis.call('XREADGROUP', 'GROUP', ARGV[1], 'bench', 'COUNT', 400,
-  'STREAMS', KEYS[1], '>')
-if not read then return 0 end
-local ids = {}
-for i, entry in ipairs(read[1][2]) do
-  redis.call('XADD', KEYS[2], '*', 'original_id', entry[1], 'symbol', 'BTCUSDT',
-    'age_sec', '12345.67', 'confidence', '0.68', 'action', 'dropped_old',
-    'drained_at_ts', '2025-12-24T12:00:00.000000+00:00',
-    'reason', 'age 12345.67 s > 10800.00 s', 'consumer_group', ARGV[1],
-    'run_id', '20251224T120000Z_abcdef')
-  ids[i] = entry[1]
-end
-redis.call('XACK', KEYS[1], ARGV[1], unpack(ids))
-return #ids
-"""
 
 
-def drainkit(url: str, group: str, entries: str) -> Result:
+def drainkit(url: str, group: str) -> Result:
     """`drainkit drain`, without the command line around it."""
     from drainkit.draining.live import apply
     from drainkit.draining.run import resolve
@@ -62,7 +43,7 @@ def drainkit(url: str, group: str, entries: str) -> Result:
     return {**result, "done": summary.total_read}
 
 
-def multi(url: str, group: str, entries: str) -> Result:
+def multi(url: str, group: str) -> Result:
     """XREADGROUP 1,000, decided one by one, then one MULTI of 1,000 XADD and one XACK."""
     import redis
 
@@ -77,37 +58,6 @@ def multi(url: str, group: str, entries: str) -> Result:
                 pipe.xack(KEY, group, *[entry[0] for entry in page])
                 pipe.execute()
             result["done"] += len(page)
-    client.close()
-    return result
-
-
-def one_by_one(url: str, group: str, entries: str) -> Result:
-    """The loop of the original tool: read one, audit, ACK."""
-    import redis
-
-    result: Result = {"done": 0}
-    client = redis.Redis.from_url(url)
-    with measured(result):
-        while result["done"] < int(entries):
-            reply = client.xreadgroup(group, "bench", {KEY: ">"}, count=1)
-            entry_id, fields = reply[0][1][0]
-            client.xadd(AUDIT, record(entry_id, fields, group))
-            client.xack(KEY, group, entry_id)
-            result["done"] += 1
-    client.close()
-    return result
-
-
-def constants(url: str, group: str, entries: str) -> Result:
-    """The whole job by a script on the server, with constants for what would be decided."""
-    import redis
-
-    result: Result = {"done": 0}
-    client = redis.Redis.from_url(url)
-    script = client.register_script(CONSTANTS)
-    with measured(result):
-        while n := script(keys=[KEY, AUDIT], args=[group]):
-            result["done"] += n
     client.close()
     return result
 
@@ -152,26 +102,25 @@ def record(entry_id: bytes, fields: dict[bytes, bytes], group: str) -> dict[str,
     }
 
 
-WORKS = {one.__name__: one for one in (drainkit, multi, constants, one_by_one)}
+WORKS = {one.__name__: one for one in (drainkit, multi)}
 
 
 def measure(server: Any, entries: int, names: list[str], rounds: int) -> dict[str, Result]:
-    """Medians of each way over the first `entries` (the slow one: SLOW_ENTRIES) of the stream."""
+    """Medians of each way over the `entries` of the stream."""
 
     def run(name: str) -> Result:
-        wanted = min(entries, SLOW_ENTRIES) if name == "one_by_one" else entries
         with rig.group(server) as client:
             client.config_resetstat()
             client.slowlog_reset()
             client.config_set("slowlog-log-slower-than", 2000)
             client.config_set("slowlog-max-len", 10000)
             before = rig.server_cpu(server)
-            result = rig.child(Path(__file__), name, server.tcp_url, rig.GROUP, str(wanted))
+            result = rig.child(Path(__file__), name, server.tcp_url, rig.GROUP)
             server_cpu = rig.server_cpu(server) - before
             slow = [row["duration"] / 1000 for row in client.slowlog_get(10000)
                     if row["command"].startswith(b"EVAL")]  # fmt: skip
-            assert result["done"] == wanted, result
-            assert client.xlen(AUDIT) == wanted
+            assert result["done"] == entries, result
+            assert client.xlen(AUDIT) == entries
             assert client.xpending(KEY, rig.GROUP)["pending"] == 0
         return {
             **result,
@@ -192,7 +141,6 @@ def main() -> None:
     parser.add_argument("--kind", default="redis")
     parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS))
     given = parser.parse_args()
-    targets = {"multi": "at least 2.5", "constants": "at least 0.6", "one_by_one": "at least 40"}
     for entries in given.entries:
         with rig.filled_server(given.kind, entries) as server:
             found = measure(server, entries, given.only, given.rounds)
@@ -202,7 +150,7 @@ def main() -> None:
         for name, result in found.items():
             ratio = "" if name == "drainkit" else f"{ours['rate'] / result['rate']:.2f}"
             rows.append((name, f"{result['done']:,.0f}", f"{result['sec']:.2f} s",
-                         f"{result['rate']:,.0f}/s", ratio, targets.get(name, ""),
+                         f"{result['rate']:,.0f}/s", ratio, ratio and "at least 2.5",
                          f"{result['cpu_sec']:.2f} + {result['server_cpu_sec']:.2f} s",
                          f"{result['peak_mb']:.0f} MB"))  # fmt: skip
         head = ("Way", "Entries", "Median", "Rate", "drainkit's is times it", "Target",

@@ -56,68 +56,57 @@ def assert_plain(run: CliResult) -> None:
 def test_hostile_events_shown(
     valkey: Server, stream: str, cli: Cli, as_json: tuple[str, ...]
 ) -> None:
-    """Status, dry run, live run, check and trim of hostile events print no raw escape; the audit is
-    plain: it has only validated values."""
+    """Status, check, trim, consumers, dry run and live run of hostile events print no raw escape;
+    the audit is plain: it has only validated values."""
     n = hostile_stream(valkey, stream)
     where = at(valkey, stream)
-    many = ("--throttle", "none", "--max-events", "all")
-    for args in (
-        ("status", "--all", *where),
-        ("check", *where),
-        ("drain", "--mode", "dry-run", *many, *where),
-        (
-            "drain",
-            "--mode",
-            "live",
-            "--yes",
-            "--allow-invalid",
-            *many,
-            *where,
-            "--allowlist",
-            "BTCUSDT,<script>alert(1)</script>",
-        ),
-        ("trim", *where),
-        ("consumers", *where),
-    ):
-        run = cli(*args, *as_json)
-        assert run.rc in (0, 1, 2) if args[0] == "check" else run.rc == 0, run.err
+    many = ("drain", "--throttle", "none", "--max-events", "all", *where, *as_json)
+    for args in (("status", "--all"), ("check",), ("trim",), ("consumers",)):
+        run = cli(*args, *where, *as_json)
+        assert run.rc in ((0, 1, 2) if args[0] == "check" else (0,)), run.err
         assert_plain(run)
-        if "live" in args and as_json:
-            assert run.json()["total_read"] == n
-            assert run.json()["drained_ok"] > 0
+    assert_plain(cli.done(*many))
+    allowed = ("--allow-invalid", "--allowlist", "BTCUSDT,<script>alert(1)</script>")
+    run = cli.done(*many, "--mode", "live", "--yes", *allowed)
+    assert_plain(run)
+    if as_json:
+        assert run.json()["total_read"] == n
+        assert run.json()["drained_ok"] > 0
     records = ask(valkey, "XRANGE", f"{stream}.drain_audit", "-", "+")
     assert len(records) == n
     assert all(part.decode("ascii").isprintable() for _, fields in records for part in fields)
     assert ask(valkey, "XPENDING", stream, GROUP, "-", "+", 10, ME) == []
 
 
-@pytest.mark.parametrize("text", [ESCAPES + BIDI + "\r\nDrained OK: 9999", "=1+1{0.x}%s"])
-def test_hostile_names_on_the_terminal(valkey: Server, cli: Cli, text: str) -> None:
-    """Streams, groups and consumers with hostile names are shown escaped, in errors too."""
+def test_hostile_names_on_the_terminal(valkey: Server, cli: Cli) -> None:
+    """Streams, groups and consumers with hostile names are shown escaped, in errors too; what is
+    printable is a symbol like any other."""
+    text = ESCAPES + BIDI + "\r\nDrained OK: 9999=1+1{0.x}%s"
     stream, group = f"s{text}", f"g{text}"
     fill(valkey, stream, [(1, intent()), (2, intent())], group=group)
     ask(valkey, "XREADGROUP", "GROUP", group, f"c{text}", "COUNT", 1, "STREAMS", stream, ">")
     where = at(valkey, stream)
-    known = (*where, "--consumer-group", group)
+    known = ("drain", *where, "--consumer-group", group)
     for args, rc in (
-        (("status", "--all", *where), (0,)),
-        (("check", *where, "--group", group), (3,)),  # ids that are no times
-        (("consumers", *known), (0,)),
-        (("trim", *where), (0,)),
-        (("acl", *where), (0,)),
-        (("drain", *where, "--consumer-group", f"other{text}"), (4,)),
-        (("drain", *at(valkey, f"missing{text}")), (4,)),
-        (("drain", "--mode", "live", "--yes", *known), (4,)),  # the consumer is active
-        (("drain", *known, "--allowlist", text), (0,) if text.isprintable() else (2,)),
-        (("drain", *known, "--as-of", text), (2,)),
-        (("drain", *known, "--min-conf", text), (2,)),
-        (("drain", *known, "--scope", "pending", "--from-consumer", f"no{text}"), (4,)),
-        (("stop", *where, "--reason", text), (0,)),
-        (("drain", "--mode", "live", "--yes", *known), (4,)),
-        (("resume", *where), (0,)),
+        (("status", "--all", *where), 0),
+        (("check", *where, "--group", group), 3),  # ids that are no times
+        (("consumers", *where, "--consumer-group", group), 0),
+        (("trim", *where), 0),
+        (("acl", *where), 0),
+        (("drain", *where, "--consumer-group", f"other{text}"), 4),
+        (("drain", *at(valkey, f"missing{text}")), 4),
+        ((*known, "--mode", "live", "--yes"), 4),  # the consumer is active
+        ((*known, "--allowlist", text), 2),
+        ((*known, "--allowlist", "=1+1{0.x}%s"), 0),
+        ((*known, "--as-of", text), 2),
+        ((*known, "--min-conf", text), 2),
+        ((*known, "--scope", "pending", "--from-consumer", f"no{text}"), 4),
+        (("stop", *where, "--reason", text), 0),
+        ((*known, "--mode", "live", "--yes"), 4),
+        (("resume", *where), 0),
     ):
         run = cli(*args)
-        assert run.rc in rc, (args, run.err)
+        assert run.rc == rc, (args, run.err)
         assert_plain(run)
         if run.rc in (2, 4):
             assert run.err.count("\n") == 1

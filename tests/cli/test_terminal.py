@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
-import struct
-import subprocess
 import sys
 import termios
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from itertools import chain
 from threading import Thread
 
 import pytest
@@ -22,17 +19,19 @@ from conftest import Cli, intent
 from servers import Server
 
 from drainkit.cli import terminal
+from drainkit.cli.terminal import Table
 
 LIVE = ("--mode", "live", "--throttle", "none")
+OnTerminal = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
+def on_a_terminal(cli: Cli) -> OnTerminal:
     """Runs a command on a terminal of so many columns; exit code, and all that was on it."""
 
     def run(*args: object, columns: int = 100, answer: str = "y\n", **env: str) -> tuple[int, str]:
         ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        termios.tcsetwinsize(theirs, (30, columns))
         own = {"COLUMNS": "", "TERM": "xterm", **env}  # as wide as the terminal
         process = cli.start(*args, env=own, terminal=theirs)
         os.close(theirs)
@@ -55,10 +54,15 @@ def on_a_terminal(cli: Cli) -> Callable[..., tuple[int, str]]:
 
 
 def test_the_question_comes_last_with_all_that_it_is_about(
-    valkey: Server, stream: str, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, cli: Cli, on_a_terminal: OnTerminal
 ) -> None:
-    """A live drain shows server, stream, group, scope, entries, what would pass, then asks."""
+    """A live drain shows server, stream, group, scope, entries, what would pass, then asks. Status,
+    dry run and card say one sum of what is undelivered and what its own consumer left."""
     seed(valkey, stream, 30, delivered=10)
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, ME, "COUNT", 6, "STREAMS", stream, ">")
+    waiting = "14 undelivered + 6 pending of this drain's own consumer = 20"
+    assert waiting in cli("status", *at(valkey, stream)).out
+    assert f"Remaining: 20 ({waiting})" in cli("drain", *at(valkey, stream)).out
     what = ("drain", *LIVE, *at(valkey, stream), "--allowlist", "BTCUSDT,XRPUSTD")
     code, said = on_a_terminal(*what, NO_COLOR="1", answer="n\n", columns=120)
     card, question = said.split("Acknowledge and audit 20 of 20 entries? [y/N]")
@@ -67,19 +71,21 @@ def test_the_question_comes_last_with_all_that_it_is_about(
                         ("Stream", stream), ("Group", GROUP),
                         ("Scope", "undelivered, after "), ("Entries", "20 (at most 500)"),
                         ("Would pass", "still good signals, acknowledged and NOT executed"),
-                        ("Note", "allowlist: in no event: XRPUSTD"), ("Waiting", "20 undelivered"),
+                        ("Note", "allowlist: in no event: XRPUSTD"), ("Waiting", waiting),
                         ("Environment", "none"), ("Audit", f"{stream}.drain_audit"),
                         ("Duration", "as fast"), ("Digest", "none: ")):  # fmt: skip
         assert any(name in line and value in line for line in card.splitlines()), (name, card)
     assert "good signals will be acknowledged and not executed" in card
     assert "not confirmed" in question
-    _, narrow = on_a_terminal(*what, NO_COLOR="1", answer="n\n", columns=66)
+    pending = (*what, "--scope", "pending", "--min-idle-min", "0")
+    _, narrow = on_a_terminal(*pending, NO_COLOR="1", answer="n\n", columns=66)
+    assert "pending, up to " in narrow  # it lies before the position
     asked = narrow.split("\u256f\n")[1].splitlines()  # below the card
     assert asked[1].startswith("Acknowledge and"), asked  # no word is broken by the terminal's edge
 
 
 def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
-    valkey: Server, stream: str, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, stream: str, cli: Cli, on_a_terminal: OnTerminal
 ) -> None:
     """The same words: wrapped between them, coloured unless NO_COLOR is set; plain in a pipe."""
     entries = [(1_790_000_000_000 + n, intent()) for n in range(30)]
@@ -98,19 +104,6 @@ def test_a_terminal_has_whole_words_and_a_pipe_whole_lines(
     assert " ".join(why.split()) in " ".join(plain.split())
 
 
-def test_markup_is_text(valkey: Server, on_a_terminal: Callable[..., tuple[int, str]]) -> None:
-    """What rich reads as markup is shown as it is: in a line, a table and a card."""
-    name = "[red]a[/link][link=http://x]b[/red]:boom:[1]"
-    fill(valkey, name, [(1, intent(name)), (2, intent())], group=GROUP)
-    ask(valkey, "XREADGROUP", "GROUP", GROUP, name, "COUNT", 1, "STREAMS", name, ">")
-    where = at(valkey, name)
-    for command in (("status", "--all", *where), ("consumers", "--min-idle-min", "0", *where),
-                    ("drain", *LIVE, "--allow-active-consumers", *where)):  # fmt: skip
-        code, said = on_a_terminal(*command, columns=200, NO_COLOR="1", answer="n\n")
-        assert code in (0, 4), said
-        assert name in said, command
-
-
 def test_drift_is_a_table_by_planned_and_happened(capsys: pytest.CaptureFixture[str]) -> None:
     """However many events met another fate, each pair is one row; the original lines follow."""
     drift = [{"planned": "drained_ok", "happened": "dropped_old", "events": 1234}]
@@ -124,33 +117,14 @@ def test_drift_is_a_table_by_planned_and_happened(capsys: pytest.CaptureFixture[
     assert lines[-1] == "Evidence: reports/x"
 
 
-def test_numbers_of_two_places_agree(
-    valkey: Server, stream: str, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
-) -> None:
-    """Status, dry run and question say one sum of what is undelivered and what its own left."""
-    seed(valkey, stream, 30, delivered=10)
-    ask(valkey, "XREADGROUP", "GROUP", GROUP, ME, "COUNT", 6, "STREAMS", stream, ">")
-    told = "14 undelivered + 6 pending of this drain's own consumer = 20"
-    assert told in cli("status", *at(valkey, stream)).out
-    assert f"Remaining: 20 ({told})" in cli("drain", *at(valkey, stream)).out
-    _, said = on_a_terminal("drain", *LIVE, *at(valkey, stream), answer="n\n", NO_COLOR="1")
-    assert told in said
-    pending = ("drain", *LIVE, "--scope", "pending", "--min-idle-min", "0", *at(valkey, stream))
-    _, said = on_a_terminal(*pending, answer="n\n", NO_COLOR="1")
-    assert "pending, up to " in said  # it lies before the position
-
-
-@pytest.mark.parametrize("old", [0, 700])
-def test_an_own_stream_is_read_by_a_table_to_paste(
-    valkey: Server, stream: str, cli: Cli, old: int
-) -> None:
+def test_an_own_stream_is_read_by_a_table_to_paste(valkey: Server, stream: str, cli: Cli) -> None:
     """Of nested signals with sub-models, and flat ones, `fields` names the paths of the whole
     backlog; live refuses to drain them, and with its lines pasted it drains them all."""
     now = int(ask(valkey, "TIME")[0]) * 1000
     payload = {"signal": {"models": {"m": {"confidence": 0.2}}, "pair": "BTCUSDT",
                           "confidence": "81%"}}  # fmt: skip
     nested, flat = {"payload": json.dumps(payload)}, {"ticker": "ETHUSDT", "score": 93}
-    mine = [(now - 1000 + i, nested if i < old or i % 2 else flat) for i in range(old + 600)]
+    mine = [(now - 1500 + i, nested if i < 700 or i % 2 else flat) for i in range(1300)]
     fill(valkey, stream, mine, group=GROUP)
     said = cli("fields", *at(valkey, stream)).out
     found = cli("fields", "--json", *at(valkey, stream)).json()
@@ -165,7 +139,7 @@ def test_an_own_stream_is_read_by_a_table_to_paste(
     assert cli("status", *at(valkey, stream), "--json").json()["unreadable"]
     (cli.cwd / "drainkit.toml").write_text(said[said.index("[fields]") :])
     assert cli("status", *at(valkey, stream), "--json").json()["unreadable"] is None
-    last = f"{now - 1000 + len(mine) - 1}-0"
+    last = f"{mine[-1][0]}-0"
     (one,) = cli("show", last, *at(valkey, stream), "--json").json()["entries"]
     counting = {place["where"] for place in one["places"] if place["counts"]}
     assert counting == {"payload.signal.pair", "payload.signal.confidence"}
@@ -181,16 +155,14 @@ def test_an_interrupt_that_gets_lost_ends_the_drain_all_the_same() -> None:
     try:
         with suppress(KeyboardInterrupt):
             terminal.interrupt()
-        with terminal.stop_signals() as stopping:
+        with terminal.signals() as stopping:
             assert stopping.is_set()
     finally:
-        terminal._INTERRUPTED.clear()
-    with terminal.stop_signals() as stopping:
-        assert not stopping.is_set()
+        stopping.clear()
 
 
 def test_the_first_screen_is_one_screen(
-    valkey: Server, cli: Cli, on_a_terminal: Callable[..., tuple[int, str]]
+    valkey: Server, cli: Cli, on_a_terminal: OnTerminal
 ) -> None:
     """With all there is to say, and a long name, status has at most 15 rows of 80 columns."""
     stream, group = "quantum:stream:trade.intent.of.many.words", "quantum:group:" + "execution." * 9
@@ -205,7 +177,12 @@ def test_the_first_screen_is_one_screen(
         assert drain.poll() is None, cli.finish(drain)
     ask(valkey, "SET", f"{stream}.drain_stop", '{"reason": "' + "no more of it " * 9 + '"}')
     cli.finish(drain)
-    ask(valkey, "XADD", f"{stream}.drain_runs", "*", *_start_of_a_dead_drain(group))
+    start = {
+        "event": "start", "run_id": "20260101T000000Z-live-abc123", "consumer_group": group,
+        "consumer": "c", "scope": "undelivered", "boundary_id": "9-0", "throttle": "5",
+        "max_events": "all", "at": "2026-01-01T00:00:00Z", "plan_digest": "",
+    }  # fmt: skip
+    ask(valkey, "XADD", f"{stream}.drain_runs", "*", *chain(*start.items()))
     for columns in (80, 100):
         code, said = on_a_terminal("status", *where, columns=columns, NO_COLOR="1")
         lines = said.removeprefix("y\n").splitlines()
@@ -218,24 +195,18 @@ def test_the_first_screen_is_one_screen(
             assert sum(row.startswith(start) for row in rows) == 1, (start, said)
 
 
-def _start_of_a_dead_drain(group: str) -> list[str]:
-    start = {
-        "event": "start", "run_id": "20260101T000000Z-live-abc123", "consumer_group": group,
-        "consumer": "c", "scope": "undelivered", "boundary_id": "9-0", "throttle": "5",
-        "max_events": "all", "at": "2026-01-01T00:00:00Z", "plan_digest": "",
-    }  # fmt: skip
-    return [part for pair in start.items() for part in pair]
-
-
-def test_a_command_that_is_shown_can_be_pasted(tmp_path: Path) -> None:
-    """On a narrow terminal a long command stays one line."""
-    code = (
-        "from drainkit.cli.terminal import tell\n"
-        "tell('drainkit run ' + ' '.join(f'--option{n} value' for n in range(20)), 'a ' * 90)"
-    )
-    leader, follower = pty.openpty()
-    subprocess.run([sys.executable, "-c", code], stdout=follower, check=True, cwd=tmp_path)
-    lines = []
-    while not lines or lines[-1].count("a ") < 5:
-        lines += os.read(leader, 65536).decode().splitlines()
-    assert sum("--option0 " in line and "--option19" in line for line in lines) == 1
+def test_markup_is_text_and_a_command_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rich reads as markup is shown as it is: in a line, a table and a card. On a narrow
+    terminal a long command stays one line, so that it can be pasted."""
+    name = "[red]a[/link][link=http://x]b[/red]:boom:[1]"
+    table, card = Table(("name",), [[name]], name), Table((), [[name, "x"]], name)
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours), os.fdopen(theirs, "w") as terminal_of_80:
+        monkeypatch.setattr(sys, "stdout", terminal_of_80)
+        monkeypatch.setenv("NO_COLOR", "1")
+        terminal.tell(f"drainkit run {'--option value ' * 20}", "a " * 90, name, table, card)
+        said = os.read(ours, 65536).decode()
+    assert said.count(name) == 5
+    lines = said.splitlines()
+    assert [line.count("--option") for line in lines if "--option" in line] == [20]
+    assert sum("a a" in line for line in lines) == 3

@@ -78,7 +78,7 @@ def test_records_come_back_as_they_were(rows: list[tuple[int, float | None, byte
     texts = reasons(events, decisions, POLICY)
     for row, record in enumerate(parsed):
         assert record["original_id"].encode() == entries[row][0]
-        assert record["symbol"] == (events.symbol(row) or "UNKNOWN")
+        assert record["symbol"] == (events.word("symbol", row) or "UNKNOWN")
         assert record["confidence"] == rows[row][1]
         assert record["action"] == ACTIONS[decisions.action[row]]
         assert record["reason"] == texts[row]

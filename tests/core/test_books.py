@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_samples import ENTRIES, NOW_US, POLICY, table_of
 
+from drainkit.cli.terminal import Progress
 from drainkit.core import reconciliation
 from drainkit.core.audit import audit_schema
 from drainkit.core.events import Decoder
@@ -23,11 +24,12 @@ from drainkit.core.reconciliation import (
     Cursor,
     Entries,
     Matching,
+    ToDrain,
     drift_counts,
     drift_of,
     reconcile,
 )
-from drainkit.core.summary import Pace, Step, Summary, Tenths, entries_words, next_run_words
+from drainkit.core.summary import Pace, Step, Summary, entries_words, next_run_words
 from drainkit.core.verdicts import Recorded, verdicts
 from drainkit.errors import RefusedError
 from drainkit.settings import build
@@ -179,7 +181,8 @@ def test_ids_are_found_in_any_order(window: int, draw: random.Random) -> None:
 def test_the_last_entry_is_the_largest_id() -> None:
     """By milliseconds and number, not as texts, and wherever it stands in the plan."""
     ids = [b"9-10", b"10-2", b"10-18446744073709551615", b"10-9", b"9-99"]
-    assert Entries(table_of([[entry, None] for entry in ids])).last() == "10-18446744073709551615"
+    entries = Entries(table_of([[entry, None] for entry in ids]))
+    assert ToDrain.of(entries).last_id == "10-18446744073709551615"
 
 
 # ---------------------------------------------------------------- a run's pace and progress
@@ -252,12 +255,15 @@ def test_the_line_is_the_contracts() -> None:
     assert Step.read("Not armed: approve is empty, so nothing was changed.") is None
 
 
-def test_there_is_a_line_at_each_tenth() -> None:
+def test_there_is_a_line_at_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
     """Ten lines of a hundred events, whatever steps they come in; none without a total."""
-    tenths = Tenths()
-    steps = [step_of(done, 0, 100) for done in range(1, 101)]
-    assert [step.done for step in steps if tenths.is_next(step)] == [*range(10, 101, 10)]
-    assert not Tenths().is_next(step_of(1, 0, 0))
+    progress = Progress()
+    for done in range(101):
+        progress.show(summary_of((0, done), total_read=done, expected=100))
+    said = capsys.readouterr().err.splitlines()
+    assert [int(line.split()[1]) for line in said] == [*range(10, 101, 10)]
+    Progress().show(summary_of((0, 1), total_read=1))
+    assert capsys.readouterr().err == ""
 
 
 def test_entries_of_two_places_are_told_as_their_sum() -> None:

@@ -374,5 +374,5 @@ def test_a_frame_has_its_documented_columns(merged: int, monkeypatch: pytest.Mon
     five = [entry({**GOOD, "symbol": s}) for s in "CAB"] + [entry(None), entry({})]
     frame = load_frame([five], Decoder())
     back = Events.from_frame(frame[frame["symbol"] != "A"].sort_values("symbol"))
-    assert [back.symbol(row) for row in range(4)] == ["B", "C", None, None]
+    assert [back.word("symbol", row) for row in range(4)] == ["B", "C", None, None]
     assert back.missing.tolist() == [False, False, True, False]

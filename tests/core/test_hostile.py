@@ -89,11 +89,11 @@ def test_memory_of_a_decoder_is_bounded() -> None:
     kept = decoder.decode([entry(GOOD)])
     for i in range(4000):
         odd = {f"f{i}": "", "symbol": f"S{i}", "source": f"s{i}" * 1000, "side": "\x00" * i}
-        assert decoder.decode([entry({**GOOD, **odd})]).symbol(0) == f"S{i}"
+        assert decoder.decode([entry({**GOOD, **odd})]).word("symbol") == f"S{i}"
         assert len(decoder._words[0]) <= MAX_VOCABULARY + 3
-        assert decoder._words[2]._characters <= MAX_VOCABULARY_CHARACTERS + 10_000
+        assert decoder._words[2].characters <= MAX_VOCABULARY_CHARACTERS + 10_000
         assert len(decoder._layouts) <= MAX_LAYOUTS
-    assert kept.symbol(0) == "BTCUSDT"
+    assert kept.word("symbol") == "BTCUSDT"
     before = len(decoder._words[0])
     decoder.decode([entry({**GOOD, "symbol": "BAD " + "x" * i}) for i in range(100)])
     assert len(decoder._words[0]) <= before

@@ -151,8 +151,8 @@ MANY = frozenset(f"S{i:04}" for i in range(1000))
         ({"policy": Policy(30.0, POLICY.allowlist, 0.7)}, ["min_conf", "0.6", "0.7"]),
         ({"policy": Policy(30.0, None, 0.6)}, ["allowlist", "2 symbols", "any symbol"]),
         ({"policy": Policy(30.0, frozenset({"BTCUSDT", "SOLUSDT"}), 0.6)},
-         ["allowlist", "added SOLUSDT", "removed ETHUSDT"]),
-        ({"policy": Policy(30.0, MANY, 0.6)}, ["995 more", "removed BTCUSDT, ETHUSDT"]),
+         ["allowlist", "has ETHUSDT besides", "for SOLUSDT besides"]),
+        ({"policy": Policy(30.0, MANY, 0.6)}, ["995 more", "has BTCUSDT, ETHUSDT besides"]),
         ({"stream": "\x1b[2J\u202e"}, ["stream"]),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drainkit.core.events import Decoder
-from drainkit.core.fields import examine, found_fields
+from drainkit.core.fields import examine
 from drainkit.settings import Fields, build
 
 NOW_MS = 1_766_602_826_755
@@ -92,11 +92,11 @@ def test_a_signals_own_fields_are_proposed(shape: str) -> None:
     body, table, readable, note = SHAPES[shape]
     sample = entries(*map(body, range(200)), n=200)
     found = examine(sample, Fields())
-    assert tomllib.loads(found.snippet()).get("fields", {}) == table
+    assert tomllib.loads(found.snippet).get("fields", {}) == table
     assert found.readable == readable
     invalid = Decoder(build({"fields": table}).fields).decode(sample).invalid
     assert int((invalid == 0).sum()) == readable
-    chosen = [path for _, path, _, _, is_chosen, _ in found.paths if is_chosen]
+    chosen = [row["path"] for rows in found.fields.values() for row in rows if row["chosen"]]
     assert not [path for path in chosen if "model" in path]
     assert note in " ".join(found.notes)
     assert bool(note) == bool(found.notes)
@@ -107,7 +107,7 @@ def test_what_can_be_read_needs_no_advice() -> None:
     good = {"symbol": "BTCUSDT", "confidence": "0.5"}
     for sample in (entries(good), []):
         found = examine(sample, Fields())
-        assert (found.unreadable, found.lines, found.readable) == (0, {}, len(sample))
+        assert (found.unreadable, found.snippet, found.readable) == (0, "", len(sample))
 
 
 def test_fields_and_reasons_are_told_safely() -> None:
@@ -115,18 +115,28 @@ def test_fields_and_reasons_are_told_safely() -> None:
     odd = {"\x1b[2J": "a\nb", "x" * 500: "y" * 500, "payload": "{" * 9, "[red]": "\u202e"}
     odd |= {f"{'x' * 200}.{i}.symbol": "a\nb" for i in range(100)}
     found = examine(entries(odd), Fields())
-    assert 0 < len(found.paths) <= 60
+    said = [
+        row[key] for rows in found.fields.values() for row in rows for key in ("path", "example")
+    ]
+    assert 0 < len(said) <= 120
     assert found.reasons == {"payload is not JSON in UTF-8": 40}
-    said = [text for _, path, _, example, *_ in found.paths for text in (path, example)]
     assert all(text.isprintable() and len(text) <= 100 for text in said)
 
 
-def test_each_path_says_what_it_can_be_read_as() -> None:
-    """Fields and paths into JSON are listed as met, with entries, example and usable values."""
-    found = {one.name: one for one in found_fields(entries(NESTED, UNHINTED))}
-    assert [*found] == ["msg.sig.pair", "msg.sig.prob", "msg.sig.emittedAt", "msg.n", *"abcde"]
-    pair, number = found["msg.sig.pair"], found["c"]
-    assert (pair.entries, pair.example) == (20, "ETH/USDT")
-    assert (pair.readable["symbol"].sum(), pair.readable["confidence"].sum()) == (20, 0)
-    assert (number.readable["confidence"].sum(), number.readable["timestamp"].sum()) == (20, 0)
-    assert found["msg.sig.emittedAt"].readable["timestamp"].sum() == 20
+def test_each_path_says_why_it_is_chosen_or_not() -> None:
+    """Paths that fit a value by their names, in how many entries, with an example: the chosen ones
+    lie in the symbol's object or around it, a part's own value is apart from it."""
+    body = {"payload": json.dumps({"signal": signal(0, emittedAt=NOW_MS), "ts": NOW_MS})}
+    found = examine(entries(body, UNHINTED), Fields())
+    rows = {row["path"]: row for rows in found.fields.values() for row in rows}
+    inside = "in the symbol's object, or around it"
+    assert {path.removeprefix("payload."): (row["chosen"], row["why"])
+            for path, row in rows.items() if row["entries"] == 20} == {
+        "signal.symbol": (True, inside), "signal.confidence": (True, inside),
+        "signal.side": (True, inside), "signal.emittedAt": (False, "not needed"),
+        "ts": (True, "known already"),
+        **{f"signal.model.models.{model}.{name}": (False, "apart from the symbol")
+           for model in ("xgboost", "lgbm") for name in ("confidence", "score", "symbol")},
+        "signal.model.trained_at": (False, "apart from the symbol"),
+    }  # fmt: skip
+    assert rows["payload.signal.symbol"]["example"] == "BTCUSDT"

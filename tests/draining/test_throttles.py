@@ -175,6 +175,7 @@ def test_a_drain_begins_without_credit(valkey: Server, stream: str) -> None:
     at_once(*(partial(begin, rate) for rate in (5, 50, 1000)))
 
 
+@BUNDLED
 def test_commits_without_a_throttle_are_noted_in_few_words(place: Place) -> None:
     """A second's commits stand in at most 22 moments, all of them; the next throttle heeds them."""
     place.seed(10_100)

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import pytest
 from backlogs import GROUP, fill
-from conftest import Cli
 from faults import ALONE, Clock, key
 from place import BUNDLED, Place
-from servers import KINDS, Server
+from servers import KINDS
 
 
 def doubled(place: Place) -> list[tuple[tuple[str, str], int]]:
@@ -53,12 +51,10 @@ def test_a_group_named_like_a_history_group_is_its_own(place: Place) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_hours_ahead_of_the_clock(
-    start_server: Callable[[str], Server], stream: str, cli: Cli, kind: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    clock: Clock, own_place: Callable[[str], Place], kind: str
+) -> None:
     """Entries whose ids lie two hours ahead are recorded once, also when that time has come."""
-    clock = Clock(tmp_path, monkeypatch)
-    place = Place(start_server(kind), stream, cli)
+    place = own_place(kind)
     ahead_ms = place.now_ms() + 7_200_000
     place.fill((ahead_ms + i, {"symbol": "BTCUSDT", "confidence": "0.9"}) for i in range(40))
     for scope in ("undelivered", "history", "undelivered"):
@@ -83,13 +79,14 @@ REPLACED: dict[str, Callable[[Place], object]] = {
 
 
 @pytest.mark.parametrize(
-    ("place", "throttle", "how"),
-    [*product(["valkey"], ["none"], REPLACED), ("valkey", "1000", "restored over"),
-     ("valkey", "100", "renamed over"), ("redis", "none", "deleted and made anew"),
-     ("redis62", "1000", "moved away and another moved in"), ("redis62", "none", "renamed over")],
+    ("place", "throttle", "how", "same_ids"),
+    [*product(["valkey"], ["none"], REPLACED, [True, False]),
+     ("valkey", "1000", "restored over", True), ("valkey", "100", "renamed over", False),
+     ("redis", "none", "deleted and made anew", True), ("redis", "1000", "renamed over", False),
+     ("redis62", "1000", "moved away and another moved in", True),
+     ("redis62", "none", "restored over", False)],
     indirect=["place"],
 )  # fmt: skip
-@pytest.mark.parametrize("same_ids", [True, False], ids=["same ids", "other ids"])
 def test_a_stream_replaced_by_a_larger_one(
     place: Place, throttle: str, how: str, same_ids: bool
 ) -> None:
@@ -154,12 +151,13 @@ LOST: dict[str, tuple[Callable[[Place], object], int, bool]] = {
 
 
 @pytest.mark.parametrize(
-    ("place", "throttle", "scope"),
-    [("valkey", "none", "undelivered"), ("valkey", "1000", "history"),
-     ("redis", "1000", "undelivered"), ("redis62", "none", "history")],
+    ("place", "throttle", "scope", "lost"),
+    [*product(["valkey"], ["none"], ["undelivered"], LOST),
+     *product(["redis"], ["1000"], ["undelivered"], [*LOST][1::2]),
+     *product(["redis62"], ["none"], ["history"], [*LOST][::2]),
+     *product(["valkey"], ["1000"], ["history"], [*LOST][1::2])],
     indirect=["place"],
 )  # fmt: skip
-@pytest.mark.parametrize("lost", LOST)
 def test_what_is_lost_in_the_middle_is_noticed(
     place: Place, lost: str, throttle: str, scope: str
 ) -> None:
@@ -199,8 +197,11 @@ def test_copies_of_yesterday(place: Place, back: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "forgotten"), [("history", False), ("history", True), ("undelivered", True)]
-)
+    ("place", "first", "forgotten"),
+    [("redis", "history", False), ("redis62", "history", True), ("valkey", "history", True),
+     ("valkey", "undelivered", True), ("redis62", "undelivered", True)],
+    indirect=["place"],
+)  # fmt: skip
 def test_pending_entries_without_a_body_get_their_records(
     place: Place, first: str, forgotten: bool
 ) -> None:
@@ -217,18 +218,6 @@ def test_pending_entries_without_a_body_get_their_records(
     run = place.complete(scope="pending", **ALONE)
     assert run.books["dropped_missing"] == len(gone)
     place.complete(**ALONE)
-    assert sorted(place.recorded()) == sorted(ids)
-
-
-def test_pending_neighbours_are_one_interval(place: Place) -> None:
-    """Of 600 pending entries each batch leaves one, not 250; those of two consumers are apart."""
-    ids = place.seed(600, 0)
-    for consumer in "ABAB":
-        place.deliver(consumer, 150)
-    place.alter("XDEL", ids[7])
-    for who, most in (("A", 10), ("B", 20)):
-        place.complete(scope="pending", from_consumer=[who], **ALONE)
-        assert 2 <= place.ask("ZCARD", place.side("recorded")) <= most
     assert sorted(place.recorded()) == sorted(ids)
 
 
@@ -293,10 +282,15 @@ class Steps:
         self.furthest = max(self.furthest, self.place.position, key=key)
 
 
-MINUTES = pytest.param(range(1000, 2000), marks=[pytest.mark.chaos, pytest.mark.timeout(3600)])
+MINUTES = [pytest.param(kind, range(1000, 2000),
+                        marks=[pytest.mark.chaos, pytest.mark.timeout(3600)])
+           for kind in KINDS]  # fmt: skip
 
 
-@pytest.mark.parametrize("seeds", [*([n] for n in range(12)), MINUTES], ids=str)
+@pytest.mark.parametrize(
+    ("place", "seeds"), [*((KINDS[n % 3], [n]) for n in range(18)), *MINUTES],
+    indirect=["place"], ids=str,
+)  # fmt: skip
 def test_random_scopes_positions_and_claims(place: Place, seeds: list[int]) -> None:
     """Whatever the order, each entry that was passed has one record in the end, also what was
     pending without its body, and none has two."""

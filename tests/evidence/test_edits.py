@@ -22,13 +22,12 @@ import pytest
 from backlogs import seed
 from books import at
 from conftest import Cli, lacking
-from plan_samples import plan_of, save_plan, table_of
+from plan_samples import plan_of
 from pyarrow import parquet
-from runs import flip, keygen
+from runs import flip, keygen, make_run, seal
 from servers import Server
 
 from drainkit import files
-from drainkit.evidence import seal as sealing
 from drainkit.evidence.verify import verify as verify_evidence
 from drainkit.signing import add_signature
 
@@ -47,26 +46,15 @@ class Evidence:
 
     def __init__(self, reports: Path, keys: Path) -> None:
         self.reports, self.keys = reports, keys
-        self.stream = "s"
 
     def __truediv__(self, name: str) -> Path:
         return self.reports / name
 
     def make(self, name: str, **more: Any) -> Path:
-        """A sealed run, as `drainkit run` leaves it, small."""
-        folder = sealing.open_run(self.reports, name)
-        mode = "live" if "-live-" in name else "dry-run"
-        run = {"run_id": name, "mode": mode, "stream": self.stream, "outcome": "done",
-               "exit_code": 0, "total_read": 7, "drained_ok": 3, "operator": "olga",
-               "plan_digest": plan_of().digest,
-               "started_at": "2026-01-01T00:00:00+00:00",
-               "finished_at": "2026-01-01T00:01:00+00:00", **more}  # fmt: skip
-        files.write_json(folder / "run.json", run)
-        for other in ("baseline.json", "after.json", "03_live_drain.ipynb"):
-            files.write_json(folder / other, {"of": name})
-        files.write_text(folder / "report.html", f"<p>{name}</p>")
-        files.write_table(folder / "audit.parquet", pa.table({"id": [name]}))
-        save_plan(folder / "plan.json", plan_of(), [table_of()])
+        """A run as `drainkit run` leaves it, small, not sealed yet."""
+        run = {"run_id": name, "mode": "live" if "-live-" in name else "dry-run", "stream": "s",
+               "plan_digest": plan_of().digest, **more}  # fmt: skip
+        folder = make_run(self.reports, name=name, **run)
         if run.get("approvers"):
             add_signature(folder, plan_of().digest, self.keys / "ann")
         return folder
@@ -79,9 +67,8 @@ class Evidence:
         if chain.exists() and json.loads(chain.read_text())["run_id"] == name:
             chain.unlink()
         run = json.loads((self / name / "run.json").read_text())
-        sealing.seal(self / name, run=run, server={},
-                     parameters={"stream": run.get("stream"), "mode": run.get("mode")},
-                     sign_key=self.keys / key if key else None)  # fmt: skip
+        seal(self / name, run=run, parameters={n: run.get(n) for n in ("stream", "mode")},
+             sign_key=self.keys / key if key else None)  # fmt: skip
 
     def seal_all(self, key: Callable[[str], str] = str) -> None:
         """All runs anew, in the order of their names (by `key`), so that the chain fits."""
@@ -139,10 +126,11 @@ class Verify:
         self.cli, self.evidence, self.server = cli, evidence, server
 
     def __call__(self, url: str | None = None, checkpoint: str | None = None) -> list[str]:
+        signers = None if url or checkpoint else self.evidence.keys / "allowed"
+        kept = checkpoint and self.cli.cwd / checkpoint
         found = verify_evidence(
-            self.evidence.reports, url, self.evidence.keys / "allowed", streams=("s",),
-            checkpoint=checkpoint and self.cli.cwd / checkpoint,
-        )  # fmt: skip
+            self.evidence.reports, url, signers, streams=("s",), checkpoint=kept
+        )
         lines = [line for lines in found.findings.values() for line in lines]
         assert all(line.isprintable() and len(line) < 1000 for line in lines)
         return lines
@@ -233,7 +221,6 @@ def emptied_then(e: Evidence, fresh: str) -> None:
 #: Edits of one file of the newest run, by who names them once all is sealed anew.
 CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a count": ("sk", lambda d: edit(d / "run.json", total_read=8)),
-    "a fate": ("sk", lambda d: edit(d / "run.json", drained_ok=4)),
     "the outcome": ("sk", lambda d: edit(d / "run.json", outcome="failed")),
     "the operator": ("sk", lambda d: edit(d / "run.json", operator="ivan")),
     "the operator an approver": ("o", lambda d: edit(d / "run.json", operator="ann")),
@@ -256,8 +243,6 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the report": ("sk", lambda d: (d / "report.html").write_text("fine")),
     "a notebook": ("sk", lambda d: edit(d / "03_live_drain.ipynb", cells=[])),
     "the state before": ("sk", lambda d: edit(d / "baseline.json", length=1)),
-    "the state after": ("sk", lambda d: (d / "after.json").write_text("{}")),
-    "an empty file": ("sk", lambda d: (d / "report.html").write_text("")),
     "a file removed": ("sk", lambda d: (d / "baseline.json").unlink()),
     "a file added": ("sk", lambda d: (d / "note").write_text("x")),
     "a hidden file added": ("sk", lambda d: (d / ".note").write_text("x")),
@@ -267,8 +252,6 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
 #: Other edits, whatever was remade after them.
 OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "a byte of SHA256SUMS": ("o", lambda e: flip(e / LIVE / SUMS)),
-    "the last line's end": ("o", lambda e: (e / LIVE / SUMS).write_text(
-        (e / LIVE / SUMS).read_text()[:-1])),
     "a byte of the statement": ("o", lambda e: flip(e / LIVE / STATEMENT, 200)),
     "SHA256SUMS removed": ("o", lambda e: (e / LIVE / SUMS).unlink()),
     "the statement removed": ("o", lambda e: (e / LIVE / STATEMENT).unlink()),
@@ -319,7 +302,6 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "one run in the middle sealed anew": ("o", lambda e: e.seal(SIGNED, "ann")),
     "chain.json removed": ("o", lambda e: (e / "chain.json").unlink()),
     "chain.json of an earlier run": ("o", lambda e: edit(e / "chain.json", run_id=SIGNED)),
-    "chain.json too deep": ("o", lambda e: (e / "chain.json").write_text("[" * 100_000)),
     "a stray file beside the runs": ("o", lambda e: (e / "notes.txt").write_text("x")),
     "a run under no run's name": ("o", lambda e: shutil.copytree(e / LIVE, e / "old")),
     "a FIFO beside the runs": ("o", lambda e: os.mkfifo(e / "pipe")),
@@ -347,7 +329,6 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "an odd signer": ("o", predicate(signed_by=["x"])),
     "no run before": ("o", lambda e: restate(e, lambda s: s["predicate"].pop("previous"))),
     "an odd run before": ("o", predicate(previous={"run_id": 1, "statement_sha256": []})),
-    "no predicate": ("o", lambda e: restate(e, lambda s: s.pop("predicate"))),
     "another type": ("o", lambda e: restate(e, lambda s: s.update(_type="x"))),
     "subjects that are none": ("o", lambda e: restate(e, lambda s: s.update(subject=[7]))),
     "a subject twice": ("o", lambda e: restate(
@@ -357,9 +338,7 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
         e, lambda s: s["subject"].append({"name": "../chain.json", "digest": {"sha256": ""}}))),
     "a key twice": ("o", lambda e: restate(e, (e / LIVE / STATEMENT).read_text().replace(
         '"predicate": {', '"predicate": {"run_id": "x",'))),
-    "an empty statement": ("o", lambda e: restate(e, "")),
     "a statement too deep": ("o", lambda e: restate(e, "[" * 100_000)),
-    "a statement with a BOM": ("o", lambda e: restate(e, "\ufeff{}")),
 }  # fmt: skip
 
 
@@ -453,14 +432,13 @@ def test_runs_of_another_folder_are_known(verify: Verify, valkey: Server, tmp_pa
     assert f"{NEW_LIVE} is gone" in str(verify.by("s"))
 
 
-@pytest.mark.parametrize("name", [SIGNED, LIVE])
-def test_one_run_alone_is_held_against_the_ledger(verify: Verify, name: str) -> None:
+def test_one_run_alone_is_held_against_the_ledger(verify: Verify) -> None:
     """`verify RUN_DIR --redis-url` does not believe the folder either."""
-    (verify.evidence / name / "report.html").write_text("fine")
-    verify.evidence.seal(name)
-    assert verify.cli("verify", verify.evidence / name).rc == 0
-    options = ("--redis-url", verify.server.url, "--stream", "s")
-    held = verify.cli("verify", verify.evidence / name, *options)
+    (verify.evidence / LIVE / "report.html").write_text("fine")
+    verify.evidence.seal(LIVE)
+    asked = ("verify", verify.evidence / LIVE)
+    assert verify.cli(*asked).rc == 0
+    held = verify.cli(*asked, "--redis-url", verify.server.url, "--stream", "s")
     assert (held.rc, "ledger has another digest" in held.out) == (1, True), held
 
 
@@ -547,28 +525,22 @@ def test_an_identity_signed(
     assert (said.rc, words in said.out) == (bool(words), True), said
 
 
-BOMBS: dict[str, Callable[[Path], object]] = {
-    "lists": lambda d: (d / STATEMENT).write_text("[" + "[]," * (20 << 20) + "0]"),
-    "objects": lambda d: (d / "run.json").write_text("[" + '{"a":[]},' * (6 << 20) + "0]"),
-    "lines": lambda d: (d / SUMS).write_text("x\n" * (30 << 20)),
-    "a number": lambda d: (d / "run.json").write_text('{"total_read": ' + "9" * (4 << 20) + "}"),
-    "logins": lambda d: edit(d / STATEMENT, predicate={"run_id": "redis://" * 400_000}),
-    "a table": lambda d: parquet.write_table(
-        pa.table({"x": pa.DictionaryArray.from_arrays(pa.array([0] * 2600), ["x" * 1_000_000])}),
-        d / "audit.parquet",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", BOMBS)
-def test_a_bomb_takes_neither_memory_nor_time(verify: Verify, what: str) -> None:
-    """What is small on disk and huge in memory, or slow to look at, is named within 1.2 GB of
-    address space and 120 s on a busy machine."""
-    BOMBS[what](verify.evidence / LIVE)
+def test_bombs_take_neither_memory_nor_time(verify: Verify) -> None:
+    """What is small on disk and huge in memory, too large, or slow to look at, is named, within 1.2
+    GB of address space and 120 s on a busy machine."""
+    dry, signed, live = (verify.evidence / name for name in (DRY, SIGNED, LIVE))
+    (dry / "run.json").write_text("[" + "[]," * (1 << 20) + "0]")
+    logins = (signed / STATEMENT).read_text().replace(SIGNED, "redis://" * 400_000, 1)
+    (signed / STATEMENT).write_text(logins)
+    (live / SUMS).write_text("x\n" * (30 << 20))
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2600), ["x" * 1_000_000])
+    parquet.write_table(pa.table({"x": texts}), live / "audit.parquet")
     done = subprocess.run(
         ["prlimit", "--as=1200000000", sys.executable, "-m", "drainkit", "verify",
          verify.evidence.reports],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
-    assert LIVE in done.stdout
+    for line in (f"{DRY}: changed: run.json", f"renamed: {SIGNED}", f"{LIVE}: changed: SHA256SUMS",
+                 f"{LIVE}: changed: audit.parquet"):  # fmt: skip
+        assert line in done.stdout, line

@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
 import os
 import re
 import resource
@@ -14,7 +13,6 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +25,7 @@ from runs import flip, names
 from servers import Server, wait_until
 
 from drainkit import files
-from drainkit.core.summary import RUN_ID, new_run_id
+from drainkit.core.summary import new_run_id
 from drainkit.draining.plan_files import PlanFile
 from drainkit.errors import DrainkitError, RefusedError, UsageError
 from drainkit.evidence import seal as sealing
@@ -35,11 +33,9 @@ from drainkit.evidence import seal as sealing
 
 def test_a_run_id_has_the_contracts_form() -> None:
     """YYYYMMDDTHHMMSSZ-<mode>-<6 hex>, and two of one second differ."""
-    ids = [new_run_id("dry-run", 1_766_605_798_664_912) for _ in range(2)]
-    for run_id in ids:
-        assert re.fullmatch(r"20251224T194958Z-dry-run-[0-9a-f]{6}", run_id)
-        assert RUN_ID.fullmatch(run_id)
-    assert ids[0] != ids[1]
+    ids = {new_run_id("dry-run", 1_766_605_798_664_912) for _ in range(2)}
+    assert len(ids) == 2
+    assert all(re.fullmatch(r"20251224T194958Z-dry-run-[0-9a-f]{6}", one) for one in ids)
 
 
 def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
@@ -56,57 +52,40 @@ def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a", "file"]
 
 
-def write_beyond_the_limit(path: Path, out: Any) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    try:
-        if path.suffix:
-            noise = pa.array(np.random.default_rng(0).random(200_000))
-            files.write_table(path, pa.table({"x": noise}))
-        files.write_bytes(path, bytes(1_000_000))
-    except DrainkitError as error:
-        out.put((error.exit_code, str(error)))
-
-
 @pytest.mark.parametrize("name", ["a", "a.parquet", "a.csv"])
 def test_no_room_leaves_what_was_there(tmp_path: Path, name: str) -> None:
     """The system takes no more bytes: exit code 1, the old file whole, nothing half written."""
     path = tmp_path / name
     files.write_text(path, "old")
-    context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    child = context.Process(target=write_beyond_the_limit, args=(path, out))
-    child.start()
-    code, text = out.get(timeout=60)
-    child.join(60)
-    child.close()
-    out.close()
-    out.join_thread()
-    assert code == 1
-    assert "File too large" in text
+    noise = pa.table({"x": np.random.default_rng(0).random(200_000)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(DrainkitError, match="File too large") as failed:
+            files.write_table(path, noise) if path.suffix else files.write_bytes(path, bytes(10**6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert failed.value.exit_code == 1
     assert path.read_text() == "old"
     assert names(tmp_path) == [name]
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    """Who has the old file open keeps reading the old content to its end."""
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, mask: int, mode: int) -> None:
+    """Who has the old file open keeps reading the old content to its end. The umask decides who may
+    read the new one: a strict one keeps evidence private."""
     path = tmp_path / "x.json"
     files.write_json(path, {"n": 1})
-    with path.open() as old:
-        files.write_json(path, {"n": 2})
-        assert json.load(old) == {"n": 1}
-    assert json.loads(path.read_text()) == {"n": 2}
-    assert names(tmp_path) == ["x.json"]
-
-
-@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
-def test_the_umask_decides_who_may_read(tmp_path: Path, mask: int, mode: int) -> None:
-    """A strict umask keeps evidence private; a shared one shares it."""
     before = os.umask(mask)
     try:
-        files.write_text(tmp_path / "x", "x")
+        with path.open() as old:
+            files.write_json(path, {"n": 2})
+            assert json.load(old) == {"n": 1}
     finally:
         os.umask(before)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+    assert json.loads(path.read_text()) == {"n": 2}
+    assert path.stat().st_mode & 0o777 == mode
+    assert names(tmp_path) == ["x.json"]
 
 
 FORMULAS = [
@@ -170,24 +149,25 @@ def written(folder: Path) -> int:
     return 0
 
 
-@pytest.mark.parametrize("target", ["a.parquet", "a/"])
-def test_what_a_killed_writer_left_goes(valkey: Server, stream: str, cli: Cli, target: str) -> None:
-    """A killed export leaves nothing once another ran in the folder; one at work is left alone."""
+def test_what_a_killed_writer_left_goes(valkey: Server, stream: str, cli: Cli) -> None:
+    """Killed exports leave nothing once another ran in the folder; one at work is left alone."""
     seed(valkey, stream, 60_000, delivered=0)
     started = []
-    for _ in range(2):
+    for target in ("a.parquet", "a/", "b/"):
         there = written(cli.cwd)
         process = cli.start("export", target, *at(valkey, stream))
         wait_until("it writes", lambda n=there: written(cli.cwd) > n)
         process.send_signal(signal.SIGSTOP)
         started.append(process)
-    started[0].kill()
-    started[0].wait()
-    assert cli("export", "b.parquet", *at(valkey, stream)).rc == 0
-    assert len(list(cli.cwd.iterdir())) == 2  # what the other one writes, and b.parquet
-    started[1].send_signal(signal.SIGCONT)
-    assert cli.finish(started[1]).rc == 0
-    assert sorted(path.name for path in cli.cwd.iterdir()) == [target.strip("/"), "b.parquet"]
+    *killed, at_work = started
+    for process in killed:
+        process.kill()
+        process.wait()
+    cli.done("export", "c.parquet", *at(valkey, stream))
+    assert len(list(cli.cwd.iterdir())) == 2  # what the other one writes, and c.parquet
+    at_work.send_signal(signal.SIGCONT)
+    assert cli.finish(at_work).rc == 0
+    assert names(cli.cwd) == ["b", "c.parquet"]
 
 
 def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> None:
@@ -206,23 +186,11 @@ def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> No
     assert PlanFile.load(sealed).plan == plan_of()
 
 
-def other(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object]:
-    return lambda path: files.write_table(path, change(table_of()))
-
-
-NESTED = pa.array([["x"]] * 5, pa.list_(pa.string()))
 SPOILT: dict[str, Callable[[Path], object]] = {
     "gone": lambda p: p.unlink(),
     "flipped": lambda p: flip(p, p.stat().st_size // 2),
     "cut": lambda p: p.write_bytes(p.read_bytes()[:-9]),
-    "empty": lambda p: p.write_bytes(b""),
-    "row": other(lambda table: table.slice(1)),
-    "column": other(lambda table: table.drop(["failed"])),
-    "other": other(lambda _: pa.table({"id": ["1-0"]})),
-    "nested": other(lambda table: table.set_column(3, "symbol", NESTED)),
-    "nanoseconds": other(
-        lambda table: table.set_column(1, "event_time", pa.array(range(5), pa.timestamp("ns")))
-    ),
+    "of other rows": lambda p: files.write_table(p, table_of().slice(1)),
 }
 
 
@@ -247,11 +215,3 @@ def test_decisions_and_plan_stand_for_each_other(tmp_path: Path) -> None:
     files.write_table(tmp_path / "decisions.parquet", table_of())
     with pytest.raises(RefusedError, match="edited"):
         loaded.table()
-
-
-def test_no_such_plan_is_bad_usage(tmp_path: Path) -> None:
-    """A missing file, a folder without a plan and a file of bytes: exit code 2, the path named."""
-    (tmp_path / "bytes.json").write_bytes(b"\xff")
-    for path in (tmp_path / "no.json", tmp_path, tmp_path / "bytes.json"):
-        with pytest.raises(UsageError, match=re.escape(path.name)):
-            PlanFile.load(path)

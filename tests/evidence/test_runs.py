@@ -13,7 +13,6 @@ from conftest import Cli
 from playwright.sync_api import Browser
 from runs import flip
 from servers import Server
-from stores import S3
 from test_edits import ANN, DRY, LIVE, NEW_LIVE, SIGNED, Evidence, edit
 
 from drainkit import files
@@ -105,14 +104,3 @@ def test_the_page_leads_to_each_report(made: Evidence, cli: Cli, browser: Browse
     assert links == [(made / name / "report.html").as_uri() for name in (LIVE, SIGNED, DRY)]
     page.locator("tbody a").first.click()
     assert page.inner_text("p") == LIVE
-
-
-@pytest.mark.filterwarnings("default")  # botocore's and moto's own
-def test_a_store_is_listed_too(s3: S3, made: Evidence, cli: Cli) -> None:
-    """Of a URL the runs are told as of a folder, the evidence by its URL."""
-    for path in (made / LIVE).iterdir():
-        s3.client.put_object(Bucket="evidence", Key=f"r/{LIVE}/{path.name}", Body=path.read_bytes())
-    found = listed(cli, "s3://evidence/r")
-    assert [(r["evidence"], r["seal"]) for r in found.values()] == [
-        (f"s3://evidence/r/{LIVE}", "ok")
-    ]

@@ -8,6 +8,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,11 +20,10 @@ from books import ask, audit, pending
 from conftest import ROOT, Cli, CliResult
 from runs import make_run, seal
 from servers import Server
-from stamps import time_stamps
 
 STREAM = "quantum:stream:trade.intent"
-REFERENCE = "drainkit/examples/REFERENCE.md"
-README = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", REFERENCE))
+README = "".join((ROOT / name).read_text() for name in (
+    "README.md", "drainkit/examples/REFERENCE.md"))  # fmt: skip
 
 
 def block(language: str) -> str:
@@ -32,9 +35,8 @@ def block(language: str) -> str:
 
 def test_the_help_in_the_readme_is_the_programs(cli: Cli) -> None:
     """The reference is the output of `drainkit --help`, letter for letter."""
-    shown = re.search(r"<!-- help -->\n+```text\n(.*?)```", README, re.DOTALL)
-    assert shown, f"{REFERENCE} has no copy of the help after <!-- help -->"
-    assert shown.group(1).strip() == cli("--help", env={"COLUMNS": "80"}).out.strip()
+    (shown,) = re.findall(r"<!-- help -->\n+```text\n(.*?)```", README, re.DOTALL)
+    assert shown.strip() == cli("--help", env={"COLUMNS": "80"}).out.strip()
 
 
 def run_document(name: str, cli: Cli, url: str = "", **env: str) -> CliResult:
@@ -135,6 +137,65 @@ def test_every_command_of_the_notebooks_page_works(valkey: Server, cli: Cli) -> 
     assert (cli.cwd / "out.html").stat().st_size > 100_000
 
 
+TSA_CONFIG = """
+[req]
+distinguished_name = name
+x509_extensions = ours
+prompt = no
+[name]
+CN = time stamps
+[ours]
+basicConstraints = critical,CA:TRUE
+extendedKeyUsage = critical,timeStamping
+[tsa]
+default_tsa = ours_too
+[ours_too]
+serial = {0}/serial
+signer_cert = {0}/tsa.pem
+signer_key = {0}/tsa.key
+signer_digest = sha256
+default_policy = 1.2.3.4
+digests = sha256
+"""
+
+
+@contextmanager
+def time_stamps(folder: Path) -> Iterator[str]:
+    """A keeper's key, and a time-stamping authority (RFC 3161) by openssl: its address on loopback;
+    keeper, keepers and tsa.pem are in the folder."""
+
+    def run(*command: object, stdin: bytes = b"") -> bytes:
+        done = subprocess.run([*map(str, command)], input=stdin, capture_output=True, check=False)
+        assert done.returncode == 0, done
+        return done.stdout
+
+    class Authority(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            query = folder / "query"
+            query.write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
+            reply = run(
+                "openssl", "ts", "-reply", "-config", folder / "tsa.cnf", "-queryfile", query
+            )
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (folder / "tsa.cnf").write_text(TSA_CONFIG.format(folder))
+    (folder / "serial").write_text("01")
+    run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+        "-days", "9", "-config", folder / "tsa.cnf", "-keyout", folder / "tsa.key",
+        "-out", folder / "tsa.pem")  # fmt: skip
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "keeper")
+    (folder / "keepers").write_text(f"keeper@example.com {(folder / 'keeper.pub').read_text()}")
+    with HTTPServer(("127.0.0.1", 0), Authority) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.mark.parametrize("how", ["as sealed", "changed", "added", "anew", "another archive"])
 @pytest.mark.slow
 def test_an_auditor_needs_no_drainkit(how: str, cli: Cli) -> None:
@@ -167,15 +228,14 @@ def test_an_auditor_needs_no_drainkit(how: str, cli: Cli) -> None:
     assert ("made anew" in done.out) is (how == "anew")
 
 
-def test_the_python_example_runs(valkey: Server, cli: Cli) -> None:
+def test_the_python_example_runs(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The example of the library prints the books of a dry run."""
     seed(valkey, STREAM)
-    env = {**os.environ, "DRAINKIT_REDIS_URL": valkey.url}
-    shown = subprocess.run(
-        [sys.executable, "-c", block("python")],
-        env=env, cwd=cli.cwd, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "total_read=200" in shown.stdout
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    exec(block("python"), {})  # noqa: S102 - our own
+    assert "total_read=200" in capsys.readouterr().out
 
 
 def test_the_toml_example_is_understood(cli: Cli) -> None:
@@ -185,30 +245,20 @@ def test_the_toml_example_is_understood(cli: Cli) -> None:
     assert run.rc == 3, run.err
 
 
-def test_a_drift_is_no_contradiction() -> None:
-    """A plan fixes which entries are drained, not their fates: the README says so."""
+def test_what_the_readme_names_is_there() -> None:
+    """`pytest -m chaos` has the tests of its table, the benchmarks' scripts run; and a drift is no
+    contradiction: a plan fixes which entries are drained, not their fates."""
     text = " ".join(README.split())
     assert "drains exactly the entries that the dry run saw" in text
     assert "Each is decided once more at its own moment; a fate that differs is told" in text
-
-
-def test_the_long_form_of_the_fault_suite_is_there() -> None:
-    """`pytest -m chaos` finds the tests whose table the README shows."""
-    assert "`pytest -m chaos`" in README
-    file = "tests/draining/test_chaos.py"
-    command = [sys.executable, "-m", "pytest", "-m", "chaos", "--collect-only", "-q", file]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert shown.count(f"{file}::") == 4
-
-
-def test_the_benchmarks_are_there() -> None:
-    """Each script that the README of the benchmarks names says what it does."""
+    assert "`pytest -m chaos`" in text
+    chaos = (ROOT / "tests" / "draining" / "test_chaos.py").read_text()
+    assert "\npytestmark = [pytest.mark.chaos," in chaos
     folder = ROOT / "tests" / "benchmarks"
-    assert "`tests/benchmarks/`" in README
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    scripts = re.findall(r"python tests/benchmarks/(\w+\.py)", text)
-    assert scripts == ["live.py", "scale.py"]
-    for script in scripts:
+    assert "`tests/benchmarks/`" in text
+    named = re.findall(r"python tests/benchmarks/(\w+\.py)", (folder / "README.md").read_text())
+    assert named == ["live.py", "scale.py"]
+    for script in named:
         command = [sys.executable, str(folder / script), "--help"]
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert "--rounds" in shown

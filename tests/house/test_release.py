@@ -10,16 +10,17 @@ import sys
 import tarfile
 import tomllib
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from backlogs import add_consumers, seed
-from books import at, live
+from backlogs import add_consumers
 from conftest import ROOT, Cli, CliResult, one_line_error
 from packaging.requirements import Requirement
+from place import Place
+from program import Programs
 from servers import Server
 
 from drainkit.pipeline.notebooks import NOTEBOOKS, PACKAGES
@@ -38,10 +39,8 @@ def run(command: Sequence[object], cwd: Path, **env: str) -> CliResult:
 
 def test_the_code_knows_the_packaged_notebooks() -> None:
     """Their SHA-256 in pipeline/notebooks.py are those of the files: note an edit there."""
-    assert {
-        path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))
-    } == NOTEBOOKS
+    books = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+    assert {b.stem: hashlib.sha256(b.read_bytes()).hexdigest() for b in books} == NOTEBOOKS
 
 
 def test_two_builds_are_one_and_the_sdist_is_whole(tmp_path: Path, cli: Cli) -> None:
@@ -81,21 +80,17 @@ def lean_requirements() -> list[str]:
 
 def needed(names: Sequence[str], found: set[str]) -> set[str]:
     """Distributions and all that they depend on here."""
-    for name in names:
-        if name not in found:
-            found.add(name)
-            said = map(Requirement, metadata.requires(name) or [])
-            needed(
-                [r.name for r in said if not r.marker or r.marker.evaluate({"extra": ""})], found
-            )
+    for name in {*names} - found:
+        found.add(name)
+        said = map(Requirement, metadata.requires(name) or [])
+        needed([r.name for r in said if not r.marker or r.marker.evaluate({"extra": ""})], found)
     return found
 
 
-@pytest.fixture(scope="module")
-def lean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with drainkit and what requirements-lean.txt brings, no more."""
-    home = tmp_path_factory.mktemp("lean")
-    venv.create(home, symlinks=True)
+@pytest.fixture
+def lean(tmp_path: Path) -> Iterator[Cli]:
+    """drainkit in an environment with what requirements-lean.txt brings, no more."""
+    venv.create(home := tmp_path / "lean", symlinks=True)
     (site,) = home.glob("lib/python*/site-packages")
     brought = needed([Requirement(line).name for line in lean_requirements()], set())
     for name in ("drainkit", *brought):  # of the former what an editable installation has
@@ -103,7 +98,12 @@ def lean(tmp_path_factory: pytest.TempPathFactory) -> Path:
             link = site / file.parts[0]
             if file.parts[0] != ".." and not link.exists():
                 link.symlink_to(Path(str(file.locate())).parents[len(file.parts) - 1] / link.name)
-    return home / "bin" / "python"
+    python = home / "bin" / "python"
+    assert run([python, "-c", "import pandas"], tmp_path).rc == 1
+    programs = Programs(python, home)
+    (work := tmp_path / "work").mkdir()
+    yield Cli(work, programs)
+    programs.close()
 
 
 def test_every_dependency_is_lean_or_named_when_it_is_missed() -> None:
@@ -113,39 +113,31 @@ def test_every_dependency_is_lean_or_named_when_it_is_missed() -> None:
     assert {Requirement(line).name for line in all_of_them - lean} == set(PACKAGES)
 
 
-@pytest.mark.slow
-def test_a_lean_installation_drains_and_watches(
-    lean: Path, valkey: Server, stream: str, tmp_path: Path
-) -> None:
+def test_a_lean_installation_drains_and_watches(lean: Cli, valkey: Server, stream: str) -> None:
     """Without Jupyter, pandas and plotly all but run, lab and demo work; these name it."""
-    ids = seed(valkey, stream)
+    place = Place(valkey, stream, lean)
+    ids = place.seed()
     add_consumers(valkey, stream, 1)
-    here = at(valkey, stream)
-
-    def drainkit(*args: object) -> CliResult:
-        return run([lean, "-m", "drainkit", *args], tmp_path)
-
-    assert run([lean, "-c", "import pandas"], tmp_path).rc == 1
-    for args in (
-        ("status", "--all", *here), ("fields", *here), ("show", ids[0], *here), ("acl", *here),
-        ("stop", "--reason", "a test", *here), ("resume", *here),
-        ("export", "backlog.parquet", *here), ("export", "backlog/", *here),
-        ("drain", "--max-events", "all", "--plan", "plan.json", *here),
-        ("diff", "plan.json", "plan.json"),
-        live(valkey, stream, "--allow-active-consumers"),
-        ("consumers", "--min-idle-min", 0, "--delete", "--yes", *here),
-        ("trim", "--apply", "--yes", "--archive", "old.parquet", *here), ("check", *here),
-        ("check", "--format", "prometheus", *here), ("notebooks", "books"),
-        ("verify", ROOT / "reports" / "example"),
-        ("runs", ROOT / "reports", "--html", "runs.html"),
+    for command, *options in (
+        ("status", "--all"), ("fields",), ("show", ids[0]), ("acl",), ("stop", "--reason", "x"),
+        ("resume",), ("export", "backlog.parquet"), ("export", "backlog/"),
+        ("drain", "--max-events", "all", "--plan", "plan.json"),
+        ("drain", "--mode", "live", "--yes", "--throttle", "none", "--allow-active-consumers"),
+        ("consumers", "--min-idle-min", 0, "--delete", "--yes"),
+        ("trim", "--apply", "--yes", "--archive", "old.parquet"), ("check",),
+        ("check", "--format", "prometheus"),
     ):  # fmt: skip
-        done = drainkit(*args)
+        done = place.says(command, *options)
         assert done.rc == 0, done
-    for args in (("run", *here), ("run", "--all-streams", "*", *here), ("lab",), ("demo",)):
-        done = drainkit(*args)
-        assert done.rc == 2, done
-        assert all(name in one_line_error(done.err) for name in PACKAGES)
-    assert not (tmp_path / "reports").exists()
+    for elsewhere in (("diff", "plan.json", "plan.json"), ("notebooks", "books"),
+                      ("verify", ROOT / "reports" / "example"),
+                      ("runs", ROOT / "reports", "--html", "runs.html")):  # fmt: skip
+        lean.done(*elsewhere)
+    where = ("--redis-url", valkey.url)
+    for args in (("run", *where), ("run", "--all-streams", "*", *where), ("lab",), ("demo",)):
+        said = lean.fails(2, *args)
+        assert all(name in said for name in PACKAGES)
+    assert not (lean.cwd / "reports").exists()
 
 
 # ---------------------------------------------------------------- where it runs

@@ -194,7 +194,7 @@ def test_a_folder_that_fills_meanwhile_is_kept(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- memory
 
 PEAK = """
-import re, sys
+import os, re, sys
 import numpy, pandas, pyarrow, pyarrow.csv, pyarrow.parquet, redis, msgspec, pydantic, hiredis
 from drainkit import Server, load_settings
 from drainkit.operations.events import export

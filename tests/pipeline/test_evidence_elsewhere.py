@@ -30,8 +30,9 @@ def run(server: Server, stream: str, *options: str) -> tuple[str, ...]:
 def test_a_run_in_the_bucket_is_verified_from_anywhere(
     valkey: Server, stream: str, cli: Cli, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dry run and live run are sealed into the bucket, nothing stays here; one change is named. 01
-    opens the run by its URL as it would its folder; the copy is gone with the analysis."""
+    """Dry run and live run are sealed into the bucket and listed, nothing stays here; one change is
+    named. 01 opens the run by its URL as it would its folder; the copy is gone with the
+    analysis."""
     seed(valkey, stream, 60, delivered=20)
     results = []
     keygen(key := cli.cwd / "key")
@@ -42,6 +43,10 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     assert sorted(path.name for path in cli.cwd.iterdir()) == ["key", "key.pub"]
     found = cli("verify", URL, "--redis-url", valkey.url, "--json")
     assert (found.rc, found.json()["ok"]) == (0, True), found.out
+    listed = cli("runs", URL, "--json").json()["runs"]
+    assert {one["evidence"]: one["seal"] for one in listed} == {
+        one["evidence"]: "ok" for one in results
+    }
     evidence = results[1]["evidence"]
     assert cli("verify", evidence, "--redis-url", valkey.url).rc == 0
     monkeypatch.setenv("DRAINKIT_REDIS_URL", "redis://127.0.0.1:1/0")  # no server is asked
@@ -57,8 +62,7 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     with pytest.raises(UsageError, match="run_dir"):
         Analysis.open({"run_dir": URL})
     name = f"prod/drains/{results[1]['run_id']}/audit.parquet"
-    objects = s3.client.list_objects_v2(Bucket="evidence", Prefix=name.rpartition("/")[0])
-    assert "statement.json.sig" in {item["Key"].rpartition("/")[2] for item in objects["Contents"]}
+    s3.client.head_object(Bucket="evidence", Key=f"{name.rpartition('/')[0]}/statement.json.sig")
     s3.client.put_object(Bucket="evidence", Key=name, Body=b"x")
     changed = cli("verify", URL)
     assert changed.rc == 1

@@ -47,8 +47,9 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert not alive, "a kernel outlives its run"
 
 
-def live_run(cli: Cli) -> Path | None:
-    return next(iter((cli.cwd / "reports").glob("*-live-*")), None)
+def live_run(cli: Cli) -> Path:
+    """The live run's folder; one that is not there, without any."""
+    return next(iter((cli.cwd / "reports").glob("*-live-*")), cli.cwd / "none")
 
 
 def close(server: Server, folder: Path) -> dict[str, object]:
@@ -76,7 +77,6 @@ def test_a_killed_run_is_named_and_closed(valkey: Server, stream: str, cli: Cli)
     process = start(cli, valkey, stream)
     wait_for(valkey, stream, 20)
     folder = live_run(cli)
-    assert folder is not None
     assert "being worked on" in cli.fails(4, "run", "--close", folder, "--redis-url", valkey.url)
     kill(process)
     run = json.loads((folder / "run.json").read_text())
@@ -85,9 +85,7 @@ def test_a_killed_run_is_named_and_closed(valkey: Server, stream: str, cli: Cli)
     named = cli("verify", folder)
     assert named.rc == 1
     assert "interrupted, not sealed" in named.out
-    status = cli("status", *at(valkey, stream))
-    assert "Running" not in status.out
-    assert folder.name in status.out
+    assert folder.name in cli("status", *at(valkey, stream)).out
     folder.rename(cli.cwd / "away")
     gone = cli("verify", folder.parent, *at(valkey, stream))
     assert (gone.rc, f"{folder.name} is gone" in gone.out) == (1, True), gone
@@ -97,7 +95,7 @@ def test_a_killed_run_is_named_and_closed(valkey: Server, stream: str, cli: Cli)
     assert 0 < closed.json()["total_read"] == len(audit(valkey, stream))
     check_closed(valkey, stream, folder)
     assert folder.name not in cli("status", *at(valkey, stream)).out
-    cli.done("run", "--mode", "live", "--yes", "--plan", folder, *at(valkey, stream))
+    cli.done("drain", "--mode", "live", "--yes", "--plan", folder, *at(valkey, stream))
     assert len({r["original_id"] for r in audit(valkey, stream)}) == len(audit(valkey, stream))
     assert pending(valkey, stream) == 0
     assert findings(folder.parent, valkey, stream) == []
@@ -117,19 +115,18 @@ def test_a_clock_that_went_back_under_a_run(
     plan = ("--plan", cli.cwd / "plan.json")
     cli.done("drain", *plan, "--max-events", "all", "--throttle", "60", *where)
     process = cli.start("run", "--mode", "live", "--yes", *plan, *where)
-    proxy.wait_fired()
+    proxy.wait_fired(60)
     clock.step(-30)
     wait_for(server, stream, 20)
     kill(process)
     folder = live_run(cli)
-    assert folder is not None
     closed = cli.done("run", "--close", folder, "--json", "--redis-url", proxy.url).json()
     assert 20 <= closed["total_read"] == len(audit(server, stream)) < 120
     cli.done("drain", "--mode", "live", "--yes", *plan, *where)
     assert [r["original_id"] for r in audit(server, stream)] == ids
 
 
-@pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "4"))))
+@pytest.mark.parametrize("seed_number", range(int(os.environ.get("DRAINKIT_KILLS", "3"))))
 def test_killed_at_a_random_moment(valkey: Server, stream: str, cli: Cli, seed_number: int) -> None:
     """Before 02, in 03, while sealing: the folder is true, can be closed, nothing is doubled."""
     seed(valkey, stream, 700)
@@ -140,16 +137,15 @@ def test_killed_at_a_random_moment(valkey: Server, stream: str, cli: Cli, seed_n
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 2))
     else:
-        time.sleep(chance.uniform(0.5, 14))
+        with suppress(subprocess.TimeoutExpired):  # it may have ended before
+            process.wait(chance.uniform(0.5, 8))
     kill(process)
-    folder = live_run(cli)
-    if folder is None:
-        assert not audit(valkey, stream)
+    folder, records = live_run(cli), audit(valkey, stream)
+    if not folder.exists():
+        assert not records
         return
-    records = audit(valkey, stream)
-    run = folder / "run.json"
-    if run.exists():
-        told = json.loads(run.read_text())
+    if (folder / "run.json").exists():
+        told = json.loads((folder / "run.json").read_text())
         assert (told["run_id"], told["mode"]) == (folder.name, "live")
         assert told["outcome"] == "interrupted" or told["total_read"] == len(records)
     if not ledger_of(valkey, stream):
@@ -241,6 +237,8 @@ def test_a_closed_run_keeps_its_approvers(valkey: Server, stream: str, cli: Cli)
     close_it = ("run", "--close", folder, *at(valkey, stream))
     refused = cli(*close_it)
     assert (refused.rc, "not the plan" in refused.err) == (4, True), refused
+    (folder / "plan.json").unlink()  # decisions alone are nobody's
+    assert cli(*close_it).rc == 2
     shutil.rmtree(folder)
     shutil.copytree(cli.cwd / "one", folder)
     cli.done(*close_it)
@@ -270,38 +268,28 @@ def small_disk(cli: Cli) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
 
 
-def told_the_truth(cli: Cli, process: subprocess.Popen[str], server: Server, stream: str) -> Path:
-    """Exit code 1, books on stdout that fit the audit, one line that names the folder."""
-    run = cli.finish(process)
-    assert run.rc == 1, run
-    assert run.json()["total_read"] == len(audit(server, stream))
-    assert run.json()["exit_code"] == 1
-    (error,) = [line for line in run.err.splitlines() if line.startswith("drainkit: ")]
-    folder = Path(run.json()["evidence"])
-    assert folder.name in error
-    assert "run --close" in error
-    return cli.cwd / folder
-
-
-@pytest.mark.parametrize("what", ["190k", "260k", "read-only", "renamed"])
+@pytest.mark.parametrize("what", ["190k", "read-only", "renamed"])
 def test_files_that_cannot_be_written_do_not_hide_the_drain(
     valkey: Server, stream: str, cli: Cli, small_disk: Callable[[str], Path], what: str
 ) -> None:
-    """No room for the notebooks, or only for them; or the folder goes away in the middle of the
-    drain: the books are told all the same, the folder closed later."""
+    """No room for the notebooks; or the folder goes away in the middle of the drain: the books are
+    told all the same (exit code 1, one line that names the folder), the folder closed later."""
     seed(valkey, stream, 400)
     is_full = what.endswith("k")
     reports = small_disk(f"size={what if is_full else '64m'}")
     process = start(cli, valkey, stream, "none" if is_full else 100)
     if not is_full:
         wait_for(valkey, stream, 20)
-        made = live_run(cli)
-        assert made is not None
         if what == "read-only":
             small_disk("remount,ro")
         else:
-            made.rename(reports / "elsewhere")
-    folder = told_the_truth(cli, process, valkey, stream)
+            live_run(cli).rename(reports / "elsewhere")
+    run = cli.finish(process)
+    assert (run.rc, run.json()["exit_code"]) == (1, 1), run
+    assert run.json()["total_read"] == len(audit(valkey, stream))
+    (error,) = [line for line in run.err.splitlines() if line.startswith("drainkit: ")]
+    folder = cli.cwd / run.json()["evidence"]
+    assert (folder.name in error, "run --close" in error) == (True, True), error
     if what == "renamed":
         (reports / "elsewhere").rename(folder)
     else:

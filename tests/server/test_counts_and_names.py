@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import random
 import re
 from collections.abc import Iterator
@@ -11,13 +9,13 @@ from typing import Any
 
 import pytest
 from backlogs import GROUP, ME
-from place import Place
+from place import BUNDLED, Place
 
 from drainkit.draining.run import resolve
 from drainkit.ids import FIRST_ID, LAST_ID
 from drainkit.server import counting, reading, writing
 from drainkit.server.connection import Server as Link
-from drainkit.server.keys import Name, raw_name
+from drainkit.server.keys import Name
 from drainkit.settings import build
 
 # ---------------------------------------------------------------- counting
@@ -144,6 +142,7 @@ ODD = b"w\xff\n\xe9"  # no UTF-8
 SHOWN = "w\\xff\n\\xe9"  # as JSON has it; a name of its own, too
 
 
+@BUNDLED
 def test_a_batch_with_an_entry_twice_records_it_once(place: Place) -> None:
     """The commit script itself writes no second record, whoever owns the entry."""
     place.seed(10, 0)
@@ -183,24 +182,6 @@ def test_consumers_with_odd_names(place: Place) -> None:
     assert place.ask("XINFO", "CONSUMERS", place.stream, GROUP) == []
 
 
-def test_a_group_with_an_odd_name_hides_nothing(place: Place) -> None:
-    """status, check and trim count a group whose name is no UTF-8 like any other."""
-    place.seed(30, 20)
-    place.ask("XGROUP", "CREATE", place.stream, ODD, "0")
-    place.deliver(ODD, 2, ODD)
-    groups = {g["name"]: g for g in place.says("status", "--json").json()["groups"]}
-    assert groups[SHOWN]["backlog"] == {"undelivered": 28, "pending": 2, "history": 2}
-    assert groups[SHOWN]["consumer_list"][0]["name"] == SHOWN
-    assert place.says("status").rc == 0
-    checked = place.says("check", "--json", "--max-backlog", "20")
-    assert checked.rc == 2
-    texts = [f["text"] for f in checked.json()["findings"] if f["group"] == SHOWN]
-    assert any(re.match("(28|more than 20) entries undelivered", text) for text in texts)
-    assert place.says("check", "--format", "prometheus").rc == 0
-    held = place.says("trim", "--json").json()
-    assert (held["entries"], list(held["held_by"])) == (0, [SHOWN])
-
-
 def test_names_that_look_alike_are_two(place: Place) -> None:
     """Two groups, and two consumers, of which one is shown as the other is written."""
     ids = place.seed(30, 0)
@@ -230,11 +211,3 @@ def test_names_that_look_alike_are_two(place: Place) -> None:
         taken = ("--scope", "pending", "--min-idle-min", "0", "--from-consumer", name)
         assert place.live(*mine, *taken)["total_read"] == n
     assert pending(ODD) == 5
-
-
-def test_a_name_is_sent_as_it_came() -> None:
-    """A copied name keeps its bytes; a text is sent as UTF-8."""
-    name = Name(ODD)
-    for same in (name, copy.deepcopy(name), pickle.loads(pickle.dumps(name))):  # noqa: S301
-        assert raw_name(same) == ODD
-    assert raw_name("é") == "é".encode()

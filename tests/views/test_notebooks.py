@@ -1,5 +1,5 @@
-"""The notebooks as committed, checked by nbval: lax, and strictly where they are golden; the
-monitor's board: states in words and colour, names inert, a button only for a person."""
+"""The notebooks as committed, and the golden one, checked strictly by nbval; the monitor's board:
+states in words and colour, names inert, numbers that stay fresh."""
 
 from __future__ import annotations
 
@@ -22,48 +22,51 @@ from servers import Server
 from drainkit.errors import UsageError
 from drainkit.views.maintenance import Maintenance
 from drainkit.views.monitor import Monitor
+from drainkit.views.verify import Verification
 
 STREAM = "quantum:stream:trade.intent"
 GOLDEN = ROOT / "tests" / "views" / "golden" / "original_report.ipynb"
 
 
-def nbval(server: Server, how: str, path: Path) -> subprocess.CompletedProcess[str]:
-    """pytest with nbval on one notebook or folder, in a process and folder of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider",
-         "-W", "ignore", "-c", os.devnull, "--rootdir", str(path if path.is_dir() else path.parent),
-         how, "--nbval-current-env", str(path)],
-        env={**os.environ, "DRAINKIT_REDIS_URL": server.url},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-
-
-def test_committed_notebooks_pass_lax(valkey: Server) -> None:
-    """Every committed notebook runs with its defaults, its asserts hold, nothing changes."""
+def test_notebooks_run_with_their_defaults(
+    valkey: Server, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """03 by papermill, without any parameter, and 04: asserts hold, nothing is armed or changed.
+    The others: maintenance below, monitor in test_acl, all of a run in test_readme."""
     seed(valkey, STREAM)
     before = everything(valkey)
-    run = nbval(valkey, "--nbval-lax", ROOT / "notebooks")
-    assert run.returncode == 0, run.stdout[-3000:]
+    monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    done = cli.papermill(ROOT / "notebooks" / "03_live_drain.ipynb", "out.ipynb")
+    assert done.rc == 0, done.err
+    assert "Not armed" in (cli.cwd / "out.ipynb").read_text()
+    check = Verification.open({})
+    check.assert_balanced()
+    assert "Nothing was drained, and nothing changed" in check.bottom_line().data
     assert everything(valkey) == before
 
 
 def test_the_golden_notebook_passes_strictly(valkey: Server, tmp_path: Path) -> None:
-    """Each output of the replayed original report is what it was when it was approved; of a copy
-    with one changed number it is noticed: the comparison is not switched off."""
+    """Each output of the replayed original report is what it was when it was approved; the cell
+    with one changed number is noticed: the comparison is not switched off."""
     fill(valkey, STREAM, original_backlog(), group=GROUP, position="1766594572014-0")
-    golden = GOLDEN.read_text()
-    assert all(
-        c["execution_count"] for c in json.loads(golden)["cells"] if c["cell_type"] == "code"
-    )
-    changed = golden.replace("2971.245", "2971.246")
-    assert changed != golden
-    (tmp_path / "golden.ipynb").write_text(golden)
-    (tmp_path / "changed.ipynb").write_text(changed)
-    run = nbval(valkey, "--nbval", tmp_path)
+    book = json.loads(GOLDEN.read_text())
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in code)
+    (changed,) = (k for k, cell in enumerate(code) if "dry.samples()" in cell["source"])
+    text = json.dumps(code[changed]).replace("2971.245", "2971.246")
+    assert text != json.dumps(code[changed])
+    code[changed].update(json.loads(text))
+    (tmp_path / "golden.ipynb").write_text(json.dumps(book))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider",
+         "-W", "ignore", "-c", os.devnull, "--rootdir", tmp_path, "--nbval",
+         "--nbval-current-env", tmp_path],
+        env={**os.environ, "DRAINKIT_REDIS_URL": valkey.url},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
     assert run.returncode == 1, run.stdout[-3000:]
-    failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED ")]
-    assert failed, run.stdout[-3000:]
-    assert all("changed.ipynb" in line for line in failed), run.stdout[-6000:]
+    (failed,) = [line for line in run.stdout.splitlines() if line.startswith("FAILED ")]
+    assert f"golden.ipynb::Cell {changed}" in failed, run.stdout[-6000:]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
@@ -135,7 +138,9 @@ def test_a_board_says_its_state(
     seed(valkey, stream)
     deliver(valkey, stream, "me", 3)
     ask(valkey, "XGROUP", "CREATE", stream, "<img src=x onerror=alert(1)>", "$")
-    shown = opened(valkey, stream, monkeypatch, most=100).board().data
+    monitor = opened(valkey, stream, monkeypatch, most=100)
+    assert "**CRITICAL**; streams looked at: 1; findings: 1." in monitor.bottom_line().data
+    shown = monitor.board().data
     sections = re.findall("<section.*?</section>", shown)
     (bad,) = (s for s in sections if GROUP in s)
     assert "critical</span>" in bad
@@ -150,31 +155,34 @@ def test_a_board_says_its_state(
     assert re.search(r"As of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", shown)
 
 
-def test_one_can_look_again(valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The button asks the server anew, and where a kernel serves somebody (Voila too) the board
-    does by itself; where the server does not answer, old numbers do not stay."""
+@pytest.mark.parametrize("who", ["voila", "person"])
+def test_a_board_looks_again(
+    valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Where a kernel serves somebody the board asks the server anew by itself; where the server
+    does not answer, old numbers do not stay."""
     seed(valkey, stream)
-    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5")
+    if who == "voila":
+        monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5")
+    else:
+        monkeypatch.setattr("drainkit.views.monitor.person_is_here", lambda: True)
     monkeypatch.setattr("drainkit.views.monitor.REFRESH_SEC", 0.1)
     monitor = opened(valkey, stream, monkeypatch, most=1000)
 
-    async def watched() -> str:
-        _, shown = monitor.board().children
-        deliver(valkey, stream, "me", 50)
-        await asyncio.sleep(1)
-        return str(shown.value)
+    async def watched() -> list[str]:
+        shown, seen = monitor.board(), []
+        for change in (
+            lambda: deliver(valkey, stream, "me", 50),
+            lambda: ask(valkey, "DEL", stream),
+        ):
+            change()
+            await asyncio.sleep(0.5)
+            seen.append(shown.value)
+        return seen
 
-    assert "<b>150</b>undelivered" in asyncio.run(watched())
-    assert [*monitor.runs_table().columns][:4] == ["at", "stream", "event", "outcome"]
-    monkeypatch.delenv("SERVER_SOFTWARE")
-    monkeypatch.setattr("drainkit.views.monitor.person_is_here", lambda: True)
-    button, shown = monitor.board().children
-    deliver(valkey, stream, "me", 20)
-    button.click()
-    assert "<b>130</b>undelivered" in shown.value
-    ask(valkey, "DEL", stream)
-    button.click()
-    assert "<b>130</b>" not in shown.value
+    first, then = asyncio.run(watched())
+    assert "<b>150</b>undelivered" in first
+    assert "<b>150</b>" not in then
 
 
 def test_a_pattern_is_shown(valkey: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +195,9 @@ def test_a_pattern_is_shown(valkey: Server, stream: str, monkeypatch: pytest.Mon
     flat = [part for pair in start.items() for part in pair]
     ask(valkey, "XADD", f"{names[0]}.drain_runs", "*", *flat)
     monitor = opened(valkey, "no-such", monkeypatch, most=9, pattern=f"{stream}:*")
+    assert [*monitor.runs_table().columns][:4] == ["at", "stream", "event", "outcome"]
     assert {name: len(rows) for name, rows in monitor.runs_table().groupby("stream")} == {
         names[0]: 3, names[1]: 2,
     }  # fmt: skip
     assert sum(sum(bar.y) for bar in monitor.audit_growth().data) == 40
-    assert f"`{names[0]}: " in monitor.running().data
     assert f"{names[0]} drain {start['run_id']}" in monitor.board().data

@@ -14,14 +14,12 @@ import psutil
 import pytest
 from backlogs import seed
 from books import at
-from conftest import ROOT, Cli, one_line_error
+from conftest import Cli, one_line_error
 from servers import Server, wait_until
 
 from drainkit.core.policy import ACTIONS
 from drainkit.errors import RefusedError, UsageError
 from drainkit.views.analyse_backlog import Analysis
-
-TEMPLATE = ROOT / "notebooks" / "01_analyse_backlog.ipynb"
 
 
 @pytest.fixture
@@ -74,31 +72,30 @@ def events_of(summary: dict[str, Any]) -> list[int]:
 def test_01_shows_a_sealed_run_without_a_server(
     valkey: Server, stream: str, cli: Cli, no_server: socket.socket, mode: str
 ) -> None:
-    """By papermill or through Lab: its decisions, outcomes and moment; counts and outcomes are the
-    sealed ones, an entry opens to what is kept, no connection is tried, and the folder verifies as
-    before."""
+    """In the notebook of Lab by papermill, or opened by hand: its decisions, outcomes and moment.
+    Counts are the sealed ones, an entry opens to what is kept, no connection is tried, and the
+    folder verifies as before."""
     run = sealed(valkey, stream, cli, "--mode", mode, *["--yes"] * (mode == "live"))
     folder = cli.cwd / run["evidence"]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    out, template, options = cli.cwd / "out.ipynb", TEMPLATE, ["-p", "run_dir", folder]
-    if mode == "dry-run":
-        template, options = notebook_of_lab(cli, folder), []
-    done = replace(cli, cwd=template.parent).papermill(template, out, *options)
-    assert done.rc == 0, done.err
     plan = json.loads(before["plan.json"])
-    shown = json.dumps(json.loads(out.read_text())["cells"])
+    analysis = Analysis.open({"run_dir": str(folder)})
+    shown = analysis.bottom_line().data
+    if mode == "dry-run":
+        template, out = notebook_of_lab(cli, folder), cli.cwd / "out.ipynb"
+        done = replace(cli, cwd=template.parent).papermill(template, out)
+        assert done.rc == 0, done.err
+        shown = json.dumps(json.loads(out.read_text())["cells"])
+        assert shown.count("application/vnd.plotly.v1+json") == 8
     when = plan["created_at"][:19].replace("T", " ")
     assert f"As of {when} UTC, from the sealed run" in shown
     assert f"of **{run['total_read']:,} entries**" in shown
-    assert shown.count("application/vnd.plotly.v1+json") == 8
-    analysis = Analysis.open({"run_dir": str(folder)})
     assert dict(zip(ACTIONS, analysis.backlog.counts.tolist(), strict=True)) == plan["counts"]
     assert analysis.frame["action"].value_counts().to_dict() == plan["counts"]
     assert analysis.settings.min_conf == 0.5
     explored = analysis.explore(anyway=True)
     assert explored is not None
     assert all(f"<td>{n:,}</td>" in analysis.exploration.counts.value for n in events_of(run))
-    assert analysis.unreadable() is None
     one = analysis.frame["id"].iloc[5]
     rows = analysis.entry(one).to_numpy().tolist()
     kept = {(part, name): value for part, name, value in rows}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import books
 import pytest
@@ -17,7 +15,7 @@ from servers import Server
 
 from drainkit import files
 from drainkit.draining.plan_files import PlanFile
-from drainkit.errors import UsageError
+from drainkit.errors import DrainkitError, UsageError
 from drainkit.operations.state import baseline
 from drainkit.server.connection import Server as Link
 from drainkit.views.dry_run import DryRun
@@ -61,9 +59,11 @@ AUDITED, OTHERS = "Each read entry was audited once", "Other groups were not tou
 MET = "The plan was met, or what differs is explained"
 
 
-def test_balanced_books_are_found_balanced(drained: str, cli: Cli) -> None:
-    """After an ordinary drain each check holds, in verdicts.json as in the notebook; the table of
-    the audit names its rows."""
+def test_04_finds_what_the_server_says(drained: str, cli: Cli, valkey: Server) -> None:
+    """After an ordinary drain each check holds, in verdicts.json as in the notebook, and the table
+    of the audit names its rows. Other groups may move by their own consumers: that is explained,
+    with from where to where. What the server says otherwise is found, and the notebook ends with
+    it; a doubled record also by 04 alone, which looks at the newest run."""
     check = verify(drained, cli)
     assert check.findings == []
     assert "The books balance" in check.bottom_line().data
@@ -75,54 +75,29 @@ def test_balanced_books_are_found_balanced(drained: str, cli: Cli) -> None:
     assert ">drained_ok<" in check.counts_table()._repr_html_()
     check.assert_balanced()
 
-
-def taken_again(server: Server, stream: str) -> None:
-    ask(server, "XGROUP", "SETID", stream, GROUP, "0-0")
-    deliver(server, stream, "someone", 101)
-
-
-def record(server: Server, stream: str, command: str) -> None:
-    """Take the first record away, or write it once more."""
-    key = f"{stream}.drain_audit"
-    first, fields = ask(server, "XRANGE", key, "-", "+", "COUNT", 1)[0]
-    ask(server, command, key, *([first] if command == "XDEL" else ["*", *fields]))
-
-
-def strangers(server: Server, stream: str) -> None:
-    ask(server, "XGROUP", "CREATECONSUMER", stream, OTHER, ME)
-    ask(server, "XGROUP", "CREATE", stream, "surprise", "$")
-
-
-DONE: dict[str, tuple[Callable[[Server, str], object], str]] = {
-    "not acknowledged": (taken_again, "1 audited entries are pending in the group"),
-    "a record lost": (lambda server, stream: record(server, stream, "XDEL"), "the run counted"),
-    "a record twice": (lambda server, stream: record(server, stream, "XADD"), "more than once"),
-    "traces elsewhere": (strangers, f"group {OTHER} now has a consumer {ME}; group surprise"),
-}
-
-
-@pytest.mark.parametrize("what", DONE)
-def test_what_the_server_says_otherwise_is_found(
-    drained: str, cli: Cli, valkey: Server, what: str
-) -> None:
-    """The notebook names it and ends with it; a doubled record also by 04 alone, which looks at the
-    newest run."""
-    DONE[what][0](valkey, drained)
-    run_dir = None if what == "a record twice" else str(cli.cwd)
-    check = Verification.open({"stream": drained, "run_dir": run_dir})
-    check.server.close()
-    assert DONE[what][1] in "; ".join(check.findings)
-    with pytest.raises(Exception, match="do not balance"):
-        check.assert_balanced()
-
-
-def test_other_groups_may_move(drained: str, cli: Cli, valkey: Server) -> None:
-    """By their own consumers: that is explained, with from where to where."""
     deliver(valkey, drained, "its-own", 5, group=OTHER)
     assert verify(drained, cli).findings == []
     verdict, because = judged(cli)[OTHERS]
     assert (verdict, "0 of 1 are as they were" in because) == ("explained", True)
     assert "pending 0 to 5" in because
+
+    ask(valkey, "XGROUP", "CREATECONSUMER", drained, OTHER, ME)
+    ask(valkey, "XGROUP", "CREATE", drained, "surprise", "$")
+    ask(valkey, "XGROUP", "SETID", drained, GROUP, "0-0")
+    deliver(valkey, drained, "someone", 101)
+    said = "; ".join(verify(drained, cli).findings)
+    assert f"group {OTHER} now has a consumer {ME}; group surprise" in said
+    assert "1 audited entries are pending in the group" in said
+    key = f"{drained}.drain_audit"
+    (_, fields), (second, _) = ask(valkey, "XRANGE", key, "-", "+", "COUNT", 2)
+    ask(valkey, "XDEL", key, second)
+    assert "the run counted" in "; ".join(verify(drained, cli).findings)
+    ask(valkey, "XADD", key, "*", *fields)
+    check = Verification.open({"stream": drained})
+    check.server.close()
+    assert "more than once" in "; ".join(check.findings)
+    with pytest.raises(DrainkitError, match="do not balance"):
+        check.assert_balanced()
 
 
 # ---------------------------------------------------------------- plans, run more than once
@@ -144,31 +119,30 @@ def live(stream: str, cli: Cli, **more: object) -> LiveDrain:
     return LiveDrain.open(given)
 
 
-def plan_drain(stream: str, valkey: Server) -> tuple[object, ...]:
-    return ("drain", "--mode", "live", "--yes", "--plan", "plan.json", *at(valkey, stream))
-
-
-def test_a_plan_ended_by_a_second_run_is_balanced(planned: str, cli: Cli, valkey: Server) -> None:
-    """What an earlier run of the plan drained counts: 04 sees every planned entry, once."""
-    process = cli.start(*plan_drain(planned, valkey))
+def test_a_run_that_died_and_its_second(planned: str, cli: Cli, valkey: Server) -> None:
+    """After SIGKILL there is no summary: 04 says what is open, not that nothing was drained. Once a
+    second run of the plan ended it, what the first drained counts: 04 sees every entry, once."""
+    plan = ("--plan", "plan.json", *at(valkey, planned))
+    process = cli.start("drain", "--mode", "live", "--yes", *plan)
     wait_for(valkey, planned, 8)
-    process.send_signal(signal.SIGTERM)
-    assert cli.finish(process).rc == 130
-    run = cli.done(
-        "run", "--mode", "live", "--yes", "--json", "--plan", "plan.json", *at(valkey, planned)
-    )
-    assert 0 < run.json()["total_read"] < 30
-    executed = Path(run.json()["evidence"]) / "04_verify.ipynb"
-    folder = executed if executed.is_absolute() else cli.cwd / executed
-    assert "30 entries read, audited and acknowledged by all runs" in folder.read_text()
+    process.kill()
+    cli.finish(process)
+    check = verify(planned, cli)
+    assert any("left no summary" in finding for finding in check.findings)
+    assert "do not balance" in check.bottom_line().data
+    run = cli.done("run", "--mode", "live", "--yes", "--json", *plan).json()
+    assert 0 < run["total_read"] < 30
+    executed = (cli.cwd / run["evidence"] / "04_verify.ipynb").read_text()
+    assert "30 entries read, audited and acknowledged by all runs" in executed
 
 
 @pytest.mark.parametrize("is_one_kernel", [True, False])
 def test_the_live_notebook_run_twice_is_balanced(
     planned: str, cli: Cli, is_one_kernel: bool
 ) -> None:
-    """The second run finds nothing left to do, and 04 finds the plan drained, once; in one kernel
-    both have one run id, and the summary counts what both drained."""
+    """The second run finds nothing left to do, and 04 finds the plan drained, once, at the plan's
+    throttle; in one kernel both have one run id, and the summary counts what both drained. One that
+    lost its server tells neither what remains nor of any drift."""
     for drain in [live(planned, cli)] * 2 if is_one_kernel else (live(planned, cli) for _ in "12"):
         drain.run()
         drain.server.close()
@@ -176,17 +150,10 @@ def test_the_live_notebook_run_twice_is_balanced(
     check = verify(planned, cli)
     assert check.findings == []
     assert "30 entries" in check.bottom_line().data
-
-
-def test_a_run_that_died_is_not_called_nothing(planned: str, cli: Cli, valkey: Server) -> None:
-    """After SIGKILL there is no summary: 04 says what is open, not that nothing was drained."""
-    process = cli.start(*plan_drain(planned, valkey))
-    wait_for(valkey, planned, 8)
-    process.kill()
-    cli.finish(process)
-    check = verify(planned, cli)
-    assert any("left no summary" in finding for finding in check.findings)
-    assert "do not balance" in check.bottom_line().data
+    assert not is_one_kernel or "(20 allowed)" in check.pace().layout.title.text
+    drain.summary.remaining = drain.summary.drift = None
+    assert "How many remain is not known" in drain.bottom_line().data
+    assert "not known" in drain.drift_table().data
 
 
 def test_the_state_before_is_kept_by_03(planned: str, cli: Cli, valkey: Server) -> None:
@@ -203,18 +170,6 @@ def test_the_state_before_is_kept_by_03(planned: str, cli: Cli, valkey: Server) 
     check = verify(planned, cli)
     assert judged(cli)[OTHERS][0] == "unknown"
     assert "position before" not in check.change_table().columns
-
-
-def test_a_drain_says_what_it_knows(planned: str, cli: Cli) -> None:
-    """03 drains at the plan's throttle, and 04 names it; a drain that lost its server tells neither
-    what remains nor of any drift."""
-    drain = live(planned, cli)
-    drain.run()
-    drain.server.close()
-    assert "(20 allowed)" in verify(planned, cli).pace().layout.title.text
-    drain.summary.remaining = drain.summary.drift = None
-    assert "How many remain is not known" in drain.bottom_line().data
-    assert "not known" in drain.drift_line().data
 
 
 # ---------------------------------------------------------------- parameters
