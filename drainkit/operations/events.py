@@ -277,25 +277,29 @@ def fields_column(page: Sequence[RawEntry], *, as_json: bool = False) -> pa.Arra
 
     Or as a JSON list of [name, value], in printable ASCII: inert anywhere.
     """
-    parts = [*chain.from_iterable(body or () for _, body in page)]
-    ends = np.cumsum([0, *(len(body or ()) // 2 for _, body in page)], dtype=np.int32)
-    gone = pa.array([body is None for _, body in page], pa.bool_())
-    columns = []
+    if as_json:
+        shown: list[str | None] = []
+        for _, body in page:
+            try:
+                texts = [*map(bytes.decode, body or ())]
+            except UnicodeDecodeError:
+                texts = [*map(text, body or ())]
+            pairs = [*zip(texts[::2], texts[1::2], strict=True)]
+            whole = msgspec.json.encode(pairs).decode()
+            if not whole.isascii() or "\x7f" in whole:
+                whole = json.dumps(pairs, separators=(",", ":"))
+            shown.append(None if body is None else whole)
+        return pa.array(shown, pa.string())
+    parts, columns = [*chain.from_iterable(body or () for _, body in page)], []
     for one in (pa.array(parts[first::2], pa.binary()) for first in (0, 1)):
         try:
             columns.append(one.cast(pa.string()))
         except pa.ArrowInvalid:  # not UTF-8
             columns.append(pa.array([*map(text, one.to_pylist())], pa.string()))
-    if not as_json:
-        pairs = pa.StructArray.from_arrays(columns, ["name", "value"])
-        return pa.ListArray.from_arrays(ends, pairs, mask=gone)
-    told, shown = [*zip(*(one.to_pylist() for one in columns), strict=True)], []
-    for first, end in pairwise(ends.tolist()):
-        whole = msgspec.json.encode(told[first:end]).decode()
-        if not whole.isascii() or "\x7f" in whole:
-            whole = json.dumps(told[first:end], separators=(",", ":"))
-        shown.append(whole)
-    return pa.array(shown, pa.string(), mask=gone.to_numpy(zero_copy_only=False))
+    ends = np.cumsum([0, *(len(body or ()) // 2 for _, body in page)], dtype=np.int32)
+    gone = pa.array([body is None for _, body in page], pa.bool_())
+    structs = pa.StructArray.from_arrays(columns, ["name", "value"])
+    return pa.ListArray.from_arrays(ends, structs, mask=gone)
 
 
 # ---------------------------------------------------------------- in parts
