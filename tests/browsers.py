@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -88,11 +88,11 @@ def demo_lab(folder: Path, *where: str) -> Iterator[str]:
                "mine", "--", "--no-browser", *LAB, "--ServerApp.password=",
                "--LabApp.news_url=None"]  # fmt: skip
     with serving(command, folder, {**inherited, **own, **source}) as (address, process):
-        started = process.children(recursive=True)
-        assert where or any("valkey" in child.name() for child in started)
+        started = [c for c in process.children(recursive=True) if _runs(c, "valkey")]
+        assert where or started
         yield address
     servers.wait_until(
-        "the demo's server is gone", lambda: not any("valkey" in c.name() for c in _alive(started))
+        "the demo's server is gone", lambda: not any(_runs(one, "valkey") for one in started)
     )
 
 
@@ -122,8 +122,11 @@ def serving(
             process.wait()
 
 
-def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+def _runs(process: psutil.Process, name: str) -> bool:
+    """Whether it is there still, and has that in its name."""
+    with suppress(psutil.NoSuchProcess):  # it may end just now
+        return name in process.name() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _text(address: str) -> str:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -77,48 +78,33 @@ def chromium() -> Path:
 # ---------------------------------------------------------------- servers
 
 
-class Shared:
-    """The servers that a session's tests share, each started when the first test needs it."""
-
-    def __init__(self) -> None:
-        self._started: dict[str, Any] = {}
-
-    def get(self, kind: str) -> Any:
-        """The Server of a kind; of `cluster` the Cluster, of `s3` the store."""
-        if kind not in self._started:
-            if kind == "cluster":
-                self._started[kind] = clusters.start_cluster(need("valkey"))
-            elif kind == "s3":
-                self._started[kind] = stores.S3()
-            else:
-                self._started[kind] = servers.start(need(kind), port=True)
-        return self._started[kind]
-
-    def pids(self) -> set[int]:
-        every = [getattr(one, "nodes", [one]) for one in self._started.values()]
-        return {node.pid for nodes in every for node in nodes if node.running}
-
-    def stop(self) -> None:
-        for one in self._started.values():
-            one.stop()
+Shared = dict[str, Any]  # by kind: a Server, of `cluster` the Cluster, of `s3` the store
+STARTS: dict[str, Callable[[], Any]] = {
+    "cluster": lambda: clusters.start_cluster(need("valkey")), "s3": stores.S3,
+    **{kind: partial(lambda k: servers.start(need(k), port=True), kind) for kind in servers.KINDS},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def _shared() -> Iterator[Shared]:
-    shared = Shared()
+    """The servers that a session's tests share, each started when the first test needs it."""
+    shared: Shared = {}
     yield shared
-    shared.stop()
-    left = _left_behind(set(), set())
+    for one in shared.values():
+        one.stop()
+    left = _left_behind(set(), {})
     guard().close()
     assert not left, f"servers outlived the session: {left}"
 
 
-def _left_behind(known: set[Path], expected: set[int]) -> set[int]:
-    """Our servers in folders beyond `known`, but for `expected`.
+def _left_behind(known: set[Path], shared: Shared) -> set[int]:
+    """Our servers in folders beyond `known`, but for those that are shared.
 
     Those that are just ending get 3 s to do so.
     """
     deadline = time.monotonic() + 3
+    nodes = chain(*(getattr(one, "nodes", [one]) for one in shared.values()))
+    expected = {node.pid for node in nodes if node.running}
     new = {*guard().folder.iterdir()} - known
     while (left := running_pids(new) - expected) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -129,7 +115,7 @@ def _left_behind(known: set[Path], expected: set[int]) -> set[int]:
 def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
     before = {*guard().folder.iterdir()}
     yield
-    left = _left_behind(before, _shared.pids())
+    left = _left_behind(before, _shared)
     for pid in left:
         os.kill(pid, 9)
     assert not left, f"this test left server processes behind: {left}"
@@ -172,7 +158,9 @@ def clean(_shared: Shared, _no_server_left_behind: None) -> Iterator[Callable[[s
 
     def get(kind: str) -> Any:
         if kind not in used:
-            used[kind] = _shared.get(kind)
+            if kind not in _shared:
+                _shared[kind] = STARTS[kind]()
+            used[kind] = _shared[kind]
             used[kind].reset()
         return used[kind]
 

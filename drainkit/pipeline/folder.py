@@ -43,13 +43,6 @@ _SETTLE_SEC = 0.2  # for a commit that a killed kernel had sent already
 KILLED = "the run was killed; its books were closed later, from the ledger and the audit"
 
 
-def recount_settled(server: Server, summary: Summary) -> None:
-    """Recount a live run whose process died: a commit that it had sent may still arrive."""
-    if summary.mode == "live":
-        time.sleep(_SETTLE_SEC)
-        ledger.recount(server, summary)
-
-
 @dataclass
 class RunFolder:
     """The folder of one run, from its first file to its seal."""
@@ -82,7 +75,9 @@ class RunFolder:
             if found.get("finished_at") and (found.get("run_id"), found.get("mode")) == own:
                 summary = Summary.read(found)
             else:
-                recount_settled(self.server, summary)
+                if summary.mode == "live":
+                    time.sleep(_SETTLE_SEC)
+                    ledger.recount(self.server, summary)
                 failure = failure or DrainkitError("the notebooks left no summary")
             if not summary.finished_at:  # it did not come to a drain, or that drain died
                 scope = scopes.current(self.server, run.scope)
@@ -302,7 +297,8 @@ def _books(
     if starts:
         summary.started_at = starts[0].at
         summary.approvers = [name for name in starts[-1].approvers.split(",") if name]
-        recount_settled(server, summary)
+        time.sleep(_SETTLE_SEC)
+        ledger.recount(server, summary)
         if planned is not None:
             summary.changes = changes(server, planned, run_id)
             summary.drift = drift_counts(summary.changes)

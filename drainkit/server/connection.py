@@ -112,6 +112,8 @@ class Server(AbstractContextManager["Server"]):
     """
 
     info: ServerInfo  # who is at the other end
+    reply_timeout_sec: float  # after so long without a reply the connection counts as lost
+    _link: Connection
 
     def __init__(
         self, url: str, stream: str, audit_stream: str | None = None, *,
@@ -124,7 +126,7 @@ class Server(AbstractContextManager["Server"]):
         keep_secret(secret_words(url))
         self.shown_url = one_line(topology.netloc(*place) if place else url)
         self._fixed, self._anywhere = place, anywhere
-        self._link: Connection | None = None
+        self.connected = False  # as far as this side knows
         self._sent: deque[bytes] = deque()  # requests whose replies were not read yet
         self._replies: deque[Any] = deque()  # to the first of these, errors too
         self.takeovers = 0
@@ -146,26 +148,15 @@ class Server(AbstractContextManager["Server"]):
             return cls(url, stream)
         return cls(url, settings.stream, settings.audit_stream, anywhere=anywhere)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """Drop the connection; what the server still works on goes on there."""
         self._sent.clear()
         self._replies.clear()
-        if self._link is not None:
+        if self.connected:
+            self.connected = False
             self._link.disconnect()
-            self._link = None
 
-    @property
-    def reply_timeout_sec(self) -> float:
-        """After how long without a reply the connection counts as lost."""
-        return getattr(self._link, "socket_timeout", None) or topology.REPLY_TIMEOUT_SEC
-
-    @property
-    def connected(self) -> bool:
-        """Whether the connection is up, as far as this side knows."""
-        return self._link is not None
+    __exit__ = close
 
     def reconnect(self) -> None:
         """Connect again, by way of Sentinel and Cluster; the caller compares `takeovers`."""
@@ -225,7 +216,7 @@ class Server(AbstractContextManager["Server"]):
         if not self.info.cluster:
             return [None]
         with self._told():
-            return [*dict.fromkeys(place for _, _, place in topology.slots(self._connected()))]
+            return [*dict.fromkeys(place for _, _, place in topology.slots(self._link))]
 
     def at(self, place: Place | None) -> Server:
         """A connection to one primary; UnreachableError names it."""
@@ -243,7 +234,8 @@ class Server(AbstractContextManager["Server"]):
         if info.cluster and not self._fixed and not self._anywhere:
             link = topology.owner_node(self._url, link, self.stream)
             info = topology.read_info(link)
-        self._link, self.info = link, info
+        self._link, self.info, self.connected = link, info, True
+        self.reply_timeout_sec = link.socket_timeout or topology.REPLY_TIMEOUT_SEC
         self._socket = link._parser._sock = _Counted(link._parser._sock)
         unix = self._url.startswith("unix:")
         self._place: Place | None = None if unix else (link.host, int(link.port))
@@ -270,11 +262,11 @@ class Server(AbstractContextManager["Server"]):
         if not self._sent:
             self._socket.received, is_open = 0, False
             with suppress(redis.RedisError, OSError):
-                is_open = self._link is not None and not self._link.can_read(timeout=0)
+                is_open = self.connected and not self._link.can_read(timeout=0)
             # the server closed it meanwhile; the caller has to know if it restarted
             if not is_open and not self._reopen():
                 raise redis.ConnectionError("the server restarted, or another one took over")
-        self._connected().send_packed_command(requests, check_health=False)
+        self._link.send_packed_command(requests, check_health=False)
         self._sent.extend(requests)
 
     def _receive(self, most_bytes: int | None = None) -> Any:
@@ -306,21 +298,18 @@ class Server(AbstractContextManager["Server"]):
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT_SEC)
             refused = [at for at, reply in enumerate(replies) if isinstance(reply, SLOT_ERRORS)]
-            self._connected().send_packed_command([sent[at] for at in refused], check_health=False)
+            self._link.send_packed_command([sent[at] for at in refused], check_health=False)
             for at in refused:
                 replies[at] = self._read()
         self._sent, self._replies = sent, replies
 
     def _read(self) -> Any:
+        if not self.connected:
+            raise redis.ConnectionError("not connected")
         try:
-            return self._connected().read_response(disable_decoding=True)
+            return self._link.read_response(disable_decoding=True)
         except topology.ERROR_REPLIES as error:
             return error
-
-    def _connected(self) -> Connection:
-        if self._link is None:
-            raise redis.ConnectionError("not connected")
-        return self._link
 
     @contextmanager
     def _told(self) -> Iterator[None]:

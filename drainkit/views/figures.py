@@ -307,12 +307,11 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
     row, column = ages.index(policy.max_age_min), confidences.index(policy.min_conf)
     names = [f"{c:.15g}" for c in confidences], [span(minutes * 60) for minutes in ages]
     cells = go.Heatmap(
-        z=passing.tolist(), texttemplate="%{z:,}", hoverinfo="text", showscale=False, xgap=1,
-        ygap=1, colorscale=[[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
-        zmin=0, zmax=max(1, int(passing.max())),
-        hovertext=[[f"at most {age} old, confidence at least {least}: {n:,} would pass"
-                    for least, n in zip(names[0], cells, strict=True)]
-                   for age, cells in zip(names[1], passing.tolist(), strict=True)],
+        z=passing.tolist(), x=names[0], y=names[1], texttemplate="%{z:,}", showscale=False,
+        colorscale=[[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
+        zmin=0, zmax=max(1, int(passing.max())), xgap=1, ygap=1,
+        hovertemplate="at most %{y} old, confidence at least %{x}: "
+                      "%{z:,} would pass<extra></extra>",
     )  # fmt: skip
     figure = canvas(
         f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these "
@@ -323,8 +322,8 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
         line={"color": COLOURS["dropped_invalid"], "width": 3},
     )  # fmt: skip
     for axis, texts in zip((figure.layout.xaxis, figure.layout.yaxis), names, strict=True):
-        axis.update(tickvals=[*range(len(texts))], ticktext=texts, dtick=None, showgrid=False,
-                    range=[-0.5, len(texts) - 0.5], title_standoff=14)  # fmt: skip
+        axis.update(type="category", tickvals=[*range(len(texts))], ticktext=texts, dtick=None,
+                    showgrid=False, range=[-0.5, len(texts) - 0.5], title_standoff=14)  # fmt: skip
     return figure
 
 

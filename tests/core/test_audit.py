@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +36,9 @@ def flat(record: list[bytes]) -> list[bytes]:
 
 
 def test_a_record_is_exactly_the_contracts() -> None:
-    """Values, their order and their formats, for a good, an unreadable and a missing entry."""
+    """Values, their order and their formats, for a good, an unreadable and a missing entry; a
+    commit's time always has six decimals and the offset."""
+    assert iso(NOW_US // 10**6 * 10**6) == "2025-12-24T19:49:58.000000+00:00"
     good = [b"%d-1" % (MS - 1500), [b"symbol", b"BTCUSDT", b"confidence", b"0.750"]]
     bad = [b"0-7", [b"symbol", b"<b>", b"payload", b"x"]]
     gone = [b"%d-2" % MS, None]
@@ -46,12 +49,6 @@ def test_a_record_is_exactly_the_contracts() -> None:
          "the entry's body is gone (trimmed or deleted)"),
     ]  # fmt: skip
     assert made([]) == []
-
-
-def test_a_whole_second_keeps_its_microseconds() -> None:
-    """A commit's time always has six decimals and the offset."""
-    assert iso(NOW_US) == AT
-    assert iso(NOW_US // 10**6 * 10**6) == "2025-12-24T19:49:58.000000+00:00"
 
 
 @given(
@@ -73,23 +70,19 @@ def test_records_come_back_as_they_were(rows: list[tuple[int, float | None, byte
     ]  # fmt: skip
     events = Decoder().decode(entries)
     decisions = decide(events, POLICY, NOW_US)
-    whole = [[*before, AT, reason, GROUP, RUN] for *before, reason in made(entries)]
-    parsed = [parse([b"5-0", flat([*map(str.encode, record)])]) for record in whole]
     texts = reasons(events, decisions, POLICY)
-    for row, record in enumerate(parsed):
-        assert record["original_id"].encode() == entries[row][0]
-        assert record["symbol"] == (events.word("symbol", row) or "UNKNOWN")
-        assert record["confidence"] == rows[row][1]
-        assert record["action"] == ACTIONS[decisions.action[row]]
-        assert record["reason"] == texts[row]
-        of_commit = [record[name] for name in ("audit_id", "consumer_group", "run_id")]
-        assert of_commit == ["5-0", GROUP, RUN]
-        if events.event_time_us[row] == NO_TIME:
-            assert record["age_sec"] is None
-        else:
-            drained = dt.datetime.fromisoformat(record["drained_at_ts"]).timestamp()
-            assert record["age_sec"] is not None
-            assert abs(drained - events.event_time_us[row] / 1e6 - record["age_sec"]) < 0.05
+    for row, (*before, reason) in enumerate(made(entries)):
+        record = [*map(str.encode, [*before, AT, reason, GROUP, RUN])]
+        found, time_us = parse([b"5-0", flat(record)]), int(events.event_time_us[row])
+        age_sec = found.pop("age_sec")
+        assert found == {
+            "audit_id": "5-0", "original_id": entries[row][0].decode(),
+            "symbol": events.word("symbol", row) or "UNKNOWN", "confidence": rows[row][1],
+            "action": ACTIONS[decisions.action[row]], "drained_at_ts": AT, "reason": texts[row],
+            "consumer_group": GROUP, "run_id": RUN,
+        }  # fmt: skip
+        assert age_sec == (None if time_us == NO_TIME else pytest.approx(
+            dt.datetime.fromisoformat(AT).timestamp() - time_us / 1e6, abs=0.05))  # fmt: skip
 
 
 def test_a_foreign_entry_of_the_audit_stream_is_parsed_too() -> None:

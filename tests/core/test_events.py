@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 from drainkit.core.events import MAX_VOCABULARY, Decoder, Events
 from drainkit.core.frame import load_frame
-from drainkit.core.policy import Policy, decide, reasons
 from drainkit.core.timestamps import NO_TIME, times_us
-from drainkit.core.values import INVALID_REASONS
 from drainkit.settings import Fields
 
 # ---------------------------------------------------------------- against the reference
@@ -146,19 +144,6 @@ def test_column_parsing_of_iso_times_is_fromisoformat(text: str) -> None:
     found = times_us([text, text.encode(), None])
     expected = reference.timestamp_of(text)
     assert found.tolist() == [NO_TIME if expected is None else expected] * 2 + [NO_TIME]
-
-
-@given(st.lists(entries, max_size=4))
-def test_no_raw_value_reaches_a_reason(batch: list[Any]) -> None:
-    """A reason is made of fixed texts and checked numbers, whatever the entry holds."""
-    events, policy = Decoder().decode(batch), Policy(30, frozenset({"BTCUSDT"}), 0.6)
-    decisions = decide(events, policy, ID_MS * 1000)
-    fixed = {*INVALID_REASONS, "passed every filter", "symbol not in the allowlist",
-             "the entry's body is gone (trimmed or deleted)"}  # fmt: skip
-    for row, text in enumerate(reasons(events, decisions, policy)):
-        age_us, confidence = int(decisions.age_us[row]), float(events.confidence[row])
-        compared = {f"age {age_us / 1e6:.2f} s > 1800.00 s"} if age_us != NO_TIME else set()
-        assert text in fixed | compared | {f"confidence {confidence!r} < 0.6"}
 
 
 # ---------------------------------------------------------------- the places of the values

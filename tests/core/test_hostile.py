@@ -14,7 +14,7 @@ from event_samples import GOOD, HOSTILE_BY_ACTION, ID, ID_MS, entry, flat, neste
 from drainkit.core.audit import records
 from drainkit.core.events import MAX_LAYOUTS, MAX_VOCABULARY, MAX_VOCABULARY_CHARACTERS, Decoder
 from drainkit.core.frame import decide_frame, load_frame
-from drainkit.core.policy import ACTIONS, Policy, decide
+from drainkit.core.policy import ACTIONS, FAILED_NAMES, Policy, decide
 
 NOW_US = (ID_MS + 10_000) * 1000  # every entry is ten seconds old by its id
 POLICY = Policy(max_age_min=30, allowlist=frozenset({"BTCUSDT", "ETHUSDT"}), min_conf=0.6)
@@ -31,7 +31,7 @@ def action_of(entries: list[Any]) -> tuple[list[str], list[tuple[str, ...]]]:
 
 def test_each_gets_its_action_and_harms_nobody() -> None:
     """Of at least 60 hostile entries and each action: the table's action, the records of its
-    neighbours as if it were not; all at once, and as a DataFrame, the same."""
+    neighbours as if it were not; all at once, and as a reordered DataFrame, the same."""
     before, after = [b"%d-0" % ID_MS, flat(symbol="ETHUSDT")], [b"%d-2" % ID_MS, nested()]
     neighbours = [action_of([before])[1][0], action_of([after])[1][0]]
     assert len(CASES) >= 60
@@ -48,8 +48,13 @@ def test_each_gets_its_action_and_harms_nobody() -> None:
     entries = [[b"%d-%d" % (ID_MS, i), fields] for i, (fields, _) in enumerate(CASES)]
     expected_all = [action for _, action in CASES]
     assert action_of(entries)[0] == expected_all
-    frame = load_frame([entries], Decoder())
-    assert decide_frame(frame, POLICY, NOW_US)["action"].tolist() == expected_all
+    frame = load_frame([entries], Decoder())[::-1]
+    decided = decide_frame(frame, POLICY, NOW_US)[::-1]
+    direct = decide(Decoder().decode(entries), POLICY, NOW_US)
+    assert decided["action"].tolist() == expected_all
+    assert decided["failed"].tolist() == [FAILED_NAMES[bits] for bits in direct.failed]
+    assert decided["age_sec"].tolist() == (direct.age_us / 1e6).tolist()
+    assert decided.index.equals(frame.index[::-1])
 
 
 # ---------------------------------------------------------------- bounds
@@ -85,13 +90,14 @@ def test_many_fields_take_linear_time() -> None:
 
 def test_memory_of_a_decoder_is_bounded() -> None:
     """New symbols, texts and field names without end do not stay, and earlier rows stay right."""
-    decoder = Decoder()
+    decoder, at_once = Decoder(), 20
     kept = decoder.decode([entry(GOOD)])
-    for i in range(4000):
-        odd = {f"f{i}": "", "symbol": f"S{i}", "source": f"s{i}" * 1000, "side": "\x00" * i}
-        assert decoder.decode([entry({**GOOD, **odd})]).word("symbol") == f"S{i}"
-        assert len(decoder._words[0]) <= MAX_VOCABULARY + 3
-        assert decoder._words[2].characters <= MAX_VOCABULARY_CHARACTERS + 10_000
+    for first in range(0, 4000, at_once):
+        odd = [entry({**GOOD, f"f{i}": "", "symbol": f"S{i}", "source": f"s{i}" * 1000,
+                      "side": "\x00" * i}) for i in range(first, first + at_once)]  # fmt: skip
+        assert decoder.decode(odd).word("symbol", 3) == f"S{first + 3}"
+        assert len(decoder._words[0]) <= MAX_VOCABULARY + 3 * at_once
+        assert decoder._words[2].characters <= MAX_VOCABULARY_CHARACTERS + 10_000 * at_once
         assert len(decoder._layouts) <= MAX_LAYOUTS
     assert kept.word("symbol") == "BTCUSDT"
     before = len(decoder._words[0])

@@ -32,7 +32,6 @@ from servers import KINDS, Server, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
-StartServer = Callable[..., Server]
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "8"))
 SCOPES = ("undelivered", "pending", "history")
@@ -349,11 +348,10 @@ def play(scene: Scene, name: str, tally: Tally) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_faults_at_random(
-    start_server: StartServer, start_proxy: Any, cli: Cli, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, table: defaultdict[str, Tally], kind: str,
+    clock: Clock, start_server: Callable[..., Server], start_proxy: Any, cli: Cli,
+    table: defaultdict[str, Tally], kind: str,
 ) -> None:  # fmt: skip
     """Each fault many times, in any order, under drains of all scopes: nothing lost or doubled."""
-    clock = Clock(tmp_path, monkeypatch)
     server, spare = (start_server(kind, port=True) for _ in range(2))
     chance = random.Random(f"{SEED} {kind}")
     scene = Scene(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,7 +23,7 @@ from conftest import Cli, need, one_line_error
 from faults import Attempt, assert_once, in_step
 from place import BUNDLED, Place
 from servers import Server, wait_until
-from tls import start_tls
+from tls import make_certificates
 
 StartServer = Callable[..., Server]
 PASSWORD = "s3cr:t/p@ss?#é"
@@ -267,24 +268,24 @@ def drained(place: Place, url: str, *secret: str) -> Any:
 
 
 @pytest.mark.parametrize("client_certs", [False, True], ids=["server only", "both sides"])
-def test_tls(stream: str, cli: Cli, client_certs: bool) -> None:
+def test_tls(own_place: Callable[..., Place], tmp_path: Path, client_certs: bool) -> None:
     """Drained over TLS with the authority's file; without it, or without a certificate, exit 3."""
-    need("redis")
-    with start_tls(client_certs=client_certs) as tls:
-        place = Place(tls.server, stream, cli)
-        ids = place.seed(150)[100:]
-        trusted = f"{tls.url}?ssl_ca_certs={tls.folder}/ca.crt"
-        if client_certs:
-            denied = drained(place, trusted)
-            assert denied.rc == 3, denied.err
-            own = tls.folder / "client"
-            trusted += f"&ssl_certfile={own}.crt&ssl_keyfile={own}.key"
-        unknown = drained(place, tls.url)
-        assert (unknown.rc, "certificate" in unknown.err) == (3, True)
-        assert place.waiting() == []
-        run = drained(place, trusted)
-        assert run.rc == 0, run.err
-        place.settled(ids, Attempt(0, run.json(), ""))
+    answer = {"tls-auth-clients": "yes" if client_certs else "no"}
+    place = own_place("redis", port=True, config={**make_certificates(tmp_path), **answer})
+    ids = place.seed(150)[100:]
+    url = f"rediss://localhost:{place.server.port}/0"
+    trusted = f"{url}?ssl_ca_certs={tmp_path}/ca.crt"
+    if client_certs:
+        denied = drained(place, trusted)
+        assert denied.rc == 3, denied.err
+        own = tmp_path / "client"
+        trusted += f"&ssl_certfile={own}.crt&ssl_keyfile={own}.key"
+    unknown = drained(place, url)
+    assert (unknown.rc, "certificate" in unknown.err) == (3, True)
+    assert place.waiting() == []
+    run = drained(place, trusted)
+    assert run.rc == 0, run.err
+    place.settled(ids, Attempt(0, run.json(), ""))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 import pytest
 from backlogs import GROUP, deliver, fill, seed
-from books import ask, at, audit
+from books import ask, at, audit, wait_for
 from conftest import Cli, intent
 from servers import Server, wait_until
 
@@ -84,8 +84,8 @@ def test_03_takes_pace_and_policy_from_the_plan(valkey: Server, stream: str, her
 
 def test_03_is_armed_only_by_what_its_cell_shows(valkey: Server, stream: str, here: Path) -> None:
     """After parameters were changed an object opened before drains nothing more, whether opening
-    anew failed, made another, or was not tried. Without a folder it is refused; without `approve`
-    nothing is drained."""
+    anew failed, made another, or was not tried. Without a folder, and with the digest of another
+    plan, it is refused."""
     seed(valkey, stream, 20, delivered=10)
     (here / "run").mkdir()
     planned = DryRun.open({"stream": stream, "run_dir": "run"})
@@ -103,6 +103,9 @@ def test_03_is_armed_only_by_what_its_cell_shows(valkey: Server, stream: str, he
             before.run()
     with pytest.raises(RefusedError, match="needs run_dir"):
         LiveDrain.open({"stream": stream, "approve": planned.plan.digest}).run()
+    other = DryRun.open({"stream": stream, "min_conf": 0.9}).plan.digest
+    with pytest.raises(RefusedError, match="not the digest of this plan"):
+        LiveDrain.open({"run_dir": "run", "approve": other}).run()
     assert audit(valkey, stream) == []
 
 
@@ -154,22 +157,23 @@ def test_cells_where_the_server_closes_connections(valkey: Server, stream: str, 
     ask(valkey, "CONFIG", "SET", "timeout", 0)
 
 
-def test_status_knows_a_drain_with_its_own_audit(valkey: Server, stream: str, cli: Cli) -> None:
-    """With DRAINKIT_AUDIT_STREAM set, status tells how far a running drain is."""
-    seed(valkey, stream, 400, delivered=100)
+def test_a_drain_with_its_own_audit_is_followed(valkey: Server, stream: str, cli: Cli) -> None:
+    """With DRAINKIT_AUDIT_STREAM set, status tells how far a running drain is; `show` of a drained
+    entry says that its decision is as of now, and which one was recorded."""
+    ids = seed(valkey, stream, 200, delivered=100)
     env = {"DRAINKIT_AUDIT_STREAM": f"{stream}.elsewhere"}
     drain = cli.start("drain", "--mode", "live", "--yes", "--throttle", "50", "--max-events", "all",
                       *at(valkey, stream), env=env)  # fmt: skip
-    deadline = time.monotonic() + 30
-    while len(audit(valkey, stream, env["DRAINKIT_AUDIT_STREAM"])) < 20:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running = cli("status", "--json", *at(valkey, stream), env=env).json()["running_drains"]
+    wait_for(valkey, stream, 20, env["DRAINKIT_AUDIT_STREAM"])
+    (running,) = cli("status", "--json", *at(valkey, stream), env=env).json()["running_drains"]
+    assert running["done"] >= 20
+    assert running["eta_sec"] is not None
     drain.terminate()
     cli.finish(drain)
-    assert len(running) == 1
-    assert running[0]["done"] >= 20
-    assert running[0]["eta_sec"] is not None
+    late = ("--as-of", "2030-01-01T00:00:00Z", *at(valkey, stream))
+    shown = " ".join(cli.done("show", ids[110], *late, env=env).out.split())
+    assert "decision dropped_old as of 2030-01-01T00:00:00: age" in shown
+    assert "recorded at 20" in shown
 
 
 def test_a_backlog_larger_than_a_frame_is_shown_by_a_sample(
@@ -316,16 +320,6 @@ def test_03_that_was_interrupted_goes_on(
     assert f"applied already by {live.summary.run_id} at 20" in capsys.readouterr().out
     drain = ("drain", "--mode", "live", "--yes", "--plan", "run", *at(valkey, stream))
     assert f"applied already by {live.summary.run_id} at 20" in cli.done(*drain).out
-
-
-def test_a_decision_shown_says_as_of_when(valkey: Server, stream: str, cli: Cli) -> None:
-    """`show` of a drained entry: the decision is as of now, the audit's is the one recorded."""
-    ids = seed(valkey, stream, 40, delivered=10)
-    cli.done("drain", "--mode", "live", "--yes", "--throttle", "none", *at(valkey, stream))
-    shown = cli.done("show", ids[20], "--as-of", "2030-01-01T00:00:00Z", *at(valkey, stream)).out
-    text = " ".join(shown.split())
-    assert "decision dropped_old as of 2030-01-01T00:00:00: age" in text
-    assert "recorded at 20" in text
 
 
 def test_a_table_reads_well_and_is_inert() -> None:
