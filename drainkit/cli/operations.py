@@ -102,7 +102,7 @@ def check(
     else:
         data = report.verdict() | {"streams": report.states}
         emit(data, *(finding.line() for finding in report.findings))
-    return report.exit_code
+    return checks.SEVERITIES[report.severity]
 
 
 @command(Option(["--reason"], required=True, metavar="TEXT", help="Why; kept with the switch."),

@@ -85,16 +85,6 @@ def plan_run(
     return summary, plan
 
 
-def books_of(run: Run, plan: Plan) -> Summary:
-    """The books of a plan that was made before; only what remains is counted anew."""
-    summary = run.begin()
-    summary.total_read = plan.total_read
-    for action, events in plan.counts.items():
-        setattr(summary, action, events)
-    run.count_left()
-    return run.close(None)
-
-
 def turn_times_us(first: int, n: int, *, start_us: int, settings: Settings) -> np.ndarray:
     """When the throttled live run would decide events `first` to `first + n` (int64, us)."""
     if settings.as_of_us is not None:

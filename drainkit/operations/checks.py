@@ -67,20 +67,15 @@ class Report:
         """The worst one."""
         return self.findings[0].severity if self.findings else "unknown"
 
-    @property
-    def exit_code(self) -> int:
-        """0 OK, 1 warning, 2 critical, 3 unknown."""
-        return SEVERITIES[self.severity]
-
     def add(self, stream: str, group: str | None, *found: Found) -> None:
         """Add findings, each in its place."""
         self.findings += [Finding(severity, stream, group, text) for severity, text in found]
         self.findings.sort(key=lambda f: -list(SEVERITIES).index(f.severity))
 
     def verdict(self) -> dict[str, Any]:
-        """JSON-ready: what was judged."""
-        findings = [*map(vars, self.findings)]
-        return {"status": self.severity, "exit_code": self.exit_code, "findings": findings}
+        """JSON-ready: what was judged; exit code 0 OK, 1 warning, 2 critical, 3 unknown."""
+        findings, code = [*map(vars, self.findings)], SEVERITIES[self.severity]
+        return {"status": self.severity, "exit_code": code, "findings": findings}
 
 
 def check(
@@ -241,7 +236,7 @@ def exposition(report: Report) -> bytes:
         gauge.set(math.nan if value is None else value)
 
     add("drainkit_up", report.readable)
-    add("drainkit_check_status", report.exit_code)
+    add("drainkit_check_status", SEVERITIES[report.severity])
     for stream, end in report.ends:
         with suppress(ValueError):  # anybody can have written a time there
             at = dt.datetime.fromisoformat(end.at).timestamp()

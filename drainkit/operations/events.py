@@ -229,10 +229,10 @@ def export(server: Server, settings: Settings, target: str) -> int:
     entries = scopes.scope_entries(server, scopes.open_scope(server, settings))
     tables, rows, last = map(table, chain([()], entries)), 0, None
     with files.whole_folder(path) if is_folder else nullcontext(path) as place, ExitStack() as out:
-        today = _day(server.now_us()) if is_folder else ""
-        for home, part in (
-            _by_day(place, tables, today) if is_folder else ((place, t) for t in tables)
-        ):
+        # a generator would keep a table beside the next one
+        alone = map(lambda table: (place, table), tables)  # noqa: C417
+        parts = _by_day(place, tables, server.now_us()) if is_folder else alone
+        for home, part in parts:
             if home != last:  # what was written before is whole
                 out.close()
                 last = home
@@ -244,7 +244,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
 
 
 def _by_day(
-    folder: Path, tables: Iterator[pa.Table], today: str
+    folder: Path, tables: Iterator[pa.Table], now_us: int
 ) -> Iterator[tuple[Path, pa.Table]]:
     """The rows in pieces of one day, each with the part of the dataset that it belongs to.
 
@@ -265,7 +265,7 @@ def _by_day(
         del table  # or two pages would be in memory
     if not parts.keys() - {NO_DATE}:
         # an empty part, from which readers take the columns and their types, that of `date` too
-        yield files.make_folder(folder / f"date={today}") / "part-0.parquet", empty
+        yield files.make_folder(folder / f"date={_day(now_us)}") / "part-0.parquet", empty
 
 
 def _day(time_us: int) -> str:
@@ -277,25 +277,29 @@ def fields_column(page: Sequence[RawEntry], *, as_json: bool = False) -> pa.Arra
 
     Or as a JSON list of [name, value], in printable ASCII: inert anywhere.
     """
-    parts = [*chain.from_iterable(body or () for _, body in page)]
-    ends = np.cumsum([0, *(len(body or ()) // 2 for _, body in page)], dtype=np.int32)
-    gone = pa.array([body is None for _, body in page], pa.bool_())
-    columns = []
+    if as_json:
+        shown: list[str | None] = []
+        for _, body in page:
+            try:
+                texts = [*map(bytes.decode, body or ())]
+            except UnicodeDecodeError:
+                texts = [*map(text, body or ())]
+            pairs = [*zip(texts[::2], texts[1::2], strict=True)]
+            whole = msgspec.json.encode(pairs).decode()
+            if not whole.isascii() or "\x7f" in whole:
+                whole = json.dumps(pairs, separators=(",", ":"))
+            shown.append(None if body is None else whole)
+        return pa.array(shown, pa.string())
+    parts, columns = [*chain.from_iterable(body or () for _, body in page)], []
     for one in (pa.array(parts[first::2], pa.binary()) for first in (0, 1)):
         try:
             columns.append(one.cast(pa.string()))
         except pa.ArrowInvalid:  # not UTF-8
             columns.append(pa.array([*map(text, one.to_pylist())], pa.string()))
-    if not as_json:
-        pairs = pa.StructArray.from_arrays(columns, ["name", "value"])
-        return pa.ListArray.from_arrays(ends, pairs, mask=gone)
-    told, shown = [*zip(*(one.to_pylist() for one in columns), strict=True)], []
-    for first, end in pairwise(ends.tolist()):
-        whole = msgspec.json.encode(told[first:end]).decode()
-        if not whole.isascii() or "\x7f" in whole:
-            whole = json.dumps(told[first:end], separators=(",", ":")).replace("\x7f", "\\u007f")
-        shown.append(whole)
-    return pa.array(shown, pa.string(), mask=gone.to_numpy(zero_copy_only=False))
+    ends = np.cumsum([0, *(len(body or ()) // 2 for _, body in page)], dtype=np.int32)
+    gone = pa.array([body is None for _, body in page], pa.bool_())
+    structs = pa.StructArray.from_arrays(columns, ["name", "value"])
+    return pa.ListArray.from_arrays(ends, structs, mask=gone)
 
 
 # ---------------------------------------------------------------- in parts

@@ -93,14 +93,13 @@ def remove_consumers(
         removed.extend(name for name in step if name not in why)
         return len(step) - len(why)
 
-    def look(step: Sequence[str]) -> int:
-        return len({*step} - {c.name for c in reading.consumers(server, group)})
-
-    def note(n: int) -> ledger.Entry:
-        return ledger.Deleted(operator or os_user(), iso(server.now_us()), group, n, len(kept))
-
+    who = operator or os_user()
     steps = (left[first : first + size] for first in range(0, len(left), size))
-    _by_steps(server, "consumers", _until(stopping, steps), remove, look, note)
+    _by_steps(
+        server, "consumers", _until(stopping, steps), remove,
+        lambda step: len({*step} - {c.name for c in reading.consumers(server, group)}),
+        lambda n: ledger.Deleted(who, iso(server.now_us()), group, n, len(kept)),
+    )  # fmt: skip
     return removed, kept
 
 
@@ -233,8 +232,7 @@ def trim(
 
 def _steps(entries: Iterable[RawEntry]) -> Iterator[list[bytes]]:
     """The entries' ids, in the parts that are removed in one step."""
-    ids: list[bytes] = []
-    room = TRIM_BYTES
+    ids, room = list[bytes](), TRIM_BYTES
     for entry in entries:
         size = reading.size_of(entry)
         if ids and (size > room or len(ids) == TRIM_ENTRIES):

@@ -201,6 +201,17 @@ def test_a_plan_that_died_is_finished(place: Place) -> None:
     assert place.cli(*command).rc == 4 or place.cli(*command).json()["total_read"] == 0
 
 
+@BUNDLED
+def test_a_dry_run_decides_each_at_its_turn(place: Place) -> None:
+    """Event n at the moment at which the throttled live run would reach it, without sleeping."""
+    place.seed(60, 10)
+    place.dry("--plan", "plan.json", "--throttle", "0.5", "--max-events", "all")
+    table = parquet.read_table(place.cli.cwd / "decisions.parquet")
+    times_sec = table["event_time"].cast(pa.int64()).to_numpy() / 1e6
+    turns_sec = times_sec + table["age_sec"].to_numpy()
+    assert turns_sec - turns_sec[0] == pytest.approx([2 * n for n in range(50)], abs=0.02)
+
+
 # ---------------------------------------------------------------- drainkit diff
 
 

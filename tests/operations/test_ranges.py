@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -19,7 +20,6 @@ from drainkit import IdRange, RefusedError, UsageError, load_range, load_setting
 from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
 from drainkit.ids import LAST_ID, id_key
-from drainkit.operations.events import Lens
 from drainkit.server import reading
 
 URL = "SCALE_TEST_URL"
@@ -33,15 +33,6 @@ def url(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     return valkey
 
 
-def whole_frame(server: Server, stream: str, lens: Lens) -> pd.DataFrame:
-    """What `01` makes of the whole stream: load_frame and decide_frame in one process."""
-    settings = load_settings({"redis_url": server.url, "stream": stream})
-    with drainkit.Server.of(settings) as link:
-        pages = reading.pages(link, link.stream, "0-0", LAST_ID)
-        frame = load_frame(pages, Decoder(settings.fields))
-    return pd.concat([frame, decide_frame(frame, lens.policy, lens.at_us)], axis=1)
-
-
 def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     """Equal row for row, and in the order of the columns; texts may be categories there."""
     for name in TEXTS:
@@ -49,38 +40,35 @@ def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(found.reset_index(drop=True), expected)
 
 
-def shapes(server: Server, shape: str) -> list[tuple[str, dict[str, object]]]:
-    """Ids of many kinds of stream."""
-    now, rng, n = now_ms(server), random.Random(1), 3_000
-    if shape == "even":
-        return [(f"{now - n + i}-0", intent()) for i in range(n)]
-    if shape == "one millisecond":
-        return [(f"{now}-{i}", intent()) for i in range(n)]
-    if shape == "no times":
-        return [(f"{i}-1", intent()) for i in range(1, n)]
-    if shape == "bursts":  # a few seconds of thousands, in a month with next to nothing
-        month = sorted(rng.sample(range(2_592_000_000), 200))
-        bursts = [at + i for at in (700_000_000, 2_000_000_000) for i in range(n // 2)]
-        return [(f"{now - 2_592_000_000 + ms}-7", intent()) for ms in sorted({*month, *bursts})]
-    return [(f"{now + i}-0", intent()) for i in range({"none": 0, "one": 1, "few": 5}[shape])]
+N = 3_000
+MONTH_MS = 2_592_000_000
+#: Ids of many kinds of stream, by the time of now in ms.
+SHAPES: dict[str, Callable[[int], list[str]]] = {
+    "even": lambda now: [f"{now - N + i}-0" for i in range(N)],
+    "one millisecond": lambda now: [f"{now}-{i}" for i in range(N)],
+    "no times": lambda now: [f"{i}-1" for i in range(1, N)],
+    "bursts in a quiet month": lambda now: [
+        f"{now - MONTH_MS + ms}-7" for ms in sorted(
+            {*random.Random(1).sample(range(MONTH_MS), 200),
+             *range(700_000_000, 700_001_500), *range(2_000_000_000, 2_000_001_500)}
+        )
+    ],
+    **{f"{n}": lambda now, n=n: [f"{now + i}-0" for i in range(n)] for n in (0, 1, 5)},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "shape", ["even", "one millisecond", "no times", "bursts", "none", "one", "few"]
-)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_parts_are_of_equal_size(url: Server, stream: str, shape: str) -> None:
     """Each entry is in exactly one of n parts, in order, and no part is larger than another by two;
     an empty one has every column, and what is added later is in none."""
-    entries = shapes(url, shape)
-    fill(url, stream, entries, group=GROUP)
+    ids = SHAPES[shape](now_ms(url))
+    fill(url, stream, [(one, intent()) for one in ids], group=GROUP)
     before = everything(url)
     parts = ranges(URL, stream, 6)
     assert everything(url) == before
-    newest = entries[-1][0] if entries else "0-0"
-    fill(url, stream, [(f"{id_key(newest)[0] + 1}-0", intent())])
+    fill(url, stream, [(id_key(ids[-1])[0] + 1 if ids else 1, intent())])
     frames = [load_range(part, URL) for part in parts]
-    found = [entry_id for frame in frames for entry_id in frame["id"]]
-    assert found == [entry_id for entry_id, _ in entries]
+    assert [entry_id for frame in frames for entry_id in frame["id"]] == ids
     assert max(map(len, frames)) - min(map(len, frames)) < 2
     assert len({tuple(frame.dtypes.astype(str).items()) for frame in frames}) == 1
 
@@ -152,7 +140,11 @@ def test_several_processes_see_the_same_as_one(url: Server, stream: str) -> None
     parts = ranges(URL, stream, 5)
     assert parts[0].lens is not None
     empty = IdRange(stream, "9-0", "8-0", parts[0].lens)
-    frame = whole_frame(url, stream, parts[0].lens)
+    lens, settings = parts[0].lens, load_settings({"redis_url": url.url, "stream": stream})
+    with drainkit.Server.of(settings) as link:  # what 01 makes of the whole stream
+        pages = reading.pages(link, link.stream, "0-0", LAST_ID)
+        frame = load_frame(pages, Decoder(settings.fields))
+    frame = frame.join(decide_frame(frame, lens.policy, lens.at_us))
     assert (frame["invalid"].astype(str) != "").sum() == 177
     with (
         ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
