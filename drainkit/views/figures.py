@@ -144,12 +144,14 @@ def histogram(
 
 def _against_limit(
     title: str, x_title: str, values: np.ndarray, limit: float, step: float, said: str,
-    names: tuple[str, str], *, over: bool, **more: Any,
+    names: tuple[str, str], *, over: bool, ends: tuple[float, float] | None = None,
 ) -> Canvas:  # fmt: skip
     """Bars on both sides of a dashed line at the limit, in the colours of their fate."""
     first, counts = histogram(values, limit, step, over=over)
     edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0)
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    # the limit is in sight, however far the bars are from it
+    low, high = ends or (max(0, min(edges[0], limit) - step), max(edges[-1], limit) + step)
     fates = ("drained_ok", "dropped_old") if over else ("dropped_low_conf", "drained_ok")
     beyond, traces = np.arange(len(counts)) + first >= 0, []
     for part, name, fate in zip((~beyond, beyond), names, fates, strict=True):
@@ -162,11 +164,11 @@ def _against_limit(
     most = int(counts.max(initial=0))
     figure = canvas(
         title, x_title, "events", traces, most=most, legend=True, bargap=0, barmode="overlay",
-        yaxis_range=[0, 1.18 * most or 1], **more,  # room for the limit's name
+        xaxis_range=[low, high], yaxis_range=[0, 1.18 * most or 1],  # room for the limit's name
     )  # fmt: skip
     figure.add_vline(
         x=limit, line_dash="dash", line_color=LINE, annotation_text=f" {said} ",
-        annotation_position="top left" if limit > 0.7 * edges[-1] else "top right",
+        annotation_position="top left" if limit - low > 0.7 * (high - low) else "top right",
     )  # fmt: skip
     return figure
 
@@ -199,7 +201,7 @@ def confidence(values: np.ndarray, policy: Policy) -> Canvas:
     shown = np.minimum(valid, max(limit, 1 - CONFIDENCE_STEP / 2))
     return _against_limit(title, "confidence (0 to 1)", shown, limit, CONFIDENCE_STEP,
                           f"min confidence {limit:g}", ("too low", "high enough"), over=False,
-                          xaxis_range=[0, 1 + CONFIDENCE_STEP])  # fmt: skip
+                          ends=(0, 1 + CONFIDENCE_STEP))  # fmt: skip
 
 
 def _by_action(actions: pd.Series, bins: np.ndarray, n: int) -> Iterator[tuple[str, np.ndarray]]:

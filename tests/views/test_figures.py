@@ -129,8 +129,11 @@ def test_decimal_confidences_fill_their_bins_evenly(over: bool) -> None:
 @settings(max_examples=25)
 @given(limit=st.floats(1e-9, 1e5), ages=st.lists(st.floats(-1e3, 1e7), max_size=9))
 def test_ages_of_any_size_need_few_bars(limit: float, ages: list[float]) -> None:
-    """Whatever ages (minutes) and limit are, at most 82 bars hold all of them."""
+    """Whatever ages (minutes) and limit are, at most 82 bars hold all of them, and the limit is in
+    sight."""
     figure = figures.age(np.array(ages) * 60, Policy(limit, None, 0.6))
+    low, high = figure.layout.xaxis.range
+    assert low < limit < high
     assert sum(len(bar.x) for bar in figure.data) <= MAX_BINS + 2
     assert drawn(figure) == len(ages)
 
