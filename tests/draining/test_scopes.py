@@ -20,7 +20,7 @@ from place import BUNDLED, Place
 from pyarrow import parquet
 
 from drainkit.core.timestamps import iso
-from drainkit.server import ledger
+from drainkit.server import ledger, writing
 from drainkit.server.connection import Server as Connection
 
 SCOPES = ("undelivered", "pending", "history")
@@ -300,7 +300,7 @@ def test_from_takes_no_pending_entry_before_it(place: Place) -> None:
             consumer=ME, boundary_id=ids[29], throttle=5.0, max_events=None, plan_digest="",
             at=iso(server.now_us()), from_id=ids[10],
         )  # fmt: skip
-        ledger.append(server, start)
+        writing.add_to_ledger(server, start)
     (running,) = place.says("status", "--json").json()["running_drains"]
     assert running["remaining"] == 20
     assert counts(place.live(*part, *EVERY_AGE)) == (20, 0)
