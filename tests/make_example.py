@@ -63,7 +63,7 @@ def replay() -> Path:
             ]
             writing.add_entries(server, key, entries)
             writing.seed_group(server, key, GROUP, position="1766594572014-0", deliver={})
-        result, folder = runner.run(settings, confirm=lambda *_: None, announce=print)
+        result, folder = runner.run(settings, confirm=lambda *_: None, on_line=print)
     if result["exit_code"] != 0:
         sys.exit(str(result.get("error")))
     return folder
