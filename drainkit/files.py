@@ -60,7 +60,7 @@ def _unfinished(path: Path, flags: int) -> Iterator[tuple[Path, int]]:
     It is locked as long as somebody writes it: what a killed process left is locked by nobody, and
     removed by the next one that writes beside it.
     """
-    own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    own = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"  # also of "", "." and "/"
     for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
         with suppress(OSError):
             handle = os.open(left, _READ)
