@@ -213,9 +213,7 @@ def sentinel(_no_server_left_behind: None) -> Iterator[clusters.SentinelSetup]:
 def start_proxy() -> Iterator[Callable[[Server], Proxy]]:
     """A proxy in front of a server: `start_proxy(server)`."""
     with ExitStack() as started:
-        yield lambda server: started.enter_context(
-            Proxy(server.socket, server.folder / f"p{uuid.uuid4().hex[:6]}")
-        )
+        yield lambda server: started.enter_context(Proxy(server.socket))
 
 
 @pytest.fixture
