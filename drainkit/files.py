@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -53,38 +52,14 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _unfinished(path: Path, flags: int) -> Iterator[tuple[Path, int]]:
-    """A new file (or folder: O_DIRECTORY) under another name beside `path`, and its descriptor;
-    removed unless renamed.
-
-    It is locked as long as somebody writes it: what a killed process left is locked by nobody, and
-    removed by the next one that writes beside it.
-    """
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Another name beside `path`; what still has it at the end is removed."""
     own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
-    for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
-        with suppress(OSError):
-            handle = os.open(left, _READ)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(left)
-            finally:
-                os.close(handle)
-    while True:
-        with _told(path):
-            if flags & os.O_DIRECTORY:
-                own.mkdir()
-            # not tempfile: its 0600 could only be widened by guessing at the umask
-            handle = os.open(own, flags | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # where nothing can be locked nothing is removed either
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            break
-        os.close(handle)  # another process took it for left behind, before it was locked
     try:
-        yield own, handle
+        yield own
     finally:
-        os.close(handle)
-        remove(own)
+        with suppress(OSError):  # where nothing could be made
+            remove(own)
 
 
 def _sync_folders(*folders: Path) -> None:
@@ -102,13 +77,14 @@ def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
 
     With `new` it never takes another file's place, also not of one that came meanwhile.
     """
-    with _unfinished(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as (own, handle):
-        file = os.fdopen(handle, "wb", closefd=False)
+    with _unfinished(path) as own:
+        with _told(path):
+            file = own.open("xb")  # not tempfile: its 0600 could only be widened by guessing
         try:
             yield file
             with _told(path):
                 file.flush()
-                os.fsync(handle)
+                os.fsync(file.fileno())
                 if new:
                     path.touch(exist_ok=False)
                 own.replace(path)
@@ -129,7 +105,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     with _told(folder):
         if folder.exists() and any(folder.iterdir()):
             raise OSError(errno.ENOTEMPTY, "not empty")
-    with _unfinished(folder, os.O_RDONLY | os.O_DIRECTORY) as (own, _):
+    with _unfinished(folder) as own:
+        with _told(folder):
+            own.mkdir()
         yield own
         with _told(folder):
             _sync_folders(*own.glob("**/"), own)
@@ -170,9 +148,9 @@ def write_json(path: Path, data: object) -> None:
 class TableWriter:
     """A table written as it comes, as Parquet (.parquet) or CSV (.csv), whole or not at all.
 
-    A context manager: the file gets its name when the block ends without an error. It holds at
-    most one row group. In CSV a text cell that a spreadsheet would take for a formula gets an
-    apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
+    A context manager: the file gets its name when the block ends without an error. It holds rows
+    until they make a row group. In CSV a text cell that a spreadsheet would take for a formula gets
+    an apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
     after blanks). `words`, if told, are the columns of few texts, again and again; only they get
     dictionaries in Parquet. With `new` a file that is there by then is refused.
     """
@@ -219,20 +197,14 @@ class TableWriter:
 
     def write(self, table: pa.Table) -> None:
         """Add rows of the writer's schema."""
-        while self._rows + len(table) >= self._row_group:
-            room = self._row_group - self._rows
-            self._tables.append(table.slice(0, room))
+        self._tables.append(table)
+        self._rows += len(table)
+        self._bytes += table.nbytes
+        if self._rows >= self._row_group or self._bytes >= ROW_GROUP_BYTES:
             self._flush()
-            table = table.slice(room)
-        if len(table):
-            self._tables.append(table)
-            self._rows += len(table)
-            self._bytes += table.nbytes
-            if self._bytes >= ROW_GROUP_BYTES:
-                self._flush()
 
     def _flush(self) -> None:
-        if self._tables:
+        if self._rows:
             table = pa.concat_tables(self._tables)
             self._tables, self._rows, self._bytes = [], 0, 0
             is_csv = self._path.suffix == ".csv"

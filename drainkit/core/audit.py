@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +17,7 @@ from .values import RawEntry
 # of these each event has its own; the others are those of its commit
 OF_EVENT = ("original_id", "symbol", "age_sec", "confidence", "action", "reason")
 _NUMBERS = ("age_sec", "confidence")
-
-
+_NUMBER = r"^-?\d{1,20}(\.\d{1,20})?(e-\d{1,3})?$"  # as `records` writes them; null is none
 #: The fields of a record in their order (the contract, section 5).
 RECORD_FIELDS = (
     "original_id", "symbol", "age_sec", "confidence", "action", "drained_at_ts", "reason",
@@ -58,18 +55,6 @@ def _number_text(number: float) -> str:
     return repr(number) if number >= 0 else "null"
 
 
-def parse(entry: RawEntry) -> dict[str, Any]:
-    """An entry of the audit stream, as a row of an audit table; what is missing or odd is empty.
-
-    Of the numbers it is None.
-    """
-    texts = [part.decode("utf-8", "replace") for part in entry[1] or []]
-    there = dict(zip(texts[::2], texts[1::2], strict=True))
-    found: dict[str, Any] = {name: there.get(name, "") for name in RECORD_FIELDS}
-    found |= {name: _number(found[name]) for name in _NUMBERS}
-    return {"audit_id": entry[0].decode(), **found}
-
-
 def audit_schema() -> pa.Schema:
     """The columns of an audit table: those of the stream, and `audit_id` before them."""
     names = ("audit_id", *RECORD_FIELDS)
@@ -77,18 +62,16 @@ def audit_schema() -> pa.Schema:
 
 
 def audit_table(entries: Sequence[RawEntry]) -> pa.Table:
-    """Entries of the audit stream as a table; what is missing or odd is as `parse` has it."""
+    """Entries of the audit stream as a table; a text that is missing is empty, a number null."""
     bodies = [entry[1] or [] for entry in entries]
+    columns, schema = [[entry[0] for entry in entries]], audit_schema()
     if all(body[::2] == _NAMES for body in bodies):
         values = [*chain.from_iterable(bodies)]
-        columns = [[entry[0] for entry in entries]]
         columns += [values[2 * k + 1 :: _WIDTH] for k in range(len(RECORD_FIELDS))]
-        try:
-            kinds = [field.type for field in audit_schema()]
-            return pa.table(list(map(_column, columns, kinds)), audit_schema())
-        except pa.ArrowInvalid:  # no UTF-8, or no number that Arrow knows
-            pass
-    return pa.Table.from_pylist([parse(entry) for entry in entries], audit_schema())
+    else:  # whoever may write to the stream could have put anything there
+        rows = [dict(zip(body[::2], body[1::2], strict=True)) for body in bodies]
+        columns += [[row.get(name, b"") for row in rows] for name in _NAMES]
+    return pa.table([*map(_column, columns, schema.types)], schema)
 
 
 def audit_ms(table: pa.Table) -> np.ndarray:
@@ -99,28 +82,21 @@ def audit_ms(table: pa.Table) -> np.ndarray:
 
 
 def _column(values: list[bytes], kind: pa.DataType) -> pa.Array:
-    texts = pa.array(values, pa.binary()).cast(pa.string())
+    try:
+        texts = pa.array(values, pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:
+        texts = pa.array([value.decode("utf-8", "replace") for value in values])
     if pa.types.is_string(kind):
         return texts
-    known = pc.if_else(pc.equal(texts, "null"), pa.scalar(None, pa.string()), texts)
-    numbers = known.cast(kind)
-    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, kind))
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    is_number = pc.match_substring_regex(texts, _NUMBER)
+    return pc.if_else(is_number, texts, pa.scalar(None, pa.string())).cast(kind)
 
 
 class Moments:
     """When records reached the audit (int64, ms), in any order; small, however many they are."""
 
-    def __init__(self, ms: np.ndarray | None = None) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-        self.add(np.zeros(0, np.int64) if ms is None else ms)
+    def __init__(self, ms: Sequence[int] | np.ndarray = ()) -> None:
+        self._parts = [np.unique(np.asarray(ms, np.int64), return_counts=True)]
 
     def __len__(self) -> int:
         return int(sum(n.sum() for _, n in self._parts))

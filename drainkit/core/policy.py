@@ -5,7 +5,6 @@ Pure: the moment of the decision is an argument. Order and limits: the contract,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -98,17 +97,11 @@ def passing_at(
     confidences: Sequence[float],
 ) -> NDArray[np.int64]:
     """Events that would pass at other limits, by maximum age (rows, minutes) and minimum
-    confidence (columns), both ascending; the other filters are as they were decided."""
+    confidence (columns); the other filters are as they were decided."""
     fits = (decisions.failed & ~np.uint8(1 << _OLD | 1 << _LOW_CONF)) == 0
-    fits &= confidence >= confidences[0]  # so not nan
-    limits_us = [Policy(age, None, 0).max_age_us for age in ages_min]
-    # of each event the first limit that it is not too old for, the last that it is confident for
-    rows = np.searchsorted(limits_us, decisions.age_us[fits], side="left")
-    columns = np.searchsorted(confidences, confidence[fits], side="right") - 1
-    shape = (len(ages_min) + 1, len(confidences))
-    events = np.bincount(np.ravel_multi_index((rows, columns), shape), minlength=math.prod(shape))
-    passing: NDArray[np.int64] = events.reshape(shape)[:-1].cumsum(axis=0)
-    return passing[:, ::-1].cumsum(axis=1)[:, ::-1]
+    rows = [fits & ~Policy(age, None, 0).is_old(decisions.age_us) for age in ages_min]
+    columns = [confidence >= least for least in confidences]  # nan, where not valid: false
+    return np.array([[np.count_nonzero(row & column) for column in columns] for row in rows])
 
 
 # the lowest bit that is set names the action; none: it passed

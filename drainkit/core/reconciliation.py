@@ -1,7 +1,6 @@
 """A plan held against what is there and what was done: its entries, its records, what drifted.
 
-A drain meets the entries in the plan's own order, and records come in it; any other order gives the
-same answer, by a cursor that looks ahead.
+Records mostly come in the plan's own order, which takes the least; any other gives the same answer.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from .frame import record_batch
 from .plan import newest
 from .policy import ACTIONS, Decisions, Policy, reasons
 
-WINDOW = 20_000  # planned entries that are looked ahead at
 PIECE = 4_000  # rows of a plan that are made events at once
 COMPARED = ("id", "event_time", "symbol", "side", "confidence", "source", "invalid")
 Parts = Callable[[], "Iterable[pa.Table]"]  # the same rows at each call
@@ -67,7 +65,6 @@ class Matching:
         self._planned = planned
         self._feed = Feed(_texts(part, *_PLANNED) for part in (planned() if planned else ()))
         self._open, self._extras = _texts(None, *_PLANNED), _texts(None, *_RECORDED)
-        self._most = WINDOW  # extras; looked through when there are more
         self._drift = [drift_table()]
 
     def add(self, recorded: pa.Table) -> None:
@@ -79,9 +76,7 @@ class Matching:
         self._extras = pa.concat_tables([self._extras, recorded])
         if planned is not None:
             self._open = pa.concat_tables([self._open, planned])
-            if len(self._extras) > self._most:
-                self._match()
-                self._most = 2 * len(self._extras) + WINDOW
+            self._match()
 
     def finish(self, vanished: Callable[[list[str]], Collection[str]] | None = None) -> Matched:
         """What does not fit, once all records were added.
@@ -200,6 +195,10 @@ class Entries:
         self._table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
         self.ids, _, self.hashes = (column.combine_chunks() for column in self._table.columns)
         self.actions = word_codes(self._table["action"], ACTIONS)[0].astype(np.uint8)
+        keys = _in_order([entry.encode() for entry in self.ids.to_pylist()])
+        # after the last one something that no id is equal to
+        self._rows = np.append(np.argsort(keys, kind="stable"), -1)
+        self._keys = np.append(keys[self._rows[:-1]], b"~")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -208,10 +207,17 @@ class Entries:
         """Those that `rows` (bool) marks."""
         return self if rows.all() else Entries(self._table.filter(pa.array(rows)))
 
-    @cached_property
-    def rows(self) -> dict[bytes, int]:
-        """The row of each id; large, so made only where the order is not the plan's."""
-        return {entry.encode(): row for row, entry in enumerate(self.ids.to_pylist())}
+    def find(self, ids: Sequence[bytes]) -> np.ndarray:
+        """The rows of the ids (int64); -1 for what is not planned."""
+        wanted = _in_order(ids)
+        at = np.searchsorted(self._keys, wanted)
+        return np.where(self._keys[at] == wanted, self._rows[at], -1)
+
+
+def _in_order(ids: Sequence[bytes]) -> np.ndarray:
+    """Ids as texts that sort as Redis orders them (S40)."""
+    parts = (entry.partition(b"-") for entry in ids)
+    return np.array([ms.rjust(20) + seq.rjust(20) for ms, _, seq in parts], "S40")
 
 
 @dataclass(frozen=True)
@@ -256,27 +262,3 @@ def fits(rows: pa.Table, events: Events, hashes: pa.Array) -> bool:
     kinds = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in found.schema]
     plain = pa.schema([*zip(COMPARED, kinds, strict=True)])
     return bool(rows.select(COMPARED).cast(plain).equals(found.cast(plain)))
-
-
-class Cursor:
-    """Where a reader of the plan's entries stands; mostly the next ones are those looked for."""
-
-    def __init__(self, entries: Entries) -> None:
-        self._entries = entries
-        self._at = 0
-
-    def find(self, ids: Sequence[bytes]) -> np.ndarray:
-        """The rows of the ids (int64); -1 for what is not planned."""
-        wanted = pa.array(ids, pa.binary()).cast(pa.string())
-        n, at, planned = len(ids), self._at, self._entries.ids
-        if planned.slice(at, n).equals(wanted):
-            self._at = at + n
-            return np.arange(at, at + n)
-        ahead = pc.index_in(wanted, value_set=planned.slice(at, WINDOW + n))
-        if not ahead.null_count:
-            rows: np.ndarray = ahead.to_numpy().astype(np.int64) + at
-        else:
-            known = self._entries.rows
-            rows = np.array([known.get(entry, -1) for entry in ids], dtype=np.int64)
-        self._at = max(at, int(rows.max(initial=-1)) + 1)
-        return rows

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from ..core.audit import audit_ms, audit_table, parse
+from ..core.audit import audit_ms, audit_table
 from ..core.frame import word_counts
 from ..core.policy import ACTIONS
 from ..core.summary import RUN_ID, Summary
@@ -258,7 +258,8 @@ def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
     """
     if not audit.length or (known and id_key(audit.boundary_id) <= id_key(known)):
         return  # nobody's, or a commit of this stream was the last
-    run_id = parse(reading.newest(server, server.keys.audit, 1)[0])["run_id"]
+    last = audit_table(reading.newest(server, server.keys.audit, 1))
+    run_id = last["run_id"][0].as_py()
     if RUN_ID.fullmatch(run_id) and not any(
         isinstance(e, OfRun) and e.run_id == run_id for e in entries(server)
     ):

@@ -4,7 +4,6 @@ a run says of them, of its pace and of how far it is."""
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from typing import Any
 
@@ -16,12 +15,10 @@ from hypothesis import strategies as st
 from plan_samples import ENTRIES, NOW_US, POLICY, table_of
 
 from drainkit.cli.terminal import Progress
-from drainkit.core import reconciliation
 from drainkit.core.audit import audit_schema
 from drainkit.core.events import Decoder
 from drainkit.core.policy import ACTIONS, decide
 from drainkit.core.reconciliation import (
-    Cursor,
     Entries,
     Matching,
     ToDrain,
@@ -39,11 +36,6 @@ books = st.dictionaries(
     st.integers(1, 99).map(lambda n: f"{n}-0"), st.sampled_from(ACTIONS), min_size=1, max_size=9
 )
 sizes = st.lists(st.integers(1, 4), min_size=10, max_size=10)
-
-
-@pytest.fixture(autouse=True)
-def _small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconciliation, "WINDOW", 2)
 
 
 def table(rows: Rows) -> pa.Table:
@@ -157,25 +149,18 @@ def test_what_is_decided_otherwise_is_noted_with_its_reason() -> None:
 
 # ---------------------------------------------------------------- a plan's entries
 
-MANY = [[b"%d-%d" % (9 + i // 3, i % 3), [b"symbol", b"BTCUSDT"]] for i in range(30)]
+SOME_IDS = st.lists(
+    st.sampled_from([b"%d-%d" % (9 + i // 3, 9 + i % 3) for i in range(9)] + [b"8-0", b"99-1"]),
+    unique=True,
+)
 
 
-@pytest.mark.parametrize("window", [0, 5])
-@given(draw=st.randoms(use_true_random=False))
-def test_ids_are_found_in_any_order(window: int, draw: random.Random) -> None:
-    """In the plan's order, ahead, back and forth: each id's own row, -1 for what is not planned."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconciliation, "WINDOW", window)
-        planned = Entries(table_of(MANY))
-        cursor, left = Cursor(planned), [entry[0] for entry in MANY]
-        if draw.random() < 0.5:
-            draw.shuffle(left)
-        while left:
-            ids = left[: draw.randrange(1, 6)]
-            left = left[len(ids) :]
-            if draw.random() < 0.1:
-                ids = [*ids, b"8-0"]
-            assert cursor.find(ids).tolist() == [planned.rows.get(wanted, -1) for wanted in ids]
+@given(SOME_IDS, SOME_IDS)
+def test_ids_are_found_in_any_order(planned: list[bytes], ids: list[bytes]) -> None:
+    """Each id's own row, however the plan's stand; -1 for what is not planned."""
+    entries, rows = Entries(table_of([[one, None] for one in planned])), {**dict.fromkeys(ids, -1)}
+    rows |= {one: row for row, one in enumerate(planned)}
+    assert entries.find(ids).tolist() == [rows[one] for one in ids]
 
 
 def test_the_last_entry_is_the_largest_id() -> None:
