@@ -14,9 +14,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from ..core.audit import audit_ms, audit_table
 from ..core.frame import word_counts
-from ..core.policy import ACTIONS
+from ..core.policy import ACTIONS, audit_ms, audit_table
 from ..core.summary import RUN_ID, Summary
 from ..core.values import RawEntry
 from ..errors import RefusedError
@@ -214,7 +213,7 @@ def audit_pages(server: Server, first: str = FIRST_ID) -> Iterator[list[RawEntry
 
 
 def run_tables(server: Server, run_ids: set[str]) -> Iterator[pa.Table]:
-    """The audit records of some runs as tables (core.audit.audit_schema), in the audit's order.
+    """The audit records of some runs as tables (core.policy.audit_schema), in the audit's order.
 
     They are read from where the audit ended when the first of them began, as the ledger has it: the
     time in a run id may be by a clock that has gone back since.

@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drainkit.core.audit import OF_EVENT, RECORD_FIELDS, audit_ms, audit_table, records
 from drainkit.core.events import Decoder
-from drainkit.core.policy import ACTIONS, Policy, decide, reasons
+from drainkit.core.policy import (
+    ACTIONS,
+    OF_EVENT,
+    RECORD_FIELDS,
+    Policy,
+    audit_ms,
+    audit_table,
+    decide,
+    reasons,
+    records,
+)
 from drainkit.core.timestamps import NO_TIME, iso
 
 NOW_US = 1_766_605_798_664_912

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,18 @@ from hypothesis import strategies as st
 from plan_samples import ENTRIES, NOW_US, POLICY, table_of
 
 from drainkit.cli.terminal import Progress
-from drainkit.core.audit import audit_schema
 from drainkit.core.events import Decoder
-from drainkit.core.policy import ACTIONS, decide
+from drainkit.core.policy import ACTIONS, audit_schema, decide
 from drainkit.core.reconciliation import (
     Entries,
-    Matching,
+    Recorded,
     ToDrain,
     drift_counts,
     drift_of,
     reconcile,
 )
 from drainkit.core.summary import Pace, Step, Summary, entries_words, next_run_words
-from drainkit.core.verdicts import Recorded, verdicts
+from drainkit.core.verdicts import verdicts
 from drainkit.errors import RefusedError
 from drainkit.settings import build
 
@@ -38,17 +38,41 @@ books = st.dictionaries(
 sizes = st.lists(st.integers(1, 4), min_size=10, max_size=10)
 
 
-def table(rows: Rows) -> pa.Table:
-    columns = {
-        "id": pa.array([entry for entry, _ in rows], pa.string()),
-        "action": pa.array([action for _, action in rows], pa.string()).dictionary_encode(),
-        "reason": pa.array([f"why {entry}" for entry, _ in rows], pa.string()),
-    }
-    return pa.table(columns)
+def audit_of(columns: dict[str, list[Any]]) -> pa.Table:
+    """Records of run r; what is not told of them is empty."""
+    n, schema = len(columns["original_id"]), audit_schema()
+    columns = {"audit_id": ["1-0"] * n, "run_id": ["r"] * n, **columns}
+    values = [columns.get(name, [None] * n) for name in schema.names]
+    return pa.table([*map(pa.array, values, schema.types)], schema)
 
 
-def parts(rows: Rows, sizes: list[int]) -> list[pa.Table]:
-    whole, found = table(rows), []
+def held(planned: Rows | None, recorded: Rows, sizes: Sequence[int] = (99,)) -> Recorded:
+    """Records held against a plan, both in parts of these sizes."""
+    ids, actions = [[*column] for column in zip(*recorded, strict=True)] or ([], [])
+    whole = (
+        {"id": [], "action": []}
+        if not planned
+        else dict(zip(("id", "action"), map(list, zip(*planned, strict=True)), strict=True))
+    )
+    found = Recorded(
+        "r",
+        "",
+        None
+        if planned is None
+        else lambda: parts(
+            pa.table({n: pa.array(c, pa.string()).dictionary_encode() for n, c in whole.items()}),
+            sizes[::-1],
+        ),
+    )
+    reasons = [f"why {entry}" for entry in ids]
+    columns = {"original_id": ids, "action": actions, "reason": reasons}
+    for part in parts(audit_of(columns), sizes):
+        found.add(part)
+    return found
+
+
+def parts(whole: pa.Table, sizes: Sequence[int]) -> list[pa.Table]:
+    found = []
     for size in sizes:
         found.append(whole.slice(0, size))
         whole = whole.slice(size)
@@ -56,13 +80,11 @@ def parts(rows: Rows, sizes: list[int]) -> list[pa.Table]:
 
 
 def findings(
-    planned: Rows | None, recorded: Rows, sizes: list[int], counts: dict[str, int]
+    planned: Rows | None, rows: Rows, sizes: Sequence[int], counts: dict[str, int]
 ) -> list[str]:
-    matching = Matching(None if planned is None else lambda: parts(planned, sizes[::-1]))
-    for part in parts(recorded, sizes):
-        matching.add(part)
-    audited = Counter(action for _, action in recorded)
-    return reconcile(matching.finish(), audited=audited, counts=counts)
+    recorded = held(planned, rows, sizes)
+    recorded.finish()
+    return reconcile(recorded, counts)
 
 
 # ---------------------------------------------------------------- plan, audit, counts
@@ -104,10 +126,9 @@ def test_every_single_fault_is_found(
 
 def test_what_vanished_needs_no_record() -> None:
     """A planned entry that was deleted before it could be delivered is not lacking; another is."""
-    matching = Matching(lambda: [table([(f"{n}-0", "drained_ok") for n in range(1, 5)])])
-    matching.add(table([("2-0", "drained_ok")]))
-    matched = matching.finish(lambda ids: [entry for entry in ids if entry in ("1-0", "4-0")])
-    assert matched.lacking == ["3-0"]
+    recorded = held([(f"{n}-0", "drained_ok") for n in range(1, 5)], [("2-0", "drained_ok")])
+    recorded.finish(lambda ids: [entry for entry in ids if entry in ("1-0", "4-0")])
+    assert (recorded.lacking, recorded.vanished) == (["3-0"], 2)
 
 
 def test_findings_are_one_safe_line_each() -> None:
@@ -123,10 +144,9 @@ def test_drift_lists_every_change(planned: dict[str, str], happened: dict[str, s
     """(id, planned, happened, reason) for exactly the entries whose action changed."""
     both = planned.keys() & happened.keys()
     changed = {(k, planned[k], happened[k], f"why {k}") for k in both if planned[k] != happened[k]}
-    matching = Matching(lambda: [table([*planned.items()])])
-    matching.add(table([*happened.items()]))
-    matching.finish()
-    found = matching.drift()
+    recorded = held([*planned.items()], [*happened.items()])
+    recorded.finish()
+    found = recorded.drift()
     rows = [tuple(row.values()) for row in found.to_pylist()]
     assert ({*rows}, len(rows)) == (changed, len(changed))
     counts = {(c["planned"], c["happened"]): c["events"] for c in drift_counts(found)}
@@ -269,14 +289,8 @@ OTHER = {**GROUP, "name": "other"}
 
 def records(*, ids: list[str] = IDS, n: int = N, gap_ms: int = 200) -> pa.Table:
     """The audit of a run at 5 per second: each record at its turn."""
-    columns = {
-        "audit_id": [f"{1000 + i * gap_ms}-0" for i in range(n)],
-        "original_id": ids[:n], "action": ACTION[:n], "run_id": ["r"] * n,
-    }  # fmt: skip
-    return pa.table(
-        [pa.array(columns.get(field.name, [None] * n), field.type) for field in audit_schema()],
-        audit_schema(),
-    )
+    turns = [f"{1000 + i * gap_ms}-0" for i in range(n)]
+    return audit_of({"audit_id": turns, "original_id": ids[:n], "action": ACTION[:n]})
 
 
 def state(*others: dict[str, Any], length: int = N, **own: Any) -> dict[str, Any]:
