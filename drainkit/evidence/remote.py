@@ -226,7 +226,7 @@ def local_copy(place: str) -> Iterator[Path]:
         yield Path(place)
         return
     if problem := store_problem(place):
-        raise UsageError(f"{place.partition('://')[0]}://...: {problem}")
+        raise UsageError(f"{place.partition(':')[0]}://...: {problem}")
     above, _, name = place.rstrip("/").rpartition("/")
     is_run = RUN_ID.fullmatch(name) is not None
     with tempfile.TemporaryDirectory(prefix="drainkit-") as own:

@@ -9,7 +9,7 @@ from backlogs import GROUP
 from conftest import Cli, one_line_error
 
 SECRET = "s3cr3t-pa55"
-#: Wrong values of `drain`, which each are named with their option.
+#: Wrong values of `run`, which each are named with their option.
 VALUES = {
     "--throttle": ["-1", "0", "fast", "nan", "inf"],
     "--max-events": ["0", "2.5", "-3"],
@@ -19,6 +19,7 @@ VALUES = {
     "--allowlist": ["", " , ", "BTC USDT", "@no-such-file", "redis:"],
     "--scope": ["everything"], "--mode": ["wet"], "--as-of": ["yesterday"], "--env": ["mars"],
     "--stream": [""], "--consumer-group": [""], "--consumer-name": [""], "--plan": [""],
+    "--reports-dir": ["", "ftp://host/reports", "s3:/bucket/reports"], "--notebooks-dir": [""],
     "--history-group": [GROUP],
     "--redis-url": [f"http://user:{SECRET}@localhost", f"redis://user:{SECRET}@host:notaport/0",
                     ""],
@@ -59,7 +60,7 @@ LINES: list[tuple[str, str, str]] = [
         'allowed_signers = "a"\nrequired = "2"')),
 ]  # fmt: skip
 CASES = [
-    *((f"drain {option} {shlex.quote(value)}", "", option)
+    *((f"run {option} {shlex.quote(value)}", "", option)
       for option, values in VALUES.items() for value in values),
     *LINES,
 ]  # fmt: skip
