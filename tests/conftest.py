@@ -125,13 +125,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each worker's share begins with slow tests (whole runs, most of them), so that none trails;
     those that measure time come last."""
     quiet = [item for item in items if item.get_closest_marker("quiet")]
-    slow = [item for item in items if item.path.parent.name == "pipeline"
-            or item.get_closest_marker("slow") or item.get_closest_marker("browser")]  # fmt: skip
-    marked = {*quiet, *slow}
+    browser = [item for item in items if item.get_closest_marker("browser")]  # share their evidence
+    slow = [item for item in items if item not in browser and (
+            item.path.parent.name == "pipeline" or item.get_closest_marker("slow"))]  # fmt: skip
+    marked = {*quiet, *browser, *slow}
     others = [item for item in items if item not in marked]
-    n = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    size = -(-len(others) // n)
-    shares = [[*slow[i::n], *others[i * size : (i + 1) * size]] for i in range(n)]
+    n = max(2, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    size, first = -(-len(others) // n), [browser, *(slow[i :: n - 1] for i in range(n - 1))]
+    shares = [[*first[i], *others[i * size : (i + 1) * size]] for i in range(n)]
     items[:] = [*chain(*shares), *quiet]
 
 
@@ -212,9 +213,7 @@ def sentinel(_no_server_left_behind: None) -> Iterator[clusters.SentinelSetup]:
 def start_proxy() -> Iterator[Callable[[Server], Proxy]]:
     """A proxy in front of a server: `start_proxy(server)`."""
     with ExitStack() as started:
-        yield lambda server: started.enter_context(
-            Proxy(server.socket, server.folder / f"p{uuid.uuid4().hex[:6]}")
-        )
+        yield lambda server: started.enter_context(Proxy(server.socket))
 
 
 @pytest.fixture

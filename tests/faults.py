@@ -159,6 +159,13 @@ def assert_once(records: Sequence[dict[str, str]], expected: Sequence[str]) -> N
     assert set(found) - set(expected) == set(), "foreign"
 
 
+def unrecorded(place: Any) -> list[str]:
+    """Entries that the group has passed, that are pending for nobody, and have no record."""
+    done = {*place.recorded(), *(entry for entry, _ in place.waiting())}
+    entries = [row[0].decode() for row in place.alter("XRANGE", "-", place.position)]
+    return [entry for entry in entries if entry not in done]
+
+
 def assert_counts(records: Sequence[dict[str, str]], summary: dict[str, Any] | None) -> None:
     """A summary tells what the audit stream holds of its run, up to its boundary."""
     if summary is None:

@@ -111,7 +111,8 @@ def verify(
             chain += _of_checkpoint(*kept, order)
             if not found.bad:
                 newest = order[-1]["statement_sha256"]
-                write_text(checkpoint, f"drainkit checkpoint v1\n{len(order)}\n{newest}\n")
+                said = f"drainkit checkpoint v1\n{len(order)}\n{newest}\n"
+                write_text(checkpoint.resolve(), said)  # where it was read
     return found
 
 

@@ -19,11 +19,10 @@ import numpy as np
 
 from .. import files
 from ..core import timestamps
-from ..core.audit import audit_table
 from ..core.events import Decoder, Events
 from ..core.fields import places
 from ..core.frame import decide_frame, event_schema, load_frame, record_batch
-from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
+from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
 from ..core.timestamps import NO_TIME, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import RefusedError, UsageError

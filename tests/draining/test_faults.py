@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
 import threading
 import time
@@ -15,41 +14,41 @@ from typing import Any
 
 import pytest
 import redis
-from backlogs import GROUP
+from backlogs import GROUP, fill
 from clusters import SentinelSetup
 from conftest import Cli, intent
-from faults import Clock, assert_once, follow, in_step
+from faults import Clock, assert_once, follow, in_step, key, unrecorded
 from place import BUNDLED, Place
+from proxy import Proxy
 from servers import KINDS, Server, wait_until
 
 OwnPlace = Callable[..., Place]
-Mend = Callable[[], Any]
+Strike = Callable[[Place], Any]  # what it answers mends it, where that can be called
 MAX_ID = "18446744073709551615-18446744073709551615"
 
 
-def refuse(*settings: str) -> Callable[[Place], Mend]:
+def refuse(*settings: str) -> Strike:
     """CONFIG SET of names and values, until it is mended."""
 
-    def strike(place: Place) -> Mend:
+    def strike(place: Place) -> Any:
         for name, value in zip(settings[::2], settings[1::2], strict=True):
             place.ask("CONFIG", "SET", name, value)
-        return lambda: place.ask("CONFIG", "SET", settings[0], "0")
+        return partial(place.ask, "CONFIG", "SET", settings[0], "0")
 
     return strike
 
 
-def demote(place: Place) -> Mend:
+def demote(place: Place) -> Any:
     place.ask("REPLICAOF", "127.0.0.1", "1")  # nobody is there, so its data stays
-    return lambda: place.ask("REPLICAOF", "NO", "ONE")
+    return partial(place.ask, "REPLICAOF", "NO", "ONE")
 
 
-def crash(place: Place) -> Mend:
+def crash(place: Place) -> None:
     place.server.kill()
     place.server.start()
-    return lambda: None
 
 
-def lose_disk(place: Place) -> Mend:
+def lose_disk(place: Place) -> Any:
     shutil.rmtree(place.ask("CONFIG", "GET", "dir")[1])  # where even root cannot write then
     place.ask("BGSAVE")
     failed = b"rdb_last_bgsave_status:err"
@@ -62,10 +61,10 @@ def lose_disk(place: Place) -> Mend:
     return mend
 
 
-def endless_script(server: Server) -> threading.Thread:
+def endless_script(place: Place) -> Any:
     """A script that blocks the server until it is killed; by now the server answers BUSY."""
-    server.ask("CONFIG", "SET", "busy-reply-threshold", "50")
-    blocker = server.client()
+    place.ask("CONFIG", "SET", "busy-reply-threshold", "50")
+    blocker = place.server.client()
 
     def loop() -> None:
         with pytest.raises(redis.ResponseError):
@@ -74,44 +73,62 @@ def endless_script(server: Server) -> threading.Thread:
     thread = threading.Thread(target=loop)
     thread.start()
     time.sleep(0.3)
-    return thread
+
+    def mend() -> None:
+        place.server.client().script_kill()
+        thread.join()
+
+    return mend
 
 
-def block(place: Place) -> Mend:
-    thread = endless_script(place.server)
-    threading.Timer(0.8, lambda: place.server.client().script_kill()).start()
-    return thread.join
+def block(place: Place) -> Any:
+    timer = threading.Timer(0.8, endless_script(place))
+    timer.start()
+    return timer.join
 
 
-def flush(place: Place) -> Mend:
+def flush(place: Place) -> Any:
     done = threading.Event()
 
     def again_and_again() -> None:
-        client = place.server.client()
         while not done.wait(0.005):
-            client.script_flush()
+            place.ask("SCRIPT", "FLUSH")
 
     flusher = threading.Thread(target=again_and_again)
     flusher.start()
-    return lambda: (done.set(), flusher.join())
+
+    def mend() -> None:
+        done.set()
+        flusher.join()
+
+    return mend
 
 
-def move_back(place: Place) -> Mend:
+def move_back(place: Place) -> Any:
     before = place.position
     place.set_position("0-0")
-    return lambda: place.set_position(before)
+    return partial(place.set_position, before)
 
 
-def another_audit(place: Place) -> Mend:
+def another_audit(place: Place) -> Any:
     place.ask("RENAME", place.side("audit"), "kept")
     place.ask("SET", place.side("audit"), "text")
-    return lambda: place.ask("RENAME", "kept", place.side("audit"))
+    return partial(place.ask, "RENAME", "kept", place.side("audit"))
 
 
-def foreign_entries(place: Place) -> Mend:
+def foreign_entries(place: Place) -> Any:
     name = place.side("audit")
     ids = [place.ask("XADD", name, "*", *two) for two in (("\xff", "\x1b[2J"), ("a", "b"))]
-    return lambda: place.ask("XDEL", name, *ids)
+    return partial(place.ask, "XDEL", name, *ids)
+
+
+def delete(*names: str) -> Strike:
+    return lambda place: place.ask("DEL", *map(place.side, names))
+
+
+def delete_record(place: Place) -> None:
+    name = place.side("audit")
+    place.ask("XDEL", name, place.ask("XRANGE", name, "-", "+", "COUNT", 1)[0][0])
 
 
 def anew(place: Place, entries: Any, position: str) -> None:
@@ -126,26 +143,54 @@ def old_copy(place: Place) -> None:
     anew(place, [(entry, intent()) for entry in ids], "$")
 
 
+def larger(how: str, which: str) -> Strike:
+    """Replaced by a larger stream, of which nobody has read anything."""
+
+    def strike(place: Place) -> None:
+        ids = [entry[0].decode() for entry in place.alter("XRANGE", "-", "+")]
+        after_ms = key(ids[-1])[0] + 1
+        new = [*(ids if which == "same" else ()), *(f"{after_ms + i}-7" for i in range(2000))]
+        entries = [(entry, {"n": str(i)}) for i, entry in enumerate(new)]
+        beside = place.stream if how == "deleted" else f"{place.stream}:new"
+        if how == "deleted":
+            place.alter("DEL")
+        fill(place.server, beside, entries, group=GROUP)
+        if how == "moved away":
+            place.alter("MOVE", 1)
+        if how == "restored over":
+            place.alter("RESTORE", 0, place.ask("DUMP", beside), "REPLACE")
+        elif beside != place.stream:
+            place.ask("RENAME", beside, place.stream)
+
+    return strike
+
+
 @dataclass(frozen=True)
 class Fault:
-    """What happens in the middle of a drain, and how that has to end before it is mended."""
+    """What happens in the middle of a drain, and how that has to end.
 
-    strike: Callable[[Place], Any]  # answers what mends it
+    `then`: "mended", the same command does all; "over", another stream or group is there, and
+    nothing new is recorded; "same ids" and "other ids", of a larger stream nothing is acknowledged
+    without its record; "lost", the audit is no longer whole, and "at once", which the next commit
+    sees.
+    """
+
+    strike: Strike
     rc: int | None = 0  # None: whatever the run says of it
     says: str = ""
     kinds: tuple[str, ...] = KINDS
+    then: str = "mended"
     config: dict[str, str] = field(default_factory=dict)  # of a server of its own
     scope: str = "undelivered"
-    is_mended: bool = True  # else it is over, with another stream or group there
 
 
 def aof(fsync: str, *kinds: str) -> Fault:
     config = {"appendonly": "yes", "appendfsync": fsync}
-    return Fault(crash, 3, "run the same command again", kinds, config)
+    return Fault(crash, 3, "run the same command again", kinds, config=config)
 
 
-def over(strike: Callable[[Place], Any], says: str, kinds: tuple[str, ...] = KINDS) -> Fault:
-    return Fault(strike, 4, says, kinds, is_mended=False)
+def over(strike: Strike, says: str, kinds: tuple[str, ...] = KINDS) -> Fault:
+    return Fault(strike, 4, says, kinds, "over")
 
 
 ONE = [("*", intent())]
@@ -164,6 +209,15 @@ FAULTS = {
     "group moved back, pending": Fault(move_back, None, scope="pending"),
     "audit of another type": Fault(another_audit, 4, "type"),
     "no records in the audit": Fault(foreign_entries),
+    "recorded gone": Fault(delete("recorded")),
+    "state gone": Fault(delete("state"), kinds=("valkey", "redis62")),
+    "state and recorded gone": Fault(delete("state", "recorded")),
+    "ledger gone": Fault(delete("runs"), kinds=("redis",)),
+    "audit gone": Fault(delete("audit"), 1, "audit", ("valkey", "redis"), "at once"),
+    "all gone": Fault(delete("audit", "state", "recorded"), 1, "audit", KINDS, "at once"),
+    "audit trimmed": Fault(lambda place: place.ask("XTRIM", place.side("audit"), "MAXLEN", 1), 1,
+                           "audit", KINDS, "lost"),
+    "a record deleted": Fault(delete_record, 1, "audit", ("valkey", "redis62"), "lost"),
     "group destroyed": over(lambda place: place.ask("XGROUP", "DESTROY", place.stream, GROUP),
                             "group"),
     "stream deleted": over(lambda place: place.alter("DEL"), "stream"),
@@ -172,6 +226,10 @@ FAULTS = {
     # without counters (6.2) a group that wants only what is to come looks like one that is done
     "made anew for the new": over(lambda place: anew(place, ONE, "$"), "made anew", KINDS[:2]),
     "an old copy": over(old_copy, "made anew"),
+    **{f"{how} and larger, {ids} ids": Fault(larger(how, ids), None, "", kinds, f"{ids} ids")
+       for how, kinds in (("deleted", ("valkey", "redis")), ("renamed over", ("valkey", "redis")),
+                          ("restored over", ("valkey", "redis62")), ("moved away", KINDS[::2]))
+       for ids in ("same", "other")},
 }  # fmt: skip
 
 
@@ -184,9 +242,8 @@ def test_a_fault_midway(
     clean: Callable[[str], Server], own_place: OwnPlace, stream: str, cli: Cli, tmp_path: Path,
     name: str, kind: str, throttle: str,
 ) -> None:  # fmt: skip
-    """The run goes on or ends soon, and says why; mended, the same command finishes it. Where
-    another stream or group is there (exit 4) nothing new is recorded, and its books are those of
-    what was."""
+    """The run goes on or ends soon, and says why; then it is as its row says. Where another stream
+    or group is there its books are those of what was."""
     fault = FAULTS[name]
     (folder := tmp_path / "data").mkdir()
     own = {**fault.config, "dir": str(folder)}
@@ -195,12 +252,12 @@ def test_a_fault_midway(
     if fault.scope == "pending":
         place.deliver("dead", len(ids))
     options: dict[str, Any] = {"scope": fault.scope, "min_idle_min": 0}
-    mends: list[Mend] = []
+    mends: list[Any] = []
     at_strike: list[int] = []
 
     def strike() -> None:
         mends.append(fault.strike(place))
-        if not fault.is_mended:
+        if fault.then == "over":
             at_strike.append(len(place.audit()))
 
     started = time.monotonic()
@@ -208,18 +265,26 @@ def test_a_fault_midway(
     assert time.monotonic() - started < 10  # 4 s at work at most, and what a busy machine adds
     assert fault.rc in (None, first.rc), first.error
     assert re.search(fault.says, first.error), first.error
-    if fault.is_mended:
-        mends[0]()
+    if fault.then == "mended":
+        if callable(mends[0]):
+            mends[0]()
         assert fault.rc is None or first.books["errors"] == (fault.rc in (1, 3))
         place.settled(ids, first, place.complete(throttle="none", **options))
         assert place.waiting() == []
-        return
-    records = place.audit()
-    assert [len(records)] == at_strike
-    assert_once(records, ids[: len(records)])
-    assert first.books["total_read"] == len(records)
-    if name in ("group destroyed", "stream deleted"):
-        assert first.books["remaining"] is None  # without its group nobody knows
+    elif fault.then == "over":
+        records = place.audit()
+        assert [len(records)] == at_strike
+        assert_once(records, ids[: len(records)])
+        assert first.books["total_read"] == len(records)
+        if name in ("group destroyed", "stream deleted"):
+            assert first.books["remaining"] is None  # without its group nobody knows
+    elif fault.then == "at once":
+        assert first.books["remaining"] > 0
+    elif fault.then != "lost":
+        assert first.rc != 0
+        assert unrecorded(place) == []
+        if fault.then == "same ids":  # an id's record would be the old stream's
+            assert place.position == "0-0"
 
 
 @pytest.mark.parametrize("place", ["redis"], indirect=True)
@@ -315,65 +380,55 @@ def test_another_primary_is_named_midway(sentinel: SentinelSetup, stream: str, c
     new.settled(ids, first, new.complete(sentinel.url))
 
 
-def test_a_server_that_is_loading(own_place: OwnPlace) -> None:
-    """While the server loads its data, a run exits 3 and says so; afterwards it works."""
-    slow = {"key-load-delay": "20000", "loading-process-events-interval-bytes": "1024"}
-    place = own_place("redis", config=slow)
-    ids = place.seed(150)[100:]
-    for number in range(100):
-        place.ask("SET", f"other:{number}", secrets.token_hex(1000))
-    place.ask("SAVE")
-    place.server.kill()
-    starting = threading.Thread(target=place.server.start)
-    starting.start()
-
-    def loading() -> bool:
-        try:
-            return b"loading:1" in place.ask("INFO", "persistence")
-        except redis.RedisError:
-            return False
-
-    wait_until("it loads", loading)
-    early = place.attempt()
-    starting.join()
-    assert (early.rc, "load" in early.error) == (3, True)
-    place.settled(ids, early, place.complete())
-
-
 @BUNDLED
-def test_a_script_that_outlasts_us(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the run ends with exit code 3 and says why; the same command finishes it later."""
-    monkeypatch.setattr("drainkit.draining.loop.RECOVERY_WAITS_SEC", (0.05, 0.1))
+@pytest.mark.parametrize(
+    ("how", "says"), [("a script", "busy"), ("the network", "cannot reach Redis")]
+)
+def test_what_outlasts_us(
+    place: Place, start_proxy: Callable[[Server], Proxy], monkeypatch: pytest.MonkeyPatch,
+    how: str, says: str,
+) -> None:  # fmt: skip
+    """A run that gets no answer any more gives up with exit code 3 and says why; its books say what
+    was confirmed, or nothing; the same command finishes it later."""
+    monkeypatch.setattr("drainkit.draining.loop.RECOVERY_WAITS_SEC", (0.05, 0.3))
     ids = place.seed()[100:]
-    blocked: list[threading.Thread] = []
-    first = place.attempt(at=(80, lambda: blocked.append(endless_script(place.server))))
-    place.server.client().script_kill()
-    blocked[0].join()
-    assert (first.rc, "busy" in first.error) == (3, True)
-    place.settled(ids, first, place.complete())
+    proxy, mends = start_proxy(place.server), list[Any]()
+
+    def strike() -> None:
+        if how == "a script":
+            mends.append(endless_script(place))
+        else:
+            proxy.arm("cut_before", times=None)
+
+    url = f"{proxy.url}&socket_timeout=0.8"
+    first = place.attempt(url, throttle="200", at=(80, strike))  # 40 a commit
+    for mend in mends:
+        mend()
+    assert (first.rc, says in first.error) == (3, True), first.error
+    counted, done = first.books["total_read"], len(place.audit())
+    assert counted is not None or "is not known" in first.error
+    assert 80 <= (counted or 80) <= done < 160
+    place.settled(ids, place.complete())
 
 
 # ---------------------------------------------------------------- ids and clocks
 
 
-@pytest.mark.parametrize(("last", "when"), [(MAX_ID, 0), (f"{MAX_ID[:-3]}612", 80)])
-def test_audit_ids_that_are_used_up(place: Place, last: str, when: int) -> None:
-    """Without ids to give, nothing is recorded or acknowledged; another audit stream helps."""
+def test_audit_ids_that_are_used_up(place: Place) -> None:
+    """Without ids to give, nothing is recorded or acknowledged, from the start or midway; another
+    audit stream helps."""
     ids = place.seed(400)[100:]
-    use_up = partial(place.ask, "XADD", place.side("audit"), last, "not", "a record")
-    if when == 0:
-        use_up()
-        first = place.attempt()
-        assert first.summary is None
-        assert place.ask("XINFO", "CONSUMERS", place.stream, GROUP) == []
-    else:
-        first = place.attempt(at=(when, use_up))
-        when = first.books["total_read"]  # 80, more where round trips are slow: batches are larger
-        assert 80 <= when == place.ask("XLEN", place.side("audit")) - 1
-    assert first.rc == 1
-    assert "--audit-stream" in first.error
-    other = f"{place.stream}.audit2"
-    place.settled(ids[when:], place.complete(audit_stream=other), key=other)
+    for audit, last in (("audit", MAX_ID), ("audit2", f"{MAX_ID[:-3]}612")):
+        use_up = partial(place.ask, "XADD", audit, last, "not", "a record")
+        if audit == "audit":
+            use_up()
+        run = place.attempt(audit_stream=audit, at=(80, use_up) if audit == "audit2" else None)
+        assert (run.rc, "--audit-stream" in run.error) == (1, True), run.error
+        assert (run.summary is None) == (audit == "audit")
+    # 80, more where round trips are slow: batches are larger
+    done = run.books["total_read"]
+    assert 80 <= done == place.ask("XLEN", "audit2") - 1
+    place.settled(ids[done:], place.complete(audit_stream="audit3"), key="audit3")
 
 
 def test_ids_at_their_ends(place: Place) -> None:

@@ -41,7 +41,7 @@ def hold_and_reach(works: dict[str, Callable[[int], float]]) -> None:
 
 def drained(server: Server, url: str, stream: str, rate: float, number: int) -> float:
     """The share of the rate that a drain reached, which held it."""
-    name, n = f"{stream}:{rate}:{number}", max(16, int(rate * 4) + 1)
+    name, n = f"{stream}:{rate}:{number}", max(16, int(rate * 2) + 1)
     seed(server, name, n, delivered=0)
     complete(url, name, throttle=str(rate))
     records = audit(server, name)
@@ -89,8 +89,8 @@ def test_a_slow_network_keeps_rate(valkey: Server, stream: str) -> None:
     def work(ms: int, rate: float) -> Callable[[int], float]:
         return partial(drained, valkey, links[ms].url, f"{stream}:{ms}", rate)
 
-    slow = {f"{rate} over {ms} ms": work(ms, rate) for ms, rate in product(links, (5, 50))}
-    hold_and_reach({**slow, "300 over 20 ms": work(20, 300)})
+    rates = [*product(links, (5, 50)), (20, 300)]
+    hold_and_reach({f"{rate} over {ms} ms": work(ms, rate) for ms, rate in rates})
     for ms in (5, 50):
         hold_and_reach({f"1000 over {ms} ms": work(ms, 1000)})
     for link in links.values():

@@ -468,7 +468,8 @@ def test_a_checkpoint_moves_on_with_its_chain(verify: Verify, tmp_path: Path) ->
     verify.evidence.seal(NEW_DRY)
     second = link_to(verify.evidence, SIGNED)["statement_sha256"]
     (tmp_path / "old").write_text(f"drainkit checkpoint v1\n2\n{second}\n")
-    assert [verify(checkpoint=name) for name in ("new", "old", "kept")] == [[]] * 3
+    (tmp_path / "link").symlink_to("old")  # what a keeper mounts elsewhere moves on there
+    assert [verify(checkpoint=name) for name in ("new", "link", "kept")] == [[]] * 3
     digest = link_to(verify.evidence, NEW_DRY)["statement_sha256"]
     for name in ("new", "old", "kept"):
         assert (tmp_path / name).read_text() == f"drainkit checkpoint v1\n4\n{digest}\n"
