@@ -208,20 +208,14 @@ def nothing_to_do(settings: Settings, over: int) -> str | None:
 
     A live run needs every limit in drainkit.toml.
     """
-    if settings.mode == "live":
-        require_limits(settings.limits)
-    with Server.of(settings) as server:
-        left = scopes.left(server, scopes.open_scope(server, settings)).fresh
-    return None if left > over else f"nothing to do: the backlog of {left:,} is not over {over:,}"
-
-
-def require_limits(limits: Limits) -> None:
-    """Refuse an unattended live run that nobody has set limits for."""
-    missing = [name for name, value in limits if value is None]
-    if missing:
+    missing = [name for name, value in settings.limits if value is None]
+    if missing and settings.mode == "live":
         raise RefusedError(
             f"an unattended live run needs [limits] in drainkit.toml; add {', '.join(missing)}"
         )
+    with Server.of(settings) as server:
+        left = scopes.left(server, scopes.open_scope(server, settings)).fresh
+    return None if left > over else f"nothing to do: the backlog of {left:,} is not over {over:,}"
 
 
 def check_limits(limits: Limits, counts: Mapping[str, int], *, drift: int = 0) -> None:
