@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,13 @@ def _preload(names: Sequence[str]) -> None:
 def main() -> None:
     atexit.register(_exit_at_once)  # first, so that it is called last
     sys.path[0] = ""  # as with -m: not this folder
-    for unwanted in ("rfc3987_syntax", "debugpy", *sys.argv[2:]):
+    for unwanted in ("rfc3987_syntax", "debugpy"):
         sys.modules[unwanted] = None  # type: ignore[assignment] # as in views.forking
+    find, missing = PathFinder.find_spec, sys.argv[2:]
+    # not by a None in sys.modules, which pyarrow takes for pandas
+    PathFinder.find_spec = (  # type: ignore[method-assign]
+        lambda name, *more: None if name in missing else find(name, *more)
+    )
     _preload(PRELOADED)
     _preload(sys.modules.pop(KERNELS).IMPORTED)  # it is to run as a program
     del sys.modules["rfc3987_syntax"]
