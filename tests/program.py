@@ -31,8 +31,7 @@ KERNELS = "drainkit.views.forking"  # the parent of a run's
 KERNEL = "ipykernel_launcher"  # papermill's
 PRELOADED = (
     "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining", "drainkit.cli.operations",
-    "drainkit.draining.live", "drainkit.draining.dry",
-    "drainkit.draining.unattended", "drainkit.evidence.verify",
+    "drainkit.draining.live", "drainkit.draining.dry", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.events", "drainkit.operations.maintenance",
     "drainkit.operations.first", "prometheus_client",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",

@@ -32,7 +32,7 @@ from ..evidence.remote import Reports, reports_at
 from ..evidence.seal import RUN_JSON, STATEMENT, read_or, shown
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
-from ..server import ledger, scopes
+from ..server import ledger, scopes, writing
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
@@ -80,10 +80,10 @@ class RunFolder:
                 failure = failure or DrainkitError("the notebooks left no summary")
             if not summary.finished_at:  # it did not come to a drain, or that drain died
                 scope = scopes.current(self.server, run.scope)
-                summary.remaining = scopes.remaining(self.server, scope)
+                summary.remaining = scopes.left(self.server, scope).fresh
         except DrainkitError as error:
             failure = failure or error
-        summary.close(failure, run.clock.now_us())
+        summary.close(failure, run.server.clock.now_us())
         summary.started_at = started_at
         return self.write_up(summary)
 
@@ -153,7 +153,7 @@ class RunFolder:
                 )
             folder = place if is_url(place) else str(self.path.resolve())
             sealed = ledger.Sealed(name, digest, folder=folder, host=socket.gethostname())
-            ledger.append(self.server, sealed)
+            writing.add_to_ledger(self.server, sealed)
 
 
 @contextmanager
@@ -313,7 +313,7 @@ def _books(
     else:
         with suppress(RefusedError):  # the stream or the group is gone
             scope = scopes.open_scope(server, this.settings, boundary=boundary or None)
-            summary.remaining = scopes.remaining(server, scope)
+            summary.remaining = scopes.left(server, scope).fresh
     if ended is None:
         return summary.close(InterruptedRunError(KILLED), now_us)
     codes = {outcome: code for code, outcome in OUTCOMES.items()}

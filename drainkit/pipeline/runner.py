@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..core.policy import ACTIONS
-from ..draining import unattended
+from ..draining import dry
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run, preflight, resolve
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, UsageError
@@ -350,7 +350,7 @@ def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
         _follow(stopping, stop)
         result, _ = run(
             settings, stopping=stopping,
-            confirm=lambda one, plan: unattended.check_planned(one.server, one.settings, plan),
+            confirm=lambda one, plan: dry.check_planned(one.server, one.settings, plan),
         )  # fmt: skip
         return outcome_of(stream, result)
     except Exception as error:  # what Dask would do with it is not ours

@@ -53,7 +53,7 @@ class Analysis(Session):
         self.policy = self.job.policy
         counted = self.group["backlog"][self.settings.scope]
         if counted > frame.MOST_ROWS:  # a run that goes on, or one with --until, has fewer
-            counted = scopes.remaining(self.server, self.job.scope)
+            counted = scopes.left(self.server, self.job.scope).fresh
         folder = self.run_dir if of_run and self.planned is None else None
         pages = dry.look(self.job, self.at_us, folder)
         self.backlog = frame.Backlog(pages, counted)
