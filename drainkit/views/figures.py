@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
 
-from ..core.audit import Moments
 from ..core.frame import decisions_of, microseconds
-from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
+from ..core.policy import ACTIONS, COLOURS, NAMES, Moments, Policy, passing_at
 from ..core.summary import amount, span
 from ..core.timestamps import NO_TIME
 from ..safe import label, share

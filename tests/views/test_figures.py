@@ -21,10 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drainkit.core.audit import Moments
 from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
-from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy
+from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Moments, Policy
 from drainkit.core.values import RawEntry
 from drainkit.demo import ALLOWLIST, sample_entries
 from drainkit.safe import share
