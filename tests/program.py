@@ -37,7 +37,7 @@ PRELOADED = (
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
     KERNELS, "drainkit.views.analyse_backlog", "drainkit.views.dry_run",
     "drainkit.views.live_drain", "drainkit.views.verify", "nbclient", "pandas",
-    "papermill.cli", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
+    "papermill.cli", "pyarrow.parquet", "rich.console",
     "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",
 )  # fmt: skip
 THREADLESS = "background_thread:false"  # of a fork beside a thread Python 3.12 warns
