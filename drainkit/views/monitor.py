@@ -14,7 +14,7 @@ from IPython.display import HTML, Markdown
 from msgspec import to_builtins
 
 from ..core.policy import audit_ms, audit_schema, audit_table
-from ..core.timestamps import iso
+from ..core.values import iso
 from ..errors import DrainkitError
 from ..operations import checks
 from ..operations.first import running_drains

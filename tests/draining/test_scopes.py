@@ -19,7 +19,7 @@ from faults import key
 from place import BUNDLED, Place
 from pyarrow import parquet
 
-from drainkit.core.timestamps import iso
+from drainkit.core.values import iso
 from drainkit.server import ledger
 from drainkit.server.connection import Server as Connection
 
