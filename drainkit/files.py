@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -52,14 +53,38 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _unfinished(path: Path) -> Iterator[Path]:
-    """Another name beside `path`; what still has it at the end is removed."""
-    own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+def _unfinished(path: Path, flags: int) -> Iterator[tuple[Path, int]]:
+    """A new file (or folder: O_DIRECTORY) under another name beside `path`, and its descriptor;
+    removed unless renamed.
+
+    It is locked as long as somebody writes it: what a killed process left is locked by nobody, and
+    removed by the next one that writes beside it.
+    """
+    own = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"  # also of "", "." and "/"
+    for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
+        with suppress(OSError):
+            handle = os.open(left, _READ)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(left)
+            finally:
+                os.close(handle)
+    while True:
+        with _told(path):
+            if flags & os.O_DIRECTORY:
+                own.mkdir()
+            # not tempfile: its 0600 could only be widened by guessing at the umask
+            handle = os.open(own, flags | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # where nothing can be locked nothing is removed either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            break
+        os.close(handle)  # another process took it for left behind, before it was locked
     try:
-        yield own
+        yield own, handle
     finally:
-        with suppress(OSError):  # where nothing could be made
-            remove(own)
+        os.close(handle)
+        remove(own)
 
 
 def _sync_folders(*folders: Path) -> None:
@@ -77,14 +102,13 @@ def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
 
     With `new` it never takes another file's place, also not of one that came meanwhile.
     """
-    with _unfinished(path) as own:
-        with _told(path):
-            file = own.open("xb")  # not tempfile: its 0600 could only be widened by guessing
+    with _unfinished(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as (own, handle):
+        file = os.fdopen(handle, "wb", closefd=False)
         try:
             yield file
             with _told(path):
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(handle)
                 if new:
                     path.touch(exist_ok=False)
                 own.replace(path)
@@ -105,9 +129,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     with _told(folder):
         if folder.exists() and any(folder.iterdir()):
             raise OSError(errno.ENOTEMPTY, "not empty")
-    with _unfinished(folder) as own:
-        with _told(folder):
-            own.mkdir()
+    with _unfinished(folder, os.O_RDONLY | os.O_DIRECTORY) as (own, _):
         yield own
         with _told(folder):
             _sync_folders(*own.glob("**/"), own)
@@ -282,8 +304,12 @@ def file_sha256(path: Path, most_bytes: int = MAX_BYTES) -> str:
 
 
 def make_folder(folder: Path) -> Path:
-    """A new folder, its parents made where they are missing; OSError where it cannot be."""
-    folder.mkdir(parents=True)
+    """A new folder, its parents made where they are missing; UnwritableError where it cannot be."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        reason = error.strerror or "cannot be made"
+        raise UnwritableError(f"{folder}: {reason}; choose another place") from None
     return folder
 
 

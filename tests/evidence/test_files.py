@@ -9,20 +9,25 @@ import json
 import os
 import re
 import resource
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from backlogs import seed
+from books import at
+from conftest import Cli
 from plan_samples import plan_of, save_plan, table_of, table_sha256
 from runs import flip, names
+from servers import Server, wait_until
 
 from drainkit import files
 from drainkit.core.summary import new_run_id
 from drainkit.draining.plan_files import PlanFile
 from drainkit.errors import DrainkitError, RefusedError, UsageError
-from drainkit.evidence import seal as sealing
 
 
 def test_a_run_id_has_the_contracts_form() -> None:
@@ -33,16 +38,16 @@ def test_a_run_id_has_the_contracts_form() -> None:
 
 
 def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
-    """A missing folder, a folder in the file's place, a file in the folder's, a run's folder that
-    is there already: one line each. Parents of a run's folder are made."""
+    """A missing folder, a folder in the file's place, a file in the folder's, a folder that is
+    there already: one line each. Parents of a new folder are made."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "no" / "x.json", tmp_path, tmp_path / "file" / "x.json"):
         with pytest.raises(UsageError):
             files.write_json(path, {})
-    assert sealing.open_run(tmp_path / "a" / "b", "run").is_dir()
-    for reports in (tmp_path / "file", tmp_path / "a" / "b"):
-        with pytest.raises(UsageError, match="reports-dir"):
-            sealing.open_run(reports, "run")
+    assert files.make_folder(tmp_path / "a" / "b" / "run").is_dir()
+    for path in (tmp_path / "file" / "run", tmp_path / "a" / "b" / "run"):
+        with pytest.raises(UsageError, match="choose another place"):
+            files.make_folder(path)
     assert names(tmp_path) == ["a", "file"]
 
 
@@ -136,6 +141,34 @@ def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path, suffix: 
     assert names(tmp_path) == []
 
 
+def written(folder: Path) -> int:
+    """How many bytes are in the folder's files; what is locked first holds none yet."""
+    with suppress(FileNotFoundError):  # renamed or removed while we look
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return 0
+
+
+def test_what_a_killed_writer_left_goes(valkey: Server, stream: str, cli: Cli) -> None:
+    """Killed exports leave nothing once another ran in the folder; one at work is left alone."""
+    seed(valkey, stream, 60_000, delivered=0)
+    started = []
+    for target in ("a.parquet", "a/", "b/"):
+        there = written(cli.cwd)
+        process = cli.start("export", target, *at(valkey, stream))
+        wait_until("it writes", lambda n=there: written(cli.cwd) > n)
+        process.send_signal(signal.SIGSTOP)
+        started.append(process)
+    *killed, at_work = started
+    for process in killed:
+        process.kill()
+        process.wait()
+    cli.done("export", "c.parquet", *at(valkey, stream))
+    assert len(list(cli.cwd.iterdir())) == 2  # what the other one writes, and c.parquet
+    at_work.send_signal(signal.SIGCONT)
+    assert cli.finish(at_work).rc == 0
+    assert names(cli.cwd) == ["b", "c.parquet"]
+
+
 def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> None:
     """By its file's name, and the decisions stand beside it; or by its evidence folder. `env=prod/`
     in the path is no partition of the decisions."""
@@ -152,21 +185,18 @@ def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> No
     assert PlanFile.load(sealed).plan == plan_of()
 
 
-SPOILT: dict[str, Callable[[Path], object]] = {
-    "gone": lambda p: p.unlink(),
-    "flipped": lambda p: flip(p, p.stat().st_size // 2),
-    "cut": lambda p: p.write_bytes(p.read_bytes()[:-9]),
-    "of other rows": lambda p: files.write_table(p, table_of().slice(1)),
-}
-
-
-@pytest.mark.parametrize("how", SPOILT)
-def test_decisions_that_do_not_fit_are_refused(tmp_path: Path, how: str) -> None:
+def test_decisions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """Decisions that are gone, broken or edited are named, exit code 4, never a traceback."""
-    save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
-    SPOILT[how](tmp_path / "decisions.parquet")
-    with pytest.raises(RefusedError, match=r"decisions\.parquet"):
-        PlanFile.load(tmp_path)
+    decisions, spoil = tmp_path / "decisions.parquet", dict[str, Callable[[], object]]()
+    spoil["gone"] = decisions.unlink
+    spoil["flipped"] = lambda: flip(decisions, decisions.stat().st_size // 2)
+    spoil["cut"] = lambda: decisions.write_bytes(decisions.read_bytes()[:-9])
+    spoil["of other rows"] = lambda: files.write_table(decisions, table_of().slice(1))
+    for how in spoil.values():
+        save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
+        how()
+        with pytest.raises(RefusedError, match=r"decisions\.parquet"):
+            PlanFile.load(tmp_path)
 
 
 def test_decisions_and_plan_stand_for_each_other(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_no_archive_no_removal(place: Place) -> None:
     place.seed(20, 20)
     before = place.everything()
     for options in (
-        *(("--apply", "--yes", "--archive", name) for name in ("no/folder.parquet", "a.csv")),
+        *(("--apply", "--yes", "--archive", name) for name in ("no/folder.parquet", "a.csv", "")),
         ("--archive", "x.parquet"),
         *(("--keep-days", n) for n in ("-1", "nan", "x", "inf", "1e308")),
     ):

@@ -111,7 +111,8 @@ def test_the_worst_finding_decides(valkey: Server, cli: Cli) -> None:
     run = cli(*options, "q:*")
     assert run.rc == 2
     assert run.out.startswith("CRITICAL: q:bad g: 11 entries undelivered, limit 10")
-    assert cli(*options, "nothing:*").rc == 3
+    for pattern in ("nothing:*", ""):
+        assert cli(*options, pattern, "--stream", "q:nogroup").rc == 3
 
 
 def test_all_streams_of_a_cluster(cluster: clusters.Cluster, cli: Cli) -> None:
@@ -172,4 +173,5 @@ def test_the_textfile_is_whole(place: Place) -> None:
     url = f"redis://127.0.0.1:{servers.free_port()}/0"
     assert place.says("check", "--textfile", "d.prom", "--redis-url", url).rc == 3
     assert metrics(file.read_text())["drainkit_up",] == 0
+    assert "choose another place" in place.says("check", "--textfile", ".").err
     assert [p.name for p in place.cli.cwd.iterdir()] == ["d.prom"]
