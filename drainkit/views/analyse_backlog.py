@@ -18,7 +18,7 @@ from IPython.display import Markdown
 from pyarrow import parquet
 
 from .. import files
-from ..core import frame, plan, summary, timestamps
+from ..core import frame, plan, summary, values
 from ..core.events import Events
 from ..core.policy import ACTIONS, Policy
 from ..core.summary import amount, span
@@ -142,7 +142,7 @@ class Analysis(Session):
         """What would pass at other limits."""
         figure = self._of_sample(figures.what_if(self.frame, self.policy))
         figure["layout"]["meta"] = {
-            "at": timestamps.iso(self.at_us),
+            "at": values.iso(self.at_us),
             "entries": self.backlog.total,
             "pass": int(self.backlog.counts[OK]),
         }  # for the report's table
@@ -237,7 +237,7 @@ class SealedAnalysis(Analysis):
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(own.policy["max_age_min"], symbols, own.policy["min_conf"])
         # when the decisions began; with as_of what they were measured against
-        self.at_us = int(timestamps.times_us([own.as_of or own.created_at])[0])
+        self.at_us = int(values.times_us([own.as_of or own.created_at])[0])
         decided = ((Events.from_arrow(b), frame.decisions_of(b)) for b in planned.blocks())
         self.backlog = frame.Backlog(decided, own.total_read)
         self.frame = self.backlog.frame
@@ -257,7 +257,7 @@ class SealedAnalysis(Analysis):
     def _waiting(self) -> str:
         """Which run it is, as of when, and what became of its events."""
         passing, total = int(self.backlog.counts[OK]), self.backlog.total
-        when = timestamps.iso(self.at_us)[:19].replace("T", " ")
+        when = values.iso(self.at_us)[:19].replace("T", " ")
         seal = self.seal if self.seal == "holds" else verbatim(self.seal)
         words = (
             f"**As of {when} UTC, from the sealed run** {verbatim(str(self.run.get('run_id')))}, "
@@ -292,7 +292,7 @@ class SealedAnalysis(Analysis):
         """When each event of the frame was decided: a dry run keeps the pace of the live one."""
         ages = frame.decisions_of(self.frame).age_us
         times = Events.from_frame(self.frame.assign(id="")).event_time_us
-        return np.where(ages == timestamps.NO_TIME, 0, times + ages)
+        return np.where(ages == values.NO_TIME, 0, times + ages)
 
     def entry(self, entry_id: str) -> Table:
         """What is kept of one entry: values, verdicts, its payload's SHA-256, its records."""

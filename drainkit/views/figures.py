@@ -18,7 +18,7 @@ from IPython.display import HTML, display
 from ..core.frame import decisions_of, microseconds
 from ..core.policy import ACTIONS, COLOURS, NAMES, Moments, Policy, passing_at
 from ..core.summary import amount, span
-from ..core.timestamps import NO_TIME
+from ..core.values import NO_TIME
 from ..safe import label, share
 from .picture import TIME_STEPS_SEC, moment, round_step, svg
 

@@ -9,7 +9,7 @@ from IPython.display import Markdown
 from msgspec import to_builtins
 
 from ..core.summary import span
-from ..core.timestamps import iso
+from ..core.values import iso
 from ..operations import checks
 from ..operations.first import running_drains
 from ..operations.state import group_rows
