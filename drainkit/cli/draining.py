@@ -277,13 +277,15 @@ def _run_notebooks(
 
     with closing(Progress()) as progress:
 
-        def announce(name: str) -> None:
-            progress.close()
-            tell(f"running {name} ...", err=True)
+        def on_line(line: str) -> None:
+            if line.startswith("running "):
+                progress.close()
+                tell(line, err=True)
+            progress.show(line)
 
         return runner.run(
-            settings, confirm=partial(_approve, yes=yes), announce=announce, on_line=progress.show,
-            stopping=stopping, sign_key=sign_key, kernels=kernels,
+            settings, confirm=partial(_approve, yes=yes), on_line=on_line, stopping=stopping,
+            sign_key=sign_key, kernels=kernels,
         )[0]  # fmt: skip
 
 

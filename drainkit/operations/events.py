@@ -68,7 +68,7 @@ def show(
     for entry_id in ids:
         if not is_id(entry_id):
             raise UsageError(f"{entry_id} is no entry id; write one such as 1766602826755-0")
-    wanted = [entry_id.encode() for entry_id in ids]
+    wanted = [b"%d-%d" % id_key(entry_id) for entry_id in ids]  # without leading zeros
     searched, records = _audited(server, wanted)
     decoder, groups, found = Decoder(settings.fields), reading.positions(server).values(), []
     for entry in reading.bodies(server, wanted):
