@@ -225,13 +225,18 @@ def test_a_misspelt_parameter_can_be_mended() -> None:
 
 
 def test_02_without_a_folder_has_no_digest(valkey: Server, stream: str) -> None:
-    """A plan that is saved nowhere cannot be approved, so its digest is not shown."""
+    """A plan that is saved nowhere cannot be approved, so its digest is not shown.
+
+    That of a saved one is there for a person, and for a script that reads the notebook.
+    """
     seed(valkey, stream, 20, delivered=10)
     dry = DryRun.open({"stream": stream})
     assert dry.plan.digest.removeprefix("sha256:") not in dry.digest().data
     Path("run").mkdir()
     dry = DryRun.open({"stream": stream, "run_dir": "run"})
-    assert dry.plan.digest in dry.digest().data.replace("<wbr>", "")
+    shown = dry.digest().data
+    assert dry.plan.digest in shown
+    assert f">{dry.plan.digest}<" in shown.replace("<wbr>", "")
 
 
 def test_03_that_was_interrupted_goes_on(
