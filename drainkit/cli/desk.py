@@ -98,7 +98,7 @@ def show(ids: tuple[str, ...], **flags: Any) -> None:
       drainkit show 1766602826755-0
       drainkit show 1766602826755-0 --allowlist BTCUSDT --as-of 2025-12-24T19:49:58Z --json
     """
-    from ..core.timestamps import iso
+    from ..core.values import iso
     from ..operations import events
 
     with connected(flags) as (settings, server):

@@ -291,7 +291,7 @@ def _run_many(
     settings: Settings, pattern: str, cluster: str | None, *, sign_key: Path | None, yes: bool
 ) -> int:
     """Run each stream of the pattern, print all together; the worst exit code."""
-    from ..pipeline import runner
+    from ..pipeline import kernels, runner
     from ..server.connection import Server
 
     for flag, given in (("--plan", settings.plan), ("--audit-stream", settings.audit_stream)):
@@ -310,7 +310,7 @@ def _run_many(
         if cluster is None:
             one: Callable[[Settings], dict[str, Any]] = partial(
                 _run_notebooks, stopping=stopping, yes=yes, sign_key=sign_key,
-                kernels=stack.enter_context(runner.open_kernels()),
+                kernels=stack.enter_context(kernels.Kernels()),
             )  # fmt: skip
             outcomes = runner.run_in_turn(settings, streams, one, stopping=stopping)
         else:

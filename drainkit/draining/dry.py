@@ -23,8 +23,7 @@ from ..core.frame import event_schema, record_batch
 from ..core.plan import Plan, payload_hashes
 from ..core.policy import ACTIONS, Decisions, Policy, decide
 from ..core.summary import Summary
-from ..core.timestamps import iso
-from ..core.values import INVALID_REASONS
+from ..core.values import INVALID_REASONS, iso
 from ..errors import RefusedError, UsageError
 from ..late import collection_paused, pa
 from ..safe import text

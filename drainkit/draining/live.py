@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..core.reconciliation import Recorded, drift_counts, drift_table
 from ..core.summary import Summary
-from ..core.timestamps import iso
+from ..core.values import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
 from ..ids import id_key, next_id
 from ..late import pa, pc

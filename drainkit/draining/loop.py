@@ -16,7 +16,7 @@ import numpy as np
 from ..core.events import Decoder, Events
 from ..core.policy import Decisions, decide, records
 from ..core.reconciliation import drift_of
-from ..core.timestamps import iso
+from ..core.values import iso
 from ..errors import (
     ConnectionLostError,
     DrainkitError,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.events import Decoder, Events
-from ..core.timestamps import NO_TIME, id_times_us
+from ..core.values import NO_TIME, id_times_us
 from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
 from ..server import counting, ledger, reading, scopes

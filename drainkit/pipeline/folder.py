@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .. import files
 from ..core.policy import ACTIONS, audit_schema
 from ..core.reconciliation import drift_counts
 from ..core.summary import OUTCOMES, RUN_ID, Summary
-from ..core.timestamps import EPOCH, iso
+from ..core.values import EPOCH, iso
 from ..draining.live import changes
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
@@ -51,7 +51,7 @@ class RunFolder:
     server: Server
     reports: Reports
     parameters: Mapping[str, Any]  # as the statement holds them: no secrets
-    templates: Sequence[Mapping[str, Any]] = ()  # the notebooks that are run
+    templates: Mapping[Path, Mapping[str, Any]] = field(default_factory=dict)  # that are run
     sign_key: Path | None = None
 
     def begin(self, run: Run, before: Mapping[str, Any]) -> None:
@@ -105,9 +105,9 @@ class RunFolder:
             self._complete(summary, renew=bool(closed_at))
             files.write_text(folder / "report.html", report.build(folder))
             digest = self.reports.seal(
-                folder, run=result, parameters=self.parameters, templates=self.templates,
-                server={"kind": info.kind, "version": info.version}, secret_words=words,
-                sign_key=self.sign_key,
+                folder, run=result, parameters=self.parameters, secret_words=words,
+                server={"kind": info.kind, "version": info.version}, sign_key=self.sign_key,
+                templates=[*self.templates.values()],
             )  # fmt: skip
         except (OSError, DrainkitError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

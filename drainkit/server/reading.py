@@ -12,8 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.timestamps import iso
-from ..core.values import RawEntry
+from ..core.values import RawEntry, iso
 from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
 from ..ids import FIRST_ID, LAST_ID, id_key, next_id, previous_id
 from ..safe import one_line, text
