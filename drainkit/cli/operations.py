@@ -152,10 +152,10 @@ def resume(**flags: Any) -> None:
 
 def _note(server: Server, entry: Entry) -> None:
     """A broken ledger must not keep the kill switch from working: say so, and go on."""
-    from ..server import ledger
+    from ..server import writing
 
     try:
-        ledger.append(server, entry)
+        writing.add_to_ledger(server, entry)
     except DrainkitError as error:
         tell_error(f"it is done, but the ledger does not have it: {error}")
 

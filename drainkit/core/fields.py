@@ -62,15 +62,6 @@ def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
     return found
 
 
-def value_of(body: Sequence[bytes], name: str) -> str | float | None:
-    """What an entry holds first under a name, or a path such as `payload.model`.
-
-    Numbers of JSON as numbers, all else as text; None where there is nothing, or no text.
-    """
-    _, found = next(_candidates([name], body), ("", None))
-    return found if isinstance(found, int | float | None) else _as_words(found)
-
-
 def _candidates(names: Sequence[str], body: Sequence[bytes] | None) -> Iterator[tuple[str, Any]]:
     """What stands under the names: flat fields first, then payload, data and mapped fields."""
     # backwards, so that of a field given twice the first counts

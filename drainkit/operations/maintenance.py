@@ -125,7 +125,7 @@ def _by_steps(
                 removed += look(under_way)
     try:
         if removed:
-            ledger.append(server, note(removed))
+            writing.add_to_ledger(server, note(removed))
         if failure is not None:
             raise failure
     except DrainkitError as error:

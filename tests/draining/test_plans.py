@@ -23,7 +23,7 @@ from drainkit import files
 from drainkit.core import plan as plans
 from drainkit.core.policy import Policy
 from drainkit.core.values import iso
-from drainkit.draining.comparison import as_text, compare, read_side
+from drainkit.draining.plan_files import as_text, compare, read_side
 from drainkit.errors import RefusedError
 
 APPLY = ("drain", "--json", "--mode", "live", "--yes", "--plan", "plan.json")
