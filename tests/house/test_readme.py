@@ -58,14 +58,15 @@ def run_document(name: str, cli: Cli, url: str = "", **env: str) -> CliResult:
             folder /= block.removeprefix("cd ")
         else:
             told, here = "", {**env, "PATH": programs}
-            own = any(line.startswith(("drainkit ", "papermill ")) for line in block.splitlines())
+            own = re.search(r"(?m)^(drainkit|papermill|jupyter) ", block)
             for command in block.splitlines() if own else [block]:
                 program, _, words = command.partition(" ")
                 if program == "drainkit":
                     done = cli(*shlex.split(words), env=env)
-                elif program == "papermill":  # forked, as `drainkit` is; its words as a shell has
-                    words = _in_shell(f"printf '%s\\n' {words}", folder, here).out
-                    done = cli.papermill(*words.splitlines(), env=env)
+                elif program in ("papermill", "jupyter"):  # forked, as `drainkit` is
+                    parts = _in_shell(f"printf '%s\\n' {words}", folder, here).out.splitlines()
+                    module = program if program == "papermill" else parts.pop(0)
+                    done = cli.finish(cli.start(*parts, env={**os.environ, **env}, module=module))
                 else:
                     done = _in_shell(command, folder, here)
                 told += done.out + done.err
