@@ -30,14 +30,13 @@ from typing import Any
 KERNELS = "drainkit.views.forking"  # the parent of a run's
 PRELOADED = (
     "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining", "drainkit.cli.operations",
-    "drainkit.draining.live", "drainkit.draining.dry",
-    "drainkit.draining.unattended", "drainkit.evidence.verify",
+    "drainkit.draining.live", "drainkit.draining.dry", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.events", "drainkit.operations.maintenance",
     "drainkit.operations.first", "prometheus_client",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
     KERNELS, "drainkit.views.analyse_backlog", "drainkit.views.dry_run",
     "drainkit.views.live_drain", "drainkit.views.verify", "nbclient", "pandas",
-    "papermill.cli", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
+    "papermill.cli", "pyarrow.parquet", "rich.console",
     "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",
 )  # fmt: skip
 THREADLESS = "background_thread:false"  # of a fork beside a thread Python 3.12 warns
@@ -230,10 +229,13 @@ def _preload(names: Sequence[str]) -> None:
 def main() -> None:
     atexit.register(_exit_at_once)  # first, so that it is called last
     sys.path[0] = ""  # as with -m: not this folder
-    hidden, find = {*sys.argv[2:]}, PathFinder.find_spec
-    PathFinder.find_spec = lambda name, *how: None if name in hidden else find(name, *how)  # type: ignore[method-assign,assignment]
     for unwanted in ("rfc3987_syntax", "debugpy"):
         sys.modules[unwanted] = None  # type: ignore[assignment] # as in views.forking
+    find, missing = PathFinder.find_spec, sys.argv[2:]
+    # not by a None in sys.modules, which pyarrow takes for pandas
+    PathFinder.find_spec = (  # type: ignore[method-assign]
+        lambda name, *more: None if name in missing else find(name, *more)
+    )
     _preload(PRELOADED)
     _preload(sys.modules.pop(KERNELS).IMPORTED)  # it is to run as a program
     del sys.modules["rfc3987_syntax"]

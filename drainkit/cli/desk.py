@@ -98,7 +98,7 @@ def show(ids: tuple[str, ...], **flags: Any) -> None:
       drainkit show 1766602826755-0
       drainkit show 1766602826755-0 --allowlist BTCUSDT --as-of 2025-12-24T19:49:58Z --json
     """
-    from ..core.timestamps import iso
+    from ..core.values import iso
     from ..operations import events
 
     with connected(flags) as (settings, server):
@@ -121,10 +121,10 @@ def diff(first: str, second: str) -> None:
       drainkit diff monday.json tuesday.json
       drainkit diff reports/20260101T000000Z-dry-run-abc123 reports/20260101T000500Z-live-def456
     """
-    from ..draining import comparison
+    from ..draining import plan_files
 
-    found = comparison.compare(*(comparison.read_side(Path(path)) for path in (first, second)))
-    emit(found, *comparison.as_text(found).splitlines())
+    found = plan_files.compare(*(plan_files.read_side(Path(path)) for path in (first, second)))
+    emit(found, *plan_files.as_text(found).splitlines())
 
 
 @command(Argument(["plan"], metavar="PLAN", type=Path),

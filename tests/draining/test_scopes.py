@@ -18,7 +18,7 @@ from conftest import intent
 from place import BUNDLED, Place
 from pyarrow import parquet
 
-from drainkit.core.timestamps import iso
+from drainkit.core.values import iso
 
 SCOPES = ("undelivered", "pending", "history")
 
