@@ -100,8 +100,12 @@ def _sync_folders(*folders: Path) -> None:
 def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
     """A file to write into, under another name until the block ends; an error leaves nothing.
 
-    With `new` it never takes another file's place, also not of one that came meanwhile.
+    With `new` it never takes another file's place, also not of one that came meanwhile; nor ever
+    that of a device or a pipe: root could, even of /dev/null.
     """
+    with _told(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "is no plain file")
     with _unfinished(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as (own, handle):
         file = os.fdopen(handle, "wb", closefd=False)
         try:

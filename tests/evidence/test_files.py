@@ -37,17 +37,21 @@ def test_a_run_id_has_the_contracts_form() -> None:
 
 
 def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
-    """A missing folder, a folder in the file's place, a file in the folder's, a folder that is
-    there already: one line each. Parents of a new folder are made."""
+    """A missing folder, a folder or a pipe in the file's place, a file in the folder's, a folder
+    that is there already: one line each. Parents of a new folder are made."""
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "no" / "x.json", tmp_path, tmp_path / "file" / "x.json"):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (
+        tmp_path / "no" / "x.json", tmp_path, tmp_path / "file" / "x.json", tmp_path / "pipe",
+    ):  # fmt: skip
         with pytest.raises(UsageError):
             files.write_json(path, {})
     assert files.make_folder(tmp_path / "a" / "b" / "run").is_dir()
     for path in (tmp_path / "file" / "run", tmp_path / "a" / "b" / "run"):
         with pytest.raises(UsageError, match="choose another place"):
             files.make_folder(path)
-    assert names(tmp_path) == ["a", "file"]
+    assert names(tmp_path) == ["a", "file", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("name", ["a", "a.parquet", "a.csv"])
