@@ -23,7 +23,7 @@ from ..safe import one_line
 from ..settings import FROM_PLAN, Settings, build, outside, shown
 from .events import Decoder, Events
 from .frame import record_batch, word_counts
-from .policy import ACTIONS, Decisions, Policy, decide, other_failed, reason_codes
+from .policy import ACTIONS, Decisions, Policy, decide, other_failed, reasons
 from .values import RawEntry, no_constant
 
 VERSION = 3  # 3: audit stream, environment, server, unreadable; a digest of the decisions' bytes
@@ -184,17 +184,17 @@ def differences(
         "scope": (plan.scope, scope),
         **{f"policy {n}": (plan.policy[n], value) for n, value in policy.as_dict().items()},
     }
-    found = []
-    for name, both in points.items():
-        then, now = (one_line(repr(value), 80) for value in both)
-        if name == "policy allowlist":  # of long lists the difference must not be cut off
-            lists = [*map(set, both)] if None not in both else []
-            then, now = ("any symbol" if a is None else f"{len(a)} symbols" for a in both)
-            if lists:
-                then, now = (f"{some(sorted(a - b))} besides" for a, b in (lists, lists[::-1]))
-        if both[0] != both[1]:
-            found.append(f"{name}: the plan has {then}, asked for {now}")
-    return found
+
+    def told(value: Any, other: Any) -> str:  # of long lists the difference must not be cut off
+        if isinstance(value, list):
+            return f"{some(sorted({*value} - {*(other or ())}))} besides"
+        return "any symbol" if value is None else one_line(repr(value), 80)
+
+    return [
+        f"{name}: the plan has {told(then, now)}, asked for {told(now, then)}"
+        for name, (then, now) in points.items()
+        if then != now
+    ]
 
 
 def allowlist_notes(
@@ -220,17 +220,6 @@ def some(symbols: Sequence[str]) -> str:
     return shown if len(symbols) <= 5 else f"{shown} and {len(symbols) - 5:,} more"
 
 
-def payload_sha256(raw: Sequence[bytes] | None) -> bytes | None:
-    """SHA-256 over an entry's raw fields and values; None for an entry whose body is gone.
-
-    The bytes: the decimal lengths of all parts, separated by commas, a colon, all parts.
-    """
-    if raw is None:
-        return None
-    lengths = ",".join(map(str, map(len, raw)))
-    return hashlib.sha256(b"%b:%b" % (lengths.encode(), b"".join(raw))).digest()
-
-
 @cache
 def decisions_schema() -> pa.Schema:
     """The columns of a decisions table (COLUMNS): those of events, and what was decided."""
@@ -239,8 +228,17 @@ def decisions_schema() -> pa.Schema:
 
 
 def payload_hashes(entries: Sequence[RawEntry]) -> pa.Array:
-    """The hash of each entry's payload (binary(32))."""
-    return pa.array([payload_sha256(entry[1]) for entry in entries], pa.binary(32))
+    """The SHA-256 (binary(32)) over each entry's raw fields and values; null for a body gone.
+
+    The bytes: the decimal lengths of all parts, separated by commas, a colon, all parts.
+    """
+
+    def digest(raw: Sequence[bytes]) -> bytes:
+        lengths = ",".join(map(str, map(len, raw)))
+        return hashlib.sha256(b"%b:%b" % (lengths.encode(), b"".join(raw))).digest()
+
+    bodies = [entry[1] for entry in entries]
+    return pa.array([None if raw is None else digest(raw) for raw in bodies], pa.binary(32))
 
 
 def decisions_table(
@@ -248,7 +246,7 @@ def decisions_table(
 ) -> pa.Table:
     """One row for each event (COLUMNS): what it is, what was decided and why."""
     batch = record_batch(events, replace(decisions, failed=other_failed(decisions)))
-    reason, texts = reason_codes(events, decisions, policy)
+    reason, texts = reasons(events, decisions, policy)
     columns = {
         **dict(zip(batch.schema.names, batch.columns, strict=True)),
         "reason": pa.array(texts, pa.string()).take(pa.array(reason)).dictionary_encode(),
@@ -261,7 +259,6 @@ class Tally:
     """What a plan says of its decisions, counted from them as they come."""
 
     def __init__(self) -> None:
-        self.rows = 0
         self._counts, self._unreadable = Counter[str](), Counter[str]()
         self._first: str | None = None
         self._last: str | None = None
@@ -271,7 +268,6 @@ class Tally:
         """The next rows; the columns id, action and invalid are looked at."""
         if not len(table):
             return
-        self.rows += len(table)
         self._counts.update(word_counts(table["action"]))
         self._unreadable.update(word_counts(table["invalid"]))
         self._first = self._first or table["id"][0].as_py()
@@ -283,7 +279,7 @@ class Tally:
         return {
             "counts": {action: self._counts[action] for action in ACTIONS},
             "unreadable": {reason: n for reason, n in sorted(self._unreadable.items()) if reason},
-            "total_read": self.rows,
+            "total_read": self._counts.total(),
             "first_id": self._first,
             "last_id": self._last,
         }
@@ -295,7 +291,7 @@ class Tally:
             odd.append("counts")
         if self._newest > id_key(plan.boundary_id):
             odd.append("boundary_id")
-        if plan.max_events is not None and self.rows > plan.max_events:
+        if plan.max_events is not None and self._counts.total() > plan.max_events:
             odd.append("max_events")
         if odd:
             raise RefusedError(
