@@ -17,8 +17,7 @@ from ..core.audit import audit_ms, audit_schema, audit_table
 from ..core.timestamps import iso
 from ..errors import DrainkitError
 from ..operations import checks
-from ..operations.first import running_drains
-from ..operations.state import group_rows
+from ..operations.state import group_rows, running_drains
 from ..safe import text
 from ..server import ledger
 from ..server.connection import Server

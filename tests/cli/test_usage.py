@@ -26,9 +26,6 @@ VALUES = {
 #: Command, drainkit.toml or variable, and what the line says.
 LINES: list[tuple[str, str, str]] = [
     ("drain --no-such-option", "", "--no-such-option"),
-    # what to write instead, in the words of the command that was called
-    ("drain --live", "", "write --mode live"),
-    ("run --dry-run", "", "write --mode dry-run"),
     ("drain --min-conf 60", "", "0.60 for 60 %"),
     ("drain --min-conf high", "", "--min-conf must be a number"),
     ("diff a.json b.json", "", "a.json: there is no such file; name a"),
@@ -48,6 +45,9 @@ LINES: list[tuple[str, str, str]] = [
       for mode in ("dry-run", "live")
       for flag, given in ((f"--history-group {GROUP}", ""), ("", f"DRAINKIT_HISTORY_GROUP={GROUP}"),
                           ("--history-group g --consumer-group g", ""))),
+    ("trim --archive x.parquet", "", "--apply"),
+    ("trim --apply --yes --archive a.csv", "", "must end in .parquet"),
+    *((f"trim --keep-days {n}", "", "--keep-days") for n in ("-1", "nan", "x", "inf", "1e308")),
     ("verify reports --identity auditor", "", "--allowed-signers"),
     ("verify reports --identity auditor --allowed-signers no-such-file", "", "--allowed-signers"),
     # drainkit.toml: misspelt keys in any table, wrong types, an approval that says too little

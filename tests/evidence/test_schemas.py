@@ -20,7 +20,7 @@ from drainkit.core.summary import COUNTS, Summary
 from drainkit.core.verdicts import Verdict
 from drainkit.evidence.verify import ROW
 from drainkit.operations.checks import Finding
-from drainkit.operations.first import RunningDrain
+from drainkit.operations.state import RunningDrain
 from drainkit.server.ledger import End
 from drainkit.server.reading import Backlog, Consumer, Group, StreamInfo
 
