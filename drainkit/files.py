@@ -60,7 +60,7 @@ def _unfinished(path: Path, flags: int) -> Iterator[tuple[Path, int]]:
     It is locked as long as somebody writes it: what a killed process left is locked by nobody, and
     removed by the next one that writes beside it.
     """
-    own = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    own = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"  # also of "", "." and "/"
     for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
         with suppress(OSError):
             handle = os.open(left, _READ)
@@ -170,9 +170,9 @@ def write_json(path: Path, data: object) -> None:
 class TableWriter:
     """A table written as it comes, as Parquet (.parquet) or CSV (.csv), whole or not at all.
 
-    A context manager: the file gets its name when the block ends without an error. It holds at
-    most one row group. In CSV a text cell that a spreadsheet would take for a formula gets an
-    apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
+    A context manager: the file gets its name when the block ends without an error. It holds rows
+    until they make a row group. In CSV a text cell that a spreadsheet would take for a formula gets
+    an apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
     after blanks). `words`, if told, are the columns of few texts, again and again; only they get
     dictionaries in Parquet. With `new` a file that is there by then is refused.
     """
@@ -219,20 +219,14 @@ class TableWriter:
 
     def write(self, table: pa.Table) -> None:
         """Add rows of the writer's schema."""
-        while self._rows + len(table) >= self._row_group:
-            room = self._row_group - self._rows
-            self._tables.append(table.slice(0, room))
+        self._tables.append(table)
+        self._rows += len(table)
+        self._bytes += table.nbytes
+        if self._rows >= self._row_group or self._bytes >= ROW_GROUP_BYTES:
             self._flush()
-            table = table.slice(room)
-        if len(table):
-            self._tables.append(table)
-            self._rows += len(table)
-            self._bytes += table.nbytes
-            if self._bytes >= ROW_GROUP_BYTES:
-                self._flush()
 
     def _flush(self) -> None:
-        if self._tables:
+        if self._rows:
             table = pa.concat_tables(self._tables)
             self._tables, self._rows, self._bytes = [], 0, 0
             is_csv = self._path.suffix == ".csv"
@@ -310,8 +304,12 @@ def file_sha256(path: Path, most_bytes: int = MAX_BYTES) -> str:
 
 
 def make_folder(folder: Path) -> Path:
-    """A new folder, its parents made where they are missing; OSError where it cannot be."""
-    folder.mkdir(parents=True)
+    """A new folder, its parents made where they are missing; UnwritableError where it cannot be."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        reason = error.strerror or "cannot be made"
+        raise UnwritableError(f"{folder}: {reason}; choose another place") from None
     return folder
 
 

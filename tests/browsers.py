@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import redis
 import servers
-from backlogs import GROUP, fill, seed
+from backlogs import GROUP, fill
 from conftest import ROOT
 from playwright.sync_api import Browser, Page, Request
-from servers import Server
 
 HOSTILE = (
     "<script>window.pwned=1</script>",
@@ -50,12 +50,11 @@ class Watched:
             route.abort()  # type: ignore[attr-defined]
 
 
-def hostile_backlog(server: Server, stream: str, *names: str) -> None:
-    """A recent backlog in which symbols, sides and sources try to get out of their place.
+def hostile_events(client: redis.Redis, stream: str, *names: str) -> None:
+    """Add recent events whose symbols, sides and sources try to get out of their place.
 
     With `names`, which do so too, there is a group and a consumer of each name.
     """
-    seed(server, stream, 400)
     now = int(time.time() * 1000)
     events = [
         {"symbol": text, "side": text, "source": text + "\u202e\x1b[31m", "confidence": 0.9}
@@ -66,15 +65,15 @@ def hostile_backlog(server: Server, stream: str, *names: str) -> None:
         for name in names * 10
     ]
     payloads = [*map(json.dumps, events), "<script>window.pwned=1</script>"]
-    fill(server, stream, [(now + i, {"payload": text}) for i, text in enumerate(payloads)])
+    fill(client, stream, [(now + i, {"payload": text}) for i, text in enumerate(payloads)])
     for name in names:
-        server.ask("XGROUP", "CREATE", stream, name, "0")
-        server.ask("XGROUP", "CREATECONSUMER", stream, GROUP, name)
+        client.xgroup_create(stream, name, "0")
+        client.xgroup_createconsumer(stream, GROUP, name)
 
 
 @contextmanager
-def demo_lab(folder: Path, *where: str) -> Iterator[str]:
-    """The address of a Lab with the demo's server, or as `where` says; gone afterwards.
+def demo_lab(folder: Path) -> Iterator[tuple[str, str]]:
+    """The addresses of a Lab and of its demo's server; both are gone afterwards.
 
     In CI from the wheel, in the environment that the README's demo made; else from the checkout.
     """
@@ -84,16 +83,15 @@ def demo_lab(folder: Path, *where: str) -> Iterator[str]:
     own = {name: str(folder / name) for name in (
         "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
     )}  # fmt: skip
-    command = [python or sys.executable, "-m", "drainkit", "lab", *(where or ["--demo"]),
-               "mine", "--", "--no-browser", *LAB, "--ServerApp.password=",
-               "--LabApp.news_url=None"]  # fmt: skip
+    command = [python or sys.executable, "-m", "drainkit", "lab", "--demo", "mine", "--",
+               "--no-browser", *LAB, "--ServerApp.password=", "--LabApp.news_url=None"]  # fmt: skip
     with serving(command, folder, {**inherited, **own, **source}) as (address, process):
-        started = [c for c in process.children(recursive=True) if _runs(c, "valkey")]
-        assert where or started
-        yield address
-    servers.wait_until(
-        "the demo's server is gone", lambda: not any(_runs(one, "valkey") for one in started)
-    )
+        children = process.children(recursive=True)
+        (demo,) = (child for child in children if _runs(child, "valkey"))
+        urls = {child.environ().get("DRAINKIT_REDIS_URL") for child in children}
+        (url,) = urls - {None}
+        yield address, str(url)
+    servers.wait_until("the demo's server is gone", lambda: not _runs(demo, "valkey"))
 
 
 LAB = ("--allow-root", "--ServerApp.token=",

@@ -7,19 +7,17 @@ requests before it get their replies, and what the server did or did not do is c
 from __future__ import annotations
 
 import asyncio
-import queue
-import socket
 import threading
-import time
+import uuid
 from asyncio import StreamReader, StreamWriter
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from servers import LOOPBACK, Running
+from servers import Running
 
 FaultKind = Literal[
     "cut_before",  # the connection ends; the server never sees the request
@@ -67,47 +65,25 @@ class _Fault:
     seen: int = field(default=0, init=False)
 
 
-class Proxy(Running):
-    """Listens on a unix socket (`listen`), and talks to `upstream`.
+class Relay(Running):
+    """Listens on a unix socket beside that of `upstream`, and passes on; in a thread."""
 
-    Without an armed fault it passes everything on. It knows RESP without MONITOR and SUBSCRIBE,
-    whose replies belong to no request.
-    """
-
-    def __init__(self, upstream: Path, listen: Path) -> None:
+    def __init__(self, upstream: Path) -> None:
         self.upstream = upstream
-        self.url = f"unix://{listen}?db=0"
-        self.fired = 0  #: requests hit by the fault armed last
-        self._fault: _Fault | None = None
-        self._lock = threading.Lock()
-        self._hit = threading.Event()
+        self.socket = upstream.with_name(f"p{uuid.uuid4().hex[:6]}")
+        self.url = f"unix://{self.socket}?db=0"
         self._running: set[asyncio.Future[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        start = asyncio.start_unix_server(self._serve, listen, limit=LIMIT_BYTES)
+        start = asyncio.start_unix_server(self._serve, self.socket, limit=LIMIT_BYTES)
         self._listener = self._do(start)
 
-    def arm(self, kind: FaultKind, **how: Any) -> None:
-        """From now on: the `nth` request that contains `match`, and the ones that match after
-        it until `times` are hit (None: until `disarm`); delays are of `delay_sec`. Replaces what
-        was armed before.
-
-        Mind that a new connection's own requests (HELLO, CLIENT SETINFO) match `b""` too.
-        """
-        with self._lock:
-            self._fault, self.fired = _Fault(kind, **how), 0
-            self._hit.clear()
-
-    def disarm(self) -> None:
-        """Passes everything on again, on new connections and on those not already broken."""
-        with self._lock:
-            self._fault = None
-
-    def wait_fired(self, timeout_sec: float = 20.0) -> None:
-        """Waits until a request was hit; raises TimeoutError when none is."""
-        if not self._hit.wait(timeout_sec):
-            raise TimeoutError("the armed fault hit no request")
+    def pumps(
+        self, client: tuple[StreamReader, StreamWriter], server: tuple[StreamReader, StreamWriter]
+    ) -> list[Coroutine[Any, Any, None]]:
+        """What passes requests on, and what replies; the first that ends, ends the connection."""
+        raise NotImplementedError
 
     def cut_all(self) -> None:
         """Ends all connections that are open now."""
@@ -140,12 +116,7 @@ class Proxy(Running):
         except OSError:  # as a client sees a server that is down behind a real proxy
             await _close(client[1])
             return
-        # what to do with the reply of each request that is under way, oldest first
-        awaited: deque[_Fault | None] = deque()
-        pumps: set[asyncio.Future[None]] = {
-            asyncio.ensure_future(self._requests(client[0], server[1], awaited)),
-            asyncio.ensure_future(self._replies(server[0], client[1], awaited)),
-        }
+        pumps = {*map(asyncio.ensure_future, self.pumps(client, server))}
         self._running |= pumps
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for pump in pumps:
@@ -153,6 +124,63 @@ class Proxy(Running):
         await asyncio.wait(pumps)
         self._running -= pumps
         await _close(client[1], server[1])
+
+
+class SlowLink(Relay):
+    """A network with a round trip: each byte comes half of it later."""
+
+    def __init__(self, upstream: Path, round_trip_sec: float) -> None:
+        self._delay_sec = round_trip_sec / 2 - 0.0005  # an event loop wakes up so much late
+        super().__init__(upstream)
+
+    def pumps(self, client: Any, server: Any) -> list[Coroutine[Any, Any, None]]:
+        return [self._late(client[0], server[1]), self._late(server[0], client[1])]
+
+    async def _late(self, source: StreamReader, sink: StreamWriter) -> None:
+        with suppress(OSError):
+            while chunk := await source.read(LIMIT_BYTES):
+                self._loop.call_later(self._delay_sec, sink.write, chunk)
+            await asyncio.sleep(self._delay_sec)
+
+
+class Proxy(Relay):
+    """Without an armed fault it passes everything on. It knows RESP without MONITOR and SUBSCRIBE,
+    whose replies belong to no request.
+    """
+
+    def __init__(self, upstream: Path) -> None:
+        self.fired = 0  #: requests hit by the fault armed last
+        self._fault: _Fault | None = None
+        self._lock = threading.Lock()
+        self._hit = threading.Event()
+        super().__init__(upstream)
+
+    def pumps(self, client: Any, server: Any) -> list[Coroutine[Any, Any, None]]:
+        # what to do with the reply of each request that is under way, oldest first
+        awaited: deque[_Fault | None] = deque()
+        return [self._requests(client[0], server[1], awaited),
+                self._replies(server[0], client[1], awaited)]  # fmt: skip
+
+    def arm(self, kind: FaultKind, **how: Any) -> None:
+        """From now on: the `nth` request that contains `match`, and the ones that match after
+        it until `times` are hit (None: until `disarm`); delays are of `delay_sec`. Replaces what
+        was armed before.
+
+        Mind that a new connection's own requests (HELLO, CLIENT SETINFO) match `b""` too.
+        """
+        with self._lock:
+            self._fault, self.fired = _Fault(kind, **how), 0
+            self._hit.clear()
+
+    def disarm(self) -> None:
+        """Passes everything on again, on new connections and on those not already broken."""
+        with self._lock:
+            self._fault = None
+
+    def wait_fired(self, timeout_sec: float = 20.0) -> None:
+        """Waits until a request was hit; raises TimeoutError when none is."""
+        if not self._hit.wait(timeout_sec):
+            raise TimeoutError("the armed fault hit no request")
 
     def _match(self, request: bytes) -> _Fault | None:
         with self._lock:
@@ -211,60 +239,3 @@ class Proxy(Running):
                 await client.drain()
                 if not is_push:
                     awaited.popleft()
-
-
-class SlowLink(Running):
-    """A network with a round trip to a server's unix socket: each byte comes half of it later.
-
-    In threads, because an event loop wakes up to a millisecond late.
-    """
-
-    def __init__(self, upstream: Path, round_trip_sec: float) -> None:
-        self._upstream, self._delay_sec = upstream, round_trip_sec / 2
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server((LOOPBACK, 0))
-        self.url = f"redis://{LOOPBACK}:{self._listener.getsockname()[1]}/0"
-        self._start(self._accept)
-
-    @staticmethod
-    def _start(target: Callable[..., None], *args: object) -> None:
-        threading.Thread(target=target, args=args, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(str(self._upstream))
-                self._sockets += [client, server]
-                self._start(self._take, client, server)
-                self._start(self._take, server, client)
-
-    def _take(self, source: socket.socket, sink: socket.socket) -> None:
-        late: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
-        self._start(self._give, sink, late)
-        chunk = b"-"
-        while chunk:
-            try:
-                chunk = source.recv(1 << 16)
-            except OSError:
-                chunk = b""
-            late.put((time.monotonic() + self._delay_sec, chunk))
-
-    def _give(self, sink: socket.socket, late: queue.SimpleQueue[tuple[float, bytes]]) -> None:
-        with suppress(OSError):
-            while True:
-                due, chunk = late.get()
-                time.sleep(max(0.0, due - time.monotonic()))
-                if not chunk:
-                    sink.shutdown(socket.SHUT_RDWR)
-                    return
-                sink.sendall(chunk)
-
-    def stop(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for one in self._sockets:
-            one.close()

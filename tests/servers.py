@@ -111,7 +111,7 @@ class Server(Running):
     arguments: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     _clients: list[redis.Redis] = field(default_factory=list)
-    _links: list[Any] = field(default_factory=list)  #: of ask(), at rest
+    _raw: redis.Redis | None = None  #: ask()'s
     _first_settings: dict[bytes, bytes] = field(default_factory=dict)
     _first_rules: list[bytes] = field(default_factory=list)
 
@@ -152,34 +152,15 @@ class Server(Running):
 
     def ask(self, *command: str | bytes | int) -> Any:
         """One command's reply as it came on the wire, not as redis-py's classes."""
-        link = self._rested_link()
-        try:
-            link.send_command(*command)
-            reply = link.read_response(disable_decoding=True)
-        except redis.ResponseError:
-            self._links.append(link)
-            raise
-        except BaseException:
-            link.disconnect()
-            raise
-        self._links.append(link)
-        return reply
-
-    def _rested_link(self) -> Any:
-        """One of an earlier ask(), if its server has not ended it; else a new one."""
-        with suppress(IndexError):  # none is left; several threads take them
-            while link := self._links.pop():
-                with suppress(redis.ConnectionError):
-                    if not link.can_read():
-                        return link
-                link.disconnect()
-        return redis.ConnectionPool.from_url(self.url, protocol=2).make_connection()
+        if self._raw is None:
+            self._raw = self.client(protocol=2)
+            self._raw.response_callbacks.clear()
+        return self._raw.execute_command(*command)
 
     def close_clients(self) -> None:
+        self._raw = None
         while self._clients:
             self._clients.pop().close()
-        while self._links:
-            self._links.pop().disconnect()
 
     def start(self) -> None:
         """Starts the program with the folder and configuration it already has."""
@@ -278,35 +259,31 @@ def start(
     """
     if version(kind) is None:
         raise StartError(f"no {kind} server on this machine")
-    for attempt in range(10):
-        folder = Path(tempfile.mkdtemp(prefix="", dir=guard().folder))
-        server = Server(kind, folder, free_port() if port else None, tuple(arguments))
-        settings: dict[str, str | Sequence[str]] = {
-            "dir": str(folder), "unixsocket": str(server.socket), "unixsocketperm": "700",
-            "bind": LOOPBACK, "port": str(server.port or 0), "daemonize": "no",
-        }  # fmt: skip
-        if "--sentinel" not in arguments:
-            settings |= {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
-            if kind != "redis62":  # 6.2 has DEBUG always on and refuses the setting
-                settings["enable-debug-command"] = "local"
-        lines = [
-            f"{name} {value}\n"
-            for name, values in {**settings, **(config or {})}.items()
-            for value in ([values] if isinstance(values, str) else values)
-        ]
-        text = "".join(lines).replace("{port}", str(server.port))
-        (folder / "server.conf").write_text(text)
-        try:
-            server.start()
-        except StartError as error:
-            # somebody took the port between our look and the server's bind: take another
-            if not port or "in use" not in str(error) or attempt == 9:
-                raise
-        else:
-            if not arguments:
-                server._remember()
-            return server
-    raise AssertionError("unreachable")
+    folder = Path(tempfile.mkdtemp(prefix="", dir=guard().folder))
+    server = Server(kind, folder, free_port() if port else None, tuple(arguments))
+    settings: dict[str, str | Sequence[str]] = {
+        "dir": str(folder), "unixsocket": str(server.socket), "unixsocketperm": "700",
+        "bind": LOOPBACK, "port": str(server.port or 0), "daemonize": "no",
+    }  # fmt: skip
+    if "--sentinel" not in arguments:
+        settings |= {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
+        if kind != "redis62":  # 6.2 has DEBUG always on and refuses the setting
+            settings["enable-debug-command"] = "local"
+    lines = [
+        f"{name} {value}\n"
+        for name, values in {**settings, **(config or {})}.items()
+        for value in ([values] if isinstance(values, str) else values)
+    ]
+    (folder / "server.conf").write_text("".join(lines).replace("{port}", str(server.port)))
+    try:
+        server.start()
+    except StartError as error:
+        if port and "in use" in str(error):  # somebody was faster: another port
+            return start(kind, port=port, config=config, arguments=arguments)
+        raise
+    if not arguments:
+        server._remember()
+    return server
 
 
 def free_port() -> int:
@@ -314,16 +291,8 @@ def free_port() -> int:
 
     Both lie below the range from which systems take the ports of outgoing connections.
     """
-    system_random = secrets.SystemRandom()  # pytest-randomly seeds the other one alike everywhere
-    while True:
-        port = system_random.randrange(10_000, 22_000)
-        if _is_free(port) and _is_free(port + 10_000):
+    while True:  # pytest-randomly seeds the usual generator alike everywhere
+        port = 10_000 + secrets.randbelow(12_000)
+        with (suppress(OSError), socket.create_server((LOOPBACK, port)),
+              socket.create_server((LOOPBACK, port + 10_000))):  # fmt: skip
             return port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe, suppress(OSError):
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
-        probe.bind((LOOPBACK, port))
-        return True
-    return False

@@ -52,19 +52,18 @@ def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
 @command(Argument(["path"]), *_LEDGER,
          Option(["--allowed-signers"], metavar="FILE", type=Path,
                 help="Who may approve and sign (ssh-keygen)."),
-         Option(["--identity"], metavar="NAME", help="Who must have signed the statement."),
          Option(["--checkpoint"], metavar="FILE", type=Path,
                 help="A keeper's lines that the chain must go on from."),
          *COMMON)  # fmt: skip
 def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers: Path | None,
-           identity: str | None, checkpoint: Path | None) -> int:  # fmt: skip
+           checkpoint: Path | None) -> int:  # fmt: skip
     """Check evidence: RUN_DIR, or REPORTS_DIR with the chain over all its runs.
 
     With --redis-url the server's run ledgers decide which live runs there must be: those of the
     streams that the runs name, and of --stream. With --checkpoint the chain must hold the run that
     FILE names at its place; where all is well FILE is written, or moves on to the newest run.
     """
-    found = evidence.verify(path, redis_url, allowed_signers, identity,
+    found = evidence.verify(path, redis_url, allowed_signers,
                             streams=_streams(redis_url, stream), checkpoint=checkpoint)  # fmt: skip
     runs = len(found.findings.keys() - {"chain"})
     well = f"All well: {runs} run(s), every file as it was sealed."

@@ -244,9 +244,11 @@ def _run_notebooks(
 ) -> dict[str, Any]:  # fmt: skip
     """One stream's run; its run.json."""
 
-    def announce(name: str) -> None:
-        progress.close()
-        tell(f"running {name} ...", err=True)
+    def on_line(line: str) -> None:
+        if line.startswith("running "):
+            progress.close()
+            tell(line, err=True)
+        progress.show(line)
 
     def approve(run: runs.Run, planned: plan_files.PlanFile) -> None:
         """Refuses a plan that the limits hold back, or a person."""
@@ -263,8 +265,8 @@ def _run_notebooks(
 
     with closing(Progress()) as progress:
         return runner.run(
-            settings, confirm=approve, announce=announce, on_line=progress.show, stopping=stopping,
-            sign_key=sign_key, kernels=kernels,
+            settings, confirm=approve, on_line=on_line, stopping=stopping, sign_key=sign_key,
+            kernels=kernels,
         )[0]  # fmt: skip
 
 

@@ -189,7 +189,7 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
       drainkit trim --keep-days 30
       drainkit trim --apply --yes --keep-days 30 --archive old.parquet --operator alice
     """
-    path, removed = Path(archive) if archive else None, 0
+    path, removed = None if archive is None else Path(archive), 0
     if path is not None:
         if not apply:
             raise UsageError("--archive writes what --apply removes; say --apply as well")

@@ -128,8 +128,7 @@ class Findings:
     unreadable: int  # events that cannot be read now
     reasons: Mapping[str, int]  # of these by reason
     fields: Mapping[str, Sequence[Mapping[str, Any]]]  # by value: path, entries, example, chosen
-    proposed: Mapping[str, Sequence[str] | bool]  # lines, those of now included; empty: none
-    snippet: str  # the same as [fields]; empty where no line mends anything
+    snippet: str  # [fields], the lines of now included; empty where no line mends anything
     readable: int  # events that could be read with the lines
     notes: Sequence[str]
 
@@ -162,15 +161,9 @@ def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
     notes = []
     if not fields.confidence_percent and plain.valid < len(there):
         percent = _Trial(there, fields.model_copy(update={"confidence_percent": True}))
-        more = percent.valid - plain.valid
         if plain.valid * 10 < percent.valid:
             best = percent
             notes.append("confidence is a percentage (0..100): confidence_percent = true reads it")
-        elif more * 100 > len(there):
-            notes.append(
-                f"confidence is a percentage in {more:,} entries and within 0..1 in others: no "
-                "setting reads both, mend the producer"
-            )
     small = [s for s in sorted(best.events.symbols_here()) if s != s.upper()]
     if small:
         notes.append(
@@ -178,12 +171,10 @@ def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
         )
     bad = Counter(INVALID_REASONS[code] for code in plain.before.invalid.tolist() if code)
     lines = best.table(best.chosen) if any(best.chosen.values()) or best is not plain else {}
-    table = {value: one[0] if isinstance(one, tuple) and len(one) == 1 else one
-             for value, one in lines.items()}  # fmt: skip
-    written = [f"{value} = {json.dumps(one, ensure_ascii=False)}" for value, one in table.items()]
+    written = [f"{value} = {json.dumps(one, ensure_ascii=False)}" for value, one in lines.items()]
     return Findings(
         len(there), bad.total(), dict(bad.most_common()),
-        {value: best.rows(value) for value in SYNONYMS}, lines,
+        {value: best.rows(value) for value in SYNONYMS},
         "\n".join(["[fields]", *written]) if lines else "", best.valid, notes,
     )  # fmt: skip
 

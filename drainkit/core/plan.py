@@ -184,17 +184,17 @@ def differences(
         "scope": (plan.scope, scope),
         **{f"policy {n}": (plan.policy[n], value) for n, value in policy.as_dict().items()},
     }
-    found = []
-    for name, both in points.items():
-        then, now = (one_line(repr(value), 80) for value in both)
-        if name == "policy allowlist":  # of long lists the difference must not be cut off
-            lists = [*map(set, both)] if None not in both else []
-            then, now = ("any symbol" if a is None else f"{len(a)} symbols" for a in both)
-            if lists:
-                then, now = (f"{some(sorted(a - b))} besides" for a, b in (lists, lists[::-1]))
-        if both[0] != both[1]:
-            found.append(f"{name}: the plan has {then}, asked for {now}")
-    return found
+
+    def told(value: Any, other: Any) -> str:  # of long lists the difference must not be cut off
+        if isinstance(value, list):
+            return f"{some(sorted({*value} - {*(other or ())}))} besides"
+        return "any symbol" if value is None else one_line(repr(value), 80)
+
+    return [
+        f"{name}: the plan has {told(then, now)}, asked for {told(now, then)}"
+        for name, (then, now) in points.items()
+        if then != now
+    ]
 
 
 def allowlist_notes(
@@ -220,17 +220,6 @@ def some(symbols: Sequence[str]) -> str:
     return shown if len(symbols) <= 5 else f"{shown} and {len(symbols) - 5:,} more"
 
 
-def payload_sha256(raw: Sequence[bytes] | None) -> bytes | None:
-    """SHA-256 over an entry's raw fields and values; None for an entry whose body is gone.
-
-    The bytes: the decimal lengths of all parts, separated by commas, a colon, all parts.
-    """
-    if raw is None:
-        return None
-    lengths = ",".join(map(str, map(len, raw)))
-    return hashlib.sha256(b"%b:%b" % (lengths.encode(), b"".join(raw))).digest()
-
-
 @cache
 def decisions_schema() -> pa.Schema:
     """The columns of a decisions table (COLUMNS): those of events, and what was decided."""
@@ -239,8 +228,17 @@ def decisions_schema() -> pa.Schema:
 
 
 def payload_hashes(entries: Sequence[RawEntry]) -> pa.Array:
-    """The hash of each entry's payload (binary(32))."""
-    return pa.array([payload_sha256(entry[1]) for entry in entries], pa.binary(32))
+    """The SHA-256 (binary(32)) over each entry's raw fields and values; null for a body gone.
+
+    The bytes: the decimal lengths of all parts, separated by commas, a colon, all parts.
+    """
+
+    def digest(raw: Sequence[bytes]) -> bytes:
+        lengths = ",".join(map(str, map(len, raw)))
+        return hashlib.sha256(b"%b:%b" % (lengths.encode(), b"".join(raw))).digest()
+
+    bodies = [entry[1] for entry in entries]
+    return pa.array([None if raw is None else digest(raw) for raw in bodies], pa.binary(32))
 
 
 def decisions_table(

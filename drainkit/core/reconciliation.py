@@ -1,12 +1,12 @@
 """A plan held against what is there and what was done: its entries, its records, what drifted.
 
-A drain meets the entries in the plan's own order, and records come in it; any other order gives the
-same answer, by a cursor that looks ahead.
+Records mostly come in the plan's own order, which takes the least; any other gives the same answer.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,28 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from ..ids import is_id
 from ..late import pa, pc
 from ..safe import one_line
 from .events import Events, word_codes
-from .frame import record_batch
+from .frame import record_batch, word_counts
 from .plan import newest
-from .policy import ACTIONS, Decisions, Policy, reasons
+from .policy import ACTIONS, Decisions, Moments, Policy, audit_ms, reasons
 
-WINDOW = 20_000  # planned entries that are looked ahead at
 PIECE = 4_000  # rows of a plan that are made events at once
 COMPARED = ("id", "event_time", "symbol", "side", "confidence", "source", "invalid")
 Parts = Callable[[], "Iterable[pa.Table]"]  # the same rows at each call
 _PLANNED, _RECORDED = ("id", "action"), ("id", "action", "reason")
-
-
-@dataclass(frozen=True)
-class Matched:
-    """What plan and records say of each other, by ids; without a plan only `twice` is known."""
-
-    twice: Sequence[str] = ()  # recorded more than once
-    lacking: Sequence[str] = ()  # planned, not recorded
-    beyond: Sequence[str] = ()  # recorded, not planned
-    vanished: int = 0  # planned, and deleted before they could be delivered
 
 
 class Feed:
@@ -56,35 +46,42 @@ class Feed:
         return table.slice(0, n)
 
 
-class Matching:
-    """Holds records against a plan; both come in parts, and mostly in the same order.
+class Recorded:
+    """The audit records of a run, taken in part by part, and held against its plan.
 
-    In memory is what had no counterpart yet: as much as the two orders differ, whatever their
-    length. Any order gives the same answer.
+    Both come in parts, and mostly in the same order. In memory is what had no counterpart yet: as
+    much as the two orders differ, whatever their length. Any order gives the same answer.
     """
 
-    def __init__(self, planned: Parts | None) -> None:
-        self._planned = planned
+    def __init__(self, run_id: str, boundary: str, planned: Parts | None) -> None:
+        self.counts = Counter[str]()  # by action
+        self.moments = Moments()
+        self.earlier = 0  # records of earlier runs of the same plan
+        self.later = 0  # records of entries after the boundary
+        # of entries, once all records were added; without a plan only the first is known
+        self.twice: list[str] = []  # recorded more than once
+        self.lacking: list[str] = []  # planned, not recorded
+        self.unplanned: list[str] = []  # recorded, not planned
+        self.vanished = 0  # planned, and deleted before they could be delivered
+        self._run_id, self._boundary, self._planned = run_id, boundary, planned
         self._feed = Feed(_texts(part, *_PLANNED) for part in (planned() if planned else ()))
         self._open, self._extras = _texts(None, *_PLANNED), _texts(None, *_RECORDED)
-        self._most = WINDOW  # extras; looked through when there are more
         self._drift = [drift_table()]
 
-    def add(self, recorded: pa.Table) -> None:
-        """Some records: columns id, action and reason."""
-        recorded, planned = _texts(recorded, *_RECORDED), self._feed.take(len(recorded))
-        if planned is not None and planned["id"].equals(recorded["id"]):
-            self._pair(planned, recorded)
-            return
-        self._extras = pa.concat_tables([self._extras, recorded])
-        if planned is not None:
-            self._open = pa.concat_tables([self._open, planned])
-            if len(self._extras) > self._most:
-                self._match()
-                self._most = 2 * len(self._extras) + WINDOW
+    def add(self, part: pa.Table) -> pa.Table:
+        """Take in the next records (core.policy.audit_schema); answers those of this run."""
+        self._hold(_texts(part.rename_columns({"original_id": "id"}), *_RECORDED))
+        own = part.filter(pc.equal(part["run_id"], self._run_id))
+        self.earlier += len(part) - len(own)
+        self.counts.update(word_counts(own["action"]))
+        self.moments.add(audit_ms(own))
+        if is_id(self._boundary):
+            edge = _padded(pa.array([self._boundary]))[0]
+            self.later += pc.sum(pc.greater(_padded(own["original_id"]), edge)).as_py() or 0
+        return own
 
-    def finish(self, vanished: Callable[[list[str]], Collection[str]] | None = None) -> Matched:
-        """What does not fit, once all records were added.
+    def finish(self, vanished: Callable[[list[str]], Collection[str]] | None = None) -> None:
+        """All were added: what does not fit?
 
         `vanished` says which of the ids that lack a record need none, deleted as they were before
         they could be delivered.
@@ -97,22 +94,29 @@ class Matching:
         found = pc.value_counts(self._extras["id"])
         often = pc.greater(found.field("counts"), 1)
         twice = set(found.field("values").filter(often).to_pylist())
-        if self._planned is None:
-            return Matched([*twice])
         known: set[str] = set()  # of the extras those that are planned: these have had their record
-        for part in self._planned() if len(found) else ():
+        for part in self._planned() if self._planned and len(found) else ():
             ids = _texts(part, "id")["id"]
             known.update(ids.filter(pc.is_in(ids, found.field("values"))).to_pylist())
         extras, twice = found.field("values").to_pylist(), twice | known
-        return Matched(
-            [entry for entry in extras if entry in twice],
-            [entry for entry in lacking if entry not in gone],
-            [entry for entry in extras if entry not in known], len(gone),
-        )  # fmt: skip
+        self.twice = [entry for entry in extras if entry in twice]
+        if self._planned is not None:
+            self.lacking, self.vanished = [e for e in lacking if e not in gone], len(gone)
+            self.unplanned = [entry for entry in extras if entry not in known]
 
     def drift(self) -> pa.Table:
         """Where what happened differs from the plan (`drift_table`), as far as it was added."""
         return pa.concat_tables(self._drift)
+
+    def _hold(self, recorded: pa.Table) -> None:
+        planned = self._feed.take(len(recorded))
+        if planned is not None and planned["id"].equals(recorded["id"]):
+            self._pair(planned, recorded)
+            return
+        self._extras = pa.concat_tables([self._extras, recorded])
+        if planned is not None:
+            self._open = pa.concat_tables([self._open, planned])
+            self._match()
 
     def _match(self) -> None:
         """Pair what has its counterpart by now."""
@@ -129,6 +133,13 @@ class Matching:
         if pc.any(differs).as_py():
             was, now = planned["action"].filter(differs), recorded.filter(differs)
             self._drift.append(drift_table(now["id"], was, now["action"], now["reason"]))
+
+
+def _padded(ids: pa.Array) -> pa.Array:
+    """Entry ids as texts that sort as Redis orders them; null for what is no id."""
+    parts = pc.extract_regex(ids, r"^(?P<ms>\d+)-(?P<seq>\d+)$")
+    digits = [pc.utf8_lpad(pc.struct_field(parts, [k]), 20, "0") for k in (0, 1)]
+    return pc.binary_join_element_wise(*digits, "")
 
 
 def drift_table(*columns: Any) -> pa.Table:
@@ -162,24 +173,21 @@ def drift_counts(drift: pa.Table) -> list[dict[str, str | int]]:
     return sorted(rows, key=lambda row: (-row["events"], row["planned"], row["happened"]))
 
 
-def reconcile(
-    matched: Matched, *, audited: Mapping[str, int], counts: Mapping[str, int]
-) -> list[str]:
+def reconcile(recorded: Recorded, counts: Mapping[str, int], *, is_done: bool = True) -> list[str]:
     """What does not balance, one line each; empty when the books do.
 
-    `audited` are the run's records by action, `counts` the run's own numbers.
+    `counts` are the run's own numbers; one that is not done has not met its plan yet.
     """
-    found = {
-        "entries recorded more than once": matched.twice,
-        "planned entries without a record": matched.lacking,
-        "recorded entries that were not planned": matched.beyond,
-    }
+    found, audited = {"entries recorded more than once": recorded.twice}, recorded.counts
+    if is_done:
+        found["planned entries without a record"] = recorded.lacking
+        found["recorded entries that were not planned"] = recorded.unplanned
     # whoever may write to the audit stream could have put anything there
     return [
         *(f"{what}: {len(ids):,}, first {one_line(ids[0])}" for what, ids in found.items() if ids),
         *(f"{one_line(action)}: the run counted {counts.get(action, 0)}, the audit "
-          f"{audited.get(action, 0)}" for action in sorted({*ACTIONS, *audited, *counts})
-          if audited.get(action, 0) != counts.get(action, 0)),
+          f"{audited[action]}" for action in sorted({*ACTIONS, *audited, *counts})
+          if audited[action] != counts.get(action, 0)),
     ]  # fmt: skip
 
 
@@ -200,6 +208,10 @@ class Entries:
         self._table = decisions.select(["id", "action", "payload_sha256"]).combine_chunks()
         self.ids, _, self.hashes = (column.combine_chunks() for column in self._table.columns)
         self.actions = word_codes(self._table["action"], ACTIONS)[0].astype(np.uint8)
+        keys = _in_order([entry.encode() for entry in self.ids.to_pylist()])
+        # after the last one something that no id is equal to
+        self._rows = np.append(np.argsort(keys, kind="stable"), -1)
+        self._keys = np.append(keys[self._rows[:-1]], b"~")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -208,10 +220,17 @@ class Entries:
         """Those that `rows` (bool) marks."""
         return self if rows.all() else Entries(self._table.filter(pa.array(rows)))
 
-    @cached_property
-    def rows(self) -> dict[bytes, int]:
-        """The row of each id; large, so made only where the order is not the plan's."""
-        return {entry.encode(): row for row, entry in enumerate(self.ids.to_pylist())}
+    def find(self, ids: Sequence[bytes]) -> np.ndarray:
+        """The rows of the ids (int64); -1 for what is not planned."""
+        wanted = _in_order(ids)
+        at = np.searchsorted(self._keys, wanted)
+        return np.where(self._keys[at] == wanted, self._rows[at], -1)
+
+
+def _in_order(ids: Sequence[bytes]) -> np.ndarray:
+    """Ids as texts that sort as Redis orders them (S40)."""
+    parts = (entry.partition(b"-") for entry in ids)
+    return np.array([ms.rjust(20) + seq.rjust(20) for ms, _, seq in parts], "S40")
 
 
 @dataclass(frozen=True)
@@ -256,27 +275,3 @@ def fits(rows: pa.Table, events: Events, hashes: pa.Array) -> bool:
     kinds = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in found.schema]
     plain = pa.schema([*zip(COMPARED, kinds, strict=True)])
     return bool(rows.select(COMPARED).cast(plain).equals(found.cast(plain)))
-
-
-class Cursor:
-    """Where a reader of the plan's entries stands; mostly the next ones are those looked for."""
-
-    def __init__(self, entries: Entries) -> None:
-        self._entries = entries
-        self._at = 0
-
-    def find(self, ids: Sequence[bytes]) -> np.ndarray:
-        """The rows of the ids (int64); -1 for what is not planned."""
-        wanted = pa.array(ids, pa.binary()).cast(pa.string())
-        n, at, planned = len(ids), self._at, self._entries.ids
-        if planned.slice(at, n).equals(wanted):
-            self._at = at + n
-            return np.arange(at, at + n)
-        ahead = pc.index_in(wanted, value_set=planned.slice(at, WINDOW + n))
-        if not ahead.null_count:
-            rows: np.ndarray = ahead.to_numpy().astype(np.int64) + at
-        else:
-            known = self._entries.rows
-            rows = np.array([known.get(entry, -1) for entry in ids], dtype=np.int64)
-        self._at = max(at, int(rows.max(initial=-1)) + 1)
-        return rows

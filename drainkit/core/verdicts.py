@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..ids import is_id
-from ..late import pa, pc
 from ..safe import one_line
-from .audit import Moments, audit_ms
-from .frame import word_counts
 from .policy import ACTIONS
-from .reconciliation import Matched, Matching, Parts, reconcile
+from .reconciliation import Recorded, reconcile
 from .summary import amount
 
 YES, NO, EXPLAINED, UNKNOWN = "yes", "no", "explained", "unknown"
@@ -43,53 +40,13 @@ class Verdict(NamedTuple):
     because: str
 
 
-class Recorded:
-    """The audit records of a run, taken in part by part, and held against its plan."""
-
-    def __init__(self, run_id: str, boundary: str, planned: Parts | None) -> None:
-        self.counts = Counter[str]()  # by action
-        self.moments = Moments()
-        self.earlier = 0  # records of earlier runs of the same plan
-        self.beyond = 0  # records of entries after the boundary
-        self.matched = Matched()
-        self._matching, self._run_id, self._boundary = Matching(planned), run_id, boundary
-
-    @property
-    def rows(self) -> int:
-        """How many records this run has."""
-        return self.counts.total()
-
-    def add(self, part: pa.Table) -> pa.Table:
-        """Take in the next records (core.audit.audit_schema); answers those of this run."""
-        told = part.select(["original_id", "action", "reason"])
-        self._matching.add(told.rename_columns(["id", "action", "reason"]))
-        own = part.filter(pc.equal(part["run_id"], self._run_id))
-        self.earlier += len(part) - len(own)
-        self.counts.update(word_counts(own["action"]))
-        self.moments.add(audit_ms(own))
-        if is_id(self._boundary):
-            edge = _padded(pa.array([self._boundary]))[0]
-            self.beyond += pc.sum(pc.greater(_padded(own["original_id"]), edge)).as_py() or 0
-        return own
-
-    def finish(self, vanished: Callable[[list[str]], Collection[str]] | None = None) -> None:
-        """All were added. `vanished` says which planned entries without a record were deleted."""
-        self.matched = self._matching.finish(vanished)
-
-
-def _padded(ids: pa.Array) -> pa.Array:
-    """Entry ids as texts that sort as Redis orders them; null for what is no id."""
-    parts = pc.extract_regex(ids, r"^(?P<ms>\d+)-(?P<seq>\d+)$")
-    digits = [pc.utf8_lpad(pc.struct_field(parts, [k]), 20, "0") for k in (0, 1)]
-    return pc.binary_join_element_wise(*digits, "")
-
-
 def left_of(run: Json, plan: Json, recorded: Recorded | None) -> int:
     """How many entries of the plan have no record yet, by whichever of its runs."""
     if not plan or recorded is None:
         return 0
-    vanished = max(recorded.matched.vanished, int(run.get("vanished") or 0))
-    return max(0, int(plan["total_read"]) - recorded.rows - recorded.earlier - vanished)
+    vanished = max(recorded.vanished, int(run.get("vanished") or 0))
+    done = recorded.counts.total() + recorded.earlier
+    return max(0, int(plan["total_read"]) - done - vanished)
 
 
 def group_of(state: Json, name: object) -> Json:
@@ -150,25 +107,26 @@ def _by_audit(run: Json, recorded: Recorded, left: int) -> dict[str, Told]:
     kept: Told = YES, f"No record is of an entry after {edge}."
     if not is_id(edge):
         kept = UNKNOWN, "It is not known."
-    elif recorded.beyond:
-        kept = NO, f"{recorded.beyond:,} records are of entries after {edge}."
+    elif recorded.later:
+        kept = NO, f"{recorded.later:,} records are of entries after {edge}."
     return {AUDITED: _audited(run, recorded, left), _THROTTLE: pace, BOUNDARY: kept}
 
 
 def _audited(run: Json, recorded: Recorded, left: int) -> Told:
-    matched, counts, findings = recorded.matched, recorded.counts, []
+    counts, findings = recorded.counts, []
     if run.get("finished_at"):
         counts = Counter({action: int(run.get(action) or 0) for action in ACTIONS})
     elif left:
         run_id = one_line(str(run.get("run_id")))
         findings.append(f"run {run_id} left no summary, and {left:,} planned entries are open")
-    if left and run.get("remaining") != 0:  # it is not done yet
-        matched = Matched(matched.twice)
-    findings += reconcile(matched, audited=recorded.counts, counts=counts)
+    findings += reconcile(recorded, counts, is_done=not left or run.get("remaining") == 0)
     if findings:
         return NO, "; ".join(findings)
     earlier = f"; {recorded.earlier:,} more by earlier runs of the plan" if recorded.earlier else ""
-    return YES, f"{amount(counts.total())} read, {recorded.rows:,} records, none twice{earlier}."
+    return (
+        YES,
+        f"{amount(counts.total())} read, {recorded.counts.total():,} records, none twice{earlier}.",
+    )
 
 
 def _met(run: Json, plan: Json, left: int) -> Told:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import replace
 
-from ..core.reconciliation import Matching, drift_counts, drift_table
+from ..core.reconciliation import Recorded, drift_counts, drift_table
 from ..core.summary import Summary
 from ..core.timestamps import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
@@ -225,9 +225,8 @@ def _drift(run: Run, planned: PlanFile) -> pa.Table:
 
 def changes(server: Server, planned: PlanFile, run_id: str) -> pa.Table:
     """What a run recorded otherwise than planned, by the audit."""
-    matching = Matching(lambda: planned.blocks(("id", "action")))
+    recorded = Recorded(run_id, "", lambda: planned.blocks(("id", "action")))
     for part in run_tables(server, {run_id}):
-        found = part.select(["original_id", "action", "reason"])
-        matching.add(found.rename_columns(["id", "action", "reason"]))
-    matching.finish()
-    return matching.drift()
+        recorded.add(part)
+    recorded.finish()
+    return recorded.drift()

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.audit import records
 from ..core.events import Decoder, Events
-from ..core.policy import Decisions, decide
+from ..core.policy import Decisions, decide, records
 from ..core.reconciliation import drift_of
 from ..core.timestamps import iso
 from ..errors import (

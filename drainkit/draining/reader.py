@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, compress, islice
 
 import numpy as np
 
 from ..core.events import Events, word_codes
 from ..core.policy import ACTIONS
-from ..core.reconciliation import PIECE, Cursor, Feed, Straight
+from ..core.reconciliation import PIECE, Feed, Straight
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 from ..ids import id_key
@@ -58,7 +58,6 @@ class Reader:
         self.is_asked = False  # for a page
         self._cut = self._after = self.position  # up to here all is in batches; is read
         self._recorded: Recorded | None = None
-        self._cursor: Cursor | None = None
         straight = run.to_drain.straight if run.to_drain else None
         self._columns = None if straight is None else _Columns(straight)
 
@@ -88,11 +87,15 @@ class Reader:
         """What is pending already: first this consumer's own, then others' (scope pending)."""
         scope = scopes.current(self._server, self.bounds, seen)
         mine = scopes.own_ids(self._server, scope) if seen.has_own else ()
-        sources = [((entry, scope.consumer) for entry in chain.from_iterable(mine))]
+        sources: list[Iterator[tuple[bytes, str]]] = [
+            ((entry, scope.consumer) for entry in chain.from_iterable(mine))
+        ]
         if scope.name == "pending":
-            others = chain.from_iterable(scopes.scope_ids(self._server, scope))
-            planned = self._to_drain.entries.rows if self._to_drain else None
-            sources.append(row for row in others if planned is None or row[0] in planned)
+            pages = scopes.scope_ids(self._server, scope)
+            if self._to_drain:
+                find = self._to_drain.entries.find
+                pages = ([*compress(page, find([i for i, _ in page]) >= 0)] for page in pages)
+            sources.append(chain.from_iterable(pages))
         for rows in sources:
             while (most := room()) > 0:
                 most = max(1, min(most, self._count))
@@ -198,8 +201,7 @@ class Reader:
         if self._to_drain is None:
             return None
         entries = self._to_drain.entries
-        self._cursor = self._cursor or Cursor(entries)
-        rows = self._cursor.find(ids)
+        rows = entries.find(ids)
         for row in np.flatnonzero(rows < 0).tolist():
             if not self._known().has(ids[row]):
                 raise RefusedError(f"entry {text(ids[row])} is not in the plan; make a new one")

@@ -18,7 +18,7 @@ import numpy as np
 from ..core.events import Decoder
 from ..core.plan import differences, payload_hashes
 from ..core.policy import Policy
-from ..core.reconciliation import Cursor, Entries, Feed, Straight, ToDrain, fits
+from ..core.reconciliation import Entries, Feed, Straight, ToDrain, fits
 from ..core.summary import Summary, new_run_id
 from ..errors import DrainkitError, RefusedError
 from ..ids import FIRST_ID, id_key, next_id
@@ -241,10 +241,9 @@ def _check_entries(run: Run, entries: Entries, *, resumed: bool) -> np.ndarray:
     These were trimmed from the front, as a capped stream does all the time; or they vanished under
     an earlier run of this plan, which has passed them.
     """
-    cursor, there = Cursor(entries), np.zeros(len(entries), dtype=bool)
-    left, odd = len(entries), []
+    there, left, odd = np.zeros(len(entries), dtype=bool), len(entries), []
     for page in scopes.scope_entries(run.server, run.scope) if left else ():
-        rows = cursor.find([entry[0] for entry in page])
+        rows = entries.find([entry[0] for entry in page])
         chosen = np.flatnonzero(rows >= 0)
         rows = rows[chosen]
         found = payload_hashes([page[i] for i in chosen.tolist()])

@@ -106,7 +106,9 @@ def check(
         raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
     report, asked = Report(), set[str]()
     most = None if audits else limits.max_backlog
-    for name, one in streams(server, settings, pattern) if pattern else [(settings.stream, server)]:
+    for name, one in (
+        [(settings.stream, server)] if pattern is None else streams(server, settings, pattern)
+    ):
         try:
             if isinstance(one, DrainkitError):
                 raise one

@@ -18,11 +18,10 @@ import numpy as np
 
 from .. import files
 from ..core import timestamps
-from ..core.audit import audit_table
 from ..core.events import Decoder, Events
 from ..core.fields import places
 from ..core.frame import decide_frame, event_schema, load_frame, record_batch
-from ..core.policy import ACTIONS, Decisions, Policy, decide, reasons
+from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
 from ..core.timestamps import NO_TIME, id_times_us, iso
 from ..core.values import INVALID_REASONS, RawEntry
 from ..errors import RefusedError, UsageError
@@ -80,7 +79,7 @@ def show(
     for entry_id in ids:
         if not is_id(entry_id):
             raise UsageError(f"{entry_id} is no entry id; write one such as 1766602826755-0")
-    wanted = [entry_id.encode() for entry_id in ids]
+    wanted = [b"%d-%d" % id_key(entry_id) for entry_id in ids]  # without leading zeros
     searched, records = _audited(server, wanted)
     decoder, groups, found = Decoder(settings.fields), reading.positions(server).values(), []
     for entry in reading.bodies(server, wanted):

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..core.audit import audit_schema
-from ..core.policy import ACTIONS
+from ..core.policy import ACTIONS, audit_schema
 from ..core.reconciliation import drift_counts
 from ..core.summary import OUTCOMES, RUN_ID, Summary
 from ..core.timestamps import EPOCH, iso

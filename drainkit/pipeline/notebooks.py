@@ -80,20 +80,15 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> dict[st
     A file there that differs is replaced with `force`, kept with `keep`; with neither all stays
     as it is and RefusedError names it.
     """
-    found: dict[str, str] = {}
-    sources = sorted(packaged_dir().glob("*.ipynb"))
-    try:
-        if not folder.exists():
-            files.make_folder(folder)
-        for source in sources:
-            there, how = folder / source.name, "copied"
-            if there.exists():
-                is_equal = files.file_sha256(there) == files.file_sha256(source)
-                how = "unchanged" if is_equal else "copied" if force else "kept"
-            found[source.name] = how
-    except OSError as error:
-        reason = error.strerror or "cannot be made"
-        raise UsageError(f"{folder}: {reason}; choose another place") from None
+    found, sources = dict[str, str](), sorted(packaged_dir().glob("*.ipynb"))
+    if not folder.exists():
+        files.make_folder(folder)
+    for source in sources:
+        there, how = folder / source.name, "copied"
+        if there.exists():
+            is_equal = files.file_sha256(there) == files.file_sha256(source)
+            how = "unchanged" if is_equal else "copied" if force else "kept"
+        found[source.name] = how
     if (kept := [name for name, how in found.items() if how == "kept"]) and not keep:
         raise RefusedError(
             f"{', '.join(kept)} in {folder} would be overwritten; nothing was "

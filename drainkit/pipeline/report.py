@@ -17,8 +17,9 @@ from typing import Any
 
 from .. import files
 from ..core.policy import ACTIONS, COLOURS, NAMES
+from ..core.reconciliation import Recorded
 from ..core.summary import approvers_words, entries_words
-from ..core.verdicts import Json, Recorded, group_of, verdicts
+from ..core.verdicts import Json, group_of, verdicts
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError
 from ..evidence.seal import RUN_JSON, STATEMENT, SUMS, read_or

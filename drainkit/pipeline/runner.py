@@ -32,7 +32,7 @@ from ..draining.plan_files import PlanFile
 from ..draining.run import Run, preflight, resolve
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, UsageError
 from ..evidence.remote import reports_at
-from ..evidence.seal import locked, open_run
+from ..evidence.seal import locked
 from ..late import give_back_buffers
 from ..operations import checks
 from ..operations.state import baseline
@@ -55,7 +55,7 @@ _BADNESS = (0, 4, 2, 3, 1, 130)
 _WAIT_SEC = 30.0  # for Dask's first worker
 Outcome = dict[str, Any]  # of one stream: its run.json, with stream, exit_code, outcome and error
 Confirm = Callable[[Run, PlanFile], None]  # raises RefusedError if it is not approved
-Announce = Callable[[str], None]
+OnLine = Callable[[str], None]
 
 
 def parameters_of(run: Run) -> dict[str, Any]:
@@ -81,16 +81,16 @@ def run(
     settings: Settings,
     *,
     confirm: Confirm,
-    announce: Announce = lambda _: None,
-    on_line: Announce | None = None,
+    on_line: OnLine = lambda _: None,
     stopping: threading.Event | None = None,
     sign_key: Path | None = None,
     kernels: Kernels | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run all notebooks and seal the evidence; returns run.json's content and the folder.
 
-    `on_line` gets the lines that the live notebook prints. `sign_key`: an SSH key to sign the
-    statement with. `kernels`: those of several runs, which stay open.
+    `on_line` gets "running 01_analyse_backlog ..." and the lines that the live notebook prints.
+    `sign_key`: an SSH key to sign the statement with. `kernels`: those of several runs, which stay
+    open.
     Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
     stands in the evidence, with its exit code.
     """
@@ -109,26 +109,22 @@ def run(
         if settings.mode == "live":
             preflight(this)
         reports = reports_at(settings.reports_dir)
-        folder = RunFolder(
-            open_run(reports.folder, this.run_id),
-            this.settings,  # its ages are times now, for the notebooks too
-            server,
-            reports,
-            {**parameters_of(this), "mode": settings.mode},
-            [*templates.values()],
-            sign_key,
-        )
-        with locked(folder.path, shared=True):
+        path = files.make_folder(reports.folder / this.run_id)
+        parameters = {**parameters_of(this), "mode": settings.mode}
+        notebooks = [*templates.values()]
+        # the settings' ages are times now, for the notebooks too
+        folder = RunFolder(path, this.settings, server, reports, parameters, notebooks, sign_key)
+        with locked(path, shared=True):
             folder.begin(this, before)
             try:
                 with nullcontext(kernels) if kernels else open_kernels() as found:
+                    stopping = stopping or threading.Event()
                     failure = _run_notebooks(
-                        this, folder.path, templates, found, stopping or threading.Event(),
-                        confirm=confirm, announce=announce, on_line=on_line,
-                    )  # fmt: skip
+                        this, path, templates, found, stopping, confirm, on_line
+                    )
             except DrainkitError as error:
                 failure = error
-            return folder.finish(this, failure), folder.path
+            return folder.finish(this, failure), path
 
 
 def _run_notebooks(
@@ -137,10 +133,8 @@ def _run_notebooks(
     templates: Mapping[Path, Mapping[str, Any]],
     kernels: Kernels,
     stopping: threading.Event,
-    *,
     confirm: Confirm,
-    announce: Announce,
-    on_line: Announce | None,
+    on_line: OnLine,
 ) -> DrainkitError | None:
     """Run them in turn; why it failed. What a live drain did before it failed is verified too."""
     # the kernels' environment: the settings as they are here, limits by their own file
@@ -150,24 +144,21 @@ def _run_notebooks(
     parameters = {key: value for key, value in given.items() if value is not None}
     failure: DrainkitError | None = None
     for path, template in templates.items():
-        is_live, approved = path.stem == LIVE, dict[str, str]()
-        if is_live and this.settings.mode == "live":
+        if path.stem == LIVE and this.settings.mode == "live":
             planned = PlanFile.load(folder)
             confirm(this, planned)
-            approved["approve"] = planned.plan.digest
-        announce(path.stem)
+            parameters["approve"] = planned.plan.digest
+        on_line(f"running {path.stem} ...")
         try:
             if files.file_sha256(path) != template["sha256"]:
                 raise DrainkitError(f"{path} was changed while the run was at work")
-            kernels.execute(
-                path, folder, parameters | approved, env, stopping,
-                is_live=is_live, on_line=on_line if is_live else None,
-            )  # fmt: skip
+            kernels.execute(path, folder, parameters, env, stopping, on_line)
         except DrainkitError as error:
             failure = failure or error
-            if not is_live:
+            if path.stem != LIVE:
                 return failure
             stopping = threading.Event()
+        parameters.pop("approve", None)
     return failure
 
 

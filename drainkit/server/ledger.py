@@ -14,9 +14,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from ..core.audit import audit_ms, audit_table, parse
 from ..core.frame import word_counts
-from ..core.policy import ACTIONS
+from ..core.policy import ACTIONS, audit_ms, audit_table
 from ..core.summary import RUN_ID, Summary
 from ..core.values import RawEntry
 from ..errors import RefusedError
@@ -214,7 +213,7 @@ def audit_pages(server: Server, first: str = FIRST_ID) -> Iterator[list[RawEntry
 
 
 def run_tables(server: Server, run_ids: set[str]) -> Iterator[pa.Table]:
-    """The audit records of some runs as tables (core.audit.audit_schema), in the audit's order.
+    """The audit records of some runs as tables (core.policy.audit_schema), in the audit's order.
 
     They are read from where the audit ended when the first of them began, as the ledger has it: the
     time in a run id may be by a clock that has gone back since.
@@ -258,7 +257,8 @@ def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
     """
     if not audit.length or (known and id_key(audit.boundary_id) <= id_key(known)):
         return  # nobody's, or a commit of this stream was the last
-    run_id = parse(reading.newest(server, server.keys.audit, 1)[0])["run_id"]
+    last = audit_table(reading.newest(server, server.keys.audit, 1))
+    run_id = last["run_id"][0].as_py()
     if RUN_ID.fullmatch(run_id) and not any(
         isinstance(e, OfRun) and e.run_id == run_id for e in entries(server)
     ):

@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..core.audit import OF_EVENT, Records
 from ..core.events import Events
+from ..core.policy import OF_EVENT, Records
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..ids import FIRST_ID, next_id

@@ -160,7 +160,7 @@ class Settings(_Table):
     # to users it is `from`, which Python keeps for itself
     from_: k.Bound = _setting(
         None, "Scopes pending, history: no entry before this.", "TIME|ID|AGE", "notebook plan")
-    plan: k.PlanPath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
+    plan: k.FilePath = _setting(None, "Dry run: write this plan. Live: apply exactly it.", "PATH")
     allow_active_consumers: bool = _setting(
         False, "Drain although another consumer of the group is active.")
     allow_invalid: bool = _setting(
@@ -168,7 +168,7 @@ class Settings(_Table):
     operator: k.Operator = _setting(
         k.os_user, "Who answers for it; stands in the ledger.", "NAME", shown="the OS user")
     reports_dir: k.Place = _setting(Path("reports"), "", "DIR|s3://BUCKET/PREFIX")
-    notebooks_dir: Path | None = _setting(
+    notebooks_dir: k.FilePath = _setting(
         None, "Notebooks of your own.", "DIR", shown="the packaged ones")
     # fmt: on
     fields: Fields = Field(default_factory=Fields, description="names of the event's values")

@@ -24,7 +24,8 @@ MAX_MIN = 5_256_000_000  # minutes; ten thousand years: still fits int64 microse
 MAX_COUNT = 10**18 - 1
 
 STORES = ("s3", "s3a", "gs", "gcs")  # they write an object only if it is missing
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# one slash too: a slip of the pen, which pyarrow takes for a URL where it is a folder's name
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"\d{1,40}", re.ASCII)
 _SYMBOL = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
@@ -122,17 +123,17 @@ def is_url(place: object) -> bool:
 
 def store_problem(url: str) -> str | None:
     """Why evidence cannot be kept at this URL; None if it can."""
-    scheme, _, rest = url.partition("://")
+    scheme, _, rest = url.partition(":")
     if (scheme := scheme.lower()) not in STORES:
         return f"cannot keep evidence at {scheme}://; name a folder or s3://BUCKET/PREFIX"
-    if "@" in rest or "?" in rest or not rest.strip("/"):
+    if "@" in rest or "?" in rest or not rest.startswith("//") or not rest.strip("/"):
         return f"must be {scheme}://BUCKET/PREFIX alone; key and secret belong in the environment"
     return None
 
 
 def _to_place(value: Any) -> Any:
     if not is_url(value):
-        return Path(value) if isinstance(value, str) else value
+        return Path(_to_name(value)) if isinstance(value, str) else value
     if problem := store_problem(value):
         raise ValueError(problem)
     return value
@@ -160,7 +161,7 @@ Bound = Annotated[str | None, BeforeValidator(lambda v: None if v is None else b
 Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 Allowlist = Annotated[str | None, BeforeValidator(_to_allowlist)]
 Place = Annotated[Path | str, BeforeValidator(_to_place)]  # a folder, or a store's URL
-PlanPath = Annotated[
+FilePath = Annotated[
     Path | None, BeforeValidator(lambda v: v if isinstance(v, Path | None) else _to_name(v))
 ]
 

@@ -17,9 +17,8 @@ import plotly.graph_objects as go
 import plotly.io
 from IPython.display import HTML, display
 
-from ..core.audit import Moments
 from ..core.frame import decisions_of, microseconds
-from ..core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
+from ..core.policy import ACTIONS, COLOURS, NAMES, Moments, Policy, passing_at
 from ..core.summary import amount, span
 from ..core.timestamps import NO_TIME
 from ..safe import label, share

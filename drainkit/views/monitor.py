@@ -13,7 +13,7 @@ import pyarrow as pa
 from IPython.display import HTML, Markdown
 from msgspec import to_builtins
 
-from ..core.audit import audit_ms, audit_schema, audit_table
+from ..core.policy import audit_ms, audit_schema, audit_table
 from ..core.timestamps import iso
 from ..errors import DrainkitError
 from ..operations import checks

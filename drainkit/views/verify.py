@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from IPython.display import Markdown
 
 from .. import files
-from ..core.audit import audit_schema
-from ..core.policy import ACTIONS
+from ..core.policy import ACTIONS, audit_schema
+from ..core.reconciliation import Recorded
 from ..core.summary import amount
-from ..core.verdicts import BOOKS, NO, Recorded, Verdict, left_of, verdicts
+from ..core.verdicts import BOOKS, NO, Verdict, left_of, verdicts
 from ..draining.live import vanished_ids
 from ..errors import DrainkitError
 from ..late import collection_paused
@@ -102,9 +102,9 @@ class Verification(Session):
             return markdown(f"**The books do not balance:**\n\n{lines}")
         if not self.live:
             return markdown("**Nothing was drained, and nothing changed.**")
-        earlier = self.recorded.earlier
+        earlier, own = self.recorded.earlier, self.recorded.counts.total()
         told = (
-            f"**The books balance:** {amount(self.recorded.rows + earlier)} read, audited "
+            f"**The books balance:** {amount(own + earlier)} read, audited "
             f"and acknowledged{' by all runs of this plan' if earlier else ''}, each once; nothing "
             "is pending for the drain's consumer."
         )

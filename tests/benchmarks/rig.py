@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -103,16 +102,11 @@ def as_child(works: Mapping[str, Callable[..., Result]]) -> bool:
 def measured(result: Result) -> Iterator[None]:
     """Adds seconds, CPU seconds and the peak memory in MB above what it was before."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
-    before_mb, cpu, started = memory_mb("VmRSS"), _cpu_sec(), time.perf_counter()
+    before_mb, cpu, started = memory_mb("VmRSS"), time.process_time(), time.perf_counter()
     yield
     result["sec"] = time.perf_counter() - started
-    result["cpu_sec"] = _cpu_sec() - cpu
+    result["cpu_sec"] = time.process_time() - cpu
     result["peak_mb"] = memory_mb("VmHWM") - before_mb
-
-
-def _cpu_sec() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def memory_mb(name: str, pid: int | str = "self") -> float:

@@ -9,7 +9,7 @@ from backlogs import GROUP
 from conftest import Cli, one_line_error
 
 SECRET = "s3cr3t-pa55"
-#: Wrong values of `drain`, which each are named with their option.
+#: Wrong values of `run`, which each are named with their option.
 VALUES = {
     "--throttle": ["-1", "0", "fast", "nan", "inf"],
     "--max-events": ["0", "2.5", "-3"],
@@ -19,6 +19,7 @@ VALUES = {
     "--allowlist": ["", " , ", "BTC USDT", "@no-such-file", "redis:"],
     "--scope": ["everything"], "--mode": ["wet"], "--as-of": ["yesterday"], "--env": ["mars"],
     "--stream": [""], "--consumer-group": [""], "--consumer-name": [""], "--plan": [""],
+    "--reports-dir": ["", "ftp://host/reports", "s3:/bucket/reports"], "--notebooks-dir": [""],
     "--history-group": [GROUP],
     "--redis-url": [f"http://user:{SECRET}@localhost", f"redis://user:{SECRET}@host:notaport/0",
                     ""],
@@ -48,8 +49,13 @@ LINES: list[tuple[str, str, str]] = [
     ("trim --archive x.parquet", "", "--apply"),
     ("trim --apply --yes --archive a.csv", "", "must end in .parquet"),
     *((f"trim --keep-days {n}", "", "--keep-days") for n in ("-1", "nan", "x", "inf", "1e308")),
-    ("verify reports --identity auditor", "", "--allowed-signers"),
-    ("verify reports --identity auditor --allowed-signers no-such-file", "", "--allowed-signers"),
+    ("trim --apply --yes --archive ''", "", "must end in .parquet"),
+    ("verify reports --allowed-signers no-such-file", "", "--allowed-signers"),
+    ("run --mode live --yes --sign-key missing", "", "--sign-key"),
+    ("run --mode live --yes --sign-key drainkit.toml", "throttle = 5", "--sign-key"),
+    ("run --all-streams x* --audit-stream a", "", "belongs to one stream"),
+    ("run --all-streams x* --if-backlog-over 3", "", "of one stream"),
+    ("run --dask local", "", "--all-streams"),
     # drainkit.toml: misspelt keys in any table, wrong types, an approval that says too little
     ("drain", "trottle = 5", "trottle"),
     ("drain", "[env.other]\ntrottle = 5", "trottle"),
@@ -59,7 +65,7 @@ LINES: list[tuple[str, str, str]] = [
         'allowed_signers = "a"\nrequired = "2"')),
 ]  # fmt: skip
 CASES = [
-    *((f"drain {option} {shlex.quote(value)}", "", option)
+    *((f"run {option} {shlex.quote(value)}", "", option)
       for option, values in VALUES.items() for value in values),
     *LINES,
 ]  # fmt: skip

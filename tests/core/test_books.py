@@ -4,8 +4,8 @@ a run says of them, of its pace and of how far it is."""
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,18 @@ from hypothesis import strategies as st
 from plan_samples import ENTRIES, NOW_US, POLICY, table_of
 
 from drainkit.cli.terminal import Progress
-from drainkit.core import reconciliation
-from drainkit.core.audit import audit_schema
 from drainkit.core.events import Decoder
-from drainkit.core.policy import ACTIONS, decide
+from drainkit.core.policy import ACTIONS, audit_schema, decide
 from drainkit.core.reconciliation import (
-    Cursor,
     Entries,
-    Matching,
+    Recorded,
     ToDrain,
     drift_counts,
     drift_of,
     reconcile,
 )
 from drainkit.core.summary import Pace, Step, Summary, entries_words, next_run_words
-from drainkit.core.verdicts import Recorded, verdicts
+from drainkit.core.verdicts import verdicts
 from drainkit.errors import RefusedError
 from drainkit.settings import build
 
@@ -41,22 +38,41 @@ books = st.dictionaries(
 sizes = st.lists(st.integers(1, 4), min_size=10, max_size=10)
 
 
-@pytest.fixture(autouse=True)
-def _small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconciliation, "WINDOW", 2)
+def audit_of(columns: dict[str, list[Any]]) -> pa.Table:
+    """Records of run r; what is not told of them is empty."""
+    n, schema = len(columns["original_id"]), audit_schema()
+    columns = {"audit_id": ["1-0"] * n, "run_id": ["r"] * n, **columns}
+    values = [columns.get(name, [None] * n) for name in schema.names]
+    return pa.table([*map(pa.array, values, schema.types)], schema)
 
 
-def table(rows: Rows) -> pa.Table:
-    columns = {
-        "id": pa.array([entry for entry, _ in rows], pa.string()),
-        "action": pa.array([action for _, action in rows], pa.string()).dictionary_encode(),
-        "reason": pa.array([f"why {entry}" for entry, _ in rows], pa.string()),
-    }
-    return pa.table(columns)
+def held(planned: Rows | None, recorded: Rows, sizes: Sequence[int] = (99,)) -> Recorded:
+    """Records held against a plan, both in parts of these sizes."""
+    ids, actions = [[*column] for column in zip(*recorded, strict=True)] or ([], [])
+    whole = (
+        {"id": [], "action": []}
+        if not planned
+        else dict(zip(("id", "action"), map(list, zip(*planned, strict=True)), strict=True))
+    )
+    found = Recorded(
+        "r",
+        "",
+        None
+        if planned is None
+        else lambda: parts(
+            pa.table({n: pa.array(c, pa.string()).dictionary_encode() for n, c in whole.items()}),
+            sizes[::-1],
+        ),
+    )
+    reasons = [f"why {entry}" for entry in ids]
+    columns = {"original_id": ids, "action": actions, "reason": reasons}
+    for part in parts(audit_of(columns), sizes):
+        found.add(part)
+    return found
 
 
-def parts(rows: Rows, sizes: list[int]) -> list[pa.Table]:
-    whole, found = table(rows), []
+def parts(whole: pa.Table, sizes: Sequence[int]) -> list[pa.Table]:
+    found = []
     for size in sizes:
         found.append(whole.slice(0, size))
         whole = whole.slice(size)
@@ -64,13 +80,11 @@ def parts(rows: Rows, sizes: list[int]) -> list[pa.Table]:
 
 
 def findings(
-    planned: Rows | None, recorded: Rows, sizes: list[int], counts: dict[str, int]
+    planned: Rows | None, rows: Rows, sizes: Sequence[int], counts: dict[str, int]
 ) -> list[str]:
-    matching = Matching(None if planned is None else lambda: parts(planned, sizes[::-1]))
-    for part in parts(recorded, sizes):
-        matching.add(part)
-    audited = Counter(action for _, action in recorded)
-    return reconcile(matching.finish(), audited=audited, counts=counts)
+    recorded = held(planned, rows, sizes)
+    recorded.finish()
+    return reconcile(recorded, counts)
 
 
 # ---------------------------------------------------------------- plan, audit, counts
@@ -112,10 +126,9 @@ def test_every_single_fault_is_found(
 
 def test_what_vanished_needs_no_record() -> None:
     """A planned entry that was deleted before it could be delivered is not lacking; another is."""
-    matching = Matching(lambda: [table([(f"{n}-0", "drained_ok") for n in range(1, 5)])])
-    matching.add(table([("2-0", "drained_ok")]))
-    matched = matching.finish(lambda ids: [entry for entry in ids if entry in ("1-0", "4-0")])
-    assert matched.lacking == ["3-0"]
+    recorded = held([(f"{n}-0", "drained_ok") for n in range(1, 5)], [("2-0", "drained_ok")])
+    recorded.finish(lambda ids: [entry for entry in ids if entry in ("1-0", "4-0")])
+    assert (recorded.lacking, recorded.vanished) == (["3-0"], 2)
 
 
 def test_findings_are_one_safe_line_each() -> None:
@@ -131,10 +144,9 @@ def test_drift_lists_every_change(planned: dict[str, str], happened: dict[str, s
     """(id, planned, happened, reason) for exactly the entries whose action changed."""
     both = planned.keys() & happened.keys()
     changed = {(k, planned[k], happened[k], f"why {k}") for k in both if planned[k] != happened[k]}
-    matching = Matching(lambda: [table([*planned.items()])])
-    matching.add(table([*happened.items()]))
-    matching.finish()
-    found = matching.drift()
+    recorded = held([*planned.items()], [*happened.items()])
+    recorded.finish()
+    found = recorded.drift()
     rows = [tuple(row.values()) for row in found.to_pylist()]
     assert ({*rows}, len(rows)) == (changed, len(changed))
     counts = {(c["planned"], c["happened"]): c["events"] for c in drift_counts(found)}
@@ -157,25 +169,18 @@ def test_what_is_decided_otherwise_is_noted_with_its_reason() -> None:
 
 # ---------------------------------------------------------------- a plan's entries
 
-MANY = [[b"%d-%d" % (9 + i // 3, i % 3), [b"symbol", b"BTCUSDT"]] for i in range(30)]
+SOME_IDS = st.lists(
+    st.sampled_from([b"%d-%d" % (9 + i // 3, 9 + i % 3) for i in range(9)] + [b"8-0", b"99-1"]),
+    unique=True,
+)
 
 
-@pytest.mark.parametrize("window", [0, 5])
-@given(draw=st.randoms(use_true_random=False))
-def test_ids_are_found_in_any_order(window: int, draw: random.Random) -> None:
-    """In the plan's order, ahead, back and forth: each id's own row, -1 for what is not planned."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconciliation, "WINDOW", window)
-        planned = Entries(table_of(MANY))
-        cursor, left = Cursor(planned), [entry[0] for entry in MANY]
-        if draw.random() < 0.5:
-            draw.shuffle(left)
-        while left:
-            ids = left[: draw.randrange(1, 6)]
-            left = left[len(ids) :]
-            if draw.random() < 0.1:
-                ids = [*ids, b"8-0"]
-            assert cursor.find(ids).tolist() == [planned.rows.get(wanted, -1) for wanted in ids]
+@given(SOME_IDS, SOME_IDS)
+def test_ids_are_found_in_any_order(planned: list[bytes], ids: list[bytes]) -> None:
+    """Each id's own row, however the plan's stand; -1 for what is not planned."""
+    entries, rows = Entries(table_of([[one, None] for one in planned])), {**dict.fromkeys(ids, -1)}
+    rows |= {one: row for row, one in enumerate(planned)}
+    assert entries.find(ids).tolist() == [rows[one] for one in ids]
 
 
 def test_the_last_entry_is_the_largest_id() -> None:
@@ -284,14 +289,8 @@ OTHER = {**GROUP, "name": "other"}
 
 def records(*, ids: list[str] = IDS, n: int = N, gap_ms: int = 200) -> pa.Table:
     """The audit of a run at 5 per second: each record at its turn."""
-    columns = {
-        "audit_id": [f"{1000 + i * gap_ms}-0" for i in range(n)],
-        "original_id": ids[:n], "action": ACTION[:n], "run_id": ["r"] * n,
-    }  # fmt: skip
-    return pa.table(
-        [pa.array(columns.get(field.name, [None] * n), field.type) for field in audit_schema()],
-        audit_schema(),
-    )
+    turns = [f"{1000 + i * gap_ms}-0" for i in range(n)]
+    return audit_of({"audit_id": turns, "original_id": ids[:n], "action": ACTION[:n]})
 
 
 def state(*others: dict[str, Any], length: int = N, **own: Any) -> dict[str, Any]:

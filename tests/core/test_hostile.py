@@ -11,10 +11,9 @@ import pytest
 import reference
 from event_samples import GOOD, HOSTILE_BY_ACTION, ID, ID_MS, entry, flat, nested, one, why
 
-from drainkit.core.audit import records
 from drainkit.core.events import MAX_LAYOUTS, MAX_VOCABULARY, MAX_VOCABULARY_CHARACTERS, Decoder
 from drainkit.core.frame import decide_frame, load_frame
-from drainkit.core.policy import ACTIONS, FAILED_NAMES, Policy, decide
+from drainkit.core.policy import ACTIONS, FAILED_NAMES, Policy, decide, records
 
 NOW_US = (ID_MS + 10_000) * 1000  # every entry is ten seconds old by its id
 POLICY = Policy(max_age_min=30, allowlist=frozenset({"BTCUSDT", "ETHUSDT"}), min_conf=0.6)

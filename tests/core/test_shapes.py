@@ -62,8 +62,7 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], int, str]] = {
                  "side": "payload.signal.side", "confidence_percent": True}, 200, "percentage"),
     "sign": (lambda i: FLAT_SIGNAL | {"confidence": f"{40 + i % 55}%"},
              {"confidence_percent": True}, 200, "percentage"),
-    "scales": (lambda i: FLAT_SIGNAL | ({"confidence": "78%"} if i % 2 else {}), {}, 100,
-               "no setting reads both"),
+    "scales": (lambda i: FLAT_SIGNAL | ({"confidence": "78%"} if i % 2 else {}), {}, 100, ""),
     "lacking": (lambda i: {"payload": json.dumps({"signal": {
                     k: v for k, v in signal(i).items() if i % 2 or k != "confidence"}})},
                 {"symbol": "payload.signal.symbol", "confidence": "payload.signal.confidence",
@@ -92,7 +91,8 @@ def test_a_signals_own_fields_are_proposed(shape: str) -> None:
     body, table, readable, note = SHAPES[shape]
     sample = entries(*map(body, range(200)), n=200)
     found = examine(sample, Fields())
-    assert tomllib.loads(found.snippet).get("fields", {}) == table
+    lists = {value: [one] if isinstance(one, str) else one for value, one in table.items()}
+    assert tomllib.loads(found.snippet).get("fields", {}) == lists
     assert found.readable == readable
     invalid = Decoder(build({"fields": table}).fields).decode(sample).invalid
     assert int((invalid == 0).sum()) == readable

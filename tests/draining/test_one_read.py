@@ -40,7 +40,7 @@ def opened(place: Place, **options: Any) -> Iterator[Run]:
 
 def planned_of(place: Place, folder: Path) -> PlanFile:
     with opened(place) as run:
-        plan_run(run, folder / "plan.json")
+        plan_run(run, folder / "plan.json", pages=kept(run, folder))
     return PlanFile.load(folder / "plan.json")
 
 
@@ -130,28 +130,43 @@ def test_what_changes_after_it_was_seen(place: Place, tmp_path: Path, name: str)
     assert run.books["vanished"] == vanished
 
 
+# what happens between plan and run, and why that refuses it (4); "": seen, and looked at closely
+BETWEEN: dict[str, tuple[Change, str]] = {
+    "deleted": (lambda p, ids: p.alter("XDEL", ids[200]), "gone"),
+    "gone, the first": (lambda p, ids: anew(p, gone=ids[100]), "gone"),
+    "gone, near the end": (lambda p, ids: anew(p, gone=ids[298]), "gone"),
+    "changed": (lambda p, ids: anew(p, change=ids[199]), "changed"),
+    "changed, near the end": (lambda p, ids: anew(p, change=ids[298]), "changed"),
+    "moved": (lambda p, ids: p.set_position(ids[150]), "position moved"),
+    "delivered": (lambda p, ids: p.deliver(ME, 1), "position moved"),
+    "more": (lambda p, ids: anew(p, more=f"{ids[100]}1"), ""),
+}
+
+
 @BUNDLED
-@pytest.mark.parametrize(
-    ("kind", "at"),
-    [("gone", 100), ("gone", 298), ("change", 199), ("change", 298), ("more", 100), ("own", 199)],
-)
-def test_a_plan_that_does_not_fit_to_the_byte_is_looked_at_closely(
-    place: Place, tmp_path: Path, kind: str, at: int
+@pytest.mark.parametrize("from_kept", [False, True], ids=["read", "kept"])
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_plan_is_held_against_the_server(
+    place: Place, tmp_path: Path, name: str, from_kept: bool
 ) -> None:
-    """An entry less, changed, more or pending is seen; gone or changed refuses before any write."""
+    """To the byte: an entry less, changed or more, a group elsewhere is seen. What the plan does
+    not allow refuses before any write, also where 02 planned what 01 had seen."""
+    change, told = BETWEEN[name]
     ids = place.seed()
-    if kind == "more":  # planned without it, then it is there
-        place.alter("XDEL", ids[at])
+    if from_kept:
+        with opened(place) as run:
+            look(run, tmp_path)
+        change(place, ids)
     planned = planned_of(place, tmp_path)
-    if kind == "own":
-        place.deliver(ME, at - 99)
-    else:
-        anew(place, **{kind: ids[at]})
-    with opened(place, mode="live") as run:
-        assert look_straight(run, planned) is None
-    if kind in ("gone", "change"):
-        refused = place.attempt(planned=planned)
-        assert (refused.rc, ids[at] in refused.error, place.audit()) == (4, True, [])
+    if not from_kept:
+        change(place, ids)
+    assert (planned.plan.total_read, planned.plan.position) == (200, ids[99])
+    if not told:
+        with opened(place, mode="live") as run:
+            assert look_straight(run, planned) is None
+        return
+    refused = place.attempt(planned=planned)
+    assert (refused.rc, told in refused.error, place.audit()) == (4, True, []), refused
 
 
 # ---------------------------------------------------------------- 01 to 02
@@ -188,30 +203,3 @@ def test_what_was_kept_makes_the_same_plan(
         with opened(place, **given) as run, opened(place, **{**given, **other}) as odd:
             look(run, tmp_path)
             assert kept(odd, tmp_path) is None
-
-
-@BUNDLED
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda p, ids: p.alter("XDEL", ids[200]), "gone"),
-        (lambda p, ids: p.set_position(ids[150]), "position moved"),
-        (lambda p, ids: p.deliver(ME, 1), "position moved"),
-        (lambda p, ids: anew(p, change=ids[200]), "changed"),
-    ],
-    ids=["deleted", "moved", "delivered", "made anew"],
-)
-def test_a_plan_of_what_was_kept_is_held_against_the_server(
-    place: Place, tmp_path: Path, change: Change, told: str
-) -> None:
-    """02 plans what 01 saw, from where the group stood then; 03 refuses what changed meanwhile,
-    and nothing is recorded."""
-    ids = place.seed()
-    with opened(place) as run:
-        look(run, tmp_path)
-    change(place, ids)
-    with opened(place) as run:
-        _, plan = plan_run(run, tmp_path / "plan.json", pages=kept(run, tmp_path))
-    assert (plan.total_read, plan.position) == (200, ids[99])
-    refused = place.attempt(planned=PlanFile.load(tmp_path))
-    assert (refused.rc, told in refused.error, place.audit()) == (4, True, []), refused

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from backlogs import ME, backlog
-from conftest import Cli, one_line_error
 from place import BUNDLED, Place
 from plan_samples import plan_of, save_plan, table_of, table_sha256
 from pyarrow import parquet
@@ -66,48 +65,42 @@ def test_a_live_run_drains_its_plan(place: Place, scope: str) -> None:
 
 
 @BUNDLED
-def test_what_nobody_set_comes_from_the_plan(place: Place) -> None:
-    """Without policy flags the live run uses the plan's; with other flags it refuses, for another
-    stream, too. A plan made with --env a is refused with --env b, and by who leaves it out; plan
-    and books name the environment, the plan the server."""
-    place.seed()
-    (place.cli.cwd / "drainkit.toml").write_text("[env.a]\n[env.b]\n")
-    plan = json.loads(make_plan(place, "--min-conf", "0.5", "--env", "a").read_text())
+def test_all_that_decides_is_the_plans(place: Place) -> None:
+    """Another value asked for with the command is refused, with both named; the environment too,
+    also by who leaves it out. What variables or drainkit.toml say of throttle, number, time and
+    audit gives way: what was planned as dropped_old stays so. Plan and books name the environment,
+    the plan the server."""
+    ids = place.seed(160)[100:]
+    toml = place.cli.cwd / "drainkit.toml"
+    toml.write_text("[env.a]\n[env.b]\n")
+    path = make_plan(place, "--min-conf", "0.5", "--env", "a", "--max-events", "60",
+                     "--max-age-min", "0.00001")  # fmt: skip
+    plan = json.loads(path.read_text())
     assert (plan["environment"], plan["server"]) == ("a", place.server.url)
-    assert plan["audit_stream"] == place.side("audit")
+    assert (plan["audit_stream"], plan["counts"]["dropped_old"]) == (place.side("audit"), 60)
     place.ask("COPY", place.stream, "another")  # the same entries under another name
-    for options, point in (
-        (("--min-conf", "0.6"), "min_conf"), (("--max-age-min", "31"), "max_age_min"),
-        (("--allowlist", "BTCUSDT"), "allowlist"), (("--consumer-group", "other"), "group"),
-        (("--scope", "history"), "scope"), (("--stream", "another"), "stream"),
-        (("--env", "b"), "the plan has --env a, asked for --env b"),
+    other = {"as_of": iso((place.now_ms() - 3_600_000) * 1000), "max_events": "8",
+             "audit_stream": f"{place.stream}.other", "throttle": "7"}  # fmt: skip
+    had = {"as_of": "none", "max_events": "60", "audit_stream": place.side("audit"),
+           "throttle": "none"}  # fmt: skip
+    for option, value, says in (
+        ("min-conf", "0.6", "min_conf"), ("max-age-min", "31", "max_age_min"),
+        ("allowlist", "BTCUSDT", "allowlist"), ("consumer-group", "other", "group"),
+        ("scope", "history", "scope"), ("stream", "another", "stream"),
+        ("env", "b", "the plan has --env a, asked for --env b"),
+        *((name.replace("_", "-"), value, f"the plan has {had[name]}, asked for {value}")
+          for name, value in other.items()),
     ):  # fmt: skip
-        assert point in refused(place, "--env", "a", *options)
+        said = refused(place, "--env", "a", f"--{option}", value)
+        assert says in said
+        assert option in said.replace("_", "-") or option == "consumer-group"
     assert "the plan has --env a, asked for no --env" in refused(place)
     assert place.audit() == []
-    assert place.cli.done(*APPLY, *place.where, "--env", "a").json()["environment"] == "a"
-    assert len(place.audit()) == 150
-
-
-@BUNDLED
-@pytest.mark.parametrize("point", ["as_of", "audit_stream", "throttle", "max_events"])
-def test_all_that_decides_is_the_plans(place: Place, point: str) -> None:
-    """What a variable or drainkit.toml say gives way to the plan, another value asked for with the
-    command is refused with both named: what was planned as dropped_old stays so."""
-    ids = place.seed(160)[100:]
-    made = place.dry("--throttle", "none", "--plan", "plan.json", "--max-events", 60,
-                     "--max-age-min", "0.00001")  # fmt: skip
-    assert made["dropped_old"] == 60
-    planned, value = {
-        "as_of": ("none", iso((place.now_ms() - 3_600_000) * 1000)), "max_events": ("60", "8"),
-        "audit_stream": (place.side("audit"), f"{place.stream}.other"), "throttle": ("none", "7"),
-    }[point]  # fmt: skip
-    said = refused(place, f"--{point.replace('_', '-')}", value)
-    assert point.replace("_", "-") in said
-    assert f"the plan has {planned}, asked for {value}" in said
-    assert place.ask("EXISTS", f"{place.stream}.other") == 0
-    (place.cli.cwd / "drainkit.toml").write_text(f'{point} = "{value}"\n')
-    place.cli.done(*APPLY, *place.where, env={f"DRAINKIT_{point.upper()}": value})
+    assert place.ask("EXISTS", other["audit_stream"]) == 0
+    toml.write_text("".join(f'{name} = "{value}"\n' for name, value in other.items()) + "[env.a]\n")
+    env = {f"DRAINKIT_{name.upper()}": value for name, value in other.items()}
+    live = place.cli.done(*APPLY, *place.where, "--env", "a", env=env).json()
+    assert live["environment"] == "a"
     assert place.recorded() == ids
     assert {r["action"] for r in place.audit()} == {"dropped_old"}
 
@@ -222,8 +215,8 @@ def plan_file(folder: Path, name: str, **other: Any) -> Path:
 
 @BUNDLED
 def test_settings_and_fates_that_differ_are_counted(place: Place) -> None:
-    """Two dry runs with other limits: just these settings differ, and the events are joined by
-    id, not by place."""
+    """Two dry runs with other limits: just these settings differ, and the events are joined by id,
+    not by place; a plan is like itself. What is missing ends in one line."""
     ids = place.seed()
     fixed = ("--as-of", "2030-01-01T00:00:00Z", "--max-age-min", "100000000", "--max-events")
     for name, options in (("a.json", ("150", "--min-conf", "0.2", "--allowlist", "BTCUSDT")),
@@ -242,6 +235,10 @@ def test_settings_and_fates_that_differ_are_counted(place: Place) -> None:
     assert found["in_both"] - found["same_fate"] == fates.total() - 49 > 0
     names = {row["name"] for row in found["settings"]}
     assert names == {"boundary_id", "max_events", "until", "policy.min_conf", "policy.allowlist"}
+    same = place.cli.done("diff", "a.json", "a.json", "--json").json()
+    assert same["settings"] == same["other_fate"] == []
+    assert same["in_both"] == same["same_fate"] == len(a)
+    place.cli.fails(2, "diff", "a.json", "nothing.json")
     text = place.cli("diff", "a.json", "b.json").out
     assert "policy.min_conf: 0.2 | 0.8" in text
     assert "policy.allowlist: B has ETHUSDT besides, and not none" in text
@@ -287,17 +284,3 @@ def test_of_a_live_run_the_outcome_counts(tmp_path: Path) -> None:
     (live / "audit.parquet").unlink()
     with pytest.raises(RefusedError, match="cannot be read"):
         read_side(live)
-
-
-def test_what_is_no_run_is_named(cli: Cli) -> None:
-    """A missing or edited plan ends in one line, with its code; a plan is like itself: no setting
-    differs, and every event met the same fate."""
-    good, edited = (plan_file(cli.cwd, name) for name in ("good.json", "edited.json"))
-    edited.write_text(edited.read_text().replace('"throttle": 5.0', '"throttle": 6.0'))
-    for path, code in ((cli.cwd / "nothing.json", 2), (edited, 4)):
-        result = cli("diff", good, path)
-        assert (result.rc, result.out) == (code, "")
-        one_line_error(result.err)
-    found = cli.done("diff", good, good, "--json").json()
-    assert found["settings"] == found["other_fate"] == []
-    assert (found["in_both"], found["same_fate"]) == (5, 5)

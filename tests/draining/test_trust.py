@@ -6,12 +6,11 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
 
 import pytest
-from backlogs import GROUP, fill
-from faults import ALONE, Clock, key
+from backlogs import GROUP
+from books import key
+from faults import ALONE, Clock, unrecorded
 from place import BUNDLED, Place
 from servers import KINDS
 
@@ -19,13 +18,6 @@ from servers import KINDS
 def doubled(place: Place) -> list[tuple[tuple[str, str], int]]:
     found = Counter((r["consumer_group"], r["original_id"]) for r in place.audit())
     return [pair for pair in found.items() if pair[1] > 1]
-
-
-def unrecorded(place: Place) -> list[str]:
-    """Entries that the group has passed, that are pending for nobody, and have no record."""
-    done = {*place.recorded(), *(entry for entry, _ in place.waiting())}
-    entries = [row[0].decode() for row in place.alter("XRANGE", "-", place.position)]
-    return [entry for entry in entries if entry not in done]
 
 
 @BUNDLED
@@ -64,54 +56,6 @@ def test_ids_hours_ahead_of_the_clock(
     assert (len(place.audit()), doubled(place)) == (40, [])
 
 
-# ---------------------------------------------------------------- another stream under a drain
-
-REPLACED: dict[str, Callable[[Place], object]] = {
-    "deleted and made anew": lambda place: place.alter("DEL"),
-    "renamed over": lambda place: place.ask("RENAME", f"{place.stream}:new", place.stream),
-    "restored over": lambda place: place.alter(
-        "RESTORE", 0, place.ask("DUMP", f"{place.stream}:new"), "REPLACE"
-    ),
-    "moved away and another moved in": lambda place: (
-        place.alter("MOVE", 1), place.ask("RENAME", f"{place.stream}:new", place.stream)
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("place", "throttle", "how", "same_ids"),
-    [*product(["valkey"], ["none"], REPLACED, [True, False]),
-     ("valkey", "1000", "restored over", True), ("valkey", "100", "renamed over", False),
-     ("redis", "none", "deleted and made anew", True), ("redis", "1000", "renamed over", False),
-     ("redis62", "1000", "moved away and another moved in", True),
-     ("redis62", "none", "restored over", False)],
-    indirect=["place"],
-)  # fmt: skip
-def test_a_stream_replaced_by_a_larger_one(
-    place: Place, throttle: str, how: str, same_ids: bool
-) -> None:
-    """Nothing of the new one is acknowledged without its record, at any rate."""
-    ids = place.seed(1500, 0)
-    after_ms = key(ids[-1])[0] + 1
-    new = [*(ids if same_ids else ()), *(f"{after_ms + i}-7" for i in range(2000))]
-    entries = [(entry, {"n": str(i)}) for i, entry in enumerate(new)]
-
-    def replace() -> None:
-        if how == "deleted and made anew":
-            REPLACED[how](place)
-            place.fill(entries)
-        else:
-            fill(place.server, f"{place.stream}:new", entries, group=GROUP)
-            REPLACED[how](place)
-
-    before, most = (500, 1000) if throttle == "none" else (60, 200)
-    run = place.attempt(at=(before, replace), throttle=throttle, max_events=most)
-    assert run.rc != 0
-    if same_ids:  # an id's record would be the old stream's
-        assert place.position == "0-0"
-    assert unrecorded(place) == []
-
-
 @pytest.mark.parametrize("ids", ["by hand", "by the server"])
 def test_a_stream_made_anew_is_drained_anew(place: Place, ids: str) -> None:
     """Ids that begin again at 1-0 do not count as recorded, and the run says what it found."""
@@ -123,58 +67,6 @@ def test_a_stream_made_anew_is_drained_anew(place: Place, ids: str) -> None:
         assert run.books["total_read"] == n
         if ids == "by hand":  # others are new in any case
             assert len(run.books.get("notes") or []) == life
-
-
-# ---------------------------------------------------------------- side keys lost, or put back
-
-
-def delete(*names: str) -> Callable[[Place], object]:
-    return lambda place: place.ask("DEL", *map(place.side, names))
-
-
-def delete_record(place: Place) -> None:
-    name = place.side("audit")
-    place.ask("XDEL", name, place.ask("XRANGE", name, "-", "+", "COUNT", 1)[0][0])
-
-
-# what happens in the middle of a drain, its exit code, and whether it is seen at the next commit
-LOST: dict[str, tuple[Callable[[Place], object], int, bool]] = {
-    "recorded": (delete("recorded"), 0, True),
-    "state": (delete("state"), 0, True),
-    "state and recorded": (delete("state", "recorded"), 0, True),
-    "ledger": (delete("runs"), 0, True),
-    "audit": (delete("audit"), 1, True),
-    "audit, state and recorded": (delete("audit", "state", "recorded"), 1, True),
-    "audit trimmed": (lambda place: place.ask("XTRIM", place.side("audit"), "MAXLEN", 1), 1, False),
-    "a record deleted": (delete_record, 1, False),
-}
-
-
-@pytest.mark.parametrize(
-    ("place", "throttle", "scope", "lost"),
-    [*product(["valkey"], ["none"], ["undelivered"], LOST),
-     *product(["redis"], ["1000"], ["undelivered"], [*LOST][1::2]),
-     *product(["redis62"], ["none"], ["history"], [*LOST][::2]),
-     *product(["valkey"], ["1000"], ["history"], [*LOST][1::2])],
-    indirect=["place"],
-)  # fmt: skip
-def test_what_is_lost_in_the_middle_is_noticed(
-    place: Place, lost: str, throttle: str, scope: str
-) -> None:
-    """Set and state are made again from the audit, none doubled; a lost audit, or records removed
-    from it, end it with 1."""
-    strike, rc, at_once = LOST[lost]
-    place.seed(900, 300 if scope == "history" else 0)
-    if scope == "history":  # its second half is recorded already
-        place.complete(**ALONE)
-    run = place.attempt(at=(60, partial(strike, place)), scope=scope, throttle=throttle)
-    assert run.rc == rc, run.error
-    if rc == 0:
-        assert (len(place.audit()), doubled(place)) == (900, [])
-    else:
-        assert "audit" in run.error
-        if at_once:  # at the next commit, not at the end
-            assert run.books["remaining"] > 0
 
 
 @pytest.mark.parametrize("back", ["stream, state and recorded", "audit"])
@@ -194,31 +86,6 @@ def test_copies_of_yesterday(place: Place, back: str) -> None:
     assert ("older" in " ".join(run.books.get("notes") or ())) == (back == "audit")
     assert (len(place.audit()), doubled(place)) == (200 if back == "audit" else 300, [])
     assert back == "audit" or unrecorded(place) == []
-
-
-@pytest.mark.parametrize(
-    ("place", "first", "forgotten"),
-    [("redis", "history", False), ("redis62", "history", True), ("valkey", "history", True),
-     ("valkey", "undelivered", True), ("redis62", "undelivered", True)],
-    indirect=["place"],
-)  # fmt: skip
-def test_pending_entries_without_a_body_get_their_records(
-    place: Place, first: str, forgotten: bool
-) -> None:
-    """What is recorded on both sides of them passes none of them off as recorded."""
-    ids = place.seed(300, 0)
-    place.deliver("A", 200)
-    gone = [ids[0], ids[10], *ids[50:53], ids[199]]
-    place.alter("XDEL", *gone)
-    if first == "undelivered":
-        place.set_position("0-0")
-    place.complete(scope=first, **ALONE)
-    if forgotten:
-        place.ask("DEL", place.side("recorded"))
-    run = place.complete(scope="pending", **ALONE)
-    assert run.books["dropped_missing"] == len(gone)
-    place.complete(**ALONE)
-    assert sorted(place.recorded()) == sorted(ids)
 
 
 @dataclass
@@ -251,34 +118,29 @@ class Steps:
         if self.rng.random() < 0.5:
             self.place.set_position(here)
 
-    def set_position(self) -> None:
-        if passed := self.place.alter("XRANGE", "-", self.furthest):
-            self.place.set_position(self.rng.choice(passed)[0])
-
-    def claim(self) -> None:
-        if waiting := self.place.waiting()[:20]:
-            who, which = self.rng.choice("AB"), self.rng.choice(waiting)[0]
-            self.place.alter("XCLAIM", GROUP, who, 0, which)
-
-    def deliver(self) -> None:
-        self.place.deliver(self.rng.choice("AB"), self.rng.randrange(1, 30))
-
-    def add(self) -> None:
-        self.place.fill([("*", {"symbol": "B"})] * self.rng.randrange(1, 20), None)
-
-    def delete(self) -> None:
-        ids = [entry[0] for entry in self.place.alter("XRANGE", "-", "+")]
-        self.place.alter("XDEL", "0-1", *self.rng.sample(ids, len(ids) // 20))
-
-    def lose(self) -> None:
-        self.place.ask("DEL", self.place.side(self.rng.choice(["state", "recorded"])))
+    def other(self) -> None:
+        place, rng = self.place, self.rng
+        ids = [entry[0] for entry in place.alter("XRANGE", "-", "+")]
+        passed = [entry[0] for entry in place.alter("XRANGE", "-", self.furthest)]
+        what = rng.choice(["position", "claim", "deliver", "add", "delete", "lose"])
+        if what == "position" and passed:
+            place.set_position(rng.choice(passed))
+        elif what == "claim" and (waiting := place.waiting()[:20]):
+            place.alter("XCLAIM", GROUP, rng.choice("AB"), 0, rng.choice(waiting)[0])
+        elif what == "deliver":
+            place.deliver(rng.choice("AB"), rng.randrange(1, 30))
+        elif what == "add":
+            place.fill([("*", {"symbol": "B"})] * rng.randrange(1, 20), None)
+        elif what == "delete":
+            place.alter("XDEL", "0-1", *rng.sample(ids, len(ids) // 20))
+        elif what == "lose":
+            place.ask("DEL", place.side(rng.choice(["state", "recorded"])))
 
     def step(self, *, inside: bool = False) -> None:
-        others = [self.set_position, self.claim, self.deliver, self.add, self.delete, self.lose]
         if self.rng.random() < 0.4:
             self.drain(inside=inside)
         else:
-            self.rng.choice(others)()
+            self.other()
         self.furthest = max(self.furthest, self.place.position, key=key)
 
 

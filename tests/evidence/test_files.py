@@ -28,7 +28,6 @@ from drainkit import files
 from drainkit.core.summary import new_run_id
 from drainkit.draining.plan_files import PlanFile
 from drainkit.errors import DrainkitError, RefusedError, UsageError
-from drainkit.evidence import seal as sealing
 
 
 def test_a_run_id_has_the_contracts_form() -> None:
@@ -39,16 +38,16 @@ def test_a_run_id_has_the_contracts_form() -> None:
 
 
 def test_a_place_that_cannot_be_is_bad_usage(tmp_path: Path) -> None:
-    """A missing folder, a folder in the file's place, a file in the folder's, a run's folder that
-    is there already: one line each. Parents of a run's folder are made."""
+    """A missing folder, a folder in the file's place, a file in the folder's, a folder that is
+    there already: one line each. Parents of a new folder are made."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "no" / "x.json", tmp_path, tmp_path / "file" / "x.json"):
         with pytest.raises(UsageError):
             files.write_json(path, {})
-    assert sealing.open_run(tmp_path / "a" / "b", "run").is_dir()
-    for reports in (tmp_path / "file", tmp_path / "a" / "b"):
-        with pytest.raises(UsageError, match="reports-dir"):
-            sealing.open_run(reports, "run")
+    assert files.make_folder(tmp_path / "a" / "b" / "run").is_dir()
+    for path in (tmp_path / "file" / "run", tmp_path / "a" / "b" / "run"):
+        with pytest.raises(UsageError, match="choose another place"):
+            files.make_folder(path)
     assert names(tmp_path) == ["a", "file"]
 
 
@@ -186,21 +185,18 @@ def test_a_plan_is_loaded_with_its_decisions(tmp_path: Path, sealed: Path) -> No
     assert PlanFile.load(sealed).plan == plan_of()
 
 
-SPOILT: dict[str, Callable[[Path], object]] = {
-    "gone": lambda p: p.unlink(),
-    "flipped": lambda p: flip(p, p.stat().st_size // 2),
-    "cut": lambda p: p.write_bytes(p.read_bytes()[:-9]),
-    "of other rows": lambda p: files.write_table(p, table_of().slice(1)),
-}
-
-
-@pytest.mark.parametrize("how", SPOILT)
-def test_decisions_that_do_not_fit_are_refused(tmp_path: Path, how: str) -> None:
+def test_decisions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """Decisions that are gone, broken or edited are named, exit code 4, never a traceback."""
-    save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
-    SPOILT[how](tmp_path / "decisions.parquet")
-    with pytest.raises(RefusedError, match=r"decisions\.parquet"):
-        PlanFile.load(tmp_path)
+    decisions, spoil = tmp_path / "decisions.parquet", dict[str, Callable[[], object]]()
+    spoil["gone"] = decisions.unlink
+    spoil["flipped"] = lambda: flip(decisions, decisions.stat().st_size // 2)
+    spoil["cut"] = lambda: decisions.write_bytes(decisions.read_bytes()[:-9])
+    spoil["of other rows"] = lambda: files.write_table(decisions, table_of().slice(1))
+    for how in spoil.values():
+        save_plan(tmp_path / "plan.json", plan_of(), [table_of()])
+        how()
+        with pytest.raises(RefusedError, match=r"decisions\.parquet"):
+            PlanFile.load(tmp_path)
 
 
 def test_decisions_and_plan_stand_for_each_other(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,29 +18,22 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import Server
 
-ORPHANS = """
-import guard, servers, sys, time
-started = [servers.start(kind) for kind in sys.argv[1:]]
-print(guard.guard().folder, *(server.pid for server in started), flush=True)
-time.sleep(60)
-"""
-
 
 def test_servers_are_of_their_kind_and_die_with_their_parent(server: Server) -> None:
-    """The server that answers is the program of its kind, on socket and port. After a SIGKILL of
-    the process that started some they are gone, and their folder."""
-    with redis.Redis.from_url(server.tcp_url) as over_tcp:
-        info: Any = over_tcp.info("server")
+    """The server that answers is the program of its kind. After a SIGKILL of the process that
+    started one it is gone, and its folder."""
+    info: Any = server.client().info("server")
     number = info.get("valkey_version") or info["redis_version"]
     assert (server.version.split()[1], server.pid) == (number, info["process_id"])
     assert number.startswith("6.2.") == (server.kind == "redis62")
-    path = {"PYTHONPATH": str(ROOT / "tests")}
-    with subprocess.Popen([sys.executable, "-c", ORPHANS, server.kind], env={**os.environ, **path},
-                          stdout=subprocess.PIPE, text=True) as parent:  # fmt: skip
-        assert parent.stdout is not None
-        folder, pid = parent.stdout.readline().split()
-        assert psutil.pid_exists(int(pid))
-        parent.kill()
+    code = f"import servers; s = servers.start({server.kind!r}); print(s.folder, s.pid); input()"
+    parent = subprocess.Popen([sys.executable, "-uc", code], cwd=ROOT / "tests", text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert parent.stdout is not None
+    folder, pid = parent.stdout.readline().split()
+    assert psutil.pid_exists(int(pid))
+    parent.kill()
+    parent.communicate()
     servers.wait_until("its folder is gone", lambda: not Path(folder).exists())
     servers.wait_until("it is gone", lambda: not psutil.pid_exists(int(pid))
                        or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE)  # fmt: skip

@@ -104,8 +104,12 @@ def test_whose_it_is_and_whether_it_was_audited(place: Place) -> None:
 
 @BUNDLED
 def test_what_is_nowhere_is_refused(place: Place) -> None:
-    """An entry that nobody knows is refused (4), what is no id is bad usage (2)."""
+    """An entry that nobody knows is refused (4), what is no id is bad usage (2).
+
+    An id with leading zeros is the same one.
+    """
     place.fill([("5-1", intent())])
+    assert [entry["id"] for entry in show(place, "05-001")] == ["5-1"]
     for wrong, code, words in (("5-2", 4, "not in the stream"), ("5", 2, "no entry id"),
                                ("\x1b[2J-1", 2, "no entry id"),
                                (f"{2**64}-0", 2, "no entry id")):  # fmt: skip

@@ -1,8 +1,9 @@
 """What a person sees, in a real browser with the outside blocked: figures drawn, events inert, and
-nothing of them a formula."""
+nothing of them a formula; at the desk (`drainkit lab --demo`), in a report, in exported pages."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 import servers
 from axe_playwright_python.sync_playwright import Axe
-from backlogs import GROUP
+from backlogs import GROUP, seed
 from books import at
-from browsers import Watched, demo_lab, hostile_backlog, run_in_lab
+from browsers import Watched, demo_lab, hostile_events, run_in_lab
 from conftest import Cli, need
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from program import Programs
-from servers import Server
 
 pytestmark = pytest.mark.browser
 
@@ -32,6 +33,7 @@ TYPESET = """root => {
         !walker.currentNode.parentElement.closest(free)) found.push(walker.currentNode.data);
   return found;
 }"""
+FIGURES = "[...document.querySelectorAll('.js-plotly-plot')]"
 BUSY = ".jp-InputPrompt:text-is('[*]:')"
 
 
@@ -40,7 +42,8 @@ def evidence(tmp_path_factory: pytest.TempPathFactory, _programs: Programs) -> I
     """The evidence of a live run over a hostile backlog."""
     cli = Cli(tmp_path_factory.mktemp("hostile"), _programs)
     with servers.start(need("valkey")) as server:
-        hostile_backlog(server, "s", *TEX)
+        seed(server, "s", 400)
+        hostile_events(server.client(), "s", *TEX)
         run = cli.done(
             "run", "--mode", "live", "--yes", "--json", "--throttle", "none", "--max-events", "all",
             "--allow-active-consumers", *at(server, "s"), "--consumer-group", GROUP,
@@ -87,20 +90,25 @@ def test_the_evidence_opens_offline(evidence: Path, browser: Browser) -> None:
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
-def seen_in(page: Page) -> tuple[set[str], set[str]]:
-    """Texts of figures, and formulas, all along the notebook; Lab draws what is looked at."""
-    texts: set[str] = set()
-    formulas: set[str] = set()
+def passing(page: Page) -> int:
+    """How many events pass, as the exploration shows it."""
+    row = page.locator("tr[data-action=drained_ok]").inner_text()
+    return int(re.findall(r"[\d,]+", row)[0].replace(",", ""))
+
+
+def seen_in(page: Page, **wanted: str) -> dict[str, set[str]]:
+    """The texts of what is `wanted`, all along the notebook; Lab draws what is looked at."""
+    texts = {name: set[str]() for name in wanted}
     page.mouse.move(700, 600)
     for step in range(300):
-        texts |= set(page.locator(".js-plotly-plot text").all_text_contents())
-        formulas |= set(page.locator("mjx-container,[class$=-math-group]").all_inner_texts())
+        for name, selector in wanted.items():
+            texts[name] |= set(page.locator(selector).all_text_contents())
         is_there = page.locator("tr[data-action=drained_ok]").count() > 0
         if step > 30 and is_there and not page.locator(BUSY).count():
             break
         page.mouse.wheel(0, 400)
         page.wait_for_timeout(250)
-    return texts, formulas
+    return texts
 
 
 def opens_with_its_figures(page: Page, address: str) -> None:
@@ -119,28 +127,84 @@ def opens_with_its_figures(page: Page, address: str) -> None:
     assert page.evaluate("window.pwned") is None
 
 
-def test_nothing_in_lab_is_typeset_and_its_folder_is_not_imported(
-    evidence: Path, valkey: Server, stream: str, tmp_path: Path, browser: Browser
-) -> None:
-    """01 runs in Lab: no formula; the run's executed analysis opens offline with its figures and
-    inert events; a calendar.py beside them runs nowhere."""
-    hostile_backlog(valkey, stream, *TEX)
-    ran, mine = tmp_path / "ran", tmp_path / "mine"
+@pytest.fixture
+def lab(evidence: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a Lab with the demo's server, hostile events added; beside the notebooks a
+    run's executed analysis, and a calendar.py that must run nowhere."""
+    mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "calendar.py").write_text(f"open({str(ran)!r}, 'a').write('ran')")
+    (mine / "calendar.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('ran')")
     shutil.copy(evidence / "01_analyse_backlog.ipynb", mine / "sealed.ipynb")
-    where = (*at(valkey, stream), "--consumer-group", GROUP)
-    with demo_lab(tmp_path, *where) as address:
-        watched = Watched(browser, address)
-        run_in_lab(watched.page, address, "01_analyse_backlog")
-        texts, formulas = seen_in(watched.page)
-        assert "$\\color{white}{x}$" in {text.strip() for text in texts}
-        assert formulas == set()
-        watched.page.close()
-        watched = Watched(browser, address)
-        opens_with_its_figures(watched.page, address)
-        assert watched.outside == []
-    assert not ran.exists()
+    with demo_lab(tmp_path) as (address, url):
+        with redis.Redis.from_url(url) as client:
+            hostile_events(client, "quantum:stream:trade.intent", *TEX)
+        yield address
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
+    """From the file list: figures drawn, nothing typeset, a slider moves counts, a search filters,
+    a row opens; a run's executed analysis opens with its figures. Nothing outside is asked."""
+    watched = Watched(browser, lab)
+    page = watched.page
+    run_in_lab(page, lab, "01_analyse_backlog")
+    seen = seen_in(page, titles=".js-plotly-plot .gtitle", texts=".js-plotly-plot text",
+                   formulas="mjx-container,[class$=-math-group]")  # fmt: skip
+    assert len(seen["titles"]) >= 6
+    assert "$\\color{white}{x}$" in {text.strip() for text in seen["texts"]}
+    assert seen["formulas"] == set()
+    before = passing(page)
+    table = page.locator("table.dataTable").last
+    table.locator("tbody tr").first.evaluate("row => row.classList.add('before')")
+    page.locator(".noUi-handle").first.click()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        f"!document.querySelector('tr[data-action=drained_ok]').innerText.includes('{before:,}')"
+    )
+    assert passing(page) > before
+    assert page.locator(".drainkit-shown pre").first.inner_text().startswith("drainkit run ")
+    # the table follows the slider: its rows are made anew
+    expect(page.locator("tr.before")).to_have_count(0, timeout=60_000)
+    page.wait_for_timeout(2000)
+    for way in ("ascending", "descending"):  # a click on the words, not on the arrows beside them
+        table.locator("th", has_text="age, min").locator(".dt-column-title").click()
+        expect(table.locator("th", has_text="age, min")).to_have_attribute("aria-sort", way)
+    page.get_by_role("searchbox", name="Search:").fill("invalid")
+    expect(page.locator(".dt-info")).to_contain_text("filtered from 3,275", timeout=10_000)
+    shown = table.locator("tbody tr")
+    assert all("invalid" in text for text in shown.all_inner_texts())
+    # one of them carries a script as its symbol
+    hostile = page.locator("tr", has_text="<script>alert(1)</script>")
+    page.on("dialog", lambda dialog: pytest.fail(f"a script of an event ran: {dialog.message}"))
+    for _ in range(40):
+        if hostile.count():
+            break
+        page.mouse.wheel(0, 400)
+        page.wait_for_timeout(250)
+    (entry_id,) = re.findall(r"\d{13}-\d+", hostile.first.inner_text())
+    page.get_by_role("searchbox", name="Search:").fill(entry_id)
+    expect(table.locator("tbody tr")).to_have_count(1)
+    table.locator("tbody tr").click()
+    shown = page.locator(".drainkit-shown").last
+    expect(shown).to_contain_text("<script>alert(1)</script>", timeout=15_000)
+    expect(shown).to_contain_text("dropped_invalid")
+    assert "Traceback" not in page.content()
+    # run again in a narrow window, figures out of sight too are as wide as their place
+    page.set_viewport_size({"width": 1000, "height": 700})
+    page.evaluate(f"{FIGURES}.forEach(figure => figure.classList.add('before'))")
+    for item in ("Run", "Run All Cells"):
+        page.get_by_role("menuitem", name=item, exact=True).click()
+    page.wait_for_function(
+        f"{FIGURES}.length == 8 && {FIGURES}.every(figure => !figure.matches('.before') &&"
+        " figure.clientWidth && Math.abs(figure.clientWidth - "
+        "figure.querySelector('.main-svg').getAttribute('width')) < 2)",
+        timeout=60_000,
+    )
+    page.close()
+    sealed = Watched(browser, lab)
+    opens_with_its_figures(sealed.page, lab)
+    assert watched.outside == sealed.outside == []
 
 
 def test_no_exported_page_is_typeset(evidence: Path, tmp_path: Path, browser: Browser) -> None:

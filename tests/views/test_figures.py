@@ -22,10 +22,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drainkit.core.audit import Moments
 from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, decisions_of, load_frame
-from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Policy, passing_at
+from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Moments, Policy, passing_at
 from drainkit.core.values import RawEntry
 from drainkit.demo import ALLOWLIST, sample_entries
 from drainkit.safe import share

@@ -79,9 +79,9 @@ def test_parameters_explain_themselves(path: Path) -> None:
             "allowlist", "min_conf", "max_age_min", "throttle", "max_events", "as_of", "until",
             "from_", "run_dir",
         }  # fmt: skip
-        assert all(known["help"] for known in found.values())
         assert "maximum age, minutes" in found["max_age_min"]["help"]
     for name, known in found.items():
+        assert known["help"], name
         assert known["inferred_type_name"] not in ("None", ""), name
         assert known["default"] != "None" or "default" in known["help"], name
 
