@@ -106,9 +106,7 @@ def check(
         raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
     report, asked = Report(), set[str]()
     most = None if audits else limits.max_backlog
-    for name, one in (
-        [(settings.stream, server)] if pattern is None else streams(server, settings, pattern)
-    ):
+    for name, one in streams(server, settings, pattern):
         try:
             if isinstance(one, DrainkitError):
                 raise one
@@ -123,24 +121,26 @@ def check(
         kept = None if one.info.run_id in asked else scopes.keeping(one)  # once for each server
         asked.add(one.info.run_id)
         judge(report, state, limits, groups, kept)
+    name, seen = pattern or settings.stream, {g["name"] for s in report.states for g in s["groups"]}
     if not report.findings and not report.states:
-        words = "no stream fits this pattern; check --all-streams"
-        report.add(pattern or "", None, ("unknown", words))
-    seen = {g["name"] for state in report.states for g in state["groups"]}
+        report.add(name, None, ("unknown", "no stream fits this pattern; check --all-streams"))
     for group in sorted({*groups} - seen) if report.states else ():
-        words = "no such group; check --group"
-        report.add(pattern or settings.stream, group, ("unknown", words))
+        report.add(name, group, ("unknown", "no such group; check --group"))
     return report
 
 
 def streams(
-    server: Server, settings: Settings, pattern: str
+    server: Server, settings: Settings, pattern: str | None
 ) -> Iterator[tuple[str, Server | DrainkitError]]:
-    """Each stream of a pattern with a connection to where it is, open until the next is asked for.
+    """Each stream of a pattern with a connection to where it is, open until the next is asked for;
+    without a pattern the settings' own.
 
     In its place why there is none: a name that is not UTF-8, a node that hangs (which has the
     pattern's name, for nobody knows which streams it has).
     """
+    if pattern is None:
+        yield settings.stream, server
+        return
     names, missed = reading.find_streams(server, pattern)
     yield from ((pattern, error) for error in missed)
     for raw in names:

@@ -74,24 +74,20 @@ def show(
     """All that is known of single entries, JSON-ready; reads only.
 
     Raises UsageError for what is not an entry id, RefusedError if an entry is neither in the stream
-    nor pending nor audited.
+    nor audited.
     """
     for entry_id in ids:
         if not is_id(entry_id):
             raise UsageError(f"{entry_id} is no entry id; write one such as 1766602826755-0")
     wanted = [b"%d-%d" % id_key(entry_id) for entry_id in ids]  # without leading zeros
     searched, records = _audited(server, wanted)
-    decoder, groups, found = Decoder(settings.fields), reading.positions(server).values(), []
+    decoder, found = Decoder(settings.fields), []
     for entry in reading.bodies(server, wanted):
-        entry_id, mine = text(entry[0]), records[entry[0]]
-        pending = [  # of each group the entry's row
-            next(reading.pending_ids(server, group.name, entry_id, first=entry_id), [None])[0]
-            for group in groups
-        ]
-        if entry[1] is None and not mine and not any(pending):
+        mine = records[entry[0]]
+        if entry[1] is None and not mine:
             raise RefusedError(
-                f"entry {entry_id} is not in the stream, not pending and not among the "
-                f"{searched:,} audit records searched; check the id"
+                f"entry {text(entry[0])} is not in the stream and not among the {searched:,} audit "
+                "records searched; check the id"
             )
         events, parts = decoder.decode([entry]), [text(part) for part in entry[1] or ()]
         one = judged(events, decide(events, policy, now_us), policy)
@@ -102,12 +98,6 @@ def show(
             vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
             for p in places(settings.fields, entry, events)
         ]
-        one["groups"] = [
-            {"name": str(group.name), "position": group.position,
-             "delivered": id_key(entry_id) <= id_key(group.position),
-             "pending": row and {"consumer": str(row[1]), "idle_ms": row[2]}}
-            for group, row in zip(groups, pending, strict=True)
-        ]  # fmt: skip
         found.append(one | {"audit": {"searched": searched, "records": mine}})
     return found
 
@@ -195,11 +185,6 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
           for f in found["filters"]),
         ("decision", found["action"], at + found["reason"]),
     ]  # fmt: skip
-    for group in found["groups"]:
-        state = "delivered" if group["delivered"] else "not delivered yet"
-        if pending := group["pending"]:
-            state += f", pending for {pending['consumer']}, idle {pending['idle_ms'] / 1000:,.0f} s"
-        rows.append(("group", group["name"], state))
     rows += [
         ("audit", record["action"], f"recorded at {record['drained_at_ts']} in "
          f"{record['consumer_group']}, run {record['run_id']}: {record['reason']}")
@@ -236,10 +221,9 @@ def export(server: Server, settings: Settings, target: str) -> int:
     entries = scopes.scope_entries(server, scopes.open_scope(server, settings))
     tables, rows, last = map(table, chain([()], entries)), 0, None
     with files.whole_folder(path) if is_folder else nullcontext(path) as place, ExitStack() as out:
+        days = _by_day(place, tables, server.now_us()) if is_folder else None
         # a generator would keep a table beside the next one
-        alone = map(lambda table: (place, table), tables)  # noqa: C417
-        parts = _by_day(place, tables, server.now_us()) if is_folder else alone
-        for home, part in parts:
+        for home, part in days or map(lambda table: (place, table), tables):  # noqa: C417
             if home != last:  # what was written before is whole
                 out.close()
                 last = home

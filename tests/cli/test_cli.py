@@ -72,18 +72,18 @@ def test_live_needs_yes_without_a_terminal(valkey: Server, stream: str, cli: Cli
 
 
 @pytest.mark.parametrize("mode", ["dry-run", "live"])
-def test_missing_and_mistyped_keys(server: Server, stream: str, cli: Cli, mode: str) -> None:
+def test_missing_and_mistyped_keys(valkey: Server, stream: str, cli: Cli, mode: str) -> None:
     """A missing stream, a missing group and a key of another type: exit code 4, nothing made."""
-    drain = ("drain", "--mode", mode, "--yes", "--redis-url", server.url)
+    drain = ("drain", "--mode", mode, "--yes", "--redis-url", valkey.url)
     assert "does not exist" in cli.fails(4, *drain, "--stream", stream)
-    assert ask(server, "KEYS", "*") == []
-    ask(server, "SET", "a-text", "x")
+    assert ask(valkey, "KEYS", "*") == []
+    ask(valkey, "SET", "a-text", "x")
     assert "is a string" in cli.fails(4, *drain, "--stream", "a-text")
-    fill(server, stream, [(1766602826755, intent())], group="another")
+    fill(valkey, stream, [(1766602826755, intent())], group="another")
     assert "another" in cli.fails(4, *drain, "--stream", stream)
-    before = everything(server)
+    before = everything(valkey)
     assert cli(*drain, "--stream", stream, "--consumer-group", "x").rc == 4
-    assert everything(server) == before
+    assert everything(valkey) == before
 
 
 def test_precedence_is_flag_environment_file_default(valkey: Server, stream: str, cli: Cli) -> None:

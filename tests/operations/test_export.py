@@ -128,14 +128,14 @@ def test_file_and_dataset_can_be_read(
         assert {"id", "event_time", "symbol", "confidence", "fields"} <= set(frame.columns)
 
 
-def test_a_dataset_by_day_is_one_table(server: Server, stream: str, cli: Cli) -> None:
+def test_a_dataset_by_day_is_one_table(valkey: Server, stream: str, cli: Cli) -> None:
     """Each entry lies in the UTC day of its id, once and in order; all parts have one schema, and
     together they are what load_frame makes of the same entries."""
-    ids = days_of(stream, server)
-    before = everything(server)
-    run = cli.done("export", "backlog/", "--json", *at(server, stream))
+    ids = days_of(stream, valkey)
+    before = everything(valkey)
+    run = cli.done("export", "backlog/", "--json", *at(valkey, stream))
     assert run.json()["entries"] == len(ids)
-    assert everything(server) == before
+    assert everything(valkey) == before
     parts = sorted((cli.cwd / "backlog").glob("*/*"))
     days = [*(f"2024-10-0{day}" for day in (3, 4, 5, 6)), NO_DATE]
     assert [f"{part.parent.name}/{part.name}" for part in parts] == [
@@ -148,7 +148,7 @@ def test_a_dataset_by_day_is_one_table(server: Server, stream: str, cli: Cli) ->
     for day, table in zip(days[:-1], tables, strict=False):
         ids_ms = table["id"].to_pandas().str.split("-").str[0].astype("int64")
         assert set(pd.to_datetime(ids_ms, unit="ms").dt.strftime("%Y-%m-%d")) == {day}
-    with Connection(server.url, stream) as link:
+    with Connection(valkey.url, stream) as link:
         frame = load_frame(reading.pages(link, link.stream, "0-0", LAST_ID), Decoder())
     read = ds.dataset(cli.cwd / "backlog", partitioning="hive").to_table().to_pandas()
     read, frame = (one.sort_values("id").reset_index(drop=True) for one in (read, frame))

@@ -25,6 +25,7 @@ from drainkit.server.reading import StopSwitch
 from drainkit.views.live_drain import LiveDrain
 
 
+@BUNDLED
 def test_it_says_what_check_dry_run_and_ledger_say(place: Place) -> None:
     """The verdict is check's; what passes, by symbol, and what cannot be read are a dry run's; the
     last run is the ledger's; the next command carries what was given."""
@@ -271,6 +272,7 @@ def test_all_streams_of_a_cluster(cluster: clusters.Cluster, cli: Cli) -> None:
 # ---------------------------------------------------------------- metrics
 
 
+@BUNDLED
 def test_metrics_say_what_is_there(place: Place) -> None:
     """Every number of the exposition is the server's, odd names are escaped, nothing is written."""
     odd, stream = 'we"ird\\group\n', place.stream
@@ -308,6 +310,7 @@ def test_metrics_say_what_is_there(place: Place) -> None:
 WHO = ("--operator", "alice", "--reason", "odd\x1b[31m fills")
 
 
+@BUNDLED
 def test_everybody_hears_who_stopped_and_why(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """status, check, a refused drain, a drain that is stopped, and the live notebook, armed or not,
     say operator, time and reason; once `stop` returned nothing more is acknowledged until `resume`.
@@ -408,6 +411,7 @@ def test_stop_makes_an_expiring_switch_lasting(place: Place) -> None:
     assert f"{switch} is a hash" in place.says("status").out
 
 
+@BUNDLED
 def test_stop_says_that_the_server_may_evict_it(place: Place) -> None:
     """Only where any key may go when memory is full; a key without an expiry is safe elsewhere."""
     place.seed(5, 0)
