@@ -281,11 +281,10 @@ def as_text(state: Mapping[str, Any]) -> list[str]:
     ]
     for g, row in zip(state["groups"], group_rows(state), strict=True):
         facts = [f"{name}: {known(value)}" for name, value in row.items()][2:]
-        waiting = sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10]
         lines += [f"Group: {g['name']}", f"  {'   '.join(facts)}", f"  Why: {g['why']}"]
         lines += [
             f"  Consumer {c['name']}: {c['pending']:,} pending, idle {c['idle_ms'] / 1000:,.0f} s"
-            for c in waiting if c["pending"]
+            for c in sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10] if c["pending"]
         ]  # fmt: skip
     if not state["groups"]:
         lines.append("No group reads this stream.")
