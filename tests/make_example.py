@@ -73,7 +73,7 @@ def take_pictures() -> None:
         page.goto(f"file://{EXAMPLE}/report.html")
         page.wait_for_timeout(2000)
         page.screenshot(path=ROOT / "reports" / "example-report.png")
-        with demo_lab(Path(folder)) as address:
+        with demo_lab(Path(folder)) as (address, _):
             explore(browser.new_page(viewport={"width": 1500, "height": 1150}), address)
         browser.close()
 

@@ -2,10 +2,10 @@
 
 Each is a process of its own with its own environment, folder, pipes and exit code, as from a shell;
 only its imports are those of a parent that it was forked from, and at its end it does not take them
-down one by one. The parent of a run's kernels and papermill's kernels are forked in the same way.
-That saves two thirds of the suite's time, 0.7 s of CPU a call and 3 s a run. What is about the
-interpreter itself (PYTHON... variables), about kernels and what a packaged program does is tested
-with interpreters of their own.
+down one by one. The parent of a run's kernels is forked from the run in the same way. That saves
+two thirds of the suite's time, 0.7 s of CPU a call and 3 s a run. What is about the interpreter
+itself (PYTHON... variables), about kernels and what a packaged program does is tested with
+interpreters of their own.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 KERNELS = "drainkit.views.forking"  # the parent of a run's
-KERNEL = "ipykernel_launcher"  # papermill's
 PRELOADED = (
     "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining", "drainkit.cli.operations",
-    "drainkit.draining.live", "drainkit.draining.dry",
-    "drainkit.draining.unattended", "drainkit.evidence.verify",
+    "drainkit.draining.live", "drainkit.draining.dry", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.events", "drainkit.operations.maintenance",
     "drainkit.operations.state", "prometheus_client",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
     KERNELS, "drainkit.views.analyse_backlog", "drainkit.views.dry_run",
     "drainkit.views.live_drain", "drainkit.views.verify", "nbclient", "pandas",
-    "papermill.cli", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
+    "papermill.cli", "pyarrow.parquet", "rich.console",
     "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",
 )  # fmt: skip
 THREADLESS = "background_thread:false"  # of a fork beside a thread Python 3.12 warns
@@ -164,38 +163,33 @@ def _become(module: str, args: list[str], cwd: str, env: dict[str, str], fds: li
 
 
 class Kernels(subprocess.Popen[str]):
-    """A kernel of papermill's, or the parent of a run's: a fork of these, without their files."""
+    """The parent of a run's kernels: a fork of the run, whose other files it does not have."""
 
     def _execute_child(self, *given: Any) -> None:
         """Instead of fork and exec; `given` is what subprocess.Popen hands over."""
-        args, env, stdin, stdout = given[0], given[6], given[10], given[13]
-        ready, is_ready = os.pipe()
+        stdin, stdout = given[10], given[13]
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
-            os.write(is_ready, b".")  # whoever asks for its group gets its own
             os.dup2(stdin, 0)
-            os.dup2(1 if stdout == -1 else stdout, 1)
+            os.dup2(stdout, 1)
             os.closerange(3, 1 << 16)
             sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - these three
             sys.path.pop(0)  # as with -P
-            os.environ.update(env or {})
-            module, *sys.argv[1:] = args[args.index("-m") + 1 :]
             try:
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
+                runpy.run_module(KERNELS, run_name="__main__", alter_sys=True)
             finally:  # never back into the run
                 atexit._run_exitfuncs()
                 os._exit(0)
-        os.read(ready, 1)
-        for fd in {ready, is_ready, stdin, stdout} - {-1}:
-            os.close(fd)
+        os.close(stdin)
+        os.close(stdout)
         self._child_created = True
 
 
 def _popen(*given: Any, **options: Any) -> subprocess.Popen[Any]:
     """In the place of subprocess.Popen; a fork beside threads might never get their locks."""
-    is_kernel = given and isinstance(given[0], list) and {KERNELS, KERNEL} & {*given[0]}
-    forks = is_kernel and threading.active_count() == 1
+    is_parent = given and isinstance(given[0], list) and given[0][-1:] == [KERNELS]
+    forks = is_parent and threading.active_count() == 1
     return (Kernels if forks else _Popen)(*given, **options)
 
 
@@ -235,17 +229,19 @@ def _preload(names: Sequence[str]) -> None:
 def main() -> None:
     atexit.register(_exit_at_once)  # first, so that it is called last
     sys.path[0] = ""  # as with -m: not this folder
-    for unwanted in ("rfc3987_syntax", "debugpy", *sys.argv[2:]):
+    for unwanted in ("rfc3987_syntax", "debugpy"):
         sys.modules[unwanted] = None  # type: ignore[assignment] # as in views.forking
+    find, missing = PathFinder.find_spec, sys.argv[2:]
+    # not by a None in sys.modules, which pyarrow takes for pandas
+    PathFinder.find_spec = (  # type: ignore[method-assign]
+        lambda name, *more: None if name in missing else find(name, *more)
+    )
     _preload(PRELOADED)
     _preload(sys.modules.pop(KERNELS).IMPORTED)  # it is to run as a program
     del sys.modules["rfc3987_syntax"]
     gc.collect()
     gc.freeze()  # or each program's collector would visit, and so copy, all this
     subprocess.Popen = _popen  # type: ignore[assignment,misc]
-    launcher = sys.modules.get("jupyter_client.launcher")
-    if launcher:  # a lean environment has none
-        launcher.Popen = _popen  # type: ignore[attr-defined]
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         module = serve(requests)
     if module:

@@ -26,16 +26,15 @@ from .terminal import Table, confirm, emit, plan_rows, tell, tell_error
 
 if TYPE_CHECKING:
     from .. import demo as sample
-    from ..core import timestamps
-    from ..draining import comparison, plan_files
+    from ..core import values
+    from ..draining import plan_files
     from ..evidence import seal
     from ..evidence import verify as evidence
     from ..operations import events, state
     from ..pipeline import notebooks as books
     from ..server import connection
 else:
-    sample, timestamps = late("drainkit", "demo", "core.timestamps")
-    comparison, plan_files = late("drainkit.draining", "comparison", "plan_files")
+    sample, values, plan_files = late("drainkit", "demo", "core.values", "draining.plan_files")
     seal, evidence = late("drainkit.evidence", "seal", "verify")
     events, state = late("drainkit.operations", "events", "state")
     books, connection = late("drainkit", "pipeline.notebooks", "server.connection")
@@ -109,7 +108,7 @@ def show(ids: tuple[str, ...], **flags: Any) -> None:
     with connected(flags) as (settings, server):
         lens = events.Lens.of(server, settings)
         found = events.show(server, settings, lens.policy, ids, now_us=lens.at_us)
-    data = {"stream": settings.stream, "decided_at": timestamps.iso(lens.at_us),
+    data = {"stream": settings.stream, "decided_at": values.iso(lens.at_us),
             "policy": lens.policy.as_dict(), "entries": found}  # fmt: skip
     head = ("part", "name", "value")
     emit(data, *(Table(head, events.rows_of(one), one["id"]) for one in found))
@@ -126,8 +125,8 @@ def diff(first: str, second: str) -> None:
       drainkit diff monday.json tuesday.json
       drainkit diff reports/20260101T000000Z-dry-run-abc123 reports/20260101T000500Z-live-def456
     """
-    found = comparison.compare(*(comparison.read_side(Path(path)) for path in (first, second)))
-    emit(found, *comparison.as_text(found).splitlines())
+    found = plan_files.compare(*(plan_files.read_side(Path(path)) for path in (first, second)))
+    emit(found, *plan_files.as_text(found).splitlines())
 
 
 @command(Argument(["plan"], metavar="PLAN", type=Path),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..core import fields as field_rules
     from ..core import plan as plans
     from ..core import summary as books
-    from ..draining import dry, live, plan_files, unattended
+    from ..draining import dry, live, plan_files
     from ..draining import run as runs
     from ..operations import checks, events, state
     from ..pipeline import folder, kernels, notebooks, runner
@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from ..settings import Settings
 else:
     field_rules, books = late("drainkit.core", "fields", "summary")
-    dry, live, runs, unattended = late("drainkit.draining", "dry", "live", "run", "unattended")
+    dry, live, runs = late("drainkit.draining", "dry", "live", "run")
     checks, events, state = late("drainkit.operations", "checks", "events", "state")
-    folder, notebooks, runner = late("drainkit.pipeline", "folder", "notebooks", "runner")
+    folder, kernels, notebooks, runner = late(
+        "drainkit.pipeline", "folder", "kernels", "notebooks", "runner"
+    )
     connection, scopes = late("drainkit.server", "connection", "scopes")
 
 
@@ -124,7 +126,7 @@ def drain(yes: bool, **flags: Any) -> int:
         if run.planned is None and (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
-            seen = unattended.check_run(run) if yes else None
+            seen = dry.check_run(run) if yes else None
             if not yes:
                 runs.check(run)  # what would be refused is refused before a long look
                 if run.planned:
@@ -132,7 +134,7 @@ def drain(yes: bool, **flags: Any) -> int:
                 else:
                     found, plan = dry.plan_run(run.rehearsal(), None)
                     notes = found.notes or []
-                unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
+                dry.check_readable(run.settings, plan.total_read, plan.unreadable)
                 _question(run, plan, notes, yes=False)
             with signals() as stopping:
                 summary = live.apply(run, seen, stopping=stopping, on_progress=progress.show)
@@ -213,13 +215,10 @@ def run(yes: bool, if_backlog_over: int | None, sign_key: Path | None, closed: P
         return _run_many(settings, pattern, cluster, sign_key=sign_key, yes=yes)
     if cluster is not None:
         raise UsageError("--dask runs many streams; say which with --all-streams PATTERN")
-    if if_backlog_over is None:
-        return run_and_tell(settings, yes=yes, sign_key=sign_key)
-    with unattended.turn(settings, over=if_backlog_over) as why_not:
-        if why_not is None:
-            return run_and_tell(settings, yes=yes, sign_key=sign_key)
-        emit({"skipped": why_not}, why_not)
+    if if_backlog_over is not None and (why := dry.nothing_to_do(settings, if_backlog_over)):
+        emit({"skipped": why}, why)
         return 0
+    return run_and_tell(settings, yes=yes, sign_key=sign_key)
 
 
 def run_and_tell(settings: Settings, *, yes: bool, sign_key: Path | None = None) -> int:
@@ -254,9 +253,9 @@ def _run_notebooks(
         """Refuses a plan that the limits hold back, or a person."""
         plan = planned.plan
         if yes:
-            unattended.check_planned(run.server, run.settings, planned)
+            dry.check_planned(run.server, run.settings, planned)
         else:
-            unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
+            dry.check_readable(run.settings, plan.total_read, plan.unreadable)
         try:  # a signal, or the end of the input, ends the question at once
             with signals(terminal.interrupt):
                 _question(replace(run, planned=planned), plan, planned.notes(), yes=yes)
@@ -290,7 +289,7 @@ def _run_many(
         if cluster is None:
             one: Callable[[Settings], dict[str, Any]] = partial(
                 _run_notebooks, stopping=stopping, yes=yes, sign_key=sign_key,
-                kernels=stack.enter_context(runner.open_kernels()),
+                kernels=stack.enter_context(kernels.Kernels()),
             )  # fmt: skip
             outcomes = runner.run_in_turn(settings, streams, one, stopping=stopping)
         else:

@@ -17,11 +17,11 @@ from .program import AUDIT, GROUP, OPERATOR, SCOPE, WHERE, YES, command, connect
 from .terminal import Table, confirm, emit, signals, tell_error, wants_json
 
 if TYPE_CHECKING:
-    from ..core import timestamps
+    from ..core import values
     from ..operations import checks, events, maintenance
     from ..server import connection, keys, ledger, reading, scopes, writing
 else:
-    (timestamps,) = late("drainkit.core", "timestamps")
+    (values,) = late("drainkit.core", "values")
     checks, events, maintenance = late("drainkit.operations", "checks", "events", "maintenance")
     connection, keys, ledger, reading, scopes, writing = late(
         "drainkit.server", "connection", "keys", "ledger", "reading", "scopes", "writing"
@@ -106,7 +106,7 @@ def stop(reason: str, **flags: Any) -> None:
         operator, now_us = settings.operator, server.now_us()
         is_set = writing.stop(server, reason=reason, operator=operator, now_us=now_us)
         if is_set:
-            at, said = timestamps.iso(now_us), one_line(reason, 600)
+            at, said = values.iso(now_us), one_line(reason, 600)
             _note(server, ledger.Stopped(operator, at, said))
         before = None if is_set else reading.stop_switch(server)
         with suppress(DrainkitError):
@@ -125,7 +125,7 @@ def resume(**flags: Any) -> None:
     with connected(flags, only=_FOR_SWITCH) as (settings, server):
         operator = settings.operator
         if (lifted := writing.resume(server)) is not None:
-            _note(server, ledger.Resumed(operator, timestamps.iso(server.now_us()), lifted.reason))
+            _note(server, ledger.Resumed(operator, values.iso(server.now_us()), lifted.reason))
     was = "It was not stopped." if lifted is None else f"Resumed: {lifted}."
     data = {"stream": settings.stream, "stopped": False, "was_stopped": lifted is not None,
             "operator": operator}  # fmt: skip
@@ -135,7 +135,7 @@ def resume(**flags: Any) -> None:
 def _note(server: connection.Server, entry: ledger.Entry) -> None:
     """A broken ledger must not keep the kill switch from working: say so, and go on."""
     try:
-        ledger.append(server, entry)
+        writing.add_to_ledger(server, entry)
     except DrainkitError as error:
         tell_error(f"it is done, but the ledger does not have it: {error}")
 

@@ -222,7 +222,6 @@ def name_newest(reports_dir: Path) -> bool:
         named, last = read_chain(reports_dir), newest_in(reports_dir)
         if last is not None and last != named:
             files.write_json(reports_dir / CHAIN, last)
-            files.remove_unfinished(reports_dir)
         return last != named
 
 
@@ -285,7 +284,6 @@ def seal(
         files.write_bytes(run_dir / STATEMENT, data)
         link: Link = {"run_id": run_dir.name, "statement_sha256": digest}
         files.write_json(run_dir.parent / CHAIN, link)
-        files.remove_unfinished(run_dir.parent)
     return digest
 
 

@@ -18,8 +18,7 @@ from msgspec import structs
 from ..core.events import Decoder, Events
 from ..core.policy import ACTIONS, decide
 from ..core.summary import span
-from ..core.timestamps import iso
-from ..core.values import INVALID_REASONS
+from ..core.values import INVALID_REASONS, iso
 from ..core.verdicts import group_of
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..ids import next_id
@@ -110,7 +109,6 @@ def check(
         try:
             if isinstance(one, DrainkitError):
                 raise one
-            _ = one.keys  # of a Cluster, where a name may have no place for a hash tag
             state = read_state(one, settings, audits=audits, most=most)
             report.ends += [(name, end) for end in (ledger.last_ends(one) if audits else ())]
         except DrainkitError as error:

@@ -103,6 +103,8 @@ class Kernels:
         `on_line` gets the lines that the cells of the live one print. Raises what the notebook
         failed by.
         """
+        # jsonschema would build a grammar (1.5 s of CPU) for a format that notebooks do not have
+        sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
         import papermill
 
         if stopping.is_set():

@@ -18,16 +18,15 @@ import logging
 import os
 import resource
 import secrets
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import files
 from ..core.policy import ACTIONS
-from ..draining import unattended
+from ..draining import dry
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run, preflight, resolve
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, UsageError
@@ -42,10 +41,8 @@ from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build, config_variable, kernel_variables, shown
 from ..settings.kinds import is_url
 from .folder import RunFolder
+from .kernels import Kernels
 from .notebooks import LIVE, of_run
-
-if TYPE_CHECKING:
-    from .kernels import Kernels
 
 OPEN_FILES = 64  # of a run
 URL = "DRAINKIT_REDIS_URL"
@@ -66,15 +63,6 @@ def parameters_of(run: Run) -> dict[str, Any]:
     for name in ("throttle", "max_events"):  # None would be "as configured" to a notebook
         values[name] = shown(name, None) if values[name] is None else values[name]
     return {k: v.isoformat() if isinstance(v, dt.datetime) else v for k, v in values.items()}
-
-
-def open_kernels() -> Kernels:
-    """Kernels for one run or for many."""
-    # jsonschema would build a grammar (1.5 s of CPU) for a format that notebooks do not have
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-    from .kernels import Kernels
-
-    return Kernels()
 
 
 def run(
@@ -111,17 +99,14 @@ def run(
         reports = reports_at(settings.reports_dir)
         path = files.make_folder(reports.folder / this.run_id)
         parameters = {**parameters_of(this), "mode": settings.mode}
-        notebooks = [*templates.values()]
         # the settings' ages are times now, for the notebooks too
-        folder = RunFolder(path, this.settings, server, reports, parameters, notebooks, sign_key)
+        folder = RunFolder(path, this.settings, server, reports, parameters, templates, sign_key)
         with locked(path, shared=True):
             folder.begin(this, before)
             try:
-                with nullcontext(kernels) if kernels else open_kernels() as found:
+                with nullcontext(kernels) if kernels else Kernels() as found:
                     stopping = stopping or threading.Event()
-                    failure = _run_notebooks(
-                        this, path, templates, found, stopping, confirm, on_line
-                    )
+                    failure = _run_notebooks(this, folder, found, stopping, confirm, on_line)
             except DrainkitError as error:
                 failure = error
             return folder.finish(this, failure), path
@@ -129,8 +114,7 @@ def run(
 
 def _run_notebooks(
     this: Run,
-    folder: Path,
-    templates: Mapping[Path, Mapping[str, Any]],
+    folder: RunFolder,
     kernels: Kernels,
     stopping: threading.Event,
     confirm: Confirm,
@@ -140,19 +124,19 @@ def _run_notebooks(
     # the kernels' environment: the settings as they are here, limits by their own file
     env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
     env |= kernel_variables(this.settings) | config_variable()
-    given = {**parameters_of(this), "run_dir": str(folder)}
+    given = {**parameters_of(this), "run_dir": str(folder.path)}
     parameters = {key: value for key, value in given.items() if value is not None}
     failure: DrainkitError | None = None
-    for path, template in templates.items():
+    for path, template in folder.templates.items():
         if path.stem == LIVE and this.settings.mode == "live":
-            planned = PlanFile.load(folder)
+            planned = PlanFile.load(folder.path)
             confirm(this, planned)
             parameters["approve"] = planned.plan.digest
         on_line(f"running {path.stem} ...")
         try:
             if files.file_sha256(path) != template["sha256"]:
                 raise DrainkitError(f"{path} was changed while the run was at work")
-            kernels.execute(path, folder, parameters, env, stopping, on_line)
+            kernels.execute(path, folder.path, parameters, env, stopping, on_line)
         except DrainkitError as error:
             failure = failure or error
             if path.stem != LIVE:
@@ -350,7 +334,7 @@ def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
         _follow(stopping, stop)
         result, _ = run(
             settings, stopping=stopping,
-            confirm=lambda one, plan: unattended.check_planned(one.server, one.settings, plan),
+            confirm=lambda one, plan: dry.check_planned(one.server, one.settings, plan),
         )  # fmt: skip
         return outcome_of(stream, result)
     except Exception as error:  # what Dask would do with it is not ours

@@ -22,8 +22,8 @@ from pyarrow import parquet
 from drainkit import files
 from drainkit.core import plan as plans
 from drainkit.core.policy import Policy
-from drainkit.core.timestamps import iso
-from drainkit.draining.comparison import as_text, compare, read_side
+from drainkit.core.values import iso
+from drainkit.draining.plan_files import as_text, compare, read_side
 from drainkit.errors import RefusedError
 
 APPLY = ("drain", "--json", "--mode", "live", "--yes", "--plan", "plan.json")
@@ -87,6 +87,7 @@ def test_all_that_decides_is_the_plans(place: Place) -> None:
         ("min-conf", "0.6", "min_conf"), ("max-age-min", "31", "max_age_min"),
         ("allowlist", "BTCUSDT", "allowlist"), ("consumer-group", "other", "group"),
         ("scope", "history", "scope"), ("stream", "another", "stream"),
+        ("until", ids[9], f"the plan has none, asked for {ids[9]}"),
         ("env", "b", "the plan has --env a, asked for --env b"),
         *((name.replace("_", "-"), value, f"the plan has {had[name]}, asked for {value}")
           for name, value in other.items()),

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 
 import pytest
-from backlogs import ALLOW, GROUP
+from backlogs import ALLOW
 from books import PASSWORD, make_user
 from conftest import CliResult, intent
 from place import BUNDLED, Place
-
-from drainkit.server import writing
-from drainkit.server.connection import Server as Link
 
 
 def limit(place: Place, name: str = "", value: int | None = None) -> None:
@@ -36,7 +32,7 @@ def scheduled(place: Place, over: int, *options: object) -> CliResult:
 @BUNDLED
 def test_only_a_backlog_over_the_limit_is_drained(place: Place) -> None:
     """--if-backlog-over N: at or below N it ends with 0, no evidence, nothing written; above N it
-    drains, with evidence, as the drainer's user, and the lease is free again."""
+    drains, with evidence, as the drainer's user."""
     limit(place)
     place.seed(150)
     before = place.everything()
@@ -50,26 +46,6 @@ def test_only_a_backlog_over_the_limit_is_drained(place: Place) -> None:
     assert (place.cli.cwd / "reports" / run["run_id"] / "SHA256SUMS").exists()
     again = scheduled(place, 49, "--redis-url", url).json()
     assert again["skipped"].startswith("nothing to do: the backlog")
-
-
-def test_runs_do_not_pile_up(place: Place) -> None:
-    """While one holds the group's lease the next ends with 0; one that ran out is taken. By the
-    server's clock of now a lease runs out in 60 s, whatever a dead run wrote."""
-    limit(place)
-    place.seed(120)
-    with Link(place.server.url, place.stream) as link:
-        hold = partial(writing.hold_lease, link, GROUP)
-        assert (hold("me", 200), hold("me", 200)) == (0, 0)
-        assert 0 < hold("you", 60_000) <= 200
-        assert writing.hold_lease(link, "another group", "you", 60_000) == 0
-        time.sleep(0.3)
-        assert hold("you", 60_000) == 0
-    until = place.now_ms() + 3_600_000
-    place.ask("HSET", place.side("state"), f"lease:{GROUP}", f"dead {until}")
-    assert "another scheduled run" in scheduled(place, 0).json()["skipped"]
-    holder, until = place.ask("HGET", place.side("state"), f"lease:{GROUP}").split()
-    assert (holder, int(until) <= place.now_ms() + 60_000) == (b"dead", True)
-    assert place.audit() == []
 
 
 # ---------------------------------------------------------------- limits, environments

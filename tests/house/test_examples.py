@@ -11,7 +11,6 @@ import pytest
 import yaml
 from conftest import ROOT, Cli
 
-from drainkit.draining.unattended import require_limits
 from drainkit.operations.checks import METRICS
 from drainkit.settings import build, read_config
 
@@ -48,7 +47,7 @@ def test_alert_rules_and_dashboard_use_our_metrics() -> None:
 def test_the_example_configuration_is_valid(env: str) -> None:
     """drainkit.toml of the examples loads in every environment, and its limits are complete."""
     settings = build(read_config(EXAMPLES / "drainkit.toml", env))
-    require_limits(settings.limits)
+    assert None not in dict(settings.limits).values()
     assert settings.allowlist
 
 

@@ -15,7 +15,6 @@ from bs4 import BeautifulSoup
 from drainkit.core.policy import ACTIONS
 from drainkit.pipeline import report
 from drainkit.views import figures
-from drainkit.views.picture import svg
 
 HOSTILE = "<script>x</script>\u202e'\"><img src=x onerror=y>\x1b[31m"
 COUNTS = dict(zip(ACTIONS, (1, 20, 2, 3, 4, 1970), strict=True))
@@ -63,9 +62,10 @@ def folder(tmp_path: Path) -> Path:
     for name, data in told.items():
         put(tmp_path, name, data)
     pq.write_table(records(), tmp_path / "audit.parquet")
-    figure = json.loads(figures.waterfall(COUNTS).update_layout(meta=ANALYSED).to_json())
-    data = {report.PLOTLY: figure, report.SVG: svg(figure)}
-    cell = {"cell_type": "code", "outputs": [{"output_type": "display_data", "data": data}] * 2}
+    figure = figures.waterfall(COUNTS)
+    figure["layout"]["meta"] = ANALYSED
+    shown = {"output_type": "display_data", "data": figure.bundle()}
+    cell = {"cell_type": "code", "outputs": [shown] * 2}
     put(tmp_path, "01_analyse_backlog.ipynb", {"cells": [cell]})
     return tmp_path
 
