@@ -48,8 +48,9 @@ def fill(server: Server, *, stream: str, group: str, consumer: str) -> None:
     key, entries = stream.encode(), sample_entries(server.now_us() // 1000)
     writing.add_entries(server, key, entries)
     position, deliver = entries[DELIVERED - 1][0].decode(), {**DEAD, consumer: OWN_UNFINISHED}
-    unfinished = writing.seed_group(server, key, group, position=position, deliver=deliver)
-    writing.lose_bodies(server, key, unfinished[consumer][:OWN_BODIES_LOST])
+    writing.seed_group(
+        server, key, group, position=position, deliver=deliver, bodies_lost=OWN_BODIES_LOST
+    )
 
 
 def sample_entries(now_ms: int, n: int = ENTRIES, seed: int = 20251224) -> list[RawEntry]:

@@ -308,8 +308,12 @@ def file_sha256(path: Path, most_bytes: int = MAX_BYTES) -> str:
 
 
 def make_folder(folder: Path) -> Path:
-    """A new folder, its parents made where they are missing; OSError where it cannot be."""
-    folder.mkdir(parents=True)
+    """A new folder, its parents made where they are missing; UnwritableError where it cannot be."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        reason = error.strerror or "cannot be made"
+        raise UnwritableError(f"{folder}: {reason}; choose another place") from None
     return folder
 
 

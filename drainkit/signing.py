@@ -14,7 +14,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
-from .errors import DrainkitError, RefusedError, UsageError
+from .errors import RefusedError, UsageError
 from .files import read_plain, scratch, write_bytes
 from .safe import one_line
 
@@ -130,34 +130,48 @@ def approvals(
     when the signatures must have been valid, else now. Raises RefusedError where a file cannot be
     read, or a line of the signers names more than one person and one plain key.
     """
-    line, lines = f"{digest}\n".encode(), _signers(signers)
-    people, operators = _people(lines, own), {name.casefold() for name in own}
+    line, operators = f"{digest}\n".encode(), {name.casefold() for name in own}
+    people = _people(_signers(signers), own)
     identities: dict[str, str] = {}
     rejected: list[str] = []
     counted: list[set[str]] = []
     for block in _blocks(signatures):
-        key, why, whys = signer(line, block, OF_PLAN), "", list[str]()
-        names = [name for name, its_key in lines if its_key == key]
+        key, name, why = signed_by(line, block, signers, OF_PLAN, at)
         person = next((one for one in people if key in one), set())
         if not key:
             rejected.append("a signature is not over this plan's digest")
             continue
-        if not names:
-            why = "is by a stranger: no allowed signer has this key"
-        elif person & operators:
-            why = f"is the operator's own ({one_line(names[0], 60)})"
+        if person & operators:
+            why = f"is the operator's own ({one_line(name, 60)})"
         elif key in identities.values():
             why = "is there twice and counts once"
         elif person in counted:
-            why = f"is a second one of {one_line(names[0], 60)}"
+            why = f"is a second one of {one_line(name, 60)}"
+        if why:
+            rejected.append(f"the signature of {key} {why}")
         else:
-            whys = [_why_not(line, block, signers, name, at) for name in names]
-        if "" in whys:
-            identities[names[whys.index("")]] = key
+            identities[name] = key
             counted.append(person)
-        else:
-            rejected.append(f"the signature of {key} {why or whys[0]}")
     return identities, rejected
+
+
+def signed_by(
+    data: bytes, block: bytes, signers: bytes, namespace: str, at: str | None = None
+) -> tuple[str, str, str]:
+    """The fingerprint of the key that signed the data, whose it is, and why it does not count.
+
+    Each is "" where there is none: no signature of this data, no allowed signer, no reason.
+    """
+    key, why = signer(data, block, namespace), "is by a stranger: no allowed signer has this key"
+    names = [name for name, its_key in _signers(signers) if its_key == key]
+    given = ("-n", namespace, "-s", block, "-f", signers, *([f"-Overify-time={at}"] if at else ()))
+    for name in names:
+        _, said = ssh_keygen("-Y", "verify", "-I", name, *given, stdin=data)
+        if not said:
+            return key, name, ""
+        known = (words for part, words in _WHY_NOT.items() if part in said)
+        why = f"{next(known, 'may not sign for this purpose')}, by the allowed signers"
+    return key, names[0] if names else "", why
 
 
 def _signers(signers: bytes) -> list[tuple[str, str]]:
@@ -193,32 +207,6 @@ def _people(lines: Collection[tuple[str, str]], own: Collection[str]) -> list[se
         same = [person for person in people if person & one]
         people = [person for person in people if not person & one] + [one.union(*same)]
     return people
-
-
-def check_signed(
-    data: bytes, block: bytes, signers: bytes, name: str | None, namespace: str, at: str | None
-) -> None:
-    """Raises DrainkitError where none of the allowed `signers` (or not `name`) signed the data.
-
-    `at` (YYYYMMDDHHMMSSZ) is when the signature must have been valid, else now.
-    """
-    given = ["-s", block, "-f", signers, *([f"-Overify-time={at}"] if at else ())]
-    names, refusal = (b"", "") if name else ssh_keygen("-Y", "find-principals", *given)
-    for one in (name or names.decode("utf-8")).splitlines():
-        verify = ("-Y", "verify", "-n", namespace, "-I", one)
-        refusal = refusal or ssh_keygen(*verify, *given, stdin=data)[1]
-    if refusal:
-        raise DrainkitError(refusal)
-
-
-def _why_not(line: bytes, block: bytes, signers: bytes, name: str, at: str | None) -> str:
-    """Why a signature is not this allowed signer's, by purpose and date; "" if it is."""
-    try:
-        check_signed(line, block, signers, name, OF_PLAN, at)
-    except DrainkitError as error:
-        why = (words for said, words in _WHY_NOT.items() if said in str(error))
-        return f"{next(why, 'may not sign for this purpose')}, by the allowed signers"
-    return ""
 
 
 def required_approvals(

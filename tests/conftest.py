@@ -11,10 +11,9 @@ import json
 import os
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -69,12 +68,6 @@ def need(kind: str) -> str:
     return kind
 
 
-@pytest.fixture
-def chromium() -> Path:
-    """A Chromium (or Chrome) program."""
-    return servers.chromium() or lacking("Chromium")
-
-
 # ---------------------------------------------------------------- servers
 
 
@@ -98,17 +91,13 @@ def _shared() -> Iterator[Shared]:
 
 
 def _left_behind(known: set[Path], shared: Shared) -> set[int]:
-    """Our servers in folders beyond `known`, but for those that are shared.
-
-    Those that are just ending get 3 s to do so.
-    """
-    deadline = time.monotonic() + 3
+    """Our servers in folders beyond `known`, but for those that are shared; each has 3 s to end."""
     nodes = chain(*(getattr(one, "nodes", [one]) for one in shared.values()))
     expected = {node.pid for node in nodes if node.running}
     new = {*guard().folder.iterdir()} - known
-    while (left := running_pids(new) - expected) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
+    with suppress(TimeoutError):
+        servers.wait_until("gone", lambda: running_pids(new) <= expected, timeout_sec=3)
+    return running_pids(new) - expected
 
 
 @pytest.fixture(autouse=True)
@@ -217,15 +206,14 @@ def start_proxy() -> Iterator[Callable[[Server], Proxy]]:
 
 
 @pytest.fixture
-def browser(chromium: Path) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     """The system's Chromium, headless."""
     from playwright.sync_api import sync_playwright
 
+    program = servers.chromium() or lacking("Chromium")
+    args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(chromium),
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
+        browser = playwright.chromium.launch(executable_path=program, args=args)
         yield browser
         browser.close()
 
@@ -292,8 +280,7 @@ class Cli:
 
     cwd: Path
     programs: Programs
-    _started: list[subprocess.Popen[str]] = field(default_factory=list)
-    _secrets: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    _started: dict[subprocess.Popen[str], Sequence[str]] = field(default_factory=dict)
 
     def __call__(
         self, *args: object, stdin: str = "", timeout_sec: float = 120, **how: Any
@@ -314,12 +301,8 @@ class Cli:
         return one_line_error(run.err)
 
     def papermill(self, *args: object, env: Mapping[str, str] | None = None) -> CliResult:
-        """As `python -m papermill` with these arguments."""
-        own = {**os.environ, "PYTHONUTF8": "1", **(env or {})}
-        words = [*map(str, args)]
-        with Program(self.programs, words, self.cwd, own, module="papermill") as process:
-            out, err = process.communicate(timeout=120)
-        return CliResult(tuple(words), process.returncode, out, err)
+        """As `python -m papermill` with these arguments, in the whole of the test's environment."""
+        return self.finish(self.start(*args, env={**os.environ, **(env or {})}, module="papermill"))
 
     def start(
         self,
@@ -327,6 +310,7 @@ class Cli:
         env: Mapping[str, str] | None = None,
         secret: str | Sequence[str] = (),
         terminal: int | None = None,
+        module: str = "drainkit",
     ) -> subprocess.Popen[str]:
         """Starts it and returns at once (to send it a signal); `finish` waits for the result.
 
@@ -335,16 +319,15 @@ class Cli:
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
         own = {**inherited, "PYTHONUTF8": "1", **(env or {})}
-        process = Program(self.programs, [*map(str, args)], self.cwd, own, terminal)
-        self._started.append(process)
-        self._secrets[process.pid] = (secret,) if isinstance(secret, str) else tuple(secret)
+        process = Program(self.programs, [*map(str, args)], self.cwd, own, terminal, module)
+        self._started[process] = (secret,) if isinstance(secret, str) else secret
         return process
 
     def finish(
         self, process: subprocess.Popen[str], stdin: str = "", timeout_sec: float = 120
     ) -> CliResult:
         out, err = process.communicate(stdin, timeout=timeout_sec)
-        for word in self._secrets[process.pid]:
+        for word in self._started[process]:
             assert word not in out, f"the secret {word!r} is on stdout"
             assert word not in err, f"the secret {word!r} is on stderr"
         assert isinstance(process.args, list)

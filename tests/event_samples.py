@@ -10,8 +10,7 @@ import numpy as np
 import reference
 
 from drainkit.core.events import Decoder, Events
-from drainkit.core.timestamps import NO_TIME, TIME_SOURCES
-from drainkit.core.values import INVALID_REASONS
+from drainkit.core.values import INVALID_REASONS, NO_TIME, TIME_SOURCES
 from drainkit.settings import Fields
 
 ID_MS = 1_766_605_798_664

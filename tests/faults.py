@@ -18,7 +18,6 @@ from conftest import lacking
 from proxy import FaultKind
 from servers import Server, wait_until
 
-from drainkit.core.policy import ACTIONS
 from drainkit.core.summary import Summary
 from drainkit.draining.live import apply
 from drainkit.draining.plan_files import PlanFile
@@ -146,11 +145,6 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
-def key(entry_id: str) -> tuple[int, ...]:
-    """An id in the order of ids."""
-    return tuple(map(int, entry_id.split("-")))
-
-
 def assert_once(records: Sequence[dict[str, str]], expected: Sequence[str]) -> None:
     """Nothing lost, nothing doubled, nothing foreign."""
     found = Counter(record["original_id"] for record in records)
@@ -164,16 +158,3 @@ def unrecorded(place: Any) -> list[str]:
     done = {*place.recorded(), *(entry for entry, _ in place.waiting())}
     entries = [row[0].decode() for row in place.alter("XRANGE", "-", place.position)]
     return [entry for entry in entries if entry not in done]
-
-
-def assert_counts(records: Sequence[dict[str, str]], summary: dict[str, Any] | None) -> None:
-    """A summary tells what the audit stream holds of its run, up to its boundary."""
-    if summary is None:
-        return
-    own = [record for record in records if record["run_id"] == summary["run_id"]]
-    counts = Counter(record["action"] for record in own)
-    if summary["total_read"] is None:  # the server was gone when the books closed
-        return
-    assert {a: summary[a] for a in ACTIONS} == {a: counts[a] for a in ACTIONS}, summary
-    assert summary["total_read"] == len(own)
-    assert all(key(r["original_id"]) <= key(summary["boundary_id"]) for r in own)

@@ -12,16 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import redis
 import servers
-from backlogs import GROUP, original_backlog
+from backlogs import GROUP, fill, original_backlog
 from browsers import demo_lab, run_in_lab
 from playwright.sync_api import Page, sync_playwright
 
 from drainkit.demo import EmbeddedServer
 from drainkit.evidence import seal
 from drainkit.pipeline import runner
-from drainkit.server import writing
-from drainkit.server.connection import Server
 from drainkit.settings import build
 
 ROOT = Path(__file__).parent.parent
@@ -55,15 +54,10 @@ def replay() -> Path:
                 "reports_dir": str(MAKING.relative_to(ROOT)),
             }
         )
-        with Server(embedded.url, settings.stream) as server:
-            key = settings.stream.encode()
-            entries = [
-                [entry_id.encode(), [str(part).encode() for pair in f.items() for part in pair]]
-                for entry_id, f in original_backlog()
-            ]
-            writing.add_entries(server, key, entries)
-            writing.seed_group(server, key, GROUP, position="1766594572014-0", deliver={})
-        result, folder = runner.run(settings, confirm=lambda *_: None, announce=print)
+        with redis.Redis.from_url(embedded.url) as client:
+            position = "1766594572014-0"
+            fill(client, settings.stream, original_backlog(), group=GROUP, position=position)
+        result, folder = runner.run(settings, confirm=lambda *_: None, on_line=print)
     if result["exit_code"] != 0:
         sys.exit(str(result.get("error")))
     return folder
@@ -79,7 +73,7 @@ def take_pictures() -> None:
         page.goto(f"file://{EXAMPLE}/report.html")
         page.wait_for_timeout(2000)
         page.screenshot(path=ROOT / "reports" / "example-report.png")
-        with demo_lab(Path(folder)) as address:
+        with demo_lab(Path(folder)) as (address, _):
             explore(browser.new_page(viewport={"width": 1500, "height": 1150}), address)
         browser.close()
 

@@ -153,7 +153,7 @@ class Place:
         faults.assert_once(records, expected)
         assert self.waiting(ME) == []
         for one in attempts:
-            faults.assert_counts(records, one.summary)
+            books.assert_counts(records, one.summary)
 
     def balanced(self, summary: dict[str, Any]) -> None:
         books.assert_books_balance(self.server, self.stream, summary)

@@ -23,38 +23,34 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 KERNELS = "drainkit.views.forking"  # the parent of a run's
 PRELOADED = (
     "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining", "drainkit.cli.operations",
-    "drainkit.draining.live", "drainkit.draining.dry",
-    "drainkit.draining.unattended", "drainkit.evidence.verify",
+    "drainkit.draining.live", "drainkit.draining.dry", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.events", "drainkit.operations.maintenance",
     "drainkit.operations.first", "prometheus_client",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
     KERNELS, "drainkit.views.analyse_backlog", "drainkit.views.dry_run",
     "drainkit.views.live_drain", "drainkit.views.verify", "nbclient", "pandas",
-    "papermill.cli", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "rich.console",
+    "papermill.cli", "pyarrow.parquet", "rich.console",
     "rich.progress", "rich.table", "IPython.display", "ipykernel.displayhook", "narwhals.stable.v1",
 )  # fmt: skip
 THREADLESS = "background_thread:false"  # of a fork beside a thread Python 3.12 warns
 
 
 class Programs:
-    """Starts programs by forks of one parent, in the `drainkit` that this process would import.
+    """Starts programs by forks of one parent, where modules of the names `without` are missing."""
 
-    With another `python`, run in the folder `cwd`, in that of its environment.
-    """
-
-    def __init__(self, python: Path | None = None, cwd: Path | None = None) -> None:
+    def __init__(self, without: Sequence[str] = ()) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._parent = subprocess.Popen(
-                [python or sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), *without],
                 pass_fds=[theirs.fileno()],
-                cwd=cwd,
                 env=os.environ | {"PYTHONUTF8": "1", "JE_ARROW_MALLOC_CONF": THREADLESS},
             )
         self._socket, self._lock = ours, threading.Lock()
@@ -235,6 +231,11 @@ def main() -> None:
     sys.path[0] = ""  # as with -m: not this folder
     for unwanted in ("rfc3987_syntax", "debugpy"):
         sys.modules[unwanted] = None  # type: ignore[assignment] # as in views.forking
+    find, missing = PathFinder.find_spec, sys.argv[2:]
+    # not by a None in sys.modules, which pyarrow takes for pandas
+    PathFinder.find_spec = (  # type: ignore[method-assign]
+        lambda name, *more: None if name in missing else find(name, *more)
+    )
     _preload(PRELOADED)
     _preload(sys.modules.pop(KERNELS).IMPORTED)  # it is to run as a program
     del sys.modules["rfc3987_syntax"]

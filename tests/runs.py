@@ -28,7 +28,7 @@ RUN = {
 
 def make_run(reports: Path, number: int = 0, *, name: str = "", **run: Any) -> Path:
     """A run's folder with every kind of file, not sealed yet; `run`: more of its run.json."""
-    folder = sealing.open_run(reports, name or f"2025122{number}T194958Z-live-00000{number}")
+    folder = files.make_folder(reports / (name or f"2025122{number}T194958Z-live-00000{number}"))
     files.write_json(folder / "run.json", {**RUN, **run})
     for other in ("baseline.json", "after.json", "03_live_drain.ipynb"):
         files.write_json(folder / other, {"of": folder.name})

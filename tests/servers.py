@@ -259,35 +259,31 @@ def start(
     """
     if version(kind) is None:
         raise StartError(f"no {kind} server on this machine")
-    for attempt in range(10):
-        folder = Path(tempfile.mkdtemp(prefix="", dir=guard().folder))
-        server = Server(kind, folder, free_port() if port else None, tuple(arguments))
-        settings: dict[str, str | Sequence[str]] = {
-            "dir": str(folder), "unixsocket": str(server.socket), "unixsocketperm": "700",
-            "bind": LOOPBACK, "port": str(server.port or 0), "daemonize": "no",
-        }  # fmt: skip
-        if "--sentinel" not in arguments:
-            settings |= {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
-            if kind != "redis62":  # 6.2 has DEBUG always on and refuses the setting
-                settings["enable-debug-command"] = "local"
-        lines = [
-            f"{name} {value}\n"
-            for name, values in {**settings, **(config or {})}.items()
-            for value in ([values] if isinstance(values, str) else values)
-        ]
-        text = "".join(lines).replace("{port}", str(server.port))
-        (folder / "server.conf").write_text(text)
-        try:
-            server.start()
-        except StartError as error:
-            # somebody took the port between our look and the server's bind: take another
-            if not port or "in use" not in str(error) or attempt == 9:
-                raise
-        else:
-            if not arguments:
-                server._remember()
-            return server
-    raise AssertionError("unreachable")
+    folder = Path(tempfile.mkdtemp(prefix="", dir=guard().folder))
+    server = Server(kind, folder, free_port() if port else None, tuple(arguments))
+    settings: dict[str, str | Sequence[str]] = {
+        "dir": str(folder), "unixsocket": str(server.socket), "unixsocketperm": "700",
+        "bind": LOOPBACK, "port": str(server.port or 0), "daemonize": "no",
+    }  # fmt: skip
+    if "--sentinel" not in arguments:
+        settings |= {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
+        if kind != "redis62":  # 6.2 has DEBUG always on and refuses the setting
+            settings["enable-debug-command"] = "local"
+    lines = [
+        f"{name} {value}\n"
+        for name, values in {**settings, **(config or {})}.items()
+        for value in ([values] if isinstance(values, str) else values)
+    ]
+    (folder / "server.conf").write_text("".join(lines).replace("{port}", str(server.port)))
+    try:
+        server.start()
+    except StartError as error:
+        if port and "in use" in str(error):  # somebody was faster: another port
+            return start(kind, port=port, config=config, arguments=arguments)
+        raise
+    if not arguments:
+        server._remember()
+    return server
 
 
 def free_port() -> int:

@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import subprocess
-import sys
+import threading
 from typing import Any
 
 SECRET = "no-body-may-see-this-word"
-SERVER = """
-import sys, threading
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
-moto, one = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-def app(environ, start_response):
-    with one:  # moto looks whether an object is there and then writes it: S3 does so in one step
-        return [*moto(environ, start_response)]
-
-server = make_server("127.0.0.1", 0, app, threaded=True)
-print(server.server_port, flush=True)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-sys.stdin.read()
-"""
 
 
 class S3:
@@ -33,14 +17,15 @@ class S3:
     def __init__(self) -> None:
         """ImportError where a package is missing."""
         import boto3
-        import moto.server  # noqa: F401
         import s3fs  # noqa: F401
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
 
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.endpoint = f"http://127.0.0.1:{self.process.stdout.readline().strip()}"
+        # one request at a time: moto looks whether an object is there, and only then writes it
+        app = DomainDispatcherApplication(create_backend_app)
+        self._server: Any = make_server("127.0.0.1", 0, app)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.client: Any = boto3.client(
             "s3", endpoint_url=self.endpoint, aws_access_key_id="admin", aws_secret_access_key="x",
             region_name="us-east-1",
@@ -62,7 +47,7 @@ class S3:
 
     def reset(self) -> None:
         """Makes it as new, with the empty bucket `evidence`; starts it again if need be."""
-        if self.process.poll() is not None:
+        if self._server is None:
             self.__init__()  # type: ignore[misc]
         self._post("reset")
         self._post("reset-auth", b"inf")
@@ -72,5 +57,7 @@ class S3:
         """There is but one, which stays."""
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()

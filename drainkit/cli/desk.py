@@ -39,12 +39,11 @@ def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
 @command(Argument(["path"]), *_LEDGER,
          Option(["--allowed-signers"], metavar="FILE", type=Path,
                 help="Who may approve and sign (ssh-keygen)."),
-         Option(["--identity"], metavar="NAME", help="Who must have signed the statement."),
          Option(["--checkpoint"], metavar="FILE", type=Path,
                 help="A keeper's lines that the chain must go on from."),
          *COMMON)  # fmt: skip
 def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers: Path | None,
-           identity: str | None, checkpoint: Path | None) -> int:  # fmt: skip
+           checkpoint: Path | None) -> int:  # fmt: skip
     """Check evidence: RUN_DIR, or REPORTS_DIR with the chain over all its runs.
 
     With --redis-url the server's run ledgers decide which live runs there must be: those of the
@@ -53,7 +52,7 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
     """
     from ..evidence import verify as evidence
 
-    found = evidence.verify(path, redis_url, allowed_signers, identity,
+    found = evidence.verify(path, redis_url, allowed_signers,
                             streams=_streams(redis_url, stream), checkpoint=checkpoint)  # fmt: skip
     runs = len(found.findings.keys() - {"chain"})
     well = f"All well: {runs} run(s), every file as it was sealed."
@@ -99,7 +98,7 @@ def show(ids: tuple[str, ...], **flags: Any) -> None:
       drainkit show 1766602826755-0
       drainkit show 1766602826755-0 --allowlist BTCUSDT --as-of 2025-12-24T19:49:58Z --json
     """
-    from ..core.timestamps import iso
+    from ..core.values import iso
     from ..operations import events
 
     with connected(flags) as (settings, server):
@@ -122,10 +121,10 @@ def diff(first: str, second: str) -> None:
       drainkit diff monday.json tuesday.json
       drainkit diff reports/20260101T000000Z-dry-run-abc123 reports/20260101T000500Z-live-def456
     """
-    from ..draining import comparison
+    from ..draining import plan_files
 
-    found = comparison.compare(*(comparison.read_side(Path(path)) for path in (first, second)))
-    emit(found, *comparison.as_text(found).splitlines())
+    found = plan_files.compare(*(plan_files.read_side(Path(path)) for path in (first, second)))
+    emit(found, *plan_files.as_text(found).splitlines())
 
 
 @command(Argument(["plan"], metavar="PLAN", type=Path),

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,7 @@ def drain(yes: bool, **flags: Any) -> int:
       drainkit drain --mode dry-run --plan plan.json && \\
       drainkit drain --mode live --yes --plan plan.json
     """
-    from ..draining.dry import dry_run, plan_run
+    from ..draining import dry
     from ..draining.run import check, opened
 
     settings = settings_of(flags)
@@ -127,28 +127,28 @@ def drain(yes: bool, **flags: Any) -> int:
         if run.planned is None and (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
-            from ..draining import live, unattended
+            from ..draining import live
 
-            seen = unattended.check_run(run) if yes else None
+            seen = dry.check_run(run) if yes else None
             if not yes:
                 check(run)  # what would be refused is refused before a long look
                 if run.planned:
                     plan, notes = run.planned.plan, run.planned.notes()
                 else:
-                    dry, plan = plan_run(run.rehearsal(), None)
-                    notes = dry.notes or []
-                unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
+                    books, plan = dry.plan_run(run.rehearsal(), None)
+                    notes = books.notes or []
+                dry.check_readable(run.settings, plan.total_read, plan.unreadable)
                 _question(run, plan, notes, yes=False)
             with signals() as stopping:
                 summary = live.apply(run, seen, stopping=stopping, on_progress=progress.show)
         elif settings.plan is None:
-            summary = dry_run(run, on_progress=progress.show)
+            summary = dry.dry_run(run, on_progress=progress.show)
         else:
-            summary, _ = plan_run(run, settings.plan, on_progress=progress.show)
+            summary, _ = dry.plan_run(run, settings.plan, on_progress=progress.show)
     if summary.error:
         tell_error(summary.error)
-    books = summary.as_dict()
-    emit(books, *terminal.report(books))
+    result = summary.as_dict()
+    emit(result, *terminal.report(result))
     return summary.exit_code or 0
 
 
@@ -204,7 +204,7 @@ def run(yes: bool, if_backlog_over: int | None, sign_key: Path | None, closed: P
       drainkit run --reports-dir s3://bucket/reports
     """
     from .. import signing
-    from ..draining import unattended
+    from ..draining import dry
     from ..pipeline.notebooks import check_installed
 
     settings = settings_of(flags)
@@ -227,12 +227,10 @@ def run(yes: bool, if_backlog_over: int | None, sign_key: Path | None, closed: P
         return _run_many(settings, pattern, cluster, sign_key=sign_key, yes=yes)
     if cluster is not None:
         raise UsageError("--dask runs many streams; say which with --all-streams PATTERN")
-    over, scheduled = if_backlog_over or 0, if_backlog_over is not None
-    with unattended.turn(settings, over=over) if scheduled else nullcontext() as why_not:
-        if why_not is None:
-            return run_and_tell(settings, yes=yes, sign_key=sign_key)
-        emit({"skipped": why_not}, why_not)
+    if if_backlog_over is not None and (why := dry.nothing_to_do(settings, if_backlog_over)):
+        emit({"skipped": why}, why)
         return 0
+    return run_and_tell(settings, yes=yes, sign_key=sign_key)
 
 
 def run_and_tell(settings: Settings, *, yes: bool, sign_key: Path | None = None) -> int:
@@ -254,13 +252,13 @@ def _tell_run(result: dict[str, Any]) -> int:
 
 def _approve(run: Run, planned: PlanFile, *, yes: bool) -> None:
     """Refuses a plan that the limits hold back, or a person."""
-    from ..draining import unattended
+    from ..draining import dry
 
     if yes:
-        unattended.check_planned(run.server, run.settings, planned)
+        dry.check_planned(run.server, run.settings, planned)
     else:
         plan = planned.plan
-        unattended.check_readable(run.settings, plan.total_read, plan.unreadable)
+        dry.check_readable(run.settings, plan.total_read, plan.unreadable)
     try:  # a signal, or the end of the input, ends the question at once
         with signals(terminal.interrupt):
             _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
@@ -277,13 +275,15 @@ def _run_notebooks(
 
     with closing(Progress()) as progress:
 
-        def announce(name: str) -> None:
-            progress.close()
-            tell(f"running {name} ...", err=True)
+        def on_line(line: str) -> None:
+            if line.startswith("running "):
+                progress.close()
+                tell(line, err=True)
+            progress.show(line)
 
         return runner.run(
-            settings, confirm=partial(_approve, yes=yes), announce=announce, on_line=progress.show,
-            stopping=stopping, sign_key=sign_key, kernels=kernels,
+            settings, confirm=partial(_approve, yes=yes), on_line=on_line, stopping=stopping,
+            sign_key=sign_key, kernels=kernels,
         )[0]  # fmt: skip
 
 
@@ -291,7 +291,7 @@ def _run_many(
     settings: Settings, pattern: str, cluster: str | None, *, sign_key: Path | None, yes: bool
 ) -> int:
     """Run each stream of the pattern, print all together; the worst exit code."""
-    from ..pipeline import runner
+    from ..pipeline import kernels, runner
     from ..server.connection import Server
 
     for flag, given in (("--plan", settings.plan), ("--audit-stream", settings.audit_stream)):
@@ -310,7 +310,7 @@ def _run_many(
         if cluster is None:
             one: Callable[[Settings], dict[str, Any]] = partial(
                 _run_notebooks, stopping=stopping, yes=yes, sign_key=sign_key,
-                kernels=stack.enter_context(runner.open_kernels()),
+                kernels=stack.enter_context(kernels.Kernels()),
             )  # fmt: skip
             outcomes = runner.run_in_turn(settings, streams, one, stopping=stopping)
         else:

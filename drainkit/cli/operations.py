@@ -109,7 +109,7 @@ def check(
          OPERATOR, *WHERE)  # fmt: skip
 def stop(reason: str, **flags: Any) -> None:
     """Set the kill switch: from now on no drain of the stream acknowledges anything."""
-    from ..core.timestamps import iso
+    from ..core.values import iso
     from ..safe import one_line
     from ..server import ledger, reading, scopes, writing
 
@@ -137,7 +137,7 @@ def stop(reason: str, **flags: Any) -> None:
 @command(OPERATOR, *WHERE)
 def resume(**flags: Any) -> None:
     """Lift the kill switch."""
-    from ..core.timestamps import iso
+    from ..core.values import iso
     from ..server import ledger, writing
 
     with connected(flags, only=_FOR_SWITCH) as (settings, server):
@@ -152,10 +152,10 @@ def resume(**flags: Any) -> None:
 
 def _note(server: Server, entry: Entry) -> None:
     """A broken ledger must not keep the kill switch from working: say so, and go on."""
-    from ..server import ledger
+    from ..server import writing
 
     try:
-        ledger.append(server, entry)
+        writing.add_to_ledger(server, entry)
     except DrainkitError as error:
         tell_error(f"it is done, but the ledger does not have it: {error}")
 

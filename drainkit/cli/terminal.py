@@ -323,7 +323,6 @@ def fields_blocks(found: Findings) -> list[Block]:
         *([Table(("Events", "Reason"), reasons, f"{found.title()}:")] if reasons else []),
         Table(("Value", "Path", "Entries", "Example", "Why"), rows,
               f"Fields of {found.entries:,} entries, spread over the backlog:"),
-        *(f"Note: {note}" for note in found.notes),
         found.advice(),
         *found.snippet.splitlines(),
     ]  # fmt: skip

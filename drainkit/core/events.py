@@ -19,8 +19,19 @@ import numpy as np
 from ..late import pa, pd
 from ..settings import Fields
 from . import values as v
-from .timestamps import NO_TIME, TIME_SOURCES, as_text, id_times_us, times_us
-from .values import ABSENT, INVALID_REASONS, Column, Layout, Places, RawEntry
+from .values import (
+    ABSENT,
+    INVALID_REASONS,
+    NO_TIME,
+    TIME_SOURCES,
+    Column,
+    Layout,
+    Places,
+    RawEntry,
+    as_text,
+    id_times_us,
+    times_us,
+)
 
 MAX_AHEAD_US = 60_000_000
 MAX_VOCABULARY = 2_000

@@ -22,8 +22,17 @@ from ..errors import UsageError
 from ..safe import one_line
 from ..settings import USUAL_FIELDS, Fields, build
 from .events import Decoder, Events
-from .timestamps import EARLIEST_ID_MS, as_text, times_us
-from .values import CONTAINERS, INVALID_REASONS, MAX_CONTAINER_BYTES, VALUES, RawEntry, paths_of
+from .values import (
+    CONTAINERS,
+    EARLIEST_ID_MS,
+    INVALID_REASONS,
+    MAX_CONTAINER_BYTES,
+    VALUES,
+    RawEntry,
+    as_text,
+    paths_of,
+    times_us,
+)
 
 MAX_PATHS, MAX_LEVELS = 60, 6
 LEAST = 0.005  # of the entries must gain by a line
@@ -60,15 +69,6 @@ def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
             counts = 0 if _readable(events)[value][0] else -1
         found += [Place(value, *place, counts == n) for n, place in enumerate(there)]
     return found
-
-
-def value_of(body: Sequence[bytes], name: str) -> str | float | None:
-    """What an entry holds first under a name, or a path such as `payload.model`.
-
-    Numbers of JSON as numbers, all else as text; None where there is nothing, or no text.
-    """
-    _, found = next(_candidates([name], body), ("", None))
-    return found if isinstance(found, int | float | None) else _as_words(found)
 
 
 def _candidates(names: Sequence[str], body: Sequence[bytes] | None) -> Iterator[tuple[str, Any]]:
@@ -130,7 +130,6 @@ class Findings:
     fields: Mapping[str, Sequence[Mapping[str, Any]]]  # by value: path, entries, example, chosen
     snippet: str  # [fields], the lines of now included; empty where no line mends anything
     readable: int  # events that could be read with the lines
-    notes: Sequence[str]
 
     def title(self) -> str:
         """How many cannot be read."""
@@ -158,24 +157,16 @@ def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
     """What a sample holds, and the lines that would let more of it be read."""
     there = [entry for entry in entries if entry[1] is not None]
     plain = best = _Trial(there, fields)
-    notes = []
     if not fields.confidence_percent and plain.valid < len(there):
         percent = _Trial(there, fields.model_copy(update={"confidence_percent": True}))
-        if plain.valid * 10 < percent.valid:
-            best = percent
-            notes.append("confidence is a percentage (0..100): confidence_percent = true reads it")
-    small = [s for s in sorted(best.events.symbols_here()) if s != s.upper()]
-    if small:
-        notes.append(
-            f"symbols in small letters, such as {small[0]}: an allowlist must spell them so"
-        )
+        best = percent if plain.valid * 10 < percent.valid else plain
     bad = Counter(INVALID_REASONS[code] for code in plain.before.invalid.tolist() if code)
     lines = best.table(best.chosen) if any(best.chosen.values()) or best is not plain else {}
     written = [f"{value} = {json.dumps(one, ensure_ascii=False)}" for value, one in lines.items()]
     return Findings(
         len(there), bad.total(), dict(bad.most_common()),
         {value: best.rows(value) for value in SYNONYMS},
-        "\n".join(["[fields]", *written]) if lines else "", best.valid, notes,
+        "\n".join(["[fields]", *written]) if lines else "", best.valid,
     )  # fmt: skip
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from ..late import collection_paused, give_back_freed, pa, pd
 from .events import Decoder, Events, word_codes
 from .policy import ACTIONS, FAILED_NAMES, Decisions, Policy, decide
-from .timestamps import NO_TIME, TIME_SOURCES
-from .values import INVALID_REASONS, RawEntry
+from .values import INVALID_REASONS, NO_TIME, TIME_SOURCES, RawEntry
 
 MOST_ROWS = 2_000_000  # so many events are a DataFrame as a whole
 ROWS_OF_MORE = 1_000_000  # of more: at most so many rows, evenly spread

@@ -23,7 +23,7 @@ from ..safe import one_line
 from ..settings import FROM_PLAN, Settings, build, outside, shown
 from .events import Decoder, Events
 from .frame import record_batch, word_counts
-from .policy import ACTIONS, Decisions, Policy, decide, other_failed, reason_codes
+from .policy import ACTIONS, Decisions, Policy, decide, other_failed, reasons
 from .values import RawEntry, no_constant
 
 VERSION = 3  # 3: audit stream, environment, server, unreadable; a digest of the decisions' bytes
@@ -246,7 +246,7 @@ def decisions_table(
 ) -> pa.Table:
     """One row for each event (COLUMNS): what it is, what was decided and why."""
     batch = record_batch(events, replace(decisions, failed=other_failed(decisions)))
-    reason, texts = reason_codes(events, decisions, policy)
+    reason, texts = reasons(events, decisions, policy)
     columns = {
         **dict(zip(batch.schema.names, batch.columns, strict=True)),
         "reason": pa.array(texts, pa.string()).take(pa.array(reason)).dictionary_encode(),
@@ -259,7 +259,6 @@ class Tally:
     """What a plan says of its decisions, counted from them as they come."""
 
     def __init__(self) -> None:
-        self.rows = 0
         self._counts, self._unreadable = Counter[str](), Counter[str]()
         self._first: str | None = None
         self._last: str | None = None
@@ -269,7 +268,6 @@ class Tally:
         """The next rows; the columns id, action and invalid are looked at."""
         if not len(table):
             return
-        self.rows += len(table)
         self._counts.update(word_counts(table["action"]))
         self._unreadable.update(word_counts(table["invalid"]))
         self._first = self._first or table["id"][0].as_py()
@@ -281,7 +279,7 @@ class Tally:
         return {
             "counts": {action: self._counts[action] for action in ACTIONS},
             "unreadable": {reason: n for reason, n in sorted(self._unreadable.items()) if reason},
-            "total_read": self.rows,
+            "total_read": self._counts.total(),
             "first_id": self._first,
             "last_id": self._last,
         }
@@ -293,7 +291,7 @@ class Tally:
             odd.append("counts")
         if self._newest > id_key(plan.boundary_id):
             odd.append("boundary_id")
-        if plan.max_events is not None and self.rows > plan.max_events:
+        if plan.max_events is not None and self._counts.total() > plan.max_events:
             odd.append("max_events")
         if odd:
             raise RefusedError(

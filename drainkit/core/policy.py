@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from ..late import pa, pc
 from .events import Events
-from .timestamps import NO_TIME
-from .values import INVALID_REASONS, RawEntry
+from .values import INVALID_REASONS, NO_TIME, RawEntry
 
 # in the order in which they decide: what it is called, and its colour in figures
 _DECLARED = {
@@ -120,16 +119,13 @@ _FIXED = (  # by action; empty where each event has its own
 )  # fmt: skip
 
 
-def reasons(events: Events, decisions: Decisions, policy: Policy) -> list[str]:
-    """One short line for each event; only checked values and fixed texts stand in it."""
-    codes, texts = reason_codes(events, decisions, policy)
-    return [*map(texts.__getitem__, codes.tolist())]
-
-
-def reason_codes(
+def reasons(
     events: Events, decisions: Decisions, policy: Policy
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The reasons as codes into texts; a text can be there more than once."""
+    """Each event's reason as a code into one-line texts; a text can be there more than once.
+
+    Only checked values and fixed texts stand in them.
+    """
     texts = [*_FIXED, *(reason or "no usable time" for reason in INVALID_REASONS)]
     codes = decisions.action.astype(np.int64)
     rows = np.flatnonzero(decisions.action == _INVALID)
@@ -179,7 +175,7 @@ def records(events: Events, decisions: Decisions, policy: Policy) -> Records:
     ages = [f"{age_sec:.2f}" for age_sec in (decisions.age_us / 1e6).tolist()]
     for row in np.flatnonzero(decisions.age_us == NO_TIME).tolist():
         ages[row] = "null"
-    codes, texts = reason_codes(events, decisions, policy)
+    codes, texts = reasons(events, decisions, policy)
     confidences = np.where(np.isnan(events.confidence), -1.0, events.confidence)
     return [
         [*map(bytes.decode, events.ids)],

@@ -158,12 +158,12 @@ def drift_of(
     """
     differs = np.zeros(len(events), dtype=bool)
     differs[rows] = (planned != decisions.action)[rows]
-    if not differs.any():
+    if not (changed := np.flatnonzero(differs).tolist()):
         return []
-    texts, changed = reasons(events, decisions, policy), np.flatnonzero(differs).tolist()
-    actions = [[ACTIONS[codes[row]] for row in changed] for codes in (planned, decisions.action)]
+    codes, texts = reasons(events, decisions, policy)
+    actions = [[ACTIONS[of[row]] for row in changed] for of in (planned, decisions.action)]
     ids = [events.ids[row].decode() for row in changed]
-    return [drift_table(ids, *actions, [texts[row] for row in changed])]
+    return [drift_table(ids, *actions, [texts[codes[row]] for row in changed])]
 
 
 def drift_counts(drift: pa.Table) -> list[dict[str, str | int]]:

@@ -17,7 +17,7 @@ from ..late import pa
 from ..safe import address
 from ..settings import Settings
 from .policy import ACTIONS, Decisions
-from .timestamps import iso
+from .values import iso
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-(dry-run|live)-[0-9a-f]{6}")
 COUNTS = ("total_read", *ACTIONS, "vanished", "passed_over", "events_per_sec")

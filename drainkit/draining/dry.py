@@ -1,4 +1,4 @@
-"""The dry run: decides without a trace, and makes the plan.
+"""The dry run: decides without a trace, makes the plan, and says what holds a live one back.
 
 In a run's folder 01 keeps what it read: 02 plans from that, with the scope as it was then, and it
 goes. The plan says what was seen, and 03 holds each entry against the server.
@@ -7,7 +7,7 @@ goes. The plan says what was seen, and 03 holds each entry against the server.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -21,20 +21,24 @@ from ..core import plan as plans
 from ..core.events import Decoder, Events
 from ..core.frame import event_schema, record_batch
 from ..core.plan import Plan, payload_hashes
-from ..core.policy import Decisions, decide
+from ..core.policy import ACTIONS, Decisions, Policy, decide
 from ..core.summary import Summary
-from ..core.timestamps import iso
-from ..core.values import INVALID_REASONS
-from ..errors import UsageError
+from ..core.values import INVALID_REASONS, iso
+from ..errors import RefusedError, UsageError
+from ..ids import next_id
 from ..late import collection_paused, pa
 from ..safe import text
 from ..server import reading, scopes
+from ..server.connection import Server
+from ..server.counting import count
 from ..server.keys import Scope
-from ..settings import Settings
-from .plan_files import decisions_path
-from .run import Progress, Run
+from ..server.scopes import Seen
+from ..settings import Limits, Settings
+from .plan_files import PlanFile, decisions_path
+from .run import Progress, Run, check
 
 KEPT = "events.parquet"
+MANY_UNREADABLE = 20  # events; fewer of them bury nothing
 _SCOPE, _SETTINGS = b"scope", b"settings"
 _SAME = ("stream", "consumer_group", "consumer_name", "throttle", "max_events", "until", "from_",
          "min_idle_min", "history_group")  # fmt: skip
@@ -109,7 +113,7 @@ def dry_run(
 
     `pages`: the same entries, where they were read already.
     """
-    summary, start_us = run.begin(), run.clock.now_us()
+    summary, start_us = run.begin(), run.server.clock.now_us()
     invalid, symbols = np.zeros(len(INVALID_REASONS), np.int64), set[str]()
     for page in _read_pages(run) if pages is None else pages:
         events, first = page[0], summary.total_read
@@ -193,3 +197,91 @@ def kept(run: Run, folder: Path) -> Iterator[Page] | None:
 
 def _settings(run: Run) -> bytes:
     return run.settings.model_dump_json(exclude={"redis_url"}).encode()
+
+
+# ---------------------------------------------------------------- what holds a live drain back
+
+
+def nothing_to_do(settings: Settings, over: int) -> str | None:
+    """Why a scheduled run has nothing to do; None where its scope holds more than `over` entries.
+
+    A live run needs every limit in drainkit.toml.
+    """
+    missing = [name for name, value in settings.limits if value is None]
+    if missing and settings.mode == "live":
+        raise RefusedError(
+            f"an unattended live run needs [limits] in drainkit.toml; add {', '.join(missing)}"
+        )
+    with Server.of(settings) as server:
+        left = scopes.left(server, scopes.open_scope(server, settings)).fresh
+    return None if left > over else f"nothing to do: the backlog of {left:,} is not over {over:,}"
+
+
+def check_limits(limits: Limits, counts: Mapping[str, int], *, drift: int = 0) -> None:
+    """Refuse a plan that goes beyond the limits; `counts` are its events by action."""
+    total = sum(counts.get(action, 0) for action in ACTIONS)
+    for name, value, limit in (
+        ("max_events", total, limits.max_events),
+        ("max_drained_ok", counts.get("drained_ok", 0), limits.max_drained_ok),
+        ("max_drift", drift, limits.max_drift),
+    ):
+        if limit is not None and value > limit:
+            raise RefusedError(
+                f"beyond the limits of drainkit.toml: {name} is {limit:,}, this run would be "
+                f"{value:,}; nothing was drained"
+            )
+
+
+def check_readable(settings: Settings, entries: int, unreadable: Mapping[str, int]) -> None:
+    """Refuse to drain what is mostly not understood: a wrong mapping would bury the backlog.
+
+    `unreadable` are the events by what is wrong with them, whichever filter drops them first.
+    """
+    odd = sum(unreadable.values())
+    if odd < MANY_UNREADABLE or odd * 5 <= entries or settings.allow_invalid:
+        return
+    reasons = ", ".join(f"{reason} ({n:,})" for reason, n in unreadable.items())
+    raise RefusedError(
+        f"{odd:,} of {entries:,} events cannot be read: {reasons}; drainkit fields shows what "
+        "would help; --allow-invalid acknowledges them all the same"
+    )
+
+
+def check_run(run: Run) -> Seen | None:
+    """What holds back a live drain that no person was asked about.
+
+    Returns what `check` found, unless a long look over the backlog came after it.
+    """
+    settings, seen = run.settings, check(run)  # what would be refused is refused before that look
+    if run.planned is not None:
+        check_planned(run.server, settings, run.planned)
+        return None
+    if all(value is None for _, value in settings.limits):
+        few = min(seen.info.length, run.max_events or sys.maxsize)
+        scope = scopes.current(run.server, run.scope, seen)
+        if few >= MANY_UNREADABLE and scope.name == "undelivered" and not seen.has_own:
+            first, most = next_id(scope.position), MANY_UNREADABLE - 1
+            few, is_all = count(run.server, seen.info, first, scope.boundary, most=most)
+            run.opening = (scope.position, few) if is_all else None  # counted for good
+        if few < MANY_UNREADABLE or settings.allow_invalid:  # too few could hold it back
+            return seen
+    found = dry_run(run.rehearsal())
+    check_readable(settings, found.total_read, found.unreadable)
+    check_limits(settings.limits, vars(found))
+    return None
+
+
+def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None:
+    """What holds back a live drain of a plan that no person was asked about."""
+    plan = planned.plan
+    check_readable(settings, plan.total_read, plan.unreadable)
+    policy = Policy(float(plan.policy["max_age_min"]), None, 0)
+    drift, first, now_us = 0, 0, server.now_us()
+    for block in planned.blocks(("event_time", "action")):
+        # too old at their turns, and not as planned
+        turns = turn_times_us(first, len(block), start_us=now_us, settings=settings)
+        times = block["event_time"].cast(pa.int64()).fill_null(sys.maxsize).to_numpy()
+        is_drift = policy.is_old(turns - times)
+        is_drift &= ~np.isin(block["action"].to_numpy(), ("dropped_old", "dropped_missing"))
+        drift, first = drift + int(is_drift.sum()), first + len(block)
+    check_limits(settings.limits, plan.counts, drift=drift)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..core.reconciliation import Recorded, drift_counts, drift_table
 from ..core.summary import Summary
-from ..core.timestamps import iso
+from ..core.values import iso
 from ..errors import DrainkitError, InterruptedRunError, UnreachableError
 from ..ids import id_key, next_id
 from ..late import pa, pc
@@ -42,32 +42,32 @@ def apply(
     Raises only before anything was written. After that, whatever ends the run ends in its books.
     """
     ready = preflight(run, seen, rate=run.settings.throttle)
-    notes, seen = ready.notes, ready.seen
+    notes, seen, server = ready.notes, ready.seen, run.server
     if run.planned is not None and run.to_drain is not None and not run.to_drain.count:
-        for start in ledger.starts_of(run.server, run.planned.plan.digest)[-1:]:
+        for start in ledger.starts_of(server, run.planned.plan.digest)[-1:]:
             notes.append(f"this plan was applied already by {start.run_id} at {start.at}")
     run.begin().notes = notes or None
     scope, settings = run.scope, run.settings
     run.start = ledger.Start(
         run_id=run.run_id, scope=scope.name, consumer_group=scope.group, consumer=scope.consumer,
         boundary_id=scope.boundary, throttle=settings.throttle, max_events=settings.max_events,
-        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(run.clock.now_us()),
+        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(server.clock.now_us()),
         host=socket.gethostname(), pid=os.getpid(), operator=settings.operator,
         approvers=",".join(run.approvers), from_id=scope.first, folder=run.folder,
         audit_id=seen.audit.boundary_id, audit_stream=settings.audit_stream or "",
     )  # fmt: skip
-    ledger.append(run.server, run.start)
+    writing.add_to_ledger(server, run.start)
     stopping = stopping or threading.Event()
     loop = Loop(run, ready, stopping=stopping, on_progress=on_progress)
     failure: DrainkitError | None = None
     try:
         if run.scope.name == "history":
-            writing.open_history(run.server, run.scope)
+            writing.open_history(server, run.scope)
         loop.run()
     except DrainkitError as error:
         failure = error
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
-        run.server.close()
+        server.close()
         loop.mark_unknown()
         loop.uncertain = True
         failure = InterruptedRunError(INTERRUPTED)
@@ -83,7 +83,6 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         if run.planned is not None and not loop.uncertain:
             summary.changes = pa.concat_tables([drift_table(), *loop.changes])
         seen = look(server, run.scope)
-        run.clock.sync(seen.now_us)
         left = _account(run, *run.count_left(seen))
         then, now = begun.audit, seen.audit
         is_kept = now.length >= then.length + summary.total_read
@@ -103,15 +102,14 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         except DrainkitError as error:
             failure = failure or error
         run.close(failure)
-        ledger.note_end(
-            server, run.start, summary, iso(run.clock.now_us()), vanished=summary.vanished
-        )
+        at = iso(server.clock.now_us())
+        ledger.note_end(server, run.start, summary, at, vanished=summary.vanished)
     except DrainkitError as error:
         failure = failure or error
         if summary.audit_records is None and (loop.uncertain or not server.connected):
             summary.is_counted = False
             failure.args = (f"{failure}; what was recorded is not known: see the audit stream",)
-        summary.close(failure, run.clock.now_us())
+        summary.close(failure, server.clock.now_us())
 
 
 def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:
@@ -125,7 +123,8 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
         loop.finish()
     server.reconnect()
     is_same = server.takeovers == loop.takeovers
-    loop.wait_out()
+    if loop.uncertain:
+        loop.wait_out()
     if loop.uncertain or not is_same:
         counted = summary.total_read
         ledger.recount(server, summary)
@@ -159,7 +158,7 @@ def _account(run: Run, here: Scope, undelivered: int) -> int:
     if run.to_drain is not None:
         undone: set[str] = set()
         if summary.total_read < run.to_drain.count:
-            undone = set(run.to_drain.entries.ids.to_pylist()) - done_of_plan(run)
+            undone = {*run.to_drain.entries.ids.to_pylist()} - {*done_of_plan(run).to_pylist()}
         gone_now = vanished_ids(run, undone)
         run.gone += gone_now
         summary.vanished = len(run.gone)

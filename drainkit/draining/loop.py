@@ -16,7 +16,7 @@ import numpy as np
 from ..core.events import Decoder, Events
 from ..core.policy import Decisions, decide, records
 from ..core.reconciliation import drift_of
-from ..core.timestamps import iso
+from ..core.values import iso
 from ..errors import (
     ConnectionLostError,
     DrainkitError,
@@ -27,7 +27,8 @@ from ..errors import (
 )
 from ..ids import id_key
 from ..late import pa
-from ..server import reading, recorded, writing
+from ..server import recorded, writing
+from ..server.connection import Server
 from ..server.scopes import Seen, look
 from ..server.topology import check_primary
 from ..server.writing import Batch, Committed, ForgottenError
@@ -44,18 +45,6 @@ NEAR_SEC, LATE_SEC = 0.005, 0.002
 TURN_SEC = 0.02  # at most 50 turns a second: an even pace, and a server that is free in between
 LOST = "the server restarted or another took over, and may have lost the last moments"
 INTERRUPTED = "interrupted; run the same command again to go on"
-
-
-def turn_entries(rate: float, round_trip_sec: float) -> int:
-    """How many entries the batch of a turn has, at `rate` events per second.
-
-    A turn takes a round trip, and what is late within it; a tenth of a second holds a fifth of the
-    rate at most, and a second no more than the rate (commit.lua): so whole batches have to fill it.
-    """
-    turn_sec = min(max(TURN_SEC, 2 * round_trip_sec), 0.2)
-    most = max(1, min(math.ceil(rate * turn_sec), int(rate / 5)))
-    second = math.ceil(rate)
-    return max(range((most + 1) // 2, most + 1), key=lambda n: (second // n * n, n))
 
 
 class ReadAgainError(DrainkitError):
@@ -87,13 +76,11 @@ class Loop:
     def __init__(
         self, run: Run, ready: Ready, *, stopping: threading.Event, on_progress: Progress | None
     ) -> None:
-        self._run, self._server, self._clock = run, run.server, run.clock
-        self._summary = run.summary
-        self._stopping = stopping
-        self._on_progress = on_progress
-        self._reader = Reader(run)
-        self._decoder = Decoder(run.settings.fields)
+        self._run, self._server, self._summary = run, run.server, run.summary
+        self._stopping, self._on_progress = stopping, on_progress
         self._sent: deque[ReadRequest | CommitRequest] = deque()  # replies come in this order
+        self._reader = Reader(run, self._sent)
+        self._decoder = Decoder(run.settings.fields)
         self._round_trips = deque([ready.round_trip_sec], maxlen=ROUND_TRIPS)
         self._deadline = self._unknown_until = 0  # us, by the server's clock
         self.takeovers = run.server.takeovers  # of the server, when the run began
@@ -104,7 +91,6 @@ class Loop:
         self._credit_us = 0  # a drain begins without
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
         self.changes: list[pa.Table] = []  # what was decided otherwise than planned
-        self._is_open = False
         self._seen: Seen | None = ready.seen
         # still so when new entries are read, unless others are drained before
         is_first = run.scope.name == "undelivered" and not ready.seen.has_own
@@ -141,14 +127,14 @@ class Loop:
     def _drain(self) -> None:
         seen = self._seen or look(self._server, self._run.scope)
         self._seen = None
-        if not self._is_open:
+        if not self._summary.expected:
             self._run.count_first(seen)
-            self._is_open = True
-        for batch in self._reader.pending(seen, self._room):
-            self._commit(batch)
-            self._settle_all()
-        if self._run.scope.name != "pending":
-            reader = self._reader
+        reader, name = self._reader, self._run.scope.name
+        if seen.has_own or name == "pending":
+            for batch in reader.pending(seen, self._room):
+                self._commit(batch)
+                self._settle_all()
+        if name != "pending":
             reader.note(self._probed or self._probe(reader.counters), is_start=True)
             self._probed = None
             while (new := self._next()) is not None:
@@ -163,85 +149,74 @@ class Loop:
     def _probe(self, counters: bytes) -> Committed:
         """A commit without records: refused if the stream or the group is not what it was.
 
-        The drains at work learn of this one's throttle.
+        The drains at work learn of this one's throttle, and it of theirs.
         """
-        sent_sec, self._deadline = time.monotonic(), self._run.new_deadline_us()
         reply = writing.probe(
             self._server, self._reader.bounds, after=self._reader.position, counters=counters,
-            audit_id=self.audit_id, deadline_us=self._deadline, rate=self._run.settings.throttle,
+            audit_id=self.audit_id, rate=self._run.settings.throttle,
         )  # fmt: skip
-        self._note(reply, sent_sec)
+        self._rate = reply.rate
         return reply
 
-    def _note(self, reply: Committed, sent_sec: float) -> None:
-        """What each reply to a commit tells."""
-        self._round_trips.append(time.monotonic() - sent_sec)
-        self._clock.sync(reply.now_us)
-        self._rate = reply.rate
-        if reply.done:
-            self.audit_id = reply.audit_id
+    def _room(self, *, of_turn: bool = True) -> int:
+        """How many entries the next batch may have; 0 when the budget is spent or interrupted.
 
-    def _budget(self) -> int:
-        """How many entries may still be sent; none once interrupted."""
-        if self._stopping.is_set():
-            return 0
-        sent = sum(r.batch.size for r in self._sent if isinstance(r, CommitRequest))
-        most = self._run.max_events
-        return sys.maxsize if most is None else most - self._summary.total_read - sent
-
-    def _room(self) -> int:
-        """How many entries the next batch may have; 0 when the budget is spent or interrupted."""
-        most = PAGE_ENTRIES
-        if self._rate is not None:
-            most = min(most, turn_entries(self._rate, min(self._round_trips)))
-        return min(most, self._budget())
-
-    def _read_ahead(self, to_send: int = 0) -> bool:
-        """Ask for a page, if none is there or on its way; False if there are no more entries."""
-        if not (self._reader.has_page() or self._reader.is_asked):
-            if (request := self._reader.ask(self._budget() - to_send)) is None:
-                return False
-            self._sent.append(request)
-        return True
+        Without `of_turn`: how many may still be sent. A turn takes a round trip, and what is late
+        within it; a tenth of a second holds a fifth of the rate at most, and a second no more than
+        the rate (commit.lua): so whole batches have to fill it.
+        """
+        room, rate = sys.maxsize, self._rate
+        if (most := self._run.max_events) is not None:
+            sent = sum(len(r.events) for r in self._sent if isinstance(r, CommitRequest))
+            room = most - self._summary.total_read - sent
+        if self._stopping.is_set() or not of_turn:
+            return 0 if self._stopping.is_set() else room
+        if rate is None:
+            return min(room, PAGE_ENTRIES)
+        turn_sec = min(max(TURN_SEC, 2 * min(self._round_trips)), 0.2)
+        most = max(1, min(math.ceil(rate * turn_sec), int(rate / 5)))
+        second = math.ceil(rate)
+        best = max(range((most + 1) // 2, most + 1), key=lambda n: (second // n * n, n))
+        return min(room, PAGE_ENTRIES, best)
 
     def _next(self) -> Batch | None:
         """New entries, of the plan or as read; None: no more, or the budget is spent."""
-        while True:
-            if (batch := self._reader.batch(self._room())) is not None:
-                return batch
-            if self._reader.has_page() or not self._reader.is_asked:
+        reader = self._reader
+        while (batch := reader.batch(self._room())) is None:
+            if not reader.is_asked:
                 # the budget was all in flight; what was rejected of that leaves room again
                 self._settle_all()
-                if self._room() < 1 or not self._read_ahead():
+                if self._room() < 1 or not reader.ask(self._room(of_turn=False)):
                     return None
-            while self._reader.is_asked:
+            while reader.is_asked:
                 self._take()
+        return batch
 
     def _commit(self, batch: Batch) -> None:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
         run, is_new = self._run, batch.owners is None
         if self._rate is None and is_new:
-            self._read_ahead(batch.size)
+            size = len(batch.entries if batch.events is None else batch.events)
+            self._reader.ask(self._room(of_turn=False) - size)
         events = self._decoder.decode(batch.entries) if batch.events is None else batch.events
         as_of_us = run.settings.as_of_us
         while True:
             if self._rate is not None and not self._wait():
                 return  # interrupted: the batch stays as it is for the same command run again
-            now_us = self._clock.now_us()
+            now_us = self._server.clock.now_us()
             decisions = decide(events, run.policy, now_us if as_of_us is None else as_of_us)
             made = records(events, decisions, run.policy)
             self._settle_all()  # as late as can be: until then the server has its commit to do
-            self._deadline = run.new_deadline_us()
-            writing.send_commit(
+            self._deadline = writing.send_commit(
                 self._server, self._reader.bounds, batch, made, drained_at=iso(now_us),
-                rate=run.settings.throttle, run_id=run.run_id, deadline_us=self._deadline,
-                audit_id=self.audit_id, credit_us=self._credit_us,
+                rate=run.settings.throttle, run_id=run.run_id, audit_id=self.audit_id,
+                credit_us=self._credit_us,
             )  # fmt: skip
             self._sent.append(CommitRequest(batch, events, decisions, time.monotonic()))
             if self._rate is None:
                 return
             if is_new:
-                self._read_ahead()
+                self._reader.ask(self._room(of_turn=False))
             while isinstance(self._sent[0], ReadRequest):
                 self._take()
             if self._take(may_wait=True):
@@ -270,8 +245,9 @@ class Loop:
         It settles its request, as an error too; a lost one does not.
         """
         request = self._sent[0]
-        is_read = isinstance(request, ReadRequest)
-        receive: Any = reading.receive_page if is_read else writing.receive_commit
+        receive: Any = writing.receive_commit
+        if isinstance(request, ReadRequest):
+            receive = Server.receive
         try:
             reply = receive(self._server)
         except ConnectionLostError:
@@ -279,12 +255,14 @@ class Loop:
         except DrainkitError:
             self._sent.popleft()
             raise
+        self._sent.popleft()
         if isinstance(request, ReadRequest):
-            self._sent.popleft()
             self._reader.put(request, reply)
             return True
-        self._note(reply, request.sent_sec)
-        self._sent.popleft()
+        self._round_trips.append(time.monotonic() - request.sent_sec)
+        self._rate = reply.rate
+        if reply.done:
+            self.audit_id = reply.audit_id
         return self._settle(request, reply, may_wait=may_wait)
 
     def _settle(self, request: CommitRequest, reply: Committed, *, may_wait: bool) -> bool:
@@ -298,7 +276,7 @@ class Loop:
         if not reply.done:
             if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (rate or 1)) * 1e6:
                 raise DrainkitError(future_audit(reply.wait_us / 1e6))
-            if not may_wait or rate is None or batch.size > max(1, rate / 5):
+            if not may_wait or rate is None or len(request.events) > max(1, rate / 5):
                 raise ReadAgainError("the batch has to wait, or to be smaller, and is read anew")
             return False
         taken = reply.rejected | reply.had
@@ -344,7 +322,7 @@ class Loop:
         A network may deliver a request long after its connection broke; the books close after it.
         """
         if self._server.takeovers == self.takeovers:  # or it has the slot from it as it was
-            time.sleep(max(0.0, self._unknown_until - self._clock.now_us()) / 1e6)
+            time.sleep(max(0.0, self._unknown_until - self._server.clock.now_us()) / 1e6)
 
     def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
         """After a fault: look again. What is still undelivered or pending was not committed."""
@@ -360,7 +338,7 @@ class Loop:
                 check_primary(self._server.info)
                 if self._server.info.replid != owner:  # deadlines were by the other one's clock
                     self.wait_out()
-                self._clock.sync(self._server.now_us())
+                self._server.now_us()  # and its clock from now on
             except (ConnectionLostError, ServerBusyError, SlotMovedError):
                 continue
             return

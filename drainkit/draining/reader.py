@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, compress, islice
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +29,6 @@ PAGE_ENTRIES = 250
 # one batch holds at most about this much, or one entry: a commit copies what it delivers
 BATCH_BYTES = 4 << 20
 FIRST_ENTRIES = 8  # before it is known how large they are; after that twice as many each time
-SMALL_PAGE_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Reader:
     New entries come in pages, of which one is read ahead; a batch is cut from one page.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, requests: deque[Any]) -> None:
+        """`requests`: what was sent, to which `ask` adds."""
+        self._requests = requests
         self._server, self._scope, self._to_drain = run.server, run.scope, run.to_drain
         self._count = FIRST_ENTRIES  # how many to ask for at once
         self.bounds = run.scope  # of what may be read: with a plan, to its last entry
@@ -53,7 +56,7 @@ class Reader:
         self.position = self.bounds.position  # of the group, as seen last; never goes back
         self.counters = b""  # the stream's, as seen last
         self._page: list[RawEntry] = []  # what is left of the page read last
-        self._sizes: list[int] = []  # bytes of its entries; empty where all are small
+        self._sizes: list[int] = []  # bytes of its entries
         self._page_counters = b""  # the stream's, from before it was read
         self.is_asked = False  # for a page
         self._cut = self._after = self.position  # up to here all is in batches; is read
@@ -85,13 +88,11 @@ class Reader:
 
     def pending(self, seen: Seen, room: Callable[[], int]) -> Iterator[Batch]:
         """What is pending already: first this consumer's own, then others' (scope pending)."""
-        scope = scopes.current(self._server, self.bounds, seen)
-        mine = scopes.own_ids(self._server, scope) if seen.has_own else ()
-        sources: list[Iterator[tuple[bytes, str]]] = [
-            ((entry, scope.consumer) for entry in chain.from_iterable(mine))
-        ]
+        scope = self.bounds
+        own = scopes.pending_rows(self._server, scope, own=True) if seen.has_own else iter(())
+        sources: list[Iterator[tuple[bytes, str]]] = [chain.from_iterable(own)]
         if scope.name == "pending":
-            pages = scopes.scope_ids(self._server, scope)
+            pages = scopes.pending_rows(self._server, scope, own=False)
             if self._to_drain:
                 find = self._to_drain.entries.find
                 pages = ([*compress(page, find([i for i, _ in page]) >= 0)] for page in pages)
@@ -108,7 +109,7 @@ class Reader:
                     2 * len(entries), BATCH_BYTES // max(map(reading.size_of, entries))
                 )
                 owners = [row[1] for row in chosen]
-                yield Batch(entries, owners=owners, planned=self._planned([e[0] for e in entries]))
+                yield Batch(entries, owners=owners, planned=self._planned(entries))
 
     def is_done(self, refused: Collection[tuple[bytes, str]], *, progress: bool) -> bool:
         """Whether nothing is left to do; raises if something is that could not be done.
@@ -116,13 +117,14 @@ class Reader:
         `refused`: pending ids and their owners, which a commit did not take.
         """
         # as far as a plan goes: what it leaves alone would be waited for forever
-        seen = look(self._server, self._scope)
-        scope = scopes.current(self._server, self.bounds, seen)
-        if seen.has_own and any(scopes.own_ids(self._server, scope)):
+        scope = self.bounds
+        if look(self._server, self._scope).has_own and any(
+            scopes.pending_rows(self._server, scope, own=True)
+        ):
             return False
         if scope.name != "pending" or not refused:
             return True
-        rows = (row for page in scopes.scope_ids(self._server, scope) for row in page)
+        rows = chain.from_iterable(scopes.pending_rows(self._server, scope, own=False))
         left = sum(row in refused for row in rows)  # what another took since is its own
         if left and not progress:
             raise DrainkitError(
@@ -130,18 +132,21 @@ class Reader:
             )
         return not left
 
-    def ask(self, budget: int) -> ReadRequest | None:
-        """Ask for the next page, if there is more up to the boundary; None if there is not."""
+    def ask(self, budget: int) -> bool:
+        """Have a page there, or on its way; False if there are no more entries."""
+        if self._page or self._columns is not None or self.is_asked:
+            return True
         # where another drain went meanwhile this one need not read any more
         after = max(self._after, self.position, key=id_key)
         if budget < 1 or id_key(after) >= id_key(self.bounds.boundary):
-            return None
+            return False
         count = max(1, min(PAGE_ENTRIES, self._count))
         if not self._known().touches(after, self.bounds.boundary):  # else some count for nothing
             count = min(count, budget)
         reading.send_page(self._server, after, self.bounds.boundary, count)
+        self._requests.append(ReadRequest(after, self.counters))
         self.is_asked = True
-        return ReadRequest(after, self.counters)
+        return True
 
     def put(self, request: ReadRequest, page: list[RawEntry]) -> None:
         """The page that was asked for; all of the one before it is in batches by then."""
@@ -151,15 +156,8 @@ class Reader:
             return
         self._page, self._page_counters, self._cut = page, request.counters, request.after
         self._after = text(page[-1][0])
-        self._sizes = []
-        total = sum(map(len, chain.from_iterable(entry[1] or () for entry in page)))
-        if total > SMALL_PAGE_BYTES:  # only then it matters which of them are large
-            self._sizes = [*map(reading.size_of, page)]
-        self._count = min(2 * len(page), BATCH_BYTES // max(self._sizes, default=1))
-
-    def has_page(self) -> bool:
-        """Whether entries were read that are in no batch yet, or need not be read."""
-        return bool(self._page) or self._columns is not None
+        self._sizes = [*map(reading.size_of, page)]
+        self._count = min(2 * len(page), BATCH_BYTES // max(self._sizes))
 
     def batch(self, room: int) -> Batch | None:
         """The next new entries, at most `room` of them without a record; None: none were read."""
@@ -184,8 +182,7 @@ class Reader:
         n = max(1, room)
         entries, self._page, self._sizes = self._page[:n], self._page[n:], self._sizes[n:]
         after, self._cut = self._cut, text(entries[-1][0])
-        planned = self._planned([entry[0] for entry in entries])
-        return Batch(entries, after, self._page_counters, planned=planned)
+        return Batch(entries, after, self._page_counters, planned=self._planned(entries))
 
     def _known(self) -> Recorded:
         """What is recorded already for the group; looked up when it is first needed.
@@ -196,11 +193,11 @@ class Reader:
             self._recorded = recorded.in_set(self._server, self.bounds.consumer_group)
         return self._recorded
 
-    def _planned(self, ids: Sequence[bytes]) -> np.ndarray | None:
-        """The plan's actions for the ids (codes); -1 for one that has its record already."""
+    def _planned(self, page: Sequence[RawEntry]) -> np.ndarray | None:
+        """The plan's actions for the entries (codes); -1 for one that has its record already."""
         if self._to_drain is None:
             return None
-        entries = self._to_drain.entries
+        entries, ids = self._to_drain.entries, [entry[0] for entry in page]
         rows = entries.find(ids)
         for row in np.flatnonzero(rows < 0).tolist():
             if not self._known().has(ids[row]):

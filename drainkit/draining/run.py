@@ -20,12 +20,12 @@ from ..core.plan import differences, payload_hashes
 from ..core.policy import Policy
 from ..core.reconciliation import Entries, Feed, Straight, ToDrain, fits
 from ..core.summary import Summary, new_run_id
-from ..errors import DrainkitError, RefusedError
+from ..errors import DrainkitError, RefusedError, StoppedError
 from ..ids import FIRST_ID, id_key, next_id
 from ..late import collection_paused, pa, pc
 from ..safe import text
 from ..server import ledger, reading, recorded, scopes, writing
-from ..server.connection import Clock, Server
+from ..server.connection import Server
 from ..server.counting import count
 from ..server.keys import Scope
 from ..server.ledger import check_owner, run_tables
@@ -48,8 +48,8 @@ class Run:
     settings: Settings
     scope: Scope
     policy: Policy
-    clock: Clock
-    run_id: str = ""  # "": a new one
+    run_id: str
+    max_events: int | None  # how many it may take at most; with a plan, just the plan's
     planned: PlanFile | None = None  # live with a plan
     to_drain: ToDrain | None = None  # live with a plan: these entries and no others
     gone: list[str] = field(default_factory=list)  # of the plan, deleted before it was their turn
@@ -57,37 +57,21 @@ class Run:
     # the group's position just before the drain, and what it had before it up to the boundary
     opening: tuple[str, int] | None = None
     folder: str = ""  # where its evidence will be sealed; "": it leaves none
-    summary: Summary = field(init=False)
+    summary: Summary = field(init=False)  # as of the last `begin`
     start: ledger.Start = field(init=False)  # as the ledger has it
-
-    def __post_init__(self) -> None:
-        self.run_id = self.run_id or new_run_id(self.settings.mode, self.clock.now_us())
-        self.begin()
 
     def begin(self) -> Summary:
         """Open the books: the run begins now."""
+        digest = self.planned.plan.digest if self.planned else None
         self.summary = Summary.opened(
-            self.settings,
-            run_id=self.run_id,
-            boundary=self.scope.boundary,
-            now_us=self.clock.now_us(),
-            plan_digest=self.planned.plan.digest if self.planned else None,
-            approvers=self.approvers,
-        )
+            self.settings, run_id=self.run_id, boundary=self.scope.boundary, plan_digest=digest,
+            now_us=self.server.clock.now_us(), approvers=self.approvers,
+        )  # fmt: skip
         return self.summary
 
     def rehearsal(self) -> Run:
         """The dry run of what this live run would do."""
         return replace(self, settings=self.settings.model_copy(update={"mode": "dry-run"}))
-
-    @property
-    def max_events(self) -> int | None:
-        """How many events this run may take; with a plan, just the plan's."""
-        return self.settings.max_events if self.to_drain is None else self.to_drain.count
-
-    def new_deadline_us(self) -> int:
-        """When a request sent now will be given up; the server refuses it after that."""
-        return self.clock.now_us() + round(self.server.reply_timeout_sec * 1e6)
 
     def count_first(self, seen: Seen) -> None:
         """Before the first commit: what is undelivered, and how many events the run is to take.
@@ -103,9 +87,9 @@ class Run:
             first, last = next_id(here.position), here.boundary
             self.opening = here.position, count(self.server, seen.info, first, last)[0]
         if self.opening is None or here.name == "history":  # it comes upon what is recorded already
-            entries = scopes.remaining(self.server, here)
+            entries = scopes.left(self.server, here, seen).fresh
         else:
-            own = scopes.own_ids(self.server, here) if seen.has_own else ()
+            own = scopes.pending_rows(self.server, here, own=True) if seen.has_own else ()
             entries = self.opening[1] + sum(map(len, own))
         self.summary.expected = min(entries, self.max_events or entries)
 
@@ -128,7 +112,7 @@ class Run:
                 f"the books do not balance: {summary.pending_own} entries are still pending for "
                 f"{self.scope.consumer}; run the same command again"
             )
-        return summary.close(failure, self.clock.now_us())
+        return summary.close(failure, self.server.clock.now_us())
 
 
 @contextmanager
@@ -153,51 +137,50 @@ def resolve(
     id now. With a plan the run drains exactly the plan's entries; whatever differs is refused, and
     the message names it (the contract, section 7).
     """
-    _ = server.keys  # refuses names that could not share the stream's slot
     settings = scopes.at_now(server, settings)
     scope = scopes.open_scope(server, settings, boundary=boundary)
     allowed = scopes.allowlist(server, settings)
-    policy = Policy(settings.max_age_min, allowed, settings.min_conf)
-    run = Run(server, settings, scope, policy, Clock(server.now_us()), run_id or "", planned)
+    policy, now_us = Policy(settings.max_age_min, allowed, settings.min_conf), server.now_us()
+    run_id = run_id or new_run_id(settings.mode, now_us)
+    run = Run(server, settings, scope, policy, run_id, settings.max_events, planned)
     if planned is not None:
         _take_plan(run, planned)
+    run.begin()
     return run
 
 
 def _take_plan(run: Run, planned: PlanFile) -> None:
     """Let the run drain exactly the plan's entries that earlier runs of it left."""
-    plan, server = planned.plan, run.server
+    plan = planned.plan
     run.approvers = planned.approvers(run.settings)
     same = ("stream", "consumer_group", "scope")
     asked = {name: getattr(run.settings, name) for name in same}
     if found := differences(plan, policy=run.policy, **asked):
         raise RefusedError("the plan is for something else: " + "; ".join(found))
-    runs = {start.run_id for start in ledger.starts_of(server, plan.digest)}
-    done = [part["original_id"] for part in run_tables(server, runs) if len(part)]
+    done = done_of_plan(run)
     moved = run.scope.group_position != plan.position
     here, last = run.scope.group_position, plan.last_id or plan.position
     if run.scope.name == "history":
         here = run.scope.position
         moved = moved or here != plan.history_position
     # a run of this plan that died has moved the position itself, at most to the plan's last entry
-    if moved and not (done and id_key(here) <= id_key(last)):
+    if moved and not (len(done) and id_key(here) <= id_key(last)):
         raise RefusedError(
             f"the group's position moved since the plan was made: from {plan.position} to "
             f"{run.scope.group_position}; make a new plan"
         )
     run.scope = replace(run.scope, boundary=plan.boundary_id)
-    if not done and (straight := look_straight(run, planned)):
+    if not len(done) and (straight := look_straight(run, planned)):
         load = partial(_entries, planned)
         run.to_drain = ToDrain(plan.total_read, plan.last_id or "", load, straight)
-        return
-    entries = _entries(planned)
-    if done:
-        recorded = pa.concat_arrays([chunk for ids in done for chunk in ids.chunks])
-        left = pc.invert(pc.is_in(entries.ids, value_set=recorded))
+    else:
+        entries = _entries(planned)
+        left = pc.invert(pc.is_in(entries.ids, value_set=done))
         entries = entries.only(left.to_numpy(zero_copy_only=False))
-    there = _check_entries(run, entries, resumed=bool(done))
-    run.gone = entries.ids.filter(pa.array(~there)).to_pylist()
-    run.to_drain = ToDrain.of(entries.only(there))
+        there = _check_entries(run, entries, resumed=len(done) > 0)
+        run.gone = entries.ids.filter(pa.array(~there)).to_pylist()
+        run.to_drain = ToDrain.of(entries.only(there))
+    run.max_events = run.to_drain.count
 
 
 def _entries(planned: PlanFile) -> Entries:
@@ -269,7 +252,7 @@ def _check_entries(run: Run, entries: Entries, *, resumed: bool) -> np.ndarray:
             raise RefusedError(f"entry {gone} of the plan is gone or changed; make a new plan")
     unseen, name = entries.ids.filter(pa.array(~there)).to_pylist(), run.scope.name
     if lost := [entry for entry in unseen if name == "pending" or not is_trimmed(entry)]:
-        if done_of_plan(run).issuperset(lost):  # since this run asked what was done
+        if not {*lost} - {*done_of_plan(run).to_pylist()}:  # done since this run asked
             raise RefusedError(
                 "another run of this plan is at work; when it has ended, run the same command "
                 "again for what it left"
@@ -280,12 +263,12 @@ def _check_entries(run: Run, entries: Entries, *, resumed: bool) -> np.ndarray:
     return there
 
 
-def done_of_plan(run: Run) -> set[str]:
+def done_of_plan(run: Run) -> pa.Array:
     """Ids that runs of the run's plan have recorded by now: two may be at work at once."""
     digest = run.planned.plan.digest if run.planned else ""
     runs = {start.run_id for start in ledger.starts_of(run.server, digest)}
-    tables = run_tables(run.server, runs | {run.run_id})
-    return {entry for part in tables for entry in part["original_id"].to_pylist()}
+    parts = [part["original_id"] for part in run_tables(run.server, runs)]
+    return pa.chunked_array(parts, pa.string()).combine_chunks()
 
 
 @dataclass(frozen=True)
@@ -309,11 +292,7 @@ def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) 
     main = replace(run.scope, group=run.settings.consumer_group)
     notes = recorded.prepare(server, main.group, main.consumer_group)
     sent_sec = time.monotonic()
-    probed = writing.probe(
-        server, main, after=FIRST_ID, counters=b"", rate=rate,
-        deadline_us=run.new_deadline_us(),
-    )  # fmt: skip
-    run.clock.sync(probed.now_us)
+    probed = writing.probe(server, main, after=FIRST_ID, counters=b"", rate=rate)
     return Ready(seen, probed, time.monotonic() - sent_sec, notes)
 
 
@@ -328,9 +307,8 @@ def check(run: Run) -> Seen:
             "then apply it with --plan FILE"
         )
     seen = look(server, scope)
-    run.clock.sync(seen.now_us)
     if seen.switch is not None:
-        raise writing.stopped(seen.switch)
+        raise StoppedError(f"{seen.switch}; drainkit resume lifts it")
     rights = {keys.audit: "stream", keys.runs: "stream", keys.state: "hash", keys.recorded: "zset"}
     for key, right in rights.items():
         if (kind := seen.kinds[key]) not in (right, "none"):
@@ -338,7 +316,7 @@ def check(run: Run) -> Seen:
             raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
     check_owner(server, seen.audit, seen.audit_known)
     scopes.check_room(server, scope, run.max_events, seen.memory)
-    ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - seen.now_us / 1e6
+    ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - server.clock.now_us() / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))
     if scope.name == "undelivered" and not run.settings.allow_active_consumers:
@@ -354,14 +332,9 @@ def check(run: Run) -> Seen:
 
 def future_audit(ahead_sec: float) -> str:
     """What to say of an audit stream whose last id lies so far in the future."""
-    if ahead_sec > 10 * 365 * 86400:
-        wait = "its ids are used up"
-    else:
-        wait = (
-            "the server's clock was ahead when it was made, or has gone back since; a drain can "
-            f"begin in {dt.timedelta(seconds=math.ceil(ahead_sec))} (h:mm:ss)"
-        )
+    wait = dt.timedelta(seconds=math.ceil(min(ahead_sec, 1e9)))
     return (
-        f"the audit stream's last id lies in the future: {wait}; set the clock right, wait, or "
-        "choose another --audit-stream"
+        "the audit stream's last id lies in the future: the server's clock was ahead when it was "
+        f"made, or has gone back since; set the clock right, wait {wait} (h:mm:ss), or choose "
+        "another --audit-stream"
     )

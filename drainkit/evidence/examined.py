@@ -15,7 +15,7 @@ from ..core.summary import RUN_ID
 from ..errors import DrainkitError
 from ..files import file_sha256, read_plain
 from ..safe import one_line
-from ..signing import OF_STATEMENT, approvals, check_signed, keys_of, signer
+from ..signing import OF_STATEMENT, approvals, keys_of, signed_by, signer
 from . import seal
 from .seal import APPROVALS, RUN_JSON, SIGNATURE, STATEMENT, SUMS, shown
 
@@ -27,29 +27,27 @@ class Examined:
     name: str  # of the folder
     run_id: str  # that the evidence is of, as it says
     findings: list[str] = field(default_factory=list)
-    digest: str | None = None  # of the statement
-    is_linked: bool = False  # whether the statement can be read, and so names the run before it
-    previous: seal.Link | None = None  # that run; None: it was the first
+    digest: str | None = None  # of its statement; None for one that cannot be read
+    previous: seal.Link | None = None  # the run before it, as the statement says; None: no run
     streams: frozenset[str] = frozenset()
-    is_open: bool = False  # neither statement nor sums: at work, or interrupted
-    is_archived: bool = False  # only its statement and signatures are left
+    state: str = "ok"  # "interrupted": not sealed, or at work; "archived": its statement is left
     says: Mapping[str, Any] = field(default_factory=dict)  # run.json, before it the statement
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
-        """What cannot be read is a finding."""
+        """What cannot be read, or does not fit, is a finding."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError, DrainkitError) as error:
             said = error.strerror if isinstance(error, OSError) else str(error)
-            self.findings.append(f"changed: {what} ({shown(said or type(error).__name__)})")
+            self.findings.append(f"changed: {what} ({shown(said or type(error).__name__, 200)})")
 
 
-def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = None) -> Examined:
+def examine(run_dir: Path, signers: bytes | None = None) -> Examined:
     """One finding for each file changed, missing or added, and for what contradicts itself.
 
     `signers` (a file of ssh-keygen's) are those who may have approved the plan and signed the
-    statement; `identity` is who must have signed it.
+    statement.
     """
     name = run_dir.resolve().name if run_dir.name in ("", "..") else run_dir.name
     found = Examined(name, name)
@@ -64,18 +62,17 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
             run = seal.parse(read_plain(there[RUN_JSON]), dict)
     with found.reading(f"{STATEMENT}, not readable as an in-toto statement"):
         if STATEMENT in there:
-            data = read_plain(there[STATEMENT])
-            found.digest = hashlib.sha256(data).hexdigest()
-            statement = seal.statement_of(data)
-            predicate = statement["predicate"]
-            found.is_linked, found.previous = True, predicate["previous"]
+            statement = seal.statement_of(data := read_plain(there[STATEMENT]))
+            predicate, found.digest = statement["predicate"], hashlib.sha256(data).hexdigest()
+            found.previous = predicate["previous"]
     if predicate or not RUN_ID.fullmatch(name):
         found.run_id = shown(predicate.get("run_id") or run.get("run_id") or name)
     parameters = predicate.get("parameters", {})
     streams = (run.get("stream"), parameters.get("stream"))
     found.streams = frozenset(name for name in streams if isinstance(name, str) and name)
     found.says = {**parameters, **predicate, **run}
-    found.is_open = not {STATEMENT, SUMS} & there.keys()
+    if not {STATEMENT, SUMS} & there.keys():
+        found.state = "interrupted"
     if STATEMENT not in there:  # a killed run's folder, or the statement was removed
         state = "interrupted" if run.get("outcome") in (None, "running") else run["outcome"]
         found.findings.append(
@@ -83,37 +80,33 @@ def examine(run_dir: Path, signers: bytes | None = None, identity: str | None = 
             f"removed); drainkit run --close {one_line(name)} completes it"
         )
     if predicate:
-        found.is_archived = there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}
-        found.findings += _contradictions(found, predicate, run)
-        try:
-            found.findings += _of_signature(run_dir, data, predicate, signers, identity)
-        except DrainkitError as error:  # there is no ssh-keygen
-            found.findings.append(str(error))
+        _contradictions(found, predicate, run)
+        with found.reading(SIGNATURE):
+            _check_signature(there, data, predicate, signers)
         if signers is not None:
-            found.findings += _of_approvals(run_dir, predicate, signers)
-        if not found.is_archived:
+            with found.reading(f"{APPROVALS} or plan.json"):
+                found.findings += _of_approvals(there, predicate, signers)
+        if there.keys() <= {STATEMENT, SIGNATURE, APPROVALS}:
+            found.state = "archived"
+        else:
             _compare(there, statement["subject"], found)
     return found
 
 
-def _contradictions(
-    found: Examined, predicate: Mapping[str, Any], run: Mapping[str, Any]
-) -> Iterator[str]:
+def _contradictions(found: Examined, predicate: dict[str, Any], run: Mapping[str, Any]) -> None:
     """Where the folder's name, the statement and run.json tell of different runs."""
+    named = RUN_ID.fullmatch(found.run_id)
     # a copy may have a name of its own, but none that is another run's
     if found.run_id != found.name and RUN_ID.fullmatch(found.name):
-        yield f"renamed: {found.name} holds the evidence of {found.run_id}"
-    named = RUN_ID.fullmatch(found.run_id)
-    expected = {name: predicate[name] for name in seal.OF_RUN if name in predicate}
-    expected |= {"run_id": found.run_id, "mode": named and named[1]}
-    expected["approvers"] = approvers = predicate["approvers"]
-    for key, value in expected.items():
-        if key in run and (run[key] or None) != (value or None):
-            said = f"{shown(run[key], 60)}, the statement {shown(value, 60)}"
-            yield f"changed: {RUN_JSON} says {key} {said}"
-    required = predicate.get("approvals_required") or 0
+        found.findings.append(f"renamed: {found.name} holds the evidence of {found.run_id}")
+    told = predicate | {"mode": named and named[1]}
+    for key in sorted({*seal.OF_RUN, "run_id", "mode", "approvers"} & run.keys() & told.keys()):
+        if (run[key] or None) != (told[key] or None):
+            said = f"{shown(run[key], 60)}, the statement {shown(told[key], 60)}"
+            found.findings.append(f"changed: {RUN_JSON} says {key} {said}")
+    approvers, required = predicate["approvers"], predicate.get("approvals_required") or 0
     if len(approvers) < required:
-        yield f"approvals: {required} are required, and {len(approvers)} are named"
+        found.findings.append(f"approvals: {required} are required, and {len(approvers)} are named")
 
 
 def _compare(there: dict[str, Path], listed: list[dict[str, Any]], found: Examined) -> None:
@@ -150,74 +143,62 @@ def _compare(there: dict[str, Path], listed: list[dict[str, Any]], found: Examin
 # ---------------------------------------------------------------- signatures (ssh-keygen -Y)
 
 
-def _of_signature(
-    run_dir: Path,
+def _check_signature(
+    there: Mapping[str, Path],
     statement: bytes,
     predicate: Mapping[str, Any],
     signers: bytes | None,
-    identity: str | None,
-) -> Iterator[str]:
-    """What is wrong with the statement's signature.
+) -> None:
+    """Raises ValueError where the statement's signature is not what the statement says of it.
 
     Without `signers` (those who may have made it) nobody can say who signed, but a signature of
     other bytes shows, and so does one that is gone or was made with another key.
     """
-    signed_by = predicate.get("signed_by")
-    try:
-        signature = read_plain(run_dir / SIGNATURE)
-    except FileNotFoundError:
-        if wanted := identity or signed_by:
-            yield f"missing: {SIGNATURE} (by {shown(wanted)})"
+    signed = predicate.get("signed_by")
+    if SIGNATURE not in there:
+        if signed:
+            raise ValueError(f"missing; {STATEMENT} says that {signed} signed it")
         return
-    except OSError as error:
-        yield f"changed: {SIGNATURE} ({error.strerror or 'not readable'})"
-        return
-    key = signer(statement, signature, OF_STATEMENT)
-    if not key:
-        yield f"changed: {SIGNATURE} does not fit {STATEMENT}"
-    elif signed_by not in (None, key):
-        yield f"changed: {SIGNATURE} is not by {shown(signed_by)}, as the statement says"
-    elif signers is not None:
-        try:  # by the time of the run: a key may have expired since
-            when = _moment(predicate["finished_at"])
-            check_signed(statement, signature, signers, identity, OF_STATEMENT, when)
-        except (DrainkitError, ValueError, OverflowError) as error:
-            who = shown(identity or "an allowed signer")
-            yield f"not signed by {who}, but by {key} ({shown(error)})"
+    signature, why = read_plain(there[SIGNATURE]), ""
+    if not (key := signer(statement, signature, OF_STATEMENT)):
+        why = f"does not fit {STATEMENT}"
+    elif signed not in (None, key):
+        why = f"is not by {signed}, as {STATEMENT} says"
+    elif signers is not None:  # by the time of the run: a key may have expired since
+        when = _moment(predicate["finished_at"])
+        _, _, why = signed_by(statement, signature, signers, OF_STATEMENT, when)
+    if why:
+        raise ValueError(f"the signature of {key or 'nobody'} {why}")
 
 
-def _of_approvals(run_dir: Path, predicate: Mapping[str, Any], signers: bytes) -> Iterator[str]:
+def _of_approvals(
+    there: Mapping[str, Path], predicate: Mapping[str, Any], signers: bytes
+) -> Iterator[str]:
     """One line for each approver of a live run without a valid signature of its plan's digest.
 
     What must have been valid when the run began may have expired since. A run that names no
     approver and has no signatures needed none.
     """
     named, digest = predicate["approvers"], predicate.get("plan_digest")
-    required = predicate.get("approvals_required") or 0
-    try:
-        with suppress(FileNotFoundError):  # of an archived run, which has no plan.json
-            plan = parse(read_plain(run_dir / "plan.json").decode("utf-8"), "plan.json")
-            check_digest(plan)  # of an earlier version too
-            if digest not in (None, plan["digest"]):
-                raise ValueError("plan.json is not the plan whose digest the statement names")
-            digest = plan["digest"]
-        try:
-            signatures = read_plain(run_dir / APPROVALS)
-        except FileNotFoundError:
-            if not named:
-                return
-            raise
-        own = {predicate.get(name) or "" for name in ("operator", "user")} - {""}
-        when = _moment(predicate["started_at"])
-        valid, rejected = approvals(str(digest), signatures, signers, own=own, at=when)
-    except (OSError, ValueError, OverflowError, DrainkitError) as error:
-        yield f"approvals: {APPROVALS} or plan.json: {shown(error, 200)}"
+    if not named and APPROVALS not in there:
         return
+    if "plan.json" in there:  # an archived run has none
+        plan = parse(read_plain(there["plan.json"]).decode("utf-8"), "plan.json")
+        check_digest(plan)  # of an earlier version too
+        if digest not in (None, plan["digest"]):
+            raise ValueError("plan.json is not the plan whose digest the statement names")
+        digest = plan["digest"]
+    if APPROVALS not in there:
+        raise ValueError("there are no signatures")
+    own = {predicate.get(name) or "" for name in ("operator", "user")} - {""}
+    when, signatures = _moment(predicate["started_at"]), read_plain(there[APPROVALS])
+    valid, rejected = approvals(str(digest), signatures, signers, own=own, at=when)
     keys = predicate.get("approver_keys") or valid
     reasons = "; ".join(rejected) or "there is no signature of it"
     for name in named:
-        if name not in valid or keys.get(name) != valid[name]:
+        if keys.get(name) != valid.get(name, ""):
             yield f"approvals: {shown(name, 60)} is named and did not approve this plan ({reasons})"
+    required = predicate.get("approvals_required") or 0
     if len(valid) < required:
         yield f"approvals: {required} were required, there are {len(valid)}"
 

@@ -34,13 +34,7 @@ MAX_TURNS = 100  # so many other runs may come first
 
 
 class Store:
-    """A folder of an object store, by fsspec.
-
-    Until it `is_checked`, a store that refuses us is bad usage: exit code 1 says that evidence does
-    not fit.
-    """
-
-    is_checked = False
+    """A folder of an object store, by fsspec; UsageError where the store refuses us."""
 
     def __init__(self, url: str) -> None:
         """`url`: one that evidence can be kept at (settings.kinds)."""
@@ -73,10 +67,8 @@ class Store:
         except (ImportError, FileExistsError, DrainkitError):
             raise
         except Exception as error:
-            said = f"{self.url}: {str(error) or type(error).__name__}"
-            if self.is_checked:
-                raise DrainkitError(said) from None
-            raise UsageError(f"{said}; check the URL and the credentials") from None
+            said = str(error) or type(error).__name__
+            raise UsageError(f"{self.url}: {said}; check the URL and the credentials") from None
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless there is one of this name; whether it was written."""
@@ -135,17 +127,16 @@ class Reports:
     def __init__(self, folder: Path, url: str | None = None) -> None:
         """Refuses, before anything is drained, a store that refuses us or could fork the chain."""
         self.folder = folder  # where the run's folder is made
-        self._store = store = None if url is None else Store(url)
+        self._store = None if url is None else Store(url)
         self._tail: Link | None = None  # the newest run there
         self._failure: DrainkitError | None = None
-        if store is not None:
+        if (store := self._store) is not None:
             if store.create(MARKER, _MARK) and store.create(MARKER, b""):
                 raise UsageError(
                     f"{store.url}: this store overwrites an object that must be new, so "
                     "two runs could fork the chain; choose another"
                 )
             self._tail = newest(store.links())
-            store.is_checked = True
 
     def shown(self, run_dir: Path) -> str:
         """Where the run's evidence will be found."""
@@ -154,32 +145,32 @@ class Reports:
     def seal(self, run_dir: Path, **told: Any) -> str:
         """Seal the run's folder, `told` as `seal.seal` takes it; the statement's digest.
 
-        In a store as the run after the newest one there; again if another came first meanwhile.
+        In a store as the run after the newest one there; again if another came first meanwhile. It
+        is sealed here whatever becomes of the store.
         """
         if self._store is None:
             return seal(run_dir, **told)
-        try:
-            for _ in range(MAX_TURNS):
-                self._tail = newest(self._store.links())
-                digest = self._seal_after_tail(run_dir, told)
-                before = key_of(self._tail)
-                link = {"run_id": run_dir.name, "statement_sha256": digest}
-                created = self._store.create(f"chain/{before}.json", json.dumps(link).encode())
+        for _ in range(MAX_TURNS):
+            files.remove(run_dir / STATEMENT)  # of a seal after a run that another one follows
+            if self._tail is None:
+                files.remove(self.folder / CHAIN)
+            else:
+                files.write_json(self.folder / CHAIN, self._tail)
+            digest, before = seal(run_dir, **told), key_of(self._tail)
+            link: Link = {"run_id": run_dir.name, "statement_sha256": digest}
+            try:
                 # a try that was cut off may have come through all the same
-                if created or self._store.links().get(before) == link:
+                if (
+                    self._store.create(f"chain/{before}.json", json.dumps(link).encode())
+                    or (links := self._store.links()).get(before) == link
+                ):
                     return digest
-            raise DrainkitError(f"{self._store.url}: other runs always came first")
-        except DrainkitError as error:
-            self._failure = error
-            return self._seal_after_tail(run_dir, told)  # evidence there must be, here at least
-
-    def _seal_after_tail(self, run_dir: Path, told: dict[str, Any]) -> str:
-        files.remove(run_dir / STATEMENT)  # of a seal after a run that is not the newest any more
-        if self._tail is None:
-            files.remove(self.folder / CHAIN)
-        else:
-            files.write_json(self.folder / CHAIN, self._tail)
-        return seal(run_dir, **told)
+            except DrainkitError as error:
+                self._failure = error
+                return digest
+            self._tail = newest(links)
+        self._failure = DrainkitError(f"{self._store.url}: other runs always came first")
+        return digest
 
     def deliver(self, run_dir: Path) -> None:
         """To a store: copy the sealed folder, the statement last, and remove it here.

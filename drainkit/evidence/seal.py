@@ -111,21 +111,11 @@ def is_plain(path: Path) -> bool:
 
 
 def parse(data: bytes, kind: type[_Kind]) -> _Kind:
-    """JSON of this kind; ValueError for any other, and for what two readers could read in two ways.
-
-    `kind`: whatever msgspec converts to.
-    """
-
-    def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) != len(pairs):
-            raise ValueError("it has a key twice")
-        return found
-
+    """JSON of this kind (whatever msgspec takes); ValueError for any other."""
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=once_each)
+        return msgspec.json.decode(data, type=kind)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    return msgspec.convert(found, kind)
 
 
 def read_or(path: Path, otherwise: Any) -> Any:
@@ -232,20 +222,10 @@ def name_newest(reports_dir: Path) -> bool:
         named, last = read_chain(reports_dir), newest_in(reports_dir)
         if last is not None and last != named:
             files.write_json(reports_dir / CHAIN, last)
-            files.remove_unfinished(reports_dir)
         return last != named
 
 
 # ---------------------------------------------------------------- sealing
-
-
-def open_run(reports_dir: Path, run_id: str) -> Path:
-    """A new, empty folder for the run; its parents are made where they are missing."""
-    try:
-        return files.make_folder(reports_dir / run_id)
-    except OSError as error:
-        reason = error.strerror or "cannot be made"
-        raise UsageError(f"--reports-dir {reports_dir}: {reason}") from None
 
 
 def seal(
@@ -304,7 +284,6 @@ def seal(
         files.write_bytes(run_dir / STATEMENT, data)
         link: Link = {"run_id": run_dir.name, "statement_sha256": digest}
         files.write_json(run_dir.parent / CHAIN, link)
-        files.remove_unfinished(run_dir.parent)
     return digest
 
 

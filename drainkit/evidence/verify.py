@@ -59,7 +59,6 @@ def verify(
     path: Path | str,
     url: str | None = None,
     allowed_signers: Path | None = None,
-    identity: str | None = None,
     *,
     streams: Sequence[str] = (),
     checkpoint: Path | None = None,
@@ -68,12 +67,9 @@ def verify(
 
     With `url` the server's run ledgers decide which live runs there are and what their statements
     were; `streams` names ledgers to ask beside those of the streams that the runs name. With
-    `allowed_signers` (a file of ssh-keygen's) approvers and signers count, with `identity` only
-    that signer. `checkpoint` is a keeper's file, moved on where all is well. Raises UsageError for
-    what cannot be checked.
+    `allowed_signers` (a file of ssh-keygen's) approvers and signers count. `checkpoint` is a
+    keeper's file, moved on where all is well. Raises UsageError for what cannot be checked.
     """
-    if identity is not None and allowed_signers is None:
-        raise UsageError("--identity needs --allowed-signers, which says what its key is")
     try:
         signers = None if allowed_signers is None else read_plain(allowed_signers.resolve())
     except OSError:
@@ -88,9 +84,9 @@ def verify(
         if alone and checkpoint is not None:
             raise UsageError("--checkpoint is of a chain of runs; name a reports folder")
         places = [folder] if alone else seal.run_dirs(folder)
-        runs = [examine(run, signers, identity) for run in places]
+        runs = [examine(run, signers) for run in places]
         found = Verified({run.name: run.findings for run in runs})
-        found.archived = [run.name for run in runs if run.is_archived]
+        found.archived = [run.name for run in runs if run.state == "archived"]
         chain = found.findings.setdefault(runs[0].name if alone else "chain", [])
         if not alone:
             chain += _of_chain(folder, runs)
@@ -105,8 +101,8 @@ def verify(
         if checkpoint is not None:
             # the runs from the first on, as their statements name each other
             order = seal.walk({
-                seal.key_of(r.previous): {"run_id": r.name, "statement_sha256": r.digest or ""}
-                for r in runs if r.is_linked
+                seal.key_of(r.previous): {"run_id": r.name, "statement_sha256": r.digest}
+                for r in runs if r.digest
             })  # fmt: skip
             chain += _of_checkpoint(*kept, order)
             if not found.bad:
@@ -123,30 +119,26 @@ def _of_chain(reports_dir: Path, runs: Sequence[Examined]) -> Iterator[str]:
         for name in seal.listing(reports_dir)
         if not _BESIDE.fullmatch(name)
     )
+    known = {run.digest: run.run_id for run in runs if run.digest}
     # by the run, or chain.json, that holds the link
-    links = {run.name: run.previous for run in runs if run.is_linked}
-    digests = {run.name: run.digest for run in runs}
+    links = {run.name: run.previous for run in runs if run.digest}
     if newest := seal.read_chain(reports_dir):
         links[CHAIN] = newest
-    elif os.path.lexists(reports_dir / CHAIN):
-        yield f"changed: {CHAIN} (not readable)"
     else:
-        yield f"missing: {CHAIN}, which names the newest run"
-    followed: dict[str | None, str] = {}
+        yield f"missing, or not readable: {CHAIN}, which names the newest run"
+    followed: dict[str, str] = {}
     for name, link in links.items():
-        before = link["run_id"] if link else None  # it claims to be the first
-        told = "no run" if before is None else shown(before)
-        if link and before not in digests:
-            yield f"removed: run {told}, which {name} names as the one before it"
-        elif link and digests[link["run_id"]] != link["statement_sha256"]:
-            yield f"changed: the statement of {told} is not the one that {name} names"
+        before = seal.key_of(link)
+        told = shown(link["run_id"]) if link else "no run"
+        if link and known.get(before) != link["run_id"]:
+            yield f"removed or changed: run {told}, which {name} names as the one before it"
         if before in followed:
             yield f"forked: {name} and {followed[before]} both follow {told}"
         followed[before] = name
     yield from (
-        f"left out: nothing follows {name}, and {CHAIN} does not name it"
-        for name, digest in sorted(digests.items())
-        if digest is not None and name not in followed
+        f"left out: nothing follows {run.name}, and {CHAIN} does not name it"
+        for run in runs
+        if run.digest and run.digest not in followed
     )
 
 
@@ -204,12 +196,11 @@ class Ledgers:
         """Ask the ledger of each of the `streams`, and of those that the runs name."""
         found = cls()
         for stream in sorted({*streams, *(name for run in runs for name in run.streams)}):
-            name = shown(stream)
             try:
-                build({"stream": stream})  # a run can name what is no stream's name
-            except UsageError as error:
-                found.odd.append(f"changed: a run's stream: {error}")
-                continue
+                build({"stream": stream})
+            except UsageError:
+                continue  # a run can name what is no stream's name, and has no ledger
+            name = shown(stream)
             with Server(url, stream) as server:
                 try:
                     ledger.check(server)
@@ -233,8 +224,6 @@ class Ledgers:
 
     def findings(self, run: Examined) -> Iterator[str]:
         """Where a run's folder is not what was sealed; a dry run leaves nothing on the server."""
-        if run.name != run.run_id:
-            yield f"renamed: {one_line(run.name)} holds the evidence of {run.run_id}"
         ids = {run.name, run.run_id}
         is_live = ids & (self.starts.keys() | self.sealed.keys()) or any("-live-" in i for i in ids)
         if not is_live and run.says.get("mode") != "live":
@@ -293,9 +282,9 @@ def runs(
         examined = [*map(examine, seal.run_dirs(folder))]
     found, ledgers = [], Ledgers()
     for run in examined:
-        state = "broken" if run.findings else "archived" if run.is_archived else "ok"
+        state = "broken" if run.findings and run.state != "interrupted" else run.state
         evidence = f"{place.rstrip('/')}/{run.name}"
-        found.append(_row(run.name, run.says, evidence, "interrupted" if run.is_open else state))
+        found.append(_row(run.name, run.says, evidence, state))
     if url is not None:
         ledgers = Ledgers.read(url, examined, streams)
         for run_id in ledgers.starts.keys() - {run.name for run in examined}:

@@ -97,7 +97,6 @@ def check(
         try:
             if isinstance(one, DrainkitError):
                 raise one
-            _ = one.keys  # of a Cluster, where a name may have no place for a hash tag
             state = read_state(one, settings, audits=audits, most=most)
             report.ends += [(name, end) for end in (ledger.last_ends(one) if audits else ())]
         except DrainkitError as error:

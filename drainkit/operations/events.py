@@ -18,13 +18,11 @@ import msgspec
 import numpy as np
 
 from .. import files
-from ..core import timestamps
 from ..core.events import Decoder, Events
 from ..core.fields import places
 from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
-from ..core.timestamps import NO_TIME, id_times_us, iso
-from ..core.values import INVALID_REASONS, RawEntry
+from ..core.values import INVALID_REASONS, NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
 from ..errors import RefusedError, UsageError
 from ..ids import FIRST_ID, id_key, is_id
 from ..late import collection_paused, pa, pc, pd
@@ -119,6 +117,7 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
         "no valid confidence to judge",
     ]  # fmt: skip
     failed = int(decisions.failed[0])
+    (reason,), texts = reasons(events, decisions, policy)
     return {
         "id": events.ids[0].decode(),
         "id_time": None if id_us == NO_TIME else iso(id_us),
@@ -127,10 +126,10 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
         "places": [],
         "event_time": iso(time_us) if has_time else None,
         "decided_at": iso(time_us + age_us) if has_time else None,
-        "time_source": timestamps.TIME_SOURCES[int(events.time_source[0])],
+        "time_source": TIME_SOURCES[int(events.time_source[0])],
         "age_sec": round(age_us / 1e6, 2) if has_time else None,
         "action": ACTIONS[int(decisions.action[0])],
-        "reason": reasons(events, decisions, policy)[0],
+        "reason": texts[reason],
         "filters": [  # in the order in which they decide: whether the event passes, and why
             {"filter": action, "passes": not failed >> place & 1, "says": words}
             for place, (action, words) in enumerate(zip(ACTIONS, says, strict=False))

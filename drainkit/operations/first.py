@@ -21,8 +21,7 @@ from ..core.events import Decoder, Events
 from ..core.fields import Findings, examine
 from ..core.policy import ACTIONS, decide
 from ..core.summary import entries_words, next_run_words, span
-from ..core.timestamps import iso
-from ..core.values import INVALID_REASONS, RawEntry
+from ..core.values import INVALID_REASONS, RawEntry, iso
 from ..core.verdicts import group_of
 from ..ids import id_key, next_id
 from ..safe import one_line

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .. import errors, files
-from ..core.timestamps import EARLIEST_ID_MS, iso
-from ..core.values import RawEntry
+from ..core.values import EARLIEST_ID_MS, RawEntry, iso
 from ..errors import DrainkitError, RefusedError, UsageError
 from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id, previous_id
 from ..late import pa
@@ -126,7 +125,7 @@ def _by_steps(
                 removed += look(under_way)
     try:
         if removed:
-            ledger.append(server, note(removed))
+            writing.add_to_ledger(server, note(removed))
         if failure is not None:
             raise failure
     except DrainkitError as error:

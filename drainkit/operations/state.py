@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.events import Decoder, Events
-from ..core.timestamps import NO_TIME, id_times_us
+from ..core.values import NO_TIME, id_times_us
 from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
 from ..server import counting, ledger, reading, scopes
@@ -141,7 +141,7 @@ def _oldest(
         times.append((events := decoder.decode(page)).event_time_us)
         if seen is not None:
             seen.append(events)
-        n_bytes += len(page) * reading.entry_bytes(page)
+        n_bytes += len(page) * max(map(reading.size_of, page))
         if ids[-1] <= min(few) or len(ids) > OLDEST_OF or n_bytes > OLDEST_BYTES:
             break
     else:

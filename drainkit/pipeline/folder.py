@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .. import files
 from ..core.policy import ACTIONS, audit_schema
 from ..core.reconciliation import drift_counts
 from ..core.summary import OUTCOMES, RUN_ID, Summary
-from ..core.timestamps import EPOCH, iso
+from ..core.values import EPOCH, iso
 from ..draining.live import changes
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
@@ -32,7 +32,7 @@ from ..evidence.remote import Reports, reports_at
 from ..evidence.seal import RUN_JSON, STATEMENT, read_or, shown
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
-from ..server import ledger, scopes
+from ..server import ledger, scopes, writing
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build
 from ..settings.kinds import is_url
@@ -51,7 +51,7 @@ class RunFolder:
     server: Server
     reports: Reports
     parameters: Mapping[str, Any]  # as the statement holds them: no secrets
-    templates: Sequence[Mapping[str, Any]] = ()  # the notebooks that are run
+    templates: Mapping[Path, Mapping[str, Any]] = field(default_factory=dict)  # that are run
     sign_key: Path | None = None
 
     def begin(self, run: Run, before: Mapping[str, Any]) -> None:
@@ -80,10 +80,10 @@ class RunFolder:
                 failure = failure or DrainkitError("the notebooks left no summary")
             if not summary.finished_at:  # it did not come to a drain, or that drain died
                 scope = scopes.current(self.server, run.scope)
-                summary.remaining = scopes.remaining(self.server, scope)
+                summary.remaining = scopes.left(self.server, scope).fresh
         except DrainkitError as error:
             failure = failure or error
-        summary.close(failure, run.clock.now_us())
+        summary.close(failure, run.server.clock.now_us())
         summary.started_at = started_at
         return self.write_up(summary)
 
@@ -105,9 +105,9 @@ class RunFolder:
             self._complete(summary, renew=bool(closed_at))
             files.write_text(folder / "report.html", report.build(folder))
             digest = self.reports.seal(
-                folder, run=result, parameters=self.parameters, templates=self.templates,
-                server={"kind": info.kind, "version": info.version}, secret_words=words,
-                sign_key=self.sign_key,
+                folder, run=result, parameters=self.parameters, secret_words=words,
+                server={"kind": info.kind, "version": info.version}, sign_key=self.sign_key,
+                templates=[*self.templates.values()],
             )  # fmt: skip
         except (OSError, DrainkitError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -153,7 +153,7 @@ class RunFolder:
                 )
             folder = place if is_url(place) else str(self.path.resolve())
             sealed = ledger.Sealed(name, digest, folder=folder, host=socket.gethostname())
-            ledger.append(self.server, sealed)
+            writing.add_to_ledger(self.server, sealed)
 
 
 @contextmanager
@@ -313,7 +313,7 @@ def _books(
     else:
         with suppress(RefusedError):  # the stream or the group is gone
             scope = scopes.open_scope(server, this.settings, boundary=boundary or None)
-            summary.remaining = scopes.remaining(server, scope)
+            summary.remaining = scopes.left(server, scope).fresh
     if ended is None:
         return summary.close(InterruptedRunError(KILLED), now_us)
     codes = {outcome: code for code, outcome in OUTCOMES.items()}

@@ -28,6 +28,7 @@ from jupyter_core.utils import run_sync
 
 from ..errors import DrainkitError, InterruptedRunError, UnwritableError, error_class
 from ..safe import one_line
+from .notebooks import LIVE
 
 SOCKET_NAME_BYTES = 96  # the systems allow 104 and 108, and a number follows
 INTERRUPTED = "interrupted; run the same command again to go on"
@@ -95,20 +96,21 @@ class Kernels:
         parameters: Mapping[str, Any],
         env: Mapping[str, str],
         stopping: threading.Event,
-        *,
-        is_live: bool,
-        on_line: Callable[[str], None] | None,
+        on_line: Callable[[str], None],
     ) -> None:
         """Execute one notebook in a worker thread, so that signals reach this one.
 
-        `on_line` gets the lines that its cells print. Raises what the notebook failed by.
+        `on_line` gets the lines that the cells of the live one print. Raises what the notebook
+        failed by.
         """
+        # jsonschema would build a grammar (1.5 s of CPU) for a format that notebooks do not have
+        sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
         import papermill
 
         if stopping.is_set():
             raise InterruptedRunError(INTERRUPTED)
-        out = folder / template.name
-        printed = on_line and SimpleNamespace(  # a file for papermill to print into
+        out, is_live = folder / template.name, template.stem == LIVE
+        printed = is_live and SimpleNamespace(  # a file for papermill to print into
             write=lambda text: [*map(on_line, text.splitlines())], flush=lambda: None
         )
         manager = self.start(env)
@@ -118,7 +120,7 @@ class Kernels:
         ]
         running = ThreadPoolExecutor(1).submit(
             papermill.execute_notebook, *paths, parameters=parameters, kernel_name="python3",
-            progress_bar=False, stdout_file=printed, km=manager,
+            progress_bar=False, stdout_file=printed or None, km=manager,
         )  # fmt: skip
         interrupted = False
         while wait([running], 0.1).not_done:

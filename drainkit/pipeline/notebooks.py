@@ -17,7 +17,7 @@ from ..settings.kinds import is_url
 LIVE = "03_live_drain"
 #: A run's notebooks in turn, with the SHA-256 of the packaged ones; test_release.py checks it.
 NOTEBOOKS = {
-    "01_analyse_backlog": "af4a25cb53a9c8048e016f3186246d5a617a0802ecc5b8ff6895c80bc35b140a",
+    "01_analyse_backlog": "037f9c1d67db0466f91739d610ea202d204a9a50a4f7ea775b750fa44457c469",
     "02_dry_run": "d6dfd417d1b982f52e44360802a333740863a3391e4be41193fe2d5f9eefea0c",
     LIVE: "b5c695473b215e0479e2a00d9a43272c3ef480f9a100f4406713b333405ab0b4",
     "04_verify": "9e8a68dfd1d12247d1e7147d4f86d3de361373e30a3dc497d853f7f611c84426",
@@ -80,20 +80,15 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> dict[st
     A file there that differs is replaced with `force`, kept with `keep`; with neither all stays
     as it is and RefusedError names it.
     """
-    found: dict[str, str] = {}
-    sources = sorted(packaged_dir().glob("*.ipynb"))
-    try:
-        if not folder.exists():
-            files.make_folder(folder)
-        for source in sources:
-            there, how = folder / source.name, "copied"
-            if there.exists():
-                is_equal = files.file_sha256(there) == files.file_sha256(source)
-                how = "unchanged" if is_equal else "copied" if force else "kept"
-            found[source.name] = how
-    except OSError as error:
-        reason = error.strerror or "cannot be made"
-        raise UsageError(f"{folder}: {reason}; choose another place") from None
+    found, sources = dict[str, str](), sorted(packaged_dir().glob("*.ipynb"))
+    if not folder.exists():
+        files.make_folder(folder)
+    for source in sources:
+        there, how = folder / source.name, "copied"
+        if there.exists():
+            is_equal = files.file_sha256(there) == files.file_sha256(source)
+            how = "unchanged" if is_equal else "copied" if force else "kept"
+        found[source.name] = how
     if (kept := [name for name, how in found.items() if how == "kept"]) and not keep:
         raise RefusedError(
             f"{', '.join(kept)} in {folder} would be overwritten; nothing was "

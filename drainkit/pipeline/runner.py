@@ -18,21 +18,20 @@ import logging
 import os
 import resource
 import secrets
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import files
 from ..core.policy import ACTIONS
-from ..draining import unattended
+from ..draining import dry
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run, preflight, resolve
 from ..errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, UsageError
 from ..evidence.remote import reports_at
-from ..evidence.seal import locked, open_run
+from ..evidence.seal import locked
 from ..late import give_back_buffers
 from ..operations import checks
 from ..operations.state import baseline
@@ -42,10 +41,8 @@ from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build, config_variable, kernel_variables, shown
 from ..settings.kinds import is_url
 from .folder import RunFolder
+from .kernels import Kernels
 from .notebooks import LIVE, of_run
-
-if TYPE_CHECKING:
-    from .kernels import Kernels
 
 OPEN_FILES = 64  # of a run
 URL = "DRAINKIT_REDIS_URL"
@@ -55,7 +52,7 @@ _BADNESS = (0, 4, 2, 3, 1, 130)
 _WAIT_SEC = 30.0  # for Dask's first worker
 Outcome = dict[str, Any]  # of one stream: its run.json, with stream, exit_code, outcome and error
 Confirm = Callable[[Run, PlanFile], None]  # raises RefusedError if it is not approved
-Announce = Callable[[str], None]
+OnLine = Callable[[str], None]
 
 
 def parameters_of(run: Run) -> dict[str, Any]:
@@ -68,29 +65,20 @@ def parameters_of(run: Run) -> dict[str, Any]:
     return {k: v.isoformat() if isinstance(v, dt.datetime) else v for k, v in values.items()}
 
 
-def open_kernels() -> Kernels:
-    """Kernels for one run or for many."""
-    # jsonschema would build a grammar (1.5 s of CPU) for a format that notebooks do not have
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-    from .kernels import Kernels
-
-    return Kernels()
-
-
 def run(
     settings: Settings,
     *,
     confirm: Confirm,
-    announce: Announce = lambda _: None,
-    on_line: Announce | None = None,
+    on_line: OnLine = lambda _: None,
     stopping: threading.Event | None = None,
     sign_key: Path | None = None,
     kernels: Kernels | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run all notebooks and seal the evidence; returns run.json's content and the folder.
 
-    `on_line` gets the lines that the live notebook prints. `sign_key`: an SSH key to sign the
-    statement with. `kernels`: those of several runs, which stay open.
+    `on_line` gets "running 01_analyse_backlog ..." and the lines that the live notebook prints.
+    `sign_key`: an SSH key to sign the statement with. `kernels`: those of several runs, which stay
+    open.
     Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
     stands in the evidence, with its exit code.
     """
@@ -109,65 +97,52 @@ def run(
         if settings.mode == "live":
             preflight(this)
         reports = reports_at(settings.reports_dir)
-        folder = RunFolder(
-            open_run(reports.folder, this.run_id),
-            this.settings,  # its ages are times now, for the notebooks too
-            server,
-            reports,
-            {**parameters_of(this), "mode": settings.mode},
-            [*templates.values()],
-            sign_key,
-        )
-        with locked(folder.path, shared=True):
+        path = files.make_folder(reports.folder / this.run_id)
+        parameters = {**parameters_of(this), "mode": settings.mode}
+        # the settings' ages are times now, for the notebooks too
+        folder = RunFolder(path, this.settings, server, reports, parameters, templates, sign_key)
+        with locked(path, shared=True):
             folder.begin(this, before)
             try:
-                with nullcontext(kernels) if kernels else open_kernels() as found:
-                    failure = _run_notebooks(
-                        this, folder.path, templates, found, stopping or threading.Event(),
-                        confirm=confirm, announce=announce, on_line=on_line,
-                    )  # fmt: skip
+                with nullcontext(kernels) if kernels else Kernels() as found:
+                    stopping = stopping or threading.Event()
+                    failure = _run_notebooks(this, folder, found, stopping, confirm, on_line)
             except DrainkitError as error:
                 failure = error
-            return folder.finish(this, failure), folder.path
+            return folder.finish(this, failure), path
 
 
 def _run_notebooks(
     this: Run,
-    folder: Path,
-    templates: Mapping[Path, Mapping[str, Any]],
+    folder: RunFolder,
     kernels: Kernels,
     stopping: threading.Event,
-    *,
     confirm: Confirm,
-    announce: Announce,
-    on_line: Announce | None,
+    on_line: OnLine,
 ) -> DrainkitError | None:
     """Run them in turn; why it failed. What a live drain did before it failed is verified too."""
     # the kernels' environment: the settings as they are here, limits by their own file
     env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
     env |= kernel_variables(this.settings) | config_variable()
-    given = {**parameters_of(this), "run_dir": str(folder)}
+    given = {**parameters_of(this), "run_dir": str(folder.path)}
     parameters = {key: value for key, value in given.items() if value is not None}
     failure: DrainkitError | None = None
-    for path, template in templates.items():
-        is_live, approved = path.stem == LIVE, dict[str, str]()
-        if is_live and this.settings.mode == "live":
-            planned = PlanFile.load(folder)
+    for path, template in folder.templates.items():
+        if path.stem == LIVE and this.settings.mode == "live":
+            planned = PlanFile.load(folder.path)
             confirm(this, planned)
-            approved["approve"] = planned.plan.digest
-        announce(path.stem)
+            parameters["approve"] = planned.plan.digest
+        on_line(f"running {path.stem} ...")
         try:
             if files.file_sha256(path) != template["sha256"]:
                 raise DrainkitError(f"{path} was changed while the run was at work")
-            kernels.execute(
-                path, folder, parameters | approved, env, stopping,
-                is_live=is_live, on_line=on_line if is_live else None,
-            )  # fmt: skip
+            kernels.execute(path, folder.path, parameters, env, stopping, on_line)
         except DrainkitError as error:
             failure = failure or error
-            if not is_live:
+            if path.stem != LIVE:
                 return failure
             stopping = threading.Event()
+        parameters.pop("approve", None)
     return failure
 
 
@@ -359,7 +334,7 @@ def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
         _follow(stopping, stop)
         result, _ = run(
             settings, stopping=stopping,
-            confirm=lambda one, plan: unattended.check_planned(one.server, one.settings, plan),
+            confirm=lambda one, plan: dry.check_planned(one.server, one.settings, plan),
         )  # fmt: skip
         return outcome_of(stream, result)
     except Exception as error:  # what Dask would do with it is not ours

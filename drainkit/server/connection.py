@@ -17,21 +17,15 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import hiredis
 import redis
 from redis.connection import Connection
-from redis.exceptions import (
-    AskError,
-    AuthorizationError,
-    ClusterDownError,
-    InvalidResponse,
-    TryAgainError,
-)
+from redis.exceptions import AskError, ClusterDownError, InvalidResponse, TryAgainError
 
 from ..errors import (
     ConnectionLostError,
@@ -46,26 +40,21 @@ from ..errors import (
 from ..safe import keep_secret, one_line, secret_words
 from ..settings import Settings
 from . import topology
-from .keys import Keys, side_keys
+from .keys import side_keys
 from .topology import Place, ServerInfo
 
+Command = tuple[bytes | str | int, ...]
 _FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
 # the request did not run: the slot is elsewhere (MovedError is an AskError), half moved, or nowhere
 SLOT_ERRORS = (AskError, TryAgainError, ClusterDownError)
-# redis-py's error -> drainkit's and what it says; the first that fits counts
-_KINDS: tuple[tuple[tuple[type[Exception], ...], type[DrainkitError], str], ...] = (
-    (SLOT_ERRORS, SlotMovedError,
+# what an error reply holds -> the error it becomes and what it says; the first that fits counts
+_MEANINGS: tuple[tuple[str, type[DrainkitError], str], ...] = (
+    ("(Ask|Moved|TryAgain|ClusterDown|MasterDown)Error", SlotMovedError,
      "the Cluster does not serve the stream's slot now; run the same command again"),
-    ((redis.AuthenticationError, AuthorizationError), UnreachableError,
-     "Redis at {where} refuses the login ({error}); check user and password in DRAINKIT_REDIS_URL"),
-    ((redis.BusyLoadingError,), ServerBusyError,
-     "Redis is loading its data; try again in a while"),
-    ((InvalidResponse,), UnreachableError,
-     "what answers at {where} does not speak Redis's protocol; check host, port and TLS in "
-     "--redis-url"),
-)  # fmt: skip
-# code in the reply -> the error it becomes and what it says; the first that fits counts
-_CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
+    ("(Authentication|Authorization)Error", UnreachableError,
+     "Redis at {} refuses the login; check user and password in DRAINKIT_REDIS_URL"),
+    ("InvalidResponse", UnreachableError, "what answers at {} does not speak Redis's protocol; "
+     "check host, port and TLS in --redis-url"),
     ("NoPermissionError|NOPERM|ACL failure|can't run this command", RefusedError,
      "Redis denies a command; grant what `drainkit acl` prints"),
     ("ReadOnlyError|READONLY", RefusedError,
@@ -73,7 +62,8 @@ _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
     ("no such key", RefusedError, "the stream is gone; check --stream and the database number"),
     ("NOGROUP", RefusedError, "the stream or the group is gone; check --stream, --consumer-group"),
     ("WRONGTYPE", RefusedError, "a key is not of the type it must have; check --audit-stream"),
-    ("LOADING|BUSY", ServerBusyError, "Redis is busy (it loads, or a script runs); try again"),
+    ("BusyLoadingError|LOADING|BUSY", ServerBusyError,
+     "Redis is busy (it loads, or a script runs); try again"),
     ("DB index is out of range", UsageError,
      "--redis-url names a database that this server does not have"),
     ("OutOfMemoryError|OOM", DrainkitError,
@@ -83,24 +73,41 @@ _CODES: tuple[tuple[str, type[DrainkitError], str], ...] = (
 )  # fmt: skip
 
 
+@dataclass
 class _Counted:
     """A connection's socket that counts what it brings, and ends a reply that grows too large."""
 
-    def __init__(self, sock: Any) -> None:
-        self._sock = sock
-        self.received = 0
-        self.most: int | None = None
+    sock: Any
+    received: int = 0  # bytes since a request was sent with no other in flight
+    most: int | None = None
 
     def recv_into(self, buffer: bytearray) -> int:
         """As a socket's; raises ReplyTooLargeError once more than `most` bytes came."""
-        size: int = self._sock.recv_into(buffer)
+        size: int = self.sock.recv_into(buffer)
         self.received += size
         if self.most is not None and self.received > self.most:
             raise ReplyTooLargeError("a reply holds more than was wanted")
         return size
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
+        return getattr(self.sock, name)
+
+
+class Clock:
+    """The server's time without asking each time: its last TIME plus this host's monotonic clock.
+
+    The host's wall clock plays no part, so a host that is a day off drains correctly.
+    """
+
+    _offset_us = 0
+
+    def sync(self, now_us: int) -> None:
+        """Take `now_us`, which a reply just brought, as the present."""
+        self._offset_us = now_us - time.monotonic_ns() // 1000
+
+    def now_us(self) -> int:
+        """Microseconds since the epoch, by the server's clock."""
+        return self._offset_us + time.monotonic_ns() // 1000
 
 
 class Server(AbstractContextManager["Server"]):
@@ -113,6 +120,7 @@ class Server(AbstractContextManager["Server"]):
 
     info: ServerInfo  # who is at the other end
     reply_timeout_sec: float  # after so long without a reply the connection counts as lost
+    counted: _Counted
     _link: Connection
 
     def __init__(
@@ -122,10 +130,10 @@ class Server(AbstractContextManager["Server"]):
         """`place`: this node of a Cluster; `anywhere`: any of its nodes, to ask for the others."""
         self._url = url
         self.stream = stream.encode()  # its key
-        self._audit_stream = audit_stream
         keep_secret(secret_words(url))
         self.shown_url = one_line(topology.netloc(*place) if place else url)
         self._fixed, self._anywhere = place, anywhere
+        self.clock = Clock()  # as of the last TIME, or the last commit's reply
         self.connected = False  # as far as this side knows
         self._sent: deque[bytes] = deque()  # requests whose replies were not read yet
         self._replies: deque[Any] = deque()  # to the first of these, errors too
@@ -137,8 +145,9 @@ class Server(AbstractContextManager["Server"]):
         Cluster, with all that was in it, is not counted, nor a primary's very first replica, which
         gives it a new one too: the process is the same then, and never was a replica itself.
         """
-        with self._told():
-            self._open()
+        self._open()
+        #: the stream and its side keys; one in another slot of a Cluster is refused
+        self.keys = side_keys(self.stream, audit_stream, is_cluster=self.info.cluster)
 
     @classmethod
     def of(cls, settings: Settings, stream: str | None = None, *, anywhere: bool = False) -> Server:
@@ -158,90 +167,8 @@ class Server(AbstractContextManager["Server"]):
 
     __exit__ = close
 
-    def reconnect(self) -> None:
-        """Connect again, by way of Sentinel and Cluster; the caller compares `takeovers`."""
-        with self._told():
-            self._reopen()
-
-    def call(self, *args: bytes | str | int) -> Any:
-        """Send one command and return its reply, bytes undecoded."""
-        return self.pipeline([args])[0]
-
-    def send(self, *args: bytes | str | int) -> None:
-        """Send one command without waiting; replies come in the order of sending."""
-        with self._told():
-            self._send([args])
-
-    def receive(self, most_bytes: int | None = None) -> Any:
-        """The oldest reply not yet received; ReplyTooLargeError if `received` exceeds the bytes."""
-        with self._told():
-            return self._receive(most_bytes)
-
-    @property
-    def received(self) -> int:
-        """Bytes that came since a request was sent with no other in flight."""
-        return self._socket.received
-
-    def pipeline(
-        self, commands: list[tuple[bytes | str | int, ...]], most_bytes: int | None = None
-    ) -> list[Any]:
-        """Replies to `commands`, sent at once; the first error among them is raised at the end."""
-        if self._sent:  # the first reply would be that of another
-            raise RuntimeError(f"{len(self._sent)} replies are still to come")
-        replies: list[Any] = []
-        failure: redis.ResponseError | None = None
-        with self._told():
-            self._send(commands)
-            for _ in commands:
-                try:
-                    replies.append(self._receive(most_bytes))
-                except redis.ResponseError as error:
-                    failure = failure or error
-            if failure:
-                raise failure
-        return replies
-
-    def now_us(self) -> int:
-        """The server's clock (TIME), microseconds since the epoch."""
-        seconds, micros = self.call("TIME")
-        return int(seconds) * 1_000_000 + int(micros)
-
-    @cached_property
-    def keys(self) -> Keys:
-        """The stream and its side keys; RefusedError for one in another slot of a Cluster."""
-        return side_keys(self.stream, self._audit_stream, is_cluster=self.info.cluster)
-
-    def primaries(self) -> list[Place | None]:
-        """Where each primary of a Cluster is, for `at`; of another server: there alone."""
-        if not self.info.cluster:
-            return [None]
-        with self._told():
-            return [*dict.fromkeys(place for _, _, place in topology.slots(self._link))]
-
-    def at(self, place: Place | None) -> Server:
-        """A connection to one primary; UnreachableError names it."""
-        return Server(self._url, self.stream.decode(), place=place)
-
-    # ------------------------------------------------ what follows raises redis-py's errors
-
-    def _open(self) -> None:
-        """Connect to the primary that serves the stream's slot, or to the node that was named."""
-        if self._fixed:
-            link = topology.node(self._url, *self._fixed, topology.HANGS_SEC)
-        else:
-            link = topology.find(self._url)
-        info = topology.read_info(link)
-        if info.cluster and not self._fixed and not self._anywhere:
-            link = topology.owner_node(self._url, link, self.stream)
-            info = topology.read_info(link)
-        self._link, self.info, self.connected = link, info, True
-        self.reply_timeout_sec = link.socket_timeout or topology.REPLY_TIMEOUT_SEC
-        self._socket = link._parser._sock = _Counted(link._parser._sock)
-        unix = self._url.startswith("unix:")
-        self._place: Place | None = None if unix else (link.host, int(link.port))
-
-    def _reopen(self) -> bool:
-        """Connect again, by way of Sentinel and Cluster; whether the data cannot have gone back."""
+    def reconnect(self) -> bool:
+        """Connect again, by way of Sentinel and Cluster; False if the data may have gone back."""
         before, place = self.info, self._place
         self.close()
         self._open()
@@ -256,31 +183,93 @@ class Server(AbstractContextManager["Server"]):
         self.takeovers += 1
         return False
 
-    def _send(self, commands: list[tuple[bytes | str | int, ...]]) -> None:
+    def call(self, *args: bytes | str | int) -> Any:
+        """Send one command and return its reply, bytes undecoded."""
+        return self.pipeline([args])[0]
+
+    def pipeline(self, commands: Sequence[Command], most_bytes: int | None = None) -> list[Any]:
+        """Replies to `commands`, sent at once; the first error among them is raised at the end."""
+        if self._sent:  # the first reply would be that of another
+            raise RuntimeError(f"{len(self._sent)} replies are still to come")
+        self.send(*commands)
+        replies: list[Any] = []
+        failure: DrainkitError | None = None
+        for _ in commands:
+            try:
+                replies.append(self.receive(most_bytes))
+            except DrainkitError as error:
+                if not self.connected:
+                    raise
+                failure = failure or error
+        if failure:
+            raise failure
+        return replies
+
+    def send(self, *commands: Command) -> None:
+        """Send commands without waiting; replies come in the order of sending."""
         # redis-py's own would look at each of a commit's thousands of arguments in Python
         requests = [hiredis.pack_command(args) for args in commands]  # type: ignore[arg-type] # its stub: one
-        if not self._sent:
-            self._socket.received, is_open = 0, False
-            with suppress(redis.RedisError, OSError):
-                is_open = self.connected and not self._link.can_read(timeout=0)
-            # the server closed it meanwhile; the caller has to know if it restarted
-            if not is_open and not self._reopen():
-                raise redis.ConnectionError("the server restarted, or another one took over")
-        self._link.send_packed_command(requests, check_health=False)
+        with self._told():
+            if not self._sent:
+                self.counted.received, is_open = 0, False
+                with suppress(redis.RedisError, OSError):
+                    is_open = self.connected and not self._link.can_read(timeout=0)
+                # the server closed it meanwhile; the caller has to know if it restarted
+                if not is_open and not self.reconnect():
+                    raise redis.ConnectionError("the server restarted, or another one took over")
+            self._link.send_packed_command(requests, check_health=False)
         self._sent.extend(requests)
 
-    def _receive(self, most_bytes: int | None = None) -> Any:
-        """The reply to the oldest request; raised if it is an error, or exceeds the bytes."""
-        self._socket.most = most_bytes
-        if not self._replies:
-            self._replies.append(self._read())
-        if self.info.cluster and isinstance(self._replies[0], SLOT_ERRORS):
-            self._send_refused()
-        self._sent.popleft()
-        reply = self._replies.popleft()
-        if isinstance(reply, Exception):
-            raise reply
+    def receive(self, most_bytes: int | None = None) -> Any:
+        """The oldest reply not yet received; ReplyTooLargeError if it has more than `most_bytes`.
+
+        Of several requests in flight the bytes of all count.
+        """
+        with self._told():
+            self.counted.most = most_bytes
+            if not self._replies:
+                self._replies.append(self._read())
+            if self.info.cluster and isinstance(self._replies[0], SLOT_ERRORS):
+                self._send_refused()
+            self._sent.popleft()
+            reply = self._replies.popleft()
+            if isinstance(reply, Exception):
+                raise reply
         return reply
+
+    def now_us(self) -> int:
+        """The server's clock (TIME), microseconds since the epoch; `clock` goes on from there."""
+        seconds, micros = self.call("TIME")
+        self.clock.sync(int(seconds) * 1_000_000 + int(micros))
+        return self.clock.now_us()
+
+    def primaries(self) -> list[Place | None]:
+        """Where each primary of a Cluster is, for `at`; of another server: there alone."""
+        if not self.info.cluster:
+            return [None]
+        with self._told():
+            return [*dict.fromkeys(place for _, _, place in topology.slots(self._link))]
+
+    def at(self, place: Place | None) -> Server:
+        """A connection to one primary; UnreachableError names it."""
+        return Server(self._url, self.stream.decode(), place=place)
+
+    def _open(self) -> None:
+        """Connect to the primary that serves the stream's slot, or to the node that was named."""
+        with self._told():
+            if self._fixed:
+                link = topology.node(self._url, *self._fixed, topology.HANGS_SEC)
+            else:
+                link = topology.find(self._url)
+            info = topology.read_info(link)
+            if info.cluster and not self._fixed and not self._anywhere:
+                link = topology.owner_node(self._url, link, self.stream)
+                info = topology.read_info(link)
+        self._link, self.info, self.connected = link, info, True
+        self.reply_timeout_sec = link.socket_timeout or topology.REPLY_TIMEOUT_SEC
+        self.counted = link._parser._sock = _Counted(link._parser._sock)
+        unix = self._url.startswith("unix:")
+        self._place: Place | None = None if unix else (link.host, int(link.port))
 
     def _send_refused(self) -> None:
         """Send what was refused because of its slot to the slot's owner, until that takes it.
@@ -292,7 +281,7 @@ class Server(AbstractContextManager["Server"]):
         replies.extend(self._read() for _ in range(len(sent) - len(replies)))
         while time.monotonic() < until and any(isinstance(r, SLOT_ERRORS) for r in replies):
             owner = self.info.replid
-            if not self._reopen():
+            if not self.reconnect():
                 raise redis.ConnectionError("another server took over")
             if self.info.replid == owner:
                 time.sleep(wait)
@@ -325,36 +314,15 @@ class Server(AbstractContextManager["Server"]):
             raise _of(error, self.shown_url) from error
 
 
-class Clock:
-    """The server's time without asking each time: its last TIME plus this host's monotonic clock.
-
-    The host's wall clock plays no part, so a host that is a day off drains correctly.
-    """
-
-    def __init__(self, now_us: int) -> None:
-        self.sync(now_us)
-
-    def sync(self, now_us: int) -> None:
-        """Take `now_us`, which a reply just brought, as the present (never going back)."""
-        self._offset_us = now_us - time.monotonic_ns() // 1000
-
-    def now_us(self) -> int:
-        """Microseconds since the epoch, by the server's clock."""
-        return self._offset_us + time.monotonic_ns() // 1000
-
-
 def _of(error: redis.RedisError | OSError, where: str) -> DrainkitError:
     """The drainkit error for redis-py's; what an error reply was about did not run."""
-    for kinds, kind, message in _KINDS:
-        if isinstance(error, kinds):
-            return kind(message.format(where=where, error=error))
-    if isinstance(error, redis.ResponseError):
+    if isinstance(error, (*topology.ERROR_REPLIES, InvalidResponse)):
         # redis-py has a class in the place of some codes, and 6.2 wraps the errors of a script in
         # text of its own ("Error running script ... -OOM"), so all of it is searched
         words = f"{type(error).__name__} {getattr(error, 'status_code', None)} {error}"
-        for codes, kind, message in _CODES:
+        for codes, kind, message in _MEANINGS:
             if re.search(rf"\b({codes})\b", words):
-                return kind(f"{message} ({error})")
+                return kind(message.format(where) + (f" ({error})" if str(error) else ""))
         return DrainkitError(f"Redis says: {error}")
     reason = str(error).rstrip(".") or type(error).__name__
     advice = "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"

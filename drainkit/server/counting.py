@@ -29,8 +29,6 @@ Pages = Iterator[Sequence[RawEntry]]
 
 def count_between(server: Server, first: str, last: str) -> int:
     """How many entries lie from `first` to `last`, both included; exact."""
-    if id_key(first) > id_key(last):
-        return 0
     return count(server, reading.stream_info(server), first, last)[0]
 
 
@@ -142,7 +140,13 @@ def sampled(server: Server, first: str, last: str) -> Iterator[list[RawEntry]]:
         if not spans:
             return
         count = max(
-            1, min(most, reading.PAGE_BYTES // places // max(map(reading.entry_bytes, read)))
+            1,
+            min(
+                most,
+                reading.PAGE_BYTES
+                // places
+                // max(map(reading.size_of, chain.from_iterable(read))),
+            ),
         )
 
 

@@ -10,8 +10,6 @@ stream: the kill switch is set by SETNX and lifted by GETDEL, which leave keys o
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from redis.crc import key_slot
@@ -42,56 +40,23 @@ NOT_FORBIDDEN = (
 )
 
 
-class Name(str):
-    """A group's or consumer's name: text to show, and the bytes that the server knows it by.
+_WITH_BYTES = re.compile(r" \(bytes ((?:[0-9a-f]{2})+)\)\Z")
 
-    Names need not be UTF-8. What is shown of such a one may look like another's name, but is equal
-    to none: names are compared by their bytes, also with a text of the settings.
+
+def name_of(raw: bytes) -> str:
+    """A group's or consumer's name as text, by which `raw_name` knows it again.
+
+    Names need not be UTF-8. One that is not is shown with its bytes, so that no two look alike.
     """
-
-    raw: bytes
-
-    def __new__(cls, raw: bytes, shown: str | None = None) -> Name:
-        """The name that the server gave as `raw`."""
-        name = super().__new__(cls, text(raw) if shown is None else shown)
-        name.raw = raw
-        return name
-
-    def __getnewargs__(self) -> tuple[bytes, str]:  # type: ignore[override] # for copies
-        return (self.raw, str(self))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, str) and self.raw == raw_name(other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:  # a text's own, where it is one
-        return hash(self.raw.decode("utf-8", "replace"))
-
-
-def told_apart(names: Sequence[bytes]) -> list[Name]:
-    """The names of one list; where some look alike, one that is not UTF-8 shows its bytes too."""
-    looks = Counter(map(text, names))
-    found = []
-    for raw in names:
-        seen = text(raw)
-        is_clear = looks[seen] == 1 or seen.encode() == raw
-        found.append(Name(raw, None if is_clear else f"{seen} (bytes {raw.hex()})"))
-    return found
-
-
-def named(names: Iterable[Name], given: str) -> Name | None:
-    """The name that a user means: the one of just these bytes, else the one that is shown so."""
-    there = list(names)
-    return next((n for n in there if n == given), None) or next(
-        (n for n in there if str(n) == given), None
-    )
+    shown = text(raw)
+    is_clear = shown.encode() == raw and not _WITH_BYTES.search(shown)
+    return shown if is_clear else f"{shown} (bytes {raw.hex()})"
 
 
 def raw_name(name: str) -> bytes:
-    """The bytes to send for a name that came from the server or from the settings."""
-    return name.raw if isinstance(name, Name) else name.encode("utf-8", "surrogatepass")
+    """The bytes to send for a name that came from the server (`name_of`) or from the settings."""
+    found = _WITH_BYTES.search(name)
+    return bytes.fromhex(found[1]) if found else name.encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,16 @@ class _Entry(msgspec.Struct, frozen=True, tag_field="event"):
     """What is common to the ledger's entries: the field `event` names the kind."""
 
 
-class Start(_Entry, frozen=True, tag="start"):
-    """A live run begins to drain."""
-
+class _OfDrain(_Entry, frozen=True):
     run_id: RunId
     scope: str
     consumer_group: str  # the group that it drains: scope history has its own
     consumer: str
+
+
+class Start(_OfDrain, frozen=True, tag="start"):
+    """A live run begins to drain."""
+
     boundary_id: str
     throttle: float | None  # events per second; None: none
     max_events: int | None  # None: all
@@ -55,13 +58,9 @@ class Start(_Entry, frozen=True, tag="start"):
     folder: str = ""  # `run`: the absolute path where it will be sealed; "" for a plain drain
 
 
-class End(_Entry, frozen=True, tag="end"):
+class End(_OfDrain, frozen=True, tag="end"):
     """A live run closed its books."""
 
-    run_id: RunId
-    scope: str
-    consumer_group: str
-    consumer: str
     outcome: str
     total_read: int
     at: str
@@ -94,12 +93,8 @@ class Stopped(_Entry, frozen=True, tag="stop"):
     reason: str
 
 
-class Resumed(_Entry, frozen=True, tag="resume"):
-    """The kill switch was lifted."""
-
-    operator: str
-    at: str
-    reason: str  # that it had been set for
+class Resumed(Stopped, frozen=True, tag="resume"):
+    """The kill switch was lifted; `reason` is what it had been set for."""
 
 
 class Trimmed(_Entry, frozen=True, tag="trim"):
@@ -125,14 +120,6 @@ class Deleted(_Entry, frozen=True, tag="consumers_delete"):
 
 OfRun = Start | End | Sealed
 Entry = OfRun | Stopped | Resumed | Trimmed | Deleted
-_WORDS = {"throttle": "none", "max_events": "all"}  # for None
-
-
-def append(server: Server, entry: Entry) -> None:
-    """Add an entry at the ledger's end."""
-    values = msgspec.to_builtins(entry).items()
-    shown = {name: _WORDS.get(name, "") if v is None else str(v) for name, v in values}
-    writing.add_to_ledger(server, shown)
 
 
 def check(server: Server) -> None:
@@ -187,7 +174,7 @@ def _read(flat: list[bytes]) -> Entry | None:
     """The entry of its fields; None where they are not those of any kind."""
     texts = [text(part) for part in flat]
     found = dict(zip(texts[::2], texts[1::2], strict=True))
-    values = {n: None if v == _WORDS.get(n) else v for n, v in found.items()}
+    values = {n: None if v == writing.NONE_WORDS.get(n) else v for n, v in found.items()}
     try:
         entry: Entry = msgspec.convert(values, Entry, strict=False)  # numbers are texts there
     except msgspec.ValidationError:
@@ -201,7 +188,7 @@ def note_end(server: Server, start: Start, summary: Summary, at: str, vanished: 
     found: dict[str, Any] = {name: getattr(start, name) for name in same}
     found |= {name: getattr(summary, name) for name in ("outcome", "total_read", *ACTIONS)}
     left = "" if summary.remaining is None else str(summary.remaining)
-    append(server, End(**found, remaining=left, at=at, vanished=vanished))
+    writing.add_to_ledger(server, End(**found, remaining=left, at=at, vanished=vanished))
 
 
 # ---------------------------------------------------------------- the audit stream

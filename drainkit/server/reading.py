@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from ..core.timestamps import iso
-from ..core.values import RawEntry
+from ..core.values import RawEntry, iso
 from ..errors import DrainkitError, RefusedError, ReplyTooLargeError, UnreachableError
 from ..ids import FIRST_ID, LAST_ID, id_key, next_id, previous_id
 from ..safe import one_line, text
 from .connection import Server
-from .keys import Name, raw_name, told_apart
+from .keys import name_of, raw_name
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
@@ -33,7 +32,7 @@ SIDE_STREAMS = (".drain_audit", ".drain_runs")
 class Consumer:
     """One consumer as XINFO CONSUMERS says: its name, pending entries, idle milliseconds."""
 
-    name: Name
+    name: str
     pending: int
     idle_ms: int
 
@@ -51,7 +50,7 @@ class Backlog:
 class Group:
     """One consumer group as XINFO GROUPS says; its backlog only where it was counted."""
 
-    name: Name
+    name: str
     position: str
     consumers: int
     pending: int
@@ -88,13 +87,10 @@ class StreamInfo:
 
         6.2 has no counters; there nothing at all may differ.
         """
-        if self.entries_added is None or then.entries_added is None:
-            return astuple(self) == astuple(then)
-        return (
-            self.entries_added >= then.entries_added
-            and self.gone == then.gone
-            and self.first_id == then.first_id
-            and self.max_deleted_id == then.max_deleted_id
+        same = (self.first_id, self.max_deleted_id, self.gone)
+        return self == then or (
+            (self.entries_added or 0) >= (then.entries_added or 1)
+            and same == (then.first_id, then.max_deleted_id, then.gone)
             and id_key(self.boundary_id) >= id_key(then.boundary_id)
         )
 
@@ -108,16 +104,16 @@ class StopSwitch:
     at: str | None  # ISO 8601 UTC, by the server's clock; None where it is not known
 
     def __str__(self) -> str:
-        who, when = (
-            f" by {self.operator}" if self.operator else "",
-            f" at {self.at}" if self.at else "",
-        )
+        who = f" by {self.operator}" if self.operator else ""
+        when = f" at {self.at}" if self.at else ""
         return f"the kill switch is set ({self.reason}){who}{when}"
 
     @classmethod
-    def odd(cls, server: Server, kind: str) -> StopSwitch:
-        """A key of another type in the switch's place."""
-        return cls(f"{one_line(text(server.keys.stop))} is a {kind}", "", None)
+    def of(cls, key: bytes, kind: str, raw: bytes) -> StopSwitch | None:
+        """From the type and value of its key; one of another type stops drains too."""
+        if kind in ("string", "none"):
+            return cls.read(raw) if kind == "string" else None
+        return cls(f"{one_line(text(key))} is a {kind}", "", None)
 
     @classmethod
     def read(cls, raw: bytes) -> StopSwitch:
@@ -195,66 +191,55 @@ def lowest_pending(server: Server, group: str) -> bytes | None:
 
 def stop_switch(server: Server) -> StopSwitch | None:
     """The kill switch, if it is set; a key of another type in its place stops drains too."""
-    try:
-        found = server.call("GET", server.keys.stop)
-    except RefusedError:
-        if (kind := type_of(server, server.keys.stop)) == "string":
-            raise
-        return StopSwitch.odd(server, kind)
-    return None if found is None else StopSwitch.read(found)
+    key = server.keys.stop
+    kind = type_of(server, key)
+    return StopSwitch.of(key, kind, server.call("GET", key) or b"" if kind == "string" else b"")
 
 
 def positions(server: Server) -> dict[str, Group]:
-    """Every group of the stream by its name, which equals a text only if its bytes do."""
+    """Every group of the stream by its name."""
     return groups_in(server.call("XINFO", "GROUPS", server.stream))
 
 
 def groups_in(reply: list[Any]) -> dict[str, Group]:
     """The groups that a reply of XINFO GROUPS names."""
-    replies = [pairs(one) for one in reply]
-    return {
-        name: Group(
-            name=name,
+    groups = [
+        Group(
+            name=name_of(info["name"]),
             position=text(info["last-delivered-id"]),
             consumers=info["consumers"],
             pending=info["pending"],
             entries_read=info.get("entries-read"),
             lag_reported=info.get("lag"),
         )
-        for name, info in zip(told_apart([r["name"] for r in replies]), replies, strict=True)
-    }
+        for info in map(pairs, reply)
+    ]
+    return {group.name: group for group in groups}
 
 
 def position_of(server: Server, group: str) -> Group:
     """The group's position; a missing group is refused, with the groups there are."""
-    groups = positions(server)
+    groups = groups_in(server.call("XINFO", "GROUPS", server.stream))
     if group not in groups:
-        if any(str(name) == group for name in groups):
-            raise RefusedError(f"{group}: the group's name is not UTF-8; drain another")
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
             f"{text(server.stream)} has no group {group}; it has: {known}"
             + (" and more" if len(groups) > 5 else "")
         )
+    if raw_name(group) != group.encode():
+        raise RefusedError(f"{group}: the group's name is not UTF-8; drain another")
     return groups[group]
 
 
 def consumers(server: Server, group: str) -> list[Consumer]:
     """The group's consumers, in the server's order."""
-    replies = [pairs(r) for r in server.call("XINFO", "CONSUMERS", server.stream, raw_name(group))]
-    names = told_apart([reply["name"] for reply in replies])
-    return [Consumer(name, r["pending"], r["idle"]) for name, r in zip(names, replies, strict=True)]
+    replies = map(pairs, server.call("XINFO", "CONSUMERS", server.stream, raw_name(group)))
+    return [Consumer(name_of(r["name"]), r["pending"], r["idle"]) for r in replies]
 
 
 def send_page(server: Server, after: str, last: str, count: int) -> None:
-    """Ask for up to `count` entries after an id; `receive_page` takes them."""
-    server.send("XRANGE", server.stream, next_id(after), last, "COUNT", count)
-
-
-def receive_page(server: Server) -> list[RawEntry]:
-    """The entries that were asked for."""
-    entries: list[RawEntry] = server.receive()
-    return entries
+    """Ask for up to `count` entries after an id, without waiting for them."""
+    server.send(("XRANGE", server.stream, next_id(after), last, "COUNT", count))
 
 
 def pages(
@@ -267,50 +252,41 @@ def pages(
     `ahead` the server already reads the next page while the caller works on one; until the
     generator ends or is closed, the connection is then its own.
     """
-    count = min(page, FIRST_PAGE_ENTRIES)
-    under_way = False
-
-    def ask() -> None:
-        command, *ends = ("XREVRANGE", last, first) if newest_first else ("XRANGE", first, last)
-        server.send(command, key, *ends, "COUNT", count)
-
-    try:
-        while under_way or id_key(first) <= id_key(last):
-            if not under_way:
-                ask()
-            under_way = False
-            try:
-                entries = server.receive(MOST_BYTES if count > 1 else None)
-            except ReplyTooLargeError:
-                count = 1  # how large they are is not known, and the server gathers a whole reply
-                continue
-            if not entries:
-                return
-            is_full = len(entries) == count
-            end = text(entries[-1][0])
-            first, last = (first, previous_id(end)) if newest_first else (next_id(end), last)
-            count = _next_size(server, count, page)
-            if ahead and is_full and id_key(first) <= id_key(last):
-                ask()
-                under_way = True
+    count, is_full = min(page, FIRST_PAGE_ENTRIES), True
+    entries: list[RawEntry] = []
+    while True:
+        is_more = is_full and id_key(first) <= id_key(last)
+        if entries and not (ahead and is_more):
             yield entries
-            if not is_full:
-                return
-            del entries  # or two pages would be in memory
-    finally:
-        if under_way and server.connected:
-            with contextlib.suppress(DrainkitError):
-                server.receive(MOST_BYTES)
+            entries = []
+        if not is_more:
+            return
+        command, *ends = ("XREVRANGE", last, first) if newest_first else ("XRANGE", first, last)
+        server.send((command, key, *ends, "COUNT", count))
+        try:
+            if entries:
+                yield entries
+                del entries  # or two pages would be in memory
+            entries = server.receive(MOST_BYTES if count > 1 else None)
+        except ReplyTooLargeError:
+            entries, count = [], 1  # how large they are is not known, and a reply comes whole
+            continue
+        except GeneratorExit:
+            if server.connected:
+                with contextlib.suppress(DrainkitError):
+                    server.receive(MOST_BYTES)
+            raise
+        if not entries:
+            return
+        is_full = len(entries) == count
+        end = text(entries[-1][0])
+        first, last = (first, previous_id(end)) if newest_first else (next_id(end), last)
+        count = _next_size(server, count, page)
 
 
 def _next_size(server: Server, size: int, most: int = PAGE_ENTRIES) -> int:
     # after so many have come: more, but not too many bytes
-    return max(1, min(most, 8 * size, size * PAGE_BYTES // max(1, server.received)))
-
-
-def entry_bytes(entries: Sequence[RawEntry]) -> int:
-    """How many bytes the largest of some entries has, at least 1."""
-    return max(map(size_of, entries))
+    return max(1, min(most, 8 * size, size * PAGE_BYTES // max(1, server.counted.received)))
 
 
 def size_of(entry: RawEntry) -> int:
@@ -343,7 +319,7 @@ def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]
 def pending_ids(
     server: Server, group: str, boundary: str, *, consumer: str | None = None,
     min_idle_ms: int = 0, first: str = FIRST_ID, page: int = 1000,
-) -> Iterator[list[tuple[bytes, Name, int]]]:  # fmt: skip
+) -> Iterator[list[tuple[bytes, str, int]]]:  # fmt: skip
     """Pages of (id, owner, idle_ms) from `first` to `boundary`, idle at least `min_idle_ms`."""
     idle = ("IDLE", min_idle_ms) if min_idle_ms else ()
     owner = (raw_name(consumer),) if consumer is not None else ()
@@ -352,7 +328,7 @@ def pending_ids(
             "XPENDING", server.stream, raw_name(group), *idle, first, boundary, page, *owner
         )
         if found:
-            yield [(row[0], Name(row[1]), row[2]) for row in found]
+            yield [(row[0], name_of(row[1]), row[2]) for row in found]
         if len(found) < page:
             return
         first = next_id(text(found[-1][0]))

@@ -20,20 +20,17 @@ from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .keys import Name
+from .keys import name_of
 
 Key = tuple[int, int]  # an id, as ids.id_key has it
 _PAGE = 1000  # members, or intervals, in one request
-SCANNED = 100  # with more intervals in a range their entries are read, not counted one by one
-ANEW = (
-    "the stream was made anew since its last drain: what was recorded of the old one does not count"
-)
-BEHIND = (
-    "the audit stream lacks records that it had: it was deleted, trimmed or put back from an older "
-    "copy; what is missing there is not recorded again"
-)
-
-_NOTES = {b"whole": "", b"anew": ANEW, b"behind": BEHIND}
+_NOTES = {
+    b"whole": [],
+    b"anew": ["the stream was made anew since its last drain: what was recorded of the old one "
+              "does not count"],
+    b"behind": ["the audit stream lacks records that it had: it was deleted, trimmed or put back "
+                "from an older copy; what is missing there is not recorded again"],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,6 @@ class Recorded:
         if not entries or not self.touches(text(entries[0][0]), text(entries[-1][0])):
             return entries
         return [entry for entry in entries if not self.has(entry[0])]
-
-    def parts(self, first: str, last: str) -> Iterator[tuple[str, str]]:
-        """The intervals as far as they lie within `first` to `last`."""
-        low, high = id_key(first), id_key(last)
-        for at in range(bisect_left(self.ends, low), len(self.ends)):
-            if self.starts[at] > high:
-                return
-            (a, b), (c, d) = max(low, self.starts[at]), min(high, self.ends[at])
-            yield f"{a}-{b}", f"{c}-{d}"
 
 
 def of_scope(server: Server, consumer_group: str) -> Recorded:
@@ -112,7 +100,7 @@ def prepare(server: Server, group: str, consumer_group: str) -> list[str]:
         if how == b"gone":
             raise RefusedError(writing.REFUSALS["gone"])
         if how != b"ahead":
-            return [note for note in (_NOTES[how],) if note]
+            return [*_NOTES[how]]
         last = reading.stream_at(server, server.keys.audit).boundary_id
         spans: list[tuple[bytes | str, ...]] = [
             (owner, f"{a}-{b}", f"{c}-{d}")
@@ -151,7 +139,7 @@ def _intervals(server: Server, group: bytes, ids: set[bytes]) -> Iterator[tuple[
     between = chain.from_iterable(reading.pages(server, server.stream, first, last))
     others = [id_key(entry[0]) for entry in between if entry[0] not in ids]
     with suppress(RefusedError):  # a group that is gone has nothing pending
-        pages = reading.pending_ids(server, Name(group), last, first=first)
+        pages = reading.pending_ids(server, name_of(group), last, first=first)
         others += [id_key(row[0]) for row in chain.from_iterable(pages) if row[0] not in ids]
     others.sort()
     for _, part in groupby(keys, lambda key: bisect_left(others, key)):

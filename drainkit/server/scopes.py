@@ -18,7 +18,7 @@ from ..settings.kinds import check_symbols
 from . import reading, recorded, writing
 from .connection import Server
 from .counting import count
-from .keys import Name, Scope, check_slot, named, not_ours
+from .keys import Scope, check_slot, not_ours
 from .writing import MAX_LISTED, REFUSALS
 
 
@@ -26,7 +26,6 @@ from .writing import MAX_LISTED, REFUSALS
 class Seen:
     """Stream, group and side keys as of one moment."""
 
-    now_us: int
     kinds: Mapping[bytes, str]  # by key, as TYPE says
     switch: reading.StopSwitch | None
     info: reading.StreamInfo
@@ -39,7 +38,7 @@ class Seen:
 
 
 def look(server: Server, scope: Scope) -> Seen:
-    """How stream, the scope's group and the side keys are now; writes nothing.
+    """How stream, the scope's group and the side keys are now, and the time; writes nothing.
 
     A stream that is gone is refused.
     """
@@ -52,13 +51,11 @@ def look(server: Server, scope: Scope) -> Seen:
     now_us, kinds, switch, info, audit, groups, known, done, own, memory = reply
     if not info:
         raise RefusedError(REFUSALS["gone"])
+    server.clock.sync(int(now_us))
     types = dict(zip(names, map(text, kinds), strict=True))
-    odd = types[keys.stop] not in ("none", "string")
     return Seen(
-        now_us=int(now_us),
         kinds=types,
-        switch=reading.StopSwitch.odd(server, types[keys.stop]) if odd
-        else reading.StopSwitch.read(switch) if types[keys.stop] == "string" else None,
+        switch=reading.StopSwitch.of(keys.stop, types[keys.stop], switch),
         info=reading.stream_in(keys.stream, info),
         groups=reading.groups_in(groups),
         audit=reading.stream_in(keys.audit, audit),
@@ -66,38 +63,30 @@ def look(server: Server, scope: Scope) -> Seen:
         history_done=text(done) or FIRST_ID,
         has_own=own > 0,
         memory=memory,
-    )  # fmt: skip
+    )
 
 
 def open_scope(server: Server, settings: Settings, *, boundary: str | None = None) -> Scope:
     """Fix the scope of a run; a missing stream, group or consumer is refused.
 
     `boundary`: that of a run that has begun already; None: the stream's last id now. With `until`
-    it lies at most there. With `from_` scope pending begins there, and the group of scope history
-    is made just before it: see `_history_start`.
+    it lies at most there. With `from_` scope pending begins there; history: see `_open_history`.
     """
     settings, info = at_now(server, settings), reading.stream_info(server)
     main = reading.position_of(server, settings.consumer_group)
-    wanted: list[Name] = []
-    if settings.scope == "pending" and settings.from_consumer:
-        there = [c.name for c in reading.consumers(server, settings.consumer_group)]
-        for given in settings.from_consumer:
-            if (name := named(there, given)) is None:
-                raise RefusedError(f"--from-consumer: the group has no {given}")
-            wanted.append(name)
-    position, exists = main.position, True
-    ends = [boundary or info.boundary_id, settings.last_id]
-    if settings.scope == "history":
-        position, exists = _history_start(
-            server, settings.drain_group, ids.previous_id(settings.first_id)
-        )
-        ends.append(main.position)
-    return Scope(
+    wanted = settings.from_consumer if settings.scope == "pending" else ()
+    there = {c.name for c in reading.consumers(server, main.name)} if wanted else set()
+    for name in wanted:
+        if name not in there:
+            raise RefusedError(f"--from-consumer: the group has no {name}")
+    scope = Scope(
         settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,
-        position=position, group_position=main.position, boundary=min(ends, key=id_key),
-        group_exists=exists, min_idle_ms=round(settings.min_idle_min * 60_000),
-        from_consumers=tuple(wanted), first=settings.first_id,
+        position=main.position, group_position=main.position, group_exists=True,
+        boundary=min(boundary or info.boundary_id, settings.last_id, key=id_key),
+        min_idle_ms=round(settings.min_idle_min * 60_000), from_consumers=wanted,
+        first=settings.first_id,
     )  # fmt: skip
+    return _open_history(server, scope) if scope.name == "history" else scope
 
 
 def at_now(server: Server, settings: Settings) -> Settings:
@@ -112,77 +101,59 @@ def at_now(server: Server, settings: Settings) -> Settings:
     return found
 
 
-def _history_start(server: Server, group: str, before: str) -> tuple[str, bool]:
-    """The position of scope history's group for a run of what follows `before`; whether it exists.
+def _open_history(server: Server, scope: Scope) -> Scope:
+    """Scope history, with the position of its own group, or where that would begin.
 
-    A group reads on from its position and cannot skip. So with --from a new group is made at
-    `before`, and one that exists must have nothing left before it. What a new group leaves
-    out stays out, as a later history drain goes on where the last commit left its group. It takes
+    A group reads on from its position and cannot skip. So with --from a new group is made just
+    before it, and one that exists must have nothing left before it. What a new group leaves out
+    stays out, as a later history drain goes on where the last commit left its group. It takes
     another --history-group, and --until, to drain what was left out.
     """
-    own = reading.positions(server).get(group)
-    made, done = server.call(
-        "HMGET", server.keys.state, *(f"{what}:{group}" for what in ("history_group", "history"))
-    )
-    if own is not None:
-        if made != b"made":  # scope history acknowledges all that the group has, and destroys it
-            raise RefusedError(not_ours(group))
-        if any(reading.pages(server, server.stream, next_id(own.position), before, page=1)):
+    scope = current(server, scope)
+    if scope.group_exists:
+        if server.call("HGET", server.keys.state, f"history_group:{scope.group}") != b"made":
+            # scope history acknowledges all that the group has, and destroys it
+            raise RefusedError(not_ours(scope.group))
+        first, last = next_id(scope.position), previous_id(scope.first)
+        if any(reading.pages(server, server.stream, first, last, page=1)):
             raise RefusedError(
-                f"--from: the history group is at {own.position}, before it, and a group cannot "
+                f"--from: the history group is at {scope.position}, before it, and a group cannot "
                 "skip; leave --from out, or name another --history-group"
             )
-        return own.position, True
-    return max(text(done or b"0-0"), before, key=id_key), False
+    return replace(scope, boundary=min(scope.boundary, scope.group_position, key=id_key))
 
 
-def history_done(server: Server, group: str) -> str:
-    """The position at which scope history's last commit left its group, even if destroyed since."""
-    done = server.call("HGET", server.keys.state, f"history:{group}")
-    return text(done) if done else FIRST_ID
+def pending_rows(server: Server, scope: Scope, *, own: bool) -> Iterator[list[tuple[bytes, str]]]:
+    """Pages of (id, owner) of pending entries: what an earlier run of the scope's consumer left.
 
-
-def scope_ids(server: Server, scope: Scope) -> Iterator[list[tuple[bytes, Name]]]:
-    """Scope pending: pages of (id, owner) that a drain may take, its own come first elsewhere."""
-    for owner in scope.from_consumers or (None,):
+    Without `own`: what a drain of scope pending may take of others.
+    """
+    least_ms = 0 if own else scope.min_idle_ms
+    for owner in (scope.consumer,) if own else scope.from_consumers or (None,):
         for page in reading.pending_ids(
-            server, scope.group, scope.boundary, consumer=owner, min_idle_ms=scope.min_idle_ms,
+            server, scope.group, scope.boundary, consumer=owner, min_idle_ms=least_ms,
             first=scope.first,
         ):  # fmt: skip
-            if rows := [(row_id, name) for row_id, name, _ in page if name != scope.consumer]:
+            if rows := [row[:2] for row in page if own or row[1] != scope.consumer]:
                 yield rows
-
-
-def own_ids(server: Server, scope: Scope) -> Iterator[list[bytes]]:
-    """Pages of ids that an earlier run of this consumer left unfinished."""
-    if scope.group_exists:
-        for page in reading.pending_ids(
-            server, scope.group, scope.boundary, consumer=scope.consumer, first=scope.first
-        ):
-            yield [row[0] for row in page]
 
 
 def scope_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
     """Pages of the entries that a live run would drain, in its order, read without a trace."""
     done = recorded.of_scope(server, scope.consumer_group)
-    for own in own_ids(server, scope):
-        if fresh := [entry for entry in own if not done.has(entry)]:
+    sources = [pending_rows(server, scope, own=True)] if scope.group_exists else []
+    if scope.name == "pending":
+        sources.append(pending_rows(server, scope, own=False))
+    for rows in chain.from_iterable(sources):
+        if fresh := [row[0] for row in rows if not done.has(row[0])]:
             yield from reading.body_pages(server, fresh)
     if scope.name == "pending":
-        for rows in scope_ids(server, scope):
-            if fresh := [row[0] for row in rows if not done.has(row[0])]:
-                yield from reading.body_pages(server, fresh)
         return
     first = next_id(scope.position)
     with closing(reading.pages(server, server.stream, first, scope.boundary, ahead=True)) as found:
         for page in found:
             if entries := done.without(page):
                 yield entries
-
-
-def remaining(server: Server, scope: Scope) -> int:
-    """Entries of the scope, up to the boundary, not yet drained; counted."""
-    return left(server, scope).fresh
 
 
 class Left(NamedTuple):
@@ -198,34 +169,34 @@ class Left(NamedTuple):
 
 def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
     """What the scope has left, counted; `seen`: as of then."""
-    own = [i for ids in own_ids(server, scope) for i in ids] if seen is None or seen.has_own else []
+    has_own = scope.group_exists if seen is None else seen.has_own
+    pages = pending_rows(server, scope, own=True) if has_own else iter(())
+    own = [row[0] for row in chain.from_iterable(pages)]
     if scope.name == "pending":
         done = recorded.of_scope(server, scope.consumer_group)
-        entries = chain(own, (row[0] for page in scope_ids(server, scope) for row in page))
+        rows = chain.from_iterable(pending_rows(server, scope, own=False))
+        entries = chain(own, (row[0] for row in rows))
         return Left(sum(not done.has(entry) for entry in entries), len(own), 0)
     first, info = next_id(scope.position), seen.info if seen else reading.stream_info(server)
     new = count(server, info, first, scope.boundary)[0]
     if not own and not new:
         return Left(0, 0, 0)
-    done = recorded.of_scope(server, scope.consumer_group)
-    fresh = sum(not done.has(entry) for entry in own)
-    parts = [*done.parts(first, scope.boundary)]
-    if len(parts) > recorded.SCANNED:
+    done, fresh = recorded.of_scope(server, scope.consumer_group), new
+    if new and done.touches(first, scope.boundary):
         found = reading.pages(server, server.stream, first, scope.boundary, ahead=True)
-        counts = [(len(done.without(page)), len(page)) for page in found]
-        return Left(fresh + sum(n for n, _ in counts), len(own), sum(n for _, n in counts))
-    counted = sum(count(server, info, *part)[0] for part in parts)
-    return Left(fresh + new - counted, len(own), new)
+        fresh = sum(len(done.without(page)) for page in found)
+    return Left(fresh + sum(not done.has(entry) for entry in own), len(own), new)
 
 
 def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
     """`scope` with the group's position of now, or as `seen` (and whether that group exists)."""
-    found = (reading.positions(server) if seen is None else seen.groups).get(scope.group)
-    if found is not None:
+    groups = reading.positions(server) if seen is None else seen.groups
+    if (found := groups.get(scope.group)) is not None:
         return replace(scope, position=found.position, group_exists=True)
     done = FIRST_ID
     if scope.name == "history":
-        done = history_done(server, scope.group) if seen is None else seen.history_done
+        state, field = server.keys.state, f"history:{scope.group}"
+        done = seen.history_done if seen else text(server.call("HGET", state, field) or b"0-0")
         done = max(done, previous_id(scope.first), key=id_key)
     return replace(scope, position=done, group_exists=False)
 
@@ -255,13 +226,9 @@ MARGIN = 1.25
 WORK_BYTES = 1 << 20  # what scripts, requests and replies take for a moment (measured: 0.95 MB)
 
 
-def keeping(server: Server) -> dict[str, Any]:
-    """JSON-ready; None: INFO does not say."""
-    return keeping_in(b"\n".join(server.pipeline([("INFO", "memory"), ("INFO", "persistence")])))
-
-
-def keeping_in(info: bytes) -> dict[str, Any]:
-    """As `keeping`, from what INFO said."""
+def keeping(server: Server, info: bytes | None = None) -> dict[str, Any]:
+    """JSON-ready, of now or of what INFO said; None: INFO does not say."""
+    info = info or b"\n".join(server.pipeline([("INFO", "memory"), ("INFO", "persistence")]))
     lines = info.decode("utf-8", "replace").splitlines()
     values = dict(line.split(":", 1) for line in lines if ":" in line)
     most, used, aof, saves = (
@@ -304,19 +271,19 @@ def keeping_words(kept: Mapping[str, Any]) -> list[str]:
 
 def check_room(server: Server, scope: Scope, max_events: int | None, memory: bytes) -> None:
     """Refuse a drain whose records would not fit into what `maxmemory` leaves, as INFO told."""
-    kept = keeping_in(memory)
+    kept = keeping(server, memory)
     if not kept["maxmemory"] or kept["used_memory"] is None:
         return
-    left = max(0, kept["maxmemory"] - kept["used_memory"])
+    free = max(0, kept["maxmemory"] - kept["used_memory"])
     one = RECORD_BYTES + len(scope.group) + PENDING_BYTES * (scope.name == "pending")
-    if max_events is not None and max_events * one * MARGIN + WORK_BYTES <= left:
+    if max_events is not None and max_events * one * MARGIN + WORK_BYTES <= free:
         return  # there is no need to count
-    events = remaining(server, scope)
+    events = left(server, scope).fresh
     events = min(events, max_events or events)
-    if (needed := round(events * one * MARGIN) + WORK_BYTES) > left:
+    if (needed := round(events * one * MARGIN) + WORK_BYTES) > free:
         raise RefusedError(
             f"the records of {events:,} events need about {_size(needed)} of memory, and maxmemory "
-            f"leaves {_size(left)}; raise maxmemory, or take less with --max-events"
+            f"leaves {_size(free)}; raise maxmemory, or take less with --max-events"
         )
 
 

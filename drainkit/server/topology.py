@@ -51,16 +51,10 @@ ERROR_REPLIES = (
     redis.exceptions.AuthorizationError,
     redis.BusyLoadingError,
 )
-_AT_LOGIN: dict[str, type[redis.RedisError]] = {
-    "NOPERM": redis.ResponseError,
-    "DB index is out of range": redis.ResponseError,
-    "LOADING": redis.BusyLoadingError,
-    "WRONGPASS": redis.AuthenticationError,
-    "without any password configured": redis.AuthenticationError,
-    "no password is set": redis.AuthenticationError,
-    "NOAUTH": redis.AuthenticationError,
-    "unknown command": redis.AuthenticationError,
-}
+# what a server may say at login; any other text of it could repeat a password
+_OTHER_TROUBLE = ("NOPERM", "DB index is out of range", "LOADING")
+_AT_LOGIN = (*_OTHER_TROUBLE, "WRONGPASS", "without any password configured",
+             "no password is set", "NOAUTH", "unknown command")  # fmt: skip
 _SCHEMES = re.compile(r"(rediss?|unix|rediss?\+sentinel|rediss?\+cluster)://")
 
 
@@ -172,22 +166,14 @@ def _answers(urls: list[str], ask: Callable[[str, Connection], T]) -> Iterator[T
 
 def owner_node(url: str, link: Connection, key: bytes) -> Connection:
     """A connection to the Cluster node that serves `key`; `link` leads to any of its nodes."""
-    if not url.startswith("unix:"):
-        slot = key_slot(key)
-        place = next((place for first, last, place in slots(link) if first <= slot <= last), None)
-        if place is None:
-            raise SlotMovedError("no node of the Cluster serves the stream's slot; check it")
-        link.disconnect()
-        return node(url, *place)
-    try:  # a socket leads to one node only
-        link.send_command("EXISTS", key)
-        link.read_response()
-    except redis.exceptions.MovedError:
-        raise UsageError(
-            "--redis-url: this socket is that of a Cluster's node which does not serve the "
-            "stream's slot; name the node by host and port"
-        ) from None
-    return link
+    if url.startswith("unix:"):  # a socket leads to one node only
+        return link
+    slot = key_slot(key)
+    place = next((place for first, last, place in slots(link) if first <= slot <= last), None)
+    if place is None:
+        raise SlotMovedError("no node of the Cluster serves the stream's slot; check it")
+    link.disconnect()
+    return node(url, *place)
 
 
 def node(url: str, host: str, port: int, patience_sec: float | None = None) -> Connection:
@@ -234,10 +220,10 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
     except redis.exceptions.InvalidResponse:
         raise redis.exceptions.InvalidResponse from None
     except (*ERROR_REPLIES, ValueError) as error:  # redis-py reads some replies, MOVED say
-        # a server may repeat a password, so no other text of it is shown
         said = f"{getattr(error, 'status_code', None)} {error}"
         known = next((text for text in _AT_LOGIN if text in said), "what it says is not shown")
-        raise _AT_LOGIN.get(known, redis.AuthenticationError)(known) from None
+        is_login = known not in _OTHER_TROUBLE
+        raise (redis.AuthenticationError if is_login else redis.ResponseError)(known) from None
     return link  # type: ignore[return-value]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -45,6 +46,7 @@ FAILURES = {
 MAX_LISTED = 1_000  # groups or consumers; a script that lists so many takes 3 to 5 ms
 # what a reply that says to wait leaves out
 _WAITING: list[Any] = [b"none", b"", b"", b"0-0", 0, 0, 0]
+NONE_WORDS = {"throttle": "none", "max_events": "all"}  # in the ledger, for None
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
 TRIM_REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was removed",
@@ -74,18 +76,12 @@ class Batch:
     planned: np.ndarray | None = None  # the plan's actions (codes); -1: recorded already, it says
     events: Events | None = None  # of a plan, where nothing was read: then `entries` is empty
 
-    @property
-    def size(self) -> int:
-        """How many entries it has."""
-        return len(self.entries if self.events is None else self.events)
-
 
 @dataclass(frozen=True)
 class Committed:
     """What became of a batch: done, or to be sent later; and the state of group and stream."""
 
     done: bool
-    now_us: int
     wait_us: int  # until the next turn, by the common pace
     rate: float | None  # events per second: the lowest throttle of all drains at work
     position: str  # of the group
@@ -99,12 +95,13 @@ class Committed:
 
 def send_commit(
     server: Server, scope: Scope, batch: Batch, records: Records, *, drained_at: str,
-    rate: float | None, run_id: str, deadline_us: int, audit_id: str, credit_us: int = 0,
-) -> None:  # fmt: skip
+    rate: float | None, run_id: str, audit_id: str, credit_us: int = 0,
+) -> int:  # fmt: skip
     """Send a batch to be committed, with what its records say (`audit.records`).
 
-    After `deadline_us`, by the server's clock, the request does nothing any more. `audit_id` is the
-    audit's last id as it was seen last. Of a delay of its turn up to `credit_us` are made up for.
+    `audit_id` is the audit's last id as it was seen last. Of a delay of its turn up to `credit_us`
+    are made up for. Returns when, in us by the server's clock, it will be given up: after that the
+    request does nothing any more.
     """
     *texts, actions, reasons = records
     if batch.planned is not None and (batch.planned < 0).any():
@@ -114,23 +111,29 @@ def send_commit(
     if batch.owners is not None:
         kind = ("pending", batch.counters, scope.min_idle_ms)
     keys = server.keys
-    server.send(
+    deadline_us = server.clock.now_us() + round(server.reply_timeout_sec * 1e6)
+    server.send((
         "EVAL", script("commit"), 5, keys.stream, keys.audit, keys.stop, keys.state, keys.recorded,
         scope.group, scope.consumer, "none" if rate is None else repr(rate), run_id, deadline_us,
         scope.boundary, *kind, drained_at, scope.consumer_group, audit_id, credit_us, MAX_LISTED,
         msgspec.msgpack.encode([*texts, actions, reasons]), *map(raw_name, batch.owners or ()),
-    )  # fmt: skip
+    ))  # fmt: skip
+    return deadline_us
 
 
 def receive_commit(server: Server) -> Committed:
-    """The reply to `send_commit`; raises if the server refused: then nothing changed."""
+    """The reply to `send_commit`, and by it the server's time.
+
+    Raises if the server refused: then nothing changed.
+    """
     status, now_us, wait_us, *rest = server.receive()
+    server.clock.sync(int(now_us))
     if status == b"late":
         raise ServerBusyError(_LATE)
     if status == b"forgotten":
         raise ForgottenError("what is recorded is not known any more; it is read from the audit")
     if status == b"stopped":
-        raise stopped(StopSwitch.read(rest[0]))
+        raise StoppedError(f"{StopSwitch.read(rest[0])}; drainkit resume lifts it")
     if status.decode() in FAILURES:
         raise DrainkitError(FAILURES[status.decode()])
     if status not in (b"ok", b"wait"):
@@ -138,21 +141,16 @@ def receive_commit(server: Server) -> Committed:
     rest += _WAITING[len(rest) :]
     rate, position, counters, audit_id, audit_ms, vanished, rejected, *ids = rest
     return Committed(
-        done=status == b"ok", now_us=int(now_us), wait_us=int(wait_us),
-        rate=None if rate == b"none" else float(rate), position=text(position), counters=counters,
-        audit_id=text(audit_id), audit_ms=int(audit_ms), vanished=int(vanished),
+        done=status == b"ok", wait_us=int(wait_us), rate=None if rate == b"none" else float(rate),
+        position=text(position), counters=counters, audit_id=text(audit_id),
+        audit_ms=int(audit_ms), vanished=int(vanished),
         rejected=frozenset(ids[: int(rejected)]), had=frozenset(ids[int(rejected) :]),
     )  # fmt: skip
 
 
-def stopped(switch: StopSwitch) -> StoppedError:
-    """The refusal that says who stopped, when and why."""
-    return StoppedError(f"{switch}; drainkit resume lifts it")
-
-
 def probe(
-    server: Server, scope: Scope, *, after: str, counters: bytes, deadline_us: int,
-    audit_id: str = FIRST_ID, rate: float | None = None,
+    server: Server, scope: Scope, *, after: str, counters: bytes, audit_id: str = FIRST_ID,
+    rate: float | None = None,
 ) -> Committed:  # fmt: skip
     """A commit without records: proves that one could work, and brings the group's position.
 
@@ -161,7 +159,7 @@ def probe(
     """
     send_commit(
         server, scope, Batch([], after, counters), [()] * len(OF_EVENT), drained_at="", rate=rate,
-        run_id="", deadline_us=deadline_us, audit_id=audit_id,
+        run_id="", audit_id=audit_id,
     )  # fmt: skip
     return receive_commit(server)
 
@@ -171,10 +169,11 @@ def evaluate(server: Server, name: str, keys: Sequence[bytes], *args: bytes | st
     return server.call("EVAL", script(name), len(keys), *keys, *args)
 
 
-def add_to_ledger(server: Server, fields: Mapping[str, object]) -> None:
-    """Append one entry to the run ledger."""
-    flat = [str(part) for pair in fields.items() for part in pair]
-    server.call("XADD", server.keys.runs, "*", *flat)
+def add_to_ledger(server: Server, entry: msgspec.Struct) -> None:
+    """Append an entry (ledger.Entry) to the run ledger."""
+    values = msgspec.to_builtins(entry).items()
+    shown = ((n, NONE_WORDS.get(n, "") if v is None else str(v)) for n, v in values)
+    server.call("XADD", server.keys.runs, "*", *chain.from_iterable(shown))
 
 
 def stop(server: Server, *, reason: str, now_us: int, operator: str = "") -> bool:
@@ -260,27 +259,23 @@ def script(name: str) -> str:
 
 
 def seed_group(
-    server: Server, key: bytes, group: str, *, position: str, deliver: Mapping[str, int]
-) -> dict[str, list[bytes]]:
+    server: Server, key: bytes, group: str, *, position: str, deliver: Mapping[str, int],
+    bodies_lost: int = 0,
+) -> None:  # fmt: skip
     """For the demo: make a group at `position`, its consumers, and deliver them so many entries.
 
-    Returns the ids that each consumer got and, being dead, never acknowledges.
+    None is acknowledged. Of the last consumer's the first `bodies_lost` are deleted, as a trim by
+    somebody else would.
     """
     server.call("XGROUP", "CREATE", key, group, position)
-    delivered: dict[str, list[bytes]] = {}
+    delivered: list[RawEntry] = []
     for consumer, count in deliver.items():
         server.call("XGROUP", "CREATECONSUMER", key, group, consumer)
         if count:
-            reply = server.call(
-                "XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", key, ">"
-            )
-            delivered[consumer] = [entry[0] for entry in reply[0][1]]
-    return delivered
-
-
-def lose_bodies(server: Server, key: bytes, ids: Sequence[bytes]) -> None:
-    """For the demo: delete entries that are pending, as a trim by somebody else would."""
-    server.call("XDEL", key, *ids)
+            reading = ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", key, ">")
+            ((_, delivered),) = server.call(*reading)
+    if bodies_lost:
+        server.call("XDEL", key, *(entry[0] for entry in delivered[:bodies_lost]))
 
 
 def remove_consumers(
@@ -312,11 +307,3 @@ def trim(server: Server, ids: Sequence[bytes], *, without_groups: bool = False) 
         group, entry = (text(part) for part in detail)
         raise RefusedError(f"group {group} holds the trim back at {entry}; run trim again")
     raise RefusedError(TRIM_REFUSALS[status.decode()])
-
-
-def hold_lease(server: Server, group: str, token: str, ttl_ms: int) -> int:
-    """Take or renew the lease of the group's scheduled runs; `ttl_ms` 0 gives it back.
-
-    Returns 0 if it is `token`'s now, else for how many ms another one still holds it.
-    """
-    return int(evaluate(server, "lease", [server.keys.state], f"lease:{group}", token, ttl_ms))

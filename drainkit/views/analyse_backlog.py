@@ -18,7 +18,7 @@ from IPython.display import Markdown
 from pyarrow import parquet
 
 from .. import files
-from ..core import fields, frame, plan, summary, timestamps
+from ..core import frame, plan, summary, values
 from ..core.events import Events
 from ..core.policy import ACTIONS, Policy
 from ..core.summary import amount, span
@@ -31,7 +31,7 @@ from ..safe import one_line, share, text, verbatim
 from ..server import reading, scopes
 from ..settings import NOTEBOOK, build, shown
 from . import figures
-from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, inert, markdown
+from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, markdown
 
 AUDIT = "audit.parquet"
 OK = ACTIONS.index("drained_ok")
@@ -53,12 +53,11 @@ class Analysis(Session):
         self.policy = self.job.policy
         counted = self.group["backlog"][self.settings.scope]
         if counted > frame.MOST_ROWS:  # a run that goes on, or one with --until, has fewer
-            counted = scopes.remaining(self.server, self.job.scope)
+            counted = scopes.left(self.server, self.job.scope).fresh
         folder = self.run_dir if of_run and self.planned is None else None
         pages = dry.look(self.job, self.at_us, folder)
         self.backlog = frame.Backlog(pages, counted)
         self.frame = self.backlog.frame
-        self._decided = {*self.frame}  # its own columns
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -116,7 +115,7 @@ class Analysis(Session):
     def _of_sample(self, figure: figures.Canvas) -> figures.Canvas:
         """Says in the title if not every event is in it."""
         if self.backlog.step > 1:
-            figure.layout.title.text += f" (one event in {self.backlog.step})"
+            figure["layout"]["title"]["text"] += f" (one event in {self.backlog.step})"
         return figure
 
     def age(self) -> figures.Canvas:
@@ -128,9 +127,7 @@ class Analysis(Session):
         return self._of_sample(figures.confidence(self.frame["confidence"].to_numpy(), self.policy))
 
     def by(self, column: str) -> figures.Canvas:
-        """By symbol, source, side or any other column, such as one of `with_fields`."""
-        if column not in self.frame:
-            raise UsageError(f"no column {column}; analysis.with_fields({column!r}) adds it")
+        """By symbol, source, side or any column that was added to `frame`."""
         return self._of_sample(figures.by_category(self.frame, column))
 
     def arrivals(self) -> figures.Canvas:
@@ -144,32 +141,12 @@ class Analysis(Session):
     def what_if(self) -> figures.Canvas:
         """What would pass at other limits."""
         figure = self._of_sample(figures.what_if(self.frame, self.policy))
-        figure.layout.meta = {
-            "at": timestamps.iso(self.at_us),
+        figure["layout"]["meta"] = {
+            "at": values.iso(self.at_us),
             "entries": self.backlog.total,
             "pass": int(self.backlog.counts[OK]),
         }  # for the report's table
         return figure
-
-    def with_fields(self, *names: str) -> Table:
-        """Add columns of the entries' own fields to `frame`: `model`, `payload.entry_price`.
-
-        The scope is read once more for them. Numbers of JSON are numbers, all else is text.
-        """
-        if taken := [name for name in names if name in self._decided]:
-            raise UsageError(f"{taken[0]} is a column already, of what was decided")
-        index = pd.Index(self.frame["id"])
-        columns = {name: np.full(len(index), None, object) for name in names}
-        for page in scopes.scope_entries(self.server, self.job.scope):
-            rows = index.get_indexer([text(entry[0]) for entry in page]).tolist()
-            for row, (_, body) in zip(rows, page, strict=True):
-                for name, column in columns.items() if row >= 0 else ():
-                    column[row] = fields.value_of(body or (), name)
-        for name, column in columns.items():
-            self.frame[name] = pd.Series(column).infer_objects()
-        there = self.frame[[*names]]
-        found = {"events": [*there.notna().sum()], "values": [*there.nunique()]}
-        return Table(found, index=pd.Index([one_line(name) for name in names], name="field"))
 
     def groups_table(self) -> Table:
         """Each group, its backlog counted, its lag as reported."""
@@ -181,21 +158,20 @@ class Analysis(Session):
         rows = [(c["name"], c["pending"], span(c["idle_ms"] / 1000)) for c in found]
         if rest := rows[SAMPLE_ROWS:]:
             rows[SAMPLE_ROWS:] = [(f"and {len(rest):,} more", sum(n for _, n, _ in rest), "")]
-        return inert(pd.DataFrame(rows, columns=["name", "pending", "idle"]))
+        return Table(rows, columns=["name", "pending", "idle"])
 
     def head(self) -> Table:
         """The first events of the backlog."""
         hidden = ["time_source", "invalid", "missing", "failed"]
-        return inert(self.frame.head(SAMPLE_ROWS).drop(columns=hidden))
+        return Table(self.frame.head(SAMPLE_ROWS).drop(columns=hidden))
 
     def invalid_table(self) -> Table:
         """Events that cannot be read, by reason, with an example of each (escaped)."""
         bad = self.frame[self.frame["invalid"].ne("") & ~self.frame["missing"]]
-        groups = bad.groupby(bad["invalid"].astype(str), sort=False)["id"].agg(["size", "first"])
-        groups = groups.sort_values("size", ascending=False, kind="stable")
-        columns = {"events": groups["size"], "example": groups["first"],
-                   "raw": self._raw([*groups["first"]])}  # fmt: skip
-        return Table(columns, index=pd.Index(groups.index, name="reason"))
+        groups = bad.groupby(bad["invalid"].astype(str), sort=False)["id"]
+        found: Any = groups.agg(events="size", example="first")
+        found = found.sort_values("events", ascending=False, kind="stable")
+        return Table(found.assign(raw=self._raw([*found["example"]])).rename_axis("reason"))
 
     def _raw(self, ids: list[str]) -> list[str]:
         entries = reading.bodies(self.server, [*map(str.encode, ids)])
@@ -215,7 +191,8 @@ class Analysis(Session):
         )
         return Table(events.rows_of(found), columns=["part", "name", "value"])
 
-    def _moments_us(self) -> int | np.ndarray:
+    def moments_us(self) -> int | np.ndarray:
+        """When the events of the frame are decided: one moment, or each its own."""
         return self.at_us
 
     def explore(self, *, anyway: bool = False) -> Any:
@@ -227,10 +204,7 @@ class Analysis(Session):
 
         if not (anyway or person_is_here()):
             return None
-        self.exploration = Exploration(
-            self.frame, self.policy, self.settings, lambda one: self.entry(one)._repr_html_(),
-            at_us=self._moments_us(), step=self.backlog.step,
-        )  # fmt: skip
+        self.exploration = Exploration(self)
         return self.exploration.widget
 
 
@@ -263,7 +237,7 @@ class SealedAnalysis(Analysis):
         symbols = None if allowed is None else frozenset(allowed)
         self.policy = Policy(own.policy["max_age_min"], symbols, own.policy["min_conf"])
         # when the decisions began; with as_of what they were measured against
-        self.at_us = int(timestamps.times_us([own.as_of or own.created_at])[0])
+        self.at_us = int(values.times_us([own.as_of or own.created_at])[0])
         decided = ((Events.from_arrow(b), frame.decisions_of(b)) for b in planned.blocks())
         self.backlog = frame.Backlog(decided, own.total_read)
         self.frame = self.backlog.frame
@@ -283,7 +257,7 @@ class SealedAnalysis(Analysis):
     def _waiting(self) -> str:
         """Which run it is, as of when, and what became of its events."""
         passing, total = int(self.backlog.counts[OK]), self.backlog.total
-        when = timestamps.iso(self.at_us)[:19].replace("T", " ")
+        when = values.iso(self.at_us)[:19].replace("T", " ")
         seal = self.seal if self.seal == "holds" else verbatim(self.seal)
         words = (
             f"**As of {when} UTC, from the sealed run** {verbatim(str(self.run.get('run_id')))}, "
@@ -305,10 +279,6 @@ class SealedAnalysis(Analysis):
             "boundary": f"{own.boundary_id} (the run's)",
         }  # fmt: skip
 
-    def with_fields(self, *_: str) -> Table:
-        """Refused: entries are not kept."""
-        raise RefusedError("a sealed run keeps no fields of its entries; ask the stream's own")
-
     def _raw(self, ids: list[str]) -> list[str]:
         return ["not kept"] * len(ids)
 
@@ -318,11 +288,11 @@ class SealedAnalysis(Analysis):
         columns = {"decided": decided, "recorded": [*self.happened.values()]}
         return Table(columns, index=pd.Index(ACTIONS, name="action")) if self.is_live else None
 
-    def _moments_us(self) -> np.ndarray:
+    def moments_us(self) -> np.ndarray:
         """When each event of the frame was decided: a dry run keeps the pace of the live one."""
         ages = frame.decisions_of(self.frame).age_us
         times = Events.from_frame(self.frame.assign(id="")).event_time_us
-        return np.where(ages == timestamps.NO_TIME, 0, times + ages)
+        return np.where(ages == values.NO_TIME, 0, times + ages)
 
     def entry(self, entry_id: str) -> Table:
         """What is kept of one entry: values, verdicts, its payload's SHA-256, its records."""

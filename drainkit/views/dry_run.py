@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from IPython.display import Markdown
@@ -13,7 +12,7 @@ from ..core.policy import ACTIONS
 from ..core.summary import Summary, amount, duration_words
 from ..draining import dry
 from . import figures
-from .session import SAMPLE_ROWS, Session, Table, inert, markdown
+from .session import SAMPLE_ROWS, Session, Table, markdown
 
 
 class DryRun(Session):
@@ -71,7 +70,7 @@ class DryRun(Session):
         """A few events of each action (at most 8), with the reason."""
         columns = ["action", "id", "symbol", "age_sec", "confidence", "reason", "failed"]
         shown = [event for found in self._samples.values() for event in found[:rows]]
-        return inert(pd.DataFrame(shown, columns=columns))
+        return Table(shown, columns=columns)
 
     def digest(self) -> Markdown:
         """The plan's digest, which arms the live run."""

@@ -1,34 +1,36 @@
 """The figures of notebooks and report: binned, so their size does not grow with the backlog.
 
-Each title says the finding. Colours are Okabe and Ito's, which colour-blind people can tell apart
-(Color Universal Design, 2008). Texts from events are escaped: plotly reads some HTML in labels.
+Each is the JSON that plotly draws in a browser; picture.py draws it where plotly is not. Each title
+says the finding. Colours are Okabe and Ito's, which colour-blind people can tell apart (Color
+Universal Design, 2008). Texts from events are escaped: plotly reads some HTML in labels.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-import plotly.io
 from IPython.display import HTML, display
 
 from ..core.frame import decisions_of, microseconds
 from ..core.policy import ACTIONS, COLOURS, NAMES, Moments, Policy, passing_at
 from ..core.summary import amount, span
-from ..core.timestamps import NO_TIME
+from ..core.values import NO_TIME
 from ..safe import label, share
 from .picture import TIME_STEPS_SEC, moment, round_step, svg
 
+Json = dict[str, Any]
 READ = "#0072B2"
 TOP = 12  # rows of a figure
 MAX_BINS = 80
 MINUTE_US = 60_000_000
 CONFIDENCE_STEP = 0.02
+# of the events on either side of a limit: what they are called, and what becomes of them
+BELOW_MOST = (("young enough", "drained_ok"), ("too old", "dropped_old"))
+FROM_LEAST = (("too low", "dropped_low_conf"), ("high enough", "drained_ok"))
 # middle grey: as far from white as from JupyterLab's dark paper; where a page knows better, STYLE
 # gives its own text colour
 TEXT, GRID, LINE, NONE = "#787878", "rgba(128,128,128,0.25)", "#808080", "rgba(0,0,0,0)"
@@ -42,46 +44,45 @@ STYLE = (
 )
 
 
-class Canvas(go.Figure):  # type: ignore[misc]
-    """A plotly figure that shows itself in the colours of the page it is on."""
+class Canvas(Json):
+    """A figure that shows itself in the colours of the page it is on."""
 
     def show(self, *_: object, **__: object) -> None:
         """Show it in a notebook."""
         display(HTML(STYLE))  # type: ignore[no-untyped-call]
         display(self.bundle(), raw=True)  # type: ignore[no-untyped-call]
 
-    def bundle(self) -> dict[str, Any]:
+    _ipython_display_ = show
+
+    def bundle(self) -> Json:
         """The figure by MIME type: for plotly, and as a picture for pages without it."""
-        figure = json.loads(self.to_json())
-        renderer = plotly.io.renderers["plotly_mimetype"]
-        renderer.config["typesetMath"] = False  # `$` in a name is no formula
-        return {**renderer.to_mimebundle(figure), "image/svg+xml": svg(figure)}
+        drawn = {**self, "config": {"typesetMath": False}}  # `$` in a name is no formula
+        return {"application/vnd.plotly.v1+json": drawn, "image/svg+xml": svg(self)}
 
 
 def canvas(
-    title: str, x_title: str, y_title: str, traces: Sequence[object], *, most: int,
-    rows: Sequence[str] | None = None, legend: bool = False, height: int = 340, **more: Any,
+    title: str, x_title: str, y_title: str, traces: Sequence[Json], *, most: int,
+    rows: Sequence[str] | None = None, height: int = 340, x: Json | None = None,
+    y: Json | None = None, annotations: Sequence[Json] = (), **more: Any,
 ) -> Canvas:  # fmt: skip
     """A figure of events, of which the longest bar holds `most`; with 0 it says so, without axes.
 
-    `rows` are the names of horizontal bars, from top to bottom; else counts go up.
+    `rows` are the names of horizontal bars, from top to bottom; else counts go up. `x` and `y` say
+    more of the axes.
     """
-    axis = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID}
+    legend = any("name" in trace for trace in traces)
+    axis: Json = {"automargin": True, "gridcolor": GRID, "zerolinecolor": GRID}
     if not most:
         axis |= {"showticklabels": False, "showgrid": False, "zeroline": False}
+        annotations = [*annotations, {"text": "no events", "x": 0.5, "y": 0.5, "xref": "paper",
+                                      "yref": "paper", "showarrow": False}]  # fmt: skip
     axes = [{"title": {"text": name, "font": {"size": 13}}, **axis} for name in (x_title, y_title)]
-    counts = {"tickformat": ",", "dtick": 1 if 0 < most <= 5 else None}
-    axes[rows is None] |= counts
+    axes[rows is None] |= {"tickformat": ",", **({"dtick": 1} if 0 < most <= 5 else {})}
     if rows is not None:
         height = 110 + 40 * legend + 26 * max(2, len(rows))
         axes[0] |= {"rangemode": "tozero"}
-        axes[1] |= {
-            "tickvals": [*range(len(rows))], "ticktext": [f"{name} " for name in rows],
-            "range": [max(len(rows), 2) - 0.5, -0.5], "showgrid": False, "zeroline": False,
-        }  # fmt: skip
-    # all at once: plotly checks a layout again whenever something of it changes
-    figure = Canvas([*traces], {
-        "template": "none",  # plotly's own would be 7 KB in each figure
+        axes[1] |= _named([f"{name} " for name in rows], range=[max(len(rows), 2) - 0.5, -0.5])
+    return Canvas(data=[*traces], layout={
         "title": {"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top",
                   "pad": {"t": 14}, "font": {"size": 17}},
         "height": height,
@@ -92,20 +93,34 @@ def canvas(
         "showlegend": legend,
         "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom",
                    "traceorder": "normal"},
-        "xaxis": axes[0], "yaxis": axes[1], **more,
+        "xaxis": axes[0] | (x or {}), "yaxis": axes[1] | (y or {}),
+        "annotations": [*annotations], **more,
     })  # fmt: skip
-    if not most:
-        figure.add_annotation(text="no events", x=0.5, y=0.5, xref="paper", yref="paper",
-                              showarrow=False)  # fmt: skip
-    return figure
+
+
+def _named(names: Sequence[str], **more: object) -> Json:
+    """An axis on which places have names."""
+    places = {"tickvals": [*range(len(names))], "ticktext": [*names]}
+    return {**places, "showgrid": False, "zeroline": False, **more}
 
 
 def _bars(x: Sequence[object], y: Sequence[object], colour: object, said: Sequence[str] | str,
-          **more: object) -> go.Bar:  # fmt: skip
+          **more: object) -> Json:  # fmt: skip
     """Bars; `said` is what each says when pointed at, or the form of it for all."""
+    told: Json = {"hovertext": said, "hoverinfo": "text"}
     if isinstance(said, str):
-        return go.Bar(x=x, y=y, marker_color=colour, hovertemplate=f"{said}<extra></extra>", **more)
-    return go.Bar(x=x, y=y, marker_color=colour, hovertext=said, hoverinfo="text", **more)
+        told = {"hovertemplate": f"{said}<extra></extra>"}
+    return {"type": "bar", "x": x, "y": y, "marker": {"color": colour}, **told, **more}
+
+
+def _limit(axis: str, at: float, words: str, **place: str) -> Json:
+    """A dashed line across the figure at a value of one axis, and its name at the line's end."""
+    across = "y" if axis == "x" else "x"
+    where = {f"{axis}ref": axis, f"{across}ref": f"{across} domain"}
+    ends = {f"{axis}0": at, f"{axis}1": at, f"{across}0": 0, f"{across}1": 1}
+    line = {"type": "line", "line": {"color": LINE, "dash": "dash"}, **where, **ends}
+    note = {"text": words, "showarrow": False, **where, axis: at, across: 1, **place}
+    return {"shapes": [line], "annotations": [note]}
 
 
 def without_outliers(values: np.ndarray, limit: float) -> float:
@@ -124,139 +139,117 @@ def histogram(
     The limit is an edge. Exactly at it passes: it is counted below with a maximum (`over`), above
     with a minimum.
     """
-    if not len(values):
-        return 0, np.zeros(0, dtype=np.int64)
-    places = values - limit  # from here on in place: of a million events each array has 8 MB
-    places /= step
     # rounded: 0.58 is an edge, though its last binary digits may say a hair less
-    np.round(places, 9, out=places)
-    (np.ceil if over else np.floor)(places, out=places)
-    places -= over
+    places = np.round((values - limit) / step, 9)
+    places = np.ceil(places) - 1 if over else np.floor(places)
     # no rounding carries an event over the limit
     beyond = values > limit if over else values >= limit
-    np.maximum(places, 0, out=places, where=beyond)
-    np.minimum(places, -1, out=places, where=~beyond)
-    first = int(places.min())
-    places -= first
-    return first, np.bincount(places.astype(np.int64))
+    bins = np.where(beyond, np.maximum(places, 0), np.minimum(places, -1)).astype(np.int32)
+    first = int(bins.min(initial=0))
+    return first, np.bincount(bins - first)
 
 
 def _against_limit(
-    title: str, x_title: str, values: np.ndarray, limit: float, step: float, said: str,
-    names: tuple[str, str], *, over: bool, ends: tuple[float, float] | None = None,
+    whose: str, out: int, total: int, x_title: str, values: np.ndarray, limit: float, step: float,
+    said: str, *, over: bool,
 ) -> Canvas:  # fmt: skip
-    """Bars on both sides of a dashed line at the limit, in the colours of their fate."""
+    """Bars on both sides of a dashed line at the limit, in the colours of their fate.
+
+    The title says that `out` of `total` events are `whose` (`older than 30 min`).
+    """
     first, counts = histogram(values, limit, step, over=over)
     edges = np.maximum(limit + step * (first + np.arange(len(counts) + 1)), 0)
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
     # the limit is in sight, however far the bars are from it
-    low, high = ends or (max(0, min(edges[0], limit) - step), max(edges[-1], limit) + step)
-    fates = ("drained_ok", "dropped_old") if over else ("dropped_low_conf", "drained_ok")
+    low, high = max(0, min(edges[0], limit) - step), max(edges[-1], limit) + step
     beyond, traces = np.arange(len(counts)) + first >= 0, []
-    for part, name, fate in zip((~beyond, beyond), names, fates, strict=True):
-        if counts[part].any():
+    sides = BELOW_MOST if over else FROM_LEAST
+    for part, (name, fate) in zip((~beyond, beyond), sides, strict=True):
+        if len(shown := np.flatnonzero(part & (counts > 0))):
             told = [f"{edges[k]:.4g} to {edges[k + 1]:.4g}{' min' * over}: "
-                    f"{amount(counts[k], 'events')}" for k in np.flatnonzero(part)]  # fmt: skip
-            traces.append(_bars(middles[part].round(6).tolist(), counts[part].tolist(),
+                    f"{amount(counts[k], 'events')}" for k in shown]  # fmt: skip
+            traces.append(_bars(middles[shown].round(6).tolist(), counts[shown].tolist(),
                                 COLOURS[fate], told, name=name,
-                                width=widths[part].round(6).tolist()))  # fmt: skip
+                                width=widths[shown].round(6).tolist()))  # fmt: skip
     most = int(counts.max(initial=0))
-    figure = canvas(
-        title, x_title, "events", traces, most=most, legend=True, bargap=0, barmode="overlay",
-        xaxis_range=[low, high], yaxis_range=[0, 1.18 * most or 1],  # room for the limit's name
+    side = "right" if limit - low > 0.7 * (high - low) else "left"
+    return canvas(
+        f"{share(out, total)} of the events are {whose}" if out else f"No event is {whose}",
+        x_title, "events", traces, most=most, bargap=0, barmode="overlay", x={"range": [low, high]},
+        y={"range": [0, 1.18 * most or 1]},  # room for the limit's name
+        **_limit("x", limit, f" {said} ", xanchor=side, yanchor="top"),
     )  # fmt: skip
-    figure.add_vline(
-        x=limit, line_dash="dash", line_color=LINE, annotation_text=f" {said} ",
-        annotation_position="top left" if limit - low > 0.7 * (high - low) else "top right",
-    )  # fmt: skip
-    return figure
 
 
 def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     """How old the events are, against the maximum age."""
     ages_us = microseconds(ages_sec)
-    old = int(policy.is_old(ages_us).sum())
+    old, said = int(policy.is_old(ages_us).sum()), f"{policy.max_age_min:g} min"
     minutes, limit = ages_us[ages_us != NO_TIME] / MINUTE_US, policy.max_age_us / MINUTE_US
-    del ages_us
     high, x_title = without_outliers(minutes, limit), "age (minutes)"
     if beyond := int((minutes > high).sum()):
         x_title += f"; the last bar also holds {beyond:,} up to {span(minutes.max() * 60)}"
-    said = f"{policy.max_age_min:g} min"
-    title = f"{share(old, len(ages_sec))} of the events are older than {said}"
     step = round_step(max(high, limit, 1) / MAX_BINS)
     shown = np.clip(minutes, min(step, limit) / 2, high)  # none is below the first bar
-    return _against_limit(title if old else f"No event is older than {said}", x_title, shown,
-                          limit, step, f"max age {said}", ("young enough", "too old"),
-                          over=True)  # fmt: skip
+    return _against_limit(f"older than {said}", old, len(ages_sec), x_title, shown, limit, step,
+                          f"max age {said}", over=True)  # fmt: skip
 
 
 def confidence(values: np.ndarray, policy: Policy) -> Canvas:
     """How confident the signals are, against the minimum."""
     valid, limit = values[np.isfinite(values)], policy.min_conf
-    low = int((valid < limit).sum())
-    title = f"{share(low, len(values))} of the events are below confidence {limit:g}"
-    title = title if low else f"No event is below confidence {limit:g}"
     # 1.0 belongs into the last bar below 1, unless it is the limit itself
     shown = np.minimum(valid, max(limit, 1 - CONFIDENCE_STEP / 2))
-    return _against_limit(title, "confidence (0 to 1)", shown, limit, CONFIDENCE_STEP,
-                          f"min confidence {limit:g}", ("too low", "high enough"), over=False,
-                          ends=(0, 1 + CONFIDENCE_STEP))  # fmt: skip
+    return _against_limit(f"below confidence {limit:g}", int((valid < limit).sum()), len(values),
+                          "confidence (0 to 1)", shown, limit, CONFIDENCE_STEP,
+                          f"min confidence {limit:g}", over=False)  # fmt: skip
 
 
-def _by_action(actions: pd.Series, bins: np.ndarray, n: int) -> Iterator[tuple[str, np.ndarray]]:
+def _by_action(actions: pd.Series, bins: np.ndarray, n: int) -> dict[str, np.ndarray]:
     """For each action that occurs, how many of its events lie in each of `n` bins."""
-    for action in ACTIONS:
-        counts = np.bincount(bins[(actions == action).to_numpy()], minlength=n)
-        if counts.any():
-            yield action, counts
+    found = {a: np.bincount(bins[(actions == a).to_numpy()], minlength=n) for a in ACTIONS}
+    return {action: counts for action, counts in found.items() if counts.any()}
 
 
 def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     """Events by symbol, source or side, split by what becomes of them."""
     values = frame[column].astype("category").cat
     names, codes = values.categories.astype(str), values.codes.to_numpy()
-    order = np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")
-    order = order[:TOP]
+    order = np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")[:TOP]
     # rows by number, not by name: an event may call itself "(none)"
     row_of = np.full(len(names) + 1, len(order))
     row_of[order] = np.arange(len(order))
     row_of[-1] = len(order) + 1  # where code -1, no value, points to
-    rows = row_of[codes]
     shown = [*map(label, names[order]), f"({len(names) - len(order):,} others)", "(none)"]
-    totals = np.bincount(rows, minlength=len(shown))
-    passing = np.bincount(rows[(frame["action"] == "drained_ok").to_numpy()], minlength=len(shown))
+    parts, none = _by_action(frame["action"], row_of[codes], len(shown)), np.zeros(len(shown), int)
+    totals, passing = sum(parts.values(), none), parts.get("drained_ok", none)
     kept, best = np.flatnonzero(totals), int(passing.argmax())
     told = "no event passes"
     if passing[best]:
         told = f"most that pass are of {shown[best]}, {passing[best]:,} of {totals[best]:,}"
     traces = []
-    for action, counts in _by_action(frame["action"], rows, len(shown)):
+    for action, counts in parts.items():
         said = [f"{shown[k]}, {NAMES[action]}: {amount(counts[k], 'events')}" for k in kept]
         traces.append(_bars(counts[kept].tolist(), [*range(len(kept))], COLOURS[action], said,
                             orientation="h", name=NAMES[action]))  # fmt: skip
-    return canvas(
-        f"By {label(column)}: {told}", "events", "", traces, most=int(totals.max()),
-        rows=[shown[k] for k in kept], legend=True, barmode="stack",
-    )  # fmt: skip
+    return canvas(f"By {label(column)}: {told}", "events", "", traces, most=int(totals.max()),
+                  rows=[shown[k] for k in kept], barmode="stack")  # fmt: skip
 
 
-def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
-    """When the events were made (or drained), split by what becomes of them."""
-    known = frame.loc[frame["event_time"].notna(), ["event_time", "action"]]
+def arrivals(frame: pd.DataFrame) -> Canvas:
+    """When the events were made, split by what becomes of them."""
+    known, x_title = frame[frame["event_time"].notna()], "event time (UTC)"
     if not len(known):
         title = "No event has a usable time" if len(frame) else "There is no event"
         return canvas(title, x_title, "events", [], most=0)
-    times = known["event_time"].dt.as_unit("us").astype("int64").to_numpy() / 1e6
-    reach = without_outliers(times.max() - times, 0)
-    year = TIME_STEPS_SEC[-1]
-    years = math.ceil(reach / year / MAX_BINS) * year  # wrong clocks reach from year 1 to 9999
-    step = next((s for s in TIME_STEPS_SEC if reach / s <= MAX_BINS), years)
+    times = known["event_time"].astype("int64").to_numpy() / 1e6
+    reach = without_outliers(times.max() - times, 0)  # wrong clocks reach from year 1 to 9999
+    step = next(step for step in TIME_STEPS_SEC if reach / step <= MAX_BINS)
     start = math.floor((times.max() - reach) / step) * step
     bins = np.maximum((times - start) // step, 0).astype(np.int64)
     counts = np.bincount(bins)
     peak = moment(start + int(counts.argmax()) * step)
     began = f"{peak:%d %b %H:%M:%S}" if step < 86_400 else peak.date().isoformat()
-    title = f"The busiest {span(step)} began {began}: {amount(counts.max(), 'events')}"
     if before := int((times < start).sum()):
         x_title += f"; the first bar also holds {before:,} back to {moment(times.min()):%Y-%m-%d}"
     middles = [(start + (k + 0.5) * step) * 1000 for k in range(len(counts))]
@@ -264,10 +257,13 @@ def arrivals(frame: pd.DataFrame, x_title: str = "event time (UTC)") -> Canvas:
         _bars(middles, part.tolist(), COLOURS[action],
               f"{span(step)} around %{{x}}: %{{y:,}} events, {NAMES[action]}",
               name=NAMES[action], width=step * 1000)
-        for action, part in _by_action(known["action"], bins, len(counts))
+        for action, part in _by_action(known["action"], bins, len(counts)).items()
     ]  # fmt: skip
-    return canvas(title, x_title, f"events per {span(step)}", traces, most=int(counts.max()),
-                  legend=True, barmode="stack", bargap=0, xaxis_type="date")  # fmt: skip
+    return canvas(
+        f"The busiest {span(step)} began {began}: {amount(counts.max(), 'events')}", x_title,
+        f"events per {span(step)}", traces, most=int(counts.max()), barmode="stack", bargap=0,
+        x={"type": "date"},
+    )  # fmt: skip
 
 
 def overlap(frame: pd.DataFrame) -> Canvas:
@@ -275,75 +271,69 @@ def overlap(frame: pd.DataFrame) -> Canvas:
     counts = frame["failed"].value_counts()
     counts = counts[counts > 0]
     several = int(sum(n for names, n in counts.items() if "," in str(names)))
-    counts = counts[:TOP]
     title = f"{share(several, len(frame))} of the events fail more than one filter"
+    counts = counts[:TOP]
     failed = [str(key).split(",") if key else ["drained_ok"] for key in counts.index]
     names = [" + ".join(NAMES[part] for part in parts) for parts in failed]
     said = [f"{name}: {amount(n, 'events')}" for name, n in zip(names, counts, strict=True)]
-    traces = [_bars(counts.tolist(), [*range(len(names))], [COLOURS[part[0]] for part in failed],
-                    said, orientation="h", text=[f"{n:,}" for n in counts],
-                    textposition="outside", cliponaxis=False)]  # fmt: skip
+    bars = _bars(counts.tolist(), [*range(len(names))], [COLOURS[part[0]] for part in failed],
+                 said, orientation="h", text=[f"{n:,}" for n in counts], textposition="outside",
+                 cliponaxis=False)  # fmt: skip
     most = int(counts.max()) if len(counts) else 0
     return canvas(
-        title if several else "No event fails more than one filter", "events", "", traces,
-        most=most, rows=names, xaxis_range=[0, 1.12 * most or 1],  # room for the longest's number
+        title if several else "No event fails more than one filter", "events", "", [bars],
+        most=most, rows=names, x={"range": [0, 1.12 * most or 1]},  # room for the longest's number
     )  # fmt: skip
-
-
-def what_if_limits(policy: Policy) -> tuple[list[float], list[float]]:
-    """Nine ages (minutes) and ten confidences, ascending, the policy's own among them."""
-    own, factors = policy.max_age_min, (1 / 6, 1 / 3, 1 / 2, 1, 2, 4, 8, 24, 48)
-    tenths = [n / 10 for n in range(10)]
-    nearest = min(tenths, key=lambda tenth: abs(tenth - policy.min_conf))
-    return [own * factor for factor in factors], sorted({*tenths} - {nearest} | {policy.min_conf})
 
 
 def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
-    """How many events would pass at other limits; only those that no other filter drops."""
-    ages, confidences = what_if_limits(policy)
-    oldest_min = frame["age_sec"].max() / 60  # nan without an age
-    enough = next((age for age in ages if age >= max(oldest_min, policy.max_age_min)), ages[-1])
-    ages = [age for age in ages if age <= enough]
+    """How many events would pass at other limits; only those that no other filter drops.
+
+    Nine ages and ten confidences, the policy's own among them.
+    """
+    own, factors = policy.max_age_min, (1 / 6, 1 / 3, 1 / 2, 1, 2, 4, 8, 24, 48)
+    ages, tenths = [own * factor for factor in factors], [n / 10 for n in range(10)]
+    nearest = min(tenths, key=lambda tenth: abs(tenth - policy.min_conf))
+    confidences = sorted({*tenths} - {nearest} | {policy.min_conf})
     passing = passing_at(decisions_of(frame), frame["confidence"].to_numpy(), ages, confidences)
-    row, column = ages.index(policy.max_age_min), confidences.index(policy.min_conf)
+    row, column = ages.index(own), confidences.index(policy.min_conf)
     names = [f"{c:.15g}" for c in confidences], [span(minutes * 60) for minutes in ages]
-    cells = go.Heatmap(
-        z=passing.tolist(), x=names[0], y=names[1], texttemplate="%{z:,}", showscale=False,
-        colorscale=[[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
-        zmin=0, zmax=max(1, int(passing.max())), xgap=1, ygap=1,
-        hovertemplate="at most %{y} old, confidence at least %{x}: "
-                      "%{z:,} would pass<extra></extra>",
+    cells = {
+        "type": "heatmap", "z": passing.tolist(), "x": names[0], "y": names[1],
+        "texttemplate": "%{z:,}", "showscale": False, "zmin": 0, "xgap": 1, "ygap": 1,
+        "colorscale": [[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
+        "zmax": max(1, int(passing.max())),
+        "hovertemplate": "at most %{y} old, confidence at least %{x}: "
+                         "%{z:,} would pass<extra></extra>",
+    }  # fmt: skip
+    frame_of_own = {
+        "type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5,
+        "line": {"color": COLOURS["dropped_invalid"], "width": 3},
+    }  # fmt: skip
+    x, y = (
+        _named(texts, type="category", range=[-0.5, len(texts) - 0.5],
+               title={"text": title, "standoff": 14, "font": {"size": 13}})
+        for texts, title in zip(names, ("minimum confidence", "maximum age"), strict=True)
     )  # fmt: skip
-    figure = canvas(
+    return canvas(
         f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these "
-        "limits", "minimum confidence", "maximum age", [cells], most=len(cells.z), height=400,
+        "limits", "", "", [cells], most=1, height=400, shapes=[frame_of_own], x=x, y=y,
     )  # fmt: skip
-    figure.add_shape(
-        type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5,
-        line={"color": COLOURS["dropped_invalid"], "width": 3},
-    )  # fmt: skip
-    for axis, texts in zip((figure.layout.xaxis, figure.layout.yaxis), names, strict=True):
-        axis.update(type="category", tickvals=[*range(len(texts))], ticktext=texts, dtick=None,
-                    showgrid=False, range=[-0.5, len(texts) - 0.5], title_standoff=14)  # fmt: skip
-    return figure
 
 
-def waterfall(counts: dict[str, int]) -> Canvas:
+def waterfall(counts: Mapping[str, int]) -> Canvas:
     """From all that was read to what passed, one step for each filter."""
     read, ok = sum(counts.values()), counts["drained_ok"]
     what = "event passes" if read == 1 else "events pass"
     heights = [read, *[counts[action] for action in ACTIONS]]
-    base = (read - np.cumsum(heights[1:])).tolist()  # after each filter
+    base = [0, *(read - np.cumsum(heights[1:])).tolist()]  # after each filter
     names = ["read", *NAMES.values()]
     texts = [f"{'-' if 0 < k < len(ACTIONS) and n else ''}{n:,}" for k, n in enumerate(heights)]
     said = [f"{name}: {amount(n, 'events')}" for name, n in zip(names, heights, strict=True)]
-    bars = _bars([*range(len(names))], heights, [READ, *COLOURS.values()], said, base=[0, *base],
+    bars = _bars([*range(len(names))], heights, [READ, *COLOURS.values()], said, base=base,
                  text=texts, textposition="outside", cliponaxis=False)  # fmt: skip
-    return canvas(
-        f"{ok:,} of {read:,} {what} ({share(ok, read)})", "", "events", [bars], most=read,
-        height=380, yaxis_range=[0, read * 1.12 or 1], xaxis_tickvals=[*range(len(names))],
-        xaxis_ticktext=names,
-    )  # fmt: skip
+    return canvas(f"{ok:,} of {read:,} {what} ({share(ok, read)})", "", "events", [bars], most=read,
+                  height=380, x=_named(names), y={"range": [0, read * 1.12 or 1]})  # fmt: skip
 
 
 def pace(moments: Moments, rate: float | None) -> Canvas:
@@ -351,18 +341,13 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
 
     The title says whether it was kept: per second, or by the gap where it is below 1/s.
     """
-    title, traces = "Nothing was drained, so there is no pace to measure", []
+    title, traces, limit = "Nothing was drained, so there is no pace to measure", [], {}
+    width = 1.0 if rate is None or rate >= 1 else 10 / rate  # ten events' worth
     if len(moments):
         ms, n = moments.counts()
-        span_sec = int(ms[-1] - ms[0]) / 1000
-        if rate is None or rate >= 1:
-            # whole seconds: a bar of 1.7 s could show more than the throttle where none was broken
-            width: float = max(1, math.ceil(span_sec / MAX_BINS))
-            in_ms = int(width * 1000)
-        else:  # ten events' worth; ids are whole milliseconds: each gap can look 1 ms too short
-            tens = max(1, math.ceil(span_sec * rate / 10 / MAX_BINS))
-            width, in_ms = tens * 10 / rate, int(tens * 10_000 / rate) - 10 * tens
-        counts = np.bincount((ms - ms[0]) // in_ms, n)
+        # whole seconds: a bar of 1.7 s could show more than the throttle where none was broken
+        width = math.ceil(max(width, int(ms[-1] - ms[0]) / 1000 / MAX_BINS))
+        counts = np.bincount((ms - ms[0]) // (1000 * width), n)
         middles = [(k + 0.5) * width for k in range(len(counts))]
         traces = [_bars(middles, (counts / width).tolist(), COLOURS["drained_ok"],
                         "around second %{x:.4g}: %{y:.4g} events per second",
@@ -373,10 +358,8 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
         if rate is not None and rate < 1 and len(moments) > 1:
             gap = f"{moments.closest_ms() / 1000:.1f} s apart (at least {1 / rate:.1f} s demanded)"
             title = f"The closest two events are {gap}"
-    figure = canvas(title, "seconds since the first", "events per second", traces,
-                    most=len(moments))  # fmt: skip
-    if rate is not None:
-        # a window of one second may hold the rate rounded up
-        figure.add_hline(y=rate if rate < 1 else math.ceil(rate), line_dash="dash",
-                         line_color=LINE, annotation_text=f"throttle {rate:g}/s")  # fmt: skip
-    return figure
+    if rate is not None:  # a second may hold the rate rounded up; below 1/s a bar may
+        most = math.ceil(rate) if rate >= 1 else math.ceil(round(rate * width, 9)) / width
+        limit = _limit("y", most, f"throttle {rate:g}/s", xanchor="right", yanchor="bottom")
+    return canvas(title, "seconds since the first", "events per second", traces,
+                  most=len(moments), **limit)  # fmt: skip

@@ -18,9 +18,9 @@ from typing import NoReturn
 
 #: What a kernel imports beside what our modules do.
 IMPORTED = (
-    "nbformat", "plotly.graph_objects", "ipykernel.kernelapp", "ipykernel.debugger",
-    "IPython.core.completerlib", "IPython.core.oinspect", "IPython.extensions.storemagic",
-    "pyarrow.pandas_compat", "sqlite3", "tornado.platform.asyncio", "tornado.queues",
+    "nbformat", "ipykernel.kernelapp", "ipykernel.debugger", "IPython.core.completerlib",
+    "IPython.core.oinspect", "IPython.extensions.storemagic", "pyarrow.pandas_compat", "sqlite3",
+    "tornado.platform.asyncio", "tornado.queues",
 )  # fmt: skip
 
 
@@ -29,7 +29,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the run, which blocked them here
         signal.signal(number, lambda *_: None)  # and not SIG_IGN: a kernel's own programs get it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-    from ..core.policy import ACTIONS
     from ..late import give_back_buffers
 
     give_back_buffers()  # before anything else imports Arrow
@@ -38,12 +37,10 @@ def main() -> None:
         sys.modules.setdefault(unwanted, None)  # type: ignore[arg-type]
     for name in IMPORTED:
         import_module(name)
-    from . import analyse_backlog, dry_run, figures, live_drain, verify  # noqa: F401
+    from . import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
     from .session import macros
 
-    # what the first figure and the first table of a process do is done once for all
-    figures.waterfall(dict.fromkeys(ACTIONS, 1)).bundle()
-    macros()
+    macros()  # made by the first figure and the first table of a process
     sys.modules.pop("rfc3987_syntax")
     signal.signal(signal.SIGUSR1, live_drain.stop)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies

@@ -13,7 +13,7 @@ from IPython.display import Markdown, clear_output
 
 from .. import files
 from ..core.summary import Step, Summary, amount, span
-from ..draining import live, unattended
+from ..draining import dry, live
 from ..draining.plan_files import PlanFile
 from ..draining.run import resolve
 from ..errors import DrainkitError, RefusedError, error_class
@@ -63,7 +63,7 @@ class LiveDrain(Session):
         self.job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
         self.job.folder = str(self.run_dir.resolve()) if self.folder_run_id else ""
         if not _is_of_run():  # else it was held against them, or a person was asked
-            unattended.check_planned(self.server, self.settings, planned)
+            dry.check_planned(self.server, self.settings, planned)
         if not (self.run_dir / "baseline.json").exists():
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)

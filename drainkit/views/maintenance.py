@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import pandas as pd
 from IPython.display import Markdown
 
 from ..core.summary import amount
@@ -14,7 +13,7 @@ from ..errors import RefusedError
 from ..operations import maintenance
 from ..safe import verbatim
 from ..settings.kinds import Amount, Minutes
-from .session import Session, Table, checked, inert, markdown
+from .session import Session, Table, checked, markdown
 
 
 class Maintenance(Session):
@@ -63,7 +62,7 @@ class Maintenance(Session):
         """Dead consumers, and why some must stay."""
         rows = [(c.name, c.pending, round(c.idle_ms / 60_000, 1), c.why_kept) for c in self._dead()]
         names = ["consumer", "pending", "idle, min", "why it stays"]
-        return inert(pd.DataFrame(rows, columns=names))
+        return Table(rows, columns=names)
 
     def delete_dead(self) -> Markdown:
         """Remove those that are safe to remove, if told to."""

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import html
-import os
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-import pandas as pd
-import pyarrow as pa
-from IPython.display import HTML, Markdown
+from IPython.display import Markdown
 from msgspec import to_builtins
 
-from ..core.policy import audit_ms, audit_schema, audit_table
-from ..core.timestamps import iso
-from ..errors import DrainkitError
+from ..core.summary import span
+from ..core.values import iso
 from ..operations import checks
 from ..operations.first import running_drains
 from ..operations.state import group_rows
@@ -23,28 +17,25 @@ from ..safe import text
 from ..server import ledger
 from ..server.connection import Server
 from ..settings.kinds import Amount
-from . import figures
-from .explore import person_is_here
-from .session import Session, Table, checked, groups_frame, inert, macros, markdown
+from .session import Session, Table, cell, checked, markdown
 
 GROUP_COLUMNS = (
-    "stream", "group", "undelivered", "lost", "lag reported", "they agree", "pending",
-    "oldest, min", "oldest by", "oldest pending, min", "dead consumers",
+    "undelivered", "lost", "lag reported", "they agree", "pending", "oldest, min", "oldest by",
+    "oldest pending, min", "dead consumers",
 )  # fmt: skip
-REFRESH_SEC = 60
+#: Of these entries it is the age: where there is none of them, there is no age.
+AGES = {"oldest, min": "undelivered", "oldest by": "undelivered", "oldest pending, min": "pending"}
 
 
 class Monitor(Session):
-    """Every stream of a pattern, its groups, pending, audit and runs; reads only."""
+    """Every stream of a pattern, its groups, drains and runs; reads only."""
 
     extra = ("pattern", "max_backlog", "max_backlog_age_min", "max_lost")
     is_of_run = False
 
-    _next: ClassVar[asyncio.TimerHandle | None] = None  # when to look again
     pattern: str | None
     limits: checks.Limits
-    report: checks.Report  # of the latest look
-    states: list[dict[str, Any]]  # the streams that were looked at, as JSON has them
+    report: checks.Report
 
     @classmethod
     def open(cls, names: Mapping[str, Any]) -> Self:
@@ -56,90 +47,53 @@ class Monitor(Session):
             max_age_min=checked(names, "max_backlog_age_min", Amount),
             max_lost=int(checked(names, "max_lost", Amount, 0)),
         )
-        board.look()
-        return board
-
-    def look(self) -> None:
-        """Look at the server anew."""
-        self.report = checks.check(
-            self.server, self.settings, self.limits, pattern=self.pattern, audits=True
+        board.report = checks.check(
+            board.server, board.settings, board.limits, pattern=board.pattern, audits=True
         )
-        self.states = self.report.states
+        return board
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
         if self.pattern is None:
             yield self.server
-        for state in self.states if self.pattern else ():
+        for state in self.report.states if self.pattern else ():
             with Server.of(self.settings, state["stream"]["name"]) as server:
                 yield server
 
-    def board(self) -> Any:
-        """Each group's state and numbers, and drains at work.
-
-        Where a person or Voila is it looks again each minute.
-        """
-        is_served = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
-        if not (is_served or person_is_here()):
-            return HTML(self._board_html())  # type: ignore[no-untyped-call]
-        import ipywidgets as w
-
-        place = w.HTML(self._board_html())
-        if Monitor._next is not None:  # of this kernel's board before
-            Monitor._next.cancel()
-
-        def look_again() -> None:
-            try:
-                self.look()
-                place.value = self._board_html()
-            except DrainkitError as error:  # what is shown would be taken for the present
-                place.value = f"<p>{html.escape(str(error))}</p>"
-            wait()
-
-        def wait() -> None:
-            Monitor._next = asyncio.get_running_loop().call_later(REFRESH_SEC, look_again)
-
-        wait()
-        return place
-
-    def _board_html(self) -> str:
-        """Each group's state and numbers, drains without an end, and as of when."""
-        rows = {(r["stream"], r["group"]): r for s in self.states for r in group_rows(s)}
-        at = iso(self.server.now_us())[:19].replace("T", " ")
-        drains = [(text(one.stream), run) for one in self._each() for run in running_drains(one)]
-        return str(macros().board(at, rows, self.report.findings, drains))
+    def drains_table(self) -> Table:
+        """Drains that have started and not ended."""
+        columns = ["state", "stream", "run_id", "done", "remaining", "per second", "left"]
+        rows = [
+            ("running" if run.alive else "never ended", text(one.stream), run.run_id, run.done,
+             run.remaining, run.events_per_sec,
+             "unknown" if run.eta_sec is None else span(run.eta_sec))
+            for one in self._each() for run in running_drains(one)
+        ]  # fmt: skip
+        return Table(rows, columns=columns)
 
     def bottom_line(self) -> Markdown:
-        """The worst finding and how many there are; the board tells each."""
+        """The worst finding, how many there are, and as of when."""
         bad = sum(f.severity != "ok" for f in self.report.findings)
+        at = iso(self.server.now_us())[:19].replace("T", " ")
         return markdown(
-            f"**{self.report.severity.upper()}**; streams looked at: {len(self.states):,}; "
-            f"findings: {bad:,}."
+            f"**{self.report.severity.upper()}** as of {at} UTC; streams looked at: "
+            f"{len(self.report.states):,}; findings: {bad:,}."
         )
 
     def groups_table(self) -> Table:
-        """Each group: backlog counted, lag as reported, whether they agree, ages, consumers."""
-        return Table(groups_frame(*self.states, columns=GROUP_COLUMNS).reset_index())
-
-    def pending_table(self) -> Table:
-        """Pending entries by consumer, most first."""
-        rows = [
-            (s["stream"]["name"], g["name"], consumer["name"], consumer["pending"])
-            for s in self.states
-            for g in s["groups"]
-            for consumer in g["consumer_list"]
-            if consumer["pending"]
-        ]
-        frame = pd.DataFrame(rows, columns=["stream", "group", "consumer", "pending"])
-        return inert(frame.sort_values("pending", ascending=False).head(20))
-
-    def audit_growth(self) -> figures.Canvas:
-        """Audit records of the streams over time, by action."""
-        pages = [audit_table(page) for one in self._each() for page in ledger.audit_pages(one)]
-        table = pa.concat_tables([audit_schema().empty_table(), *pages])
-        times = pd.to_datetime(audit_ms(table), unit="ms", utc=True).as_unit("us")
-        frame = pd.DataFrame({"event_time": times, "action": table["action"].to_pandas()})
-        return figures.arrivals(frame, "time of the drain (UTC)")
+        """Each group (or stream that could not be read), the worst first: findings, all numbers."""
+        groups = {(r["stream"], r["group"]): r for s in self.report.states for r in group_rows(s)}
+        rows: dict[tuple[str, str | None], dict[str, Any]] = {}
+        for f in self.report.findings:  # the worst first
+            there = groups.get((f.stream, f.group), {})
+            row = rows.setdefault((f.stream, f.group), {
+                "state": f.severity, "stream": f.stream, "group": f.group or "", "why": [],
+                **{n: "none" if there.get(AGES.get(n, "")) == 0 else cell(there[n]) if there else ""
+                   for n in GROUP_COLUMNS},
+            })  # fmt: skip
+            row["why"] += [f.text] * (f.severity != "ok")
+        shown = [{**row, "why": "; ".join(row["why"])} for row in rows.values()]
+        return Table(shown, columns=["state", "stream", "group", "why", *GROUP_COLUMNS])
 
     def runs_table(self) -> Table:
         """The newest of the ledgers: runs, and what operators did."""
@@ -152,4 +106,4 @@ class Monitor(Session):
             if not isinstance(entry, ledger.Sealed)
         ]
         rows.sort(key=lambda row: str(row.get("at")))
-        return inert(pd.DataFrame(rows[-20:], columns=columns))
+        return Table(rows[-20:], columns=columns)

@@ -11,7 +11,7 @@ import ast
 import html
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .. import files, safe
 from ..core.policy import ACTIONS, COLOURS, NAMES
-from ..core.summary import RUN_ID, Summary, span
+from ..core.summary import RUN_ID, Summary
 from ..draining.plan_files import PLAN, PlanFile
 from ..draining.run import Run, resolve
 from ..errors import UsageError
@@ -42,7 +42,7 @@ NUMBERS = ("integer", "floating", "mixed-integer-float")
 
 class Table(pd.DataFrame):
     """A DataFrame that shows itself for a reader: text to the left, numbers with separators, and
-    nothing where there is nothing. All of it is escaped."""
+    nothing where there is nothing. All of it is escaped, and each text one safe line."""
 
     def _repr_html_(self) -> str:
         named = not isinstance(self.index, pd.RangeIndex)
@@ -58,7 +58,7 @@ def macros() -> Any:
 
     pages = Environment(loader=PackageLoader(__package__, ""), autoescape=True)
     return pages.get_template("views.html.j2").make_module({
-        "untypeset": safe.UNTYPESET, "known": known, "span": span, "line": safe.one_line,
+        "untypeset": safe.UNTYPESET, "line": safe.one_line,
         "unescape": html.unescape, "share": safe.share, "names": NAMES, "colours": COLOURS,
     })  # fmt: skip
 
@@ -68,27 +68,20 @@ def markdown(text: str) -> Markdown:
     return Markdown(text)  # type: ignore[no-untyped-call]
 
 
-def inert(frame: pd.DataFrame) -> Table:
-    """Texts from outside without control and bidi characters; HTML is escaped when shown."""
-    shown = frame.reset_index(drop=True)
-    for column in shown:
-        if not pd.api.types.is_numeric_dtype(shown[column]):
-            texts = shown[column].astype(object)
-            shown[column] = texts.map(lambda v: "" if pd.isna(v) else safe.one_line(str(v), 60))
-    return Table(shown)
-
-
 def listed(values: Mapping[str, Any], column: str, name: str) -> Table:
     """A table of one column, its rows by name."""
     return Table({column: values.values()}, index=pd.Index(values, name=name))
 
 
-def groups_frame(*states: Mapping[str, Any], columns: Sequence[str] = GROUP_COLUMNS) -> Table:
-    """The groups of states (or of a baseline.json), one row each; what is unknown says so."""
-    rows = [row for state in states for row in group_rows(state)]
-    # whole numbers stay such, which a table sets to the right
-    shown = [[v if type(v := row[n]) is int else known(v) for n in columns] for row in rows]
-    return Table(pd.DataFrame(shown, columns=[*columns]).set_index(columns[0]))
+def cell(value: Any) -> Any:
+    """A value of a group; whole numbers stay such, which a table sets to the right."""
+    return value if type(value) is int else known(value)
+
+
+def groups_frame(state: Mapping[str, Any]) -> Table:
+    """The groups of a state (or of a baseline.json), one row each; what is unknown says so."""
+    rows = [[cell(row[name]) for name in GROUP_COLUMNS] for row in group_rows(state)]
+    return Table(pd.DataFrame(rows, columns=[*GROUP_COLUMNS]).set_index("group"))
 
 
 def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:

@@ -151,13 +151,6 @@ def plain(server: Any, folder: Path) -> Result:
     return {"cpu_sec": _children_cpu() - before, "sec": time.perf_counter() - started}
 
 
-def row(
-    work: str, found: list[Result], name: str, digits: int, unit: str, target: str = ""
-) -> tuple[str, ...]:
-    """A row of the table: one number of each package."""
-    return work, *(f"{result[name]:.{digits}f} {unit}".strip() for result in found), target
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=1_000_000)
@@ -194,19 +187,21 @@ def main() -> None:
             print(rig.title(server) + f" of {given.rounds}; {given.entries:,} entries\n")
     for run in (*large, *small):
         run["cpu"] = run["cpu_sec"] + run["server_sec"]
-    rows = [
-        row("run live, client and server CPU", large, "cpu", 0, "s", "60 s"),
-        row("of that the server's", large, "server_sec", 0, "s"),
-        row("its time", large, "sec", 0, "s"),
-        row("its largest process", large, "peak_mb", 0, "MB", "320 MB"),
-        row("reads of each stream entry", counted, "stream_reads", 2, "", "2"),
-        row("reads of each audit record", counted, "audit_reads", 2, "", "1"),
-        row(f"run live, {COUNTED:,} entries, CPU", small, "cpu", 0, "s", "20 s"),
-        row("status, CPU", others, "status", 2, "s", "0.5 s"),
-        row("check, CPU", others, "check", 2, "s", "0.5 s"),
-        row(f"export {EXPORTED:,}, CPU", exports, "cpu_sec", 1, "s", "1.3 times the loop's"),
-        row("its largest process", exports, "peak_mb", 0, "MB"),
+    numbers: list[tuple[str, list[Result], str, int, str, str]] = [
+        ("run live, client and server CPU", large, "cpu", 0, "s", "60 s"),
+        ("of that the server's", large, "server_sec", 0, "s", ""),
+        ("its time", large, "sec", 0, "s", ""),
+        ("its largest process", large, "peak_mb", 0, "MB", "320 MB"),
+        ("reads of each stream entry", counted, "stream_reads", 2, "", "2"),
+        ("reads of each audit record", counted, "audit_reads", 2, "", "1"),
+        (f"run live, {COUNTED:,} entries, CPU", small, "cpu", 0, "s", "20 s"),
+        ("status, CPU", others, "status", 2, "s", "0.5 s"),
+        ("check, CPU", others, "check", 2, "s", "0.5 s"),
+        (f"export {EXPORTED:,}, CPU", exports, "cpu_sec", 1, "s", "1.3 times the loop's"),
+        ("its largest process", exports, "peak_mb", 0, "MB", ""),
     ]
+    rows = [(work, *(f"{one[name]:.{digits}f} {unit}".strip() for one in found), target)
+            for work, found, name, digits, unit, target in numbers]  # fmt: skip
     rig.table(rows, ("Work", *map(str, given.package), "To reach"))
     print(f"A plain loop over the {EXPORTED:,}: {plainly['cpu_sec']:.1f} s of CPU\n")
 

@@ -49,8 +49,12 @@ LINES: list[tuple[str, str, str]] = [
       for mode in ("dry-run", "live")
       for flag, given in ((f"--history-group {GROUP}", ""), ("", f"DRAINKIT_HISTORY_GROUP={GROUP}"),
                           ("--history-group g --consumer-group g", ""))),
-    ("verify reports --identity auditor", "", "--allowed-signers"),
-    ("verify reports --identity auditor --allowed-signers no-such-file", "", "--allowed-signers"),
+    ("verify reports --allowed-signers no-such-file", "", "--allowed-signers"),
+    ("run --mode live --yes --sign-key missing", "", "--sign-key"),
+    ("run --mode live --yes --sign-key drainkit.toml", "throttle = 5", "--sign-key"),
+    ("run --all-streams x* --audit-stream a", "", "belongs to one stream"),
+    ("run --all-streams x* --if-backlog-over 3", "", "of one stream"),
+    ("run --dask local", "", "--all-streams"),
     # drainkit.toml: misspelt keys in any table, wrong types, an approval that says too little
     ("drain", "trottle = 5", "trottle"),
     ("drain", "[env.other]\ntrottle = 5", "trottle"),

@@ -48,35 +48,19 @@ def audit_of(columns: dict[str, list[Any]]) -> pa.Table:
 
 def held(planned: Rows | None, recorded: Rows, sizes: Sequence[int] = (99,)) -> Recorded:
     """Records held against a plan, both in parts of these sizes."""
-    ids, actions = [[*column] for column in zip(*recorded, strict=True)] or ([], [])
-    whole = (
-        {"id": [], "action": []}
-        if not planned
-        else dict(zip(("id", "action"), map(list, zip(*planned, strict=True)), strict=True))
-    )
-    found = Recorded(
-        "r",
-        "",
-        None
-        if planned is None
-        else lambda: parts(
-            pa.table({n: pa.array(c, pa.string()).dictionary_encode() for n, c in whole.items()}),
-            sizes[::-1],
-        ),
-    )
-    reasons = [f"why {entry}" for entry in ids]
-    columns = {"original_id": ids, "action": actions, "reason": reasons}
-    for part in parts(audit_of(columns), sizes):
+    schema = pa.schema([("id", pa.string()), ("action", pa.dictionary(pa.int32(), pa.string()))])
+    plan = pa.table([*map(list, zip(*(planned or ()), strict=True))] or [[], []], schema)
+    found = Recorded("r", "", None if planned is None else lambda: parts(plan, sizes[::-1]))
+    ids, reasons = [entry for entry, _ in recorded], [f"why {entry}" for entry, _ in recorded]
+    actions = [action for _, action in recorded]
+    whole = audit_of({"original_id": ids, "action": actions, "reason": reasons})
+    for part in parts(whole, sizes):
         found.add(part)
     return found
 
 
 def parts(whole: pa.Table, sizes: Sequence[int]) -> list[pa.Table]:
-    found = []
-    for size in sizes:
-        found.append(whole.slice(0, size))
-        whole = whole.slice(size)
-    return found
+    return [whole.slice(sum(sizes[:k]), size) for k, size in enumerate(sizes)]
 
 
 def findings(

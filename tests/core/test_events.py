@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from drainkit.core.events import MAX_VOCABULARY, Decoder, Events
 from drainkit.core.frame import load_frame
-from drainkit.core.timestamps import NO_TIME, times_us
+from drainkit.core.values import NO_TIME, times_us
 from drainkit.settings import Fields
 
 # ---------------------------------------------------------------- against the reference

@@ -21,8 +21,9 @@ from typing import Any
 
 import pytest
 from backlogs import GROUP, ME, backlog, fill
+from books import assert_counts
 from conftest import Cli
-from faults import ALONE, COMMIT, READ, WIRE, Attempt, Clock, assert_counts, follow
+from faults import ALONE, COMMIT, READ, WIRE, Attempt, Clock, follow
 from place import Place
 from proxy import Proxy, SlowLink
 from servers import KINDS, Server, wait_until

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from backlogs import ALLOW, GROUP, ME, original_backlog, producing
+from books import key
 from conftest import Cli, intent
-from faults import at_once, key
+from faults import at_once
 from place import BUNDLED, Place
 from servers import Server
 
@@ -179,7 +180,7 @@ def test_large_entries_hold_up_nobody(place: Place, small: int, planned: bool) -
     """Among entries of 1 MiB, each sixteenth small or none, no commit takes 100 ms; where all are
     large, drain and dry run ask for 8 at most from the start."""
     large, tiny, now = intent(x="x" * (1 << 20)), intent(), place.now_ms()
-    place.fill((now + i, tiny if small and i % small == 0 else large) for i in range(80))
+    place.fill((now + i, tiny if small and i % small == 0 else large) for i in range(48))
     plan = ("--plan", "p.json") if planned else ()
     place.ask("CONFIG", "SET", "slowlog-log-slower-than", "0", "slowlog-max-len", "1000")
     for drain in (partial(place.dry, "--throttle", "none", "--max-events", "all"), place.live):
@@ -189,7 +190,7 @@ def test_large_entries_hold_up_nobody(place: Place, small: int, planned: bool) -
         reads = [c for _, c in told if c[0] == b"XRANGE" and b"COUNT" in c]
         assert small or max(int(read[-1]) for read in reads) <= 8
     assert max(took for took, c in told if c[0] == b"EVAL") < 100_000
-    assert len(place.audit()) == 80
+    assert len(place.audit()) == 48
 
 
 # ---------------------------------------------------------------- shapes of events and of servers

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from backlogs import GROUP, fill
+from books import key
 from clusters import SentinelSetup
 from conftest import Cli, intent
-from faults import Clock, assert_once, follow, in_step, key, unrecorded
+from faults import Clock, assert_once, follow, in_step, unrecorded
 from place import BUNDLED, Place
 from proxy import Proxy
-from servers import KINDS, Server, wait_until
+from servers import KINDS, Server
 
 OwnPlace = Callable[..., Place]
-Strike = Callable[[Place], Any]  # what it answers mends it, where that can be called
 MAX_ID = "18446744073709551615-18446744073709551615"
-
-
-def refuse(*settings: str) -> Strike:
-    """CONFIG SET of names and values, until it is mended."""
-
-    def strike(place: Place) -> Any:
-        for name, value in zip(settings[::2], settings[1::2], strict=True):
-            place.ask("CONFIG", "SET", name, value)
-        return partial(place.ask, "CONFIG", "SET", settings[0], "0")
-
-    return strike
-
-
-def demote(place: Place) -> Any:
-    place.ask("REPLICAOF", "127.0.0.1", "1")  # nobody is there, so its data stays
-    return partial(place.ask, "REPLICAOF", "NO", "ONE")
+SIDE_KEYS = ["audit", "runs", "state", "recorded"]
 
 
 def crash(place: Place) -> None:
@@ -48,121 +31,30 @@ def crash(place: Place) -> None:
     place.server.start()
 
 
-def lose_disk(place: Place) -> Any:
-    shutil.rmtree(place.ask("CONFIG", "GET", "dir")[1])  # where even root cannot write then
-    place.ask("BGSAVE")
-    failed = b"rdb_last_bgsave_status:err"
-    wait_until("the save failed", lambda: failed in place.ask("INFO", "persistence"))
-
-    def mend() -> None:
-        place.ask("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
-        place.ask("CONFIG", "SET", "save", "")  # an orderly end would try again
-
-    return mend
-
-
-def endless_script(place: Place) -> Any:
-    """A script that blocks the server until it is killed; by now the server answers BUSY."""
-    place.ask("CONFIG", "SET", "busy-reply-threshold", "50")
-    blocker = place.server.client()
-
-    def loop() -> None:
-        with pytest.raises(redis.ResponseError):
-            blocker.eval("while true do end", 0)
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    time.sleep(0.3)
-
-    def mend() -> None:
-        place.server.client().script_kill()
-        thread.join()
-
-    return mend
-
-
-def block(place: Place) -> Any:
-    timer = threading.Timer(0.8, endless_script(place))
-    timer.start()
-    return timer.join
-
-
-def flush(place: Place) -> Any:
-    done = threading.Event()
-
-    def again_and_again() -> None:
-        while not done.wait(0.005):
-            place.ask("SCRIPT", "FLUSH")
-
-    flusher = threading.Thread(target=again_and_again)
-    flusher.start()
-
-    def mend() -> None:
-        done.set()
-        flusher.join()
-
-    return mend
-
-
-def move_back(place: Place) -> Any:
-    before = place.position
-    place.set_position("0-0")
-    return partial(place.set_position, before)
-
-
-def another_audit(place: Place) -> Any:
-    place.ask("RENAME", place.side("audit"), "kept")
-    place.ask("SET", place.side("audit"), "text")
-    return partial(place.ask, "RENAME", "kept", place.side("audit"))
-
-
-def foreign_entries(place: Place) -> Any:
-    name = place.side("audit")
-    ids = [place.ask("XADD", name, "*", *two) for two in (("\xff", "\x1b[2J"), ("a", "b"))]
-    return partial(place.ask, "XDEL", name, *ids)
-
-
-def delete(*names: str) -> Strike:
-    return lambda place: place.ask("DEL", *map(place.side, names))
-
-
-def delete_record(place: Place) -> None:
-    name = place.side("audit")
-    place.ask("XDEL", name, place.ask("XRANGE", name, "-", "+", "COUNT", 1)[0][0])
-
-
-def anew(place: Place, entries: Any, position: str) -> None:
-    """Deleted and made anew."""
-    place.alter("DEL")
-    place.fill(entries, position)
-
-
 def old_copy(place: Place) -> None:
     """As after a failover to a replica that lagged: fewer entries, and the group at the last."""
     ids = [entry[0] for entry in place.alter("XRANGE", "-", "+")][:150]
-    anew(place, [(entry, intent()) for entry in ids], "$")
+    place.alter("DEL")
+    place.fill([(entry, intent()) for entry in ids], "$")
 
 
-def larger(how: str, which: str) -> Strike:
+def larger(which: str, how: str, place: Place) -> None:
     """Replaced by a larger stream, of which nobody has read anything."""
-
-    def strike(place: Place) -> None:
-        ids = [entry[0].decode() for entry in place.alter("XRANGE", "-", "+")]
-        after_ms = key(ids[-1])[0] + 1
-        new = [*(ids if which == "same" else ()), *(f"{after_ms + i}-7" for i in range(2000))]
-        entries = [(entry, {"n": str(i)}) for i, entry in enumerate(new)]
-        beside = place.stream if how == "deleted" else f"{place.stream}:new"
-        if how == "deleted":
-            place.alter("DEL")
-        fill(place.server, beside, entries, group=GROUP)
-        if how == "moved away":
-            place.alter("MOVE", 1)
-        if how == "restored over":
-            place.alter("RESTORE", 0, place.ask("DUMP", beside), "REPLACE")
-        elif beside != place.stream:
-            place.ask("RENAME", beside, place.stream)
-
-    return strike
+    ids = [entry[0].decode() for entry in place.alter("XRANGE", "-", "+")]
+    after_ms, beside = key(ids[-1])[0] + 1, f"{place.stream}:new"
+    new = [*(ids if which == "same" else ()), *(f"{after_ms + i}-7" for i in range(2000))]
+    entries = [(entry, {"n": str(i)}) for i, entry in enumerate(new)]
+    if how == "made anew":
+        place.alter("DEL")
+        place.fill(entries)
+        return
+    fill(place.server, beside, entries, group=GROUP)
+    if how == "moved away":
+        place.alter("MOVE", 1)
+    if how == "restored over":
+        place.alter("RESTORE", 0, place.ask("DUMP", beside), "REPLACE")
+    else:
+        place.ask("RENAME", beside, place.stream)
 
 
 @dataclass(frozen=True)
@@ -175,13 +67,30 @@ class Fault:
     sees.
     """
 
-    strike: Strike
+    strike: str | Callable[[Place], None]  # commands, of the names of `struck`
     rc: int | None = 0  # None: whatever the run says of it
     says: str = ""
     kinds: tuple[str, ...] = KINDS
     then: str = "mended"
+    mend: str = ""
     config: dict[str, str] = field(default_factory=dict)  # of a server of its own
     scope: str = "undelivered"
+
+
+def struck(fault: Fault, place: Place) -> Callable[[], None]:
+    """Let it happen; answers what mends it."""
+    names = {"stream": place.stream, "group": GROUP, "at": place.position, "now": place.now_ms()}
+    names |= {name: place.side(name) for name in SIDE_KEYS}
+
+    def say(commands: str) -> None:
+        for command in filter(None, commands.split("; ")):
+            place.ask(*command.format(**names).split())
+
+    if callable(fault.strike):
+        fault.strike(place)
+    else:
+        say(fault.strike)
+    return partial(say, fault.mend)
 
 
 def aof(fsync: str, *kinds: str) -> Fault:
@@ -189,47 +98,50 @@ def aof(fsync: str, *kinds: str) -> Fault:
     return Fault(crash, 3, "run the same command again", kinds, config=config)
 
 
-def over(strike: Strike, says: str, kinds: tuple[str, ...] = KINDS) -> Fault:
-    return Fault(strike, 4, says, kinds, "over")
+def setting(name: str, value: str, says: str) -> Fault:
+    return Fault(f"CONFIG SET {name} {value}", 1, says, mend=f"CONFIG SET {name} 0")
 
 
-ONE = [("*", intent())]
+def over(strike: str | Callable[[Place], None], says: str, *kinds: str) -> Fault:
+    return Fault(strike, 4, says, kinds or KINDS, "over")
+
+
+ANEW = "DEL {stream}; XADD {stream} * symbol B; XADD {stream} * symbol B; XGROUP CREATE {stream} "
 FAULTS = {
     "crash, AOF always": aof("always", "valkey"),
     "crash, AOF every second": aof("everysec", "redis", "redis62"),
-    "OOM": Fault(
-        refuse("maxmemory", "100kb", "maxmemory-policy", "noeviction"), 1, "out of memory"
-    ),
-    "NOREPLICAS": Fault(refuse("min-replicas-to-write", "1"), 1, "too few replicas"),
-    "READONLY": Fault(demote, 4, "replica"),
-    "a disk that is gone": Fault(lose_disk, 1, "disk", config={"save": "3600 1"}),
-    "a script that blocks": Fault(block, kinds=("valkey",)),
-    "scripts flushed": Fault(flush),
-    "group moved back": Fault(move_back, 4, "moved back"),
-    "group moved back, pending": Fault(move_back, None, scope="pending"),
-    "audit of another type": Fault(another_audit, 4, "type"),
-    "no records in the audit": Fault(foreign_entries),
-    "recorded gone": Fault(delete("recorded")),
-    "state gone": Fault(delete("state"), kinds=("valkey", "redis62")),
-    "state and recorded gone": Fault(delete("state", "recorded")),
-    "ledger gone": Fault(delete("runs"), kinds=("redis",)),
-    "audit gone": Fault(delete("audit"), 1, "audit", ("valkey", "redis"), "at once"),
-    "all gone": Fault(delete("audit", "state", "recorded"), 1, "audit", KINDS, "at once"),
-    "audit trimmed": Fault(lambda place: place.ask("XTRIM", place.side("audit"), "MAXLEN", 1), 1,
-                           "audit", KINDS, "lost"),
-    "a record deleted": Fault(delete_record, 1, "audit", ("valkey", "redis62"), "lost"),
-    "group destroyed": over(lambda place: place.ask("XGROUP", "DESTROY", place.stream, GROUP),
-                            "group"),
-    "stream deleted": over(lambda place: place.alter("DEL"), "stream"),
-    "another type": over(lambda place: place.alter("SET", "text"), "stream"),
-    "made anew": over(lambda place: anew(place, ONE * 5, "0-0"), "moved back|made anew"),
+    "OOM": setting("maxmemory", "100kb", "out of memory"),
+    "NOREPLICAS": setting("min-replicas-to-write", "1", "too few replicas"),
+    # nobody is there, so its data stays
+    "READONLY": Fault("REPLICAOF 127.0.0.1 1", 4, "replica", mend="REPLICAOF NO ONE"),
+    "scripts flushed": Fault("SCRIPT FLUSH"),
+    "group moved back": Fault("XGROUP SETID {stream} {group} 0-0", 4, "moved back",
+                              mend="XGROUP SETID {stream} {group} {at}"),
+    "group moved back, pending": Fault("XGROUP SETID {stream} {group} 0-0", None, scope="pending",
+                                       mend="XGROUP SETID {stream} {group} {at}"),
+    "audit of another type": Fault("RENAME {audit} kept; SET {audit} text", 4, "type",
+                                   mend="RENAME kept {audit}"),
+    "no record in the audit": Fault("XADD {audit} {now}-987654321 \x1b[2J \xff",
+                                    mend="XDEL {audit} {now}-987654321"),
+    "recorded gone": Fault("DEL {recorded}"),
+    "state gone": Fault("DEL {state}", kinds=("valkey", "redis62")),
+    "state and recorded gone": Fault("DEL {state} {recorded}"),
+    "ledger gone": Fault("DEL {runs}", kinds=("redis",)),
+    "audit gone": Fault("DEL {audit}", 1, "audit", ("valkey", "redis"), "at once"),
+    "all gone": Fault("DEL {audit} {state} {recorded}", 1, "audit", KINDS, "at once"),
+    "audit trimmed": Fault("XTRIM {audit} MAXLEN 1", 1, "audit", KINDS, "lost"),
+    "group destroyed": over("XGROUP DESTROY {stream} {group}", "group"),
+    "stream deleted": over("DEL {stream}", "stream"),
+    "another type": over("SET {stream} text", "stream"),
+    "made anew": over(ANEW + "{group} 0-0", "moved back|made anew"),
     # without counters (6.2) a group that wants only what is to come looks like one that is done
-    "made anew for the new": over(lambda place: anew(place, ONE, "$"), "made anew", KINDS[:2]),
+    "made anew for the new": over(ANEW + "{group} $", "made anew", "valkey", "redis"),
     "an old copy": over(old_copy, "made anew"),
-    **{f"{how} and larger, {ids} ids": Fault(larger(how, ids), None, "", kinds, f"{ids} ids")
-       for how, kinds in (("deleted", ("valkey", "redis")), ("renamed over", ("valkey", "redis")),
-                          ("restored over", ("valkey", "redis62")), ("moved away", KINDS[::2]))
-       for ids in ("same", "other")},
+    **{f"{how} and larger, {which} ids": Fault(
+        partial(larger, which, how), None, "", ("valkey", other), f"{which} ids")
+       for how, other in (("made anew", "redis"), ("renamed over", "redis"),
+                          ("restored over", "redis62"), ("moved away", "redis62"))
+       for which in ("same", "other")},
 }  # fmt: skip
 
 
@@ -239,24 +151,23 @@ FAULTS = {
      for throttle in ("2000", "none")[: 2 if kind == fault.kinds[0] else 1]],
 )  # fmt: skip
 def test_a_fault_midway(
-    clean: Callable[[str], Server], own_place: OwnPlace, stream: str, cli: Cli, tmp_path: Path,
+    clean: Callable[[str], Server], own_place: OwnPlace, stream: str, cli: Cli,
     name: str, kind: str, throttle: str,
 ) -> None:  # fmt: skip
     """The run goes on or ends soon, and says why; then it is as its row says. Where another stream
     or group is there its books are those of what was."""
     fault = FAULTS[name]
-    (folder := tmp_path / "data").mkdir()
-    own = {**fault.config, "dir": str(folder)}
-    place = own_place(kind, config=own) if fault.config else Place(clean(kind), stream, cli)
+    own = fault.config
+    place = own_place(kind, config=own) if own else Place(clean(kind), stream, cli)
     ids = place.seed(2500 if throttle == "none" else 1100)[100:]
     if fault.scope == "pending":
         place.deliver("dead", len(ids))
     options: dict[str, Any] = {"scope": fault.scope, "min_idle_min": 0}
-    mends: list[Any] = []
+    mends: list[Callable[[], None]] = []
     at_strike: list[int] = []
 
     def strike() -> None:
-        mends.append(fault.strike(place))
+        mends.append(struck(fault, place))
         if fault.then == "over":
             at_strike.append(len(place.audit()))
 
@@ -266,8 +177,7 @@ def test_a_fault_midway(
     assert fault.rc in (None, first.rc), first.error
     assert re.search(fault.says, first.error), first.error
     if fault.then == "mended":
-        if callable(mends[0]):
-            mends[0]()
+        mends[0]()
         assert fault.rc is None or first.books["errors"] == (fault.rc in (1, 3))
         place.settled(ids, first, place.complete(throttle="none", **options))
         assert place.waiting() == []
@@ -304,9 +214,6 @@ def test_rights_taken_away_midway(place: Place) -> None:
     place.settled(ids, *runs, place.complete(url))
 
 
-SIDE_KEYS = ["audit", "runs", "state", "recorded"]
-
-
 @pytest.mark.parametrize(
     ("place", "name"),
     [*((kind, name) for kind in KINDS for name in ("OOM", "NOREPLICAS", "READONLY")),
@@ -316,18 +223,15 @@ SIDE_KEYS = ["audit", "runs", "state", "recorded"]
 def test_refused_from_the_start(place: Place, name: str) -> None:
     """Writes refused, a side key of another type: named before anything is written."""
     ids = place.seed(200)
-    if name in SIDE_KEYS:
-        place.ask("SET", place.side(name), "text")
-        mend, rc, text = partial(place.ask, "PING"), 4, f"{place.side(name)} is a string"
-    else:
-        fault = FAULTS[name]
-        mend, rc, text = fault.strike(place), fault.rc, fault.says
-    if name == "OOM":  # what memory it needs is held against maxmemory before it is met
-        rc, text = 4, "maxmemory"
+    side_key = Fault(f"SET {{{name}}} text", 4, f".drain_{name} is a string")
+    fault = FAULTS.get(name, side_key)
+    mend = struck(fault, place)
     run = place.attempt()
     if name == "READONLY":  # a dry run may read from a replica
         assert place.rehearse()["total_read"] == 100
     mend()
+    # what memory it needs is held against maxmemory before that is met
+    rc, text = (4, "maxmemory") if name == "OOM" else (fault.rc, fault.says)
     assert (run.rc, run.summary) == (rc, None)
     assert text in run.error
     assert place.groups == {GROUP: ids[99]}
@@ -392,18 +296,27 @@ def test_what_outlasts_us(
     was confirmed, or nothing; the same command finishes it later."""
     monkeypatch.setattr("drainkit.draining.loop.RECOVERY_WAITS_SEC", (0.05, 0.3))
     ids = place.seed()[100:]
-    proxy, mends = start_proxy(place.server), list[Any]()
+    proxy, blocker = start_proxy(place.server), place.server.client()
+    place.ask("CONFIG", "SET", "busy-reply-threshold", "50")
+
+    def block() -> None:
+        with pytest.raises(redis.ResponseError):
+            blocker.eval("while true do end", 0)
+
+    thread = threading.Thread(target=block)
 
     def strike() -> None:
         if how == "a script":
-            mends.append(endless_script(place))
+            thread.start()
+            time.sleep(0.3)
         else:
             proxy.arm("cut_before", times=None)
 
     url = f"{proxy.url}&socket_timeout=0.8"
     first = place.attempt(url, throttle="200", at=(80, strike))  # 40 a commit
-    for mend in mends:
-        mend()
+    if how == "a script":
+        place.server.client().script_kill()
+        thread.join()
     assert (first.rc, says in first.error) == (3, True), first.error
     counted, done = first.books["total_read"], len(place.audit())
     assert counted is not None or "is not known" in first.error

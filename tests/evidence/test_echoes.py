@@ -129,7 +129,7 @@ def shown_in(text: str) -> list[str]:
 
 
 CASES = [("user", answer) for answer in ANSWERS]
-CASES += [(form, answer) for form in FORMS for answer in ("unknown", "late") if form != "user"]
+CASES += [(form, ("unknown", "late")[n % 2]) for n, form in enumerate(FORMS) if form != "user"]
 
 
 @pytest.mark.parametrize(("form", "answer"), CASES)
@@ -159,8 +159,8 @@ S3_URLS = ("s3://bucket?secret={}", "s3://bucket/a b?secret=a {}", "s3://key:{}@
 
 
 @pytest.mark.parametrize("args", [
-    *((name, url) for url in S3_URLS for name in ("run --reports-dir", "verify")),
-    *((name, url) for url in S3_URLS[::2] for name in ("run --notebooks-dir", "drain --plan")),
+    *(("run --reports-dir", url) for url in S3_URLS), ("verify", S3_URLS[0]),
+    ("verify", S3_URLS[3]), ("run --notebooks-dir", S3_URLS[0]), ("drain --plan", S3_URLS[2]),
 ], ids=" ".join)  # fmt: skip
 def test_a_stores_url_gives_no_secret_away(cli: Cli, args: tuple[str, str]) -> None:
     """Wherever it is written instead of s3://BUCKET/PREFIX, blanks and all."""

@@ -1,4 +1,4 @@
-"""Evidence that was edited: one table of edits, and what names each.
+"""Evidence that was edited: one table of edits, and what names each; and the list of runs.
 
 By the letters: `o` the folder alone (with the allowed signers), `s` the server's run ledger, `k` a
 keeper's checkpoint. What the folder tells alone, the others are not asked about.
@@ -19,17 +19,19 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from backlogs import seed
-from books import at
+from axe_playwright_python.sync_playwright import Axe
+from backlogs import GROUP, seed
+from books import at, live
 from conftest import Cli, lacking
 from plan_samples import plan_of
+from playwright.sync_api import Browser
 from pyarrow import parquet
 from runs import flip, keygen, make_run, seal
 from servers import Server
 
 from drainkit import files
-from drainkit.evidence.verify import verify as verify_evidence
-from drainkit.signing import add_signature
+from drainkit.evidence.verify import ROW, verify
+from drainkit.signing import add_signature, sign
 
 DRY, SIGNED, LIVE = (
     "20260101T000000Z-dry-run-00000a",
@@ -37,6 +39,7 @@ DRY, SIGNED, LIVE = (
     "20260103T000000Z-live-00000c",
 )
 NEW_DRY, NEW_LIVE = "20260104T000000Z-dry-run-00000d", "20260104T000000Z-live-00000e"
+OPEN, GONE = "20260105T000000Z-live-00000f", "20260105T000000Z-live-0000aa"
 ANN = "ann@example.com"
 STATEMENT, SUMS, SIG = "statement.json", "SHA256SUMS", "statement.json.sig"
 
@@ -44,8 +47,8 @@ STATEMENT, SUMS, SIG = "statement.json", "SHA256SUMS", "statement.json.sig"
 class Evidence:
     """A reports folder: a dry run, a signed live run, and the newest, whose plan ann approved."""
 
-    def __init__(self, reports: Path, keys: Path) -> None:
-        self.reports, self.keys = reports, keys
+    def __init__(self, reports: Path, keys: Path, url: str = "") -> None:
+        self.reports, self.keys, self.url = reports, keys, url
 
     def __truediv__(self, name: str) -> Path:
         return self.reports / name
@@ -53,7 +56,7 @@ class Evidence:
     def make(self, name: str, **more: Any) -> Path:
         """A run as `drainkit run` leaves it, small, not sealed yet."""
         run = {"run_id": name, "mode": "live" if "-live-" in name else "dry-run", "stream": "s",
-               "plan_digest": plan_of().digest, **more}  # fmt: skip
+               "consumer_group": GROUP, "plan_digest": plan_of().digest, **more}  # fmt: skip
         folder = make_run(self.reports, name=name, **run)
         if run.get("approvers"):
             add_signature(folder, plan_of().digest, self.keys / "ann")
@@ -69,6 +72,17 @@ class Evidence:
         run = json.loads((self / name / "run.json").read_text())
         seal(self / name, run=run, parameters={n: run.get(n) for n in ("stream", "mode")},
              sign_key=self.keys / key if key else None)  # fmt: skip
+
+    def by(self, letter: str, kept: str = "kept") -> list[str]:
+        """What `drainkit verify` finds, asked of `o`, `s` or `k`; `kept` is the keeper's file."""
+        url, checkpoint = self.url if letter == "s" else None, self.reports.parent / kept
+        found = verify(
+            self.reports, url, self.keys / "allowed" if letter == "o" else None, streams=("s",),
+            checkpoint=checkpoint if letter == "k" else None,
+        )  # fmt: skip
+        lines = [line for lines in found.findings.values() for line in lines]
+        assert all(line.isprintable() and len(line) < 1000 for line in lines)
+        return lines
 
     def seal_all(self, key: Callable[[str], str] = str) -> None:
         """All runs anew, in the order of their names (by `key`), so that the chain fits."""
@@ -106,7 +120,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Evidence:
 def evidence(template: Evidence, keys: Path, valkey: Server, tmp_path: Path) -> Evidence:
     """A copy that the server's ledger knows, and a keeper has a checkpoint of."""
     shutil.copytree(template.reports, tmp_path / "reports")
-    made = Evidence(tmp_path / "reports", keys)
+    made = Evidence(tmp_path / "reports", keys, valkey.url)
     for name in (SIGNED, LIVE):
         digest = hashlib.sha256((made / name / STATEMENT).read_bytes()).hexdigest()
         place = {"folder": str(made / name), "host": socket.gethostname()}
@@ -117,31 +131,6 @@ def evidence(template: Evidence, keys: Path, valkey: Server, tmp_path: Path) -> 
 
 def note(server: Server, **fields: Any) -> None:
     server.client().xadd("s.drain_runs", fields)
-
-
-class Verify:
-    """`drainkit verify` of the reports folder; each answers its findings, one line each."""
-
-    def __init__(self, cli: Cli, evidence: Evidence, server: Server) -> None:
-        self.cli, self.evidence, self.server = cli, evidence, server
-
-    def __call__(self, url: str | None = None, checkpoint: str | None = None) -> list[str]:
-        signers = None if url or checkpoint else self.evidence.keys / "allowed"
-        kept = checkpoint and self.cli.cwd / checkpoint
-        found = verify_evidence(
-            self.evidence.reports, url, signers, streams=("s",), checkpoint=kept
-        )
-        lines = [line for lines in found.findings.values() for line in lines]
-        assert all(line.isprintable() and len(line) < 1000 for line in lines)
-        return lines
-
-    def by(self, letter: str) -> list[str]:
-        return self(self.server.url if letter == "s" else None, "kept" if letter == "k" else None)
-
-
-@pytest.fixture
-def verify(cli: Cli, evidence: Evidence, valkey: Server) -> Verify:
-    return Verify(cli, evidence, valkey)
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -177,59 +166,20 @@ def remove(e: Evidence, *names: str) -> None:
         shutil.rmtree(e / name)
 
 
-def swap(one: Path, other: Path) -> None:
-    away = one.with_name("away")
-    one.rename(away)
-    other.rename(one)
-    away.rename(other)
-
-
 def in_place_of(path: Path, make: Callable[[Path], object]) -> None:
     path.unlink()
     make(path)
 
 
-def grow(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(3 << 40)  # a hole of 3 TiB
-
-
-def bind(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # a socket's path is short
-    try:
-        with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
-def renamed(e: Evidence, old: str, new: str) -> None:
-    """Under another name everywhere: folder, run.json, statement, chain."""
-    (e / old).rename(e / new)
-    edit(e / new / "run.json", run_id=new, mode="live" if "-live-" in new else "dry-run")
-    e.seal_all()
-
-
-def emptied_then(e: Evidence, fresh: str) -> None:
-    for path in e.reports.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    e.make(fresh)
-    e.seal(fresh)
-
-
 #: Edits of one file of the newest run, by who names them once all is sealed anew.
 CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a count": ("sk", lambda d: edit(d / "run.json", total_read=8)),
-    "the outcome": ("sk", lambda d: edit(d / "run.json", outcome="failed")),
-    "the operator": ("sk", lambda d: edit(d / "run.json", operator="ivan")),
     "the operator an approver": ("o", lambda d: edit(d / "run.json", operator="ann")),
     "an approver more": ("o", lambda d: edit(d / "run.json", approvers=[ANN, "bob"])),
     "no approver": ("o", lambda d: edit(d / "run.json", approvers=[])),
     "a time after the key's": ("o", lambda d: edit(d / "run.json", started_at="2028-01-01")),
     "another stream": ("sk", lambda d: edit(d / "run.json", stream="other")),
     "a dry run": ("o", lambda d: edit(d / "run.json", mode="dry-run")),
-    "another run's id": ("o", lambda d: edit(d / "run.json", run_id=SIGNED)),
     "another run's run.json": (
         "o", lambda d: shutil.copy(d.with_name(SIGNED) / "run.json", d / "run.json")
     ),
@@ -241,10 +191,7 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
         "sk", lambda d: files.write_table(d / "audit.parquet", pa.table({"id": ["x"] * 9}))
     ),
     "the report": ("sk", lambda d: (d / "report.html").write_text("fine")),
-    "a notebook": ("sk", lambda d: edit(d / "03_live_drain.ipynb", cells=[])),
-    "the state before": ("sk", lambda d: edit(d / "baseline.json", length=1)),
     "a file removed": ("sk", lambda d: (d / "baseline.json").unlink()),
-    "a file added": ("sk", lambda d: (d / "note").write_text("x")),
     "a hidden file added": ("sk", lambda d: (d / ".note").write_text("x")),
     "an odd name": ("sk", lambda d: (d / "a\\n\u202eb").write_text("x")),
 }  # fmt: skip
@@ -256,8 +203,6 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "SHA256SUMS removed": ("o", lambda e: (e / LIVE / SUMS).unlink()),
     "the statement removed": ("o", lambda e: (e / LIVE / STATEMENT).unlink()),
     "both removed": ("o", lambda e: [(e / LIVE / n).unlink() for n in (STATEMENT, SUMS)]),
-    "a folder added": ("o", lambda e: (e / LIVE / "more").mkdir()),
-    "a link to nowhere added": ("o", lambda e: (e / LIVE / "more").symlink_to("nowhere")),
     "a name of bytes added": ("o", lambda e: os.close(
         os.open(os.fsencode(e / LIVE) + b"/\xffx", os.O_CREAT))),
     "a FIFO added": ("o", lambda e: os.mkfifo(e / LIVE / "more")),
@@ -265,22 +210,20 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "the signature stripped": ("o", lambda e: (e / SIGNED / SIG).unlink()),
     "a signature of another run": ("o", lambda e: shutil.copy(e / SIGNED / SIG, e / LIVE / SIG)),
     "sealed anew, a stranger signs": ("o", lambda e: e.seal(LIVE, "eve")),
+    "signed for something else": ("o", lambda e: (e / LIVE / SIG).write_bytes(
+        sign((e / LIVE / STATEMENT).read_bytes(), e.keys / "ann", "git"))),
     "sealed anew without signatures": ("sk", lambda e: e.seal_all()),
     "a run removed at the beginning": ("o", lambda e: remove(e, DRY)),
     "a run removed in the middle": ("o", lambda e: remove(e, SIGNED)),
     "the newest run removed": ("o", lambda e: remove(e, LIVE)),
     "all runs removed": ("o", lambda e: remove(e, DRY, SIGNED, LIVE)),
     "a dry run removed, all sealed anew": ("sk", lambda e: (remove(e, DRY), e.seal_all())),
-    "a live run removed, all sealed anew": ("sk", lambda e: (remove(e, SIGNED), e.seal_all())),
     "the newest cut off": ("sk", lambda e: (remove(e, LIVE), e.seal_all())),
     "all live runs removed, sealed anew": ("sk", lambda e: (remove(e, SIGNED, LIVE), e.seal_all())),
-    "emptied, a dry run instead": ("sk", lambda e: emptied_then(e, NEW_DRY)),
-    "emptied, a live run instead": ("sk", lambda e: emptied_then(e, NEW_LIVE)),
+    "emptied, a dry run instead": ("sk", lambda e: (
+        remove(e, DRY, SIGNED, LIVE), (e / "chain.json").unlink(), e.make(NEW_DRY),
+        e.seal(NEW_DRY))),
     "a run never sealed": ("o", lambda e: e.make(NEW_LIVE)),
-    "a first run from elsewhere": ("o", lambda e: (
-        e.make(NEW_LIVE), (e / "chain.json").rename(e.reports.parent / "x"),
-        [(e / n).rename(e.reports.parent / n) for n in (DRY, SIGNED, LIVE)], e.seal(NEW_LIVE),
-        [(e.reports.parent / n).rename(e / n) for n in (DRY, SIGNED, LIVE)])),
     "one statement changed, all sealed anew": ("sk", lambda e: (
         edit(e / DRY / "run.json", total_read=9), e.seal_all())),
     "a dry run after a live one": ("sk", lambda e: e.seal_all(
@@ -288,258 +231,198 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "a run that never was": ("s", lambda e: (e.make(NEW_LIVE), e.seal(NEW_LIVE))),
     "a dry run put in between": ("sk", lambda e: (
         e.make("20260101T120000Z-dry-run-00000d"), e.seal_all())),
-    "a live run made a dry run": ("sk", lambda e: renamed(e, LIVE, NEW_DRY)),
-    "a live run under a new name": ("sk", lambda e: renamed(e, LIVE, NEW_LIVE)),
-    "two runs in another order": ("sk", lambda e: (
-        [(e / n / STATEMENT).unlink() for n in (SIGNED, LIVE)],
-        edit(e / "chain.json", **link_to(e, DRY)), e.seal(LIVE), e.seal(SIGNED))),
+    "a live run made a dry run": ("sk", lambda e: (
+        (e / LIVE).rename(e / NEW_DRY),
+        edit(e / NEW_DRY / "run.json", run_id=NEW_DRY, mode="dry-run"), e.seal_all())),
     "a folder renamed": ("o", lambda e: (e / SIGNED).rename(e / NEW_LIVE)),
-    "a folder renamed a dry run": ("o", lambda e: (e / SIGNED).rename(e / NEW_DRY)),
     "a run copied": ("o", lambda e: shutil.copytree(e / SIGNED, e / NEW_LIVE)),
-    "two folders swapped": ("o", lambda e: swap(e / SIGNED, e / LIVE)),
-    "two runs' files swapped, sealed anew": ("sk", lambda e: (
-        swap(e / SIGNED / "report.html", e / LIVE / "report.html"), e.seal_all())),
     "one run in the middle sealed anew": ("o", lambda e: e.seal(SIGNED, "ann")),
     "chain.json removed": ("o", lambda e: (e / "chain.json").unlink()),
     "chain.json of an earlier run": ("o", lambda e: edit(e / "chain.json", run_id=SIGNED)),
     "a stray file beside the runs": ("o", lambda e: (e / "notes.txt").write_text("x")),
     "a run under no run's name": ("o", lambda e: shutil.copytree(e / LIVE, e / "old")),
-    "a FIFO beside the runs": ("o", lambda e: os.mkfifo(e / "pipe")),
     "a link for a run": ("o", lambda e: (
         (e / LIVE).rename(e.reports.parent / "x"), (e / LIVE).symlink_to("../x"))),
     "a file for a run": ("o", lambda e: (remove(e, LIVE), (e / LIVE).write_text("x"))),
     **{f"a FIFO for {name}": ("o", lambda e, name=name: in_place_of(e / LIVE / name, os.mkfifo))
-       for name in ("run.json", "plan.json", "plan.json.sig", STATEMENT, SUMS, "audit.parquet")},
+       for name in ("run.json", "plan.json.sig", STATEMENT, SUMS)},
     "a FIFO for the signature": ("o", lambda e: in_place_of(e / SIGNED / SIG, os.mkfifo)),
     "a FIFO for chain.json": ("o", lambda e: in_place_of(e / "chain.json", os.mkfifo)),
-    "a socket": ("o", lambda e: in_place_of(e / LIVE / "run.json", bind)),
     "a link to a device": ("o", lambda e: in_place_of(
         e / LIVE / "run.json", lambda path: path.symlink_to("/dev/zero"))),
-    "a link to the same bytes": ("o", lambda e: in_place_of(
-        e / LIVE / "run.json", lambda path: path.symlink_to("../../kept"))),
-    "a huge file": ("o", lambda e: grow(e / LIVE / "report.html")),
-    "a huge statement": ("o", lambda e: grow(e / LIVE / STATEMENT)),
+    "a link to the same bytes": ("o", lambda e: (
+        shutil.copy(e / LIVE / "run.json", e.reports.parent / "same"),
+        in_place_of(e / LIVE / "run.json", lambda path: path.symlink_to("../../same")))),
+    "a huge file": ("o", lambda e: os.truncate(e / LIVE / "report.html", 3 << 40)),  # a hole
     "other parameters": ("sk", predicate(parameters={"stream": "s", "throttle": 1})),
-    "parameters that are none": ("o", predicate(parameters=7)),
-    "a stream that is none": ("sk", predicate(parameters={"stream": "\udcff"})),
+    "a stream that is none": ("o", predicate(parameters={"stream": "\udcff"})),
     "an odd run id": ("o", predicate(run_id={"a": []})),
-    "approvers of lists": ("o", predicate(approvers=[[ANN]])),
     "fewer approvals than required": ("o", predicate(approvals_required=2)),
     "an odd start": ("o", predicate(started_at="0001-01-01T00:00:00+14:00")),
-    "an odd signer": ("o", predicate(signed_by=["x"])),
     "no run before": ("o", lambda e: restate(e, lambda s: s["predicate"].pop("previous"))),
-    "an odd run before": ("o", predicate(previous={"run_id": 1, "statement_sha256": []})),
     "another type": ("o", lambda e: restate(e, lambda s: s.update(_type="x"))),
-    "subjects that are none": ("o", lambda e: restate(e, lambda s: s.update(subject=[7]))),
     "a subject twice": ("o", lambda e: restate(
         e, lambda s: s["subject"].append(dict(s["subject"][0])))),
     "a subject left out": ("o", lambda e: restate(e, lambda s: s["subject"].pop())),
     "a subject outside": ("o", lambda e: restate(
         e, lambda s: s["subject"].append({"name": "../chain.json", "digest": {"sha256": ""}}))),
-    "a key twice": ("o", lambda e: restate(e, (e / LIVE / STATEMENT).read_text().replace(
-        '"predicate": {', '"predicate": {"run_id": "x",'))),
     "a statement too deep": ("o", lambda e: restate(e, "[" * 100_000)),
 }  # fmt: skip
 
 
-def named_by(verify: Verify, letters: str) -> None:
+def named_by(evidence: Evidence, letters: str) -> None:
     """Which edits need the server or a keeper is no guess; a checkpoint that is not met stays."""
     if letters == "o":
-        assert verify.by("o")
+        assert evidence.by("o")
         return
-    kept = (verify.cli.cwd / "kept").read_bytes()
-    assert "".join(letter for letter in "osk" if verify.by(letter)) == letters
-    assert ((verify.cli.cwd / "kept").read_bytes() == kept) == ("k" in letters)
+    kept = (evidence.reports.parent / "kept").read_bytes()
+    assert "".join(letter for letter in "osk" if evidence.by(letter)) == letters
+    assert ((evidence.reports.parent / "kept").read_bytes() == kept) == ("k" in letters)
 
 
-def test_what_was_not_edited_is_well(verify: Verify) -> None:
+def test_what_was_not_edited_is_well(evidence: Evidence, cli: Cli) -> None:
     """Nothing is found by the folder, the ledger or the checkpoint, also where README and the
     example lie beside the runs. The command line says the same as the verb."""
-    (verify.evidence / "README.md").write_text("x")
-    shutil.copytree(verify.evidence / LIVE, verify.evidence / "example")
-    assert [verify.by(letter) for letter in "osk"] == [[], [], []]
+    (evidence / "README.md").write_text("x")
+    shutil.copytree(evidence / LIVE, evidence / "example")
+    assert [evidence.by(letter) for letter in "osk"] == [[], [], []]
     for rc in (0, 1):
-        done = verify.cli("verify", verify.evidence.reports, "--json")
+        done = cli("verify", evidence.reports, "--json")
         lines = [line for lines in done.json()["findings"].values() for line in lines]
         assert (done.rc, done.json()["ok"], done.err) == (rc, not rc, "")
         assert all("after.json" in line for line in lines)
-        (verify.evidence / LIVE / "after.json").write_text("{}")
+        (evidence / LIVE / "after.json").write_text("{}")
 
 
-def test_a_sealed_plan_is_approved_where_it_lies(verify: Verify) -> None:
+def test_a_sealed_plan_is_approved_where_it_lies(evidence: Evidence) -> None:
     """A dry run's folder stays as it was sealed when others sign its plan; what is no signature of
     that plan is named."""
-    folder = verify.evidence / DRY
-    add_signature(folder, plan_of().digest, verify.evidence.keys / "ann")
-    assert [verify.by(letter) for letter in "osk"] == [[], [], []]
-    shutil.copy(verify.evidence / SIGNED / SIG, folder / "plan.json.sig")
-    assert verify.by("o") == ["added: plan.json.sig"]
+    folder = evidence / DRY
+    add_signature(folder, plan_of().digest, evidence.keys / "ann")
+    assert [evidence.by(letter) for letter in "osk"] == [[], [], []]
+    shutil.copy(evidence / SIGNED / SIG, folder / "plan.json.sig")
+    assert evidence.by("o") == ["added: plan.json.sig"]
 
 
 @pytest.mark.parametrize("what", CONTENT)
-def test_an_edit_is_named(verify: Verify, what: str) -> None:
+def test_an_edit_is_named(evidence: Evidence, what: str) -> None:
     """With sums made anew by the statement; with statement, sums and chain made anew by the ledger
     and a keeper, by the folder alone only what contradicts itself, plan or approvals."""
     letters, change = CONTENT[what]
-    folder = verify.evidence / LIVE
+    folder = evidence / LIVE
     change(folder)
     listed = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
     sums = subprocess.run(["sha256sum", "--", *listed], cwd=folder, check=True, capture_output=True)
     (folder / SUMS).write_bytes(sums.stdout)
-    assert verify.by("o")
-    verify.evidence.seal(LIVE)
-    named_by(verify, letters)
+    assert evidence.by("o")
+    evidence.seal(LIVE)
+    named_by(evidence, letters)
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_every_other_edit_is_named(verify: Verify, what: str) -> None:
+def test_every_other_edit_is_named(evidence: Evidence, what: str) -> None:
     """By what the table says, in printable lines; nothing is waited for."""
-    if what == "a link to the same bytes":
-        shutil.copy(verify.evidence / LIVE / "run.json", verify.evidence.reports.parent / "kept")
     letters, change = OTHERS[what]
-    change(verify.evidence)
-    named_by(verify, letters)
+    change(evidence)
+    named_by(evidence, letters)
 
 
 # ---------------------------------------------------------------- what the server's ledger adds
 
 
-def test_a_trimmed_ledger_is_named(verify: Verify, valkey: Server) -> None:
+def test_a_trimmed_ledger_is_named(evidence: Evidence, valkey: Server) -> None:
     """A ledger that lacks entries, of whatever kind, is a finding; another key in its place too."""
     valkey.client().xtrim("s.drain_runs", maxlen=2, approximate=False)
-    assert verify.by("s") == []
+    assert evidence.by("s") == []
     note(valkey, event="stop", reason="x")
     last = valkey.client().xrevrange("s.drain_runs", count=1)[0][0]
     valkey.client().xdel("s.drain_runs", last)
-    (finding,) = verify.by("s")
+    (finding,) = evidence.by("s")
     assert "lacks 1 of the entries" in finding
     valkey.client().delete("s.drain_runs")
     valkey.client().set("s.drain_runs", "x")
-    assert "is a string, not a stream" in str(verify.by("s"))
+    assert "is a string, not a stream" in str(evidence.by("s"))
 
 
-def test_live_drains_are_listed_and_are_no_findings(verify: Verify, valkey: Server) -> None:
-    """A `drain` leaves no evidence by design: all is well, and its run id and operator are said."""
-    seed(valkey, "s", 20, delivered=5)
-    drained = verify.cli("drain", "--mode", "live", "--yes", "--json", "--operator", "olga",
-                         *at(valkey, "s"))  # fmt: skip
-    assert verify.by("s") == []
-    said = verify.cli("verify", verify.evidence.reports, "--redis-url", valkey.url, "--stream", "s")
-    line = f"live drain without evidence: {drained.json()['run_id']} by olga"
-    assert (said.rc, line in said.out, "All well: 3 run(s)" in said.out) == (0, True, True)
-
-
-def test_runs_of_another_folder_are_known(verify: Verify, valkey: Server, tmp_path: Path) -> None:
-    """A live run that lies, as it was sealed, in a second folder is not gone; later it is, and
-    so is one of which just the start is known."""
-    other = Evidence(tmp_path / "second", verify.evidence.keys)
+def test_what_the_ledger_has_beside_the_folder(
+    evidence: Evidence, cli: Cli, valkey: Server, tmp_path: Path
+) -> None:
+    """A `drain` leaves no evidence by design: all is well, and its run id and operator are said. A
+    live run that lies, as it was sealed, in a second folder is not gone; later it is. One run
+    alone is held against the ledger too."""
+    other = Evidence(tmp_path / "second", evidence.keys)
     other.make(NEW_LIVE)
     other.seal(NEW_LIVE)
     place = {"folder": str(other / NEW_LIVE), "host": socket.gethostname()}
     note(valkey, event="evidence", **link_to(other, NEW_LIVE), **place)
-    assert verify.by("s") == []
+    seed(valkey, "s", 20, delivered=5)
+    drain = ("drain", "--mode", "live", "--yes", "--json", "--operator", "olga", *at(valkey, "s"))
+    drained = cli.done(*drain)
+    said = cli("verify", evidence.reports, "--redis-url", valkey.url, "--stream", "s")
+    line = f"live drain without evidence: {drained.json()['run_id']} by olga"
+    assert (said.rc, line in said.out, "All well: 3 run(s)" in said.out) == (0, True, True), said
     shutil.rmtree(other / NEW_LIVE)
-    assert f"{NEW_LIVE} is gone" in str(verify.by("s"))
-
-
-def test_one_run_alone_is_held_against_the_ledger(verify: Verify) -> None:
-    """`verify RUN_DIR --redis-url` does not believe the folder either."""
-    (verify.evidence / LIVE / "report.html").write_text("fine")
-    verify.evidence.seal(LIVE)
-    asked = ("verify", verify.evidence / LIVE)
-    assert verify.cli(*asked).rc == 0
-    held = verify.cli(*asked, "--redis-url", verify.server.url, "--stream", "s")
+    assert f"{NEW_LIVE} is gone" in str(evidence.by("s"))
+    (evidence / LIVE / "report.html").write_text("fine")
+    evidence.seal(LIVE)
+    alone = ("verify", evidence / LIVE)
+    cli.done(*alone)
+    held = cli(*alone, "--redis-url", valkey.url, "--stream", "s")
     assert (held.rc, "ledger has another digest" in held.out) == (1, True), held
 
 
 # ---------------------------------------------------------------- archives, keepers, signers
 
 
-def test_a_run_of_which_its_statement_is_left_is_archived(verify: Verify) -> None:
+def test_a_run_of_which_its_statement_is_left_is_archived(evidence: Evidence, cli: Cli) -> None:
     """No finding by folder, ledger or keeper, and counted; anything more, or less, is a finding."""
     kept = {STATEMENT, SIG, "plan.json.sig"}
-    for path in verify.evidence.reports.glob("2*/*"):
+    for path in evidence.reports.glob("2*/*"):
         if path.name not in kept:
             path.unlink()
-    assert [verify.by(letter) for letter in "osk"] == [[], [], []]
-    said = verify.cli("verify", verify.evidence.reports)
+    assert [evidence.by(letter) for letter in "osk"] == [[], [], []]
+    said = cli("verify", evidence.reports)
     assert (said.rc, "3 archived" in said.out) == (0, True), said
-    assert verify.cli("verify", verify.evidence / LIVE).rc == 0
-    (verify.evidence / LIVE / "report.html").write_text("x")
-    (verify.evidence / SIGNED / SIG).unlink()
-    flip(verify.evidence / DRY / STATEMENT, 200)
-    assert len(verify.by("o")) > 3
+    assert cli("verify", evidence / LIVE).rc == 0
+    (evidence / LIVE / "report.html").write_text("x")
+    (evidence / SIGNED / SIG).unlink()
+    flip(evidence / DRY / STATEMENT, 200)
+    assert len(evidence.by("o")) > 3
 
 
-def test_a_checkpoint_moves_on_with_its_chain(verify: Verify, tmp_path: Path) -> None:
+def test_a_checkpoint_moves_on_with_its_chain(evidence: Evidence, cli: Cli, tmp_path: Path) -> None:
     """It is written where all is well, moves on as runs come, and keepers of different age agree;
     what is no checkpoint, or of one run, is bad usage."""
-    verify.evidence.make(NEW_DRY)
-    verify.evidence.seal(NEW_DRY)
-    second = link_to(verify.evidence, SIGNED)["statement_sha256"]
+    evidence.make(NEW_DRY)
+    evidence.seal(NEW_DRY)
+    second = link_to(evidence, SIGNED)["statement_sha256"]
     (tmp_path / "old").write_text(f"drainkit checkpoint v1\n2\n{second}\n")
     (tmp_path / "link").symlink_to("old")  # what a keeper mounts elsewhere moves on there
-    assert [verify(checkpoint=name) for name in ("new", "link", "kept")] == [[]] * 3
-    digest = link_to(verify.evidence, NEW_DRY)["statement_sha256"]
+    assert [evidence.by("k", name) for name in ("new", "link", "kept")] == [[]] * 3
+    digest = link_to(evidence, NEW_DRY)["statement_sha256"]
     for name in ("new", "old", "kept"):
         assert (tmp_path / name).read_text() == f"drainkit checkpoint v1\n4\n{digest}\n"
     (tmp_path / "odd").write_text("drainkit checkpoint v2\n4\n")
-    for what, kept in ((verify.evidence.reports, "odd"), (verify.evidence / LIVE, "kept")):
-        assert verify.cli("verify", what, "--checkpoint", tmp_path / kept).rc == 2
-    (verify.evidence / NEW_DRY / "report.html").write_text("fine")
-    verify.evidence.seal(NEW_DRY)  # of a dry run, the newest, nobody else has a trace
-    assert verify.by("o") == verify.by("s") == []
-    assert "made anew" in str(verify.by("k"))
-    verify.evidence.seal(SIGNED)
-    assert verify(checkpoint="none")
+    for what, kept in ((evidence.reports, "odd"), (evidence / LIVE, "kept")):
+        assert cli("verify", what, "--checkpoint", tmp_path / kept).rc == 2
+    (evidence / NEW_DRY / "report.html").write_text("fine")
+    evidence.seal(NEW_DRY)  # of a dry run, the newest, nobody else has a trace
+    assert evidence.by("o") == evidence.by("s") == []
+    assert "made anew" in str(evidence.by("k"))
+    (tmp_path / "old").write_text(f"drainkit checkpoint v1\n2\n{second}\n")
+    OTHERS["a dry run removed, all sealed anew"][1](evidence)
+    assert evidence.by("o") == []
+    assert "whose run 2 is" in str(evidence.by("k", "old"))
+    assert "which has 3 runs; 1 were removed" in str(evidence.by("k"))
+    evidence.seal(SIGNED)
+    assert evidence.by("k", "none")
     assert not (tmp_path / "none").exists()
 
 
-#: Of chains made anew, what a keeper of all three runs says. One who keeps two names them too.
-CHAINS = {
-    "a dry run removed, all sealed anew": "which has 2 runs; 1 were removed",
-    "one statement changed, all sealed anew": "whose run 3 is",
-    "all live runs removed, sealed anew": "1 runs; 2 were removed",
-    "a dry run put in between": "whose run 3 is",
-    "a dry run after a live one": "whose run 3 is",
-}
-
-
-@pytest.mark.parametrize("what", CHAINS)
-def test_keepers_name_a_chain_made_anew(verify: Verify, tmp_path: Path, what: str) -> None:
-    """By the folder alone nothing shows; keepers of different age agree, and their files stay."""
-    second = link_to(verify.evidence, SIGNED)["statement_sha256"]
-    (tmp_path / "old").write_text(f"drainkit checkpoint v1\n2\n{second}\n")
-    kept = [(tmp_path / name).read_text() for name in ("old", "kept")]
-    OTHERS[what][1](verify.evidence)
-    assert verify.by("o") == []
-    assert verify(checkpoint="old")
-    assert CHAINS[what] in str(verify.by("k"))
-    assert [(tmp_path / name).read_text() for name in ("old", "kept")] == kept
-
-
-@pytest.mark.parametrize(
-    ("namespace", "identity", "words"),
-    [("drainkit", ANN, ""), ("drainkit", "bob@example.com", "not signed by bob"),
-     ("git", ANN, "does not fit"), (None, ANN, "missing: statement.json.sig")],
-)  # fmt: skip
-def test_an_identity_signed(
-    verify: Verify, namespace: str | None, identity: str, words: str
-) -> None:
-    """--identity: that person's signature, made for a run, or a finding."""
-    run, key = verify.evidence / LIVE, verify.evidence.keys / "ann"
-    if namespace:
-        command = ["ssh-keygen", "-q", "-Y", "sign", "-n", namespace, "-f", key, run / STATEMENT]
-        subprocess.run(command, check=True, capture_output=True)
-    said = verify.cli("verify", run, "--allowed-signers", verify.evidence.keys / "allowed",
-                      "--identity", identity)  # fmt: skip
-    assert (said.rc, words in said.out) == (bool(words), True), said
-
-
-def test_bombs_take_neither_memory_nor_time(verify: Verify) -> None:
+def test_bombs_take_neither_memory_nor_time(evidence: Evidence) -> None:
     """What is small on disk and huge in memory, too large, or slow to look at, is named, within 1.2
     GB of address space and 120 s on a busy machine."""
-    dry, signed, live = (verify.evidence / name for name in (DRY, SIGNED, LIVE))
+    dry, signed, live = (evidence / name for name in (DRY, SIGNED, LIVE))
     (dry / "run.json").write_text("[" + "[]," * (1 << 20) + "0]")
     logins = (signed / STATEMENT).read_text().replace(SIGNED, "redis://" * 400_000, 1)
     (signed / STATEMENT).write_text(logins)
@@ -548,10 +431,94 @@ def test_bombs_take_neither_memory_nor_time(verify: Verify) -> None:
     parquet.write_table(pa.table({"x": texts}), live / "audit.parquet")
     done = subprocess.run(
         ["prlimit", "--as=1200000000", sys.executable, "-m", "drainkit", "verify",
-         verify.evidence.reports],
+         evidence.reports],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
     for line in (f"{DRY}: changed: run.json", f"renamed: {SIGNED}", f"{LIVE}: changed: SHA256SUMS",
                  f"{LIVE}: changed: audit.parquet"):  # fmt: skip
         assert line in done.stdout, line
+
+
+# ---------------------------------------------------------------- the list of runs
+
+
+@pytest.fixture
+def made(evidence: Evidence) -> Evidence:
+    """With a run more, that was killed."""
+    files.make_folder(evidence / OPEN)
+    said = {"outcome": "interrupted", "total_read": "\x1b[31m"}
+    files.write_json(evidence / OPEN / "run.json", said)
+    return evidence
+
+
+def listed(cli: Cli, *args: object) -> dict[str, dict[str, Any]]:
+    """The runs by id, in the order in which they are told."""
+    found = cli("runs", "--json", *args)
+    assert found.rc == 0, found
+    assert found.json().keys() == {"runs"}
+    return {run["run_id"]: run for run in found.json()["runs"]}
+
+
+def test_each_run_is_a_line_with_the_state_of_its_seal(made: Evidence, cli: Cli) -> None:
+    """Newest first, with exactly the contract's keys; what was changed, archived or killed."""
+    flip(made / SIGNED / "report.html")
+    for path in (made / DRY).iterdir():
+        if path.name != "statement.json":
+            path.unlink()
+    found = listed(cli)
+    assert [*found] == [OPEN, LIVE, SIGNED, DRY]
+    assert all([*run] == [*ROW] for run in found.values())
+    assert [run["seal"] for run in found.values()] == ["interrupted", "ok", "broken", "archived"]
+    assert found[LIVE] == {
+        "run_id": LIVE, "started_at": "2026-01-01T00:00:00+00:00", "stream": "s",
+        "consumer_group": GROUP, "mode": "live", "outcome": "done", "total_read": 7,
+        "drained_ok": 3, "operator": "olga", "approvers": [ANN], "evidence": f"reports/{LIVE}",
+        "seal": "ok",
+    }  # fmt: skip
+    assert (found[DRY]["mode"], found[DRY]["total_read"]) == ("dry-run", 7)
+    assert found[OPEN]["total_read"] is None
+    lines = cli("runs").out.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["interrupted", "ok", "broken", "archived"]
+    assert cli("runs", "nowhere").rc == 2
+
+
+def test_the_ledger_adds_live_runs_without_evidence(
+    made: Evidence, valkey: Server, stream: str, cli: Cli
+) -> None:
+    """A plain drain, and a run whose folder is gone; not one that lies in another folder here."""
+    seed(valkey, stream, 60, delivered=0)
+    drain = cli.done(*live(valkey, stream, "--max-events", 7, "--operator", "olga")).json()
+    ledger = f"{stream}.drain_runs"
+    start = valkey.client().xrange(ledger, count=1)[0][1]
+    elsewhere = files.make_folder(cli.cwd / "others" / NEW_LIVE)
+    for name, folder in ((LIVE, made / LIVE), (GONE, made / GONE), (NEW_LIVE, elsewhere)):
+        valkey.client().xadd(ledger, start | {b"run_id": name, b"folder": str(folder)})
+    assert [*listed(cli)] == [OPEN, LIVE, SIGNED, DRY]
+    where = at(valkey, stream)
+    found = listed(cli, *where)
+    assert {*found} == {OPEN, LIVE, SIGNED, DRY, GONE, drain["run_id"]}
+    for name in (GONE, drain["run_id"]):
+        assert (found[name]["evidence"], found[name]["seal"]) == (None, None)
+    told = found[drain["run_id"]]
+    assert [told[k] for k in ROW[2:9]] == [
+        stream, GROUP, "live", "done", 7, drain["drained_ok"], "olga",
+    ]  # fmt: skip
+    assert "no evidence" in cli("runs", *where).out
+
+
+@pytest.mark.browser
+def test_the_page_leads_to_each_report(made: Evidence, cli: Cli, browser: Browser) -> None:
+    """One page without a script, in which axe finds no fault; a link for each report there is."""
+    files.write_json(made / OPEN / "run.json", {"stream": "<img src=x onerror=alert(1)>"})
+    path = cli.cwd / "pages" / "runs of <b>.html"
+    path.parent.mkdir()
+    assert cli("runs", "--html", path).rc == 0
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    assert Axe().run(page).response["violations"] == []
+    assert page.locator("script").count() == page.locator("img").count() == 0
+    links = [link.evaluate("a => a.href") for link in page.locator("tbody a").all()]
+    assert links == [(made / name / "report.html").as_uri() for name in (LIVE, SIGNED, DRY)]
+    page.locator("tbody a").first.click()
+    assert page.inner_text("p") == LIVE

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, Cli
 
-from drainkit.draining.unattended import require_limits
+from drainkit.draining.dry import require_limits
 from drainkit.operations.checks import METRICS
 from drainkit.settings import build, read_config
 

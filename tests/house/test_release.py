@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-import venv
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from backlogs import add_consumers
 from conftest import ROOT, Cli, CliResult, one_line_error
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from place import Place
 from program import Programs
 from servers import Server
@@ -78,31 +78,24 @@ def lean_requirements() -> list[str]:
     return [line for line in lines if not line.startswith("#")]
 
 
-def needed(names: Sequence[str], found: set[str]) -> set[str]:
-    """Distributions and all that they depend on here."""
-    for name in {*names} - found:
-        found.add(name)
-        said = map(Requirement, metadata.requires(name) or [])
-        needed([r.name for r in said if not r.marker or r.marker.evaluate({"extra": ""})], found)
-    return found
+def needed(line: str) -> set[str]:
+    """The distribution of a requirement and all that it depends on here."""
+    wanted = Requirement(line)
+    if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+        return set()
+    name = canonicalize_name(wanted.name)
+    return {name}.union(*map(needed, metadata.requires(name) or []))
 
 
 @pytest.fixture
 def lean(tmp_path: Path) -> Iterator[Cli]:
-    """drainkit in an environment with what requirements-lean.txt brings, no more."""
-    venv.create(home := tmp_path / "lean", symlinks=True)
-    (site,) = home.glob("lib/python*/site-packages")
-    brought = needed([Requirement(line).name for line in lean_requirements()], set())
-    for name in ("drainkit", *brought):  # of the former what an editable installation has
-        for file in metadata.files(name) or []:
-            link = site / file.parts[0]
-            if file.parts[0] != ".." and not link.exists():
-                link.symlink_to(Path(str(file.locate())).parents[len(file.parts) - 1] / link.name)
-    python = home / "bin" / "python"
-    assert run([python, "-c", "import pandas"], tmp_path).rc == 1
-    programs = Programs(python, home)
-    (work := tmp_path / "work").mkdir()
-    yield Cli(work, programs)
+    """drainkit where only that can be imported which requirements-lean.txt brings."""
+    brought = {"drainkit"}.union(*map(needed, lean_requirements()))
+    installed = metadata.packages_distributions().items()
+    programs = Programs(
+        [m for m, of in installed if brought.isdisjoint(map(canonicalize_name, of))]
+    )
+    yield Cli(tmp_path, programs)
     programs.close()
 
 

@@ -1,5 +1,5 @@
 """What is started beside a run: its kernels, forked, apart from each other, and gone with it; and
-the demo's server: one command on a machine without one, every action, balanced books."""
+the demo's server."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
-from servers import Server, wait_until
+from servers import wait_until
 
-from drainkit.core.events import Decoder
-from drainkit.demo import SYMBOLS, fill, sample_entries
 from drainkit.pipeline.kernels import Forked, Kernels
 
 
@@ -77,24 +74,6 @@ def test_a_kernel_takes_no_tcp_port_that_another_program_may_take_first(
             assert bool(files()) == is_short
             kernels.end(manager)
         assert not [*scratch.iterdir()]
-
-
-def test_the_sample_backlog_is_what_the_readme_says(valkey: Server) -> None:
-    """10,012 entries in four wire shapes, 20 symbols, dead consumers, the same every time."""
-    entries = sample_entries(1_800_000_000_000)
-    assert entries == sample_entries(1_800_000_000_000)
-    shapes = Counter(tuple(entry[1][::2]) for entry in entries)
-    for shape in ((b"event_type", b"correlation_id", b"timestamp", b"source", b"payload"),
-                  (b"data",), (b"payload",)):  # fmt: skip
-        assert shapes[shape] > 1000
-    assert set(SYMBOLS) <= set(Decoder().decode(entries).symbols)
-    assert len(SYMBOLS) == 20
-    from drainkit.server.connection import Server as Link
-
-    with Link(valkey.url, "sample") as link:
-        fill(link, stream="sample", group="g", consumer="me")
-        assert link.call("XLEN", "sample") == 10_012
-        assert len(link.call("XINFO", "CONSUMERS", "sample", "g")) == 35
 
 
 def test_the_embedded_server_is_private_and_gone_with_its_parent() -> None:

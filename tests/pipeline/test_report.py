@@ -15,7 +15,6 @@ from bs4 import BeautifulSoup
 from drainkit.core.policy import ACTIONS
 from drainkit.pipeline import report
 from drainkit.views import figures
-from drainkit.views.picture import svg
 
 HOSTILE = "<script>x</script>\u202e'\"><img src=x onerror=y>\x1b[31m"
 COUNTS = dict(zip(ACTIONS, (1, 20, 2, 3, 4, 1970), strict=True))
@@ -63,9 +62,10 @@ def folder(tmp_path: Path) -> Path:
     for name, data in told.items():
         put(tmp_path, name, data)
     pq.write_table(records(), tmp_path / "audit.parquet")
-    figure = json.loads(figures.waterfall(COUNTS).update_layout(meta=ANALYSED).to_json())
-    data = {report.PLOTLY: figure, report.SVG: svg(figure)}
-    cell = {"cell_type": "code", "outputs": [{"output_type": "display_data", "data": data}] * 2}
+    figure = figures.waterfall(COUNTS)
+    figure["layout"]["meta"] = ANALYSED
+    shown = {"output_type": "display_data", "data": figure.bundle()}
+    cell = {"cell_type": "code", "outputs": [shown] * 2}
     put(tmp_path, "01_analyse_backlog.ipynb", {"cells": [cell]})
     return tmp_path
 
@@ -99,7 +99,9 @@ def records(n: int = 2000) -> pa.Table:
 
 def test_the_finding_comes_first(folder: Path) -> None:
     """The verdict and the checks before all else, then the run's names and the original's parts.
-    Each number that passes (waiting, analysed, planned, happened) has its moment in one table."""
+    Each number that passes (waiting, analysed, planned, happened) has its moment in one table. It
+    is one file: figures are pictures, nothing runs or is loaded, the page's own policy forbids it.
+    """
     page = text(folder)
     parts = (
         "Executive summary", "2,000 entries were audited and acknowledged",
@@ -126,6 +128,13 @@ def test_the_finding_comes_first(folder: Path) -> None:
         assert at >= 0, part
     there = built(folder)
     assert all(there.find(id=link["href"][1:]) for link in there.select("a[href^='#']"))
+    links = {link["href"] for link in there.select("a:not([href^='#'])")}
+    assert {"plan.json", "verdicts.json", "statement.json", "SHA256SUMS"} <= links
+    assert not [link for link in links if re.search("[/:]", link)]
+    assert there.find_all(["script", "link", "img", "iframe", "object", "embed"]) == []
+    assert len(there.find_all("svg")) == 2
+    (policy,) = there.select("meta[http-equiv='Content-Security-Policy']")
+    assert policy["content"].startswith("default-src 'none'; script-src 'none';")
 
 
 @pytest.mark.parametrize(
@@ -145,18 +154,6 @@ def test_errors_come_first(folder: Path, changed: dict[str, Any], failed: str, t
     assert told in text(folder).partition("date 1 January")[0]
 
 
-def test_drift_is_told_by_fate(folder: Path) -> None:
-    """Planned, happened, how many; or that it was not determined."""
-    drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 1250}
-    put(folder, "run.json", {**RUN, "drift": [drift]})
-    (folder / "drift.parquet").touch()
-    page = text(folder)
-    assert "before their turn: 1,250. drift.parquet names each." in page
-    assert "drained_ok dropped_old 1,250" in page
-    put(folder, "run.json", {k: v for k, v in RUN.items() if k != "drift"})
-    assert "was not determined" in text(folder)
-
-
 def test_few_events_are_all_there_and_of_many_some_of_each_action(folder: Path) -> None:
     """The original listed its three events; of 2,000 the first three of each action are shown."""
     page = text(folder)
@@ -167,18 +164,20 @@ def test_few_events_are_all_there_and_of_many_some_of_each_action(folder: Path) 
     page = text(folder)
     assert "All 3 events." in page
     assert [f"5-{i} BTCUSDT" in page for i in range(4)] == [True, True, True, False]
-    (folder / "audit.parquet").write_bytes(b"PAR1 no more")
-    assert "could not be read" in text(folder)
 
 
-def test_what_to_do_next_names_commands(folder: Path) -> None:
-    """Remaining, pending, history and dead consumers, each with a command fit for a shell."""
+def test_drift_and_what_to_do_next(folder: Path) -> None:
+    """Drift by fate. Remaining, pending, history and dead consumers, each with a command fit for a
+    shell."""
     after = state("g;reboot")
     after["groups"][0].update(pending=40, backlog={"undelivered": 7, "pending": 40, "history": 9})
     after["groups"][0]["consumer_list"] = [{"name": "x", "pending": 0, "idle_ms": 3_600_000}]
     put(folder, "after.json", after)
-    put(folder, "run.json", {**RUN, "consumer_group": "g;reboot", "remaining": 7})
+    drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 1250}
+    put(folder, "run.json", {**RUN, "consumer_group": "g;reboot", "remaining": 7, "drift": [drift]})
     page = text(folder)
+    assert "before their turn: 1,250." in page
+    assert "drained_ok dropped_old 1,250" in page
     at = "--stream s --consumer-group 'g;reboot'"
     for command in (f"run --mode live --scope undelivered {at}", f"run --scope pending {at}",
                     f"run --scope history {at}", f"consumers {at}", "verify "):  # fmt: skip
@@ -188,7 +187,13 @@ def test_what_to_do_next_names_commands(folder: Path) -> None:
 
 
 def test_it_is_built_from_whatever_there_is(folder: Path) -> None:
-    """A run that failed at its first step has a report as well."""
+    """Without a drift that was determined, with an audit that is none, and of a run that failed at
+    its first step."""
+    put(folder, "run.json", {k: v for k, v in RUN.items() if k != "drift"})
+    (folder / "audit.parquet").write_bytes(b"PAR1 no more")
+    page = text(folder)
+    assert "was not determined" in page
+    assert "could not be read" in page
     for kept in (("plan.json", "run.json"), ("run.json",), ()):
         for path in folder.iterdir():
             if path.name not in kept:
@@ -223,16 +228,3 @@ def test_no_text_from_outside_is_markup(folder: Path) -> None:
     assert "\u202e" not in made
     assert "\x1b" not in made
     assert len(made.encode()) < 300_000
-
-
-def test_it_is_one_file_without_a_script(folder: Path) -> None:
-    """Figures are pictures; no tag runs or loads anything; the page's own policy forbids it too."""
-    page = built(folder)
-    assert page.find_all(["script", "link", "img", "iframe", "object", "embed"]) == []
-    assert len(page.find_all("svg")) == 2
-    assert "1,970 of 2,000 events pass (98 %)" in text(folder)
-    links = {link["href"] for link in page.find_all("a")}
-    assert {"plan.json", "verdicts.json", "statement.json", "SHA256SUMS"} <= links
-    assert not [link for link in links if re.search("[/:]", link)]
-    (policy,) = page.select("meta[http-equiv='Content-Security-Policy']")
-    assert policy["content"].startswith("default-src 'none'; script-src 'none';")

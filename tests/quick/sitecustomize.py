@@ -1,6 +1,6 @@
 """For every interpreter that a test starts: nbformat is imported in a tenth of its time.
 
-As drainkit.pipeline.runner.open_kernels: jsonschema would build a grammar, 1.5 s of CPU.
+As drainkit.pipeline.kernels: jsonschema would build a grammar, 1.5 s of CPU.
 """
 
 import sys

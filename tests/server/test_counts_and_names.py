@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from backlogs import GROUP, ME
-from place import BUNDLED, Place
+from backlogs import GROUP
+from place import Place
 
-from drainkit.draining.run import resolve
 from drainkit.ids import FIRST_ID, LAST_ID
-from drainkit.server import counting, reading, writing
+from drainkit.server import counting, reading
 from drainkit.server.connection import Server as Link
-from drainkit.server.keys import Name
-from drainkit.settings import build
 
 # ---------------------------------------------------------------- counting
 
@@ -139,55 +136,18 @@ def test_a_server_that_loses_things_is_named(place: Place) -> None:
 # ---------------------------------------------------------------- names in no UTF-8
 
 ODD = b"w\xff\n\xe9"  # no UTF-8
-SHOWN = "w\\xff\n\\xe9"  # as JSON has it; a name of its own, too
-
-
-@BUNDLED
-def test_a_batch_with_an_entry_twice_records_it_once(place: Place) -> None:
-    """The commit script itself writes no second record, whoever owns the entry."""
-    place.seed(10, 0)
-    for owner in (b"w", ME.encode()):
-        before = len(place.recorded())
-        (entry,) = place.deliver(owner, 1)
-        settings = build({"redis_url": place.server.url, "stream": place.stream, "scope": "pending",
-                          "min_idle_min": 0})  # fmt: skip
-        with Link(place.server.url, place.stream) as link:
-            job = resolve(link, settings)
-            record = [entry, "S", "1.00", "0.5", "drained_ok", ""]
-            batch = writing.Batch([[entry.encode(), []]] * 2, owners=[Name(owner)] * 2)
-            writing.send_commit(
-                link, job.scope, batch, [[value] * 2 for value in record], drained_at="now",
-                rate=None, run_id="run", deadline_us=link.now_us() + 10**7, audit_id="0-0",
-            )  # fmt: skip
-            assert writing.receive_commit(link).done
-        assert place.recorded()[before:] == [entry]
-
-
-def test_consumers_with_odd_names(place: Place) -> None:
-    """Their entries are planned and drained like others, and --from-consumer takes the name as
-    shown; consumers --delete removes a dead one, and lists it as one safe line."""
-    place.seed(30, 0)
-    ids = place.deliver(ODD, 5) + place.deliver("w", 3)
-    scope = ("--scope", "pending", "--min-idle-min", "0")
-    dry = place.dry(*scope)
-    only = place.live(*scope, "--from-consumer", SHOWN)
-    run = place.live(*scope)
-    assert (dry["total_read"], only["total_read"], run["total_read"]) == (8, 5, 3)
-    assert sorted(place.recorded()) == ids
-    assert place.waiting() == []
-    command = ("consumers", "--min-idle-min", "0")
-    assert "\\xff" in place.says(*command).out
-    removed = place.says(*command, "--delete", "--yes", "--json").json()["removed"]
-    assert SHOWN in removed
-    assert place.ask("XINFO", "CONSUMERS", place.stream, GROUP) == []
+ALIKE = "w\\xff\n\\xe9"  # a name of its own, which shows what the odd one would
+SHOWN = "w\\xff\n\\xe9 (bytes 77ff0ae9)"  # the odd one, as JSON has it
 
 
 def test_names_that_look_alike_are_two(place: Place) -> None:
-    """Two groups, and two consumers, of which one is shown as the other is written."""
-    ids = place.seed(30, 0)
-    for i, raw in enumerate((ODD, SHOWN.encode())):
+    """Two groups, and two consumers, of which one is shown as the other is written. The odd one's
+    entries are planned and drained like others; --from-consumer takes the name as shown, consumers
+    --delete removes it, and lists it as one safe line."""
+    ids, raws = place.seed(30, 0), (ODD, ALIKE.encode())
+    for i, raw in enumerate(raws):
         place.ask("XGROUP", "CREATE", place.stream, raw, ids[9 + i])
-        for j, consumer in enumerate((ODD, SHOWN.encode())):
+        for j, consumer in enumerate(raws):
             place.deliver(consumer, 2 + i + j, raw)
     shown = place.says("status", "--json").json()["groups"][1:]
     checked = place.says("check", "--json").json()["streams"][0]["groups"][1:]
@@ -195,19 +155,21 @@ def test_names_that_look_alike_are_two(place: Place) -> None:
     for found in (shown, checked):
         assert [g["backlog"]["undelivered"] for g in found] == [12, 15]
         assert [sorted(c["pending"] for c in g["consumer_list"]) for g in found] == [[3, 4], [2, 3]]
-    assert len({g["name"] for g in checked} | {SHOWN}) == 2
+    assert {g["name"] for g in checked} == {ALIKE, SHOWN}
     text = place.says("check", "--format", "prometheus").out
     lines = [line.partition("} ")[0] for line in text.splitlines() if "{" in line]
     assert len(lines) == len(set(lines))
 
-    def pending(group: str | bytes) -> int:
-        return int(place.ask("XPENDING", place.stream, group)[0])
-
-    mine = ("--consumer-group", SHOWN)
-    drained = place.live(*mine, "--allow-active-consumers")
-    assert (drained["total_read"], pending(SHOWN)) == (12, 7)
-    other = next(c["name"] for c in checked[0]["consumer_list"] if c["name"] != SHOWN)
-    for name, n in ((SHOWN, 4), (other, 3)):
-        taken = ("--scope", "pending", "--min-idle-min", "0", "--from-consumer", name)
-        assert place.live(*mine, *taken)["total_read"] == n
-    assert pending(ODD) == 5
+    mine = ("--consumer-group", ALIKE)
+    idle = ("--scope", "pending", "--min-idle-min", "0")
+    assert place.live(*mine, "--allow-active-consumers")["total_read"] == 12
+    assert place.dry(*mine, *idle)["total_read"] == 7
+    assert place.live(*mine, *idle, "--from-consumer", SHOWN)["total_read"] == 3
+    assert place.live(*mine, *idle)["total_read"] == 4
+    assert sorted(place.recorded()) == ids[11:]
+    left = [place.ask("XPENDING", place.stream, raw)[0] for raw in raws]
+    assert left == [5, 0]
+    command = ("consumers", *mine, "--min-idle-min", "0")
+    assert "\\xff" in place.says(*command).out
+    assert SHOWN in place.says(*command, "--delete", "--yes", "--json").json()["removed"]
+    assert place.ask("XINFO", "CONSUMERS", place.stream, ALIKE) == []

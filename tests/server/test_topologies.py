@@ -86,17 +86,6 @@ def test_a_key_elsewhere_is_refused(cluster: Cluster, stream: str, cli: Cli) -> 
     assert "no hash tag" in odd.refused()
 
 
-def test_the_socket_of_another_node_is_no_way(cluster: Cluster, stream: str, cli: Cli) -> None:
-    """The socket of the stream's own node is; of another one it is bad usage, which says so."""
-    place, _ = on_cluster(cluster, stream, cli, 20)
-    other = next(n for n in cluster.nodes if n is not place.server and is_primary(n))
-    for node, rc in ((place.server, 0), (other, 2)):
-        url = f"unix://{node.ask('CONFIG', 'GET', 'unixsocket')[1].decode()}"
-        run = cli("status", "--redis-url", url, "--stream", stream)
-        assert run.rc == rc, run
-    assert "host and port" in run.err
-
-
 @pytest.mark.parametrize("atomically", [True, False], ids=["MIGRATESLOTS", "SETSLOT"])
 def test_a_slot_that_moves_midway(
     cluster: Cluster, stream: str, cli: Cli, atomically: bool
@@ -214,16 +203,20 @@ def assert_quick(place: Place, hanging: Server) -> None:
     assert times[1] - times[0] < 3
 
 
-@pytest.mark.parametrize("named", ["unknown-endpoint", "hostname"])
-def test_how_a_clusters_nodes_are_called(stream: str, cli: Cli, named: str) -> None:
+def test_how_a_clusters_nodes_are_called(cluster: Cluster, stream: str, cli: Cli) -> None:
     """Nodes without a name, or with one that nobody set, are found where their Cluster says."""
-    config = {"cluster-preferred-endpoint-type": named}
-    with clusters.start_cluster(need("redis"), replicas=0, config=config) as cluster:
-        place, _ = on_cluster(cluster, stream, cli, 20)
+    place, _ = on_cluster(cluster, stream, cli, 20)
+    try:
+        for named in ("unknown-endpoint", "hostname"):
+            for node in cluster.nodes:
+                node.ask("CONFIG", "SET", "cluster-preferred-endpoint-type", named)
+            for node in cluster.nodes:
+                assert place.dry("--redis-url", node.tcp_url)["total_read"] == 20
+            run = cli("check", "--json", "--redis-url", cluster.url, "--all-streams", f"{stream}*")
+            assert {found["stream"] for found in run.json()["findings"]} == {stream}, run
+    finally:
         for node in cluster.nodes:
-            assert place.dry("--redis-url", node.tcp_url)["total_read"] == 20
-        run = cli("check", "--json", "--redis-url", cluster.url, "--all-streams", f"{stream}*")
-        assert {found["stream"] for found in run.json()["findings"]} == {stream}, run
+            node.ask("CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
 
 
 @pytest.mark.slow
@@ -309,23 +302,16 @@ def test_user_and_password(place: Place, over: str) -> None:
     assert place.says("status", "--json", "--redis-url", url, secret=secret).rc == 0
 
 
-#: URLs that lead nowhere, and the exit codes that they may have.
+#: URLs that lead nowhere (more forms: test_echoes), and the exit codes that they may have.
 NOWHERE = {
     "redis://user:{word}@127.0.0.1:1/0": {3},
     "redis://user:{word}@nowhere.invalid:6379/0": {3},
     "redis://:{word}@127.0.0.1:port/0": {2},
-    "redis://:{word}@127.0.0.1:1": {3},
     "redis://user:{word}@[::1/0": {2},
     "http://user:{word}@127.0.0.1/0": {2},
-    "nonsense://user:{word}@h": {2},
     "redis+sentinel://user:{word}@127.0.0.1:1/orders": {3},
-    "redis+sentinel://127.0.0.1:1/s?password={word}": {3},
     "redis+cluster://user:{word}@127.0.0.1:1,127.0.0.1:2/0": {3},
     "unix://user:{word}@/tmp/no-such-socket?db=0": {3},
-    "unix:///nowhere?password={word}": {3},
-    "redis://127.0.0.1:1/0?username=user&password={word}": {3},
-    "redis://127.0.0.1:1/0?pass%77ord={word}": {3},
-    "redis://127.0.0.1:1/0?db=0&%70assword={word}": {3},
     "redis://127.0.0.1:1?ssl_password={word}&password={word}": {2},
     "redis://user:{word} and {word}@127.0.0.1:1/0": {2, 3},
     "redis://user:{word}/{word}@127.0.0.1:1/0": {2, 3},

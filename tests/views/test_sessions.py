@@ -45,22 +45,22 @@ def here(tmp_path: Path, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
-def test_notebooks_show_settings(valkey: Server, stream: str) -> None:
-    """settings_table() works in each class and names the stream that is read."""
+def test_notebooks_show_settings(valkey: Server, stream: str, here: Path) -> None:
+    """settings_table() works in each class and names what is read: what the cell gives, else
+    drainkit.toml of the folder and the environment. Of 35 consumers 01's table shows eight, and how
+    many more there are."""
     seed(valkey, stream, 20, delivered=10)
-    for opened in CLASSES:
-        table = opened.open({"stream": stream, **MORE}).settings_table()
-        assert table.loc["stream", "value"] == stream
-        assert table.loc["throttle", "value"] == "5"
-
-
-def test_none_means_as_configured(valkey: Server, stream: str, here: Path) -> None:
-    """drainkit.toml of the folder, then the environment, give what the cell leaves at None."""
-    seed(valkey, stream, 20, delivered=10)
+    deliver(valkey, stream, "busy", 3)
+    for n in range(34):
+        ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, f"c{n}")
     (here / "drainkit.toml").write_text(f'stream = "{stream}"\nmin_conf = 0.25\n')
-    shown = Analysis.open({"stream": None, "min_conf": None}).settings_table()["value"]
-    assert (shown["stream"], shown["min_conf"]) == (stream, "0.25")
-    assert Analysis.open({"min_conf": 0.5}).settings.min_conf == 0.5
+    for opened in CLASSES:
+        shown = opened.open({"stream": None, "min_conf": None, **MORE}).settings_table()["value"]
+        assert (shown["stream"], shown["min_conf"], shown["throttle"]) == (stream, "0.25", "5")
+    analysis = Analysis.open({"min_conf": 0.5})
+    assert analysis.settings.min_conf == 0.5
+    consumers = analysis.consumers_table()["name"].tolist()
+    assert (consumers[0], consumers[-1], len(consumers)) == ("busy", "and 27 more", 9)
 
 
 def test_03_takes_pace_and_policy_from_the_plan(valkey: Server, stream: str, here: Path) -> None:
@@ -139,24 +139,6 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
     assert audit(valkey, stream) == []
 
 
-def test_cells_where_the_server_closes_connections(valkey: Server, stream: str, here: Path) -> None:
-    """With `timeout 1` and a pause before, methods of every class answer."""
-    seed(valkey, stream, 60, delivered=10)
-    ask(valkey, "CONFIG", "SET", "timeout", 1)
-    (here / "run").mkdir()
-    given = {"stream": stream, "max_events": "all", "throttle": "none", **MORE}
-    analysis = Analysis.open(given)
-    dry = DryRun.open({**given, "run_dir": "run"})
-    live = LiveDrain.open({"run_dir": "run", "approve": dry.plan.digest})
-    board, care = Monitor.open(given), Maintenance.open(given)
-    time.sleep(2.2)
-    # each has a connection of its own, so one pause serves one method of each
-    for call in (analysis.invalid_table, live.run, board.runs_table, care.bottom_line):
-        call()
-    assert len(audit(valkey, stream)) == 50
-    ask(valkey, "CONFIG", "SET", "timeout", 0)
-
-
 def test_a_drain_with_its_own_audit_is_followed(valkey: Server, stream: str, cli: Cli) -> None:
     """With DRAINKIT_AUDIT_STREAM set, status tells how far a running drain is; `show` of a drained
     entry says that its decision is as of now, and which one was recorded."""
@@ -194,7 +176,7 @@ def test_a_backlog_larger_than_a_frame_is_shown_by_a_sample(
     assert "holds **290 entries**, and" in told
     assert "one event in 6" in told
     assert "drainkit export DIR/" in told
-    assert "one event in 6" in part.what_if().layout.title.text
+    assert "one event in 6" in part.what_if()["layout"]["title"]["text"]
 
 
 def test_02_reads_nothing_that_01_of_its_run_has_read(
@@ -230,44 +212,6 @@ def test_an_error_in_a_notebook_is_one_line_without_flags() -> None:
     ):  # fmt: skip
         (line,) = RefusedError(text)._render_traceback_()
         assert line.startswith(f"RefusedError: {shown}")
-
-
-def test_own_fields_become_columns_and_figures(valkey: Server, stream: str) -> None:
-    """with_fields adds flat fields and paths, numbers as numbers; by draws them; without it by
-    says how; the backlog is read once more for it."""
-    now_ms = int(time.time() * 1000)
-    fill(valkey, stream, [
-        (now_ms - 1000 + i, {**intent(), "desk": f"d{i % 2}",
-                             "extra": json.dumps({"model": "m1" if i % 3 else "m2", "price": i})})
-        for i in range(60)
-    ], group=GROUP)  # fmt: skip
-    analysis = Analysis.open({"stream": stream})
-    with pytest.raises(UsageError, match="with_fields"):
-        analysis.by("extra.model")
-    with pytest.raises(UsageError, match="column already"):
-        analysis.with_fields("symbol")
-    told = analysis.with_fields("desk", "extra.model", "extra.price", "nowhere")
-    assert told["events"].tolist() == [60, 60, 60, 0]
-    assert told["values"].tolist() == [2, 2, 60, 0]
-    frame = analysis.frame
-    assert frame["desk"].tolist() == [f"d{i % 2}" for i in range(60)]
-    assert frame["extra.price"].tolist() == [*range(60)]
-    assert pd.api.types.is_numeric_dtype(frame["extra.price"])
-    bars = analysis.by("extra.model").to_dict()
-    assert sum(map(sum, (bar["x"] for bar in bars["data"]))) == 60
-    assert "By extra.model: most that pass are of m1, 40 of 40" in bars["layout"]["title"]["text"]
-
-
-def test_more_consumers_than_shown_are_counted(valkey: Server, stream: str) -> None:
-    """Of 35 consumers the table shows eight, and how many more there are."""
-    seed(valkey, stream)
-    deliver(valkey, stream, "busy", 3)
-    for n in range(34):
-        ask(valkey, "XGROUP", "CREATECONSUMER", stream, GROUP, f"c{n}")
-    table = Analysis.open({"stream": stream}).consumers_table()
-    assert table["name"].tolist()[0] == "busy"
-    assert table["name"].tolist()[-1] == "and 27 more"
-    assert len(table) == 9
 
 
 def test_a_misspelt_parameter_can_be_mended() -> None:

@@ -150,7 +150,7 @@ def test_the_live_notebook_run_twice_is_balanced(
     check = verify(planned, cli)
     assert check.findings == []
     assert "30 entries" in check.bottom_line().data
-    assert not is_one_kernel or "(20 allowed)" in check.pace().layout.title.text
+    assert not is_one_kernel or "(20 allowed)" in check.pace()["layout"]["title"]["text"]
     drain.summary.remaining = drain.summary.drift = None
     assert "How many remain is not known" in drain.bottom_line().data
     assert "not known" in drain.drift_table().data
