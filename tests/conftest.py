@@ -11,9 +11,10 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -95,9 +96,10 @@ def _left_behind(known: set[Path], shared: Shared) -> set[int]:
     nodes = chain(*(getattr(one, "nodes", [one]) for one in shared.values()))
     expected = {node.pid for node in nodes if node.running}
     new = {*guard().folder.iterdir()} - known
-    with suppress(TimeoutError):
-        servers.wait_until("gone", lambda: running_pids(new) <= expected, timeout_sec=3)
-    return running_pids(new) - expected
+    deadline = time.monotonic() + 3
+    while (left := running_pids(new) - expected) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backlogs import GROUP
-from books import ask
+from backlogs import GROUP, fill
+from books import ask, key
 from conftest import lacking
 from proxy import FaultKind
 from servers import Server, wait_until
@@ -151,6 +151,34 @@ def assert_once(records: Sequence[dict[str, str]], expected: Sequence[str]) -> N
     assert [i for i in expected if i not in found] == [], "lost"
     assert [i for i, n in found.items() if n > 1] == [], "doubled"
     assert set(found) - set(expected) == set(), "foreign"
+
+
+def replace_stream(
+    place: Any, how: str, *, n: int = 2000, same_ids: bool = False,
+    gone: Callable[[], Any] = lambda: None,
+) -> list[str]:  # fmt: skip
+    """Another stream in its place, of which nobody has read anything; answers the n later ids of
+    the new one, with `same_ids` after those of the old. `gone` is called once the old one is.
+    """
+    ids = [entry[0].decode() for entry in place.alter("XRANGE", "-", "+")]
+    after_ms, beside = key(ids[-1])[0] + 1, f"{place.stream}:new"
+    new = [*(ids if same_ids else ()), *(f"{after_ms + i}-7" for i in range(n))]
+    entries = [(entry, {"n": str(i)}) for i, entry in enumerate(new)]
+    if how != "made anew":
+        fill(place.server, beside, entries, group=GROUP)
+    if how == "moved away":
+        place.alter("MOVE", 1)
+    if how == "made anew":
+        place.alter("DEL")
+    elif how == "restored over":
+        place.alter("RESTORE", 0, place.ask("DUMP", beside), "REPLACE")
+        place.ask("DEL", beside)
+    else:
+        place.ask("RENAME", beside, place.stream)
+    gone()
+    if how == "made anew":
+        place.fill(entries)
+    return new
 
 
 def unrecorded(place: Any) -> list[str]:

@@ -7,10 +7,10 @@ requests before it get their replies, and what the server did or did not do is c
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import uuid
 from asyncio import StreamReader, StreamWriter
-from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ FaultKind = Literal[
     "delay_request",  # the request reaches the server `delay_sec` late, even if the client left
     "delay_reply",  # the server executes it at once; the reply comes `delay_sec` late
     "black_hole",  # the request and all that follow on its connection vanish; it stays open
+    "none",
 ]
 LIMIT_BYTES = 1 << 20  # read ahead
 
@@ -151,15 +152,8 @@ class Proxy(Relay):
     def __init__(self, upstream: Path) -> None:
         self.fired = 0  #: requests hit by the fault armed last
         self._fault: _Fault | None = None
-        self._lock = threading.Lock()
         self._hit = threading.Event()
         super().__init__(upstream)
-
-    def pumps(self, client: Any, server: Any) -> list[Coroutine[Any, Any, None]]:
-        # what to do with the reply of each request that is under way, oldest first
-        awaited: deque[_Fault | None] = deque()
-        return [self._requests(client[0], server[1], awaited),
-                self._replies(server[0], client[1], awaited)]  # fmt: skip
 
     def arm(self, kind: FaultKind, **how: Any) -> None:
         """From now on: the `nth` request that contains `match`, and the ones that match after
@@ -168,74 +162,55 @@ class Proxy(Relay):
 
         Mind that a new connection's own requests (HELLO, CLIENT SETINFO) match `b""` too.
         """
-        with self._lock:
-            self._fault, self.fired = _Fault(kind, **how), 0
-            self._hit.clear()
+        self._fault, self.fired = _Fault(kind, **how), 0
+        self._hit.clear()
 
     def disarm(self) -> None:
         """Passes everything on again, on new connections and on those not already broken."""
-        with self._lock:
-            self._fault = None
+        self._fault = None
 
     def wait_fired(self, timeout_sec: float = 20.0) -> None:
         """Waits until a request was hit; raises TimeoutError when none is."""
         if not self._hit.wait(timeout_sec):
             raise TimeoutError("the armed fault hit no request")
 
+    def pumps(self, client: Any, server: Any) -> list[Coroutine[Any, Any, None]]:
+        return [self._one_by_one(*client, *server)]
+
     def _match(self, request: bytes) -> _Fault | None:
-        with self._lock:
-            fault = self._fault
-            if fault is None or fault.match not in request:
-                return None
-            fault.seen += 1
-            last = None if fault.times is None else fault.nth + fault.times
-            if fault.seen < fault.nth or (last is not None and fault.seen >= last):
-                return None
-            self.fired += 1
-            return fault
+        fault = self._fault
+        if fault is None or fault.match not in request:
+            return None
+        fault.seen += 1
+        last = math.inf if fault.times is None else fault.nth + fault.times
+        if not fault.nth <= fault.seen < last:
+            return None
+        self.fired += 1
+        self._hit.set()
+        return fault
 
-    async def _requests(
-        self, client: StreamReader, server: StreamWriter, awaited: deque[_Fault | None]
+    async def _one_by_one(
+        self, asked: StreamReader, answer: StreamWriter, replies: StreamReader, ask: StreamWriter
     ) -> None:
-        """Passes requests on; it ends where the connection is to end."""
+        """Each request and its reply, of a pipeline too; it ends where the connection is to end."""
         with suppress(OSError, EOFError):
             while True:
-                request = await frame(client)
-                fault = self._match(request)
-                if fault is not None:
-                    while awaited:  # what came before in the same pipeline gets its replies first
-                        await asyncio.sleep(0.001)
-                    self._hit.set()
-                    if fault.kind == "cut_before":
-                        return
-                    if fault.kind == "black_hole":
-                        await asyncio.Event().wait()
-                    if fault.kind == "delay_request":
-                        await asyncio.sleep(fault.delay_sec)
-                awaited.append(fault)
-                server.write(request)
-                await server.drain()
-                if fault is not None and fault.kind in ("cut_after", "half_reply"):
-                    # what follows in the same pipeline must not run; its reply ends the connection
-                    await asyncio.Event().wait()
-
-    async def _replies(
-        self, server: StreamReader, client: StreamWriter, awaited: deque[_Fault | None]
-    ) -> None:
-        """Passes replies on; it ends where the connection is to end."""
-        with suppress(OSError, EOFError):
-            while True:
-                reply = await frame(server)
-                is_push = reply.startswith(b">")
-                fault = None if is_push else awaited[0]
-                kind = fault.kind if fault else None
-                if kind == "half_reply":
-                    client.write(reply[: len(reply) // 2])
-                if kind in ("cut_after", "half_reply"):
+                request = await frame(asked)
+                fault = self._match(request) or _Fault("none")
+                if fault.kind == "cut_before":
                     return
-                if fault and kind == "delay_reply":
+                if fault.kind == "black_hole":
+                    await asyncio.Event().wait()
+                if fault.kind == "delay_request":
                     await asyncio.sleep(fault.delay_sec)
-                client.write(reply)
-                await client.drain()
-                if not is_push:
-                    awaited.popleft()
+                ask.write(request)
+                while (reply := await frame(replies)).startswith(b">"):  # belongs to no request
+                    answer.write(reply)
+                if fault.kind == "half_reply":
+                    answer.write(reply[: len(reply) // 2])
+                if fault.kind in ("cut_after", "half_reply"):
+                    return
+                if fault.kind == "delay_reply":
+                    await asyncio.sleep(fault.delay_sec)
+                answer.write(reply)
+                await answer.drain()

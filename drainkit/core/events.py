@@ -19,19 +19,7 @@ import numpy as np
 from ..late import pa, pd
 from ..settings import Fields
 from . import values as v
-from .values import (
-    ABSENT,
-    INVALID_REASONS,
-    NO_TIME,
-    TIME_SOURCES,
-    Column,
-    Layout,
-    Places,
-    RawEntry,
-    as_text,
-    id_times_us,
-    times_us,
-)
+from .values import ABSENT, INVALID_REASONS, NO_TIME, TIME_SOURCES, Column, RawEntry
 
 MAX_AHEAD_US = 60_000_000
 MAX_VOCABULARY = 2_000
@@ -123,8 +111,8 @@ class Decoder:
 
     def __init__(self, fields: Fields | None = None) -> None:
         fields = fields or Fields()
-        self._places, self._most = Places(fields), 100 if fields.confidence_percent else 1
-        self._layouts: dict[tuple[bytes, ...], Layout] = {}
+        self._places, self._most = v.Places(fields), 100 if fields.confidence_percent else 1
+        self._layouts: dict[tuple[bytes, ...], v.Layout] = {}
         self._words: list[_Vocabulary] = []  # of symbols, sides, sources
 
     def decode(self, entries: Sequence[RawEntry]) -> Events:
@@ -152,7 +140,7 @@ class Decoder:
             invalid[row] = v.NO_SYMBOL if symbols[row] is ABSENT else v.BAD_SYMBOL
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        invalid, id_us = np.where(invalid == 0, wrong, invalid)[back], id_times_us(ids)
+        invalid, id_us = np.where(invalid == 0, wrong, invalid)[back], v.id_times_us(ids)
         # the earlier of the two counts: a wrong clock makes an event older, never younger
         has_id, has_stamp = id_us != NO_TIME, stamp_us != _NEVER
         by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
@@ -198,7 +186,7 @@ class Decoder:
         refused = bytearray()
         for key, of_layout in groups.items():
             if (layout := self._layouts.get(key)) is None:
-                layout = Layout(key, self._places)
+                layout = v.Layout(key, self._places)
                 if len(self._layouts) >= MAX_LAYOUTS:  # a producer can invent names without end
                     self._layouts.clear()
                 if len(key) <= MAX_LAYOUT_NAMES and sum(map(len, key)) <= MAX_LAYOUT_BYTES:
@@ -213,7 +201,7 @@ class Decoder:
                 stamp_rows.append(rows if len(places) == len(rows) else rows[places])
                 stamps += column
             refused += problems
-        times, row_of = times_us(stamps), np.concatenate(stamp_rows)
+        times, row_of = v.times_us(stamps), np.concatenate(stamp_rows)
         stamp_us = np.full(len(bodies), _NEVER)  # of several the earliest
         np.minimum.at(stamp_us, row_of[times != NO_TIME], times[times != NO_TIME])
         order = np.concatenate([*map(np.asarray, groups.values())])
@@ -236,7 +224,7 @@ class _Vocabulary(dict[Any, int]):
             return np.array([self[x] if type(x) in (str, bytes) else -1 for x in values], np.int32)
 
     def __missing__(self, value: Any) -> int:
-        text = as_text(value) if type(value) in (str, bytes) else None
+        text = v.as_text(value) if type(value) in (str, bytes) else None
         if text is None or not self._valid.fullmatch(text):
             return -1
         code = self.setdefault(text, len(self.texts))
@@ -268,7 +256,7 @@ def _confidence(value: Any, most: int) -> tuple[float, int]:
     if value is ABSENT:
         return np.nan, v.NO_CONFIDENCE
     if type(value) is not int and type(value) is not float:
-        text = as_text(value)
+        text = v.as_text(value)
         if text is not None and most > 1:
             text = text.removesuffix("%")
         if text is None or len(text) > MAX_NUMBER_CHARACTERS or not _DECIMAL.fullmatch(text):

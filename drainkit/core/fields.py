@@ -21,18 +21,9 @@ import numpy as np
 from ..errors import UsageError
 from ..safe import one_line
 from ..settings import USUAL_FIELDS, Fields, build
+from . import values as v
 from .events import Decoder, Events
-from .values import (
-    CONTAINERS,
-    EARLIEST_ID_MS,
-    INVALID_REASONS,
-    MAX_CONTAINER_BYTES,
-    VALUES,
-    RawEntry,
-    as_text,
-    paths_of,
-    times_us,
-)
+from .values import VALUES, RawEntry, as_text
 
 MAX_PATHS, MAX_LEVELS = 60, 6
 LEAST = 0.005  # of the entries must gain by a line
@@ -63,7 +54,7 @@ def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
     for value in (*VALUES, "timestamp"):
         there = [place for rank in fields.ranks(value) for place in _candidates(rank, entry[1])]
         if value == "timestamp":  # of these the earliest counts, if it made the event's time
-            is_it = times_us([raw for _, raw in there]) == events.event_time_us[0]
+            is_it = v.times_us([raw for _, raw in there]) == events.event_time_us[0]
             counts = int(is_it.argmax()) if is_it.any() and not events.time_source[0] else -1
         else:  # the first, if it is valid
             counts = 0 if _readable(events)[value][0] else -1
@@ -76,7 +67,7 @@ def _candidates(names: Sequence[str], body: Sequence[bytes] | None) -> Iterator[
     # backwards, so that of a field given twice the first counts
     flat = dict(zip(reversed((body or ())[::2]), reversed((body or ())[1::2]), strict=True))
     yield from ((f"field {name}", flat[name.encode()]) for name in names if name.encode() in flat)
-    for root, paths in paths_of(names).items():
+    for root, paths in v.paths_of(names).items():
         whole = _json(flat.get(root.encode()))
         for path in paths:
             try:
@@ -89,7 +80,7 @@ def _candidates(names: Sequence[str], body: Sequence[bytes] | None) -> Iterator[
 def _json(raw: bytes | None) -> Any:
     """What a field holds as JSON; None where there is none that could be read."""
     try:
-        return None if raw is None or len(raw) > MAX_CONTAINER_BYTES else json.loads(raw.decode())
+        return None if raw is None or len(raw) > v.MAX_CONTAINER_BYTES else json.loads(raw.decode())
     except (ValueError, RecursionError):
         return None
 
@@ -102,7 +93,7 @@ def _readable(events: Events) -> dict[str, np.ndarray]:
     """Which entries have a usable value, by value."""
     found = {value: getattr(events, f"{value}_code") >= 0 for value in ("symbol", "side", "source")}
     # any number is some time since 1970
-    stamped = (events.time_source == 0) & (events.event_time_us >= EARLIEST_ID_MS * 1000)
+    stamped = (events.time_source == 0) & (events.event_time_us >= v.EARLIEST_ID_MS * 1000)
     return found | {"confidence": events.confidence >= 0, "timestamp": stamped}
 
 
@@ -160,7 +151,7 @@ def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
     if not fields.confidence_percent and plain.valid < len(there):
         percent = _Trial(there, fields.model_copy(update={"confidence_percent": True}))
         best = percent if plain.valid * 10 < percent.valid else plain
-    bad = Counter(INVALID_REASONS[code] for code in plain.before.invalid.tolist() if code)
+    bad = Counter(v.INVALID_REASONS[code] for code in plain.before.invalid.tolist() if code)
     lines = best.table(best.chosen) if any(best.chosen.values()) or best is not plain else {}
     written = [f"{value} = {json.dumps(one, ensure_ascii=False)}" for value, one in lines.items()]
     return Findings(
@@ -177,7 +168,7 @@ class _Trial:
         self._entries, self._fields = entries, fields
         self._now = {  # the paths where each value is looked for now
             value: {place for name in getattr(fields, value) for place in (
-                [name] if "." in name else [name, *(f"{root}.{name}" for root in CONTAINERS)])}
+                [name] if "." in name else [name, *(f"{root}.{name}" for root in v.CONTAINERS)])}
             for value in USUAL_FIELDS
         }  # fmt: skip
         self._found = self._found_fields()

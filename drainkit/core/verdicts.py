@@ -65,17 +65,18 @@ def verdicts(
     """
     found: dict[str, Told] = {PENDING: _pending(run, before, after, unacknowledged)}
     found[OTHERS] = _others(run, plan, before, after, consumer)
+    told: Told = UNKNOWN, "The audit stream's length is not known."
     if run.get("mode") == "live":
         left = left_of(run, plan, recorded)
-        by_audit = dict.fromkeys((AUDITED, _THROTTLE, BOUNDARY), _UNREAD)
+        unread: Told = UNKNOWN, "The audit records could not be read."
+        by_audit = dict.fromkeys((AUDITED, _THROTTLE, BOUNDARY), unread)
         if recorded is not None:
             by_audit = _by_audit(run, recorded, left)
         met = {"The plan was met, or what differs is explained": _met(run, plan, left)}
         found = {AUDITED: by_audit.pop(AUDITED), **met, **found, **by_audit}
     else:
         old, new = before.get("audit_entries"), after.get("audit_entries")
-        told: Told = UNKNOWN, "The audit stream's length is not known."
-        if old is not None and new is not None:
+        if None not in (old, new):
             told = YES, f"The audit stream holds {new:,} entries, as before."
             if old != new:
                 why = f"The audit stream's length went from {old:,} to {new:,}: another run."
@@ -91,9 +92,6 @@ def verdicts(
     found["The stream was not shortened"] = told
     found["No path to an order"] = YES, _NO_ORDER
     return [Verdict(claim, *told) for claim, told in found.items()]
-
-
-_UNREAD: Told = UNKNOWN, "The audit records could not be read."
 
 
 def _by_audit(run: Json, recorded: Recorded, left: int) -> dict[str, Told]:

@@ -119,8 +119,7 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
     this run, that is what failed.
     """
     server, scope, summary = run.server, run.scope, run.summary
-    if server.connected:
-        loop.finish()
+    loop.finish()
     server.reconnect()
     is_same = server.takeovers == loop.takeovers
     if loop.uncertain:

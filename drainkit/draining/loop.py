@@ -326,7 +326,7 @@ class Loop:
 
     def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
         """After a fault: look again. What is still undelivered or pending was not committed."""
-        self.mark_unknown()
+        self.finish()
         for wait in attempts:
             if self._stopping.wait(wait):
                 raise InterruptedRunError(INTERRUPTED)

@@ -5,8 +5,8 @@ itself: redis-py's own retries would send a commit twice. Replies stay bytes as 
 decoding one invalid byte would raise for a whole batch that the pending list already holds.
 
 A Cluster may hand the stream's slot, side keys and all, to another of its primaries while a drain
-is at work. What the old owner refuses then did not run, so it goes to the new one. While a slot is
-half moved (SETSLOT MIGRATING), both refuse a script of several keys: the drain waits.
+is at work. What the old owner refuses then did not run, also while a slot is half moved (SETSLOT
+MIGRATING): the drain looks again, as after any fault, and goes on at the new one.
 Clocks of two primaries can differ. Where the new one's is behind, the next commit waits until it
 has passed the audit's last id; where it is ahead, ages grow by the difference. By the audit's ids
 the throttle holds in both cases.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any
 import hiredis
 import redis
 from redis.connection import Connection
-from redis.exceptions import AskError, ClusterDownError, InvalidResponse, TryAgainError
+from redis.exceptions import InvalidResponse
 
 from ..errors import (
     ConnectionLostError,
@@ -44,11 +43,9 @@ from .keys import side_keys
 from .topology import Place, ServerInfo
 
 Command = tuple[bytes | str | int, ...]
-_FIRST_WAIT_SEC, _LONGEST_WAIT_SEC = 0.02, 0.5
-# the request did not run: the slot is elsewhere (MovedError is an AskError), half moved, or nowhere
-SLOT_ERRORS = (AskError, TryAgainError, ClusterDownError)
 # what an error reply holds -> the error it becomes and what it says; the first that fits counts
 _MEANINGS: tuple[tuple[str, type[DrainkitError], str], ...] = (
+    # the request did not run: the slot is elsewhere, half moved, or nowhere
     ("(Ask|Moved|TryAgain|ClusterDown|MasterDown)Error", SlotMovedError,
      "the Cluster does not serve the stream's slot now; run the same command again"),
     ("(Authentication|Authorization)Error", UnreachableError,
@@ -114,8 +111,7 @@ class Server(AbstractContextManager["Server"]):
     """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
 
     A connection that the server closed while it was idle is opened again before the next request.
-    A request that was sent is never sent again, unless its reply says that it did not run because
-    of its slot: whether it ran is for the caller to find out.
+    A request that was sent is never sent again: whether it ran is for the caller to find out.
     """
 
     info: ServerInfo  # who is at the other end
@@ -135,8 +131,7 @@ class Server(AbstractContextManager["Server"]):
         self._fixed, self._anywhere = place, anywhere
         self.clock = Clock()  # as of the last TIME, or the last commit's reply
         self.connected = False  # as far as this side knows
-        self._sent: deque[bytes] = deque()  # requests whose replies were not read yet
-        self._replies: deque[Any] = deque()  # to the first of these, errors too
+        self._in_flight = 0  # requests whose replies were not read yet
         self.takeovers = 0
         """How often the data may have gone back since this was opened, as of the last connecting.
 
@@ -159,8 +154,7 @@ class Server(AbstractContextManager["Server"]):
 
     def close(self, *_: object) -> None:
         """Drop the connection; what the server still works on goes on there."""
-        self._sent.clear()
-        self._replies.clear()
+        self._in_flight = 0
         if self.connected:
             self.connected = False
             self._link.disconnect()
@@ -189,8 +183,8 @@ class Server(AbstractContextManager["Server"]):
 
     def pipeline(self, commands: Sequence[Command], most_bytes: int | None = None) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
-        if self._sent:  # the first reply would be that of another
-            raise RuntimeError(f"{len(self._sent)} replies are still to come")
+        if self._in_flight:  # the first reply would be that of another
+            raise RuntimeError(f"{self._in_flight} replies are still to come")
         self.send(*commands)
         replies: list[Any] = []
         failure: DrainkitError | None = None
@@ -210,7 +204,7 @@ class Server(AbstractContextManager["Server"]):
         # redis-py's own would look at each of a commit's thousands of arguments in Python
         requests = [hiredis.pack_command(args) for args in commands]  # type: ignore[arg-type] # its stub: one
         with self._told():
-            if not self._sent:
+            if not self._in_flight:
                 self.counted.received, is_open = 0, False
                 with suppress(redis.RedisError, OSError):
                     is_open = self.connected and not self._link.can_read(timeout=0)
@@ -218,7 +212,7 @@ class Server(AbstractContextManager["Server"]):
                 if not is_open and not self.reconnect():
                     raise redis.ConnectionError("the server restarted, or another one took over")
             self._link.send_packed_command(requests, check_health=False)
-        self._sent.extend(requests)
+        self._in_flight += len(requests)
 
     def receive(self, most_bytes: int | None = None) -> Any:
         """The oldest reply not yet received; ReplyTooLargeError if it has more than `most_bytes`.
@@ -227,15 +221,10 @@ class Server(AbstractContextManager["Server"]):
         """
         with self._told():
             self.counted.most = most_bytes
-            if not self._replies:
-                self._replies.append(self._read())
-            if self.info.cluster and isinstance(self._replies[0], SLOT_ERRORS):
-                self._send_refused()
-            self._sent.popleft()
-            reply = self._replies.popleft()
-            if isinstance(reply, Exception):
-                raise reply
-        return reply
+            if not self.connected:
+                raise redis.ConnectionError("not connected")
+            self._in_flight -= 1
+            return self._link.read_response(disable_decoding=True)
 
     def now_us(self) -> int:
         """The server's clock (TIME), microseconds since the epoch; `clock` goes on from there."""
@@ -270,35 +259,6 @@ class Server(AbstractContextManager["Server"]):
         self.counted = link._parser._sock = _Counted(link._parser._sock)
         unix = self._url.startswith("unix:")
         self._place: Place | None = None if unix else (link.host, int(link.port))
-
-    def _send_refused(self) -> None:
-        """Send what was refused because of its slot to the slot's owner, until that takes it.
-
-        Gives up when a reply would have been due; the requests then keep their errors.
-        """
-        until, wait = time.monotonic() + self.reply_timeout_sec, _FIRST_WAIT_SEC
-        sent, replies = self._sent.copy(), self._replies.copy()
-        replies.extend(self._read() for _ in range(len(sent) - len(replies)))
-        while time.monotonic() < until and any(isinstance(r, SLOT_ERRORS) for r in replies):
-            owner = self.info.replid
-            if not self.reconnect():
-                raise redis.ConnectionError("another server took over")
-            if self.info.replid == owner:
-                time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT_SEC)
-            refused = [at for at, reply in enumerate(replies) if isinstance(reply, SLOT_ERRORS)]
-            self._link.send_packed_command([sent[at] for at in refused], check_health=False)
-            for at in refused:
-                replies[at] = self._read()
-        self._sent, self._replies = sent, replies
-
-    def _read(self) -> Any:
-        if not self.connected:
-            raise redis.ConnectionError("not connected")
-        try:
-            return self._link.read_response(disable_decoding=True)
-        except topology.ERROR_REPLIES as error:
-            return error
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -40,6 +40,10 @@ NOT_FORBIDDEN = (
 )
 
 
+NOT_OURS = (
+    "--history-group {}: drainkit did not make this group, and it would be destroyed in the end; "
+    "name one that does not exist yet"
+)
 _WITH_BYTES = re.compile(r" \(bytes ((?:[0-9a-f]{2})+)\)\Z")
 
 
@@ -74,14 +78,6 @@ class Scope:
     min_idle_ms: int
     from_consumers: tuple[str, ...]
     first: str = FIRST_ID  # with --from: what comes before it is not of this scope
-
-
-def not_ours(group: str) -> str:
-    """What to say of a group that scope history may not use."""
-    return (
-        f"--history-group {group}: drainkit did not make this group, and it would be "
-        "destroyed in the end; name one that does not exist yet"
-    )
 
 
 @dataclass(frozen=True)

@@ -246,9 +246,7 @@ def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
         return  # nobody's, or a commit of this stream was the last
     last = audit_table(reading.newest(server, server.keys.audit, 1))
     run_id = last["run_id"][0].as_py()
-    if RUN_ID.fullmatch(run_id) and not any(
-        isinstance(e, OfRun) and e.run_id == run_id for e in entries(server)
-    ):
+    if RUN_ID.fullmatch(run_id) and not entries_of(server, run_id):
         raise RefusedError(
             f"the audit stream {text(server.keys.audit)} holds records of run "
             f"{run_id}, which this stream's ledger does not know: it belongs "

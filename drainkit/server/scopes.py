@@ -18,7 +18,7 @@ from ..settings.kinds import check_symbols
 from . import reading, recorded, writing
 from .connection import Server
 from .counting import count
-from .keys import Scope, check_slot, not_ours
+from .keys import NOT_OURS, Scope, check_slot
 from .writing import MAX_LISTED, REFUSALS
 
 
@@ -113,7 +113,7 @@ def _open_history(server: Server, scope: Scope) -> Scope:
     if scope.group_exists:
         if server.call("HGET", server.keys.state, f"history_group:{scope.group}") != b"made":
             # scope history acknowledges all that the group has, and destroys it
-            raise RefusedError(not_ours(scope.group))
+            raise RefusedError(NOT_OURS.format(scope.group))
         first, last = next_id(scope.position), previous_id(scope.first)
         if any(reading.pages(server, server.stream, first, last, page=1)):
             raise RefusedError(

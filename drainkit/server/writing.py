@@ -26,7 +26,7 @@ from ..errors import DrainkitError, RefusedError, ServerBusyError, StoppedError
 from ..ids import FIRST_ID, next_id
 from ..safe import text
 from .connection import Server
-from .keys import Scope, not_ours, raw_name
+from .keys import NOT_OURS, Scope, raw_name
 from .reading import PAGE_BYTES, StopSwitch, size_of, type_of
 
 REFUSALS = {
@@ -218,7 +218,7 @@ def open_history(server: Server, scope: Scope) -> None:
     name = text(other[0]) if other else ""
     refusals = {
         -1: f"{text(server.stream)} is not a stream any more",
-        -2: not_ours(scope.group),
+        -2: NOT_OURS.format(scope.group),
         -3: f"scope history of this consumer group is at work with group {name}; finish it with "
         f"--history-group {name}",
     }

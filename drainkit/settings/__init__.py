@@ -315,17 +315,16 @@ def load(
     *,
     env_name: str | None = None,
     environ: Mapping[str, str] = os.environ,
-    folder: Path | None = None,
     only: frozenset[str] | None = None,
 ) -> Settings:
-    """Merge flags, environment, `drainkit.toml` in `folder` and defaults into checked settings.
+    """Merge flags, environment, `drainkit.toml` and defaults into checked settings.
 
     `flags` holds only what was really given. `env_name` picks `[env.NAME]` of the file, whose
     values become defaults. With `only`, all else has its default, whatever was set. Raises
     UsageError with one line for all problems.
     """
     env_name = env_name if env_name is not None else environ.get(_VARIABLES["env"])
-    path = Path(environ.get(CONFIG_VARIABLE) or (folder or Path()) / CONFIG_FILE)
+    path = Path(environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
     if CONFIG_VARIABLE in environ and not path.is_file():
         raise UsageError(f"{CONFIG_VARIABLE}: {path} is not a file")
     values = read_config(path, env_name, check_names=only is None)

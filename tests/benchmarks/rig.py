@@ -79,10 +79,11 @@ def seed(url: str, entries: str) -> Result:
         return {"added": added}
 
 
-def child(script: Path, *arguments: str) -> Result:
+def child(script: Path, *arguments: str, **env: str) -> Result:
     """The result of one run in a process of its own."""
     command = [sys.executable, str(script), "--child", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True,
+                          timeout=1200, check=False)  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
     found: Result = json.loads(done.stdout.splitlines()[-1])

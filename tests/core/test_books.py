@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_samples import ENTRIES, NOW_US, POLICY, table_of
 
-from drainkit.cli.terminal import Progress
 from drainkit.core.events import Decoder
 from drainkit.core.policy import ACTIONS, audit_schema, decide
 from drainkit.core.reconciliation import (
@@ -26,7 +25,7 @@ from drainkit.core.reconciliation import (
     drift_of,
     reconcile,
 )
-from drainkit.core.summary import Pace, Step, Summary, entries_words, next_run_words
+from drainkit.core.summary import Pace, Step, Summary
 from drainkit.core.verdicts import verdicts
 from drainkit.errors import RefusedError
 from drainkit.settings import build
@@ -113,14 +112,6 @@ def test_what_vanished_needs_no_record() -> None:
     recorded = held([(f"{n}-0", "drained_ok") for n in range(1, 5)], [("2-0", "drained_ok")])
     recorded.finish(lambda ids: [entry for entry in ids if entry in ("1-0", "4-0")])
     assert (recorded.lacking, recorded.vanished) == (["3-0"], 2)
-
-
-def test_findings_are_one_safe_line_each() -> None:
-    """Whatever stands in the audit stream, a finding cannot move a terminal's cursor."""
-    evil = ("\x1b[2J\n1", "\u202edone\n")
-    found = findings([], [evil, evil], [2, 2], {})
-    assert len(found) == 3
-    assert all(line.isprintable() for line in found)
 
 
 @given(books, books)
@@ -241,26 +232,6 @@ def test_the_line_is_the_contracts() -> None:
     assert Step.read("Not armed: approve is empty, so nothing was changed.") is None
 
 
-def test_there_is_a_line_at_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten lines of a hundred events, whatever steps they come in; none without a total."""
-    progress = Progress()
-    for done in range(101):
-        progress.show(summary_of((0, done), total_read=done, expected=100))
-    said = capsys.readouterr().err.splitlines()
-    assert [int(line.split()[1]) for line in said] == [*range(10, 101, 10)]
-    Progress().show(summary_of((0, 1), total_read=1))
-    assert capsys.readouterr().err == ""
-
-
-def test_entries_of_two_places_are_told_as_their_sum() -> None:
-    """What an earlier drain left stands beside what is undelivered, wherever the sum stands."""
-    told = "3,168 undelivered + 6 pending of this drain's own consumer = 3,174"
-    assert entries_words("undelivered", 3174, 6) == told
-    assert entries_words("undelivered", 3168, 0) == "3,168 undelivered"
-    assert entries_words("pending", 6, 6) == "6 pending"
-    assert next_run_words(3174, 500, 5) == "the first 500 of them, 100 s at 5 per second"
-
-
 # ---------------------------------------------------------------- its verdicts
 
 N = 2000
@@ -303,12 +274,14 @@ def fate(planned: str, happened: str, events: int) -> dict[str, Any]:
     return {"drift": [{"planned": planned, "happened": happened, "events": events}]}
 
 
+EVIL = "\x1b[2J\n\u202e"  # whoever may write to the audit stream can put anything there
 NEW, HISTORY = {**OTHER, "name": "new\n"}, {**OTHER, "name": "g.drain_history"}
 MOVED = {**OTHER, "position": "2-0", "pending": 5}
 USED = {**OTHER, "consumer_list": [{"name": ME}]}
 CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({}, "The throttle was kept", "yes", "The worst second holds 5 events, 5 are allowed."),
-    ({"table": records(ids=["5-8", *IDS])}, "Each read", "no", "more than once: 1, first 5-8"),
+    ({"table": records(ids=[EVIL, EVIL, *IDS])}, "Each read", "no",
+     "entries recorded more than once: 1, first \\x1b[2J\\n\\u202e"),
     ({"dropped_old": 201}, "Each read entry", "no", "the run counted 201, the audit 200"),
     ({"table": records(n=320), "remaining": 1680}, "The plan was met", "no",
      "1,680 of 2,000 planned entries were not drained."),

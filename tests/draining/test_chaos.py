@@ -20,10 +20,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from backlogs import GROUP, ME, backlog, fill
+from backlogs import GROUP, ME, backlog
 from books import assert_counts
 from conftest import Cli
-from faults import ALONE, COMMIT, READ, WIRE, Attempt, Clock, follow
+from faults import ALONE, COMMIT, READ, WIRE, Attempt, Clock, follow, replace_stream
 from place import Place
 from proxy import Proxy, SlowLink
 from servers import KINDS, Server, wait_until
@@ -182,30 +182,16 @@ def clock(scene: Scene) -> Iterator[Callable[[], Any]]:
 
 @fault("the stream made anew, renamed over, restored over")
 def replaced(scene: Scene) -> Iterator[Callable[[], Any]]:
-    chance, stream = scene.chance, scene.stream
-    how = chance.choice(["DEL", "DEL, same ids", "RENAME", "RESTORE"])
+    how = scene.chance.choice(["made anew", "made anew", "renamed over", "restored over"])
+    same_ids = how == "made anew" and scene.chance.random() < 0.5
+
+    def gone() -> None:  # what had no record went with the old stream
+        found = scene.found()
+        scene.wanted = Counter({entry: n for entry, n in found.items() if entry in scene.wanted})
 
     def strike() -> None:
-        old = scene.ids()
-        last = int(old[-1].partition("-")[0])
-        new = [f"{last + 1 + i}-1" for i in range(chance.choice([20, len(old) + 300]))]
-        if how == "DEL, same ids":
-            new = [*old, *new]
-        entries = [(entry, {"symbol": "BTCUSDT", "n": str(i)}) for i, entry in enumerate(new)]
-        beside = stream if how.startswith("DEL") else f"{stream}:new"
-        if beside == stream:
-            scene.alter("DEL")
-            then = scene.found()
-        fill(scene.server.client(), beside, entries, group=GROUP)
-        if how == "RENAME":
-            scene.ask("RENAME", beside, stream)
-        elif how == "RESTORE":
-            scene.ask("RESTORE", stream, 0, scene.ask("DUMP", beside), "REPLACE")
-            scene.ask("DEL", beside)
-        if beside != stream:
-            then = scene.found()
-        # what had no record went with the old stream
-        scene.wanted = Counter({entry: n for entry, n in then.items() if entry in scene.wanted})
+        n = scene.chance.choice([20, 900])
+        new = replace_stream(scene, how, n=n, same_ids=same_ids, gone=gone)
         scene.wanted.update(new)
 
     yield strike

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import redis
-from backlogs import GROUP, fill
-from books import key
+from backlogs import GROUP
 from clusters import SentinelSetup
 from conftest import Cli, intent
-from faults import Clock, assert_once, follow, in_step, unrecorded
+from faults import Clock, assert_once, follow, in_step, replace_stream, unrecorded
 from place import BUNDLED, Place
 from proxy import Proxy
 from servers import KINDS, Server
@@ -36,25 +35,6 @@ def old_copy(place: Place) -> None:
     ids = [entry[0] for entry in place.alter("XRANGE", "-", "+")][:150]
     place.alter("DEL")
     place.fill([(entry, intent()) for entry in ids], "$")
-
-
-def larger(which: str, how: str, place: Place) -> None:
-    """Replaced by a larger stream, of which nobody has read anything."""
-    ids = [entry[0].decode() for entry in place.alter("XRANGE", "-", "+")]
-    after_ms, beside = key(ids[-1])[0] + 1, f"{place.stream}:new"
-    new = [*(ids if which == "same" else ()), *(f"{after_ms + i}-7" for i in range(2000))]
-    entries = [(entry, {"n": str(i)}) for i, entry in enumerate(new)]
-    if how == "made anew":
-        place.alter("DEL")
-        place.fill(entries)
-        return
-    fill(place.server, beside, entries, group=GROUP)
-    if how == "moved away":
-        place.alter("MOVE", 1)
-    if how == "restored over":
-        place.alter("RESTORE", 0, place.ask("DUMP", beside), "REPLACE")
-    else:
-        place.ask("RENAME", beside, place.stream)
 
 
 @dataclass(frozen=True)
@@ -106,6 +86,12 @@ def over(strike: str | Callable[[Place], None], says: str, *kinds: str) -> Fault
     return Fault(strike, 4, says, kinds or KINDS, "over")
 
 
+def larger(how: str, which: str, *kinds: str) -> Fault:
+    """Replaced by a stream that is larger."""
+    strike = partial(replace_stream, how=how, same_ids=which == "same")
+    return Fault(strike, None, "", kinds, f"{which} ids")
+
+
 ANEW = "DEL {stream}; XADD {stream} * symbol B; XADD {stream} * symbol B; XGROUP CREATE {stream} "
 FAULTS = {
     "crash, AOF always": aof("always", "valkey"),
@@ -137,8 +123,7 @@ FAULTS = {
     # without counters (6.2) a group that wants only what is to come looks like one that is done
     "made anew for the new": over(ANEW + "{group} $", "made anew", "valkey", "redis"),
     "an old copy": over(old_copy, "made anew"),
-    **{f"{how} and larger, {which} ids": Fault(
-        partial(larger, which, how), None, "", ("valkey", other), f"{which} ids")
+    **{f"{how}, {which} ids": larger(how, which, "valkey", other)
        for how, other in (("made anew", "redis"), ("renamed over", "redis"),
                           ("restored over", "redis62"), ("moved away", "redis62"))
        for which in ("same", "other")},

@@ -12,7 +12,6 @@ from itertools import product
 import msgspec
 import pytest
 from backlogs import GROUP, ME
-from conftest import intent
 from faults import ALONE, COMMIT, LOOK, READ, WIRE, Attempt, at_once
 from place import BUNDLED, Place
 from proxy import FaultKind, Proxy
@@ -194,25 +193,3 @@ def test_what_happens_to_entries_before_their_commit(
     assert run.books["vanished"] == (len(some) if what == "deleted" else 0)
     place.settled([i for i in ids if i not in some], run, *others)
     assert place.deliver("live", 99) == [entry.decode() for entry in later]
-
-
-# ---------------------------------------------------------------- the host's clock
-
-
-@BUNDLED
-@pytest.mark.parametrize("days", [1, -1])
-def test_a_host_whose_clock_is_wrong_by_a_day(
-    place: Place, days: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ages, records and the run's id follow the server's clock; the host's plays no part."""
-    real, real_ns = time.time, time.time_ns
-    now = place.now_ms()
-    monkeypatch.setattr(time, "time", lambda: real() + days * 86400)
-    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + days * 86400 * 10**9)
-    ids = [f"{now - 3_600_000}-0", *(f"{now - 30 + i}-0" for i in range(30))]
-    place.fill((entry, intent()) for entry in ids)
-    run = place.complete(throttle="none")
-    assert (run.books["dropped_old"], run.books["drained_ok"]) == (1, 30)
-    hours = [time.strftime("%Y%m%dT%H", time.gmtime(now // 1000 + sec)) for sec in (0, 60)]
-    assert run.books["run_id"].startswith(tuple(hours))
-    place.settled(ids, run)

@@ -87,6 +87,7 @@ def test_all_that_decides_is_the_plans(place: Place) -> None:
         ("min-conf", "0.6", "min_conf"), ("max-age-min", "31", "max_age_min"),
         ("allowlist", "BTCUSDT", "allowlist"), ("consumer-group", "other", "group"),
         ("scope", "history", "scope"), ("stream", "another", "stream"),
+        ("until", ids[9], f"the plan has none, asked for {ids[9]}"),
         ("env", "b", "the plan has --env a, asked for --env b"),
         *((name.replace("_", "-"), value, f"the plan has {had[name]}, asked for {value}")
           for name, value in other.items()),

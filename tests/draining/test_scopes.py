@@ -242,22 +242,6 @@ def test_an_age_is_a_time_of_the_plan(place: Place, until: str, minutes: float) 
     assert place.recorded() == old
 
 
-@BUNDLED
-def test_an_id_is_part_of_the_plan(place: Place) -> None:
-    """Another --until than the plan's is refused by name, and an edited one by the digest."""
-    ids, _ = old_and_new(place)
-    path = place.cli.cwd / "p.json"
-    place.dry("--plan", "p.json", "--until", ids[9], "--throttle", "none")
-    plan = json.loads(path.read_text())
-    assert (plan["until"], plan["total_read"]) == (ids[9], 10)
-    said = place.cli.fails(4, *APPLY, *place.where, "--until", ids[8])
-    assert ids[9] in said
-    assert ids[8] in said
-    path.write_text(json.dumps({**plan, "until": ids[119]}))
-    assert "digest" in place.cli.fails(4, *APPLY, *place.where)
-    assert place.audit() == []
-
-
 def test_from_takes_no_pending_entry_before_it(place: Place) -> None:
     """Scope pending from an id on: neither others' nor the drain's own entries before it go."""
     ids, _ = old_and_new(place)

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from conftest import ROOT, Cli
 
-from drainkit.draining.dry import require_limits
 from drainkit.operations.checks import METRICS
 from drainkit.settings import build, read_config
 
@@ -48,7 +47,7 @@ def test_alert_rules_and_dashboard_use_our_metrics() -> None:
 def test_the_example_configuration_is_valid(env: str) -> None:
     """drainkit.toml of the examples loads in every environment, and its limits are complete."""
     settings = build(read_config(EXAMPLES / "drainkit.toml", env))
-    require_limits(settings.limits)
+    assert None not in dict(settings.limits).values()
     assert settings.allowlist
 
 
@@ -79,14 +78,3 @@ def test_schedulers_do_not_retry_what_was_refused() -> None:
     assert re.search(r"if code in \(2, 4\):.*\s+raise AirflowFailException", task)
     job = json.loads((EXAMPLES / "jupyter-scheduler.json").read_text())
     assert all(isinstance(ast.literal_eval(v), str) for v in job["parameters"].values())
-
-
-def test_the_containers_steps_are_the_projects() -> None:
-    """Files that exist, a Python of the classifiers, no root."""
-    text = re.sub(r"(?m)^#.*\n", "", (EXAMPLES / "Containerfile").read_text())
-    for version in re.findall(r"(?m)^FROM .*python:([\d.]+)-slim", text):
-        assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
-    for stage in re.split(r"(?m)^FROM ", text)[2:]:
-        assert re.findall(r"(?m)^USER .*", stage)[-1] == "USER 10001"
-    for sources in re.findall(r"(?m)^COPY (?!--from)(.*) \S+$", text):
-        assert all((ROOT / source).exists() for source in sources.split())

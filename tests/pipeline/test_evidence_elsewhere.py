@@ -42,28 +42,22 @@ def run(server: Server, stream: str, *options: str) -> tuple[str, ...]:
 def test_a_run_in_the_bucket_is_verified_from_anywhere(
     valkey: Server, stream: str, cli: Cli, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dry run and live run are sealed into the bucket and listed, nothing stays here; one change is
+    """A signed live run is sealed into the bucket and listed, nothing stays here; one change is
     named. 01 opens the run by its URL as it would its folder; the copy is gone with the
     analysis."""
     seed(valkey, stream, 60, delivered=20)
-    results = []
     keygen(key := cli.cwd / "key")
-    for options in ((), ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))):
-        done = cli.done(*run(valkey, stream, "--reports-dir", URL, *options), secret=SECRET)
-        results.append(done.json())
-        assert results[-1]["evidence"] == f"{URL}/{results[-1]['run_id']}"
+    live = ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))
+    done = cli.done(*run(valkey, stream, "--reports-dir", URL, *live), secret=SECRET).json()
+    evidence = done["evidence"]
+    assert evidence == f"{URL}/{done['run_id']}"
     assert sorted(path.name for path in cli.cwd.iterdir()) == ["key", "key.pub"]
-    found = cli("verify", URL, "--redis-url", valkey.url, "--json")
-    assert (found.rc, found.json()["ok"]) == (0, True), found.out
-    listed = cli("runs", URL, "--json").json()["runs"]
-    assert {one["evidence"]: one["seal"] for one in listed} == {
-        one["evidence"]: "ok" for one in results
-    }
-    evidence = results[1]["evidence"]
-    assert cli("verify", evidence, "--redis-url", valkey.url).rc == 0
+    cli.done("verify", URL, "--redis-url", valkey.url)
+    (listed,) = cli("runs", URL, "--json").json()["runs"]
+    assert (listed["evidence"], listed["seal"]) == (evidence, "ok")
     monkeypatch.setenv("DRAINKIT_REDIS_URL", "redis://127.0.0.1:1/0")  # no server is asked
     analysis = Analysis.open({"run_dir": evidence})
-    assert analysis.outcomes()["recorded"].tolist() == [results[1][name] for name in ACTIONS]
+    assert analysis.outcomes()["recorded"].tolist() == [done[name] for name in ACTIONS]
     opened = (analysis.entry(one).to_numpy().tolist() for one in analysis.frame["id"][:20])
     assert ("audit", "drained_ok") in {(part, name) for rows in opened for part, name, _ in rows}
     copy = analysis.run_dir
@@ -73,10 +67,10 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     assert not copy.exists()
     with pytest.raises(UsageError, match="run_dir"):
         Analysis.open({"run_dir": URL})
-    name = f"prod/drains/{results[1]['run_id']}/audit.parquet"
-    s3.client.head_object(Bucket="evidence", Key=f"{name.rpartition('/')[0]}/statement.json.sig")
-    s3.client.put_object(Bucket="evidence", Key=name, Body=b"x")
-    changed = cli("verify", URL)
+    folder = f"prod/drains/{done['run_id']}"
+    s3.client.head_object(Bucket="evidence", Key=f"{folder}/statement.json.sig")
+    s3.client.put_object(Bucket="evidence", Key=f"{folder}/audit.parquet", Body=b"x")
+    changed = cli("verify", evidence)
     assert changed.rc == 1
     assert changed.out.strip().endswith("audit.parquet (its SHA-256 is another)")
 
@@ -86,8 +80,8 @@ def test_a_store_that_refuses_stops_the_run(valkey: Server, stream: str, cli: Cl
     nothing drained or written; what looks like a URL is never taken for a folder's name."""
     seed(valkey, stream, 30, delivered=10)
     live = ("--mode", "live", "--yes", "--throttle", "none")
-    for url in ("s3://no-such-bucket", "hdfs://a/b", "file:///tmp/r", f"s3://a:{SECRET}@evidence/c",
-                "memory://x", "abc://x", "https://x/y", "s3://", "S3://evidence?x=1"):  # fmt: skip
+    for url in ("s3://no-such-bucket", "hdfs://a/b", "file:///tmp/r", "s3://",
+                f"s3://a:{SECRET}@evidence/c", "S3://evidence?x=1"):  # fmt: skip
         done = cli(*run(valkey, stream, "--reports-dir", url, *live))
         assert done.rc == 2, done.err
         assert SECRET not in one_line_error(done.err)
