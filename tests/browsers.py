@@ -88,7 +88,7 @@ def demo_lab(folder: Path) -> Iterator[tuple[str, str]]:
     with serving(command, folder, {**inherited, **own, **source}) as (address, process):
         children = process.children(recursive=True)
         (demo,) = (child for child in children if _runs(child, "valkey"))
-        urls = {child.environ().get("DRAINKIT_REDIS_URL") for child in children}
+        urls = {one.environ().get("DRAINKIT_REDIS_URL") for one in (process, *children)}
         (url,) = urls - {None}
         yield address, str(url)
     servers.wait_until("the demo's server is gone", lambda: not _runs(demo, "valkey"))

@@ -66,8 +66,8 @@ def safe_streams() -> Outlet:
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file or socket to be opened would be the stream
-            os.open(os.devnull, os.O_RDONLY)
+        except OSError:  # closed: the next file or socket, a child's too, would be the stream
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
     sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115 - until the end
     outlets = [Outlet(descriptor, "w", closefd=False) for descriptor in (1, 2)]
     for name, outlet in zip(("stdout", "stderr"), outlets, strict=True):

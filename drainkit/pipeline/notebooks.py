@@ -6,6 +6,8 @@ The SHA-256 of the packaged ones are here, not beside the files, so that an edit
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ LIVE = "03_live_drain"
 NOTEBOOKS = {
     "01_analyse_backlog": "037f9c1d67db0466f91739d610ea202d204a9a50a4f7ea775b750fa44457c469",
     "02_dry_run": "d6dfd417d1b982f52e44360802a333740863a3391e4be41193fe2d5f9eefea0c",
-    LIVE: "b5c695473b215e0479e2a00d9a43272c3ef480f9a100f4406713b333405ab0b4",
+    LIVE: "8bca7d5946a5c7ff47458f4e4bf2fba96988ac81e46d78fe026fd2eb53fffb15",
     "04_verify": "9e8a68dfd1d12247d1e7147d4f86d3de361373e30a3dc497d853f7f611c84426",
 }
 FIRST, *_ = NOTEBOOKS
@@ -85,8 +87,10 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> dict[st
         files.make_folder(folder)
     for source in sources:
         there, how = folder / source.name, "copied"
-        if there.exists():
-            is_equal = files.file_sha256(there) == files.file_sha256(source)
+        if os.path.lexists(there):
+            is_equal = False
+            with suppress(OSError):  # a link, a folder: it differs
+                is_equal = files.file_sha256(there) == files.file_sha256(source)
             how = "unchanged" if is_equal else "copied" if force else "kept"
         found[source.name] = how
     if (kept := [name for name, how in found.items() if how == "kept"]) and not keep:

@@ -22,7 +22,7 @@ from ..operations.state import baseline
 from ..safe import one_line, verbatim
 from ..server import ledger, reading
 from ..settings import NOTEBOOK
-from .session import EXTRA, Session, Table, checked, markdown
+from .session import EXTRA, Session, Table, markdown
 
 LINE_EVERY_SEC = 1.0
 
@@ -31,9 +31,9 @@ class LiveDrain(Session):
     """03: drains the plan in run_dir, but only when `approve` holds its digest."""
 
     mode = "live"
+    extra: ClassVar = {"approve": (str | None, None)}  # the digest; empty: not armed
     adopts_plan = True
     _newest: ClassVar[object] = None  # of those opened in this kernel: no other one is armed
-    approve: str  # "": not armed
     _names: Mapping[str, Any]  # the notebook's, as they are now
     _opened_with: dict[str, Any]
     _next_line = 0.0  # when to say again how far it is, by the monotonic clock
@@ -43,14 +43,13 @@ class LiveDrain(Session):
         """Open with a notebook's `globals()`, `approve` too; disarms what was opened before."""
         LiveDrain._newest = None
         session = super().open(names)
-        session.approve = checked(names, "approve", str | None) or ""
         session._names = names
         session._opened_with = session._parameters()
         LiveDrain._newest = session
         return session
 
     def _parameters(self) -> dict[str, Any]:
-        return {name: self._names.get(name) for name in (*NOTEBOOK, *EXTRA)}
+        return {name: self._names.get(name) for name in (*NOTEBOOK, *EXTRA, *self.extra)}
 
     def run(self) -> None:
         """Drain the plan if armed; refuses a digest that is not the plan's."""
@@ -99,13 +98,13 @@ class LiveDrain(Session):
                 "the parameters are not those that this was opened with, or opening it anew "
                 "failed; nothing was changed; run the cell with LiveDrain.open again"
             )
-        if not self.approve:
+        if not (digest := self.given["approve"]):
             return None
         if self.run_dir is None:
             raise RefusedError("approve needs run_dir, the folder with the approved plan")
         if self.planned is None:
             raise RefusedError("run_dir holds no plan; run 02 with this run_dir first")
-        if self.planned.plan.digest != self.approve:
+        if self.planned.plan.digest != digest:
             raise RefusedError("approve is not the digest of this plan; nothing was changed")
         return self.planned
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, ClassVar
 
 from IPython.display import Markdown
 from msgspec import to_builtins
@@ -16,7 +17,7 @@ from ..safe import text
 from ..server import ledger
 from ..server.connection import Server
 from ..settings.kinds import Amount
-from .session import Session, Table, cell, checked, markdown
+from .session import Session, Table, cell, markdown
 
 GROUP_COLUMNS = (
     "undelivered", "lost", "lag reported", "they agree", "pending", "oldest, min", "oldest by",
@@ -29,33 +30,29 @@ AGES = {"oldest, min": "undelivered", "oldest by": "undelivered", "oldest pendin
 class Monitor(Session):
     """Every stream of a pattern, its groups, drains and runs; reads only."""
 
-    extra = ("pattern", "max_backlog", "max_backlog_age_min", "max_lost")
+    extra: ClassVar = {
+        "pattern": (str | None, None), "max_backlog": (Amount, 1000),
+        "max_backlog_age_min": (Amount, 60), "max_lost": (Amount, 0),
+    }  # fmt: skip
     is_of_run = False
 
-    pattern: str | None
-    limits: checks.Limits
-    report: checks.Report
-
-    @classmethod
-    def open(cls, names: Mapping[str, Any]) -> Self:
-        """Open with the notebook's `globals()`."""
-        board = super().open(names)
-        board.pattern = checked(names, "pattern", str | None) or None
-        board.limits = checks.Limits(
-            max_backlog=int(checked(names, "max_backlog", Amount)),
-            max_age_min=checked(names, "max_backlog_age_min", Amount),
-            max_lost=int(checked(names, "max_lost", Amount, 0)),
+    @cached_property
+    def report(self) -> checks.Report:
+        """What `drainkit check` says, as of when it was first asked for."""
+        limits = checks.Limits(
+            max_backlog=int(self.given["max_backlog"]),
+            max_age_min=self.given["max_backlog_age_min"],
+            max_lost=int(self.given["max_lost"]),
         )
-        board.report = checks.check(
-            board.server, board.settings, board.limits, pattern=board.pattern, audits=True
-        )
-        return board
+        pattern = self.given["pattern"] or None
+        return checks.check(self.server, self.settings, limits, pattern=pattern, audits=True)
 
     def _each(self) -> Iterator[Server]:
         """The stream's server; with a pattern that of each stream that was looked at."""
-        if self.pattern is None:
+        if not self.given["pattern"]:
             yield self.server
-        for state in self.report.states if self.pattern else ():
+            return
+        for state in self.report.states:
             with Server.of(self.settings, state["stream"]["name"]) as server:
                 yield server
 

@@ -11,7 +11,7 @@ import ast
 import html
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -33,7 +33,7 @@ from ..settings import NOTEBOOK, Settings, load, shown
 pd.set_option("display.html.use_mathjax", False)  # a plain frame's `$` is no formula either
 SAMPLE_ROWS = 8
 DEFAULT_URL_ENV = "DRAINKIT_REDIS_URL"
-EXTRA = ("redis_url_env", "run_dir", "approve")
+EXTRA = ("redis_url_env", "run_dir")
 GROUP_COLUMNS = (
     "group", "position", "undelivered", "pending", "history", "lost", "lag reported", "consumers",
 )  # fmt: skip
@@ -84,7 +84,7 @@ def groups_frame(state: Mapping[str, Any]) -> Table:
     return Table(pd.DataFrame(rows, columns=[*GROUP_COLUMNS]).set_index("group"))
 
 
-def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
+def check_names(names: Mapping[str, Any], extra: Iterable[str] = ()) -> None:
     """Refuse a name that the notebook's parameters cell does not have: a misspelt one.
 
     What papermill injects stands in a cell of its own, which begins with "# Parameters".
@@ -106,10 +106,10 @@ def check_names(names: Mapping[str, Any], extra: tuple[str, ...] = ()) -> None:
             raise UsageError(f"{name}: no such parameter; check its spelling")
 
 
-def checked(names: Mapping[str, Any], name: str, kind: Any, default: Any = None) -> Any:
+def checked(name: str, value: Any, kind: Any) -> Any:
     """A parameter of one notebook alone, as its kind; a quoted "5" or "false" is understood."""
     try:
-        return TypeAdapter(kind).validate_python(names.get(name, default))
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         why = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(f"{name} {why}") from None
@@ -119,19 +119,16 @@ class Session:
     """Checked parameters, a connection, and the run's folder where there is one."""
 
     mode: ClassVar[str] = "dry-run"
-    extra: ClassVar[tuple[str, ...]] = ()  # parameters of this notebook alone
+    extra: ClassVar[Mapping[str, tuple[Any, Any]]] = {}  # own parameters: kind and default
     is_of_run: ClassVar[bool] = True  # whether it is a step of a run
     adopts_plan: ClassVar[bool] = False  # whether the plan in run_dir says what the settings are
     summary: Summary | None = None  # of a dry run or a live drain
+    given: dict[str, Any]  # the values of `extra`
 
     def __init__(
-        self,
-        settings: Settings,
-        server: Server,
-        run_dir: Path | None,
-        planned: PlanFile | None = None,  # the plan in run_dir
+        self, settings: Settings, server: Server, run_dir: Path | None, planned: PlanFile | None
     ) -> None:
-        self.settings, self.server = settings, server
+        self.settings, self.server = settings, server  # `planned`: the plan in run_dir
         self.run_dir, self.planned = run_dir, planned
         # the run whose folder this is, and its boundary; None: the notebook stands alone
         name = run_dir.name if run_dir else ""
@@ -161,7 +158,10 @@ class Session:
         if cls.is_of_run and folder and is_named and (folder / PLAN).exists():
             planned = PlanFile.load(folder)
             settings = planned.plan.laid_under(settings) if cls.adopts_plan else settings
-        return cls(settings, Server.of(settings), folder, planned)
+        own = {n: checked(n, names.get(n, d), kind) for n, (kind, d) in cls.extra.items()}
+        session = cls(settings, Server.of(settings), folder, planned)
+        session.given = own
+        return session
 
     @cached_property
     def job(self) -> Run:

@@ -162,6 +162,8 @@ def test_a_drain_says_how_far_it_is(valkey: Server, stream: str, cli: Cli) -> No
 
 
 DRAINKIT = shlex.join([sys.executable, "-m", "drainkit"])
+INHERITED = """import os, sys; from drainkit.cli.terminal import safe_streams; safe_streams()
+sys.exit(not all(map(os.get_inheritable, range(3))))"""
 
 
 def shell(cwd: Path, script: str) -> int:
@@ -184,10 +186,12 @@ def events(server: Server, stream: str) -> list[str]:
 def test_a_drain_whose_streams_take_nothing(
     valkey: Server, stream: str, tmp_path: Path, redirect: str, rc: int
 ) -> None:
-    """Full, closed or gone: the drain goes on and ends its books; 1 if they were not printed."""
+    """Full, closed or gone: the drain goes on and ends its books; 1 if they were not printed. What
+    it starts, as kernels, has these streams too: else a pipe of theirs would be in their place."""
     ids = seed(valkey, stream, 400)[100:]
     command = shlex.join(map(str, live(valkey, stream, "--throttle", 2000)))
     assert shell(tmp_path, f"{DRAINKIT} {command} {redirect}") == rc
+    assert shell(tmp_path, f"{shlex.join([sys.executable, '-c', INHERITED])} {redirect}") == 0
     assert len(audit(valkey, stream)) == len(ids)
     assert events(valkey, stream) == ["start", "end"]
 

@@ -23,7 +23,8 @@ NAMES = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_notebooks_are_copied_and_nothing_of_a_persons_is_lost(cli: Cli) -> None:
-    """A folder is made and filled; a file that differs is named and kept, unless --force."""
+    """A folder is made and filled; a file that differs, or a link, is named and kept, unless
+    --force."""
     mine = cli.cwd / "deep" / "mine"
     assert cli("notebooks", mine, "--json").json()["copied"] == NAMES
     for name in NAMES:
@@ -34,7 +35,10 @@ def test_notebooks_are_copied_and_nothing_of_a_persons_is_lost(cli: Cli) -> None
     assert NAMES[0] in cli.fails(4, "notebooks", mine)
     assert (mine / NAMES[0]).read_text() == "my own work"
     assert not (mine / NAMES[1]).exists()
-    assert cli("notebooks", mine, "--force", "--json").json()["copied"] == NAMES[:2]
+    (mine / NAMES[2]).unlink()
+    (mine / NAMES[2]).symlink_to(NAMES[3])
+    assert NAMES[2] in cli.fails(4, "notebooks", mine)
+    assert cli("notebooks", mine, "--force", "--json").json()["copied"] == NAMES[:3]
     assert json.loads((mine / NAMES[0]).read_text())["nbformat"] == 4
     assert cli("notebooks", mine / NAMES[0]).rc == 2
 
