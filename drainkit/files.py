@@ -100,8 +100,12 @@ def _sync_folders(*folders: Path) -> None:
 def _whole(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
     """A file to write into, under another name until the block ends; an error leaves nothing.
 
-    With `new` it never takes another file's place, also not of one that came meanwhile.
+    With `new` it never takes another file's place, also not of one that came meanwhile; nor ever
+    that of a device or a pipe: root could, even of /dev/null.
     """
+    with _told(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "is no plain file")
     with _unfinished(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as (own, handle):
         file = os.fdopen(handle, "wb", closefd=False)
         try:
@@ -178,12 +182,16 @@ class TableWriter:
     """
 
     def __init__(
-        self, path: Path, schema: pa.Schema, *, row_group: int = ROW_GROUP,
-        words: Sequence[str] | None = None, new: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        schema: pa.Schema,
+        *,
+        words: Sequence[str] | None = None,
+        new: bool = False,
+    ) -> None:
         if path.suffix not in (".parquet", ".csv"):
             raise UsageError(f"{path.name}: the name must end in .parquet or .csv")
-        self._path, self._row_group = path, row_group
+        self._path = path
         self._open = self._opened(schema, True if words is None else words, new)
         self._sink: Any = None
         self._tables: list[pa.Table] = []
@@ -222,7 +230,7 @@ class TableWriter:
         self._tables.append(table)
         self._rows += len(table)
         self._bytes += table.nbytes
-        if self._rows >= self._row_group or self._bytes >= ROW_GROUP_BYTES:
+        if self._rows >= ROW_GROUP or self._bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -232,7 +240,8 @@ class TableWriter:
             is_csv = self._path.suffix == ".csv"
             table = _without_formulas(table) if is_csv else table.unify_dictionaries()
             with _told(self._path):
-                self._sink.write_table(table, self._row_group)
+                # the rows beyond are the rest of a page: no row group of their own
+                self._sink.write_table(table, 2 * ROW_GROUP)
 
 
 def _without_formulas(table: pa.Table) -> pa.Table:

@@ -96,14 +96,18 @@ def add_signature(plan_path: Path, digest: str, key: Path) -> tuple[Path, list[s
 
     Raises UsageError for a key that cannot sign, RefusedError if it signed this plan before.
     """
-    before, line = load_signatures(plan_path), f"{digest}\n".encode()
-    block = sign(line, key, OF_PLAN)
-    *keys, own = [signer(line, one, OF_PLAN) for one in [*_blocks(before), block]]
+    before, block = load_signatures(plan_path), sign(f"{digest}\n".encode(), key, OF_PLAN)
+    *keys, own = keys_of(digest, before + block)
     if own in keys:
         raise RefusedError(f"{own} has signed this plan already; it counts once")
     path = signatures_path(plan_path)
     write_bytes(path, before + block)
     return path, [*filter(None, keys), own]
+
+
+def keys_of(digest: str, signatures: bytes) -> list[str]:
+    """The key of each signature; "" of one that is not over the plan's digest."""
+    return [signer(f"{digest}\n".encode(), one, OF_PLAN) for one in _blocks(signatures)]
 
 
 def _blocks(signatures: bytes) -> list[bytes]:

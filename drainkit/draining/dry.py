@@ -55,8 +55,8 @@ def plan_run(
     `pages`: the entries, where they were read already. `on_table` gets each page's decisions too
     (plan.COLUMNS).
     """
-    if path is not None and path.is_dir():
-        raise UsageError(f"--plan {path} is a folder; name a file in it to write to")
+    if path is not None and path.exists() and not path.is_file():  # before the decisions are there
+        raise UsageError(f"--plan {path} is no plain file; name one to write to")
     beside, tally = path and decisions_path(path), plans.Tally()
     takers = [tally.add, *([on_table] if on_table else [])]
 

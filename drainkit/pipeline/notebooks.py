@@ -6,6 +6,8 @@ The SHA-256 of the packaged ones are here, not beside the files, so that an edit
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,8 +87,10 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> dict[st
         files.make_folder(folder)
     for source in sources:
         there, how = folder / source.name, "copied"
-        if there.exists():
-            is_equal = files.file_sha256(there) == files.file_sha256(source)
+        if os.path.lexists(there):
+            is_equal = False
+            with suppress(OSError):  # a link, a folder: it differs
+                is_equal = files.file_sha256(there) == files.file_sha256(source)
             how = "unchanged" if is_equal else "copied" if force else "kept"
         found[source.name] = how
     if (kept := [name for name, how in found.items() if how == "kept"]) and not keep:

@@ -155,7 +155,6 @@ ADDED = {"symbol": ["sym", "payload.signal.symbol"], "confidence": "body.score.v
 SIGNAL = {"signal": {"symbol": "ETHUSDT"}, "at": ISO, "side": "SELL"}
 SCORE = '{"score": {"value": 0.5}}'
 NESTED = {"symbol": "payload.signal.symbol", "confidence": "payload.signal.confidence"}
-ONLY = {"symbol": "sym", "timestamp": "at", "only": True}
 BROKEN = {"timestamp": ID_MS + 60_001, "confidence": 2, "symbol": " "}
 SHAPES = {
     "flat": entry({"symbol": "ETHUSDT", "confidence": "7.5e-01", "ts": OLD_MS}),
@@ -172,17 +171,11 @@ SHAPES = {
     ),
 }  # fmt: skip
 LATEST, PERCENT = b"253402300799999-0", {"confidence_percent": True}
-STAMPS: list[tuple[Any, int]] = [
-    ("1766605798.664912", 1_766_605_798_664_912), (1766605798.664912, 1_766_605_798_664_912),
-    (ID_MS, ID_MS * 1000), (ID_MS * 1000 + 7, ID_MS * 1000 + 7),
-    (ID_MS * 10**6 + 7999, ID_MS * 1000 + 7), (float(ID_MS * 10**6), ID_MS * 1000),
-    ("-1.0000005", -1_000_001), (-1e-113, -1), ("1.766605798664E12", ID_MS * 1000),
-    ("5e-05", 50), (99_999_999_999, 99_999_999_999_000_000), (0, 0),
-    ("2025-12-24", 1_766_534_400_000_000), ("20251224T194958Z", 1_766_605_798_000_000),
-    ("2025-12-24T20:49:58+01:00", 1_766_605_798_000_000),
-    ("2025-12-24T19:49:58.6649129Z", 1_766_605_798_664_912),
-]  # fmt: skip
-NO_STAMPS = [
+STAMPS: list[Any] = [
+    "1766605798.664912", 1766605798.664912, ID_MS, ID_MS * 1000 + 7, ID_MS * 10**6 + 7999,
+    float(ID_MS * 10**6), "-1.0000005", -1e-113, "1.766605798664E12", "5e-05", 99_999_999_999, 0,
+    "2025-12-24", "20251224T194958Z", "2025-12-24T20:49:58+01:00", "2025-12-24T19:49:58.6649129Z",
+    # and what is no time
     None, True, "", "soon", "1" * 21, 10**20, 1e300, " 1766605798", "1_766", "2025-13-01", [ISO],
     "0001-01-01T00:00:00+05:00", "2016-12-31T23:59:60Z", "1e9999", "\uff11" * 10, "inf", "+", ".",
     "2025-12-24T19:49:58Z" + " " * 60, "2025-12-24T19:49.5Z", "2025-12-24 19.5",
@@ -197,14 +190,6 @@ PERCENTAGES: list[tuple[Any, float | None]] = [
 # claim: [(entry, [fields], what it gives, or why it is invalid)]
 Case = tuple[list[Any], dict[str, Any], dict[str, Any] | str]
 CLAIMS: dict[str, list[Case]] = {
-    "ISO 8601 and epoch s, ms, us and ns give whole microseconds, rounded down": [
-        (payload({**GOOD, "timestamp": stamp}, entry_id=LATEST), {},
-         {"time_us": time_us, "time_source": "timestamp"}) for stamp, time_us in STAMPS
-    ],
-    "what cannot be read as a time makes no event invalid: the id's time counts": [
-        (payload({**GOOD, "timestamp": stamp}), {},
-         {"time_us": ID_MS * 1000, "time_source": "entry_id", "valid": True}) for stamp in NO_STAMPS
-    ],
     "a timestamp can only make an event older; more than 60 s after the id it is invalid": [
         (payload({**GOOD, "timestamp": ID_MS * 1000 + ahead_us}), {},
          {"time_us": ID_MS * 1000 + min(ahead_us, 0), "valid": ahead_us <= 60_000_000,
@@ -249,15 +234,7 @@ CLAIMS: dict[str, list[Case]] = {
          {"symbol": "ETHUSDT", "confidence": 0.5, "side": "SELL"}),
         (payload(SIGNAL, body=SCORE, **{"payload.signal.symbol": "LITERAL"}), ADDED,
          {"symbol": "LITERAL"}),
-        (payload({**SIGNAL, "sym": "FIRST"}, body=SCORE), ADDED, {"symbol": "FIRST"}),
-        (entry(GOOD), ADDED, {"symbol": "BTCUSDT"}),
-        (payload(SIGNAL, body='{"score":1}', confidence="0.9"), ADDED, {"confidence": 0.9}),
         (entry({**GOOD, "body": "["}), ADDED, "mapped field is not JSON in UTF-8"),
-    ],
-    "only = true replaces the usual names of what is named, and of nothing else": [
-        (entry(GOOD), ONLY, "symbol missing"),
-        (entry({**GOOD, "sym": "X", "at": ISO, "ts": 5}), ONLY,
-         {"symbol": "X", "confidence": 0.75, "time_us": ID_MS * 1000}),
     ],
     "one [fields] for a nested signal reads all shapes, with the true age": [
         (raw, NESTED, {"symbol": "ETHUSDT", "confidence": 0.75, "time_us": OLD_MS * 1000})
@@ -275,6 +252,15 @@ CLAIMS: dict[str, list[Case]] = {
          {"symbol": "A", "confidence": 0.5, "valid": False}),
     ],
 }  # fmt: skip
+
+
+def test_each_form_of_a_time_is_read_or_makes_no_event_invalid() -> None:
+    """ISO 8601 and epoch s, ms, us and ns give whole microseconds, rounded down, as the reference
+    reads them; by what is no time the id's time counts."""
+    for stamp in STAMPS:
+        raw = payload({**GOOD, "timestamp": stamp}, entry_id=LATEST)
+        assert one(raw) == reference.event(raw), stamp
+        assert one(raw).valid
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

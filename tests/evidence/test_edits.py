@@ -294,6 +294,16 @@ def test_what_was_not_edited_is_well(evidence: Evidence, cli: Cli) -> None:
         (evidence / LIVE / "after.json").write_text("{}")
 
 
+def test_a_sealed_plan_is_approved_where_it_lies(evidence: Evidence) -> None:
+    """A dry run's folder stays as it was sealed when others sign its plan; what is no signature of
+    that plan is named."""
+    folder = evidence / DRY
+    add_signature(folder, plan_of().digest, evidence.keys / "ann")
+    assert [evidence.by(letter) for letter in "osk"] == [[], [], []]
+    shutil.copy(evidence / SIGNED / SIG, folder / "plan.json.sig")
+    assert evidence.by("o") == ["added: plan.json.sig"]
+
+
 @pytest.mark.parametrize("what", CONTENT)
 def test_an_edit_is_named(evidence: Evidence, what: str) -> None:
     """With sums made anew by the statement; with statement, sums and chain made anew by the ledger

@@ -78,14 +78,3 @@ def test_schedulers_do_not_retry_what_was_refused() -> None:
     assert re.search(r"if code in \(2, 4\):.*\s+raise AirflowFailException", task)
     job = json.loads((EXAMPLES / "jupyter-scheduler.json").read_text())
     assert all(isinstance(ast.literal_eval(v), str) for v in job["parameters"].values())
-
-
-def test_the_containers_steps_are_the_projects() -> None:
-    """Files that exist, a Python of the classifiers, no root."""
-    text = re.sub(r"(?m)^#.*\n", "", (EXAMPLES / "Containerfile").read_text())
-    for version in re.findall(r"(?m)^FROM .*python:([\d.]+)-slim", text):
-        assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
-    for stage in re.split(r"(?m)^FROM ", text)[2:]:
-        assert re.findall(r"(?m)^USER .*", stage)[-1] == "USER 10001"
-    for sources in re.findall(r"(?m)^COPY (?!--from)(.*) \S+$", text):
-        assert all((ROOT / source).exists() for source in sources.split())
