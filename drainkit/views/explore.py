@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -147,8 +148,22 @@ class Exploration:
         decisions = decide(self._events, self.policy, self._analysis.moments_us())
         counts = np.bincount(decisions.action, minlength=len(ACTIONS)).tolist()
         events = dict(zip(ACTIONS, counts, strict=True))
-        self.counts.value = macros().counts(events, len(self._events))
+        shown = str(macros().counts(events, len(self._events)))
+        self.counts.value = shown + self._command()
         return decisions
+
+    def _command(self) -> str:
+        """The limits chosen as a command line, where one can say them."""
+        settings, symbols = self._analysis.settings, self.symbols.value.strip()
+        if settings.allowlist is not None and not symbols:
+            return ""  # an allowlist of a file or a variable stays
+        age, confidence = self.age.value, self.confidence.value
+        options = [f"--max-age-min={age:.15g}", f"--min-conf={confidence:.15g}"]
+        for name in ("stream", "consumer_group", "scope"):
+            if (value := getattr(settings, name)) != type(settings).model_fields[name].default:
+                options.append(f"--{name.replace('_', '-')}={value}")
+        options += [f"--allowlist={symbols}"] if symbols else []
+        return f"<pre>{html.escape(shlex.join(['drainkit', 'run', *options]))}</pre>"
 
     def _row_chosen(self, change: Any) -> None:
         if change["new"]:

@@ -163,6 +163,7 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
         f"!document.querySelector('tr[data-action=drained_ok]').innerText.includes('{before:,}')"
     )
     assert passing(page) > before
+    assert page.locator(".drainkit-shown pre").first.inner_text().startswith("drainkit run ")
     # the table follows the slider: its rows are made anew
     expect(page.locator("tr.before")).to_have_count(0, timeout=60_000)
     page.wait_for_timeout(2000)

@@ -426,13 +426,16 @@ def test_a_million_events_follow_a_slider_at_once(frame: pd.DataFrame) -> None:
 
 def test_a_typed_allowlist_is_held_against_the_rules(frame: pd.DataFrame, tmp_path: Path) -> None:
     """As long as it is as it was given, a file's symbols stay; what is no symbol is refused, as
-    text."""
+    text. The limits stand there as a command, unless none could say them."""
     given = f"@{tmp_path}/allowed"
     (tmp_path / "allowed").write_text("BTCUSDT\n")
     policy = Policy(30.5, frozenset({"BTCUSDT"}), 0.123456789)
     shown = explored(frame, policy, allowlist=given)
     assert shown.policy == policy
+    line = f"drainkit run --max-age-min=30.5 --min-conf=0.123456789 --allowlist={given}"
+    assert f"<pre>{line}</pre>" in shown.counts.value
     shown.symbols.value = "<b>a b</b>"
     assert "&lt;b&gt;a b&lt;/b&gt; is not a symbol" in shown.counts.value
     shown.symbols.value = ""
     assert shown.policy.allowlist is None
+    assert "<pre>" not in shown.counts.value
