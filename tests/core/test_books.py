@@ -32,7 +32,7 @@ from drainkit.settings import build
 
 Rows = list[tuple[str, str]]
 books = st.dictionaries(
-    st.integers(1, 99).map(lambda n: f"{n}-0"), st.sampled_from(ACTIONS), min_size=1, max_size=9
+    st.integers(1, 12).map(lambda n: f"{n}-0"), st.sampled_from(ACTIONS), min_size=1, max_size=9
 )
 sizes = st.lists(st.integers(1, 4), min_size=10, max_size=10)
 
