@@ -47,27 +47,10 @@ if TYPE_CHECKING:
     from .settings import load as load_settings
 
 __all__ = [
-    "ACTIONS",
-    "Decoder",
-    "DrainkitError",
-    "Events",
-    "IdRange",
-    "Policy",
-    "RefusedError",
-    "Server",
-    "Settings",
-    "Summary",
-    "UnreachableError",
-    "UsageError",
-    "decide",
-    "dry_run",
-    "load_range",
-    "load_settings",
-    "new_run_id",
-    "ranges",
-    "resolve",
-]
-
+    "ACTIONS", "Decoder", "DrainkitError", "Events", "IdRange", "Policy", "RefusedError", "Server",
+    "Settings", "Summary", "UnreachableError", "UsageError", "decide", "dry_run", "load_range",
+    "load_settings", "new_run_id", "ranges", "resolve",
+]  # fmt: skip
 _HOMES = {
     "core.events": ("Decoder", "Events"),
     "core.policy": ("ACTIONS", "Policy", "decide"),

@@ -9,26 +9,32 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+
+class _Late:
+    """A module that is imported when something of it is first used: often none is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        found = getattr(import_module(self._name), attribute)
+        setattr(self, attribute, found)  # from now on it is simply there
+        return found
+
+
+def late(package: str, *names: str) -> list[Any]:
+    """Modules of a package of drainkit, imported when something of them is first used."""
+    return [_Late(f"{package}.{name}") for name in names]
+
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
 else:
-
-    class _Late:
-        """A package that is imported when something of it is first used: often none is."""
-
-        def __init__(self, name: str) -> None:
-            self._name = name
-
-        def __getattr__(self, attribute: str) -> Any:
-            found = getattr(import_module(self._name), attribute)
-            setattr(self, attribute, found)  # from now on it is simply there
-            return found
-
     pd, pa, pc = _Late("pandas"), _Late("pyarrow"), _Late("pyarrow.compute")
 
-__all__ = ["collection_paused", "give_back_buffers", "give_back_freed", "pa", "pc", "pd"]
+__all__ = ["collection_paused", "give_back_buffers", "give_back_freed", "late", "pa", "pc", "pd"]
 
 
 @contextmanager

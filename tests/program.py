@@ -32,7 +32,7 @@ PRELOADED = (
     "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining", "drainkit.cli.operations",
     "drainkit.draining.live", "drainkit.draining.dry", "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.events", "drainkit.operations.maintenance",
-    "drainkit.operations.first", "prometheus_client",
+    "drainkit.operations.state", "prometheus_client",
     "drainkit.pipeline.report", "drainkit.pipeline.runner", "drainkit.pipeline.kernels", "jinja2",
     KERNELS, "drainkit.views.analyse_backlog", "drainkit.views.dry_run",
     "drainkit.views.live_drain", "drainkit.views.verify", "nbclient", "pandas",

@@ -15,15 +15,29 @@ from typing import TYPE_CHECKING, Any
 import click
 from click import Argument, Option
 
+from .. import files, signing
 from ..errors import UsageError
+from ..late import late
+from ..settings import Settings, config_variable, kernel_variables, load
 from . import BLAS_THREADS, IS_BLAS_GIVEN
 from .draining import run_and_tell
 from .program import AUDIT, COMMON, GROUP, POLICY, WHERE, YES, command, connected, setting
 from .terminal import Table, confirm, emit, plan_rows, tell, tell_error
 
 if TYPE_CHECKING:
-    from ..demo import EmbeddedServer
-    from ..settings import Settings
+    from .. import demo as sample
+    from ..core import values
+    from ..draining import plan_files
+    from ..evidence import seal
+    from ..evidence import verify as evidence
+    from ..operations import events, state
+    from ..pipeline import notebooks as books
+    from ..server import connection
+else:
+    sample, values, plan_files = late("drainkit", "demo", "core.values", "draining.plan_files")
+    seal, evidence = late("drainkit.evidence", "seal", "verify")
+    events, state = late("drainkit.operations", "events", "state")
+    books, connection = late("drainkit", "pipeline.notebooks", "server.connection")
 
 _LEDGER = [Option(["--redis-url"], metavar="URL", help="Also ask this server's run ledger."),
            *setting("stream")]  # fmt: skip
@@ -31,8 +45,6 @@ _LEDGER = [Option(["--redis-url"], metavar="URL", help="Also ask this server's r
 
 def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
     """The stream whose ledger a server is asked for, as the settings say where none is given."""
-    from ..settings import load
-
     return () if redis_url is None else (load({} if stream is None else {"stream": stream}).stream,)
 
 
@@ -50,8 +62,6 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
     streams that the runs name, and of --stream. With --checkpoint the chain must hold the run that
     FILE names at its place; where all is well FILE is written, or moves on to the newest run.
     """
-    from ..evidence import verify as evidence
-
     found = evidence.verify(path, redis_url, allowed_signers,
                             streams=_streams(redis_url, stream), checkpoint=checkpoint)  # fmt: skip
     runs = len(found.findings.keys() - {"chain"})
@@ -75,9 +85,6 @@ def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | N
     Live runs without evidence (a plain drain, or a folder that is gone) are in the ledgers that
     --redis-url asks: those of the streams that the runs name, and of --stream.
     """
-    from .. import files
-    from ..evidence import verify as evidence
-
     found, odd = evidence.runs(reports, redis_url, _streams(redis_url, stream))
     for line in odd:
         tell_error(line)
@@ -98,13 +105,10 @@ def show(ids: tuple[str, ...], **flags: Any) -> None:
       drainkit show 1766602826755-0
       drainkit show 1766602826755-0 --allowlist BTCUSDT --as-of 2025-12-24T19:49:58Z --json
     """
-    from ..core.values import iso
-    from ..operations import events
-
     with connected(flags) as (settings, server):
         lens = events.Lens.of(server, settings)
         found = events.show(server, settings, lens.policy, ids, now_us=lens.at_us)
-    data = {"stream": settings.stream, "decided_at": iso(lens.at_us),
+    data = {"stream": settings.stream, "decided_at": values.iso(lens.at_us),
             "policy": lens.policy.as_dict(), "entries": found}  # fmt: skip
     head = ("part", "name", "value")
     emit(data, *(Table(head, events.rows_of(one), one["id"]) for one in found))
@@ -121,8 +125,6 @@ def diff(first: str, second: str) -> None:
       drainkit diff monday.json tuesday.json
       drainkit diff reports/20260101T000000Z-dry-run-abc123 reports/20260101T000500Z-live-def456
     """
-    from ..draining import plan_files
-
     found = plan_files.compare(*(plan_files.read_side(Path(path)) for path in (first, second)))
     emit(found, *plan_files.as_text(found).splitlines())
 
@@ -141,15 +143,12 @@ def approve(plan: Path, sign_key: Path, yes: bool) -> None:
     Example:
       drainkit approve plan.json --sign-key ~/.ssh/id_ed25519
     """
-    from ..draining.plan_files import PlanFile
-    from ..signing import add_signature
-
-    found = PlanFile.load(plan).plan
+    found = plan_files.PlanFile.load(plan).plan
     made = f"{found.created_at} by {found.run_id}, at {found.server}"
     rows = [*plan_rows(found), ("Made", made), ("Digest", found.digest)]
     tell(Table((), rows, "Plan"), err=True)
     confirm("Approve this plan?", yes, "this signs the plan")
-    path, keys = add_signature(plan, found.digest, sign_key)
+    path, keys = signing.add_signature(plan, found.digest, sign_key)
     data = {"plan": str(plan), "plan_digest": found.digest, "signatures": str(path), "keys": keys}
     many = "signatures" if len(keys) > 1 else "signature"
     emit(data, f"Approved {found.digest} by {keys[-1]}: {path} holds {len(keys)} {many}.")
@@ -160,17 +159,13 @@ def approve(plan: Path, sign_key: Path, yes: bool) -> None:
 _FOLDER, _DEMO_REPORTS = "drainkit-notebooks", "demo-reports"
 
 
-def _filled(embedded: EmbeddedServer, reports_dir: str) -> Settings:
+def _filled(embedded: sample.EmbeddedServer, reports_dir: str) -> Settings:
     """The demo's settings, once the server holds the sample backlog; shows its state."""
-    from .. import demo
-    from ..operations.state import as_text, baseline
-    from ..server.connection import Server
-
-    settings = demo.settings_of(embedded.url, reports_dir)
-    with Server.of(settings) as server:
-        demo.fill(server, stream=settings.stream, group=settings.consumer_group,
-                  consumer=settings.consumer_name)  # fmt: skip
-        tell(*as_text(baseline(server)), "", err=True)
+    settings = sample.settings_of(embedded.url, reports_dir)
+    with connection.Server.of(settings) as server:
+        sample.fill(server, stream=settings.stream, group=settings.consumer_group,
+                    consumer=settings.consumer_name)  # fmt: skip
+        tell(*state.as_text(state.baseline(server)), "", err=True)
     return settings
 
 
@@ -179,19 +174,16 @@ def _filled(embedded: EmbeddedServer, reports_dir: str) -> Settings:
          *COMMON)  # fmt: skip
 def demo(reports_dir: str, serve: bool) -> int:
     """See it work: a sample backlog on a server of its own, through the whole pipeline."""
-    from ..demo import ALLOWLIST, EmbeddedServer
-    from ..pipeline.notebooks import check_installed
-
     if not serve:
-        check_installed()
-    with EmbeddedServer() as embedded:
+        books.check_installed()
+    with sample.EmbeddedServer() as embedded:
         settings = _filled(embedded, reports_dir)
         if not serve:
             return run_and_tell(settings, yes=True)
         at = f"--redis-url {shlex.quote(embedded.url)}"
         # the sample's dead consumers are a moment old
-        run = (f"drainkit run {at} --allow-active-consumers --allowlist {','.join(ALLOWLIST[:3])} "
-               f"--reports-dir {_DEMO_REPORTS}")  # fmt: skip
+        run = (f"drainkit run {at} --allow-active-consumers --allowlist "
+               f"{','.join(sample.ALLOWLIST[:3])} --reports-dir {_DEMO_REPORTS}")  # fmt: skip
         commands = [f"drainkit status {at}", f"drainkit lab {at}", run,
                     f"{run} --mode live --throttle 100 --max-events all"]  # fmt: skip
         data = {"redis_url": embedded.url, "stream": settings.stream, "next": commands}
@@ -214,9 +206,7 @@ def notebooks(folder: str, force: bool) -> None:
       drainkit notebooks my-notebooks
       drainkit run --notebooks-dir my-notebooks
     """
-    from ..pipeline.notebooks import copy_to
-
-    done = copy_to(Path(folder), force=force)
+    done = books.copy_to(Path(folder), force=force)
     data = {how: [name for name, one in done.items() if one == how]
             for how in ("copied", "unchanged")}  # fmt: skip
     last = f"{folder} holds all notebooks. drainkit lab {shlex.quote(folder)} opens them."
@@ -251,42 +241,33 @@ def lab(folder: str, is_demo: bool, sealed: str | None, **flags: Any) -> None:
       drainkit lab my-notebooks -- --port=9999
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
-    from ..evidence.seal import is_sealed
-    from ..pipeline.notebooks import check_installed, copy_to, of_sealed
-    from ..settings import config_variable, kernel_variables
-
-    check_installed()
+    books.check_installed()
     further: list[str] = click.get_current_context().obj
     others = [*flags.values(), sealed if is_demo else None]
     if (is_demo or sealed is not None) and any(value is not None for value in others):
         alone = "--demo" if is_demo else "--run"
         raise UsageError(f"{alone} has settings of its own; leave the others out")
-    if sealed is not None and not is_sealed(sealed):
+    if sealed is not None and not seal.is_sealed(sealed):
         raise UsageError(f"--run {sealed} is not a sealed run; name its folder or URL")
     variables: dict[str, str] = {}
     with ExitStack() as stack:
         if is_demo:
-            from ..demo import EmbeddedServer
-
             for name in [name for name in os.environ if name.startswith("DRAINKIT_")]:
                 del os.environ[name]  # the demo's settings are all there is
-            embedded = stack.enter_context(EmbeddedServer())
+            embedded = stack.enter_context(sample.EmbeddedServer())
             variables = kernel_variables(_filled(embedded, _DEMO_REPORTS))
             embedded.outlive_exec()
         elif sealed is None:
             with connected(flags) as (settings, _):  # before a person waits for a browser
                 variables = config_variable() | kernel_variables(settings)
-        for name, how in copy_to(Path(folder), keep=True).items():
+        for name, how in books.copy_to(Path(folder), keep=True).items():
             if how == "kept":
                 tell(f"{name} in {folder} was changed, and stays as it is", err=True)
         if sealed is not None:
-            further.append(of_sealed(sealed, Path(folder)))
+            further.append(books.of_sealed(sealed, Path(folder)))
         os.environ.update(variables)
         if not IS_BLAS_GIVEN:
             os.environ.pop(BLAS_THREADS, None)
-        if os.geteuid() == 0 and "--allow-root" not in further:
-            tell("JupyterLab refuses root: be another user, or end the command with "
-                 "-- --allow-root", err=True)  # fmt: skip
         os.chdir(folder)
         # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
         program = [sys.executable, "-P", "-m", "jupyterlab", *further]

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click import Option
 
+from .. import signing
 from ..errors import InterruptedRunError, UsageError
+from ..late import late
 from ..safe import address, one_line
 from . import terminal
 from .program import DRAIN, GROUP, POLICY, WHERE, command, connected, setting, settings_of
@@ -26,11 +28,23 @@ from .terminal import Block, Progress, Table, confirm, emit, signals, tell, tell
 if TYPE_CHECKING:
     import threading
 
-    from ..core.plan import Plan
-    from ..draining.plan_files import PlanFile
-    from ..draining.run import Run
-    from ..pipeline.kernels import Kernels
+    from ..core import fields as field_rules
+    from ..core import plan as plans
+    from ..core import summary as books
+    from ..draining import dry, live, plan_files
+    from ..draining import run as runs
+    from ..operations import checks, events, state
+    from ..pipeline import folder, kernels, notebooks, runner
+    from ..server import connection, scopes
     from ..settings import Settings
+else:
+    field_rules, books = late("drainkit.core", "fields", "summary")
+    dry, live, runs = late("drainkit.draining", "dry", "live", "run")
+    checks, events, state = late("drainkit.operations", "checks", "events", "state")
+    folder, kernels, notebooks, runner = late(
+        "drainkit.pipeline", "folder", "kernels", "notebooks", "runner"
+    )
+    connection, scopes = late("drainkit.server", "connection", "scopes")
 
 
 @command(Option(["-v", "--all", "is_all"], is_flag=True, help="All groups, and newest entries."),
@@ -45,14 +59,11 @@ def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
       drainkit status --allowlist BTCUSDT,ETHUSDT
       drainkit status --watch 5
     """
-    from ..operations.first import as_lines, first_screen, next_command
-    from ..operations.state import as_text
-
     with connected(flags) as (settings, server):
         while True:
-            found, odd = first_screen(server, settings)
-            lines = as_lines(found, settings)
-            if sys.stdout.isatty():  # 14 rows, however long the names are; these may have two each
+            found = checks.first_screen(server, settings)
+            lines = checks.as_lines(found, settings)
+            if sys.stdout.isatty():  # 15 rows, however long the names are; these may have two each
                 two = ("CRITICAL", "WARNING", "UNKNOWN", "Running", "Would pass")
                 width = shutil.get_terminal_size().columns
                 rows = (textwrap.wrap(line, width, max_lines=1 + line.startswith(two),
@@ -62,13 +73,11 @@ def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
                 click.clear()  # in place; nothing happens where there is no terminal
             emit(found, *lines)
             if not terminal.wants_json():
-                step, why = next_command(found, settings)
+                step, why = checks.next_command(found, settings)
                 # as it is: a command that is broken into lines cannot be pasted
                 click.echo(f"Next ({why}): drainkit {step}{_as_given(step, flags)}")
                 if is_all:
-                    drains = [drain["line"] for drain in found["running_drains"]]
-                    wrong = ["", *terminal.fields_blocks(odd)] if odd else []
-                    tell("", *as_text(found), *drains, *wrong)
+                    tell("", *state.as_text(found), *(d["line"] for d in found["running_drains"]))
             if watch_sec is None:
                 return
             sys.stdout.flush()
@@ -77,32 +86,25 @@ def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
 
 def _as_given(command: str, flags: dict[str, Any]) -> str:
     """The options that were given to `status`, for the command that it names; no password."""
-    from ..settings import outside
-
     is_same = command.startswith(("run", "status"))
     names = [n for n in flags if is_same or n in ("redis_url", "stream", "env")]
-    given = {f"--{outside(name)}": str(flags[name]) for name in names if flags[name]}
+    given = {f"--{name.replace('_', '-')}": str(flags[name]) for name in names if flags[name]}
     if address(url := given.get("--redis-url", "")) != url:
         del given["--redis-url"]  # a login, or options, that are not to be shown
-    return "".join(
-        f" {option} {shlex.quote(one_line(value, 4096))}"
-        for option, value in given.items()
-        if option not in command
-    )
+    words = (f"{option} {shlex.quote(one_line(value, 4096))}"
+             for option, value in given.items() if option not in command)  # fmt: skip
+    return " ".join(["", *words])
 
 
 @command(*GROUP, *WHERE)
 def fields(**flags: Any) -> None:
     """Which fields the backlog's events have, which are chosen, and a [fields] that was tried.
 
-    It looks at up to 500 entries, spread over all that is undelivered. The lines for drainkit.toml
+    It looks at some 5,000 entries from all over what is undelivered. The lines for drainkit.toml
     are tried on them by the decoder that a drain uses; lines that mend nothing are left out.
     """
-    from ..core.fields import examine
-    from ..operations.first import sample
-
     with connected(flags) as (settings, server):
-        found = examine(sample(server, settings), settings.fields)
+        found = field_rules.examine(events.sample(server, settings), settings.fields)
     emit({"stream": settings.stream, **vars(found)}, *terminal.fields_blocks(found))
 
 
@@ -117,26 +119,21 @@ def drain(yes: bool, **flags: Any) -> int:
       drainkit drain --mode dry-run --plan plan.json && \\
       drainkit drain --mode live --yes --plan plan.json
     """
-    from ..draining import dry
-    from ..draining.run import check, opened
-
     settings = settings_of(flags)
     if settings.mode == "live" and not (yes or sys.stdin.isatty()):
         confirm("", yes)
-    with opened(settings) as run, closing(Progress()) as progress:
+    with runs.opened(settings) as run, closing(Progress()) as progress:
         if run.planned is None and (until := run.settings.until) != settings.until:
             tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
-            from ..draining import live
-
             seen = dry.check_run(run) if yes else None
             if not yes:
-                check(run)  # what would be refused is refused before a long look
+                runs.check(run)  # what would be refused is refused before a long look
                 if run.planned:
                     plan, notes = run.planned.plan, run.planned.notes()
                 else:
-                    books, plan = dry.plan_run(run.rehearsal(), None)
-                    notes = books.notes or []
+                    found, plan = dry.plan_run(run.rehearsal(), None)
+                    notes = found.notes or []
                 dry.check_readable(run.settings, plan.total_read, plan.unreadable)
                 _question(run, plan, notes, yes=False)
             with signals() as stopping:
@@ -152,23 +149,20 @@ def drain(yes: bool, **flags: Any) -> int:
     return summary.exit_code or 0
 
 
-def _question(run: Run, plan: Plan, notes: list[str], *, yes: bool) -> None:
+def _question(run: runs.Run, plan: plans.Plan, notes: list[str], *, yes: bool) -> None:
     """Show what a live drain of this plan would do, and where; then ask.
 
     A run with a plan applies just this one; otherwise it decides again, at each event's turn.
     """
-    from ..core.summary import approvers_words, entries_words
-    from ..server import scopes
-
     server, wanted, left = run.server, run.settings.approval, scopes.left(run.server, run.scope)
     no_plan = "none: decided again at each event's turn (--plan binds a drain to a dry run)"
     rows = [
         ("Server", f"{server.info.kind} {server.info.version} at {server.shown_url}"),
         ("Keeps", "; ".join(scopes.keeping_words(scopes.keeping(server)))),
-        *terminal.plan_rows(plan, entries_words(plan.scope, left.fresh, left.own)),
+        *terminal.plan_rows(plan, books.entries_words(plan.scope, left.fresh, left.own)),
         *(("Note", note) for note in notes),
         ("Digest", plan.digest if run.planned else no_plan),
-        ("Approved by", approvers_words(run.approvers, wanted.required) if wanted else ""),
+        ("Approved by", books.approvers_words(run.approvers, wanted.required) if wanted else ""),
     ]
     tell(Table((), [row for row in rows if row[1]], "Live drain"), err=True)
     confirm(
@@ -203,22 +197,16 @@ def run(yes: bool, if_backlog_over: int | None, sign_key: Path | None, closed: P
       drainkit run --mode live --yes --all-streams 'quantum:stream:*' --dask local
       drainkit run --reports-dir s3://bucket/reports
     """
-    from .. import signing
-    from ..draining import dry
-    from ..pipeline.notebooks import check_installed
-
     settings = settings_of(flags)
     if sign_key is not None:  # one that cannot is refused before the drain
         signing.sign(b"", sign_key, signing.OF_STATEMENT)
     if closed is not None:
-        from ..pipeline.folder import close
-
-        result = close(settings, closed, sign_key=sign_key)
+        result = folder.close(settings, closed, sign_key=sign_key)
         code = _tell_run(result)
         # done when the folder is sealed now, whatever the run's own outcome was
         is_sealed = "://" in result["evidence"] or (closed / "statement.json").exists()
         return 0 if is_sealed else code
-    check_installed()
+    notebooks.check_installed()
     if settings.mode == "live" and not (yes or sys.stdin.isatty()):
         confirm("", yes)
     if pattern is not None:
@@ -243,47 +231,41 @@ def run_and_tell(settings: Settings, *, yes: bool, sign_key: Path | None = None)
 def _tell_run(result: dict[str, Any]) -> int:
     page = f"{result['evidence']}/report.html"
     is_there = "://" in page or Path(page).exists()
-    lines = [*terminal.report(result), *([f"Report: {page}"] if is_there else [])]
     if result.get("error"):
         tell_error(result["error"])
-    emit(result, *lines)
+    emit(result, *terminal.report(result), *([f"Report: {page}"] if is_there else []))
     return int(result.get("exit_code") or 0)
-
-
-def _approve(run: Run, planned: PlanFile, *, yes: bool) -> None:
-    """Refuses a plan that the limits hold back, or a person."""
-    from ..draining import dry
-
-    if yes:
-        dry.check_planned(run.server, run.settings, planned)
-    else:
-        plan = planned.plan
-        dry.check_readable(run.settings, plan.total_read, plan.unreadable)
-    try:  # a signal, or the end of the input, ends the question at once
-        with signals(terminal.interrupt):
-            _question(replace(run, planned=planned), planned.plan, planned.notes(), yes=yes)
-    except (click.Abort, KeyboardInterrupt):
-        raise InterruptedRunError("interrupted at the question; nothing was drained") from None
 
 
 def _run_notebooks(
     settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: Path | None,
-    kernels: Kernels | None = None,
+    kernels: kernels.Kernels | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One stream's run; its run.json."""
-    from ..pipeline import runner
+
+    def on_line(line: str) -> None:
+        if line.startswith("running "):
+            progress.close()
+            tell(line, err=True)
+        progress.show(line)
+
+    def approve(run: runs.Run, planned: plan_files.PlanFile) -> None:
+        """Refuses a plan that the limits hold back, or a person."""
+        plan = planned.plan
+        if yes:
+            dry.check_planned(run.server, run.settings, planned)
+        else:
+            dry.check_readable(run.settings, plan.total_read, plan.unreadable)
+        try:  # a signal, or the end of the input, ends the question at once
+            with signals(terminal.interrupt):
+                _question(replace(run, planned=planned), plan, planned.notes(), yes=yes)
+        except (click.Abort, KeyboardInterrupt):
+            raise InterruptedRunError("interrupted at the question; nothing was drained") from None
 
     with closing(Progress()) as progress:
-
-        def on_line(line: str) -> None:
-            if line.startswith("running "):
-                progress.close()
-                tell(line, err=True)
-            progress.show(line)
-
         return runner.run(
-            settings, confirm=partial(_approve, yes=yes), on_line=on_line, stopping=stopping,
-            sign_key=sign_key, kernels=kernels,
+            settings, confirm=approve, on_line=on_line, stopping=stopping, sign_key=sign_key,
+            kernels=kernels,
         )[0]  # fmt: skip
 
 
@@ -291,9 +273,6 @@ def _run_many(
     settings: Settings, pattern: str, cluster: str | None, *, sign_key: Path | None, yes: bool
 ) -> int:
     """Run each stream of the pattern, print all together; the worst exit code."""
-    from ..pipeline import kernels, runner
-    from ..server.connection import Server
-
     for flag, given in (("--plan", settings.plan), ("--audit-stream", settings.audit_stream)):
         if given is not None:
             raise UsageError(f"{flag} belongs to one stream; leave out --all-streams")
@@ -302,7 +281,7 @@ def _run_many(
             raise UsageError("--sign-key: the key is not where Dask runs; leave out --dask")
         if settings.mode == "live":
             confirm(f"Drain every stream of {pattern} without being asked again?", yes)
-    with Server.of(settings, anywhere=True) as server:
+    with connection.Server.of(settings, anywhere=True) as server:
         streams, ended = runner.streams_of(server, settings, pattern)
     for outcome in ended:
         tell(f"{outcome['stream']}: {outcome['error']}", err=True)

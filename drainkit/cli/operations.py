@@ -1,4 +1,4 @@
-"""Commands between drains: check, stop, resume, consumers, trim, export, restore, acl."""
+"""Commands between drains: check, stop, resume, consumers, trim, export, acl."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ import click
 from click import Argument, Option
 
 from ..errors import DrainkitError, UsageError
-from .program import (
-    AUDIT,
-    GROUP,
-    OPERATOR,
-    SCOPE,
-    WHERE,
-    YES,
-    command,
-    connected,
-    settings_of,
-)
+from ..late import late
+from ..safe import one_line
+from .program import AUDIT, GROUP, OPERATOR, SCOPE, WHERE, YES, command, connected, settings_of
 from .terminal import Table, confirm, emit, signals, tell_error, wants_json
 
 if TYPE_CHECKING:
-    from ..server.connection import Server
-    from ..server.ledger import Entry
+    from ..core import values
+    from ..operations import checks, events, maintenance
+    from ..server import connection, keys, ledger, reading, scopes, writing
+else:
+    (values,) = late("drainkit.core", "values")
+    checks, events, maintenance = late("drainkit.operations", "checks", "events", "maintenance")
+    connection, keys, ledger, reading, scopes, writing = late(
+        "drainkit.server", "connection", "keys", "ledger", "reading", "scopes", "writing"
+    )
 
 _FOR_SWITCH = frozenset({"redis_url", "stream", "operator"})
 
@@ -42,10 +41,9 @@ def _number(value: str) -> float:
 
 
 def _limit(name: str, default: int | None, text: str) -> Option:
+    kind, metavar = (_number, "MIN") if name.endswith("-min") else (click.IntRange(min=0), "N")
     shown = text if default is None else f"{text} [{default}]"
-    if name.endswith("-min"):
-        return Option([name], type=_number, default=default, metavar="MIN", help=shown)
-    return Option([name], type=click.IntRange(min=0), default=default, metavar="N", help=shown)
+    return Option([name], type=kind, default=default, metavar=metavar, help=shown)
 
 
 @command(_limit("--max-backlog", 1000, "Entries undelivered, per group."),
@@ -59,12 +57,8 @@ def _limit(name: str, default: int | None, text: str) -> Option:
          AUDIT,
          Option(["--format", "form"], type=click.Choice(["text", "prometheus"]), default="text",
                 help="Findings, or metrics. [text]"),
-         Option(["--textfile"], metavar="FILE", type=Path,
-                help="Write metrics here, for node_exporter."),
          *WHERE)  # fmt: skip
-def check(
-    groups: tuple[str, ...], pattern: str | None, form: str, textfile: Path | None, **flags: Any
-) -> int:
+def check(groups: tuple[str, ...], pattern: str | None, form: str, **flags: Any) -> int:
     """Judge backlogs: exit code 0 OK, 1 warning, 2 critical, 3 unknown.
 
     Critical above a limit, warning from 80 % of it on.
@@ -73,21 +67,17 @@ def check(
     Examples:
       drainkit check --max-backlog 1000 --max-age-min 60
       drainkit check --all-streams 'quantum:stream:*' --json
-      drainkit check --textfile /var/lib/node_exporter/drainkit.prom
+      drainkit check --format prometheus
     """
-    from .. import files
-    from ..operations import checks
-    from ..server.connection import Server
-
-    if wants_json() and form == "prometheus":
+    audits = form == "prometheus"
+    if wants_json() and audits:
         raise UsageError("--json and --format prometheus are two forms; choose one")
     names = [name for name in checks.Limits.__dataclass_fields__ if flags.get(name) is not None]
     given = {name: flags.pop(name) for name in names}
     limits = checks.Limits(**given, must_know_lost="max_lost" in given)
     settings = settings_of(flags)
-    audits = form == "prometheus" or textfile is not None
     try:
-        with Server.of(settings, anywhere=pattern is not None) as server:
+        with connection.Server.of(settings, anywhere=pattern is not None) as server:
             report = checks.check(
                 server, settings, limits, groups=groups, pattern=pattern, audits=audits
             )
@@ -95,13 +85,11 @@ def check(
         report = checks.Report(readable=False)
         report.add(settings.stream, None, ("unknown", str(error)))
         tell_error(error)
-    if textfile:
-        files.write_bytes(textfile, checks.exposition(report))
-    if form == "prometheus" and not textfile:
+    if audits:
         click.echo(checks.exposition(report), nl=False)
     else:
         data = report.verdict() | {"streams": report.states}
-        emit(data, *(finding.line() for finding in report.findings))
+        emit(data, *map(str, report.findings))
     return checks.SEVERITIES[report.severity]
 
 
@@ -109,20 +97,17 @@ def check(
          OPERATOR, *WHERE)  # fmt: skip
 def stop(reason: str, **flags: Any) -> None:
     """Set the kill switch: from now on no drain of the stream acknowledges anything."""
-    from ..core.values import iso
-    from ..safe import one_line
-    from ..server import ledger, reading, scopes, writing
-
     if not reason.strip():
         raise UsageError("--reason: say why; it is kept with the switch")
     kept: dict[str, Any] = {"may_evict": None}
     with connected(flags, only=_FOR_SWITCH) as (settings, server):
         # a drain of a misspelt stream would go on, and somebody would think that it does not
         reading.stream_info(server)
-        operator = settings.operator
-        is_set = writing.stop(server, reason=reason, operator=operator, now_us=server.now_us())
+        operator, now_us = settings.operator, server.now_us()
+        is_set = writing.stop(server, reason=reason, operator=operator, now_us=now_us)
         if is_set:
-            _note(server, ledger.Stopped(operator, iso(server.now_us()), one_line(reason, 600)))
+            at, said = values.iso(now_us), one_line(reason, 600)
+            _note(server, ledger.Stopped(operator, at, said))
         before = None if is_set else reading.stop_switch(server)
         with suppress(DrainkitError):
             kept = scopes.keeping(server)
@@ -137,23 +122,18 @@ def stop(reason: str, **flags: Any) -> None:
 @command(OPERATOR, *WHERE)
 def resume(**flags: Any) -> None:
     """Lift the kill switch."""
-    from ..core.values import iso
-    from ..server import ledger, writing
-
     with connected(flags, only=_FOR_SWITCH) as (settings, server):
         operator = settings.operator
         if (lifted := writing.resume(server)) is not None:
-            _note(server, ledger.Resumed(operator, iso(server.now_us()), lifted.reason))
+            _note(server, ledger.Resumed(operator, values.iso(server.now_us()), lifted.reason))
     was = "It was not stopped." if lifted is None else f"Resumed: {lifted}."
     data = {"stream": settings.stream, "stopped": False, "was_stopped": lifted is not None,
             "operator": operator}  # fmt: skip
     emit(data, was.replace("is set", "was set", 1))
 
 
-def _note(server: Server, entry: Entry) -> None:
+def _note(server: connection.Server, entry: ledger.Entry) -> None:
     """A broken ledger must not keep the kill switch from working: say so, and go on."""
-    from ..server import writing
-
     try:
         writing.add_to_ledger(server, entry)
     except DrainkitError as error:
@@ -165,15 +145,13 @@ def _note(server: Server, entry: Entry) -> None:
          YES, OPERATOR, *GROUP, *WHERE)  # fmt: skip
 def consumers(delete: bool, yes: bool, **flags: Any) -> None:
     """List dead consumers; --delete removes those that have nothing pending."""
-    from ..operations import maintenance
-
     removed: list[str] = []
     with connected(flags) as (settings, server):
         group, idle_min = settings.consumer_group, settings.min_idle_min
         min_idle_ms = round(idle_min * 60_000)
         dead = maintenance.dead_consumers(server, group, min_idle_ms=min_idle_ms)
+        why_kept = {str(c.name): c.why_kept for c in dead}
         removable = [c.name for c in dead if not c.why_kept]
-        kept: dict[str, str] = {c.name: c.why_kept for c in dead if c.why_kept}
         if delete and removable:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
             with signals() as stopping:
@@ -181,17 +159,18 @@ def consumers(delete: bool, yes: bool, **flags: Any) -> None:
                     server, group, removable, min_idle_ms=min_idle_ms, operator=settings.operator,
                     stopping=stopping,
                 )  # fmt: skip
-            kept |= stayed
+            why_kept |= stayed
     data = {"stream": settings.stream, "consumer_group": group, "min_idle_min": idle_min,
-            "dead": [vars(c) for c in dead], "removable": removable, "removed": removed,
-            "kept": kept}  # fmt: skip
+            "dead": [vars(c) | {"why_kept": why_kept[c.name]} for c in dead],
+            "removed": removed}  # fmt: skip
     otherwise = "removed" if delete else "can be removed"
     rows = [(c.name, f"{c.idle_ms / 60_000:,.0f}", c.pending,
-             f"stays: {kept[c.name]}" if c.name in kept else otherwise) for c in dead]  # fmt: skip
+             f"stays: {why}" if (why := why_kept[c.name]) else otherwise)
+            for c in dead]  # fmt: skip
     found = (f"{len(dead):,} consumers of {group} have been idle at least {idle_min:g} min; "
              f"{len(removable):,} can be removed.")  # fmt: skip
-    emit(data, found, *([f"Removed: {len(removed):,}."] if delete else []),
-         *([Table(("Consumer", "Idle, min", "Pending", ""), rows)] if rows else []))  # fmt: skip
+    table = Table(("Consumer", "Idle, min", "Pending", ""), rows)
+    emit(data, found, *([f"Removed: {len(removed):,}."] if delete else []), table)
 
 
 @command(Option(["--apply"], is_flag=True, help="Remove what is shown."),
@@ -210,8 +189,6 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
       drainkit trim --keep-days 30
       drainkit trim --apply --yes --keep-days 30 --archive old.parquet --operator alice
     """
-    from ..operations import maintenance
-
     path, removed = None if archive is None else Path(archive), 0
     if path is not None:
         if not apply:
@@ -249,27 +226,10 @@ def export(target: str, **flags: Any) -> None:
       drainkit export backlog.parquet
       drainkit export backlog/ --scope history
     """
-    from ..operations import events
-
     with connected(flags) as (settings, server):
         n, scope = events.export(server, settings, target), settings.scope
     data = {"stream": settings.stream, "scope": scope, "entries": n, "file": target}
     emit(data, f"{n:,} entries ({scope}) in {target}")
-
-
-@command(Argument(["file"], type=Path), YES, *WHERE)
-def restore(file: Path, yes: bool, **flags: Any) -> None:
-    """Put an archive of trim into a new stream, named by --stream."""
-    from ..operations import maintenance
-
-    if not flags.get("stream"):
-        raise UsageError("name the new stream with --stream")
-    with connected(flags) as (settings, server):
-        new = f"the new stream {settings.stream}"
-        confirm(f"Write {file} to {new}?", yes)
-        n = maintenance.restore(server, settings.stream, file)
-    data = {"stream": settings.stream, "entries": n, "file": str(file)}
-    emit(data, f"{n:,} entries in {new}")
 
 
 @command(AUDIT, Option(["--allowlist"], metavar="redis:KEY", help="Also let all read this set."),
@@ -281,8 +241,6 @@ def acl(**flags: Any) -> None:
     history (only he may make and end a group). A janitor may `consumers --delete` and
     `trim --apply`.
     """
-    from ..server import keys
-
     if flags["allowlist"] and not flags["allowlist"].startswith("redis:"):
         raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
     with connected(flags) as (settings, server):

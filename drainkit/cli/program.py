@@ -6,7 +6,6 @@ Here are the program, the options that its commands share, and the settings made
 from __future__ import annotations
 
 import datetime as dt
-import errno
 import gc
 import signal
 import sys
@@ -19,11 +18,14 @@ import click
 from click import Option
 
 from ..errors import DrainkitError, InterruptedRunError, UsageError
+from ..late import late
+from ..settings import Settings, facts, load, outside, shown, unknown_variables
 from .terminal import interrupt, safe_streams, tell, tell_error
 
 if TYPE_CHECKING:
-    from ..server.connection import Server
-    from ..settings import Settings
+    from ..server import connection
+else:
+    (connection,) = late("drainkit.server", "connection")
 
 YES = Option(["--yes"], is_flag=True, help="Do not ask.")
 DEBUG = Option(["--debug"], is_flag=True, expose_value=False, help="Show tracebacks.")
@@ -70,8 +72,6 @@ def command(
 
 def setting(*names: str) -> list[Option]:
     """The options of these settings, as settings/ declares them."""
-    from ..settings import Settings, facts, outside
-
     options = []
     for name in names:
         known, default = facts(name), Settings.model_fields[name].default
@@ -101,8 +101,6 @@ def settings_of(flags: dict[str, Any], *, only: frozenset[str] | None = None) ->
 
     A mistake elsewhere must not keep the kill switch from working.
     """
-    from ..settings import load, outside, shown, unknown_variables
-
     for name in unknown_variables() if only is None else ():
         tell_error(f"{name} is not a setting; ignored. Check its spelling")
     given = {n: v for n, v in flags.items() if v is not None and v != () and n != "env"}
@@ -118,12 +116,10 @@ def settings_of(flags: dict[str, Any], *, only: frozenset[str] | None = None) ->
 @contextmanager
 def connected(
     flags: dict[str, Any], *, only: frozenset[str] | None = None
-) -> Iterator[tuple[Settings, Server]]:
+) -> Iterator[tuple[Settings, connection.Server]]:
     """The settings of these options, and a connection to their server, closed at the end."""
-    from ..server.connection import Server
-
     settings = settings_of(flags, only=only)
-    with Server.of(settings) as server:
+    with connection.Server.of(settings) as server:
         yield settings, server
 
 
@@ -140,8 +136,6 @@ def main() -> NoReturn:
         code = error.exit_code
     except click.ClickException as error:
         words = error.format_message().removesuffix(".")
-        if isinstance(error, click.NoSuchOption) and error.option_name in ("--live", "--dry-run"):
-            words = f"no option {error.option_name}: write --mode {error.option_name[2:]}"
         code = _fail(UsageError(f"{words}; see drainkit --help"))
     except (click.Abort, KeyboardInterrupt):
         code = _fail(InterruptedRunError("interrupted"))
@@ -163,11 +157,8 @@ def main() -> NoReturn:
 def _fail(error: DrainkitError) -> int:
     if "--debug" in sys.argv:  # a traceback holds what servers and libraries say
         tell(*traceback.format_exc().splitlines(), err=True)
-    cause: BaseException | None = error  # it may lie far below, in whatever words
-    while cause is not None and getattr(cause, "errno", 0) not in (errno.EMFILE, errno.ENFILE):
-        cause = cause.__cause__ or cause.__context__
-    tell_error("too few open files are allowed here; raise `ulimit -n`" if cause else error)
+    tell_error(error)
     called = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if called == "check" and not isinstance(error, InterruptedRunError):
         return 3  # the monitoring convention: unknown
-    return 1 if cause else error.exit_code
+    return error.exit_code

@@ -253,15 +253,14 @@ def report(result: Mapping[str, Any]) -> list[Block]:
 
     rate, throttle, evidence = map(result.get, ("events_per_sec", "throttle", "evidence"))
     left, own, read = (result.get(key) or 0 for key in ("remaining", "pending_own", "total_read"))
-    is_dry, shown = result.get("mode") != "live", dict(result)
-    shown["mode"] = str(result.get("mode", "")).upper()
-    shown["elapsed_sec"] = f"{result.get('elapsed_sec', 0):.2f}s"
+    mode, shown = str(result.get("mode", "")), dict(result)
+    shown |= {"mode": mode.upper(), "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s"}
     if rate is not None:
         shown["events_per_sec"] = f"{rate:.2f} events/sec"
-    elif is_dry:  # how long the live run takes
+    elif mode != "live":  # how long the live run takes
         takes = throttle and f"takes {read / throttle:,.1f} s at {throttle:g} events/sec"
         shown["events_per_sec"] = f"a live run {takes or 'goes as fast as the server'}"
-    if own and result.get("remaining") is not None and result.get("scope") == "undelivered":
+    if own and left and result.get("scope") == "undelivered":
         shown["remaining"] = f"{left} ({entries_words('undelivered', left, own)})"  # of two places
     if evidence and result.get("plan_path"):  # as seen from where the person is
         shown["plan_path"] = f"{evidence}/{result['plan_path']}"
@@ -277,7 +276,7 @@ def report(result: Mapping[str, Any]) -> list[Block]:
     for name, key in REPORT_LINES.items():
         if shown.get(key) or key not in _OPTIONAL:
             blocks.append(f"{name}: {'unknown' if shown.get(key) is None else shown[key]}")
-    if result.get("mode") == "dry-run":
+    if mode == "dry-run":
         good = result.get("drained_ok", 0)
         blocks.append(f"A live run acknowledges {good:,} good signals and executes none of them.")
     return [*blocks, *(f"Note: {note}" for note in result.get("notes") or ())]
@@ -287,23 +286,22 @@ def plan_rows(plan: Plan, waiting: str = "") -> list[tuple[str, str]]:
     """Where a plan drains, what waits there, and what it would do."""
     from ..core.summary import duration_words
 
-    until = f" (until {plan.until})" if plan.until else ""
+    policy, allowed = plan.policy, plan.policy["allowlist"]
     # what is pending lies before the position
     after = "" if plan.scope == "pending" else f" after {plan.history_position or plan.position}"
-    policy, allowed = plan.policy, plan.policy["allowlist"]
-    symbols = "any symbol" if allowed is None else ", ".join(allowed)
     others = ", ".join(f"{n:,} {a}" for a, n in plan.counts.items() if n and a != "drained_ok")
     limit = "no limit" if plan.max_events is None else f"at most {plan.max_events:,}"
-    as_of = f", as of {plan.as_of}" if plan.as_of else ""
     return [
         ("Environment", plan.environment or "none (no --env)"),
         ("Stream", plan.stream),
         ("Audit", plan.audit_stream),
         ("Group", f"{plan.consumer_group}, as {plan.consumer_name}"),
-        ("Scope", f"{plan.scope},{after} up to {plan.boundary_id}{until}"),
+        ("Scope", f"{plan.scope},{after} up to {plan.boundary_id}"
+                  + (f" (until {plan.until})" if plan.until else "")),
         *([("Waiting", waiting)] if waiting else []),
-        ("Passes", f"{symbols}; confidence from {policy['min_conf']:g}; up to "
-                   f"{policy['max_age_min']:g} min old{as_of}"),
+        ("Passes", f"{'any symbol' if allowed is None else ', '.join(allowed)}; confidence from "
+                   f"{policy['min_conf']:g}; up to {policy['max_age_min']:g} min old"
+                   + (f", as of {plan.as_of}" if plan.as_of else "")),
         ("Entries", f"{plan.total_read:,} ({limit}), {plan.first_id or 'none'} to "
                     f"{plan.last_id or 'none'}"),
         ("Would pass", f"{plan.counts.get('drained_ok', 0):,} drained_ok: still good signals, "

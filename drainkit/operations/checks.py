@@ -1,26 +1,41 @@
-"""Judges backlogs by limits, after the monitoring convention; and tells them as metrics."""
+"""What a stream's state means: judged by limits, after the monitoring convention; as metrics; and
+as the first screen of `status`, with what would pass now and what to do next.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import structs
+
+from ..core.events import Decoder, Events
+from ..core.policy import ACTIONS, decide
+from ..core.summary import span
+from ..core.values import INVALID_REASONS, iso
+from ..core.verdicts import group_of
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
-from ..safe import text
-from ..server import ledger, reading, scopes
+from ..ids import next_id
+from ..safe import one_line, text
+from ..server import counting, ledger, reading, scopes
 from ..server.connection import Server
 from ..settings import Settings
-from .state import FACTS, State, known, read_state
+from .events import Lens
+from .state import FACTS, OLDEST_OF, TRIMMED, State, baseline, known, read_state, running_drains
 
 #: From best to worst, with the exit codes of the monitoring convention.
 SEVERITIES = {"ok": 0, "warning": 1, "unknown": 3, "critical": 2}
 WARN_FROM = 0.8  # of a limit
 HISTORY_GROUP = ".drain_history"  # how the names of scope history's groups end
-LOST = "entries were trimmed before the group read them"
+LOST = f"entries were {TRIMMED}"
+TOP = 5  # symbols that are named on the first screen
+TOO_MANY = 0.2  # of the events unreadable: a live drain would be refused
 
 
 @dataclass(frozen=True)
@@ -44,8 +59,7 @@ class Finding:
     group: str | None
     text: str
 
-    def line(self) -> str:
-        """The finding as one line."""
+    def __str__(self) -> str:
         where = f"{self.stream} {self.group}" if self.group else self.stream
         return f"{self.severity.upper()}: {where}: {self.text}"
 
@@ -91,9 +105,7 @@ def check(
         raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
     report, asked = Report(), set[str]()
     most = None if audits else limits.max_backlog
-    for name, one in (
-        [(settings.stream, server)] if pattern is None else streams(server, settings, pattern)
-    ):
+    for name, one in streams(server, settings, pattern):
         try:
             if isinstance(one, DrainkitError):
                 raise one
@@ -107,24 +119,26 @@ def check(
         kept = None if one.info.run_id in asked else scopes.keeping(one)  # once for each server
         asked.add(one.info.run_id)
         judge(report, state, limits, groups, kept)
+    name, seen = pattern or settings.stream, {g["name"] for s in report.states for g in s["groups"]}
     if not report.findings and not report.states:
-        words = "no stream fits this pattern; check --all-streams"
-        report.add(pattern or "", None, ("unknown", words))
-    seen = {g["name"] for state in report.states for g in state["groups"]}
+        report.add(name, None, ("unknown", "no stream fits this pattern; check --all-streams"))
     for group in sorted({*groups} - seen) if report.states else ():
-        words = "no such group; check --group"
-        report.add(pattern or settings.stream, group, ("unknown", words))
+        report.add(name, group, ("unknown", "no such group; check --group"))
     return report
 
 
 def streams(
-    server: Server, settings: Settings, pattern: str
+    server: Server, settings: Settings, pattern: str | None
 ) -> Iterator[tuple[str, Server | DrainkitError]]:
-    """Each stream of a pattern with a connection to where it is, open until the next is asked for.
+    """Each stream of a pattern with a connection to where it is, open until the next is asked for;
+    without a pattern the settings' own.
 
     In its place why there is none: a name that is not UTF-8, a node that hangs (which has the
     pattern's name, for nobody knows which streams it has).
     """
+    if pattern is None:
+        yield settings.stream, server
+        return
     names, missed = reading.find_streams(server, pattern)
     yield from ((pattern, error) for error in missed)
     for raw in names:
@@ -165,41 +179,35 @@ def _of_group(g: Mapping[str, Any], limits: Limits) -> list[Found]:
     lost_words = known(lost) if lost or at_most is None else f"up to {at_most:,}"
     lag = known(g["lag_reported"])
     # None: it stopped at the limit
-    undelivered = limits.max_backlog + 1 if counted is None else counted
+    new = limits.max_backlog + 1 if counted is None else counted
     words = f"more than {limits.max_backlog:,}" if counted is None else known(counted)
-    found = _near(f"{words} entries undelivered", undelivered, limits.max_backlog,
-                  "" if g["lag_agrees"] else f" (lag reported by Redis: {lag})")  # fmt: skip
-    is_unknown = at_most is None and not least
+    note = "" if g["lag_agrees"] else f" (lag reported by Redis: {lag})"
+    found = _near(f"{words} entries undelivered", new, limits.max_backlog, note)
     if is_exact or least > limits.max_lost:
         found += _near(f"{lost_words} {LOST}", least, limits.max_lost)
     elif least or (at_most or 0) > limits.max_lost:
         words = f"{lost_words} {LOST}, now or earlier: the server does not say"
         found.append(("unknown", f"{words}; limit {limits.max_lost:,}"))
-    elif is_unknown and limits.must_know_lost:
+    elif at_most is None and limits.must_know_lost:
         found.append(("unknown", f"how many {LOST} is unknown"))
     found += _near(f"{pending:,} entries pending", pending, limits.max_pending)
-    is_by_id = g["oldest_by"] == "entry id"
+    is_by_id, age_sec = g["oldest_by"] == "entry id", g["oldest_age_sec"]
     by = " (the first by its id; too many to look at each event)" if is_by_id else ""
-    for what, n, age_sec, most, how in (
-        ("undelivered", undelivered, g["oldest_age_sec"], limits.max_age_min, by),
+    for what, n, oldest_sec, most, how in (
+        ("undelivered", new, age_sec, limits.max_age_min, by),
         ("pending", pending, g["oldest_pending_age_sec"], limits.max_pending_age_min, ""),
     ):
-        if n and age_sec is None:
+        if n and oldest_sec is None:
             found.append(("unknown", f"the oldest {what} entry has no usable time"))
         elif n:
-            words = f"the oldest {what} entry is {age_sec / 60:,.1f} min old{how}"
-            found += _near(words, age_sec / 60, most)
-    if not found:
-        age = g["oldest_age_sec"]
-        oldest = "" if age is None else f", oldest {age / 60:,.1f} min{by}"
-        kinds = ", ".join(f"{n} {kind}" for kind, n in g["consumers_by_state"].items() if n)
-        found.append((
-            "ok", f"{known(counted)} undelivered{oldest}, {pending:,} pending, {lost_words} lost; "
-            f"lag reported {lag}; {kinds or 'no'} consumers",
-        ))  # fmt: skip
-    elif is_unknown and not limits.must_know_lost:
-        found.append(("ok", f"how many {LOST} is unknown"))
-    return found
+            words = f"the oldest {what} entry is {oldest_sec / 60:,.1f} min old{how}"
+            found += _near(words, oldest_sec / 60, most)
+    if found:
+        return found
+    oldest = "" if age_sec is None else f", oldest {age_sec / 60:,.1f} min{by}"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in g["consumers_by_state"].items() if n) or "no"
+    words = f"{known(counted)} undelivered{oldest}, {pending:,} pending, {lost_words} lost"
+    return [("ok", f"{words}; lag reported {lag}; {kinds} consumers")]
 
 
 def _near(words: str, value: float, limit: float, note: str = "") -> list[Found]:
@@ -255,3 +263,125 @@ def exposition(report: Report) -> bytes:
                 for label, n in (value if fact.labels else {"": value}).items():
                     add(fact.metric, n, stream, g["name"], *filter(None, (label,)))
     return generate_latest(registry)
+
+
+# ---------------------------------------------------------------- the first screen
+
+
+def first_screen(server: Server, settings: Settings) -> State:
+    """All that `status` knows, JSON-ready."""
+    seen: list[Events] = []
+    found = baseline(server, read_state(server, settings, seen=seen))
+    judge(report := Report(), found, Limits(), kept=found["server"])
+    last = next(reversed(ledger.last_ends(server)), None)
+    return {
+        **found,
+        "as_of": iso(server.now_us()),
+        "verdict": report.verdict(),
+        "decided": _decided(server, settings, found, seen),
+        "running_drains": [vars(one) | {"line": one.line()} for one in running_drains(server)],
+        "last_run": last and structs.asdict(last),
+    }
+
+
+def _decided(
+    server: Server, settings: Settings, found: State, seen: list[Events]
+) -> dict[str, Any] | None:
+    """What the policy says of the group's undelivered entries now; None without such a group.
+
+    All of them where they were decoded already, else a sample from all over them.
+    """
+    if not (mine := group_of(found, settings.consumer_group)):
+        return None
+    entries, boundary = mine["lag_counted"] or 0, found["stream"]["boundary_id"]
+    is_all = entries <= min(OLDEST_OF, sum(map(len, seen)))
+    lens = Lens.of(server, settings)
+    pages: Iterable[Events] = seen if is_all else map(
+        Decoder(lens.fields).decode, counting.sampled(server, next_id(mine["position"]), boundary)
+    )  # fmt: skip
+    passing, unreadable, events = Counter[str](), Counter[str](), 0
+    for page in pages:
+        some = page.part(slice(0, entries - events)) if is_all else page
+        events += len(some)
+        decisions = decide(some, lens.policy, lens.at_us)
+        passes = decisions.action == ACTIONS.index("drained_ok")
+        passing.update(some.symbols[code] for code in some.symbol_code[passes].tolist())
+        invalid = decisions.failed >> ACTIONS.index("dropped_invalid") & 1 == 1
+        unreadable.update(INVALID_REASONS[code] for code in some.invalid[invalid].tolist())
+    return {
+        "undelivered": entries,
+        "events": events,
+        "is_sample": not is_all,
+        "would_pass": passing.total(),
+        "symbols": dict(passing.most_common()),
+        "unreadable": dict(unreadable.most_common()),
+    }
+
+
+def as_lines(found: Mapping[str, Any], settings: Settings) -> list[str]:
+    """The first screen but for the next command, a fact on each line; the verdict comes first."""
+    info, groups, drains = found["stream"], found["groups"], found["running_drains"]
+    own, last = group_of(found, settings.consumer_group), found["last_run"]
+    bad = [f for f in found["verdict"]["findings"] if f["severity"] != "ok"]
+    others = {f["group"]: f" ({one_line(f['group'], 40)})" for f in bad if f["group"]}
+    others.pop(settings.consumer_group, None)
+    words = "; ".join(f["text"] + others.get(f["group"], "") for f in bad)
+    lines = [
+        f"{found['verdict']['status'].upper()}: "
+        f"{words or 'nothing is near a limit of drainkit check'}",
+        f"Stream: {one_line(info['name'], 36)}, {info['length']:,} entries, at "
+        f"{found['as_of'][11:19]} UTC",
+    ]
+    if own:
+        decided = found["decided"]
+        oldest = "" if (age := own["oldest_age_sec"]) is None else f", oldest {span(age)}"
+        oldest += " by its id" if own["oldest_by"] == "entry id" else ""
+        of = f"of {decided['events']:,}" + " sampled" * decided["is_sample"]
+        symbols, odd = [*decided["symbols"].items()], decided["unreadable"]
+        named = ", ".join(f"{symbol} {n:,}" for symbol, n in symbols[:TOP])
+        named += f", {len(symbols) - TOP:,} more" if len(symbols) > TOP else ""
+        # the reasons come last, where they may be cut
+        reasons = "; ".join(f"{n:,} {reason}" for reason, n in odd.items())
+        lines += [
+            f"Group: {one_line(own['name'], 60)}{_more(groups)}",
+            f"Backlog: {known(own['lag_counted'])} undelivered{oldest}; "
+            f"{own['pending']:,} pending; {known(own['lost'])} lost",
+            f"Would pass now: {decided['would_pass']:,} {of}" + (named and f": {named}"),
+            f"Unreadable: {sum(odd.values()):,} {of}" + (reasons and f": {reasons}"),
+        ]
+    else:
+        names = ", ".join(one_line(g["name"], 60) for g in groups) or "none"
+        lines.append(f"Groups: {names}; no group is named {settings.consumer_group}")
+    lines += [drain["line"] + _more(drains) for drain in drains[:1]]
+    lines.append("Last run: none in the ledger" if last is None else
+                 f"Last run: {one_line(last['at'][:19], 20)}Z by "
+                 f"{one_line(last['operator'], 40) or 'unknown'}: {one_line(last['outcome'], 20)}, "
+                 f"{last['total_read']:,} read, {last['drained_ok']:,} passed")  # fmt: skip
+    switch = found["stop"] and reading.StopSwitch(**found["stop"])
+    lines.append(f"Stopped: {switch}; drainkit resume lifts it" if switch else
+                 "Kill switch: not set")  # fmt: skip
+    kept = scopes.keeping_words(found["server"])
+    return [*lines, f"Server: {'; '.join(kept)}"] if kept else lines
+
+
+def _more(them: Sequence[object]) -> str:
+    return f" ({len(them) - 1:,} more: --all)" if len(them) > 1 else ""
+
+
+def next_command(found: Mapping[str, Any], settings: Settings) -> tuple[str, str]:
+    """The command that helps most now, and why."""
+    groups, own = found["groups"], group_of(found, settings.consumer_group)
+    first = shlex.quote(one_line(groups[0]["name"])) if groups else ""
+    decided, dry = found["decided"], "a dry run: it changes nothing"
+    bad = decided and sum(decided["unreadable"].values()) > TOO_MANY * decided["events"]
+    cases = (
+        (found["stop"], "resume", "when its reason is gone"),
+        (any(drain["alive"] for drain in found["running_drains"]), "status --watch 5",
+         "a drain is at work"),
+        (groups and not own, f"status --consumer-group {first}", "a group that is there"),
+        (bad, "fields", "many events cannot be read"),
+        (own and own["lag_counted"], "run", dry),
+        (own and own["pending"], "run --scope pending", dry),
+        (True, "check", "nothing waits"),
+    )  # fmt: skip
+    return next((command, why) for case, command, why in cases if case)

@@ -14,7 +14,6 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from .. import files
@@ -24,7 +23,7 @@ from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
 from ..core.values import INVALID_REASONS, NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
 from ..errors import RefusedError, UsageError
-from ..ids import FIRST_ID, id_key, is_id
+from ..ids import FIRST_ID, id_key, is_id, next_id
 from ..late import collection_paused, pa, pc, pd
 from ..safe import one_line, text
 from ..server import counting, ledger, reading, scopes
@@ -55,48 +54,49 @@ class Lens:
 # ---------------------------------------------------------------- one by one
 
 
+def sample(server: Server, settings: Settings) -> list[RawEntry]:
+    """Entries from all over what is undelivered; of the whole stream if nothing is."""
+    info, settings = reading.stream_info(server), scopes.at_now(server, settings)
+    last = min(info.boundary_id, settings.last_id, key=id_key)
+    group = reading.positions(server).get(settings.consumer_group)
+    found: list[RawEntry] = []
+    for first in (next_id(group.position) if group else None, info.first_id):
+        if first and not found and id_key(first) <= id_key(last):
+            found = [*chain.from_iterable(counting.sampled(server, first, last))]
+    return found
+
+
 def show(
     server: Server, settings: Settings, policy: Policy, ids: Sequence[str], *, now_us: int
 ) -> list[dict[str, Any]]:
     """All that is known of single entries, JSON-ready; reads only.
 
     Raises UsageError for what is not an entry id, RefusedError if an entry is neither in the stream
-    nor pending nor audited.
+    nor audited.
     """
     for entry_id in ids:
         if not is_id(entry_id):
             raise UsageError(f"{entry_id} is no entry id; write one such as 1766602826755-0")
     wanted = [b"%d-%d" % id_key(entry_id) for entry_id in ids]  # without leading zeros
     searched, records = _audited(server, wanted)
-    decoder, groups, found = Decoder(settings.fields), reading.positions(server).values(), []
+    decoder, found = Decoder(settings.fields), []
     for entry in reading.bodies(server, wanted):
-        entry_id, mine = text(entry[0]), records[entry[0]]
-        pending = [  # of each group the entry's row
-            next(reading.pending_ids(server, group.name, entry_id, first=entry_id), [None])[0]
-            for group in groups
-        ]
-        if entry[1] is None and not mine and not any(pending):
+        mine = records[entry[0]]
+        if entry[1] is None and not mine:
             raise RefusedError(
-                f"entry {entry_id} is not in the stream, not pending and not among the "
-                f"{searched:,} audit records searched; check the id"
+                f"entry {text(entry[0])} is not in the stream and not among the {searched:,} audit "
+                "records searched; check the id"
             )
         events, parts = decoder.decode([entry]), [text(part) for part in entry[1] or ()]
-        found.append(judged(events, decide(events, policy, now_us), policy) | {
-            "fields": [*map(list, zip(parts[::2], parts[1::2], strict=True))]
-            if entry[1] is not None else None,
-            # JSON can hold numbers that JSON cannot write again: as text each can be shown
-            "places": [
-                vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
-                for p in places(settings.fields, entry, events)
-            ],
-            "groups": [
-                {"name": str(group.name), "position": group.position,
-                 "delivered": id_key(entry_id) <= id_key(group.position),
-                 "pending": row and {"consumer": str(row[1]), "idle_ms": row[2]}}
-                for group, row in zip(groups, pending, strict=True)
-            ],
-            "audit": {"searched": searched, "records": mine},
-        })  # fmt: skip
+        one = judged(events, decide(events, policy, now_us), policy)
+        if entry[1] is not None:
+            one["fields"] = [*map(list, zip(parts[::2], parts[1::2], strict=True))]
+        # JSON can hold numbers that JSON cannot write again: as text each can be shown
+        one["places"] = [
+            vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
+            for p in places(settings.fields, entry, events)
+        ]
+        found.append(one | {"audit": {"searched": searched, "records": mine}})
     return found
 
 
@@ -106,16 +106,18 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
     id_us, confidence = int(id_times_us(events.ids)[0]), float(events.confidence[0])
     has_time, has_confidence = time_us != NO_TIME, not np.isnan(confidence)
     values: dict[str, Any] = {name: events.word(name) for name in ("symbol", "side", "source")}
-    symbol, allowed = values["symbol"] or "no valid symbol", policy.allowlist
-    says = ["the entry's body is gone"] if events.missing[0] else [
-        "the entry's body is there",
-        f"age {age_us / 1e6:.2f} s, limit {policy.max_age_us / 1e6:.2f} s"
-        if age_us != NO_TIME else "no usable time to judge",
+    symbol, allowed, sec = values["symbol"] or "no valid symbol", policy.allowlist, age_us / 1e6
+    says = [
+        "the entry's body is gone" if events.missing[0] else "the entry's body is there",
+        f"age {sec:.2f} s, limit {policy.max_age_us / 1e6:.2f} s" if has_time else
+        "no usable time to judge",
         INVALID_REASONS[int(events.invalid[0])] or "every value can be read",
         "any symbol passes" if allowed is None else f"{symbol}, {len(allowed):,} are allowed",
         f"confidence {confidence!r}, minimum {policy.min_conf!r}" if has_confidence else
         "no valid confidence to judge",
     ]  # fmt: skip
+    if events.missing[0]:  # of what is gone nothing else is judged
+        del says[1:]
     failed = int(decisions.failed[0])
     (reason,), texts = reasons(events, decisions, policy)
     return {
@@ -127,7 +129,7 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
         "event_time": iso(time_us) if has_time else None,
         "decided_at": iso(time_us + age_us) if has_time else None,
         "time_source": TIME_SOURCES[int(events.time_source[0])],
-        "age_sec": round(age_us / 1e6, 2) if has_time else None,
+        "age_sec": round(sec, 2) if has_time else None,
         "action": ACTIONS[int(decisions.action[0])],
         "reason": texts[reason],
         "filters": [  # in the order in which they decide: whether the event passes, and why
@@ -162,19 +164,18 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 
     `body` is what to say where it was not kept.
     """
-    gone = [("(body)", found.get("body", "gone: trimmed or deleted"))]
-    there, not_there = (
-        {p["value"] for p in found["places"]},
-        "none" if "body" in found else "not found",
-    )
+    body = found.get("body", "gone: trimmed or deleted")
+    there = {p["value"]: "not valid" for p in found["places"]}
+    no_value = "none" if "body" in found else "not found"
     age = "" if found["age_sec"] is None else f", {found['age_sec']:,.2f} s old"
     at = f"as of {found['decided_at'][:19]}: " if found["decided_at"] else ""
+    fields = [("(body)", body)] if found["fields"] is None else found["fields"]
     rows: list[tuple[str, str, Any]] = [
         ("entry", "id", found["id"]),
         ("entry", "id's time", found["id_time"] or "no time"),
-        *(("field", *pair) for pair in (gone if found["fields"] is None else found["fields"])),
-        *(("value", name, value if value is not None else
-           "not valid" if name in there else not_there) for name, value in found["values"].items()),
+        *(("field", *pair) for pair in fields),
+        *(("value", name, there.get(name, no_value) if value is None else value)
+          for name, value in found["values"].items()),
         ("value", "event time", f"{found['event_time']}{age}, by {found['time_source']}"),
         *(("found at", p["value"],
            f"{p['where']} = {p['raw']}{'  (this one counts)' if p['counts'] else ''}")
@@ -183,18 +184,12 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
           for f in found["filters"]),
         ("decision", found["action"], at + found["reason"]),
     ]  # fmt: skip
-    for group in found["groups"]:
-        state = "delivered" if group["delivered"] else "not delivered yet"
-        if pending := group["pending"]:
-            state += f", pending for {pending['consumer']}, idle {pending['idle_ms'] / 1000:,.0f} s"
-        rows.append(("group", group["name"], state))
     rows += [
         ("audit", record["action"], f"recorded at {record['drained_at_ts']} in "
          f"{record['consumer_group']}, run {record['run_id']}: {record['reason']}")
         for record in found["audit"]["records"]
     ] or [("audit", "none", f"{found['audit']['searched']:,} records searched")]  # fmt: skip
-    return [(part, one_line(str(name), 60), one_line(str(value), 2000))
-            for part, name, value in rows]  # fmt: skip
+    return [(part, one_line(str(n), 60), one_line(str(value), 2000)) for part, n, value in rows]
 
 
 # ---------------------------------------------------------------- as files
@@ -212,8 +207,6 @@ def export(server: Server, settings: Settings, target: str) -> int:
     Whole or not at all. Raises UsageError for another name, RefusedError for a folder in use.
     """
     path, is_folder, decoder = Path(target), target.endswith("/"), Decoder(settings.fields)
-    if not is_folder and path.suffix not in (".parquet", ".csv"):
-        raise UsageError(f"{path.name}: the name must end in .parquet or .csv, or a folder's in /")
     as_json = path.suffix == ".csv" and not is_folder
     # texts in the place of codes: a dictionary that grows with the backlog would be in memory
     plain = pa.schema(
@@ -227,10 +220,9 @@ def export(server: Server, settings: Settings, target: str) -> int:
     entries = scopes.scope_entries(server, scopes.open_scope(server, settings))
     tables, rows, last = map(table, chain([()], entries)), 0, None
     with files.whole_folder(path) if is_folder else nullcontext(path) as place, ExitStack() as out:
+        days = _by_day(place, tables, server.now_us()) if is_folder else None
         # a generator would keep a table beside the next one
-        alone = map(lambda table: (place, table), tables)  # noqa: C417
-        parts = _by_day(place, tables, server.now_us()) if is_folder else alone
-        for home, part in parts:
+        for home, part in days or map(lambda table: (place, table), tables):  # noqa: C417
             if home != last:  # what was written before is whole
                 out.close()
                 last = home
@@ -276,18 +268,10 @@ def fields_column(page: Sequence[RawEntry], *, as_json: bool = False) -> pa.Arra
     Or as a JSON list of [name, value], in printable ASCII: inert anywhere.
     """
     if as_json:
-        shown: list[str | None] = []
-        for _, body in page:
-            try:
-                texts = [*map(bytes.decode, body or ())]
-            except UnicodeDecodeError:
-                texts = [*map(text, body or ())]
-            pairs = [*zip(texts[::2], texts[1::2], strict=True)]
-            whole = msgspec.json.encode(pairs).decode()
-            if not whole.isascii() or "\x7f" in whole:
-                whole = json.dumps(pairs, separators=(",", ":"))
-            shown.append(None if body is None else whole)
-        return pa.array(shown, pa.string())
+        texts = ([*map(text, body or ())] for _, body in page)
+        shown = [json.dumps([*zip(own[::2], own[1::2], strict=True)]) for own in texts]
+        gone = np.array([body is None for _, body in page], bool)
+        return pa.array(shown, pa.string(), mask=gone)
     parts, columns = [*chain.from_iterable(body or () for _, body in page)], []
     for one in (pa.array(parts[first::2], pa.binary()) for first in (0, 1)):
         try:

@@ -1,4 +1,4 @@
-"""Clean up safely: dead consumers, trimming, archive and restore.
+"""Clean up safely: dead consumers, and entries that no group needs, archived first if need be.
 
 What a list shows is checked again inside the step that removes (server/writing.py), because a
 consumer can come back and a group can fall behind between the two.
@@ -18,14 +18,13 @@ from typing import TypeVar
 from .. import errors, files
 from ..core.values import EARLIEST_ID_MS, RawEntry, iso
 from ..errors import DrainkitError, RefusedError, UsageError
-from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id, previous_id
+from ..ids import FIRST_ID, LAST_ID, id_key, next_id, previous_id
 from ..late import pa
 from ..safe import text
 from ..server import counting, ledger, reading, writing
 from ..server.connection import Server
 from ..server.reading import Consumer
 from ..server.topology import check_primary
-from ..settings.kinds import os_user
 
 BATCH_CONSUMERS = 500  # removed in one step: 4 ms of the server
 TRIM_ENTRIES = 1000
@@ -52,23 +51,23 @@ def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[Dead
 
 
 def _why_kept(status: str, number: int) -> str:
-    if status == "pending":
-        what = f"{number:,} pending" if number else "pending"
-        return f"{what} entries would be lost; drain --scope pending takes them first"
-    if status == "active":
-        return f"it came back: active {number / 1000:.0f} s ago"
-    return "it is gone already"
+    return {
+        "pending": f"{f'{number:,} ' if number else ''}pending entries would be lost; "
+        "drain --scope pending takes them first",
+        "active": f"it came back: active {number / 1000:.0f} s ago",
+        "gone": "it is gone already",
+    }[status]
 
 
 def remove_consumers(
-    server: Server, group: str, names: Sequence[str], *, min_idle_ms: int,
-    operator: str | None = None, stopping: threading.Event | None = None,
+    server: Server, group: str, names: Sequence[str], *, min_idle_ms: int, operator: str,
+    stopping: threading.Event | None = None,
 ) -> tuple[list[str], dict[str, str]]:  # fmt: skip
     """Remove what is safe to remove now; returns the names removed, and why each other stayed.
 
     Idle times of a group with more than `writing.MAX_LISTED` consumers are of a list read just
     before; what is pending is looked up in the removing step in any case. The ledger gets what was
-    removed, with the operator (else the OS user), also if `stopping` or an error ends it.
+    removed, with the operator, also if `stopping` or an error ends it.
     """
     check_primary(server.info)
     ledger.check(server)
@@ -84,27 +83,27 @@ def remove_consumers(
     size = max(1, BATCH_CONSUMERS // len(reading.positions(server) if is_listed else "1"))
 
     def remove(step: Sequence[str]) -> int:
-        least = None if is_listed else min_idle_ms
-        told = writing.remove_consumers(server, group, step, min_idle_ms=least)
-        why = {name: _why_kept(*it) for name, it in zip(step, told, strict=True)
-               if it[0] != "removed"}  # fmt: skip
-        kept.update(why)
-        removed.extend(name for name in step if name not in why)
-        return len(step) - len(why)
+        least, n = None if is_listed else min_idle_ms, len(removed)
+        found = writing.remove_consumers(server, group, step, min_idle_ms=least)
+        for name, (status, number) in zip(step, found, strict=True):
+            if status == "removed":
+                removed.append(name)
+            else:
+                kept[name] = _why_kept(status, number)
+        return len(removed) - n
 
-    who = operator or os_user()
-    steps = (left[first : first + size] for first in range(0, len(left), size))
     _by_steps(
-        server, "consumers", _until(stopping, steps), remove,
+        server, "consumers", stopping,
+        (left[first : first + size] for first in range(0, len(left), size)), remove,
         lambda step: len({*step} - {c.name for c in reading.consumers(server, group)}),
-        lambda n: ledger.Deleted(who, iso(server.now_us()), group, n, len(kept)),
+        lambda n: ledger.Deleted(operator, iso(server.now_us()), group, n, len(kept)),
     )  # fmt: skip
     return removed, kept
 
 
 def _by_steps(
-    server: Server, what: str, steps: Iterable[Step], remove: Callable[[Step], int],
-    look: Callable[[Step], int], note: Callable[[int], ledger.Entry],
+    server: Server, what: str, stopping: threading.Event | None, steps: Iterable[Step],
+    remove: Callable[[Step], int], look: Callable[[Step], int], note: Callable[[int], ledger.Entry],
 ) -> int:  # fmt: skip
     """Remove step by step; whatever ends it, ledger and error say how many were removed.
 
@@ -113,7 +112,7 @@ def _by_steps(
     removed, under_way = 0, None
     failure: DrainkitError | None = None
     try:
-        for step in steps:
+        for step in _until(stopping, steps):
             under_way = step
             removed += remove(step)
             under_way = None
@@ -174,8 +173,7 @@ def trim_plan(
             floors[name] = entry, f"{entry} is delivered but not acknowledged {pending}"
     # a group set beyond the stream's end must not give away entries that are yet to come
     end = min(next_id(info.boundary_id), LAST_ID, key=id_key)
-    by_group = min([end, *(needed for needed, _ in floors.values())], key=id_key)
-    floor = by_group
+    floor = by_group = min([end, *(needed for needed, _ in floors.values())], key=id_key)
     if keep_days is not None:
         now_ms = server.now_us() // 1000
         for odd in filter(None, (info.first_id, info.last_id)):
@@ -194,15 +192,15 @@ def trim_plan(
 
 
 def trim(
-    server: Server, plan: TrimPlan, *, archive: Path | None = None, without_groups: bool = False,
-    operator: str | None = None, stopping: threading.Event | None = None,
+    server: Server, plan: TrimPlan, *, operator: str, archive: Path | None = None,
+    without_groups: bool = False, stopping: threading.Event | None = None,
 ) -> int:  # fmt: skip
     """Remove the entries before the plan's floor, archived first; returns how many.
 
     Each batch is removed by its own ids, and only if no group needs one of them by then. With an
     archive just the entries are removed that are read from it, once it is whole. The ledger gets
-    what was removed, and the operator (else the OS user), also if `stopping` or an error ends it
-    early. What was archived and not removed is then in both places.
+    what was removed, and the operator, also if `stopping` or an error ends it early. What was
+    archived and not removed is then in both places.
     """
     check_primary(server.info)
     ledger.check(server)
@@ -213,19 +211,19 @@ def trim(
     entries: Iterator[RawEntry] = chain.from_iterable(pages)
     if archive is not None:
         check_archive(archive)
-        schema = _archive_schema()
+        schema = pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
         # a new file, whole on the disk: of two that write one name at once one is refused
         with files.TableWriter(archive, schema, new=True) as out:
             for page in _until(stopping, pages):
                 columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
                 out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
         entries = _archived(archive)
-    who, name = operator or os_user(), archive.name if archive else ""
+    name = archive.name if archive else ""
     return _by_steps(
-        server, "entries", _until(stopping, _steps(entries)),
+        server, "entries", stopping, _steps(entries),
         lambda ids: writing.trim(server, ids, without_groups=without_groups),
         lambda ids: sum(fields is None for _, fields in reading.bodies(server, ids)),
-        lambda n: ledger.Trimmed(who, iso(server.now_us()), n, plan.floor, plan.bound, name),
+        lambda n: ledger.Trimmed(operator, iso(server.now_us()), n, plan.floor, plan.bound, name),
     )  # fmt: skip
 
 
@@ -251,47 +249,9 @@ def check_archive(path: Path) -> None:
         raise RefusedError(f"--archive {path} exists already; choose another name")
 
 
-def _archive_schema() -> pa.Schema:
-    """Of an archive: ids and raw fields (field, value, ...; any bytes)."""
-    return pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
-
-
 def _archived(path: Path) -> Iterator[RawEntry]:
-    """The entries of an archive; an id that is none is empty.
-
-    UsageError where it cannot be read, or is no archive.
-    """
-    try:
-        with files.parquet_file(path) as file:
-            if not file.schema_arrow.equals(_archive_schema()):
-                raise UsageError(f"{path.name} is not an archive of drainkit trim (id, fields)")
-            for group in range(file.num_row_groups):  # of large entries it holds few
-                for batch in file.iter_batches(TRIM_ENTRIES, row_groups=[group]):
-                    for row in batch.to_pylist():
-                        yield [(row["id"] or "").encode(), row["fields"]]
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-
-
-def restore(server: Server, key: str, path: Path) -> int:
-    """Put an archive's entries with their ids into the new stream `key`; returns how many.
-
-    The groups of the old stream are not part of an archive, so the new one has none. Nothing is
-    written of a file that holds anything else than entries, ids ascending.
-    """
-    check_primary(server.info)
-    before = (0, 0)
-    for entry_id, fields in _archived(path):
-        name = text(entry_id)
-        has_id = is_id(name) and before < (before := id_key(name))
-        if not has_id or not fields or len(fields) % 2 or None in fields:
-            raise UsageError(f"{path.name}: {name[:60]} is not an entry of an archive")
-    if reading.type_of(server, key.encode()) != "none":
-        raise RefusedError(f"{key} exists already; restore into a new --stream")
-    try:
-        return writing.add_entries(server, key.encode(), _archived(path))
-    except (DrainkitError, KeyboardInterrupt) as error:
-        known = isinstance(error, DrainkitError)
-        failure = error if known else errors.InterruptedRunError("interrupted")
-        failure.args = (f"{failure} (if {key} is there, delete it and restore again)",)
-        raise failure from None
+    """The entries of an archive, ids and raw fields (field, value, ...; any bytes)."""
+    with files.parquet_file(path) as file:
+        for group in range(file.num_row_groups):  # of large entries it holds few
+            for batch in file.iter_batches(TRIM_ENTRIES, row_groups=[group]):
+                yield from ([row["id"].encode(), row["fields"]] for row in batch.to_pylist())

@@ -1,4 +1,4 @@
-"""The state of a stream: groups with counted backlogs, consumers, losses, kill switch, audit.
+"""The state of a stream: groups with counted backlogs, consumers, losses, switch, audit, drains.
 
 It is one JSON-ready description (`read_state`), from which its text, rows and metrics derive; so an
 older baseline.json, which may lack some values, is shown in the same way.
@@ -6,9 +6,11 @@ older baseline.json, which may lack some values, is shown in the same way.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import datetime as dt
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,8 +31,8 @@ State = dict[str, Any]
 SAMPLES = 3
 OLDEST_OF = 5000  # undelivered entries are looked through for the oldest event
 OLDEST_BYTES = 64 << 20  # of entries, about; of more the first one's id has to do
+TRIMMED = "trimmed before the group read them"
 DEAD_MS = 3_600_000  # a consumer that has been idle for so long
-_NEVER = np.iinfo(np.int64).max
 #: Servers whose entries-read is right also after a gap (Redis #13958; measured on Valkey 9.1).
 COUNTER_FOLLOWS = {"redis": (8, 2), "valkey": (9, 0)}
 
@@ -102,21 +104,23 @@ def _of_group(
     if decoder and group.pending and (lowest := reading.lowest_pending(server, group.name)):
         pending_us = int(decoder.decode(reading.bodies(server, [lowest])).event_time_us[0])
     oldest_us, by = oldest.get(group.position, (NO_TIME, None))
-    ages = (None if us == NO_TIME else max(0.0, (now_us - us) / 1e6)
-            for us in (oldest_us, pending_us))  # fmt: skip
+    age_sec, pending_age_sec = (
+        None if us == NO_TIME else max(0.0, (now_us - us) / 1e6) for us in (oldest_us, pending_us)
+    )
     least, at_most = lost_to(group, info, server.info)
-    is_exact = least == at_most
-    backlog, lag = group.backlog or Backlog(None, group.pending, None), group.lag_reported
+    is_exact, lag = least == at_most, group.lag_reported
+    backlog = group.backlog or Backlog(None, group.pending, None)
     new = backlog.undelivered
-    is_known = lag is not None and new is not None
+    agrees = lag in (new, (new or 0) + is_exact * least)
     shown = vars(group) | {
         "backlog": vars(backlog),
         "lag_counted": new,
-        "lag_agrees": lag in (new, (new or 0) + is_exact * least) if is_known else None,
+        "lag_agrees": None if lag is None or new is None else agrees,
         "lost": {"entries": least, "exact": is_exact} if least or is_exact else None,
         "lost_at_most": at_most,
+        "oldest_age_sec": age_sec,
         "oldest_by": by,  # "event time", or of a large backlog the first "entry id"
-        **dict(zip(("oldest_age_sec", "oldest_pending_age_sec"), ages, strict=True)),
+        "oldest_pending_age_sec": pending_age_sec,
         "consumers_by_state": {kind: kinds[kind] for kind in ("active", "idle", "dead")},
         "consumer_list": [*map(vars, consumers)],
     }
@@ -146,15 +150,13 @@ def _oldest(
             break
     else:
         ids.append((-1, -1))  # before all there are
-    event_us = np.concatenate(times)
-    known_us = np.where(event_us == NO_TIME, _NEVER, event_us)
-    oldest_us, found = np.minimum.accumulate(known_us).tolist(), {}
+    event_us, found = np.concatenate(times), {}
     for position in (p for p, n in counts.items() if n != 0):
-        low, high = id_key(position)
-        n = bisect_left(ids, (-low, -high), key=lambda i: (-i[0], -i[1]))
+        after = id_key(position)
+        n = sum(key > after for key in ids)
         if 0 < n <= OLDEST_OF and n < len(ids):
-            time_us = oldest_us[n - 1]
-            found[position] = NO_TIME if time_us == _NEVER else time_us, "event time"
+            known_us = event_us[:n][event_us[:n] != NO_TIME].tolist()
+            found[position] = min(known_us, default=NO_TIME), "event time"
         elif page := next(pages(next_id(position), boundary, page=1), []):
             found[position] = int(id_times_us([page[0][0]])[0]), "entry id"
     return found
@@ -197,25 +199,21 @@ def why(length: int, g: Mapping[str, Any]) -> str:
     `length`: of the stream, entries.
     """
     new, lost, lag, most = g["lag_counted"], g["lost"], g["lag_reported"], g["lost_at_most"]
-    old, up_to = g["backlog"]["history"], "" if most is None else f" (at most {most:,})"
-    told = (
-        (not length, "The stream holds no entry."),
-        (length, f"Of the stream's {length:,} entries, {known(new)} lie after the group's position "
-                 f"{g['position']} and can still be read through it (scope undelivered)."),
-        (old, f"The other {known(old)} lie at or before it: delivered once, or skipped when the "
-              "group was made; the group itself never reads them again (scope history)."),
-        (g["pending"],
-         f"{known(g['pending'])} were delivered but never acknowledged (scope pending)."),
-        (lost is None, "How many after it were trimmed before the group read them is unknown"
-                       f"{up_to}: the server's counters do not tell."),
-        (lost and lost["entries"], f"{known(lost).capitalize()} after it were trimmed before the "
-                                   "group read them: they are lost to it."),
-        (lag is None, "Redis does not know the lag; the count is exact."),
-        (lag not in (None, new), f"Redis reports a lag of {known(lag)}"
-                                 f"{', the lost ones among them' if g['lag_agrees'] else ''}; "
-                                 "the count is exact."),
-    )  # fmt: skip
-    return " ".join(words for is_so, words in told if is_so)
+    told = [
+        f"Of the stream's {length:,} entries, {known(new)} lie after the group's position "
+        f"{g['position']} (scope undelivered); {known(g['backlog']['history'])} at or before it: "
+        "delivered once, or skipped when the group was made, it never reads them again (scope "
+        f"history). {known(g['pending'])} were delivered but never acknowledged (scope pending)."
+    ]
+    if lost is None:
+        up_to = "" if most is None else f" (at most {most:,})"
+        told.append(f"How many after it were {TRIMMED} is unknown{up_to}.")
+    elif lost["entries"]:
+        told.append(f"{known(lost).capitalize()} after it were {TRIMMED}: they are lost to it.")
+    if lag != new:
+        among = ", the lost ones among them" if g["lag_agrees"] else ""
+        told.append(f"Redis reports a lag of {known(lag)}{among}; the count is exact.")
+    return " ".join(told)
 
 
 @dataclass(frozen=True)
@@ -283,12 +281,84 @@ def as_text(state: Mapping[str, Any]) -> list[str]:
     ]
     for g, row in zip(state["groups"], group_rows(state), strict=True):
         facts = [f"{name}: {known(value)}" for name, value in row.items()][2:]
-        waiting = sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10]
         lines += [f"Group: {g['name']}", f"  {'   '.join(facts)}", f"  Why: {g['why']}"]
         lines += [
             f"  Consumer {c['name']}: {c['pending']:,} pending, idle {c['idle_ms'] / 1000:,.0f} s"
-            for c in waiting if c["pending"]
+            for c in sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10] if c["pending"]
         ]  # fmt: skip
     if not state["groups"]:
         lines.append("No group reads this stream.")
     return [*lines, *(f"Newest: {e['id']}  {' '.join(e['fields'])}" for e in state["samples"])]
+
+
+# ---------------------------------------------------------------- drains at work
+
+
+@dataclass(frozen=True)
+class RunningDrain:
+    """A live run that the ledger knows the start of, but no end."""
+
+    run_id: str
+    consumer_group: str
+    consumer: str
+    started_at: str  # ISO 8601 UTC
+    done: int  # audit records of the run
+    remaining: int  # of its scope up to its boundary, or of its budget
+    events_per_sec: float  # since it started
+    eta_sec: float | None  # None: nothing done yet, or it died
+    alive: bool  # False: its consumer is gone, or has been silent for too long
+
+    def line(self) -> str:
+        """The drain as one line."""
+        books = f"{self.done:,} done, {self.remaining:,} remaining"
+        more = "; the same command goes on, drainkit run --close seals the folder that it left"
+        if self.alive:
+            eta = "unknown" if self.eta_sec is None else f"{self.eta_sec:,.0f} s"
+            more = f", {self.events_per_sec:,.1f}/s, ETA {eta}"
+        state = "Running" if self.alive else "Died"
+        return f"{state}: {self.run_id} by {self.consumer}: {books}{more}"
+
+
+def running_drains(server: Server) -> list[RunningDrain]:
+    """Live runs of the stream without an end in the ledger, oldest first.
+
+    A run that died leaves no end; it is listed until its consumer's next run starts.
+    """
+    open_runs: dict[tuple[str, str], ledger.Start] = {}  # by group and consumer
+    if reading.type_of(server, server.keys.runs) != "stream":
+        return []
+    for entry in ledger.entries(server):
+        if isinstance(entry, ledger.Start):
+            open_runs[entry.consumer_group, entry.consumer] = entry
+        elif isinstance(entry, ledger.End):
+            open_runs.pop((entry.consumer_group, entry.consumer), None)
+    done = ledger.run_counts(server, {start.run_id for start in open_runs.values()}, "run_id")
+    found = []
+    for start in open_runs.values():
+        with suppress(ValueError, ArithmeticError):  # anybody can have written a value there
+            found.append(_running(server, start, done[start.run_id]))
+    return found
+
+
+def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
+    left, silent_ms = 0, math.inf
+    if group := reading.positions(server).get(start.consumer_group):
+        pending = reading.pending_ids(server, group.name, start.boundary_id, first=start.from_id)
+        left = sum(start.scope == "pending" or row[1] == start.consumer
+                   for page in pending for row in page)  # fmt: skip
+        if start.scope != "pending":
+            left += counting.count_between(server, next_id(group.position), start.boundary_id)
+        own = [c.idle_ms for c in reading.consumers(server, group.name) if c.name == start.consumer]
+        silent_ms = min(own, default=math.inf)
+    if start.max_events is not None:
+        left = min(left, max(0, start.max_events - done))
+    begun = dt.datetime.fromisoformat(start.at).timestamp()
+    rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
+    # below one event a minute a consumer is silent for longer than that, and well
+    alive = silent_ms < max(reading.ACTIVE_MS, 3000 / (start.throttle or math.inf))
+    return RunningDrain(
+        start.run_id, start.consumer_group, start.consumer, start.at, done, left,
+        events_per_sec=round(rate, 2),
+        eta_sec=round(left / rate, 1) if rate and alive else None,
+        alive=alive,
+    )  # fmt: skip

@@ -236,7 +236,7 @@ def close_history(server: Server, scope: Scope) -> bool:
 
 
 def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
-    """Append entries with their ids to a stream of the demo or of a restore; returns how many."""
+    """Append entries with their ids to the demo's stream; returns how many."""
     batch: list[tuple[bytes | str | int, ...]] = []
     added = size = 0
     for entry in entries:

@@ -182,7 +182,7 @@ class Analysis(Session):
         return None
 
     def entry(self, entry_id: str) -> Table:
-        """One entry as `drainkit show` has it: fields, values, verdicts, groups, audit.
+        """One entry as `drainkit show` has it: fields, values, verdicts, audit.
 
         Of a sealed run what is kept of it.
         """
@@ -312,5 +312,5 @@ class SealedAnalysis(Analysis):
             chosen = [("original_id", "==", entry_id)]
             records = parquet.read_table(self.run_dir / AUDIT, filters=chosen).to_pylist()
         audit = {"records": records, "searched": sum(self.happened.values())}
-        found |= {"reason": kept["reason"], "groups": [], "audit": audit}
+        found |= {"reason": kept["reason"], "audit": audit}
         return Table(events.rows_of(found), columns=["part", "name", "value"])

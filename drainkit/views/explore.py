@@ -148,7 +148,8 @@ class Exploration:
         decisions = decide(self._events, self.policy, self._analysis.moments_us())
         counts = np.bincount(decisions.action, minlength=len(ACTIONS)).tolist()
         events = dict(zip(ACTIONS, counts, strict=True))
-        self.counts.value = macros().counts(events, len(self._events)) + self._command()
+        shown = str(macros().counts(events, len(self._events)))
+        self.counts.value = shown + self._command()
         return decisions
 
     def _command(self) -> str:

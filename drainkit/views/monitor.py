@@ -12,8 +12,7 @@ from msgspec import to_builtins
 from ..core.summary import span
 from ..core.values import iso
 from ..operations import checks
-from ..operations.first import running_drains
-from ..operations.state import group_rows
+from ..operations.state import group_rows, running_drains
 from ..safe import text
 from ..server import ledger
 from ..server.connection import Server

@@ -44,8 +44,7 @@ def test_notebooks_are_copied_and_nothing_of_a_persons_is_lost(cli: Cli) -> None
 
 
 def test_lab_keeps_what_was_changed_and_starts_in_its_folder(valkey: Server, cli: Cli) -> None:
-    """Missing notebooks are copied, a changed one stays; ARGS reach Jupyter, whose code counts. As
-    root one line says what JupyterLab's own does not."""
+    """Missing notebooks are copied, a changed one stays; ARGS reach Jupyter, whose code counts."""
     mine = cli.cwd / "drainkit-notebooks"
     mine.mkdir()
     (mine / NAMES[0]).write_text("my own work")
@@ -55,8 +54,6 @@ def test_lab_keeps_what_was_changed_and_starts_in_its_folder(valkey: Server, cli
     assert run.rc == 2
     assert "unrecognized arguments: --no-such-flag=x" in run.err
     assert f"{NAMES[0]} in drainkit-notebooks was changed" in run.err
-    root = "JupyterLab refuses root: be another user, or end the command with -- --allow-root"
-    assert (root in run.err) == (os.geteuid() == 0)
     assert (mine / NAMES[0]).read_text() == "my own work"
     assert sorted(path.name for path in mine.iterdir()) == NAMES
 

@@ -27,9 +27,6 @@ VALUES = {
 #: Command, drainkit.toml or variable, and what the line says.
 LINES: list[tuple[str, str, str]] = [
     ("drain --no-such-option", "", "--no-such-option"),
-    # what to write instead, in the words of the command that was called
-    ("drain --live", "", "write --mode live"),
-    ("run --dry-run", "", "write --mode dry-run"),
     ("drain --min-conf 60", "", "0.60 for 60 %"),
     ("drain --min-conf high", "", "--min-conf must be a number"),
     ("diff a.json b.json", "", "a.json: there is no such file; name a"),
@@ -49,6 +46,10 @@ LINES: list[tuple[str, str, str]] = [
       for mode in ("dry-run", "live")
       for flag, given in ((f"--history-group {GROUP}", ""), ("", f"DRAINKIT_HISTORY_GROUP={GROUP}"),
                           ("--history-group g --consumer-group g", ""))),
+    ("trim --archive x.parquet", "", "--apply"),
+    ("trim --apply --yes --archive a.csv", "", "must end in .parquet"),
+    *((f"trim --keep-days {n}", "", "--keep-days") for n in ("-1", "nan", "x", "inf", "1e308")),
+    ("trim --apply --yes --archive ''", "", "must end in .parquet"),
     ("verify reports --allowed-signers no-such-file", "", "--allowed-signers"),
     ("run --mode live --yes --sign-key missing", "", "--sign-key"),
     ("run --mode live --yes --sign-key drainkit.toml", "throttle = 5", "--sign-key"),

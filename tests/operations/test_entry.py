@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from backlogs import GROUP
 from books import make_user
 from conftest import intent, one_line_error
 from hypothesis import given
@@ -26,6 +25,7 @@ def show(place: Place, *ids: str) -> Any:
     return place.says("show", "--json", *ids).json()["entries"]
 
 
+@BUNDLED
 def test_each_value_says_where_it_was_found(place: Place) -> None:
     """Flat fields go before payload, payload before data, and mapped paths are followed."""
     now = place.now_ms()
@@ -78,28 +78,25 @@ def test_every_filter_has_a_verdict(place: Place) -> None:
     assert "FAILS: confidence 0.5, minimum 0.6" in text
 
 
-def test_whose_it_is_and_whether_it_was_audited(place: Place) -> None:
-    """Pending for whom, in which group delivered, and the audit's record; nothing is written, and
-    the analyst's user may ask."""
+def test_whether_it_was_audited(place: Place) -> None:
+    """The audit's record, if there is one; the decision is as of now. Nothing is written, and the
+    analyst's user may ask."""
     now = place.now_ms()
-    ids = [f"{now - 5000 + i}-0" for i in range(4)]
+    ids = [f"{now - 5000 + i}-0" for i in range(3)]
     place.fill([(i, intent()) for i in ids])
-    place.ask("XGROUP", "CREATE", place.stream, "other", "0")
-    place.deliver("dead", 1)
-    done = place.live("--max-events", "1", "--allow-active-consumers")
+    done = place.live("--max-events", "2")
     place.alter("XDEL", ids[0])
     url = make_user(place.cli, place.server, place.stream, "analyst")
     before = place.everything()
     run = place.cli("show", "--json", "--redis-url", url, "--stream", place.stream, *ids)
     assert place.everything() == before
     found = run.json()["entries"]
-    groups = [{g["name"]: g for g in entry["groups"]} for entry in found]
-    assert groups[0][GROUP]["pending"]["consumer"] == "dead"
-    assert [g[GROUP]["delivered"] for g in groups] == [True, True, False, False]
-    assert not any(g["other"]["delivered"] or g["other"]["pending"] for g in groups)
     assert (found[0]["fields"], found[0]["action"]) == (None, "dropped_missing")
     records = [[one["run_id"] for one in entry["audit"]["records"]] for entry in found]
-    assert records == [[], [done["run_id"]], [], []]
+    assert records == [[done["run_id"]], [done["run_id"]], []]
+    shown = place.says("show", ids[1]).out
+    assert "as of 20" in shown
+    assert f"run {done['run_id']}: passed every filter" in shown
 
 
 @BUNDLED
@@ -126,8 +123,6 @@ def test_hostile_values_stay_inert(place: Place, monkeypatch: pytest.MonkeyPatch
     body: list[Any] = [HOSTILE, HOSTILE, b"\xff\x00", b"\xfe", "symbol", HOSTILE,
                        "payload", json.dumps({"side": HOSTILE, "confidence": 10**400})]  # fmt: skip
     place.fill([(entry, body)])
-    place.ask("XGROUP", "CREATE", place.stream, f"g{HOSTILE}", "0")
-    place.deliver(f"c{HOSTILE}", 1, f"g{HOSTILE}")
     shown = place.says("show", entry).out
     assert shown.replace("\n", "").isprintable()
     assert "\\x1b[31m\\u202e=cmd" in shown
