@@ -75,21 +75,24 @@ def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers
     return 1 if found.bad else 0
 
 
-@command(Argument(["reports"], metavar="[REPORTS_DIR]", default="reports"), *_LEDGER,
+@command(Argument(["reports"], metavar="[REPORTS_DIR]", required=False), *_LEDGER,
          Option(["--html"], metavar="FILE", type=Path,
                 help="Also write them as a page, without a script."),
          *COMMON)  # fmt: skip
-def runs(reports: str, redis_url: str | None, stream: str | None, html: Path | None) -> None:
+def runs(reports: str | None, redis_url: str | None, stream: str | None, html: Path | None) -> None:
     """All runs, newest first; whether the seal of each holds.
 
     Live runs without evidence (a plain drain, or a folder that is gone) are in the ledgers that
     --redis-url asks: those of the streams that the runs name, and of --stream.
     """
-    found, odd = evidence.runs(reports, redis_url, _streams(redis_url, stream))
+    place = "reports" if reports is None else reports
+    has_none = reports is None and redis_url and not Path(place).exists()  # who only uses `drain`
+    known = _streams(redis_url, stream)
+    found, odd = evidence.runs(None if has_none else place, redis_url, known)
     for line in odd:
         tell_error(line)
     if html is not None:
-        files.write_text(html, evidence.page(found, reports, html))
+        files.write_text(html, evidence.page(found, place, html))
     emit({"runs": found}, *evidence.lines(found))
 
 

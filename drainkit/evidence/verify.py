@@ -11,6 +11,7 @@ import re
 import socket
 import urllib.parse
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -272,18 +273,17 @@ class Ledgers:
 
 
 def runs(
-    place: str, url: str | None = None, streams: Sequence[str] = ()
+    place: str | None, url: str | None = None, streams: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The runs of a folder or URL as the contract's JSON has them, newest first; what is odd.
-
-    With `url` also the live runs that the ledgers (of the runs' streams, and `streams`) have alone.
-    """
-    with local_copy(place) as folder:
-        examined = [*map(examine, seal.run_dirs(folder))]
+    """The runs of a folder or URL (or of none), newest first, as the contract's JSON has them; and
+    what is odd. With `url` also the live runs that the ledgers (of the runs' streams, and
+    `streams`) have alone."""
+    with local_copy(place) if place else nullcontext() as folder:
+        examined = [*map(examine, seal.run_dirs(folder))] if folder else []
     found, ledgers = [], Ledgers()
     for run in examined:
         state = "broken" if run.findings and run.state != "interrupted" else run.state
-        evidence = f"{place.rstrip('/')}/{run.name}"
+        evidence = f"{str(place).rstrip('/')}/{run.name}"
         found.append(_row(run.name, run.says, evidence, state))
     if url is not None:
         ledgers = Ledgers.read(url, examined, streams)

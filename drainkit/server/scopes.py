@@ -280,7 +280,7 @@ def check_room(server: Server, scope: Scope, max_events: int | None, memory: byt
         return  # there is no need to count
     events = left(server, scope).fresh
     events = min(events, max_events or events)
-    if (needed := round(events * one * MARGIN) + WORK_BYTES) > free:
+    if events and (needed := round(events * one * MARGIN) + WORK_BYTES) > free:
         raise RefusedError(
             f"the records of {events:,} events need about {_size(needed)} of memory, and maxmemory "
             f"leaves {_size(free)}; raise maxmemory, or take less with --max-events"

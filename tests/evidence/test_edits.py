@@ -486,7 +486,8 @@ def test_each_run_is_a_line_with_the_state_of_its_seal(made: Evidence, cli: Cli)
 def test_the_ledger_adds_live_runs_without_evidence(
     made: Evidence, valkey: Server, stream: str, cli: Cli
 ) -> None:
-    """A plain drain, and a run whose folder is gone; not one that lies in another folder here."""
+    """A plain drain, and a run whose folder is gone; not one that lies in another folder here.
+    Where there is no folder of runs these are all."""
     seed(valkey, stream, 60, delivered=0)
     drain = cli.done(*live(valkey, stream, "--max-events", 7, "--operator", "olga")).json()
     ledger = f"{stream}.drain_runs"
@@ -505,6 +506,8 @@ def test_the_ledger_adds_live_runs_without_evidence(
         stream, GROUP, "live", "done", 7, drain["drained_ok"], "olga",
     ]  # fmt: skip
     assert "no evidence" in cli("runs", *where).out
+    made.reports.rename(cli.cwd / "moved")  # as where nobody has evidence
+    assert {drain["run_id"], GONE, LIVE} == {*listed(cli, *where)}
 
 
 @pytest.mark.browser
