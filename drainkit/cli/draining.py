@@ -100,7 +100,7 @@ def _as_given(command: str, flags: dict[str, Any]) -> str:
 def fields(**flags: Any) -> None:
     """Which fields the backlog's events have, which are chosen, and a [fields] that was tried.
 
-    It looks at some 5,000 entries from all over what is undelivered. The lines for drainkit.toml
+    It looks at up to 500 entries, spread over all that is undelivered. The lines for drainkit.toml
     are tried on them by the decoder that a drain uses; lines that mend nothing are left out.
     """
     with connected(flags) as (settings, server):

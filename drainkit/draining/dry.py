@@ -25,10 +25,12 @@ from ..core.policy import ACTIONS, Decisions, Policy, decide
 from ..core.summary import Summary
 from ..core.values import INVALID_REASONS, iso
 from ..errors import RefusedError, UsageError
+from ..ids import next_id
 from ..late import collection_paused, pa
 from ..safe import text
 from ..server import reading, scopes
 from ..server.connection import Server
+from ..server.counting import count
 from ..server.keys import Scope
 from ..server.scopes import Seen
 from ..settings import Limits, Settings
@@ -256,6 +258,11 @@ def check_run(run: Run) -> Seen | None:
         return None
     if all(value is None for _, value in settings.limits):
         few = min(seen.info.length, run.max_events or sys.maxsize)
+        scope = scopes.current(run.server, run.scope, seen)
+        if few >= MANY_UNREADABLE and scope.name == "undelivered" and not seen.has_own:
+            first, most = next_id(scope.position), MANY_UNREADABLE - 1
+            few, is_all = count(run.server, seen.info, first, scope.boundary, most=most)
+            run.opening = (scope.position, few) if is_all else None  # counted for good
         if few < MANY_UNREADABLE or settings.allow_invalid:  # too few could hold it back
             return seen
     found = dry_run(run.rehearsal())

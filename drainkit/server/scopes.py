@@ -32,7 +32,7 @@ class Seen:
     groups: Mapping[str, reading.Group]
     audit: reading.StreamInfo
     audit_known: str  # the audit's last id as of the last commit; "" before the first
-    history_done: str  # where scope history's last commit left the scope's group
+    history_begins: str  # where a new group of scope history would begin
     has_own: bool  # whether entries are pending for the scope's consumer
     memory: bytes  # INFO memory
 
@@ -48,7 +48,7 @@ def look(server: Server, scope: Scope) -> Seen:
     reply = writing.evaluate(server, "look", names, *told)
     if reply == [b"many_groups"]:
         raise RefusedError(REFUSALS["many_groups"].format(MAX_LISTED))
-    now_us, kinds, switch, info, audit, groups, known, done, own, memory = reply
+    now_us, kinds, switch, info, audit, groups, known, begins, own, memory = reply
     if not info:
         raise RefusedError(REFUSALS["gone"])
     server.clock.sync(int(now_us))
@@ -60,7 +60,7 @@ def look(server: Server, scope: Scope) -> Seen:
         groups=reading.groups_in(groups),
         audit=reading.stream_in(keys.audit, audit),
         audit_known=text(known),
-        history_done=text(done) or FIRST_ID,
+        history_begins=text(begins) or FIRST_ID,
         has_own=own > 0,
         memory=memory,
     )
@@ -105,9 +105,9 @@ def _open_history(server: Server, scope: Scope) -> Scope:
     """Scope history, with the position of its own group, or where that would begin.
 
     A group reads on from its position and cannot skip. So with --from a new group is made just
-    before it, and one that exists must have nothing left before it. What a new group leaves out
-    stays out, as a later history drain goes on where the last commit left its group. It takes
-    another --history-group, and --until, to drain what was left out.
+    before it, and one that exists must have nothing left before it. What a new group leaves out the
+    next one begins with, and passes what has its record; else it goes on where the last commit left
+    the one before.
     """
     scope = current(server, scope)
     if scope.group_exists:
@@ -193,12 +193,12 @@ def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
     groups = reading.positions(server) if seen is None else seen.groups
     if (found := groups.get(scope.group)) is not None:
         return replace(scope, position=found.position, group_exists=True)
-    done = FIRST_ID
+    begins = FIRST_ID
     if scope.name == "history":
-        state, field = server.keys.state, f"history:{scope.group}"
-        done = seen.history_done if seen else text(server.call("HGET", state, field) or b"0-0")
-        done = max(done, previous_id(scope.first), key=id_key)
-    return replace(scope, position=done, group_exists=False)
+        known = "HMGET", server.keys.state, f"history_left:{scope.group}", f"history:{scope.group}"
+        begins = seen.history_begins if seen else text(next(filter(None, server.call(*known)), b""))
+        begins = max(begins or FIRST_ID, previous_id(scope.first), key=id_key)
+    return replace(scope, position=begins, group_exists=False)
 
 
 def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:

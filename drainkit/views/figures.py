@@ -141,10 +141,13 @@ def histogram(
     """
     # rounded: 0.58 is an edge, though its last binary digits may say a hair less
     places = np.round((values - limit) / step, 9)
-    places = np.ceil(places) - 1 if over else np.floor(places)
+    (np.ceil if over else np.floor)(places, out=places)  # in place: a million events are 8 MB
+    places -= over
     # no rounding carries an event over the limit
     beyond = values > limit if over else values >= limit
-    bins = np.where(beyond, np.maximum(places, 0), np.minimum(places, -1)).astype(np.int32)
+    np.maximum(places, 0, out=places, where=beyond)
+    np.minimum(places, -1, out=places, where=~beyond)
+    bins = places.astype(np.int32)
     first = int(bins.min(initial=0))
     return first, np.bincount(bins - first)
 
@@ -342,13 +345,14 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
     The title says whether it was kept: per second, or by the gap where it is below 1/s.
     """
     title, traces, limit = "Nothing was drained, so there is no pace to measure", [], {}
+    top = 0.0
     width = 1.0 if rate is None or rate >= 1 else 10 / rate  # ten events' worth
     if len(moments):
         ms, n = moments.counts()
         # whole seconds: a bar of 1.7 s could show more than the throttle where none was broken
         width = math.ceil(max(width, int(ms[-1] - ms[0]) / 1000 / MAX_BINS))
         counts = np.bincount((ms - ms[0]) // (1000 * width), n)
-        middles = [(k + 0.5) * width for k in range(len(counts))]
+        middles, top = [(k + 0.5) * width for k in range(len(counts))], counts.max() / width
         traces = [_bars(middles, (counts / width).tolist(), COLOURS["drained_ok"],
                         "around second %{x:.4g}: %{y:.4g} events per second",
                         width=width * 0.95)]  # fmt: skip
@@ -361,5 +365,6 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
     if rate is not None:  # a second may hold the rate rounded up; below 1/s a bar may
         most = math.ceil(rate) if rate >= 1 else math.ceil(round(rate * width, 9)) / width
         limit = _limit("y", most, f"throttle {rate:g}/s", xanchor="right", yanchor="bottom")
-    return canvas(title, "seconds since the first", "events per second", traces,
-                  most=len(moments), **limit)  # fmt: skip
+        top = max(top, most)
+    return canvas(title, "seconds since the first", "events per second", traces, most=len(moments),
+                  y={"range": [0, 1.08 * top or 1]}, **limit)  # fmt: skip

@@ -269,26 +269,27 @@ def test_how_a_bound_is_understood(place: Place) -> None:
 
 
 def test_history_in_parts(place: Place) -> None:
-    """A new history group begins just before --from, goes on there and never comes back. Another
-    one, which --until keeps from its end, outlives the run and goes on there; before a --from it is
-    left as it is: exit 4 says where it stands, unless nothing lies between."""
+    """A new history group begins just before --from and goes on there; what it left out remains,
+    and the next one begins with it. One that --until keeps from its end outlives the run; before a
+    --from it is left as it is: exit 4 says where it stands, unless nothing lies between."""
     ids, _ = old_and_new(place)
     place.set_position(ids[99])
     part = (*HISTORY, "--from", ids[60])
     assert place.dry(*part)["total_read"] == 40
     assert counts(place.live(*part, "--max-events", "15")) == (15, 25)
-    assert counts(place.live(*part)) == (25, 0)
+    assert counts(place.live(*HISTORY)) == (25, 60)
     assert place.recorded() == ids[60:100]
     assert place.groups == {GROUP: ids[99]}
-    assert place.live(*HISTORY)["total_read"] == 0
-    rest = (*HISTORY, "--history-group", "left-out")
-    assert counts(place.live(*rest, "--until", ids[39])) == (40, 0)
-    assert place.groups == {GROUP: ids[99], "left-out": ids[39]}
-    assert place.live(*rest, "--until", ids[39])["total_read"] == 0
+    assert place.dry(*HISTORY)["total_read"] == 60
+    assert counts(place.live(*HISTORY, "--until", ids[39])) == (40, 0)
+    own = f"{GROUP}.drain_history"
+    assert place.groups == {GROUP: ids[99], own: ids[39]}
+    assert place.live(*HISTORY, "--until", ids[39])["total_read"] == 0
     for mode in ("dry-run", "live"):
-        said = place.refused("--mode", mode, *rest, "--from", ids[50])
+        said = place.refused("--mode", mode, *HISTORY, "--from", ids[50])
         assert f"is at {ids[39]}, before it" in said
-    assert place.live(*rest, "--from", ids[40], "--max-events", "5")["total_read"] == 5
-    assert counts(place.live(*rest)) == (15, 0)
+    assert place.live(*HISTORY, "--from", ids[40], "--max-events", "5")["total_read"] == 5
+    assert counts(place.live(*HISTORY)) == (15, 0)
     assert sorted(place.recorded()) == ids[:100]
     assert place.groups == {GROUP: ids[99]}
+    assert place.live(*HISTORY)["total_read"] == 0

@@ -385,9 +385,11 @@ def test_other_limits_are_decided(frame: pd.DataFrame, allowed: str) -> None:
     the decision's."""
     shown = explored(frame)
     shown.symbols.value = allowed
+    symbols = frozenset(allowed.split(", ")) if allowed else None
     for age, confidence in ((0, 0), (7, 58), (15, 29), (30, 87), (len(shown.age.options) - 1, 100)):
         shown.age.index, shown.confidence.index = age, confidence
-        decided = decide_frame(frame[frame.columns[:9]], shown.policy, NOW_MS * 1000)
+        policy = Policy(shown.age.value, symbols, shown.confidence.value)
+        decided = decide_frame(frame[frame.columns[:9]], policy, NOW_MS * 1000)
         counts = decided["action"].value_counts()
         rows = re.findall(r'action="(\w+)">.*?<td>([\d,]+)</td>', shown.counts.value, re.S)
         assert {action: int(n.replace(",", "")) for action, n in rows} == counts.to_dict()

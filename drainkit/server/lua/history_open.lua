@@ -20,11 +20,13 @@ local exists = is_there(group)
 if exists and not is_made(group) then return {-2} end
 if not exists then
   -- also one that was destroyed in the middle goes on where it was
-  local from = redis.call('HGET', state, 'history:' .. group) or '0-0'
-  if before(from, ARGV[3]) then from = ARGV[3] end
+  local known = redis.call('HMGET', state, 'history_left:' .. group, 'history:' .. group)
+  local from, left = known[1] and known[1] ~= '' and known[1] or known[2] or '0-0', ''
+  -- what --from leaves out is for the next group of this name
+  if before(from, ARGV[3]) then from, left = ARGV[3], from end
   -- first what not every drainer may do: Lua does not roll back
   redis.call('XGROUP', 'CREATE', stream, group, from)
-  redis.call('HSET', state, 'history:' .. group, from)
+  redis.call('HSET', state, 'history:' .. group, from, 'history_left:' .. group, left)
 end
 redis.call('HSET', state, 'history_group:' .. group, 'made', 'history_of:' .. owner, group)
 return {exists and 0 or 1}

@@ -2,8 +2,8 @@
 -- Needs ids.lua before it.
 -- KEYS: stream, audit, stop, state, recorded, runs; ARGV: group, consumer, how many groups the stream
 -- may have. Returns {now in us, the types of all keys, the kill switch, XINFO STREAM of stream and
--- audit, XINFO GROUPS, the audit's last id as of the last commit, where scope history's last commit
--- left the group, how many entries are pending for the consumer (at most 1), INFO memory}; or
+-- audit, XINFO GROUPS, the audit's last id as of the last commit, where a new group of scope history
+-- would begin, how many entries are pending for the consumer (at most 1), INFO memory}; or
 -- {"many_groups"}.
 local time, types = redis.call('TIME'), {}
 for i, key in ipairs(KEYS) do types[i] = redis.call('TYPE', key).ok end
@@ -18,6 +18,8 @@ for _, group in ipairs(groups) do
     own = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
   end
 end
-local state = types[4] == 'hash' and redis.call('HMGET', KEYS[4], 'audit', 'history:' .. ARGV[1]) or {}
+local state = types[4] == 'hash'
+  and redis.call('HMGET', KEYS[4], 'audit', 'history_left:' .. ARGV[1], 'history:' .. ARGV[1]) or {}
+local begins = state[2] and state[2] ~= '' and state[2] or state[3] or ''
 return {int(time[1] * 1000000 + time[2]), types, types[3] == 'string' and redis.call('GET', KEYS[3]) or '',
-  info, info_of(2), groups, state[1] or '', state[2] or '', #own, redis.call('INFO', 'memory')}
+  info, info_of(2), groups, state[1] or '', begins, #own, redis.call('INFO', 'memory')}
