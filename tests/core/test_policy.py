@@ -125,7 +125,7 @@ def test_decisions_agree_with_the_rules_by_hand(
                 "dropped_old": f"age {(age or 0) / 1e6:.2f} s > {limit}",
                 "dropped_invalid": INVALID_REASONS[row[3]] or "no usable time",
                 "dropped_not_allowlisted": "symbol not in the allowlist",
-                "dropped_low_conf": f"confidence {row[2]!r} < {policy.min_conf!r}",
+                "dropped_low_conf": f"confidence {float(row[2])!r} < {policy.min_conf!r}",
                 "drained_ok": "passed every filter",
             }[action]
         )
