@@ -201,9 +201,10 @@ def why(length: int, g: Mapping[str, Any]) -> str:
     new, lost, lag, most = g["lag_counted"], g["lost"], g["lag_reported"], g["lost_at_most"]
     told = [
         f"Of the stream's {length:,} entries, {known(new)} lie after the group's position "
-        f"{g['position']} (scope undelivered); {known(g['backlog']['history'])} at or before it: "
-        "delivered once, or skipped when the group was made, it never reads them again (scope "
-        f"history). {known(g['pending'])} were delivered but never acknowledged (scope pending)."
+        f"{g['position']} (scope undelivered). {known(g['backlog']['history'])} lie at or before "
+        "it, delivered once or skipped when the group was made: the group never reads them again "
+        f"(scope history). {known(g['pending'])} were delivered but never acknowledged (scope "
+        "pending)."
     ]
     if lost is None:
         up_to = "" if most is None else f" (at most {most:,})"
@@ -212,7 +213,8 @@ def why(length: int, g: Mapping[str, Any]) -> str:
         told.append(f"{known(lost).capitalize()} after it were {TRIMMED}: they are lost to it.")
     if lag != new:
         among = ", the lost ones among them" if g["lag_agrees"] else ""
-        told.append(f"Redis reports a lag of {known(lag)}{among}; the count is exact.")
+        says = "does not know the lag" if lag is None else f"reports a lag of {lag:,}{among}"
+        told.append(f"Redis {says}; the count is exact.")
     return " ".join(told)
 
 
