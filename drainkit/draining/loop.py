@@ -182,6 +182,9 @@ class Loop:
     def _next(self) -> Batch | None:
         """New entries, of the plan or as read; None: no more, or the budget is spent."""
         reader = self._reader
+        if self._rate is not None:  # what a turn is short of is lost, and in each second again
+            while reader.lacks(n := self._room()) and reader.ask(self._room(of_turn=False), n):
+                self._take()
         while (batch := reader.batch(self._room())) is None:
             if not reader.is_asked:
                 # the budget was all in flight; what was rejected of that leaves room again
@@ -216,7 +219,7 @@ class Loop:
             if self._rate is None:
                 return
             if is_new:
-                self._reader.ask(self._room(of_turn=False))
+                self._reader.ask(self._room(of_turn=False), self._room())
             while isinstance(self._sent[0], ReadRequest):
                 self._take()
             if self._take(may_wait=True):

@@ -42,7 +42,7 @@ class ReadRequest:
 class Reader:
     """Brings the entries of a job's scope as batches; nothing is claimed by reading.
 
-    New entries come in pages, of which one is read ahead; a batch is cut from one page.
+    New entries come in pages, of which one is read ahead.
     """
 
     def __init__(self, run: Run, requests: deque[Any]) -> None:
@@ -55,9 +55,9 @@ class Reader:
             self.bounds = replace(run.scope, boundary=run.to_drain.last_id)
         self.position = self.bounds.position  # of the group, as seen last; never goes back
         self.counters = b""  # the stream's, as seen last
-        self._page: list[RawEntry] = []  # what is left of the page read last
-        self._sizes: list[int] = []  # bytes of its entries
-        self._page_counters = b""  # the stream's, from before it was read
+        self._page: list[RawEntry] = []  # what was read, and is in no batch yet
+        self._sizes: list[int] = []  # bytes of each
+        self._page_counters: list[bytes] = []  # the stream's, from before each was read
         self.is_asked = False  # for a page
         self._cut = self._after = self.position  # up to here all is in batches; is read
         self._recorded: Recorded | None = None
@@ -67,7 +67,13 @@ class Reader:
     def start_over(self) -> None:
         """Forget what was read; what is recorded already is looked up anew."""
         self._recorded = self._columns = None
-        self._page, self.is_asked = [], False
+        self.is_asked = False
+        self._drop(len(self._page))
+
+    def _drop(self, n: int) -> None:
+        """Forget the first entries of what was read."""
+        self._page, self._sizes = self._page[n:], self._sizes[n:]
+        self._page_counters = self._page_counters[n:]
 
     def note(self, found: Committed, *, is_start: bool = False) -> None:
         """Take over where a reply says that group and stream stand; a start is read on from there.
@@ -80,8 +86,7 @@ class Reader:
         self.position, self.counters = found.position, found.counters
         if self._page and here > id_key(self._cut):
             # others were delivered what is next here
-            passed = sum(id_key(entry[0]) <= here for entry in self._page)
-            self._page, self._sizes = self._page[passed:], self._sizes[passed:]
+            self._drop(sum(id_key(entry[0]) <= here for entry in self._page))
             self._cut = self.position
         if is_start:
             self._cut = self._after = self.position
@@ -132,10 +137,16 @@ class Reader:
             )
         return not left
 
-    def ask(self, budget: int) -> bool:
-        """Have a page there, or on its way; False if there are no more entries."""
-        if self._page or self._columns is not None or self.is_asked:
+    def lacks(self, n: int) -> bool:
+        """Whether fewer than `n` entries were read, and one batch could hold more."""
+        is_full = len(self._page) >= n or sum(self._sizes) >= BATCH_BYTES
+        return self._columns is None and not is_full
+
+    def ask(self, budget: int, n: int = 1) -> bool:
+        """Have `n` entries there, or a page on its way; False if there are no more."""
+        if self.is_asked or not self.lacks(n):
             return True
+        budget -= len(self._page)
         # where another drain went meanwhile this one need not read any more
         after = max(self._after, self.position, key=id_key)
         if budget < 1 or id_key(after) >= id_key(self.bounds.boundary):
@@ -149,15 +160,18 @@ class Reader:
         return True
 
     def put(self, request: ReadRequest, page: list[RawEntry]) -> None:
-        """The page that was asked for; all of the one before it is in batches by then."""
+        """The page that was asked for; it follows on what is left of the one before."""
         self.is_asked = False
         if not page:
             self._after = self.bounds.boundary  # no more
             return
-        self._page, self._page_counters, self._cut = page, request.counters, request.after
+        if not self._page:
+            self._cut = request.after
+        sizes = [*map(reading.size_of, page)]
+        self._page, self._sizes = self._page + page, self._sizes + sizes
+        self._page_counters = self._page_counters + [request.counters] * len(page)
         self._after = text(page[-1][0])
-        self._sizes = [*map(reading.size_of, page)]
-        self._count = min(2 * len(page), BATCH_BYTES // max(self._sizes))
+        self._count = min(2 * len(page), BATCH_BYTES // max(sizes))
 
     def batch(self, room: int) -> Batch | None:
         """The next new entries, at most `room` of them without a record; None: none were read."""
@@ -179,10 +193,10 @@ class Reader:
             room = fresh[room] if len(fresh) > room else len(page)
         if sum(self._sizes) > BATCH_BYTES:
             room = min(room, sum(total <= BATCH_BYTES for total in accumulate(self._sizes)))
-        n = max(1, room)
-        entries, self._page, self._sizes = self._page[:n], self._page[n:], self._sizes[n:]
+        entries, counters = page[: max(1, room)], self._page_counters[0]
+        self._drop(len(entries))
         after, self._cut = self._cut, text(entries[-1][0])
-        return Batch(entries, after, self._page_counters, planned=self._planned(entries))
+        return Batch(entries, after, counters, planned=self._planned(entries))
 
     def _known(self) -> Recorded:
         """What is recorded already for the group; looked up when it is first needed.
