@@ -78,6 +78,9 @@ def demo_lab(folder: Path) -> Iterator[tuple[str, str]]:
     In CI from the wheel, in the environment that the README's demo made; else from the checkout.
     """
     python = os.environ.get("WHEEL_PYTHON")
+    if python:  # the demo runs beside the tests; pip installs drainkit last
+        is_there = Path(python).with_name("drainkit").exists
+        servers.wait_until("the demo's environment is there", is_there, timeout_sec=200)
     source = {} if python else {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("DRAINKIT_")}
     own = {name: str(folder / name) for name in (
