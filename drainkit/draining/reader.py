@@ -28,6 +28,7 @@ from .run import Run
 PAGE_ENTRIES = 250
 # one batch holds at most about this much, or one entry: a commit copies what it delivers
 BATCH_BYTES = 4 << 20
+SMALL_PAGE_BYTES = 256 << 10
 FIRST_ENTRIES = 8  # before it is known how large they are; after that twice as many each time
 
 
@@ -56,7 +57,7 @@ class Reader:
         self.position = self.bounds.position  # of the group, as seen last; never goes back
         self.counters = b""  # the stream's, as seen last
         self._page: list[RawEntry] = []  # what was read, and is in no batch yet
-        self._sizes: list[int] = []  # bytes of each
+        self._sizes: list[int] = []  # bytes of each; of small ones 1
         self._page_counters: list[bytes] = []  # the stream's, from before each was read
         self.is_asked = False  # for a page
         self._cut = self._after = self.position  # up to here all is in batches; is read
@@ -167,7 +168,9 @@ class Reader:
             return
         if not self._page:
             self._cut = request.after
-        sizes = [*map(reading.size_of, page)]
+        total = sum(map(len, chain.from_iterable(entry[1] or () for entry in page)))
+        is_small = total <= SMALL_PAGE_BYTES  # which of them are large does not matter then
+        sizes = [1] * len(page) if is_small else [*map(reading.size_of, page)]
         self._page, self._sizes = self._page + page, self._sizes + sizes
         self._page_counters = self._page_counters + [request.counters] * len(page)
         self._after = text(page[-1][0])
