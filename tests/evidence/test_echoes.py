@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import tempfile
@@ -18,6 +19,8 @@ from conftest import ROOT, Cli, intent
 from guard import guard
 from servers import Server
 from tls import make_certificates
+
+from drainkit.safe import one_line
 
 # with what JSON, HTML, URLs, Python and Redis write otherwise; longer than Redis echoes
 PARTS = ["Zq9'Xw\"7", "Kf<4&Jv/8", "Pb\\2Hm%5", "Tz\u00e46Gd\u20ac3", "Ny 1 Lc"]
@@ -166,6 +169,15 @@ def test_a_stores_url_gives_no_secret_away(cli: Cli, args: tuple[str, str]) -> N
     """Wherever it is written instead of s3://BUCKET/PREFIX, blanks and all."""
     run = cli(*args[0].split(), args[1].format("Zq9-Xw7"), secret=("Zq9", "Xw7"))
     assert run.rc in (2, 3), run.err
+
+
+def test_a_login_that_nobody_knew_of_is_struck_out_of_a_line() -> None:
+    """A URL with a login in any text, such as an error's of a library: also with one slash."""
+    others = ("redis://u:{}@h/0", "rediss://:{}@h", "s3:/k:{}@b/p", "unix:///s?password={}")
+    for url in (*(u for u in S3_URLS if " " not in u), *others):  # a blank ends what is known of it
+        line = one_line(f"cannot open {url.format('Zq9-Xw7')}")
+        assert line.startswith("cannot open ")
+        assert not {"Zq9", "Xw7"} & {*re.findall(r"\w+", line)}
 
 
 @pytest.mark.parametrize("endpoint", [
