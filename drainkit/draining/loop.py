@@ -169,8 +169,10 @@ class Loop:
         if (most := self._run.max_events) is not None:
             sent = sum(len(r.events) for r in self._sent if isinstance(r, CommitRequest))
             room = most - self._summary.total_read - sent
-        if self._stopping.is_set() or not of_turn:
-            return 0 if self._stopping.is_set() else room
+        if self._stopping.is_set():
+            return 0
+        if not of_turn:
+            return room
         if rate is None:
             return min(room, PAGE_ENTRIES)
         turn_sec = min(max(TURN_SEC, 2 * min(self._round_trips)), 0.2)

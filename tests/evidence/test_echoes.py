@@ -185,7 +185,6 @@ def test_a_login_that_nobody_knew_of_is_struck_out_of_a_line() -> None:
 ])  # fmt: skip
 def test_an_endpoints_url_gives_no_secret_away(cli: Cli, endpoint: str) -> None:
     """Nor do the keys of the login beside it."""
-    pytest.importorskip("s3fs")
     env = {"AWS_ENDPOINT_URL": endpoint.format("Zq9-Xw7"), "AWS_MAX_ATTEMPTS": "1",
            "AWS_ACCESS_KEY_ID": "admin", "AWS_SECRET_ACCESS_KEY": "Sk9-Key"}  # fmt: skip
     run = cli("verify", "s3://bucket/p", "--debug", env=env, secret=("Zq9", "Xw7", "Sk9"))
