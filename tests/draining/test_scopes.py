@@ -64,14 +64,18 @@ def test_scopes_one_after_another_record_each_entry_once(
 
 
 def test_what_has_its_record_is_passed(place: Place) -> None:
-    """After SETID back, and by another scope's plan: nothing is planned or recorded again, and a
-    history whose tail is recorded ends."""
+    """After SETID back, and by another scope's plan: nothing is planned or recorded again, what
+    others have pending is acknowledged with its record, and a history whose tail is recorded ends.
+    """
     ids = place.seed(120, 60)
-    place.live()
+    place.deliver("dead", 20)
+    place.set_position(ids[59])
+    place.live("--allow-active-consumers")
+    assert place.waiting() == []
     place.set_position(ids[29])
     place.deliver(ME, 40)  # 30 that have no record, and 10 that have one
     assert place.dry("--max-events", "all")["total_read"] == 30
-    assert counts(place.live()) == (30, 0)
+    assert counts(place.live("--allow-active-consumers")) == (30, 0)
     each_once(place, ids[30:])
     assert place.waiting() == []
     history = ("--scope", "history", "--max-events", "all", "--throttle", "none", "--plan",
