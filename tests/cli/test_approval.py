@@ -136,9 +136,9 @@ def test_what_is_no_approval_drains_nothing(desk: Desk) -> None:
     other = (desk.cli.cwd / "other.json.sig").read_bytes()
     for signed, words in (
         (half, "has 1: there is no further signature"),
-        (half + half, "is there twice and counts once"),
+        (half + half, "is a second one of ann@example.com"),
         (two[:-40], "holds something that is not an SSH signature"),
-        (half + other, "is not over this plan's digest"),
+        (half + other, "of an unknown key is over something else"),
     ):
         desk.sig.write_bytes(signed)
         desk.refused(words)
@@ -160,9 +160,9 @@ def test_what_is_no_approval_drains_nothing(desk: Desk) -> None:
 
 
 PERSONS = (
-    ("olga", '# ours;;ann {ann};bob valid-before="20200101" {bob}', "by a key whose time is over"),
-    ("olga", 'ann {ann};bob valid-after="21000101" {bob}', "by a key that is not valid yet"),
-    ("olga", 'ann {ann};bob namespaces="git" {bob}', "may not sign for this purpose"),
+    ("olga", '# ours;;ann {ann};bob valid-before="20200101" {bob}', "may not sign this, or"),
+    ("olga", 'ann {ann};bob valid-after="21000101" {bob}', "not at that time"),
+    ("olga", 'ann {ann};bob namespaces="git" {bob}', "may not sign this, or"),
     ("ann", "ann@example.com {ann};bob {bob}", "the operator's own (ann@example.com)"),
     ("ANN@example.COM", "ann@Example.com {ann};bob {bob}", "the operator's own"),
     ("olga", "olga {ann};zoe {ann};bob {bob}", "the operator's own"),
@@ -235,23 +235,8 @@ def test_the_evidence_holds_the_approvals(desk: Desk) -> None:
     desk.cli.done(*verify, desk.allowed)
     desk.allowed.write_text(signers(desk.keys, "bob"))
     bad = desk.cli(*verify, desk.allowed)
-    finding, too_few = bad.json()["findings"][folder.name]
-    assert "ann@example.com is named and did not approve this plan" in finding
-    assert (bad.rc, "2 were required, there are 1" in too_few) == (1, True)
+    (finding,) = bad.json()["findings"][folder.name]
+    said = "ann@example.com is named and did not approve this plan"
+    assert (bad.rc, said in finding) == (1, True)
     desk.allowed.write_text(signers(desk.keys, "ann", "bob", options='valid-before="20990101"'))
     desk.cli.done(*verify, desk.allowed)
-
-
-def test_a_notebook_by_hand_drains_what_was_approved(desk: Desk) -> None:
-    """03 with an approved plan's digest in `approve`, under the environment that asks for it (that
-    it refuses one that is not approved: views/test_sessions.py)."""
-    desk.approve("ann", "bob")
-    digest = json.loads(desk.plan.read_text())["digest"]
-    env = {"DRAINKIT_REDIS_URL": desk.server.url, "DRAINKIT_ENV": "production",
-           "DRAINKIT_OPERATOR": "olga", "DRAINKIT_ALLOW_ACTIVE_CONSUMERS": "1"}  # fmt: skip
-    done = desk.cli.papermill(
-        ROOT / "notebooks" / "03_live_drain.ipynb", "03.ipynb", "-r", "stream", desk.stream,
-        "-r", "run_dir", ".", "-r", "approve", digest, env=env,
-    )  # fmt: skip
-    assert done.rc == 0, done.err
-    assert len(audit(desk.server, desk.stream)) == 9
