@@ -75,9 +75,8 @@ class Desk:
                  for name in names]  # fmt: skip
         return every[-1]
 
-    def drain(self, *options: object, command: str = "drain", plan: str = "plan.json",
-              env: str = "production") -> CliResult:  # fmt: skip
-        return self.cli(command, "--mode", "live", "--yes", "--json", "--env", env, *OPERATOR,
+    def drain(self, *options: object, command: str = "drain", plan: str = "plan.json") -> CliResult:
+        return self.cli(command, "--mode", "live", "--yes", "--json", *ENV, *OPERATOR,
                         "--plan", plan, *at(self.server, self.stream), *options)  # fmt: skip
 
     def refused(self, words: str, *options: str) -> None:
@@ -122,7 +121,7 @@ def test_what_is_no_approval_drains_nothing(desk: Desk) -> None:
     """None, one of two, a stranger's, the operator's own (also that of the OS user behind
     --operator), another plan's, a doubled, a stripped one, a signers' file that lost a name or is
     gone: each is refused with its line, and the server is left as it was. Without a plan there is
-    nothing to approve, which no variable lifts; another environment is not concerned."""
+    nothing to approve, which no variable lifts."""
     desk.refused("needs 2 approvals by others than the operator and has 0: there is no signature")
     for command in ("drain", "run"):
         words = (command, "--mode", "live", "--yes", *ENV, *OPERATOR, *at(desk.server, desk.stream))
@@ -151,12 +150,6 @@ def test_what_is_no_approval_drains_nothing(desk: Desk) -> None:
     desk.refused("the operator's own", "--operator", "clerk")
     desk.allowed.unlink()
     desk.refused("allowed_signers")
-    with (desk.cli.cwd / "drainkit.toml").open("a") as file:
-        file.write("[env.testnet]\n")
-    desk.cli.done("drain", "--plan", "free.json", "--env", "testnet", "--throttle", "none",
-                  *at(desk.server, desk.stream))  # fmt: skip
-    free = desk.drain("--allow-active-consumers", env="testnet", plan="free.json")
-    assert free.rc == 0, free.err
 
 
 PERSONS = (
@@ -169,11 +162,9 @@ PERSONS = (
     ("clerk", "bob {ann};Bob@example.com {bob}", "is a second one of"),
     ("clerk", "ann {ann};bob@x {bob};ann {bob}", "is a second one of"),
     ("clerk", "*@example.com {ann};bob {bob}", "line 1 of the allowed signers must name one"),
-    ("clerk", "ann {ann};b?b {bob}", "line 2 of the allowed signers must name one person"),
     ("clerk", "ann,bob {ann};bob {bob}", "line 1 of the allowed signers must name one person"),
     ("clerk", "ann {ann};ann cert-authority {ca}", "one plain key"),
     ("clerk", "ann {ann};ann ssh-ed25519-cert-v01@openssh.com AAAA", "one plain key"),
-    ("clerk", "nonsense", "line 1 of the allowed signers"),
     # Ann's certificate, which is for zoe, signed beside her key
     ("cert", "ann {ann};zoe {ca}", "and has 1: "),
     ("cert", "ann {ann};zoe cert-authority {ca}", "one plain key"),
