@@ -52,10 +52,10 @@ def replay() -> Path:
         with redis.Redis.from_url(embedded.url) as client:
             position = "1766594572014-0"
             fill(client, settings.stream, original_backlog(), group=GROUP, position=position)
-        result, folder = runner.run(settings, confirm=lambda *_: None, on_line=print)
+        result = runner.run(settings, confirm=lambda *_: None, on_line=print)
     if result["exit_code"] != 0:
         sys.exit(str(result.get("error")))
-    return folder
+    return Path(result["evidence"])
 
 
 if __name__ == "__main__":

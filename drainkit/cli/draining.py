@@ -266,7 +266,7 @@ def _run_notebooks(
         return runner.run(
             settings, confirm=approve, on_line=on_line, stopping=stopping, sign_key=sign_key,
             kernels=kernels,
-        )[0]  # fmt: skip
+        )  # fmt: skip
 
 
 def _run_many(

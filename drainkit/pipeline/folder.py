@@ -49,7 +49,7 @@ class RunFolder:
     settings: Settings
     server: Server
     reports: Reports
-    parameters: Mapping[str, Any]  # as the statement holds them: no secrets
+    parameters: Mapping[str, Any]  # the notebooks': no secrets
     templates: Mapping[Path, Mapping[str, Any]] = field(default_factory=dict)  # that are run
     sign_key: Path | None = None
 
@@ -104,7 +104,8 @@ class RunFolder:
             self._complete(summary, renew=bool(closed_at))
             files.write_text(folder / "report.html", report.build(folder))
             digest = self.reports.seal(
-                folder, run=result, parameters=self.parameters, secret_words=words,
+                folder, run=result, secret_words=words,
+                parameters={**self.parameters, "mode": self.settings.mode},
                 server={"kind": info.kind, "version": info.version}, sign_key=self.sign_key,
                 templates=[*self.templates.values()],
             )  # fmt: skip
@@ -200,7 +201,6 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
             parameters = settings.model_dump(
                 mode="json", include={*settings.model_fields_set} & {*NOTEBOOK}
             )
-            parameters["mode"] = settings.mode
             this = RunFolder(folder, settings, server, reports, parameters, sign_key=sign_key)
             is_sealed = len(starts) + len(ends) < len(mine)
             summary = _books(this, starts, ends, planned)

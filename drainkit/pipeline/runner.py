@@ -70,8 +70,8 @@ def run(
     stopping: threading.Event | None = None,
     sign_key: Path | None = None,
     kernels: Kernels | None = None,
-) -> tuple[dict[str, Any], Path]:
-    """Run all notebooks and seal the evidence; returns run.json's content and the folder.
+) -> dict[str, Any]:
+    """Run all notebooks and seal the evidence; returns run.json's content.
 
     `on_line` gets "running 01_analyse_backlog ..." and the lines that the live notebook prints.
     `sign_key`: an SSH key to sign the statement with. `kernels`: those of several runs, which stay
@@ -90,9 +90,9 @@ def run(
             preflight(this)
         reports = reports_at(settings.reports_dir)
         path = files.make_folder(reports.folder / this.run_id)
-        parameters = {**parameters_of(this), "mode": settings.mode}
         # the settings' ages are times now, for the notebooks too
-        folder = RunFolder(path, this.settings, server, reports, parameters, templates, sign_key)
+        values = parameters_of(this)
+        folder = RunFolder(path, this.settings, server, reports, values, templates, sign_key)
         with locked(path, shared=True):
             folder.begin(this, before)
             try:
@@ -101,7 +101,7 @@ def run(
                     failure = _run_notebooks(this, folder, found, stopping, confirm, on_line)
             except DrainkitError as error:
                 failure = error
-            return folder.finish(this, failure), path
+            return folder.finish(this, failure)
 
 
 def _run_notebooks(
@@ -116,7 +116,7 @@ def _run_notebooks(
     # the kernels' environment: the settings as they are here, limits by their own file
     env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
     env |= kernel_variables(this.settings) | config_variable()
-    given = {**parameters_of(this), "run_dir": str(folder.path)}
+    given = {**folder.parameters, "run_dir": str(folder.path)}
     parameters = {key: value for key, value in given.items() if value is not None}
     failure: DrainkitError | None = None
     for path, template in folder.templates.items():
@@ -306,10 +306,9 @@ def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
         if _server_id(settings, stream) != server_id:
             raise RefusedError(f"the Dask worker's {URL} leads to another server than here")
         threading.Thread(target=_follow, args=(stopping, stop), daemon=True).start()
-        result, _ = run(
+        return outcome_of(stream, run(
             settings, stopping=stopping,
             confirm=lambda one, plan: dry.check_planned(one.server, one.settings, plan),
-        )  # fmt: skip
-        return outcome_of(stream, result)
+        ))  # fmt: skip
     except Exception as error:  # what Dask would do with it is not ours
         return outcome_of(stream, error)
