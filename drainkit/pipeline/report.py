@@ -7,10 +7,9 @@ that the executed notebooks hold of their own.
 
 from __future__ import annotations
 
-import datetime as dt
 import shlex
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +36,6 @@ MAX_FIGURES = 150_000  # characters of all figures; our own need a fifth of that
 
 def build(folder: Path) -> str:
     """The report of a run's folder as HTML, from what is in the folder alone."""
-    names = {"run": RUN_JSON, "plan": "plan.json", "before": "baseline.json", "after": "after.json"}
-    told: dict[str, Any] = {key: read_or(folder / name, {}) for key, name in names.items()}
-    figures, analysed = _figures(folder)
-    # what lies beside the report; the last two come when the run is sealed
-    beside = sorted({*(p.name for p in folder.iterdir() if p.is_file()), SUMS, STATEMENT})
-    return str(_template().render(
-        **told, folder=folder.name, checks=read_or(folder / VERDICTS, []), figures=figures,
-        analysed=analysed, beside=beside,
-    ))  # fmt: skip
-
-
-@cache
-def _template() -> Any:
     import jinja2
     from markupsafe import Markup
 
@@ -61,13 +47,18 @@ def _template() -> Any:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(n=_number, when=_when, share=share)
-    environment.globals.update(
-        actions=ACTIONS, meanings=NAMES, colours=COLOURS, most=MAX_GROUPS, group_of=group_of,
-        own_pending=own_pending, entries_words=entries_words, approvers_words=approvers_words,
-        keeping_words=keeping_words, quote=shlex.quote,
+    environment.filters.update(n=_number, share=share)
+    names = {"run": RUN_JSON, "plan": "plan.json", "before": "baseline.json", "after": "after.json"}
+    told: dict[str, Any] = {key: read_or(folder / name, {}) for key, name in names.items()}
+    figures, analysed = _figures(folder)
+    # what lies beside the report; the last two come when the run is sealed
+    beside = sorted({*(p.name for p in folder.iterdir() if p.is_file()), SUMS, STATEMENT})
+    return environment.get_template("report.html.j2").render(
+        **told, folder=folder.name, checks=read_or(folder / VERDICTS, []), figures=figures,
+        analysed=analysed, beside=beside, actions=ACTIONS, meanings=NAMES, colours=COLOURS,
+        most=MAX_GROUPS, group_of=group_of, own_pending=own_pending, quote=shlex.quote,
+        entries_words=entries_words, approvers_words=approvers_words, keeping_words=keeping_words,
     )  # fmt: skip
-    return environment.get_template("report.html.j2")
 
 
 def _number(value: Any) -> str:
@@ -75,15 +66,6 @@ def _number(value: Any) -> str:
     if value is None:
         return "unknown"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _when(value: Any) -> str:
-    """An ISO 8601 time as a reader says it, UTC."""
-    try:
-        time = dt.datetime.fromisoformat(str(value)).astimezone(dt.UTC)
-    except (ValueError, OverflowError):
-        return str(value or "")
-    return f"{time.day} {time:%B %Y, %H:%M:%S} UTC"
 
 
 def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:
