@@ -59,7 +59,7 @@ def test_the_evidence_opens_offline(evidence: Path, browser: Browser) -> None:
     address = f"file://{evidence}/report.html"
     bare = browser.new_context(java_script_enabled=False).new_page()
     bare.goto(address)
-    assert bare.locator("figure svg").count() >= 10
+    assert bare.locator("figure svg").count() >= 9
     watched = Watched(browser, address)
     page = watched.page
     for theme in ("light", "dark"):
@@ -119,11 +119,11 @@ def opens_with_its_figures(page: Page, address: str) -> None:
     page.mouse.move(700, 600)
     for step in range(400):  # what is out of sight is not drawn; slow machines draw late
         drawn.update(page.locator(".js-plotly-plot .gtitle").all_text_contents())
-        if len(drawn) >= 8:
+        if len(drawn) >= 7:
             break
         page.mouse.wheel(0, 700 if step // 40 % 2 == 0 else -700)
         page.wait_for_timeout(250)
-    assert len(drawn) >= 8, drawn
+    assert len(drawn) >= 7, drawn
     assert page.evaluate("window.pwned") is None
 
 
@@ -163,7 +163,6 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
         f"!document.querySelector('tr[data-action=drained_ok]').innerText.includes('{before:,}')"
     )
     assert passing(page) > before
-    assert page.locator(".drainkit-shown pre").first.inner_text().startswith("drainkit run ")
     # the table follows the slider: its rows are made anew
     expect(page.locator("tr.before")).to_have_count(0, timeout=60_000)
     page.wait_for_timeout(2000)
@@ -196,7 +195,7 @@ def test_a_person_can_explore_a_backlog(lab: str, browser: Browser) -> None:
     for item in ("Run", "Run All Cells"):
         page.get_by_role("menuitem", name=item, exact=True).click()
     page.wait_for_function(
-        f"{FIGURES}.length == 8 && {FIGURES}.every(figure => !figure.matches('.before') &&"
+        f"{FIGURES}.length == 7 && {FIGURES}.every(figure => !figure.matches('.before') &&"
         " figure.clientWidth && Math.abs(figure.clientWidth - "
         "figure.querySelector('.main-svg').getAttribute('width')) < 2)",
         timeout=60_000,
