@@ -164,21 +164,17 @@ def _audited(
 
 
 def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What `show` found of one entry as rows of (part, name, text), every text one safe line.
-
-    `body` is what to say where it was not kept.
-    """
-    body = found.get("body", "gone: trimmed or deleted")
+    """What `show` found of one entry as rows of (part, name, text), every text one safe line."""
     there = {p["value"]: "not valid" for p in found["places"]}
-    no_value = "none" if "body" in found else "not found"
     age = "" if found["age_sec"] is None else f", {found['age_sec']:,.2f} s old"
     at = f"as of {found['decided_at'][:19]}: " if found["decided_at"] else ""
-    fields = [("(body)", body)] if found["fields"] is None else found["fields"]
+    gone = [("(body)", "gone: trimmed or deleted")]
+    fields = gone if found["fields"] is None else found["fields"]
     rows: list[tuple[str, str, Any]] = [
         ("entry", "id", found["id"]),
         ("entry", "id's time", found["id_time"] or "no time"),
         *(("field", *pair) for pair in fields),
-        *(("value", name, there.get(name, no_value) if value is None else value)
+        *(("value", name, there.get(name, "not found") if value is None else value)
           for name, value in found["values"].items()),
         ("value", "event time", f"{found['event_time']}{age}, by {found['time_source']}"),
         *(("found at", p["value"],

@@ -8,6 +8,7 @@ which stream's ledger to ask, and the plan, if it has the digest that the ledger
 
 from __future__ import annotations
 
+import datetime as dt
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from .. import files
 from ..core.policy import ACTIONS, audit_schema
 from ..core.reconciliation import drift_counts
 from ..core.summary import OUTCOMES, RUN_ID, Summary
-from ..core.values import iso
+from ..core.values import EPOCH, iso
 from ..draining.live import changes
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
@@ -319,6 +320,5 @@ def _books(
     summary.exit_code = max(codes.get(end.outcome, 1) for end in ends)
     if summary.exit_code:
         summary.error = f"{KILLED} (its drain had ended: {one_line(ended.outcome, 40)})"
-    summary.finished_at = ended.at
-    summary.count_from(summary.started_at)
-    return summary.close(None, now_us)
+    at = dt.datetime.fromisoformat(ended.at)
+    return summary.close(None, (at - EPOCH) // dt.timedelta(microseconds=1))
