@@ -113,7 +113,7 @@ def dry_run(
 
     `pages`: the same entries, where they were read already.
     """
-    summary, start_us = run.begin(), run.server.clock.now_us()
+    summary, start_us = run.begin(), run.server.clock_us()
     invalid, symbols = np.zeros(len(INVALID_REASONS), np.int64), set[str]()
     for page in _read_pages(run) if pages is None else pages:
         events, first = page[0], summary.total_read

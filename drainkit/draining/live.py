@@ -51,7 +51,7 @@ def apply(
     run.start = ledger.Start(
         run_id=run.run_id, scope=scope.name, consumer_group=scope.group, consumer=scope.consumer,
         boundary_id=scope.boundary, throttle=settings.throttle, max_events=settings.max_events,
-        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(server.clock.now_us()),
+        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(server.clock_us()),
         host=socket.gethostname(), pid=os.getpid(), operator=settings.operator,
         approvers=",".join(run.approvers), from_id=scope.first, folder=run.folder,
         audit_id=seen.audit.boundary_id, audit_stream=settings.audit_stream or "",
@@ -102,14 +102,14 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         except DrainkitError as error:
             failure = failure or error
         run.close(failure)
-        at = iso(server.clock.now_us())
+        at = iso(server.clock_us())
         ledger.note_end(server, run.start, summary, at, vanished=summary.vanished)
     except DrainkitError as error:
         failure = failure or error
         if summary.audit_records is None and (loop.uncertain or not server.connected):
             summary.is_counted = False
             failure.args = (f"{failure}; what was recorded is not known: see the audit stream",)
-        summary.close(failure, server.clock.now_us())
+        summary.close(failure, server.clock_us())
 
 
 def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:

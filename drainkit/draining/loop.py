@@ -30,7 +30,6 @@ from ..late import pa
 from ..server import recorded, writing
 from ..server.connection import Server
 from ..server.scopes import Seen, look
-from ..server.topology import check_primary
 from ..server.writing import Batch, Committed, ForgottenError
 from .reader import PAGE_ENTRIES, Reader, ReadRequest
 from .run import MAX_CLOCK_WAIT_SEC, Progress, Ready, Run, future_audit
@@ -103,6 +102,8 @@ class Loop:
             before = self._summary.total_read
             try:
                 self._drain()
+                if self._stopping.is_set():
+                    raise InterruptedRunError(INTERRUPTED)
                 read, most = self._summary.total_read, self._run.max_events
                 is_spent = most is not None and read >= most
                 if is_spent or self._reader.is_done(self._refused, progress=read > before):
@@ -133,18 +134,25 @@ class Loop:
         if seen.has_own or name == "pending":
             for batch in reader.pending(seen, self._room):
                 self._commit(batch)
-                self._settle_all()
+                while self._sent:
+                    self._take()
         if name != "pending":
             reader.note(self._probed or self._probe(reader.counters), is_start=True)
             self._probed = None
-            while (new := self._next()) is not None:
-                self._commit(new)
-            self._settle_all()
+            while True:
+                # what a turn is short of is lost, and in each second again
+                n = 1 if self._rate is None else self._room()
+                if reader.ask(self._room(of_turn=False), n):
+                    self._take()
+                elif (new := reader.batch(self._room())) is not None:
+                    self._commit(new)
+                elif self._sent:
+                    self._take()  # what a commit rejects leaves room again
+                elif not reader.ask(self._room(of_turn=False)):
+                    break
             # not the budget but the stream has ended: if it is still the one
             if self._room() > 0 and id_key(reader.position) < id_key(reader.bounds.boundary):
                 reader.note(self._probe(reader.counters), is_start=True)
-        if self._stopping.is_set():
-            raise InterruptedRunError(INTERRUPTED)
 
     def _probe(self, counters: bytes) -> Committed:
         """A commit without records: refused if the stream or the group is not what it was.
@@ -181,22 +189,6 @@ class Loop:
         best = max(range((most + 1) // 2, most + 1), key=lambda n: (second // n * n, n))
         return min(room, PAGE_ENTRIES, best)
 
-    def _next(self) -> Batch | None:
-        """New entries, of the plan or as read; None: no more, or the budget is spent."""
-        reader = self._reader
-        if self._rate is not None:  # what a turn is short of is lost, and in each second again
-            while reader.lacks(n := self._room()) and reader.ask(self._room(of_turn=False), n):
-                self._take()
-        while (batch := reader.batch(self._room())) is None:
-            if not reader.is_asked:
-                # the budget was all in flight; what was rejected of that leaves room again
-                self._settle_all()
-                if self._room() < 1 or not reader.ask(self._room(of_turn=False)):
-                    return None
-            while reader.is_asked:
-                self._take()
-        return batch
-
     def _commit(self, batch: Batch) -> None:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
         run, is_new = self._run, batch.owners is None
@@ -208,10 +200,12 @@ class Loop:
         while True:
             if self._rate is not None and not self._wait():
                 return  # interrupted: the batch stays as it is for the same command run again
-            now_us = self._server.clock.now_us()
+            now_us = self._server.clock_us()
             decisions = decide(events, run.policy, now_us if as_of_us is None else as_of_us)
             made = records(events, decisions, run.policy)
-            self._settle_all()  # as late as can be: until then the server has its commit to do
+            # as late as can be: until then the server has its commit to do
+            while self._sent and isinstance(self._sent[0], CommitRequest):
+                self._take()
             self._deadline = writing.send_commit(
                 self._server, self._reader.bounds, batch, made, drained_at=iso(now_us),
                 rate=run.settings.throttle, run_id=run.run_id, audit_id=self.audit_id,
@@ -233,16 +227,12 @@ class Loop:
             if self._stopping.wait(min(seconds, HEARD_SEC)):
                 return False
             if seconds > HEARD_SEC:
-                while self._reader.is_asked:
+                while self._sent:
                     self._take()
                 before = self._rate
                 if self._probe(b"").rate != before:  # a slower one came, or is gone: ask at once
                     self._next_turn = 0.0
         return not self._stopping.is_set()
-
-    def _settle_all(self) -> None:
-        while self._sent and isinstance(self._sent[0], CommitRequest):
-            self._take()
 
     def _take(self, *, may_wait: bool = False) -> bool:
         """Take the oldest reply: a page, or a commit into the books; False if that has to wait.
@@ -327,7 +317,7 @@ class Loop:
         A network may deliver a request long after its connection broke; the books close after it.
         """
         if self._server.takeovers == self.takeovers:  # or it has the slot from it as it was
-            time.sleep(max(0.0, self._unknown_until - self._server.clock.now_us()) / 1e6)
+            time.sleep(max(0.0, self._unknown_until - self._server.clock_us()) / 1e6)
 
     def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
         """After a fault: look again. What is still undelivered or pending was not committed."""
@@ -340,7 +330,6 @@ class Loop:
                 self._server.reconnect()
                 if self._server.takeovers != self.takeovers:
                     raise UnreachableError(f"{LOST}; run the same command again to go on")
-                check_primary(self._server.info)
                 if self._server.info.replid != owner:  # deadlines were by the other one's clock
                     self.wait_out()
                 self._server.now_us()  # and its clock from now on

@@ -31,7 +31,7 @@ from ..server.keys import Scope
 from ..server.ledger import check_owner, run_tables
 from ..server.reading import ACTIVE_MS
 from ..server.scopes import Seen, look
-from ..server.topology import check_primary
+from ..server.topology import REPLICA
 from ..server.writing import Committed
 from ..settings import Settings
 from .plan_files import PlanFile
@@ -65,7 +65,7 @@ class Run:
         digest = self.planned.plan.digest if self.planned else None
         self.summary = Summary.opened(
             self.settings, run_id=self.run_id, boundary=self.scope.boundary, plan_digest=digest,
-            now_us=self.server.clock.now_us(), approvers=self.approvers,
+            now_us=self.server.clock_us(), approvers=self.approvers,
         )  # fmt: skip
         return self.summary
 
@@ -112,7 +112,7 @@ class Run:
                 f"the books do not balance: {summary.pending_own} entries are still pending for "
                 f"{self.scope.consumer}; run the same command again"
             )
-        return summary.close(failure, self.server.clock.now_us())
+        return summary.close(failure, self.server.clock_us())
 
 
 @contextmanager
@@ -196,8 +196,8 @@ def look_straight(run: Run, planned: PlanFile) -> Straight | None:
     be looked at, and read again to be drained.
     """
     server, scope, decoder = run.server, run.scope, Decoder(run.settings.fields)
-    counters = reading.stream_info(server).counters  # before the first is read
-    if scope.name == "pending" or not counters:
+    info = reading.stream_info(server)  # before the first is read
+    if scope.name == "pending" or info.gone is None:
         return None
     rows, last = Feed(planned.blocks()), planned.plan.last_id or scope.position
     sizes: list[np.ndarray] = []
@@ -214,6 +214,7 @@ def look_straight(run: Run, planned: PlanFile) -> Straight | None:
     if rows.take(1) is not None:
         return None
     found = np.concatenate([*sizes, np.zeros(0, np.int32)])
+    counters = b"%d %d" % (info.length + info.gone, info.gone)  # as commit.lua has them
     return Straight(scope.position, counters, planned.blocks, found)
 
 
@@ -299,7 +300,8 @@ def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) 
 def check(run: Run) -> Seen:
     """What can be known without a trace before a drain; refuses with what to do."""
     server, keys, scope = run.server, run.server.keys, run.scope
-    check_primary(server.info)
+    if server.info.role != "master":
+        raise RefusedError(REPLICA)
     if run.settings.approval is not None and run.planned is None:
         raise RefusedError(
             "drainkit.toml asks for approvals, and there is no plan that others could have "
@@ -315,8 +317,9 @@ def check(run: Run) -> Seen:
             advice = " or choose another --audit-stream" if key == keys.audit else ""
             raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
     check_owner(server, seen.audit, seen.audit_known)
-    scopes.check_room(server, scope, run.max_events, seen.memory)
-    ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - server.clock.now_us() / 1e6
+    if seen.free is not None:
+        scopes.check_room(server, scope, run.max_events, seen.free)
+    ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - server.clock_us() / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))
     if scope.name == "undelivered" and not run.settings.allow_active_consumers:

@@ -140,7 +140,7 @@ def entries(server: Server) -> Iterator[Entry]:
 
 def lost(server: Server) -> int:
     """How many entries the ledger had and lacks; 0 where the server does not count (6.2)."""
-    return reading.stream_at(server, server.keys.runs).gone or 0
+    return reading.stream_info(server, server.keys.runs).gone or 0
 
 
 def entries_of(server: Server, run_id: str) -> list[OfRun]:

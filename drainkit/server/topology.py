@@ -24,7 +24,7 @@ from redis.connection import (
 from redis.crc import key_slot
 from redis.retry import Retry
 
-from ..errors import RefusedError, SlotMovedError, UnreachableError, UsageError
+from ..errors import SlotMovedError, UnreachableError, UsageError
 
 T = TypeVar("T")
 Place = tuple[str, int]  # host and port
@@ -44,6 +44,7 @@ _OPTIONS: dict[str, Any] = {
 URL_FORMS = (
     "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,.../SERVICE or redis+cluster://"
 )
+REPLICA = "this Redis is a replica; point --redis-url at the primary"
 # replies, though redis-py takes some of them for the end of a connection
 ERROR_REPLIES = (
     redis.ResponseError,
@@ -74,12 +75,6 @@ class ServerInfo:
     def version_tuple(self) -> tuple[int, ...]:
         """The version for comparison, such as (6, 2, 14)."""
         return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
-
-
-def check_primary(info: ServerInfo) -> None:
-    """Refuse to write to a replica."""
-    if info.role != "master":
-        raise RefusedError("this Redis is a replica; point --redis-url at the primary")
 
 
 def find(url: str) -> Connection:
@@ -169,7 +164,9 @@ def owner_node(url: str, link: Connection, key: bytes) -> Connection:
     if url.startswith("unix:"):  # a socket leads to one node only
         return link
     slot = key_slot(key)
-    place = next((place for first, last, place in slots(link) if first <= slot <= last), None)
+    link.send_command("CLUSTER", "SLOTS")
+    found = slots(link.read_response(disable_decoding=True), link.host)
+    place = next((place for first, last, place in found if first <= slot <= last), None)
     if place is None:
         raise SlotMovedError("no node of the Cluster serves the stream's slot; check it")
     link.disconnect()
@@ -240,17 +237,16 @@ def read_info(link: Connection) -> ServerInfo:
                       bool(values.get("master_replid2", "").strip("0")))  # fmt: skip
 
 
-def slots(link: Connection) -> Iterator[tuple[int, int, Place]]:
-    """A Cluster's ranges of slots, and where the primary of each is.
+def slots(reply: list[Any], asked: str) -> Iterator[tuple[int, int, Place]]:
+    """A Cluster's ranges of slots, as a reply of CLUSTER SLOTS says, and where their primaries are.
 
     A node without a name is at the host that was asked (unknown-endpoint); one whose host name
     nobody set (`?`) is at its address.
     """
-    link.send_command("CLUSTER", "SLOTS")
-    for first, last, (host, port, _, *more), *_ in link.read_response(disable_decoding=True):
+    for first, last, (host, port, _, *more), *_ in reply:
         facts = dict(zip(more[0][::2], more[0][1::2], strict=True)) if more else {}
         shown = facts.get(b"ip") if host == b"?" else host
-        yield first, last, (shown.decode() if shown else link.host, int(port))
+        yield first, last, (shown.decode() if shown else asked, int(port))
 
 
 def has_handed_over(

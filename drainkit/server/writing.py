@@ -111,7 +111,7 @@ def send_commit(
     if batch.owners is not None:
         kind = ("pending", batch.counters, scope.min_idle_ms)
     keys = server.keys
-    deadline_us = server.clock.now_us() + round(server.reply_timeout_sec * 1e6)
+    deadline_us = server.clock_us() + round(server.reply_timeout_sec * 1e6)
     server.send((
         "EVAL", script("commit"), 5, keys.stream, keys.audit, keys.stop, keys.state, keys.recorded,
         scope.group, scope.consumer, "none" if rate is None else repr(rate), run_id, deadline_us,
@@ -127,7 +127,7 @@ def receive_commit(server: Server) -> Committed:
     Raises if the server refused: then nothing changed.
     """
     status, now_us, wait_us, *rest = server.receive()
-    server.clock.sync(int(now_us))
+    server.clock_us(int(now_us))
     if status == b"late":
         raise ServerBusyError(_LATE)
     if status == b"forgotten":
