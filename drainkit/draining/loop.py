@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -28,14 +27,13 @@ from ..errors import (
 from ..ids import id_key
 from ..late import pa
 from ..server import recorded, writing
-from ..server.connection import Server
-from ..server.scopes import Seen, look
-from ..server.writing import Batch, Committed, ForgottenError
+from ..server.scopes import look
+from ..server.writing import Batch, Committed, ReadAgainError
 from .reader import PAGE_ENTRIES, Reader, ReadRequest
 from .run import MAX_CLOCK_WAIT_SEC, Progress, Ready, Run, future_audit
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
-MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
+MAX_LOOKS = 20  # in a row, at what is recorded and there, before a drain gives up
 ROUND_TRIPS = 8  # of so many commits the shortest counts
 CREDIT_US = 50_000  # a busy client makes up for so much delay of its turn
 HEARD_SEC = 5.0  # a drain that waits longer for its turn says that it is at work (commit.lua)
@@ -44,10 +42,6 @@ NEAR_SEC, LATE_SEC = 0.005, 0.002
 TURN_SEC = 0.02  # at most 50 turns a second: an even pace, and a server that is free in between
 LOST = "the server restarted or another took over, and may have lost the last moments"
 INTERRUPTED = "interrupted; run the same command again to go on"
-
-
-class ReadAgainError(DrainkitError):
-    """A batch was not committed and has to be read anew; what was sent after it, too."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +84,7 @@ class Loop:
         self._credit_us = 0  # a drain begins without
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
         self.changes: list[pa.Table] = []  # what was decided otherwise than planned
-        self._seen: Seen | None = ready.seen
-        # still so when new entries are read, unless others are drained before
-        is_first = run.scope.name == "undelivered" and not ready.seen.has_own
-        self._probed = ready.probed if is_first else None
+        self._ready: Ready | None = ready
 
     def run(self) -> None:
         """Drain until the scope, the budget or the patience with a broken server is exhausted."""
@@ -109,15 +100,14 @@ class Loop:
                 if is_spent or self._reader.is_done(self._refused, progress=read > before):
                     return
                 # somebody of the same name was delivered entries meanwhile: they are ours as well
-            except (ReadAgainError, ForgottenError) as error:
+            except ReadAgainError:
                 self.finish()
                 looks = looks + 1 if self._summary.total_read == before else 0
-                if isinstance(error, ForgottenError):  # the recorded set has to fit again
-                    if looks > MAX_LOOKS:
-                        raise
-                    scope = self._run.scope
-                    if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
-                        raise DrainkitError("; ".join(notes)) from None
+                if looks > MAX_LOOKS:
+                    raise
+                scope = self._run.scope  # the recorded set has to fit again
+                if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
+                    raise DrainkitError("; ".join(notes)) from None
                 self._wait()
             except (ConnectionLostError, ServerBusyError, SlotMovedError) as error:
                 if self._summary.total_read > before:
@@ -126,8 +116,8 @@ class Loop:
             self._reader.start_over()
 
     def _drain(self) -> None:
-        seen = self._seen or look(self._server, self._run.scope)
-        self._seen = None
+        ready, self._ready = self._ready, None
+        seen = ready.seen if ready else look(self._server, self._run.scope)
         if not self._summary.expected:
             self._run.count_first(seen)
         reader, name = self._reader, self._run.scope.name
@@ -137,8 +127,10 @@ class Loop:
                 while self._sent:
                     self._take()
         if name != "pending":
-            reader.note(self._probed or self._probe(reader.counters), is_start=True)
-            self._probed = None
+            # what a first look found is still so, unless others were drained since
+            is_so = ready is not None and not seen.has_own and name == "undelivered"
+            start = ready.probed if ready and is_so else self._probe(reader.counters)
+            reader.note(start, is_start=True)
             while True:
                 # what a turn is short of is lost, and in each second again
                 n = 1 if self._rate is None else self._room()
@@ -239,41 +231,34 @@ class Loop:
 
         It settles its request, as an error too; a lost one does not.
         """
-        request = self._sent[0]
-        receive: Any = writing.receive_commit
-        if isinstance(request, ReadRequest):
-            receive = Server.receive
+        request = self._sent.popleft()
         try:
-            reply = receive(self._server)
-        except ConnectionLostError:
+            if isinstance(request, ReadRequest):
+                self._reader.put(request)
+                return True
+            reply = writing.receive_commit(self._server)
+        except (ConnectionLostError, KeyboardInterrupt):
+            self._sent.appendleft(request)
             raise
-        except DrainkitError:
-            self._sent.popleft()
-            raise
-        self._sent.popleft()
-        if isinstance(request, ReadRequest):
-            self._reader.put(request, reply)
-            return True
-        self._round_trips.append(time.monotonic() - request.sent_sec)
-        self._rate = reply.rate
-        if reply.done:
-            self.audit_id = reply.audit_id
         return self._settle(request, reply, may_wait=may_wait)
 
     def _settle(self, request: CommitRequest, reply: Committed, *, may_wait: bool) -> bool:
         """Take a commit's reply into the books; False if it has to wait."""
+        self._round_trips.append(time.monotonic() - request.sent_sec)
         # half a round trip brought the reply, and half a one will take the next request
         early_sec = min(self._round_trips)
         if early_sec > NEAR_SEC:
             early_sec -= LATE_SEC
         self._next_turn = time.monotonic() + reply.wait_us / 1e6 - early_sec
         rate, batch = reply.rate, request.batch
+        self._rate = rate
         if not reply.done:
             if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (rate or 1)) * 1e6:
                 raise DrainkitError(future_audit(reply.wait_us / 1e6))
             if not may_wait or rate is None or len(request.events) > max(1, rate / 5):
                 raise ReadAgainError("the batch has to wait, or to be smaller, and is read anew")
             return False
+        self.audit_id = reply.audit_id
         taken = reply.rejected | reply.had
         rows: np.ndarray | slice = slice(None)
         if taken:

@@ -15,7 +15,7 @@ from ..core.policy import ACTIONS
 from ..core.reconciliation import PIECE, Feed, Straight, ToDrain
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
-from ..ids import id_key, next_id
+from ..ids import id_key
 from ..safe import text
 from ..server import reading, recorded, scopes, writing
 from ..server.recorded import Recorded
@@ -38,6 +38,8 @@ class ReadRequest:
 
     after: str
     counters: bytes
+    page: Callable[[], list[RawEntry]]  # waits for it
+    received: int  # Server.counted.received then: the page is among the bytes that come after
 
 
 class Reader:
@@ -154,22 +156,23 @@ class Reader:
         count = max(1, min(PAGE_ENTRIES, self._count))
         if not self._recorded.touches(after, self.bounds.boundary):  # else some count for nothing
             count = min(count, budget)
-        first, last = next_id(after), self.bounds.boundary
-        self._server.send(("XRANGE", self._server.stream, first, last, "COUNT", count))
-        self._requests.append(ReadRequest(after, self.counters))
+        page = reading.ask_page(self._server, after, self.bounds.boundary, count)
+        received = self._server.counted.received
+        self._requests.append(ReadRequest(after, self.counters, page, received))
         self._is_asked = True
         return True
 
-    def put(self, request: ReadRequest, page: list[RawEntry]) -> None:
-        """The page that was asked for; it follows on what is left of the one before."""
+    def put(self, request: ReadRequest) -> None:
+        """Wait for the page that was asked for; it follows on what is left of the one before."""
+        page = request.page()
         self._is_asked = False
         if not page:
             self._after = self.bounds.boundary  # no more
             return
         if not self._page:
             self._cut = request.after
-        total = sum(map(len, chain.from_iterable(entry[1] or () for entry in page)))
-        is_small = total <= SMALL_PAGE_BYTES  # which of them are large does not matter then
+        # of a small page it does not matter which of its entries are large
+        is_small = self._server.counted.received - request.received <= SMALL_PAGE_BYTES
         sizes = [1] * len(page) if is_small else [*map(reading.size_of, page)]
         self._page, self._sizes = self._page + page, self._sizes + sizes
         self._page_counters = self._page_counters + [request.counters] * len(page)
@@ -218,11 +221,10 @@ class _Columns:
 
     def __init__(self, straight: Straight) -> None:
         self.counters = straight.counters
-        self._sizes = straight.sizes
         self._feed = Feed(straight.blocks())
         self._events: Events | None = None  # a piece of the plan, from which batches are cut
         self._actions = np.zeros(0, np.int64)
-        self._at = self._row = 0  # in the piece; in the plan
+        self._at = 0  # in the piece
         self.after = straight.after  # up to here they were taken
 
     def take(self, room: int) -> Batch | None:
@@ -233,11 +235,8 @@ class _Columns:
                 return None
             self._events, self._at = Events.from_arrow(table), 0
             self._actions = word_codes(table["action"], ACTIONS)[0]
-        sums = np.cumsum(self._sizes[self._row : self._row + min(room, PAGE_ENTRIES)])
-        n = max(1, int(np.searchsorted(sums, BATCH_BYTES, side="right")))
-        part = slice(self._at, self._at + n)
+        part = slice(self._at, self._at + min(room, PAGE_ENTRIES))
         events, after = self._events.part(part), self.after
         self._at += len(events)
-        self._row += len(events)
         self.after = text(events.ids[-1])
         return Batch([], after, self.counters, planned=self._actions[part], events=events)

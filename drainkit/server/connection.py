@@ -172,13 +172,11 @@ class Server(AbstractContextManager["Server"]):
             return True
         # a primary that stays one gets a new replication id when its first replica comes
         is_first = now.run_id == before.run_id and not now.was_replica
-        if now.role == before.role and (now.replid == before.replid or is_first):
-            return True
-        has_moved = topology.has_handed_over
-        if place and now.cluster and has_moved(self._url, self.stream, place, before, now):
-            return True
-        self.takeovers += 1
-        return False
+        is_same = now.role == before.role and (now.replid == before.replid or is_first)
+        if not is_same and place and now.cluster:
+            is_same = topology.has_handed_over(self._url, self.stream, place, before, now)
+        self.takeovers += not is_same
+        return is_same
 
     def call(self, *args: bytes | str | int) -> Any:
         """Send one command and return its reply, bytes undecoded."""

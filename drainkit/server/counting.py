@@ -27,11 +27,6 @@ _SEQUENCES = 1 << 64
 Pages = Iterator[Sequence[RawEntry]]
 
 
-def count_between(server: Server, first: str, last: str) -> int:
-    """How many entries lie from `first` to `last`, both included; exact."""
-    return count(server, reading.stream_info(server), first, last)[0]
-
-
 @collection_paused()
 def count(
     server: Server, info: StreamInfo, first: str, last: str, *, most: int | None = None
@@ -108,9 +103,8 @@ def split(server: Server, n: int) -> list[tuple[str, str]]:
     """
     info, before = reading.stream_info(server), 0
     begins = [info.first_id or next_id(info.boundary_id)]
-    with closing(
-        reading.pages(server, server.stream, begins[0], info.boundary_id, ahead=True)
-    ) as pages:
+    read = reading.pages(server, server.stream, begins[0], info.boundary_id, ahead=True)
+    with closing(read) as pages:
         for page in pages:
             while len(begins) < n and (at := info.length * len(begins) // n) < before + len(page):
                 begins.append(text(page[at - before][0]))
@@ -147,15 +141,8 @@ def sampled(server: Server, first: str, last: str) -> Iterator[list[RawEntry]]:
         yield from read
         if not spans:
             return
-        count = max(
-            1,
-            min(
-                most,
-                reading.PAGE_BYTES
-                // places
-                // max(map(reading.size_of, chain.from_iterable(read))),
-            ),
-        )
+        largest = max(map(reading.size_of, chain.from_iterable(read)))
+        count = max(1, min(most, reading.PAGE_BYTES // places // largest))
 
 
 def _number(entry_id: str | bytes) -> int:

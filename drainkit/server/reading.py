@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ PAGE_BYTES = 2 << 20  # about so much in a page, as it comes
 MOST_BYTES = 8 << 20  # never more, unless it is one entry
 PART_BYTES = 40  # that each field and each value takes, whatever it holds
 ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
-SIDE_STREAMS = (".drain_audit", ".drain_runs")
+SIDE_STREAMS = (b".drain_audit", b".drain_runs")
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,9 @@ def type_of(server: Server, key: bytes) -> str:
     return text(server.call("TYPE", key))
 
 
-def length_of(server: Server, key: bytes) -> int:
-    """How many entries a stream has; 0 for a missing one."""
-    return int(server.call("XLEN", key))
-
-
 def newest(server: Server, key: bytes, count: int) -> list[RawEntry]:
     """The newest entries of a stream, the newest first."""
-    found: list[RawEntry] = server.call("XREVRANGE", key, "+", "-", "COUNT", count)
-    return found
+    return [*server.call("XREVRANGE", key, "+", "-", "COUNT", count)]
 
 
 def lowest_pending(server: Server, group: str) -> bytes | None:
@@ -209,6 +203,12 @@ def consumers(server: Server, group: str) -> list[Consumer]:
     """The group's consumers, in the server's order."""
     replies = map(pairs, server.call("XINFO", "CONSUMERS", server.stream, raw_name(group)))
     return [Consumer(name_of(r["name"]), r["pending"], r["idle"]) for r in replies]
+
+
+def ask_page(server: Server, after: str, last: str, count: int) -> Callable[[], list[RawEntry]]:
+    """Ask for up to `count` entries after an id; what is returned waits for them, in its turn."""
+    server.send(("XRANGE", server.stream, next_id(after), last, "COUNT", count))
+    return server.receive
 
 
 def pages(
@@ -313,15 +313,12 @@ def find_streams(server: Server, pattern: str) -> tuple[list[bytes], list[Unreac
     for place in server.primaries():
         try:
             with server.at(place) as node:
-                cursor = b"0"
-                while True:
+                cursor = b""
+                while cursor != b"0":
                     cursor, names = node.call(
-                        "SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "stream"
+                        "SCAN", cursor or b"0", "MATCH", pattern, "COUNT", 1000, "TYPE", "stream"
                     )
                     found.update(names)
-                    if cursor == b"0":
-                        break
         except UnreachableError as error:
             missed.append(error)
-    side = tuple(s.encode() for s in SIDE_STREAMS)
-    return sorted(n for n in found if not n.endswith(side)), missed
+    return sorted(n for n in found if not n.endswith(SIDE_STREAMS)), missed

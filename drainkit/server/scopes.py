@@ -31,7 +31,7 @@ class Seen:
     info: reading.StreamInfo
     groups: Mapping[str, reading.Group]
     audit: reading.StreamInfo
-    audit_known: str  # the audit's last id as of the last commit; "" before the first
+    audit_known: str  # the audit's last id as of the last commit; 0-0 before the first
     history_begins: str  # where a new group of scope history would begin
     has_own: bool  # whether entries are pending for the scope's consumer
     free: int | None  # bytes that maxmemory leaves; None: it sets no limit, or INFO does not say
@@ -60,7 +60,7 @@ def look(server: Server, scope: Scope) -> Seen:
         info=reading.stream_info(server, reply=info),
         groups=reading.positions(server, groups),
         audit=reading.stream_info(server, keys.audit, audit),
-        audit_known=text(known),
+        audit_known=text(known) or FIRST_ID,
         history_begins=text(begins) or FIRST_ID,
         has_own=own > 0,
         free=None if free == b"" else int(free),
@@ -73,8 +73,9 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     `boundary`: that of a run that has begun already; None: the stream's last id now. With `until`
     it lies at most there. With `from_` scope pending begins there; history: see `_open_history`.
     """
-    settings, info = at_now(server, settings), reading.stream_info(server)
-    group = settings.consumer_group
+    if settings.until or settings.from_:
+        settings = at_now(server, settings)
+    info, group = reading.stream_info(server), settings.consumer_group
     main = reading.positions(server, wanted=group)[group]
     wanted = settings.from_consumer if settings.scope == "pending" else ()
     there = {c.name for c in reading.consumers(server, main.name)} if wanted else set()
