@@ -218,9 +218,8 @@ def nothing_to_do(settings: Settings, over: int) -> str | None:
 
 def check_limits(limits: Limits, counts: Mapping[str, int], *, drift: int = 0) -> None:
     """Refuse a plan that goes beyond the limits; `counts` are its events by action."""
-    total = sum(counts.get(action, 0) for action in ACTIONS)
-    values = {"max_events": total, "max_drained_ok": counts.get("drained_ok", 0)}
-    values["max_drift"] = drift
+    total, passed = sum(counts.get(action, 0) for action in ACTIONS), counts.get("drained_ok", 0)
+    values = {"max_events": total, "max_drained_ok": passed, "max_drift": drift}
     for name, limit in limits:
         if limit is not None and values[name] > limit:
             raise RefusedError(

@@ -92,6 +92,11 @@ class Loop:
         while True:
             before = self._summary.total_read
             try:
+                if looks:  # the recorded set has to fit again
+                    scope = self._run.scope
+                    if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
+                        raise DrainkitError("; ".join(notes))
+                    self._wait()
                 self._drain()
                 if self._stopping.is_set():
                     raise InterruptedRunError(INTERRUPTED)
@@ -102,13 +107,9 @@ class Loop:
                 # somebody of the same name was delivered entries meanwhile: they are ours as well
             except ReadAgainError:
                 self.finish()
-                looks = looks + 1 if self._summary.total_read == before else 0
+                looks = 1 + (looks if self._summary.total_read == before else 0)
                 if looks > MAX_LOOKS:
                     raise
-                scope = self._run.scope  # the recorded set has to fit again
-                if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
-                    raise DrainkitError("; ".join(notes)) from None
-                self._wait()
             except (ConnectionLostError, ServerBusyError, SlotMovedError) as error:
                 if self._summary.total_read > before:
                     attempts = iter(RECOVERY_WAITS_SEC)

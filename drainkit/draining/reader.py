@@ -113,9 +113,8 @@ class Reader:
                 if not chosen:
                     break
                 entries = reading.bodies(self._server, [row[0] for row in chosen])
-                self._count = min(
-                    2 * len(entries), BATCH_BYTES // max(map(reading.size_of, entries))
-                )
+                largest = max(map(reading.size_of, entries))
+                self._count = min(2 * len(entries), BATCH_BYTES // largest)
                 planned = self._planned(self._to_drain, entries) if self._to_drain else None
                 yield Batch(entries, owners=[row[1] for row in chosen], planned=planned)
 
@@ -126,9 +125,8 @@ class Reader:
         """
         # as far as a plan goes: what it leaves alone would be waited for forever
         scope = self.bounds
-        if look(self._server, self._scope).has_own and any(
-            scopes.pending_rows(self._server, scope, own=True)
-        ):
+        has_own = look(self._server, self._scope).has_own
+        if has_own and any(scopes.pending_rows(self._server, scope, own=True)):
             return False
         if scope.name != "pending" or not refused:
             return True
