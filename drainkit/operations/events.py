@@ -24,10 +24,10 @@ from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
 from ..core.values import INVALID_REASONS, NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
 from ..errors import RefusedError, UsageError
-from ..ids import FIRST_ID, id_key, is_id, next_id
+from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..late import collection_paused, pa, pc, pd
 from ..safe import one_line, text
-from ..server import counting, ledger, reading, scopes
+from ..server import counting, reading, scopes
 from ..server.connection import Server
 from ..settings import Fields, Settings, load
 
@@ -155,7 +155,8 @@ def _audited(
     first = f"{max(0, int(times.min()) // 1000 - 60_000)}-0"
     records: dict[bytes, list[dict[str, Any]]] = {entry_id: [] for entry_id in wanted}
     searched, ids = 0, pa.array([entry_id.decode() for entry_id in wanted])
-    for page in ledger.audit_pages(server, FIRST_ID if (times == NO_TIME).any() else first):
+    first = FIRST_ID if (times == NO_TIME).any() else first
+    for page in reading.pages(server, server.keys.audit, first, LAST_ID):
         searched += len(page)
         table = audit_table(page)
         for record in table.filter(pc.is_in(table["original_id"], value_set=ids)).to_pylist():
