@@ -154,17 +154,18 @@ def _take_plan(run: Run, planned: PlanFile) -> None:
     if found := differences(plan, policy=run.policy, **asked):
         raise RefusedError("the plan is for something else: " + "; ".join(found))
     done = done_of_plan(run)
-    moved = run.scope.group_position != plan.position
-    here, last = run.scope.group_position, plan.last_id or plan.position
+    ends = {"group": (plan.position, run.scope.group_position)}
     if run.scope.name == "history":
-        here = run.scope.position
-        moved = moved or here != plan.history_position
+        ends["history group"] = plan.history_position or "none", run.scope.position
     # a run of this plan that died has moved the position itself, at most to the plan's last entry
-    if moved and not (len(done) and id_key(here) <= id_key(last)):
-        raise RefusedError(
-            f"the group's position moved since the plan was made: from {plan.position} to "
-            f"{run.scope.group_position}; make a new plan"
-        )
+    last = plan.last_id or plan.position
+    is_resumed = len(done) and id_key(run.scope.position) <= id_key(last)
+    for name, (then, now) in ends.items():
+        if then != now and not is_resumed:
+            raise RefusedError(
+                f"the {name}'s position moved since the plan was made: from {then} to {now}; "
+                "make a new plan"
+            )
     run.scope = replace(run.scope, boundary=plan.boundary_id)
     if not len(done) and (straight := look_straight(run, planned)):
         load = partial(_entries, planned)
