@@ -105,7 +105,7 @@ def fields(**flags: Any) -> None:
     """
     with connected(flags) as (settings, server):
         found = field_rules.examine(events.sample(server, settings), settings.fields)
-    emit({"stream": settings.stream, **vars(found)}, *terminal.fields_blocks(found))
+    emit({"stream": settings.stream, **found}, *terminal.fields_blocks(found))
 
 
 @command(*DRAIN, *WHERE)

@@ -135,9 +135,9 @@ class RunFolder:
                 files.write_json(after, baseline(self.server))
             if self.server.connected and (renew or not audit.exists()):
                 runs = {summary.run_id} if summary.mode == "live" else set()
-                with files.TableWriter(audit, audit_schema()) as out:
+                with files.table_writer(audit, audit_schema()) as write:
                     for part in ledger.run_tables(self.server, runs):
-                        out.write(part)
+                        write(part)
         if renew or not (self.path / report.VERDICTS).exists():
             report.write_verdicts(self.path)
 

@@ -220,7 +220,7 @@ def run_with_dask(
     """
     # the settings without the URL, such that they mean the same on another machine
     values = settings.model_dump(exclude={"redis_url"})
-    if settings.symbols is not None:
+    if isinstance(settings.symbols, frozenset):
         values["allowlist"] = ",".join(sorted(settings.symbols))
     if not is_url(settings.reports_dir):
         values["reports_dir"] = Path(settings.reports_dir).resolve()

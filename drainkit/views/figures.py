@@ -187,7 +187,7 @@ def _against_limit(
 def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     """How old the events are, against the maximum age."""
     ages_us = microseconds(ages_sec)
-    old, said = int(policy.is_old(ages_us).sum()), f"{policy.max_age_min:g} min"
+    old, said = int((ages_us > policy.max_age_us).sum()), f"{policy.max_age_min:g} min"
     minutes, limit = ages_us[ages_us != NO_TIME] / MINUTE_US, policy.max_age_us / MINUTE_US
     high, x_title = without_outliers(minutes, limit), "age (minutes)"
     if beyond := int((minutes > high).sum()):
