@@ -320,5 +320,4 @@ def _books(
     if summary.exit_code:
         summary.error = f"{KILLED} (its drain had ended: {one_line(ended.outcome, 40)})"
     summary.finished_at = ended.at
-    summary.count_from(summary.started_at)
     return summary.close(None, now_us)
