@@ -8,7 +8,6 @@ which stream's ledger to ask, and the plan, if it has the digest that the ledger
 
 from __future__ import annotations
 
-import datetime as dt
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from .. import files
 from ..core.policy import ACTIONS, audit_schema
 from ..core.reconciliation import drift_counts
 from ..core.summary import OUTCOMES, RUN_ID, Summary
-from ..core.values import EPOCH, iso
+from ..core.values import iso
 from ..draining.live import changes
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
@@ -320,5 +319,5 @@ def _books(
     summary.exit_code = max(codes.get(end.outcome, 1) for end in ends)
     if summary.exit_code:
         summary.error = f"{KILLED} (its drain had ended: {one_line(ended.outcome, 40)})"
-    at = dt.datetime.fromisoformat(ended.at)
-    return summary.close(None, (at - EPOCH) // dt.timedelta(microseconds=1))
+    summary.finished_at = ended.at
+    return summary.close(None, now_us)
