@@ -80,7 +80,8 @@ def canvas(
         axis |= {"showticklabels": False, "showgrid": False, "zeroline": False}
         annotations = [*annotations, {"text": "no events", "x": 0.5, "y": 0.5, "xref": "paper",
                                       "yref": "paper", "showarrow": False}]  # fmt: skip
-    axes = [{"title": {"text": name, "font": {"size": 13}}, **axis} for name in (x_title, y_title)]
+    titles = [{"text": name, "font": {"size": 13}, "standoff": 12} for name in (x_title, y_title)]
+    axes = [{"title": one, **axis} for one in titles]
     axes[rows is None] |= {"tickformat": ",", **({"dtick": 1} if 0 < most <= 5 else {})}
     if rows is not None:
         height = 110 + 40 * legend + 26 * max(2, len(rows))

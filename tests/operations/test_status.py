@@ -15,7 +15,7 @@ import clusters
 import pytest
 import servers
 from backlogs import ALLOW, GROUP, fill, now_ms, seed
-from books import PASSWORD, ask, at, ledger_of, make_user, metrics
+from books import PASSWORD, ask, at, ledger_of, make_user, metrics, wait_for
 from conftest import Cli, intent, one_line_error
 from place import BUNDLED, Place
 from servers import Server
@@ -124,10 +124,13 @@ def test_watch_goes_on_until_it_is_interrupted(place: Place) -> None:
 
 @BUNDLED
 def test_it_shows_running_drains(place: Place) -> None:
-    """While a drain runs, status tells its progress and ETA; then no more; a dead one it names."""
+    """While a drain runs, status tells its progress and ETA, also where its audit has a name of its
+    own; then no more; a dead one it names."""
+    own = f"{place.stream}.elsewhere"
+    (place.cli.cwd / "drainkit.toml").write_text(f'audit_stream = "{own}"\n')
     place.seed(600, 0)
     process = place.start("--throttle", 20, "--max-events", 400)
-    place.wait_for(20)
+    wait_for(place.server, place.stream, 20, own)
     asked = time.time()
     (found,) = place.says("status", "--json").json()["running_drains"]
     answered = time.time()

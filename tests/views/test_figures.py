@@ -176,8 +176,9 @@ def test_titles_say_the_finding(backlog: pd.DataFrame, shown: dict[str, Any]) ->
     assert title(all_figures(one)["waterfall"]).startswith("1 of 1 event passes")
 
 
-def test_what_passes_without_a_name_passes() -> None:
-    """Of events that name no source, or have a rare symbol, a title says that most pass there."""
+def test_what_has_no_row_of_its_own_counts() -> None:
+    """Of events that name no source, or have a rare symbol, a title says that most pass there. A
+    symbol called "(none)" is a row of its own, and long names do not merge."""
     entries = [raw(NOW_MS - i, symbol=f"S{i % 20}", confidence="0.1") for i in range(100)]
     frame = frame_of([*entries, raw(NOW_MS, 1, symbol="RARE")], Policy(30.0, None, 0.6))
     by = {name: title(figures.by_category(frame, name)) for name in ("source", "symbol")}
@@ -185,6 +186,11 @@ def test_what_passes_without_a_name_passes() -> None:
         "source": "By source: most that pass are of (none), 1 of 101",
         "symbol": "By symbol: most that pass are of (9 others), 1 of 41",
     }
+    names = ["(none)", "(others)", *[f"{'L' * 50}{i}" for i in range(13)]]
+    entries = [raw(NOW_MS - i, symbol=name) for i, name in enumerate(names)]
+    (bars,) = figures.by_category(frame_of(entries, Policy(30.0, None, 0.6)), "symbol")["data"]
+    assert bars["x"] == [1] * 12 + [3]
+    assert len(set(bars["y"])) == 13
 
 
 def test_what_if_agrees_with_the_policy() -> None:
@@ -214,15 +220,6 @@ def test_no_text_of_an_event_is_markup() -> None:
         assert not [text for text in found if "<" in text or not text.isprintable()]
         assert any("&lt;script&gt;" in text for text in found)
         assert hostile[0] in list(ElementTree.fromstring(svg(figure)).itertext())  # noqa: S314
-
-
-def test_names_that_look_like_ours_stay_apart() -> None:
-    """A symbol called "(other)" or "(none)" is a row of its own, and long names do not merge."""
-    names = ["(none)", "(others)", *[f"{'L' * 50}{i}" for i in range(13)]]
-    entries = [raw(NOW_MS - i, symbol=name) for i, name in enumerate(names)]
-    (bars,) = figures.by_category(frame_of(entries, Policy(30.0, None, 0.6)), "symbol")["data"]
-    assert bars["x"] == [1] * 12 + [3]
-    assert len(set(bars["y"])) == 13
 
 
 def test_no_figure_grows_with_the_backlog(backlog: pd.DataFrame, shown: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 import pytest
 from backlogs import GROUP, deliver, fill, seed
-from books import ask, at, audit, wait_for
+from books import ask, at, audit
 from conftest import Cli, intent
 from servers import Server, wait_until
 
@@ -140,20 +140,6 @@ def test_03_has_the_limits_and_approval_of_where_lab_was_called(
     with pytest.raises(RefusedError, match="max_events is 29"):
         LiveDrain.open({"run_dir": str(here), "approve": digest}).run()
     assert audit(valkey, stream) == []
-
-
-def test_a_drain_with_its_own_audit_is_followed(valkey: Server, stream: str, cli: Cli) -> None:
-    """With DRAINKIT_AUDIT_STREAM set, status tells how far a running drain is."""
-    seed(valkey, stream, 200, delivered=100)
-    env = {"DRAINKIT_AUDIT_STREAM": f"{stream}.elsewhere"}
-    drain = cli.start("drain", "--mode", "live", "--yes", "--throttle", "50", "--max-events", "all",
-                      *at(valkey, stream), env=env)  # fmt: skip
-    wait_for(valkey, stream, 20, env["DRAINKIT_AUDIT_STREAM"])
-    (running,) = cli("status", "--json", *at(valkey, stream), env=env).json()["running_drains"]
-    assert running["done"] >= 20
-    assert running["eta_sec"] is not None
-    drain.terminate()
-    cli.finish(drain)
 
 
 def test_a_backlog_larger_than_a_frame_is_shown_by_a_sample(
