@@ -70,7 +70,11 @@ class StreamInfo:
     boundary_id: str
     entries_added: int | None  # None: older than 7.0
     max_deleted_id: str | None = None  # the largest id ever taken by XDEL (trims leave it alone)
-    gone: int | None = 0  # how many entries were removed; None: older than 7.0
+
+    @property
+    def gone(self) -> int | None:
+        """How many entries were removed; None: older than 7.0."""
+        return None if self.entries_added is None else self.entries_added - self.length
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def stream_info(
     if not reply:
         return StreamInfo(text(name), 0, None, None, FIRST_ID, 0)
     info = pairs(reply)
-    deleted, added = info.get("max-deleted-entry-id"), info.get("entries-added")
+    deleted = info.get("max-deleted-entry-id")
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
     return StreamInfo(
         name=text(name),
@@ -137,9 +141,8 @@ def stream_info(
         first_id=ends[0],
         last_id=ends[1],
         boundary_id=text(info["last-generated-id"]),
-        entries_added=added,
+        entries_added=info.get("entries-added"),
         max_deleted_id=None if deleted is None else text(deleted),
-        gone=None if added is None else added - info["length"],
     )
 
 
