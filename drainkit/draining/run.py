@@ -135,7 +135,9 @@ def resolve(
     if settings.until or settings.from_:
         settings = scopes.at_now(server, settings)
     scope = scopes.open_scope(server, settings, boundary=boundary)
-    allowed = scopes.allowlist(server, settings)
+    allowed = settings.symbols
+    if isinstance(allowed, bytes):
+        allowed = scopes.allowlist(server, allowed)
     policy, now_us = Policy(settings.max_age_min, allowed, settings.min_conf), server.now_us()
     run_id = run_id or new_run_id(settings.mode, now_us)
     run = Run(server, settings, scope, policy, run_id, settings.max_events, planned)

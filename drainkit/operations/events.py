@@ -49,7 +49,10 @@ class Lens:
     def of(cls, server: Server, settings: Settings) -> Lens:
         """As the settings and the server say now; the allowlist is read once."""
         at_us = server.now_us() if settings.as_of_us is None else settings.as_of_us
-        policy = Policy(settings.max_age_min, scopes.allowlist(server, settings), settings.min_conf)
+        allowed = settings.symbols
+        if isinstance(allowed, bytes):
+            allowed = scopes.allowlist(server, allowed)
+        policy = Policy(settings.max_age_min, allowed, settings.min_conf)
         return cls(settings.fields, policy, at_us)
 
 

@@ -163,7 +163,7 @@ def trim_plan(
     """
     info, groups = reading.stream_info(server), reading.positions(server)
     if not groups and not without_groups:
-        raise RefusedError(writing.TRIM_REFUSALS["no_groups"])
+        raise RefusedError(writing.REFUSALS["no_groups"])
     floors: dict[str, tuple[str, str]] = {}  # by group the first id that it still needs, and why
     for name, group in groups.items():
         after = next_id(group.position)

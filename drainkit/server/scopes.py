@@ -205,20 +205,17 @@ def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
     return replace(scope, position=begins, group_exists=False)
 
 
-def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
-    """The symbols of this run; those of a Redis set are read now."""
-    if not isinstance(key := settings.symbols, bytes):
-        return key
+def allowlist(server: Server, key: bytes) -> frozenset[str]:
+    """The symbols of a Redis set, as it is now."""
     if server.info.cluster:
         check_slot(server.stream, key)
-    kind = server.call("TYPE", key)
-    if kind != b"set":
-        what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"
-        raise RefusedError(f"--allowlist {settings.allowlist}: the key {what}")
-    members = server.call("SMEMBERS", key)
+    kind, spec = reading.type_of(server, key), f"redis:{text(key)}"
+    if kind != "set":
+        what = "does not exist" if kind == "none" else f"is a {kind}, not a set"
+        raise RefusedError(f"--allowlist {spec}: the key {what}")
     # as latin-1 whatever is not ASCII stays so, and is refused
-    found = [member.decode("latin-1") for member in members]
-    return check_symbols(found, str(settings.allowlist))
+    members = [member.decode("latin-1") for member in server.call("SMEMBERS", key)]
+    return check_symbols(members, spec)
 
 
 # ---------------------------------------------------------------- whether the server keeps it

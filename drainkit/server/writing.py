@@ -32,6 +32,10 @@ from .reading import PAGE_BYTES, StopSwitch, size_of, type_of
 REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",
     "no_group": "the consumer group is gone; nothing more was done",
+    "no_groups": "no group reads this stream, so nothing says what is still needed; "
+    "to trim it all the same say --without-groups",
+    "changed": "the stream's oldest entries changed meanwhile; nothing more was removed: "
+    "run trim again",
     "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
     "many_groups": "the stream has more than {:,} groups, and to look up a position among them "
@@ -46,13 +50,6 @@ FAILURES = {
 MAX_LISTED = 1_000  # groups or consumers; a script that lists so many takes 3 to 5 ms
 NONE_WORDS = {"throttle": "none", "max_events": "all"}  # in the ledger, for None
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
-TRIM_REFUSALS = {
-    "gone": "the stream is gone or no longer a stream; nothing more was removed",
-    "no_groups": "no group reads this stream, so nothing says what is still needed; "
-    "to trim it all the same say --without-groups",
-    "changed": "the stream's oldest entries changed meanwhile; nothing more was removed: "
-    "run trim again",
-}
 
 
 class ReadAgainError(DrainkitError):
@@ -302,4 +299,4 @@ def trim(server: Server, ids: Sequence[bytes], *, without_groups: bool = False) 
     if status == b"held":
         group, entry = (text(part) for part in detail)
         raise RefusedError(f"group {group} holds the trim back at {entry}; run trim again")
-    raise RefusedError(TRIM_REFUSALS[status.decode()])
+    raise RefusedError(REFUSALS[status.decode()])
