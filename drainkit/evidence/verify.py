@@ -144,12 +144,11 @@ def _of_chain(reports_dir: Path, runs: Sequence[Examined]) -> Iterator[str]:
 
 def _read_checkpoint(path: Path) -> tuple[int, str]:
     """How many runs there were, and the newest one's digest; no run where there is no file."""
-    try:
-        found = _CHECKPOINT.fullmatch(read_plain(path.resolve()).decode("ascii"))
-    except FileNotFoundError:
+    if not path.exists():
         return 0, ""
-    except (OSError, ValueError):
-        found = None
+    found = None
+    with suppress(OSError, ValueError):
+        found = _CHECKPOINT.fullmatch(read_plain(path.resolve()).decode("ascii"))
     if found is None:
         raise UsageError(f"--checkpoint {path} is not a drainkit checkpoint")
     return int(found[1]), found[2]
