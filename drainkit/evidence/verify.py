@@ -329,15 +329,11 @@ def page(found: Sequence[Mapping[str, Any]], place: str, path: Path) -> str:
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__, ""), autoescape=True)
-    shown = [{"link": _link(run, path), "cells": row(run), "seal": run["seal"]} for run in found]
+    here, shown = path.resolve().parent, []
+    for run in found:
+        report = f"{run['evidence']}/report.html"  # of a run without evidence there is none
+        is_there = run["seal"] != "archived" if is_url(report) else Path(report).is_file()
+        link = report if is_url(report) else urllib.parse.quote(os.path.relpath(report, here))
+        shown.append({"link": link if is_there else None, "cells": row(run), "seal": run["seal"]})
     template = environment.get_template("runs.html.j2")
     return str(template.render(place=one_line(place), names=list(row({})), runs=shown))
-
-
-def _link(run: Mapping[str, Any], page_path: Path) -> str | None:
-    """From the page to the run's report; None where there is none."""
-    report = f"{run['evidence']}/report.html"
-    if is_url(report):
-        return None if run["seal"] == "archived" else report
-    here = page_path.resolve().parent
-    return urllib.parse.quote(os.path.relpath(report, here)) if Path(report).is_file() else None
