@@ -22,7 +22,7 @@ from ..core.summary import RUN_ID
 from ..errors import RefusedError, UsageError
 from ..files import file_sha256, read_plain, write_text
 from ..safe import one_line, text
-from ..server import ledger
+from ..server import ledger, reading
 from ..server.connection import Server
 from ..server.ledger import OfRun, Sealed, Start
 from ..settings import build
@@ -201,7 +201,7 @@ class Ledgers:
                     if isinstance(entry, OfRun):
                         found.entries.setdefault(entry.run_id, []).append(entry)
                         found.stream_of.setdefault(entry.run_id, text(server.stream))
-                if lost := ledger.lost(server):
+                if lost := reading.stream_info(server, server.keys.runs).gone:
                     found.odd.append(
                         f"changed: the run ledger of {name} lacks {lost:,} of the entries that it "
                         "had: it was trimmed, or they were deleted"

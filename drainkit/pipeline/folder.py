@@ -82,7 +82,7 @@ class RunFolder:
                 summary.remaining = scopes.left(self.server, scope).fresh
         except DrainkitError as error:
             failure = failure or error
-        summary.close(failure, run.server.clock.now_us())
+        summary.close(failure, run.server.clock_us())
         summary.started_at = started_at
         return self.write_up(summary)
 

@@ -19,7 +19,7 @@ from ..settings.kinds import is_url
 LIVE = "03_live_drain"
 #: A run's notebooks in turn, with the SHA-256 of the packaged ones; test_release.py checks it.
 NOTEBOOKS = {
-    "01_analyse_backlog": "037f9c1d67db0466f91739d610ea202d204a9a50a4f7ea775b750fa44457c469",
+    "01_analyse_backlog": "12e56b72aeafbfa07a7c9a8a4a8fba749f706e9fca5af5bcc945c9ae15b6d23c",
     "02_dry_run": "d6dfd417d1b982f52e44360802a333740863a3391e4be41193fe2d5f9eefea0c",
     LIVE: "8bca7d5946a5c7ff47458f4e4bf2fba96988ac81e46d78fe026fd2eb53fffb15",
     "04_verify": "9e8a68dfd1d12247d1e7147d4f86d3de361373e30a3dc497d853f7f611c84426",
