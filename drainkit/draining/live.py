@@ -66,6 +66,7 @@ def apply(
         loop.run()
     except DrainkitError as error:
         failure = error
+        loop.finish()
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
         server.close()
         loop.mark_unknown()
@@ -120,13 +121,12 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
 
 
 def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:
-    """After the loop: replies still in flight into the books, and the history group closed.
+    """After the loop: is the server still the one, and the history group at its end?
 
     Where the data may have gone back the audit that is there now is counted; if it lacks records of
     this run, that is what failed.
     """
     server, scope, summary = run.server, run.scope, run.summary
-    loop.finish()
     server.reconnect()
     is_same = server.takeovers == loop.takeovers
     if loop.uncertain:
