@@ -28,7 +28,7 @@ from ..errors import DrainkitError, InterruptedRunError, RefusedError, Unreachab
 from ..evidence import seal
 from ..evidence.examined import examine
 from ..evidence.remote import Reports, reports_at
-from ..evidence.seal import RUN_JSON, STATEMENT, read_or, shown
+from ..evidence.seal import RUN_JSON, STATEMENT, read_or
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes, writing
@@ -259,12 +259,9 @@ def _finish_seal(this: RunFolder, books: Mapping[str, Any]) -> dict[str, Any]:
     if found.findings:
         raise RefusedError(f"{name} was sealed and changed since: {found.findings[0]}")
     run: dict[str, Any] = read_or(this.path / RUN_JSON, {})
-    for key in ("total_read", *ACTIONS, "operator", "approvers", "plan_digest") if books else ():
-        if (run.get(key) or None) != (books.get(key) or None):
-            raise RefusedError(
-                f"{name} is sealed with {key} {shown(run.get(key), 60)}, "
-                f"ledger and audit have {shown(books.get(key), 60)}"
-            )
+    keys = ("total_read", *ACTIONS, "operator", "approvers", "plan_digest") if books else ()
+    if odd := [key for key in keys if (run.get(key) or None) != (books.get(key) or None)]:
+        raise RefusedError(f"{name} is sealed with another {odd[0]} than ledger and audit have")
     chain = this.path.parent / seal.CHAIN
     with seal.locked(chain.parent):
         named, last = read_or(chain, None, seal.Link), seal.newest_in(chain.parent)

@@ -146,8 +146,7 @@ def test_runs_are_verified_there(s3: S3, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(remote.Store, "put", lambda *a: (copied.append(a[2]), put(*a)))
     names, digests = zip(*map(delivered, range(3)), strict=True)
     assert list(tmp_path.iterdir()) == []
-    last = [name.partition("/")[2] for name in copied[1:4]]
-    assert last == ["run.json", "SHA256SUMS", "statement.json"]
+    assert [name.partition("/")[2] for name in copied[3::4]] == [STATEMENT] * 3
     assert verify(URL).findings == {name: [] for name in names} | {"chain": []}
     assert verify(f"{URL}/{names[1]}/").findings == {names[1]: []}
     for key in (f"{names[2]}/../sly", f"{names[1]}/audit.parquet"):
