@@ -43,8 +43,9 @@ def refused(place: Place, *options: object) -> str:
 @pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
 def test_a_live_run_drains_its_plan(place: Place, scope: str) -> None:
     """The audit holds the plan's entries, in its order, with its actions, and nothing else; so
-    with a fixed time the live run counts exactly what the dry run did."""
-    place.seed(400)
+    with a fixed time the live run counts exactly what the dry run did. Later it is refused, with
+    the position that moved."""
+    ids = place.seed(400)
     place.deliver("dead", 160)
     scoped = ("--scope", scope, "--min-idle-min", "0", "--allow-active-consumers")
     before, as_of = place.everything(), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
@@ -62,6 +63,10 @@ def test_a_live_run_drains_its_plan(place: Place, scope: str) -> None:
         if name.startswith("dropped") or name in ("drained_ok", "total_read"):
             assert live[name] == value, name
     assert dry["dropped_old"] > 0
+    if scope == "history":
+        place.live(*scoped, "--max-events", "5")
+        told = f"history group's position moved since the plan was made: from 0-0 to {ids[154]};"
+        assert told in refused(place, *scoped)
 
 
 @BUNDLED

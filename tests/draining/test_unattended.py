@@ -95,13 +95,13 @@ def test_a_plan_that_aged_is_refused(place: Place) -> None:
 
 @BUNDLED
 def test_environments_have_own_values(place: Place) -> None:
-    """--env picks allowlist (list, file, Redis set) and limits; the plan records the symbols, and
-    a set that changed since is a changed policy: refused, and nothing is done."""
+    """--env picks allowlist (list, file, Redis set) and limits, beside those of all; the plan
+    records the symbols, and a set that changed since is a changed policy: refused, nothing done."""
     cwd = place.cli.cwd
     given = {"testnet": '["BTCUSDT"]', "file": '"@symbols.txt"', "production": '"redis:allowed"'}
     tables = (f'[env.{env}]\nstream = "{place.stream}"\nallowlist = {symbols}\n'
               for env, symbols in given.items())  # fmt: skip
-    limits = "[env.production.limits]\nmax_events = 1\nmax_drained_ok = 1\nmax_drift = 1\n"
+    limits = "[limits]\nmax_events = 1\n[env.production.limits]\nmax_drained_ok = 99\n"
     (cwd / "drainkit.toml").write_text('stream = "nothing"\n' + "".join(tables) + limits)
     (cwd / "symbols.txt").write_text("ETHUSDT # one\n")
     place.ask("SADD", "allowed", "BTCUSDT", "ETHUSDT")
