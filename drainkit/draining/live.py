@@ -83,7 +83,7 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         if run.planned is not None and not loop.uncertain:
             summary.changes = pa.concat_tables([drift_table(), *loop.changes])
         seen = look(server, run.scope)
-        left = _account(run, *run.count_left(seen))
+        left = _account(run, begun, *run.count_left(seen))
         then, now = begun.audit, seen.audit
         is_kept = (
             now.length >= then.length + summary.total_read
@@ -153,7 +153,7 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
 # was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
 
 
-def _account(run: Run, here: Scope, undelivered: int) -> int:
+def _account(run: Run, begun: Seen, here: Scope, undelivered: int) -> int:
     """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
 
     `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
@@ -173,7 +173,8 @@ def _account(run: Run, here: Scope, undelivered: int) -> int:
         return 0  # without its group nobody knows what is undelivered
     position, had = run.opening
     gone = had - undelivered
-    if gone == summary.total_read + summary.vanished:
+    # what was pending for its own consumer was read too, but is not of these
+    if gone == summary.total_read + summary.vanished and not begun.has_own:
         return 0
     first, last = next_id(position), run.scope.boundary
     owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
