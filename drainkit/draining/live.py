@@ -172,7 +172,8 @@ def _account(run: Run, begun: Seen, here: Scope, undelivered: int) -> int:
     if run.opening is None or (not here.group_exists and here.name != "history"):
         return 0  # without its group nobody knows what is undelivered
     position, had = run.opening
-    gone = had - undelivered
+    is_done = not summary.remaining  # a group of scope history that has ended stands nowhere
+    gone = had - (0 if is_done else undelivered)
     # what was pending for its own consumer was read too, but is not of these
     if gone == summary.total_read + summary.vanished and not begun.has_own:
         return 0
@@ -180,7 +181,7 @@ def _account(run: Run, begun: Seen, here: Scope, undelivered: int) -> int:
     owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
     found = recorded.audited_ids(server).get(owner, set())
     known = {entry for entry in found if low <= id_key(entry) <= high}
-    passed = min(here.position, last, key=id_key)
+    passed = last if is_done else min(here.position, last, key=id_key)
     there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
     summary.passed_over = len(there - known)
     summary.vanished = max(0, gone - len(there | known))

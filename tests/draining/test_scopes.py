@@ -105,7 +105,7 @@ def test_a_drain_on_a_capped_stream_ends_by_itself(
 
 def test_a_group_moved_forward_is_told(place: Place) -> None:
     """SETID forward during a drain skips entries: they are counted as passed over. As many of its
-    own that were pending hide none that vanished."""
+    own that were pending hide none that vanished, nor does --from."""
     ids = place.seed()[100:]
 
     def forward() -> None:
@@ -119,6 +119,10 @@ def test_a_group_moved_forward_is_told(place: Place) -> None:
     place.deliver(ME, 1)
     found = place.complete(throttle="50", at=(4, lambda: place.alter("XDEL", later[30]))).books
     assert (found["total_read"], found["vanished"], found["passed_over"]) == (39, 1, 0)
+    skipped = len({*ids[50:81]} - {*place.recorded()})
+    found = place.complete(throttle="50", at=(1, lambda: place.alter("XDEL", ids[80])),
+                           scope="history", from_=ids[50]).books  # fmt: skip
+    assert (found["total_read"], found["vanished"], found["passed_over"]) == (skipped - 1, 1, 0)
 
 
 def test_a_plan_on_a_capped_stream_is_applied(place: Place) -> None:
