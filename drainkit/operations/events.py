@@ -24,10 +24,10 @@ from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
 from ..core.values import INVALID_REASONS, NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
 from ..errors import RefusedError, UsageError
-from ..ids import FIRST_ID, id_key, is_id, next_id
+from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..late import collection_paused, pa, pc, pd
 from ..safe import one_line, text
-from ..server import counting, ledger, reading, scopes
+from ..server import counting, reading, scopes
 from ..server.connection import Server
 from ..settings import Fields, Settings, load
 
@@ -49,7 +49,10 @@ class Lens:
     def of(cls, server: Server, settings: Settings) -> Lens:
         """As the settings and the server say now; the allowlist is read once."""
         at_us = server.now_us() if settings.as_of_us is None else settings.as_of_us
-        policy = Policy(settings.max_age_min, scopes.allowlist(server, settings), settings.min_conf)
+        allowed = settings.symbols
+        if isinstance(allowed, bytes):
+            allowed = scopes.allowlist(server, allowed)
+        policy = Policy(settings.max_age_min, allowed, settings.min_conf)
         return cls(settings.fields, policy, at_us)
 
 
@@ -59,7 +62,7 @@ class Lens:
 def sample(server: Server, settings: Settings) -> list[RawEntry]:
     """Up to SAMPLE entries from all over what is undelivered, or the stream if nothing is."""
     info, settings = reading.stream_info(server), scopes.at_now(server, settings)
-    last = min(info.boundary_id, settings.last_id, key=id_key)
+    last = min(info.boundary_id, settings.bounds[1], key=id_key)
     group = reading.positions(server).get(settings.consumer_group)
     found: list[RawEntry] = []
     for first in (next_id(group.position) if group else None, info.first_id):
@@ -155,7 +158,8 @@ def _audited(
     first = f"{max(0, int(times.min()) // 1000 - 60_000)}-0"
     records: dict[bytes, list[dict[str, Any]]] = {entry_id: [] for entry_id in wanted}
     searched, ids = 0, pa.array([entry_id.decode() for entry_id in wanted])
-    for page in ledger.audit_pages(server, FIRST_ID if (times == NO_TIME).any() else first):
+    first = FIRST_ID if (times == NO_TIME).any() else first
+    for page in reading.pages(server, server.keys.audit, first, LAST_ID):
         searched += len(page)
         table = audit_table(page)
         for record in table.filter(pc.is_in(table["original_id"], value_set=ids)).to_pylist():
@@ -164,21 +168,17 @@ def _audited(
 
 
 def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What `show` found of one entry as rows of (part, name, text), every text one safe line.
-
-    `body` is what to say where it was not kept.
-    """
-    body = found.get("body", "gone: trimmed or deleted")
+    """What `show` found of one entry as rows of (part, name, text), every text one safe line."""
     there = {p["value"]: "not valid" for p in found["places"]}
-    no_value = "none" if "body" in found else "not found"
     age = "" if found["age_sec"] is None else f", {found['age_sec']:,.2f} s old"
     at = f"as of {found['decided_at'][:19]}: " if found["decided_at"] else ""
-    fields = [("(body)", body)] if found["fields"] is None else found["fields"]
+    gone = [("(body)", "gone: trimmed or deleted")]
+    fields = gone if found["fields"] is None else found["fields"]
     rows: list[tuple[str, str, Any]] = [
         ("entry", "id", found["id"]),
         ("entry", "id's time", found["id_time"] or "no time"),
         *(("field", *pair) for pair in fields),
-        *(("value", name, there.get(name, no_value) if value is None else value)
+        *(("value", name, there.get(name, "not found") if value is None else value)
           for name, value in found["values"].items()),
         ("value", "event time", f"{found['event_time']}{age}, by {found['time_source']}"),
         *(("found at", p["value"],
@@ -230,8 +230,8 @@ def export(server: Server, settings: Settings, target: str) -> int:
             if home != last:  # what was written before is whole
                 out.close()
                 last = home
-                writer = out.enter_context(files.TableWriter(home, part.schema, words=WORDS))
-            writer.write(part)
+                write = out.enter_context(files.table_writer(home, part.schema, words=WORDS))
+            write(part)
             rows += len(part)
             del part  # or two pages would be in memory
     return rows

@@ -25,10 +25,13 @@ def counts(summary: dict[str, int]) -> tuple[int, int]:
 
 
 def test_a_planned_history_ends_before_its_recorded_tail(place: Place) -> None:
-    """After SETID back only what has no record is planned, and when that is done the group goes."""
+    """After SETID back what others have pending is acknowledged with its record; only what has no
+    record is planned, and when that is done the group goes."""
     ids = place.seed(90, 60)
+    place.deliver("dead", 20)
     place.set_position(ids[29])
-    place.live()
+    place.live("--allow-active-consumers")
+    assert place.waiting() == []
     history = ("--scope", "history", "--max-events", "all", "--throttle", "none", "--plan",
                "plan.json")  # fmt: skip
     assert place.dry(*history)["total_read"] == 30
