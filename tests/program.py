@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-THREADLESS = "background_thread:false"  # of a fork beside a thread Python 3.12 warns
-
 
 class Programs:
     """Starts programs by forks of one parent, where modules of the names `without` are missing."""
@@ -35,7 +33,8 @@ class Programs:
         self.server.set_forkserver_preload(["preloaded"])
         folders = [str(Path(__file__).parent), os.environ["PYTHONPATH"]]
         own = {"PYTHONPATH": os.pathsep.join(folders), "WITHOUT": " ".join(without),
-               "PYTHONUTF8": "1", "JE_ARROW_MALLOC_CONF": THREADLESS}  # fmt: skip
+               # of a fork beside a thread Python 3.12 warns
+               "PYTHONUTF8": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # fmt: skip
         with mock.patch.dict(os.environ, own):
             self.server.ensure_running()
 
