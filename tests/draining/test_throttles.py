@@ -126,7 +126,7 @@ def test_below_one_per_second_no_two_come_closer(place: Place) -> None:
     indirect=["place"],
 )
 def test_the_lowest_throttle_holds(place: Place, fast: str) -> None:
-    """Beside a drain of 20/s no other is faster; when it has ended the other one is again."""
+    """Beside a drain of 20/s no other is faster."""
     place.seed(500)
     if fast == "none":  # held from its start, or it would be over before the slow one begins
         place.ask("HSET", place.side("state"), "pace", f"0 20.0@{place.now_ms() + 1500}")
@@ -145,9 +145,6 @@ def test_the_lowest_throttle_holds(place: Place, fast: str) -> None:
     # a second before the slow one's first record it was known to all; and they end together
     assert_held([r for t, r in zip(at_ms, records, strict=True)
                  if slow_ms[0] <= t <= slow_ms[-1]], 20)  # fmt: skip
-    after = [t for t in at_ms if t > slow_ms[-1] + 1500]
-    if fast != "none" and len(after) > 50:
-        assert (len(after) - 1) * 1000 / (after[-1] - after[0]) > 40
 
 
 def test_a_drain_begins_without_credit(valkey: Server, stream: str) -> None:
