@@ -82,9 +82,11 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     for name in wanted:
         if name not in there:
             raise RefusedError(f"--from-consumer: the group has no {name}")
-    first, last = settings.bounds
+    (first, last), group = settings.bounds, settings.consumer_group
+    if settings.scope == "history":  # which has its own
+        group = settings.history_group or f"{group}.drain_history"
     scope = Scope(
-        settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,
+        settings.scope, group, settings.consumer_group, settings.consumer_name,
         position=main.position, group_position=main.position, group_exists=True,
         boundary=min(boundary or info.boundary_id, last, key=id_key),
         min_idle_ms=round(settings.min_idle_min * 60_000), from_consumers=wanted,

@@ -104,7 +104,8 @@ def test_a_drain_on_a_capped_stream_ends_by_itself(
 
 
 def test_a_group_moved_forward_is_told(place: Place) -> None:
-    """SETID forward during a drain skips entries: they are counted as passed over."""
+    """SETID forward during a drain skips entries: they are counted as passed over. As many of its
+    own that were pending hide none that vanished, nor does --from."""
     ids = place.seed()[100:]
 
     def forward() -> None:
@@ -114,6 +115,14 @@ def test_a_group_moved_forward_is_told(place: Place) -> None:
     found = place.complete(throttle="1000", at=(40, forward)).books
     assert found["passed_over"] == len({*ids[:81]} - {*place.recorded()}) > 20
     assert (found["vanished"], found["remaining"]) == (1, 0)
+    later = place.fill([("*", intent())] * 40, None)
+    place.deliver(ME, 1)
+    found = place.complete(throttle="50", at=(4, lambda: place.alter("XDEL", later[30]))).books
+    assert (found["total_read"], found["vanished"], found["passed_over"]) == (39, 1, 0)
+    skipped = len({*ids[50:81]} - {*place.recorded()})
+    found = place.complete(throttle="50", at=(1, lambda: place.alter("XDEL", ids[80])),
+                           scope="history", from_=ids[50]).books  # fmt: skip
+    assert (found["total_read"], found["vanished"], found["passed_over"]) == (skipped - 1, 1, 0)
 
 
 def test_a_plan_on_a_capped_stream_is_applied(place: Place) -> None:
