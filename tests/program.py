@@ -75,8 +75,9 @@ class Start:
             sys.excepthook(*sys.exc_info())
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if not stream.closed:
+                stream.flush()
         return int(code)
 
 

@@ -25,18 +25,21 @@ def counts(summary: dict[str, int]) -> tuple[int, int]:
 
 
 def test_a_planned_history_ends_before_its_recorded_tail(place: Place) -> None:
-    """After SETID back what others have pending is acknowledged with its record; only what has no
-    record is planned, and when that is done the group goes."""
+    """After SETID back what is pending is acknowledged with its record, and its own counted once;
+    only what has no record is planned, and when that is done the group goes."""
     ids = place.seed(90, 60)
     place.deliver("dead", 20)
+    assert place.deliver(ME, 5) == ids[80:85]
     place.set_position(ids[29])
-    place.live("--allow-active-consumers")
+    assert counts(place.dry("--max-events", "all")) == (60, 60)
+    assert counts(place.live("--max-events", "1", "--allow-active-consumers")) == (1, 59)
+    assert counts(place.live("--allow-active-consumers")) == (59, 0)
     assert place.waiting() == []
     history = ("--scope", "history", "--max-events", "all", "--throttle", "none", "--plan",
                "plan.json")  # fmt: skip
     assert place.dry(*history)["total_read"] == 30
     assert place.live(*history)["remaining"] == 0
-    assert place.recorded() == ids[30:] + ids[:30]
+    assert place.recorded() == ids[80:85] + ids[30:80] + ids[85:] + ids[:30]
     assert [*place.groups] == [GROUP]
 
 
