@@ -89,17 +89,13 @@ def _read(path: Path, otherwise: str) -> bytes:
 
 
 def add_signature(plan_path: Path, digest: str, key: Path) -> tuple[Path, list[str]]:
-    """Sign a plan's digest with an SSH key; returns the .sig file and the keys that signed in it.
-
-    Raises UsageError for a key that cannot sign, RefusedError if it signed this plan before.
-    """
-    before, block = load_signatures(plan_path), sign(f"{digest}\n".encode(), key, OF_PLAN)
-    *keys, own = keys_of(digest, before + block)
-    if own in keys:
-        raise RefusedError(f"{own} has signed this plan already; it counts once")
+    """Sign a plan's digest with an SSH key; returns the .sig file and the key of each signature in
+    it, the new one last. Raises UsageError for a key that cannot sign."""
     path = signatures_path(plan_path)
-    write_bytes(path, before + block)
-    return path, [*filter(None, keys), own]
+    blocks = load_signatures(plan_path) + sign(f"{digest}\n".encode(), key, OF_PLAN)
+    keys = keys_of(digest, blocks)  # refuses what is no file of signatures
+    write_bytes(path, blocks)
+    return path, [*filter(None, keys)]
 
 
 def keys_of(digest: str, signatures: bytes) -> list[str]:
