@@ -83,7 +83,7 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         if run.planned is not None and not loop.uncertain:
             summary.changes = pa.concat_tables([drift_table(), *loop.changes])
         seen = look(server, run.scope)
-        left = _account(run, seen)
+        left = _account(run, begun, seen)
         then, now = begun.audit, seen.audit
         is_kept = (
             now.length >= then.length + summary.total_read
@@ -152,12 +152,12 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
 # was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
 
 
-def _account(run: Run, seen: Seen) -> int:
+def _account(run: Run, begun: Seen, seen: Seen) -> int:
     """Set the summary's `remaining`, `pending_own`, `vanished` and `passed_over`; exact.
 
-    `seen`: how things stand after the last commit. Audit and stream are read again only if the
-    numbers leave something to explain. Returns how many entries of the plan are neither recorded
-    nor vanished.
+    `begun`, `seen`: how things stood before the first commit, and after the last. Audit and stream
+    are read again only if the numbers leave something to explain. Returns how many entries of the
+    plan are neither recorded nor vanished.
     """
     server, summary, undelivered = run.server, run.summary, None
     here = scopes.current(server, run.scope, seen)
@@ -175,14 +175,16 @@ def _account(run: Run, seen: Seen) -> int:
     if run.opening is None or undelivered is None:
         return 0
     position, had = run.opening
-    gone = had - undelivered
-    if gone == summary.total_read + summary.vanished:
+    is_done = not summary.remaining  # a group of scope history that has ended stands nowhere
+    gone = had - (0 if is_done else undelivered)
+    # what was pending for its own consumer was read too, but is not of these
+    if gone == summary.total_read + summary.vanished and not begun.has_own:
         return 0
     first, last = next_id(position), run.scope.boundary
     owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
     audited = recorded.audited_ids(server).get(owner, set())
     known = {entry for entry in audited if low <= id_key(entry) <= high}
-    passed = min(here.position, last, key=id_key)
+    passed = last if is_done else min(here.position, last, key=id_key)
     there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
     summary.passed_over = len(there - known)
     summary.vanished = max(0, gone - len(there | known))
