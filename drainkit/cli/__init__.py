@@ -1,4 +1,4 @@
-"""The command line: parse, call one verb, print, exit."""
+"""The command line: parse, call one verb, print, exit. Results to stdout, the rest to stderr."""
 
 import os
 

@@ -1,26 +1,18 @@
-"""The command line: parse, call one verb, print, exit. Results to stdout, the rest to stderr.
-
-Here are the program, the options that its commands share, and the settings made of them.
-"""
+"""The program, the options that its commands share, and the settings made of them."""
 
 from __future__ import annotations
 
 import datetime as dt
-import gc
-import signal
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 from click import Option
 
-from ..errors import DrainkitError, InterruptedRunError, UsageError
 from ..late import late
 from ..settings import Settings, facts, load, outside, shown, unknown_variables
-from .terminal import interrupt, safe_streams, tell, tell_error
+from .terminal import tell_error
 
 if TYPE_CHECKING:
     from ..server import connection
@@ -36,16 +28,7 @@ COMMON: list[click.Parameter] = [
 ]  # fmt: skip
 
 
-class _Program(click.Group):
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """In the order of their definition, each with its whole summary; click would cut it."""
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, it.get_short_help_str(limit=200)) for name, it in self.commands.items()]
-            )
-
-
-program = _Program(
+program = click.Group(
     params=[DEBUG],
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Drain a stale Redis stream backlog safely: read, filter, acknowledge, audit.
@@ -121,44 +104,3 @@ def connected(
     settings = settings_of(flags, only=only)
     with connection.Server.of(settings) as server:
         yield settings, server
-
-
-def main() -> NoReturn:
-    """Run the program and exit with a code of the contract."""
-    stdout = safe_streams()
-    # a scheduler's SIGTERM ends a program that waits for a server just as Ctrl-C does
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    try:
-        code = program(prog_name="drainkit", standalone_mode=False) or 0
-    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
-        click.echo(error.format_message(), err=True)
-        code = error.exit_code
-    except click.ClickException as error:
-        words = error.format_message().removesuffix(".")
-        code = _fail(UsageError(f"{words}; see drainkit --help"))
-    except (click.Abort, KeyboardInterrupt):
-        code = _fail(InterruptedRunError("interrupted"))
-    except DrainkitError as error:
-        code = _fail(error)
-    except Exception as error:
-        odd = DrainkitError(f"unexpected {type(error).__name__}: {error}; --debug shows where")
-        odd.__cause__ = error
-        code = _fail(odd)
-    sys.stdout.flush()
-    if stdout.lost is not None:
-        code = code or 1
-        if not isinstance(stdout.lost, BrokenPipeError):  # the reader of a pipe left: as he wishes
-            tell_error(f"the result could not be printed: {stdout.lost.strerror}")
-    gc.freeze()  # else the interpreter's last collections walk all that was imported: 0.04 s
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(error: DrainkitError) -> int:
-    if "--debug" in sys.argv:  # a traceback holds what servers and libraries say
-        tell(*traceback.format_exc().splitlines(), err=True)
-    tell_error(error)
-    called = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    if called == "check" and not isinstance(error, InterruptedRunError):
-        return 3  # the monitoring convention: unknown
-    return error.exit_code

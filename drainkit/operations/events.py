@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..core.events import Decoder, Events
 from ..core.fields import places
 from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
-from ..core.values import INVALID_REASONS, NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
+from ..core.values import NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
 from ..errors import RefusedError, UsageError
 from ..ids import FIRST_ID, id_key, is_id, next_id
 from ..late import collection_paused, pa, pc, pd
@@ -110,20 +110,15 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
     id_us, confidence = int(id_times_us(events.ids)[0]), float(events.confidence[0])
     has_time, has_confidence = time_us != NO_TIME, not np.isnan(confidence)
     values: dict[str, Any] = {name: events.word(name) for name in ("symbol", "side", "source")}
-    symbol, allowed, sec = values["symbol"] or "no valid symbol", policy.allowlist, age_us / 1e6
-    says = [
-        "the entry's body is gone" if events.missing[0] else "the entry's body is there",
-        f"age {sec:.2f} s, limit {policy.max_age_us / 1e6:.2f} s" if has_time else
-        "no usable time to judge",
-        INVALID_REASONS[int(events.invalid[0])] or "every value can be read",
-        "any symbol passes" if allowed is None else f"{symbol}, {len(allowed):,} are allowed",
-        f"confidence {confidence!r}, minimum {policy.min_conf!r}" if has_confidence else
-        "no valid confidence to judge",
-    ]  # fmt: skip
-    if events.missing[0]:  # of what is gone nothing else is judged
-        del says[1:]
-    failed = int(decisions.failed[0])
-    (reason,), texts = reasons(events, decisions, policy)
+
+    def reason(action: int) -> str:
+        one = replace(decisions, action=np.array([action], np.uint8))
+        (code,), texts = reasons(events, one, policy)
+        return str(texts[code])
+
+    first, failed = int(decisions.action[0]), int(decisions.failed[0])
+    filters = ACTIONS[:1] if events.missing[0] else ACTIONS[:-1]  # of what is gone no more is said
+    says = [reason(k) if failed >> k & 1 else "" for k in range(len(filters))]
     return {
         "id": events.ids[0].decode(),
         "id_time": None if id_us == NO_TIME else iso(id_us),
@@ -133,12 +128,12 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
         "event_time": iso(time_us) if has_time else None,
         "decided_at": iso(time_us + age_us) if has_time else None,
         "time_source": TIME_SOURCES[int(events.time_source[0])],
-        "age_sec": round(sec, 2) if has_time else None,
-        "action": ACTIONS[int(decisions.action[0])],
-        "reason": texts[reason],
-        "filters": [  # in the order in which they decide: whether the event passes, and why
-            {"filter": action, "passes": not failed >> place & 1, "says": words}
-            for place, (action, words) in enumerate(zip(ACTIONS, says, strict=False))
+        "age_sec": round(age_us / 1e6, 2) if has_time else None,
+        "action": ACTIONS[first],
+        "reason": reason(first),
+        "filters": [  # in the order in which they decide: whether the event passes, or why not
+            {"filter": action, "passes": not words, "says": words}
+            for action, words in zip(filters, says, strict=True)
         ],
     }
 
@@ -184,7 +179,7 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         *(("found at", p["value"],
            f"{p['where']} = {p['raw']}{'  (this one counts)' if p['counts'] else ''}")
           for p in found["places"]),
-        *(("filter", f["filter"], f"{'passes' if f['passes'] else 'FAILS'}: {f['says']}")
+        *(("filter", f["filter"], "passes" if f["passes"] else f"FAILS: {f['says']}")
           for f in found["filters"]),
         ("decision", found["action"], at + found["reason"]),
     ]  # fmt: skip

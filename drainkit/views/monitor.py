@@ -12,7 +12,7 @@ from msgspec import to_builtins
 from ..core.summary import span
 from ..core.values import iso
 from ..operations import checks
-from ..operations.state import group_rows, running_drains
+from ..operations.state import drains, group_rows
 from ..safe import text
 from ..server import ledger
 from ..server.connection import Server
@@ -60,10 +60,10 @@ class Monitor(Session):
         """Drains that have started and not ended."""
         columns = ["state", "stream", "run_id", "done", "remaining", "per second", "left"]
         rows = [
-            ("running" if run.alive else "never ended", text(one.stream), run.run_id, run.done,
-             run.remaining, run.events_per_sec,
-             "unknown" if run.eta_sec is None else span(run.eta_sec))
-            for one in self._each() for run in running_drains(one)
+            ("running" if run["alive"] else "never ended", text(one.stream), run["run_id"],
+             run["done"], run["remaining"], run["events_per_sec"],
+             "unknown" if run["eta_sec"] is None else span(run["eta_sec"]))
+            for one in self._each() for run in drains(one)[0]
         ]  # fmt: skip
         return Table(rows, columns=columns)
 

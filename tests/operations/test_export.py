@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 from servers import Server
 
 import drainkit
-from drainkit import Decoder, IdRange, RefusedError, UsageError, load_range, load_settings, ranges
+from drainkit import IdRange, RefusedError, UsageError, load_range, load_settings, ranges
 from drainkit import Server as Connection
+from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
 from drainkit.files import whole_folder
 from drainkit.ids import LAST_ID, id_key
