@@ -28,8 +28,7 @@ def main() -> NoReturn:
         signal.signal(number, _end)
     import click
 
-    from .cli import desk, draining, operations, terminal  # noqa: F401 - they add their commands
-    from .cli.program import program
+    from .cli import desk, draining, operations, program, terminal  # noqa: F401 - add commands
 
     stdout = terminal.safe_streams()
     # a scheduler's SIGTERM ends a program that waits for a server just as Ctrl-C does

@@ -18,9 +18,8 @@ from .. import files, signing
 from ..errors import UsageError
 from ..late import late
 from ..settings import Settings, config_variable, kernel_variables, load
-from . import BLAS_THREADS, IS_BLAS_GIVEN
+from . import AUDIT, COMMON, GROUP, OURS, POLICY, WHERE, YES, command, connected, setting
 from .draining import run_notebooks, tell_run
-from .program import AUDIT, COMMON, GROUP, POLICY, WHERE, YES, command, connected, setting
 from .terminal import Table, confirm, emit, plan_rows, tell, tell_error
 
 if TYPE_CHECKING:
@@ -169,8 +168,7 @@ def _filled(embedded: sample.EmbeddedServer) -> Settings:
     """The demo's settings, once the server holds the sample backlog; shows its state."""
     settings = sample.settings_of(embedded.url, _DEMO_REPORTS)
     with connection.Server.of(settings) as server:
-        sample.fill(server, stream=settings.stream, group=settings.consumer_group,
-                    consumer=settings.consumer_name)  # fmt: skip
+        sample.fill(server, settings)
         tell(*state.as_text(state.baseline(server)), "", err=True)
     return settings
 
@@ -268,8 +266,8 @@ def lab(words: tuple[str, ...], is_demo: bool, sealed: str | None, **flags: Any)
         if sealed is not None:
             further.append(books.of_sealed(sealed, Path(folder)))
         os.environ.update(variables)
-        if not IS_BLAS_GIVEN:
-            os.environ.pop(BLAS_THREADS, None)
+        for name in OURS:
+            os.environ.pop(name, None)
         os.chdir(folder)
         # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
         program = [sys.executable, "-P", "-m", "jupyterlab", *further]

@@ -21,8 +21,7 @@ from .. import signing
 from ..errors import InterruptedRunError, UsageError
 from ..late import late
 from ..safe import address, one_line
-from . import terminal
-from .program import DRAIN, GROUP, POLICY, WHERE, command, connected, setting, settings_of
+from . import DRAIN, GROUP, POLICY, WHERE, command, connected, setting, settings_of, terminal
 from .terminal import Block, Progress, Table, confirm, emit, signals, tell, tell_error
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from click import Argument, Option
 from ..errors import DrainkitError, UsageError
 from ..late import late
 from ..safe import one_line
-from .program import AUDIT, GROUP, OPERATOR, SCOPE, WHERE, YES, command, connected, settings_of
+from . import AUDIT, GROUP, OPERATOR, SCOPE, WHERE, YES, command, connected, settings_of
 from .terminal import Table, confirm, emit, signals, tell_error, wants_json
 
 if TYPE_CHECKING:

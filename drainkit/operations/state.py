@@ -275,8 +275,6 @@ def as_text(state: Mapping[str, Any]) -> list[str]:
             f"  Consumer {c['name']}: {c['pending']:,} pending, idle {c['idle_ms'] / 1000:,.0f} s"
             for c in sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10] if c["pending"]
         ]  # fmt: skip
-    if not state["groups"]:
-        lines.append("No group reads this stream.")
     return [*lines, *(f"Newest: {e['id']}  {' '.join(e['fields'])}" for e in state["samples"])]
 
 
