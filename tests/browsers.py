@@ -87,7 +87,9 @@ def demo_lab(folder: Path) -> Iterator[tuple[str, str]]:
         "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
     )}  # fmt: skip
     command = [python or sys.executable, "-m", "drainkit", "lab", "--demo", "mine", "--",
-               "--no-browser", *LAB, "--ServerApp.password=", "--LabApp.news_url=None"]  # fmt: skip
+               "--no-browser", "--allow-root", "--ServerApp.token=", "--ServerApp.password=",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+               "--LabApp.news_url=None"]  # fmt: skip
     with serving(command, folder, {**inherited, **own, **source}) as (address, process):
         children = process.children(recursive=True)
         (demo,) = (child for child in children if _runs(child, "valkey"))
@@ -95,10 +97,6 @@ def demo_lab(folder: Path) -> Iterator[tuple[str, str]]:
         (url,) = urls - {None}
         yield address, str(url)
     servers.wait_until("the demo's server is gone", lambda: not _runs(demo, "valkey"))
-
-
-LAB = ("--allow-root", "--ServerApp.token=",
-       "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")  # fmt: skip
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import click
 from click import Option
 
 from ..late import late
-from ..settings import Settings, facts, load, outside, shown, unknown_variables
+from ..settings import VARIABLES, Settings, facts, load, outside, shown
 from .terminal import tell_error
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ def settings_of(flags: dict[str, Any], *, only: frozenset[str] | None = None) ->
 
     A mistake elsewhere must not keep the kill switch from working.
     """
-    for name in unknown_variables() if only is None else ():
-        tell_error(f"{name} is not a setting; ignored. Check its spelling")
+    for name in sorted(os.environ.keys() - VARIABLES) if only is None else ():
+        if name.startswith("DRAINKIT_"):
+            tell_error(f"{name} is not a setting; ignored. Check its spelling")
     given = {n: v for n, v in flags.items() if v is not None and v != () and n != "env"}
     settings = load(given, env_name=flags.get("env"), only=only)
     for name in ("as_of", "until", "from_"):

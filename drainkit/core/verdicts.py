@@ -117,7 +117,9 @@ def _audited(run: Json, recorded: Recorded, left: int) -> Told:
     elif left:
         run_id = one_line(str(run.get("run_id")))
         findings.append(f"run {run_id} left no summary, and {left:,} planned entries are open")
-    findings += reconcile(recorded, counts, is_done=not left or run.get("remaining") == 0)
+    # what an interrupted run left may have been drained by others since
+    is_all = run.get("remaining") == 0 and run.get("outcome") != "interrupted"
+    findings += reconcile(recorded, counts, is_done=not left or is_all)
     if findings:
         return NO, "; ".join(findings)
     earlier = f"; {recorded.earlier:,} more by earlier runs of the plan" if recorded.earlier else ""

@@ -69,8 +69,8 @@ def plan_run(
 
     with ExitStack() as stack:
         if beside is not None:
-            out = files.TableWriter(beside, plans.decisions_schema())
-            takers.append(stack.enter_context(out).write)
+            out = files.table_writer(beside, plans.decisions_schema())
+            takers.append(stack.enter_context(out))
         summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
     settings, scope = run.settings, run.scope
     plan = plans.seal(Plan(
@@ -113,7 +113,7 @@ def dry_run(
 
     `pages`: the same entries, where they were read already.
     """
-    summary, start_us = run.begin(), run.server.clock.now_us()
+    summary, start_us = run.begin(), run.server.clock_us()
     invalid, symbols = np.zeros(len(INVALID_REASONS), np.int64), set[str]()
     for page in _read_pages(run) if pages is None else pages:
         events, first = page[0], summary.total_read
@@ -129,8 +129,7 @@ def dry_run(
         del page, events  # or two pages would be in memory
     summary.unreadable = {INVALID_REASONS[i]: int(invalid[i]) for i in np.flatnonzero(invalid) if i}
     summary.notes = plans.allowlist_notes(run.policy.allowlist, symbols) or None
-    run.count_left()
-    return run.close(None)
+    return run.close()
 
 
 def _read_pages(run: Run) -> Iterator[Page]:
@@ -156,14 +155,13 @@ def look(run: Run, at_us: int, folder: Path | None) -> Iterator[tuple[Events, De
     schema = event_schema().append(pa.field("payload_sha256", pa.binary(32))).with_metadata(seen)
     with ExitStack() as stack:
         if folder is not None:
-            out = files.TableWriter(files.interim(folder, KEPT), schema)
-            stack.enter_context(out)
+            write = stack.enter_context(files.table_writer(files.interim(folder, KEPT), schema))
         for page in scopes.scope_entries(run.server, run.scope):
             events = decoder.decode(page)
             if folder is not None and left:
                 batch = record_batch(events.part(slice(left)))
                 columns = [*batch.columns, payload_hashes(page[:left])]
-                out.write(pa.table(columns, schema=schema))
+                write(pa.table(columns, schema=schema))
                 left -= len(batch)
                 del batch, columns
             del page  # or two pages would be in memory
@@ -219,16 +217,13 @@ def nothing_to_do(settings: Settings, over: int) -> str | None:
 
 def check_limits(limits: Limits, counts: Mapping[str, int], *, drift: int = 0) -> None:
     """Refuse a plan that goes beyond the limits; `counts` are its events by action."""
-    total = sum(counts.get(action, 0) for action in ACTIONS)
-    for name, value, limit in (
-        ("max_events", total, limits.max_events),
-        ("max_drained_ok", counts.get("drained_ok", 0), limits.max_drained_ok),
-        ("max_drift", drift, limits.max_drift),
-    ):
-        if limit is not None and value > limit:
+    total, passed = sum(counts.get(action, 0) for action in ACTIONS), counts.get("drained_ok", 0)
+    values = {"max_events": total, "max_drained_ok": passed, "max_drift": drift}
+    for name, limit in limits:
+        if limit is not None and values[name] > limit:
             raise RefusedError(
                 f"beyond the limits of drainkit.toml: {name} is {limit:,}, this run would be "
-                f"{value:,}; nothing was drained"
+                f"{values[name]:,}; nothing was drained"
             )
 
 
@@ -281,7 +276,7 @@ def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None
         # too old at their turns, and not as planned
         turns = turn_times_us(first, len(block), start_us=now_us, settings=settings)
         times = block["event_time"].cast(pa.int64()).fill_null(sys.maxsize).to_numpy()
-        is_drift = policy.is_old(turns - times)
+        is_drift = turns - times > policy.max_age_us
         is_drift &= ~np.isin(block["action"].to_numpy(), ("dropped_old", "dropped_missing"))
         drift, first = drift + int(is_drift.sum()), first + len(block)
     check_limits(settings.limits, plan.counts, drift=drift)

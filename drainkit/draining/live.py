@@ -51,7 +51,7 @@ def apply(
     run.start = ledger.Start(
         run_id=run.run_id, scope=scope.name, consumer_group=scope.group, consumer=scope.consumer,
         boundary_id=scope.boundary, throttle=settings.throttle, max_events=settings.max_events,
-        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(server.clock.now_us()),
+        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(server.clock_us()),
         host=socket.gethostname(), pid=os.getpid(), operator=settings.operator,
         approvers=",".join(run.approvers), from_id=scope.first, folder=run.folder,
         audit_id=seen.audit.boundary_id, audit_stream=settings.audit_stream or "",
@@ -85,10 +85,11 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         seen = look(server, run.scope)
         left = _account(run, *run.count_left(seen))
         then, now = begun.audit, seen.audit
-        is_kept = now.length >= then.length + summary.total_read
-        is_kept = is_kept and id_key(now.boundary_id) >= id_key(loop.audit_id)
-        if now.gone is not None and then.gone is not None:
-            is_kept = is_kept and now.gone <= then.gone
+        is_kept = (
+            now.length >= then.length + summary.total_read
+            and id_key(now.boundary_id) >= id_key(loop.audit_id)
+            and (now.gone or 0) <= (then.gone or 0)
+        )
         if left:
             failure = failure or DrainkitError(
                 f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
@@ -101,15 +102,21 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
                 note_drift(summary, _drift(run, run.planned))
         except DrainkitError as error:
             failure = failure or error
-        run.close(failure)
-        at = iso(server.clock.now_us())
+        exhausted = run.max_events is None or summary.total_read < run.max_events
+        if exhausted and summary.pending_own:
+            failure = failure or DrainkitError(
+                f"the books do not balance: {summary.pending_own} entries are still pending for "
+                f"{run.scope.consumer}; run the same command again"
+            )
+        summary.close(failure, server.clock_us())
+        at = iso(server.clock_us())
         ledger.note_end(server, run.start, summary, at, vanished=summary.vanished)
     except DrainkitError as error:
         failure = failure or error
         if summary.audit_records is None and (loop.uncertain or not server.connected):
             summary.is_counted = False
             failure.args = (f"{failure}; what was recorded is not known: see the audit stream",)
-        summary.close(failure, server.clock.now_us())
+        summary.close(failure, server.clock_us())
 
 
 def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:

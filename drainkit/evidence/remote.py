@@ -8,11 +8,9 @@ Object Lock will do.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
-import sys
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
 from ..safe import keep_secret, one_line, secret_words
 from ..settings.kinds import is_url, store_problem
-from .seal import CHAIN, STATEMENT, SUMS, Link, key_of, newest, parse, plain_files, seal
+from .seal import CHAIN, STATEMENT, Link, key_of, newest, parse, plain_files, seal
 
 SPOOL = "drainkit-spool"  # in the folder where the run was started
 MARKER = ".drainkit"
@@ -72,26 +70,15 @@ class Store:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless there is one of this name; whether it was written."""
-        try:
-            with self._told():
-                self._fs.pipe_file(f"{self._root}/{name}", data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        with self._told(), suppress(FileExistsError):
+            self._fs.pipe_file(f"{self._root}/{name}", data, mode="create")
+            return True
+        return False
 
     def put(self, path: Path, name: str) -> None:
-        """Copy a file to where nothing is; or the same already, from a try that was cut off."""
-        key = f"{self._root}/{name}"
+        """Copy a file to where nothing is; FileExistsError for any other place."""
         with self._told():
-            try:
-                self._fs.put_file(str(path), key, mode="create")
-            except FileExistsError:
-                with self._fs.open(key, "rb") as there:
-                    digest = hashlib.file_digest(there, "sha256").hexdigest()
-                if digest != files.file_sha256(path, sys.maxsize):
-                    raise DrainkitError(
-                        f"{self.url}/{name} is there already, with other content"
-                    ) from None
+            self._fs.put_file(str(path), f"{self._root}/{name}", mode="create")
 
     def names(self, below: str = "") -> list[str]:
         """All objects, by their names in this store."""
@@ -182,8 +169,7 @@ class Reports:
         try:
             if self._failure is not None:
                 raise self._failure
-            for path in sorted(plain_files(run_dir), key=lambda p: (p.name == STATEMENT,
-                                                                    p.name == SUMS)):  # fmt: skip
+            for path in sorted(plain_files(run_dir), key=lambda path: path.name == STATEMENT):
                 self._store.put(path, f"{run_dir.name}/{path.name}")
         except (DrainkitError, OSError) as error:
             raise DrainkitError(

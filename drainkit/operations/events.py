@@ -24,10 +24,10 @@ from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
 from ..core.values import NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
 from ..errors import RefusedError, UsageError
-from ..ids import FIRST_ID, id_key, is_id, next_id
+from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..late import collection_paused, pa, pc, pd
 from ..safe import one_line, text
-from ..server import counting, ledger, reading, scopes
+from ..server import counting, reading, scopes
 from ..server.connection import Server
 from ..settings import Fields, Settings, load
 
@@ -49,7 +49,10 @@ class Lens:
     def of(cls, server: Server, settings: Settings) -> Lens:
         """As the settings and the server say now; the allowlist is read once."""
         at_us = server.now_us() if settings.as_of_us is None else settings.as_of_us
-        policy = Policy(settings.max_age_min, scopes.allowlist(server, settings), settings.min_conf)
+        allowed = settings.symbols
+        if isinstance(allowed, bytes):
+            allowed = scopes.allowlist(server, allowed)
+        policy = Policy(settings.max_age_min, allowed, settings.min_conf)
         return cls(settings.fields, policy, at_us)
 
 
@@ -59,7 +62,7 @@ class Lens:
 def sample(server: Server, settings: Settings) -> list[RawEntry]:
     """Up to SAMPLE entries from all over what is undelivered, or the stream if nothing is."""
     info, settings = reading.stream_info(server), scopes.at_now(server, settings)
-    last = min(info.boundary_id, settings.last_id, key=id_key)
+    last = min(info.boundary_id, settings.bounds[1], key=id_key)
     group = reading.positions(server).get(settings.consumer_group)
     found: list[RawEntry] = []
     for first in (next_id(group.position) if group else None, info.first_id):
@@ -82,14 +85,12 @@ def show(
         if not is_id(entry_id):
             raise UsageError(f"{entry_id} is no entry id; write one such as 1766602826755-0")
     wanted = [b"%d-%d" % id_key(entry_id) for entry_id in ids]  # without leading zeros
-    searched, records = _audited(server, wanted)
-    decoder, found = Decoder(settings.fields), []
+    records, decoder, found = _audited(server, wanted), Decoder(settings.fields), []
     for entry in reading.bodies(server, wanted):
         mine = records[entry[0]]
         if entry[1] is None and not mine:
             raise RefusedError(
-                f"entry {text(entry[0])} is not in the stream and not among the {searched:,} audit "
-                "records searched; check the id"
+                f"entry {text(entry[0])} is not in the stream and has no audit record; check the id"
             )
         events, parts = decoder.decode([entry]), [text(part) for part in entry[1] or ()]
         one = judged(events, decide(events, policy, now_us), policy)
@@ -100,7 +101,7 @@ def show(
             vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
             for p in places(settings.fields, entry, events)
         ]
-        found.append(one | {"audit": {"searched": searched, "records": mine}})
+        found.append(one | {"audit": {"records": mine}})
     return found
 
 
@@ -138,10 +139,8 @@ def judged(events: Events, decisions: Decisions, policy: Policy) -> dict[str, An
     }
 
 
-def _audited(
-    server: Server, wanted: Sequence[bytes]
-) -> tuple[int, dict[bytes, list[dict[str, Any]]]]:
-    """How many audit records were searched, and those of each entry; in one pass.
+def _audited(server: Server, wanted: Sequence[bytes]) -> dict[bytes, list[dict[str, Any]]]:
+    """The audit records of each entry, in one pass.
 
     An entry is audited after it was added: with ids that are times the search begins a minute
     before the oldest (clocks differ), else at the audit's beginning.
@@ -149,31 +148,27 @@ def _audited(
     times = id_times_us(list(wanted))
     first = f"{max(0, int(times.min()) // 1000 - 60_000)}-0"
     records: dict[bytes, list[dict[str, Any]]] = {entry_id: [] for entry_id in wanted}
-    searched, ids = 0, pa.array([entry_id.decode() for entry_id in wanted])
-    for page in ledger.audit_pages(server, FIRST_ID if (times == NO_TIME).any() else first):
-        searched += len(page)
+    ids = pa.array([entry_id.decode() for entry_id in wanted])
+    first = FIRST_ID if (times == NO_TIME).any() else first
+    for page in reading.pages(server, server.keys.audit, first, LAST_ID):
         table = audit_table(page)
         for record in table.filter(pc.is_in(table["original_id"], value_set=ids)).to_pylist():
             records[record["original_id"].encode()].append(record)
-    return searched, records
+    return records
 
 
 def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What `show` found of one entry as rows of (part, name, text), every text one safe line.
-
-    `body` is what to say where it was not kept.
-    """
-    body = found.get("body", "gone: trimmed or deleted")
+    """What `show` found of one entry as rows of (part, name, text), every text one safe line."""
     there = {p["value"]: "not valid" for p in found["places"]}
-    no_value = "none" if "body" in found else "not found"
     age = "" if found["age_sec"] is None else f", {found['age_sec']:,.2f} s old"
     at = f"as of {found['decided_at'][:19]}: " if found["decided_at"] else ""
-    fields = [("(body)", body)] if found["fields"] is None else found["fields"]
+    gone = [("(body)", "gone: trimmed or deleted")]
+    fields = gone if found["fields"] is None else found["fields"]
     rows: list[tuple[str, str, Any]] = [
         ("entry", "id", found["id"]),
         ("entry", "id's time", found["id_time"] or "no time"),
         *(("field", *pair) for pair in fields),
-        *(("value", name, there.get(name, no_value) if value is None else value)
+        *(("value", name, there.get(name, "not found") if value is None else value)
           for name, value in found["values"].items()),
         ("value", "event time", f"{found['event_time']}{age}, by {found['time_source']}"),
         *(("found at", p["value"],
@@ -187,7 +182,7 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("audit", record["action"], f"recorded at {record['drained_at_ts']} in "
          f"{record['consumer_group']}, run {record['run_id']}: {record['reason']}")
         for record in found["audit"]["records"]
-    ] or [("audit", "none", f"{found['audit']['searched']:,} records searched")]  # fmt: skip
+    ] or [("audit", "none", "no record")]  # fmt: skip
     return [(part, one_line(str(n), 60), one_line(str(value), 2000)) for part, n, value in rows]
 
 
@@ -225,8 +220,8 @@ def export(server: Server, settings: Settings, target: str) -> int:
             if home != last:  # what was written before is whole
                 out.close()
                 last = home
-                writer = out.enter_context(files.TableWriter(home, part.schema, words=WORDS))
-            writer.write(part)
+                write = out.enter_context(files.table_writer(home, part.schema, words=WORDS))
+            write(part)
             rows += len(part)
             del part  # or two pages would be in memory
     return rows

@@ -23,7 +23,7 @@ from ..late import pa
 from ..safe import text
 from ..server import counting, ledger, reading, writing
 from ..server.connection import Server
-from ..server.topology import check_primary
+from ..server.topology import REPLICA
 
 BATCH_CONSUMERS = 500  # removed in one step: 4 ms of the server
 TRIM_ENTRIES = 1000
@@ -37,7 +37,7 @@ def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[dict
 
     JSON-ready: name, pending, idle_ms, and why_kept ("": it can be removed).
     """
-    reading.position_of(server, group)
+    reading.positions(server, wanted=group)
     return [
         vars(c) | {"why_kept": _why_kept("pending", c.pending) if c.pending else ""}
         for c in reading.consumers(server, group)
@@ -64,7 +64,8 @@ def remove_consumers(
     before; what is pending is looked up in the removing step in any case. The ledger gets what was
     removed, with the operator, also if `stopping` or an error ends it.
     """
-    check_primary(server.info)
+    if server.info.role != "master":
+        raise RefusedError(REPLICA)
     ledger.check(server)
     idle_ms: dict[str, int] = {c.name: c.idle_ms for c in reading.consumers(server, group)}
     is_listed = len(idle_ms) > writing.MAX_LISTED
@@ -156,7 +157,7 @@ def trim_plan(
     """
     info, groups = reading.stream_info(server), reading.positions(server)
     if not groups and not without_groups:
-        raise RefusedError(writing.TRIM_REFUSALS["no_groups"])
+        raise RefusedError(writing.REFUSALS["no_groups"])
     floors: dict[str, tuple[str, str]] = {}  # by group the first id that it still needs, and why
     for name, group in groups.items():
         after = next_id(group.position)
@@ -194,7 +195,8 @@ def trim(
     what was removed, and the operator, also if `stopping` or an error ends it early. What was
     archived and not removed is then in both places.
     """
-    check_primary(server.info)
+    if server.info.role != "master":
+        raise RefusedError(REPLICA)
     ledger.check(server)
     if plan.groups > writing.MAX_LISTED:
         raise RefusedError(writing.REFUSALS["many_groups"].format(writing.MAX_LISTED))
@@ -205,10 +207,10 @@ def trim(
         check_archive(archive)
         schema = pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
         # a new file, whole on the disk: of two that write one name at once one is refused
-        with files.TableWriter(archive, schema, new=True) as out:
+        with files.table_writer(archive, schema, new=True) as write:
             for page in _until(stopping, pages):
                 columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
-                out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
+                write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
         entries = _archived(archive)
     name = archive.name if archive else ""
     return _by_steps(

@@ -19,7 +19,7 @@ from ..settings.kinds import is_url
 LIVE = "03_live_drain"
 #: A run's notebooks in turn, with the SHA-256 of the packaged ones; test_release.py checks it.
 NOTEBOOKS = {
-    "01_analyse_backlog": "037f9c1d67db0466f91739d610ea202d204a9a50a4f7ea775b750fa44457c469",
+    "01_analyse_backlog": "12e56b72aeafbfa07a7c9a8a4a8fba749f706e9fca5af5bcc945c9ae15b6d23c",
     "02_dry_run": "d6dfd417d1b982f52e44360802a333740863a3391e4be41193fe2d5f9eefea0c",
     LIVE: "8bca7d5946a5c7ff47458f4e4bf2fba96988ac81e46d78fe026fd2eb53fffb15",
     "04_verify": "9e8a68dfd1d12247d1e7147d4f86d3de361373e30a3dc497d853f7f611c84426",
@@ -86,13 +86,11 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> dict[st
     if not folder.exists():
         files.make_folder(folder)
     for source in sources:
-        there, how = folder / source.name, "copied"
-        if os.path.lexists(there):
-            is_equal = False
-            with suppress(OSError):  # a link, a folder: it differs
-                is_equal = files.file_sha256(there) == files.file_sha256(source)
-            how = "unchanged" if is_equal else "copied" if force else "kept"
-        found[source.name] = how
+        there = folder / source.name
+        found[source.name] = "kept" if os.path.lexists(there) and not force else "copied"
+        with suppress(OSError):  # there is none; a link, a folder: it differs
+            if files.file_sha256(there) == files.file_sha256(source):
+                found[source.name] = "unchanged"
     if (kept := [name for name, how in found.items() if how == "kept"]) and not keep:
         raise RefusedError(
             f"{', '.join(kept)} in {folder} would be overwritten; nothing was "

@@ -177,7 +177,7 @@ class Settings(_Table):
     env: str | None = Field(None, description="the table of drainkit.toml that was chosen")
 
     _asked: frozenset[str] = PrivateAttr(frozenset())
-    _symbols: frozenset[str] | None = PrivateAttr(None)
+    _symbols: frozenset[str] | bytes | None = PrivateAttr(None)
 
     @property
     def asked(self) -> frozenset[str]:
@@ -185,15 +185,9 @@ class Settings(_Table):
         return self._asked
 
     @property
-    def symbols(self) -> frozenset[str] | None:
-        """The allowlist as read when the settings were made; None: any, or those of a Redis set."""
+    def symbols(self) -> frozenset[str] | bytes | None:
+        """The allowlist as read when the settings were made, or a Redis set's key; None: any."""
         return self._symbols
-
-    @property
-    def allowlist_key(self) -> bytes | None:
-        """The key of the Redis set that holds the allowlist's symbols, if it is such a one."""
-        before, is_set, key = (self.allowlist or "").partition(k.REDIS_SET)
-        return key.encode() if is_set and not before else None
 
     @property
     def as_of_us(self) -> int | None:
@@ -203,14 +197,10 @@ class Settings(_Table):
         return (self.as_of - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
 
     @property
-    def first_id(self) -> str:
-        """The first entry that `from_` lets through; an age must have been made a time before."""
-        return ids.FIRST_ID if self.from_ is None else ids.first_of(self.from_)
-
-    @property
-    def last_id(self) -> str:
-        """The last entry that `until` lets through; as `first_id`."""
-        return ids.LAST_ID if self.until is None else ids.last_of(self.until)
+    def bounds(self) -> tuple[str, str]:
+        """The first and last id that `from_` and `until` let through, ages made times before."""
+        first = ids.FIRST_ID if self.from_ is None else ids.first_of(self.from_)
+        return first, ids.LAST_ID if self.until is None else ids.last_of(self.until)
 
     @property
     def drain_group(self) -> str:
@@ -271,7 +261,9 @@ def shown(name: str, value: Any) -> str:
 NOTEBOOK = tuple(n for n in Settings.model_fields if "notebook" in facts(n).get("uses", ()))
 FROM_PLAN = tuple(n for n in Settings.model_fields if "plan" in facts(n).get("uses", ()))
 _NAMES = {outside(name): name for name in Settings.model_fields}
-_VARIABLES = {name: f"DRAINKIT_{out.replace('-', '_').upper()}" for out, name in _NAMES.items()}
+_VARIABLES = {name: f"DRAINKIT_{out.replace('-', '_').upper()}"
+              for out, name in _NAMES.items() if name not in _OF_THE_FILE}  # fmt: skip
+VARIABLES = {*_VARIABLES.values(), CONFIG_VARIABLE}
 
 
 def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> Settings:
@@ -285,8 +277,9 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
         raise UsageError("; ".join(_explain(item) for item in error.errors())) from None
     own = settings.model_dump_json(exclude={"redis_url"})
     keep_secret(secret_words(settings.redis_url.get_secret_value()), own)
-    if settings.allowlist is not None and settings.allowlist_key is None:
-        settings._symbols = k.allowlist_symbols(settings.allowlist)
+    if (spec := settings.allowlist) is not None:
+        key = spec.removeprefix(k.REDIS_SET).encode()
+        settings._symbols = key if spec.startswith(k.REDIS_SET) else k.allowlist_symbols(spec)
     settings._asked = frozenset(values) if asked is None else asked
     return settings
 
@@ -329,7 +322,7 @@ def load(
         raise UsageError(f"{CONFIG_VARIABLE}: {path} is not a file")
     values = read_config(path, env_name, check_names=only is None)
     for name, variable in _VARIABLES.items():
-        if variable in environ and name not in _OF_THE_FILE:
+        if variable in environ:
             values[name] = environ[variable]
     values.update(flags if env_name is None else {"env": env_name, **flags})
     kept = {name: value for name, value in values.items() if only is None or name in only}
@@ -356,18 +349,16 @@ def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -
                if outside(name) not in _NAMES}  # fmt: skip
     if unknown and check_names:
         raise UsageError(f"{CONFIG_FILE}: unknown key {min(unknown)}; check its spelling")
-    values = data if env_name is None else data | tables[env_name]
+    values = dict(data)
+    for name, value in tables[env_name].items() if env_name is not None else ():
+        # of a table ([fields], [limits]) what is not said anew holds on: no limit gets lost
+        is_table = isinstance(value, dict) and isinstance(data.get(name), dict)
+        values[name] = data[name] | value if is_table else value
     approval = values.get("approval")
     if isinstance(approval, dict) and "allowed_signers" in approval:
         beside = path.parent / str(approval["allowed_signers"])
         values["approval"] = {**approval, "allowed_signers": beside}
     return {_NAMES[outside(n)]: value for n, value in values.items() if n not in unknown}
-
-
-def unknown_variables() -> list[str]:
-    """Variables that look like settings but are not: misspelt ones, probably."""
-    known = {*_VARIABLES.values(), CONFIG_VARIABLE}
-    return sorted(name for name in os.environ if name.startswith("DRAINKIT_") and name not in known)
 
 
 def config_variable() -> dict[str, str]:

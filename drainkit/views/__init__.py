@@ -1,1 +1,1 @@
-"""What each notebook shows: one module for each notebook, of its name. Runs inside a kernel."""
+"""What the notebooks show: a module for each of a run's, and one for the boards. In a kernel."""

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,11 +26,11 @@ from ..draining.plan_files import PlanFile
 from ..errors import RefusedError, UsageError
 from ..evidence import examined, remote, seal
 from ..operations import events, state
-from ..safe import one_line, share, text, verbatim
-from ..server import reading, scopes
+from ..safe import one_line, share, verbatim
+from ..server import scopes
 from ..settings import NOTEBOOK, build, shown
 from . import figures
-from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, markdown
+from .session import SAMPLE_ROWS, Session, Table, check_names, groups_frame, listed, markdown
 
 AUDIT = "audit.parquet"
 OK = ACTIONS.index("drained_ok")
@@ -130,10 +129,6 @@ class Analysis(Session):
         """By symbol, source, side or any column that was added to `frame`."""
         return self._of_sample(figures.by_category(self.frame, column))
 
-    def arrivals(self) -> figures.Canvas:
-        """Events over time."""
-        return self._of_sample(figures.arrivals(self.frame))
-
     def overlap(self) -> figures.Canvas:
         """Which filters the events fail together."""
         return self._of_sample(figures.overlap(self.frame))
@@ -166,16 +161,12 @@ class Analysis(Session):
         return Table(self.frame.head(SAMPLE_ROWS).drop(columns=hidden))
 
     def invalid_table(self) -> Table:
-        """Events that cannot be read, by reason, with an example of each (escaped)."""
+        """Events that cannot be read, by reason, with an example of each for `entry`."""
         bad = self.frame[self.frame["invalid"].ne("") & ~self.frame["missing"]]
         groups = bad.groupby(bad["invalid"].astype(str), sort=False)["id"]
         found: Any = groups.agg(events="size", example="first")
         found = found.sort_values("events", ascending=False, kind="stable")
-        return Table(found.assign(raw=self._raw([*found["example"]])).rename_axis("reason"))
-
-    def _raw(self, ids: list[str]) -> list[str]:
-        entries = reading.bodies(self.server, [*map(str.encode, ids)])
-        return [one_line(" ".join(map(text, entry[1] or [])), 100) for entry in entries]
+        return Table(found.rename_axis("reason"))
 
     def outcomes(self) -> Table | None:
         """Of a sealed live run: what was decided, and what became of it."""
@@ -190,10 +181,6 @@ class Analysis(Session):
             self.server, self.settings, self.policy, [entry_id], now_us=self.at_us
         )
         return Table(events.rows_of(found), columns=["part", "name", "value"])
-
-    def moments_us(self) -> int | np.ndarray:
-        """When the events of the frame are decided: one moment, or each its own."""
-        return self.at_us
 
     def explore(self, *, anyway: bool = False) -> Any:
         """Limits to move and events to search, where a person is; elsewhere nothing.
@@ -279,23 +266,14 @@ class SealedAnalysis(Analysis):
             "boundary": f"{own.boundary_id} (the run's)",
         }  # fmt: skip
 
-    def _raw(self, ids: list[str]) -> list[str]:
-        return ["not kept"] * len(ids)
-
     def outcomes(self) -> Table | None:
         """Events by action, as decided and as recorded; None where nothing was live."""
         decided = [self.planned.plan.counts[action] for action in ACTIONS]
         columns = {"decided": decided, "recorded": [*self.happened.values()]}
         return Table(columns, index=pd.Index(ACTIONS, name="action")) if self.is_live else None
 
-    def moments_us(self) -> np.ndarray:
-        """When each event of the frame was decided: a dry run keeps the pace of the live one."""
-        ages = frame.decisions_of(self.frame).age_us
-        times = Events.from_frame(self.frame.assign(id="")).event_time_us
-        return np.where(ages == values.NO_TIME, 0, times + ages)
-
     def entry(self, entry_id: str) -> Table:
-        """What is kept of one entry: values, verdicts, its payload's SHA-256, its records."""
+        """What is kept of one entry: its row of the decisions, its audit record."""
         rows = (block.filter(pc.equal(block["id"], entry_id)) for block in self.planned.blocks())
         row = next(filter(len, rows), None)
         if row is None:
@@ -303,14 +281,13 @@ class SealedAnalysis(Analysis):
                 f"{one_line(entry_id)} is none of the {self.backlog.total:,} entries that this run "
                 "decided; check the id"
             )
-        found = events.judged(Events.from_arrow(row), frame.decisions_of(row), self.policy)
-        (kept,) = row.select(["reason", "payload_sha256"]).to_pylist()
-        if (sha256 := kept["payload_sha256"]) is not None:
-            found["body"] = f"not kept; the SHA-256 of its payload is {sha256.hex()}"
-        records = []
+        (found,) = row.to_pylist()
+        sha256 = found.pop("payload_sha256")
+        found["payload"] = f"not kept; its SHA-256 is {sha256.hex()}" if sha256 else "gone"
         if self.is_live:
             chosen = [("original_id", "==", entry_id)]
             records = parquet.read_table(self.run_dir / AUDIT, filters=chosen).to_pylist()
-        audit = {"records": records, "searched": sum(self.happened.values())}
-        found |= {"reason": kept["reason"], "audit": audit}
-        return Table(events.rows_of(found), columns=["part", "name", "value"])
+            told = ("{action} at {drained_at_ts}: {reason}".format(**record) for record in records)
+            found["recorded"] = "; ".join(told) or "no"
+        known = {name: str(value) for name, value in found.items() if value is not None}
+        return listed(known, "value", "name")

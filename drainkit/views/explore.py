@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import html
-import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..core.events import Events
 from ..core.frame import decisions_of
 from ..core.policy import ACTIONS, FAILED_NAMES, NAMES, Decisions, Policy, decide
 from ..core.summary import span
+from ..core.values import NO_TIME
 from ..errors import DrainkitError
 from ..safe import one_line
 from ..settings.kinds import allowlist_symbols
@@ -68,8 +68,19 @@ class Exploration:
 
         self._analysis, frame, policy = analysis, analysis.frame, analysis.policy
         self._events = Events.from_frame(frame.assign(id=""))  # ids would take 60 MB a million
+        age_us = decisions_of(frame).age_us  # at a dry run's turns, where it is one's
+        self._at_us = np.where(age_us == NO_TIME, 0, self._events.event_time_us + age_us)
         self._follows: asyncio.TimerHandle | None = None
-        self._sample(frame)
+        # the table's rows: spread evenly over all, and some of each action
+        n, actions = len(frame), frame["action"].reset_index(drop=True)
+        first = actions.groupby(actions, observed=True).head(OF_EACH).index
+        self._rows = np.union1d(np.linspace(0, n - 1, min(n, SAMPLE)).astype(int), first)
+        part = self._part = frame.iloc[self._rows]
+        columns = ["id", "age, min", "symbol", "side", "source", "confidence"]
+        shown = part.assign(**{"age, min": (part["age_sec"] / 60).round(2)})[columns].astype(object)
+        self._shown: pd.DataFrame = shown.where(shown.notna(), "").map(  # nothing, not NaN
+            lambda value: one_line(value, 60) if isinstance(value, str) else value
+        )
         wide = {"layout": w.Layout(width="34rem"), "style": {"description_width": "8rem"}}
 
         def slider(name: str, values: set[float], at: float, word: Callable[[float], str]) -> Any:
@@ -83,17 +94,16 @@ class Exploration:
         self.symbols = w.Text(value=analysis.settings.allowlist or "", placeholder="any symbol",
                               description="allowlist", continuous_update=False, **wide)  # fmt: skip
         self.counts, self.entry = w.HTML(), w.HTML()
-        for part in (self.counts, self.entry):
-            part.add_class("drainkit-shown")
-        self.table: Any = ITable(self._judged(decisions_of(self._part), slice(None)), **TABLE)
+        for one in (self.counts, self.entry):
+            one.add_class("drainkit-shown")
+        self.table: Any = ITable(self._judged(self._show()), **TABLE)
         self.table.add_class("drainkit-events")
         choosers = [self.age, self.confidence, self.symbols]
         one_in = f" (one in {step})" if (step := analysis.backlog.step) > 1 else ""
-        told = f"<b>{len(self._part):,} of {len(frame):,} events</b>{one_in}"
+        told = f"<b>{len(part):,} of {n:,} events</b>{one_in}"
         self.told = w.HTML(f"{told}, judged by the limits above: search and sorting see these. A "
                            "row that is clicked is opened.")  # fmt: skip
         self.widget = w.VBox([*choosers, self.counts, self.told, self.table, self.entry])
-        self._show()
         for chooser in choosers:
             chooser.observe(self._moved, "value")
         self.table.observe(self._row_chosen, "selected_rows")
@@ -108,22 +118,10 @@ class Exploration:
             allowed = allowlist_symbols(typed) if typed else None
         return Policy(self.age.value, allowed, self.confidence.value)
 
-    def _sample(self, frame: pd.DataFrame) -> None:
-        """The table's rows: spread evenly over all, and some of each action."""
-        n, actions = len(frame), frame["action"].reset_index(drop=True)
-        first = actions.groupby(actions, observed=True).head(OF_EACH).index
-        self._rows = np.union1d(np.linspace(0, n - 1, min(n, SAMPLE)).astype(int), first)
-        part = self._part = frame.iloc[self._rows]
-        columns = ["id", "age, min", "symbol", "side", "source", "confidence"]
-        shown = part.assign(**{"age, min": (part["age_sec"] / 60).round(2)})[columns].astype(object)
-        self._shown = shown.where(shown.notna(), "").map(  # nothing, not NaN
-            lambda value: one_line(value, 60) if isinstance(value, str) else value
-        )
-
-    def _judged(self, decisions: Decisions, rows: np.ndarray | slice) -> pd.DataFrame:
+    def _judged(self, decisions: Decisions) -> pd.DataFrame:
         """The table's events with what becomes of them."""
-        becomes = [NAMES[ACTIONS[code]] for code in decisions.action[rows].tolist()]
-        fails = [FAILED[bits] for bits in decisions.failed[rows].tolist()]
+        becomes = [NAMES[ACTIONS[code]] for code in decisions.action[self._rows].tolist()]
+        fails = [FAILED[bits] for bits in decisions.failed[self._rows].tolist()]
         return self._shown.assign(**{"what becomes of it": becomes, "filters it fails": fails})
 
     def _moved(self, _: object) -> None:
@@ -135,7 +133,7 @@ class Exploration:
             return
 
         def follow() -> None:
-            self.table.update(self._judged(decisions, self._rows), **TABLE)
+            self.table.update(self._judged(decisions), **TABLE)
 
         if self._follows is not None:
             self._follows.cancel()
@@ -145,25 +143,11 @@ class Exploration:
             follow()
 
     def _show(self) -> Decisions:
-        decisions = decide(self._events, self.policy, self._analysis.moments_us())
+        decisions = decide(self._events, self.policy, self._at_us)
         counts = np.bincount(decisions.action, minlength=len(ACTIONS)).tolist()
         events = dict(zip(ACTIONS, counts, strict=True))
-        shown = str(macros().counts(events, len(self._events)))
-        self.counts.value = shown + self._command()
+        self.counts.value = str(macros().counts(events, len(self._events)))
         return decisions
-
-    def _command(self) -> str:
-        """The limits chosen as a command line, where one can say them."""
-        settings, symbols = self._analysis.settings, self.symbols.value.strip()
-        if settings.allowlist is not None and not symbols:
-            return ""  # an allowlist of a file or a variable stays
-        age, confidence = self.age.value, self.confidence.value
-        options = [f"--max-age-min={age:.15g}", f"--min-conf={confidence:.15g}"]
-        for name in ("stream", "consumer_group", "scope"):
-            if (value := getattr(settings, name)) != type(settings).model_fields[name].default:
-                options.append(f"--{name.replace('_', '-')}={value}")
-        options += [f"--allowlist={symbols}"] if symbols else []
-        return f"<pre>{html.escape(shlex.join(['drainkit', 'run', *options]))}</pre>"
 
     def _row_chosen(self, change: Any) -> None:
         if change["new"]:

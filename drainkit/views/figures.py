@@ -1,14 +1,16 @@
 """The figures of notebooks and report: binned, so their size does not grow with the backlog.
 
-Each is the JSON that plotly draws in a browser; picture.py draws it where plotly is not. Each title
-says the finding. Colours are Okabe and Ito's, which colour-blind people can tell apart (Color
-Universal Design, 2008). Texts from events are escaped: plotly reads some HTML in labels.
+Each is the JSON that plotly draws in a browser; `svg` draws it for pages without plotly (a report,
+an exported page). Each title says the finding. Colours are Okabe and Ito's, which colour-blind
+people can tell apart (Color Universal Design, 2008). Texts from events are escaped: plotly reads
+some HTML in labels; a picture escapes all once more.
 """
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from ..core.policy import ACTIONS, COLOURS, NAMES, Moments, Policy, passing_at
 from ..core.summary import amount, span
 from ..core.values import NO_TIME
 from ..safe import label, share
-from .picture import TIME_STEPS_SEC, moment, round_step, svg
+from .session import macros
 
 Json = dict[str, Any]
 READ = "#0072B2"
@@ -28,6 +30,8 @@ TOP = 12  # rows of a figure
 MAX_BINS = 80
 MINUTE_US = 60_000_000
 CONFIDENCE_STEP = 0.02
+# of a picture, in pixels; a character's width is about that
+WIDTH, LEFT_MIN, RIGHT, BOTTOM, CHARACTER = 760, 62, 44, 46, 6.6
 # of the events on either side of a limit: what they are called, and what becomes of them
 BELOW_MOST = (("young enough", "drained_ok"), ("too old", "dropped_old"))
 FROM_LEAST = (("too low", "dropped_low_conf"), ("high enough", "drained_ok"))
@@ -76,7 +80,8 @@ def canvas(
         axis |= {"showticklabels": False, "showgrid": False, "zeroline": False}
         annotations = [*annotations, {"text": "no events", "x": 0.5, "y": 0.5, "xref": "paper",
                                       "yref": "paper", "showarrow": False}]  # fmt: skip
-    axes = [{"title": {"text": name, "font": {"size": 13}}, **axis} for name in (x_title, y_title)]
+    titles = [{"text": name, "font": {"size": 13}, "standoff": 12} for name in (x_title, y_title)]
+    axes = [{"title": one, **axis} for one in titles]
     axes[rows is None] |= {"tickformat": ",", **({"dtick": 1} if 0 < most <= 5 else {})}
     if rows is not None:
         height = 110 + 40 * legend + 26 * max(2, len(rows))
@@ -104,12 +109,11 @@ def _named(names: Sequence[str], **more: object) -> Json:
     return {**places, "showgrid": False, "zeroline": False, **more}
 
 
-def _bars(x: Sequence[object], y: Sequence[object], colour: object, said: Sequence[str] | str,
-          **more: object) -> Json:  # fmt: skip
-    """Bars; `said` is what each says when pointed at, or the form of it for all."""
-    told: Json = {"hovertext": said, "hoverinfo": "text"}
-    if isinstance(said, str):
-        told = {"hovertemplate": f"{said}<extra></extra>"}
+def _bars(
+    x: Sequence[object], y: Sequence[object], colour: object, said: Sequence[str], **more: object
+) -> Json:
+    """Bars; `said` is what each says when pointed at."""
+    told = {"hovertext": said, "hoverinfo": "text"}
     return {"type": "bar", "x": x, "y": y, "marker": {"color": colour}, **told, **more}
 
 
@@ -121,14 +125,6 @@ def _limit(axis: str, at: float, words: str, **place: str) -> Json:
     line = {"type": "line", "line": {"color": LINE, "dash": "dash"}, **where, **ends}
     note = {"text": words, "showarrow": False, **where, axis: at, across: 1, **place}
     return {"shapes": [line], "annotations": [note]}
-
-
-def without_outliers(values: np.ndarray, limit: float) -> float:
-    """How far an axis reaches, so that a few wrong clocks do not squeeze all others into a bar."""
-    if not len(values):
-        return limit
-    most, usual = float(values.max()), float(np.quantile(values, 0.99))
-    return most if most <= 3 * usual else max(1.5 * usual, 2 * limit)
 
 
 def histogram(
@@ -187,11 +183,14 @@ def _against_limit(
 def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     """How old the events are, against the maximum age."""
     ages_us = microseconds(ages_sec)
-    old, said = int(policy.is_old(ages_us).sum()), f"{policy.max_age_min:g} min"
+    old, said = int((ages_us > policy.max_age_us).sum()), f"{policy.max_age_min:g} min"
     minutes, limit = ages_us[ages_us != NO_TIME] / MINUTE_US, policy.max_age_us / MINUTE_US
-    high, x_title = without_outliers(minutes, limit), "age (minutes)"
+    most, usual = (float(np.quantile(minutes, q)) if len(minutes) else limit for q in (1, 0.99))
+    # a few wrong clocks are not to squeeze all others into one bar
+    high = most if most <= 3 * usual else max(1.5 * usual, 2 * limit)
+    x_title = "age (minutes)"
     if beyond := int((minutes > high).sum()):
-        x_title += f"; the last bar also holds {beyond:,} up to {span(minutes.max() * 60)}"
+        x_title += f"; the last bar also holds {beyond:,} up to {span(most * 60)}"
     step = round_step(max(high, limit, 1) / MAX_BINS)
     shown = np.clip(minutes, min(step, limit) / 2, high)  # none is below the first bar
     return _against_limit(f"older than {said}", old, len(ages_sec), x_title, shown, limit, step,
@@ -208,12 +207,6 @@ def confidence(values: np.ndarray, policy: Policy) -> Canvas:
                           f"min confidence {limit:g}", over=False)  # fmt: skip
 
 
-def _by_action(actions: pd.Series, bins: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    """For each action that occurs, how many of its events lie in each of `n` bins."""
-    found = {a: np.bincount(bins[(actions == a).to_numpy()], minlength=n) for a in ACTIONS}
-    return {action: counts for action, counts in found.items() if counts.any()}
-
-
 def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     """Events by symbol, source or side, split by what becomes of them."""
     values = frame[column].astype("category").cat
@@ -224,7 +217,9 @@ def by_category(frame: pd.DataFrame, column: str) -> Canvas:
     row_of[order] = np.arange(len(order))
     row_of[-1] = len(order) + 1  # where code -1, no value, points to
     shown = [*map(label, names[order]), f"({len(names) - len(order):,} others)", "(none)"]
-    parts, none = _by_action(frame["action"], row_of[codes], len(shown)), np.zeros(len(shown), int)
+    rows, actions, n = row_of[codes], frame["action"], len(shown)
+    found = {a: np.bincount(rows[(actions == a).to_numpy()], minlength=n) for a in ACTIONS}
+    parts, none = {a: k for a, k in found.items() if k.any()}, np.zeros(n, int)
     totals, passing = sum(parts.values(), none), parts.get("drained_ok", none)
     kept, best = np.flatnonzero(totals), int(passing.argmax())
     told = "no event passes"
@@ -237,36 +232,6 @@ def by_category(frame: pd.DataFrame, column: str) -> Canvas:
                             orientation="h", name=NAMES[action]))  # fmt: skip
     return canvas(f"By {label(column)}: {told}", "events", "", traces, most=int(totals.max()),
                   rows=[shown[k] for k in kept], barmode="stack")  # fmt: skip
-
-
-def arrivals(frame: pd.DataFrame) -> Canvas:
-    """When the events were made, split by what becomes of them."""
-    known, x_title = frame[frame["event_time"].notna()], "event time (UTC)"
-    if not len(known):
-        title = "No event has a usable time" if len(frame) else "There is no event"
-        return canvas(title, x_title, "events", [], most=0)
-    times = known["event_time"].astype("int64").to_numpy() / 1e6
-    reach = without_outliers(times.max() - times, 0)  # wrong clocks reach from year 1 to 9999
-    step = next(step for step in TIME_STEPS_SEC if reach / step <= MAX_BINS)
-    start = math.floor((times.max() - reach) / step) * step
-    bins = np.maximum((times - start) // step, 0).astype(np.int64)
-    counts = np.bincount(bins)
-    peak = moment(start + int(counts.argmax()) * step)
-    began = f"{peak:%d %b %H:%M:%S}" if step < 86_400 else peak.date().isoformat()
-    if before := int((times < start).sum()):
-        x_title += f"; the first bar also holds {before:,} back to {moment(times.min()):%Y-%m-%d}"
-    middles = [(start + (k + 0.5) * step) * 1000 for k in range(len(counts))]
-    traces = [
-        _bars(middles, part.tolist(), COLOURS[action],
-              f"{span(step)} around %{{x}}: %{{y:,}} events, {NAMES[action]}",
-              name=NAMES[action], width=step * 1000)
-        for action, part in _by_action(known["action"], bins, len(counts)).items()
-    ]  # fmt: skip
-    return canvas(
-        f"The busiest {span(step)} began {began}: {amount(counts.max(), 'events')}", x_title,
-        f"events per {span(step)}", traces, most=int(counts.max()), barmode="stack", bargap=0,
-        x={"type": "date"},
-    )  # fmt: skip
 
 
 def overlap(frame: pd.DataFrame) -> Canvas:
@@ -306,22 +271,17 @@ def what_if(frame: pd.DataFrame, policy: Policy) -> Canvas:
         "texttemplate": "%{z:,}", "showscale": False, "zmin": 0, "xgap": 1, "ygap": 1,
         "colorscale": [[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.6)"]],
         "zmax": max(1, int(passing.max())),
-        "hovertemplate": "at most %{y} old, confidence at least %{x}: "
-                         "%{z:,} would pass<extra></extra>",
+        "hovertemplate": "at most %{y} old, confidence at least %{x}: %{z:,} pass<extra></extra>",
     }  # fmt: skip
     frame_of_own = {
         "type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5,
         "line": {"color": COLOURS["dropped_invalid"], "width": 3},
     }  # fmt: skip
-    x, y = (
-        _named(texts, type="category", range=[-0.5, len(texts) - 0.5],
-               title={"text": title, "standoff": 14, "font": {"size": 13}})
-        for texts, title in zip(names, ("minimum confidence", "maximum age"), strict=True)
-    )  # fmt: skip
-    return canvas(
-        f"{passing[row, column]:,} would pass as set; at most {passing.max():,} within these "
-        "limits", "", "", [cells], most=1, height=400, shapes=[frame_of_own], x=x, y=y,
-    )  # fmt: skip
+    x, y = (_named(one, type="category", range=[-0.5, len(one) - 0.5]) for one in names)
+    now, most = passing[row, column], passing.max()
+    title = f"{now:,} would pass as set; at most {most:,} within these limits"
+    return canvas(title, "minimum confidence", "maximum age", [cells], most=1, height=400,
+                  shapes=[frame_of_own], x=x, y=y)  # fmt: skip
 
 
 def waterfall(counts: Mapping[str, int]) -> Canvas:
@@ -352,19 +312,89 @@ def pace(moments: Moments, rate: float | None) -> Canvas:
         # whole seconds: a bar of 1.7 s could show more than the throttle where none was broken
         width = math.ceil(max(width, int(ms[-1] - ms[0]) / 1000 / MAX_BINS))
         counts = np.bincount((ms - ms[0]) // (1000 * width), n)
-        middles, top = [(k + 0.5) * width for k in range(len(counts))], counts.max() / width
-        traces = [_bars(middles, (counts / width).tolist(), COLOURS["drained_ok"],
-                        "around second %{x:.4g}: %{y:.4g} events per second",
-                        width=width * 0.95)]  # fmt: skip
+        middles, rates = [(k + 0.5) * width for k in range(len(counts))], (counts / width).tolist()
+        said = [f"around second {at:.4g}: {one:.4g} events per second"
+                for at, one in zip(middles, rates, strict=True)]  # fmt: skip
+        traces = [_bars(middles, rates, COLOURS["drained_ok"], said, width=width * 0.95)]
+        top = max(rates)
         allowed = "no throttle" if rate is None else f"{math.ceil(rate):,} allowed"
         worst = amount(moments.busiest_second(), "events")
         title = f"The busiest second holds {worst} ({allowed})"
         if rate is not None and rate < 1 and len(moments) > 1:
             gap = f"{moments.closest_ms() / 1000:.1f} s apart (at least {1 / rate:.1f} s demanded)"
             title = f"The closest two events are {gap}"
-    if rate is not None:  # a second may hold the rate rounded up; below 1/s a bar may
-        most = math.ceil(rate) if rate >= 1 else math.ceil(round(rate * width, 9)) / width
+    if rate is not None:  # a bar may hold as many whole events as the rate begins in it
+        most = math.ceil(round(rate * width, 9)) / width
         limit = _limit("y", most, f"throttle {rate:g}/s", xanchor="right", yanchor="bottom")
         top = max(top, most)
     return canvas(title, "seconds since the first", "events per second", traces, most=len(moments),
                   y={"range": [0, 1.08 * top or 1]}, **limit)  # fmt: skip
+
+
+# ---------------------------------------------------------------- as a picture
+
+
+def svg(figure: Mapping[str, Any]) -> str:
+    """The figure as SVG: what is made here, and nothing else of what plotly can do."""
+    traces, layout = figure["data"], figure["layout"]
+    boxes = [*_boxes(traces, is_stacked=layout.get("barmode") == "stack")]
+    bottom, top = layout["height"] - BOTTOM, layout["margin"]["t"]
+    y = _Axis(layout["yaxis"], [end for box in boxes for end in box[2:4]], bottom, top)
+    longest = max((len(html.unescape(name)) for _, name in y.ticks), default=0)
+    left = max(LEFT_MIN, min(300, 30 + CHARACTER * longest))
+    x = _Axis(layout["xaxis"], [end for box in boxes for end in box[:2]], left, WIDTH - RIGHT)
+    return str(macros().picture(layout, traces, boxes, x, y, WIDTH, CHARACTER))
+
+
+def _boxes(
+    traces: Sequence[Mapping[str, Any]], *, is_stacked: bool
+) -> Iterator[tuple[float, float, float, float, str, str]]:
+    """Bars and cells: from where to where along x and y, in the axes' units; colour and text."""
+    reached: dict[float, float] = {}  # of bars that stand one on the other, by place
+    for trace in traces:
+        if trace["type"] == "heatmap":
+            most = max(1, *map(max, trace["z"]))
+            for row, cells in enumerate(trace["z"]):
+                for k, n in enumerate(cells):
+                    colour = f"rgba(0,158,115,{0.6 * n / most:.2f})"
+                    yield k - 0.5, k + 0.5, row - 0.5, row + 0.5, colour, f"{n:,}"
+            continue
+        given = (trace.get("width", 0.75), trace.get("base", 0.0), trace["marker"]["color"],
+                 trace.get("text", ""))  # fmt: skip
+        is_across = trace.get("orientation") == "h"
+        for k, pair in enumerate(zip(trace["x"], trace["y"], strict=True)):
+            size, at = pair if is_across else pair[::-1]
+            width, base, colour, words = (v[k] if isinstance(v, list) else v for v in given)
+            base += reached.get(at, 0.0) if is_stacked else 0
+            reached[at] = base + size
+            ends, sides = (base, base + size), (at - width / 2, at + width / 2)
+            yield *(ends if is_across else sides), *(sides if is_across else ends), colour, words
+
+
+class _Axis:
+    """Places along one axis: from values to pixels, and its ticks."""
+
+    def __init__(
+        self, layout: Mapping[str, Any], values: Sequence[float], start: float, end: float
+    ) -> None:
+        self.start, self.end = start, end
+        self.title = layout["title"].get("text", "")
+        low, high = layout.get("range") or (min(values, default=0), max(values, default=1))
+        self.low, self.high = float(low), float(high) if high != low else float(low) + 1
+        self.is_named = "ticktext" in layout
+        step, ends = round_step(abs(self.high - self.low) / 6), sorted((self.low, self.high))
+        round_ones = range(math.ceil(ends[0] / step), math.floor(ends[1] / step) + 1)
+        form = "{:,.0f}" if step >= 1 else "{:.3g}"
+        ticks = [(n * step, form.format(n * step)) for n in round_ones]
+        if self.is_named:
+            ticks = [*enumerate(layout["ticktext"])]
+        self.ticks = ticks if layout.get("showticklabels", True) else []
+
+    def at(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def round_step(least: float) -> float:
+    """The first of 1, 2, 5, 10, ... that is at least that."""
+    decade: float = 10.0 ** math.floor(math.log10(least))
+    return next(n * decade for n in (1, 2, 5, 10) if n * decade >= least * 0.999)

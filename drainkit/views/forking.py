@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 from importlib import import_module
-from typing import NoReturn
 
 #: What a kernel imports beside what our modules do.
 IMPORTED = (
@@ -37,6 +36,8 @@ def main() -> None:
         sys.modules.setdefault(unwanted, None)  # type: ignore[arg-type]
     for name in IMPORTED:
         import_module(name)
+    from ipykernel.kernelapp import IPKernelApp
+
     from . import analyse_backlog, dry_run, live_drain, verify  # noqa: F401
     from .session import macros
 
@@ -54,25 +55,19 @@ def main() -> None:
             os.close(life)
             # ipykernel has a thread for this too, but only once its kernel is made
             threading.Thread(target=_end_with_parent, args=[its_end], daemon=True).start()
-            _become_kernel(arguments, env)
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDWR)
+            for standard in range(3):
+                os.dup2(null, standard)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.environ.clear()
+            os.environ.update(env)
+            IPKernelApp.launch_instance(argv=arguments)
+            sys.exit()
         try:
             print(pid, flush=True)
         except BrokenPipeError:
             os._exit(1)  # the run was killed meanwhile
-
-
-def _become_kernel(arguments: list[str], env: dict[str, str]) -> NoReturn:
-    from ipykernel.kernelapp import IPKernelApp
-
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.environ.clear()
-    os.environ.update(env)
-    IPKernelApp.launch_instance(argv=arguments)
-    sys.exit()
 
 
 def _end_with_parent(its_end: int) -> None:

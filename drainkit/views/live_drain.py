@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, ClassVar, Self
 
 from IPython.display import Markdown, clear_output
@@ -66,21 +66,26 @@ class LiveDrain(Session):
         if not (self.run_dir / "baseline.json").exists():
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
         earlier = ledger.starts_of(self.server, planned.plan.digest)
-        # to the end of the books, however often a signal comes
-        with locked(self.run_dir, shared=True), _graceful_interrupt() as stopping:
+        stopping = _STOP if _is_of_run() else threading.Event()
+        with locked(self.run_dir, shared=True), ExitStack() as stack:
+            # the kernel's interrupt ends the drain after the commit in flight, and however often it
+            # comes the books are written
+            before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
+            stack.callback(signal.signal, signal.SIGINT, before)
             summary = live.apply(self.job, stopping=stopping, on_progress=self._show)
             self.summary = summary
             if summary.total_read:  # interrupted between two lines: say what was done
                 self._next_line = 0.0
                 self._show(summary)
             if mine := [start for start in earlier if start.run_id == self.job.run_id]:
-                summary.count_from(mine[0].at)
+                summary.started_at, failure = mine[0].at, None
                 ledger.recount(self.server, summary)  # with what it drained before
                 try:
                     changes = live.changes(self.server, planned, self.job.run_id)
                     live.note_drift(summary, changes)
                 except DrainkitError as error:
-                    summary.close(error, self.server.now_us())
+                    failure = error
+                summary.close(failure, self.server.now_us())
             summary.plan_path = "plan.json"
             if summary.changes is not None:
                 files.write_table(self.run_dir / "drift.parquet", summary.changes)
@@ -157,14 +162,3 @@ def stop(*_: object) -> None:
 def _is_of_run() -> bool:
     """Whether this kernel is one of `drainkit run`."""
     return signal.getsignal(signal.SIGUSR1) is stop
-
-
-@contextmanager
-def _graceful_interrupt() -> Iterator[threading.Event]:
-    """SIGINT (the kernel's interrupt) ends the drain after the commit in flight."""
-    stopping = _STOP if _is_of_run() else threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
-    try:
-        yield stopping
-    finally:
-        signal.signal(signal.SIGINT, before)

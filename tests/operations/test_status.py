@@ -10,13 +10,12 @@ import json
 import signal
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 import clusters
 import pytest
 import servers
 from backlogs import ALLOW, GROUP, fill, now_ms, seed
-from books import PASSWORD, ask, at, ledger_of, make_user, metrics
+from books import PASSWORD, ask, at, ledger_of, make_user, metrics, wait_for
 from conftest import Cli, intent, one_line_error
 from place import BUNDLED, Place
 from servers import Server
@@ -125,10 +124,13 @@ def test_watch_goes_on_until_it_is_interrupted(place: Place) -> None:
 
 @BUNDLED
 def test_it_shows_running_drains(place: Place) -> None:
-    """While a drain runs, status tells its progress and ETA; then no more; a dead one it names."""
+    """While a drain runs, status tells its progress and ETA, also where its audit has a name of its
+    own; then no more; a dead one it names."""
+    own = f"{place.stream}.elsewhere"
+    (place.cli.cwd / "drainkit.toml").write_text(f'audit_stream = "{own}"\n')
     place.seed(600, 0)
     process = place.start("--throttle", 20, "--max-events", 400)
-    place.wait_for(20)
+    wait_for(place.server, place.stream, 20, own)
     asked = time.time()
     (found,) = place.says("status", "--json").json()["running_drains"]
     answered = time.time()
@@ -260,10 +262,8 @@ def test_unknown_is_exit_code_3(place: Place) -> None:
 
 def test_all_streams_of_a_cluster(cluster: clusters.Cluster, cli: Cli) -> None:
     """Streams are found on every primary, and each is counted where it is."""
-    client: Any = cluster.client()
     for i in range(12):
-        client.execute_command("XADD", f"q:{i}", "*", "symbol", "BTCUSDT")
-        client.execute_command("XGROUP", "CREATE", f"q:{i}", "g", "0")
+        fill(cluster.primary_of(f"q:{i}"), f"q:{i}", [("*", {"symbol": "BTCUSDT"})], group="g")
     run = cli.done("check", "--redis-url", cluster.url, "--all-streams", "q:*", "--json")
     assert {s["stream"]["name"] for s in run.json()["streams"]} == {f"q:{i}" for i in range(12)}
     assert [s["groups"][0]["lag_counted"] for s in run.json()["streams"]] == [1] * 12
@@ -395,19 +395,6 @@ def test_stop_makes_an_expiring_switch_lasting(place: Place) -> None:
     for run in (place.says("stop", *WHO), place.says("resume"), place.lived()):
         assert (run.rc, f"{switch} is a hash" in run.err) == (4, True), run
     assert f"{switch} is a hash" in place.says("status").out
-
-
-@BUNDLED
-def test_stop_says_that_the_server_may_evict_it(place: Place) -> None:
-    """Only where any key may go when memory is full; a key without an expiry is safe elsewhere."""
-    place.seed(5, 0)
-    for policy, limit in (("allkeys-lru", "100mb"), ("allkeys-random", 0), ("volatile-lru", "1gb")):
-        place.ask("CONFIG", "SET", "maxmemory-policy", policy)
-        place.ask("CONFIG", "SET", "maxmemory", limit)
-        may = (policy, limit) == ("allkeys-lru", "100mb")
-        run = place.says("stop", *WHO, "--json")
-        assert (run.rc, run.json()["may_be_evicted"]) == (0, may)
-        assert ("may evict any key (allkeys-lru" in run.err) == may
 
 
 @pytest.mark.parametrize(

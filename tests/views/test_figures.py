@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 import time
 from collections import Counter
@@ -23,15 +22,14 @@ from hypothesis import strategies as st
 
 from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
-from drainkit.core.policy import ACTIONS, COLOURS, NAMES, Moments, Policy
+from drainkit.core.policy import ACTIONS, Moments, Policy
 from drainkit.core.values import RawEntry
 from drainkit.demo import ALLOWLIST, sample_entries
 from drainkit.safe import share
 from drainkit.settings import load
 from drainkit.views import figures
 from drainkit.views.explore import SAMPLE, Exploration
-from drainkit.views.figures import MAX_BINS, histogram
-from drainkit.views.picture import svg
+from drainkit.views.figures import MAX_BINS, histogram, svg
 
 NOW_MS = 1_800_000_000_000
 POLICY = Policy(30.0, frozenset(ALLOWLIST), 0.6)
@@ -67,7 +65,6 @@ def all_figures(frame: pd.DataFrame, policy: Policy = POLICY) -> dict[str, Any]:
     return {
         "age": figures.age(frame["age_sec"].to_numpy(), policy),
         "confidence": figures.confidence(frame["confidence"].to_numpy(), policy),
-        "arrivals": figures.arrivals(frame),
         **by,
         "overlap": figures.overlap(frame),
         "what_if": figures.what_if(frame, policy),
@@ -92,10 +89,6 @@ def drawn(figure: Any, axis: str = "y") -> int:
 
 def title(figure: Any) -> str:
     return str(figure["layout"]["title"]["text"])
-
-
-def x_title(figure: Any) -> str:
-    return str(figure["layout"]["xaxis"]["title"]["text"])
 
 
 numbers = st.floats(0, 1e6, allow_nan=False)
@@ -141,7 +134,7 @@ def test_ages_of_any_size_need_few_bars(limit: float, ages: list[float]) -> None
 
 def test_nothing_is_left_out_of_a_figure(backlog: pd.DataFrame, shown: dict[str, Any]) -> None:
     """Each figure's bars hold every event that has the value in question."""
-    for name, column in (("age", "age_sec"), ("confidence",) * 2, ("arrivals", "event_time")):
+    for name, column in (("age", "age_sec"), ("confidence",) * 2):
         assert drawn(shown[name]) == backlog[column].notna().sum()
     for name in ("symbol", "source", "side", "overlap"):
         assert drawn(shown[name], "x") == len(backlog)
@@ -155,10 +148,7 @@ def test_one_wrong_clock_does_not_squeeze_the_rest() -> None:
     frame = frame_of([raw(1_400_000_000_000), *sample_entries(NOW_MS)[9000:]])
     age = figures.age(frame["age_sec"].to_numpy(), POLICY)
     assert max(x for bar in age["data"] for x in bar["x"]) < 24 * 60
-    assert "the last bar also holds 1 up to 4,630 d" in x_title(age)
-    arrivals = figures.arrivals(frame)
-    assert drawn(arrivals) == len(frame)
-    assert "1 back to 2014-05-13" in x_title(arrivals)
+    assert "the last bar also holds 1 up to 4,630 d" in age["layout"]["xaxis"]["title"]["text"]
 
 
 # ---------------------------------------------------------------- what they say
@@ -186,8 +176,9 @@ def test_titles_say_the_finding(backlog: pd.DataFrame, shown: dict[str, Any]) ->
     assert title(all_figures(one)["waterfall"]).startswith("1 of 1 event passes")
 
 
-def test_what_passes_without_a_name_passes() -> None:
-    """Of events that name no source, or have a rare symbol, a title says that most pass there."""
+def test_what_has_no_row_of_its_own_counts() -> None:
+    """Of events that name no source, or have a rare symbol, a title says that most pass there. A
+    symbol called "(none)" is a row of its own, and long names do not merge."""
     entries = [raw(NOW_MS - i, symbol=f"S{i % 20}", confidence="0.1") for i in range(100)]
     frame = frame_of([*entries, raw(NOW_MS, 1, symbol="RARE")], Policy(30.0, None, 0.6))
     by = {name: title(figures.by_category(frame, name)) for name in ("source", "symbol")}
@@ -195,6 +186,11 @@ def test_what_passes_without_a_name_passes() -> None:
         "source": "By source: most that pass are of (none), 1 of 101",
         "symbol": "By symbol: most that pass are of (9 others), 1 of 41",
     }
+    names = ["(none)", "(others)", *[f"{'L' * 50}{i}" for i in range(13)]]
+    entries = [raw(NOW_MS - i, symbol=name) for i, name in enumerate(names)]
+    (bars,) = figures.by_category(frame_of(entries, Policy(30.0, None, 0.6)), "symbol")["data"]
+    assert bars["x"] == [1] * 12 + [3]
+    assert len(set(bars["y"])) == 13
 
 
 def test_what_if_agrees_with_the_policy() -> None:
@@ -226,29 +222,11 @@ def test_no_text_of_an_event_is_markup() -> None:
         assert hostile[0] in list(ElementTree.fromstring(svg(figure)).itertext())  # noqa: S314
 
 
-def test_names_that_look_like_ours_stay_apart() -> None:
-    """A symbol called "(other)" or "(none)" is a row of its own, and long names do not merge."""
-    names = ["(none)", "(others)", *[f"{'L' * 50}{i}" for i in range(13)]]
-    entries = [raw(NOW_MS - i, symbol=name) for i, name in enumerate(names)]
-    (bars,) = figures.by_category(frame_of(entries, Policy(30.0, None, 0.6)), "symbol")["data"]
-    assert bars["x"] == [1] * 12 + [3]
-    assert len(set(bars["y"])) == 13
-
-
 def test_no_figure_grows_with_the_backlog(backlog: pd.DataFrame, shown: dict[str, Any]) -> None:
     """A million events make no figure more than 20 % larger than 10,012 do."""
     many = all_figures(backlog.sample(1_000_000, replace=True, random_state=1).reset_index())
     for name, figure in many.items():
         assert len(json.dumps(figure)) <= 1.2 * len(json.dumps(shown[name])), name
-
-
-def test_colours_are_told_apart_by_everybody() -> None:
-    """Each action has a colour of its own from the palette of Okabe and Ito (and grey)."""
-    palette = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00",
-               "#CC79A7", "#999999"}  # fmt: skip
-    assert set(COLOURS) == set(NAMES) == set(ACTIONS)
-    assert len(set(COLOURS.values())) == len(ACTIONS)
-    assert set(COLOURS.values()) <= palette
 
 
 # ---------------------------------------------------------------- the throttle, measured
@@ -269,7 +247,7 @@ def test_an_even_pace_never_looks_too_fast(rate: float, n: int) -> None:
     audit_ms = NOW_MS + np.ceil(np.arange(n) * 1000 / rate).astype(np.int64)
     figure = figures.pace(Moments(audit_ms), rate)
     line = figure["layout"]["shapes"][0]["y0"]
-    assert line == (math.ceil(rate) if rate >= 1 else pytest.approx(rate, rel=0.1))
+    assert rate <= line < rate + 1
     (bars,) = figure["data"]
     assert max(bars["y"]) <= line + 1e-9
     assert len(bars["y"]) <= MAX_BINS + 1
@@ -281,21 +259,6 @@ def test_a_broken_throttle_is_said() -> None:
                                (1500, 0.5, "1.5 s apart (at least 2.0 s")):  # fmt: skip
         figure = figures.pace(Moments(NOW_MS + np.arange(20) * gap_ms), rate)
         assert said in title(figure)
-
-
-@pytest.mark.parametrize("share_of_them", [0.01, 0.5, 1])
-@pytest.mark.parametrize("year", ["0001", "1600", "2300", "9998"])
-def test_times_of_any_year_are_drawn(year: str, share_of_them: float) -> None:
-    """The zero time of Go and .NET, and clocks far ahead: 80 bars, and dates with their year."""
-    entries = sample_entries(NOW_MS, n=400)
-    odd_ms = 253_402_300_799_999 if year == "9998" else 1_766_605_798_664
-    for k in range(int(len(entries) * share_of_them)):
-        entries[k] = raw(odd_ms, k, timestamp=f"{year}-06-01T00:00:00Z")
-    figure = figures.arrivals(frame_of(entries))
-    assert all(len(bar["x"]) <= MAX_BINS + 1 for bar in figure["data"])
-    assert drawn(figure) == len(entries)
-    if share_of_them == 0.5:  # bars of years: the date is told with its year
-        assert re.search(r"began \d{4}-\d\d-\d\d:", title(figure))
 
 
 @pytest.mark.parametrize(
@@ -311,22 +274,15 @@ def test_a_share_is_not_rounded_to_all_or_nothing(part: int, whole: int, said: s
 # ---------------------------------------------------------------- light, dark, and without plotly
 
 
-def luminance(colour: str) -> float:
-    """Relative luminance of #rrggbb (WCAG 2)."""
-    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def test_figures_are_readable_on_any_paper(backlog: pd.DataFrame, shown: dict[str, Any]) -> None:
     """The paper is transparent, and text stands out from white and from JupyterLab's dark alike. A
     bar says in a sentence from where to where it reaches and how many events it holds."""
     for name, figure in shown.items():
         layout = figure["layout"]
         assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
-        text = luminance(layout["font"]["color"])
-        assert 1.05 / (text + 0.05) > 4.2
-        assert (text + 0.05) / (luminance("#111111") + 0.05) > 4.2
+        grey = int(layout["font"]["color"].removeprefix("#")[:2], 16) / 255
+        text = ((grey + 0.055) / 1.055) ** 2.4  # its luminance (WCAG 2)
+        assert min(1.05 / (text + 0.05), (text + 0.05) / 0.0556) > 4.2
         assert not set(texts(layout)) & {"#000000", "black", "#222222", "white", "#ffffff"}
         for trace in figure["data"]:
             assert "hovertext" in trace or "<extra></extra>" in trace["hovertemplate"], name
@@ -373,9 +329,11 @@ def explored(frame: pd.DataFrame, policy: Policy = POLICY, **given: object) -> E
     """An exploration with these settings, and the allowlist as it was read."""
     given = {"allowlist": sorted(policy.allowlist or ()) or None, **given}
     analysis: Any = SimpleNamespace(
-        frame=frame, policy=policy, settings=load(given, environ={}), entry=str,
-        moments_us=lambda: NOW_MS * 1000, backlog=SimpleNamespace(step=1),
-    )  # fmt: skip
+        frame=frame,
+        policy=policy,
+        settings=load(given, environ={}),
+        backlog=SimpleNamespace(step=1),
+    )
     return Exploration(analysis)
 
 
@@ -428,16 +386,13 @@ def test_a_million_events_follow_a_slider_at_once(frame: pd.DataFrame) -> None:
 
 def test_a_typed_allowlist_is_held_against_the_rules(frame: pd.DataFrame, tmp_path: Path) -> None:
     """As long as it is as it was given, a file's symbols stay; what is no symbol is refused, as
-    text. The limits stand there as a command, unless none could say them."""
+    text."""
     given = f"@{tmp_path}/allowed"
     (tmp_path / "allowed").write_text("BTCUSDT\n")
     policy = Policy(30.5, frozenset({"BTCUSDT"}), 0.123456789)
     shown = explored(frame, policy, allowlist=given)
     assert shown.policy == policy
-    line = f"drainkit run --max-age-min=30.5 --min-conf=0.123456789 --allowlist={given}"
-    assert f"<pre>{line}</pre>" in shown.counts.value
     shown.symbols.value = "<b>a b</b>"
     assert "&lt;b&gt;a b&lt;/b&gt; is not a symbol" in shown.counts.value
     shown.symbols.value = ""
     assert shown.policy.allowlist is None
-    assert "<pre>" not in shown.counts.value

@@ -1,5 +1,5 @@
 """The notebooks as committed, and the golden one, checked strictly by nbval; the monitor: states in
-words and colour, names inert."""
+words and colour, names inert, also as a page that Voila serves."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from backlogs import GROUP, deliver, fill, original_backlog, seed
 from books import ask, everything, ledger_of
+from browsers import Watched, hostile_events, serving
 from conftest import ROOT, Cli
 from faults import attempt
 from papermill.inspection import inspect_notebook
+from playwright.sync_api import Browser
 from servers import Server
 
 from drainkit.errors import UsageError
-from drainkit.views.maintenance import Maintenance
-from drainkit.views.monitor import Monitor
+from drainkit.views.boards import Maintenance, Monitor
 from drainkit.views.verify import Verification
 
 STREAM = "quantum:stream:trade.intent"
@@ -70,8 +71,18 @@ def test_the_golden_notebook_passes_strictly(valkey: Server, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_parameters_explain_themselves(path: Path) -> None:
-    """What papermill --help-notebook shows: each parameter with type, default and comment."""
-    found = inspect_notebook(str(path))
+    """What papermill --help-notebook shows: each parameter with type, default and comment. 01, 02
+    and 04 begin with a title of one line, parameters and bottom line; none speaks of a command to
+    repeat, or promises a seal to who works by hand."""
+    found, cells = inspect_notebook(str(path)), json.loads(path.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    assert "same command" not in "".join(sources)
+    if path.stem[:2] in ("01", "02", "04"):
+        assert len(sources[0]) <= 40
+        assert cells[1]["metadata"]["tags"] == ["parameters"]
+        assert sources[2].endswith(".bottom_line()")
+    if path.stem == "04_verify":
+        assert sources[-1].endswith("A folder that was worked on by hand has no seal.")
     if path.stem in ("01_analyse_backlog", "02_dry_run"):
         assert found.keys() >= {
             "redis_url_env", "stream", "consumer_group", "consumer_name", "audit_stream", "scope",
@@ -85,31 +96,20 @@ def test_parameters_explain_themselves(path: Path) -> None:
         assert known["default"] != "None" or "default" in known["help"], name
 
 
-def test_notebooks_speak_of_what_is_there() -> None:
-    """01, 02 and 04 begin with a title of one line, parameters and bottom line; none speaks of a
-    command to repeat, or promises a seal to who works by hand."""
-    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
-        cells = json.loads(path.read_text())["cells"]
-        sources = ["".join(cell["source"]) for cell in cells]
-        assert "same command" not in "".join(sources)
-        if "03" not in path.name:
-            assert len(sources[0]) <= 40
-            assert cells[1]["metadata"]["tags"] == ["parameters"]
-            assert sources[2].endswith(".bottom_line()")
-        if "04" in path.name:
-            assert sources[-1].endswith("A folder that was worked on by hand has no seal.")
-
-
 def test_maintenance_acts_only_when_told(
     valkey: Server, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quoted "false" is no yes, "maybe" is refused; told to (by papermill), it removes the empty
-    consumer and keeps the other."""
+    consumer and keeps the other. In Markdown a group's name stands between backticks and holds
+    none."""
     seed(valkey, STREAM)
     ask(valkey, "XREADGROUP", "GROUP", GROUP, "busy", "COUNT", 3, "STREAMS", STREAM, ">")
     ask(valkey, "XGROUP", "CREATECONSUMER", STREAM, GROUP, "empty")
+    ask(valkey, "XGROUP", "CREATE", STREAM, "<script>alert(9)</script>`**x**", "0-0")
     before = everything(valkey)
     monkeypatch.setenv("DRAINKIT_REDIS_URL", valkey.url)
+    said = Maintenance.open({}).bottom_line().data
+    assert ("<script>" in said, "<script>" in re.sub("`[^`]*`", "", said)) == (True, False)
     assert "off" in Maintenance.open({"delete_consumers": "false"}).delete_dead().data
     with pytest.raises(UsageError, match="apply_trim"):
         Maintenance.open({"apply_trim": "maybe"})
@@ -157,3 +157,34 @@ def test_a_monitor_says_each_groups_state(
     (drain,) = monitor.drains_table().to_dict("records")
     assert drain["state"] == "never ended"
     assert (drain["stream"], drain["run_id"]) == (f"{stream}:b", start["run_id"])
+
+
+@pytest.mark.browser
+def test_voila_serves_the_monitor(valkey: Server, tmp_path: Path, browser: Browser) -> None:
+    """The served copy's limits judge a hostile backlog, all is drawn; no code, no error; events
+    inert, data kept."""
+    seed(valkey, STREAM, 400)
+    hostile_events(valkey.client(), STREAM)
+    ask(valkey, "XREADGROUP", "GROUP", GROUP, "<b>dead</b>", "COUNT", 5, "STREAMS", STREAM, ">")
+    ask(valkey, "XGROUP", "CREATE", STREAM, "<b>group</b>", "0")
+    copy = tmp_path / "monitor.ipynb"
+    packaged = (ROOT / "notebooks" / copy.name).read_text()
+    copy.write_text(packaged.replace("max_backlog: int = 1000", "max_backlog: int = 123"))
+    command = [sys.executable, "-m", "voila", str(copy), "--no-browser", "--Voila.ip=127.0.0.1"]
+    env = {**os.environ, "DRAINKIT_REDIS_URL": valkey.url, "IPYTHONDIR": str(tmp_path)}
+    before = everything(valkey)
+    with serving(command, tmp_path, env, ready="/voila/static/voila.js") as (address, _):
+        watched = Watched(browser, f"{address}/")
+        page = watched.page
+        page.goto(f"{address}/", wait_until="load", timeout=120_000)
+        page.wait_for_selector("text=Next:", timeout=60_000)
+        text = page.inner_text("body")
+        assert page.evaluate("window.pwned") is None
+    for there in (GROUP, "<b>group</b>", "limit 123", "looked at"):
+        assert there in text
+    for code in ("Traceback", "Monitor.open"):
+        assert code not in text
+    # Voila's own template asks for an icon font; blocked, nothing is missing
+    assert [url for url in watched.outside if "fontawesome" not in url] == []
+    assert watched.errors == []
+    assert everything(valkey) == before

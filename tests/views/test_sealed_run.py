@@ -7,14 +7,13 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from backlogs import seed
 from books import at
-from conftest import Cli, one_line_error
+from conftest import Cli
 from servers import Server, wait_until
 
 from drainkit.core.policy import ACTIONS
@@ -34,36 +33,6 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
             trap.accept()
 
 
-def sealed(server: Server, stream: str, cli: Cli, *options: object) -> dict[str, Any]:
-    """The summary of a run through the notebooks over a backlog with every action but missing."""
-    seed(server, stream, 120, delivered=20)
-    done = cli("run", "--json", "--max-events", "all", "--throttle", "none", "--min-conf", "0.5",
-               "--allowlist", "BTCUSDT,ETHUSDT", *at(server, stream), *options)  # fmt: skip
-    assert done.rc == 0, done.err
-    found: dict[str, Any] = done.json()
-    return found
-
-
-def notebook_of_lab(cli: Cli, folder: Path) -> Path:
-    """`lab --run` asks no server, and its 01 holds the run's folder; one that was changed stays.
-    What is no sealed run, or comes with other settings, is refused."""
-    for _ in range(2):
-        lab = cli.start("lab", "--run", folder, "--", "--no-browser", "--help")
-        wait_until("it is Lab", lambda lab=lab: "jupyterlab" in psutil.Process(lab.pid).cmdline())
-        called = psutil.Process(lab.pid).cmdline()
-        lab.kill()
-        notebook = cli.cwd / "drainkit-notebooks" / called[-1]
-        assert str(folder) in notebook.read_text(encoding="utf-8")
-        notebook.write_text(mark := notebook.read_text(encoding="utf-8") + "\n")
-    assert notebook.read_text(encoding="utf-8") == mark
-    for options in (("--run", cli.cwd), ("--run", folder, "--stream", "s"), ("--run", folder,
-                    "--demo"), ("--run", "s3://evidence")):  # fmt: skip
-        refused = cli("lab", *options)
-        assert refused.rc == 2
-        one_line_error(refused.err)
-    return notebook
-
-
 def events_of(summary: dict[str, Any]) -> list[int]:
     return [summary[action] for action in ACTIONS]
 
@@ -74,36 +43,54 @@ def test_01_shows_a_sealed_run_without_a_server(
 ) -> None:
     """In the notebook of Lab by papermill, or opened by hand: its decisions, outcomes and moment.
     Counts are the sealed ones, an entry opens to what is kept, no connection is tried, and the
-    folder verifies as before."""
-    run = sealed(valkey, stream, cli, "--mode", mode, *["--yes"] * (mode == "live"))
+    folder verifies as before. `lab --run` makes the notebook, but for one that was changed; what is
+    no sealed run, or comes with other settings, is refused."""
+    seed(valkey, stream, 120, delivered=20)  # every action but missing
+    options = ("--max-events", "all", "--throttle", "none", "--min-conf", "0.5", "--mode", mode,
+               "--allowlist", "BTCUSDT,ETHUSDT", *["--yes"] * (mode == "live"))  # fmt: skip
+    run = cli.done("run", "--json", *options, *at(valkey, stream)).json()
     folder = cli.cwd / run["evidence"]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     plan = json.loads(before["plan.json"])
     analysis = Analysis.open({"run_dir": str(folder)})
     shown = analysis.bottom_line().data
     if mode == "dry-run":
-        template, out = notebook_of_lab(cli, folder), cli.cwd / "out.ipynb"
-        done = replace(cli, cwd=template.parent).papermill(template, out)
+        for _ in range(2):
+            lab = cli.start("lab", "--run", folder, "--", "--no-browser", "--help")
+            its = psutil.Process(lab.pid).cmdline
+            wait_until("it is Lab", lambda its=its: "jupyterlab" in its())
+            template = cli.cwd / "drainkit-notebooks" / its()[-1]
+            lab.kill()
+            assert str(folder) in template.read_text(encoding="utf-8")
+            template.write_text(mark := template.read_text(encoding="utf-8") + "\n")
+        assert template.read_text(encoding="utf-8") == mark
+        for wrong in (
+            (cli.cwd,),
+            (folder, "--stream", "s"),
+            (folder, "--demo"),
+            ("s3://evidence",),
+        ):
+            cli.fails(2, "lab", "--run", *wrong)
+        done = replace(cli, cwd=template.parent).papermill(template, out := cli.cwd / "out.ipynb")
         assert done.rc == 0, done.err
         shown = json.dumps(json.loads(out.read_text())["cells"])
-        assert shown.count("application/vnd.plotly.v1+json") == 8
+        assert shown.count("application/vnd.plotly.v1+json") == 7
     when = plan["created_at"][:19].replace("T", " ")
     assert f"As of {when} UTC, from the sealed run" in shown
     assert f"of **{run['total_read']:,} entries**" in shown
     assert dict(zip(ACTIONS, analysis.backlog.counts.tolist(), strict=True)) == plan["counts"]
     assert analysis.frame["action"].value_counts().to_dict() == plan["counts"]
     assert analysis.settings.min_conf == 0.5
-    assert {*analysis.invalid_table()["raw"]} == {"not kept"}
+    assert analysis.invalid_table()["events"].sum() == run["dropped_invalid"]
     assert analysis.settings_table().loc["seal", "value"] == "holds"
     explored = analysis.explore(anyway=True)
     assert explored is not None
     assert all(f"<td>{n:,}</td>" in analysis.exploration.counts.value for n in events_of(run))
     one = analysis.frame["id"].iloc[5]
-    rows = analysis.entry(one).to_numpy().tolist()
-    kept = {(part, name): value for part, name, value in rows}
-    assert "not kept; the SHA-256 of its payload is " in kept["field", "(body)"]
-    assert kept["decision", analysis.frame["action"].iloc[5]]
-    assert (("audit", "none") in kept) == (mode == "dry-run")
+    kept = analysis.entry(one)["value"]
+    assert "not kept; its SHA-256 is " in kept["payload"]
+    assert kept["action"] == analysis.frame["action"].iloc[5]
+    assert kept.get("recorded", "").startswith(f"{kept['action']} at 20") == (mode == "live")
     with pytest.raises(RefusedError, match="none of the 100 entries"):
         analysis.entry("1-1")
     archived = shutil.copytree(folder, cli.cwd / "archived", ignore=lambda _, names: {
