@@ -66,6 +66,7 @@ def apply(
         loop.run()
     except DrainkitError as error:
         failure = error
+        loop.finish()
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
         server.close()
         loop.mark_unknown()
@@ -83,7 +84,7 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         if run.planned is not None and not loop.uncertain:
             summary.changes = pa.concat_tables([drift_table(), *loop.changes])
         seen = look(server, run.scope)
-        left = _account(run, *run.count_left(seen))
+        left = _account(run, begun, *run.count_left(seen))
         then, now = begun.audit, seen.audit
         is_kept = (
             now.length >= then.length + summary.total_read
@@ -120,13 +121,12 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
 
 
 def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:
-    """After the loop: replies still in flight into the books, and the history group closed.
+    """After the loop: is the server still the one, and the history group at its end?
 
     Where the data may have gone back the audit that is there now is counted; if it lacks records of
     this run, that is what failed.
     """
     server, scope, summary = run.server, run.scope, run.summary
-    loop.finish()
     server.reconnect()
     is_same = server.takeovers == loop.takeovers
     if loop.uncertain:
@@ -153,7 +153,7 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
 # was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
 
 
-def _account(run: Run, here: Scope, undelivered: int) -> int:
+def _account(run: Run, begun: Seen, here: Scope, undelivered: int) -> int:
     """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
 
     `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
@@ -172,14 +172,16 @@ def _account(run: Run, here: Scope, undelivered: int) -> int:
     if run.opening is None or (not here.group_exists and here.name != "history"):
         return 0  # without its group nobody knows what is undelivered
     position, had = run.opening
-    gone = had - undelivered
-    if gone == summary.total_read + summary.vanished:
+    is_done = not summary.remaining  # a group of scope history that has ended stands nowhere
+    gone = had - (0 if is_done else undelivered)
+    # what was pending for its own consumer was read too, but is not of these
+    if gone == summary.total_read + summary.vanished and not begun.has_own:
         return 0
     first, last = next_id(position), run.scope.boundary
     owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
     found = recorded.audited_ids(server).get(owner, set())
     known = {entry for entry in found if low <= id_key(entry) <= high}
-    passed = min(here.position, last, key=id_key)
+    passed = last if is_done else min(here.position, last, key=id_key)
     there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
     summary.passed_over = len(there - known)
     summary.vanished = max(0, gone - len(there | known))

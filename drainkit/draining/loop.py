@@ -130,7 +130,7 @@ class Loop:
         if name != "pending":
             # what a first look found is still so, unless others were drained since
             is_so = ready is not None and not seen.has_own and name == "undelivered"
-            start = ready.probed if ready and is_so else self._probe(reader.counters)
+            start = ready.probed if ready and is_so else self._probe()
             reader.note(start, is_start=True)
             while True:
                 # what a turn is short of is lost, and in each second again
@@ -145,15 +145,16 @@ class Loop:
                     break
             # not the budget but the stream has ended: if it is still the one
             if self._room() > 0 and id_key(reader.position) < id_key(reader.bounds.boundary):
-                reader.note(self._probe(reader.counters), is_start=True)
+                reader.note(self._probe(), is_start=True)
 
-    def _probe(self, counters: bytes) -> Committed:
+    def _probe(self) -> Committed:
         """A commit without records: refused if the stream or the group is not what it was.
 
         The drains at work learn of this one's throttle, and it of theirs.
         """
+        reader = self._reader
         reply = writing.probe(
-            self._server, self._reader.bounds, after=self._reader.position, counters=counters,
+            self._server, reader.bounds, after=reader.position, counters=reader.counters,
             audit_id=self.audit_id, rate=self._run.settings.throttle,
         )  # fmt: skip
         self._rate = reply.rate
@@ -223,7 +224,7 @@ class Loop:
                 while self._sent:
                     self._take()
                 before = self._rate
-                if self._probe(b"").rate != before:  # a slower one came, or is gone: ask at once
+                if self._probe().rate != before:  # a slower one came, or is gone: ask at once
                     self._next_turn = 0.0
         return not self._stopping.is_set()
 

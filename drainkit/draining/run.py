@@ -87,11 +87,9 @@ class Run:
         if here.name != "pending" and self.opening is None:
             first, last = next_id(here.position), here.boundary
             self.opening = here.position, count(self.server, seen.info, first, last)[0]
-        if self.opening is None or here.name == "history":  # it comes upon what is recorded already
+        entries = self.opening[1] if self.opening else 0
+        if here.name != "undelivered" or seen.has_own:  # some may be recorded, or be counted twice
             entries = scopes.left(self.server, here, seen).fresh
-        else:
-            own = scopes.pending_rows(self.server, here, own=True) if seen.has_own else ()
-            entries = self.opening[1] + sum(map(len, own))
         self.summary.expected = min(entries, self.max_events or entries)
 
     def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:

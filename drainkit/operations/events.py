@@ -96,11 +96,7 @@ def show(
         one = judged(events, decide(events, policy, now_us), policy)
         if entry[1] is not None:
             one["fields"] = [*map(list, zip(parts[::2], parts[1::2], strict=True))]
-        # JSON can hold numbers that JSON cannot write again: as text each can be shown
-        one["places"] = [
-            vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
-            for p in places(settings.fields, entry, events)
-        ]
+        one["places"] = places(settings.fields, entry, events)
         found.append(one | {"audit": {"records": mine}})
     return found
 

@@ -101,7 +101,17 @@ class RunFolder:
             if "error" in result:
                 result["error"] = strike(result["error"], seal.secret_of(folder, words))
             files.write_json(folder / RUN_JSON, result)
-            self._complete(summary, renew=bool(closed_at))
+            after, audit = folder / "after.json", folder / "audit.parquet"
+            with suppress(UnreachableError):  # what 04 writes, where it did not come to that
+                if self.server.connected and not after.exists():
+                    files.write_json(after, baseline(self.server))
+                if self.server.connected and (closed_at or not audit.exists()):
+                    runs = {summary.run_id} if summary.mode == "live" else set()
+                    with files.table_writer(audit, audit_schema()) as write:
+                        for part in ledger.run_tables(self.server, runs):
+                            write(part)
+            if closed_at or not (folder / report.VERDICTS).exists():
+                report.write_verdicts(folder)
             files.write_text(folder / "report.html", report.build(folder))
             digest = self.reports.seal(
                 folder, run=result, secret_words=words,
@@ -126,20 +136,6 @@ class RunFolder:
         if folder.exists():  # else it was copied to where `evidence` says
             result["evidence"] = str(folder)
         return result
-
-    def _complete(self, summary: Summary, *, renew: bool) -> None:
-        """The files that 04 writes, where it did not come to that; without a server only some."""
-        after, audit = (self.path / name for name in ("after.json", "audit.parquet"))
-        with suppress(UnreachableError):
-            if self.server.connected and not after.exists():
-                files.write_json(after, baseline(self.server))
-            if self.server.connected and (renew or not audit.exists()):
-                runs = {summary.run_id} if summary.mode == "live" else set()
-                with files.table_writer(audit, audit_schema()) as write:
-                    for part in ledger.run_tables(self.server, runs):
-                        write(part)
-        if renew or not (self.path / report.VERDICTS).exists():
-            report.write_verdicts(self.path)
 
     def tell_ledger(self, result: dict[str, Any], digest: str) -> None:
         """The ledger's entry of a live run's evidence; a failure is told in the result."""

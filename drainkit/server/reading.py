@@ -21,6 +21,7 @@ from .keys import name_of, raw_name
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
+PAGE_BODIES = 250
 PAGE_BYTES = 2 << 20  # about so much in a page, as it comes
 MOST_BYTES = 8 << 20  # never more, unless it is one entry
 PART_BYTES = 40  # that each field and each value takes, whatever it holds
@@ -270,17 +271,15 @@ def bodies(server: Server, ids: Sequence[bytes], most_bytes: int | None = None) 
 
 
 def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]:
-    """`bodies` in pages that hold not too many bytes, as `pages` do."""
-    size = FIRST_PAGE_ENTRIES
-    while ids:
+    """`bodies` in pages; where they are large, one by one."""
+    for at in range(0, len(ids), PAGE_BODIES):
+        some = ids[at : at + PAGE_BODIES]
         try:
-            entries = bodies(server, ids[:size], MOST_BYTES if size > 1 else None)
+            entries = bodies(server, some, MOST_BYTES)
         except ReplyTooLargeError:
-            size = 1
-            continue
-        ids = ids[size:]
-        size = max(1, min(PAGE_ENTRIES, 8 * size, size * PAGE_BYTES // server.counted.received))
-        yield entries
+            yield from (bodies(server, [entry]) for entry in some)
+        else:
+            yield entries
 
 
 def pending_ids(

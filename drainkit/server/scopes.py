@@ -82,9 +82,11 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     for name in wanted:
         if name not in there:
             raise RefusedError(f"--from-consumer: the group has no {name}")
-    first, last = settings.bounds
+    (first, last), group = settings.bounds, settings.consumer_group
+    if settings.scope == "history":  # which has its own
+        group = settings.history_group or f"{group}.drain_history"
     scope = Scope(
-        settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,
+        settings.scope, group, settings.consumer_group, settings.consumer_name,
         position=main.position, group_position=main.position, group_exists=True,
         boundary=min(boundary or info.boundary_id, last, key=id_key),
         min_idle_ms=round(settings.min_idle_min * 60_000), from_consumers=wanted,
@@ -148,15 +150,17 @@ def scope_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
     sources = [pending_rows(server, scope, own=True)] if scope.group_exists else []
     if scope.name == "pending":
         sources.append(pending_rows(server, scope, own=False))
+    ahead: set[bytes] = set()  # pending though they lie after the position: it was moved back
     for rows in chain.from_iterable(sources):
         if fresh := [row[0] for row in rows if not done.has(row[0])]:
+            ahead.update(entry for entry in fresh if id_key(entry) > id_key(scope.position))
             yield from reading.body_pages(server, fresh)
     if scope.name == "pending":
         return
     first = next_id(scope.position)
     with closing(reading.pages(server, server.stream, first, scope.boundary, ahead=True)) as found:
         for page in found:
-            if entries := done.without(page):
+            if entries := [entry for entry in done.without(page) if entry[0] not in ahead]:
                 yield entries
 
 
@@ -175,7 +179,7 @@ def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
     """What the scope has left, counted; `seen`: as of then."""
     has_own = scope.group_exists if seen is None else seen.has_own
     pages = pending_rows(server, scope, own=True) if has_own else iter(())
-    own = [row[0] for row in chain.from_iterable(pages)]
+    own = {row[0] for row in chain.from_iterable(pages)}
     if scope.name == "pending":
         done = recorded.of_scope(server, scope.consumer_group)
         rows = chain.from_iterable(pending_rows(server, scope, own=False))
@@ -186,9 +190,10 @@ def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
     if not own and not new:
         return Left(0, 0, 0)
     done, fresh = recorded.of_scope(server, scope.consumer_group), new
-    if new and done.touches(first, scope.boundary):
+    is_ahead = any(id_key(entry) > id_key(scope.position) for entry in own)
+    if new and (is_ahead or done.touches(first, scope.boundary)):
         found = reading.pages(server, server.stream, first, scope.boundary, ahead=True)
-        fresh = sum(len(done.without(page)) for page in found)
+        fresh = sum(entry[0] not in own for page in found for entry in done.without(page))
     return Left(fresh + sum(not done.has(entry) for entry in own), len(own), new)
 
 

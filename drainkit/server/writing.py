@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -27,7 +27,7 @@ from ..ids import FIRST_ID, next_id
 from ..safe import text
 from .connection import Server
 from .keys import NOT_OURS, Scope, raw_name
-from .reading import PAGE_BYTES, StopSwitch, size_of, type_of
+from .reading import StopSwitch, type_of
 
 REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",
@@ -231,15 +231,10 @@ def close_history(server: Server, scope: Scope) -> bool:
 
 def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
     """Append entries with their ids to the demo's stream; returns how many."""
-    batch: list[tuple[bytes | str | int, ...]] = []
-    added = size = 0
-    for entry in entries:
-        batch.append(("XADD", key, entry[0], *entry[1]))
-        size += size_of(entry)
-        if len(batch) == 1000 or size > PAGE_BYTES:
-            added += len(server.pipeline(batch))
-            batch, size = [], 0
-    return added + (len(server.pipeline(batch)) if batch else 0)
+    left, added = iter(entries), 0
+    while batch := [*islice(left, 1000)]:
+        added += len(server.pipeline([("XADD", key, entry, *fields) for entry, fields in batch]))
+    return added
 
 
 @cache

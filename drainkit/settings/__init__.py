@@ -202,13 +202,6 @@ class Settings(_Table):
         first = ids.FIRST_ID if self.from_ is None else ids.first_of(self.from_)
         return first, ids.LAST_ID if self.until is None else ids.last_of(self.until)
 
-    @property
-    def drain_group(self) -> str:
-        """The group that the run reads and acknowledges in (scope history has its own)."""
-        if self.scope != "history":
-            return self.consumer_group
-        return self.history_group or f"{self.consumer_group}.drain_history"
-
     @check("history_group")
     @classmethod
     def _history_group(cls, value: str | None, info: Any) -> str | None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import psutil
+from jupyter_core.utils import run_sync
 from servers import wait_until
 
 from drainkit.pipeline.kernels import Forked, Kernels
@@ -52,7 +53,7 @@ def test_kernels_are_apart_and_end_with_the_run(tmp_path: Path) -> None:
         wait_until("it starts", seen.exists, timeout_sec=60)
     wait_until("it ended", lambda: has_ended(managers[-1].provisioner.process))
     for manager in managers:
-        kernels.end(manager)
+        run_sync(manager.shutdown_kernel)(now=True)
 
 
 def test_the_embedded_server_is_private_and_gone_with_its_parent() -> None:
