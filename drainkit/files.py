@@ -11,11 +11,11 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import DrainkitError, RefusedError, UnwritableError, UsageError
 from .late import pa, pc
@@ -171,77 +171,55 @@ def write_json(path: Path, data: object) -> None:
     write_bytes(path, json_bytes(data))
 
 
-class TableWriter:
-    """A table written as it comes, as Parquet (.parquet) or CSV (.csv), whole or not at all.
+@contextmanager
+def table_writer(
+    path: Path, schema: pa.Schema, *, words: Sequence[str] | bool = True, new: bool = False
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Takes a table as it comes, as Parquet (.parquet) or CSV (.csv), whole or not at all.
 
-    A context manager: the file gets its name when the block ends without an error. It holds rows
-    until they make a row group. In CSV a text cell that a spreadsheet would take for a formula gets
-    an apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
-    after blanks). `words`, if told, are the columns of few texts, again and again; only they get
-    dictionaries in Parquet. With `new` a file that is there by then is refused.
+    The file gets its name when the block ends without an error. Rows are held until they make a row
+    group. In CSV a text cell that a spreadsheet would take for a formula gets an apostrophe before
+    it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also after blanks).
+    `words`, if told, are the columns of few texts, again and again; only they get dictionaries in
+    Parquet. With `new` a file that is there by then is refused.
     """
+    if path.suffix not in (".parquet", ".csv"):
+        raise UsageError(f"{path.name}: the name must end in .parquet or .csv")
+    from pyarrow import csv, parquet
 
-    def __init__(
-        self,
-        path: Path,
-        schema: pa.Schema,
-        *,
-        words: Sequence[str] | None = None,
-        new: bool = False,
-    ) -> None:
-        if path.suffix not in (".parquet", ".csv"):
-            raise UsageError(f"{path.name}: the name must end in .parquet or .csv")
-        self._path = path
-        self._open = self._opened(schema, True if words is None else words, new)
-        self._sink: Any = None
-        self._tables: list[pa.Table] = []
-        self._rows = self._bytes = 0  # of those
+    is_csv, held, size = path.suffix == ".csv", list[pa.Table](), 0
 
-    @contextmanager
-    def _opened(self, schema: pa.Schema, words: Any, new: bool) -> Iterator[None]:
-        from pyarrow import csv, parquet
+    def flush() -> None:
+        nonlocal size
+        table = pa.concat_tables(held)
+        held.clear()
+        size, table = 0, _without_formulas(table) if is_csv else table.unify_dictionaries()
+        with _told(path):
+            # the rows beyond are the rest of a page: no row group of their own
+            sink.write_table(table, 2 * ROW_GROUP)
 
-        with _whole(self._path, new=new) as file:
-            with _told(self._path):
-                if self._path.suffix == ".csv":
-                    self._sink = csv.CSVWriter(file, _without_formulas(schema.empty_table()).schema)
-                else:
-                    self._sink = parquet.ParquetWriter(
-                        file, schema, compression="zstd", use_dictionary=words
-                    )
-            try:
-                yield
-                self._flush()
-                with _told(self._path):
-                    self._sink.close()
-            finally:
-                with suppress(Exception):  # else its footer would be written to a closed file
-                    self._sink.close()
+    def write(table: pa.Table) -> None:
+        nonlocal size
+        held.append(table)
+        size += max(table.nbytes, len(table) * ROW_GROUP_BYTES // ROW_GROUP)
+        if size >= ROW_GROUP_BYTES:
+            flush()
 
-    def __enter__(self) -> Self:
-        self._open.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
-
-    def write(self, table: pa.Table) -> None:
-        """Add rows of the writer's schema."""
-        self._tables.append(table)
-        self._rows += len(table)
-        self._bytes += table.nbytes
-        if self._rows >= ROW_GROUP or self._bytes >= ROW_GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            table = pa.concat_tables(self._tables)
-            self._tables, self._rows, self._bytes = [], 0, 0
-            is_csv = self._path.suffix == ".csv"
-            table = _without_formulas(table) if is_csv else table.unify_dictionaries()
-            with _told(self._path):
-                # the rows beyond are the rest of a page: no row group of their own
-                self._sink.write_table(table, 2 * ROW_GROUP)
+    with _whole(path, new=new) as file:
+        with _told(path):
+            if is_csv:
+                sink: Any = csv.CSVWriter(file, _without_formulas(schema.empty_table()).schema)
+            else:
+                sink = parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=words)
+        try:
+            yield write
+            if sum(map(len, held)):
+                flush()
+            with _told(path):
+                sink.close()
+        finally:
+            with suppress(Exception):  # else its footer would be written to a closed file
+                sink.close()
 
 
 def _without_formulas(table: pa.Table) -> pa.Table:
@@ -257,9 +235,9 @@ def _without_formulas(table: pa.Table) -> pa.Table:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a whole table as TableWriter does."""
-    with TableWriter(path, table.schema) as out:
-        out.write(table)
+    """Write a whole table as `table_writer` does."""
+    with table_writer(path, table.schema) as write:
+        write(table)
 
 
 @contextmanager
@@ -313,12 +291,9 @@ def file_sha256(path: Path, most_bytes: int = MAX_BYTES) -> str:
 
 
 def make_folder(folder: Path) -> Path:
-    """A new folder, its parents made where they are missing; UnwritableError where it cannot be."""
-    try:
+    """A new folder, its parents made where they are missing; DrainkitError where it cannot be."""
+    with _told(folder):
         folder.mkdir(parents=True)
-    except OSError as error:
-        reason = error.strerror or "cannot be made"
-        raise UnwritableError(f"{folder}: {reason}; choose another place") from None
     return folder
 
 

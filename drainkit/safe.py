@@ -44,15 +44,13 @@ _kept: dict[str, re.Pattern[str] | None] = {}  # passwords that this process kno
 def redact(text: str) -> str:
     """`text` without the users and passwords of the URLs in it."""
     if ":/" in text:
-        text = _OTHER_LOGIN.sub(r"\1***@", _LOGIN.sub(_without_login, text))
+        # an @ in an option's value: what follows it belongs to the password
+        text = _LOGIN.sub(
+            lambda m: f"{m[1]}***" + ("" if _SECRET_OPTION.search(m[2]) else f"@{m[3]}"), text
+        )
+        text = _OTHER_LOGIN.sub(r"\1***@", text)
         text = _OTHER_OPTIONS.sub(r"\1***", text)
     return _SECRET_OPTION.sub(r"\1***", text)
-
-
-def _without_login(found: re.Match[str]) -> str:
-    scheme, login, rest = found.groups()
-    # an @ in an option's value: what follows it belongs to the password
-    return f"{scheme}***" if _SECRET_OPTION.search(login) else f"{scheme}***@{rest}"
 
 
 def one_line(text: str, limit: int = 200, end: int = 0) -> str:

@@ -21,9 +21,6 @@ from .safe import one_line
 # what a signature is for; one made for something else does not count
 OF_PLAN, OF_STATEMENT = "drainkit-approve", "drainkit"
 MAX_SIGNATURES = 100
-#: By what ssh-keygen says.
-_WHY_NOT = {"expired": "is by a key whose time is over",
-            "not yet valid": "is by a key that is not valid yet"}  # fmt: skip
 _FINGERPRINT = re.compile(rb"SHA256:[A-Za-z0-9+/]{43}")
 _BLOCK = re.compile(
     rb"-----BEGIN SSH SIGNATURE-----\n[A-Za-z0-9+/=\n]+-----END SSH SIGNATURE-----\n?"
@@ -134,43 +131,38 @@ def approvals(
     people = _people(_signers(signers), own)
     identities: dict[str, str] = {}
     rejected: list[str] = []
-    counted: list[set[str]] = []
     for block in _blocks(signatures):
         key, name, why = signed_by(line, block, signers, OF_PLAN, at)
         person = next((one for one in people if key in one), set())
-        if not key:
-            rejected.append("a signature is not over this plan's digest")
-            continue
         if person & operators:
             why = f"is the operator's own ({one_line(name, 60)})"
-        elif key in identities.values():
-            why = "is there twice and counts once"
-        elif person in counted:
+        elif person & {*identities.values()}:
             why = f"is a second one of {one_line(name, 60)}"
         if why:
-            rejected.append(f"the signature of {key} {why}")
+            rejected.append(f"the signature of {key or 'an unknown key'} {why}")
         else:
             identities[name] = key
-            counted.append(person)
     return identities, rejected
 
 
 def signed_by(
-    data: bytes, block: bytes, signers: bytes, namespace: str, at: str | None = None
+    data: bytes, block: bytes, signers: bytes | None, namespace: str, at: str | None = None
 ) -> tuple[str, str, str]:
     """The fingerprint of the key that signed the data, whose it is, and why it does not count.
 
-    Each is "" where there is none: no signature of this data, no allowed signer, no reason.
+    Each is "" where there is none: no signature of this data, no allowed signer, no reason. Without
+    `signers` every key counts.
     """
-    key, why = signer(data, block, namespace), "is by a stranger: no allowed signer has this key"
+    if not (key := signer(data, block, namespace)) or signers is None:
+        return key, "", "" if key else "is over something else"
+    why = "is by a stranger: no allowed signer has this key"
     names = [name for name, its_key in _signers(signers) if its_key == key]
     given = ("-n", namespace, "-s", block, "-f", signers, *([f"-Overify-time={at}"] if at else ()))
     for name in names:
         _, said = ssh_keygen("-Y", "verify", "-I", name, *given, stdin=data)
         if not said:
             return key, name, ""
-        known = (words for part, words in _WHY_NOT.items() if part in said)
-        why = f"{next(known, 'may not sign for this purpose')}, by the allowed signers"
+        why = "may not sign this, or not at that time, by the allowed signers"
     return key, names[0] if names else "", why
 
 

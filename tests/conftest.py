@@ -220,14 +220,6 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(autouse=True)
-def _first_batch_as_any(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process the first batch is as large as the next: it counts which meets a fault. A
-    drain whose pace is measured begins as any."""
-    if not request.node.get_closest_marker("quiet"):
-        monkeypatch.setattr("drainkit.draining.reader.FIRST_ENTRIES", 250)
-
-
 @pytest.fixture
 def s3(clean: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> stores.S3:
     """An empty object store with the bucket `evidence`; the login in the environment."""

@@ -6,7 +6,6 @@ import json
 import math
 from typing import Any
 
-import numpy as np
 import reference
 
 from drainkit.core.events import Decoder, Events
@@ -43,16 +42,12 @@ def as_reference(decoded: Events, row: int) -> reference.Event:
     """One row in the reference's terms."""
     moment = int(decoded.event_time_us[row])
     confidence = float(decoded.confidence[row])
-
-    def text(code: np.ndarray, words: list[str]) -> str | None:
-        return words[code[row]] if code[row] >= 0 else None
-
     return reference.Event(
         time_us=None if moment == NO_TIME else moment,
         time_source=TIME_SOURCES[decoded.time_source[row]],
         symbol=decoded.word("symbol", row),
-        side=text(decoded.side_code, decoded.sides),
-        source=text(decoded.source_code, decoded.sources),
+        side=decoded.word("side", row),
+        source=decoded.word("source", row),
         confidence=None if math.isnan(confidence) else confidence,
         valid=not decoded.invalid[row],
         missing=bool(decoded.missing[row]),
@@ -141,7 +136,7 @@ HOSTILE_BY_ACTION: dict[str, list[list[bytes] | None]] = {
         spliced('"timestamp":1e999,"source":"\\ud800"'), raw(BODY.replace(b"ai", b"a\ni")),
         raw(bytes.fromhex("1f8b0800000000000003")),
         # times, symbols
-        nested(timestamp=ID_MS + 60_001), flat(timestamp="9999-12-31T23:59:59Z"),
+        nested(timestamp=(ID_MS + 60_000) * 1000 + 1), flat(timestamp="9999-12-31T23:59:59Z"),
         *(flat(symbol=symbol) for symbol in (
             "A" * 65, "A" * 10**6, "\x1b[31mBTC", "BTC\u200bUSDT", "\u0412TCUSDT", "\uff22TCUSDT",
             "BTCUSDT ", "BTCUSDT\n", "")),

@@ -13,7 +13,6 @@ from plan_samples import plan_of, save_plan, table_of
 
 from drainkit import files
 from drainkit.evidence import seal as sealing
-from drainkit.evidence.verify import verify
 
 RUN = {
     "outcome": "done",
@@ -87,12 +86,3 @@ def flip(path: Path, at: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
-
-
-def verify_run(folder: Path) -> list[str]:
-    (findings,) = verify(folder).findings.values()
-    return findings
-
-
-def all_findings(reports: Path) -> str:
-    return "\n".join(verify(reports).bad)

@@ -105,7 +105,7 @@ def fields(**flags: Any) -> None:
     """
     with connected(flags) as (settings, server):
         found = field_rules.examine(events.sample(server, settings), settings.fields)
-    emit({"stream": settings.stream, **vars(found)}, *terminal.fields_blocks(found))
+    emit({"stream": settings.stream, **found}, *terminal.fields_blocks(found))
 
 
 @command(*DRAIN, *WHERE)
@@ -266,7 +266,7 @@ def _run_notebooks(
         return runner.run(
             settings, confirm=approve, on_line=on_line, stopping=stopping, sign_key=sign_key,
             kernels=kernels,
-        )[0]  # fmt: skip
+        )  # fmt: skip
 
 
 def _run_many(
@@ -282,9 +282,7 @@ def _run_many(
         if settings.mode == "live":
             confirm(f"Drain every stream of {pattern} without being asked again?", yes)
     with connection.Server.of(settings, anywhere=True) as server:
-        streams, ended = runner.streams_of(server, settings, pattern)
-    for outcome in ended:
-        tell(f"{outcome['stream']}: {outcome['error']}", err=True)
+        streams, ended = runner.streams_of(server, settings, pattern), list[dict[str, Any]]()
     with signals() as stopping, ExitStack() as stack:
         if cluster is None:
             one: Callable[[Settings], dict[str, Any]] = partial(

@@ -244,7 +244,8 @@ def acl(**flags: Any) -> None:
     if flags["allowlist"] and not flags["allowlist"].startswith("redis:"):
         raise UsageError("--allowlist takes redis:KEY here: what is to be read is a set there")
     with connected(flags) as (settings, server):
-        found = keys.rules(server.keys, server.info, allowlist_key=settings.allowlist_key)
+        key = settings.symbols if isinstance(settings.symbols, bytes) else None
+        found = keys.rules(server.keys, server.info, allowlist_key=key)
     for warning in keys.NOT_FORBIDDEN:
         tell_error(warning)
     emit(found, *(f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, of_role))}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import os
 import signal
 import sys
 import traceback
@@ -19,7 +20,7 @@ from click import Option
 
 from ..errors import DrainkitError, InterruptedRunError, UsageError
 from ..late import late
-from ..settings import Settings, facts, load, outside, shown, unknown_variables
+from ..settings import VARIABLES, Settings, facts, load, outside, shown
 from .terminal import interrupt, safe_streams, tell, tell_error
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def settings_of(flags: dict[str, Any], *, only: frozenset[str] | None = None) ->
 
     A mistake elsewhere must not keep the kill switch from working.
     """
-    for name in unknown_variables() if only is None else ():
-        tell_error(f"{name} is not a setting; ignored. Check its spelling")
+    for name in sorted(os.environ.keys() - VARIABLES) if only is None else ():
+        if name.startswith("DRAINKIT_"):
+            tell_error(f"{name} is not a setting; ignored. Check its spelling")
     given = {n: v for n, v in flags.items() if v is not None and v != () and n != "env"}
     settings = load(given, env_name=flags.get("env"), only=only)
     for name in ("as_of", "until", "from_"):

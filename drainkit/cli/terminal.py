@@ -26,7 +26,6 @@ from ..errors import RefusedError
 from ..safe import one_line, struck
 
 if TYPE_CHECKING:
-    from ..core.fields import Findings
     from ..core.plan import Plan
     from ..core.summary import Summary
 
@@ -310,17 +309,25 @@ def plan_rows(plan: Plan, waiting: str = "") -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def fields_blocks(found: Findings) -> list[Block]:
-    """Why events cannot be read, which fields there are, and what would help."""
-    reasons = [(events, reason) for reason, events in found.reasons.items()]
+def fields_blocks(found: dict[str, Any]) -> list[Block]:
+    """Why events cannot be read, which fields there are (core.fields.examine), what would help."""
+    reasons = [(events, reason) for reason, events in found["reasons"].items()]
     rows = [
-        (value, *list(row.values())[:3], ("chosen: " if row["chosen"] else "") + row["why"])
-        for value, paths in found.fields.items() for row in paths
+        (value, *list(row.values())[:3], "yes" if row["chosen"] else "")
+        for value, paths in found["fields"].items() for row in paths
     ]  # fmt: skip
+    advice = "All of them can be read; no lines are needed."
+    if found["snippet"]:
+        advice = (f"With these lines in drainkit.toml {found['readable']:,} of them can be read; "
+                  "check that each field means what it is proposed for:")  # fmt: skip
+    elif found["unreadable"]:
+        advice = ("No field fits by its name: name those that hold symbol and confidence (0..1) "
+                  "under [fields] in drainkit.toml, or mend the producer.")  # fmt: skip
     return [
-        *([Table(("Events", "Reason"), reasons, f"{found.title()}:")] if reasons else []),
-        Table(("Value", "Path", "Entries", "Example", "Why"), rows,
-              f"Fields of {found.entries:,} entries, spread over the backlog:"),
-        found.advice(),
-        *found.snippet.splitlines(),
+        *([Table(("Events", "Reason"), reasons, f"{found['unreadable']:,} events cannot be read "
+                 "(dropped_invalid):")] if reasons else []),
+        Table(("Value", "Path", "Entries", "Example", "Chosen"), rows,
+              f"Fields of {found['entries']:,} entries, spread over the backlog:"),
+        advice,
+        *found["snippet"].splitlines(),
     ]  # fmt: skip

@@ -85,10 +85,6 @@ def _json(raw: bytes | None) -> Any:
         return None
 
 
-def _as_words(value: Any) -> str | None:
-    return as_text(value) if isinstance(value, bytes | str) else json.dumps(value)
-
-
 def _readable(events: Events) -> dict[str, np.ndarray]:
     """Which entries have a usable value, by value."""
     found = {value: getattr(events, f"{value}_code") >= 0 for value in ("symbol", "side", "source")}
@@ -111,41 +107,12 @@ def _rank(path: str, value: str) -> tuple[bool, int, int] | None:
     return "|" in words[:found], path.count("."), found
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What a sample holds, and the lines for drainkit.toml that were tried on it; JSON-ready."""
+def examine(entries: Sequence[RawEntry], fields: Fields) -> dict[str, Any]:
+    """What a sample holds, and the lines for drainkit.toml that let more of it be read; JSON-ready.
 
-    entries: int
-    unreadable: int  # events that cannot be read now
-    reasons: Mapping[str, int]  # of these by reason
-    fields: Mapping[str, Sequence[Mapping[str, Any]]]  # by value: path, entries, example, chosen
-    snippet: str  # [fields], the lines of now included; empty where no line mends anything
-    readable: int  # events that could be read with the lines
-
-    def title(self) -> str:
-        """How many cannot be read."""
-        return (
-            f"{self.unreadable:,} of {self.entries:,} entries, spread over the backlog, cannot be "
-            "read (dropped_invalid)"
-        )
-
-    def advice(self) -> str:
-        """What to do with the snippet, or without one."""
-        if self.snippet:
-            return (
-                f"With these lines in drainkit.toml {self.readable:,} of the {self.entries:,} can "
-                "be read; check that each field means what it is proposed for:"
-            )
-        if not self.unreadable:
-            return "All of them can be read; no lines are needed."
-        return (
-            "No field fits by its name: name those that hold symbol and confidence (0..1) "
-            "under [fields] in drainkit.toml, or mend the producer."
-        )
-
-
-def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
-    """What a sample holds, and the lines that would let more of it be read."""
+    `snippet`: [fields], the lines of now included, empty where no line mends anything; `readable`:
+    events that can be read with it; `unreadable`: those that cannot be now, `reasons`: why.
+    """
     there = [entry for entry in entries if entry[1] is not None]
     plain = best = _Trial(there, fields)
     if not fields.confidence_percent and plain.valid < len(there):
@@ -154,11 +121,11 @@ def examine(entries: Sequence[RawEntry], fields: Fields) -> Findings:
     bad = Counter(v.INVALID_REASONS[code] for code in plain.before.invalid.tolist() if code)
     lines = best.table(best.chosen) if any(best.chosen.values()) or best is not plain else {}
     written = [f"{value} = {json.dumps(one, ensure_ascii=False)}" for value, one in lines.items()]
-    return Findings(
-        len(there), bad.total(), dict(bad.most_common()),
-        {value: best.rows(value) for value in SYNONYMS},
-        "\n".join(["[fields]", *written]) if lines else "", best.valid,
-    )  # fmt: skip
+    return {
+        "entries": len(there), "unreadable": bad.total(), "reasons": dict(bad.most_common()),
+        "fields": {value: best.rows(value) for value in SYNONYMS},
+        "snippet": "\n".join(["[fields]", *written]) if lines else "", "readable": best.valid,
+    }  # fmt: skip
 
 
 class _Trial:
@@ -204,13 +171,21 @@ class _Trial:
         return int((self.events.invalid == 0).sum())
 
     def _choose(self, value: str) -> None:
-        """Take the names by which more events have this value, the nearest to the symbol first."""
-        fitting = [path for path in self._found if _rank(path, value)]
-        near = dict.fromkeys(fitting, False) if value == "symbol" else self._near()
-        if value == "confidence" and len(fitting) == 1:
-            near.setdefault(fitting[0], True)  # where no other name fits, it is no part's own
-        chosen = [path for path in fitting if path in near]
-        for path in sorted(chosen, key=lambda path: (near[path], _rank(path, value))):
+        """Take the names by which more events have this value, the nearest to the symbol first.
+
+        It lies in an object that symbols are read in, or around one: elsewhere it is a part's own.
+        """
+        symbols = self._found.keys() & self._now["symbol"] | {*self.chosen["symbol"]}
+        homes = {path.rpartition(".")[0] for path in symbols}
+        fitting = {path: path.rpartition(".")[0] for path in self._found if _rank(path, value)}
+        # where no other name fits a confidence, it is no part's own
+        anywhere = value == "symbol" or (value == "confidence" and len(fitting) == 1)
+        near = [
+            (value != "symbol" and home not in homes, _rank(path, value), path)
+            for path, home in fitting.items()
+            if anywhere or not home or any(f"{one}.".startswith(f"{home}.") for one in homes)
+        ]
+        for _, _, path in sorted(near):
             had = _readable(self.events)[value].sum() + max(1, LEAST * len(self._entries))
             self._take(value, [*self.chosen[value], path], had)
 
@@ -225,17 +200,6 @@ class _Trial:
         if _readable(then)[value].sum() >= least and (then.invalid == 0).sum() >= self.valid:
             self.chosen, self.events = chosen, then
 
-    def _near(self) -> dict[str, bool]:
-        """The paths in an object that symbols are read in, or around it; True for those around."""
-        symbols = {path for path in self._found if path in self._now["symbol"]}
-        homes = {path.rpartition(".")[0] for path in symbols | {*self.chosen["symbol"]}}
-        own = {path: path.rpartition(".")[0] for path in self._found}
-        return {
-            path: home not in homes
-            for path, home in own.items()
-            if not home or any(f"{one}.".startswith(f"{home}.") for one in homes)
-        }
-
     def table(self, chosen: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str] | bool]:
         """The whole of [fields]: what it adds to the usual names now, and what was chosen."""
         table: dict[str, Sequence[str] | bool] = {}
@@ -248,22 +212,14 @@ class _Trial:
         return table | ({"confidence_percent": True} if self._fields.confidence_percent else {})
 
     def rows(self, value: str) -> list[dict[str, Any]]:
-        """The paths that are read for a value, or could be: whether each is chosen, and why."""
-        rows, near = [], self._near()
-        for path, (entries, example) in self._found.items():
-            is_known, is_new = path in self._now[value], path in self.chosen[value]
-            if not is_known and _rank(path, value) is None:
-                continue
-            why = "known already" if is_known else "not needed"
-            if not is_known and path not in near:
-                why = "apart from the symbol"
-            elif is_new:
-                why = "in the symbol's object, or around it"
-            rows.append({
-                "path": one_line(path, 100), "entries": entries, "example": one_line(example, 60),
-                "chosen": is_known or is_new, "why": why,
-            })  # fmt: skip
-        return rows
+        """The paths that are read for a value, or could be by their names, and which are chosen."""
+        chosen = {*self._now[value], *self.chosen[value]}
+        return [
+            {"path": one_line(path, 100), "entries": entries, "example": one_line(example, 60),
+             "chosen": path in chosen}
+            for path, (entries, example) in self._found.items()
+            if path in chosen or _rank(path, value)
+        ]  # fmt: skip
 
 
 def _inside(path: str, value: object, levels: int) -> Iterator[tuple[str, str]]:
@@ -273,4 +229,5 @@ def _inside(path: str, value: object, levels: int) -> Iterator[tuple[str, str]]:
             if key and "." not in key:
                 yield from _inside(f"{path}.{key}", inner, levels - 1)
     elif path.isprintable():
-        yield path, _as_words(value) or "(not text)"
+        text = as_text(value) if isinstance(value, bytes | str) else json.dumps(value)
+        yield path, text or "(not text)"

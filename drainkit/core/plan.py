@@ -82,9 +82,7 @@ class Plan:
         and so is a plan that was made for another environment.
         """
         if settings.env != self.environment:
-            then, now = (
-                f"--env {e}" if e else "no --env" for e in (self.environment, settings.env)
-            )
+            then, now = self.environment or "none", settings.env or "none"
             raise RefusedError(
                 f"environment: the plan has {then}, asked for {now}; make a new plan"
             )
@@ -197,21 +195,10 @@ def differences(
     ]
 
 
-def allowlist_notes(
-    allowlist: Collection[str] | None, symbols: Collection[str], of: str = "no event"
-) -> list[str]:
-    """What looks like a slip of the pen in an allowlist, for events with these symbols.
-
-    `of` says where the other symbols of the list do not occur. Without any symbol nothing is known.
-    """
-    allowed, near = set(allowlist or ()) if symbols else set(), dict[str, str]()
-    for symbol in sorted(set(symbols) - allowed):
-        near.setdefault(symbol.casefold(), symbol)
-    cased = [s for s in sorted(allowed) if s.casefold() in near]
-    absent = sorted(allowed - set(symbols) - set(cased))
-    told = [f"{symbol} (events have {near[symbol.casefold()]})" for symbol in cased]
-    notes = {"allowlist: other letter case than in events": told, f"allowlist: in {of}": absent}
-    return [f"{note}: {some(found)}" for note, found in notes.items() if found]
+def allowlist_notes(allowlist: Collection[str] | None, symbols: Collection[str]) -> list[str]:
+    """What is a slip of the pen in an allowlist: symbols that are none of the events'."""
+    absent = sorted({*(allowlist or ())} - {*symbols}) if symbols else []
+    return [f"allowlist: in no event: {some(absent)}"] if absent else []
 
 
 def some(symbols: Sequence[str]) -> str:

@@ -46,12 +46,8 @@ class Policy:
 
     @property
     def max_age_us(self) -> int:
-        """The maximum age in microseconds."""
+        """The maximum age in microseconds: what is older is too old; NO_TIME never is."""
         return round(self.max_age_min * 60_000_000)
-
-    def is_old(self, age_us: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether events of these ages are too old; exactly at the limit they are not."""
-        return age_us > self.max_age_us  # NO_TIME, an unknown age, compares false
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; the allowlist sorted."""
@@ -79,7 +75,7 @@ def decide(events: Events, policy: Policy, now_us: int | np.ndarray) -> Decision
     """
     known = events.event_time_us != NO_TIME
     age_us = np.where(known, now_us - np.where(known, events.event_time_us, 0), NO_TIME)
-    old = policy.is_old(age_us)
+    old = age_us > policy.max_age_us
     with np.errstate(invalid="ignore"):
         low = events.confidence < policy.min_conf  # nan, where not valid, compares false
     present = ~events.missing
@@ -102,7 +98,7 @@ def passing_at(
     """Events that would pass at other limits, by maximum age (rows, minutes) and minimum
     confidence (columns); the other filters are as they were decided."""
     fits = (decisions.failed & ~np.uint8(1 << _OLD | 1 << _LOW_CONF)) == 0
-    rows = [fits & ~Policy(age, None, 0).is_old(decisions.age_us) for age in ages_min]
+    rows = [fits & (decisions.age_us <= Policy(age, None, 0).max_age_us) for age in ages_min]
     columns = [confidence >= least for least in confidences]  # nan, where not valid: false
     return np.array([[np.count_nonzero(row & column) for column in columns] for row in rows])
 

@@ -91,18 +91,18 @@ class Recorded:
         self._match()
         lacking: list[str] = self._open["id"].to_pylist()
         gone = set(vanished(lacking)) if lacking and vanished is not None else set()
-        found = pc.value_counts(self._extras["id"])
-        often = pc.greater(found.field("counts"), 1)
-        twice = set(found.field("values").filter(often).to_pylist())
-        known: set[str] = set()  # of the extras those that are planned: these have had their record
-        for part in self._planned() if self._planned and len(found) else ():
-            ids = _texts(part, "id")["id"]
-            known.update(ids.filter(pc.is_in(ids, found.field("values"))).to_pylist())
-        extras, twice = found.field("values").to_pylist(), twice | known
-        self.twice = [entry for entry in extras if entry in twice]
+        counted = pc.value_counts(self._extras["id"])
+        extras = counted.field("values")
+        known = pc.is_in(extras, pa.array([], pa.string()))
+        for part in self._planned() if self._planned and len(extras) else ():
+            # those that are planned have had their record
+            known = pc.or_(pc.is_in(extras, _texts(part, "id")["id"].combine_chunks()), known)
+        self.twice = extras.filter(
+            pc.or_(pc.greater(counted.field("counts"), 1), known)
+        ).to_pylist()
         if self._planned is not None:
             self.lacking, self.vanished = [e for e in lacking if e not in gone], len(gone)
-            self.unplanned = [entry for entry in extras if entry not in known]
+            self.unplanned = extras.filter(pc.invert(known)).to_pylist()
 
     def drift(self) -> pa.Table:
         """Where what happened differs from the plan (`drift_table`), as far as it was added."""

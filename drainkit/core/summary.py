@@ -139,11 +139,12 @@ class Summary:
     def close(self, failure: DrainkitError | None, now_us: int) -> Summary:
         """Close the books: how the run ended, and when, by the server's clock.
 
-        Closing again, with what failed after the first time, keeps the times.
+        Closing again, with what failed after the first time, keeps the end; with an earlier start
+        the run has the time of all its attempts.
         """
-        if not self.finished_at:
-            self.finished_at = iso(now_us)
-            self.count_from(self.started_at)
+        self.finished_at = self.finished_at or iso(now_us)
+        first, last = map(dt.datetime.fromisoformat, (self.started_at, self.finished_at))
+        self.elapsed_sec = round(max(0.0, (last - first).total_seconds()), 3)
         if self.mode == "live" and (self.pace.records or self.events_per_sec is None):
             self.events_per_sec = self.pace.events_per_sec()
         if failure is not None and not self.exit_code:
@@ -152,12 +153,6 @@ class Summary:
         self.exit_code = self.exit_code or 0
         self.outcome = OUTCOMES.get(self.exit_code, "failed")
         return self
-
-    def count_from(self, started_at: str) -> None:
-        """It began then: a run that is resumed has the time of all its attempts."""
-        first, last = map(dt.datetime.fromisoformat, (started_at, self.finished_at))
-        self.started_at = started_at
-        self.elapsed_sec = round(max(0.0, (last - first).total_seconds()), 3)
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; keys that do not apply are left out."""
@@ -248,13 +243,11 @@ def duration_words(events: int, throttle: float | None) -> str:
     return f"{span(events / throttle)} at {throttle:g} per second"
 
 
-def next_run_words(
-    entries: int, max_events: int | None, throttle: float | None, them: str = "them"
-) -> str:
-    """What the next run would take of what waits (`them`), and how long that lasts."""
+def next_run_words(entries: int, max_events: int | None, throttle: float | None) -> str:
+    """What the next run would take of what waits, and how long that lasts."""
     taken = entries if max_events is None else min(entries, max_events)
-    all_of = "all" if taken == entries else f"the first {taken:,}"
-    return f"{all_of} of {them}, {duration_words(taken, throttle)}"
+    which = "all" if taken == entries else f"the first {taken:,}"
+    return f"{which} of them, {duration_words(taken, throttle)}"
 
 
 def approvers_words(keys: Mapping[str, str], required: int | None) -> str:

@@ -69,8 +69,8 @@ def plan_run(
 
     with ExitStack() as stack:
         if beside is not None:
-            out = files.TableWriter(beside, plans.decisions_schema())
-            takers.append(stack.enter_context(out).write)
+            out = files.table_writer(beside, plans.decisions_schema())
+            takers.append(stack.enter_context(out))
         summary = dry_run(run, pages=pages, on_page=keep, on_progress=on_progress)
     settings, scope = run.settings, run.scope
     plan = plans.seal(Plan(
@@ -156,14 +156,13 @@ def look(run: Run, at_us: int, folder: Path | None) -> Iterator[tuple[Events, De
     schema = event_schema().append(pa.field("payload_sha256", pa.binary(32))).with_metadata(seen)
     with ExitStack() as stack:
         if folder is not None:
-            out = files.TableWriter(files.interim(folder, KEPT), schema)
-            stack.enter_context(out)
+            write = stack.enter_context(files.table_writer(files.interim(folder, KEPT), schema))
         for page in scopes.scope_entries(run.server, run.scope):
             events = decoder.decode(page)
             if folder is not None and left:
                 batch = record_batch(events.part(slice(left)))
                 columns = [*batch.columns, payload_hashes(page[:left])]
-                out.write(pa.table(columns, schema=schema))
+                write(pa.table(columns, schema=schema))
                 left -= len(batch)
                 del batch, columns
             del page  # or two pages would be in memory
@@ -281,7 +280,7 @@ def check_planned(server: Server, settings: Settings, planned: PlanFile) -> None
         # too old at their turns, and not as planned
         turns = turn_times_us(first, len(block), start_us=now_us, settings=settings)
         times = block["event_time"].cast(pa.int64()).fill_null(sys.maxsize).to_numpy()
-        is_drift = policy.is_old(turns - times)
+        is_drift = turns - times > policy.max_age_us
         is_drift &= ~np.isin(block["action"].to_numpy(), ("dropped_old", "dropped_missing"))
         drift, first = drift + int(is_drift.sum()), first + len(block)
     check_limits(settings.limits, plan.counts, drift=drift)

@@ -8,11 +8,9 @@ Object Lock will do.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
-import sys
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
@@ -80,18 +78,9 @@ class Store:
         return True
 
     def put(self, path: Path, name: str) -> None:
-        """Copy a file to where nothing is; or the same already, from a try that was cut off."""
-        key = f"{self._root}/{name}"
+        """Copy a file to where nothing is; FileExistsError for any other place."""
         with self._told():
-            try:
-                self._fs.put_file(str(path), key, mode="create")
-            except FileExistsError:
-                with self._fs.open(key, "rb") as there:
-                    digest = hashlib.file_digest(there, "sha256").hexdigest()
-                if digest != files.file_sha256(path, sys.maxsize):
-                    raise DrainkitError(
-                        f"{self.url}/{name} is there already, with other content"
-                    ) from None
+            self._fs.put_file(str(path), f"{self._root}/{name}", mode="create")
 
     def names(self, below: str = "") -> list[str]:
         """All objects, by their names in this store."""

@@ -118,10 +118,10 @@ def parse(data: bytes, kind: type[_Kind]) -> _Kind:
         raise ValueError("nested too deep") from None
 
 
-def read_or(path: Path, otherwise: Any) -> Any:
-    """JSON of a plain file if it is of the type of `otherwise`, else that."""
+def read_or(path: Path, otherwise: Any, kind: Any = None) -> Any:
+    """JSON of a plain file if it is of this kind, or of that of `otherwise`; else that."""
     with suppress(OSError, ValueError):
-        return parse(files.read_plain(path), type(otherwise))
+        return parse(files.read_plain(path), kind or type(otherwise))
     return otherwise
 
 
@@ -192,14 +192,7 @@ def newest(links: Mapping[str, Link], start: Link | None = None) -> Link | None:
     return next(reversed(walk(links, start)), None)
 
 
-def read_chain(reports_dir: Path) -> Link | None:
-    """What chain.json names; None where there is none, or it cannot be read."""
-    with suppress(OSError, ValueError):
-        return parse(files.read_plain(reports_dir / CHAIN), Link)
-    return None
-
-
-def newest_in(reports_dir: Path, without: Path | None = None) -> Link | None:
+def newest_in(reports_dir: Path) -> Link | None:
     """The run sealed last: what chain.json names, then along the links.
 
     A crash between a statement and chain.json leaves chain.json behind; a chain.json that is gone
@@ -208,21 +201,11 @@ def newest_in(reports_dir: Path, without: Path | None = None) -> Link | None:
     links: dict[str, Link] = {}
     for run in run_dirs(reports_dir):
         with suppress(OSError, ValueError):
-            if run != without:
-                data = files.read_plain(run / STATEMENT)
-                before = key_of(statement_of(data)["predicate"]["previous"])
-                digest = hashlib.sha256(data).hexdigest()
-                links[before] = {"run_id": run.name, "statement_sha256": digest}
-    return newest(links, read_chain(reports_dir))
-
-
-def name_newest(reports_dir: Path) -> bool:
-    """Write chain.json anew where a process died between a statement and its link there."""
-    with locked(reports_dir):
-        named, last = read_chain(reports_dir), newest_in(reports_dir)
-        if last is not None and last != named:
-            files.write_json(reports_dir / CHAIN, last)
-        return last != named
+            data = files.read_plain(run / STATEMENT)
+            before = key_of(statement_of(data)["predicate"]["previous"])
+            digest = hashlib.sha256(data).hexdigest()
+            links[before] = {"run_id": run.name, "statement_sha256": digest}
+    return newest(links, read_or(reports_dir / CHAIN, None, Link))
 
 
 # ---------------------------------------------------------------- sealing
@@ -252,14 +235,13 @@ def seal(
     # the key of a signature over nothing, for the one over the statement comes last
     signed_by = sign_key and signer(b"", sign(b"", sign_key, OF_STATEMENT), OF_STATEMENT)
     own = (STATEMENT, SUMS, SIGNATURE)
-    paths = [path for path in plain_files(run_dir) if path.name not in own]
-    digests = {path.name: files.file_sha256(path) for path in paths}
+    digests = {p.name: files.file_sha256(p) for p in plain_files(run_dir) if p.name not in own}
     versions = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     with locked(run_dir.parent):  # of two that end together one follows the other: no fork
-        previous = newest_in(run_dir.parent, without=run_dir)
+        previous = newest_in(run_dir.parent)
         if (run_dir / STATEMENT).exists() or (previous and previous["run_id"] == run_dir.name):
             raise DrainkitError(f"{run_dir.name} is sealed already; a run is sealed once")
         data = files.json_bytes({

@@ -11,7 +11,7 @@ import re
 import socket
 import urllib.parse
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from ..files import file_sha256, read_plain, write_text
 from ..safe import one_line, text
 from ..server import ledger
 from ..server.connection import Server
-from ..server.ledger import End, Sealed, Start
+from ..server.ledger import OfRun, Sealed, Start
 from ..settings import build
 from ..settings.kinds import is_url
 from . import seal
 from .examined import Examined, examine
 from .remote import local_copy
-from .seal import CHAIN, STATEMENT, shown
+from .seal import CHAIN, STATEMENT, Link, read_or, shown
 
 #: The keys of a row of `runs`, in order.
 ROW = (
@@ -107,8 +107,7 @@ def verify(
             })  # fmt: skip
             chain += _of_checkpoint(*kept, order)
             if not found.bad:
-                newest = order[-1]["statement_sha256"]
-                said = f"drainkit checkpoint v1\n{len(order)}\n{newest}\n"
+                said = f"drainkit checkpoint v1\n{len(order)}\n{order[-1]['statement_sha256']}\n"
                 write_text(checkpoint.resolve(), said)  # where it was read
     return found
 
@@ -123,20 +122,16 @@ def _of_chain(reports_dir: Path, runs: Sequence[Examined]) -> Iterator[str]:
     known = {run.digest: run.run_id for run in runs if run.digest}
     # by the run, or chain.json, that holds the link
     links = {run.name: run.previous for run in runs if run.digest}
-    if newest := seal.read_chain(reports_dir):
+    if newest := read_or(reports_dir / CHAIN, None, Link):
         links[CHAIN] = newest
     else:
         yield f"missing, or not readable: {CHAIN}, which names the newest run"
-    followed: dict[str, str] = {}
     for name, link in links.items():
-        before = seal.key_of(link)
-        told = shown(link["run_id"]) if link else "no run"
-        if link and known.get(before) != link["run_id"]:
+        if link and known.get(link["statement_sha256"]) != link["run_id"]:
+            told = shown(link["run_id"])
             yield f"removed or changed: run {told}, which {name} names as the one before it"
-        if before in followed:
-            yield f"forked: {name} and {followed[before]} both follow {told}"
-        followed[before] = name
-    yield from (
+    followed = {seal.key_of(link) for link in links.values()}
+    yield from (  # of runs that follow the same one, all but one are left out here
         f"left out: nothing follows {run.name}, and {CHAIN} does not name it"
         for run in runs
         if run.digest and run.digest not in followed
@@ -160,22 +155,19 @@ def _read_checkpoint(path: Path) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def _of_checkpoint(place: int, digest: str, chain: Sequence[seal.Link]) -> Iterator[str]:
+def _of_checkpoint(place: int, digest: str, chain: Sequence[Link]) -> Iterator[str]:
     """What became of the run that the checkpoint names, if it is not where it was.
 
     It cannot be elsewhere: a statement's digest holds those of all runs before it.
     """
-    what = f"the checkpoint's run {place:,} (statement {digest[:12]}...)"
-    if len(chain) < place:
+    there = chain[place - 1 : place]
+    if place and [link["statement_sha256"] for link in there] != [digest]:
+        now = there[0]["run_id"] if there else "missing"
         yield (
-            f"removed: {what} is not in the chain, which has {len(chain):,} runs; "
-            f"{place - len(chain):,} were removed, or the chain was made anew"
-        )
-    elif place and chain[place - 1]["statement_sha256"] != digest:
-        yield (
-            f"made anew: {what} is not in the chain, whose run {place:,} is "
-            f"{chain[place - 1]['run_id']}; a run up to there was changed, put in between, put in "
-            "another order or removed, and the rest sealed anew"
+            f"removed or made anew: the checkpoint's run {place:,} (statement {digest[:12]}...) is "
+            f"not in the chain of {len(chain):,} runs, whose run {place:,} is {now}; a run up to "
+            "there was removed, changed, put in between or in another order, and the rest sealed "
+            "anew"
         )
 
 
@@ -186,10 +178,8 @@ def _of_checkpoint(place: int, digest: str, chain: Sequence[seal.Link]) -> Itera
 class Ledgers:
     """What the ledgers of some streams say of live runs."""
 
-    sealed: dict[str, list[Sealed]] = field(default_factory=dict)
-    starts: dict[str, Start] = field(default_factory=dict)
-    ends: dict[str, End] = field(default_factory=dict)
-    stream_of: dict[str, str] = field(default_factory=dict)  # by the run of a start
+    entries: dict[str, list[OfRun]] = field(default_factory=dict)  # by run, oldest first
+    stream_of: dict[str, str] = field(default_factory=dict)  # by run
     odd: list[str] = field(default_factory=list)  # findings about the ledgers themselves
 
     @classmethod
@@ -209,13 +199,9 @@ class Ledgers:
                     found.odd.append(f"changed: the run ledger of {name}: {error}")
                     continue
                 for entry in ledger.entries(server):
-                    if isinstance(entry, Sealed):
-                        found.sealed.setdefault(entry.run_id, []).append(entry)
-                    elif isinstance(entry, Start):
-                        found.starts.setdefault(entry.run_id, entry)
+                    if isinstance(entry, OfRun):
+                        found.entries.setdefault(entry.run_id, []).append(entry)
                         found.stream_of.setdefault(entry.run_id, text(server.stream))
-                    elif isinstance(entry, End):
-                        found.ends[entry.run_id] = entry
                 if lost := ledger.lost(server):
                     found.odd.append(
                         f"changed: the run ledger of {name} lacks {lost:,} of the entries that it "
@@ -226,46 +212,46 @@ class Ledgers:
     def findings(self, run: Examined) -> Iterator[str]:
         """Where a run's folder is not what was sealed; a dry run leaves nothing on the server."""
         ids = {run.name, run.run_id}
-        is_live = ids & (self.starts.keys() | self.sealed.keys()) or any("-live-" in i for i in ids)
-        if not is_live and run.says.get("mode") != "live":
-            return
+        found = [entry for run_id in ids for entry in self.entries.get(run_id, ())]
+        is_live = run.says.get("mode") == "live" or any("-live-" in run_id for run_id in ids)
         # all of them: whoever seals a folder anew can only add another entry
-        known = {entry.statement_sha256 for i in ids for entry in self.sealed.get(i, ())}
-        if not known:
+        known = {entry.statement_sha256 for entry in found if isinstance(entry, Sealed)}
+        if not known and (is_live or found):
             yield "the server's run ledger has no digest of this run's evidence"
-        elif known != {run.digest}:
+        elif known and known != {run.digest}:
             yield "changed: the server's run ledger has another digest of its statement"
 
     def gone(self, here: Collection[str]) -> Iterator[str]:
         """The live runs that left evidence, or began to, and are not in the folder."""
-        for run_id in sorted({*self.starts, *self.sealed} - {*here}):
-            last = self._last(run_id)
-            if not self.is_elsewhere(run_id) and (last.folder or run_id in self.sealed):
-                place = f" in {shown(last.folder, 200)} on {shown(last.host)}" * bool(last.folder)
-                yield f"{run_id} is gone: the server's run ledger has it as a live run{place}"
+        for run_id in sorted(self.entries.keys() - {*here}):
+            entry = self.missing(run_id)
+            if entry and (entry.folder or isinstance(entry, Sealed)):
+                place = f" in {shown(entry.folder, 200)} on {shown(entry.host)}"
+                told = f"the server's run ledger has it as a live run{place * bool(entry.folder)}"
+                yield f"{run_id} is gone: {told}"
 
-    def _last(self, run_id: str) -> Sealed | Start:
-        return self.sealed[run_id][0] if run_id in self.sealed else self.starts[run_id]
-
-    def is_elsewhere(self, run_id: str) -> bool:
-        """Whether the run lies, as it was sealed (or not yet), elsewhere on this machine."""
-        entry = self._last(run_id)
-        if not entry.folder or entry.host != socket.gethostname():
-            return False
-        if isinstance(entry, Start):
-            return Path(entry.folder).is_dir()
-        try:
-            return file_sha256(Path(entry.folder) / STATEMENT) == entry.statement_sha256
-        except (OSError, ValueError):
-            return False
+    def missing(self, run_id: str) -> Sealed | Start | None:
+        """The first seal of a run, where it has none its first start; None for a run that lies, as
+        it was sealed (or not yet), in its folder on this machine."""
+        found = [entry for entry in self.entries[run_id] if isinstance(entry, Sealed | Start)]
+        entry = min(found, key=lambda entry: isinstance(entry, Start), default=None)
+        if entry and entry.folder and entry.host == socket.gethostname():
+            folder = Path(entry.folder)
+            if isinstance(entry, Start):
+                return None if folder.is_dir() else entry
+            with suppress(OSError, ValueError):
+                if file_sha256(folder / STATEMENT) == entry.statement_sha256:
+                    return None
+        return entry
 
     def drains(self) -> list[str]:
         """The live drains that leave no evidence by design, one line each."""
+        found = ((run_id, self.missing(run_id)) for run_id in sorted(self.entries))
         return [
             f"{run_id} by {shown(start.operator, 40) or 'nobody known'} in "
             f"{shown(start.consumer_group, 60)}, at {shown(start.at, 40)}"
-            for run_id, start in sorted(self.starts.items())
-            if not start.folder and run_id not in self.sealed
+            for run_id, start in found
+            if isinstance(start, Start) and not start.folder
         ]
 
 
@@ -287,10 +273,11 @@ def runs(
         found.append(_row(run.name, run.says, evidence, state))
     if url is not None:
         ledgers = Ledgers.read(url, examined, streams)
-        for run_id in ledgers.starts.keys() - {run.name for run in examined}:
-            if not ledgers.is_elsewhere(run_id):
-                start, end = ledgers.starts[run_id], ledgers.ends.get(run_id)
-                says = (asdict(end) if end else {}) | asdict(start)
+        for run_id in ledgers.entries.keys() - {run.name for run in examined}:
+            entries = ledgers.entries[run_id]
+            start = next((entry for entry in entries if isinstance(entry, Start)), None)
+            if start is not None and ledgers.missing(run_id):
+                says = {k: v for entry in (*entries, start) for k, v in asdict(entry).items()}
                 says["approvers"] = [name for name in start.approvers.split(",") if name.strip()]
                 says |= {"started_at": start.at, "stream": ledgers.stream_of[run_id]}
                 found.append(_row(run_id, says, None, None))
@@ -342,23 +329,16 @@ def page(found: Sequence[Mapping[str, Any]], place: str, path: Path) -> str:
     """The rows as one page without a script, each run with a link to its report."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__, ""), autoescape=True)
     shown = [{"link": _link(run, path), "cells": row(run), "seal": run["seal"]} for run in found]
-    made: str = environment.get_template("runs.html.j2").render(
-        place=one_line(place), names=list(row({})), runs=shown
-    )
-    return made
+    template = environment.get_template("runs.html.j2")
+    return str(template.render(place=one_line(place), names=list(row({})), runs=shown))
 
 
 def _link(run: Mapping[str, Any], page_path: Path) -> str | None:
     """From the page to the run's report; None where there is none."""
-    if run["evidence"] is None or run["seal"] == "archived":
-        return None
     report = f"{run['evidence']}/report.html"
     if is_url(report):
-        return report
+        return None if run["seal"] == "archived" else report
     here = page_path.resolve().parent
     return urllib.parse.quote(os.path.relpath(report, here)) if Path(report).is_file() else None

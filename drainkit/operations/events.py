@@ -59,7 +59,7 @@ class Lens:
 def sample(server: Server, settings: Settings) -> list[RawEntry]:
     """Up to SAMPLE entries from all over what is undelivered, or the stream if nothing is."""
     info, settings = reading.stream_info(server), scopes.at_now(server, settings)
-    last = min(info.boundary_id, settings.last_id, key=id_key)
+    last = min(info.boundary_id, settings.bounds[1], key=id_key)
     group = reading.positions(server).get(settings.consumer_group)
     found: list[RawEntry] = []
     for first in (next_id(group.position) if group else None, info.first_id):
@@ -226,8 +226,8 @@ def export(server: Server, settings: Settings, target: str) -> int:
             if home != last:  # what was written before is whole
                 out.close()
                 last = home
-                writer = out.enter_context(files.TableWriter(home, part.schema, words=WORDS))
-            writer.write(part)
+                write = out.enter_context(files.table_writer(home, part.schema, words=WORDS))
+            write(part)
             rows += len(part)
             del part  # or two pages would be in memory
     return rows

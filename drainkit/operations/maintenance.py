@@ -213,10 +213,10 @@ def trim(
         check_archive(archive)
         schema = pa.schema([("id", pa.string()), ("fields", pa.list_(pa.binary()))])
         # a new file, whole on the disk: of two that write one name at once one is refused
-        with files.TableWriter(archive, schema, new=True) as out:
+        with files.table_writer(archive, schema, new=True) as write:
             for page in _until(stopping, pages):
                 columns = [[text(entry[0]) for entry in page], [entry[1] for entry in page]]
-                out.write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
+                write(pa.Table.from_batches([pa.record_batch(columns, schema)]))
         entries = _archived(archive)
     name = archive.name if archive else ""
     return _by_steps(

@@ -8,7 +8,6 @@ which stream's ledger to ask, and the plan, if it has the digest that the ledger
 
 from __future__ import annotations
 
-import datetime as dt
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from .. import files
 from ..core.policy import ACTIONS, audit_schema
 from ..core.reconciliation import drift_counts
 from ..core.summary import OUTCOMES, RUN_ID, Summary
-from ..core.values import EPOCH, iso
+from ..core.values import iso
 from ..draining.live import changes
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run
@@ -50,7 +49,7 @@ class RunFolder:
     settings: Settings
     server: Server
     reports: Reports
-    parameters: Mapping[str, Any]  # as the statement holds them: no secrets
+    parameters: Mapping[str, Any]  # the notebooks': no secrets
     templates: Mapping[Path, Mapping[str, Any]] = field(default_factory=dict)  # that are run
     sign_key: Path | None = None
 
@@ -105,7 +104,8 @@ class RunFolder:
             self._complete(summary, renew=bool(closed_at))
             files.write_text(folder / "report.html", report.build(folder))
             digest = self.reports.seal(
-                folder, run=result, parameters=self.parameters, secret_words=words,
+                folder, run=result, secret_words=words,
+                parameters={**self.parameters, "mode": self.settings.mode},
                 server={"kind": info.kind, "version": info.version}, sign_key=self.sign_key,
                 templates=[*self.templates.values()],
             )  # fmt: skip
@@ -135,9 +135,9 @@ class RunFolder:
                 files.write_json(after, baseline(self.server))
             if self.server.connected and (renew or not audit.exists()):
                 runs = {summary.run_id} if summary.mode == "live" else set()
-                with files.TableWriter(audit, audit_schema()) as out:
+                with files.table_writer(audit, audit_schema()) as write:
                     for part in ledger.run_tables(self.server, runs):
-                        out.write(part)
+                        write(part)
         if renew or not (self.path / report.VERDICTS).exists():
             report.write_verdicts(self.path)
 
@@ -201,19 +201,16 @@ def close(settings: Settings, folder: Path, *, sign_key: Path | None = None) -> 
             parameters = settings.model_dump(
                 mode="json", include={*settings.model_fields_set} & {*NOTEBOOK}
             )
-            parameters["mode"] = settings.mode
             this = RunFolder(folder, settings, server, reports, parameters, sign_key=sign_key)
             is_sealed = len(starts) + len(ends) < len(mine)
+            summary = _books(this, starts, ends, planned)
             if (folder / STATEMENT).exists():
-                is_whole = is_sealed or not starts
-                books = {} if is_whole else _books(this, starts, ends, planned).as_dict()
-                return _finish_seal(this, books)
+                return _finish_seal(this, {} if is_sealed or not starts else summary.as_dict())
             if is_sealed:
                 raise RefusedError(
                     f"{name} was sealed, as the run ledger says, and has lost its "
                     "statement; look for the original"
                 )
-            summary = _books(this, starts, ends, planned)
             for start in starts[len(ends) :]:
                 ledger.note_end(server, start, summary, iso(server.now_us()))
             if summary.changes is not None:
@@ -243,19 +240,17 @@ def _settings_of(
     found = {name: getattr(settings, name) for name in same} | {"stream": stream}
     if starts:
         last = starts[-1]
-        found |= {"mode": "live", "operator": last.operator or "(unknown)"}
-        found["audit_stream"] = last.audit_stream or settings.audit_stream
-    if planned is not None:
-        del found["consumer_group"]
-        found["env"] = planned.plan.environment
-        return planned.plan.laid_under(build(found, asked=frozenset()))
-    if starts:
         group = "history_group" if last.scope == "history" else "consumer_group"
         found |= {
-            group: last.consumer_group, "scope": last.scope, "consumer_name": last.consumer,
-            "throttle": last.throttle, "max_events": last.max_events,
+            "mode": "live", "operator": last.operator or "(unknown)", group: last.consumer_group,
+            "audit_stream": last.audit_stream or settings.audit_stream, "scope": last.scope,
+            "consumer_name": last.consumer, "throttle": last.throttle,
+            "max_events": last.max_events,
         }  # fmt: skip
-    return build(found)
+    if planned is None:
+        return build(found)
+    found |= {"consumer_group": planned.plan.consumer_group, "env": planned.plan.environment}
+    return planned.plan.laid_under(build(found, asked=frozenset()))
 
 
 def _finish_seal(this: RunFolder, books: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,10 +265,14 @@ def _finish_seal(this: RunFolder, books: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} is sealed with {key} {shown(run.get(key), 60)}, "
                 f"ledger and audit have {shown(books.get(key), 60)}"
             )
-    linked = seal.name_newest(this.path.parent)
+    chain = this.path.parent / seal.CHAIN
+    with seal.locked(chain.parent):
+        named, last = read_or(chain, None, seal.Link), seal.newest_in(chain.parent)
+        if last and last != named:
+            files.write_json(chain, last)
     if books:
         this.tell_ledger(run, found.digest or "")
-    elif not linked:
+    elif last == named:
         raise RefusedError(f"{name} is sealed already; a run is closed once")
     return run
 
@@ -320,5 +319,5 @@ def _books(
     summary.exit_code = max(codes.get(end.outcome, 1) for end in ends)
     if summary.exit_code:
         summary.error = f"{KILLED} (its drain had ended: {one_line(ended.outcome, 40)})"
-    at = dt.datetime.fromisoformat(ended.at)
-    return summary.close(None, (at - EPOCH) // dt.timedelta(microseconds=1))
+    summary.finished_at = ended.at
+    return summary.close(None, now_us)

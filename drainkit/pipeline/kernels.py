@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,18 +163,13 @@ class _Provisioner(LocalProvisioner):
         return self.connection_info
 
 
-def _parent() -> subprocess.Popen[str]:
+def _parent() -> Popen[str]:
     """The process that kernels are forked from; it imports while the run prepares."""
     # signals are for the run alone, whoever gets them: the parent ends with its stdin
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "drainkit.views.forking"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-P", "-m", "drainkit.views.forking"]
+        return Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

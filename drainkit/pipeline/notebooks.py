@@ -86,13 +86,11 @@ def copy_to(folder: Path, *, force: bool = False, keep: bool = False) -> dict[st
     if not folder.exists():
         files.make_folder(folder)
     for source in sources:
-        there, how = folder / source.name, "copied"
-        if os.path.lexists(there):
-            is_equal = False
-            with suppress(OSError):  # a link, a folder: it differs
-                is_equal = files.file_sha256(there) == files.file_sha256(source)
-            how = "unchanged" if is_equal else "copied" if force else "kept"
-        found[source.name] = how
+        there = folder / source.name
+        found[source.name] = "kept" if os.path.lexists(there) and not force else "copied"
+        with suppress(OSError):  # there is none; a link, a folder: it differs
+            if files.file_sha256(there) == files.file_sha256(source):
+                found[source.name] = "unchanged"
     if (kept := [name for name, how in found.items() if how == "kept"]) and not keep:
         raise RefusedError(
             f"{', '.join(kept)} in {folder} would be overwritten; nothing was "

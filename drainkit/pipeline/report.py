@@ -7,11 +7,9 @@ that the executed notebooks hold of their own.
 
 from __future__ import annotations
 
-import datetime as dt
-import re
 import shlex
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from ..core.verdicts import Json, group_of, verdicts
 from ..draining.plan_files import PlanFile
 from ..errors import DrainkitError
 from ..evidence.seal import RUN_JSON, STATEMENT, SUMS, read_or
-from ..late import pa, pc
+from ..late import pa
 from ..operations.state import own_pending
 from ..safe import one_line, share
 from ..server.scopes import keeping_words
@@ -32,96 +30,42 @@ from .notebooks import NOTEBOOKS
 VERDICTS = "verdicts.json"
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"  # a figure of ours is in both
 MAX_TEXT = 900  # characters of any text from outside
-MAX_NAME = 120  # of a group's name in a table
 MAX_GROUPS = 40  # of a table; baseline.json holds all
 MAX_FIGURES = 150_000  # characters of all figures; our own need a fifth of that
-BASELINE_FIGURES = 2  # of 01; the others follow at the end
-ALL_OF_THEM = 24  # so few events are listed one by one
-SAMPLES = 3  # of each action, where they are more
-DEAD_MIN = 60  # minutes without a sign of life
 
 
 def build(folder: Path) -> str:
     """The report of a run's folder as HTML, from what is in the folder alone."""
-    names = {"run": RUN_JSON, "plan": "plan.json", "before": "baseline.json", "after": "after.json"}
-    told: dict[str, Any] = {key: read_or(folder / name, {}) for key, name in names.items()}
-    live = told["run"].get("mode") == "live"
-    table = "audit.parquet" if live else "decisions.parquet"
-    figures, analysed = _figures(folder)
-    # what lies beside the report; the last two come when the run is sealed
-    beside = sorted({*(p.name for p in folder.iterdir() if p.is_file()), SUMS, STATEMENT})
-    page: str = _template().render(
-        **told, folder=folder.name, live=live, checks=read_or(folder / VERDICTS, []), table=table,
-        samples=_samples(folder / table), figures=figures, analysed=analysed, beside=beside,
-    )  # fmt: skip
-    return page
-
-
-@cache
-def _template() -> Any:
     import jinja2
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
-        if value is None:
-            return ""
-        if isinstance(value, str) and not isinstance(value, Markup):
-            return one_line(value, MAX_TEXT)
-        return value
-
-    def breakable(name: str) -> Markup:
-        """A key's name that may be broken after its separators: a phone is narrow."""
-        return Markup("<wbr>").join(re.split(r"(?<=[:./_])", one_line(name, MAX_NAME)))
+        is_text = isinstance(value, str) and not isinstance(value, Markup)
+        return one_line(value, MAX_TEXT) if is_text else "" if value is None else value
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(n=_number, when=_when, share=share, breakable=breakable)
-    environment.globals.update(
-        actions=ACTIONS, meanings=NAMES, colours=COLOURS, most=MAX_GROUPS, group_of=group_of,
-        own_pending=own_pending, entries_words=entries_words, approvers_words=approvers_words,
-        keeping_words=keeping_words, quote=shlex.quote, dead_ms=DEAD_MIN * 60_000,
-        first_figures=BASELINE_FIGURES,
+    environment.filters.update(n=_number, share=share)
+    names = {"run": RUN_JSON, "plan": "plan.json", "before": "baseline.json", "after": "after.json"}
+    told: dict[str, Any] = {key: read_or(folder / name, {}) for key, name in names.items()}
+    figures, analysed = _figures(folder)
+    # what lies beside the report; the last two come when the run is sealed
+    beside = sorted({*(p.name for p in folder.iterdir() if p.is_file()), SUMS, STATEMENT})
+    return environment.get_template("report.html.j2").render(
+        **told, folder=folder.name, checks=read_or(folder / VERDICTS, []), figures=figures,
+        analysed=analysed, beside=beside, actions=ACTIONS, meanings=NAMES, colours=COLOURS,
+        most=MAX_GROUPS, group_of=group_of, own_pending=own_pending, quote=shlex.quote,
+        entries_words=entries_words, approvers_words=approvers_words, keeping_words=keeping_words,
     )  # fmt: skip
-    return environment.get_template("report.html.j2")
 
 
 def _number(value: Any) -> str:
     """A number as a reader writes it; None is "unknown"."""
     if value is None:
         return "unknown"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}".rstrip("0").rstrip(".")
-
-
-def _when(value: Any) -> str:
-    """An ISO 8601 time as a reader says it, UTC."""
-    try:
-        time = dt.datetime.fromisoformat(str(value)).astimezone(dt.UTC)
-    except (ValueError, OverflowError):
-        return str(value or "")
-    return f"{time.day} {time:%B %Y, %H:%M:%S} UTC"
-
-
-def _samples(path: Path) -> dict[str, Any] | None:
-    """Of a table of events its rows, and all of them or the first of each action."""
-    names = ("original_id", "id", "symbol", "age_sec", "confidence", "action", "reason")
-    chosen: list[dict[str, Any]] = []
-    try:
-        with files.parquet_file(path) as stored:
-            rows = stored.metadata.num_rows
-            wanted = dict.fromkeys(ACTIONS, rows if rows <= ALL_OF_THEM else SAMPLES)
-            for batch in stored.iter_batches(10_000, columns=names):
-                for action in [action for action, n in wanted.items() if n]:
-                    found = batch.filter(pc.equal(batch["action"], action))[: wanted[action]]
-                    chosen += found.to_pylist()
-                    wanted[action] -= len(found)
-    except (OSError, ValueError, KeyError):  # pyarrow's own errors are children of these
-        return None
-    chosen.sort(key=lambda event: ACTIONS.index(event["action"]))
-    return {"rows": rows, "events": chosen, "all": rows <= ALL_OF_THEM}
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
-import resource
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +28,12 @@ from ..core.policy import ACTIONS
 from ..draining import dry
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run, preflight, resolve
-from ..errors import DrainkitError, InterruptedRunError, RefusedError, UnreachableError, UsageError
+from ..errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
 from ..evidence.remote import reports_at
 from ..evidence.seal import locked
 from ..late import give_back_buffers
 from ..operations import checks
 from ..operations.state import baseline
-from ..safe import one_line
 from ..server import reading
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build, config_variable, kernel_variables, shown
@@ -44,7 +42,6 @@ from .folder import RunFolder
 from .kernels import Kernels
 from .notebooks import LIVE, of_run
 
-OPEN_FILES = 64  # of a run
 URL = "DRAINKIT_REDIS_URL"
 SUMS = ("total_read", *ACTIONS, "errors", "remaining")
 # from good to bad: refused may be meant so, what failed is to be looked at first
@@ -73,8 +70,8 @@ def run(
     stopping: threading.Event | None = None,
     sign_key: Path | None = None,
     kernels: Kernels | None = None,
-) -> tuple[dict[str, Any], Path]:
-    """Run all notebooks and seal the evidence; returns run.json's content and the folder.
+) -> dict[str, Any]:
+    """Run all notebooks and seal the evidence; returns run.json's content.
 
     `on_line` gets "running 01_analyse_backlog ..." and the lines that the live notebook prints.
     `sign_key`: an SSH key to sign the statement with. `kernels`: those of several runs, which stay
@@ -82,11 +79,6 @@ def run(
     Raises before the folder exists (bad usage, refused preflight); after that, whatever goes wrong
     stands in the evidence, with its exit code.
     """
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= allowed < OPEN_FILES:  # libzmq would end the run at once
-        raise DrainkitError(
-            f"a run needs {OPEN_FILES} open files, and {allowed} are allowed; raise `ulimit -n`"
-        )
     give_back_buffers()
     templates = of_run(settings.notebooks_dir)
     settings, planned = PlanFile.of_run(settings)
@@ -98,9 +90,9 @@ def run(
             preflight(this)
         reports = reports_at(settings.reports_dir)
         path = files.make_folder(reports.folder / this.run_id)
-        parameters = {**parameters_of(this), "mode": settings.mode}
         # the settings' ages are times now, for the notebooks too
-        folder = RunFolder(path, this.settings, server, reports, parameters, templates, sign_key)
+        values = parameters_of(this)
+        folder = RunFolder(path, this.settings, server, reports, values, templates, sign_key)
         with locked(path, shared=True):
             folder.begin(this, before)
             try:
@@ -109,7 +101,7 @@ def run(
                     failure = _run_notebooks(this, folder, found, stopping, confirm, on_line)
             except DrainkitError as error:
                 failure = error
-            return folder.finish(this, failure), path
+            return folder.finish(this, failure)
 
 
 def _run_notebooks(
@@ -124,7 +116,7 @@ def _run_notebooks(
     # the kernels' environment: the settings as they are here, limits by their own file
     env = {name: value for name, value in os.environ.items() if not name.startswith("DRAINKIT_")}
     env |= kernel_variables(this.settings) | config_variable()
-    given = {**parameters_of(this), "run_dir": str(folder.path)}
+    given = {**folder.parameters, "run_dir": str(folder.path)}
     parameters = {key: value for key, value in given.items() if value is not None}
     failure: DrainkitError | None = None
     for path, template in folder.templates.items():
@@ -163,31 +155,24 @@ def outcome_of(stream: str, result: Mapping[str, Any] | Exception) -> Outcome:
     return {"error": None, **result, "stream": stream}
 
 
-def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[str], list[Outcome]]:
+def streams_of(server: Server, settings: Settings, pattern: str) -> list[str]:
     """The pattern's streams that have the consumer group; RefusedError where there is none.
 
-    With them, for what could not be asked (a node that hangs), how that ended: it stops no other.
-    A name that is not UTF-8 cannot be given as a parameter, and is refused too: no stream that
-    waits to be drained is left out in silence.
+    What cannot be asked (a node that hangs), or cannot be given as a parameter (a name that is not
+    UTF-8), is an error: no stream that waits to be drained is left out in silence.
     """
     found: list[str] = []
-    outcomes: list[Outcome] = []
     for name, one in checks.streams(server, settings, pattern):
-        if isinstance(one, RefusedError):
-            raise RefusedError(f"{name}: {one}; use a narrower pattern")
-        try:
-            if isinstance(one, DrainkitError):
-                raise one
-            if settings.consumer_group in reading.positions(one):
-                found.append(name)
-        except UnreachableError as error:
-            outcomes.append(outcome_of(one_line(name), error))
-    if not found and not outcomes:
+        if isinstance(one, DrainkitError):
+            raise type(one)(f"{name}: {one}; mend that, or use a narrower pattern")
+        if settings.consumer_group in reading.positions(one):
+            found.append(name)
+    if not found:
         raise RefusedError(
             f"--all-streams {pattern}: no stream has the group "
             f"{settings.consumer_group}; check pattern and --consumer-group"
         )
-    return found, outcomes
+    return found
 
 
 def run_in_turn(
@@ -235,7 +220,7 @@ def run_with_dask(
     """
     # the settings without the URL, such that they mean the same on another machine
     values = settings.model_dump(exclude={"redis_url"})
-    if settings.symbols is not None:
+    if isinstance(settings.symbols, frozenset):
         values["allowlist"] = ",".join(sorted(settings.symbols))
     if not is_url(settings.reports_dir):
         values["reports_dir"] = Path(settings.reports_dir).resolve()
@@ -243,41 +228,33 @@ def run_with_dask(
         from dask.distributed import Event, as_completed
 
         task = f"drainkit-{secrets.token_hex(6)}"
-        stop = Event(f"{task}-stop", client=client)
-        _follow(stop, stopping)
+        stop = Event(task, client=client)
+        threading.Thread(target=_follow, args=(stop, stopping), daemon=True).start()
         futures = {
             client.submit(
                 run_stream, {**values, "stream": stream}, _server_id(settings, stream), task,
-                key=f"{task}-{one_line(stream, 60)}-{number}", retries=0, pure=False,
+                key=f"{task}-{number}", retries=0, pure=False,
             ): stream
             for number, stream in enumerate(streams)
         }  # fmt: skip
         try:
             for future in as_completed(futures):
-                if future.status == "finished":
-                    yield future.result()
-                    continue
-                is_error = future.status == "error"  # which may hold what it likes
-                kind = type(future.exception()).__name__ if is_error else future.status
-                yield outcome_of(futures[future], DrainkitError(
-                    f"its Dask task ended without a result ({kind}); run the same command "
-                    "again to go on"
-                ))  # fmt: skip
+                try:
+                    outcome = future.result()
+                except Exception as error:  # Dask's own: a task that was lost or cancelled
+                    outcome = outcome_of(futures[future], error)
+                yield outcome
         finally:
             stop.set()  # ends who waits for it
-            for event in (stop, *(Event(f"{task}-begun-{s}", client=client) for s in streams)):
+            for event in (stop, *(Event(f"{task}-{s}", client=client) for s in streams)):
                 event.clear()
 
 
 def _follow(event: Any, leader: Any) -> None:
-    """From now on the event is set once its leader is, as long as both can be reached."""
-
-    def wait() -> None:
-        with suppress(Exception):  # the cluster has ended
-            leader.wait()
-            event.set()
-
-    threading.Thread(target=wait, daemon=True).start()
+    """A thread's work: set the event once its leader is, as long as both can be reached."""
+    with suppress(Exception):  # the cluster has ended
+        leader.wait()
+        event.set()
 
 
 @contextmanager
@@ -292,9 +269,8 @@ def _cluster(settings: Settings, address: str, tasks: int) -> Iterator[Any]:
             if address == "local":
                 os.environ[URL] = settings.redis_url.get_secret_value()  # workers inherit it
                 place = stack.enter_context(LocalCluster(
-                    n_workers=max(1, min(tasks, os.cpu_count() or 1)), threads_per_worker=1,
-                    processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
+                    n_workers=min(tasks, os.cpu_count() or 1), threads_per_worker=1,
+                    host="127.0.0.1", dashboard_address=None, silence_logs=logging.CRITICAL,
                 ))  # fmt: skip
             client = stack.enter_context(Client(place, timeout=_WAIT_SEC))
             client.wait_for_workers(1, timeout=_WAIT_SEC)
@@ -316,7 +292,7 @@ def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
     from dask.distributed import Event
 
     stream, stopping = str(values["stream"]), threading.Event()
-    begun, stop = Event(f"{task}-begun-{stream}"), Event(f"{task}-stop")
+    begun, stop = Event(f"{task}-{stream}"), Event(task)
     try:
         if begun.is_set():
             raise DrainkitError(
@@ -327,15 +303,12 @@ def run_stream(values: dict[str, Any], server_id: str, task: str) -> Outcome:
             raise InterruptedRunError("not run: interrupted")
         begun.set()
         settings = build({**values, "redis_url": os.environ.get(URL, "")}, asked=frozenset())
-        if not settings.redis_url.get_secret_value():
-            raise UsageError(f"the Dask worker has no {URL}; start it with the same as here")
         if _server_id(settings, stream) != server_id:
             raise RefusedError(f"the Dask worker's {URL} leads to another server than here")
-        _follow(stopping, stop)
-        result, _ = run(
+        threading.Thread(target=_follow, args=(stopping, stop), daemon=True).start()
+        return outcome_of(stream, run(
             settings, stopping=stopping,
             confirm=lambda one, plan: dry.check_planned(one.server, one.settings, plan),
-        )  # fmt: skip
-        return outcome_of(stream, result)
+        ))  # fmt: skip
     except Exception as error:  # what Dask would do with it is not ours
         return outcome_of(stream, error)

@@ -79,12 +79,13 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     for name in wanted:
         if name not in there:
             raise RefusedError(f"--from-consumer: the group has no {name}")
+    first, last = settings.bounds
     scope = Scope(
         settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,
         position=main.position, group_position=main.position, group_exists=True,
-        boundary=min(boundary or info.boundary_id, settings.last_id, key=id_key),
+        boundary=min(boundary or info.boundary_id, last, key=id_key),
         min_idle_ms=round(settings.min_idle_min * 60_000), from_consumers=wanted,
-        first=settings.first_id,
+        first=first,
     )  # fmt: skip
     return _open_history(server, scope) if scope.name == "history" else scope
 
@@ -203,8 +204,8 @@ def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
 
 def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
     """The symbols of this run; those of a Redis set are read now."""
-    if (key := settings.allowlist_key) is None:
-        return settings.symbols
+    if not isinstance(key := settings.symbols, bytes):
+        return key
     if server.info.cluster:
         check_slot(server.stream, key)
     kind = server.call("TYPE", key)

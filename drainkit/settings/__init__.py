@@ -177,7 +177,7 @@ class Settings(_Table):
     env: str | None = Field(None, description="the table of drainkit.toml that was chosen")
 
     _asked: frozenset[str] = PrivateAttr(frozenset())
-    _symbols: frozenset[str] | None = PrivateAttr(None)
+    _symbols: frozenset[str] | bytes | None = PrivateAttr(None)
 
     @property
     def asked(self) -> frozenset[str]:
@@ -185,15 +185,9 @@ class Settings(_Table):
         return self._asked
 
     @property
-    def symbols(self) -> frozenset[str] | None:
-        """The allowlist as read when the settings were made; None: any, or those of a Redis set."""
+    def symbols(self) -> frozenset[str] | bytes | None:
+        """The allowlist as read when the settings were made, or a Redis set's key; None: any."""
         return self._symbols
-
-    @property
-    def allowlist_key(self) -> bytes | None:
-        """The key of the Redis set that holds the allowlist's symbols, if it is such a one."""
-        before, is_set, key = (self.allowlist or "").partition(k.REDIS_SET)
-        return key.encode() if is_set and not before else None
 
     @property
     def as_of_us(self) -> int | None:
@@ -203,14 +197,10 @@ class Settings(_Table):
         return (self.as_of - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
 
     @property
-    def first_id(self) -> str:
-        """The first entry that `from_` lets through; an age must have been made a time before."""
-        return ids.FIRST_ID if self.from_ is None else ids.first_of(self.from_)
-
-    @property
-    def last_id(self) -> str:
-        """The last entry that `until` lets through; as `first_id`."""
-        return ids.LAST_ID if self.until is None else ids.last_of(self.until)
+    def bounds(self) -> tuple[str, str]:
+        """The first and last id that `from_` and `until` let through, ages made times before."""
+        first = ids.FIRST_ID if self.from_ is None else ids.first_of(self.from_)
+        return first, ids.LAST_ID if self.until is None else ids.last_of(self.until)
 
     @property
     def drain_group(self) -> str:
@@ -272,6 +262,7 @@ NOTEBOOK = tuple(n for n in Settings.model_fields if "notebook" in facts(n).get(
 FROM_PLAN = tuple(n for n in Settings.model_fields if "plan" in facts(n).get("uses", ()))
 _NAMES = {outside(name): name for name in Settings.model_fields}
 _VARIABLES = {name: f"DRAINKIT_{out.replace('-', '_').upper()}" for out, name in _NAMES.items()}
+VARIABLES = {*_VARIABLES.values(), CONFIG_VARIABLE}
 
 
 def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> Settings:
@@ -285,8 +276,9 @@ def build(values: Mapping[str, Any], *, asked: frozenset[str] | None = None) -> 
         raise UsageError("; ".join(_explain(item) for item in error.errors())) from None
     own = settings.model_dump_json(exclude={"redis_url"})
     keep_secret(secret_words(settings.redis_url.get_secret_value()), own)
-    if settings.allowlist is not None and settings.allowlist_key is None:
-        settings._symbols = k.allowlist_symbols(settings.allowlist)
+    if (spec := settings.allowlist) is not None:
+        key = spec.removeprefix(k.REDIS_SET).encode()
+        settings._symbols = key if spec.startswith(k.REDIS_SET) else k.allowlist_symbols(spec)
     settings._asked = frozenset(values) if asked is None else asked
     return settings
 
@@ -362,12 +354,6 @@ def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -
         beside = path.parent / str(approval["allowed_signers"])
         values["approval"] = {**approval, "allowed_signers": beside}
     return {_NAMES[outside(n)]: value for n, value in values.items() if n not in unknown}
-
-
-def unknown_variables() -> list[str]:
-    """Variables that look like settings but are not: misspelt ones, probably."""
-    known = {*_VARIABLES.values(), CONFIG_VARIABLE}
-    return sorted(name for name in os.environ if name.startswith("DRAINKIT_") and name not in known)
 
 
 def config_variable() -> dict[str, str]:

@@ -183,7 +183,7 @@ def _against_limit(
 def age(ages_sec: np.ndarray, policy: Policy) -> Canvas:
     """How old the events are, against the maximum age."""
     ages_us = microseconds(ages_sec)
-    old, said = int(policy.is_old(ages_us).sum()), f"{policy.max_age_min:g} min"
+    old, said = int((ages_us > policy.max_age_us).sum()), f"{policy.max_age_min:g} min"
     minutes, limit = ages_us[ages_us != NO_TIME] / MINUTE_US, policy.max_age_us / MINUTE_US
     most, usual = (float(np.quantile(minutes, q)) if len(minutes) else limit for q in (1, 0.99))
     # a few wrong clocks are not to squeeze all others into one bar

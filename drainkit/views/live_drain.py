@@ -78,13 +78,14 @@ class LiveDrain(Session):
                 self._next_line = 0.0
                 self._show(summary)
             if mine := [start for start in earlier if start.run_id == self.job.run_id]:
-                summary.count_from(mine[0].at)
+                summary.started_at, failure = mine[0].at, None
                 ledger.recount(self.server, summary)  # with what it drained before
                 try:
                     changes = live.changes(self.server, planned, self.job.run_id)
                     live.note_drift(summary, changes)
                 except DrainkitError as error:
-                    summary.close(error, self.server.now_us())
+                    failure = error
+                summary.close(failure, self.server.now_us())
             summary.plan_path = "plan.json"
             if summary.changes is not None:
                 files.write_table(self.run_dir / "drift.parquet", summary.changes)

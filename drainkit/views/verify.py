@@ -80,17 +80,17 @@ class Verification(Session):
             pending = [text(entry) for page in pages for entry, _, _ in page]
         ids = pa.array(pending, pa.string())
         with ExitStack() as stack:
-            kept = None
+            keep = None
             if self.run_dir is not None:
-                kept = files.TableWriter(self.run_dir / "audit.parquet", audit_schema())
-                stack.enter_context(kept)
+                out = files.table_writer(self.run_dir / "audit.parquet", audit_schema())
+                keep = stack.enter_context(out)
             for part in ledger.run_tables(self.server, (self.runs | {run_id}) - {""}):
                 own = recorded.add(part)
                 if pending:
                     there = own["original_id"].filter(pc.is_in(own["original_id"], value_set=ids))
                     self.unacknowledged += there.to_pylist()
-                if kept is not None:
-                    kept.write(own)
+                if keep is not None:
+                    keep(own)
         if self.live:
             recorded.finish(lambda lacking: vanished_ids(self.job, lacking))
         return recorded

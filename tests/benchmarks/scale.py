@@ -11,31 +11,20 @@ each XRANGE and XREVRANGE, and the ids in its range are the entries that it brou
 
 from __future__ import annotations
 
-import argparse
 import bisect
-import compileall
-import os
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import rig
-from rig import GROUP, KEY, Result
+from rig import KEY, Result, cost
 
 AUDIT = f"{KEY}.drain_audit"
 COUNTED = 10_012  # entries of the run whose reads are counted
 EXPORTED = 200_000
-RUN = ("run", "--mode", "live", "--yes", "--throttle", "none", "--max-events", "all",
-       "--allowlist", ",".join(rig.ALLOWLIST))  # fmt: skip
 PLAIN = """
 import json, sys, pyarrow, pyarrow.parquet, redis
 client, first, ids, bodies = redis.Redis.from_url(sys.argv[1]), "-", [], []
@@ -49,43 +38,10 @@ pyarrow.parquet.write_table(pyarrow.table({"id": ids, "fields": bodies}), sys.ar
 """
 
 
-def cost(package: Path, server: Any, folder: Path, name: str, *options: str) -> Result:
-    """Seconds, CPU seconds of the command and of the server, MB of its largest process."""
-    arguments = [sys.executable, "-m", "drainkit", name, *options, "--stream", KEY]
-    if name in ("run", "export"):
-        arguments += ["--consumer-group", GROUP]
-    env = {**os.environ, "PYTHONPATH": str(package), "DRAINKIT_REDIS_URL": server.tcp_url}
-    before, on_server = _children_cpu(), rig.server_cpu(server)
-    started, peak_mb = time.perf_counter(), 0.0
-    cpu_sec: dict[int, float] = {}  # a run's kernels are nobody's children that are waited for
-    with (folder / "said").open("w+") as said:
-        process = subprocess.Popen(arguments, cwd=folder, env=env, stdout=said, stderr=said)
-        while process.poll() is None:
-            with suppress(psutil.Error, OSError):  # one of them is gone meanwhile
-                one = psutil.Process(process.pid)
-                for member in (one, *one.children(recursive=True)):
-                    peak_mb = max(peak_mb, rig.memory_mb("VmHWM", member.pid))
-                    cpu_sec[member.pid] = sum(member.cpu_times()[:2])
-            time.sleep(0.1)
-        said.seek(0)
-        if process.returncode not in (0, 1, 2) or (process.returncode and name != "check"):
-            raise SystemExit(f"{name}: {said.read()[-2000:]}")
-    return {
-        "sec": time.perf_counter() - started,
-        "cpu_sec": max(_children_cpu() - before, sum(cpu_sec.values())),
-        "server_sec": rig.server_cpu(server) - on_server,
-        "peak_mb": peak_mb,
-    }
-
-
-def _children_cpu() -> float:
-    return sum(os.times()[2:4])
-
-
 def live_run(package: Path, server: Any, folder: Path) -> Result:
     """`drainkit run` of everything, unthrottled."""
     with rig.group(server):
-        return cost(package, server, folder, *RUN)
+        return cost(package, server, folder, "run", *rig.LIVE)
 
 
 def reads(package: Path, server: Any, folder: Path) -> Result:
@@ -106,7 +62,7 @@ def reads(package: Path, server: Any, folder: Path) -> Result:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        cost(package, server, folder, *RUN)
+        cost(package, server, folder, "run", *rig.LIVE)
         client.ping()
         watcher.join()
         ids = {key: sorted(map(_pair, (e[0] for e in client.xrange(key)))) for key in (KEY, AUDIT)}
@@ -143,67 +99,47 @@ def export(package: Path, server: Any, folder: Path) -> Result:
         return cost(package, server, folder, "export", "a.parquet")
 
 
-def plain(server: Any, folder: Path) -> Result:
+def plain(_: Path, server: Any, folder: Path) -> Result:
     """A plain loop of redis-py that keeps the same entries as Parquet, as a command of its own."""
-    before, started = _children_cpu(), time.perf_counter()
+    before = rig.children_cpu()
     command = [sys.executable, "-c", PLAIN, server.tcp_url, KEY, str(folder / "plain.parquet")]
     subprocess.run(command, check=True)
-    return {"cpu_sec": _children_cpu() - before, "sec": time.perf_counter() - started}
+    return {"cpu_sec": rig.children_cpu() - before}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--entries", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--kind", default="valkey")
-    parser.add_argument("--package", type=Path, nargs="+", default=[rig.HERE.parents[1]])
-    given = parser.parse_args()
-    packages = [package.resolve() for package in given.package]
-    for package in packages:
-        compileall.compile_dir(package / "drainkit", quiet=1)
-
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def in_turns(work: Callable[..., Result], server: Any, rounds: int) -> list[Result]:
-            def once(package: Path) -> Result:
-                return work(package, server, Path(tempfile.mkdtemp(dir=scratch)))
-
-            works = {
-                f"{work.__name__}, {at}": partial(once, package)
-                for at, package in enumerate(packages)
-            }
-            return [*rig.in_turns(works, rounds).values()]
-
-        with rig.filled_server(given.kind, COUNTED) as server:
-            counted = in_turns(reads, server, 1)
-            small = in_turns(live_run, server, given.rounds)
-        with rig.filled_server(given.kind, EXPORTED) as server:
-            exports = in_turns(export, server, given.rounds)
-            loop = {"plain loop": partial(plain, server, Path(scratch))}
-            plainly = rig.in_turns(loop, given.rounds)["plain loop"]
-        with rig.filled_server(given.kind, given.entries) as server:
-            large = in_turns(live_run, server, given.rounds)
-            others = in_turns(beside, server, given.rounds)
-            print(rig.title(server) + f" of {given.rounds}; {given.entries:,} entries\n")
-    for run in (*large, *small):
-        run["cpu"] = run["cpu_sec"] + run["server_sec"]
-    numbers: list[tuple[str, list[Result], str, int, str, str]] = [
-        ("run live, client and server CPU", large, "cpu", 0, "s", "60 s"),
-        ("of that the server's", large, "server_sec", 0, "s", ""),
-        ("its time", large, "sec", 0, "s", ""),
-        ("its largest process", large, "peak_mb", 0, "MB", "320 MB"),
-        ("reads of each stream entry", counted, "stream_reads", 2, "", "2"),
-        ("reads of each audit record", counted, "audit_reads", 2, "", "1"),
-        (f"run live, {COUNTED:,} entries, CPU", small, "cpu", 0, "s", "20 s"),
-        ("status, CPU", others, "status", 2, "s", "0.5 s"),
-        ("check, CPU", others, "check", 2, "s", "0.5 s"),
-        (f"export {EXPORTED:,}, CPU", exports, "cpu_sec", 1, "s", "1.3 times the loop's"),
-        ("its largest process", exports, "peak_mb", 0, "MB", ""),
-    ]
-    rows = [(work, *(f"{one[name]:.{digits}f} {unit}".strip() for one in found), target)
-            for work, found, name, digits, unit, target in numbers]  # fmt: skip
-    rig.table(rows, ("Work", *map(str, given.package), "To reach"))
-    print(f"A plain loop over the {EXPORTED:,}: {plainly['cpu_sec']:.1f} s of CPU\n")
+    given = rig.options(__doc__, "valkey", [1_000_000], 1)
+    packages, rounds = given.package, given.rounds
+    with rig.filled_server(given.kind, COUNTED) as server:
+        counted = rig.in_turns(reads, packages, server, 1)
+        small = rig.in_turns(live_run, packages, server, rounds)
+    with rig.filled_server(given.kind, EXPORTED) as server:
+        exports = rig.in_turns(export, packages, server, rounds)
+        (loop,) = rig.in_turns(plain, packages[:1], server, rounds)
+    for entries in given.entries:
+        with rig.filled_server(given.kind, entries) as server:
+            large = rig.in_turns(live_run, packages, server, rounds)
+            others = rig.in_turns(beside, packages, server, rounds)
+            print(rig.title(server, rounds, entries))
+        for run in (*large, *small):
+            run["cpu"] = run["cpu_sec"] + run["server_sec"]
+        numbers: list[tuple[str, list[Result], str, int, str, str]] = [
+            ("run live, client and server CPU", large, "cpu", 0, "s", "60 s"),
+            ("of that the server's", large, "server_sec", 0, "s", ""),
+            ("its time", large, "sec", 0, "s", ""),
+            ("its largest process", large, "peak_mb", 0, "MB", "320 MB"),
+            ("reads of each stream entry", counted, "stream_reads", 2, "", "2"),
+            ("reads of each audit record", counted, "audit_reads", 2, "", "1"),
+            (f"run live, {COUNTED:,} entries, CPU", small, "cpu", 0, "s", "20 s"),
+            ("status, CPU", others, "status", 2, "s", "0.5 s"),
+            ("check, CPU", others, "check", 2, "s", "0.5 s"),
+            (f"export {EXPORTED:,}, CPU", exports, "cpu_sec", 1, "s", "1.3 times the loop's"),
+            ("its largest process", exports, "peak_mb", 0, "MB", ""),
+        ]
+        rows = [(work, *(f"{one[name]:.{digits}f} {unit}".strip() for one in found), target)
+                for work, found, name, digits, unit, target in numbers]  # fmt: skip
+        rig.table(rows, ("Work", *map(str, packages), "To reach"))
+        print(f"A plain loop over the {EXPORTED:,}: {loop['cpu_sec']:.1f} s of CPU\n")
 
 
 if __name__ == "__main__":

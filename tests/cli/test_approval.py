@@ -75,9 +75,8 @@ class Desk:
                  for name in names]  # fmt: skip
         return every[-1]
 
-    def drain(self, *options: object, command: str = "drain", plan: str = "plan.json",
-              env: str = "production") -> CliResult:  # fmt: skip
-        return self.cli(command, "--mode", "live", "--yes", "--json", "--env", env, *OPERATOR,
+    def drain(self, *options: object, command: str = "drain", plan: str = "plan.json") -> CliResult:
+        return self.cli(command, "--mode", "live", "--yes", "--json", *ENV, *OPERATOR,
                         "--plan", plan, *at(self.server, self.stream), *options)  # fmt: skip
 
     def refused(self, words: str, *options: str) -> None:
@@ -122,7 +121,7 @@ def test_what_is_no_approval_drains_nothing(desk: Desk) -> None:
     """None, one of two, a stranger's, the operator's own (also that of the OS user behind
     --operator), another plan's, a doubled, a stripped one, a signers' file that lost a name or is
     gone: each is refused with its line, and the server is left as it was. Without a plan there is
-    nothing to approve, which no variable lifts; another environment is not concerned."""
+    nothing to approve, which no variable lifts."""
     desk.refused("needs 2 approvals by others than the operator and has 0: there is no signature")
     for command in ("drain", "run"):
         words = (command, "--mode", "live", "--yes", *ENV, *OPERATOR, *at(desk.server, desk.stream))
@@ -136,9 +135,9 @@ def test_what_is_no_approval_drains_nothing(desk: Desk) -> None:
     other = (desk.cli.cwd / "other.json.sig").read_bytes()
     for signed, words in (
         (half, "has 1: there is no further signature"),
-        (half + half, "is there twice and counts once"),
+        (half + half, "is a second one of ann@example.com"),
         (two[:-40], "holds something that is not an SSH signature"),
-        (half + other, "is not over this plan's digest"),
+        (half + other, "of an unknown key is over something else"),
     ):
         desk.sig.write_bytes(signed)
         desk.refused(words)
@@ -151,29 +150,21 @@ def test_what_is_no_approval_drains_nothing(desk: Desk) -> None:
     desk.refused("the operator's own", "--operator", "clerk")
     desk.allowed.unlink()
     desk.refused("allowed_signers")
-    with (desk.cli.cwd / "drainkit.toml").open("a") as file:
-        file.write("[env.testnet]\n")
-    desk.cli.done("drain", "--plan", "free.json", "--env", "testnet", "--throttle", "none",
-                  *at(desk.server, desk.stream))  # fmt: skip
-    free = desk.drain("--allow-active-consumers", env="testnet", plan="free.json")
-    assert free.rc == 0, free.err
 
 
 PERSONS = (
-    ("olga", '# ours;;ann {ann};bob valid-before="20200101" {bob}', "by a key whose time is over"),
-    ("olga", 'ann {ann};bob valid-after="21000101" {bob}', "by a key that is not valid yet"),
-    ("olga", 'ann {ann};bob namespaces="git" {bob}', "may not sign for this purpose"),
+    ("olga", '# ours;;ann {ann};bob valid-before="20200101" {bob}', "may not sign this, or"),
+    ("olga", 'ann {ann};bob valid-after="21000101" {bob}', "not at that time"),
+    ("olga", 'ann {ann};bob namespaces="git" {bob}', "may not sign this, or"),
     ("ann", "ann@example.com {ann};bob {bob}", "the operator's own (ann@example.com)"),
     ("ANN@example.COM", "ann@Example.com {ann};bob {bob}", "the operator's own"),
     ("olga", "olga {ann};zoe {ann};bob {bob}", "the operator's own"),
     ("clerk", "bob {ann};Bob@example.com {bob}", "is a second one of"),
     ("clerk", "ann {ann};bob@x {bob};ann {bob}", "is a second one of"),
     ("clerk", "*@example.com {ann};bob {bob}", "line 1 of the allowed signers must name one"),
-    ("clerk", "ann {ann};b?b {bob}", "line 2 of the allowed signers must name one person"),
     ("clerk", "ann,bob {ann};bob {bob}", "line 1 of the allowed signers must name one person"),
     ("clerk", "ann {ann};ann cert-authority {ca}", "one plain key"),
     ("clerk", "ann {ann};ann ssh-ed25519-cert-v01@openssh.com AAAA", "one plain key"),
-    ("clerk", "nonsense", "line 1 of the allowed signers"),
     # Ann's certificate, which is for zoe, signed beside her key
     ("cert", "ann {ann};zoe {ca}", "and has 1: "),
     ("cert", "ann {ann};zoe cert-authority {ca}", "one plain key"),
@@ -235,23 +226,8 @@ def test_the_evidence_holds_the_approvals(desk: Desk) -> None:
     desk.cli.done(*verify, desk.allowed)
     desk.allowed.write_text(signers(desk.keys, "bob"))
     bad = desk.cli(*verify, desk.allowed)
-    finding, too_few = bad.json()["findings"][folder.name]
-    assert "ann@example.com is named and did not approve this plan" in finding
-    assert (bad.rc, "2 were required, there are 1" in too_few) == (1, True)
+    (finding,) = bad.json()["findings"][folder.name]
+    said = "ann@example.com is named and did not approve this plan"
+    assert (bad.rc, said in finding) == (1, True)
     desk.allowed.write_text(signers(desk.keys, "ann", "bob", options='valid-before="20990101"'))
     desk.cli.done(*verify, desk.allowed)
-
-
-def test_a_notebook_by_hand_drains_what_was_approved(desk: Desk) -> None:
-    """03 with an approved plan's digest in `approve`, under the environment that asks for it (that
-    it refuses one that is not approved: views/test_sessions.py)."""
-    desk.approve("ann", "bob")
-    digest = json.loads(desk.plan.read_text())["digest"]
-    env = {"DRAINKIT_REDIS_URL": desk.server.url, "DRAINKIT_ENV": "production",
-           "DRAINKIT_OPERATOR": "olga", "DRAINKIT_ALLOW_ACTIVE_CONSUMERS": "1"}  # fmt: skip
-    done = desk.cli.papermill(
-        ROOT / "notebooks" / "03_live_drain.ipynb", "03.ipynb", "-r", "stream", desk.stream,
-        "-r", "run_dir", ".", "-r", "approve", digest, env=env,
-    )  # fmt: skip
-    assert done.rc == 0, done.err
-    assert len(audit(desk.server, desk.stream)) == 9

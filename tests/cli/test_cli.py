@@ -255,11 +255,3 @@ def test_a_signal_to_all_of_a_run_while_a_kernel_starts(
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert audit(valkey, stream) == []
-
-
-def test_too_few_open_files(valkey: Server, stream: str, tmp_path: Path) -> None:
-    """A run that could not open what it needs says so at once, and what to do."""
-    seed(valkey, stream)
-    command = shlex.join(["run", *at(valkey, stream)])
-    assert shell(tmp_path, f"ulimit -n 14; {DRAINKIT} {command} 2>err") == 1
-    assert re.fullmatch("drainkit: .*open files.*ulimit.*\n", (tmp_path / "err").read_text())

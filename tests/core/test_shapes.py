@@ -92,11 +92,11 @@ def test_a_signals_own_fields_are_proposed(shape: str) -> None:
     sample = entries(*map(body, range(200)), n=200)
     found = examine(sample, Fields())
     lists = {value: [one] if isinstance(one, str) else one for value, one in table.items()}
-    assert tomllib.loads(found.snippet).get("fields", {}) == lists
-    assert (found.readable, examine([], Fields()).snippet) == (readable, "")
+    assert tomllib.loads(found["snippet"]).get("fields", {}) == lists
+    assert (found["readable"], examine([], Fields())["snippet"]) == (readable, "")
     invalid = Decoder(build({"fields": table}).fields).decode(sample).invalid
     assert int((invalid == 0).sum()) == readable
-    chosen = [row["path"] for rows in found.fields.values() for row in rows if row["chosen"]]
+    chosen = [row["path"] for rows in found["fields"].values() for row in rows if row["chosen"]]
     assert not [path for path in chosen if "model" in path]
 
 
@@ -106,27 +106,24 @@ def test_fields_and_reasons_are_told_safely() -> None:
     odd |= {f"{'x' * 200}.{i}.symbol": "a\nb" for i in range(100)}
     found = examine(entries(odd), Fields())
     said = [
-        row[key] for rows in found.fields.values() for row in rows for key in ("path", "example")
+        row[key] for rows in found["fields"].values() for row in rows for key in ("path", "example")
     ]
     assert 0 < len(said) <= 120
-    assert found.reasons == {"payload is not JSON in UTF-8": 40}
+    assert found["reasons"] == {"payload is not JSON in UTF-8": 40}
     assert all(text.isprintable() and len(text) <= 100 for text in said)
 
 
-def test_each_path_says_why_it_is_chosen_or_not() -> None:
-    """Paths that fit a value by their names, in how many entries, with an example: the chosen ones
-    lie in the symbol's object or around it, a part's own value is apart from it."""
+def test_the_paths_that_fit_are_shown_and_those_of_the_signal_chosen() -> None:
+    """Paths that fit a value by their names, in how many entries, with an example; no line is for
+    what adds nothing."""
     body = {"payload": json.dumps({"signal": signal(0, emittedAt=NOW_MS), "ts": NOW_MS})}
     found = examine(entries(body, UNHINTED), Fields())
-    rows = {row["path"]: row for rows in found.fields.values() for row in rows}
-    inside = "in the symbol's object, or around it"
-    assert {path.removeprefix("payload."): (row["chosen"], row["why"])
-            for path, row in rows.items() if row["entries"] == 20} == {
-        "signal.symbol": (True, inside), "signal.confidence": (True, inside),
-        "signal.side": (True, inside), "signal.emittedAt": (False, "not needed"),
-        "ts": (True, "known already"),
-        **{f"signal.model.models.{model}.{name}": (False, "apart from the symbol")
-           for model in ("xgboost", "lgbm") for name in ("confidence", "score", "symbol")},
-        "signal.model.trained_at": (False, "apart from the symbol"),
-    }  # fmt: skip
-    assert rows["payload.signal.symbol"]["example"] == "BTCUSDT"
+    every = [row for rows in found["fields"].values() for row in rows]
+    rows = {row["path"].removeprefix("payload."): row for row in every if row["entries"] == 20}
+    models = [f"signal.model.models.{model}.{name}" for model in ("xgboost", "lgbm")
+              for name in ("confidence", "score", "symbol")]  # fmt: skip
+    assert {path: row["chosen"] for path, row in rows.items()} == {
+        **dict.fromkeys(["signal.symbol", "signal.confidence", "signal.side", "ts"], True),
+        **dict.fromkeys(["signal.emittedAt", "signal.model.trained_at", *models], False),
+    }
+    assert rows["signal.symbol"]["example"] == "BTCUSDT"

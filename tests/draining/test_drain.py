@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import signal
-import time
-from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import pytest
-from backlogs import ALLOW, GROUP, ME, original_backlog, producing
-from books import key
-from conftest import Cli, intent
-from faults import at_once
+from backlogs import ALLOW, GROUP, ME, original_backlog
+from conftest import intent
 from place import BUNDLED, Place
-from servers import Server
-
-from drainkit.server import writing
-from drainkit.server.connection import Server as Link
 
 
 def test_live_run_of_undelivered_balances(place: Place) -> None:
@@ -87,21 +76,6 @@ def test_live_run_of_pending_takes_idle_entries_only(place: Place) -> None:
     assert place.waiting() == [(entry, "alive") for entry in alive]
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_history_is_drained_in_batches_once(place: Place, named: bool) -> None:
-    """Scope history keeps its group, of whatever name, between batches, ends it when exhausted
-    and repeats nothing."""
-    ids = place.seed()
-    name = "mine" if named else f"{GROUP}.drain_history"
-    history = ("--scope", "history", *(("--history-group", name) if named else ()))
-    for most, told, groups in (("60", (60, 40), {GROUP, name}), ("all", (40, 0), {GROUP}),
-                               ("all", (0, 0), {GROUP})):  # fmt: skip
-        found = place.live(*history, "--max-events", most)
-        assert (found["total_read"], found["remaining"]) == told
-        assert {*place.groups} == groups
-    assert place.recorded() == ids[:100]
-
-
 @BUNDLED
 def test_the_story_of_the_original_report(place: Place) -> None:
     """2 of the 3 entries were too old; the third had passed, and the original tool lost it."""
@@ -114,43 +88,6 @@ def test_the_story_of_the_original_report(place: Place) -> None:
         ("TESTUSDT", "dropped_old", "2905.23"),
         ("RENDERUSDT", "drained_ok", "1731.99"),
     ]
-
-
-@pytest.mark.slow
-def test_sigkill_24_times_loses_and_doubles_nothing(valkey: Server, stream: str, cli: Cli) -> None:
-    """Killed at 24 random moments, in scopes undelivered and history, and run again each time,
-    every entry is audited exactly once."""
-
-    def killed(number: int) -> None:
-        place = Place(valkey, f"{stream}:{number}", cli)
-        ids = place.seed(8_000, delivered=2000)
-        for kill in range(12):
-            before = place.ask("XLEN", place.side("audit"))
-            scope = "history" if kill % 5 == 1 else "undelivered"
-            process = place.start("--throttle", "4000", "--scope", scope)
-            if kill % 2:  # half of them surely in the middle of the work
-                with suppress(TimeoutError):
-                    place.wait_for(before + 1, timeout_sec=5)
-            time.sleep(random.uniform(0, 0.1 if kill % 2 else 0.5))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        place.live()
-        place.live("--scope", "history")
-        assert sorted(place.recorded(), key=key) == ids
-        assert place.waiting() == []
-
-    at_once(partial(killed, 0), partial(killed, 1))
-
-
-def test_a_busy_producer_cannot_keep_the_drain_going(place: Place) -> None:
-    """While a producer adds entries, the drain ends and touches nothing after its boundary."""
-    place.seed(4000)
-    with producing(place.server, place.stream) as produced:
-        boundary = key(place.live()["boundary_id"])
-    assert max(map(key, place.recorded())) <= boundary
-    assert key(place.position) <= boundary
-    assert any(key(entry.decode()) > boundary for entry in produced)
-    assert place.waiting() == []
 
 
 def test_own_unfinished_entries_come_first(place: Place) -> None:
@@ -191,47 +128,3 @@ def test_large_entries_hold_up_nobody(place: Place, small: int, planned: bool) -
         assert small or max(int(read[-1]) for read in reads) <= 8
     assert max(took for took, c in told if c[0] == b"EVAL") < 100_000
     assert len(place.audit()) == 48
-
-
-# ---------------------------------------------------------------- shapes of events and of servers
-
-
-# what XPENDING answers in a script of Redis 8.8, which none of these servers is: entries of
-# consumer "dead" were released by XNACK, are nobody's, and idle for -1 ms
-AS_8_8 = """
-local call_ = redis.call
-local redis = setmetatable({call = function(name, ...)
-  local reply = call_(name, ...)
-  if name == 'XPENDING' then
-    for _, row in ipairs(reply) do
-      if row[2] == 'dead' then row[2] = '' row[3] = -1 end
-    end
-  end
-  return reply
-end}, {__index = redis})
-"""
-real_script, real_call = writing.script, Link.call
-
-
-def test_released_entries_are_drained_as_idle(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Planned, drained and audited by scope pending whatever --min-idle-min says."""
-
-    def call(self: Link, *args: Any) -> Any:
-        if args[0] != "XPENDING" or len(args) == 3:
-            return real_call(self, *args)
-        if args[3] == "IDLE":
-            args = (*args[:3], *args[5:])
-        rows = real_call(self, *args)
-        return [[row[0], b"", -1, row[3]] if row[1] == b"dead" else row for row in rows]
-
-    monkeypatch.setattr(writing, "script", cache(lambda name: AS_8_8 + real_script(name)))
-    monkeypatch.setattr(Link, "call", call)
-    ids = place.seed(150)[100:]
-    assert place.deliver("dead", 50) == ids
-    options: dict[str, Any] = {"scope": "pending", "min_idle_min": 60}
-    assert place.rehearse(**options)["total_read"] == 50
-    run = place.complete(**options)
-    assert (run.books["total_read"], run.books["remaining"]) == (50, 0)
-    assert (place.recorded(), place.waiting()) == (ids, [])

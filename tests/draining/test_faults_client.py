@@ -103,19 +103,24 @@ def outcome(place: Place, process: subprocess.Popen[str]) -> Attempt:
 @BUNDLED
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
-    ("how", "throttle"),
-    [(signal.SIGKILL, "none"), (signal.SIGTERM, "200"), (signal.SIGINT, "none")],
-)
+    ("how", "throttle", "scope"),
+    [(signal.SIGKILL, "none", "undelivered"), (signal.SIGKILL, "none", "history"),
+     (signal.SIGTERM, "200", "undelivered"), (signal.SIGINT, "none", "undelivered")],
+)  # fmt: skip
 def test_a_signal_at_each_step(
-    place: Place, start_proxy: StartProxy, how: signal.Signals, step: str, throttle: str
+    place: Place, start_proxy: StartProxy, how: signal.Signals, step: str, throttle: str, scope: str
 ) -> None:
     """Killed or stopped there, and run again: each entry audited once, the books true each time."""
-    ids = place.seed(1500 if throttle == "none" else 140)[100:]
+    ids = place.seed(1500 if throttle == "none" else 140)
+    if scope == "history":
+        place.set_position(ids[-1])
+    else:
+        ids[:100] = []
     proxy = start_proxy(place.server)
     match, fault = STEPS[step]
     proxy.arm(fault, match=match, nth=3, delay_sec=0.7)
     process = place.start("--allow-invalid", "--redis-url", impatient(proxy.url, 1.4),
-                          "--throttle", throttle)  # fmt: skip
+                          "--throttle", throttle, "--scope", scope)  # fmt: skip
     proxy.wait_fired()
     later = place.alter("XADD", "*", "symbol", "BTCUSDT", "confidence", "0.9").decode()
     process.send_signal(how)
@@ -123,7 +128,8 @@ def test_a_signal_at_each_step(
     assert first.rc == (-how if how == signal.SIGKILL else 130), first.error
     assert (first.summary is None) == (how == signal.SIGKILL)
     assert later not in place.recorded()
-    place.settled([*ids, later], first, place.complete(throttle="none"))
+    rest = place.complete(throttle="none", scope=scope)
+    place.settled(ids + [later] * (scope == "undelivered"), first, rest)
     assert place.waiting() == []
 
 

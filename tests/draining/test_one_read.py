@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from backlogs import ME
-from place import BUNDLED, Place
+from place import Place
+from servers import KINDS
 
 from drainkit.draining import dry
 from drainkit.draining.dry import kept, plan_run
 from drainkit.draining.plan_files import PlanFile
-from drainkit.draining.run import Run, look_straight, resolve
+from drainkit.draining.run import Run, resolve
 from drainkit.server.connection import Server as Link
 from drainkit.settings import build
 
-ALL = {"max_events": "all", "throttle": "none", "allowlist": "BTCUSDT,ETHUSDT"}
-BATCH = 40  # entries of a commit: a plan of 200 takes several
-Change = Callable[[Place, list[str]], object]
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drainkit.draining.reader.PAGE_ENTRIES", BATCH)
-    monkeypatch.setattr("drainkit.draining.reader.PIECE", 3 * BATCH)
+# at 2,000/s a commit has 40 entries, or more where round trips are slow
+ALL = {"max_events": "all", "throttle": "2000", "allowlist": "BTCUSDT,ETHUSDT"}
 
 
 @contextmanager
@@ -38,8 +31,8 @@ def opened(place: Place, **options: Any) -> Iterator[Run]:
         yield resolve(link, settings)
 
 
-def planned_of(place: Place, folder: Path) -> PlanFile:
-    with opened(place) as run:
+def planned_of(place: Place, folder: Path, **options: Any) -> PlanFile:
+    with opened(place, **options) as run:
         plan_run(run, folder / "plan.json", pages=kept(run, folder))
     return PlanFile.load(folder / "plan.json")
 
@@ -73,9 +66,10 @@ def anew(place: Place, *, change: str = "", gone: str = "", more: str = "") -> N
 
 
 def test_what_was_seen_is_not_read_again(place: Place, tmp_path: Path) -> None:
-    """All of the plan, in its order, as it says; 6.2, which counts no deletions, reads again."""
-    place.seed()
-    planned = planned_of(place, tmp_path)
+    """All of the plan, in its order, as it says, also where it is made events in two pieces; 6.2,
+    which counts no deletions, reads again."""
+    place.seed(4300)
+    planned = planned_of(place, tmp_path, throttle="none")
     run = place.complete(planned=planned, ready=lambda _: place.ask("CONFIG", "RESETSTAT"))
     assert (reads(place) == 0) == (place.server.kind != "redis62")
     assert run.books["drift"] == []
@@ -85,88 +79,78 @@ def test_what_was_seen_is_not_read_again(place: Place, tmp_path: Path) -> None:
         assert [r[name] for r in records] == table[column].to_pylist()
 
 
-# what happens, with which error, what has no record then, how many vanished
-Ends = tuple[Change, str, slice, int]
-DELETED: Ends = (lambda p, ids: p.alter("XDEL", ids[150]), "", slice(150, 151), 1)
-AFTER: dict[str, Ends] = {
-    "deleted": DELETED,
-    "deleted later": DELETED,
-    "deleted elsewhere": (lambda p, ids: p.alter("XDEL", ids[7]), "", slice(0), 0),
-    "added": (lambda p, ids: p.alter("XADD", "*", "symbol", "BTCUSDT"), "", slice(0), 0),
-    "made anew": (lambda p, ids: anew(p, gone=ids[3]), "made anew", slice(100, 300), 0),
-    "gone": (lambda p, ids: p.alter("DEL"), "gone", slice(100, 300), 0),
-    "moved": (lambda p, ids: p.set_position(ids[150]), "somebody else took", slice(100, 151), 0),
+CHANGES: dict[str, Callable[[Place, list[str]], object]] = {
+    "deleted": lambda p, ids: p.alter("XDEL", ids[150]),
+    "another deleted": lambda p, ids: p.alter("XDEL", ids[7]),
+    "added": lambda p, ids: p.alter("XADD", "*", "symbol", "BTCUSDT"),
+    "made anew": lambda p, ids: anew(p, gone=ids[3]),
+    "without its first": lambda p, ids: anew(p, gone=ids[100]),
+    "without one near the end": lambda p, ids: anew(p, gone=ids[298]),
+    "one changed": lambda p, ids: anew(p, change=ids[199]),
+    "one changed near the end": lambda p, ids: anew(p, change=ids[298]),
+    "one more": lambda p, ids: anew(p, more=f"{ids[100]}1"),
+    "gone": lambda p, ids: p.alter("DEL"),
+    "moved": lambda p, ids: p.set_position(ids[150]),
+    "delivered": lambda p, ids: p.deliver(ME, 1),
 }
+NONE, ONE, ALL_OF_IT = slice(0), slice(150, 151), slice(100, 300)
+#: before 02 plans what 01 had seen; before the live run
+BEFORE = ("kept", "planned")
+CASES: list[tuple[Sequence[str], Sequence[str], str, int, str, slice]] = [
+    # servers, when it happens, what, how the run ends, what has no record then
+    (KINDS[:1], BEFORE, "deleted", 4, "gone", ALL_OF_IT),
+    (KINDS[:1], BEFORE, "without its first", 4, "gone", ALL_OF_IT),
+    (KINDS[:1], BEFORE, "without one near the end", 4, "gone", ALL_OF_IT),
+    (KINDS[:1], BEFORE, "one changed", 4, "changed", ALL_OF_IT),
+    (KINDS[:1], BEFORE, "one changed near the end", 4, "changed", ALL_OF_IT),
+    (KINDS[:1], BEFORE, "one more", 4, "not in the plan", ALL_OF_IT),
+    (KINDS[:1], BEFORE, "moved", 4, "position moved", ALL_OF_IT),
+    (KINDS[:1], BEFORE, "delivered", 4, "position moved", ALL_OF_IT),
+    # after all were seen
+    (["valkey", "redis62"], ["seen"], "deleted", 0, "", ONE),
+    (KINDS, ["begun"], "deleted", 0, "", ONE),
+    (KINDS[:1], ["seen"], "another deleted", 0, "", NONE),
+    (["valkey", "redis62"], ["seen"], "added", 0, "", NONE),
+    (KINDS[:1], ["seen"], "made anew", 4, "made anew", ALL_OF_IT),
+    (["valkey", "redis"], ["seen"], "gone", 4, "gone", ALL_OF_IT),
+    (["valkey", "redis"], ["seen"], "moved", 1, "somebody else took", slice(100, 151)),
+]
 
 
-@pytest.mark.parametrize(  # 6.2, which has no counters, reads again
-    ("place", "name"),
-    [*product(["valkey"], AFTER), *product(["redis"], ["deleted later", "moved", "gone"]),
-     *product(["redis62"], ["deleted", "deleted later", "added"])],
+@pytest.mark.parametrize(
+    ("place", "when", "name", "rc", "told", "lacking"),
+    [(kind, when, *case) for kinds, moments, *case in CASES for kind in kinds for when in moments],
     indirect=["place"],
-)  # fmt: skip
-def test_what_changes_after_it_was_seen(place: Place, tmp_path: Path, name: str) -> None:
-    """An entry deleted after all were seen vanished, also once the first batch is done: it is not
-    recorded, and no other is for it. Nothing is recorded of a stream that is another now, nor of
-    what others were delivered: that ends the drain."""
-    change, told, lacking, vanished = AFTER[name]
-    ids = place.seed()
-    planned = planned_of(place, tmp_path)
-
-    def ready(run: Run) -> None:
-        assert place.server.kind == "redis62" or run.to_drain.straight  # type: ignore[union-attr]
-        if name != "deleted later":
-            change(place, ids)
-
-    at = (1, lambda: change(place, ids)) if name == "deleted later" else None
-    run = place.attempt(planned=planned, ready=ready, at=at)
-    without = {*ids[lacking]}
-    if told:
-        assert told in run.error
-        assert without.isdisjoint(place.recorded())
-        return
-    assert run.rc == 0, run.error
-    assert place.recorded() == [entry for entry in ids[100:] if entry not in without]
-    assert run.books["vanished"] == vanished
-
-
-# what happens between plan and run, and why that refuses it (4); "": seen, and looked at closely
-BETWEEN: dict[str, tuple[Change, str]] = {
-    "deleted": (lambda p, ids: p.alter("XDEL", ids[200]), "gone"),
-    "gone, the first": (lambda p, ids: anew(p, gone=ids[100]), "gone"),
-    "gone, near the end": (lambda p, ids: anew(p, gone=ids[298]), "gone"),
-    "changed": (lambda p, ids: anew(p, change=ids[199]), "changed"),
-    "changed, near the end": (lambda p, ids: anew(p, change=ids[298]), "changed"),
-    "moved": (lambda p, ids: p.set_position(ids[150]), "position moved"),
-    "delivered": (lambda p, ids: p.deliver(ME, 1), "position moved"),
-    "more": (lambda p, ids: anew(p, more=f"{ids[100]}1"), ""),
-}
-
-
-@BUNDLED
-@pytest.mark.parametrize("from_kept", [False, True], ids=["read", "kept"])
-@pytest.mark.parametrize("name", BETWEEN)
-def test_a_plan_is_held_against_the_server(
-    place: Place, tmp_path: Path, name: str, from_kept: bool
+)
+def test_what_changes_meanwhile(
+    place: Place, tmp_path: Path, when: str, name: str, rc: int, told: str, lacking: slice
 ) -> None:
-    """To the byte: an entry less, changed or more, a group elsewhere is seen. What the plan does
-    not allow refuses before any write, also where 02 planned what 01 had seen."""
-    change, told = BETWEEN[name]
+    """An entry less, changed or more, to the byte, or a group elsewhere: what the plan does not
+    allow refuses (4) before any write, also where 02 planned what 01 had seen. What is deleted
+    later vanished; it is not recorded, and no other is for it. Of a stream that is another now, and
+    of what others were delivered, nothing is recorded."""
     ids = place.seed()
-    if from_kept:
+
+    def at(moment: str) -> None:
+        if moment == when:
+            CHANGES[name](place, ids)
+
+    if when == "kept":
         with opened(place) as run:
             look(run, tmp_path)
-        change(place, ids)
+    at("kept")
     planned = planned_of(place, tmp_path)
-    if not from_kept:
-        change(place, ids)
     assert (planned.plan.total_read, planned.plan.position) == (200, ids[99])
-    if not told:
-        with opened(place, mode="live") as run:
-            assert look_straight(run, planned) is None
-        return
-    refused = place.attempt(planned=planned)
-    assert (refused.rc, told in refused.error, place.audit()) == (4, True, []), refused
+    at("planned")
+    midway = (1, lambda: at("begun")) if when == "begun" else None
+    ended = place.attempt(planned=planned, ready=lambda _: at("seen"), at=midway)
+    assert (ended.rc, told in ended.error) == (rc, True), ended
+    without, done = {*ids[lacking]}, place.recorded()
+    if told:
+        assert without.isdisjoint(done)
+    else:
+        assert done == [entry for entry in ids[100:] if entry not in without]
+        assert ended.books["vanished"] == len(without)
 
 
 # ---------------------------------------------------------------- 01 to 02

@@ -88,14 +88,14 @@ def test_all_that_decides_is_the_plans(place: Place) -> None:
         ("allowlist", "BTCUSDT", "allowlist"), ("consumer-group", "other", "group"),
         ("scope", "history", "scope"), ("stream", "another", "stream"),
         ("until", ids[9], f"the plan has none, asked for {ids[9]}"),
-        ("env", "b", "the plan has --env a, asked for --env b"),
+        ("env", "b", "the plan has a, asked for b"),
         *((name.replace("_", "-"), value, f"the plan has {had[name]}, asked for {value}")
           for name, value in other.items()),
     ):  # fmt: skip
         said = refused(place, "--env", "a", f"--{option}", value)
         assert says in said
         assert option in said.replace("_", "-") or option == "consumer-group"
-    assert "the plan has --env a, asked for no --env" in refused(place)
+    assert "environment: the plan has a, asked for none" in refused(place)
     assert place.audit() == []
     assert place.ask("EXISTS", other["audit_stream"]) == 0
     toml.write_text("".join(f'{name} = "{value}"\n' for name, value in other.items()) + "[env.a]\n")

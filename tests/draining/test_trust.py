@@ -8,11 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from backlogs import GROUP
+from backlogs import GROUP, ME
 from books import key
 from faults import ALONE, Clock, unrecorded
 from place import BUNDLED, Place
 from servers import KINDS
+
+from drainkit.core.policy import ACTIONS
+from drainkit.errors import RefusedError
 
 
 def doubled(place: Place) -> list[tuple[tuple[str, str], int]]:
@@ -103,12 +106,19 @@ class Steps:
         options = {**ALONE, "scope": rng.choice(["undelivered", "pending", "history"])}
         if options["scope"] == "pending" and rng.random() < 0.5:
             options["from_consumer"] = rng.sample("AB", 2)
-        run = self.place.attempt(
-            consumer_name=rng.choice(["backlog_drain_1", "other"]), at=some, certain=False,
-            max_events=rng.choice([1, 7, 40, "all"]),
-            **{**options, "throttle": rng.choice(["none", "1500"])},
-        )  # fmt: skip
+        options |= {"throttle": rng.choice(["none", "1500"]),
+                    "consumer_name": rng.choice([ME, "other"]),
+                    "max_events": rng.choice([1, 7, 40, "all"])}  # fmt: skip
+        try:
+            dry = self.place.rehearse(**options)
+        except RefusedError:
+            dry = None
+        run = self.place.attempt(at=some, certain=False, **options)
         assert run.rc in (0, 1, 4), run.error
+        if not some and not inside:
+            assert (dry is None) == (run.rc == 4), run.error
+            for name in ("total_read", *ACTIONS) if dry else ():
+                assert dry[name] == run.books[name], name
 
     def meanwhile(self) -> None:
         """While a drain is suspended; often the group is put back to where it left it."""
@@ -123,12 +133,13 @@ class Steps:
         ids = [entry[0] for entry in place.alter("XRANGE", "-", "+")]
         passed = [entry[0] for entry in place.alter("XRANGE", "-", self.furthest)]
         what = rng.choice(["position", "claim", "deliver", "add", "delete", "lose"])
+        who = rng.choice(["A", "B", ME])
         if what == "position" and passed:
             place.set_position(rng.choice(passed))
         elif what == "claim" and (waiting := place.waiting()[:20]):
-            place.alter("XCLAIM", GROUP, rng.choice("AB"), 0, rng.choice(waiting)[0])
+            place.alter("XCLAIM", GROUP, who, 0, rng.choice(waiting)[0])
         elif what == "deliver":
-            place.deliver(rng.choice("AB"), rng.randrange(1, 30))
+            place.deliver(who, rng.randrange(1, 30))
         elif what == "add":
             place.fill([("*", {"symbol": "B"})] * rng.randrange(1, 20), None)
         elif what == "delete":
@@ -155,7 +166,7 @@ MINUTES = [pytest.param(kind, range(1000, 2000),
 )  # fmt: skip
 def test_random_scopes_positions_and_claims(place: Place, seeds: list[int]) -> None:
     """Whatever the order, each entry that was passed has one record in the end, also what was
-    pending without its body, and none has two."""
+    pending without its body, and none has two; each dry run says what the live run then does."""
     for seed in seeds:
         own = Place(place.server, f"{place.stream}:{seed}", place.cli)
         own.seed(120, 0)

@@ -42,9 +42,8 @@ def run(server: Server, stream: str, *options: str) -> tuple[str, ...]:
 def test_a_run_in_the_bucket_is_verified_from_anywhere(
     valkey: Server, stream: str, cli: Cli, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signed live run is sealed into the bucket and listed, nothing stays here; one change is
-    named. 01 opens the run by its URL as it would its folder; the copy is gone with the
-    analysis."""
+    """A signed live run is sealed into the bucket and listed, nothing stays here. 01 opens the run
+    by its URL as it would its folder; the copy is gone with the analysis."""
     seed(valkey, stream, 60, delivered=20)
     keygen(key := cli.cwd / "key")
     live = ("--mode", "live", "--yes", "--throttle", "none", "--sign-key", str(key))
@@ -67,12 +66,8 @@ def test_a_run_in_the_bucket_is_verified_from_anywhere(
     assert not copy.exists()
     with pytest.raises(UsageError, match="run_dir"):
         Analysis.open({"run_dir": URL})
-    folder = f"prod/drains/{done['run_id']}"
-    s3.client.head_object(Bucket="evidence", Key=f"{folder}/statement.json.sig")
-    s3.client.put_object(Bucket="evidence", Key=f"{folder}/audit.parquet", Body=b"x")
-    changed = cli("verify", evidence)
-    assert changed.rc == 1
-    assert changed.out.strip().endswith("audit.parquet (its SHA-256 is another)")
+    signature = f"prod/drains/{done['run_id']}/statement.json.sig"
+    s3.client.head_object(Bucket="evidence", Key=signature)
 
 
 def test_a_store_that_refuses_stops_the_run(valkey: Server, stream: str, cli: Cli, s3: S3) -> None:
@@ -85,7 +80,6 @@ def test_a_store_that_refuses_stops_the_run(valkey: Server, stream: str, cli: Cl
         done = cli(*run(valkey, stream, "--reports-dir", url, *live))
         assert done.rc == 2, done.err
         assert SECRET not in one_line_error(done.err)
-    assert cli("demo", "--reports-dir", "hdfs://a/b").rc == 2
     for url, words in (("hdfs://a/b", "hdfs"), ("s3://no-such-bucket/x", "does not exist"),
                        ("s3://evidence/nothing/here", "holds nothing")):  # fmt: skip
         checked = cli("verify", url)
@@ -206,8 +200,8 @@ def test_runs_at_once_never_fork_the_chain(s3: S3) -> None:
 
 
 def test_a_claim_that_was_cut_off_is_not_somebody_elses(s3: S3) -> None:
-    """A link that came through although its reply was lost is our own, and is not claimed twice; so
-    is an object of the same content, but no other."""
+    """A link that came through although its reply was lost is our own, and is not claimed twice. An
+    object in the place of evidence is not overwritten."""
     reports = reports_at(URL)
     create = reports._store.create
 
@@ -217,10 +211,9 @@ def test_a_claim_that_was_cut_off_is_not_somebody_elses(s3: S3) -> None:
 
     reports._store.create = twice  # type: ignore[method-assign]
     run_dir, _ = sealed(reports, 1)
-    reports._store.put(run_dir / STATEMENT, f"{run_dir.name}/{STATEMENT}")
     reports.deliver(run_dir)
     assert verify(URL).findings == {run_dir.name: [], "chain": []}
     run_dir, _ = sealed(reports_at(URL), 2)
     reports._store.put(Path(__file__), f"{run_dir.name}/{STATEMENT}")
-    with pytest.raises(DrainkitError, match="is there already, with other content"):
+    with pytest.raises(DrainkitError, match=f"is in {run_dir} still and could not be copied"):
         reports.deliver(run_dir)

@@ -95,3 +95,23 @@ def test_the_embedded_server_is_private_and_gone_with_its_parent() -> None:
     parent.communicate()
     wait_until("the server is gone", lambda: all(map(has_ended, started)))
     wait_until("its folder is gone", lambda: not folder.exists())
+
+
+def test_a_kernels_imports_are_frozen_and_few() -> None:
+    """What a kernel imports is never walked again; a grammar that nobody needs is not built. All of
+    Arrow takes the system's allocator, its Parquet files too, which heed no `set_memory_pool`."""
+    code = (
+        "import gc, sys; from drainkit.views import forking; forking.main()\n"
+        "print(gc.get_freeze_count(), gc.isenabled(), 'nbformat' in sys.modules, "
+        "'lark' in sys.modules, 'rfc3987_syntax' in sys.modules)\n"
+        "import io, pyarrow as pa; from pyarrow import parquet\n"
+        "parquet.write_table(pa.table({'a': range(10_000)}), io.BytesIO())\n"
+        "own = [getattr(pa, f'{name}_memory_pool') for name in pa.supported_memory_backends() "
+        "if name != 'system']\n"
+        "print(pa.system_memory_pool().max_memory() > 0, sum(pool().max_memory() for pool in own))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True,
+                          timeout=60, check=True)  # fmt: skip
+    frozen, *rest = said.stdout.split()
+    assert int(frozen) > 50_000
+    assert rest == ["True", "True", "False", "False", "True", "0"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 import psutil
@@ -67,7 +68,7 @@ def test_a_clusters_streams_are_found(cluster: Cluster) -> None:
         fill(client, f"many:{number}", [(1, {"x": "y"})], group=group)
     settings = build({"redis_url": f"redis+cluster://{cluster.url.partition('://')[2]}"})
     with Connection.of(settings) as link:
-        assert streams_of(link, settings, "many:*") == ([f"many:{n}" for n in range(1, 9)], [])
+        assert streams_of(link, settings, "many:*") == [f"many:{n}" for n in range(1, 9)]
 
 
 def test_an_unexpected_error_stops_no_other_and_holds_no_password() -> None:
@@ -98,47 +99,33 @@ def test_an_unexpected_error_stops_no_other_and_holds_no_password() -> None:
 # ---------------------------------------------------------------- Dask
 
 
+CLUSTER = """
+from distributed import LocalCluster
+with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as started:
+    workers = started.workers.values()
+    print(started.scheduler_address, *(worker.pid for worker in workers), flush=True)
+    input()
+"""
+
+
 @pytest.fixture
 def dask_cluster(cli: Cli) -> Iterator[Callable[[str], tuple[str, list[psutil.Process]]]]:
-    """`dask scheduler` and two `dask worker`s, as users start them; the address and the workers."""
-    try:
-        import distributed  # noqa: F401
-    except ImportError:
+    """A scheduler and two workers, as a user starts them; the address and the workers."""
+    if find_spec("distributed") is None:
         lacking("dask (drainkit[dask])")
-    file = cli.cwd.parent / f"{cli.cwd.name}-scheduler.json"
     with ExitStack() as started:
 
-        def dask(url: str, *args: str) -> psutil.Process:
-            command = [sys.executable, "-m", "dask", *args, "--scheduler-file", str(file)]
-            log = started.enter_context((file.parent / f"{file.stem}-{args[0]}").open("ab"))
-            env = {**os.environ, "DRAINKIT_REDIS_URL": url}
-            process = psutil.Popen(command, env=env, cwd=cli.cwd, stdout=log, stderr=log)
-            started.callback(end, process)
-            return process
-
         def start(url: str) -> tuple[str, list[psutil.Process]]:
-            dask(url, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-            worker = ("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard")
-            workers = [dask(url, *worker) for _ in range(2)]
-            wait_until(
-                "the scheduler's file is whole",
-                lambda: file.exists() and file.read_text().endswith("}"), timeout_sec=60,
+            process = subprocess.Popen(
+                [sys.executable, "-c", CLUSTER], env={**os.environ, "DRAINKIT_REDIS_URL": url},
+                cwd=cli.cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
-            return json.loads(file.read_text())["address"], workers
+            started.callback(process.communicate, "\n")
+            assert process.stdout is not None
+            address, *workers = process.stdout.readline().split()
+            return address, [psutil.Process(int(worker)) for worker in workers]
 
         yield start
-
-
-def end(process: psutil.Process) -> None:
-    """End a process and its kernels at once, as a machine that dies does."""
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for one in family:
-        if one.is_running():
-            one.kill()
-    process.wait(10)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +163,8 @@ def test_a_killed_workers_stream_is_told_and_not_run_twice(
         "they have records", timeout_sec=900,
         condition=lambda: sum(len(recorded(home[n], n)) > 5 for n in names) >= least,
     )  # fmt: skip
-    end(workers[0])
+    for one in (workers[0], *workers[0].children(recursive=True)):  # as a machine that dies does
+        one.kill()
     first = cli.finish(running, timeout_sec=1800)
     assert (first.rc, "worker was lost" in first.err) == (1, True), first.err
     (lost,) = first.json()["not_done"]

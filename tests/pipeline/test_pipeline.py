@@ -73,8 +73,7 @@ def test_a_live_run_beside_a_producer_leaves_sealed_evidence_of_one_truth(
     result, folder = run.json(), only_run(cli.cwd)
     assert result["evidence"].endswith(folder.name)
     assert {path.name for path in folder.iterdir()} == FILES
-    for path in folder.iterdir():
-        assert SECRET.encode() not in path.read_bytes(), path.name
+    assert not [path for path in folder.iterdir() if SECRET.encode() in path.read_bytes()]
     evidence_holds(folder)
     assert_books_balance(valkey, stream, result)
     assert cli("verify", "reports", *at(valkey, stream)).rc == 0
@@ -84,9 +83,6 @@ def test_a_live_run_beside_a_producer_leaves_sealed_evidence_of_one_truth(
     baseline, plan, statement = (
         json.loads(found[f"{name}.json"]) for name in ("baseline", "plan", "statement")
     )
-    assert statement["_type"] == "https://in-toto.io/Statement/v1"
-    subjects = {subject["name"] for subject in statement["subject"]}
-    assert subjects == FILES - {"statement.json", "SHA256SUMS"}
     boundary = baseline["stream"]["boundary_id"]
     count = baseline["groups"][0]["backlog"]["undelivered"]
     assert count > 310
@@ -162,20 +158,6 @@ def is_small_and_still(path: Path) -> None:
     assert sum("plotly" in str(o) for c in book.cells for o in c.get("outputs", [])) >= 8
 
 
-def test_a_notebook_that_fails_hides_the_password(valkey: Server, stream: str, cli: Cli) -> None:
-    """No file, output or log of a failed run holds the password of the URL."""
-    seed(valkey, stream)
-    # without the right to read new entries 03 fails, once the run is under way
-    rights = ("~*", "+@all", "-xreadgroup")
-    ask(valkey, "ACL", "SETUSER", "drainer", "on", f">{SECRET}", *rights)
-    url = valkey.tcp_url.replace("redis://", f"redis://drainer:{SECRET}@")
-    run = cli("run", "--mode", "live", "--yes", "--stream", stream,
-              env={"DRAINKIT_REDIS_URL": url}, secret=SECRET)  # fmt: skip
-    assert run.rc != 0, run.err
-    for path in only_run(cli.cwd).iterdir():
-        assert SECRET.encode() not in path.read_bytes(), path.name
-
-
 def test_a_misspelt_parameter_is_refused(valkey: Server, cli: Cli) -> None:
     """By papermill: it ends the notebook with one clear error; nothing changes."""
     seed(valkey, "quantum:stream:trade.intent")
@@ -241,6 +223,7 @@ def test_a_way_out(
 
 
 MET = "The plan was met, or what differs is explained"
+Live = Callable[..., subprocess.Popen[str]]
 
 
 def judged(folder: Path) -> dict[str, dict[str, str]]:
@@ -264,18 +247,16 @@ def left_of(
 
 
 @pytest.fixture
-def live(cli: Cli) -> Callable[[Server, str], subprocess.Popen[str]]:
-    """Starts a live run of 300 entries at 10 per second."""
+def live(cli: Cli) -> Live:
+    """Starts a live run of 300 entries at 10 per second; it may have a URL with the password."""
 
-    def start(server: Server, stream: str) -> subprocess.Popen[str]:
+    def start(server: Server, stream: str, url: str = "") -> subprocess.Popen[str]:
         seed(server, stream, 400)
         return cli.start("run", "--mode", "live", "--yes", "--json", "--throttle", 10,
-                         "--max-events", "all", *at(server, stream))  # fmt: skip
+                         "--max-events", "all", "--stream", stream, secret=SECRET,
+                         env={"DRAINKIT_REDIS_URL": url or server.url})  # fmt: skip
 
     return start
-
-
-Live = Callable[[Server, str], subprocess.Popen[str]]
 
 
 @pytest.mark.parametrize(
@@ -342,10 +323,14 @@ def test_a_stopped_run_is_refused_and_verified(
 def test_a_server_lost_under_the_live_notebook(
     start_server: Callable[..., Server], stream: str, cli: Cli, live: Live
 ) -> None:
-    """Exit code 3, as the drain without notebooks has it, and sealed evidence."""
-    process = live(server := start_server("redis"), stream)
+    """Exit code 3, as the drain without notebooks has it, and sealed evidence; in none of its
+    files is the password of the URL."""
+    server = start_server("redis", port=True)
+    ask(server, "ACL", "SETUSER", "drainer", "on", f">{SECRET}", "~*", "+@all")
+    process = live(server, stream, server.tcp_url.replace("redis://", f"redis://drainer:{SECRET}@"))
     wait_for(server, stream, 5)
     server.kill()
     _, folder = left_of(cli, server, stream, process, 3, "failed")
     verdicts = {one["verdict"] for one in judged(folder).values()}
     assert verdicts == {"unknown", "yes"}  # nothing is met that could not be looked at
+    assert not [path for path in folder.iterdir() if SECRET.encode() in path.read_bytes()]

@@ -76,8 +76,8 @@ local function accept(r)
   accepted[taken] = r
 end
 
--- New entries: whatever lies after the position is undelivered, so it is nobody's yet. If some were
--- deleted meanwhile, XREADGROUP would go on to entries that nobody decided, past the boundary even:
+-- New entries: whatever lies after the position is the group's to deliver. If some were deleted
+-- meanwhile, XREADGROUP would go on to entries that nobody decided, past the boundary even:
 -- so unless the counters rule that out, look which are there.
 local function choose_new(after)
   -- Between the position and what was read next all may be deleted. If something is there, then the
@@ -327,7 +327,10 @@ if taken > 0 then
     end
     cover_batch(accepted, '(' .. position)
     position = ids[accepted[taken]]
-  else
+  end
+  -- after the position was moved back new entries can be pending, which NOACK leaves them
+  if kind == 'pending'
+      or #redis.call('XPENDING', stream, group, ids[accepted[1]], position, 1) > 0 then
     local part = {}
     for i = 1, taken do
       part[#part + 1] = ids[accepted[i]]
@@ -336,8 +339,8 @@ if taken > 0 then
         part = {}
       end
     end
-    if n > 0 then cover_batch(fresh, ids[fresh[1]]) end
   end
+  if kind == 'pending' and n > 0 then cover_batch(fresh, ids[fresh[1]]) end
   if n > 0 then
     recorded_ms = tonumber(audit_last:match('^%d+'))
     local ms = math.max(now_ms, recorded_ms)
