@@ -42,7 +42,7 @@ def backlog(now_ms: int, n: int, *, gap_ms: int = 100) -> list[tuple[str, dict[s
 
 
 def fill(
-    where: Server | redis.Redis | redis.RedisCluster,
+    where: Server | redis.Redis,
     stream: str | bytes,
     entries: Iterable[tuple[bytes | str | int, Fields]],
     *,

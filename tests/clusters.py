@@ -1,14 +1,14 @@
-"""Private Redis Clusters, and a primary with its replica and sentinels."""
+"""Private Redis Clusters, a primary with its replica and sentinels, and certificates for TLS."""
 
 from __future__ import annotations
 
 import re
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from redis.cluster import RedisCluster
+import trustme
 from servers import LOOPBACK, Config, Running, Server, pairs, start, wait_until
 
 SLOTS, PRIMARIES = 16384, 3
@@ -19,26 +19,13 @@ class Cluster(Running):
     """A Redis Cluster on loopback ports."""
 
     nodes: list[Server]  #: the first three started as primaries, the rest as replicas
-    _clients: list[RedisCluster] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         """The address of one node; a cluster client finds the others."""
         return self.nodes[0].tcp_url
 
-    def client(self, **options: Any) -> RedisCluster:
-        """A cluster client that answers bytes; closed when the test ends."""
-        client = RedisCluster.from_url(self.url, **options)
-        self._clients.append(client)
-        return client
-
     def close_clients(self) -> None:
-        while self._clients:
-            client = self._clients.pop()
-            links = [node.redis_connection for node in client.get_nodes()]
-            client.close()
-            for link in filter(None, links):  # redis-py 8's own close() leaves their sockets open
-                link.connection_pool.disconnect()
         for node in self.nodes:
             node.close_clients()
 
@@ -92,11 +79,9 @@ class Cluster(Running):
             node.kill()  # nothing to keep, and an orderly stop takes longer
 
     def wait(self) -> None:
-        """Until every node says that all is well."""
-        ok = b"cluster_state:ok"
-        wait_until(
-            "it is well", lambda: all(ok in one.ask("CLUSTER", "INFO") for one in self.nodes)
-        )
+        """Until every node that runs says that all is well."""
+        nodes, ok = [node for node in self.nodes if node.running], b"cluster_state:ok"
+        wait_until("it is well", lambda: all(ok in one.ask("CLUSTER", "INFO") for one in nodes))
 
 
 def start_cluster(kind: str, *, replicas: int = 3, config: Config | None = None) -> Cluster:
@@ -164,14 +149,9 @@ class SentinelSetup(Running):
         hosts = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{hosts}/{self.name}/0"
 
-    def primary_port(self) -> int:
-        """The port of the primary as the first sentinel says now."""
-        said = self.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
-        return int(said[1])
-
-    def flags(self) -> bytes:
-        """What the first sentinel thinks of the primary; `master` where all is well."""
-        return pairs(self.sentinels[0].ask("SENTINEL", "MASTER", self.name))[b"flags"]
+    def told(self) -> dict[bytes, bytes]:
+        """What the first sentinel says of the primary, such as its `port` and `flags`."""
+        return pairs(self.sentinels[0].ask("SENTINEL", "MASTER", self.name))
 
     def stop(self) -> None:
         for server in (*self.sentinels, self.replica, self.primary):
@@ -212,3 +192,17 @@ def start_sentinel(kind: str, *, sentinels: int = 1) -> SentinelSetup:
 def _sees(sentinel: Server, name: str, fellows: int) -> bool:
     facts = pairs(sentinel.ask("SENTINEL", "MASTER", name))
     return facts[b"num-slaves"] == b"1" and facts[b"num-other-sentinels"] == b"%d" % fellows
+
+
+def make_certificates(folder: Path) -> dict[str, str]:
+    """Writes ca.crt, and server and client .crt and .key signed by it; the lines of a server's
+    configuration that has TLS on its port (of the three kinds only the system's Redis can)."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+    for of in ("server", "client"):
+        made = authority.issue_cert("localhost", LOOPBACK)
+        made.private_key_pem.write_to_path(str(folder / f"{of}.key"))
+        made.cert_chain_pems[0].write_to_path(str(folder / f"{of}.crt"))
+    files = {"cert": "server.crt", "key": "server.key", "ca-cert": "ca.crt"}
+    named = {f"tls-{what}-file": str(folder / name) for what, name in files.items()}
+    return {"port": "0", "tls-port": "{port}", **named}

@@ -86,27 +86,20 @@ def _shared() -> Iterator[Shared]:
     yield shared
     for one in shared.values():
         one.stop()
-    left = _left_behind(set(), {})
     guard().close()
-    assert not left, f"servers outlived the session: {left}"
 
 
-def _left_behind(known: set[Path], shared: Shared) -> set[int]:
-    """Our servers in folders beyond `known`, but for those that are shared; each has 3 s to end."""
-    nodes = chain(*(getattr(one, "nodes", [one]) for one in shared.values()))
+@pytest.fixture(autouse=True)
+def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
+    """Ours in folders that the test made, but for those that are shared; each has 3 s to end."""
+    known = {*guard().folder.iterdir()}
+    yield
+    nodes = chain(*(getattr(one, "nodes", [one]) for one in _shared.values()))
     expected = {node.pid for node in nodes if node.running}
     new = {*guard().folder.iterdir()} - known
     deadline = time.monotonic() + 3
     while (left := running_pids(new) - expected) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return left
-
-
-@pytest.fixture(autouse=True)
-def _no_server_left_behind(_shared: Shared) -> Iterator[None]:
-    before = {*guard().folder.iterdir()}
-    yield
-    left = _left_behind(before, _shared)
     for pid in left:
         os.kill(pid, 9)
     assert not left, f"this test left server processes behind: {left}"

@@ -257,8 +257,6 @@ def start(
     `{"save": '""'}` ("{port}" is its port); a list makes one line for each item
     (`{"user": [..., ...]}`). Raises StartError when the server does not come up.
     """
-    if version(kind) is None:
-        raise StartError(f"no {kind} server on this machine")
     folder = Path(tempfile.mkdtemp(prefix="", dir=guard().folder))
     server = Server(kind, folder, free_port() if port else None, tuple(arguments))
     settings: dict[str, str | Sequence[str]] = {

@@ -282,7 +282,7 @@ def _run_many(
         if settings.mode == "live":
             confirm(f"Drain every stream of {pattern} without being asked again?", yes)
     with connection.Server.of(settings, anywhere=True) as server:
-        streams, ended = runner.streams_of(server, settings, pattern), list[dict[str, Any]]()
+        streams, ended = runner.streams_of(server, settings, pattern)
     with signals() as stopping, ExitStack() as stack:
         if cluster is None:
             one: Callable[[Settings], dict[str, Any]] = partial(

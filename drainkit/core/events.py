@@ -135,12 +135,20 @@ class Decoder:
         (symbols, sides, confidences, sources), stamp_us, invalid, order = self._find(bodies)
         of_symbols, of_sides, of_sources = self._words
         symbol_code = of_symbols.codes(symbols)
-        confidence, wrong = _confidences(confidences, self._most)
         for row in np.flatnonzero((invalid == 0) & (symbol_code < 0)).tolist():
             invalid[row] = v.NO_SYMBOL if symbols[row] is ABSENT else v.BAD_SYMBOL
+        confidence = np.array([x if type(x) is float else _NAN for x in confidences], float)
+        odd = np.flatnonzero(~((confidence >= 0) & (confidence <= self._most)))
+        for row in odd.tolist():
+            x = confidences[row]
+            # few digits, so the same texts again and again
+            read = _known_confidence if type(x) is bytes and len(x) <= 16 else _confidence
+            confidence[row], wrong = read(x, self._most)
+            if wrong and not invalid[row]:
+                invalid[row] = wrong
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        invalid, id_us = np.where(invalid == 0, wrong, invalid)[back], v.id_times_us(ids)
+        invalid, id_us = invalid[back], v.id_times_us(ids)
         # the earlier of the two counts: a wrong clock makes an event older, never younger
         has_id, has_stamp = id_us != NO_TIME, stamp_us != _NEVER
         by_stamp = has_stamp & (~has_id | (stamp_us <= id_us))
@@ -157,7 +165,7 @@ class Decoder:
             symbol_code=symbol_code[back],
             side_code=of_sides.codes(sides)[back],
             source_code=of_sources.codes(sources)[back],
-            confidence=confidence[back],
+            confidence=np.abs(confidence[back]) / self._most,  # -0.0 is 0
             invalid=invalid,
             missing=missing,
             symbols=of_symbols.texts,
@@ -235,24 +243,8 @@ class _Vocabulary(dict[Any, int]):
         return code
 
 
-def _confidences(values: Column, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers (float64, nan where not valid) and the reasons (uint8, 0 valid).
-
-    `most` is what stands for a whole: 1, or 100 where they are percentages.
-    """
-    numbers = np.array([value if type(value) is float else _NAN for value in values], float)
-    reasons = np.zeros(len(values), dtype=np.uint8)
-    odd = np.flatnonzero(~((numbers >= 0) & (numbers <= most)))
-    for row in odd.tolist():
-        value = values[row]
-        # few digits, so the same texts again and again
-        read = _known_confidence if type(value) is bytes and len(value) <= 16 else _confidence
-        numbers[row], reasons[row] = read(value, most)
-    return np.abs(numbers) / most, reasons  # -0.0 is 0
-
-
 def _confidence(value: Any, most: int) -> tuple[float, int]:
-    """The number and 0, or nan and the reason."""
+    """The number and 0, or nan and the reason; `most` is a whole: 1, or 100 of percentages."""
     if value is ABSENT:
         return np.nan, v.NO_CONFIDENCE
     if type(value) is not int and type(value) is not float:

@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
-from ..safe import one_line
+from ..safe import one_line, text
 from ..settings import USUAL_FIELDS, Fields, build
 from . import values as v
 from .events import Decoder, Events
@@ -38,19 +37,13 @@ SYNONYMS = {
 LIMITS = {"threshold", "min", "max", "limit"}  # what such a name holds is no event's value
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where something stands under one of a value's names."""
+def places(fields: Fields, entry: RawEntry, events: Events) -> list[dict[str, Any]]:
+    """All places of one entry, whose event is the only row of `events`, value by value; JSON-ready.
 
-    value: str  # of VALUES, or timestamp
-    where: str  # "field symbol", or the path "payload.signal.symbol"
-    raw: Any  # bytes of a flat field, else what JSON holds there
-    counts: bool  # whether the event has its value from here
-
-
-def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
-    """All places of one entry, whose event is the only row of `events`, value by value."""
-    found: list[Place] = []
+    `value` is one of VALUES, or timestamp; `where` "field symbol", or a path into JSON; `raw` what
+    stands there; `counts` whether the event has its value from here.
+    """
+    found: list[dict[str, Any]] = []
     for value in (*VALUES, "timestamp"):
         there = [place for rank in fields.ranks(value) for place in _candidates(rank, entry[1])]
         if value == "timestamp":  # of these the earliest counts, if it made the event's time
@@ -58,7 +51,10 @@ def places(fields: Fields, entry: RawEntry, events: Events) -> list[Place]:
             counts = int(is_it.argmax()) if is_it.any() and not events.time_source[0] else -1
         else:  # the first, if it is valid
             counts = 0 if _readable(events)[value][0] else -1
-        found += [Place(value, *place, counts == n) for n, place in enumerate(there)]
+        # JSON can hold numbers that JSON cannot write again: as text each can be shown
+        found += [{"value": value, "where": where, "counts": counts == n,
+                   "raw": text(raw) if isinstance(raw, bytes) else repr(raw)}
+                  for n, (where, raw) in enumerate(there)]  # fmt: skip
     return found
 
 
@@ -229,5 +225,5 @@ def _inside(path: str, value: object, levels: int) -> Iterator[tuple[str, str]]:
             if key and "." not in key:
                 yield from _inside(f"{path}.{key}", inner, levels - 1)
     elif path.isprintable():
-        text = as_text(value) if isinstance(value, bytes | str) else json.dumps(value)
-        yield path, text or "(not text)"
+        words = as_text(value) if isinstance(value, bytes | str) else json.dumps(value)
+        yield path, words or "(not text)"

@@ -82,9 +82,9 @@ class Plan:
         and so is a plan that was made for another environment.
         """
         if settings.env != self.environment:
-            then, now = self.environment or "none", settings.env or "none"
             raise RefusedError(
-                f"environment: the plan has {then}, asked for {now}; make a new plan"
+                f"environment: the plan has {self.environment or 'none'}, asked for "
+                f"{settings.env or 'none'}; make a new plan"
             )
         layer = {
             **{n: getattr(self, n) for n in ("stream", "consumer_group", "scope", "consumer_name")},
@@ -95,10 +95,9 @@ class Plan:
         }
         found = build(layer, asked=settings.asked)
         for name in [n for n in FROM_PLAN if n in settings.asked]:
-            planned, asked = (
-                shown(name, getattr(one, name)) or "none" for one in (found, settings)
-            )
-            if getattr(found, name) != getattr(settings, name):
+            planned, asked = getattr(found, name), getattr(settings, name)
+            if planned != asked:
+                planned, asked = (shown(name, one) or "none" for one in (planned, asked))
                 raise RefusedError(
                     f"{outside(name)}: the plan has {planned}, asked for {asked}; leave it out, or "
                     "make a new plan"

@@ -243,7 +243,6 @@ class Straight:
     after: str  # the id after which they begin: the group's position
     counters: bytes  # the stream's, from before they were looked at
     blocks: Callable[[], Iterator[pa.Table]]
-    sizes: np.ndarray  # int32, bytes of each entry's fields
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def dry_run(
 
     `pages`: the same entries, where they were read already.
     """
-    summary, start_us = run.begin(), run.server.clock.now_us()
+    summary, start_us = run.begin(), run.server.clock_us()
     invalid, symbols = np.zeros(len(INVALID_REASONS), np.int64), set[str]()
     for page in _read_pages(run) if pages is None else pages:
         events, first = page[0], summary.total_read
@@ -129,8 +129,7 @@ def dry_run(
         del page, events  # or two pages would be in memory
     summary.unreadable = {INVALID_REASONS[i]: int(invalid[i]) for i in np.flatnonzero(invalid) if i}
     summary.notes = plans.allowlist_notes(run.policy.allowlist, symbols) or None
-    run.count_left()
-    return run.close(None)
+    return run.close()
 
 
 def _read_pages(run: Run) -> Iterator[Page]:
@@ -218,16 +217,13 @@ def nothing_to_do(settings: Settings, over: int) -> str | None:
 
 def check_limits(limits: Limits, counts: Mapping[str, int], *, drift: int = 0) -> None:
     """Refuse a plan that goes beyond the limits; `counts` are its events by action."""
-    total = sum(counts.get(action, 0) for action in ACTIONS)
-    for name, value, limit in (
-        ("max_events", total, limits.max_events),
-        ("max_drained_ok", counts.get("drained_ok", 0), limits.max_drained_ok),
-        ("max_drift", drift, limits.max_drift),
-    ):
-        if limit is not None and value > limit:
+    total, passed = sum(counts.get(action, 0) for action in ACTIONS), counts.get("drained_ok", 0)
+    values = {"max_events": total, "max_drained_ok": passed, "max_drift": drift}
+    for name, limit in limits:
+        if limit is not None and values[name] > limit:
             raise RefusedError(
                 f"beyond the limits of drainkit.toml: {name} is {limit:,}, this run would be "
-                f"{value:,}; nothing was drained"
+                f"{values[name]:,}; nothing was drained"
             )
 
 

@@ -51,7 +51,7 @@ def apply(
     run.start = ledger.Start(
         run_id=run.run_id, scope=scope.name, consumer_group=scope.group, consumer=scope.consumer,
         boundary_id=scope.boundary, throttle=settings.throttle, max_events=settings.max_events,
-        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(server.clock.now_us()),
+        plan_digest=run.planned.plan.digest if run.planned else "", at=iso(server.clock_us()),
         host=socket.gethostname(), pid=os.getpid(), operator=settings.operator,
         approvers=",".join(run.approvers), from_id=scope.first, folder=run.folder,
         audit_id=seen.audit.boundary_id, audit_stream=settings.audit_stream or "",
@@ -66,6 +66,7 @@ def apply(
         loop.run()
     except DrainkitError as error:
         failure = error
+        loop.finish()
     except KeyboardInterrupt:  # a notebook's kernel: nothing set `stopping`
         server.close()
         loop.mark_unknown()
@@ -83,12 +84,13 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         if run.planned is not None and not loop.uncertain:
             summary.changes = pa.concat_tables([drift_table(), *loop.changes])
         seen = look(server, run.scope)
-        left = _account(run, *run.count_left(seen))
+        left = _account(run, begun, *run.count_left(seen))
         then, now = begun.audit, seen.audit
-        is_kept = now.length >= then.length + summary.total_read
-        is_kept = is_kept and id_key(now.boundary_id) >= id_key(loop.audit_id)
-        if now.gone is not None and then.gone is not None:
-            is_kept = is_kept and now.gone <= then.gone
+        is_kept = (
+            now.length >= then.length + summary.total_read
+            and id_key(now.boundary_id) >= id_key(loop.audit_id)
+            and (now.gone or 0) <= (then.gone or 0)
+        )
         if left:
             failure = failure or DrainkitError(
                 f"entries of the plan not drained: {left:,}; somebody else took or acknowledged "
@@ -101,25 +103,30 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
                 note_drift(summary, _drift(run, run.planned))
         except DrainkitError as error:
             failure = failure or error
-        run.close(failure)
-        at = iso(server.clock.now_us())
+        exhausted = run.max_events is None or summary.total_read < run.max_events
+        if exhausted and summary.pending_own:
+            failure = failure or DrainkitError(
+                f"the books do not balance: {summary.pending_own} entries are still pending for "
+                f"{run.scope.consumer}; run the same command again"
+            )
+        summary.close(failure, server.clock_us())
+        at = iso(server.clock_us())
         ledger.note_end(server, run.start, summary, at, vanished=summary.vanished)
     except DrainkitError as error:
         failure = failure or error
         if summary.audit_records is None and (loop.uncertain or not server.connected):
             summary.is_counted = False
             failure.args = (f"{failure}; what was recorded is not known: see the audit stream",)
-        summary.close(failure, server.clock.now_us())
+        summary.close(failure, server.clock_us())
 
 
 def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitError | None:
-    """After the loop: replies still in flight into the books, and the history group closed.
+    """After the loop: is the server still the one, and the history group at its end?
 
     Where the data may have gone back the audit that is there now is counted; if it lacks records of
     this run, that is what failed.
     """
     server, scope, summary = run.server, run.scope, run.summary
-    loop.finish()
     server.reconnect()
     is_same = server.takeovers == loop.takeovers
     if loop.uncertain:
@@ -146,7 +153,7 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
 # was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
 
 
-def _account(run: Run, here: Scope, undelivered: int) -> int:
+def _account(run: Run, begun: Seen, here: Scope, undelivered: int) -> int:
     """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
 
     `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
@@ -165,14 +172,16 @@ def _account(run: Run, here: Scope, undelivered: int) -> int:
     if run.opening is None or (not here.group_exists and here.name != "history"):
         return 0  # without its group nobody knows what is undelivered
     position, had = run.opening
-    gone = had - undelivered
-    if gone == summary.total_read + summary.vanished:
+    is_done = not summary.remaining  # a group of scope history that has ended stands nowhere
+    gone = had - (0 if is_done else undelivered)
+    # what was pending for its own consumer was read too, but is not of these
+    if gone == summary.total_read + summary.vanished and not begun.has_own:
         return 0
     first, last = next_id(position), run.scope.boundary
     owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
     found = recorded.audited_ids(server).get(owner, set())
     known = {entry for entry in found if low <= id_key(entry) <= high}
-    passed = min(here.position, last, key=id_key)
+    passed = last if is_done else min(here.position, last, key=id_key)
     there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
     summary.passed_over = len(there - known)
     summary.vanished = max(0, gone - len(there | known))

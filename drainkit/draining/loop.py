@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -28,15 +27,13 @@ from ..errors import (
 from ..ids import id_key
 from ..late import pa
 from ..server import recorded, writing
-from ..server.connection import Server
-from ..server.scopes import Seen, look
-from ..server.topology import check_primary
-from ..server.writing import Batch, Committed, ForgottenError
+from ..server.scopes import look
+from ..server.writing import Batch, Committed, ReadAgainError
 from .reader import PAGE_ENTRIES, Reader, ReadRequest
 from .run import MAX_CLOCK_WAIT_SEC, Progress, Ready, Run, future_audit
 
 RECOVERY_WAITS_SEC = (0.1, 0.5, 1.0, 2.0, 4.0)
-MAX_LOOKS = 20  # in a row, at what is recorded, before a drain gives up
+MAX_LOOKS = 20  # in a row, at what is recorded and there, before a drain gives up
 ROUND_TRIPS = 8  # of so many commits the shortest counts
 CREDIT_US = 50_000  # a busy client makes up for so much delay of its turn
 HEARD_SEC = 5.0  # a drain that waits longer for its turn says that it is at work (commit.lua)
@@ -45,10 +42,6 @@ NEAR_SEC, LATE_SEC = 0.005, 0.002
 TURN_SEC = 0.02  # at most 50 turns a second: an even pace, and a server that is free in between
 LOST = "the server restarted or another took over, and may have lost the last moments"
 INTERRUPTED = "interrupted; run the same command again to go on"
-
-
-class ReadAgainError(DrainkitError):
-    """A batch was not committed and has to be read anew; what was sent after it, too."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +84,7 @@ class Loop:
         self._credit_us = 0  # a drain begins without
         self._refused: set[tuple[bytes, str]] = set()  # pending ids of owners, not taken
         self.changes: list[pa.Table] = []  # what was decided otherwise than planned
-        self._seen: Seen | None = ready.seen
-        # still so when new entries are read, unless others are drained before
-        is_first = run.scope.name == "undelivered" and not ready.seen.has_own
-        self._probed = ready.probed if is_first else None
+        self._ready: Ready | None = ready
 
     def run(self) -> None:
         """Drain until the scope, the budget or the patience with a broken server is exhausted."""
@@ -102,22 +92,24 @@ class Loop:
         while True:
             before = self._summary.total_read
             try:
+                if looks:  # the recorded set has to fit again
+                    scope = self._run.scope
+                    if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
+                        raise DrainkitError("; ".join(notes))
+                    self._wait()
                 self._drain()
+                if self._stopping.is_set():
+                    raise InterruptedRunError(INTERRUPTED)
                 read, most = self._summary.total_read, self._run.max_events
                 is_spent = most is not None and read >= most
                 if is_spent or self._reader.is_done(self._refused, progress=read > before):
                     return
                 # somebody of the same name was delivered entries meanwhile: they are ours as well
-            except (ReadAgainError, ForgottenError) as error:
+            except ReadAgainError:
                 self.finish()
-                looks = looks + 1 if self._summary.total_read == before else 0
-                if isinstance(error, ForgottenError):  # the recorded set has to fit again
-                    if looks > MAX_LOOKS:
-                        raise
-                    scope = self._run.scope
-                    if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
-                        raise DrainkitError("; ".join(notes)) from None
-                self._wait()
+                looks = 1 + (looks if self._summary.total_read == before else 0)
+                if looks > MAX_LOOKS:
+                    raise
             except (ConnectionLostError, ServerBusyError, SlotMovedError) as error:
                 if self._summary.total_read > before:
                     attempts = iter(RECOVERY_WAITS_SEC)
@@ -125,34 +117,44 @@ class Loop:
             self._reader.start_over()
 
     def _drain(self) -> None:
-        seen = self._seen or look(self._server, self._run.scope)
-        self._seen = None
+        ready, self._ready = self._ready, None
+        seen = ready.seen if ready else look(self._server, self._run.scope)
         if not self._summary.expected:
             self._run.count_first(seen)
         reader, name = self._reader, self._run.scope.name
         if seen.has_own or name == "pending":
             for batch in reader.pending(seen, self._room):
                 self._commit(batch)
-                self._settle_all()
+                while self._sent:
+                    self._take()
         if name != "pending":
-            reader.note(self._probed or self._probe(reader.counters), is_start=True)
-            self._probed = None
-            while (new := self._next()) is not None:
-                self._commit(new)
-            self._settle_all()
+            # what a first look found is still so, unless others were drained since
+            is_so = ready is not None and not seen.has_own and name == "undelivered"
+            start = ready.probed if ready and is_so else self._probe()
+            reader.note(start, is_start=True)
+            while True:
+                # what a turn is short of is lost, and in each second again
+                n = 1 if self._rate is None else self._room()
+                if reader.ask(self._room(of_turn=False), n):
+                    self._take()
+                elif (new := reader.batch(self._room())) is not None:
+                    self._commit(new)
+                elif self._sent:
+                    self._take()  # what a commit rejects leaves room again
+                elif not reader.ask(self._room(of_turn=False)):
+                    break
             # not the budget but the stream has ended: if it is still the one
             if self._room() > 0 and id_key(reader.position) < id_key(reader.bounds.boundary):
-                reader.note(self._probe(reader.counters), is_start=True)
-        if self._stopping.is_set():
-            raise InterruptedRunError(INTERRUPTED)
+                reader.note(self._probe(), is_start=True)
 
-    def _probe(self, counters: bytes) -> Committed:
+    def _probe(self) -> Committed:
         """A commit without records: refused if the stream or the group is not what it was.
 
         The drains at work learn of this one's throttle, and it of theirs.
         """
+        reader = self._reader
         reply = writing.probe(
-            self._server, self._reader.bounds, after=self._reader.position, counters=counters,
+            self._server, reader.bounds, after=reader.position, counters=reader.counters,
             audit_id=self.audit_id, rate=self._run.settings.throttle,
         )  # fmt: skip
         self._rate = reply.rate
@@ -181,22 +183,6 @@ class Loop:
         best = max(range((most + 1) // 2, most + 1), key=lambda n: (second // n * n, n))
         return min(room, PAGE_ENTRIES, best)
 
-    def _next(self) -> Batch | None:
-        """New entries, of the plan or as read; None: no more, or the budget is spent."""
-        reader = self._reader
-        if self._rate is not None:  # what a turn is short of is lost, and in each second again
-            while reader.lacks(n := self._room()) and reader.ask(self._room(of_turn=False), n):
-                self._take()
-        while (batch := reader.batch(self._room())) is None:
-            if not reader.is_asked:
-                # the budget was all in flight; what was rejected of that leaves room again
-                self._settle_all()
-                if self._room() < 1 or not reader.ask(self._room(of_turn=False)):
-                    return None
-            while reader.is_asked:
-                self._take()
-        return batch
-
     def _commit(self, batch: Batch) -> None:
         """Decide at this turn's moment and send; told to wait, decide anew at the next turn."""
         run, is_new = self._run, batch.owners is None
@@ -208,10 +194,12 @@ class Loop:
         while True:
             if self._rate is not None and not self._wait():
                 return  # interrupted: the batch stays as it is for the same command run again
-            now_us = self._server.clock.now_us()
+            now_us = self._server.clock_us()
             decisions = decide(events, run.policy, now_us if as_of_us is None else as_of_us)
             made = records(events, decisions, run.policy)
-            self._settle_all()  # as late as can be: until then the server has its commit to do
+            # as late as can be: until then the server has its commit to do
+            while self._sent and isinstance(self._sent[0], CommitRequest):
+                self._take()
             self._deadline = writing.send_commit(
                 self._server, self._reader.bounds, batch, made, drained_at=iso(now_us),
                 rate=run.settings.throttle, run_id=run.run_id, audit_id=self.audit_id,
@@ -233,57 +221,46 @@ class Loop:
             if self._stopping.wait(min(seconds, HEARD_SEC)):
                 return False
             if seconds > HEARD_SEC:
-                while self._reader.is_asked:
+                while self._sent:
                     self._take()
                 before = self._rate
-                if self._probe(b"").rate != before:  # a slower one came, or is gone: ask at once
+                if self._probe().rate != before:  # a slower one came, or is gone: ask at once
                     self._next_turn = 0.0
         return not self._stopping.is_set()
-
-    def _settle_all(self) -> None:
-        while self._sent and isinstance(self._sent[0], CommitRequest):
-            self._take()
 
     def _take(self, *, may_wait: bool = False) -> bool:
         """Take the oldest reply: a page, or a commit into the books; False if that has to wait.
 
         It settles its request, as an error too; a lost one does not.
         """
-        request = self._sent[0]
-        receive: Any = writing.receive_commit
-        if isinstance(request, ReadRequest):
-            receive = Server.receive
+        request = self._sent.popleft()
         try:
-            reply = receive(self._server)
-        except ConnectionLostError:
+            if isinstance(request, ReadRequest):
+                self._reader.put(request)
+                return True
+            reply = writing.receive_commit(self._server)
+        except (ConnectionLostError, KeyboardInterrupt):
+            self._sent.appendleft(request)
             raise
-        except DrainkitError:
-            self._sent.popleft()
-            raise
-        self._sent.popleft()
-        if isinstance(request, ReadRequest):
-            self._reader.put(request, reply)
-            return True
-        self._round_trips.append(time.monotonic() - request.sent_sec)
-        self._rate = reply.rate
-        if reply.done:
-            self.audit_id = reply.audit_id
         return self._settle(request, reply, may_wait=may_wait)
 
     def _settle(self, request: CommitRequest, reply: Committed, *, may_wait: bool) -> bool:
         """Take a commit's reply into the books; False if it has to wait."""
+        self._round_trips.append(time.monotonic() - request.sent_sec)
         # half a round trip brought the reply, and half a one will take the next request
         early_sec = min(self._round_trips)
         if early_sec > NEAR_SEC:
             early_sec -= LATE_SEC
         self._next_turn = time.monotonic() + reply.wait_us / 1e6 - early_sec
         rate, batch = reply.rate, request.batch
+        self._rate = rate
         if not reply.done:
             if reply.wait_us > max(MAX_CLOCK_WAIT_SEC, 2 / (rate or 1)) * 1e6:
                 raise DrainkitError(future_audit(reply.wait_us / 1e6))
             if not may_wait or rate is None or len(request.events) > max(1, rate / 5):
                 raise ReadAgainError("the batch has to wait, or to be smaller, and is read anew")
             return False
+        self.audit_id = reply.audit_id
         taken = reply.rejected | reply.had
         rows: np.ndarray | slice = slice(None)
         if taken:
@@ -327,7 +304,7 @@ class Loop:
         A network may deliver a request long after its connection broke; the books close after it.
         """
         if self._server.takeovers == self.takeovers:  # or it has the slot from it as it was
-            time.sleep(max(0.0, self._unknown_until - self._server.clock.now_us()) / 1e6)
+            time.sleep(max(0.0, self._unknown_until - self._server.clock_us()) / 1e6)
 
     def _recover(self, error: UnreachableError, attempts: Iterator[float]) -> None:
         """After a fault: look again. What is still undelivered or pending was not committed."""
@@ -340,7 +317,6 @@ class Loop:
                 self._server.reconnect()
                 if self._server.takeovers != self.takeovers:
                     raise UnreachableError(f"{LOST}; run the same command again to go on")
-                check_primary(self._server.info)
                 if self._server.info.replid != owner:  # deadlines were by the other one's clock
                     self.wait_out()
                 self._server.now_us()  # and its clock from now on

@@ -165,9 +165,8 @@ _SOURCES = {"planned": "as a dry run planned it", "outcome": "as the live run's 
 class Side:
     """One of the two runs, and what became of each event."""
 
-    path: str
-    run_id: str
-    source: str  # "planned": the decisions of a dry run; "outcome": the audit of a live run
+    about: Mapping[str, Any]  # path, run_id, number of events, and the source of their fates:
+    # "planned", the decisions of a dry run, or "outcome", the audit of a live run
     settings: Mapping[str, Any]  # of its plan, by dotted name
     fates: Mapping[str, str]  # action by entry id
 
@@ -201,7 +200,9 @@ def read_side(path: Path) -> Side:
                 f"{path / AUDIT} of a live run cannot be read; drainkit run --close completes it"
             ) from None
     ids, actions = (map(str, table[name].to_pylist()) for name in names)
-    return Side(str(path), run_id, source, settings, dict(zip(ids, actions, strict=True)))
+    fates = dict(zip(ids, actions, strict=True))
+    about = {"path": str(path), "run_id": run_id, "source": source, "events": len(fates)}
+    return Side(about, settings, fates)
 
 
 def compare(a: Side, b: Side) -> dict[str, Any]:
@@ -212,8 +213,8 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
     settings = {name: (a.settings.get(name), b.settings.get(name))
                 for name in {**a.settings, **b.settings}}  # fmt: skip
     return {
-        **{name: {"path": one.path, "run_id": one.run_id, "source": one.source,
-                  "events": len(one.fates)} for name, one in (("a", a), ("b", b))},
+        "a": a.about,
+        "b": b.about,
         "settings": [{"name": name, "a": one, "b": other}
                      for name, (one, other) in settings.items() if one != other],
         "in_both": sum(len(ids) for fates, ids in met.items() if None not in fates),

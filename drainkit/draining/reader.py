@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.events import Events, word_codes
 from ..core.policy import ACTIONS
-from ..core.reconciliation import PIECE, Feed, Straight
+from ..core.reconciliation import PIECE, Feed, Straight, ToDrain
 from ..core.values import RawEntry
 from ..errors import DrainkitError, RefusedError
 from ..ids import id_key
@@ -38,6 +38,8 @@ class ReadRequest:
 
     after: str
     counters: bytes
+    page: Callable[[], list[RawEntry]]  # waits for it
+    received: int  # Server.counted.received then: the page is among the bytes that come after
 
 
 class Reader:
@@ -59,27 +61,23 @@ class Reader:
         self._page: list[RawEntry] = []  # what was read, and is in no batch yet
         self._sizes: list[int] = []  # bytes of each; of small ones 1
         self._page_counters: list[bytes] = []  # the stream's, from before each was read
-        self.is_asked = False  # for a page
+        self._is_asked = False  # for a page
         self._cut = self._after = self.position  # up to here all is in batches; is read
-        self._recorded: Recorded | None = None
+        self._recorded = Recorded()  # for the group, as of the last start
         straight = run.to_drain.straight if run.to_drain else None
         self._columns = None if straight is None else _Columns(straight)
 
     def start_over(self) -> None:
-        """Forget what was read; what is recorded already is looked up anew."""
-        self._recorded = self._columns = None
-        self.is_asked = False
-        self._drop(len(self._page))
-
-    def _drop(self, n: int) -> None:
-        """Forget the first entries of what was read."""
-        self._page, self._sizes = self._page[n:], self._sizes[n:]
-        self._page_counters = self._page_counters[n:]
+        """Forget what was read."""
+        self._columns, self._is_asked = None, False
+        self._page, self._sizes, self._page_counters = [], [], []
 
     def note(self, found: Committed, *, is_start: bool = False) -> None:
         """Take over where a reply says that group and stream stand; a start is read on from there.
 
-        A group never goes back by itself; 6.2 has no counters to tell of a stream made anew.
+        A group never goes back by itself; 6.2 has no counters to tell of a stream made anew. What
+        is recorded is known as a whole: it was made so before the first commit, and each commit
+        looks at that.
         """
         here = id_key(found.position)
         if here < id_key(self.position):
@@ -87,16 +85,20 @@ class Reader:
         self.position, self.counters = found.position, found.counters
         if self._page and here > id_key(self._cut):
             # others were delivered what is next here
-            self._drop(sum(id_key(entry[0]) <= here for entry in self._page))
+            n = sum(id_key(entry[0]) <= here for entry in self._page)
+            del self._page[:n], self._sizes[:n], self._page_counters[:n]
             self._cut = self.position
         if is_start:
             self._cut = self._after = self.position
+            self._recorded = recorded.in_set(self._server, self.bounds.consumer_group)
 
     def pending(self, seen: Seen, room: Callable[[], int]) -> Iterator[Batch]:
         """What is pending already: first this consumer's own, then others' (scope pending)."""
         scope = self.bounds
         own = scopes.pending_rows(self._server, scope, own=True) if seen.has_own else iter(())
         sources: list[Iterator[tuple[bytes, str]]] = [chain.from_iterable(own)]
+        if self._to_drain:
+            self._recorded = recorded.in_set(self._server, scope.consumer_group)
         if scope.name == "pending":
             pages = scopes.pending_rows(self._server, scope, own=False)
             if self._to_drain:
@@ -111,11 +113,10 @@ class Reader:
                 if not chosen:
                     break
                 entries = reading.bodies(self._server, [row[0] for row in chosen])
-                self._count = min(
-                    2 * len(entries), BATCH_BYTES // max(map(reading.size_of, entries))
-                )
-                owners = [row[1] for row in chosen]
-                yield Batch(entries, owners=owners, planned=self._planned(entries))
+                largest = max(map(reading.size_of, entries))
+                self._count = min(2 * len(entries), BATCH_BYTES // largest)
+                planned = self._planned(self._to_drain, entries) if self._to_drain else None
+                yield Batch(entries, owners=[row[1] for row in chosen], planned=planned)
 
     def is_done(self, refused: Collection[tuple[bytes, str]], *, progress: bool) -> bool:
         """Whether nothing is left to do; raises if something is that could not be done.
@@ -124,9 +125,8 @@ class Reader:
         """
         # as far as a plan goes: what it leaves alone would be waited for forever
         scope = self.bounds
-        if look(self._server, self._scope).has_own and any(
-            scopes.pending_rows(self._server, scope, own=True)
-        ):
+        has_own = look(self._server, self._scope).has_own
+        if has_own and any(scopes.pending_rows(self._server, scope, own=True)):
             return False
         if scope.name != "pending" or not refused:
             return True
@@ -138,38 +138,39 @@ class Reader:
             )
         return not left
 
-    def lacks(self, n: int) -> bool:
-        """Whether fewer than `n` entries were read, and one batch could hold more."""
-        is_full = len(self._page) >= n or sum(self._sizes) >= BATCH_BYTES
-        return self._columns is None and not is_full
-
     def ask(self, budget: int, n: int = 1) -> bool:
-        """Have `n` entries there, or a page on its way; False if there are no more."""
-        if self.is_asked or not self.lacks(n):
-            return True
+        """Unless `n` entries are there, or all that a batch holds: have a page on its way.
+
+        Whether one is that has to be waited for.
+        """
+        is_full = len(self._page) >= n or sum(self._sizes) >= BATCH_BYTES
+        if is_full or self._is_asked or self._columns is not None:
+            return self._is_asked and not is_full
         budget -= len(self._page)
         # where another drain went meanwhile this one need not read any more
         after = max(self._after, self.position, key=id_key)
         if budget < 1 or id_key(after) >= id_key(self.bounds.boundary):
             return False
         count = max(1, min(PAGE_ENTRIES, self._count))
-        if not self._known().touches(after, self.bounds.boundary):  # else some count for nothing
+        if not self._recorded.touches(after, self.bounds.boundary):  # else some count for nothing
             count = min(count, budget)
-        reading.send_page(self._server, after, self.bounds.boundary, count)
-        self._requests.append(ReadRequest(after, self.counters))
-        self.is_asked = True
+        page = reading.ask_page(self._server, after, self.bounds.boundary, count)
+        received = self._server.counted.received
+        self._requests.append(ReadRequest(after, self.counters, page, received))
+        self._is_asked = True
         return True
 
-    def put(self, request: ReadRequest, page: list[RawEntry]) -> None:
-        """The page that was asked for; it follows on what is left of the one before."""
-        self.is_asked = False
+    def put(self, request: ReadRequest) -> None:
+        """Wait for the page that was asked for; it follows on what is left of the one before."""
+        page = request.page()
+        self._is_asked = False
         if not page:
             self._after = self.bounds.boundary  # no more
             return
         if not self._page:
             self._cut = request.after
-        total = sum(map(len, chain.from_iterable(entry[1] or () for entry in page)))
-        is_small = total <= SMALL_PAGE_BYTES  # which of them are large does not matter then
+        # of a small page it does not matter which of its entries are large
+        is_small = self._server.counted.received - request.received <= SMALL_PAGE_BYTES
         sizes = [1] * len(page) if is_small else [*map(reading.size_of, page)]
         self._page, self._sizes = self._page + page, self._sizes + sizes
         self._page_counters = self._page_counters + [request.counters] * len(page)
@@ -183,43 +184,34 @@ class Reader:
         if self._columns is not None:
             # a commit would look by itself which are there, but each of them: that takes long
             is_so = self.counters.split()[1:] == self._columns.counters.split()[1:]
-            is_so = is_so and not self._known().touches(self.position, self.bounds.boundary)
+            is_so = is_so and not self._recorded.touches(self.position, self.bounds.boundary)
             if is_so and (found := self._columns.take(room)) is not None:
                 self._cut = self._after = self._columns.after
                 return found
             self._columns = None  # no more, or otherwise than when they were looked at
         if not self._page:
             return None
-        page, known = self._page, self._known()
+        page, known = self._page, self._recorded
         if known.touches(text(page[0][0]), text(page[-1][0])):
             fresh = [at for at, entry in enumerate(page) if not known.has(entry[0])]
             room = fresh[room] if len(fresh) > room else len(page)
         if sum(self._sizes) > BATCH_BYTES:
             room = min(room, sum(total <= BATCH_BYTES for total in accumulate(self._sizes)))
         entries, counters = page[: max(1, room)], self._page_counters[0]
-        self._drop(len(entries))
+        n = len(entries)
+        del self._page[:n], self._sizes[:n], self._page_counters[:n]
         after, self._cut = self._cut, text(entries[-1][0])
-        return Batch(entries, after, counters, planned=self._planned(entries))
+        planned = self._planned(self._to_drain, entries) if self._to_drain else None
+        return Batch(entries, after, counters, planned=planned)
 
-    def _known(self) -> Recorded:
-        """What is recorded already for the group; looked up when it is first needed.
-
-        The set is whole: it was made so before the first commit, and each commit looks at that.
-        """
-        if self._recorded is None:
-            self._recorded = recorded.in_set(self._server, self.bounds.consumer_group)
-        return self._recorded
-
-    def _planned(self, page: Sequence[RawEntry]) -> np.ndarray | None:
+    def _planned(self, plan: ToDrain, page: Sequence[RawEntry]) -> np.ndarray:
         """The plan's actions for the entries (codes); -1 for one that has its record already."""
-        if self._to_drain is None:
-            return None
-        entries, ids = self._to_drain.entries, [entry[0] for entry in page]
-        rows = entries.find(ids)
+        ids = [entry[0] for entry in page]
+        rows = plan.entries.find(ids)
         for row in np.flatnonzero(rows < 0).tolist():
-            if not self._known().has(ids[row]):
+            if not self._recorded.has(ids[row]):
                 raise RefusedError(f"entry {text(ids[row])} is not in the plan; make a new one")
-        return np.where(rows < 0, -1, np.append(entries.actions, 0)[rows].astype(np.int64))
+        return np.where(rows < 0, -1, np.append(plan.entries.actions, 0)[rows].astype(np.int64))
 
 
 class _Columns:
@@ -227,11 +219,10 @@ class _Columns:
 
     def __init__(self, straight: Straight) -> None:
         self.counters = straight.counters
-        self._sizes = straight.sizes
         self._feed = Feed(straight.blocks())
         self._events: Events | None = None  # a piece of the plan, from which batches are cut
         self._actions = np.zeros(0, np.int64)
-        self._at = self._row = 0  # in the piece; in the plan
+        self._at = 0  # in the piece
         self.after = straight.after  # up to here they were taken
 
     def take(self, room: int) -> Batch | None:
@@ -242,11 +233,8 @@ class _Columns:
                 return None
             self._events, self._at = Events.from_arrow(table), 0
             self._actions = word_codes(table["action"], ACTIONS)[0]
-        sums = np.cumsum(self._sizes[self._row : self._row + min(room, PAGE_ENTRIES)])
-        n = max(1, int(np.searchsorted(sums, BATCH_BYTES, side="right")))
-        part = slice(self._at, self._at + n)
+        part = slice(self._at, self._at + min(room, PAGE_ENTRIES))
         events, after = self._events.part(part), self.after
         self._at += len(events)
-        self._row += len(events)
         self.after = text(events.ids[-1])
         return Batch([], after, self.counters, planned=self._actions[part], events=events)

@@ -31,13 +31,14 @@ from ..server.keys import Scope
 from ..server.ledger import check_owner, run_tables
 from ..server.reading import ACTIVE_MS
 from ..server.scopes import Seen, look
-from ..server.topology import check_primary
+from ..server.topology import REPLICA
 from ..server.writing import Committed
 from ..settings import Settings
 from .plan_files import PlanFile
 
 Progress = Callable[[Summary], None]
 MAX_CLOCK_WAIT_SEC = 60.0
+LARGE_BYTES = 16 << 10  # of smaller entries a batch (reader.PAGE_ENTRIES) never holds too much
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Run:
         digest = self.planned.plan.digest if self.planned else None
         self.summary = Summary.opened(
             self.settings, run_id=self.run_id, boundary=self.scope.boundary, plan_digest=digest,
-            now_us=self.server.clock.now_us(), approvers=self.approvers,
+            now_us=self.server.clock_us(), approvers=self.approvers,
         )  # fmt: skip
         return self.summary
 
@@ -86,11 +87,9 @@ class Run:
         if here.name != "pending" and self.opening is None:
             first, last = next_id(here.position), here.boundary
             self.opening = here.position, count(self.server, seen.info, first, last)[0]
-        if self.opening is None or here.name == "history":  # it comes upon what is recorded already
+        entries = self.opening[1] if self.opening else 0
+        if here.name != "undelivered" or seen.has_own:  # some may be recorded, or be counted twice
             entries = scopes.left(self.server, here, seen).fresh
-        else:
-            own = scopes.pending_rows(self.server, here, own=True) if seen.has_own else ()
-            entries = self.opening[1] + sum(map(len, own))
         self.summary.expected = min(entries, self.max_events or entries)
 
     def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:
@@ -103,16 +102,10 @@ class Run:
         self.summary.remaining, self.summary.pending_own = left.fresh, left.own
         return scope, left.undelivered
 
-    def close(self, failure: DrainkitError | None) -> Summary:
-        """Close, once what is left was counted; entries pending for the drain are a failure."""
-        summary = self.summary
-        exhausted = self.max_events is None or summary.total_read < self.max_events
-        if failure is None and summary.mode == "live" and exhausted and summary.pending_own:
-            failure = DrainkitError(
-                f"the books do not balance: {summary.pending_own} entries are still pending for "
-                f"{self.scope.consumer}; run the same command again"
-            )
-        return summary.close(failure, self.server.clock.now_us())
+    def close(self) -> Summary:
+        """Close the books of a dry run, once what is left was counted."""
+        self.count_left()
+        return self.summary.close(None, self.server.clock_us())
 
 
 @contextmanager
@@ -137,9 +130,12 @@ def resolve(
     id now. With a plan the run drains exactly the plan's entries; whatever differs is refused, and
     the message names it (the contract, section 7).
     """
-    settings = scopes.at_now(server, settings)
+    if settings.until or settings.from_:
+        settings = scopes.at_now(server, settings)
     scope = scopes.open_scope(server, settings, boundary=boundary)
-    allowed = scopes.allowlist(server, settings)
+    allowed = settings.symbols
+    if isinstance(allowed, bytes):
+        allowed = scopes.allowlist(server, allowed)
     policy, now_us = Policy(settings.max_age_min, allowed, settings.min_conf), server.now_us()
     run_id = run_id or new_run_id(settings.mode, now_us)
     run = Run(server, settings, scope, policy, run_id, settings.max_events, planned)
@@ -158,17 +154,18 @@ def _take_plan(run: Run, planned: PlanFile) -> None:
     if found := differences(plan, policy=run.policy, **asked):
         raise RefusedError("the plan is for something else: " + "; ".join(found))
     done = done_of_plan(run)
-    moved = run.scope.group_position != plan.position
-    here, last = run.scope.group_position, plan.last_id or plan.position
+    ends = {"group": (plan.position, run.scope.group_position)}
     if run.scope.name == "history":
-        here = run.scope.position
-        moved = moved or here != plan.history_position
+        ends["history group"] = plan.history_position or "none", run.scope.position
     # a run of this plan that died has moved the position itself, at most to the plan's last entry
-    if moved and not (len(done) and id_key(here) <= id_key(last)):
-        raise RefusedError(
-            f"the group's position moved since the plan was made: from {plan.position} to "
-            f"{run.scope.group_position}; make a new plan"
-        )
+    last = plan.last_id or plan.position
+    is_resumed = len(done) and id_key(run.scope.position) <= id_key(last)
+    for name, (then, now) in ends.items():
+        if then != now and not is_resumed:
+            raise RefusedError(
+                f"the {name}'s position moved since the plan was made: from {then} to {now}; "
+                "make a new plan"
+            )
     run.scope = replace(run.scope, boundary=plan.boundary_id)
     if not len(done) and (straight := look_straight(run, planned)):
         load = partial(_entries, planned)
@@ -192,29 +189,28 @@ def look_straight(run: Run, planned: PlanFile) -> Straight | None:
     """Look at all entries of the plan by one read: whether they are as the plan says, to the byte.
 
     None where something is otherwise (entries are missing, changed, pending already, or between
-    those of the plan), or where the server does not count what is deleted (6.2): then each has to
-    be looked at, and read again to be drained.
+    those of the plan), where entries are large, or where the server does not count what is deleted
+    (6.2): then each has to be looked at, and read again to be drained.
     """
     server, scope, decoder = run.server, run.scope, Decoder(run.settings.fields)
-    counters = reading.stream_info(server).counters  # before the first is read
-    if scope.name == "pending" or not counters:
+    info = reading.stream_info(server)  # before the first is read
+    if scope.name == "pending" or info.gone is None:
         return None
     rows, last = Feed(planned.blocks()), planned.plan.last_id or scope.position
-    sizes: list[np.ndarray] = []
     first = next_id(scope.position)
     with closing(reading.pages(server, server.stream, first, last, ahead=True)) as pages:
         for page in pages:
             part = rows.take(len(page))
-            if part is None or len(part) != len(page):
+            is_large = max(map(reading.size_of, page)) > LARGE_BYTES
+            if part is None or len(part) != len(page) or is_large:
                 return None
             if not fits(part, decoder.decode(page), payload_hashes(page)):
                 return None
-            sizes.append(np.array([reading.size_of(entry) for entry in page], np.int32))
             del page, part  # or two pages would be in memory
     if rows.take(1) is not None:
         return None
-    found = np.concatenate([*sizes, np.zeros(0, np.int32)])
-    return Straight(scope.position, counters, planned.blocks, found)
+    counters = b"%d %d" % (info.length + info.gone, info.gone)  # as commit.lua has them
+    return Straight(scope.position, counters, planned.blocks)
 
 
 @collection_paused()
@@ -224,8 +220,8 @@ def _check_entries(run: Run, entries: Entries, *, resumed: bool) -> np.ndarray:
     These were trimmed from the front, as a capped stream does all the time; or they vanished under
     an earlier run of this plan, which has passed them.
     """
-    there, left, odd = np.zeros(len(entries), dtype=bool), len(entries), []
-    for page in scopes.scope_entries(run.server, run.scope) if left else ():
+    there, odd = np.zeros(len(entries), dtype=bool), []
+    for page in scopes.scope_entries(run.server, run.scope) if len(entries) else ():
         rows = entries.find([entry[0] for entry in page])
         chosen = np.flatnonzero(rows >= 0)
         rows = rows[chosen]
@@ -233,11 +229,10 @@ def _check_entries(run: Run, entries: Entries, *, resumed: bool) -> np.ndarray:
         if not found.equals(planned := entries.hashes.take(rows)):
             pairs = zip(chosen.tolist(), found.to_pylist(), planned.to_pylist(), strict=True)
             odd += [page[i] for i, now, then in pairs if now != then]
-        left -= len(rows) - int(there[rows].sum())
         there[rows] = True
-        if not left:
+        if there.all():
             break
-    if not left and not odd:
+    if there.all() and not odd:
         return there
     first_id = reading.stream_info(run.server).first_id
     passed = id_key(run.scope.position) if resumed else (0, 0)
@@ -299,7 +294,8 @@ def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) 
 def check(run: Run) -> Seen:
     """What can be known without a trace before a drain; refuses with what to do."""
     server, keys, scope = run.server, run.server.keys, run.scope
-    check_primary(server.info)
+    if server.info.role != "master":
+        raise RefusedError(REPLICA)
     if run.settings.approval is not None and run.planned is None:
         raise RefusedError(
             "drainkit.toml asks for approvals, and there is no plan that others could have "
@@ -314,9 +310,12 @@ def check(run: Run) -> Seen:
         if (kind := seen.kinds[key]) not in (right, "none"):
             advice = " or choose another --audit-stream" if key == keys.audit else ""
             raise RefusedError(f"{text(key)} is a {kind}, not a {right}; rename it{advice}")
-    check_owner(server, seen.audit, seen.audit_known)
-    scopes.check_room(server, scope, run.max_events, seen.memory)
-    ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - server.clock.now_us() / 1e6
+    # where a commit of this stream was the last, the audit is its own
+    if seen.audit.length and id_key(seen.audit.boundary_id) > id_key(seen.audit_known):
+        check_owner(server)
+    if seen.free is not None:
+        scopes.check_room(server, scope, run.max_events, seen.free)
+    ahead_sec = id_key(seen.audit.boundary_id)[0] / 1000 - server.clock_us() / 1e6
     if ahead_sec > MAX_CLOCK_WAIT_SEC:
         raise DrainkitError(future_audit(ahead_sec))
     if scope.name == "undelivered" and not run.settings.allow_active_consumers:

@@ -23,7 +23,7 @@ from ..core.summary import RUN_ID
 from ..errors import DrainkitError, UsageError
 from ..safe import keep_secret, one_line, secret_words
 from ..settings.kinds import is_url, store_problem
-from .seal import CHAIN, STATEMENT, SUMS, Link, key_of, newest, parse, plain_files, seal
+from .seal import CHAIN, STATEMENT, Link, key_of, newest, parse, plain_files, seal
 
 SPOOL = "drainkit-spool"  # in the folder where the run was started
 MARKER = ".drainkit"
@@ -70,12 +70,10 @@ class Store:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless there is one of this name; whether it was written."""
-        try:
-            with self._told():
-                self._fs.pipe_file(f"{self._root}/{name}", data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        with self._told(), suppress(FileExistsError):
+            self._fs.pipe_file(f"{self._root}/{name}", data, mode="create")
+            return True
+        return False
 
     def put(self, path: Path, name: str) -> None:
         """Copy a file to where nothing is; FileExistsError for any other place."""
@@ -171,8 +169,7 @@ class Reports:
         try:
             if self._failure is not None:
                 raise self._failure
-            for path in sorted(plain_files(run_dir), key=lambda p: (p.name == STATEMENT,
-                                                                    p.name == SUMS)):  # fmt: skip
+            for path in sorted(plain_files(run_dir), key=lambda path: path.name == STATEMENT):
                 self._store.put(path, f"{run_dir.name}/{path.name}")
         except (DrainkitError, OSError) as error:
             raise DrainkitError(

@@ -22,7 +22,7 @@ from ..core.summary import RUN_ID
 from ..errors import RefusedError, UsageError
 from ..files import file_sha256, read_plain, write_text
 from ..safe import one_line, text
-from ..server import ledger
+from ..server import ledger, reading
 from ..server.connection import Server
 from ..server.ledger import OfRun, Sealed, Start
 from ..settings import build
@@ -144,12 +144,11 @@ def _of_chain(reports_dir: Path, runs: Sequence[Examined]) -> Iterator[str]:
 
 def _read_checkpoint(path: Path) -> tuple[int, str]:
     """How many runs there were, and the newest one's digest; no run where there is no file."""
-    try:
-        found = _CHECKPOINT.fullmatch(read_plain(path.resolve()).decode("ascii"))
-    except FileNotFoundError:
+    if not path.exists():
         return 0, ""
-    except (OSError, ValueError):
-        found = None
+    found = None
+    with suppress(OSError, ValueError):
+        found = _CHECKPOINT.fullmatch(read_plain(path.resolve()).decode("ascii"))
     if found is None:
         raise UsageError(f"--checkpoint {path} is not a drainkit checkpoint")
     return int(found[1]), found[2]
@@ -202,7 +201,7 @@ class Ledgers:
                     if isinstance(entry, OfRun):
                         found.entries.setdefault(entry.run_id, []).append(entry)
                         found.stream_of.setdefault(entry.run_id, text(server.stream))
-                if lost := ledger.lost(server):
+                if lost := reading.stream_info(server, server.keys.runs).gone:
                     found.odd.append(
                         f"changed: the run ledger of {name} lacks {lost:,} of the entries that it "
                         "had: it was trimmed, or they were deleted"
@@ -330,15 +329,11 @@ def page(found: Sequence[Mapping[str, Any]], place: str, path: Path) -> str:
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__, ""), autoescape=True)
-    shown = [{"link": _link(run, path), "cells": row(run), "seal": run["seal"]} for run in found]
+    here, shown = path.resolve().parent, []
+    for run in found:
+        report = f"{run['evidence']}/report.html"  # of a run without evidence there is none
+        is_there = run["seal"] != "archived" if is_url(report) else Path(report).is_file()
+        link = report if is_url(report) else urllib.parse.quote(os.path.relpath(report, here))
+        shown.append({"link": link if is_there else None, "cells": row(run), "seal": run["seal"]})
     template = environment.get_template("runs.html.j2")
     return str(template.render(place=one_line(place), names=list(row({})), runs=shown))
-
-
-def _link(run: Mapping[str, Any], page_path: Path) -> str | None:
-    """From the page to the run's report; None where there is none."""
-    report = f"{run['evidence']}/report.html"
-    if is_url(report):
-        return None if run["seal"] == "archived" else report
-    here = page_path.resolve().parent
-    return urllib.parse.quote(os.path.relpath(report, here)) if Path(report).is_file() else None

@@ -24,10 +24,10 @@ from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
 from ..core.values import INVALID_REASONS, NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
 from ..errors import RefusedError, UsageError
-from ..ids import FIRST_ID, id_key, is_id, next_id
+from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..late import collection_paused, pa, pc, pd
 from ..safe import one_line, text
-from ..server import counting, ledger, reading, scopes
+from ..server import counting, reading, scopes
 from ..server.connection import Server
 from ..settings import Fields, Settings, load
 
@@ -49,7 +49,10 @@ class Lens:
     def of(cls, server: Server, settings: Settings) -> Lens:
         """As the settings and the server say now; the allowlist is read once."""
         at_us = server.now_us() if settings.as_of_us is None else settings.as_of_us
-        policy = Policy(settings.max_age_min, scopes.allowlist(server, settings), settings.min_conf)
+        allowed = settings.symbols
+        if isinstance(allowed, bytes):
+            allowed = scopes.allowlist(server, allowed)
+        policy = Policy(settings.max_age_min, allowed, settings.min_conf)
         return cls(settings.fields, policy, at_us)
 
 
@@ -95,11 +98,7 @@ def show(
         one = judged(events, decide(events, policy, now_us), policy)
         if entry[1] is not None:
             one["fields"] = [*map(list, zip(parts[::2], parts[1::2], strict=True))]
-        # JSON can hold numbers that JSON cannot write again: as text each can be shown
-        one["places"] = [
-            vars(p) | {"raw": text(p.raw) if isinstance(p.raw, bytes) else repr(p.raw)}
-            for p in places(settings.fields, entry, events)
-        ]
+        one["places"] = places(settings.fields, entry, events)
         found.append(one | {"audit": {"searched": searched, "records": mine}})
     return found
 
@@ -155,7 +154,8 @@ def _audited(
     first = f"{max(0, int(times.min()) // 1000 - 60_000)}-0"
     records: dict[bytes, list[dict[str, Any]]] = {entry_id: [] for entry_id in wanted}
     searched, ids = 0, pa.array([entry_id.decode() for entry_id in wanted])
-    for page in ledger.audit_pages(server, FIRST_ID if (times == NO_TIME).any() else first):
+    first = FIRST_ID if (times == NO_TIME).any() else first
+    for page in reading.pages(server, server.keys.audit, first, LAST_ID):
         searched += len(page)
         table = audit_table(page)
         for record in table.filter(pc.is_in(table["original_id"], value_set=ids)).to_pylist():

@@ -24,7 +24,7 @@ from ..safe import text
 from ..server import counting, ledger, reading, writing
 from ..server.connection import Server
 from ..server.reading import Consumer
-from ..server.topology import check_primary
+from ..server.topology import REPLICA
 
 BATCH_CONSUMERS = 500  # removed in one step: 4 ms of the server
 TRIM_ENTRIES = 1000
@@ -42,7 +42,7 @@ class DeadConsumer(Consumer):
 
 def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[DeadConsumer]:
     """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
-    reading.position_of(server, group)
+    reading.positions(server, wanted=group)
     return [
         DeadConsumer(**vars(c), why_kept=_why_kept("pending", c.pending) if c.pending else "")
         for c in reading.consumers(server, group)
@@ -69,7 +69,8 @@ def remove_consumers(
     before; what is pending is looked up in the removing step in any case. The ledger gets what was
     removed, with the operator, also if `stopping` or an error ends it.
     """
-    check_primary(server.info)
+    if server.info.role != "master":
+        raise RefusedError(REPLICA)
     ledger.check(server)
     idle_ms: dict[str, int] = {c.name: c.idle_ms for c in reading.consumers(server, group)}
     is_listed = len(idle_ms) > writing.MAX_LISTED
@@ -162,7 +163,7 @@ def trim_plan(
     """
     info, groups = reading.stream_info(server), reading.positions(server)
     if not groups and not without_groups:
-        raise RefusedError(writing.TRIM_REFUSALS["no_groups"])
+        raise RefusedError(writing.REFUSALS["no_groups"])
     floors: dict[str, tuple[str, str]] = {}  # by group the first id that it still needs, and why
     for name, group in groups.items():
         after = next_id(group.position)
@@ -202,7 +203,8 @@ def trim(
     what was removed, and the operator, also if `stopping` or an error ends it early. What was
     archived and not removed is then in both places.
     """
-    check_primary(server.info)
+    if server.info.role != "master":
+        raise RefusedError(REPLICA)
     ledger.check(server)
     if plan.groups > writing.MAX_LISTED:
         raise RefusedError(writing.REFUSALS["many_groups"].format(writing.MAX_LISTED))

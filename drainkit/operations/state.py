@@ -88,7 +88,7 @@ def read_state(
         "stream": vars(info),
         "groups": [_of_group(server, info, group, decoder, now_us, oldest) for group in groups],
         "stop": switch and vars(switch),
-        "audit_entries": reading.length_of(server, server.keys.audit),
+        "audit_entries": reading.stream_info(server, server.keys.audit).length,
         "audit_by_action": ledger.audit_counts(server) if audits else None,
     }
 
@@ -334,7 +334,7 @@ def running_drains(server: Server) -> list[RunningDrain]:
             open_runs[entry.consumer_group, entry.consumer] = entry
         elif isinstance(entry, ledger.End):
             open_runs.pop((entry.consumer_group, entry.consumer), None)
-    done = ledger.run_counts(server, {start.run_id for start in open_runs.values()}, "run_id")
+    done = ledger.run_counts(server, {start.run_id for start in open_runs.values()})
     found = []
     for start in open_runs.values():
         with suppress(ValueError, ArithmeticError):  # anybody can have written a value there
@@ -349,7 +349,8 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
         left = sum(start.scope == "pending" or row[1] == start.consumer
                    for page in pending for row in page)  # fmt: skip
         if start.scope != "pending":
-            left += counting.count_between(server, next_id(group.position), start.boundary_id)
+            info, first = reading.stream_info(server), next_id(group.position)
+            left += counting.count(server, info, first, start.boundary_id)[0]
         own = [c.idle_ms for c in reading.consumers(server, group.name) if c.name == start.consumer]
         silent_ms = min(own, default=math.inf)
     if start.max_events is not None:

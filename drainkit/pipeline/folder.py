@@ -28,7 +28,7 @@ from ..errors import DrainkitError, InterruptedRunError, RefusedError, Unreachab
 from ..evidence import seal
 from ..evidence.examined import examine
 from ..evidence.remote import Reports, reports_at
-from ..evidence.seal import RUN_JSON, STATEMENT, read_or, shown
+from ..evidence.seal import RUN_JSON, STATEMENT, read_or
 from ..operations.state import baseline
 from ..safe import one_line, secret_words, strike
 from ..server import ledger, scopes, writing
@@ -82,7 +82,7 @@ class RunFolder:
                 summary.remaining = scopes.left(self.server, scope).fresh
         except DrainkitError as error:
             failure = failure or error
-        summary.close(failure, run.server.clock.now_us())
+        summary.close(failure, run.server.clock_us())
         summary.started_at = started_at
         return self.write_up(summary)
 
@@ -101,7 +101,17 @@ class RunFolder:
             if "error" in result:
                 result["error"] = strike(result["error"], seal.secret_of(folder, words))
             files.write_json(folder / RUN_JSON, result)
-            self._complete(summary, renew=bool(closed_at))
+            after, audit = folder / "after.json", folder / "audit.parquet"
+            with suppress(UnreachableError):  # what 04 writes, where it did not come to that
+                if self.server.connected and not after.exists():
+                    files.write_json(after, baseline(self.server))
+                if self.server.connected and (closed_at or not audit.exists()):
+                    runs = {summary.run_id} if summary.mode == "live" else set()
+                    with files.table_writer(audit, audit_schema()) as write:
+                        for part in ledger.run_tables(self.server, runs):
+                            write(part)
+            if closed_at or not (folder / report.VERDICTS).exists():
+                report.write_verdicts(folder)
             files.write_text(folder / "report.html", report.build(folder))
             digest = self.reports.seal(
                 folder, run=result, secret_words=words,
@@ -126,20 +136,6 @@ class RunFolder:
         if folder.exists():  # else it was copied to where `evidence` says
             result["evidence"] = str(folder)
         return result
-
-    def _complete(self, summary: Summary, *, renew: bool) -> None:
-        """The files that 04 writes, where it did not come to that; without a server only some."""
-        after, audit = (self.path / name for name in ("after.json", "audit.parquet"))
-        with suppress(UnreachableError):
-            if self.server.connected and not after.exists():
-                files.write_json(after, baseline(self.server))
-            if self.server.connected and (renew or not audit.exists()):
-                runs = {summary.run_id} if summary.mode == "live" else set()
-                with files.table_writer(audit, audit_schema()) as write:
-                    for part in ledger.run_tables(self.server, runs):
-                        write(part)
-        if renew or not (self.path / report.VERDICTS).exists():
-            report.write_verdicts(self.path)
 
     def tell_ledger(self, result: dict[str, Any], digest: str) -> None:
         """The ledger's entry of a live run's evidence; a failure is told in the result."""
@@ -259,12 +255,9 @@ def _finish_seal(this: RunFolder, books: Mapping[str, Any]) -> dict[str, Any]:
     if found.findings:
         raise RefusedError(f"{name} was sealed and changed since: {found.findings[0]}")
     run: dict[str, Any] = read_or(this.path / RUN_JSON, {})
-    for key in ("total_read", *ACTIONS, "operator", "approvers", "plan_digest") if books else ():
-        if (run.get(key) or None) != (books.get(key) or None):
-            raise RefusedError(
-                f"{name} is sealed with {key} {shown(run.get(key), 60)}, "
-                f"ledger and audit have {shown(books.get(key), 60)}"
-            )
+    keys = ("total_read", *ACTIONS, "operator", "approvers", "plan_digest") if books else ()
+    if odd := [key for key in keys if (run.get(key) or None) != (books.get(key) or None)]:
+        raise RefusedError(f"{name} is sealed with another {odd[0]} than ledger and audit have")
     chain = this.path.parent / seal.CHAIN
     with seal.locked(chain.parent):
         named, last = read_or(chain, None, seal.Link), seal.newest_in(chain.parent)

@@ -130,8 +130,8 @@ class Kernels:
                     with suppress(RuntimeError, OSError):  # a kernel that died needs none
                         run_sync(manager.signal_kernel)(signal.SIGUSR1)
                 else:  # it changes nothing on the server; its output is not needed
-                    self.end(manager)
-        self.end(manager)
+                    run_sync(manager.shutdown_kernel)(now=True)
+        run_sync(manager.shutdown_kernel)(now=True)  # its notebook is saved, its files are written
         problem, error = _what_failed(out), running.exception()
         if not problem and error:
             problem = one_line(str(error) or type(error).__name__)
@@ -142,10 +142,6 @@ class Kernels:
         if problem:  # the reports folder may have gone away under the run
             cause = DrainkitError if issubclass(cause, UnwritableError) else cause
             raise cause(f"{template.stem} failed: {message or problem}")
-
-    def end(self, manager: Any) -> None:
-        """Shut a kernel down at once: its notebook is saved, its files are written."""
-        run_sync(manager.shutdown_kernel)(now=True)
 
 
 class _Provisioner(LocalProvisioner):

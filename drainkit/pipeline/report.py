@@ -43,11 +43,15 @@ def build(folder: Path) -> str:
         is_text = isinstance(value, str) and not isinstance(value, Markup)
         return one_line(value, MAX_TEXT) if is_text else "" if value is None else value
 
+    def number(value: Any) -> str:
+        known = f"{value:,}" if isinstance(value, int) else str(value)
+        return "unknown" if value is None else known
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(n=_number, share=share)
+    environment.filters.update(n=number, share=share)
     names = {"run": RUN_JSON, "plan": "plan.json", "before": "baseline.json", "after": "after.json"}
     told: dict[str, Any] = {key: read_or(folder / name, {}) for key, name in names.items()}
     figures, analysed = _figures(folder)
@@ -59,13 +63,6 @@ def build(folder: Path) -> str:
         most=MAX_GROUPS, group_of=group_of, own_pending=own_pending, quote=shlex.quote,
         entries_words=entries_words, approvers_words=approvers_words, keeping_words=keeping_words,
     )  # fmt: skip
-
-
-def _number(value: Any) -> str:
-    """A number as a reader writes it; None is "unknown"."""
-    if value is None:
-        return "unknown"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _figures(folder: Path) -> tuple[dict[str, list[Any]], Json]:

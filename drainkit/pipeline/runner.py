@@ -28,12 +28,19 @@ from ..core.policy import ACTIONS
 from ..draining import dry
 from ..draining.plan_files import PlanFile
 from ..draining.run import Run, preflight, resolve
-from ..errors import DrainkitError, InterruptedRunError, RefusedError, UsageError
+from ..errors import (
+    DrainkitError,
+    InterruptedRunError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from ..evidence.remote import reports_at
 from ..evidence.seal import locked
 from ..late import give_back_buffers
 from ..operations import checks
 from ..operations.state import baseline
+from ..safe import one_line
 from ..server import reading
 from ..server.connection import Server
 from ..settings import NOTEBOOK, Settings, build, config_variable, kernel_variables, shown
@@ -155,24 +162,27 @@ def outcome_of(stream: str, result: Mapping[str, Any] | Exception) -> Outcome:
     return {"error": None, **result, "stream": stream}
 
 
-def streams_of(server: Server, settings: Settings, pattern: str) -> list[str]:
+def streams_of(server: Server, settings: Settings, pattern: str) -> tuple[list[str], list[Outcome]]:
     """The pattern's streams that have the consumer group; RefusedError where there is none.
 
-    What cannot be asked (a node that hangs), or cannot be given as a parameter (a name that is not
-    UTF-8), is an error: no stream that waits to be drained is left out in silence.
+    With them, for what could not be asked (a node that hangs), how that ended: it stops no other.
+    A name that is not UTF-8 cannot be given as a parameter, and is refused too: no stream that
+    waits to be drained is left out in silence.
     """
-    found: list[str] = []
+    found, ended = list[str](), list[Outcome]()
     for name, one in checks.streams(server, settings, pattern):
-        if isinstance(one, DrainkitError):
-            raise type(one)(f"{name}: {one}; mend that, or use a narrower pattern")
-        if settings.consumer_group in reading.positions(one):
+        if isinstance(one, UnreachableError):
+            ended.append(outcome_of(one_line(name), one))
+        elif isinstance(one, DrainkitError):
+            raise type(one)(f"{name}: {one}; use a narrower pattern")
+        elif settings.consumer_group in reading.positions(one):
             found.append(name)
-    if not found:
+    if not found and not ended:
         raise RefusedError(
             f"--all-streams {pattern}: no stream has the group "
             f"{settings.consumer_group}; check pattern and --consumer-group"
         )
-    return found
+    return found, ended
 
 
 def run_in_turn(

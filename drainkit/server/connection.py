@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,23 +90,6 @@ class _Counted:
         return getattr(self.sock, name)
 
 
-class Clock:
-    """The server's time without asking each time: its last TIME plus this host's monotonic clock.
-
-    The host's wall clock plays no part, so a host that is a day off drains correctly.
-    """
-
-    _offset_us = 0
-
-    def sync(self, now_us: int) -> None:
-        """Take `now_us`, which a reply just brought, as the present."""
-        self._offset_us = now_us - time.monotonic_ns() // 1000
-
-    def now_us(self) -> int:
-        """Microseconds since the epoch, by the server's clock."""
-        return self._offset_us + time.monotonic_ns() // 1000
-
-
 class Server(AbstractContextManager["Server"]):
     """A connection to the primary of `stream`'s slot; errors come out as drainkit's own.
 
@@ -118,6 +101,7 @@ class Server(AbstractContextManager["Server"]):
     reply_timeout_sec: float  # after so long without a reply the connection counts as lost
     counted: _Counted
     _link: Connection
+    _place: Place | None = None  # where it is; None: behind a unix socket
 
     def __init__(
         self, url: str, stream: str, audit_stream: str | None = None, *,
@@ -129,7 +113,7 @@ class Server(AbstractContextManager["Server"]):
         keep_secret(secret_words(url))
         self.shown_url = one_line(topology.netloc(*place) if place else url)
         self._fixed, self._anywhere = place, anywhere
-        self.clock = Clock()  # as of the last TIME, or the last commit's reply
+        self._offset_us = 0  # of the server's time from this host's monotonic clock
         self.connected = False  # as far as this side knows
         self._in_flight = 0  # requests whose replies were not read yet
         self.takeovers = 0
@@ -140,7 +124,7 @@ class Server(AbstractContextManager["Server"]):
         Cluster, with all that was in it, is not counted, nor a primary's very first replica, which
         gives it a new one too: the process is the same then, and never was a replica itself.
         """
-        self._open()
+        self.reconnect()
         #: the stream and its side keys; one in another slot of a Cluster is refused
         self.keys = side_keys(self.stream, audit_stream, is_cluster=self.info.cluster)
 
@@ -162,30 +146,46 @@ class Server(AbstractContextManager["Server"]):
     __exit__ = close
 
     def reconnect(self) -> bool:
-        """Connect again, by way of Sentinel and Cluster; False if the data may have gone back."""
-        before, place = self.info, self._place
+        """Connect, by way of Sentinel and Cluster, to the primary that serves the stream's slot.
+
+        Or to the node that was named. False if the data may have gone back since the last time.
+        """
+        before: ServerInfo | None = getattr(self, "info", None)
+        place = self._place
         self.close()
-        self._open()
-        now = self.info
+        try:
+            if self._fixed:
+                link = topology.node(self._url, *self._fixed, topology.HANGS_SEC)
+            else:
+                link = topology.find(self._url)
+            now = topology.read_info(link)
+            if now.cluster and not self._fixed and not self._anywhere:
+                link = topology.owner_node(self._url, link, self.stream)
+                now = topology.read_info(link)
+        except (redis.RedisError, OSError) as error:
+            raise self._error(error) from error
+        self._link, self.info, self.connected = link, now, True
+        self.reply_timeout_sec = link.socket_timeout or topology.REPLY_TIMEOUT_SEC
+        self.counted = link._parser._sock = _Counted(link._parser._sock)
+        self._place = None if self._url.startswith("unix:") else (link.host, int(link.port))
+        if before is None:
+            return True
         # a primary that stays one gets a new replication id when its first replica comes
         is_first = now.run_id == before.run_id and not now.was_replica
-        if now.role == before.role and (now.replid == before.replid or is_first):
-            return True
-        has_moved = topology.has_handed_over
-        if place and now.cluster and has_moved(self._url, self.stream, place, before, now):
-            return True
-        self.takeovers += 1
-        return False
+        is_same = now.role == before.role and (now.replid == before.replid or is_first)
+        if not is_same and place and now.cluster:
+            is_same = topology.has_handed_over(self._url, self.stream, place, before, now)
+        self.takeovers += not is_same
+        return is_same
 
     def call(self, *args: bytes | str | int) -> Any:
         """Send one command and return its reply, bytes undecoded."""
-        return self.pipeline([args])[0]
+        self.send(args, alone=True)
+        return self.receive()
 
     def pipeline(self, commands: Sequence[Command], most_bytes: int | None = None) -> list[Any]:
         """Replies to `commands`, sent at once; the first error among them is raised at the end."""
-        if self._in_flight:  # the first reply would be that of another
-            raise RuntimeError(f"{self._in_flight} replies are still to come")
-        self.send(*commands)
+        self.send(*commands, alone=True)
         replies: list[Any] = []
         failure: DrainkitError | None = None
         for _ in commands:
@@ -199,11 +199,16 @@ class Server(AbstractContextManager["Server"]):
             raise failure
         return replies
 
-    def send(self, *commands: Command) -> None:
-        """Send commands without waiting; replies come in the order of sending."""
+    def send(self, *commands: Command, alone: bool = False) -> None:
+        """Send commands without waiting; replies come in the order of sending.
+
+        `alone`: the next reply is to be that of the first of them.
+        """
+        if alone and self._in_flight:
+            raise RuntimeError(f"{self._in_flight} replies are still to come")
         # redis-py's own would look at each of a commit's thousands of arguments in Python
         requests = [hiredis.pack_command(args) for args in commands]  # type: ignore[arg-type] # its stub: one
-        with self._told():
+        try:
             if not self._in_flight:
                 self.counted.received, is_open = 0, False
                 with suppress(redis.RedisError, OSError):
@@ -212,6 +217,8 @@ class Server(AbstractContextManager["Server"]):
                 if not is_open and not self.reconnect():
                     raise redis.ConnectionError("the server restarted, or another one took over")
             self._link.send_packed_command(requests, check_health=False)
+        except (redis.RedisError, OSError) as error:
+            raise self._error(error) from error
         self._in_flight += len(requests)
 
     def receive(self, most_bytes: int | None = None) -> Any:
@@ -219,73 +226,64 @@ class Server(AbstractContextManager["Server"]):
 
         Of several requests in flight the bytes of all count.
         """
-        with self._told():
+        try:
             self.counted.most = most_bytes
             if not self.connected:
                 raise redis.ConnectionError("not connected")
             self._in_flight -= 1
             return self._link.read_response(disable_decoding=True)
+        except ReplyTooLargeError:  # its rest would be taken for the next reply
+            self.close()
+            raise
+        except (redis.RedisError, OSError) as error:
+            raise self._error(error) from error
+
+    def clock_us(self, told_us: int | None = None) -> int:
+        """Microseconds since the epoch by the server's clock, which is not asked each time.
+
+        It is what a reply told last (`told_us`: just now) and this host's monotonic clock since.
+        The host's wall clock plays no part, so a host that is a day off drains correctly.
+        """
+        monotonic_us = time.monotonic_ns() // 1000
+        if told_us is not None:
+            self._offset_us = told_us - monotonic_us
+        return self._offset_us + monotonic_us
 
     def now_us(self) -> int:
-        """The server's clock (TIME), microseconds since the epoch; `clock` goes on from there."""
+        """The server's clock, asked now (TIME); `clock_us` goes on from there."""
         seconds, micros = self.call("TIME")
-        self.clock.sync(int(seconds) * 1_000_000 + int(micros))
-        return self.clock.now_us()
+        return self.clock_us(int(seconds) * 1_000_000 + int(micros))
 
     def primaries(self) -> list[Place | None]:
         """Where each primary of a Cluster is, for `at`; of another server: there alone."""
         if not self.info.cluster:
             return [None]
-        with self._told():
-            return [*dict.fromkeys(place for _, _, place in topology.slots(self._link))]
+        found = topology.slots(self.call("CLUSTER", "SLOTS"), self._link.host)
+        return [*dict.fromkeys(place for _, _, place in found)]
 
     def at(self, place: Place | None) -> Server:
         """A connection to one primary; UnreachableError names it."""
         return Server(self._url, self.stream.decode(), place=place)
 
-    def _open(self) -> None:
-        """Connect to the primary that serves the stream's slot, or to the node that was named."""
-        with self._told():
-            if self._fixed:
-                link = topology.node(self._url, *self._fixed, topology.HANGS_SEC)
-            else:
-                link = topology.find(self._url)
-            info = topology.read_info(link)
-            if info.cluster and not self._fixed and not self._anywhere:
-                link = topology.owner_node(self._url, link, self.stream)
-                info = topology.read_info(link)
-        self._link, self.info, self.connected = link, info, True
-        self.reply_timeout_sec = link.socket_timeout or topology.REPLY_TIMEOUT_SEC
-        self.counted = link._parser._sock = _Counted(link._parser._sock)
-        unix = self._url.startswith("unix:")
-        self._place: Place | None = None if unix else (link.host, int(link.port))
+    def _error(self, error: redis.RedisError | OSError) -> DrainkitError:
+        """drainkit's error for redis-py's; a link of no more use is dropped.
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn redis-py's errors into drainkit's; a link of no more use is dropped."""
-        try:
-            yield
-        except ReplyTooLargeError:  # its rest would be taken for the next reply
+        What an error reply was about did not run.
+        """
+        is_reply = isinstance(error, topology.ERROR_REPLIES)
+        if not is_reply:
             self.close()
-            raise
-        except (redis.RedisError, OSError) as error:
-            if not isinstance(error, topology.ERROR_REPLIES):
-                self.close()
-            raise _of(error, self.shown_url) from error
-
-
-def _of(error: redis.RedisError | OSError, where: str) -> DrainkitError:
-    """The drainkit error for redis-py's; what an error reply was about did not run."""
-    if isinstance(error, (*topology.ERROR_REPLIES, InvalidResponse)):
-        # redis-py has a class in the place of some codes, and 6.2 wraps the errors of a script in
-        # text of its own ("Error running script ... -OOM"), so all of it is searched
-        words = f"{type(error).__name__} {getattr(error, 'status_code', None)} {error}"
-        for codes, kind, message in _MEANINGS:
-            if re.search(rf"\b({codes})\b", words):
-                return kind(message.format(where) + (f" ({error})" if str(error) else ""))
-        return DrainkitError(f"Redis says: {error}")
-    reason = str(error).rstrip(".") or type(error).__name__
-    advice = "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
-    if "closed by server" in str(error):
-        advice = "its log says why: it ended, or this client (client-output-buffer-limit?)"
-    return ConnectionLostError(f"cannot reach Redis at {where}: {reason}; {advice}")
+        if is_reply or isinstance(error, InvalidResponse):
+            # redis-py has a class in the place of some codes, and 6.2 wraps the errors of a script
+            # in text of its own ("Error running script ... -OOM"), so all of it is searched
+            words = f"{type(error).__name__} {getattr(error, 'status_code', None)} {error}"
+            for codes, kind, message in _MEANINGS:
+                if re.search(rf"\b({codes})\b", words):
+                    more = f" ({error})" if str(error) else ""
+                    return kind(message.format(self.shown_url) + more)
+            return DrainkitError(f"Redis says: {error}")
+        reason = str(error).rstrip(".") or type(error).__name__
+        advice = "check that it runs and --redis-url (or DRAINKIT_REDIS_URL)"
+        if "closed by server" in str(error):
+            advice = "its log says why: it ended, or this client (client-output-buffer-limit?)"
+        return ConnectionLostError(f"cannot reach Redis at {self.shown_url}: {reason}; {advice}")

@@ -27,11 +27,6 @@ _SEQUENCES = 1 << 64
 Pages = Iterator[Sequence[RawEntry]]
 
 
-def count_between(server: Server, first: str, last: str) -> int:
-    """How many entries lie from `first` to `last`, both included; exact."""
-    return count(server, reading.stream_info(server), first, last)[0]
-
-
 @collection_paused()
 def count(
     server: Server, info: StreamInfo, first: str, last: str, *, most: int | None = None
@@ -62,7 +57,15 @@ def count(
             return most + 1, False
         del page  # or two pages would be in memory
         if not (page := next(around, None)):
-            is_whole = reading.stream_info(server).has_all_of(info)  # else its length says too much
+            # if none was deleted since, and it is the same stream, its length gives the rest; 6.2
+            # does not count what is deleted: there nothing at all may differ
+            now = reading.stream_info(server)
+            is_whole = now == info or (
+                (now.entries_added or 0) >= (info.entries_added or 1)
+                and id_key(now.boundary_id) >= id_key(info.boundary_id)
+                and (now.first_id, now.max_deleted_id, now.gone)
+                == (info.first_id, info.max_deleted_id, info.gone)
+            )
             return info.length - outside if is_whole else inside + sum(map(len, within)), True
         outside += len(page)
     return inside, True
@@ -100,9 +103,8 @@ def split(server: Server, n: int) -> list[tuple[str, str]]:
     """
     info, before = reading.stream_info(server), 0
     begins = [info.first_id or next_id(info.boundary_id)]
-    with closing(
-        reading.pages(server, server.stream, begins[0], info.boundary_id, ahead=True)
-    ) as pages:
+    read = reading.pages(server, server.stream, begins[0], info.boundary_id, ahead=True)
+    with closing(read) as pages:
         for page in pages:
             while len(begins) < n and (at := info.length * len(begins) // n) < before + len(page):
                 begins.append(text(page[at - before][0]))
@@ -139,15 +141,8 @@ def sampled(server: Server, first: str, last: str) -> Iterator[list[RawEntry]]:
         yield from read
         if not spans:
             return
-        count = max(
-            1,
-            min(
-                most,
-                reading.PAGE_BYTES
-                // places
-                // max(map(reading.size_of, chain.from_iterable(read))),
-            ),
-        )
+        largest = max(map(reading.size_of, chain.from_iterable(read)))
+        count = max(1, min(most, reading.PAGE_BYTES // places // largest))
 
 
 def _number(entry_id: str | bytes) -> int:

@@ -128,40 +128,31 @@ def rules(
     keys: Keys, info: ServerInfo, *, allowlist_key: bytes | None = None
 ) -> dict[str, list[str]]:
     """Each role's rules, ready for `ACL SETUSER name on >password ...`."""
-    side = [keys.audit, keys.runs, keys.stop, keys.state, keys.recorded]
-    looked_at = [keys.stream, *side, *([allowlist_key] if allowlist_key else [])]
-    allowed = {
-        "analyst": (),
-        "drainer": DRAINING,
-        "historian": (*DRAINING, *HISTORY),
-        "janitor": CLEANING,
-    }
-    stream, audit, runs, stop, state, recorded = (
-        f"~{_pattern(key)}" for key in (keys.stream, *side)
-    )
+    side = (keys.audit, keys.runs, keys.stop, keys.state, keys.recorded)
+    looked_at = [_pattern(key) for key in (keys.stream, *side, allowlist_key) if key]
+    stream, audit, runs, stop, state, recorded, *allowlist = (f"~{key}" for key in looked_at)
     if info.version_tuple < (7, 0):
-        seen = [f"~{_pattern(key)}" for key in looked_at]
-        writing = [*(f"+{name}" for name in ("xadd", "hset", "setnx", "getdel", *RECORDING))]
+        seen = used = [stream, audit, runs, stop, state, recorded, *allowlist]
+        writing = [f"+{name}" for name in ("xadd", "hset", "setnx", "getdel", *RECORDING)]
         # on 6.2 a key is granted to every command, so a janitor gets only what he needs
-        granted = {"analyst": seen, "janitor": [stream, runs]}
-        added = {"analyst": [], "janitor": ["+xadd"]}
+        cleaned, noting = [stream, runs], ["+xadd"]
     else:
-        readable = [f"%R~{_pattern(key)}" for key in looked_at]
+        seen = [f"%R~{key}" for key in looked_at]
         # EVAL needs all its keys at once; what the script then calls is checked call by call
-        scripted = [stream, audit, runs, stop, state, recorded, *readable[6:]]
-        seen = scripted
-        writing = [f"({audit} {runs} +xadd)", f"({state} +hset)", f"({stop} +setnx +getdel)"]
-        writing.append(f"({recorded} {' '.join(f'+{name}' for name in RECORDING)})")
-        granted = {"analyst": readable, "janitor": [stream, *readable[1:6]]}
-        added = {"analyst": [], "janitor": [f"({runs} +xadd)"]}
+        used = [stream, audit, runs, stop, state, recorded, *seen[6:]]
+        writing = [f"({audit} {runs} +xadd)", f"({state} +hset)", f"({stop} +setnx +getdel)",
+                   f"({recorded} {' '.join(f'+{name}' for name in RECORDING)})"]  # fmt: skip
+        cleaned, noting = [stream, *seen[1:6]], [f"({runs} +xadd)"]
+    roles: tuple[tuple[str, list[str], tuple[str, ...], list[str]], ...] = (
+        ("analyst", seen, (), []),
+        ("drainer", used, DRAINING, writing),
+        ("historian", used, (*DRAINING, *HISTORY), writing),
+        ("janitor", cleaned, CLEANING, noting),
+    )
     return {
-        role: [
-            "resetkeys", "resetchannels", "-@all",
-            *granted.get(role, seen),
-            *(f"+{name}" for name in (*READING, *commands)),
-            *added.get(role, writing),
-        ]
-        for role, commands in allowed.items()
+        role: ["resetkeys", "resetchannels", "-@all", *granted,
+               *(f"+{name}" for name in (*READING, *commands)), *added]
+        for role, granted, commands, added in roles
     }  # fmt: skip
 
 

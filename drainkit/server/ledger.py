@@ -17,14 +17,12 @@ import numpy as np
 from ..core.frame import word_counts
 from ..core.policy import ACTIONS, audit_ms, audit_table
 from ..core.summary import RUN_ID, Summary
-from ..core.values import RawEntry
 from ..errors import RefusedError
 from ..ids import FIRST_ID, LAST_ID, id_key, next_id
 from ..late import collection_paused, pa, pc
 from ..safe import text
 from . import reading, writing
 from .connection import Server
-from .reading import StreamInfo
 
 RunId = Annotated[str, msgspec.Meta(pattern=rf"\A{RUN_ID.pattern}\Z")]
 
@@ -138,11 +136,6 @@ def entries(server: Server) -> Iterator[Entry]:
         yield from filter(None, (_read(flat) for _, flat in page))
 
 
-def lost(server: Server) -> int:
-    """How many entries the ledger had and lacks; 0 where the server does not count (6.2)."""
-    return reading.stream_at(server, server.keys.runs).gone or 0
-
-
 def entries_of(server: Server, run_id: str) -> list[OfRun]:
     """What the ledger has of one run, oldest first."""
     return [e for e in entries(server) if isinstance(e, OfRun) and e.run_id == run_id]
@@ -194,11 +187,6 @@ def note_end(server: Server, start: Start, summary: Summary, at: str, vanished: 
 # ---------------------------------------------------------------- the audit stream
 
 
-def audit_pages(server: Server, first: str = FIRST_ID) -> Iterator[list[RawEntry]]:
-    """The audit stream's entries from an id on, in pages."""
-    return reading.pages(server, server.keys.audit, first, LAST_ID)
-
-
 def run_tables(server: Server, run_ids: set[str]) -> Iterator[pa.Table]:
     """The audit records of some runs as tables (core.policy.audit_schema), in the audit's order.
 
@@ -213,17 +201,17 @@ def run_tables(server: Server, run_ids: set[str]) -> Iterator[pa.Table]:
             begun.setdefault(entry.run_id, entry.audit_id)  # 03 may begin again
     first = min((begun.get(run_id, FIRST_ID) for run_id in run_ids), key=id_key)
     wanted = pa.array(sorted(run_ids), pa.string())
-    for page in audit_pages(server, next_id(first)):
+    for page in reading.pages(server, server.keys.audit, next_id(first), LAST_ID):
         table = audit_table(page)
         yield table.filter(pc.is_in(table["run_id"], value_set=wanted))
 
 
-def run_counts(server: Server, run_ids: set[str], column: str = "action") -> Counter[str]:
-    """How many records some runs have, by the values of a column."""
+def run_counts(server: Server, run_ids: set[str]) -> Counter[str]:
+    """How many records each of some runs has."""
     counts = Counter[str]()
     with collection_paused():
         for table in run_tables(server, run_ids):
-            counts.update(word_counts(table[column]))
+            counts.update(word_counts(table["run_id"]))
     return counts
 
 
@@ -231,19 +219,14 @@ def audit_counts(server: Server) -> dict[str, int]:
     """Audit entries by action; an action that nobody knows counts as "other"."""
     counts = dict.fromkeys((*ACTIONS, "other"), 0)
     with collection_paused():
-        for page in audit_pages(server):
+        for page in reading.pages(server, server.keys.audit, FIRST_ID, LAST_ID):
             for action, n in word_counts(audit_table(page)["action"]).items():
                 counts[action if action in counts else "other"] += n
     return counts
 
 
-def check_owner(server: Server, audit: StreamInfo, known: str) -> None:
-    """Refuse an audit stream that holds another stream's records: they could not be told apart.
-
-    `known`: its last id as of this stream's last commit; "" where there was none.
-    """
-    if not audit.length or (known and id_key(audit.boundary_id) <= id_key(known)):
-        return  # nobody's, or a commit of this stream was the last
+def check_owner(server: Server) -> None:
+    """Refuse an audit stream that holds another stream's records: nobody could tell them apart."""
     last = audit_table(reading.newest(server, server.keys.audit, 1))
     run_id = last["run_id"][0].as_py()
     if RUN_ID.fullmatch(run_id) and not entries_of(server, run_id):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ from .keys import name_of, raw_name
 
 PAGE_ENTRIES = 5000
 FIRST_PAGE_ENTRIES = 8  # until it is known how large the entries are
+PAGE_BODIES = 250
 PAGE_BYTES = 2 << 20  # about so much in a page, as it comes
 MOST_BYTES = 8 << 20  # never more, unless it is one entry
 PART_BYTES = 40  # that each field and each value takes, whatever it holds
 ACTIVE_MS = 60_000  # another consumer that was active within the last minute is alive
-SIDE_STREAMS = (".drain_audit", ".drain_runs")
+SIDE_STREAMS = (b".drain_audit", b".drain_runs")
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,6 @@ class StreamInfo:
         """How many entries were removed; None: older than 7.0."""
         return None if self.entries_added is None else self.entries_added - self.length
 
-    @property
-    def counters(self) -> bytes:
-        """As commit.lua has them: "added gone"; empty where the server does not count."""
-        gone = self.gone
-        return b"" if gone is None else b"%d %d" % (self.length + gone, gone)
-
-    def has_all_of(self, then: StreamInfo) -> bool:
-        """Whether all entries of `then` are still there: none deleted, and it is the same stream.
-
-        6.2 has no counters; there nothing at all may differ.
-        """
-        same = (self.first_id, self.max_deleted_id, self.gone)
-        return self == then or (
-            (self.entries_added or 0) >= (then.entries_added or 1)
-            and same == (then.first_id, then.max_deleted_id, then.gone)
-            and id_key(self.boundary_id) >= id_key(then.boundary_id)
-        )
-
 
 @dataclass(frozen=True)
 class StopSwitch:
@@ -109,15 +92,13 @@ class StopSwitch:
         return f"the kill switch is set ({self.reason}){who}{when}"
 
     @classmethod
-    def of(cls, key: bytes, kind: str, raw: bytes) -> StopSwitch | None:
-        """From the type and value of its key; one of another type stops drains too."""
-        if kind in ("string", "none"):
-            return cls.read(raw) if kind == "string" else None
-        return cls(f"{one_line(text(key))} is a {kind}", "", None)
+    def read(cls, raw: bytes, key: bytes = b"", kind: str = "string") -> StopSwitch:
+        """From its value; one that was set by hand has no reason that can be read.
 
-    @classmethod
-    def read(cls, raw: bytes) -> StopSwitch:
-        """From the switch's value; one that was set by hand has no reason that can be read."""
+        `key` of another `kind` than a string stops drains too.
+        """
+        if kind != "string":
+            return cls(f"{one_line(text(key))} is a {kind}", "", None)
         try:
             found = json.loads(raw)
             reason, operator = one_line(str(found["reason"])), found.get("operator")
@@ -130,29 +111,33 @@ class StopSwitch:
         return cls(reason, one_line(str(operator)) if operator else "", at)
 
 
-def stream_info(server: Server) -> StreamInfo:
-    """The stream's ends and length; a missing stream or another type is refused."""
+def stream_info(
+    server: Server, key: bytes | None = None, reply: list[Any] | None = None
+) -> StreamInfo:
+    """A stream as XINFO STREAM says, or has said in `reply` (empty: it is missing).
+
+    A side stream (`key`) that is missing is empty; if the stream itself is, or is of another type,
+    it is refused.
+    """
+    name = key or server.stream
+    if reply is None and key is not None and not server.call("EXISTS", key):
+        reply = []
     try:
-        return stream_in(server.stream, server.call("XINFO", "STREAM", server.stream))
+        reply = server.call("XINFO", "STREAM", name) if reply is None else reply
     except RefusedError:
-        kind = server.call("TYPE", server.stream)
-        if kind == b"stream":
+        kind = type_of(server, name)
+        if key is not None or kind == "stream":
             raise
-        found = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a stream"
-        raise RefusedError(
-            f"{text(server.stream)} {found}; check --stream and the database number"
-        ) from None
-
-
-def stream_in(key: bytes, reply: list[Any]) -> StreamInfo:
-    """A stream as a reply of XINFO STREAM says; without one it is missing, so nothing was in it."""
+        found = "does not exist" if kind == "none" else f"is a {kind}, not a stream"
+        advice = "check --stream and the database number"
+        raise RefusedError(f"{text(name)} {found}; {advice}") from None
     if not reply:
-        return StreamInfo(text(key), 0, None, None, FIRST_ID, 0)
+        return StreamInfo(text(name), 0, None, None, FIRST_ID, 0)
     info = pairs(reply)
     deleted = info.get("max-deleted-entry-id")
     ends = [text(info[end][0]) if info[end] else None for end in ("first-entry", "last-entry")]
     return StreamInfo(
-        name=text(key),
+        name=text(name),
         length=info["length"],
         first_id=ends[0],
         last_id=ends[1],
@@ -162,25 +147,14 @@ def stream_in(key: bytes, reply: list[Any]) -> StreamInfo:
     )
 
 
-def stream_at(server: Server, key: bytes) -> StreamInfo:
-    """A side stream as XINFO STREAM says; a missing one is empty."""
-    return stream_in(key, server.call("EXISTS", key) and server.call("XINFO", "STREAM", key))
-
-
 def type_of(server: Server, key: bytes) -> str:
     """The type of what a key holds, as TYPE says; "none" for a missing key."""
     return text(server.call("TYPE", key))
 
 
-def length_of(server: Server, key: bytes) -> int:
-    """How many entries a stream has; 0 for a missing one."""
-    return int(server.call("XLEN", key))
-
-
 def newest(server: Server, key: bytes, count: int) -> list[RawEntry]:
     """The newest entries of a stream, the newest first."""
-    found: list[RawEntry] = server.call("XREVRANGE", key, "+", "-", "COUNT", count)
-    return found
+    return [*server.call("XREVRANGE", key, "+", "-", "COUNT", count)]
 
 
 def lowest_pending(server: Server, group: str) -> bytes | None:
@@ -192,18 +166,21 @@ def lowest_pending(server: Server, group: str) -> bytes | None:
 def stop_switch(server: Server) -> StopSwitch | None:
     """The kill switch, if it is set; a key of another type in its place stops drains too."""
     key = server.keys.stop
-    kind = type_of(server, key)
-    return StopSwitch.of(key, kind, server.call("GET", key) or b"" if kind == "string" else b"")
+    if (kind := type_of(server, key)) == "none":
+        return None
+    raw = server.call("GET", key) if kind == "string" else None
+    return StopSwitch.read(raw or b"", key, kind)
 
 
-def positions(server: Server) -> dict[str, Group]:
-    """Every group of the stream by its name."""
-    return groups_in(server.call("XINFO", "GROUPS", server.stream))
+def positions(
+    server: Server, reply: list[Any] | None = None, *, wanted: str | None = None
+) -> dict[str, Group]:
+    """Every group of the stream by its name, as XINFO GROUPS says, or has said in `reply`.
 
-
-def groups_in(reply: list[Any]) -> dict[str, Group]:
-    """The groups that a reply of XINFO GROUPS names."""
-    groups = [
+    If `wanted` is not among them, it is refused, with the groups that there are.
+    """
+    reply = server.call("XINFO", "GROUPS", server.stream) if reply is None else reply
+    found = [
         Group(
             name=name_of(info["name"]),
             position=text(info["last-delivered-id"]),
@@ -214,21 +191,16 @@ def groups_in(reply: list[Any]) -> dict[str, Group]:
         )
         for info in map(pairs, reply)
     ]
-    return {group.name: group for group in groups}
-
-
-def position_of(server: Server, group: str) -> Group:
-    """The group's position; a missing group is refused, with the groups there are."""
-    groups = groups_in(server.call("XINFO", "GROUPS", server.stream))
-    if group not in groups:
+    groups = {group.name: group for group in found}
+    if wanted is not None and wanted not in groups:
         known = ", ".join(one_line(name, 60) for name in sorted(groups)[:5]) or "none"
         raise RefusedError(
-            f"{text(server.stream)} has no group {group}; it has: {known}"
+            f"{text(server.stream)} has no group {wanted}; it has: {known}"
             + (" and more" if len(groups) > 5 else "")
         )
-    if raw_name(group) != group.encode():
-        raise RefusedError(f"{group}: the group's name is not UTF-8; drain another")
-    return groups[group]
+    if wanted is not None and raw_name(wanted) != wanted.encode():
+        raise RefusedError(f"{wanted}: the group's name is not UTF-8; drain another")
+    return groups
 
 
 def consumers(server: Server, group: str) -> list[Consumer]:
@@ -237,9 +209,10 @@ def consumers(server: Server, group: str) -> list[Consumer]:
     return [Consumer(name_of(r["name"]), r["pending"], r["idle"]) for r in replies]
 
 
-def send_page(server: Server, after: str, last: str, count: int) -> None:
-    """Ask for up to `count` entries after an id, without waiting for them."""
+def ask_page(server: Server, after: str, last: str, count: int) -> Callable[[], list[RawEntry]]:
+    """Ask for up to `count` entries after an id; what is returned waits for them, in its turn."""
     server.send(("XRANGE", server.stream, next_id(after), last, "COUNT", count))
+    return server.receive
 
 
 def pages(
@@ -281,12 +254,7 @@ def pages(
         is_full = len(entries) == count
         end = text(entries[-1][0])
         first, last = (first, previous_id(end)) if newest_first else (next_id(end), last)
-        count = _next_size(server, count, page)
-
-
-def _next_size(server: Server, size: int, most: int = PAGE_ENTRIES) -> int:
-    # after so many have come: more, but not too many bytes
-    return max(1, min(most, 8 * size, size * PAGE_BYTES // max(1, server.counted.received)))
+        count = max(1, min(page, 8 * count, count * PAGE_BYTES // max(1, server.counted.received)))
 
 
 def size_of(entry: RawEntry) -> int:
@@ -303,17 +271,15 @@ def bodies(server: Server, ids: Sequence[bytes], most_bytes: int | None = None) 
 
 
 def body_pages(server: Server, ids: Sequence[bytes]) -> Iterator[list[RawEntry]]:
-    """`bodies` in pages that hold not too many bytes, as `pages` do."""
-    size = FIRST_PAGE_ENTRIES
-    while ids:
+    """`bodies` in pages; where they are large, one by one."""
+    for at in range(0, len(ids), PAGE_BODIES):
+        some = ids[at : at + PAGE_BODIES]
         try:
-            entries = bodies(server, ids[:size], MOST_BYTES if size > 1 else None)
+            entries = bodies(server, some, MOST_BYTES)
         except ReplyTooLargeError:
-            size = 1
-            continue
-        ids = ids[size:]
-        size = _next_size(server, size)
-        yield entries
+            yield from (bodies(server, [entry]) for entry in some)
+        else:
+            yield entries
 
 
 def pending_ids(
@@ -349,15 +315,12 @@ def find_streams(server: Server, pattern: str) -> tuple[list[bytes], list[Unreac
     for place in server.primaries():
         try:
             with server.at(place) as node:
-                cursor = b"0"
-                while True:
+                cursor = b""
+                while cursor != b"0":
                     cursor, names = node.call(
-                        "SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "stream"
+                        "SCAN", cursor or b"0", "MATCH", pattern, "COUNT", 1000, "TYPE", "stream"
                     )
                     found.update(names)
-                    if cursor == b"0":
-                        break
         except UnreachableError as error:
             missed.append(error)
-    side = tuple(s.encode() for s in SIDE_STREAMS)
-    return sorted(n for n in found if not n.endswith(side)), missed
+    return sorted(n for n in found if not n.endswith(SIDE_STREAMS)), missed

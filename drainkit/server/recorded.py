@@ -62,7 +62,7 @@ def of_scope(server: Server, consumer_group: str) -> Recorded:
     keys, state = server.keys, ("HMGET", server.keys.state, "audit", "recorded", "life")
     then: Any = None
     while then != (then := server.call(*state)):  # or a drain wrote meanwhile
-        last = reading.stream_at(server, keys.audit).boundary_id
+        last = reading.stream_info(server, keys.audit).boundary_id
         count = server.call("ZCARD", keys.recorded)
     if (text(then[0] or b"0-0"), int(then[1] or 0)) == (last, count):
         return in_set(server, consumer_group)
@@ -101,7 +101,7 @@ def prepare(server: Server, group: str, consumer_group: str) -> list[str]:
             raise RefusedError(writing.REFUSALS["gone"])
         if how != b"ahead":
             return [*_NOTES[how]]
-        last = reading.stream_at(server, server.keys.audit).boundary_id
+        last = reading.stream_info(server, side.audit).boundary_id
         spans: list[tuple[bytes | str, ...]] = [
             (owner, f"{a}-{b}", f"{c}-{d}")
             for owner, ids in audited_ids(server, text(after)).items()

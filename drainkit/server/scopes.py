@@ -31,10 +31,10 @@ class Seen:
     info: reading.StreamInfo
     groups: Mapping[str, reading.Group]
     audit: reading.StreamInfo
-    audit_known: str  # the audit's last id as of the last commit; "" before the first
+    audit_known: str  # the audit's last id as of the last commit; 0-0 before the first
     history_begins: str  # where a new group of scope history would begin
     has_own: bool  # whether entries are pending for the scope's consumer
-    memory: bytes  # INFO memory
+    free: int | None  # bytes that maxmemory leaves; None: it sets no limit, or INFO does not say
 
 
 def look(server: Server, scope: Scope) -> Seen:
@@ -48,21 +48,22 @@ def look(server: Server, scope: Scope) -> Seen:
     reply = writing.evaluate(server, "look", names, *told)
     if reply == [b"many_groups"]:
         raise RefusedError(REFUSALS["many_groups"].format(MAX_LISTED))
-    now_us, kinds, switch, info, audit, groups, known, begins, own, memory = reply
+    now_us, kinds, switch, info, audit, groups, known, begins, own, free = reply
     if not info:
         raise RefusedError(REFUSALS["gone"])
-    server.clock.sync(int(now_us))
+    server.clock_us(int(now_us))
     types = dict(zip(names, map(text, kinds), strict=True))
+    kind = types[keys.stop]
     return Seen(
         kinds=types,
-        switch=reading.StopSwitch.of(keys.stop, types[keys.stop], switch),
-        info=reading.stream_in(keys.stream, info),
-        groups=reading.groups_in(groups),
-        audit=reading.stream_in(keys.audit, audit),
-        audit_known=text(known),
+        switch=None if kind == "none" else reading.StopSwitch.read(switch, keys.stop, kind),
+        info=reading.stream_info(server, reply=info),
+        groups=reading.positions(server, groups),
+        audit=reading.stream_info(server, keys.audit, audit),
+        audit_known=text(known) or FIRST_ID,
         history_begins=text(begins) or FIRST_ID,
         has_own=own > 0,
-        memory=memory,
+        free=None if free == b"" else int(free),
     )
 
 
@@ -72,16 +73,20 @@ def open_scope(server: Server, settings: Settings, *, boundary: str | None = Non
     `boundary`: that of a run that has begun already; None: the stream's last id now. With `until`
     it lies at most there. With `from_` scope pending begins there; history: see `_open_history`.
     """
-    settings, info = at_now(server, settings), reading.stream_info(server)
-    main = reading.position_of(server, settings.consumer_group)
+    if settings.until or settings.from_:
+        settings = at_now(server, settings)
+    info, group = reading.stream_info(server), settings.consumer_group
+    main = reading.positions(server, wanted=group)[group]
     wanted = settings.from_consumer if settings.scope == "pending" else ()
     there = {c.name for c in reading.consumers(server, main.name)} if wanted else set()
     for name in wanted:
         if name not in there:
             raise RefusedError(f"--from-consumer: the group has no {name}")
-    first, last = settings.bounds
+    (first, last), group = settings.bounds, settings.consumer_group
+    if settings.scope == "history":  # which has its own
+        group = settings.history_group or f"{group}.drain_history"
     scope = Scope(
-        settings.scope, settings.drain_group, settings.consumer_group, settings.consumer_name,
+        settings.scope, group, settings.consumer_group, settings.consumer_name,
         position=main.position, group_position=main.position, group_exists=True,
         boundary=min(boundary or info.boundary_id, last, key=id_key),
         min_idle_ms=round(settings.min_idle_min * 60_000), from_consumers=wanted,
@@ -145,15 +150,17 @@ def scope_entries(server: Server, scope: Scope) -> Generator[list[RawEntry]]:
     sources = [pending_rows(server, scope, own=True)] if scope.group_exists else []
     if scope.name == "pending":
         sources.append(pending_rows(server, scope, own=False))
+    ahead: set[bytes] = set()  # pending though they lie after the position: it was moved back
     for rows in chain.from_iterable(sources):
         if fresh := [row[0] for row in rows if not done.has(row[0])]:
+            ahead.update(entry for entry in fresh if id_key(entry) > id_key(scope.position))
             yield from reading.body_pages(server, fresh)
     if scope.name == "pending":
         return
     first = next_id(scope.position)
     with closing(reading.pages(server, server.stream, first, scope.boundary, ahead=True)) as found:
         for page in found:
-            if entries := done.without(page):
+            if entries := [entry for entry in done.without(page) if entry[0] not in ahead]:
                 yield entries
 
 
@@ -172,7 +179,7 @@ def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
     """What the scope has left, counted; `seen`: as of then."""
     has_own = scope.group_exists if seen is None else seen.has_own
     pages = pending_rows(server, scope, own=True) if has_own else iter(())
-    own = [row[0] for row in chain.from_iterable(pages)]
+    own = {row[0] for row in chain.from_iterable(pages)}
     if scope.name == "pending":
         done = recorded.of_scope(server, scope.consumer_group)
         rows = chain.from_iterable(pending_rows(server, scope, own=False))
@@ -183,9 +190,10 @@ def left(server: Server, scope: Scope, seen: Seen | None = None) -> Left:
     if not own and not new:
         return Left(0, 0, 0)
     done, fresh = recorded.of_scope(server, scope.consumer_group), new
-    if new and done.touches(first, scope.boundary):
+    is_ahead = any(id_key(entry) > id_key(scope.position) for entry in own)
+    if new and (is_ahead or done.touches(first, scope.boundary)):
         found = reading.pages(server, server.stream, first, scope.boundary, ahead=True)
-        fresh = sum(len(done.without(page)) for page in found)
+        fresh = sum(entry[0] not in own for page in found for entry in done.without(page))
     return Left(fresh + sum(not done.has(entry) for entry in own), len(own), new)
 
 
@@ -202,20 +210,17 @@ def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
     return replace(scope, position=begins, group_exists=False)
 
 
-def allowlist(server: Server, settings: Settings) -> frozenset[str] | None:
-    """The symbols of this run; those of a Redis set are read now."""
-    if not isinstance(key := settings.symbols, bytes):
-        return key
+def allowlist(server: Server, key: bytes) -> frozenset[str]:
+    """The symbols of a Redis set, as it is now."""
     if server.info.cluster:
         check_slot(server.stream, key)
-    kind = server.call("TYPE", key)
-    if kind != b"set":
-        what = "does not exist" if kind == b"none" else f"is a {text(kind)}, not a set"
-        raise RefusedError(f"--allowlist {settings.allowlist}: the key {what}")
-    members = server.call("SMEMBERS", key)
+    kind, spec = reading.type_of(server, key), f"redis:{text(key)}"
+    if kind != "set":
+        what = "does not exist" if kind == "none" else f"is a {kind}, not a set"
+        raise RefusedError(f"--allowlist {spec}: the key {what}")
     # as latin-1 whatever is not ASCII stays so, and is refused
-    found = [member.decode("latin-1") for member in members]
-    return check_symbols(found, str(settings.allowlist))
+    members = [member.decode("latin-1") for member in server.call("SMEMBERS", key)]
+    return check_symbols(members, spec)
 
 
 # ---------------------------------------------------------------- whether the server keeps it
@@ -227,9 +232,9 @@ MARGIN = 1.25
 WORK_BYTES = 1 << 20  # what scripts, requests and replies take for a moment (measured: 0.95 MB)
 
 
-def keeping(server: Server, info: bytes | None = None) -> dict[str, Any]:
-    """JSON-ready, of now or of what INFO said; None: INFO does not say."""
-    info = info or b"\n".join(server.pipeline([("INFO", "memory"), ("INFO", "persistence")]))
+def keeping(server: Server) -> dict[str, Any]:
+    """JSON-ready; None: INFO does not say."""
+    info = b"\n".join(server.pipeline([("INFO", "memory"), ("INFO", "persistence")]))
     lines = info.decode("utf-8", "replace").splitlines()
     values = dict(line.split(":", 1) for line in lines if ":" in line)
     most, used, aof, saves = (
@@ -270,12 +275,8 @@ def keeping_words(kept: Mapping[str, Any]) -> list[str]:
     return [words for words in (eviction_words(kept), disk[kept["on_disk"]]) if words]
 
 
-def check_room(server: Server, scope: Scope, max_events: int | None, memory: bytes) -> None:
-    """Refuse a drain whose records would not fit into what `maxmemory` leaves, as INFO told."""
-    kept = keeping(server, memory)
-    if not kept["maxmemory"] or kept["used_memory"] is None:
-        return
-    free = max(0, kept["maxmemory"] - kept["used_memory"])
+def check_room(server: Server, scope: Scope, max_events: int | None, free: int) -> None:
+    """Refuse a drain whose records would not fit into the `free` bytes that `maxmemory` leaves."""
     one = RECORD_BYTES + len(scope.group) + PENDING_BYTES * (scope.name == "pending")
     if max_events is not None and max_events * one * MARGIN + WORK_BYTES <= free:
         return  # there is no need to count

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-import queue
 import re
-import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import (
-    Connection,
-    ConnectionPool,
-    SSLConnection,
-    UnixDomainSocketConnection,
-    parse_url,
-)
+from redis.connection import Connection, ConnectionPool, parse_url
 from redis.crc import key_slot
 from redis.retry import Retry
 
-from ..errors import RefusedError, SlotMovedError, UnreachableError, UsageError
+from ..errors import SlotMovedError, UnreachableError, UsageError
 
 T = TypeVar("T")
 Place = tuple[str, int]  # host and port
@@ -44,6 +36,7 @@ _OPTIONS: dict[str, Any] = {
 URL_FORMS = (
     "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,.../SERVICE or redis+cluster://"
 )
+REPLICA = "this Redis is a replica; point --redis-url at the primary"
 # replies, though redis-py takes some of them for the end of a connection
 ERROR_REPLIES = (
     redis.ResponseError,
@@ -74,12 +67,6 @@ class ServerInfo:
     def version_tuple(self) -> tuple[int, ...]:
         """The version for comparison, such as (6, 2, 14)."""
         return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
-
-
-def check_primary(info: ServerInfo) -> None:
-    """Refuse to write to a replica."""
-    if info.role != "master":
-        raise RefusedError("this Redis is a replica; point --redis-url at the primary")
 
 
 def find(url: str) -> Connection:
@@ -135,33 +122,24 @@ def _primary_of(service: str, urls: list[str]) -> Place:
 
 
 def _answers(urls: list[str], ask: Callable[[str, Connection], T]) -> Iterator[T]:
-    """What `ask` gets to know at each url, in the order of the answers; at least one.
+    """What `ask` gets to know at each url that answers; at least one does.
 
-    All are asked at once, because one of them may hang.
+    One that hangs costs HANGS_SEC where there are others.
     """
-    answers: queue.SimpleQueue[tuple[T] | Exception] = queue.SimpleQueue()
-
-    def work(url: str) -> None:
+    failure: Exception | None = None
+    answers = 0
+    for url in urls:
         try:
             link = connect(url, HANGS_SEC if len(urls) > 1 else None)
-            answers.put((ask(url, link),))
+            answer = ask(url, link)
             link.disconnect()
-        except Exception as error:
-            answers.put(error)
-
-    for url in urls:
-        threading.Thread(target=work, args=[url], daemon=True).start()
-    failures: list[Exception] = []
-    for _ in urls:
-        answer = answers.get()
-        if isinstance(answer, UsageError):
-            raise answer
-        if isinstance(answer, Exception):
-            failures.append(answer)
+        except (redis.RedisError, OSError) as error:
+            failure = error
         else:
-            yield answer[0]
-    if len(failures) == len(urls):
-        raise failures[-1]
+            answers += 1
+            yield answer
+    if failure is not None and not answers:
+        raise failure
 
 
 def owner_node(url: str, link: Connection, key: bytes) -> Connection:
@@ -169,7 +147,9 @@ def owner_node(url: str, link: Connection, key: bytes) -> Connection:
     if url.startswith("unix:"):  # a socket leads to one node only
         return link
     slot = key_slot(key)
-    place = next((place for first, last, place in slots(link) if first <= slot <= last), None)
+    link.send_command("CLUSTER", "SLOTS")
+    found = slots(link.read_response(disable_decoding=True), link.host)
+    place = next((place for first, last, place in found if first <= slot <= last), None)
     if place is None:
         raise SlotMovedError("no node of the Cluster serves the stream's slot; check it")
     link.disconnect()
@@ -208,15 +188,12 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
             if not 0 < options[name] <= LONGEST_TIMEOUT_SEC:
                 raise UsageError(f"--redis-url: {name} must be above 0, in seconds")
             options[name] = min(options[name], patience_sec or math.inf)
-        pool = ConnectionPool(**options)
-        link = pool.make_connection()
+        link = cast(Connection, ConnectionPool(**options).make_connection())
     except (ValueError, TypeError, AttributeError):
         # the message may quote a part of the URL, and so of the password
         raise UsageError(f"--redis-url is not valid; write {URL_FORMS}") from None
-    if not isinstance(link, Connection | SSLConnection | UnixDomainSocketConnection):
-        raise UsageError(f"--redis-url is not valid; write {URL_FORMS}")
     try:
-        link.connect()  # type: ignore[no-untyped-call]
+        link.connect()
     except redis.exceptions.InvalidResponse:
         raise redis.exceptions.InvalidResponse from None
     except (*ERROR_REPLIES, ValueError) as error:  # redis-py reads some replies, MOVED say
@@ -224,7 +201,7 @@ def connect(url: str, patience_sec: float | None = None) -> Connection:
         known = next((text for text in _AT_LOGIN if text in said), "what it says is not shown")
         is_login = known not in _OTHER_TROUBLE
         raise (redis.AuthenticationError if is_login else redis.ResponseError)(known) from None
-    return link  # type: ignore[return-value]
+    return link
 
 
 def read_info(link: Connection) -> ServerInfo:
@@ -240,17 +217,16 @@ def read_info(link: Connection) -> ServerInfo:
                       bool(values.get("master_replid2", "").strip("0")))  # fmt: skip
 
 
-def slots(link: Connection) -> Iterator[tuple[int, int, Place]]:
-    """A Cluster's ranges of slots, and where the primary of each is.
+def slots(reply: list[Any], asked: str) -> Iterator[tuple[int, int, Place]]:
+    """A Cluster's ranges of slots, as a reply of CLUSTER SLOTS says, and where their primaries are.
 
     A node without a name is at the host that was asked (unknown-endpoint); one whose host name
     nobody set (`?`) is at its address.
     """
-    link.send_command("CLUSTER", "SLOTS")
-    for first, last, (host, port, _, *more), *_ in link.read_response(disable_decoding=True):
+    for first, last, (host, port, _, *more), *_ in reply:
         facts = dict(zip(more[0][::2], more[0][1::2], strict=True)) if more else {}
         shown = facts.get(b"ip") if host == b"?" else host
-        yield first, last, (shown.decode() if shown else link.host, int(port))
+        yield first, last, (shown.decode() if shown else asked, int(port))
 
 
 def has_handed_over(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -27,11 +27,15 @@ from ..ids import FIRST_ID, next_id
 from ..safe import text
 from .connection import Server
 from .keys import NOT_OURS, Scope, raw_name
-from .reading import PAGE_BYTES, StopSwitch, size_of, type_of
+from .reading import StopSwitch, type_of
 
 REFUSALS = {
     "gone": "the stream is gone or no longer a stream; nothing more was done",
     "no_group": "the consumer group is gone; nothing more was done",
+    "no_groups": "no group reads this stream, so nothing says what is still needed; "
+    "to trim it all the same say --without-groups",
+    "changed": "the stream's oldest entries changed meanwhile; nothing more was removed: "
+    "run trim again",
     "recreated": "the stream was made anew during the run; nothing more was done",
     "moved_back": "the group's position was moved back (XGROUP SETID?) during the run",
     "many_groups": "the stream has more than {:,} groups, and to look up a position among them "
@@ -44,21 +48,12 @@ FAILURES = {
     "than were decided; compare the audit with the stream before the next run",
 }
 MAX_LISTED = 1_000  # groups or consumers; a script that lists so many takes 3 to 5 ms
-# what a reply that says to wait leaves out
-_WAITING: list[Any] = [b"none", b"", b"", b"0-0", 0, 0, 0]
 NONE_WORDS = {"throttle": "none", "max_events": "all"}  # in the ledger, for None
 _LATE = "Redis or the network is too slow: a request arrived after its time limit; try again"
-TRIM_REFUSALS = {
-    "gone": "the stream is gone or no longer a stream; nothing more was removed",
-    "no_groups": "no group reads this stream, so nothing says what is still needed; "
-    "to trim it all the same say --without-groups",
-    "changed": "the stream's oldest entries changed meanwhile; nothing more was removed: "
-    "run trim again",
-}
 
 
-class ForgottenError(DrainkitError):
-    """A commit was refused: the recorded set is not what the last commit left; see recorded.py."""
+class ReadAgainError(DrainkitError):
+    """A batch was not committed and has to be read anew; what was sent after it, too."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def send_commit(
     if batch.owners is not None:
         kind = ("pending", batch.counters, scope.min_idle_ms)
     keys = server.keys
-    deadline_us = server.clock.now_us() + round(server.reply_timeout_sec * 1e6)
+    deadline_us = server.clock_us() + round(server.reply_timeout_sec * 1e6)
     server.send((
         "EVAL", script("commit"), 5, keys.stream, keys.audit, keys.stop, keys.state, keys.recorded,
         scope.group, scope.consumer, "none" if rate is None else repr(rate), run_id, deadline_us,
@@ -127,18 +122,17 @@ def receive_commit(server: Server) -> Committed:
     Raises if the server refused: then nothing changed.
     """
     status, now_us, wait_us, *rest = server.receive()
-    server.clock.sync(int(now_us))
+    server.clock_us(int(now_us))
     if status == b"late":
         raise ServerBusyError(_LATE)
     if status == b"forgotten":
-        raise ForgottenError("what is recorded is not known any more; it is read from the audit")
+        raise ReadAgainError("what is recorded is not known any more; it is read from the audit")
     if status == b"stopped":
         raise StoppedError(f"{StopSwitch.read(rest[0])}; drainkit resume lifts it")
     if status.decode() in FAILURES:
         raise DrainkitError(FAILURES[status.decode()])
     if status not in (b"ok", b"wait"):
         raise RefusedError(REFUSALS[status.decode()].format(MAX_LISTED))
-    rest += _WAITING[len(rest) :]
     rate, position, counters, audit_id, audit_ms, vanished, rejected, *ids = rest
     return Committed(
         done=status == b"ok", wait_us=int(wait_us), rate=None if rate == b"none" else float(rate),
@@ -237,15 +231,10 @@ def close_history(server: Server, scope: Scope) -> bool:
 
 def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
     """Append entries with their ids to the demo's stream; returns how many."""
-    batch: list[tuple[bytes | str | int, ...]] = []
-    added = size = 0
-    for entry in entries:
-        batch.append(("XADD", key, entry[0], *entry[1]))
-        size += size_of(entry)
-        if len(batch) == 1000 or size > PAGE_BYTES:
-            added += len(server.pipeline(batch))
-            batch, size = [], 0
-    return added + (len(server.pipeline(batch)) if batch else 0)
+    left, added = iter(entries), 0
+    while batch := [*islice(left, 1000)]:
+        added += len(server.pipeline([("XADD", key, entry, *fields) for entry, fields in batch]))
+    return added
 
 
 @cache
@@ -260,7 +249,7 @@ def script(name: str) -> str:
 
 def seed_group(
     server: Server, key: bytes, group: str, *, position: str, deliver: Mapping[str, int],
-    bodies_lost: int = 0,
+    bodies_lost: int,
 ) -> None:  # fmt: skip
     """For the demo: make a group at `position`, its consumers, and deliver them so many entries.
 
@@ -274,8 +263,7 @@ def seed_group(
         if count:
             reading = ("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", key, ">")
             ((_, delivered),) = server.call(*reading)
-    if bodies_lost:
-        server.call("XDEL", key, *(entry[0] for entry in delivered[:bodies_lost]))
+    server.call("XDEL", key, *(entry[0] for entry in delivered[:bodies_lost]))
 
 
 def remove_consumers(
@@ -306,4 +294,4 @@ def trim(server: Server, ids: Sequence[bytes], *, without_groups: bool = False) 
     if status == b"held":
         group, entry = (text(part) for part in detail)
         raise RefusedError(f"group {group} holds the trim back at {entry}; run trim again")
-    raise RefusedError(TRIM_REFUSALS[status.decode()])
+    raise RefusedError(REFUSALS[status.decode()])

@@ -202,13 +202,6 @@ class Settings(_Table):
         first = ids.FIRST_ID if self.from_ is None else ids.first_of(self.from_)
         return first, ids.LAST_ID if self.until is None else ids.last_of(self.until)
 
-    @property
-    def drain_group(self) -> str:
-        """The group that the run reads and acknowledges in (scope history has its own)."""
-        if self.scope != "history":
-            return self.consumer_group
-        return self.history_group or f"{self.consumer_group}.drain_history"
-
     @check("history_group")
     @classmethod
     def _history_group(cls, value: str | None, info: Any) -> str | None:
@@ -261,7 +254,8 @@ def shown(name: str, value: Any) -> str:
 NOTEBOOK = tuple(n for n in Settings.model_fields if "notebook" in facts(n).get("uses", ()))
 FROM_PLAN = tuple(n for n in Settings.model_fields if "plan" in facts(n).get("uses", ()))
 _NAMES = {outside(name): name for name in Settings.model_fields}
-_VARIABLES = {name: f"DRAINKIT_{out.replace('-', '_').upper()}" for out, name in _NAMES.items()}
+_VARIABLES = {name: f"DRAINKIT_{out.replace('-', '_').upper()}"
+              for out, name in _NAMES.items() if name not in _OF_THE_FILE}  # fmt: skip
 VARIABLES = {*_VARIABLES.values(), CONFIG_VARIABLE}
 
 
@@ -321,7 +315,7 @@ def load(
         raise UsageError(f"{CONFIG_VARIABLE}: {path} is not a file")
     values = read_config(path, env_name, check_names=only is None)
     for name, variable in _VARIABLES.items():
-        if variable in environ and name not in _OF_THE_FILE:
+        if variable in environ:
             values[name] = environ[variable]
     values.update(flags if env_name is None else {"env": env_name, **flags})
     kept = {name: value for name, value in values.items() if only is None or name in only}
@@ -348,7 +342,11 @@ def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -
                if outside(name) not in _NAMES}  # fmt: skip
     if unknown and check_names:
         raise UsageError(f"{CONFIG_FILE}: unknown key {min(unknown)}; check its spelling")
-    values = data if env_name is None else data | tables[env_name]
+    values = dict(data)
+    for name, value in tables[env_name].items() if env_name is not None else ():
+        # of a table ([fields], [limits]) what is not said anew holds on: no limit gets lost
+        is_table = isinstance(value, dict) and isinstance(data.get(name), dict)
+        values[name] = data[name] | value if is_table else value
     approval = values.get("approval")
     if isinstance(approval, dict) and "allowed_signers" in approval:
         beside = path.parent / str(approval["allowed_signers"])

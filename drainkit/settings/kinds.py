@@ -84,7 +84,7 @@ def _to_time(value: Any) -> dt.datetime | None:
 
 
 def _to_names(value: Any) -> tuple[str, ...]:
-    names = value.split("\n") if isinstance(value, str) and value else value or ()
+    names = value.split("\n") if isinstance(value, str) else value or ()
     if not isinstance(names, list | tuple):
         raise ValueError("must be a name or a list of names")
     # an entry of a consumer named twice would be read, and recorded, twice

@@ -31,8 +31,7 @@ class DryRun(Session):
             self.summary = self.job.begin()  # its books; only what remains is counted anew
             for name, events in {"total_read": self.plan.total_read, **self.plan.counts}.items():
                 setattr(self.summary, name, events)
-            self.job.count_left()
-            self.job.close(None)
+            self.job.close()
             return
         # only in a run do the notebooks have one boundary
         read = dry.kept(self.job, run_dir) if run_dir and self.folder_run_id else None

@@ -60,6 +60,7 @@ LINES: list[tuple[str, str, str]] = [
     ("drain", "trottle = 5", "trottle"),
     ("drain", "[env.other]\ntrottle = 5", "trottle"),
     ("drain", "from_consumer = 5", "--from-consumer"),
+    ("drain", "DRAINKIT_FROM_CONSUMER=", "--from-consumer must not be empty"),
     *(("drain", f"[approval]\n{table}", "approval") for table in (
         "required = 2", 'allowed_signers = "a"\nrequired = 0', 'allowed_signers = "a"\nmore = 1',
         'allowed_signers = "a"\nrequired = "2"')),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import reference
 from event_samples import GOOD, HOSTILE, ID, ID_MS, ISO, as_reference, entry, one, payload, why
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drainkit.core.events import MAX_VOCABULARY, Decoder, Events
@@ -134,11 +134,6 @@ def test_decoding_agrees_with_the_reference(
         ),
     )
 )
-@example("2025-12-24T24:00:00Z")
-@example("2025-12-24T23:60:00Z")
-@example("2025-02-29T00:00:00Z")
-@example("9999-12-31T23:59:59.999999+00:00")
-@example("0001-01-01T00:00:00+00:00")
 def test_column_parsing_of_iso_times_is_fromisoformat(text: str) -> None:
     """Times read as whole columns are exactly those that the standard library reads."""
     found = times_us([text, text.encode(), None])
@@ -170,11 +165,13 @@ LATEST, PERCENT = b"253402300799999-0", {"confidence_percent": True}
 STAMPS: list[Any] = [
     "1766605798.664912", 1766605798.664912, ID_MS, ID_MS * 1000 + 7, ID_MS * 10**6 + 7999,
     float(ID_MS * 10**6), "-1.0000005", -1e-113, "1.766605798664E12", "5e-05", 99_999_999_999, 0,
+    "0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59.999999+00:00", "2025-12-24T24:00:00Z",
     "2025-12-24", "20251224T194958Z", "2025-12-24T20:49:58+01:00", "2025-12-24T19:49:58.6649129Z",
     # and what is no time
     None, True, "", "soon", "1" * 21, 10**20, 1e300, " 1766605798", "1_766", "2025-13-01", [ISO],
     "0001-01-01T00:00:00+05:00", "2016-12-31T23:59:60Z", "1e9999", "\uff11" * 10, "inf", "+", ".",
     "2025-12-24T19:49:58Z" + " " * 60, "2025-12-24T19:49.5Z", "2025-12-24 19.5",
+    "2025-12-24T23:60:00Z", "2025-02-29T00:00:00Z",
 ]  # fmt: skip
 BODY = json.dumps(GOOD)
 FLAT = BODY[:-1] + ', "é": "' + "[" * 100 + '\\"{", "y": [' + "[]," * 100 + "0]}"

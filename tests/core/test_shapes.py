@@ -76,7 +76,6 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], int]] = {
     "one": (lambda _: {"symbol": "BTCUSDT", "score": "0.5"}, {"confidence": "score"}, 200),
     "no share": (lambda _: {"symbol": "BTCUSDT", "score": "187"}, {}, 0),
     "half a pair": (lambda _: {"ticker": "BTCUSDT", "note": "hello"}, {}, 0),  # mends nothing
-    "nothing": (lambda _: {"note": "hello"}, {}, 0),
     "odd": (lambda _: {"the \U0001f4a3 ticker": "BTCUSDT", "score": "0.5"},
             {"symbol": "the \U0001f4a3 ticker", "confidence": "score"}, 200),
     "not TOML": (lambda _: {'a"ticker': "BTCUSDT", "score\\": "0.5"}, {}, 0),

@@ -37,21 +37,19 @@ Tally = Counter[Any]  # of a fault: the columns below, and exit codes of the run
 COLUMNS = ("times", "runs", "entries", "lost", "doubled")
 
 
-def row(name: str, tally: Tally) -> str:
-    ends = ", ".join(f"{rc}: {tally[rc]}" for rc in sorted(set(tally) - {*COLUMNS}))
-    return " | ".join(("|", name, *(f"{tally[column]:,}" for column in COLUMNS), ends))[2:] + " |"
-
-
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[defaultdict[str, Tally]]:
     """One table of all tests of this module, printed at the end whatever the capturing says."""
     found: defaultdict[str, Tally] = defaultdict(Counter)
     yield found
-    rows = [row(*one) for one in (*found.items(), ("all", sum(found.values(), Counter())))]
+    found["all"] = sum(found.values(), Counter())
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         print(f"\nchaos, seed {SEED}:\n\n| Fault |", *map("{} |".format, COLUMNS), "Ended with |")
-        print("\n".join(["|" + " --- |" * 7, *rows]), "\n")
+        print("|" + " --- |" * 7)
+        for name, tally in found.items():
+            ends = ", ".join(f"{rc}: {tally[rc]}" for rc in sorted(set(tally) - {*COLUMNS}))
+            print("|", " | ".join((name, *(f"{tally[c]:,}" for c in COLUMNS), ends)), "|")
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -95,11 +94,6 @@ STEPS: dict[str, tuple[bytes, FaultKind]] = {
 }
 
 
-def outcome(place: Place, process: subprocess.Popen[str]) -> Attempt:
-    run = place.cli.finish(process)
-    return Attempt(run.rc, run.json() if run.out else None, run.err)
-
-
 @BUNDLED
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
@@ -124,7 +118,8 @@ def test_a_signal_at_each_step(
     proxy.wait_fired()
     later = place.alter("XADD", "*", "symbol", "BTCUSDT", "confidence", "0.9").decode()
     process.send_signal(how)
-    first = outcome(place, process)
+    run = place.cli.finish(process)
+    first = Attempt(run.rc, run.json() if run.out else None, run.err)
     assert first.rc == (-how if how == signal.SIGKILL else 130), first.error
     assert (first.summary is None) == (how == signal.SIGKILL)
     assert later not in place.recorded()

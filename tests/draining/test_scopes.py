@@ -25,18 +25,21 @@ def counts(summary: dict[str, int]) -> tuple[int, int]:
 
 
 def test_a_planned_history_ends_before_its_recorded_tail(place: Place) -> None:
-    """After SETID back what others have pending is acknowledged with its record; only what has no
-    record is planned, and when that is done the group goes."""
+    """After SETID back what is pending is acknowledged with its record, and its own counted once;
+    only what has no record is planned, and when that is done the group goes."""
     ids = place.seed(90, 60)
     place.deliver("dead", 20)
+    assert place.deliver(ME, 5) == ids[80:85]
     place.set_position(ids[29])
-    place.live("--allow-active-consumers")
+    assert counts(place.dry("--max-events", "all")) == (60, 60)
+    assert counts(place.live("--max-events", "1", "--allow-active-consumers")) == (1, 59)
+    assert counts(place.live("--allow-active-consumers")) == (59, 0)
     assert place.waiting() == []
     history = ("--scope", "history", "--max-events", "all", "--throttle", "none", "--plan",
                "plan.json")  # fmt: skip
     assert place.dry(*history)["total_read"] == 30
     assert place.live(*history)["remaining"] == 0
-    assert place.recorded() == ids[30:] + ids[:30]
+    assert place.recorded() == ids[80:85] + ids[30:80] + ids[85:] + ids[:30]
     assert [*place.groups] == [GROUP]
 
 
@@ -104,7 +107,8 @@ def test_a_drain_on_a_capped_stream_ends_by_itself(
 
 
 def test_a_group_moved_forward_is_told(place: Place) -> None:
-    """SETID forward during a drain skips entries: they are counted as passed over."""
+    """SETID forward during a drain skips entries: they are counted as passed over. As many of its
+    own that were pending hide none that vanished, nor does --from."""
     ids = place.seed()[100:]
 
     def forward() -> None:
@@ -114,6 +118,14 @@ def test_a_group_moved_forward_is_told(place: Place) -> None:
     found = place.complete(throttle="1000", at=(40, forward)).books
     assert found["passed_over"] == len({*ids[:81]} - {*place.recorded()}) > 20
     assert (found["vanished"], found["remaining"]) == (1, 0)
+    later = place.fill([("*", intent())] * 40, None)
+    place.deliver(ME, 1)
+    found = place.complete(throttle="50", at=(4, lambda: place.alter("XDEL", later[30]))).books
+    assert (found["total_read"], found["vanished"], found["passed_over"]) == (39, 1, 0)
+    skipped = len({*ids[50:81]} - {*place.recorded()})
+    found = place.complete(throttle="50", at=(1, lambda: place.alter("XDEL", ids[80])),
+                           scope="history", from_=ids[50]).books  # fmt: skip
+    assert (found["total_read"], found["vanished"], found["passed_over"]) == (skipped - 1, 1, 0)
 
 
 def test_a_plan_on_a_capped_stream_is_applied(place: Place) -> None:

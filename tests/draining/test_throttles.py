@@ -10,7 +10,7 @@ from itertools import pairwise, product
 
 import pytest
 from backlogs import seed
-from books import audit, live, reached, wait_for, worst_window
+from books import audit, live, reached, worst_window
 from conftest import Cli
 from faults import Attempt, at_once, attempt, complete
 from place import BUNDLED, Place
@@ -96,24 +96,18 @@ def test_a_slow_network_keeps_rate(valkey: Server, stream: str) -> None:
         link.stop()
 
 
+@BUNDLED
 @pytest.mark.slow
-def test_a_dead_drains_throttle_is_gone_after_15_seconds(
-    valkey: Server, stream: str, cli: Cli
-) -> None:
+def test_a_dead_drains_throttle_is_gone_after_15_seconds(place: Place) -> None:
     """A drain killed at a low rate holds the next one for 15 s at most."""
-
-    def dead_and_next(rate: str) -> None:
-        name = f"{stream}:{rate}"
-        seed(valkey, name, 60, delivered=0)
-        dead = cli.start(*live(valkey, name, "--throttle", rate))
-        wait_for(valkey, name, 1)
-        dead.kill()
-        dead.communicate()
-        began = time.monotonic()
-        cli.done(*live(valkey, name, "--throttle", "20", "--max-events", "20"))
-        assert time.monotonic() - began < 18  # a second of its own, and what a busy machine adds
-
-    at_once(partial(dead_and_next, "0.01"), partial(dead_and_next, "0.5"))
+    place.seed(60, 0)
+    dead = place.start("--throttle", "0.01")
+    place.wait_for(1)
+    dead.kill()
+    dead.communicate()
+    began = time.monotonic()
+    place.live("--throttle", "20", "--max-events", "20")
+    assert time.monotonic() - began < 18  # a second of its own, and what a busy machine adds
 
 
 @BUNDLED
@@ -132,7 +126,7 @@ def test_below_one_per_second_no_two_come_closer(place: Place) -> None:
     indirect=["place"],
 )
 def test_the_lowest_throttle_holds(place: Place, fast: str) -> None:
-    """Beside a drain of 20/s no other is faster; when it has ended the other one is again."""
+    """Beside a drain of 20/s no other is faster."""
     place.seed(500)
     if fast == "none":  # held from its start, or it would be over before the slow one begins
         place.ask("HSET", place.side("state"), "pace", f"0 20.0@{place.now_ms() + 1500}")
@@ -151,9 +145,6 @@ def test_the_lowest_throttle_holds(place: Place, fast: str) -> None:
     # a second before the slow one's first record it was known to all; and they end together
     assert_held([r for t, r in zip(at_ms, records, strict=True)
                  if slow_ms[0] <= t <= slow_ms[-1]], 20)  # fmt: skip
-    after = [t for t in at_ms if t > slow_ms[-1] + 1500]
-    if fast != "none" and len(after) > 50:
-        assert (len(after) - 1) * 1000 / (after[-1] - after[0]) > 40
 
 
 def test_a_drain_begins_without_credit(valkey: Server, stream: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,13 +46,14 @@ def test_a_group_named_like_a_history_group_is_its_own(place: Place) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_hours_ahead_of_the_clock(
-    clock: Clock, own_place: Callable[[str], Place], kind: str
-) -> None:
-    """Entries whose ids lie two hours ahead are recorded once, also when that time has come."""
-    place = own_place(kind)
+def test_a_clock_that_steps(clock: Clock, own_place: Callable[[str], Place], kind: str) -> None:
+    """Set back under a drain, the drain waits until its records' ids are later than the last.
+    Entries whose ids lie two hours ahead are recorded once, also when that time has come."""
+    place, began = own_place(kind), time.monotonic()
     ahead_ms = place.now_ms() + 7_200_000
     place.fill((ahead_ms + i, {"symbol": "BTCUSDT", "confidence": "0.9"}) for i in range(40))
+    place.complete(throttle="1000", at=(20, lambda: clock.step(-2)))
+    assert time.monotonic() - began > 1.5
     for scope in ("undelivered", "history", "undelivered"):
         place.complete(scope=scope, **ALONE)
         clock.step(3 * 3600)

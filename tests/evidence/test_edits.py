@@ -178,6 +178,7 @@ CONTENT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the operator an approver": ("o", lambda d: edit(d / "run.json", operator="ann")),
     "no approver": ("o", lambda d: edit(d / "run.json", approvers=[])),
     "a time after the key's": ("o", lambda d: edit(d / "run.json", started_at="2028-01-01")),
+    "fewer approvals than required": ("o", lambda d: edit(d / "run.json", approvals_required=2)),
     "another stream": ("sk", lambda d: edit(d / "run.json", stream="other")),
     "a dry run": ("o", lambda d: edit(d / "run.json", mode="dry-run")),
     "the plan's throttle": ("o", lambda d: edit(d / "plan.json", throttle=1.0)),
@@ -202,6 +203,8 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "a byte of the signature": ("o", lambda e: flip(e / SIGNED / SIG, 99)),
     "the signature stripped": ("o", lambda e: (e / SIGNED / SIG).unlink()),
     "sealed anew, a stranger signs": ("o", lambda e: e.seal(LIVE, "eve")),
+    "signed with another key": ("osk", lambda e: (e / SIGNED / SIG).write_bytes(
+        sign((e / SIGNED / STATEMENT).read_bytes(), e.keys / "eve", "drainkit"))),
     "signed for something else": ("o", lambda e: (e / LIVE / SIG).write_bytes(
         sign((e / LIVE / STATEMENT).read_bytes(), e.keys / "ann", "git"))),
     "sealed anew without signatures": ("sk", lambda e: e.seal_all()),
@@ -237,7 +240,6 @@ OTHERS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "a huge file": ("o", lambda e: os.truncate(e / LIVE / "report.html", 3 << 40)),  # a hole
     "other parameters": ("sk", predicate(parameters={"stream": "s", "throttle": 1})),
     "a stream that is none": ("o", predicate(parameters={"stream": "\udcff"})),
-    "fewer approvals than required": ("o", predicate(approvals_required=2)),
     "an odd start": ("o", predicate(started_at="0001-01-01T00:00:00+14:00")),
     "no run before": ("o", lambda e: restate(e, lambda s: s["predicate"].pop("previous"))),
     "a subject twice": ("o", lambda e: restate(

@@ -4,7 +4,6 @@ never in anything written or shown, and no other word struck out for one."""
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,16 +41,6 @@ def test_the_statement_is_an_in_toto_statement(sealed: Path, reports: Path) -> N
     with pytest.raises(DrainkitError, match="sealed already"):
         seal(sealed)
     assert {path.name: path.read_bytes() for path in sealed.iterdir()} == before
-    assert verify(reports).bad == []
-
-
-def test_each_statement_names_the_one_sealed_before(chain: list[Path], reports: Path) -> None:
-    """By run and digest, in the order of sealing, whatever the clock said."""
-    assert statement(chain[0])["predicate"]["previous"] is None
-    for before, after in itertools.pairwise(chain):
-        digest = hashlib.sha256((before / "statement.json").read_bytes()).hexdigest()
-        link = {"run_id": before.name, "statement_sha256": digest}
-        assert statement(after)["predicate"]["previous"] == link
     assert verify(reports).bad == []
 
 
@@ -116,7 +105,7 @@ def test_a_password_that_is_a_word_strikes_no_other(tmp_path: Path, word: str) -
 
 def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
     """In whatever spelling a file has it; the JSON stays JSON, and the statement says where. One
-    that begins like another leaves no end of itself; where there is none, the bytes stay."""
+    that begins like another leaves no end of itself."""
     import html
     import urllib.parse
 
@@ -127,15 +116,11 @@ def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
     files.write_json(folder / "baseline.json", {"shown": json.dumps({"output": twice})})
     (folder / "x.log").write_text(f"{SECRET} {urllib.parse.quote(SECRET, safe='')}")
     (folder / "no_ending").write_text(f"{SECRET} {SECRET}-tail")
-    (folder / "y.json").write_text('{ "a" :1}')
     label = html.escape(SECRET, quote=False)  # as in a figure, whose JSON stands in the page
     (folder / "report.html").write_text(f"<p>{html.escape(SECRET)}</p>{json.dumps([label])}")
     (folder / ".writing-half").write_text(f'{{"url": "{SECRET}')
-    seal(
-        folder,
-        secret_words=[SECRET, f"{SECRET}-tail", ""],
-        parameters={"note": f"x{SECRET}x", "throttle": 5.0},
-    )
+    told = {"note": f"x{SECRET}x", "throttle": 5.0}
+    seal(folder, secret_words=[SECRET, f"{SECRET}-tail", ""], parameters=told)
     for path in folder.iterdir():
         if path.suffix == ".parquet":
             continue
@@ -143,7 +128,6 @@ def test_a_secret_that_got_in_is_struck_out(reports: Path) -> None:
         for form in (SECRET, "ä/s", "u00e4/s", "w>ord", "&lt;w&gt;ord", "%C3%A4"):
             assert form not in text, (path.name, form)
     assert (folder / "no_ending").read_text() == "*** ***"
-    assert (folder / "y.json").read_text() == '{ "a" :1}'
     after = json.loads((folder / "after.json").read_text())
     assert after == {"a": ["***"], "output": '{"url": "redis://u:***@h"}', "n": 5, "***": 1,
                      "name": "*** x", "id": "***"}  # fmt: skip

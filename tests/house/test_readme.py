@@ -137,21 +137,10 @@ def test_every_command_of_the_notebooks_page_works(valkey: Server, cli: Cli) -> 
 
 
 TSA_CONFIG = """
-[req]
-distinguished_name = name
-x509_extensions = ours
-prompt = no
-[name]
-CN = time stamps
-[ours]
-basicConstraints = critical,CA:TRUE
-extendedKeyUsage = critical,timeStamping
 [tsa]
-default_tsa = ours_too
-[ours_too]
+default_tsa = ours
+[ours]
 serial = {0}/serial
-signer_cert = {0}/tsa.pem
-signer_key = {0}/tsa.key
 signer_digest = sha256
 default_policy = 1.2.3.4
 digests = sha256
@@ -170,7 +159,8 @@ def time_stamps(folder: Path) -> Iterator[str]:
     class Authority(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             (folder / "query").write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
-            reply = run("openssl ts -reply -config tsa.cnf -queryfile query")
+            reply = run("openssl ts -reply -config tsa.cnf -queryfile query -signer tsa.pem"
+                        " -inkey tsa.key")  # fmt: skip
             self.send_response(200)
             self.end_headers()
             self.wfile.write(reply)
@@ -180,8 +170,10 @@ def time_stamps(folder: Path) -> Iterator[str]:
 
     (folder / "tsa.cnf").write_text(TSA_CONFIG.format(folder))
     (folder / "serial").write_text("01")
-    run("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 9"
-        " -config tsa.cnf -keyout tsa.key -out tsa.pem")  # fmt: skip
+    run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=stamps"
+        " -addext extendedKeyUsage=critical,timeStamping -keyout tsa.key -out tsa.pem"
+    )
     (folder / "keepers").write_text(f"keeper@example.com {keygen(folder / 'keeper')}")
     with HTTPServer(("127.0.0.1", 0), Authority) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -143,14 +143,3 @@ def test_windows_is_refused_in_one_line(tmp_path: Path) -> None:
     done = run([sys.executable, "-c", code, "--help"], tmp_path, PYTHONPATH=str(ROOT))
     assert (done.rc, done.out) == (2, "")
     assert "WSL" in one_line_error(done.err)
-
-
-def test_the_shell_completes_commands_and_options(tmp_path: Path) -> None:
-    """The README's line makes bash complete `drainkit sta` and `drainkit drain --max-`."""
-    script = 'eval "$(_DRAINKIT_COMPLETE=bash_source drainkit)"'
-    for words in ("drainkit sta", "drainkit drain --max-"):  # as bash asks
-        script += f"\nCOMPREPLY=(); COMP_WORDS=({words}); COMP_CWORD={words.count(' ')}"
-        script += "; _drainkit_completion drainkit\necho ${COMPREPLY[@]}"
-    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = run(["bash", "-c", script], tmp_path, PATH=programs)
-    assert done.out.split("\n")[:2] == ["status", "--max-age-min --max-events"], done

@@ -146,7 +146,7 @@ def test_what_counts_is_what_was_decoded(
     body += [b"payload", json.dumps(payload).encode(), b"data", json.dumps(data).encode()]
     entry = [b"1766602826755-0", body]
     events = Decoder().decode([entry])
-    counting = [p.value for p in places(Fields(), entry, events) if p.counts]
+    counting = [p["value"] for p in places(Fields(), entry, events) if p["counts"]]
     expected = {
         "confidence": events.confidence[0] >= 0,
         "timestamp": events.time_source[0] == 0,

@@ -10,7 +10,6 @@ import json
 import signal
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 import clusters
 import pytest
@@ -263,10 +262,8 @@ def test_unknown_is_exit_code_3(place: Place) -> None:
 
 def test_all_streams_of_a_cluster(cluster: clusters.Cluster, cli: Cli) -> None:
     """Streams are found on every primary, and each is counted where it is."""
-    client: Any = cluster.client()
     for i in range(12):
-        client.execute_command("XADD", f"q:{i}", "*", "symbol", "BTCUSDT")
-        client.execute_command("XGROUP", "CREATE", f"q:{i}", "g", "0")
+        fill(cluster.primary_of(f"q:{i}"), f"q:{i}", [("*", {"symbol": "BTCUSDT"})], group="g")
     run = cli.done("check", "--redis-url", cluster.url, "--all-streams", "q:*", "--json")
     assert {s["stream"]["name"] for s in run.json()["streams"]} == {f"q:{i}" for i in range(12)}
     assert [s["groups"][0]["lag_counted"] for s in run.json()["streams"]] == [1] * 12

@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psutil
-import pytest
+from jupyter_core.utils import run_sync
 from servers import wait_until
 
 from drainkit.pipeline.kernels import Forked, Kernels
@@ -26,8 +25,9 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def test_kernels_are_apart_and_end_with_the_run(tmp_path: Path) -> None:
-    """Each has a session of its own, one may die, and none outlives the run, from its first moment
-    on, before it answers. A killed parent ends its kernels, and the next one has a new parent."""
+    """Each has a session of its own and listens on files of the run's, not on a port that another
+    program may take first; one may die, and none outlives the run, from its first moment on, before
+    it answers. A killed parent ends its kernels, and the next one has a new parent."""
     startup = tmp_path / "profile_default" / "startup"
     startup.mkdir(parents=True)
     seen = tmp_path / "seen"
@@ -37,43 +37,23 @@ def test_kernels_are_apart_and_end_with_the_run(tmp_path: Path) -> None:
         first, second = (manager.provisioner.process for manager in managers)
         assert isinstance(first, Forked)
         assert len({os.getsid(pid) for pid in (os.getpid(), first.pid, second.pid)}) == 3
+
+        def files() -> set[str]:
+            places = {str(one.laddr) for one in second.net_connections("unix")}
+            return {place for place in places if "/drainkit-" in place}
+
+        wait_until("it listens", lambda: len(files()) == 5, timeout_sec=30)
         first.send_signal(signal.SIGKILL)
         assert first.wait(10) is None
         assert first.poll() == 0
         assert second.poll() is None
-        psutil.Process(second.ppid()).kill()
-        wait_until("it ended", lambda: has_ended(second))
+        (parent := psutil.Process(second.ppid())).kill()
+        wait_until("they ended", lambda: has_ended(parent) and has_ended(second))
         managers.append(kernels.start({**os.environ, "IPYTHONDIR": str(tmp_path)}))
         wait_until("it starts", seen.exists, timeout_sec=60)
     wait_until("it ended", lambda: has_ended(managers[-1].provisioner.process))
     for manager in managers:
-        kernels.end(manager)
-
-
-@pytest.mark.parametrize("is_short", [True, False])
-def test_a_kernel_takes_no_tcp_port_that_another_program_may_take_first(
-    monkeypatch: pytest.MonkeyPatch, is_short: bool
-) -> None:
-    """A kernel listens on files of the run's own; on ports only where names would be too long."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:
-        scratch = Path(short, "" if is_short else "x" * 100)
-        scratch.mkdir(exist_ok=True)
-        monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-        with Kernels() as kernels:
-            manager = kernels.start(os.environ)
-            kernel = psutil.Process(manager.provisioner.process.pid)
-
-            def files() -> set[str]:
-                places = {one.laddr for one in kernel.net_connections("unix")}
-                return {place for place in places if place.startswith(str(scratch))}
-
-            def listens() -> bool:
-                return len(files()) == 5 or len(kernel.net_connections("tcp")) > 5
-
-            wait_until("it listens", listens, timeout_sec=30)
-            assert bool(files()) == is_short
-            kernels.end(manager)
-        assert not [*scratch.iterdir()]
+        run_sync(manager.shutdown_kernel)(now=True)
 
 
 def test_the_embedded_server_is_private_and_gone_with_its_parent() -> None:

@@ -13,16 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
-from backlogs import GROUP, fill, seed
+from backlogs import fill, seed
 from books import assert_books_balance, audit, recorded
-from clusters import Cluster
 from conftest import Cli, lacking
 from servers import Server, wait_until
 
-from drainkit import Server as Connection
 from drainkit.cli.draining import streams_report
 from drainkit.errors import InterruptedRunError
-from drainkit.pipeline.runner import outcome_of, run_in_turn, streams_of, summary
+from drainkit.pipeline.runner import outcome_of, run_in_turn, summary
 from drainkit.settings import build
 
 FAST = ("--throttle", "none", "--max-events", "all")
@@ -58,17 +56,6 @@ def test_one_streams_end_stops_no_other(valkey: Server, stream: str, cli: Cli) -
     cli.done("verify", found["streams"][1]["evidence"], "--redis-url", valkey.url)
     assert f"{stopped}: refused" in run.err
     assert "no stream has the group" in cli.fails(4, *run_all(valkey, "no-such"))
-
-
-def test_a_clusters_streams_are_found(cluster: Cluster) -> None:
-    """The pattern's streams of all primaries that have the group, in any slot; no others."""
-    client = cluster.client()
-    for number in range(9):
-        group = GROUP if number else "somebody:else"
-        fill(client, f"many:{number}", [(1, {"x": "y"})], group=group)
-    settings = build({"redis_url": f"redis+cluster://{cluster.url.partition('://')[2]}"})
-    with Connection.of(settings) as link:
-        assert streams_of(link, settings, "many:*") == [f"many:{n}" for n in range(1, 9)]
 
 
 def test_an_unexpected_error_stops_no_other_and_holds_no_password() -> None:

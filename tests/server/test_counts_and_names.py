@@ -28,6 +28,10 @@ def link(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
         yield opened
 
 
+def counted(link: Link, first: str, last: str) -> int:
+    return counting.count(link, reading.stream_info(link), first, last)[0]
+
+
 def reads(place: Place) -> int:
     """How many pages the server was asked for."""
     lines = place.ask("INFO", "commandstats").decode()
@@ -41,13 +45,13 @@ def test_any_range_is_counted_exactly(place: Place, link: Link) -> None:
     for _ in range(60):
         first, last = (f"{draw.randrange(5, 75)}-{draw.randrange(2)}" for _ in range(2))
         there = len(link.call("XRANGE", link.stream, first, last))
-        assert counting.count_between(link, first, last) == there, (first, last)
+        assert counted(link, first, last) == there, (first, last)
     for first, last, n, most in (
         (FIRST_ID, LAST_ID, 55, 0), ("10-1", LAST_ID, 55, 0), ("68-1", LAST_ID, 0, 0),
         ("0-0", "10-9", 0, 0), ("15-0", LAST_ID, 52, 6), ("66-0", LAST_ID, 3, 6),
     ):  # fmt: skip
         before = reads(place)
-        assert counting.count_between(link, first, last) == n
+        assert counted(link, first, last) == n
         assert reads(place) - before <= most
 
 
@@ -81,13 +85,11 @@ def test_a_deletion_while_it_counts_is_noticed(
         return read(*args, **options)
 
     monkeypatch.setattr(reading, "pages", read_and_delete)
-    assert counting.count_between(link, "16-0", LAST_ID) == 51
-    assert counting.count_between(link, "16-0", "60-0") == 43
+    assert counted(link, "16-0", LAST_ID) == 51
+    assert counted(link, "16-0", "60-0") == 43
 
 
 # ---------------------------------------------------------------- room for what is recorded
-
-EVICTS = "the server may evict any key (allkeys-lru, maxmemory "
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru"])
@@ -126,6 +128,7 @@ def test_a_server_that_loses_things_is_named(place: Place) -> None:
         return (found["may_evict"], found["on_disk"]), place.says("status").out
 
     counts_snapshots = place.server.kind != "redis62"
+    evicts = "the server may evict any key (allkeys-lru, maxmemory "
     words = "has kept nothing on disk" if counts_snapshots else "on disk is unknown"
     found, text = told()
     assert found == (False, False if counts_snapshots else None)
@@ -135,10 +138,10 @@ def test_a_server_that_loses_things_is_named(place: Place) -> None:
     place.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     place.ask("CONFIG", "SET", "appendonly", "yes")
     found, text = told()
-    assert (found, EVICTS in text, "on disk" in text) == ((True, True), True, False)
+    assert (found, evicts in text, "on disk" in text) == ((True, True), True, False)
     run = place.says("check")
-    assert (run.rc, run.out.count(EVICTS)) == (1, 1)
-    assert run.out.startswith(f"WARNING: {place.stream}: {EVICTS}")
+    assert (run.rc, run.out.count(evicts)) == (1, 1)
+    assert run.out.startswith(f"WARNING: {place.stream}: {evicts}")
 
 
 # ---------------------------------------------------------------- names in no UTF-8

@@ -17,7 +17,8 @@
 -- the audit's last id, ms of the records (0 none), number of entries that were deleted, number of
 -- ids that follow and were neither audited nor acknowledged (deleted, or somebody else's now),
 -- these ids, and then the ids that had their record already};
--- or {"wait", now, us, rate}; or {reason, now, 0} of a refusal ("stopped": and the switch's value).
+-- or {"wait", now, us, rate, and no more that means anything}; or {reason, now, 0} of a refusal
+-- ("stopped": and the switch's value).
 -- Unless it says "ok" or "other" nothing changed but the pace.
 local stream, audit, stop, state, recorded = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, rate, run_id, boundary = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
@@ -242,9 +243,12 @@ local lowest = rate
 for other in pairs(rates) do
   if lowest == 'none' or tonumber(other) < tonumber(lowest) then lowest = other end
 end
+local function waiting(us)
+  return {'wait', int(now_us), int(math.ceil(us)), lowest, '', '', '0-0', '0', '0', '0'}
+end
 local function wait_reply(us)
   redis.call('HSET', state, 'pace', pace_after(us))
-  return {'wait', int(now_us), int(math.ceil(us)), lowest}
+  return waiting(us)
 end
 
 -- us to wait until `n` more fit into a window of `width` ms that may hold `cap`
@@ -268,7 +272,7 @@ end
 -- ids only grow: after the clock stepped back they would all fall into one millisecond, and
 -- ids that are used up would fail in the middle of the batch
 if n > 0 and audit_ms > now_ms + 1 then
-  return {'wait', int(now_us), int(math.min((audit_ms - now_ms) * 1000, 1e15)), lowest}
+  return waiting(math.min((audit_ms - now_ms) * 1000, 1e15))
 end
 if n > 0 and lowest ~= 'none' then
   local holds = tonumber(lowest)
