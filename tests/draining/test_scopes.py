@@ -200,15 +200,14 @@ def test_until_counts_alike(place: Place) -> None:
 @BUNDLED
 @pytest.mark.parametrize(("until", "minutes"), [("10m", 10), ("0.15h", 9), ("0.01d", 14.4)])
 def test_an_age_is_a_time_of_the_plan(place: Place, until: str, minutes: float) -> None:
-    """A plan keeps its --until, an age as a time by the server's clock, and says which: a live run
-    that comes later takes what the plan has."""
+    """A plan keeps its --until, an age as a time by the server's clock: a live run that comes later
+    takes what the plan has."""
     ids, _ = old_and_new(place)
     before = place.now_ms()
     dry = place.says("drain", "--json", "--plan", "p.json", "--until", until, "--throttle", "none")
     plan = json.loads((place.cli.cwd / "p.json").read_text())
     bound = datetime.fromisoformat(plan["until"]).timestamp() * 1000
     assert before - 1 <= bound + minutes * 60_000 <= place.now_ms() + 1
-    assert plan["until"] in dry.err
     old = [entry for entry in ids if int(entry.partition("-")[0]) <= bound]
     assert 0 < len(old) == plan["total_read"] == dry.json()["total_read"] < 120
     assert place.cli.done(*APPLY, *place.where).json()["plan_digest"] == plan["digest"]
