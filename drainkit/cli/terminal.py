@@ -44,20 +44,23 @@ _COLOURS = {
 class Outlet(io.FileIO):
     """A standard stream whose end is not its program's: what it cannot print is gone, no more.
 
-    A full disk, a reader who left and a stream that was closed all end here.
+    A full disk, a reader who left and a stream that was closed all end here. It has no buffer,
+    which a signal in the middle of a write would leave to be printed a second time.
     """
 
     lost: OSError | None = None  # why something could not be printed
 
     def write(self, data: Any) -> int:
         """Print what can be printed; all counts as written."""
+        left = memoryview(data)
         try:
-            while (written := super().write(data)) is None:  # a full pipe that does not wait
-                select.select([], [self], [])
-            return written
+            while left:
+                if (written := super().write(left)) is None:  # a full pipe that does not wait
+                    select.select([], [self], [])
+                left = left[written or 0 :]
         except OSError as error:
             self.lost = error
-            return len(data)
+        return len(data)
 
 
 def safe_streams() -> Outlet:
@@ -73,8 +76,7 @@ def safe_streams() -> Outlet:
         before = getattr(sys, name)
         encoding = getattr(before, "encoding", "utf-8")
         errors = getattr(before, "errors", "backslashreplace")
-        buffer = io.BufferedWriter(outlet)
-        setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=True))
+        setattr(sys, name, io.TextIOWrapper(outlet, encoding, errors, line_buffering=True))
     return outlets[0]
 
 
@@ -248,19 +250,16 @@ _OPTIONAL = {"vanished", "passed_over", "plan_path", "plan_digest", "evidence"}
 
 def report(result: Mapping[str, Any]) -> list[Block]:
     """The original report's lines, and what became of a plan otherwise than planned."""
-    from ..core.summary import amount, entries_words
+    from ..core.summary import amount
 
     rate, throttle, evidence = map(result.get, ("events_per_sec", "throttle", "evidence"))
-    left, own, read = (result.get(key) or 0 for key in ("remaining", "pending_own", "total_read"))
-    mode, shown = str(result.get("mode", "")), dict(result)
+    mode, read, shown = str(result.get("mode", "")), result.get("total_read") or 0, dict(result)
     shown |= {"mode": mode.upper(), "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s"}
     if rate is not None:
         shown["events_per_sec"] = f"{rate:.2f} events/sec"
     elif mode != "live":  # how long the live run takes
         takes = throttle and f"takes {read / throttle:,.1f} s at {throttle:g} events/sec"
         shown["events_per_sec"] = f"a live run {takes or 'goes as fast as the server'}"
-    if own and left and result.get("scope") == "undelivered":
-        shown["remaining"] = f"{left} ({entries_words('undelivered', left, own)})"  # of two places
     if evidence and result.get("plan_path"):  # as seen from where the person is
         shown["plan_path"] = f"{evidence}/{result['plan_path']}"
     blocks: list[Block] = []
