@@ -232,8 +232,7 @@ def entries_words(scope: str, entries: int, own: int) -> str:
     """
     if scope != "undelivered" or not own:
         return f"{entries:,} {scope}"
-    told = f"{entries - own:,} {scope} + {own:,} pending of this drain's own consumer"
-    return f"{told} = {entries:,}"
+    return f"{entries - own:,} {scope} + {own:,} pending of this drain's own consumer = {entries:,}"
 
 
 def duration_words(events: int, throttle: float | None) -> str:

@@ -139,15 +139,13 @@ def _to_place(value: Any) -> Any:
     return value
 
 
-_TINY = math.ulp(0)
-_LARGEST = sys.float_info.max
 _RATES = "a number > 0 of events per second (0.000001 to 1000000000), or none"
 _COUNTS = f"an integer > 0 (at most {MAX_COUNT:,}), or all"
 Share = Annotated[float, _number(0, 1, "a number within 0..1, as 0.60 for 60 %")]
-Amount = Annotated[float, _number(0, _LARGEST, "a number, 0 or more")]
+Amount = Annotated[float, _number(0, sys.float_info.max, "a number, 0 or more")]
 Minutes = Annotated[float, _number(0, MAX_MIN, f"a number >= 0 of minutes, at most {MAX_MIN:,}")]
 PositiveMinutes = Annotated[
-    float, _number(_TINY, MAX_MIN, f"a number > 0 of minutes, at most {MAX_MIN:,}")
+    float, _number(math.ulp(0), MAX_MIN, f"a number > 0 of minutes, at most {MAX_MIN:,}")
 ]
 Rate = Annotated[float | None, _number(1e-6, 1e9, _RATES, none="none")]
 Count = Annotated[int | None, _number(1, MAX_COUNT, _COUNTS, none="all", whole=True)]
