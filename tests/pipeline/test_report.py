@@ -150,7 +150,7 @@ def test_drift_and_what_to_do_next(folder: Path) -> None:
     drift = {"planned": "drained_ok", "happened": "dropped_old", "events": 1250}
     put(folder, "run.json", {**RUN, "consumer_group": "g;reboot", "remaining": 7, "drift": [drift]})
     page = text(folder)
-    assert "before their turn: 1,250." in page
+    assert "met another fate than planned: 1,250." in page
     assert "drained_ok dropped_old 1,250" in page
     at = "--stream s --consumer-group 'g;reboot'"
     for command in (f"run --mode live --scope undelivered {at}", f"run --scope pending {at}",
