@@ -35,9 +35,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .core.events import Decoder, Events
-    from .core.policy import ACTIONS, Policy, decide
-    from .core.summary import Summary, new_run_id
     from .draining.dry import dry_run
     from .draining.run import resolve
     from .errors import DrainkitError, RefusedError, UnreachableError, UsageError
@@ -47,14 +44,10 @@ if TYPE_CHECKING:
     from .settings import load as load_settings
 
 __all__ = [
-    "ACTIONS", "Decoder", "DrainkitError", "Events", "IdRange", "Policy", "RefusedError", "Server",
-    "Settings", "Summary", "UnreachableError", "UsageError", "decide", "dry_run", "load_range",
-    "load_settings", "new_run_id", "ranges", "resolve",
+    "DrainkitError", "IdRange", "RefusedError", "Server", "Settings", "UnreachableError",
+    "UsageError", "dry_run", "load_range", "load_settings", "ranges", "resolve",
 ]  # fmt: skip
 _HOMES = {
-    "core.events": ("Decoder", "Events"),
-    "core.policy": ("ACTIONS", "Policy", "decide"),
-    "core.summary": ("Summary", "new_run_id"),
     "draining.dry": ("dry_run",),
     "draining.run": ("resolve",),
     "errors": ("DrainkitError", "RefusedError", "UnreachableError", "UsageError"),

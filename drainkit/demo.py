@@ -43,14 +43,14 @@ OWN_UNFINISHED, OWN_BODIES_LOST = 6, 2
 DEAD = {f"execution-{n:02d}": {7: 25, 19: 12, 28: 3}.get(n, 0) for n in range(1, 35)}
 
 
-def fill(server: Server, *, stream: str, group: str, consumer: str) -> None:
+def fill(server: Server, settings: Settings) -> None:
     """Put the sample backlog into an empty server; ends at the server's now."""
-    key, entries = stream.encode(), sample_entries(server.now_us() // 1000)
+    key, entries = settings.stream.encode(), sample_entries(server.now_us() // 1000)
     writing.add_entries(server, key, entries)
-    position, deliver = entries[DELIVERED - 1][0].decode(), {**DEAD, consumer: OWN_UNFINISHED}
     writing.seed_group(
-        server, key, group, position=position, deliver=deliver, bodies_lost=OWN_BODIES_LOST
-    )
+        server, key, settings.consumer_group, position=entries[DELIVERED - 1][0].decode(),
+        deliver={**DEAD, settings.consumer_name: OWN_UNFINISHED}, bodies_lost=OWN_BODIES_LOST,
+    )  # fmt: skip
 
 
 def sample_entries(now_ms: int, n: int = ENTRIES, seed: int = 20251224) -> list[RawEntry]:

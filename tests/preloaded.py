@@ -15,7 +15,7 @@ from typing import Any
 
 KERNELS = "drainkit.views.forking"  # the parent of a run's
 PRELOADED = (
-    "program", "drainkit.cli.program", "drainkit.cli.desk", "drainkit.cli.draining",
+    "program", "drainkit.cli.desk", "drainkit.cli.draining",
     "drainkit.cli.operations", "drainkit.draining.live", "drainkit.draining.dry",
     "drainkit.evidence.verify",
     "drainkit.operations.checks", "drainkit.operations.events", "drainkit.operations.maintenance",

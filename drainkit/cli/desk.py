@@ -12,16 +12,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 from click import Argument, Option
 
 from .. import files, signing
 from ..errors import UsageError
 from ..late import late
 from ..settings import Settings, config_variable, kernel_variables, load
-from . import BLAS_THREADS, IS_BLAS_GIVEN
-from .draining import run_and_tell
-from .program import AUDIT, COMMON, GROUP, POLICY, WHERE, YES, command, connected, setting
+from . import AUDIT, COMMON, GROUP, OURS, POLICY, WHERE, YES, command, connected, setting
+from .draining import run_notebooks, tell_run
 from .terminal import Table, confirm, emit, plan_rows, tell, tell_error
 
 if TYPE_CHECKING:
@@ -56,11 +54,12 @@ def _streams(redis_url: str | None, stream: str | None) -> tuple[str, ...]:
          *COMMON)  # fmt: skip
 def verify(path: str, redis_url: str | None, stream: str | None, allowed_signers: Path | None,
            checkpoint: Path | None) -> int:  # fmt: skip
-    """Check evidence: RUN_DIR, or REPORTS_DIR with the chain over all its runs.
+    """Check evidence: a run's, or a folder of runs and their chain.
 
-    With --redis-url the server's run ledgers decide which live runs there must be: those of the
-    streams that the runs name, and of --stream. With --checkpoint the chain must hold the run that
-    FILE names at its place; where all is well FILE is written, or moves on to the newest run.
+    PATH is RUN_DIR or REPORTS_DIR. With --redis-url the server's run ledgers decide which live runs
+    there must be: those of the streams that the runs name, and of --stream. With --checkpoint the
+    chain must hold the run that FILE names at its place; where all is well FILE is written, or
+    moves on to the newest run.
     """
     found = evidence.verify(path, redis_url, allowed_signers,
                             streams=_streams(redis_url, stream), checkpoint=checkpoint)  # fmt: skip
@@ -99,9 +98,10 @@ def runs(reports: str | None, redis_url: str | None, stream: str | None, html: P
 @command(Argument(["ids"], nargs=-1, required=True, metavar="ID ..."),
          *POLICY, *GROUP, AUDIT, *WHERE)  # fmt: skip
 def show(ids: tuple[str, ...], **flags: Any) -> None:
-    """Single entries: raw fields, decoded values and where each was found, every verdict.
+    """Single entries: fields, values, every filter's verdict.
 
-    The audit is searched from a minute before the oldest of the ids on.
+    Raw fields, decoded values, and where each was found. The audit is searched from a minute before
+    the oldest of the ids on.
 
     \b
     Examples:
@@ -119,9 +119,10 @@ def show(ids: tuple[str, ...], **flags: Any) -> None:
 
 @command(Argument(["first"], metavar="RUN"), Argument(["second"], metavar="RUN"), *COMMON)
 def diff(first: str, second: str) -> None:
-    """Two plans or evidence folders: differing settings, and events that met another fate.
+    """How two plans or evidence folders differ.
 
-    Of a live run's folder it takes what happened (audit.parquet), else what was planned.
+    Differing settings, and events that met another fate. Of a live run's folder it takes what
+    happened (audit.parquet), else what was planned.
 
     \b
     Examples:
@@ -137,10 +138,11 @@ def diff(first: str, second: str) -> None:
                 help="Your SSH key (ssh-keygen)."),
          YES, *COMMON)  # fmt: skip
 def approve(plan: Path, sign_key: Path, yes: bool) -> None:
-    """A second person's signature under a plan (a file or an evidence folder).
+    """A second person's signature under a plan.
 
-    It shows the plan, asks, and adds an SSH signature of its digest to <plan>.sig beside it. Where
-    drainkit.toml has [approval], a live drain needs as many as it says, none its operator's.
+    PLAN is a file or an evidence folder. It shows the plan, asks, and adds an SSH signature of its
+    digest to <plan>.sig beside it. Where drainkit.toml has [approval], a live drain needs as many
+    as it says, none its operator's.
 
     \b
     Example:
@@ -162,27 +164,28 @@ def approve(plan: Path, sign_key: Path, yes: bool) -> None:
 _FOLDER, _DEMO_REPORTS = "drainkit-notebooks", "demo-reports"
 
 
-def _filled(embedded: sample.EmbeddedServer, reports_dir: str) -> Settings:
+def _filled(embedded: sample.EmbeddedServer) -> Settings:
     """The demo's settings, once the server holds the sample backlog; shows its state."""
-    settings = sample.settings_of(embedded.url, reports_dir)
+    settings = sample.settings_of(embedded.url, _DEMO_REPORTS)
     with connection.Server.of(settings) as server:
-        sample.fill(server, stream=settings.stream, group=settings.consumer_group,
-                    consumer=settings.consumer_name)  # fmt: skip
+        sample.fill(server, settings)
         tell(*state.as_text(state.baseline(server)), "", err=True)
     return settings
 
 
-@command(Option(["--reports-dir"], metavar="DIR", default=_DEMO_REPORTS, help=f"[{_DEMO_REPORTS}]"),
-         Option(["--serve"], is_flag=True, help="Drain nothing: keep the server until Ctrl-C."),
+@command(Option(["--serve"], is_flag=True, help="Drain nothing: keep the server until Ctrl-C."),
          *COMMON)  # fmt: skip
-def demo(reports_dir: str, serve: bool) -> int:
-    """See it work: a sample backlog on a server of its own, through the whole pipeline."""
+def demo(serve: bool) -> int:
+    """See it work: a sample backlog on a server of its own.
+
+    It goes through the whole pipeline; the evidence is in demo-reports/.
+    """
     if not serve:
         books.check_installed()
     with sample.EmbeddedServer() as embedded:
-        settings = _filled(embedded, reports_dir)
+        settings = _filled(embedded)
         if not serve:
-            return run_and_tell(settings, yes=True)
+            return tell_run(run_notebooks(settings, yes=True))
         at = f"--redis-url {shlex.quote(embedded.url)}"
         # the sample's dead consumers are a moment old
         run = (f"drainkit run {at} --allow-active-consumers --allowlist "
@@ -216,26 +219,17 @@ def notebooks(folder: str, force: bool) -> None:
     emit({"folder": folder, **data}, *(f"copied {name}" for name in data["copied"]), last)
 
 
-class _Lab(click.Command):
-    """A command that hands all that follows `--` on."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        ctx.obj = args[end + 1 :]
-        return super().parse_args(ctx, args[:end])
-
-
-@command(Argument(["folder"], metavar="", default=_FOLDER, required=False),
+@command(Argument(["words"], metavar="", nargs=-1),
          Option(["--demo", "is_demo"], is_flag=True,
                 help="A server with a sample backlog, while Lab runs."),
          Option(["--run", "sealed"], metavar="RUN_DIR",
                 help="Open 01 of a sealed run (a folder or a URL); no server is asked."),
-         *WHERE[:-1], *GROUP,
-         cls=_Lab, options_metavar="[OPTIONS] [DIR] [-- ARGS]")  # fmt: skip
-def lab(folder: str, is_demo: bool, sealed: str | None, **flags: Any) -> None:
-    """JupyterLab on the notebooks in DIR (drainkit-notebooks), copied there where missing.
+         *WHERE[:-1], *GROUP, options_metavar="[OPTIONS] [DIR] [-- ARGS]")  # fmt: skip
+def lab(words: tuple[str, ...], is_demo: bool, sealed: str | None, **flags: Any) -> None:
+    """JupyterLab on the notebooks, copied where missing.
 
-    Notebooks that were changed stay as they are. ARGS go to `jupyter lab`.
+    DIR is drainkit-notebooks. Notebooks that were changed stay as they are. ARGS go to `jupyter
+    lab`.
 
     \b
     Examples:
@@ -245,7 +239,10 @@ def lab(folder: str, is_demo: bool, sealed: str | None, **flags: Any) -> None:
       drainkit lab --run reports/20260101T000000Z-live-0a1b2c
     """
     books.check_installed()
-    further: list[str] = click.get_current_context().obj
+    further = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    folder, *odd = [*words[: len(words) - len(further)]] or [_FOLDER]
+    if odd:
+        raise UsageError(f"lab takes one folder, not {odd[0]} too; -- stands before Jupyter's ARGS")
     others = [*flags.values(), sealed if is_demo else None]
     if (is_demo or sealed is not None) and any(value is not None for value in others):
         alone = "--demo" if is_demo else "--run"
@@ -258,7 +255,7 @@ def lab(folder: str, is_demo: bool, sealed: str | None, **flags: Any) -> None:
             for name in [name for name in os.environ if name.startswith("DRAINKIT_")]:
                 del os.environ[name]  # the demo's settings are all there is
             embedded = stack.enter_context(sample.EmbeddedServer())
-            variables = kernel_variables(_filled(embedded, _DEMO_REPORTS))
+            variables = kernel_variables(_filled(embedded))
             embedded.outlive_exec()
         elif sealed is None:
             with connected(flags) as (settings, _):  # before a person waits for a browser
@@ -269,8 +266,8 @@ def lab(folder: str, is_demo: bool, sealed: str | None, **flags: Any) -> None:
         if sealed is not None:
             further.append(books.of_sealed(sealed, Path(folder)))
         os.environ.update(variables)
-        if not IS_BLAS_GIVEN:
-            os.environ.pop(BLAS_THREADS, None)
+        for name in OURS:
+            os.environ.pop(name, None)
         os.chdir(folder)
         # -P: no module that lies in the folder is Lab's (a calendar.py), and so reads the URL
         program = [sys.executable, "-P", "-m", "jupyterlab", *further]

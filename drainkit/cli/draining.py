@@ -21,13 +21,10 @@ from .. import signing
 from ..errors import InterruptedRunError, UsageError
 from ..late import late
 from ..safe import address, one_line
-from . import terminal
-from .program import DRAIN, GROUP, POLICY, WHERE, command, connected, setting, settings_of
+from . import DRAIN, GROUP, POLICY, WHERE, command, connected, setting, settings_of, terminal
 from .terminal import Block, Progress, Table, confirm, emit, signals, tell, tell_error
 
 if TYPE_CHECKING:
-    import threading
-
     from ..core import fields as field_rules
     from ..core import plan as plans
     from ..core import summary as books
@@ -98,10 +95,11 @@ def _as_given(command: str, flags: dict[str, Any]) -> str:
 
 @command(*GROUP, *WHERE)
 def fields(**flags: Any) -> None:
-    """Which fields the backlog's events have, which are chosen, and a [fields] that was tried.
+    """Which fields events have, and a [fields] block that was tried.
 
-    It looks at up to 500 entries, spread over all that is undelivered. The lines for drainkit.toml
-    are tried on them by the decoder that a drain uses; lines that mend nothing are left out.
+    It looks at up to 500 entries, spread over all that is undelivered, and says which fields are
+    chosen. The lines for drainkit.toml are tried on them by the decoder that a drain uses; lines
+    that mend nothing are left out.
     """
     with connected(flags) as (settings, server):
         found = field_rules.examine(events.sample(server, settings), settings.fields)
@@ -123,8 +121,6 @@ def drain(yes: bool, **flags: Any) -> int:
     if settings.mode == "live" and not (yes or sys.stdin.isatty()):
         confirm("", yes)
     with runs.opened(settings) as run, closing(Progress()) as progress:
-        if run.planned is None and (until := run.settings.until) != settings.until:
-            tell(f"drainkit: up to {until}, by the server's clock", err=True)
         if settings.mode == "live":
             seen = dry.check_run(run) if yes else None
             if not yes:
@@ -186,7 +182,7 @@ def _question(run: runs.Run, plan: plans.Plan, notes: list[str], *, yes: bool) -
          *WHERE)  # fmt: skip
 def run(yes: bool, if_backlog_over: int | None, sign_key: Path | None, closed: Path | None,
         pattern: str | None, cluster: str | None, **flags: Any) -> int:  # fmt: skip
-    """Dry run or live drain through the notebooks, with sealed evidence.
+    """Dry run or live drain by notebooks, with sealed evidence.
 
     \b
     Examples:
@@ -202,7 +198,7 @@ def run(yes: bool, if_backlog_over: int | None, sign_key: Path | None, closed: P
         signing.sign(b"", sign_key, signing.OF_STATEMENT)
     if closed is not None:
         result = folder.close(settings, closed, sign_key=sign_key)
-        code = _tell_run(result)
+        code = tell_run(result)
         # done when the folder is sealed now, whatever the run's own outcome was
         is_sealed = "://" in result["evidence"] or (closed / "statement.json").exists()
         return 0 if is_sealed else code
@@ -210,25 +206,21 @@ def run(yes: bool, if_backlog_over: int | None, sign_key: Path | None, closed: P
     if settings.mode == "live" and not (yes or sys.stdin.isatty()):
         confirm("", yes)
     if pattern is not None:
-        if if_backlog_over is not None:
-            raise UsageError("--if-backlog-over is of one stream; leave out --all-streams")
+        alone = {"--plan": settings.plan, "--audit-stream": settings.audit_stream,
+                 "--if-backlog-over": if_backlog_over}  # fmt: skip
+        if wrong := [flag for flag, given in alone.items() if given is not None]:
+            raise UsageError(f"{wrong[0]} belongs to one stream; leave out --all-streams")
         return _run_many(settings, pattern, cluster, sign_key=sign_key, yes=yes)
     if cluster is not None:
         raise UsageError("--dask runs many streams; say which with --all-streams PATTERN")
     if if_backlog_over is not None and (why := dry.nothing_to_do(settings, if_backlog_over)):
         emit({"skipped": why}, why)
         return 0
-    return run_and_tell(settings, yes=yes, sign_key=sign_key)
+    return tell_run(run_notebooks(settings, yes=yes, sign_key=sign_key))
 
 
-def run_and_tell(settings: Settings, *, yes: bool, sign_key: Path | None = None) -> int:
-    """Run the notebooks, print the result; the exit code."""
-    with signals() as stopping:
-        result = _run_notebooks(settings, stopping=stopping, yes=yes, sign_key=sign_key)
-    return _tell_run(result)
-
-
-def _tell_run(result: dict[str, Any]) -> int:
+def tell_run(result: dict[str, Any]) -> int:
+    """Print a run's result; its exit code."""
     page = f"{result['evidence']}/report.html"
     is_there = "://" in page or Path(page).exists()
     if result.get("error"):
@@ -237,8 +229,8 @@ def _tell_run(result: dict[str, Any]) -> int:
     return int(result.get("exit_code") or 0)
 
 
-def _run_notebooks(
-    settings: Settings, *, stopping: threading.Event, yes: bool, sign_key: Path | None,
+def run_notebooks(
+    settings: Settings, *, yes: bool, sign_key: Path | None = None,
     kernels: kernels.Kernels | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One stream's run; its run.json."""
@@ -262,7 +254,7 @@ def _run_notebooks(
         except (click.Abort, KeyboardInterrupt):
             raise InterruptedRunError("interrupted at the question; nothing was drained") from None
 
-    with closing(Progress()) as progress:
+    with signals() as stopping, closing(Progress()) as progress:
         return runner.run(
             settings, confirm=approve, on_line=on_line, stopping=stopping, sign_key=sign_key,
             kernels=kernels,
@@ -273,9 +265,6 @@ def _run_many(
     settings: Settings, pattern: str, cluster: str | None, *, sign_key: Path | None, yes: bool
 ) -> int:
     """Run each stream of the pattern, print all together; the worst exit code."""
-    for flag, given in (("--plan", settings.plan), ("--audit-stream", settings.audit_stream)):
-        if given is not None:
-            raise UsageError(f"{flag} belongs to one stream; leave out --all-streams")
     if cluster is not None:
         if sign_key is not None:
             raise UsageError("--sign-key: the key is not where Dask runs; leave out --dask")
@@ -286,7 +275,7 @@ def _run_many(
     with signals() as stopping, ExitStack() as stack:
         if cluster is None:
             one: Callable[[Settings], dict[str, Any]] = partial(
-                _run_notebooks, stopping=stopping, yes=yes, sign_key=sign_key,
+                run_notebooks, yes=yes, sign_key=sign_key,
                 kernels=stack.enter_context(kernels.Kernels()),
             )  # fmt: skip
             outcomes = runner.run_in_turn(settings, streams, one, stopping=stopping)

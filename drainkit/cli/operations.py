@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from click import Argument, Option
 from ..errors import DrainkitError, UsageError
 from ..late import late
 from ..safe import one_line
-from .program import AUDIT, GROUP, OPERATOR, SCOPE, WHERE, YES, command, connected, settings_of
+from . import AUDIT, GROUP, OPERATOR, SCOPE, WHERE, YES, command, connected, settings_of
 from .terminal import Table, confirm, emit, signals, tell_error, wants_json
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ def _limit(name: str, default: int | None, text: str) -> Option:
                 help="Findings, or metrics. [text]"),
          *WHERE)  # fmt: skip
 def check(groups: tuple[str, ...], pattern: str | None, form: str, **flags: Any) -> int:
-    """Judge backlogs: exit code 0 OK, 1 warning, 2 critical, 3 unknown.
+    """Judge backlogs by limits, as monitoring systems do.
 
-    Critical above a limit, warning from 80 % of it on.
+    Exit code 0 OK, 1 warning, 2 critical, 3 unknown. Critical above a limit, warning from 80 % of
+    it on.
 
     \b
     Examples:
@@ -72,9 +73,7 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, **flags: Any)
     audits = form == "prometheus"
     if wants_json() and audits:
         raise UsageError("--json and --format prometheus are two forms; choose one")
-    names = [name for name in checks.Limits.__dataclass_fields__ if flags.get(name) is not None]
-    given = {name: flags.pop(name) for name in names}
-    limits = checks.Limits(**given, must_know_lost="max_lost" in given)
+    limits = checks.Limits(**{name: flags.pop(name) for name in checks.Limits.__dataclass_fields__})
     settings = settings_of(flags)
     try:
         with connection.Server.of(settings, anywhere=pattern is not None) as server:
@@ -96,24 +95,23 @@ def check(groups: tuple[str, ...], pattern: str | None, form: str, **flags: Any)
 @command(Option(["--reason"], required=True, metavar="TEXT", help="Why; kept with the switch."),
          OPERATOR, *WHERE)  # fmt: skip
 def stop(reason: str, **flags: Any) -> None:
-    """Set the kill switch: from now on no drain of the stream acknowledges anything."""
+    """Set the kill switch: no drain of the stream goes on."""
     if not reason.strip():
         raise UsageError("--reason: say why; it is kept with the switch")
     kept: dict[str, Any] = {"may_evict": None}
     with connected(flags, only=_FOR_SWITCH) as (settings, server):
         # a drain of a misspelt stream would go on, and somebody would think that it does not
         reading.stream_info(server)
-        operator, now_us = settings.operator, server.now_us()
+        operator, now_us, said = settings.operator, server.now_us(), "Stopped"
         is_set = writing.stop(server, reason=reason, operator=operator, now_us=now_us)
         if is_set:
-            at, said = values.iso(now_us), one_line(reason, 600)
-            _note(server, ledger.Stopped(operator, at, said))
-        before = None if is_set else reading.stop_switch(server)
+            _note(server, ledger.Stopped(operator, values.iso(now_us), one_line(reason, 600)))
+        else:
+            said = f"It was stopped before ({reading.stop_switch(server)})"
         with suppress(DrainkitError):
             kept = scopes.keeping(server)
     if warning := scopes.eviction_words(kept):
         tell_error(f"{warning}; drains go on if the switch is gone")
-    said = "Stopped" if before is None else f"It was stopped before ({before})"
     data = {"stream": settings.stream, "stopped": True, "reason": reason, "operator": operator,
             "was_stopped": not is_set, "may_be_evicted": kept["may_evict"]}  # fmt: skip
     emit(data, f"{said}: no drain of {settings.stream} goes on. drainkit resume lifts it.")
@@ -144,14 +142,13 @@ def _note(server: connection.Server, entry: ledger.Entry) -> None:
          Option(["--min-idle-min"], metavar="MIN", help="Dead: idle at least, minutes. [60]"),
          YES, OPERATOR, *GROUP, *WHERE)  # fmt: skip
 def consumers(delete: bool, yes: bool, **flags: Any) -> None:
-    """List dead consumers; --delete removes those that have nothing pending."""
+    """List dead consumers; --delete removes those without pending."""
     removed: list[str] = []
     with connected(flags) as (settings, server):
         group, idle_min = settings.consumer_group, settings.min_idle_min
         min_idle_ms = round(idle_min * 60_000)
         dead = maintenance.dead_consumers(server, group, min_idle_ms=min_idle_ms)
-        why_kept = {str(c.name): c.why_kept for c in dead}
-        removable = [c.name for c in dead if not c.why_kept]
+        removable = [c["name"] for c in dead if not c["why_kept"]]
         if delete and removable:
             confirm(f"Remove {len(removable):,} of {len(dead):,} dead consumers?", yes)
             with signals() as stopping:
@@ -159,13 +156,12 @@ def consumers(delete: bool, yes: bool, **flags: Any) -> None:
                     server, group, removable, min_idle_ms=min_idle_ms, operator=settings.operator,
                     stopping=stopping,
                 )  # fmt: skip
-            why_kept |= stayed
+            dead = [c | {"why_kept": stayed.get(c["name"], c["why_kept"])} for c in dead]
     data = {"stream": settings.stream, "consumer_group": group, "min_idle_min": idle_min,
-            "dead": [vars(c) | {"why_kept": why_kept[c.name]} for c in dead],
-            "removed": removed}  # fmt: skip
+            "dead": dead, "removed": removed}  # fmt: skip
     otherwise = "removed" if delete else "can be removed"
-    rows = [(c.name, f"{c.idle_ms / 60_000:,.0f}", c.pending,
-             f"stays: {why}" if (why := why_kept[c.name]) else otherwise)
+    rows = [(c["name"], f"{c['idle_ms'] / 60_000:,.0f}", c["pending"],
+             f"stays: {c['why_kept']}" if c["why_kept"] else otherwise)
             for c in dead]  # fmt: skip
     found = (f"{len(dead):,} consumers of {group} have been idle at least {idle_min:g} min; "
              f"{len(removable):,} can be removed.")  # fmt: skip
@@ -182,7 +178,7 @@ def consumers(delete: bool, yes: bool, **flags: Any) -> None:
          YES, OPERATOR, *WHERE)  # fmt: skip
 def trim(apply: bool, keep_days: float | None, archive: str | None, without_groups: bool, yes: bool,
          **flags: Any) -> None:  # fmt: skip
-    """Show what no group needs any more; --apply removes it from the stream.
+    """Show what no group needs any more; --apply removes it.
 
     \b
     Examples:
@@ -208,7 +204,7 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
              f"{plan.floor} and are needed by none of its {plan.groups:,} groups."]  # fmt: skip
     lines += [f"  held back by {name}: {why}" for name, why in plan.held_by.items()]
     if keep_days is not None:
-        lines.append(f"  what is younger than {keep_days:g} days stays: the {plan.bound} holds")
+        lines.append(f"  what is younger than {keep_days:g} days stays")
     if apply:
         lines.append(f"Removed: {removed:,}." + (f" Archive: {archive}" if archive else ""))
     emit({"stream": settings.stream, **vars(plan), "removed": removed, "archive": archive}, *lines)
@@ -216,7 +212,7 @@ def trim(apply: bool, keep_days: float | None, archive: str | None, without_grou
 
 @command(Argument(["target"], metavar="FILE|DIR/"), *SCOPE, *GROUP, *WHERE)
 def export(target: str, **flags: Any) -> None:
-    """The backlog of a scope as a file, or as a dataset by day; reads only.
+    """The backlog of a scope as a file, or a dataset by day.
 
     FILE ends in .parquet or .csv. DIR/ (with the slash) becomes a Parquet dataset
     date=YYYY-MM-DD/part-N.parquet by the UTC day of the entry's id.
@@ -235,7 +231,7 @@ def export(target: str, **flags: Any) -> None:
 @command(AUDIT, Option(["--allowlist"], metavar="redis:KEY", help="Also let all read this set."),
          *WHERE)  # fmt: skip
 def acl(**flags: Any) -> None:
-    """Least-privilege ACL rules by role: analyst, drainer, historian, janitor.
+    """Least-privilege ACL rules, by role.
 
     An analyst only reads. A drainer drains what is undelivered or pending, a historian also the
     history (only he may make and end a group). A janitor may `consumers --delete` and
@@ -248,10 +244,5 @@ def acl(**flags: Any) -> None:
         found = keys.rules(server.keys, server.info, allowlist_key=key)
     for warning in keys.NOT_FORBIDDEN:
         tell_error(warning)
-    emit(found, *(f"ACL SETUSER {role} on '>password' {' '.join(map(_quoted, of_role))}"
+    emit(found, *(f"ACL SETUSER {role} on '>password' {shlex.join(of_role)}"
                   for role, of_role in found.items()))  # fmt: skip
-
-
-def _quoted(rule: str) -> str:
-    is_plain = rule.isascii() and rule.isprintable() and not set(rule) & set(" '\"\\")
-    return rule if is_plain else json.dumps(rule, ensure_ascii=True)

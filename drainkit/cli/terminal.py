@@ -250,19 +250,16 @@ _OPTIONAL = {"vanished", "passed_over", "plan_path", "plan_digest", "evidence"}
 
 def report(result: Mapping[str, Any]) -> list[Block]:
     """The original report's lines, and what became of a plan otherwise than planned."""
-    from ..core.summary import amount, entries_words
+    from ..core.summary import amount
 
     rate, throttle, evidence = map(result.get, ("events_per_sec", "throttle", "evidence"))
-    left, own, read = (result.get(key) or 0 for key in ("remaining", "pending_own", "total_read"))
-    mode, shown = str(result.get("mode", "")), dict(result)
+    mode, read, shown = str(result.get("mode", "")), result.get("total_read") or 0, dict(result)
     shown |= {"mode": mode.upper(), "elapsed_sec": f"{result.get('elapsed_sec', 0):.2f}s"}
     if rate is not None:
         shown["events_per_sec"] = f"{rate:.2f} events/sec"
     elif mode != "live":  # how long the live run takes
         takes = throttle and f"takes {read / throttle:,.1f} s at {throttle:g} events/sec"
         shown["events_per_sec"] = f"a live run {takes or 'goes as fast as the server'}"
-    if own and left and result.get("scope") == "undelivered":
-        shown["remaining"] = f"{left} ({entries_words('undelivered', left, own)})"  # of two places
     if evidence and result.get("plan_path"):  # as seen from where the person is
         shown["plan_path"] = f"{evidence}/{result['plan_path']}"
     blocks: list[Block] = []

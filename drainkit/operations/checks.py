@@ -4,12 +4,10 @@ as the first screen of `status`, with what would pass now and what to do next.
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +21,11 @@ from ..core.verdicts import group_of
 from ..errors import DrainkitError, RefusedError, UnreachableError, UsageError
 from ..ids import next_id
 from ..safe import one_line, text
-from ..server import counting, ledger, reading, scopes
+from ..server import counting, reading, scopes
 from ..server.connection import Server
 from ..settings import Settings
 from .events import Lens
-from .state import FACTS, OLDEST_OF, TRIMMED, State, baseline, known, read_state, running_drains
+from .state import FACTS, TRIMMED, State, baseline, drains, known, read_state
 
 #: From best to worst, with the exit codes of the monitoring convention.
 SEVERITIES = {"ok": 0, "warning": 1, "unknown": 3, "critical": 2}
@@ -46,8 +44,7 @@ class Limits:
     max_age_min: float = 60  # of the oldest undelivered entry, minutes
     max_pending: int = 1000
     max_pending_age_min: float = 60  # of the oldest pending entry, minutes
-    max_lost: int = 0  # entries trimmed before the group read them
-    must_know_lost: bool = False  # whether not knowing is a finding
+    max_lost: int | None = None  # trimmed before the group read them; None: 0, and may be unknown
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,6 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
-    ends: list[tuple[str, ledger.End]] = field(default_factory=list)  # of runs, with the stream
     readable: bool = True  # False: the server could not be asked
 
     @property
@@ -98,8 +94,7 @@ def check(
 ) -> Report:  # fmt: skip
     """Judge the settings' stream, or all that fit `pattern`; what cannot be read is unknown.
 
-    `audits`: for metrics, so the audit is counted by action, backlogs are counted to the end, and
-    the ledger says how runs ended.
+    `audits`: for metrics, so the audit is counted by action, and backlogs are counted to the end.
     """
     if pattern is not None and settings.audit_stream is not None:
         raise UsageError("--audit-stream names the audit of one stream; leave out --all-streams")
@@ -110,7 +105,6 @@ def check(
             if isinstance(one, DrainkitError):
                 raise one
             state = read_state(one, settings, audits=audits, most=most)
-            report.ends += [(name, end) for end in (ledger.last_ends(one) if audits else ())]
         except DrainkitError as error:
             if pattern is None and isinstance(error, UnreachableError):
                 raise
@@ -176,19 +170,18 @@ def _of_group(g: Mapping[str, Any], limits: Limits) -> list[Found]:
     """What is near or beyond a limit, else that all is well."""
     counted, lost, at_most, pending = g["lag_counted"], g["lost"], g["lost_at_most"], g["pending"]
     least, is_exact = (lost["entries"], lost["exact"]) if lost else (0, False)
+    max_lost = limits.max_lost or 0
     lost_words = known(lost) if lost or at_most is None else f"up to {at_most:,}"
-    lag = known(g["lag_reported"])
     # None: it stopped at the limit
     new = limits.max_backlog + 1 if counted is None else counted
     words = f"more than {limits.max_backlog:,}" if counted is None else known(counted)
-    note = "" if g["lag_agrees"] else f" (lag reported by Redis: {lag})"
-    found = _near(f"{words} entries undelivered", new, limits.max_backlog, note)
-    if is_exact or least > limits.max_lost:
-        found += _near(f"{lost_words} {LOST}", least, limits.max_lost)
-    elif least or (at_most or 0) > limits.max_lost:
+    found = _near(f"{words} entries undelivered", new, limits.max_backlog)
+    if is_exact or least > max_lost:
+        found += _near(f"{lost_words} {LOST}", least, max_lost)
+    elif least or (at_most or 0) > max_lost:
         words = f"{lost_words} {LOST}, now or earlier: the server does not say"
-        found.append(("unknown", f"{words}; limit {limits.max_lost:,}"))
-    elif at_most is None and limits.must_know_lost:
+        found.append(("unknown", f"{words}; limit {max_lost:,}"))
+    elif at_most is None and limits.max_lost is not None:
         found.append(("unknown", f"how many {LOST} is unknown"))
     found += _near(f"{pending:,} entries pending", pending, limits.max_pending)
     is_by_id, age_sec = g["oldest_by"] == "entry id", g["oldest_age_sec"]
@@ -207,14 +200,14 @@ def _of_group(g: Mapping[str, Any], limits: Limits) -> list[Found]:
     oldest = "" if age_sec is None else f", oldest {age_sec / 60:,.1f} min{by}"
     kinds = ", ".join(f"{n} {kind}" for kind, n in g["consumers_by_state"].items() if n) or "no"
     words = f"{known(counted)} undelivered{oldest}, {pending:,} pending, {lost_words} lost"
-    return [("ok", f"{words}; lag reported {lag}; {kinds} consumers")]
+    return [("ok", f"{words}; lag reported {known(g['lag_reported'])}; {kinds} consumers")]
 
 
-def _near(words: str, value: float, limit: float, note: str = "") -> list[Found]:
+def _near(words: str, value: float, limit: float) -> list[Found]:
     """A finding, if the value is above the limit or from 80 % of it on."""
     if value < limit * WARN_FROM or value == 0:
         return []
-    return [("critical" if value > limit else "warning", f"{words}, limit {limit:,}{note}")]
+    return [("critical" if value > limit else "warning", f"{words}, limit {limit:,}")]
 
 
 # ---------------------------------------------------------------- as metrics
@@ -227,10 +220,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "drainkit_stopped": ("1 while the kill switch is set", ("stream",)),
     "drainkit_audit_entries": ("Audit entries by action", ("stream", "action")),
     **{f.metric: (f.help, ("stream", "group", *f.labels)) for f in FACTS if f.metric},
-    "drainkit_last_run_timestamp_seconds": (
-        "End of the last live run, by the ledger", ("stream", "group", "outcome"),
-    ),
-}  # fmt: skip
+}
 
 
 def exposition(report: Report) -> bytes:
@@ -246,11 +236,6 @@ def exposition(report: Report) -> bytes:
 
     add("drainkit_up", report.readable)
     add("drainkit_check_status", SEVERITIES[report.severity])
-    for stream, end in report.ends:
-        with suppress(ValueError):  # anybody can have written a time there
-            at = dt.datetime.fromisoformat(end.at).timestamp()
-            name = "drainkit_last_run_timestamp_seconds"
-            add(name, at, stream, end.consumer_group, end.outcome)
     for state in report.states:
         stream = state["stream"]["name"]
         add("drainkit_stream_entries", state["stream"]["length"], stream)
@@ -270,22 +255,22 @@ def exposition(report: Report) -> bytes:
 
 def first_screen(server: Server, settings: Settings) -> State:
     """All that `status` knows, JSON-ready."""
-    seen: list[Events] = []
+    seen: dict[str, list[Events]] = {}
     found = baseline(server, read_state(server, settings, seen=seen))
     judge(report := Report(), found, Limits(), kept=found["server"])
-    last = next(reversed(ledger.last_ends(server)), None)
+    at_work, last = drains(server)
     return {
         **found,
         "as_of": iso(server.now_us()),
         "verdict": report.verdict(),
         "decided": _decided(server, settings, found, seen),
-        "running_drains": [vars(one) | {"line": one.line()} for one in running_drains(server)],
+        "running_drains": at_work,
         "last_run": last and structs.asdict(last),
     }
 
 
 def _decided(
-    server: Server, settings: Settings, found: State, seen: list[Events]
+    server: Server, settings: Settings, found: State, seen: Mapping[str, list[Events]]
 ) -> dict[str, Any] | None:
     """What the policy says of the group's undelivered entries now; None without such a group.
 
@@ -293,25 +278,23 @@ def _decided(
     """
     if not (mine := group_of(found, settings.consumer_group)):
         return None
-    entries, boundary = mine["lag_counted"] or 0, found["stream"]["boundary_id"]
-    is_all = entries <= min(OLDEST_OF, sum(map(len, seen)))
-    lens = Lens.of(server, settings)
-    pages: Iterable[Events] = seen if is_all else map(
-        Decoder(lens.fields).decode, counting.sampled(server, next_id(mine["position"]), boundary)
-    )  # fmt: skip
-    passing, unreadable, events = Counter[str](), Counter[str](), 0
+    position, boundary = mine["position"], found["stream"]["boundary_id"]
+    lens, pages = Lens.of(server, settings), seen.get(position)
+    is_sample = pages is None
+    if pages is None:
+        raw = counting.sampled(server, next_id(position), boundary)
+        pages = [*map(Decoder(lens.fields).decode, raw)]
+    passing, unreadable = Counter[str](), Counter[str]()
     for page in pages:
-        some = page.part(slice(0, entries - events)) if is_all else page
-        events += len(some)
-        decisions = decide(some, lens.policy, lens.at_us)
+        decisions = decide(page, lens.policy, lens.at_us)
         passes = decisions.action == ACTIONS.index("drained_ok")
-        passing.update(some.symbols[code] for code in some.symbol_code[passes].tolist())
+        passing.update(page.symbols[code] for code in page.symbol_code[passes].tolist())
         invalid = decisions.failed >> ACTIONS.index("dropped_invalid") & 1 == 1
-        unreadable.update(INVALID_REASONS[code] for code in some.invalid[invalid].tolist())
+        unreadable.update(INVALID_REASONS[code] for code in page.invalid[invalid].tolist())
     return {
-        "undelivered": entries,
-        "events": events,
-        "is_sample": not is_all,
+        "undelivered": mine["lag_counted"],
+        "events": sum(map(len, pages)),
+        "is_sample": is_sample,
         "would_pass": passing.total(),
         "symbols": dict(passing.most_common()),
         "unreadable": dict(unreadable.most_common()),

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .. import errors, files
 from ..core.values import EARLIEST_ID_MS, RawEntry, iso
@@ -23,7 +23,6 @@ from ..late import pa
 from ..safe import text
 from ..server import counting, ledger, reading, writing
 from ..server.connection import Server
-from ..server.reading import Consumer
 from ..server.topology import REPLICA
 
 BATCH_CONSUMERS = 500  # removed in one step: 4 ms of the server
@@ -33,18 +32,14 @@ DAY_MS = 86_400_000
 Step = TypeVar("Step")
 
 
-@dataclass(frozen=True)
-class DeadConsumer(Consumer):
-    """A consumer that has been idle at least the threshold."""
+def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[dict[str, Any]]:
+    """The group's consumers that have been idle at least `min_idle_ms`, in the server's order.
 
-    why_kept: str  # pending entries, which would be lost with it; "": it can be removed
-
-
-def dead_consumers(server: Server, group: str, *, min_idle_ms: int) -> list[DeadConsumer]:
-    """The group's consumers that have been idle at least `min_idle_ms`, in the server's order."""
+    JSON-ready: name, pending, idle_ms, and why_kept ("": it can be removed).
+    """
     reading.positions(server, wanted=group)
     return [
-        DeadConsumer(**vars(c), why_kept=_why_kept("pending", c.pending) if c.pending else "")
+        vars(c) | {"why_kept": _why_kept("pending", c.pending) if c.pending else ""}
         for c in reading.consumers(server, group)
         if c.idle_ms >= min_idle_ms
     ]
@@ -146,7 +141,6 @@ class TrimPlan:
     """What a trim may remove now: everything before `floor`, and what sets that floor."""
 
     floor: str  # the first id that stays
-    bound: str  # what holds it there: "group", "age" or "end" (of the stream)
     held_by: dict[str, str]  # group -> why it holds the trim at the floor
     entries: int  # how many lie before the floor, counted
     length: int  # of the stream now
@@ -174,7 +168,7 @@ def trim_plan(
             floors[name] = entry, f"{entry} is delivered but not acknowledged {pending}"
     # a group set beyond the stream's end must not give away entries that are yet to come
     end = min(next_id(info.boundary_id), LAST_ID, key=id_key)
-    floor = by_group = min([end, *(needed for needed, _ in floors.values())], key=id_key)
+    floor = min([end, *(needed for needed, _ in floors.values())], key=id_key)
     if keep_days is not None:
         now_ms = server.now_us() // 1000
         for odd in filter(None, (info.first_id, info.last_id)):
@@ -184,12 +178,10 @@ def trim_plan(
                     "an entry is; leave it out"
                 )
         by_age = f"{max(0, now_ms - math.floor(keep_days * DAY_MS))}-0"
-        floor = min(by_group, by_age, key=id_key)
-    bound = "age" if floor != by_group else "end" if floor == end else "group"
-    held_by = {name: why for name, (needed, why) in floors.items()
-               if bound == "group" and needed == floor}  # fmt: skip
+        floor = min(floor, by_age, key=id_key)
+    held_by = {name: why for name, (needed, why) in floors.items() if needed == floor != end}
     entries, _ = counting.count(server, info, FIRST_ID, previous_id(floor))
-    return TrimPlan(floor, bound, held_by, entries, info.length, len(groups))
+    return TrimPlan(floor, held_by, entries, info.length, len(groups))
 
 
 def trim(
@@ -225,7 +217,7 @@ def trim(
         server, "entries", stopping, _steps(entries),
         lambda ids: writing.trim(server, ids, without_groups=without_groups),
         lambda ids: sum(fields is None for _, fields in reading.bodies(server, ids)),
-        lambda n: ledger.Trimmed(operator, iso(server.now_us()), n, plan.floor, plan.bound, name),
+        lambda n: ledger.Trimmed(operator, iso(server.now_us()), n, plan.floor, name),
     )  # fmt: skip
 
 

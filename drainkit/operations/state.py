@@ -12,10 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from ..core.events import Decoder, Events
 from ..core.values import NO_TIME, id_times_us
@@ -23,7 +20,7 @@ from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
 from ..server import counting, ledger, reading, scopes
 from ..server.connection import Server
-from ..server.reading import ACTIVE_MS, Backlog, Group, StreamInfo
+from ..server.reading import ACTIVE_MS, PAGE_ENTRIES, Backlog, Group, StreamInfo
 from ..server.topology import ServerInfo
 from ..settings import Settings
 
@@ -66,7 +63,7 @@ def lost_to(group: Group, info: StreamInfo, server: ServerInfo) -> tuple[int, in
 
 def read_state(
     server: Server, settings: Settings | None = None, *,
-    audits: bool = False, most: int | None = None, seen: list[Events] | None = None,
+    audits: bool = False, most: int | None = None, seen: dict[str, list[Events]] | None = None,
 ) -> State:  # fmt: skip
     """The stream as it is now; with `settings`, which name the fields, also the oldest ages.
 
@@ -75,14 +72,14 @@ def read_state(
     clock, of the events (the earlier of timestamp and id's time), consumers. None is not known.
 
     `audits`: also count the audit by action, for which all of it is read. `most`: count no more
-    undelivered entries than that (and one). `seen` gets the events that were decoded for the ages:
-    of a group with at most OLDEST_OF undelivered the first so many.
+    undelivered entries than that (and one). `seen` gets, by position, the events after it that were
+    decoded for the ages: all of them, where they are few.
     """
     info = reading.stream_info(server)
     groups = counting.groups(server, info, most=most)
     decoder = None if settings is None else Decoder(settings.fields)
     now_us = server.now_us()
-    oldest = _oldest(server, decoder, info, groups, seen) if decoder else {}
+    oldest = _oldest(server, decoder, info, groups, {} if seen is None else seen) if decoder else {}
     switch = reading.stop_switch(server)
     return {
         "stream": vars(info),
@@ -129,36 +126,26 @@ def _of_group(
 
 def _oldest(
     server: Server, decoder: Decoder, info: StreamInfo, groups: Sequence[Group],
-    seen: list[Events] | None,
+    seen: dict[str, list[Events]],
 ) -> dict[str, tuple[int, str]]:  # fmt: skip
-    """By position: the time of the oldest undelivered event, and by what it was found.
-
-    One look at the newest entries serves all groups that have at most OLDEST_OF undelivered.
-    """
+    """By position: the time of the oldest undelivered event, and by what it was found."""
     counts = {g.position: g.backlog.undelivered if g.backlog else None for g in groups}
-    few = [id_key(p) for p, n in counts.items() if n is None or 0 < n <= OLDEST_OF]
-    ids: list[tuple[int, int]] = []  # the newest first
-    times, n_bytes, boundary = [np.empty(0, np.int64)], 0, info.boundary_id
-    pages = partial(reading.pages, server, server.stream)
-    for page in pages(FIRST_ID, boundary, newest_first=True) if few else ():
-        ids += [id_key(entry[0]) for entry in page]
-        times.append((events := decoder.decode(page)).event_time_us)
-        if seen is not None:
-            seen.append(events)
-        n_bytes += len(page) * max(map(reading.size_of, page))
-        if ids[-1] <= min(few) or len(ids) > OLDEST_OF or n_bytes > OLDEST_BYTES:
-            break
-    else:
-        ids.append((-1, -1))  # before all there are
-    event_us, found = np.concatenate(times), {}
-    for position in (p for p, n in counts.items() if n != 0):
-        after = id_key(position)
-        n = sum(key > after for key in ids)
-        if 0 < n <= OLDEST_OF and n < len(ids):
-            known_us = event_us[:n][event_us[:n] != NO_TIME].tolist()
-            found[position] = min(known_us, default=NO_TIME), "event time"
-        elif page := next(pages(next_id(position), boundary, page=1), []):
-            found[position] = int(id_times_us([page[0][0]])[0]), "entry id"
+    found = {}
+    for position, n in counts.items():
+        events, n_bytes, size = list[Events](), 0, PAGE_ENTRIES if (n or 0) <= OLDEST_OF else 1
+        after = next_id(position)
+        pages = reading.pages(server, server.stream, after, info.boundary_id, page=size)
+        for page in pages if n != 0 else ():
+            events.append(decoder.decode(page))
+            n_bytes += len(page) * max(map(reading.size_of, page))
+            if size == 1 or sum(map(len, events)) > OLDEST_OF or n_bytes > OLDEST_BYTES:
+                found[position] = int(id_times_us(events[0].ids[:1])[0]), "entry id"
+                break
+        else:
+            seen[position] = events
+            times = [us for one in events for us in one.event_time_us.tolist() if us != NO_TIME]
+            if events:
+                found[position] = min(times, default=NO_TIME), "event time"
     return found
 
 
@@ -288,61 +275,37 @@ def as_text(state: Mapping[str, Any]) -> list[str]:
             f"  Consumer {c['name']}: {c['pending']:,} pending, idle {c['idle_ms'] / 1000:,.0f} s"
             for c in sorted(g["consumer_list"], key=lambda c: -c["pending"])[:10] if c["pending"]
         ]  # fmt: skip
-    if not state["groups"]:
-        lines.append("No group reads this stream.")
     return [*lines, *(f"Newest: {e['id']}  {' '.join(e['fields'])}" for e in state["samples"])]
 
 
 # ---------------------------------------------------------------- drains at work
 
 
-@dataclass(frozen=True)
-class RunningDrain:
-    """A live run that the ledger knows the start of, but no end."""
-
-    run_id: str
-    consumer_group: str
-    consumer: str
-    started_at: str  # ISO 8601 UTC
-    done: int  # audit records of the run
-    remaining: int  # of its scope up to its boundary, or of its budget
-    events_per_sec: float  # since it started
-    eta_sec: float | None  # None: nothing done yet, or it died
-    alive: bool  # False: its consumer is gone, or has been silent for too long
-
-    def line(self) -> str:
-        """The drain as one line."""
-        books = f"{self.done:,} done, {self.remaining:,} remaining"
-        more = "; the same command goes on, drainkit run --close seals the folder that it left"
-        if self.alive:
-            eta = "unknown" if self.eta_sec is None else f"{self.eta_sec:,.0f} s"
-            more = f", {self.events_per_sec:,.1f}/s, ETA {eta}"
-        state = "Running" if self.alive else "Died"
-        return f"{state}: {self.run_id} by {self.consumer}: {books}{more}"
-
-
-def running_drains(server: Server) -> list[RunningDrain]:
-    """Live runs of the stream without an end in the ledger, oldest first.
+def drains(server: Server) -> tuple[list[dict[str, Any]], ledger.End | None]:
+    """Live runs of the stream without an end in the ledger, oldest first, JSON-ready; the last end.
 
     A run that died leaves no end; it is listed until its consumer's next run starts.
     """
-    open_runs: dict[tuple[str, str], ledger.Start] = {}  # by group and consumer
+    begun: dict[tuple[str, str], ledger.Start] = {}  # by group and consumer
+    last: ledger.End | None = None
     if reading.type_of(server, server.keys.runs) != "stream":
-        return []
+        return [], None
     for entry in ledger.entries(server):
         if isinstance(entry, ledger.Start):
-            open_runs[entry.consumer_group, entry.consumer] = entry
+            begun[entry.consumer_group, entry.consumer] = entry
         elif isinstance(entry, ledger.End):
-            open_runs.pop((entry.consumer_group, entry.consumer), None)
-    done = ledger.run_counts(server, {start.run_id for start in open_runs.values()})
+            begun.pop((entry.consumer_group, entry.consumer), None)
+            last = entry
+    done = ledger.run_counts(server, {start.run_id for start in begun.values()})
     found = []
-    for start in open_runs.values():
+    for start in begun.values():
         with suppress(ValueError, ArithmeticError):  # anybody can have written a value there
-            found.append(_running(server, start, done[start.run_id]))
-    return found
+            found.append(_drain(server, start, done[start.run_id]))
+    return found, last
 
 
-def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
+def _drain(server: Server, start: ledger.Start, done: int) -> dict[str, Any]:
+    """How far a run is: its audit records, and what remains of its scope or of its budget."""
     left, silent_ms = 0, math.inf
     if group := reading.positions(server).get(start.consumer_group):
         pending = reading.pending_ids(server, group.name, start.boundary_id, first=start.from_id)
@@ -356,12 +319,17 @@ def _running(server: Server, start: ledger.Start, done: int) -> RunningDrain:
     if start.max_events is not None:
         left = min(left, max(0, start.max_events - done))
     begun = dt.datetime.fromisoformat(start.at).timestamp()
-    rate = done / max(server.now_us() / 1e6 - begun, 1e-3)
+    rate = done / max(server.now_us() / 1e6 - begun, 1e-3)  # since it started
     # below one event a minute a consumer is silent for longer than that, and well
-    alive = silent_ms < max(reading.ACTIVE_MS, 3000 / (start.throttle or math.inf))
-    return RunningDrain(
-        start.run_id, start.consumer_group, start.consumer, start.at, done, left,
-        events_per_sec=round(rate, 2),
-        eta_sec=round(left / rate, 1) if rate and alive else None,
-        alive=alive,
-    )  # fmt: skip
+    is_alive = silent_ms < max(reading.ACTIVE_MS, 3000 / (start.throttle or math.inf))
+    eta_sec = round(left / rate, 1) if rate and is_alive else None
+    how, more = "Died", "; the same command goes on, drainkit run --close seals its folder"
+    if is_alive:
+        eta = "unknown" if eta_sec is None else f"{eta_sec:,.0f} s"
+        how, more = "Running", f", {rate:,.1f}/s, ETA {eta}"
+    line = f"{how}: {start.run_id} by {start.consumer}: {done:,} done, {left:,} remaining{more}"
+    return {
+        "run_id": start.run_id, "consumer_group": start.consumer_group, "consumer": start.consumer,
+        "started_at": start.at, "done": done, "remaining": left, "events_per_sec": round(rate, 2),
+        "eta_sec": eta_sec, "alive": is_alive, "line": line,
+    }  # fmt: skip

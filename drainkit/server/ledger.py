@@ -102,7 +102,6 @@ class Trimmed(_Entry, frozen=True, tag="trim"):
     at: str
     entries: int
     floor: str  # the first id that stayed
-    bound: str  # what held it there: group, age or end
     archive: str = ""  # the file's name; "" without one
 
 
@@ -145,17 +144,6 @@ def newest_run(server: Server) -> str:
     """The run that the ledger's newest entry of a run is about; "" where there is none."""
     found = (_read(flat) for _, flat in reading.newest(server, server.keys.runs, 100))
     return next((entry.run_id for entry in found if isinstance(entry, OfRun)), "")
-
-
-def last_ends(server: Server) -> list[End]:
-    """The newest end of each group and outcome, oldest first."""
-    found: dict[tuple[str, str], End] = {}
-    if reading.type_of(server, server.keys.runs) == "stream":
-        for entry in entries(server):
-            if isinstance(entry, End):
-                found.pop(key := (entry.consumer_group, entry.outcome), None)  # to be the newest
-                found[key] = entry
-    return [*found.values()]
 
 
 def starts_of(server: Server, plan_digest: str) -> list[Start]:

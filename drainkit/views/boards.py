@@ -14,7 +14,7 @@ from ..core.summary import amount, span
 from ..core.values import iso
 from ..errors import RefusedError
 from ..operations import checks, maintenance
-from ..operations.state import group_rows, running_drains
+from ..operations.state import drains, group_rows
 from ..safe import text, verbatim
 from ..server import ledger
 from ..server.connection import Server
@@ -62,10 +62,10 @@ class Monitor(Session):
         """Drains that have started and not ended."""
         columns = ["state", "stream", "run_id", "done", "remaining", "per second", "left"]
         rows = [
-            ("running" if run.alive else "never ended", text(one.stream), run.run_id, run.done,
-             run.remaining, run.events_per_sec,
-             "unknown" if run.eta_sec is None else span(run.eta_sec))
-            for one in self._each() for run in running_drains(one)
+            ("running" if run["alive"] else "never ended", text(one.stream), run["run_id"],
+             run["done"], run["remaining"], run["events_per_sec"],
+             "unknown" if run["eta_sec"] is None else span(run["eta_sec"]))
+            for one in self._each() for run in drains(one)[0]
         ]  # fmt: skip
         return Table(rows, columns=columns)
 
@@ -122,35 +122,35 @@ class Maintenance(Session):
         """Dead means idle at least so long."""
         return int(self.given["min_idle_min"] * 60_000)
 
-    def _dead(self) -> list[maintenance.DeadConsumer]:
+    def _dead(self) -> list[dict[str, Any]]:
         group = self.settings.consumer_group
         return maintenance.dead_consumers(self.server, group, min_idle_ms=self.min_idle_ms)
 
     def bottom_line(self) -> Markdown:
         """What could be cleaned up."""
         dead, keep_days = self._dead(), self.given["keep_days"]
-        free = sum(not c.why_kept for c in dead)
+        free = sum(not c["why_kept"] for c in dead)
         text = f"**{free} of {len(dead)} dead consumers** can be removed without losing an entry. "
         try:
             plan = maintenance.trim_plan(self.server, keep_days=keep_days)
         except RefusedError as error:
             return markdown(text + verbatim(str(error)))
         text += f"A trim would remove **{plan.entries:,} of {plan.length:,} entries**"
-        if plan.bound == "age":
-            return markdown(f"{text}: what is younger than {keep_days:g} days stays.")
+        text += "" if keep_days is None else f"; what is younger than {keep_days:g} days stays"
         held = "; ".join(verbatim(f"{g}: {why}") for g, why in plan.held_by.items())
         return markdown(text + (f", held back by {held}." if held else "."))
 
     def consumers_table(self) -> Table:
         """Dead consumers, and why some must stay."""
-        rows = [(c.name, c.pending, round(c.idle_ms / 60_000, 1), c.why_kept) for c in self._dead()]
+        rows = [(c["name"], c["pending"], round(c["idle_ms"] / 60_000, 1), c["why_kept"])
+                for c in self._dead()]  # fmt: skip
         return Table(rows, columns=["consumer", "pending", "idle, min", "why it stays"])
 
     def delete_dead(self) -> Markdown:
         """Remove those that are safe to remove, if told to."""
         if not self.given["delete_consumers"]:
             return markdown("`delete_consumers` is off: nothing was removed.")
-        names = [c.name for c in self._dead() if not c.why_kept]
+        names = [c["name"] for c in self._dead() if not c["why_kept"]]
         removed, kept = maintenance.remove_consumers(
             self.server, self.settings.consumer_group, names,
             min_idle_ms=self.min_idle_ms, operator=self.settings.operator,

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 from backlogs import GROUP, seed
 from books import ask, at
@@ -50,31 +49,13 @@ def test_lab_keeps_what_was_changed_and_starts_in_its_folder(valkey: Server, cli
     (mine / NAMES[0]).write_text("my own work")
     cli.fails(3, "lab", "other", "--redis-url", "redis://127.0.0.1:1/0", "--", "--version")
     assert [path.name for path in cli.cwd.iterdir()] == [mine.name]  # no server, no copies
+    assert "lab takes one folder" in cli.fails(2, "lab", "a", "b", "--", "c")
     run = cli("lab", "--redis-url", valkey.url, "--", "--no-such-flag=x")
     assert run.rc == 2
     assert "unrecognized arguments: --no-such-flag=x" in run.err
     assert f"{NAMES[0]} in drainkit-notebooks was changed" in run.err
     assert (mine / NAMES[0]).read_text() == "my own work"
     assert sorted(path.name for path in mine.iterdir()) == NAMES
-
-
-def test_a_command_has_one_thread_of_openblas_and_lab_all(valkey: Server, tmp_path: Path) -> None:
-    """A command does not pay for threads that it does not use, unless its variable says so; a
-    person in JupyterLab has them."""
-    blas = "OPENBLAS_NUM_THREADS"
-    env = {name: value for name, value in os.environ.items() if name != blas}
-    code = f"import os, drainkit.cli; print(os.environ['{blas}'])"
-    for given, threads in (env, "1"), ({**env, blas: "3"}, "3"):
-        said = subprocess.check_output([sys.executable, "-c", code], env=given, cwd=ROOT, text=True)
-        assert said == f"{threads}\n"
-    command = [sys.executable, "-m", "drainkit", "lab", "--redis-url", valkey.url, "--", "--help"]
-    lab = subprocess.Popen(
-        command, env={**env, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, stdout=subprocess.DEVNULL
-    )
-    wait_until("it is Lab", lambda: "jupyterlab" in psutil.Process(lab.pid).cmdline())
-    assert blas not in psutil.Process(lab.pid).environ()
-    lab.kill()
-    lab.wait()
 
 
 def test_kernels_get_the_settings_given(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

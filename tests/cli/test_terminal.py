@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from backlogs import GROUP, ME, fill, now_ms, seed
+from backlogs import GROUP, ME, deliver, fill, now_ms, seed
 from books import ask, at
 from conftest import Cli, CliResult, intent
 from servers import Server
@@ -59,14 +59,13 @@ def on_a_terminal(cli: Cli) -> OnTerminal:
 
 
 def test_the_question_comes_last_with_all_that_it_is_about(
-    valkey: Server, stream: str, cli: Cli, on_a_terminal: OnTerminal
+    valkey: Server, stream: str, on_a_terminal: OnTerminal
 ) -> None:
-    """A live drain shows server, stream, group, scope, entries, what would pass, then asks. Dry run
-    and card say one sum of what is undelivered and what its own consumer left."""
+    """A live drain shows server, stream, group, scope, entries, what would pass, then asks. The
+    card says the sum of what is undelivered and what its own consumer left."""
     seed(valkey, stream, 30, delivered=10)
-    ask(valkey, "XREADGROUP", "GROUP", GROUP, ME, "COUNT", 6, "STREAMS", stream, ">")
+    deliver(valkey, stream, ME, 6)
     waiting = "14 undelivered + 6 pending of this drain's own consumer = 20"
-    assert f"Remaining: 20 ({waiting})" in cli("drain", *at(valkey, stream)).out
     what = ("drain", *LIVE, *at(valkey, stream), "--allowlist", "BTCUSDT,XRPUSTD")
     code, said = on_a_terminal(*what, NO_COLOR="1", answer="n\n", columns=120)
     card, question = said.split("Acknowledge and audit 20 of 20 entries? [y/N]")
@@ -234,6 +233,8 @@ def hostile_stream(server: Server, name: str) -> int:
         for field in ("symbol", "side", "source", "confidence", "timestamp", text):
             entries.append((now + len(entries), {**intent(), field: text}))
         entries.append((now + len(entries), {"payload": json.dumps(intent(text, side=text))}))
+    # a number that JSON can hold and not write again
+    entries.append((now + len(entries), {"payload": f'{{"confidence": 1{"0" * 400}}}'}))
     raw = [b"\xff\xfe\x1b[2J", b"\xc3\x28", "\ud800".encode("utf-8", "surrogatepass")]
     for part in raw:
         entries.append((now + len(entries), {"symbol": part, "confidence": "0.9", "source": part}))
@@ -255,13 +256,14 @@ def assert_plain(run: CliResult) -> None:
 def test_hostile_events_shown(
     valkey: Server, stream: str, cli: Cli, as_json: tuple[str, ...]
 ) -> None:
-    """Status, check, trim, consumers, dry run and live run of hostile events print no raw escape;
-    no cell of an exported CSV is a formula, and no line of it begins one; the audit is plain: it
-    has only validated values."""
+    """Status, check, show, trim, consumers, dry run and live run of hostile events print no raw
+    escape; no cell of an exported CSV is a formula, and no line of it begins one; the audit is
+    plain: it has only validated values."""
     n = hostile_stream(valkey, stream)
     where = at(valkey, stream)
     many = ("drain", "--throttle", "none", "--max-events", "all", *where, *as_json)
-    for args in (("status", "--all"), ("check",), ("trim",), ("consumers",)):
+    ids = [entry[0].decode() for entry in ask(valkey, "XRANGE", stream, "-", "+")]
+    for args in (("status", "--all"), ("check",), ("show", *ids), ("trim",), ("consumers",)):
         run = cli(*args, *where, *as_json)
         assert run.rc in ((0, 1, 2) if args[0] == "check" else (0,)), run.err
         assert_plain(run)

@@ -54,7 +54,7 @@ LINES: list[tuple[str, str, str]] = [
     ("run --mode live --yes --sign-key missing", "", "--sign-key"),
     ("run --mode live --yes --sign-key drainkit.toml", "throttle = 5", "--sign-key"),
     ("run --all-streams x* --audit-stream a", "", "belongs to one stream"),
-    ("run --all-streams x* --if-backlog-over 3", "", "of one stream"),
+    ("run --all-streams x* --if-backlog-over 3", "", "belongs to one stream"),
     ("run --dask local", "", "--all-streams"),
     # drainkit.toml: misspelt keys in any table, wrong types, an approval that says too little
     ("drain", "trottle = 5", "trottle"),

@@ -52,7 +52,7 @@ def test_help_is_light() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "drainkit", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     imported = {line.rpartition("|")[2].strip() for line in said.stderr.splitlines()}
-    assert "drainkit.cli.program" in imported
+    assert "drainkit.cli.desk" in imported
     assert imported & HEAVY == set()
 
 

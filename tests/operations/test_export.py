@@ -4,6 +4,7 @@ stream in parts: every entry in one part, about equal, loaded anywhere, decided 
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import random
 import re
@@ -22,15 +23,15 @@ import pyarrow.parquet as pq
 import pytest
 from backlogs import GROUP, backlog, fill, now_ms, seed
 from books import ask, at, everything, make_user
-from clusters import SentinelSetup
 from conftest import ROOT, Cli, intent, lacking
 from hypothesis import example, given
 from hypothesis import strategies as st
 from servers import Server
 
 import drainkit
-from drainkit import Decoder, IdRange, RefusedError, UsageError, load_range, load_settings, ranges
+from drainkit import IdRange, RefusedError, UsageError, load_range, load_settings, ranges
 from drainkit import Server as Connection
+from drainkit.core.events import Decoder
 from drainkit.core.frame import decide_frame, load_frame
 from drainkit.files import whole_folder
 from drainkit.ids import LAST_ID, id_key
@@ -128,9 +129,12 @@ def test_file_and_dataset_can_be_read(
         assert {"id", "event_time", "symbol", "confidence", "fields"} <= set(frame.columns)
 
 
-def test_a_dataset_by_day_is_one_table(valkey: Server, stream: str, cli: Cli) -> None:
+def test_a_dataset_by_day_is_one_table(
+    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each entry lies in the UTC day of its id, once and in order; all parts have one schema, and
-    together they are what load_frame makes of the same entries."""
+    together they are what load_frame makes of the same entries. By the reference's three lines
+    DuckDB finds the same medians over all of them as pandas."""
     ids = days_of(stream, valkey)
     before = everything(valkey)
     run = cli.done("export", "backlog/", "--json", *at(valkey, stream))
@@ -157,6 +161,21 @@ def test_a_dataset_by_day_is_one_table(valkey: Server, stream: str, cli: Cli) ->
             one[name].astype(object).where(one[name].notna(), None) for one in (read, frame)
         )
         assert told.tolist() == expected.tolist()
+    readme = (ROOT / "drainkit" / "examples" / "REFERENCE.md").read_text(encoding="utf-8")
+    lines = re.search(r"```python\n(import duckdb\n.*?)```", readme, re.DOTALL)
+    assert lines
+    monkeypatch.chdir(cli.cwd)
+    names = {"print": lambda table: names.update(found=table.df())}
+    now_us = time.time_ns() // 1000
+    exec(lines[1], names)  # noqa: S102 - our own text
+    read["age_sec"] = now_us / 1e6 - read["event_time"].astype("int64") / 1e6
+    timed = read[read["event_time"].notna()].groupby(["date", "symbol"])["age_sec"].median()
+    found = names["found"].dropna()
+    assert all(found["date"].map(lambda day: isinstance(day, dt.date)))
+    found["date"] = found["date"].astype(str).str[:10]
+    found = found.set_index(["date", "symbol"])["age_sec"].sort_index()
+    assert list(found.index) == list(timed.sort_index().index)
+    assert (found - timed).abs().max() < 60
 
 
 def test_a_folder_in_use_is_refused(valkey: Server, stream: str, cli: Cli) -> None:
@@ -267,35 +286,7 @@ def test_memory_stays_flat(valkey: Server, stream: str, tmp_path: Path, name: st
     assert (count, peak < 150) == (len(sizes), True), peak
 
 
-# ---------------------------------------------------------------- other programs
-
-
-def test_duckdb_answers_as_pandas_does(
-    valkey: Server, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The reference's three lines, over all parts: the same medians as pandas finds."""
-    import duckdb
-
-    days_of(stream, valkey)
-    assert cli("export", "backlog/", *at(valkey, stream)).rc == 0
-    readme = (ROOT / "drainkit" / "examples" / "REFERENCE.md").read_text(encoding="utf-8")
-    lines = re.search(r"```python\n(import duckdb\n.*?)```", readme, re.DOTALL)
-    assert lines
-    monkeypatch.chdir(cli.cwd)
-    names = {"print": lambda table: names.update(found=table.df())}
-    now_us = time.time_ns() // 1000
-    exec(lines[1], names)  # noqa: S102 - our own text
-    frame = ds.dataset("backlog", partitioning="hive").to_table().to_pandas()
-    frame["age_sec"] = now_us / 1e6 - frame["event_time"].astype("int64") / 1e6
-    expected = frame[frame["event_time"].notna()].groupby(["date", "symbol"])["age_sec"].median()
-    found = names["found"].dropna()
-    found["date"] = found["date"].astype(str).str[:10]
-    found = found.set_index(["date", "symbol"])["age_sec"].sort_index()
-    assert list(found.index) == list(expected.sort_index().index)
-    assert (found - expected).abs().max() < 60
-    kind = duckdb.sql("SELECT typeof(date) FROM 'backlog/**/*.parquet' LIMIT 1").fetchall()
-    assert kind == [("DATE",)]
-
+# ---------------------------------------------------------------- in parts
 
 URL = "SCALE_TEST_URL"
 TEXTS = ["symbol", "side", "source"]
@@ -333,11 +324,15 @@ SHAPES: dict[str, Callable[[int], list[str]]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_parts_are_of_equal_size(url: Server, stream: str, shape: str) -> None:
-    """Each entry is in exactly one of n parts, in order, and no part is larger than another by two;
-    an empty one has every column, and what is added later is in none."""
+def test_parts_are_of_equal_size(
+    url: Server, stream: str, shape: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For who may only read, each entry is in exactly one of n parts, in order, and no part is
+    larger than another by two; an empty one has every column, and what is added later is in none.
+    """
     ids = SHAPES[shape](now_ms(url))
     fill(url, stream, [(one, intent()) for one in ids], group=GROUP)
+    monkeypatch.setenv(URL, make_user(cli, url, stream, "analyst"))
     before = everything(url)
     parts = ranges(URL, stream, 6)
     assert everything(url) == before
@@ -348,20 +343,9 @@ def test_parts_are_of_equal_size(url: Server, stream: str, shape: str) -> None:
     assert len({tuple(frame.dtypes.astype(str).items()) for frame in frames}) == 1
 
 
-def test_who_only_reads_may_split_and_load(
-    sentinel: SentinelSetup, stream: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The read-only user can do all of it, and on a replica too."""
-    fill(sentinel.primary, stream, [(i, intent()) for i in range(1, 101)], group=GROUP)
-    ask(sentinel.primary, "WAIT", 1, 5000)
-    url = make_user(cli, sentinel.primary, stream, "analyst")
-    for one in (url, sentinel.replica.url):
-        monkeypatch.setenv(URL, one)
-        assert sum(len(load_range(part, URL)) for part in ranges(URL, stream, 3)) == 100
-
-
 def test_parts_are_decided_alike(url: Server, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Policy and moment are those of `ranges`, not of the process that loads; by hand its own."""
+    """Policy and moment are those of `ranges`, not of the process that loads; by hand its own. Just
+    the columns asked for, in that order; a wrong one, and wrong arguments, are refused."""
     monkeypatch.setenv("DRAINKIT_MAX_AGE_MIN", "0.001")
     monkeypatch.setenv("DRAINKIT_AS_OF", "2030-01-01T00:00:00")
     seed(url, stream, 30, delivered=0)
@@ -374,14 +358,7 @@ def test_parts_are_decided_alike(url: Server, stream: str, monkeypatch: pytest.M
     by_hand = load_range(IdRange(stream, part.first, part.last), URL)
     assert by_hand["id"].tolist() == frame["id"].tolist()
     assert by_hand["age_sec"].max() < 3_600
-
-
-def test_columns_are_chosen_and_checked(url: Server, stream: str) -> None:
-    """Just the columns asked for, in that order; a wrong one, and wrong arguments, are refused."""
-    seed(url, stream, 30, delivered=0)
-    (part,) = ranges(URL, stream, 1)
     assert list(load_range(part, URL, ["action", "id"]).columns) == ["action", "id"]
-    assert list(load_range(part, URL, ["symbol"]).columns) == ["symbol"]
     for wrong in (
         lambda: load_range(part, URL, ["no_such"]),
         lambda: load_range(part, "redis://:secret@host"),

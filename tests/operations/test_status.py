@@ -281,11 +281,6 @@ def test_metrics_say_what_is_there(place: Place) -> None:
     place.deliver("c1", 7)
     for action in ("drained_ok", "drained_ok", "dropped_old", "what?"):
         place.ask("XADD", place.side("audit"), "*", "action", action)
-    for second, outcome in ((1, "done"), (2, "failed"), (9, "done"), (3, "?")):
-        end = {"event": "end", "run_id": "20260101T000000Z-live-abc123", "scope": "undelivered",
-               "consumer_group": GROUP, "consumer": "c", "outcome": outcome, "total_read": "1",
-               "at": f"2026-01-01T00:00:0{second}+00:00" if outcome != "?" else "?"}  # fmt: skip
-        place.ask("XADD", place.side("runs"), "*", *(part for pair in end.items() for part in pair))
     before = place.everything()
     run = place.says("check", "--format", "prometheus")
     assert (run.rc, place.everything() == before) == (0, True)
@@ -299,12 +294,9 @@ def test_metrics_say_what_is_there(place: Place) -> None:
         ("pending_entries", GROUP, stream): 7, ("pending_entries", odd, stream): 0,
         ("consumers", GROUP, "active", stream): 1,
         ("audit_entries", "drained_ok", stream): 2, ("audit_entries", "other", stream): 1,
-        ("last_run_timestamp_seconds", GROUP, "done", stream): 1767225609,
-        ("last_run_timestamp_seconds", GROUP, "failed", stream): 1767225602,
     }  # fmt: skip
     told = {(name.removeprefix("drainkit_"), *of): value for (name, *of), value in found.items()}
     assert expected.items() <= told.items()
-    assert sum(name == "last_run_timestamp_seconds" for name, *_ in told) == 2
 
 
 WHO = ("--operator", "alice", "--reason", "odd\x1b[31m fills")
@@ -344,21 +336,15 @@ def test_everybody_hears_who_stopped_and_why(place: Place, monkeypatch: pytest.M
 
 
 @BUNDLED
-def test_stop_needs_a_reason_and_a_stream(place: Place) -> None:
-    """No reason is bad usage; a misspelt stream is refused: its drain would go on."""
+def test_nothing_hinders_the_kill_switch(place: Place) -> None:
+    """stop and resume work whatever else is wrong in the environment or in drainkit.toml; where the
+    ledger cannot note it, stop stops all the same and says so. Without a reason it is bad usage, of
+    a misspelt stream, whose drain would go on, refused."""
     place.seed(5, 0)
-    before = place.everything()
     assert [place.says("stop", *words).rc for words in ((), ("--reason", " "))] == [2, 2]
     odd = place.says("stop", "--reason", "r", "--stream", f"{place.stream}x")
     assert (odd.rc, "does not exist" in odd.err) == (4, True)
-    assert place.everything() == before
-
-
-@BUNDLED
-def test_nothing_hinders_the_kill_switch(place: Place) -> None:
-    """stop and resume work whatever else is wrong in the environment or in drainkit.toml; where the
-    ledger cannot note it, stop stops all the same and says so."""
-    place.seed(5, 0)
+    assert place.ask("KEYS", "*.drain_*") == []
     place.ask("SET", place.side("runs"), "x")
     (place.cli.cwd / "drainkit.toml").write_text(
         "[fields]\nsymbl = 'x'\n[env.other]\ntrottle = 5\n"
@@ -409,19 +395,6 @@ def test_stop_makes_an_expiring_switch_lasting(place: Place) -> None:
     for run in (place.says("stop", *WHO), place.says("resume"), place.lived()):
         assert (run.rc, f"{switch} is a hash" in run.err) == (4, True), run
     assert f"{switch} is a hash" in place.says("status").out
-
-
-@BUNDLED
-def test_stop_says_that_the_server_may_evict_it(place: Place) -> None:
-    """Only where any key may go when memory is full; a key without an expiry is safe elsewhere."""
-    place.seed(5, 0)
-    for policy, limit in (("allkeys-lru", "100mb"), ("allkeys-random", 0), ("volatile-lru", "1gb")):
-        place.ask("CONFIG", "SET", "maxmemory-policy", policy)
-        place.ask("CONFIG", "SET", "maxmemory", limit)
-        may = (policy, limit) == ("allkeys-lru", "100mb")
-        run = place.says("stop", *WHO, "--json")
-        assert (run.rc, run.json()["may_be_evicted"]) == (0, may)
-        assert ("may evict any key (allkeys-lru" in run.err) == may
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def test_the_analyst_reads_all_and_writes_nothing(place: Place) -> None:
     assert all(words in shown.err for words in ("MAXLEN 0", "CLAIM", "any group", "EVAL"))
     url, where = log_in(place, "analyst")
     before = place.everything()
-    for command in READING:
+    ((entry, _),) = place.alter("XRANGE", "-", "+", "COUNT", 1)
+    for command in (*READING, ("show", entry.decode())):
         place.cli.done(*command, *where, secret=PASSWORD)
     for scope, n in (("undelivered", 195), ("pending", 5), ("history", 105)):
         dry = place.dry("--scope", scope, "--max-events", "all", "--min-idle-min", "0", *where)

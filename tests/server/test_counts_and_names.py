@@ -120,7 +120,7 @@ def test_a_drain_without_room(place: Place, policy: str) -> None:
 
 
 def test_a_server_that_loses_things_is_named(place: Place) -> None:
-    """Eviction: status and a warning of check. Nothing on disk: status. Untold: unknown."""
+    """Eviction: status, a warning of check, stop. Nothing on disk: status. Untold: unknown."""
     place.seed(5, 5)
 
     def told() -> tuple[tuple[bool, bool | None], str]:
@@ -142,6 +142,11 @@ def test_a_server_that_loses_things_is_named(place: Place) -> None:
     run = place.says("check")
     assert (run.rc, run.out.count(evicts)) == (1, 1)
     assert run.out.startswith(f"WARNING: {place.stream}: {evicts}")
+    stop = ("stop", "--reason", "r", "--json")
+    for policy, may in (("allkeys-lru", True), ("volatile-lru", False)):  # it has no expiry
+        place.ask("CONFIG", "SET", "maxmemory-policy", policy)
+        run = place.says(*stop)
+        assert (run.json()["may_be_evicted"], evicts in run.err) == (may, may)
 
 
 # ---------------------------------------------------------------- names in no UTF-8
