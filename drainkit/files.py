@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -55,31 +54,14 @@ def _told(path: Path) -> Iterator[None]:
 @contextmanager
 def _unfinished(path: Path, flags: int) -> Iterator[tuple[Path, int]]:
     """A new file (or folder: O_DIRECTORY) under another name beside `path`, and its descriptor;
-    removed unless renamed.
-
-    It is locked as long as somebody writes it: what a killed process left is locked by nobody, and
-    removed by the next one that writes beside it.
+    removed unless renamed. A killed process leaves it there; in a run's folder the seal removes it.
     """
     own = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"  # also of "", "." and "/"
-    for left in own.parent.glob(_UNFINISHED + "[0-9a-f]" * 16):
-        with suppress(OSError):
-            handle = os.open(left, _READ)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(left)
-            finally:
-                os.close(handle)
-    while True:
-        with _told(path):
-            if flags & os.O_DIRECTORY:
-                own.mkdir()
-            # not tempfile: its 0600 could only be widened by guessing at the umask
-            handle = os.open(own, flags | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # where nothing can be locked nothing is removed either
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            break
-        os.close(handle)  # another process took it for left behind, before it was locked
+    with _told(path):
+        if flags & os.O_DIRECTORY:
+            own.mkdir()
+        # not tempfile: its 0600 could only be widened by guessing at the umask
+        handle = os.open(own, flags | os.O_CLOEXEC, 0o666)
     try:
         yield own, handle
     finally:

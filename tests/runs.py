@@ -15,14 +15,9 @@ from drainkit import files
 from drainkit.evidence import seal as sealing
 
 RUN = {
-    "outcome": "done",
-    "exit_code": 0,
-    "total_read": 7,
-    "drained_ok": 3,
-    "operator": "olga",
-    "started_at": "2026-01-01T00:00:00+00:00",
-    "finished_at": "2026-01-01T00:01:00+00:00",
-}
+    "outcome": "done", "exit_code": 0, "total_read": 7, "drained_ok": 3, "operator": "olga",
+    "started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:01:00+00:00",
+}  # fmt: skip
 
 
 def make_run(reports: Path, number: int = 0, *, name: str = "", **run: Any) -> Path:
@@ -38,12 +33,9 @@ def make_run(reports: Path, number: int = 0, *, name: str = "", **run: Any) -> P
 
 
 def seal(folder: Path, **other: Any) -> str:
-    values: dict[str, Any] = {
-        "run": RUN,
-        "parameters": {"stream": "s", "throttle": 5.0},
-        "server": {"kind": "valkey", "version": "9.1.0"},
-    }
-    return sealing.seal(folder, **{**values, **other})
+    server, parameters = {"kind": "valkey", "version": "9.1.0"}, {"stream": "s", "throttle": 5.0}
+    told = {"run": RUN, "parameters": parameters, "server": server, **other}
+    return sealing.seal(folder, **told)
 
 
 @pytest.fixture

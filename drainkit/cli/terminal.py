@@ -44,20 +44,23 @@ _COLOURS = {
 class Outlet(io.FileIO):
     """A standard stream whose end is not its program's: what it cannot print is gone, no more.
 
-    A full disk, a reader who left and a stream that was closed all end here.
+    A full disk, a reader who left and a stream that was closed all end here. It has no buffer,
+    which a signal in the middle of a write would leave to be printed a second time.
     """
 
     lost: OSError | None = None  # why something could not be printed
 
     def write(self, data: Any) -> int:
         """Print what can be printed; all counts as written."""
+        left = memoryview(data)
         try:
-            while (written := super().write(data)) is None:  # a full pipe that does not wait
-                select.select([], [self], [])
-            return written
+            while left:
+                if (written := super().write(left)) is None:  # a full pipe that does not wait
+                    select.select([], [self], [])
+                left = left[written or 0 :]
         except OSError as error:
             self.lost = error
-            return len(data)
+        return len(data)
 
 
 def safe_streams() -> Outlet:
@@ -73,8 +76,7 @@ def safe_streams() -> Outlet:
         before = getattr(sys, name)
         encoding = getattr(before, "encoding", "utf-8")
         errors = getattr(before, "errors", "backslashreplace")
-        buffer = io.BufferedWriter(outlet)
-        setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=True))
+        setattr(sys, name, io.TextIOWrapper(outlet, encoding, errors, line_buffering=True))
     return outlets[0]
 
 

@@ -18,7 +18,6 @@ from ..late import pa, pc
 from ..safe import text
 from ..server import ledger, recorded, scopes, writing
 from ..server.connection import Server
-from ..server.keys import Scope
 from ..server.ledger import run_tables
 from ..server.reading import pages
 from ..server.scopes import Seen, look
@@ -84,7 +83,7 @@ def _close(run: Run, loop: Loop, begun: Seen, failure: DrainkitError | None) -> 
         if run.planned is not None and not loop.uncertain:
             summary.changes = pa.concat_tables([drift_table(), *loop.changes])
         seen = look(server, run.scope)
-        left = _account(run, begun, *run.count_left(seen))
+        left = _account(run, begun, seen)
         then, now = begun.audit, seen.audit
         is_kept = (
             now.length >= then.length + summary.total_read
@@ -153,14 +152,18 @@ def _settle(run: Run, loop: Loop, failure: DrainkitError | None) -> DrainkitErro
 # was undelivered when the run began is recorded now, still undelivered, passed over, or vanished.
 
 
-def _account(run: Run, begun: Seen, here: Scope, undelivered: int) -> int:
-    """Set the summary's `vanished` and `passed_over`, after the last commit; exact.
+def _account(run: Run, begun: Seen, seen: Seen) -> int:
+    """Set the summary's `remaining`, `pending_own`, `vanished` and `passed_over`; exact.
 
-    `here` and `undelivered` say where the scope stands after it, and how many entries it has left.
-    The audit and the stream are read again only if the numbers leave something to explain.
-    Returns how many entries of the plan are neither recorded nor vanished.
+    `begun`, `seen`: how things stood before the first commit, and after the last. Audit and stream
+    are read again only if the numbers leave something to explain. Returns how many entries of the
+    plan are neither recorded nor vanished.
     """
-    server, summary = run.server, run.summary
+    server, summary, undelivered = run.server, run.summary, None
+    here = scopes.current(server, run.scope, seen)
+    summary.pending_own = 0
+    if here.group_exists or here.name == "history":  # else nobody knows what was delivered
+        summary.remaining, summary.pending_own, undelivered = scopes.left(server, here, seen)
     if run.to_drain is not None:
         undone: set[str] = set()
         if summary.total_read < run.to_drain.count:
@@ -169,8 +172,8 @@ def _account(run: Run, begun: Seen, here: Scope, undelivered: int) -> int:
         run.gone += gone_now
         summary.vanished = len(run.gone)
         return len(undone) - len(gone_now)
-    if run.opening is None or (not here.group_exists and here.name != "history"):
-        return 0  # without its group nobody knows what is undelivered
+    if run.opening is None or undelivered is None:
+        return 0
     position, had = run.opening
     is_done = not summary.remaining  # a group of scope history that has ended stands nowhere
     gone = had - (0 if is_done else undelivered)
@@ -179,8 +182,8 @@ def _account(run: Run, begun: Seen, here: Scope, undelivered: int) -> int:
         return 0
     first, last = next_id(position), run.scope.boundary
     owner, low, high = run.settings.consumer_group.encode(), id_key(first), id_key(last)
-    found = recorded.audited_ids(server).get(owner, set())
-    known = {entry for entry in found if low <= id_key(entry) <= high}
+    audited = recorded.audited_ids(server).get(owner, set())
+    known = {entry for entry in audited if low <= id_key(entry) <= high}
     passed = last if is_done else min(here.position, last, key=id_key)
     there = {entry[0] for page in pages(server, server.stream, first, passed) for entry in page}
     summary.passed_over = len(there - known)

@@ -92,26 +92,21 @@ class Run:
             entries = scopes.left(self.server, here, seen).fresh
         self.summary.expected = min(entries, self.max_events or entries)
 
-    def count_left(self, seen: Seen | None = None) -> tuple[Scope, int]:
-        """Count what is left; returns where the scope stands now, and what is undelivered."""
-        scope = scopes.current(self.server, self.scope, seen)
-        if not scope.group_exists and scope.name != "history":
-            self.summary.pending_own = 0
-            return scope, 0  # without its group nobody knows what was delivered
-        left = scopes.left(self.server, scope, seen)
-        self.summary.remaining, self.summary.pending_own = left.fresh, left.own
-        return scope, left.undelivered
-
     def close(self) -> Summary:
         """Close the books of a dry run, once what is left was counted."""
-        self.count_left()
+        here = scopes.current(self.server, self.scope)
+        if here.group_exists or here.name == "history":  # else nobody knows what was delivered
+            left = scopes.left(self.server, here)
+            self.summary.remaining, self.summary.pending_own = left.fresh, left.own
         return self.summary.close(None, self.server.clock_us())
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Run]:
     """The run that these settings ask for, with its plan and its connection, closed at the end."""
-    settings, planned = PlanFile.of_run(settings)
+    planned = None
+    if settings.plan is not None:
+        settings, planned = PlanFile.of_run(settings)
     with Server.of(settings) as server:
         yield resolve(server, settings, planned=planned)
 

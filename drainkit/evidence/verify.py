@@ -37,8 +37,10 @@ ROW = (
     "run_id", "started_at", "stream", "consumer_group", "mode", "outcome", "total_read",
     "drained_ok", "operator", "approvers", "evidence", "seal",
 )  # fmt: skip
-#: What may lie beside the runs: the chain, a page about them, a list of them, an example.
-_BESIDE = re.compile(rf"{RUN_ID.pattern}|{re.escape(CHAIN)}|README\.md|index\.html|example.*")
+#: What may lie beside the runs: the chain (half written, by who was killed), a page, an example.
+_BESIDE = re.compile(
+    rf"{RUN_ID.pattern}|{re.escape(CHAIN)}|\.writing-[0-9a-f]{{16}}|README\.md|index\.html|example.*"
+)
 _CHECKPOINT = re.compile(r"drainkit checkpoint v1\n([1-9]\d{0,8})\n([0-9a-f]{64})\n?")
 
 

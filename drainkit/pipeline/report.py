@@ -30,7 +30,6 @@ from .notebooks import NOTEBOOKS
 VERDICTS = "verdicts.json"
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"  # a figure of ours is in both
 MAX_TEXT = 900  # characters of any text from outside
-MAX_GROUPS = 40  # of a table; baseline.json holds all
 MAX_FIGURES = 150_000  # characters of all figures; our own need a fifth of that
 
 
@@ -60,7 +59,7 @@ def build(folder: Path) -> str:
     return environment.get_template("report.html.j2").render(
         **told, folder=folder.name, checks=read_or(folder / VERDICTS, []), figures=figures,
         analysed=analysed, beside=beside, actions=ACTIONS, meanings=NAMES, colours=COLOURS,
-        most=MAX_GROUPS, group_of=group_of, own_pending=own_pending, quote=shlex.quote,
+        group_of=group_of, own_pending=own_pending, quote=shlex.quote,
         entries_words=entries_words, approvers_words=approvers_words, keeping_words=keeping_words,
     )  # fmt: skip
 

@@ -56,7 +56,6 @@ _BADNESS = (0, 4, 2, 3, 1, 130)
 _WAIT_SEC = 30.0  # for Dask's first worker
 Outcome = dict[str, Any]  # of one stream: its run.json, with stream, exit_code, outcome and error
 Confirm = Callable[[Run, PlanFile], None]  # raises RefusedError if it is not approved
-OnLine = Callable[[str], None]
 
 
 def parameters_of(run: Run) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def run(
     settings: Settings,
     *,
     confirm: Confirm,
-    on_line: OnLine = lambda _: None,
+    on_line: Callable[[str], None] = lambda _: None,
     stopping: threading.Event | None = None,
     sign_key: Path | None = None,
     kernels: Kernels | None = None,
@@ -117,7 +116,7 @@ def _run_notebooks(
     kernels: Kernels,
     stopping: threading.Event,
     confirm: Confirm,
-    on_line: OnLine,
+    on_line: Callable[[str], None],
 ) -> DrainkitError | None:
     """Run them in turn; why it failed. What a live drain did before it failed is verified too."""
     # the kernels' environment: the settings as they are here, limits by their own file

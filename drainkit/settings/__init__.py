@@ -347,7 +347,9 @@ def read_config(path: Path, env_name: str | None, *, check_names: bool = True) -
         # of a table ([fields], [limits]) what is not said anew holds on: no limit gets lost
         is_table = isinstance(value, dict) and isinstance(data.get(name), dict)
         values[name] = data[name] | value if is_table else value
-    approval = values.get("approval")
+    allowlist, approval = values.get("allowlist"), values.get("approval")
+    if isinstance(allowlist, str) and allowlist.startswith("@"):  # beside the file that names it
+        values["allowlist"] = f"@{path.parent / allowlist[1:]}"
     if isinstance(approval, dict) and "allowed_signers" in approval:
         beside = path.parent / str(approval["allowed_signers"])
         values["approval"] = {**approval, "allowed_signers": beside}

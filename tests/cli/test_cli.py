@@ -158,6 +158,16 @@ DRAINKIT = shlex.join([sys.executable, "-m", "drainkit"])
 INHERITED = """import os, sys; from drainkit.cli.terminal import safe_streams; safe_streams()
 sys.exit(not all(map(os.get_inheritable, range(3))))"""
 
+MET = """import sys; from drainkit.cli import terminal
+class Met(terminal.Outlet):
+    def write(self, data):
+        super().write(data)
+        raise KeyboardInterrupt
+terminal.Outlet = Met
+terminal.safe_streams()
+try: print("one object")
+except KeyboardInterrupt: pass"""
+
 
 def shell(cwd: Path, script: str) -> int:
     """bash's exit code for a script that tests may not see the output of."""
@@ -182,6 +192,13 @@ def test_a_drain_whose_streams_take_nothing(
     assert shell(tmp_path, f"{shlex.join([sys.executable, '-c', INHERITED])} {redirect}") == 0
     assert len(audit(valkey, stream)) == len(ids)
     assert [entry["event"] for entry in ledger_of(valkey, stream)] == ["start", "end"]
+
+
+def test_what_a_signal_meets_is_printed_once() -> None:
+    """A signal that comes while the result is printed does not have it printed again."""
+    command = [sys.executable, "-c", MET]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "one object\n", done.stderr
 
 
 def test_the_demo_shows_every_action_and_balances_without_readers_too(cli: Cli) -> None:

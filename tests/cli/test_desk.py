@@ -76,6 +76,9 @@ def test_kernels_get_the_settings_given(cli: Cli, monkeypatch: pytest.MonkeyPatc
     same = {name for name in type(settings).model_fields if name != "allowlist"}
     assert {n: getattr(again, n) for n in same} == {n: getattr(settings, n) for n in same}
     assert again.allowlist == f"@{cli.cwd}/allowed.txt"
+    (cli.cwd / "drainkit.toml").write_text('allowlist = "@allowed.txt"\n')
+    by_file = load({}, environ={"DRAINKIT_CONFIG": f"{cli.cwd}/drainkit.toml"})
+    assert by_file.allowlist == again.allowlist
 
 
 def test_the_demo_can_be_served(cli: Cli) -> None:

@@ -180,7 +180,8 @@ def test_a_stores_url_gives_no_secret_away(cli: Cli, command: str, url: str, end
 
 def test_a_login_that_nobody_knew_of_is_struck_out_of_a_line() -> None:
     """A URL with a login in any text, such as an error's of a library: also with one slash."""
-    others = ("redis://u:{}@h/0", "rediss://:{}@h", "s3:/k:{}@b/p", "unix:///s?password={}")
+    others = ("redis://u:{}@h/0", "rediss://:{}@h", "s3:/k:{}@b/p", "unix:///s?password={}",
+              "redis://h?password=a@{}")  # fmt: skip
     for url in (*(u for u in S3_URLS if " " not in u), *others):  # a blank ends what is known of it
         line = one_line(f"cannot open {url.format('Zq9-Xw7')}")
         assert line.startswith("cannot open ")
