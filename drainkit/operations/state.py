@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..core.events import Decoder, Events
@@ -20,7 +21,7 @@ from ..ids import FIRST_ID, id_key, next_id
 from ..safe import one_line, text
 from ..server import counting, ledger, reading, scopes
 from ..server.connection import Server
-from ..server.reading import ACTIVE_MS, PAGE_ENTRIES, Backlog, Group, StreamInfo
+from ..server.reading import ACTIVE_MS, Backlog, Group, StreamInfo
 from ..server.topology import ServerInfo
 from ..settings import Settings
 
@@ -128,24 +129,30 @@ def _oldest(
     server: Server, decoder: Decoder, info: StreamInfo, groups: Sequence[Group],
     seen: dict[str, list[Events]],
 ) -> dict[str, tuple[int, str]]:  # fmt: skip
-    """By position: the time of the oldest undelivered event, and by what it was found."""
+    """By position: the time of the oldest undelivered event, and by what it was found.
+
+    What lies after a position is what lies after the next one, which was read already, and a rest.
+    """
     counts = {g.position: g.backlog.undelivered if g.backlog else None for g in groups}
-    found = {}
-    for position, n in counts.items():
-        events, n_bytes, size = list[Events](), 0, PAGE_ENTRIES if (n or 0) <= OLDEST_OF else 1
-        after = next_id(position)
-        pages = reading.pages(server, server.stream, after, info.boundary_id, page=size)
-        for page in pages if n != 0 else ():
+    found, events, n_bytes, is_few = {}, list[Events](), 0, True
+    end, pages = info.boundary_id, partial(reading.pages, server, server.stream)
+    for position in sorted(counts, key=id_key, reverse=True):
+        after, n = next_id(position), counts[position]
+        is_few = is_few and (n or 0) <= OLDEST_OF
+        for page in pages(after, end) if is_few and n != 0 else ():
             events.append(decoder.decode(page))
             n_bytes += len(page) * max(map(reading.size_of, page))
-            if size == 1 or sum(map(len, events)) > OLDEST_OF or n_bytes > OLDEST_BYTES:
-                found[position] = int(id_times_us(events[0].ids[:1])[0]), "entry id"
+            is_few = sum(map(len, events)) <= OLDEST_OF and n_bytes <= OLDEST_BYTES
+            if not is_few:
                 break
-        else:
-            seen[position] = events
+        end = min(end, position, key=id_key)
+        if is_few:
+            seen[position] = [*events]
             times = [us for one in events for us in one.event_time_us.tolist() if us != NO_TIME]
             if events:
                 found[position] = min(times, default=NO_TIME), "event time"
+        elif page := next(pages(after, info.boundary_id, page=1), []):
+            found[position] = int(id_times_us([page[0][0]])[0]), "entry id"
     return found
 
 
