@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -166,12 +165,6 @@ class Summary:
         """The books that `as_dict` wrote; keys of others are left out."""
         names = {f.name for f in fields(cls)} - _INNER
         return cls(**{name: value for name, value in found.items() if name in names})
-
-
-def new_run_id(mode: str, now_us: int) -> str:
-    """YYYYMMDDTHHMMSSZ-<mode>-<6 hex>, from the server's time."""
-    now = dt.datetime.fromtimestamp(now_us // 1_000_000, tz=dt.UTC)
-    return f"{now:%Y%m%dT%H%M%SZ}-{mode}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)

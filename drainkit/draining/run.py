@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,7 +20,7 @@ from ..core.events import Decoder
 from ..core.plan import differences, payload_hashes
 from ..core.policy import Policy
 from ..core.reconciliation import Entries, Feed, Straight, ToDrain, fits
-from ..core.summary import Summary, new_run_id
+from ..core.summary import Summary
 from ..errors import DrainkitError, RefusedError, StoppedError
 from ..ids import FIRST_ID, id_key, next_id
 from ..late import collection_paused, pa, pc
@@ -131,8 +132,9 @@ def resolve(
     allowed = settings.symbols
     if isinstance(allowed, bytes):
         allowed = scopes.allowlist(server, allowed)
-    policy, now_us = Policy(settings.max_age_min, allowed, settings.min_conf), server.now_us()
-    run_id = run_id or new_run_id(settings.mode, now_us)
+    policy = Policy(settings.max_age_min, allowed, settings.min_conf)
+    at = dt.datetime.fromtimestamp(server.now_us() // 1_000_000, tz=dt.UTC)
+    run_id = run_id or f"{at:%Y%m%dT%H%M%SZ}-{settings.mode}-{secrets.token_hex(3)}"
     run = Run(server, settings, scope, policy, run_id, settings.max_events, planned)
     if planned is not None:
         _take_plan(run, planned)

@@ -27,7 +27,6 @@ _SEQUENCES = 1 << 64
 Pages = Iterator[Sequence[RawEntry]]
 
 
-@collection_paused()
 def count(
     server: Server, info: StreamInfo, first: str, last: str, *, most: int | None = None
 ) -> tuple[int, bool]:
@@ -51,23 +50,24 @@ def count(
     )
     within: Pages = read(first, min(last, info.last_id, key=id_key))
     inside = outside = 0
-    while page := next(within, None):
-        inside += len(page)
-        if most is not None and inside > most:
-            return most + 1, False
-        del page  # or two pages would be in memory
-        if not (page := next(around, None)):
-            # if none was deleted since, and it is the same stream, its length gives the rest; 6.2
-            # does not count what is deleted: there nothing at all may differ
-            now = reading.stream_info(server)
-            is_whole = now == info or (
-                (now.entries_added or 0) >= (info.entries_added or 1)
-                and id_key(now.boundary_id) >= id_key(info.boundary_id)
-                and (now.first_id, now.max_deleted_id, now.gone)
-                == (info.first_id, info.max_deleted_id, info.gone)
-            )
-            return info.length - outside if is_whole else inside + sum(map(len, within)), True
-        outside += len(page)
+    with collection_paused():
+        while page := next(within, None):
+            inside += len(page)
+            if most is not None and inside > most:
+                return most + 1, False
+            del page  # or two pages would be in memory
+            if not (page := next(around, None)):
+                # if none was deleted since, and it is the same stream, its length gives the rest;
+                # 6.2 does not count what is deleted: there nothing at all may differ
+                now = reading.stream_info(server)
+                is_whole = now == info or (
+                    (now.entries_added or 0) >= (info.entries_added or 1)
+                    and id_key(now.boundary_id) >= id_key(info.boundary_id)
+                    and (now.first_id, now.max_deleted_id, now.gone)
+                    == (info.first_id, info.max_deleted_id, info.gone)
+                )
+                return info.length - outside if is_whole else inside + sum(map(len, within)), True
+            outside += len(page)
     return inside, True
 
 
