@@ -56,6 +56,16 @@ program = click.Group(
 click.version_option(package_name="drainkit")(program)
 
 
+class Argument(click.Argument):
+    """One that is not empty: a variable that is not set names no file, and not this folder."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value, or values, as its type."""
+        if "" in (value if self.nargs == -1 else [value]):
+            raise click.BadParameter("must not be empty", ctx, self)
+        return super().type_cast_value(ctx, value)
+
+
 def command(
     *params: click.Parameter, **known: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:

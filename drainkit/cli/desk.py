@@ -12,13 +12,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import Argument, Option
+from click import Option
 
 from .. import files, signing
 from ..errors import UsageError
 from ..late import late
 from ..settings import Settings, config_variable, kernel_variables, load
-from . import AUDIT, COMMON, GROUP, OURS, POLICY, WHERE, YES, command, connected, setting
+from . import AUDIT, COMMON, GROUP, OURS, POLICY, WHERE, YES, Argument, command, connected, setting
 from .draining import run_notebooks, tell_run
 from .terminal import Table, confirm, emit, plan_rows, tell, tell_error
 

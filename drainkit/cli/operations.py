@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click import Argument, Option
+from click import Option
 
 from ..errors import DrainkitError, UsageError
 from ..late import late
 from ..safe import one_line
-from . import AUDIT, GROUP, OPERATOR, SCOPE, WHERE, YES, command, connected, settings_of
+from . import AUDIT, GROUP, OPERATOR, SCOPE, WHERE, YES, Argument, command, connected, settings_of
 from .terminal import Table, confirm, emit, signals, tell_error, wants_json
 
 if TYPE_CHECKING:

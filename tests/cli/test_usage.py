@@ -30,6 +30,9 @@ LINES: list[tuple[str, str, str]] = [
     ("drain --min-conf 60", "", "0.60 for 60 %"),
     ("drain --min-conf high", "", "--min-conf must be a number"),
     ("diff a.json b.json", "", "a.json: there is no such file; name a"),
+    *((f"{command} ''", "", "must not be empty")
+      for command in ("verify", "runs", "diff a", "notebooks", "lab", "export", "show",
+                      "approve --sign-key k --yes")),
     ("acl --allowlist BTCUSDT", "", "takes redis:KEY"),
     ("drain --max-events 1000000000000000000", "", "999,999,999,999,999,999"),
     ("drain --max-age-min 6000000000", "", "5,256,000,000"),
