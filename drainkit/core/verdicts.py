@@ -186,4 +186,4 @@ def _others(run: Json, plan: Json, before: Json, after: Json, consumer: str) -> 
     told = f"{len(new) - len(moved):,} of {len(new):,} others are as they were"
     if moved:
         return EXPLAINED, f"{told}; their own consumers moved {', '.join(moved)}."
-    return YES, f"{told}: position and pending."
+    return YES, f"{told}: position and pending." if new else "There is no other group."
