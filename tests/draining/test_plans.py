@@ -205,14 +205,16 @@ def test_a_dry_run_decides_each_at_its_turn(place: Place) -> None:
 @BUNDLED
 def test_settings_and_fates_that_differ_are_counted(place: Place) -> None:
     """Two dry runs with other limits: just these settings differ, and the events are joined by id,
-    not by place; a plan is like itself; names cannot write to the terminal. A live folder is read
-    from its audit, not from the plan that lies in it. What is missing ends in one line."""
-    ids = place.seed()
+    not by place; a plan is like itself; names cannot write to the terminal, and long ones are shown
+    to their ends. A live folder is read from its audit, not from the plan that lies in it. What is
+    missing ends in one line."""
+    ids, long = place.seed(), "s" * 150
     fixed = ("--as-of", "2030-01-01T00:00:00Z", "--max-age-min", "100000000", "--max-events")
-    for name, options in (("a.json", ("150", "--min-conf", "0.2", "--allowlist", "BTCUSDT")),
+    for name, options in (("a.json", ("150", "--min-conf", "0.2", "--allowlist", "BTCUSDT",
+                                      "--consumer-name", f"{long}.live")),
                           ("b.json", ("all", "--min-conf", "0.8", "--allowlist",
                                       "BTCUSDT,ETHUSDT", "--until", ids[-2],
-                                      "--consumer-name", "\u202eevil\n"))):  # fmt: skip
+                                      "--consumer-name", f"{long}.\u202eevil\n"))):  # fmt: skip
         place.dry("--plan", name, *fixed, *options)
     cwd = place.cli.cwd
     found = place.cli.done("diff", "--json", "a.json", "b.json").json()
@@ -235,7 +237,7 @@ def test_settings_and_fates_that_differ_are_counted(place: Place) -> None:
     assert "policy.min_conf: 0.2 | 0.8" in text
     assert "policy.allowlist: B has ETHUSDT besides, and not none" in text
     assert "as a dry run planned it" in text
-    assert "\\u202eevil\\n" in text
+    assert f"consumer_name: {long}.live | {long}.\\u202eevil\\n" in text
     assert text.replace("\n", "").isprintable()
     (live := cwd / "live").mkdir()
     place.dry("--plan", "live/plan.json", *fixed, "150")
