@@ -191,14 +191,18 @@ def test_a_fault_midway(
     indirect=["place"],
 )  # fmt: skip
 def test_refused_from_the_start(place: Place, name: str) -> None:
-    """Writes refused, a side key of another type: named before anything is written."""
+    """Writes refused, a side key of another type, a replica though it lets itself be written to:
+    named before anything is written."""
     ids = place.seed(200)
     side_key = Fault(f"SET {{{name}}} text", 4, f".drain_{name} is a string")
     fault = FAULTS.get(name, side_key)
     mend = struck(fault, place)
+    if name == "READONLY":
+        place.ask("CONFIG", "SET", "replica-read-only", "no")
     run = place.attempt()
     if name == "READONLY":  # a dry run may read from a replica
         assert place.rehearse()["total_read"] == 100
+        place.ask("CONFIG", "SET", "replica-read-only", "yes")
     mend()
     # what memory it needs is held against maxmemory before that is met
     rc, text = (4, "maxmemory") if name == "OOM" else (fault.rc, fault.says)
