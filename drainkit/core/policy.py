@@ -115,12 +115,18 @@ _FIXED = (  # by action; empty where each event has its own
 )  # fmt: skip
 
 
+def age_texts(age_us: NDArray[np.int64]) -> list[str]:
+    """Ages in seconds with two decimals."""
+    # one format for all: one for each takes a third longer
+    return ("%.2f\n" * len(age_us) % (*(age_us / 1e6).tolist(),)).splitlines()
+
+
 def reasons(
-    events: Events, decisions: Decisions, policy: Policy
+    events: Events, decisions: Decisions, policy: Policy, ages: Sequence[str] | None = None
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Each event's reason as a code into one-line texts; a text can be there more than once.
 
-    Only checked values and fixed texts stand in them.
+    Only checked values and fixed texts stand in them. `ages`: `age_texts` of all, if made already.
     """
     texts = [*_FIXED, *(reason or "no usable time" for reason in INVALID_REASONS)]
     codes = decisions.action.astype(np.int64)
@@ -128,8 +134,9 @@ def reasons(
     codes[rows] = len(_FIXED) + events.invalid[rows].astype(np.int64)
     rows = np.flatnonzero(decisions.action == _OLD)
     codes[rows] = len(texts) + np.arange(len(rows))
+    old = [ages[row] for row in rows.tolist()] if ages else age_texts(decisions.age_us[rows])
     limit = f"{policy.max_age_us / 1e6:.2f}"
-    texts += [f"age {us / 1e6:.2f} s > {limit} s" for us in decisions.age_us[rows].tolist()]
+    texts += [f"age {age} s > {limit} s" for age in old]
     rows = np.flatnonzero(decisions.action == _LOW_CONF)
     numbers, which = np.unique(events.confidence[rows], return_inverse=True)
     codes[rows] = len(texts) + which
@@ -168,10 +175,10 @@ Records = Sequence[Sequence[str]]  # columns, one for each name in OF_EVENT
 def records(events: Events, decisions: Decisions, policy: Policy) -> Records:
     """What the events' records say of each."""
     symbols = [*events.symbols, "UNKNOWN"]
-    ages = [f"{age_sec:.2f}" for age_sec in (decisions.age_us / 1e6).tolist()]
+    ages = age_texts(decisions.age_us)
     for row in np.flatnonzero(decisions.age_us == NO_TIME).tolist():
         ages[row] = "null"
-    codes, texts = reasons(events, decisions, policy)
+    codes, texts = reasons(events, decisions, policy, ages)
     confidences = np.where(np.isnan(events.confidence), -1.0, events.confidence)
     return [
         [*map(bytes.decode, events.ids)],

@@ -198,7 +198,7 @@ class _Container:
                 try:
                     objects.extend(map(self._decode, part))
                     continue
-                except msgspec.DecodeError:  # what came before the odd one is there already
+                except msgspec.DecodeError:  # the odd one may have no bracket, so others more
                     del objects[first:]
             for row, raw in enumerate(part, first):
                 found, problem = self._read_with_care(raw)

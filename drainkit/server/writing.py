@@ -244,7 +244,7 @@ def script(name: str) -> str:
     needs = {"commit": 2, "begin": 2, "remember": 2, "trim": 1, "history_open": 1, "look": 1}
     names = (*("ids", "recorded")[: needs.get(name, 0)], name)
     text = "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
-    return re.sub(r"(?m)^ *--.*\n", "", text)  # it travels, and is summed up, with each commit
+    return re.sub(r"(?m)^ *(--.*\n)?", "", text)  # it travels, and is summed up, with each commit
 
 
 def seed_group(

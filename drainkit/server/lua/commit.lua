@@ -42,9 +42,11 @@ if redis.call('TYPE', stream).ok ~= 'stream' then return refused('gone') end
 local info = redis.call('XINFO', 'STREAM', stream)
 -- a script takes about 3 us for each group of the list
 if field(info, 'groups') > most_groups then return refused('many_groups') end
-local position
+local position, pending
 for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  if field(other, 'name') == group then position = field(other, 'last-delivered-id') end
+  if field(other, 'name') == group then
+    position, pending = field(other, 'last-delivered-id'), field(other, 'pending')
+  end
 end
 if not position then return refused('no_group') end
 -- "added gone": how many entries were ever added, and how many of them are gone. 6.2 counts none.
@@ -53,8 +55,9 @@ if added then counters = int(added) .. ' ' .. int(added - field(info, 'length'))
 local added_then = tonumber(counters_then:match('^%d+'))
 local pace, audit_then, count_then, life = unpack(redis.call('HMGET', state,
   'pace', 'audit', 'recorded', 'life'))
+local life_now = life_of(info)
 if before(field(info, 'last-generated-id'), boundary) or added_then and added < added_then
-    or life and not is_same_life(stream, info, life) then
+    or life and life ~= life_now and not is_same_life(stream, info, life) then
   return refused('recreated')
 end
 
@@ -179,7 +182,9 @@ end
 -- entry that lies between, nor an id that is pending for the consumer group though its body is gone.
 local MOST_BETWEEN, MOST_GAPS = 1000, 8
 local function cover_batch(list, low)
-  local found = redis.pcall('XPENDING', stream, owner, low, ids[list[#list]], MOST_BETWEEN)
+  local is_none = group == owner and pending == 0
+  local found = is_none and {}
+    or redis.pcall('XPENDING', stream, owner, low, ids[list[#list]], MOST_BETWEEN)
   local others, mine, o = {}, {}, 1
   for _, r in ipairs(#found > 0 and list or {}) do mine[ids[r]] = true end
   for _, row in ipairs(found) do
@@ -333,8 +338,8 @@ if taken > 0 then
     position = ids[accepted[taken]]
   end
   -- after the position was moved back new entries can be pending, which NOACK leaves them
-  if kind == 'pending'
-      or #redis.call('XPENDING', stream, group, ids[accepted[1]], position, 1) > 0 then
+  if kind == 'pending' or pending > 0
+      and #redis.call('XPENDING', stream, group, ids[accepted[1]], position, 1) > 0 then
     local part = {}
     for i = 1, taken do
       part[#part + 1] = ids[accepted[i]]
@@ -357,7 +362,7 @@ if taken > 0 then
     end
   end
   local values = {'pace', pace_after(0), 'audit', audit_last, 'recorded',
-    int(redis.call('ZCARD', recorded)), 'life', life_of(info)}
+    int(redis.call('ZCARD', recorded)), 'life', life_now}
   if kind == 'new' and group ~= owner then
     -- all of it: the state may have been lost since history_open.lua
     for _, value in ipairs({'history:' .. group, position, 'history_group:' .. group, 'made',
