@@ -54,25 +54,30 @@ def test_a_small_drain_asks_little(place: Place) -> None:
 
 def test_live_run_of_pending_takes_idle_entries_only(place: Place) -> None:
     """Scope pending drains what idles long enough, bodies gone included, of those consumers alone
-    that --from-consumer names, one that is named twice too, and leaves the rest."""
+    that --from-consumer names, one that is named twice too, and leaves the rest, to be recorded
+    later: also one without its body that lies among those that are taken."""
     place.seed()
     dead, other, third = (place.deliver(*given) for given in
                           (("dead", 20), ("other", 5), ("third", 5)))  # fmt: skip
     for name, ids in (("dead", dead), ("other", other), ("third", third)):
         place.alter("XCLAIM", GROUP, name, 0, *ids, "IDLE", 3_600_000, "JUSTID")
-    place.alter("XDEL", dead[3], dead[7])
-    alive = place.deliver("alive", 10)
+    held = dead.pop(5)
+    place.alter("XCLAIM", GROUP, "alive", 0, held, "JUSTID")
+    place.alter("XDEL", dead[3], held, dead[6])
+    alive = [held, *place.deliver("alive", 10)]
     idle = ("--scope", "pending", "--min-idle-min", "30")
     named = [word for name in ("third", "dead", "third") for word in ("--from-consumer", name)]
-    assert place.dry(*idle, *named)["total_read"] == 25
+    assert place.dry(*idle, *named)["total_read"] == 24
     summary = place.live(*idle, *named)
     assert sorted(place.recorded()) == sorted(dead + third)
     assert summary["dropped_missing"] == 2
     place.balanced(summary)
-    assert len(place.waiting()) == 5 + 10
+    assert len(place.waiting()) == 5 + 11
     place.live(*idle)
-    assert place.recorded()[25:] == other
+    assert place.recorded()[24:] == other
     assert place.waiting() == [(entry, "alive") for entry in alive]
+    place.live("--scope", "pending", "--min-idle-min", "0")
+    assert place.recorded()[29:] == alive
 
 
 @BUNDLED
