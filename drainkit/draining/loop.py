@@ -93,8 +93,7 @@ class Loop:
             before = self._summary.total_read
             try:
                 if looks:  # the recorded set has to fit again
-                    scope = self._run.scope
-                    if notes := recorded.prepare(self._server, scope.group, scope.consumer_group):
+                    if notes := recorded.prepare(self._server, self._run.scope.consumer_group):
                         raise DrainkitError("; ".join(notes))
                     self._wait()
                 self._drain()

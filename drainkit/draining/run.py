@@ -282,7 +282,7 @@ def preflight(run: Run, seen: Seen | None = None, *, rate: float | None = None) 
     server, seen = run.server, seen or check(run)
     # the group of scope history may not exist yet, so it is the consumer group that is looked at
     main = replace(run.scope, group=run.settings.consumer_group)
-    notes = recorded.prepare(server, main.group, main.consumer_group)
+    notes = recorded.prepare(server, main.group)
     sent_sec = time.monotonic()
     probed = writing.probe(server, main, after=FIRST_ID, counters=b"", rate=rate)
     return Ready(seen, probed, time.monotonic() - sent_sec, notes)

@@ -87,7 +87,7 @@ def in_set(server: Server, consumer_group: str) -> Recorded:
         after = b"(" + found[-1]
 
 
-def prepare(server: Server, group: str, consumer_group: str) -> list[str]:
+def prepare(server: Server, consumer_group: str) -> list[str]:
     """Make the set fit for a drain; returns what the run has to say of stream and audit.
 
     begin.lua says how state, stream, audit and set compare; where the audit is ahead of the set,
@@ -96,7 +96,7 @@ def prepare(server: Server, group: str, consumer_group: str) -> list[str]:
     side = server.keys
     keys = [side.stream, side.audit, side.state, side.recorded]
     while True:
-        how, after = writing.evaluate(server, "begin", keys, group, consumer_group)
+        how, after = writing.evaluate(server, "begin", keys, consumer_group)
         if how == b"gone":
             raise RefusedError(writing.REFUSALS["gone"])
         if how != b"ahead":

@@ -1,6 +1,6 @@
 -- Before a drain's first commit: is what the state says of stream, audit and recorded set still so?
 -- Needs ids.lua and recorded.lua before it.
--- KEYS: stream, audit, state, recorded; ARGV: group, consumer group
+-- KEYS: stream, audit, state, recorded; ARGV: consumer group
 -- Returns {how, after which id of the audit its records are not in the set}:
 -- "whole": all is as the last commit left it; "anew": the stream was made anew since, and what the
 -- set said of the old one is forgotten; "behind": the audit lacks records that it had; "ahead": the
@@ -31,13 +31,14 @@ if before(last, known) then
   return {'behind', ''}
 end
 if before(known, last) then return {'ahead', known} end
--- What was trimmed from the stream cannot come again, unless it is still pending in the group.
+-- What was trimmed from the stream cannot come again, unless it is still pending in the consumer
+-- group, also where scope history recorded it.
 local first = field(info, 'first-entry')
 local pending = redis.pcall('XPENDING', stream, ARGV[1], '-', '+', 1)
 local oldest = first and first[1]
 if oldest and not pending.err then
   if pending[1] and before(pending[1][1], oldest) then oldest = pending[1][1] end
-  local prefix = prefix_of(ARGV[2])
+  local prefix = prefix_of(ARGV[1])
   local dropped = redis.call('ZREMRANGEBYLEX', recorded, '[' .. prefix,
     '(' .. prefix .. key_of(oldest))
   if dropped > 0 then redis.call('HSET', state, 'recorded', int(count - dropped)) end
