@@ -107,7 +107,9 @@ def stop(reason: str, **flags: Any) -> None:
         if is_set:
             _note(server, ledger.Stopped(operator, values.iso(now_us), one_line(reason, 600)))
         else:
-            said = f"It was stopped before ({reading.stop_switch(server)})"
+            if switch := reading.stop_switch(server):  # its first reason stays
+                reason, operator = switch.reason, switch.operator
+            said = f"It was stopped before ({switch})"
         with suppress(DrainkitError):
             kept = scopes.keeping(server)
     if warning := scopes.eviction_words(kept):

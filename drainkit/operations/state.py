@@ -141,7 +141,7 @@ def _oldest(
         is_few = is_few and (n or 0) <= OLDEST_OF
         for page in pages(after, end) if is_few and n != 0 else ():
             events.append(decoder.decode(page))
-            n_bytes += len(page) * max(map(reading.size_of, page))
+            n_bytes += sum(map(reading.size_of, page))
             is_few = sum(map(len, events)) <= OLDEST_OF and n_bytes <= OLDEST_BYTES
             if not is_few:
                 break

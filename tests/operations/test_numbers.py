@@ -177,10 +177,11 @@ def test_numbers_are_an_oracles(
 
 
 def test_the_oldest_is_the_oldest_event(place: Place) -> None:
-    """Of up to 5,000 undelivered by event time, wherever it lies; beyond by id, and said so."""
+    """Of up to 5,000 undelivered by event time, wherever it lies, a large one among them; beyond
+    by id, and said so."""
     now = place.now_ms()
-    old = {"timestamp": now - 7_200_000}
-    entries = [(now - 5001 + i, old if i == 3000 else {"symbol": "X"}) for i in range(5001)]
+    odd = {3000: {"timestamp": now - 7_200_000}, 1000: {"payload": "x" * 10**6}}
+    entries = [(now - 5001 + i, odd.get(i, {"symbol": "X"})) for i in range(5001)]
     place.fill(entries, f"{now - 5001}-0")
     options = ("--max-backlog", 10**6, "--max-age-min", 60)
     for told, age_min in (("event time", 120), ("entry id", 0)):

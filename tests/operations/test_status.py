@@ -364,7 +364,7 @@ def test_the_ledger_notes_stop_and_resume(place: Place) -> None:
     place.seed(5, 0)
     assert place.says("stop", *WHO, "--json").json()["was_stopped"] is False
     second = place.says("stop", "--reason", "more", "--json").json()
-    assert (second["stopped"], second["was_stopped"]) == (True, True)
+    assert (second["stopped"], second["was_stopped"], second["operator"]) == (True, True, "alice")
     assert "before (" in place.says("stop", "--reason", "third").out
     run, user = place.says("resume", "--json").json(), getpass.getuser()
     assert (run["was_stopped"], run["operator"]) == (True, user)
