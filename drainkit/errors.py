@@ -30,7 +30,8 @@ class DrainkitError(Exception):
         text = _URL_FLAG.sub("DRAINKIT_REDIS_URL", str(self))
         text = text.replace("run the same command again", "run this cell again")
         words = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
-        note = " (a parameter of this notebook, or a line of drainkit.toml)" * (words != text)
+        note = " (here a line of drainkit.toml, or a parameter if this notebook has it)"
+        note *= words != text
         return [f"{type(self).__name__}: {words}{note}"]
 
 

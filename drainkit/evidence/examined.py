@@ -74,9 +74,10 @@ def examine(run_dir: Path, signers: bytes | None = None) -> Examined:
     if not {STATEMENT, SUMS} & there.keys():
         found.state = "interrupted"
     if STATEMENT not in there:  # a killed run's folder, or the statement was removed
+        outcome = shown(run.get("outcome") or "interrupted", 40)
+        advice = f"; drainkit run --close {name} completes it" * bool(RUN_ID.fullmatch(name))
         found.findings.append(
-            f"{shown(run.get('outcome') or 'interrupted', 40)}, not sealed (missing: {STATEMENT}; "
-            f"never sealed, or removed); drainkit run --close {one_line(name)} completes it"
+            f"{outcome}, not sealed (missing: {STATEMENT}; never sealed, or removed){advice}"
         )
     if predicate:
         _contradictions(found, predicate, run)

@@ -57,7 +57,9 @@ class LiveDrain(Session):
         if planned is None or self.run_dir is None:
             print("Not armed: approve is empty, so nothing was changed.")
             return
-        again = self.summary.run_id if self.summary else None  # this cell was run before
+        earlier = ledger.starts_of(self.server, planned.plan.digest)
+        before = self.noted("run.json").get("run_id")  # 03 was run before: it is one run
+        again = next((start.run_id for start in earlier if start.run_id == before), None)
         run_id = self.folder_run_id or again
         self.job = resolve(self.server, self.settings, planned=planned, run_id=run_id)
         self.job.folder = str(self.run_dir.resolve()) if self.folder_run_id else ""
@@ -65,13 +67,12 @@ class LiveDrain(Session):
             dry.check_planned(self.server, self.settings, planned)
         if not (self.run_dir / "baseline.json").exists():
             files.write_json(self.run_dir / "baseline.json", baseline(self.server))
-        earlier = ledger.starts_of(self.server, planned.plan.digest)
         stopping = _STOP if _is_of_run() else threading.Event()
         with locked(self.run_dir, shared=True), ExitStack() as stack:
             # the kernel's interrupt ends the drain after the commit in flight, and however often it
             # comes the books are written
-            before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
-            stack.callback(signal.signal, signal.SIGINT, before)
+            handler = signal.signal(signal.SIGINT, lambda *_: stopping.set())
+            stack.callback(signal.signal, signal.SIGINT, handler)
             summary = live.apply(self.job, stopping=stopping, on_progress=self._show)
             self.summary = summary
             if summary.total_read:  # interrupted between two lines: say what was done

@@ -188,7 +188,7 @@ def test_an_error_in_a_notebook_is_one_line_without_flags() -> None:
     """What IPython shows of it says what to do in a notebook's words, not the command line's."""
     for text, shown in (
         ("it was active; stop it, or set --allow-active-consumers",
-         "it was active; stop it, or set allow_active_consumers (a parameter of"),
+         "it was active; stop it, or set allow_active_consumers (here a line of"),
         ("check that it runs and --redis-url (or DRAINKIT_REDIS_URL)",
          "check that it runs and DRAINKIT_REDIS_URL"),
     ):  # fmt: skip
