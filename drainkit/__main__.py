@@ -11,9 +11,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import NoReturn
 
-from .errors import DrainkitError, InterruptedRunError, UsageError
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from .errors import SIGNALS, DrainkitError, InterruptedRunError, UsageError
 
 
 def main() -> NoReturn:

@@ -7,8 +7,14 @@ when shown, it is fit for terminals, notebooks and reports, and holds no passwor
 from __future__ import annotations
 
 import re
+import signal
 
 from .safe import one_line
+
+#: They end a run in order; SIGHUP, of a terminal that is gone, unless it is ignored (nohup).
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+    SIGNALS.append(signal.SIGHUP)
 
 _FLAG = re.compile(r"--(?=[a-z])([a-z-]+)")
 _URL_FLAG = re.compile(r"--redis-url( \(or DRAINKIT_REDIS_URL\))?")
@@ -58,7 +64,7 @@ class RefusedError(DrainkitError):
 
 
 class InterruptedRunError(DrainkitError):
-    """SIGINT or SIGTERM: the commit in flight was finished, then the run ended (exit code 130)."""
+    """One of SIGNALS: the commit in flight was finished, then the run ended (exit code 130)."""
 
     exit_code = 130
 

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -64,6 +65,7 @@ def _find(name: str, *more: Any) -> Any:
     return None if name in _missing else _find_spec(name, *more)
 
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 _Popen, _find_spec, _missing = subprocess.Popen, PathFinder.find_spec, os.environ["WITHOUT"].split()
 for unwanted in ("rfc3987_syntax", "debugpy"):
     sys.modules[unwanted] = None  # type: ignore[assignment] # as in views.forking

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..errors import RefusedError
+from ..errors import SIGNALS, RefusedError
 from ..safe import one_line, struck
 
 if TYPE_CHECKING:
@@ -176,17 +176,17 @@ _STOPPING = threading.Event()  # a signal came
 
 
 def interrupt(*_: object) -> NoReturn:
-    """The program's handler of SIGINT and SIGTERM while nothing is drained."""
+    """The program's handler of SIGNALS while nothing is drained."""
     _STOPPING.set()  # an exception can get lost, in the destructor of an object, say
     raise KeyboardInterrupt
 
 
 @contextmanager
 def signals(handler: Callable[..., object] | None = None) -> Iterator[threading.Event]:
-    """Both signals go to the handler for a while; without one they set the event alone, so that
-    the commit in flight can be finished."""
+    """SIGNALS go to the handler for a while; without one they set the event alone, so that the
+    commit in flight can be finished."""
     to = handler or (lambda *_: _STOPPING.set())
-    before = {number: signal.signal(number, to) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, to) for number in SIGNALS}
     try:
         yield _STOPPING
     finally:

@@ -99,7 +99,8 @@ STEPS: dict[str, tuple[bytes, FaultKind]] = {
 @pytest.mark.parametrize(
     ("how", "throttle", "scope"),
     [(signal.SIGKILL, "none", "undelivered"), (signal.SIGKILL, "none", "history"),
-     (signal.SIGTERM, "200", "undelivered"), (signal.SIGINT, "none", "undelivered")],
+     (signal.SIGTERM, "200", "undelivered"), (signal.SIGINT, "none", "undelivered"),
+     (signal.SIGHUP, "200", "undelivered")],
 )  # fmt: skip
 def test_a_signal_at_each_step(
     place: Place, start_proxy: StartProxy, how: signal.Signals, step: str, throttle: str, scope: str

@@ -245,7 +245,7 @@ def test_cleaning_up_stands_in_the_ledger(place: Place) -> None:
 @BUNDLED
 @pytest.mark.parametrize(
     ("what", "fault"),
-    [("entries", signal.SIGINT), ("entries", "cut_after"),
+    [("entries", signal.SIGINT), ("entries", signal.SIGHUP), ("entries", "cut_after"),
      ("consumers", signal.SIGTERM), ("consumers", "cut_after"), ("consumers", "cut_before")],
 )  # fmt: skip
 def test_what_an_interrupted_one_removed_is_noted(
