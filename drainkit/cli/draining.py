@@ -75,9 +75,9 @@ def status(is_all: bool, watch_sec: int | None, **flags: Any) -> None:
                 click.echo(f"Next ({why}): drainkit {step}{_as_given(step, flags)}")
                 if is_all:
                     tell("", *state.as_text(found), *(d["line"] for d in found["running_drains"]))
-            if watch_sec is None:
-                return
             sys.stdout.flush()
+            if watch_sec is None or getattr(sys.stdout.buffer, "lost", None):
+                return  # nobody sees it any more
             time.sleep(watch_sec)
 
 

@@ -185,13 +185,17 @@ def test_a_drain_whose_streams_take_nothing(
     valkey: Server, stream: str, tmp_path: Path, redirect: str, rc: int
 ) -> None:
     """Full, closed or gone: the drain goes on and ends its books; 1 if they were not printed. What
-    it starts, as kernels, has these streams too: else a pipe of theirs would be in their place."""
+    it starts, as kernels, has these streams too: else a pipe of theirs would be in their place. A
+    status that nobody can watch ends."""
     ids = seed(valkey, stream, 400)[100:]
     command = shlex.join(map(str, live(valkey, stream, "--throttle", 2000)))
     assert shell(tmp_path, f"{DRAINKIT} {command} {redirect}") == rc
     assert shell(tmp_path, f"{shlex.join([sys.executable, '-c', INHERITED])} {redirect}") == 0
     assert len(audit(valkey, stream)) == len(ids)
     assert [entry["event"] for entry in ledger_of(valkey, stream)] == ["start", "end"]
+    if rc:
+        watch = shlex.join(map(str, ("status", "--watch", 1, *at(valkey, stream))))
+        assert shell(tmp_path, f"{DRAINKIT} {watch} {redirect}") == 1
 
 
 def test_what_a_signal_meets_is_printed_once() -> None:
