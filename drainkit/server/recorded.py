@@ -59,7 +59,7 @@ class Recorded:
 
 def of_scope(server: Server, consumer_group: str) -> Recorded:
     """What is recorded for a consumer group; by the audit itself where the set is not as it was."""
-    keys, state = server.keys, ("HMGET", server.keys.state, "audit", "recorded", "life")
+    keys, state = server.keys, ("HMGET", server.keys.state, "audit", "recorded", "life", "anew")
     then: Any = None
     while then != (then := server.call(*state)):  # or a drain wrote meanwhile
         last = reading.stream_info(server, keys.audit).boundary_id
@@ -67,7 +67,8 @@ def of_scope(server: Server, consumer_group: str) -> Recorded:
     if (text(then[0] or b"0-0"), int(then[1] or 0)) == (last, count):
         return in_set(server, consumer_group)
     group = consumer_group.encode()
-    spans = [*_intervals(server, group, audited_ids(server).get(group, set()))]
+    known = audited_ids(server, text(then[3] or FIRST_ID.encode()))
+    spans = [*_intervals(server, group, known.get(group, set()))]
     return Recorded([span[0] for span in spans], [span[1] for span in spans])
 
 

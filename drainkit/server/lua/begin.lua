@@ -10,21 +10,22 @@ local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then return {'gone', ''} end
 local found = redis.pcall('XINFO', 'STREAM', audit)
 local last = found.err and '0-0' or field(found, 'last-generated-id')
-local known, cards, life = unpack(redis.call('HMGET', state, 'audit', 'recorded', 'life'))
-known = known or '0-0'
+local known, cards, life, anew = unpack(redis.call('HMGET', state,
+  'audit', 'recorded', 'life', 'anew'))
+known, anew = known or '0-0', anew or '0-0'  -- the audit's last record of an older stream
 local count = redis.call('ZCARD', recorded)
 local function keep(...) redis.call('HSET', state, 'audit', last, 'life', life_of(info), ...) end
 
 if life and not is_same_life(stream, info, life) then
   redis.call('ZREMRANGEBYLEX', recorded, '-', '+')
-  keep('recorded', '0')
+  keep('recorded', '0', 'anew', last)
   return {'anew', ''}
 end
 if count ~= tonumber(cards or 0) then
   keep('recorded', int(count))
   if last == '0-0' then return {before(last, known) and 'behind' or 'whole', ''} end
-  redis.call('HSET', state, 'audit', '0-0')  -- until remember.lua is done, no commit goes through
-  return {'ahead', '0-0'}
+  redis.call('HSET', state, 'audit', anew)  -- until remember.lua is done, no commit goes through
+  return {'ahead', anew}
 end
 if before(last, known) then
   keep()
