@@ -159,11 +159,13 @@ def replace_stream(
 ) -> list[str]:  # fmt: skip
     """Another stream in its place, of which nobody has read anything; answers the n later ids of
     the new one, with `same_ids` after those of the old. `gone` is called once the old one is.
+
+    Each is another: one with the same ids and the same content is the old one, put back.
     """
     ids = [entry[0].decode() for entry in place.alter("XRANGE", "-", "+")]
     after_ms, beside = key(ids[-1])[0] + 1, f"{place.stream}:new"
     new = [*(ids if same_ids else ()), *(f"{after_ms + i}-7" for i in range(n))]
-    entries = [(entry, {"n": str(i)}) for i, entry in enumerate(new)]
+    entries = [(entry, {"n": f"{i} of {after_ms}"}) for i, entry in enumerate(new)]
     if how != "made anew":
         fill(place.server, beside, entries, group=GROUP)
     if how == "moved away":
