@@ -176,27 +176,24 @@ def records(events: Events, decisions: Decisions, policy: Policy) -> Records:
     """What the events' records say of each."""
     symbols = [*events.symbols, "UNKNOWN"]
     ages = age_texts(decisions.age_us)
-    for row in np.flatnonzero(decisions.age_us == NO_TIME).tolist():
-        ages[row] = "null"
+    confidences = [*map(_shortest, events.confidence.tolist())]
+    unknown = (ages, decisions.age_us == NO_TIME), (confidences, np.isnan(events.confidence))
+    for column, rows in unknown:
+        for row in np.flatnonzero(rows).tolist():
+            column[row] = "null"
     codes, texts = reasons(events, decisions, policy, ages)
-    confidences = np.where(np.isnan(events.confidence), -1.0, events.confidence)
     return [
         [*map(bytes.decode, events.ids)],
         [*map(symbols.__getitem__, events.symbol_code.tolist())],
         ages,
-        [*map(_number_text, confidences.tolist())],
+        confidences,
         [*map(ACTIONS.__getitem__, decisions.action.tolist())],
         [*map(texts.__getitem__, codes.tolist())],
     ]
 
 
-@lru_cache(4096)
-def _number_text(number: float) -> str:
-    """The shortest text that reads as the number, null for one below 0.
-
-    Confidences have few values, and repr is slow.
-    """
-    return repr(number) if number >= 0 else "null"
+#: The shortest text that reads as the number: repr is slow, and confidences have few values.
+_shortest = lru_cache(4096)(repr)
 
 
 def audit_schema() -> pa.Schema:
