@@ -77,9 +77,8 @@ def events_frame(batches: Iterable[pa.RecordBatch]) -> pd.DataFrame:
     """
     pages: list[pa.RecordBatch] = []
     small = 0  # of the last of them
-    narrow = pa.dictionary(pa.int8(), pa.string())
     for batch in batches:
-        columns = {n: batch[n].cast(narrow) if n in FEW else batch[n] for n in batch.schema.names}
+        columns = {n: _narrow(batch[n]) if n in FEW else batch[n] for n in batch.schema.names}
         pages.append(pa.record_batch(columns))
         small = small + 1 if len(batch) < SMALL_PAGE else 0
         if small == MERGED_PAGES:
@@ -97,6 +96,11 @@ def events_frame(batches: Iterable[pa.RecordBatch]) -> pd.DataFrame:
         words = frame[name].cat
         frame[name] = words.reorder_categories(sorted(words.categories))
     return frame
+
+
+def _narrow(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    # a cast of the column itself forgets the words of one that is empty
+    return pa.DictionaryArray.from_arrays(column.indices.cast(pa.int8()), column.dictionary)
 
 
 def decide_frame(frame: pd.DataFrame, policy: Policy, now_us: int | np.ndarray) -> pd.DataFrame:

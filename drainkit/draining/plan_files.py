@@ -55,7 +55,7 @@ class PlanFile:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise UsageError(f"{path}: {reason}; name a plan or an evidence folder") from None
+            raise UsageError(f"{path}: {reason}; name a plan or an evidence folder here") from None
         tally = Tally()
         with _opened(beside) as file:
             plan = from_json(text, path.name)

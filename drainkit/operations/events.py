@@ -22,7 +22,7 @@ from ..core.events import Decoder, Events
 from ..core.fields import places
 from ..core.frame import decide_frame, event_schema, load_frame, record_batch
 from ..core.policy import ACTIONS, Decisions, Policy, audit_table, decide, reasons
-from ..core.values import NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
+from ..core.values import LATEST_ID_MS, NO_TIME, TIME_SOURCES, RawEntry, id_times_us, iso
 from ..errors import RefusedError, UsageError
 from ..ids import FIRST_ID, LAST_ID, id_key, is_id, next_id
 from ..late import collection_paused, pa, pc, pd
@@ -33,7 +33,6 @@ from ..settings import Fields, Settings, load
 
 DAY_US = 86_400_000_000
 SAMPLE = 500  # entries that are looked at for their fields
-NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # what readers of such datasets take for null
 WORDS = ("time_source", "symbol", "side", "source", "invalid")
 
 
@@ -190,7 +189,7 @@ def export(server: Server, settings: Settings, target: str) -> int:
     """The backlog of the settings' scope as Parquet or CSV; returns how many entries.
 
     A `target` that ends in a slash becomes a dataset `date=YYYY-MM-DD/part-N.parquet` by the UTC
-    day of the entry's id (of an id that is not a time: null). Every file has the columns of
+    day of the entry's id (at most 9999-12-31). Every file has the columns of
     `events_frame`, texts as plain texts, and `fields`: the entry's own in order (null where the
     body is gone, escapes where a name or a value is not UTF-8), in Parquet a list of structs
     (name, value), in CSV a JSON list of [name, value].
@@ -228,11 +227,15 @@ def _by_day(
 ) -> Iterator[tuple[Path, pa.Table]]:
     """The rows in pieces of one day, each with the part of the dataset that it belongs to.
 
-    The first table is empty. A day that comes back, after ids that are no times, has another part.
+    The first table is empty. A day that comes back, after what was pending, has another part.
     """
     empty, parts, day = next(tables), Counter[str](), ""
     for table in tables:
-        times = id_times_us(table["id"].cast("binary").to_pylist())
+        ids = table["id"].cast("binary").to_pylist()
+        times = id_times_us(ids)
+        for row in np.flatnonzero(times == NO_TIME).tolist():
+            # pandas and Dask cannot read a day that is null
+            times[row] = min(int(ids[row].partition(b"-")[0]), LATEST_ID_MS) * 1000
         ends = [0, *(np.flatnonzero(np.diff(times // DAY_US)) + 1).tolist(), len(table)]
         for first, end in pairwise(ends):
             if (now := _day(times[first])) != day:
@@ -243,13 +246,12 @@ def _by_day(
                 parts[day] += 1
             yield home, table.slice(first, end - first)
         del table  # or two pages would be in memory
-    if not parts.keys() - {NO_DATE}:
-        # an empty part, from which readers take the columns and their types, that of `date` too
+    if not parts:  # an empty part, from which readers take the columns and their types
         yield files.make_folder(folder / f"date={_day(now_us)}") / "part-0.parquet", empty
 
 
 def _day(time_us: int) -> str:
-    return NO_DATE if time_us == NO_TIME else str(np.datetime64(int(time_us) // DAY_US, "D"))
+    return str(np.datetime64(int(time_us) // DAY_US, "D"))
 
 
 def fields_column(page: Sequence[RawEntry], *, as_json: bool = False) -> pa.Array:
