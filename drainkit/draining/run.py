@@ -302,6 +302,10 @@ def check(run: Run) -> Seen:
     seen = look(server, scope)
     if seen.switch is not None:
         raise StoppedError(f"{seen.switch}; drainkit resume lifts it")
+    if seen.of_history:
+        raise RefusedError(
+            f"scope history made the group {scope.consumer_group}: drain with --scope history"
+        )
     rights = {keys.audit: "stream", keys.runs: "stream", keys.state: "hash", keys.recorded: "zset"}
     for key, right in rights.items():
         if (kind := seen.kinds[key]) not in (right, "none"):

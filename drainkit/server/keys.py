@@ -41,9 +41,11 @@ NOT_FORBIDDEN = (
 
 
 NOT_OURS = (
-    "--history-group {}: drainkit did not make this group, and it would be destroyed in the end; "
-    "name one that does not exist yet"
+    "--history-group {}: drainkit did not make this group for {}, and it would be destroyed in the "
+    "end; name one that does not exist yet"
 )
+
+
 _WITH_BYTES = re.compile(r" \(bytes ((?:[0-9a-f]{2})+)\)\Z")
 
 
@@ -78,6 +80,11 @@ class Scope:
     min_idle_ms: int
     from_consumers: tuple[str, ...]
     first: str = FIRST_ID  # with --from: what comes before it is not of this scope
+
+    @property
+    def in_state(self) -> str:
+        """What the state calls scope history of this consumer group with this group (ids.lua)."""
+        return f"{self.consumer_group}\0{self.group}"
 
 
 @dataclass(frozen=True)

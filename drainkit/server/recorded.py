@@ -7,12 +7,12 @@ is made again from the audit once, before the next commit. All here but `prepare
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any
 
 from ..core.values import RawEntry
 from ..errors import RefusedError
@@ -59,17 +59,44 @@ class Recorded:
 
 def of_scope(server: Server, consumer_group: str) -> Recorded:
     """What is recorded for a consumer group; by the audit itself where the set is not as it was."""
-    keys, state = server.keys, ("HMGET", server.keys.state, "audit", "recorded", "life", "anew")
-    then: Any = None
+    keys, then = server.keys, None
+    state = ("HMGET", keys.state, b"audit:" + keys.audit, "recorded", "life", "anew")
     while then != (then := server.call(*state)):  # or a drain wrote meanwhile
         last = reading.stream_info(server, keys.audit).boundary_id
         count = server.call("ZCARD", keys.recorded)
-    if (text(then[0] or b"0-0"), int(then[1] or 0)) == (last, count):
+    if (is_same := is_same_life(server, then[2])) is False:
+        return Recorded()
+    if is_same and (text(then[0] or then[3] or b"0-0"), int(then[1] or 0)) == (last, count):
         return in_set(server, consumer_group)
     group = consumer_group.encode()
     known = audited_ids(server, text(then[3] or FIRST_ID.encode()))
     spans = [*_intervals(server, group, known.get(group, set()))]
     return Recorded([span[0] for span in spans], [span[1] for span in spans])
+
+
+def is_same_life(server: Server, life: bytes | None = None) -> bool | None:
+    """Whether the stream is the one of the last commit; None: it can be (lua/recorded.lua).
+
+    `life`: as the state has it.
+    """
+    life = life or server.call("HGET", server.keys.state, "life")
+    if not life:
+        return True
+    added, gone, last_id, entry_id, digest = text(life).split()
+    info = reading.stream_info(server)
+    first, last, was = info.first_id, id_key(info.boundary_id), id_key(last_id)
+    counted = info.entries_added
+    if last < was or (counted is not None and added != "-" and counted < int(added)):
+        return False
+    is_there = first is not None and id_key(first) <= was
+    if entry_id == "-":
+        return not is_there
+    for _, fields in server.call("XRANGE", server.stream, entry_id, entry_id):
+        parts = b"\0".join(part[:64] for part in fields[:32])
+        return hashlib.sha1(parts, usedforsecurity=False).hexdigest() == digest
+    if gone != "-" and info.gone is not None and info.gone <= int(gone):
+        return False
+    return None if is_there else True
 
 
 def in_set(server: Server, consumer_group: str) -> Recorded:
@@ -111,14 +138,18 @@ def prepare(server: Server, consumer_group: str) -> list[str]:
         for at in range(0, len(spans) or 1, _PAGE):
             upto = last if at + _PAGE >= len(spans) else ""
             part = chain.from_iterable(spans[at : at + _PAGE])
-            writing.evaluate(server, "remember", [side.state, side.recorded], upto, *part)
+            own = [side.state, side.recorded, side.audit]
+            writing.evaluate(server, "remember", own, upto, *part)
 
 
 def audited_ids(server: Server, after: str = FIRST_ID) -> dict[bytes, set[bytes]]:
-    """By consumer group the ids that the audit has records of, from those behind `after` on."""
+    """By consumer group the ids that have records behind `after`, in any audit of the stream."""
     found: dict[bytes, set[bytes]] = {}
-    for page in reading.pages(server, server.keys.audit, next_id(after), LAST_ID):
-        for _, fields in page:
+    state = server.call("HGETALL", server.keys.state)[::2]
+    audits = {server.keys.audit, *(n[6:] for n in state if n.startswith(b"audit:"))}
+    for audit in audits:
+        pages = reading.pages(server, audit, next_id(after), LAST_ID)
+        for _, fields in chain.from_iterable(pages):
             record = dict(zip((fields or ())[::2], (fields or ())[1::2], strict=False))
             entry = record.get(b"original_id", b"")
             # whoever may write to the audit could have put anything there

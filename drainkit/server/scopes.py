@@ -33,6 +33,7 @@ class Seen:
     audit: reading.StreamInfo
     audit_known: str  # the audit's last id as of the last commit; 0-0 before the first
     history_begins: str  # where a new group of scope history would begin
+    of_history: bool  # the consumer group was made by scope history
     has_own: bool  # whether entries are pending for the scope's consumer
     free: int | None  # bytes that maxmemory leaves; None: it sets no limit, or INFO does not say
 
@@ -44,11 +45,11 @@ def look(server: Server, scope: Scope) -> Seen:
     """
     keys = server.keys
     names = (keys.stream, keys.audit, keys.stop, keys.state, keys.recorded, keys.runs)
-    told = (scope.group, scope.consumer, MAX_LISTED)
+    told = (scope.group, scope.consumer, MAX_LISTED, scope.consumer_group)
     reply = writing.evaluate(server, "look", names, *told)
     if reply == [b"many_groups"]:
         raise RefusedError(REFUSALS["many_groups"].format(MAX_LISTED))
-    now_us, kinds, switch, info, audit, groups, known, begins, own, free = reply
+    now_us, kinds, switch, info, audit, groups, known, begins, own, free, made = reply
     if not info:
         raise RefusedError(REFUSALS["gone"])
     server.clock_us(int(now_us))
@@ -62,6 +63,7 @@ def look(server: Server, scope: Scope) -> Seen:
         audit=reading.stream_info(server, keys.audit, audit),
         audit_known=text(known) or FIRST_ID,
         history_begins=text(begins) or FIRST_ID,
+        of_history=made.startswith(b"made"),
         has_own=own > 0,
         free=None if free == b"" else int(free),
     )
@@ -117,9 +119,10 @@ def _open_history(server: Server, scope: Scope) -> Scope:
     """
     scope = current(server, scope)
     if scope.group_exists:
-        if server.call("HGET", server.keys.state, f"history_group:{scope.group}") != b"made":
+        made = server.call("HGET", server.keys.state, f"history_group:{scope.group}")
+        if made not in (b"made", f"made {scope.consumer_group}".encode()):
             # scope history acknowledges all that the group has, and destroys it
-            raise RefusedError(NOT_OURS.format(scope.group))
+            raise RefusedError(NOT_OURS.format(scope.group, scope.consumer_group))
         first, last = next_id(scope.position), previous_id(scope.first)
         if any(reading.pages(server, server.stream, first, last, page=1)):
             raise RefusedError(
@@ -204,8 +207,10 @@ def current(server: Server, scope: Scope, seen: Seen | None = None) -> Scope:
         return replace(scope, position=found.position, group_exists=True)
     begins = FIRST_ID
     if scope.name == "history":
-        known = "HMGET", server.keys.state, f"history_left:{scope.group}", f"history:{scope.group}"
-        begins = seen.history_begins if seen else text(next(filter(None, server.call(*known)), b""))
+        begins = seen.history_begins if seen else ""
+        if seen is None and recorded.is_same_life(server):
+            names = (f"history_left:{scope.in_state}", f"history:{scope.in_state}")
+            begins = text(next(filter(None, server.call("HMGET", server.keys.state, *names)), b""))
         begins = max(begins or FIRST_ID, previous_id(scope.first), key=id_key)
     return replace(scope, position=begins, group_exists=False)
 

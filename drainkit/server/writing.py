@@ -212,7 +212,7 @@ def open_history(server: Server, scope: Scope) -> None:
     name = text(other[0]) if other else ""
     refusals = {
         -1: f"{text(server.stream)} is not a stream any more",
-        -2: NOT_OURS.format(scope.group),
+        -2: NOT_OURS.format(scope.group, scope.consumer_group),
         -3: f"scope history of this consumer group is at work with group {name}; finish it with "
         f"--history-group {name}",
     }
@@ -226,7 +226,8 @@ def close_history(server: Server, scope: Scope) -> bool:
     All history counts, not just what --until or a plan let this run take.
     """
     keys = [server.stream, server.keys.state]
-    return bool(evaluate(server, "history_close", keys, scope.group, scope.group_position))
+    told = (scope.group, scope.group_position, scope.consumer_group)
+    return bool(evaluate(server, "history_close", keys, *told))
 
 
 def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
@@ -241,7 +242,8 @@ def add_entries(server: Server, key: bytes, entries: Iterable[RawEntry]) -> int:
 def script(name: str) -> str:
     """A script's text, with those before it that it needs."""
     folder = resources.files("drainkit.server").joinpath("lua")
-    needs = {"commit": 2, "begin": 2, "remember": 2, "trim": 1, "history_open": 1, "look": 1}
+    needs = {"commit": 2, "begin": 2, "remember": 2, "look": 2, "trim": 1,
+             "history_open": 1, "history_close": 1}  # fmt: skip
     names = (*("ids", "recorded")[: needs.get(name, 0)], name)
     text = "\n".join(folder.joinpath(f"{n}.lua").read_text(encoding="utf-8") for n in names)
     return re.sub(r"(?m)^ *(--.*\n)?", "", text)  # it travels, and is summed up, with each commit

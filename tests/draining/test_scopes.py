@@ -45,8 +45,9 @@ def test_a_planned_history_ends_before_its_recorded_tail(place: Place) -> None:
 
 def test_a_history_group_of_others_is_refused(place: Place) -> None:
     """In a dry run too one that drainkit did not make is neither drained nor destroyed, also one of
-    the default name; nor is there a second one of the same consumer group. Its own, destroyed and
-    made anew, stands where its last commit left it, not at 0-0; exhausted it is gone."""
+    the default name; nor is there a second one of the same consumer group, nor one for two. Its
+    own, destroyed and made anew, stands where its last commit left it, not at 0-0; exhausted it is
+    gone, and another group's of that name begins at 0-0."""
     ids = place.seed(60, 0)
     place.deliver("dead", 40)
     for name, *given in ((f"{GROUP}.drain_history",), ("risk", "--history-group", "risk")):
@@ -59,12 +60,17 @@ def test_a_history_group_of_others_is_refused(place: Place) -> None:
     mine = ("--scope", "history", "--max-events", "10", "--history-group")
     place.live(*mine, "mine")
     assert "mine" in place.refused(*mine, "other")
+    place.ask("XGROUP", "CREATE", place.stream, "two", "$")
+    two = (*mine, "mine", "--max-events", "all", "--consumer-group", "two")
+    assert "did not make this group for two" in place.refused(*two)
+    assert "--scope history" in place.refused("--consumer-group", "mine")
     place.ask("XGROUP", "DESTROY", place.stream, "mine")
     place.live(*mine, "mine")
     assert place.groups["mine"] == ids[19]
     place.live(*mine, "mine", "--max-events", "all")
     assert "mine" not in place.groups
     assert place.recorded() == ids[:40]
+    assert place.live(*two)["total_read"] == 60
 
 
 # ---------------------------------------------------------------- entries that go meanwhile

@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from backlogs import GROUP, ME
 from books import key
-from faults import ALONE, Clock, unrecorded
+from faults import ALONE, Clock, assert_once, at_once, unrecorded
 from place import BUNDLED, Place
 from servers import KINDS
 
@@ -76,6 +77,35 @@ def test_a_stream_made_anew_is_drained_anew(place: Place, ids: str) -> None:
         assert (run.books["total_read"], rest.books["total_read"]) == (n // 2, n - n // 2)
         if ids == "by hand":  # others are new in any case
             assert len(run.books.get("notes") or []) == life
+
+
+@pytest.mark.parametrize("deleted", [0, 1])
+@pytest.mark.parametrize("scope", ["undelivered", "history"])
+def test_ids_between_the_recorded_ones(place: Place, scope: str, deleted: int) -> None:
+    """A stream made anew with such ids is recorded whole, as the dry run said; on 6.2, and where
+    one was deleted, nothing but the audit tells which are new."""
+    for life, n in enumerate((10, 12)):
+        place.alter("DEL")
+        entries = ((2 * i + 1 + life, {"n": f"{life}:{i}"}) for i in range(n))
+        place.fill(entries, "0-0" if scope == "undelivered" else "$")
+        gone = place.alter("XDEL", "2-0") if deleted else 0
+        assert place.rehearse(scope=scope)["total_read"] == n - gone
+        place.complete(scope=scope, **ALONE)
+    assert (len(place.audit()), unrecorded(place)) == (22 - deleted, [])
+
+
+def test_two_audit_streams_of_one_stream(place: Place) -> None:
+    """In turns and at once each entry is recorded in one of them, and no drain misses records of
+    the other, also where what is recorded was lost and is made again."""
+    ids, other = place.seed(300, 0), f"{place.stream}:b"
+    drain = partial(place.complete, allow_active_consumers=True)
+    runs = [drain(max_events=100)]
+    runs += at_once(drain, partial(drain, audit_stream=other, consumer_name="b"))
+    place.ask("DEL", place.side("recorded"))
+    place.set_position("0-0")
+    runs += [drain(audit_stream=name) for name in (other, None)]
+    assert_once(place.audit() + place.audit(other), ids)
+    assert [run.books.get("notes") for run in runs] == [None] * 5
 
 
 @pytest.mark.parametrize("back", ["stream, state and recorded", "audit"])

@@ -131,7 +131,8 @@ def test_the_drainer_drains_and_can_do_no_more(place: Place, role: str) -> None:
     for scope in ("pending", "undelivered"):
         assert drain(place, where, scope).rc == 0
     assert len(place.audit()) == 5 + 195
-    state = ("HMGET", place.side("state"), "audit", "recorded", "life", f"history_of:{GROUP}")
+    known = f"audit:{place.side('audit')}"
+    state = ("HMGET", place.side("state"), known, "recorded", "life", f"history_of:{GROUP}")
     before = place.ask(*state)
     run = drain(place, where, "history")
     if role == "drainer":

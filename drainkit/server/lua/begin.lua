@@ -4,27 +4,42 @@
 -- Returns {how, after which id of the audit its records are not in the set}:
 -- "whole": all is as the last commit left it; "anew": the stream was made anew since, and what the
 -- set said of the old one is forgotten; "behind": the audit lacks records that it had; "ahead": the
--- set lacks records that the audit has (remember.lua adds them); "gone" without a stream.
+-- set lacks records that the audit has (remember.lua adds them), all where nothing tells whether the
+-- stream is the one that it was; "gone" without a stream.
 local stream, audit, state, recorded = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then return {'gone', ''} end
 local found = redis.pcall('XINFO', 'STREAM', audit)
 local last = found.err and '0-0' or field(found, 'last-generated-id')
 local known, cards, life, anew = unpack(redis.call('HMGET', state,
-  'audit', 'recorded', 'life', 'anew'))
-known, anew = known or '0-0', anew or '0-0'  -- the audit's last record of an older stream
+  'audit:' .. audit, 'recorded', 'life', 'anew'))
+anew = anew or '0-0'  -- the audit's last record of an older stream
+known = known or anew
 local count = redis.call('ZCARD', recorded)
-local function keep(...) redis.call('HSET', state, 'audit', last, 'life', life_of(info), ...) end
+local function keep(...)
+  redis.call('HSET', state, 'audit:' .. audit, last, 'life', life_of(info), ...)
+end
 
-if life and not is_same_life(stream, info, life) then
+local is_same = true
+if life then is_same = is_same_life(stream, info, life) end
+if not is_same then
   redis.call('ZREMRANGEBYLEX', recorded, '-', '+')
+  count = 0
+  local all = redis.call('HGETALL', state)
+  for i = 1, #all, 2 do  -- where scope history stood, and whose its groups were
+    if all[i]:find(is_same == false and '^history' or '^history[_left]*:') then
+      redis.call('HSET', state, all[i], '')
+    end
+  end
+end
+if is_same == false then
   keep('recorded', '0', 'anew', last)
   return {'anew', ''}
 end
-if count ~= tonumber(cards or 0) then
+if is_same == nil or count ~= tonumber(cards or 0) then
   keep('recorded', int(count))
   if last == '0-0' then return {before(last, known) and 'behind' or 'whole', ''} end
-  redis.call('HSET', state, 'audit', anew)  -- until remember.lua is done, no commit goes through
+  redis.call('HSET', state, 'audit:' .. audit, anew)  -- until remember.lua is done, no commit goes through
   return {'ahead', anew}
 end
 if before(last, known) then

@@ -54,10 +54,11 @@ local added, counters = field(info, 'entries-added'), ''
 if added then counters = int(added) .. ' ' .. int(added - field(info, 'length')) end
 local added_then = tonumber(counters_then:match('^%d+'))
 local pace, audit_then, count_then, life = unpack(redis.call('HMGET', state,
-  'pace', 'audit', 'recorded', 'life'))
-local life_now = life_of(info)
+  'pace', 'audit:' .. audit, 'recorded', 'life'))
+local life_now, is_same = life_of(info), true
+if life and life ~= life_now then is_same = is_same_life(stream, info, life) end
 if before(field(info, 'last-generated-id'), boundary) or added_then and added < added_then
-    or life and life ~= life_now and not is_same_life(stream, info, life) then
+    or is_same == false then
   return refused('recreated')
 end
 
@@ -69,7 +70,7 @@ if redis.call('EXISTS', audit) == 1 then
   audit_ms = tonumber(audit_last:match('^%d+'))
 end
 if before(audit_last, ARGV[12]) then return refused('unaudited') end
-if audit_last ~= (audit_then or '0-0')
+if is_same == nil or audit_last ~= (audit_then or '0-0')
     or redis.call('ZCARD', recorded) ~= tonumber(count_then or 0) then
   return refused('forgotten')
 end
@@ -361,11 +362,11 @@ if taken > 0 then
       log[#log + 1] = {ms, n}
     end
   end
-  local values = {'pace', pace_after(0), 'audit', audit_last, 'recorded',
+  local values = {'pace', pace_after(0), 'audit:' .. audit, audit_last, 'recorded',
     int(redis.call('ZCARD', recorded)), 'life', life_now}
   if kind == 'new' and group ~= owner then
     -- all of it: the state may have been lost since history_open.lua
-    for _, value in ipairs({'history:' .. group, position, 'history_group:' .. group, 'made',
+    for _, value in ipairs({'history:' .. of_history(owner, group), position, 'history_group:' .. group, 'made ' .. owner,
         'history_of:' .. owner, group}) do
       values[#values + 1] = value
     end

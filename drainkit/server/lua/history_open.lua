@@ -11,7 +11,8 @@ local function is_there(name)
   return not (found.err and found.err:find('NOGROUP', 1, true))
 end
 local function is_made(name)
-  return redis.call('HGET', state, 'history_group:' .. name) == 'made'
+  local made = redis.call('HGET', state, 'history_group:' .. name)
+  return made == 'made ' .. owner or made == 'made'  -- as an older version said it
 end
 -- two at once would record what both of them have before them
 local other = redis.call('HGET', state, 'history_of:' .. owner)
@@ -20,13 +21,16 @@ local exists = is_there(group)
 if exists and not is_made(group) then return {-2} end
 if not exists then
   -- also one that was destroyed in the middle goes on where it was
-  local known = redis.call('HMGET', state, 'history_left:' .. group, 'history:' .. group)
-  local from, left = known[1] and known[1] ~= '' and known[1] or known[2] or '0-0', ''
+  local own = of_history(owner, group)
+  local from, left = '0-0', ''
+  for _, known in ipairs(redis.call('HMGET', state, 'history:' .. own, 'history_left:' .. own)) do
+    if known and known ~= '' then from = known end
+  end
   -- what --from leaves out is for the next group of this name
   if before(from, ARGV[3]) then from, left = ARGV[3], from end
   -- first what not every drainer may do: Lua does not roll back
   redis.call('XGROUP', 'CREATE', stream, group, from)
-  redis.call('HSET', state, 'history:' .. group, from, 'history_left:' .. group, left)
+  redis.call('HSET', state, 'history:' .. own, from, 'history_left:' .. own, left)
 end
-redis.call('HSET', state, 'history_group:' .. group, 'made', 'history_of:' .. owner, group)
+redis.call('HSET', state, 'history_group:' .. group, 'made ' .. owner, 'history_of:' .. owner, group)
 return {exists and 0 or 1}

@@ -11,6 +11,8 @@ local function before(a, b)
   return number_before(a_seq, b_seq)
 end
 local function int(number) return string.format('%.0f', number) end
+-- What a consumer group's scope history with this group is called in the state.
+local function of_history(owner, group) return owner .. '\0' .. group end
 -- The value of a name in a flat reply
 local function field(reply, name)
   for i = 1, #reply, 2 do

@@ -47,17 +47,21 @@ local function life_of(info)
   local gone = added and int(added - field(info, 'length')) or '-'
   return table.concat({added and int(added) or '-', gone, field(info, 'last-generated-id'), mark}, ' ')
 end
--- Whether the stream, as XINFO STREAM says now, can be the one that had the life `then_`.
+-- Whether the stream, as XINFO STREAM says now, is the one that had the life `then_`; nil: it can be.
 local function is_same_life(stream, info, then_)
   local added, gone, last_id, id, sum = then_:match('^(%S+) (%S+) (%S+) (%S+) (%S+)$')
   if not added then return true end  -- none is known
   local now, length = field(info, 'entries-added'), field(info, 'length')
   if before(field(info, 'last-generated-id'), last_id) then return false end
   if now and added ~= '-' and now < tonumber(added) then return false end
-  if id == '-' then return true end
-  local last = field(info, 'last-entry')
+  local first, last = field(info, 'first-entry'), field(info, 'last-entry')
+  -- ids only grow: what is not after the last id of then was there then
+  local is_there = first and not before(last_id, first[1])
+  if id == '-' then return not is_there end
   local found = last and last[1] == id and last or redis.call('XRANGE', stream, id, id)[1]
   if found then return sum_of(found) == sum end
   -- it was deleted since; then more entries are gone than were
-  return not now or gone == '-' or now - length > tonumber(gone)
+  if now and gone ~= '-' and now - length <= tonumber(gone) then return false end
+  if is_there then return nil end
+  return true  -- of what was recorded nothing is there
 end
