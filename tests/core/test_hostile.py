@@ -56,9 +56,6 @@ def test_each_gets_its_action_and_harms_nobody() -> None:
     assert decided.index.equals(frame.index[::-1])
 
 
-# ---------------------------------------------------------------- bounds
-
-
 WORST = {
     "a text that never ends": b'{"a":"' + b'\\"' * 500_000 + b"[" * 100,
     "many brackets": b'{"a":[' + b"[]," * 340_000 + b"0]}",

@@ -112,9 +112,6 @@ def test_own_unfinished_entries_come_first(place: Place) -> None:
     assert place.waiting() == [(alive[0], "alive")]
 
 
-# ---------------------------------------------------------------- large entries
-
-
 @BUNDLED
 def test_large_entries_hold_up_nobody(place: Place) -> None:
     """Of entries of 1 MiB drain and dry run ask for 8 at most from the start, and no commit takes

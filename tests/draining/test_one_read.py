@@ -153,9 +153,6 @@ def test_what_changes_meanwhile(
         assert ended.books["vanished"] == len(without)
 
 
-# ---------------------------------------------------------------- 01 to 02
-
-
 @pytest.mark.parametrize(
     ("place", "scope", "max_events"),
     [("valkey", "undelivered", "all"), ("redis62", "undelivered", 130), ("valkey", "pending", 5),

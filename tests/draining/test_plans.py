@@ -199,9 +199,6 @@ def test_a_dry_run_decides_each_at_its_turn(place: Place) -> None:
     assert turns_sec - turns_sec[0] == pytest.approx([2 * n for n in range(50)], abs=0.02)
 
 
-# ---------------------------------------------------------------- drainkit diff
-
-
 @BUNDLED
 def test_settings_and_fates_that_differ_are_counted(place: Place) -> None:
     """Two dry runs with other limits: just these settings differ, and the events are joined by id,

@@ -193,8 +193,6 @@ def test_the_oldest_is_the_oldest_event(place: Place) -> None:
         place.alter("XADD", "*", "symbol", "X")
 
 
-# ---------------------------------------------------------------- entries that were lost
-
 READ = ("XREADGROUP", "GROUP", GROUP, "c", "NOACK", "COUNT")
 #: What happens to 500 entries of which the group has read none; by kind of server the number in
 #: JSON (null: nothing is proven) and the exit codes with --max-lost 0 and 500.

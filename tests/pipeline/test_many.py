@@ -83,9 +83,6 @@ def test_an_unexpected_error_stops_no_other_and_holds_no_password() -> None:
         assert summary("s*", settings, ended)["exit_code"] == worst
 
 
-# ---------------------------------------------------------------- Dask
-
-
 CLUSTER = """
 from distributed import LocalCluster
 with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as started:

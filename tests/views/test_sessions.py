@@ -250,11 +250,7 @@ def test_a_table_reads_well_and_is_inert() -> None:
     """Numbers have separators and stand to the right, text to the left; no NaN; all is escaped. A
     table without rows says so."""
     table = Table(
-        {
-            "events": [12345, 7],
-            "age": [1.5, np.nan],
-            "symbol": ["<script>x</script>", None],
-        },
+        {"events": [12345, 7], "age": [1.5, np.nan], "symbol": ["<script>x</script>", None]},
         index=pd.Index(["<b>a</b>", "b"], name="group"),
     )
     shown = table._repr_html_()
