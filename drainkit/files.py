@@ -160,10 +160,10 @@ def table_writer(
     """Takes a table as it comes, as Parquet (.parquet) or CSV (.csv), whole or not at all.
 
     The file gets its name when the block ends without an error. Rows are held until they make a row
-    group. In CSV a text cell that a spreadsheet would take for a formula gets an apostrophe before
-    it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also after blanks).
-    `words`, if told, are the columns of few texts, again and again; only they get dictionaries in
-    Parquet. With `new` a file that is there by then is refused.
+    group, which CSV has not. There a text cell that a spreadsheet would take for a formula gets an
+    apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
+    after blanks). `words`, if told, are the columns of few texts, again and again; only they get
+    dictionaries in Parquet. With `new` a file that is there by then is refused.
     """
     if path.suffix not in (".parquet", ".csv"):
         raise UsageError(f"{path.name}: the name must end in .parquet or .csv")
@@ -184,7 +184,7 @@ def table_writer(
         nonlocal size
         held.append(table)
         size += max(table.nbytes, len(table) * ROW_GROUP_BYTES // ROW_GROUP)
-        if size >= ROW_GROUP_BYTES:
+        if is_csv or size >= ROW_GROUP_BYTES:
             flush()
 
     with _whole(path, new=new) as file:
