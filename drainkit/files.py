@@ -159,8 +159,8 @@ def table_writer(
 ) -> Iterator[Callable[[pa.Table], None]]:
     """Takes a table as it comes, as Parquet (.parquet) or CSV (.csv), whole or not at all.
 
-    The file gets its name when the block ends without an error. Rows are held until they make a row
-    group, which CSV has not. There a text cell that a spreadsheet would take for a formula gets an
+    The file gets its name when the block ends without an error. For Parquet rows are held until
+    they make a row group. In CSV a text cell that a spreadsheet would take for a formula gets an
     apostrophe before it (OWASP, CSV Injection: = + - @ tab CR LF and the full-width signs, also
     after blanks). `words`, if told, are the columns of few texts, again and again; only they get
     dictionaries in Parquet. With `new` a file that is there by then is refused.

@@ -317,8 +317,8 @@ def fields_blocks(found: dict[str, Any]) -> list[Block]:
     ]  # fmt: skip
     advice = "All of them can be read; no lines are needed."
     if found["snippet"]:
-        of = f"{found['readable']:,} of {found['entries']:,}"
-        advice = (f"With these lines in drainkit.toml {of} can be read; "
+        readable = f"{found['readable']:,} of {found['entries']:,} entries"
+        advice = (f"With these lines in drainkit.toml {readable} can be read; "
                   "check that each field means what it is proposed for:")  # fmt: skip
     elif found["unreadable"]:
         advice = ("No field fits by its name: name those that hold symbol and confidence (0..1) "

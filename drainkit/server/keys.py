@@ -44,8 +44,6 @@ NOT_OURS = (
     "--history-group {}: drainkit did not make this group for {}, and it would be destroyed in the "
     "end; name one that does not exist yet"
 )
-
-
 _WITH_BYTES = re.compile(r" \(bytes ((?:[0-9a-f]{2})+)\)\Z")
 
 

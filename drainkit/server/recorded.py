@@ -66,11 +66,12 @@ def of_scope(server: Server, consumer_group: str) -> Recorded:
         count = server.call("ZCARD", keys.recorded)
     if (is_same := is_same_life(server, then[2])) is False:
         return Recorded()
-    if is_same and (text(then[0] or then[3] or b"0-0"), int(then[1] or 0)) == (last, count):
+    known = "0-0" if then[0] is None else text(then[0])
+    if is_same and (known, int(then[1] or 0)) == (last, count):
         return in_set(server, consumer_group)
     group = consumer_group.encode()
-    known = audited_ids(server, text(then[3] or FIRST_ID.encode()))
-    spans = [*_intervals(server, group, known.get(group, set()))]
+    audited = audited_ids(server, text(then[3] or FIRST_ID.encode()))
+    spans = [*_intervals(server, group, audited.get(group, set()))]
     return Recorded([span[0] for span in spans], [span[1] for span in spans])
 
 
@@ -79,10 +80,10 @@ def is_same_life(server: Server, life: bytes | None = None) -> bool | None:
 
     `life`: as the state has it.
     """
-    life = life or server.call("HGET", server.keys.state, "life")
-    if not life:
-        return True
-    added, gone, last_id, entry_id, digest = text(life).split()
+    parts = text(life or server.call("HGET", server.keys.state, "life") or b"").split(" ")
+    if len(parts) != 5:
+        return True  # none is known
+    added, gone, last_id, entry_id, digest = parts
     info = reading.stream_info(server)
     first, last, was = info.first_id, id_key(info.boundary_id), id_key(last_id)
     counted = info.entries_added
@@ -92,8 +93,8 @@ def is_same_life(server: Server, life: bytes | None = None) -> bool | None:
     if entry_id == "-":
         return not is_there
     for _, fields in server.call("XRANGE", server.stream, entry_id, entry_id):
-        parts = b"\0".join(part[:64] for part in fields[:32])
-        return hashlib.sha1(parts, usedforsecurity=False).hexdigest() == digest
+        begins = b"\0".join(part[:64] for part in fields[:32])
+        return hashlib.sha1(begins, usedforsecurity=False).hexdigest() == digest
     if gone != "-" and info.gone is not None and info.gone <= int(gone):
         return False
     return None if is_there else True

@@ -77,6 +77,7 @@ def test_a_stream_made_anew_is_drained_anew(place: Place, ids: str) -> None:
         assert (run.books["total_read"], rest.books["total_read"]) == (n // 2, n - n // 2)
         if ids == "by hand":  # others are new in any case
             assert len(run.books.get("notes") or []) == life
+    assert place.complete(audit_stream=f"{place.stream}:b").books.get("notes") is None
 
 
 @pytest.mark.parametrize("deleted", [0, 1])
@@ -103,9 +104,10 @@ def test_two_audit_streams_of_one_stream(place: Place) -> None:
     runs += at_once(drain, partial(drain, audit_stream=other, consumer_name="b"))
     place.ask("DEL", place.side("recorded"))
     place.set_position("0-0")
-    runs += [drain(audit_stream=name) for name in (other, None)]
-    assert_once(place.audit() + place.audit(other), ids)
-    assert [run.books.get("notes") for run in runs] == [None] * 5
+    runs += [drain(audit_stream=name) for name in (f"{place.stream}:c", other, None)]
+    assert_once([r for end in (".drain_audit", ":b", ":c")
+                 for r in place.audit(f"{place.stream}{end}")], ids)  # fmt: skip
+    assert [run.books.get("notes") for run in runs] == [None] * 6
 
 
 @pytest.mark.parametrize("back", ["stream, state and recorded", "audit"])

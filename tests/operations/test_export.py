@@ -115,7 +115,7 @@ def test_file_and_dataset_can_be_read(
     valkey: Server, stream: str, cli: Cli, days: dict[str, str]
 ) -> None:
     """They have every column also where there is no entry, and each entry has its own day; pandas
-    alone reads the dataset too, and so Dask."""
+    reads the dataset too."""
     fill(valkey, stream, [(entry_id, intent()) for entry_id in days], group=GROUP)
     for target in ("a.parquet", "a.csv", "b/"):
         cli.done("export", target, *at(valkey, stream))

@@ -4,8 +4,8 @@
 -- Returns {how, after which id of the audit its records are not in the set}:
 -- "whole": all is as the last commit left it; "anew": the stream was made anew since, and what the
 -- set said of the old one is forgotten; "behind": the audit lacks records that it had; "ahead": the
--- set lacks records that the audit has (remember.lua adds them), all where nothing tells whether the
--- stream is the one that it was; "gone" without a stream.
+-- set lacks records that the audits have (remember.lua adds them): all of them, where nothing tells
+-- whether the stream is the one that it was; "gone" without a stream.
 local stream, audit, state, recorded = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then return {'gone', ''} end
@@ -13,8 +13,7 @@ local found = redis.pcall('XINFO', 'STREAM', audit)
 local last = found.err and '0-0' or field(found, 'last-generated-id')
 local known, cards, life, anew = unpack(redis.call('HMGET', state,
   'audit:' .. audit, 'recorded', 'life', 'anew'))
-anew = anew or '0-0'  -- the audit's last record of an older stream
-known = known or anew
+known, anew = known or '0-0', anew or '0-0'  -- the audits' last record of an older stream
 local count = redis.call('ZCARD', recorded)
 local function keep(...)
   redis.call('HSET', state, 'audit:' .. audit, last, 'life', life_of(info), ...)
@@ -25,28 +24,32 @@ if life then is_same = is_same_life(stream, info, life) end
 if not is_same then
   redis.call('ZREMRANGEBYLEX', recorded, '-', '+')
   count = 0
-  local all = redis.call('HGETALL', state)
-  for i = 1, #all, 2 do  -- where scope history stood, and whose its groups were
-    if all[i]:find(is_same == false and '^history' or '^history[_left]*:') then
-      redis.call('HSET', state, all[i], '')
+  local all, newest = redis.call('HGETALL', state), last
+  for i = 1, #all, 2 do
+    local name, value = all[i], all[i + 1]
+    if name:find('^audit:') and value ~= '' and before(newest, value) then newest = value end
+    -- where scope history stood, and whose its groups were
+    if name:find(is_same == false and '^history' or '^history[_left]*:') then
+      redis.call('HSET', state, name, '')
     end
   end
+  if is_same == false then
+    keep('recorded', '0', 'anew', newest)
+    return {'anew', ''}
+  end
 end
-if is_same == false then
-  keep('recorded', '0', 'anew', last)
-  return {'anew', ''}
-end
-if is_same == nil or count ~= tonumber(cards or 0) then
+if is_same == nil or known == '' or count ~= tonumber(cards or 0) then
+  local is_gone = known ~= '' and last == '0-0' and before(last, known)
   keep('recorded', int(count))
-  if last == '0-0' then return {before(last, known) and 'behind' or 'whole', ''} end
-  redis.call('HSET', state, 'audit:' .. audit, anew)  -- until remember.lua is done, no commit goes through
+  if is_gone then return {'behind', ''} end
+  redis.call('HSET', state, 'audit:' .. audit, '')  -- until it is made again no commit goes through
   return {'ahead', anew}
 end
 if before(last, known) then
   keep()
   return {'behind', ''}
 end
-if before(known, last) then return {'ahead', known} end
+if before(known, last) then return {'ahead', before(known, anew) and anew or known} end
 -- What was trimmed from the stream cannot come again, unless it is still pending in the consumer
 -- group, also where scope history recorded it.
 local first = field(info, 'first-entry')

@@ -366,7 +366,8 @@ if taken > 0 then
     int(redis.call('ZCARD', recorded)), 'life', life_now}
   if kind == 'new' and group ~= owner then
     -- all of it: the state may have been lost since history_open.lua
-    for _, value in ipairs({'history:' .. of_history(owner, group), position, 'history_group:' .. group, 'made ' .. owner,
+    for _, value in ipairs({'history:' .. of_history(owner, group), position,
+        'history_group:' .. group, 'made ' .. owner,
         'history_of:' .. owner, group}) do
       values[#values + 1] = value
     end

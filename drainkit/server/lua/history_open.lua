@@ -32,5 +32,6 @@ if not exists then
   redis.call('XGROUP', 'CREATE', stream, group, from)
   redis.call('HSET', state, 'history:' .. own, from, 'history_left:' .. own, left)
 end
-redis.call('HSET', state, 'history_group:' .. group, 'made ' .. owner, 'history_of:' .. owner, group)
+redis.call('HSET', state, 'history_group:' .. group, 'made ' .. owner,
+  'history_of:' .. owner, group)
 return {exists and 0 or 1}
